@@ -1,0 +1,65 @@
+"""What every command line shares: one sentence for an error, and the exit status that fits it."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from nanogauge.errors import BadInput, RunFailed
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one sentence, with the nearest flag for a misspelt one."""
+
+    def __init__(self, description: str) -> None:
+        super().__init__(
+            description=description,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise BadInput(message)
+
+    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """Parse, and refuse what is left over.
+
+        Raises:
+            BadInput: for an unknown flag, named together with the nearest one that exists.
+        """
+        namespace, unknown = self.parse_known_args(list(arguments))
+        if unknown:
+            flag = unknown[0].split("=", 1)[0]
+            known = [name for action in self._actions for name in action.option_strings]
+            near = difflib.get_close_matches(flag, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else "see --help for those there are."
+            raise BadInput(f"unknown argument {flag}; {hint}")
+        return namespace
+
+
+def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:
+    """Run a command's main function and leave with its exit status.
+
+    Bad input ends with 2 and a failed run with 1, each with one sentence on stderr. Anything else
+    that is raised is a mistake of ours and keeps its traceback.
+    """
+    name = os.path.basename(sys.argv[0])
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except BadInput as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except RunFailed as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print(f"{name}: stopped by Ctrl-C.", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`): nothing more can be said to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

@@ -1,0 +1,290 @@
+"""One typed, frozen, validated configuration, from a TOML file and `--section.key value` flags."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from nanogauge.errors import BadInput
+
+
+def _whole(value: object) -> object:
+    """3.68e9 is how people write a count, and TOML reads it as a float."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Count = Annotated[int, BeforeValidator(_whole), Field(gt=0)]
+NaturalNumber = Annotated[int, BeforeValidator(_whole), Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
+
+
+class RunSection(Section):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """name of the run, and of its folder"""
+    out: Annotated[str, Field(min_length=1)] = "runs"
+    """folder that holds the run folders"""
+    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
+    """where to train; auto takes the first of cuda, mps, cpu that is there"""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """arithmetic of the matrix products; auto is bfloat16 on a GPU that has it, else float32"""
+    compile: bool = True
+    """use torch.compile"""
+    seed: NaturalNumber = 1337
+    """seed of the weights, of dropout and of the order of the data"""
+
+
+class ModelSection(Section):
+    n_layer: Count
+    """transformer blocks"""
+    n_head: Count
+    """attention heads"""
+    n_embd: Count
+    """width of the residual stream"""
+    block_size: Count
+    """context length in tokens"""
+    vocab_size: Count
+    """rows of the embedding; 50,304 is GPT-2's 50,257 padded to a multiple of 64"""
+    bias: bool = False
+    """biases in linear layers and norms"""
+    dropout: Fraction = 0.0
+    """dropout probability"""
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> ModelSection:
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")
+        return self
+
+
+class DataSection(Section):
+    path: str | None = None
+    """folder of token shards, as prepare_fineweb.py writes it"""
+    tokens: Count | None = None
+    """unique training tokens the data has, or is planned to have"""
+    embedded: bool = False
+    """train on the English text that ships with Python, byte by byte (the demo)"""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataSection:
+        if self.embedded == (self.path is not None):
+            raise ValueError("give either path, a folder of token shards, or embedded = true")
+        return self
+
+
+class TrainSection(Section):
+    micro_batch: Count
+    """sequences in one forward and backward pass"""
+    grad_accum: Count = 1
+    """micro-batches whose gradients make one optimizer step"""
+    max_steps: Count
+    """optimizer steps of the whole run"""
+    eval_every: Count = 500
+    """steps between evaluations; the first is before the first step, the last after the last"""
+    eval_batches: Count = 200
+    """micro-batches of each split that one evaluation reads"""
+    checkpoint_every: Count = 500
+    """steps between checkpoints; the last step always makes one"""
+    log_every: Count = 10
+    """steps between lines in the terminal; the run log holds every step"""
+
+
+class OptimizerSection(Section):
+    name: Literal["adamw"] = "adamw"
+    """optimizer"""
+    learning_rate: Positive = 6e-4
+    """peak learning rate"""
+    min_learning_rate: NotNegative = 6e-5
+    """learning rate at the end of the decay"""
+    warmup_steps: NaturalNumber = 500
+    """steps of linear warm-up"""
+    decay_steps: Count | None = None
+    """step at which min_learning_rate is reached; max_steps where not given"""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """shape of the decay after the warm-up"""
+    beta1: Fraction = 0.9
+    """AdamW beta1"""
+    beta2: Fraction = 0.95
+    """AdamW beta2"""
+    weight_decay: NotNegative = 0.1
+    """weight decay of matrices; vectors have none"""
+    grad_clip: NotNegative = 1.0
+    """largest gradient norm; 0 switches clipping off"""
+
+
+class MeasureSection(Section):
+    power_hz: Annotated[float, Field(gt=0, le=100)] = 10.0
+    """samples of the GPU's sensors per second"""
+
+
+class CostSection(Section):
+    price_per_kwh: Positive | None = None
+    """electricity tariff, in currency per kWh"""
+    currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")] = "USD"
+    """ISO 4217 code of the currency"""
+
+
+class WandbSection(Section):
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """auto is online where W&B knows a key, else offline"""
+    project: Annotated[str, Field(min_length=1)] = "nanogauge"
+    """W&B project"""
+
+
+class Config(Section):
+    run: RunSection
+    model: ModelSection
+    data: DataSection
+    train: TrainSection
+    optimizer: OptimizerSection = OptimizerSection()
+    measure: MeasureSection = MeasureSection()
+    cost: CostSection = CostSection()
+    wandb: WandbSection = WandbSection()
+
+    @property
+    def tokens_per_step(self) -> int:
+        """micro_batch x block_size x grad_accum, on one device."""
+        return self.train.micro_batch * self.model.block_size * self.train.grad_accum
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.run.out) / self.run.name
+
+    def to_toml(self) -> str:
+        """The resolved configuration as TOML; None has no TOML form, so those keys are left out."""
+        lines: list[str] = []
+        for section, values in self.model_dump().items():
+            lines.append(f"[{section}]")
+            lines += [f"{key} = {_toml_value(v)}" for key, v in values.items() if v is not None]
+            lines.append("")
+        return "\n".join(lines)
+
+
+def _toml_value(value: object) -> str:
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case str():
+            escaped = "".join(
+                f"\\u{ord(c):04x}" if c in '"\\' or ord(c) < 0x20 or ord(c) == 0x7F else c
+                for c in value
+            )
+            return f'"{escaped}"'
+        case _:
+            return repr(value)
+
+
+def load_config(path: Path, overrides: Mapping[str, Mapping[str, object]] | None = None) -> Config:
+    """Read a configuration file and lay the overrides of the command line over it.
+
+    Raises:
+        BadInput: if the file is missing or no TOML, a key is unknown or a value has a wrong type.
+    """
+    try:
+        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInput(f"there is no configuration file {path}; configs/ holds examples.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"cannot read the configuration file {path}: {error}.") from None
+    except tomllib.TOMLDecodeError as error:
+        raise BadInput(f"{path} is not valid TOML: {error}.") from None
+    for section, keys in (overrides or {}).items():
+        target = values.setdefault(section, {})
+        if isinstance(target, dict):
+            target.update(keys)
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise BadInput(f"{path}: {explain(error, Config)}") from None
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first finding of a validation, as a sentence that names the key and what would be right."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(where, _dotted_names(model), n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else "remove it."
+        return f"unknown key {where}; {hint}"
+    if first["type"] == "missing":
+        return f"the key {where} is missing."
+    message = first["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    got = first["input"]
+    shown = "" if isinstance(got, dict) else f", not {got!r}"
+    return f"{where}: {message}{shown}."
+
+
+def _dotted_names(model: type[BaseModel], prefix: str = "") -> list[str]:
+    names: list[str] = []
+    for key, field in model.model_fields.items():
+        names.append(prefix + key)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            names += _dotted_names(field.annotation, f"{prefix}{key}.")
+    return names
+
+
+def add_config_flags(parser: argparse.ArgumentParser) -> None:
+    """Give a parser one `--section.key` flag for each configuration key."""
+    for section, field in Config.model_fields.items():
+        assert isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+        group = parser.add_argument_group(f"[{section}]")
+        for key, inner in field.annotation.model_fields.items():
+            group.add_argument(
+                f"--{section}.{key.replace('_', '-')}",
+                f"--{section}.{key}",
+                dest=f"{section}.{key}",
+                default=argparse.SUPPRESS,
+                metavar="VALUE",
+                help=(inner.description or "").replace("%", "%%"),
+            )
+
+
+def config_overrides(namespace: argparse.Namespace) -> dict[str, dict[str, object]]:
+    """The configuration flags that were given, as {section: {key: value}}."""
+    result: dict[str, dict[str, object]] = {}
+    for dotted, text in vars(namespace).items():
+        section, _, key = dotted.partition(".")
+        if key:
+            section_type = Config.model_fields[section].annotation
+            assert isinstance(section_type, type) and issubclass(section_type, Section)
+            annotation = section_type.model_fields[key].annotation
+            result.setdefault(section, {})[key] = _from_text(text, annotation)
+    return result
+
+
+def _from_text(text: str, annotation: Any) -> object:
+    """Read a flag's text the way TOML would, but leave it alone where a string is wanted."""
+    choices = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else ()
+    if annotation is str or str in choices or typing.get_origin(annotation) is Literal:
+        return text
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

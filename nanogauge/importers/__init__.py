@@ -1,0 +1,1 @@
+"""Logs that other programs wrote, turned into run logs of our own form."""

@@ -1,0 +1,1 @@
+"""Instruments: they receive plain numbers and know no configuration and no prediction."""

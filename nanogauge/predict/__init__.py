@@ -1,0 +1,1 @@
+"""What a run will need, computed before its first step."""

@@ -1,0 +1,126 @@
+"""The quantities of a run: what each row id means, its unit, and how a person reads it.
+
+SI units in the data; people see hours, GB, kWh. MFU, tokens/s and joules/token are defined here
+and nowhere else.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Quantity:
+    id: str
+    label: str
+    unit: str
+    """the unit in the data"""
+    exact: bool = False
+    """follows from the configuration by arithmetic alone"""
+
+
+QUANTITIES: dict[str, Quantity] = {
+    q.id: q
+    for q in [
+        Quantity("tokens_per_step", "Tokens per step", "tokens", exact=True),
+        Quantity("tokens_total", "Tokens, whole run", "tokens", exact=True),
+        Quantity("data_epochs", "Passes over the data", "1", exact=True),
+        Quantity("parameters", "Parameters, without position embeddings", "1", exact=True),
+        Quantity("parameters_total", "Parameters, with position embeddings", "1", exact=True),
+        Quantity("flops_total_6n", "Compute, whole run (6N)", "FLOP", exact=True),
+        Quantity("flops_total_palm", "Compute, whole run (6N + 12LCT)", "FLOP", exact=True),
+        Quantity("first_step_seconds", "First step", "s"),
+        Quantity("step_seconds", "Time per step, steady", "s"),
+        Quantity("total_seconds", "Time, whole run", "s"),
+        Quantity("mfu_palm", "MFU (6N + 12LCT)", "1"),
+        Quantity("mfu_6n", "MFU (6N)", "1"),
+        Quantity("weights_bytes", "Weights in 16 bits", "B", exact=True),
+        Quantity("peak_allocated_bytes", "VRAM, peak allocated by tensors", "B"),
+        Quantity("peak_process_bytes", "Memory, peak of the process", "B"),
+        Quantity("power_watts", "Power of the board, mean", "W"),
+        Quantity("energy_kwh", "Energy of the board", "kWh"),
+        Quantity("cost", "Cost of that energy", "currency"),
+        Quantity("speedup_after_warmup", "Speed after 10 min over the first minute", "1"),
+        Quantity("val_loss", "Validation loss", "nat"),
+        Quantity("quality_vs_gpt2", "Quality against GPT-2 124M", "1"),
+    ]
+}
+
+UNITS: dict[str, dict[str, float]] = {
+    "tokens": {"tokens": 1, "ktokens": 1e3, "Mtokens": 1e6, "Gtokens": 1e9},
+    "1": {"1": 1, "%": 0.01, "k": 1e3, "M": 1e6, "G": 1e9},
+    "FLOP": {"FLOP": 1, "TFLOP": 1e12, "PFLOP": 1e15, "EFLOP": 1e18},
+    "s": {"ms": 1e-3, "s": 1, "min": 60, "h": 3600, "d": 86400},
+    "B": {"B": 1, "MB": 1e6, "GB": 1e9, "MiB": 2**20, "GiB": 2**30},
+    "W": {"W": 1, "kW": 1e3},
+    "kWh": {"Wh": 1e-3, "kWh": 1},
+    "currency": {"currency": 1},
+    "nat": {"nat": 1},
+}
+"""unit in the data -> the units a claim may be written in, each with its factor"""
+
+
+def mfu(flops: float, seconds: float, peak_flops: float) -> float:
+    """Model FLOPs utilisation: useful FLOPs over what the peak could have done in that time.
+
+    Source: Chowdhery et al., PaLM (2022), appendix B. Recomputation is not useful work.
+    """
+    return flops / seconds / peak_flops
+
+
+def tokens_per_second(tokens: float, seconds: float) -> float:
+    """Throughput of a whole job."""
+    return tokens / seconds
+
+
+def _digits(value: float, significant: int = 3) -> str:
+    """A number with so many significant digits, without an exponent, thousands apart by commas."""
+    if value == 0:
+        return "0"
+    decimals = significant - 1 - math.floor(math.log10(abs(value)))
+    text = f"{round(value, decimals):,.{max(decimals, 0)}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def format_seconds(seconds: float) -> str:
+    if abs(seconds) >= 2 * 3600:
+        return f"{_digits(seconds / 3600)} h"
+    if abs(seconds) >= 300:
+        return f"{_digits(seconds / 60)} min"
+    if abs(seconds) >= 0.1 or seconds == 0:
+        return f"{_digits(seconds)} s"
+    return f"{_digits(seconds * 1e3)} ms"
+
+
+def format_value(row_id: str, value: float, currency: str = "") -> str:
+    """A quantity as a person reads it, with its unit."""
+    match QUANTITIES[row_id].unit:
+        case "s":
+            return format_seconds(value)
+        case "B":
+            return f"{_digits(value / 1e9)} GB" if value >= 1e9 else f"{_digits(value / 1e6)} MB"
+        case "FLOP":
+            return f"{value:.3e} FLOP".replace("e+", "e")
+        case "tokens":
+            return f"{_digits(value / 1e9, 5)} G" if value >= 1e9 else f"{value:,.0f}"
+        case "W" | "kWh" | "nat" as unit:
+            return f"{_digits(value)} {unit}"
+        case "currency":
+            return f"{value:.2f} {currency}".rstrip()
+        case _:
+            if row_id.startswith("mfu"):
+                return f"{_digits(100 * value)} %"
+            if row_id.startswith("parameters"):
+                return f"{value:,.0f}"
+            return _digits(value, 4)
+
+
+def format_range(row_id: str, low: float, high: float, currency: str = "") -> str:
+    """A range as a person reads it: the unit once, and one number where both ends read the same."""
+    low_text, high_text = (format_value(row_id, v, currency) for v in (low, high))
+    if low_text == high_text:
+        return low_text
+    low_number, _, low_unit = low_text.partition(" ")
+    _, _, high_unit = high_text.partition(" ")
+    return f"{low_number}–{high_text}" if low_unit == high_unit else f"{low_text} – {high_text}"

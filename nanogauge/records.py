@@ -1,0 +1,182 @@
+"""What is on disk: the frozen prediction and the lines of the run log. Schemas, nothing else.
+
+Times are seconds, sizes bytes, powers watts, energies joules; a field that was not measured is
+None. `elapsed_seconds` counts from the start of the process that wrote the line, on a monotonic
+clock; it is None in an imported log, which has no such clock.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA = 1
+
+
+class Stored(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
+
+
+class Hardware(Stored):
+    """The device a prediction is made for; see hardware.toml."""
+
+    name: str
+    kind: Literal["geforce", "datacenter", "cpu", "other"]
+    architecture: str
+    peak_flops: float | None
+    """dense FLOP/s of matrix products in the run's dtype; None where it is not known"""
+    peak_name: str
+    """what the peak is, in words: cores x rate x clock, or how it was measured"""
+    memory_bytes: int | None
+    bandwidth_bytes_per_second: float | None
+    power_limit_watts: float | None
+    source: str
+
+
+class Estimate(Stored):
+    """A predicted quantity; exact ones have low = expected = high."""
+
+    low: float
+    expected: float
+    high: float
+    unit: str
+    formula: str
+    source: str
+
+
+class Part(Stored):
+    """One summand of a predicted quantity."""
+
+    name: str
+    value: float
+    formula: str
+
+
+class Prediction(Stored):
+    """What a run will need, frozen before its first step."""
+
+    schema_version: int = SCHEMA
+    created_unix: float
+    hardware: Hardware
+    dtype: str
+    quantities: dict[str, Estimate]
+    """by row id; a quantity nobody can predict is absent"""
+    unpredicted: dict[str, str]
+    """row id -> why there is no prediction"""
+    step_parts: list[Part]
+    """seconds of one optimizer step by kind of operation; adds up to the expected step"""
+    memory_parts: list[Part]
+    """bytes by component; adds up to the expected peak"""
+    ledger: dict[str, float]
+    """expected seconds of the whole run: compile_s, step_s, eval_s, checkpoint_s"""
+    notes: list[str] = []
+
+
+class Line(Stored):
+    elapsed_seconds: float | None = None
+
+
+class Start(Line):
+    """A process began, or resumed, a run."""
+
+    kind: Literal["start"] = "start"
+    unix_time: float | None
+    source: Literal["train", "nanogpt_log"] = "train"
+    max_steps: int
+    first_step: int = 0
+    """0, or the step a resumed run goes on from"""
+    prediction_sha256: str
+    device: str
+
+
+class Compile(Line):
+    """Time spent making the compiled model; mode says what the loop then ran."""
+
+    kind: Literal["compile"] = "compile"
+    seconds: float
+    mode: Literal["compiled", "eager"]
+
+
+class Step(Line):
+    """One optimizer step. `step` counts from 0: the step that makes update step + 1."""
+
+    kind: Literal["step"] = "step"
+    step: int
+    loss: float | None
+    """mean over the micro-batches of the step, in nats per token; None where it was not finite"""
+    step_seconds: float | None
+    """from the end of the previous work to the end of this update, without evaluation or
+    checkpoint; None where a log has no time of its own for this step"""
+    data_wait_seconds: float | None = None
+    learning_rate: float | None = None
+    grad_norm: float | None = None
+    tokens: int | None = None
+
+
+class Eval(Line):
+    """An evaluation after `step` updates."""
+
+    kind: Literal["eval"] = "eval"
+    step: int
+    train_loss: float | None
+    val_loss: float
+    seconds: float | None
+
+
+class Checkpoint(Line):
+    """A checkpoint after `step` updates; seconds are what the loop waited for it."""
+
+    kind: Literal["checkpoint"] = "checkpoint"
+    step: int
+    seconds: float | None
+    bytes: int | None
+    path: str | None
+
+
+class Sensor(Line):
+    """One reading of the GPU's sensors; a field the driver does not give is None."""
+
+    kind: Literal["sensor"] = "sensor"
+    power_watts: float | None = None
+    energy_joules: float | None = None
+    """energy since the sampler started: from the driver's counter where there is one"""
+    energy_source: Literal["counter", "integral"] | None = None
+    power_limit_watts: float | None = None
+    temperature_celsius: float | None = None
+    sm_clock_hz: float | None = None
+    utilization: float | None = None
+    device_used_bytes: int | None = None
+    process_used_bytes: int | None = None
+
+
+class Event(Line):
+    """Something worth telling. `about` is the row id it bears on."""
+
+    kind: Literal["event"] = "event"
+    level: Literal["info", "warning"] = "info"
+    what: str
+    text: str
+    step: int | None = None
+    about: str | None = None
+
+
+class End(Line):
+    """The run came to its end, or was stopped; without this line it died."""
+
+    kind: Literal["end"] = "end"
+    status: Literal["finished", "stopped", "failed"]
+    steps: int
+    """updates made since step 0"""
+    wall_seconds: float | None
+    """of this process, from its start; None in an imported log"""
+    peak_allocated_bytes: int | None = None
+    peak_reserved_bytes: int | None = None
+    peak_process_bytes: int | None = None
+    reason: str | None = None
+
+
+LogLine = Annotated[
+    Start | Compile | Step | Eval | Checkpoint | Sensor | Event | End,
+    Field(discriminator="kind"),
+]

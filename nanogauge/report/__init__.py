@@ -1,0 +1,1 @@
+"""Prediction versus actual, from the run folder alone."""
