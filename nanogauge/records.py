@@ -28,9 +28,13 @@ class Hardware(Stored):
     """dense FLOP/s of matrix products in the run's dtype; None where it is not known"""
     peak_name: str
     """what the peak is, in words: cores x rate x clock, or how it was measured"""
+    matmul_flops: float | None
+    """FLOP/s of a large matrix product that was measured on such a device; a reachable ceiling"""
     memory_bytes: int | None
     bandwidth_bytes_per_second: float | None
     power_limit_watts: float | None
+    process_bytes: int | None = None
+    """resident memory of the process before it makes the model; known only where it runs"""
     source: str
 
 

@@ -1,0 +1,204 @@
+"""Which claims cannot be true: against arithmetic, against the card, and against each other.
+
+Ranges are carried through each relation by interval arithmetic; two claims exclude each other only
+where no number inside both ranges satisfies the relation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import combinations, product
+
+from nanogauge.claims import Claim, Claims, evaluate, names_for_formulas
+from nanogauge.config import Config
+from nanogauge.errors import BadInput
+from nanogauge.predict.flops import flops_per_token_6n, flops_per_token_palm
+from nanogauge.quantities import QUANTITIES, format_range, format_value
+from nanogauge.records import Prediction, Stored
+
+
+class Inconsistency(Stored):
+    ids: list[str]
+    """keys of the claims it is about"""
+    why: str
+
+
+def range_text(claim: Claim) -> str:
+    """A claimed range as a person reads it; an open end says so."""
+    if claim.value is not None:
+        return format_value(claim.row, claim.value)
+    if math.isinf(claim.high):
+        return f"at least {format_value(claim.row, claim.low)}"
+    if math.isinf(claim.low):
+        return f"at most {format_value(claim.row, claim.high)}"
+    return format_range(claim.row, claim.low, claim.high)
+
+
+def factor_text(factor: float) -> str:
+    """A factor in words, never below one: '1,001 times' or '1.12 times'."""
+    factor = factor if factor >= 1 else 1 / factor
+    return f"{factor:,.0f} times" if factor >= 10 else f"{factor:.3g} times"
+
+
+def computed_value(claim: Claim, config: Config, prediction: Prediction) -> float | None:
+    """What arithmetic says of a claim: its formula's value, or the exact row's; else None.
+
+    Raises:
+        BadInput: if the formula names something unknown or has no value.
+    """
+    if claim.formula is not None:
+        try:
+            return evaluate(claim.formula, names_for_formulas(config, prediction))
+        except ValueError as error:
+            raise BadInput(f"the formula of the claim {claim.key}: {error}.") from None
+    estimate = prediction.quantities.get(claim.row)
+    return estimate.expected if estimate is not None and QUANTITIES[claim.row].exact else None
+
+
+def arithmetic_sentence(claim: Claim, value: float) -> str:
+    """How a claim compares with what its formula gives."""
+    text = f"{claim.formula} = {format_value(claim.row, value)}" if claim.formula else (
+        f"the configuration gives {format_value(claim.row, value)}"
+    )
+    if claim.holds(value):
+        return text
+    factor = claim.factor(value)
+    how_far = "" if factor is None or factor <= 0 else (
+        f", {factor_text(factor)} {'more' if factor > 1 else 'less'} than the claim"
+    )
+    return text + how_far
+
+
+def inconsistencies(claims: Claims, config: Config, prediction: Prediction) -> list[Inconsistency]:
+    """Every claim, or pair of claims, that cannot be true, each with a sentence and its numbers."""
+    found: list[Inconsistency] = []
+    about_the_run: list[Claim] = []
+    for claim in claims.claim:
+        value = computed_value(claim, config, prediction)
+        if value is None:
+            about_the_run.append(claim)
+        elif not claim.holds(value):
+            why = f"{range_text(claim)} is wrong: {arithmetic_sentence(claim, value)}."
+            found.append(Inconsistency(ids=[claim.key], why=why))
+    for claim in about_the_run:
+        found += _beyond_the_card(claim, config, prediction)
+    for one, other in combinations(claims.claim, 2):
+        if one.row == other.row and one.formula == other.formula:  # else: different assumptions
+            found += _same_row(one, other)
+    found += _time_and_mfu(about_the_run, config, prediction)
+    found += _products(about_the_run, config)
+    return found
+
+
+def _beyond_the_card(
+    claim: Claim, config: Config, prediction: Prediction
+) -> Iterator[Inconsistency]:
+    hardware = prediction.hardware
+    peak = hardware.peak_flops
+    steps = {"step_seconds": 1, "total_seconds": config.train.max_steps}.get(claim.row)
+    if peak is not None and steps is not None and claim.low > 0:
+        per_token = flops_per_token_palm(config.model)
+        flops = per_token * config.tokens_per_step * steps
+        share = flops / claim.low / peak
+        if share > 1:
+            causal = (per_token + flops_per_token_6n(config.model)) / 2 / per_token
+            yield Inconsistency(
+                ids=[claim.key],
+                why=f"{format_value(claim.row, claim.low)} would need "
+                f"{flops / claim.low / 1e12:.1f} TFLOP/s (6N + 12LCT), {100 * share:.0f} % of the "
+                f"peak of {peak / 1e12:.1f}; with only the causal half of attention counted, "
+                f"{100 * share * causal:.0f} %.",
+            )
+    if claim.row.startswith("mfu") and claim.high > 1:
+        why = f"{range_text(claim)}: nothing computes more than its peak."
+        yield Inconsistency(ids=[claim.key], why=why)
+    limits = {
+        "power_watts": (hardware.power_limit_watts, "the board's power limit"),
+        "peak_allocated_bytes": (hardware.memory_bytes, "the card's memory"),
+        "peak_process_bytes": (hardware.memory_bytes, "the card's memory"),
+    }
+    limit, name = limits.get(claim.row, (None, ""))
+    top = claim.high if math.isfinite(claim.high) else claim.low
+    if limit is not None and top > limit and hardware.kind != "cpu":
+        why = f"{format_value(claim.row, top)} is above {name} of {format_value(claim.row, limit)}."
+        yield Inconsistency(ids=[claim.key], why=why)
+
+
+def _same_row(one: Claim, other: Claim) -> Iterator[Inconsistency]:
+    lower, upper = sorted((one, other), key=lambda c: c.low)
+    if lower.high < upper.low:
+        factor = upper.low / lower.high if lower.high > 0 else None
+        apart = f" are {factor_text(factor)} apart and" if factor and factor > 1.5 else ""
+        yield Inconsistency(
+            ids=[one.key, other.key],
+            why=f"{range_text(one)} and {range_text(other)}{apart} exclude each other.",
+        )
+
+
+def _time_and_mfu(
+    claims: list[Claim], config: Config, prediction: Prediction
+) -> Iterator[Inconsistency]:
+    """MFU x peak x time = FLOPs, for every claimed MFU and every claimed time."""
+    peak = prediction.hardware.peak_flops
+    if peak is None:
+        return
+    counts = {
+        "mfu_palm": flops_per_token_palm(config.model),
+        "mfu_6n": flops_per_token_6n(config.model),
+    }
+    times = {"step_seconds": 1, "total_seconds": config.train.max_steps}
+    for share, claim in product(claims, claims):
+        if share.row not in counts or claim.row not in times or share.low <= 0:
+            continue
+        implied = {}
+        for row, per_token in counts.items():
+            flops = per_token * config.tokens_per_step * times[claim.row]
+            implied[row] = (flops / (peak * share.high), flops / (peak * share.low))
+        low, high = implied[share.row]
+        if low > claim.high or high < claim.low:
+            other = "mfu_6n" if share.row == "mfu_palm" else "mfu_palm"
+            yield Inconsistency(
+                ids=[share.key, claim.key],
+                why=f"an MFU of {range_text(share)} means "
+                f"{format_range(claim.row, low, high)} "
+                f"({format_range(claim.row, *implied[other])} counting "
+                f"{'6N' if other == 'mfu_6n' else '6N + 12LCT'}), "
+                f"not {range_text(claim)}: the two exclude each other.",
+            )
+
+
+def _products(claims: list[Claim], config: Config) -> Iterator[Inconsistency]:
+    """Relations of the form a = b x c, for every triple of claims that has all three."""
+    by_row: dict[str, list[Claim]] = {}
+    for claim in claims:
+        by_row.setdefault(claim.row, []).append(claim)
+    for total, step in product(by_row.get("total_seconds", []), by_row.get("step_seconds", [])):
+        steps = config.train.max_steps
+        if step.low * steps > total.high:  # the total may exceed the steps, never fall below
+            yield Inconsistency(
+                ids=[total.key, step.key],
+                why=f"{steps:,} steps of {range_text(step)} take at least "
+                f"{format_value('total_seconds', step.low * steps)}, "
+                f"more than {range_text(total)}.",
+            )
+    for energy, watts, total in product(
+        *(by_row.get(row, []) for row in ("energy_kwh", "power_watts", "total_seconds"))
+    ):
+        low, high = watts.low * total.low / 3.6e6, watts.high * total.high / 3.6e6
+        if high < energy.low or low > energy.high:
+            yield Inconsistency(
+                ids=[energy.key, watts.key, total.key],
+                why=f"{range_text(watts)} over {range_text(total)} make "
+                f"{format_range('energy_kwh', low, high)}, not {range_text(energy)}.",
+            )
+    price = config.cost.price_per_kwh
+    for cost, energy in product(by_row.get("cost", []), by_row.get("energy_kwh", [])):
+        if price is not None and energy.low > 0:
+            low, high = cost.low / energy.high, cost.high / energy.low
+            if not low <= price <= high:
+                yield Inconsistency(
+                    ids=[cost.key, energy.key],
+                    why=f"{range_text(cost)} for {range_text(energy)} means {low:.3g}-{high:.3g} "
+                    f"{config.cost.currency}/kWh; the configured tariff is {price:g}.",
+                )

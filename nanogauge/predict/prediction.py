@@ -1,0 +1,265 @@
+"""Everything a run will need, each with its interval, formula and source: the frozen prediction."""
+
+from __future__ import annotations
+
+import time
+
+from nanogauge.config import Config
+from nanogauge.predict.flops import flops_per_token_6n, flops_per_token_palm
+from nanogauge.predict.memory import predict_memory
+from nanogauge.predict.parameters import count_parameters
+from nanogauge.predict.step_time import StepTime, predict_step_time
+from nanogauge.quantities import QUANTITIES, mfu
+from nanogauge.records import Estimate, Hardware, Part, Prediction
+
+POWER_SHARE = (0.85, 0.93, 1.0)
+"""mean board power over its limit while it trains. Source: BERT fine-tuning on V100, A40 and Quadro
+RTX 6000 at 85-96 % of the limit (traces of ml-energy/zeus); no GeForce figure is published."""
+
+CHECKPOINT_BYTES_PER_SECOND = (0.2e9, 1.0e9, 3.0e9)  # slow disk, SATA to NVMe, fast NVMe
+
+
+def resolve_dtype(config: Config, hardware_kind: str) -> str:
+    """The dtype a run will use where the configuration leaves it to us: bfloat16 on a GPU."""
+    if config.run.dtype != "auto":
+        return config.run.dtype
+    return "float32" if hardware_kind == "cpu" else "bfloat16"
+
+
+def evaluations(config: Config) -> int:
+    """Before step 0, every eval_every steps, and after the last."""
+    return (config.train.max_steps - 1) // config.train.eval_every + 2
+
+
+def checkpoints(config: Config) -> int:
+    """Every checkpoint_every steps, and after the last."""
+    return (config.train.max_steps - 1) // config.train.checkpoint_every + 1
+
+
+def compile_seconds(config: Config, hardware: Hardware) -> tuple[float, float, float]:
+    """Low, expected and high seconds until the compiled model runs.
+
+    Expected from the documented run (12 layers on an RTX 4070: 12.8 s) and, for CPUs, where each
+    kernel goes through a C++ compiler, from four layers in 19-45 s; low where caches are warm.
+    """
+    if not config.run.compile:
+        return (0.0, 0.0, 0.0)
+    layers = config.model.n_layer
+    expected = 16 + 2.5 * layers if hardware.kind == "cpu" else 8 + 0.4 * layers
+    return (0.2 * expected, expected, 4 * expected)
+
+
+def predict(config: Config, hardware: Hardware, dtype: str) -> Prediction:
+    """Predict every quantity that can be predicted, and say of each other one why not."""
+    quantities = _exact_quantities(config)
+    unpredicted: dict[str, str] = {
+        "val_loss": "no loss is predicted in this version",
+        "quality_vs_gpt2": "no benchmark score is predicted in this version",
+        "speedup_after_warmup": "no change of speed is expected after the first step",
+    }
+    if config.data.tokens is None and "data_epochs" not in quantities:
+        unpredicted["data_epochs"] = "data.tokens is not given and there is no data to count yet"
+    memory = predict_memory(config, hardware, dtype)
+    step = predict_step_time(config, hardware, dtype)
+    ledger: dict[str, float] = {}
+    notes: list[str] = []
+    parts: list[Part] = []
+    if step is None:
+        reason = "the peak, bandwidth or class of this device is not known"
+        timed = ("first_step_seconds", "step_seconds", "total_seconds", "mfu_palm", "mfu_6n")
+        unpredicted |= dict.fromkeys(timed, reason)
+    else:
+        times, ledger = _times(config, hardware, step)
+        quantities |= times
+        parts = step.parts
+        if step.caveat:
+            notes.append(f"Step time on {hardware.name}: {step.caveat}.")
+    if hardware.kind == "cpu":
+        unpredicted["peak_allocated_bytes"] = "no GPU"
+    else:
+        quantities["peak_allocated_bytes"] = Estimate(
+            low=memory.low * memory.allocated,
+            expected=memory.allocated,
+            high=memory.high * memory.allocated,
+            unit="B",
+            formula=" + ".join(f"{p.name} ({p.formula})" for p in memory.parts),
+            source="constants per element from 19 published runs, median error 4-9 %",
+        )
+    low, expected, high = memory.process
+    quantities["peak_process_bytes"] = Estimate(
+        low=low,
+        expected=expected,
+        high=high,
+        unit="B",
+        formula="resident memory before the model + compiler + tensors"
+        if hardware.kind == "cpu"
+        else "reserved by the allocator (1.05-1.35 of allocated) + 0.35 GiB of CUDA context",
+        source="docs/prediction.md",
+    )
+    energy, why_not = _energy(config, hardware, quantities.get("total_seconds"))
+    quantities |= energy
+    unpredicted |= why_not
+    return Prediction(
+        created_unix=time.time(),
+        hardware=hardware,
+        dtype=dtype,
+        quantities={row: quantities[row] for row in QUANTITIES if row in quantities},
+        unpredicted=unpredicted,
+        step_parts=parts,
+        memory_parts=memory.parts,
+        ledger=ledger,
+        notes=notes,
+    )
+
+
+def _exact_quantities(config: Config) -> dict[str, Estimate]:
+    model, train = config.model, config.train
+    counted = count_parameters(model)
+    per_step, steps = config.tokens_per_step, train.max_steps
+    tokens = per_step * steps
+    flops_6n, flops_palm = flops_per_token_6n(model), flops_per_token_palm(model)
+    exact: dict[str, tuple[float, str, str]] = {
+        "tokens_per_step": (
+            per_step,
+            f"{train.micro_batch} x {model.block_size} x {train.grad_accum}",
+            "micro-batch x context x accumulation",
+        ),
+        "tokens_total": (tokens, f"{per_step:,} x {steps:,}", "tokens per step x steps"),
+        "parameters": (
+            counted.without_positions,
+            "L (12 C^2 + 2 C) + V C + C",
+            "model.py; the vocabulary head is tied",
+        ),
+        "parameters_total": (counted.total, "N + T C", "model.py"),
+        "flops_total_6n": (
+            flops_6n * tokens,
+            "6 N x tokens, N without position embeddings",
+            "Kaplan et al. 2020",
+        ),
+        "flops_total_palm": (
+            flops_palm * tokens,
+            "(6 N + 12 L C T) x tokens",
+            "Chowdhery et al. 2022, appendix B",
+        ),
+        "weights_bytes": (
+            2 * counted.total,
+            "2 B x parameters; the master weights take twice that",
+            "model.py",
+        ),
+    }
+    if config.data.tokens is not None:
+        exact["data_epochs"] = (
+            tokens / config.data.tokens,
+            f"{tokens:,} / {config.data.tokens:,}",
+            "tokens of the run / unique tokens (data.tokens)",
+        )
+    return {
+        row: Estimate(
+            low=value,
+            expected=value,
+            high=value,
+            unit=QUANTITIES[row].unit,
+            formula=formula,
+            source=source,
+        )
+        for row, (value, formula, source) in exact.items()
+    }
+
+
+def _times(
+    config: Config, hardware: Hardware, step: StepTime
+) -> tuple[dict[str, Estimate], dict[str, float]]:
+    seconds, low, high = step.seconds, step.low, step.high
+    steps = config.train.max_steps
+    eval_one = 2 * config.train.eval_batches * step.eval_batch_seconds
+    evals = evaluations(config)
+    compiling = compile_seconds(config, hardware)
+    saved = 12 * count_parameters(config.model).total * checkpoints(config)
+    slow, usual, fast = (saved / rate for rate in CHECKPOINT_BYTES_PER_SECOND)
+    ledger = {
+        "compile_s": compiling[1],
+        "step_s": steps * seconds,
+        "eval_s": evals * eval_one,
+        "checkpoint_s": usual,
+    }
+    device_work = ledger["step_s"] + ledger["eval_s"]
+    peak = hardware.peak_flops
+    assert peak is not None
+    source = "roofline per kind of operation, docs/prediction.md"
+
+    def estimate(low: float, expected: float, high: float, unit: str, formula: str) -> Estimate:
+        return Estimate(
+            low=low, expected=expected, high=high, unit=unit, formula=formula, source=source
+        )
+
+    result = {
+        "first_step_seconds": estimate(
+            compiling[0] + low * seconds,
+            compiling[1] + seconds,
+            compiling[2] + high * seconds,
+            "s",
+            "compilation + one step",
+        ),
+        "step_seconds": estimate(
+            low * seconds,
+            seconds,
+            high * seconds,
+            "s",
+            " + ".join(f"{p.name} {p.value:.3g} s" for p in step.parts),
+        ),
+        "total_seconds": estimate(
+            low * device_work + compiling[0] + fast,
+            device_work + compiling[1] + usual,
+            high * device_work + compiling[2] + slow,
+            "s",
+            f"{steps:,} steps + {evals} evaluations of {eval_one:.3g} s + compilation "
+            f"+ {checkpoints(config)} checkpoints",
+        ),
+    }
+    for row, per_token in (
+        ("mfu_palm", flops_per_token_palm(config.model)),
+        ("mfu_6n", flops_per_token_6n(config.model)),
+    ):
+        flops = per_token * config.tokens_per_step
+        result[row] = estimate(
+            mfu(flops, high * seconds, peak),
+            mfu(flops, seconds, peak),
+            mfu(flops, low * seconds, peak),
+            "1",
+            f"FLOPs per step / step time / peak; {hardware.peak_name}",
+        )
+    return result, ledger
+
+
+def _energy(
+    config: Config, hardware: Hardware, total: Estimate | None
+) -> tuple[dict[str, Estimate], dict[str, str]]:
+    limit = hardware.power_limit_watts
+    rows = ("power_watts", "energy_kwh", "cost")
+    if limit is None or total is None:
+        reason = "no GPU" if hardware.kind == "cpu" else "the power limit or the time is not known"
+        return {}, dict.fromkeys(rows, reason)
+    watts = [share * limit for share in POWER_SHARE]
+    seconds = (total.low, total.expected, total.high)
+    kwh = [w * s / 3.6e6 for w, s in zip(watts, seconds, strict=True)]
+    board = "the board alone, not the machine at the wall"
+    price = config.cost.price_per_kwh
+    triples = [
+        ("power_watts", watts, f"0.85-1.0 of the {limit:g} W limit", "traces of ml-energy/zeus"),
+        ("energy_kwh", kwh, "power x time", board),
+    ]
+    if price is not None:
+        paid = [k * price for k in kwh]
+        triples.append(("cost", paid, f"energy x {price} {config.cost.currency}/kWh", board))
+    quantities = {
+        row: Estimate(
+            low=low,
+            expected=expected,
+            high=high,
+            unit=QUANTITIES[row].unit,
+            formula=formula,
+            source=source,
+        )
+        for row, (low, expected, high), formula, source in triples
+    }
+    return quantities, {} if price is not None else {"cost": "cost.price_per_kwh is not given"}

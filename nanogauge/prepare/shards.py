@@ -1,0 +1,313 @@
+"""Token shards on disk, in llm.c's layout, and the manifest that says what is in them.
+
+A shard is a header of 256 little-endian int32 (magic 20240520, version 1, token count, then
+zeros) followed by the tokens as little-endian uint16. Each document begins with the end-of-text
+token. Shards and manifest are written aside, synced and renamed, and the manifest is written anew
+after each finished shard: a preparation that was interrupted leaves a folder one can train on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Annotated, BinaryIO, Literal, Self, get_args
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from nanogauge.errors import BadInput
+
+MANIFEST_NAME = "manifest.json"
+MAGIC = 20240520
+VERSION = 1
+HEADER_BYTES = 256 * 4
+TOKEN_BYTES = 2
+
+Split = Literal["train", "val"]
+Tokens = npt.NDArray[np.uint16]
+_ON_DISK = np.dtype("<u2")
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+    )
+
+
+class Shard(_Record):
+    file: str
+    """name of the file in the manifest's folder"""
+    split: Split
+    tokens: Annotated[int, Field(gt=0)]
+    documents: Annotated[int, Field(ge=0)]
+    """documents that begin in this shard; one may end in the next"""
+    sha256: str
+    """of the whole file, header and tokens, in hexadecimal"""
+
+
+class Origin(_Record):
+    """Where the tokens come from; the same for all shards of a folder."""
+
+    tokenizer: str
+    vocab_size: Annotated[int, Field(gt=0, le=2**16)]
+    """tokens the tokenizer knows, the end-of-text token among them"""
+    end_of_text: Annotated[int, Field(ge=0)]
+    """the token each document begins with"""
+    dataset: str
+    """name of the dataset's repository"""
+    dataset_config: str
+    revision: str | None = None
+    """commit of the dataset's repository; None where there is none, as for local files"""
+
+
+class Manifest(Origin):
+    schema_version: Literal[1] = 1
+    total_tokens: int
+    """tokens of all shards together"""
+    shards: tuple[Shard, ...]
+
+    @model_validator(mode="after")
+    def _total_is_the_sum(self) -> Manifest:
+        if self.total_tokens != sum(shard.tokens for shard in self.shards):
+            raise ValueError("total_tokens is not the sum of the shards' tokens")
+        return self
+
+    def tokens(self, split: Split) -> int:
+        """Tokens of one split."""
+        return sum(shard.tokens for shard in self.shards if shard.split == split)
+
+    def documents(self, split: Split) -> int:
+        """Documents of one split; the last of the training split may be cut short."""
+        return sum(shard.documents for shard in self.shards if shard.split == split)
+
+
+class ShardWriter:
+    """Fills shards with documents; a context manager.
+
+    Leaving it normally finishes the open shard, shorter than the others. Leaving it with an error
+    drops the open shard and keeps the finished ones.
+    """
+
+    def __init__(
+        self, folder: Path, origin: Origin, *, shard_tokens: int, prefix: str = "fineweb"
+    ) -> None:
+        """`folder` exists and holds no shards (`refuse_filled`); `shard_tokens` is per shard."""
+        self._folder = folder
+        self._origin = origin
+        self._shard_tokens = shard_tokens
+        self._prefix = prefix
+        self._finished: list[Shard] = []
+        self._open: _OpenShard | None = None
+        self.tokens: dict[Split, int] = dict.fromkeys(get_args(Split), 0)
+        """tokens written to each split, those of the open shard among them"""
+
+    @property
+    def manifest(self) -> Manifest:
+        """What is on disk: the finished shards."""
+        return Manifest(
+            **self._origin.model_dump(),
+            total_tokens=sum(shard.tokens for shard in self._finished),
+            shards=tuple(self._finished),
+        )
+
+    def write(self, split: Split, document: Tokens) -> None:
+        """Append a document (1-D, at least one token) to a split.
+
+        Documents span the shards of their split. A change of split ends the open shard, so that
+        no shard holds two splits.
+
+        Raises:
+            OSError: if the disk is full or the folder cannot be written.
+        """
+        assert document.dtype == np.uint16 and document.ndim == 1 and document.size > 0
+        self.tokens[split] += document.size
+        if self._open is not None and self._open.split != split:
+            self._finish()
+        begins = 1
+        while document.size:
+            if self._open is None:
+                number = len(self._finished)
+                name = f"{self._prefix}_{split}_{number:06d}.bin"
+                self._open = _OpenShard(self._folder / name, split)
+            room = self._shard_tokens - self._open.tokens
+            self._open.append(document[:room], begins)
+            document, begins = document[room:], 0
+            if self._open.tokens == self._shard_tokens:
+                self._finish()
+
+    def _finish(self) -> None:
+        assert self._open is not None
+        self._finished.append(self._open.finish())
+        self._open = None
+        data = self.manifest.model_dump_json(indent=1).encode() + b"\n"
+        path = self._folder / MANIFEST_NAME
+        aside = path.with_suffix(".json.tmp")
+        with aside.open("wb") as file:
+            file.write(data)
+            _sync(file)
+        aside.replace(path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._open is not None:
+            if error is None:
+                self._finish()
+            else:
+                self._open.drop()
+
+
+class _OpenShard:
+    """A shard that is being written, under its name with .tmp behind it."""
+
+    def __init__(self, path: Path, split: Split) -> None:
+        self.split = split
+        self.tokens = 0
+        self._documents = 0
+        self._path = path
+        self._aside = path.with_name(f"{path.name}.tmp")
+        self._file = self._aside.open("w+b")
+        self._file.write(bytes(HEADER_BYTES))  # the count is known at the end only
+
+    def append(self, tokens: Tokens, documents: int) -> None:
+        self._file.write(tokens.astype(_ON_DISK, copy=False).tobytes())
+        self.tokens += tokens.size
+        self._documents += documents
+
+    def finish(self) -> Shard:
+        header = np.zeros(HEADER_BYTES // 4, dtype="<i4")
+        header[:3] = MAGIC, VERSION, self.tokens
+        with self._file as file:
+            file.seek(0)
+            file.write(header.tobytes())
+            _sync(file)
+            file.seek(0)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        self._aside.replace(self._path)
+        return Shard(
+            file=self._path.name,
+            split=self.split,
+            tokens=self.tokens,
+            documents=self._documents,
+            sha256=digest,
+        )
+
+    def drop(self) -> None:
+        try:
+            self._file.close()
+        except OSError:
+            pass  # the buffered rest found no room either; the file goes anyway
+        self._aside.unlink(missing_ok=True)
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def refuse_filled(folder: Path) -> None:
+    """Make sure that nothing in a folder would be overwritten by new shards.
+
+    Raises:
+        BadInput: if it holds a manifest or token shards.
+    """
+    held = next(folder.glob(MANIFEST_NAME), None) or next(folder.glob("*.bin"), None)
+    if held is not None:
+        raise BadInput(
+            f"{folder} already holds token shards ({held.name}); train on them, give another "
+            "--out, or delete that folder to prepare it again."
+        )
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest of a folder of shards.
+
+    Raises:
+        BadInput: if there is none, or it is damaged.
+    """
+    path = folder / MANIFEST_NAME
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise BadInput(
+            f"{folder} holds no token shards (no {MANIFEST_NAME}); {_remedy(folder)}"
+        ) from None
+    except OSError as error:
+        raise BadInput(f"cannot read {path}: {error.strerror}.") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise BadInput(
+            f"{path} is damaged ({where}: {first['msg']}); delete {folder} and {_remedy(folder)}"
+        ) from None
+
+
+def open_shard(path: Path) -> Tokens:
+    """Map the tokens of one shard into memory, read-only: a 1-D uint16 array, header left out.
+
+    Checks magic, version and that the size of the file fits the count; the hash is not checked.
+
+    Raises:
+        BadInput: if the file is missing, is no shard, or is cut.
+    """
+    remedy = f"delete {path.parent} and {_remedy(path.parent)}"
+    try:
+        with path.open("rb") as file:
+            header = np.frombuffer(file.read(HEADER_BYTES), dtype="<i4")
+            size_bytes = os.fstat(file.fileno()).st_size
+    except FileNotFoundError:
+        raise BadInput(f"the token shard {path} is missing; {remedy}") from None
+    except (OSError, ValueError) as error:
+        raise BadInput(f"cannot read the token shard {path}: {error}; {remedy}") from None
+    if header.nbytes < HEADER_BYTES or header[0] != MAGIC:
+        raise BadInput(f"{path} is no token shard (wrong magic number); {remedy}")
+    if header[1] != VERSION:
+        raise BadInput(
+            f"{path} is a token shard of version {header[1]}, and only {VERSION} is known; {remedy}"
+        )
+    count = int(header[2])
+    held = (size_bytes - HEADER_BYTES) / TOKEN_BYTES
+    if count <= 0 or held != count:
+        raise BadInput(
+            f"{path} is damaged: its header counts {count:,} tokens and the file holds "
+            f"{held:,.0f}; {remedy}"
+        )
+    return np.memmap(path, dtype=_ON_DISK, mode="r", offset=HEADER_BYTES, shape=(count,))
+
+
+def open_split(folder: Path, split: Split) -> list[Tokens]:
+    """Map all shards of one split, in order: read-only 1-D uint16 arrays.
+
+    Raises:
+        BadInput: if the folder holds no manifest or no tokens of that split, or a shard is
+            missing, damaged or not the one the manifest lists.
+    """
+    opened = []
+    for shard in read_manifest(folder).shards:
+        if shard.split == split:
+            tokens = open_shard(folder / shard.file)
+            if tokens.size != shard.tokens:
+                raise BadInput(
+                    f"{folder / shard.file} holds {tokens.size:,} tokens where {MANIFEST_NAME} "
+                    f"lists {shard.tokens:,}; delete {folder} and {_remedy(folder)}"
+                )
+            opened.append(tokens)
+    if not opened:
+        raise BadInput(
+            f"{folder} holds no {split} tokens: its preparation was interrupted; "
+            f"delete it and {_remedy(folder)}"
+        )
+    return opened
+
+
+def _remedy(folder: Path) -> str:
+    return f"run: python prepare_fineweb.py --out {folder}"

@@ -1,0 +1,119 @@
+"""The run folder: config.toml, machine.json and prediction.json, written before the first step."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from nanogauge.config import Config, load_config
+from nanogauge.errors import BadInput
+from nanogauge.records import Prediction
+from nanogauge.runlog import FILE_NAME as LOG_NAME
+from nanogauge.runlog import Recorded, read_log
+
+Machine = dict[str, object]
+"""machine.json: names and versions, each a string, a number, None, or a list or dict of them"""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    path: Path
+    config: Config
+    machine: Machine
+    prediction: Prediction
+    prediction_sha256: str
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder to write into.
+
+    Raises:
+        BadInput: if it cannot be made or written to.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"cannot make the folder {path}: {error.strerror}; choose another.") from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise BadInput(f"the folder {path} is not writable; choose another.")
+
+
+def write_aside(path: Path, data: bytes) -> None:
+    """Write a file so that at every moment either the old or the new one is there, whole."""
+    aside = path.with_name(path.name + ".tmp")
+    try:
+        with aside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        raise
+
+
+def create(path: Path, config: Config, machine: Machine, prediction: Prediction) -> RunFolder:
+    """Write everything that is known before step 0; returns the folder with the frozen hash.
+
+    Raises:
+        BadInput: if the folder cannot be written, or already holds a run.
+    """
+    make_folder(path)
+    if (path / LOG_NAME).exists():
+        raise BadInput(
+            f"{path} already holds a run; continue it with --resume auto, "
+            "or give this one another --run.name."
+        )
+    data = prediction.model_dump_json(indent=1).encode()
+    try:
+        write_aside(path / "config.toml", config.to_toml().encode())
+        write_aside(path / "machine.json", json.dumps(machine, indent=1).encode())
+        write_aside(path / "prediction.json", data)
+    except OSError as error:
+        raise BadInput(f"cannot write to {path}: {error.strerror}; free space there.") from None
+    return RunFolder(path, config, machine, prediction, hashlib.sha256(data).hexdigest())
+
+
+def load(path: Path) -> RunFolder:
+    """Read what was written before step 0.
+
+    Raises:
+        BadInput: if the folder or one of its files is missing or damaged.
+    """
+    if not path.is_dir():
+        raise BadInput(f"there is no run folder {path}; runs/ holds those that were trained.")
+    if not (path / LOG_NAME).exists():
+        raise BadInput(f"{path} is not a run folder: it has no {LOG_NAME}; give the folder of a run.")
+    config = load_config(path / "config.toml")
+    try:
+        machine = json.loads((path / "machine.json").read_bytes())
+        data = (path / "prediction.json").read_bytes()
+        prediction = Prediction.model_validate_json(data)
+    except OSError as error:
+        raise BadInput(f"cannot read {error.filename}: {error.strerror}.") from None
+    except (ValidationError, ValueError):
+        raise BadInput(f"machine.json or prediction.json in {path} is damaged; restore it.") from None
+    return RunFolder(path, config, machine, prediction, hashlib.sha256(data).hexdigest())
+
+
+def load_with_log(path: Path) -> tuple[RunFolder, Recorded]:
+    """Read a run folder and its log.
+
+    Raises:
+        BadInput: as load and read_log, or if the prediction was changed after the run began.
+    """
+    folder = load(path)
+    recorded = read_log(path)
+    if any(s.prediction_sha256 != folder.prediction_sha256 for s in recorded.starts):
+        raise BadInput(
+            f"{path / 'prediction.json'} was changed after the run began: its hash is not the one "
+            "in the log; restore the frozen prediction."
+        )
+    return folder, recorded
