@@ -50,6 +50,8 @@ class Claim(_Data):
     rounding: Finite = 0
     quote: str
     english: str
+    label: str | None = None
+    """what the row says beside its quantity, where a claim rests on an assumption"""
     formula: str | None = None
     reading: str | None = None
     reference: Reference | None = None

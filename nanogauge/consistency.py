@@ -24,15 +24,15 @@ class Inconsistency(Stored):
     why: str
 
 
-def range_text(claim: Claim) -> str:
+def range_text(claim: Claim, currency: str = "") -> str:
     """A claimed range as a person reads it; an open end says so."""
     if claim.value is not None:
-        return format_value(claim.row, claim.value)
+        return format_value(claim.row, claim.value, currency)
     if math.isinf(claim.high):
-        return f"at least {format_value(claim.row, claim.low)}"
+        return f"at least {format_value(claim.row, claim.low, currency)}"
     if math.isinf(claim.low):
-        return f"at most {format_value(claim.row, claim.high)}"
-    return format_range(claim.row, claim.low, claim.high)
+        return f"at most {format_value(claim.row, claim.high, currency)}"
+    return format_range(claim.row, claim.low, claim.high, currency)
 
 
 def factor_text(factor: float) -> str:
@@ -58,14 +58,18 @@ def computed_value(claim: Claim, config: Config, prediction: Prediction) -> floa
 
 def arithmetic_sentence(claim: Claim, value: float) -> str:
     """How a claim compares with what its formula gives."""
-    text = f"{claim.formula} = {format_value(claim.row, value)}" if claim.formula else (
-        f"the configuration gives {format_value(claim.row, value)}"
+    text = (
+        f"{claim.formula} = {format_value(claim.row, value)}"
+        if claim.formula
+        else (f"the configuration gives {format_value(claim.row, value)}")
     )
     if claim.holds(value):
         return text
     factor = claim.factor(value)
-    how_far = "" if factor is None or factor <= 0 else (
-        f", {factor_text(factor)} {'more' if factor > 1 else 'less'} than the claim"
+    how_far = (
+        ""
+        if factor is None or factor <= 0
+        else (f", {factor_text(factor)} {'more' if factor > 1 else 'less'} than the claim")
     )
     return text + how_far
 
@@ -79,7 +83,8 @@ def inconsistencies(claims: Claims, config: Config, prediction: Prediction) -> l
         if value is None:
             about_the_run.append(claim)
         elif not claim.holds(value):
-            why = f"{range_text(claim)} is wrong: {arithmetic_sentence(claim, value)}."
+            label = QUANTITIES[claim.row].label
+            why = f"{label}: {range_text(claim)} is wrong: {arithmetic_sentence(claim, value)}."
             found.append(Inconsistency(ids=[claim.key], why=why))
     for claim in about_the_run:
         found += _beyond_the_card(claim, config, prediction)
@@ -128,11 +133,13 @@ def _beyond_the_card(
 def _same_row(one: Claim, other: Claim) -> Iterator[Inconsistency]:
     lower, upper = sorted((one, other), key=lambda c: c.low)
     if lower.high < upper.low:
-        factor = upper.low / lower.high if lower.high > 0 else None
+        far, near = upper.value or upper.low, lower.value or lower.high
+        factor = far / near if near > 0 else None
         apart = f" are {factor_text(factor)} apart and" if factor and factor > 1.5 else ""
         yield Inconsistency(
             ids=[one.key, other.key],
-            why=f"{range_text(one)} and {range_text(other)}{apart} exclude each other.",
+            why=f"{QUANTITIES[one.row].label}: {range_text(one)} and {range_text(other)}{apart} "
+            "exclude each other.",
         )
 
 

@@ -26,22 +26,22 @@ QUANTITIES: dict[str, Quantity] = {
         Quantity("tokens_per_step", "Tokens per step", "tokens", exact=True),
         Quantity("tokens_total", "Tokens, whole run", "tokens", exact=True),
         Quantity("data_epochs", "Passes over the data", "1", exact=True),
-        Quantity("parameters", "Parameters, without position embeddings", "1", exact=True),
-        Quantity("parameters_total", "Parameters, with position embeddings", "1", exact=True),
-        Quantity("flops_total_6n", "Compute, whole run (6N)", "FLOP", exact=True),
-        Quantity("flops_total_palm", "Compute, whole run (6N + 12LCT)", "FLOP", exact=True),
+        Quantity("parameters", "Parameters without positions", "1", exact=True),
+        Quantity("parameters_total", "Parameters with positions", "1", exact=True),
+        Quantity("flops_total_6n", "FLOPs, whole run (6N)", "FLOP", exact=True),
+        Quantity("flops_total_palm", "FLOPs, whole run (6N + 12LCT)", "FLOP", exact=True),
         Quantity("first_step_seconds", "First step", "s"),
         Quantity("step_seconds", "Time per step, steady", "s"),
         Quantity("total_seconds", "Time, whole run", "s"),
         Quantity("mfu_palm", "MFU (6N + 12LCT)", "1"),
         Quantity("mfu_6n", "MFU (6N)", "1"),
         Quantity("weights_bytes", "Weights in 16 bits", "B", exact=True),
-        Quantity("peak_allocated_bytes", "VRAM, peak allocated by tensors", "B"),
-        Quantity("peak_process_bytes", "Memory, peak of the process", "B"),
+        Quantity("peak_allocated_bytes", "VRAM, peak of tensors", "B"),
+        Quantity("peak_process_bytes", "Memory, peak of process", "B"),
         Quantity("power_watts", "Power of the board, mean", "W"),
         Quantity("energy_kwh", "Energy of the board", "kWh"),
         Quantity("cost", "Cost of that energy", "currency"),
-        Quantity("speedup_after_warmup", "Speed after 10 min over the first minute", "1"),
+        Quantity("speedup_after_warmup", "Speed-up after warm-up", "1"),
         Quantity("val_loss", "Validation loss", "nat"),
         Quantity("quality_vs_gpt2", "Quality against GPT-2 124M", "1"),
     ]
@@ -101,7 +101,7 @@ def format_value(row_id: str, value: float, currency: str = "") -> str:
         case "B":
             return f"{_digits(value / 1e9)} GB" if value >= 1e9 else f"{_digits(value / 1e6)} MB"
         case "FLOP":
-            return f"{value:.3e} FLOP".replace("e+", "e")
+            return f"{value:.3e}".replace("e+", "e")
         case "tokens":
             return f"{_digits(value / 1e9, 5)} G" if value >= 1e9 else f"{value:,.0f}"
         case "W" | "kWh" | "nat" as unit:

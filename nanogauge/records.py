@@ -85,7 +85,7 @@ class Start(Line):
     """A process began, or resumed, a run."""
 
     kind: Literal["start"] = "start"
-    unix_time: float | None
+    unix_time: float | None = None
     source: Literal["train", "nanogpt_log"] = "train"
     max_steps: int
     first_step: int = 0
@@ -107,9 +107,9 @@ class Step(Line):
 
     kind: Literal["step"] = "step"
     step: int
-    loss: float | None
+    loss: float | None = None
     """mean over the micro-batches of the step, in nats per token; None where it was not finite"""
-    step_seconds: float | None
+    step_seconds: float | None = None
     """from the end of the previous work to the end of this update, without evaluation or
     checkpoint; None where a log has no time of its own for this step"""
     data_wait_seconds: float | None = None
@@ -123,9 +123,9 @@ class Eval(Line):
 
     kind: Literal["eval"] = "eval"
     step: int
-    train_loss: float | None
+    train_loss: float | None = None
     val_loss: float
-    seconds: float | None
+    seconds: float | None = None
 
 
 class Checkpoint(Line):
@@ -133,9 +133,9 @@ class Checkpoint(Line):
 
     kind: Literal["checkpoint"] = "checkpoint"
     step: int
-    seconds: float | None
-    bytes: int | None
-    path: str | None
+    seconds: float | None = None
+    bytes: int | None = None
+    path: str | None = None
 
 
 class Sensor(Line):
@@ -172,7 +172,7 @@ class End(Line):
     status: Literal["finished", "stopped", "failed"]
     steps: int
     """updates made since step 0"""
-    wall_seconds: float | None
+    wall_seconds: float | None = None
     """of this process, from its start; None in an imported log"""
     peak_allocated_bytes: int | None = None
     peak_reserved_bytes: int | None = None

@@ -39,7 +39,9 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BadInput(f"cannot make the folder {path}: {error.strerror}; choose another.") from None
+        raise BadInput(
+            f"cannot make the folder {path}: {error.strerror}; choose another."
+        ) from None
     if not os.access(path, os.W_OK | os.X_OK):
         raise BadInput(f"the folder {path} is not writable; choose another.")
 
@@ -90,7 +92,9 @@ def load(path: Path) -> RunFolder:
     if not path.is_dir():
         raise BadInput(f"there is no run folder {path}; runs/ holds those that were trained.")
     if not (path / LOG_NAME).exists():
-        raise BadInput(f"{path} is not a run folder: it has no {LOG_NAME}; give the folder of a run.")
+        raise BadInput(
+            f"{path} is not a run folder: it has no {LOG_NAME}; give the folder of a run."
+        )
     config = load_config(path / "config.toml")
     try:
         machine = json.loads((path / "machine.json").read_bytes())
@@ -99,7 +103,9 @@ def load(path: Path) -> RunFolder:
     except OSError as error:
         raise BadInput(f"cannot read {error.filename}: {error.strerror}.") from None
     except (ValidationError, ValueError):
-        raise BadInput(f"machine.json or prediction.json in {path} is damaged; restore it.") from None
+        raise BadInput(
+            f"machine.json or prediction.json in {path} is damaged; restore it."
+        ) from None
     return RunFolder(path, config, machine, prediction, hashlib.sha256(data).hexdigest())
 
 

@@ -1,4 +1,4 @@
-"""Token shards: what is written is what was read, and nothing is lost or mixed on the way."""
+"""prepare_fineweb.py, the real command with the real client: what is on disk is the dataset."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import io
 import os
 import random
 import re
+import resource
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,35 +19,15 @@ import pyarrow.parquet as pq
 import pytest
 from gpt2_vocabulary import gpt2_vocabulary  # noqa: F401  (a fixture)
 from hub import REVISION, Hub
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from nanogauge.errors import BadInput
-from nanogauge.prepare.shards import (
-    HEADER_BYTES,
-    MANIFEST_NAME,
-    Manifest,
-    Origin,
-    ShardWriter,
-    Split,
-    open_shard,
-    open_split,
-    read_manifest,
-    refuse_filled,
-)
+from nanogauge.errors import RunFailed
+from nanogauge.prepare import fineweb
+from nanogauge.prepare.shards import MANIFEST_NAME, open_split, read_manifest
 
 ROOT = Path(__file__).parent.parent
 REPOSITORY = "HuggingFaceFW/fineweb-edu"
 CONFIG = "sample-10BT"
 END_OF_TEXT = 50256
-ORIGIN = Origin(
-    tokenizer="gpt2",
-    vocab_size=50257,
-    end_of_text=END_OF_TEXT,
-    dataset=REPOSITORY,
-    dataset_config=CONFIG,
-    revision=REVISION,
-)
 CARD = f"""---
 configs:
 - config_name: default
@@ -219,129 +199,12 @@ def test_the_shards_decode_to_the_documents_in_order_and_no_document_is_in_both_
     assert last_of_val < 1500 <= val.size
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    documents=st.lists(st.lists(st.integers(0, 2**16 - 1), min_size=1, max_size=12), max_size=12),
-    val_documents=st.integers(0, 12),
-    shard_tokens=st.integers(1, 15),
-)
-def test_any_documents_come_back_from_shards_of_any_size(
-    documents: list[list[int]], val_documents: int, shard_tokens: int
-) -> None:
-    """The shards of a split, one after another, are its documents, one after another."""
-    splits: dict[Split, list[list[int]]] = {
-        "val": documents[:val_documents],
-        "train": documents[val_documents:],
-    }
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        with ShardWriter(folder, ORIGIN, shard_tokens=shard_tokens) as writer:
-            for split, of_split in splits.items():
-                for document in of_split:
-                    writer.write(split, np.array(document, dtype=np.uint16))
-        for split, of_split in splits.items():
-            expected = [token for document in of_split for token in document]
-            if not expected:
-                with pytest.raises(BadInput):
-                    open_split(folder, split)
-                continue
-            shards = open_split(folder, split)
-            assert np.concatenate(shards).tolist() == expected
-            assert {shard.size for shard in shards[:-1]} <= {shard_tokens}
-            assert read_manifest(folder).documents(split) == len(of_split)
-            assert not shards[0].flags.writeable
-        assert not list(folder.glob("*.tmp"))
-
-
-def _write(folder: Path, train: int = 8) -> Manifest:
-    """A val shard of 4 tokens and training shards of 5."""
-    with ShardWriter(folder, ORIGIN, shard_tokens=5) as writer:
-        writer.write("val", np.arange(4, dtype=np.uint16))
-        writer.write("train", np.arange(train, dtype=np.uint16))
-    return writer.manifest
-
-
-def test_an_error_while_writing_keeps_the_finished_shards_and_drops_the_open_one(
-    tmp_path: Path,
-) -> None:
-    """A folder is usable at every moment: what the manifest lists is there, and nothing else."""
-    with pytest.raises(KeyboardInterrupt), ShardWriter(tmp_path, ORIGIN, shard_tokens=5) as writer:
-        writer.write("val", np.arange(4, dtype=np.uint16))
-        writer.write("train", np.arange(8, dtype=np.uint16))
-        raise KeyboardInterrupt
-    names = {path.name for path in tmp_path.iterdir()}
-    assert names == {MANIFEST_NAME, "fineweb_val_000000.bin", "fineweb_train_000001.bin"}
-    assert np.concatenate(open_split(tmp_path, "train")).tolist() == [0, 1, 2, 3, 4]
-
-
-def _edit(path: Path, number: int, value: int) -> None:
-    """Put another number into a shard's header."""
-    header = np.memmap(path, dtype="<i4", mode="r+", shape=(256,))
-    header[number] = value
-    header.flush()
-
-
-SHARD = "fineweb_train_000001.bin"
-DAMAGES = {
-    "no folder": lambda folder: [p.unlink() for p in folder.iterdir()] and folder.rmdir(),
-    "no manifest": lambda folder: (folder / MANIFEST_NAME).unlink(),
-    "a cut manifest": lambda folder: os.truncate(folder / MANIFEST_NAME, 100),
-    "a manifest whose total is wrong": lambda folder: (folder / MANIFEST_NAME).write_text(
-        (folder / MANIFEST_NAME).read_text().replace('"total_tokens": 12', '"total_tokens": 13')
-    ),
-    "a missing shard": lambda folder: (folder / SHARD).unlink(),
-    "a cut shard": lambda folder: os.truncate(folder / SHARD, HEADER_BYTES + 9),
-    "a cut header": lambda folder: os.truncate(folder / SHARD, 401),
-    "an empty shard": lambda folder: os.truncate(folder / SHARD, 0),
-    "a wrong magic number": lambda folder: _edit(folder / SHARD, 0, 20240521),
-    "another version": lambda folder: _edit(folder / SHARD, 1, 2),
-    "a shard of another manifest": lambda folder: (folder / SHARD).write_bytes(
-        (folder / "fineweb_train_000002.bin").read_bytes()
-    ),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_folder_is_refused_with_what_to_do(tmp_path: Path, damage: str) -> None:
-    """Never train on half a shard, or on bytes that are no tokens."""
-    folder = tmp_path / "shards"
-    folder.mkdir()
-    _write(folder)
-    DAMAGES[damage](folder)
-    with pytest.raises(BadInput, match="run: python prepare_fineweb.py --out") as caught:
-        open_split(folder, "train")
-    assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_a_folder_without_training_tokens_is_refused(tmp_path: Path) -> None:
-    """A preparation that stopped after the validation shard has nothing to train on."""
-    with ShardWriter(tmp_path, ORIGIN, shard_tokens=5) as writer:
-        writer.write("val", np.arange(4, dtype=np.uint16))
-    with pytest.raises(BadInput, match="no train tokens"):
-        open_split(tmp_path, "train")
-
-
-def test_a_shard_is_what_llm_c_reads(tmp_path: Path) -> None:
-    """The header is llm.c's: 256 int32, of which magic, version and count are set."""
-    _write(tmp_path)
-    data = (tmp_path / SHARD).read_bytes()
-    assert np.frombuffer(data[:1024], "<i4").tolist() == [20240520, 1, 5] + [0] * 253
-    assert np.frombuffer(data[1024:], "<u2").tolist() == [0, 1, 2, 3, 4]
-    assert open_shard(tmp_path / SHARD).tolist() == [0, 1, 2, 3, 4]
-
-
-def test_shards_of_another_tool_are_not_overwritten(tmp_path: Path) -> None:
-    """llm.c's own script writes files of the same names, without a manifest."""
-    (tmp_path / SHARD).write_bytes(b"precious")
-    with pytest.raises(BadInput, match=SHARD):
-        refuse_filled(tmp_path)
-
-
 def test_a_filled_folder_is_refused_and_left_alone(tmp_path: Path) -> None:
     """Hours of preparation are not overwritten by a second call."""
     out = tmp_path / "shards"
     out.mkdir()
-    _write(out)
+    (out / MANIFEST_NAME).write_text("the work of hours")
+    (out / "fineweb_val_000000.bin").write_bytes(b"more of it")
     before = {path: path.read_bytes() for path in out.iterdir()}
     done = _prepare(None, None, tmp_path, "--out", out)
     assert done.returncode == 2
@@ -413,6 +276,35 @@ def test_a_hub_that_dies_midway_leaves_the_finished_shards(
     assert not list((tmp_path / "out").glob("*.tmp"))
     tokens = open_split(tmp_path / "out", "train")
     assert [shard.size for shard in tokens] == [1000] * (len(manifest.shards) - 1)
+
+
+def test_a_disk_that_fills_up_leaves_the_finished_shards(
+    gpt2_vocabulary: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The limit on a file's size stands in for the disk: writing fails in the same place."""
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(gpt2_vocabulary))
+    texts = iter([["a few words"] * 1000] * 9)
+    monkeypatch.setattr(fineweb, "_open_dataset", lambda dataset, config: (texts, None))
+    order = fineweb.Order(
+        out=tmp_path / "out",
+        tokens=1_000_000,
+        val_tokens=500,
+        shard_tokens=6_000,
+        dataset="some/texts",
+        config="all",
+        workers=1,
+    )
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (9_000, limits[1]))
+    try:
+        with pytest.raises(RunFailed, match="cannot write to .* no training shard was finished"):
+            fineweb.prepare(order, lambda documents, tokens: None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert np.concatenate(open_split(order.out, "val")).size == 500
+    assert sorted(p.name for p in order.out.iterdir()) == ["fineweb_val_000000.bin", MANIFEST_NAME]
 
 
 def test_no_network_is_a_failed_run_that_wrote_nothing(

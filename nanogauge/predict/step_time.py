@@ -123,8 +123,6 @@ def predict_step_time(config: Config, hardware: Hardware, dtype: str) -> StepTim
         Part(name=name, value=accumulation * seconds, formula=f"{accumulation} x {formula}")
         for name, (seconds, formula) in micro.items()
     ]
-    parts.append(
-        Part(name="optimizer", value=optimizer, formula="30 B per parameter / bandwidth")
-    )
+    parts.append(Part(name="optimizer", value=optimizer, formula="30 B per parameter / bandwidth"))
     forward_only = (products + head + elementwise + idle) / 3 + 2 / 7 * attention + loss / 2
     return StepTime(parts, forward_only, efficiency.low, efficiency.high, efficiency.caveat)

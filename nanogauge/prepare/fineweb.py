@@ -17,7 +17,6 @@ import numpy as np
 
 from nanogauge.errors import BadInput, RunFailed
 from nanogauge.prepare.shards import (
-    HEADER_BYTES,
     TOKEN_BYTES,
     Manifest,
     Origin,
@@ -106,8 +105,8 @@ def prepare(order: Order, report: Callable[[int, int], None]) -> Manifest:
 
 
 def _what_stays(out: Path, manifest: Manifest) -> str:
-    if not manifest.shards:
-        return "no shard was finished, so run the same command again."
+    if not manifest.tokens("train"):
+        return f"no training shard was finished: delete {out} and run the same command again."
     return (
         f"{len(manifest.shards)} finished shards ({manifest.tokens('train'):,} training tokens) "
         f"stay in {out}: train on those, or delete that folder and run the same command again."
@@ -116,16 +115,16 @@ def _what_stays(out: Path, manifest: Manifest) -> str:
 
 def _make_folder(order: Order) -> None:
     refuse_filled(order.out)
-    needed_bytes = TOKEN_BYTES * (order.tokens + order.val_tokens) + HEADER_BYTES
-    there = next(path for path in (order.out, *order.out.absolute().parents) if path.exists())
-    free_bytes = shutil.disk_usage(there).free
-    if needed_bytes > free_bytes:
-        raise BadInput(
-            f"{order.tokens + order.val_tokens:,} tokens need {needed_bytes / 1e9:,.1f} GB, and "
-            f"{order.out} has {free_bytes / 1e9:,.1f} GB free; make room, give fewer --tokens, "
-            "or an --out on another disk."
-        )
+    needed_bytes = TOKEN_BYTES * (order.tokens + order.val_tokens)
     try:
+        there = next(path for path in (order.out, *order.out.absolute().parents) if path.exists())
+        free_bytes = shutil.disk_usage(there).free
+        if needed_bytes > free_bytes:
+            raise BadInput(
+                f"{order.tokens + order.val_tokens:,} tokens need {needed_bytes / 1e9:,.1f} GB, "
+                f"and {order.out} has {free_bytes / 1e9:,.1f} GB free; make room, give fewer "
+                "--tokens, or an --out on another disk."
+            )
         order.out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=order.out).close()
     except OSError as error:
@@ -141,7 +140,7 @@ def _load_encoding() -> tiktoken.Encoding:
         encoding = tiktoken.get_encoding(TOKENIZER)
     except (OSError, ValueError) as error:  # no network; a download that was cut
         raise RunFailed(
-            f"the {TOKENIZER} vocabulary could not be downloaded ({_short(error)}); check the "
+            f"the {TOKENIZER} vocabulary could not be downloaded ({type(error).__name__}); check the "
             "network, or set TIKTOKEN_CACHE_DIR to a folder that holds it."
         ) from error
     assert encoding.n_vocab <= 2**16, "tokens are stored as uint16"
@@ -159,7 +158,8 @@ def _open_dataset(dataset: str, config: str) -> tuple[Iterator[list[str]], str |
     try:
         builder = datasets.load_dataset_builder(dataset, name=config)
         stream = builder.as_streaming_dataset("train")
-        columns = stream.column_names or []
+        # Only some file formats tell their columns; of the others the first row does.
+        columns = stream.column_names or list(next(iter(stream), {}))
     except (FileNotFoundError, ValueError, RuntimeError) as error:
         raise BadInput(
             f"cannot open the dataset {dataset} {config}: {_short(error)}; "
@@ -181,9 +181,10 @@ def _open_dataset(dataset: str, config: str) -> tuple[Iterator[list[str]], str |
 
 
 def _texts(stream: datasets.IterableDataset, dataset: str) -> Iterator[list[str]]:
+    """The texts in batches; a row without text is no document."""
     try:
         for batch in stream.select_columns(TEXT_COLUMN).iter(BATCH_DOCUMENTS):
-            yield batch[TEXT_COLUMN]
+            yield [text for text in batch[TEXT_COLUMN] if text]
     except _client_errors() as error:
         raise RunFailed(f"the download of {dataset} broke off ({_short(error)})") from error
 

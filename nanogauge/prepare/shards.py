@@ -159,10 +159,11 @@ class ShardWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._open is not None:
-            if error is None:
+        try:
+            if self._open is not None and error is None:
                 self._finish()
-            else:
+        finally:
+            if self._open is not None:
                 self._open.drop()
 
 

@@ -90,7 +90,9 @@ def line_chart(series: Sequence[Series], title: str, bands: Sequence[Band] = ())
         )
     for value in ticks(y_low, y_high):
         y = y_of(value)
-        out.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        out.append(
+            f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        )
         out.append(
             f'<text class="tick" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">'
             f"{_number(value)}</text>"

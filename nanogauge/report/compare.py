@@ -26,6 +26,8 @@ class Claimed(Stored):
     low: float | None
     """None where the range is open at this end"""
     high: float | None
+    text: str
+    """the claim as a person reads it"""
     quote: str
     english: str
     reading: str | None
@@ -81,7 +83,7 @@ def _row(
     analytic = prediction.quantities.get(row_id)
     measured = measurements.values.get(row_id) if measurements is not None else None
     if claim is not None and claim.formula is not None and not QUANTITIES[row_id].exact:
-        measured = None  # a sum about a hypothetical run: what this run did is no answer to it
+        analytic = measured = None  # a sum about some other run: this one is no answer to it
     verdict: Verdict
     factor: float | None
     if claim is None:
@@ -101,8 +103,8 @@ def _row(
         else:
             verdict, factor = "not measured", None
             reasons = [_not_measured(row_id, prediction, measurements)]
-            if analytic is not None:
-                predicted = format_range(row_id, analytic.low, analytic.high, "")
+            if analytic is not None and measurements is not None:
+                predicted = format_range(row_id, analytic.low, analytic.high, config.cost.currency)
                 reasons.append(f"predicted {predicted}")
         if computed is None:
             reasons += _context(row_id, measured, measurements)
@@ -115,9 +117,9 @@ def _row(
     return Row(
         id=row_id,
         claim=claim.key if claim is not None else None,
-        quantity=quantity.label,
+        quantity=": ".join(filter(None, (quantity.label, claim.label if claim else None))),
         unit=config.cost.currency if quantity.unit == "currency" else quantity.unit,
-        claimed=_claimed(claim),
+        claimed=_claimed(claim, config.cost.currency),
         analytic=analytic,
         measured=measured,
         verdict=verdict,
@@ -127,20 +129,23 @@ def _row(
     )
 
 
-def _claimed(claim: Claim | None) -> Claimed | None:
+def _claimed(claim: Claim | None, currency: str) -> Claimed | None:
     if claim is None:
         return None
     low, high = (v if math.isfinite(v) else None for v in (claim.low, claim.high))
     return Claimed(
-        low=low, high=high, quote=claim.quote, english=claim.english, reading=claim.reading
+        low=low,
+        high=high,
+        text=range_text(claim, currency),
+        quote=claim.quote,
+        english=claim.english,
+        reading=claim.reading,
     )
 
 
-def _not_measured(
-    row_id: str, prediction: Prediction, measurements: Measurements | None
-) -> str:
+def _not_measured(row_id: str, prediction: Prediction, measurements: Measurements | None) -> str:
     if measurements is None:
-        return "to be measured"
+        return ""
     return f"not measured: {measurements.missing[row_id]}"
 
 
@@ -176,9 +181,13 @@ def _against_prediction(
         return f"not predicted: {prediction.unpredicted.get(row_id, 'it was not frozen')}"
     if analytic.low == analytic.high:
         same = math.isclose(measured.value, analytic.expected, rel_tol=1e-3)
-        return "as the configuration has it" if same else (
-            f"{deviation_text(measured.value, analytic.expected)} the planned "
-            f"{format_value(row_id, analytic.expected)}"
+        return (
+            "as the configuration has it"
+            if same
+            else (
+                f"{deviation_text(measured.value, analytic.expected)} the planned "
+                f"{format_value(row_id, analytic.expected)}"
+            )
         )
     off = deviation_text(measured.value, analytic.expected)
     held = analytic.low <= measured.value <= analytic.high

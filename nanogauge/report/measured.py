@@ -68,7 +68,9 @@ def measure(recorded: Recorded, config: Config, prediction: Prediction) -> Measu
     """Every quantity of a run, from its log."""
     steps = recorded.steps
     steps_done = recorded.ends[-1].steps if recorded.ends else (steps[-1].step + 1 if steps else 0)
-    status = recorded.ends[-1].status if len(recorded.ends) == len(recorded.starts) else "unfinished"
+    status = (
+        recorded.ends[-1].status if len(recorded.ends) == len(recorded.starts) else "unfinished"
+    )
     steady = [s.step_seconds for s in steady_steps(recorded) if s.step_seconds is not None]
     median = statistics.median(steady) if steady else None
     ledger = _ledger(recorded, steps_done, median)
@@ -99,7 +101,9 @@ def measure(recorded: Recorded, config: Config, prediction: Prediction) -> Measu
         )
         values["total_seconds"] = Measured(value=ledger.wall_s, how=how)
     else:
-        missing["total_seconds"] = f"the run is at step {steps_done:,} of {config.train.max_steps:,}"
+        missing["total_seconds"] = (
+            f"the run is at step {steps_done:,} of {config.train.max_steps:,}"
+        )
     _memory(values, missing, recorded, prediction)
     _energy(values, missing, recorded, config, prediction)
     _speedup(values, missing, recorded)
@@ -210,7 +214,9 @@ def _utilisation(
         if peak is None:
             missing[row] = f"{achieved}, but the peak is {prediction.hardware.peak_name}"
         elif mfu(flops, median, peak) > 1:
-            missing[row] = f"{achieved} is above the peak ({prediction.hardware.peak_name}): refused"
+            missing[row] = (
+                f"{achieved} is above the peak ({prediction.hardware.peak_name}): refused"
+            )
         else:
             values[row] = Measured(
                 value=mfu(flops, median, peak),

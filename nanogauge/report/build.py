@@ -1,0 +1,221 @@
+"""From a run folder to the report: everything the pages, the table and report.json show."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from nanogauge.claims import Claims, Unscored
+from nanogauge.claims import load_claims as read_claims
+from nanogauge.config import Config
+from nanogauge.consistency import Inconsistency
+from nanogauge.quantities import format_range, format_seconds, format_value, tokens_per_second
+from nanogauge.records import SCHEMA, Event, Prediction, Stored
+from nanogauge.report.attribution import Attribution, attribute, attribute_claim
+from nanogauge.report.compare import Row, build_rows, deviation_text
+from nanogauge.report.measured import Ledger, Measurements, measure
+from nanogauge.runfolder import Machine, RunFolder, load_with_log
+from nanogauge.runlog import Recorded
+
+CLAIMS_NAME = "claims.toml"
+
+
+class RunInfo(Stored):
+    name: str
+    source: str
+    status: str
+    steps_done: int
+    max_steps: int
+    started_unix: float | None
+    device: str
+    dtype: str
+    compiled: bool | None
+    """None where the log does not say"""
+    tokens_per_second: float | None
+    projected_total_s: float | None
+    """of an unfinished run: what it will take at the measured pace"""
+    prediction_sha256: str
+    document: str | None
+    """whose claims the rows hold"""
+    verdicts: dict[str, int]
+    headline: str
+
+
+class Report(Stored):
+    run: RunInfo
+    rows: list[Row]
+    inconsistencies: list[Inconsistency]
+    unscored: list[Unscored]
+    attribution: Attribution | None
+    attribution_of_claim: Attribution | None
+    time_ledger: Ledger
+    samples: list[str]
+    """text that the model generated, as logged"""
+    warnings: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"schema": SCHEMA, **self.model_dump(mode="json")}
+
+
+def claims_of(folder: Path, given: Path | None) -> Claims | None:
+    """The claims to hold against a run: those given, else those that lie in its folder."""
+    path = given or folder / CLAIMS_NAME
+    return read_claims(path) if given is not None or path.exists() else None
+
+
+def build_report(folder: Path, claims: Claims | None) -> tuple[Report, RunFolder, Recorded]:
+    """Read a run folder and compare.
+
+    Raises:
+        BadInput: if the folder, its log, or a claim is unusable.
+    """
+    run, recorded = load_with_log(folder)
+    config, prediction = run.config, run.prediction
+    measurements = measure(recorded, config, prediction)
+    rows, findings = build_rows(claims, config, prediction, measurements)
+    attribution = attribute(prediction, measurements, config)
+    of_claim = attribute_claim(claims, measurements, config)
+    info = _run_info(run, recorded, claims, rows, measurements, attribution)
+    report = Report(
+        run=info,
+        rows=rows,
+        inconsistencies=findings,
+        unscored=claims.unscored if claims is not None else [],
+        attribution=attribution,
+        attribution_of_claim=of_claim,
+        time_ledger=measurements.ledger,
+        samples=[e.text for e in recorded.events if e.what == "sample"],
+        warnings=_warnings(recorded.events, recorded, prediction),
+    )
+    return report, run, recorded
+
+
+def _run_info(
+    run: RunFolder,
+    recorded: Recorded,
+    claims: Claims | None,
+    rows: list[Row],
+    measurements: Measurements,
+    attribution: Attribution | None,
+) -> RunInfo:
+    config, median = run.config, measurements.median_step_seconds
+    projected = None
+    if measurements.status != "finished" and median is not None:
+        left = config.train.max_steps - measurements.steps_done
+        projected = measurements.ledger.wall_s + left * median
+    start = recorded.starts[0]
+    return RunInfo(
+        name=config.run.name,
+        source=start.source,
+        status=measurements.status,
+        steps_done=measurements.steps_done,
+        max_steps=config.train.max_steps,
+        started_unix=start.unix_time,
+        device=start.device,
+        dtype=run.prediction.dtype,
+        compiled=recorded.compiles[-1].mode == "compiled" if recorded.compiles else None,
+        tokens_per_second=tokens_per_second(config.tokens_per_step, median) if median else None,
+        projected_total_s=projected,
+        prediction_sha256=run.prediction_sha256,
+        document=claims.document.title if claims is not None else None,
+        verdicts=dict(Counter(row.verdict for row in rows)),
+        headline=_headline(claims, rows, measurements, config, projected, attribution),
+    )
+
+
+def _warnings(events: list[Event], recorded: Recorded, prediction: Prediction) -> list[str]:
+    texts = [e.text for e in events if e.level == "warning"] + prediction.notes
+    if recorded.cut:
+        texts.append("The last line of the log is cut: the run died, or the disk was full.")
+    return texts
+
+
+def _headline(
+    claims: Claims | None,
+    rows: list[Row],
+    measurements: Measurements,
+    config: Config,
+    projected: float | None,
+    attribution: Attribution | None,
+) -> str:
+    """The judgement, in one or two sentences."""
+    ledger, done = measurements.ledger, measurements.steps_done
+    planned = config.train.max_steps
+    if measurements.status != "finished":
+        began = {"stopped": "Stopped", "failed": "Failed"}.get(
+            measurements.status, "Died, or still running,"
+        )
+        text = f"{began} at step {done:,} of {planned:,} after {format_seconds(ledger.wall_s)}."
+        if projected is not None:
+            text += f" At the measured pace the whole run takes {format_seconds(projected)}."
+        return text
+    actual = format_seconds(ledger.wall_s)
+    total = _narrowest(claims, rows, "total_seconds")
+    if total is None or total.claimed is None:
+        return _headline_of_prediction(actual, rows, attribution)
+    claimed = total.claimed.text
+    if total.verdict == "held":
+        return f"{actual}, as claimed ({claimed})."
+    text = f"{actual}, not {claimed}"
+    step = _narrowest(claims, rows, "step_seconds")
+    if step is not None and step.claimed and step.measured and step.verdict == "missed":
+        text += (
+            f": every step took {format_value('step_seconds', step.measured.value)} "
+            f"instead of {step.claimed.text}"
+        )
+    share = next((r.measured for r in rows if r.id == "mfu_palm" and r.measured), None)
+    if share is None:
+        return text + "."
+    text += f". The card worked at {format_value('mfu_palm', share.value)} of its peak"
+    own = next(r for r in rows if r.id == "step_seconds")
+    slower = total.factor is not None and total.factor > 1
+    if own.prediction == "held" and slower:
+        text += ", as this hardware does: the estimate was too low, not the card too slow"
+    return text + "."
+
+
+def _headline_of_prediction(actual: str, rows: list[Row], attribution: Attribution | None) -> str:
+    total = next(r for r in rows if r.id == "total_seconds")
+    if total.analytic is None or total.measured is None or attribution is None:
+        return f"{actual}; there was no prediction of the time."
+    interval = format_range("total_seconds", total.analytic.low, total.analytic.high)
+    off = deviation_text(total.measured.value, total.analytic.expected)
+    text = (
+        f"{actual}, {'inside' if total.prediction == 'held' else 'outside'} the predicted "
+        f"{interval}: {off} the expected "
+        f"{format_value('total_seconds', total.analytic.expected)}"
+    )
+    largest = max(attribution.parts, key=lambda part: abs(part.seconds))
+    difference = (
+        f"{largest.seconds:+.3g} s"
+        if abs(largest.seconds) < 7200
+        else (f"{largest.seconds / 3600:+.3g} h")
+    )
+    return f"{text}, most of it because of the {largest.cause} ({difference}: {largest.why})."
+
+
+def _narrowest(claims: Claims | None, rows: list[Row], row_id: str) -> Row | None:
+    """The row of the most specific claim about the run itself."""
+    sums = {c.key for c in claims.claim if c.formula is not None} if claims is not None else set()
+    widths: list[tuple[float, int]] = []
+    for index, row in enumerate(rows):
+        if row.id == row_id and row.claimed is not None and row.claim not in sums:
+            low, high = row.claimed.low, row.claimed.high
+            widths.append((float("inf") if low is None or high is None else high - low, index))
+    return rows[min(widths)[1]] if widths else None
+
+
+def machine_lines(machine: Machine) -> list[tuple[str, str]]:
+    """machine.json as lines for a person."""
+    lines: list[tuple[str, str]] = []
+    for key, value in machine.items():
+        name = key.replace("_", " ")
+        if isinstance(value, dict):
+            text = ", ".join(f"{k} {v}" for k, v in value.items())
+        elif isinstance(value, bool):
+            text = "yes" if value else "no"
+        else:
+            text = "not known" if value is None else str(value)
+        lines.append((name, text))
+    return lines
