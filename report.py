@@ -1,7 +1,7 @@
-"""Prediction versus actual of a run that has finished, died, or is still running.
+r"""Prediction versus actual of a run that has finished, died, or is still running.
 
 python report.py runs/NAME [--claims predictions/X.toml] [--json]
-python report.py --nanogpt-log LOG --config configs/rtx4070_fineweb.toml --gpu "RTX 4070" \\
+python report.py --nanogpt-log LOG --config configs/rtx4070_fineweb.toml --gpu "RTX 4070" \
     --claims predictions/seed_zh.toml --out runs/imported
 """
 

@@ -13,7 +13,7 @@ from nanogauge.errors import BadInput, RunFailed
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one sentence, with the nearest flag for a misspelt one."""
+    """An argument parser whose errors are one sentence, with the nearest flag for a wrong one."""
 
     def __init__(self, description: str) -> None:
         super().__init__(

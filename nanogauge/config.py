@@ -225,7 +225,7 @@ def load_config(path: Path, overrides: Mapping[str, Mapping[str, object]] | None
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first finding of a validation, as a sentence that names the key and what would be right."""
+    """The first finding of a validation, as a sentence naming the key and what would be right."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":

@@ -73,7 +73,7 @@ class Prediction(Stored):
     memory_parts: list[Part]
     """bytes by component; adds up to the expected peak"""
     ledger: dict[str, float]
-    """expected seconds of the whole run: compile_s, step_s, eval_s, checkpoint_s"""
+    """expected seconds of the whole run: compile_s, step_s, eval_s, checkpoint_s, other_s"""
     notes: list[str] = []
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -24,9 +24,16 @@ _LINE: TypeAdapter[LogLine] = TypeAdapter(LogLine)
 
 
 class RunLog:
-    """Writes the log of one run; a context manager."""
+    """Writes the log of one run; a context manager.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: the run folder.
+        elapsed_seconds: the clock that stamps each line which has no time of its own; without it
+            lines stay without one, as in an imported log.
+    """
+
+    def __init__(self, folder: Path, elapsed_seconds: Callable[[], float] | None = None) -> None:
+        self._elapsed_seconds = elapsed_seconds
         path = folder / FILE_NAME
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         whole = path.read_bytes().rfind(b"\n") + 1
@@ -38,6 +45,8 @@ class RunLog:
         Raises:
             OSError: if the disk is full or the file cannot be written.
         """
+        if line.elapsed_seconds is None and self._elapsed_seconds is not None:
+            line = line.model_copy(update={"elapsed_seconds": self._elapsed_seconds()})
         values = {"kind": line.kind, **line.model_dump(mode="json", exclude_none=True)}
         data = json.dumps(values, ensure_ascii=False, allow_nan=False).encode() + b"\n"
         if os.write(self._descriptor, data) != len(data):

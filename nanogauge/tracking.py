@@ -46,7 +46,7 @@ Mode = Literal["auto", "online", "offline"]
 
 OUTPUT_NAME = "wandb.log"
 _POLL_SECONDS = 0.5
-_INIT_SECONDS = 30.0
+_INIT_SECONDS = 15.0
 _LAST_SECONDS = 60
 """how long a mirror whose run has ended may still upload"""
 _COMPARED = ("step_seconds", "mfu_palm", "power_watts", "peak_process_bytes", "val_loss")

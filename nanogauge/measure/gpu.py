@@ -254,7 +254,7 @@ class _Driver:
 
     def __init__(self, device: str | int) -> None:
         try:
-            import pynvml  # type: ignore[import-untyped]
+            import pynvml
         except ImportError:
             raise _NoDriver("the Python package nvidia-ml-py is not installed") from None
         self._nvml: ModuleType = pynvml

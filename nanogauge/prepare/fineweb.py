@@ -140,8 +140,8 @@ def _load_encoding() -> tiktoken.Encoding:
         encoding = tiktoken.get_encoding(TOKENIZER)
     except (OSError, ValueError) as error:  # no network; a download that was cut
         raise RunFailed(
-            f"the {TOKENIZER} vocabulary could not be downloaded ({type(error).__name__}); check the "
-            "network, or set TIKTOKEN_CACHE_DIR to a folder that holds it."
+            f"the {TOKENIZER} vocabulary could not be downloaded ({type(error).__name__}); check "
+            "the network, or set TIKTOKEN_CACHE_DIR to a folder that holds it."
         ) from error
     assert encoding.n_vocab <= 2**16, "tokens are stored as uint16"
     return encoding

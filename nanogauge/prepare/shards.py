@@ -8,6 +8,7 @@ after each finished shard: a preparation that was interrupted leaves a folder on
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from pathlib import Path
@@ -203,10 +204,8 @@ class _OpenShard:
         )
 
     def drop(self) -> None:
-        try:
+        with contextlib.suppress(OSError):  # the buffered rest may find no room either
             self._file.close()
-        except OSError:
-            pass  # the buffered rest found no room either; the file goes anyway
         self._aside.unlink(missing_ok=True)
 
 

@@ -110,7 +110,9 @@ def _attribution(
         Cause(
             cause="everything else",
             seconds=ledger.wall_s - predicted - named,
-            why="start-up, logging, text samples, and what no clock saw",
+            why="start-up, logging, text samples"
+            if ledger.other_s is not None
+            else "this log does not show it",
         )
     )
     return Attribution(

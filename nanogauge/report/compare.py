@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 from nanogauge.claims import Claim, Claims
@@ -46,7 +47,7 @@ class Row(Stored):
     verdict: Verdict
     """on the claim"""
     prediction: Literal["held", "missed"] | None
-    """whether the measured figure lies in the analytic interval; None where one of them is absent"""
+    """whether the measured figure lies in the analytic interval; None where either is absent"""
     factor: float | None
     """measured (or computed) over the claimed number or the nearest end of its range, 1 inside it;
     without a claim, measured over the analytic expectation"""
@@ -67,7 +68,8 @@ def build_rows(
     rows: list[Row] = []
     for row_id in QUANTITIES:
         about = [c for c in claims.claim if c.row == row_id] if claims is not None else []
-        for claim in about or [None]:
+        candidates: Sequence[Claim | None] = about or [None]
+        for claim in candidates:
             rows.append(_row(row_id, claim, config, prediction, measurements, findings))
     return rows, findings
 

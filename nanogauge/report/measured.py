@@ -242,8 +242,8 @@ def _first_step(
         inside = statistics.median(known) if evaluation is not None and known else 0.0
         values["first_step_seconds"] = Measured(
             value=compiling + inside + median,
-            how=f"as printed; of it an evaluation of about {inside:.3g} s, a step of {median:.3g} s "
-            f"and {compiling:.3g} s that are left for compilation",
+            how=f"as printed; of it an evaluation of about {inside:.3g} s, a step of "
+            f"{median:.3g} s and {compiling:.3g} s that are left for compilation",
         )
     else:
         missing["first_step_seconds"] = "the log has no time for step 0"
@@ -259,8 +259,7 @@ def _memory(
     imported = recorded.starts[0].source != "train"
     ways = {
         "peak_allocated_bytes": "torch's allocator, at its highest",
-        "peak_process_bytes": "resident memory of the process, at its highest (on a CPU there is no "
-        "other)"
+        "peak_process_bytes": "resident memory of the process, at its highest"
         if on_cpu
         else "this process's memory on the card as the driver sees it, at its highest sample",
     }

@@ -1,4 +1,4 @@
-"""report.html, report.md and report.json, written aside and renamed; and the table for a terminal."""
+"""report.html, report.md and report.json, written aside and renamed; and a terminal's table."""
 
 from __future__ import annotations
 

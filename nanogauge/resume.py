@@ -1,0 +1,27 @@
+"""What may differ between a run and its resumption: nothing that changes what is trained."""
+
+from __future__ import annotations
+
+from nanogauge.config import Config
+from nanogauge.errors import BadInput
+
+FREE_SECTIONS = ("measure", "cost", "wandb")
+FREE_KEYS = ("run.name", "run.out", "train.log_every")
+
+
+def refuse_changes(old: Config, new: Config) -> None:
+    """Compare the configuration in the run folder with the one that is asked for.
+
+    Raises:
+        BadInput: for the first key that differs and matters, with its old and new value.
+    """
+    before, after = old.model_dump(), new.model_dump()
+    for section, values in before.items():
+        for key, value in values.items():
+            name = f"{section}.{key}"
+            if section in FREE_SECTIONS or name in FREE_KEYS or value == after[section][key]:
+                continue
+            raise BadInput(
+                f"cannot resume with another {name}: the run has {value!r}, this command "
+                f"{after[section][key]!r}; use the old value, or begin a new run with --run.name."
+            )

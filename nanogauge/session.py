@@ -1,0 +1,213 @@
+"""One process's share of a run, set up: data, prediction, model, log, sensors.
+
+Here, as in train.py, everything meets: nothing but train.py and bench/ imports it.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from model import GPT
+from nanogauge.config import Config
+from nanogauge.hardware import find_gpu, from_properties, from_row
+from nanogauge.measure.clock import Clock
+from nanogauge.measure.environment import capture_environment, total_memory_bytes
+from nanogauge.measure.gpu import DriverInfo, NullSensors, Sensors, driver_info, open_sensors
+from nanogauge.measure.memory import process_bytes
+from nanogauge.predict.calibrate import measure_cpu
+from nanogauge.predict.prediction import predict
+from nanogauge.records import Compile, Event, Hardware, Start
+from nanogauge.report.build import CLAIMS_NAME
+from nanogauge.resume import refuse_changes
+from nanogauge.runfolder import RunFolder, create, load_with_log, write_aside
+from nanogauge.runlog import FILE_NAME, RunLog
+from nanogauge.screen import Screen
+from nanogauge.training.checkpoint import load_checkpoint, newest_checkpoint
+from nanogauge.training.compiling import Loss, compile_model
+from nanogauge.training.data import Batches
+from nanogauge.training.device import autocast, choose_device, choose_dtype, synchronize
+from nanogauge.training.optimizer import make_optimizer
+from nanogauge.training.sources import Source, open_source
+from nanogauge.training.stopping import Stop
+
+
+@dataclass
+class Session:
+    """What the loop works with."""
+
+    config: Config
+    folder: RunFolder
+    device: torch.device
+    dtype: str
+    model: GPT
+    loss_of: Loss
+    """the compiled model, or the model itself"""
+    optimizer: torch.optim.AdamW
+    scaler: torch.amp.GradScaler
+    source: Source
+    batches: Batches
+    log: RunLog
+    clock: Clock
+    sensors: Sensors
+    screen: Screen
+    stop: Stop
+    first_step: int
+    steps_done: int
+    """updates since step 0"""
+    last_step: int
+    """the step at which to stop: max_steps, or less in a rehearsal"""
+
+
+def open_session(
+    config: Config, resume: bool, rehearse_steps: int | None, claims: Path | None
+) -> Session:
+    """Everything up to the first step; the prediction is on disk before the model exists.
+
+    Raises:
+        BadInput: if the device, the data or the run folder are not as the configuration has them.
+        OSError: if the run folder cannot be written.
+    """
+    device = choose_device(config.run.device)
+    clock = Clock(partial(synchronize, device))
+    dtype = choose_dtype(config.run.dtype, device)
+    torch.manual_seed(config.run.seed)
+    torch.set_float32_matmul_precision("high")  # TF32 for what is left in fp32 on a GPU
+    config, source, batches = open_data(config, device)
+    folder, checkpoint, damaged = open_folder(config, device, dtype, resume)
+    if claims is not None:
+        write_aside(folder.path / CLAIMS_NAME, claims.read_bytes())
+    model = GPT(config.model).to(device)
+    optimizer = make_optimizer(model, config.optimizer)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == "float16")
+    first_step = 0
+    if checkpoint is not None:
+        first_step = load_checkpoint(checkpoint, model, optimizer, scaler, device)
+    last_step = config.train.max_steps
+    if rehearse_steps is not None:
+        last_step = min(last_step, first_step + rehearse_steps + 1)
+    screen = Screen(config, folder.prediction, first_step)
+    screen.plan()
+    stop = Stop()
+    stop.listen()
+    log = RunLog(folder.path, clock.elapsed_seconds)
+    log.write(
+        Start(
+            unix_time=time.time(),
+            max_steps=config.train.max_steps,
+            first_step=first_step,
+            prediction_sha256=folder.prediction_sha256,
+            device=folder.prediction.hardware.name,
+        )
+    )
+    for text in damaged:
+        log.write(Event(level="warning", what="checkpoint_damaged", text=text))
+    session = Session(
+        config=config,
+        folder=folder,
+        device=device,
+        dtype=dtype,
+        model=model,
+        loss_of=model,
+        optimizer=optimizer,
+        scaler=scaler,
+        source=source,
+        batches=batches,
+        log=log,
+        clock=clock,
+        sensors=open_gpu_sensors(device, config, clock),
+        screen=screen,
+        stop=stop,
+        first_step=first_step,
+        steps_done=first_step,
+        last_step=last_step,
+    )
+    if config.run.compile:
+        compile_session(session)
+    return session
+
+
+def describe_hardware(device: torch.device, dtype: str) -> tuple[Hardware, DriverInfo | None]:
+    """What to predict for: the GPU's row, else its own properties, else this CPU, measured."""
+    if device.type == "cuda":
+        told = torch.cuda.get_device_properties(device)
+        driver = driver_info(str(told.uuid))
+        gpu = find_gpu(told.name, told.total_memory)
+        if gpu is not None:
+            return from_row(gpu, dtype, driver.power_limit_watts), driver
+        hardware = from_properties(
+            told.name,
+            (told.major, told.minor),
+            told.multi_processor_count,
+            told.total_memory,
+            driver.max_sm_clock_hz,
+            driver.power_limit_watts,
+            dtype,
+        )
+        return hardware, driver
+    if device.type == "mps":
+        memory = total_memory_bytes() or 0
+        return from_properties("Apple GPU", (0, 0), 0, memory, None, None, dtype), None
+    name = str(capture_environment("cpu", None, 0)["cpu"] or "CPU")
+    return measure_cpu(name, dtype, total_memory_bytes(), process_bytes()), None
+
+
+def open_folder(
+    config: Config, device: torch.device, dtype: str, resume: bool
+) -> tuple[RunFolder, Path | None, list[str]]:
+    """A new run folder with its frozen prediction, or the one to resume and its checkpoint."""
+    if resume and (config.folder / FILE_NAME).exists():
+        folder, _ = load_with_log(config.folder)
+        refuse_changes(folder.config, config)
+        checkpoint, damaged = newest_checkpoint(config.folder / "checkpoints")
+        return folder, checkpoint, damaged
+    hardware, driver = describe_hardware(device, dtype)
+    prediction = predict(config, hardware, dtype)
+    machine = capture_environment(hardware.name, driver, torch.get_num_threads())
+    return create(config.folder, config, machine, prediction), None, []
+
+
+def open_data(config: Config, device: torch.device) -> tuple[Config, Source, Batches]:
+    """The data, and the configuration with its number of tokens where none was given."""
+    source = open_source(config.data)
+    train, model = config.train, config.model
+    batches = Batches(
+        source.splits,
+        train.micro_batch,
+        model.block_size,
+        model.vocab_size,
+        config.run.seed,
+        device,
+    )
+    if config.data.tokens is None:
+        data = config.data.model_copy(update={"tokens": batches.train_tokens})
+        config = config.model_copy(update={"data": data})
+    return config, source, batches
+
+
+def compile_session(s: Session) -> None:
+    """Compile, in a window of its own; where that fails the model stays as it is, loudly."""
+    s.screen.say("compiling ...")
+    with s.clock.window() as compiling:
+        tokens, targets = s.batches.batch("train", 0, 0)
+        context = partial(autocast, s.device, s.dtype)
+        s.loss_of, failure = compile_model(s.model, tokens, targets, context)
+    mode: Literal["compiled", "eager"] = "compiled" if failure is None else "eager"
+    s.log.write(Compile(seconds=compiling.seconds, mode=mode))
+    if failure is not None:
+        text = f"torch.compile failed, training goes on without it, slower: {failure}"
+        s.log.write(Event(level="warning", what="compile_failed", text=text))
+        s.screen.say(f"! {text}")
+
+
+def open_gpu_sensors(device: torch.device, config: Config, clock: Clock) -> Sensors:
+    """The sensors of a CUDA device; null sensors elsewhere."""
+    if device.type != "cuda":
+        return NullSensors("no GPU")
+    uuid = str(torch.cuda.get_device_properties(device).uuid)
+    return open_sensors(uuid, config.measure.power_hz, clock.elapsed_seconds)

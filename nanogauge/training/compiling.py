@@ -1,0 +1,48 @@
+"""The compiled model, made before the first step, so that compilation has a time of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def compile_model(
+    model: nn.Module, tokens: Tensor, targets: Tensor, autocast: Callable[[], object]
+) -> tuple[Loss, str | None]:
+    """Compile for training and for evaluation by running each once on a batch (B T, B T).
+
+    Weights, gradients and random states are afterwards what they were before. Where compilation
+    fails (no C++ compiler, no Triton, a bug), the model itself is returned with the reason.
+    """
+    compiled: Loss = torch.compile(model)
+    devices = [tokens.device] if tokens.device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            _run_once(model, compiled, tokens, targets, autocast)
+    except Exception as error:  # whatever inductor raises: eager training is the way on
+        torch._dynamo.reset()
+        lines = [line for line in str(error).splitlines() if line.strip()] or [""]
+        return model, f"{type(error).__name__}: {lines[0][:300]}"
+    finally:
+        model.zero_grad(set_to_none=True)
+        model.train()
+    return compiled, None
+
+
+def _run_once(
+    model: nn.Module,
+    loss: Loss,
+    tokens: Tensor,
+    targets: Tensor,
+    autocast: Callable[[], object],
+) -> None:
+    with autocast():  # type: ignore[attr-defined]
+        value = loss(tokens, targets)
+    value.backward()  # type: ignore[no-untyped-call]
+    model.eval()
+    with torch.no_grad(), autocast():  # type: ignore[attr-defined]
+        loss(tokens, targets)

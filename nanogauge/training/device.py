@@ -1,0 +1,71 @@
+"""One loop for cuda, mps and cpu: choosing the device, its arithmetic, and waiting for it."""
+
+from __future__ import annotations
+
+import contextlib
+from contextlib import AbstractContextManager
+
+import torch
+
+from nanogauge.errors import BadInput
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a configuration's run.device.
+
+    Raises:
+        BadInput: if it is asked for and not there.
+    """
+    there = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if name == "auto":
+        return there if there is not None and there.type in ("cuda", "mps") else torch.device("cpu")
+    if name == "cpu" or (there is not None and there.type == name):
+        return torch.device(name)
+    if name == "cuda":
+        raise BadInput(
+            "no CUDA GPU is visible to torch; check nvidia-smi and the driver, "
+            "or try the run on the processor with --run.device cpu."
+        )
+    raise BadInput(f"torch has no {name} device here; choose --run.device auto or cpu.")
+
+
+def choose_dtype(name: str, device: torch.device) -> str:
+    """The dtype of the matrix products; auto is bfloat16 where the GPU has it, else float32.
+
+    Raises:
+        BadInput: for arithmetic that this device does not have.
+    """
+    has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    if name == "auto":
+        return "bfloat16" if has_bfloat16 else "float32"
+    if name == "bfloat16" and device.type == "cuda" and not has_bfloat16:
+        raise BadInput("this GPU has no bfloat16; set --run.dtype float16 or float32.")
+    if name == "float16" and device.type != "cuda":
+        raise BadInput(f"float16 training needs a CUDA GPU, not {device.type}; use float32.")
+    return name
+
+
+def autocast(device: torch.device, dtype: str) -> AbstractContextManager[object]:
+    """Matrix products in dtype, weights and reductions in fp32."""
+    if dtype == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, DTYPES[dtype])
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done everything that was asked of it."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def peak_bytes(device: torch.device) -> tuple[int | None, int | None]:
+    """What tensors allocated and the allocator reserved at most; None off CUDA."""
+    if device.type != "cuda":
+        return None, None
+    return torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)

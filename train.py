@@ -1,0 +1,238 @@
+"""The whole night in one command: checks, prediction, training, report.
+
+python train.py configs/rtx4070_fineweb.toml [--model.n-embd 512 ...] [--resume auto]
+
+Everything goes to runs/NAME/: the prediction before the first step, a line of log for every step,
+checkpoints, and the report at the end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from nanogauge.claims import load_claims
+from nanogauge.cli import Parser, run_command
+from nanogauge.config import add_config_flags, config_overrides, load_config
+from nanogauge.errors import BadInput, RunFailed
+from nanogauge.measure.clock import Window
+from nanogauge.measure.memory import peak_process_bytes
+from nanogauge.records import Checkpoint, End, Eval, Event, Step
+from nanogauge.report.build import build_report, claims_of
+from nanogauge.report.render import print_report, write_report
+from nanogauge.session import Session, open_session
+from nanogauge.tracking import Mirror
+from nanogauge.training.checkpoint import save_checkpoint
+from nanogauge.training.device import autocast, peak_bytes
+from nanogauge.training.sampling import sample_text
+from nanogauge.training.schedule import learning_rate
+
+SAMPLE_TOKENS = 400
+Status = Literal["finished", "stopped", "failed"]
+
+
+def train(s: Session) -> tuple[Status, str | None]:
+    """Train up to last_step, counting updates in s.steps_done; returns how it ended, and why."""
+    config, log, clock = s.config, s.log, s.clock
+    accumulation, parameters = config.train.grad_accum, list(s.model.parameters())
+    step = s.steps_done
+    while True:
+        # 1. Evaluation and checkpoint, each in a window of its own: no step contains them.
+        leaving = step == s.last_step or s.stop.requested is not None
+        if step % config.train.eval_every == 0 or step == config.train.max_steps:
+            with clock.window() as evaluation:
+                train_loss, val_loss = evaluate(s)
+            line = Eval(
+                step=step,
+                train_loss=train_loss,
+                val_loss=val_loss,
+                seconds=evaluation.seconds,
+            )
+            log.write(line)
+            s.screen.evaluated(line)
+        due = step % config.train.checkpoint_every == 0 or leaving
+        if due and step > s.first_step:
+            save(s, step)
+        if leaving:
+            status: Status = "finished" if step == config.train.max_steps else "stopped"
+            return status, s.stop.requested
+
+        # 2. One optimizer step over grad_accum micro-batches.
+        waited = Window()
+        with clock.window() as timed:
+            rate = learning_rate(step, config.optimizer, config.train.max_steps)
+            for group in s.optimizer.param_groups:
+                group["lr"] = rate
+            total = torch.zeros((), device=s.device)
+            for micro in range(accumulation):
+                with clock.waiting(waited):
+                    tokens, targets = s.batches.batch("train", step, micro)
+                with autocast(s.device, s.dtype):
+                    loss = s.loss_of(tokens, targets) / accumulation
+                s.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                total += loss.detach()
+            mean_loss = total.item()
+            if not math.isfinite(mean_loss):
+                return "failed", f"the loss became {mean_loss} at step {step:,}"
+            s.scaler.unscale_(s.optimizer)
+            limit = config.optimizer.grad_clip or math.inf
+            norm = nn.utils.clip_grad_norm_(parameters, limit).item()
+            s.scaler.step(s.optimizer)
+            s.scaler.update()
+            s.optimizer.zero_grad(set_to_none=True)
+
+        # 3. The record of it: first on disk, then on the screen.
+        made = Step(
+            step=step,
+            loss=mean_loss,
+            step_seconds=timed.seconds,
+            data_wait_seconds=waited.seconds,
+            learning_rate=rate,
+            grad_norm=norm if math.isfinite(norm) else None,
+            tokens=config.tokens_per_step,
+        )
+        log.write(made)
+        for reading in s.sensors.readings():
+            log.write(reading)
+            s.screen.sensor(reading)
+        s.screen.step(made)
+        step = s.steps_done = step + 1
+
+
+@torch.no_grad()
+def evaluate(s: Session) -> tuple[float, float]:
+    """Mean loss on the training and on the validation split, in nats per token."""
+    s.model.eval()
+    means = []
+    for split in ("train", "val"):
+        total = torch.zeros((), device=s.device)
+        for index in range(s.config.train.eval_batches):
+            tokens, targets = s.batches.evaluation_batch(split, index)
+            with autocast(s.device, s.dtype):
+                total += s.loss_of(tokens, targets)
+        means.append(total.item() / s.config.train.eval_batches)
+    s.model.train()
+    return means[0], means[1]
+
+
+def save(s: Session, step: int) -> None:
+    """Write a checkpoint; a failure is told, and costs neither the run nor the previous one."""
+    with s.clock.window() as saving:
+        try:
+            where = s.folder.path / "checkpoints"
+            path, size = save_checkpoint(where, step, s.model, s.optimizer, s.scaler)
+        except OSError as error:
+            text = f"No checkpoint at step {step:,}: {error.strerror}; free space on the disk."
+            s.log.write(Event(level="warning", what="checkpoint_failed", step=step, text=text))
+            s.screen.say(f"! {text}")
+            return
+    s.log.write(
+        Checkpoint(
+            step=step,
+            seconds=saving.seconds,
+            bytes=size,
+            path=str(path.relative_to(s.folder.path)),
+        )
+    )
+
+
+def close(s: Session, status: Status, reason: str | None) -> None:
+    """The last lines of the log: a text sample, what the sensors missed, the peaks, the end."""
+    if status == "finished":
+        write_sample(s)
+    for reading in s.sensors.close():
+        s.log.write(reading)
+    if s.device.type == "cuda":
+        for field, why in s.sensors.absent.items():
+            what = "no_power" if field == "power_watts" else "not_measured"
+            s.log.write(Event(what=what, text=f"{field}: {why}"))
+    allocated, reserved = peak_bytes(s.device)
+    s.log.write(
+        End(
+            status=status,
+            steps=s.steps_done,
+            wall_seconds=s.clock.elapsed_seconds(),
+            peak_allocated_bytes=allocated,
+            peak_reserved_bytes=reserved,
+            peak_process_bytes=peak_process_bytes() if s.device.type == "cpu" else None,
+            reason=reason,
+        )
+    )
+
+
+def write_sample(s: Session) -> None:
+    """Log a text that the model writes; without its vocabulary (offline) there is none."""
+    try:
+        encoding = s.source.encoding()
+    except Exception as error:  # a download fails in whatever way its client has
+        text = f"No sample of text: the vocabulary could not be loaded ({type(error).__name__})."
+        s.log.write(Event(level="warning", what="no_sample", text=text))
+        return
+    s.model.eval()
+    text = sample_text(s.model, encoding, SAMPLE_TOKENS, s.config.run.seed, s.device)
+    s.log.write(Event(what="sample", step=s.config.train.max_steps, text=text))
+
+
+def run(s: Session) -> tuple[Status, str | None]:
+    """Mirror, train, and close the log, however it ended."""
+    mirror = None
+    wandb, train_config = s.config.wandb, s.config.train
+    if wandb.mode != "disabled":
+        mirror = Mirror.start(s.folder.path, wandb.mode, wandb.project, train_config.log_every)
+    with s.log:
+        try:
+            status, reason = train(s)
+        except torch.OutOfMemoryError:
+            status, reason = (
+                "failed",
+                f"the GPU ran out of memory; set --train.micro-batch below "
+                f"{train_config.micro_batch} and --train.grad-accum higher by as much",
+            )
+        close(s, status, reason)
+    if mirror is not None and (warning := mirror.finish()) is not None:
+        s.screen.say(f"! {warning}")
+    return status, reason
+
+
+def main(arguments: Sequence[str]) -> int:
+    assert __doc__ is not None
+    parser = Parser(__doc__)
+    parser.add_argument("config", type=Path, help="configuration of the run")
+    parser.add_argument("--resume", choices=["auto"], help="go on from the newest checkpoint")
+    parser.add_argument("--rehearse", type=int, metavar="N", help="stop after N steady steps")
+    parser.add_argument("--claims", type=Path, help="claims to hold against the run in its report")
+    add_config_flags(parser)
+    given = parser.parse(arguments)
+    if given.rehearse is not None and given.rehearse < 1:
+        raise BadInput("--rehearse takes a number of steps above 0.")
+    config = load_config(given.config, config_overrides(given))
+    if given.claims is not None:
+        load_claims(given.claims)
+    try:
+        session = open_session(config, given.resume == "auto", given.rehearse, given.claims)
+        status, reason = run(session)
+    except OSError as error:
+        raise RunFailed(
+            f"{config.folder}: {error.strerror or error}; what was written is kept, "
+            "--resume auto goes on from the newest checkpoint."
+        ) from error
+    report, folder, recorded = build_report(config.folder, claims_of(config.folder, None))
+    paths = write_report(report, folder, recorded)
+    print()
+    print_report(report, Console())
+    print(f"\n{paths[-1]}  (also .md and .json)")
+    if status == "failed":
+        raise RunFailed(f"{reason}; the log and the report up to there are kept.")
+    if status == "stopped":
+        print(f"Stopped at step {session.steps_done:,}; --resume auto goes on from there.")
+    return 0 if status == "finished" or given.rehearse is not None else 1
+
+
+if __name__ == "__main__":
+    run_command(main)
