@@ -57,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
     console.print(Text(prediction.hardware.peak_name, style="dim"))
     console.print()
     shown = [row for row in rows if row.claimed is not None or row.analytic is not None]
-    print_rows(shown, ("predicted", "claimed"), console)
+    print_rows(shown, ("predicted", "claimed"), console, planned=True)
     console.print()
     console.print(Text(_fit_sentence(config, fit)))
     if prediction.step_parts:

@@ -19,7 +19,7 @@ from nanogauge.hardware import find_gpu, from_properties, from_row
 from nanogauge.measure.clock import Clock
 from nanogauge.measure.environment import capture_environment, total_memory_bytes
 from nanogauge.measure.gpu import DriverInfo, NullSensors, Sensors, driver_info, open_sensors
-from nanogauge.measure.memory import process_bytes
+from nanogauge.measure.memory import process_bytes, reset_peak
 from nanogauge.predict.calibrate import measure_cpu
 from nanogauge.predict.prediction import predict
 from nanogauge.records import Compile, Event, Hardware, Start
@@ -82,6 +82,7 @@ def open_session(
     folder, checkpoint, damaged = open_folder(config, device, dtype, resume)
     if claims is not None:
         write_aside(folder.path / CLAIMS_NAME, claims.read_bytes())
+    reset_peak()
     model = GPT(config.model).to(device)
     optimizer = make_optimizer(model, config.optimizer)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == "float16")

@@ -13,7 +13,7 @@ import torch
 from nanogauge.records import Hardware
 
 MATMUL_SIZES = (512, 1024, 1536)
-COPY_BYTES = 2**28
+COPY_BYTES = 2**27
 SECONDS_EACH = 0.35
 
 

@@ -14,7 +14,7 @@ from nanogauge.records import Hardware, Part
 
 CUDA_CONTEXT_BYTES = int(0.35 * 2**30)
 RESERVED_OVER_ALLOCATED = (1.05, 1.15, 1.35)  # low, expected, high
-COMPILER_BYTES = int(0.35e9)  # of the host process, once torch.compile has run
+COMPILER_BYTES = int(0.2e9)  # of the host process, once torch.compile has run
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ POWER_SHARE = (0.85, 0.93, 1.0)
 """mean board power over its limit while it trains. Source: BERT fine-tuning on V100, A40 and Quadro
 RTX 6000 at 85-96 % of the limit (traces of ml-energy/zeus); no GeForce figure is published."""
 
+FIRST_STEP_EXTRA_SECONDS = (0.0, 0.2, 3.0)  # first allocations, libraries that load when used
 START_UP_SECONDS = (3.0, 7.0, 30.0)  # imports, data, first allocation; 6 s for the demo
 
 CHECKPOINT_BYTES_PER_SECOND = (0.2e9, 1.0e9, 3.0e9)  # slow disk, SATA to NVMe, fast NVMe
@@ -197,11 +198,14 @@ def _times(
 
     result = {
         "first_step_seconds": estimate(
-            compiling[0] + low * seconds,
-            compiling[1] + seconds,
-            compiling[2] + high * seconds,
+            *(
+                start + factor * seconds + extra
+                for start, factor, extra in zip(
+                    compiling, (low, 1.0, high), FIRST_STEP_EXTRA_SECONDS, strict=True
+                )
+            ),
             "s",
-            "compilation + one step",
+            "compilation + one step + first allocations",
         ),
         "step_seconds": estimate(
             low * seconds,

@@ -192,7 +192,10 @@ def _headline_of_prediction(actual: str, rows: list[Row], attribution: Attributi
         if abs(largest.seconds) < 7200
         else (f"{largest.seconds / 3600:+.3g} h")
     )
-    return f"{text}, most of it because of the {largest.cause} ({difference}: {largest.why})."
+    return (
+        f"{text}. The largest part of the difference: {largest.cause}, {difference} "
+        f"({largest.why})."
+    )
 
 
 def _narrowest(claims: Claims | None, rows: list[Row], row_id: str) -> Row | None:

@@ -208,26 +208,35 @@ def _cards(report: Report) -> list[tuple[str, str]]:
     return cards
 
 
-def print_rows(rows: list[Row], columns: Sequence[str], console: Console) -> None:
-    """Rows for a terminal: with the reasons beside them where it is wide, else below."""
+def print_rows(
+    rows: list[Row], columns: Sequence[str], console: Console, planned: bool = False
+) -> None:
+    """Rows for a terminal: with the reasons beside them where it is wide, else below.
+
+    In a plan nothing is measured yet, so that only claims have a verdict.
+    """
     wide = console.width >= WIDE_TERMINAL
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("quantity", *columns, "verdict", *(["why"] if wide else [])):
         table.add_column(name, no_wrap=name not in ("quantity", "why"), overflow="fold")
     below: list[Text] = []
+    absent: dict[str, list[str]] = {}
     for row in rows:
         cells = Cells(row)
-        judged = row.claim is not None or row.measured is not None
+        judged = row.claim is not None or not planned
         style = COLOURS.get(cells.verdict, "dim")
-        verdict = Text(
-            f"{cells.mark} {cells.verdict} {cells.factor}" if judged else "", style=style
-        )
+        word = f"{cells.mark} {cells.verdict} {cells.factor}"
+        verdict = Text(word if judged else "", style=style)
         values = [Text(getattr(cells, name)) for name in columns]
         why = [Text(row.why, style="dim")] if wide else []
         table.add_row(Text(row.quantity), *values, verdict, *why)
-        if not wide and row.why and cells.verdict in ("missed", "contradicted"):
+        if not wide and cells.verdict in ("missed", "contradicted"):
             below.append(Text(f"{cells.mark} {row.quantity}: {row.why}."))
+        elif not wide and cells.verdict == "not measured" and row.claim is None and not planned:
+            absent.setdefault(row.why, []).append(row.quantity)
     console.print(table)
+    for why, quantities in absent.items():
+        below.append(Text(f"{MARKS['not measured']} {', '.join(quantities)}: {why}.", style="dim"))
     for text in below:
         console.print(text)
 

@@ -1,0 +1,32 @@
+# Two commands on a fresh machine: make demo, make test. They need Python 3.11+, make and pip.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo test gpu-check clean
+
+setup: .venv/.done
+
+.venv/.done: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "nanogauge needs Python 3.11 or newer: make setup PYTHON=python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+# The demo's folder is made anew each time.
+demo: setup
+	@rm -rf runs/demo
+	$(BIN)/python train.py configs/demo.toml
+
+test: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -m 'not gpu'
+
+# Everything that needs a real card; says "skipped: no GPU" where there is none.
+gpu-check: setup
+	$(BIN)/python -m pytest -m gpu -rs
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
