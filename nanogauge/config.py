@@ -225,8 +225,13 @@ def load_config(path: Path, overrides: Mapping[str, Mapping[str, object]] | None
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first finding of a validation, as a sentence naming the key and what would be right."""
-    first = error.errors()[0]
+    """One finding of a validation, as a sentence naming the key and what would be right.
+
+    A misspelt key comes first: it is often the cause of a missing one.
+    """
+    findings = error.errors()
+    misspelt = (finding for finding in findings if finding["type"] == "extra_forbidden")
+    first = next(misspelt, findings[0])
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(where, _dotted_names(model), n=1, cutoff=0.5)

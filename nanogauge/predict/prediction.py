@@ -231,7 +231,7 @@ def _times(
         result[row] = estimate(
             mfu(flops, high * seconds, peak),
             mfu(flops, seconds, peak),
-            mfu(flops, low * seconds, peak),
+            min(mfu(flops, low * seconds, peak), 1.0),
             "1",
             f"FLOPs per step / step time / peak; {hardware.peak_name}",
         )

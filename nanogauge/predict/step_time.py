@@ -105,7 +105,7 @@ def predict_step_time(config: Config, hardware: Hardware, dtype: str) -> StepTim
     optimizer = total * 30 / bandwidth
     # 8. A floor for launching kernels, where they are too small to hide it.
     launches = (28 * layers + 40) if compiled else (150 * layers + 40)
-    launch_seconds = launches * (4e-6 if on_cpu else 7e-6)
+    launch_seconds = launches * (12e-6 if on_cpu else 7e-6)
 
     work = products + attention + head + loss + elementwise + weights
     idle = launch_seconds if on_cpu else max(0.0, launch_seconds - work)

@@ -1,0 +1,66 @@
+"""Run the project's commands as a user does, and a configuration small enough for every test."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+DEMO = ROOT / "configs" / "demo.toml"
+TINY = [
+    "--model.n-layer=1",
+    "--model.n-head=2",
+    "--model.n-embd=32",
+    "--model.block-size=32",
+    "--model.dropout=0.1",
+    "--train.micro-batch=4",
+    "--train.grad-accum=2",
+    "--train.max-steps=12",
+    "--train.eval-every=5",
+    "--train.eval-batches=2",
+    "--train.checkpoint-every=4",
+    "--train.log-every=1",
+    "--run.compile=false",
+]
+
+
+def command(script: str, *arguments: object) -> list[str]:
+    return [sys.executable, str(ROOT / script), *map(str, arguments)]
+
+
+def run(
+    script: str, *arguments: object, timeout: float = 300, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a script of the project to its end; its output as text."""
+    return subprocess.run(
+        command(script, *arguments),
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def train_tiny(out: Path, *more: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Train the tiny model in out/demo."""
+    return run("train.py", DEMO, f"--run.out={out}", *TINY, *more, **environment)
+
+
+def log_lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def steps_of(folder: Path) -> list[dict[str, Any]]:
+    return [line for line in log_lines(folder) if line["kind"] == "step"]
+
+
+def rows_of(folder: Path) -> dict[str, dict[str, Any]]:
+    """The rows of report.json; the last where several share an id."""
+    report = json.loads((folder / "report.json").read_text())
+    return {row["id"]: row for row in report["rows"]}

@@ -1,0 +1,133 @@
+"""The shape of the project: what imports what, how long files are, what starts without torch."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "nanogauge"
+LEAVES = ("records", "quantities", "config")
+MEETING_PLACES = ("nanogauge.session", "train")
+
+
+def imports(path: Path) -> set[str]:
+    """Modules a file imports anywhere, with the names taken from them: a.b and a.b.name."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            assert node.level == 0, f"{path}: relative import"
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def uses(path: Path, *modules: str) -> set[str]:
+    return {i for i in imports(path) for m in modules if i == m or i.startswith(m + ".")}
+
+
+def files(folder: str) -> list[Path]:
+    return sorted((PACKAGE / folder).rglob("*.py"))
+
+
+def test_records_quantities_and_config_stand_on_the_standard_library_and_pydantic() -> None:
+    """They are imported by everything, so they may import nothing that is slow or circular."""
+    allowed = {*sys.stdlib_module_names, "pydantic"}
+    ours = {"nanogauge.errors", *(f"nanogauge.{leaf}" for leaf in LEAVES)}
+    for leaf in LEAVES:
+        for name in imports(PACKAGE / f"{leaf}.py"):
+            top = name.split(".")[0]
+            assert top in allowed or any(name.startswith(our) for our in ours), (leaf, name)
+
+
+def test_prediction_knows_no_measurement_report_or_torch() -> None:
+    """A prediction that could see measurements would not be one."""
+    for path in files("predict"):
+        assert not uses(path, "nanogauge.measure", "nanogauge.report", "nanogauge.runlog"), path
+        if path.name != "calibrate.py":
+            assert not uses(path, "torch"), path
+
+
+def test_measurement_knows_no_configuration_and_no_prediction() -> None:
+    """An instrument that knew what is expected could be read too kindly."""
+    for path in files("measure"):
+        assert not uses(path, "nanogauge.config", "nanogauge.predict", "nanogauge.report"), path
+
+
+def test_model_and_training_know_nothing_of_prediction_measurement_and_report() -> None:
+    others = ("nanogauge.predict", "nanogauge.measure", "nanogauge.report", "nanogauge.runlog")
+    for path in [ROOT / "model.py", *files("training")]:
+        assert not uses(path, *others), path
+
+
+def test_nothing_imports_the_places_where_all_meet() -> None:
+    for path in [*PACKAGE.rglob("*.py"), *ROOT.glob("*.py")]:
+        if path.name not in ("train.py", "session.py"):
+            assert not uses(path, *MEETING_PLACES), path
+
+
+def test_only_the_run_log_touches_log_jsonl() -> None:
+    """One writer and one reader: the form of a line is known in a single file."""
+    for path in [*PACKAGE.rglob("*.py"), *ROOT.glob("*.py")]:
+        strings = {
+            node.value
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        }
+        assert path.name == "runlog.py" or "log.jsonl" not in strings, path
+
+
+@pytest.mark.parametrize("module", ["plan", "report", "nanogauge.claims", "nanogauge.tracking"])
+def test_planning_and_reporting_start_without_torch(module: str) -> None:
+    """torch takes seconds to import: a plan is there in one, without it."""
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'wandb' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_files_are_short_enough_to_be_read() -> None:
+    python = [*ROOT.glob("*.py"), *PACKAGE.rglob("*.py"), *(ROOT / "tests").glob("*.py")]
+    for path in python:
+        assert len(path.read_text().splitlines()) <= 400, path
+    assert len((ROOT / "train.py").read_text().splitlines()) <= 320
+
+
+def test_the_training_loop_is_inline_and_at_most_80_lines() -> None:
+    """The loop is what a reader comes for: it reads top to bottom in one place."""
+    tree = ast.parse((ROOT / "train.py").read_text())
+    (train,) = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "train"]
+    (loop,) = [n for n in train.body if isinstance(n, ast.While)]
+    assert loop.end_lineno is not None
+    assert loop.end_lineno - loop.lineno < 80
+    called = {n.attr for n in ast.walk(loop) if isinstance(n, ast.Attribute)}
+    assert called >= {"backward", "step", "zero_grad", "window", "write"}
+
+
+def test_the_pinned_versions_are_the_installed_ones_and_name_no_address() -> None:
+    """The same environment next year: every installed package is pinned, by name and version."""
+    text = (ROOT / "constraints.txt").read_text()
+    assert not re.search(r"https?:|file:|@", text)
+    pins = dict(line.split("==") for line in text.splitlines() if not line.startswith("#"))
+    plain = {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in pins.items()}
+    needed, seen = ["nanogauge"], set()
+    while needed:
+        name = re.sub(r"[-_.]+", "-", needed.pop()).lower()
+        if name in seen:
+            continue
+        seen.add(name)
+        try:
+            installed = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            continue  # an extra, or a package of another platform
+        if name != "nanogauge":
+            assert installed.version.split("+")[0] == plain.get(name), name
+        for requirement in installed.requires or []:
+            if "extra ==" not in requirement or name == "nanogauge":
+                needed.append(re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0])
