@@ -22,7 +22,7 @@ from nanogauge.predict.prediction import predict, resolve_dtype
 from nanogauge.quantities import format_seconds
 from nanogauge.records import SCHEMA, Prediction
 from nanogauge.report.compare import build_rows
-from nanogauge.report.render import print_findings, print_rows
+from nanogauge.report.render import in_order, print_findings, print_rows
 
 DESKTOP_BYTES = 2**30  # what a desktop session holds of a card that also drives the screen
 
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
     console.print(Text(f"{config.run.name} on {prediction.hardware.name}", style="bold"))
     console.print(Text(prediction.hardware.peak_name, style="dim"))
     console.print()
-    shown = [row for row in rows if row.claimed is not None or row.analytic is not None]
+    shown = [row for row in in_order(rows) if row.claimed is not None or row.analytic is not None]
     print_rows(shown, ("predicted", "claimed"), console, planned=True)
     console.print()
     console.print(Text(_fit_sentence(config, fit)))

@@ -167,7 +167,7 @@ def _time_and_mfu(
             other = "mfu_6n" if share.row == "mfu_palm" else "mfu_palm"
             yield Inconsistency(
                 ids=[share.key, claim.key],
-                why=f"an MFU of {range_text(share)} means "
+                why=f"MFU {range_text(share)} means "
                 f"{format_range(claim.row, low, high)} "
                 f"({format_range(claim.row, *implied[other])} counting "
                 f"{'6N' if other == 'mfu_6n' else '6N + 12LCT'}), "

@@ -222,6 +222,7 @@ def test_shards_of_tokens_are_trained_on(tmp_path: Path) -> None:
         dataset_config="none",
         revision=None,
     )
+    (tmp_path / "data").mkdir()
     generator = np.random.default_rng(0)
     with ShardWriter(tmp_path / "data", origin, shard_tokens=3000) as writer:
         for split, count in (("val", 3), ("train", 12)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,6 +45,35 @@ LEDGER_NAMES = {
     "compile_s": "compilation",
     "other_s": "everything else",
 }
+
+
+SHOWN_FIRST = (
+    "total_seconds",
+    "step_seconds",
+    "first_step_seconds",
+    "mfu_palm",
+    "mfu_6n",
+    "flops_total_6n",
+    "flops_total_palm",
+    "power_watts",
+    "energy_kwh",
+    "cost",
+    "peak_allocated_bytes",
+    "peak_process_bytes",
+    "val_loss",
+    "quality_vs_gpt2",
+)
+
+
+def in_order(rows: list[Row]) -> list[Row]:
+    """As a person asks: how long, how well, how much, and only then what was plain arithmetic."""
+    rank = {row_id: index for index, row_id in enumerate(SHOWN_FIRST)}
+    return sorted(rows, key=lambda row: rank.get(row.id, len(rank)))
+
+
+def unbroken(text: str) -> str:
+    """A number stays on one line with its unit."""
+    return re.sub(r"(?<=\d) (?=(?:s|ms|min|h|d|%|W|kWh|MB|GB|G|nat|USD)\b|%)", "\u00a0", text)
 
 
 class Cells:
@@ -91,6 +121,7 @@ def write_report(report: Report, run: RunFolder, recorded: Recorded) -> list[Pat
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
+    environment.filters["unbroken"] = unbroken
     contents = {
         "report.json": json.dumps(report.to_json(), indent=1, ensure_ascii=False, allow_nan=False),
         "report.md": environment.get_template("report.md.j2").render(context),
@@ -118,17 +149,24 @@ def _context(report: Report, run: RunFolder, recorded: Recorded) -> dict[str, An
     middle = [seconds for _, seconds in times]
     first_is_apart = len(middle) > 20 and middle[0] > 3 * sorted(middle)[len(middle) // 2]
     steady = times[1:] if first_is_apart else times
+    bands = {
+        row_id: _claimed_bands(report.rows, row_id, scale)
+        for row_id, scale in (("step_seconds", 1.0), ("mfu_palm", 100.0))
+    }
     charts = {
         "loss": line_chart([Series(losses, "line"), Series(validation, "dots")], "Loss over steps"),
         "step": line_chart(
             [Series(steady, "line")],
             "Seconds per step",
-            [Band(step.low, step.high, "band")] if step is not None else [],
+            [*([Band(step.low, step.high, "band")] if step else []), *bands["step_seconds"]],
         ),
         "mfu": line_chart(
             [Series(utilisation[1:] if first_is_apart else utilisation, "line")],
             "MFU in percent",
-            [Band(100 * share.low, 100 * share.high, "band")] if share is not None else [],
+            [
+                *([Band(100 * share.low, 100 * share.high, "band")] if share else []),
+                *bands["mfu_palm"],
+            ],
         ),
     }
     ledger = [
@@ -144,11 +182,12 @@ def _context(report: Report, run: RunFolder, recorded: Recorded) -> dict[str, An
     started = report.run.started_unix
     return {
         "r": report,
-        "cells": [Cells(row) for row in report.rows],
+        "cells": [Cells(row) for row in in_order(report.rows)],
         "hows": [(quantity, *told) for quantity, told in hows.items()],
         "cards": _cards(report),
         "charts": charts,
         "first_is_apart": first_is_apart,
+        "claimed_bands": bool(bands["step_seconds"]),
         "thinned": len(thin(losses)) < len(losses),
         "waterfalls": _waterfalls(report),
         "ledger": [(name, format_seconds(v), v / report.time_ledger.wall_s) for name, v in ledger],
@@ -169,6 +208,16 @@ def _context(report: Report, run: RunFolder, recorded: Recorded) -> dict[str, An
         "config": run.config.to_toml(),
         "started": time.strftime("%Y-%m-%d %H:%M", time.localtime(started)) if started else None,
     }
+
+
+def _claimed_bands(rows: list[Row], row_id: str, scale: float) -> list[Band]:
+    """The claimed ranges with two ends, in the unit of the chart."""
+    claims = [row.claimed for row in rows if row.id == row_id and row.claimed is not None]
+    return [
+        Band(scale * claim.low, scale * claim.high, "cband")
+        for claim in claims
+        if claim.low is not None and claim.high is not None
+    ]
 
 
 def _missing_parts(ledger: Ledger) -> list[str]:
@@ -245,7 +294,7 @@ def print_report(report: Report, console: Console) -> None:
     """The judgement, the verdicts and what cannot be true, for a terminal."""
     console.print(Text(report.run.headline, style="bold"))
     console.print()
-    print_rows(report.rows, ("claimed", "predicted", "measured"), console)
+    print_rows(in_order(report.rows), ("claimed", "predicted", "measured"), console)
     print_findings(report.inconsistencies, console)
     for warning in report.warnings:
         console.print(Text(f"! {warning}", style="yellow"))

@@ -1,0 +1,66 @@
+"""What several tests begin from: the documented run, and logs of the form that nanoGPT prints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+from commands import ROOT
+
+from nanogauge.claims import Claims, load_claims
+from nanogauge.config import Config, load_config
+from nanogauge.hardware import lookup
+from nanogauge.predict.prediction import predict
+from nanogauge.records import Prediction
+
+DOCUMENTED = ROOT / "configs" / "rtx4070_fineweb.toml"
+SEED_CLAIMS = ROOT / "predictions" / "seed_zh.toml"
+SHARED = ROOT.parent / "shared"
+"""material beside a developer's checkout; tests that hold against it are skipped elsewhere"""
+
+
+@cache
+def documented_config() -> Config:
+    return load_config(DOCUMENTED)
+
+
+@cache
+def documented_prediction() -> Prediction:
+    return predict(documented_config(), lookup("RTX 4070", "bfloat16"), "bfloat16")
+
+
+def claims_text(*claims: str) -> str:
+    """A claims file; each claim is the TOML of its key, unit and numbers."""
+    quoted = (f'[[claim]]\nquote = "q"\nenglish = "e"\n{claim}\n' for claim in claims)
+    return "\n".join(['[document]\ntitle = "A document"\n', *quoted])
+
+
+def claims_of(folder: Path, *claims: str) -> Claims:
+    path = folder / "claims.toml"
+    path.write_text(claims_text(*claims), encoding="utf-8")
+    return load_claims(path)
+
+
+def nanogpt_log(
+    iterations: int,
+    log_every: int,
+    eval_every: int,
+    step_ms: Callable[[int], float],
+    evaluation_ms: float,
+    compile_ms: float,
+) -> str:
+    """What nanoGPT prints: an iteration's time holds the evaluation and checkpoint that lie in it."""
+    lines = []
+    for i in range(iterations + 1):  # its loop ends after the iteration numbered max_iters
+        loss = 3.52 + 7.35 / (1 + i / 300)
+        if i % eval_every == 0:
+            lines.append(f"step {i}: train loss {loss:.4f}, val loss {loss:.4f}")
+            if i > 0:
+                lines.append("saving checkpoint to out")
+        if i % log_every == 0:
+            time = step_ms(i)
+            time += evaluation_ms * (i % eval_every == 0) + compile_ms * (i == 0)
+            mfu = 12.5 if i else -100
+            lines.append(f"iter {i}: loss {loss:.4f}, time {time:.2f}ms, mfu {mfu:.2f}%")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,240 @@
+"""Configuration: what a file and flags say is what is read, and a mistake is named."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import pytest
+from commands import ROOT, run
+from examples import DOCUMENTED
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nanogauge.cli import Parser
+from nanogauge.config import (
+    Config,
+    CostSection,
+    DataSection,
+    MeasureSection,
+    ModelSection,
+    OptimizerSection,
+    RunSection,
+    TrainSection,
+    WandbSection,
+    add_config_flags,
+    config_overrides,
+    load_config,
+)
+from nanogauge.errors import BadInput
+
+COUNTS = st.integers(1, 2**70)
+NATURAL = st.integers(0, 2**70)
+POSITIVE = st.floats(0, exclude_min=True, allow_infinity=False)
+NOT_NEGATIVE = st.floats(0, allow_infinity=False)
+FRACTIONS = st.floats(0, 1, exclude_max=True)
+WORDS = st.text(min_size=1, max_size=12)
+
+
+@st.composite
+def models(draw: st.DrawFn) -> ModelSection:
+    heads = draw(st.integers(1, 64))
+    return ModelSection(
+        n_layer=draw(COUNTS),
+        n_head=heads,
+        n_embd=heads * draw(st.integers(1, 256)),
+        block_size=draw(COUNTS),
+        vocab_size=draw(COUNTS),
+        bias=draw(st.booleans()),
+        dropout=draw(FRACTIONS),
+    )
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> Config:
+    """Any valid configuration, with odd text wherever text is free."""
+    path = draw(st.none() | WORDS)
+    return Config(
+        run=RunSection(
+            name=draw(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,8}", fullmatch=True)),
+            out=draw(WORDS),
+            device=draw(st.sampled_from(["auto", "cuda", "mps", "cpu"])),
+            dtype=draw(st.sampled_from(["auto", "float32", "bfloat16", "float16"])),
+            compile=draw(st.booleans()),
+            seed=draw(NATURAL),
+        ),
+        model=draw(models()),
+        data=DataSection(path=path, tokens=draw(st.none() | COUNTS), embedded=path is None),
+        train=draw(
+            st.builds(TrainSection, **{key: COUNTS for key in TrainSection.model_fields}),
+        ),
+        optimizer=OptimizerSection(
+            learning_rate=draw(POSITIVE),
+            min_learning_rate=draw(NOT_NEGATIVE),
+            warmup_steps=draw(NATURAL),
+            decay_steps=draw(st.none() | COUNTS),
+            schedule=draw(st.sampled_from(["cosine", "constant"])),
+            beta1=draw(FRACTIONS),
+            beta2=draw(FRACTIONS),
+            weight_decay=draw(NOT_NEGATIVE),
+            grad_clip=draw(NOT_NEGATIVE),
+        ),
+        measure=MeasureSection(power_hz=draw(st.floats(0, 100, exclude_min=True))),
+        cost=CostSection(price_per_kwh=draw(st.none() | POSITIVE), currency="EUR"),
+        wandb=WandbSection(
+            mode=draw(st.sampled_from(["auto", "online", "offline", "disabled"])),
+            project=draw(WORDS),
+        ),
+    )
+
+
+def load_text(text: str) -> Config:
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "run.toml"
+        path.write_text(text, encoding="utf-8")
+        return load_config(path)
+
+
+@settings(max_examples=40, deadline=None)
+@given(configs())
+def test_the_resolved_configuration_reads_back_equal(config: Config) -> None:
+    """config.toml in the run folder is enough to start the run again."""
+    assert load_text(config.to_toml()) == config
+
+
+@settings(max_examples=40, deadline=None)
+@given(configs(), configs())
+def test_every_key_has_a_flag_that_beats_the_file(wanted: Config, in_file: Config) -> None:
+    """A file that says one thing, flags that say another of every key: the flags hold."""
+    flags = []
+    for section, values in wanted.model_dump().items():
+        for key, value in values.items():
+            if value is not None:
+                text = str(value).lower() if isinstance(value, bool) else str(value)
+                flags.append(f"--{section}.{key.replace('_', '-')}={text}")
+    parser = Parser("test")
+    add_config_flags(parser)
+    overrides = config_overrides(parser.parse(flags))
+    for section, values in wanted.model_dump().items():
+        # What no flag can say must not stand in the file either. model_copy does not validate: a
+        # file may be wrong as long as the flags complete it.
+        absent = {key: None for key, value in values.items() if value is None}
+        changed = getattr(in_file, section).model_copy(update=absent)
+        in_file = in_file.model_copy(update={section: changed})
+    text = in_file.to_toml()
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "run.toml"
+        path.write_text(text, encoding="utf-8")
+        assert load_config(path, overrides) == wanted
+
+
+def test_flags_of_a_command_beat_its_file() -> None:
+    """Dashes and underscores, `=` and a space, all mean the same key."""
+    flags = ["--model.n-embd", 768, "--model.n_layer=3", "--train.max-steps=1e3"]
+    done = run("plan.py", DOCUMENTED, "--gpu", "RTX 4070", "--json", *flags)
+    assert done.returncode == 0, done.stderr
+    rows = {row["id"]: row["analytic"] for row in json.loads(done.stdout)["rows"]}
+    assert rows["tokens_total"]["expected"] == 524_288 * 1000
+    assert rows["parameters"]["expected"] == 3 * (12 * 768**2 + 2 * 768) + 50304 * 768 + 768
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "named", "meant"),
+    [
+        ("beta1 =", "beta_1 =", "optimizer.beta_1", "optimizer.beta1"),
+        ("[optimizer]", "[optimiser]", "optimiser", "optimizer"),
+        ("[run]", "n_layer = 3\n[run]", "n_layer", "model.n_layer"),
+        ("n_layer =", "n_layers =", "model.n_layers", "model.n_layer"),
+        ("max_steps =", "maxsteps =", "train.maxsteps", "train.max_steps"),
+        ("[model]", "[modle]", "modle", "model"),
+    ],
+)
+def test_an_unknown_key_is_named_with_the_nearest_right_one(
+    right: str, wrong: str, named: str, meant: str
+) -> None:
+    """Also where the right key has no default, so that it is missing as well."""
+    text = DOCUMENTED.read_text(encoding="utf-8")
+    assert right in text
+    with pytest.raises(BadInput) as refused:
+        load_text(text.replace(right, wrong))
+    assert f"unknown key {named}; did you mean {meant}?" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "named"),
+    [
+        ("n_layer = 12", 'n_layer = "12"', "model.n_layer"),
+        ("n_layer = 12", "n_layer = true", "model.n_layer"),
+        ("n_layer = 12", "n_layer = 12.5", "model.n_layer"),
+        ("n_layer = 12", "n_layer = 0", "model.n_layer"),
+        ("n_embd = 384", "n_embd = 385", "n_embd 385 is not a multiple of n_head 12"),
+        ("compile = true", "compile = 1", "run.compile"),
+        ("dropout = 0.1", "dropout = nan", "model.dropout"),
+        ("tokens = 3.68e9", "tokens = inf", "data.tokens"),
+        ('dtype = "bfloat16"', 'dtype = "bf16"', "run.dtype"),
+        ('path = "data/fineweb_edu"', "embedded = false", "give either path"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused_by_its_key(
+    right: str, wrong: str, named: str
+) -> None:
+    text = DOCUMENTED.read_text(encoding="utf-8")
+    assert right in text
+    with pytest.raises(BadInput) as refused:
+        load_text(text.replace(right, wrong))
+    assert named in str(refused.value)
+
+
+def test_whole_floats_are_counts_and_counts_are_floats() -> None:
+    """3.68e9 tokens and a learning rate of 1 are how people write them."""
+    text = DOCUMENTED.read_text(encoding="utf-8")
+    config = load_text(text.replace("learning_rate = 1e-3", "learning_rate = 1", 1))
+    assert config.data.tokens == 3_680_000_000
+    assert isinstance(config.data.tokens, int)
+    assert config.optimizer.learning_rate == 1.0
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda p: p.stem)
+def test_every_shipped_configuration_is_valid(path: Path) -> None:
+    config = load_config(path)
+    assert config.run.name == path.stem  # so that the run folder tells which file made it
+
+
+def test_the_documented_configuration_is_the_documented_run() -> None:
+    """The figures of the run whose estimates predictions/seed_zh.toml holds."""
+    config = load_config(DOCUMENTED)
+    expected = {
+        "run": {"dtype": "bfloat16", "compile": True},
+        "model": {
+            "n_layer": 12,
+            "n_head": 12,
+            "n_embd": 384,
+            "block_size": 1024,
+            "vocab_size": 50304,
+            "bias": False,
+            "dropout": 0.1,
+        },
+        "data": {"tokens": 3_680_000_000, "embedded": False},
+        "train": {
+            "micro_batch": 16,
+            "grad_accum": 32,
+            "max_steps": 20000,
+            "eval_every": 500,
+            "eval_batches": 200,
+        },
+        "optimizer": {
+            "learning_rate": 1e-3,
+            "min_learning_rate": 1e-4,
+            "warmup_steps": 500,
+            "decay_steps": None,
+            "schedule": "cosine",
+            "beta1": 0.9,
+            "beta2": 0.99,
+            "weight_decay": 0.1,
+            "grad_clip": 1.0,
+        },
+    }
+    dumped = config.model_dump()
+    for section, values in expected.items():
+        assert {key: dumped[section][key] for key in values} == values

@@ -1,0 +1,69 @@
+"""What needs a real card: make gpu-check."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from commands import DEMO, TINY, log_lines, rows_of, run
+
+from nanogauge.measure.gpu import driver_info
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="skipped: no GPU"),
+]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small compiled bf16 run of some seconds on the card."""
+    out = tmp_path_factory.mktemp("runs")
+    flags = ["--run.device=cuda", "--run.dtype=auto", "--run.compile=true"]
+    flags += ["--model.n-embd=256", "--model.block-size=256", "--train.micro-batch=32"]
+    done = run("train.py", DEMO, f"--run.out={out}", *TINY, *flags, "--train.max-steps=400")
+    assert done.returncode == 0, done.stderr
+    print(done.stdout)
+    return out / "demo"
+
+
+def test_a_card_is_measured_by_allocator_driver_and_sensors(trained: Path) -> None:
+    """On a card nothing is missing but what the driver says it does not have."""
+    rows = rows_of(trained)
+    for row in ("step_seconds", "mfu_palm", "peak_allocated_bytes", "peak_process_bytes"):
+        assert rows[row]["measured"] is not None, rows[row]["why"]
+    assert (
+        rows["peak_process_bytes"]["measured"]["value"]
+        > (rows["peak_allocated_bytes"]["measured"]["value"])
+    )
+    info = driver_info(str(torch.cuda.get_device_properties(0).uuid))
+    if info.power_limit_watts is not None and "power_watts" not in info.absent:
+        watts = rows["power_watts"]["measured"]["value"]
+        assert 0 < watts <= 1.05 * info.power_limit_watts
+
+
+def test_the_compiled_model_is_what_trains(trained: Path) -> None:
+    (mode,) = [line["mode"] for line in log_lines(trained) if line["kind"] == "compile"]
+    assert mode == "compiled"
+
+
+def test_a_run_on_a_card_resumes(trained: Path) -> None:
+    """Weights, optimizer and random states go to the card and back."""
+    done = run(
+        "train.py",
+        DEMO,
+        f"--run.out={trained.parent}",
+        "--resume=auto",
+        *TINY,
+        "--run.device=cuda",
+        "--run.dtype=auto",
+        "--run.compile=true",
+        "--model.n-embd=256",
+        "--model.block-size=256",
+        "--train.micro-batch=32",
+        "--train.max-steps=400",
+        CUDA_VISIBLE_DEVICES=os.environ.get("CUDA_VISIBLE_DEVICES", "0"),
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,217 @@
+"""The model is nanoGPT's, and does what a causal language model must."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from model import GPT
+from nanogauge.config import ModelSection
+
+# bias -> loss, and the norm of each parameter's gradient (names without "transformer.")
+NANOGPT: dict[bool, tuple[float, dict[str, float]]] = {
+    False: (
+        3.7451389,
+        {
+            "wte.weight": 0.739564,
+            "wpe.weight": 0.4158503,
+            "h.0.ln_1.weight": 0.04114625,
+            "h.0.attn.c_attn.weight": 0.3787209,
+            "h.0.attn.c_proj.weight": 0.3237493,
+            "h.0.ln_2.weight": 0.03302904,
+            "h.0.mlp.c_fc.weight": 0.4390496,
+            "h.0.mlp.c_proj.weight": 0.4229692,
+            "h.1.ln_1.weight": 0.03409923,
+            "h.1.attn.c_attn.weight": 0.2506643,
+            "h.1.attn.c_proj.weight": 0.2413302,
+            "h.1.ln_2.weight": 0.04556719,
+            "h.1.mlp.c_fc.weight": 0.3666303,
+            "h.1.mlp.c_proj.weight": 0.3087174,
+            "ln_f.weight": 0.1047225,
+        },
+    ),
+    True: (
+        3.8079617,
+        {
+            "wte.weight": 0.6049808,
+            "wpe.weight": 0.2259323,
+            "h.0.ln_1.weight": 0.02493804,
+            "h.0.ln_1.bias": 0.01700771,
+            "h.0.attn.c_attn.weight": 0.2016762,
+            "h.0.attn.c_attn.bias": 0.03406021,
+            "h.0.attn.c_proj.weight": 0.2121366,
+            "h.0.attn.c_proj.bias": 0.09263959,
+            "h.0.ln_2.weight": 0.03957194,
+            "h.0.ln_2.bias": 0.02451097,
+            "h.0.mlp.c_fc.weight": 0.2850398,
+            "h.0.mlp.c_fc.bias": 0.04309468,
+            "h.0.mlp.c_proj.weight": 0.2949141,
+            "h.0.mlp.c_proj.bias": 0.06493016,
+            "h.1.ln_1.weight": 0.01386455,
+            "h.1.ln_1.bias": 0.01669422,
+            "h.1.attn.c_attn.weight": 0.1262552,
+            "h.1.attn.c_attn.bias": 0.03161484,
+            "h.1.attn.c_proj.weight": 0.1291552,
+            "h.1.attn.c_proj.bias": 0.05871782,
+            "h.1.ln_2.weight": 0.02492024,
+            "h.1.ln_2.bias": 0.01645217,
+            "h.1.mlp.c_fc.weight": 0.2154281,
+            "h.1.mlp.c_fc.bias": 0.04039397,
+            "h.1.mlp.c_proj.weight": 0.2202454,
+            "h.1.mlp.c_proj.bias": 0.05589076,
+            "ln_f.weight": 0.1378104,
+            "ln_f.bias": 0.0992728,
+        },
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Models this small lose more to waiting for a second thread than it does for them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def small_model(bias: bool = False, dropout: float = 0.0) -> GPT:
+    return GPT(
+        ModelSection(
+            n_layer=2,
+            n_head=2,
+            n_embd=16,
+            block_size=12,
+            vocab_size=37,
+            bias=bias,
+            dropout=dropout,
+        )
+    )
+
+
+def formula_tokens() -> tuple[Tensor, Tensor]:
+    """Three sequences of twelve tokens and their targets, without a random number."""
+    i = torch.arange(3 * 12)
+    return ((7 * i + i * i) % 37).view(3, 12), ((5 * i + 3) % 37).view(3, 12)
+
+
+@torch.no_grad()
+def fill_by_formula(model: GPT) -> None:
+    """Weights without a random number, of full rank: 0.2 sin(0.37 i + 0.011 i^2 + k), norms at 1.
+
+    i counts the elements of a parameter, k the parameters in the order of their registration.
+    """
+    for k, (name, parameter) in enumerate(model.named_parameters()):
+        i = torch.arange(parameter.numel(), dtype=torch.float64)
+        values = 0.2 * torch.sin(0.37 * i + 0.011 * i * i + k)
+        if ".ln_" in name and name.endswith("weight"):
+            values += 1
+        parameter.copy_(values.view(parameter.shape))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_loss_and_gradients_are_those_of_nanogpt(bias: bool) -> None:
+    """The same weights and tokens give the same loss and the same gradient of every parameter.
+
+    The figures were recorded from the model.py of karpathy/nanoGPT at commit 3adf61e, on a CPU in
+    fp32 with torch 2.13, its GPT filled by fill_by_formula and run on formula_tokens; computed in
+    fp64 they differ by less than 1e-6.
+    """
+    loss, norms = NANOGPT[bias]
+    model = small_model(bias)
+    fill_by_formula(model)
+    found = model(*formula_tokens())
+    found.backward()
+    assert found.item() == pytest.approx(loss, rel=1e-5)
+    gradients = {
+        name.removeprefix("transformer."): parameter.grad.double().norm().item()
+        for name, parameter in model.named_parameters()
+    }
+    assert gradients == pytest.approx(norms, rel=1e-5)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_new_model_is_initialised_as_gpt2_was(bias: bool) -> None:
+    """N(0, 0.02), projections into the residual stream by 1/sqrt(2L) less, norms 1, biases 0."""
+    torch.manual_seed(1)
+    layers = 8
+    config = ModelSection(
+        n_layer=layers, n_head=4, n_embd=128, block_size=128, vocab_size=256, bias=bias
+    )
+    matrices = 0
+    for name, parameter in GPT(config).named_parameters():
+        if name.endswith("bias"):
+            assert parameter.eq(0).all(), name
+        elif parameter.dim() == 1:
+            assert parameter.eq(1).all(), name
+        else:
+            matrices += 1
+            residual = name.endswith("c_proj.weight")
+            std = 0.02 / math.sqrt(2 * layers) if residual else 0.02
+            assert parameter.std().item() == pytest.approx(std, rel=0.04), name
+            assert abs(parameter.mean().item()) < 5 * std / math.sqrt(parameter.numel()), name
+    assert matrices == 4 * layers + 2
+
+
+def test_the_vocabulary_head_is_the_embedding() -> None:
+    """One tensor: what trains one trains the other, and it is counted and clipped once."""
+    model = small_model()
+    assert model.lm_head.weight is model.embedding.weight
+    assert "lm_head.weight" not in dict(model.named_parameters())
+    model(*formula_tokens()).backward()
+    unseen = sorted(set(range(37)) - set(formula_tokens()[0].flatten().tolist()))
+    assert unseen  # tokens that are no input: only the head can move their rows
+    assert model.embedding.weight.grad[unseen].abs().sum(dim=1).gt(0).all()
+
+
+def test_no_position_sees_a_later_token() -> None:
+    """Another token at position t changes the states from t on, and none before it."""
+    torch.manual_seed(2)
+    model = small_model().eval()
+    tokens, _ = formula_tokens()
+    before = model.hidden(tokens)
+    for t in range(tokens.shape[1]):
+        changed = tokens.clone()
+        changed[:, t] = (changed[:, t] + 1) % 37
+        after = model.hidden(changed)
+        assert torch.equal(after[:, :t], before[:, :t])
+        moved = (after[:, t:] - before[:, t:]).abs().amax(dim=-1)
+        assert moved.gt(0).all(), t
+
+
+def test_dropout_acts_in_training_alone() -> None:
+    torch.manual_seed(3)
+    model = small_model(dropout=0.5)
+    batch = formula_tokens()
+    assert model(*batch).item() != model(*batch).item()
+    model.eval()
+    assert model(*batch).item() == model(*batch).item()
+
+
+def test_generation_follows_its_seed_and_the_last_block_of_context() -> None:
+    """The same seed gives the same text; what lies further back than the block has no effect."""
+    torch.manual_seed(4)
+    model = small_model().eval()
+    fill_by_formula(model)
+
+    def generate(prompt: Tensor, seed: int, count: int = 30) -> list[int]:
+        generator = torch.Generator().manual_seed(seed)
+        text = model.generate(prompt, count, temperature=0.8, generator=generator)
+        assert torch.equal(text[:, : prompt.shape[1]], prompt)
+        return text[0, prompt.shape[1] :].tolist()
+
+    prompt = torch.arange(20).view(1, 20)  # longer than the block of 12
+    text = generate(prompt, seed=5)
+    assert len(text) == 30
+    assert set(text) <= set(range(37))
+    assert generate(prompt, seed=5) == text
+    assert generate(prompt, seed=6) != text
+    far, near = prompt.clone(), prompt.clone()
+    far[0, 7] = 36  # 20 - 12 = 8 is the first position in the block
+    near[0, 8] = 36
+    assert generate(far, seed=5) == text
+    assert any(generate(near, seed, 1) != generate(prompt, seed, 1) for seed in range(40))
