@@ -92,6 +92,8 @@ class Start(Line):
     """0, or the step a resumed run goes on from"""
     prediction_sha256: str
     device: str
+    train_tokens: int | None = None
+    """unique training tokens that were found; None where the data was not seen"""
 
 
 class Compile(Line):

@@ -15,6 +15,7 @@ import torch
 
 from model import GPT
 from nanogauge.config import Config
+from nanogauge.errors import BadInput
 from nanogauge.hardware import find_gpu, from_properties, from_row
 from nanogauge.measure.clock import Clock
 from nanogauge.measure.environment import capture_environment, total_memory_bytes
@@ -104,8 +105,17 @@ def open_session(
             first_step=first_step,
             prediction_sha256=folder.prediction_sha256,
             device=folder.prediction.hardware.name,
+            train_tokens=batches.train_tokens,
         )
     )
+    planned = config.data.tokens
+    if planned is not None and not 0.99 < batches.train_tokens / planned < 1.01:
+        text = (
+            f"The data holds {batches.train_tokens:,} training tokens, not the {planned:,} of "
+            "data.tokens: the passes over it are not those that were predicted."
+        )
+        log.write(Event(level="warning", what="data_size", text=text))
+        screen.say(f"! {text}")
     for text in damaged:
         log.write(Event(level="warning", what="checkpoint_damaged", text=text))
     session = Session(
@@ -174,9 +184,18 @@ def open_folder(
 
 
 def open_data(config: Config, device: torch.device) -> tuple[Config, Source, Batches]:
-    """The data, and the configuration with its number of tokens where none was given."""
+    """The data, and the configuration with its number of tokens where none was given.
+
+    Raises:
+        BadInput: if there is none, or its tokenizer has more tokens than the model.
+    """
     source = open_source(config.data)
     train, model = config.train, config.model
+    if source.vocab_size > model.vocab_size:
+        raise BadInput(
+            f"the data's tokenizer has {source.vocab_size:,} tokens but model.vocab_size is "
+            f"{model.vocab_size:,}; set it to that, padded to a multiple of 64."
+        )
     batches = Batches(
         source.splits,
         train.micro_batch,

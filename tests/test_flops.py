@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import pytest
 import torch
 from examples import documented_config
 from hypothesis import example, given, settings
@@ -17,6 +20,15 @@ from nanogauge.predict.flops import (
     forward_flops_per_token,
 )
 from nanogauge.predict.parameters import count_parameters
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Models this small lose more to waiting for a second thread than it does for them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @st.composite

@@ -70,7 +70,7 @@ NANOGPT: dict[bool, tuple[float, dict[str, float]]] = {
 }
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> Iterator[None]:
     """Models this small lose more to waiting for a second thread than it does for them."""
     threads = torch.get_num_threads()

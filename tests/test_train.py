@@ -248,8 +248,12 @@ def test_shards_of_tokens_are_trained_on(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "rtx4070_fineweb"
     assert len(steps_of(folder)) == 3
-    assert rows_of(folder)["data_epochs"]["measured"]["value"] == pytest.approx(768 / 3.68e9)
+    assert rows_of(folder)["data_epochs"]["measured"]["value"] == pytest.approx(768 / 12000)
     assert list((folder / "wandb").glob("offline-run-*/*.wandb"))
+    report = json.loads((folder / "report.json").read_text())
+    assert any(
+        "holds 12,000 training tokens, not the 3,680,000,000" in w for w in report["warnings"]
+    )
     events = [line["what"] for line in log_lines(folder) if line["kind"] == "event"]
     assert "no_sample" in events  # no vocabulary can be had here: the run goes on without a sample
 

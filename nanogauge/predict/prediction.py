@@ -49,7 +49,7 @@ def compile_seconds(config: Config, hardware: Hardware) -> tuple[float, float, f
         return (0.0, 0.0, 0.0)
     layers = config.model.n_layer
     expected = 16 + 2.5 * layers if hardware.kind == "cpu" else 8 + 0.4 * layers
-    return (0.2 * expected, expected, 4 * expected)
+    return (0.1 * expected, expected, 4 * expected)
 
 
 def predict(config: Config, hardware: Hardware, dtype: str) -> Prediction:

@@ -39,6 +39,12 @@ class RunInfo(Stored):
     document: str | None
     """whose claims the rows hold"""
     verdicts: dict[str, int]
+    """how many claims have which verdict"""
+    not_measured: int
+    """rows without a figure"""
+    predictions_held: int
+    predictions_judged: int
+    """quantities that were both predicted and measured"""
     headline: str
 
 
@@ -105,6 +111,7 @@ def _run_info(
         left = config.train.max_steps - measurements.steps_done
         projected = measurements.ledger.wall_s + left * median
     start = recorded.starts[0]
+    predictions = {row.id: row.prediction for row in rows if row.prediction is not None}
     return RunInfo(
         name=config.run.name,
         source=start.source,
@@ -119,7 +126,10 @@ def _run_info(
         projected_total_s=projected,
         prediction_sha256=run.prediction_sha256,
         document=claims.document.title if claims is not None else None,
-        verdicts=dict(Counter(row.verdict for row in rows)),
+        verdicts=dict(Counter(row.verdict for row in rows if row.claim is not None)),
+        not_measured=sum(row.verdict == "not measured" for row in rows),
+        predictions_held=sum(judged == "held" for judged in predictions.values()),
+        predictions_judged=len(predictions),
         headline=_headline(claims, rows, measurements, config, projected, attribution),
     )
 

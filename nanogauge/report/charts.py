@@ -17,6 +17,7 @@ Points = Sequence[tuple[float, float]]
 WIDTH, HEIGHT = 560, 220
 LEFT, RIGHT, TOP, BOTTOM = 46, 8, 10, 26
 MOST_POINTS = 1000
+MOST_PARTS = 5
 
 
 def thin(points: Points, most: int = MOST_POINTS) -> list[tuple[float, float]]:
@@ -116,7 +117,13 @@ def line_chart(series: Sequence[Series], title: str, bands: Sequence[Band] = ())
 def waterfall(begin: tuple[str, float], parts: Sequence[tuple[str, float]], end: str) -> str:
     """From one total to another through parts that add up, all in the unit that is drawn."""
     unit, scale = ("h", 3600.0) if begin[1] >= 7200 else ("s", 1.0)
-    shown = [(name, value / scale) for name, value in parts if abs(value) >= 5e-4 * begin[1]]
+    largest = sorted(parts, key=lambda part: -abs(part[1]))[:MOST_PARTS]
+    least = 5e-4 * begin[1]
+    shown = [
+        (name, value / scale)
+        for name, value in parts
+        if (name, value) in largest and abs(value) >= least
+    ]
     rest = sum(v for _, v in parts) / scale - sum(v for _, v in shown)
     if abs(rest) > 1e-9:
         shown.append(("rest", rest))
@@ -134,7 +141,7 @@ def waterfall(begin: tuple[str, float], parts: Sequence[tuple[str, float]], end:
     spoken = ", ".join(f"{name} {value:+.2f} {unit}" for name, value in shown)
     total = levels[-1]
     out = [
-        f'<svg viewBox="0 0 {WIDTH} 200" role="img" aria-label="From {levels[0]:.3g} {unit} '
+        f'<svg viewBox="0 0 {WIDTH} 206" role="img" aria-label="From {levels[0]:.3g} {unit} '
         f'({escape(begin[0])}) to {total:.3g} {unit} ({escape(end)}): {escape(spoken)}">'
     ]
     bars = [(begin[0], 0.0, levels[0], "tot", f"{levels[0]:.3g} {unit}")]
@@ -150,12 +157,19 @@ def waterfall(begin: tuple[str, float], parts: Sequence[tuple[str, float]], end:
             f'height="{max(lower - upper, 1.5):.1f}" rx="2"/>'
         )
         middle = x + width / 2
-        for text, y, css in ((label, upper - 5, "lab"), (name, 188, "tick")):
+        lines = [(label, upper - 5, "lab")]
+        lines += [(word, 186 + 12 * row, "tick") for row, word in enumerate(_two_lines(name))]
+        for text, y, css in lines:
             out.append(
                 f'<text class="{css}" x="{middle:.1f}" y="{y:.1f}" text-anchor="middle">'
                 f"{escape(text)}</text>"
             )
     return "".join([*out, "</svg>"])
+
+
+def _two_lines(name: str) -> list[str]:
+    """A name on at most two lines, broken at its first space."""
+    return name.split(" ", 1)
 
 
 def range_plot(row: Row) -> str:

@@ -77,7 +77,8 @@ def measure(recorded: Recorded, config: Config, prediction: Prediction) -> Measu
     values: dict[str, Measured] = {}
     missing: dict[str, str] = {}
 
-    _count(values, missing, config, prediction, steps_done)
+    unique = recorded.starts[-1].train_tokens or config.data.tokens
+    _count(values, missing, config, prediction, steps_done, unique)
     if median is None:
         for row in ("step_seconds", "mfu_palm", "mfu_6n"):
             missing[row] = "no steady step is in the log yet"
@@ -170,6 +171,7 @@ def _count(
     config: Config,
     prediction: Prediction,
     steps_done: int,
+    unique_tokens: int | None,
 ) -> None:
     """What follows from the steps that were really made."""
     tokens = steps_done * config.tokens_per_step
@@ -178,9 +180,9 @@ def _count(
         value=config.tokens_per_step, how="micro-batch x context x accumulation, as run"
     )
     values["tokens_total"] = Measured(value=tokens, how=how)
-    if config.data.tokens is not None:
+    if unique_tokens is not None:
         values["data_epochs"] = Measured(
-            value=tokens / config.data.tokens, how=f"{how} / {config.data.tokens:,} unique tokens"
+            value=tokens / unique_tokens, how=f"{how} / {unique_tokens:,} unique tokens"
         )
     else:
         missing["data_epochs"] = "the number of unique tokens is not known"

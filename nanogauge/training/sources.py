@@ -17,6 +17,8 @@ from nanogauge.training.data import Shards, Split
 @dataclass(frozen=True)
 class Source:
     splits: dict[Split, Shards]
+    vocab_size: int
+    """of the tokenizer"""
     encoding: Callable[[], tiktoken.Encoding]
     """made when it is needed: a vocabulary may have to be downloaded first"""
 
@@ -27,14 +29,16 @@ def open_source(data: DataSection) -> Source:
     Raises:
         BadInput: if the shards are missing, empty or damaged.
     """
+    splits: dict[Split, Shards]
     if data.embedded:
         train, validation = embedded_tokens()
-        return Source({"train": [train], "val": [validation]}, byte_encoding)
+        splits = {"train": [train], "val": [validation]}
+        return Source(splits, byte_encoding().n_vocab, byte_encoding)
     assert data.path is not None
     folder = Path(data.path)
     manifest = read_manifest(folder)
-    splits: dict[Split, Shards] = {
+    splits = {
         "train": open_split(folder, "train"),
         "val": open_split(folder, "val"),
     }
-    return Source(splits, lambda: tiktoken.get_encoding(manifest.tokenizer))
+    return Source(splits, manifest.vocab_size, lambda: tiktoken.get_encoding(manifest.tokenizer))

@@ -1,0 +1,269 @@
+"""Claims are data: any document's can be held against any run, and arithmetic decides."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+from commands import run
+from examples import (
+    SEED_CLAIMS,
+    SHARED,
+    claims_of,
+    claims_text,
+    documented_config,
+    documented_prediction,
+)
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from nanogauge.claims import Claim, evaluate, load_claims
+from nanogauge.errors import BadInput
+from nanogauge.quantities import QUANTITIES, UNITS
+from nanogauge.records import End, Start, Step
+from nanogauge.report.compare import build_rows
+from nanogauge.report.measured import measure
+from nanogauge.runlog import Recorded
+
+NAMES = {"micro_batch": 16.0, "max_steps": 20000.0, "share": 0.35}
+
+
+@st.composite
+def formulas(draw: st.DrawFn, depth: int = 4) -> str:
+    """Arithmetic as Python has it, over floats and names."""
+    if depth == 0 or draw(st.integers(0, 3)) == 0:
+        number = st.floats(0, 1e6, allow_subnormal=False).map(repr)
+        return draw(number | st.sampled_from(sorted(NAMES)))
+    inner = formulas(depth=depth - 1)
+    match draw(st.sampled_from(["+", "-", "*", "/", "**", "minus", "brackets"])):
+        case "minus":
+            return f"-{draw(inner)}"
+        case "brackets":
+            return f"({draw(inner)})"
+        case sign:
+            return f"{draw(inner)} {sign} {draw(inner)}"
+
+
+@settings(max_examples=150, deadline=None)
+@given(formulas())
+def test_a_formula_has_the_value_that_python_gives_it(formula: str) -> None:
+    """With Python's precedence; where Python finds no finite real number there is an error."""
+    try:
+        expected = eval(formula, {"__builtins__": {}}, dict(NAMES))
+    except ArithmeticError:
+        expected = math.nan
+    if isinstance(expected, complex) or not math.isfinite(expected):
+        with pytest.raises(ValueError, match="has no"):
+            evaluate(formula, NAMES)
+    else:
+        assert evaluate(formula, NAMES) == expected
+
+
+@pytest.mark.parametrize(
+    "formula",
+    [
+        "__import__('os').getcwd()",
+        "max(1, 2)",
+        "tokens.real",
+        "[1][0]",
+        "1 if 2 else 3",
+        "'a' * 9",
+        "True",
+        "1 < 2",
+        "7 // 2",
+        "7 % 2",
+        "2j",
+        "lambda: 1",
+        "(x := 3)",
+        "",
+        "1 +",
+        "1; 2",
+        "(" * 500 + "1" + ")" * 500,
+        "-" * 100_000 + "1",
+    ],
+)
+@pytest.mark.parametrize("names", [None, NAMES], ids=["form alone", "value"])
+def test_a_formula_is_arithmetic_and_nothing_else(
+    formula: str, names: dict[str, float] | None
+) -> None:
+    """A claims file comes from a stranger: nothing in it is ever called or looked up."""
+    with pytest.raises(ValueError, match="is no arithmetic"):
+        evaluate(formula, names)
+
+
+@pytest.mark.parametrize("formula", ["1 / 0", "9**9**9**9", "1e400", "(-8)**0.5", "0**-1"])
+def test_a_formula_without_a_finite_value_is_refused_at_once(formula: str) -> None:
+    """9**9**9**9 in whole numbers would not end; in floating point it overflows."""
+    with pytest.raises(ValueError, match="has no"):
+        evaluate(formula, NAMES)
+
+
+def test_an_unknown_name_in_a_formula_is_refused_with_those_there_are() -> None:
+    with pytest.raises(ValueError, match="unknown name max_step; known: .*max_steps"):
+        evaluate("2.5 * max_step", NAMES)
+
+
+STEP = 'key = "step_seconds"\nunit = "s"\n'
+
+
+@pytest.mark.parametrize(
+    ("claim", "words"),
+    [
+        (['key = "step_second"\nunit = "s"\nvalue = 1'], "did you mean step_seconds?"),
+        (['key = "step_seconds"\nunit = "sec"\nvalue = 1'], "use ms, s, min, h, d"),
+        (['key = "power_watts"\nunit = "h"\nvalue = 1'], "use W, kW"),
+        ([STEP + "lwo = 1\nhigh = 3"], "did you mean low?"),
+        ([STEP + 'value = 3\nlabl = "x"'], "did you mean label?"),
+        ([STEP + "value = 3\nroundin = 0.1"], "did you mean rounding?"),
+        ([STEP + "low = 3\nhigh = 2"], "low is above high"),
+        ([STEP + "value = 3\nrounding = -1"], "low is above high"),
+        ([STEP + "value = 3\nlow = 1"], "either value"),
+        ([STEP], "give low or high"),
+        ([STEP + "value = nan"], "finite"),
+        ([STEP + 'value = "three"'], "must be numbers"),
+        ([STEP + 'low = "three"'], "low"),
+        ([STEP + "value = 3", STEP + "value = 4"], "step_seconds stands twice"),
+        ([STEP + 'value = 3\nformula = "exit()"'], "is no arithmetic"),
+    ],
+)
+def test_a_wrong_claim_is_refused_in_one_sentence_that_names_it(
+    tmp_path: Path, claim: list[str], words: str
+) -> None:
+    with pytest.raises(BadInput) as refused:
+        claims_of(tmp_path, *claim)
+    text = str(refused.value)
+    assert words in text
+    assert "\n" not in text
+    assert not re.search(r"\?\.|: :|::|\.\.$", text), "punctuation of two sentences in one"
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    low=st.floats(-1e9, 1e9),
+    width=st.floats(0, 1e9),
+    share=st.floats(-1, 2),
+    row=st.sampled_from(sorted(QUANTITIES)),
+    data=st.data(),
+)
+def test_a_claim_holds_inside_its_range_in_any_unit(
+    low: float, width: float, share: float, row: str, data: st.DataObject
+) -> None:
+    """The factor is 1 inside, and the ratio to the nearest end outside."""
+    unit, scale = data.draw(st.sampled_from(sorted(UNITS[QUANTITIES[row].unit].items())))
+    assume(width > 1e-6 * abs(low) and not -1e-3 < share < 1e-3 and not 0.999 < share < 1.001)
+    claim = Claim(key=row, unit=unit, low=low, high=low + width, quote="q", english="e").in_si()
+    value = (low + share * width) * scale
+    assert claim.holds(value) == (0 <= share <= 1)
+    if claim.holds(value):
+        assert claim.factor(value) == 1.0
+    else:
+        end = claim.low if share < 0 else claim.high
+        assert claim.factor(value) == (value / end if end else None)
+
+
+OTHER_CONFIG = """
+[run]
+name = "other"
+[model]
+n_layer = 6
+n_head = 8
+n_embd = 512
+block_size = 512
+vocab_size = 32000
+[data]
+path = "tokens"
+tokens = 1e9
+[train]
+micro_batch = 32
+max_steps = 1000
+"""
+OTHER_CLAIMS = claims_text(
+    'key = "tokens_per_step"\nunit = "ktokens"\nvalue = 16.4\nrounding = 0.05',
+    'key = "tokens_total"\nunit = "Gtokens"\nvalue = 16.4\nrounding = 0.05',
+    'key = "parameters.round"\nunit = "M"\nlow = 35\nhigh = 36',
+    'key = "weights_bytes"\nunit = "GB"\nvalue = 70\nformula = "2 * parameters_total"',
+    'key = "total_seconds.sum"\nunit = "min"\nvalue = 5\nrounding = 0.5\n'
+    'formula = "0.3 * max_steps"',
+    'key = "step_seconds"\nunit = "ms"\nhigh = 300',
+    'key = "power_watts"\nunit = "kW"\nlow = 0.3\nhigh = 0.6',
+)
+
+
+def test_claims_about_another_run_need_no_change_of_code(tmp_path: Path) -> None:
+    """Other quantities, units and figures, about another model on another card."""
+    (tmp_path / "run.toml").write_text(OTHER_CONFIG)
+    (tmp_path / "claims.toml").write_text(OTHER_CLAIMS)
+    arguments = ["--gpu", "RTX 4090", "--claims", tmp_path / "claims.toml", "--json"]
+    done = run("plan.py", tmp_path / "run.toml", *arguments)
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    rows = {row["claim"]: row for row in plan["rows"] if row["claim"]}
+    assert {claim: row["verdict"] for claim, row in rows.items()} == {
+        "tokens_per_step": "held",
+        "tokens_total": "contradicted",  # 16.4 million, not billion
+        "parameters.round": "held",
+        "weights_bytes": "contradicted",
+        "total_seconds.sum": "held",
+        "step_seconds": "not measured",
+        "power_watts": "not measured",
+    }
+    assert rows["tokens_total"]["factor"] == pytest.approx(0.016384 / 16.4)
+    assert rows["tokens_total"]["claimed"]["low"] == pytest.approx(16.35e9)
+    assert all(row["measured"] is None for row in plan["rows"])
+    found = {tuple(finding["ids"]) for finding in plan["inconsistencies"]}
+    assert {("tokens_total",), ("weights_bytes",), ("power_watts",)} <= found
+    assert ("tokens_per_step",) not in found
+
+
+@settings(max_examples=40, deadline=None)
+@given(low=st.floats(0.1, 10), width=st.floats(0, 10), step=st.floats(0.1, 20))
+def test_the_verdict_on_a_measured_claim_is_whether_it_lies_inside(
+    low: float, width: float, step: float
+) -> None:
+    """Held inside, missed outside, never contradicted: measuring is not arithmetic."""
+    config, prediction = documented_config(), documented_prediction()
+    recorded = Recorded()
+    recorded.add(Start(max_steps=20000, prediction_sha256="", device="RTX 4070"))
+    for number in range(4):
+        recorded.add(Step(step=number, step_seconds=step, elapsed_seconds=(number + 1) * step))
+    recorded.add(End(status="finished", steps=4, elapsed_seconds=4 * step))
+    claim = Claim(key="step_seconds", unit="s", low=low, high=low + width, quote="", english="")
+    claims = load_claims(SEED_CLAIMS).model_copy(update={"claim": [claim]})
+    rows, _ = build_rows(claims, config, prediction, measure(recorded, config, prediction))
+    row = next(row for row in rows if row.id == "step_seconds")
+    assert row.measured is not None
+    assert row.measured.value == step
+    assert row.verdict == ("held" if low <= step <= low + width else "missed")
+    assert len(rows) == len(QUANTITIES)
+
+
+def plain(text: str) -> str:
+    """Without markdown's asterisks and list dashes, its spaces one."""
+    return " ".join(re.sub(r"\*\*|^- ", "", text, flags=re.MULTILINE).split())
+
+
+def test_the_shipped_claims_are_whole_and_in_english_too() -> None:
+    """Each with its quotation and what it says in English; each formula can be computed."""
+    claims = load_claims(SEED_CLAIMS)
+    assert len(claims.claim) >= 25
+    for statement in (*claims.claim, *claims.unscored):
+        assert statement.quote.strip()
+        assert statement.english.strip()
+        assert statement.english.isascii()
+    rows, _ = build_rows(claims, documented_config(), documented_prediction(), None)
+    assert {row.claim for row in rows if row.claim} == {claim.key for claim in claims.claim}
+
+
+def test_the_shipped_quotations_stand_in_the_document() -> None:
+    """Word for word, but for markdown; `|` divides the cells of a table."""
+    path = SHARED / "seed.zh-Hant.txt"
+    if not path.exists():
+        pytest.skip("the document is not beside this checkout")
+    document = plain(path.read_text(encoding="utf-8"))
+    claims = load_claims(SEED_CLAIMS)
+    for statement in (*claims.claim, *claims.unscored):
+        for piece in statement.quote.split("|"):
+            assert plain(piece) in document, statement.quote
