@@ -198,12 +198,9 @@ def _times(
 
     result = {
         "first_step_seconds": estimate(
-            *(
-                start + factor * seconds + extra
-                for start, factor, extra in zip(
-                    compiling, (low, 1.0, high), FIRST_STEP_EXTRA_SECONDS, strict=True
-                )
-            ),
+            compiling[0] + low * seconds + FIRST_STEP_EXTRA_SECONDS[0],
+            compiling[1] + seconds + FIRST_STEP_EXTRA_SECONDS[1],
+            compiling[2] + high * seconds + FIRST_STEP_EXTRA_SECONDS[2],
             "s",
             "compilation + one step + first allocations",
         ),

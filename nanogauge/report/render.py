@@ -284,8 +284,9 @@ def print_rows(
         elif not wide and cells.verdict == "not measured" and row.claim is None and not planned:
             absent.setdefault(row.why, []).append(row.quantity)
     console.print(table)
-    for why, quantities in absent.items():
-        below.append(Text(f"{MARKS['not measured']} {', '.join(quantities)}: {why}.", style="dim"))
+    for reason, quantities in absent.items():
+        names = ", ".join(quantities)
+        below.append(Text(f"{MARKS['not measured']} {names}: {reason}.", style="dim"))
     for text in below:
         console.print(text)
 

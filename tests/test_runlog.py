@@ -1,0 +1,209 @@
+"""The run log: what is written is read, and a crash costs at most the line it cut."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import typing
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nanogauge.errors import BadInput
+from nanogauge.records import (
+    Checkpoint,
+    Compile,
+    End,
+    Eval,
+    Event,
+    LogLine,
+    Sensor,
+    Start,
+    Step,
+    Stored,
+)
+from nanogauge.runlog import FILE_NAME, RunLog, lines_of, read_log
+
+KINDS: tuple[type[Stored], ...] = typing.get_args(typing.get_args(LogLine)[0])
+FLOATS = st.floats(allow_nan=False, allow_infinity=False)
+
+
+def values_of(annotation: Any) -> st.SearchStrategy[Any]:
+    """Any value of a field's type; numbers are finite, for others are stored as None."""
+    if typing.get_origin(annotation) is Literal:
+        return st.sampled_from(typing.get_args(annotation))
+    if choices := typing.get_args(annotation):
+        return st.one_of(*(values_of(choice) for choice in choices))
+    return FLOATS if annotation is float else st.from_type(annotation)
+
+
+@st.composite
+def lines_of_kind(draw: st.DrawFn, kind: type[Stored]) -> Any:
+    """A line with any values, so that a kind or field that is added is covered too."""
+    return kind(**{key: draw(values_of(f.annotation)) for key, f in kind.model_fields.items()})
+
+
+ANY_LINE = st.one_of(*(lines_of_kind(kind) for kind in KINDS))
+FIRST = Start(max_steps=10, prediction_sha256="ab" * 32, device="RTX 4070")
+
+
+def write(folder: Path, lines: list[Any]) -> Path:
+    with RunLog(folder) as log:
+        for line in lines:
+            log.write(line)
+    return folder / FILE_NAME
+
+
+def files_lines(path: Path) -> list[Any]:
+    return list(lines_of(path.read_bytes(), path))
+
+
+@settings(max_examples=120, deadline=None)
+@given(st.lists(ANY_LINE, max_size=4))
+def test_every_kind_of_line_reads_back_equal(lines: list[Any]) -> None:
+    """Any text and any finite number, to the last digit; fields that are None stay None."""
+    with tempfile.TemporaryDirectory() as name:
+        path = write(Path(name), lines)
+        assert files_lines(path) == lines
+        raw = path.read_bytes().split(b"\n")[:-1]
+        assert len(raw) == len(lines)
+        for piece, line in zip(raw, lines, strict=True):
+            pairs = json.loads(piece, object_pairs_hook=list)
+            assert pairs[0] == ("kind", line.kind)
+            assert None not in dict(pairs).values()
+
+
+def test_every_kind_is_filed_where_a_report_looks_for_it() -> None:
+    """Each kind has a place of its own in what was read."""
+    lines = [
+        FIRST,
+        Compile(seconds=1.5, mode="compiled"),
+        Step(step=0, loss=1.0, step_seconds=0.5),
+        Eval(step=0, val_loss=2.0, seconds=3.0),
+        Checkpoint(step=1, seconds=0.1, bytes=10, path="checkpoints/step_00000001"),
+        Sensor(power_watts=180.0),
+        Event(what="note", text="größer, 大"),
+        End(status="finished", steps=1),
+    ]
+    with tempfile.TemporaryDirectory() as name:
+        write(Path(name), lines)
+        read = read_log(Path(name))
+    assert [
+        *read.starts,
+        *read.compiles,
+        *read.steps,
+        *read.evals,
+        *read.checkpoints,
+        *read.sensors,
+        *read.events,
+        *read.ends,
+    ] == lines
+    assert not read.cut
+
+
+SMALL_LOG = [
+    FIRST,
+    Step(step=0, loss=10.8, step_seconds=4.0),
+    Event(what="sample", text="ein Satz über 大語言模型"),
+    Step(step=1, loss=10.1, step_seconds=3.9),
+]
+
+
+def test_a_log_cut_at_any_byte_reads_as_its_whole_lines(tmp_path: Path) -> None:
+    """Also inside a character of several bytes; a log without one whole line is refused.
+
+    What a report of the dead run counts is what the resumed run finds: reopening drops the same
+    tail, and writing goes on with a whole line.
+    """
+    path = write(tmp_path, SMALL_LOG)
+    data = path.read_bytes()
+    for size in range(len(data) + 1):
+        path.write_bytes(data[:size])
+        whole = data[:size].count(b"\n")
+        if whole == 0:
+            with pytest.raises(BadInput):
+                read_log(tmp_path)
+            continue
+        read = read_log(tmp_path)
+        found = [*read.starts, *read.steps[:1], *read.events, *read.steps[1:]]
+        assert found == SMALL_LOG[:whole], size
+        assert read.cut == (data[size - 1 : size] != b"\n")
+        write(tmp_path, [SMALL_LOG[-1]])
+        assert files_lines(path) == [*SMALL_LOG[:whole], SMALL_LOG[-1]]
+
+
+@pytest.mark.parametrize(
+    "damage", [b"", b"{", b"\xff\xfe", b"[]", b'{"kind": "stpe"}', b'{"kind": "step"}', b"null"]
+)
+def test_a_damaged_line_in_the_middle_is_refused_with_its_number(
+    tmp_path: Path, damage: bytes
+) -> None:
+    """A run never writes such a line: somebody else did, and a figure would silently be wrong."""
+    path = write(tmp_path, SMALL_LOG)
+    pieces = path.read_bytes().split(b"\n")
+    pieces[2] = damage
+    path.write_bytes(b"\n".join(pieces))
+    with pytest.raises(BadInput, match=r"line 3 of .* is damaged"):
+        read_log(tmp_path)
+
+
+def test_what_is_no_log_of_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="not a run folder"):
+        read_log(tmp_path)
+    write(tmp_path, SMALL_LOG[1:])
+    with pytest.raises(BadInput, match="does not begin with a start line"):
+        read_log(tmp_path)
+
+
+def test_lines_are_stamped_by_the_clock_and_keep_a_time_of_their_own(tmp_path: Path) -> None:
+    ticks = iter([0.5, 2.5])
+    with RunLog(tmp_path, lambda: next(ticks)) as log:
+        log.write(FIRST)
+        log.write(Step(step=0, elapsed_seconds=1.25))
+        log.write(End(status="finished", steps=1))
+    read = read_log(tmp_path)
+    assert read.starts[0].elapsed_seconds == 0.5
+    assert read.steps[0].elapsed_seconds == 1.25
+    assert read.session_seconds == [2.5]
+
+
+@settings(max_examples=60, deadline=None)
+@given(died_at=st.integers(1, 12), saved_every=st.integers(1, 5), cut=st.booleans())
+def test_a_resumed_run_replaces_the_steps_it_makes_again(
+    died_at: int, saved_every: int, cut: bool
+) -> None:
+    """Every step and evaluation counts once, in its later version; both processes' time counts."""
+    resumed_at = died_at // saved_every * saved_every
+
+    def process(first: int, last: int, loss: float) -> list[Any]:
+        start = FIRST.model_copy(update={"first_step": first, "elapsed_seconds": 0.0})
+        lines: list[Any] = [start]
+        for step in range(first, last):
+            if step % saved_every == 0:
+                lines.append(Eval(step=step, val_loss=loss, elapsed_seconds=float(step - first)))
+            lines.append(Step(step=step, loss=loss, elapsed_seconds=float(step - first + 1)))
+        return lines
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        path = write(folder, process(0, died_at, loss=1.0))
+        if cut:  # the run died while it wrote the line of one more step
+            path.write_bytes(path.read_bytes() + b'{"kind": "step", "st')
+        write(folder, process(resumed_at, 14, loss=2.0))
+        read = read_log(folder)
+    assert [s.step for s in read.steps] == list(range(14))
+    assert [s.loss for s in read.steps] == [1.0] * resumed_at + [2.0] * (14 - resumed_at)
+    assert sorted(e.step for e in read.evals) == list(range(0, 14, saved_every))
+    assert all(e.val_loss == (2.0 if e.step >= resumed_at else 1.0) for e in read.evals)
+    assert read.session_seconds == [float(died_at), float(14 - resumed_at)]
+    assert not read.cut
+
+
+def test_a_number_that_is_not_finite_is_never_written(tmp_path: Path) -> None:
+    """NaN is no JSON: other readers would refuse the whole line."""
+    with RunLog(tmp_path) as log, pytest.raises(ValueError, match="JSON"):
+        log.write(Step(step=0, loss=float("nan")))
+    assert (tmp_path / FILE_NAME).read_bytes() == b""
