@@ -13,6 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import nanogauge.threads  # noqa: F401  before torch
+
+# isort: split
 import torch
 from rich.console import Console
 from torch import nn

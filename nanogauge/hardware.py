@@ -75,16 +75,13 @@ def _plain(name: str) -> str:
 def find_gpu(name: str, memory_bytes: int | None = None) -> Gpu | None:
     """The row with exactly this name, in the spelling of the driver, of torch or of people.
 
-    Where two boards carry one name (4060 Ti), memory_bytes decides between them.
+    Where the driver has one name for two boards (4060 Ti), memory_bytes decides between them.
     """
     plain = _plain(name)
     rows = [g for g in all_gpus() if plain in {_plain(n) for n in (g.name, *g.driver_names)}]
-    if not rows:
-        return None
     if memory_bytes is not None:
-        same_chip = [g for g in all_gpus() if g.name.startswith(rows[0].name + " ")]
-        rows = sorted(rows + same_chip, key=lambda g: abs(g.memory_gib * 2**30 - memory_bytes))
-    return rows[0]
+        rows.sort(key=lambda g: abs(g.memory_gib * 2**30 - memory_bytes))
+    return rows[0] if rows else None
 
 
 def lookup(name: str, dtype: str) -> Hardware:

@@ -50,7 +50,7 @@ def nanogpt_log(
     evaluation_ms: float,
     compile_ms: float,
 ) -> str:
-    """What nanoGPT prints: an iteration's time holds the evaluation and checkpoint that lie in it."""
+    """What nanoGPT prints: an iteration's time holds the evaluation and checkpoint in it."""
     lines = []
     for i in range(iterations + 1):  # its loop ends after the iteration numbered max_iters
         loss = 3.52 + 7.35 / (1 + i / 300)

@@ -67,7 +67,7 @@ def configs(draw: st.DrawFn) -> Config:
         model=draw(models()),
         data=DataSection(path=path, tokens=draw(st.none() | COUNTS), embedded=path is None),
         train=draw(
-            st.builds(TrainSection, **{key: COUNTS for key in TrainSection.model_fields}),
+            st.builds(TrainSection, **dict.fromkeys(TrainSection.model_fields, COUNTS)),
         ),
         optimizer=OptimizerSection(
             learning_rate=draw(POSITIVE),

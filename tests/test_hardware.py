@@ -42,16 +42,27 @@ def rows_and_spellings() -> list[tuple[Gpu, str]]:
 
 @pytest.mark.parametrize(("gpu", "name"), rows_and_spellings(), ids=lambda v: getattr(v, "name", v))
 def test_every_spelling_finds_its_own_row(gpu: Gpu, name: str) -> None:
-    """No two rows share a spelling, and neither case nor maker matters.
+    """By name and memory exactly, and neither case nor maker matters.
 
     Drivers show up to 7 % less memory than is on the board; that must not choose a neighbour
-    (4070 and 4070 SUPER, 4060 Ti of 8 and of 16 GB).
+    (4070 and 4070 SUPER). Without the memory, only boards that compute alike may share a name.
     """
-    assert find_gpu(name) is gpu
-    assert find_gpu(name.upper()) is gpu
-    assert find_gpu("NVIDIA " + name.removeprefix("NVIDIA ")) is gpu
     for share in (1.0, 0.93):
         assert find_gpu(name, int(share * gpu.memory_gib * 2**30)) is gpu
+    found = find_gpu(name)
+    assert found is not None
+    if found is not gpu:
+        assert found.flop_per_clock_per_sm == gpu.flop_per_clock_per_sm
+        assert (found.sms, found.boost_ghz) == (gpu.sms, gpu.boost_ghz)
+        assert found.memory_gib != gpu.memory_gib
+    assert find_gpu(name.upper()) is found
+    assert find_gpu("NVIDIA " + name.removeprefix("NVIDIA ")) is found
+
+
+def test_no_two_rows_have_one_name() -> None:
+    """The name that people type says which row is meant, without a memory size."""
+    for gpu in all_gpus():
+        assert find_gpu(gpu.name) is gpu
 
 
 def test_boards_of_one_name_are_told_apart_by_their_memory() -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 from examples import documented_config, documented_prediction
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model import GPT
 from nanogauge.config import (
     Config,
     CostSection,
@@ -23,6 +25,7 @@ from nanogauge.predict.memory import largest_micro_batch, predict_memory
 from nanogauge.predict.prediction import predict
 from nanogauge.quantities import QUANTITIES
 from nanogauge.records import Hardware, Prediction
+from nanogauge.training.optimizer import make_optimizer
 
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -86,6 +89,8 @@ def test_the_documented_run_is_predicted_before_it_happens() -> None:
         assert found[row].low < value < found[row].high, row
     assert found["step_seconds"].expected == pytest.approx(3.9098, rel=0.08)
     assert found["total_seconds"].expected == pytest.approx(78_838, rel=0.08)
+    # 41 evaluations of 2 x 200 batches took 15.27 s each, a checkpoint in most of them.
+    assert documented_prediction().ledger["eval_s"] == pytest.approx(41 * 15.27, rel=0.25)
     assert found["mfu_palm"].low < 0.690 < found["mfu_palm"].high
 
 
@@ -113,6 +118,28 @@ def test_a_prediction_is_whole_and_adds_up(config: Config, device: tuple[Hardwar
         assert memory == pytest.approx(quantities["peak_allocated_bytes"].expected)
         assert quantities["peak_process_bytes"].expected > memory
     assert all(part.value >= 0 for part in (*prediction.step_parts, *prediction.memory_parts))
+
+
+def test_weights_gradients_and_moments_take_what_torch_gives_them() -> None:
+    """Byte for byte, after one step of a real model with the real optimizer."""
+    sizes = ModelSection(n_layer=2, n_head=2, n_embd=16, block_size=8, vocab_size=32, bias=True)
+    config = documented_config().model_copy(update={"model": sizes})
+    model = GPT(sizes)
+    optimizer = make_optimizer(model, config.optimizer)
+    tokens = torch.zeros(1, 8, dtype=torch.long)
+    model(tokens, tokens).backward()
+    optimizer.step()
+    weights = list(model.parameters())
+    moments = [
+        value for state in optimizer.state.values() for value in state.values() if value.dim() > 0
+    ]
+    real = {
+        "weights": sum(w.nbytes for w in weights),
+        "gradients": sum(w.grad.nbytes for w in weights if w.grad is not None),
+        "AdamW moments": sum(m.nbytes for m in moments),
+    }
+    parts = predict_memory(config, lookup("RTX 4070", "bfloat16"), "bfloat16").parts
+    assert {part.name: part.value for part in parts if part.name in real} == real
 
 
 @settings(max_examples=40, deadline=None)

@@ -1,0 +1,211 @@
+"""A log that nanoGPT printed becomes a run log of ours, its evaluations taken out of its steps."""
+
+from __future__ import annotations
+
+import math
+import re
+import tempfile
+from pathlib import Path
+
+import pytest
+from examples import documented_config, documented_prediction, nanogpt_log
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from nanogauge.config import Config
+from nanogauge.errors import BadInput
+from nanogauge.importers.folder import import_nanogpt_log
+from nanogauge.importers.nanogpt_log import parse
+from nanogauge.report.measured import Measurements, measure
+from nanogauge.runlog import Recorded, read_log
+
+LOG = nanogpt_log(
+    iterations=1000,
+    log_every=100,
+    eval_every=500,
+    step_ms=lambda _: 2000.0,
+    evaluation_ms=9000.0,
+    compile_ms=20_000.0,
+)
+
+
+def config_of(max_steps: int) -> Config:
+    config = documented_config()
+    train = config.train.model_copy(update={"max_steps": max_steps})
+    return config.model_copy(update={"train": train})
+
+
+def imported(text: str, max_steps: int = 1000) -> tuple[Recorded, Measurements]:
+    """Import a log and read back what lies in the run folder."""
+    config, prediction = config_of(max_steps), documented_prediction()
+    with tempfile.TemporaryDirectory() as name:
+        path, out = Path(name) / "nanogpt.txt", Path(name) / "run"
+        path.write_bytes(text.encode())
+        import_nanogpt_log(path, config, prediction, None, None, out)
+        recorded = read_log(out)
+    return recorded, measure(recorded, config, prediction)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    lines=st.integers(1, 40),
+    log_every=st.integers(1, 300),
+    eval_every=st.integers(2, 700),
+    step_ms=st.floats(5, 60_000),
+    evaluation=st.floats(0.2, 50),
+    compiling=st.floats(0.2, 50),
+    jitter=st.sampled_from([0.0, 0.003]),
+)
+def test_steps_evaluations_and_compilation_are_told_apart(
+    lines: int,
+    log_every: int,
+    eval_every: int,
+    step_ms: float,
+    evaluation: float,
+    compiling: float,
+    jitter: float,
+) -> None:
+    """Whatever the cadence of printing and evaluating, the parts come back out of the sums.
+
+    nanoGPT prints two decimals of a millisecond, so half of 0.01 ms is lost on each number.
+    """
+
+    def time_of(i: int) -> float:
+        return step_ms * (1 + jitter * math.sin(i))
+
+    iterations = lines * log_every
+    printed = range(0, iterations + 1, log_every)
+    assume(any(i % eval_every for i in printed))  # else no step is seen alone
+    evaluated = range(0, iterations + 1, eval_every)
+    text = nanogpt_log(
+        iterations, log_every, eval_every, time_of, evaluation * step_ms, compiling * step_ms
+    )
+    recorded, measurements = imported(text, max_steps=iterations)
+    exact = jitter * step_ms / 1e3 + 2e-5
+    median = measurements.median_step_seconds
+    assert median == pytest.approx(step_ms / 1e3, abs=exact)
+    timed = {e.step: e.seconds for e in recorded.evals if e.seconds is not None}
+    assert set(timed) == set(printed) & set(evaluated) - {0}
+    for step, seconds in timed.items():
+        assert seconds == pytest.approx(evaluation * step_ms / 1e3, abs=2 * exact), step
+    assert [e.step for e in recorded.evals] == list(evaluated)
+    assert measurements.steps_done == iterations + 1
+    assert measurements.status == "finished"
+    if timed:  # the first iteration and the whole then add up as well
+        assert recorded.compiles[0].seconds == pytest.approx(
+            compiling * step_ms / 1e3, abs=4 * exact
+        )
+        whole = sum(time_of(i) for i in range(iterations + 1)) / 1e3
+        whole += (len(evaluated) * evaluation + compiling) * step_ms / 1e3
+        share = 3 * jitter + 1e-3 * (1 / step_ms)
+        assert measurements.ledger.wall_s == pytest.approx(whole, rel=max(share, 1e-4))
+
+
+def test_the_first_iteration_reads_as_it_was_printed() -> None:
+    """31 s, of them 2 of the step, 9 of the evaluation, and 20 that are left for compiling."""
+    recorded, measurements = imported(LOG)
+    assert measurements.values["first_step_seconds"].value == pytest.approx(31.0)
+    assert recorded.compiles[0].seconds == pytest.approx(20.0)
+    assert recorded.steps[0].step_seconds is None  # it has no time of its own
+
+
+def test_what_the_log_does_not_hold_is_not_measured() -> None:
+    """No memory, no power, no clock: a reason for each instead of a number."""
+    _, measurements = imported(LOG)
+    for row in ("peak_allocated_bytes", "peak_process_bytes", "power_watts", "energy_kwh", "cost"):
+        assert row not in measurements.values
+        assert measurements.missing[row] == "not in this log"
+    assert "between steps 0 and 100" in measurements.missing["speedup_after_warmup"]
+    assert measurements.ledger.checkpoint_s is None
+    assert measurements.ledger.other_s is None
+
+
+def test_lines_of_other_programs_are_passed_over() -> None:
+    """A terminal's log holds more than nanoGPT's lines: warnings, W&B, tqdm, a prompt."""
+    noise = [
+        "tokens per iteration will be: 524,288",
+        "number of parameters: 40.56M",
+        "wandb: Tracking run with wandb version 0.22.3",
+        "/usr/lib/python3/x.py:12: UserWarning: iter 7: is no line of ours",
+        "  7%|7         | 70/1000 [00:01<00:09, 99.12it/s]",
+        "",
+        "\x1b[32mdone\x1b[0m größer 大",
+        "iterations: 5",
+        "step by step",
+    ]
+    lines = LOG.splitlines()
+    mixed = [text for i, line in enumerate(lines) for text in (line, noise[i % len(noise)])]
+    assert imported("\n".join(mixed))[0] == imported(LOG)[0]
+
+
+@pytest.mark.parametrize("end", ["\r\n", "\r", "\n   "])
+def test_line_ends_of_other_systems_make_no_difference(end: str) -> None:
+    assert imported(LOG.replace("\n", end))[0] == imported(LOG)[0]
+
+
+def test_a_run_that_stopped_early_is_not_called_finished() -> None:
+    recorded, measurements = imported(LOG, max_steps=5000)
+    assert measurements.status == "stopped"
+    assert recorded.ends[0].steps == 1001
+    assert "total_seconds" in measurements.missing
+
+
+def test_a_log_whose_last_iteration_is_not_printed_shows_its_end_by_an_evaluation() -> None:
+    """max_iters need be no multiple of log_interval: 900 is printed last, 1000 was evaluated."""
+    text = nanogpt_log(1000, 300, 500, lambda _: 2000.0, 9000.0, 20_000.0)
+    assert text.splitlines()[-2].startswith("step 1000")
+    recorded, measurements = imported(text)
+    assert measurements.status == "finished"
+    assert recorded.evals[-1].step == 1000
+    assert measurements.ledger.step_s == pytest.approx(1001 * 2.0, abs=2.1)
+
+
+@pytest.mark.parametrize("kind", ["iter 200", "step 500"])
+def test_a_cut_line_is_refused_with_its_number(tmp_path: Path, kind: str) -> None:
+    """A loss of 3.6 that was 3.6123 would be a wrong figure, not a rounded one."""
+    path = tmp_path / "log.txt"
+    whole = next(line for line in LOG.splitlines() if line.startswith(kind))
+    accepted, refused = [], []
+    for size in range(len("iter 2"), len(whole)):
+        path.write_text("\n".join([*LOG.splitlines()[:3], whole[:size]]), encoding="utf-8")
+        try:
+            parse(path)
+            accepted.append(whole[:size])
+        except BadInput as error:
+            refused.append(str(error))
+    assert accepted == []
+    assert all(f"line 4 of {path} is cut or damaged" in text for text in refused)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "no nanoGPT log"),
+        ("hello\nworld\n", "no nanoGPT log"),
+        ("step 0: train loss 10.8000, val loss 10.8000\n", "no nanoGPT log"),
+        ("\x00\xff\x00" * 100, "no nanoGPT log"),
+        (LOG + LOG, "do not rise"),
+        ("\n".join(line for line in LOG.splitlines() if "iter 0" in line), "shows a step alone"),
+    ],
+    ids=["empty", "prose", "evaluations alone", "binary", "two runs", "one iteration"],
+)
+def test_a_file_that_is_no_nanogpt_log_is_refused(text: str, words: str) -> None:
+    with pytest.raises(BadInput, match=words):
+        imported(text)
+
+
+def test_a_log_longer_than_its_configuration_is_refused() -> None:
+    """The configuration of another run would give every row a wrong number."""
+    with pytest.raises(BadInput, match=r"train\.max_steps = 500"):
+        imported(LOG, max_steps=500)
+
+
+def test_a_run_that_diverged_is_imported_without_its_losses() -> None:
+    """nanoGPT prints 'loss nan' and goes on; the times are as good as before."""
+    early, late = LOG.split("iter 600")
+    late = re.sub(r"loss [\d.]+", "loss nan", "iter 600" + late)
+    recorded, measurements = imported(early + late)
+    assert measurements.median_step_seconds == pytest.approx(2.0)
+    losses = {s.step: s.loss for s in recorded.steps}
+    assert losses[500] is not None
+    assert losses[600] is None

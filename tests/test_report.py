@@ -1,0 +1,347 @@
+"""The documented run's log becomes a report: every figure and verdict out of code from data."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import log_lines, run
+from examples import (
+    DOCUMENTED,
+    SEED_CLAIMS,
+    SHARED,
+    claims_text,
+    documented_config,
+    documented_prediction,
+    nanogpt_log,
+)
+
+from nanogauge.records import End, Start, Step
+from nanogauge.runfolder import create
+from nanogauge.runlog import RunLog
+
+STEP_MS, EVALUATED_MS, FIRST_MS = 3909.8, 19_180.0, 32_025.0
+
+
+def documented_log(step_ms: float = STEP_MS) -> str:
+    """A log with the summary figures of a public run on an RTX 4070, by GitHub user lzwjava.
+
+    20,000 iterations printed every 200, of 3909.8 ms, within 0.3 % of each other; an evaluation
+    (with its checkpoint) every 500, which makes an iteration 19,180 ms; 32,025 ms for the first.
+    """
+    evaluation = EVALUATED_MS - STEP_MS
+    return nanogpt_log(
+        iterations=20_000,
+        log_every=200,
+        eval_every=500,
+        step_ms=lambda i: step_ms + 5 * math.sin(i) * (i % 500 != 0),
+        evaluation_ms=evaluation,
+        compile_ms=FIRST_MS - STEP_MS - evaluation,
+    )
+
+
+def import_log(log: Path, out: Path, *more: object) -> subprocess.CompletedProcess[str]:
+    """The command of the README, word for word but for the log and the folder."""
+    return run(
+        "report.py",
+        *("--nanogpt-log", log),
+        *("--config", "configs/rtx4070_fineweb.toml"),
+        *("--gpu", "RTX 4070"),
+        *("--claims", "predictions/seed_zh.toml"),
+        *("--out", out),
+        *more,
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of the documented run, with its report."""
+    folder = tmp_path_factory.mktemp("documented")
+    (folder / "log.txt").write_text(documented_log(), encoding="utf-8")
+    done = import_log(folder / "log.txt", folder / "run", "--json")
+    assert done.returncode == 0, done.stderr
+    report = folder / "run" / "report.json"
+    assert json.loads(done.stdout) == json.loads(report.read_text(encoding="utf-8"))
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def report(folder: Path) -> dict[str, Any]:
+    loaded = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    assert isinstance(loaded, dict)
+    return loaded
+
+
+def measured(report: dict[str, Any], row_id: str) -> float:
+    values = {r["measured"]["value"] for r in report["rows"] if r["id"] == row_id and r["measured"]}
+    assert len(values) == 1, row_id
+    return values.pop()
+
+
+def test_the_documented_run_has_the_figures_that_are_known_of_it(
+    folder: Path, report: dict[str, Any]
+) -> None:
+    """3.91 s, 21.9 h, and 69 % of the real peak where the log printed 12.5 % of an A100's."""
+    assert measured(report, "step_seconds") == pytest.approx(3.9098, rel=1e-3)
+    assert measured(report, "first_step_seconds") == pytest.approx(32.025, rel=1e-3)
+    assert measured(report, "total_seconds") == pytest.approx(21.9 * 3600, rel=2e-3)
+    assert measured(report, "mfu_palm") == pytest.approx(0.690, abs=0.001)
+    assert measured(report, "mfu_6n") == pytest.approx(0.560, abs=0.001)
+    assert measured(report, "val_loss") == pytest.approx(3.6286, abs=1e-4)
+    evals = [line for line in log_lines(folder) if line["kind"] == "eval"]
+    assert len(evals) == 41
+    evaluations = [line["seconds"] for line in evals if "seconds" in line]
+    assert len(evaluations) == 20  # those that lie in a printed iteration
+    assert evaluations == pytest.approx([15.27] * 20, abs=0.01)
+
+
+VERDICTS = {
+    "tokens_per_step": "held",
+    "tokens_total": "held",
+    "tokens_total.rounded": "held",
+    "data_epochs": "held",
+    "parameters": "held",
+    "flops_total_6n.pflop": "held",
+    "flops_total_6n.scientific": "contradicted",
+    "flops_total_6n.summary": "contradicted",
+    "first_step_seconds": "held",
+    "step_seconds.range": "held",
+    "step_seconds.usual": "missed",
+    "total_seconds.expected": "missed",
+    "total_seconds.reported": "held",
+    "total_seconds.at_2_5_s": "held",
+    "total_seconds.at_3_0_s": "held",
+    "total_seconds.at_3_5_s": "held",
+    "total_seconds.at_4_0_s": "held",
+    "mfu_palm": "missed",
+    "speedup_after_warmup": "not measured",
+    "weights_bytes": "held",
+    "peak_allocated_bytes.detail": "not measured",
+    "peak_allocated_bytes.summary": "not measured",
+    "peak_process_bytes": "not measured",
+    "power_watts": "not measured",
+    "energy_kwh": "not measured",
+    "energy_kwh.arithmetic": "held",
+    "cost": "not measured",
+    "quality_vs_gpt2": "not measured",
+}
+
+
+def test_every_claim_of_the_document_gets_its_verdict(report: dict[str, Any]) -> None:
+    found = {row["claim"]: row["verdict"] for row in report["rows"] if row["claim"]}
+    assert found == VERDICTS
+    assert report["run"]["verdicts"]["contradicted"] == 2
+
+
+@pytest.mark.parametrize(
+    ("claim", "words"),
+    [
+        ("flops_total_6n.scientific", ["2.552e18", "1,001 times"]),
+        ("first_step_seconds", ["evaluation of about 15.3 s", "12.8 s"]),
+        ("step_seconds.range", ["108 %", "2.5 s"]),
+        ("step_seconds.usual", ["12 %", "3.5 s"]),
+        ("total_seconds.expected", ["21.7 h of steps", "min of evaluation"]),
+        ("mfu_palm", ["312", "58.3 TFLOP/s", "7.71", "13.5 s"]),
+        ("speedup_after_warmup", ["between steps 0 and 200"]),
+        ("power_watts", ["not in this log", "220 W", "200 W"]),
+        ("quality_vs_gpt2", ["3.63", "3.29", "does not support"]),
+    ],
+)
+def test_the_reason_of_a_verdict_has_its_numbers(
+    report: dict[str, Any], claim: str, words: list[str]
+) -> None:
+    (why,) = (row["why"] for row in report["rows"] if row["claim"] == claim)
+    for word in words:
+        assert word in why.replace("\u00a0", " "), why
+
+
+def test_report_json_is_as_the_contract_has_it(report: dict[str, Any]) -> None:
+    """What other programs read: these keys, whatever else is added."""
+    assert report["schema"] == 1
+    assert {"run", "rows", "attribution", "time_ledger"} <= set(report)
+    for row in report["rows"]:
+        assert {
+            *("id", "claim", "quantity", "unit", "claimed", "analytic", "calibrated", "measured"),
+            *("verdict", "factor", "why"),
+        } <= set(row)
+        assert (row["claim"] is None) == (row["claimed"] is None)
+        assert row["verdict"] in {"held", "missed", "contradicted", "not measured", "no claim"}
+        if row["claimed"]:
+            assert {"low", "high", "quote"} <= set(row["claimed"])
+        if row["analytic"]:
+            assert {"low", "expected", "high", "formula"} <= set(row["analytic"])
+        if row["measured"]:
+            assert {"value", "p10", "p90", "n", "how"} <= set(row["measured"])
+    assert {row["id"] for row in report["rows"] if row["claim"] is None} >= {
+        *("parameters_total", "flops_total_palm", "mfu_6n", "val_loss"),
+    }
+
+
+def test_the_ledger_adds_up_to_the_wall_time(report: dict[str, Any]) -> None:
+    """And to what the log's own numbers add up to: steps, 41 evaluations, compilation."""
+    ledger = report["time_ledger"]
+    parts = {key: value for key, value in ledger.items() if key != "wall_s" and value is not None}
+    assert {"compile_s", "step_s", "eval_s", "checkpoint_s", "data_wait_s", "other_s"} >= set(parts)
+    assert sum(parts.values()) == pytest.approx(ledger["wall_s"], rel=0.01)
+    assert ledger["step_s"] == pytest.approx(20_001 * 3.9098, rel=1e-3)
+    assert ledger["eval_s"] == pytest.approx(41 * 15.27, rel=2e-3)
+    assert ledger["compile_s"] == pytest.approx(12.845, abs=0.05)
+
+
+@pytest.mark.parametrize("which", ["attribution", "attribution_of_claim"])
+def test_the_causes_of_a_difference_add_up_to_it(report: dict[str, Any], which: str) -> None:
+    """Exactly, whatever was predicted or claimed."""
+    attribution = report[which]
+    difference = attribution["actual_s"] - attribution["predicted_s"]
+    assert sum(p["seconds"] for p in attribution["parts"]) == pytest.approx(difference, abs=1e-6)
+    assert attribution["actual_s"] == measured(report, "total_seconds")
+    if which == "attribution_of_claim":
+        assert attribution["predicted_s"] == 17.5 * 3600  # the middle of 15-20 h
+        largest = max(attribution["parts"], key=lambda part: part["seconds"])
+        assert largest["cause"] == "steady step"
+        assert largest["seconds"] == pytest.approx(20_001 * (3.9098 - 3.15), rel=0.01)
+        rest = next(p["seconds"] for p in attribution["parts"] if p["cause"] == "everything else")
+        assert abs(rest) < 1e-6  # the log has nothing that the other causes do not name
+
+
+def test_the_page_is_one_file_that_loads_nothing(folder: Path) -> None:
+    """It can be mailed, and read where there is no network."""
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert len(page.encode()) < 1_500_000
+    loaded = re.findall(r"""(?:src|href|url|@import)\s*[=( ]\s*["']?([^"'\s)>]*)""", page)
+    assert [target for target in loaded if not target.startswith(("#", "data:"))] == []
+    assert "<script" not in page.lower()
+    assert page.count("<svg") >= 4
+    assert "3.91" in page
+    assert "524,288（16 個序列" in page  # the document's own words
+
+
+def test_the_text_report_has_every_verdict_and_figure(folder: Path, report: dict[str, Any]) -> None:
+    """One table row per row of the report, with the same verdict."""
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    table = [line.split("|") for line in text.splitlines() if line.startswith("|")][2:]
+    found = Counter(cells[5].split(" ", 2)[2].strip() for cells in table)
+    expected = Counter(
+        row["verdict"]
+        if row["verdict"] != "no claim" or row["prediction"] is None
+        else f"{row['prediction']} (prediction)"
+        for row in report["rows"]
+    )
+    assert found == expected
+    for figure in ("3.91 s", "21.9 h", "69 %", "1,001 times"):
+        assert figure in text.replace("\u00a0", " ")
+
+
+def test_the_run_folder_is_whole_and_reports_again_by_itself(
+    folder: Path, report: dict[str, Any]
+) -> None:
+    """The claims lie in it, so that a later report needs nothing but the folder."""
+    assert (folder / "claims.toml").read_bytes() == SEED_CLAIMS.read_bytes()
+    names = ("config.toml", "machine.json", "prediction.json", "log.jsonl", "report.html")
+    assert all((folder / name).stat().st_size > 0 for name in names)
+    assert not list(folder.glob("*.tmp"))
+    done = run("report.py", folder, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == report
+
+
+def small_log(path: Path, step_ms: float) -> Path:
+    text = nanogpt_log(400, 100, 200, lambda _: step_ms, 9000.0, 20_000.0)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_prediction_that_was_changed_afterwards_is_refused(tmp_path: Path) -> None:
+    """Frozen before step 0: its hash is in the log, and hindsight is caught."""
+    out = tmp_path / "run"
+    log = small_log(tmp_path / "log.txt", 4000.0)
+    assert import_log(log, out).returncode == 0
+    prediction = json.loads((out / "prediction.json").read_text())
+    prediction["quantities"]["step_seconds"]["expected"] = 4.0
+    (out / "prediction.json").write_text(json.dumps(prediction, indent=1))
+    done = run("report.py", out)
+    assert done.returncode == 2
+    assert "prediction.json was changed after the run began" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_importing_again_replaces_the_earlier_import(tmp_path: Path) -> None:
+    """The new log's figures, and none of the old one's lines."""
+    out = tmp_path / "run"
+    for step_ms in (4000.0, 3000.0):
+        done = import_log(small_log(tmp_path / "log.txt", step_ms), out, "--json")
+        assert done.returncode == 0, done.stderr
+        assert measured(json.loads(done.stdout), "step_seconds") == step_ms / 1e3
+    assert [line["kind"] for line in log_lines(out)].count("start") == 1
+
+
+def test_importing_over_a_trained_run_is_refused(tmp_path: Path) -> None:
+    """A night of training is not overwritten by a slip in --out."""
+    out = tmp_path / "run"
+    trained = create(out, documented_config(), {}, documented_prediction())
+    start = Start(max_steps=20_000, prediction_sha256=trained.prediction_sha256, device="RTX 4070")
+    with RunLog(out) as log:
+        log.write(start)
+        log.write(Step(step=0, step_seconds=4.0))
+        log.write(End(status="stopped", steps=1))
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    done = import_log(small_log(tmp_path / "log.txt", 4000.0), out)
+    assert done.returncode == 2
+    assert "trained here" in done.stderr
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_a_strangers_claims_are_text_and_not_markup(tmp_path: Path) -> None:
+    """Title, quotation and label of a claims file are shown, never run, and break no table."""
+    evil = '<script>alert(1)</script><img src="http://x/y.png"> a|b'
+    claims = (
+        claims_text(
+            f"key = \"step_seconds\"\nunit = \"s\"\nvalue = 4\nlabel = '{evil}'\nreading = '{evil}'"
+        )
+        .replace('"A document"', f"'{evil}'")
+        .replace('quote = "q"', f"quote = '{evil}'")
+    )
+    (tmp_path / "claims.toml").write_text(claims, encoding="utf-8")
+    log = small_log(tmp_path / "log.txt", 4000.0)
+    done = run(
+        "report.py",
+        *("--nanogpt-log", log, "--config", DOCUMENTED, "--gpu", "RTX 4070"),
+        *("--claims", tmp_path / "claims.toml", "--out", tmp_path / "run"),
+    )
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "<script>alert" not in page
+    assert "<img" not in page
+    assert page.count("&lt;script&gt;alert(1)") >= 3
+    text = (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
+    for line in text.splitlines():
+        if line.startswith("|"):
+            assert len(re.findall(r"(?<!\\)\|", line)) == 8, line
+
+
+def test_the_real_log_gives_the_same_report(tmp_path: Path, report: dict[str, Any]) -> None:
+    """The log itself, where it lies beside the checkout: the figures and every verdict."""
+    log = SHARED / "data" / "rtx4070_fineweb_train_log.txt"
+    if not log.exists():
+        pytest.skip("the public log is not beside this checkout")
+    out = tmp_path / "run"
+    done = import_log(log, out, "--json")
+    assert done.returncode == 0, done.stderr
+    real = json.loads(done.stdout)
+    assert {row["claim"]: row["verdict"] for row in real["rows"] if row["claim"]} == VERDICTS
+    for row_id in ("step_seconds", "first_step_seconds", "total_seconds", "mfu_palm"):
+        expected = measured(report, row_id)
+        assert measured(real, row_id) == pytest.approx(expected, rel=1e-3), row_id
+    assert measured(real, "val_loss") == pytest.approx(3.52, abs=0.005)
+    check = SHARED / "check_report.py"
+    if check.exists():
+        command = [sys.executable, str(check), "document", str(out / "report.json")]
+        checked = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert checked.returncode == 0, checked.stdout
