@@ -79,8 +79,8 @@ def fit_into(
     Raises:
         BadInput: if free_vram_gib is not positive.
     """
-    if free_vram_gib is not None and not free_vram_gib > 0:
-        raise BadInput("--free-vram-gib must be above 0.")
+    if free_vram_gib is not None and not 0 < free_vram_gib < 1e6:
+        raise BadInput("--free-vram-gib must be above 0, and a size that memory has.")
     total = prediction.hardware.memory_bytes
     assert total is not None, "every row of hardware.toml has its memory"
     free = int(free_vram_gib * 2**30) if free_vram_gib is not None else total - DESKTOP_BYTES

@@ -26,6 +26,7 @@ from nanogauge.config import add_config_flags, config_overrides, load_config
 from nanogauge.errors import BadInput, RunFailed
 from nanogauge.measure.clock import Window
 from nanogauge.measure.memory import peak_process_bytes
+from nanogauge.quantities import finite
 from nanogauge.records import Checkpoint, End, Eval, Event, Step
 from nanogauge.report.build import build_report, claims_of
 from nanogauge.report.render import print_report, write_report
@@ -53,8 +54,8 @@ def train(s: Session) -> tuple[Status, str | None]:
                 train_loss, val_loss = evaluate(s)
             line = Eval(
                 step=step,
-                train_loss=train_loss,
-                val_loss=val_loss,
+                train_loss=finite(train_loss),
+                val_loss=finite(val_loss),
                 seconds=evaluation.seconds,
             )
             log.write(line)
@@ -97,7 +98,7 @@ def train(s: Session) -> tuple[Status, str | None]:
             step_seconds=timed.seconds,
             data_wait_seconds=waited.seconds,
             learning_rate=rate,
-            grad_norm=norm if math.isfinite(norm) else None,
+            grad_norm=finite(norm),
             tokens=config.tokens_per_step,
         )
         log.write(made)

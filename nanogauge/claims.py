@@ -9,10 +9,11 @@ import ast
 import difflib
 import math
 import operator
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeGuard
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -25,7 +26,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class _Data(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class Reference(_Data):
@@ -64,7 +65,7 @@ class Claim(_Data):
         value, rounding = values["value"], values.get("rounding", 0)
         if "low" in values or "high" in values:
             raise ValueError("give either value (and rounding), or low and high")
-        if not isinstance(value, int | float) or not isinstance(rounding, int | float):
+        if not _is_number(value) or not _is_number(rounding):
             raise ValueError("value and rounding must be numbers")
         return values | {"low": value - rounding, "high": value + rounding}
 
@@ -119,6 +120,10 @@ class Claim(_Data):
         return self.model_copy(update=ends)
 
 
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _check_row(row: str) -> None:
     if row not in QUANTITIES:
         near = difflib.get_close_matches(row, QUANTITIES, n=1)
@@ -171,7 +176,7 @@ def load_claims(path: Path) -> Claims:
     try:
         claims = Claims.model_validate(values)
     except ValidationError as error:
-        raise BadInput(f"{path}: {explain(error, Claims)}") from None
+        raise BadInput(f"{path}: {_by_key(explain(error, Claims), values)}") from None
     for claim in claims.claim:
         if claim.formula is not None:
             try:
@@ -179,6 +184,16 @@ def load_claims(path: Path) -> Claims:
             except ValueError as error:
                 raise BadInput(f"{path}: the formula of {claim.key}: {error}.") from None
     return claims.model_copy(update={"claim": [claim.in_si() for claim in claims.claim]})
+
+
+def _by_key(sentence: str, values: dict[str, Any]) -> str:
+    """Name a claim by its own key instead of its number in the file."""
+
+    def named(match: re.Match[str]) -> str:
+        claim = values["claim"][int(match[1])]
+        return f"the claim {claim['key']}" if "key" in claim else f"claim {int(match[1]) + 1}"
+
+    return re.sub(r"\bclaim\.(\d+)", named, sentence)
 
 
 def names_for_formulas(config: Config, prediction: Prediction) -> dict[str, float]:
@@ -228,13 +243,17 @@ def evaluate(formula: str, names: Mapping[str, float] | None) -> float:
                 return _OPERATORS[type(op)](value_of(left), value_of(right))
             case ast.UnaryOp(op=ast.USub(), operand=operand):
                 return -value_of(operand)
+            case ast.UnaryOp(op=ast.UAdd(), operand=operand):
+                return value_of(operand)
             case _:
                 raise ValueError(f"{ast.unparse(node)!r} is no arithmetic")
 
     try:
-        result = value_of(ast.parse(formula, mode="eval").body)
-    except SyntaxError:
-        raise ValueError(f"{formula!r} is no arithmetic") from None
+        tree = ast.parse(formula.strip(), mode="eval")
+    except (SyntaxError, MemoryError, RecursionError):  # nested too deeply, too
+        raise ValueError(f"{formula[:60]!r} is no arithmetic") from None
+    try:
+        result = value_of(tree.body)
     except (ZeroDivisionError, OverflowError, RecursionError) as error:
         if names is None:  # ones for names may cancel where the real numbers do not
             return math.nan

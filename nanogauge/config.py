@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import difflib
 import tomllib
-import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,8 +27,9 @@ def _whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Count = Annotated[int, BeforeValidator(_whole), Field(gt=0)]
-NaturalNumber = Annotated[int, BeforeValidator(_whole), Field(ge=0)]
+_MOST = 10**15  # more of anything is a slip of the hand
+Count = Annotated[int, BeforeValidator(_whole), Field(gt=0, le=_MOST)]
+NaturalNumber = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=_MOST)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -48,7 +48,7 @@ class Section(BaseModel):
 class RunSection(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """name of the run, and of its folder"""
-    out: Annotated[str, Field(min_length=1)] = "runs"
+    out: Annotated[str, Field(pattern=r"^[^\x00]+$")] = "runs"
     """folder that holds the run folders"""
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     """where to train; auto takes the first of cuda, mps, cpu that is there"""
@@ -84,7 +84,7 @@ class ModelSection(Section):
 
 
 class DataSection(Section):
-    path: str | None = None
+    path: Annotated[str, Field(pattern=r"^[^\x00]+$")] | None = None
     """folder of token shards, as prepare_fineweb.py writes it"""
     tokens: Count | None = None
     """unique training tokens the data has, or is planned to have"""
@@ -234,25 +234,41 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     first = next(misspelt, findings[0])
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(where, _dotted_names(model), n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else "remove it."
-        return f"unknown key {where}; {hint}"
+        near = _nearest(first["loc"], model)
+        return f"unknown key {where}; {f'did you mean {near}?' if near else 'remove it.'}"
     if first["type"] == "missing":
         return f"the key {where} is missing."
     message = first["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     got = first["input"]
     shown = "" if isinstance(got, dict) else f", not {got!r}"
-    return f"{where}: {message}{shown}."
+    sentence = ": ".join(filter(None, (where, message + shown)))
+    return sentence if sentence.endswith("?") else sentence + "."
 
 
-def _dotted_names(model: type[BaseModel], prefix: str = "") -> list[str]:
-    names: list[str] = []
-    for key, field in model.model_fields.items():
-        names.append(prefix + key)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            names += _dotted_names(field.annotation, f"{prefix}{key}.")
-    return names
+def _nearest(where: tuple[int | str, ...], model: type[BaseModel]) -> str | None:
+    """The right name most like an unknown key: one beside it, else the same key elsewhere."""
+    owner: type[BaseModel] | None = model
+    for part in where[:-1]:
+        if owner is not None and isinstance(part, str):
+            owner = _model_in(owner.model_fields[part].annotation)
+    assert owner is not None, "an unknown key lies in a table"
+    key, beside = str(where[-1]), list(owner.model_fields)
+    if near := difflib.get_close_matches(key, beside, n=1):
+        in_list = any(isinstance(part, int) for part in where)
+        return near[0] if in_list else ".".join([*map(str, where[:-1]), near[0]])
+    for name, field in model.model_fields.items():
+        section = _model_in(field.annotation)
+        if section is not None and key in section.model_fields:
+            return f"{name}.{key}"
+    return None
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The model of a section, of a list's items, or of an optional one."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_model_in, typing.get_args(annotation))), None)
 
 
 def add_config_flags(parser: argparse.ArgumentParser) -> None:
@@ -286,8 +302,9 @@ def config_overrides(namespace: argparse.Namespace) -> dict[str, dict[str, objec
 
 def _from_text(text: str, annotation: Any) -> object:
     """Read a flag's text the way TOML would, but leave it alone where a string is wanted."""
-    choices = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else ()
-    if annotation is str or str in choices or typing.get_origin(annotation) is Literal:
+    kinds = [annotation, *typing.get_args(annotation)]
+    kinds += [inner for kind in kinds for inner in typing.get_args(kind)]
+    if str in kinds or typing.get_origin(annotation) is Literal:
         return text
     try:
         return tomllib.loads(f"value = {text}")["value"]

@@ -17,6 +17,8 @@ from nanogauge.predict.flops import flops_per_token_6n, flops_per_token_palm
 from nanogauge.quantities import QUANTITIES, format_range, format_value
 from nanogauge.records import Prediction, Stored
 
+_SLACK = 1e-9  # relative: ends that touch must not exclude each other for a rounding
+
 
 class Inconsistency(Stored):
     ids: list[str]
@@ -106,7 +108,7 @@ def _beyond_the_card(
         per_token = flops_per_token_palm(config.model)
         flops = per_token * config.tokens_per_step * steps
         share = flops / claim.low / peak
-        if share > 1:
+        if share > 1 + _SLACK:
             causal = (per_token + flops_per_token_6n(config.model)) / 2 / per_token
             yield Inconsistency(
                 ids=[claim.key],
@@ -115,7 +117,7 @@ def _beyond_the_card(
                 f"peak of {peak / 1e12:.1f}; with only the causal half of attention counted, "
                 f"{100 * share * causal:.0f} %.",
             )
-    if claim.row.startswith("mfu") and claim.high > 1:
+    if claim.row.startswith("mfu") and (claim.low > 1 or 1 < claim.high < math.inf):
         why = f"{range_text(claim)}: nothing computes more than its peak."
         yield Inconsistency(ids=[claim.key], why=why)
     limits = {
@@ -143,10 +145,33 @@ def _same_row(one: Claim, other: Claim) -> Iterator[Inconsistency]:
         )
 
 
+def _ends(claim: Claim) -> tuple[float, float]:
+    """The range of a quantity that cannot be negative; an open upper end is infinite."""
+    return max(claim.low, 0.0), claim.high
+
+
+def _apart(low: float, high: float, claim: Claim) -> bool:
+    """Whether no number lies in both ranges; ends that touch belong to both."""
+    claimed_low, claimed_high = _ends(claim)
+    return low > claimed_high * (1 + _SLACK) or high < claimed_low * (1 - _SLACK)
+
+
+def _span_text(row_id: str, low: float, high: float) -> str:
+    """A computed range, of which an end may be open."""
+    if math.isinf(high):
+        return f"at least {format_value(row_id, low)}"
+    if low == 0:
+        return f"at most {format_value(row_id, high)}"
+    return format_range(row_id, low, high)
+
+
 def _time_and_mfu(
     claims: list[Claim], config: Config, prediction: Prediction
 ) -> Iterator[Inconsistency]:
-    """MFU x peak x time = FLOPs, for every claimed MFU and every claimed time."""
+    """MFU x peak x time = FLOPs, for every claimed MFU and every claimed time.
+
+    A total may exceed what the steps take, by evaluation and compilation; it may not fall below.
+    """
     peak = prediction.hardware.peak_flops
     if peak is None:
         return
@@ -156,20 +181,23 @@ def _time_and_mfu(
     }
     times = {"step_seconds": 1, "total_seconds": config.train.max_steps}
     for share, claim in product(claims, claims):
-        if share.row not in counts or claim.row not in times or share.low <= 0:
+        if share.row not in counts or claim.row not in times:
             continue
+        least, most = _ends(share)
         implied = {}
         for row, per_token in counts.items():
-            flops = per_token * config.tokens_per_step * times[claim.row]
-            implied[row] = (flops / (peak * share.high), flops / (peak * share.low))
+            seconds = per_token * config.tokens_per_step * times[claim.row] / peak
+            implied[row] = (
+                0.0 if math.isinf(most) else seconds / most,
+                seconds / least if least > 0 else math.inf,
+            )
         low, high = implied[share.row]
-        if low > claim.high or high < claim.low:
+        if _apart(low, math.inf if claim.row == "total_seconds" else high, claim):
             other = "mfu_6n" if share.row == "mfu_palm" else "mfu_palm"
             yield Inconsistency(
                 ids=[share.key, claim.key],
-                why=f"MFU {range_text(share)} means "
-                f"{format_range(claim.row, low, high)} "
-                f"({format_range(claim.row, *implied[other])} counting "
+                why=f"MFU {range_text(share)} means {_span_text(claim.row, low, high)} "
+                f"({_span_text(claim.row, *implied[other])} counting "
                 f"{'6N' if other == 'mfu_6n' else '6N + 12LCT'}), "
                 f"not {range_text(claim)}: the two exclude each other.",
             )
@@ -182,30 +210,36 @@ def _products(claims: list[Claim], config: Config) -> Iterator[Inconsistency]:
         by_row.setdefault(claim.row, []).append(claim)
     for total, step in product(by_row.get("total_seconds", []), by_row.get("step_seconds", [])):
         steps = config.train.max_steps
-        if step.low * steps > total.high:  # the total may exceed the steps, never fall below
+        least = _ends(step)[0] * steps
+        if _apart(least, math.inf, total):
             yield Inconsistency(
                 ids=[total.key, step.key],
                 why=f"{steps:,} steps of {range_text(step)} take at least "
-                f"{format_value('total_seconds', step.low * steps)}, "
-                f"more than {range_text(total)}.",
+                f"{format_value('total_seconds', least)}, more than {range_text(total)}.",
             )
     for energy, watts, total in product(
         *(by_row.get(row, []) for row in ("energy_kwh", "power_watts", "total_seconds"))
     ):
-        low, high = watts.low * total.low / 3.6e6, watts.high * total.high / 3.6e6
-        if high < energy.low or low > energy.high:
+        low, high = (w * s / 3.6e6 for w, s in zip(_ends(watts), _ends(total), strict=True))
+        if _apart(low, high, energy):
             yield Inconsistency(
                 ids=[energy.key, watts.key, total.key],
                 why=f"{range_text(watts)} over {range_text(total)} make "
-                f"{format_range('energy_kwh', low, high)}, not {range_text(energy)}.",
+                f"{_span_text('energy_kwh', low, high)}, not {range_text(energy)}.",
             )
-    price = config.cost.price_per_kwh
+    price, currency = config.cost.price_per_kwh, config.cost.currency
     for cost, energy in product(by_row.get("cost", []), by_row.get("energy_kwh", [])):
-        if price is not None and energy.low > 0:
-            low, high = cost.low / energy.high, cost.high / energy.low
-            if not low <= price <= high:
-                yield Inconsistency(
-                    ids=[cost.key, energy.key],
-                    why=f"{range_text(cost)} for {range_text(energy)} means {low:.3g}-{high:.3g} "
-                    f"{config.cost.currency}/kWh; the configured tariff is {price:g}.",
-                )
+        if price is None:
+            continue
+        least, most = _ends(energy)
+        if _apart(least * price, most * price, cost):
+            low = 0.0 if math.isinf(most) else _ends(cost)[0] / most
+            high = _ends(cost)[1] / least if least > 0 else math.inf
+            means = f"{low:.3g}-{high:.3g}"
+            if low == 0 or math.isinf(high):
+                means = f"at most {high:.3g}" if low == 0 else f"at least {low:.3g}"
+            yield Inconsistency(
+                ids=[cost.key, energy.key],
+                why=f"{range_text(cost, currency)} for {range_text(energy)} means {means} "
+                f"{currency}/kWh; the configured tariff is {price:g}.",
+            )

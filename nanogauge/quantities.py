@@ -61,6 +61,11 @@ UNITS: dict[str, dict[str, float]] = {
 """unit in the data -> the units a claim may be written in, each with its factor"""
 
 
+def finite(value: float) -> float | None:
+    """The value, or None where it is infinite or no number: JSON has no word for those."""
+    return value if math.isfinite(value) else None
+
+
 def mfu(flops: float, seconds: float, peak_flops: float) -> float:
     """Model FLOPs utilisation: useful FLOPs over what the peak could have done in that time.
 

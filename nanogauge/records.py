@@ -114,6 +114,8 @@ class Step(Line):
     step_seconds: float | None = None
     """from the end of the previous work to the end of this update, without evaluation or
     checkpoint; None where a log has no time of its own for this step"""
+    printed_seconds: float | None = None
+    """what another program printed for it, with the evaluation or compilation that lies in it"""
     data_wait_seconds: float | None = None
     learning_rate: float | None = None
     grad_norm: float | None = None
@@ -126,7 +128,8 @@ class Eval(Line):
     kind: Literal["eval"] = "eval"
     step: int
     train_loss: float | None = None
-    val_loss: float
+    val_loss: float | None = None
+    """None where it was not finite"""
     seconds: float | None = None
 
 

@@ -116,17 +116,17 @@ def lines_of(data: bytes, path: Path) -> Iterator[LogLine | None]:
     """
     pieces = data.split(b"\n")
     for number, piece in enumerate(pieces, start=1):
-        if not piece and number == len(pieces):
+        if number == len(pieces):
+            if piece:
+                yield None
             return
         try:
             yield _LINE.validate_json(piece)
         except ValidationError:
-            if number < len(pieces):
-                raise BadInput(
-                    f"line {number} of {path} is damaged; "
-                    "restore the file, or remove that line to report on the others."
-                ) from None
-            yield None
+            raise BadInput(
+                f"line {number} of {path} is damaged; "
+                "restore the file, or remove that line to report on the others."
+            ) from None
 
 
 def read_log(folder: Path) -> Recorded:

@@ -32,6 +32,10 @@ _SHOWN_ROWS = (
 )
 
 
+def _loss(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4f}"
+
+
 def clock_time(seconds_from_now: float) -> str:
     """A time of day, with the date where it is not today."""
     then = time.localtime(time.time() + seconds_from_now)
@@ -74,8 +78,8 @@ class Screen:
     def evaluated(self, line: Eval) -> None:
         self._eval_seconds = line.seconds or 0.0
         self.say(
-            f"step {line.step:>7,}  evaluation: train {line.train_loss:.4f}, "
-            f"validation {line.val_loss:.4f}  ({format_seconds(self._eval_seconds)})"
+            f"step {line.step:>7,}  evaluation: train {_loss(line.train_loss)}, "
+            f"validation {_loss(line.val_loss)}  ({format_seconds(self._eval_seconds)})"
         )
 
     def step(self, line: Step) -> None:

@@ -10,8 +10,9 @@ from commands import DEMO, ROOT, TINY, run, train_tiny
 
 DOCUMENTED = ROOT / "configs" / "rtx4070_fineweb.toml"
 SEED = ROOT / "predictions" / "seed_zh.toml"
-LOG = "step 0: train loss 10.9, val loss 10.9\niter 0: loss 10.9, time 32000.00ms, mfu -100.00%\n"
-LOG += "iter 200: loss 6.3, time 3900.00ms, mfu 12.87%\n"
+LOG = "step 0: train loss 10.9000, val loss 10.9000\n"
+LOG += "iter 0: loss 10.9000, time 32000.00ms, mfu -100.00%\n"
+LOG += "iter 200: loss 6.3000, time 3900.00ms, mfu 12.87%\n"
 
 
 def refused(script: str, *arguments: object, words: str) -> None:
@@ -37,6 +38,8 @@ def import_arguments(log: Path, out: Path) -> list[object]:
         (["--gpu", "RTX 4070 Laptop GPU"], "nearest: RTX 4070"),
         (["--gpu", "T4"], "no bfloat16 matrix units"),
         (["--free-vram-gib=0"], "must be above 0"),
+        (["--free-vram-gib=inf"], "must be above 0"),
+        (["--train.max-steps=1e308"], "train.max_steps"),
         (["--claims", "no/such/file.toml"], "there is no claims file"),
     ],
 )
@@ -91,8 +94,10 @@ def test_a_wrong_claim_is_named(tmp_path: Path, change: tuple[str, str], words: 
         ("hello\n", "is no nanoGPT log"),
         ("", "is no nanoGPT log"),
         (LOG + "iter 400: loss 6.3, ti", "line 4"),
-        (LOG + "step 500: train loss 5.", "line 4"),
-        (LOG + "iter 90000: loss 6.3, time 3900.00ms, mfu 12.87%\n", "train.max_steps = 20,000"),
+        (LOG + "step 500: train loss 5.1234, val loss 5.12", "line 4"),
+        (LOG.replace("3900.00ms", "0.00ms"), "line 3"),
+        (LOG.replace("iter 0:", "iter 100:"), "begins at iteration 100"),
+        (LOG + "iter 90000: loss 6.3000, time 3900.00ms, mfu 12.87%\n", "train.max_steps = 20,000"),
         (LOG + LOG, "do not rise"),
     ],
 )

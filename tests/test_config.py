@@ -29,12 +29,14 @@ from nanogauge.config import (
 )
 from nanogauge.errors import BadInput
 
-COUNTS = st.integers(1, 2**70)
-NATURAL = st.integers(0, 2**70)
+COUNTS = st.integers(1, 10**15)
+NATURAL = st.integers(0, 10**15)
 POSITIVE = st.floats(0, exclude_min=True, allow_infinity=False)
 NOT_NEGATIVE = st.floats(0, allow_infinity=False)
 FRACTIONS = st.floats(0, 1, exclude_max=True)
-WORDS = st.text(min_size=1, max_size=12)
+WORDS = st.text(
+    st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=12
+)
 
 
 @st.composite

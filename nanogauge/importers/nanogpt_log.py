@@ -12,12 +12,15 @@ import re
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from nanogauge.errors import BadInput
+from nanogauge.quantities import finite
 from nanogauge.records import Checkpoint, Compile, End, Eval, Event, LogLine, Start, Step
 
-_ITER = re.compile(r"iter (\d+): loss (\S+), time ([\d.]+)ms, mfu (-?[\d.]+)%$")
-_STEP = re.compile(r"step (\d+): train loss (\S+), val loss (\S+)$")
+_LOSS = r"(-?\d+\.\d{4}|-?inf|nan)"  # four decimals: a line cut within them is seen to be cut
+_ITER = re.compile(rf"iter (\d+): loss {_LOSS}, time (\d+\.\d\d)ms, mfu (-?\d+\.\d\d)%$")
+_STEP = re.compile(rf"step (\d+): train loss {_LOSS}, val loss {_LOSS}$")
 _SAVED = re.compile(r"saving checkpoint to ")
 _BEGINS = re.compile(r"(iter|step) \d")
 NANOGPT_PEAK_TFLOPS = 312  # nanoGPT's model.py divides by an A100's bf16 peak, whatever the card
@@ -51,6 +54,8 @@ def parse(path: Path) -> NanoGptLog:
             if match := _ITER.match(line):
                 iteration, loss, milliseconds, mfu = match.groups()
                 entry = int(iteration), float(loss), float(milliseconds) / 1e3, float(mfu) / 100
+                if entry[2] <= 0:
+                    raise ValueError  # no iteration takes no time
                 log.iterations.append(entry)
             elif match := _STEP.match(line):
                 step, train, validation = match.groups()
@@ -72,6 +77,11 @@ def parse(path: Path) -> NanoGptLog:
     numbers = [entry[0] for entry in log.iterations]
     if numbers != sorted(set(numbers)):
         raise BadInput(f"the iterations of {path} do not rise; give the log of one run alone.")
+    if numbers[0] != 0:
+        raise BadInput(
+            f"{path} begins at iteration {numbers[0]:,}, so a part of the run is not in it; "
+            "give a log from iteration 0 on."
+        )
     return log
 
 
@@ -100,21 +110,28 @@ def to_run_log(
             device=device,
         )
     ]
-    first = log.iterations[0]
-    if first[0] == 0:
-        known = list(evaluation_seconds.values())
-        inside = statistics.median(known) if known and 0 in with_evaluation else 0.0
-        left = first[2] - steady - inside
+    first_seconds = log.iterations[0][2]
+    known = list(evaluation_seconds.values())
+    if known or 0 not in with_evaluation:  # else compilation and evaluation cannot be told apart
+        inside = statistics.median(known) if 0 in with_evaluation else 0.0
+        left = first_seconds - steady - inside
         lines.append(Compile(seconds=max(left, 0.0), mode="compiled" if left > 0 else "eager"))
     for iteration, loss, seconds, _ in log.iterations:
-        has_more = iteration in with_evaluation or iteration == 0
-        lines.append(Step(step=iteration, loss=loss, step_seconds=None if has_more else seconds))
+        more = iteration in with_evaluation or iteration == 0
+        lines.append(
+            Step(
+                step=iteration,
+                loss=finite(loss),
+                step_seconds=None if more else seconds,
+                printed_seconds=seconds if more else None,
+            )
+        )
     for step, train, validation in log.evaluations:
         lines.append(
             Eval(
                 step=step,
-                train_loss=train,
-                val_loss=validation,
+                train_loss=finite(train),
+                val_loss=finite(validation),
                 seconds=evaluation_seconds.get(step),
             )
         )
@@ -130,13 +147,9 @@ def to_run_log(
                 f"because nanoGPT divides by an A100's {NANOGPT_PEAK_TFLOPS} TFLOP/s on every card",
             )
         )
-    last = log.iterations[-1][0]
-    lines.append(
-        End(
-            # nanoGPT's last iteration bears the number max_iters: it runs one more than that.
-            status="finished" if last >= max_steps - 1 else "stopped",
-            steps=last + 1,
-            wall_seconds=None,
-        )
-    )
+    # The evaluation of step k comes before iteration k; nanoGPT's last iteration bears the number
+    # max_iters: it runs one more than that.
+    steps = max([log.iterations[-1][0] + 1, *with_evaluation])
+    status: Literal["finished", "stopped"] = "finished" if steps >= max_steps else "stopped"
+    lines.append(End(status=status, steps=steps, wall_seconds=None))
     return lines

@@ -6,6 +6,7 @@ about 10-20 %; see docs/prediction.md.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from nanogauge.config import Config
@@ -76,12 +77,12 @@ def predict_memory(config: Config, hardware: Hardware, dtype: str) -> Memory:
 def largest_micro_batch(config: Config, hardware: Hardware, dtype: str, free: int) -> int | None:
     """The largest micro-batch with the same tokens per step whose expected peak fits into free."""
     sequences = config.train.micro_batch * config.train.grad_accum
-    for micro in range(sequences, 0, -1):
-        if sequences % micro == 0:
-            train = config.train.model_copy(
-                update={"micro_batch": micro, "grad_accum": sequences // micro}
-            )
-            smaller = config.model_copy(update={"train": train})
-            if predict_memory(smaller, hardware, dtype).process[1] <= free:
-                return micro
+    below_root = [d for d in range(1, math.isqrt(sequences) + 1) if sequences % d == 0]
+    for micro in sorted({*below_root, *(sequences // d for d in below_root)}, reverse=True):
+        train = config.train.model_copy(
+            update={"micro_batch": micro, "grad_accum": sequences // micro}
+        )
+        candidate = config.model_copy(update={"train": train})
+        if predict_memory(candidate, hardware, dtype).process[1] <= free:
+            return micro
     return None

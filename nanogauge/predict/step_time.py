@@ -124,5 +124,7 @@ def predict_step_time(config: Config, hardware: Hardware, dtype: str) -> StepTim
         for name, (seconds, formula) in micro.items()
     ]
     parts.append(Part(name="optimizer", value=optimizer, formula="30 B per parameter / bandwidth"))
-    forward_only = (products + head + elementwise + idle) / 3 + 2 / 7 * attention + loss / 2
+    forward_work = (products + head + elementwise) / 3 + 2 / 7 * attention + loss / 2
+    launching = launch_seconds / 3
+    forward_only = forward_work + launching if on_cpu else max(forward_work, launching)
     return StepTime(parts, forward_only, efficiency.low, efficiency.high, efficiency.caveat)

@@ -29,7 +29,7 @@ class Ledger(Stored):
     compile_s: float | None
     step_s: float
     """without waiting for data"""
-    eval_s: float
+    eval_s: float | None
     checkpoint_s: float | None
     data_wait_s: float | None
     other_s: float | None
@@ -92,7 +92,13 @@ def measure(recorded: Recorded, config: Config, prediction: Prediction) -> Measu
         )
         _utilisation(values, missing, config, prediction, median)
     _first_step(values, missing, recorded, median)
-    if status == "finished":
+    if status != "finished":
+        missing["total_seconds"] = (
+            f"the run is at step {steps_done:,} of {config.train.max_steps:,}"
+        )
+    elif ledger.eval_s is None:
+        missing["total_seconds"] = "no evaluation has a time of its own in this log"
+    else:
         sampled = sum(s.step_seconds is not None for s in steps)
         how = (
             "wall time of the run"
@@ -101,20 +107,16 @@ def measure(recorded: Recorded, config: Config, prediction: Prediction) -> Measu
             f"evaluation, and compilation"
         )
         values["total_seconds"] = Measured(value=ledger.wall_s, how=how)
-    else:
-        missing["total_seconds"] = (
-            f"the run is at step {steps_done:,} of {config.train.max_steps:,}"
-        )
     _memory(values, missing, recorded, prediction)
     _energy(values, missing, recorded, config, prediction)
     _speedup(values, missing, recorded)
-    if recorded.evals:
-        last = recorded.evals[-1]
-        values["val_loss"] = Measured(
-            value=last.val_loss, how=f"evaluation after {last.step:,} steps"
-        )
-    else:
+    if not recorded.evals:
         missing["val_loss"] = "no evaluation is in the log yet"
+    elif (last := recorded.evals[-1]).val_loss is None:
+        missing["val_loss"] = f"it was not finite after {last.step:,} steps"
+    else:
+        how = f"evaluation after {last.step:,} steps"
+        values["val_loss"] = Measured(value=last.val_loss, how=how)
     missing["quality_vs_gpt2"] = "no benchmark was run"
     notes: dict[str, list[str]] = {}
     for event in recorded.events:
@@ -144,14 +146,19 @@ def _ledger(recorded: Recorded, steps_done: int, median: float | None) -> Ledger
     data_wait = sum(waits) if waits else None
     step = sum(timed) - (data_wait or 0.0) + untimed * (median or 0.0)
     known = [e.seconds for e in recorded.evals if e.seconds is not None]
-    evaluation = sum(known)
+    evaluation = None
     if known:
-        evaluation += (len(recorded.evals) - len(known)) * statistics.median(known)
+        unknown = len(recorded.evals) - len(known)
+        evaluation = sum(known) + unknown * statistics.median(known)
+    elif not recorded.evals:
+        evaluation = 0.0
     saved = [c.seconds for c in recorded.checkpoints if c.seconds is not None]
     compiled = [c.seconds for c in recorded.compiles]
     checkpoint = sum(saved) if saved else None
     compile_s = sum(compiled) if compiled else None
-    booked = step + evaluation + (checkpoint or 0.0) + (compile_s or 0.0) + (data_wait or 0.0)
+    booked = (
+        step + (evaluation or 0.0) + (checkpoint or 0.0) + (compile_s or 0.0) + (data_wait or 0.0)
+    )
     sessions = [s for s in recorded.session_seconds if s is not None]
     clocked = len(sessions) == len(recorded.session_seconds)
     return Ledger(
@@ -229,26 +236,27 @@ def _utilisation(
 def _first_step(
     values: dict[str, Measured], missing: dict[str, str], recorded: Recorded, median: float | None
 ) -> None:
+    row = "first_step_seconds"
     first = next((s for s in recorded.steps if s.step == 0), None)
     compiling = sum(c.seconds for c in recorded.compiles[:1])
-    evaluation = next((e for e in recorded.evals if e.step == 0), None)
     if first is None:
-        missing["first_step_seconds"] = "step 0 is not in the log"
+        missing[row] = "step 0 is not in the log"
     elif first.step_seconds is not None:
-        values["first_step_seconds"] = Measured(
-            value=compiling + first.step_seconds,
-            how=f"compilation {compiling:.3g} s + step {first.step_seconds:.3g} s",
-        )
-    elif recorded.starts[0].source == "nanogpt_log" and median is not None:
-        known = [e.seconds for e in recorded.evals if e.seconds is not None]
-        inside = statistics.median(known) if evaluation is not None and known else 0.0
-        values["first_step_seconds"] = Measured(
-            value=compiling + inside + median,
-            how=f"as printed; of it an evaluation of about {inside:.3g} s, a step of "
-            f"{median:.3g} s and {compiling:.3g} s that are left for compilation",
-        )
+        how = f"compilation {compiling:.3g} s + step {first.step_seconds:.3g} s"
+        values[row] = Measured(value=compiling + first.step_seconds, how=how)
+    elif first.printed_seconds is None:
+        missing[row] = "the log has no time for step 0"
+    elif median is None or not recorded.compiles:
+        how = "as printed; what of it is evaluation, the step and compilation, no log line tells"
+        values[row] = Measured(value=first.printed_seconds, how=how)
     else:
-        missing["first_step_seconds"] = "the log has no time for step 0"
+        inside = first.printed_seconds - compiling - median
+        evaluating = f"an evaluation of about {inside:.3g} s, " if inside > 1e-6 else ""
+        how = (
+            f"as printed; of it {evaluating}a step of {median:.3g} s and {compiling:.3g} s that "
+            "are left for compilation"
+        )
+        values[row] = Measured(value=first.printed_seconds, how=how)
 
 
 def _memory(

@@ -76,6 +76,11 @@ def unbroken(text: str) -> str:
     return re.sub(r"(?<=\d) (?=(?:s|ms|min|h|d|%|W|kWh|MB|GB|G|nat|USD)\b|%)", "\u00a0", text)
 
 
+def markdown_cell(text: str) -> str:
+    """Text that stays in its cell of a Markdown table."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
 class Cells:
     """A row as text, the same words for every form of the report."""
 
@@ -121,7 +126,7 @@ def write_report(report: Report, run: RunFolder, recorded: Recorded) -> list[Pat
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["unbroken"] = unbroken
+    environment.filters |= {"unbroken": unbroken, "cell": markdown_cell}
     contents = {
         "report.json": json.dumps(report.to_json(), indent=1, ensure_ascii=False, allow_nan=False),
         "report.md": environment.get_template("report.md.j2").render(context),
@@ -145,7 +150,7 @@ def _context(report: Report, run: RunFolder, recorded: Recorded) -> dict[str, An
     per_step = estimates["flops_total_palm"].expected / report.run.max_steps
     utilisation = [(n, 100 * per_step / s / peak) for n, s in times] if peak is not None else []
     losses = [(float(s.step), s.loss) for s in recorded.steps if s.loss is not None]
-    validation = [(float(e.step), e.val_loss) for e in recorded.evals]
+    validation = [(float(e.step), e.val_loss) for e in recorded.evals if e.val_loss is not None]
     middle = [seconds for _, seconds in times]
     first_is_apart = len(middle) > 20 and middle[0] > 3 * sorted(middle)[len(middle) // 2]
     steady = times[1:] if first_is_apart else times
