@@ -170,7 +170,8 @@ def load_claims(path: Path) -> Claims:
     except FileNotFoundError:
         raise BadInput(f"there is no claims file {path}; predictions/ holds an example.") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"cannot read the claims file {path}: {error}.") from None
+        reason = getattr(error, "strerror", None) or error
+        raise BadInput(f"cannot read the claims file {path}: {reason}.") from None
     except tomllib.TOMLDecodeError as error:
         raise BadInput(f"{path} is not valid TOML: {error}.") from None
     try:

@@ -211,7 +211,8 @@ def load_config(path: Path, overrides: Mapping[str, Mapping[str, object]] | None
     except FileNotFoundError:
         raise BadInput(f"there is no configuration file {path}; configs/ holds examples.") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"cannot read the configuration file {path}: {error}.") from None
+        reason = getattr(error, "strerror", None) or error
+        raise BadInput(f"cannot read the configuration file {path}: {reason}.") from None
     except tomllib.TOMLDecodeError as error:
         raise BadInput(f"{path} is not valid TOML: {error}.") from None
     for section, keys in (overrides or {}).items():

@@ -6,6 +6,7 @@ and meta.json with the sha256 of both.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -13,6 +14,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import nn
@@ -59,9 +61,12 @@ def save_checkpoint(
         shutil.rmtree(final, ignore_errors=True)  # an interrupted run may come by here again
         os.replace(aside, final)
         _flush(folder)
-    except OSError:
+    except (OSError, safetensors.SafetensorError, RuntimeError) as error:
+        # Both writers wrap the operating system's error in one of their own.
         shutil.rmtree(aside, ignore_errors=True)
-        raise
+        if isinstance(error, OSError):
+            raise
+        raise OSError(errno.EIO, str(error).splitlines()[0]) from error
     for old in _newest_first(folder)[KEEP:]:
         shutil.rmtree(old)
     return final, sum(f.stat().st_size for f in final.iterdir())
