@@ -212,8 +212,11 @@ def _context(
             return [f"the middle 80 % of {measured.n:,} steps lie {100 * spread:.2g} % apart"]
         case "total_seconds":
             return [ledger_sentence(measurements.ledger)]
-        case "first_step_seconds" | "mfu_palm" | "mfu_6n":
-            return [measured.how, *measurements.notes.get(row_id, [])]
+        case "first_step_seconds":
+            return [measured.how]
+        case "mfu_palm" | "mfu_6n":
+            achieved, _, _ = measured.how.partition(";")
+            return [achieved, *measurements.notes.get(row_id, [])]
         case _:
             return measurements.notes.get(row_id, [])
 

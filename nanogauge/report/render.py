@@ -68,7 +68,12 @@ SHOWN_FIRST = (
 def in_order(rows: list[Row]) -> list[Row]:
     """As a person asks: how long, how well, how much, and only then what was plain arithmetic."""
     rank = {row_id: index for index, row_id in enumerate(SHOWN_FIRST)}
-    return sorted(rows, key=lambda row: rank.get(row.id, len(rank)))
+
+    def place(row: Row) -> int:
+        is_a_sum = row.verdict in ("held", "contradicted") and not (row.measured or row.analytic)
+        return len(rank) + 1 if is_a_sum else rank.get(row.id, len(rank))
+
+    return sorted(rows, key=place)
 
 
 def unbroken(text: str) -> str:
