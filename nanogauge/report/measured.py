@@ -229,7 +229,8 @@ def _utilisation(
         else:
             values[row] = Measured(
                 value=mfu(flops, median, peak),
-                how=f"{achieved} at the median step; peak: {prediction.hardware.peak_name}",
+                how=f"{flops / median / 1e12:.3g} of {peak / 1e12:.3g} TFLOP/s at the median step; "
+                f"peak: {prediction.hardware.peak_name}",
             )
 
 
