@@ -79,6 +79,8 @@ class Recorded:
     ends: list[End] = field(default_factory=list)
     session_seconds: list[float | None] = field(default_factory=list)
     """wall time of each process up to its last line; None where the log has no clock"""
+    end: End | None = None
+    """how the last process ended; None where it died, or is still running"""
     cut: bool = False
     """the last line was cut in the middle: the run died while it wrote it"""
 
@@ -87,6 +89,7 @@ class Recorded:
         match line:
             case Start():
                 self.starts.append(line)
+                self.end = None
                 self.session_seconds.append(line.elapsed_seconds)
                 self.steps = [s for s in self.steps if s.step < line.first_step]
                 self.evals = [e for e in self.evals if e.step <= line.first_step]
@@ -104,6 +107,7 @@ class Recorded:
                 self.events.append(line)
             case End():
                 self.ends.append(line)
+                self.end = line
         if line.elapsed_seconds is not None:
             self.session_seconds[-1] = line.elapsed_seconds
 

@@ -132,7 +132,9 @@ def test_a_killed_run_is_reported_and_resumed_exactly(trained: Path, tmp_path: P
 
     with start(tmp_path, "--optimizer.decay-steps=12", "--resume=auto") as process:
         wait_for_step(folder, 11)
-        process.kill()
+        process.send_signal(signal.SIGTERM)
+    assert run("report.py", folder).returncode == 0
+    assert json.loads((folder / "report.json").read_text())["run"]["status"] == "stopped"
     starts = [line for line in log_lines(folder) if line["kind"] == "start"]
     assert starts[1]["first_step"] in (4, 8)
     again, undisturbed = losses(folder), losses(trained)

@@ -67,10 +67,9 @@ def steady_steps(recorded: Recorded) -> list[Step]:
 def measure(recorded: Recorded, config: Config, prediction: Prediction) -> Measurements:
     """Every quantity of a run, from its log."""
     steps = recorded.steps
-    steps_done = recorded.ends[-1].steps if recorded.ends else (steps[-1].step + 1 if steps else 0)
-    status = (
-        recorded.ends[-1].status if len(recorded.ends) == len(recorded.starts) else "unfinished"
-    )
+    end = recorded.end
+    steps_done = end.steps if end is not None else (steps[-1].step + 1 if steps else 0)
+    status = end.status if end is not None else "unfinished"
     steady = [s.step_seconds for s in steady_steps(recorded) if s.step_seconds is not None]
     median = statistics.median(steady) if steady else None
     ledger = _ledger(recorded, steps_done, median)
@@ -154,8 +153,10 @@ def _ledger(recorded: Recorded, steps_done: int, median: float | None) -> Ledger
         evaluation = 0.0
     saved = [c.seconds for c in recorded.checkpoints if c.seconds is not None]
     compiled = [c.seconds for c in recorded.compiles]
-    checkpoint = sum(saved) if saved else None
-    compile_s = sum(compiled) if compiled else None
+    # Our own log books whatever there was; in another's, no line may mean that it does not tell.
+    nothing = 0.0 if recorded.starts[0].source == "train" else None
+    checkpoint = sum(saved) if saved else nothing
+    compile_s = sum(compiled) if compiled else nothing
     booked = (
         step + (evaluation or 0.0) + (checkpoint or 0.0) + (compile_s or 0.0) + (data_wait or 0.0)
     )
@@ -286,7 +287,7 @@ def _memory(
         elif imported:
             missing[row] = "not in this log"
         else:
-            missing[row] = "the run has no end line yet" if not recorded.ends else "not reported"
+            missing[row] = "the run has no end line yet" if recorded.end is None else "not reported"
 
 
 def _energy(

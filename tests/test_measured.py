@@ -1,0 +1,76 @@
+"""What a log says of a run that was stopped, resumed and died."""
+
+from __future__ import annotations
+
+import pytest
+from examples import documented_config, documented_prediction
+
+from nanogauge.records import Checkpoint, End, Eval, LogLine, Start, Step
+from nanogauge.report.measured import measure
+from nanogauge.runlog import Recorded
+
+
+def start(first_step: int) -> Start:
+    return Start(
+        elapsed_seconds=1.0,
+        max_steps=20_000,
+        first_step=first_step,
+        prediction_sha256="",
+        device="RTX 4070",
+    )
+
+
+def steps(begin: int, end: int) -> list[LogLine]:
+    return [
+        Step(
+            elapsed_seconds=2.0 + 4.0 * (step - begin),
+            step=step,
+            loss=5.0,
+            step_seconds=3.9,
+            data_wait_seconds=0.01,
+        )
+        for step in range(begin, end)
+    ]
+
+
+def read(*lines: LogLine) -> Recorded:
+    recorded = Recorded()
+    for line in lines:
+        recorded.add(line)
+    return recorded
+
+
+def test_a_run_that_died_after_a_rehearsal_is_where_it_died() -> None:
+    """The rehearsal's end line is not the end of the run that resumed it and went on."""
+    config, prediction = documented_config(), documented_prediction()
+    rehearsed = End(elapsed_seconds=20.0, status="stopped", steps=4, wall_seconds=20.0)
+    log = read(start(0), *steps(0, 4), rehearsed, start(4), *steps(4, 10))
+    found = measure(log, config, prediction)
+    assert found.status == "unfinished"
+    assert found.steps_done == 10
+    assert found.ledger.wall_s == pytest.approx(20.0 + 22.0)
+
+
+def test_a_run_that_was_killed_once_and_then_finished_is_finished() -> None:
+    """A process that died leaves no end line; the one that resumed it does."""
+    config, prediction = documented_config(), documented_prediction()
+    end = End(elapsed_seconds=50.0, status="finished", steps=20_000, wall_seconds=50.0)
+    evaluation = Eval(elapsed_seconds=9.0, step=0, train_loss=10.8, val_loss=10.9, seconds=15.0)
+    log = read(start(0), evaluation, *steps(0, 6), start(4), *steps(4, 10), end)
+    found = measure(log, config, prediction)
+    assert found.status == "finished"
+    assert found.values["total_seconds"].value == pytest.approx(22.0 + 50.0)
+    assert found.values["val_loss"].value == 10.9
+
+
+def test_a_process_books_nothing_as_zero_and_an_import_as_unknown() -> None:
+    """A run without checkpoints spent no time on them; a log that never tells is another thing."""
+    config, prediction = documented_config(), documented_prediction()
+    ledger = measure(read(start(0), *steps(0, 5)), config, prediction).ledger
+    assert ledger.checkpoint_s == 0
+    saved = Checkpoint(elapsed_seconds=30.0, step=5, seconds=2.0, bytes=1, path="x")
+    ledger = measure(read(start(0), *steps(0, 5), saved), config, prediction).ledger
+    assert ledger.checkpoint_s == 2
+    imported = start(0).model_copy(update={"source": "nanogpt_log", "elapsed_seconds": None})
+    ledger = measure(read(imported, *steps(0, 5)), config, prediction).ledger
+    assert ledger.checkpoint_s is None
