@@ -16,6 +16,7 @@ from nanogauge.config import Config
 from nanogauge.errors import BadInput
 from nanogauge.importers.folder import import_nanogpt_log
 from nanogauge.importers.nanogpt_log import parse
+from nanogauge.report.attribution import attribute
 from nanogauge.report.measured import Measurements, measure
 from nanogauge.runlog import Recorded, read_log
 
@@ -209,3 +210,24 @@ def test_a_run_that_diverged_is_imported_without_its_losses() -> None:
     losses = {s.step: s.loss for s in recorded.steps}
     assert losses[500] is not None
     assert losses[600] is None
+
+
+def test_a_total_without_its_evaluations_is_not_given() -> None:
+    """Evaluations that no printed iteration contains have no time: a sum without them is no total,
+    and the first iteration's time is not all compilation.
+    """
+    log = nanogpt_log(
+        iterations=1000,
+        log_every=300,
+        eval_every=500,
+        step_ms=lambda _: 2000.0,
+        evaluation_ms=9000.0,
+        compile_ms=20_000.0,
+    )
+    recorded, found = imported(log)
+    assert not recorded.compiles
+    assert found.ledger.eval_s is None
+    assert "evaluation" in found.missing["total_seconds"]
+    assert found.values["first_step_seconds"].value == pytest.approx(31.0)
+    prediction, config = documented_prediction(), config_of(1000)
+    assert attribute(prediction, found, config) is None

@@ -27,9 +27,9 @@ class Attribution(Stored):
 def attribute(
     prediction: Prediction, measurements: Measurements, config: Config
 ) -> Attribution | None:
-    """Against the analytic prediction; None for a run that is not finished or has no prediction."""
-    planned, median = prediction.ledger, measurements.median_step_seconds
-    if measurements.status != "finished" or not planned or median is None:
+    """Against the analytic prediction; None where the total was not measured or not predicted."""
+    planned = prediction.ledger
+    if not planned or not _is_whole(measurements):
         return None
     steps = config.train.max_steps
     step = planned["step_s"] / steps
@@ -51,7 +51,7 @@ def attribute_claim(
     for claim in claims.claim if claims is not None else []:
         if claim.row == "total_seconds" and claim.formula is None and claim.middle is not None:
             totals.append((claim.high - claim.low, claim.middle, claim))
-    if not totals or measurements.status != "finished" or not measurements.median_step_seconds:
+    if not totals or not _is_whole(measurements):
         return None
     _, middle, claim = min(totals, key=lambda t: t[0])
     steps = config.train.max_steps
@@ -63,6 +63,11 @@ def attribute_claim(
         planned={},
         reference=f"middle of the claim {claim.key}",
     )
+
+
+def _is_whole(measurements: Measurements) -> bool:
+    """Whether the total and a steady step were measured."""
+    return {"total_seconds", "step_seconds"} <= measurements.values.keys()
 
 
 def _attribution(
@@ -95,15 +100,15 @@ def _attribution(
         ),
         Cause(cause="waiting for data", seconds=wait, why="none was predicted"),
     ]
-    for key, cause in (
-        ("compile_s", "compilation"),
-        ("eval_s", "evaluation"),
-        ("checkpoint_s", "checkpoints"),
+    for key, cause, inside in (
+        ("compile_s", "compilation", "the first step"),
+        ("eval_s", "evaluation", "the steps"),
+        ("checkpoint_s", "checkpoints", "evaluation"),
     ):
         actual, expected = getattr(ledger, key) or 0.0, planned.get(key, 0.0)
         why = f"{format_seconds(actual)} instead of {format_seconds(expected)}"
         if getattr(ledger, key) is None:
-            why = "not told apart in this log: it is part of evaluation"
+            why = f"not told apart in this log: part of {inside}"
         causes.append(Cause(cause=cause, seconds=actual - expected, why=why))
     named = sum(c.seconds for c in causes)
     causes.append(

@@ -160,6 +160,9 @@ def _headline(
         if projected is not None:
             text += f" At the measured pace the whole run takes {format_seconds(projected)}."
         return text
+    if "total_seconds" not in measurements.values:
+        reason = measurements.missing["total_seconds"]
+        return f"Finished after {done:,} steps; how long it took is not measured: {reason}."
     actual = format_seconds(ledger.wall_s)
     total = _narrowest(claims, rows, "total_seconds")
     if total is None or total.claimed is None:
@@ -187,7 +190,7 @@ def _headline(
 
 def _headline_of_prediction(actual: str, rows: list[Row], attribution: Attribution | None) -> str:
     total = next(r for r in rows if r.id == "total_seconds")
-    if total.analytic is None or total.measured is None or attribution is None:
+    if total.analytic is None or total.measured is None:
         return f"{actual}; there was no prediction of the time."
     interval = format_range("total_seconds", total.analytic.low, total.analytic.high)
     off = deviation_text(total.measured.value, total.analytic.expected)
@@ -196,6 +199,8 @@ def _headline_of_prediction(actual: str, rows: list[Row], attribution: Attributi
         f"{interval}: {off} the expected "
         f"{format_value('total_seconds', total.analytic.expected)}"
     )
+    if attribution is None:
+        return f"{text}."
     largest = max(attribution.parts, key=lambda part: abs(part.seconds))
     difference = (
         f"{largest.seconds:+.3g} s"
