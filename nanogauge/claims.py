@@ -10,14 +10,13 @@ import difflib
 import math
 import operator
 import re
-import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeGuard
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from nanogauge.config import Config, explain
+from nanogauge.config import Config, explain, read_toml
 from nanogauge.errors import BadInput
 from nanogauge.quantities import QUANTITIES, UNITS
 from nanogauge.records import Prediction
@@ -165,15 +164,7 @@ def load_claims(path: Path) -> Claims:
     Raises:
         BadInput: if it is missing, no TOML, or has an unknown id, unit or key.
     """
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BadInput(f"there is no claims file {path}; predictions/ holds an example.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise BadInput(f"cannot read the claims file {path}: {reason}.") from None
-    except tomllib.TOMLDecodeError as error:
-        raise BadInput(f"{path} is not valid TOML: {error}.") from None
+    values = read_toml(path, "claims", "predictions/ holds an example")
     try:
         claims = Claims.model_validate(values)
     except ValidationError as error:

@@ -200,21 +200,30 @@ def _toml_value(value: object) -> str:
             return repr(value)
 
 
+def read_toml(path: Path, what: str, hint: str) -> dict[str, Any]:
+    """Read a file that the user named; `what` it should be, and a hint where it is missing.
+
+    Raises:
+        BadInput: if it is missing, cannot be read, or is no TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInput(f"there is no {what} file {path}; {hint}.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise BadInput(f"cannot read the {what} file {path}: {reason}.") from None
+    except tomllib.TOMLDecodeError as error:
+        raise BadInput(f"{path} is not valid TOML: {error}.") from None
+
+
 def load_config(path: Path, overrides: Mapping[str, Mapping[str, object]] | None = None) -> Config:
     """Read a configuration file and lay the overrides of the command line over it.
 
     Raises:
         BadInput: if the file is missing or no TOML, a key is unknown or a value has a wrong type.
     """
-    try:
-        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BadInput(f"there is no configuration file {path}; configs/ holds examples.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise BadInput(f"cannot read the configuration file {path}: {reason}.") from None
-    except tomllib.TOMLDecodeError as error:
-        raise BadInput(f"{path} is not valid TOML: {error}.") from None
+    values = read_toml(path, "configuration", "configs/ holds examples")
     for section, keys in (overrides or {}).items():
         target = values.setdefault(section, {})
         if isinstance(target, dict):

@@ -12,6 +12,9 @@ from nanogauge.predict.step_time import StepTime, predict_step_time
 from nanogauge.quantities import QUANTITIES, mfu
 from nanogauge.records import Estimate, Hardware, Part, Prediction
 
+Triple = tuple[float, float, float]
+"""low, expected, high"""
+
 POWER_SHARE = (0.85, 0.93, 1.0)
 """mean board power over its limit while it trains. Source: BERT fine-tuning on V100, A40 and Quadro
 RTX 6000 at 85-96 % of the limit (traces of ml-energy/zeus); no GeForce figure is published."""
@@ -80,24 +83,20 @@ def predict(config: Config, hardware: Hardware, dtype: str) -> Prediction:
     if hardware.kind == "cpu":
         unpredicted["peak_allocated_bytes"] = "no GPU"
     else:
-        quantities["peak_allocated_bytes"] = Estimate(
-            low=memory.low * memory.allocated,
-            expected=memory.allocated,
-            high=memory.high * memory.allocated,
-            unit="B",
-            formula=" + ".join(f"{p.name} ({p.formula})" for p in memory.parts),
-            source="constants per element from 19 published runs, median error 4-9 %",
+        expected = memory.allocated
+        quantities["peak_allocated_bytes"] = _estimate(
+            "peak_allocated_bytes",
+            (memory.low * expected, expected, memory.high * expected),
+            " + ".join(f"{p.name} ({p.formula})" for p in memory.parts),
+            "constants per element from 19 published runs, docs/prediction.md",
         )
-    low, expected, high = memory.process
-    quantities["peak_process_bytes"] = Estimate(
-        low=low,
-        expected=expected,
-        high=high,
-        unit="B",
-        formula="resident memory before the model + compiler + tensors"
+    quantities["peak_process_bytes"] = _estimate(
+        "peak_process_bytes",
+        memory.process,
+        "resident memory before the model + compiler + tensors"
         if hardware.kind == "cpu"
         else "reserved by the allocator (1.05-1.35 of allocated) + 0.35 GiB of CUDA context",
-        source="docs/prediction.md",
+        "docs/prediction.md",
     )
     energy, why_not = _energy(config, hardware, quantities.get("total_seconds"))
     quantities |= energy
@@ -112,6 +111,18 @@ def predict(config: Config, hardware: Hardware, dtype: str) -> Prediction:
         memory_parts=memory.parts,
         ledger=ledger,
         notes=notes,
+    )
+
+
+def _estimate(row: str, triple: Triple, formula: str, source: str) -> Estimate:
+    low, expected, high = triple
+    return Estimate(
+        low=low,
+        expected=expected,
+        high=high,
+        unit=QUANTITIES[row].unit,
+        formula=formula,
+        source=source,
     )
 
 
@@ -130,7 +141,7 @@ def _exact_quantities(config: Config) -> dict[str, Estimate]:
         "tokens_total": (tokens, f"{per_step:,} x {steps:,}", "tokens per step x steps"),
         "parameters": (
             counted.without_positions,
-            "L (12 C^2 + 2 C) + V C + C",
+            "L (12 C^2 + 2 C) + V C + C" + (" + 9 L C + (2 L + 1) C of biases" * model.bias),
             "model.py; the vocabulary head is tied",
         ),
         "parameters_total": (counted.total, "N + T C", "model.py"),
@@ -157,14 +168,7 @@ def _exact_quantities(config: Config) -> dict[str, Estimate]:
             "tokens of the run / unique tokens (data.tokens)",
         )
     return {
-        row: Estimate(
-            low=value,
-            expected=value,
-            high=value,
-            unit=QUANTITIES[row].unit,
-            formula=formula,
-            source=source,
-        )
+        row: _estimate(row, (value, value, value), formula, source)
         for row, (value, formula, source) in exact.items()
     }
 
@@ -191,31 +195,25 @@ def _times(
     assert peak is not None
     source = "roofline per kind of operation, docs/prediction.md"
 
-    def estimate(low: float, expected: float, high: float, unit: str, formula: str) -> Estimate:
-        return Estimate(
-            low=low, expected=expected, high=high, unit=unit, formula=formula, source=source
-        )
-
-    result = {
-        "first_step_seconds": estimate(
-            compiling[0] + low * seconds + FIRST_STEP_EXTRA_SECONDS[0],
-            compiling[1] + seconds + FIRST_STEP_EXTRA_SECONDS[1],
-            compiling[2] + high * seconds + FIRST_STEP_EXTRA_SECONDS[2],
-            "s",
+    estimated: dict[str, tuple[Triple, str]] = {
+        "first_step_seconds": (
+            (
+                compiling[0] + low * seconds + FIRST_STEP_EXTRA_SECONDS[0],
+                compiling[1] + seconds + FIRST_STEP_EXTRA_SECONDS[1],
+                compiling[2] + high * seconds + FIRST_STEP_EXTRA_SECONDS[2],
+            ),
             "compilation + one step + first allocations",
         ),
-        "step_seconds": estimate(
-            low * seconds,
-            seconds,
-            high * seconds,
-            "s",
+        "step_seconds": (
+            (low * seconds, seconds, high * seconds),
             " + ".join(f"{p.name} {p.value:.3g} s" for p in step.parts),
         ),
-        "total_seconds": estimate(
-            low * device_work + compiling[0] + fast + START_UP_SECONDS[0],
-            sum(ledger.values()),
-            high * device_work + compiling[2] + slow + START_UP_SECONDS[2],
-            "s",
+        "total_seconds": (
+            (
+                low * device_work + compiling[0] + fast + START_UP_SECONDS[0],
+                sum(ledger.values()),
+                high * device_work + compiling[2] + slow + START_UP_SECONDS[2],
+            ),
             f"{steps:,} steps + {evals} evaluations of {eval_one:.3g} s + compilation "
             f"+ {checkpoints(config)} checkpoints + start-up",
         ),
@@ -225,13 +223,15 @@ def _times(
         ("mfu_6n", flops_per_token_6n(config.model)),
     ):
         flops = per_token * config.tokens_per_step
-        result[row] = estimate(
-            mfu(flops, high * seconds, peak),
-            mfu(flops, seconds, peak),
-            min(mfu(flops, low * seconds, peak), 1.0),
-            "1",
+        estimated[row] = (
+            (
+                mfu(flops, high * seconds, peak),
+                mfu(flops, seconds, peak),
+                min(mfu(flops, low * seconds, peak), 1.0),
+            ),
             f"FLOPs per step / step time / peak; {hardware.peak_name}",
         )
+    result = {row: _estimate(row, *told, source) for row, told in estimated.items()}
     return result, ledger
 
 
@@ -243,27 +243,19 @@ def _energy(
     if limit is None or total is None:
         reason = "no GPU" if hardware.kind == "cpu" else "the power limit or the time is not known"
         return {}, dict.fromkeys(rows, reason)
-    watts = [share * limit for share in POWER_SHARE]
-    seconds = (total.low, total.expected, total.high)
-    kwh = [w * s / 3.6e6 for w, s in zip(watts, seconds, strict=True)]
+    low, expected, high = (share * limit for share in POWER_SHARE)
+    watts = (low, expected, high)
+    kwh = (low * total.low / 3.6e6, expected * total.expected / 3.6e6, high * total.high / 3.6e6)
     board = "the board alone, not the machine at the wall"
     price = config.cost.price_per_kwh
-    triples = [
+    triples: list[tuple[str, Triple, str, str]] = [
         ("power_watts", watts, f"0.85-1.0 of the {limit:g} W limit", "traces of ml-energy/zeus"),
         ("energy_kwh", kwh, "power x time", board),
     ]
     if price is not None:
-        paid = [k * price for k in kwh]
+        paid = (kwh[0] * price, kwh[1] * price, kwh[2] * price)
         triples.append(("cost", paid, f"energy x {price} {config.cost.currency}/kWh", board))
     quantities = {
-        row: Estimate(
-            low=low,
-            expected=expected,
-            high=high,
-            unit=QUANTITIES[row].unit,
-            formula=formula,
-            source=source,
-        )
-        for row, (low, expected, high), formula, source in triples
+        row: _estimate(row, triple, formula, source) for row, triple, formula, source in triples
     }
     return quantities, {} if price is not None else {"cost": "cost.price_per_kwh is not given"}
