@@ -18,7 +18,7 @@ from nanogauge.config import Config
 from nanogauge.errors import BadInput
 from nanogauge.hardware import find_gpu, from_properties, from_row
 from nanogauge.measure.clock import Clock
-from nanogauge.measure.environment import capture_environment, total_memory_bytes
+from nanogauge.measure.environment import capture_environment, cpu_name, total_memory_bytes
 from nanogauge.measure.gpu import DriverInfo, NullSensors, Sensors, driver_info, open_sensors
 from nanogauge.measure.memory import process_bytes, reset_peak
 from nanogauge.predict.calibrate import measure_cpu
@@ -164,8 +164,7 @@ def describe_hardware(device: torch.device, dtype: str) -> tuple[Hardware, Drive
     if device.type == "mps":
         memory = total_memory_bytes() or 0
         return from_properties("Apple GPU", (0, 0), 0, memory, None, None, dtype), None
-    name = str(capture_environment("cpu", None, 0)["cpu"] or "CPU")
-    return measure_cpu(name, dtype, total_memory_bytes(), process_bytes()), None
+    return measure_cpu(cpu_name() or "CPU", dtype, total_memory_bytes(), process_bytes()), None
 
 
 def open_folder(

@@ -30,7 +30,7 @@ def capture_environment(
         "device": device,
         "gpu_driver": driver.driver_version if driver is not None else None,
         "gpu_memory_bytes": driver.total_bytes if driver is not None else None,
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cpu_cores": os.cpu_count(),
         "torch_threads": torch_threads,
         "memory_bytes": total_memory_bytes(),
@@ -52,7 +52,8 @@ def total_memory_bytes() -> int | None:
         return None
 
 
-def _cpu_name() -> str | None:
+def cpu_name() -> str | None:
+    """The processor's name; None where the system does not tell."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -18,7 +18,7 @@ from nanogauge.consistency import (
 )
 from nanogauge.quantities import QUANTITIES, format_range, format_seconds, format_value
 from nanogauge.records import Estimate, Prediction, Stored
-from nanogauge.report.measured import Ledger, Measured, Measurements
+from nanogauge.report.measured import LEDGER_NAMES, Ledger, Measured, Measurements
 
 Verdict = Literal["held", "missed", "contradicted", "not measured", "no claim"]
 
@@ -104,7 +104,7 @@ def _row(
             reasons = [_against_claim(claim, measured, factor)]
         else:
             verdict, factor = "not measured", None
-            reasons = [_not_measured(row_id, prediction, measurements)]
+            reasons = [_not_measured(row_id, measurements)]
             if analytic is not None and measurements is not None:
                 predicted = format_range(row_id, analytic.low, analytic.high, config.cost.currency)
                 reasons.append(f"predicted {predicted}")
@@ -145,7 +145,7 @@ def _claimed(claim: Claim | None, currency: str) -> Claimed | None:
     )
 
 
-def _not_measured(row_id: str, prediction: Prediction, measurements: Measurements | None) -> str:
+def _not_measured(row_id: str, measurements: Measurements | None) -> str:
     if measurements is None:
         return ""
     return f"not measured: {measurements.missing[row_id]}"
@@ -178,7 +178,7 @@ def _against_prediction(
     prediction: Prediction,
 ) -> str:
     if measured is None:
-        return _not_measured(row_id, prediction, measurements)
+        return _not_measured(row_id, measurements)
     if analytic is None:
         return f"not predicted: {prediction.unpredicted.get(row_id, 'it was not frozen')}"
     if analytic.low == analytic.high:
@@ -223,15 +223,7 @@ def _context(
 
 def ledger_sentence(ledger: Ledger) -> str:
     """The parts of the wall time that are not nothing, in words."""
-    names = {
-        "step_s": "steps",
-        "eval_s": "evaluation",
-        "compile_s": "compilation",
-        "checkpoint_s": "checkpoints",
-        "data_wait_s": "waiting for data",
-        "other_s": "everything else",
-    }
-    parts = {name: getattr(ledger, key) for key, name in names.items()}
+    parts = {name: getattr(ledger, key) for key, name in LEDGER_NAMES.items()}
     return ", ".join(
         f"{format_seconds(value)} of {name}"
         for name, value in parts.items()

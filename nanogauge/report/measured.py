@@ -36,6 +36,17 @@ class Ledger(Stored):
     wall_s: float
 
 
+LEDGER_NAMES = {
+    "step_s": "steps",
+    "data_wait_s": "waiting for data",
+    "eval_s": "evaluation",
+    "checkpoint_s": "checkpoints",
+    "compile_s": "compilation",
+    "other_s": "everything else",
+}
+"""the parts of a ledger in words, in the order in which they are shown"""
+
+
 class Measurements(Stored):
     values: dict[str, Measured]
     missing: dict[str, str]
@@ -220,17 +231,17 @@ def _utilisation(
         ("mfu_6n", flops_per_token_6n(config.model)),
     ):
         flops = per_token * config.tokens_per_step
-        achieved = f"{flops / median / 1e12:.3g} TFLOP/s"
+        achieved = f"{flops / median / 1e12:.3g}"
         if peak is None:
-            missing[row] = f"{achieved}, but the peak is {prediction.hardware.peak_name}"
+            missing[row] = f"{achieved} TFLOP/s, but the peak is {prediction.hardware.peak_name}"
         elif mfu(flops, median, peak) > 1:
             missing[row] = (
-                f"{achieved} is above the peak ({prediction.hardware.peak_name}): refused"
+                f"{achieved} TFLOP/s is above the peak ({prediction.hardware.peak_name}): refused"
             )
         else:
             values[row] = Measured(
                 value=mfu(flops, median, peak),
-                how=f"{flops / median / 1e12:.3g} of {peak / 1e12:.3g} TFLOP/s at the median step; "
+                how=f"{achieved} of {peak / 1e12:.3g} TFLOP/s at the median step; "
                 f"peak: {prediction.hardware.peak_name}",
             )
 

@@ -30,23 +30,13 @@ from nanogauge.report.charts import (
     waterfall,
 )
 from nanogauge.report.compare import Row
-from nanogauge.report.measured import Ledger
+from nanogauge.report.measured import LEDGER_NAMES, Ledger
 from nanogauge.runfolder import RunFolder, make_folder, write_aside
 from nanogauge.runlog import Recorded
 
 MARKS = {"held": "✓", "missed": "✕", "contradicted": "‼", "not measured": "○", "no claim": "·"}
 WIDE_TERMINAL = 150
 COLOURS = {"held": "green", "missed": "red", "contradicted": "bold red"}
-LEDGER_NAMES = {
-    "step_s": "steps",
-    "data_wait_s": "waiting for data",
-    "eval_s": "evaluation",
-    "checkpoint_s": "checkpoints",
-    "compile_s": "compilation",
-    "other_s": "everything else",
-}
-
-
 SHOWN_FIRST = (
     "total_seconds",
     "step_seconds",
