@@ -17,7 +17,7 @@ from nanogauge.cli import Parser, run_command
 from nanogauge.config import Config, add_config_flags, config_overrides, load_config
 from nanogauge.errors import BadInput
 from nanogauge.hardware import lookup
-from nanogauge.predict.memory import largest_micro_batch
+from nanogauge.predict.fit import largest_micro_batch
 from nanogauge.predict.prediction import predict, resolve_dtype
 from nanogauge.quantities import format_seconds
 from nanogauge.records import SCHEMA, Prediction

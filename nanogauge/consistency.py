@@ -14,6 +14,7 @@ from nanogauge.claims import Claim, Claims, evaluate, names_for_formulas
 from nanogauge.config import Config
 from nanogauge.errors import BadInput
 from nanogauge.predict.flops import flops_per_token_6n, flops_per_token_palm
+from nanogauge.predict.workload import shape_of
 from nanogauge.quantities import QUANTITIES, format_range, format_value
 from nanogauge.records import Prediction, Stored
 
@@ -105,11 +106,11 @@ def _beyond_the_card(
     peak = hardware.peak_flops
     steps = {"step_seconds": 1, "total_seconds": config.train.max_steps}.get(claim.row)
     if peak is not None and steps is not None and claim.low > 0:
-        per_token = flops_per_token_palm(config.model)
+        per_token = flops_per_token_palm(shape_of(config.model))
         flops = per_token * config.tokens_per_step * steps
         share = flops / claim.low / peak
         if share > 1 + _SLACK:
-            causal = (per_token + flops_per_token_6n(config.model)) / 2 / per_token
+            causal = (per_token + flops_per_token_6n(shape_of(config.model))) / 2 / per_token
             yield Inconsistency(
                 ids=[claim.key],
                 why=f"{format_value(claim.row, claim.low)} would need "
@@ -176,8 +177,8 @@ def _time_and_mfu(
     if peak is None:
         return
     counts = {
-        "mfu_palm": flops_per_token_palm(config.model),
-        "mfu_6n": flops_per_token_6n(config.model),
+        "mfu_palm": flops_per_token_palm(shape_of(config.model)),
+        "mfu_6n": flops_per_token_6n(shape_of(config.model)),
     }
     times = {"step_seconds": 1, "total_seconds": config.train.max_steps}
     for share, claim in product(claims, claims):

@@ -8,6 +8,7 @@ from collections import deque
 
 from nanogauge.config import Config
 from nanogauge.predict.flops import flops_per_token_palm
+from nanogauge.predict.workload import shape_of
 from nanogauge.quantities import (
     format_range,
     format_seconds,
@@ -104,7 +105,7 @@ class Screen:
         ]
         peak = self._prediction.hardware.peak_flops
         if peak is not None:
-            flops = flops_per_token_palm(self._config.model) * per_step
+            flops = flops_per_token_palm(shape_of(self._config.model)) * per_step
             parts.append(f"MFU {100 * mfu(flops, pace, peak):.1f} %")
         if self._power_watts is not None:
             parts.append(f"{self._power_watts:.0f} W")

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from nanogauge.claims import load_claims
 from nanogauge.consistency import Inconsistency, inconsistencies
 from nanogauge.predict.flops import flops_per_token_palm
+from nanogauge.predict.workload import shape_of
 
 PEAK = 46 * 512 * 2.475e9
 STEPS = 20_000
@@ -34,7 +35,7 @@ def claim(key: str, unit: str, low: float = -math.inf, high: float = math.inf) -
 
 def step_flops() -> float:
     config = documented_config()
-    return flops_per_token_palm(config.model) * config.tokens_per_step
+    return flops_per_token_palm(shape_of(config.model)) * config.tokens_per_step
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from nanogauge.predict.flops import (
     forward_flops_per_token,
 )
 from nanogauge.predict.parameters import count_parameters
+from nanogauge.predict.workload import shape_of
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -61,7 +62,7 @@ def test_three_forward_passes_are_what_torch_counts(model: ModelSection, sequenc
     counter = FlopCounterMode(display=False)
     with counter, sdpa_kernel(SDPBackend.MATH):
         gpt(tokens, tokens).backward()
-    per_token = 3 * sum(forward_flops_per_token(model).values())
+    per_token = 3 * sum(forward_flops_per_token(shape_of(model)).values())
     assert counter.get_total_flops() == per_token * tokens.numel()
 
 
@@ -69,11 +70,11 @@ def test_three_forward_passes_are_what_torch_counts(model: ModelSection, sequenc
 @given(small_models())
 def test_the_conventions_differ_from_the_products_by_vectors_alone(model: ModelSection) -> None:
     """6N + 12LCT counts norms and biases as if they were matrix products, and nothing else more."""
-    vectors = count_parameters(model).vectors
-    products = 3 * sum(forward_flops_per_token(model).values())
-    assert flops_per_token_palm(model) == products + 6 * vectors
+    vectors = count_parameters(shape_of(model)).vectors
+    products = 3 * sum(forward_flops_per_token(shape_of(model)).values())
+    assert flops_per_token_palm(shape_of(model)) == products + 6 * vectors
     attention = 12 * model.n_layer * model.n_embd * model.block_size
-    assert flops_per_token_palm(model) - flops_per_token_6n(model) == attention
+    assert flops_per_token_palm(shape_of(model)) - flops_per_token_6n(shape_of(model)) == attention
 
 
 @settings(max_examples=30, deadline=None)
@@ -83,20 +84,20 @@ def test_the_parameter_count_is_that_of_the_model(model: ModelSection) -> None:
     """The model is built on the meta device: shapes, and no memory."""
     with torch.device("meta"):
         gpt = GPT(model)
-    counted = count_parameters(model)
+    counted = count_parameters(shape_of(model))
     assert counted.total == sum(p.numel() for p in gpt.parameters())
-    assert counted.positions == gpt.transformer["wpe"].weight.numel()
-    assert counted.without_positions == counted.total - counted.positions
+    assert counted.tables == gpt.transformer["wpe"].weight.numel()
+    assert counted.without_positions == counted.total - counted.tables
 
 
 def test_the_documented_run_has_the_documented_counts() -> None:
     """The closed forms of the documented run, worked out by hand."""
     config = documented_config()
-    counted = count_parameters(config.model)
+    counted = count_parameters(shape_of(config.model))
     assert counted.without_positions == 40_560_000
     assert counted.total == 40_953_216
     tokens = config.tokens_per_step * config.train.max_steps
     assert tokens == 10_485_760_000
-    assert flops_per_token_6n(config.model) * tokens == 6 * 40_560_000 * 10_485_760_000
-    assert f"{flops_per_token_6n(config.model) * tokens:.4g}" == "2.552e+18"
-    assert f"{flops_per_token_palm(config.model) * tokens:.4g}" == "3.146e+18"
+    assert flops_per_token_6n(shape_of(config.model)) * tokens == 6 * 40_560_000 * 10_485_760_000
+    assert f"{flops_per_token_6n(shape_of(config.model)) * tokens:.4g}" == "2.552e+18"
+    assert f"{flops_per_token_palm(shape_of(config.model)) * tokens:.4g}" == "3.146e+18"

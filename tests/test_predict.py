@@ -21,8 +21,10 @@ from nanogauge.config import (
 )
 from nanogauge.errors import BadInput
 from nanogauge.hardware import Gpu, all_gpus, from_row, lookup
-from nanogauge.predict.memory import largest_micro_batch, predict_memory
+from nanogauge.predict.fit import largest_micro_batch
+from nanogauge.predict.memory import predict_memory
 from nanogauge.predict.prediction import predict
+from nanogauge.predict.workload import workload_of
 from nanogauge.quantities import QUANTITIES
 from nanogauge.records import Hardware, Prediction
 from nanogauge.training.optimizer import make_optimizer
@@ -138,7 +140,9 @@ def test_weights_gradients_and_moments_take_what_torch_gives_them() -> None:
         "gradients": sum(w.grad.nbytes for w in weights if w.grad is not None),
         "AdamW moments": sum(m.nbytes for m in moments),
     }
-    parts = predict_memory(config, lookup("RTX 4070", "bfloat16"), "bfloat16").parts
+    parts = predict_memory(
+        workload_of(config, "bfloat16", on_gpu=True), lookup("RTX 4070", "bfloat16")
+    ).parts
     assert {part.name: part.value for part in parts if part.name in real} == real
 
 
@@ -237,7 +241,10 @@ def test_the_largest_micro_batch_fits_and_the_next_does_not(
             update={"micro_batch": micro, "grad_accum": sequences // micro}
         )
         changed = config.model_copy(update={"train": train})
-        return predict_memory(changed, hardware, dtype).process[1] <= free
+        return (
+            predict_memory(workload_of(changed, dtype, hardware.kind != "cpu"), hardware).process[1]
+            <= free
+        )
 
     fitting = [m for m in range(1, sequences + 1) if sequences % m == 0 and fits(m)]
     expected = max(fitting, default=None)

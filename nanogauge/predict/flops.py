@@ -1,36 +1,83 @@
-"""FLOPs of one training token, by operation, and the named conventions derived from them.
+"""FLOPs of one training token, by operation, and the named conventions derived from that table.
 
-A multiply-add counts as two. Attention is counted in full, as if it were not causal, and nothing
-is counted that is computed twice: so PaLM, nanoGPT, nanochat and torchtitan do it.
-Sources: Kaplan et al. 2020 (6N); Chowdhery et al. 2022, PaLM, appendix B (6N + 12LCT).
+A multiply-add counts as two. Sources: Kaplan et al. 2020 (6N); Chowdhery et al. 2022, PaLM,
+appendix B (6N + 12LCT); Dao et al. 2022, FlashAttention, appendix B (recomputation).
 """
 
 from __future__ import annotations
 
-from nanogauge.config import ModelSection
+from dataclasses import dataclass
+
 from nanogauge.predict.parameters import count_parameters
+from nanogauge.predict.workload import Shape
 
 
-def forward_flops_per_token(model: ModelSection) -> dict[str, int]:
-    """Matrix-product FLOPs of one token's forward pass, by operation; the backward pass is twice.
+@dataclass(frozen=True)
+class Operation:
+    """One kind of matrix product; FLOPs per token, attention as if it were not causal."""
 
-    Three times the sum equals what torch's FlopCounterMode counts for a forward and backward pass.
+    name: str
+    forward: int
+    backward: int
+    recomputed: int = 0
+    """what a fused kernel computes a second time in the backward pass"""
+    causal: float = 1.0
+    """share of it that is left where a position attends only to those before it"""
+
+
+def operations(shape: Shape) -> list[Operation]:
+    """Every matrix product of the model; the backward pass has two for each of the forward's.
+
+    forward + backward, summed, equal what torch's FlopCounterMode counts with plain attention.
     """
-    width, layers, context = model.n_embd, model.n_layer, model.block_size
-    return {
-        "query, key, value": layers * 2 * 3 * width**2,
-        "attention": layers * 2 * 2 * context * width,
-        "attention projection": layers * 2 * width**2,
-        "MLP": layers * 2 * 8 * width**2,
-        "vocabulary head": 2 * model.vocab_size * width,
+    width, layers, mlp = shape.width, shape.layers, shape.mlp_width
+    queries = shape.heads * shape.head_size
+    forward = {
+        "query, key, value": layers * 2 * width * (queries + 2 * shape.kv_heads * shape.head_size),
+        "attention": layers * 2 * 2 * shape.context * queries,
+        "attention projection": layers * 2 * queries * width,
+        "MLP": layers * 2 * shape.mlp_matrices * width * mlp,
+        "vocabulary head": 2 * shape.vocabulary * width,
     }
+    return [
+        Operation(
+            name,
+            flops,
+            2 * flops,
+            recomputed=flops // 2 if name == "attention" else 0,  # the scores, of two products
+            causal=0.5 if name == "attention" else 1.0,
+        )
+        for name, flops in forward.items()
+    ]
 
 
-def flops_per_token_6n(model: ModelSection) -> int:
-    """6 FLOPs per parameter and token; N without position embeddings."""
-    return 6 * count_parameters(model).without_positions
+def forward_flops_per_token(shape: Shape) -> dict[str, int]:
+    return {operation.name: operation.forward for operation in operations(shape)}
 
 
-def flops_per_token_palm(model: ModelSection) -> int:
+def flops_per_token_6n(shape: Shape) -> int:
+    """6 FLOPs per parameter and token, norms too; N without position embeddings."""
+    products = sum(o.forward + o.backward for o in operations(shape) if o.name != "attention")
+    return products + 6 * count_parameters(shape).vectors
+
+
+def flops_per_token_palm(shape: Shape) -> int:
     """6N + 12 LCT: with attention over the full context T."""
-    return flops_per_token_6n(model) + 12 * model.n_layer * model.n_embd * model.block_size
+    attention = (o.forward + o.backward for o in operations(shape) if o.name == "attention")
+    return flops_per_token_6n(shape) + sum(attention)
+
+
+def flops_per_token_causal(shape: Shape) -> float:
+    """6N + 6 LCT: only the attention that a causal model needs."""
+    return flops_per_token_6n(shape) + sum(
+        o.causal * (o.forward + o.backward) for o in operations(shape) if o.name == "attention"
+    )
+
+
+def flops_per_token_executed(shape: Shape) -> float:
+    """6N + 7 LCT: what flash attention really computes, with the scores it computes twice."""
+    return flops_per_token_6n(shape) + sum(
+        o.causal * (o.forward + o.backward + o.recomputed)
+        for o in operations(shape)
+        if o.name == "attention"
+    )

@@ -6,11 +6,10 @@ about 10-20 %; see docs/prediction.md.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-from nanogauge.config import Config
 from nanogauge.predict.parameters import count_parameters
+from nanogauge.predict.workload import Workload
 from nanogauge.records import Hardware, Part
 
 CUDA_CONTEXT_BYTES = int(0.35 * 2**30)
@@ -33,12 +32,12 @@ class Memory:
         return sum(part.value for part in self.parts)
 
 
-def predict_memory(config: Config, hardware: Hardware, dtype: str) -> Memory:
+def predict_memory(work: Workload, hardware: Hardware) -> Memory:
     """Peak memory of training on this device; on a CPU the process's resident memory."""
-    model, compiled = config.model, config.run.compile
-    total = count_parameters(model).total
-    n = config.train.micro_batch * model.block_size
-    half_precision = dtype != "float32"
+    shape, compiled = work.shape, work.compiled
+    total = count_parameters(shape).total
+    n = work.tokens
+    half_precision = work.element_bytes == 2
     per_activation = (29 if compiled else 45) * (1 if half_precision else 2)
     per_logit = (5.4 if compiled else 11.5) if half_precision else (8.0 if compiled else 16.0)
     parts = [
@@ -47,12 +46,12 @@ def predict_memory(config: Config, hardware: Hardware, dtype: str) -> Memory:
         Part(name="AdamW moments", value=8 * total, formula="8 B per parameter"),
         Part(
             name="activations",
-            value=n * model.n_layer * model.n_embd * per_activation,
+            value=n * shape.layers * shape.width * per_activation,
             formula=f"{per_activation} B x tokens x layers x width",
         ),
         Part(
             name="logits and loss",
-            value=n * model.vocab_size * per_logit,
+            value=n * shape.vocabulary * per_logit,
             formula=f"{per_logit} B x tokens x vocabulary",
         ),
     ]
@@ -72,17 +71,3 @@ def predict_memory(config: Config, hardware: Hardware, dtype: str) -> Memory:
             1.25 * allocated * high + CUDA_CONTEXT_BYTES,
         )
     return Memory(parts, process, 0.8, 1.25)
-
-
-def largest_micro_batch(config: Config, hardware: Hardware, dtype: str, free: int) -> int | None:
-    """The largest micro-batch with the same tokens per step whose expected peak fits into free."""
-    sequences = config.train.micro_batch * config.train.grad_accum
-    below_root = [d for d in range(1, math.isqrt(sequences) + 1) if sequences % d == 0]
-    for micro in sorted({*below_root, *(sequences // d for d in below_root)}, reverse=True):
-        train = config.train.model_copy(
-            update={"micro_batch": micro, "grad_accum": sequences // micro}
-        )
-        candidate = config.model_copy(update={"train": train})
-        if predict_memory(candidate, hardware, dtype).process[1] <= free:
-            return micro
-    return None

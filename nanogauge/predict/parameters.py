@@ -1,38 +1,58 @@
-"""Parameters of the GPT in model.py, counted by formula; a test holds them against the model."""
+"""Parameters of a GPT, counted by formula; a test holds them against model.py."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nanogauge.config import ModelSection
+from nanogauge.predict.workload import Shape
 
 
 @dataclass(frozen=True)
 class Parameters:
-    matrices: int
-    """weights of all matrix products, the tied vocabulary head once"""
+    block_matrices: int
+    """weights of the matrix products of all blocks"""
+    vocabulary: int
+    """the embedding, or the vocabulary head: V x C"""
+    tied: bool
     vectors: int
     """norms and biases"""
-    positions: int
-    """position embeddings: a look-up, no matrix product"""
+    tables: int
+    """position and other tables that are only looked up"""
+
+    @property
+    def matrices(self) -> int:
+        """weights of all matrix products, the vocabulary head once"""
+        return self.block_matrices + self.vocabulary
 
     @property
     def without_positions(self) -> int:
-        """The N of 6N, as nanoGPT reports it."""
+        """The N of 6N, as nanoGPT reports it; an untied embedding is looked up, not multiplied."""
         return self.matrices + self.vectors
 
     @property
     def total(self) -> int:
-        return self.matrices + self.vectors + self.positions
+        untied = 0 if self.tied else self.vocabulary
+        return self.matrices + self.vectors + untied + self.tables
 
 
-def count_parameters(model: ModelSection) -> Parameters:
-    """L blocks of 12 C^2 (3 query-key-value, 1 projection, 8 MLP) and V x C of the tied head."""
-    width, layers = model.n_embd, model.n_layer
-    norms = (2 * layers + 1) * width
-    biases = norms + layers * (3 + 1 + 4 + 1) * width if model.bias else 0
+def count_parameters(shape: Shape) -> Parameters:
+    """model.py: L blocks of 12 C^2 (3 query-key-value, 1 projection, 8 MLP) and V x C, tied.
+
+    In general a block has C x D x (2 H + 2 H_kv) of attention and 2 or 3 C x F of MLP.
+    """
+    width, layers, mlp = shape.width, shape.layers, shape.mlp_width
+    attended = shape.head_size * (2 * shape.heads + 2 * shape.kv_heads)
+    norms = (shape.norms_per_layer * layers + 1) * width if shape.norm_weights else 0
+    biases = 0
+    if shape.bias:
+        of_attention = shape.head_size * (shape.heads + 2 * shape.kv_heads) + width
+        of_mlp = (shape.mlp_matrices - 1) * mlp + width
+        biases = norms + layers * (of_attention + of_mlp)
+    positions = shape.context * width if shape.position_table else 0
     return Parameters(
-        matrices=layers * 12 * width**2 + model.vocab_size * width,
+        block_matrices=layers * width * (attended + shape.mlp_matrices * mlp),
+        vocabulary=shape.vocabulary * width,
+        tied=shape.tied,
         vectors=norms + biases,
-        positions=model.block_size * width,
+        tables=positions + shape.table_parameters,
     )

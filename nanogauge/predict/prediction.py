@@ -9,6 +9,7 @@ from nanogauge.predict.flops import flops_per_token_6n, flops_per_token_palm
 from nanogauge.predict.memory import predict_memory
 from nanogauge.predict.parameters import count_parameters
 from nanogauge.predict.step_time import StepTime, predict_step_time
+from nanogauge.predict.workload import shape_of, workload_of
 from nanogauge.quantities import QUANTITIES, mfu
 from nanogauge.records import Estimate, Hardware, Part, Prediction
 
@@ -65,8 +66,9 @@ def predict(config: Config, hardware: Hardware, dtype: str) -> Prediction:
     }
     if config.data.tokens is None and "data_epochs" not in quantities:
         unpredicted["data_epochs"] = "data.tokens is not given and there is no data to count yet"
-    memory = predict_memory(config, hardware, dtype)
-    step = predict_step_time(config, hardware, dtype)
+    work = workload_of(config, dtype, hardware.kind != "cpu")
+    memory = predict_memory(work, hardware)
+    step = predict_step_time(work, hardware)
     ledger: dict[str, float] = {}
     notes: list[str] = []
     parts: list[Part] = []
@@ -128,10 +130,11 @@ def _estimate(row: str, triple: Triple, formula: str, source: str) -> Estimate:
 
 def _exact_quantities(config: Config) -> dict[str, Estimate]:
     model, train = config.model, config.train
-    counted = count_parameters(model)
+    shape = shape_of(model)
+    counted = count_parameters(shape)
     per_step, steps = config.tokens_per_step, train.max_steps
     tokens = per_step * steps
-    flops_6n, flops_palm = flops_per_token_6n(model), flops_per_token_palm(model)
+    flops_6n, flops_palm = flops_per_token_6n(shape), flops_per_token_palm(shape)
     exact: dict[str, tuple[float, str, str]] = {
         "tokens_per_step": (
             per_step,
@@ -181,7 +184,7 @@ def _times(
     eval_one = 2 * config.train.eval_batches * step.eval_batch_seconds
     evals = evaluations(config)
     compiling = compile_seconds(config, hardware)
-    saved = 12 * count_parameters(config.model).total * checkpoints(config)
+    saved = 12 * count_parameters(shape_of(config.model)).total * checkpoints(config)
     slow, usual, fast = (saved / rate for rate in CHECKPOINT_BYTES_PER_SECOND)
     ledger = {
         "compile_s": compiling[1],
@@ -219,8 +222,8 @@ def _times(
         ),
     }
     for row, per_token in (
-        ("mfu_palm", flops_per_token_palm(config.model)),
-        ("mfu_6n", flops_per_token_6n(config.model)),
+        ("mfu_palm", flops_per_token_palm(shape_of(config.model))),
+        ("mfu_6n", flops_per_token_6n(shape_of(config.model))),
     ):
         flops = per_token * config.tokens_per_step
         estimated[row] = (

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nanogauge.config import Config
 from nanogauge.predict.flops import forward_flops_per_token
 from nanogauge.predict.parameters import count_parameters
+from nanogauge.predict.workload import Workload
 from nanogauge.records import Hardware, Part
 
 
@@ -64,22 +64,22 @@ class StepTime:
         return sum(part.value for part in self.parts)
 
 
-def predict_step_time(config: Config, hardware: Hardware, dtype: str) -> StepTime | None:
+def predict_step_time(work: Workload, hardware: Hardware) -> StepTime | None:
     """The expected step on this device; None where its peak, bandwidth or class is not known."""
     efficiency = EFFICIENCY.get(hardware.architecture)
     peak, datasheet = hardware.peak_flops, hardware.bandwidth_bytes_per_second
     if efficiency is None or peak is None or datasheet is None:
         return None
-    model, compiled = config.model, config.run.compile
+    shape, compiled = work.shape, work.compiled
     on_cpu = hardware.kind == "cpu"
-    n = config.train.micro_batch * model.block_size
-    width, layers = model.n_embd, model.n_layer
-    element = 4 if dtype == "float32" else 2  # bytes of an activation
+    n = work.tokens
+    width, layers = shape.width, shape.layers
+    element = work.element_bytes
     wide = element / 2  # the traffic constants below are for 16-bit activations
 
     ceiling = hardware.matmul_flops or efficiency.ceiling_of_peak * peak
     bandwidth = datasheet if on_cpu else BANDWIDTH_SHARE * datasheet
-    forward = forward_flops_per_token(model)
+    forward = forward_flops_per_token(shape)
     block_products = sum(v for k, v in forward.items() if k not in ("attention", "vocabulary head"))
 
     # 1. Matrix products of the blocks: forward once, backward twice; the traffic is that of the
@@ -88,18 +88,18 @@ def predict_step_time(config: Config, hardware: Hardware, dtype: str) -> StepTim
     products = 3 * n * block_products / (ceiling * efficiency.products)
     products += efficiency.exposed_traffic * traffic / bandwidth
     # 2. Causal flash attention: half of the full scores, 2 products forward and 5 backward.
-    dropout = 1.08 if model.dropout else 1.0
-    half = 1 + 128 / model.block_size  # tiles on the diagonal are computed in full
-    attention_flops = 7 * n * model.block_size * width * layers * half * dropout
+    dropout = 1.08 if work.dropout else 1.0
+    half = 1 + 128 / shape.context  # tiles on the diagonal are computed in full
+    attention_flops = 7 * n * shape.context * width * layers * half * dropout
     attention = attention_flops / (ceiling * efficiency.attention)
     # 3. The vocabulary head, and 4. softmax and loss over n x V logits.
     head = 3 * n * forward["vocabulary head"] / (ceiling * efficiency.products)
-    loss = n * model.vocab_size * (8 if compiled else 32) * wide / bandwidth
+    loss = n * shape.vocabulary * (8 if compiled else 32) * wide / bandwidth
     # 5. Norms, activation, residuals, dropout: bytes per token, layer and unit of width.
-    bytes_each = (116 + 10 * bool(model.dropout)) if compiled else (338 + 40 * bool(model.dropout))
+    bytes_each = (116 + 10 * bool(work.dropout)) if compiled else (338 + 40 * bool(work.dropout))
     elementwise = n * layers * width * bytes_each * wide / bandwidth
     # 6. Weights, once a micro-batch: cast to 16 bits and gradients accumulated.
-    total = count_parameters(model).total
+    total = count_parameters(shape).total
     weights = total * 16 / bandwidth
     # 7. AdamW reads and writes weights, gradients and two moments, once a step.
     optimizer = total * 30 / bandwidth
@@ -107,8 +107,8 @@ def predict_step_time(config: Config, hardware: Hardware, dtype: str) -> StepTim
     launches = (28 * layers + 40) if compiled else (150 * layers + 40)
     launch_seconds = launches * (12e-6 if on_cpu else 7e-6)
 
-    work = products + attention + head + loss + elementwise + weights
-    idle = launch_seconds if on_cpu else max(0.0, launch_seconds - work)
+    busy = products + attention + head + loss + elementwise + weights
+    idle = launch_seconds if on_cpu else max(0.0, launch_seconds - busy)
     micro = {
         "matrix products of the blocks": (products, "6 n 12C^2 L / ceiling + exposed traffic"),
         "attention": (attention, "7 n T C L (1 + 128/T) / ceiling"),
@@ -118,7 +118,7 @@ def predict_step_time(config: Config, hardware: Hardware, dtype: str) -> StepTim
         "weights and gradients": (weights, "16 B per parameter / bandwidth"),
         "launching kernels": (idle, "kernels x time of a launch, where it is not hidden"),
     }
-    accumulation = config.train.grad_accum
+    accumulation = work.grad_accum
     parts = [
         Part(name=name, value=accumulation * seconds, formula=f"{accumulation} x {formula}")
         for name, (seconds, formula) in micro.items()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from nanogauge.config import Config
 from nanogauge.predict.flops import flops_per_token_6n, flops_per_token_palm
+from nanogauge.predict.workload import shape_of
 from nanogauge.quantities import QUANTITIES, mfu
 from nanogauge.records import Prediction, Sensor, Step, Stored
 from nanogauge.runlog import Recorded
@@ -210,8 +211,8 @@ def _count(
             value=prediction.quantities[row].expected, how="counted from the configuration"
         )
     for row, per_token in (
-        ("flops_total_6n", flops_per_token_6n(config.model)),
-        ("flops_total_palm", flops_per_token_palm(config.model)),
+        ("flops_total_6n", flops_per_token_6n(shape_of(config.model))),
+        ("flops_total_palm", flops_per_token_palm(shape_of(config.model))),
     ):
         values[row] = Measured(
             value=per_token * tokens, how=f"{how} x {per_token / 1e6:.1f} MFLOP per token"
@@ -227,8 +228,8 @@ def _utilisation(
 ) -> None:
     peak = prediction.hardware.peak_flops
     for row, per_token in (
-        ("mfu_palm", flops_per_token_palm(config.model)),
-        ("mfu_6n", flops_per_token_6n(config.model)),
+        ("mfu_palm", flops_per_token_palm(shape_of(config.model))),
+        ("mfu_6n", flops_per_token_6n(shape_of(config.model))),
     ):
         flops = per_token * config.tokens_per_step
         achieved = f"{flops / median / 1e12:.3g}"

@@ -1,0 +1,132 @@
+"""What one optimizer step has to compute: all that time, memory and FLOPs are predicted from.
+
+A Shape is a GPT's architecture, wider than what model.py builds, so that published runs of other
+programs can be predicted with the same formulas; a Workload is a Shape and how it is trained.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from nanogauge.config import Config, ModelSection
+from nanogauge.errors import BadInput
+
+Dtype = Literal["float32", "tf32", "float16", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A decoder-only transformer."""
+
+    layers: int
+    width: int
+    heads: int
+    context: int
+    vocabulary: int
+    kv_heads: int
+    """heads of keys and values: fewer than heads under grouped-query attention"""
+    head_size: int
+    mlp_width: int
+    mlp_matrices: int = 2
+    """2, or 3 for a gated MLP (SwiGLU)"""
+    tied: bool = True
+    """the vocabulary head is the embedding"""
+    position_table: bool = True
+    """learned positions; False for rotary ones"""
+    bias: bool = False
+    norms_per_layer: int = 2
+    norm_weights: bool = True
+    table_parameters: int = 0
+    """look-up tables beside the embeddings (value embeddings): memory, but no FLOPs"""
+    attended: float = 1.0
+    """mean share of the context that is attended to; below 1 with sliding windows"""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One optimizer step, as each of `gpus` devices sees it."""
+
+    shape: Shape
+    micro_batch: int
+    """sequences of a micro-batch on one device"""
+    grad_accum: int
+    """micro-batches of a step on one device"""
+    dtype: Dtype = "bfloat16"
+    """arithmetic of the matrix products"""
+    master_weights: bool = True
+    """weights, gradients and moments in fp32; False: all of them in 16 bits"""
+    compiled: bool = True
+    attention: Literal["flash", "flash3", "plain"] = "flash"
+    """SDPA's fused kernel, FlashAttention 3, or T x T scores in memory"""
+    dropout: float = 0.0
+    checkpointing: Literal["none", "selective", "full"] = "none"
+    """activations recomputed in the backward pass: none, the cheap half, or all"""
+    optimizer: Literal["adamw", "adamw_foreach", "muon"] = "adamw"
+    """adamw is the fused one"""
+    newton_schulz_steps: int = 5
+    """of Muon"""
+    gpus: int = 1
+    sharding: Literal["replicated", "optimizer", "full"] = "replicated"
+    """over the GPUs: DDP; DDP with the optimizer's work shared out; FSDP"""
+    sync_every_micro_step: bool = False
+    """gradients averaged after every micro-batch, not once a step"""
+    overlapped: bool = True
+    """gradients travel while the backward pass runs"""
+
+    @property
+    def tokens(self) -> int:
+        """of one micro-batch on one device"""
+        return self.micro_batch * self.shape.context
+
+    @property
+    def tokens_per_step(self) -> int:
+        """of all devices together"""
+        return self.tokens * self.grad_accum * self.gpus
+
+    @property
+    def element_bytes(self) -> int:
+        """of an activation"""
+        return 2 if self.dtype in ("bfloat16", "float16") else 4
+
+
+def shape_of(model: ModelSection) -> Shape:
+    """The architecture of model.py."""
+    return Shape(
+        layers=model.n_layer,
+        width=model.n_embd,
+        heads=model.n_head,
+        context=model.block_size,
+        vocabulary=model.vocab_size,
+        kv_heads=model.n_head,
+        head_size=model.n_embd // model.n_head,
+        mlp_width=4 * model.n_embd,
+        bias=model.bias,
+    )
+
+
+def workload_of(config: Config, dtype: str, on_gpu: bool, gpus: int = 1) -> Workload:
+    """What train.py does for this configuration; several GPUs share out the micro-batches.
+
+    Raises:
+        BadInput: if the GPUs cannot share the micro-batches of a step equally.
+    """
+    if config.train.grad_accum % gpus:
+        raise BadInput(
+            f"{gpus} GPUs cannot share {config.train.grad_accum} micro-batches of a step equally; "
+            f"set --train.grad-accum to a multiple of {gpus}."
+        )
+    resolved: dict[str, Dtype] = {
+        "float32": "tf32" if on_gpu else "float32",
+        "float16": "float16",
+        "bfloat16": "bfloat16",
+    }
+    return Workload(
+        shape=shape_of(config.model),
+        micro_batch=config.train.micro_batch,
+        grad_accum=config.train.grad_accum // gpus,
+        dtype=resolved[dtype],
+        compiled=config.run.compile,
+        dropout=config.model.dropout,
+        gpus=gpus,
+    )
