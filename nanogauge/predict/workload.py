@@ -67,8 +67,10 @@ class Workload:
     newton_schulz_steps: int = 5
     """of Muon"""
     gpus: int = 1
-    sharding: Literal["replicated", "optimizer", "full"] = "replicated"
-    """over the GPUs: DDP; DDP with the optimizer's work shared out; FSDP"""
+    sharding: Literal["replicated", "optimizer", "full", "hybrid"] = "replicated"
+    """over the GPUs: DDP; DDP with the optimizer's work shared out; FSDP; FSDP within a node"""
+    fp8_products: bool = False
+    """matrix products of the blocks in 8 bits, the rest in dtype"""
     sync_every_micro_step: bool = False
     """gradients averaged after every micro-batch, not once a step"""
     overlapped: bool = True
