@@ -82,7 +82,7 @@ def test_boards_of_one_name_are_told_apart_by_their_memory() -> None:
         ("NVIDIA L40S", "L4"),
         ("RTX 407", "RTX 4070"),
         ("4070", "RTX 4070"),
-        ("", "RTX 4070"),
+        ("", "none"),
     ],
 )
 def test_a_part_of_a_name_is_no_name(name: str, near: str) -> None:
