@@ -20,15 +20,17 @@ FREE: dict[str, tuple[float, float]] = {
     "products": (0.915, 1.05),
     "bandwidth_share": (0.85, 1.05),
     "exposed_per_100_sms": (0.65, 1.4),
-    "hidden_sms": (20, 1.5),
+    "kernel_tail_seconds": (2e-6, 1.4),
+    "hidden_sms": (40, 1.3),
     "loss_bytes": (8.0, 1.3),
     "loss_bytes_eager": (32.0, 1.4),
-    "norm_bytes": (76.0, 1.3),
+    "norm_bytes": (60.0, 1.3),
     "norm_bytes_eager": (238.0, 1.3),
     "score_bytes": (24.0, 1.4),
     "score_bytes_eager": (80.0, 1.4),
     "unaligned_head": (1.3, 1.2),
-    "newton_schulz": (0.45, 1.4),
+    "newton_schulz": (0.65, 1.2),
+    "newton_schulz_alone": (0.3, 1.4),
     "fp8_speed": (1.4, 1.2),
     "interference": (0.15, 1.5),
     "hidden_share_sharded": (0.9, 1.1),
@@ -36,7 +38,7 @@ FREE: dict[str, tuple[float, float]] = {
     "a100.attention": (0.4, 1.4),
     "hopper.attention": (0.22, 1.4),
     "hopper.attention_best": (0.33, 1.3),
-    "b200.attention": (0.15, 1.6),
+    "b200.attention": (0.125, 1.4),
     "ampere.slowdown": (1.0, 1.3),
     "b200.slowdown": (1.0, 1.3),
     "ada.slowdown": (1.0, 1.05),
@@ -68,6 +70,8 @@ def fit(runs: Sequence[PublishedRun], constants: Constants, rounds: int = 8) -> 
     stiff = 1 / np.log([FREE[n][1] for n in names])
     actual = np.log([run.step_seconds for run in runs])  # type: ignore[type-var]
 
+    trust = np.array([0.3 if run.confidence == "low" else 1.0 for run in runs])
+
     def predicted(logs: np.ndarray) -> np.ndarray:
         trial = put(constants, dict(zip(names, np.exp(logs).tolist(), strict=True)))
         steps = [predict_step_time(run.work, run.hardware, trial) for run in runs]
@@ -77,9 +81,10 @@ def fit(runs: Sequence[PublishedRun], constants: Constants, rounds: int = 8) -> 
     for _ in range(rounds):
         residual = predicted(x) - actual
         jacobian = np.stack(
-            [(predicted(x + h) - predicted(x - h)) / 0.02 for h in 0.01 * np.eye(len(names))], axis=1
+            [(predicted(x + h) - predicted(x - h)) / 0.02 for h in 0.01 * np.eye(len(names))],
+            axis=1,
         )
-        weight = 1 / np.maximum(1.0, np.abs(residual) / RUN_SPREAD) / RUN_SPREAD**2  # Huber
+        weight = trust / np.maximum(1.0, np.abs(residual) / RUN_SPREAD) / RUN_SPREAD**2  # Huber
         left = jacobian.T @ (weight[:, None] * jacobian) + np.diag(stiff**2)
         right = -jacobian.T @ (weight * residual) - stiff**2 * (x - prior)
         x = x + np.clip(np.linalg.solve(left, right), -0.3, 0.3)

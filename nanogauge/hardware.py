@@ -177,6 +177,7 @@ def from_row(gpu: Gpu, dtype: str, power_limit_watts: float | None = None) -> Ha
         peak_name=f"{gpu.name}, dense {words}: {gpu.sms} {_UNITS.get(gpu.architecture, 'SMs')} x "
         f"{rates[arithmetic]} FLOP/clock x {gpu.boost_ghz} GHz = {peak / 1e12:.1f} TFLOP/s",
         matmul_flops=measured * 1e12 if measured else None,
+        sms=gpu.sms,
         float32_flops=gpu.float32_flops,
         memory_bytes=int(gpu.memory_gib * 2**30) if gpu.memory_gib else None,
         bandwidth_bytes_per_second=bandwidth * 1e9 if bandwidth else None,
@@ -220,6 +221,7 @@ def from_properties(
         peak_flops=peak,
         peak_name=words,
         matmul_flops=None,
+        sms=sms,
         float32_flops=sms * float32_rate * max_clock_hz if float32_rate and max_clock_hz else None,
         memory_bytes=memory_bytes,
         bandwidth_bytes_per_second=bandwidth_bytes_per_second,

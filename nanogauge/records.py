@@ -31,6 +31,7 @@ class Hardware(Stored):
     """what the peak is, in words: cores x rate x clock, or how it was measured"""
     matmul_flops: float | None
     """FLOP/s of a large matrix product that was measured on such a device; a reachable ceiling"""
+    sms: int | None = None
     float32_flops: float | None = None
     """FLOP/s of the plain fp32 units, outside the matrix units"""
     memory_bytes: int | None

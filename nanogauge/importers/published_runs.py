@@ -8,6 +8,7 @@ row that cannot be predicted is skipped with its reason.
 from __future__ import annotations
 
 import csv
+import math
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,11 +21,11 @@ from nanogauge.predict.parameters import count_parameters
 from nanogauge.predict.workload import Dtype, Shape, Workload
 from nanogauge.records import Hardware
 
-COLUMNS = (
-    "id source source_detail gpu n_gpus precision compile flash_attn n_layer n_head n_embd "
-    "block_size vocab_size params_m micro_batch grad_accum world activation_ckpt optimizer iter_ms "
-    "tokens_per_sec mfu_logged mfu_peak_used_tflops peak_vram_mib power_w confidence quote"
-).split()
+COLUMNS = """
+id source source_detail gpu n_gpus precision compile flash_attn n_layer n_head n_embd block_size
+vocab_size params_m micro_batch grad_accum world activation_ckpt optimizer iter_ms tokens_per_sec
+mfu_logged mfu_peak_used_tflops peak_vram_mib power_w confidence quote
+""".split()
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def _run(name: str, row: Row) -> PublishedRun:
     assumed: list[str] = []
     dtype, master = _arithmetic(row, assumed)
     hardware = _hardware(row, dtype)
-    shape = _shape(row, notes)
+    shape = _shape(row, notes, assumed)
     work = _workload(row, notes, shape, dtype, master, assumed)
     step = _step_seconds(row, work)
     memory = _number(row["peak_vram_mib"])
@@ -167,9 +168,16 @@ def _hardware(row: Row, dtype: Dtype) -> Hardware:
         raise _CannotPredict(str(error)) from None
 
 
-def _shape(row: Row, notes: str) -> Shape:
+def _shape(row: Row, notes: str, assumed: list[str]) -> Shape:
     layers, heads, width = (_whole(row, c) for c in ("n_layer", "n_head", "n_embd"))
-    context, vocabulary = _whole(row, "block_size"), _whole(row, "vocab_size")
+    context = _whole(row, "block_size")
+    if not row["vocab_size"] and "nanoGPT" in row["source"]:
+        assumed.append("vocabulary (GPT-2's)")
+        vocabulary = 50257
+    else:
+        vocabulary = _whole(row, "vocab_size")
+    if "Megatron" in notes:  # its default make-vocab-size-divisible-by
+        vocabulary = math.ceil(vocabulary / 128) * 128
     if width % heads and not re.search(r"hd ?\d+|head_dim", notes):
         raise _CannotPredict(f"n_embd {width} is not a multiple of n_head {heads}")
     if re.search(r"\bbert\b|encoder fine-tune", notes, re.IGNORECASE):
@@ -188,7 +196,8 @@ def _shape(row: Row, notes: str) -> Shape:
         vocabulary=vocabulary,
         kv_heads=_key_value_heads(notes) or heads,
         head_size=head_size,
-        mlp_width=_found(r"(?:d_ff|ff) ?(\d+)", notes) or (_found(r"MLP (\d)x", notes) or 4) * width,
+        mlp_width=_found(r"(?:d_ff|ff) ?(\d+)", notes)
+        or (_found(r"MLP (\d)x", notes) or 4) * width,
         mlp_matrices=3 if llama else 2,
         tied=not (re.search(r"untied", notes) or nanochat or (llama and " tied" not in notes)),
         position_table=not rotary,
@@ -199,8 +208,11 @@ def _shape(row: Row, notes: str) -> Shape:
 
 def _key_value_heads(notes: str) -> int | None:
     """As the notes say; Llama 3 8B has 8 (Grattafiori et al. 2024, table 3), Llama 2 7B and 13B
-    as many as heads."""
-    return _found(r"(\d+) ?kv", notes) or (8 if re.search(r"llama 3(\.\d)? 8b", notes, re.I) else None)
+    as many as heads.
+    """
+    return _found(r"(\d+) ?kv", notes) or (
+        8 if re.search(r"llama 3(\.\d)? 8b", notes, re.I) else None
+    )
 
 
 def _attended(notes: str, context: int) -> float:
@@ -261,12 +273,15 @@ def _workload(
         grad_accum=int(_number(row["grad_accum"]) or 1),
         dtype=dtype,
         master_weights=master,
+        wide_residual=master and "autocast" in row["precision"],
         compiled=compiled,
         attention=attention,
         dropout=float(m[1]) if (m := re.search(r"dropout (0\.\d+)", notes)) else 0.0,
         checkpointing=checkpointing,
         optimizer=optimizer,
+        clipped="clip" in named or not re.search(r"modded-nanogpt|nanochat|muon", notes.lower()),
         newton_schulz_steps=_found(r"(\d+) NS iter", notes) or 5,
+        muon_batched=not re.search(_ALONE, notes),
         gpus=gpus,
         sharding=_sharding(notes, named),
         fp8_products="fp8" in row["precision"].lower(),
@@ -275,16 +290,18 @@ def _workload(
     )
 
 
-def _sharding(
-    notes: str, optimizer: str
-) -> Literal["replicated", "optimizer", "full", "hybrid"]:
+# The first Muon: every rank worked on every matrix, one after the other.
+_ALONE = r"not sharded|replicated on every rank"
+
+
+def _sharding(notes: str, optimizer: str) -> Literal["replicated", "optimizer", "full", "hybrid"]:
     if re.search(r"\bHSDP \|", notes) or re.search(r"\bhsdp\.?$", notes, re.IGNORECASE):
         return "hybrid"
     if re.search(r"\bfsdp", notes, re.IGNORECASE):
         return "full"
     if re.search(r"sharded", optimizer):
         return "optimizer"
-    alone = re.search(r"not sharded|replicated on every rank", notes)
+    alone = re.search(_ALONE, notes)
     return "optimizer" if "muon" in optimizer and not alone else "replicated"
 
 

@@ -40,8 +40,12 @@ class _Device:
     ceiling: float
     attention_ceiling: float
     bandwidth: float
+    products: float
+    """of the ceiling, by matrix products in a model's shapes"""
     exposed: float
     """share of the matrix products' traffic that is not hidden behind arithmetic"""
+    wide: float
+    """traffic over that of 16-bit activations"""
     launch_seconds: float
     sms: int
 
@@ -54,24 +58,26 @@ def predict_step_time(
     if device is None:
         return None
     shape, k, n = work.shape, constants, work.tokens
-    wide = work.element_bytes / 2  # traffic constants are for 16-bit activations
+    unaligned = k.unaligned_head if shape.vocabulary % 8 else 1.0
     forward = {
         "matrix products of the blocks": _block_products(work, device, k),
         "attention": _attention(work, device, k),
         "vocabulary head": _products([(shape.width, shape.vocabulary)], work, device, k)
-        * (k.unaligned_head if shape.vocabulary % 8 else 1.0),
+        * unaligned,
         "softmax and loss": n
         * shape.vocabulary
         * (k.loss_bytes if work.compiled else k.loss_bytes_eager)
-        * wide
+        * device.wide
         / device.bandwidth,
-        "norms and elementwise": _elementwise_bytes(work, k) * n * wide / device.bandwidth,
+        "norms and elementwise": _elementwise_bytes(work, k) * n * device.wide / device.bandwidth,
     }
     if work.fp8_products:
         forward["matrix products of the blocks"] /= k.fp8_speed
     share = 1 / work.gpus if work.sharding in ("full", "hybrid") else 1.0
     total = count_parameters(shape).total
-    weights = k.weight_bytes * (total - shape.table_parameters) + k.table_bytes * shape.table_parameters
+    weights = (
+        k.weight_bytes * (total - shape.table_parameters) + k.table_bytes * shape.table_parameters
+    )
     weights *= (1 if work.master_weights else 0.5) / device.bandwidth
     micro = forward | {"weights and gradients": weights * share}
     micro["recomputation"] = _recomputation(work, forward, k)
@@ -81,7 +87,8 @@ def predict_step_time(
     ) * shape.layers + k.kernels
     launches = kernels * device.launch_seconds
     on_cpu = hardware.kind == "cpu"
-    micro["launching kernels"] = launches if on_cpu else max(0.0, launches - busy)
+    tails = 0.0 if on_cpu else kernels * k.kernel_tail_seconds
+    micro["launching kernels"] = launches if on_cpu else tails + max(0.0, launches - busy - tails)
     per_step = {"optimizer": _optimizer(work, device, k)}
     if work.gpus > 1:
         once, each = _communication(work, hardware, busy, k)
@@ -129,11 +136,16 @@ def _device(work: Workload, hardware: Hardware, k: Constants) -> _Device | None:
     if work.attention == "flash3":
         attention = max(attention, reached.attention_best)
     on_cpu = hardware.kind == "cpu"
+    wide = work.element_bytes / 2
+    if wide == 2 and not work.compiled and not on_cpu:
+        wide = k.eager_float32
     return _Device(
+        wide=wide,
         ceiling=ceiling,
         attention_ceiling=ceiling * attention,
+        products=k.products * reached.products,
         bandwidth=datasheet * (1.0 if on_cpu else k.bandwidth_share) / reached.slowdown,
-        exposed=min(k.exposed_most, max(0.0, k.exposed_per_100_sms * ((hardware.sms or 0) - k.hidden_sms) / 100)),
+        exposed=max(0.0, k.exposed_per_100_sms * ((hardware.sms or 0) - k.hidden_sms) / 100),
         sms=hardware.sms or 1,
         launch_seconds=k.launch_seconds_cpu if on_cpu else k.launch_seconds,
     )
@@ -159,7 +171,7 @@ def _products(
     n = work.tokens
     flops = sum(6 * n * a * b for a, b in matrices)
     traffic = sum(3 * n * (a + b) for a, b in matrices) * work.element_bytes
-    return flops / (device.ceiling * k.products) + device.exposed * traffic / device.bandwidth
+    return flops / (device.ceiling * device.products) + device.exposed * traffic / device.bandwidth
 
 
 def _layer_matrices(shape: Shape) -> list[tuple[int, int]]:
@@ -178,7 +190,7 @@ def _block_products(work: Workload, device: _Device, k: Constants) -> float:
 
 
 def _attention(work: Workload, device: _Device, k: Constants) -> float:
-    """Fused: the causal half of 2 products forward and 5 backward. Plain: T x T scores in memory."""
+    """Fused: the causal half of 2 products forward, 5 backward. Plain: T x T scores in memory."""
     shape, n = work.shape, work.tokens
     queries = shape.heads * shape.head_size
     if work.attention == "plain":
@@ -186,8 +198,8 @@ def _attention(work: Workload, device: _Device, k: Constants) -> float:
         each = k.score_bytes if work.compiled else k.score_bytes_eager
         if work.dropout:
             each *= k.score_dropout
-        scores = n * shape.context * shape.heads * shape.layers * each * work.element_bytes / 2
-        return flops / (device.ceiling * k.products) + scores / device.bandwidth
+        scores = n * shape.context * shape.heads * shape.layers * each * device.wide
+        return flops / (device.ceiling * device.products) + scores / device.bandwidth
     context = shape.context * shape.attended
     half = 1 + 128 / context  # tiles on the diagonal are computed in full
     flops = 7 * n * context * queries * shape.layers * half
@@ -201,8 +213,10 @@ def _elementwise_bytes(work: Workload, k: Constants) -> float:
         per_width, per_mlp, dropout = k.norm_bytes, k.mlp_bytes, k.dropout_bytes
     else:
         per_width, per_mlp, dropout = k.norm_bytes_eager, k.mlp_bytes_eager, k.dropout_bytes_eager
+    if work.wide_residual and work.element_bytes == 2:
+        per_width += k.wide_residual_bytes if work.compiled else k.wide_residual_bytes_eager
     per_layer = shape.width * (per_width + (dropout if work.dropout else 0.0))
-    per_layer += shape.mlp_width * per_mlp * (1.6 if shape.mlp_matrices == 3 else 1.0)
+    per_layer += shape.mlp_width * per_mlp * (k.gated_mlp if shape.mlp_matrices == 3 else 1.0)
     return shape.layers * per_layer
 
 
@@ -219,32 +233,38 @@ def _optimizer(work: Workload, device: _Device, k: Constants) -> float:
     counted = count_parameters(work.shape)
     share = 1.0 if work.sharding == "replicated" else 1 / work.gpus
     half = 1.0 if work.master_weights else 0.5
+    sharded = share if work.sharding in ("full", "hybrid") else 1.0
+    clipping = k.clip_bytes * counted.total * half * sharded / device.bandwidth * work.clipped
     if work.optimizer != "muon":
         each = k.adamw_bytes if work.optimizer == "adamw" else k.adamw_foreach_bytes
-        fsdp = 1.0 if work.sharding == "optimizer" else share
-        return each * half * counted.total * fsdp / device.bandwidth
+        return each * half * counted.total * sharded / device.bandwidth + clipping
     rest = counted.total - counted.block_matrices
-    seconds = k.adamw_bytes * rest * half / device.bandwidth
+    seconds = k.adamw_bytes * rest * half * sharded / device.bandwidth + clipping
     seconds += k.muon_bytes * counted.block_matrices * half * share / device.bandwidth
     iteration = work.shape.layers * sum(
-        _newton_schulz(a, b, device, k) for a, b in _layer_matrices(work.shape)
+        _newton_schulz(a, b, work.muon_batched, device, k) for a, b in _layer_matrices(work.shape)
     )
     return seconds + share * work.newton_schulz_steps * iteration
 
 
-def _newton_schulz(a: int, b: int, device: _Device, k: Constants) -> float:
+def _newton_schulz(a: int, b: int, batched: bool, device: _Device, k: Constants) -> float:
     """Seconds of one iteration on an a x b matrix: X X^T, its square, and the product with X.
 
-    The matrices are so small that the tiles of a product, 128 x 128, leave SMs idle.
+    One matrix alone is so small that the tiles of a product, 128 x 128, leave SMs idle.
     Source: Jordan et al. 2024, Muon: A = X X^T, B = b A + c A A, X = a X + B X.
     """
     small, large = min(a, b), max(a, b)
     seconds = 0.0
-    for rows, columns, inner in ((small, small, large), (small, small, small), (small, large, small)):
+    for rows, columns, inner in (
+        (small, small, large),
+        (small, small, small),
+        (small, large, small),
+    ):
         tiles = math.ceil(rows / 128) * math.ceil(columns / 128)
         used = tiles / (device.sms * math.ceil(tiles / device.sms))
+        rate = k.newton_schulz if batched else k.newton_schulz_alone * used
         flops = 2 * rows * columns * inner
-        seconds += flops / (device.ceiling * k.newton_schulz * used)
+        seconds += flops / (device.ceiling * rate)
     return seconds
 
 
@@ -257,7 +277,9 @@ def _communication(
     A ring all-reduce moves 2 (w - 1) / w of the bytes over each device's link.
     """
     total = count_parameters(work.shape).total
-    link, network = _link(hardware, k), k.network_bytes_per_second[hardware.architecture == "a100"]
+    link, network = _link(hardware, k), k.network_bytes_per_second
+    if hardware.architecture == "a100":
+        network = k.network_bytes_per_second_a100
     nodes = math.ceil(work.gpus / k.gpus_per_node)
     ring = (work.gpus - 1) / work.gpus
     slowest = link if nodes == 1 else min(link, network)
