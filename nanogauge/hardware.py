@@ -104,27 +104,24 @@ def _plain(name: str) -> tuple[str, float | None]:
 
 
 @cache
-def _spellings(gpu_name: str) -> frozenset[tuple[str, float | None]]:
-    (gpu,) = (g for g in all_gpus() if g.name == gpu_name)
-    return frozenset(_plain(name) for name in (gpu.name, *gpu.driver_names))
-
-
-def _is_named(gpu: Gpu, plain: str, gb: float | None) -> bool:
-    """A size in the asked name must be the row's, or stand in its own name; Apple's vary."""
-    spellings = _spellings(gpu.name)
-    if (plain, gb) in spellings:
-        return True
-    return gb is not None and (plain, None) in spellings and gpu.memory_gib in (gb, None)
+def _spellings() -> list[tuple[Gpu, frozenset[tuple[str, float | None]]]]:
+    return [(g, frozenset(_plain(name) for name in (g.name, *g.driver_names))) for g in all_gpus()]
 
 
 def find_gpu(name: str, memory_bytes: int | None = None) -> Gpu | None:
     """The row with exactly this name, in the spelling of the driver, of torch or of people.
 
-    Where one name is that of two boards (4060 Ti), memory_bytes decides between them; a card with
-    another memory than all rows of its name has no row.
+    A size in the name ("RTX 4090 24GB") must be the row's; Apple's varies, so any will do there.
+    Where one name is that of two boards (4060 Ti), memory_bytes decides between them, else the
+    first is meant; a card with another memory than all rows of its name has no row.
     """
     plain, gb = _plain(name)
-    rows = [gpu for gpu in all_gpus() if _is_named(gpu, plain, gb)]
+    rows = [
+        gpu
+        for gpu, spellings in _spellings()
+        if (plain, gb) in spellings
+        or (gb is not None and (plain, None) in spellings and gpu.memory_gib in (gb, None))
+    ]
     if memory_bytes is not None:
         low, high = _SHOWN_SHARE_OF_MEMORY
         rows = [
@@ -144,9 +141,11 @@ def lookup(name: str, dtype: str) -> Hardware:
     """
     gpu = find_gpu(name)
     if gpu is None:
-        by_plain = {_plain(n)[0]: g.name for g in all_gpus() for n in (g.name, *g.driver_names)}
-        near = [by_plain[n] for n in get_close_matches(_plain(name)[0], by_plain, n=9)]
-        nearest = ", ".join(list(dict.fromkeys(near))[:3]) or "none"
+        asked = _plain(name)[0]
+        plain_names = [(plain, gpu.name) for gpu, spelled in _spellings() for plain, _ in spelled]
+        close = [asked, *get_close_matches(asked, {p for p, _ in plain_names}, n=3, cutoff=0.4)]
+        near = dict.fromkeys(row for c in close for plain, row in plain_names if plain == c)
+        nearest = ", ".join(list(near)[:3]) or "none"
         raise BadInput(
             f"no GPU is named {name!r} in nanogauge/hardware.toml; nearest: {nearest}; "
             "or add a [[gpu]] of your own there, with the fields of its neighbours."
