@@ -63,6 +63,8 @@ class Prediction(Stored):
     schema_version: int = SCHEMA
     created_unix: float
     hardware: Hardware
+    gpus: int = 1
+    """devices of this kind that share the run: step_parts and memory are of each of them"""
     dtype: str
     quantities: dict[str, Estimate]
     """by row id; a quantity nobody can predict is absent"""

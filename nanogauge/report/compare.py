@@ -116,10 +116,12 @@ def _row(
         slack = 1e-3 * abs(analytic.expected) if QUANTITIES[row_id].exact else 0.0
         inside = analytic.low - slack <= measured.value <= analytic.high + slack
     quantity = QUANTITIES[row_id]
+    of_gpus = f"{quantity.of_gpus} {prediction.gpus} GPUs".replace("each", "each of")
+    label = f"{quantity.label}, {of_gpus}" if quantity.of_gpus and prediction.gpus > 1 else None
     return Row(
         id=row_id,
         claim=claim.key if claim is not None else None,
-        quantity=": ".join(filter(None, (quantity.label, claim.label if claim else None))),
+        quantity=": ".join(filter(None, (label or quantity.label, claim and claim.label))),
         unit=config.cost.currency if quantity.unit == "currency" else quantity.unit,
         claimed=_claimed(claim, config.cost.currency),
         analytic=analytic,
