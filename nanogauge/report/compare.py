@@ -116,12 +116,12 @@ def _row(
         slack = 1e-3 * abs(analytic.expected) if QUANTITIES[row_id].exact else 0.0
         inside = analytic.low - slack <= measured.value <= analytic.high + slack
     quantity = QUANTITIES[row_id]
-    of_gpus = f"{quantity.of_gpus} {prediction.gpus} GPUs".replace("each", "each of")
-    label = f"{quantity.label}, {of_gpus}" if quantity.of_gpus and prediction.gpus > 1 else None
     return Row(
         id=row_id,
         claim=claim.key if claim is not None else None,
-        quantity=": ".join(filter(None, (label or quantity.label, claim and claim.label))),
+        quantity=": ".join(
+            filter(None, (_label(row_id, prediction.gpus), claim.label if claim else None))
+        ),
         unit=config.cost.currency if quantity.unit == "currency" else quantity.unit,
         claimed=_claimed(claim, config.cost.currency),
         analytic=analytic,
@@ -131,6 +131,15 @@ def _row(
         factor=factor,
         why="; ".join(r for r in reasons if r),
     )
+
+
+def _label(row_id: str, gpus: int) -> str:
+    """What the row is about; of several GPUs, whether of each or of all."""
+    quantity = QUANTITIES[row_id]
+    if gpus == 1 or quantity.of_gpus is None:
+        return quantity.label
+    each = "each of" if quantity.of_gpus == "each" else "all"
+    return f"{quantity.label}, {each} {gpus} GPUs"
 
 
 def _claimed(claim: Claim | None, currency: str) -> Claimed | None:
