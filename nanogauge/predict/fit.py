@@ -8,7 +8,8 @@ from typing import Literal
 
 from nanogauge.config import Config
 from nanogauge.predict.memory import Memory, predict_memory
-from nanogauge.predict.workload import workload_of
+from nanogauge.predict.parameters import count_parameters
+from nanogauge.predict.workload import shape_of, workload_of
 from nanogauge.records import Hardware
 
 Verdict = Literal["fits", "doubtful", "does not fit"]
@@ -95,8 +96,8 @@ def deepest(config: Config, passes: Callable[[Config], bool]) -> Config | None:
 def largest_of_aspect(config: Config, passes: Callable[[Config], bool]) -> Config | None:
     """The largest model that passes, its depth over width as near as can be to the given one's.
 
-    First the widest one with the nearest depth; then, as one more head is a large step, the depth
-    grows on towards that of the next width.
+    As one more head is a large step, the depths between that of the widest model with the nearest
+    depth and that of the next width are tried at both widths.
     """
     model = config.model
 
@@ -106,6 +107,14 @@ def largest_of_aspect(config: Config, passes: Callable[[Config], bool]) -> Confi
     heads = largest_that(lambda h: passes(reshaped(config, depth(h), h)))
     if not heads:
         return None
-    least, most = depth(heads), depth(heads + 1)
-    more = largest_that(lambda n: least + n < most and passes(reshaped(config, least + n, heads)))
-    return reshaped(config, least + more, heads)
+    least = depth(heads)
+    depths = max(1, depth(heads + 1) - least)
+
+    def deepest_of_width(width: int) -> Config | None:
+        many = largest_that(
+            lambda n: n <= depths and passes(reshaped(config, least + n - 1, width))
+        )
+        return reshaped(config, least + many - 1, width) if many else None
+
+    found = filter(None, (deepest_of_width(heads), deepest_of_width(heads + 1)))
+    return max(found, key=lambda c: count_parameters(shape_of(c.model)).without_positions)

@@ -102,9 +102,9 @@ def deadline_sentences(prediction: Prediction, deadline: Deadline, now: datetime
         sentences.append(f"No model of this shape ends by {by} with {ratio}.")
     else:
         model = deadline.model
+        shape = f"{model.n_layer} layers x {model.n_embd} ({model.n_head} heads)"
         sentences.append(
-            f"The largest model of this shape that ends by {by} with {ratio}: {model.n_layer} layers "
-            f"x {model.n_embd} ({model.n_head} heads), "
+            f"The largest model of this shape that ends by {by} with {ratio}: {shape}, "
             f"{_parameters(model)} parameters, {model.max_steps:,} steps at micro-batch "
             f"{model.micro_batch}, {_time(model.total_seconds)}; memory: {model.verdict}."
         )
