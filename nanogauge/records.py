@@ -78,6 +78,12 @@ class Prediction(Stored):
     """expected seconds of the whole run: compile_s, step_s, eval_s, checkpoint_s, other_s"""
     notes: list[str] = []
 
+    @property
+    def peak_flops(self) -> float | None:
+        """FLOP/s of all devices together, against which MFU counts."""
+        peak = self.hardware.peak_flops
+        return None if peak is None else self.gpus * peak
+
 
 class Line(Stored):
     elapsed_seconds: float | None = None

@@ -97,7 +97,7 @@ def _row(
         if computed is not None:
             verdict = "held" if claim.holds(computed) else "contradicted"
             factor = claim.factor(computed)
-            reasons = [arithmetic_sentence(claim, computed)]
+            reasons = [arithmetic_sentence(claim, computed, prediction)]
         elif measured is not None:
             verdict = "held" if claim.holds(measured.value) else "missed"
             factor = claim.factor(measured.value)

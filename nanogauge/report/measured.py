@@ -227,7 +227,7 @@ def _utilisation(
     prediction: Prediction,
     median: float,
 ) -> None:
-    peak = prediction.hardware.peak_flops
+    peak = prediction.peak_flops
     for row, per_token in (
         ("mfu_palm", flops_per_token_palm(shape_of(config.model))),
         ("mfu_6n", flops_per_token_6n(shape_of(config.model))),
