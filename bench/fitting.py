@@ -6,6 +6,7 @@ fit may comfortably move it. With few runs per constant a fit without priors wou
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -57,10 +58,21 @@ def put(constants: Constants, values: dict[str, float]) -> Constants:
     for name, value in values.items():
         owner, _, field = name.rpartition(".")
         if owner:
-            classes[owner] = replace(classes[owner], **{field: value})
+            classes[owner] = replace(classes[owner], **{field: value})  # type: ignore[arg-type]
         else:
             own[name] = value
     return replace(constants, classes=classes, **own)  # type: ignore[arg-type]
+
+
+def fitted_to(runs: Sequence[PublishedRun]) -> list[PublishedRun]:
+    """The runs that a fit uses: 16-bit arithmetic, a time, a known class of device."""
+    return [
+        run
+        for run in runs
+        if run.work.dtype == "bfloat16"
+        and run.step_seconds is not None
+        and predict_step_time(run.work, run.hardware) is not None
+    ]
 
 
 def fit(runs: Sequence[PublishedRun], constants: Constants, rounds: int = 8) -> Constants:
@@ -68,7 +80,7 @@ def fit(runs: Sequence[PublishedRun], constants: Constants, rounds: int = 8) -> 
     names = list(FREE)
     prior = np.log([FREE[n][0] for n in names])
     stiff = 1 / np.log([FREE[n][1] for n in names])
-    actual = np.log([run.step_seconds for run in runs])  # type: ignore[type-var]
+    actual = np.log([run.step_seconds or math.nan for run in runs])
 
     trust = np.array([0.3 if run.confidence == "low" else 1.0 for run in runs])
 
