@@ -75,7 +75,7 @@ def fitted_to(runs: Sequence[PublishedRun]) -> list[PublishedRun]:
     ]
 
 
-def fit(runs: Sequence[PublishedRun], constants: Constants, rounds: int = 8) -> Constants:
+def fit(runs: Sequence[PublishedRun], constants: Constants, rounds: int = 6) -> Constants:
     """Constants with every one of FREE fitted: robust least squares in logarithms, with priors."""
     names = list(FREE)
     prior = np.log([FREE[n][0] for n in names])
@@ -91,11 +91,10 @@ def fit(runs: Sequence[PublishedRun], constants: Constants, rounds: int = 8) -> 
 
     x = prior.copy()
     for _ in range(rounds):
-        residual = predicted(x) - actual
-        jacobian = np.stack(
-            [(predicted(x + h) - predicted(x - h)) / 0.02 for h in 0.01 * np.eye(len(names))],
-            axis=1,
-        )
+        here = predicted(x)
+        residual = here - actual
+        moved = [(predicted(x + h) - here) / 0.01 for h in 0.01 * np.eye(len(names))]
+        jacobian = np.stack(moved, axis=1)
         weight = trust / np.maximum(1.0, np.abs(residual) / RUN_SPREAD) / RUN_SPREAD**2  # Huber
         left = jacobian.T @ (weight[:, None] * jacobian) + np.diag(stiff**2)
         right = -jacobian.T @ (weight * residual) - stiff**2 * (x - prior)

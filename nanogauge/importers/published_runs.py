@@ -21,7 +21,7 @@ from nanogauge.predict.parameters import count_parameters
 from nanogauge.predict.workload import Dtype, Shape, Workload
 from nanogauge.records import Hardware
 
-_COLUMNS = """
+COLUMNS = """
 id source source_detail gpu n_gpus precision compile flash_attn n_layer n_head n_embd block_size
 vocab_size params_m micro_batch grad_accum world activation_ckpt optimizer iter_ms tokens_per_sec
 mfu_logged mfu_peak_used_tflops peak_vram_mib power_w confidence quote
@@ -80,7 +80,7 @@ def read_runs(path: Path) -> tuple[list[PublishedRun], list[PowerReading], list[
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
-            missing = [c for c in _COLUMNS.split() if c not in (reader.fieldnames or [])]
+            missing = [c for c in COLUMNS.split() if c not in (reader.fieldnames or [])]
             rows = [{k: (v or "").strip() for k, v in row.items() if k} for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a table of UTF-8 text"
