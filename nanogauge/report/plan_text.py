@@ -70,8 +70,8 @@ def fit_sentence(config: Config, prediction: Prediction, fit: Fit) -> str:
         )
     each = " on each GPU" if prediction.gpus > 1 else ""
     return (
-        f"Memory: {fit.verdict}: about {expected} ({low}-{high}) of {free} GiB{each} at "
-        f"micro-batch {config.train.micro_batch}; free {fit.free_source}. {advice}."
+        f"Memory: {fit.verdict}: about {expected} ({low}-{high}) of {free} GiB free{each} "
+        f"({fit.free_source}) at micro-batch {config.train.micro_batch}. {advice}."
     )
 
 
