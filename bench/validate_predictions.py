@@ -1,6 +1,6 @@
 """Predictions held against runs that other people published: errors, coverage, interval width.
 
-python bench/validate_predictions.py RUNS.csv [--json] [--keep-constants]
+python bench/validate_predictions.py RUNS.csv [--json] [--markdown] [--keep-constants]
 
 Prints every row with its prediction and error, every row that is skipped with its reason, and the
 same errors with the constants refitted without the row's own source. The peer is the usual rule:
@@ -108,6 +108,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("runs", type=Path, help="CSV of published runs")
     parser.add_argument("--json", action="store_true", help="print JSON, and nothing else")
     parser.add_argument(
+        "--markdown", action="store_true", help="print the tables of docs/prediction.md"
+    )
+    parser.add_argument(
         "--keep-constants", action="store_true", help="do not refit with sources left out"
     )
     given = parser.parse(arguments)
@@ -126,6 +129,10 @@ def main(arguments: Sequence[str]) -> int:
     results = _results(main_set, refitted, memory, power, len(predicted), len(reasons))
     if given.json:
         print(json.dumps({"bench": "validate_predictions", "results": results}, indent=1))
+        return 0
+    if given.markdown:
+        print(_markdown("published, ms", "predicted, ms", 1e3, ",.1f", times, refitted))
+        print(_markdown("published, GiB", "predicted, GiB", 2**-30, ".2f", memory, {}))
         return 0
     console = Console(width=150)
     seconds: Callable[[float], str] = lambda value: f"{1e3 * value:,.1f}"  # noqa: E731
@@ -271,6 +278,34 @@ def _print(
             ", ".join(c.run.assumed),
         )
     console.print(table)
+
+
+def _markdown(
+    published: str,
+    predicted: str,
+    scale: float,
+    form: str,
+    compared: list[Compared],
+    refitted: dict[str, Compared],
+) -> str:
+    """The table run by run, as docs/prediction.md has it."""
+    lines = [
+        f"| run | source | card | {published} | {predicted} | error | left out |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for c in compared:
+        other = refitted.get(c.run.id)
+        cells = (
+            c.run.id + (" (" + ", ".join(c.run.assumed) + " assumed)" if c.run.assumed else ""),
+            c.run.source,
+            c.run.hardware.name,
+            f"{scale * c.actual:{form}}",
+            f"{scale * c.expected:{form}}",
+            f"{100 * c.error:+.1f} %" + ("" if c.inside else " outside"),
+            "" if other is None else f"{100 * other.error:+.1f} %",
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def _print_power(console: Console, power: list[PowerReading]) -> None:
