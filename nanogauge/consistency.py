@@ -13,7 +13,11 @@ from itertools import combinations, product
 from nanogauge.claims import Claim, Claims, evaluate, names_for_formulas
 from nanogauge.config import Config
 from nanogauge.errors import BadInput
-from nanogauge.predict.flops import flops_per_token_6n, flops_per_token_palm
+from nanogauge.predict.flops import (
+    flops_per_token_6n,
+    flops_per_token_causal,
+    flops_per_token_palm,
+)
 from nanogauge.predict.workload import shape_of
 from nanogauge.quantities import QUANTITIES, format_range, format_value
 from nanogauge.records import Prediction, Stored
@@ -115,7 +119,7 @@ def _beyond_the_card(
         flops = per_token * config.tokens_per_step * steps
         share = flops / claim.low / peak
         if share > 1 + _SLACK:
-            causal = (per_token + flops_per_token_6n(shape_of(config.model))) / 2 / per_token
+            causal = flops_per_token_causal(shape_of(config.model)) / per_token
             yield Inconsistency(
                 ids=[claim.key],
                 why=f"{format_value(claim.row, claim.low)} would need "

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import count
+from pathlib import Path
 
 from nanogauge.clock_times import later, next_time
 from nanogauge.config import Config
@@ -29,6 +30,7 @@ from nanogauge.predict.fit import (
     widest,
 )
 from nanogauge.predict.prediction import predict
+from nanogauge.predict.preparation import preparation_seconds
 from nanogauge.records import Estimate, Hardware, Prediction, Stored
 
 DESKTOP_BYTES = 2**30
@@ -122,6 +124,8 @@ class Deadline(Stored):
     start: datetime
     finish: Finish | None
     """None where no time is predicted on this hardware"""
+    preparation_seconds: Span | None
+    """of the data, before the run; None where it is there, or how much is needed is not known"""
     by: datetime | None
     steps: Steps | None
     tokens: Steps | None
@@ -268,12 +272,21 @@ def plan_deadline(config: Config, prediction: Prediction, free: FreeMemory, wish
     return Deadline(
         start=wish.start,
         finish=finish,
+        preparation_seconds=_preparation(config),
         by=wish.by,
         steps=steps,
         tokens=tokens,
         tokens_per_parameter=wish.tokens_per_parameter if wish.by is not None else None,
         model=model,
     )
+
+
+def _preparation(config: Config) -> Span | None:
+    data = config.data
+    if data.path is None or data.tokens is None or Path(data.path).exists():
+        return None
+    low, expected, high = preparation_seconds(data.tokens)
+    return Span(low=low, expected=expected, high=high)
 
 
 def make_wish(

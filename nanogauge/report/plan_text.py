@@ -41,6 +41,13 @@ def print_plan(
     console.print(Text(fit_sentence(config, prediction, fit)))
     for sentence in deadline_sentences(prediction, deadline, now):
         console.print(Text(sentence))
+    if deadline.preparation_seconds is not None:
+        console.print(
+            Text(
+                f"Not in these times: {config.data.path} is not there; preparing its tokens takes "
+                f"about {_time(deadline.preparation_seconds)} before the run."
+            )
+        )
     if prediction.step_parts:
         parts = ", ".join(
             f"{p.name} {format_seconds(p.value)}" for p in prediction.step_parts if p.value
