@@ -6,14 +6,14 @@ from __future__ import annotations
 # tiktoken alone, 1.2 M a core by the whole command, on a two-core machine that was busy otherwise
 # 0.4 M in all; low, expected and high are for a desktop of 4 to 16 cores.
 TOKENS_PER_SECOND = (0.5e6, 2.0e6, 5.0e6)
-# Parquet bytes of FineWeb-Edu per GPT-2 token: 28.5 GB hold the 10 G tokens of sample-10BT.
-SOURCE_BYTES_PER_TOKEN = 2.85
+# Parquet bytes per GPT-2 token: the card of FineWeb gives its sample-10BT as 27.6 GB.
+SOURCE_BYTES_PER_TOKEN = 2.76
 LINE_BYTES_PER_SECOND = (50e6 / 8, 100e6 / 8, 1e9 / 8)
 """home connections of 50, 100 and 1,000 Mbit/s"""
 
 
 def preparation_seconds(tokens: int) -> tuple[float, float, float]:
-    """Low, expected and high; download and tokenisation overlap, so the slower of the two counts."""
+    """Low, expected and high; download and tokenising overlap, the slower counts."""
     low, expected, high = (
         max(tokens / rate, tokens * SOURCE_BYTES_PER_TOKEN / line)
         for rate, line in zip(
