@@ -22,7 +22,7 @@ from nanogauge.predict.prediction import predict, resolve_dtype
 from nanogauge.quantities import format_seconds
 from nanogauge.records import SCHEMA, Prediction
 from nanogauge.report.compare import build_rows
-from nanogauge.report.render import in_order, print_findings, print_rows
+from nanogauge.report.render import in_order, predicted_columns, print_findings, print_rows
 
 DESKTOP_BYTES = 2**30  # what a desktop session holds of a card that also drives the screen
 
@@ -31,7 +31,12 @@ def main(arguments: Sequence[str]) -> int:
     assert __doc__ is not None
     parser = Parser(__doc__)
     parser.add_argument("config", type=Path, help="configuration of the run")
-    parser.add_argument("--gpu", required=True, help='a row of nanogauge/hardware.toml: "RTX 4070"')
+    parser.add_argument("--gpu", help='a row of nanogauge/hardware.toml: "RTX 4070"')
+    parser.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="measure the device that is here for up to a minute, and plan for it",
+    )
     parser.add_argument("--free-vram-gib", type=float, metavar="GIB", help="memory that is free")
     parser.add_argument("--claims", type=Path, help="claims to hold against the plan")
     parser.add_argument("--json", action="store_true", help="print JSON, and nothing else")
@@ -39,8 +44,7 @@ def main(arguments: Sequence[str]) -> int:
     given = parser.parse(arguments)
     config = load_config(given.config, config_overrides(given))
     claims = load_claims(given.claims) if given.claims is not None else None
-    dtype = resolve_dtype(config, "gpu")
-    prediction = predict(config, lookup(given.gpu, dtype), dtype)
+    prediction = calibrated(config, given.gpu) if given.calibrate else analytic(config, given.gpu)
     rows, findings = build_rows(claims, config, prediction, None)
     fit = fit_into(config, prediction, given.free_vram_gib)
     if given.json:
@@ -57,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
     console.print(Text(prediction.hardware.peak_name, style="dim"))
     console.print()
     shown = [row for row in in_order(rows) if row.claimed is not None or row.analytic is not None]
-    print_rows(shown, ("predicted", "claimed"), console, planned=True)
+    print_rows(shown, (*predicted_columns(rows), "claimed"), console, planned=True)
     console.print()
     console.print(Text(_fit_sentence(config, fit)))
     if prediction.step_parts:
@@ -65,10 +69,41 @@ def main(arguments: Sequence[str]) -> int:
             f"{p.name} {format_seconds(p.value)}" for p in prediction.step_parts if p.value
         )
         console.print(Text(f"One step: {parts}.", style="dim"))
+    if (step := prediction.calibrated.get("step_seconds")) is not None:
+        console.print(Text(f"{step.source.capitalize()}: {step.formula}.", style="dim"))
     for note in prediction.notes:
         console.print(Text(f"! {note}", style="yellow"))
     print_findings(findings, console)
     return 0
+
+
+def analytic(config: Config, gpu: str | None) -> Prediction:
+    """For a card by its name.
+
+    Raises:
+        BadInput: without a name, or for one that has no row.
+    """
+    if gpu is None:
+        raise BadInput(
+            "--gpu is missing: name the card to plan for, or measure the device that is here "
+            "with --calibrate."
+        )
+    dtype = resolve_dtype(config, "gpu")
+    return predict(config, lookup(gpu, dtype), dtype)
+
+
+def calibrated(config: Config, gpu: str | None) -> Prediction:
+    """For the device that is here, measured now.
+
+    Raises:
+        BadInput: if a card is named that is not here, or the device cannot run this.
+    """
+    from nanogauge.present import calibrate  # imports torch, for which no other plan has to wait
+
+    hardware, dtype, calibration, warning = calibrate(config, gpu)
+    prediction = predict(config, hardware, dtype, calibration)
+    notes = [*prediction.notes, *([warning] if warning is not None else [])]
+    return prediction.model_copy(update={"notes": notes})
 
 
 def fit_into(

@@ -68,6 +68,8 @@ class Prediction(Stored):
     """by row id; a quantity nobody can predict is absent"""
     unpredicted: dict[str, str]
     """row id -> why there is no prediction"""
+    calibrated: dict[str, Estimate] = {}
+    """by row id: what follows from measurements on this very device, where there are any"""
     step_parts: list[Part]
     """seconds of one optimizer step by kind of operation; adds up to the expected step"""
     memory_parts: list[Part]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from nanogauge.config import Config
+from nanogauge.predict.calibration import CalibratedStep, Calibration, calibrated_step
 from nanogauge.predict.flops import flops_per_token_6n, flops_per_token_palm
 from nanogauge.predict.memory import predict_memory
 from nanogauge.predict.parameters import count_parameters
@@ -56,8 +58,13 @@ def compile_seconds(config: Config, hardware: Hardware) -> tuple[float, float, f
     return (0.1 * expected, expected, 4 * expected)
 
 
-def predict(config: Config, hardware: Hardware, dtype: str) -> Prediction:
-    """Predict every quantity that can be predicted, and say of each other one why not."""
+def predict(
+    config: Config, hardware: Hardware, dtype: str, calibration: Calibration | None = None
+) -> Prediction:
+    """Predict every quantity that can be predicted, and say of each other one why not.
+
+    With a calibration of this hardware, the times are predicted a second time, from what it knows.
+    """
     quantities = _exact_quantities(config)
     unpredicted: dict[str, str] = {
         "val_loss": "no loss is predicted in this version",
@@ -82,6 +89,9 @@ def predict(config: Config, hardware: Hardware, dtype: str) -> Prediction:
         parts = step.parts
         if step.caveat:
             notes.append(f"Step time on {hardware.name}: {step.caveat}.")
+    known = None
+    if calibration is not None:
+        known = calibrated_step(work, hardware, calibration, step)
     if hardware.kind == "cpu":
         unpredicted["peak_allocated_bytes"] = "no GPU"
     else:
@@ -109,6 +119,7 @@ def predict(config: Config, hardware: Hardware, dtype: str) -> Prediction:
         dtype=dtype,
         quantities={row: quantities[row] for row in QUANTITIES if row in quantities},
         unpredicted=unpredicted,
+        calibrated=_calibrated(config, hardware, step, known) if known is not None else {},
         step_parts=parts,
         memory_parts=memory.parts,
         ledger=ledger,
@@ -236,6 +247,30 @@ def _times(
         )
     result = {row: _estimate(row, *told, source) for row, told in estimated.items()}
     return result, ledger
+
+
+def _calibrated(
+    config: Config, hardware: Hardware, step: StepTime | None, known: CalibratedStep
+) -> dict[str, Estimate]:
+    """The step that follows from measurements, and all that follows from the step.
+
+    An evaluation is taken to differ from its analytic time as the step does.
+    """
+    triple = (known.low, known.seconds, known.high)
+    source = f"calibrated: {known.stands_on}"
+    row = {"step_seconds": _estimate("step_seconds", triple, known.formula, source)}
+    if step is None:
+        return row
+    factor = known.seconds / step.seconds
+    scaled = replace(
+        step,
+        parts=[p.model_copy(update={"value": factor * p.value}) for p in step.parts],
+        eval_batch_seconds=factor * step.eval_batch_seconds,
+        low=known.low / known.seconds,
+        high=known.high / known.seconds,
+    )
+    times, _ = _times(config, hardware, scaled)
+    return {r: e.model_copy(update={"source": source}) for r, e in times.items()} | row
 
 
 def _energy(
