@@ -70,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
         )
         console.print(Text(f"One step: {parts}.", style="dim"))
     if (step := prediction.calibrated.get("step_seconds")) is not None:
-        console.print(Text(f"{step.source.capitalize()}: {step.formula}.", style="dim"))
+        console.print(Text(f"Calibrated by {step.source}: {step.formula}.", style="dim"))
     for note in prediction.notes:
         console.print(Text(f"! {note}", style="yellow"))
     print_findings(findings, console)

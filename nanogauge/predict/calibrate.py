@@ -40,8 +40,9 @@ SECONDS_EACH = 0.35
 
 BUDGET_SECONDS = 45.0  # for all of it, so that a minute is enough with what starts and compiles
 ROUND_SECONDS = 4.0  # one step of all parts; where it would take longer, of fewer sequences
-ALL_ROUNDS_SECONDS = 12.0  # many short steps, so that a passing disturbance is no median
-FEWEST_ROUNDS = 4  # the first, which warms up, included
+# Rounds until there are both so many and so long, that a passing disturbance is no median; within
+# the budget, but never fewer than the fewest. The first, which warms up, does not count.
+ROUNDS, ROUNDS_SECONDS, FEWEST_ROUNDS = 25, 12.0, 4
 STACKED_LAYERS = 4  # blocks measured together; more change the time of one by 1-2 %
 MOST_MICRO_BATCHES = 2  # one that allocates the gradients and one that adds to them
 
@@ -278,11 +279,15 @@ def measure_parts(
     compiling = [piece.step(0, 1, device)[0] for piece in pieces] if config.run.compile else []
 
     rounds: list[list[tuple[float, float]]] = []
-    took, deadline = 0.0, min(deadline, time.perf_counter() + ALL_ROUNDS_SECONDS)
-    while len(rounds) < FEWEST_ROUNDS or time.perf_counter() + took < deadline:
+    now = first = time.perf_counter()
+    took = 0.0
+    while len(rounds) < FEWEST_ROUNDS or (
+        now + took < deadline and (len(rounds) < ROUNDS or now - first < ROUNDS_SECONDS)
+    ):
         begin = time.perf_counter()
         rounds.append([piece.step(len(rounds), micro_batches, device) for piece in pieces])
-        took = time.perf_counter() - begin
+        now = time.perf_counter()
+        took = now - begin
     (whole, whole_update), (stack, stack_update) = (
         (statistics.median(s) for s in zip(*(r[i] for r in rounds[1:]), strict=True))
         for i in range(2)

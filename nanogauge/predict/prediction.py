@@ -254,10 +254,11 @@ def _calibrated(
 ) -> dict[str, Estimate]:
     """The step that follows from measurements, and all that follows from the step.
 
-    An evaluation is taken to differ from its analytic time as the step does.
+    An evaluation is taken to differ from its analytic time as the step does. An MFU above 100 %
+    says that the peak is wrong, and is not given.
     """
     triple = (known.low, known.seconds, known.high)
-    source = f"calibrated: {known.stands_on}"
+    source = known.stands_on
     row = {"step_seconds": _estimate("step_seconds", triple, known.formula, source)}
     if step is None:
         return row
@@ -270,7 +271,8 @@ def _calibrated(
         high=known.high / known.seconds,
     )
     times, _ = _times(config, hardware, scaled)
-    return {r: e.model_copy(update={"source": source}) for r, e in times.items()} | row
+    possible = {r: e for r, e in times.items() if e.expected <= e.high}
+    return {r: e.model_copy(update={"source": source}) for r, e in possible.items()} | row
 
 
 def _energy(
