@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
+from nanogauge.calibrations import load_calibration
 from nanogauge.claims import load_claims
 from nanogauge.cli import Parser, run_command
-from nanogauge.config import add_config_flags, config_overrides, load_config
+from nanogauge.config import Config, add_config_flags, config_overrides, load_config
 from nanogauge.errors import BadInput
 from nanogauge.hardware import lookup
 from nanogauge.planning import free_memory, make_wish, plan_deadline, plan_fit
+from nanogauge.predict.calibration import Calibration
 from nanogauge.predict.deadline import TOKENS_PER_PARAMETER
 from nanogauge.predict.prediction import predict, resolve_dtype
-from nanogauge.records import SCHEMA
+from nanogauge.records import SCHEMA, Hardware, Prediction
 from nanogauge.report.compare import build_rows
 from nanogauge.report.plan_text import print_plan
 
@@ -28,7 +33,12 @@ def make_parser() -> Parser:
     assert __doc__ is not None
     parser = Parser(__doc__)
     parser.add_argument("config", type=Path, help="configuration of the run")
-    parser.add_argument("--gpu", required=True, help='a row of nanogauge/hardware.toml: "RTX 4070"')
+    parser.add_argument("--gpu", help='a row of nanogauge/hardware.toml: "RTX 4070"')
+    parser.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="measure the device that is here for up to a minute, and plan for it",
+    )
     parser.add_argument(
         "--gpus", type=int, default=1, metavar="N", help="so many of them share the micro-batches"
     )
@@ -57,12 +67,16 @@ def main(arguments: Sequence[str]) -> int:
     wish = make_wish(now, given.start, given.by, given.tokens_per_parameter)
     config = load_config(given.config, config_overrides(given))
     claims = load_claims(given.claims) if given.claims is not None else None
-    dtype = resolve_dtype(config, "gpu")
-    prediction = predict(config, lookup(given.gpu, dtype), dtype, given.gpus)
+    if given.calibrate:
+        device = measured_device(config, given.gpu)
+    else:
+        device = named_device(config, given.gpu)
+    predicted = partial(device.predict, gpus=given.gpus)
+    prediction = predicted(config)
     rows, findings = build_rows(claims, config, prediction, None)
     free = free_memory(prediction.hardware, given.free_vram_gib, given.gpus)
-    fit = plan_fit(config, prediction, free, models=given.fit)
-    deadline = plan_deadline(config, prediction, free, wish)
+    fit = plan_fit(config, predicted, free, models=given.fit)
+    deadline = plan_deadline(config, predicted, free, wish)
     if not given.json:
         print_plan(config, prediction, rows, findings, fit, deadline, now)
         return 0
@@ -76,6 +90,49 @@ def main(arguments: Sequence[str]) -> int:
     }
     print(json.dumps(plan, indent=1, ensure_ascii=False))
     return 0
+
+
+@dataclass(frozen=True)
+class Device:
+    """What to plan for, and what is known of it."""
+
+    hardware: Hardware
+    dtype: str
+    calibration: Calibration | None
+    warning: str | None
+
+    def predict(self, config: Config, gpus: int) -> Prediction:
+        found = predict(config, self.hardware, self.dtype, gpus, self.calibration)
+        if self.warning is None:
+            return found
+        return found.model_copy(update={"notes": [*found.notes, self.warning]})
+
+
+def named_device(config: Config, gpu: str | None) -> Device:
+    """A card by its name, with what is known of it if it trained or was measured in this machine.
+
+    Raises:
+        BadInput: without a name, or for one that has no row.
+    """
+    if gpu is None:
+        raise BadInput(
+            "--gpu is missing: name the card to plan for, or measure the device that is here "
+            "with --calibrate."
+        )
+    dtype = resolve_dtype(config, "gpu")
+    hardware = lookup(gpu, dtype)
+    return Device(hardware, dtype, *load_calibration(hardware.name, version("torch"), None))
+
+
+def measured_device(config: Config, gpu: str | None) -> Device:
+    """The device that is here, measured now.
+
+    Raises:
+        BadInput: if a card is named that is not here, or the device cannot run this.
+    """
+    from nanogauge.present import calibrate  # imports torch, for which no other plan has to wait
+
+    return Device(*calibrate(config, gpu))
 
 
 if __name__ == "__main__":

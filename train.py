@@ -30,7 +30,7 @@ from nanogauge.quantities import finite
 from nanogauge.records import Checkpoint, End, Eval, Event, Step
 from nanogauge.report.build import build_report, claims_of
 from nanogauge.report.render import print_report, write_report
-from nanogauge.session import Session, open_session
+from nanogauge.session import Session, open_session, remember_run
 from nanogauge.tracking import Mirror
 from nanogauge.training.checkpoint import save_checkpoint
 from nanogauge.training.device import autocast, peak_bytes
@@ -233,6 +233,8 @@ def main(arguments: Sequence[str]) -> int:
         ) from error
     report, folder, recorded = build_report(config.folder, claims_of(config.folder, None))
     paths = write_report(report, folder, recorded)
+    if status == "finished" and (warning := remember_run(session, recorded)) is not None:
+        print(f"! {warning}")
     print()
     print_report(report, Console())
     print(f"\n{paths[-1]}  (also .md and .json)")

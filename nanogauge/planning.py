@@ -18,7 +18,7 @@ from nanogauge.errors import BadInput
 from nanogauge.hardware import find_gpu
 from nanogauge.measure.gpu import DriverInfo, driver_info
 from nanogauge.measure.memory import available_bytes
-from nanogauge.predict.deadline import End, largest_model_in_time, most_steps
+from nanogauge.predict.deadline import End, Predictor, largest_model_in_time, most_steps
 from nanogauge.predict.fit import (
     Verdict,
     deepest,
@@ -29,9 +29,8 @@ from nanogauge.predict.fit import (
     memory_of,
     widest,
 )
-from nanogauge.predict.prediction import predict
 from nanogauge.predict.preparation import preparation_seconds
-from nanogauge.records import Estimate, Hardware, Prediction, Stored
+from nanogauge.records import Estimate, Hardware, Stored
 
 DESKTOP_BYTES = 2**30
 """allowance for the desktop on a card that may drive a screen, where no driver tells better"""
@@ -186,8 +185,9 @@ def _cards_present(hardware: Hardware) -> list[DriverInfo]:
     return present
 
 
-def plan_fit(config: Config, prediction: Prediction, free: FreeMemory, models: bool) -> Fit:
+def plan_fit(config: Config, predicted: Predictor, free: FreeMemory, models: bool) -> Fit:
     """Whether the run fits into the free memory, and what else would."""
+    prediction = predicted(config)
     hardware, dtype, gpus = prediction.hardware, prediction.dtype, prediction.gpus
     memory = memory_of(config, hardware, dtype, gpus)
     verdict = fit_verdict(memory, free.bytes)
@@ -197,7 +197,7 @@ def plan_fit(config: Config, prediction: Prediction, free: FreeMemory, models: b
 
     def largest(search: Search) -> Candidate | None:
         found = search(config, fits)
-        return _candidate(found, prediction, free) if found is not None else None
+        return _candidate(found, predicted, free) if found is not None else None
 
     return Fit(
         fits=memory.process[1] <= free.bytes,
@@ -218,9 +218,9 @@ def plan_fit(config: Config, prediction: Prediction, free: FreeMemory, models: b
     )
 
 
-def _candidate(config: Config, plan: Prediction, free: FreeMemory) -> Candidate:
-    hardware, dtype, gpus = plan.hardware, plan.dtype, plan.gpus
-    found = predict(config, hardware, dtype, gpus).quantities
+def _candidate(config: Config, predicted: Predictor, free: FreeMemory) -> Candidate:
+    plan = predicted(config)
+    found = plan.quantities
     model, train = config.model, config.train
     return Candidate(
         n_layer=model.n_layer,
@@ -232,9 +232,9 @@ def _candidate(config: Config, plan: Prediction, free: FreeMemory) -> Candidate:
         max_steps=train.max_steps,
         tokens=config.tokens_per_step * train.max_steps,
         peak_process_bytes=found["peak_process_bytes"].expected,
-        verdict=fit_verdict(memory_of(config, hardware, dtype, gpus), free.bytes),
-        step_seconds=_span(found.get("step_seconds")),
-        total_seconds=_span(found.get("total_seconds")),
+        verdict=fit_verdict(memory_of(config, plan.hardware, plan.dtype, plan.gpus), free.bytes),
+        step_seconds=_span(plan.best("step_seconds")),
+        total_seconds=_span(plan.best("total_seconds")),
     )
 
 
@@ -244,19 +244,18 @@ def _span(estimate: Estimate | None) -> Span | None:
     return Span(low=estimate.low, expected=estimate.expected, high=estimate.high)
 
 
-def plan_deadline(config: Config, prediction: Prediction, free: FreeMemory, wish: Wish) -> Deadline:
+def plan_deadline(config: Config, predicted: Predictor, free: FreeMemory, wish: Wish) -> Deadline:
     """When the run ends if it starts at wish.start, and what would end by wish.by."""
-    total = prediction.quantities.get("total_seconds")
+    total = predicted(config).best("total_seconds")
     finish = steps = tokens = model = None
     if total is not None:
         ends = (later(wish.start, seconds) for seconds in (total.low, total.expected, total.high))
         finish = Finish(**dict(zip(("low", "expected", "high"), ends, strict=True)))
     if total is not None and wish.by is not None:
         seconds = wish.by.timestamp() - wish.start.timestamp()
-        device = (prediction.hardware, prediction.dtype)
 
         def in_time(end: End) -> int:
-            return most_steps(config, *device, seconds, prediction.gpus, end)
+            return most_steps(predicted, config, seconds, end)
 
         steps = Steps(low=in_time("high"), expected=in_time("expected"), high=in_time("low"))
         per_step = config.tokens_per_step
@@ -266,9 +265,9 @@ def plan_deadline(config: Config, prediction: Prediction, free: FreeMemory, wish
             high=per_step * steps.high,
         )
         largest = largest_model_in_time(
-            config, *device, seconds, free.bytes, wish.tokens_per_parameter, prediction.gpus
+            predicted, config, seconds, free.bytes, wish.tokens_per_parameter
         )
-        model = _candidate(largest, prediction, free) if largest is not None else None
+        model = _candidate(largest, predicted, free) if largest is not None else None
     return Deadline(
         start=wish.start,
         finish=finish,

@@ -78,6 +78,8 @@ class Prediction(Stored):
     """by row id; a quantity nobody can predict is absent"""
     unpredicted: dict[str, str]
     """row id -> why there is no prediction"""
+    calibrated: dict[str, Estimate] = {}
+    """by row id: what follows from measurements on this very device, where there are any"""
     step_parts: list[Part]
     """seconds of one optimizer step by kind of operation; adds up to the expected step"""
     memory_parts: list[Part]
@@ -85,6 +87,10 @@ class Prediction(Stored):
     ledger: dict[str, float]
     """expected seconds of the whole run: compile_s, step_s, eval_s, checkpoint_s, other_s"""
     notes: list[str] = []
+
+    def best(self, row_id: str) -> Estimate | None:
+        """The calibrated estimate where there is one, else the analytic one."""
+        return self.calibrated.get(row_id, self.quantities.get(row_id))
 
     @property
     def peak_flops(self) -> float | None:

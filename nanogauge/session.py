@@ -5,6 +5,7 @@ Here, as in train.py, everything meets: nothing but train.py and bench/ imports 
 
 from __future__ import annotations
 
+import statistics
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -14,22 +15,25 @@ from typing import Literal
 import torch
 
 from model import GPT
+from nanogauge.calibrations import add_to_calibration, load_calibration
 from nanogauge.config import Config
 from nanogauge.errors import BadInput
-from nanogauge.hardware import find_gpu, from_properties, from_row
 from nanogauge.measure.clock import Clock
-from nanogauge.measure.environment import capture_environment, cpu_name, total_memory_bytes
-from nanogauge.measure.gpu import DriverInfo, NullSensors, Sensors, driver_info, open_sensors
+from nanogauge.measure.environment import capture_environment
+from nanogauge.measure.gpu import NullSensors, Sensors, open_sensors
 from nanogauge.measure.memory import available_bytes, process_bytes, reset_peak
-from nanogauge.predict.calibrate import measure_cpu
+from nanogauge.predict.calibration import Calibration, FinishedRun
 from nanogauge.predict.fit import fit_verdict, largest_micro_batch, memory_of, with_micro_batch
 from nanogauge.predict.memory import CUDA_CONTEXT_BYTES
 from nanogauge.predict.prediction import predict
-from nanogauge.records import Compile, Event, Hardware, Prediction, Start
+from nanogauge.predict.workload import workload_of
+from nanogauge.present import calibrated_threads, describe_hardware
+from nanogauge.records import Compile, Event, Prediction, Start
 from nanogauge.report.build import CLAIMS_NAME
+from nanogauge.report.measured import quantile, steady_steps
 from nanogauge.resume import refuse_changes
 from nanogauge.runfolder import RunFolder, create, load_with_log, write_aside
-from nanogauge.runlog import FILE_NAME, RunLog
+from nanogauge.runlog import FILE_NAME, Recorded, RunLog
 from nanogauge.screen import Screen
 from nanogauge.training.checkpoint import load_checkpoint, newest_checkpoint
 from nanogauge.training.compiling import Loss, compile_model
@@ -38,6 +42,8 @@ from nanogauge.training.device import autocast, choose_device, choose_dtype, syn
 from nanogauge.training.optimizer import make_optimizer
 from nanogauge.training.sources import Source, open_source
 from nanogauge.training.stopping import Stop
+
+STEPS_TO_REMEMBER = 20  # fewer steady steps tell little of the next run
 
 
 @dataclass
@@ -150,33 +156,6 @@ def open_session(
     return session
 
 
-def describe_hardware(device: torch.device, dtype: str) -> tuple[Hardware, DriverInfo | None]:
-    """What to predict for: the GPU's row, else its own properties, else this CPU, measured."""
-    if device.type == "cuda":
-        told = torch.cuda.get_device_properties(device)
-        driver = driver_info(str(told.uuid))
-        gpu = find_gpu(told.name, told.total_memory)
-        if gpu is not None:
-            return from_row(gpu, dtype, driver.power_limit_watts), driver
-        # Two transfers a clock; a driver that does not tell the clock gives 0.
-        bandwidth = 2 * told.memory_clock_rate * 1e3 * told.memory_bus_width / 8
-        hardware = from_properties(
-            told.name,
-            (told.major, told.minor),
-            told.multi_processor_count,
-            told.total_memory,
-            driver.max_sm_clock_hz,
-            driver.power_limit_watts,
-            dtype,
-            bandwidth or None,
-        )
-        return hardware, driver
-    if device.type == "mps":
-        memory = total_memory_bytes() or 0
-        return from_properties("Apple GPU", (0, 0), 0, memory, None, None, dtype), None
-    return measure_cpu(cpu_name() or "CPU", dtype, total_memory_bytes(), process_bytes()), None
-
-
 def open_folder(
     config: Config, device: torch.device, dtype: str, resume: bool, force: bool
 ) -> tuple[RunFolder, Path | None, list[str]]:
@@ -193,9 +172,15 @@ def open_folder(
         checkpoint, damaged = newest_checkpoint(config.folder / "checkpoints")
         return folder, checkpoint, damaged
     hardware, driver = describe_hardware(device, dtype)
-    prediction = predict(config, hardware, dtype)
+    calibration, warning = load_calibration(
+        hardware.name, torch.__version__, calibrated_threads(device)
+    )
+    prediction = predict(config, hardware, dtype, calibration=calibration)
     if not force:
         refuse_too_large(config, prediction, free_bytes(device), resumed=False)
+    if warning is not None:
+        notes = [*prediction.notes, warning]
+        prediction = prediction.model_copy(update={"notes": notes})
     machine = capture_environment(hardware.name, driver, torch.get_num_threads())
     return create(config.folder, config, machine, prediction), None, []
 
@@ -290,3 +275,35 @@ def open_gpu_sensors(device: torch.device, config: Config, clock: Clock) -> Sens
         return NullSensors("no GPU")
     uuid = str(torch.cuda.get_device_properties(device).uuid)
     return open_sensors(uuid, config.measure.power_hz, clock.elapsed_seconds)
+
+
+def remember_run(s: Session, recorded: Recorded) -> str | None:
+    """Keep the steady step of a finished run: the next prediction on this device stands on it.
+
+    Counts the steps of this process alone; one that had to go on without the compilation that was
+    asked for was another workload. Returns a warning where the step could not be kept.
+    """
+    begin = recorded.starts[-1].first_step
+    steps = [t.step_seconds for t in steady_steps(recorded) if t.step >= begin]
+    seconds = [t for t in steps if t is not None]
+    if len(seconds) < STEPS_TO_REMEMBER or (s.config.run.compile and s.loss_of is s.model):
+        return None
+    run = FinishedRun(
+        name=s.config.run.name,
+        workload=workload_of(s.config, s.dtype, on_gpu=s.device.type != "cpu"),
+        step_seconds=statistics.median(seconds),
+        p10_seconds=quantile(seconds, 0.1),
+        p90_seconds=quantile(seconds, 0.9),
+        n=len(seconds),
+        finished_unix=time.time(),
+    )
+    _, warning = add_to_calibration(
+        Calibration(
+            device=s.folder.prediction.hardware.name,
+            torch=torch.__version__,
+            threads=calibrated_threads(s.device),
+            created_unix=time.time(),
+            runs=(run,),
+        )
+    )
+    return warning

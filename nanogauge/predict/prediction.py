@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from nanogauge.config import Config
+from nanogauge.predict.calibration import CalibratedStep, Calibration, calibrated_step
 from nanogauge.predict.energy import predict_energy
 from nanogauge.predict.flops import flops_per_token_6n, flops_per_token_palm
 from nanogauge.predict.memory import predict_memory
@@ -53,10 +55,17 @@ def compile_seconds(config: Config, hardware: Hardware) -> tuple[float, float, f
     return (0.1 * expected, expected, 4 * expected)
 
 
-def predict(config: Config, hardware: Hardware, dtype: str, gpus: int = 1) -> Prediction:
+def predict(
+    config: Config,
+    hardware: Hardware,
+    dtype: str,
+    gpus: int = 1,
+    calibration: Calibration | None = None,
+) -> Prediction:
     """Predict every quantity that can be predicted, and say of each other one why not.
 
     Several GPUs of the same kind share the micro-batches of a step; memory is that of each of them.
+    With a calibration of this hardware, the times are predicted a second time, from what it knows.
 
     Raises:
         BadInput: if they cannot share the micro-batches equally.
@@ -84,6 +93,9 @@ def predict(config: Config, hardware: Hardware, dtype: str, gpus: int = 1) -> Pr
         quantities |= times
         parts = step.parts
         notes += [f"Step time on {hardware.name}: {caveat}." for caveat in step.caveats]
+    known = None
+    if calibration is not None:
+        known = calibrated_step(work, hardware, calibration, step)
     if hardware.kind == "cpu":
         unpredicted["peak_allocated_bytes"] = "no GPU"
     else:
@@ -112,6 +124,7 @@ def predict(config: Config, hardware: Hardware, dtype: str, gpus: int = 1) -> Pr
         dtype=dtype,
         quantities={row: quantities[row] for row in QUANTITIES if row in quantities},
         unpredicted=unpredicted,
+        calibrated=_calibrated(config, hardware, step, known, gpus) if known is not None else {},
         step_parts=parts,
         memory_parts=memory.parts,
         ledger=ledger,
@@ -241,3 +254,32 @@ def _times(
         )
     result = {row: _estimate(row, *told, source) for row, told in estimated.items()}
     return result, ledger
+
+
+def _calibrated(
+    config: Config, hardware: Hardware, step: StepTime | None, known: CalibratedStep, gpus: int
+) -> dict[str, Estimate]:
+    """The step that follows from measurements, and all that follows from the step.
+
+    An evaluation is taken to differ from its analytic time as the step does. An MFU above 100 %
+    says that the peak is wrong, and is not given.
+    """
+    triple = (known.low, known.seconds, known.high)
+    source = known.stands_on
+    row = {"step_seconds": _estimate("step_seconds", triple, known.formula, source)}
+    if step is None:
+        return row
+    factor = known.seconds / step.seconds
+    scaled = replace(
+        step,
+        parts=[p.model_copy(update={"value": factor * p.value}) for p in step.parts],
+        eval_batch_seconds=factor * step.eval_batch_seconds,
+        low=known.low / known.seconds,
+        high=known.high / known.seconds,
+    )
+    times, _ = _times(config, hardware, scaled, gpus)
+    possible = {r: e for r, e in times.items() if e.expected <= e.high}
+    paid, _ = predict_energy(config.cost, hardware, possible["total_seconds"], gpus)
+    energy = {r: _estimate(r, *told) for r, told in paid.items() if r != "power_watts"}
+    found = {r: e.model_copy(update={"source": source}) for r, e in possible.items()}
+    return found | row | energy

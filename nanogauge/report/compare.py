@@ -42,7 +42,8 @@ class Row(Stored):
     unit: str
     claimed: Claimed | None
     analytic: Estimate | None
-    calibrated: Estimate | None = None
+    calibrated: Estimate | None
+    """from measurements on the device, made before the run"""
     measured: Measured | None
     verdict: Verdict
     """on the claim"""
@@ -82,10 +83,12 @@ def _row(
     measurements: Measurements | None,
     findings: list[Inconsistency],
 ) -> Row:
-    analytic = prediction.quantities.get(row_id)
+    analytic, calibrated = prediction.quantities.get(row_id), prediction.calibrated.get(row_id)
     measured = measurements.values.get(row_id) if measurements is not None else None
     if claim is not None and claim.formula is not None and not QUANTITIES[row_id].exact:
-        analytic = measured = None  # a sum about some other run: this one is no answer to it
+        analytic = calibrated = measured = (
+            None  # a sum about some other run: this one is no answer to it
+        )
     verdict: Verdict
     factor: float | None
     if claim is None:
@@ -125,6 +128,7 @@ def _row(
         unit=config.cost.currency if quantity.unit == "currency" else quantity.unit,
         claimed=_claimed(claim, config.cost.currency),
         analytic=analytic,
+        calibrated=calibrated,
         measured=measured,
         verdict=verdict,
         prediction=None if inside is None else ("held" if inside else "missed"),

@@ -15,7 +15,7 @@ from nanogauge.planning import Candidate, Deadline, Fit, FittingModels, Span
 from nanogauge.quantities import format_range, format_seconds, format_value
 from nanogauge.records import Prediction
 from nanogauge.report.compare import Row
-from nanogauge.report.render import in_order, print_findings, print_rows
+from nanogauge.report.render import in_order, predicted_columns, print_findings, print_rows
 
 GIB = 2**30
 
@@ -36,7 +36,7 @@ def print_plan(
     console.print(Text(hardware.peak_name, style="dim"))
     console.print()
     shown = [row for row in in_order(rows) if row.claimed is not None or row.analytic is not None]
-    print_rows(shown, ("predicted", "claimed"), console, planned=True)
+    print_rows(shown, (*predicted_columns(rows), "claimed"), console, planned=True)
     console.print()
     console.print(Text(fit_sentence(config, prediction, fit)))
     for sentence in deadline_sentences(prediction, deadline, now):
@@ -53,6 +53,8 @@ def print_plan(
             f"{p.name} {format_seconds(p.value)}" for p in prediction.step_parts if p.value
         )
         console.print(Text(f"One step: {parts}.", style="dim"))
+    if (step := prediction.calibrated.get("step_seconds")) is not None:
+        console.print(Text(f"Calibrated by {step.source}: {step.formula}.", style="dim"))
     if fit.models is not None:
         print_models(config, fit.models, console)
     for note in prediction.notes:

@@ -84,6 +84,7 @@ class Cells:
         self.row = row
         self.claimed = row.claimed.text if row.claimed is not None else ""
         self.predicted = _estimate_text(row.id, row.analytic, currency)
+        self.calibrated = _estimate_text(row.id, row.calibrated, currency)
         self.measured = ""
         if row.measured is not None:
             self.measured = format_value(row.id, row.measured.value, currency)
@@ -291,11 +292,18 @@ def print_rows(
         console.print(text)
 
 
+def predicted_columns(rows: Sequence[Row]) -> tuple[str, ...]:
+    """The analytic prediction, and beside it the calibrated one where there is any."""
+    calibrated = any(row.calibrated is not None for row in rows)
+    return ("predicted", "calibrated") if calibrated else ("predicted",)
+
+
 def print_report(report: Report, console: Console) -> None:
     """The judgement, the verdicts and what cannot be true, for a terminal."""
     console.print(Text(report.run.headline, style="bold"))
     console.print()
-    print_rows(in_order(report.rows), ("claimed", "predicted", "measured"), console)
+    columns = ("claimed", *predicted_columns(report.rows), "measured")
+    print_rows(in_order(report.rows), columns, console)
     print_findings(report.inconsistencies, console)
     for warning in report.warnings:
         console.print(Text(f"! {warning}", style="yellow"))

@@ -1,0 +1,248 @@
+"""What was measured on this device, and the step that follows from it.
+
+Evidence from the best to the weakest: a finished run of the very workload; its layer and all that
+is not a layer, measured; finished runs of other shapes, as one factor on the analytic step; and
+measured rates in place of the datasheet's. docs/prediction.md has how well each did.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from nanogauge.predict.constants import FITTED
+from nanogauge.predict.step_time import StepTime, predict_step_time
+from nanogauge.predict.workload import Workload
+from nanogauge.quantities import format_seconds
+from nanogauge.records import Hardware, Stored
+
+RUNS_KEPT = 100
+SAME_RUN_TOLERANCE = 0.03  # the documented run: all samples of 20 hours within 0.8 % of each other
+PARTS_TOLERANCE = 0.10  # bench/calibrated_cpu.py: undisturbed steps of random shapes, within 5 %
+OTHER_RUN_TOLERANCE = 0.05  # runs of other shapes on one RTX 4070 predict each other within 1-3 %
+OTHER_RUN_TOLERANCE_CPU = 0.60
+"""bench/calibrated_cpu.py, each shape by the others: four of six within 6 %, but shapes whose time
+is the vocabulary's took 1.4-1.6 times as long"""
+COPY = "copy of memory"
+
+
+class Figure(Stored):
+    """One measured rate or time: the median of n repetitions and their middle 80 %."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    n: int
+    unit: str
+    detail: str
+
+
+class MeasuredParts(Stored):
+    """A step in parts, so that it is known for any depth and accumulation of this workload."""
+
+    workload: Workload
+    layer_seconds: float
+    """forward and backward of one layer, one micro-batch"""
+    rest_seconds: float
+    """the same of everything that is not a layer: data, embedding, head, loss"""
+    layer_update_seconds: float
+    """clipping and optimizer for the weights of one layer"""
+    rest_update_seconds: float
+    spread: float
+    """(90th - 10th percentile) / median of the repetitions"""
+    sequences: int
+    """of a micro-batch as measured; the seconds are scaled up to the workload's"""
+    measured_unix: float
+
+    def step_seconds(self, work: Workload) -> float:
+        """Of a workload that differs from the measured one in depth and accumulation alone."""
+        layers = work.shape.layers
+        micro = layers * self.layer_seconds + self.rest_seconds
+        update = layers * self.layer_update_seconds + self.rest_update_seconds
+        return work.grad_accum * micro + update
+
+
+class FinishedRun(Stored):
+    """The steady step of a run that trained to its end on this device."""
+
+    name: str
+    workload: Workload
+    step_seconds: float
+    """median"""
+    p10_seconds: float
+    p90_seconds: float
+    n: int
+    finished_unix: float
+
+
+class Calibration(Stored):
+    """All that is known of one device under one version of torch."""
+
+    device: str
+    torch: str
+    threads: int | None
+    """that torch computes with; None on a GPU"""
+    clock_hz: float | None = None
+    """of the GPU's cores right after the matrix products"""
+    created_unix: float
+    figures: tuple[Figure, ...] = ()
+    parts: tuple[MeasuredParts, ...] = ()
+    runs: tuple[FinishedRun, ...] = ()
+
+    def updated(self, newer: Calibration) -> Calibration:
+        """Newer figures replace those of the same name, newer parts those of the same workload."""
+        names = {figure.name for figure in newer.figures}
+        measured = {_any_depth(parts.workload) for parts in newer.parts}
+        return newer.model_copy(
+            update={
+                "clock_hz": newer.clock_hz or self.clock_hz,
+                "figures": (*(f for f in self.figures if f.name not in names), *newer.figures),
+                "parts": (
+                    *(p for p in self.parts if _any_depth(p.workload) not in measured),
+                    *newer.parts,
+                ),
+                "runs": (self.runs + newer.runs)[-RUNS_KEPT:],
+            }
+        )
+
+
+@dataclass(frozen=True)
+class CalibratedStep:
+    low: float
+    seconds: float
+    high: float
+    formula: str
+    stands_on: str
+    """which figures, in a sentence without its full stop"""
+
+
+def matrix_product_name(dtype: str) -> str:
+    """How the names of the figures of matrix products in this dtype begin."""
+    return f"{dtype} matrix product"
+
+
+def calibrated_step(
+    work: Workload, hardware: Hardware, calibration: Calibration, analytic: StepTime | None
+) -> CalibratedStep | None:
+    """The step of this workload by the best evidence there is; None where there is none."""
+    return (
+        _from_same_runs(work, calibration)
+        or _from_parts(work, calibration)
+        or _from_other_runs(work, hardware, calibration, analytic)
+        or _from_rates(work, hardware, calibration)
+    )
+
+
+def _from_same_runs(work: Workload, calibration: Calibration) -> CalibratedStep | None:
+    runs = [run for run in calibration.runs if run.workload == work]
+    if not runs:
+        return None
+    seconds = statistics.median(run.step_seconds for run in runs)
+    return CalibratedStep(
+        low=min((1 - SAME_RUN_TOLERANCE) * seconds, *(run.p10_seconds for run in runs)),
+        seconds=seconds,
+        high=max((1 + SAME_RUN_TOLERANCE) * seconds, *(run.p90_seconds for run in runs)),
+        formula=f"median step of {_runs_text(runs)}",
+        stands_on=f"the steady step of {_runs_text(runs)}, the same workload on this device",
+    )
+
+
+def _from_parts(work: Workload, calibration: Calibration) -> CalibratedStep | None:
+    found = [p for p in calibration.parts if _any_depth(p.workload) == _any_depth(work)]
+    if not found:
+        return None
+    (parts,) = found
+    seconds, layers = parts.step_seconds(work), work.shape.layers
+    update = layers * parts.layer_update_seconds + parts.rest_update_seconds
+    tolerance = PARTS_TOLERANCE + parts.spread / 2
+    of = work.micro_batch
+    part = f" with {parts.sequences} of {of} sequences" if parts.sequences < of else ""
+    return CalibratedStep(
+        low=seconds / (1 + tolerance),
+        seconds=seconds,
+        high=seconds * (1 + tolerance),
+        formula=f"{work.grad_accum} x ({layers} x {format_seconds(parts.layer_seconds)} a layer "
+        f"+ {format_seconds(parts.rest_seconds)} for the rest) + update {format_seconds(update)}",
+        stands_on=f"a layer, the rest and the update of this shape measured{part} on this device "
+        f"on {_date(parts.measured_unix)}, spread {100 * parts.spread:.0f} %",
+    )
+
+
+def _from_other_runs(
+    work: Workload, hardware: Hardware, calibration: Calibration, analytic: StepTime | None
+) -> CalibratedStep | None:
+    """One factor: how much longer runs of this kind took than they are predicted now."""
+    runs = [
+        run
+        for run in calibration.runs
+        if (run.workload.compiled, run.workload.dtype) == (work.compiled, work.dtype)
+    ]
+    if analytic is None or not runs:
+        return None
+    factors = []
+    for run in runs:
+        expected = predict_step_time(run.workload, hardware)
+        assert expected is not None, "what predicts one workload on this device predicts them all"
+        factors.append(run.step_seconds / expected.seconds)
+    factor = statistics.median(factors)
+    seconds = factor * analytic.seconds
+    on_cpu = hardware.kind == "cpu"
+    tolerance = OTHER_RUN_TOLERANCE_CPU if on_cpu else OTHER_RUN_TOLERANCE
+    return CalibratedStep(
+        low=min(seconds / (1 + tolerance), min(factors) * analytic.seconds),
+        seconds=seconds,
+        high=max(seconds * (1 + tolerance), max(factors) * analytic.seconds),
+        formula=f"{factor:.3f} x the analytic {format_seconds(analytic.seconds)}",
+        stands_on=f"{_runs_text(runs)}, of other shapes on this device: {factor:.3f} times the "
+        "analytic step",
+    )
+
+
+def _from_rates(
+    work: Workload, hardware: Hardware, calibration: Calibration
+) -> CalibratedStep | None:
+    """The analytic model with the best measured matrix product and the measured bandwidth."""
+    prefix = matrix_product_name(work.dtype)
+    products = [f.value for f in calibration.figures if f.name.startswith(prefix)]
+    copies = [f.value for f in calibration.figures if f.name == COPY]
+    if not products or not copies:
+        return None
+    share = (
+        1.0 if hardware.kind == "cpu" else FITTED.bandwidth_share
+    )  # the model takes the datasheet's
+    measured = hardware.model_copy(
+        update={
+            "matmul_flops": max(products),
+            "bandwidth_bytes_per_second": copies[0] / share,
+        }
+    )
+    step = predict_step_time(work, measured)
+    if step is None:
+        return None
+    return CalibratedStep(
+        low=step.low * step.seconds,
+        seconds=step.seconds,
+        high=step.high * step.seconds,
+        formula=f"the analytic model at {max(products) / 1e12:.3g} TFLOP/s and "
+        f"{copies[0] / 1e9:.3g} GB/s",
+        stands_on=f"the fastest of {len(products)} matrix products and the memory bandwidth, "
+        "measured on this device",
+    )
+
+
+def _any_depth(work: Workload) -> Workload:
+    """What workloads have in common that differ in depth and accumulation alone."""
+    return replace(work, grad_accum=1, shape=replace(work.shape, layers=1))
+
+
+def _runs_text(runs: Sequence[FinishedRun]) -> str:
+    last = runs[-1]
+    named = f"{last.name} of {_date(last.finished_unix)}"
+    return f"the run {named}" if len(runs) == 1 else f"{len(runs)} runs, the last {named}"
+
+
+def _date(unix: float) -> str:
+    return time.strftime("%Y-%m-%d", time.localtime(unix))
