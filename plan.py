@@ -77,13 +77,18 @@ def fit_into(
     """Whether the expected peak of the process fits, by the free memory or the card less a desktop.
 
     Raises:
-        BadInput: if free_vram_gib is not positive.
+        BadInput: if free_vram_gib is not positive, or missing for a device whose memory varies.
     """
     if free_vram_gib is not None and not 0 < free_vram_gib < 1e6:
         raise BadInput("--free-vram-gib must be above 0, and a size that memory has.")
     total = prediction.hardware.memory_bytes
-    assert total is not None, "every row of hardware.toml has its memory"
-    free = int(free_vram_gib * 2**30) if free_vram_gib is not None else total - DESKTOP_BYTES
+    if free_vram_gib is not None:
+        free = int(free_vram_gib * 2**30)
+    elif total is not None:
+        free = total - DESKTOP_BYTES
+    else:
+        name = prediction.hardware.name
+        raise BadInput(f"the memory of {name} varies; say what is free with --free-vram-gib.")
     peak = prediction.quantities["peak_process_bytes"]
     return {
         "fits": peak.expected <= free,

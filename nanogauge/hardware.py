@@ -6,9 +6,9 @@ card without a row is computed from its own properties where it is present.
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
+from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
 from typing import Literal
@@ -18,11 +18,11 @@ from pydantic import BaseModel, ConfigDict
 from nanogauge.errors import BadInput
 from nanogauge.records import Hardware
 
-Kind = Literal["geforce", "datacenter", "cpu", "other"]
+Kind = Literal["geforce", "workstation", "datacenter", "cpu", "other"]
 
 
 class Gpu(BaseModel):
-    """A row of hardware.toml."""
+    """A row of hardware.toml; the head of that file says what its fields mean."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -30,34 +30,54 @@ class Gpu(BaseModel):
     driver_names: list[str]
     architecture: str
     kind: Kind
+    compute_capability: str | None = None
     sms: int
     boost_ghz: float
     flop_per_clock_per_sm: dict[str, int]
-    memory_gib: float
-    bandwidth_gb_per_second: float | None
-    power_watts: float | None
+    memory_gib: float | None = None
+    bandwidth_gb_per_second: float | None = None
+    power_watts: float | None = None
+    interconnect: str | None = None
+    interconnect_gb_per_second: float | None = None
     matmul_tflops: float | None = None
     matmul_source: str | None = None
     source: str
 
     def peak_flops(self, dtype: str) -> float | None:
-        """Dense FLOP/s in this dtype with fp32 accumulation; None where the cores cannot do it."""
-        rate = self.flop_per_clock_per_sm.get(dtype)
+        """Dense FLOP/s in this dtype with fp32 accumulation; None where the cores cannot do it.
+
+        float32 means TF32 where the card has it, as the training loop allows.
+        """
+        rate = self.flop_per_clock_per_sm.get(_arithmetic(self.flop_per_clock_per_sm, dtype))
         return None if rate is None else self.sms * rate * self.boost_ghz * 1e9
 
+    @property
+    def float32_flops(self) -> float:
+        """FLOP/s of the plain fp32 units."""
+        return self.sms * self.flop_per_clock_per_sm["float32"] * self.boost_ghz * 1e9
 
-# Matrix products per clock and SM by compute capability, for a card without a row.
-# Source: the white papers of the architectures; workstation and GeForce chips of one capability
-# differ by up to two in this rate, so the GeForce rate is taken and the prediction says so.
+
+# Per clock and SM by compute capability, for a card without a row. Source: the white papers of the
+# architectures; workstation and GeForce chips of one capability differ by up to two in the rate of
+# their matrix units, so the GeForce rate is taken and the prediction says so.
 _RATES: dict[tuple[int, int], tuple[str, dict[str, int]]] = {
+    (6, 0): ("pascal", {"float32": 128}),
+    (6, 1): ("pascal", {"float32": 256}),
     (7, 0): ("volta", {"float16": 1024, "float32": 128}),
     (7, 5): ("turing", {"float16": 512, "float32": 128}),
-    (8, 0): ("a100", {"bfloat16": 2048, "float16": 2048, "float32": 1024}),
-    (8, 6): ("ampere", {"bfloat16": 512, "float16": 512, "float32": 256}),
-    (8, 9): ("ada", {"bfloat16": 512, "float16": 512, "float32": 256}),
-    (9, 0): ("hopper", {"bfloat16": 4096, "float16": 4096, "float32": 2048}),
-    (12, 0): ("blackwell", {"bfloat16": 512, "float16": 512, "float32": 256}),
+    (8, 0): ("a100", {"bfloat16": 2048, "float16": 2048, "tf32": 1024, "float32": 128}),
+    (8, 6): ("ampere", {"bfloat16": 512, "float16": 512, "tf32": 256, "float32": 256}),
+    (8, 9): ("ada", {"bfloat16": 512, "float16": 512, "tf32": 256, "float32": 256}),
+    (9, 0): ("hopper", {"bfloat16": 4096, "float16": 4096, "tf32": 2048, "float32": 256}),
+    (10, 0): ("b200", {"bfloat16": 8192, "float16": 8192, "tf32": 4096, "float32": 256}),
+    (12, 0): ("blackwell", {"bfloat16": 512, "float16": 512, "tf32": 256, "float32": 256}),
 }
+_UNITS = {"cdna2": "CUs", "cdna3": "CUs", "rdna3": "CUs", "apple": "GPU cores"}  # else SMs
+
+
+def _arithmetic(rates: dict[str, int], dtype: str) -> str:
+    """What a matrix product in this dtype runs as: the key of its rate."""
+    return "tf32" if dtype == "float32" and "tf32" in rates else dtype
 
 
 @cache
@@ -66,21 +86,49 @@ def all_gpus() -> list[Gpu]:
     return [Gpu.model_validate(row) for row in tomllib.loads(text)["gpu"]]
 
 
-def _plain(name: str) -> str:
-    """A name without its maker and brand, in one case: 'NVIDIA GeForce RTX 4070' -> 'rtx 4070'."""
-    words = re.sub(r"[\s_]+", " ", name.strip()).lower().split(" ")
-    return " ".join(w for w in words if w not in ("nvidia", "geforce", "tesla"))
+_MAKERS_WORDS = re.compile("nvidia|geforce|tesla|amd|radeon|instinct|apple|generation|gpu")
+_SIZE = re.compile(r"(?<![a-z0-9])(\d+) ?(?:gb|gib|g)(?![a-z0-9])")
+# Drivers show 0-8 % less than is on the board: T4 14.7 of 16 GiB, GB10 119.7 of 128.
+_SHOWN_SHARE_OF_MEMORY = (0.88, 1.02)
+
+
+def _plain(name: str) -> tuple[str, float | None]:
+    """A name without makers' words, case and separators, and the GB that stand in it.
+
+    'NVIDIA A100-SXM4-40GB' -> ('a100sxm4', 40.0).
+    """
+    lower = re.sub(r"[\s_-]+", " ", name.lower())
+    size = _SIZE.search(lower)
+    rest = _MAKERS_WORDS.sub("", _SIZE.sub("", lower)).replace(" ", "")
+    return rest, float(size[1]) if size else None
+
+
+@cache
+def _spellings() -> list[tuple[Gpu, frozenset[tuple[str, float | None]]]]:
+    return [(g, frozenset(_plain(name) for name in (g.name, *g.driver_names))) for g in all_gpus()]
 
 
 def find_gpu(name: str, memory_bytes: int | None = None) -> Gpu | None:
     """The row with exactly this name, in the spelling of the driver, of torch or of people.
 
-    Where the driver has one name for two boards (4060 Ti), memory_bytes decides between them.
+    A size in the name ("RTX 4090 24GB") must be the row's; Apple's varies, so any will do there.
+    Where one name is that of two boards (4060 Ti), memory_bytes decides between them, else the
+    first is meant; a card with another memory than all rows of its name has no row.
     """
-    plain = _plain(name)
-    rows = [g for g in all_gpus() if plain in {_plain(n) for n in (g.name, *g.driver_names)}]
+    plain, gb = _plain(name)
+    rows = [
+        gpu
+        for gpu, spellings in _spellings()
+        if (plain, gb) in spellings
+        or (gb is not None and (plain, None) in spellings and gpu.memory_gib in (gb, None))
+    ]
     if memory_bytes is not None:
-        rows.sort(key=lambda g: abs(g.memory_gib * 2**30 - memory_bytes))
+        low, high = _SHOWN_SHARE_OF_MEMORY
+        rows = [
+            gpu
+            for gpu in rows
+            if gpu.memory_gib is None or low <= memory_bytes / 2**30 / gpu.memory_gib <= high
+        ]
     return rows[0] if rows else None
 
 
@@ -93,12 +141,14 @@ def lookup(name: str, dtype: str) -> Hardware:
     """
     gpu = find_gpu(name)
     if gpu is None:
-        names = [g.name for g in all_gpus()]
-        lower = {_plain(n): n for n in names}
-        near = [lower[n] for n in difflib.get_close_matches(_plain(name), list(lower), n=3)]
+        asked = _plain(name)[0]
+        plain_names = [(plain, gpu.name) for gpu, spelled in _spellings() for plain, _ in spelled]
+        close = [asked, *get_close_matches(asked, {p for p, _ in plain_names}, n=3, cutoff=0.4)]
+        near = dict.fromkeys(row for c in close for plain, row in plain_names if plain == c)
+        nearest = ", ".join(list(near)[:3]) or "none"
         raise BadInput(
-            f"no GPU is named {name!r} in nanogauge/hardware.toml; "
-            f"nearest: {', '.join(near or names)}; or add a row of your own there."
+            f"no GPU is named {name!r} in nanogauge/hardware.toml; nearest: {nearest}; "
+            "or add a [[gpu]] of your own there, with the fields of its neighbours."
         )
     return from_row(gpu, dtype)
 
@@ -109,26 +159,30 @@ def from_row(gpu: Gpu, dtype: str, power_limit_watts: float | None = None) -> Ha
     Raises:
         BadInput: if the card has no matrix units for the dtype.
     """
+    rates = gpu.flop_per_clock_per_sm
     peak = gpu.peak_flops(dtype)
     if peak is None:
-        raise BadInput(
-            f"{gpu.name} has no {dtype} matrix units; set --run.dtype float16 or float32."
-        )
-    rate = gpu.flop_per_clock_per_sm[dtype]
-    has_tf32 = gpu.architecture not in ("volta", "turing")
-    arithmetic = "TF32" if dtype == "float32" and has_tf32 else dtype
-    bandwidth = gpu.bandwidth_gb_per_second
+        others = " or ".join(d for d in ("bfloat16", "float16", "float32") if d in rates)
+        raise BadInput(f"{gpu.name} has no {dtype} matrix units; set --run.dtype {others}.")
+    arithmetic = _arithmetic(rates, dtype)
+    words = "TF32" if arithmetic == "tf32" else dtype
+    measured = gpu.matmul_tflops if dtype != "float32" or set(rates) == {"float32"} else None
+    bandwidth, link = gpu.bandwidth_gb_per_second, gpu.interconnect_gb_per_second
     return Hardware(
         name=gpu.name,
         kind=gpu.kind,
         architecture=gpu.architecture,
         peak_flops=peak,
-        peak_name=f"{gpu.name}, dense {arithmetic}: {gpu.sms} SMs x "
-        f"{rate} FLOP/clock x {gpu.boost_ghz} GHz = {peak / 1e12:.1f} TFLOP/s",
-        matmul_flops=gpu.matmul_tflops * 1e12 if gpu.matmul_tflops and dtype != "float32" else None,
-        memory_bytes=int(gpu.memory_gib * 2**30),
+        peak_name=f"{gpu.name}, dense {words}: {gpu.sms} {_UNITS.get(gpu.architecture, 'SMs')} x "
+        f"{rates[arithmetic]} FLOP/clock x {gpu.boost_ghz} GHz = {peak / 1e12:.1f} TFLOP/s",
+        matmul_flops=measured * 1e12 if measured else None,
+        sms=gpu.sms,
+        float32_flops=gpu.float32_flops,
+        memory_bytes=int(gpu.memory_gib * 2**30) if gpu.memory_gib else None,
         bandwidth_bytes_per_second=bandwidth * 1e9 if bandwidth else None,
         power_limit_watts=power_limit_watts or gpu.power_watts,
+        interconnect=gpu.interconnect,
+        interconnect_bytes_per_second=link * 1e9 if link else None,
         source=gpu.source,
     )
 
@@ -141,6 +195,7 @@ def from_properties(
     max_clock_hz: float | None,
     power_limit_watts: float | None,
     dtype: str,
+    bandwidth_bytes_per_second: float | None = None,
 ) -> Hardware:
     """The hardware of a card that is present but has no row: computed from what it says of itself.
 
@@ -148,7 +203,7 @@ def from_properties(
     without it, or for an unknown compute capability, the peak is None and MFU is not measured.
     """
     architecture, rates = _RATES.get(capability, ("unknown", {}))
-    rate = rates.get(dtype)
+    rate, float32_rate = rates.get(_arithmetic(rates, dtype)), rates.get("float32")
     peak = sms * rate * max_clock_hz if rate and max_clock_hz else None
     if peak is None:
         words = f"unknown: {name} (compute capability {capability[0]}.{capability[1]}) has no row"
@@ -165,8 +220,10 @@ def from_properties(
         peak_flops=peak,
         peak_name=words,
         matmul_flops=None,
+        sms=sms,
+        float32_flops=sms * float32_rate * max_clock_hz if float32_rate and max_clock_hz else None,
         memory_bytes=memory_bytes,
-        bandwidth_bytes_per_second=None,
+        bandwidth_bytes_per_second=bandwidth_bytes_per_second,
         power_limit_watts=power_limit_watts,
         source="the device's own properties; add a row to nanogauge/hardware.toml to name its peak",
     )

@@ -22,7 +22,8 @@ class Hardware(Stored):
     """The device a prediction is made for; see hardware.toml."""
 
     name: str
-    kind: Literal["geforce", "datacenter", "cpu", "other"]
+    kind: Literal["geforce", "workstation", "datacenter", "cpu", "other"]
+    """geforce and workstation cards may also drive a screen"""
     architecture: str
     peak_flops: float | None
     """dense FLOP/s of matrix products in the run's dtype; None where it is not known"""
@@ -30,9 +31,16 @@ class Hardware(Stored):
     """what the peak is, in words: cores x rate x clock, or how it was measured"""
     matmul_flops: float | None
     """FLOP/s of a large matrix product that was measured on such a device; a reachable ceiling"""
+    sms: int | None = None
+    float32_flops: float | None = None
+    """FLOP/s of the plain fp32 units, outside the matrix units"""
     memory_bytes: int | None
     bandwidth_bytes_per_second: float | None
     power_limit_watts: float | None
+    interconnect: str | None = None
+    """what joins it to other devices, in words: PCIe 4.0 x16, NVLink 4"""
+    interconnect_bytes_per_second: float | None = None
+    """in one direction, of one device, as the datasheet has it"""
     process_bytes: int | None = None
     """resident memory of the process before it makes the model; known only where it runs"""
     source: str

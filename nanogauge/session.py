@@ -151,6 +151,8 @@ def describe_hardware(device: torch.device, dtype: str) -> tuple[Hardware, Drive
         gpu = find_gpu(told.name, told.total_memory)
         if gpu is not None:
             return from_row(gpu, dtype, driver.power_limit_watts), driver
+        # Two transfers a clock; a driver that does not tell the clock gives 0.
+        bandwidth = 2 * told.memory_clock_rate * 1e3 * told.memory_bus_width / 8
         hardware = from_properties(
             told.name,
             (told.major, told.minor),
@@ -159,6 +161,7 @@ def describe_hardware(device: torch.device, dtype: str) -> tuple[Hardware, Drive
             driver.max_sm_clock_hz,
             driver.power_limit_watts,
             dtype,
+            bandwidth or None,
         )
         return hardware, driver
     if device.type == "mps":

@@ -35,7 +35,7 @@ def import_arguments(log: Path, out: Path) -> list[object]:
         (["--model.n-embd=385"], "not a multiple of n_head"),
         (["--model.n-layer=twelve"], "model.n_layer"),
         (["--run.dtype=int8"], "run.dtype"),
-        (["--gpu", "RTX 4070 Laptop GPU"], "nearest: RTX 4070"),
+        (["--gpu", "RTX 4070 Max-Q"], "nearest: RTX 4070"),
         (["--gpu", "T4"], "no bfloat16 matrix units"),
         (["--free-vram-gib=0"], "must be above 0"),
         (["--free-vram-gib=inf"], "must be above 0"),

@@ -1,52 +1,20 @@
 """Seconds of one optimizer step: a roofline per kind of operation, added up.
 
-n is the tokens of a micro-batch, C the width, L the layers, T the context, V the vocabulary.
-The ceiling of the matrix products is what somebody measured on such a card, or the class's share of
-its peak. docs/prediction.md derives the constants and names their sources and their errors.
+n is the tokens of a micro-batch, C the width, L the layers, T the context, V the vocabulary, F the
+width of the MLP, P the parameters. The ceiling of the matrix products is what somebody measured on
+such a card, or the class's share of its peak. Constants and their sources: constants.py; their
+errors: docs/prediction.md.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from nanogauge.predict.flops import forward_flops_per_token
+from nanogauge.predict.constants import FITTED, Constants, DeviceClass
 from nanogauge.predict.parameters import count_parameters
-from nanogauge.predict.workload import Workload
+from nanogauge.predict.workload import Shape, Workload
 from nanogauge.records import Hardware, Part
-
-
-@dataclass(frozen=True)
-class Efficiency:
-    """What a class of devices reaches; see docs/prediction.md."""
-
-    ceiling_of_peak: float
-    """a large matrix product over the peak, where none was measured on the card itself"""
-    products: float
-    """matrix products in a model's shapes over that ceiling"""
-    attention: float
-    """causal flash attention over that ceiling"""
-    exposed_traffic: float
-    """share of the matrix products' memory traffic that is not hidden behind arithmetic"""
-    low: float
-    high: float
-    """the interval, as factors of the expected time"""
-    caveat: str | None = None
-
-
-_UNVALIDATED = "no published run of this class has been predicted yet: the interval is a guess"
-EFFICIENCY = {
-    "ada": Efficiency(1.03, 0.915, 0.80, 0.33, 0.78, 1.28),
-    "blackwell": Efficiency(1.03, 0.915, 0.80, 0.33, 0.70, 1.40, _UNVALIDATED),
-    "ampere": Efficiency(
-        1.03, 0.915, 0.80, 0.33, 0.78, 1.60, "runs on GeForce 30 took 28-40 % longer than predicted"
-    ),
-    "a100": Efficiency(0.84, 0.915, 0.37, 0.70, 0.78, 1.28),
-    "hopper": Efficiency(0.80, 0.915, 0.21, 0.70, 0.78, 1.28),
-    "turing": Efficiency(0.65, 0.80, 0.25, 0.70, 0.60, 1.80, _UNVALIDATED),
-    "volta": Efficiency(0.75, 0.80, 0.25, 0.70, 0.60, 1.80, _UNVALIDATED),
-    "cpu": Efficiency(1.0, 0.72, 0.28, 0.0, 0.60, 1.70, "CPUs differ much in small operations"),
-}
-BANDWIDTH_SHARE = 0.85  # reachable share of a datasheet's memory bandwidth
 
 
 @dataclass(frozen=True)
@@ -57,74 +25,291 @@ class StepTime:
     """forward pass of one micro-batch"""
     low: float
     high: float
-    caveat: str | None
+    """the interval, as factors of the expected time"""
+    caveats: tuple[str, ...]
 
     @property
     def seconds(self) -> float:
         return sum(part.value for part in self.parts)
 
 
-def predict_step_time(work: Workload, hardware: Hardware) -> StepTime | None:
+@dataclass(frozen=True)
+class _Device:
+    """What this device reaches in this workload's arithmetic; bandwidth in B/s."""
+
+    ceiling: float
+    attention_ceiling: float
+    bandwidth: float
+    products: float
+    """of the ceiling, by matrix products in a model's shapes"""
+    exposed: float
+    """share of the matrix products' traffic that is not hidden behind arithmetic"""
+    wide: float
+    """traffic over that of 16-bit activations"""
+    launch_seconds: float
+    sms: int
+
+
+def predict_step_time(
+    work: Workload, hardware: Hardware, constants: Constants = FITTED
+) -> StepTime | None:
     """The expected step on this device; None where its peak, bandwidth or class is not known."""
-    efficiency = EFFICIENCY.get(hardware.architecture)
-    peak, datasheet = hardware.peak_flops, hardware.bandwidth_bytes_per_second
-    if efficiency is None or peak is None or datasheet is None:
+    device = _device(work, hardware, constants)
+    if device is None:
         return None
-    shape, compiled = work.shape, work.compiled
-    on_cpu = hardware.kind == "cpu"
-    n = work.tokens
-    width, layers = shape.width, shape.layers
-    element = work.element_bytes
-    wide = element / 2  # the traffic constants below are for 16-bit activations
-
-    ceiling = hardware.matmul_flops or efficiency.ceiling_of_peak * peak
-    bandwidth = datasheet if on_cpu else BANDWIDTH_SHARE * datasheet
-    forward = forward_flops_per_token(shape)
-    block_products = sum(v for k, v in forward.items() if k not in ("attention", "vocabulary head"))
-
-    # 1. Matrix products of the blocks: forward once, backward twice; the traffic is that of the
-    #    inputs and outputs, 16 C values a token and layer, three times.
-    traffic = 3 * 16 * n * layers * width * element
-    products = 3 * n * block_products / (ceiling * efficiency.products)
-    products += efficiency.exposed_traffic * traffic / bandwidth
-    # 2. Causal flash attention: half of the full scores, 2 products forward and 5 backward.
-    dropout = 1.08 if work.dropout else 1.0
-    half = 1 + 128 / shape.context  # tiles on the diagonal are computed in full
-    attention_flops = 7 * n * shape.context * width * layers * half * dropout
-    attention = attention_flops / (ceiling * efficiency.attention)
-    # 3. The vocabulary head, and 4. softmax and loss over n x V logits.
-    head = 3 * n * forward["vocabulary head"] / (ceiling * efficiency.products)
-    loss = n * shape.vocabulary * (8 if compiled else 32) * wide / bandwidth
-    # 5. Norms, activation, residuals, dropout: bytes per token, layer and unit of width.
-    bytes_each = (116 + 10 * bool(work.dropout)) if compiled else (338 + 40 * bool(work.dropout))
-    elementwise = n * layers * width * bytes_each * wide / bandwidth
-    # 6. Weights, once a micro-batch: cast to 16 bits and gradients accumulated.
-    total = count_parameters(shape).total
-    weights = total * 16 / bandwidth
-    # 7. AdamW reads and writes weights, gradients and two moments, once a step.
-    optimizer = total * 30 / bandwidth
-    # 8. A floor for launching kernels, where they are too small to hide it.
-    launches = (28 * layers + 40) if compiled else (150 * layers + 40)
-    launch_seconds = launches * (12e-6 if on_cpu else 7e-6)
-
-    busy = products + attention + head + loss + elementwise + weights
-    idle = launch_seconds if on_cpu else max(0.0, launch_seconds - busy)
-    micro = {
-        "matrix products of the blocks": (products, "6 n 12C^2 L / ceiling + exposed traffic"),
-        "attention": (attention, "7 n T C L (1 + 128/T) / ceiling"),
-        "vocabulary head": (head, "6 n C V / ceiling"),
-        "softmax and loss": (loss, "n V bytes / bandwidth"),
-        "norms and elementwise": (elementwise, "n L C bytes / bandwidth"),
-        "weights and gradients": (weights, "16 B per parameter / bandwidth"),
-        "launching kernels": (idle, "kernels x time of a launch, where it is not hidden"),
+    shape, k, n = work.shape, constants, work.tokens
+    unaligned = k.unaligned_head if shape.vocabulary % 8 else 1.0
+    forward = {
+        "matrix products of the blocks": _block_products(work, device, k),
+        "attention": _attention(work, device, k),
+        "vocabulary head": _products([(shape.width, shape.vocabulary)], work, device, k)
+        * unaligned,
+        "softmax and loss": n
+        * shape.vocabulary
+        * (k.loss_bytes if work.compiled else k.loss_bytes_eager)
+        * device.wide
+        / device.bandwidth,
+        "norms and elementwise": _elementwise_bytes(work, k) * n * device.wide / device.bandwidth,
     }
-    accumulation = work.grad_accum
+    if work.fp8_products:
+        forward["matrix products of the blocks"] /= k.fp8_speed
+    share = 1 / work.gpus if work.sharding in ("full", "hybrid") else 1.0
+    total = count_parameters(shape).total
+    weights = (
+        k.weight_bytes * (total - shape.table_parameters) + k.table_bytes * shape.table_parameters
+    )
+    weights *= (1 if work.master_weights else 0.5) / device.bandwidth
+    micro = forward | {"weights and gradients": weights * share}
+    micro["recomputation"] = _recomputation(work, forward, k)
+    busy = sum(micro.values())
+    kernels = (
+        k.kernels_per_layer if work.compiled else k.kernels_per_layer_eager
+    ) * shape.layers + k.kernels
+    launches = kernels * device.launch_seconds
+    on_cpu = hardware.kind == "cpu"
+    tails = 0.0 if on_cpu else kernels * k.kernel_tail_seconds
+    micro["launching kernels"] = launches if on_cpu else tails + max(0.0, launches - busy - tails)
+    per_step = {"optimizer": _optimizer(work, device, k)}
+    if work.gpus > 1:
+        once, each = _communication(work, hardware, busy, k)
+        per_step["gradient synchronisation"] = once + work.grad_accum * each
     parts = [
-        Part(name=name, value=accumulation * seconds, formula=f"{accumulation} x {formula}")
-        for name, (seconds, formula) in micro.items()
+        Part(name=name, value=work.grad_accum * seconds, formula=_FORMULAS[name])
+        for name, seconds in micro.items()
     ]
-    parts.append(Part(name="optimizer", value=optimizer, formula="30 B per parameter / bandwidth"))
-    forward_work = (products + head + elementwise) / 3 + 2 / 7 * attention + loss / 2
-    launching = launch_seconds / 3
-    forward_only = forward_work + launching if on_cpu else max(forward_work, launching)
-    return StepTime(parts, forward_only, efficiency.low, efficiency.high, efficiency.caveat)
+    parts += [Part(name=name, value=s, formula=_FORMULAS[name]) for name, s in per_step.items()]
+    # A forward pass has a third of the products and of the traffic, 2 of 7 products of attention.
+    forward_seconds = (
+        sum(v for name, v in forward.items() if name != "attention") / 3
+        + forward["attention"] * 2 / 7
+    )
+    forward_only = forward_seconds + launches / 3 if on_cpu else max(forward_seconds, launches / 3)
+    low, high, caveats = _interval(work, hardware, constants)
+    return StepTime([p for p in parts if p.value > 0], forward_only, low, high, caveats)
+
+
+_FORMULAS = {
+    "matrix products of the blocks": "accumulation x (6 n L (C D (2 H + 2 H_kv) + 2 or 3 C F) "
+    "/ ceiling + exposed traffic)",
+    "attention": "accumulation x 7 n T C L (1 + 128/T) / ceiling",
+    "vocabulary head": "accumulation x (6 n C V / ceiling + exposed traffic)",
+    "softmax and loss": "accumulation x n V bytes / bandwidth",
+    "norms and elementwise": "accumulation x n L C bytes / bandwidth",
+    "weights and gradients": "accumulation x 16 B per parameter / bandwidth",
+    "recomputation": "accumulation x the forward pass that is computed again",
+    "launching kernels": "accumulation x kernels x time of a launch, where it is not hidden",
+    "optimizer": "bytes per parameter / bandwidth, and Muon's Newton-Schulz products",
+    "gradient synchronisation": "gradient bytes / link, less what the backward pass hides",
+}
+
+
+def _device(work: Workload, hardware: Hardware, k: Constants) -> _Device | None:
+    reached = k.classes.get(hardware.architecture)
+    peak, datasheet = hardware.peak_flops, hardware.bandwidth_bytes_per_second
+    if reached is None or peak is None or datasheet is None:
+        return None
+    ceiling = hardware.matmul_flops or reached.ceiling_of_peak * peak * _power(hardware, reached)
+    ceiling /= reached.slowdown
+    if work.dtype == "float32" and hardware.float32_flops is not None:
+        ceiling = k.float32_of_peak * hardware.float32_flops
+    attention = reached.attention
+    if work.attention == "flash3":
+        attention = max(attention, reached.attention_best)
+    on_cpu = hardware.kind == "cpu"
+    wide = work.element_bytes / 2
+    if wide == 2 and not work.compiled and not on_cpu:
+        wide = k.eager_float32
+    return _Device(
+        wide=wide,
+        ceiling=ceiling,
+        attention_ceiling=ceiling * attention,
+        products=k.products * reached.products,
+        bandwidth=datasheet * (1.0 if on_cpu else k.bandwidth_share) / reached.slowdown,
+        exposed=max(0.0, k.exposed_per_100_sms * ((hardware.sms or 0) - k.hidden_sms) / 100),
+        sms=hardware.sms or 1,
+        launch_seconds=k.launch_seconds_cpu if on_cpu else k.launch_seconds,
+    )
+
+
+def _power(hardware: Hardware, reached: DeviceClass) -> float:
+    """What is left of the class's ceiling where the board is allowed less power than its full one.
+
+    H100 PCIe, 350 W, reaches 0.656 of its peak where the SXM board of 700 W reaches 0.80.
+    """
+    if reached.full_power_watts is None or hardware.power_limit_watts is None:
+        return 1.0
+    return min(1.0, (hardware.power_limit_watts / reached.full_power_watts) ** 0.28)
+
+
+def _products(
+    matrices: list[tuple[int, int]], work: Workload, device: _Device, k: Constants
+) -> float:
+    """Seconds of n x (a -> b) products, forward and both of the backward pass.
+
+    Each of the three reads and writes n a and n b values.
+    """
+    n = work.tokens
+    flops = sum(6 * n * a * b for a, b in matrices)
+    traffic = sum(3 * n * (a + b) for a, b in matrices) * work.element_bytes
+    return flops / (device.ceiling * device.products) + device.exposed * traffic / device.bandwidth
+
+
+def _layer_matrices(shape: Shape) -> list[tuple[int, int]]:
+    queries, keys = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
+    up = (shape.mlp_matrices - 1) * shape.mlp_width
+    return [
+        (shape.width, queries + 2 * keys),
+        (queries, shape.width),
+        (shape.width, up),
+        (shape.mlp_width, shape.width),
+    ]
+
+
+def _block_products(work: Workload, device: _Device, k: Constants) -> float:
+    return work.shape.layers * _products(_layer_matrices(work.shape), work, device, k)
+
+
+def _attention(work: Workload, device: _Device, k: Constants) -> float:
+    """Fused: the causal half of 2 products forward, 5 backward. Plain: T x T scores in memory."""
+    shape, n = work.shape, work.tokens
+    queries = shape.heads * shape.head_size
+    if work.attention == "plain":
+        flops = 12 * n * shape.context * queries * shape.layers
+        each = k.score_bytes if work.compiled else k.score_bytes_eager
+        if work.dropout:
+            each *= k.score_dropout
+        scores = n * shape.context * shape.heads * shape.layers * each * device.wide
+        return flops / (device.ceiling * device.products) + scores / device.bandwidth
+    context = shape.context * shape.attended
+    half = 1 + 128 / context  # tiles on the diagonal are computed in full
+    flops = 7 * n * context * queries * shape.layers * half
+    return flops * (k.attention_dropout if work.dropout else 1.0) / device.attention_ceiling
+
+
+def _elementwise_bytes(work: Workload, k: Constants) -> float:
+    """Bytes a token moves through norms, activations, residuals and dropout, in 16 bits."""
+    shape = work.shape
+    if work.compiled:
+        per_width, per_mlp, dropout = k.norm_bytes, k.mlp_bytes, k.dropout_bytes
+    else:
+        per_width, per_mlp, dropout = k.norm_bytes_eager, k.mlp_bytes_eager, k.dropout_bytes_eager
+    if work.wide_residual and work.element_bytes == 2:
+        per_width += k.wide_residual_bytes if work.compiled else k.wide_residual_bytes_eager
+    per_layer = shape.width * (per_width + (dropout if work.dropout else 0.0))
+    per_layer += shape.mlp_width * per_mlp * (k.gated_mlp if shape.mlp_matrices == 3 else 1.0)
+    return shape.layers * per_layer
+
+
+def _recomputation(work: Workload, forward: dict[str, float], k: Constants) -> float:
+    """Full checkpointing computes the blocks' forward pass again; selective its cheap part."""
+    if work.checkpointing == "none":
+        return 0.0
+    again = forward["matrix products of the blocks"] / 3 + forward["norms and elementwise"] / 3
+    again += forward["attention"] * (1 / 3 if work.attention == "plain" else 2 / 7)
+    return again * (1.0 if work.checkpointing == "full" else k.selective)
+
+
+def _optimizer(work: Workload, device: _Device, k: Constants) -> float:
+    counted = count_parameters(work.shape)
+    share = 1.0 if work.sharding == "replicated" else 1 / work.gpus
+    half = 1.0 if work.master_weights else 0.5
+    sharded = share if work.sharding in ("full", "hybrid") else 1.0
+    clipping = k.clip_bytes * counted.total * half * sharded / device.bandwidth * work.clipped
+    if work.optimizer != "muon":
+        each = k.adamw_bytes if work.optimizer == "adamw" else k.adamw_foreach_bytes
+        return each * half * counted.total * sharded / device.bandwidth + clipping
+    rest = counted.total - counted.block_matrices
+    seconds = k.adamw_bytes * rest * half * sharded / device.bandwidth + clipping
+    seconds += k.muon_bytes * counted.block_matrices * half * share / device.bandwidth
+    iteration = work.shape.layers * sum(
+        _newton_schulz(a, b, work.muon_batched, device, k) for a, b in _layer_matrices(work.shape)
+    )
+    return seconds + share * work.newton_schulz_steps * iteration
+
+
+def _newton_schulz(a: int, b: int, batched: bool, device: _Device, k: Constants) -> float:
+    """Seconds of one iteration on an a x b matrix: X X^T, its square, and the product with X.
+
+    One matrix alone is so small that the tiles of a product, 128 x 128, leave SMs idle.
+    Source: Jordan et al. 2024, Muon: A = X X^T, B = b A + c A A, X = a X + B X.
+    """
+    small, large = min(a, b), max(a, b)
+    seconds = 0.0
+    for rows, columns, inner in (
+        (small, small, large),
+        (small, small, small),
+        (small, large, small),
+    ):
+        tiles = math.ceil(rows / 128) * math.ceil(columns / 128)
+        used = tiles / (device.sms * math.ceil(tiles / device.sms))
+        rate = k.newton_schulz if batched else k.newton_schulz_alone * used
+        flops = 2 * rows * columns * inner
+        seconds += flops / (device.ceiling * rate)
+    return seconds
+
+
+def _communication(
+    work: Workload, hardware: Hardware, busy: float, k: Constants
+) -> tuple[float, float]:
+    """Seconds of exchanging gradients (and weights, where sharded) that the computation does not
+    hide: per step, and per micro-step.
+
+    A ring all-reduce moves 2 (w - 1) / w of the bytes over each device's link.
+    """
+    total = count_parameters(work.shape).total
+    link, network = _link(hardware, k), k.network_bytes_per_second
+    if hardware.architecture == "a100":
+        network = k.network_bytes_per_second_a100
+    nodes = math.ceil(work.gpus / k.gpus_per_node)
+    ring = (work.gpus - 1) / work.gpus
+    slowest = link if nodes == 1 else min(link, network)
+    if work.sharding in ("full", "hybrid"):
+        # 16-bit weights gathered for the forward and the backward pass, gradients scattered once.
+        if work.sharding == "full":
+            seconds = 6 * total * ring / slowest
+        else:
+            seconds = 6 * total * (k.gpus_per_node - 1) / k.gpus_per_node / link
+            seconds += 4 * total / k.gpus_per_node * (nodes - 1) / nodes / network
+        hidden = min(seconds, k.hidden_share_sharded * busy)
+        return 0.0, seconds - hidden + k.interference * hidden
+    seconds = 2 * (4 if work.master_weights else 2) * total * ring / slowest
+    hidden = min(seconds, k.hidden_share * 2 / 3 * busy) if work.overlapped else 0.0
+    exposed = seconds - hidden + k.interference * hidden
+    return (0.0, exposed) if work.sync_every_micro_step else (exposed, 0.0)
+
+
+def _link(hardware: Hardware, k: Constants) -> float:
+    """B/s that a collective reaches over the link between the cards of one machine."""
+    if hardware.interconnect is None or hardware.interconnect.startswith("PCIe"):
+        return k.pcie_share * (hardware.interconnect_bytes_per_second or k.pcie_bytes_per_second)
+    assert hardware.interconnect_bytes_per_second is not None
+    return k.link_share * hardware.interconnect_bytes_per_second
+
+
+def _interval(
+    work: Workload, hardware: Hardware, k: Constants
+) -> tuple[float, float, tuple[str, ...]]:
+    reached = k.classes[hardware.architecture]
+    low, high = reached.low, reached.high
+    caveats = [reached.caveat] if reached.caveat else []
+    return low, high, tuple(caveats)

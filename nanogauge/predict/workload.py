@@ -56,6 +56,8 @@ class Workload:
     """arithmetic of the matrix products"""
     master_weights: bool = True
     """weights, gradients and moments in fp32; False: all of them in 16 bits"""
+    wide_residual: bool = True
+    """the residual stream is fp32, as autocast leaves it; False: in 16 bits"""
     compiled: bool = True
     attention: Literal["flash", "flash3", "plain"] = "flash"
     """SDPA's fused kernel, FlashAttention 3, or T x T scores in memory"""
@@ -64,11 +66,17 @@ class Workload:
     """activations recomputed in the backward pass: none, the cheap half, or all"""
     optimizer: Literal["adamw", "adamw_foreach", "muon"] = "adamw"
     """adamw is the fused one"""
+    clipped: bool = True
+    """gradients are scaled down to a largest norm"""
     newton_schulz_steps: int = 5
     """of Muon"""
+    muon_batched: bool = True
+    """Newton-Schulz on all matrices of a shape at once, not on one after another"""
     gpus: int = 1
-    sharding: Literal["replicated", "optimizer", "full"] = "replicated"
-    """over the GPUs: DDP; DDP with the optimizer's work shared out; FSDP"""
+    sharding: Literal["replicated", "optimizer", "full", "hybrid"] = "replicated"
+    """over the GPUs: DDP; DDP with the optimizer's work shared out; FSDP; FSDP within a node"""
+    fp8_products: bool = False
+    """matrix products of the blocks in 8 bits, the rest in dtype"""
     sync_every_micro_step: bool = False
     """gradients averaged after every micro-batch, not once a step"""
     overlapped: bool = True

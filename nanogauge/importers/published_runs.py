@@ -1,0 +1,345 @@
+"""Runs that other people published, as a CSV: each row as a workload, a card and what was measured.
+
+Such tables are made by hand, so a row says part of itself in words. What the columns leave out is
+read from the notes (`source_detail`, `quote`); what is nowhere is assumed, and named as assumed. A
+row that cannot be predicted is skipped with its reason.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from nanogauge.errors import BadInput
+from nanogauge.hardware import find_gpu, from_row
+from nanogauge.predict.flops import flops_per_token_palm
+from nanogauge.predict.parameters import count_parameters
+from nanogauge.predict.workload import Dtype, Shape, Workload
+from nanogauge.records import Hardware
+
+COLUMNS = """
+id source source_detail gpu n_gpus precision compile flash_attn n_layer n_head n_embd block_size
+vocab_size params_m micro_batch grad_accum world activation_ckpt optimizer iter_ms tokens_per_sec
+mfu_logged mfu_peak_used_tflops peak_vram_mib power_w confidence quote
+""".split()
+
+
+@dataclass(frozen=True)
+class PublishedRun:
+    id: str
+    source: str
+    confidence: str
+    work: Workload
+    hardware: Hardware
+    assumed: tuple[str, ...]
+    """what the row does not say and was taken for granted"""
+    step_seconds: float | None
+    peak_allocated_bytes: float | None
+    peak_process_bytes: float | None
+    power_watts: float | None
+
+    @property
+    def complete(self) -> bool:
+        return not self.assumed
+
+
+@dataclass(frozen=True)
+class Skipped:
+    id: str
+    reason: str
+
+
+Row = dict[str, str]
+
+
+def read_runs(path: Path) -> tuple[list[PublishedRun], list[Skipped]]:
+    """Every row of the table, either as a run or as skipped.
+
+    Raises:
+        BadInput: if the file cannot be read or lacks a column.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            missing = [c for c in COLUMNS if c not in (reader.fieldnames or [])]
+            rows = [{k: (v or "").strip() for k, v in row.items() if k} for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a table of UTF-8 text"
+        raise BadInput(f"{path}: {reason}; give a CSV file of runs.") from None
+    if missing:
+        raise BadInput(f"{path}: no column {', '.join(missing)}; give a CSV file of runs.")
+    runs: list[PublishedRun] = []
+    skipped: list[Skipped] = []
+    for number, row in enumerate(rows, start=2):
+        name = row["id"] or f"line {number}"
+        try:
+            runs.append(_run(name, row))
+        except _CannotPredict as reason:
+            skipped.append(Skipped(name, str(reason)))
+    return runs, skipped
+
+
+class _CannotPredict(Exception):
+    """Why a row is skipped."""
+
+
+def _run(name: str, row: Row) -> PublishedRun:
+    notes = " ".join(row[c] for c in ("source", "source_detail", "gpu", "optimizer", "quote"))
+    assumed: list[str] = []
+    dtype, master = _arithmetic(row, assumed)
+    hardware = _hardware(row, dtype)
+    shape = _shape(row, notes, assumed)
+    work = _workload(row, notes, shape, dtype, master, assumed)
+    step = _step_seconds(row, work)
+    memory = _number(row["peak_vram_mib"])
+    peak = memory * 2**20 if memory else None
+    of_process = bool(re.search(r"nvidia-smi: python process|process accounting", notes))
+    if step is None and peak is None:
+        raise _CannotPredict("neither a time nor a peak of memory is given")
+    return PublishedRun(
+        id=name,
+        source=row["source"],
+        confidence=row["confidence"],
+        work=work,
+        hardware=hardware,
+        assumed=tuple(assumed),
+        step_seconds=step,
+        peak_allocated_bytes=None if of_process else peak,
+        peak_process_bytes=peak if of_process else None,
+        power_watts=_number(row["power_w"]),
+    )
+
+
+def _number(text: str) -> float | None:
+    """The number a cell begins with; of a range like 40.2-40.3 the first."""
+    found = re.match(r"[\d.]+(e\d+)?", text.replace(",", ""))
+    return float(found[0]) if found and float(found[0]) > 0 else None
+
+
+def _whole(row: Row, column: str) -> int:
+    value = _number(row[column])
+    if value is None:
+        raise _CannotPredict(f"{column} is not given")
+    return int(value)
+
+
+def _found(pattern: str, text: str) -> int | None:
+    match = re.search(pattern, text, re.IGNORECASE)
+    return int(next(g for g in match.groups() if g)) if match else None
+
+
+def _arithmetic(row: Row, assumed: list[str]) -> tuple[Dtype, bool]:
+    precision = row["precision"].lower()
+    if "fp4" in precision or "int8" in precision:
+        raise _CannotPredict(f"its arithmetic, {row['precision']}, is not predicted")
+    master = not re.search(r"(bf16|fp16) params", precision)
+    for word, dtype in (("bf16", "bfloat16"), ("bfloat16", "bfloat16"), ("fp16", "float16")):
+        if word in precision:
+            return dtype, master  # type: ignore[return-value]
+    if "fp32" in precision or "float32" in precision:
+        return ("float32" if re.search(r"tf32 off|no tf32", precision) else "tf32"), True
+    if "tf32" in precision:
+        return "tf32", True
+    gpu = find_gpu(_card(row["gpu"]))
+    if gpu is None or gpu.peak_flops("bfloat16") is None:
+        assumed.append("precision (fp32)")
+        return "float32", True
+    assumed.append("precision (bf16 autocast)")
+    return "bfloat16", True
+
+
+def _card(text: str) -> str:
+    return re.sub(r"\(.*?\)", "", text).strip()
+
+
+def _hardware(row: Row, dtype: Dtype) -> Hardware:
+    gpu = find_gpu(_card(row["gpu"]))
+    if gpu is None:
+        raise _CannotPredict(f"no card {row['gpu']!r} in hardware.toml")
+    limit = _found(r"\((\d+) ?W limit\)", row["gpu"])
+    name = "float32" if dtype == "tf32" else dtype
+    try:
+        return from_row(gpu, name, limit)
+    except BadInput as error:
+        raise _CannotPredict(str(error)) from None
+
+
+def _shape(row: Row, notes: str, assumed: list[str]) -> Shape:
+    layers, heads, width = (_whole(row, c) for c in ("n_layer", "n_head", "n_embd"))
+    context = _whole(row, "block_size")
+    if not row["vocab_size"] and "nanoGPT" in row["source"]:
+        assumed.append("vocabulary (GPT-2's)")
+        vocabulary = 50257
+    else:
+        vocabulary = _whole(row, "vocab_size")
+    if "Megatron" in notes:  # its default make-vocab-size-divisible-by
+        vocabulary = math.ceil(vocabulary / 128) * 128
+    if width % heads and not re.search(r"hd ?\d+|head_dim", notes):
+        raise _CannotPredict(f"n_embd {width} is not a multiple of n_head {heads}")
+    if re.search(r"\bbert\b|encoder fine-tune", notes, re.IGNORECASE):
+        raise _CannotPredict("an encoder, not a GPT")
+    if re.search(r"mixture|\bmoe\b|experts", notes, re.IGNORECASE):
+        raise _CannotPredict("a mixture of experts")
+    head_size = _found(r"\bhd ?(\d+)|head_dim (\d+)", notes) or width // heads
+    llama = re.search(r"llama|qwen|swiglu|mistral", notes, re.IGNORECASE)
+    nanochat = re.search(r"nanochat|value emb|autoresearch|train_gpt_simple", notes)
+    rotary = llama or nanochat or re.search(r"rotary|rope", notes, re.IGNORECASE)
+    shape = Shape(
+        layers=layers,
+        width=width,
+        heads=heads,
+        context=context,
+        vocabulary=vocabulary,
+        kv_heads=_key_value_heads(notes) or heads,
+        head_size=head_size,
+        mlp_width=_found(r"(?:d_ff|ff) ?(\d+)", notes)
+        or (_found(r"MLP (\d)x", notes) or 4) * width,
+        mlp_matrices=3 if llama else 2,
+        tied=not (re.search(r"untied", notes) or nanochat or (llama and " tied" not in notes)),
+        position_table=not rotary,
+        attended=_attended(notes, context),
+    )
+    return _filled_up(shape, _number(row["params_m"]), bool(llama), bool(nanochat), notes)
+
+
+def _key_value_heads(notes: str) -> int | None:
+    """As the notes say; Llama 3 8B has 8 (Grattafiori et al. 2024, table 3), Llama 2 7B and 13B
+    as many as heads.
+    """
+    return _found(r"(\d+) ?kv", notes) or (
+        8 if re.search(r"llama 3(\.\d)? 8b", notes, re.I) else None
+    )
+
+
+def _attended(notes: str, context: int) -> float:
+    """Mean share of the context under a pattern of windows: S is half of it, L the whole."""
+    pattern = re.search(r"window pattern ([SL]{2,})", notes)
+    if pattern is None:
+        return 1.0
+    shares = [0.5 if letter == "S" else 1.0 for letter in pattern[1]]
+    return sum(shares) / len(shares)
+
+
+def _filled_up(
+    shape: Shape, millions: float | None, gated: bool, nanochat: bool, notes: str
+) -> Shape:
+    """The width of a gated MLP, or the size of tables, from a published parameter count."""
+    if millions is None:
+        return shape
+    if gated and not re.search(r"(?:d_ff|ff) ?\d+", notes):
+        without = count_parameters(replace(shape, mlp_width=0)).total
+        width = (1e6 * millions - without) / (shape.layers * 3 * shape.width)
+        return replace(shape, mlp_width=max(64, round(width / 64) * 64))
+    missing = 1e6 * millions - count_parameters(shape).total
+    return replace(shape, table_parameters=max(0, int(missing))) if nanochat else shape
+
+
+_OPTIMIZERS = (
+    (r"soap|shampoo|sophia|newton-muon", None),
+    (r"muon", "muon"),
+    (r"adam.*fused|fused adam", "adamw"),
+    (r"adam", "adamw_foreach"),
+)
+
+
+def _workload(
+    row: Row, notes: str, shape: Shape, dtype: Dtype, master: bool, assumed: list[str]
+) -> Workload:
+    gpus = int(_number(row["world"]) or _number(row["n_gpus"]) or 1)
+    if re.search(r"tp[-_ ]?[2-9]|pp[-_ ]?[2-9]", row["source_detail"]):
+        raise _CannotPredict("tensor or pipeline parallelism")
+    compiled = _compiled(row["compile"].lower(), assumed)
+    attention = _attention(row["flash_attn"].lower(), assumed)
+    named = row["optimizer"].lower()
+    optimizer: Literal["adamw", "adamw_foreach", "muon"] = "adamw"
+    for pattern, kind in _OPTIMIZERS:
+        if re.search(pattern, named):
+            if kind is None and "newton-muon" not in named:
+                raise _CannotPredict(f"its optimizer, {row['optimizer']}, is not predicted")
+            optimizer = kind or "muon"  # type: ignore[assignment]
+            break
+    else:
+        assumed.append("optimizer (fused AdamW)")
+    if "CUDA C" in row["compile"]:
+        optimizer = "adamw"
+    checkpointing = _checkpointing(row["activation_ckpt"].lower())
+    return Workload(
+        shape=shape,
+        micro_batch=_whole(row, "micro_batch"),
+        grad_accum=int(_number(row["grad_accum"]) or 1),
+        dtype=dtype,
+        master_weights=master,
+        wide_residual=master and "autocast" in row["precision"],
+        compiled=compiled,
+        attention=attention,
+        dropout=float(m[1]) if (m := re.search(r"dropout (0\.\d+)", notes)) else 0.0,
+        checkpointing=checkpointing,
+        optimizer=optimizer,
+        clipped="clip" in named or not re.search(r"modded-nanogpt|nanochat|muon", notes.lower()),
+        newton_schulz_steps=_found(r"(\d+) NS iter", notes) or 5,
+        muon_batched=not re.search(_ALONE, notes),
+        gpus=gpus,
+        sharding=_sharding(notes, named),
+        fp8_products="fp8" in row["precision"].lower(),
+        sync_every_micro_step="no no_sync" in notes,
+        overlapped="not overlapped" not in notes,
+    )
+
+
+# The first Muon: every rank worked on every matrix, one after the other.
+_ALONE = r"not sharded|replicated on every rank"
+
+
+def _sharding(notes: str, optimizer: str) -> Literal["replicated", "optimizer", "full", "hybrid"]:
+    if re.search(r"\bHSDP \|", notes) or re.search(r"\bhsdp\.?$", notes, re.IGNORECASE):
+        return "hybrid"
+    if re.search(r"\bfsdp", notes, re.IGNORECASE):
+        return "full"
+    if re.search(r"sharded", optimizer):
+        return "optimizer"
+    alone = re.search(_ALONE, notes)
+    return "optimizer" if "muon" in optimizer and not alone else "replicated"
+
+
+def _compiled(text: str, assumed: list[str]) -> bool:
+    if not text:
+        assumed.append("compile (yes)")
+    return not text.startswith("no")
+
+
+def _attention(text: str, assumed: list[str]) -> Literal["flash", "flash3", "plain"]:
+    if not text:
+        assumed.append("attention kernel (flash)")
+    if text.startswith("no"):
+        return "plain"
+    return "flash3" if re.search(r"fa3|cudnn|te fused", text) else "flash"
+
+
+def _checkpointing(text: str) -> Literal["none", "selective", "full"]:
+    if text in ("", "no", "none"):
+        return "none"
+    return "selective" if text.startswith("selective") else "full"
+
+
+def _step_seconds(row: Row, work: Workload) -> float | None:
+    """Seconds of an optimizer step: printed, or from tokens per second, MFU or a total."""
+    if milliseconds := _number(row["iter_ms"]):
+        return milliseconds / 1e3
+    if rate := _number(row["tokens_per_sec"]):
+        return work.tokens_per_step / rate
+    notes = f"{row['source_detail']} {row['quote']}"
+    if found := re.search(r"total_training_time ([\d.]+) ?s? ?/ ?(\d+) steps", notes):
+        return float(found[1]) / int(found[2])
+    if found := re.search(r"(\d+) steps in ([\d.]+) ?s\b", notes):
+        return float(found[2]) / int(found[1])
+    if found := re.search(r"([\d.]+)(?:-[\d.]+)? ms\b", row["quote"]):
+        return float(found[1]) / 1e3
+    share, peak = _number(row["mfu_logged"]), _number(row["mfu_peak_used_tflops"])
+    if share and peak:
+        flops = flops_per_token_palm(work.shape) * work.tokens_per_step
+        return flops / (share / 100 * peak * 1e12)
+    return None
