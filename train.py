@@ -211,6 +211,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--resume", choices=["auto"], help="go on from the newest checkpoint")
     parser.add_argument("--rehearse", type=int, metavar="N", help="stop after N steady steps")
     parser.add_argument("--claims", type=Path, help="claims to hold against the run in its report")
+    parser.add_argument(
+        "--force", action="store_true", help="start even where the memory cannot suffice"
+    )
     add_config_flags(parser)
     given = parser.parse(arguments)
     if given.rehearse is not None and given.rehearse < 1:
@@ -219,7 +222,9 @@ def main(arguments: Sequence[str]) -> int:
     if given.claims is not None:
         load_claims(given.claims)
     try:
-        session = open_session(config, given.resume == "auto", given.rehearse, given.claims)
+        session = open_session(
+            config, given.resume == "auto", given.rehearse, given.claims, given.force
+        )
         status, reason = run(session)
     except OSError as error:
         raise RunFailed(

@@ -6,6 +6,7 @@ fit may comfortably move it. With few runs per constant a fit without priors wou
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -57,18 +58,29 @@ def put(constants: Constants, values: dict[str, float]) -> Constants:
     for name, value in values.items():
         owner, _, field = name.rpartition(".")
         if owner:
-            classes[owner] = replace(classes[owner], **{field: value})
+            classes[owner] = replace(classes[owner], **{field: value})  # type: ignore[arg-type]
         else:
             own[name] = value
     return replace(constants, classes=classes, **own)  # type: ignore[arg-type]
 
 
-def fit(runs: Sequence[PublishedRun], constants: Constants, rounds: int = 8) -> Constants:
+def fitted_to(runs: Sequence[PublishedRun]) -> list[PublishedRun]:
+    """The runs that a fit uses: 16-bit arithmetic, a time, a known class of device."""
+    return [
+        run
+        for run in runs
+        if run.work.dtype == "bfloat16"
+        and run.step_seconds is not None
+        and predict_step_time(run.work, run.hardware) is not None
+    ]
+
+
+def fit(runs: Sequence[PublishedRun], constants: Constants, rounds: int = 6) -> Constants:
     """Constants with every one of FREE fitted: robust least squares in logarithms, with priors."""
     names = list(FREE)
     prior = np.log([FREE[n][0] for n in names])
     stiff = 1 / np.log([FREE[n][1] for n in names])
-    actual = np.log([run.step_seconds for run in runs])  # type: ignore[type-var]
+    actual = np.log([run.step_seconds or math.nan for run in runs])
 
     trust = np.array([0.3 if run.confidence == "low" else 1.0 for run in runs])
 
@@ -79,11 +91,10 @@ def fit(runs: Sequence[PublishedRun], constants: Constants, rounds: int = 8) -> 
 
     x = prior.copy()
     for _ in range(rounds):
-        residual = predicted(x) - actual
-        jacobian = np.stack(
-            [(predicted(x + h) - predicted(x - h)) / 0.02 for h in 0.01 * np.eye(len(names))],
-            axis=1,
-        )
+        here = predicted(x)
+        residual = here - actual
+        moved = [(predicted(x + h) - here) / 0.01 for h in 0.01 * np.eye(len(names))]
+        jacobian = np.stack(moved, axis=1)
         weight = trust / np.maximum(1.0, np.abs(residual) / RUN_SPREAD) / RUN_SPREAD**2  # Huber
         left = jacobian.T @ (weight[:, None] * jacobian) + np.diag(stiff**2)
         right = -jacobian.T @ (weight * residual) - stiff**2 * (x - prior)

@@ -148,6 +148,8 @@ class CostSection(Section):
     """electricity tariff, in currency per kWh"""
     currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")] = "USD"
     """ISO 4217 code of the currency"""
+    machine_watts: NotNegative | None = None
+    """draw at the wall of all but the GPU boards; without it the cost is theirs alone"""
 
 
 class WandbSection(Section):

@@ -13,7 +13,11 @@ from itertools import combinations, product
 from nanogauge.claims import Claim, Claims, evaluate, names_for_formulas
 from nanogauge.config import Config
 from nanogauge.errors import BadInput
-from nanogauge.predict.flops import flops_per_token_6n, flops_per_token_palm
+from nanogauge.predict.flops import (
+    flops_per_token_6n,
+    flops_per_token_causal,
+    flops_per_token_palm,
+)
 from nanogauge.predict.workload import shape_of
 from nanogauge.quantities import QUANTITIES, format_range, format_value
 from nanogauge.records import Prediction, Stored
@@ -59,13 +63,13 @@ def computed_value(claim: Claim, config: Config, prediction: Prediction) -> floa
     return estimate.expected if estimate is not None and QUANTITIES[claim.row].exact else None
 
 
-def arithmetic_sentence(claim: Claim, value: float) -> str:
-    """How a claim compares with what its formula gives."""
-    text = (
-        f"{claim.formula} = {format_value(claim.row, value)}"
-        if claim.formula
-        else (f"the configuration gives {format_value(claim.row, value)}")
-    )
+def arithmetic_sentence(claim: Claim, value: float, prediction: Prediction) -> str:
+    """How a claim compares with what its formula, or the exact row's, gives."""
+    if claim.formula:
+        text = f"{claim.formula} = {format_value(claim.row, value)}"
+    else:
+        formula = prediction.quantities[claim.row].formula
+        text = f"the configuration gives {format_value(claim.row, value)} ({formula})"
     if claim.holds(value):
         return text
     factor = claim.factor(value)
@@ -81,21 +85,26 @@ def inconsistencies(claims: Claims, config: Config, prediction: Prediction) -> l
     """Every claim, or pair of claims, that cannot be true, each with a sentence and its numbers."""
     found: list[Inconsistency] = []
     about_the_run: list[Claim] = []
+    wrong: list[Claim] = []
     for claim in claims.claim:
         value = computed_value(claim, config, prediction)
         if value is None:
             about_the_run.append(claim)
         elif not claim.holds(value):
             label = QUANTITIES[claim.row].label
-            why = f"{label}: {range_text(claim)} is wrong: {arithmetic_sentence(claim, value)}."
+            sentence = arithmetic_sentence(claim, value, prediction)
+            why = f"{label}: {range_text(claim)} is wrong: {sentence}."
             found.append(Inconsistency(ids=[claim.key], why=why))
+            wrong.append(claim)
     for claim in about_the_run:
         found += _beyond_the_card(claim, config, prediction)
     for one, other in combinations(claims.claim, 2):
         if one.row == other.row and one.formula == other.formula:  # else: different assumptions
             found += _same_row(one, other)
     found += _time_and_mfu(about_the_run, config, prediction)
+    found += _in_order(about_the_run)
     found += _products(about_the_run, config)
+    found += _sums(wrong, config)
     return found
 
 
@@ -103,14 +112,14 @@ def _beyond_the_card(
     claim: Claim, config: Config, prediction: Prediction
 ) -> Iterator[Inconsistency]:
     hardware = prediction.hardware
-    peak = hardware.peak_flops
+    peak, gpus = prediction.peak_flops, prediction.gpus
     steps = {"step_seconds": 1, "total_seconds": config.train.max_steps}.get(claim.row)
     if peak is not None and steps is not None and claim.low > 0:
         per_token = flops_per_token_palm(shape_of(config.model))
         flops = per_token * config.tokens_per_step * steps
         share = flops / claim.low / peak
         if share > 1 + _SLACK:
-            causal = (per_token + flops_per_token_6n(shape_of(config.model))) / 2 / per_token
+            causal = flops_per_token_causal(shape_of(config.model)) / per_token
             yield Inconsistency(
                 ids=[claim.key],
                 why=f"{format_value(claim.row, claim.low)} would need "
@@ -121,8 +130,12 @@ def _beyond_the_card(
     if claim.row.startswith("mfu") and (claim.low > 1 or 1 < claim.high < math.inf):
         why = f"{range_text(claim)}: nothing computes more than its peak."
         yield Inconsistency(ids=[claim.key], why=why)
+    watts = hardware.power_limit_watts
     limits = {
-        "power_watts": (hardware.power_limit_watts, "the board's power limit"),
+        "power_watts": (
+            gpus * watts if watts is not None else None,
+            "the board's power limit" if gpus == 1 else f"the power limit of {gpus} boards,",
+        ),
         "peak_allocated_bytes": (hardware.memory_bytes, "the card's memory"),
         "peak_process_bytes": (hardware.memory_bytes, "the card's memory"),
     }
@@ -173,13 +186,23 @@ def _time_and_mfu(
 
     A total may exceed what the steps take, by evaluation and compilation; it may not fall below.
     """
-    peak = prediction.hardware.peak_flops
+    peak = prediction.peak_flops
     if peak is None:
         return
     counts = {
         "mfu_palm": flops_per_token_palm(shape_of(config.model)),
         "mfu_6n": flops_per_token_6n(shape_of(config.model)),
     }
+    ratio = counts["mfu_palm"] / counts["mfu_6n"]
+    by_row = _by_row(claims)
+    for palm, plain in product(by_row.get("mfu_palm", []), by_row.get("mfu_6n", [])):
+        low, high = (ratio * end for end in _ends(plain))
+        if _apart(low, high, palm):
+            yield Inconsistency(
+                ids=[palm.key, plain.key],
+                why=f"6N + 12LCT is {ratio:.3g} times 6N, so that {range_text(plain)} by 6N "
+                f"means {_span_text(palm.row, low, high)}, not {range_text(palm)}.",
+            )
     times = {"step_seconds": 1, "total_seconds": config.train.max_steps}
     for share, claim in product(claims, claims):
         if share.row not in counts or claim.row not in times:
@@ -204,11 +227,66 @@ def _time_and_mfu(
             )
 
 
-def _products(claims: list[Claim], config: Config) -> Iterator[Inconsistency]:
-    """Relations of the form a = b x c, for every triple of claims that has all three."""
+_AT_LEAST = {
+    ("first_step_seconds", "step_seconds"): "the first step is a step, and compiles besides",
+    ("total_seconds", "first_step_seconds"): "the run begins with its first step",
+    ("peak_process_bytes", "peak_allocated_bytes"): "the process holds its tensors, and more",
+}
+"""pairs of rows of which the first is never less than the second, and why"""
+
+
+def _by_row(claims: list[Claim]) -> dict[str, list[Claim]]:
     by_row: dict[str, list[Claim]] = {}
     for claim in claims:
         by_row.setdefault(claim.row, []).append(claim)
+    return by_row
+
+
+def _in_order(claims: list[Claim]) -> Iterator[Inconsistency]:
+    """Quantities of which one contains the other."""
+    by_row = _by_row(claims)
+    for (larger, smaller), why in _AT_LEAST.items():
+        for whole, part in product(by_row.get(larger, []), by_row.get(smaller, [])):
+            if _apart(_ends(part)[0], math.inf, whole):
+                more, less = QUANTITIES[larger].label, QUANTITIES[smaller].label
+                yield Inconsistency(
+                    ids=[whole.key, part.key],
+                    why=f"{more}: {range_text(whole)}; {less}: {range_text(part)}; but {why}.",
+                )
+
+
+def _sums(wrong: list[Claim], config: Config) -> Iterator[Inconsistency]:
+    """Exact quantities that follow from each other, among claims that the configuration refutes.
+
+    One such claim is explained by its own finding; several may still be those of another run, and
+    are held against each other.
+    """
+    by_row = _by_row(wrong)
+    steps, unique = config.train.max_steps, config.data.tokens
+    relations: list[tuple[str, tuple[str, ...], float, str]] = [
+        ("tokens_total", ("tokens_per_step",), steps, f"{steps:,} steps of {{}} tokens"),
+        ("weights_bytes", ("parameters_total",), 2, "2 bytes for each of {} parameters"),
+        ("flops_total_6n", ("parameters", "tokens_total"), 6, "6 x {} parameters x {} tokens"),
+    ]
+    if unique is not None:
+        words = f"{{}} tokens over {unique:,} unique ones"
+        relations.append(("data_epochs", ("tokens_total",), 1 / unique, words))
+    for result, rows, factor, words in relations:
+        for whole, *parts in product(*(by_row.get(row, []) for row in (result, *rows))):
+            low = factor * math.prod(_ends(part)[0] for part in parts)
+            high = factor * math.prod(part.high for part in parts)
+            if _apart(low, high, whole):
+                made = words.format(*(range_text(part) for part in parts))
+                yield Inconsistency(
+                    ids=[whole.key, *(part.key for part in parts)],
+                    why=f"{QUANTITIES[result].label}: {made} make "
+                    f"{_span_text(result, low, high)}, not {range_text(whole)}.",
+                )
+
+
+def _products(claims: list[Claim], config: Config) -> Iterator[Inconsistency]:
+    """Relations of the form a = b x c, for every triple of claims that has all three."""
+    by_row = _by_row(claims)
     for total, step in product(by_row.get("total_seconds", []), by_row.get("step_seconds", [])):
         steps = config.train.max_steps
         least = _ends(step)[0] * steps
@@ -233,6 +311,8 @@ def _products(claims: list[Claim], config: Config) -> Iterator[Inconsistency]:
         if price is None:
             continue
         least, most = _ends(energy)
+        if config.cost.machine_watts is not None:
+            most = math.inf  # the rest of the machine is paid for, too
         if _apart(least * price, most * price, cost):
             low = 0.0 if math.isinf(most) else _ends(cost)[0] / most
             high = _ends(cost)[1] / least if least > 0 else math.inf

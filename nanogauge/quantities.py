@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,8 @@ class Quantity:
     """the unit in the data"""
     exact: bool = False
     """follows from the configuration by arithmetic alone"""
+    of_gpus: Literal["each", "all"] | None = None
+    """whether it is of each GPU or of all together, where there are several"""
 
 
 QUANTITIES: dict[str, Quantity] = {
@@ -33,14 +36,14 @@ QUANTITIES: dict[str, Quantity] = {
         Quantity("first_step_seconds", "First step", "s"),
         Quantity("step_seconds", "Time per step, steady", "s"),
         Quantity("total_seconds", "Time, whole run", "s"),
-        Quantity("mfu_palm", "MFU (6N + 12LCT)", "1"),
-        Quantity("mfu_6n", "MFU (6N)", "1"),
+        Quantity("mfu_palm", "MFU (6N + 12LCT)", "1", of_gpus="all"),
+        Quantity("mfu_6n", "MFU (6N)", "1", of_gpus="all"),
         Quantity("weights_bytes", "Weights in 16 bits", "B", exact=True),
-        Quantity("peak_allocated_bytes", "VRAM, peak of tensors", "B"),
-        Quantity("peak_process_bytes", "Memory, peak of process", "B"),
-        Quantity("power_watts", "Power of the board, mean", "W"),
-        Quantity("energy_kwh", "Energy of the board", "kWh"),
-        Quantity("cost", "Cost of that energy", "currency"),
+        Quantity("peak_allocated_bytes", "VRAM, peak of tensors", "B", of_gpus="each"),
+        Quantity("peak_process_bytes", "Memory, peak of process", "B", of_gpus="each"),
+        Quantity("power_watts", "Power of the board, mean", "W", of_gpus="all"),
+        Quantity("energy_kwh", "Energy of the board", "kWh", of_gpus="all"),
+        Quantity("cost", "Cost of electricity", "currency"),
         Quantity("speedup_after_warmup", "Speed-up after warm-up", "1"),
         Quantity("val_loss", "Validation loss", "nat"),
         Quantity("quality_vs_gpt2", "Quality against GPT-2 124M", "1"),

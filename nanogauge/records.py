@@ -71,6 +71,8 @@ class Prediction(Stored):
     schema_version: int = SCHEMA
     created_unix: float
     hardware: Hardware
+    gpus: int = 1
+    """devices of this kind that share the run: step_parts and memory are of each of them"""
     dtype: str
     quantities: dict[str, Estimate]
     """by row id; a quantity nobody can predict is absent"""
@@ -83,6 +85,12 @@ class Prediction(Stored):
     ledger: dict[str, float]
     """expected seconds of the whole run: compile_s, step_s, eval_s, checkpoint_s, other_s"""
     notes: list[str] = []
+
+    @property
+    def peak_flops(self) -> float | None:
+        """FLOP/s of all devices together, against which MFU counts."""
+        peak = self.hardware.peak_flops
+        return None if peak is None else self.gpus * peak
 
 
 class Line(Stored):

@@ -103,7 +103,7 @@ class Screen:
             format_seconds(pace),
             f"{tokens_per_second(per_step, pace):,.0f} tokens/s",
         ]
-        peak = self._prediction.hardware.peak_flops
+        peak = self._prediction.peak_flops
         if peak is not None:
             flops = flops_per_token_palm(shape_of(self._config.model)) * per_step
             parts.append(f"MFU {100 * mfu(flops, pace, peak):.1f} %")

@@ -20,10 +20,12 @@ from nanogauge.hardware import find_gpu, from_properties, from_row
 from nanogauge.measure.clock import Clock
 from nanogauge.measure.environment import capture_environment, cpu_name, total_memory_bytes
 from nanogauge.measure.gpu import DriverInfo, NullSensors, Sensors, driver_info, open_sensors
-from nanogauge.measure.memory import process_bytes, reset_peak
+from nanogauge.measure.memory import available_bytes, process_bytes, reset_peak
 from nanogauge.predict.calibrate import measure_cpu
+from nanogauge.predict.fit import fit_verdict, largest_micro_batch, memory_of, with_micro_batch
+from nanogauge.predict.memory import CUDA_CONTEXT_BYTES
 from nanogauge.predict.prediction import predict
-from nanogauge.records import Compile, Event, Hardware, Start
+from nanogauge.records import Compile, Event, Hardware, Prediction, Start
 from nanogauge.report.build import CLAIMS_NAME
 from nanogauge.resume import refuse_changes
 from nanogauge.runfolder import RunFolder, create, load_with_log, write_aside
@@ -66,12 +68,17 @@ class Session:
 
 
 def open_session(
-    config: Config, resume: bool, rehearse_steps: int | None, claims: Path | None
+    config: Config,
+    resume: bool,
+    rehearse_steps: int | None,
+    claims: Path | None,
+    force: bool,
 ) -> Session:
     """Everything up to the first step; the prediction is on disk before the model exists.
 
     Raises:
-        BadInput: if the device, the data or the run folder are not as the configuration has them.
+        BadInput: if the device, the data or the run folder are not as the configuration has them,
+            or if the run cannot fit into the memory that is free and is not forced to try.
         OSError: if the run folder cannot be written.
     """
     device = choose_device(config.run.device)
@@ -80,7 +87,7 @@ def open_session(
     torch.manual_seed(config.run.seed)
     torch.set_float32_matmul_precision("high")  # TF32 for what is left in fp32 on a GPU
     config, source, batches = open_data(config, device)
-    folder, checkpoint, damaged = open_folder(config, device, dtype, resume)
+    folder, checkpoint, damaged = open_folder(config, device, dtype, resume, force)
     if claims is not None:
         write_aside(folder.path / CLAIMS_NAME, claims.read_bytes())
     reset_peak()
@@ -171,18 +178,68 @@ def describe_hardware(device: torch.device, dtype: str) -> tuple[Hardware, Drive
 
 
 def open_folder(
-    config: Config, device: torch.device, dtype: str, resume: bool
+    config: Config, device: torch.device, dtype: str, resume: bool, force: bool
 ) -> tuple[RunFolder, Path | None, list[str]]:
-    """A new run folder with its frozen prediction, or the one to resume and its checkpoint."""
+    """A new run folder with its frozen prediction, or the one to resume and its checkpoint.
+
+    Raises:
+        BadInput: if a folder cannot be used, or the run does not fit and is not forced.
+    """
     if resume and (config.folder / FILE_NAME).exists():
         folder, _ = load_with_log(config.folder)
         refuse_changes(folder.config, config)
+        if not force:
+            refuse_too_large(config, folder.prediction, free_bytes(device), resumed=True)
         checkpoint, damaged = newest_checkpoint(config.folder / "checkpoints")
         return folder, checkpoint, damaged
     hardware, driver = describe_hardware(device, dtype)
     prediction = predict(config, hardware, dtype)
+    if not force:
+        refuse_too_large(config, prediction, free_bytes(device), resumed=False)
     machine = capture_environment(hardware.name, driver, torch.get_num_threads())
     return create(config.folder, config, machine, prediction), None, []
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """What this process can come to hold: what is free, and what it holds already.
+
+    None where the system does not tell.
+    """
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)  # makes the context, which is held from then on
+        return int(free) + CUDA_CONTEXT_BYTES
+    available, held = available_bytes(), process_bytes()
+    return None if available is None or held is None else available + held
+
+
+def refuse_too_large(
+    config: Config, prediction: Prediction, free: int | None, resumed: bool
+) -> None:
+    """Refuse a run of which not even the low end of its peak fits into the free memory.
+
+    Raises:
+        BadInput: saying what it needs, what is free, and which micro-batch fits instead.
+    """
+    hardware, dtype = prediction.hardware, prediction.dtype
+    memory = memory_of(config, hardware, dtype)
+    if free is None or fit_verdict(memory, free) != "does not fit":
+        return
+    need = f"about {memory.process[1] / 2**30:.1f} GiB"
+    micro = largest_micro_batch(config, hardware, dtype, free)
+    if resumed:
+        advice = "free some"
+    elif micro is None:
+        advice = "no micro-batch fits: free some, or make the model smaller (--model.n-layer, ...)"
+    else:
+        accumulation = with_micro_batch(config, micro).train.grad_accum
+        advice = (
+            f"the largest micro-batch that is expected to fit at the same tokens per step is "
+            f"{micro}: --train.micro-batch {micro} --train.grad-accum {accumulation}"
+        )
+    raise BadInput(
+        f"this run needs {need} of memory and {free / 2**30:.1f} GiB are free; {advice}, "
+        "or try all the same with --force."
+    )
 
 
 def open_data(config: Config, device: torch.device) -> tuple[Config, Source, Batches]:

@@ -193,7 +193,7 @@ class _Follower:
             if line.tokens is not None:
                 speed = tokens_per_second(line.tokens, line.step_seconds)
                 row["perf/tokens_per_second"] = speed
-            peak_flops = self._prediction.hardware.peak_flops
+            peak_flops = self._prediction.peak_flops
             if self._step_flops is not None and peak_flops is not None:
                 row["perf/mfu_palm"] = mfu(self._step_flops, line.step_seconds, peak_flops)
         if self._sensor is not None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "configs" / "demo.toml"
@@ -64,3 +67,13 @@ def rows_of(folder: Path) -> dict[str, dict[str, Any]]:
     """The rows of report.json; the last where several share an id."""
     report = json.loads((folder / "report.json").read_text())
     return {row["id"]: row for row in report["rows"]}
+
+
+def build_fake_driver(folder: Path) -> Path:
+    """The scripted NVML of fake_nvml.c in a folder; LD_LIBRARY_PATH makes it the driver's."""
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler: the stand-in for the driver cannot be built")
+    command = [compiler, "-shared", "-fPIC", "-o", str(folder / "libnvidia-ml.so.1")]
+    subprocess.run([*command, str(Path(__file__).with_name("fake_nvml.c"))], check=True)
+    return folder

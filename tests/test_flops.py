@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,11 +17,14 @@ from model import GPT
 from nanogauge.config import ModelSection
 from nanogauge.predict.flops import (
     flops_per_token_6n,
+    flops_per_token_causal,
+    flops_per_token_executed,
     flops_per_token_palm,
     forward_flops_per_token,
+    operations,
 )
 from nanogauge.predict.parameters import count_parameters
-from nanogauge.predict.workload import shape_of
+from nanogauge.predict.workload import Shape, shape_of
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -64,6 +68,69 @@ def test_three_forward_passes_are_what_torch_counts(model: ModelSection, sequenc
         gpt(tokens, tokens).backward()
     per_token = 3 * sum(forward_flops_per_token(shape_of(model)).values())
     assert counter.get_total_flops() == per_token * tokens.numel()
+
+
+@st.composite
+def shapes(draw: st.DrawFn) -> Shape:
+    """Architectures that model.py does not build: grouped heads, gated MLPs, untied heads."""
+    kv_heads = draw(st.integers(1, 3))
+    return Shape(
+        layers=draw(st.integers(1, 3)),
+        width=draw(st.sampled_from([8, 24, 40])),
+        heads=kv_heads * draw(st.integers(1, 3)),
+        context=draw(st.integers(1, 16)),
+        vocabulary=draw(st.integers(2, 50)),
+        kv_heads=kv_heads,
+        head_size=draw(st.sampled_from([4, 8])),
+        mlp_width=draw(st.integers(1, 50)),
+        mlp_matrices=draw(st.sampled_from([2, 3])),
+        tied=draw(st.booleans()),
+        position_table=False,
+    )
+
+
+@settings(max_examples=20, deadline=None)
+@given(shapes())
+def test_other_architectures_are_counted_exactly_too(shape: Shape) -> None:
+    """Published runs have them; the same matrix products, written out and counted by torch."""
+    queries, keys = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
+    up = (shape.mlp_matrices - 1) * shape.mlp_width
+
+    def matrix(rows: int, columns: int) -> torch.Tensor:
+        return torch.ones(rows, columns, requires_grad=True)
+
+    counter = FlopCounterMode(display=False)
+    x = matrix(shape.context, shape.width)  # one sequence
+    head = matrix(shape.width, shape.vocabulary)
+    weights = count_parameters(replace(shape, norm_weights=False)).block_matrices
+    counted = 0
+    with counter:
+        for _ in range(shape.layers):
+            into, out = matrix(shape.width, queries + 2 * keys), matrix(queries, shape.width)
+            wide, narrow = matrix(shape.width, up), matrix(shape.mlp_width, shape.width)
+            counted += sum(m.numel() for m in (into, out, wide, narrow))
+            parts = (x @ into).view(shape.context, -1, shape.head_size).transpose(0, 1)
+            q, k, v = parts.split([shape.heads, shape.kv_heads, shape.kv_heads])
+            k, v = (t.repeat_interleave(shape.heads // shape.kv_heads, 0) for t in (k, v))
+            attended = (torch.bmm(q, k.transpose(1, 2)) @ v).transpose(0, 1)
+            x = attended.reshape(shape.context, queries) @ out
+            x = (x @ wide)[:, : shape.mlp_width] @ narrow
+        (x @ head).sum().backward()  # type: ignore[no-untyped-call]
+    assert counted == weights
+    per_token = sum(o.forward + o.backward for o in operations(shape))
+    assert counter.get_total_flops() == per_token * shape.context
+
+
+@settings(max_examples=30, deadline=None)
+@given(shapes())
+def test_the_named_conventions_come_from_one_table(shape: Shape) -> None:
+    """6N without attention, half of it where causal, 7/6 of that half in a flash kernel."""
+    full = 12 * shape.layers * shape.heads * shape.head_size * shape.context
+    base = flops_per_token_6n(shape)
+    assert base == 6 * count_parameters(shape).without_positions
+    assert flops_per_token_palm(shape) == base + full
+    assert flops_per_token_causal(shape) == base + full / 2
+    assert flops_per_token_executed(shape) == base + full / 2 * 7 / 6
 
 
 @settings(max_examples=30, deadline=None)

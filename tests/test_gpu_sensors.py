@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import build_fake_driver
 
 ROOT = Path(__file__).parents[1]
-LIBRARY = "libnvidia-ml.so.1"
 UUID_OF_TORCH = "12345678-1234-1234-1234-123456789abc"
 
 SAMPLE = """
@@ -43,15 +42,7 @@ print(json.dumps({
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler: the stand-in for the driver cannot be built")
-    folder = tmp_path_factory.mktemp("driver")
-    source = Path(__file__).with_name("fake_nvml.c")
-    subprocess.run(
-        [compiler, "-shared", "-fPIC", "-o", str(folder / LIBRARY), str(source)], check=True
-    )
-    return folder
+    return build_fake_driver(tmp_path_factory.mktemp("driver"))
 
 
 def sample(
@@ -220,7 +211,7 @@ def test_an_unknown_device_is_none_of_the_others(driver: Path) -> None:
 def test_without_a_driver_there_are_no_readings_and_one_reason(tmp_path: Path) -> None:
     """A laptop without a GPU runs the same program; each field says why it is empty."""
     # An empty file hides the library of a machine that has one.
-    (tmp_path / LIBRARY).touch()
+    (tmp_path / "libnvidia-ml.so.1").touch()
     said = sample(tmp_path, seconds=0)
     assert said["readings"] == []
     assert said["reason"].startswith("no NVIDIA driver")

@@ -20,17 +20,17 @@ from nanogauge.config import (
     TrainSection,
 )
 from nanogauge.hardware import Gpu, all_gpus, from_row, lookup
+from nanogauge.predict.constants import FITTED
 from nanogauge.predict.fit import largest_micro_batch
 from nanogauge.predict.memory import predict_memory
 from nanogauge.predict.prediction import predict
-from nanogauge.predict.step_time import EFFICIENCY
 from nanogauge.predict.workload import workload_of
 from nanogauge.quantities import QUANTITIES
 from nanogauge.records import Hardware, Prediction
 from nanogauge.training.optimizer import make_optimizer
 
 DTYPES = ("bfloat16", "float16", "float32")
-TIMED_GPUS = [gpu for gpu in all_gpus() if gpu.architecture in EFFICIENCY]
+TIMED_GPUS = [gpu for gpu in all_gpus() if gpu.architecture in FITTED.classes]
 
 
 @st.composite

@@ -25,7 +25,7 @@ COLUMNS = """
 id source source_detail gpu n_gpus precision compile flash_attn n_layer n_head n_embd block_size
 vocab_size params_m micro_batch grad_accum world activation_ckpt optimizer iter_ms tokens_per_sec
 mfu_logged mfu_peak_used_tflops peak_vram_mib power_w confidence quote
-""".split()
+"""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,6 @@ class PublishedRun:
     step_seconds: float | None
     peak_allocated_bytes: float | None
     peak_process_bytes: float | None
-    power_watts: float | None
 
     @property
     def complete(self) -> bool:
@@ -53,11 +52,27 @@ class Skipped:
     reason: str
 
 
+@dataclass(frozen=True)
+class PowerReading:
+    """Mean power of one board while it trains, whatever it trains."""
+
+    id: str
+    hardware: Hardware
+    watts: float
+    limit_watts: float
+
+    def inside(self, share: tuple[float, float, float]) -> bool:
+        """Whether the power lies in the interval of shares of the limit."""
+        return share[0] <= self.watts / self.limit_watts <= share[2]
+
+
 Row = dict[str, str]
 
 
-def read_runs(path: Path) -> tuple[list[PublishedRun], list[Skipped]]:
-    """Every row of the table, either as a run or as skipped.
+def read_runs(path: Path) -> tuple[list[PublishedRun], list[PowerReading], list[Skipped]]:
+    """Every row of the table, as a run or as skipped with a reason; and all readings of power.
+
+    A row whose model is not described is skipped as a run and may still have a reading of power.
 
     Raises:
         BadInput: if the file cannot be read or lacks a column.
@@ -65,7 +80,7 @@ def read_runs(path: Path) -> tuple[list[PublishedRun], list[Skipped]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
-            missing = [c for c in COLUMNS if c not in (reader.fieldnames or [])]
+            missing = [c for c in COLUMNS.split() if c not in (reader.fieldnames or [])]
             rows = [{k: (v or "").strip() for k, v in row.items() if k} for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a table of UTF-8 text"
@@ -73,6 +88,7 @@ def read_runs(path: Path) -> tuple[list[PublishedRun], list[Skipped]]:
     if missing:
         raise BadInput(f"{path}: no column {', '.join(missing)}; give a CSV file of runs.")
     runs: list[PublishedRun] = []
+    readings = [r for number, row in enumerate(rows, start=2) if (r := _power(row, number))]
     skipped: list[Skipped] = []
     for number, row in enumerate(rows, start=2):
         name = row["id"] or f"line {number}"
@@ -80,7 +96,21 @@ def read_runs(path: Path) -> tuple[list[PublishedRun], list[Skipped]]:
             runs.append(_run(name, row))
         except _CannotPredict as reason:
             skipped.append(Skipped(name, str(reason)))
-    return runs, skipped
+    return runs, readings, skipped
+
+
+def _power(row: Row, number: int) -> PowerReading | None:
+    """The reading of a row with a number of watts on one known card with tensor cores."""
+    watts = _number(row["power_w"]) if re.fullmatch(r"[\d.]+", row["power_w"]) else None
+    gpu = find_gpu(_card(row["gpu"]))
+    if watts is None or gpu is None or gpu.peak_flops("float16") is None:
+        return None
+    if gpu.architecture == "pascal":
+        return None
+    hardware = _hardware(row, "bfloat16" if gpu.peak_flops("bfloat16") else "float16")
+    if hardware.power_limit_watts is None:
+        return None
+    return PowerReading(row["id"] or f"line {number}", hardware, watts, hardware.power_limit_watts)
 
 
 class _CannotPredict(Exception):
@@ -110,7 +140,6 @@ def _run(name: str, row: Row) -> PublishedRun:
         step_seconds=step,
         peak_allocated_bytes=None if of_process else peak,
         peak_process_bytes=peak if of_process else None,
-        power_watts=_number(row["power_w"]),
     )
 
 
@@ -145,7 +174,7 @@ def _arithmetic(row: Row, assumed: list[str]) -> tuple[Dtype, bool]:
     if "tf32" in precision:
         return "tf32", True
     gpu = find_gpu(_card(row["gpu"]))
-    if gpu is None or gpu.peak_flops("bfloat16") is None:
+    if gpu is None or gpu.peak_flops("bfloat16") is None or gpu.architecture == "apple":
         assumed.append("precision (fp32)")
         return "float32", True
     assumed.append("precision (bf16 autocast)")
@@ -153,7 +182,9 @@ def _arithmetic(row: Row, assumed: list[str]) -> tuple[Dtype, bool]:
 
 
 def _card(text: str) -> str:
-    return re.sub(r"\(.*?\)", "", text).strip()
+    """The card without what is said of it in parentheses; an A100 of unknown memory has 40 GB."""
+    name = re.sub(r"\(.*?\)", "", text).strip()
+    return "A100 40GB" if name == "A100" else name
 
 
 def _hardware(row: Row, dtype: Dtype) -> Hardware:

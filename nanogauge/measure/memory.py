@@ -31,3 +31,15 @@ def peak_process_bytes() -> int:
                 return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def available_bytes() -> int | None:
+    """Memory that new allocations can have without swapping; None where the system does not tell.
+
+    Source: MemAvailable of /proc/meminfo, the kernel's own estimate (Linux alone).
+    """
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return None

@@ -21,8 +21,8 @@ class DeviceClass:
     """causal flash attention through SDPA, over that ceiling"""
     attention_best: float
     """the same by the best kernel there is (FlashAttention 3, cuDNN)"""
-    low: float = 0.82
-    high: float = 1.19
+    low: float = 0.85
+    high: float = 1.20
     """the interval, as factors of the expected time"""
     caveat: str | None = None
     products: float = 1.0
@@ -41,7 +41,7 @@ def _classes() -> dict[str, DeviceClass]:
         "ada": DeviceClass(1.06, 0.84, 0.84, slowdown=1.01),
         "blackwell": DeviceClass(1.06, 0.84, 0.84, 0.70, 1.40, _UNSEEN),
         "ampere": DeviceClass(
-            *(1.06, 0.84, 0.84, 0.65, 1.28),
+            *(1.06, 0.84, 0.84, 0.65, 1.30),
             "the only two runs known of this class, on GeForce 30, were 1.5 times slower than "
             "the others let expect; their slowness is in this figure",
             slowdown=1.5,
@@ -49,14 +49,18 @@ def _classes() -> dict[str, DeviceClass]:
         "a100": DeviceClass(0.84, 0.37, 0.37),
         "hopper": DeviceClass(0.80, 0.234, 0.35, full_power_watts=700),
         "b200": DeviceClass(
-            *(0.755, 0.113, 0.33, 0.75, 1.35),
+            *(0.755, 0.113, 0.33, 0.78, 1.35),
             "one published run of this class is known",
             slowdown=1.23,
         ),
         "gb10": DeviceClass(0.80, 0.80, 0.80),
+        "cdna2": DeviceClass(0.60, 0.25, 0.25, 0.60, 1.80, _UNSEEN),
+        "cdna3": DeviceClass(0.55, 0.20, 0.20, 0.60, 1.80, _UNSEEN),
+        "rdna3": DeviceClass(0.75, 0.25, 0.25, 0.60, 1.80, _UNSEEN),
+        "apple": DeviceClass(0.80, 0.25, 0.25, 0.50, 2.50, _UNSEEN),
         "turing": DeviceClass(0.65, 0.25, 0.25, 0.60, 1.80, _UNSEEN),
         "volta": DeviceClass(0.75, 0.25, 0.25, 0.60, 1.80, _UNSEEN),
-        "pascal": DeviceClass(0.85, 0.25, 0.25, 0.60, 1.80, _UNSEEN),
+        "pascal": DeviceClass(0.85, 0.25, 0.25, 0.50, 1.80, _UNSEEN, slowdown=2.0),
         "cpu": DeviceClass(
             *(1.0, 0.28, 0.28, 0.60, 1.70),
             "CPUs differ much in small operations; plan.py --calibrate measures this one",
@@ -127,6 +131,8 @@ class Constants:
     kernels_per_layer_eager: float = 150
     kernels: float = 40
 
+    geforce: tuple[str, ...] = ("turing", "ampere", "ada", "blackwell")
+    """classes whose chips are sold as GeForce and, with other clocks and limits, otherwise"""
     pcie_bytes_per_second: float = 32e9
     pcie_share: float = 0.3
     """GeForce cards have no peer-to-peer copies: a collective goes through the host's memory"""

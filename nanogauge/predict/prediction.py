@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from nanogauge.config import Config
+from nanogauge.predict.energy import predict_energy
 from nanogauge.predict.flops import flops_per_token_6n, flops_per_token_palm
 from nanogauge.predict.memory import predict_memory
 from nanogauge.predict.parameters import count_parameters
@@ -15,10 +16,6 @@ from nanogauge.records import Estimate, Hardware, Part, Prediction
 
 Triple = tuple[float, float, float]
 """low, expected, high"""
-
-POWER_SHARE = (0.85, 0.93, 1.0)
-"""mean board power over its limit while it trains. Source: BERT fine-tuning on V100, A40 and Quadro
-RTX 6000 at 85-96 % of the limit (traces of ml-energy/zeus); no GeForce figure is published."""
 
 FIRST_STEP_EXTRA_SECONDS = (0.0, 0.2, 3.0)  # first allocations, libraries that load when used
 START_UP_SECONDS = (3.0, 7.0, 30.0)  # imports, data, first allocation; 6 s for the demo
@@ -56,8 +53,14 @@ def compile_seconds(config: Config, hardware: Hardware) -> tuple[float, float, f
     return (0.1 * expected, expected, 4 * expected)
 
 
-def predict(config: Config, hardware: Hardware, dtype: str) -> Prediction:
-    """Predict every quantity that can be predicted, and say of each other one why not."""
+def predict(config: Config, hardware: Hardware, dtype: str, gpus: int = 1) -> Prediction:
+    """Predict every quantity that can be predicted, and say of each other one why not.
+
+    Several GPUs of the same kind share the micro-batches of a step; memory is that of each of them.
+
+    Raises:
+        BadInput: if they cannot share the micro-batches equally.
+    """
     quantities = _exact_quantities(config)
     unpredicted: dict[str, str] = {
         "val_loss": "no loss is predicted in this version",
@@ -66,7 +69,7 @@ def predict(config: Config, hardware: Hardware, dtype: str) -> Prediction:
     }
     if config.data.tokens is None and "data_epochs" not in quantities:
         unpredicted["data_epochs"] = "data.tokens is not given and there is no data to count yet"
-    work = workload_of(config, dtype, hardware.kind != "cpu")
+    work = workload_of(config, dtype, hardware.kind != "cpu", gpus)
     memory = predict_memory(work, hardware)
     step = predict_step_time(work, hardware)
     ledger: dict[str, float] = {}
@@ -77,11 +80,10 @@ def predict(config: Config, hardware: Hardware, dtype: str) -> Prediction:
         timed = ("first_step_seconds", "step_seconds", "total_seconds", "mfu_palm", "mfu_6n")
         unpredicted |= dict.fromkeys(timed, reason)
     else:
-        times, ledger = _times(config, hardware, step)
+        times, ledger = _times(config, hardware, step, gpus)
         quantities |= times
         parts = step.parts
-        if step.caveat:
-            notes.append(f"Step time on {hardware.name}: {step.caveat}.")
+        notes += [f"Step time on {hardware.name}: {caveat}." for caveat in step.caveats]
     if hardware.kind == "cpu":
         unpredicted["peak_allocated_bytes"] = "no GPU"
     else:
@@ -100,12 +102,13 @@ def predict(config: Config, hardware: Hardware, dtype: str) -> Prediction:
         else "reserved by the allocator (1.05-1.35 of allocated) + 0.35 GiB of CUDA context",
         "docs/prediction.md",
     )
-    energy, why_not = _energy(config, hardware, quantities.get("total_seconds"))
-    quantities |= energy
+    energy, why_not = predict_energy(config.cost, hardware, quantities.get("total_seconds"), gpus)
+    quantities |= {row: _estimate(row, *told) for row, told in energy.items()}
     unpredicted |= why_not
     return Prediction(
         created_unix=time.time(),
         hardware=hardware,
+        gpus=gpus,
         dtype=dtype,
         quantities={row: quantities[row] for row in QUANTITIES if row in quantities},
         unpredicted=unpredicted,
@@ -177,7 +180,7 @@ def _exact_quantities(config: Config) -> dict[str, Estimate]:
 
 
 def _times(
-    config: Config, hardware: Hardware, step: StepTime
+    config: Config, hardware: Hardware, step: StepTime, gpus: int
 ) -> tuple[dict[str, Estimate], dict[str, float]]:
     seconds, low, high = step.seconds, step.low, step.high
     steps = config.train.max_steps
@@ -194,8 +197,8 @@ def _times(
         "other_s": START_UP_SECONDS[1],
     }
     device_work = ledger["step_s"] + ledger["eval_s"]
-    peak = hardware.peak_flops
-    assert peak is not None
+    assert hardware.peak_flops is not None
+    peak = gpus * hardware.peak_flops
     source = "roofline per kind of operation, docs/prediction.md"
 
     estimated: dict[str, tuple[Triple, str]] = {
@@ -217,7 +220,8 @@ def _times(
                 sum(ledger.values()),
                 high * device_work + compiling[2] + slow + START_UP_SECONDS[2],
             ),
-            f"{steps:,} steps + {evals} evaluations of {eval_one:.3g} s + compilation "
+            f"{steps:,} steps + {evals} evaluations of {eval_one:.3g} s"
+            f"{' on one GPU' if gpus > 1 else ''} + compilation "
             f"+ {checkpoints(config)} checkpoints + start-up",
         ),
     }
@@ -232,33 +236,8 @@ def _times(
                 mfu(flops, seconds, peak),
                 min(mfu(flops, low * seconds, peak), 1.0),
             ),
-            f"FLOPs per step / step time / peak; {hardware.peak_name}",
+            f"FLOPs per step / step time / {f'{gpus} x ' if gpus > 1 else ''}peak; "
+            f"{hardware.peak_name}",
         )
     result = {row: _estimate(row, *told, source) for row, told in estimated.items()}
     return result, ledger
-
-
-def _energy(
-    config: Config, hardware: Hardware, total: Estimate | None
-) -> tuple[dict[str, Estimate], dict[str, str]]:
-    limit = hardware.power_limit_watts
-    rows = ("power_watts", "energy_kwh", "cost")
-    if limit is None or total is None:
-        reason = "no GPU" if hardware.kind == "cpu" else "the power limit or the time is not known"
-        return {}, dict.fromkeys(rows, reason)
-    low, expected, high = (share * limit for share in POWER_SHARE)
-    watts = (low, expected, high)
-    kwh = (low * total.low / 3.6e6, expected * total.expected / 3.6e6, high * total.high / 3.6e6)
-    board = "the board alone, not the machine at the wall"
-    price = config.cost.price_per_kwh
-    triples: list[tuple[str, Triple, str, str]] = [
-        ("power_watts", watts, f"0.85-1.0 of the {limit:g} W limit", "traces of ml-energy/zeus"),
-        ("energy_kwh", kwh, "power x time", board),
-    ]
-    if price is not None:
-        paid = (kwh[0] * price, kwh[1] * price, kwh[2] * price)
-        triples.append(("cost", paid, f"energy x {price} {config.cost.currency}/kWh", board))
-    quantities = {
-        row: _estimate(row, triple, formula, source) for row, triple, formula, source in triples
-    }
-    return quantities, {} if price is not None else {"cost": "cost.price_per_kwh is not given"}

@@ -158,7 +158,7 @@ def _power(hardware: Hardware, reached: DeviceClass) -> float:
     """
     if reached.full_power_watts is None or hardware.power_limit_watts is None:
         return 1.0
-    return min(1.0, (hardware.power_limit_watts / reached.full_power_watts) ** 0.28)
+    return float(min(1.0, (hardware.power_limit_watts / reached.full_power_watts) ** 0.28))
 
 
 def _products(
@@ -194,7 +194,7 @@ def _attention(work: Workload, device: _Device, k: Constants) -> float:
     shape, n = work.shape, work.tokens
     queries = shape.heads * shape.head_size
     if work.attention == "plain":
-        flops = 12 * n * shape.context * queries * shape.layers
+        flops = 12.0 * n * shape.context * queries * shape.layers
         each = k.score_bytes if work.compiled else k.score_bytes_eager
         if work.dropout:
             each *= k.score_dropout
@@ -300,16 +300,29 @@ def _communication(
 
 def _link(hardware: Hardware, k: Constants) -> float:
     """B/s that a collective reaches over the link between the cards of one machine."""
-    if hardware.interconnect is None or hardware.interconnect.startswith("PCIe"):
+    if _over_pcie(hardware):
         return k.pcie_share * (hardware.interconnect_bytes_per_second or k.pcie_bytes_per_second)
     assert hardware.interconnect_bytes_per_second is not None
     return k.link_share * hardware.interconnect_bytes_per_second
 
 
+def _over_pcie(hardware: Hardware) -> bool:
+    return hardware.interconnect is None or hardware.interconnect.startswith("PCIe")
+
+
 def _interval(
     work: Workload, hardware: Hardware, k: Constants
 ) -> tuple[float, float, tuple[str, ...]]:
+    """The interval as factors, and in words why it is wider than the best known classes have it."""
     reached = k.classes[hardware.architecture]
     low, high = reached.low, reached.high
     caveats = [reached.caveat] if reached.caveat else []
+    if hardware.kind in ("workstation", "datacenter") and hardware.architecture in k.geforce:
+        low, high = min(low, 0.70), max(high, 1.40)
+        caveats.append("its class is known from GeForce cards alone")
+    if hardware.kind != "cpu" and not work.compiled:
+        high = max(high, 1.25)
+        caveats.append("without torch.compile programs differ more from each other")
+    if work.gpus > 1 and _over_pcie(hardware):
+        caveats.append("one of two published runs of several cards over PCIe took a quarter longer")
     return low, high, tuple(caveats)

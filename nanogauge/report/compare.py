@@ -97,7 +97,7 @@ def _row(
         if computed is not None:
             verdict = "held" if claim.holds(computed) else "contradicted"
             factor = claim.factor(computed)
-            reasons = [arithmetic_sentence(claim, computed)]
+            reasons = [arithmetic_sentence(claim, computed, prediction)]
         elif measured is not None:
             verdict = "held" if claim.holds(measured.value) else "missed"
             factor = claim.factor(measured.value)
@@ -119,7 +119,9 @@ def _row(
     return Row(
         id=row_id,
         claim=claim.key if claim is not None else None,
-        quantity=": ".join(filter(None, (quantity.label, claim.label if claim else None))),
+        quantity=": ".join(
+            filter(None, (_label(row_id, prediction.gpus), claim.label if claim else None))
+        ),
         unit=config.cost.currency if quantity.unit == "currency" else quantity.unit,
         claimed=_claimed(claim, config.cost.currency),
         analytic=analytic,
@@ -129,6 +131,15 @@ def _row(
         factor=factor,
         why="; ".join(r for r in reasons if r),
     )
+
+
+def _label(row_id: str, gpus: int) -> str:
+    """What the row is about; of several GPUs, whether of each or of all."""
+    quantity = QUANTITIES[row_id]
+    if gpus == 1 or quantity.of_gpus is None:
+        return quantity.label
+    each = "each of" if quantity.of_gpus == "each" else "all"
+    return f"{quantity.label}, {each} {gpus} GPUs"
 
 
 def _claimed(claim: Claim | None, currency: str) -> Claimed | None:

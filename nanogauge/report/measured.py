@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 
 from nanogauge.config import Config
+from nanogauge.predict.energy import cost_formula, cost_of
 from nanogauge.predict.flops import flops_per_token_6n, flops_per_token_palm
 from nanogauge.predict.workload import shape_of
 from nanogauge.quantities import QUANTITIES, mfu
@@ -119,7 +120,7 @@ def measure(recorded: Recorded, config: Config, prediction: Prediction) -> Measu
         )
         values["total_seconds"] = Measured(value=ledger.wall_s, how=how)
     _memory(values, missing, recorded, prediction)
-    _energy(values, missing, recorded, config, prediction)
+    _energy(values, missing, recorded, config, prediction, ledger)
     _speedup(values, missing, recorded)
     if not recorded.evals:
         missing["val_loss"] = "no evaluation is in the log yet"
@@ -226,7 +227,7 @@ def _utilisation(
     prediction: Prediction,
     median: float,
 ) -> None:
-    peak = prediction.hardware.peak_flops
+    peak = prediction.peak_flops
     for row, per_token in (
         ("mfu_palm", flops_per_token_palm(shape_of(config.model))),
         ("mfu_6n", flops_per_token_6n(shape_of(config.model))),
@@ -308,6 +309,7 @@ def _energy(
     recorded: Recorded,
     config: Config,
     prediction: Prediction,
+    ledger: Ledger,
 ) -> None:
     rows = ("power_watts", "energy_kwh", "cost")
     if prediction.hardware.kind == "cpu":
@@ -331,13 +333,11 @@ def _energy(
     if source is not None:
         kwh = joules / 3.6e6
         values["energy_kwh"] = Measured(value=kwh, how=f"{source}; the board alone")
-        price = config.cost.price_per_kwh
-        if price is None:
+        if config.cost.price_per_kwh is None:
             missing["cost"] = "cost.price_per_kwh is not given"
         else:
-            values["cost"] = Measured(
-                value=kwh * price, how=f"energy x {price:g} {config.cost.currency}/kWh"
-            )
+            paid = cost_of(config.cost, kwh, ledger.wall_s)
+            values["cost"] = Measured(value=paid, how=cost_formula(config.cost))
 
 
 def _energy_of_sessions(sensors: list[Sensor]) -> tuple[float, str | None]:

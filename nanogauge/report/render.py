@@ -141,7 +141,7 @@ def _context(report: Report, run: RunFolder, recorded: Recorded) -> dict[str, An
     share = estimates.get("mfu_palm")
     timed = [(s.step, s.step_seconds) for s in recorded.steps if s.step_seconds is not None]
     times = [(float(n), seconds) for n, seconds in timed]
-    peak = run.prediction.hardware.peak_flops
+    peak = run.prediction.peak_flops
     per_step = estimates["flops_total_palm"].expected / report.run.max_steps
     utilisation = [(n, 100 * per_step / s / peak) for n, s in times] if peak is not None else []
     losses = [(float(s.step), s.loss) for s in recorded.steps if s.loss is not None]

@@ -1,0 +1,304 @@
+"""Before a run: does it fit, what else would, when does it end, what would end in time.
+
+Everything here is what plan.py prints with --json; nothing imports torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import count
+from pathlib import Path
+
+from nanogauge.clock_times import later, next_time
+from nanogauge.config import Config
+from nanogauge.errors import BadInput
+from nanogauge.hardware import find_gpu
+from nanogauge.measure.gpu import DriverInfo, driver_info
+from nanogauge.measure.memory import available_bytes
+from nanogauge.predict.deadline import End, largest_model_in_time, most_steps
+from nanogauge.predict.fit import (
+    Verdict,
+    deepest,
+    fit_verdict,
+    is_expected_to_fit,
+    largest_micro_batch,
+    largest_of_aspect,
+    memory_of,
+    widest,
+)
+from nanogauge.predict.prediction import predict
+from nanogauge.predict.preparation import preparation_seconds
+from nanogauge.records import Estimate, Hardware, Prediction, Stored
+
+DESKTOP_BYTES = 2**30
+"""allowance for the desktop on a card that may drive a screen, where no driver tells better"""
+
+
+Search = Callable[[Config, Callable[[Config], bool]], Config | None]
+"""a function of predict/fit.py that looks for the largest model that passes"""
+
+
+class FreeMemory(Stored):
+    bytes: int
+    """of each device"""
+    source: str
+    """who says so, in words"""
+
+
+class Span(Stored):
+    low: float
+    expected: float
+    high: float
+
+
+class Candidate(Stored):
+    """A model that could be trained instead, and what that would take."""
+
+    n_layer: int
+    n_head: int
+    n_embd: int
+    parameters: int
+    """without position embeddings"""
+    micro_batch: int
+    grad_accum: int
+    max_steps: int
+    tokens: int
+    peak_process_bytes: float
+    verdict: Verdict
+    step_seconds: Span | None
+    """None where no time is predicted on this hardware"""
+    total_seconds: Span | None
+
+
+class FittingModels(Stored):
+    """The largest whose expected peak fits, at the given micro-batch; None where not even one."""
+
+    widest: Candidate | None
+    """same depth and head size"""
+    deepest: Candidate | None
+    """same width"""
+    same_aspect: Candidate | None
+    """same head size, and depth over width as near as can be"""
+
+
+class Fit(Stored):
+    fits: bool
+    """whether the expected peak does"""
+    verdict: Verdict
+    """doubtful where the peak's interval holds the free memory"""
+    certain: bool
+    peak_process_bytes: float
+    free_bytes: int
+    free_source: str
+    largest_micro_batch: int | None
+    """whose expected peak fits, at the same tokens per step"""
+    largest_sure_micro_batch: int | None
+    """whose peak fits even at the high end of its interval"""
+    models: FittingModels | None
+    """None where they were not asked for"""
+
+
+class Finish(Stored):
+    """Local times with their offset; None where it is a century away."""
+
+    low: datetime | None
+    expected: datetime | None
+    high: datetime | None
+
+
+class Steps(Stored):
+    """The most optimizer steps that end in time: low even where each is slow, high if all are fast.
+
+    0 where not even one does.
+    """
+
+    low: int
+    expected: int
+    high: int
+
+
+class Deadline(Stored):
+    start: datetime
+    finish: Finish | None
+    """None where no time is predicted on this hardware"""
+    preparation_seconds: Span | None
+    """of the data, before the run; None where it is there, or how much is needed is not known"""
+    by: datetime | None
+    steps: Steps | None
+    tokens: Steps | None
+    tokens_per_parameter: float | None
+    model: Candidate | None
+    """the largest of the same aspect that fits and ends in time with so many tokens"""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What was asked for beside the plan itself."""
+
+    start: datetime
+    by: datetime | None
+    tokens_per_parameter: float
+
+
+def free_memory(hardware: Hardware, given_gib: float | None, gpus: int) -> FreeMemory:
+    """As given, else as the driver says of that very card, else the card less a desktop's share.
+
+    Raises:
+        BadInput: if what is given is no size of a memory.
+    """
+    if given_gib is not None:
+        if not 0 < given_gib < 1e6:
+            raise BadInput("--free-vram-gib must be above 0, and a size that memory has.")
+        return FreeMemory(bytes=int(given_gib * 2**30), source="as --free-vram-gib says")
+    total = hardware.memory_bytes
+    if total is None:
+        raise BadInput(
+            f"the memory of {hardware.name} varies; say what is free with --free-vram-gib."
+        )
+    if hardware.kind == "cpu":
+        return FreeMemory(bytes=available_bytes() or total, source="what this machine has free now")
+    told = [
+        card.total_bytes - card.used_by_others_bytes
+        for card in _cards_present(hardware)
+        if card.total_bytes is not None and card.used_by_others_bytes is not None
+    ]
+    if len(told) >= gpus:
+        return FreeMemory(bytes=min(told[:gpus]), source="as the driver says")
+    if hardware.kind == "datacenter":
+        return FreeMemory(bytes=total, source="the whole card")
+    source = f"the card's {total / 2**30:.4g} GiB less 1 for a desktop"
+    return FreeMemory(bytes=total - DESKTOP_BYTES, source=source)
+
+
+def _cards_present(hardware: Hardware) -> list[DriverInfo]:
+    """The cards of this name in this machine, in the driver's order."""
+    present = []
+    for index in count():
+        info = driver_info(index)
+        if info.name is None:
+            break
+        row = find_gpu(info.name, info.total_bytes)
+        if row is not None and row.name == hardware.name:
+            present.append(info)
+    return present
+
+
+def plan_fit(config: Config, prediction: Prediction, free: FreeMemory, models: bool) -> Fit:
+    """Whether the run fits into the free memory, and what else would."""
+    hardware, dtype, gpus = prediction.hardware, prediction.dtype, prediction.gpus
+    memory = memory_of(config, hardware, dtype, gpus)
+    verdict = fit_verdict(memory, free.bytes)
+
+    def fits(candidate: Config) -> bool:
+        return is_expected_to_fit(candidate, hardware, dtype, free.bytes, gpus)
+
+    def largest(search: Search) -> Candidate | None:
+        found = search(config, fits)
+        return _candidate(found, prediction, free) if found is not None else None
+
+    return Fit(
+        fits=memory.process[1] <= free.bytes,
+        verdict=verdict,
+        certain=verdict != "doubtful",
+        peak_process_bytes=memory.process[1],
+        free_bytes=free.bytes,
+        free_source=free.source,
+        largest_micro_batch=largest_micro_batch(config, hardware, dtype, free.bytes, gpus),
+        largest_sure_micro_batch=largest_micro_batch(
+            config, hardware, dtype, free.bytes, gpus, "high"
+        ),
+        models=FittingModels(
+            widest=largest(widest), deepest=largest(deepest), same_aspect=largest(largest_of_aspect)
+        )
+        if models
+        else None,
+    )
+
+
+def _candidate(config: Config, plan: Prediction, free: FreeMemory) -> Candidate:
+    hardware, dtype, gpus = plan.hardware, plan.dtype, plan.gpus
+    found = predict(config, hardware, dtype, gpus).quantities
+    model, train = config.model, config.train
+    return Candidate(
+        n_layer=model.n_layer,
+        n_head=model.n_head,
+        n_embd=model.n_embd,
+        parameters=int(found["parameters"].expected),
+        micro_batch=train.micro_batch,
+        grad_accum=train.grad_accum,
+        max_steps=train.max_steps,
+        tokens=config.tokens_per_step * train.max_steps,
+        peak_process_bytes=found["peak_process_bytes"].expected,
+        verdict=fit_verdict(memory_of(config, hardware, dtype, gpus), free.bytes),
+        step_seconds=_span(found.get("step_seconds")),
+        total_seconds=_span(found.get("total_seconds")),
+    )
+
+
+def _span(estimate: Estimate | None) -> Span | None:
+    if estimate is None:
+        return None
+    return Span(low=estimate.low, expected=estimate.expected, high=estimate.high)
+
+
+def plan_deadline(config: Config, prediction: Prediction, free: FreeMemory, wish: Wish) -> Deadline:
+    """When the run ends if it starts at wish.start, and what would end by wish.by."""
+    total = prediction.quantities.get("total_seconds")
+    finish = steps = tokens = model = None
+    if total is not None:
+        ends = (later(wish.start, seconds) for seconds in (total.low, total.expected, total.high))
+        finish = Finish(**dict(zip(("low", "expected", "high"), ends, strict=True)))
+    if total is not None and wish.by is not None:
+        seconds = wish.by.timestamp() - wish.start.timestamp()
+        device = (prediction.hardware, prediction.dtype)
+
+        def in_time(end: End) -> int:
+            return most_steps(config, *device, seconds, prediction.gpus, end)
+
+        steps = Steps(low=in_time("high"), expected=in_time("expected"), high=in_time("low"))
+        per_step = config.tokens_per_step
+        tokens = Steps(
+            low=per_step * steps.low,
+            expected=per_step * steps.expected,
+            high=per_step * steps.high,
+        )
+        largest = largest_model_in_time(
+            config, *device, seconds, free.bytes, wish.tokens_per_parameter, prediction.gpus
+        )
+        model = _candidate(largest, prediction, free) if largest is not None else None
+    return Deadline(
+        start=wish.start,
+        finish=finish,
+        preparation_seconds=_preparation(config),
+        by=wish.by,
+        steps=steps,
+        tokens=tokens,
+        tokens_per_parameter=wish.tokens_per_parameter if wish.by is not None else None,
+        model=model,
+    )
+
+
+def _preparation(config: Config) -> Span | None:
+    data = config.data
+    if data.path is None or data.tokens is None or Path(data.path).exists():
+        return None
+    low, expected, high = preparation_seconds(data.tokens)
+    return Span(low=low, expected=expected, high=high)
+
+
+def make_wish(
+    now: datetime, start: str | None, by: str | None, tokens_per_parameter: float
+) -> Wish:
+    """The times of day on the command line as moments: start after now, by after start.
+
+    Raises:
+        BadInput: if one is no time of day, or the ratio is not positive.
+    """
+    if not 0 < tokens_per_parameter < math.inf:
+        raise BadInput("--tokens-per-parameter must be above 0; 20 is Chinchilla's.")
+    begin = next_time(start, now, "--start") if start is not None else now
+    end = next_time(by, begin, "--by") if by is not None else None
+    return Wish(start=begin, by=end, tokens_per_parameter=tokens_per_parameter)

@@ -1,0 +1,83 @@
+"""What ends in time: the most steps of a configuration, and the largest model of its aspect."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from nanogauge.config import Config
+from nanogauge.predict.fit import (
+    is_expected_to_fit,
+    largest_micro_batch,
+    largest_of_aspect,
+    largest_that,
+    with_micro_batch,
+)
+from nanogauge.predict.parameters import count_parameters
+from nanogauge.predict.prediction import predict
+from nanogauge.predict.workload import shape_of
+from nanogauge.records import Hardware
+
+TOKENS_PER_PARAMETER = 20.0
+"""where a fixed number of FLOPs gives the lowest loss. Source: Hoffmann et al. 2022 (Chinchilla)"""
+
+End = Literal["low", "expected", "high"]
+
+
+def with_steps(config: Config, steps: int) -> Config:
+    return config.model_copy(update={"train": config.train.model_copy(update={"max_steps": steps})})
+
+
+def ends_within(
+    config: Config, hardware: Hardware, dtype: str, seconds: float, gpus: int, end: End
+) -> bool:
+    """Whether the whole run takes at most so long; by the low, expected or high end of its time."""
+    total = predict(config, hardware, dtype, gpus).quantities["total_seconds"]
+    return bool(getattr(total, end) <= seconds)
+
+
+def most_steps(
+    config: Config, hardware: Hardware, dtype: str, seconds: float, gpus: int, end: End
+) -> int:
+    """The most steps of this configuration that end in time; 0 where not even one does."""
+    return largest_that(
+        lambda n: ends_within(with_steps(config, n), hardware, dtype, seconds, gpus, end)
+    )
+
+
+def trained_on(config: Config, tokens_per_parameter: float) -> Config:
+    """As many steps as give each parameter so many tokens; positions are not counted."""
+    parameters = count_parameters(shape_of(config.model)).without_positions
+    steps = math.ceil(tokens_per_parameter * parameters / config.tokens_per_step)
+    return with_steps(config, steps)
+
+
+def largest_model_in_time(
+    config: Config,
+    hardware: Hardware,
+    dtype: str,
+    seconds: float,
+    free: float,
+    tokens_per_parameter: float,
+    gpus: int,
+) -> Config | None:
+    """The largest model of the same aspect that is expected to fit and to end in time.
+
+    It gets tokens_per_parameter tokens for each of its parameters, and the given micro-batch, or
+    the largest that fits at the same tokens per step.
+    """
+
+    def made_to_fit(candidate: Config) -> Config | None:
+        if is_expected_to_fit(candidate, hardware, dtype, free, gpus):
+            return candidate
+        micro = largest_micro_batch(candidate, hardware, dtype, free, gpus)
+        return with_micro_batch(candidate, micro) if micro is not None else None
+
+    def passes(candidate: Config) -> bool:
+        fitting = made_to_fit(trained_on(candidate, tokens_per_parameter))
+        return fitting is not None and ends_within(
+            fitting, hardware, dtype, seconds, gpus, "expected"
+        )
+
+    found = largest_of_aspect(config, passes)
+    return made_to_fit(trained_on(found, tokens_per_parameter)) if found is not None else None

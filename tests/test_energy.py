@@ -1,0 +1,72 @@
+"""Power, energy and cost: published watts lie in the interval, and the bill means one thing."""
+
+from __future__ import annotations
+
+import pytest
+from examples import documented_config, documented_prediction
+from test_measured import read, start, steps
+
+from nanogauge.hardware import find_gpu, from_row
+from nanogauge.predict.energy import power_share
+from nanogauge.predict.prediction import predict
+from nanogauge.records import End, Hardware, Sensor
+from nanogauge.report.measured import measure
+
+# BERT fine-tuning: ml-energy/zeus, examples/research_reproducibility/zeus_nsdi23/trace/
+# summary_power_*.csv. GB10: baseline-training-loop-on-spark, 354 M parameters, nvidia-smi.
+PUBLISHED_WATTS = [
+    # architecture, the board's own limit, the limit in force, measured
+    ("volta", 250, 250, 223.44),
+    ("volta", 250, 250, 228.22),
+    ("ampere", 300, 300, 274.61),
+    ("ampere", 300, 100, 103.88),
+    ("turing", 260, 260, 249.43),
+    ("gb10", 140, 140, 55.1),
+    ("gb10", 140, 140, 62.8),
+]
+
+
+def board(architecture: str, own_watts: float, limit_watts: float) -> Hardware:
+    """A card of hardware.toml held as far below its own limit as the published one was."""
+    row = find_gpu("RTX 4070")
+    assert row is not None
+    assert row.power_watts is not None
+    hardware = from_row(row, "bfloat16", row.power_watts * limit_watts / own_watts)
+    return hardware.model_copy(update={"architecture": architecture})
+
+
+@pytest.mark.parametrize(("architecture", "own", "limit", "watts"), PUBLISHED_WATTS)
+def test_published_watts_lie_in_an_interval_of_fifteen_percent(
+    architecture: str, own: float, limit: float, watts: float
+) -> None:
+    """An A40 held at a third of its limit draws 4 % more than that; GB10 waits for its memory."""
+    low, expected, high = power_share(board(architecture, own, limit))
+    assert low <= watts / limit <= high
+    assert low < expected < high
+    assert high - low <= 0.15 + 1e-9
+
+
+def test_the_rest_of_the_machine_is_paid_for_alike_in_prediction_and_measurement() -> None:
+    """300 W of board for an hour are 0.3 kWh; with 100 W of machine 0.4 kWh are paid for."""
+    config, prediction = documented_config(), documented_prediction()
+    machine = config.cost.model_copy(update={"machine_watts": 100.0})
+    whole = config.model_copy(update={"cost": machine})
+    reading = Sensor(
+        elapsed_seconds=3600, power_watts=300, energy_joules=300 * 3600, energy_source="counter"
+    )
+    end = End(elapsed_seconds=3600, status="stopped", steps=4, wall_seconds=3600)
+    log = read(start(0), *steps(0, 4), reading, end)
+    alone = measure(log, config, prediction).values
+    both = measure(log, whole, prediction).values
+    assert alone["energy_kwh"].value == both["energy_kwh"].value == pytest.approx(0.3)
+    assert alone["cost"].value == pytest.approx(0.3 * 0.15)
+    assert both["cost"].value == pytest.approx(0.4 * 0.15)
+    predicted = predict(whole, prediction.hardware, "bfloat16").quantities
+    for end_of_range in ("low", "expected", "high"):
+        kwh, seconds, cost = (
+            getattr(predicted[row], end_of_range) for row in ("energy_kwh", "total_seconds", "cost")
+        )
+        assert cost == pytest.approx((kwh + 100 * seconds / 3.6e6) * 0.15)
+    assert "100 W of the machine" in predicted["cost"].formula
+    assert "100 W of the machine" in both["cost"].how
+    assert "the board alone" in alone["cost"].how

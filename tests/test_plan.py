@@ -1,0 +1,244 @@
+"""plan.py says what fits and what ends in time; asked again, its answers hold and no more does."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import DEMO, build_fake_driver, run
+from examples import DOCUMENTED, documented_config, documented_prediction
+
+from nanogauge.config import load_config
+from nanogauge.errors import BadInput
+from nanogauge.session import open_folder, refuse_too_large
+from nanogauge.training.device import choose_device
+
+GIB = 2**30
+
+
+def plan(*flags: object, gpu: str = "RTX 4070", **environment: str) -> dict[str, Any]:
+    """The plan of the documented run, as JSON; clocks show UTC."""
+    arguments = [DOCUMENTED, "--gpu", gpu, "--json", *flags]
+    done = run("plan.py", *arguments, **{"TZ": "UTC", **environment})
+    assert done.returncode == 0, done.stderr
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def estimates(planned: dict[str, Any]) -> dict[str, dict[str, float]]:
+    return {row["id"]: row["analytic"] for row in planned["rows"] if row["analytic"]}
+
+
+def micro_batch(micro: int) -> list[str]:
+    """The documented 512 sequences of a step, in micro-batches of this size."""
+    return [f"--train.micro-batch={micro}", f"--train.grad-accum={512 // micro}"]
+
+
+def shape(model: dict[str, Any], layers: int = 0, heads: int = 0) -> list[str]:
+    """The flags of a model, with more layers or heads of its head size."""
+    size = model["n_embd"] // model["n_head"]
+    return [
+        f"--model.n-layer={model['n_layer'] + layers}",
+        f"--model.n-head={model['n_head'] + heads}",
+        f"--model.n-embd={(model['n_head'] + heads) * size}",
+    ]
+
+
+def test_the_largest_micro_batch_fits_by_its_own_plan_and_the_next_does_not() -> None:
+    """Both that of the expected peak and that of its high end."""
+    free = "--free-vram-gib=9"
+    fit = plan(free)["fit"]
+    largest, sure = fit["largest_micro_batch"], fit["largest_sure_micro_batch"]
+    assert 1 <= sure < largest < 512
+    assert plan(free, *micro_batch(largest))["fit"]["fits"]
+    assert not plan(free, *micro_batch(2 * largest))["fit"]["fits"]
+    assert plan(free, *micro_batch(sure))["fit"]["verdict"] == "fits"
+    assert plan(free, *micro_batch(2 * sure))["fit"]["verdict"] != "fits"
+
+
+def test_a_fit_is_doubtful_where_the_interval_holds_the_free_memory() -> None:
+    """Below the low end it does not fit, above the high end it does."""
+    peak = estimates(plan())["peak_process_bytes"]
+    for size, verdict in (
+        (0.99 * peak["low"], "does not fit"),
+        (1.01 * peak["low"], "doubtful"),
+        (0.99 * peak["high"], "doubtful"),
+        (1.01 * peak["high"], "fits"),
+    ):
+        fit = plan(f"--free-vram-gib={size / GIB}")["fit"]
+        assert fit["verdict"] == verdict
+        assert fit["certain"] == (verdict != "doubtful")
+        assert fit["fits"] == (size >= peak["expected"])
+
+
+def test_the_largest_models_fit_by_their_own_plans_and_the_next_do_not() -> None:
+    free = "--free-vram-gib=9"
+    models = plan(free, "--fit")["fit"]["models"]
+    given = documented_config().model
+    assert models["widest"]["n_layer"] == given.n_layer
+    assert models["deepest"]["n_embd"] == given.n_embd
+    aspect = models["same_aspect"]["n_layer"] / models["same_aspect"]["n_embd"]
+    assert aspect == pytest.approx(given.n_layer / given.n_embd, rel=0.1)
+    larger = {"widest": {"heads": 1}, "deepest": {"layers": 1}, "same_aspect": {"layers": 1}}
+    for name, more in larger.items():
+        model = models[name]
+        assert model["n_embd"] / model["n_head"] == given.n_embd / given.n_head
+        own = plan(free, *shape(model))
+        assert own["fit"]["fits"]
+        assert own["fit"]["verdict"] == model["verdict"]
+        assert estimates(own)["parameters"]["expected"] == model["parameters"]
+        for row in ("step_seconds", "total_seconds"):
+            for end in ("low", "expected", "high"):
+                assert estimates(own)[row][end] == pytest.approx(model[row][end])
+        if name != "same_aspect":
+            assert not plan(free, *shape(model, **more))["fit"]["fits"]
+    wider = plan(free, *shape(models["same_aspect"], layers=1, heads=1))
+    assert not wider["fit"]["fits"]
+
+
+def test_as_many_steps_end_by_the_given_time_as_it_says() -> None:
+    """From 22:00 to 08:00 are ten hours: the plan of so many steps ends in them, of 1 % more not.
+
+    Even the slowest run ends its "low" steps in time, only the fastest its "high" ones.
+    """
+    deadline = plan("--start=22:00", "--by=08:00")["deadline"]
+    span = datetime.fromisoformat(deadline["by"]) - datetime.fromisoformat(deadline["start"])
+    assert span.total_seconds() == 36_000
+    for steps_end, time_end in (("low", "high"), ("expected", "expected"), ("high", "low")):
+        steps = deadline["steps"][steps_end]
+        assert deadline["tokens"][steps_end] == steps * documented_config().tokens_per_step
+
+        def seconds(n: int, end: str = time_end) -> float:
+            return estimates(plan(f"--train.max-steps={n}"))["total_seconds"][end]
+
+        assert seconds(steps) <= 36_000 < seconds(math.ceil(1.01 * steps))
+
+
+def test_the_largest_model_by_a_time_ends_fits_and_has_its_tokens() -> None:
+    """At ten tokens a parameter; one more layer and head would not end in time."""
+    flags = ["--start=22:00", "--by=08:00", "--tokens-per-parameter=10"]
+    model = plan(*flags)["deadline"]["model"]
+    steps = 10 * model["parameters"] / documented_config().tokens_per_step
+    assert model["max_steps"] == math.ceil(steps)
+    training = [*micro_batch(model["micro_batch"]), f"--train.max-steps={model['max_steps']}"]
+    own = plan(*shape(model), *training)
+    assert own["fit"]["fits"]
+    assert estimates(own)["total_seconds"]["expected"] == pytest.approx(
+        model["total_seconds"]["expected"]
+    )
+    assert model["total_seconds"]["expected"] <= 36_000
+    larger = plan(*shape(model, layers=1, heads=1), *training)
+    assert estimates(larger)["total_seconds"]["expected"] > 36_000
+
+
+def test_a_plan_says_when_the_run_would_finish() -> None:
+    """The start, and the predicted seconds after it; in words for people."""
+    planned = plan("--start=22:00")
+    start = datetime.fromisoformat(planned["deadline"]["start"])
+    assert f"{start:%H:%M}" == "22:00"
+    for end, moment in planned["deadline"]["finish"].items():
+        seconds = (datetime.fromisoformat(moment) - start).total_seconds()
+        assert seconds == pytest.approx(estimates(planned)["total_seconds"][end], abs=1)
+    said = run("plan.py", DOCUMENTED, "--gpu", "RTX 4070").stdout
+    assert re.search(r"Finish: \S+ \d\d:\d\d, between \S+ \d\d:\d\d", " ".join(said.split()))
+
+
+def test_a_run_of_centuries_has_no_clock_time() -> None:
+    """A slip of the hand in max_steps must not end in an error about the year 10,000."""
+    finish = plan("--train.max-steps=1e15")["deadline"]["finish"]
+    assert finish == {"low": None, "expected": None, "high": None}
+
+
+def test_several_gpus_share_the_micro_batches_and_add_up_their_power() -> None:
+    """Memory is each one's, as at an eighth of the accumulation; MFU is against all eight peaks."""
+    eight, flags = plan("--gpus=8"), ["--train.grad-accum=4"]
+    one, many = estimates(plan(*flags)), estimates(eight)
+    assert many["peak_process_bytes"]["expected"] == one["peak_process_bytes"]["expected"]
+    assert many["power_watts"]["high"] == 8 * one["power_watts"]["high"]
+    total, energy = many["total_seconds"]["high"], many["energy_kwh"]["high"]
+    assert energy == pytest.approx(many["power_watts"]["high"] * total / 3.6e6)
+    flops = many["flops_total_palm"]["expected"] / documented_config().train.max_steps
+    peak = documented_prediction().hardware.peak_flops
+    assert peak is not None
+    share = flops / many["step_seconds"]["expected"] / (8 * peak)
+    assert many["mfu_palm"]["expected"] == pytest.approx(share)
+    labels = {row["id"]: row["quantity"] for row in eight["rows"]}
+    assert "each of 8 GPUs" in labels["peak_process_bytes"]
+    assert "all 8 GPUs" in labels["power_watts"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--by=25:00"], "--by takes a time of day such as 08:00"),
+        (["--by=tomorrow"], "--by takes a time of day such as 08:00"),
+        (["--start=8"], "--start takes a time of day such as 08:00"),
+        (["--by=08:00", "--tokens-per-parameter=0"], "must be above 0"),
+        (["--gpus=0"], "--gpus takes a number of GPUs"),
+        (["--gpus=3"], "set --train.grad-accum to a multiple of 3"),
+    ],
+)
+def test_a_plan_refuses_times_and_numbers_that_are_none(flags: list[str], words: str) -> None:
+    done = run("plan.py", DOCUMENTED, "--gpu", "RTX 4070", *flags)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a driver that has one RTX 4070, 2 of its 12 GiB used by others."""
+    return build_fake_driver(tmp_path_factory.mktemp("driver"))
+
+
+def test_free_memory_is_the_drivers_for_that_very_card_alone(driver: Path) -> None:
+    """Another card's free memory says nothing; a data-centre card drives no screen."""
+    library = {"LD_LIBRARY_PATH": str(driver)}
+    present = plan(**library)["fit"]
+    assert present["free_bytes"] == 10 * GIB
+    assert present["free_source"] == "as the driver says"
+    assert plan("--gpus=2", **library)["fit"]["free_bytes"] == 11 * GIB
+    assert plan(gpu="RTX 4090", **library)["fit"]["free_bytes"] == 23 * GIB
+    assert plan(gpu="A100 40GB", **library)["fit"]["free_bytes"] == 40 * GIB
+    assert plan("--free-vram-gib=3", **library)["fit"]["free_bytes"] == 3 * GIB
+
+
+def test_a_run_that_cannot_fit_is_refused_with_the_flags_that_would(tmp_path: Path) -> None:
+    """4,096 x 64 logits of 50,304 need more than any test machine has; nothing is written."""
+    flags = ["--run.name=big", "--model.vocab-size=50304", "--train.micro-batch=4096"]
+    flags += ["--model.block-size=1024"]
+    done = run("train.py", DEMO, f"--run.out={tmp_path / 'runs'}", *flags)
+    assert done.returncode == 2, done.stdout
+    (sentence,) = done.stderr.splitlines()
+    assert "GiB are free" in sentence
+    assert not (tmp_path / "runs").exists()
+    advised = re.search(r"--train.micro-batch (\d+) --train.grad-accum (\d+)", sentence)
+    assert advised is not None
+    micro, accumulation = map(int, advised.groups())
+    assert micro * accumulation == 4096
+
+
+def test_a_forced_run_that_cannot_fit_gets_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--force tries all the same: with a megabyte free, only it comes as far as the prediction."""
+    monkeypatch.setattr("nanogauge.session.free_bytes", lambda device: 2**20)
+    config = load_config(DEMO, {"run": {"out": str(tmp_path)}})
+    device = choose_device("cpu")
+    with pytest.raises(BadInput, match=r"--force"):
+        open_folder(config, device, "float32", resume=False, force=False)
+    assert list(tmp_path.iterdir()) == []
+    folder, _, _ = open_folder(config, device, "float32", resume=False, force=True)
+    assert (folder.path / "prediction.json").exists()
+
+
+def test_a_run_to_be_resumed_is_told_no_other_micro_batch() -> None:
+    """It could not be resumed with one."""
+    with pytest.raises(BadInput, match="free some") as refused:
+        refuse_too_large(documented_config(), documented_prediction(), GIB, resumed=True)
+    assert "--train.micro-batch" not in str(refused.value)

@@ -1,0 +1,196 @@
+"""Published runs: read without inventing, predicted within the bars, skipped by name and reason."""
+
+from __future__ import annotations
+
+import csv
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import run
+from examples import SHARED
+
+from nanogauge.importers.published_runs import COLUMNS, PublishedRun, read_runs
+from nanogauge.predict.parameters import count_parameters
+from nanogauge.predict.step_time import predict_step_time
+
+BENCH = "bench/validate_predictions.py"
+RUNS = SHARED / "data" / "runs_dev.csv"
+needs_runs = pytest.mark.skipif(not RUNS.exists(), reason="the published runs are not beside us")
+
+GPT2 = {
+    "id": "gpt2",
+    "source": "somebody/nanoGPT",
+    "gpu": "RTX 4090 24GB (350W limit)",
+    "n_gpus": "1",
+    "precision": "bf16 autocast",
+    "compile": "yes",
+    "flash_attn": "yes (SDPA)",
+    "n_layer": "12",
+    "n_head": "12",
+    "n_embd": "768",
+    "block_size": "1024",
+    "vocab_size": "50304",
+    "micro_batch": "16",
+    "grad_accum": "4",
+    "world": "1",
+    "activation_ckpt": "no",
+    "optimizer": "AdamW fused",
+    "iter_ms": "600",
+    "confidence": "high",
+}
+
+
+def table(folder: Path, *rows: dict[str, str]) -> Path:
+    path = folder / "runs.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS.split())
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def read_one(folder: Path, **changed: str) -> PublishedRun:
+    runs, _, skipped = read_runs(table(folder, GPT2 | changed))
+    assert not skipped, skipped
+    return runs[0]
+
+
+@cache
+def validated() -> dict[str, dict[str, Any]]:
+    done = run(BENCH, str(RUNS), "--json")
+    assert done.returncode == 0, done.stderr
+    return {result["id"]: result for result in json.loads(done.stdout)["results"]}
+
+
+@needs_runs
+def test_the_published_runs_are_predicted_within_the_bars() -> None:
+    """What docs/prediction.md promises, from the bench that anybody can run on any such table."""
+    found = {name: result["value"] for name, result in validated().items()}
+    assert found["step_time_median_error"] <= 0.07
+    assert found["step_time_p90_error"] <= 0.19
+    assert 0.85 <= found["step_time_coverage"] <= 0.97
+    assert found["step_time_interval_width"] <= 1.28 / 0.78
+    assert found["step_time_median_error_left_out"] <= 0.08
+    assert found["step_time_p90_error_left_out"] <= 0.19
+    assert found["power_coverage"] == 1
+    assert validated()["step_time_median_error"]["n"] >= 40
+    assert found["step_time_median_error"] < found["one_mfu_median_error"] / 2
+
+
+@needs_runs
+def test_every_row_is_predicted_or_skipped_with_a_reason() -> None:
+    """A row that vanished would be a row somebody dropped to look better."""
+    with RUNS.open(encoding="utf-8") as file:
+        rows = len(list(csv.DictReader(file)))
+    found = validated()
+    assert found["rows_predicted"]["value"] + found["rows_skipped"]["value"] == rows
+
+
+@needs_runs
+def test_two_models_on_one_card_predict_each_other_within_three_percent() -> None:
+    """After one finished run a card is known: one scale factor carries over to other shapes."""
+    runs = {run.id: run for run in read_runs(RUNS)[0]}
+    ratios = []
+    for name in ("owner-4070-gpt-d384-drop0.1", "owner-4070-nanochat-d12"):
+        step = predict_step_time(runs[name].work, runs[name].hardware)
+        assert step is not None and runs[name].step_seconds is not None
+        ratios.append(runs[name].step_seconds / step.seconds)
+    assert max(ratios) / min(ratios) <= 1.03
+    assert ratios[0] == pytest.approx(1, abs=0.08)
+
+
+def test_columns_and_notes_become_a_workload(tmp_path: Path) -> None:
+    """Grouped heads, a gated MLP, windows, sharding and power limits stand in the notes alone."""
+    plain = read_one(tmp_path)
+    assert plain.complete
+    assert plain.step_seconds == 0.6
+    assert plain.hardware.name == "RTX 4090"
+    assert plain.hardware.power_limit_watts == 350
+    assert count_parameters(plain.work.shape).without_positions == 123_587_328
+    llama = read_one(
+        tmp_path,
+        source_detail="Llama-style: 8q/4kv heads, SwiGLU, untied, dropout 0.1; window pattern SSL",
+        n_head="8",
+        params_m="150",
+        optimizer="Muon(sharded)+AdamW",
+        precision="bf16",
+        world="4",
+        gpu="H100 80GB HBM3 (SXM)",
+        flash_attn="FA3",
+    )
+    shape = llama.work.shape
+    assert (shape.kv_heads, shape.mlp_matrices, shape.tied) == (4, 3, False)
+    assert count_parameters(shape).total == pytest.approx(150e6, rel=0.01)
+    assert shape.attended == pytest.approx(2 / 3)
+    assert not shape.position_table
+    assert llama.work.dropout == 0.1
+    assert (llama.work.optimizer, llama.work.sharding) == ("muon", "optimizer")
+    assert (llama.work.attention, llama.work.wide_residual) == ("flash3", False)
+    assert llama.work.tokens_per_step == 16 * 1024 * 4 * 4
+
+
+def test_a_time_comes_from_whatever_was_published(tmp_path: Path) -> None:
+    """Milliseconds, tokens per second of the whole job, an MFU of a named peak, or a total."""
+    tokens = 16 * 1024 * 4
+    assert read_one(tmp_path, iter_ms="", tokens_per_sec="100000").step_seconds == tokens / 100_000
+    total = "total_training_time: total_training_time 1000 s / 500 steps"
+    assert read_one(tmp_path, iter_ms="", source_detail=total).step_seconds == 2
+    assert read_one(
+        tmp_path, iter_ms="", quote="AdamW ... 112.1-112.4 ms"
+    ).step_seconds == pytest.approx(0.1121)
+    flops = 6 * 123_587_328 + 12 * 12 * 768 * 1024
+    by_mfu = read_one(tmp_path, iter_ms="", mfu_logged="30", mfu_peak_used_tflops="312")
+    assert by_mfu.step_seconds == pytest.approx(flops * tokens / (0.3 * 312e12))
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"gpu": "RTX 9999"}, "no card 'RTX 9999'"),
+        ({"n_layer": ""}, "n_layer is not given"),
+        ({"micro_batch": ""}, "micro_batch is not given"),
+        ({"iter_ms": ""}, "neither a time nor a peak"),
+        ({"precision": "fp4"}, "fp4"),
+        ({"optimizer": "SOAP"}, "SOAP"),
+        ({"source_detail": "BERT fine-tuning"}, "encoder"),
+        ({"source_detail": "tp-2"}, "tensor or pipeline"),
+        ({"source_detail": "8 experts"}, "mixture"),
+        ({"gpu": "T4"}, "bfloat16"),
+        ({"n_head": "7"}, "multiple"),
+    ],
+)
+def test_a_row_that_cannot_be_predicted_is_named_with_its_reason(
+    tmp_path: Path, changed: dict[str, str], reason: str
+) -> None:
+    runs, _, skipped = read_runs(table(tmp_path, GPT2, GPT2 | {"id": "other"} | changed))
+    assert [run.id for run in runs] == ["gpt2"]
+    assert skipped[0].id == "other"
+    assert reason in skipped[0].reason
+
+
+def test_what_a_row_leaves_out_is_assumed_aloud(tmp_path: Path) -> None:
+    """Compilation and the attention kernel matter too much to be guessed silently."""
+    run = read_one(tmp_path, precision="", compile="", flash_attn="", optimizer="")
+    assert len(run.assumed) == 4
+    assert run.work.compiled and run.work.attention == "flash"
+
+
+def test_the_bench_works_on_any_such_table_and_refuses_others(tmp_path: Path) -> None:
+    """One row is a table too; figures that no row gives are not measured, not zero."""
+    done = run(BENCH, str(table(tmp_path, GPT2)), "--json")
+    assert done.returncode == 0, done.stderr
+    found = {result["id"]: result for result in json.loads(done.stdout)["results"]}
+    assert found["rows_predicted"]["value"] == 1
+    assert found["step_time_median_error"]["value"] < 0.5
+    assert found["memory_median_error"]["value"] is None
+    printed = run(BENCH, str(table(tmp_path, GPT2, GPT2 | {"id": "x", "gpu": "Abacus"})))
+    assert "skipped: x: no card 'Abacus'" in printed.stdout
+    other = tmp_path / "other.csv"
+    other.write_text("a,b\n1,2\n")
+    for path in (other, tmp_path / "missing.csv", tmp_path):
+        refused = run(BENCH, str(path))
+        assert refused.returncode == 2
+        assert str(path) in refused.stderr and "Traceback" not in refused.stderr
