@@ -18,7 +18,8 @@ from model import GPT
 from nanogauge.config import ModelSection, OptimizerSection
 from nanogauge.hardware import lookup
 from nanogauge.predict.activations import saved_for_backward
-from nanogauge.predict.memory import fits, predict_memory
+from nanogauge.predict.fit import fit_verdict
+from nanogauge.predict.memory import predict_memory
 from nanogauge.predict.training_state import training_state
 from nanogauge.predict.workload import Program, Shape, Workload, shape_of, workload_of
 from nanogauge.records import Hardware
@@ -235,10 +236,10 @@ def test_what_ran_on_a_card_is_never_said_not_to_fit() -> None:
     assert card.memory_bytes is not None
     documented = workload_of(documented_config(), "bfloat16", on_gpu=True)
     for work in (documented, PUBLISHED["nanochat d12"][0]):
-        assert fits(predict_memory(work, card), card.memory_bytes) != "does not fit"
-    assert fits(predict_memory(documented, card), 2 * card.memory_bytes) == "fits"
+        assert fit_verdict(predict_memory(work, card), card.memory_bytes) != "does not fit"
+    assert fit_verdict(predict_memory(documented, card), 2 * card.memory_bytes) == "fits"
     twice = replace(documented, micro_batch=4 * documented.micro_batch)
-    assert fits(predict_memory(twice, card), card.memory_bytes) == "does not fit"
+    assert fit_verdict(predict_memory(twice, card), card.memory_bytes) == "does not fit"
 
 
 @settings(max_examples=60, deadline=None)

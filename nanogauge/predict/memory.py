@@ -8,7 +8,6 @@ gone when the last gradient is made. docs/prediction.md has the derivation and t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from nanogauge.predict.activations import Saved, saved_for_backward
 from nanogauge.predict.training_state import TrainingState, training_state
@@ -27,7 +26,8 @@ max_memory_allocated of eager runs, 1.15-1.33, median 1.23 (manavsehgal/ai-field
 nemo-framework-on-spark and baseline-training-loop-on-spark); compiled 1.14 of the allocation
 predicted for torchtitan's Llama 3.1 8B (benchmarks/llama3_h100_202412_torchtitan.md)."""
 
-CUDA_CONTEXT_BYTES: Triple = (0.287e9, 0.376e9, 0.667e9)
+CUDA_CONTEXT_BYTES = int(0.35 * 2**30)
+CUDA_CONTEXT: Triple = (0.287e9, CUDA_CONTEXT_BYTES, 0.667e9)
 """Driver, libraries and kernels of a process. Source: pytorch/pytorch#86509, 287,047,680 bytes with
 kernels loaded as they are needed and 666,632,192 with all of them; expected 0.35 GiB, for those
 that a training step needs."""
@@ -77,18 +77,10 @@ def predict_memory(work: Workload, hardware: Hardware) -> Memory:
     if on_cpu:
         reserved, process = _cpu_process(work, allocated, hardware.process_bytes or 0)
     else:
-        over, context = RESERVED_OVER_ALLOCATED[work.compiled], CUDA_CONTEXT_BYTES
+        over, context = RESERVED_OVER_ALLOCATED[work.compiled], CUDA_CONTEXT
         reserved = (low * over[0] * allocated, over[1] * allocated, high * over[2] * allocated)
         process = (reserved[0] + context[0], reserved[1] + context[1], reserved[2] + context[2])
     return Memory(parts, moment, reserved, process, low, high)
-
-
-def fits(memory: Memory, free_bytes: float) -> Literal["fits", "doubtful", "does not fit"]:
-    """Whether the process has room; doubtful where the answer lies within the interval."""
-    low, _, high = memory.process
-    if high <= free_bytes:
-        return "fits"
-    return "does not fit" if low > free_bytes else "doubtful"
 
 
 def _moments(work: Workload, state: TrainingState, saved: Saved) -> dict[str, dict[str, float]]:
