@@ -69,7 +69,7 @@ def step_times(runs: Sequence[PublishedRun], constants: Constants = FITTED) -> l
 
 
 def peaks(runs: Sequence[PublishedRun]) -> list[Compared]:
-    """Bytes at the peak: of tensors, or of the process where that is what was published."""
+    """Bytes at the peak: of tensors, the allocator or the process, whichever was published."""
     compared = []
     for run in runs:
         memory = predict_memory(run.work, run.hardware)
@@ -77,6 +77,9 @@ def peaks(runs: Sequence[PublishedRun]) -> list[Compared]:
             expected = memory.allocated
             low, high = memory.low * expected, memory.high * expected
             compared.append(Compared(run, run.peak_allocated_bytes, expected, low, high))
+        elif run.peak_reserved_bytes is not None:
+            low, expected, high = memory.reserved
+            compared.append(Compared(run, run.peak_reserved_bytes, expected, low, high))
         elif run.peak_process_bytes is not None:
             low, expected, high = memory.process
             compared.append(Compared(run, run.peak_process_bytes, expected, low, high))

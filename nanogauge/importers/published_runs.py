@@ -16,6 +16,7 @@ from typing import Literal
 
 from nanogauge.errors import BadInput
 from nanogauge.hardware import find_gpu, from_row
+from nanogauge.importers.programs import program_of
 from nanogauge.predict.flops import flops_per_token_palm
 from nanogauge.predict.parameters import count_parameters
 from nanogauge.predict.workload import Dtype, Shape, Workload
@@ -39,6 +40,7 @@ class PublishedRun:
     """what the row does not say and was taken for granted"""
     step_seconds: float | None
     peak_allocated_bytes: float | None
+    peak_reserved_bytes: float | None
     peak_process_bytes: float | None
 
     @property
@@ -128,6 +130,7 @@ def _run(name: str, row: Row) -> PublishedRun:
     memory = _number(row["peak_vram_mib"])
     peak = memory * 2**20 if memory else None
     of_process = bool(re.search(r"nvidia-smi: python process|process accounting", notes))
+    of_allocator = "torchtitan" in notes  # its memory is torch.cuda's max_reserved
     if step is None and peak is None:
         raise _CannotPredict("neither a time nor a peak of memory is given")
     return PublishedRun(
@@ -138,7 +141,8 @@ def _run(name: str, row: Row) -> PublishedRun:
         hardware=hardware,
         assumed=tuple(assumed),
         step_seconds=step,
-        peak_allocated_bytes=None if of_process else peak,
+        peak_allocated_bytes=None if of_process or of_allocator else peak,
+        peak_reserved_bytes=peak if of_allocator else None,
         peak_process_bytes=peak if of_process else None,
     )
 
@@ -318,6 +322,7 @@ def _workload(
         fp8_products="fp8" in row["precision"].lower(),
         sync_every_micro_step="no no_sync" in notes,
         overlapped="not overlapped" not in notes,
+        program=program_of(notes),
     )
 
 

@@ -1,28 +1,56 @@
 """Bytes at the peak, by component: what tensors allocate, and what the process holds.
 
-First version: activations and logits by constants per element, which published runs gave to within
-about 10-20 %; see docs/prediction.md.
+The peak is the highest of a few moments of a step, each with what is there then. Gradients are not
+there during a step's first backward pass unless an earlier micro-batch left them; the logits are
+gone when the last gradient is made. docs/prediction.md has the derivation and the validation.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nanogauge.predict.parameters import count_parameters
+from nanogauge.predict.activations import Saved, saved_for_backward
+from nanogauge.predict.training_state import TrainingState, training_state
 from nanogauge.predict.workload import Workload
 from nanogauge.records import Hardware, Part
 
+Triple = tuple[float, float, float]
+"""low, expected, high"""
+
+ALLOCATED_INTERVAL = (0.90, 1.10)
+"""Factors of the expected peak. Source: docs/prediction.md, 16 published peaks."""
+
+RESERVED_OVER_ALLOCATED: dict[bool, Triple] = {False: (1.05, 1.20, 1.35), True: (1.03, 1.12, 1.25)}
+"""What the allocator reserves, compiled or not. Source: torch.cuda.max_memory_reserved over
+max_memory_allocated of eager runs, 1.15-1.33, median 1.23 (manavsehgal/ai-field-notes,
+nemo-framework-on-spark and baseline-training-loop-on-spark); compiled 1.14 of the allocation
+predicted for torchtitan's Llama 3.1 8B (benchmarks/llama3_h100_202412_torchtitan.md)."""
+
 CUDA_CONTEXT_BYTES = int(0.35 * 2**30)
-RESERVED_OVER_ALLOCATED = (1.05, 1.15, 1.35)  # low, expected, high
-COMPILER_BYTES = int(0.2e9)  # of the host process, once torch.compile has run
+CUDA_CONTEXT: Triple = (0.287e9, CUDA_CONTEXT_BYTES, 0.667e9)
+"""Driver, libraries and kernels of a process. Source: pytorch/pytorch#86509, 287,047,680 bytes with
+kernels loaded as they are needed and 666,632,192 with all of them; expected 0.35 GiB, for those
+that a training step needs."""
+
+CPU_LIBRARIES_BYTES: Triple = (0.10e9, 0.13e9, 0.19e9)
+COMPILER_BYTES: Triple = (0.05e9, 0.075e9, 0.12e9)
+"""What the process loads after it was measured: of torch's compiler the optimizer already loads a
+part. Source: bench/cpu_memory.py, as is the next."""
+
+HEAP_OVER_ALLOCATED: Triple = (1.0, 1.05, 1.3)
+"""What glibc's heap takes for tensors that come and go."""
 
 
 @dataclass(frozen=True)
 class Memory:
     parts: list[Part]
     """of the expected peak that tensors allocate"""
-    process: tuple[float, float, float]
-    """low, expected and high bytes of the process at its peak"""
+    moment: str
+    """when in a step the peak is"""
+    reserved: Triple
+    """what the allocator takes from the device; on a CPU what the heap takes for tensors"""
+    process: Triple
+    """bytes of the process at its peak"""
     low: float
     high: float
     """the interval of the peak allocated, as factors"""
@@ -34,40 +62,91 @@ class Memory:
 
 def predict_memory(work: Workload, hardware: Hardware) -> Memory:
     """Peak memory of training on this device; on a CPU the process's resident memory."""
-    shape, compiled = work.shape, work.compiled
-    total = count_parameters(shape).total
-    n = work.tokens
-    half_precision = work.element_bytes == 2
-    per_activation = (29 if compiled else 45) * (1 if half_precision else 2)
-    per_logit = (5.4 if compiled else 11.5) if half_precision else (8.0 if compiled else 16.0)
+    on_cpu = hardware.kind == "cpu"
+    state, saved = training_state(work), saved_for_backward(work, on_cpu)
+    moments = _moments(work, state, saved)
+    moment = max(moments, key=lambda name: sum(moments[name].values()))
+    formulas = _formulas(work, state, saved)
     parts = [
-        Part(name="weights", value=4 * total, formula="4 B per parameter (fp32)"),
-        Part(name="gradients", value=4 * total, formula="4 B per parameter"),
-        Part(name="AdamW moments", value=8 * total, formula="8 B per parameter"),
-        Part(
-            name="activations",
-            value=n * shape.layers * shape.width * per_activation,
-            formula=f"{per_activation} B x tokens x layers x width",
-        ),
-        Part(
-            name="logits and loss",
-            value=n * shape.vocabulary * per_logit,
-            formula=f"{per_logit} B x tokens x vocabulary",
-        ),
+        Part(name=name, value=value, formula=formulas[name])
+        for name, value in moments[moment].items()
+        if value > 0
     ]
-    if half_precision:
-        copies = Part(name="16-bit copies", value=2 * total, formula="2 B per parameter")
-        parts.insert(3, copies)
     allocated = sum(part.value for part in parts)
-    if hardware.kind == "cpu":
-        before = hardware.process_bytes or 0
-        rest = before + (COMPILER_BYTES if compiled else 0)
-        process = (before + 0.8 * allocated, rest + allocated, 1.5 * rest + 1.5 * allocated)
+    low, high = ALLOCATED_INTERVAL
+    if on_cpu:
+        reserved, process = _cpu_process(work, allocated, hardware.process_bytes or 0)
     else:
-        low, expected, high = RESERVED_OVER_ALLOCATED
-        process = (
-            0.8 * allocated * low + CUDA_CONTEXT_BYTES,
-            allocated * expected + CUDA_CONTEXT_BYTES,
-            1.25 * allocated * high + CUDA_CONTEXT_BYTES,
-        )
-    return Memory(parts, process, 0.8, 1.25)
+        over, context = RESERVED_OVER_ALLOCATED[work.compiled], CUDA_CONTEXT
+        reserved = (low * over[0] * allocated, over[1] * allocated, high * over[2] * allocated)
+        process = (reserved[0] + context[0], reserved[1] + context[1], reserved[2] + context[2])
+    return Memory(parts, moment, reserved, process, low, high)
+
+
+def _moments(work: Workload, state: TrainingState, saved: Saved) -> dict[str, dict[str, float]]:
+    """What is there at each moment of a step that can be its peak, in bytes by component."""
+    accumulating = work.grad_accum > 1
+    accumulated = state.gradients if accumulating else 0.0
+    before = state.gradients if work.program.gradients_kept else accumulated
+    always = {
+        "weights": state.weights,
+        _moments_name(work): state.moments,
+        "gradient buckets": state.buckets,
+    }
+    in_backward = always | {
+        "16-bit copies": state.casts,
+        "activations": work.shape.layers * saved.kept + saved.edges,
+    }
+    # Eager, a gradient is added to what an earlier micro-batch left as soon as it is made; the
+    # compiled pass returns all at its end. The tied embedding's waits for both parts and their sum.
+    made = (2 if accumulating and work.compiled else 1) * state.gradients
+    waiting = 2 if work.shape.tied else int(accumulating and not work.compiled)
+    recomputed = saved.layer if work.checkpointing != "none" else 0.0
+    return {
+        "the end of the forward pass": in_backward
+        | {"gradients": before, "logits and loss": saved.logits_forward},
+        "the backward pass of the loss": in_backward
+        | {"gradients": accumulated, "logits and loss": saved.logits_backward},
+        "the backward pass of the last layer": in_backward
+        | {
+            "gradients": accumulated,
+            "temporaries": saved.layer_gradients + recomputed + state.embedding_gradient,
+        },
+        "the end of the backward pass": always
+        | {"gradients": made, "temporaries": waiting * state.embedding_gradient},
+        "the optimizer's step": always
+        | {"gradients": state.gradients, "temporaries": state.optimizer_temporary},
+    }
+
+
+def _moments_name(work: Workload) -> str:
+    return "Muon and AdamW moments" if work.optimizer == "muon" else "AdamW moments"
+
+
+def _formulas(work: Workload, state: TrainingState, saved: Saved) -> dict[str, str]:
+    per_unit = saved.kept / (work.tokens * work.shape.width)
+    per_logit = {
+        "logits and loss": max(saved.logits_forward, saved.logits_backward)
+        / (work.tokens * work.shape.vocabulary)
+    }
+    return {
+        "weights": state.weight_formula,
+        "gradients": state.weight_formula,
+        _moments_name(work): state.moment_formula,
+        "gradient buckets": "gradients on their way to other GPUs",
+        "16-bit copies": state.cast_formula,
+        "activations": f"{per_unit:.1f} B x tokens x layers x width",
+        "logits and loss": f"{per_logit['logits and loss']:g} B x tokens x vocabulary",
+        "temporaries": "gradients of activations and of the embedding, optimizer",
+    }
+
+
+def _cpu_process(work: Workload, allocated: float, before: int) -> tuple[Triple, Triple]:
+    """What the heap takes for tensors, and the resident memory of the whole process."""
+    heap: list[float] = []
+    process: list[float] = []
+    for end, interval in enumerate((ALLOCATED_INTERVAL[0], 1.0, ALLOCATED_INTERVAL[1])):
+        compiler = COMPILER_BYTES[end] if work.compiled else 0.0
+        heap.append(interval * HEAP_OVER_ALLOCATED[end] * allocated)
+        process.append(before + CPU_LIBRARIES_BYTES[end] + compiler + heap[end])
+    return (heap[0], heap[1], heap[2]), (process[0], process[1], process[2])

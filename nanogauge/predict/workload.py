@@ -44,6 +44,29 @@ class Shape:
 
 
 @dataclass(frozen=True)
+class Program:
+    """What a training program does that its memory depends on; the defaults are train.py's."""
+
+    embeddings_16_bit: bool = False
+    """the embedding and its tables with their gradients and moments in 16 bits"""
+    fused_qkv: bool = True
+    """one matrix makes queries, keys and values"""
+    qk_norm: bool = False
+    """queries and keys are normalised"""
+    learned_scales: float = 0.0
+    """in a layer, on tensors of the model's width: each keeps what it multiplies"""
+    logit_softcap: bool = False
+    logits_kept: bool = False
+    """the loop holds the logits until the step is over, as nanoGPT's does"""
+    gradients_kept: bool = False
+    """zero_grad comes after the forward pass, which the last step's gradients so outlive"""
+    compiled_loss: bool = True
+    """where the model is compiled, the loss is too"""
+    donated_buffers: bool = True
+    """compiled: the backward pass overwrites what was saved for it (torch after 2.5)"""
+
+
+@dataclass(frozen=True)
 class Workload:
     """One optimizer step, as each of `gpus` devices sees it."""
 
@@ -81,6 +104,7 @@ class Workload:
     """gradients averaged after every micro-batch, not once a step"""
     overlapped: bool = True
     """gradients travel while the backward pass runs"""
+    program: Program = Program()
 
     @property
     def tokens(self) -> int:

@@ -1,0 +1,121 @@
+"""What the forward pass keeps for the backward pass, and what the loss adds to that, in bytes.
+
+Counted, not assumed: eager with torch's saved-tensor hooks, compiled in the graphs that
+AOTAutograd's partitioner hands to inductor; tests hold the formulas against both counts.
+
+Symbols: C width, F width of the MLP, H heads, Q and K widths of all queries and of all keys, T
+context, V vocabulary, e bytes of an activation, r bytes of the residual stream.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nanogauge.predict.workload import Workload
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Bytes of one micro-batch; per layer where they say so."""
+
+    layer: float
+    """of one layer, when nothing is recomputed"""
+    kept: float
+    """of one layer, from its forward to its backward pass: less than `layer` with checkpointing"""
+    edges: float
+    """before the first and after the last layer, without the logits"""
+    logits_forward: float
+    """logits and what the loss makes of them, at the end of the forward pass"""
+    logits_backward: float
+    """the same where the loss's gradient is computed"""
+    layer_gradients: float
+    """gradients on their way through the MLP of a layer, beyond what it had saved"""
+
+
+def saved_for_backward(work: Workload, on_cpu: bool = False) -> Saved:
+    """The bytes kept for the backward pass of one micro-batch on one device."""
+    shape, program, n = work.shape, work.program, work.tokens
+    e = work.element_bytes
+    r = 4 if work.wide_residual and work.master_weights else e
+    width, mlp = shape.width, shape.mlp_width
+    statistics = 4 if work.compiled else 8  # fp32: 1/deviation, and eager the mean too
+
+    # Norms keep their fp32 input (compiled: the normalised one), the products their 16-bit input.
+    norms = shape.norms_per_layer * (r * width + statistics) + 2 * e * width
+    hidden = mlp if shape.mlp_matrices == 2 else (2 if work.compiled else 3) * mlp
+    activation = e * (hidden + mlp)  # of a gated MLP also silu(gate), which compiled is recomputed
+    scales = program.learned_scales * e * width
+    masks = 2 * _mask_bytes(work, on_cpu, e) * width
+    layer = norms + _attention(work, on_cpu) + activation + scales + masks
+    kept: float = layer
+    queries, keys = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
+    if work.checkpointing == "full":
+        kept = r * width
+    elif work.checkpointing == "selective":
+        # torchtitan's: attention's output and every second product are kept (its
+        # torchtitan/parallelisms/parallelize_llama.py); q, v, the first and last of the MLP.
+        last = width if shape.mlp_matrices == 3 else 0
+        kept = r * width + e * (2 * queries + keys + mlp + last) + 4 * shape.heads
+
+    final_norm = r * width + statistics + e * width
+    token_ids = 8 if work.compiled else 16  # int64; eager copies the targets
+    edges = final_norm + token_ids + _mask_bytes(work, on_cpu, r) * width
+    forward, backward = _logits(work)
+    return Saved(
+        layer=n * layer,
+        kept=n * kept,
+        edges=n * edges,
+        logits_forward=n * forward,
+        logits_backward=n * backward,
+        layer_gradients=n * (r * width + e * width + e * mlp),
+    )
+
+
+def _mask_bytes(work: Workload, on_cpu: bool, element: int) -> int:
+    """A dropout's mask, per element: a byte, but eager on a CPU an element of its input's type."""
+    if not work.dropout:
+        return 0
+    return element if on_cpu and not work.compiled else 1
+
+
+def _attention(work: Workload, on_cpu: bool) -> float:
+    """Bytes per token of one layer's attention, from its projections' output to its own."""
+    shape, program, e = work.shape, work.program, work.element_bytes
+    half = e == 2
+    queries, keys = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
+    scores = shape.heads * shape.context
+    # Queries, keys and values, and the output, which the projection after it shares.
+    inputs, output = queries + 2 * keys, queries
+    changed = queries + keys  # rotated or normalised into new tensors
+    extra = e * changed if program.qk_norm else 0
+    if not shape.position_table and program.fused_qkv:
+        extra += e * changed  # the values are a view of the product, which so stays whole
+    if on_cpu and work.dropout:  # its fused kernel has no dropout: plain attention, in fp32
+        if not work.compiled:
+            return extra + 12 * scores + 4 * inputs + e * output
+        return extra + (5 if half else 9) * scores + e * (inputs + output)
+    if work.attention == "plain":
+        # Scores before and after softmax, as far as they are kept: in fp32 one tensor; in 16 bits
+        # the fp32 result and its 16-bit cast, compiled both in 16 bits. Dropout: mask and product.
+        kept = (4 if work.compiled else 6) if half else 4
+        if work.dropout:
+            kept += 1 if half else 5
+        return extra + kept * scores + e * (inputs + output)
+    return extra + e * (inputs + output) + 4 * shape.heads  # logsumexp in fp32
+
+
+def _logits(work: Workload) -> tuple[float, float]:
+    """Bytes per token of logits and loss: at the end of the forward pass, and in its backward.
+
+    Eager: the logits are there until forward returns, with their fp32 copy and the log-softmax;
+    the backward pass has the log-softmax, its gradient and the gradient of its input, all in fp32.
+    Compiled: only the logits; their gradient is written over them where they may be.
+    """
+    vocabulary, program, e = work.shape.vocabulary, work.program, work.element_bytes
+    if work.compiled and program.compiled_loss:
+        in_place = program.donated_buffers and not program.logits_kept
+        return e * vocabulary, (e if in_place else 2 * e) * vocabulary
+    capped = e if program.logit_softcap else 0  # tanh keeps its result
+    forward = e + 4 + (4 if e == 2 else 0)
+    backward = 12 + (e if program.logits_kept else 0)
+    return (forward + capped) * vocabulary, (backward + capped) * vocabulary

@@ -1,0 +1,81 @@
+"""Weights, gradients and moments in bytes on one device: what does not depend on the batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nanogauge.predict.parameters import count_parameters
+from nanogauge.predict.workload import Workload
+
+GPUS_OF_A_NODE = 8  # hybrid sharding: over the GPUs of a node, replicated over the nodes
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    weights: float
+    gradients: float
+    moments: float
+    casts: float
+    """16-bit copies of weights that are there from the forward to the backward pass"""
+    buckets: float
+    """gradients on their way to other GPUs"""
+    embedding_gradient: float
+    optimizer_temporary: float
+    weight_formula: str
+    moment_formula: str
+    cast_formula: str
+
+
+def training_state(work: Workload) -> TrainingState:
+    """The state of one training process, sharded where the workload says so."""
+    shape = work.shape
+    counted = count_parameters(shape)
+    master = 4 if work.master_weights else 2
+    narrow = 0  # parameters in 16 bits although the rest is in fp32
+    if work.program.embeddings_16_bit and work.master_weights:
+        narrow = counted.vocabulary + shape.table_parameters
+    weights = master * counted.total - 2 * narrow
+    moments = 2 * weights
+    if work.optimizer == "muon":  # which has one moment, and works on the matrices of the blocks
+        moments -= master * counted.block_matrices
+    temporary = {
+        "adamw": 0,
+        "adamw_foreach": weights,  # the square roots of all second moments at once
+        "muon": 2 * counted.block_matrices,  # 16-bit updates of all matrices
+    }[work.optimizer]
+    table_gradient = (2 if narrow else master) * counted.vocabulary
+    shards = _shards(work)
+    casts: float
+    buckets: float
+    if shards == 1:
+        in_16_bits = counted.vocabulary if narrow and shape.tied else 0
+        cast = work.master_weights and work.element_bytes == 2
+        casts = 2 * (counted.matrices - in_16_bits) if cast else 0
+        buckets = weights if work.gpus > 1 else 0  # DDP's, of a copy of all gradients
+    else:
+        # FSDP: embedding and head stay gathered in 16 bits from the forward pass on; of the layers
+        # the one at work and the next. Of one layer the gradients are summed up in fp32.
+        layer = counted.block_matrices / shape.layers
+        tables = counted.vocabulary * (1 if shape.tied else 2)
+        casts = work.element_bytes * (tables + 2 * layer)
+        buckets = (4 + work.element_bytes) * layer
+    per_weight = f"{master} B per parameter" + (", embeddings 2 B" if narrow else "")
+    shared = f" / {shards} GPUs" if shards > 1 else ""
+    return TrainingState(
+        weights=weights / shards,
+        gradients=weights / shards,
+        moments=moments / (work.gpus if work.sharding == "optimizer" else shards),
+        casts=casts,
+        buckets=buckets,
+        embedding_gradient=table_gradient,
+        optimizer_temporary=temporary / shards,
+        weight_formula=per_weight + shared,
+        moment_formula=f"twice the weights{', Muon once' * (work.optimizer == 'muon')}{shared}",
+        cast_formula="2 B per weight of a product" if shards == 1 else "what FSDP has gathered",
+    )
+
+
+def _shards(work: Workload) -> int:
+    if work.sharding == "full":
+        return work.gpus
+    return min(work.gpus, GPUS_OF_A_NODE) if work.sharding == "hybrid" else 1
