@@ -36,7 +36,7 @@ def print_plan(
     console.print(Text(hardware.peak_name, style="dim"))
     console.print()
     shown = [row for row in in_order(rows) if row.claimed is not None or row.analytic is not None]
-    print_rows(shown, (*predicted_columns(rows), "claimed"), console, planned=True)
+    print_rows(shown, ("expected", *predicted_columns(rows), "claimed"), console, planned=True)
     console.print()
     console.print(Text(fit_sentence(config, prediction, fit)))
     for sentence in deadline_sentences(prediction, deadline, now):

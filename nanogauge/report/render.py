@@ -85,6 +85,10 @@ class Cells:
         self.claimed = row.claimed.text if row.claimed is not None else ""
         self.predicted = _estimate_text(row.id, row.analytic, currency)
         self.calibrated = _estimate_text(row.id, row.calibrated, currency)
+        best = row.calibrated or row.analytic
+        self.expected = ""
+        if best is not None and best.low < best.high:
+            self.expected = format_value(row.id, best.expected, currency)
         self.measured = ""
         if row.measured is not None:
             self.measured = format_value(row.id, row.measured.value, currency)
