@@ -51,7 +51,7 @@ def shape(model: dict[str, Any], layers: int = 0, heads: int = 0) -> list[str]:
 
 def test_the_largest_micro_batch_fits_by_its_own_plan_and_the_next_does_not() -> None:
     """Both that of the expected peak and that of its high end."""
-    free = "--free-vram-gib=9"
+    free = "--free-vram-gib=11"
     fit = plan(free)["fit"]
     largest, sure = fit["largest_micro_batch"], fit["largest_sure_micro_batch"]
     assert 1 <= sure < largest < 512
@@ -77,7 +77,7 @@ def test_a_fit_is_doubtful_where_the_interval_holds_the_free_memory() -> None:
 
 
 def test_the_largest_models_fit_by_their_own_plans_and_the_next_do_not() -> None:
-    free = "--free-vram-gib=9"
+    free = "--free-vram-gib=11"
     models = plan(free, "--fit")["fit"]["models"]
     given = documented_config().model
     assert models["widest"]["n_layer"] == given.n_layer
@@ -155,10 +155,12 @@ def test_a_run_of_centuries_has_no_clock_time() -> None:
 
 
 def test_several_gpus_share_the_micro_batches_and_add_up_their_power() -> None:
-    """Memory is each one's, as at an eighth of the accumulation; MFU is against all eight peaks."""
+    """Memory is each one's, with buckets for the exchange; MFU is against all eight peaks."""
     eight, flags = plan("--gpus=8"), ["--train.grad-accum=4"]
     one, many = estimates(plan(*flags)), estimates(eight)
-    assert many["peak_process_bytes"]["expected"] == one["peak_process_bytes"]["expected"]
+    buckets = 4 * one["parameters_total"]["expected"]  # DDP's copy of the gradients
+    more = many["peak_allocated_bytes"]["expected"] - one["peak_allocated_bytes"]["expected"]
+    assert more == pytest.approx(buckets)
     assert many["power_watts"]["high"] == 8 * one["power_watts"]["high"]
     total, energy = many["total_seconds"]["high"], many["energy_kwh"]["high"]
     assert energy == pytest.approx(many["power_watts"]["high"] * total / 3.6e6)

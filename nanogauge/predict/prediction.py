@@ -103,15 +103,15 @@ def predict(
         quantities["peak_allocated_bytes"] = _estimate(
             "peak_allocated_bytes",
             (memory.low * expected, expected, memory.high * expected),
-            " + ".join(f"{p.name} ({p.formula})" for p in memory.parts),
-            "constants per element from 19 published runs, docs/prediction.md",
+            f"at {memory.moment}: " + " + ".join(f"{p.name} ({p.formula})" for p in memory.parts),
+            "counted from what torch keeps, docs/prediction.md",
         )
     quantities["peak_process_bytes"] = _estimate(
         "peak_process_bytes",
         memory.process,
-        "resident memory before the model + compiler + tensors"
+        "resident memory before the model + libraries and compiler + tensors"
         if hardware.kind == "cpu"
-        else "reserved by the allocator (1.05-1.35 of allocated) + 0.35 GiB of CUDA context",
+        else "allocated x what the allocator reserves (1.03-1.35) + CUDA context (0.29-0.67 GB)",
         "docs/prediction.md",
     )
     energy, why_not = predict_energy(config.cost, hardware, quantities.get("total_seconds"), gpus)
