@@ -92,10 +92,13 @@ def read_runs(path: Path) -> tuple[list[PublishedRun], list[PowerReading], list[
     runs: list[PublishedRun] = []
     readings = [r for number, row in enumerate(rows, start=2) if (r := _power(row, number))]
     skipped: list[Skipped] = []
+    described: dict[str, str] = {}
     for number, row in enumerate(rows, start=2):
+        if "same model" not in row["source_detail"]:
+            described[row["source"]] = row["source_detail"]
         name = row["id"] or f"line {number}"
         try:
-            runs.append(_run(name, row))
+            runs.append(_run(name, row, described.get(row["source"], "")))
         except _CannotPredict as reason:
             skipped.append(Skipped(name, str(reason)))
     return runs, readings, skipped
@@ -119,12 +122,14 @@ class _CannotPredict(Exception):
     """Why a row is skipped."""
 
 
-def _run(name: str, row: Row) -> PublishedRun:
+def _run(name: str, row: Row, described: str) -> PublishedRun:
+    """A row as a run; described is what its source said last of a model, for "the same model"."""
     notes = " ".join(row[c] for c in ("source", "source_detail", "gpu", "optimizer", "quote"))
     assumed: list[str] = []
     dtype, master = _arithmetic(row, assumed)
     hardware = _hardware(row, dtype)
-    shape = _shape(row, notes, assumed)
+    same = described if "same model" in row["source_detail"] else ""
+    shape = _shape(row, f"{notes} {same}", assumed)
     work = _workload(row, notes, shape, dtype, master, assumed)
     step = _step_seconds(row, work)
     memory = _number(row["peak_vram_mib"])

@@ -44,6 +44,7 @@ class _Device:
     """of the ceiling, by matrix products in a model's shapes"""
     exposed: float
     """share of the matrix products' traffic that is not hidden behind arithmetic"""
+    even_head: float
     wide: float
     """traffic over that of 16-bit activations"""
     launch_seconds: float
@@ -141,6 +142,7 @@ def _device(work: Workload, hardware: Hardware, k: Constants) -> _Device | None:
         wide = k.eager_float32
     return _Device(
         wide=wide,
+        even_head=reached.even_head,
         ceiling=ceiling,
         attention_ceiling=ceiling * attention,
         products=k.products * reached.products,
@@ -203,7 +205,10 @@ def _attention(work: Workload, device: _Device, k: Constants) -> float:
     context = shape.context * shape.attended
     half = 1 + 128 / context  # tiles on the diagonal are computed in full
     flops = 7 * n * context * queries * shape.layers * half
-    return flops * (k.attention_dropout if work.dropout else 1.0) / device.attention_ceiling
+    # Softmax takes one exponential a score, whatever the head size; efficiencies are for 128.
+    narrow = (1 + device.even_head / shape.head_size) / (1 + device.even_head / 128)
+    dropout = k.attention_dropout if work.dropout else 1.0
+    return flops * dropout * narrow / device.attention_ceiling
 
 
 def _elementwise_bytes(work: Workload, k: Constants) -> float:
