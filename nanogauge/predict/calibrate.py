@@ -40,7 +40,7 @@ SECONDS_EACH = 0.35
 
 BUDGET_SECONDS = 45.0  # for all of it, so that a minute is enough with what starts and compiles
 ROUND_SECONDS = 4.0  # one step of all parts; where it would take longer, of fewer sequences
-# Rounds until there are both so many and so long, that a passing disturbance is no median; within
+# Rounds until there are both so many and so long that a passing disturbance does not decide; within
 # the budget, but never fewer than the fewest. The first, which warms up, does not count.
 ROUNDS, ROUNDS_SECONDS, FEWEST_ROUNDS = 25, 12.0, 4
 STACKED_LAYERS = 4  # blocks measured together; more change the time of one by 1-2 %
@@ -116,7 +116,7 @@ def measure(config: Config, device: torch.device, dtype: str, name: str) -> Cali
 def measure_operations(work: Workload, device: torch.device, dtype: torch.dtype) -> list[Figure]:
     """Matrix products in the shapes of the model, attention, cross-entropy and a copy of memory.
 
-    Where a product would take long on this device it has fewer rows (tokens) than a micro-batch.
+    Where one would take long on this device it has fewer rows (tokens) than a micro-batch.
     """
     shape, name = work.shape, matrix_product_name(work.dtype)
     figures = [_matmul_figure(f"{name}, square", 1024, 1024, 1024, dtype, device)]
@@ -131,7 +131,9 @@ def measure_operations(work: Workload, device: torch.device, dtype: torch.dtype)
         rows = min(work.tokens, max(1, int(affordable / (2 * inner * outer))))
         figures.append(_matmul_figure(f"{name}, {title}", rows, inner, outer, dtype, device))
 
-    heads = (work.micro_batch, shape.heads, shape.context, shape.head_size)
+    per_sequence = 7 * 2 * shape.context**2 * shape.width  # two products forward, five backward
+    sequences = min(work.micro_batch, max(1, int(affordable / per_sequence)))
+    heads = (sequences, shape.heads, shape.context, shape.head_size)
     q, k, v = (torch.randn(heads, device=device, dtype=dtype, requires_grad=True) for _ in "qkv")
 
     def attend() -> None:
@@ -271,7 +273,10 @@ def measure_parts(
     micro_batches = min(MOST_MICRO_BATCHES, work.grad_accum)
     flops = micro_batches * work.tokens * flops_per_token_palm(both)
     expected_seconds = flops / (flops_per_second / 2)
-    sequences = max(1, int(work.micro_batch * min(1.0, ROUND_SECONDS / expected_seconds)))
+    affordable = work.micro_batch * ROUND_SECONDS / expected_seconds
+    sequences = max(1, min(work.micro_batch, int(affordable)))
+    if affordable < 1:
+        micro_batches = 1
     pieces = [
         whole_piece(config, sequences, device, dtype),
         stack_piece(config, layers, sequences, device, dtype),
@@ -289,8 +294,7 @@ def measure_parts(
         now = time.perf_counter()
         took = now - begin
     (whole, whole_update), (stack, stack_update) = (
-        (statistics.median(s) for s in zip(*(r[i] for r in rounds[1:]), strict=True))
-        for i in range(2)
+        (undisturbed(s) for s in zip(*(r[i] for r in rounds[1:]), strict=True)) for i in range(2)
     )
     spreads = []
     for i in range(2):
@@ -312,6 +316,11 @@ def measure_parts(
         return parts, None
     text = f"a model of one layer and {layers} layers, each with its first step"
     return parts, _figure("compilation", compiling, "s", text)
+
+
+def undisturbed(seconds: Sequence[float]) -> float:
+    """The lower quartile: other programs only ever add to a time, at times to most repetitions."""
+    return float(np.quantile(seconds, 0.25))
 
 
 def whole_piece(config: Config, sequences: int, device: torch.device, dtype: str) -> Piece:
