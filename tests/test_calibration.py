@@ -229,7 +229,7 @@ def test_a_plan_calibrates_this_machine_and_a_run_refines_it(tmp_path: Path) -> 
     assert time.monotonic() - began < 60
     assert done.returncode == 0, done.stderr
     told = " ".join(done.stdout.split())
-    assert "quantity predicted calibrated claimed" in told
+    assert "quantity expected predicted calibrated claimed" in told
     assert "Calibrated by a layer, the rest and the update of this shape measured" in told
 
     assert train_tiny(tmp_path, "--train.max-steps=30", **home).returncode == 0
