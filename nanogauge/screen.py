@@ -60,13 +60,15 @@ class Screen:
         print(f"{self._config.run.name} on {self._prediction.hardware.name}")
         print(f"  peak: {self._prediction.hardware.peak_name}")
         for row in _SHOWN_ROWS:
-            if (e := self._prediction.quantities.get(row)) is not None:
+            if (e := self._prediction.best(row)) is not None:
                 text = format_range(row, e.low, e.high, self._config.cost.currency)
                 print(f"  {row.replace('_', ' '):22} {text}")
-        total = self._prediction.quantities.get("total_seconds")
+        total = self._prediction.best("total_seconds")
         if total is not None and self._first == 0:
             low, high = clock_time(total.low), clock_time(total.high)
             print(f"  finish at about        {clock_time(total.expected)} ({low} to {high})")
+        if (step := self._prediction.calibrated.get("step_seconds")) is not None:
+            print(f"  times stand on {step.source}")
         for note in self._prediction.notes:
             print(f"  ! {note}")
 
