@@ -194,3 +194,18 @@ def test_the_bench_works_on_any_such_table_and_refuses_others(tmp_path: Path) ->
         refused = run(BENCH, str(path))
         assert refused.returncode == 2
         assert str(path) in refused.stderr and "Traceback" not in refused.stderr
+
+
+def test_the_same_model_is_what_its_source_described_before(tmp_path: Path) -> None:
+    """Else a table that says it once would be read as another architecture in its next row."""
+    first = GPT2 | {
+        "source_detail": "8q/4kv heads hd64, MLP 2x ReLU2",
+        "n_head": "8",
+        "n_embd": "512",
+    }
+    second = first | {"id": "longer", "source_detail": "same model, other batch"}
+    runs, _, _ = read_runs(table(tmp_path, first, second))
+    assert runs[0].work.shape == runs[1].work.shape
+    assert (runs[1].work.shape.kv_heads, runs[1].work.shape.mlp_width) == (4, 1024)
+    other, _, _ = read_runs(table(tmp_path, first, second | {"source": "somebody else"}))
+    assert other[1].work.shape.kv_heads == 8

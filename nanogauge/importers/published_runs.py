@@ -192,7 +192,7 @@ def _arithmetic(row: Row, assumed: list[str]) -> tuple[Dtype, bool]:
 
 def _card(text: str) -> str:
     """The card without what is said of it in parentheses; an A100 of unknown memory has 40 GB."""
-    name = re.sub(r"\(.*?\)", "", text).strip()
+    name = re.sub(r"\(.*?\)|^\d+ ?x ", "", text).strip()
     return "A100 40GB" if name == "A100" else name
 
 
@@ -222,7 +222,7 @@ def _shape(row: Row, notes: str, assumed: list[str]) -> Shape:
         raise _CannotPredict(f"n_embd {width} is not a multiple of n_head {heads}")
     if re.search(r"\bbert\b|encoder fine-tune", notes, re.IGNORECASE):
         raise _CannotPredict("an encoder, not a GPT")
-    if re.search(r"mixture|\bmoe\b|experts", notes, re.IGNORECASE):
+    if re.search(r"\bmoe\b|experts", notes, re.IGNORECASE):
         raise _CannotPredict("a mixture of experts")
     head_size = _found(r"\bhd ?(\d+)|head_dim (\d+)", notes) or width // heads
     llama = re.search(r"llama|qwen|swiglu|mistral", notes, re.IGNORECASE)
@@ -236,7 +236,7 @@ def _shape(row: Row, notes: str, assumed: list[str]) -> Shape:
         vocabulary=vocabulary,
         kv_heads=_key_value_heads(notes) or heads,
         head_size=head_size,
-        mlp_width=_found(r"(?:d_ff|ff) ?(\d+)", notes)
+        mlp_width=_found(r"\b(?:d_ff|ff) ?(\d+)", notes)
         or (_found(r"MLP (\d)x", notes) or 4) * width,
         mlp_matrices=3 if llama else 2,
         tied=not (re.search(r"untied", notes) or nanochat or (llama and " tied" not in notes)),
@@ -270,7 +270,7 @@ def _filled_up(
     """The width of a gated MLP, or the size of tables, from a published parameter count."""
     if millions is None:
         return shape
-    if gated and not re.search(r"(?:d_ff|ff) ?\d+", notes):
+    if gated and not re.search(r"\b(?:d_ff|ff) ?\d+", notes):
         without = count_parameters(replace(shape, mlp_width=0)).total
         width = (1e6 * millions - without) / (shape.layers * 3 * shape.width)
         return replace(shape, mlp_width=max(64, round(width / 64) * 64))
@@ -290,7 +290,7 @@ def _workload(
     row: Row, notes: str, shape: Shape, dtype: Dtype, master: bool, assumed: list[str]
 ) -> Workload:
     gpus = int(_number(row["world"]) or _number(row["n_gpus"]) or 1)
-    if re.search(r"tp[-_ ]?[2-9]|pp[-_ ]?[2-9]", row["source_detail"]):
+    if re.search(r"(?<![a-z])[tp]p[-_ =]?[2-9]", row["source_detail"]):
         raise _CannotPredict("tensor or pipeline parallelism")
     compiled = _compiled(row["compile"].lower(), assumed)
     attention = _attention(row["flash_attn"].lower(), assumed)
@@ -313,7 +313,7 @@ def _workload(
         grad_accum=int(_number(row["grad_accum"]) or 1),
         dtype=dtype,
         master_weights=master,
-        wide_residual=master and "autocast" in row["precision"],
+        wide_residual=master and bool(re.search(r"autocast|mixed|amp", row["precision"].lower())),
         compiled=compiled,
         attention=attention,
         dropout=float(m[1]) if (m := re.search(r"dropout (0\.\d+)", notes)) else 0.0,
@@ -355,13 +355,13 @@ def _compiled(text: str, assumed: list[str]) -> bool:
 def _attention(text: str, assumed: list[str]) -> Literal["flash", "flash3", "plain"]:
     if not text:
         assumed.append("attention kernel (flash)")
-    if text.startswith("no"):
+    if text.startswith(("no", "math", "naive", "eager")):
         return "plain"
     return "flash3" if re.search(r"fa3|cudnn|te fused", text) else "flash"
 
 
 def _checkpointing(text: str) -> Literal["none", "selective", "full"]:
-    if text in ("", "no", "none"):
+    if not text or text.startswith("no"):
         return "none"
     return "selective" if text.startswith("selective") else "full"
 
