@@ -1,6 +1,6 @@
 """What devices reach and what operations move: the constants of the step-time roofline.
 
-Those of bench/fitting.py were fitted to 46 published runs from 17 sources, each held near a prior
+Those of bench/fitting.py were fitted to 46 published runs from 16 sources, each held near a prior
 that comes from counting or from a data sheet; docs/prediction.md has the priors, the fit, and the
 errors with every source left out in turn. Bytes are per 16-bit value unless said otherwise.
 """

@@ -58,34 +58,22 @@ def predict_step_time(
     device = _device(work, hardware, constants)
     if device is None:
         return None
-    shape, k, n = work.shape, constants, work.tokens
-    unaligned = k.unaligned_head if shape.vocabulary % 8 else 1.0
+    k = constants
+    activations = work.tokens * device.wide / device.bandwidth  # seconds a byte of each token
     forward = {
         "matrix products of the blocks": _block_products(work, device, k),
         "attention": _attention(work, device, k),
-        "vocabulary head": _products([(shape.width, shape.vocabulary)], work, device, k)
-        * unaligned,
-        "softmax and loss": n
-        * shape.vocabulary
-        * (k.loss_bytes if work.compiled else k.loss_bytes_eager)
-        * device.wide
-        / device.bandwidth,
-        "norms and elementwise": _elementwise_bytes(work, k) * n * device.wide / device.bandwidth,
+        "vocabulary head": _vocabulary_head(work, device, k),
+        "softmax and loss": _loss_bytes(work, k) * activations,
+        "norms and elementwise": _elementwise_bytes(work, k) * activations,
     }
-    if work.fp8_products:
-        forward["matrix products of the blocks"] /= k.fp8_speed
-    share = 1 / work.gpus if work.sharding in ("full", "hybrid") else 1.0
-    total = count_parameters(shape).total
-    weights = (
-        k.weight_bytes * (total - shape.table_parameters) + k.table_bytes * shape.table_parameters
-    )
-    weights *= (1 if work.master_weights else 0.5) / device.bandwidth
-    micro = forward | {"weights and gradients": weights * share}
-    micro["recomputation"] = _recomputation(work, forward, k)
+    micro = forward | {
+        "weights and gradients": _weight_bytes(work, k) / device.bandwidth,
+        "recomputation": _recomputation(work, forward, k),
+    }
     busy = sum(micro.values())
-    kernels = (
-        k.kernels_per_layer if work.compiled else k.kernels_per_layer_eager
-    ) * shape.layers + k.kernels
+    per_layer = k.kernels_per_layer if work.compiled else k.kernels_per_layer_eager
+    kernels = per_layer * work.shape.layers + k.kernels
     launches = kernels * device.launch_seconds
     on_cpu = hardware.kind == "cpu"
     tails = 0.0 if on_cpu else kernels * k.kernel_tail_seconds
@@ -130,9 +118,9 @@ def _device(work: Workload, hardware: Hardware, k: Constants) -> _Device | None:
     if reached is None or peak is None or datasheet is None:
         return None
     ceiling = hardware.matmul_flops or reached.ceiling_of_peak * peak * _power(hardware, reached)
-    ceiling /= reached.slowdown
     if work.dtype == "float32" and hardware.float32_flops is not None:
         ceiling = k.float32_of_peak * hardware.float32_flops
+    ceiling /= reached.slowdown
     attention = reached.attention
     if work.attention == "flash3":
         attention = max(attention, reached.attention_best)
@@ -188,7 +176,27 @@ def _layer_matrices(shape: Shape) -> list[tuple[int, int]]:
 
 
 def _block_products(work: Workload, device: _Device, k: Constants) -> float:
-    return work.shape.layers * _products(_layer_matrices(work.shape), work, device, k)
+    seconds = work.shape.layers * _products(_layer_matrices(work.shape), work, device, k)
+    return seconds / k.fp8_speed if work.fp8_products else seconds
+
+
+def _vocabulary_head(work: Workload, device: _Device, k: Constants) -> float:
+    seconds = _products([(work.shape.width, work.shape.vocabulary)], work, device, k)
+    return seconds * (k.unaligned_head if work.shape.vocabulary % 8 else 1.0)
+
+
+def _loss_bytes(work: Workload, k: Constants) -> float:
+    """Bytes a token moves through softmax and cross-entropy, in 16 bits."""
+    return work.shape.vocabulary * (k.loss_bytes if work.compiled else k.loss_bytes_eager)
+
+
+def _weight_bytes(work: Workload, k: Constants) -> float:
+    """Bytes a micro-batch moves to cast the weights and to accumulate their gradients."""
+    tables = work.shape.table_parameters
+    looked_up = k.table_bytes * tables
+    multiplied = k.weight_bytes * (count_parameters(work.shape).total - tables)
+    share = 1 / work.gpus if work.sharding in ("full", "hybrid") else 1.0
+    return (multiplied + looked_up) * (1 if work.master_weights else 0.5) * share
 
 
 def _attention(work: Workload, device: _Device, k: Constants) -> float:
