@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -47,6 +48,22 @@ def test_a_card_is_measured_by_allocator_driver_and_sensors(trained: Path) -> No
 def test_the_compiled_model_is_what_trains(trained: Path) -> None:
     (mode,) = [line["mode"] for line in log_lines(trained) if line["kind"] == "compile"]
     assert mode == "compiled"
+
+
+def test_the_allocator_peaks_where_memory_is_predicted(trained: Path) -> None:
+    """The components were counted on a CPU; a card's allocator has the last word."""
+    peak = rows_of(trained)["peak_allocated_bytes"]
+    assert peak["analytic"]["low"] <= peak["measured"]["value"] <= peak["analytic"]["high"]
+
+
+def test_a_calibrated_plan_names_this_card_and_its_measurements() -> None:
+    """Events, clocks and GradScaler paths that no CPU takes."""
+    done = run("plan.py", DEMO, "--calibrate", "--run.device=cuda", "--run.dtype=auto", "--json")
+    assert done.returncode == 0, done.stderr
+    rows = {row["id"]: row for row in json.loads(done.stdout)["rows"]}
+    step = rows["step_seconds"]["calibrated"]
+    assert 0 < step["low"] < step["expected"] < step["high"]
+    assert "measured" in step["source"]
 
 
 def test_a_run_on_a_card_resumes(trained: Path) -> None:
