@@ -136,8 +136,6 @@ class Constants:
     kernels_per_layer_eager: float = 150
     kernels: float = 40
 
-    geforce: tuple[str, ...] = ("turing", "ampere", "ada", "blackwell")
-    """classes whose chips are sold as GeForce and, with other clocks and limits, otherwise"""
     pcie_bytes_per_second: float = 32e9
     pcie_share: float = 0.3
     """GeForce cards have no peer-to-peer copies: a collective goes through the host's memory"""

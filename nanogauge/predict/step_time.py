@@ -330,7 +330,8 @@ def _interval(
     reached = k.classes[hardware.architecture]
     low, high = reached.low, reached.high
     caveats = [reached.caveat] if reached.caveat else []
-    if hardware.kind in ("workstation", "datacenter") and hardware.architecture in k.geforce:
+    others = hardware.kind in ("workstation", "datacenter")
+    if others and hardware.architecture == "ada":
         low, high = min(low, 0.70), max(high, 1.40)
         caveats.append("its class is known from GeForce cards alone")
     if hardware.kind != "cpu" and not work.compiled:
