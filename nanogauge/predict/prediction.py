@@ -92,10 +92,11 @@ def predict(
         times, ledger = _times(config, hardware, step, gpus)
         quantities |= times
         parts = step.parts
-        notes += [f"Step time on {hardware.name}: {caveat}." for caveat in step.caveats]
     known = None
     if calibration is not None:
         known = calibrated_step(work, hardware, calibration, step)
+    if step is not None and known is None:
+        notes += [f"Step time on {hardware.name}: {caveat}." for caveat in step.caveats]
     if hardware.kind == "cpu":
         unpredicted["peak_allocated_bytes"] = "no GPU"
     else:
