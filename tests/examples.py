@@ -12,12 +12,28 @@ from nanogauge.claims import Claims, load_claims
 from nanogauge.config import Config, load_config
 from nanogauge.hardware import lookup
 from nanogauge.predict.prediction import predict
-from nanogauge.records import Prediction
+from nanogauge.records import Hardware, Prediction
 
 DOCUMENTED = ROOT / "configs" / "rtx4070_fineweb.toml"
 SEED_CLAIMS = ROOT / "predictions" / "seed_zh.toml"
 SHARED = ROOT.parent / "shared"
 """material beside a developer's checkout; tests that hold against it are skipped elsewhere"""
+
+
+CPU = Hardware(
+    name="some CPU",
+    kind="cpu",
+    architecture="cpu",
+    peak_flops=1e11,
+    peak_name="measured",
+    matmul_flops=1e11,
+    memory_bytes=2**34,
+    bandwidth_bytes_per_second=1e10,
+    power_limit_watts=None,
+    process_bytes=3 * 10**8,
+    source="measured",
+)
+"""a processor of round figures"""
 
 
 @cache

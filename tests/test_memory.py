@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from examples import documented_config
+from examples import CPU, documented_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._inductor.compile_fx import compile_fx
@@ -22,22 +22,7 @@ from nanogauge.predict.fit import fit_verdict
 from nanogauge.predict.memory import predict_memory
 from nanogauge.predict.training_state import training_state
 from nanogauge.predict.workload import Program, Shape, Workload, shape_of, workload_of
-from nanogauge.records import Hardware
 from nanogauge.training.optimizer import make_optimizer
-
-CPU = Hardware(
-    name="some CPU",
-    kind="cpu",
-    architecture="cpu",
-    peak_flops=1e11,
-    peak_name="measured",
-    matmul_flops=1e11,
-    memory_bytes=2**34,
-    bandwidth_bytes_per_second=1e10,
-    power_limit_watts=None,
-    process_bytes=3 * 10**8,
-    source="measured",
-)
 
 
 @st.composite

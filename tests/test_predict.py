@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from examples import documented_config, documented_prediction
+from examples import CPU, documented_config, documented_prediction
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -65,20 +65,7 @@ def configs(draw: st.DrawFn) -> Config:
 def devices(draw: st.DrawFn) -> tuple[Hardware, str]:
     """A row of hardware.toml in a dtype that it has, or a measured CPU."""
     if draw(st.integers(0, 4)) == 0:
-        cpu = Hardware(
-            name="some CPU",
-            kind="cpu",
-            architecture="cpu",
-            peak_flops=1e11,
-            peak_name="measured",
-            matmul_flops=1e11,
-            memory_bytes=2**34,
-            bandwidth_bytes_per_second=1e10,
-            power_limit_watts=None,
-            process_bytes=3 * 10**8,
-            source="measured",
-        )
-        return cpu, "float32"
+        return CPU, "float32"
     gpu = draw(st.sampled_from(TIMED_GPUS))
     dtype = draw(st.sampled_from([d for d in DTYPES if gpu.peak_flops(d) is not None]))
     return from_row(gpu, dtype), dtype

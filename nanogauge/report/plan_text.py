@@ -12,6 +12,12 @@ from nanogauge.clock_times import day_and_time
 from nanogauge.config import Config
 from nanogauge.consistency import Inconsistency
 from nanogauge.planning import Candidate, Deadline, Fit, FittingModels, Span
+from nanogauge.predict.flops import (
+    flops_per_token_causal,
+    flops_per_token_executed,
+    flops_per_token_palm,
+)
+from nanogauge.predict.workload import shape_of
 from nanogauge.quantities import format_range, format_seconds, format_value
 from nanogauge.records import Prediction
 from nanogauge.report.compare import Row
@@ -48,6 +54,7 @@ def print_plan(
                 f"about {_time(deadline.preparation_seconds)} before the run."
             )
         )
+    console.print(Text(flops_sentence(config), style="dim"))
     if prediction.step_parts:
         parts = ", ".join(
             f"{p.name} {format_seconds(p.value)}" for p in prediction.step_parts if p.value
@@ -60,6 +67,19 @@ def print_plan(
     for note in prediction.notes:
         console.print(Text(f"! {note}", style="yellow"))
     print_findings(findings, console)
+
+
+def flops_sentence(config: Config) -> str:
+    """A step by each of the named conventions."""
+    shape = shape_of(config.model)
+    palm, causal, executed = (
+        f"{config.tokens_per_step * per_token(shape) / 1e12:,.4g}"
+        for per_token in (flops_per_token_palm, flops_per_token_causal, flops_per_token_executed)
+    )
+    return (
+        f"One step: {palm} TFLOP (6N + 12LCT); {causal} where only causal attention counts, "
+        f"{executed} as flash attention computes it."
+    )
 
 
 def fit_sentence(config: Config, prediction: Prediction, fit: Fit) -> str:
