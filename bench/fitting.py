@@ -61,7 +61,7 @@ def put(constants: Constants, values: dict[str, float]) -> Constants:
             classes[owner] = replace(classes[owner], **{field: value})  # type: ignore[arg-type]
         else:
             own[name] = value
-    return replace(constants, classes=classes, **own)  # type: ignore[arg-type]
+    return replace(constants, classes=classes, **own)
 
 
 def fitted_to(runs: Sequence[PublishedRun]) -> list[PublishedRun]:

@@ -153,6 +153,7 @@ def test_a_time_comes_from_whatever_was_published(tmp_path: Path) -> None:
         ({"n_layer": ""}, "n_layer is not given"),
         ({"micro_batch": ""}, "micro_batch is not given"),
         ({"iter_ms": ""}, "neither a time nor a peak"),
+        ({"iter_ms": "...", "quote": "took ... ms"}, "neither a time nor a peak"),
         ({"precision": "fp4"}, "fp4"),
         ({"optimizer": "SOAP"}, "SOAP"),
         ({"source_detail": "BERT fine-tuning"}, "encoder"),

@@ -69,6 +69,7 @@ class PowerReading:
 
 
 Row = dict[str, str]
+_DECIMAL = r"\d+(?:\.\d+)?"
 
 
 def read_runs(path: Path) -> tuple[list[PublishedRun], list[PowerReading], list[Skipped]]:
@@ -106,11 +107,9 @@ def read_runs(path: Path) -> tuple[list[PublishedRun], list[PowerReading], list[
 
 def _power(row: Row, number: int) -> PowerReading | None:
     """The reading of a row with a number of watts on one known card with tensor cores."""
-    watts = _number(row["power_w"]) if re.fullmatch(r"[\d.]+", row["power_w"]) else None
+    watts = _number(row["power_w"]) if re.fullmatch(_DECIMAL, row["power_w"]) else None
     gpu = find_gpu(_card(row["gpu"]))
     if watts is None or gpu is None or gpu.peak_flops("float16") is None:
-        return None
-    if gpu.architecture == "pascal":
         return None
     hardware = _hardware(row, "bfloat16" if gpu.peak_flops("bfloat16") else "float16")
     if hardware.power_limit_watts is None:
@@ -154,7 +153,7 @@ def _run(name: str, row: Row, described: str) -> PublishedRun:
 
 def _number(text: str) -> float | None:
     """The number a cell begins with; of a range like 40.2-40.3 the first."""
-    found = re.match(r"[\d.]+(e\d+)?", text.replace(",", ""))
+    found = re.match(rf"{_DECIMAL}(e\d+)?", text.replace(",", ""))
     return float(found[0]) if found and float(found[0]) > 0 else None
 
 
@@ -241,7 +240,7 @@ def _shape(row: Row, notes: str, assumed: list[str]) -> Shape:
         mlp_matrices=3 if llama else 2,
         tied=not (re.search(r"untied", notes) or nanochat or (llama and " tied" not in notes)),
         position_table=not rotary,
-        attended=_attended(notes, context),
+        attended=_attended(notes),
     )
     return _filled_up(shape, _number(row["params_m"]), bool(llama), bool(nanochat), notes)
 
@@ -255,7 +254,7 @@ def _key_value_heads(notes: str) -> int | None:
     )
 
 
-def _attended(notes: str, context: int) -> float:
+def _attended(notes: str) -> float:
     """Mean share of the context under a pattern of windows: S is half of it, L the whole."""
     pattern = re.search(r"window pattern ([SL]{2,})", notes)
     if pattern is None:
@@ -278,8 +277,8 @@ def _filled_up(
     return replace(shape, table_parameters=max(0, int(missing))) if nanochat else shape
 
 
-_OPTIMIZERS = (
-    (r"soap|shampoo|sophia|newton-muon", None),
+_OPTIMIZERS: tuple[tuple[str, Literal["adamw", "adamw_foreach", "muon"] | None], ...] = (
+    (r"soap|shampoo|sophia", None),
     (r"muon", "muon"),
     (r"adam.*fused|fused adam", "adamw"),
     (r"adam", "adamw_foreach"),
@@ -298,9 +297,9 @@ def _workload(
     optimizer: Literal["adamw", "adamw_foreach", "muon"] = "adamw"
     for pattern, kind in _OPTIMIZERS:
         if re.search(pattern, named):
-            if kind is None and "newton-muon" not in named:
+            if kind is None:
                 raise _CannotPredict(f"its optimizer, {row['optimizer']}, is not predicted")
-            optimizer = kind or "muon"  # type: ignore[assignment]
+            optimizer = kind
             break
     else:
         assumed.append("optimizer (fused AdamW)")
@@ -373,11 +372,11 @@ def _step_seconds(row: Row, work: Workload) -> float | None:
     if rate := _number(row["tokens_per_sec"]):
         return work.tokens_per_step / rate
     notes = f"{row['source_detail']} {row['quote']}"
-    if found := re.search(r"total_training_time ([\d.]+) ?s? ?/ ?(\d+) steps", notes):
+    if found := re.search(rf"total_training_time ({_DECIMAL}) ?s? ?/ ?(\d+) steps", notes):
         return float(found[1]) / int(found[2])
-    if found := re.search(r"(\d+) steps in ([\d.]+) ?s\b", notes):
+    if found := re.search(rf"(\d+) steps in ({_DECIMAL}) ?s\b", notes):
         return float(found[2]) / int(found[1])
-    if found := re.search(r"([\d.]+)(?:-[\d.]+)? ms\b", row["quote"]):
+    if found := re.search(rf"({_DECIMAL})(?:-{_DECIMAL})? ms\b", row["quote"]):
         return float(found[1]) / 1e3
     share, peak = _number(row["mfu_logged"]), _number(row["mfu_peak_used_tflops"])
     if share and peak:

@@ -41,14 +41,14 @@ def saved_for_backward(work: Workload, on_cpu: bool = False) -> Saved:
     statistics = 4 if work.compiled else 8  # fp32: 1/deviation, and eager the mean too
 
     # Norms keep their fp32 input (compiled: the normalised one), the products their 16-bit input.
-    norms = shape.norms_per_layer * (r * width + statistics) + 2 * e * width
+    norms = 2 * (r * width + statistics) + 2 * e * width
     hidden = mlp if shape.mlp_matrices == 2 else (2 if work.compiled else 3) * mlp
     activation = e * (hidden + mlp)  # of a gated MLP also silu(gate), which compiled is recomputed
     scales = program.learned_scales * e * width
     masks = 2 * _mask_bytes(work, on_cpu, e) * width
     layer = norms + _attention(work, on_cpu) + activation + scales + masks
     kept: float = layer
-    queries, keys = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
+    queries, keys = shape.query_width, shape.key_width
     if work.checkpointing == "full":
         kept = r * width
     elif work.checkpointing == "selective":
@@ -82,7 +82,7 @@ def _attention(work: Workload, on_cpu: bool) -> float:
     """Bytes per token of one layer's attention, from its projections' output to its own."""
     shape, program, e = work.shape, work.program, work.element_bytes
     half = e == 2
-    queries, keys = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
+    queries, keys = shape.query_width, shape.key_width
     scores = shape.heads * shape.context
     # Queries, keys and values, and the output, which the projection after it shares.
     inputs, output = queries + 2 * keys, queries

@@ -140,7 +140,6 @@ class Constants:
     pcie_share: float = 0.3
     """GeForce cards have no peer-to-peer copies: a collective goes through the host's memory"""
     link_share: float = 0.8
-    gpus_per_node: int = 8
     network_bytes_per_second: float = 50e9
     network_bytes_per_second_a100: float = 25e9
     """per GPU between machines: 400 and 200 Gb/s, as in DGX H100 and DGX A100"""

@@ -31,9 +31,9 @@ def operations(shape: Shape) -> list[Operation]:
     forward + backward, summed, equal what torch's FlopCounterMode counts with plain attention.
     """
     width, layers, mlp = shape.width, shape.layers, shape.mlp_width
-    queries = shape.heads * shape.head_size
+    queries = shape.query_width
     forward = {
-        "query, key, value": layers * 2 * width * (queries + 2 * shape.kv_heads * shape.head_size),
+        "query, key, value": layers * 2 * width * (queries + 2 * shape.key_width),
         "attention": layers * 2 * 2 * shape.context * queries,
         "attention projection": layers * 2 * queries * width,
         "MLP": layers * 2 * shape.mlp_matrices * width * mlp,
@@ -49,10 +49,6 @@ def operations(shape: Shape) -> list[Operation]:
         )
         for name, flops in forward.items()
     ]
-
-
-def forward_flops_per_token(shape: Shape) -> dict[str, int]:
-    return {operation.name: operation.forward for operation in operations(shape)}
 
 
 def flops_per_token_6n(shape: Shape) -> int:

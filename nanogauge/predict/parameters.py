@@ -35,22 +35,31 @@ class Parameters:
         return self.matrices + self.vectors + untied + self.tables
 
 
+def layer_matrices(shape: Shape) -> list[tuple[int, int]]:
+    """Inputs and outputs of a block's matrices; those that share their input as one."""
+    return [
+        (shape.width, shape.query_width + 2 * shape.key_width),
+        (shape.query_width, shape.width),
+        (shape.width, (shape.mlp_matrices - 1) * shape.mlp_width),
+        (shape.mlp_width, shape.width),
+    ]
+
+
 def count_parameters(shape: Shape) -> Parameters:
     """model.py: L blocks of 12 C^2 (3 query-key-value, 1 projection, 8 MLP) and V x C, tied.
 
     In general a block has C x D x (2 H + 2 H_kv) of attention and 2 or 3 C x F of MLP.
     """
     width, layers, mlp = shape.width, shape.layers, shape.mlp_width
-    attended = shape.head_size * (2 * shape.heads + 2 * shape.kv_heads)
-    norms = (shape.norms_per_layer * layers + 1) * width if shape.norm_weights else 0
+    norms = (2 * layers + 1) * width if shape.norm_weights else 0
     biases = 0
     if shape.bias:
-        of_attention = shape.head_size * (shape.heads + 2 * shape.kv_heads) + width
+        of_attention = shape.query_width + 2 * shape.key_width + width
         of_mlp = (shape.mlp_matrices - 1) * mlp + width
         biases = norms + layers * (of_attention + of_mlp)
     positions = shape.context * width if shape.position_table else 0
     return Parameters(
-        block_matrices=layers * width * (attended + shape.mlp_matrices * mlp),
+        block_matrices=layers * sum(a * b for a, b in layer_matrices(shape)),
         vocabulary=shape.vocabulary * width,
         tied=shape.tied,
         vectors=norms + biases,

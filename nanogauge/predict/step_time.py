@@ -12,8 +12,8 @@ import math
 from dataclasses import dataclass
 
 from nanogauge.predict.constants import FITTED, Constants, DeviceClass
-from nanogauge.predict.parameters import count_parameters
-from nanogauge.predict.workload import Shape, Workload
+from nanogauge.predict.parameters import count_parameters, layer_matrices
+from nanogauge.predict.workload import GPUS_OF_A_NODE, Workload
 from nanogauge.records import Hardware, Part
 
 
@@ -164,19 +164,8 @@ def _products(
     return flops / (device.ceiling * device.products) + device.exposed * traffic / device.bandwidth
 
 
-def _layer_matrices(shape: Shape) -> list[tuple[int, int]]:
-    queries, keys = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
-    up = (shape.mlp_matrices - 1) * shape.mlp_width
-    return [
-        (shape.width, queries + 2 * keys),
-        (queries, shape.width),
-        (shape.width, up),
-        (shape.mlp_width, shape.width),
-    ]
-
-
 def _block_products(work: Workload, device: _Device, k: Constants) -> float:
-    seconds = work.shape.layers * _products(_layer_matrices(work.shape), work, device, k)
+    seconds = work.shape.layers * _products(layer_matrices(work.shape), work, device, k)
     return seconds / k.fp8_speed if work.fp8_products else seconds
 
 
@@ -195,14 +184,13 @@ def _weight_bytes(work: Workload, k: Constants) -> float:
     tables = work.shape.table_parameters
     looked_up = k.table_bytes * tables
     multiplied = k.weight_bytes * (count_parameters(work.shape).total - tables)
-    share = 1 / work.gpus if work.sharding in ("full", "hybrid") else 1.0
-    return (multiplied + looked_up) * (1 if work.master_weights else 0.5) * share
+    return (multiplied + looked_up) * (1 if work.master_weights else 0.5) / work.shards
 
 
 def _attention(work: Workload, device: _Device, k: Constants) -> float:
     """Fused: the causal half of 2 products forward, 5 backward. Plain: T x T scores in memory."""
     shape, n = work.shape, work.tokens
-    queries = shape.heads * shape.head_size
+    queries = shape.query_width
     if work.attention == "plain":
         flops = 12.0 * n * shape.context * queries * shape.layers
         each = k.score_bytes if work.compiled else k.score_bytes_eager
@@ -244,20 +232,23 @@ def _recomputation(work: Workload, forward: dict[str, float], k: Constants) -> f
 
 def _optimizer(work: Workload, device: _Device, k: Constants) -> float:
     counted = count_parameters(work.shape)
-    share = 1.0 if work.sharding == "replicated" else 1 / work.gpus
+    each = k.adamw_foreach_bytes if work.optimizer == "adamw_foreach" else k.adamw_bytes
+    by_adamw = counted.total - (counted.block_matrices if work.optimizer == "muon" else 0)
+    moved = (each * by_adamw + k.clip_bytes * counted.total * work.clipped) / work.shards
+    share = 1 / work.gpus if work.sharding == "optimizer" else 1 / work.shards
+    newton_schulz = 0.0
+    if work.optimizer == "muon":
+        moved += k.muon_bytes * counted.block_matrices * share
+        newton_schulz = (
+            work.newton_schulz_steps
+            * work.shape.layers
+            * sum(
+                _newton_schulz(a, b, work.muon_batched, device, k)
+                for a, b in layer_matrices(work.shape)
+            )
+        )
     half = 1.0 if work.master_weights else 0.5
-    sharded = share if work.sharding in ("full", "hybrid") else 1.0
-    clipping = k.clip_bytes * counted.total * half * sharded / device.bandwidth * work.clipped
-    if work.optimizer != "muon":
-        each = k.adamw_bytes if work.optimizer == "adamw" else k.adamw_foreach_bytes
-        return each * half * counted.total * sharded / device.bandwidth + clipping
-    rest = counted.total - counted.block_matrices
-    seconds = k.adamw_bytes * rest * half * sharded / device.bandwidth + clipping
-    seconds += k.muon_bytes * counted.block_matrices * half * share / device.bandwidth
-    iteration = work.shape.layers * sum(
-        _newton_schulz(a, b, work.muon_batched, device, k) for a, b in _layer_matrices(work.shape)
-    )
-    return seconds + share * work.newton_schulz_steps * iteration
+    return half * moved / device.bandwidth + share * newton_schulz
 
 
 def _newton_schulz(a: int, b: int, batched: bool, device: _Device, k: Constants) -> float:
@@ -293,7 +284,7 @@ def _communication(
     link, network = _link(hardware, k), k.network_bytes_per_second
     if hardware.architecture == "a100":
         network = k.network_bytes_per_second_a100
-    nodes = math.ceil(work.gpus / k.gpus_per_node)
+    nodes = math.ceil(work.gpus / GPUS_OF_A_NODE)
     ring = (work.gpus - 1) / work.gpus
     slowest = link if nodes == 1 else min(link, network)
     if work.sharding in ("full", "hybrid"):
@@ -301,8 +292,8 @@ def _communication(
         if work.sharding == "full":
             seconds = 6 * total * ring / slowest
         else:
-            seconds = 6 * total * (k.gpus_per_node - 1) / k.gpus_per_node / link
-            seconds += 4 * total / k.gpus_per_node * (nodes - 1) / nodes / network
+            seconds = 6 * total * (work.shards - 1) / work.shards / link
+            seconds += 4 * total / work.shards * (nodes - 1) / nodes / network
         hidden = min(seconds, k.hidden_share_sharded * busy)
         return 0.0, seconds - hidden + k.interference * hidden
     seconds = 2 * (4 if work.master_weights else 2) * total * ring / slowest

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from nanogauge.predict.parameters import count_parameters
 from nanogauge.predict.workload import Workload
 
-GPUS_OF_A_NODE = 8  # hybrid sharding: over the GPUs of a node, replicated over the nodes
-
 
 @dataclass(frozen=True)
 class TrainingState:
@@ -44,7 +42,7 @@ def training_state(work: Workload) -> TrainingState:
         "muon": 2 * counted.block_matrices,  # 16-bit updates of all matrices
     }[work.optimizer]
     table_gradient = (2 if narrow else master) * counted.vocabulary
-    shards = _shards(work)
+    shards = work.shards
     casts: float
     buckets: float
     if shards == 1:
@@ -73,9 +71,3 @@ def training_state(work: Workload) -> TrainingState:
         moment_formula=f"twice the weights{', Muon once' * (work.optimizer == 'muon')}{shared}",
         cast_formula="2 B per weight of a product" if shards == 1 else "what FSDP has gathered",
     )
-
-
-def _shards(work: Workload) -> int:
-    if work.sharding == "full":
-        return work.gpus
-    return min(work.gpus, GPUS_OF_A_NODE) if work.sharding == "hybrid" else 1

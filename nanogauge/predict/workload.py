@@ -12,6 +12,9 @@ from typing import Literal
 from nanogauge.config import Config, ModelSection
 from nanogauge.errors import BadInput
 
+GPUS_OF_A_NODE = 8
+"""of a machine: hybrid sharding is over them, and links between machines are slower"""
+
 Dtype = Literal["float32", "tf32", "float16", "bfloat16"]
 
 
@@ -35,12 +38,21 @@ class Shape:
     position_table: bool = True
     """learned positions; False for rotary ones"""
     bias: bool = False
-    norms_per_layer: int = 2
     norm_weights: bool = True
     table_parameters: int = 0
     """look-up tables beside the embeddings (value embeddings): memory, but no FLOPs"""
     attended: float = 1.0
     """mean share of the context that is attended to; below 1 with sliding windows"""
+
+    @property
+    def query_width(self) -> int:
+        """of all heads"""
+        return self.heads * self.head_size
+
+    @property
+    def key_width(self) -> int:
+        """of all heads of keys, or of values"""
+        return self.kv_heads * self.head_size
 
 
 @dataclass(frozen=True)
@@ -115,6 +127,13 @@ class Workload:
     def tokens_per_step(self) -> int:
         """of all devices together"""
         return self.tokens * self.grad_accum * self.gpus
+
+    @property
+    def shards(self) -> int:
+        """devices that weights and gradients are divided over"""
+        if self.sharding == "full":
+            return self.gpus
+        return min(self.gpus, GPUS_OF_A_NODE) if self.sharding == "hybrid" else 1
 
     @property
     def element_bytes(self) -> int:
