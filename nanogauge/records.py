@@ -116,13 +116,24 @@ class Start(Line):
     device: str
     train_tokens: int | None = None
     """unique training tokens that were found; None where the data was not seen"""
+    idle_power_watts: float | None = None
+    """mean power of the board just before the run, while nothing was asked of it"""
+    idle_utilization: float | None = None
+    """what other programs kept of the board meanwhile; above a few percent it was not idle"""
+    other_programs: dict[str, int] | None = None
+    """bytes on the card that other programs hold, by their name; None where nobody tells"""
+    wandb_id: str | None = None
+    """W&B's id of the run, which its resumption continues"""
 
 
 class Compile(Line):
     """Time spent making the compiled model; mode says what the loop then ran."""
 
     kind: Literal["compile"] = "compile"
+    step: int | None = None
+    """the step that had to wait for it, where it came in the middle of the run"""
     seconds: float
+    """in no step, evaluation or checkpoint"""
     mode: Literal["compiled", "eager"]
 
 
@@ -134,14 +145,28 @@ class Step(Line):
     loss: float | None = None
     """mean over the micro-batches of the step, in nats per token; None where it was not finite"""
     step_seconds: float | None = None
-    """from the end of the previous work to the end of this update, without evaluation or
-    checkpoint; None where a log has no time of its own for this step"""
+    """from the end of the previous work to the end of this update, without evaluation, checkpoint
+    or compilation; None where a log has no time of its own for this step"""
     printed_seconds: float | None = None
     """what another program printed for it, with the evaluation or compilation that lies in it"""
     data_wait_seconds: float | None = None
+    """of step_seconds: how long the device waited for its batches, their copy included"""
+    forward_seconds: float | None = None
+    """of step_seconds; like the next two and the peaks only in every measure.split_every-th step"""
+    backward_seconds: float | None = None
+    optimizer_seconds: float | None = None
+    """clipping, update and clearing of gradients"""
     learning_rate: float | None = None
     grad_norm: float | None = None
     tokens: int | None = None
+    power_watts: float | None = None
+    """mean, least and most of the samples that fell into this step; None where none did"""
+    power_min_watts: float | None = None
+    power_max_watts: float | None = None
+    peak_allocated_bytes: int | None = None
+    """so far, as in the end line: a run that dies has no end line"""
+    peak_reserved_bytes: int | None = None
+    peak_host_bytes: int | None = None
 
 
 class Eval(Line):
@@ -166,26 +191,47 @@ class Checkpoint(Line):
 
 
 class Sensor(Line):
-    """One reading of the GPU's sensors; a field the driver does not give is None."""
+    """One reading of the sensors, about one a second; a field that nobody gives is None.
+
+    Power and clocks are means of the samples since the reading before; all else is as it is at
+    elapsed_seconds.
+    """
 
     kind: Literal["sensor"] = "sensor"
     power_watts: float | None = None
+    power_min_watts: float | None = None
+    power_max_watts: float | None = None
     energy_joules: float | None = None
     """energy since the sampler started: from the driver's counter where there is one"""
     energy_source: Literal["counter", "integral"] | None = None
+    integral_joules: float | None = None
+    """the same from the sampled power alone, whether there is a counter or not"""
+    gap_seconds: float | None = None
+    """since the sampler started: time without samples, which no integral bridges; absent if none"""
     power_limit_watts: float | None = None
     temperature_celsius: float | None = None
+    fan: float | None = None
+    """intended speed as a share of the highest"""
     sm_clock_hz: float | None = None
+    memory_clock_hz: float | None = None
     utilization: float | None = None
+    throttle: list[str] | None = None
+    """in words, why the clock is lower than it could be; empty if it is not. What a card does that
+    has nothing to do (idle, clocks set by an application) is no throttling"""
+    pcie_generation: int | None = None
+    pcie_width: int | None = None
     device_used_bytes: int | None = None
     process_used_bytes: int | None = None
+    cpu_package_joules: float | None = None
+    """energy of all processor packages since the sampler started, from RAPL"""
 
 
 class Event(Line):
     """Something worth telling. `about` is the row id it bears on."""
 
     kind: Literal["event"] = "event"
-    level: Literal["info", "warning"] = "info"
+    level: Literal["info", "warning", "alarm"] = "info"
+    """a warning is worth reading in the morning, an alarm at night"""
     what: str
     text: str
     step: int | None = None
@@ -204,6 +250,13 @@ class End(Line):
     peak_allocated_bytes: int | None = None
     peak_reserved_bytes: int | None = None
     peak_process_bytes: int | None = None
+    """resident memory on a CPU; on a GPU the sensor lines tell"""
+    peak_host_bytes: int | None = None
+    """resident memory of this process, on every device"""
+    peak_inactive_bytes: int | None = None
+    """of the reserved memory: free, but in pieces of blocks that are in use"""
+    allocation_retries: int | None = None
+    """how often the allocator had to give everything back to find room"""
     reason: str | None = None
 
 
