@@ -35,6 +35,8 @@ def values_of(annotation: Any) -> st.SearchStrategy[Any]:
     """Any value of a field's type; numbers are finite, for others are stored as None."""
     if typing.get_origin(annotation) is Literal:
         return st.sampled_from(typing.get_args(annotation))
+    if typing.get_origin(annotation) in (list, dict):
+        return st.from_type(annotation)
     if choices := typing.get_args(annotation):
         return st.one_of(*(values_of(choice) for choice in choices))
     return FLOATS if annotation is float else st.from_type(annotation)
