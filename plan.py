@@ -2,13 +2,15 @@
 
 python plan.py configs/rtx4070_fineweb.toml --gpu "RTX 4070" --claims predictions/seed_zh.toml
 python plan.py configs/rtx4070_fineweb.toml --gpu "RTX 4070" --fit --by 08:00
+python plan.py --doctor    # is this machine ready for a night? with a configuration: for that run?
 """
 
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import partial
 from importlib.metadata import version
@@ -20,6 +22,7 @@ from nanogauge.cli import Parser, run_command
 from nanogauge.config import Config, add_config_flags, config_overrides, load_config
 from nanogauge.errors import BadInput
 from nanogauge.hardware import lookup
+from nanogauge.measure.doctor import worst
 from nanogauge.planning import free_memory, make_wish, plan_deadline, plan_fit
 from nanogauge.predict.calibration import Calibration
 from nanogauge.predict.deadline import TOKENS_PER_PARAMETER
@@ -32,7 +35,12 @@ from nanogauge.report.plan_text import print_plan
 def make_parser() -> Parser:
     assert __doc__ is not None
     parser = Parser(__doc__)
-    parser.add_argument("config", type=Path, help="configuration of the run")
+    parser.add_argument("config", type=Path, nargs="?", help="configuration of the run")
+    parser.add_argument(
+        "--doctor",
+        action="store_true",
+        help="no plan: go, warn or no-go on this machine, and on what the run needs of it",
+    )
     parser.add_argument("--gpu", help='a row of nanogauge/hardware.toml: "RTX 4070"')
     parser.add_argument(
         "--calibrate",
@@ -61,6 +69,10 @@ def make_parser() -> Parser:
 
 def main(arguments: Sequence[str]) -> int:
     given = make_parser().parse(arguments)
+    if given.doctor:
+        return doctor(given)
+    if given.config is None:
+        raise BadInput("give the configuration of a run: configs/ holds examples.")
     if given.gpus < 1:
         raise BadInput("--gpus takes a number of GPUs from 1 on.")
     now = datetime.now().astimezone().replace(microsecond=0)
@@ -90,6 +102,36 @@ def main(arguments: Sequence[str]) -> int:
     }
     print(json.dumps(plan, indent=1, ensure_ascii=False))
     return 0
+
+
+def doctor(given: Namespace) -> int:
+    """Examine the machine that is here; 1 if a run had better not start.
+
+    Raises:
+        BadInput: if it is asked for together with a plan.
+    """
+    of_the_doctor = {"config", "doctor", "json"}
+    for name, value in vars(given).items():
+        flag = "--" + name.replace("_", "-")
+        if "." in name and given.config is None:
+            raise BadInput(f"{flag} changes a configuration; give one.")
+        if (
+            "." not in name
+            and name not in of_the_doctor
+            and value != make_parser().get_default(name)
+        ):
+            raise BadInput(f"{flag} belongs to a plan; --doctor examines the machine that is here.")
+    from nanogauge.preflight import examine, print_findings  # asks torch, as no plan does
+
+    config = load_config(given.config, config_overrides(given)) if given.config else None
+    findings = examine(config)
+    verdict = worst(findings)
+    if given.json:
+        told = {"schema": SCHEMA, "doctor": [asdict(f) for f in findings], "verdict": verdict}
+        print(json.dumps(told, indent=1, ensure_ascii=False))
+    else:
+        print_findings(findings)
+    return 1 if verdict == "no-go" else 0
 
 
 @dataclass(frozen=True)
