@@ -110,16 +110,13 @@ def doctor(given: Namespace) -> int:
     Raises:
         BadInput: if it is asked for together with a plan.
     """
-    of_the_doctor = {"config", "doctor", "json"}
+    defaults = make_parser()
     for name, value in vars(given).items():
         flag = "--" + name.replace("_", "-")
         if "." in name and given.config is None:
             raise BadInput(f"{flag} changes a configuration; give one.")
-        if (
-            "." not in name
-            and name not in of_the_doctor
-            and value != make_parser().get_default(name)
-        ):
+        of_a_plan = "." not in name and name not in ("config", "doctor", "json")
+        if of_a_plan and value != defaults.get_default(name):
             raise BadInput(f"{flag} belongs to a plan; --doctor examines the machine that is here.")
     from nanogauge.preflight import examine, print_findings  # asks torch, as no plan does
 

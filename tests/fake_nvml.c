@@ -6,6 +6,7 @@
    FAKE_NVML_LOST_AFTER_CALLS    after so many readings of power the GPU is lost
    FAKE_NVML_HANGS_AFTER_CALLS   after so many readings of power the driver answers no more
    FAKE_NVML_HIDES_PROCESS       the calling process is not listed, as in a container
+   FAKE_NVML_CUDA                the newest CUDA of the driver, as NVML numbers it (12040)
    FAKE_NVML_ENERGY_LOST_AFTER_CALLS   after so many readings of power the counter is not supported
 */
 #include <stdlib.h>
@@ -62,6 +63,17 @@ int nvmlDeviceGetHandleByUUID(const char *uuid, void **device) {
 int nvmlDeviceGetHandleByPciBusId_v2(const char *bus_id, void **device) {
     *device = &started_seconds;
     return strcmp(bus_id, BUS_ID) == 0 ? SUCCESS : NOT_FOUND;
+}
+
+int nvmlSystemGetCudaDriverVersion_v2(int *version) {
+    *version = number("FAKE_NVML_CUDA", 12040);
+    return SUCCESS;
+}
+
+int nvmlDeviceGetPowerManagementDefaultLimit(void *device, unsigned *milliwatts) {
+    (void)device;
+    *milliwatts = 215000;
+    return status("default_limit");
 }
 
 int nvmlDeviceGetPowerUsage(void *device, unsigned *milliwatts) {

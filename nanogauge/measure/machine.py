@@ -6,6 +6,7 @@ the folder in which the system's files lie.
 
 from __future__ import annotations
 
+import contextlib
 import netrc
 import platform
 import re
@@ -229,16 +230,15 @@ def board_facts(device: str | int) -> Board:
     except Exception:  # no package, or no driver: measure/gpu.py says which
         return Board()
     cuda = watts = None
-    try:
+    with contextlib.suppress(pynvml.NVMLError):
         number = pynvml.nvmlSystemGetCudaDriverVersion_v2()  # 12040 is 12.4
         cuda = (number // 1000, number % 1000 // 10)
+    with contextlib.suppress(pynvml.NVMLError):
         if isinstance(device, int):
             card = pynvml.nvmlDeviceGetHandleByIndex(device)
         else:
             card = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{device}")
         watts = pynvml.nvmlDeviceGetPowerManagementDefaultLimit(card) / 1e3
-    except pynvml.NVMLError:
-        pass
     pynvml.nvmlShutdown()
     return Board(cuda, watts)
 

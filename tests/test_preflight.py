@@ -1,0 +1,274 @@
+"""The doctor at work: on this machine, on a scripted driver, on data and disks as they can be."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from commands import DEMO, ROOT, build_fake_driver, run
+from examples import CPU, DOCUMENTED, documented_config
+from test_shards import ORIGIN
+
+from model import GPT
+from nanogauge import preflight
+from nanogauge.config import Config, load_config
+from nanogauge.errors import BadInput
+from nanogauge.hardware import lookup
+from nanogauge.measure.doctor import Finding
+from nanogauge.preflight import LOG_BYTES_PER_SECOND, LOG_BYTES_PER_STEP, consult, writes_of
+from nanogauge.prepare.shards import ShardWriter
+from nanogauge.records import Sensor, Step
+from nanogauge.training.checkpoint import save_checkpoint
+from nanogauge.training.optimizer import make_optimizer
+
+KEY = "0123456789abcdef0123456789abcdef01234567"
+
+
+def doctor(*arguments: object, status: int = 0, **environment: str) -> dict[str, dict[str, Any]]:
+    """What plan.py --doctor --json finds, by the name of the check."""
+    done = run("plan.py", "--doctor", "--json", *arguments, **environment)
+    assert done.returncode == status, done.stderr + done.stdout
+    assert done.stderr == ""
+    said = json.loads(done.stdout)
+    assert said["schema"] == 1
+    verdicts = [finding["verdict"] for finding in said["doctor"]]
+    assert said["verdict"] == max(verdicts, key=["go", "warn", "no-go"].index)
+    return {finding["check"]: finding for finding in said["doctor"]}
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a driver that has one RTX 4070 and knows CUDA up to 12.4."""
+    return str(build_fake_driver(tmp_path_factory.mktemp("driver")))
+
+
+def shards(folder: Path, train_tokens: int) -> Path:
+    folder.mkdir()
+    with ShardWriter(folder, ORIGIN, shard_tokens=10**6) as writer:
+        writer.write("val", np.zeros(100, dtype=np.uint16))
+        writer.write("train", np.zeros(train_tokens, dtype=np.uint16))
+    return folder
+
+
+def test_the_demo_can_start_here_and_each_check_is_one_line() -> None:
+    """On any machine that runs the tests; whatever sleeps or is full is a warning at most."""
+    done = run("plan.py", "--doctor", DEMO)
+    assert done.returncode == 0, done.stdout
+    assert done.stderr == ""
+    lines = [line.split() for line in done.stdout.splitlines()]
+    checks = ["gpu", "triton", "compiler", "memory", "disk", "data", "sleep", "wsl", "wandb"]
+    assert [words[1] for words in lines] == checks
+    assert {words[0] for words in lines} <= {"go", "warn"}
+
+
+def test_without_a_configuration_the_machine_alone_is_examined(tmp_path: Path) -> None:
+    (tmp_path / "netrc").write_text(f"machine api.wandb.ai login user password {KEY}\n")
+    environment = {"CUDA_VISIBLE_DEVICES": "", "WANDB_API_KEY": "", "WANDB_BASE_URL": ""}
+    environment |= {"NETRC": str(tmp_path / "netrc"), "WANDB_IDENTITY_TOKEN_FILE": ""}
+    done = run("plan.py", "--doctor", "--json", **environment)
+    found = {f["check"]: f for f in json.loads(done.stdout)["doctor"]}
+    assert "data" not in found
+    assert found["memory"]["verdict"] == found["disk"]["verdict"] == "go"
+    assert found["wandb"]["text"] == "online, with the key from netrc"
+    assert KEY not in done.stdout + done.stderr
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="needs a build of torch without CUDA")
+def test_a_cpu_build_of_torch_beside_a_gpu_is_no_go(driver: str) -> None:
+    """Such a run would train on the processor, and nobody would know why it takes weeks."""
+    library = {"LD_LIBRARY_PATH": driver, "CUDA_VISIBLE_DEVICES": ""}
+    found = doctor(status=1, **library)["gpu"]
+    assert found["verdict"] == "no-go"
+    assert f"torch {torch.__version__} is a CPU build but there is an NVIDIA GPU" in found["text"]
+    assert doctor(DEMO, **library)["gpu"]["verdict"] == "go", "the demo asks for the processor"
+
+
+EXAMINE = """
+import json, sys
+from dataclasses import asdict
+from pathlib import Path
+import torch
+from nanogauge import preflight
+from nanogauge.config import load_config
+from nanogauge.hardware import lookup
+from nanogauge.measure.toolchain import Torch
+uuid = "12345678-1234-1234-1234-123456789abc"
+told = Torch("2.13.0", "cuda", "13.0", "NVIDIA GeForce RTX 4070", (8, 9), ("sm_86",))
+preflight._torch_facts = lambda wanted: (torch.device("cuda"), told, uuid)
+hardware = lookup("RTX 4070", "bfloat16")
+preflight._hardware = lambda run, device: (hardware, "bfloat16")
+config = load_config(Path(sys.argv[1]))
+print(json.dumps({f.check: asdict(f) for f in preflight.examine(config)}))
+"""
+
+
+def test_driver_memory_and_power_are_what_nvml_says(driver: str) -> None:
+    """By the UUID that torch gives: CUDA 12.4 for a torch of 13.0, 200 of 215 W, 10 of 12 GiB."""
+    done = subprocess.run(
+        [sys.executable, "-c", EXAMINE, str(DOCUMENTED)],
+        env={**os.environ, "LD_LIBRARY_PATH": driver},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = json.loads(done.stdout)
+    assert found["gpu"]["verdict"] == "no-go"
+    assert "driver 550.54.14 knows CUDA up to 12.4" in found["gpu"]["text"]
+    assert "driver 580 or newer" in found["gpu"]["remedy"]
+    assert "limited to 200 W where 215 W is this card's default" in found["power"]["text"]
+    assert "10.0 of 12.0 GiB on the card free" in found["memory"]["text"]
+
+
+def with_data(config: Config, path: Path, tokens: int | None) -> Config:
+    data = config.data.model_copy(update={"path": str(path), "tokens": tokens})
+    return config.model_copy(update={"data": data})
+
+
+def test_missing_shards_are_no_go_with_the_command_that_makes_them(tmp_path: Path) -> None:
+    flags = [f"--data.path={tmp_path}", f"--run.out={tmp_path}", "--run.device=cpu"]
+    data = doctor(DOCUMENTED, *flags, status=1)["data"]
+    assert data["verdict"] == "no-go"
+    assert "holds no token shards" in data["text"]
+    assert f"prepare_fineweb.py --out {tmp_path} --tokens 3680000000" in data["remedy"]
+
+
+def test_shards_are_counted_and_damaged_ones_are_no_go(tmp_path: Path) -> None:
+    """One step of 524,288 tokens passes 2.85 times over this data; over a tenth of it, 28.5."""
+    train = documented_config().train.model_copy(update={"max_steps": 1})
+    config = documented_config().model_copy(update={"train": train})
+    tokens = int(524_288 / 2.85)
+    enough = shards(tmp_path / "enough", tokens)
+    found = preflight._check_data(with_data(config, enough, tokens))
+    assert (found.verdict, found.remedy) == ("go", None)
+    assert "2.85 passes" in found.text
+    less = shards(tmp_path / "less", tokens // 10)
+    found = preflight._check_data(with_data(config, less, tokens))
+    assert found.verdict == "warn"
+    assert "28.5 passes, not the 2.85" in found.text
+    found = preflight._check_data(with_data(config, less, None))
+    assert found.verdict == "warn"
+    assert "beyond 4" in found.text
+    next(enough.glob("*_train_*.bin")).unlink()
+    found = preflight._check_data(with_data(config, enough, tokens))
+    assert found.verdict == "no-go"
+    assert "is missing" in found.text
+    assert found.remedy is not None and "prepare_fineweb.py" in found.remedy
+
+
+def test_a_checkpoint_has_the_bytes_that_the_disk_check_counts(tmp_path: Path) -> None:
+    """Twelve a parameter, weights and two moments in fp32; the rest of the files is under 1 %."""
+    config = load_config(DEMO)
+    model = GPT(config.model)
+    optimizer = make_optimizer(model, config.optimizer)
+    tokens = torch.zeros(1, 8, dtype=torch.long)
+    model(tokens, tokens).backward()
+    optimizer.step()
+    _, size = save_checkpoint(tmp_path, 1, model, optimizer, torch.amp.GradScaler("cpu"))
+    counted = writes_of(config, None, "").checkpoint
+    assert counted <= size < 1.01 * counted
+
+
+def test_the_log_grows_no_faster_than_the_disk_check_counts() -> None:
+    """Lines with everything in them that an ordinary step and reading of a GPU hold."""
+    step = Step(
+        elapsed_seconds=78123.45678901234,
+        step=19_999,
+        loss=3.5215613842010498,
+        step_seconds=3.912345678901234,
+        data_wait_seconds=0.01234567890123456,
+        learning_rate=0.00012345678901234567,
+        grad_norm=0.3456789012345678,
+        tokens=524_288,
+        power_watts=195.12345678901234,
+        power_min_watts=180.12345678901234,
+        power_max_watts=201.12345678901234,
+        peak_allocated_bytes=9_876_543_210,
+        peak_reserved_bytes=10_876_543_210,
+        peak_host_bytes=1_876_543_210,
+    )
+    reading = Sensor(
+        elapsed_seconds=78123.45678901234,
+        power_watts=195.12345678901234,
+        energy_joules=15_123_456.789,
+        energy_source="counter",
+        power_limit_watts=200.0,
+        temperature_celsius=70.0,
+        sm_clock_hz=2_475_000_000.0,
+        utilization=0.99,
+        device_used_bytes=10_876_543_210,
+        process_used_bytes=10_376_543_210,
+    )
+    assert len(step.model_dump_json(exclude_none=True)) < LOG_BYTES_PER_STEP
+    assert len(reading.model_dump_json(exclude_none=True)) < LOG_BYTES_PER_SECOND
+
+
+def test_a_night_on_a_gpu_writes_its_checkpoints_and_its_readings() -> None:
+    """20,000 steps in a predicted 20 h or more: the readings are most of the log."""
+    config, steps = documented_config(), documented_config().train.max_steps
+    writes = writes_of(config, lookup("RTX 4070", "bfloat16"), "bfloat16")
+    assert writes.copies == 3
+    assert writes.checkpoint == 12 * 40_953_216
+    assert writes.log > LOG_BYTES_PER_STEP * steps + LOG_BYTES_PER_SECOND * 70_000
+    assert writes_of(config, CPU, "float32").log == LOG_BYTES_PER_STEP * steps
+
+
+def test_a_run_folder_that_cannot_be_made_is_no_go(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    disk = doctor(DEMO, f"--run.out={tmp_path / 'file'}", status=1)["disk"]
+    assert disk["verdict"] == "no-go"
+    assert "is not a folder" in disk["text"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--doctor", "--gpu", "RTX 4070"], "--gpu belongs to a plan"),
+        (["--doctor", DEMO, "--by", "08:00"], "--by belongs to a plan"),
+        (["--doctor", "--run.device=cpu"], "--run.device changes a configuration"),
+        (["--gpu", "RTX 4070"], "give the configuration of a run"),
+    ],
+)
+def test_a_doctor_plans_nothing_and_a_plan_needs_its_configuration(
+    arguments: list[object], words: str
+) -> None:
+    done = run("plan.py", *arguments)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_plan_does_not_wait_for_the_doctors_torch() -> None:
+    code = "import sys, plan, nanogauge.preflight; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+GO = Finding("gpu", "go", "a card")
+WARNING = Finding("sleep", "warn", "it sleeps", "wake it")
+NO_GO = Finding("disk", "no-go", "it is full", "free some")
+TOO_LARGE = Finding("memory", "no-go", "does not fit", "make it smaller")
+
+
+def test_before_training_only_what_is_not_go_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A no-go ends the command unless forced; what does not fit is the session's to refuse."""
+
+    def consulted(*findings: Finding, force: bool = False) -> str:
+        monkeypatch.setattr(preflight, "examine", lambda config: list(findings))
+        consult(documented_config(), force)
+        return capsys.readouterr().out
+
+    assert consulted(GO, GO) == "doctor: 2 checks, all go\n"
+    assert consulted(GO, WARNING) == "warn   sleep     it sleeps  → wake it\n"
+    assert consulted(TOO_LARGE).startswith("no-go  memory")
+    with pytest.raises(BadInput, match="^it is full; free some.$"):
+        consulted(WARNING, NO_GO)
+    assert consulted(WARNING, NO_GO, force=True).splitlines()[-1].startswith("no-go  disk")
