@@ -191,11 +191,12 @@ def test_code_runs_where_nvidia_says_it_does(
 
 def test_a_driver_of_the_same_major_version_is_new_enough() -> None:
     """CUDA's minor version compatibility: a driver of 12.2 runs what was built for 12.8."""
-    torch = Torch("2.9.0", "cuda", "12.8", "a card", (8, 9), ADA)
-    assert gpu("cuda", torch, Card("a card", "535.1", None, (12, 2))).verdict == "go"
-    refused = gpu("cuda", torch, Card("a card", "470.1", None, (11, 4)))
-    assert refused.remedy is not None
-    assert "525 or newer" in refused.remedy
+    unseen = Torch("2.9.0", None, "12.8")
+    same = gpu("cuda", unseen, Card("a card", "535.1", None, (12, 2)))
+    assert "torch cannot use it" in same.text, "there is another reason"
+    older = gpu("cuda", unseen, Card("a card", "470.1", None, (11, 4)))
+    assert older.remedy is not None
+    assert "driver 525 or newer" in older.remedy
 
 
 def test_the_programs_that_hold_the_memory_are_named_the_largest_first() -> None:

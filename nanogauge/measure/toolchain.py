@@ -67,7 +67,7 @@ def check_gpu(wanted: str, torch: Torch, card: Card, visible: str | None) -> Fin
             f"torch=={_plain(torch.version)}; or train on the processor with --run.device cpu",
         )
     known, built = card.cuda_version, _major(torch.cuda)
-    if known is not None and built is not None and known[0] < built:
+    if torch.gpu is None and known is not None and built is not None and known[0] < built:
         driver = f"{DRIVER_OF_CUDA[built]} or newer" if built in DRIVER_OF_CUDA else "a newer one"
         return Finding(
             "gpu",
