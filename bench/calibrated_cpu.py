@@ -20,8 +20,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from nanogauge.cli import Parser, run_command
-from nanogauge.report.measured import steady_steps
+from nanogauge.report.measured import steady_seconds
 from nanogauge.runlog import read_log
 
 ROOT = Path(__file__).parents[1]
@@ -67,9 +69,9 @@ def one(shape: dict[str, int], mode: str, steps: int, folder: Path) -> dict[str,
     plan = json.loads(command("plan.py", "--calibrate", "--json"))
     calibrating = time.perf_counter() - began
     command("train.py")
-    steps_made = [s.step_seconds for s in steady_steps(read_log(folder / "x"))]
+    steps_made = steady_seconds(read_log(folder / "x"))
     (row,) = [row for row in plan["rows"] if row["id"] == "step_seconds"]
-    measured = statistics.median(s for s in steps_made if s is not None)
+    measured = float(np.median(steps_made))
     calibrated, analytic = row["calibrated"], row["analytic"]
     return {
         "calibrating": calibrating,

@@ -175,6 +175,7 @@ def from_row(gpu: Gpu, dtype: str, power_limit_watts: float | None = None) -> Ha
         peak_flops=peak,
         peak_name=f"{gpu.name}, dense {words}: {gpu.sms} {_UNITS.get(gpu.architecture, 'SMs')} x "
         f"{rates[arithmetic]} FLOP/clock x {gpu.boost_ghz} GHz = {peak / 1e12:.1f} TFLOP/s",
+        boost_clock_hz=gpu.boost_ghz * 1e9,
         matmul_flops=measured * 1e12 if measured else None,
         sms=gpu.sms,
         float32_flops=gpu.float32_flops,
@@ -219,6 +220,7 @@ def from_properties(
         architecture=architecture,
         peak_flops=peak,
         peak_name=words,
+        boost_clock_hz=max_clock_hz if peak is not None else None,
         matmul_flops=None,
         sms=sms,
         float32_flops=sms * float32_rate * max_clock_hz if float32_rate and max_clock_hz else None,

@@ -82,6 +82,11 @@ def tokens_per_second(tokens: float, seconds: float) -> float:
     return tokens / seconds
 
 
+def joules_per_token(joules: float, tokens: float) -> float:
+    """Energy that a token of training took."""
+    return joules / tokens
+
+
 def _digits(value: float, significant: int = 3) -> str:
     """A number with so many significant digits, without an exponent, thousands apart by commas."""
     if value == 0:

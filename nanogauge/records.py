@@ -29,6 +29,8 @@ class Hardware(Stored):
     """dense FLOP/s of matrix products in the run's dtype; None where it is not known"""
     peak_name: str
     """what the peak is, in words: cores x rate x clock, or how it was measured"""
+    boost_clock_hz: float | None = None
+    """the clock that peak_flops counts with; None where it was measured, or is not known"""
     matmul_flops: float | None
     """FLOP/s of a large matrix product that was measured on such a device; a reachable ceiling"""
     sms: int | None = None

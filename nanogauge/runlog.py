@@ -13,13 +13,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from nanogauge.errors import BadInput
 from nanogauge.records import Checkpoint, Compile, End, Eval, Event, LogLine, Sensor, Start, Step
+from nanogauge.table import Table
 
 FILE_NAME = "log.jsonl"
+LONGEST_LINE = 2**24
+"""bytes; the longest that a run writes is a sample of text"""
 _LINE: TypeAdapter[LogLine] = TypeAdapter(LogLine)
 
 
@@ -71,10 +75,10 @@ class Recorded:
 
     starts: list[Start] = field(default_factory=list)
     compiles: list[Compile] = field(default_factory=list)
-    steps: list[Step] = field(default_factory=list)
+    steps: Table[Step] = field(default_factory=lambda: Table(Step))
     evals: list[Eval] = field(default_factory=list)
     checkpoints: list[Checkpoint] = field(default_factory=list)
-    sensors: list[Sensor] = field(default_factory=list)
+    sensors: Table[Sensor] = field(default_factory=lambda: Table(Sensor))
     events: list[Event] = field(default_factory=list)
     ends: list[End] = field(default_factory=list)
     session_seconds: list[float | None] = field(default_factory=list)
@@ -91,7 +95,8 @@ class Recorded:
                 self.starts.append(line)
                 self.end = None
                 self.session_seconds.append(line.elapsed_seconds)
-                self.steps = [s for s in self.steps if s.step < line.first_step]
+                while (last := self.steps.last("step")) is not None and last >= line.first_step:
+                    self.steps.cut(len(self.steps) - 1)
                 self.evals = [e for e in self.evals if e.step <= line.first_step]
             case Compile():
                 self.compiles.append(line)
@@ -108,8 +113,21 @@ class Recorded:
             case End():
                 self.ends.append(line)
                 self.end = line
-        if line.elapsed_seconds is not None:
-            self.session_seconds[-1] = line.elapsed_seconds
+        self._passed(line.elapsed_seconds)
+
+    def add_numbers(self, kind: str, values: dict[str, Any]) -> None:
+        """File a line of a kind that comes by the thousand, by its fields alone.
+
+        Raises:
+            ValueError: if they do not make such a line.
+        """
+        table = self.steps if kind == "step" else self.sensors
+        table.append_values(values)
+        self._passed(table.last("elapsed_seconds"))
+
+    def _passed(self, elapsed_seconds: float | None) -> None:
+        if elapsed_seconds is not None:
+            self.session_seconds[-1] = elapsed_seconds
 
 
 def lines_of(data: bytes, path: Path) -> Iterator[LogLine | None]:
@@ -127,10 +145,21 @@ def lines_of(data: bytes, path: Path) -> Iterator[LogLine | None]:
         try:
             yield _LINE.validate_json(piece)
         except ValidationError:
-            raise BadInput(
-                f"line {number} of {path} is damaged; "
-                "restore the file, or remove that line to report on the others."
-            ) from None
+            raise _damaged(number, path) from None
+
+
+def _damaged(number: int, path: Path) -> BadInput:
+    return BadInput(
+        f"line {number} of {path} is damaged; "
+        "restore the file, or remove that line to report on the others."
+    )
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def read_log(folder: Path) -> Recorded:
@@ -141,22 +170,44 @@ def read_log(folder: Path) -> Recorded:
             start line.
     """
     path = folder / FILE_NAME
+    recorded = Recorded()
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            for number, piece in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), start=1):
+                if not piece.endswith(b"\n"):
+                    if len(piece) == LONGEST_LINE:
+                        raise _damaged(number, path)
+                    recorded.cut = True
+                    break
+                _file(recorded, piece, number, path)
     except FileNotFoundError:
         raise BadInput(
             f"{folder} is not a run folder: it has no {FILE_NAME}; give the folder of a run."
         ) from None
     except OSError as error:
         raise BadInput(f"cannot read {path}: {error.strerror}.") from None
-    recorded = Recorded()
-    for line in lines_of(data, path):
-        if line is None:
-            recorded.cut = True
-        elif not recorded.starts and not isinstance(line, Start):
-            raise BadInput(f"{path} does not begin with a start line; it is no log of a run.")
-        else:
-            recorded.add(line)
     if not recorded.starts:
         raise BadInput(f"{path} holds no whole line; the run died before it began.")
     return recorded
+
+
+def _file(recorded: Recorded, piece: bytes, number: int, path: Path) -> None:
+    """File one line; steps and sensors, of which there are many, without making a record of each.
+
+    Raises:
+        BadInput: if the line is damaged, or the first one is no start line.
+    """
+    try:
+        values = _DECODER.decode(piece.decode())
+        kind = values["kind"] if isinstance(values, dict) and "kind" in values else None
+        line = None if kind in ("step", "sensor") else _LINE.validate_json(piece)
+        if not recorded.starts and not isinstance(line, Start):
+            raise BadInput(f"{path} does not begin with a start line; it is no log of a run.")
+        if line is None:
+            recorded.add_numbers(str(kind), values)
+        else:
+            recorded.add(line)
+    except BadInput:
+        raise
+    except (ValueError, RecursionError):
+        raise _damaged(number, path) from None

@@ -10,10 +10,17 @@ from nanogauge.claims import Claims, Unscored
 from nanogauge.claims import load_claims as read_claims
 from nanogauge.config import Config
 from nanogauge.consistency import Inconsistency
-from nanogauge.quantities import format_range, format_seconds, format_value, tokens_per_second
+from nanogauge.quantities import (
+    QUANTITIES,
+    format_range,
+    format_seconds,
+    format_value,
+    tokens_per_second,
+)
 from nanogauge.records import SCHEMA, Event, Prediction, Stored
 from nanogauge.report.attribution import Attribution, attribute, attribute_claim
 from nanogauge.report.compare import Row, build_rows, deviation_text
+from nanogauge.report.instruments import Instrument, instruments
 from nanogauge.report.measured import Ledger, Measurements, measure
 from nanogauge.runfolder import Machine, RunFolder, load_with_log
 from nanogauge.runlog import Recorded
@@ -48,6 +55,16 @@ class RunInfo(Stored):
     headline: str
 
 
+class Alarm(Stored):
+    """What called for somebody in the night."""
+
+    what: str
+    step: int | None
+    elapsed_seconds: float | None
+    """since the process began that raised it"""
+    text: str
+
+
 class Report(Stored):
     run: RunInfo
     rows: list[Row]
@@ -56,6 +73,9 @@ class Report(Stored):
     attribution: Attribution | None
     attribution_of_claim: Attribution | None
     time_ledger: Ledger
+    instruments: list[Instrument]
+    """figures without a row: how the run's time, memory and energy came about"""
+    alarms: list[Alarm]
     samples: list[str]
     """text that the model generated, as logged"""
     warnings: list[str]
@@ -86,15 +106,29 @@ def build_report(folder: Path, claims: Claims | None) -> tuple[Report, RunFolder
     report = Report(
         run=info,
         rows=rows,
-        inconsistencies=findings,
+        inconsistencies=[*findings, *impossible(measurements)],
         unscored=claims.unscored if claims is not None else [],
         attribution=attribution,
         attribution_of_claim=of_claim,
         time_ledger=measurements.ledger,
+        instruments=instruments(recorded, config, prediction, measurements),
+        alarms=[
+            Alarm(what=e.what, step=e.step, elapsed_seconds=e.elapsed_seconds, text=e.text)
+            for e in recorded.events
+            if e.level == "alarm"
+        ],
         samples=[e.text for e in recorded.events if e.what == "sample"],
         warnings=_warnings(recorded.events, recorded, prediction),
     )
     return report, run, recorded
+
+
+def impossible(measurements: Measurements) -> list[Inconsistency]:
+    """Figures of this run that cannot be true: more than the peak."""
+    return [
+        Inconsistency(ids=[row], why=f"{QUANTITIES[row].label}: {measurements.missing[row]}")
+        for row in measurements.refused
+    ]
 
 
 def _run_info(
@@ -202,11 +236,8 @@ def _headline_of_prediction(actual: str, rows: list[Row], attribution: Attributi
     if attribution is None:
         return f"{text}."
     largest = max(attribution.parts, key=lambda part: abs(part.seconds))
-    difference = (
-        f"{largest.seconds:+.3g} s"
-        if abs(largest.seconds) < 7200
-        else (f"{largest.seconds / 3600:+.3g} h")
-    )
+    sign = "-" if largest.seconds < 0 else "+"
+    difference = sign + format_seconds(abs(largest.seconds))
     return (
         f"{text}. The largest part of the difference: {largest.cause}, {difference} "
         f"({largest.why})."

@@ -18,7 +18,8 @@ from nanogauge.consistency import (
 )
 from nanogauge.quantities import QUANTITIES, format_range, format_seconds, format_value
 from nanogauge.records import Estimate, Prediction, Stored
-from nanogauge.report.measured import LEDGER_NAMES, Ledger, Measured, Measurements
+from nanogauge.report.figures import Measured
+from nanogauge.report.measured import LEDGER_NAMES, Ledger, Measurements
 
 Verdict = Literal["held", "missed", "contradicted", "not measured", "no claim"]
 

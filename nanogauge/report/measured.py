@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
 
 from nanogauge.config import Config
-from nanogauge.predict.energy import cost_formula, cost_of
 from nanogauge.predict.flops import flops_per_token_6n, flops_per_token_palm
 from nanogauge.predict.workload import shape_of
 from nanogauge.quantities import QUANTITIES, mfu
-from nanogauge.records import Prediction, Sensor, Step, Stored
+from nanogauge.records import Prediction, Stored
+from nanogauge.report.figures import Measured, quantile
+from nanogauge.report.sensed import energy_figures, memory_figures
 from nanogauge.runlog import Recorded
 
 SPEEDUP_AFTER_SECONDS = 600
 SPEEDUP_WINDOW_SECONDS = 60
-
-
-class Measured(Stored):
-    value: float
-    p10: float | None = None
-    p90: float | None = None
-    n: int | None = None
-    how: str
 
 
 class Ledger(Stored):
@@ -53,6 +48,8 @@ class Measurements(Stored):
     values: dict[str, Measured]
     missing: dict[str, str]
     """row id -> why it was not measured"""
+    refused: list[str]
+    """row ids whose figure cannot be true; missing says why"""
     ledger: Ledger
     median_step_seconds: float | None
     steps_done: int
@@ -62,19 +59,21 @@ class Measurements(Stored):
     """row id -> what the log's events say about it"""
 
 
-def quantile(values: Sequence[float], share: float) -> float:
-    """The value below which this share lies, by linear interpolation."""
-    ordered = sorted(values)
-    position = share * (len(ordered) - 1)
-    below = int(position)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (position - below) * (ordered[above] - ordered[below])
+def steady(recorded: Recorded) -> npt.NDArray[np.bool_]:
+    """Which of the steps are steady: timed, and not the first of a process, which warms up.
+
+    A step that waited for a compilation is none either, though that has a time of its own.
+    """
+    left_out = {start.first_step for start in recorded.starts}
+    left_out |= {c.step for c in recorded.compiles if c.step is not None}
+    timed = ~np.isnan(recorded.steps.column("step_seconds"))
+    return timed & ~np.isin(recorded.steps.column("step"), list(left_out))
 
 
-def steady_steps(recorded: Recorded) -> list[Step]:
-    """Timed steps but for the first of each process, which still allocates and warms up."""
-    first = {start.first_step for start in recorded.starts}
-    return [s for s in recorded.steps if s.step_seconds is not None and s.step not in first]
+def steady_seconds(recorded: Recorded, first_step: int = 0) -> npt.NDArray[np.float64]:
+    """The times of the steady steps from this one on."""
+    wanted = steady(recorded) & (recorded.steps.column("step") >= first_step)
+    return recorded.steps.column("step_seconds")[wanted]
 
 
 def measure(recorded: Recorded, config: Config, prediction: Prediction) -> Measurements:
@@ -83,11 +82,12 @@ def measure(recorded: Recorded, config: Config, prediction: Prediction) -> Measu
     end = recorded.end
     steps_done = end.steps if end is not None else (steps[-1].step + 1 if steps else 0)
     status = end.status if end is not None else "unfinished"
-    steady = [s.step_seconds for s in steady_steps(recorded) if s.step_seconds is not None]
-    median = statistics.median(steady) if steady else None
+    seconds = steady_seconds(recorded)
+    median = float(np.median(seconds)) if len(seconds) else None
     ledger = _ledger(recorded, steps_done, median)
     values: dict[str, Measured] = {}
     missing: dict[str, str] = {}
+    refused: list[str] = []
 
     unique = recorded.starts[-1].train_tokens or config.data.tokens
     _count(values, missing, config, prediction, steps_done, unique)
@@ -97,12 +97,12 @@ def measure(recorded: Recorded, config: Config, prediction: Prediction) -> Measu
     else:
         values["step_seconds"] = Measured(
             value=median,
-            p10=quantile(steady, 0.1),
-            p90=quantile(steady, 0.9),
-            n=len(steady),
-            how=f"median of {len(steady):,} steps without compilation, evaluation or checkpoint",
+            p10=quantile(seconds, 0.1),
+            p90=quantile(seconds, 0.9),
+            n=len(seconds),
+            how=f"median of {len(seconds):,} steps without compilation, evaluation or checkpoint",
         )
-        _utilisation(values, missing, config, prediction, median)
+        refused = _utilisation(values, missing, config, prediction, median)
     _first_step(values, missing, recorded, median)
     if status != "finished":
         missing["total_seconds"] = (
@@ -111,7 +111,7 @@ def measure(recorded: Recorded, config: Config, prediction: Prediction) -> Measu
     elif ledger.eval_s is None:
         missing["total_seconds"] = "no evaluation has a time of its own in this log"
     else:
-        sampled = sum(s.step_seconds is not None for s in steps)
+        sampled = len(steps.known("step_seconds"))
         how = (
             "wall time of the run"
             if ledger.other_s is not None
@@ -119,8 +119,12 @@ def measure(recorded: Recorded, config: Config, prediction: Prediction) -> Measu
             f"evaluation, and compilation"
         )
         values["total_seconds"] = Measured(value=ledger.wall_s, how=how)
-    _memory(values, missing, recorded, prediction)
-    _energy(values, missing, recorded, config, prediction, ledger)
+    for found, absent in (
+        memory_figures(recorded, prediction),
+        energy_figures(recorded, config, ledger.wall_s),
+    ):
+        values |= found
+        missing |= absent
     _speedup(values, missing, recorded)
     if not recorded.evals:
         missing["val_loss"] = "no evaluation is in the log yet"
@@ -137,6 +141,7 @@ def measure(recorded: Recorded, config: Config, prediction: Prediction) -> Measu
     return Measurements(
         values={row: values[row] for row in QUANTITIES if row in values},
         missing=missing,
+        refused=refused,
         ledger=ledger,
         median_step_seconds=median,
         steps_done=steps_done,
@@ -152,11 +157,11 @@ def _ledger(recorded: Recorded, steps_done: int, median: float | None) -> Ledger
     wall_s is the sum of the parts.
     """
     first_step = min((s.first_step for s in recorded.starts), default=0)
-    timed = [s.step_seconds for s in recorded.steps if s.step_seconds is not None]
-    waits = [s.data_wait_seconds for s in recorded.steps if s.data_wait_seconds is not None]
+    timed = recorded.steps.known("step_seconds")
+    waits = recorded.steps.known("data_wait_seconds")
     untimed = steps_done - first_step - len(timed)
-    data_wait = sum(waits) if waits else None
-    step = sum(timed) - (data_wait or 0.0) + untimed * (median or 0.0)
+    data_wait = float(waits.sum()) if len(waits) else None
+    step = float(timed.sum()) - (data_wait or 0.0) + untimed * (median or 0.0)
     known = [e.seconds for e in recorded.evals if e.seconds is not None]
     evaluation = None
     if known:
@@ -226,7 +231,9 @@ def _utilisation(
     config: Config,
     prediction: Prediction,
     median: float,
-) -> None:
+) -> list[str]:
+    """The shares of the peak; those above it are refused, and returned."""
+    refused = []
     peak = prediction.peak_flops
     for row, per_token in (
         ("mfu_palm", flops_per_token_palm(shape_of(config.model))),
@@ -238,21 +245,25 @@ def _utilisation(
             missing[row] = f"{achieved} TFLOP/s, but the peak is {prediction.hardware.peak_name}"
         elif mfu(flops, median, peak) > 1:
             missing[row] = (
-                f"{achieved} TFLOP/s is above the peak ({prediction.hardware.peak_name}): refused"
+                f"{achieved} TFLOP/s is above the peak ({prediction.hardware.peak_name}): the "
+                "time, the FLOPs or the peak is wrong, so it is refused"
             )
+            refused.append(row)
         else:
             values[row] = Measured(
                 value=mfu(flops, median, peak),
                 how=f"{achieved} of {peak / 1e12:.3g} TFLOP/s at the median step; "
                 f"peak: {prediction.hardware.peak_name}",
             )
+    return refused
 
 
 def _first_step(
     values: dict[str, Measured], missing: dict[str, str], recorded: Recorded, median: float | None
 ) -> None:
     row = "first_step_seconds"
-    first = next((s for s in recorded.steps if s.step == 0), None)
+    begins = recorded.steps[:1]
+    first = begins[0] if begins and begins[0].step == 0 else None
     compiling = sum(c.seconds for c in recorded.compiles[:1])
     if first is None:
         missing[row] = "step 0 is not in the log"
@@ -274,108 +285,27 @@ def _first_step(
         values[row] = Measured(value=first.printed_seconds, how=how)
 
 
-def _memory(
-    values: dict[str, Measured],
-    missing: dict[str, str],
-    recorded: Recorded,
-    prediction: Prediction,
-) -> None:
-    on_cpu = prediction.hardware.kind == "cpu"
-    imported = recorded.starts[0].source != "train"
-    ways = {
-        "peak_allocated_bytes": "torch's allocator, at its highest",
-        "peak_process_bytes": "resident memory of the process, at its highest"
-        if on_cpu
-        else "this process's memory on the card as the driver sees it, at its highest sample",
-    }
-    for row, how in ways.items():
-        peaks = [getattr(end, row) for end in recorded.ends]
-        seen = [p for p in peaks if p is not None]
-        if row == "peak_process_bytes" and not on_cpu:
-            seen += [s.process_used_bytes for s in recorded.sensors if s.process_used_bytes]
-        if seen:
-            values[row] = Measured(value=max(seen), how=how)
-        elif on_cpu and row == "peak_allocated_bytes":
-            missing[row] = "no GPU"
-        elif imported:
-            missing[row] = "not in this log"
-        else:
-            missing[row] = "the run has no end line yet" if recorded.end is None else "not reported"
-
-
-def _energy(
-    values: dict[str, Measured],
-    missing: dict[str, str],
-    recorded: Recorded,
-    config: Config,
-    prediction: Prediction,
-    ledger: Ledger,
-) -> None:
-    rows = ("power_watts", "energy_kwh", "cost")
-    if prediction.hardware.kind == "cpu":
-        missing.update(dict.fromkeys(rows, "no GPU"))
-        return
-    if recorded.starts[0].source != "train":
-        missing.update(dict.fromkeys(rows, "not in this log"))
-        return
-    absent = next((e.text for e in recorded.events if e.what == "no_power"), "no sensor readings")
-    missing.update(dict.fromkeys(rows, absent))
-    watts = [s.power_watts for s in recorded.sensors if s.power_watts is not None]
-    if watts:
-        values["power_watts"] = Measured(
-            value=statistics.fmean(watts),
-            p10=quantile(watts, 0.1),
-            p90=quantile(watts, 0.9),
-            n=len(watts),
-            how="mean of the board's power as the driver reports it, one reading a second",
-        )
-    joules, source = _energy_of_sessions(recorded.sensors)
-    if source is not None:
-        kwh = joules / 3.6e6
-        values["energy_kwh"] = Measured(value=kwh, how=f"{source}; the board alone")
-        if config.cost.price_per_kwh is None:
-            missing["cost"] = "cost.price_per_kwh is not given"
-        else:
-            paid = cost_of(config.cost, kwh, ledger.wall_s)
-            values["cost"] = Measured(value=paid, how=cost_formula(config.cost))
-
-
-def _energy_of_sessions(sensors: list[Sensor]) -> tuple[float, str | None]:
-    """Joules over all processes: each one's count starts at zero again."""
-    total, last, source = 0.0, 0.0, None
-    names = {"counter": "the driver's energy counter", "integral": "power integrated over time"}
-    for sensor in sensors:
-        if sensor.energy_joules is None or sensor.energy_source is None:
-            continue
-        if sensor.energy_joules < last:
-            total += last
-        last, source = sensor.energy_joules, names[sensor.energy_source]
-    return total + last, source
-
-
 def _speedup(values: dict[str, Measured], missing: dict[str, str], recorded: Recorded) -> None:
     """Steady speed after ten minutes over the speed in the first minute after the first step."""
     row = "speedup_after_warmup"
-    clocked = [
-        (s.elapsed_seconds, s.step_seconds)
-        for s in steady_steps(recorded)
-        if s.elapsed_seconds is not None and s.step_seconds is not None
-    ]
-    if not clocked:
-        numbers = [s.step for s in recorded.steps]
+    wanted = steady(recorded) & ~np.isnan(recorded.steps.column("elapsed_seconds"))
+    ends = recorded.steps.column("elapsed_seconds")[wanted]
+    seconds = recorded.steps.column("step_seconds")[wanted]
+    if not len(ends):
+        numbers = [s.step for s in recorded.steps[:2]]
         between = f" between steps {numbers[0]} and {numbers[1]}" if len(numbers) > 1 else ""
         missing[row] = f"the log has no sample{between}, where a change of speed would show"
         return
-    begin = clocked[0][0] - clocked[0][1]
-    early = [s for t, s in clocked if t <= begin + SPEEDUP_WINDOW_SECONDS]
-    late = [s for t, s in clocked if t > begin + SPEEDUP_AFTER_SECONDS]
-    if not late:
+    begin = ends[0] - seconds[0]
+    early = seconds[ends <= begin + SPEEDUP_WINDOW_SECONDS]
+    late = seconds[ends > begin + SPEEDUP_AFTER_SECONDS]
+    if not len(late):
         missing[row] = "the run was shorter than 10 minutes"
-    elif not early:
+    elif not len(early):
         missing[row] = "no step ended within the first minute"
     else:
         values[row] = Measured(
-            value=statistics.median(early) / statistics.median(late),
+            value=float(np.median(early) / np.median(late)),
             n=len(early),
             how=f"median of {len(early)} steps in the first minute over that after 10 minutes",
         )

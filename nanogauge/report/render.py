@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 from rich.console import Console
-from rich.table import Table
+from rich.table import Table as TextTable
 from rich.text import Text
 
 from nanogauge.consistency import Inconsistency
 from nanogauge.errors import BadInput
 from nanogauge.quantities import format_range, format_seconds, format_value
-from nanogauge.records import Estimate
+from nanogauge.records import Estimate, Step
 from nanogauge.report.attribution import Attribution
 from nanogauge.report.build import Report, machine_lines
 from nanogauge.report.charts import (
@@ -33,6 +34,7 @@ from nanogauge.report.compare import Row
 from nanogauge.report.measured import LEDGER_NAMES, Ledger
 from nanogauge.runfolder import RunFolder, make_folder, write_aside
 from nanogauge.runlog import Recorded
+from nanogauge.table import Table
 
 MARKS = {"held": "✓", "missed": "✕", "contradicted": "‼", "not measured": "○", "no claim": "·"}
 WIDE_TERMINAL = 150
@@ -126,7 +128,11 @@ def write_report(report: Report, run: RunFolder, recorded: Recorded) -> list[Pat
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"unbroken": unbroken, "cell": markdown_cell}
+    environment.filters |= {
+        "unbroken": unbroken,
+        "cell": markdown_cell,
+        "seconds": format_seconds,
+    }
     contents = {
         "report.json": json.dumps(report.to_json(), indent=1, ensure_ascii=False, allow_nan=False),
         "report.md": environment.get_template("report.md.j2").render(context),
@@ -144,12 +150,11 @@ def _context(report: Report, run: RunFolder, recorded: Recorded) -> dict[str, An
     estimates = run.prediction.quantities
     step = estimates.get("step_seconds")
     share = estimates.get("mfu_palm")
-    timed = [(s.step, s.step_seconds) for s in recorded.steps if s.step_seconds is not None]
-    times = [(float(n), seconds) for n, seconds in timed]
+    times = points(recorded.steps, "step_seconds")
     peak = run.prediction.peak_flops
     per_step = estimates["flops_total_palm"].expected / report.run.max_steps
     utilisation = [(n, 100 * per_step / s / peak) for n, s in times] if peak is not None else []
-    losses = [(float(s.step), s.loss) for s in recorded.steps if s.loss is not None]
+    losses = points(recorded.steps, "loss")
     validation = [(float(e.step), e.val_loss) for e in recorded.evals if e.val_loss is not None]
     middle = [seconds for _, seconds in times]
     first_is_apart = len(middle) > 20 and middle[0] > 3 * sorted(middle)[len(middle) // 2]
@@ -215,6 +220,13 @@ def _context(report: Report, run: RunFolder, recorded: Recorded) -> dict[str, An
     }
 
 
+def points(steps: Table[Step], name: str) -> list[tuple[float, float]]:
+    """A figure of the steps that have it, over the number of the step."""
+    values = steps.column(name)
+    known = ~np.isnan(values)
+    return list(zip(steps.column("step")[known].tolist(), values[known].tolist(), strict=True))
+
+
 def _claimed_bands(rows: list[Row], row_id: str, scale: float) -> list[Band]:
     """The claimed ranges with two ends, in the unit of the chart."""
     claims = [row.claimed for row in rows if row.id == row_id and row.claimed is not None]
@@ -270,7 +282,7 @@ def print_rows(
     In a plan nothing is measured yet, so that only claims have a verdict.
     """
     wide = console.width >= WIDE_TERMINAL
-    table = Table(box=None, pad_edge=False, header_style="dim")
+    table = TextTable(box=None, pad_edge=False, header_style="dim")
     for name in ("quantity", *columns, "verdict", *(["why"] if wide else [])):
         table.add_column(name, no_wrap=name not in ("quantity", "why"), overflow="fold")
     below: list[Text] = []
@@ -309,6 +321,9 @@ def print_report(report: Report, console: Console) -> None:
     columns = ("claimed", *predicted_columns(report.rows), "measured")
     print_rows(in_order(report.rows), columns, console)
     print_findings(report.inconsistencies, console)
+    for alarm in report.alarms:
+        where = f" at step {alarm.step:,}" if alarm.step is not None else ""
+        console.print(Text(f"‼ {alarm.what.replace('_', ' ')}{where}: {alarm.text}", style="red"))
     for warning in report.warnings:
         console.print(Text(f"! {warning}", style="yellow"))
 

@@ -1,0 +1,135 @@
+"""Memory, power and energy: what the allocator, the driver and the system say of a run."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from nanogauge.config import Config
+from nanogauge.predict.energy import cost_formula, cost_of
+from nanogauge.records import Prediction, Sensor, Step
+from nanogauge.report.figures import Measured, quantile
+from nanogauge.runlog import Recorded
+from nanogauge.table import Table
+
+JOULES_PER_KWH = 3.6e6
+IMPORTED = "not in this log"
+
+
+def memory_figures(
+    recorded: Recorded, prediction: Prediction
+) -> tuple[dict[str, Measured], dict[str, str]]:
+    """The peaks that have a row of their own, and why one is absent."""
+    on_cpu = prediction.hardware.kind == "cpu"
+    ways = {
+        "peak_allocated_bytes": (
+            peak(recorded, "peak_allocated_bytes"),
+            "torch's allocator, at its highest",
+        ),
+        "peak_process_bytes": (
+            peak(recorded, "peak_host_bytes"),
+            "resident memory of the process, at its highest",
+        )
+        if on_cpu
+        else (
+            highest(recorded.sensors.known("process_used_bytes")),
+            "this process's memory on the card as the driver sees it, at its highest sample",
+        ),
+    }
+    values: dict[str, Measured] = {}
+    missing: dict[str, str] = {}
+    for row, (value, how) in ways.items():
+        if value is not None:
+            values[row] = Measured(value=value, how=how)
+        elif on_cpu and row == "peak_allocated_bytes":
+            missing[row] = "no GPU"
+        elif recorded.starts[0].source != "train":
+            missing[row] = IMPORTED
+        elif row == "peak_process_bytes":
+            missing[row] = why_absent(recorded, "process_used_bytes")
+        else:
+            missing[row] = "no step has ended yet" if recorded.end is None else "not reported"
+    return values, missing
+
+
+def highest(values: npt.NDArray[np.float64]) -> int | None:
+    """The highest of some sizes; None where there is none."""
+    return int(values.max()) if len(values) else None
+
+
+def peak(recorded: Recorded, name: str) -> int | None:
+    """The highest of a peak over all processes, from step and end lines; None where none tells."""
+    told = [getattr(end, name) for end in recorded.ends]
+    if name in Step.model_fields:
+        told.append(highest(recorded.steps.known(name)))
+    return max((value for value in told if value is not None), default=None)
+
+
+def why_absent(recorded: Recorded, name: str) -> str:
+    """Why a sensor's number is not in the log."""
+    told = [e.text for e in recorded.events if e.what == "absent" and e.about == name]
+    if told:
+        return told[-1]
+    if recorded.sensors:
+        return "the driver did not give it"
+    return "no sensor reading is in the log" + ("" if recorded.end else " yet")
+
+
+def energy_figures(
+    recorded: Recorded, config: Config, wall_seconds: float
+) -> tuple[dict[str, Measured], dict[str, str]]:
+    """Power, energy and cost, and why one is absent."""
+    rows = ("power_watts", "energy_kwh", "cost")
+    if recorded.starts[0].source != "train":
+        return {}, dict.fromkeys(rows, IMPORTED)
+    values: dict[str, Measured] = {}
+    missing = dict.fromkeys(rows, why_absent(recorded, "power_watts"))
+    watts = recorded.sensors.known("power_watts")
+    if len(watts):
+        values["power_watts"] = Measured(
+            value=float(watts.mean()),
+            p10=quantile(watts, 0.1),
+            p90=quantile(watts, 0.9),
+            n=len(watts),
+            how="mean of the board's power as the driver reports it, one reading a second",
+        )
+    joules = total_over_processes(recorded.sensors, "energy_joules")
+    if joules is not None:
+        sources = {name for name in recorded.sensors.distinct("energy_source") if name is not None}
+        names = {"counter": "the driver's energy counter", "integral": "power integrated over time"}
+        source = " and ".join(names[name] for name in sorted(sources))
+        kwh = joules / JOULES_PER_KWH
+        values["energy_kwh"] = Measured(
+            value=kwh, how=f"{source}; the board alone, not the machine at the wall"
+        )
+        if config.cost.price_per_kwh is None:
+            missing["cost"] = "cost.price_per_kwh is not given"
+        else:
+            paid = cost_of(config.cost, kwh, wall_seconds)
+            values["cost"] = Measured(value=paid, how=cost_formula(config.cost))
+    return values, missing
+
+
+def total_over_processes(sensors: Table[Sensor], name: str) -> float | None:
+    """The sum of a count that begins at zero in each process; None where no reading has it."""
+    counts = sensors.column(name)
+    elapsed = sensors.column("elapsed_seconds")
+    ends = [*(np.flatnonzero(np.diff(elapsed) < 0) + 1), len(counts)]
+    total, begin, known = 0.0, 0, False
+    for end in ends:
+        of_process = counts[begin:end]
+        of_process = of_process[~np.isnan(of_process)]
+        if len(of_process):
+            total, known = total + float(of_process[-1]), True
+        begin = end
+    return total if known else None
+
+
+def sensed_seconds(sensors: Table[Sensor], holds: npt.NDArray[np.bool_]) -> float:
+    """For how long a condition held: each reading speaks of the time since the one before it.
+
+    A reading after a gap, or the first of a process, speaks of one second alone.
+    """
+    spans = np.diff(sensors.column("elapsed_seconds"), prepend=0.0)
+    spans[(spans <= 0) | (spans > 1.5)] = 1.0
+    return float(spans[holds].sum())
