@@ -24,16 +24,16 @@ from nanogauge.claims import load_claims
 from nanogauge.cli import Parser, run_command
 from nanogauge.config import add_config_flags, config_overrides, load_config
 from nanogauge.errors import BadInput, RunFailed
-from nanogauge.measure.clock import Window
 from nanogauge.measure.memory import peak_process_bytes
 from nanogauge.quantities import finite
-from nanogauge.records import Checkpoint, End, Eval, Event, Step
+from nanogauge.recording import log_compilation, record_steps
+from nanogauge.records import Checkpoint, End, Eval, Event
 from nanogauge.report.build import build_report, claims_of
 from nanogauge.report.render import print_report, write_report
-from nanogauge.session import Session, open_session, remember_run
+from nanogauge.session import Session, StepUnderWay, open_session, remember_run
 from nanogauge.tracking import Mirror
 from nanogauge.training.checkpoint import save_checkpoint
-from nanogauge.training.device import autocast, peak_bytes
+from nanogauge.training.device import allocator_peaks, autocast, to_host
 from nanogauge.training.sampling import sample_text
 from nanogauge.training.schedule import learning_rate
 
@@ -43,13 +43,17 @@ Status = Literal["finished", "stopped", "failed"]
 
 def train(s: Session) -> tuple[Status, str | None]:
     """Train up to last_step, counting updates in s.steps_done; returns how it ended, and why."""
-    config, log, clock = s.config, s.log, s.clock
+    config, clock = s.config, s.clock
     accumulation, parameters = config.train.grad_accum, list(s.model.parameters())
     step = s.steps_done
     while True:
         # 1. Evaluation and checkpoint, each in a window of its own: no step contains them.
         leaving = step == s.last_step or s.stop.requested is not None
-        if step % config.train.eval_every == 0 or step == config.train.max_steps:
+        evaluating = step % config.train.eval_every == 0 or step == config.train.max_steps
+        saving = (step % config.train.checkpoint_every == 0 or leaving) and step > s.first_step
+        if (evaluating or saving) and (problem := record_steps(s)) is not None:
+            return "failed", problem  # before a checkpoint could hold it
+        if evaluating:
             with clock.window() as evaluation:
                 train_loss, val_loss = evaluate(s)
             line = Eval(
@@ -58,55 +62,44 @@ def train(s: Session) -> tuple[Status, str | None]:
                 val_loss=finite(val_loss),
                 seconds=evaluation.seconds,
             )
-            log.write(line)
+            s.log.write(line)
+            log_compilation(s, step, evaluation.compile_seconds)
             s.screen.evaluated(line)
-        due = step % config.train.checkpoint_every == 0 or leaving
-        if due and step > s.first_step:
+        if saving:
             save(s, step)
         if leaving:
             status: Status = "finished" if step == config.train.max_steps else "stopped"
             return status, s.stop.requested
 
-        # 2. One optimizer step over grad_accum micro-batches.
-        waited = Window()
-        with clock.window() as timed:
-            rate = learning_rate(step, config.optimizer, config.train.max_steps)
-            for group in s.optimizer.param_groups:
-                group["lr"] = rate
-            total = torch.zeros((), device=s.device)
-            for micro in range(accumulation):
-                with clock.waiting(waited):
-                    tokens, targets = s.batches.batch("train", step, micro)
-                with autocast(s.device, s.dtype):
-                    loss = s.loss_of(tokens, targets) / accumulation
-                s.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-                total += loss.detach()
-            mean_loss = total.item()
-            if not math.isfinite(mean_loss):
-                return "failed", f"the loss became {mean_loss} at step {step:,}"
-            s.scaler.unscale_(s.optimizer)
-            limit = config.optimizer.grad_clip or math.inf
-            norm = nn.utils.clip_grad_norm_(parameters, limit).item()
-            s.scaler.step(s.optimizer)
-            s.scaler.update()
-            s.optimizer.zero_grad(set_to_none=True)
+        # 2. One optimizer step over grad_accum micro-batches; nothing in it waits for the device.
+        watch = clock.begin_step(split=(step - s.first_step) % config.measure.split_every == 0)
+        rate = learning_rate(step, config.optimizer, config.train.max_steps)
+        for group in s.optimizer.param_groups:
+            group["lr"] = rate
+        total = torch.zeros((), device=s.device)
+        for micro in range(accumulation):
+            with watch.waiting():
+                tokens, targets = s.batches.batch("train", step, micro)
+            with autocast(s.device, s.dtype):
+                loss = s.loss_of(tokens, targets) / accumulation
+            watch.lap("forward")
+            s.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+            watch.lap("backward")
+        s.scaler.unscale_(s.optimizer)
+        norm = nn.utils.clip_grad_norm_(parameters, config.optimizer.grad_clip or math.inf)
+        s.scaler.step(s.optimizer)
+        s.scaler.update()
+        s.optimizer.zero_grad(set_to_none=True)
+        watch.lap("optimizer")
+        figures = to_host(torch.stack([total, norm]))
+        clock.end_step(watch)
 
-        # 3. The record of it: first on disk, then on the screen.
-        made = Step(
-            step=step,
-            loss=mean_loss,
-            step_seconds=timed.seconds,
-            data_wait_seconds=waited.seconds,
-            learning_rate=rate,
-            grad_norm=finite(norm),
-            tokens=config.tokens_per_step,
-        )
-        log.write(made)
-        for reading in s.sensors.readings():
-            log.write(reading)
-            s.screen.sensor(reading)
-        s.screen.step(made)
-        step = s.steps_done = step + 1
+        # 3. The record of it, first on disk, then on the screen: on a GPU while the next one runs.
+        s.under_way.append(StepUnderWay(step, rate, figures, watch))
+        if (problem := record_steps(s, leave=clock.lag)) is not None:
+            return "failed", problem
+        step += 1
 
 
 @torch.no_grad()
@@ -152,19 +145,20 @@ def close(s: Session, status: Status, reason: str | None) -> None:
         write_sample(s)
     for reading in s.sensors.close():
         s.log.write(reading)
-    if s.device.type == "cuda":
-        for field, why in s.sensors.absent.items():
-            what = "no_power" if field == "power_watts" else "not_measured"
-            s.log.write(Event(what=what, text=f"{field}: {why}"))
-    allocated, reserved = peak_bytes(s.device)
+    for field, why in s.sensors.absent.items():
+        s.log.write(Event(what="absent", text=why, about=field))
+    peaks, host_bytes = allocator_peaks(s.device), peak_process_bytes()
     s.log.write(
         End(
             status=status,
             steps=s.steps_done,
             wall_seconds=s.clock.elapsed_seconds(),
-            peak_allocated_bytes=allocated,
-            peak_reserved_bytes=reserved,
-            peak_process_bytes=peak_process_bytes() if s.device.type == "cpu" else None,
+            peak_allocated_bytes=peaks.allocated_bytes,
+            peak_reserved_bytes=peaks.reserved_bytes,
+            peak_inactive_bytes=peaks.inactive_bytes,
+            allocation_retries=peaks.retries,
+            peak_process_bytes=host_bytes if s.device.type == "cpu" else None,
+            peak_host_bytes=host_bytes,
             reason=reason,
         )
     )

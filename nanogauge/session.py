@@ -5,22 +5,24 @@ Here, as in train.py, everything meets: nothing but train.py and bench/ imports 
 
 from __future__ import annotations
 
-import statistics
 import time
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 
 from model import GPT
 from nanogauge.calibrations import add_to_calibration, load_calibration
 from nanogauge.config import Config
 from nanogauge.errors import BadInput
-from nanogauge.measure.clock import Clock
+from nanogauge.measure.alarms import Alarms
+from nanogauge.measure.clock import Clock, Stopwatch
 from nanogauge.measure.environment import capture_environment
-from nanogauge.measure.gpu import NullSensors, Sensors, open_sensors
+from nanogauge.measure.gpu import Sensors, measure_idle, open_sensors
 from nanogauge.measure.memory import available_bytes, process_bytes, reset_peak
 from nanogauge.predict.calibration import Calibration, FinishedRun
 from nanogauge.predict.fit import fit_verdict, largest_micro_batch, memory_of, with_micro_batch
@@ -30,20 +32,38 @@ from nanogauge.predict.workload import workload_of
 from nanogauge.present import calibrated_threads, describe_hardware
 from nanogauge.records import Compile, Event, Prediction, Start
 from nanogauge.report.build import CLAIMS_NAME
-from nanogauge.report.measured import quantile, steady_steps
+from nanogauge.report.figures import quantile
+from nanogauge.report.measured import steady_seconds
 from nanogauge.resume import refuse_changes
 from nanogauge.runfolder import RunFolder, create, load_with_log, write_aside
 from nanogauge.runlog import FILE_NAME, Recorded, RunLog
 from nanogauge.screen import Screen
 from nanogauge.training.checkpoint import load_checkpoint, newest_checkpoint
-from nanogauge.training.compiling import Loss, compile_model
+from nanogauge.training.compiling import CompileWatch, Loss, compile_model
 from nanogauge.training.data import Batches
-from nanogauge.training.device import autocast, choose_device, choose_dtype, synchronize
+from nanogauge.training.device import (
+    EventTimeline,
+    autocast,
+    choose_device,
+    choose_dtype,
+    synchronize,
+)
 from nanogauge.training.optimizer import make_optimizer
 from nanogauge.training.sources import Source, open_source
 from nanogauge.training.stopping import Stop
 
 STEPS_TO_REMEMBER = 20  # fewer steady steps tell little of the next run
+
+
+@dataclass(frozen=True)
+class StepUnderWay:
+    """A step whose work was handed to the device."""
+
+    step: int
+    learning_rate: float
+    figures: torch.Tensor
+    """loss and gradient norm, in the host's memory once the step has ended"""
+    watch: Stopwatch
 
 
 @dataclass
@@ -64,6 +84,7 @@ class Session:
     log: RunLog
     clock: Clock
     sensors: Sensors
+    alarms: Alarms
     screen: Screen
     stop: Stop
     first_step: int
@@ -71,6 +92,7 @@ class Session:
     """updates since step 0"""
     last_step: int
     """the step at which to stop: max_steps, or less in a rehearsal"""
+    under_way: deque[StepUnderWay] = field(default_factory=deque)
 
 
 def open_session(
@@ -88,7 +110,11 @@ def open_session(
         OSError: if the run folder cannot be written.
     """
     device = choose_device(config.run.device)
-    clock = Clock(partial(synchronize, device))
+    clock = Clock(
+        partial(synchronize, device),
+        timeline=EventTimeline(device) if device.type == "cuda" else None,
+        compiled_seconds=CompileWatch().seconds,
+    )
     dtype = choose_dtype(config.run.dtype, device)
     torch.manual_seed(config.run.seed)
     torch.set_float32_matmul_precision("high")  # TF32 for what is left in fp32 on a GPU
@@ -96,6 +122,11 @@ def open_session(
     folder, checkpoint, damaged = open_folder(config, device, dtype, resume, force)
     if claims is not None:
         write_aside(folder.path / CLAIMS_NAME, claims.read_bytes())
+    gpu = watched_gpu(config, device)
+    idle = None
+    if gpu is not None and config.measure.idle_seconds > 0:
+        idle = measure_idle(gpu, config.measure.power_hz, config.measure.idle_seconds)
+    sensors = open_sensors(gpu, config.measure.power_hz, clock.elapsed_seconds)
     reset_peak()
     model = GPT(config.model).to(device)
     optimizer = make_optimizer(model, config.optimizer)
@@ -119,6 +150,9 @@ def open_session(
             prediction_sha256=folder.prediction_sha256,
             device=folder.prediction.hardware.name,
             train_tokens=batches.train_tokens,
+            idle_power_watts=idle.power_watts if idle is not None else None,
+            idle_utilization=idle.utilization if idle is not None else None,
+            other_programs=info.others if info is not None else None,
         )
     )
     planned = config.data.tokens
@@ -144,7 +178,8 @@ def open_session(
         batches=batches,
         log=log,
         clock=clock,
-        sensors=open_gpu_sensors(device, config, clock),
+        sensors=sensors,
+        alarms=alarms,
         screen=screen,
         stop=stop,
         first_step=first_step,
@@ -262,19 +297,24 @@ def compile_session(s: Session) -> None:
         context = partial(autocast, s.device, s.dtype)
         s.loss_of, failure = compile_model(s.model, tokens, targets, context)
     mode: Literal["compiled", "eager"] = "compiled" if failure is None else "eager"
-    s.log.write(Compile(seconds=compiling.seconds, mode=mode))
+    s.log.write(Compile(seconds=compiling.seconds + compiling.compile_seconds, mode=mode))
     if failure is not None:
         text = f"torch.compile failed, training goes on without it, slower: {failure}"
         s.log.write(Event(level="warning", what="compile_failed", text=text))
         s.screen.say(f"! {text}")
 
 
-def open_gpu_sensors(device: torch.device, config: Config, clock: Clock) -> Sensors:
-    """The sensors of a CUDA device; null sensors elsewhere."""
-    if device.type != "cuda":
-        return NullSensors("no GPU")
-    uuid = str(torch.cuda.get_device_properties(device).uuid)
-    return open_sensors(uuid, config.measure.power_hz, clock.elapsed_seconds)
+def watched_gpu(config: Config, device: torch.device) -> str | int | None:
+    """Whose sensors are read: as open_sensors names it; None for no GPU's."""
+    match config.measure.gpu:
+        case "none":
+            return None
+        case "auto":
+            if device.type != "cuda":
+                return None
+            return str(torch.cuda.get_device_properties(device).uuid)
+        case name:
+            return int(name) if name.isdecimal() else name
 
 
 def remember_run(s: Session, recorded: Recorded) -> str | None:
@@ -283,15 +323,13 @@ def remember_run(s: Session, recorded: Recorded) -> str | None:
     Counts the steps of this process alone; one that had to go on without the compilation that was
     asked for was another workload. Returns a warning where the step could not be kept.
     """
-    begin = recorded.starts[-1].first_step
-    steps = [t.step_seconds for t in steady_steps(recorded) if t.step >= begin]
-    seconds = [t for t in steps if t is not None]
+    seconds = steady_seconds(recorded, first_step=recorded.starts[-1].first_step)
     if len(seconds) < STEPS_TO_REMEMBER or (s.config.run.compile and s.loss_of is s.model):
         return None
     run = FinishedRun(
         name=s.config.run.name,
         workload=workload_of(s.config, s.dtype, on_gpu=s.device.type != "cpu"),
-        step_seconds=statistics.median(seconds),
+        step_seconds=float(np.median(seconds)),
         p10_seconds=quantile(seconds, 0.1),
         p90_seconds=quantile(seconds, 0.9),
         n=len(seconds),

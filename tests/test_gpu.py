@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import time
+from collections import deque
 from pathlib import Path
 
 import pytest
 import torch
 from commands import DEMO, TINY, log_lines, rows_of, run
 
-from nanogauge.measure.gpu import driver_info
+from nanogauge.measure.clock import Clock, Stopwatch
+from nanogauge.measure.gpu import driver_info, open_sensors
+from nanogauge.training.device import EventTimeline, allocator_peaks
 
 pytestmark = [
     pytest.mark.gpu,
@@ -43,6 +47,78 @@ def test_a_card_is_measured_by_allocator_driver_and_sensors(trained: Path) -> No
     if info.power_limit_watts is not None and "power_watts" not in info.absent:
         watts = rows["power_watts"]["measured"]["value"]
         assert 0 < watts <= 1.05 * info.power_limit_watts
+
+
+def busy(seconds: float) -> None:
+    """Keep the card at matrix products for so long."""
+    a = torch.randn(4096, 4096, device="cuda", dtype=torch.bfloat16)
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        for _ in range(20):
+            a @ a
+        torch.cuda.synchronize()
+
+
+def test_the_energy_counter_and_the_integral_of_power_agree() -> None:
+    """Two ways to the same joules: where they are apart, one of them misleads, and is named."""
+    begin = time.monotonic()
+    uuid = str(torch.cuda.get_device_properties(0).uuid)
+    sensors = open_sensors(uuid, 10.0, lambda: time.monotonic() - begin)
+    if "energy_counter" in sensors.absent or "power_watts" in sensors.absent:
+        sensors.close()
+        pytest.skip(f"skipped: {dict(sensors.absent)}")
+    busy(20)
+    readings = [r for r in sensors.close() if r.energy_source == "counter"]
+    first, last = readings[4], readings[-1]  # a board tells the mean of a second or so
+    assert first.energy_joules is not None and last.energy_joules is not None
+    assert first.integral_joules is not None and last.integral_joules is not None
+    counted = last.energy_joules - first.energy_joules
+    integral = last.integral_joules - first.integral_joules
+    print(f"{counted:.1f} J counted, {integral:.1f} J integrated, {integral / counted:.3f}")
+    assert integral == pytest.approx(counted, rel=0.05)
+    assert last.gap_seconds in (None, 0)
+
+
+def test_events_and_the_hosts_clock_tell_the_same_time() -> None:
+    """Steps are timed by the device's clock and the whole run by the host's: they must agree."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    a = torch.randn(4096, 4096, device=device)
+    clock = Clock(torch.cuda.synchronize, timeline=EventTimeline(device))
+    with clock.window():
+        a @ a
+    under_way: deque[Stopwatch] = deque()
+    total = 0.0
+    began = time.perf_counter()
+    for index in range(41):
+        if index < 40:
+            watch = clock.begin_step(split=index % 10 == 0)
+            for _ in range(10):
+                a @ a
+            watch.lap("forward")
+            clock.end_step(watch)
+            under_way.append(watch)
+        while len(under_way) > (clock.lag if index < 40 else 0):
+            total += under_way.popleft().read().step_seconds
+    passed = time.perf_counter() - began
+    print(f"{total:.4f} s by events, {passed:.4f} s by the host")
+    assert total == pytest.approx(passed, rel=0.01)
+
+
+def test_the_driver_sees_what_the_allocator_reserved_and_a_context() -> None:
+    device = torch.device("cuda", torch.cuda.current_device())
+    held = torch.zeros(2**30, dtype=torch.uint8, device=device)
+    reserved = allocator_peaks(device).reserved_bytes
+    assert reserved is not None and reserved >= held.numel()
+    begin = time.monotonic()
+    uuid = str(torch.cuda.get_device_properties(device).uuid)
+    sensors = open_sensors(uuid, 10.0, lambda: time.monotonic() - begin)
+    time.sleep(1.2)
+    seen = [r.process_used_bytes for r in sensors.close() if r.process_used_bytes is not None]
+    if not seen:
+        pytest.skip(f"skipped: {sensors.absent['process_used_bytes']}")
+    now = torch.cuda.memory_reserved(device)
+    print(f"{seen[-1] / 2**30:.2f} GiB by the driver, {now / 2**30:.2f} reserved")
+    assert now < seen[-1] < now + 2**30
 
 
 def test_the_compiled_model_is_what_trains(trained: Path) -> None:

@@ -2,12 +2,40 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.callback import CallbackArgs, callback_handler
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class CompileWatch:
+    """Counts the seconds that torch compiles in this process, whenever it does.
+
+    A new shape, a changed flag or a backward pass that is met for the first time may make torch
+    compile in the middle of a run; dynamo announces each time, and its end.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
+        self._now = now
+        self._done_seconds = 0.0
+        self._began: float | None = None
+        callback_handler.register_start_callback(self._on_start)
+        callback_handler.register_end_callback(self._on_end)
+
+    def seconds(self) -> float:
+        """So far, what is under way included."""
+        under_way = 0.0 if self._began is None else self._now() - self._began
+        return self._done_seconds + under_way
+
+    def _on_start(self, _: CallbackArgs) -> None:
+        self._began = self._now()
+
+    def _on_end(self, _: CallbackArgs) -> None:
+        self._done_seconds, self._began = self.seconds(), None
 
 
 def compile_model(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from nanogauge.errors import BadInput
 
@@ -64,8 +66,50 @@ def synchronize(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
-def peak_bytes(device: torch.device) -> tuple[int | None, int | None]:
-    """What tensors allocated and the allocator reserved at most; None off CUDA."""
+def to_host(figures: Tensor) -> Tensor:
+    """Ask for a copy in the host's memory: whole once the device has come by the next mark."""
+    return figures.to("cpu", non_blocking=True)
+
+
+class EventTimeline:
+    """Moments as events in the device's queue, read one step late so that the queue never dries."""
+
+    lag = 1
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def mark(self) -> torch.Event:
+        event = torch.Event(self._device, enable_timing=True)
+        event.record()
+        return event
+
+    def wait(self, moment: torch.Event) -> None:
+        moment.synchronize()
+
+    def seconds(self, begin: torch.Event, end: torch.Event) -> float:
+        return float(begin.elapsed_time(end)) / 1e3
+
+
+@dataclass(frozen=True)
+class AllocatorPeaks:
+    """torch's CUDA allocator, at its highest so far; None on other devices."""
+
+    allocated_bytes: int | None = None
+    reserved_bytes: int | None = None
+    inactive_bytes: int | None = None
+    """reserved, free, but in pieces of blocks that are in use: what fragmentation costs"""
+    retries: int | None = None
+    """how often it gave back what it kept and tried again"""
+
+
+def allocator_peaks(device: torch.device) -> AllocatorPeaks:
     if device.type != "cuda":
-        return None, None
-    return torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
+        return AllocatorPeaks()
+    stats = torch.cuda.memory_stats(device)
+    return AllocatorPeaks(
+        allocated_bytes=stats["allocated_bytes.all.peak"],
+        reserved_bytes=stats["reserved_bytes.all.peak"],
+        inactive_bytes=stats["inactive_split_bytes.all.peak"],
+        retries=stats["num_alloc_retries"],
+    )

@@ -1,0 +1,85 @@
+"""From the loop to the log: each step that has ended, what the sensors read meanwhile, alarms."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from nanogauge.measure.alarms import Alarm
+from nanogauge.measure.memory import peak_process_bytes
+from nanogauge.quantities import finite, format_seconds
+from nanogauge.records import Compile, Event, Step
+from nanogauge.session import Session
+from nanogauge.training.device import AllocatorPeaks, allocator_peaks
+
+
+def record_steps(s: Session, leave: int = 0) -> str | None:
+    """Log the steps that were handed to the device, but for the last `leave` of them.
+
+    Waits until each has ended. Returns what is wrong, if the loss of one was no finite number.
+    """
+    while len(s.under_way) > leave:
+        done = s.under_way.popleft()
+        times = done.watch.read()
+        loss, norm = done.figures.tolist()
+        for alarm in s.alarms.loss(done.step, loss):
+            raise_alarm(s, alarm, done.step)
+        if not math.isfinite(loss):
+            return f"the loss became {loss} at step {done.step:,}"
+        log_compilation(s, done.step, times.compile_seconds)
+        power = s.sensors.power_since_last()
+        peaks = allocator_peaks(s.device) if done.watch.split else AllocatorPeaks()
+        line = Step(
+            step=done.step,
+            loss=loss,
+            step_seconds=times.step_seconds,
+            data_wait_seconds=times.data_wait_seconds,
+            forward_seconds=times.forward_seconds,
+            backward_seconds=times.backward_seconds,
+            optimizer_seconds=times.optimizer_seconds,
+            learning_rate=done.learning_rate,
+            grad_norm=finite(norm),
+            tokens=s.config.tokens_per_step,
+            power_watts=power.mean_watts if power is not None else None,
+            power_min_watts=power.min_watts if power is not None else None,
+            power_max_watts=power.max_watts if power is not None else None,
+            peak_allocated_bytes=peaks.allocated_bytes,
+            peak_reserved_bytes=peaks.reserved_bytes,
+            peak_host_bytes=peak_process_bytes() if done.watch.split else None,
+        )
+        s.log.write(line)
+        s.steps_done = done.step + 1
+        s.screen.step(line)
+        record_sensors(s, done.step)
+        if done.step > s.first_step and times.compile_seconds == 0:
+            for alarm in s.alarms.step(done.step, times.step_seconds, times.data_wait_seconds):
+                raise_alarm(s, alarm, done.step)
+    return None
+
+
+def record_sensors(s: Session, step: int) -> None:
+    """Log what the sensors read since the last time, and what became of them."""
+    for change in s.sensors.changes():
+        level: Literal["info", "warning"] = "warning" if change.midway else "info"
+        s.log.write(Event(level=level, what="not_measured", text=change.text, step=step))
+        if change.midway:
+            s.screen.say(f"! {change.text}")
+    for reading in s.sensors.readings():
+        s.log.write(reading)
+        s.screen.sensor(reading)
+        for alarm in s.alarms.sensor(reading):
+            raise_alarm(s, alarm, step)
+
+
+def raise_alarm(s: Session, alarm: Alarm, step: int) -> None:
+    s.log.write(
+        Event(level="alarm", what=alarm.what, text=alarm.text, step=step, about=alarm.about)
+    )
+    s.screen.alarm(alarm.text)
+
+
+def log_compilation(s: Session, step: int, seconds: float) -> None:
+    """A compilation in the middle of the run is booked as such, whatever it interrupted."""
+    if seconds > 0:
+        s.log.write(Compile(step=step, seconds=seconds, mode="compiled"))
+        s.screen.say(f"compiled again at step {step:,}: {format_seconds(seconds)}")

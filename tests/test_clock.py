@@ -1,0 +1,215 @@
+"""The clock: every second is booked once, and a device that is busy is never waited for."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nanogauge.measure.clock import Clock, StepTimes, Stopwatch
+from nanogauge.training.compiling import CompileWatch
+from nanogauge.training.device import EventTimeline
+
+
+@dataclass
+class Machine:
+    """A host and a device with a queue, in whole milliseconds, so that sums are exact."""
+
+    host_ms: int = 0
+    device_ms: int = 0
+    """when the device will have done what it was asked so far"""
+    compiled_ms: int = 0
+    waits: list[int] = field(default_factory=list)
+    """how long the host waited, each time"""
+
+    def now(self) -> int:
+        return self.host_ms
+
+    def work(self, host_ms: int) -> None:
+        self.host_ms += host_ms
+
+    def compile(self, host_ms: int) -> None:
+        self.host_ms += host_ms
+        self.compiled_ms += host_ms
+
+    def launch(self, device_ms: int) -> None:
+        """Hand something to the device, which begins when it has done all else."""
+        self.device_ms = max(self.device_ms, self.host_ms) + device_ms
+
+    def synchronize(self) -> None:
+        self.wait_until(self.device_ms)
+
+    def wait_until(self, moment_ms: int) -> None:
+        self.waits.append(max(0, moment_ms - self.host_ms))
+        self.host_ms = max(self.host_ms, moment_ms)
+
+
+@dataclass
+class Queue:
+    """The device's timeline: a mark is passed when the device comes by it."""
+
+    machine: Machine
+    lag: int = 1
+
+    def mark(self) -> int:
+        self.machine.device_ms = max(self.machine.device_ms, self.machine.host_ms)
+        return self.machine.device_ms
+
+    def wait(self, moment: int) -> None:
+        self.machine.wait_until(moment)
+
+    def seconds(self, begin: int, end: int) -> float:
+        return end - begin
+
+
+def clock_of(machine: Machine, on_device: bool) -> Clock:
+    return Clock(
+        machine.synchronize,
+        machine.now,
+        timeline=Queue(machine) if on_device else None,
+        compiled_seconds=lambda: machine.compiled_ms,
+    )
+
+
+Work = tuple[str, int, int, int]
+"""step or window; milliseconds of the host, of compilation, of the device"""
+WORK = st.tuples(st.sampled_from(["step", "window"]), *[st.integers(0, 50)] * 3)
+
+
+def one_step(clock: Clock, machine: Machine, host: int, compiling: int, device: int) -> Stopwatch:
+    watch = clock.begin_step(split=True)
+    with watch.waiting():
+        machine.work(host)
+    machine.compile(compiling)
+    machine.launch(device)
+    watch.lap("forward")
+    clock.end_step(watch)
+    return watch
+
+
+@given(st.lists(WORK, max_size=30), st.booleans())
+def test_every_moment_is_booked_exactly_once(work: list[Work], on_device: bool) -> None:
+    """Steps, windows and compilation add up to the wall time to the last digit, wherever time is
+    taken and whatever order they come in: what is booked twice or not at all would falsify hours.
+    """
+    machine = Machine()
+    clock = clock_of(machine, on_device)
+    booked = 0.0
+    under_way: deque[Stopwatch] = deque()
+
+    def read(leave: int) -> None:
+        nonlocal booked
+        while len(under_way) > leave:
+            times = under_way.popleft().read()
+            booked += times.step_seconds + times.compile_seconds
+
+    for what, host, compiling, device in work:
+        if what == "step":
+            under_way.append(one_step(clock, machine, host, compiling, device))
+            read(clock.lag)
+        else:
+            read(0)
+            with clock.window() as window:
+                machine.work(host)
+                machine.compile(compiling)
+                machine.launch(device)
+            booked += window.seconds + window.compile_seconds
+    read(0)
+    machine.synchronize()
+    assert booked == clock.elapsed_seconds()
+
+
+def test_a_busy_device_is_waited_for_one_step_late_and_for_nothing_else() -> None:
+    """A synchronisation in each step would leave the queue dry while the host prepares the next."""
+    machine = Machine()
+    clock = clock_of(machine, on_device=True)
+    under_way: deque[Stopwatch] = deque()
+    times: list[StepTimes] = []
+    for _ in range(20):
+        under_way.append(one_step(clock, machine, host=10, compiling=0, device=100))
+        while len(under_way) > clock.lag:
+            times.append(under_way.popleft().read())
+    assert [t.step_seconds for t in times[1:]] == [100] * 18, "the device never stood still"
+    assert [t.data_wait_seconds for t in times] == [10] + [0] * 18, "but before the first batch"
+    assert len(machine.waits) == 19
+
+
+def test_a_device_that_has_to_wait_for_its_batches_is_seen_to() -> None:
+    """When the host is the slower one, the device's idle time is waiting for data, not work."""
+    machine = Machine()
+    clock = clock_of(machine, on_device=True)
+    under_way: deque[Stopwatch] = deque()
+    times: list[StepTimes] = []
+    for _ in range(20):
+        under_way.append(one_step(clock, machine, host=60, compiling=0, device=40))
+        while len(under_way) > clock.lag:
+            times.append(under_way.popleft().read())
+    assert [(t.step_seconds, t.data_wait_seconds, t.forward_seconds) for t in times[1:]] == [
+        (60, 20, 40)
+    ] * 18
+
+
+def test_a_compilation_stands_in_no_step() -> None:
+    """A recompilation of a minute would make one step the slowest of the night, with no reason."""
+    machine = Machine()
+    clock = clock_of(machine, on_device=False)
+    watch = one_step(clock, machine, host=5, compiling=700, device=20)
+    assert watch.read() == StepTimes(25, 700, 5, None, None, None)
+    watch = one_step(clock, machine, host=5, compiling=0, device=20)
+    assert watch.read() == StepTimes(25, 0, 5, 20, None, None)
+
+
+class FakeEvent:
+    """torch.Event of a device that is not here: each record is a millisecond after the last."""
+
+    recorded = 0
+
+    def __init__(self, device: torch.device, enable_timing: bool) -> None:
+        assert device.type == "cuda" and enable_timing
+        self.at_ms: int | None = None
+
+    def record(self) -> None:
+        FakeEvent.recorded += 1
+        self.at_ms = FakeEvent.recorded
+
+    def synchronize(self) -> None:
+        assert self.at_ms is not None, "an event that was never recorded is waited for in vain"
+
+    def elapsed_time(self, end: FakeEvent) -> float:
+        assert self.at_ms is not None and end.at_ms is not None
+        return end.at_ms - self.at_ms
+
+
+def test_events_are_recorded_and_read_in_milliseconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's events tell milliseconds: taken for seconds, a step would last an hour."""
+    monkeypatch.setattr(torch, "Event", FakeEvent)
+    clock = Clock(lambda: None, timeline=EventTimeline(torch.device("cuda", 0)))
+    assert clock.lag == 1
+    first = clock.begin_step(split=True)
+    with first.waiting():
+        pass
+    first.lap("forward")
+    clock.end_step(first)
+    times = first.read()
+    assert times.step_seconds == pytest.approx(4e-3)
+    assert times.data_wait_seconds == pytest.approx(1e-3)
+    assert times.forward_seconds == pytest.approx(1e-3)
+    second = clock.begin_step(split=False)
+    assert second.begin is first.end, "a step begins where the one before it ended"
+
+
+def test_each_compilation_is_announced_and_timed() -> None:
+    """Only the first one is made on purpose; a new shape compiles again, in whatever step it is."""
+    seconds = CompileWatch().seconds
+    double = torch.compile(lambda x: 2 * x, backend="eager", dynamic=False)
+    double(torch.ones(3))
+    first = seconds()
+    assert first > 0
+    double(torch.ones(3))
+    assert seconds() == first
+    double(torch.ones(4))
+    assert seconds() > first
