@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from commands import DEMO, TINY, log_lines, rows_of, run
 
-from nanogauge.measure.gpu import driver_info
+from nanogauge.measure.gpu import MEASURED, driver_info, open_sensors
 
 pytestmark = [
     pytest.mark.gpu,
@@ -43,6 +44,20 @@ def test_a_card_is_measured_by_allocator_driver_and_sensors(trained: Path) -> No
     if info.power_limit_watts is not None and "power_watts" not in info.absent:
         watts = rows["power_watts"]["measured"]["value"]
         assert 0 < watts <= 1.05 * info.power_limit_watts
+
+
+def test_each_sensor_of_a_card_gives_a_number_or_its_reason() -> None:
+    """Real drivers leave out what the scripted one is told to."""
+    begin = time.monotonic()
+    uuid = str(torch.cuda.get_device_properties(0).uuid)
+    sensors = open_sensors(uuid, 10, lambda: time.monotonic() - begin)
+    time.sleep(5.3)
+    reading = sensors.close()[-2]
+    print(reading, dict(sensors.absent), f"{sensors.cpu_seconds / 5:.3%} of a core")
+    for name in MEASURED:
+        assert (getattr(reading, name) is None) == (name in sensors.absent), name
+    if reading.energy_source == "counter" and reading.integral_joules is not None:
+        assert reading.energy_joules == pytest.approx(reading.integral_joules, rel=0.2)
 
 
 def test_the_compiled_model_is_what_trains(trained: Path) -> None:

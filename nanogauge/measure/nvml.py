@@ -72,6 +72,7 @@ class Driver:
         self._given: set[str] = set()
         self._pid = os.getpid()
         self.lost = False
+        self._unheard = True  # no number was given since the driver was opened
         self._reopen_at = 0.0
         try:
             pynvml.nvmlInit()
@@ -115,7 +116,7 @@ class Driver:
         except self._nvml.NVMLError:
             return False
         self._retry_at = {f: at for f, at in self._retry_at.items() if f not in self._given}
-        self.lost = False
+        self.lost, self._unheard = False, True
         return True
 
     def power_watts(self, now: float) -> float | None:
@@ -207,7 +208,7 @@ class Driver:
         used = _by_pid(compute)
         if self._pid not in used:
             with contextlib.suppress(self._nvml.NVMLError):
-                used = _by_pid(self._call(_GRAPHICS, self._handle))
+                used = _by_pid(getattr(self._nvml, _GRAPHICS)(self._handle))
         own = used.get(self._pid)
         if own is None:
             # Not final: the process is listed from its first use of the GPU on.
@@ -287,8 +288,12 @@ class Driver:
         if self.lost or now < self._retry_at.get(field, now):
             return None
         try:
-            answer = self._call(function, *((self._handle,) if of_device else ()), *arguments)
+            call = getattr(self._nvml, function)
+            answer = call(self._handle, *arguments) if of_device else call(*arguments)
         except self._nvml.NVMLError as error:
+            older = _OLDER_NAMES.get(function)
+            if older is not None and error.value == self._nvml.NVML_ERROR_FUNCTION_NOT_FOUND:
+                return self._ask(field, now, older, *arguments, tells=tells)
             if error.value in _fatal(self._nvml):
                 self.lose(now, error)
                 return None
@@ -296,22 +301,13 @@ class Driver:
             self._retry_at[field] = float("inf") if error.value in final else now + RETRY_SECONDS
             self._absences.missing(field, now, "the driver does not give it", error)
             return None
+        if self._unheard:
+            self._unheard = False
+            self._absences.present("gpu", now)
         self._given.add(field)
-        self._absences.present("gpu", now)
         if tells:
             self._absences.present(field, now)
         return answer
-
-    def _call(self, function: str, *arguments: object) -> Any:
-        try:
-            call = getattr(self._nvml, function, None)
-            if call is None:
-                raise self._nvml.NVMLError(self._nvml.NVML_ERROR_FUNCTION_NOT_FOUND)
-            return call(*arguments)
-        except self._nvml.NVMLError_FunctionNotFound:
-            if function not in _OLDER_NAMES:
-                raise
-            return self._call(_OLDER_NAMES[function], *arguments)
 
 
 def throttle_words(bits: int) -> list[str]:

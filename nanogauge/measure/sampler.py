@@ -66,7 +66,7 @@ class Sampler:
         rapl_root: Path | None,
     ) -> None:
         self.cpu_seconds = 0.0
-        """what the sampling cost so far, in seconds of one core"""
+        """what the sampling cost so far, in seconds of one core, without opening the driver"""
         self._hz = hz
         self._clock = clock
         self._absences = Absences()
@@ -77,13 +77,15 @@ class Sampler:
         self._readings: list[Sensor] = []
         self._spread: tuple[int, float, float, float] | None = None  # n, sum, least, most
         self._opened = threading.Event()
-        self._stop = threading.Event()
+        self._running = threading.Lock()  # let go to stop the thread; an Event wakes it dearer
+        self._running.acquire()
         self._asking_since: float | None = clock()  # None while nothing is asked of the driver
 
         self._window_start = 0.0
         self._powers_watts: list[float] = []
         self._sm_clocks_hz: list[float] = []
         self._memory_clocks_hz: list[float] = []
+        self._gap_seconds = 0.0  # as of the last reading, whether there was a line to tell it
         self._told_gap_seconds = 0.0
         arguments = (device, rapl_root)
         self._thread = threading.Thread(
@@ -114,9 +116,9 @@ class Sampler:
             if "energy_counter" in reasons:
                 why = "neither the energy counter nor the power can be read"
                 absent["energy_joules"] = why
-        gap = 0.0 if self._energy is None else self._energy.gap_seconds(self._clock())
-        if gap:
-            absent["energy_gaps"] = f"the integral of power leaves out {gap:.1f} s without samples"
+        if self._gap_seconds:
+            gap = f"the integral of power leaves out {self._gap_seconds:.1f} s without samples"
+            absent["energy_gaps"] = gap
         return absent | reasons
 
     @property
@@ -143,7 +145,8 @@ class Sampler:
         return PowerSpread(round(total / n, 3), round(least, 3), round(most, 3), n)
 
     def close(self) -> list[Sensor]:
-        self._stop.set()
+        if self._running.locked():
+            self._running.release()
         self._thread.join(_CLOSE_SECONDS)
         if self._thread.is_alive():
             self._tell_hang(self._asking_since)
@@ -199,17 +202,18 @@ class Sampler:
         # The processor's energy alone is read once a second.
         period = 1 / self._hz if self._driver is not None else 1.0
         due = self._window_start
+        now = self._clock()
+        opening_seconds = time.thread_time()
         while True:
-            now = self._clock()
             due = max(due + period, now)  # samples that were missed stay missed
             self._asking_since = None
-            stopping = self._stop.wait(due - now)
+            stopping = self._running.acquire(timeout=due - now)
             now = self._asking_since = self._clock()
             full = now - self._window_start >= 1 - period / 2
             if self._tick(now) or full or stopping:
                 self._read(now, stopping)
-            self._absences.present("driver", now)
-            self.cpu_seconds = time.thread_time()
+                self._absences.present("driver", now)
+                self.cpu_seconds = time.thread_time() - opening_seconds
             if stopping:
                 break
         if self._driver is not None:
@@ -243,23 +247,22 @@ class Sampler:
 
     def _read(self, now: float, closing: bool) -> None:
         values: dict[str, Any] = {}
-        gap_seconds = 0.0
         if self._driver is not None and self._energy is not None:
             values = self._read_gpu(self._driver, self._energy, now)
-            gap_seconds = round(self._energy.gap_seconds(now), 6)
+            self._gap_seconds = round(self._energy.gap_seconds(now), 6)
             if not any(value is not None for value in values.values()) and not self._driver.lost:
                 self._driver.lose(now)
         joules = None if self._rapl is None else self._rapl.joules(now)
         measured = joules is not None or any(value is not None for value in values.values())
         # The last line tells of a gap that nothing ended.
-        if measured or (closing and gap_seconds > self._told_gap_seconds):
+        if measured or (closing and self._gap_seconds > self._told_gap_seconds):
             reading = Sensor(
                 elapsed_seconds=round(now, 6),
-                gap_seconds=gap_seconds or None,
+                gap_seconds=self._gap_seconds or None,
                 cpu_package_joules=joules,
                 **values,
             )
-            self._told_gap_seconds = gap_seconds
+            self._told_gap_seconds = self._gap_seconds
             with self._lock:
                 self._readings.append(reading)
         self._window_start = now
