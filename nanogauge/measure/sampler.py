@@ -44,9 +44,9 @@ class PowerSpread:
 
 
 class Sampler:
-    """Samples power and clocks at `hz`, and reads the slower numbers once a second.
+    """Samples power and SM clock at `hz`, and reads the slower numbers once a second.
 
-    A reading holds the means of the power and clock samples since the reading before it, and
+    A reading holds the means of the power and SM clock samples since the reading before it, and
     everything else as it is at `elapsed_seconds`. On most cards NVML's power is itself a mean over
     about the last second. device_used_bytes holds what the driver keeps for itself, too. Without a
     GPU, or without its driver, the energy of the processor is read alone.
@@ -84,7 +84,6 @@ class Sampler:
         self._window_start = 0.0
         self._powers_watts: list[float] = []
         self._sm_clocks_hz: list[float] = []
-        self._memory_clocks_hz: list[float] = []
         self._gap_seconds = 0.0  # as of the last reading, whether there was a line to tell it
         self._told_gap_seconds = 0.0
         arguments = (device, rapl_root)
@@ -241,9 +240,6 @@ class Sampler:
         clock_hz = driver.sm_clock_hz(now)
         if clock_hz is not None:
             self._sm_clocks_hz.append(clock_hz)
-        clock_hz = driver.memory_clock_hz(now)
-        if clock_hz is not None:
-            self._memory_clocks_hz.append(clock_hz)
 
     def _read(self, now: float, closing: bool) -> None:
         values: dict[str, Any] = {}
@@ -266,7 +262,7 @@ class Sampler:
             with self._lock:
                 self._readings.append(reading)
         self._window_start = now
-        self._powers_watts, self._sm_clocks_hz, self._memory_clocks_hz = [], [], []
+        self._powers_watts, self._sm_clocks_hz = [], []
 
     def _read_gpu(self, driver: Driver, energy: EnergySum, now: float) -> dict[str, Any]:
         powers = self._powers_watts
@@ -282,7 +278,7 @@ class Sampler:
             "temperature_celsius": driver.temperature_celsius(now),
             "fan": _rounded(driver.fan(now), 3),
             "sm_clock_hz": _rounded(_mean(self._sm_clocks_hz), 0),
-            "memory_clock_hz": _rounded(_mean(self._memory_clocks_hz), 0),
+            "memory_clock_hz": _rounded(driver.memory_clock_hz(now), 0),
             "utilization": _rounded(driver.utilization(now), 3),
             "throttle": driver.throttle(now),
             "pcie_generation": driver.pcie_generation(now),
