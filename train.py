@@ -26,7 +26,7 @@ from nanogauge.config import add_config_flags, config_overrides, load_config
 from nanogauge.errors import BadInput, RunFailed
 from nanogauge.measure.memory import peak_process_bytes
 from nanogauge.quantities import finite
-from nanogauge.recording import log_compilation, record_steps
+from nanogauge.recording import log_compilation, record_sensors, record_steps
 from nanogauge.records import Checkpoint, End, Eval, Event
 from nanogauge.report.build import build_report, claims_of
 from nanogauge.report.render import print_report, write_report
@@ -145,8 +145,7 @@ def close(s: Session, status: Status, reason: str | None) -> None:
         write_sample(s)
     for reading in s.sensors.close():
         s.log.write(reading)
-    for field, why in s.sensors.absent.items():
-        s.log.write(Event(what="absent", text=why, about=field))
+    record_sensors(s, s.steps_done)  # what it ended with
     peaks, host_bytes = allocator_peaks(s.device), peak_process_bytes()
     s.log.write(
         End(

@@ -61,9 +61,10 @@ def record_sensors(s: Session, step: int) -> None:
     """Log what the sensors read since the last time, and what became of them."""
     for change in s.sensors.changes():
         level: Literal["info", "warning"] = "warning" if change.midway else "info"
-        s.log.write(Event(level=level, what="not_measured", text=change.text, step=step))
+        text = f"{change.text}."
+        s.log.write(Event(level=level, what="absent", text=text, step=step, about=change.field))
         if change.midway:
-            s.screen.say(f"! {change.text}")
+            s.screen.say(f"! {text}")
     for reading in s.sensors.readings():
         s.log.write(reading)
         s.screen.sensor(reading)

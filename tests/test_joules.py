@@ -92,14 +92,14 @@ def test_the_processor_is_measured_without_a_gpu(tmp_path: Path) -> None:
     }
     assert last.cpu_package_joules == 42.0
     assert sensors.reason is None and sensors.power_since_last() is None
-    assert sensors.absent["power_watts"] == "no GPU is read"
+    assert sensors.absent["power_watts"] == "no GPU"
     assert "cpu_package_joules" not in sensors.absent
 
 
 def test_with_neither_gpu_nor_processor_the_sensors_are_null(tmp_path: Path) -> None:
     sensors = open_sensors(None, 10, time.monotonic, tmp_path)
     assert isinstance(sensors, NullSensors)
-    assert sensors.reason == "no GPU is read"
+    assert sensors.reason == "no GPU"
     assert [c.field for c in sensors.changes()] == ["gpu", "cpu_package_joules"]
     assert sensors.changes() == sensors.close() == []
 

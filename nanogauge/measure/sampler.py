@@ -179,7 +179,7 @@ class Sampler:
     def _open(self, device: str | int | None, rapl_root: Path | None) -> None:
         now = self._clock()
         if device is None:
-            self._absences.missing("gpu", now, "no GPU is read")
+            self._absences.missing("gpu", now, "no GPU")
         else:
             try:
                 self._driver = Driver(device, self._absences)

@@ -66,11 +66,12 @@ def peak(recorded: Recorded, name: str) -> int | None:
 
 
 def why_absent(recorded: Recorded, name: str) -> str:
-    """Why a sensor's number is not in the log."""
-    told = [e.text for e in recorded.events if e.what == "absent" and e.about == name]
+    """Why a sensor's number is not in the log, as the log last said of it or of all of the card."""
+    of_all = ("driver",) if name == "cpu_package_joules" else ("driver", "gpu")
+    told = [e.text for e in recorded.events if e.what == "absent" and e.about in (name, *of_all)]
     if told:
-        return told[-1]
-    if recorded.sensors:
+        return told[-1].partition(": ")[2].rstrip(".") or told[-1]
+    if len(recorded.sensors):
         return "the driver did not give it"
     return "no sensor reading is in the log" + ("" if recorded.end else " yet")
 
