@@ -80,7 +80,8 @@ class LivePanel:
         lines = [_numbers_bold(line) for row in content.rows for line in flow(row, width)]
         if content.alarm is not None:
             lines.append(Text(f"! {content.alarm}", "bold red", no_wrap=True, overflow="ellipsis"))
-        return Panel(Group(bar, *lines), title=Text(content.title, "bold"), title_align="left")
+        panel = Panel(Group(bar, *lines), title=Text(content.title, "bold"), title_align="left")
+        return Group(panel, Text())  # the cursor's own line: an echoed ^C must not tear the panel
 
 
 def flow(parts: Sequence[str], width: int, gap: str = "   ") -> list[str]:

@@ -55,6 +55,7 @@ class SlowDown:
         self._noise_seconds = 0.0
         self._slower = self._faster = 0
         self._told_seconds: float | None = None
+        self._told_at = 0
 
     @property
     def recent_seconds(self) -> float:
@@ -81,12 +82,17 @@ class SlowDown:
             self._candidates = []
         if self._slower < LASTING_STEPS or not self._is_news() or not self._is_certain(change):
             return False
-        self._told_seconds = self._recent.median
+        self._told_seconds, self._told_at = self._recent.median, self._steps
         return True
 
     def _is_news(self) -> bool:
-        told = self._told_seconds
-        return told is None or self._recent.median >= WORSE * told
+        """Whether this slow-down, or how bad it is, was not told yet."""
+        told, now = self._told_seconds, self._recent.median
+        if told is not None and self._steps - self._told_at < RECENT_STEPS:
+            # The median may still climb to the whole of what was told.
+            self._told_seconds = max(told, now)
+            return False
+        return told is None or now >= WORSE * told
 
     def _is_certain(self, change: float) -> bool:
         """Whether a change is beyond the noise of the recent steps, too."""
