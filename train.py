@@ -25,6 +25,7 @@ from nanogauge.cli import Parser, run_command
 from nanogauge.config import add_config_flags, config_overrides, load_config
 from nanogauge.errors import BadInput, RunFailed
 from nanogauge.measure.memory import peak_process_bytes
+from nanogauge.preflight import consult
 from nanogauge.quantities import finite
 from nanogauge.recording import log_compilation, record_sensors, record_steps
 from nanogauge.records import Checkpoint, End, Eval, Event
@@ -129,14 +130,14 @@ def save(s: Session, step: int) -> None:
             s.log.write(Event(level="warning", what="checkpoint_failed", step=step, text=text))
             s.screen.say(f"! {text}")
             return
-    s.log.write(
-        Checkpoint(
-            step=step,
-            seconds=saving.seconds,
-            bytes=size,
-            path=str(path.relative_to(s.folder.path)),
-        )
+    line = Checkpoint(
+        step=step,
+        seconds=saving.seconds,
+        bytes=size,
+        path=str(path.relative_to(s.folder.path)),
     )
+    s.log.write(line)
+    s.screen.checkpointed(line)
 
 
 def close(s: Session, status: Status, reason: str | None) -> None:
@@ -191,6 +192,8 @@ def run(s: Session) -> tuple[Status, str | None]:
                 f"the GPU ran out of memory; set --train.micro-batch below "
                 f"{train_config.micro_batch} and --train.grad-accum higher by as much",
             )
+        finally:
+            s.screen.close()
         close(s, status, reason)
     if mirror is not None and (warning := mirror.finish()) is not None:
         s.screen.say(f"! {warning}")
@@ -205,7 +208,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--rehearse", type=int, metavar="N", help="stop after N steady steps")
     parser.add_argument("--claims", type=Path, help="claims to hold against the run in its report")
     parser.add_argument(
-        "--force", action="store_true", help="start even where the memory cannot suffice"
+        "--force",
+        action="store_true",
+        help="start in spite of the doctor, and even where the memory cannot suffice",
     )
     add_config_flags(parser)
     given = parser.parse(arguments)
@@ -215,6 +220,7 @@ def main(arguments: Sequence[str]) -> int:
     if given.claims is not None:
         load_claims(given.claims)
     try:
+        consult(config, given.force)
         session = open_session(
             config, given.resume == "auto", given.rehearse, given.claims, given.force
         )

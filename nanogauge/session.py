@@ -22,7 +22,14 @@ from nanogauge.errors import BadInput
 from nanogauge.measure.alarms import Alarms
 from nanogauge.measure.clock import Clock, Stopwatch
 from nanogauge.measure.environment import capture_environment
-from nanogauge.measure.gpu import Sensors, measure_idle, open_sensors
+from nanogauge.measure.gpu import (
+    DriverInfo,
+    Idle,
+    Sensors,
+    driver_info,
+    measure_idle,
+    open_sensors,
+)
 from nanogauge.measure.memory import available_bytes, process_bytes, reset_peak
 from nanogauge.predict.calibration import Calibration, FinishedRun
 from nanogauge.predict.fit import fit_verdict, largest_micro_batch, memory_of, with_micro_batch
@@ -110,20 +117,22 @@ def open_session(
         OSError: if the run folder cannot be written.
     """
     device = choose_device(config.run.device)
+    compile_watch = CompileWatch()
     clock = Clock(
         partial(synchronize, device),
         timeline=EventTimeline(device) if device.type == "cuda" else None,
-        compiled_seconds=CompileWatch().seconds,
+        compiled_seconds=compile_watch.seconds,
     )
     dtype = choose_dtype(config.run.dtype, device)
     torch.manual_seed(config.run.seed)
     torch.set_float32_matmul_precision("high")  # TF32 for what is left in fp32 on a GPU
     config, source, batches = open_data(config, device)
-    folder, checkpoint, damaged = open_folder(config, device, dtype, resume, force)
+    folder, checkpoint, damaged, before = open_folder(config, device, dtype, resume, force)
     if claims is not None:
         write_aside(folder.path / CLAIMS_NAME, claims.read_bytes())
     gpu = watched_gpu(config, device)
-    idle = None
+    card = driver_info(gpu) if gpu is not None else None
+    idle: Idle | None = None
     if gpu is not None and config.measure.idle_seconds > 0:
         idle = measure_idle(gpu, config.measure.power_hz, config.measure.idle_seconds)
     sensors = open_sensors(gpu, config.measure.power_hz, clock.elapsed_seconds)
@@ -137,7 +146,13 @@ def open_session(
     last_step = config.train.max_steps
     if rehearse_steps is not None:
         last_step = min(last_step, first_step + rehearse_steps + 1)
-    screen = Screen(config, folder.prediction, first_step)
+    screen = Screen(
+        config,
+        folder.prediction,
+        first_step,
+        before,
+        elapsed_seconds=clock.elapsed_seconds,
+    )
     screen.plan()
     stop = Stop()
     stop.listen()
@@ -152,7 +167,7 @@ def open_session(
             train_tokens=batches.train_tokens,
             idle_power_watts=idle.power_watts if idle is not None else None,
             idle_utilization=idle.utilization if idle is not None else None,
-            other_programs=info.others if info is not None else None,
+            other_programs=card.others if card is not None else None,
         )
     )
     planned = config.data.tokens
@@ -179,7 +194,7 @@ def open_session(
         log=log,
         clock=clock,
         sensors=sensors,
-        alarms=alarms,
+        alarms=make_alarms(folder.prediction, card),
         screen=screen,
         stop=stop,
         first_step=first_step,
@@ -187,25 +202,29 @@ def open_session(
         last_step=last_step,
     )
     if config.run.compile:
+        compile_watch.listen()
         compile_session(session)
     return session
 
 
 def open_folder(
     config: Config, device: torch.device, dtype: str, resume: bool, force: bool
-) -> tuple[RunFolder, Path | None, list[str]]:
+) -> tuple[RunFolder, Path | None, list[str], float | None]:
     """A new run folder with its frozen prediction, or the one to resume and its checkpoint.
+
+    Also a sentence for each damaged checkpoint that was passed over, and the seconds that the
+    processes before this one took.
 
     Raises:
         BadInput: if a folder cannot be used, or the run does not fit and is not forced.
     """
     if resume and (config.folder / FILE_NAME).exists():
-        folder, _ = load_with_log(config.folder)
+        folder, recorded = load_with_log(config.folder)
         refuse_changes(folder.config, config)
         if not force:
             refuse_too_large(config, folder.prediction, free_bytes(device), resumed=True)
         checkpoint, damaged = newest_checkpoint(config.folder / "checkpoints")
-        return folder, checkpoint, damaged
+        return folder, checkpoint, damaged, sum(s or 0.0 for s in recorded.session_seconds)
     hardware, driver = describe_hardware(device, dtype)
     calibration, warning = load_calibration(
         hardware.name, torch.__version__, calibrated_threads(device)
@@ -217,7 +236,7 @@ def open_folder(
         notes = [*prediction.notes, warning]
         prediction = prediction.model_copy(update={"notes": notes})
     machine = capture_environment(hardware.name, driver, torch.get_num_threads())
-    return create(config.folder, config, machine, prediction), None, []
+    return create(config.folder, config, machine, prediction), None, [], None
 
 
 def free_bytes(device: torch.device) -> int | None:
@@ -302,6 +321,16 @@ def compile_session(s: Session) -> None:
         text = f"torch.compile failed, training goes on without it, slower: {failure}"
         s.log.write(Event(level="warning", what="compile_failed", text=text))
         s.screen.say(f"! {text}")
+
+
+def make_alarms(prediction: Prediction, card: DriverInfo | None) -> Alarms:
+    """What calls for somebody in the night, by what this run and this card are expected to do."""
+    total = prediction.best("total_seconds")
+    return Alarms(
+        predicted_total_seconds=(total.low, total.high) if total is not None else None,
+        device_bytes=card.total_bytes if card is not None else None,
+        slowdown_celsius=card.slowdown_celsius if card is not None else None,
+    )
 
 
 def watched_gpu(config: Config, device: torch.device) -> str | int | None:
