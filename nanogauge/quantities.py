@@ -82,6 +82,11 @@ def tokens_per_second(tokens: float, seconds: float) -> float:
     return tokens / seconds
 
 
+def joules_per_token(watts: float, seconds: float, tokens: float) -> float:
+    """Energy of one token, at a mean power over the time that so many tokens took."""
+    return watts * seconds / tokens
+
+
 def _digits(value: float, significant: int = 3) -> str:
     """A number with so many significant digits, without an exponent, thousands apart by commas."""
     if value == 0:
