@@ -145,11 +145,11 @@ def _begin(
         return begin("offline"), ""
     try:
         return begin("online"), ""
-    except wandb.errors.UsageError as error:
+    except wandb.errors.Error as error:
+        # Its own process holds on to an id that could not be had online, and refuses it offline.
+        wandb.teardown()
         quiet = mode == "auto" and "No API key" in str(error)
         return begin("offline"), "" if quiet else str(error)
-    except wandb.errors.Error as error:
-        return begin("offline"), str(error)
 
 
 def _predicted(prediction: Prediction) -> dict[str, Any]:
@@ -193,9 +193,9 @@ def _mirror(run: wandb.Run, log: _Log, rows: Rows, position: _Position, folder: 
         for line, new in batch:
             row, summary = rows.row(line), summary_of(line)
             status = line.status if isinstance(line, End) else None
-            if place >= first:
-                if row:
-                    run.log(row, step=place, commit=True)
+            if row and place >= first:
+                run.log(row, step=place, commit=True)
+            if summary:
                 run.summary.update(summary)
             if new and isinstance(line, Event) and line.level != "info":
                 level = "ERROR" if line.level == "alarm" else "WARN"

@@ -219,6 +219,7 @@ class Rows:
         row = _renamed(line, SENSOR_KEYS)
         if line.energy_joules is not None:
             self._joules = line.energy_joules
+            row["gpu/energy_from_counter"] = int(line.energy_source == "counter")
             row["gpu/energy_kwh"] = (self._joules_before + self._joules) / 3.6e6
         if line.process_used_bytes is not None:
             highest = max(self._peak_process_bytes or 0, line.process_used_bytes)
@@ -238,10 +239,9 @@ def summary_of(line: LogLine) -> dict[str, Any]:
             held = line.other_programs
             added = None if held is None else sum(held.values())
             found = {**_renamed(line, START_KEYS), "memory/other_programs_bytes": added}
+            found["run/status"] = "running"
         case Compile():
             found = {"run/mode": line.mode}
-        case Sensor():
-            found = {"gpu/energy_source": line.energy_source}
         case End():
             found = _renamed(line, END_KEYS)
         case _:

@@ -34,7 +34,7 @@ NOT_MIRRORED = {
 TAKEN_OTHERWISE = {
     "other_programs": "memory/other_programs_bytes",
     "throttle": "gpu/throttled",
-    "energy_source": "gpu/energy_source",
+    "energy_source": "gpu/energy_from_counter",
     "mode": "run/mode",
 }
 
@@ -156,6 +156,7 @@ def test_on_a_cpu_the_process_is_the_host_s() -> None:
 def test_what_was_before_the_run_is_in_the_summary() -> None:
     assert summary_of(start_line()) == {
         "run/device": "RTX 4070",
+        "run/status": "running",
         "data/train_tokens": 3700,
         "gpu/idle_power_watts": 12.5,
         "gpu/idle_utilization": 0.01,
