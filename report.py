@@ -1,6 +1,7 @@
 r"""Prediction versus actual of a run that has finished, died, or is still running.
 
 python report.py runs/NAME [--claims predictions/X.toml] [--json]
+python report.py --wandb runs/NAME [--wandb.mode offline] [--wandb.project PROJECT]
 python report.py --nanogpt-log LOG --config configs/rtx4070_fineweb.toml --gpu "RTX 4070" \
     --claims predictions/seed_zh.toml --out runs/imported
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from nanogauge.importers.folder import import_nanogpt_log
 from nanogauge.predict.prediction import predict, resolve_dtype
 from nanogauge.report.build import build_report, claims_of
 from nanogauge.report.render import print_report, write_report
+from nanogauge.tracking import Mode, upload
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -31,6 +34,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("run", nargs="?", type=Path, help="folder of a run")
     parser.add_argument("--claims", type=Path, help="claims to hold against the run")
     parser.add_argument("--json", action="store_true", help="print report.json, and nothing else")
+    parser.add_argument(
+        "--wandb", action="store_true", help="upload the run to W&B, report and all"
+    )
     group = parser.add_argument_group("import a log that nanoGPT printed")
     group.add_argument("--nanogpt-log", type=Path, metavar="LOG", help="nanoGPT's output")
     group.add_argument("--config", type=Path, help="configuration of that run")
@@ -45,16 +51,37 @@ def main(arguments: Sequence[str]) -> int:
         for flag in ("config", "gpu", "out"):
             if getattr(given, flag) is not None:
                 raise BadInput(f"--{flag} belongs to --nanogpt-log; a run folder has its own.")
-        if config_overrides(given):
+        allowed = {"wandb"} if given.wandb else set()
+        if config_overrides(given).keys() - allowed:
             raise BadInput("configuration flags belong to --nanogpt-log; a run folder has its own.")
     report, run, recorded = build_report(folder, claims_of(folder, given.claims))
+    destination = _where_to(folder, config_overrides(given)) if given.wandb else None
     paths = write_report(report, run, recorded)
     if given.json:
         print(json.dumps(report.to_json(), indent=1, ensure_ascii=False))
     else:
         print_report(report, Console())
         print(f"\n{paths[-1]}  (also .md and .json)")
+    if destination is not None:
+        place = upload(folder, *destination)
+        print(f"W&B has the run: {place}", file=sys.stderr if given.json else sys.stdout)
     return 0
+
+
+def _where_to(folder: Path, overrides: dict[str, dict[str, object]]) -> tuple[Mode, str]:
+    """W&B's mode and project: as given, else auto and that of the run's configuration.
+
+    Who asks for an upload wants one: that the run itself was kept from W&B, or from the network,
+    says nothing about later.
+
+    Raises:
+        BadInput: if a flag is not understood, or asks for the opposite.
+    """
+    wandb = load_config(folder / "config.toml", overrides).wandb
+    mode = wandb.mode if "mode" in overrides.get("wandb", {}) else "auto"
+    if mode == "disabled":
+        raise BadInput("--wandb uploads the run and --wandb.mode disabled does not; drop one.")
+    return mode, wandb.project
 
 
 def _import(given: argparse.Namespace) -> Path:

@@ -178,15 +178,12 @@ def write_sample(s: Session) -> None:
 
 
 def run(s: Session) -> tuple[Status, str | None]:
-    """Mirror, train, and close the log, however it ended."""
-    mirror = None
-    wandb, train_config = s.config.wandb, s.config.train
-    if wandb.mode != "disabled":
-        mirror = Mirror.start(s.folder.path, wandb.mode, wandb.project, train_config.log_every)
+    """Train, and close the log, however it ended."""
     with s.log:
         try:
             status, reason = train(s)
         except torch.OutOfMemoryError:
+            train_config = s.config.train
             status, reason = (
                 "failed",
                 f"the GPU ran out of memory; set --train.micro-batch below "
@@ -195,8 +192,6 @@ def run(s: Session) -> tuple[Status, str | None]:
         finally:
             s.screen.close()
         close(s, status, reason)
-    if mirror is not None and (warning := mirror.finish()) is not None:
-        s.screen.say(f"! {warning}")
     return status, reason
 
 
@@ -219,19 +214,27 @@ def main(arguments: Sequence[str]) -> int:
     config = load_config(given.config, config_overrides(given))
     if given.claims is not None:
         load_claims(given.claims)
+    mirror = None
     try:
         consult(config, given.force)
         session = open_session(
             config, given.resume == "auto", given.rehearse, given.claims, given.force
         )
+        wandb = config.wandb
+        if wandb.mode != "disabled":
+            every, run_id = config.train.log_every, session.wandb_id
+            mirror = Mirror.start(config.folder, wandb.mode, wandb.project, every, run_id)
         status, reason = run(session)
+        report, folder, recorded = build_report(config.folder, claims_of(config.folder, None))
+        paths = write_report(report, folder, recorded)
     except OSError as error:
         raise RunFailed(
             f"{config.folder}: {error.strerror or error}; what was written is kept, "
             "--resume auto goes on from the newest checkpoint."
         ) from error
-    report, folder, recorded = build_report(config.folder, claims_of(config.folder, None))
-    paths = write_report(report, folder, recorded)
+    finally:
+        if mirror is not None and (warning := mirror.finish()) is not None:
+            print(f"! {warning}", flush=True)  # the report is there, and goes up with the rest
     if status == "finished" and (warning := remember_run(session, recorded)) is not None:
         print(f"! {warning}")
     print()

@@ -45,6 +45,7 @@ from nanogauge.resume import refuse_changes
 from nanogauge.runfolder import RunFolder, create, load_with_log, write_aside
 from nanogauge.runlog import FILE_NAME, Recorded, RunLog
 from nanogauge.screen import Screen
+from nanogauge.tracking import new_run_id
 from nanogauge.training.checkpoint import load_checkpoint, newest_checkpoint
 from nanogauge.training.compiling import CompileWatch, Loss, compile_model
 from nanogauge.training.data import Batches
@@ -95,6 +96,8 @@ class Session:
     screen: Screen
     stop: Stop
     first_step: int
+    wandb_id: str
+    """of the run in W&B, which a resumption continues"""
     steps_done: int
     """updates since step 0"""
     last_step: int
@@ -127,7 +130,12 @@ def open_session(
     torch.manual_seed(config.run.seed)
     torch.set_float32_matmul_precision("high")  # TF32 for what is left in fp32 on a GPU
     config, source, batches = open_data(config, device)
-    folder, checkpoint, damaged, before = open_folder(config, device, dtype, resume, force)
+    folder, recorded, checkpoint, damaged = open_folder(config, device, dtype, resume, force)
+    before, wandb_id = None, new_run_id()
+    if recorded is not None:
+        before = sum(seconds or 0.0 for seconds in recorded.session_seconds)
+        known = [start.wandb_id for start in recorded.starts if start.wandb_id is not None]
+        wandb_id = known[-1] if known else wandb_id
     if claims is not None:
         write_aside(folder.path / CLAIMS_NAME, claims.read_bytes())
     gpu = watched_gpu(config, device)
@@ -168,6 +176,7 @@ def open_session(
             idle_power_watts=idle.power_watts if idle is not None else None,
             idle_utilization=idle.utilization if idle is not None else None,
             other_programs=card.others if card is not None else None,
+            wandb_id=wandb_id,
         )
     )
     planned = config.data.tokens
@@ -198,6 +207,7 @@ def open_session(
         screen=screen,
         stop=stop,
         first_step=first_step,
+        wandb_id=wandb_id,
         steps_done=first_step,
         last_step=last_step,
     )
@@ -209,11 +219,10 @@ def open_session(
 
 def open_folder(
     config: Config, device: torch.device, dtype: str, resume: bool, force: bool
-) -> tuple[RunFolder, Path | None, list[str], float | None]:
-    """A new run folder with its frozen prediction, or the one to resume and its checkpoint.
+) -> tuple[RunFolder, Recorded | None, Path | None, list[str]]:
+    """A new run folder with its frozen prediction, or the one to resume, its log and checkpoint.
 
-    Also a sentence for each damaged checkpoint that was passed over, and the seconds that the
-    processes before this one took.
+    Also a sentence for each damaged checkpoint that was passed over.
 
     Raises:
         BadInput: if a folder cannot be used, or the run does not fit and is not forced.
@@ -224,7 +233,7 @@ def open_folder(
         if not force:
             refuse_too_large(config, folder.prediction, free_bytes(device), resumed=True)
         checkpoint, damaged = newest_checkpoint(config.folder / "checkpoints")
-        return folder, checkpoint, damaged, sum(s or 0.0 for s in recorded.session_seconds)
+        return folder, recorded, checkpoint, damaged
     hardware, driver = describe_hardware(device, dtype)
     calibration, warning = load_calibration(
         hardware.name, torch.__version__, calibrated_threads(device)
@@ -236,7 +245,7 @@ def open_folder(
         notes = [*prediction.notes, warning]
         prediction = prediction.model_copy(update={"notes": notes})
     machine = capture_environment(hardware.name, driver, torch.get_num_threads())
-    return create(config.folder, config, machine, prediction), None, [], None
+    return create(config.folder, config, machine, prediction), None, None, []
 
 
 def free_bytes(device: torch.device) -> int | None:
