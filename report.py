@@ -7,20 +7,16 @@ python report.py --nanogpt-log LOG --config configs/rtx4070_fineweb.toml --gpu "
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-from nanogauge.claims import load_claims
 from nanogauge.cli import Parser, run_command
-from nanogauge.config import add_config_flags, config_overrides, load_config
+from nanogauge.config import add_config_flags
 from nanogauge.errors import BadInput
-from nanogauge.hardware import lookup
-from nanogauge.importers.folder import import_nanogpt_log
-from nanogauge.predict.prediction import predict, resolve_dtype
+from nanogauge.importers.command import add_import_flags, import_given
 from nanogauge.report.build import build_report, claims_of
 from nanogauge.report.render import print_report, write_report
 
@@ -31,22 +27,12 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("run", nargs="?", type=Path, help="folder of a run")
     parser.add_argument("--claims", type=Path, help="claims to hold against the run")
     parser.add_argument("--json", action="store_true", help="print report.json, and nothing else")
-    group = parser.add_argument_group("import a log that nanoGPT printed")
-    group.add_argument("--nanogpt-log", type=Path, metavar="LOG", help="nanoGPT's output")
-    group.add_argument("--config", type=Path, help="configuration of that run")
-    group.add_argument("--gpu", help="the GPU it ran on, as in nanogauge/hardware.toml")
-    group.add_argument("--out", type=Path, help="run folder to make of it")
+    add_import_flags(parser)
     add_config_flags(parser)
     given = parser.parse(arguments)
-    folder = _import(given) if given.nanogpt_log is not None else given.run
+    folder = import_given(given) or given.run
     if folder is None:
         raise BadInput("give the folder of a run, or a log with --nanogpt-log.")
-    if given.nanogpt_log is None:
-        for flag in ("config", "gpu", "out"):
-            if getattr(given, flag) is not None:
-                raise BadInput(f"--{flag} belongs to --nanogpt-log; a run folder has its own.")
-        if config_overrides(given):
-            raise BadInput("configuration flags belong to --nanogpt-log; a run folder has its own.")
     report, run, recorded = build_report(folder, claims_of(folder, given.claims))
     paths = write_report(report, run, recorded)
     if given.json:
@@ -55,22 +41,6 @@ def main(arguments: Sequence[str]) -> int:
         print_report(report, Console())
         print(f"\n{paths[-1]}  (also .md and .json)")
     return 0
-
-
-def _import(given: argparse.Namespace) -> Path:
-    """Make a run folder of a nanoGPT log; nothing is written before everything was understood."""
-    if given.run is not None:
-        raise BadInput("give either a run folder or --nanogpt-log, not both.")
-    for flag in ("config", "gpu", "out"):
-        if getattr(given, flag) is None:
-            raise BadInput(f"--nanogpt-log also needs --{flag}.")
-    config = load_config(given.config, config_overrides(given))
-    claims = load_claims(given.claims) if given.claims is not None else None
-    dtype = resolve_dtype(config, "gpu")
-    prediction = predict(config, lookup(given.gpu, dtype), dtype)
-    out: Path = given.out
-    import_nanogpt_log(given.nanogpt_log, config, prediction, claims, given.claims, out)
-    return out
 
 
 if __name__ == "__main__":

@@ -108,7 +108,9 @@ class Start(Line):
 
     kind: Literal["start"] = "start"
     unix_time: float | None = None
-    source: Literal["train", "nanogpt_log"] = "train"
+    source: Literal[
+        "train", "nanogpt_log", "nanochat_log", "build_nanogpt_log", "wandb_history"
+    ] = "train"
     max_steps: int
     first_step: int = 0
     """0, or the step a resumed run goes on from"""
@@ -177,6 +179,9 @@ class Eval(Line):
     train_loss: float | None = None
     val_loss: float | None = None
     """None where it was not finite"""
+    val_bits_per_byte: float | None = None
+    """instead of nats per token, where another program gives this; the one follows from the other
+    only with the bytes per token of its validation text"""
     seconds: float | None = None
 
 

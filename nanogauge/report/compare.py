@@ -242,7 +242,7 @@ def ledger_sentence(ledger: Ledger) -> str:
     return ", ".join(
         f"{format_seconds(value)} of {name}"
         for name, value in parts.items()
-        if value is not None and value > 1e-4 * ledger.wall_s
+        if value is not None and value > 1e-4 * (ledger.wall_s or 0.0)
     )
 
 

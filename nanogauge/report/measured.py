@@ -15,6 +15,8 @@ from nanogauge.runlog import Recorded
 
 SPEEDUP_AFTER_SECONDS = 600
 SPEEDUP_WINDOW_SECONDS = 60
+NOT_IN_LOG = "not_in_log"
+"""what an event is called that says why an imported log has no figure for the row it is about"""
 
 
 class Measured(Stored):
@@ -29,13 +31,14 @@ class Ledger(Stored):
     """Where the wall time went, in seconds; None where the log cannot tell a part from another."""
 
     compile_s: float | None
-    step_s: float
+    step_s: float | None
     """without waiting for data"""
     eval_s: float | None
     checkpoint_s: float | None
     data_wait_s: float | None
     other_s: float | None
-    wall_s: float
+    wall_s: float | None
+    """None where nothing in the log has a time"""
 
 
 LEDGER_NAMES = {
@@ -56,6 +59,8 @@ class Measurements(Stored):
     ledger: Ledger
     median_step_seconds: float | None
     steps_done: int
+    timed_whole: bool
+    """an imported log's ledger may lack evaluations, or how the run began"""
     status: str
     """finished, stopped, failed, or unfinished: it died or is still running"""
     notes: dict[str, list[str]]
@@ -108,9 +113,9 @@ def measure(recorded: Recorded, config: Config, prediction: Prediction) -> Measu
         missing["total_seconds"] = (
             f"the run is at step {steps_done:,} of {config.train.max_steps:,}"
         )
-    elif ledger.eval_s is None:
+    elif ledger.eval_s is None and ledger.other_s is None:
         missing["total_seconds"] = "no evaluation has a time of its own in this log"
-    else:
+    elif ledger.wall_s is not None:
         sampled = sum(s.step_seconds is not None for s in steps)
         how = (
             "wall time of the run"
@@ -124,15 +129,23 @@ def measure(recorded: Recorded, config: Config, prediction: Prediction) -> Measu
     _speedup(values, missing, recorded)
     if not recorded.evals:
         missing["val_loss"] = "no evaluation is in the log yet"
-    elif (last := recorded.evals[-1]).val_loss is None:
+    elif (last := recorded.evals[-1]).val_bits_per_byte is not None:
+        bits = f"{last.val_bits_per_byte:.4f} bits per byte after {last.step:,} steps"
+        missing["val_loss"] = f"not in this log: it has {bits}, and not the bytes per token"
+    elif last.val_loss is None:
         missing["val_loss"] = f"it was not finite after {last.step:,} steps"
     else:
         how = f"evaluation after {last.step:,} steps"
         values["val_loss"] = Measured(value=last.val_loss, how=how)
     missing["quality_vs_gpt2"] = "no benchmark was run"
     notes: dict[str, list[str]] = {}
+    timed_whole = ledger.other_s is not None or ledger.eval_s is not None
     for event in recorded.events:
-        if event.about is not None:
+        if event.about is not None and event.what == NOT_IN_LOG:
+            values.pop(event.about, None)
+            missing[event.about] = event.text
+            timed_whole &= event.about != "total_seconds"
+        elif event.about is not None:
             notes.setdefault(event.about, []).append(event.text)
     return Measurements(
         values={row: values[row] for row in QUANTITIES if row in values},
@@ -140,6 +153,7 @@ def measure(recorded: Recorded, config: Config, prediction: Prediction) -> Measu
         ledger=ledger,
         median_step_seconds=median,
         steps_done=steps_done,
+        timed_whole=timed_whole,
         status=status,
         notes=notes,
     )
@@ -156,7 +170,9 @@ def _ledger(recorded: Recorded, steps_done: int, median: float | None) -> Ledger
     waits = [s.data_wait_seconds for s in recorded.steps if s.data_wait_seconds is not None]
     untimed = steps_done - first_step - len(timed)
     data_wait = sum(waits) if waits else None
-    step = sum(timed) - (data_wait or 0.0) + untimed * (median or 0.0)
+    step = None
+    if timed or not untimed:
+        step = sum(timed) - (data_wait or 0.0) + untimed * (median or 0.0)
     known = [e.seconds for e in recorded.evals if e.seconds is not None]
     evaluation = None
     if known:
@@ -170,9 +186,8 @@ def _ledger(recorded: Recorded, steps_done: int, median: float | None) -> Ledger
     nothing = 0.0 if recorded.starts[0].source == "train" else None
     checkpoint = sum(saved) if saved else nothing
     compile_s = sum(compiled) if compiled else nothing
-    booked = (
-        step + (evaluation or 0.0) + (checkpoint or 0.0) + (compile_s or 0.0) + (data_wait or 0.0)
-    )
+    parts = (step, evaluation, checkpoint, compile_s, data_wait)
+    booked = sum(part for part in parts if part is not None)
     sessions = [s for s in recorded.session_seconds if s is not None]
     clocked = len(sessions) == len(recorded.session_seconds)
     return Ledger(
@@ -182,7 +197,7 @@ def _ledger(recorded: Recorded, steps_done: int, median: float | None) -> Ledger
         checkpoint_s=checkpoint,
         data_wait_s=data_wait,
         other_s=sum(sessions) - booked if clocked else None,
-        wall_s=sum(sessions) if clocked else booked,
+        wall_s=sum(sessions) if clocked else (None if step is None else booked),
     )
 
 
@@ -315,7 +330,8 @@ def _energy(
     if prediction.hardware.kind == "cpu":
         missing.update(dict.fromkeys(rows, "no GPU"))
         return
-    if recorded.starts[0].source != "train":
+    trained_here = recorded.starts[0].source == "train"
+    if not trained_here and not recorded.sensors:
         missing.update(dict.fromkeys(rows, "not in this log"))
         return
     absent = next((e.text for e in recorded.events if e.what == "no_power"), "no sensor readings")
@@ -327,7 +343,8 @@ def _energy(
             p10=quantile(watts, 0.1),
             p90=quantile(watts, 0.9),
             n=len(watts),
-            how="mean of the board's power as the driver reports it, one reading a second",
+            how="mean of the board's power as the driver reports it, "
+            + ("one reading a second" if trained_here else "at the steps that are in the log"),
         )
     joules, source = _energy_of_sessions(recorded.sensors)
     if source is not None:
@@ -336,7 +353,7 @@ def _energy(
         if config.cost.price_per_kwh is None:
             missing["cost"] = "cost.price_per_kwh is not given"
         else:
-            paid = cost_of(config.cost, kwh, ledger.wall_s)
+            paid = cost_of(config.cost, kwh, ledger.wall_s or 0.0)
             values["cost"] = Measured(value=paid, how=cost_formula(config.cost))
 
 
