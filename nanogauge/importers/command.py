@@ -9,12 +9,16 @@ from nanogauge.claims import load_claims
 from nanogauge.config import config_overrides, load_config
 from nanogauge.errors import BadInput
 from nanogauge.hardware import lookup
+from nanogauge.importers.build_nanogpt_log import read_build_nanogpt_log
 from nanogauge.importers.folder import import_log
+from nanogauge.importers.nanochat_log import read_nanochat_log
 from nanogauge.importers.nanogpt_log import read_nanogpt_log
 from nanogauge.predict.prediction import predict, resolve_dtype
 
 _READERS = {
     "nanogpt_log": (read_nanogpt_log, "LOG", "what nanoGPT printed"),
+    "nanochat_log": (read_nanochat_log, "LOG", "what nanochat's base_train printed"),
+    "build_nanogpt_log": (read_build_nanogpt_log, "LOG", "build-nanogpt's log.txt or its output"),
 }
 _NEEDED = ("config", "gpu", "out")
 

@@ -61,6 +61,10 @@ class Session:
     """readings that are lines of ours already"""
     peak_allocated_bytes: int | None = None
     peak_reserved_bytes: int | None = None
+    training_seconds: float | None = None
+    """what the program itself has added up, in its own way"""
+    accuracy: tuple[int, float] | None = None
+    """the last HellaSwag test: after so many updates, share of right answers"""
     unix_time: float | None = None
     """when it began"""
 
@@ -176,7 +180,7 @@ class Collector:
         """
         if not any(session.iterations for session in self._sessions):
             raise BadInput(
-                f"{self._path} is no {form.program} log: it has no line like {example!r}."
+                f"{self._path} is no {form.program} log: it has no line like '{example}'."
             )
         events = []
         if self._damaged is not None:
