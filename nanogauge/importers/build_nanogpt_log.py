@@ -76,7 +76,7 @@ def read_build_nanogpt_log(path: Path) -> Printed:
                 log.setting(number, contradictions.TOTAL_PARAMETERS, f"{total:.0f}")
         except (ValueError, ZeroDivisionError):
             log.damage(number, bare)
-    return log.finish(FORM, lines, _EXAMPLE)
+    return log.finish(FORM, lines.too_long, _EXAMPLE)
 
 
 @dataclass

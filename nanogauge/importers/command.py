@@ -13,12 +13,14 @@ from nanogauge.importers.build_nanogpt_log import read_build_nanogpt_log
 from nanogauge.importers.folder import import_log
 from nanogauge.importers.nanochat_log import read_nanochat_log
 from nanogauge.importers.nanogpt_log import read_nanogpt_log
+from nanogauge.importers.wandb_history import read_wandb_history
 from nanogauge.predict.prediction import predict, resolve_dtype
 
 _READERS = {
     "nanogpt_log": (read_nanogpt_log, "LOG", "what nanoGPT printed"),
     "nanochat_log": (read_nanochat_log, "LOG", "what nanochat's base_train printed"),
     "build_nanogpt_log": (read_build_nanogpt_log, "LOG", "build-nanogpt's log.txt or its output"),
+    "wandb_history": (read_wandb_history, "FILE", "a run's history from W&B, CSV or Parquet"),
 }
 _NEEDED = ("config", "gpu", "out")
 

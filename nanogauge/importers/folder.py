@@ -57,6 +57,7 @@ def import_log(
         "log_sha256": sha256_of(log_path, log.form.what),
         "imported_by": f"nanogauge {__version__}",
         "note": log.form.note,
+        **log.told,
     }
     folder = create(out, config, machine, prediction)
     if claims_path is not None:

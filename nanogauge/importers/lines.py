@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import Literal
 
 from nanogauge.errors import BadInput
-from nanogauge.importers.printed import Form, Session, spacing_of, warning
+from nanogauge.importers.printed import Form, Session, clocked, spacing_of, warning
 from nanogauge.quantities import finite
 from nanogauge.records import Checkpoint, Compile, End, Eval, Event, LogLine, Start, Step
 from nanogauge.report.measured import NOT_IN_LOG
@@ -46,7 +46,9 @@ def run_lines(
             prediction_sha256=prediction_sha256,
             device=device,
         )
-        lines += [start, *_session_lines(form, session, times, steady, usual)]
+        rest = _session_lines(form, session, times, steady, usual)
+        # In the order of time, where there is any: a process's last line tells how long it was.
+        lines += [start, *sorted(rest, key=lambda line: line.elapsed_seconds or 0.0)]
     lines += [*_absent(run, timed=steady is not None), *_gaps(run), *form.events(run)]
     steps = run[-1].steps
     peaks = [s.peak_allocated_bytes for s in run if s.peak_allocated_bytes is not None]
@@ -136,18 +138,15 @@ def _finite(value: float | None) -> float | None:
 
 def _absent(run: list[Session], timed: bool) -> Iterator[Event]:
     """Why a row has no figure, where the log is not like our own."""
-    clocks = [e.elapsed_seconds for s in run for e in s.iterations]
-    clocks += [e.elapsed_seconds for s in run for e in s.evaluations]
-    clocked = any(clock is not None for clock in clocks)
     if not timed:
         for row in ("step_seconds", "mfu_palm", "mfu_6n", "first_step_seconds"):
             yield Event(what=NOT_IN_LOG, about=row, text="not in this log: no step has a time")
-        if not clocked:
+        if not clocked(run):
             lacks = "not in this log: nothing in it has a time"
             yield Event(what=NOT_IN_LOG, about="total_seconds", text=lacks)
     printed = [entry.number for entry in run[0].iterations[:2]]
     first_is_apart = printed[:1] == [0] and printed[1:] > [1]
-    if not clocked and not first_is_apart:
+    if not clocked(run) and not first_is_apart:
         lacks = "not in this log: its lines have no clock"
         yield Event(what=NOT_IN_LOG, about="speedup_after_warmup", text=lacks)
     if run[0].first > 0:

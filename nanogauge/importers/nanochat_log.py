@@ -88,7 +88,7 @@ def read_nanochat_log(path: Path) -> Printed:
             wrapped.end()
     if wrapped.text:
         log.damage(wrapped.number, wrapped.text)
-    return log.finish(FORM, lines, _EXAMPLE)
+    return log.finish(FORM, lines.too_long, _EXAMPLE)
 
 
 class _Wrapped:

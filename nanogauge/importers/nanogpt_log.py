@@ -79,7 +79,7 @@ def read_nanogpt_log(path: Path) -> Printed:
                 header.take(log, number, bare)
         except ValueError:
             log.damage(number, bare)
-    return log.finish(FORM, lines, _EXAMPLE)
+    return log.finish(FORM, lines.too_long, _EXAMPLE)
 
 
 def _iteration(match: re.Match[str]) -> Iteration:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from nanogauge.errors import BadInput
-from nanogauge.importers.text import TextLines, shown
+from nanogauge.importers.text import shown
 from nanogauge.records import Event, LogLine
 
 
@@ -110,6 +110,8 @@ class Printed:
     form: Form
     sessions: list[Session]
     events: list[Event]
+    told: dict[str, object] = field(default_factory=dict)
+    """for machine.json"""
 
 
 class Collector:
@@ -172,13 +174,15 @@ class Collector:
         """The process that printed the last record; None where none did, or the next has begun."""
         return self._sessions[-1] if self._sessions and self._begins is None else None
 
-    def finish(self, form: Form, lines: TextLines, example: str) -> Printed:
+    def finish(
+        self, form: Form, too_long: list[int], example: str, steps_needed: bool = True
+    ) -> Printed:
         """All that was collected.
 
         Raises:
             BadInput: if no step was.
         """
-        if not any(session.iterations for session in self._sessions):
+        if not any(s.iterations or not steps_needed for s in self._sessions):
             raise BadInput(
                 f"{self._path} is no {form.program} log: it has no line like '{example}'."
             )
@@ -187,9 +191,9 @@ class Collector:
             line, text = self._damaged
             said = f"Line {line:,}, the last of the log, is cut and left out: {shown(text)}."
             events.append(warning("cut_line", said))
-        if lines.too_long:
-            numbers = ", ".join(f"{n:,}" for n in lines.too_long[:5])
-            more = " and others" if len(lines.too_long) > 5 else ""
+        if too_long:
+            numbers = ", ".join(f"{n:,}" for n in too_long[:5])
+            more = " and others" if len(too_long) > 5 else ""
             said = f"Passed over, too long to be a line of a training log: line {numbers}{more}."
             events.append(warning("long_line", said))
         return Printed(form, self._sessions, events)
@@ -278,3 +282,10 @@ def spacing_of(sessions: list[Session]) -> int | None:
         numbers = [entry.number for entry in session.iterations]
         between.update(b - a for a, b in pairwise(numbers))
     return between.most_common(1)[0][0] if between.total() > 2 else None
+
+
+def clocked(run: list[Session]) -> bool:
+    """Whether records say when they were made."""
+    clocks = [e.elapsed_seconds for session in run for e in session.iterations]
+    clocks += [e.elapsed_seconds for session in run for e in session.evaluations]
+    return any(clock is not None for clock in clocks)

@@ -132,7 +132,9 @@ def _run_info(
         not_measured=sum(row.verdict == "not measured" for row in rows),
         predictions_held=sum(judged == "held" for judged in predictions.values()),
         predictions_judged=len(predictions),
-        headline=_headline(claims, rows, measurements, config, projected, attribution),
+        headline=_headline(
+            claims, rows, measurements, config, projected, attribution, start.source != "train"
+        ),
     )
 
 
@@ -150,14 +152,17 @@ def _headline(
     config: Config,
     projected: float | None,
     attribution: Attribution | None,
+    imported: bool,
 ) -> str:
-    """The judgement, in one or two sentences."""
+    """The judgement, in one or two sentences; an imported log does not say how its run ended."""
     ledger, done = measurements.ledger, measurements.steps_done
     planned = config.train.max_steps
     if measurements.status != "finished":
         began = {"stopped": "Stopped", "failed": "Failed"}.get(
             measurements.status, "Died, or still running,"
         )
+        if imported:
+            began = "The log ends"
         text = f"{began} at step {done:,} of {planned:,}"
         if ledger.wall_s is not None and measurements.timed_whole:
             text += f" after {format_seconds(ledger.wall_s)}"
