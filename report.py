@@ -3,6 +3,7 @@ r"""Prediction versus actual of a run that has finished, died, or is still runni
 python report.py runs/NAME [--claims predictions/X.toml] [--json]
 python report.py --nanogpt-log LOG --config configs/rtx4070_fineweb.toml --gpu "RTX 4070" \
     --claims predictions/seed_zh.toml --out runs/imported
+and so with --nanochat-log, --build-nanogpt-log and --wandb-history: docs/importing.md
 """
 
 from __future__ import annotations

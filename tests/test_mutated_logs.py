@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,14 @@ from hypothesis import strategies as st
 from importing import LOG, config_of
 from test_nanogpt_variants import DUMP
 from test_other_logs import STEPS, build_nanogpt_file, build_nanogpt_output, nanochat_log
-from test_wandb_history import as_csv, as_parquet, nanochat_rows, our_rows
+from test_wandb_history import (
+    as_csv,
+    as_parquet,
+    nanochat_rows,
+    nanogpt_rows,
+    our_rows,
+    torchtitan_rows,
+)
 
 from nanogauge.errors import BadInput
 from nanogauge.importers.build_nanogpt_log import read_build_nanogpt_log
@@ -89,8 +97,20 @@ MUTATIONS: list[Mutation] = [delete, repeat, flip, digits, shuffle, cut, noise]
         (read_wandb_history, as_csv(our_rows()), 1000),
         (read_wandb_history, as_csv(nanochat_rows()), 1000),
         (read_wandb_history, as_parquet(our_rows()), 1000),
+        (read_wandb_history, as_csv(nanogpt_rows()), 1000),
+        (read_wandb_history, as_csv(torchtitan_rows()), 1000),
     ],
-    ids=["nanogpt", "nanochat", "build", "log.txt", "ours", "wandb", "parquet"],
+    ids=[
+        "nanogpt",
+        "nanochat",
+        "build",
+        "log.txt",
+        "ours",
+        "nanochat history",
+        "parquet",
+        "nanogpt history",
+        "torchtitan",
+    ],
 )
 @settings(max_examples=200, deadline=None)
 @given(seed=st.integers(0, 2**32), kinds=st.lists(st.sampled_from(MUTATIONS), max_size=3))
@@ -118,3 +138,30 @@ def test_a_mutated_log_is_a_run_or_bad_input(
         report, run, recorded = build_report(out, None)
         if seed % 5 == 0:  # the pages take longer than all the rest
             write_report(report, run, recorded)
+
+
+@pytest.mark.parametrize("read", [read_nanogpt_log, read_nanochat_log, read_build_nanogpt_log])
+@pytest.mark.parametrize(
+    "piece", ["[a]", "- ", "\x1b[1", "\x1b]", "9", "iter 0: ", "step 00000/", "step 1 | ", " ", "|"]
+)
+def test_a_line_of_a_megabyte_is_read_at_once(
+    tmp_path: Path, read: Callable[[Path], Printed], piece: str
+) -> None:
+    """Patterns that try every way of reading a long line would take hours for it."""
+    path = tmp_path / "log.txt"
+    repeated = (piece * 2**20)[: 2**20 - 100]
+    starts = ("", "iter 5: loss ", "step 00005/00010 (1", "step 5 | loss: ")
+    path.write_text("\n".join(start + repeated for start in starts), encoding="utf-8")
+    before = time.process_time()
+    with pytest.raises(BadInput):
+        read(path)
+    assert time.process_time() - before < 10
+
+
+def test_a_table_of_very_many_columns_is_refused_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "history.csv"
+    path.write_text(",".join(f"c{i}" for i in range(130_000)) + "\n1,2\n", encoding="utf-8")
+    before = time.process_time()
+    with pytest.raises(BadInput, match="has not the columns"):
+        read_wandb_history(path)
+    assert time.process_time() - before < 10

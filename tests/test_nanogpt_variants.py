@@ -157,6 +157,8 @@ wandb_log = False
 max_iters = 1000
 dtype = 'bfloat16'
 lr_decay_iters = int(1e4)
+warmup_iters = first_iters
+min_lr = learning_rate / 10
 Overriding: eval_interval = 500
 tokens per iteration will be: 524,288
 found vocab_size = 50304 (inside data/fineweb/meta.pkl)

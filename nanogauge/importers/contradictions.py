@@ -130,7 +130,9 @@ def _value(text: str) -> Value | None:
 
 
 def _agree(name: str, value: Value, ours: Value) -> bool:
-    if isinstance(value, str) or isinstance(ours, str | bool):
+    if isinstance(value, str):
+        return value == ours or not isinstance(ours, str)  # a number's name tells nothing
+    if isinstance(ours, str | bool):
         return value == ours
     if name == PARAMETERS:
         return abs(value - ours) < 5100  # printed in millions with two decimals

@@ -102,7 +102,9 @@ def _session_lines(
     if compiles and first is not None and steady is not None and inside is not None:
         # else compilation and evaluation cannot be told apart
         left = first - steady - inside
-        yield Compile(seconds=max(left, 0.0), mode="compiled" if left > 0 else "eager")
+        # That a resumed process compiled nothing, a log that lost its first step shows as well.
+        if session.first == 0 or left > 0.1 * steady:
+            yield Compile(seconds=max(left, 0.0), mode="compiled" if left > 0 else "eager")
     for entry in session.iterations:
         more = entry.number in times.mixed
         yield Step(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Protocol
@@ -36,7 +37,7 @@ def open_table(path: Path, what: str) -> Table:
     with open_log(path, what) as file:
         is_parquet = file.read(4) == b"PAR1"
     table: Table = _Parquet(path) if is_parquet else _Csv(path, what)
-    twice = {name for name in table.columns if name and table.columns.count(name) > 1}
+    twice = [name for name, n in Counter(table.columns).items() if name and n > 1]
     if twice:
         raise BadInput(f"{path} has two columns {shown(min(twice))}; export one run alone.")
     return table

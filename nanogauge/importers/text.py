@@ -19,6 +19,8 @@ from nanogauge.errors import BadInput
 LINE_CHARACTERS = 2**20
 """a longer line is no line of a training log, and is passed over"""
 _SHOWN_CHARACTERS = 60
+_PREFIXES = 8
+"""pieces of which what a logger writes before a line may consist"""
 
 _ESCAPE = re.compile(
     r"\x1b\[[0-?]*[ -/]*[@-~]"  # colours, cursor
@@ -124,9 +126,11 @@ def plain(line: str) -> str:
 
 def without_prefix(line: str) -> str:
     """A line without the time, level and process that a logger or a shell wrote before it."""
-    while match := _PREFIX.match(line):
-        line = line[match.end() :]
-    return line
+    begin = 0
+    for _ in range(_PREFIXES):
+        if match := _PREFIX.match(line, begin):
+            begin = match.end()
+    return line[begin:]
 
 
 def shown(text: str) -> str:

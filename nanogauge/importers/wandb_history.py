@@ -63,7 +63,8 @@ def read_wandb_history(path: Path) -> Printed:
         )
         printed.events.append(warning("sampled", said))
     printed.told["columns_of"] = flavour.program
-    unused = [shown(name) for name in table.columns if name and name not in flavour.known]
+    known = flavour.known
+    unused = [shown(name) for name in table.columns if name and name not in known]
     if unused:
         more = len(unused) - _LISTED_COLUMNS
         told = ", ".join(unused[:_LISTED_COLUMNS]) + (f" and {more} more" if more > 0 else "")
