@@ -4,11 +4,11 @@ python report.py runs/NAME [--claims predictions/X.toml] [--json]
 python report.py --wandb runs/NAME [--wandb.mode offline] [--wandb.project PROJECT]
 python report.py --nanogpt-log LOG --config configs/rtx4070_fineweb.toml --gpu "RTX 4070" \
     --claims predictions/seed_zh.toml --out runs/imported
+and so with --nanochat-log, --build-nanogpt-log and --wandb-history: docs/importing.md
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -16,13 +16,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from nanogauge.claims import load_claims
 from nanogauge.cli import Parser, run_command
 from nanogauge.config import add_config_flags, config_overrides, load_config
 from nanogauge.errors import BadInput
-from nanogauge.hardware import lookup
-from nanogauge.importers.folder import import_nanogpt_log
-from nanogauge.predict.prediction import predict, resolve_dtype
+from nanogauge.importers.command import add_import_flags, import_given
 from nanogauge.report.build import build_report, claims_of
 from nanogauge.report.render import print_report, write_report
 from nanogauge.tracking import Mode, upload
@@ -37,23 +34,12 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--wandb", action="store_true", help="upload the run to W&B, report and all"
     )
-    group = parser.add_argument_group("import a log that nanoGPT printed")
-    group.add_argument("--nanogpt-log", type=Path, metavar="LOG", help="nanoGPT's output")
-    group.add_argument("--config", type=Path, help="configuration of that run")
-    group.add_argument("--gpu", help="the GPU it ran on, as in nanogauge/hardware.toml")
-    group.add_argument("--out", type=Path, help="run folder to make of it")
+    add_import_flags(parser)
     add_config_flags(parser)
     given = parser.parse(arguments)
-    folder = _import(given) if given.nanogpt_log is not None else given.run
+    folder = import_given(given, {"wandb"} if given.wandb else set()) or given.run
     if folder is None:
         raise BadInput("give the folder of a run, or a log with --nanogpt-log.")
-    if given.nanogpt_log is None:
-        for flag in ("config", "gpu", "out"):
-            if getattr(given, flag) is not None:
-                raise BadInput(f"--{flag} belongs to --nanogpt-log; a run folder has its own.")
-        allowed = {"wandb"} if given.wandb else set()
-        if config_overrides(given).keys() - allowed:
-            raise BadInput("configuration flags belong to --nanogpt-log; a run folder has its own.")
     report, run, recorded = build_report(folder, claims_of(folder, given.claims))
     destination = _where_to(folder, config_overrides(given)) if given.wandb else None
     paths = write_report(report, run, recorded)
@@ -82,22 +68,6 @@ def _where_to(folder: Path, overrides: dict[str, dict[str, object]]) -> tuple[Mo
     if mode == "disabled":
         raise BadInput("--wandb uploads the run and --wandb.mode disabled does not; drop one.")
     return mode, wandb.project
-
-
-def _import(given: argparse.Namespace) -> Path:
-    """Make a run folder of a nanoGPT log; nothing is written before everything was understood."""
-    if given.run is not None:
-        raise BadInput("give either a run folder or --nanogpt-log, not both.")
-    for flag in ("config", "gpu", "out"):
-        if getattr(given, flag) is None:
-            raise BadInput(f"--nanogpt-log also needs --{flag}.")
-    config = load_config(given.config, config_overrides(given))
-    claims = load_claims(given.claims) if given.claims is not None else None
-    dtype = resolve_dtype(config, "gpu")
-    prediction = predict(config, lookup(given.gpu, dtype), dtype)
-    out: Path = given.out
-    import_nanogpt_log(given.nanogpt_log, config, prediction, claims, given.claims, out)
-    return out
 
 
 if __name__ == "__main__":

@@ -59,6 +59,7 @@ STEP_KEYS = {
 EVAL_KEYS = {
     "train_loss": "eval/train_loss",
     "val_loss": "eval/val_loss",
+    "val_bits_per_byte": "eval/val_bits_per_byte",
     "seconds": "eval/seconds",
 }
 CHECKPOINT_KEYS = {"seconds": "checkpoint/seconds", "bytes": "checkpoint/bytes"}

@@ -6,6 +6,7 @@ import pytest
 from examples import documented_config, documented_prediction
 
 from nanogauge.records import Checkpoint, End, Eval, LogLine, Start, Step
+from nanogauge.report.compare import build_rows
 from nanogauge.report.measured import measure
 from nanogauge.runlog import Recorded
 
@@ -74,3 +75,11 @@ def test_a_process_books_nothing_as_zero_and_an_import_as_unknown() -> None:
     imported = start(0).model_copy(update={"source": "nanogpt_log", "elapsed_seconds": None})
     ledger = measure(read(imported, *steps(0, 5)), config, prediction).ledger
     assert ledger.checkpoint_s is None
+
+
+def test_a_run_before_its_first_step_has_a_report() -> None:
+    """Nothing of what was planned is done: that is no factor, and once divided by it."""
+    config, prediction = documented_config(), documented_prediction()
+    rows, _ = build_rows(None, config, prediction, measure(read(start(0)), config, prediction))
+    (tokens,) = [row for row in rows if row.id == "tokens_total"]
+    assert tokens.why == "nothing of the planned 10.486 G"

@@ -35,6 +35,10 @@ def values_of(annotation: Any) -> st.SearchStrategy[Any]:
     """Any value of a field's type; numbers are finite, for others are stored as None."""
     if typing.get_origin(annotation) is Literal:
         return st.sampled_from(typing.get_args(annotation))
+    if typing.get_origin(annotation) is typing.Annotated:
+        return values_of(typing.get_args(annotation)[0])
+    if annotation is int:
+        return st.integers(0, 2**53)
     if typing.get_origin(annotation) in (list, dict):
         return st.from_type(annotation)
     if choices := typing.get_args(annotation):

@@ -80,6 +80,7 @@ def _attribution(
 ) -> Attribution:
     ledger, done = measurements.ledger, measurements.steps_done
     assert measurements.median_step_seconds is not None
+    assert ledger.step_s is not None and ledger.wall_s is not None
     wait = ledger.data_wait_s or 0.0
     steady = measurements.median_step_seconds - wait / done
     causes = [
@@ -108,7 +109,8 @@ def _attribution(
         actual, expected = getattr(ledger, key) or 0.0, planned.get(key, 0.0)
         why = f"{format_seconds(actual)} instead of {format_seconds(expected)}"
         if getattr(ledger, key) is None:
-            why = f"not told apart in this log: part of {inside}"
+            where = inside if ledger.other_s is None else "everything else"
+            why = f"not told apart in this log: part of {where}"
         causes.append(Cause(cause=cause, seconds=actual - expected, why=why))
     named = sum(c.seconds for c in causes)
     causes.append(

@@ -143,7 +143,9 @@ def _run_info(
     projected = None
     if measurements.status != "finished" and median is not None:
         left = config.train.max_steps - measurements.steps_done
-        projected = measurements.ledger.wall_s + left * median
+        wall = measurements.ledger.wall_s
+        if wall is not None and measurements.timed_whole:
+            projected = wall + left * median
     start = recorded.starts[0]
     predictions = {row.id: row.prediction for row in rows if row.prediction is not None}
     return RunInfo(
@@ -164,7 +166,9 @@ def _run_info(
         not_measured=sum(row.verdict == "not measured" for row in rows),
         predictions_held=sum(judged == "held" for judged in predictions.values()),
         predictions_judged=len(predictions),
-        headline=_headline(claims, rows, measurements, config, projected, attribution),
+        headline=_headline(
+            claims, rows, measurements, config, projected, attribution, start.source != "train"
+        ),
     )
 
 
@@ -182,21 +186,28 @@ def _headline(
     config: Config,
     projected: float | None,
     attribution: Attribution | None,
+    imported: bool,
 ) -> str:
-    """The judgement, in one or two sentences."""
+    """The judgement, in one or two sentences; an imported log does not say how its run ended."""
     ledger, done = measurements.ledger, measurements.steps_done
     planned = config.train.max_steps
     if measurements.status != "finished":
         began = {"stopped": "Stopped", "failed": "Failed"}.get(
             measurements.status, "Died, or still running,"
         )
-        text = f"{began} at step {done:,} of {planned:,} after {format_seconds(ledger.wall_s)}."
+        if imported:
+            began = "The log ends"
+        text = f"{began} at step {done:,} of {planned:,}"
+        if ledger.wall_s is not None and measurements.timed_whole:
+            text += f" after {format_seconds(ledger.wall_s)}"
+        text += "."
         if projected is not None:
             text += f" At the measured pace the whole run takes {format_seconds(projected)}."
         return text
     if "total_seconds" not in measurements.values:
         reason = measurements.missing["total_seconds"]
         return f"Finished after {done:,} steps; how long it took is not measured: {reason}."
+    assert ledger.wall_s is not None
     actual = format_seconds(ledger.wall_s)
     total = _narrowest(claims, rows, "total_seconds")
     if total is None or total.claimed is None:

@@ -168,8 +168,10 @@ def _not_measured(row_id: str, measurements: Measurements | None) -> str:
 
 
 def deviation_text(value: float, reference: float) -> str:
-    """How far a value lies above or below a reference: '12 % above', '1.97 times'."""
+    """How far a value lies above or below a reference: '12 % above', '1.97 times below'."""
     ratio = value / reference
+    if ratio == 0:
+        return "nothing of"
     if 0.67 < ratio < 1.5:
         return f"{abs(ratio - 1) * 100:.2g} % {'above' if ratio > 1 else 'below'}"
     return factor_text(ratio) + (" above" if ratio > 1 else " below")
@@ -243,7 +245,7 @@ def ledger_sentence(ledger: Ledger) -> str:
     return ", ".join(
         f"{format_seconds(value)} of {name}"
         for name, value in parts.items()
-        if value is not None and value > 1e-4 * ledger.wall_s
+        if value is not None and value > 1e-4 * (ledger.wall_s or 0.0)
     )
 
 

@@ -184,6 +184,7 @@ def _context(report: Report, run: RunFolder, recorded: Recorded) -> dict[str, An
         for key, name in LEDGER_NAMES.items()
         if (value := getattr(report.time_ledger, key)) is not None and value > 0
     ]
+    wall = report.time_ledger.wall_s
     hows = {  # several claims may share a quantity; what was measured is one
         row.quantity: (Cells(row).measured, row.measured.how)
         for row in report.rows
@@ -200,9 +201,9 @@ def _context(report: Report, run: RunFolder, recorded: Recorded) -> dict[str, An
         "claimed_bands": bool(bands["step_seconds"]),
         "thinned": len(thin(losses)) < len(losses),
         "waterfalls": _waterfalls(report),
-        "ledger": [(name, format_seconds(v), v / report.time_ledger.wall_s) for name, v in ledger],
+        "ledger": [(name, format_seconds(v), v / wall) for name, v in ledger if wall],
         "ledger_bar": stacked_bar(ledger),
-        "wall": format_seconds(report.time_ledger.wall_s),
+        "wall": format_seconds(wall) if wall is not None else "not in this log",
         "missing_parts": _missing_parts(report.time_ledger),
         "memory_parts": [
             (part.name, format_value("peak_process_bytes", part.value), part.formula)

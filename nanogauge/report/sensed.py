@@ -77,11 +77,12 @@ def why_absent(recorded: Recorded, name: str) -> str:
 
 
 def energy_figures(
-    recorded: Recorded, config: Config, wall_seconds: float
+    recorded: Recorded, config: Config, wall_seconds: float | None
 ) -> tuple[dict[str, Measured], dict[str, str]]:
     """Power, energy and cost, and why one is absent."""
     rows = ("power_watts", "energy_kwh", "cost")
-    if recorded.starts[0].source != "train":
+    trained_here = recorded.starts[0].source == "train"
+    if not trained_here and not len(recorded.sensors):
         return {}, dict.fromkeys(rows, IMPORTED)
     values: dict[str, Measured] = {}
     missing = dict.fromkeys(rows, why_absent(recorded, "power_watts"))
@@ -92,7 +93,8 @@ def energy_figures(
             p10=quantile(watts, 0.1),
             p90=quantile(watts, 0.9),
             n=len(watts),
-            how="mean of the board's power as the driver reports it, one reading a second",
+            how="mean of the board's power as the driver reports it, "
+            + ("one reading a second" if trained_here else "at the steps that are in the log"),
         )
     joules = total_over_processes(recorded.sensors, "energy_joules")
     if joules is not None:
@@ -105,8 +107,10 @@ def energy_figures(
         )
         if config.cost.price_per_kwh is None:
             missing["cost"] = "cost.price_per_kwh is not given"
+        elif wall_seconds is None and config.cost.machine_watts:
+            missing["cost"] = "the time, for which the rest of the machine draws, is not known"
         else:
-            paid = cost_of(config.cost, kwh, wall_seconds)
+            paid = cost_of(config.cost, kwh, wall_seconds or 0.0)
             values["cost"] = Measured(value=paid, how=cost_formula(config.cost))
     return values, missing
 
