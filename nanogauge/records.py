@@ -204,7 +204,7 @@ class Checkpoint(Line):
 class Sensor(Line):
     """One reading of the sensors, about one a second; a field that nobody gives is None.
 
-    Power and SM clock are means of the samples since the reading before; all else is as it is at
+    Power is the mean of the samples since the reading before; all else is as it is at
     elapsed_seconds.
     """
 

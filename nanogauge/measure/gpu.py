@@ -103,7 +103,7 @@ def open_sensors(
     Args:
         device: the GPU's UUID (with or without "GPU-"), its PCI bus id, or its index as the driver
             counts; None reads no GPU.
-        hz: samples of power and clocks per second.
+        hz: samples of power per second.
         clock: gives the seconds since the process began.
         rapl_root: where Linux shows the processor's energy counters.
     """

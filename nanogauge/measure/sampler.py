@@ -44,12 +44,12 @@ class PowerSpread:
 
 
 class Sampler:
-    """Samples power and SM clock at `hz`, and reads the slower numbers once a second.
+    """Samples power at `hz`, and reads the other numbers once a second.
 
-    A reading holds the means of the power and SM clock samples since the reading before it, and
-    everything else as it is at `elapsed_seconds`. On most cards NVML's power is itself a mean over
-    about the last second. device_used_bytes holds what the driver keeps for itself, too. Without a
-    GPU, or without its driver, the energy of the processor is read alone.
+    A reading holds the mean of the power samples since the reading before it, and everything else
+    as it is at `elapsed_seconds`. On most cards NVML's power is itself a mean over about the last
+    second. device_used_bytes holds what the driver keeps for itself, too. Without a GPU, or without
+    its driver, the energy of the processor is read alone.
 
     Args:
         device: the GPU as in Driver; None reads none.
@@ -83,7 +83,6 @@ class Sampler:
 
         self._window_start = 0.0
         self._powers_watts: list[float] = []
-        self._sm_clocks_hz: list[float] = []
         self._gap_seconds = 0.0  # as of the last reading, whether there was a line to tell it
         self._told_gap_seconds = 0.0
         arguments = (device, rapl_root)
@@ -237,9 +236,6 @@ class Sampler:
             with self._lock:
                 n, total, least, most = self._spread or (0, 0.0, watts, watts)
                 self._spread = (n + 1, total + watts, min(least, watts), max(most, watts))
-        clock_hz = driver.sm_clock_hz(now)
-        if clock_hz is not None:
-            self._sm_clocks_hz.append(clock_hz)
 
     def _read(self, now: float, closing: bool) -> None:
         values: dict[str, Any] = {}
@@ -262,7 +258,7 @@ class Sampler:
             with self._lock:
                 self._readings.append(reading)
         self._window_start = now
-        self._powers_watts, self._sm_clocks_hz = [], []
+        self._powers_watts = []
 
     def _read_gpu(self, driver: Driver, energy: EnergySum, now: float) -> dict[str, Any]:
         powers = self._powers_watts
@@ -277,7 +273,7 @@ class Sampler:
             "power_limit_watts": _rounded(driver.power_limit_watts(now), 3),
             "temperature_celsius": driver.temperature_celsius(now),
             "fan": _rounded(driver.fan(now), 3),
-            "sm_clock_hz": _rounded(_mean(self._sm_clocks_hz), 0),
+            "sm_clock_hz": _rounded(driver.sm_clock_hz(now), 0),
             "memory_clock_hz": _rounded(driver.memory_clock_hz(now), 0),
             "utilization": _rounded(driver.utilization(now), 3),
             "throttle": driver.throttle(now),
