@@ -165,11 +165,14 @@ def main(arguments: Sequence[str]) -> int:
 
 def measure(folder: Path, blocks: int, step_seconds: float) -> list[dict[str, Any]]:
     """Each result over the blocks."""
-    s = open_run(folder, "probe", 1)
-    bare(s, 1, 10)
-    one = min(timed(bare, s, 10 * i, 10 * i + 10) for i in range(1, 9))
-    s.sensors.close()
-    s = open_run(folder, "paired", max(1, round(step_seconds / one)))
+    spans = []
+    for accumulation in (1, 9):
+        s = open_run(folder, f"probe{accumulation}", accumulation)
+        s.sensors.close()
+        spans.append(min(timed(bare, s, 10 * i, 10 * i + 10) for i in range(6)))
+    per_micro_batch = (spans[1] - spans[0]) / 8
+    wanted = 1 + round((step_seconds - spans[0]) / per_micro_batch)
+    s = open_run(folder, "paired", max(1, wanted))
     gpu, hz = watched_gpu(s.config, s.device), s.config.measure.power_hz
     log = s.folder.path / "log.jsonl"
     s.sensors.close()
