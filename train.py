@@ -35,10 +35,10 @@ from nanogauge.session import Session, StepUnderWay, open_session, remember_run
 from nanogauge.tracking import Mirror
 from nanogauge.training.checkpoint import save_checkpoint
 from nanogauge.training.device import allocator_peaks, autocast, to_host
-from nanogauge.training.sampling import sample_text
+from nanogauge.training.sampling import is_sampled, sample_text
 from nanogauge.training.schedule import learning_rate
 
-SAMPLE_TOKENS = 400
+SAMPLE_TOKENS = 200
 Status = Literal["finished", "stopped", "failed"]
 
 
@@ -66,6 +66,8 @@ def train(s: Session) -> tuple[Status, str | None]:
             s.log.write(line)
             log_compilation(s, step, evaluation.compile_seconds)
             s.screen.evaluated(line)
+            if is_sampled(step, config.train.eval_every, config.train.max_steps):
+                write_samples(s, step)
         if saving:
             save(s, step)
         if leaving:
@@ -141,9 +143,7 @@ def save(s: Session, step: int) -> None:
 
 
 def close(s: Session, status: Status, reason: str | None) -> None:
-    """The last lines of the log: a text sample, what the sensors missed, the peaks, the end."""
-    if status == "finished":
-        write_sample(s)
+    """The last lines of the log: what the sensors ended with, the peaks, the end."""
     for reading in s.sensors.close():
         s.log.write(reading)
     record_sensors(s, s.steps_done)  # what it ended with
@@ -164,17 +164,23 @@ def close(s: Session, status: Status, reason: str | None) -> None:
     )
 
 
-def write_sample(s: Session) -> None:
-    """Log a text that the model writes; without its vocabulary (offline) there is none."""
-    try:
-        encoding = s.source.encoding()
-    except Exception as error:  # a download fails in whatever way its client has
-        text = f"No sample of text: the vocabulary could not be loaded ({type(error).__name__})."
-        s.log.write(Event(level="warning", what="no_sample", text=text))
-        return
-    s.model.eval()
-    text = sample_text(s.model, encoding, SAMPLE_TOKENS, s.config.run.seed, s.device)
-    s.log.write(Event(what="sample", step=s.config.train.max_steps, text=text))
+def write_samples(s: Session, step: int) -> None:
+    """Log what the model writes; without its vocabulary (offline) there is nothing."""
+    with s.clock.window():
+        try:
+            encoding = s.source.encoding()
+        except Exception as error:  # a download fails in whatever way its client has
+            text = (
+                f"No sample of text: the vocabulary could not be loaded ({type(error).__name__})."
+            )
+            s.log.write(Event(level="warning", what="no_sample", text=text, step=step))
+            return
+        s.model.eval()
+        for prompt in s.config.train.prompts or [""]:
+            seed = s.config.run.seed
+            text = sample_text(s.model, encoding, prompt, SAMPLE_TOKENS, seed, s.device)
+            s.log.write(Event(what="sample", step=step, text=text))
+        s.model.train()
 
 
 def run(s: Session) -> tuple[Status, str | None]:
