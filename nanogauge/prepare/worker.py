@@ -1,0 +1,147 @@
+"""A worker: reads its own units of the source, tokenises them and leaves their pieces on disk.
+
+Between the processes go only units and counts, as JSON; no text and no token does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nanogauge.errors import BadInput, RunFailed
+from nanogauge.prepare.pieces import Dtype, PieceWriter, piece_path
+from nanogauge.prepare.texts import Damaged, Unit, documents, kind_of
+from nanogauge.prepare.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
+
+DAMAGED_TRIES = 4
+"""times that a unit is fetched before its source counts as damaged"""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a worker needs to know of the order; the rest is in the units."""
+
+    tokenizer: Tokenizer
+    column: str
+    dtype: Dtype
+    one_at_a_time: AbstractContextManager[Any]
+    """held while a huge document is in memory"""
+
+
+def work(connection: Connection, others: list[Connection], parent: int, order: Work) -> None:
+    """Do units until the other end of the connection is closed.
+
+    Args:
+        connection: gives a folder first, then units; takes what came of each.
+        others: ends of connections that this process inherited and must not hold open.
+        parent: process that started this one.
+        order: what is the same for all units.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which closes us down
+    for other in others:
+        other.close()
+    try:
+        folder = Path(connection.recv_bytes().decode())
+        for loaded in _ahead(_units(connection), connection, order.column):
+            connection.send_bytes(json.dumps(_answer(loaded, folder, parent, order)).encode())
+    except (EOFError, OSError):
+        pass  # the parent is gone
+
+
+def _units(connection: Connection) -> Iterator[Unit]:
+    while True:
+        yield Unit(**json.loads(connection.recv_bytes()))
+
+
+Loaded = tuple[Unit, "Future[pq.ParquetFile | None]"]
+
+
+def _ahead(units: Iterator[Unit], connection: Connection, column: str) -> Iterator[Loaded]:
+    """Units and what was fetched for them: that of the next one while this one is tokenised."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+
+        def load(unit: Unit) -> Loaded:
+            return unit, pool.submit(_open_parquet, unit, column)
+
+        current = load(next(units))
+        while True:
+            following = load(next(units)) if connection.poll() else None
+            yield current
+            current = following if following is not None else load(next(units))
+
+
+_opened: dict[str, pq.ParquetFile] = {}
+
+
+def _open_parquet(unit: Unit, column: str) -> pq.ParquetFile | None:
+    """The open file of a unit, with what it needs of a remote one in memory."""
+    if kind_of(unit.name)[0] != "parquet":
+        return None
+    from nanogauge.prepare.parquet import open_local, open_remote
+
+    if unit.remote:
+        return open_remote(unit, column)
+    if unit.path not in _opened:
+        _opened.clear()
+        _opened[unit.path] = open_local(unit.path)
+    return _opened[unit.path]
+
+
+def _answer(loaded: Loaded, folder: Path, parent: int, order: Work) -> dict[str, Any]:
+    unit, file = loaded
+    answer: dict[str, Any] = {"file": unit.file, "unit": unit.index, "retries": 0}
+    while True:
+        try:
+            _do(unit, file.result(), folder, parent, order)
+            return answer
+        except Damaged as error:
+            answer["retries"] += 1
+            if not unit.remote or answer["retries"] == DAMAGED_TRIES:
+                return answer | {"failed": str(error), "bad": not unit.remote}
+            # What came was not what the file holds: it is dropped and fetched again.
+            file = Future()
+            try:
+                file.set_result(_open_parquet(unit, order.column))
+            except (BadInput, RunFailed) as again:
+                file.set_exception(again)
+        except BadInput as error:
+            return answer | {"failed": str(error), "bad": True}
+        except RunFailed as error:
+            return answer | {"failed": str(error), "bad": False}
+        except OSError as error:
+            return answer | {"disk": error.strerror}
+
+
+def _do(unit: Unit, file: pq.ParquetFile | None, folder: Path, parent: int, order: Work) -> None:
+    tokenizer = order.tokenizer
+    piece = PieceWriter(piece_path(folder, unit.file, unit.index), order.dtype)
+    try:
+        for text in documents(unit, order.column, file, order.one_at_a_time):
+            piece.begin_document(tokenizer.end_of_text)
+            for part in tokenizer.parts(text):
+                piece.text_bytes += len(part) if part.isascii() else _utf8_bytes(part)
+                piece.append(tokenizer.encode(part))
+        if os.getppid() != parent:
+            raise EOFError  # it was killed, and another call may be at work in its folder
+        piece.finish()
+    except UnicodeDecodeError as error:
+        piece.drop()
+        raise Damaged(f"{unit.name} holds a text that is no UTF-8: {error}.") from None
+    except BaseException:
+        piece.drop()
+        raise
+
+
+def _utf8_bytes(text: str) -> int:
+    return len(text.encode("utf-8", "surrogatepass"))
