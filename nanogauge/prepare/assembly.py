@@ -46,17 +46,20 @@ class Assembly:
         short = written["val"] < self._targets["val"]
         return "val" if not written["train"] and (short or inside) else "train"
 
-    def add(self, piece: Piece, files: tuple[SourceFile, ...]) -> None:
-        """Put the piece of the unit at `position` into shards, as much as is needed of it.
+    def add(self, piece: Piece, unit: tuple[int, int], files: tuple[SourceFile, ...]) -> None:
+        """Put the piece of the next unit into shards, as much as is needed of it.
 
         Args:
             piece: of that unit.
+            unit: index of its file, and its own in that file.
             files: those of the source up to it.
 
         Raises:
             OSError: if a shard cannot be written.
         """
         writer, starts = self._writer, piece.starts
+        if unit != (self.position.file, self.position.unit):  # the first one of the next file
+            self.position = Position(file=unit[0], unit=unit[1], document=0)
         place = self.position
         first = at = int(starts[place.document]) + place.token if piece.documents else 0
         with piece.path.open("rb") as file:

@@ -23,10 +23,6 @@ AT_ONCE = 2
 """units that a worker has: one that it tokenises, one that it fetches"""
 
 
-class DiskFull(OSError):
-    """A worker could not write; strerror says why."""
-
-
 class Crew:
     """Processes that do units; a context manager that ends them.
 
@@ -55,6 +51,9 @@ class Crew:
             theirs.close()
         self.size = size
         self._load = dict.fromkeys(self._connections, 0)
+        self.failures: dict[tuple[int, int], Exception] = {}
+        """by file and unit: BadInput for a source that is not what it should be, RunFailed for one
+        that cannot be fetched, OSError for a piece that cannot be written"""
         self.retries = 0
         """times that something damaged came and was fetched again"""
 
@@ -85,12 +84,10 @@ class Crew:
             raise self._died(connection) from None
 
     def done(self, seconds: float) -> list[tuple[int, int]]:
-        """Wait for units to be done, at most so long: file and unit of each.
+        """Wait for units to be done, at most so long: file and unit of each, `failures` apart.
 
         Raises:
-            BadInput: if a file of the source is not what it should be.
-            RunFailed: if one cannot be fetched, or a worker was killed.
-            DiskFull: if a piece cannot be written.
+            RunFailed: if a worker was killed.
         """
         finished = []
         for connection in wait(self._connections, seconds):
@@ -101,13 +98,14 @@ class Crew:
                 raise self._died(connection) from None
             self._load[connection] -= 1
             self.retries += answer["retries"]
+            unit = (answer["file"], answer["unit"])
             if "disk" in answer:
-                error = DiskFull()
-                error.strerror = answer["disk"]
-                raise error
-            if "failed" in answer:
-                raise (BadInput if answer["bad"] else RunFailed)(answer["failed"])
-            finished.append((answer["file"], answer["unit"]))
+                self.failures[unit] = OSError(*answer["disk"])
+            elif "failed" in answer:
+                kind = BadInput if answer["bad"] else RunFailed
+                self.failures[unit] = kind(answer["failed"])
+            else:
+                finished.append(unit)
         return finished
 
     def _died(self, connection: Connection) -> RunFailed:

@@ -69,7 +69,7 @@ class LocalInputs:
     """A file, or all files of texts below a folder, by name."""
 
     config = "local"
-    revision = None
+    revision: str | None = None
     unit_bytes = LOCAL_UNIT_BYTES
 
     def __init__(self, dataset: str, paths: Sequence[Path] | None = None) -> None:
@@ -154,17 +154,14 @@ def open_inputs(
         BadInput: if there is no such dataset or configuration.
         RunFailed: if the hub cannot be reached.
     """
-    local = Path(dataset).exists()
-    if local and config is None:
-        return LocalInputs(dataset)
+    if Path(dataset).exists():
+        return LocalInputs(dataset, None if config is None else _of_card(Path(dataset), config))
     quiet()
     from huggingface_hub import constants
 
-    if not local and constants.HF_HUB_OFFLINE:
+    if constants.HF_HUB_OFFLINE:
         return _cached(dataset, config, revision)
     config_name, addresses = _listed(dataset, config, revision)
-    if local:
-        return LocalInputs(dataset, [Path(address) for address in addresses])
     return HubInputs(dataset, config_name, addresses, whole)
 
 
@@ -173,20 +170,49 @@ def _cached(dataset: str, config: str | None, revision: str | None) -> Inputs:
     from huggingface_hub import snapshot_download
 
     try:
-        folder = snapshot_download(
-            dataset, repo_type="dataset", revision=revision, local_files_only=True
+        folder = Path(
+            snapshot_download(
+                dataset, repo_type="dataset", revision=revision, local_files_only=True
+            )
         )
     except client_errors():
         raise BadInput(
             f"HF_HUB_OFFLINE is set, and the client's cache holds nothing of {dataset}; "
             "unset it, or fetch the files first."
         ) from None
-    inputs = LocalInputs(folder)
-    if config is not None:
-        _, addresses = _listed(folder, config, None)
-        inputs = LocalInputs(folder, [Path(address) for address in addresses])
-    inputs.dataset = dataset
+    inputs = LocalInputs(str(folder), None if config is None else _of_card(folder, config))
+    inputs.dataset, inputs.revision = dataset, folder.name
     return inputs
+
+
+def _of_card(folder: Path, config: str) -> list[Path]:
+    """The training files of a configuration, as the card of a dataset in a folder lists them.
+
+    Raises:
+        BadInput: if it lists no such configuration, or none of its files are there.
+    """
+    from huggingface_hub import metadata_load
+
+    card = folder / "README.md"
+    configs = (metadata_load(card) or {}).get("configs", []) if card.is_file() else []
+    listed = {each["config_name"]: each.get("data_files", []) for each in configs}
+    if config not in listed:
+        raise BadInput(
+            f"the card of {folder} lists no configuration {config!r}, only "
+            f"{', '.join(listed) or 'none'}; give --name as it lists them, or none."
+        )
+    splits = listed[config]
+    if not isinstance(splits, list) or not all(isinstance(each, dict) for each in splits):
+        splits = [{"split": "train", "path": splits}]
+    patterns: str | list[str] = next(
+        (each["path"] for each in splits if each["split"] == "train"), []
+    )
+    if isinstance(patterns, str):
+        patterns = [patterns]
+    paths = sorted({path for pattern in patterns for path in folder.glob(pattern)})
+    if not paths:
+        raise BadInput(f"{folder} holds none of the training files that {config} lists.")
+    return paths
 
 
 def _listed(dataset: str, config: str | None, revision: str | None) -> tuple[str, list[str]]:
@@ -235,9 +261,19 @@ class Planner:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        """`known`: files of an earlier call up to the start, which must be the same still."""
+        """`known`: files of an earlier call up to the start, which must be the same still.
+
+        Raises:
+            BadInput: if other files are there by now.
+        """
         self._inputs, self._column, self._unit_bytes = inputs, column, unit_bytes
         self._indices = range(rank, len(inputs.names), world)
+        names = [inputs.names[index] for index in self._indices]
+        if [file.name for file in known] != names[: len(known)]:
+            raise BadInput(
+                f"{inputs.dataset} has other files than when this preparation began; "
+                "give the same source, or another --out."
+            )
         self.files = list(known[: start.file])
         """files up to the one whose units are given now"""
         self._known = known

@@ -62,7 +62,8 @@ class Settings(Record):
     val_tokens: Count
     shard_tokens: Annotated[int, Field(gt=0)]
     text_column: str
-    unit_bytes: Annotated[int, Field(gt=0)]
+    unit_bytes: Count
+    """bytes of text in a unit, about, which `Position` counts"""
     pattern: str | None = None
     """how words are split, where the tokenizer is a file of ranks"""
     rank: Count = 0

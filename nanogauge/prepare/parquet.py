@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pyarrow as pa  # type: ignore[import-untyped,unused-ignore]
@@ -17,6 +17,7 @@ _AT_ONCE_BYTES = 2**26
 """what is fetched of a unit before it is read; of a larger one a block at a time"""
 _BLOCK_BYTES = 2**23
 _BUFFER_BYTES = 2**20
+_GAP_BYTES = 2**18
 
 Fetch = Callable[[int, int], bytes]
 """bytes of a file from begin to end"""
@@ -34,7 +35,8 @@ class RangeFile(io.RawIOBase):
 
     def hold(self, begin: int, end: int) -> None:
         """Fetch a range now, and keep it."""
-        self._held.append((begin, self._fetch(begin, end)))
+        if not any(start <= begin and end <= start + len(data) for start, data in self._held):
+            self._held.append((begin, self._fetch(begin, end)))
 
     def readable(self) -> bool:
         return True
@@ -89,12 +91,28 @@ def open_remote(unit: Unit, column: str) -> pq.ParquetFile:
     at = column_index(opened, column, unit.name)
     chunks = [opened.metadata.row_group(g).column(at) for g in range(unit.begin, unit.end)]
     if sum(chunk.total_compressed_size for chunk in chunks) <= _AT_ONCE_BYTES:
-        for chunk in chunks:
-            begin = chunk.data_page_offset
-            if chunk.dictionary_page_offset is not None:
-                begin = min(begin, chunk.dictionary_page_offset)
-            file.hold(begin, begin + chunk.total_compressed_size)
+        for begin, end in _together(map(_place, chunks)):
+            file.hold(begin, end)
     return opened
+
+
+def _place(chunk: Any) -> tuple[int, int]:
+    """Where the pages of a column chunk begin and end."""
+    begin = chunk.data_page_offset
+    if chunk.dictionary_page_offset is not None:
+        begin = min(begin, chunk.dictionary_page_offset)
+    return begin, begin + chunk.total_compressed_size
+
+
+def _together(places: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ranges that lie close together as one: a request costs more than the bytes between them."""
+    joined: list[tuple[int, int]] = []
+    for begin, end in places:
+        if joined and begin - joined[-1][1] <= _GAP_BYTES:
+            joined[-1] = joined[-1][0], end
+        else:
+            joined.append((begin, end))
+    return joined
 
 
 def read_remote_footer(address: str, name: str, size: int) -> pq.ParquetFile:

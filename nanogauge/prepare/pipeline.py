@@ -108,6 +108,16 @@ def prepare(
     _check_disk(order, earlier)
     with _folder(order.out):
         tokenizer = load_tokenizer(order.tokenizer, order.pattern)
+        settings = Settings(
+            tokens=order.tokens,
+            val_tokens=order.val_tokens,
+            shard_tokens=order.shard_tokens,
+            text_column=order.text_column,
+            unit_bytes=earlier.unit_bytes,
+            pattern=order.pattern if order.tokenizer.endswith(".tiktoken") else None,
+            rank=order.rank,
+            world=order.world,
+        )
         origin = Origin(
             tokenizer=tokenizer.name,
             tokenizer_sha256=tokenizer.sha256,
@@ -115,35 +125,25 @@ def prepare(
             end_of_text=tokenizer.end_of_text,
             dataset=order.dataset,
             dataset_config=order.config or "default",
+            revision=order.revision or earlier.revision,
+            settings=settings,
         )
-        earlier.must_be_of(origin)
+        earlier.must_fit(origin)
         if earlier.manifest is not None and earlier.done:
             return earlier.manifest
         workers = workers_within(order.memory_bytes, order.workers)
         with Crew(workers, tokenizer, order.text_column, origin.dtype) as crew:
             inputs = open_inputs(
-                order.dataset,
-                order.config,
-                earlier.revision or order.revision,
-                whole=order.whole_files,
+                order.dataset, order.config, origin.revision, whole=order.whole_files
             )
             if order.rank >= len(inputs.names):
                 raise BadInput(
                     f"{order.dataset} has {len(inputs.names)} source files, none for rank "
                     f"{order.rank} of {order.world}; give a smaller --world."
                 )
-            settings = Settings(
-                tokens=order.tokens,
-                val_tokens=order.val_tokens,
-                shard_tokens=order.shard_tokens,
-                text_column=order.text_column,
-                unit_bytes=earlier.unit_bytes or inputs.unit_bytes,
-                pattern=order.pattern if order.tokenizer.endswith(".tiktoken") else None,
-                rank=order.rank,
-                world=order.world,
-            )
+            unit_bytes = earlier.unit_bytes or inputs.unit_bytes
+            settings = settings.model_copy(update={"unit_bytes": unit_bytes})
             origin = origin.model_copy(update={"revision": inputs.revision, "settings": settings})
-            earlier.must_fit(origin)
             return _run(order, origin, earlier, inputs, crew, report)
 
 
@@ -217,28 +217,35 @@ def _fill(
         while not assembly.reached:
             written = sum(writer.tokens.values()) - before
             ratio = assembly.text_bytes / written if written else _BYTES_PER_TOKEN
-            while crew.has_room and len(queue) < ahead:
+            while crew.has_room and len(queue) < ahead and not crew.failures:
                 wanted = assembly.left * ratio - queued_bytes
-                unit = planner.poll(wanted) if wanted > 0 or not queue else None
+                try:
+                    unit = planner.poll(wanted) if wanted > 0 or not queue else None
+                except RunFailed:
+                    if not queue:
+                        raise
+                    unit = None  # what has been fetched is put into shards first
                 if unit is None:
                     break
                 queue.append(unit)
                 queued_bytes += unit.text_bytes
                 path = piece_path(folder, unit.file, unit.index)
                 if path.name in left and is_whole(path, origin.dtype):
-                    ready.add((unit.file, unit.index))
+                    ready.add(unit.key)
                 else:
                     crew.give(unit)
             if not queue and planner.exhausted:
                 break
-            if not queue or (queue[0].file, queue[0].index) not in ready:
+            if queue and queue[0].key in crew.failures:
+                raise crew.failures[queue[0].key]
+            if not queue or queue[0].key not in ready:
                 ready.update(crew.done(0.5 if crew.busy else 0.005))
-            while queue and (queue[0].file, queue[0].index) in ready and not assembly.reached:
+            while queue and queue[0].key in ready and not assembly.reached:
                 unit = queue.popleft()
                 queued_bytes -= unit.text_bytes
-                ready.remove((unit.file, unit.index))
+                ready.remove(unit.key)
                 piece = open_piece(piece_path(folder, unit.file, unit.index), origin.dtype)
-                assembly.add(piece, tuple(planner.files))
+                assembly.add(piece, unit.key, tuple(planner.files))
             tokens = sum(writer.tokens.values())
             report(
                 Progress(
@@ -283,10 +290,14 @@ def _check_disk(order: Order, earlier: Earlier) -> None:
         raise _unwritable(order.out, error) from None
     if needed_bytes > free_bytes:
         raise BadInput(
-            f"{tokens:,} tokens need {needed_bytes / 1e9:,.1f} GB, "
-            f"and {order.out} has {free_bytes / 1e9:,.1f} GB free; make room, give fewer "
+            f"{tokens:,} tokens need {_size(needed_bytes)}, "
+            f"and {order.out} has {_size(free_bytes)} free; make room, give fewer "
             "--tokens, or an --out on another disk."
         )
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
 
 
 def _unwritable(out: Path, error: OSError) -> BadInput:

@@ -20,7 +20,7 @@ _NAMES = {
     "tokenizer_sha256": "vocabulary",
     "dataset": "--dataset",
     "dataset_config": "--name",
-    "revision": "revision",
+    "revision": "--revision",
     "val_tokens": "--val-tokens",
     "shard_tokens": "--shard-tokens",
     "text_column": "--text-column",
@@ -51,9 +51,10 @@ class Earlier:
         return self.manifest.revision if self.manifest is not None else None
 
     @property
-    def unit_bytes(self) -> int | None:
+    def unit_bytes(self) -> int:
+        """Of the units that `next` counts; 0 if there is none."""
         settings = self.manifest.settings if self.manifest is not None else None
-        return settings.unit_bytes if settings is not None else None
+        return settings.unit_bytes if settings is not None else 0
 
     @property
     def source_files(self) -> tuple[SourceFile, ...]:
@@ -61,32 +62,20 @@ class Earlier:
             return ()
         return self.manifest.source_files[: self.next.file + 1]
 
-    def must_be_of(self, origin: Origin) -> None:
-        """Refuse another tokenizer or dataset, before anything is fetched.
-
-        Raises:
-            BadInput: if the folder was begun with another.
-        """
-        self._must_equal(origin, "tokenizer", "tokenizer_sha256", "dataset", "dataset_config")
-
     def must_fit(self, origin: Origin) -> None:
-        """Refuse other settings than those the folder was begun with.
+        """Refuse another source, tokenizer or settings than those the folder was begun with.
 
         Raises:
             BadInput: naming what is not the same.
         """
-        self._must_equal(origin, "revision")
         if self.manifest is None:
             return
         was, now = self.manifest.settings, origin.settings
         assert was is not None and now is not None
+        for key in ("tokenizer", "tokenizer_sha256", "dataset", "dataset_config", "revision"):
+            self._compare(key, getattr(self.manifest, key), getattr(origin, key))
         for key in ("val_tokens", "shard_tokens", "text_column", "pattern", "rank", "world"):
             self._compare(key, getattr(was, key), getattr(now, key))
-
-    def _must_equal(self, origin: Origin, *keys: str) -> None:
-        if self.manifest is not None:
-            for key in keys:
-                self._compare(key, getattr(self.manifest, key), getattr(origin, key))
 
     def _compare(self, key: str, was: object, now: object) -> None:
         if was != now:

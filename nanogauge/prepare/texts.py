@@ -67,6 +67,10 @@ class Unit:
     text_bytes: int
     """bytes of text, about"""
 
+    @property
+    def key(self) -> tuple[int, int]:
+        return self.file, self.index
+
 
 def kind_of(name: str) -> tuple[Kind, str | None]:
     """What a file holds and how it is compressed, by its name.

@@ -120,7 +120,7 @@ def _answer(loaded: Loaded, folder: Path, parent: int, order: Work) -> dict[str,
         except RunFailed as error:
             return answer | {"failed": str(error), "bad": False}
         except OSError as error:
-            return answer | {"disk": error.strerror}
+            return answer | {"disk": [error.errno, error.strerror]}
 
 
 def _do(unit: Unit, file: pq.ParquetFile | None, folder: Path, parent: int, order: Work) -> None:
