@@ -10,7 +10,7 @@ import pytest
 from gpt2_vocabulary import gpt2_vocabulary  # noqa: F401  (a fixture)
 from preparing import TEXTS, prepare, sentence, texts_of
 
-from nanogauge.prepare.ranks import rank_and_world
+from nanogauge.prepare.placing import rank_and_world
 from nanogauge.prepare.shards import open_split, read_manifest
 
 FLAGS = ["--dataset", "source", "--tokens", "1e6", "--val-tokens", 500, "--shard-tokens", 2000]

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from preparing import END_OF_TEXT, TEXTS, parquet, prepare, sentence, texts_of
 
 from nanogauge.prepare import inputs, texts
-from nanogauge.prepare.pipeline import Order
-from nanogauge.prepare.pipeline import prepare as prepare_here
+from nanogauge.prepare.manifest import Manifest
+from nanogauge.prepare.pipeline import Order, crew_of
+from nanogauge.prepare.pipeline import prepare as prepare_with
 from nanogauge.prepare.shards import MANIFEST_NAME, open_split, read_manifest
 
 # Written where strings and bytes meet: what a file of each kind holds for the same documents.
@@ -50,6 +51,11 @@ def order(dataset: Path, out: Path, **more: object) -> Order:
     return Order(**{"out": out, "dataset": str(dataset), **sizes, **more})  # type: ignore[arg-type]
 
 
+def prepare_here(ordered: Order) -> Manifest:
+    with crew_of(ordered) as crew:
+        return prepare_with(ordered, lambda _: None, crew)
+
+
 def shards_in(folder: Path) -> dict[str, str]:
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*.bin")}
 
@@ -62,7 +68,7 @@ def test_every_kind_of_file_gives_its_documents(
     monkeypatch.setattr(inputs.LocalInputs, "unit_bytes", 700)
     source = tmp_path / name
     source.write_bytes(KINDS[name](TEXTS))
-    manifest = prepare_here(order(source, tmp_path / "out", workers=2), lambda _: None)
+    manifest = prepare_here(order(source, tmp_path / "out", workers=2))
     splits = [np.concatenate(open_split(tmp_path / "out", s)) for s in ("val", "train")]
     assert [text for split in splits for text in texts_of(split)] == TEXTS
     assert [file.name for file in manifest.source_files] == [name]
@@ -81,7 +87,7 @@ def test_the_shards_do_not_depend_on_the_number_of_workers(
     made = []
     for workers in (1, 2, 5):
         out = tmp_path / f"out{workers}"
-        prepare_here(order(source, out, workers=workers, tokens=9000), lambda _: None)
+        prepare_here(order(source, out, workers=workers, tokens=9000))
         made.append((shards_in(out), (out / MANIFEST_NAME).read_bytes()))
     assert made[0] == made[1] == made[2]
 
@@ -107,7 +113,7 @@ def test_any_documents_come_back(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inputs.LocalInputs, "unit_bytes", unit)
         ordered = order(folder / "a.jsonl", folder / "out", val_tokens=1, shard_tokens=shard)
-        prepare_here(ordered, lambda _: None)
+        prepare_here(ordered)
     encoding = tiktoken.get_encoding("gpt2")
     expected: list[int] = []
     for text in ["first", "second", *filter(None, documents)]:
@@ -126,7 +132,7 @@ def test_long_documents_take_the_careful_way_and_give_the_same(
         source = tmp_path / name
         source.write_bytes(KINDS[name](TEXTS))
         out = tmp_path / f"{name} out"
-        prepare_here(order(source, out, workers=2), lambda _: None)
+        prepare_here(order(source, out, workers=2))
         splits = [np.concatenate(open_split(out, s)) for s in ("val", "train")]
         assert [text for split in splits for text in texts_of(split)] == TEXTS
 
@@ -218,7 +224,7 @@ def test_arguments_that_make_no_sense_are_refused(
 
 def test_statistics_tell_what_is_there(vocabulary: Path, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(KINDS["texts.jsonl"](TEXTS))
-    prepare_here(order(tmp_path / "a.jsonl", tmp_path / "out"), lambda _: None)
+    prepare_here(order(tmp_path / "a.jsonl", tmp_path / "out"))
     done = prepare(None, vocabulary, tmp_path, "--stats", "out")
     assert done.returncode == 0, done.stderr
     size = sum(len(text.encode()) for text in TEXTS)

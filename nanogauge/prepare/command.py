@@ -10,12 +10,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from nanogauge.errors import BadInput
-from nanogauge.prepare.pipeline import Order, Progress, prepare, workers_within
-from nanogauge.prepare.ranks import merge_if_all_there, rank_and_world, rank_folder
-from nanogauge.quantities import format_seconds
+from nanogauge.prepare.crew import Crew, workers_within
+from nanogauge.prepare.placing import rank_and_world, rank_folder
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
+
+    from nanogauge.prepare.pipeline import Order, Progress
 
 VALIDATION_TOKENS = 10_000_000
 MOST_SHARD_TOKENS = 2**31 - 1
@@ -39,16 +40,21 @@ def prepare_command(given: argparse.Namespace) -> int:
             given.pretokenized, given.revision, given.tokenizer, given.tokens, given.out
         )
     rank, world = rank_and_world(given.rank, given.world, os.environ)
-    order = order_of(given, rank, world)
-    workers = workers_within(order.memory_bytes, order.workers)
-    if workers < order.workers:
+    workers = workers_within(given.memory, given.workers)
+    if workers < given.workers:
         print(
-            f"{workers} workers, not {order.workers}: more may need more than "
-            f"{order.memory_bytes / 2**30:.1f} GiB of memory (--memory).",
+            f"{workers} workers, not {given.workers}: more may need more than "
+            f"{given.memory / 2**30:.1f} GiB of memory (--memory).",
             file=sys.stderr,
         )
-    with Live(order.tokens + order.val_tokens) as live:
-        manifest = prepare(order, live.report)
+    with Crew(workers, given.tokenizer, given.pattern, given.text_column) as crew:
+        # What follows is imported while the workers load their tokenizer.
+        from nanogauge.prepare.pipeline import prepare
+        from nanogauge.prepare.ranks import merge_if_all_there
+
+        order = order_of(given, workers, rank, world)
+        with Live(order.tokens + order.val_tokens) as live:
+            manifest = prepare(order, live.report, crew)
     train_tokens = manifest.tokens("train")
     if train_tokens < order.tokens:
         print(
@@ -66,8 +72,10 @@ def prepare_command(given: argparse.Namespace) -> int:
     return 0
 
 
-def order_of(given: argparse.Namespace, rank: int, world: int) -> Order:
+def order_of(given: argparse.Namespace, workers: int, rank: int, world: int) -> Order:
     """The order that the arguments give to one rank: its share of the tokens, in its folder."""
+    from nanogauge.prepare.pipeline import Order
+
     val_tokens = given.val_tokens or VALIDATION_TOKENS
     if given.val_share is not None:
         val_tokens = max(1, round(given.tokens * given.val_share))
@@ -82,11 +90,10 @@ def order_of(given: argparse.Namespace, rank: int, world: int) -> Order:
         dataset=given.dataset,
         config=name,
         revision=given.revision,
-        workers=given.workers,
+        workers=workers,
         text_column=given.text_column,
         tokenizer=given.tokenizer,
         pattern=given.pattern,
-        memory_bytes=given.memory,
         whole_files=given.whole_files,
         rank=rank,
         world=world,
@@ -146,6 +153,8 @@ class Live:
 
 def line_of(progress: Progress, total_tokens: int, seconds: float) -> str:
     """What is there and how fast it comes; the rates and what is left are of this call."""
+    from nanogauge.quantities import format_seconds
+
     rate = progress.new_tokens / seconds
     left = format_seconds(progress.left_tokens / rate) if rate else "unknown time"
     again = f", {progress.retries} fetched again" if progress.retries else ""

@@ -14,25 +14,34 @@ from types import TracebackType
 from typing import Any, Self
 
 from nanogauge.errors import BadInput, RunFailed
-from nanogauge.prepare.pieces import Dtype
 from nanogauge.prepare.texts import Unit
-from nanogauge.prepare.tokenizer import Tokenizer
-from nanogauge.prepare.worker import Work, work
+from nanogauge.prepare.worker import Vocabulary, Work, work
+
+_PARENT_BYTES = 250e6
+_WORKER_BYTES = 170e6
+_HUGE_BYTES = 1150e6
+"""for one document of 200 MB, which one worker has at a time; all measured by bench/prepare.py"""
 
 AT_ONCE = 2
 """units that a worker has: one that it tokenises, one that it fetches"""
 
 
+def workers_within(memory_bytes: float, wanted: int) -> int:
+    """How many workers fit into the memory; one in any case."""
+    room = memory_bytes - _PARENT_BYTES - _HUGE_BYTES
+    return max(1, min(wanted, int(room // _WORKER_BYTES)))
+
+
 class Crew:
     """Processes that do units; a context manager that ends them.
 
-    On Linux they are forked, so make the crew before anything starts a thread: they begin with the
-    tokenizer loaded, and share its memory.
+    On Linux they are forked, so make the crew before anything starts a thread. They load the
+    tokenizer meanwhile.
     """
 
-    def __init__(self, size: int, tokenizer: Tokenizer, column: str, dtype: Dtype) -> None:
+    def __init__(self, size: int, tokenizer: str, pattern: str, column: str) -> None:
         context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-        order = Work(tokenizer, column, dtype, context.Lock())
+        order = Work(tokenizer, pattern, column, context.Lock())
         pairs = [context.Pipe() for _ in range(size)]
         self._connections: list[Connection] = [ours for ours, _ in pairs]
         self._processes = []
@@ -56,6 +65,23 @@ class Crew:
         that cannot be fetched, OSError for a piece that cannot be written"""
         self.retries = 0
         """times that something damaged came and was fetched again"""
+
+    def vocabulary(self) -> Vocabulary:
+        """What the tokenizer is; to be asked once, before `begin`.
+
+        Raises:
+            BadInput, RunFailed: as `load_tokenizer`.
+        """
+        told = []
+        for connection in self._connections:
+            try:
+                answer: dict[str, Any] = json.loads(connection.recv_bytes())
+            except (EOFError, OSError):
+                raise self._died(connection) from None
+            if "failed" in answer:
+                raise (BadInput if answer["bad"] else RunFailed)(answer["failed"])
+            told.append(Vocabulary(**answer))
+        return told[0]
 
     def begin(self, folder: Path) -> None:
         """Tell the folder for the pieces, which exists."""

@@ -91,10 +91,10 @@ def _check_tokenizer(folder: Path, manifest: Manifest) -> str:
         tokenizer = _tokenizer_of(manifest)
     except (BadInput, RunFailed) as error:
         return f"The tokenizer's vocabulary was not checked: {error}"
-    if tokenizer.sha256 != manifest.tokenizer_sha256:
+    if (held := tokenizer.sha256()) != manifest.tokenizer_sha256:
         raise BadInput(
             f"{folder} is of another tokenizer than the {name} that is here: its vocabulary has "
-            f"the sha256 {manifest.tokenizer_sha256[:12]}..., not {tokenizer.sha256[:12]}...; "
+            f"the sha256 {manifest.tokenizer_sha256[:12]}..., not {held[:12]}...; "
             "use the tokenizer it was made with."
         )
     return f"The vocabulary of {name} is the one they were made with."

@@ -17,14 +17,18 @@ from typing import BinaryIO, cast
 import numpy as np
 import numpy.typing as npt
 
-from nanogauge.prepare.shards import Tokens
-
 _FOOTER = struct.Struct("<8sQQQI")
 _MAGIC = b"ngpiece1"
 _BUFFER_TOKENS = 2**17
 _BLOCK_BYTES = 2**22
 
 Dtype = np.dtype[np.uint16] | np.dtype[np.uint32]
+Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
+
+
+def dtype_of(vocab_size: int) -> Dtype:
+    """How the tokens of a vocabulary lie on disk: in two bytes where they can."""
+    return np.dtype("<u2") if vocab_size <= 2**16 else np.dtype("<u4")
 
 
 def piece_path(folder: Path, file: int, unit: int) -> Path:

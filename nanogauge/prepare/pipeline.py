@@ -26,16 +26,11 @@ from nanogauge.prepare.pieces import is_whole, open_piece, piece_path
 from nanogauge.prepare.resuming import Earlier, look_at
 from nanogauge.prepare.shards import ShardWriter
 from nanogauge.prepare.texts import Unit
-from nanogauge.prepare.tokenizer import load_tokenizer
 
 PIECES = ".pieces"
 _BYTES_PER_TOKEN = 4.0  # of text, until it has been measured
 _UNITS_AHEAD = 4
 """units a worker may be ahead of the shards, which bounds the pieces on disk"""
-_PARENT_BYTES = 500e6
-_WORKER_BYTES = 190e6
-_HUGE_BYTES = 700e6
-"""for one document of 200 MB, which one worker has at a time; all measured by bench/prepare.py"""
 
 
 @dataclass(frozen=True)
@@ -55,13 +50,11 @@ class Order:
     revision: str | None = None
     """commit of that dataset; None for its newest"""
     workers: int = 1
-    """processes that tokenise, as many as fit into the memory"""
+    """processes that tokenise"""
     text_column: str = "text"
     tokenizer: str = "gpt2"
     pattern: str = "gpt2"
     """how words are split, where the tokenizer is a file of ranks"""
-    memory_bytes: float = 2.0 * 2**30
-    """of all processes together"""
     whole_files: bool = False
     """fetch whole files, checked by their sha256, in place of the parts that are read"""
     rank: int = 0
@@ -83,20 +76,23 @@ class Progress:
     """times that something damaged came and was fetched again"""
 
 
-def workers_within(memory_bytes: float, wanted: int) -> int:
-    """How many workers fit into the memory; one in any case."""
-    room = memory_bytes - _PARENT_BYTES - _HUGE_BYTES
-    return max(1, min(wanted, int(room // _WORKER_BYTES)))
+def crew_of(order: Order) -> Crew:
+    """The workers for an order."""
+    return Crew(order.workers, order.tokenizer, order.pattern, order.text_column)
 
 
 def prepare(
-    order: Order, report: Callable[[Progress], None], earlier: Earlier | None = None
+    order: Order,
+    report: Callable[[Progress], None],
+    crew: Crew,
+    earlier: Earlier | None = None,
 ) -> Manifest:
     """Write the shards of an order: first validation, then training, disjoint by document.
 
     The last training document is cut where the training tokens are reached; there are fewer of
     them where the source ends before. What an earlier, interrupted call has left in the folder is
-    gone on with, or what is given as that. `report` is called now and then.
+    gone on with, or what is given as that. `report` is called now and then; the crew is new, and of
+    the order.
 
     Raises:
         BadInput: before anything is written, if the folder cannot be written or holds something
@@ -107,7 +103,7 @@ def prepare(
     earlier = earlier or look_at(order.out, order.tokens)
     _check_disk(order, earlier)
     with _folder(order.out):
-        tokenizer = load_tokenizer(order.tokenizer, order.pattern)
+        vocabulary = crew.vocabulary()
         settings = Settings(
             tokens=order.tokens,
             val_tokens=order.val_tokens,
@@ -119,10 +115,10 @@ def prepare(
             world=order.world,
         )
         origin = Origin(
-            tokenizer=tokenizer.name,
-            tokenizer_sha256=tokenizer.sha256,
-            vocab_size=tokenizer.vocab_size,
-            end_of_text=tokenizer.end_of_text,
+            tokenizer=order.tokenizer,
+            tokenizer_sha256=vocabulary.sha256,
+            vocab_size=vocabulary.vocab_size,
+            end_of_text=vocabulary.end_of_text,
             dataset=order.dataset,
             dataset_config=order.config or "default",
             revision=order.revision or earlier.revision,
@@ -131,20 +127,16 @@ def prepare(
         earlier.must_fit(origin)
         if earlier.manifest is not None and earlier.done:
             return earlier.manifest
-        workers = workers_within(order.memory_bytes, order.workers)
-        with Crew(workers, tokenizer, order.text_column, origin.dtype) as crew:
-            inputs = open_inputs(
-                order.dataset, order.config, origin.revision, whole=order.whole_files
+        inputs = open_inputs(order.dataset, order.config, origin.revision, whole=order.whole_files)
+        if order.rank >= len(inputs.names):
+            raise BadInput(
+                f"{order.dataset} has {len(inputs.names)} source files, none for rank "
+                f"{order.rank} of {order.world}; give a smaller --world."
             )
-            if order.rank >= len(inputs.names):
-                raise BadInput(
-                    f"{order.dataset} has {len(inputs.names)} source files, none for rank "
-                    f"{order.rank} of {order.world}; give a smaller --world."
-                )
-            unit_bytes = earlier.unit_bytes or inputs.unit_bytes
-            settings = settings.model_copy(update={"unit_bytes": unit_bytes})
-            origin = origin.model_copy(update={"revision": inputs.revision, "settings": settings})
-            return _run(order, origin, earlier, inputs, crew, report)
+        unit_bytes = earlier.unit_bytes or inputs.unit_bytes
+        settings = settings.model_copy(update={"unit_bytes": unit_bytes})
+        origin = origin.model_copy(update={"revision": inputs.revision, "settings": settings})
+        return _run(order, origin, earlier, inputs, crew, report)
 
 
 def _run(

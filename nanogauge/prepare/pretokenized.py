@@ -130,7 +130,7 @@ def _begun(repository: str, revision: str, name: str, out: Path) -> Manifest:
     refuse_filled(out)
     return Manifest(
         tokenizer=name,
-        tokenizer_sha256=tokenizer.sha256,
+        tokenizer_sha256=tokenizer.sha256(),
         vocab_size=tokenizer.vocab_size,
         end_of_text=tokenizer.end_of_text,
         dataset=repository,

@@ -9,7 +9,7 @@ from pathlib import Path
 from nanogauge.errors import BadInput, RunFailed
 from nanogauge.prepare.inspecting import damage_of
 from nanogauge.prepare.manifest import Manifest, Shard
-from nanogauge.prepare.pipeline import Order, prepare
+from nanogauge.prepare.pipeline import Order, crew_of, prepare
 from nanogauge.prepare.resuming import Earlier
 from nanogauge.prepare.shards import read_manifest
 
@@ -63,7 +63,9 @@ def _make_again(folder: Path, manifest: Manifest, shard: Shard, workers: int) ->
         }
     )
     try:
-        made = prepare(order, lambda _: None, Earlier(aside, as_if, False, (), shard.begins))
+        earlier = Earlier(aside, as_if, False, (), shard.begins)
+        with crew_of(order) as crew:
+            made = prepare(order, lambda _: None, crew, earlier)
         if [new.sha256 for new in made.shards] != [shard.sha256]:
             raise RunFailed(
                 f"{manifest.dataset} gives other tokens for {shard.file} than it did; its files "

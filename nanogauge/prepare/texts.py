@@ -172,7 +172,10 @@ def _from_lines(
         at = unit.begin
         if at:
             file.seek(at - 1)
-            at += len(file.readline()) - 1
+            skipped = file.readline(unit.end - at + 1)
+            if not skipped.endswith(b"\n"):
+                return  # the line that began before goes on beyond this unit
+            at += len(skipped) - 1
         while compression is not None or at < unit.end:
             line = file.readline()
             if not line:

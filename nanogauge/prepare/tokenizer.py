@@ -32,7 +32,7 @@ class Tokenizer:
     vocab_size: int
     """tokens it knows, the end-of-text token among them"""
     end_of_text: int
-    sha256: str
+    sha256: Callable[[], str]
     """of its vocabulary: each token's bytes and number, and the special tokens"""
     encode: Callable[[str], Encoded]
     """a text, in which nothing is a special token"""
@@ -116,7 +116,7 @@ def from_encoding(encoding: tiktoken.Encoding, name: str) -> Tokenizer:
         name=name,
         vocab_size=encoding.n_vocab,
         end_of_text=special[END_OF_TEXT],
-        sha256=_digest(ranks, special),
+        sha256=lambda: _digest(ranks, special),
         encode=encode,
         decode=encoding.decode,
         token_bytes=token_bytes,
@@ -199,7 +199,7 @@ def _from_hugging_face(loaded: Any, name: str) -> Tokenizer:
         name=name,
         vocab_size=size,
         end_of_text=end,
-        sha256=hashlib.sha256(loaded.to_str().encode()).hexdigest(),
+        sha256=lambda: hashlib.sha256(loaded.to_str().encode()).hexdigest(),
         encode=encode,
         decode=lambda tokens: str(loaded.decode(list(tokens), skip_special_tokens=False)),
         token_bytes=token_bytes,

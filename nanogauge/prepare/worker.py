@@ -11,15 +11,15 @@ import signal
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanogauge.errors import BadInput, RunFailed
-from nanogauge.prepare.pieces import Dtype, PieceWriter, piece_path
+from nanogauge.prepare.pieces import PieceWriter, dtype_of, piece_path
 from nanogauge.prepare.texts import Damaged, Unit, documents, kind_of
-from nanogauge.prepare.tokenizer import Tokenizer
+from nanogauge.prepare.tokenizer import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -32,18 +32,39 @@ DAMAGED_TRIES = 4
 class Work:
     """What a worker needs to know of the order; the rest is in the units."""
 
-    tokenizer: Tokenizer
+    tokenizer: str
+    pattern: str
     column: str
-    dtype: Dtype
     one_at_a_time: AbstractContextManager[Any]
     """held while a huge document is in memory"""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What a worker tells of the tokenizer it has loaded."""
+
+    vocab_size: int
+    end_of_text: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is the same for all units of a worker."""
+
+    tokenizer: Tokenizer
+    folder: Path
+    parent: int
+    column: str
+    one_at_a_time: AbstractContextManager[Any]
 
 
 def work(connection: Connection, others: list[Connection], parent: int, order: Work) -> None:
     """Do units until the other end of the connection is closed.
 
     Args:
-        connection: gives a folder first, then units; takes what came of each.
+        connection: takes what the tokenizer is, gives a folder, then units, and takes what came of
+            each.
         others: ends of connections that this process inherited and must not hold open.
         parent: process that started this one.
         order: what is the same for all units.
@@ -52,9 +73,18 @@ def work(connection: Connection, others: list[Connection], parent: int, order: W
     for other in others:
         other.close()
     try:
+        try:
+            tokenizer = load_tokenizer(order.tokenizer, order.pattern)
+        except (BadInput, RunFailed) as error:
+            failed = {"failed": str(error), "bad": isinstance(error, BadInput)}
+            connection.send_bytes(json.dumps(failed).encode())
+            return
+        vocabulary = Vocabulary(tokenizer.vocab_size, tokenizer.end_of_text, tokenizer.sha256())
+        connection.send_bytes(json.dumps(asdict(vocabulary)).encode())
         folder = Path(connection.recv_bytes().decode())
+        task = Task(tokenizer, folder, parent, order.column, order.one_at_a_time)
         for loaded in _ahead(_units(connection), connection, order.column):
-            connection.send_bytes(json.dumps(_answer(loaded, folder, parent, order)).encode())
+            connection.send_bytes(json.dumps(_answer(loaded, task)).encode())
     except (EOFError, OSError):
         pass  # the parent is gone
 
@@ -98,12 +128,12 @@ def _open_parquet(unit: Unit, column: str) -> pq.ParquetFile | None:
     return _opened[unit.path]
 
 
-def _answer(loaded: Loaded, folder: Path, parent: int, order: Work) -> dict[str, Any]:
+def _answer(loaded: Loaded, task: Task) -> dict[str, Any]:
     unit, file = loaded
     answer: dict[str, Any] = {"file": unit.file, "unit": unit.index, "retries": 0}
     while True:
         try:
-            _do(unit, file.result(), folder, parent, order)
+            _do(unit, file.result(), task)
             return answer
         except Damaged as error:
             answer["retries"] += 1
@@ -112,7 +142,7 @@ def _answer(loaded: Loaded, folder: Path, parent: int, order: Work) -> dict[str,
             # What came was not what the file holds: it is dropped and fetched again.
             file = Future()
             try:
-                file.set_result(_open_parquet(unit, order.column))
+                file.set_result(_open_parquet(unit, task.column))
             except (BadInput, RunFailed) as again:
                 file.set_exception(again)
         except BadInput as error:
@@ -123,16 +153,17 @@ def _answer(loaded: Loaded, folder: Path, parent: int, order: Work) -> dict[str,
             return answer | {"disk": [error.errno, error.strerror]}
 
 
-def _do(unit: Unit, file: pq.ParquetFile | None, folder: Path, parent: int, order: Work) -> None:
-    tokenizer = order.tokenizer
-    piece = PieceWriter(piece_path(folder, unit.file, unit.index), order.dtype)
+def _do(unit: Unit, file: pq.ParquetFile | None, task: Task) -> None:
+    tokenizer = task.tokenizer
+    path = piece_path(task.folder, unit.file, unit.index)
+    piece = PieceWriter(path, dtype_of(tokenizer.vocab_size))
     try:
-        for text in documents(unit, order.column, file, order.one_at_a_time):
+        for text in documents(unit, task.column, file, task.one_at_a_time):
             piece.begin_document(tokenizer.end_of_text)
             for part in tokenizer.parts(text):
                 piece.text_bytes += len(part) if part.isascii() else _utf8_bytes(part)
                 piece.append(tokenizer.encode(part))
-        if os.getppid() != parent:
+        if os.getppid() != task.parent:
             raise EOFError  # it was killed, and another call may be at work in its folder
         piece.finish()
     except UnicodeDecodeError as error:
