@@ -12,13 +12,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanogauge.prepare.splitting import PATTERNS, SPLITTABLE, in_chunks, split_safely
-from nanogauge.prepare.tokenizer import from_encoding
+from nanogauge.prepare.tokenizer import Tokenizer, from_encoding
 
 # What the patterns treat differently: cases, contractions, digits, marks, all kinds of white space.
 PARTS = [" ", "  ", "\n", "\r\n", "\t", "\x0b", "\x1c", "\x85", "\u00a0", "\u2028", "\u3000", "a"]
 PARTS += ["B", "word", "Word", "don't", "'s", "'S", "I'LL", "'", "1", "123", "4567", "\u00bd", "."]
 PARTS += ["...", "!?/", "/", "_", "-", "\u80fd", "\u91cf", "\uff0c", "\u3002", "\u00e9", "e\u0301"]
-PARTS += ["\U0001f30d", "\u00df", "\u01c5", "\u0e01\u0e34", "\u200b", "\ufeff", "<|endoftext|>"]
+PARTS += [
+    "\U0001f30d",
+    "\x1f",
+    "\u00df",
+    "\u01c5",
+    "\u0e01\u0e34",
+    "\u200b",
+    "\ufeff",
+    "<|endoftext|>",
+]
 texts = st.one_of(
     st.lists(st.sampled_from(PARTS), max_size=40).map("".join),
     st.text(st.characters(exclude_categories=["Cs"]), max_size=60),
@@ -37,6 +46,11 @@ def encodings(gpt2_vocabulary: Path) -> dict[str, tiktoken.Encoding]:  # noqa: F
         )
         for name, pattern in PATTERNS.items()
     }
+
+
+@pytest.fixture(scope="module")
+def tokenizers(encodings: dict[str, tiktoken.Encoding]) -> dict[str, Tokenizer]:
+    return {name: from_encoding(encoding, name) for name, encoding in encodings.items()}
 
 
 @settings(max_examples=400, deadline=None)
@@ -96,4 +110,19 @@ def test_half_a_surrogate_pair_is_replaced_as_tiktoken_does(
     """JSON may hold one; the buffer interface refuses it where encode_ordinary mends it."""
     tokenizer = from_encoding(encodings["gpt2"], "gpt2")
     text = "a \ud83c half"
-    assert tokenizer.encode(text).tolist() == encodings["gpt2"].encode_ordinary(text)
+    assert tokenizer.encode([text]).tolist() == [50256, *encodings["gpt2"].encode_ordinary(text)]
+
+
+@settings(max_examples=150, deadline=None)
+@given(documents=st.lists(texts, min_size=1, max_size=6))
+def test_the_quick_way_gives_the_tokens_of_the_ordinary_one(
+    encodings: dict[str, tiktoken.Encoding],
+    tokenizers: dict[str, Tokenizer],
+    documents: list[str],
+) -> None:
+    """For every pattern and any documents, the mark, odd spaces and special tokens among them."""
+    for name, encoding in encodings.items():
+        expected: list[int] = []
+        for text in documents:
+            expected += [50256, *encoding.encode_ordinary(text)]
+        assert tokenizers[name].encode(documents).tolist() == expected

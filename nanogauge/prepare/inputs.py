@@ -29,7 +29,7 @@ from nanogauge.prepare.fetching import (
 from nanogauge.prepare.manifest import Position, SourceFile
 from nanogauge.prepare.texts import Damaged, Unit, kind_of
 
-LOCAL_UNIT_BYTES = 2**20
+LOCAL_UNIT_BYTES = 2**19
 REMOTE_UNIT_BYTES = 2**23
 _TEXT_COLUMN_KINDS = (".parquet", ".jsonl", ".ndjson", ".json", ".txt")
 _SUFFIXES = tuple(kind + packed for kind in _TEXT_COLUMN_KINDS for packed in ("", ".gz", ".zst"))

@@ -46,23 +46,29 @@ class PieceWriter:
         self._buffer = cast(Tokens, np.empty(_BUFFER_TOKENS, dtype))
         self._held = 0
         self._crc = 0
-        self._lengths: list[int] = []
+        self._lengths: list[npt.NDArray[np.int64]] = []
         self.tokens = 0
         self.text_bytes = 0
         """of the documents, as UTF-8; the caller counts them"""
 
-    @property
-    def documents(self) -> int:
-        return len(self._lengths)
-
     def begin_document(self, end_of_text: int) -> None:
-        self._lengths.append(0)
-        self.append(np.array([end_of_text], np.uint32))
+        """Begin a document that is written in parts."""
+        self.add_documents(np.array([end_of_text], np.uint32), end_of_text)
 
-    def append(self, tokens: npt.NDArray[np.uint32]) -> None:
-        """Go on with the document; tokens lie within the vocabulary."""
+    def go_on(self, tokens: npt.NDArray[np.uint32]) -> None:
+        """Go on with the last document; tokens lie within the vocabulary."""
+        self._lengths[-1][-1] += tokens.size
+        self._append(tokens)
+
+    def add_documents(self, tokens: npt.NDArray[np.uint32], end_of_text: int) -> None:
+        """Add whole documents: each begins with the end-of-text token, which is nowhere else."""
+        starts = np.flatnonzero(tokens == end_of_text)
+        assert starts.size and starts[0] == 0
+        self._lengths.append(np.diff(starts, append=tokens.size))
+        self._append(tokens)
+
+    def _append(self, tokens: npt.NDArray[np.uint32]) -> None:
         self.tokens += tokens.size
-        self._lengths[-1] += tokens.size
         while tokens.size:
             part = tokens[: _BUFFER_TOKENS - self._held]
             self._buffer[self._held : self._held + part.size] = part
@@ -80,10 +86,9 @@ class PieceWriter:
     def finish(self) -> None:
         with self._file as file:
             self._flush()
-            file.write(np.array(self._lengths, "<i8").data)
-            file.write(
-                _FOOTER.pack(_MAGIC, self.tokens, self.documents, self.text_bytes, self._crc)
-            )
+            lengths = np.concatenate((*self._lengths, np.zeros(0, np.int64))).astype("<i8")
+            file.write(lengths.data)
+            file.write(_FOOTER.pack(_MAGIC, self.tokens, lengths.size, self.text_bytes, self._crc))
         self._aside.replace(self._path)
 
     def drop(self) -> None:

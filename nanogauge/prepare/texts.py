@@ -186,7 +186,8 @@ def _from_lines(
                     yield text
             else:
                 with one_at_a_time:
-                    yield _text_of_huge_line(line, column, unit.name, at)
+                    if data := _text_of_huge_line(line, column, unit.name, at):
+                        yield data
             at += len(line)
 
 

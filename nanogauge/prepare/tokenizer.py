@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nanogauge.errors import BadInput, RunFailed
+from nanogauge.prepare.quick import Encoded, QuickEncoder
 from nanogauge.prepare.splitting import PART, PATTERNS, SPLITTABLE, in_chunks, split_safely
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 END_OF_TEXT = "<|endoftext|>"
 HUGGING_FACE = "hf:"
 _END_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
-Encoded = npt.NDArray[np.uint32]
 Text = str | memoryview | Iterator[str]
 """a document: as a whole, as UTF-8, or in chunks"""
 
@@ -34,8 +34,8 @@ class Tokenizer:
     end_of_text: int
     sha256: Callable[[], str]
     """of its vocabulary: each token's bytes and number, and the special tokens"""
-    encode: Callable[[str], Encoded]
-    """a text, in which nothing is a special token"""
+    encode: Callable[[Sequence[str]], Encoded]
+    """documents, each behind the end-of-text token; nothing in a text is a special token"""
     decode: Callable[[Sequence[int]], str]
     token_bytes: Callable[[], npt.NDArray[np.int64]]
     """how many bytes of text each token stands for; 0 for special tokens"""
@@ -100,12 +100,18 @@ def from_encoding(encoding: tiktoken.Encoding, name: str) -> Tokenizer:
     if END_OF_TEXT not in special:
         raise BadInput(f"the tokenizer {name} has no {END_OF_TEXT}, with which a document begins.")
 
-    def encode(text: str) -> Encoded:
+    def ordinary(text: str) -> Encoded:
         try:
             return encoding.encode_to_numpy(text, disallowed_special=())
         except UnicodeEncodeError:  # half a surrogate pair, which tiktoken replaces as well
             mended = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
             return encoding.encode_to_numpy(mended, disallowed_special=())
+
+    encode: Callable[[Sequence[str]], Encoded]
+    if encoding._pat_str == PATTERNS["gpt2"]:
+        encode = QuickEncoder(encoding, END_OF_TEXT, ordinary).documents
+    else:
+        encode = one_by_one(ordinary, special[END_OF_TEXT])
 
     def token_bytes() -> npt.NDArray[np.int64]:
         lengths = np.zeros(encoding.n_vocab, np.int64)
@@ -124,10 +130,21 @@ def from_encoding(encoding: tiktoken.Encoding, name: str) -> Tokenizer:
     )
 
 
+def one_by_one(ordinary: Callable[[str], Encoded], end: int) -> Callable[[Sequence[str]], Encoded]:
+    """Encode documents where a tokenizer takes one text at a time."""
+
+    def encode(texts: Sequence[str]) -> Encoded:
+        first = np.array([end], np.uint32)
+        parts = [part for text in texts for part in (first, ordinary(text))]
+        return np.concatenate(parts)
+
+    return encode
+
+
 def _digest(ranks: Mapping[bytes, int], special: Mapping[str, int]) -> str:
     tokens = sorted(ranks, key=ranks.__getitem__)
-    table = np.array([(ranks[token], len(token)) for token in tokens], "<u4")
-    digest = hashlib.sha256(table.tobytes())
+    digest = hashlib.sha256(np.fromiter(map(ranks.__getitem__, tokens), "<u4").tobytes())
+    digest.update(np.fromiter(map(len, tokens), "<u4").tobytes())
     digest.update(b"".join(tokens))
     digest.update(repr(sorted(special.items())).encode())
     return digest.hexdigest()
@@ -189,7 +206,9 @@ def _from_hugging_face(loaded: Any, name: str) -> Tokenizer:
         raise BadInput(f"the tokenizer {name} has no end-of-text token ({', '.join(_END_NAMES)}).")
     size = loaded.get_vocab_size(with_added_tokens=True)
 
-    def encode(text: str) -> Encoded:
+    loaded.encode_special_tokens = True  # in a text they are letters like any others
+
+    def ordinary(text: str) -> Encoded:
         return np.array(loaded.encode(text, add_special_tokens=False).ids, np.uint32)
 
     def token_bytes() -> npt.NDArray[np.int64]:
@@ -200,7 +219,7 @@ def _from_hugging_face(loaded: Any, name: str) -> Tokenizer:
         vocab_size=size,
         end_of_text=end,
         sha256=lambda: hashlib.sha256(loaded.to_str().encode()).hexdigest(),
-        encode=encode,
+        encode=one_by_one(ordinary, end),
         decode=lambda tokens: str(loaded.decode(list(tokens), skip_special_tokens=False)),
         token_bytes=token_bytes,
         splittable=False,

@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 from nanogauge.errors import BadInput, RunFailed
 from nanogauge.prepare.pieces import PieceWriter, dtype_of, piece_path
+from nanogauge.prepare.splitting import PART
 from nanogauge.prepare.texts import Damaged, Unit, documents, kind_of
-from nanogauge.prepare.tokenizer import Tokenizer, load_tokenizer
+from nanogauge.prepare.tokenizer import Text, Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
+_BATCH_CHARACTERS = 2**16
 DAMAGED_TRIES = 4
 """times that a unit is fetched before its source counts as damaged"""
 
@@ -158,11 +160,7 @@ def _do(unit: Unit, file: pq.ParquetFile | None, task: Task) -> None:
     path = piece_path(task.folder, unit.file, unit.index)
     piece = PieceWriter(path, dtype_of(tokenizer.vocab_size))
     try:
-        for text in documents(unit, task.column, file, task.one_at_a_time):
-            piece.begin_document(tokenizer.end_of_text)
-            for part in tokenizer.parts(text):
-                piece.text_bytes += len(part) if part.isascii() else _utf8_bytes(part)
-                piece.append(tokenizer.encode(part))
+        _write(documents(unit, task.column, file, task.one_at_a_time), tokenizer, piece)
         if os.getppid() != task.parent:
             raise EOFError  # it was killed, and another call may be at work in its folder
         piece.finish()
@@ -174,5 +172,29 @@ def _do(unit: Unit, file: pq.ParquetFile | None, task: Task) -> None:
         raise
 
 
+def _write(texts: Iterator[Text], tokenizer: Tokenizer, piece: PieceWriter) -> None:
+    """Tokenise documents, short ones many at a time, long ones in parts."""
+    batch: list[str] = []
+    held = 0
+    for text in texts:
+        if isinstance(text, str) and len(text) <= PART:
+            batch.append(text)
+            held += len(text)
+            piece.text_bytes += _utf8_bytes(text)
+            if held < _BATCH_CHARACTERS:
+                continue
+        if batch:
+            piece.add_documents(tokenizer.encode(batch), tokenizer.end_of_text)
+            batch, held = [], 0
+        if isinstance(text, str) and len(text) <= PART:
+            continue
+        piece.begin_document(tokenizer.end_of_text)
+        for part in tokenizer.parts(text):
+            piece.text_bytes += _utf8_bytes(part)
+            piece.go_on(tokenizer.encode([part])[1:])
+    if batch:
+        piece.add_documents(tokenizer.encode(batch), tokenizer.end_of_text)
+
+
 def _utf8_bytes(text: str) -> int:
-    return len(text.encode("utf-8", "surrogatepass"))
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
