@@ -58,7 +58,6 @@ class Case:
     command: list[str]
     environment: dict[str, str] = field(default_factory=dict)
     ratios: list[float] = field(default_factory=list)
-    peaks: list[int] = field(default_factory=list)
 
 
 def library_texts(megabytes: float) -> list[str]:
@@ -102,24 +101,38 @@ def resident_bytes(pid: int) -> int:
         return 0
 
 
-def measured(command: list[str], **environment: str) -> tuple[float, int]:
-    """Seconds of a command, and the peak of what its processes hold; shared pages count for each.
+def seconds_of(command: list[str], **environment: str) -> float:
+    """Seconds of a command, from start to end.
 
     Raises:
         RunFailed: if it fails.
     """
+    return _measured(command, environment, sampled=False)[0]
+
+
+def peak_of(command: list[str], **environment: str) -> int:
+    """The most bytes that a command's processes hold together; shared pages count for each.
+
+    Raises:
+        RunFailed: if it fails.
+    """
+    return _measured(command, environment, sampled=True)[1]
+
+
+def _measured(command: list[str], environment: dict[str, str], sampled: bool) -> tuple[float, int]:
     with tempfile.TemporaryFile() as said:
         began = time.perf_counter()
         process = subprocess.Popen(
             command, env=os.environ | environment, stdout=said, stderr=said, cwd=ROOT
         )
         peak = 0
-        while True:
+        while sampled:
             try:
                 process.wait(SAMPLED_SECONDS)
                 break
             except subprocess.TimeoutExpired:
                 peak = max(peak, sum(map(resident_bytes, tree(process.pid))))
+        process.wait()
         seconds = time.perf_counter() - began
         said.seek(0)
         if process.returncode:
@@ -185,28 +198,38 @@ def peers(given: Any, folder: Path, texts: Path) -> list[Case]:
 
 
 def killed_and_resumed(texts: Path, folder: Path, kills: int) -> int:
-    """How many of so many kills -9 at random moments left shards that end up the same.
+    """Kill -9 at so many random moments, and resume; how many undisturbed ends were compared.
 
     Raises:
-        RunFailed: if the shards differ.
+        RunFailed: if the shards differ from those of an undisturbed call.
     """
     small = ["--shard-tokens", "1e6"]
-    measured(ours(texts, folder / "whole", *small))
-    chance, landed = random.Random(4), 0
+    seconds_of(ours(texts, folder / "whole", *small))
+    whole = contents(folder / "whole")
+    chance, landed, compared = random.Random(4), 0, 0
     command = ours(texts, folder / "killed", *small)
-    for _ in range(kills):
-        process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stdout=-3, stderr=-3)
-        time.sleep(chance.uniform(0.3, 1.2))
-        os.killpg(process.pid, signal.SIGKILL)
-        landed += process.wait() == -signal.SIGKILL
-    measured(command)
-    whole, killed = (
-        {path.name: path.read_bytes() for path in (folder / name).iterdir()}
-        for name in ("whole", "killed")
-    )
-    if whole != killed:
-        raise RunFailed("killed and resumed, the shards are not those of an undisturbed call")
-    return landed
+    while True:
+        if landed < kills:
+            process = subprocess.Popen(
+                command, cwd=ROOT, start_new_session=True, stdout=-3, stderr=-3
+            )
+            time.sleep(chance.uniform(0.2, 0.7))
+            os.killpg(process.pid, signal.SIGKILL)
+            if process.wait() == -signal.SIGKILL:
+                landed += 1
+                continue
+        else:
+            seconds_of(command)
+        if contents(folder / "killed") != whole:
+            raise RunFailed("killed and resumed, the shards are not those of an undisturbed call")
+        compared += 1
+        if landed == kills:
+            return compared
+        shutil.rmtree(folder / "killed")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def huge_document(folder: Path) -> Path:
@@ -242,7 +265,7 @@ def run(given: Any, folder: Path) -> list[dict[str, Any]]:
         for text in library_texts(given.megabytes):
             file.write(json.dumps({"text": text}) + "\n")
     cases = peers(given, folder, texts)
-    own_seconds, own_peaks = [], []
+    own_seconds = []
     for number in range(given.rounds + 1):
         for case in cases:
             # Each peer has a run of ours beside it, before it in one round and behind in the next.
@@ -250,27 +273,31 @@ def run(given: Any, folder: Path) -> list[dict[str, Any]]:
             for who in ("ours", "peer") if number % 2 else ("peer", "ours"):
                 shutil.rmtree(folder / "cache", ignore_errors=True)
                 command = ours(texts, folder / "out") if who == "ours" else case.command
-                pair[who] = measured(command, **case.environment)
+                pair[who] = seconds_of(command, **case.environment)
             if number:
-                case.ratios.append(pair["peer"][0] / pair["ours"][0])
-                case.peaks.append(pair["peer"][1])
-                own_seconds.append(pair["ours"][0])
-                own_peaks.append(pair["ours"][1])
+                case.ratios.append(pair["peer"] / pair["ours"])
+                own_seconds.append(pair["ours"])
     tokens = json.loads((folder / "out" / "manifest.json").read_text())["total_tokens"]
     size = f"{given.megabytes:g} MB of text, {tokens:,} tokens"
     results = [result(case.id, size, case.ratios, case.peer) for case in cases]
     results.append(
         result("tokens_per_second", size, [tokens / each for each in own_seconds], "two workers")
     )
-    beside = ", ".join(f"{case.peer} {max(case.peaks) / 2**30:.2f} GiB" for case in cases)
-    results.append(result("tree_peak_bytes", size, [max(own_peaks)], beside))
+    peaks = {}
+    for case in cases:
+        shutil.rmtree(folder / "cache", ignore_errors=True)
+        peaks[case.peer] = peak_of(case.command, **case.environment)
+    beside = ", ".join(f"{peer} {peak / 2**30:.2f} GiB" for peer, peak in peaks.items())
+    own_peak = peak_of(ours(texts, folder / "out"))
+    results.append(result("tree_peak_bytes", size, [own_peak], beside))
     if given.huge:
         document = huge_document(folder)
-        peaks = [measured(ours(document, folder / "out", "--val-tokens", 1))[1]]
-        results.append(result("tree_peak_bytes", "a document of 200 MB", peaks, "limit 2 GiB"))
+        peak = peak_of(ours(document, folder / "out", "--val-tokens", 1))
+        results.append(result("tree_peak_bytes", "a document of 200 MB", [peak], "limit 2 GiB"))
     if given.kills:
-        landed = killed_and_resumed(texts, folder, given.kills)
-        results.append(result("kills_survived", "kill -9", [landed], f"{given.kills} tried"))
+        compared = killed_and_resumed(texts, folder, given.kills)
+        whole = f"{compared} times to the end, all files identical to an undisturbed call's"
+        results.append(result("kills_survived", "kill -9", [given.kills], whole))
     # The reader's figure, reader_tokens_per_second, is that of bench/reader.py.
     if not given.json:
         for each in results:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-# Tokens a second that are read, tokenised and written. Measured: 2.8 M a second and thread by
-# tiktoken alone, 1.2 M a core by the whole command, on a two-core machine that was busy otherwise
-# 0.4 M in all; low, expected and high are for a desktop of 4 to 16 cores.
-TOKENS_PER_SECOND = (0.5e6, 2.0e6, 5.0e6)
+# Tokens a second that are read, tokenised and written. Measured by bench/prepare.py: 33 to 37 MB of
+# text a second with two workers, from start to end; web text has about 4.5 bytes a token. Low is a
+# quarter of that, on a machine that is busy otherwise; high the four workers of the default memory.
+TOKENS_PER_SECOND = (2.0e6, 8.0e6, 16.0e6)
 # Parquet bytes per GPT-2 token: the card of FineWeb gives its sample-10BT as 27.6 GB.
 SOURCE_BYTES_PER_TOKEN = 2.76
 LINE_BYTES_PER_SECOND = (50e6 / 8, 100e6 / 8, 1e9 / 8)

@@ -51,7 +51,9 @@ class Crew:
                 others = []  # nothing is inherited
             self._processes.append(
                 context.Process(
-                    target=work, args=(theirs, others, os.getpid(), order), name=f"worker {number}"
+                    target=work,
+                    args=(theirs, others, os.getpid(), number == 0, order),
+                    name=f"worker {number}",
                 )
             )
         for process in self._processes:
@@ -72,16 +74,8 @@ class Crew:
         Raises:
             BadInput, RunFailed: as `load_tokenizer`.
         """
-        told = []
-        for connection in self._connections:
-            try:
-                answer: dict[str, Any] = json.loads(connection.recv_bytes())
-            except (EOFError, OSError):
-                raise self._died(connection) from None
-            if "failed" in answer:
-                raise (BadInput if answer["bad"] else RunFailed)(answer["failed"])
-            told.append(Vocabulary(**answer))
-        return told[0]
+        answer = self._receive(self._connections[0])
+        return Vocabulary(**answer)
 
     def begin(self, folder: Path) -> None:
         """Tell the folder for the pieces, which exists."""
@@ -118,10 +112,7 @@ class Crew:
         finished = []
         for connection in wait(self._connections, seconds):
             assert isinstance(connection, Connection)
-            try:
-                answer: dict[str, Any] = json.loads(connection.recv_bytes())
-            except (EOFError, OSError):
-                raise self._died(connection) from None
+            answer = self._receive(connection)
             self._load[connection] -= 1
             self.retries += answer["retries"]
             unit = (answer["file"], answer["unit"])
@@ -133,6 +124,16 @@ class Crew:
             else:
                 finished.append(unit)
         return finished
+
+    def _receive(self, connection: Connection) -> dict[str, Any]:
+        """What a worker says: an answer, or that it has no tokenizer, which is raised."""
+        try:
+            answer: dict[str, Any] = json.loads(connection.recv_bytes())
+        except (EOFError, OSError):
+            raise self._died(connection) from None
+        if "no tokenizer" in answer:
+            raise (BadInput if answer["bad"] else RunFailed)(answer["no tokenizer"])
+        return answer
 
     def _died(self, connection: Connection) -> RunFailed:
         process = self._processes[self._connections.index(connection)]

@@ -61,14 +61,16 @@ class Task:
     one_at_a_time: AbstractContextManager[Any]
 
 
-def work(connection: Connection, others: list[Connection], parent: int, order: Work) -> None:
+def work(
+    connection: Connection, others: list[Connection], parent: int, tells: bool, order: Work
+) -> None:
     """Do units until the other end of the connection is closed.
 
     Args:
-        connection: takes what the tokenizer is, gives a folder, then units, and takes what came of
-            each.
+        connection: gives a folder, then units, and takes what came of each.
         others: ends of connections that this process inherited and must not hold open.
         parent: process that started this one.
+        tells: whether to say what the tokenizer is; one of all workers does.
         order: what is the same for all units.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which closes us down
@@ -78,11 +80,12 @@ def work(connection: Connection, others: list[Connection], parent: int, order: W
         try:
             tokenizer = load_tokenizer(order.tokenizer, order.pattern)
         except (BadInput, RunFailed) as error:
-            failed = {"failed": str(error), "bad": isinstance(error, BadInput)}
+            failed = {"no tokenizer": str(error), "bad": isinstance(error, BadInput)}
             connection.send_bytes(json.dumps(failed).encode())
             return
-        vocabulary = Vocabulary(tokenizer.vocab_size, tokenizer.end_of_text, tokenizer.sha256())
-        connection.send_bytes(json.dumps(asdict(vocabulary)).encode())
+        if tells:
+            told = Vocabulary(tokenizer.vocab_size, tokenizer.end_of_text, tokenizer.sha256())
+            connection.send_bytes(json.dumps(asdict(told)).encode())
         folder = Path(connection.recv_bytes().decode())
         task = Task(tokenizer, folder, parent, order.column, order.one_at_a_time)
         for loaded in _ahead(_units(connection), connection, order.column):
