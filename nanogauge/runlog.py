@@ -9,13 +9,14 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json
 
 from nanogauge.errors import BadInput
 from nanogauge.records import Checkpoint, Compile, End, Eval, Event, LogLine, Sensor, Start, Step
@@ -24,6 +25,8 @@ from nanogauge.table import Table
 FILE_NAME = "log.jsonl"
 LONGEST_LINE = 2**24
 """bytes; the longest that a run writes is a sample of text"""
+BLOCK_LINES = 4096
+"""steps and sensor readings that are filed together"""
 _LINE: TypeAdapter[LogLine] = TypeAdapter(LogLine)
 
 
@@ -115,15 +118,20 @@ class Recorded:
                 self.end = line
         self._passed(line.elapsed_seconds)
 
-    def add_numbers(self, kind: str, values: dict[str, Any]) -> None:
-        """File a line of a kind that comes by the thousand, by its fields alone.
+    def add_numbers(
+        self, kind: str, rows: Sequence[dict[str, Any]], elapsed_seconds: float | None
+    ) -> None:
+        """File lines of a kind that comes by the thousand, by their fields alone.
+
+        Args:
+            elapsed_seconds: of the newest line that has any.
 
         Raises:
-            ValueError: if they do not make such a line.
+            ValueError: if one of them does not make such a line; then none is filed.
         """
         table = self.steps if kind == "step" else self.sensors
-        table.append_values(values)
-        self._passed(table.last("elapsed_seconds"))
+        table.extend_values(rows)
+        self._passed(elapsed_seconds)
 
     def _passed(self, elapsed_seconds: float | None) -> None:
         if elapsed_seconds is not None:
@@ -155,13 +163,6 @@ def _damaged(number: int, path: Path) -> BadInput:
     )
 
 
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is no number")
-
-
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
-
-
 def read_log(folder: Path) -> Recorded:
     """Read the log of a run folder.
 
@@ -170,44 +171,86 @@ def read_log(folder: Path) -> Recorded:
             start line.
     """
     path = folder / FILE_NAME
-    recorded = Recorded()
+    reader = _Reader(path)
     try:
         with path.open("rb") as file:
             for number, piece in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), start=1):
                 if not piece.endswith(b"\n"):
                     if len(piece) == LONGEST_LINE:
                         raise _damaged(number, path)
-                    recorded.cut = True
+                    reader.recorded.cut = True
                     break
-                _file(recorded, piece, number, path)
+                reader.take(piece, number)
+        reader.file_waiting()
     except FileNotFoundError:
         raise BadInput(
             f"{folder} is not a run folder: it has no {FILE_NAME}; give the folder of a run."
         ) from None
     except OSError as error:
         raise BadInput(f"cannot read {path}: {error.strerror}.") from None
-    if not recorded.starts:
+    if not reader.recorded.starts:
         raise BadInput(f"{path} holds no whole line; the run died before it began.")
-    return recorded
+    return reader.recorded
 
 
-def _file(recorded: Recorded, piece: bytes, number: int, path: Path) -> None:
-    """File one line; steps and sensors, of which there are many, without making a record of each.
+class _Reader:
+    """Files the lines of a log: steps and sensors, of which there are many, by the block."""
 
-    Raises:
-        BadInput: if the line is damaged, or the first one is no start line.
-    """
-    try:
-        values = _DECODER.decode(piece.decode())
-        kind = values["kind"] if isinstance(values, dict) and "kind" in values else None
-        line = None if kind in ("step", "sensor") else _LINE.validate_json(piece)
-        if not recorded.starts and not isinstance(line, Start):
-            raise BadInput(f"{path} does not begin with a start line; it is no log of a run.")
-        if line is None:
-            recorded.add_numbers(str(kind), values)
-        else:
-            recorded.add(line)
-    except BadInput:
-        raise
-    except (ValueError, RecursionError):
-        raise _damaged(number, path) from None
+    def __init__(self, path: Path) -> None:
+        self.recorded = Recorded()
+        self._path = path
+        self._waiting: dict[str, list[tuple[int, dict[str, Any]]]] = {"step": [], "sensor": []}
+        self._count = 0
+        self._elapsed: float | None = None
+
+    def take(self, piece: bytes, number: int) -> None:
+        """Read one line.
+
+        Raises:
+            BadInput: if it, or one that waits, is damaged, or the first one is no start line.
+        """
+        try:
+            values = from_json(piece, allow_inf_nan=False, cache_strings="keys")
+            kind = str(values.get("kind")) if isinstance(values, dict) else ""
+            line = None if kind in self._waiting else _LINE.validate_json(piece)
+        except ValueError:
+            self.file_waiting()  # of two damaged lines, the first is named
+            raise _damaged(number, self._path) from None
+        if not self.recorded.starts and not isinstance(line, Start):
+            raise BadInput(f"{self._path} does not begin with a start line; it is no log of a run.")
+        if line is not None:
+            self.file_waiting()
+            self.recorded.add(line)
+            return
+        self._waiting[kind].append((number, values))
+        self._elapsed = values.get("elapsed_seconds", self._elapsed)
+        self._count += 1
+        if self._count == BLOCK_LINES:
+            self.file_waiting()
+
+    def file_waiting(self) -> None:
+        """File the lines that wait.
+
+        Raises:
+            BadInput: if one of them is damaged, with its number.
+        """
+        refused: list[int] = []
+        for kind, waiting in self._waiting.items():
+            try:
+                rows = [values for _, values in waiting]
+                self.recorded.add_numbers(kind, rows, self._elapsed)
+            except ValueError:
+                refused.append(self._first_damaged(kind))
+            waiting.clear()
+        if refused:
+            raise _damaged(min(refused), self._path)
+        self._count, self._elapsed = 0, None
+
+    def _first_damaged(self, kind: str) -> int:
+        """Of a block that is refused, the line that is to blame."""
+        for number, values in self._waiting[kind]:
+            try:
+                self.recorded.add_numbers(kind, [values], None)
+            except ValueError:
+                return number
+        raise AssertionError("a block is refused for one of its lines")
