@@ -59,8 +59,12 @@ class Browser:
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self._devtools("Emulation.setDeviceMetricsOverride", **size)
         preferred = [{"name": "prefers-color-scheme", "value": scheme}]
-        self._devtools("Emulation.setEmulatedMedia", features=preferred)
+        self._devtools("Emulation.setEmulatedMedia", media="", features=preferred)
         self._post("/url", {"url": page.resolve().as_uri()})
+
+    def print_colours(self) -> None:
+        """From now on show pages as paper does, until one is shown anew."""
+        self._devtools("Emulation.setEmulatedMedia", media="print")
 
     def run(self, script: str, *arguments: Any) -> Any:
         """What a function body in JavaScript returns."""

@@ -10,7 +10,7 @@ from nanogauge.quantities import format_range, format_seconds, format_value
 from nanogauge.report.build import Report
 from nanogauge.report.cells import MARKS, VERDICTS, Cells
 from nanogauge.report.charts import NARROW_RANGE, range_plot
-from nanogauge.report.compare import Row
+from nanogauge.report.compare import OF_THE_WHOLE_RUN, Row
 from nanogauge.runlog import Recorded
 
 HEADLINES = {
@@ -64,8 +64,14 @@ def headlines(report: Report) -> list[Headline]:
 
 
 def _headline(report: Report, label: str, rows: Sequence[Row]) -> Headline:
-    first = Cells(rows[0])
-    said = []
+    first, run = Cells(rows[0]), report.run
+    value, said = first.measured, []
+    unfinished = run.status != "finished"
+    if unfinished and rows[0].id == "total_seconds" and run.projected_total_s is not None:
+        label, value = "Time so far", format_seconds(report.time_ledger.wall_s)
+        said.append(("projected", format_seconds(run.projected_total_s)))
+    elif unfinished and value and rows[0].id in OF_THE_WHOLE_RUN:
+        label += " so far"
     claims = [Cells(row) for row in rows if row.claim is not None]
     if claims:
         said.append(("claimed", " or ".join(cells.claimed for cells in claims)))
@@ -73,15 +79,15 @@ def _headline(report: Report, label: str, rows: Sequence[Row]) -> Headline:
         said.append(("predicted", first.predicted))
     if first.calibrated:
         said.append(("calibrated", first.calibrated))
-    if rows[0].id == "step_seconds" and report.run.tokens_per_second is not None:
-        said.append(("", f"{report.run.tokens_per_second:,.0f} tokens/s"))
+    if rows[0].id == "step_seconds" and run.tokens_per_second is not None:
+        said.append(("", f"{run.tokens_per_second:,.0f} tokens/s"))
     if rows[0].id == "energy_kwh":
         cost = next((r.measured for r in report.rows if r.id == "cost" and r.measured), None)
         if cost is not None:
             unit = next(r.unit for r in report.rows if r.id == "cost")
             said.append(("", format_value("cost", cost.value, unit)))
     narrowest = min(rows, key=_width)
-    judged = rows[0].prediction or ("not measured" if not first.measured else "no claim")
+    judged = rows[0].prediction or ("no claim" if value else "not measured")
     return Headline(
         label, first.measured, said, judged, MARKS[judged], range_plot(narrowest, NARROW_RANGE)
     )
