@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -26,7 +25,7 @@ from nanogauge.report.first_screen import (
 from nanogauge.report.instruments import Instrument
 from nanogauge.report.measured import LEDGER_NAMES, Ledger
 from nanogauge.report.pictures import pictures
-from nanogauge.report.text import markdown, shown, unbroken, visible
+from nanogauge.report.text import fenced, plain_text, shown, unbroken, visible
 from nanogauge.runfolder import Machine, RunFolder
 from nanogauge.runlog import Recorded
 
@@ -74,26 +73,19 @@ def _environment(plain: bool) -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("nanogauge.report", ""),
         autoescape=not plain,
-        finalize=shown,
+        finalize=plain_text if plain else shown,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {
         "unbroken": lambda text: unbroken(visible(text)),
-        "md": markdown,
         "seconds": format_seconds,
         "plot": range_plot,
         "words": lambda name: name.replace("_", " ").replace("gpt", "GPT"),
         "fenced": fenced,
     }
     return environment
-
-
-def fenced(text: str) -> str:
-    """A block of text for Markdown, in a fence that is longer than any in it."""
-    fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", text)), 0)
-    return f"{fence}\n{visible(text)}\n{fence}"
 
 
 def _context(report: Report, run: RunFolder, recorded: Recorded) -> dict[str, Any]:

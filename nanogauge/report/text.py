@@ -42,13 +42,26 @@ def attribute(text: str) -> str:
 
 
 _MARKS = re.compile(r"([\\`*~\[\]])|(?<![^\W_])_|_(?![^\W_])")
+_BEGINS = re.compile(r"^(|\d{1,9}(?=[.)](?:\s|$)))([#+=.)]|-(?!\d))")
 
 
 def markdown(text: str) -> str:
     """Text on one line of Markdown, in a table or not, that is read as it stands."""
     line = " ".join(visible(text).split())
     line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return _MARKS.sub(lambda mark: "\\" + mark[0], line).replace("|", "\\|")
+    line = _MARKS.sub(lambda mark: "\\" + mark[0], line).replace("|", "\\|")
+    return _BEGINS.sub(r"\1\\\2", line)
+
+
+def plain_text(value: object) -> object:
+    """What a Markdown template shows of a value: Markdown of our own as it is, all else as text."""
+    return markdown(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def fenced(text: str) -> Markup:
+    """A block of text for Markdown, in a fence that is longer than any in it."""
+    fence = "`" * max(3, *(len(ticks) + 1 for ticks in re.findall("`+", text)), 0)
+    return Markup(f"{fence}\n{visible(text)}\n{fence}")
 
 
 def unbroken(text: str) -> str:
