@@ -88,9 +88,7 @@ def _headline(report: Report, label: str, rows: Sequence[Row]) -> Headline:
             said.append(("", format_value("cost", cost.value, unit)))
     narrowest = min(rows, key=_width)
     judged = rows[0].prediction or ("no claim" if value else "not measured")
-    return Headline(
-        label, first.measured, said, judged, MARKS[judged], range_plot(narrowest, NARROW_RANGE)
-    )
+    return Headline(label, value, said, judged, MARKS[judged], range_plot(narrowest, NARROW_RANGE))
 
 
 def _width(row: Row) -> float:

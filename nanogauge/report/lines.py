@@ -12,7 +12,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nanogauge.report.scale import Axis, Floats, exact_axis, round_axis, round_step, stretches
+from nanogauge.report.scale import (
+    LARGEST,
+    SMALLEST,
+    Axis,
+    Floats,
+    exact_axis,
+    round_axis,
+    round_step,
+    stretches,
+)
 from nanogauge.report.text import attribute
 
 WIDTH, HEIGHT = 420, 236
@@ -95,9 +104,11 @@ def in_figures(one: Series, unit: str) -> str:
 
 
 def four_digits(value: float) -> str:
-    """A number with four significant digits, or all before its point, and no exponent."""
+    """A number with four significant digits, or all before its point, without an exponent."""
     if value == 0:
         return "0"
+    if not SMALLEST < abs(value) < LARGEST:
+        return f"{value:.3e}"
     decimals = max(0, 3 - math.floor(math.log10(abs(value))))
     text = f"{value:,.{decimals}f}"
     return text.rstrip("0").rstrip(".") if decimals else text
@@ -186,7 +197,8 @@ def _range(series: Sequence[Series], bands: Sequence[Band], clamped: bool) -> tu
         low = near_low if low < 0.6 * near_low else low
         high = near_high if high > 1.5 * near_high else high
     held = [b for b in bands if b.high > low / 4 and b.low < 4 * high]
-    return min([low, *(b.low for b in held)]), max([high, *(b.high for b in held)])
+    low, high = min([low, *(b.low for b in held)]), max([high, *(b.high for b in held)])
+    return min(max(low, -LARGEST), LARGEST), max(min(high, LARGEST), -LARGEST)
 
 
 class _Frame:

@@ -14,6 +14,8 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 MOST_STRETCHES = 360
 """about one for each unit of a chart's width"""
+SMALLEST, LARGEST = 1e-12, 1e15
+"""what an axis takes for nothing, and where every axis ends"""
 _ROUND = (1, 2, 2.5, 5, 10)
 
 
@@ -87,9 +89,9 @@ def round_axis(low: float, high: float, count: int = 4) -> Axis:
     A series that does not change is given a fifth of its value on either side, so that its ticks
     are useful.
     """
-    least = 1e-3 * max(abs(low), abs(high))
-    if high - low <= least:
-        around = 0.2 * max(abs(low), abs(high)) or 1.0
+    largest = max(abs(low), abs(high))
+    if high - low <= max(1e-3 * largest, SMALLEST):
+        around = 0.2 * largest if largest > SMALLEST else 1.0
         low, high = low - around, high + around
     step = round_step(high - low, count)
     first = math.floor(low / step + 1e-9)
