@@ -18,7 +18,7 @@ from markdown_it import MarkdownIt
 from test_report import import_log, small_log
 
 from nanogauge.records import Event, Prediction
-from nanogauge.report.build import Report, build_report, claims_of
+from nanogauge.report.build import Alarm, Report, build_report, claims_of
 from nanogauge.report.page import render_html, render_markdown
 from nanogauge.report.text import LONGEST, markdown, visible
 from nanogauge.runfolder import RunFolder
@@ -184,7 +184,24 @@ def test_a_text_of_a_gigabyte_does_not_make_a_page_of_one() -> None:
     """It is cut, and says so."""
     shown = visible("x" * 50_000)
     assert len(shown) < LONGEST + 100
-    assert "30,000 characters more" in shown
+    assert "45,000 characters more" in shown
+
+
+def test_a_log_full_of_alarms_makes_a_page_that_can_be_mailed() -> None:
+    """Some of ten thousand are shown, and how many more there are; every text is cut."""
+    report, folder, recorded = whole()
+    events = [
+        Event(level=level, what="w", text="<" * 9000, step=n, about="cost")
+        for n in range(10_000)
+        for level in ("alarm", "warning")
+    ]
+    alarm = Alarm(what="w", step=1, elapsed_seconds=2.0, text="<" * 9000)
+    changed = {"alarms": [alarm] * 10_000, "warnings": [f"{n}" * 9000 for n in range(999)]}
+    log = Recorded(**{**vars(recorded), "events": events})
+    page = render_html(report.model_copy(update=changed), folder, log)
+    assert len(page.encode()) < 1_500_000
+    assert "9,960 in the log alone" in page
+    assert "and 959 more in the log" in page
 
 
 def test_markdown_leaves_numbers_and_names_alone() -> None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from nanogauge.report.scale import (
     LARGEST,
+    MOST_STRETCHES,
     SMALLEST,
     Axis,
     Floats,
@@ -269,7 +270,8 @@ class _Frame:
 
     def series(self, one: Series) -> tuple[list[str], int]:
         """A line or dots, and how many values lie beyond the axis."""
-        if one.style == "dots" or len(one.x) == 1:
+        dotted = one.style == "dots" and len(one.x) <= MOST_STRETCHES
+        if dotted or len(one.x) == 1:
             points = zip(self.x_of(one.x), self.y_of(one.y), strict=True)
             out = [f'<circle class="dots" cx="{x:.1f}" cy="{y:.1f}" r="1.9"/>' for x, y in points]
         else:

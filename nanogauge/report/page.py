@@ -31,7 +31,9 @@ from nanogauge.runlog import Recorded
 
 Thing = TypeVar("Thing")
 
-MOST_ALARMS = 40
+MOST_LINES = 40
+LONGEST_LINE = 1000
+"""of alarms and of warnings: how many a page shows, and how much of each"""
 MOST_SAMPLES = 12
 LONGEST_SAMPLE = 4000
 _MACHINE_GROUPS = {
@@ -106,7 +108,11 @@ def _context(report: Report, run: RunFolder, recorded: Recorded) -> dict[str, An
         "counts": numbers,
         "marks": MARKS,
         "last_words": last_words(report, recorded),
-        "alarms": report.alarms[:MOST_ALARMS],
+        "alarms": [
+            alarm.model_copy(update={"text": visible(alarm.text, LONGEST_LINE)})
+            for alarm in report.alarms[:MOST_LINES]
+        ],
+        "warnings": [visible(text, LONGEST_LINE) for text in report.warnings[:MOST_LINES]],
         "groups": grouped(report.rows),
         "calibrated": any(row.calibrated is not None for row in report.rows),
         "hows": _hows(report),

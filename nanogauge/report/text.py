@@ -7,7 +7,7 @@ from html import escape
 
 from markupsafe import Markup
 
-LONGEST = 20_000
+LONGEST = 5000
 """characters of one text that a page shows; the run folder has the rest"""
 _PICTURES = {code: 0x2400 + code for code in range(0x20)} | {0x7F: 0x2421}
 for _kept in (0x09, 0x0A):
