@@ -39,11 +39,12 @@ def waterfall(begin: tuple[str, float], parts: Sequence[tuple[str, float]], end:
         levels.append(levels[-1] + value)
     total = levels[-1]
     bars: list[tuple[str, float | None, float, str, str]] = []
-    bars.append((begin[0], None, levels[0], "tot", f"{levels[0]:.3g} {unit}"))
+    from_whom = "claim" if begin[0] == "claimed" else "pred"
+    bars.append((begin[0], None, levels[0], from_whom, f"{levels[0]:.3g} {unit}"))
     for (name, value), (lower, upper) in zip(shown, pairwise(levels), strict=True):
         label = f"{value:+.2f} {unit}" if abs(value) >= 0.005 else f"{value:+.1g} {unit}"
         bars.append((name, lower, upper, "add" if value > 0 else "sub", label))
-    bars.append((end, None, total, "tot", f"{total:.3g} {unit}"))
+    bars.append((end, None, total, "bar", f"{total:.3g} {unit}"))
 
     spread = (max(levels) - min(levels)) or 0.1 * max(levels)
     left, right = 128.0, 342.0

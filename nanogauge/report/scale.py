@@ -64,7 +64,7 @@ class Axis:
         scale, suffix = 1.0, ""
         largest = max(abs(self.low), abs(self.high))
         for factor, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-            if largest >= 10 * factor or (largest >= factor and self.step >= factor / 4):
+            if largest >= 10 * factor or (largest >= factor and self.step >= factor):
                 scale, suffix = factor, letter
                 break
         step = self.step / scale
