@@ -158,9 +158,8 @@ class Recorded:
         while (last := self.steps.last("step")) is not None and last >= first_step:
             self.lost_seconds += self.steps.last("step_seconds") or 0.0
             self.steps.cut(len(self.steps) - 1)
-        for line in (*self.evals, *self.checkpoints):
-            if line.step > first_step:
-                self.lost_seconds += line.seconds or 0.0
+        self.lost_seconds += sum(e.seconds or 0.0 for e in self.evals if e.step > first_step)
+        self.lost_seconds += sum(c.seconds or 0.0 for c in self.checkpoints if c.step > first_step)
         self.evals = [e for e in self.evals if e.step <= first_step]
         self.checkpoints = [c for c in self.checkpoints if c.step <= first_step]
 
