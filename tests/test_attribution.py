@@ -152,6 +152,13 @@ def test_a_card_that_was_throttled_most_of_the_time_has_a_throttled_median() -> 
     assert part(run, "uneven steps").seconds == 0
 
 
+def test_throttling_takes_no_more_than_the_steps_lost() -> None:
+    """The clock alone would say 24 s, but every step took what the others did."""
+    hot = MadeUp(throttled=lambda now: (1.3e9, ["power brake"]) if 60 < now < 120 else None)
+    assert part(hot, "throttling").seconds == pytest.approx(0, abs=1e-9)
+    assert part(hot, "uneven steps").seconds == pytest.approx(0, abs=1e-9)
+
+
 def test_a_power_cap_is_no_throttling() -> None:
     """A card at its power limit works as it is meant to."""
     told = part(MadeUp(throttled=lambda _: (2.0e9, ["power cap"])), "throttling")

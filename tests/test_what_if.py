@@ -188,6 +188,17 @@ def test_a_lower_power_limit_costs_no_more_time_than_the_power_it_takes() -> Non
     assert "not measured" in unknown.why
 
 
+def test_another_micro_batch_evaluates_as_many_tokens() -> None:
+    """Half a micro-batch would halve the evaluation, and look cheaper for it: it never is."""
+    run = MadeUp(evaluation=100.0)
+    for name in ("micro_batch_half", "micro_batch_double"):
+        train = with_flags(run.config, scenarios(run)[name].change).train
+        assert train.eval_batches * train.micro_batch == 200 * 16
+    half, double = (scenarios(run)[f"micro_batch_{name}"].delta_s for name in ("half", "double"))
+    assert half is not None and double is not None
+    assert double < 0 < half
+
+
 def test_a_run_that_went_on_without_compilation_is_corrected_as_such() -> None:
     """Its slowness is that of an eager run, not of the card: other shapes are not blamed for it."""
     run = MadeUp(sensors=False)

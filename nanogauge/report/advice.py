@@ -17,8 +17,9 @@ from nanogauge.predict.step_time import counted_clock_hz
 from nanogauge.quantities import format_seconds
 from nanogauge.records import Prediction
 from nanogauge.report.clocks import Clock, slowed
+from nanogauge.report.corrected import with_train
 from nanogauge.report.measured import Measurements
-from nanogauge.report.what_if import Scenario, with_train
+from nanogauge.report.what_if import LARGER_MICRO_BATCHES, Scenario
 from nanogauge.runlog import Recorded
 
 WORTH = 0.0025
@@ -61,8 +62,9 @@ class Advice:
         return self._worth(saved, text)
 
     def checkpoints(self) -> str | None:
+        """Half as many, unless this very run needed them."""
         spent = self.measurements.ledger.checkpoint_s
-        if not spent:
+        if not spent or self.recorded.lost_steps:
             return None
         every = self.config.train.checkpoint_every
         planned = checkpoints(self.config)
@@ -102,7 +104,8 @@ class Advice:
 
     def compilation(self) -> str | None:
         """What a compiler saves that finds its own results of an earlier run."""
-        spent = self.measurements.ledger.compile_s or 0.0
+        again = sum(startup.compile_seconds for startup in self.recorded.startups[1:])
+        spent = (self.measurements.ledger.compile_s or 0.0) - again
         warm, cold, _ = compile_seconds(self.config, self.prediction.hardware)
         if not cold:
             return None
@@ -113,8 +116,8 @@ class Advice:
             f"{format_seconds(saved)} when this model is trained again",
         )
 
-    def throttling(self) -> str | None:
-        lost = self.clock.lost_seconds or 0.0
+    def throttling(self, lost: float) -> str | None:
+        """On what held the clock down, where the steps lost so many seconds by it."""
         words = " ".join(self.clock.reasons)
         if "brake" in words:
             what = "a power supply and cables that hold (power brake)"
@@ -122,7 +125,7 @@ class Advice:
             what = "more air for the card"
         else:
             what = "finding out why (nvidia-smi -q -d PERFORMANCE)"
-        return self._worth(lost, f"{what}: at least {format_seconds(lost)}")
+        return self._worth(lost, f"{what} saves about {format_seconds(lost)}")
 
     def power_limit(self) -> str | None:
         """Where it was set below the card's own, and the clock was below the one counted with."""
@@ -153,7 +156,7 @@ class Advice:
         larger = [
             s
             for s in self.scenarios
-            if s.id.startswith("micro_batch") and s.verdict == "fits" and s.delta_s is not None
+            if s.id in LARGER_MICRO_BATCHES and s.verdict == "fits" and s.delta_s is not None
         ]
         best = min(larger, key=lambda s: s.delta_s or 0.0, default=None)
         if best is None or best.delta_s is None:

@@ -7,6 +7,7 @@ prediction (predict/calibration.py).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from nanogauge.config import Config
@@ -19,6 +20,16 @@ from nanogauge.predict.workload import workload_of
 from nanogauge.records import Hardware, Prediction
 from nanogauge.report.measured import Measurements
 from nanogauge.runlog import Recorded
+
+
+def with_train(config: Config, **values: int) -> Config:
+    return config.model_copy(update={"train": config.train.model_copy(update=values)})
+
+
+def in_micro_batches(config: Config, micro: int) -> Config:
+    """The same tokens a step in other micro-batches, and as many (or a few more) an evaluation."""
+    sequences = config.train.eval_batches * config.train.micro_batch
+    return with_train(with_micro_batch(config, micro), eval_batches=math.ceil(sequences / micro))
 
 
 def memory_left(hardware: Hardware, recorded: Recorded) -> int | None:
@@ -166,7 +177,7 @@ class Engine:
             micro = config.train.micro_batch
             if micro % 2:
                 return None
-            config = with_micro_batch(config, micro // 2)
+            config = in_micro_batches(config, micro // 2)
         return config
 
 

@@ -88,7 +88,8 @@ def step_causes(expected: Expected, advice: Advice) -> Iterator[Cause]:
     lost = min(clock.lost_seconds or 0.0, ledger.step_s)
     if clock.mostly_throttled and lost:  # the median step was slowed, too
         even, uneven = ledger.step_s - lost, 0.0
-    else:
+    else:  # the steps themselves tell what was lost at most
+        lost = min(lost, max(uneven, 0.0))
         uneven -= lost
     yield from _steady(expected, advice, even)
     yield Cause(
@@ -102,7 +103,7 @@ def step_causes(expected: Expected, advice: Advice) -> Iterator[Cause]:
         why="steps slower or faster than the median" + (", throttling aside" if lost else ""),
     )
     yield Cause(
-        cause="throttling", seconds=lost, why=_throttled(advice), advice=advice.throttling()
+        cause="throttling", seconds=lost, why=_throttled(advice), advice=advice.throttling(lost)
     )
 
 
@@ -164,6 +165,8 @@ def _throttled(advice: Advice) -> str:
     if clock.lost_seconds is None:
         return f"{held}; what it cost is not known, as no reading shows the clock without it"
     return (
-        f"{held}; estimated from the clock, of which only arithmetic is taken to depend: "
-        "at least this"
+        f"{held}; estimated from the clock, with which the arithmetic goes, and no more than the "
+        "uneven steps lost"
+        if not clock.mostly_throttled
+        else f"{held}; estimated from the clock, with which the arithmetic goes"
     )

@@ -15,12 +15,19 @@ from nanogauge.planning import Span
 from nanogauge.predict.constants import POWER_EXPONENT
 from nanogauge.predict.deadline import trained_on
 from nanogauge.predict.energy import SHARE_OF_LOWERED_LIMIT
-from nanogauge.predict.fit import Verdict, largest_micro_batch, reshaped, with_micro_batch
+from nanogauge.predict.fit import Verdict, largest_micro_batch, reshaped
 from nanogauge.predict.parameters import count_parameters
 from nanogauge.predict.prediction import evaluations, predict
 from nanogauge.predict.workload import shape_of
 from nanogauge.records import Hardware, Prediction, Stored
-from nanogauge.report.corrected import Engine, cost_span, energy_of, memory_left
+from nanogauge.report.corrected import (
+    Engine,
+    cost_span,
+    energy_of,
+    in_micro_batches,
+    memory_left,
+    with_train,
+)
 from nanogauge.report.measured import Measurements
 from nanogauge.runlog import Recorded
 
@@ -28,6 +35,7 @@ GPT2 = {"n_layer": 12, "n_head": 12, "n_embd": 768}
 GPT2_VOCABULARY = 50_257
 DATACENTER_CARDS = ("H100 SXM", "A100 80GB")
 """the first that is not the run's own stands for what can be rented"""
+LARGER_MICRO_BATCHES = ("micro_batch_double", "micro_batch_largest")
 LOWERED_LIMIT = 0.8
 """of the power limit in force"""
 
@@ -136,7 +144,7 @@ def _batches(engine: Engine) -> Iterator[Scenario]:
         if micro in tried or micro < 1 or sequences % micro or sequences // micro % gpus:
             continue
         tried.add(micro)
-        config = with_micro_batch(engine.config, int(micro))
+        config = in_micro_batches(engine.config, int(micro))
         if engine.memory(config)[1] == "does not fit":
             continue
         what = ", the largest that is sure to fit" if name == "largest" else ""
@@ -156,10 +164,6 @@ def _evaluations(engine: Engine) -> Iterator[Scenario]:
         label = f"evaluation every {2 * every:,} steps instead of {every:,}"
         why = f"{after:,} evaluations instead of {before:,}"
         yield _scenario(engine, "eval_every_double", label, engine.config, config, why)
-
-
-def with_train(config: Config, **values: int) -> Config:
-    return config.model_copy(update={"train": config.train.model_copy(update=values)})
 
 
 def _models(engine: Engine) -> Iterator[Scenario]:
