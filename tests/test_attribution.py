@@ -108,7 +108,7 @@ def test_a_lower_clock_is_told_from_a_lower_efficiency() -> None:
     share = arithmetic_share(run.prediction)
     assert share is not None
     slow = replace(run, step=lambda _: expected * (1 + share))
-    clock, efficiency = (part(slow, f"steady step: {c}") for c in ("clock", "efficiency"))
+    clock, efficiency = (part(slow, f"step: {c}") for c in ("clock", "efficiency"))
     assert clock.seconds == pytest.approx(60 * share * expected)
     assert efficiency.seconds == pytest.approx(0, abs=1e-9 * expected * 60)
     assert "datasheet's 2.475 GHz" in clock.why
@@ -116,7 +116,7 @@ def test_a_lower_clock_is_told_from_a_lower_efficiency() -> None:
 
 def test_without_a_clock_the_two_are_one_part_that_says_so() -> None:
     for run in (MadeUp(sensors=False), MadeUp(clock_hz=None)):
-        both = part(run, "steady step: clock and efficiency")
+        both = part(run, "step: clock and efficiency")
         assert "the clock was not measured" in both.why
 
 
@@ -137,8 +137,8 @@ def test_throttling_is_taken_out_of_the_steps_that_it_slowed() -> None:
     assert told.advice is not None and "more air" in told.advice
     uneven = part(hot, "uneven steps")
     assert uneven.seconds == pytest.approx(15 * (slow - 4.0) - told.seconds)
-    steady = [p for p in attribution(hot).parts if p.cause.startswith("steady")]
-    calm = [p for p in attribution(replace(run, step=lambda _: 4.0)).parts if "steady" in p.cause]
+    steady = [p for p in attribution(hot).parts if p.cause.startswith("step:")]
+    calm = [p for p in attribution(replace(run, step=lambda _: 4.0)).parts if "step:" in p.cause]
     assert [p.seconds for p in steady] == pytest.approx([p.seconds for p in calm])
 
 
@@ -194,7 +194,7 @@ def test_a_claim_that_counts_6n_is_told_what_attention_took(tmp_path: Path) -> N
         said = [f'key = "{row}"\nunit = "FLOP"\nvalue = {value}' for row, value in counts]
         return claims_of(tmp_path, total, *said)
 
-    name = "steady step: FLOPs counted"
+    name = "step: FLOPs counted"
     told = part(run, name, of(("flops_total_6n", plain)))
     assert told.seconds == pytest.approx((whole / plain - 1) * 180)
     assert "23.3 % more FLOPs" in told.why
@@ -225,11 +225,11 @@ def test_what_saves_too_little_is_not_advised() -> None:
 
 
 def test_a_lowered_power_limit_is_advised_against_only_where_it_held_the_card_down() -> None:
-    low = part(MadeUp(clock_hz=2.0e9, watt_limit=160.0), "steady step: clock").advice
+    low = part(MadeUp(clock_hz=2.0e9, watt_limit=160.0), "step: clock").advice
     assert low is not None
     assert "160 W is below the card's own 200 W" in low and "at most" in low
-    assert part(MadeUp(clock_hz=2.0e9), "steady step: clock").advice is None
-    assert part(MadeUp(clock_hz=2.7e9, watt_limit=160.0), "steady step: clock").advice is None
+    assert part(MadeUp(clock_hz=2.0e9), "step: clock").advice is None
+    assert part(MadeUp(clock_hz=2.7e9, watt_limit=160.0), "step: clock").advice is None
 
 
 def test_a_run_on_a_cpu_has_causes_without_a_clock() -> None:
@@ -239,7 +239,7 @@ def test_a_run_on_a_cpu_has_causes_without_a_clock() -> None:
     told = attribute(prediction, run.measured(), config, run.recorded(), [])
     assert told is not None
     assert abs(left_of(told)) < 1e-6
-    assert told.parts[0].cause == "steady step: clock and efficiency"
+    assert told.parts[0].cause == "step: clock and efficiency"
 
 
 FOLLOWS = {

@@ -208,7 +208,7 @@ def test_the_causes_of_a_difference_add_up_to_it(report: dict[str, Any], which: 
     assert attribution["actual_s"] == measured(report, "total_seconds")
     if which == "attribution_of_claim":
         assert attribution["predicted_s"] == 17.5 * 3600  # the middle of 15-20 h
-        steady = [p["seconds"] for p in attribution["parts"] if p["cause"].startswith("steady")]
+        steady = [p["seconds"] for p in attribution["parts"] if p["cause"].startswith("step:")]
         assert sum(steady) == pytest.approx(20_001 * (3.9098 - 3.15), rel=0.01)
         rest = next(p["seconds"] for p in attribution["parts"] if p["cause"] == "everything else")
         assert abs(rest) < 1e-6  # the log has nothing that the other causes do not name

@@ -36,7 +36,7 @@ def attribute(
     measurements: Measurements,
     config: Config,
     recorded: Recorded,
-    scenarios: Sequence[Scenario],
+    scenarios: Sequence[Scenario] = (),
 ) -> Attribution | None:
     """Against the analytic prediction; None where the total was not measured or not predicted."""
     planned = prediction.ledger
@@ -60,7 +60,7 @@ def attribute_claim(
     measurements: Measurements,
     config: Config,
     recorded: Recorded,
-    scenarios: Sequence[Scenario],
+    scenarios: Sequence[Scenario] = (),
 ) -> Attribution | None:
     """Against the middle of the narrowest claimed total, taken as steps and nothing else."""
     totals: list[tuple[float, float, Claim]] = []

@@ -121,7 +121,7 @@ def _steady(expected: Expected, advice: Advice, even: float) -> Iterator[Cause]:
         rate = flops / expected.total_seconds
         left -= seconds
         yield Cause(
-            cause="steady step: FLOPs counted",
+            cause="step: FLOPs counted",
             seconds=seconds,
             why=f"{who}; if the claimed time stands on that count, its rate is {rate / 1e12:.3g} "
             f"TFLOP/s, at which attention's 12LCT, {100 * (ratio - 1):.3g} % more FLOPs, need this",
@@ -130,9 +130,9 @@ def _steady(expected: Expected, advice: Advice, even: float) -> Iterator[Cause]:
     if expected.clock is None or clock.hz is None or share is None:
         reason = f"the clock was not measured ({clock.absent})"
         if expected.clock is None:
-            reason = f"{expected.reference} names no clock"
+            reason = f"the {expected.reference} counts with no clock"
         yield Cause(
-            cause="steady step: clock and efficiency",
+            cause="step: clock and efficiency",
             seconds=left,
             why=f"{took}; {reason}, so the two are not told apart",
             advice=advice.power_limit() or advice.micro_batch(),
@@ -141,14 +141,14 @@ def _steady(expected: Expected, advice: Advice, even: float) -> Iterator[Cause]:
     counted_hz, words = expected.clock
     seconds = slowed(share, counted_hz, clock.hz) * even
     yield Cause(
-        cause="steady step: clock",
+        cause="step: clock",
         seconds=seconds,
         why=f"the SM clock was {clock.hz / 1e9:.3f} GHz (median of {clock.readings:,} readings) "
         f"instead of {words}; {100 * share:.0f} % of the step is arithmetic, which goes with it",
         advice=advice.power_limit(),
     )
     yield Cause(
-        cause="steady step: efficiency",
+        cause="step: efficiency",
         seconds=left - seconds,
         why=f"{took}; at the clock that is counted with it would have been "
         f"{format_seconds((even - seconds) / done)}",
