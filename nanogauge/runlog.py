@@ -70,6 +70,18 @@ class RunLog:
 
 
 @dataclass
+class Startup:
+    """A process up to its first step."""
+
+    booked_seconds: float = 0.0
+    """evaluation and compilation in it, which have a time of their own"""
+    compile_seconds: float = 0.0
+    """of these: compilation"""
+    first_step_began: float | None = None
+    """on the clock of the process; None where it made no step, or the log has no clock"""
+
+
+@dataclass
 class Recorded:
     """A run log, read: each kind of line in the order in which it was written."""
 
@@ -83,6 +95,13 @@ class Recorded:
     ends: list[End] = field(default_factory=list)
     session_seconds: list[float | None] = field(default_factory=list)
     """wall time of each process up to its last line; None where the log has no clock"""
+    startups: list[Startup] = field(default_factory=list)
+    """of each process"""
+    lost_steps: int = 0
+    """steps that a later process made again, from the checkpoint it went on from"""
+    lost_seconds: float = 0.0
+    """of these steps, and of evaluations and checkpoints done again: of the lines that were made
+    first, as far as they have a time"""
     end: End | None = None
     """how the last process ended; None where it died, or is still running"""
     cut: bool = False
@@ -95,15 +114,19 @@ class Recorded:
                 self.starts.append(line)
                 self.end = None
                 self.session_seconds.append(line.elapsed_seconds)
-                while (last := self.steps.last("step")) is not None and last >= line.first_step:
-                    self.steps.cut(len(self.steps) - 1)
-                self.evals = [e for e in self.evals if e.step <= line.first_step]
+                self.startups.append(Startup())
+                self._go_back_to(line.first_step)
             case Compile():
                 self.compiles.append(line)
+                self._booked(line)
             case Step():
                 self.steps.append(line)
+                self._stepped()
             case Eval():
+                again = [e for e in self.evals if e.step == line.step]
+                self.lost_seconds += sum(e.seconds or 0.0 for e in again)
                 self.evals = [e for e in self.evals if e.step != line.step] + [line]
+                self._booked(line)
             case Checkpoint():
                 self.checkpoints.append(line)
             case Sensor():
@@ -123,7 +146,35 @@ class Recorded:
         """
         table = self.steps if kind == "step" else self.sensors
         table.append_values(values)
+        if kind == "step":
+            self._stepped()
         self._passed(table.last("elapsed_seconds"))
+
+    def _go_back_to(self, first_step: int) -> None:
+        """Forget what is made again from this step on, but for the time it took."""
+        last = self.steps.last("step")
+        if last is not None and last >= first_step:
+            self.lost_steps += int(last) + 1 - first_step
+        while (last := self.steps.last("step")) is not None and last >= first_step:
+            self.lost_seconds += self.steps.last("step_seconds") or 0.0
+            self.steps.cut(len(self.steps) - 1)
+        self.lost_seconds += sum(e.seconds or 0.0 for e in self.evals if e.step > first_step)
+        self.lost_seconds += sum(c.seconds or 0.0 for c in self.checkpoints if c.step > first_step)
+        self.evals = [e for e in self.evals if e.step <= first_step]
+        self.checkpoints = [c for c in self.checkpoints if c.step <= first_step]
+
+    def _booked(self, line: Compile | Eval) -> None:
+        startup = self.startups[-1]
+        if startup.first_step_began is None:
+            startup.booked_seconds += line.seconds or 0.0
+            if isinstance(line, Compile) and line.step is None:
+                startup.compile_seconds += line.seconds
+
+    def _stepped(self) -> None:
+        startup = self.startups[-1]
+        ended = self.steps.last("elapsed_seconds")
+        if startup.first_step_began is None and ended is not None:
+            startup.first_step_began = ended - (self.steps.last("step_seconds") or 0.0)
 
     def _passed(self, elapsed_seconds: float | None) -> None:
         if elapsed_seconds is not None:

@@ -200,4 +200,4 @@ def test_a_total_without_its_evaluations_is_not_given() -> None:
     assert "evaluation" in found.missing["total_seconds"]
     assert found.values["first_step_seconds"].value == pytest.approx(31.0)
     prediction, config = documented_prediction(), config_of(1000)
-    assert attribute(prediction, found, config) is None
+    assert attribute(prediction, found, config, recorded) is None

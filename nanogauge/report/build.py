@@ -22,6 +22,7 @@ from nanogauge.report.attribution import Attribution, attribute, attribute_claim
 from nanogauge.report.compare import Row, build_rows, deviation_text
 from nanogauge.report.instruments import Instrument, instruments
 from nanogauge.report.measured import Ledger, Measurements, measure
+from nanogauge.report.what_if import Scenario, what_if
 from nanogauge.runfolder import Machine, RunFolder, load_with_log
 from nanogauge.runlog import Recorded
 
@@ -72,6 +73,8 @@ class Report(Stored):
     unscored: list[Unscored]
     attribution: Attribution | None
     attribution_of_claim: Attribution | None
+    what_if: list[Scenario]
+    """the same night at other settings; empty where no step was predicted or measured"""
     time_ledger: Ledger
     instruments: list[Instrument]
     """figures without a row: how the run's time, memory and energy came about"""
@@ -100,8 +103,9 @@ def build_report(folder: Path, claims: Claims | None) -> tuple[Report, RunFolder
     config, prediction = run.config, run.prediction
     measurements = measure(recorded, config, prediction)
     rows, findings = build_rows(claims, config, prediction, measurements)
-    attribution = attribute(prediction, measurements, config)
-    of_claim = attribute_claim(claims, measurements, config)
+    scenarios = what_if(config, prediction, measurements, recorded)
+    attribution = attribute(prediction, measurements, config, recorded, scenarios)
+    of_claim = attribute_claim(claims, prediction, measurements, config, recorded, scenarios)
     info = _run_info(run, recorded, claims, rows, measurements, attribution)
     report = Report(
         run=info,
@@ -110,6 +114,7 @@ def build_report(folder: Path, claims: Claims | None) -> tuple[Report, RunFolder
         unscored=claims.unscored if claims is not None else [],
         attribution=attribution,
         attribution_of_claim=of_claim,
+        what_if=scenarios,
         time_ledger=measurements.ledger,
         instruments=instruments(recorded, config, prediction, measurements),
         alarms=[
