@@ -235,6 +235,14 @@ def read_log(folder: Path) -> Recorded:
     return LogReader(folder).read()
 
 
+def last_written(folder: Path) -> float:
+    """When the log was last written to, in seconds since 1970; 0 where there is none."""
+    try:
+        return (folder / FILE_NAME).stat().st_mtime
+    except OSError:
+        return 0.0
+
+
 def _file(recorded: Recorded, piece: bytes, number: int, path: Path) -> None:
     """File one line; steps and sensors, of which there are many, without making a record of each.
 
