@@ -1,6 +1,9 @@
 r"""Prediction versus actual of a run that has finished, died, or is still running.
 
 python report.py runs/NAME [--claims predictions/X.toml] [--json]
+python report.py runs/ONE runs/OTHER ...    several runs side by side
+python report.py --index runs/              a start page for all of them
+python report.py --serve runs/NAME          the report while the run goes on
 python report.py --nanogpt-log LOG --config configs/rtx4070_fineweb.toml --gpu "RTX 4070" \
     --claims predictions/seed_zh.toml --out runs/imported
 """
@@ -23,14 +26,16 @@ from nanogauge.importers.folder import import_nanogpt_log
 from nanogauge.predict.prediction import predict, resolve_dtype
 from nanogauge.report.build import build_report, claims_of
 from nanogauge.report.render import print_report, write_report
+from nanogauge.report.views import add_view_flags, show_view
 
 
 def main(arguments: Sequence[str]) -> int:
     assert __doc__ is not None
     parser = Parser(__doc__)
-    parser.add_argument("run", nargs="?", type=Path, help="folder of a run")
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="folder of a run")
     parser.add_argument("--claims", type=Path, help="claims to hold against the run")
     parser.add_argument("--json", action="store_true", help="print report.json, and nothing else")
+    add_view_flags(parser)
     group = parser.add_argument_group("import a log that nanoGPT printed")
     group.add_argument("--nanogpt-log", type=Path, metavar="LOG", help="nanoGPT's output")
     group.add_argument("--config", type=Path, help="configuration of that run")
@@ -38,6 +43,9 @@ def main(arguments: Sequence[str]) -> int:
     group.add_argument("--out", type=Path, help="run folder to make of it")
     add_config_flags(parser)
     given = parser.parse(arguments)
+    if (status := show_view(given)) is not None:
+        return status
+    given.run = given.runs[0] if given.runs else None
     folder = _import(given) if given.nanogpt_log is not None else given.run
     if folder is None:
         raise BadInput("give the folder of a run, or a log with --nanogpt-log.")
