@@ -129,19 +129,20 @@ def waiting_page(folder: Path, text: str) -> Page:
 def _live_page(report: str, told: str, is_report: bool, ages: bool) -> Page:
     """The page of the report, with what keeps it up to date."""
     version = hashlib.sha256(report.encode()).hexdigest()[:32]
+    sheets = [_STYLE, *re.findall(r"<style>(.*?)</style>", report, re.DOTALL)]
+    styles = " ".join(sorted({_hash(sheet) for sheet in sheets}))
     refresh = f'<meta http-equiv="refresh" content="{REFRESH_SECONDS}">'
     head = f"<noscript>{refresh}</noscript>\n<style>{_STYLE}</style>\n</head>"
     foot = (
-        f'<p id="live" data-version="{version}"></p>\n'
+        f'<p id="live" data-version="{version}" data-styles="{styles}"></p>\n'
         f'<script id="live-script">{_SCRIPT}</script>\n</body>'
     )
     text = report.replace("</head>", head, 1)
     text = foot.join(text.rsplit("</body>", 1))
-    styles = sorted({_hash(s) for s in re.findall(r"<style>(.*?)</style>", text, re.DOTALL)})
     # The values of style attributes follow the data, and the policy is that of the first page into
     # which all later ones are put; without a source to load from they can do nothing but lay out.
     policy = (
-        f"default-src 'none'; script-src {_hash(_SCRIPT)}; style-src {' '.join(styles)}; "
+        f"default-src 'none'; script-src {_hash(_SCRIPT)}; style-src {styles}; "
         "style-src-attr 'unsafe-inline'; img-src data:; connect-src 'self'; base-uri 'none'; "
         "form-action 'none'; frame-ancestors 'none'"
     )
