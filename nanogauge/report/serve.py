@@ -19,7 +19,7 @@ from http import HTTPStatus
 from pathlib import Path
 
 from nanogauge.errors import BadInput
-from nanogauge.report.live import LiveReport
+from nanogauge.report.live import PATIENCE_SECONDS, LiveReport
 
 PAGES = ("/", "/report.html")
 JSON = "/report.json"
@@ -84,7 +84,7 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
-        listening.listen(128)
+        listening.listen(MOST_CONNECTIONS)
     except OSError as error:
         listening.close()
         raise BadInput(
@@ -105,7 +105,7 @@ class _Server:
         self._names = {_as_host(host), "localhost", "127.0.0.1", "[::1]"}
         if ipaddress.ip_address(self._address).is_unspecified:
             self._names.add(socket.gethostname().lower())
-        self._connections: set[asyncio.WriteTransport] = set()
+        self._connections: dict[asyncio.WriteTransport, asyncio.Task[None] | None] = {}
         self._unheard: dict[asyncio.WriteTransport, None] = {}
         """connections whose request is not there yet, the oldest first"""
 
@@ -116,7 +116,7 @@ class _Server:
             with contextlib.suppress(NotImplementedError):  # where there are no such signals
                 loop.add_signal_handler(number, ended.set)
         server = await asyncio.start_server(
-            self._connected, sock=self._listening, limit=LONGEST_HEAD
+            self._connected, sock=self._listening, limit=LONGEST_HEAD, backlog=MOST_CONNECTIONS
         )
         where = f"http://{_as_host(self._address)}:{self._port}/"
         print(f"{self._folder}: live at {where} (Ctrl-C ends it)", flush=True)
@@ -124,8 +124,11 @@ class _Server:
             print("! Whoever reaches this address over the network can read it.", flush=True)
         await ended.wait()
         server.close()
+        talking = [task for task in self._connections.values() if task is not None]
         for transport in list(self._connections):
             transport.abort()
+        if talking:
+            await asyncio.wait(talking, timeout=2 * PATIENCE_SECONDS)
         return 0
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -137,7 +140,7 @@ class _Server:
             self._unheard.pop(crowded_out, None)
             if crowded_out is transport:
                 return
-        self._connections.add(transport)
+        self._connections[transport] = asyncio.current_task()
         self._unheard[transport] = None
         transport.set_write_buffer_limits(0)
         try:
@@ -145,7 +148,7 @@ class _Server:
         except (TimeoutError, OSError):
             transport.abort()  # it takes no answer: there is nobody to tell
         finally:
-            self._connections.discard(transport)
+            del self._connections[transport]
             self._unheard.pop(transport, None)
             writer.close()
 
