@@ -99,7 +99,7 @@ def test_an_entry_says_what_its_report_says(runs: Path, index: dict[str, Any]) -
 
 def test_the_newest_run_stands_first(index: dict[str, Any]) -> None:
     """By the time it began; one that cannot be read, by when its log was last written to."""
-    began = [e["started_unix"] or e["log_written_unix"] for e in index["runs"]]
+    began = [e["started_unix"] or e["log_written_unix"] or 0.0 for e in index["runs"]]
     assert began == sorted(began, reverse=True)
     readable = [e["name"] for e in index["runs"] if not e["problem"]]
     assert readable[0] == "newest"

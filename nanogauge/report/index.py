@@ -28,7 +28,8 @@ class Entry(Stored):
     name: str
     report: str | None
     """the address of its report.html from the index; None where there is none yet"""
-    log_written_unix: float
+    log_written_unix: float | None
+    """None where there is no log"""
     problem: str | None
     """why the run cannot be read; all that follows is then None"""
     device: str | None = None
@@ -51,7 +52,7 @@ class Entry(Stored):
     @property
     def began_unix(self) -> float:
         """When it began, or where it does not say was last heard of."""
-        return self.log_written_unix if self.started_unix is None else self.started_unix
+        return self.started_unix or self.log_written_unix or 0.0
 
 
 def find_runs(root: Path) -> list[Path]:
@@ -90,7 +91,7 @@ def _entry(root: Path, folder: Path) -> Entry:
     if (folder / REPORT_NAME).is_file():
         report = "./" + quote(os.fsencode(below / REPORT_NAME))
     shown = printable(os.fsencode(below).decode(errors="replace"))
-    known = {"folder": shown, "report": report, "log_written_unix": last_written(folder)}
+    known = {"folder": shown, "report": report, "log_written_unix": last_written(folder) or None}
     try:
         built, _, _ = build_report(folder, claims_of(folder, None))
     except BadInput as error:
@@ -162,7 +163,8 @@ def _shown(entry: Entry) -> dict[str, str | None]:
         "report": entry.report,
         "problem": entry.problem,
         "device": entry.device,
-        "when": local_time(entry.began_unix),
+        "when": local_time(entry.started_unix)
+        or (f"log of {local_time(entry.log_written_unix)}" if entry.log_written_unix else ""),
         "status": entry.state or entry.status,
         "steps": f"{entry.steps_done or 0:,} of {entry.max_steps or 0:,} steps",
         "predicted": ""
