@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -213,33 +213,85 @@ def _refuse_constant(name: str) -> float:
 _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
+class LogReader:
+    """Reads the log of a run folder, and later only what was appended since.
+
+    A log that was replaced or shortened meanwhile is read from its beginning again.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / FILE_NAME
+        self._begin()
+
+    def _begin(self) -> None:
+        self._recorded = Recorded()
+        self._lines = 0
+        self._offset = 0
+        self._first = self._last = b""
+
+    def read(self) -> Recorded:
+        """All that is in the log by now; a last line that is not whole yet is no part of it.
+
+        Raises:
+            BadInput: if there is no log, it holds no whole line, a line is damaged, or it does not
+                begin with a start line.
+        """
+        try:
+            with self._path.open("rb") as file:
+                if not self._is_the_same(file):
+                    self._begin()
+                    file.seek(0)
+                self._read_on(file)
+        except FileNotFoundError:
+            raise BadInput(
+                f"{self._path.parent} is not a run folder: it has no {FILE_NAME}; "
+                "give the folder of a run."
+            ) from None
+        except OSError as error:
+            raise BadInput(f"cannot read {self._path}: {error.strerror}.") from None
+        if not self._recorded.starts:
+            raise BadInput(f"{self._path} holds no whole line: the run had not begun yet.")
+        return self._recorded
+
+    def _is_the_same(self, file: BinaryIO) -> bool:
+        """Whether the log is the one that was read so far; leaves the file where reading goes on.
+
+        Its first line holds the hash of the run's prediction.
+        """
+        begins = file.read(len(self._first)) == self._first
+        file.seek(self._offset - len(self._last))
+        return begins and file.read(len(self._last)) == self._last
+
+    def _read_on(self, file: BinaryIO) -> None:
+        self._recorded.cut = False
+        while piece := file.readline(LONGEST_LINE):
+            if not piece.endswith(b"\n"):
+                if len(piece) == LONGEST_LINE:
+                    raise _damaged(self._lines + 1, self._path)
+                self._recorded.cut = True
+                return
+            _file(self._recorded, piece, self._lines + 1, self._path)
+            self._lines += 1
+            self._offset += len(piece)
+            self._first = self._first or piece
+            self._last = piece
+
+
 def read_log(folder: Path) -> Recorded:
     """Read the log of a run folder.
 
     Raises:
-        BadInput: if there is no log, it is empty, a line is damaged, or it does not begin with a
-            start line.
+        BadInput: as LogReader.read.
     """
-    path = folder / FILE_NAME
-    recorded = Recorded()
+    return LogReader(folder).read()
+
+
+def last_written(folder: Path) -> float:
+    """When the log was last written to, in seconds since 1970; 0 where there is none."""
     try:
-        with path.open("rb") as file:
-            for number, piece in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), start=1):
-                if not piece.endswith(b"\n"):
-                    if len(piece) == LONGEST_LINE:
-                        raise _damaged(number, path)
-                    recorded.cut = True
-                    break
-                _file(recorded, piece, number, path)
-    except FileNotFoundError:
-        raise BadInput(
-            f"{folder} is not a run folder: it has no {FILE_NAME}; give the folder of a run."
-        ) from None
-    except OSError as error:
-        raise BadInput(f"cannot read {path}: {error.strerror}.") from None
-    if not recorded.starts:
-        raise BadInput(f"{path} holds no whole line; the run died before it began.")
-    return recorded
+        return (folder / FILE_NAME).stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _file(recorded: Recorded, piece: bytes, number: int, path: Path) -> None:

@@ -113,14 +113,8 @@ def _estimate_text(row_id: str, estimate: Estimate | None, currency: str) -> str
     return format_range(row_id, estimate.low, estimate.high, currency)
 
 
-def write_report(report: Report, run: RunFolder, recorded: Recorded) -> list[Path]:
-    """Write the three files into the run folder and return their paths.
-
-    Raises:
-        BadInput: if the folder is not writable or its disk is full.
-    """
-    make_folder(run.path)
-    context = _context(report, run, recorded)
+def templates() -> jinja2.Environment:
+    """The pages as templates; whatever is put into one of HTML is text in it."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("nanogauge.report", ""),
         autoescape=jinja2.select_autoescape(["html.j2"]),
@@ -133,11 +127,27 @@ def write_report(report: Report, run: RunFolder, recorded: Recorded) -> list[Pat
         "cell": markdown_cell,
         "seconds": format_seconds,
     }
-    contents = {
+    return environment
+
+
+def render_report(report: Report, run: RunFolder, recorded: Recorded) -> dict[str, str]:
+    """The report in its three forms, by the name of the file."""
+    context, environment = _context(report, run, recorded), templates()
+    return {
         "report.json": json.dumps(report.to_json(), indent=1, ensure_ascii=False, allow_nan=False),
         "report.md": environment.get_template("report.md.j2").render(context),
         "report.html": environment.get_template("report.html.j2").render(context),
     }
+
+
+def write_report(report: Report, run: RunFolder, recorded: Recorded) -> list[Path]:
+    """Write the three files into the run folder and return their paths.
+
+    Raises:
+        BadInput: if the folder is not writable or its disk is full.
+    """
+    make_folder(run.path)
+    contents = render_report(report, run, recorded)
     try:
         for name, text in contents.items():
             write_aside(run.path / name, text.encode())
