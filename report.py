@@ -1,76 +1,81 @@
 r"""Prediction versus actual of a run that has finished, died, or is still running.
 
 python report.py runs/NAME [--claims predictions/X.toml] [--json]
+python report.py --wandb runs/NAME [--wandb.mode offline] [--wandb.project PROJECT]
+python report.py runs/ONE runs/OTHER ...    several runs side by side
+python report.py --index runs/              a start page for all of them
+python report.py --serve runs/NAME          the report while the run goes on
 python report.py --nanogpt-log LOG --config configs/rtx4070_fineweb.toml --gpu "RTX 4070" \
     --claims predictions/seed_zh.toml --out runs/imported
+and so with --nanochat-log, --build-nanogpt-log and --wandb-history: docs/importing.md
 """
 
 from __future__ import annotations
 
-import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-from nanogauge.claims import load_claims
 from nanogauge.cli import Parser, run_command
 from nanogauge.config import add_config_flags, config_overrides, load_config
 from nanogauge.errors import BadInput
-from nanogauge.hardware import lookup
-from nanogauge.importers.folder import import_nanogpt_log
-from nanogauge.predict.prediction import predict, resolve_dtype
+from nanogauge.importers.command import add_import_flags, import_given
 from nanogauge.report.build import build_report, claims_of
 from nanogauge.report.render import print_report, write_report
+from nanogauge.report.views import add_view_flags, show_view
+from nanogauge.tracking import Mode, upload
 
 
 def main(arguments: Sequence[str]) -> int:
     assert __doc__ is not None
     parser = Parser(__doc__)
-    parser.add_argument("run", nargs="?", type=Path, help="folder of a run")
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="folder of a run")
     parser.add_argument("--claims", type=Path, help="claims to hold against the run")
     parser.add_argument("--json", action="store_true", help="print report.json, and nothing else")
-    group = parser.add_argument_group("import a log that nanoGPT printed")
-    group.add_argument("--nanogpt-log", type=Path, metavar="LOG", help="nanoGPT's output")
-    group.add_argument("--config", type=Path, help="configuration of that run")
-    group.add_argument("--gpu", help="the GPU it ran on, as in nanogauge/hardware.toml")
-    group.add_argument("--out", type=Path, help="run folder to make of it")
+    parser.add_argument(
+        "--wandb", action="store_true", help="upload the run to W&B, report and all"
+    )
+    add_view_flags(parser)
+    add_import_flags(parser)
     add_config_flags(parser)
     given = parser.parse(arguments)
-    folder = _import(given) if given.nanogpt_log is not None else given.run
+    if (status := show_view(given)) is not None:
+        return status
+    given.run = given.runs[0] if given.runs else None
+    folder = import_given(given, {"wandb"} if given.wandb else set()) or given.run
     if folder is None:
         raise BadInput("give the folder of a run, or a log with --nanogpt-log.")
-    if given.nanogpt_log is None:
-        for flag in ("config", "gpu", "out"):
-            if getattr(given, flag) is not None:
-                raise BadInput(f"--{flag} belongs to --nanogpt-log; a run folder has its own.")
-        if config_overrides(given):
-            raise BadInput("configuration flags belong to --nanogpt-log; a run folder has its own.")
     report, run, recorded = build_report(folder, claims_of(folder, given.claims))
+    destination = _where_to(folder, config_overrides(given)) if given.wandb else None
     paths = write_report(report, run, recorded)
     if given.json:
         print(json.dumps(report.to_json(), indent=1, ensure_ascii=False))
     else:
         print_report(report, Console())
         print(f"\n{paths[-1]}  (also .md and .json)")
+    if destination is not None:
+        place = upload(folder, *destination)
+        print(f"W&B has the run: {place}", file=sys.stderr if given.json else sys.stdout)
     return 0
 
 
-def _import(given: argparse.Namespace) -> Path:
-    """Make a run folder of a nanoGPT log; nothing is written before everything was understood."""
-    if given.run is not None:
-        raise BadInput("give either a run folder or --nanogpt-log, not both.")
-    for flag in ("config", "gpu", "out"):
-        if getattr(given, flag) is None:
-            raise BadInput(f"--nanogpt-log also needs --{flag}.")
-    config = load_config(given.config, config_overrides(given))
-    claims = load_claims(given.claims) if given.claims is not None else None
-    dtype = resolve_dtype(config, "gpu")
-    prediction = predict(config, lookup(given.gpu, dtype), dtype)
-    out: Path = given.out
-    import_nanogpt_log(given.nanogpt_log, config, prediction, claims, given.claims, out)
-    return out
+def _where_to(folder: Path, overrides: dict[str, dict[str, object]]) -> tuple[Mode, str]:
+    """W&B's mode and project: as given, else auto and that of the run's configuration.
+
+    Who asks for an upload wants one: that the run itself was kept from W&B, or from the network,
+    says nothing about later.
+
+    Raises:
+        BadInput: if a flag is not understood, or asks for the opposite.
+    """
+    wandb = load_config(folder / "config.toml", overrides).wandb
+    mode = wandb.mode if "mode" in overrides.get("wandb", {}) else "auto"
+    if mode == "disabled":
+        raise BadInput("--wandb uploads the run and --wandb.mode disabled does not; drop one.")
+    return mode, wandb.project
 
 
 if __name__ == "__main__":

@@ -25,8 +25,9 @@ from nanogauge.cli import Parser, run_command
 from nanogauge.config import add_config_flags, config_overrides, load_config
 from nanogauge.errors import BadInput, RunFailed
 from nanogauge.measure.memory import peak_process_bytes
+from nanogauge.preflight import consult
 from nanogauge.quantities import finite
-from nanogauge.recording import log_compilation, record_steps
+from nanogauge.recording import log_compilation, record_sensors, record_steps
 from nanogauge.records import Checkpoint, End, Eval, Event
 from nanogauge.report.build import build_report, claims_of
 from nanogauge.report.render import print_report, write_report
@@ -34,10 +35,10 @@ from nanogauge.session import Session, StepUnderWay, open_session, remember_run
 from nanogauge.tracking import Mirror
 from nanogauge.training.checkpoint import save_checkpoint
 from nanogauge.training.device import allocator_peaks, autocast, to_host
-from nanogauge.training.sampling import sample_text
+from nanogauge.training.sampling import is_sampled, sample_text
 from nanogauge.training.schedule import learning_rate
 
-SAMPLE_TOKENS = 400
+SAMPLE_TOKENS = 200
 Status = Literal["finished", "stopped", "failed"]
 
 
@@ -65,6 +66,8 @@ def train(s: Session) -> tuple[Status, str | None]:
             s.log.write(line)
             log_compilation(s, step, evaluation.compile_seconds)
             s.screen.evaluated(line)
+            if is_sampled(step, config.train.eval_every, config.train.max_steps):
+                write_samples(s, step)
         if saving:
             save(s, step)
         if leaving:
@@ -129,24 +132,21 @@ def save(s: Session, step: int) -> None:
             s.log.write(Event(level="warning", what="checkpoint_failed", step=step, text=text))
             s.screen.say(f"! {text}")
             return
-    s.log.write(
-        Checkpoint(
-            step=step,
-            seconds=saving.seconds,
-            bytes=size,
-            path=str(path.relative_to(s.folder.path)),
-        )
+    line = Checkpoint(
+        step=step,
+        seconds=saving.seconds,
+        bytes=size,
+        path=str(path.relative_to(s.folder.path)),
     )
+    s.log.write(line)
+    s.screen.checkpointed(line)
 
 
 def close(s: Session, status: Status, reason: str | None) -> None:
-    """The last lines of the log: a text sample, what the sensors missed, the peaks, the end."""
-    if status == "finished":
-        write_sample(s)
+    """The last lines of the log: what the sensors ended with, the peaks, the end."""
     for reading in s.sensors.close():
         s.log.write(reading)
-    for field, why in s.sensors.absent.items():
-        s.log.write(Event(what="absent", text=why, about=field))
+    record_sensors(s, s.steps_done)  # what it ended with
     peaks, host_bytes = allocator_peaks(s.device), peak_process_bytes()
     s.log.write(
         End(
@@ -164,37 +164,40 @@ def close(s: Session, status: Status, reason: str | None) -> None:
     )
 
 
-def write_sample(s: Session) -> None:
-    """Log a text that the model writes; without its vocabulary (offline) there is none."""
-    try:
-        encoding = s.source.encoding()
-    except Exception as error:  # a download fails in whatever way its client has
-        text = f"No sample of text: the vocabulary could not be loaded ({type(error).__name__})."
-        s.log.write(Event(level="warning", what="no_sample", text=text))
-        return
-    s.model.eval()
-    text = sample_text(s.model, encoding, SAMPLE_TOKENS, s.config.run.seed, s.device)
-    s.log.write(Event(what="sample", step=s.config.train.max_steps, text=text))
+def write_samples(s: Session, step: int) -> None:
+    """Log what the model writes; without its vocabulary (offline) there is nothing."""
+    with s.clock.window():
+        try:
+            encoding = s.source.encoding()
+        except Exception as error:  # a download fails in whatever way its client has
+            text = (
+                f"No sample of text: the vocabulary could not be loaded ({type(error).__name__})."
+            )
+            s.log.write(Event(level="warning", what="no_sample", text=text, step=step))
+            return
+        s.model.eval()
+        for prompt in s.config.train.prompts or [""]:
+            seed = s.config.run.seed
+            text = sample_text(s.model, encoding, prompt, SAMPLE_TOKENS, seed, s.device)
+            s.log.write(Event(what="sample", step=step, text=text))
+        s.model.train()
 
 
 def run(s: Session) -> tuple[Status, str | None]:
-    """Mirror, train, and close the log, however it ended."""
-    mirror = None
-    wandb, train_config = s.config.wandb, s.config.train
-    if wandb.mode != "disabled":
-        mirror = Mirror.start(s.folder.path, wandb.mode, wandb.project, train_config.log_every)
+    """Train, and close the log, however it ended."""
     with s.log:
         try:
             status, reason = train(s)
         except torch.OutOfMemoryError:
+            train_config = s.config.train
             status, reason = (
                 "failed",
                 f"the GPU ran out of memory; set --train.micro-batch below "
                 f"{train_config.micro_batch} and --train.grad-accum higher by as much",
             )
+        finally:
+            s.screen.close()
         close(s, status, reason)
-    if mirror is not None and (warning := mirror.finish()) is not None:
-        s.screen.say(f"! {warning}")
     return status, reason
 
 
@@ -206,7 +209,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--rehearse", type=int, metavar="N", help="stop after N steady steps")
     parser.add_argument("--claims", type=Path, help="claims to hold against the run in its report")
     parser.add_argument(
-        "--force", action="store_true", help="start even where the memory cannot suffice"
+        "--force",
+        action="store_true",
+        help="start in spite of the doctor, and even where the memory cannot suffice",
     )
     add_config_flags(parser)
     given = parser.parse(arguments)
@@ -215,18 +220,27 @@ def main(arguments: Sequence[str]) -> int:
     config = load_config(given.config, config_overrides(given))
     if given.claims is not None:
         load_claims(given.claims)
+    mirror = None
     try:
+        consult(config, given.force)
         session = open_session(
             config, given.resume == "auto", given.rehearse, given.claims, given.force
         )
+        wandb = config.wandb
+        if wandb.mode != "disabled":
+            every, run_id = config.train.log_every, session.wandb_id
+            mirror = Mirror.start(config.folder, wandb.mode, wandb.project, every, run_id)
         status, reason = run(session)
+        report, folder, recorded = build_report(config.folder, claims_of(config.folder, None))
+        paths = write_report(report, folder, recorded)
     except OSError as error:
         raise RunFailed(
             f"{config.folder}: {error.strerror or error}; what was written is kept, "
             "--resume auto goes on from the newest checkpoint."
         ) from error
-    report, folder, recorded = build_report(config.folder, claims_of(config.folder, None))
-    paths = write_report(report, folder, recorded)
+    finally:
+        if mirror is not None and (warning := mirror.finish()) is not None:
+            print(f"! {warning}", flush=True)  # the report is there, and goes up with the rest
     if status == "finished" and (warning := remember_run(session, recorded)) is not None:
         print(f"! {warning}")
     print()

@@ -19,6 +19,7 @@ import io
 import json
 import math
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.insert(0, str(ROOT))
 
 import nanogauge.threads  # noqa: E402, F401  before torch
 
@@ -36,7 +37,6 @@ import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
 import train  # noqa: E402
-from commands import build_fake_driver  # noqa: E402
 from nanogauge.cli import Parser, run_command  # noqa: E402
 from nanogauge.config import load_config  # noqa: E402
 from nanogauge.measure.gpu import open_sensors  # noqa: E402
@@ -74,7 +74,7 @@ def instrumented(s: Session, begin: int, end: int) -> None:
     s.steps_done = s.first_step = begin
     s.last_step = end
     with contextlib.redirect_stdout(io.StringIO()):
-        status, problem = train.train(s)
+        _, problem = train.train(s)
     if problem is not None:
         raise ValueError(problem)
 
@@ -105,7 +105,7 @@ class OneNumber(nn.Module):
 
 
 def open_run(folder: Path, name: str, accumulation: int) -> Session:
-    """The demo's model in eager mode, without evaluations and checkpoints, with a card's sensors."""
+    """The demo's model, eager, without evaluations and checkpoints, with a card's sensors."""
     on_gpu = torch.cuda.is_available()
     overrides: dict[str, dict[str, object]] = {
         "run": {"name": name, "out": str(folder), "compile": False},
@@ -144,11 +144,13 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--step-ms", type=float, default=100.0, help="length of a step")
     parser.add_argument("--json", action="store_true", help="print JSON, and nothing else")
     given = parser.parse(arguments)
-    train.save = lambda s, step: None  # type: ignore[assignment]
+    train.save = lambda s, step: None
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if not torch.cuda.is_available():
-            library = build_fake_driver(folder) / "libnvidia-ml.so.1"
+            library = folder / "libnvidia-ml.so.1"
+            build = ["cc", "-shared", "-fPIC", f"-Wl,-soname,{library.name}", "-o", str(library)]
+            subprocess.run([*build, str(ROOT / "tests" / "fake_nvml.c"), "-lm"], check=True)
             ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
         results = measure(folder, given.blocks, given.step_ms / 1e3)
     if given.json:
@@ -163,11 +165,14 @@ def main(arguments: Sequence[str]) -> int:
 
 def measure(folder: Path, blocks: int, step_seconds: float) -> list[dict[str, Any]]:
     """Each result over the blocks."""
-    s = open_run(folder, "probe", 1)
-    bare(s, 1, 10)
-    one = statistics.median(timed(bare, s, 10 * i, 10 * i + 10) for i in range(1, 4))
-    s.sensors.close()
-    s = open_run(folder, "paired", max(1, round(step_seconds / one)))
+    spans = []
+    for accumulation in (1, 9):
+        s = open_run(folder, f"probe{accumulation}", accumulation)
+        s.sensors.close()
+        spans.append(min(timed(bare, s, 10 * i, 10 * i + 10) for i in range(6)))
+    per_micro_batch = (spans[1] - spans[0]) / 8
+    wanted = 1 + round((step_seconds - spans[0]) / per_micro_batch)
+    s = open_run(folder, "paired", max(1, wanted))
     gpu, hz = watched_gpu(s.config, s.device), s.config.measure.power_hz
     log = s.folder.path / "log.jsonl"
     s.sensors.close()

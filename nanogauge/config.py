@@ -113,6 +113,8 @@ class TrainSection(Section):
     """steps between checkpoints; the last step always makes one"""
     log_every: Count = 10
     """steps between lines in the terminal; the run log holds every step"""
+    prompts: list[str] = []
+    """texts that the model goes on from, four times a run; without any it begins a document"""
 
 
 class OptimizerSection(Section):
@@ -189,15 +191,18 @@ class Config(Section):
         lines: list[str] = []
         for section, values in self.model_dump().items():
             lines.append(f"[{section}]")
-            lines += [f"{key} = {_toml_value(v)}" for key, v in values.items() if v is not None]
+            lines += [f"{key} = {toml_value(v)}" for key, v in values.items() if v is not None]
             lines.append("")
         return "\n".join(lines)
 
 
-def _toml_value(value: object) -> str:
+def toml_value(value: object) -> str:
+    """A value of a configuration as TOML writes it."""
     match value:
         case bool():
             return "true" if value else "false"
+        case list():
+            return f"[{', '.join(map(toml_value, value))}]"
         case str():
             escaped = "".join(
                 f"\\u{ord(c):04x}" if c in '"\\' or ord(c) < 0x20 or ord(c) == 0x7F else c
@@ -322,7 +327,8 @@ def _from_text(text: str, annotation: Any) -> object:
     """Read a flag's text the way TOML would, but leave it alone where a string is wanted."""
     kinds = [annotation, *typing.get_args(annotation)]
     kinds += [inner for kind in kinds for inner in typing.get_args(kind)]
-    if str in kinds or typing.get_origin(annotation) is Literal:
+    as_it_is = str in kinds and typing.get_origin(annotation) is not list
+    if as_it_is or typing.get_origin(annotation) is Literal:
         return text
     try:
         return tomllib.loads(f"value = {text}")["value"]

@@ -171,7 +171,7 @@ def _check_memory(
         if available is not None and held is not None:
             free = available + held  # as the session counts: what this process can come to hold
     else:
-        place, total, others = "on the card", driver.total_bytes, getattr(driver, "others", None)
+        place, total, others = "on the card", driver.total_bytes, driver.others
         if total is not None and driver.used_by_others_bytes is not None:
             free = total - driver.used_by_others_bytes
     if config is None or free is None:

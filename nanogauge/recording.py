@@ -52,7 +52,11 @@ def record_steps(s: Session, leave: int = 0) -> str | None:
         s.screen.step(line)
         record_sensors(s, done.step)
         if done.step > s.first_step and times.compile_seconds == 0:
-            for alarm in s.alarms.step(done.step, times.step_seconds, times.data_wait_seconds):
+            alarms = s.alarms.step(done.step, times.step_seconds, times.data_wait_seconds)
+            total = s.screen.projected_total_seconds(done.step, s.clock.elapsed_seconds())
+            if total is not None:
+                alarms += s.alarms.projected(total)
+            for alarm in alarms:
                 raise_alarm(s, alarm, done.step)
     return None
 
@@ -61,9 +65,10 @@ def record_sensors(s: Session, step: int) -> None:
     """Log what the sensors read since the last time, and what became of them."""
     for change in s.sensors.changes():
         level: Literal["info", "warning"] = "warning" if change.midway else "info"
-        s.log.write(Event(level=level, what="not_measured", text=change.text, step=step))
+        text = f"{change.text}."
+        s.log.write(Event(level=level, what="absent", text=text, step=step, about=change.field))
         if change.midway:
-            s.screen.say(f"! {change.text}")
+            s.screen.say(f"! {text}")
     for reading in s.sensors.readings():
         s.log.write(reading)
         s.screen.sensor(reading)
@@ -73,9 +78,12 @@ def record_sensors(s: Session, step: int) -> None:
 
 def raise_alarm(s: Session, alarm: Alarm, step: int) -> None:
     s.log.write(
-        Event(level="alarm", what=alarm.what, text=alarm.text, step=step, about=alarm.about)
+        Event(level=alarm.level, what=alarm.what, text=alarm.text, step=step, about=alarm.about)
     )
-    s.screen.alarm(alarm.text)
+    if alarm.level == "alarm":
+        s.screen.alarm(alarm.text)
+    else:
+        s.screen.say(f"! {alarm.text}")
 
 
 def log_compilation(s: Session, step: int, seconds: float) -> None:

@@ -14,6 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field
 SCHEMA = 1
 
 
+Whole = Annotated[int, Field(ge=0, le=2**53)]
+"""what a column of float64 holds exactly; more is no count of anything here"""
+
+
 class Stored(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
 
@@ -110,7 +114,9 @@ class Start(Line):
 
     kind: Literal["start"] = "start"
     unix_time: float | None = None
-    source: Literal["train", "nanogpt_log"] = "train"
+    source: Literal[
+        "train", "nanogpt_log", "nanochat_log", "build_nanogpt_log", "wandb_history"
+    ] = "train"
     max_steps: int
     first_step: int = 0
     """0, or the step a resumed run goes on from"""
@@ -143,7 +149,7 @@ class Step(Line):
     """One optimizer step. `step` counts from 0: the step that makes update step + 1."""
 
     kind: Literal["step"] = "step"
-    step: int
+    step: Whole
     loss: float | None = None
     """mean over the micro-batches of the step, in nats per token; None where it was not finite"""
     step_seconds: float | None = None
@@ -160,15 +166,15 @@ class Step(Line):
     """clipping, update and clearing of gradients"""
     learning_rate: float | None = None
     grad_norm: float | None = None
-    tokens: int | None = None
+    tokens: Whole | None = None
     power_watts: float | None = None
     """mean, least and most of the samples that fell into this step; None where none did"""
     power_min_watts: float | None = None
     power_max_watts: float | None = None
-    peak_allocated_bytes: int | None = None
+    peak_allocated_bytes: Whole | None = None
     """so far, as in the end line: a run that dies has no end line"""
-    peak_reserved_bytes: int | None = None
-    peak_host_bytes: int | None = None
+    peak_reserved_bytes: Whole | None = None
+    peak_host_bytes: Whole | None = None
 
 
 class Eval(Line):
@@ -179,6 +185,9 @@ class Eval(Line):
     train_loss: float | None = None
     val_loss: float | None = None
     """None where it was not finite"""
+    val_bits_per_byte: float | None = None
+    """instead of nats per token, where another program gives this; the one follows from the other
+    only with the bytes per token of its validation text"""
     seconds: float | None = None
 
 
@@ -195,7 +204,7 @@ class Checkpoint(Line):
 class Sensor(Line):
     """One reading of the sensors, about one a second; a field that nobody gives is None.
 
-    Power and clocks are means of the samples since the reading before; all else is as it is at
+    Power is the mean of the samples since the reading before; all else is as it is at
     elapsed_seconds.
     """
 
@@ -220,10 +229,10 @@ class Sensor(Line):
     throttle: list[str] | None = None
     """in words, why the clock is lower than it could be; empty if it is not. What a card does that
     has nothing to do (idle, clocks set by an application) is no throttling"""
-    pcie_generation: int | None = None
-    pcie_width: int | None = None
-    device_used_bytes: int | None = None
-    process_used_bytes: int | None = None
+    pcie_generation: Whole | None = None
+    pcie_width: Whole | None = None
+    device_used_bytes: Whole | None = None
+    process_used_bytes: Whole | None = None
     cpu_package_joules: float | None = None
     """energy of all processor packages since the sampler started, from RAPL"""
 

@@ -6,7 +6,7 @@ from nanogauge.config import Config
 from nanogauge.errors import BadInput
 
 FREE_SECTIONS = ("measure", "cost", "wandb")
-FREE_KEYS = ("run.name", "run.out", "train.log_every")
+FREE_KEYS = ("run.name", "run.out", "train.log_every", "train.prompts")
 
 
 def refuse_changes(old: Config, new: Config) -> None:

@@ -22,7 +22,14 @@ from nanogauge.errors import BadInput
 from nanogauge.measure.alarms import Alarms
 from nanogauge.measure.clock import Clock, Stopwatch
 from nanogauge.measure.environment import capture_environment
-from nanogauge.measure.gpu import Sensors, measure_idle, open_sensors
+from nanogauge.measure.gpu import (
+    DriverInfo,
+    Idle,
+    Sensors,
+    driver_info,
+    measure_idle,
+    open_sensors,
+)
 from nanogauge.measure.memory import available_bytes, process_bytes, reset_peak
 from nanogauge.predict.calibration import Calibration, FinishedRun
 from nanogauge.predict.fit import fit_verdict, largest_micro_batch, memory_of, with_micro_batch
@@ -38,6 +45,7 @@ from nanogauge.resume import refuse_changes
 from nanogauge.runfolder import RunFolder, create, load_with_log, write_aside
 from nanogauge.runlog import FILE_NAME, Recorded, RunLog
 from nanogauge.screen import Screen
+from nanogauge.tracking import new_run_id
 from nanogauge.training.checkpoint import load_checkpoint, newest_checkpoint
 from nanogauge.training.compiling import CompileWatch, Loss, compile_model
 from nanogauge.training.data import Batches
@@ -88,6 +96,8 @@ class Session:
     screen: Screen
     stop: Stop
     first_step: int
+    wandb_id: str
+    """of the run in W&B, which a resumption continues"""
     steps_done: int
     """updates since step 0"""
     last_step: int
@@ -110,20 +120,27 @@ def open_session(
         OSError: if the run folder cannot be written.
     """
     device = choose_device(config.run.device)
+    compile_watch = CompileWatch()
     clock = Clock(
         partial(synchronize, device),
         timeline=EventTimeline(device) if device.type == "cuda" else None,
-        compiled_seconds=CompileWatch().seconds,
+        compiled_seconds=compile_watch.seconds,
     )
     dtype = choose_dtype(config.run.dtype, device)
     torch.manual_seed(config.run.seed)
     torch.set_float32_matmul_precision("high")  # TF32 for what is left in fp32 on a GPU
     config, source, batches = open_data(config, device)
-    folder, checkpoint, damaged = open_folder(config, device, dtype, resume, force)
+    folder, recorded, checkpoint, damaged = open_folder(config, device, dtype, resume, force)
+    before, wandb_id = None, new_run_id()
+    if recorded is not None:
+        before = sum(seconds or 0.0 for seconds in recorded.session_seconds)
+        known = [start.wandb_id for start in recorded.starts if start.wandb_id is not None]
+        wandb_id = known[-1] if known else wandb_id
     if claims is not None:
         write_aside(folder.path / CLAIMS_NAME, claims.read_bytes())
     gpu = watched_gpu(config, device)
-    idle = None
+    card = driver_info(gpu) if gpu is not None else None
+    idle: Idle | None = None
     if gpu is not None and config.measure.idle_seconds > 0:
         idle = measure_idle(gpu, config.measure.power_hz, config.measure.idle_seconds)
     sensors = open_sensors(gpu, config.measure.power_hz, clock.elapsed_seconds)
@@ -137,7 +154,13 @@ def open_session(
     last_step = config.train.max_steps
     if rehearse_steps is not None:
         last_step = min(last_step, first_step + rehearse_steps + 1)
-    screen = Screen(config, folder.prediction, first_step)
+    screen = Screen(
+        config,
+        folder.prediction,
+        first_step,
+        before,
+        elapsed_seconds=clock.elapsed_seconds,
+    )
     screen.plan()
     stop = Stop()
     stop.listen()
@@ -152,7 +175,8 @@ def open_session(
             train_tokens=batches.train_tokens,
             idle_power_watts=idle.power_watts if idle is not None else None,
             idle_utilization=idle.utilization if idle is not None else None,
-            other_programs=info.others if info is not None else None,
+            other_programs=card.others if card is not None else None,
+            wandb_id=wandb_id,
         )
     )
     planned = config.data.tokens
@@ -179,33 +203,37 @@ def open_session(
         log=log,
         clock=clock,
         sensors=sensors,
-        alarms=alarms,
+        alarms=make_alarms(folder.prediction, card),
         screen=screen,
         stop=stop,
         first_step=first_step,
+        wandb_id=wandb_id,
         steps_done=first_step,
         last_step=last_step,
     )
     if config.run.compile:
+        compile_watch.listen()
         compile_session(session)
     return session
 
 
 def open_folder(
     config: Config, device: torch.device, dtype: str, resume: bool, force: bool
-) -> tuple[RunFolder, Path | None, list[str]]:
-    """A new run folder with its frozen prediction, or the one to resume and its checkpoint.
+) -> tuple[RunFolder, Recorded | None, Path | None, list[str]]:
+    """A new run folder with its frozen prediction, or the one to resume, its log and checkpoint.
+
+    Also a sentence for each damaged checkpoint that was passed over.
 
     Raises:
         BadInput: if a folder cannot be used, or the run does not fit and is not forced.
     """
     if resume and (config.folder / FILE_NAME).exists():
-        folder, _ = load_with_log(config.folder)
+        folder, recorded = load_with_log(config.folder)
         refuse_changes(folder.config, config)
         if not force:
             refuse_too_large(config, folder.prediction, free_bytes(device), resumed=True)
         checkpoint, damaged = newest_checkpoint(config.folder / "checkpoints")
-        return folder, checkpoint, damaged
+        return folder, recorded, checkpoint, damaged
     hardware, driver = describe_hardware(device, dtype)
     calibration, warning = load_calibration(
         hardware.name, torch.__version__, calibrated_threads(device)
@@ -217,7 +245,7 @@ def open_folder(
         notes = [*prediction.notes, warning]
         prediction = prediction.model_copy(update={"notes": notes})
     machine = capture_environment(hardware.name, driver, torch.get_num_threads())
-    return create(config.folder, config, machine, prediction), None, []
+    return create(config.folder, config, machine, prediction), None, None, []
 
 
 def free_bytes(device: torch.device) -> int | None:
@@ -302,6 +330,16 @@ def compile_session(s: Session) -> None:
         text = f"torch.compile failed, training goes on without it, slower: {failure}"
         s.log.write(Event(level="warning", what="compile_failed", text=text))
         s.screen.say(f"! {text}")
+
+
+def make_alarms(prediction: Prediction, card: DriverInfo | None) -> Alarms:
+    """What calls for somebody in the night, by what this run and this card are expected to do."""
+    total = prediction.best("total_seconds")
+    return Alarms(
+        predicted_total_seconds=(total.low, total.high) if total is not None else None,
+        device_bytes=card.total_bytes if card is not None else None,
+        slowdown_celsius=card.slowdown_celsius if card is not None else None,
+    )
 
 
 def watched_gpu(config: Config, device: torch.device) -> str | int | None:

@@ -11,7 +11,7 @@ import typing
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from math import isnan
-from typing import Any, Generic, TypeVar, overload
+from typing import Annotated, Any, Generic, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -147,7 +147,7 @@ class Table(Sequence[Record], Generic[Record]):
         self._length = min(self._length, length)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Table) and list(self) == list(other)
+        return isinstance(other, Table | list) and list(self) == list(other)
 
     __hash__ = None  # type: ignore[assignment]  # it grows
 
@@ -189,6 +189,8 @@ def _exact(numbers: list[Any]) -> bool:
 
 def _kinds(annotation: Any) -> set[Any]:
     """The types of a field that may be None, without None."""
+    if typing.get_origin(annotation) is Annotated:
+        return _kinds(typing.get_args(annotation)[0])
     if typing.get_origin(annotation) in (types.UnionType, typing.Union):
         return {kind for part in typing.get_args(annotation) for kind in _kinds(part)}
     return set() if annotation is type(None) else {annotation}

@@ -74,6 +74,13 @@ def build_fake_driver(folder: Path) -> Path:
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler: the stand-in for the driver cannot be built")
-    command = [compiler, "-shared", "-fPIC", "-o", str(folder / "libnvidia-ml.so.1")]
-    subprocess.run([*command, str(Path(__file__).with_name("fake_nvml.c"))], check=True)
+    command = [
+        compiler,
+        "-shared",
+        "-fPIC",
+        "-Wl,-soname,libnvidia-ml.so.1",
+        "-o",
+        str(folder / "libnvidia-ml.so.1"),
+    ]
+    subprocess.run([*command, str(Path(__file__).with_name("fake_nvml.c")), "-lm"], check=True)
     return folder

@@ -13,6 +13,7 @@ SEED = ROOT / "predictions" / "seed_zh.toml"
 LOG = "step 0: train loss 10.9000, val loss 10.9000\n"
 LOG += "iter 0: loss 10.9000, time 32000.00ms, mfu -100.00%\n"
 LOG += "iter 200: loss 6.3000, time 3900.00ms, mfu 12.87%\n"
+MORE = "iter 600: loss 5.3000, time 3900.00ms, mfu 12.87%\n"
 
 
 def refused(script: str, *arguments: object, words: str) -> None:
@@ -93,12 +94,11 @@ def test_a_wrong_claim_is_named(tmp_path: Path, change: tuple[str, str], words: 
     [
         ("hello\n", "is no nanoGPT log"),
         ("", "is no nanoGPT log"),
-        (LOG + "iter 400: loss 6.3, ti", "line 4"),
-        (LOG + "step 500: train loss 5.1234, val loss 5.12", "line 4"),
-        (LOG.replace("3900.00ms", "0.00ms"), "line 3"),
-        (LOG.replace("iter 0:", "iter 100:"), "begins at iteration 100"),
+        (LOG + "iter 400: loss 6.3, ti\n" + MORE, "line 4"),
+        (LOG + "step 500: train loss 5.1234, val loss 5.12\n" + MORE, "line 4"),
+        (LOG.replace("3900.00ms", "0.00ms") + MORE, "line 3"),
         (LOG + "iter 90000: loss 6.3000, time 3900.00ms, mfu 12.87%\n", "train.max_steps = 20,000"),
-        (LOG + LOG, "do not rise"),
+        (LOG.splitlines()[1], "none shows a step alone"),
     ],
 )
 def test_a_log_that_cannot_be_read_makes_no_folder(tmp_path: Path, text: str, words: str) -> None:

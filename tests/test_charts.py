@@ -10,11 +10,10 @@ from examples import documented_config, documented_prediction
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanogauge.records import Compile, End, Eval, Event, Sensor, Start, Step
+from nanogauge.records import Compile, Eval, Event, Sensor, Start, Step
 from nanogauge.report.cells import grouped
 from nanogauge.report.compare import build_rows
 from nanogauge.report.lines import HEIGHT, TOP, Chart, Series, four_digits, line_chart
-from nanogauge.report.measured import measure
 from nanogauge.report.page import MOST_SAMPLES, samples_of, spread
 from nanogauge.report.pictures import pictures
 from nanogauge.report.scale import exact_axis, round_axis, stretches
@@ -193,18 +192,3 @@ def test_every_row_stands_in_one_group() -> None:
     groups = grouped(rows)
     assert sorted(c.row.id for g in groups for c in g.cells) == sorted(row.id for row in rows)
     assert [group.name for group in groups][:2] == ["Time", "Speed"]
-
-
-@pytest.mark.parametrize("status", [None, "stopped", "finished"])
-def test_what_a_part_of_a_run_used_is_no_verdict_on_the_whole(status: str | None) -> None:
-    """A run at step 6 of 20,000 "missed" its tokens, FLOPs and energy; it is not there yet."""
-    log = resumed()
-    if status is not None:
-        log.add(End(status=status, steps=6, elapsed_seconds=201.0))
-    config, prediction = documented_config(), documented_prediction()
-    rows, _ = build_rows(None, config, prediction, measure(log, config, prediction))
-    judged = {row.id: row.prediction for row in rows}
-    for row_id in ("tokens_total", "flops_total_6n", "energy_kwh"):
-        assert judged[row_id] == ("missed" if status == "finished" else None)
-    (why,) = (row.why for row in rows if row.id == "energy_kwh")
-    assert ("so far, at step 6 of 20,000" in why) == (status != "finished")

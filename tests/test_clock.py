@@ -204,7 +204,9 @@ def test_events_are_recorded_and_read_in_milliseconds(monkeypatch: pytest.Monkey
 
 def test_each_compilation_is_announced_and_timed() -> None:
     """Only the first one is made on purpose; a new shape compiles again, in whatever step it is."""
-    seconds = CompileWatch().seconds
+    watch = CompileWatch()
+    watch.listen()
+    seconds = watch.seconds
     double = torch.compile(lambda x: 2 * x, backend="eager", dynamic=False)
     double(torch.ones(3))
     first = seconds()

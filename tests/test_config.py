@@ -26,6 +26,7 @@ from nanogauge.config import (
     add_config_flags,
     config_overrides,
     load_config,
+    toml_value,
 )
 from nanogauge.errors import BadInput
 
@@ -69,7 +70,11 @@ def configs(draw: st.DrawFn) -> Config:
         model=draw(models()),
         data=DataSection(path=path, tokens=draw(st.none() | COUNTS), embedded=path is None),
         train=draw(
-            st.builds(TrainSection, **dict.fromkeys(TrainSection.model_fields, COUNTS)),
+            st.builds(
+                TrainSection,
+                **dict.fromkeys(TrainSection.model_fields.keys() - {"prompts"}, COUNTS),
+                prompts=st.lists(WORDS, max_size=3),
+            ),
         ),
         optimizer=OptimizerSection(
             learning_rate=draw(POSITIVE),
@@ -82,7 +87,12 @@ def configs(draw: st.DrawFn) -> Config:
             weight_decay=draw(NOT_NEGATIVE),
             grad_clip=draw(NOT_NEGATIVE),
         ),
-        measure=MeasureSection(power_hz=draw(st.floats(0, 100, exclude_min=True))),
+        measure=MeasureSection(
+            power_hz=draw(st.floats(0, 100, exclude_min=True)),
+            gpu=draw(WORDS),
+            idle_seconds=draw(st.floats(0, 600)),
+            split_every=draw(COUNTS),
+        ),
         cost=CostSection(price_per_kwh=draw(st.none() | POSITIVE), currency="EUR"),
         wandb=WandbSection(
             mode=draw(st.sampled_from(["auto", "online", "offline", "disabled"])),
@@ -114,6 +124,7 @@ def test_every_key_has_a_flag_that_beats_the_file(wanted: Config, in_file: Confi
         for key, value in values.items():
             if value is not None:
                 text = str(value).lower() if isinstance(value, bool) else str(value)
+                text = toml_value(value) if isinstance(value, list) else text
                 flags.append(f"--{section}.{key.replace('_', '-')}={text}")
     parser = Parser("test")
     add_config_flags(parser)

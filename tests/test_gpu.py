@@ -13,7 +13,7 @@ import torch
 from commands import DEMO, TINY, log_lines, rows_of, run
 
 from nanogauge.measure.clock import Clock, Stopwatch
-from nanogauge.measure.gpu import driver_info, open_sensors
+from nanogauge.measure.gpu import MEASURED, driver_info, open_sensors
 from nanogauge.training.device import EventTimeline, allocator_peaks
 
 pytestmark = [
@@ -119,6 +119,20 @@ def test_the_driver_sees_what_the_allocator_reserved_and_a_context() -> None:
     now = torch.cuda.memory_reserved(device)
     print(f"{seen[-1] / 2**30:.2f} GiB by the driver, {now / 2**30:.2f} reserved")
     assert now < seen[-1] < now + 2**30
+
+
+def test_each_sensor_of_a_card_gives_a_number_or_its_reason() -> None:
+    """Real drivers leave out what the scripted one is told to."""
+    begin = time.monotonic()
+    uuid = str(torch.cuda.get_device_properties(0).uuid)
+    sensors = open_sensors(uuid, 10, lambda: time.monotonic() - begin)
+    time.sleep(5.3)
+    reading = sensors.close()[-2]
+    print(reading, dict(sensors.absent), f"{sensors.cpu_seconds / 5:.3%} of a core")
+    for name in MEASURED:
+        assert (getattr(reading, name) is None) == (name in sensors.absent), name
+    if reading.energy_source == "counter" and reading.integral_joules is not None:
+        assert reading.energy_joules == pytest.approx(reading.integral_joules, rel=0.2)
 
 
 def test_the_compiled_model_is_what_trains(trained: Path) -> None:

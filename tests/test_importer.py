@@ -4,47 +4,17 @@ from __future__ import annotations
 
 import math
 import re
-import tempfile
 from pathlib import Path
 
 import pytest
-from examples import documented_config, documented_prediction, nanogpt_log
+from examples import documented_prediction, nanogpt_log
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from importing import LOG, config_of, imported
 
-from nanogauge.config import Config
 from nanogauge.errors import BadInput
-from nanogauge.importers.folder import import_nanogpt_log
-from nanogauge.importers.nanogpt_log import parse
+from nanogauge.importers.nanogpt_log import read_nanogpt_log
 from nanogauge.report.attribution import attribute
-from nanogauge.report.measured import Measurements, measure
-from nanogauge.runlog import Recorded, read_log
-
-LOG = nanogpt_log(
-    iterations=1000,
-    log_every=100,
-    eval_every=500,
-    step_ms=lambda _: 2000.0,
-    evaluation_ms=9000.0,
-    compile_ms=20_000.0,
-)
-
-
-def config_of(max_steps: int) -> Config:
-    config = documented_config()
-    train = config.train.model_copy(update={"max_steps": max_steps})
-    return config.model_copy(update={"train": train})
-
-
-def imported(text: str, max_steps: int = 1000) -> tuple[Recorded, Measurements]:
-    """Import a log and read back what lies in the run folder."""
-    config, prediction = config_of(max_steps), documented_prediction()
-    with tempfile.TemporaryDirectory() as name:
-        path, out = Path(name) / "nanogpt.txt", Path(name) / "run"
-        path.write_bytes(text.encode())
-        import_nanogpt_log(path, config, prediction, None, None, out)
-        recorded = read_log(out)
-    return recorded, measure(recorded, config, prediction)
 
 
 @settings(max_examples=30, deadline=None)
@@ -168,9 +138,10 @@ def test_a_cut_line_is_refused_with_its_number(tmp_path: Path, kind: str) -> Non
     whole = next(line for line in LOG.splitlines() if line.startswith(kind))
     accepted, refused = [], []
     for size in range(len("iter 2"), len(whole)):
-        path.write_text("\n".join([*LOG.splitlines()[:3], whole[:size]]), encoding="utf-8")
+        lines = [*LOG.splitlines()[:3], whole[:size], LOG.splitlines()[-1]]
+        path.write_text("\n".join(lines), encoding="utf-8")
         try:
-            parse(path)
+            read_nanogpt_log(path)
             accepted.append(whole[:size])
         except BadInput as error:
             refused.append(str(error))
@@ -185,10 +156,9 @@ def test_a_cut_line_is_refused_with_its_number(tmp_path: Path, kind: str) -> Non
         ("hello\nworld\n", "no nanoGPT log"),
         ("step 0: train loss 10.8000, val loss 10.8000\n", "no nanoGPT log"),
         ("\x00\xff\x00" * 100, "no nanoGPT log"),
-        (LOG + LOG, "do not rise"),
         ("\n".join(line for line in LOG.splitlines() if "iter 0" in line), "shows a step alone"),
     ],
-    ids=["empty", "prose", "evaluations alone", "binary", "two runs", "one iteration"],
+    ids=["empty", "prose", "evaluations alone", "binary", "one iteration"],
 )
 def test_a_file_that_is_no_nanogpt_log_is_refused(text: str, words: str) -> None:
     with pytest.raises(BadInput, match=words):
@@ -230,4 +200,4 @@ def test_a_total_without_its_evaluations_is_not_given() -> None:
     assert "evaluation" in found.missing["total_seconds"]
     assert found.values["first_step_seconds"].value == pytest.approx(31.0)
     prediction, config = documented_prediction(), config_of(1000)
-    assert attribute(prediction, found, config) is None
+    assert attribute(prediction, found, config, recorded) is None

@@ -25,7 +25,7 @@ from nanogauge.records import (
     Step,
     Stored,
 )
-from nanogauge.runlog import FILE_NAME, RunLog, lines_of, read_log
+from nanogauge.runlog import FILE_NAME, LogReader, RunLog, lines_of, read_log
 
 KINDS: tuple[type[Stored], ...] = typing.get_args(typing.get_args(LogLine)[0])
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
@@ -35,6 +35,10 @@ def values_of(annotation: Any) -> st.SearchStrategy[Any]:
     """Any value of a field's type; numbers are finite, for others are stored as None."""
     if typing.get_origin(annotation) is Literal:
         return st.sampled_from(typing.get_args(annotation))
+    if typing.get_origin(annotation) is typing.Annotated:
+        return values_of(typing.get_args(annotation)[0])
+    if annotation is int:
+        return st.integers(0, 2**53)
     if typing.get_origin(annotation) in (list, dict):
         return st.from_type(annotation)
     if choices := typing.get_args(annotation):
@@ -170,6 +174,21 @@ def test_lines_are_stamped_by_the_clock_and_keep_a_time_of_their_own(tmp_path: P
     assert read.starts[0].elapsed_seconds == 0.5
     assert read.steps[0].elapsed_seconds == 1.25
     assert read.session_seconds == [2.5]
+
+
+def test_a_reader_that_goes_on_reading_has_what_one_that_begins_has(tmp_path: Path) -> None:
+    """Byte after byte of a log that grows; and from the beginning again once it is another log."""
+    path = write(tmp_path, [*SMALL_LOG, FIRST.model_copy(update={"first_step": 1})])
+    data = path.read_bytes()
+    reader = LogReader(tmp_path)
+    for size in range(data.index(b"\n") + 1, len(data) + 1):
+        path.write_bytes(data[:size])
+        assert reader.read() == read_log(tmp_path), size
+    assert len(reader.read().steps) == 1  # a process began again from step 1
+    path.write_bytes(data.replace(b"10.8", b"10.9").replace(b'_sha256": "', b'_sha256": "0', 1))
+    assert reader.read() == read_log(tmp_path)
+    path.write_bytes(data[: data.index(b"\n") + 1])
+    assert reader.read() == read_log(tmp_path)
 
 
 @settings(max_examples=60, deadline=None)

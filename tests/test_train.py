@@ -276,7 +276,7 @@ def test_claims_given_to_a_run_are_in_its_report(tmp_path: Path) -> None:
     assert row["factor"] < 1e-3
 
 
-def test_a_loss_that_is_no_number_ends_the_run_before_the_update(tmp_path: Path) -> None:
+def test_a_loss_that_is_no_number_ends_the_run_before_a_checkpoint_holds_it(tmp_path: Path) -> None:
     """A run that diverged at midnight must not overwrite its good checkpoints until morning."""
     done = train_tiny(
         tmp_path, "--optimizer.learning-rate=1e30", "--optimizer.warmup-steps=0", "--run.seed=1"
@@ -300,7 +300,7 @@ def test_a_full_disk_costs_checkpoints_and_not_the_run(tmp_path: Path) -> None:
     if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
         pytest.skip("no disk can be mounted here")
     try:
-        done = train_tiny(small)
+        done = train_tiny(small, "--force")  # the doctor would not let it begin
         assert done.returncode in (0, 2), done.stderr  # 2: no room is left for the report
         assert "Traceback" not in done.stderr
         folder = small / "demo"

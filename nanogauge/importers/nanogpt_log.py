@@ -1,155 +1,159 @@
-"""nanoGPT's own log -> a run log of ours, with evaluation taken out of the iterations again.
+"""What nanoGPT's train.py prints, with or without the dump of its configuration.
 
-nanoGPT closes an iteration's clock after the evaluation and checkpoint that may lie in it. Here the
-steady iteration is the median of those without an evaluation; what an iteration with one took
-beyond that median is the evaluation (and checkpoint); what iteration 0 took beyond an evaluation
-and a step is compilation.
+nanoGPT closes an iteration's clock after the evaluation and checkpoint that may lie in it.
 """
 
 from __future__ import annotations
 
+import math
 import re
-import statistics
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
-from nanogauge.errors import BadInput
-from nanogauge.quantities import finite
-from nanogauge.records import Checkpoint, Compile, End, Eval, Event, LogLine, Start, Step
+from nanogauge.importers import contradictions
+from nanogauge.importers.printed import (
+    Collector,
+    Evaluation,
+    Form,
+    Iteration,
+    Printed,
+    Session,
+    number_of,
+    seconds_of,
+)
+from nanogauge.importers.text import TextLines, plain, without_prefix
+from nanogauge.records import Event
 
-_LOSS = r"(-?\d+\.\d{4}|-?inf|nan)"  # four decimals: a line cut within them is seen to be cut
-_ITER = re.compile(rf"iter (\d+): loss {_LOSS}, time (\d+\.\d\d)ms, mfu (-?\d+\.\d\d)%$")
-_STEP = re.compile(rf"step (\d+): train loss {_LOSS}, val loss {_LOSS}$")
-_SAVED = re.compile(r"saving checkpoint to ")
-_BEGINS = re.compile(r"(iter|step) \d")
 NANOGPT_PEAK_TFLOPS = 312  # nanoGPT's model.py divides by an A100's bf16 peak, whatever the card
+_LOSS = r"(-?\d+\.\d{4}|-?inf|nan)"  # four decimals: a line cut within them is seen to be cut
+_REST = r"(?:[,|] .*)?$"  # what variants of the program add
+_ITER = re.compile(
+    rf"(?<![\w./-])iter (\d+): loss {_LOSS}, time (\d+\.\d\d)ms(?:, mfu (-?\d+\.\d\d)%{_REST}|$)"
+)
+_STEP = re.compile(rf"(?<![\w./-])step (\d+): train loss {_LOSS}, val loss {_LOSS}{_REST}")
+_BEGINS = re.compile(r"(?:iter|step) \d+ *(?::|$)")
+_SAVED = re.compile(r"(?<!\w)saving checkpoint to ")
+_DUMP = re.compile(r"Overriding(?: config with|: )")
+_ASSIGNED = re.compile(r"(?:Overriding: )?([a-z_]\w*) *= *([^#]+)(?:#|$)")
+_TOKENS = re.compile(r"tokens per iteration will be: ([\d,]+)$")
+_LATER = re.compile(
+    r"number of parameters: (?P<parameters>[\d.]+M)$"
+    r"|num decayed parameter tensors: \d+, with (?P<decayed>[\d,]+) parameters$"
+    r"|num non-decayed parameter tensors: \d+, with (?P<others>[\d,]+) parameters$"
+    r"|(?:found|defaulting to) vocab_size (?:=|of GPT-2 to) (?P<vocabulary>\d+) \("
+    r"|Initializing a new model from scratch$"
+    r"|(?P<resumed>Resuming training from )"
+)
+_EXAMPLE = "iter 200: loss 6.2977, time 3917.80ms, mfu 12.87%"
 
 
-@dataclass
-class NanoGptLog:
-    iterations: list[tuple[int, float, float, float]] = field(default_factory=list)
-    """iteration, loss, seconds as printed, MFU as printed"""
-    evaluations: list[tuple[int, float, float]] = field(default_factory=list)
-    """iteration, train loss, validation loss"""
-    checkpoints: list[int] = field(default_factory=list)
-
-
-def parse(path: Path) -> NanoGptLog:
+def read_nanogpt_log(path: Path) -> Printed:
     """Read a log that nanoGPT's train.py printed; lines of other programs are passed over.
 
     Raises:
         BadInput: if the file cannot be read, has no iterations, or a line of it is cut or damaged.
     """
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        raise BadInput(f"there is no log {path}; give the file with nanoGPT's output.") from None
-    except OSError as error:
-        raise BadInput(f"cannot read the log {path}: {error.strerror}.") from None
-    log = NanoGptLog()
-    for number, raw in enumerate(text.splitlines(), start=1):
-        line = raw.strip()
+    lines = TextLines(path, FORM.what)
+    log, header = Collector(path), _Header()
+    without_mfu: tuple[int, str] | None = None
+    with_mfu = False
+    for number, raw in lines:
+        line = plain(raw)
+        bare = without_prefix(line)
         try:
-            if match := _ITER.match(line):
-                iteration, loss, milliseconds, mfu = match.groups()
-                entry = int(iteration), float(loss), float(milliseconds) / 1e3, float(mfu) / 100
-                if entry[2] <= 0:
-                    raise ValueError  # no iteration takes no time
-                log.iterations.append(entry)
-            elif match := _STEP.match(line):
+            if match := _ITER.search(line):
+                if match[4] is None and with_mfu:
+                    raise ValueError  # it was cut after its time
+                if without_mfu is not None and match[4] is not None:
+                    log.damage(*without_mfu)
+                without_mfu = (number, bare) if match[4] is None and not with_mfu else None
+                with_mfu |= match[4] is not None
+                log.iteration(number, _iteration(match))
+            elif match := _STEP.search(line):
                 step, train, validation = match.groups()
-                log.evaluations.append((int(step), float(train), float(validation)))
-            elif _SAVED.match(line) and log.evaluations:
-                log.checkpoints.append(log.evaluations[-1][0])
-            elif _BEGINS.match(line):
+                log.evaluation(number, Evaluation(int(step), float(train), float(validation)))
+            elif _SAVED.search(line):
+                log.checkpoint()
+            elif _BEGINS.match(bare):
                 raise ValueError
+            else:
+                header.take(log, number, bare)
         except ValueError:
-            raise BadInput(
-                f"line {number} of {path} is cut or damaged ({line[:40]!r}); "
-                "remove it, or give the whole log."
-            ) from None
-    if not log.iterations:
-        raise BadInput(
-            f"{path} is no nanoGPT log: it has no line like "
-            "'iter 200: loss 6.2977, time 3917.80ms, mfu 12.87%'."
-        )
-    numbers = [entry[0] for entry in log.iterations]
-    if numbers != sorted(set(numbers)):
-        raise BadInput(f"the iterations of {path} do not rise; give the log of one run alone.")
-    if numbers[0] != 0:
-        raise BadInput(
-            f"{path} begins at iteration {numbers[0]:,}, so a part of the run is not in it; "
-            "give a log from iteration 0 on."
-        )
-    return log
+            log.damage(number, bare)
+    return log.finish(FORM, lines.too_long, _EXAMPLE)
 
 
-def to_run_log(
-    log: NanoGptLog, max_steps: int, device: str, prediction_sha256: str
-) -> list[LogLine]:
-    """The lines of our run log that say the same.
+def _iteration(match: re.Match[str]) -> Iteration:
+    iteration, loss, milliseconds, mfu = match.groups()
+    return Iteration(
+        number=int(iteration),
+        loss=float(loss),
+        seconds=seconds_of(milliseconds, 1e-3),
+        mfu=None if mfu is None or float(mfu) < 0 else float(mfu) / 100,
+    )
 
-    Raises:
-        BadInput: if every printed iteration has an evaluation in it, so that no step is clean.
+
+class _Header:
+    """What nanoGPT prints before its first step: the configuration, tokens, then parameters.
+
+    Every rank prints it, so it may come several times. A stage that comes after a later one is of
+    another process: the one before has ended, or will say the same.
     """
-    with_evaluation = {step for step, _, _ in log.evaluations}
-    clean = [s for i, _, s, _ in log.iterations if i not in with_evaluation and i > 0]
-    if not clean:
-        raise BadInput("every printed iteration contains an evaluation; none shows a step alone.")
-    steady = statistics.median(clean)
-    evaluation_seconds = {
-        i: s - steady for i, _, s, _ in log.iterations if i in with_evaluation and i > 0
-    }
-    lines: list[LogLine] = [
-        Start(
-            unix_time=None,
-            source="nanogpt_log",
-            max_steps=max_steps,
-            prediction_sha256=prediction_sha256,
-            device=device,
+
+    def __init__(self) -> None:
+        self._stage = 0
+        self._dumping = False
+        self._decayed = math.nan
+
+    def take(self, log: Collector, number: int, line: str) -> None:
+        if _DUMP.match(line):
+            self._enter(log, number, 0)
+            self._dumping = True
+        if self._dumping and (match := _ASSIGNED.match(line)):
+            if contradictions.is_known(match[1]):
+                log.setting(number, match[1], match[2].strip())
+        elif match := _TOKENS.match(line):
+            self._enter(log, number, 1)
+            log.setting(number, contradictions.TOKENS, match[1])
+        elif match := _LATER.match(line):
+            self._enter(log, number, 2, resumed=match["resumed"] is not None)
+            if match["parameters"]:
+                log.setting(number, contradictions.PARAMETERS, match["parameters"])
+            if match["vocabulary"]:
+                log.setting(number, "vocab_size", match["vocabulary"])
+            if match["decayed"]:
+                self._decayed = number_of(match["decayed"])
+            if match["others"] and not math.isnan(self._decayed):
+                total = self._decayed + number_of(match["others"])
+                log.setting(number, contradictions.TOTAL_PARAMETERS, f"{total:.0f}")
+
+    def _enter(self, log: Collector, number: int, stage: int, resumed: bool = False) -> None:
+        log.begin(number, resumed, anew=stage < self._stage)
+        self._stage = stage
+        self._dumping &= stage == 0
+
+
+def _events(run: list[Session]) -> list[Event]:
+    printed = [e.mfu for session in run for e in session.iterations if e.mfu is not None]
+    if not printed:
+        return []
+    low, high = 100 * min(printed), 100 * max(printed)
+    return [
+        Event(
+            what="logged_mfu",
+            about="mfu_palm",
+            text=f"the log itself printed {low:.1f}-{high:.1f} %, "
+            f"because nanoGPT divides by an A100's {NANOGPT_PEAK_TFLOPS} TFLOP/s on every card",
         )
     ]
-    first_seconds = log.iterations[0][2]
-    known = list(evaluation_seconds.values())
-    if known or 0 not in with_evaluation:  # else compilation and evaluation cannot be told apart
-        inside = statistics.median(known) if 0 in with_evaluation else 0.0
-        left = first_seconds - steady - inside
-        lines.append(Compile(seconds=max(left, 0.0), mode="compiled" if left > 0 else "eager"))
-    for iteration, loss, seconds, _ in log.iterations:
-        more = iteration in with_evaluation or iteration == 0
-        lines.append(
-            Step(
-                step=iteration,
-                loss=finite(loss),
-                step_seconds=None if more else seconds,
-                printed_seconds=seconds if more else None,
-            )
-        )
-    for step, train, validation in log.evaluations:
-        lines.append(
-            Eval(
-                step=step,
-                train_loss=finite(train),
-                val_loss=finite(validation),
-                seconds=evaluation_seconds.get(step),
-            )
-        )
-    for step in log.checkpoints:
-        lines.append(Checkpoint(step=step, seconds=None, bytes=None, path=None))
-    printed = [mfu for _, _, _, mfu in log.iterations if mfu >= 0]
-    if printed:
-        lines.append(
-            Event(
-                what="logged_mfu",
-                about="mfu_palm",
-                text=f"the log itself printed {100 * min(printed):.1f}-{100 * max(printed):.1f} %, "
-                f"because nanoGPT divides by an A100's {NANOGPT_PEAK_TFLOPS} TFLOP/s on every card",
-            )
-        )
-    # The evaluation of step k comes before iteration k; nanoGPT's last iteration bears the number
-    # max_iters: it runs one more than that.
-    steps = max([log.iterations[-1][0] + 1, *with_evaluation])
-    status: Literal["finished", "stopped"] = "finished" if steps >= max_steps else "stopped"
-    lines.append(End(status=status, steps=steps, wall_seconds=None))
-    return lines
+
+
+FORM = Form(
+    source="nanogpt_log",
+    program="nanoGPT",
+    what="nanoGPT's output",
+    evaluation_inside=True,
+    compilation_inside=True,
+    note="The log does not name its card, software or power: the GPU is the one that was given on "
+    "the command line.",
+    events=_events,
+)

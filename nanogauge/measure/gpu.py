@@ -1,39 +1,43 @@
-"""The GPU's sensors, as the NVIDIA driver gives them (NVML), sampled beside the training loop.
+"""The sensors of the GPU and of the processor, as the training loop sees them.
 
-A number the driver does not give is None, and `absent` says why; without a GPU the sensors are
-NullSensors. Nothing that happens to the driver is raised into the training loop.
+A number that nobody gives is None, and `absent` says why; where there is nothing to read the
+sensors are NullSensors. Nothing that happens to the driver is raised into the training loop, and
+no function here waits for a driver that hangs.
 """
 
 from __future__ import annotations
 
-import os
-import re
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import fmean
-from types import ModuleType
-from typing import Any, Protocol
+from typing import Protocol
 
+from nanogauge.measure.absences import Absences, Change
+from nanogauge.measure.nvml import Driver, NoDriver
+from nanogauge.measure.rapl import RAPL_ROOT
+from nanogauge.measure.sampler import MEASURED, PowerSpread, Sampler
 from nanogauge.records import Sensor
 
-MEASURED = tuple(
-    name for name in Sensor.model_fields if name not in ("kind", "elapsed_seconds", "energy_source")
-)
-"""the fields of a reading that are measured; `absent` speaks of them by these names"""
-
-_GAP_PERIODS = 5
-"""samples further apart than so many periods have an unknown power between them"""
-_CLOSE_SECONDS = 1.0
-"""a driver that does not answer for so long at the end is left alone"""
+_OPEN_SECONDS = 3.0
+"""a driver that needs longer to be found is waited for in its own thread"""
+_DESCRIBE_SECONDS = 15.0
+"""a driver that nobody used yet may need some seconds to load"""
 
 
 class Sensors(Protocol):
-    """What the training loop sees of the GPU's sensors."""
+    """What the training loop sees of the sensors; no call but close waits, and that for a second.
+
+    `cpu_seconds` is what the sampling cost so far, in seconds of one core.
+    """
+
+    cpu_seconds: float
 
     @property
     def absent(self) -> Mapping[str, str]:
-        """What is not measured, and why, by the name of the field.
+        """What is not measured at the moment, and why, by the name of the field.
 
         Two more names tell how energy_joules came about: energy_counter, why the driver's counter
         is not used, and energy_gaps, for how long the integral of power misses samples.
@@ -41,10 +45,16 @@ class Sensors(Protocol):
 
     @property
     def reason(self) -> str | None:
-        """Why nothing is measured, or nothing any more; None while the sensors are read."""
+        """Why nothing is measured at the moment; None while anything is."""
+
+    def changes(self) -> list[Change]:
+        """What became absent, or came back, since the last call: each once, in that order."""
 
     def readings(self) -> list[Sensor]:
-        """The readings since the last call, about one for each second; does not wait."""
+        """The readings since the last call, about one for each second."""
+
+    def power_since_last(self) -> PowerSpread | None:
+        """The samples of power, in W, since the last call; None if there is none."""
 
     def close(self) -> list[Sensor]:
         """Stop; the last readings, of which the very last may span less than a second."""
@@ -53,155 +63,93 @@ class Sensors(Protocol):
 class NullSensors:
     """Sensors that are not there, and why."""
 
-    def __init__(self, reason: str) -> None:
+    cpu_seconds = 0.0
+
+    def __init__(self, reason: str, absent: Mapping[str, str] | None = None) -> None:
         self.reason: str | None = reason
-        self.absent: Mapping[str, str] = dict.fromkeys(MEASURED, reason)
+        self.absent: Mapping[str, str] = absent or dict.fromkeys(MEASURED, reason)
+        absences = Absences()
+        absences.missing("gpu", 0.0, reason)
+        for name, why in self.absent.items():
+            if why != reason:
+                absences.missing(name, 0.0, why)
+        self._changes = absences.drain()
 
-    def readings(self) -> list[Sensor]:
-        return []
-
-    def close(self) -> list[Sensor]:
-        return []
-
-
-def open_sensors(device: str | int, hz: float, clock: Callable[[], float]) -> Sensors:
-    """Begin to sample a GPU, `hz` times a second, in a thread of its own.
-
-    `device` is its UUID (with or without "GPU-"), its PCI bus id, or its index as the driver
-    counts, which CUDA_VISIBLE_DEVICES does not change: torch's index 0 may be another card, its
-    UUID never is. `clock` gives the seconds since the process began.
-    """
-    try:
-        return NvmlSensors(_Driver(device), hz, clock)
-    except _NoDriver as error:
-        return NullSensors(str(error))
-
-
-class NvmlSensors:
-    """Samples power and clock at `hz`, and reads the slower numbers once a second.
-
-    A reading holds the means of the power and clock samples since the reading before it, and
-    everything else as it is at `elapsed_seconds`. On most cards NVML's power is itself a mean over
-    about the last second. device_used_bytes holds what the driver keeps for itself, too.
-    """
-
-    def __init__(self, driver: _Driver, hz: float, clock: Callable[[], float]) -> None:
-        self._driver = driver
-        self._clock = clock
-        self._period_seconds = 1 / hz
-        self._lock = threading.Lock()  # guards the readings, never held while the driver is asked
-        self._readings: list[Sensor] = []
-        self._stop = threading.Event()
-        self.reason: str | None = None
-
-        self._window_start = clock()
-        self._powers_watts: list[float] = []
-        self._clocks_hz: list[float] = []
-        self._last_power: tuple[float, float] | None = None  # (seconds, watts)
-        self._integral_joules = 0.0
-        self._gap_seconds = 0.0
-        self._energy_joules = 0.0  # as of the last reading of the counter; 0 without a counter
-        self._integral_then_joules = 0.0
-        self._counter_start_joules = self._driver.energy_counter_joules(self._window_start)
-        self._sample(self._window_start)
-
-        self._thread = threading.Thread(target=self._run, name="gpu-sensors", daemon=True)
-        self._thread.start()
-
-    @property
-    def absent(self) -> Mapping[str, str]:
-        absent = self._driver.absent()
-        if "energy_counter" in absent:
-            if "power_watts" in absent:
-                absent["energy_joules"] = "neither the energy counter nor the power can be read"
-            elif self._gap_seconds:
-                absent["energy_gaps"] = (
-                    f"the integral of power leaves out {self._gap_seconds:.1f} s without samples"
-                )
-        return absent
-
-    def readings(self) -> list[Sensor]:
-        with self._lock:
-            drained, self._readings = self._readings, []
+    def changes(self) -> list[Change]:
+        drained, self._changes = self._changes, []
         return drained
 
+    def readings(self) -> list[Sensor]:
+        return []
+
+    def power_since_last(self) -> PowerSpread | None:
+        return None
+
     def close(self) -> list[Sensor]:
-        self._stop.set()
-        self._thread.join(_CLOSE_SECONDS)
-        if self._thread.is_alive():
-            self.reason = f"the driver has not answered since {self._window_start:.1f} s"
-        else:
-            self._driver.close()
-        return self.readings()
+        return []
 
-    def _run(self) -> None:
-        due = self._window_start
-        while True:
-            now = self._clock()
-            due = max(due + self._period_seconds, now)  # samples that were missed stay missed
-            stopping = self._stop.wait(due - now)
-            now = self._clock()
-            self._sample(now)
-            full = now - self._window_start >= 1 - self._period_seconds / 2
-            if full or stopping or self._driver.lost is not None:
-                self._read(now)
-            if stopping or self.reason is not None:
-                return
 
-    def _sample(self, now: float) -> None:
-        clock_hz = self._driver.sm_clock_hz(now)
-        if clock_hz is not None:
-            self._clocks_hz.append(clock_hz)
-        power_watts = self._driver.power_watts(now)
-        if power_watts is None:
-            return
-        self._powers_watts.append(power_watts)
-        if self._last_power is not None:
-            then, before_watts = self._last_power
-            if now - then <= _GAP_PERIODS * self._period_seconds:
-                self._integral_joules += (now - then) * (before_watts + power_watts) / 2
-            else:
-                self._gap_seconds += now - then
-        self._last_power = (now, power_watts)
+def open_sensors(
+    device: str | int | None,
+    hz: float,
+    clock: Callable[[], float],
+    rapl_root: Path = RAPL_ROOT,
+) -> Sensors:
+    """Begin to sample a GPU, `hz` times a second, and the processor's energy, in a thread.
 
-    def _read(self, now: float) -> None:
-        driver = self._driver
-        energy_joules, by_counter = self._energy(now)
-        reading = Sensor(
-            elapsed_seconds=now,
-            power_watts=fmean(self._powers_watts) if self._powers_watts else None,
-            energy_joules=energy_joules,
-            energy_source=None
-            if energy_joules is None
-            else ("counter" if by_counter else "integral"),
-            power_limit_watts=driver.power_limit_watts(now),
-            temperature_celsius=driver.temperature_celsius(now),
-            sm_clock_hz=fmean(self._clocks_hz) if self._clocks_hz else None,
-            utilization=driver.utilization(now),
-            device_used_bytes=driver.device_used_bytes(now),
-            process_used_bytes=driver.process_used_bytes(now),
-        )
-        if any(getattr(reading, name) is not None for name in MEASURED):
-            with self._lock:
-                self._readings.append(reading)
-        else:
-            self.reason = f"the driver gives no number any more, from {now:.1f} s on"
-        if driver.lost is not None:
-            self.reason = driver.lost
-        self._window_start = now
-        self._powers_watts, self._clocks_hz = [], []
+    Waits for the driver to be found, at most 3 s; one that needs longer is read from when it
+    answers on.
 
-    def _energy(self, now: float) -> tuple[float | None, bool]:
-        """Joules since the start, and whether the driver's counter counted them."""
-        counter_joules = self._driver.energy_counter_joules(now)
-        if counter_joules is not None and self._counter_start_joules is not None:
-            self._energy_joules = counter_joules - self._counter_start_joules
-            self._integral_then_joules = self._integral_joules
-            return self._energy_joules, True
-        if self._powers_watts:
-            # From the last counter reading, or from the start, on by the integral.
-            return self._energy_joules + self._integral_joules - self._integral_then_joules, False
-        return None, False
+    Args:
+        device: the GPU's UUID (with or without "GPU-"), its PCI bus id, or its index as the driver
+            counts; None reads no GPU.
+        hz: samples of power per second.
+        clock: gives the seconds since the process began.
+        rapl_root: where Linux shows the processor's energy counters.
+    """
+    sampler = Sampler(device, hz, clock, rapl_root)
+    opened = sampler.wait_opened(_OPEN_SECONDS)
+    reason = sampler.reason
+    if reason is not None and opened and not sampler.has_gpu:
+        return NullSensors(reason, sampler.absent)
+    return sampler
+
+
+@dataclass(frozen=True)
+class Idle:
+    """A card to which this program gave nothing to do; None where `reason` says why."""
+
+    power_watts: float | None
+    """mean"""
+    utilization: float | None
+    """mean share of the time in which other programs used it"""
+    seconds: float
+    """how long it was measured"""
+    reason: str | None
+
+
+def measure_idle(device: str | int, hz: float, seconds: float) -> Idle:
+    """Measure a GPU, named as in open_sensors, for so many seconds, and wait for that.
+
+    Returns at once if it cannot be read; waits a second longer at most if the driver hangs. On
+    most cards the driver's power is itself a mean over about a second, in which the first samples
+    still hold what was before.
+    """
+    begin = time.monotonic()
+    sampler = Sampler(device, hz, time.monotonic, rapl_root=None)
+    opened = sampler.wait_opened(seconds)
+    start = time.monotonic()
+    if opened and sampler.has_gpu:
+        time.sleep(max(0.0, begin + seconds - start))
+    readings = sampler.close()
+    spread = sampler.power_since_last()
+    rates = [r.utilization for r in readings if r.utilization is not None]
+    return Idle(
+        power_watts=None if spread is None else spread.mean_watts,
+        utilization=round(fmean(rates), 3) if rates else None,
+        seconds=round(time.monotonic() - start, 6) if readings else 0.0,
+        reason=sampler.absent.get("power_watts") if spread is None else None,
+    )
 
 
 @dataclass(frozen=True)
@@ -214,175 +162,66 @@ class DriverInfo:
     max_sm_clock_hz: float | None = None
     """the highest the card may be set to, above the boost clock of its datasheet"""
     power_limit_watts: float | None = None
+    """what is enforced now"""
+    power_limit_default_watts: float | None = None
+    """the limit the board is shipped with"""
+    slowdown_celsius: float | None = None
+    """from which temperature on the hardware lowers its clocks"""
+    max_pcie_generation: int | None = None
+    """the best that card and machine can do together, as with the next one"""
+    max_pcie_width: int | None = None
     used_by_others_bytes: int | None = None
     """what this process cannot have: in use by other processes, or kept by the driver; where the
     driver cannot tell processes apart, this process counts among the others, so ask early"""
+    others: dict[str, int] | None = None
+    """bytes that other processes hold, by the name of their program"""
     absent: dict[str, str] = field(default_factory=dict)
 
 
 def driver_info(device: str | int) -> DriverInfo:
-    """Describe a GPU, named as in open_sensors, as the driver sees it now."""
+    """Describe a GPU, named as in open_sensors, as the driver sees it now.
+
+    A driver that has not answered after 15 s is left alone.
+    """
+    told: list[DriverInfo] = []
+    thread = threading.Thread(target=lambda: told.append(_describe(device)), daemon=True)
+    thread.start()
+    thread.join(_DESCRIBE_SECONDS)
+    return told[0] if told else _undescribed("the driver does not answer")
+
+
+def _undescribed(reason: str) -> DriverInfo:
+    names = [name for name in DriverInfo.__dataclass_fields__ if name != "absent"]
+    return DriverInfo(absent=dict.fromkeys(names, reason))
+
+
+def _describe(device: str | int) -> DriverInfo:
+    absences = Absences()
     try:
-        driver = _Driver(device)
-    except _NoDriver as error:
-        names = [name for name in DriverInfo.__dataclass_fields__ if name != "absent"]
-        return DriverInfo(absent=dict.fromkeys(names, str(error)))
-    used_bytes = driver.device_used_bytes(None)
-    own_bytes = driver.process_used_bytes(None) or 0
+        driver = Driver(device, absences)
+    except NoDriver as error:
+        return _undescribed(str(error))
+    now = 0.0
+    used_bytes = driver.device_used_bytes(now)
+    own_bytes = driver.process_used_bytes(now) or 0
     info = DriverInfo(
-        name=driver.name(),
-        driver_version=driver.driver_version(),
-        total_bytes=driver.total_bytes(),
-        max_sm_clock_hz=driver.max_sm_clock_hz(),
-        power_limit_watts=driver.power_limit_watts(None),
+        name=driver.name(now),
+        driver_version=driver.driver_version(now),
+        total_bytes=driver.total_bytes(now),
+        max_sm_clock_hz=driver.max_sm_clock_hz(now),
+        power_limit_watts=driver.power_limit_watts(now),
+        power_limit_default_watts=driver.power_limit_default_watts(now),
+        slowdown_celsius=driver.slowdown_celsius(now),
+        max_pcie_generation=driver.max_pcie_generation(now),
+        max_pcie_width=driver.max_pcie_width(now),
         used_by_others_bytes=None if used_bytes is None else used_bytes - own_bytes,
-        absent=driver.absent(),
+        others=driver.others(now),
     )
     driver.close()
-    if used_bytes is None:
-        info.absent["used_by_others_bytes"] = info.absent.pop("device_used_bytes")
-    info.absent.pop("process_used_bytes", None)
+    reasons = absences.reasons()
+    if used_bytes is None and "device_used_bytes" in reasons:
+        reasons["used_by_others_bytes"] = reasons["device_used_bytes"]
+    for name, value in vars(info).items():
+        if value is None:
+            info.absent[name] = reasons.get(name) or reasons.get("gpu", "the driver lost the GPU")
     return info
-
-
-class _NoDriver(Exception):
-    """There is no driver, or it does not know the device; the message is the reason."""
-
-
-class _Driver:
-    """One GPU, asked one number at a time; a number that failed once is not asked for again."""
-
-    def __init__(self, device: str | int) -> None:
-        try:
-            import pynvml
-        except ImportError:
-            raise _NoDriver("the Python package nvidia-ml-py is not installed") from None
-        self._nvml: ModuleType = pynvml
-        try:
-            pynvml.nvmlInit()
-        except pynvml.NVMLError_LibraryNotFound:
-            raise _NoDriver("no NVIDIA driver: its library NVML was not found") from None
-        except pynvml.NVMLError as error:
-            raise _NoDriver(f"no NVIDIA driver that answers: {error}") from None
-        try:
-            self._handle = _find(pynvml, device)
-        except pynvml.NVMLError as error:
-            pynvml.nvmlShutdown()
-            raise _NoDriver(f"the NVIDIA driver has no device {device}: {error}") from None
-        self._failed: dict[str, str] = {}
-        self._given: set[str] = set()
-        self._unlisted: str | None = None
-        self.lost: str | None = None
-
-    def absent(self) -> dict[str, str]:
-        absent = {} if self.lost is None else dict.fromkeys(MEASURED, self.lost)
-        if self._unlisted is not None:
-            absent.setdefault("process_used_bytes", self._unlisted)
-        return absent | dict(self._failed)
-
-    def close(self) -> None:
-        if self.lost is None:
-            self._nvml.nvmlShutdown()
-
-    def power_watts(self, now: float) -> float | None:
-        return self._ask("power_watts", now, "nvmlDeviceGetPowerUsage", scale=1e-3)
-
-    def energy_counter_joules(self, now: float) -> float | None:
-        return self._ask("energy_counter", now, "nvmlDeviceGetTotalEnergyConsumption", scale=1e-3)
-
-    def power_limit_watts(self, now: float | None) -> float | None:
-        return self._ask("power_limit_watts", now, "nvmlDeviceGetEnforcedPowerLimit", scale=1e-3)
-
-    def temperature_celsius(self, now: float) -> float | None:
-        sensor = self._nvml.NVML_TEMPERATURE_GPU
-        return self._ask("temperature_celsius", now, "nvmlDeviceGetTemperature", sensor)
-
-    def sm_clock_hz(self, now: float) -> float | None:
-        clock = self._nvml.NVML_CLOCK_SM
-        return self._ask("sm_clock_hz", now, "nvmlDeviceGetClockInfo", clock, scale=1e6)
-
-    def max_sm_clock_hz(self) -> float | None:
-        clock = self._nvml.NVML_CLOCK_SM
-        return self._ask("max_sm_clock_hz", None, "nvmlDeviceGetMaxClockInfo", clock, scale=1e6)
-
-    def utilization(self, now: float) -> float | None:
-        rates = self._answer("utilization", now, "nvmlDeviceGetUtilizationRates")
-        return None if rates is None else rates.gpu / 100
-
-    def device_used_bytes(self, now: float | None) -> int | None:
-        memory = self._answer("device_used_bytes", now, "nvmlDeviceGetMemoryInfo")
-        return None if memory is None else int(memory.used)
-
-    def total_bytes(self) -> int | None:
-        memory = self._answer("total_bytes", None, "nvmlDeviceGetMemoryInfo")
-        return None if memory is None else int(memory.total)
-
-    def process_used_bytes(self, now: float | None) -> int | None:
-        processes = self._answer("process_used_bytes", now, "nvmlDeviceGetComputeRunningProcesses")
-        if processes is None:
-            return None
-        own = [p.usedGpuMemory for p in processes if p.pid == os.getpid()]
-        if not own or None in own:
-            # Not final: the process is listed from its first use of the GPU on.
-            self._unlisted = (
-                f"the driver does not say what process {os.getpid()} uses: it has not used the "
-                "GPU yet, or runs in a container that hides its number"
-            )
-            return None
-        self._unlisted = None
-        return int(sum(own))
-
-    def name(self) -> str | None:
-        return self._text("name", "nvmlDeviceGetName", self._handle)
-
-    def driver_version(self) -> str | None:
-        return self._text("driver_version", "nvmlSystemGetDriverVersion")
-
-    def _text(self, field: str, function: str, *arguments: object) -> str | None:
-        try:
-            return str(getattr(self._nvml, function)(*arguments))
-        except self._nvml.NVMLError as error:
-            self._failed[field] = f"the driver does not give it: {error}"
-            return None
-
-    def _ask(
-        self, field: str, now: float | None, function: str, *arguments: object, scale: float = 1.0
-    ) -> float | None:
-        answer = self._answer(field, now, function, *arguments)
-        return None if answer is None else answer * scale
-
-    def _answer(self, field: str, now: float | None, function: str, *arguments: object) -> Any:
-        """What NVML's function says of the device, or None for good once it failed."""
-        if self.lost is not None or field in self._failed:
-            return None
-        try:
-            answer = getattr(self._nvml, function)(self._handle, *arguments)
-        except self._nvml.NVMLError as error:
-            since = f" from {now:.1f} s on" if now is not None and field in self._given else ""
-            self._failed[field] = f"the driver does not give it{since}: {error}"
-            if error.value in _fatal(self._nvml):
-                self.lost = f"the driver lost the GPU{since}: {error}"
-            return None
-        self._given.add(field)
-        return answer
-
-
-def _fatal(nvml: ModuleType) -> tuple[int, ...]:
-    """The errors after which no other number can be expected either."""
-    return (
-        nvml.NVML_ERROR_GPU_IS_LOST,
-        nvml.NVML_ERROR_RESET_REQUIRED,
-        nvml.NVML_ERROR_UNINITIALIZED,
-        nvml.NVML_ERROR_DRIVER_NOT_LOADED,
-        nvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH,
-    )
-
-
-def _find(nvml: ModuleType, device: str | int) -> Any:
-    if isinstance(device, int):
-        return nvml.nvmlDeviceGetHandleByIndex(device)
-    if re.fullmatch(r"([0-9A-Fa-f]{4,8}:)?[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-9A-Fa-f]", device):
-        return nvml.nvmlDeviceGetHandleByPciBusId(device)
-    # torch leaves out the prefix that NVML asks for.
-    uuid = device if device.startswith(("GPU-", "MIG-")) else f"GPU-{device}"
-    return nvml.nvmlDeviceGetHandleByUUID(uuid)

@@ -21,16 +21,6 @@ from nanogauge.records import Estimate, Prediction, Stored
 from nanogauge.report.figures import Measured
 from nanogauge.report.measured import LEDGER_NAMES, Ledger, Measurements
 
-OF_THE_WHOLE_RUN = (
-    "tokens_total",
-    "data_epochs",
-    "flops_total_6n",
-    "flops_total_palm",
-    "energy_kwh",
-    "cost",
-)
-"""rows whose figure grows with the run: before its end there is only what it is so far"""
-
 Verdict = Literal["held", "missed", "contradicted", "not measured", "no claim"]
 
 
@@ -100,12 +90,9 @@ def _row(
         analytic = calibrated = measured = (
             None  # a sum about some other run: this one is no answer to it
         )
-    so_far = _so_far(row_id, measured, measurements, config)
     verdict: Verdict
     factor: float | None
-    if claim is None and so_far is not None:
-        verdict, factor, reasons = "no claim", None, [so_far, _predicted(row_id, analytic, config)]
-    elif claim is None:
+    if claim is None:
         verdict = "no claim" if measured is not None else "not measured"
         factor = measured.value / analytic.expected if measured and analytic else None
         reasons = [_against_prediction(row_id, analytic, measured, measurements, prediction)]
@@ -115,9 +102,6 @@ def _row(
             verdict = "held" if claim.holds(computed) else "contradicted"
             factor = claim.factor(computed)
             reasons = [arithmetic_sentence(claim, computed, prediction)]
-        elif so_far is not None:
-            verdict, factor = "not measured", None
-            reasons = [so_far, _predicted(row_id, analytic, config)]
         elif measured is not None:
             verdict = "held" if claim.holds(measured.value) else "missed"
             factor = claim.factor(measured.value)
@@ -125,13 +109,14 @@ def _row(
         else:
             verdict, factor = "not measured", None
             reasons = [_not_measured(row_id, measurements)]
-            if measurements is not None:
-                reasons.append(_predicted(row_id, analytic, config))
+            if analytic is not None and measurements is not None:
+                predicted = format_range(row_id, analytic.low, analytic.high, config.cost.currency)
+                reasons.append(f"predicted {predicted}")
         if computed is None:
             reasons += _context(row_id, measured, measurements)
             reasons += _what_speaks_against(claim, findings, measurements)
     inside = None
-    if analytic is not None and measured is not None and so_far is None:
+    if analytic is not None and measured is not None:
         slack = 1e-3 * abs(analytic.expected) if QUANTITIES[row_id].exact else 0.0
         inside = analytic.low - slack <= measured.value <= analytic.high + slack
     quantity = QUANTITIES[row_id]
@@ -151,24 +136,6 @@ def _row(
         factor=factor,
         why="; ".join(r for r in reasons if r),
     )
-
-
-def _so_far(
-    row_id: str, measured: Measured | None, measurements: Measurements | None, config: Config
-) -> str | None:
-    """Of a run that has not finished, what a figure of the whole run is until now."""
-    if measured is None or measurements is None or row_id not in OF_THE_WHOLE_RUN:
-        return None
-    if measurements.status == "finished":
-        return None
-    value = format_value(row_id, measured.value, config.cost.currency)
-    return f"{value} so far, at step {measurements.steps_done:,} of {config.train.max_steps:,}"
-
-
-def _predicted(row_id: str, analytic: Estimate | None, config: Config) -> str:
-    if analytic is None:
-        return ""
-    return f"predicted {format_range(row_id, analytic.low, analytic.high, config.cost.currency)}"
 
 
 def _label(row_id: str, gpus: int) -> str:
@@ -201,8 +168,10 @@ def _not_measured(row_id: str, measurements: Measurements | None) -> str:
 
 
 def deviation_text(value: float, reference: float) -> str:
-    """How far a value lies above or below a reference: '12 % above', '1.97 times'."""
+    """How far a value lies above or below a reference: '12 % above', '1.97 times below'."""
     ratio = value / reference
+    if ratio == 0:
+        return "nothing of"
     if 0.67 < ratio < 1.5:
         return f"{abs(ratio - 1) * 100:.2g} % {'above' if ratio > 1 else 'below'}"
     return factor_text(ratio) + (" above" if ratio > 1 else " below")
@@ -276,7 +245,7 @@ def ledger_sentence(ledger: Ledger) -> str:
     return ", ".join(
         f"{format_seconds(value)} of {name}"
         for name, value in parts.items()
-        if value is not None and value > 1e-4 * ledger.wall_s
+        if value is not None and value > 1e-4 * (ledger.wall_s or 0.0)
     )
 
 

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nanogauge.quantities import format_range, format_seconds, format_value
-from nanogauge.report.build import Report
+from nanogauge.report.build import Report, RunInfo
 from nanogauge.report.cells import MARKS, VERDICTS, Cells
 from nanogauge.report.charts import NARROW_RANGE, range_plot
-from nanogauge.report.compare import OF_THE_WHOLE_RUN, Row
+from nanogauge.report.compare import Row
+from nanogauge.report.sensed import JOULES_PER_KWH, total_over_processes
 from nanogauge.runlog import Recorded
 
 HEADLINES = {
@@ -21,14 +22,16 @@ HEADLINES = {
     "peak_allocated_bytes": "Memory of tensors",
     "energy_kwh": "Energy",
 }
-STATUS = {
+STATES = {
     "finished": ("✓", "Finished"),
     "stopped": ("■", "Stopped"),
     "failed": ("✕", "Failed"),
-    "unfinished": ("…", "Died, or still running,"),
+    "unfinished": ("…", "The log ends"),
+    "running": ("▶", "Running,"),
+    "silent": ("?", "Silent"),
+    "died": ("✕", "Died"),
 }
 ZONED = "%a %d %b %Y, %H:%M %Z"
-LAST_EVENTS = 6
 
 
 @dataclass(frozen=True)
@@ -52,26 +55,47 @@ class Count:
     number: int
 
 
-def headlines(report: Report) -> list[Headline]:
+def headlines(report: Report, recorded: Recorded) -> list[Headline]:
     """The headline numbers that were measured or predicted, in the order of HEADLINES."""
     found = []
     for row_id, label in HEADLINES.items():
         rows = [row for row in report.rows if row.id == row_id]
         about = [row for row in rows if row.measured or row.analytic]
         if about:
-            found.append(_headline(report, label, about))
+            found.append(_headline(report, recorded, label, about))
     return found
 
 
-def _headline(report: Report, label: str, rows: Sequence[Row]) -> Headline:
+def _so_far(row_id: str, report: Report, recorded: Recorded) -> str:
+    """Of a run that has not finished, what it took until now; empty where that is not known."""
+    if report.run.status == "finished":
+        return ""
+    if row_id == "total_seconds" and report.time_ledger.wall_s is not None:
+        return format_seconds(report.time_ledger.wall_s)
+    joules = total_over_processes(recorded.sensors, "energy_joules")
+    if row_id == "energy_kwh" and joules is not None:
+        return format_value(row_id, joules / JOULES_PER_KWH)
+    return ""
+
+
+def _projected(run: RunInfo) -> str:
+    """What the whole run would take, with its interval where that reads different."""
+    assert run.projected_total_s is not None
+    text = format_seconds(run.projected_total_s)
+    if run.projected_low_s is None or run.projected_high_s is None:
+        return text
+    interval = format_range("total_seconds", run.projected_low_s, run.projected_high_s)
+    return text if interval == text else f"{text} ({interval})"
+
+
+def _headline(report: Report, recorded: Recorded, label: str, rows: Sequence[Row]) -> Headline:
     first, run = Cells(rows[0]), report.run
     value, said = first.measured, []
-    unfinished = run.status != "finished"
-    if unfinished and rows[0].id == "total_seconds" and run.projected_total_s is not None:
-        label, value = "Time so far", format_seconds(report.time_ledger.wall_s)
-        said.append(("projected", format_seconds(run.projected_total_s)))
-    elif unfinished and value and rows[0].id in OF_THE_WHOLE_RUN:
-        label += " so far"
+    so_far = _so_far(rows[0].id, report, recorded) if not value else ""
+    if so_far:
+        label, value = f"{label} so far", so_far
+    if so_far and rows[0].id == "total_seconds" and run.projected_total_s is not None:
+        said.append(("projected", _projected(run)))
     claims = [Cells(row) for row in rows if row.claim is not None]
     if claims:
         said.append(("claimed", " or ".join(cells.claimed for cells in claims)))
@@ -126,15 +150,15 @@ def ended_unix(recorded: Recorded) -> float | None:
 def how_it_ended(report: Report, recorded: Recorded) -> tuple[str, str]:
     """The mark of the run's state, and in words how far it came."""
     run = report.run
-    mark, word = STATUS[run.status]
+    mark, word = STATES[run.state or run.status]
     done = f"{run.steps_done:,}"
     if run.steps_done < run.max_steps:
         done += f" of {run.max_steps:,}"
-    joint = "after" if run.status == "finished" else "at step"
-    steps = " steps" if run.status == "finished" else ""
+    text = f"{word} after {done} steps" if run.status == "finished" else f"{word} at step {done}"
     resumed = len(recorded.starts) - 1
-    again = f", resumed {resumed} times" if resumed > 1 else ", resumed once" if resumed else ""
-    return mark, f"{word} {joint} {done}{steps}{again}"
+    if resumed:
+        text += ", resumed once" if resumed == 1 else f", resumed {resumed} times"
+    return mark, text
 
 
 @dataclass(frozen=True)
@@ -148,55 +172,18 @@ class Finish:
 
 def finish_line(report: Report, recorded: Recorded) -> Finish:
     """When the run finished, or will at its pace, as far as the log tells."""
-    run, ended = report.run, ended_unix(recorded)
+    run, wall, ended = report.run, report.time_ledger.wall_s, ended_unix(recorded)
     if run.status == "finished":
         if ended is None:
-            took = format_seconds(report.time_ledger.wall_s)
+            took = "not in this log" if wall is None else format_seconds(wall)
             return Finish("Took", took, "the log names no time of day")
         return Finish("Finished", local_time(ended))
-    if run.projected_total_s is None:
-        return Finish("Would finish", "not known", "before the first steady step")
-    left = run.projected_total_s - report.time_ledger.wall_s
-    total = f"{format_seconds(run.projected_total_s)} in all"
-    interval = _projected_interval(report)
-    if ended is None or run.status != "unfinished":
-        return Finish("Would take", total, interval)
-    detail = f"if it is still running; {total}" + (f", {interval}" if interval else "")
-    return Finish("Would finish", local_time(ended + left), detail)
-
-
-def _projected_interval(report: Report) -> str:
-    """The total at the pace of the fast and of the slow steps."""
-    run = report.run
-    step = next((r.measured for r in report.rows if r.id == "step_seconds" and r.measured), None)
-    if step is None or step.p10 is None or step.p90 is None:
-        return ""
-    left = run.max_steps - run.steps_done
-    low, high = (report.time_ledger.wall_s + left * pace for pace in (step.p10, step.p90))
-    interval = format_range("total_seconds", low, high)
-    return f"{interval} at the pace of the middle 80 % of its steps"
-
-
-def last_words(report: Report, recorded: Recorded) -> list[str]:
-    """What the log of a run that did not finish tells last, newest first."""
-    if report.run.status == "finished":
-        return []
-    told: list[tuple[float, str]] = []
-    for evaluation in recorded.evals[-1:]:
-        loss = evaluation.val_loss
-        text = "was not finite" if loss is None else f"{loss:.4f}"
-        told.append(
-            (
-                evaluation.elapsed_seconds or 0,
-                f"validation loss {text} after step {evaluation.step:,}",
-            )
-        )
-    for checkpoint in recorded.checkpoints[-1:]:
-        told.append((checkpoint.elapsed_seconds or 0, f"checkpoint after step {checkpoint.step:,}"))
-    for event in [e for e in recorded.events if e.what not in ("sample", "absent")][-LAST_EVENTS:]:
-        told.append((event.elapsed_seconds or 0, f"{event.what.replace('_', ' ')}: {event.text}"))
-    for step in recorded.steps[-1:]:
-        seconds = "" if step.step_seconds is None else f", {format_seconds(step.step_seconds)}"
-        told.append((step.elapsed_seconds or 0, f"step {step.step:,}{seconds}"))
-    ordered = sorted(told, key=lambda one: -one[0])
-    return [f"{format_seconds(at)}: {text}" if at else text for at, text in ordered]
+    if run.projected_total_s is None or wall is None:
+        return Finish("Would finish", "not known", "no pace is in the log yet")
+    total = _projected(run)
+    if ended is None or run.state not in ("running", "silent"):
+        return Finish("Would take", total, "at its pace, if it went on")
+    label = "Will finish" if run.state == "running" else "Would finish"
+    doubt = "" if run.state == "running" else ", if it still runs"
+    done = local_time(ended + run.projected_total_s - wall)
+    return Finish(label, done, f"at its pace{doubt}; {total} in all")

@@ -18,19 +18,27 @@ from nanogauge.runlog import Recorded
 
 SPEEDUP_AFTER_SECONDS = 600
 SPEEDUP_WINDOW_SECONDS = 60
+NOT_IN_LOG = "not_in_log"
+"""what an event is called that says why an imported log has no figure for the row it is about"""
 
 
 class Ledger(Stored):
     """Where the wall time went, in seconds; None where the log cannot tell a part from another."""
 
     compile_s: float | None
-    step_s: float
+    step_s: float | None
     """without waiting for data"""
     eval_s: float | None
     checkpoint_s: float | None
     data_wait_s: float | None
+    lost_s: float | None
+    """work that a later process made again"""
+    startup_s: float | None
+    """of the processes after the first: until their first step began, without compilation and
+    evaluation"""
     other_s: float | None
-    wall_s: float
+    wall_s: float | None
+    """None where nothing in the log has a time"""
 
 
 LEDGER_NAMES = {
@@ -39,6 +47,8 @@ LEDGER_NAMES = {
     "eval_s": "evaluation",
     "checkpoint_s": "checkpoints",
     "compile_s": "compilation",
+    "lost_s": "work made again",
+    "startup_s": "starting again",
     "other_s": "everything else",
 }
 """the parts of a ledger in words, in the order in which they are shown"""
@@ -53,6 +63,8 @@ class Measurements(Stored):
     ledger: Ledger
     median_step_seconds: float | None
     steps_done: int
+    timed_whole: bool
+    """an imported log's ledger may lack evaluations, or how the run began"""
     status: str
     """finished, stopped, failed, or unfinished: it died or is still running"""
     notes: dict[str, list[str]]
@@ -108,9 +120,9 @@ def measure(recorded: Recorded, config: Config, prediction: Prediction) -> Measu
         missing["total_seconds"] = (
             f"the run is at step {steps_done:,} of {config.train.max_steps:,}"
         )
-    elif ledger.eval_s is None:
+    elif ledger.eval_s is None and ledger.other_s is None:
         missing["total_seconds"] = "no evaluation has a time of its own in this log"
-    else:
+    elif ledger.wall_s is not None:
         sampled = len(steps.known("step_seconds"))
         how = (
             "wall time of the run"
@@ -128,15 +140,23 @@ def measure(recorded: Recorded, config: Config, prediction: Prediction) -> Measu
     _speedup(values, missing, recorded)
     if not recorded.evals:
         missing["val_loss"] = "no evaluation is in the log yet"
-    elif (last := recorded.evals[-1]).val_loss is None:
+    elif (last := recorded.evals[-1]).val_bits_per_byte is not None:
+        bits = f"{last.val_bits_per_byte:.4f} bits per byte after {last.step:,} steps"
+        missing["val_loss"] = f"not in this log: it has {bits}, and not the bytes per token"
+    elif last.val_loss is None:
         missing["val_loss"] = f"it was not finite after {last.step:,} steps"
     else:
         how = f"evaluation after {last.step:,} steps"
         values["val_loss"] = Measured(value=last.val_loss, how=how)
     missing["quality_vs_gpt2"] = "no benchmark was run"
     notes: dict[str, list[str]] = {}
+    timed_whole = ledger.other_s is not None or ledger.eval_s is not None
     for event in recorded.events:
-        if event.about is not None:
+        if event.about is not None and event.what == NOT_IN_LOG:
+            values.pop(event.about, None)
+            missing[event.about] = event.text
+            timed_whole &= event.about != "total_seconds"
+        elif event.about is not None:
             notes.setdefault(event.about, []).append(event.text)
     return Measurements(
         values={row: values[row] for row in QUANTITIES if row in values},
@@ -145,6 +165,7 @@ def measure(recorded: Recorded, config: Config, prediction: Prediction) -> Measu
         ledger=ledger,
         median_step_seconds=median,
         steps_done=steps_done,
+        timed_whole=timed_whole,
         status=status,
         notes=notes,
     )
@@ -161,7 +182,9 @@ def _ledger(recorded: Recorded, steps_done: int, median: float | None) -> Ledger
     waits = recorded.steps.known("data_wait_seconds")
     untimed = steps_done - first_step - len(timed)
     data_wait = float(waits.sum()) if len(waits) else None
-    step = float(timed.sum()) - (data_wait or 0.0) + untimed * (median or 0.0)
+    step = None
+    if len(timed) or not untimed:
+        step = float(timed.sum()) - (data_wait or 0.0) + untimed * (median or 0.0)
     known = [e.seconds for e in recorded.evals if e.seconds is not None]
     evaluation = None
     if known:
@@ -175,20 +198,33 @@ def _ledger(recorded: Recorded, steps_done: int, median: float | None) -> Ledger
     nothing = 0.0 if recorded.starts[0].source == "train" else None
     checkpoint = sum(saved) if saved else nothing
     compile_s = sum(compiled) if compiled else nothing
-    booked = (
-        step + (evaluation or 0.0) + (checkpoint or 0.0) + (compile_s or 0.0) + (data_wait or 0.0)
-    )
     sessions = [s for s in recorded.session_seconds if s is not None]
     clocked = len(sessions) == len(recorded.session_seconds)
+    lost = startup = None if len(recorded.starts) > 1 else 0.0
+    if clocked:
+        lost, startup = recorded.lost_seconds, _starting_again(recorded)
+    parts = (step, evaluation, checkpoint, compile_s, data_wait, lost, startup)
+    booked = sum(part for part in parts if part is not None)
     return Ledger(
         compile_s=compile_s,
         step_s=step,
         eval_s=evaluation,
         checkpoint_s=checkpoint,
         data_wait_s=data_wait,
+        lost_s=lost,
+        startup_s=startup,
         other_s=sum(sessions) - booked if clocked else None,
-        wall_s=sum(sessions) if clocked else booked,
+        wall_s=sum(sessions) if clocked else (None if step is None else booked),
     )
+
+
+def _starting_again(recorded: Recorded) -> float:
+    """Seconds of the later processes before their first step; all of one that made none."""
+    total = 0.0
+    for startup, session in zip(recorded.startups[1:], recorded.session_seconds[1:], strict=True):
+        until = session if startup.first_step_began is None else startup.first_step_began
+        total += max((until or 0.0) - startup.booked_seconds, 0.0)
+    return total
 
 
 def _count(

@@ -19,7 +19,6 @@ from nanogauge.report.first_screen import (
     finish_line,
     headlines,
     how_it_ended,
-    last_words,
     local_time,
 )
 from nanogauge.report.instruments import Instrument
@@ -31,6 +30,11 @@ from nanogauge.runlog import Recorded
 
 Thing = TypeVar("Thing")
 
+SOURCES = {
+    "nanogpt_log": "nanoGPT log",
+    "build_nanogpt_log": "build-nanogpt log",
+    "wandb_history": "W&B history",
+}
 MOST_LINES = 40
 LONGEST_LINE = 1000
 """of alarms and of warnings: how many a page shows, and how much of each"""
@@ -60,18 +64,19 @@ class Sample:
 
 def render_html(report: Report, run: RunFolder, recorded: Recorded) -> str:
     """The page of a run: one file that loads nothing."""
-    return (
-        _environment(False).get_template("report.html.j2").render(_context(report, run, recorded))
-    )
+    return templates().get_template("report.html.j2").render(_context(report, run, recorded))
 
 
 def render_markdown(report: Report, run: RunFolder, recorded: Recorded) -> str:
     """The same as GitHub's Markdown, for an issue or a terminal."""
-    return _environment(True).get_template("report.md.j2").render(_context(report, run, recorded))
+    return (
+        templates(plain=True).get_template("report.md.j2").render(_context(report, run, recorded))
+    )
 
 
 @cache
-def _environment(plain: bool) -> jinja2.Environment:
+def templates(plain: bool = False) -> jinja2.Environment:
+    """The pages as templates, or the plain text; whatever is put into one is text in it."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("nanogauge.report", ""),
         autoescape=not plain,
@@ -84,7 +89,8 @@ def _environment(plain: bool) -> jinja2.Environment:
         "unbroken": lambda text: unbroken(visible(text)),
         "seconds": format_seconds,
         "plot": range_plot,
-        "words": lambda name: name.replace("_", " ").replace("gpt", "GPT"),
+        "words": lambda name: name.replace("_", " "),
+        "program": lambda source: SOURCES.get(source, source.replace("_", " ")),
         "fenced": fenced,
     }
     return environment
@@ -103,11 +109,10 @@ def _context(report: Report, run: RunFolder, recorded: Recorded) -> dict[str, An
         "state": {"mark": mark, "text": ended},
         "finish": finish_line(report, recorded),
         "started": None if started is None else local_time(started),
-        "headlines": headlines(report),
+        "headlines": headlines(report, recorded),
         "counted": counted,
         "counts": numbers,
         "marks": MARKS,
-        "last_words": last_words(report, recorded),
         "alarms": [
             alarm.model_copy(update={"text": visible(alarm.text, LONGEST_LINE)})
             for alarm in report.alarms[:MOST_LINES]
@@ -118,9 +123,10 @@ def _context(report: Report, run: RunFolder, recorded: Recorded) -> dict[str, An
         "hows": _hows(report),
         "charts": pictures(recorded, run.config, prediction, report.rows),
         "waterfalls": _waterfalls(report),
-        "ledger": [(name, format_seconds(value), value / wall) for name, value in ledger],
+        "advice": _advice(report),
+        "ledger": [(name, format_seconds(v), v / wall) for name, v in ledger if wall],
         "ledger_bar": stacked_bar(ledger),
-        "wall": format_seconds(wall),
+        "wall": format_seconds(wall) if wall is not None else None,
         "missing_parts": [
             name for key, name in LEDGER_NAMES.items() if getattr(report.time_ledger, key) is None
         ],
@@ -139,6 +145,7 @@ def _context(report: Report, run: RunFolder, recorded: Recorded) -> dict[str, An
         "frozen": local_time(prediction.created_unix),
         "instruments": instrument_groups(report.instruments),
         "machine": machine_groups(run.machine),
+        "currency": run.config.cost.currency,
         "config": run.config.to_toml(),
     }
 
@@ -171,6 +178,16 @@ def _waterfalls(report: Report) -> list[tuple[str, str, Attribution]]:
             picture = waterfall((begin, attribution.predicted_s), parts, "actual")
             result.append((attribution.reference, picture, attribution))
     return result
+
+
+def _advice(report: Report) -> list[tuple[str, str]]:
+    """What to change, each once, with the cause it is about."""
+    found: dict[str, str] = {}
+    for attribution in (report.attribution, report.attribution_of_claim):
+        for part in attribution.parts if attribution is not None else ():
+            if part.advice is not None:
+                found.setdefault(part.advice, part.cause)
+    return [(cause, advice) for advice, cause in found.items()]
 
 
 def samples_of(recorded: Recorded) -> list[Sample]:

@@ -20,16 +20,27 @@ from nanogauge.runfolder import RunFolder, make_folder, write_aside
 from nanogauge.runlog import Recorded
 
 __all__ = [
+    "COLOURS",
     "predicted_columns",
     "print_findings",
     "print_report",
     "print_rows",
     "render_html",
+    "render_report",
     "write_report",
 ]
 
 WIDE_TERMINAL = 150
 COLOURS = {"held": "green", "missed": "red", "contradicted": "bold red"}
+
+
+def render_report(report: Report, run: RunFolder, recorded: Recorded) -> dict[str, str]:
+    """The report in its three forms, by the name of the file."""
+    return {
+        "report.json": json.dumps(report.to_json(), indent=1, ensure_ascii=False, allow_nan=False),
+        "report.md": render_markdown(report, run, recorded),
+        "report.html": render_html(report, run, recorded),
+    }
 
 
 def write_report(report: Report, run: RunFolder, recorded: Recorded) -> list[Path]:
@@ -39,11 +50,7 @@ def write_report(report: Report, run: RunFolder, recorded: Recorded) -> list[Pat
         BadInput: if the folder is not writable or its disk is full.
     """
     make_folder(run.path)
-    contents = {
-        "report.json": json.dumps(report.to_json(), indent=1, ensure_ascii=False, allow_nan=False),
-        "report.md": render_markdown(report, run, recorded),
-        "report.html": render_html(report, run, recorded),
-    }
+    contents = render_report(report, run, recorded)
     try:
         for name, text in contents.items():
             write_aside(run.path / name, text.encode())

@@ -66,21 +66,23 @@ def peak(recorded: Recorded, name: str) -> int | None:
 
 
 def why_absent(recorded: Recorded, name: str) -> str:
-    """Why a sensor's number is not in the log."""
-    told = [e.text for e in recorded.events if e.what == "absent" and e.about == name]
+    """Why a sensor's number is not in the log, as the log last said of it or of all of the card."""
+    of_all = ("driver",) if name == "cpu_package_joules" else ("driver", "gpu")
+    told = [e.text for e in recorded.events if e.what == "absent" and e.about in (name, *of_all)]
     if told:
-        return told[-1]
-    if recorded.sensors:
+        return told[-1].partition(": ")[2].rstrip(".") or told[-1]
+    if len(recorded.sensors):
         return "the driver did not give it"
     return "no sensor reading is in the log" + ("" if recorded.end else " yet")
 
 
 def energy_figures(
-    recorded: Recorded, config: Config, wall_seconds: float
+    recorded: Recorded, config: Config, wall_seconds: float | None
 ) -> tuple[dict[str, Measured], dict[str, str]]:
     """Power, energy and cost, and why one is absent."""
     rows = ("power_watts", "energy_kwh", "cost")
-    if recorded.starts[0].source != "train":
+    trained_here = recorded.starts[0].source == "train"
+    if not trained_here and not len(recorded.sensors):
         return {}, dict.fromkeys(rows, IMPORTED)
     values: dict[str, Measured] = {}
     missing = dict.fromkeys(rows, why_absent(recorded, "power_watts"))
@@ -91,7 +93,8 @@ def energy_figures(
             p10=quantile(watts, 0.1),
             p90=quantile(watts, 0.9),
             n=len(watts),
-            how="mean of the board's power as the driver reports it, one reading a second",
+            how="mean of the board's power as the driver reports it, "
+            + ("one reading a second" if trained_here else "at the steps that are in the log"),
         )
     joules = total_over_processes(recorded.sensors, "energy_joules")
     if joules is not None:
@@ -104,8 +107,10 @@ def energy_figures(
         )
         if config.cost.price_per_kwh is None:
             missing["cost"] = "cost.price_per_kwh is not given"
+        elif wall_seconds is None and config.cost.machine_watts:
+            missing["cost"] = "the time, for which the rest of the machine draws, is not known"
         else:
-            paid = cost_of(config.cost, kwh, wall_seconds)
+            paid = cost_of(config.cost, kwh, wall_seconds or 0.0)
             values["cost"] = Measured(value=paid, how=cost_formula(config.cost))
     return values, missing
 
@@ -125,11 +130,16 @@ def total_over_processes(sensors: Table[Sensor], name: str) -> float | None:
     return total if known else None
 
 
-def sensed_seconds(sensors: Table[Sensor], holds: npt.NDArray[np.bool_]) -> float:
-    """For how long a condition held: each reading speaks of the time since the one before it.
+def sensed_spans(sensors: Table[Sensor]) -> npt.NDArray[np.float64]:
+    """Seconds that each reading speaks of: the time since the one before it.
 
-    A reading after a gap, or the first of a process, speaks of one second alone.
+    One after a gap, the first of a process, and one without a time speak of one second alone.
     """
     spans = np.diff(sensors.column("elapsed_seconds"), prepend=0.0)
-    spans[(spans <= 0) | (spans > 1.5)] = 1.0
-    return float(spans[holds].sum())
+    spans[~((spans > 0) & (spans <= 1.5))] = 1.0
+    return spans
+
+
+def sensed_seconds(sensors: Table[Sensor], holds: npt.NDArray[np.bool_]) -> float:
+    """For how long a condition held."""
+    return float(sensed_spans(sensors)[holds].sum())

@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo.callback import CallbackArgs, callback_handler
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -23,6 +22,11 @@ class CompileWatch:
         self._now = now
         self._done_seconds = 0.0
         self._began: float | None = None
+
+    def listen(self) -> None:
+        """Count from now on; loads the compiler's front, which takes 75 MB."""
+        from torch._dynamo.callback import callback_handler
+
         callback_handler.register_start_callback(self._on_start)
         callback_handler.register_end_callback(self._on_end)
 
@@ -31,10 +35,10 @@ class CompileWatch:
         under_way = 0.0 if self._began is None else self._now() - self._began
         return self._done_seconds + under_way
 
-    def _on_start(self, _: CallbackArgs) -> None:
+    def _on_start(self, _: object) -> None:
         self._began = self._now()
 
-    def _on_end(self, _: CallbackArgs) -> None:
+    def _on_end(self, _: object) -> None:
         self._done_seconds, self._began = self.seconds(), None
 
 

@@ -1,0 +1,89 @@
+"""The flags by which report.py makes a run folder of somebody else's log."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Set
+from pathlib import Path
+
+from nanogauge.claims import load_claims
+from nanogauge.config import config_overrides, load_config
+from nanogauge.errors import BadInput
+from nanogauge.hardware import lookup
+from nanogauge.importers.build_nanogpt_log import read_build_nanogpt_log
+from nanogauge.importers.folder import import_log
+from nanogauge.importers.nanochat_log import read_nanochat_log
+from nanogauge.importers.nanogpt_log import read_nanogpt_log
+from nanogauge.importers.wandb_history import read_wandb_history
+from nanogauge.predict.prediction import predict, resolve_dtype
+
+_READERS = {
+    "nanogpt_log": (read_nanogpt_log, "LOG", "what nanoGPT printed"),
+    "nanochat_log": (read_nanochat_log, "LOG", "what nanochat's base_train printed"),
+    "build_nanogpt_log": (read_build_nanogpt_log, "LOG", "build-nanogpt's log.txt or its output"),
+    "wandb_history": (read_wandb_history, "FILE", "a run's history from W&B, CSV or Parquet"),
+}
+_NEEDED = ("config", "gpu", "out")
+
+
+def add_import_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("import the log of another program")
+    one = group.add_mutually_exclusive_group()
+    for name, (_, kind, words) in _READERS.items():
+        one.add_argument(_flag(name), type=Path, metavar=kind, help=words)
+    group.add_argument("--config", type=Path, help="configuration of that run")
+    group.add_argument("--gpu", help="the GPU it ran on, as in nanogauge/hardware.toml")
+    group.add_argument("--out", type=Path, help="run folder to make of it")
+    group.add_argument(
+        "--run-number", type=int, metavar="K", help="which run of a log that holds several"
+    )
+
+
+def import_given(given: argparse.Namespace, allowed: Set[str]) -> Path | None:
+    """Make a run folder of the log that was given; None where none was.
+
+    Nothing is written before everything was understood.
+
+    Args:
+        given: the command line.
+        allowed: sections of the configuration whose flags make sense without a log, too.
+
+    Raises:
+        BadInput: if a flag is missing or out of place, or as import_log.
+    """
+    name = next((n for n in _READERS if getattr(given, n) is not None), None)
+    if name is None:
+        for flag in (*_NEEDED, "run_number"):
+            if getattr(given, flag) is not None:
+                raise BadInput(f"{_flag(flag)} belongs to --nanogpt-log and other logs; {_OWN}")
+        if config_overrides(given).keys() - allowed:
+            raise BadInput(f"configuration flags belong to --nanogpt-log and other logs; {_OWN}")
+        return None
+    if given.run is not None:
+        raise BadInput(f"give either a run folder or {_flag(name)}, not both.")
+    for flag in _NEEDED:
+        if getattr(given, flag) is None:
+            raise BadInput(f"{_flag(name)} also needs {_flag(flag)}.")
+    config = load_config(given.config, config_overrides(given))
+    claims = load_claims(given.claims) if given.claims is not None else None
+    dtype = resolve_dtype(config, "gpu")
+    prediction = predict(config, lookup(given.gpu, dtype), dtype)
+    out: Path = given.out
+    import_log(
+        _READERS[name][0],
+        getattr(given, name),
+        config,
+        prediction,
+        claims,
+        given.claims,
+        out,
+        given.run_number,
+    )
+    return out
+
+
+_OWN = "a run folder has its own."
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

@@ -1,0 +1,145 @@
+"""A log's own words on its configuration, held against the one that was given for it."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from pathlib import Path
+
+from nanogauge.config import Config
+from nanogauge.errors import BadInput
+from nanogauge.importers.printed import Session, number_of
+from nanogauge.importers.text import shown
+from nanogauge.records import Prediction
+
+Value = float | bool | str
+
+_KEYS = {
+    "batch_size": "train.micro_batch",
+    "gradient_accumulation_steps": "train.grad_accum",
+    "block_size": "model.block_size",
+    "n_layer": "model.n_layer",
+    "n_head": "model.n_head",
+    "n_embd": "model.n_embd",
+    "vocab_size": "model.vocab_size",
+    "bias": "model.bias",
+    "dropout": "model.dropout",
+    "max_iters": "train.max_steps",
+    "eval_interval": "train.eval_every",
+    "eval_iters": "train.eval_batches",
+    "learning_rate": "optimizer.learning_rate",
+    "min_lr": "optimizer.min_learning_rate",
+    "warmup_iters": "optimizer.warmup_steps",
+    "weight_decay": "optimizer.weight_decay",
+    "beta1": "optimizer.beta1",
+    "beta2": "optimizer.beta2",
+    "grad_clip": "optimizer.grad_clip",
+    "dtype": "run.dtype",
+    "compile": "run.compile",
+    "num_iterations": "train.max_steps",
+}
+"""what nanoGPT and its kin call what our configuration has"""
+TOKENS = "tokens per step"
+PARAMETERS = "parameters"
+TOTAL_PARAMETERS = "parameters with position embeddings"
+"""names under which a log may say what follows from its configuration"""
+
+
+def is_known(name: str) -> bool:
+    return name in _KEYS
+
+
+def refuse_contradictions(
+    path: Path, run: list[Session], config: Config, prediction: Prediction
+) -> None:
+    """Compare whatever the log says of its configuration.
+
+    Raises:
+        BadInput: for the first value that is another than the configuration has.
+    """
+    said: dict[str, tuple[int, str]] = {}
+    for session in run:
+        said |= session.settings  # a resumed run may have been given others: the last count
+    for name, (line, text) in said.items():
+        value = _value(text)
+        key, ours = _ours(name, config, prediction)
+        if value is None or ours is None or _agree(name, value, ours):
+            continue
+        raise BadInput(
+            f"line {line} of {path} has {name} = {shown(text)[1:-1]}, but the configuration has "
+            f"{key} = {_text(ours)}; give the configuration of that run."
+        )
+    _refuse_other_rate(path, run, config)
+    last = max(session.last for session in run)
+    if last > config.train.max_steps:
+        raise BadInput(
+            f"{path} goes to step {last:,} but the configuration has "
+            f"train.max_steps = {config.train.max_steps:,}; give the configuration of that run."
+        )
+
+
+def _refuse_other_rate(path: Path, run: list[Session], config: Config) -> None:
+    """Tokens per second times seconds are tokens, whatever the program."""
+    products = [
+        entry.tokens_per_second * entry.seconds
+        for session in run
+        for entry in session.iterations
+        if entry.tokens_per_second is not None and entry.seconds is not None
+    ]
+    if not products:
+        return
+    tokens, ours = statistics.median(products), config.tokens_per_step
+    if not 0.99 < tokens / ours < 1.01:
+        raise BadInput(
+            f"by its times and rates {path} made steps of {tokens:,.0f} tokens, but the "
+            f"configuration has {ours:,} (train.micro_batch x model.block_size x "
+            "train.grad_accum); give the configuration of that run."
+        )
+
+
+def _ours(name: str, config: Config, prediction: Prediction) -> tuple[str, Value | None]:
+    if name == TOKENS:
+        return "train.micro_batch x model.block_size x train.grad_accum", config.tokens_per_step
+    if name == PARAMETERS:
+        return "parameters without position embeddings", _expected(prediction, "parameters")
+    if name == TOTAL_PARAMETERS:
+        return "parameters with position embeddings", _expected(prediction, "parameters_total")
+    section, _, key = _KEYS[name].partition(".")
+    value = getattr(getattr(config, section), key)
+    return _KEYS[name], None if value == "auto" else value
+
+
+def _expected(prediction: Prediction, row: str) -> float:
+    return prediction.quantities[row].expected
+
+
+def _value(text: str) -> Value | None:
+    """A number, a product of whole numbers, True, False or a quoted word; None for all else."""
+    text = text.strip().rstrip(",")
+    if text in ("True", "False"):
+        return text == "True"
+    if len(text) > 2 and text[0] == text[-1] and text[0] in "'\"":
+        return text[1:-1]
+    if text.endswith("M"):
+        text = text[:-1] + "e6"
+    try:
+        values = [number_of(factor) for factor in text.split("*")]
+    except ValueError:
+        return text if text.isidentifier() else None
+    return math.prod(values)
+
+
+def _agree(name: str, value: Value, ours: Value) -> bool:
+    if isinstance(value, str):
+        return value == ours or not isinstance(ours, str)  # a number's name tells nothing
+    if isinstance(ours, str | bool):
+        return value == ours
+    if name == PARAMETERS:
+        return abs(value - ours) < 5100  # printed in millions with two decimals
+    return math.isclose(value, ours, rel_tol=1e-9)
+
+
+def _text(value: Value) -> str:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

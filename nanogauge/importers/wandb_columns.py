@@ -1,0 +1,153 @@
+"""What the columns of a W&B history mean, program by program: only what is certain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from nanogauge.importers.printed import Form, Session, clocked, warning
+from nanogauge.records import Event
+from nanogauge.report.measured import NOT_IN_LOG
+
+CLOCK = ("_runtime", "_timestamp")
+"""W&B's own: seconds since its run began, and the time of day"""
+
+
+@dataclass(frozen=True)
+class Flavour:
+    """A program that logs to W&B; each mapping is from its column to a field of ours."""
+
+    program: str
+    step: str
+    """the column that counts its steps"""
+    marks: tuple[str, ...]
+    """columns that no other program has together"""
+    iteration: dict[str, str] = field(default_factory=dict)
+    evaluation: dict[str, str] = field(default_factory=dict)
+    sensor: dict[str, str] = field(default_factory=dict)
+    checkpoint: dict[str, str] = field(default_factory=dict)
+    first_step: int = 0
+    """the number of the first step in its count"""
+    elapsed: str = "_runtime"
+    """seconds since the process began"""
+    compilation_inside: bool = False
+    reserved_gib: str = ""
+    """peak of the allocator's memory"""
+    remarks: tuple[str, ...] = ()
+    """what a reader of the report has to know"""
+    absent: dict[str, str] = field(default_factory=dict)
+    """row -> why a history has no figure for it"""
+
+    @property
+    def of_evaluations(self) -> bool:
+        """It logs nothing between its evaluations."""
+        return not self.iteration
+
+    @property
+    def known(self) -> set[str]:
+        """All columns that are read."""
+        mapped = {*self.iteration, *self.evaluation, *self.sensor, *self.checkpoint}
+        single = {self.step, self.elapsed, self.reserved_gib, *CLOCK}
+        return {name for name in mapped | single if name}
+
+
+_OTHER_MODEL = (
+    "{}'s model is not the GPT of the configuration: parameters, FLOPs, MFU and every prediction "
+    "are of the configuration that was given, and right as far as it is."
+)
+
+FLAVOURS = (
+    Flavour(
+        program="nanogauge",
+        step="step",
+        marks=("perf/step_seconds",),
+        iteration={
+            "train/loss": "loss",
+            "train/learning_rate": "learning_rate",
+            "train/grad_norm": "grad_norm",
+            "perf/step_seconds": "seconds",
+            "perf/tokens_per_second": "tokens_per_second",
+        },
+        evaluation={
+            "eval/train_loss": "train_loss",
+            "eval/val_loss": "val_loss",
+            "eval/seconds": "seconds",
+        },
+        sensor={
+            "gpu/power_watts": "power_watts",
+            "gpu/power_limit_watts": "power_limit_watts",
+            "gpu/temperature_celsius": "temperature_celsius",
+            "gpu/sm_clock_hz": "sm_clock_hz",
+            "gpu/utilization": "utilization",
+            "memory/device_used_bytes": "device_used_bytes",
+            "memory/process_used_bytes": "process_used_bytes",
+        },
+        checkpoint={"checkpoint/seconds": "seconds", "checkpoint/bytes": "bytes"},
+        elapsed="run/elapsed_seconds",
+        absent={"first_step_seconds": "the time of compilation is in W&B's summary alone"},
+    ),
+    Flavour(
+        program="torchtitan",
+        step="_step",
+        marks=("loss_metrics/global_avg_loss",),
+        iteration={
+            "loss_metrics/global_avg_loss": "loss",
+            "grad_norm": "grad_norm",
+            "time_metrics/end_to_end(s)": "seconds",
+            "throughput(tps)": "tokens_per_second",
+        },
+        first_step=1,
+        reserved_gib="memory/max_reserved(GiB)",
+        remarks=(
+            _OTHER_MODEL.format("torchtitan"),
+            "A step's time is torchtitan's mean since its last row, with whatever lay between; the "
+            "first row's is left out, because it is divided by steps that were not made.",
+        ),
+    ),
+    Flavour(
+        program="nanochat",
+        step="step",
+        marks=("train/dt", "total_training_time"),
+        iteration={
+            "train/loss": "loss",
+            "train/dt": "seconds",
+            "train/tok_per_sec": "tokens_per_second",
+            "train/grad_norm": "grad_norm",
+        },
+        evaluation={"val/bpb": "bits_per_byte"},
+        compilation_inside=True,
+        remarks=(
+            _OTHER_MODEL.format("nanochat"),
+            "The losses are nanochat's running means.",
+        ),
+    ),
+    Flavour(
+        program="nanoGPT",
+        step="iter",
+        marks=("train/loss", "val/loss"),
+        evaluation={"train/loss": "train_loss", "val/loss": "val_loss"},
+    ),
+)
+
+
+def form_of(flavour: Flavour) -> Form:
+    def events(run: list[Session]) -> list[Event]:
+        said = [warning("columns", text) for text in flavour.remarks]
+        if flavour.elapsed == "_runtime" and clocked(run):
+            text = "The time of the whole is W&B's: from the start of its run to its last row."
+            said.append(warning("clock", text))
+        return [*said, *(not_in_log(row, why) for row, why in flavour.absent.items())]
+
+    return Form(
+        source="wandb_history",
+        program=f"W&B history of {flavour.program}",
+        what="the history of a W&B run",
+        evaluation_inside=False,
+        compilation_inside=flavour.compilation_inside,
+        note="The history does not name its card or software: the GPU is the one that was given on "
+        "the command line.",
+        events=events,
+    )
+
+
+def not_in_log(row: str, why: str) -> Event:
+    return Event(what=NOT_IN_LOG, about=row, text=f"not in this log: {why}")

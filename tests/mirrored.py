@@ -1,0 +1,360 @@
+"""What the tests of the W&B mirror begin from: a run, and what W&B's own files say of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nanogauge.config import Config
+from nanogauge.hardware import lookup
+from nanogauge.predict.flops import flops_per_token_6n, flops_per_token_palm
+from nanogauge.predict.prediction import predict
+from nanogauge.predict.workload import shape_of
+from nanogauge.records import (
+    Checkpoint,
+    Compile,
+    End,
+    Estimate,
+    Eval,
+    Event,
+    LogLine,
+    Sensor,
+    Start,
+    Step,
+)
+from nanogauge.runlog import RunLog
+
+STEPS = 20
+TOKENS = 4 * 8 * 2
+"""of a step"""
+RUN_ID = "night123"
+CONFIG = Config.model_validate(
+    {
+        "run": {"name": "night"},
+        "model": {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 8, "vocab_size": 64},
+        "data": {"embedded": True, "tokens": 4096},
+        "train": {"micro_batch": 4, "grad_accum": 2, "max_steps": STEPS, "log_every": 5},
+        "wandb": {"mode": "disabled", "project": "nights"},
+    }
+)
+
+
+PREDICTED = predict(CONFIG, lookup("RTX 4070", "bfloat16"), "bfloat16")
+STEP_SECONDS = Estimate(
+    low=3.6, expected=4.0, high=4.4, unit="s", formula="by hand", source="a calibration"
+)
+PREDICTION = PREDICTED.model_copy(update={"calibrated": {"step_seconds": STEP_SECONDS}})
+PREDICTION_JSON = PREDICTION.model_dump_json()
+
+
+def make_folder(folder: Path) -> Path:
+    """A run folder as train.py leaves it before step 0."""
+    folder.mkdir(parents=True)
+    (folder / "config.toml").write_text(CONFIG.to_toml())
+    (folder / "machine.json").write_text('{"gpu": "RTX 4070"}')
+    (folder / "prediction.json").write_text(PREDICTION_JSON)
+    return folder
+
+
+def start_line(first_step: int = 0) -> Start:
+    return Start(
+        elapsed_seconds=0.125,
+        unix_time=1.0,
+        max_steps=STEPS,
+        first_step=first_step,
+        prediction_sha256=hashlib.sha256(PREDICTION_JSON.encode()).hexdigest(),
+        device="RTX 4070",
+        train_tokens=3700,
+        idle_power_watts=12.5,
+        idle_utilization=0.01,
+        other_programs={"Xorg": 300, "firefox": 700},
+        wandb_id=RUN_ID,
+    )
+
+
+def lines_of_a_run(first_step: int = 0, last_step: int = STEPS) -> Iterator[LogLine]:
+    """A process's lines, with every field that a log can hold somewhere among them."""
+    yield start_line(first_step)
+    yield Compile(elapsed_seconds=5.0, seconds=4.5, mode="compiled")
+    for step in range(first_step, last_step):
+        t = 10.0 + 4 * (step - first_step)
+        if step % 10 == 0:
+            yield Eval(
+                elapsed_seconds=t, step=step, train_loss=4.0, val_loss=4.25 - step, seconds=1.5
+            )
+            yield Checkpoint(elapsed_seconds=t + 0.5, step=step, seconds=0.25, bytes=2**20)
+        if step == 7:
+            yield Compile(elapsed_seconds=t + 0.75, step=7, seconds=2.5, mode="compiled")
+        yield Sensor(
+            elapsed_seconds=t + 1,
+            power_watts=190.0 + step,
+            power_min_watts=150.0,
+            power_max_watts=200.5,
+            energy_joules=700.0 * (step - first_step + 1),
+            energy_source="counter",
+            integral_joules=690.0 * (step - first_step + 1),
+            gap_seconds=0.5 if step > 3 else None,
+            power_limit_watts=200.0,
+            temperature_celsius=60.0 + step,
+            fan=0.4,
+            sm_clock_hz=2.6e9,
+            memory_clock_hz=10.5e9,
+            utilization=0.99,
+            throttle=["power limit"] if step in (4, 5) else [],
+            pcie_generation=4,
+            pcie_width=16,
+            device_used_bytes=10 * 2**30,
+            process_used_bytes=9 * 2**30 + (step if step < 12 else 0),
+            cpu_package_joules=300.0 * step,
+        )
+        detailed = step % 8 == 0
+        yield Step(
+            elapsed_seconds=t + 4,
+            step=step,
+            loss=5.0 - step / 7,
+            step_seconds=3.9 + step / 1000,
+            printed_seconds=4.5 if step == 0 else None,
+            data_wait_seconds=None if step == 5 else 0.01 * step,
+            forward_seconds=1.25 if detailed else None,
+            backward_seconds=2.5 if detailed else None,
+            optimizer_seconds=0.125 if detailed else None,
+            learning_rate=1e-4 * step,
+            grad_norm=1.5,
+            tokens=TOKENS,
+            power_watts=181.0 + step if step != 10 else None,
+            power_min_watts=140.0,
+            power_max_watts=201.0,
+            peak_allocated_bytes=9_000_000_000 + step if detailed else None,
+            peak_reserved_bytes=9_500_000_000 if detailed else None,
+            peak_host_bytes=2_000_000_000 if detailed else None,
+        )
+    yield Event(level="warning", what="slow", text="The clock fell.", step=last_step)
+    yield Event(level="alarm", what="hot", text="The card is at its limit.", step=last_step)
+    yield Event(level="info", what="fine", text="Nothing.", step=last_step)
+
+
+END = End(
+    elapsed_seconds=99.0,
+    status="finished",
+    steps=STEPS,
+    wall_seconds=99.5,
+    peak_allocated_bytes=9_100_000_000,
+    peak_reserved_bytes=9_600_000_000,
+    peak_process_bytes=9_700_000_000,
+    peak_host_bytes=2_100_000_000,
+    peak_inactive_bytes=400_000_000,
+    allocation_retries=3,
+    reason="none",
+)
+
+
+PEAK = PREDICTION.peak_flops
+FLOPS_PALM = flops_per_token_palm(shape_of(CONFIG.model)) * TOKENS
+FLOPS_6N = flops_per_token_6n(shape_of(CONFIG.model)) * TOKENS
+
+
+def predicted(*names: str) -> dict[str, float]:
+    found = {}
+    for name in names:
+        best = PREDICTION.best(name)
+        assert best is not None
+        found[f"predicted/{name}"] = best.expected
+        found[f"predicted/{name}_low"] = best.low
+        found[f"predicted/{name}_high"] = best.high
+    return found
+
+
+def expected_rows(lines: Iterable[LogLine], hours_before: float = 0.0) -> list[dict[str, Any]]:
+    """The rows of one process that begins at step 0 or 10, from its log alone."""
+    rows: list[dict[str, Any]] = []
+    step, tokens, highest, throttled = 0, 0, 0, False
+    for line in lines:
+        row: dict[str, Any] = {}
+        at = (step, tokens)
+        if isinstance(line, Sensor):
+            highest = max(highest, line.process_used_bytes or 0)
+            throttled = throttled or bool(line.throttle)
+            row = {
+                "gpu/power_watts": line.power_watts,
+                "gpu/power_min_watts": line.power_min_watts,
+                "gpu/power_max_watts": line.power_max_watts,
+                "gpu/energy_joules": line.energy_joules,
+                "gpu/energy_from_counter": 1,
+                "gpu/energy_kwh": (line.energy_joules or 0.0) / 3.6e6,
+                "gpu/integral_joules": line.integral_joules,
+                "gpu/gap_seconds": line.gap_seconds,
+                "gpu/power_limit_watts": line.power_limit_watts,
+                "gpu/temperature_celsius": line.temperature_celsius,
+                "gpu/fan": line.fan,
+                "gpu/sm_clock_hz": line.sm_clock_hz,
+                "gpu/memory_clock_hz": line.memory_clock_hz,
+                "gpu/utilization": line.utilization,
+                "gpu/throttled": int(bool(line.throttle)),
+                "gpu/throttle_power_limit": int(bool(line.throttle)) if throttled else None,
+                "gpu/pcie_generation": line.pcie_generation,
+                "gpu/pcie_width": line.pcie_width,
+                "memory/device_used_bytes": line.device_used_bytes,
+                "memory/process_used_bytes": line.process_used_bytes,
+                "memory/peak_process_bytes": highest,
+                "cpu/package_joules": line.cpu_package_joules,
+                **predicted("power_watts", "energy_kwh", "peak_process_bytes"),
+            }
+        elif isinstance(line, Eval):
+            row = {"eval/train_loss": line.train_loss, "eval/val_loss": line.val_loss}
+            row["eval/seconds"] = line.seconds
+            at = (line.step, line.step * TOKENS)
+        elif isinstance(line, Checkpoint):
+            row = {"checkpoint/seconds": line.seconds, "checkpoint/bytes": line.bytes}
+            at = (line.step, line.step * TOKENS)
+        elif isinstance(line, Compile):
+            row = {"perf/compile_seconds": line.seconds}
+        elif isinstance(line, Step):
+            at = step, tokens = line.step, (line.step + 1) * TOKENS
+            if line.step % 5 == 0 or line.step % 8 == 0:
+                row = expected_step_row(line)
+        if row:
+            assert line.elapsed_seconds is not None
+            row |= {"step": at[0], "tokens": at[1]}
+            row["hours"] = hours_before + line.elapsed_seconds / 3600
+            rows.append({key: value for key, value in row.items() if value is not None})
+    return rows
+
+
+def expected_step_row(line: Step) -> dict[str, Any]:
+    assert line.step_seconds is not None and PEAK is not None
+    row = {
+        "train/loss": line.loss,
+        "train/learning_rate": line.learning_rate,
+        "train/grad_norm": line.grad_norm,
+        "perf/step_seconds": line.step_seconds,
+        "perf/printed_seconds": line.printed_seconds,
+        "perf/data_wait_seconds": line.data_wait_seconds,
+        "perf/forward_seconds": line.forward_seconds,
+        "perf/backward_seconds": line.backward_seconds,
+        "perf/optimizer_seconds": line.optimizer_seconds,
+        "perf/tokens_per_second": TOKENS / line.step_seconds,
+        "perf/achieved_flops_per_second": FLOPS_PALM / line.step_seconds,
+        "perf/mfu_palm": FLOPS_PALM / line.step_seconds / PEAK,
+        "perf/mfu_6n": FLOPS_6N / line.step_seconds / PEAK,
+        "gpu/step_power_watts": line.power_watts,
+        "gpu/step_power_min_watts": line.power_min_watts,
+        "gpu/step_power_max_watts": line.power_max_watts,
+        "memory/peak_allocated_bytes": line.peak_allocated_bytes,
+        "memory/peak_reserved_bytes": line.peak_reserved_bytes,
+        "memory/peak_host_bytes": line.peak_host_bytes,
+        **predicted("step_seconds", "mfu_palm", "mfu_6n"),
+    }
+    if line.power_watts is not None:
+        row["perf/joules_per_token"] = line.power_watts * line.step_seconds / TOKENS
+    if line.peak_allocated_bytes is not None:
+        row |= predicted("peak_allocated_bytes")
+    return row
+
+
+def write(folder: Path, lines: Iterable[LogLine]) -> None:
+    with RunLog(folder) as log:
+        for line in lines:
+            log.write(line)
+
+
+def records_of(path: Path) -> Iterator[Any]:
+    """W&B's own records in an offline file: a log in LevelDB's framing."""
+    from wandb.proto import wandb_internal_pb2
+
+    data = path.read_bytes()
+    assert data[:4] == b":W&B"
+    position, message = 7, b""
+    while position < len(data):
+        rest_of_block = 32768 - position % 32768
+        if rest_of_block < 7:
+            position += rest_of_block
+            continue
+        length = int.from_bytes(data[position + 4 : position + 6], "little")
+        kind = data[position + 6]
+        message += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
+            record.ParseFromString(message)
+            yield record
+            message = b""
+
+
+def items(entries: Any) -> dict[str, Any]:
+    named = {e.key or "/".join(e.nested_key): json.loads(e.value_json) for e in entries}
+    return {key: value for key, value in named.items() if not key.startswith("_")}
+
+
+def offline_files(folder: Path) -> list[Path]:
+    """W&B's offline files, oldest first."""
+    return sorted(folder.glob("wandb/offline-run-*/*.wandb"), key=os.path.getmtime)
+
+
+def recorded(folder: Path) -> list[Any]:
+    """The records of the newest offline file."""
+    return list(records_of(offline_files(folder)[-1]))
+
+
+def rows_in(records: Iterable[Any]) -> list[dict[str, Any]]:
+    """The rows of history, without that of the report."""
+    rows = [items(r.history.item) for r in records if r.WhichOneof("record_type") == "history"]
+    return [row for row in rows if not any(key.startswith("report/") for key in row)]
+
+
+def summary_in(records: Iterable[Any]) -> dict[str, Any]:
+    summary: dict[str, Any] = {}
+    for record in records:
+        if record.WhichOneof("record_type") == "summary":
+            summary |= items(record.summary.update)
+    return summary
+
+
+def wait_until(true: Callable[[], bool], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def processes_of(folder: Path) -> dict[int, str]:
+    """Process number and command line of all that a mirror of this folder is and started."""
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (process / "environ").read_bytes()
+            command = (process / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if f"NANOGAUGE_TEST={folder}".encode() in environment.split(b"\0"):
+            found[int(process.name)] = command.replace(b"\0", b" ").decode()
+    return found
+
+
+def all_gone(folder: Path) -> bool:
+    """W&B's own process sees the end of the mirror's a moment later, and ends too."""
+    return wait_until(lambda: not processes_of(folder), 3)
+
+
+def cores_of(folder: Path) -> list[int]:
+    """W&B's own processes among them."""
+    return [pid for pid, command in processes_of(folder).items() if "wandb-core" in command]
+
+
+def prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run folder; processes that the test starts carry its name, and know no W&B but this."""
+    made = make_folder(tmp_path / "runs" / "night")
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("NANOGAUGE_TEST", str(made))
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return made

@@ -1,0 +1,85 @@
+"""The sensors in a process of their own, on the scripted driver of fake_nvml.c."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+UUID_OF_TORCH = "12345678-1234-1234-1234-123456789abc"
+
+SAMPLE = """
+import json, sys, time
+import pynvml
+from pathlib import Path
+from nanogauge.measure.gpu import MEASURED, driver_info, measure_idle, open_sensors
+device, seconds, hz, jump_after, jump_seconds, idle = json.loads(sys.argv[1])
+begin = time.monotonic()
+def clock():
+    t = time.monotonic() - begin
+    return t + jump_seconds if t > jump_after else t
+if idle:
+    print(json.dumps({"idle": vars(measure_idle(device, hz, seconds)), "waited": clock()}))
+    sys.exit()
+sensors = open_sensors(device, hz, clock, Path("/nonexistent"))
+opening = time.monotonic() - begin
+changes, spreads, early = [], [], []
+while (left := seconds - (time.monotonic() - begin)) > 0:
+    time.sleep(min(0.5, left))
+    changes += sensors.changes()
+    spreads += [sensors.power_since_last(), sensors.power_since_last()]
+    early += sensors.readings()
+closing = time.monotonic()
+late = sensors.close()
+close_seconds = time.monotonic() - closing
+changes += sensors.changes() + sensors.changes()
+print(json.dumps({
+    "readings": [r.model_dump() for r in early + late], "early": len(early),
+    "absent": dict(sensors.absent), "reason": sensors.reason, "cpu_seconds": sensors.cpu_seconds,
+    "changes": [vars(c) for c in changes], "spreads": [s and vars(s) for s in spreads],
+    "open_seconds": opening, "close_seconds": close_seconds, "measured": MEASURED,
+    "info": vars(driver_info(device)) if not sensors.reason else None,
+    "torch": "torch" in sys.modules,
+}))
+"""
+
+
+class Run:
+    """A process that reads the sensors for so long on a driver with this script."""
+
+    def __init__(
+        self,
+        folder: Path,
+        script: str = "",
+        seconds: float = 0.3,
+        device: str | int = UUID_OF_TORCH,
+        hz: float = 20,
+        jump: tuple[float, float] = (1e9, 0),
+        idle: bool = False,
+    ) -> None:
+        path = folder / f"{abs(hash(script))}.txt"
+        path.write_text(script)
+        variables = {"FAKE_NVML_SCRIPT": str(path), "LD_LIBRARY_PATH": str(folder)}
+        arguments = json.dumps([device, seconds, hz, *jump, idle])
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", SAMPLE, arguments],
+            env={**os.environ, **variables},
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._said: dict[str, Any] | None = None
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """What it prints at its end."""
+        if self._said is None:
+            out, err = self._process.communicate(timeout=60)
+            assert (self._process.returncode, err) == (0, "")
+            self._said = json.loads(out)
+        return self._said

@@ -1,0 +1,167 @@
+"""Whatever happens to a log, it is reported on or refused with a sentence; nothing else."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from examples import documented_prediction
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from importing import LOG, config_of
+from test_nanogpt_variants import DUMP
+from test_other_logs import STEPS, build_nanogpt_file, build_nanogpt_output, nanochat_log
+from test_wandb_history import (
+    as_csv,
+    as_parquet,
+    nanochat_rows,
+    nanogpt_rows,
+    our_rows,
+    torchtitan_rows,
+)
+
+from nanogauge.errors import BadInput
+from nanogauge.importers.build_nanogpt_log import read_build_nanogpt_log
+from nanogauge.importers.folder import import_log
+from nanogauge.importers.nanochat_log import read_nanochat_log
+from nanogauge.importers.nanogpt_log import read_nanogpt_log
+from nanogauge.importers.printed import Printed
+from nanogauge.importers.wandb_history import read_wandb_history
+from nanogauge.report.build import build_report
+from nanogauge.report.render import write_report
+
+Mutation = Callable[[random.Random, list[bytes]], list[bytes]]
+
+
+def delete(chance: random.Random, lines: list[bytes]) -> list[bytes]:
+    return [line for line in lines if chance.random() > 0.2]
+
+
+def repeat(chance: random.Random, lines: list[bytes]) -> list[bytes]:
+    begin, end = sorted(chance.sample(range(len(lines) + 1), 2))
+    place = chance.randint(0, len(lines))
+    return [*lines[:place], *lines[begin:end], *lines[place:]]
+
+
+def flip(chance: random.Random, lines: list[bytes]) -> list[bytes]:
+    data = bytearray(b"\n".join(lines))
+    for _ in range(chance.randint(1, 5)):
+        data[chance.randrange(len(data))] = chance.randrange(256)
+    return bytes(data).split(b"\n")
+
+
+def digits(chance: random.Random, lines: list[bytes]) -> list[bytes]:
+    """Another figure in the right form: too large, too small, out of order."""
+    data = bytearray(b"\n".join(lines))
+    places = [i for i, byte in enumerate(data) if 48 <= byte < 58]
+    for place in chance.sample(places, min(len(places), 3)):
+        data[place : place + 1] = chance.choice([b"0", b"9", b"99999999", b""])
+    return bytes(data).split(b"\n")
+
+
+def shuffle(chance: random.Random, lines: list[bytes]) -> list[bytes]:
+    begin = chance.randrange(len(lines))
+    part = lines[begin : begin + 6]
+    chance.shuffle(part)
+    return [*lines[:begin], *part, *lines[begin + 6 :]]
+
+
+def cut(chance: random.Random, lines: list[bytes]) -> list[bytes]:
+    data = b"\n".join(lines)
+    begin, end = sorted(chance.sample(range(len(data)), 2))
+    return data[begin:end].split(b"\n")
+
+
+def noise(chance: random.Random, lines: list[bytes]) -> list[bytes]:
+    lines = list(lines)
+    for _ in range(3):
+        junk = chance.choice([b"<script>", b"\x1b[2J=1+1\x00", chance.randbytes(40), b"\r" * 9])
+        lines.insert(chance.randrange(len(lines)), junk)
+    return lines
+
+
+MUTATIONS: list[Mutation] = [delete, repeat, flip, digits, shuffle, cut, noise]
+
+
+@pytest.mark.parametrize(
+    ("read", "data", "max_steps"),
+    [
+        (read_nanogpt_log, DUMP.encode() + LOG.encode(), 1000),
+        (read_nanochat_log, nanochat_log().encode(), STEPS),
+        (read_build_nanogpt_log, build_nanogpt_output().encode(), STEPS),
+        (read_build_nanogpt_log, build_nanogpt_file().encode(), STEPS),
+        (read_wandb_history, as_csv(our_rows()), 1000),
+        (read_wandb_history, as_csv(nanochat_rows()), 1000),
+        (read_wandb_history, as_parquet(our_rows()), 1000),
+        (read_wandb_history, as_csv(nanogpt_rows()), 1000),
+        (read_wandb_history, as_csv(torchtitan_rows()), 1000),
+    ],
+    ids=[
+        "nanogpt",
+        "nanochat",
+        "build",
+        "log.txt",
+        "ours",
+        "nanochat history",
+        "parquet",
+        "nanogpt history",
+        "torchtitan",
+    ],
+)
+@settings(max_examples=200, deadline=None)
+@given(seed=st.integers(0, 2**32), kinds=st.lists(st.sampled_from(MUTATIONS), max_size=3))
+def test_a_mutated_log_is_a_run_or_bad_input(
+    read: Callable[[Path], Printed], data: bytes, max_steps: int, seed: int, kinds: list[Mutation]
+) -> None:
+    """Lines gone, doubled, moved or cut, bytes and figures changed: a report, or one sentence."""
+    chance = random.Random(seed)
+    lines = data.split(b"\n")
+    for mutate in kinds:
+        lines = mutate(chance, lines) if len(lines) > 1 and any(lines) else lines
+    with tempfile.TemporaryDirectory() as folder:
+        path, out = Path(folder) / "log.txt", Path(folder) / "run"
+        path.write_bytes(b"\n".join(lines))
+        prediction, said = documented_prediction(), None
+        try:
+            import_log(read, path, config_of(max_steps), prediction, None, None, out)
+        except BadInput as refused:
+            said = str(refused)
+        assert out.exists() == (said is None)
+        if said is not None:
+            assert said.isprintable()
+            assert kinds
+            return
+        report, run, recorded = build_report(out, None)
+        if seed % 5 == 0:  # the pages take longer than all the rest
+            write_report(report, run, recorded)
+
+
+@pytest.mark.parametrize("read", [read_nanogpt_log, read_nanochat_log, read_build_nanogpt_log])
+@pytest.mark.parametrize(
+    "piece", ["[a]", "- ", "\x1b[1", "\x1b]", "9", "iter 0: ", "step 00000/", "step 1 | ", " ", "|"]
+)
+def test_a_line_of_a_megabyte_is_read_at_once(
+    tmp_path: Path, read: Callable[[Path], Printed], piece: str
+) -> None:
+    """Patterns that try every way of reading a long line would take hours for it."""
+    path = tmp_path / "log.txt"
+    repeated = (piece * 2**20)[: 2**20 - 100]
+    starts = ("", "iter 5: loss ", "step 00005/00010 (1", "step 5 | loss: ")
+    path.write_text("\n".join(start + repeated for start in starts), encoding="utf-8")
+    before = time.process_time()
+    with pytest.raises(BadInput):
+        read(path)
+    assert time.process_time() - before < 10
+
+
+def test_a_table_of_very_many_columns_is_refused_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "history.csv"
+    path.write_text(",".join(f"c{i}" for i in range(130_000)) + "\n1,2\n", encoding="utf-8")
+    before = time.process_time()
+    with pytest.raises(BadInput, match="has not the columns"):
+        read_wandb_history(path)
+    assert time.process_time() - before < 10

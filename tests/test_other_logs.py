@@ -1,0 +1,243 @@
+"""Logs of nanochat and build-nanogpt become run folders: what they hold is measured, no more."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from examples import SHARED
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from importing import imported, texts
+
+from nanogauge.errors import BadInput
+from nanogauge.importers.build_nanogpt_log import read_build_nanogpt_log
+from nanogauge.importers.nanochat_log import read_nanochat_log
+from nanogauge.importers.nanogpt_log import read_nanogpt_log
+from nanogauge.importers.printed import Printed
+from nanogauge.report.measured import Measurements
+from nanogauge.runlog import Recorded
+
+TOKENS = 16 * 1024 * 32
+STEPS = 60
+
+
+def nanochat_line(step: int, seconds: float, old: bool, mfu: float = 41.2) -> str:
+    begin = f"step {step:05d}/{STEPS:05d} ({100 * step / STEPS:.2f}%) | loss: {9 - step / 20:.6f}"
+    middle = f" | dt: {1e3 * seconds:.2f}ms | tok/sec: {int(TOKENS / seconds):,}"
+    clock = f" | total time: {max(step - 10, 0) * seconds / 60:.2f}m"
+    if old:
+        return f"{begin} | grad norm: 0.4321 | lrm: 1.00{middle} | mfu: {mfu:.2f}{clock}"
+    more = f" | bf16_mfu: {mfu:.2f} | epoch: 1 pq: 9 rg: 772"
+    return f"{begin} | lrm: 1.00{middle}{more}{clock} | eta: 3.1m"
+
+
+def nanochat_log(old: bool = False, mfu: float = 41.2) -> str:
+    """What base_train prints: an evaluation every 20 steps and after the last, outside of dt."""
+    lines = ["Vocab size: 65,536", "Number of parameters: 185,598,720"]
+    for step in range(STEPS):
+        if step % 20 == 0:
+            lines.append(f"Step {step:05d} | Validation bpb: {2 - step / 100:.4f}")
+        lines.append(nanochat_line(step, 31.5 if step == 0 else 1.5, old, mfu))
+    lines.append(f"Step {STEPS:05d} | Validation bpb: 1.2345")
+    lines += ["Peak memory usage: 9436.49MiB", "Total training time: 1.23m"]
+    return "\n".join(lines) + "\n"
+
+
+def from_nanochat(text: str, max_steps: int = STEPS) -> tuple[Recorded, Measurements]:
+    return imported(text, max_steps, read=read_nanochat_log)
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_nanochat_log_gives_its_steps_and_its_memory(old: bool) -> None:
+    recorded, measurements = from_nanochat(nanochat_log(old))
+    assert measurements.status == "finished"
+    assert measurements.steps_done == STEPS
+    assert measurements.median_step_seconds == pytest.approx(1.5)
+    assert measurements.values["first_step_seconds"].value == pytest.approx(31.5)
+    assert recorded.compiles[0].seconds == pytest.approx(30.0)
+    assert measurements.values["peak_allocated_bytes"].value == pytest.approx(
+        9436.49 * 2**20, abs=1
+    )
+    assert measurements.ledger.eval_s is None
+    assert recorded.steps[5].grad_norm == (0.4321 if old else None)
+
+
+def test_bits_per_byte_are_not_called_nats() -> None:
+    """One follows from the other only with the bytes per token, which the log does not tell."""
+    recorded, measurements = from_nanochat(nanochat_log())
+    assert recorded.evals[-1].val_bits_per_byte == 1.2345
+    assert recorded.evals[-1].val_loss is None
+    assert "val_loss" not in measurements.values
+    assert "1.2345 bits per byte after 60 steps" in measurements.missing["val_loss"]
+
+
+def test_a_clock_that_stands_still_gives_no_total() -> None:
+    """nanochat adds up its steps alone, from the eleventh on: it is shown as what it is."""
+    _, measurements = from_nanochat(nanochat_log())
+    assert "total_seconds" not in measurements.values
+    assert "stands still" in measurements.missing["total_seconds"]
+    assert "1.23 min" in measurements.missing["total_seconds"]
+
+
+def test_an_mfu_of_nothing_is_explained() -> None:
+    for mfu, words in ((0.0, "printed 0.00 %, because nanochat does not know"), (41.2, "41.2")):
+        _, measurements = from_nanochat(nanochat_log(mfu=mfu))
+        assert words in measurements.notes["mfu_palm"][0]
+
+
+def wrap(line: str, width: int) -> list[str]:
+    return [line[i : i + width].rstrip() for i in range(0, len(line), width)]
+
+
+def wrap_at_spaces(line: str, width: int) -> list[str]:
+    rows, row = [], ""
+    for word in line.split(" "):
+        if row and len(row) + 1 + len(word) > width:
+            rows.append(row)
+            row = word
+        else:
+            row = f"{row} {word}" if row else word
+    return [*rows, row]
+
+
+@settings(max_examples=40, deadline=None)
+@given(width=st.integers(50, 220), way=st.sampled_from([wrap, wrap_at_spaces]), old=st.booleans())
+def test_a_terminal_of_any_width_makes_no_difference(
+    width: int, way: Callable[[str, int], list[str]], old: bool
+) -> None:
+    """Wrapped hard, in the middle of a number, or softly, between words."""
+    whole = nanochat_log(old)
+    wrapped = "\n".join(row for line in whole.splitlines() for row in way(line, width))
+    assert from_nanochat(wrapped)[0] == from_nanochat(whole)[0]
+
+
+def test_the_other_stages_of_a_chat_are_not_its_pretraining() -> None:
+    """A recipe's log holds midtraining and finetuning after the pretraining."""
+    chat = nanochat_log() + (
+        "Step 00000 | Validation bpb: 0.6500\n"
+        "step 00000 (0.00%) | loss: 1.234567 | lrm: 1.00 | dt: 900.00ms | tok/sec: 5 | mfu: 4.00 | "
+        "total time: 0.00m\n"
+        "Step 00150 | Validation bpb: 0.5500\n"
+        "Peak memory usage: 20000.00MiB\n"
+        "Step 00000/00010 | Training loss: 1.500000| lrm: 1.000000| num_tokens: 9,000\n"
+        "Step 00000 | Validation loss: 1.010000\n"
+    )
+    assert from_nanochat(chat)[0] == from_nanochat(nanochat_log())[0]
+
+
+def test_a_log_of_other_steps_than_the_configuration_is_refused() -> None:
+    with pytest.raises(BadInput, match="num_iterations = 00060, .* train.max_steps = 70"):
+        from_nanochat(nanochat_log(), max_steps=70)
+    text = re.sub("tok/sec: [0-9,]+", "tok/sec: 43,690", nanochat_log())
+    with pytest.raises(BadInput, match="made steps of 65,535 tokens, but .* 524,288"):
+        from_nanochat(text)
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="lies beside a developer's checkout")
+def test_the_end_of_a_public_nanochat_run() -> None:
+    """399 wrapped lines of a d12 on an RTX 4070: 199 whole steps of 1.18 s, the last one cut."""
+    printed = read_nanochat_log(SHARED / "data" / "rtx4070_nanochat_d12_train_log.txt")
+    (session,) = printed.sessions
+    assert (session.first, session.steps, len(session.iterations)) == (86_019, 86_218, 199)
+    assert not session.started
+    times = sorted(e.seconds or 0 for e in session.iterations)
+    assert times[99] == pytest.approx(1.1773, abs=2e-4)
+    assert {e.mfu for e in session.iterations} == {0.0}
+    assert session.training_seconds == pytest.approx(60 * 1690.84)
+    assert [e.what for e in printed.events] == ["cut_line"]
+
+
+def build_nanogpt_output(steps: int = STEPS) -> str:
+    """What train_gpt2.py prints: the clock of a step begins before its evaluation."""
+    lines = ["total desired batch size: 524288", "=> calculated gradient accumulation steps: 32"]
+    for step in range(steps):
+        milliseconds = 2000.0 + 9000.0 * (step % 25 == 0 or step == steps - 1)
+        if step % 25 == 0 or step == steps - 1:
+            lines.append(f"validation loss: {9 - step / 20:.4f}")
+            lines.append(f"HellaSwag accuracy: {2500 + step}/10042={(2500 + step) / 10042:.4f}")
+        milliseconds += 20_000.0 * (step == 0)
+        lines.append(
+            f"step {step:5d} | loss: {9 - step / 20:.6f} | lr 6.0000e-04 | norm: 1.2345 | "
+            f"dt: {milliseconds:.2f}ms | tok/sec: {TOKENS / milliseconds * 1e3:.2f}"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def build_nanogpt_file(steps: int = STEPS) -> str:
+    """The log.txt that it writes."""
+    lines = []
+    for step in range(steps):
+        if step % 25 == 0 or step == steps - 1:
+            lines.append(f"{step} val {9 - step / 20:.4f}")
+            lines.append(f"{step} hella {(2500 + step) / 10042:.4f}")
+        lines.append(f"{step} train {9 - step / 20:.6f}")
+    return "\n".join(lines) + "\n"
+
+
+def from_build_nanogpt(text: str, max_steps: int = STEPS) -> tuple[Recorded, Measurements]:
+    return imported(text, max_steps, read=read_build_nanogpt_log)
+
+
+def test_the_output_of_build_nanogpt_gives_steps_evaluations_and_compilation() -> None:
+    recorded, measurements = from_build_nanogpt(build_nanogpt_output())
+    assert measurements.median_step_seconds == pytest.approx(2.0)
+    assert [e.step for e in recorded.evals] == [0, 25, 50, 59]
+    assert [e.seconds for e in recorded.evals[1:]] == pytest.approx([9.0, 9.0, 9.0])
+    assert recorded.compiles[0].seconds == pytest.approx(20.0)
+    whole = STEPS * 2.0 + 4 * 9.0 + 20.0
+    assert measurements.values["total_seconds"].value == pytest.approx(whole)
+    assert measurements.values["val_loss"].value == pytest.approx(9 - 59 / 20, abs=1e-4)
+    assert recorded.steps[3].learning_rate == 6e-4
+    assert "HellaSwag is 0.2548 after 59 steps" in measurements.missing["quality_vs_gpt2"]
+
+
+def test_log_txt_has_losses_and_no_time_at_all() -> None:
+    """Every row that needs a time says that it is not there; no second is made up."""
+    recorded, measurements = from_build_nanogpt(build_nanogpt_file())
+    assert measurements.status == "finished"
+    assert measurements.steps_done == STEPS
+    assert len(recorded.steps) == STEPS
+    assert measurements.values["val_loss"].value == pytest.approx(6.05)
+    for row in ("step_seconds", "mfu_palm", "mfu_6n", "first_step_seconds", "total_seconds"):
+        assert measurements.missing[row].startswith("not in this log"), row
+    ledger = measurements.ledger
+    assert (ledger.step_s, ledger.eval_s, ledger.wall_s) == (None, None, None)
+
+
+def test_a_batch_of_another_size_is_refused() -> None:
+    text = build_nanogpt_output().replace("524288", "262144")
+    with pytest.raises(BadInput, match="tokens per step = 262144, .* = 524,288"):
+        from_build_nanogpt(text)
+
+
+READERS: list[tuple[Callable[[Path], Printed], str]] = [
+    (read_nanochat_log, nanochat_log()),
+    (read_build_nanogpt_log, build_nanogpt_output()),
+    (read_build_nanogpt_log, build_nanogpt_file()),
+]
+
+
+@pytest.mark.parametrize(("read", "text"), READERS)
+def test_the_log_of_another_program_is_refused(read: Callable[[Path], Printed], text: str) -> None:
+    """A log under the wrong flag gives a sentence, not a report."""
+    for other, _ in [*READERS, (read_nanogpt_log, "")]:
+        if other is not read:
+            with pytest.raises(BadInput, match="is no .* log: it has no line like"):
+                imported(text, STEPS, read=other)
+
+
+@pytest.mark.parametrize(("read", "text"), READERS)
+def test_a_cut_line_is_tolerated_at_the_end_alone(
+    read: Callable[[Path], Printed], text: str
+) -> None:
+    lines = text.splitlines()
+    place = max(i for i, line in enumerate(lines) if re.match(r"step|\d+ train", line))
+    cut = [*lines[:place], lines[place][:-3] if "dt" not in lines[place] else lines[place][:60]]
+    recorded, _ = imported("\n".join(cut), STEPS, read=read)
+    assert recorded.steps[-1].step == STEPS - 2
+    assert "is cut and left out" in texts(recorded, "cut_line")[0]
+    with pytest.raises(BadInput, match=f"line {place + 1} of .* is cut or damaged"):
+        imported("\n".join([*cut, lines[place]]), STEPS, read=read)

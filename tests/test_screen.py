@@ -1,0 +1,355 @@
+"""What a person sees of a run: plain lines at a sane rate, or a panel that a terminal survives."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import os
+import pty
+import re
+import select
+import struct
+import sys
+import termios
+import time
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from commands import DEMO, ROOT, TINY, command, log_lines
+from examples import documented_config, documented_prediction
+from rich.console import Console
+
+from nanogauge.config import Config
+from nanogauge.live import flow
+from nanogauge.records import Checkpoint, Eval, Sensor, Step
+from nanogauge.screen import Screen, clock_times
+
+EVENING = datetime(2026, 7, 1, 20, 10).timestamp()
+STEP_SECONDS = 3.91
+
+
+class Night:
+    """The documented run on a screen whose time is told, not waited for."""
+
+    def __init__(
+        self,
+        *,
+        first_step: int = 0,
+        before_seconds: float | None = None,
+        columns: int | None = None,
+        **train: int,
+    ) -> None:
+        self.elapsed = 0.0
+        config = documented_config()
+        section = config.train.model_copy(update=train)
+        self.config: Config = config.model_copy(update={"train": section})
+        self.file = io.StringIO()
+        console = None
+        if columns is not None:
+            console = Console(file=self.file, force_terminal=True, width=columns, height=24)
+        self.screen = Screen(
+            self.config,
+            documented_prediction(),
+            first_step,
+            before_seconds,
+            elapsed_seconds=lambda: self.elapsed,
+            wall=lambda: EVENING + self.elapsed,
+            terminal=lambda: console,
+        )
+
+    def step(self, number: int, seconds: float = STEP_SECONDS, **more: object) -> None:
+        self.elapsed += seconds
+        line = {"step": number, "loss": 3.5, "step_seconds": seconds, **more}
+        self.screen.step(Step.model_validate(line))
+
+    def shown(self) -> str:
+        """What went to the terminal since the last call, without its control sequences."""
+        text = self.file.getvalue()
+        self.file.truncate(0)
+        self.file.seek(0)
+        return without_controls(text)
+
+
+def without_controls(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+
+
+def steps_in(text: str) -> list[int]:
+    """The numbers of the plain lines of steps."""
+    found = re.findall(r"^step +([\d,]+)/", text, re.MULTILINE)
+    return [int(number.replace(",", "")) for number in found]
+
+
+def test_plain_lines_come_on_the_grid_where_it_is_rare(capsys: pytest.CaptureFixture[str]) -> None:
+    """One line every log_every steps, with the first and the last step, as it always was."""
+    night = Night(max_steps=35, log_every=10)
+    for i in range(35):
+        night.step(i)
+    night.screen.close()
+    assert steps_in(capsys.readouterr().out) == [0, 10, 20, 30, 34]
+
+
+def test_plain_lines_of_quick_steps_are_two_seconds_apart(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A file of a night in which a line came every 10 ms is read by nobody."""
+    night = Night(max_steps=20_000, log_every=1)
+    for i in range(1000):
+        night.step(i, 0.01)
+    assert steps_in(capsys.readouterr().out) == pytest.approx([0, 200, 400, 600, 800], abs=4)
+    night.screen.close()
+    assert steps_in(capsys.readouterr().out) == [999]
+    night.screen.close()
+    assert capsys.readouterr().out == ""
+
+
+def test_a_plain_line_tells_what_was_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    night = Night()
+    night.screen.sensor(
+        Sensor(
+            power_watts=198.4,
+            process_used_bytes=int(9.8 * 2**30),
+            device_used_bytes=int(10.4 * 2**30),
+            temperature_celsius=71.0,
+            energy_joules=4.68e6,
+        )
+    )
+    night.step(0)
+    line = capsys.readouterr().out
+    assert line.startswith(
+        "step       0/20,000  loss 3.5000  3.91 s a step  134,089 tokens/s  40.2 TFLOP/s  "
+        "MFU 69.0 %  198 W  process 9.8 GiB  card 10.4 of 12.0 GiB  71 °C  1.3 kWh  "
+    )
+    clock = r"(... )?\d\d:\d\d"
+    finish = rf"finish {clock}, predicted {clock} \({clock} to {clock}\)"
+    assert re.search(f"  2\\d\\.\\d h left, {finish}\n$", line)
+
+
+def test_a_loss_that_is_not_finite_is_shown_as_that(capsys: pytest.CaptureFixture[str]) -> None:
+    night = Night()
+    night.step(0, loss=None)
+    assert "loss not finite" in capsys.readouterr().out
+
+
+def test_what_was_not_measured_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without sensors there is no power or temperature, and the host's memory where it is known."""
+    night = Night(log_every=1)
+    night.step(0)
+    assert not re.search(r" W |°C|GiB|kWh", capsys.readouterr().out)
+    night.step(1, peak_host_bytes=2**29)
+    assert "  0.50 GiB at most  " in capsys.readouterr().out
+
+
+def test_clock_times_name_the_day_where_it_changes() -> None:
+    evening = datetime(2026, 7, 1, 20, 10).astimezone()  # a Wednesday
+    hour = 3600.0
+    assert clock_times(evening, hour, 11 * hour, 12 * hour) == ["21:10", "Thu 07:10", "08:10"]
+    assert clock_times(evening, 11 * hour, -hour) == ["Thu 07:10", "Wed 19:10"]
+    assert clock_times(evening, 170 * hour, 1e12) == ["2026-07-08 22:10", "in more than 100 years"]
+
+
+def test_the_finish_stands_beside_the_predicted_one(capsys: pytest.CaptureFixture[str]) -> None:
+    """Both are clock times of this night, whatever was slow up to now."""
+    night = Night()
+    total = documented_prediction().quantities["total_seconds"]
+    now = datetime.fromtimestamp(EVENING).astimezone()
+    expected, low, high = clock_times(now, total.expected, total.low, total.high)
+    night.screen.plan()
+    assert f"{expected} ({low} to {high})" in capsys.readouterr().out
+    night.elapsed = 3 * 3600.0  # something took three hours before the first step
+    night.step(0)
+    (finish,) = clock_times(now, night.elapsed + night.screen.seconds_left(0, STEP_SECONDS))
+    line = capsys.readouterr().out
+    assert f"finish {finish}, predicted {expected.split()[-1]} (" in line
+
+
+def test_time_left_counts_evaluations_and_checkpoints_to_come() -> None:
+    """Evaluations at 0, 5, 10 and 12, checkpoints at 4, 8 and 12: as the loop makes them."""
+    night = Night(max_steps=12, eval_every=5, checkpoint_every=4)
+    night.screen.evaluated(Eval(step=0, seconds=100.0))
+    night.screen.checkpointed(Checkpoint(step=4, seconds=1000.0))
+    left = [night.screen.seconds_left(step, 1.0) for step in (0, 3, 4, 7, 9, 11)]
+    assert left == [3311, 3308, 2307, 2204, 1202, 1100]
+
+
+def test_a_resumed_run_is_projected_with_the_time_before_it() -> None:
+    """5,000 steps were made in another process: the whole run has that time, too."""
+    whole, resumed = Night(), Night(first_step=5000, before_seconds=5000 * STEP_SECONDS)
+    unknown = Night(first_step=5000)
+    for night, first in ((whole, 0), (resumed, 5000), (unknown, 5000)):
+        assert night.screen.projected_total_seconds(first, 0.0) is None
+        for i in range(first, first + 40):
+            night.step(i)
+    total = whole.screen.projected_total_seconds(39, whole.elapsed)
+    again = resumed.screen.projected_total_seconds(5039, resumed.elapsed)
+    assert total is not None and again is not None
+    # Evaluations and checkpoints that were made before are in the time before: here there are none.
+    assert total - again == pytest.approx(5000 / 20_000 * (total - 20_000 * STEP_SECONDS), rel=0.1)
+    assert total == pytest.approx(20_000 * STEP_SECONDS, rel=0.02)
+    assert unknown.screen.projected_total_seconds(5039, 1.0) is None
+    assert unknown.screen.go_or_no_go(5039, 1.0).startswith("At 3.91 s a step: finish")
+    assert resumed.screen.go_or_no_go(5039, resumed.elapsed).startswith("Go: at 3.91 s a step")
+
+
+def test_go_or_no_go_is_said_once_after_30_steady_steps(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for seconds, verdict in ((STEP_SECONDS, "Go: at 3.91 s"), (20.0, "No-go: at 20 s")):
+        night = Night()
+        for i in range(31):
+            assert " a step the run takes" not in capsys.readouterr().out
+            night.step(i, seconds)
+        assert verdict in capsys.readouterr().out
+
+
+def test_the_panel_is_drawn_once_a_second_and_lines_scroll_above_it() -> None:
+    night = Night(columns=100)
+    for i in range(1000):
+        night.step(i, 0.01)
+    night.screen.close()
+    drawn = night.shown()
+    # And once more for the line of go or no-go, and at the end.
+    assert drawn.count("╭─") == pytest.approx(12, abs=1)
+    assert re.search(r"step 999/20,000 .* 5 %", drawn)
+    assert "the run takes" in drawn
+
+
+def test_the_panel_tells_everything_and_the_last_alarm() -> None:
+    night = Night(columns=100)
+    night.screen.sensor(
+        Sensor(
+            power_watts=198.4, process_used_bytes=10**10, temperature_celsius=71, energy_joules=1e6
+        )
+    )
+    night.screen.alarm("The card has 86 °C.")
+    assert night.shown() == "ALARM: The card has 86 °C.\n"
+    night.step(0)
+    panel = night.shown()
+    for text in (
+        "rtx4070_fineweb on RTX 4070",
+        "step 0/20,000",
+        "loss 3.5000   3.91 s a step   134,089 tokens/s   40.2 TFLOP/s   MFU 69.0 %",
+        "198 W   process 9.3 GiB   71 °C   0.278 kWh",
+        " left   finish Thu ",
+        "   predicted ",
+        "! The card has 86 °C.",
+    ):
+        assert text in panel, text
+    night.screen.evaluated(Eval(step=0, val_loss=10.9))
+    assert night.shown().index("validation 10.9000") >= 0
+    night.screen.close()
+
+
+@pytest.mark.parametrize("columns", [12, 20, 40, 60])
+def test_a_narrow_terminal_breaks_rows_between_texts(columns: int) -> None:
+    """Each line of the panel is as wide as the terminal: a longer one would tear it apart."""
+    night = Night(columns=columns)
+    night.screen.sensor(Sensor(power_watts=198.4, temperature_celsius=71, energy_joules=1e6))
+    night.step(0)
+    lines = [line for line in night.shown().splitlines() if line[:1] in "╭│╰" and line]
+    assert len(lines) > 5
+    assert {len(line) for line in lines} == {columns}
+    night.screen.close()
+
+
+def test_a_row_flows_into_as_many_lines_as_it_needs() -> None:
+    assert flow(["abc", "de", "f"], 8, " ") == ["abc de f"]
+    assert flow(["abc", "de", "f"], 7, " ") == ["abc de", "f"]
+    assert flow(["abcdefgh", "i"], 4, " ") == ["abcdefgh", "i"]
+    assert flow([], 4) == []
+
+
+def test_a_terminal_that_is_gone_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The window was closed at night; the training and its log go on."""
+
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    night = Night(log_every=1)
+    monkeypatch.setattr(sys, "stdout", Gone())
+    for i in range(3):
+        night.step(i)
+    night.screen.close()
+
+
+@pytest.mark.parametrize("columns", [None, 100])
+def test_a_step_that_is_not_shown_costs_less_than_50_microseconds(columns: int | None) -> None:
+    night = Night(log_every=10, columns=columns)
+    lines = [Step(step=i, loss=3.5, step_seconds=3.9 + i % 7) for i in range(20_000)]
+    began = time.process_time()
+    for line in lines:
+        night.screen.step(line)
+        night.screen.projected_total_seconds(line.step, 1.0)
+    spent = time.process_time() - began
+    night.screen.close()
+    assert spent < len(lines) * 50e-6
+
+
+class Terminal:
+    """A run of the tiny demo in a terminal of its own."""
+
+    def __init__(
+        self, folder: Path, columns: int, *more: str, term: str = "xterm-256color"
+    ) -> None:
+        arguments = command("train.py", DEMO, f"--run.out={folder}", *TINY, *more)
+        self.text = ""
+        self.pid, self.descriptor = pty.fork()
+        if self.pid == 0:
+            os.chdir(ROOT)
+            environment = {**os.environ, "TERM": term}
+            for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE"):
+                environment.pop(name, None)
+            os.execve(arguments[0], arguments, environment)
+        size = struct.pack("HHHH", 40, columns, 0, 0)
+        fcntl.ioctl(self.descriptor, termios.TIOCSWINSZ, size)
+
+    def read(self, until: str | None = None, seconds: float = 120) -> str:
+        """What the run writes, up to a text or to its end."""
+        deadline = time.monotonic() + seconds
+        while until is None or until not in self.text:
+            ready, _, _ = select.select([self.descriptor], [], [], deadline - time.monotonic())
+            assert ready, f"nothing more came after {self.text[-500:]!r}"
+            try:
+                self.text += os.read(self.descriptor, 65536).decode(errors="replace")
+            except OSError:  # the other side is closed
+                break
+        return self.text
+
+    def close(self) -> int:
+        """Wait for the end; the exit status."""
+        self.read()
+        _, status = os.waitpid(self.pid, 0)
+        os.close(self.descriptor)
+        return os.waitstatus_to_exitcode(status)
+
+
+@pytest.mark.parametrize("columns", [100, 40])
+def test_a_run_in_a_terminal_shows_its_panel_and_gives_the_cursor_back(
+    tmp_path: Path, columns: int
+) -> None:
+    terminal = Terminal(tmp_path, columns)
+    assert terminal.close() == 0, terminal.text
+    assert terminal.text.rfind("\x1b[?25h") > terminal.text.rfind("\x1b[?25l") > 0
+    text = without_controls(terminal.text)
+    for shown in ("step 11/12", "100 %", "loss ", "tokens/s", "TFLOP/s", "MFU ", "finish "):
+        assert shown in text, shown
+    assert len(log_lines(tmp_path / "demo")) > 12
+
+
+def test_ctrl_c_in_a_terminal_gives_the_cursor_back(tmp_path: Path) -> None:
+    """A shell without a cursor is what a run must not leave behind."""
+    terminal = Terminal(tmp_path, 80, "--train.max-steps=20000")
+    terminal.read(until="\x1b[?25l")
+    os.write(terminal.descriptor, b"\x03")
+    assert terminal.close() == 1
+    assert terminal.text.rfind("\x1b[?25h") > terminal.text.rfind("\x1b[?25l") > 0
+    assert log_lines(tmp_path / "demo")[-1]["reason"] == "SIGINT was received"
+
+
+def test_a_terminal_without_a_movable_cursor_gets_plain_lines(tmp_path: Path) -> None:
+    terminal = Terminal(tmp_path, 80, term="dumb")
+    assert terminal.close() == 0, terminal.text
+    assert steps_in(terminal.text.replace("\r\n", "\n"))[0] == 0
+    assert "\x1b[?25l" not in terminal.text

@@ -1,0 +1,221 @@
+"""From log lines to W&B's rows, without W&B."""
+
+from __future__ import annotations
+
+import pytest
+from mirrored import CONFIG, PREDICTION, STEPS, TOKENS, lines_of_a_run, start_line
+
+from nanogauge import tracking_rows
+from nanogauge.records import Checkpoint, Compile, End, Eval, Line, LogLine, Sensor, Start, Step
+from nanogauge.tracking_rows import Rows, final_summary, summary_of, verdict_rows
+
+Row = dict[str, float]
+
+
+def rows_of(*lines: LogLine, log_every: int = 1) -> list[Row]:
+    rows = Rows(CONFIG, PREDICTION, log_every)
+    return [row for line in lines if (row := rows.row(line))]
+
+
+def sensor(**fields: object) -> Sensor:
+    return Sensor.model_validate(fields)
+
+
+NOT_MIRRORED = {
+    Start: {"unix_time", "max_steps", "prediction_sha256", "first_step", "wandb_id", "source"},
+    Step: {"tokens"},
+    Sensor: set(),
+    Eval: set(),
+    Checkpoint: {"path"},
+    Compile: set(),
+    End: set(),
+}
+"""fields that are no measurement, or the axis itself"""
+TAKEN_OTHERWISE = {
+    "other_programs": "memory/other_programs_bytes",
+    "throttle": "gpu/throttled",
+    "energy_source": "gpu/energy_from_counter",
+    "mode": "run/mode",
+}
+
+
+@pytest.mark.parametrize("kind", NOT_MIRRORED)
+def test_every_field_of_a_line_has_its_key(kind: type[Line]) -> None:
+    """A field added to the log is added here too, or named as one that is no measurement."""
+    table = getattr(tracking_rows, f"{kind.__name__.upper()}_KEYS")
+    fields = kind.model_fields.keys() - {"kind", "step", "elapsed_seconds"} - NOT_MIRRORED[kind]
+    assert fields - TAKEN_OTHERWISE.keys() == table.keys()
+    keys = [*table.values(), *TAKEN_OTHERWISE.values()]
+    assert all(key.split("/")[0] in NAMESPACES for key in keys)
+
+
+NAMESPACES = {"train", "perf", "gpu", "cpu", "memory", "eval", "checkpoint", "run", "data"}
+
+
+def test_every_row_stands_on_three_axes() -> None:
+    """So that a panel can be drawn over steps, tokens or hours."""
+    lines = lines_of_a_run()
+    rows = rows_of(*lines)
+    assert len(rows) == 2 * STEPS + 2 + 2 + 2
+    assert all({"step", "tokens", "hours"} <= row.keys() for row in rows)
+    steps = [row for row in rows if "train/loss" in row]
+    assert [row["tokens"] for row in steps] == [TOKENS * (n + 1) for n in range(STEPS)]
+    (late,) = [row for row in rows if row.get("eval/val_loss") == 4.25 - 10]
+    assert (late["step"], late["tokens"]) == (10, 10 * TOKENS)
+
+
+def test_hours_and_energy_go_on_where_the_process_before_ended() -> None:
+    """Each process's clock and energy count begin at zero; the run's do not."""
+    rows = rows_of(
+        start_line(),
+        sensor(elapsed_seconds=3600.0, energy_joules=3.6e6),
+        Eval(elapsed_seconds=5400.0, step=3, val_loss=4.0),
+        start_line(first_step=2),
+        sensor(elapsed_seconds=1800.0, energy_joules=1.8e6),
+        Step(elapsed_seconds=3600.0, step=2, loss=1.0),
+    )
+    assert [row["hours"] for row in rows] == [1.0, 1.5, 2.0, 2.5]
+    assert [row["gpu/energy_kwh"] for row in rows if "gpu/energy_kwh" in row] == [1.0, 1.5]
+    assert [row["tokens"] for row in rows] == [0, 3 * TOKENS, 2 * TOKENS, 3 * TOKENS]
+
+
+def test_an_imported_log_has_no_hours_rather_than_wrong_ones() -> None:
+    (row,) = rows_of(Start(max_steps=5, prediction_sha256="0", device="x"), Step(step=3, loss=2.0))
+    assert row == {"train/loss": 2.0, "step": 3, "tokens": 4 * TOKENS}
+
+
+def test_the_best_prediction_and_its_band_stand_beside_what_was_measured() -> None:
+    """The calibrated one where there is one; none where the row measures nothing of it."""
+    (row,) = rows_of(Step(step=0, step_seconds=3.0, tokens=TOKENS))
+    assert row["predicted/step_seconds"] == 4.0
+    assert (row["predicted/step_seconds_low"], row["predicted/step_seconds_high"]) == (3.6, 4.4)
+    assert row["predicted/mfu_6n"] == PREDICTION.quantities["mfu_6n"].expected
+    assert "predicted/power_watts" not in row and "predicted/peak_allocated_bytes" not in row
+    (row,) = rows_of(Eval(step=0, val_loss=4.0))
+    assert row == {"eval/val_loss": 4.0, "step": 0, "tokens": 0}, "nobody predicted the loss"
+
+
+def test_a_share_of_a_peak_that_cannot_be_right_is_left_out() -> None:
+    """More FLOP/s than the peak means a wrong peak: the FLOP/s are shown, no share of them."""
+    (row,) = rows_of(Step(step=0, step_seconds=1e-9, tokens=TOKENS))
+    assert row["perf/achieved_flops_per_second"] > 58.3e12
+    assert not {"perf/mfu_palm", "perf/mfu_6n"} & row.keys()
+
+
+def test_joules_per_token_need_the_power_of_that_very_step() -> None:
+    with_power, without = rows_of(
+        Step(step=0, step_seconds=4.0, tokens=800, power_watts=200.0),
+        Step(step=1, step_seconds=4.0, tokens=800),
+    )
+    assert with_power["perf/joules_per_token"] == 1.0
+    assert "perf/joules_per_token" not in without
+
+
+def test_steps_between_the_logged_ones_count_where_they_were_measured_in_detail() -> None:
+    """measure.split_every need be no multiple of train.log_every; its seconds are rare enough."""
+    rows = rows_of(*lines_of_a_run(), log_every=5)
+    assert [row["step"] for row in rows if "train/loss" in row] == [0, 5, 8, 10, 15, 16]
+    assert [row["perf/forward_seconds"] for row in rows if "perf/forward_seconds" in row] == [
+        1.25
+    ] * 3
+
+
+def test_no_reading_between_logged_steps_is_lost() -> None:
+    """A peak of a second, averaged into a hundred steps, would not be seen."""
+    rows = rows_of(*lines_of_a_run(), log_every=1000)
+    watts = [row["gpu/power_watts"] for row in rows if "gpu/power_watts" in row]
+    assert watts == [190.0 + step for step in range(STEPS)]
+
+
+def test_a_reason_for_throttling_falls_back_to_zero() -> None:
+    """A curve that is only there while it is one never shows that it ended."""
+    hot, cool = ["thermal slowdown (hardware)"], ["power limit"]
+    rows = rows_of(*(sensor(throttle=words) for words in ([], hot, cool, [])))
+    assert [row["gpu/throttled"] for row in rows] == [0, 1, 1, 0]
+    key = "gpu/throttle_thermal_slowdown_hardware"
+    assert [row.get(key) for row in rows] == [None, 1, 0, 0]
+    assert [row.get("gpu/throttle_power_limit") for row in rows] == [None, None, 1, 0]
+    (row,) = rows_of(sensor(power_watts=1.0))
+    assert "gpu/throttled" not in row, "a card that does not say is not one that is fine"
+
+
+def test_the_peak_of_the_process_is_the_highest_reading_so_far() -> None:
+    rows = rows_of(*(sensor(process_used_bytes=size) for size in (5, 9, 7)))
+    assert [row["memory/peak_process_bytes"] for row in rows] == [5, 9, 9]
+    predicted = PREDICTION.quantities["peak_process_bytes"]
+    assert rows[0]["predicted/peak_process_bytes_high"] == predicted.high
+
+
+def test_on_a_cpu_the_process_is_the_host_s() -> None:
+    hardware = PREDICTION.hardware.model_copy(update={"kind": "cpu"})
+    prediction = PREDICTION.model_copy(update={"hardware": hardware})
+    row = Rows(CONFIG, prediction, 1).row(Step(step=0, peak_host_bytes=7))
+    assert row["memory/peak_process_bytes"] == row["memory/peak_host_bytes"] == 7
+
+
+def test_what_was_before_the_run_is_in_the_summary() -> None:
+    assert summary_of(start_line()) == {
+        "run/device": "RTX 4070",
+        "run/status": "running",
+        "data/train_tokens": 3700,
+        "gpu/idle_power_watts": 12.5,
+        "gpu/idle_utilization": 0.01,
+        "memory/other_programs_bytes": 1000,
+    }
+
+
+def test_the_verdicts_read_as_in_the_report() -> None:
+    report = {
+        "run": {
+            "headline": "5 h.",
+            "predictions_held": 3,
+            "predictions_judged": 4,
+            "verdicts": {"held": 2, "not measured": 1},
+        },
+        "rows": [
+            {
+                "id": "cost",
+                "quantity": "Cost of electricity",
+                "unit": "EUR",
+                "claimed": {"text": "0.50–1.00 EUR"},
+                "analytic": {"low": 0.4, "expected": 0.5, "high": 0.6},
+                "calibrated": None,
+                "measured": {"value": 0.55},
+                "verdict": "held",
+                "factor": 1.0,
+                "why": "it lies within",
+            },
+            {
+                "id": "val_loss",
+                "quantity": "Validation loss",
+                "unit": "nat",
+                "claimed": None,
+                "analytic": None,
+                "calibrated": None,
+                "measured": None,
+                "verdict": "not measured",
+                "factor": None,
+                "why": "no evaluation",
+            },
+        ],
+    }
+    cost, loss = verdict_rows(report)
+    assert cost == [
+        "Cost of electricity",
+        "0.50–1.00 EUR",
+        "0.40–0.60 EUR",
+        "",
+        "0.55 EUR",
+        "held",
+        1.0,
+        "it lies within",
+    ]
+    assert loss == ["Validation loss", "", "", "", "", "not measured", None, "no evaluation"]
+    assert final_summary(report) == {
+        "final/headline": "5 h.",
+        "final/predictions_held": 3,
+        "final/predictions_judged": 4,
+        "final/claims_held": 2,
+        "final/claims_not_measured": 1,
+        "final/cost": 0.55,
+    }

@@ -1,0 +1,236 @@
+"""A history exported from W&B: columns that are known are read, and no other is guessed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from importing import imported, texts
+
+from nanogauge.errors import BadInput
+from nanogauge.importers.wandb_history import read_wandb_history
+from nanogauge.report.measured import Measurements
+from nanogauge.runlog import Recorded
+
+TOKENS = 16 * 1024 * 32
+Rows = list[dict[str, object]]
+
+
+def as_csv(rows: Rows) -> bytes:
+    """As a data frame writes it: an index without a name, nothing where there is no figure."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    file = io.StringIO()
+    writer = csv.writer(file)
+    writer.writerow(["", *columns])
+    for index, row in enumerate(rows):
+        writer.writerow([index, *(row.get(name, "") for name in columns)])
+    return file.getvalue().encode()
+
+
+def as_parquet(rows: Rows) -> bytes:
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    table = pyarrow.table({name: [row.get(name) for row in rows] for name in columns})
+    sink = io.BytesIO()
+    pyarrow.parquet.write_table(table, sink)
+    return sink.getvalue()
+
+
+def history(data: Rows | bytes, max_steps: int = 1000) -> tuple[Recorded, Measurements]:
+    text = data if isinstance(data, bytes) else as_csv(data)
+    return imported(text, max_steps, read=read_wandb_history, name="history.csv")
+
+
+def nanogpt_rows() -> Rows:
+    """nanoGPT logs at its evaluations alone: 500 steps of 2 s and an evaluation of 10 s."""
+    return [
+        {
+            "_step": n,
+            "_runtime": 30.0 + n * 1010.0,
+            "_timestamp": 1.7e9 + n * 1010.0,
+            "iter": 500 * n,
+            "train/loss": 9.0 - n,
+            "val/loss": 9.5 - n,
+            "lr": 1e-3,
+            "mfu": 12.5,
+        }
+        for n in range(3)
+    ]
+
+
+def nanochat_rows() -> Rows:
+    rows: Rows = []
+    for step in range(0, 1001, 100):
+        clock = {"_step": len(rows), "_runtime": 40.0 + 4 * step, "step": step}
+        if step % 500 == 0:
+            rows.append({**clock, "total_training_time": 4.0 * step, "val/bpb": 1.5 - step / 5000})
+        if step < 1000:
+            seconds = 34.0 if step == 0 else 4.0
+            speed = int(TOKENS / seconds)
+            figures = {"train/loss": 8.0, "train/dt": seconds, "train/tok_per_sec": speed}
+            rows.append({**clock, "total_training_time": 4.0 * step, **figures, "train/mfu": 41.0})
+    return rows
+
+
+def our_rows() -> Rows:
+    rows: Rows = []
+    for step in range(0, 1000, 10):
+        clock = {"step": step, "run/elapsed_seconds": 25.0 + 4.5 * step}
+        if step % 500 == 0:
+            losses = {"eval/train_loss": 6.0, "eval/val_loss": 6.1, "eval/seconds": 9.0}
+            rows.append({**clock, **losses})
+        power = {"gpu/power_watts": 190.0, "memory/process_used_bytes": 9.5e9}
+        rows.append({**clock, "train/loss": 6.0, "perf/step_seconds": 4.0, **power})
+    last = {"eval/train_loss": 5.0, "eval/val_loss": 5.1, "eval/seconds": 9.0}
+    return [*rows, {"step": 1000, "run/elapsed_seconds": 4600.0, **last}]
+
+
+def torchtitan_rows() -> Rows:
+    return [
+        {
+            "_step": step,
+            "_runtime": 20.0 + 4.0 * step,
+            "loss_metrics/global_avg_loss": 8.0,
+            "loss_metrics/global_max_loss": 8.5,
+            "time_metrics/end_to_end(s)": 0.4 if step == 1 else 4.0,
+            "throughput(tps)": TOKENS / 4.0,
+            "memory/max_reserved(GiB)": 9.25,
+            "memory/max_active(GiB)": 8.75,
+        }
+        for step in (1, *range(10, 1001, 10))
+    ]
+
+
+@pytest.mark.parametrize("rows", [nanogpt_rows, nanochat_rows, our_rows, torchtitan_rows])
+def test_csv_and_parquet_of_a_history_are_the_same_run(rows: object) -> None:
+    assert callable(rows)
+    assert history(as_parquet(rows()))[0] == history(as_csv(rows()))[0]
+
+
+def test_nanogpt_logs_no_step_and_none_is_made_up() -> None:
+    """A row at each evaluation tells how long a step was with its share of it, and no more."""
+    recorded, measurements = history(nanogpt_rows())
+    assert [(e.step, e.val_loss) for e in recorded.evals] == [(0, 9.5), (500, 8.5), (1000, 7.5)]
+    assert recorded.steps == []
+    for row in ("step_seconds", "mfu_palm", "mfu_6n"):
+        assert "a step took 2.02 s, with its share of it" in measurements.missing[row]
+    assert measurements.values["total_seconds"].value == pytest.approx(2050.0)
+    assert measurements.ledger.step_s is None
+    assert measurements.values["val_loss"].value == 7.5
+    assert recorded.starts[0].unix_time == pytest.approx(1.7e9 - 30)
+    assert "from the start of its run to its last row" in texts(recorded, "clock")[0]
+
+
+def test_nanochat_logs_seconds_and_bits_per_byte() -> None:
+    recorded, measurements = history(nanochat_rows())
+    assert measurements.median_step_seconds == pytest.approx(4.0)
+    assert recorded.compiles[0].seconds == pytest.approx(30.0)
+    assert measurements.steps_done == 1000
+    assert measurements.values["total_seconds"].value == pytest.approx(4040.0)
+    assert "1.3000 bits per byte" in measurements.missing["val_loss"]
+
+
+def test_our_own_mirror_reads_back() -> None:
+    """Power and memory at the steps that were logged; compilation is in W&B's summary alone."""
+    recorded, measurements = history(our_rows())
+    assert measurements.median_step_seconds == pytest.approx(4.0)
+    assert measurements.values["total_seconds"].value == pytest.approx(4600.0)
+    assert measurements.ledger.eval_s == pytest.approx(27.0)
+    assert measurements.values["power_watts"].value == pytest.approx(190.0)
+    assert "at the steps that are in the log" in measurements.values["power_watts"].how
+    assert measurements.values["peak_process_bytes"].value == pytest.approx(9.5e9)
+    assert "energy_kwh" not in measurements.values
+    assert measurements.missing["first_step_seconds"].startswith("not in this log")
+    assert measurements.values["val_loss"].value == 5.1
+    assert len(recorded.sensors) == 100
+
+
+def test_torchtitan_counts_from_one_and_divides_its_first_row_wrongly() -> None:
+    """Its step 10 made update 10; its first row shares one step out among log_freq."""
+    recorded, measurements = history(torchtitan_rows())
+    assert [s.step for s in recorded.steps[:3]] == [0, 9, 19]
+    assert recorded.steps[0].step_seconds is None
+    assert measurements.median_step_seconds == pytest.approx(4.0)
+    assert measurements.steps_done == 1000
+    assert recorded.ends[0].peak_reserved_bytes == 9.25 * 2**30
+    assert "peak_allocated_bytes" not in measurements.values
+
+
+def test_columns_that_are_not_known_are_listed_and_not_read(tmp_path: Path) -> None:
+    rows = [{**row, "system/power": 5, "<b>\x1b[31m": 1} for row in our_rows()]
+    path = tmp_path / "history.csv"
+    path.write_bytes(as_csv(rows))
+    printed = read_wandb_history(path)
+    told = str(printed.told["columns_not_used"])
+    assert told == "'system/power', '<b>\\x1b[31m'"
+    assert history(rows)[0] == history(our_rows())[0]
+
+
+def test_the_export_of_a_chart_bears_the_name_of_the_run() -> None:
+    """The interface writes NAME - column, its least and its most; of two runs none is meant."""
+    rows = [
+        {("Step" if k == "_step" else f"night - 2 - {k}"): v for k, v in row.items()}
+        for row in torchtitan_rows()
+    ]
+    named = [{**row, "night - 2 - train/loss__MIN": 1.0} for row in rows]
+    recorded, _ = history(named)
+    assert [s.loss for s in recorded.steps] == [8.0] * 101
+    two = [{**row, "other - loss_metrics/global_avg_loss": 1.0} for row in rows]
+    with pytest.raises(BadInput, match="the columns of 2 runs; export one run alone"):
+        history(two)
+
+
+def test_a_resumed_history_has_no_total_of_one_clock() -> None:
+    """W&B's clock counts on over both processes, and what was lost between them is in it."""
+    rows = nanogpt_rows()
+    again = [{**row, "_runtime": 5000.0 + i} for i, row in enumerate(rows[1:])]
+    recorded, measurements = history([*rows[:2], {**rows[2], "iter": 700}, *again])
+    assert [start.first_step for start in recorded.starts] == [0, 500]
+    assert [e.step for e in recorded.evals] == [0, 500, 1000]
+    assert "total_seconds" not in measurements.values
+
+
+def test_a_sampled_history_is_said_to_be_one() -> None:
+    rows = [{"iter": n, "train/loss": 5.0, "val/loss": 5.0} for n in range(500)]
+    assert "scan_history() gives all" in texts(history(rows)[0], "sampled")[0]
+    assert texts(history(rows[:-1])[0], "sampled") == []
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "has not the columns of a program"),
+        (b"loss,step\n1,2\n", "has not the columns of a program"),
+        (b"step,step,perf/step_seconds\n0,0,1\n", "two columns 'step'"),
+        (b"step,perf/step_seconds\n0,abc\n1,2\n", "line 2 of .* is cut or damaged"),
+        (b"step,perf/step_seconds\n0.5,1\n1,2\n", "line 2 of .* is cut or damaged"),
+        (b"step,perf/step_seconds\n0,inf\n1,2\n", "line 2 of .* is cut or damaged"),
+        (b"step,perf/step_seconds\n0,-4\n1,2\n", "line 2 of .* is cut or damaged"),
+        (b"step,perf/step_seconds,run/elapsed_seconds\n0,4,1e999\n1,2,3\n", "line 2"),
+        (b"step,perf/step_seconds\n0\n1,2\n", "line 2 of .* is cut or damaged"),
+        (b'step,perf/step_seconds\n0,"' + b"9" * 200_000 + b'"\n', "is no line of a CSV file"),
+        (b"PAR1 and nothing else", "damaged Parquet file"),
+        (b"step,perf/step_seconds\n", "it has no line like 'a row of a step'"),
+        (b"iter,train/loss,val/loss\n0,5,5\n2000,5,5\n", "train.max_steps = 1,000"),
+    ],
+)
+def test_a_file_that_is_no_history_is_refused(data: bytes, words: str) -> None:
+    with pytest.raises(BadInput, match=words):
+        history(data)
+
+
+def test_a_parquet_file_that_was_cut_is_refused() -> None:
+    data = as_parquet(our_rows())
+    for size in (5, len(data) // 2, len(data) - 1):
+        with pytest.raises(BadInput, match="damaged Parquet file"):
+            history(data[:size])
+
+
+def test_a_loss_that_is_no_number_leaves_its_step() -> None:
+    rows = [{**row, "train/loss": math.inf} for row in nanochat_rows()]
+    recorded, _ = history(rows)
+    assert {s.loss for s in recorded.steps} == {None}
