@@ -22,7 +22,7 @@ SECONDS = 60
 
 
 def axe_source() -> str:
-    """The accessibility checker's script, from the cache that .ci/run fills; else the test skips."""
+    """The accessibility checker, from the cache that .ci/run fills; without it the test skips."""
     cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     path = Path(cache, "nanogauge", *AXE)
     if not path.exists():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +12,8 @@ import pytest
 from browser import Browser, axe_source, open_browser
 from commands import ROOT, run
 from test_report import documented_log, import_log
+
+from nanogauge.runlog import FILE_NAME
 
 SHOWN = [(390, 844, "light"), (390, 844, "dark"), (1440, 900, "light"), (1440, 900, "dark")]
 PAGES = ["documented", "gpu", "dead"]
@@ -27,10 +31,22 @@ return [...document.querySelectorAll("svg")]
   .filter(svg => svg.getAttribute("role") !== "img" || !svg.getAttribute("aria-label").trim())
   .map(svg => svg.outerHTML.slice(0, 200));
 """
+CUT_OFF = """
+const found = [];
+for (const svg of document.querySelectorAll("svg")) {
+  const frame = svg.getBoundingClientRect();
+  for (const text of svg.querySelectorAll("text")) {
+    const box = text.getBoundingClientRect();
+    if (box.left < frame.left - 1 || box.right > frame.right + 1) found.push(text.textContent);
+  }
+}
+return found;
+"""
 OVERLAPPING = """
 const found = [];
 for (const svg of document.querySelectorAll("figure svg")) {
-  const boxes = [...svg.querySelectorAll("text")].map(t => [t.textContent, t.getBoundingClientRect()]);
+  const boxes = [...svg.querySelectorAll("text")]
+    .map(text => [text.textContent, text.getBoundingClientRect()]);
   for (const [i, [one, a]] of boxes.entries())
     for (const [other, b] of boxes.slice(i + 1))
       if (Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1 &&
@@ -60,11 +76,14 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     (folder / "log.txt").write_text(documented_log(), encoding="utf-8")
     done = import_log(folder / "log.txt", folder / "documented")
     assert done.returncode == 0, done.stderr
+    long_ago = time.time() - 86_400
     for name, arguments in (("gpu", [2000]), ("dead", [20_000, "--until", 812])):
         for command in (
             ["bench/make_run.py", *arguments, folder / name, "--sensors", 4000],
             ["report.py", folder / name],
         ):
+            if name == "dead" and command[0] == "report.py":
+                os.utime(folder / name / FILE_NAME, (long_ago, long_ago))
             done = run(*map(str, command), PYTHONPATH=str(ROOT))
             assert done.returncode == 0, done.stderr
     return {name: folder / name / "report.html" for name in PAGES}
@@ -81,6 +100,7 @@ def test_a_page_fits_its_window_and_the_console_stays_empty(
     assert window == width
     assert whole <= window
     assert wide == []
+    assert browser.run(CUT_OFF) == []
     assert browser.run(OVERLAPPING) == []
     assert browser.console() == []
     background = browser.run("return getComputedStyle(document.body).backgroundColor")
@@ -111,6 +131,14 @@ def test_the_first_screen_tells_the_night(browser: Browser, pages: dict[str, Pat
         assert browser.run(inside, part) <= 900, part
     text = browser.run("return document.querySelector('header').innerText").replace("\u00a0", " ")
     for words in ("Finished after 20,001 steps", "21.9 h", "2 contradicted", "3.91 s", "69 %"):
+        assert words in text, words
+
+
+def test_the_first_screen_of_a_dead_run_says_so(browser: Browser, pages: dict[str, Path]) -> None:
+    """Where it died, what it took until then, and what the whole would have taken."""
+    browser.show(pages["dead"], 390, 844, "dark")
+    text = browser.run("return document.querySelector('header').innerText").replace("\u00a0", " ")
+    for words in ("Died at step 812 of 20,000", "Would take", "Time so far", "Energy so far"):
         assert words in text, words
 
 

@@ -47,7 +47,7 @@ def waterfall(begin: tuple[str, float], parts: Sequence[tuple[str, float]], end:
     bars.append((end, None, total, "bar", f"{total:.3g} {unit}"))
 
     spread = (max(levels) - min(levels)) or 0.1 * max(levels)
-    left, right = 128.0, 342.0
+    left, right = 168.0, 350.0
     low = max(0.0, min(levels) - 1.2 * spread)
     high = max(levels)
 

@@ -93,7 +93,7 @@ def _headline(report: Report, recorded: Recorded, label: str, rows: Sequence[Row
     value, said = first.measured, []
     so_far = _so_far(rows[0].id, report, recorded) if not value else ""
     if so_far:
-        label, value = f"{label} so far", so_far
+        label, value = f"{label.partition(',')[0]} so far", so_far
     if so_far and rows[0].id == "total_seconds" and run.projected_total_s is not None:
         said.append(("projected", _projected(run)))
     claims = [Cells(row) for row in rows if row.claim is not None]
