@@ -137,10 +137,25 @@ def test_the_hours_of_a_resumed_run_add_up() -> None:
     timeline = Timeline(log)
     steps = log.steps
     hours = timeline.of_steps(steps.column("step"), steps.column("elapsed_seconds"))
-    assert hours * 3600 == pytest.approx([50, 60, 70, 280, 290, 300])
+    assert hours * timeline.seconds == pytest.approx([50, 60, 70, 280, 290, 300])
     readings = timeline.of_readings(log.sensors.column("elapsed_seconds"))
-    assert (readings * 3600)[-1] == pytest.approx(180)
-    assert timeline.end * 3600 == pytest.approx(300)
+    assert (readings * timeline.seconds)[-1] == pytest.approx(180)
+    assert timeline.end * timeline.seconds == pytest.approx(300)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "title", "end"),
+    [(40.0, "seconds of the run", 40.0), (600.0, "minutes of the run", 10.0)],
+)
+def test_a_short_run_is_drawn_over_minutes_or_seconds(
+    seconds: float, title: str, end: float
+) -> None:
+    """The demo's axis went from 0.00071 to 0.0015 hours."""
+    log = Recorded()
+    log.add(START)
+    log.add(Step(step=0, elapsed_seconds=seconds))
+    timeline = Timeline(log)
+    assert (timeline.title, timeline.end) == (title, end)
 
 
 def test_the_energy_of_a_resumed_run_accumulates() -> None:

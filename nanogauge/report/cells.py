@@ -63,10 +63,10 @@ class Cells:
         self.claimed = row.claimed.text if row.claimed is not None else ""
         self.predicted = _estimate_text(row.id, row.analytic, currency)
         self.calibrated = _estimate_text(row.id, row.calibrated, currency)
+        self.expected_analytic = _expected_text(row.id, row.analytic, currency)
+        self.expected_calibrated = _expected_text(row.id, row.calibrated, currency)
         best = row.calibrated or row.analytic
-        self.expected = ""
-        if best is not None and best.low < best.high:
-            self.expected = format_value(row.id, best.expected, currency)
+        self.expected = _expected_text(row.id, best, currency)
         self.measured = ""
         if row.measured is not None:
             self.measured = format_value(row.id, row.measured.value, currency)
@@ -86,6 +86,13 @@ def _estimate_text(row_id: str, estimate: Estimate | None, currency: str) -> str
     if estimate is None:
         return ""
     return format_range(row_id, estimate.low, estimate.high, currency)
+
+
+def _expected_text(row_id: str, estimate: Estimate | None, currency: str) -> str:
+    """What is expected; empty where the estimate is that one number."""
+    if estimate is None or estimate.low >= estimate.high:
+        return ""
+    return format_value(row_id, estimate.expected, currency)
 
 
 @dataclass(frozen=True)

@@ -180,7 +180,7 @@ def line_chart(
 
 def _x_axis(series: Sequence[Series], end: float) -> Axis:
     low = min(float(one.x.min()) for one in series)
-    near_zero = 0 <= low < 0.05 * end
+    near_zero = 0 <= low < 0.5 * end
     return exact_axis(0.0 if near_zero else low, end)
 
 

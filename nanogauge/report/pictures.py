@@ -229,7 +229,9 @@ def _energy(
     kwh = (joules + np.cumsum(ended)) / JOULES_PER_KWH
     cost, notes = None, []
     if config.cost.price_per_kwh is not None and kwh[-1] > 0:
-        paid = np.array([cost_of(config.cost, k, 3600 * h) for k, h in _ends(kwh, hours)])
+        paid = np.array(
+            [cost_of(config.cost, k, timeline.seconds * h) for k, h in _ends(kwh, hours)]
+        )
         notes = [f"its cost: {paid[-1]:.2f} {config.cost.currency}"]
         cost = Second(config.cost.currency, np.array([kwh[0], kwh[-1]]), paid)
     return line_chart(
