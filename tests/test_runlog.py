@@ -228,3 +228,30 @@ def test_a_number_that_is_not_finite_is_never_written(tmp_path: Path) -> None:
     with RunLog(tmp_path) as log, pytest.raises(ValueError, match="JSON"):
         log.write(Step(step=0, loss=float("nan")))
     assert (tmp_path / FILE_NAME).read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        '{"kind": []}',
+        "[]",
+        '{"kind": "step"}',
+        '{"kind": "step", "step": true}',
+        '{"kind": "step", "step": 1.0}',
+        '{"kind": "step", "step": 9007199254740993}',
+        '{"kind": "step", "step": 1, "loss": NaN}',
+        '{"kind": "step", "step": 1, "loss": 1e999}',
+        '{"kind": "step", "step": 1, "elapsed_seconds": "a"}',
+        '{"kind": "sensor", "throttle": 3}',
+        "[" * 100_000,
+    ],
+)
+def test_of_the_damaged_lines_of_a_block_the_first_is_named(tmp_path: Path, damaged: str) -> None:
+    """Steps and readings are filed together, each by its own kind: the number is the line's."""
+    start = '{"kind": "start", "max_steps": 9, "prediction_sha256": "x", "device": "d"}'
+    step, reading = '{"kind": "step", "step": %d}', '{"kind": "sensor", "power_watts": 1}'
+    lines = [start, step % 0, reading, step % 1, damaged, reading, step % 2]
+    lines += ['{"kind": "sensor", "power_watts": "b"}', '{"kind": "step"}']
+    (tmp_path / FILE_NAME).write_text("\n".join(lines) + "\n")
+    with pytest.raises(BadInput, match="line 5 "):
+        read_log(tmp_path)
