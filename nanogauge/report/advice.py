@@ -98,6 +98,9 @@ class Advice:
         )
 
     def data(self) -> str | None:
+        """None of text that is in memory, which no disk makes faster."""
+        if self.config.data.embedded:
+            return None
         waited = self.measurements.ledger.data_wait_s or 0.0
         return self._worth(
             waited,
