@@ -75,6 +75,8 @@ def train(s: Session) -> tuple[Status, str | None]:
             return status, s.stop.requested
 
         # 2. One optimizer step over grad_accum micro-batches; nothing in it waits for the device.
+        if evaluating or saving or step == s.first_step:
+            s.sensors.power_since_last()  # what was sampled meanwhile is no step's
         watch = clock.begin_step(split=(step - s.first_step) % config.measure.split_every == 0)
         rate = learning_rate(step, config.optimizer, config.train.max_steps)
         for group in s.optimizer.param_groups:
