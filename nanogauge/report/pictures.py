@@ -271,16 +271,15 @@ def _memory(recorded: Recorded, prediction: Prediction) -> Chart | None:
         )
     sensors = recorded.sensors
     on_cpu = prediction.hardware.kind == "cpu"
-    measured = (
-        ("measured, tensors (allocated)", peak(recorded, "peak_allocated_bytes")),
-        ("measured, kept by the allocator (reserved)", peak(recorded, "peak_reserved_bytes")),
-        ("measured, this process on the card", highest(sensors.known("process_used_bytes"))),
-        ("measured, whole card", highest(sensors.known("device_used_bytes"))),
-        (
-            "measured, the process in main memory",
-            peak(recorded, "peak_host_bytes") if on_cpu else None,
-        ),
-    )
+    if on_cpu:  # a card that is watched beside the processor has another memory
+        measured = [("measured, the process in main memory", peak(recorded, "peak_host_bytes"))]
+    else:
+        measured = [
+            ("measured, tensors (allocated)", peak(recorded, "peak_allocated_bytes")),
+            ("measured, kept by the allocator (reserved)", peak(recorded, "peak_reserved_bytes")),
+            ("measured, this process on the card", highest(sensors.known("process_used_bytes"))),
+            ("measured, whole card", highest(sensors.known("device_used_bytes"))),
+        ]
     for name, size in measured:
         if size is not None:
             rows.append(Bar(name, f"{size / GIB:.2f} GiB", [(name, float(size))]))
