@@ -205,7 +205,8 @@ class Batches:
 
     def _will_need(self, split: Split, windows: Windows) -> None:
         """Have the system read windows of mapped files while others are worked on."""
-        if not hasattr(mmap, "MADV_WILLNEED"):
+        mapped = any(isinstance(shard, np.memmap) for shard in self.shards[split])
+        if not mapped or not hasattr(mmap, "MADV_WILLNEED"):
             return
         for shard, begin in zip(*(part.tolist() for part in windows), strict=True):
             tokens = self.shards[split][shard]
