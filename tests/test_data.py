@@ -237,3 +237,18 @@ def test_what_an_epoch_leaves_out_is_told() -> None:
     assert "12 of the 100 training tokens (12.00%)" in text
     assert "5 tokens more are in shards too short" in text
     assert "replacement" in describe_order(batches(numbered(100), order="random"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_gets_the_same_batches_from_pinned_memory() -> None:
+    """Copies that nobody waits for still hold what was read, while the memory is used again."""
+    shards = numbered(30_000, 20_000)
+    cuda = Batches({"train": shards}, 16, 1024, 2**16, 7, torch.device("cuda"), grad_accum=4)
+    plain = batches(shards, 16, 1024, grad_accum=4)
+    got = [cuda.batch("train", step, micro) for step in range(50) for micro in range(4)]
+    for number, (inputs, targets) in enumerate(got):
+        expected = plain.batch("train", *divmod(number, 4))
+        assert torch.equal(inputs.cpu(), expected[0])
+        assert torch.equal(targets.cpu(), expected[1])
+    cuda.close()
