@@ -128,7 +128,8 @@ def save(s: Session, step: int) -> None:
     with s.clock.window() as saving:
         try:
             where = s.folder.path / "checkpoints"
-            path, size = save_checkpoint(where, step, s.model, s.optimizer, s.scaler)
+            position = s.batches.position(step)
+            path, size = save_checkpoint(where, step, s.model, s.optimizer, s.scaler, position)
         except OSError as error:
             text = f"No checkpoint at step {step:,}: {error.strerror}; free space on the disk."
             s.log.write(Event(level="warning", what="checkpoint_failed", step=step, text=text))
@@ -199,6 +200,7 @@ def run(s: Session) -> tuple[Status, str | None]:
             )
         finally:
             s.screen.close()
+            s.batches.close()
         close(s, status, reason)
     return status, reason
 

@@ -1,9 +1,10 @@
 """Token shards on disk, in llm.c's layout, and the manifest that says what is in them.
 
 A shard is a header of 256 little-endian int32 (magic 20240520, version 1, token count, then
-zeros) followed by the tokens as little-endian uint16. Each document begins with the end-of-text
-token. Shards and manifest are written aside, synced and renamed, and the manifest is written anew
-after each finished shard: a preparation that was interrupted leaves a folder one can train on.
+zeros) followed by the tokens as little-endian uint16; version 2 has uint32, for vocabularies that
+need it. Each document begins with the end-of-text token. Shards and manifest are written aside,
+synced and renamed, and the manifest is written anew after each finished shard: a preparation that
+was interrupted leaves a folder one can train on.
 """
 
 from __future__ import annotations
@@ -28,8 +29,16 @@ HEADER_BYTES = 256 * 4
 TOKEN_BYTES = 2
 
 Split = Literal["train", "val"]
-Tokens = npt.NDArray[np.uint16]
+Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 _ON_DISK = np.dtype("<u2")
+_LAYOUTS: dict[
+    tuple[int, int], np.dtype[np.uint16] | np.dtype[np.uint32]
+] = {  # magic and version -> how tokens lie on disk
+    (MAGIC, VERSION): _ON_DISK,
+    (MAGIC, 2): np.dtype("<u4"),
+    (20240801, 7): np.dtype("<u4"),  # llm.c's shards of Llama 3's tokens
+}
+MAGICS = frozenset(magic for magic, _ in _LAYOUTS)
 
 
 class _Record(BaseModel):
@@ -251,15 +260,16 @@ def read_manifest(folder: Path) -> Manifest:
         ) from None
 
 
-def open_shard(path: Path) -> Tokens:
-    """Map the tokens of one shard into memory, read-only: a 1-D uint16 array, header left out.
+def open_shard(path: Path, remedy: str | None = None) -> Tokens:
+    """Map the tokens of one shard into memory, read-only: a 1-D array, header left out.
 
     Checks magic, version and that the size of the file fits the count; the hash is not checked.
+    The remedy is what to do about a damaged one, which is to prepare it again if not given.
 
     Raises:
         BadInput: if the file is missing, is no shard, or is cut.
     """
-    remedy = f"delete {path.parent} and {_remedy(path.parent)}"
+    remedy = remedy or f"delete {path.parent} and {_remedy(path.parent)}"
     try:
         with path.open("rb") as file:
             header = np.frombuffer(file.read(HEADER_BYTES), dtype="<i4")
@@ -268,24 +278,26 @@ def open_shard(path: Path) -> Tokens:
         raise BadInput(f"the token shard {path} is missing; {remedy}") from None
     except (OSError, ValueError) as error:
         raise BadInput(f"cannot read the token shard {path}: {error}; {remedy}") from None
-    if header.nbytes < HEADER_BYTES or header[0] != MAGIC:
+    if header.nbytes < HEADER_BYTES or header[0] not in MAGICS:
         raise BadInput(f"{path} is no token shard (wrong magic number); {remedy}")
-    if header[1] != VERSION:
+    layout = _LAYOUTS.get((int(header[0]), int(header[1])))
+    if layout is None:
         raise BadInput(
-            f"{path} is a token shard of version {header[1]}, and only {VERSION} is known; {remedy}"
+            f"{path} is a token shard of version {header[1]}, which is not known; {remedy}"
         )
     count = int(header[2])
-    held = (size_bytes - HEADER_BYTES) / TOKEN_BYTES
+    held = (size_bytes - HEADER_BYTES) / layout.itemsize
     if count <= 0 or held != count:
         raise BadInput(
             f"{path} is damaged: its header counts {count:,} tokens and the file holds "
             f"{held:,.0f}; {remedy}"
         )
-    return np.memmap(path, dtype=_ON_DISK, mode="r", offset=HEADER_BYTES, shape=(count,))
+    tokens: Tokens = np.memmap(path, dtype=layout, mode="r", offset=HEADER_BYTES, shape=(count,))
+    return tokens
 
 
 def open_split(folder: Path, split: Split) -> list[Tokens]:
-    """Map all shards of one split, in order: read-only 1-D uint16 arrays.
+    """Map all shards of one split, in order: read-only 1-D arrays.
 
     Raises:
         BadInput: if the folder holds no manifest or no tokens of that split, or a shard is
