@@ -1,9 +1,14 @@
-"""Turn FineWeb-Edu into token shards: streamed from the Hugging Face hub, tokenised with GPT-2's
-vocabulary, written as llm.c writes them.
+"""Turn FineWeb-Edu, or other texts, into token shards as llm.c writes them.
 
     python prepare_fineweb.py --tokens 3.68e9 --out data/fineweb_edu
+    python prepare_fineweb.py --dataset my_texts/ --tokens 1e8 --out data/mine
+    python prepare_fineweb.py --pretokenized OWNER/SHARDS --tokens 1e9 --out data/ready
+    python prepare_fineweb.py --verify data/fineweb_edu
+    python prepare_fineweb.py --stats data/fineweb_edu
 
-HF_ENDPOINT (a mirror of the hub) and HF_TOKEN (a higher rate limit) are honoured.
+Interrupted, the same command goes on where it was; with more --tokens it goes on from its end.
+HF_ENDPOINT (a mirror of the hub), HF_TOKEN, HF_HUB_OFFLINE and proxies are honoured.
+docs/preparing.md says more.
 """
 
 from __future__ import annotations
@@ -11,76 +16,80 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import sys
-import time
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
 
 from nanogauge.cli import Parser, run_command
-from nanogauge.prepare.fineweb import Order, prepare
-from nanogauge.quantities import format_seconds, tokens_per_second
 
 
 def main(arguments: Sequence[str]) -> int:
+    given = parser().parse(arguments)
+    if given.verify is not None or given.stats is not None:
+        from nanogauge.prepare.inspecting import show_stats, verify
+
+        return verify(given.verify) if given.verify is not None else show_stats(given.stats)
+    if given.repair is not None:
+        from nanogauge.prepare.repairing import repair
+
+        return repair(given.repair, given.workers)
+    if given.merge is not None:
+        from nanogauge.prepare.ranks import merge
+
+        return merge(given.merge, given.out)
+    from nanogauge.prepare.command import prepare_command
+
+    return prepare_command(given)
+
+
+def parser() -> Parser:
     parser = Parser(__doc__ or "")
-    parser.add_argument(
-        "--tokens", type=count, default=3_680_000_000, help="training tokens (3.68e9)"
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("data/fineweb_edu"),
-        help="folder for the shards (data/fineweb_edu)",
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    source = parser.add_argument_group("source").add_argument
+    source(
         "--dataset",
         default="HuggingFaceFW/fineweb-edu",
-        help="dataset on the hub, or a local folder (HuggingFaceFW/fineweb-edu)",
+        help="dataset on the hub, or a local file or folder of .parquet, .jsonl or .txt "
+        "(HuggingFaceFW/fineweb-edu)",
     )
-    parser.add_argument(
-        "--name", default="sample-10BT", help="configuration of the dataset (sample-10BT)"
+    source("--name", help="configuration of the dataset (FineWeb's sample-10BT, else its default)")
+    source("--revision", help="commit of the dataset (its newest)")
+    source("--text-column", default="text", help="column, or key, that holds the texts (text)")
+    source(
+        "--whole-files",
+        action="store_true",
+        help="fetch whole files into the hub client's cache, checked by their sha256",
     )
-    parser.add_argument(
-        "--val-tokens", type=count, default=10_000_000, help="validation tokens (1e7)"
+    source("--pretokenized", metavar="REPO", help="fetch ready shards from this dataset instead")
+    add("--tokens", type=count, default=3_680_000_000, help="training tokens (3.68e9)")
+    add("--out", type=Path, default=Path("data/fineweb_edu"), help="folder (data/fineweb_edu)")
+    add("--val-tokens", type=count, help="validation tokens (1e7)")
+    add("--val-share", type=share, help="validation tokens as a share of the training tokens")
+    add("--shard-tokens", type=count, default=100_000_000, help="tokens of one shard (1e8)")
+    add(
+        "--tokenizer",
+        default="gpt2",
+        help="an encoding of tiktoken, a .tiktoken file, or hf: and a tokenizer.json (gpt2)",
     )
-    parser.add_argument(
-        "--shard-tokens", type=count, default=100_000_000, help="tokens of one shard (1e8)"
-    )
-    parser.add_argument(
+    add("--pattern", default="gpt2", help="how a .tiktoken file splits words (gpt2)")
+    add(
         "--workers",
         type=count,
         default=os.cpu_count() or 1,
-        help="threads that tokenise (one for each core)",
+        help="processes that tokenise (one for each core)",
     )
-    given = parser.parse(arguments)
-    order = Order(
-        out=given.out,
-        tokens=given.tokens,
-        val_tokens=given.val_tokens,
-        shard_tokens=given.shard_tokens,
-        dataset=given.dataset,
-        config=given.name,
-        workers=given.workers,
+    add("--memory", type=size, default=size("2GiB"), help="of all processes together (2GiB)")
+    ranks = parser.add_argument_group("beyond one machine").add_argument
+    ranks("--rank", type=int, help="which part of the source files to take")
+    ranks("--world", type=count, help="how many parts there are")
+    ranks(
+        "--merge", type=Path, nargs="+", metavar="DIR", help="make one manifest of parts in --out"
     )
-    with Live(order.tokens + order.val_tokens) as live:
-        manifest = prepare(order, live.report)
-    train_tokens = manifest.tokens("train")
-    if train_tokens < order.tokens:
-        print(
-            f"The dataset ended before {order.tokens:,} training tokens were reached; "
-            f"plan with --data.tokens {train_tokens}."
-        )
-    print(
-        f"{len(manifest.shards)} shards with {train_tokens:,} training tokens and "
-        f"{manifest.tokens('val'):,} validation tokens are in {order.out}.\n"
-        f"Next: python train.py configs/rtx4070_fineweb.toml --data.path {order.out}"
-    )
-    return 0
+    look = parser.add_argument_group("looking at what is there").add_argument
+    look("--verify", type=Path, metavar="DIR", help="check headers, counts, hashes and tokens")
+    look("--repair", type=Path, metavar="DIR", help="make damaged shards again, and only those")
+    look("--stats", type=Path, metavar="DIR", help="lengths, compression and a few documents")
+    return parser
 
 
 def count(text: str) -> int:
@@ -94,60 +103,28 @@ def count(text: str) -> int:
     return int(value)
 
 
-class Live:
-    """Progress on stderr: a bar in a terminal, else a line now and then. A context manager."""
+def share(text: str) -> float:
+    """A number between 0 and 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share between 0 and 1, such as 0.003")
+    return value
 
-    def __init__(self, total_tokens: int) -> None:
-        self._total = total_tokens
-        self._documents = 0
-        self._tokens = 0
-        self._began = time.monotonic()
-        self._next = 0.0
-        self._bar: Progress | None = None
-        self._every_seconds = 10.0
-        if sys.stderr.isatty():
-            columns = BarColumn(), TextColumn("{task.description}")
-            self._bar = Progress(*columns, console=Console(stderr=True))
-            self._task = self._bar.add_task("opening the dataset", total=total_tokens)
-            self._every_seconds = 0.2
 
-    def report(self, documents: int, tokens: int) -> None:
-        self._documents, self._tokens = documents, tokens
-        now = time.monotonic()
-        if documents == 1:
-            self._began = now
-            self._next = now + self._every_seconds
-        elif now >= self._next:
-            self._next = now + self._every_seconds
-            self._show()
-
-    def _show(self) -> None:
-        rate = tokens_per_second(self._tokens, max(time.monotonic() - self._began, 1e-9))
-        left_seconds = max(self._total - self._tokens, 0) / rate
-        line = (
-            f"{self._documents:,} documents, {self._tokens:,} of {self._total:,} tokens, "
-            f"{rate:,.0f} tokens/s, {format_seconds(left_seconds)} left"
-        )
-        if self._bar is None:
-            print(line, file=sys.stderr, flush=True)
-        else:
-            self._bar.update(self._task, completed=self._tokens, description=line)
-
-    def __enter__(self) -> Self:
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._tokens:
-            self._show()
-        if self._bar is not None:
-            self._bar.stop()
+def size(text: str) -> float:
+    """Bytes, as people write them: 2GiB, 2.5GB or 2e9."""
+    match = re.fullmatch(r"([\d.]+(?:e\d+)?)(GiB|GB|MiB|MB|)", text)
+    units = {"GiB": 2.0**30, "GB": 1e9, "MiB": 2.0**20, "MB": 1e6, "": 1.0}
+    try:
+        value = float(match[1]) * units[match[2]] if match is not None else math.nan
+    except ValueError:
+        value = math.nan
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size, such as 2GiB")
+    return value
 
 
 if __name__ == "__main__":

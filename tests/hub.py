@@ -2,18 +2,21 @@
 
 It serves one dataset repository from memory: its revision, its file tree and its files, whole or
 in ranges. Everything else, and every other repository, is answered 404 as the hub answers it.
+A list of faults makes it a bad one: each is what happens to one request for a file's bytes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import random
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 _DATE = "2026-01-01T00:00:00.000Z"
@@ -22,16 +25,28 @@ _DATE = "2026-01-01T00:00:00.000Z"
 class Hub:
     """A context manager: the server runs between enter and exit, at `endpoint`.
 
-    `dies_at`: once a file with this path is asked for, the server closes every connection without
-    an answer, as one does that lost its power.
+    `dies_at`: once the first row group of a file with this path is asked for, the server closes
+    every connection without an answer, as one does that lost its power.
+
+    `faults`: what is done to the next requests for a file's bytes, one each: "cut" (half of them,
+    then nothing), "stall" (half of them, then silence), "garbage" (as many other bytes), "page"
+    (a web page that says all is well), or a status such as "429" or "503".
     """
 
     def __init__(
-        self, repository: str, files: Mapping[str, bytes], dies_at: str | None = None
+        self,
+        repository: str,
+        files: Mapping[str, bytes],
+        dies_at: str | None = None,
+        faults: Sequence[str] = (),
     ) -> None:
         self.repository = repository
         self.files = dict(files)
         self.dies_at = dies_at
+        self.faults = list(faults)
+        self.good_answers: int | None = None
+        """how many requests for a file's bytes are still answered well; None for all"""
+        self.served_bytes = 0
         self.requests: list[str] = []
         self.dead = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
@@ -64,7 +79,9 @@ class Hub:
 
     def entry(self, name: str) -> dict[str, Any]:
         data = self.files[name]
-        return {"type": "file", "path": name, "size": len(data), "oid": etag(data)}
+        lfs = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
+        told = {"type": "file", "path": name, "size": len(data), "oid": etag(data)}
+        return told if name.endswith(".md") else told | {"lfs": lfs}
 
 
 def etag(data: bytes) -> str:
@@ -82,7 +99,8 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             body = self.rfile.read(length)
             path = unquote(urlsplit(self.path).path)
             hub.requests.append(f"{self.command} {self.path} {self.headers.get('Range') or ''}")
-            if hub.dies_at and path.endswith(hub.dies_at) and self.headers.get("Range"):
+            asked = self.headers.get("Range") or ""
+            if hub.dies_at and path.endswith(hub.dies_at) and asked.startswith("bytes=4-"):
                 hub.dead.set()
             if hub.dead.is_set():
                 self.close_connection = True
@@ -93,7 +111,8 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 folder = path.removeprefix(f"{api}/tree/").partition("/")[2]
                 self.json(hub.tree(folder))
             elif path == f"{api}/paths-info/{REVISION}":
-                wanted = json.loads(body)["paths"]
+                form = "form" in self.headers.get("Content-Type", "")
+                wanted = (parse_qs(body.decode()) if form else json.loads(body))["paths"]
                 self.json([hub.entry(name) for name in wanted if name in hub.files])
             elif path.startswith(f"/datasets/{hub.repository}/resolve/"):
                 name = path.removeprefix(f"/datasets/{hub.repository}/resolve/").partition("/")[2]
@@ -114,13 +133,42 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 "Accept-Ranges": "bytes",
             }
             asked = self.headers.get("Range")
-            if asked is None:
-                self.send(200, data, headers)
-                return
-            first, _, last = asked.removeprefix("bytes=").partition("-")
-            begin, end = int(first), min(int(last or len(data)), len(data) - 1)
-            headers["Content-Range"] = f"bytes {begin}-{end}/{len(data)}"
-            self.send(206, data[begin : end + 1], headers)
+            begin, end, status = 0, len(data) - 1, 200
+            if asked is not None:
+                first, _, last = asked.removeprefix("bytes=").partition("-")
+                begin, end = int(first), min(int(last or len(data)), len(data) - 1)
+                headers["Content-Range"] = f"bytes {begin}-{end}/{len(data)}"
+                status = 206
+            sent = data[begin : end + 1]
+            hub.served_bytes += len(sent) if self.command == "GET" else 0
+            counts = self.command == "GET" and not name.endswith(".md")
+            if counts and hub.good_answers is not None:
+                hub.good_answers -= 1
+            if counts and hub.faults:
+                self.fault(hub.faults.pop(0), status, sent, headers)
+            elif counts and hub.good_answers is not None and hub.good_answers < 0:
+                self.fault("503", status, sent, headers)
+            else:
+                self.send(status, sent, headers)
+
+        def fault(self, fault: str, status: int, data: bytes, headers: Mapping[str, str]) -> None:
+            if fault == "garbage":
+                self.send(status, random.Random(1).randbytes(len(data)), headers)
+            elif fault == "page":
+                self.send(200, b"<html>Please log in to this hotel's network</html>", {})
+            elif fault in ("cut", "stall"):
+                self.close_connection = True
+                self.send_response(status)
+                for key, value in headers.items():
+                    self.send_header(key, value)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data[: len(data) // 2])
+                self.wfile.flush()
+                if fault == "stall":
+                    time.sleep(3)
+            else:
+                self.send(int(fault), b"", {"Retry-After": "1"})
 
         def json(self, value: object) -> None:
             self.send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})

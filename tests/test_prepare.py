@@ -3,153 +3,33 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import os
 import random
 import re
-import resource
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from gpt2_vocabulary import gpt2_vocabulary  # noqa: F401  (a fixture)
 from hub import REVISION, Hub
-
-from nanogauge.errors import RunFailed
-from nanogauge.prepare import fineweb
-from nanogauge.prepare.shards import MANIFEST_NAME, open_split, read_manifest
-
-ROOT = Path(__file__).parent.parent
-REPOSITORY = "HuggingFaceFW/fineweb-edu"
-CONFIG = "sample-10BT"
-END_OF_TEXT = 50256
-CARD = f"""---
-configs:
-- config_name: default
-  data_files:
-  - split: train
-    path: data/*/*
-- config_name: {CONFIG}
-  data_files:
-  - split: train
-    path: sample/10BT/*
----
-# A dataset of educational web pages
-"""
-# The client waits between its tries, for minutes in all; a test does not.
-IMPATIENT = (
-    "import runpy, sys, time; time.sleep = lambda seconds: None; "
-    "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+from preparing import (
+    CONFIG,
+    END_OF_TEXT,
+    REPOSITORY,
+    TEXTS,
+    hub_of,
+    prepare,
+    sentence,
+    texts_of,
 )
 
-
-def _documents() -> list[list[str]]:
-    """The texts of three files: of many lengths, in several scripts, some of them equal."""
-    chance = random.Random(7)
-    words = [
-        "the",
-        "cell",
-        " wall",
-        "Energie",
-        "\u80fd\u91cf",
-        "\n\n",
-        "don't",
-        "1,024",
-        "\U0001f30d",
-        "\u00e9",
-        "<|x|>",
-    ]
-    files = []
-    for file in range(3):
-        lengths = [1, 2, *(chance.randrange(1, 200) for _ in range(38))]
-        files.append([f"{file} " + " ".join(chance.choices(words, k=n)) for n in lengths])
-        files[-1].append("the same text")
-    return files
-
-
-DOCUMENTS = _documents()
-TEXTS = [text for file in DOCUMENTS for text in file]
-
-
-def _parquet(texts: list[str]) -> bytes:
-    """A file with FineWeb-Edu's columns, in row groups of ten documents."""
-    rows = [
-        {
-            "text": text,
-            "id": f"<urn:uuid:{index}>",
-            "dump": "CC-MAIN-2024-10",
-            "url": f"https://example.org/{index}",
-            "file_path": "s3://crawl/segment.warc.gz",
-            "language": "en",
-            "language_score": 0.97,
-            "token_count": len(text) // 4,
-            "score": 3.1,
-            "int_score": 3,
-        }
-        for index, text in enumerate(texts)
-    ]
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows), buffer, row_group_size=10)
-    return buffer.getvalue()
-
-
-def _hub(documents: list[list[str]] = DOCUMENTS, dies_at: str | None = None) -> Hub:
-    files = {"README.md": CARD.encode(), "data/CC-MAIN-2013-20/000.parquet": _parquet(["other"])}
-    for number, texts in enumerate(documents):
-        files[f"sample/10BT/{number:03d}_00000.parquet"] = _parquet(texts)
-    return Hub(REPOSITORY, files, dies_at)
+from nanogauge.prepare.shards import MANIFEST_NAME, open_split, read_manifest
 
 
 @pytest.fixture(scope="module")
 def hub() -> Iterator[Hub]:
-    with _hub() as running:
+    with hub_of() as running:
         yield running
-
-
-def _prepare(
-    hub: Hub | None, vocabulary: Path | None, home: Path, *arguments: object
-) -> subprocess.CompletedProcess[str]:
-    """Run the real command; without a hub, at an address where nothing answers."""
-    environment = os.environ | {
-        "HF_ENDPOINT": hub.endpoint if hub else "http://127.0.0.1:9",
-        "HF_HOME": str(home / "hf"),
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "TIKTOKEN_CACHE_DIR": str(vocabulary or home / "no vocabulary"),
-        "PYTHONPATH": str(ROOT),
-    }
-    return subprocess.run(
-        [sys.executable, "-c", IMPATIENT, str(ROOT / "prepare_fineweb.py"), *map(str, arguments)],
-        check=False,
-        env=environment,
-        cwd=home,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-
-
-def _sentence(done: subprocess.CompletedProcess[str]) -> str:
-    """The last line on stderr, which is the command's own; no traceback is before it."""
-    assert "Traceback" not in done.stderr, done.stderr
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("prepare_fineweb.py: "), done.stderr
-    return last
-
-
-def _texts_of(tokens: np.ndarray) -> list[str]:
-    """Decode a stream of tokens document by document."""
-    import tiktoken
-
-    encoding = tiktoken.get_encoding("gpt2")
-    starts = np.flatnonzero(tokens == END_OF_TEXT)
-    assert starts[0] == 0
-    return [encoding.decode(part[1:].tolist()) for part in np.split(tokens, starts[1:])]
 
 
 @pytest.mark.parametrize(("tokens", "ended"), [(9_000, False), (1_000_000, True)])
@@ -164,7 +44,7 @@ def test_the_shards_decode_to_the_documents_in_order_and_no_document_is_in_both_
     """What is trained on is the dataset: each document once, whole, in its order, in one split."""
     out = tmp_path / "data" / "shards"
     sizes = ["--val-tokens", 1500, "--shard-tokens", "2e3", "--workers", 2]
-    done = _prepare(hub, gpt2_vocabulary, tmp_path, "--tokens", tokens, "--out", out, *sizes)
+    done = prepare(hub, gpt2_vocabulary, tmp_path, "--tokens", tokens, "--out", out, *sizes)
     assert done.returncode == 0, done.stderr
     assert f"--data.path {out}" in done.stdout
     assert ("dataset ended before" in done.stdout) is ended
@@ -185,7 +65,7 @@ def test_the_shards_decode_to_the_documents_in_order_and_no_document_is_in_both_
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(gpt2_vocabulary))
     val, train = (np.concatenate(open_split(out, split)) for split in ("val", "train"))
     assert manifest.total_tokens == val.size + train.size
-    val_texts, train_texts = _texts_of(val), _texts_of(train)
+    val_texts, train_texts = texts_of(val), texts_of(train)
     assert len(val_texts) == manifest.documents("val")
     assert len(train_texts) == manifest.documents("train")
     whole = val_texts + train_texts[:-1]
@@ -206,9 +86,9 @@ def test_a_filled_folder_is_refused_and_left_alone(tmp_path: Path) -> None:
     (out / MANIFEST_NAME).write_text("the work of hours")
     (out / "fineweb_val_000000.bin").write_bytes(b"more of it")
     before = {path: path.read_bytes() for path in out.iterdir()}
-    done = _prepare(None, None, tmp_path, "--out", out)
+    done = prepare(None, None, tmp_path, "--out", out)
     assert done.returncode == 2
-    assert "delete that folder" in _sentence(done)
+    assert "is damaged" in sentence(done) and f"delete {out}" in sentence(done)
     assert {path: path.read_bytes() for path in out.iterdir()} == before
 
 
@@ -228,10 +108,10 @@ def test_a_bad_argument_ends_before_anything_is_downloaded(
     tmp_path: Path, arguments: list[str], said: str
 ) -> None:
     """Exit status 2, one sentence, nothing on disk; no network is needed to say so."""
-    done = _prepare(None, None, tmp_path, *arguments)
+    done = prepare(None, None, tmp_path, *arguments)
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1
-    assert re.search(said, _sentence(done)), done.stderr
+    assert re.search(said, sentence(done)), done.stderr
     assert not list(tmp_path.rglob("*.bin")) and not (tmp_path / "data").exists()
 
 
@@ -251,9 +131,9 @@ def test_a_dataset_that_is_not_there_or_too_small_is_the_callers_mistake(
     said: str,
 ) -> None:
     """Exit status 2 and one sentence that names what the hub has instead."""
-    done = _prepare(hub, gpt2_vocabulary, tmp_path, "--tokens", "1e6", "--out", "out", *arguments)
+    done = prepare(hub, gpt2_vocabulary, tmp_path, "--tokens", "1e6", "--out", "out", *arguments)
     assert done.returncode == 2, done.stderr
-    assert re.search(said, _sentence(done)), done.stderr
+    assert re.search(said, sentence(done)), done.stderr
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -262,14 +142,17 @@ def test_a_hub_that_dies_midway_leaves_the_finished_shards(
     tmp_path: Path,
 ) -> None:
     """Exit status 1, one sentence that says what stays, and it can be trained on."""
-    documents = [[f"{file} {n} and so on" for n in range(700)] for file in range(3)]
-    with _hub(documents, dies_at="002_00000.parquet") as hub:
-        sizes = ["--val-tokens", 500, "--shard-tokens", 1000, "--tokens", "1e6"]
-        done = _prepare(hub, gpt2_vocabulary, tmp_path, "--out", "out", *sizes)
+    chance = random.Random(3)
+    documents = [
+        [f"{file} {n} {chance.randbytes(100).hex()}" for n in range(700)] for file in range(3)
+    ]
+    with hub_of(documents, dies_at="002_00000.parquet") as hub:
+        sizes = ["--val-tokens", 500, "--shard-tokens", 1000, "--tokens", "1e6", "--workers", 1]
+        done = prepare(hub, gpt2_vocabulary, tmp_path, "--out", "out", *sizes)
     assert hub.dead.is_set()
     assert done.returncode == 1, done.stderr
     manifest = read_manifest(tmp_path / "out")
-    said = _sentence(done)
+    said = sentence(done)
     assert f"{len(manifest.shards)} finished shards" in said and "broke off" in said
     assert "stay in out" in said
     assert len(manifest.shards) >= 3
@@ -278,41 +161,12 @@ def test_a_hub_that_dies_midway_leaves_the_finished_shards(
     assert [shard.size for shard in tokens] == [1000] * (len(manifest.shards) - 1)
 
 
-def test_a_disk_that_fills_up_leaves_the_finished_shards(
-    gpt2_vocabulary: Path,  # noqa: F811
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The limit on a file's size stands in for the disk: writing fails in the same place."""
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(gpt2_vocabulary))
-    texts = iter([["a few words"] * 1000] * 9)
-    monkeypatch.setattr(fineweb, "_open_dataset", lambda dataset, config: (texts, None))
-    order = fineweb.Order(
-        out=tmp_path / "out",
-        tokens=1_000_000,
-        val_tokens=500,
-        shard_tokens=6_000,
-        dataset="some/texts",
-        config="all",
-        workers=1,
-    )
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (9_000, limits[1]))
-    try:
-        with pytest.raises(RunFailed, match="cannot write to .* no training shard was finished"):
-            fineweb.prepare(order, lambda documents, tokens: None)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert np.concatenate(open_split(order.out, "val")).size == 500
-    assert sorted(p.name for p in order.out.iterdir()) == ["fineweb_val_000000.bin", MANIFEST_NAME]
-
-
 def test_no_network_is_a_failed_run_that_wrote_nothing(
     gpt2_vocabulary: Path,  # noqa: F811
     tmp_path: Path,
 ) -> None:
     """Exit status 1: the command was right, and the same command works later."""
-    done = _prepare(None, gpt2_vocabulary, tmp_path, "--tokens", "1e6", "--out", "out")
+    done = prepare(None, gpt2_vocabulary, tmp_path, "--tokens", "1e6", "--out", "out")
     assert done.returncode == 1, done.stderr
-    assert "check the network" in _sentence(done)
+    assert "check the network" in sentence(done)
     assert not list((tmp_path / "out").iterdir())

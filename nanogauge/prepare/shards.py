@@ -14,13 +14,25 @@ import hashlib
 import os
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, BinaryIO, Literal, Self, get_args
+from typing import BinaryIO, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ValidationError
 
 from nanogauge.errors import BadInput
+from nanogauge.prepare.manifest import (
+    NARROW,
+    Manifest,
+    Origin,
+    Position,
+    Shard,
+    SourceFile,
+    Span,
+    Split,
+)
+
+__all__ = ["Manifest", "Origin", "Shard", "ShardWriter", "Split", "open_shard", "open_split"]
 
 MANIFEST_NAME = "manifest.json"
 MAGIC = 20240520
@@ -28,9 +40,8 @@ VERSION = 1
 HEADER_BYTES = 256 * 4
 TOKEN_BYTES = 2
 
-Split = Literal["train", "val"]
 Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
-_ON_DISK = np.dtype("<u2")
+_ON_DISK = NARROW
 _LAYOUTS: dict[
     tuple[int, int], np.dtype[np.uint16] | np.dtype[np.uint32]
 ] = {  # magic and version -> how tokens lie on disk
@@ -41,59 +52,6 @@ _LAYOUTS: dict[
 MAGICS = frozenset(magic for magic, _ in _LAYOUTS)
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
-    )
-
-
-class Shard(_Record):
-    file: str
-    """name of the file in the manifest's folder"""
-    split: Split
-    tokens: Annotated[int, Field(gt=0)]
-    documents: Annotated[int, Field(ge=0)]
-    """documents that begin in this shard; one may end in the next"""
-    sha256: str
-    """of the whole file, header and tokens, in hexadecimal"""
-
-
-class Origin(_Record):
-    """Where the tokens come from; the same for all shards of a folder."""
-
-    tokenizer: str
-    vocab_size: Annotated[int, Field(gt=0, le=2**16)]
-    """tokens the tokenizer knows, the end-of-text token among them"""
-    end_of_text: Annotated[int, Field(ge=0)]
-    """the token each document begins with"""
-    dataset: str
-    """name of the dataset's repository"""
-    dataset_config: str
-    revision: str | None = None
-    """commit of the dataset's repository; None where there is none, as for local files"""
-
-
-class Manifest(Origin):
-    schema_version: Literal[1] = 1
-    total_tokens: int
-    """tokens of all shards together"""
-    shards: tuple[Shard, ...]
-
-    @model_validator(mode="after")
-    def _total_is_the_sum(self) -> Manifest:
-        if self.total_tokens != sum(shard.tokens for shard in self.shards):
-            raise ValueError("total_tokens is not the sum of the shards' tokens")
-        return self
-
-    def tokens(self, split: Split) -> int:
-        """Tokens of one split."""
-        return sum(shard.tokens for shard in self.shards if shard.split == split)
-
-    def documents(self, split: Split) -> int:
-        """Documents of one split; the last of the training split may be cut short."""
-        return sum(shard.documents for shard in self.shards if shard.split == split)
-
-
 class ShardWriter:
     """Fills shards with documents; a context manager.
 
@@ -102,26 +60,47 @@ class ShardWriter:
     """
 
     def __init__(
-        self, folder: Path, origin: Origin, *, shard_tokens: int, prefix: str = "fineweb"
+        self,
+        folder: Path,
+        origin: Origin,
+        *,
+        shard_tokens: int,
+        prefix: str = "fineweb",
+        finished: tuple[Shard, ...] = (),
     ) -> None:
-        """`folder` exists and holds no shards (`refuse_filled`); `shard_tokens` is per shard."""
+        """`folder` exists and holds no shards but the `finished`; `shard_tokens` is per shard."""
         self._folder = folder
         self._origin = origin
         self._shard_tokens = shard_tokens
         self._prefix = prefix
-        self._finished: list[Shard] = []
+        self._finished = list(finished)
         self._open: _OpenShard | None = None
         self.tokens: dict[Split, int] = dict.fromkeys(get_args(Split), 0)
         """tokens written to each split, those of the open shard among them"""
+        for shard in finished:
+            self.tokens[shard.split] += shard.tokens
+        self.next: Position | None = None
+        """where the source goes on; told in the manifest"""
+        self.source_files: tuple[SourceFile, ...] = ()
+        """the files up to there; told in the manifest"""
+        self._complete = False
 
     @property
     def manifest(self) -> Manifest:
         """What is on disk: the finished shards."""
         return Manifest(
-            **self._origin.model_dump(),
+            **dict(self._origin),
             total_tokens=sum(shard.tokens for shard in self._finished),
             shards=tuple(self._finished),
+            complete=self._complete,
+            next=self.next,
+            source_files=self.source_files,
         )
+
+    @property
+    def room(self) -> int:
+        """Tokens until the open shard is full, or a new one."""
+        return self._shard_tokens - (self._open.tokens if self._open is not None else 0)
 
     def write(self, split: Split, document: Tokens) -> None:
         """Append a document (1-D, at least one token) to a split.
@@ -132,33 +111,67 @@ class ShardWriter:
         Raises:
             OSError: if the disk is full or the folder cannot be written.
         """
-        assert document.dtype == np.uint16 and document.ndim == 1 and document.size > 0
-        self.tokens[split] += document.size
-        if self._open is not None and self._open.split != split:
-            self._finish()
+        assert document.ndim == 1 and document.size > 0
+        self.begin(split)
         begins = 1
         while document.size:
-            if self._open is None:
-                number = len(self._finished)
-                name = f"{self._prefix}_{split}_{number:06d}.bin"
-                self._open = _OpenShard(self._folder / name, split)
-            room = self._shard_tokens - self._open.tokens
-            self._open.append(document[:room], begins)
-            document, begins = document[room:], 0
-            if self._open.tokens == self._shard_tokens:
-                self._finish()
+            part, document = document[: self.room], document[self.room :]
+            self.append(split, part, begins)
+            begins = 0
+
+    def begin(self, split: Split) -> bool:
+        """Finish the open shard if it is of another split; whether it was."""
+        if self._open is None or self._open.split == split:
+            return False
+        self._finish()
+        return True
+
+    def append(
+        self,
+        split: Split,
+        tokens: Tokens,
+        documents: int,
+        source: str | None = None,
+        begins: Position | None = None,
+    ) -> bool:
+        """Append what fits into the open shard, and finish it if it is full; whether it was.
+
+        Set `next` before: a shard that is finished here is listed with it.
+
+        Args:
+            split: that of the open shard (see `begin`).
+            tokens: at most `room` of them.
+            documents: how many of them begin a document.
+            source: the source file they are from.
+            begins: where in the source they begin.
+        """
+        assert tokens.dtype.itemsize == self._origin.dtype.itemsize and tokens.size <= self.room
+        if self._open is None:
+            name = f"{self._prefix}_{split}_{len(self._finished):06d}.bin"
+            self._open = _OpenShard(self._folder / name, split, self._origin.dtype, begins)
+        self._open.append(tokens, documents, source)
+        self.tokens[split] += tokens.size
+        if self.room:
+            return False
+        self._finish()
+        return True
+
+    def complete(self) -> None:
+        """Finish the open shard; nothing is left to do."""
+        self._complete = True
+        if self._open is not None:
+            self._finish()
+        else:
+            self._write_manifest()
 
     def _finish(self) -> None:
         assert self._open is not None
         self._finished.append(self._open.finish())
         self._open = None
-        data = self.manifest.model_dump_json(indent=1).encode() + b"\n"
-        path = self._folder / MANIFEST_NAME
-        aside = path.with_suffix(".json.tmp")
-        with aside.open("wb") as file:
-            file.write(data)
-            _sync(file)
-        aside.replace(path)
+        self._write_manifest()
+
+    def _write_manifest(self) -> None:
+        write_manifest(self._folder, self.manifest)
 
     def __enter__(self) -> Self:
         return self
@@ -170,8 +183,8 @@ class ShardWriter:
         trace: TracebackType | None,
     ) -> None:
         try:
-            if self._open is not None and error is None:
-                self._finish()
+            if error is None and not self._complete:
+                self.complete()
         finally:
             if self._open is not None:
                 self._open.drop()
@@ -180,23 +193,37 @@ class ShardWriter:
 class _OpenShard:
     """A shard that is being written, under its name with .tmp behind it."""
 
-    def __init__(self, path: Path, split: Split) -> None:
+    def __init__(
+        self,
+        path: Path,
+        split: Split,
+        dtype: np.dtype[np.uint16] | np.dtype[np.uint32],
+        begins: Position | None,
+    ) -> None:
         self.split = split
         self.tokens = 0
         self._documents = 0
+        self._begins = begins
+        self._sources: dict[str, int] = {}
+        self._dtype = dtype
         self._path = path
         self._aside = path.with_name(f"{path.name}.tmp")
         self._file = self._aside.open("w+b")
         self._file.write(bytes(HEADER_BYTES))  # the count is known at the end only
 
-    def append(self, tokens: Tokens, documents: int) -> None:
-        self._file.write(tokens.astype(_ON_DISK, copy=False).tobytes())
+    def append(self, tokens: Tokens, documents: int, source: str | None) -> None:
+        self._file.write(tokens.astype(self._dtype, copy=False).data)
         self.tokens += tokens.size
         self._documents += documents
+        if source is not None:
+            self._sources[source] = self._sources.get(source, 0) + documents
 
     def finish(self) -> Shard:
         header = np.zeros(HEADER_BYTES // 4, dtype="<i4")
-        header[:3] = MAGIC, VERSION, self.tokens
+        magic, version = next(
+            key for key, dtype in reversed(_LAYOUTS.items()) if dtype == self._dtype
+        )
+        header[:3] = magic, version, self.tokens
         with self._file as file:
             file.seek(0)
             file.write(header.tobytes())
@@ -210,12 +237,31 @@ class _OpenShard:
             tokens=self.tokens,
             documents=self._documents,
             sha256=digest,
+            begins=self._begins,
+            sources=tuple(Span(name=n, documents=d) for n, d in self._sources.items()),
         )
 
     def drop(self) -> None:
         with contextlib.suppress(OSError):  # the buffered rest may find no room either
             self._file.close()
         self._aside.unlink(missing_ok=True)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write a manifest aside, sync it and put it in its place.
+
+    Raises:
+        OSError: if the disk is full or the folder cannot be written.
+    """
+    path = folder / MANIFEST_NAME
+    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with aside.open("wb") as file:
+            file.write(manifest.model_dump_json(indent=1).encode() + b"\n")
+            _sync(file)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def _sync(file: BinaryIO) -> None:

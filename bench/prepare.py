@@ -1,0 +1,296 @@
+"""How fast texts become shards, beside what others do with the same texts, and in how much memory.
+
+python bench/prepare.py [--nanogpt DIR] [--build-nanogpt DIR] [--megabytes 50] [--huge] [--kills 20]
+
+The texts are Python's own library and its documentation, repeated with variation. Every figure is a
+whole process, its start among it: prepare_fineweb.py with two workers, from JSON lines to hashed
+shards; one process that only calls tiktoken's encode_ordinary on each text; and the scripts of
+nanoGPT and build-nanogpt, run from those repositories (bare or not) with their dataset replaced by
+the same texts and two workers. Rounds are interleaved; a ratio is the median over rounds of
+peer / ours. --huge adds the memory for one document of 200 MB, --kills a test of resuming.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nanogauge.cli import Parser, run_command
+from nanogauge.errors import BadInput, RunFailed
+
+ROOT = Path(__file__).parents[1]
+HUGE_BYTES = 200_000_000
+SAMPLED_SECONDS = 0.02
+PLAIN = """
+import json, sys, tiktoken
+encoding = tiktoken.get_encoding("gpt2")
+count = 0
+for line in open(sys.argv[1], "rb"):
+    count += len(encoding.encode_ordinary(json.loads(line)["text"]))
+print(count)
+"""
+# The peers' scripts load their dataset by its name: here it is the same texts, from this disk.
+REPLACED = """
+import datasets, os
+loaded = datasets.load_dataset
+def local(*_, split=None, **__):
+    return loaded("json", data_files={"train": os.environ["TEXTS"]}, split=split)
+datasets.load_dataset = local
+"""
+
+
+@dataclass
+class Case:
+    id: str
+    peer: str
+    command: list[str]
+    environment: dict[str, str] = field(default_factory=dict)
+    ratios: list[float] = field(default_factory=list)
+    peaks: list[int] = field(default_factory=list)
+
+
+def library_texts(megabytes: float) -> list[str]:
+    """About so many megabytes of documents, of lengths as web pages have them."""
+    from pydoc_data.topics import topics
+
+    library = Path(os.__file__).parent
+    sources = [path for path in sorted(library.rglob("*.py")) if "site-packages" not in str(path)]
+    whole = [path.read_text(errors="ignore") for path in sources] + sorted(topics.values())
+    chance = random.Random(0)
+    parts: list[str] = []
+    texts: list[str] = []
+    size = 0
+    for text in whole:
+        at = 0
+        while at < len(text):
+            length = int(chance.lognormvariate(8, 0.8))
+            parts.append(text[at : at + length])
+            at += length
+    while size < megabytes * 1e6:
+        texts.append(f"{len(texts)} {chance.choice(parts)}")
+        size += len(texts[-1].encode())
+    return texts
+
+
+def tree(pid: int) -> list[int]:
+    """A process and those below it."""
+    found = [pid]
+    try:
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            found += tree(int(child))
+    except OSError:
+        pass  # it has ended
+    return found
+
+
+def resident_bytes(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+def measured(command: list[str], **environment: str) -> tuple[float, int]:
+    """Seconds of a command, and the peak of what its processes hold; shared pages count for each.
+
+    Raises:
+        RunFailed: if it fails.
+    """
+    with tempfile.TemporaryFile() as said:
+        began = time.perf_counter()
+        process = subprocess.Popen(
+            command, env=os.environ | environment, stdout=said, stderr=said, cwd=ROOT
+        )
+        peak = 0
+        while True:
+            try:
+                process.wait(SAMPLED_SECONDS)
+                break
+            except subprocess.TimeoutExpired:
+                peak = max(peak, sum(map(resident_bytes, tree(process.pid))))
+        seconds = time.perf_counter() - began
+        said.seek(0)
+        if process.returncode:
+            raise RunFailed(f"{command[:3]} failed: {said.read()[-500:].decode()}")
+    return seconds, peak
+
+
+def ours(texts: Path, out: Path, *more: object) -> list[str]:
+    shutil.rmtree(out, ignore_errors=True)
+    flags = ["--dataset", texts, "--out", out, "--tokens", "1e9", "--val-tokens", "1e5"]
+    flags += ["--shard-tokens", "1e8", "--workers", 2, *more]
+    return [sys.executable, "prepare_fineweb.py", *map(str, flags)]
+
+
+def source_of(repository: Path, path: str) -> tuple[str, str]:
+    """A file of a repository, bare or checked out, and its commit.
+
+    Raises:
+        BadInput: if it is not there.
+    """
+    git = ["git", f"--git-dir={repository}"]
+    if (repository / ".git").exists():
+        git = ["git", "-C", str(repository)]
+    try:
+        shown = [["show", f"HEAD:{path}"], ["rev-parse", "--short", "HEAD"]]
+        source, commit = (
+            subprocess.run([*git, *each], capture_output=True, text=True, check=True).stdout
+            for each in shown
+        )
+    except subprocess.CalledProcessError:
+        raise BadInput(f"{repository} is no repository that holds {path}.") from None
+    return source, commit.strip()
+
+
+def peers(given: Any, folder: Path, texts: Path) -> list[Case]:
+    """What we are held against: those that were given."""
+    plain = folder / "plain.py"
+    plain.write_text(PLAIN)
+    command = [sys.executable, str(plain), str(texts)]
+    cases = [Case("vs_tiktoken_one_process", "tiktoken, encode_ordinary alone", command)]
+    scripts = [
+        ("vs_nanogpt_prepare", "nanoGPT", given.nanogpt, "data/openwebtext/prepare.py",
+         # Its 1,024 batches need as many documents, which its validation split has not here.
+         {"num_proc = 8": "num_proc = 2", "= 1024": "= min(1024, len(dset))"}),
+        ("vs_build_nanogpt", "build-nanogpt", given.build_nanogpt, "fineweb.py",
+         {"max(1, os.cpu_count()//2)": "2"}),
+    ]  # fmt: skip
+    for id_, name, repository, path, changes in scripts:
+        if repository is None:
+            continue
+        source, commit = source_of(repository, path)
+        for was, now in changes.items():
+            if was not in source:
+                raise BadInput(f"{path} of {name} {commit} has no {was!r}, which is set here.")
+            source = source.replace(was, now)
+        script = folder / name / "script.py"
+        script.parent.mkdir()
+        script.write_text(REPLACED + source)
+        case = Case(id_, f"{name} {commit}, two workers", [sys.executable, str(script)])
+        case.environment = {"TEXTS": str(texts), "HF_DATASETS_CACHE": str(folder / "cache")}
+        cases.append(case)
+    return cases
+
+
+def killed_and_resumed(texts: Path, folder: Path, kills: int) -> int:
+    """How many of so many kills -9 at random moments left shards that end up the same.
+
+    Raises:
+        RunFailed: if the shards differ.
+    """
+    small = ["--shard-tokens", "1e6"]
+    measured(ours(texts, folder / "whole", *small))
+    chance, landed = random.Random(4), 0
+    command = ours(texts, folder / "killed", *small)
+    for _ in range(kills):
+        process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stdout=-3, stderr=-3)
+        time.sleep(chance.uniform(0.3, 1.2))
+        os.killpg(process.pid, signal.SIGKILL)
+        landed += process.wait() == -signal.SIGKILL
+    measured(command)
+    whole, killed = (
+        {path.name: path.read_bytes() for path in (folder / name).iterdir()}
+        for name in ("whole", "killed")
+    )
+    if whole != killed:
+        raise RunFailed("killed and resumed, the shards are not those of an undisturbed call")
+    return landed
+
+
+def huge_document(folder: Path) -> Path:
+    """JSON lines with one document of 200 MB among small ones."""
+    text = "".join(library_texts(20))
+    path = folder / "huge.jsonl"
+    with path.open("w") as file:
+        for document in ("a small one", (text * 11)[:HUGE_BYTES], "another small one"):
+            file.write(json.dumps({"text": document}, ensure_ascii=False) + "\n")
+    return path
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = Parser(__doc__ or "")
+    parser.add_argument("--nanogpt", type=Path, help="nanoGPT's repository")
+    parser.add_argument("--build-nanogpt", type=Path, help="build-nanogpt's repository")
+    parser.add_argument("--megabytes", type=float, default=50, help="of text (50)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds that count, after one more")
+    parser.add_argument("--huge", action="store_true", help="one document of 200 MB, too")
+    parser.add_argument("--kills", type=int, default=0, help="kills -9, then resumed")
+    parser.add_argument("--json", action="store_true", help="print JSON, and nothing else")
+    given = parser.parse(arguments)
+    with tempfile.TemporaryDirectory() as name:
+        results = run(given, Path(name))
+    if given.json:
+        print(json.dumps({"bench": "prepare", "results": results}))
+    return 0
+
+
+def run(given: Any, folder: Path) -> list[dict[str, Any]]:
+    texts = folder / "texts.jsonl"
+    with texts.open("w") as file:
+        for text in library_texts(given.megabytes):
+            file.write(json.dumps({"text": text}) + "\n")
+    cases = peers(given, folder, texts)
+    own_seconds, own_peaks = [], []
+    for number in range(given.rounds + 1):
+        for case in cases:
+            # Each peer has a run of ours beside it, before it in one round and behind in the next.
+            pair = {}
+            for who in ("ours", "peer") if number % 2 else ("peer", "ours"):
+                shutil.rmtree(folder / "cache", ignore_errors=True)
+                command = ours(texts, folder / "out") if who == "ours" else case.command
+                pair[who] = measured(command, **case.environment)
+            if number:
+                case.ratios.append(pair["peer"][0] / pair["ours"][0])
+                case.peaks.append(pair["peer"][1])
+                own_seconds.append(pair["ours"][0])
+                own_peaks.append(pair["ours"][1])
+    tokens = json.loads((folder / "out" / "manifest.json").read_text())["total_tokens"]
+    size = f"{given.megabytes:g} MB of text, {tokens:,} tokens"
+    results = [result(case.id, size, case.ratios, case.peer) for case in cases]
+    results.append(
+        result("tokens_per_second", size, [tokens / each for each in own_seconds], "two workers")
+    )
+    beside = ", ".join(f"{case.peer} {max(case.peaks) / 2**30:.2f} GiB" for case in cases)
+    results.append(result("tree_peak_bytes", size, [max(own_peaks)], beside))
+    if given.huge:
+        document = huge_document(folder)
+        peaks = [measured(ours(document, folder / "out", "--val-tokens", 1))[1]]
+        results.append(result("tree_peak_bytes", "a document of 200 MB", peaks, "limit 2 GiB"))
+    if given.kills:
+        landed = killed_and_resumed(texts, folder, given.kills)
+        results.append(result("kills_survived", "kill -9", [landed], f"{given.kills} tried"))
+    # The reader's figure, reader_tokens_per_second, is that of bench/reader.py.
+    if not given.json:
+        for each in results:
+            value, low, high = (f"{each[key]:,.2f}" for key in ("value", "low", "high"))
+            print(f"{each['id']:24} {value:>16} ({low} to {high}, n {each['n']})")
+            print(f"{'':24} {each['case']}; {each['peer']}")
+    return results
+
+
+def result(id_: str, case: str, values: Sequence[float], peer: str) -> dict[str, Any]:
+    return {
+        "id": id_,
+        "case": case,
+        "value": statistics.median(values),
+        "low": min(values),
+        "high": max(values),
+        "n": len(values),
+        "peer": peer,
+    }
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,326 @@
+"""From texts to token shards: downloaded, tokenised and written at once, and gone on with after any
+interruption as if there had been none.
+
+Workers turn units of the source into pieces (worker.py); here the pieces become shards, in the
+order of the source. The shards are the same, byte by byte, for any number of workers.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from nanogauge.errors import BadInput, RunFailed
+from nanogauge.prepare.assembly import Assembly
+from nanogauge.prepare.crew import Crew
+from nanogauge.prepare.inputs import Inputs, Planner, open_inputs
+from nanogauge.prepare.manifest import START, Manifest, Origin, Settings
+from nanogauge.prepare.pieces import is_whole, open_piece, piece_path
+from nanogauge.prepare.resuming import Earlier, look_at
+from nanogauge.prepare.shards import ShardWriter
+from nanogauge.prepare.texts import Unit
+
+PIECES = ".pieces"
+_BYTES_PER_TOKEN = 4.0  # of text, until it has been measured
+_UNITS_AHEAD = 4
+"""units a worker may be ahead of the shards, which bounds the pieces on disk"""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to prepare, and where to."""
+
+    out: Path
+    tokens: int
+    """training tokens"""
+    val_tokens: int
+    """least validation tokens; the document that reaches them is kept whole"""
+    shard_tokens: int
+    dataset: str
+    """name of a dataset repository on the hub, or a local file or folder"""
+    config: str | None = None
+    """configuration of that dataset; None for its default"""
+    revision: str | None = None
+    """commit of that dataset; None for its newest"""
+    workers: int = 1
+    """processes that tokenise"""
+    text_column: str = "text"
+    tokenizer: str = "gpt2"
+    pattern: str = "gpt2"
+    """how words are split, where the tokenizer is a file of ranks"""
+    whole_files: bool = False
+    """fetch whole files, checked by their sha256, in place of the parts that are read"""
+    rank: int = 0
+    world: int = 1
+    """take every world-th source file, the rank-th first"""
+
+
+@dataclass(frozen=True)
+class Progress:
+    documents: int
+    tokens: int
+    """in shards so far, those of earlier calls among them"""
+    new_tokens: int
+    """of this call"""
+    text_bytes: float
+    """of text that this call has turned into tokens, about"""
+    left_tokens: int
+    retries: int
+    """times that something damaged came and was fetched again"""
+
+
+def crew_of(order: Order) -> Crew:
+    """The workers for an order."""
+    return Crew(order.workers, order.tokenizer, order.pattern, order.text_column)
+
+
+def prepare(
+    order: Order,
+    report: Callable[[Progress], None],
+    crew: Crew,
+    earlier: Earlier | None = None,
+) -> Manifest:
+    """Write the shards of an order: first validation, then training, disjoint by document.
+
+    The last training document is cut where the training tokens are reached; there are fewer of
+    them where the source ends before. What an earlier, interrupted call has left in the folder is
+    gone on with, or what is given as that. `report` is called now and then; the crew is new, and of
+    the order.
+
+    Raises:
+        BadInput: before anything is written, if the folder cannot be written or holds something
+            else, the disk is too small, or there is no such source; and if the source is damaged
+            or ends before the training tokens begin.
+        RunFailed: if the download breaks off or the disk fills up; what is done stays.
+    """
+    earlier = earlier or look_at(order.out, order.tokens)
+    _check_disk(order, earlier)
+    with _folder(order.out):
+        vocabulary = crew.vocabulary()
+        settings = Settings(
+            tokens=order.tokens,
+            val_tokens=order.val_tokens,
+            shard_tokens=order.shard_tokens,
+            text_column=order.text_column,
+            unit_bytes=earlier.unit_bytes,
+            pattern=order.pattern if order.tokenizer.endswith(".tiktoken") else None,
+            rank=order.rank,
+            world=order.world,
+        )
+        origin = Origin(
+            tokenizer=order.tokenizer,
+            tokenizer_sha256=vocabulary.sha256,
+            vocab_size=vocabulary.vocab_size,
+            end_of_text=vocabulary.end_of_text,
+            dataset=order.dataset,
+            dataset_config=order.config or "default",
+            revision=order.revision or earlier.revision,
+            settings=settings,
+        )
+        earlier.must_fit(origin)
+        if earlier.manifest is not None and earlier.done:
+            return earlier.manifest
+        inputs = open_inputs(order.dataset, order.config, origin.revision, whole=order.whole_files)
+        if order.rank >= len(inputs.names):
+            raise BadInput(
+                f"{order.dataset} has {len(inputs.names)} source files, none for rank "
+                f"{order.rank} of {order.world}; give a smaller --world."
+            )
+        unit_bytes = earlier.unit_bytes or inputs.unit_bytes
+        settings = settings.model_copy(update={"unit_bytes": unit_bytes})
+        origin = origin.model_copy(update={"revision": inputs.revision, "settings": settings})
+        return _run(order, origin, earlier, inputs, crew, report)
+
+
+def _run(
+    order: Order,
+    origin: Origin,
+    earlier: Earlier,
+    inputs: Inputs,
+    crew: Crew,
+    report: Callable[[Progress], None],
+) -> Manifest:
+    pieces = order.out / PIECES
+    writer = ShardWriter(
+        order.out, origin, shard_tokens=order.shard_tokens, finished=earlier.shards
+    )
+    writer.next, writer.source_files = earlier.next, earlier.source_files
+    try:
+        earlier.begin()
+        pieces.mkdir(exist_ok=True)
+        crew.begin(pieces)
+        _fill(order, origin, earlier, inputs, crew, writer, report)
+        shutil.rmtree(pieces)
+    except RunFailed as error:
+        raise RunFailed(f"{error}; {_what_stays(order.out, writer.manifest)}") from error
+    except BadInput:
+        if not writer.manifest.shards:
+            shutil.rmtree(pieces, ignore_errors=True)
+        raise
+    except OSError as error:  # the source's own errors have been named: this is the disk
+        raise RunFailed(
+            f"cannot write to {order.out}: {error.strerror}; "
+            f"{_what_stays(order.out, writer.manifest)}"
+        ) from error
+    finally:
+        with suppress(OSError):
+            pieces.rmdir()  # if it is empty
+    return writer.manifest
+
+
+def _fill(
+    order: Order,
+    origin: Origin,
+    earlier: Earlier,
+    inputs: Inputs,
+    crew: Crew,
+    writer: ShardWriter,
+    report: Callable[[Progress], None],
+) -> None:
+    """Take units from the source to the shards until there is nothing left to do."""
+    settings = origin.settings
+    assert settings is not None
+    start = earlier.next or START
+    assembly = Assembly(writer, start, order.tokens, order.val_tokens)
+    planner = Planner(
+        inputs,
+        start,
+        earlier.source_files,
+        settings.unit_bytes,
+        order.text_column,
+        order.rank,
+        order.world,
+    )
+    folder = order.out / PIECES
+    left = earlier.pieces(folder, start)
+    before = sum(writer.tokens.values())
+    queue: deque[Unit] = deque()
+    ready: set[tuple[int, int]] = set()
+    queued_bytes = 0
+    ahead = _UNITS_AHEAD * crew.size
+    with writer:
+        while not assembly.reached:
+            written = sum(writer.tokens.values()) - before
+            ratio = assembly.text_bytes / written if written else _BYTES_PER_TOKEN
+            while crew.has_room and len(queue) < ahead and not crew.failures:
+                wanted = assembly.left * ratio - queued_bytes
+                try:
+                    unit = planner.poll(wanted) if wanted > 0 or not queue else None
+                except RunFailed:
+                    if not queue:
+                        raise
+                    unit = None  # what has been fetched is put into shards first
+                if unit is None:
+                    break
+                queue.append(unit)
+                queued_bytes += unit.text_bytes
+                path = piece_path(folder, unit.file, unit.index)
+                if path.name in left and is_whole(path, origin.dtype):
+                    ready.add(unit.key)
+                else:
+                    crew.give(unit)
+            if not queue and planner.exhausted:
+                break
+            if queue and queue[0].key in crew.failures:
+                raise crew.failures[queue[0].key]
+            if not queue or queue[0].key not in ready:
+                ready.update(crew.done(0.5 if crew.busy else 0.005))
+            while queue and queue[0].key in ready and not assembly.reached:
+                unit = queue.popleft()
+                queued_bytes -= unit.text_bytes
+                ready.remove(unit.key)
+                piece = open_piece(piece_path(folder, unit.file, unit.index), origin.dtype)
+                assembly.add(piece, unit.key, tuple(planner.files))
+            tokens = sum(writer.tokens.values())
+            report(
+                Progress(
+                    documents=assembly.documents,
+                    tokens=tokens,
+                    new_tokens=tokens - before,
+                    text_bytes=assembly.text_bytes,
+                    left_tokens=assembly.left,
+                    retries=crew.retries,
+                )
+            )
+        if not writer.tokens["train"]:
+            raise BadInput(
+                f"{order.dataset} {order.config or ''} ends after {writer.tokens['val']:,} tokens, "
+                "which leaves none to train on; give a smaller --val-tokens."
+            )
+
+
+def _what_stays(out: Path, manifest: Manifest) -> str:
+    if not manifest.tokens("train"):
+        return (
+            f"no training shard was finished; run the same command again, which goes on in {out}."
+        )
+    return (
+        f"{len(manifest.shards)} finished shards ({manifest.tokens('train'):,} training tokens) "
+        f"stay in {out}: train on those, or run the same command again, which goes on from there."
+    )
+
+
+def _check_disk(order: Order, earlier: Earlier) -> None:
+    """Whether the tokens fit, and the pieces of a shard that is being filled."""
+    token_bytes = 2 if order.tokenizer in ("gpt2", "r50k_base", "p50k_base", "p50k_edit") else 4
+    tokens = order.tokens + order.val_tokens
+    pieces = min(order.shard_tokens, tokens) + _UNITS_AHEAD * order.workers * 2**21
+    needed_bytes = token_bytes * max(tokens + pieces - earlier.tokens, 0)
+    if earlier.done:
+        return
+    try:
+        there = next(path for path in (order.out, *order.out.absolute().parents) if path.exists())
+        free_bytes = shutil.disk_usage(there).free
+    except OSError as error:
+        raise _unwritable(order.out, error) from None
+    if needed_bytes > free_bytes:
+        raise BadInput(
+            f"{tokens:,} tokens need {_size(needed_bytes)}, "
+            f"and {order.out} has {_size(free_bytes)} free; make room, give fewer "
+            "--tokens, or an --out on another disk."
+        )
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
+
+
+def _unwritable(out: Path, error: OSError) -> BadInput:
+    return BadInput(f"cannot write to {out}: {error.strerror}; give another --out.")
+
+
+@contextmanager
+def _folder(out: Path) -> Iterator[None]:
+    """Make the folder, and hold it so that no other call works in it.
+
+    Raises:
+        BadInput: if it cannot be written, or another call works in it.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as error:
+        raise _unwritable(out, error) from None
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    held = os.open(out, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise BadInput(
+                f"another preparation is at work in {out}; wait for it, or give another --out."
+            ) from None
+        yield
+    finally:
+        os.close(held)

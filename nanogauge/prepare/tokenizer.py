@@ -1,0 +1,226 @@
+"""Tokenizers: tiktoken's encodings by name, a local file of ranks, Hugging Face's as an extra."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nanogauge.errors import BadInput, RunFailed
+from nanogauge.prepare.quick import Encoded, QuickEncoder
+from nanogauge.prepare.splitting import PART, PATTERNS, SPLITTABLE, in_chunks, split_safely
+
+if TYPE_CHECKING:
+    import tiktoken
+
+END_OF_TEXT = "<|endoftext|>"
+HUGGING_FACE = "hf:"
+_END_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
+Text = str | memoryview | Iterator[str]
+"""a document: as a whole, as UTF-8, or in chunks"""
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    name: str
+    """as --tokenizer takes it"""
+    vocab_size: int
+    """tokens it knows, the end-of-text token among them"""
+    end_of_text: int
+    sha256: Callable[[], str]
+    """of its vocabulary: each token's bytes and number, and the special tokens"""
+    encode: Callable[[Sequence[str]], Encoded]
+    """documents, each behind the end-of-text token; nothing in a text is a special token"""
+    decode: Callable[[Sequence[int]], str]
+    token_bytes: Callable[[], npt.NDArray[np.int64]]
+    """how many bytes of text each token stands for; 0 for special tokens"""
+    splittable: bool
+    """whether a long text may be cut at safe places (see splitting.py)"""
+
+    def parts(self, text: Text) -> Iterator[str]:
+        """A document of any length in parts whose tokens are, one after another, those of it.
+
+        Raises:
+            UnicodeDecodeError: if it is given as bytes that are no UTF-8.
+        """
+        if isinstance(text, str) and len(text) <= PART:
+            return iter((text,))
+        chunks = in_chunks(text) if isinstance(text, str | memoryview) else text
+        return split_safely(chunks) if self.splittable else iter(("".join(chunks),))
+
+
+def load_tokenizer(name: str, pattern: str = "gpt2") -> Tokenizer:
+    """Load a tokenizer.
+
+    Args:
+        name: an encoding of tiktoken ("gpt2"), a file of ranks ("my.tiktoken"), or "hf:" and a
+            tokenizer.json or a repository on the hub.
+        pattern: for a file of ranks, the encoding whose way of splitting words it takes.
+
+    Raises:
+        BadInput: if there is no such tokenizer, it has no end-of-text token, or is damaged.
+        RunFailed: if it has to be downloaded and cannot be.
+    """
+    if name.startswith(HUGGING_FACE):
+        return _hugging_face(name)
+    return from_encoding(load_encoding(name, pattern), name)
+
+
+def load_encoding(name: str, pattern: str = "gpt2") -> tiktoken.Encoding:
+    """A tokenizer as tiktoken has it; arguments and errors as of `load_tokenizer`."""
+    import tiktoken
+
+    if name.startswith(HUGGING_FACE):
+        raise BadInput(f"{name} is a tokenizer of Hugging Face's, and here it takes tiktoken's.")
+    if Path(name).suffix == ".tiktoken":
+        return _from_ranks(Path(name), pattern)
+    if name not in tiktoken.list_encoding_names():
+        known = ", ".join(tiktoken.list_encoding_names())
+        raise BadInput(
+            f"there is no tokenizer {name!r}; give one of {known}, a file that ends in .tiktoken, "
+            "or hf: and a tokenizer.json."
+        )
+    try:
+        return tiktoken.get_encoding(name)
+    except (OSError, ValueError) as error:  # no network; a download that was cut
+        raise RunFailed(
+            f"the {name} vocabulary could not be downloaded ({type(error).__name__}); check "
+            "the network, or set TIKTOKEN_CACHE_DIR to a folder that holds it."
+        ) from error
+
+
+def from_encoding(encoding: tiktoken.Encoding, name: str) -> Tokenizer:
+    """A tokenizer of tiktoken's, as this project uses it."""
+    ranks, special = encoding._mergeable_ranks, encoding._special_tokens
+    if END_OF_TEXT not in special:
+        raise BadInput(f"the tokenizer {name} has no {END_OF_TEXT}, with which a document begins.")
+
+    def ordinary(text: str) -> Encoded:
+        try:
+            return encoding.encode_to_numpy(text, disallowed_special=())
+        except UnicodeEncodeError:  # half a surrogate pair, which tiktoken replaces as well
+            mended = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            return encoding.encode_to_numpy(mended, disallowed_special=())
+
+    encode: Callable[[Sequence[str]], Encoded]
+    if encoding._pat_str == PATTERNS["gpt2"]:
+        encode = QuickEncoder(encoding, END_OF_TEXT, ordinary).documents
+    else:
+        encode = one_by_one(ordinary, special[END_OF_TEXT])
+
+    def token_bytes() -> npt.NDArray[np.int64]:
+        lengths = np.zeros(encoding.n_vocab, np.int64)
+        lengths[list(ranks.values())] = [len(token) for token in ranks]
+        return lengths
+
+    return Tokenizer(
+        name=name,
+        vocab_size=encoding.n_vocab,
+        end_of_text=special[END_OF_TEXT],
+        sha256=lambda: _digest(ranks, special),
+        encode=encode,
+        decode=encoding.decode,
+        token_bytes=token_bytes,
+        splittable=encoding._pat_str in SPLITTABLE,
+    )
+
+
+def one_by_one(ordinary: Callable[[str], Encoded], end: int) -> Callable[[Sequence[str]], Encoded]:
+    """Encode documents where a tokenizer takes one text at a time."""
+
+    def encode(texts: Sequence[str]) -> Encoded:
+        first = np.array([end], np.uint32)
+        parts = [part for text in texts for part in (first, ordinary(text))]
+        return np.concatenate(parts)
+
+    return encode
+
+
+def _digest(ranks: Mapping[bytes, int], special: Mapping[str, int]) -> str:
+    tokens = sorted(ranks, key=ranks.__getitem__)
+    digest = hashlib.sha256(np.fromiter(map(ranks.__getitem__, tokens), "<u4").tobytes())
+    digest.update(np.fromiter(map(len, tokens), "<u4").tobytes())
+    digest.update(b"".join(tokens))
+    digest.update(repr(sorted(special.items())).encode())
+    return digest.hexdigest()
+
+
+def _from_ranks(path: Path, pattern: str) -> tiktoken.Encoding:
+    import base64
+
+    import tiktoken
+
+    if pattern not in PATTERNS:
+        raise BadInput(f"there is no --pattern {pattern!r}; give one of {', '.join(PATTERNS)}.")
+    try:
+        lines = [line.split() for line in path.read_bytes().splitlines() if line]
+        ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in lines}
+    except OSError as error:
+        raise BadInput(f"cannot read the tokenizer {path}: {error.strerror}.") from None
+    except ValueError:
+        raise BadInput(
+            f"{path} is no file of ranks: each line is a token in base64, a space and its number."
+        ) from None
+    if len(set(ranks.values())) < len(lines) or any(bytes([i]) not in ranks for i in range(256)):
+        raise BadInput(
+            f"{path} is no whole vocabulary: a byte is missing, or a number comes twice."
+        )
+    return tiktoken.Encoding(
+        path.stem,
+        pat_str=PATTERNS[pattern],
+        mergeable_ranks=ranks,
+        special_tokens={END_OF_TEXT: max(ranks.values()) + 1},
+    )
+
+
+def _hugging_face(name: str) -> Tokenizer:
+    try:
+        import tokenizers  # type: ignore[import-not-found,unused-ignore]
+    except ImportError:
+        raise BadInput(
+            f"{name} needs Hugging Face's tokenizers, which are not installed: "
+            "pip install 'nanogauge[tokenizers]'."
+        ) from None
+    where = name.removeprefix(HUGGING_FACE)
+    try:
+        path = Path(where)
+        loaded = (
+            tokenizers.Tokenizer.from_file(str(path))
+            if path.exists()
+            else tokenizers.Tokenizer.from_pretrained(where)
+        )
+    except Exception as error:  # the library raises bare exceptions
+        first = str(error).partition("\n")[0]
+        raise BadInput(f"cannot load the tokenizer {where}: {first}.") from None
+    return _from_hugging_face(loaded, name)
+
+
+def _from_hugging_face(loaded: Any, name: str) -> Tokenizer:
+    end = next((t for e in _END_NAMES if (t := loaded.token_to_id(e)) is not None), None)
+    if end is None:
+        raise BadInput(f"the tokenizer {name} has no end-of-text token ({', '.join(_END_NAMES)}).")
+    size = loaded.get_vocab_size(with_added_tokens=True)
+
+    loaded.encode_special_tokens = True  # in a text they are letters like any others
+
+    def ordinary(text: str) -> Encoded:
+        return np.array(loaded.encode(text, add_special_tokens=False).ids, np.uint32)
+
+    def token_bytes() -> npt.NDArray[np.int64]:
+        return np.array([len(loaded.decode([i]).encode()) for i in range(size)], np.int64)
+
+    return Tokenizer(
+        name=name,
+        vocab_size=size,
+        end_of_text=end,
+        sha256=lambda: hashlib.sha256(loaded.to_str().encode()).hexdigest(),
+        encode=one_by_one(ordinary, end),
+        decode=lambda tokens: str(loaded.decode(list(tokens), skip_special_tokens=False)),
+        token_bytes=token_bytes,
+        splittable=False,
+    )

@@ -1,0 +1,150 @@
+"""What the tests of preparing share: texts, a hub that has them, and the real command."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from hub import Hub
+
+ROOT = Path(__file__).parent.parent
+REPOSITORY = "HuggingFaceFW/fineweb-edu"
+CONFIG = "sample-10BT"
+END_OF_TEXT = 50256
+CARD = f"""---
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: data/*/*
+- config_name: {CONFIG}
+  data_files:
+  - split: train
+    path: sample/10BT/*
+---
+# A dataset of educational web pages
+"""
+# The client waits between its tries, for minutes in all; a test does not.
+IMPATIENT = (
+    "import runpy, sys, time; time.sleep = lambda seconds: None; "
+    "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+)
+
+
+def documents() -> list[list[str]]:
+    """The texts of three files: of many lengths, in several scripts, some of them equal."""
+    chance = random.Random(7)
+    words = [
+        "the",
+        "cell",
+        " wall",
+        "Energie",
+        "\u80fd\u91cf",
+        "\n\n",
+        "don't",
+        "1,024",
+        "\U0001f30d",
+        "\u00e9",
+        "<|x|>",
+    ]
+    files = []
+    for file in range(3):
+        lengths = [1, 2, *(chance.randrange(1, 200) for _ in range(38))]
+        files.append([f"{file} " + " ".join(chance.choices(words, k=n)) for n in lengths])
+        files[-1].append("the same text")
+    return files
+
+
+DOCUMENTS = documents()
+TEXTS = [text for file in DOCUMENTS for text in file]
+
+
+def parquet(texts: list[str]) -> bytes:
+    """A file with FineWeb-Edu's columns, in row groups of ten documents."""
+    rows = [
+        {
+            "text": text,
+            "id": f"<urn:uuid:{index}>",
+            "dump": "CC-MAIN-2024-10",
+            "url": f"https://example.org/{index}",
+            "file_path": "s3://crawl/segment.warc.gz",
+            "language": "en",
+            "language_score": 0.97,
+            "token_count": len(text) // 4,
+            "score": 3.1,
+            "int_score": 3,
+        }
+        for index, text in enumerate(texts)
+    ]
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), buffer, row_group_size=10)
+    return buffer.getvalue()
+
+
+def hub_of(
+    documents: list[list[str]] = DOCUMENTS,
+    dies_at: str | None = None,
+    faults: Sequence[str] = (),
+) -> Hub:
+    files = {"README.md": CARD.encode(), "data/CC-MAIN-2013-20/000.parquet": parquet(["other"])}
+    for number, texts in enumerate(documents):
+        files[f"sample/10BT/{number:03d}_00000.parquet"] = parquet(texts)
+    return Hub(REPOSITORY, files, dies_at, faults)
+
+
+def prepare(
+    hub: Hub | None, vocabulary: Path | None, home: Path, *arguments: object, **more: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the real command; without a hub, at an address where nothing answers."""
+    return subprocess.run(
+        command(*arguments),
+        check=False,
+        env=environment(hub, vocabulary, home) | more,
+        cwd=home,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def command(*arguments: object) -> list[str]:
+    script = str(ROOT / "prepare_fineweb.py")
+    return [sys.executable, "-c", IMPATIENT, script, *map(str, arguments)]
+
+
+def environment(hub: Hub | None, vocabulary: Path | None, home: Path) -> dict[str, str]:
+    return os.environ | {
+        "HF_ENDPOINT": hub.endpoint if hub else "http://127.0.0.1:9",
+        "HF_HOME": str(home / "hf"),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DOWNLOAD_TIMEOUT": "1",
+        "TIKTOKEN_CACHE_DIR": str(vocabulary or home / "no vocabulary"),
+        "PYTHONPATH": str(ROOT),
+    }
+
+
+def sentence(done: subprocess.CompletedProcess[str]) -> str:
+    """The last line on stderr, which is the command's own; no traceback is before it."""
+    assert "Traceback" not in done.stderr, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("prepare_fineweb.py: "), done.stderr
+    return last
+
+
+def texts_of(tokens: np.ndarray) -> list[str]:
+    """Decode a stream of tokens document by document."""
+    import tiktoken
+
+    encoding = tiktoken.get_encoding("gpt2")
+    starts = np.flatnonzero(tokens == END_OF_TEXT)
+    assert starts[0] == 0
+    return [encoding.decode(part[1:].tolist()) for part in np.split(tokens, starts[1:])]
