@@ -2,6 +2,9 @@ r"""Prediction versus actual of a run that has finished, died, or is still runni
 
 python report.py runs/NAME [--claims predictions/X.toml] [--json]
 python report.py --wandb runs/NAME [--wandb.mode offline] [--wandb.project PROJECT]
+python report.py runs/ONE runs/OTHER ...    several runs side by side
+python report.py --index runs/              a start page for all of them
+python report.py --serve runs/NAME          the report while the run goes on
 python report.py --nanogpt-log LOG --config configs/rtx4070_fineweb.toml --gpu "RTX 4070" \
     --claims predictions/seed_zh.toml --out runs/imported
 and so with --nanochat-log, --build-nanogpt-log and --wandb-history: docs/importing.md
@@ -22,21 +25,26 @@ from nanogauge.errors import BadInput
 from nanogauge.importers.command import add_import_flags, import_given
 from nanogauge.report.build import build_report, claims_of
 from nanogauge.report.render import print_report, write_report
+from nanogauge.report.views import add_view_flags, show_view
 from nanogauge.tracking import Mode, upload
 
 
 def main(arguments: Sequence[str]) -> int:
     assert __doc__ is not None
     parser = Parser(__doc__)
-    parser.add_argument("run", nargs="?", type=Path, help="folder of a run")
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="folder of a run")
     parser.add_argument("--claims", type=Path, help="claims to hold against the run")
     parser.add_argument("--json", action="store_true", help="print report.json, and nothing else")
     parser.add_argument(
         "--wandb", action="store_true", help="upload the run to W&B, report and all"
     )
+    add_view_flags(parser)
     add_import_flags(parser)
     add_config_flags(parser)
     given = parser.parse(arguments)
+    if (status := show_view(given)) is not None:
+        return status
+    given.run = given.runs[0] if given.runs else None
     folder = import_given(given, {"wandb"} if given.wandb else set()) or given.run
     if folder is None:
         raise BadInput("give the folder of a run, or a log with --nanogpt-log.")

@@ -75,6 +75,8 @@ def train(s: Session) -> tuple[Status, str | None]:
             return status, s.stop.requested
 
         # 2. One optimizer step over grad_accum micro-batches; nothing in it waits for the device.
+        if evaluating or saving or step == s.first_step:
+            s.sensors.power_since_last()  # what was sampled meanwhile is no step's
         watch = clock.begin_step(split=(step - s.first_step) % config.measure.split_every == 0)
         rate = learning_rate(step, config.optimizer, config.train.max_steps)
         for group in s.optimizer.param_groups:
@@ -126,7 +128,8 @@ def save(s: Session, step: int) -> None:
     with s.clock.window() as saving:
         try:
             where = s.folder.path / "checkpoints"
-            path, size = save_checkpoint(where, step, s.model, s.optimizer, s.scaler)
+            position = s.batches.position(step)
+            path, size = save_checkpoint(where, step, s.model, s.optimizer, s.scaler, position)
         except OSError as error:
             text = f"No checkpoint at step {step:,}: {error.strerror}; free space on the disk."
             s.log.write(Event(level="warning", what="checkpoint_failed", step=step, text=text))
@@ -197,6 +200,7 @@ def run(s: Session) -> tuple[Status, str | None]:
             )
         finally:
             s.screen.close()
+            s.batches.close()
         close(s, status, reason)
     return status, reason
 

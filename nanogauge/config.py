@@ -90,6 +90,9 @@ class DataSection(Section):
     """unique training tokens the data has, or is planned to have"""
     embedded: bool = False
     """train on the English text that ships with Python, byte by byte (the demo)"""
+    order: Literal["permutation", "random"] = "permutation"
+    """permutation sees each window of tokens once in an epoch; random draws them with replacement,
+    as nanoGPT does"""
 
     @model_validator(mode="after")
     def _one_source(self) -> DataSection:

@@ -41,7 +41,7 @@ from nanogauge.predict.fit import fit_verdict, largest_micro_batch, memory_of, w
 from nanogauge.predict.parameters import count_parameters
 from nanogauge.predict.prediction import checkpoints, predict
 from nanogauge.predict.workload import shape_of
-from nanogauge.prepare.shards import open_split, read_manifest
+from nanogauge.prepare.opening import open_folder
 from nanogauge.records import Hardware
 
 if TYPE_CHECKING:
@@ -228,14 +228,13 @@ def _check_data(config: Config) -> Finding:
         return check_data(steps, run_tokens, found, data.tokens, where, fixed=True)
     folder = Path(data.path)
     try:
-        found = read_manifest(folder).tokens("train")
-        open_split(folder, "train")
-        open_split(folder, "val")
+        found = open_folder(folder).tokens("train")
     except BadInput as error:
         text, prepares, remedy = str(error).rpartition("; ")
         if not prepares:
             return Finding("data", "no-go", str(error).rstrip("."), "make it readable")
-        amount = f" --tokens {data.tokens}" if data.tokens is not None else ""
+        ours = data.tokens is not None and "prepare_fineweb.py" in remedy
+        amount = f" --tokens {data.tokens}" if ours else ""
         return Finding("data", "no-go", text, remedy + amount)
     return check_data(steps, run_tokens, found, data.tokens, data.path, fixed=False)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from nanogauge.config import Config
 from nanogauge.errors import BadInput
 
@@ -25,3 +27,27 @@ def refuse_changes(old: Config, new: Config) -> None:
                 f"cannot resume with another {name}: the run has {value!r}, this command "
                 f"{after[section][key]!r}; use the old value, or begin a new run with --run.name."
             )
+
+
+def refuse_other_data(old: Mapping[str, object], new: Mapping[str, object]) -> None:
+    """Compare the position in the data that a checkpoint holds with what its step comes to now.
+
+    Raises:
+        BadInput: if the data, or the order it is seen in, is another; with old and new beside each
+            other.
+    """
+    if old != new:
+        raise BadInput(
+            f"cannot resume on other data: the run was trained on {_described(old)}, this command "
+            f"reads {_described(new)}; bring the old data back, or begin a new run with --run.name."
+        )
+
+
+def _described(position: Mapping[str, object]) -> str:
+    if not position:
+        return "data that its checkpoint does not tell of"
+    return (
+        f"{position['train_tokens']:,} training and {position['val_tokens']:,} validation tokens "
+        f"(fingerprint {str(position['fingerprint'])[:12]}, order {position['order']}, "
+        f"{position['samples']:,} samples seen)"
+    )

@@ -15,7 +15,7 @@ from nanogauge.config import Config, load_config
 from nanogauge.errors import BadInput
 from nanogauge.records import Prediction
 from nanogauge.runlog import FILE_NAME as LOG_NAME
-from nanogauge.runlog import Recorded, read_log
+from nanogauge.runlog import LogReader, Recorded
 
 Machine = dict[str, object]
 """machine.json: names and versions, each a string, a number, None, or a list or dict of them"""
@@ -109,14 +109,14 @@ def load(path: Path) -> RunFolder:
     return RunFolder(path, config, machine, prediction, hashlib.sha256(data).hexdigest())
 
 
-def load_with_log(path: Path) -> tuple[RunFolder, Recorded]:
-    """Read a run folder and its log.
+def load_with_log(path: Path, reader: LogReader | None = None) -> tuple[RunFolder, Recorded]:
+    """Read a run folder and its log, the latter by a reader that may know its beginning already.
 
     Raises:
         BadInput: as load and read_log, or if the prediction was changed after the run began.
     """
     folder = load(path)
-    recorded = read_log(path)
+    recorded = (reader or LogReader(path)).read()
     if any(s.prediction_sha256 != folder.prediction_sha256 for s in recorded.starts):
         raise BadInput(
             f"{path / 'prediction.json'} was changed after the run began: its hash is not the one "

@@ -267,7 +267,8 @@ class Screen:
         if r.process_used_bytes is not None:
             parts.append(f"process {r.process_used_bytes / 2**30:.1f} GiB")
         if r.device_used_bytes is not None:
-            card = self._prediction.hardware.memory_bytes
+            hardware = self._prediction.hardware  # a card may be watched beside a processor
+            card = hardware.memory_bytes if hardware.kind != "cpu" else None
             of = "" if card is None else f" of {card / 2**30:.1f}"
             parts.append(f"card {r.device_used_bytes / 2**30:.1f}{of} GiB")
         elif r.process_used_bytes is None and self._host_bytes is not None:
@@ -276,7 +277,8 @@ class Screen:
             parts.append(f"{r.temperature_celsius:.0f} °C")
         if r.energy_joules is not None:
             since = "" if self._first == 0 else " since it was resumed"
-            parts.append(f"{r.energy_joules / 3.6e6:.3g} kWh{since}")
+            kwh = r.energy_joules / 3.6e6
+            parts.append((f"{1e3 * kwh:.2f} Wh" if kwh < 0.1 else f"{kwh:.3g} kWh") + since)
         return parts
 
     def _finish(self, left_seconds: float) -> list[str]:

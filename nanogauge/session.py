@@ -41,12 +41,13 @@ from nanogauge.records import Compile, Event, Prediction, Start
 from nanogauge.report.build import CLAIMS_NAME
 from nanogauge.report.figures import quantile
 from nanogauge.report.measured import steady_seconds
-from nanogauge.resume import refuse_changes
+from nanogauge.resume import refuse_changes, refuse_other_data
+from nanogauge.rundata import open_data, tell_of_data
 from nanogauge.runfolder import RunFolder, create, load_with_log, write_aside
 from nanogauge.runlog import FILE_NAME, Recorded, RunLog
 from nanogauge.screen import Screen
 from nanogauge.tracking import new_run_id
-from nanogauge.training.checkpoint import load_checkpoint, newest_checkpoint
+from nanogauge.training.checkpoint import data_position, load_checkpoint, newest_checkpoint
 from nanogauge.training.compiling import CompileWatch, Loss, compile_model
 from nanogauge.training.data import Batches
 from nanogauge.training.device import (
@@ -57,7 +58,7 @@ from nanogauge.training.device import (
     synchronize,
 )
 from nanogauge.training.optimizer import make_optimizer
-from nanogauge.training.sources import Source, open_source
+from nanogauge.training.sources import Source
 from nanogauge.training.stopping import Stop
 
 STEPS_TO_REMEMBER = 20  # fewer steady steps tell little of the next run
@@ -151,6 +152,7 @@ def open_session(
     first_step = 0
     if checkpoint is not None:
         first_step = load_checkpoint(checkpoint, model, optimizer, scaler, device)
+        refuse_other_data(data_position(checkpoint), batches.position(first_step))
     last_step = config.train.max_steps
     if rehearse_steps is not None:
         last_step = min(last_step, first_step + rehearse_steps + 1)
@@ -179,14 +181,7 @@ def open_session(
             wandb_id=wandb_id,
         )
     )
-    planned = config.data.tokens
-    if planned is not None and not 0.99 < batches.train_tokens / planned < 1.01:
-        text = (
-            f"The data holds {batches.train_tokens:,} training tokens, not the {planned:,} of "
-            "data.tokens: the passes over it are not those that were predicted."
-        )
-        log.write(Event(level="warning", what="data_size", text=text))
-        screen.say(f"! {text}")
+    tell_of_data(config, source, batches, log, screen)
     for text in damaged:
         log.write(Event(level="warning", what="checkpoint_damaged", text=text))
     session = Session(
@@ -288,33 +283,6 @@ def refuse_too_large(
         f"this run needs {need} of memory and {free / 2**30:.1f} GiB are free; {advice}, "
         "or try all the same with --force."
     )
-
-
-def open_data(config: Config, device: torch.device) -> tuple[Config, Source, Batches]:
-    """The data, and the configuration with its number of tokens where none was given.
-
-    Raises:
-        BadInput: if there is none, or its tokenizer has more tokens than the model.
-    """
-    source = open_source(config.data)
-    train, model = config.train, config.model
-    if source.vocab_size > model.vocab_size:
-        raise BadInput(
-            f"the data's tokenizer has {source.vocab_size:,} tokens but model.vocab_size is "
-            f"{model.vocab_size:,}; set it to that, padded to a multiple of 64."
-        )
-    batches = Batches(
-        source.splits,
-        train.micro_batch,
-        model.block_size,
-        model.vocab_size,
-        config.run.seed,
-        device,
-    )
-    if config.data.tokens is None:
-        data = config.data.model_copy(update={"tokens": batches.train_tokens})
-        config = config.model_copy(update={"data": data})
-    return config, source, batches
 
 
 def compile_session(s: Session) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from nanogauge.measure.alarms import Alarm, Alarms
 from nanogauge.measure.sliding import SlidingMedian
+from nanogauge.measure.slow_down import SlowDown
 from nanogauge.records import Sensor
 
 GIB = 2**30
@@ -314,3 +315,13 @@ def test_each_kind_is_told_once_whatever_happens(
     kinds = [alarm.what for alarm in found if alarm.what != "slow_down"]
     assert len(kinds) == len(set(kinds))
     assert all(alarm.text.endswith(".") for alarm in found)
+
+
+def test_a_slow_down_is_not_told_again_because_a_faster_level_was_confirmed_in_it() -> None:
+    """A demo was slowed down just as its faster pace became the steady one, and said so twice."""
+    told: list[int] = []
+    for faster in range(40, 101, 5):
+        detector = SlowDown()
+        times = [0.040] * 400 + [0.036] * faster + [0.1] * 200
+        told.append(sum(detector.add(seconds) for seconds in times))
+    assert set(told) == {1}

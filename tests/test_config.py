@@ -68,7 +68,12 @@ def configs(draw: st.DrawFn) -> Config:
             seed=draw(NATURAL),
         ),
         model=draw(models()),
-        data=DataSection(path=path, tokens=draw(st.none() | COUNTS), embedded=path is None),
+        data=DataSection(
+            path=path,
+            tokens=draw(st.none() | COUNTS),
+            embedded=path is None,
+            order=draw(st.sampled_from(["permutation", "random"])),
+        ),
         train=draw(
             st.builds(
                 TrainSection,

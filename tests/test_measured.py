@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from examples import documented_config, documented_prediction
 
-from nanogauge.records import Checkpoint, End, Eval, LogLine, Start, Step
+from nanogauge.records import Checkpoint, Compile, End, Eval, LogLine, Start, Step
 from nanogauge.report.compare import build_rows
 from nanogauge.report.measured import measure
 from nanogauge.runlog import Recorded
@@ -83,3 +83,41 @@ def test_a_run_before_its_first_step_has_a_report() -> None:
     rows, _ = build_rows(None, config, prediction, measure(read(start(0)), config, prediction))
     (tokens,) = [row for row in rows if row.id == "tokens_total"]
     assert tokens.why == "nothing of the planned 10.486 G"
+
+
+def test_work_made_again_and_starting_again_have_places_of_their_own_in_the_ledger() -> None:
+    """A resumed run pays twice for what it makes again; that was booked under everything else."""
+    config, prediction = documented_config(), documented_prediction()
+    first = Eval(elapsed_seconds=1.0, step=0, val_loss=10.9, seconds=0.5)
+    saved = [Checkpoint(elapsed_seconds=30.0, step=step, seconds=0.25) for step in (4, 6)]
+    again = [
+        Compile(elapsed_seconds=20.0, seconds=12.0, mode="compiled"),
+        Eval(elapsed_seconds=25.0, step=4, val_loss=6.0, seconds=5.0),
+    ]
+    resumed = [line.model_copy(update={"elapsed_seconds": 33.9}) for line in steps(4, 5)]
+    before = Eval(elapsed_seconds=31.0, step=4, val_loss=6.0, seconds=4.0)
+    died = [start(0), first, *steps(0, 7), *saved, before]
+    end = End(elapsed_seconds=50.0, status="finished", steps=20_000, wall_seconds=50.0)
+    log = read(*died, start(4), *again, *resumed, end)
+    assert (log.lost_steps, [c.step for c in log.checkpoints]) == (3, [4])
+    ledger = measure(log, config, prediction).ledger
+    assert ledger.lost_s == pytest.approx(3 * 3.9 + 4.0 + 0.25)
+    assert ledger.startup_s == pytest.approx(33.9 - 3.9 - 12.0 - 5.0)
+    assert ledger.compile_s == 12.0
+    assert ledger.wall_s == pytest.approx(31.0 + 50.0)
+
+
+def test_a_process_that_died_before_its_first_step_was_all_starting_again() -> None:
+    config, prediction = documented_config(), documented_prediction()
+    compiled = Compile(elapsed_seconds=20.0, seconds=12.0, mode="compiled")
+    ledger = measure(read(start(0), *steps(0, 4), start(4), compiled), config, prediction).ledger
+    assert (ledger.startup_s, ledger.lost_s) == (pytest.approx(8.0), 0.0)
+
+
+def test_a_log_without_a_clock_cannot_tell_what_starting_again_took() -> None:
+    config, prediction = documented_config(), documented_prediction()
+    lines = [line.model_copy(update={"elapsed_seconds": None}) for line in steps(0, 6)]
+    begun = start(0).model_copy(update={"elapsed_seconds": None})
+    resumed = begun.model_copy(update={"first_step": 4})
+    ledger = measure(read(begun, *lines, resumed, *lines[4:]), config, prediction).ledger
+    assert (ledger.lost_s, ledger.startup_s) == (None, None)

@@ -100,15 +100,17 @@ def test_the_report_has_the_watts_and_the_energy_of_the_script(night: Path) -> N
     first, last = sensors[0]["elapsed_seconds"] + offset, sensors[-1]["elapsed_seconds"] + offset
     joules = scripted_joules(first - 1, last)  # a reading speaks of the second before it
     rows = rows_of(night)
-    assert rows["energy_kwh"]["measured"]["value"] == pytest.approx(joules / 3.6e6, rel=0.01)
-    assert "energy counter" in rows["energy_kwh"]["measured"]["how"]
     assert rows["power_watts"]["measured"]["value"] == pytest.approx(
         joules / (last - first + 1), rel=0.01
     )
-    assert rows["cost"]["measured"]["value"] == pytest.approx(0.2 * joules / 3.6e6, rel=0.01)
+    for row, scripted in (("energy_kwh", joules / 3.6e6), ("cost", 0.2 * joules / 3.6e6)):
+        # The run was stopped: what it came to is no figure of the whole run.
+        assert rows[row]["measured"] is None and "so far" in rows[row]["why"]
+        told = float(rows[row]["why"].split("not measured: ")[1].split()[0])
+        assert told == pytest.approx(scripted, rel=0.01, abs=0.005)
     for name in ("energy_counter_kwh", "energy_integral_kwh"):
         assert instrument(night, name)["value"] == pytest.approx(joules / 3.6e6, rel=0.01)
-    tokens = rows["tokens_total"]["measured"]["value"]
+    tokens = sum(step["tokens"] for step in steps_of(night))
     assert instrument(night, "joules_per_token")["value"] == pytest.approx(
         joules / tokens, rel=0.01
     )

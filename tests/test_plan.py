@@ -235,7 +235,7 @@ def test_a_forced_run_that_cannot_fit_gets_its_folder(
     with pytest.raises(BadInput, match=r"--force"):
         open_folder(config, device, "float32", resume=False, force=False)
     assert list(tmp_path.iterdir()) == []
-    folder, _, _ = open_folder(config, device, "float32", resume=False, force=True)
+    folder, *_ = open_folder(config, device, "float32", resume=False, force=True)
     assert (folder.path / "prediction.json").exists()
 
 

@@ -173,7 +173,7 @@ def test_a_checkpoint_has_the_bytes_that_the_disk_check_counts(tmp_path: Path) -
     tokens = torch.zeros(1, 8, dtype=torch.long)
     model(tokens, tokens).backward()
     optimizer.step()
-    _, size = save_checkpoint(tmp_path, 1, model, optimizer, torch.amp.GradScaler("cpu"))
+    _, size = save_checkpoint(tmp_path, 1, model, optimizer, torch.amp.GradScaler("cpu"), {})
     counted = writes_of(config, None, "").checkpoint
     assert counted <= size < 1.01 * counted
 

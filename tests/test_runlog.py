@@ -25,7 +25,7 @@ from nanogauge.records import (
     Step,
     Stored,
 )
-from nanogauge.runlog import FILE_NAME, RunLog, lines_of, read_log
+from nanogauge.runlog import FILE_NAME, LogReader, RunLog, lines_of, read_log
 
 KINDS: tuple[type[Stored], ...] = typing.get_args(typing.get_args(LogLine)[0])
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
@@ -176,6 +176,21 @@ def test_lines_are_stamped_by_the_clock_and_keep_a_time_of_their_own(tmp_path: P
     assert read.session_seconds == [2.5]
 
 
+def test_a_reader_that_goes_on_reading_has_what_one_that_begins_has(tmp_path: Path) -> None:
+    """Byte after byte of a log that grows; and from the beginning again once it is another log."""
+    path = write(tmp_path, [*SMALL_LOG, FIRST.model_copy(update={"first_step": 1})])
+    data = path.read_bytes()
+    reader = LogReader(tmp_path)
+    for size in range(data.index(b"\n") + 1, len(data) + 1):
+        path.write_bytes(data[:size])
+        assert reader.read() == read_log(tmp_path), size
+    assert len(reader.read().steps) == 1  # a process began again from step 1
+    path.write_bytes(data.replace(b"10.8", b"10.9").replace(b'_sha256": "', b'_sha256": "0', 1))
+    assert reader.read() == read_log(tmp_path)
+    path.write_bytes(data[: data.index(b"\n") + 1])
+    assert reader.read() == read_log(tmp_path)
+
+
 @settings(max_examples=60, deadline=None)
 @given(died_at=st.integers(1, 12), saved_every=st.integers(1, 5), cut=st.booleans())
 def test_a_resumed_run_replaces_the_steps_it_makes_again(
@@ -213,3 +228,30 @@ def test_a_number_that_is_not_finite_is_never_written(tmp_path: Path) -> None:
     with RunLog(tmp_path) as log, pytest.raises(ValueError, match="JSON"):
         log.write(Step(step=0, loss=float("nan")))
     assert (tmp_path / FILE_NAME).read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        '{"kind": []}',
+        "[]",
+        '{"kind": "step"}',
+        '{"kind": "step", "step": true}',
+        '{"kind": "step", "step": 1.0}',
+        '{"kind": "step", "step": 9007199254740993}',
+        '{"kind": "step", "step": 1, "loss": NaN}',
+        '{"kind": "step", "step": 1, "loss": 1e999}',
+        '{"kind": "step", "step": 1, "elapsed_seconds": "a"}',
+        '{"kind": "sensor", "throttle": 3}',
+        "[" * 100_000,
+    ],
+)
+def test_of_the_damaged_lines_of_a_block_the_first_is_named(tmp_path: Path, damaged: str) -> None:
+    """Steps and readings are filed together, each by its own kind: the number is the line's."""
+    start = '{"kind": "start", "max_steps": 9, "prediction_sha256": "x", "device": "d"}'
+    step, reading = '{"kind": "step", "step": %d}', '{"kind": "sensor", "power_watts": 1}'
+    lines = [start, step % 0, reading, step % 1, damaged, reading, step % 2]
+    lines += ['{"kind": "sensor", "power_watts": "b"}', '{"kind": "step"}']
+    (tmp_path / FILE_NAME).write_text("\n".join(lines) + "\n")
+    with pytest.raises(BadInput, match="line 5 "):
+        read_log(tmp_path)

@@ -122,7 +122,8 @@ class SlowDown:
         if self.steady_seconds is None or median < self.steady_seconds:
             self.steady_seconds = median
             self._spread_seconds = _spread(steady)
-            self._told_seconds = None
+            if not self._slower:  # else what goes on was told already
+                self._told_seconds = None
             self._measure_noise()
         self._candidates = None
 

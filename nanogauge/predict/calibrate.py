@@ -278,7 +278,7 @@ def measure_parts(
     if affordable < 1:
         micro_batches = 1
     pieces = [
-        whole_piece(config, sequences, device, dtype),
+        whole_piece(config, sequences, micro_batches, device, dtype),
         stack_piece(config, layers, sequences, device, dtype),
     ]
     compiling = [piece.step(0, 1, device)[0] for piece in pieces] if config.run.compile else []
@@ -323,7 +323,9 @@ def undisturbed(seconds: Sequence[float]) -> float:
     return float(np.quantile(seconds, 0.25))
 
 
-def whole_piece(config: Config, sequences: int, device: torch.device, dtype: str) -> Piece:
+def whole_piece(
+    config: Config, sequences: int, micro_batches: int, device: torch.device, dtype: str
+) -> Piece:
     """The model, with one layer: what a step has apart from its other layers."""
     sizes = config.model.model_copy(update={"n_layer": 1})
     model = GPT(sizes).to(device)
@@ -332,7 +334,15 @@ def whole_piece(config: Config, sequences: int, device: torch.device, dtype: str
     tokens = np.random.default_rng(config.run.seed).integers(
         0, min(sizes.vocab_size, 2**16), 100 * (sizes.block_size + 1), dtype=np.uint16
     )
-    batches = Batches({"train": [tokens]}, sequences, sizes.block_size, sizes.vocab_size, 0, device)
+    batches = Batches(
+        {"train": [tokens]},
+        sequences,
+        sizes.block_size,
+        sizes.vocab_size,
+        0,
+        device,
+        grad_accum=micro_batches,
+    )
 
     def micro_batch(step: int, micro: int) -> Tensor:
         inputs, targets = batches.batch("train", step, micro)

@@ -151,3 +151,7 @@ class Constants:
 
 
 FITTED = Constants()
+
+POWER_EXPONENT = 0.28
+"""of the watts a board may draw, in the matrix products it does. Source: H100 PCIe, 350 W, and SXM,
+700 W, in github.com/zzc0721/torch-performance-test-data"""

@@ -102,6 +102,10 @@ def _moments(work: Workload, state: TrainingState, saved: Saved) -> dict[str, di
     # compiled pass returns all at its end. The tied embedding's waits for both parts and their sum.
     made = (2 if accumulating and work.compiled else 1) * state.gradients
     waiting = 2 if work.shape.tied else int(accumulating and not work.compiled)
+    # So is that of every other matrix, of which the widest counts.
+    beside = 0.0
+    if accumulating and not work.compiled:
+        beside = state.embedding_gradient * work.shape.mlp_width / work.shape.vocabulary
     recomputed = saved.layer if work.checkpointing != "none" else 0.0
     return {
         "the end of the forward pass": in_backward
@@ -111,10 +115,12 @@ def _moments(work: Workload, state: TrainingState, saved: Saved) -> dict[str, di
         "the backward pass of the last layer": in_backward
         | {
             "gradients": accumulated,
-            "temporaries": saved.layer_gradients + recomputed + state.embedding_gradient,
+            "temporaries": saved.layer_gradients
+            + recomputed
+            + max(state.embedding_gradient, beside),
         },
         "the end of the backward pass": always
-        | {"gradients": made, "temporaries": waiting * state.embedding_gradient},
+        | {"gradients": made, "temporaries": max(waiting * state.embedding_gradient, beside)},
         "the optimizer's step": always
         | {"gradients": state.gradients, "temporaries": state.optimizer_temporary},
     }

@@ -11,10 +11,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from nanogauge.predict.constants import FITTED, Constants, DeviceClass
+from nanogauge.predict.constants import FITTED, POWER_EXPONENT, Constants, DeviceClass
 from nanogauge.predict.parameters import count_parameters, layer_matrices
 from nanogauge.predict.workload import GPUS_OF_A_NODE, Workload
 from nanogauge.records import Hardware, Part
+
+ARITHMETIC = ("matrix products of the blocks", "attention", "vocabulary head", "recomputation")
+"""the parts of a step that go with the clock of the matrix units; the others wait for memory"""
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,19 @@ def predict_step_time(
     return StepTime([p for p in parts if p.value > 0], forward_only, low, high, caveats)
 
 
+def counted_clock_hz(hardware: Hardware) -> float | None:
+    """The SM clock that a prediction counts with: the lowest at which its ceiling is possible.
+
+    The datasheet's boost clock; above it where such cards were measured to do more than the
+    datasheet's peak, as Ada does. None where the ceiling, or the clock of the peak, is not known.
+    """
+    reached, peak = FITTED.classes.get(hardware.architecture), hardware.peak_flops
+    if reached is None or peak is None or hardware.boost_clock_hz is None:
+        return None
+    ceiling = hardware.matmul_flops or reached.ceiling_of_peak * peak
+    return hardware.boost_clock_hz * max(1.0, ceiling / peak)
+
+
 _FORMULAS = {
     "matrix products of the blocks": "accumulation x (6 n L (C D (2 H + 2 H_kv) + 2 or 3 C F) "
     "/ ceiling + exposed traffic)",
@@ -148,7 +164,8 @@ def _power(hardware: Hardware, reached: DeviceClass) -> float:
     """
     if reached.full_power_watts is None or hardware.power_limit_watts is None:
         return 1.0
-    return float(min(1.0, (hardware.power_limit_watts / reached.full_power_watts) ** 0.28))
+    share = hardware.power_limit_watts / reached.full_power_watts
+    return float(min(1.0, share**POWER_EXPONENT))
 
 
 def _products(

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 from nanogauge.claims import Claim, Claims
 from nanogauge.config import Config
 from nanogauge.quantities import format_seconds
 from nanogauge.records import Prediction, Stored
+from nanogauge.report.advice import Advice
+from nanogauge.report.clocks import arithmetic_share, measure_clock
 from nanogauge.report.measured import Measurements
-
-
-class Cause(Stored):
-    cause: str
-    seconds: float
-    why: str
+from nanogauge.report.step_causes import (
+    Cause,
+    Expected,
+    counted_clock,
+    step_causes,
+)
+from nanogauge.report.what_if import Scenario
+from nanogauge.runlog import Recorded
 
 
 class Attribution(Stored):
@@ -25,44 +31,54 @@ class Attribution(Stored):
 
 
 def attribute(
-    prediction: Prediction, measurements: Measurements, config: Config
+    prediction: Prediction,
+    measurements: Measurements,
+    config: Config,
+    recorded: Recorded,
+    scenarios: Sequence[Scenario] = (),
 ) -> Attribution | None:
     """Against the analytic prediction; None where the total was not measured or not predicted."""
     planned = prediction.ledger
     if not planned or not _is_whole(measurements):
         return None
     steps = config.train.max_steps
-    step = planned["step_s"] / steps
-    return _attribution(
-        measurements,
-        predicted=sum(planned.values()),
-        step_seconds=step,
+    expected = Expected(
+        total_seconds=sum(planned.values()),
+        step_seconds=planned["step_s"] / steps,
         steps=steps,
-        planned=planned,
         reference="analytic prediction",
+        planned=planned,
+        clock=counted_clock(prediction.hardware),
     )
+    return _attribution(expected, _advice(prediction, measurements, config, recorded, scenarios))
 
 
 def attribute_claim(
-    claims: Claims | None, measurements: Measurements, config: Config
+    claims: Claims | None,
+    prediction: Prediction,
+    measurements: Measurements,
+    config: Config,
+    recorded: Recorded,
+    scenarios: Sequence[Scenario] = (),
 ) -> Attribution | None:
     """Against the middle of the narrowest claimed total, taken as steps and nothing else."""
     totals: list[tuple[float, float, Claim]] = []
     for claim in claims.claim if claims is not None else []:
         if claim.row == "total_seconds" and claim.formula is None and claim.middle is not None:
             totals.append((claim.high - claim.low, claim.middle, claim))
-    if not totals or not _is_whole(measurements):
+    if claims is None or not totals or not _is_whole(measurements):
         return None
     _, middle, claim = min(totals, key=lambda t: t[0])
     steps = config.train.max_steps
-    return _attribution(
-        measurements,
-        predicted=middle,
+    expected = Expected(
+        total_seconds=middle,
         step_seconds=middle / steps,
         steps=steps,
-        planned={},
         reference=f"middle of the claim {claim.key}",
+        planned={},
+        clock=None,
     )
+    return _attribution(expected, _advice(prediction, measurements, config, recorded, scenarios))
 
 
 def _is_whole(measurements: Measurements) -> bool:
@@ -70,58 +86,91 @@ def _is_whole(measurements: Measurements) -> bool:
     return {"total_seconds", "step_seconds"} <= measurements.values.keys()
 
 
-def _attribution(
+def _advice(
+    prediction: Prediction,
     measurements: Measurements,
-    predicted: float,
-    step_seconds: float,
-    steps: int,
-    planned: dict[str, float],
-    reference: str,
-) -> Attribution:
-    ledger, done = measurements.ledger, measurements.steps_done
-    assert measurements.median_step_seconds is not None
-    assert ledger.step_s is not None and ledger.wall_s is not None
-    wait = ledger.data_wait_s or 0.0
-    steady = measurements.median_step_seconds - wait / done
-    causes = [
-        Cause(
-            cause="steady step",
-            seconds=(steady - step_seconds) * done,
-            why=f"{format_seconds(steady)} a step instead of {format_seconds(step_seconds)}",
-        ),
-        Cause(
-            cause="number of steps",
-            seconds=(done - steps) * step_seconds,
-            why=f"{done:,} steps instead of {steps:,}",
-        ),
-        Cause(
-            cause="uneven steps",
-            seconds=ledger.step_s - steady * done,
-            why="steps slower or faster than the median",
-        ),
-        Cause(cause="waiting for data", seconds=wait, why="none was predicted"),
-    ]
-    for key, cause, inside in (
-        ("compile_s", "compilation", "the first step"),
-        ("eval_s", "evaluation", "the steps"),
-        ("checkpoint_s", "checkpoints", "evaluation"),
-    ):
-        actual, expected = getattr(ledger, key) or 0.0, planned.get(key, 0.0)
-        why = f"{format_seconds(actual)} instead of {format_seconds(expected)}"
-        if getattr(ledger, key) is None:
-            where = inside if ledger.other_s is None else "everything else"
-            why = f"not told apart in this log: part of {where}"
-        causes.append(Cause(cause=cause, seconds=actual - expected, why=why))
-    named = sum(c.seconds for c in causes)
+    config: Config,
+    recorded: Recorded,
+    scenarios: Sequence[Scenario],
+) -> Advice:
+    share = arithmetic_share(prediction)
+    return Advice(
+        config=config,
+        prediction=prediction,
+        measurements=measurements,
+        recorded=recorded,
+        clock=measure_clock(recorded, share),
+        share=share,
+        scenarios=scenarios,
+    )
+
+
+def _attribution(expected: Expected, advice: Advice) -> Attribution:
+    ledger = advice.measurements.ledger
+    assert ledger.wall_s is not None
+    causes = [*step_causes(expected, advice), *_other_causes(expected, advice)]
+    named = sum(cause.seconds for cause in causes)
     causes.append(
         Cause(
             cause="everything else",
-            seconds=ledger.wall_s - predicted - named,
+            seconds=ledger.wall_s - expected.total_seconds - named,
             why="start-up, logging, text samples"
             if ledger.other_s is not None
             else "this log does not show it",
         )
     )
     return Attribution(
-        predicted_s=predicted, actual_s=ledger.wall_s, parts=causes, reference=reference
+        predicted_s=expected.total_seconds,
+        actual_s=ledger.wall_s,
+        parts=causes,
+        reference=expected.reference,
+    )
+
+
+def _other_causes(expected: Expected, advice: Advice) -> Iterator[Cause]:
+    """Whatever is no step."""
+    ledger, recorded = advice.measurements.ledger, advice.recorded
+    yield Cause(
+        cause="waiting for data",
+        seconds=ledger.data_wait_s or 0.0,
+        why="none was predicted"
+        if ledger.data_wait_s is not None
+        else "not told apart in this log: part of the steps",
+        advice=advice.data(),
+    )
+    compiled_again = sum(startup.compile_seconds for startup in recorded.startups[1:])
+    for key, cause, inside, told, more in (
+        ("compile_s", "compilation", "the first step", advice.compilation(), compiled_again),
+        ("eval_s", "evaluation", "the steps", advice.evaluation(), 0.0),
+        ("checkpoint_s", "checkpoints", "evaluation", advice.checkpoints(), 0.0),
+    ):
+        actual = (getattr(ledger, key) or 0.0) - more
+        wanted = expected.planned.get(key, 0.0)
+        why = f"{format_seconds(actual)} instead of {format_seconds(wanted)}"
+        if getattr(ledger, key) is None:
+            where = inside if ledger.other_s is None else "everything else"
+            why = f"not told apart in this log: part of {where}"
+        yield Cause(cause=cause, seconds=actual - wanted, why=why, advice=told)
+    lost, startup = ledger.lost_s or 0.0, ledger.startup_s or 0.0
+    yield Cause(
+        cause="restarts and lost work",
+        seconds=lost + startup + compiled_again,
+        why=_restarts(advice, compiled_again),
+        advice=advice.restarts(),
+    )
+
+
+def _restarts(advice: Advice, compiled_again: float) -> str:
+    ledger, recorded = advice.measurements.ledger, advice.recorded
+    later = len(recorded.starts) - 1
+    if not later:
+        return "it was one process"
+    resumed = "resumed once" if later == 1 else f"resumed {later} times"
+    if ledger.lost_s is None or ledger.startup_s is None:
+        return f"{resumed}; this log does not tell what that took"
+    return (
+        f"{resumed}: {format_seconds(ledger.lost_s)} of work was made again "
+        f"({recorded.lost_steps:,} steps), starting again took {format_seconds(ledger.startup_s)} "
+        f"and compilation {format_seconds(compiled_again)}; what a process did after its last "
+        "line is not known"
     )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from nanogauge.claims import Claims, Unscored
 from nanogauge.claims import load_claims as read_claims
-from nanogauge.config import Config
 from nanogauge.consistency import Inconsistency
 from nanogauge.quantities import (
     QUANTITIES,
@@ -17,13 +17,25 @@ from nanogauge.quantities import (
     format_value,
     tokens_per_second,
 )
-from nanogauge.records import SCHEMA, Event, Prediction, Stored
+from nanogauge.records import SCHEMA, Prediction, Stored
 from nanogauge.report.attribution import Attribution, attribute, attribute_claim
 from nanogauge.report.compare import Row, build_rows, deviation_text
 from nanogauge.report.instruments import Instrument, instruments
 from nanogauge.report.measured import Ledger, Measurements, measure
+from nanogauge.report.unfinished import (
+    LastEvent,
+    Projection,
+    Silence,
+    State,
+    last_events,
+    project,
+    silence,
+    unfinished_headline,
+    without_totals,
+)
+from nanogauge.report.what_if import Scenario, what_if
 from nanogauge.runfolder import Machine, RunFolder, load_with_log
-from nanogauge.runlog import Recorded
+from nanogauge.runlog import LogReader, Recorded, last_written
 
 CLAIMS_NAME = "claims.toml"
 
@@ -40,8 +52,15 @@ class RunInfo(Stored):
     compiled: bool | None
     """None where the log does not say"""
     tokens_per_second: float | None
+    state: State | None
+    """of a run without an end in its log: what its silence says at the moment of the report"""
+    last_line_age_s: float | None
+    """of such a run: how long ago, at that moment, its log was last written to"""
     projected_total_s: float | None
     """of an unfinished run: what it will take at the measured pace"""
+    projected_low_s: float | None
+    projected_high_s: float | None
+    projected_how: str | None
     prediction_sha256: str
     document: str | None
     """whose claims the rows hold"""
@@ -72,10 +91,14 @@ class Report(Stored):
     unscored: list[Unscored]
     attribution: Attribution | None
     attribution_of_claim: Attribution | None
+    what_if: list[Scenario]
+    """the same night at other settings; empty where no step was predicted or measured"""
     time_ledger: Ledger
     instruments: list[Instrument]
     """figures without a row: how the run's time, memory and energy came about"""
     alarms: list[Alarm]
+    last_events: list[LastEvent]
+    """of a run that has not finished: what it did last"""
     samples: list[str]
     """text that the model generated, as logged"""
     warnings: list[str]
@@ -90,19 +113,41 @@ def claims_of(folder: Path, given: Path | None) -> Claims | None:
     return read_claims(path) if given is not None or path.exists() else None
 
 
-def build_report(folder: Path, claims: Claims | None) -> tuple[Report, RunFolder, Recorded]:
+def build_report(
+    folder: Path,
+    claims: Claims | None,
+    reader: LogReader | None = None,
+    now_unix: float | None = None,
+) -> tuple[Report, RunFolder, Recorded]:
     """Read a run folder and compare.
+
+    Args:
+        folder: the run folder.
+        claims: what to hold against the run.
+        reader: one that has read a part of this run's log already, so that it need not read again.
+        now_unix: the moment of the report; only that of a run without an end depends on it.
 
     Raises:
         BadInput: if the folder, its log, or a claim is unusable.
     """
-    run, recorded = load_with_log(folder)
+    now = time.time() if now_unix is None else now_unix
+    written = last_written(folder)
+    run, recorded = load_with_log(folder, reader)
     config, prediction = run.config, run.prediction
-    measurements = measure(recorded, config, prediction)
+    measurements = without_totals(measure(recorded, config, prediction), config)
     rows, findings = build_rows(claims, config, prediction, measurements)
-    attribution = attribute(prediction, measurements, config)
-    of_claim = attribute_claim(claims, measurements, config)
-    info = _run_info(run, recorded, claims, rows, measurements, attribution)
+    scenarios = what_if(config, prediction, measurements, recorded)
+    attribution = attribute(prediction, measurements, config, recorded, scenarios)
+    of_claim = attribute_claim(claims, prediction, measurements, config, recorded, scenarios)
+    quiet = silence(recorded, prediction, written, now)
+    finished = measurements.status == "finished"
+    projection = None if finished else project(recorded, config, prediction, measurements)
+    headline = (
+        _headline(claims, rows, measurements, attribution)
+        if finished
+        else unfinished_headline(measurements, config, prediction, quiet, projection, now)
+    )
+    info = _run_info(run, recorded, claims, rows, measurements, quiet, projection, headline)
     report = Report(
         run=info,
         rows=rows,
@@ -110,6 +155,7 @@ def build_report(folder: Path, claims: Claims | None) -> tuple[Report, RunFolder
         unscored=claims.unscored if claims is not None else [],
         attribution=attribution,
         attribution_of_claim=of_claim,
+        what_if=scenarios,
         time_ledger=measurements.ledger,
         instruments=instruments(recorded, config, prediction, measurements),
         alarms=[
@@ -117,8 +163,9 @@ def build_report(folder: Path, claims: Claims | None) -> tuple[Report, RunFolder
             for e in recorded.events
             if e.level == "alarm"
         ],
+        last_events=[] if finished else last_events(recorded, measurements),
         samples=[e.text for e in recorded.events if e.what == "sample"],
-        warnings=_warnings(recorded.events, recorded, prediction),
+        warnings=_warnings(recorded, prediction, quiet),
     )
     return report, run, recorded
 
@@ -137,15 +184,11 @@ def _run_info(
     claims: Claims | None,
     rows: list[Row],
     measurements: Measurements,
-    attribution: Attribution | None,
+    quiet: Silence | None,
+    projection: Projection | None,
+    headline: str,
 ) -> RunInfo:
     config, median = run.config, measurements.median_step_seconds
-    projected = None
-    if measurements.status != "finished" and median is not None:
-        left = config.train.max_steps - measurements.steps_done
-        wall = measurements.ledger.wall_s
-        if wall is not None and measurements.timed_whole:
-            projected = wall + left * median
     start = recorded.starts[0]
     predictions = {row.id: row.prediction for row in rows if row.prediction is not None}
     return RunInfo(
@@ -159,22 +202,26 @@ def _run_info(
         dtype=run.prediction.dtype,
         compiled=recorded.compiles[-1].mode == "compiled" if recorded.compiles else None,
         tokens_per_second=tokens_per_second(config.tokens_per_step, median) if median else None,
-        projected_total_s=projected,
+        state=quiet.state if quiet is not None else None,
+        last_line_age_s=quiet.last_line_age_s if quiet is not None else None,
+        projected_total_s=projection.total_s if projection is not None else None,
+        projected_low_s=projection.low_s if projection is not None else None,
+        projected_high_s=projection.high_s if projection is not None else None,
+        projected_how=projection.how if projection is not None else None,
         prediction_sha256=run.prediction_sha256,
         document=claims.document.title if claims is not None else None,
         verdicts=dict(Counter(row.verdict for row in rows if row.claim is not None)),
         not_measured=sum(row.verdict == "not measured" for row in rows),
         predictions_held=sum(judged == "held" for judged in predictions.values()),
         predictions_judged=len(predictions),
-        headline=_headline(
-            claims, rows, measurements, config, projected, attribution, start.source != "train"
-        ),
+        headline=headline,
     )
 
 
-def _warnings(events: list[Event], recorded: Recorded, prediction: Prediction) -> list[str]:
-    texts = [e.text for e in events if e.level == "warning"] + prediction.notes
-    if recorded.cut:
+def _warnings(recorded: Recorded, prediction: Prediction, quiet: Silence | None) -> list[str]:
+    texts = [e.text for e in recorded.events if e.level == "warning"] + prediction.notes
+    being_written = quiet is not None and quiet.state == "running"
+    if recorded.cut and not being_written:
         texts.append("The last line of the log is cut: the run died, or the disk was full.")
     return texts
 
@@ -183,27 +230,10 @@ def _headline(
     claims: Claims | None,
     rows: list[Row],
     measurements: Measurements,
-    config: Config,
-    projected: float | None,
     attribution: Attribution | None,
-    imported: bool,
 ) -> str:
-    """The judgement, in one or two sentences; an imported log does not say how its run ended."""
+    """The judgement on a finished run, in one or two sentences."""
     ledger, done = measurements.ledger, measurements.steps_done
-    planned = config.train.max_steps
-    if measurements.status != "finished":
-        began = {"stopped": "Stopped", "failed": "Failed"}.get(
-            measurements.status, "Died, or still running,"
-        )
-        if imported:
-            began = "The log ends"
-        text = f"{began} at step {done:,} of {planned:,}"
-        if ledger.wall_s is not None and measurements.timed_whole:
-            text += f" after {format_seconds(ledger.wall_s)}"
-        text += "."
-        if projected is not None:
-            text += f" At the measured pace the whole run takes {format_seconds(projected)}."
-        return text
     if "total_seconds" not in measurements.values:
         reason = measurements.missing["total_seconds"]
         return f"Finished after {done:,} steps; how long it took is not measured: {reason}."

@@ -1,121 +1,28 @@
-"""Charts as inline SVG, coloured by the page's style sheet, so that they follow light and dark.
-
-A long series is drawn by the smallest and largest value of each stretch of it: no spike is lost.
-"""
+"""Bars as inline SVG, coloured by the page's style sheet, so that they follow light and dark."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from itertools import pairwise
 
+from nanogauge.quantities import format_value
 from nanogauge.report.compare import Row
+from nanogauge.report.scale import round_axis
+from nanogauge.report.text import attribute
 
-Points = Sequence[tuple[float, float]]
-WIDTH, HEIGHT = 560, 220
-LEFT, RIGHT, TOP, BOTTOM = 46, 8, 10, 26
-MOST_POINTS = 1000
-MOST_PARTS = 5
-
-
-def thin(points: Points, most: int = MOST_POINTS) -> list[tuple[float, float]]:
-    """At most `most` points, with the lowest and the highest of every stretch kept."""
-    if len(points) <= most:
-        return list(points)
-    stretches = most // 2
-    bounds = [round(i * len(points) / stretches) for i in range(stretches + 1)]
-    kept: list[tuple[float, float]] = []
-    for begin, end in pairwise(bounds):
-        indices = range(begin, end)
-        lowest = min(indices, key=lambda i: points[i][1])
-        highest = max(indices, key=lambda i: points[i][1])
-        kept += [points[i] for i in sorted({lowest, highest})]
-    return kept
-
-
-def ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """Round numbers between low and high, about `count` of them."""
-    raw = (high - low) / count
-    magnitude: float = 10 ** math.floor(math.log10(raw))
-    step = next(m * magnitude for m in (1, 2, 2.5, 5, 10) if m * magnitude >= raw)
-    first = math.ceil(low / step - 1e-9)
-    last = math.floor(high / step + 1e-9)
-    return [i * step for i in range(first, last + 1)]
-
-
-def _number(value: float) -> str:
-    return f"{value / 1000:g}k" if abs(value) >= 1000 else f"{value:.6g}"
-
-
-@dataclass(frozen=True)
-class Series:
-    points: Points
-    style: str
-    """line or dots"""
-
-
-@dataclass(frozen=True)
-class Band:
-    low: float
-    high: float
-    style: str
-
-
-def line_chart(series: Sequence[Series], title: str, bands: Sequence[Band] = ()) -> str:
-    """A chart of values over steps; empty where there are no points."""
-    everything = [p for s in series for p in s.points]
-    if not everything:
-        return ""
-    xs, ys = [p[0] for p in everything], [p[1] for p in everything]
-    y_low = min([*ys, *(b.low for b in bands)])
-    y_high = max([*ys, *(b.high for b in bands)])
-    pad = 0.06 * (y_high - y_low) or 0.1 * abs(y_high) or 1.0
-    y_low, y_high = (0.0 if 0 <= y_low <= pad else y_low - pad), y_high + pad
-    x_low, x_high = min(xs), max(xs)
-    x_high = x_high if x_high > x_low else x_low + 1
-
-    def x_of(value: float) -> float:
-        return LEFT + (value - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)
-
-    def y_of(value: float) -> float:
-        return HEIGHT - BOTTOM - (value - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM)
-
-    out = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">']
-    for band in bands:
-        top, bottom = y_of(band.high), y_of(band.low)
-        out.append(
-            f'<rect class="{band.style}" x="{LEFT}" y="{top:.1f}" width="{WIDTH - LEFT - RIGHT}" '
-            f'height="{max(bottom - top, 1):.1f}"/>'
-        )
-    for value in ticks(y_low, y_high):
-        y = y_of(value)
-        out.append(
-            f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        )
-        out.append(
-            f'<text class="tick" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">'
-            f"{_number(value)}</text>"
-        )
-    for value in ticks(x_low, x_high, 5):
-        anchor = "end" if x_of(value) > WIDTH - 20 else "middle"
-        out.append(
-            f'<text class="tick" x="{x_of(value):.1f}" y="{HEIGHT - 8}" text-anchor="{anchor}">'
-            f"{_number(value)}</text>"
-        )
-    for one in series:
-        points = [(x_of(x), y_of(y)) for x, y in thin(one.points)]
-        if one.style == "dots":
-            out += [f'<circle class="dots" cx="{x:.1f}" cy="{y:.1f}" r="2.6"/>' for x, y in points]
-        elif points:
-            path = "M" + " L".join(f"{x:.1f},{y:.1f}" for x, y in points)
-            out.append(f'<path class="{one.style}" d="{path}"/>')
-    return "".join([*out, "</svg>"])
+WIDTH = 420
+MOST_PARTS = 7
+RANGE_WIDTH, NARROW_RANGE, RANGE_HEIGHT = 250, 156, 44
+_GLYPH = 6.4
+"""about the width of a character of a label"""
 
 
 def waterfall(begin: tuple[str, float], parts: Sequence[tuple[str, float]], end: str) -> str:
-    """From one total to another through parts that add up, all in the unit that is drawn."""
+    """From one total to another through parts that add up, all in the unit that is drawn.
+
+    The axis begins near the smaller total, so that the parts are seen; the totals are longer.
+    """
     unit, scale = ("h", 3600.0) if begin[1] >= 7200 else ("s", 1.0)
     largest = sorted(parts, key=lambda part: -abs(part[1]))[:MOST_PARTS]
     least = 5e-4 * begin[1]
@@ -130,107 +37,193 @@ def waterfall(begin: tuple[str, float], parts: Sequence[tuple[str, float]], end:
     levels = [begin[1] / scale]
     for _, value in shown:
         levels.append(levels[-1] + value)
-    top = max(levels) * 1.15
-    columns = len(shown) + 2
-    pitch = (WIDTH - 20) / columns
-    width = min(70.0, pitch - 12)
+    total = levels[-1]
+    bars: list[tuple[str, float | None, float, str, str]] = []
+    from_whom = "claim" if begin[0] == "claimed" else "pred"
+    bars.append((begin[0], None, levels[0], from_whom, f"{levels[0]:.3g} {unit}"))
+    for (name, value), (lower, upper) in zip(shown, pairwise(levels), strict=True):
+        label = f"{value:+.2f} {unit}" if abs(value) >= 0.005 else f"{value:+.1g} {unit}"
+        bars.append((name, lower, upper, "add" if value > 0 else "sub", label))
+    bars.append((end, None, total, "bar", f"{total:.3g} {unit}"))
 
-    def y_of(value: float) -> float:
-        return 170 - value / top * 140
+    spread = (max(levels) - min(levels)) or 0.1 * max(levels)
+    left, right = 168.0, 350.0
+    low = max(0.0, min(levels) - 1.2 * spread)
+    high = max(levels)
+
+    def x_of(value: float) -> float:
+        return left + (value - low) / (high - low) * (right - left)
 
     spoken = ", ".join(f"{name} {value:+.2f} {unit}" for name, value in shown)
-    total = levels[-1]
+    pitch = 25
+    height = pitch * len(bars) + 6
     out = [
-        f'<svg viewBox="0 0 {WIDTH} 206" role="img" aria-label="From {levels[0]:.3g} {unit} '
-        f'({escape(begin[0])}) to {total:.3g} {unit} ({escape(end)}): {escape(spoken)}">'
+        f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="From {levels[0]:.3g} {unit} '
+        f'({attribute(begin[0])}) to {total:.3g} {unit} ({attribute(end)}): {attribute(spoken)}">'
     ]
-    bars = [(begin[0], 0.0, levels[0], "tot", f"{levels[0]:.3g} {unit}")]
-    for (name, value), (before, after) in zip(shown, pairwise(levels), strict=True):
-        label = f"{value:+.2f} {unit}" if abs(value) >= 0.005 else f"{value:+.1g} {unit}"
-        bars.append((name, before, after, "add" if value > 0 else "sub", label))
-    bars.append((end, 0.0, total, "tot", f"{total:.3g} {unit}"))
-    for column, (name, low, high, style, label) in enumerate(bars):
-        x = 10 + column * pitch + (pitch - width) / 2
-        upper, lower = y_of(max(low, high)), y_of(min(low, high))
+    for row, (name, before, after, style, label) in enumerate(bars):
+        y = 4 + pitch * row
+        ends = sorted((left if before is None else x_of(before), x_of(after)))
+        width = max(ends[1] - ends[0], 1.5)
         out.append(
-            f'<rect class="{style}" x="{x:.1f}" y="{upper:.1f}" width="{width:.1f}" '
-            f'height="{max(lower - upper, 1.5):.1f}" rx="2"/>'
+            f'<rect class="{style}" x="{ends[0]:.1f}" y="{y}" width="{width:.1f}" height="16" '
+            'rx="2"/>'
         )
-        middle = x + width / 2
-        lines = [(label, upper - 5, "lab")]
-        lines += [(word, 186 + 12 * row, "tick") for row, word in enumerate(_two_lines(name))]
-        for text, y, css in lines:
+        if before is None and low > 0:  # the axis is cut, and so are the bars that reach its end
+            out.append(f'<path class="cut" d="M{left + 8},{y - 2}l-4,20m5,-20l-4,20"/>')
+        if row + 1 < len(bars):
+            x = x_of(after)
             out.append(
-                f'<text class="{css}" x="{middle:.1f}" y="{y:.1f}" text-anchor="middle">'
-                f"{escape(text)}</text>"
+                f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{y + 16}" y2="{y + pitch}"/>'
             )
+        out.append(
+            f'<text class="tick" x="{left - 8}" y="{y + 12}" text-anchor="end">'
+            f"{attribute(name)}</text>"
+        )
+        out.append(f'<text class="lab" x="{ends[1] + 6:.1f}" y="{y + 12}">{label}</text>')
     return "".join([*out, "</svg>"])
 
 
-def _two_lines(name: str) -> list[str]:
-    """A name on at most two lines, broken at its first space."""
-    return name.split(" ", 1)
-
-
-def range_plot(row: Row) -> str:
+def range_plot(row: Row, width: int = RANGE_WIDTH) -> str:
     """Claimed and predicted ranges and the measured figure of a row, on one axis from zero."""
     claimed = (row.claimed.low, row.claimed.high) if row.claimed is not None else (None, None)
-    analytic = row.analytic
+    analytic, calibrated = row.analytic, row.calibrated
     measured = row.measured.value if row.measured is not None else None
     numbers = [*claimed, measured]
-    numbers += [analytic.low, analytic.high] if analytic is not None else []
+    numbers += [end for e in (analytic, calibrated) if e is not None for end in (e.low, e.high)]
     known = [v for v in numbers if v is not None]
     if not known or max(known) <= 0:
         return ""
-    top = max(known) * 1.08
-    nothing = "nothing"
-    label = (
-        f"claimed {'nothing' if row.claimed is None else claimed}, predicted "
-        f"{nothing if analytic is None else (analytic.low, analytic.high)}, measured "
-        f"{nothing if measured is None else measured}"
-    )
+    top = round_axis(0.0, max(known), 5).high
+    currency = row.unit if row.id == "cost" else ""
+
+    def said(value: float) -> str:
+        return format_value(row.id, value, currency)
+
+    label = [f"{row.quantity}, on an axis from 0 to {said(top)}"]
+    if row.claimed is not None:
+        label.append(f"claimed {row.claimed.text}")
+    for name, estimate in (("predicted", analytic), ("calibrated", calibrated)):
+        if estimate is not None:
+            label.append(f"{name} {said(estimate.low)} to {said(estimate.high)}")
+    label.append("not measured" if measured is None else f"measured {said(measured)}")
+    left, right = 5.0, width - 5.0
 
     def x_of(value: float) -> float:
-        return 6 + value / top * 238
+        return left + max(value, 0.0) / top * (right - left)
 
     out = [
-        f'<svg class="range" viewBox="0 0 250 34" role="img" aria-label="{escape(label)}">'
-        '<line class="axis" x1="6" x2="244" y1="17" y2="17"/>'
+        f'<svg class="range" viewBox="0 0 {width} {RANGE_HEIGHT}" role="img" '
+        f'aria-label="{attribute("; ".join(label))}">'
+        f'<path class="axis" d="M{left},27V30H{right}V27"/>'
+        f'<text class="tick" x="{left - 4}" y="41">0</text>'
+        f'<text class="tick" x="{right + 4}" y="41" text-anchor="end">{attribute(said(top))}</text>'
     ]
 
-    def bar(low: float, high: float, y: int, css: str) -> None:
-        x, width = x_of(low), max(x_of(high) - x_of(low), 3.0)
+    def bar(low: float, high: float, y: int, height: int, css: str) -> None:
+        long = max(x_of(high) - x_of(low), 3.0)
+        x = min(x_of(low), right - long)
         out.append(
-            f'<rect class="{css}" x="{x:.1f}" y="{y}" width="{width:.1f}" height="9" rx="2"/>'
+            f'<rect class="{css}" x="{x:.1f}" y="{y}" width="{long:.1f}" height="{height}" rx="2"/>'
         )
 
     if row.claimed is not None:
         low, high = claimed
-        bar(low if low is not None else 0.0, high if high is not None else top, 5, "claim")
+        bar(low if low is not None else 0.0, high if high is not None else top, 3, 9, "claim")
     if analytic is not None:
-        bar(analytic.low, analytic.high, 20, "pred")
-        x = x_of(analytic.expected)
-        out.append(f'<line class="predmid" x1="{x:.1f}" x2="{x:.1f}" y1="19" y2="30"/>')
+        bar(analytic.low, analytic.high, 16, 9, "pred")
+    if calibrated is not None:
+        bar(calibrated.low, calibrated.high, 18, 5, "cal")
+    best = calibrated or analytic
+    if best is not None and best.low < best.high:
+        x = x_of(best.expected)
+        out.append(f'<path class="mid" d="M{x:.1f},15V26"/>')
     if measured is not None:
         x = x_of(measured)
-        out.append(f'<line class="meas" x1="{x:.1f}" x2="{x:.1f}" y1="1" y2="33"/>')
-        out.append(f'<circle class="meas" cx="{x:.1f}" cy="17" r="4"/>')
+        out.append(f'<path class="meas" d="M{x:.1f},0V30"/>')
+        out.append(f'<circle class="meas" cx="{x:.1f}" cy="14" r="3.6"/>')
     return "".join([*out, "</svg>"])
 
 
 def stacked_bar(parts: Sequence[tuple[str, float]]) -> str:
-    """One bar of the wall time, split into its parts in seconds."""
+    """One bar split into its parts, named where there is room; empty without parts."""
     total = sum(value for _, value in parts)
     if total <= 0:
         return ""
     spoken = ", ".join(f"{name} {100 * value / total:.3g} %" for name, value in parts)
-    out = [f'<svg viewBox="0 0 560 26" role="img" aria-label="{escape(spoken)}">']
-    x = 0.0
+    return (
+        f'<svg viewBox="0 0 {WIDTH} 34" role="img" aria-label="{attribute(spoken)}">'
+        f"{_stacked(parts, 0.0, WIDTH / total, 2, 30)}</svg>"
+    )
+
+
+def _stacked(
+    parts: Sequence[tuple[str, float]], x: float, scale: float, y: float, height: float
+) -> str:
+    out = []
     for index, (name, value) in enumerate(parts):
-        width = value / total * 560
+        width = max(value * scale, 0.6)
         out.append(
-            f'<rect class="s{index}" x="{x:.2f}" y="2" width="{max(width, 0.6):.2f}" height="22">'
-            f"<title>{escape(name)}</title></rect>"
+            f'<rect class="s{index % 8}" x="{x:.2f}" y="{y}" width="{width:.2f}" '
+            f'height="{height}"/>'
         )
+        if width > _GLYPH * len(name) + 10:
+            out.append(
+                f'<text class="on" x="{x + 6:.1f}" y="{y + height / 2 + 4:.1f}">'
+                f"{attribute(name)}</text>"
+            )
         x += width
+    return "".join(out)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A row of bars on a common axis: one in parts, or one alone."""
+
+    name: str
+    text: str
+    parts: Sequence[tuple[str, float]]
+    range: tuple[float, float] | None = None
+    """an interval, drawn below the parts"""
+
+
+def bars(title: str, rows: Sequence[Bar], limit: tuple[str, float] | None) -> str:
+    """Rows of bars from zero, and a limit that they are to stay below."""
+    totals = [sum(value for _, value in row.parts) for row in rows]
+    ends = [row.range[1] for row in rows if row.range is not None]
+    high = max([*totals, *ends, *([limit[1]] if limit is not None else [])])
+    scale = (WIDTH - 12) / high
+    pitch, bottom = 46, 46 * len(rows) + 4
+    told = [f"{row.name} {row.text}" for row in rows]
+    told += [f"{limit[0]}"] if limit is not None else []
+    out = [
+        f'<svg viewBox="0 0 {WIDTH} {bottom + 20}" role="img" '
+        f'aria-label="{attribute(title + ": " + "; ".join(told))}">'
+    ]
+    for number, row in enumerate(rows):
+        y = pitch * number
+        out.append(f'<text class="tick" x="0" y="{y + 13}">{attribute(row.name)}</text>')
+        end = totals[number] * scale
+        inside = end + _GLYPH * len(row.text) + 14 > (limit[1] * scale if limit else WIDTH)
+        style, x, anchor = ("in", end - 6, "end") if inside else ("lab", end + 6, "start")
+        value = (
+            f'<text class="{style}" x="{x:.1f}" y="{y + 32}" text-anchor="{anchor}">'
+            f"{attribute(row.text)}</text>"
+        )
+        if len(row.parts) > 1:
+            out.append(_stacked(row.parts, 0, scale, y + 19, 18))
+        else:
+            width = max(totals[number] * scale, 1)
+            out.append(f'<rect class="bar" x="0" y="{y + 19}" width="{width:.1f}" height="18"/>')
+        out.append(value)
+        if row.range is not None:
+            x, end = row.range[0] * scale, row.range[1] * scale
+            out.append(f'<path class="whisker" d="M{x:.1f},{y + 38}v5m0,-2.5H{end:.1f}m0,-2.5v5"/>')
+    if limit is not None:
+        x = limit[1] * scale
+        out.append(f'<path class="limit" d="M{x:.1f},17V{bottom}"/>')
+        out.append(
+            f'<text class="tick" x="{x + 4:.1f}" y="{bottom + 14}" text-anchor="end">'
+            f"{attribute(limit[0])}</text>"
+        )
     return "".join([*out, "</svg>"])

@@ -31,6 +31,11 @@ class Ledger(Stored):
     eval_s: float | None
     checkpoint_s: float | None
     data_wait_s: float | None
+    lost_s: float | None
+    """work that a later process made again"""
+    startup_s: float | None
+    """of the processes after the first: until their first step began, without compilation and
+    evaluation"""
     other_s: float | None
     wall_s: float | None
     """None where nothing in the log has a time"""
@@ -42,6 +47,8 @@ LEDGER_NAMES = {
     "eval_s": "evaluation",
     "checkpoint_s": "checkpoints",
     "compile_s": "compilation",
+    "lost_s": "work made again",
+    "startup_s": "starting again",
     "other_s": "everything else",
 }
 """the parts of a ledger in words, in the order in which they are shown"""
@@ -191,19 +198,33 @@ def _ledger(recorded: Recorded, steps_done: int, median: float | None) -> Ledger
     nothing = 0.0 if recorded.starts[0].source == "train" else None
     checkpoint = sum(saved) if saved else nothing
     compile_s = sum(compiled) if compiled else nothing
-    parts = (step, evaluation, checkpoint, compile_s, data_wait)
-    booked = sum(part for part in parts if part is not None)
     sessions = [s for s in recorded.session_seconds if s is not None]
     clocked = len(sessions) == len(recorded.session_seconds)
+    lost = startup = None if len(recorded.starts) > 1 else 0.0
+    if clocked:
+        lost, startup = recorded.lost_seconds, _starting_again(recorded)
+    parts = (step, evaluation, checkpoint, compile_s, data_wait, lost, startup)
+    booked = sum(part for part in parts if part is not None)
     return Ledger(
         compile_s=compile_s,
         step_s=step,
         eval_s=evaluation,
         checkpoint_s=checkpoint,
         data_wait_s=data_wait,
+        lost_s=lost,
+        startup_s=startup,
         other_s=sum(sessions) - booked if clocked else None,
         wall_s=sum(sessions) if clocked else (None if step is None else booked),
     )
+
+
+def _starting_again(recorded: Recorded) -> float:
+    """Seconds of the later processes before their first step; all of one that made none."""
+    total = 0.0
+    for startup, session in zip(recorded.startups[1:], recorded.session_seconds[1:], strict=True):
+        until = session if startup.first_step_began is None else startup.first_step_began
+        total += max((until or 0.0) - startup.booked_seconds, 0.0)
+    return total
 
 
 def _count(

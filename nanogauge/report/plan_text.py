@@ -20,8 +20,9 @@ from nanogauge.predict.flops import (
 from nanogauge.predict.workload import shape_of
 from nanogauge.quantities import format_range, format_seconds, format_value
 from nanogauge.records import Prediction
+from nanogauge.report.cells import in_order
 from nanogauge.report.compare import Row
-from nanogauge.report.render import in_order, predicted_columns, print_findings, print_rows
+from nanogauge.report.render import predicted_columns, print_findings, print_rows
 
 GIB = 2**30
 

@@ -130,11 +130,16 @@ def total_over_processes(sensors: Table[Sensor], name: str) -> float | None:
     return total if known else None
 
 
-def sensed_seconds(sensors: Table[Sensor], holds: npt.NDArray[np.bool_]) -> float:
-    """For how long a condition held: each reading speaks of the time since the one before it.
+def sensed_spans(sensors: Table[Sensor]) -> npt.NDArray[np.float64]:
+    """Seconds that each reading speaks of: the time since the one before it.
 
-    A reading after a gap, or the first of a process, speaks of one second alone.
+    One after a gap, the first of a process, and one without a time speak of one second alone.
     """
     spans = np.diff(sensors.column("elapsed_seconds"), prepend=0.0)
-    spans[(spans <= 0) | (spans > 1.5)] = 1.0
-    return float(spans[holds].sum())
+    spans[~((spans > 0) & (spans <= 1.5))] = 1.0
+    return spans
+
+
+def sensed_seconds(sensors: Table[Sensor], holds: npt.NDArray[np.bool_]) -> float:
+    """For how long a condition held."""
+    return float(sensed_spans(sensors)[holds].sum())

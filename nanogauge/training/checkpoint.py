@@ -1,7 +1,7 @@
 """Checkpoints: a folder per step, written aside, flushed and renamed; read without pickle.
 
 checkpoints/step_00001000/ holds model.safetensors, state.pt (optimizer, loss scaler, random states)
-and meta.json with the sha256 of both.
+and meta.json with the sha256 of both and the position in the data.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,9 @@ def save_checkpoint(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
+    position: Mapping[str, object],
 ) -> tuple[Path, int]:
-    """Write the state after `step` updates; returns its folder and its bytes.
+    """Write the state after `step` updates, at a position in the data; returns folder and bytes.
 
     The folder takes its name only once it is whole and flushed; older ones beyond KEEP are removed
     after that.
@@ -53,7 +55,8 @@ def save_checkpoint(
         }
         torch.save(state, aside / "state.pt")
         files = ("model.safetensors", "state.pt")
-        meta = {"step": step, "sha256": {name: _sha256(aside / name) for name in files}}
+        hashes = {name: _sha256(aside / name) for name in files}
+        meta = {"step": step, "data": position, "sha256": hashes}
         (aside / "meta.json").write_text(json.dumps(meta, indent=1))
         for name in (*files, "meta.json"):
             _flush(aside / name)
@@ -106,6 +109,13 @@ def load_checkpoint(
     step = json.loads((path / "meta.json").read_bytes())["step"]
     assert isinstance(step, int)
     return step
+
+
+def data_position(path: Path) -> dict[str, object]:
+    """The position in the data that a checkpoint was saved with."""
+    position = json.loads((path / "meta.json").read_bytes()).get("data", {})
+    assert isinstance(position, dict)
+    return position
 
 
 def _newest_first(folder: Path) -> list[Path]:

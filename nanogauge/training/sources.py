@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,18 +10,23 @@ from pathlib import Path
 import tiktoken
 
 from nanogauge.config import DataSection
+from nanogauge.errors import BadInput
 from nanogauge.prepare.embedded import byte_encoding, embedded_tokens
-from nanogauge.prepare.shards import open_split, read_manifest
+from nanogauge.prepare.opening import open_folder
 from nanogauge.training.data import Shards, Split
 
 
 @dataclass(frozen=True)
 class Source:
     splits: dict[Split, Shards]
-    vocab_size: int
-    """of the tokenizer"""
+    vocab_size: int | None
+    """of the tokenizer; None where nothing tells"""
     encoding: Callable[[], tiktoken.Encoding]
     """made when it is needed: a vocabulary may have to be downloaded first"""
+    fingerprint: str
+    """tells these tokens from any others"""
+    assumed: str | None = None
+    """a sentence on what had to be assumed of the tokens"""
 
 
 def open_source(data: DataSection) -> Source:
@@ -29,16 +35,19 @@ def open_source(data: DataSection) -> Source:
     Raises:
         BadInput: if the shards are missing, empty or damaged.
     """
-    splits: dict[Split, Shards]
     if data.embedded:
         train, validation = embedded_tokens()
-        splits = {"train": [train], "val": [validation]}
-        return Source(splits, byte_encoding().n_vocab, byte_encoding)
+        digest = hashlib.sha256(train.tobytes())
+        digest.update(validation.tobytes())
+        both: dict[Split, Shards] = {"train": [train], "val": [validation]}
+        return Source(both, byte_encoding().n_vocab, byte_encoding, digest.hexdigest())
     assert data.path is not None
-    folder = Path(data.path)
-    manifest = read_manifest(folder)
-    splits = {
-        "train": open_split(folder, "train"),
-        "val": open_split(folder, "val"),
-    }
-    return Source(splits, manifest.vocab_size, lambda: tiktoken.get_encoding(manifest.tokenizer))
+    opened = open_folder(Path(data.path))
+
+    def encoding() -> tiktoken.Encoding:
+        if opened.tokenizer is None:
+            raise BadInput(f"nothing in {data.path} tells its tokenizer.")
+        return tiktoken.get_encoding(opened.tokenizer)
+
+    splits: dict[Split, Shards] = {"train": opened.splits["train"], "val": opened.splits["val"]}
+    return Source(splits, opened.vocab_size, encoding, opened.fingerprint, opened.assumed)

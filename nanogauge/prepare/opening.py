@@ -1,0 +1,132 @@
+"""Open a folder of token shards: our own, or what nanoGPT, build-nanogpt, llm.c or modded-nanogpt
+wrote.
+
+Theirs have no manifest, so what it would say is taken from the names of the files, or assumed, and
+told. Nothing of it is hashed: damage that keeps the size of a file is not noticed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+
+from nanogauge.errors import BadInput
+from nanogauge.prepare.shards import (
+    MAGICS,
+    MANIFEST_NAME,
+    Split,
+    Tokens,
+    open_shard,
+    open_split,
+    read_manifest,
+)
+
+_SPLIT_IN_NAME = re.compile(r"(?:^|[^a-z])(train|val)(?:[^a-z]|$)")
+_RAW = np.dtype("<u2")
+_SAMPLED_TOKENS = 4096  # of either end of a file without a hash
+
+
+@dataclass(frozen=True)
+class OpenedFolder:
+    splits: dict[Split, list[Tokens]]
+    tokenizer: str | None
+    """name of tiktoken's encoding; None where nothing tells"""
+    vocab_size: int | None
+    """tokens the tokenizer knows; None where nothing tells"""
+    fingerprint: str
+    """tells these tokens from any others, in hexadecimal"""
+    assumed: str | None = None
+    """a sentence on what was assumed"""
+
+    def tokens(self, split: Split) -> int:
+        return sum(shard.size for shard in self.splits[split])
+
+
+def open_folder(folder: Path) -> OpenedFolder:
+    """Map all shards of both splits.
+
+    Raises:
+        BadInput: if there are none, or one is missing or damaged.
+    """
+    files = [path for path in sorted(folder.glob("*")) if path.suffix in (".bin", ".npy")]
+    if files and not (folder / MANIFEST_NAME).exists():
+        return _open_foreign(folder, files)
+    manifest = read_manifest(folder)
+    splits = {split: open_split(folder, split) for split in get_args(Split)}
+    lines = [f"{shard.split} {shard.tokens} {shard.sha256}" for shard in manifest.shards]
+    return OpenedFolder(splits, manifest.tokenizer, manifest.vocab_size, _digest(lines))
+
+
+def _open_foreign(folder: Path, files: list[Path]) -> OpenedFolder:
+    splits: dict[Split, list[Tokens]] = {split: [] for split in get_args(Split)}
+    lines, forms, left_out = [], set(), []
+    for path in files:
+        named = _SPLIT_IN_NAME.search(path.stem.lower())
+        if named is None:
+            left_out.append(path.name)
+            continue
+        tokens, form = _open_file(path)
+        split: Split = "train" if named[1] == "train" else "val"
+        splits[split].append(tokens)
+        forms.add(form)
+        ends = hashlib.sha256(tokens[:_SAMPLED_TOKENS].tobytes())
+        ends.update(tokens[-_SAMPLED_TOKENS:].tobytes())
+        lines.append(f"{split} {path.name} {tokens.dtype.str} {tokens.size} {ends.hexdigest()}")
+    for split, shards in splits.items():
+        if not shards:
+            raise BadInput(
+                f"{folder} holds no {MANIFEST_NAME} and no file with {split} in its name; "
+                f"name its files as {split}.bin or fineweb_{split}_000000.bin"
+            )
+    if len(forms) > 1:
+        raise BadInput(
+            f"{folder} mixes {' and '.join(sorted(forms))}, so one of them is damaged or from "
+            "elsewhere; keep files of one form in a folder"
+        )
+    form = forms.pop()
+    narrow = all(shard.dtype == _RAW for shards in splits.values() for shard in shards)
+    gpt2 = narrow and not (folder / "meta.pkl").exists()  # nanoGPT's sign of a tokenizer of its own
+    tokenizer = "assumed to be GPT-2's" if gpt2 else "of an unknown tokenizer, no text is sampled"
+    sizes = ", ".join(f"{sum(s.size for s in splits[x]):,} {x}" for x in get_args(Split))
+    assumed = (
+        f"{folder} has no manifest: {form}, {sizes} tokens by the names of the files, "
+        f"{tokenizer}, and without hashes, so damage is not noticed"
+    )
+    if left_out:
+        assumed += f"; left out, as no split is in their names: {', '.join(left_out)}"
+    return OpenedFolder(splits, "gpt2" if gpt2 else None, None, _digest(lines), f"{assumed}.")
+
+
+def _open_file(path: Path) -> tuple[Tokens, str]:
+    """The tokens of another tool's file, and what form of file it is."""
+    try:
+        if path.suffix == ".npy":
+            tokens = np.load(path, mmap_mode="r", allow_pickle=False)
+            if tokens.ndim != 1 or tokens.dtype not in (np.uint16, np.uint32) or not tokens.size:
+                raise BadInput(
+                    f"{path} holds no row of uint16 or uint32 tokens but {tokens.dtype} of shape "
+                    f"{tokens.shape}; write it as np.save(path, tokens.astype(np.uint16))"
+                )
+            return tokens, "NumPy arrays as build-nanogpt's"
+        with path.open("rb") as file:
+            magic = int.from_bytes(file.read(4), "little")
+        if magic in MAGICS:
+            return open_shard(path, "copy or make it again"), "shards as llm.c's"
+        size = path.stat().st_size
+        if size == 0 or size % _RAW.itemsize:
+            raise BadInput(
+                f"{path} is neither a shard as llm.c's nor uint16 tokens as nanoGPT's: it has "
+                f"{size:,} bytes; copy or make it again"
+            )
+        return np.memmap(path, dtype=_RAW, mode="r"), "raw uint16 as nanoGPT's"
+    except (OSError, ValueError, EOFError) as error:
+        raise BadInput(f"cannot read {path}: {error}; copy or make it again") from None
+
+
+def _digest(lines: list[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -1,0 +1,229 @@
+"""A prediction that is corrected by what one run measured.
+
+On the same card each part of the time is predicted anew and multiplied by how much longer it took
+in this run than was predicted; the step in the way in which every finished run corrects the next
+prediction (predict/calibration.py).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from nanogauge.config import Config
+from nanogauge.planning import DESKTOP_BYTES, Span
+from nanogauge.predict.calibration import Calibration, FinishedRun
+from nanogauge.predict.energy import cost_of
+from nanogauge.predict.fit import Verdict, fit_verdict, memory_of, with_micro_batch
+from nanogauge.predict.prediction import checkpoints, evaluations, predict
+from nanogauge.predict.workload import workload_of
+from nanogauge.records import Hardware, Prediction
+from nanogauge.report.measured import Measurements
+from nanogauge.runlog import Recorded
+
+
+def with_train(config: Config, **values: int) -> Config:
+    return config.model_copy(update={"train": config.train.model_copy(update=values)})
+
+
+def in_micro_batches(config: Config, micro: int) -> Config:
+    """The same tokens a step in other micro-batches, and as many (or a few more) an evaluation."""
+    sequences = config.train.eval_batches * config.train.micro_batch
+    return with_train(with_micro_batch(config, micro), eval_batches=math.ceil(sequences / micro))
+
+
+def memory_left(hardware: Hardware, recorded: Recorded) -> int | None:
+    """Bytes that a run can have on this card: all but what other programs held at the start.
+
+    Where nobody told, a card that may drive a screen is taken to hold a desktop; of a machine
+    without a GPU nothing is known but its whole memory. None where not even that is known.
+    """
+    total = hardware.memory_bytes
+    if total is None or hardware.kind == "cpu":
+        return total
+    others = recorded.starts[-1].other_programs
+    if others is not None and hardware.name == recorded.starts[-1].device:
+        return total - sum(others.values())
+    return total if hardware.kind == "datacenter" else total - DESKTOP_BYTES
+
+
+@dataclass(frozen=True)
+class Engine:
+    """The prediction of runs like this one, corrected by it."""
+
+    config: Config
+    hardware: Hardware
+    dtype: str
+    gpus: int
+    calibration: Calibration
+    """this run alone"""
+    factors: dict[str, float]
+    """measured over predicted, of each part of the ledger but the steps"""
+    memory_factor: float
+    """measured peak of the process over the predicted one; 1 where it was not measured"""
+    memory_measured: bool
+    free_bytes: int | None
+    watts: float | None
+    """mean that was measured"""
+    recorded: Recorded
+
+    @classmethod
+    def of(
+        cls, config: Config, prediction: Prediction, found: Measurements, recorded: Recorded
+    ) -> Engine:
+        hardware, dtype, gpus = prediction.hardware, prediction.dtype, prediction.gpus
+        step, watts = found.values["step_seconds"], found.values.get("power_watts")
+        on_gpu = hardware.kind != "cpu"
+        this_run = FinishedRun(
+            name=config.run.name,
+            workload=workload_of(config, dtype, on_gpu, gpus),
+            step_seconds=step.value,
+            p10_seconds=step.value if step.p10 is None else step.p10,
+            p90_seconds=step.value if step.p90 is None else step.p90,
+            n=step.n or 1,
+            finished_unix=recorded.starts[-1].unix_time or 0.0,
+        )
+        peak = found.values.get("peak_process_bytes")
+        expected = memory_of(config, hardware, dtype, gpus).process[1]
+        return cls(
+            config=config,
+            hardware=hardware,
+            dtype=dtype,
+            gpus=gpus,
+            calibration=Calibration(
+                device=hardware.name,
+                torch="",
+                threads=None,
+                created_unix=this_run.finished_unix,
+                runs=(this_run,),
+            ),
+            factors=_factors(config, predict(config, hardware, dtype, gpus), found, recorded),
+            memory_factor=peak.value / expected if peak is not None else 1.0,
+            memory_measured=peak is not None,
+            free_bytes=memory_left(hardware, recorded),
+            watts=watts.value if watts is not None else None,
+            recorded=recorded,
+        )
+
+    @property
+    def step_factor(self) -> float:
+        """The measured steady step over the predicted one."""
+        found = predict(self.config, self.hardware, self.dtype, self.gpus, self.calibration)
+        measured, predicted = found.calibrated["step_seconds"], found.quantities["step_seconds"]
+        return measured.expected / predicted.expected
+
+    def on(self, hardware: Hardware, free_bytes: int | None) -> Engine:
+        """For another card, of which nothing was measured: only its memory and power."""
+        return replace(
+            self,
+            hardware=hardware,
+            free_bytes=free_bytes,
+            memory_factor=1.0,
+            memory_measured=False,
+            watts=None,
+        )
+
+    def seconds(self, config: Config) -> Span:
+        """The whole run; the interval is the step's, as the other parts were measured."""
+        found = predict(config, self.hardware, self.dtype, self.gpus, self.calibration)
+        step, analytic = found.calibrated["step_seconds"], found.quantities["step_seconds"]
+        slower = step.expected / analytic.expected
+        ledger = found.ledger
+        work = config.train.max_steps * step.expected
+        work += ledger["eval_s"] * self.factors.get("eval_s", slower)
+        rest = sum(ledger[k] * self.factors[k] for k in ("compile_s", "checkpoint_s", "other_s"))
+        low, high = step.low / step.expected, step.high / step.expected
+        return Span(low=low * work + rest, expected=work + rest, high=high * work + rest)
+
+    def power(self, limit_watts: float | None = None) -> Span | None:
+        """Mean watts of the boards: as measured, else as predicted.
+
+        The interval of a measured mean is as wide as the predicted one: other work draws another
+        share of the limit. It does not go above the limit unless the measurement did.
+        """
+        told = predict(self.config, self.hardware, self.dtype, self.gpus).quantities
+        share = told.get("power_watts")
+        if share is None:
+            return None
+        if self.watts is None:
+            return Span(low=share.low, expected=share.expected, high=share.high)
+        limit = self.gpus * (limit_watts or self.hardware.power_limit_watts or self.watts)
+        widest = self.watts * share.high / share.expected
+        return Span(
+            low=self.watts * share.low / share.expected,
+            expected=self.watts,
+            high=max(self.watts, min(widest, limit)),
+        )
+
+    def memory(self, config: Config) -> tuple[float, Verdict | None]:
+        """The expected peak, and whether it fits; both corrected by the measured peak.
+
+        What was measured of this very workload has no interval.
+        """
+        memory = memory_of(config, self.hardware, self.dtype, self.gpus)
+        low, expected, high = (self.memory_factor * value for value in memory.process)
+        work = workload_of(config, self.dtype, self.hardware.kind != "cpu", self.gpus)
+        if self.memory_measured and work == self.calibration.runs[0].workload:
+            low = high = expected
+        if self.free_bytes is None:
+            return expected, None
+        return expected, fit_verdict(
+            replace(memory, process=(low, expected, high)), self.free_bytes
+        )
+
+    def made_to_fit(self, config: Config) -> Config | None:
+        """The configuration, in halved micro-batches until it may fit; None where it never does."""
+        while self.memory(config)[1] == "does not fit":
+            micro = config.train.micro_batch
+            if micro % 2:
+                return None
+            config = in_micro_batches(config, micro // 2)
+        return config
+
+
+def _factors(
+    config: Config, predicted: Prediction, found: Measurements, recorded: Recorded
+) -> dict[str, float]:
+    """Measured over predicted, of each part of the ledger but the steps.
+
+    What the log does not tell apart stands in another part, or was not seen: a checkpoint that was
+    timed with the evaluation costs nothing here, a start-up that nobody timed what is predicted.
+    """
+    measured, ledger = found.ledger, predicted.ledger
+    factors = {"compile_s": 1.0, "checkpoint_s": 1.0, "other_s": 1.0}
+    again = sum(startup.compile_seconds for startup in recorded.startups[1:])
+    if measured.compile_s is not None and ledger["compile_s"] > 0:
+        factors["compile_s"] = (measured.compile_s - again) / ledger["compile_s"]
+    if measured.eval_s is not None and recorded.evals:
+        one = measured.eval_s / len(recorded.evals)
+        factors["eval_s"] = one / (ledger["eval_s"] / evaluations(config))
+    saved = sum(line.seconds is not None for line in recorded.checkpoints)
+    if measured.checkpoint_s is None:
+        factors["checkpoint_s"] = 0.0
+    elif saved:
+        one = measured.checkpoint_s / saved
+        factors["checkpoint_s"] = one / (ledger["checkpoint_s"] / checkpoints(config))
+    if measured.other_s is not None:
+        factors["other_s"] = max(measured.other_s, 0.0) / ledger["other_s"]
+    return factors
+
+
+def energy_of(watts: Span | None, seconds: Span) -> Span | None:
+    """Kilowatt-hours of the boards: power x time."""
+    if watts is None:
+        return None
+    return Span(
+        low=watts.low * seconds.low / 3.6e6,
+        expected=watts.expected * seconds.expected / 3.6e6,
+        high=watts.high * seconds.high / 3.6e6,
+    )
+
+
+def cost_span(config: Config, energy: Span | None, seconds: Span) -> Span | None:
+    if energy is None or config.cost.price_per_kwh is None:
+        return None
+    return Span(
+        low=cost_of(config.cost, energy.low, seconds.low),
+        expected=cost_of(config.cost, energy.expected, seconds.expected),
+        high=cost_of(config.cost, energy.high, seconds.high),
+    )

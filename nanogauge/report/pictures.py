@@ -1,0 +1,300 @@
+"""Which charts a run has: what its log holds of loss, time, power, memory and energy."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from nanogauge.config import Config
+from nanogauge.predict.energy import cost_of
+from nanogauge.quantities import format_value
+from nanogauge.records import Prediction, Sensor, Stored
+from nanogauge.report.charts import Bar, bars
+from nanogauge.report.compare import Row
+from nanogauge.report.lines import Band, Chart, Marks, Second, Series, line_chart
+from nanogauge.report.scale import Floats
+from nanogauge.report.sensed import JOULES_PER_KWH, highest, peak
+from nanogauge.report.timeline import Timeline
+from nanogauge.runlog import Recorded
+from nanogauge.table import Table
+
+GIB = 2**30
+
+
+def pictures(
+    recorded: Recorded, config: Config, prediction: Prediction, rows: list[Row]
+) -> list[Chart]:
+    """All charts for which the log has something, in the order in which they are read."""
+    timeline = Timeline(recorded)
+    steps = recorded.steps
+    places = timeline.of_steps(steps.column("step"), steps.column("elapsed_seconds"))
+    found = [
+        _loss(recorded, config, timeline, places),
+        _step_time(recorded, prediction, rows, timeline, places),
+        _utilisation(recorded, config, prediction, rows, timeline, places),
+    ]
+    if len(recorded.sensors) and timeline.has_clock:
+        hours = timeline.of_readings(recorded.sensors.column("elapsed_seconds"))
+        found += [
+            _power(recorded.sensors, prediction, timeline, hours),
+            _clock(recorded.sensors, prediction, timeline, hours),
+            _temperature(recorded.sensors, timeline, hours),
+            _energy(recorded.sensors, config, prediction, timeline, hours),
+        ]
+    found.append(_memory(recorded, prediction))
+    return [chart for chart in found if chart is not None]
+
+
+def _known(name: str, x: Floats, y: Floats, style: str = "line") -> Series:
+    """A line of the values that are known and have a place."""
+    known = ~(np.isnan(x) | np.isnan(y))
+    return Series(name, x[known], y[known], style)
+
+
+def _reading(table: Table[Sensor], field: str, name: str, x: Floats, scale: float = 1.0) -> Series:
+    return _known(name, x, table.column(field) / scale)
+
+
+def _limit(one: Series) -> Series:
+    """A line that others are held against: it changes rarely, and its end says enough."""
+    return replace(one, style="limit", told=("last",))
+
+
+def _bands(prediction: Prediction, rows: list[Row], row_id: str, scale: float) -> list[Band]:
+    """What was predicted and claimed of a quantity, in the unit of its chart."""
+    found = []
+    for name, estimates, style in (
+        ("predicted", prediction.quantities, "band"),
+        ("calibrated", prediction.calibrated, "calband"),
+    ):
+        estimate = estimates.get(row_id)
+        if estimate is not None:
+            found.append(Band(name, scale * estimate.low, scale * estimate.high, style))
+    claims = [row.claimed for row in rows if row.id == row_id and row.claimed is not None]
+    ranges = [(c.low, c.high) for c in claims if c.low is not None and c.high is not None]
+    if ranges:
+        low, high = min(ranges, key=lambda ends: ends[1] - ends[0])
+        name = "claimed" if len(ranges) == 1 else "claimed, the narrowest"
+        found.append(Band(name, scale * low, scale * high, "cband"))
+    return found
+
+
+def _loss(recorded: Recorded, config: Config, timeline: Timeline, places: Floats) -> Chart | None:
+    steps = recorded.steps
+    evals = [e for e in recorded.evals if e.val_loss is not None]
+    at = np.array([e.step for e in evals], dtype=np.float64)
+    clocks = np.array([np.nan if e.elapsed_seconds is None else e.elapsed_seconds for e in evals])
+    losses = np.array([np.nan if e.val_loss is None else e.val_loss for e in evals])
+    tokens = (steps.column("step") + 1) * config.tokens_per_step
+    where = ~np.isnan(places)
+    return line_chart(
+        "loss",
+        "Loss",
+        "nats per token",
+        timeline.title,
+        timeline.end,
+        [
+            _known("training", places, steps.column("loss")),
+            _known("validation", timeline.of_steps(at, clocks), losses, "dots"),
+        ],
+        top=Second("tokens", places[where], tokens[where]) if where.any() else None,
+    )
+
+
+def _step_time(
+    recorded: Recorded,
+    prediction: Prediction,
+    rows: list[Row],
+    timeline: Timeline,
+    places: Floats,
+) -> Chart | None:
+    def marks(name: str, lines: list[tuple[int | None, float | None]], style: str) -> Marks:
+        through = style in ("alarm", "compile")
+        return Marks(name, timeline.of_moments(lines), style, through)
+
+    again = [c for c in recorded.compiles if c.step is not None]
+    alarms = [e for e in recorded.events if e.level == "alarm"]
+    return line_chart(
+        "step-time",
+        "Time per step",
+        "s",
+        timeline.title,
+        timeline.end,
+        [_known("step", places, recorded.steps.column("step_seconds"))],
+        bands=_bands(prediction, rows, "step_seconds", 1.0),
+        marks=[
+            marks("evaluations", [_moment(e) for e in recorded.evals], "eval"),
+            marks("checkpoints", [_moment(c) for c in recorded.checkpoints], "checkpoint"),
+            marks("recompilations", [_moment(c) for c in again], "compile"),
+            marks("alarms", [_moment(e) for e in alarms], "alarm"),
+        ],
+        clamped=True,
+    )
+
+
+def _moment(line: Stored) -> tuple[int | None, float | None]:
+    return getattr(line, "step", None), getattr(line, "elapsed_seconds", None)
+
+
+def _utilisation(
+    recorded: Recorded,
+    config: Config,
+    prediction: Prediction,
+    rows: list[Row],
+    timeline: Timeline,
+    places: Floats,
+) -> Chart | None:
+    peak_flops = prediction.peak_flops
+    if peak_flops is None:
+        return None
+    per_step = prediction.quantities["flops_total_palm"].expected / config.train.max_steps
+    shares = 100 * per_step / recorded.steps.column("step_seconds") / peak_flops
+    return line_chart(
+        "mfu",
+        "MFU (6N + 12LCT)",
+        "%",
+        timeline.title,
+        timeline.end,
+        [_known("step", places, shares)],
+        bands=_bands(prediction, rows, "mfu_palm", 100.0),
+        clamped=True,
+        notes=[f"of {prediction.hardware.peak_name}"],
+    )
+
+
+def _power(
+    sensors: Table[Sensor], prediction: Prediction, timeline: Timeline, hours: Floats
+) -> Chart | None:
+    return line_chart(
+        "power",
+        "Power of the board",
+        "W",
+        timeline.title,
+        timeline.end,
+        [
+            _reading(sensors, "power_watts", "mean of each reading", hours),
+            _limit(_reading(sensors, "power_limit_watts", "limit", hours)),
+        ],
+        bands=_bands(prediction, [], "power_watts", 1.0),
+    )
+
+
+def _clock(
+    sensors: Table[Sensor], prediction: Prediction, timeline: Timeline, hours: Floats
+) -> Chart | None:
+    codes, words = sensors.codes("throttle")
+    held_down = np.isin(codes, [code for code, reasons in enumerate(words) if reasons])
+    lines = [_reading(sensors, "sm_clock_hz", "clock", hours, 1e9)]
+    if prediction.hardware.boost_clock_hz is not None and len(lines[0].x):
+        ends = lines[0].x[[0, -1]]
+        boost = np.full(2, prediction.hardware.boost_clock_hz / 1e9)
+        lines.append(_limit(Series("boost, of the peak", ends, boost)))
+    return line_chart(
+        "clock",
+        "SM clock",
+        "GHz",
+        timeline.title,
+        timeline.end,
+        lines,
+        marks=[Marks("throttled readings", hours[held_down & ~np.isnan(hours)], "throttle")],
+    )
+
+
+def _temperature(sensors: Table[Sensor], timeline: Timeline, hours: Floats) -> Chart | None:
+    return line_chart(
+        "temperature",
+        "Temperature",
+        "°C",
+        timeline.title,
+        timeline.end,
+        [_reading(sensors, "temperature_celsius", "temperature", hours)],
+    )
+
+
+def _energy(
+    sensors: Table[Sensor],
+    config: Config,
+    prediction: Prediction,
+    timeline: Timeline,
+    hours: Floats,
+) -> Chart | None:
+    joules = sensors.column("energy_joules")
+    known = ~(np.isnan(joules) | np.isnan(hours))
+    hours, joules = hours[known], joules[known]
+    if not len(joules):
+        return None
+    back = np.diff(joules, prepend=joules[:1]) < 0  # a count that begins anew, in a new process
+    ended = np.where(back, np.roll(joules, 1), 0.0)
+    kwh = (joules + np.cumsum(ended)) / JOULES_PER_KWH
+    cost, notes = None, []
+    if config.cost.price_per_kwh is not None and kwh[-1] > 0:
+        paid = np.array(
+            [cost_of(config.cost, k, timeline.seconds * h) for k, h in _ends(kwh, hours)]
+        )
+        notes = [f"its cost: {paid[-1]:.2f} {config.cost.currency}"]
+        cost = Second(config.cost.currency, np.array([kwh[0], kwh[-1]]), paid)
+    return line_chart(
+        "energy",
+        "Energy of the board" + (" and its cost" if cost is not None else ""),
+        "kWh",
+        timeline.title,
+        timeline.end,
+        [Series("energy so far", hours, kwh, told=("last",))],
+        bands=_bands(prediction, [], "energy_kwh", 1.0),
+        right=cost,
+        from_zero=True,
+        notes=notes,
+    )
+
+
+def _ends(kwh: Floats, hours: Floats) -> list[tuple[float, float]]:
+    return [(float(kwh[place]), float(hours[place])) for place in (0, -1)]
+
+
+def _memory(recorded: Recorded, prediction: Prediction) -> Chart | None:
+    """The predicted peak in its parts, and every peak that somebody measured."""
+    predicted = prediction.quantities.get("peak_allocated_bytes")
+    rows: list[Bar] = []
+    legend = []
+    if predicted is not None and prediction.memory_parts:
+        parts = sorted(prediction.memory_parts, key=lambda part: -part.value)
+        total = sum(part.value for part in parts)
+        legend = [(f"s{i}", f"{p.name} {p.value / GIB:.2f} GiB") for i, p in enumerate(parts)]
+        rows.append(
+            Bar(
+                "predicted, tensors at the peak",
+                f"{total / GIB:.2f} GiB",
+                [(part.name, part.value) for part in parts],
+                (predicted.low, predicted.high),
+            )
+        )
+    sensors = recorded.sensors
+    on_cpu = prediction.hardware.kind == "cpu"
+    if on_cpu:  # a card that is watched beside the processor has another memory
+        measured = [("measured, the process in main memory", peak(recorded, "peak_host_bytes"))]
+    else:
+        measured = [
+            ("measured, tensors (allocated)", peak(recorded, "peak_allocated_bytes")),
+            ("measured, kept by the allocator (reserved)", peak(recorded, "peak_reserved_bytes")),
+            ("measured, this process on the card", highest(sensors.known("process_used_bytes"))),
+            ("measured, whole card", highest(sensors.known("device_used_bytes"))),
+        ]
+    for name, size in measured:
+        if size is not None:
+            rows.append(Bar(name, f"{size / GIB:.2f} GiB", [(name, float(size))]))
+    if not rows:
+        return None
+    whole = prediction.hardware.memory_bytes
+    where = "the machine" if on_cpu else "the card"
+    limit = (f"{whole / GIB:.3g} GiB: {where}", float(whole)) if whole is not None else None
+    figures = [f"{row.name}: {row.text}" for row in rows]
+    notes = []
+    if predicted is not None:
+        low, high = (
+            format_value("peak_allocated_bytes", end) for end in (predicted.low, predicted.high)
+        )
+        notes.append(f"the whisker is the predicted interval, {low} to {high}")
+    title = "Memory at its peak"
+    picture = bars(title, rows, limit)
+    return Chart("memory", title, picture, legend, figures, notes, labelled=True)

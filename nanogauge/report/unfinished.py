@@ -1,0 +1,308 @@
+"""A run that has not finished: whether it still runs, how it will end, and what it last did.
+
+Nothing here is certain, and each figure says on what it stands. A process that was killed writes no
+line about it: that it died is inferred from a silence that is long beside anything the run did
+before.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from nanogauge.clock_times import day_and_time, later
+from nanogauge.config import Config
+from nanogauge.predict.prediction import (
+    CHECKPOINT_BYTES_PER_SECOND,
+    Triple,
+    checkpoints,
+    evaluations,
+)
+from nanogauge.quantities import format_range, format_seconds, format_value
+from nanogauge.records import Prediction, Stored
+from nanogauge.report.measured import Measurements, steady_seconds
+from nanogauge.runlog import Recorded
+
+STRETCHES = 20
+"""into so many the steady steps are cut, to see how much the pace of one differs from another's"""
+RUNNING_TIMES, RUNNING_SECONDS = 3, 10
+"""silent for less than so many times its longest piece of work, and so much more: it runs"""
+DIED_TIMES, DIED_SECONDS = 20, 300
+"""silent for longer than so many times that, and longer than so much: it died"""
+UNSEEN_WORK_SECONDS = 600
+"""the longest piece of work of a run that has shown none and has no prediction"""
+LONGEST_EVENT_TEXT = 300
+EVENTS_SHOWN = 5
+
+TOTALS = (
+    "tokens_total",
+    "data_epochs",
+    "flops_total_6n",
+    "flops_total_palm",
+    "energy_kwh",
+    "cost",
+)
+"""rows about the whole run that have a figure from its first step on"""
+
+State = Literal["running", "silent", "died"]
+
+
+class Silence(Stored):
+    """How long a log without an end line was not written to, and what follows from it."""
+
+    state: State
+    last_line_age_s: float
+    why: str
+
+
+class Projection(Stored):
+    total_s: float
+    low_s: float
+    high_s: float
+    left_s: float
+    """of total_s: what is still to come"""
+    how: str
+
+
+class LastEvent(Stored):
+    what: str
+    step: int | None
+    elapsed_seconds: float | None
+    """since the process began that logged it"""
+    text: str
+
+
+def without_totals(measurements: Measurements, config: Config) -> Measurements:
+    """Of a run that has not finished: what it came to so far is no figure of the whole run.
+
+    Held against a total that was predicted or claimed it would be a miss that is none.
+    """
+    if measurements.status == "finished":
+        return measurements
+    done = f"{measurements.steps_done:,} of {config.train.max_steps:,} steps"
+    missing = dict(measurements.missing)
+    for row in TOTALS:
+        if (so_far := measurements.values.get(row)) is not None:
+            text = format_value(row, so_far.value, config.cost.currency)
+            missing[row] = f"{text} so far, after {done}"
+    values = {row: figure for row, figure in measurements.values.items() if row not in TOTALS}
+    return measurements.model_copy(update={"values": values, "missing": missing})
+
+
+def silence(
+    recorded: Recorded, prediction: Prediction, written_unix: float, now_unix: float
+) -> Silence | None:
+    """Whether the run still runs; None where its log says how it ended, or is another program's.
+
+    Args:
+        written_unix: when the log was last written to.
+        now_unix: the moment to judge it at.
+    """
+    if recorded.end is not None or recorded.starts[0].source != "train":
+        return None
+    age = max(now_unix - written_unix, 0.0)
+    longest, what = _longest_work(recorded, prediction)
+    why = f"no line for {format_seconds(age)}, {what} {format_seconds(longest)}"
+    state: State = "silent"
+    if age <= RUNNING_TIMES * longest + RUNNING_SECONDS:
+        state, why = "running", f"last line {format_seconds(age)} ago"
+    elif age > max(DIED_TIMES * longest, DIED_SECONDS):
+        state = "died"
+    return Silence(state=state, last_line_age_s=age, why=why)
+
+
+def _longest_work(recorded: Recorded, prediction: Prediction) -> tuple[float, str]:
+    """The longest time in which this run had nothing to log, or may have had."""
+    steps = recorded.steps.known("step_seconds")
+    if not len(steps):
+        first = prediction.best("first_step_seconds")
+        if first is None:
+            return UNSEEN_WORK_SECONDS, "and its first step was given"
+        return first.high, "while the first step was predicted to take at most"
+    seen = [
+        float(steps.max()),
+        *(c.seconds for c in recorded.compiles),
+        *(e.seconds for e in recorded.evals if e.seconds is not None),
+        *(c.seconds for c in recorded.checkpoints if c.seconds is not None),
+    ]
+    return max(seen), "while the longest piece of work before took"
+
+
+def project(
+    recorded: Recorded, config: Config, prediction: Prediction, measurements: Measurements
+) -> Projection | None:
+    """The total of a run that goes on to its last step, from what it showed so far.
+
+    Every part that is still to come lies at its low end, or every one at its high end: the ends of
+    the interval are those of parts that slow down together. None without a steady step, or
+    where the log does not tell what the run took so far.
+    """
+    done, train, wall = measurements.steps_done, config.train, measurements.ledger.wall_s
+    if wall is None or not measurements.timed_whole:
+        return None
+    pace = _pace(steady_seconds(recorded), prediction)
+    if pace is None:
+        return None
+    left = train.max_steps - done
+    scheduled = {*range(0, train.max_steps, train.eval_every), train.max_steps}
+    evals_left = len({s for s in scheduled if s >= done} - {e.step for e in recorded.evals})
+    scheduled = {*range(train.checkpoint_every, train.max_steps, train.checkpoint_every)}
+    scheduled.add(train.max_steps)
+    saved = {c.step for c in recorded.checkpoints}
+    saves_left = len({s for s in scheduled if s >= done} - saved)
+    evaluation = _spread([e.seconds for e in recorded.evals])
+    if evaluation is None:
+        evaluation = _predicted_evaluation(config, prediction)
+    saving = _spread([c.seconds for c in recorded.checkpoints])
+    if saving is None and recorded.starts[0].source == "train":
+        saving = _predicted_checkpoint(config, prediction)
+    low = expected = high = 0.0
+    told = []
+    for name, count, each in (
+        ("step", left, pace),
+        ("evaluation", evals_left, evaluation),
+        ("checkpoint", saves_left, saving),
+    ):
+        if each is None or count == 0:
+            continue
+        low, expected, high = (
+            low + count * each[0],
+            expected + count * each[1],
+            high + count * each[2],
+        )
+        spread = format_range("step_seconds", each[0], each[2])
+        told.append(f"{count:,} {name}{'s' * (count > 1)} of {spread}")
+    return Projection(
+        total_s=wall + expected,
+        low_s=wall + low,
+        high_s=wall + high,
+        left_s=expected,
+        how=f"{format_seconds(wall)} so far, and still to come {', '.join(told) or 'nothing'}",
+    )
+
+
+def _pace(seconds: npt.NDArray[np.float64], prediction: Prediction) -> Triple | None:
+    """Seconds of a step to come: the stretches of the run so far, but for the two outermost.
+
+    While there are too few steps to see the spread, the interval is as wide, in proportion, as that
+    of the prediction.
+    """
+    if not len(seconds):
+        return None
+    if len(seconds) < STRETCHES:
+        median = float(np.median(seconds))
+        low, high = float(seconds.min()), float(seconds.max())
+        step = prediction.best("step_seconds")
+        if step is not None:
+            low = min(low, median * step.low / step.expected)
+            high = max(high, median * step.high / step.expected)
+        return low, median, high
+    means = sorted(float(part.mean()) for part in np.array_split(seconds, STRETCHES))
+    return means[1], statistics.median(means), means[-2]
+
+
+def _spread(seconds: Sequence[float | None]) -> Triple | None:
+    """The shortest, the middle and the longest of what was timed."""
+    timed = [s for s in seconds if s is not None]
+    return (min(timed), statistics.median(timed), max(timed)) if timed else None
+
+
+def _predicted_evaluation(config: Config, prediction: Prediction) -> Triple | None:
+    step = prediction.best("step_seconds")
+    if step is None or "eval_s" not in prediction.ledger:
+        return None
+    each = prediction.ledger["eval_s"] / evaluations(config)
+    return each * step.low / step.expected, each, each * step.high / step.expected
+
+
+def _predicted_checkpoint(config: Config, prediction: Prediction) -> Triple | None:
+    if "checkpoint_s" not in prediction.ledger:
+        return None
+    each = prediction.ledger["checkpoint_s"] / checkpoints(config)
+    slow, usual, fast = CHECKPOINT_BYTES_PER_SECOND
+    return each * usual / fast, each, each * usual / slow
+
+
+def last_events(recorded: Recorded, measurements: Measurements) -> list[LastEvent]:
+    """What a run that has not finished did last: one line of each kind, and the last events."""
+    told: list[LastEvent] = []
+
+    def tell(what: str, step: int | None, elapsed_seconds: float | None, text: str) -> None:
+        text = text if len(text) <= LONGEST_EVENT_TEXT else text[:LONGEST_EVENT_TEXT] + " ..."
+        told.append(LastEvent(what=what, step=step, elapsed_seconds=elapsed_seconds, text=text))
+
+    for step in recorded.steps[-1:]:
+        loss = "no finite loss" if step.loss is None else f"loss {step.loss:.4g}"
+        took = "" if step.step_seconds is None else f", {format_seconds(step.step_seconds)}"
+        tell("step", step.step, step.elapsed_seconds, loss + took)
+    for evaluated in recorded.evals[-1:]:
+        validation = evaluated.val_loss
+        text = "no finite validation loss"
+        if validation is not None:
+            text = f"validation loss {validation:.4g}"
+        tell("evaluation", evaluated.step, evaluated.elapsed_seconds, text)
+    for saved in recorded.checkpoints[-1:]:
+        again = measurements.steps_done - saved.step
+        text = "no step was made since"
+        if again > 0:
+            text = f"{again:,} steps were made since; a resumed run makes them again"
+        tell("checkpoint", saved.step, saved.elapsed_seconds, text)
+    events = [e for e in recorded.events if e.what != "sample"]
+    for event in events[-EVENTS_SHOWN:]:
+        tell(event.what.replace("_", " "), event.step, event.elapsed_seconds, event.text)
+    if recorded.end is not None:
+        end = recorded.end
+        tell(end.status, end.steps, end.elapsed_seconds, end.reason or "the log gives no reason")
+    return told
+
+
+def unfinished_headline(
+    measurements: Measurements,
+    config: Config,
+    prediction: Prediction,
+    quiet: Silence | None,
+    projection: Projection | None,
+    now_unix: float,
+) -> str:
+    """Where the run stands, and when it ends, or would at this pace."""
+    where = f"step {measurements.steps_done:,} of {config.train.max_steps:,}"
+    wall = measurements.ledger.wall_s
+    if wall is not None and measurements.timed_whole:
+        where += f" after {format_seconds(wall)}"
+    if quiet is None:
+        began = {"stopped": "Stopped", "failed": "Failed"}.get(measurements.status, "The log ends")
+        text = f"{began} at {where}."
+    elif quiet.state == "running":
+        text = f"Running, {quiet.why}: {where}."
+    elif quiet.state == "died":
+        text = f"Died at {where}: {quiet.why}."
+    else:
+        text = f"Silent at {where}, and perhaps dead: {quiet.why}."
+    if projection is None:
+        return text
+    total = _with_interval(projection)
+    if quiet is None or quiet.state != "running":
+        return f"{text} At the measured pace the whole run takes {total}."
+    now = datetime.fromtimestamp(now_unix).astimezone()
+    done = later(now, projection.left_s - quiet.last_line_age_s)
+    text += f" At this pace the whole run takes {total}, done {day_and_time(done, now)}"
+    predicted = prediction.best("total_seconds")
+    if predicted is None:
+        return f"{text}."
+    inside = predicted.low <= projection.total_s <= predicted.high
+    interval = format_range("total_seconds", predicted.low, predicted.high)
+    return f"{text}; {'inside' if inside else 'outside'} the predicted {interval}."
+
+
+def _with_interval(projection: Projection) -> str:
+    total, low, high = projection.total_s, projection.low_s, projection.high_s
+    text = format_seconds(total)
+    interval = format_range("total_seconds", low, high)
+    if interval == text:
+        interval = f"within {100 * max(total - low, high - total) / total:.2g} %"
+    return f"{text} ({interval})"

@@ -1,0 +1,81 @@
+"""The data of a run: opened as the configuration says, and what is to be told of it."""
+
+from __future__ import annotations
+
+import torch
+
+from nanogauge.config import Config
+from nanogauge.errors import BadInput
+from nanogauge.records import Event
+from nanogauge.runlog import RunLog
+from nanogauge.screen import Screen
+from nanogauge.training.data import Batches
+from nanogauge.training.sources import Source, open_source
+
+
+def open_data(config: Config, device: torch.device) -> tuple[Config, Source, Batches]:
+    """The data, and the configuration with its number of tokens where none was given.
+
+    Raises:
+        BadInput: if there is none, or its tokenizer has more tokens than the model.
+    """
+    source = open_source(config.data)
+    train, model = config.train, config.model
+    if source.vocab_size is not None and source.vocab_size > model.vocab_size:
+        raise BadInput(
+            f"the data's tokenizer has {source.vocab_size:,} tokens but model.vocab_size is "
+            f"{model.vocab_size:,}; set it to that, padded to a multiple of 64."
+        )
+    batches = Batches(
+        source.splits,
+        train.micro_batch,
+        model.block_size,
+        model.vocab_size,
+        config.run.seed,
+        device,
+        grad_accum=train.grad_accum,
+        order=config.data.order,
+        eval_batches=train.eval_batches,
+        fingerprint=source.fingerprint,
+    )
+    if config.data.tokens is None:
+        data = config.data.model_copy(update={"tokens": batches.train_tokens})
+        config = config.model_copy(update={"data": data})
+    return config, source, batches
+
+
+def tell_of_data(
+    config: Config, source: Source, batches: Batches, log: RunLog, screen: Screen
+) -> None:
+    """What had to be assumed of the data, what of it is never seen, and whether it has another size
+    than was planned.
+    """
+    if source.assumed is not None:
+        log.write(Event(what="data_assumed", text=source.assumed))
+        screen.say(source.assumed)
+    log.write(Event(what="data_order", text=describe_order(batches)))
+    planned = config.data.tokens
+    if planned is not None and not 0.99 < batches.train_tokens / planned < 1.01:
+        text = (
+            f"The data holds {batches.train_tokens:,} training tokens, not the {planned:,} of "
+            "data.tokens: the passes over it are not those that were predicted."
+        )
+        log.write(Event(level="warning", what="data_size", text=text))
+        screen.say(f"! {text}")
+
+
+def describe_order(batches: Batches) -> str:
+    """What an epoch is, and what of the data does not come up in it."""
+    grid, block = batches.grids["train"], batches.block_size
+    if batches.order == "random":
+        text = f"Windows of {block:,} tokens are drawn from the training data with replacement."
+    else:
+        unseen = grid.unseen_tokens
+        text = (
+            f"An epoch predicts the {block:,} tokens of {grid.windows:,} windows, once each; "
+            f"{unseen:,} of the {batches.train_tokens:,} training tokens "
+            f"({unseen / batches.train_tokens:.2%}) are in none of them, others in each epoch."
+        )
+    if short := batches.short["train"]:
+        text += f" {short:,} tokens more are in shards too short for a window, and never seen."
+    return text

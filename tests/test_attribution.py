@@ -1,0 +1,271 @@
+"""Why a total was not the predicted one: causes that add up, and what each says to change."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from examples import CPU, SEED_CLAIMS
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_up import MadeUp
+
+from nanogauge.claims import Claims, load_claims
+from nanogauge.hardware import lookup
+from nanogauge.predict.prediction import predict
+from nanogauge.predict.step_time import counted_clock_hz
+from nanogauge.report.attribution import Attribution, attribute, attribute_claim
+from nanogauge.report.clocks import arithmetic_share
+from nanogauge.report.compare import build_rows
+from nanogauge.report.measured import measure
+from nanogauge.report.step_causes import Cause
+from nanogauge.report.what_if import what_if
+
+SECONDS = st.floats(0.001, 6.0)
+POSSIBLE = st.floats(3.2, 8.0)
+"""of a step that the card's peak allows, at 10 % less, too"""
+
+
+@st.composite
+def runs(draw: st.DrawFn) -> MadeUp:
+    """Slow, fast and uneven steps, restarts, throttling, with a clock and without one."""
+    base, other, every = draw(SECONDS), draw(SECONDS), draw(st.integers(2, 9))
+    hot_from, hot_to = sorted((draw(st.floats(0, 300)), draw(st.floats(0, 300))))
+    hot = (draw(st.floats(1e8, 3e9)), ["thermal (software)"])
+    died = draw(st.lists(st.tuples(st.integers(21, 59), st.integers(0, 20)), max_size=2))
+    return MadeUp(
+        step=lambda step: base if step % every else other,
+        wait=draw(st.floats(0, 0.001)),
+        evaluation=draw(SECONDS),
+        checkpoint=draw(st.floats(0, 9)),
+        compilation=draw(SECONDS),
+        start_up=draw(SECONDS),
+        died_at=died,
+        throttled=lambda now: hot if hot_from < now < hot_to else None,
+        clock_hz=draw(st.one_of(st.none(), st.floats(1e9, 3e9))),
+        clocked=draw(st.booleans()),
+        sensors=draw(st.booleans()),
+    )
+
+
+def attribution(run: MadeUp, claims: Claims | None = None) -> Attribution:
+    config, prediction, recorded = run.config, run.prediction, run.recorded()
+    found = measure(recorded, config, prediction)
+    scenarios = what_if(config, prediction, found, recorded)
+    if claims is not None:
+        told = attribute_claim(claims, prediction, found, config, recorded, scenarios)
+    else:
+        told = attribute(prediction, found, config, recorded, scenarios)
+    assert told is not None
+    return told
+
+
+def part(run: MadeUp, cause: str, claims: Claims | None = None) -> Cause:
+    (found,) = (p for p in attribution(run, claims).parts if p.cause == cause)
+    return found
+
+
+def left_of(told: Attribution) -> float:
+    """What the parts do not explain."""
+    return sum(p.seconds for p in told.parts) - (told.actual_s - told.predicted_s)
+
+
+@settings(max_examples=40, deadline=None)
+@given(run=runs())
+def test_the_causes_add_up_to_the_difference_whatever_happened(run: MadeUp) -> None:
+    for claims in (None, load_claims(SEED_CLAIMS)):
+        told = attribution(run, claims)
+        assert abs(left_of(told)) < 1e-6
+
+
+@settings(max_examples=40, deadline=None)
+@given(run=runs())
+def test_the_ledger_adds_up_to_the_wall_time_whatever_happened(run: MadeUp) -> None:
+    """To the wall time of the processes' clocks, with no part below nothing."""
+    ledger = run.measured().ledger.model_dump()
+    wall = ledger.pop("wall_s")
+    parts = [value for value in ledger.values() if value is not None]
+    assert sum(parts) == pytest.approx(wall, rel=0.005)
+    assert min(parts) >= -1e-6 * wall
+
+
+@settings(max_examples=20, deadline=None)
+@given(run=runs())
+def test_what_was_booked_is_what_happened(run: MadeUp) -> None:
+    """Everything else is the first start-up and the end: nothing is lost in between."""
+    ledger = replace(run, clocked=True).measured().ledger
+    assert ledger.other_s == pytest.approx(run.start_up + 1.0, abs=1e-6)
+    assert ledger.startup_s == pytest.approx(run.start_up * len(run.died_at), abs=1e-6)
+
+
+def test_a_lower_clock_is_told_from_a_lower_efficiency() -> None:
+    """Of a step at half the counted clock, the arithmetic took twice as long, the rest did not."""
+    counted = counted_clock_hz(lookup("RTX 4070", "bfloat16"))
+    assert counted == pytest.approx(2.475e9 * 1.06)  # Ada exceeds its datasheet's peak
+    run = MadeUp(clock_hz=counted / 2)
+    expected = run.prediction.quantities["step_seconds"].expected
+    share = arithmetic_share(run.prediction)
+    assert share is not None
+    slow = replace(run, step=lambda _: expected * (1 + share))
+    clock, efficiency = (part(slow, f"step: {c}") for c in ("clock", "efficiency"))
+    assert clock.seconds == pytest.approx(60 * share * expected)
+    assert efficiency.seconds == pytest.approx(0, abs=1e-9 * expected * 60)
+    assert "datasheet's 2.475 GHz" in clock.why
+
+
+def test_without_a_clock_the_two_are_one_part_that_says_so() -> None:
+    for run in (MadeUp(sensors=False), MadeUp(clock_hz=None)):
+        both = part(run, "step: clock and efficiency")
+        assert "the clock was not measured" in both.why
+
+
+def test_throttling_is_taken_out_of_the_steps_that_it_slowed() -> None:
+    """A quarter of the steps at half the clock: their time is throttling, not unevenness."""
+    run = MadeUp()
+    share = arithmetic_share(run.prediction)
+    assert share is not None
+    slow = 4.0 * (1 + share)
+    hot = replace(
+        run,
+        step=lambda step: slow if 40 < step <= 55 else 4.0,
+        throttled=lambda now: (1.3e9, ["thermal (hardware)"]) if 240 < now <= 240 + 60 else None,
+    )
+    told = part(hot, "throttling")
+    assert told.seconds == pytest.approx(60 * (1 - 1 / (1 + share)))
+    assert "thermal (hardware)" in told.why
+    assert told.advice is not None and "more air" in told.advice
+    uneven = part(hot, "uneven steps")
+    assert uneven.seconds == pytest.approx(15 * (slow - 4.0) - told.seconds)
+    steady = [p for p in attribution(hot).parts if p.cause.startswith("step:")]
+    calm = [p for p in attribution(replace(run, step=lambda _: 4.0)).parts if "step:" in p.cause]
+    assert [p.seconds for p in steady] == pytest.approx([p.seconds for p in calm])
+
+
+def test_a_card_that_was_throttled_most_of_the_time_has_a_throttled_median() -> None:
+    """The median step itself was slow: the loss leaves the steady part, not the uneven one."""
+    run = MadeUp(
+        step=lambda step: 5.0 if step > 10 else 4.0,
+        throttled=lambda now: (1.3e9, ["power brake"]) if now > 90 else None,
+    )
+    assert part(run, "throttling").seconds > 0
+    assert part(run, "uneven steps").seconds == 0
+
+
+def test_throttling_takes_no_more_than_the_steps_lost() -> None:
+    """The clock alone would say 24 s, but every step took what the others did."""
+    hot = MadeUp(throttled=lambda now: (1.3e9, ["power brake"]) if 60 < now < 120 else None)
+    assert part(hot, "throttling").seconds == pytest.approx(0, abs=1e-9)
+    assert part(hot, "uneven steps").seconds == pytest.approx(0, abs=1e-9)
+
+
+def test_a_power_cap_is_no_throttling() -> None:
+    """A card at its power limit works as it is meant to."""
+    told = part(MadeUp(throttled=lambda _: (2.0e9, ["power cap"])), "throttling")
+    assert (told.seconds, told.why) == (0, "in no reading")
+
+
+def test_throttling_without_a_clock_to_compare_with_costs_nothing_that_is_known() -> None:
+    told = part(MadeUp(throttled=lambda _: (1e9, ["power brake"])), "throttling")
+    assert told.seconds == 0
+    assert "not known" in told.why
+
+
+def test_a_resumed_run_paid_for_what_it_made_again_and_for_starting_again() -> None:
+    run = MadeUp(died_at=[(35, 20)], start_up=9.0, checkpoint=2.0)
+    told = part(run, "restarts and lost work")
+    again = 15 * 3.9 + 15.0  # steps 20 to 34, and the evaluation before step 20
+    assert told.seconds == pytest.approx(again + 9.0 + 12.0)
+    assert "15 steps" in told.why
+    assert part(run, "compilation").seconds == pytest.approx(
+        12.0 - run.prediction.ledger["compile_s"]
+    )
+    assert told.advice is not None and "every 10 steps instead of 20" in told.advice
+
+
+def test_advice_says_what_it_would_have_saved() -> None:
+    run = MadeUp(evaluation=15.0, checkpoint=3.0, wait=0.2)
+    evaluation = part(run, "evaluation").advice
+    assert evaluation is not None  # 4 evaluations become 3: at 0, 40 and 60
+    assert "every 40 steps instead of 20 saves 15 s" in evaluation
+    assert "100 batches instead of 200 save 30 s" in evaluation
+    checkpoint = part(run, "checkpoints").advice
+    assert checkpoint is not None and "every 40 steps instead of 20 saves 3 s" in checkpoint
+    data = part(run, "waiting for data").advice
+    assert data is not None and "saves up to 12 s" in data
+    compilation = part(run, "compilation").advice
+    assert compilation is not None and "saves up to 10.8 s" in compilation
+
+
+def test_what_saves_too_little_is_not_advised() -> None:
+    run = MadeUp(evaluation=0.01, checkpoint=0.01, wait=0.0, compilation=0.1)
+    told = attribution(run).parts
+    assert [p.cause for p in told if p.advice is not None] == []
+
+
+def test_a_lowered_power_limit_is_advised_against_only_where_it_held_the_card_down() -> None:
+    low = part(MadeUp(clock_hz=2.0e9, watt_limit=160.0), "step: clock").advice
+    assert low is not None
+    assert "160 W is below the card's own 200 W" in low and "at most" in low
+    assert part(MadeUp(clock_hz=2.0e9), "step: clock").advice is None
+    assert part(MadeUp(clock_hz=2.7e9, watt_limit=160.0), "step: clock").advice is None
+
+
+def test_a_run_on_a_cpu_has_causes_without_a_clock() -> None:
+    run = MadeUp(sensors=False)
+    config = run.config
+    prediction = predict(config, CPU, "float32")
+    told = attribute(prediction, run.measured(), config, run.recorded(), [])
+    assert told is not None
+    assert abs(left_of(told)) < 1e-6
+    assert told.parts[0].cause == "steady step"
+
+
+FOLLOWS = {
+    "step_seconds": {"step_seconds", "mfu_palm", "mfu_6n", "first_step_seconds"},
+    "elapsed_seconds": {"total_seconds"},
+    "power_watts": {"power_watts"},
+    "energy_joules": {"energy_kwh", "cost"},
+    "val_loss": {"val_loss"},
+    "peak_allocated_bytes": {"peak_allocated_bytes"},
+    "process_used_bytes": {"peak_process_bytes"},
+    "sm_clock_hz": set(),
+    "loss": set(),
+}
+"""field of the log -> the rows that are computed from it, in a run whose lines have a clock"""
+
+
+def measured_rows(run: MadeUp) -> dict[str, float]:
+    rows, _ = build_rows(None, run.config, run.prediction, run.measured())
+    return {row.id: row.measured.value for row in rows if row.measured is not None}
+
+
+@settings(max_examples=40, deadline=None)
+@given(field=st.sampled_from(sorted(FOLLOWS)), factor=st.sampled_from([0.9, 1.1]), base=POSSIBLE)
+def test_a_changed_figure_changes_its_rows_and_no_others(
+    field: str, factor: float, base: float
+) -> None:
+    """10 % more of one measured quantity: that row, those computed from it, and nothing else."""
+    run = MadeUp(step=lambda _: base, compilation=0.0)
+    before, after = measured_rows(run), measured_rows(replace(run, scale={field: factor}))
+    assert before.keys() == after.keys()
+    changed = {row for row in before if after[row] != pytest.approx(before[row], rel=1e-9)}
+    assert changed == FOLLOWS[field]
+    for row in changed:
+        grown = 1 / factor if row.startswith("mfu") else factor
+        assert after[row] == pytest.approx(grown * before[row], rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("field", "rows"),
+    [
+        ("step_seconds", {"step_seconds", "mfu_palm", "mfu_6n", "total_seconds"}),
+        ("seconds", {"total_seconds"}),
+    ],
+)
+def test_where_no_line_has_a_clock_the_total_follows_from_the_parts(
+    field: str, rows: set[str]
+) -> None:
+    run = MadeUp(clocked=False, compilation=0.0, sensors=False)
+    before, after = measured_rows(run), measured_rows(replace(run, scale={field: 1.1}))
+    changed = {row for row in before if after[row] != pytest.approx(before[row], rel=1e-9)}
+    assert changed - {"first_step_seconds"} == rows

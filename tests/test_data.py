@@ -1,0 +1,254 @@
+"""Batches: what a run sees depends on its seed and the number of a sample, and on nothing else."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nanogauge.errors import BadInput
+from nanogauge.resume import refuse_other_data
+from nanogauge.rundata import describe_order
+from nanogauge.training.data import Batches, Order, Shards
+from nanogauge.training.prefetch import Prefetch
+
+CPU = torch.device("cpu")
+ORDERS = st.sampled_from(["permutation", "random"])
+
+
+def numbered(*lengths: int) -> list[np.ndarray]:
+    """Shards in which every token tells where it stands, up to 65,535."""
+    ends = np.cumsum(lengths)
+    return [np.arange(e - n, e, dtype=np.uint16) for n, e in zip(lengths, ends, strict=True)]
+
+
+def batches(
+    train: Shards,
+    micro_batch: int = 4,
+    block_size: int = 8,
+    order: Order = "permutation",
+    **more: int | str | None,
+) -> Batches:
+    """Batches of any tokens, which validate on the same ones."""
+    splits = {"train": train, "val": train}
+    return Batches(splits, micro_batch, block_size, 2**16, 7, CPU, order=order, **more)  # type: ignore[arg-type]
+
+
+def rows(data: Batches, step: int, micro: int) -> list[list[int]]:
+    """The windows of a batch, targets held against inputs on the way."""
+    inputs, targets = data.batch("train", step, micro)
+    assert inputs.shape == targets.shape == (data.micro_batch, data.block_size)
+    assert torch.equal(inputs[:, 1:], targets[:, :-1])
+    return torch.cat([inputs, targets[:, -1:]], dim=1).tolist()
+
+
+def step_of(ranks: list[Batches], step: int) -> list[list[int]]:
+    """All windows of a step in their order: micro-batch by micro-batch, rank by rank."""
+    micros = range(ranks[0].grad_accum)
+    return [row for micro in micros for rank in ranks for row in rows(rank, step, micro)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from([1, 2, 4]),
+    st.sampled_from([1, 2, 3, 4, 6, 12]),
+    st.lists(st.integers(9, 300), min_size=1, max_size=4),
+    st.integers(0, 50),
+)
+def test_ranks_and_micro_batches_share_a_step_without_changing_it(
+    world: int, micro_batch: int, lengths: list[int], step: int
+) -> None:
+    """A run on one GPU is repeated on four, or with a micro-batch that fits, sample by sample."""
+    shards = numbered(*lengths)
+    alone = step_of([batches(shards, 48)], step)
+    share = {"grad_accum": 48 // world // micro_batch, "world": world}
+    ranks = [batches(shards, micro_batch, rank=rank, **share) for rank in range(world)]
+    assert step_of(ranks, step) == alone
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    ORDERS,
+    st.integers(1, 5),
+    st.lists(st.integers(9, 300), min_size=1, max_size=4),
+    st.integers(0, 400),
+    st.integers(0, 2),
+)
+def test_a_resumption_anywhere_sees_what_the_run_would_have_seen(
+    order: Order, grad_accum: int, lengths: list[int], step: int, ahead: int
+) -> None:
+    """A batch asked for alone is the same as in the stream, read ahead or not."""
+    shards = numbered(*lengths)
+    begun = batches(shards, 3, order=order, grad_accum=grad_accum, ahead=0)
+    stream = [rows(begun, s, m) for s in range(step, step + 3) for m in range(grad_accum)]
+    resumed = batches(shards, 3, order=order, grad_accum=grad_accum, ahead=ahead)
+    resumed.batch("train", 0, 0)  # as compiling does, before the first step
+    again = [rows(resumed, s, m) for s in range(step, step + 3) for m in range(grad_accum)]
+    resumed.close()
+    assert again == stream
+
+
+def test_an_epoch_sees_every_window_once() -> None:
+    """Without replacement over all shards, and the next epoch begins in the middle of a batch."""
+    data = batches(numbered(1000, 50, 333), 5)
+    windows = data.grids["train"].windows
+    seen = [row[0] for step in range(2 * windows // 5 + 1) for row in rows(data, step, 0)]
+    for epoch in range(2):
+        of_epoch = seen[epoch * windows : (epoch + 1) * windows]
+        assert len(set(of_epoch)) == windows
+        assert len({token // 8 for token in of_epoch}) >= windows - 3
+    assert seen[:windows] != seen[windows : 2 * windows]
+
+
+def test_the_random_order_is_what_it_was() -> None:
+    """Runs that were begun before there was another order can be repeated bit by bit."""
+    shards = numbered(1000, 4, 333, 2000)
+    long_enough = [shard for shard in shards if len(shard) > 8]
+    ends = np.cumsum([len(shard) - 8 for shard in long_enough])
+    data = batches(shards, 6, order="random", grad_accum=3)
+    for step in (0, 1, 2, 50, 51):
+        for micro in range(3):
+            generator = np.random.default_rng([7, 0, step, micro])
+            expected = []
+            for position in generator.integers(0, ends[-1], 6):
+                index = int(np.searchsorted(ends, position, side="right"))
+                begin = int(position - (ends[index - 1] if index else 0))
+                expected.append(long_enough[index][begin : begin + 9].tolist())
+            assert rows(data, step, micro) == expected
+
+
+@pytest.mark.parametrize("order", ["permutation", "random"])
+def test_an_evaluation_reads_the_same_windows_spread_over_all_of_the_split(order: Order) -> None:
+    """Two validation losses differ by the model alone; training in between changes nothing."""
+    shards = numbered(4000, 5000, 3000)
+    data = batches(shards, 4, order=order, eval_batches=25, ahead=1)
+
+    def evaluation() -> list[list[int]]:
+        return [r for i in range(25) for r in data.evaluation_batch("val", i)[0].tolist()]
+
+    first = evaluation()
+    trained = rows(data, 3, 0)
+    assert evaluation() == first
+    assert rows(data, 4, 0) == rows(batches(shards, 4, order=order), 4, 0)
+    assert rows(data, 3, 0) == trained
+    begins = [row[0] for row in first]
+    assert begins == sorted(set(begins))
+    assert max(np.diff(begins)) <= 12_000 / 100 + 4 * 8
+    other_cut = batches(shards, 10, eval_batches=10)
+    again = [r for i in range(10) for r in other_cut.evaluation_batch("val", i)[0].tolist()]
+    assert again == first
+    data.close()
+
+
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_a_token_beyond_the_vocabulary_is_refused_with_the_batch_that_holds_it(ahead: int) -> None:
+    """As the same sentence from the thread; earlier batches of the same block are trained on."""
+    tokens = np.zeros(4000, dtype=np.uint16)
+    tokens[2000] = 300
+    data = Batches({"train": [tokens]}, 4, 8, 300, 7, CPU, ahead=ahead)
+    clean = batches([tokens], 4)
+    for step in range(200):
+        if any(300 in row for row in rows(clean, step, 0)):
+            assert step > 0
+            with pytest.raises(BadInput, match="the train data holds the token 300 but"):
+                data.batch("train", step, 0)
+            break
+        data.batch("train", step, 0)
+    else:
+        raise AssertionError("no batch holds the token")
+    data.close()
+
+
+def test_tokens_come_from_mapped_files_of_either_width_wherever_they_begin() -> None:
+    """Hints to the system name whole pages of the file, whose tokens begin behind a header."""
+    with tempfile.TemporaryDirectory() as name:
+        for dtype in (np.uint16, np.uint32):
+            for offset in (0, 128, 1024, 2**16 + 2 * 8):
+                tokens = np.arange(60_000).astype(dtype)
+                path = Path(name) / f"{offset}.bin"
+                path.write_bytes(bytes(offset) + tokens.tobytes())
+                mapped = np.memmap(path, dtype=dtype, mode="r", offset=offset)
+                data, plain = (batches([t], 16, 64, eval_batches=3) for t in (mapped, tokens))
+                for step in (0, 1, 10, 70):
+                    assert rows(data, step, 0) == rows(plain, step, 0)
+                assert torch.equal(
+                    data.evaluation_batch("val", 2)[0], plain.evaluation_batch("val", 2)[0]
+                )
+
+
+def test_prefetching_makes_each_thing_once_and_in_order() -> None:
+    """What was made for a place that the run leapt from is let go; an error waits for its turn."""
+    made = []
+
+    def make(number: int) -> int:
+        made.append(number)
+        if number == 5:
+            raise BadInput("five")
+        return 10 * number
+
+    prefetch = Prefetch(make, 2)
+    assert [prefetch.get(n) for n in range(4)] == [0, 10, 20, 30]
+    assert prefetch.get(4) == 40
+    with pytest.raises(BadInput, match="five"):
+        prefetch.get(5)
+    assert prefetch.get(100) == 1000
+    assert prefetch.get(101) == 1010
+    prefetch.close()
+    assert made[:6] == [0, 1, 2, 3, 4, 5]
+    assert len(made) == len(set(made)) <= 6 + 2 + 4
+    assert not [t for t in threading.enumerate() if t.name.startswith("prefetch")]
+
+
+def test_the_position_counts_samples_whatever_the_ranks() -> None:
+    """A checkpoint says where in the data a run is, and on which."""
+    shards = numbered(1000, 500)
+    one = batches(shards, 4, grad_accum=4, fingerprint="f").position(30)
+    four = batches(shards, 2, grad_accum=2, world=4, rank=3, fingerprint="f").position(30)
+    assert one == four
+    windows = batches(shards).grids["train"].windows
+    assert one["samples"] == 480
+    assert (one["epoch"], one["window_of_epoch"]) == divmod(480, windows)
+    refuse_other_data(one, four)
+
+
+def test_a_resumption_on_other_data_is_refused_with_both_side_by_side() -> None:
+    """Half a run on one text and half on another is a result of neither."""
+    old = batches(numbered(1000), fingerprint="a" * 64).position(8)
+    new = batches(numbered(1001), fingerprint="b" * 64).position(8)
+    with pytest.raises(BadInput) as refused:
+        refuse_other_data(old, new)
+    sentence = str(refused.value)
+    assert "1,000 training" in sentence and "1,001 training" in sentence
+    assert "a" * 12 in sentence and "b" * 12 in sentence and "\n" not in sentence
+    with pytest.raises(BadInput, match="does not tell"):
+        refuse_other_data({}, new)
+
+
+def test_what_an_epoch_leaves_out_is_told() -> None:
+    """Tokens before and behind the windows of a shard, and shards too short for one."""
+    text = describe_order(batches(numbered(100, 5)))
+    assert "8 tokens of 11 windows" in text
+    assert "12 of the 100 training tokens (12.00%)" in text
+    assert "5 tokens more are in shards too short" in text
+    assert "replacement" in describe_order(batches(numbered(100), order="random"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_gets_the_same_batches_from_pinned_memory() -> None:
+    """Copies that nobody waits for still hold what was read, while the memory is used again."""
+    shards = numbered(30_000, 20_000)
+    cuda = Batches({"train": shards}, 16, 1024, 2**16, 7, torch.device("cuda"), grad_accum=4)
+    plain = batches(shards, 16, 1024, grad_accum=4)
+    got = [cuda.batch("train", step, micro) for step in range(50) for micro in range(4)]
+    for number, (inputs, targets) in enumerate(got):
+        expected = plain.batch("train", *divmod(number, 4))
+        assert torch.equal(inputs.cpu(), expected[0])
+        assert torch.equal(targets.cpu(), expected[1])
+    cuda.close()

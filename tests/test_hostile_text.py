@@ -1,0 +1,220 @@
+"""Whatever stands in a text of a run, a page shows it, and nothing of it is markup."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from functools import cache
+from html.parser import HTMLParser
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import pytest
+from commands import ROOT, run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+from test_report import import_log, small_log
+
+from nanogauge.records import Event, Prediction
+from nanogauge.report.build import Alarm, Report, build_report, claims_of
+from nanogauge.report.page import render_html, render_markdown
+from nanogauge.report.text import LONGEST, markdown, visible
+from nanogauge.runfolder import RunFolder
+from nanogauge.runlog import Recorded
+
+WORDS_OF_OURS = {"id", "verdict", "status", "source", "prediction", "kind", "unit", "level"}
+"""fields that hold one of a few words of our own, or are looked up by what they hold"""
+MARKUP = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "' onmouseover='alert(1)",
+    "</style></title></svg><iframe src=//x>",
+    "]]> --> {{ 7*7 }} {% raw %}",
+    "&lt;b&gt; &amp; &#60;",
+    "| a | b |\n|---|---|\n```\n# no heading",
+    "\u202egnp.exe\u2066 \x00\x07\x1b[31m\x7f\x85\u2028 \ud800",
+    "w" * 3000,
+    "# a heading",
+    "- - -",
+    "1. one",
+    "![x](y) [z](//x) `code` ~~no~~ **bold** _thin_ __x__",
+]
+texts = st.one_of(st.sampled_from(MARKUP), st.text(min_size=1, max_size=60))
+UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+@cache
+def whole() -> tuple[Report, RunFolder, Recorded]:
+    """A run in which every part of a page has something to show."""
+    folder = Path(mkdtemp(dir=_scratch()))
+    done = run("bench/make_run.py", 120, folder / "run", "--sensors", 40, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr
+    claims = claims_of(folder, ROOT / "predictions" / "seed_zh.toml")
+    return build_report(folder / "run", claims)
+
+
+@cache
+def _scratch() -> Path:
+    return Path(mkdtemp())
+
+
+def with_text(value: Any, text: str) -> Any:
+    """A copy of nested values in which every text of others is this one."""
+    match value:
+        case str():
+            return text
+        case dict():
+            return {
+                key: one if key in WORDS_OF_OURS and isinstance(one, str) else with_text(one, text)
+                for key, one in value.items()
+            }
+        case list():
+            return [with_text(one, text) for one in value]
+        case _:
+            return value
+
+
+def hostile(text: str) -> tuple[Report, RunFolder, Recorded]:
+    """The whole run, with this text in every field that holds one."""
+    report, folder, recorded = whole()
+    machine = {f"{key} {text}": with_text(value, text) for key, value in folder.machine.items()}
+    prediction = with_text(folder.prediction.model_dump(), text)
+    section = folder.config.run.model_copy(update={"name": text})
+    copied = RunFolder(
+        folder.path,
+        folder.config.model_copy(update={"run": section}),
+        machine,
+        Prediction.model_validate(prediction),
+        text,
+    )
+    events = [
+        Event(level=e, what=w, text=text, step=1)
+        for e in ("info", "alarm")
+        for w in (text, "sample")
+    ]
+    log = Recorded(**{**vars(recorded), "events": events, "end": None})
+    changed = Report.model_validate(with_text(report.model_dump(), text))
+    running = changed.run.model_copy(update={"status": "unfinished"})
+    return changed.model_copy(update={"run": running}), copied, log
+
+
+class Parsed(HTMLParser):
+    """The elements, attributes and words of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: set[str] = set()
+        self.attributes: set[str] = set()
+        self.words: list[str] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    def handle_comment(self, data: str) -> None:
+        raise AssertionError(f"a comment: {data}")
+
+
+@given(texts)
+@settings(max_examples=40, deadline=None)
+def test_no_text_becomes_markup(text: str) -> None:
+    """The page of any text has the elements and attributes of the page of a plain word."""
+    plain, page = (Parsed(render_html(*hostile(one))) for one in ("word", text))
+    assert page.elements <= plain.elements
+    assert page.attributes <= plain.attributes
+    assert "script" not in page.elements
+    assert not any(name.startswith("on") for name in page.attributes)
+
+
+@given(texts)
+@settings(max_examples=40, deadline=None)
+def test_no_text_hides_or_reverses_anything(text: str) -> None:
+    """Control characters are pictures, and what turns the direction of reading stands by name."""
+    report, folder, recorded = hostile(text)
+    for shown in (render_html(report, folder, recorded), render_markdown(report, folder, recorded)):
+        assert not UNSEEN.search(shown)
+        shown.encode()  # no half of a surrogate pair
+
+
+@given(texts)
+@settings(max_examples=40, deadline=None)
+def test_no_text_breaks_a_table_of_the_markdown(text: str) -> None:
+    """Rows of a table have as many cells as its head, and no text opens an element."""
+    page = render_markdown(*hostile(text))
+    outside = re.sub(r"^(`{3,})\n.*?\n\1$", "", page, flags=re.S | re.M)
+    assert "<" not in outside
+    columns = 0
+    for line in outside.split("\n"):
+        cells = len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) if line.startswith("|") else 0
+        assert cells in (0, columns or cells), line
+        columns = cells
+
+
+def parts(page: str) -> Counter[str]:
+    """What a reader of Markdown makes of a page: how many headings, cells, links, ..."""
+    tokens = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(page)
+    found = Counter(one.type for token in tokens for one in (token, *(token.children or [])))
+    return Counter({kind: n for kind, n in found.items() if not kind.startswith("text")})
+
+
+@given(texts)
+@settings(max_examples=40, deadline=None)
+def test_no_text_is_read_as_markdown(text: str) -> None:
+    """No emphasis, link, picture or heading comes out of a text."""
+    assert parts(render_markdown(*hostile(text))) == parts(render_markdown(*hostile("word")))
+
+
+@pytest.mark.parametrize("text", MARKUP)
+def test_a_text_is_shown_as_it_stands(text: str) -> None:
+    """Nothing is dropped: what somebody wrote can be read, character by character."""
+    page = Parsed(render_html(*hostile(text)))
+    assert sum(visible(text).strip() in words for words in page.words) > 20
+
+
+def test_a_text_of_a_gigabyte_does_not_make_a_page_of_one() -> None:
+    """It is cut, and says so."""
+    shown = visible("x" * 50_000)
+    assert len(shown) < LONGEST + 100
+    assert "45,000 characters more" in shown
+
+
+def test_a_log_full_of_alarms_makes_a_page_that_can_be_mailed() -> None:
+    """Some of ten thousand are shown, and how many more there are; every text is cut."""
+    report, folder, recorded = whole()
+    events = [
+        Event(level=level, what="w", text="<" * 9000, step=n, about="cost")
+        for n in range(10_000)
+        for level in ("alarm", "warning")
+    ]
+    alarm = Alarm(what="w", step=1, elapsed_seconds=2.0, text="<" * 9000)
+    changed = {"alarms": [alarm] * 10_000, "warnings": [f"{n}" * 9000 for n in range(999)]}
+    log = Recorded(**{**vars(recorded), "events": events})
+    page = render_html(report.model_copy(update=changed), folder, log)
+    assert len(page.encode()) < 1_500_000
+    assert "9,960 in the log alone" in page
+    assert "and 959 more in the log" in page
+
+
+def test_markdown_leaves_numbers_and_names_alone() -> None:
+    assert markdown("tokens_per_step = 524,288 (3.5 %)") == "tokens_per_step = 524,288 (3.5 %)"
+    assert markdown("a * b | _c_ <d>") == r"a \* b \| \_c\_ &lt;d&gt;"
+    assert [markdown(text) for text in ("-3 s", "1.5 s", "1. a")] == ["-3 s", "1.5 s", r"1\. a"]
+
+
+def test_a_strangers_folder_is_reported_whatever_its_texts(tmp_path: Path) -> None:
+    """machine.json may hold what JSON can write and UTF-8 cannot."""
+    out = tmp_path / "run"
+    assert import_log(small_log(tmp_path / "log.txt", 4000.0), out).returncode == 0
+    (out / "machine.json").write_text(r'{"gpu": "\ud800 <script>", "list": [{"a": "|"}]}')
+    done = run("report.py", out)
+    assert done.returncode == 0, done.stderr
+    assert "<script" not in (out / "report.html").read_text(encoding="utf-8")

@@ -1,0 +1,169 @@
+"""The pages as a browser shows them, at both widths and in both colours."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from browser import Browser, axe_source, open_browser
+from commands import ROOT, run
+from test_report import documented_log, import_log
+
+from nanogauge.runlog import FILE_NAME
+
+SHOWN = [(390, 844, "light"), (390, 844, "dark"), (1440, 900, "light"), (1440, 900, "dark")]
+PAGES = ["documented", "gpu", "dead"]
+
+OVERFLOWING = """
+const wide = [];
+for (const one of document.querySelectorAll("body *")) {
+  const box = one.getBoundingClientRect();
+  if (box.right > innerWidth + 1 && !one.closest("nav, .wrap, svg")) wide.push(one.outerHTML);
+}
+return [document.documentElement.scrollWidth, innerWidth, wide.map(html => html.slice(0, 200))];
+"""
+UNNAMED_PICTURES = """
+return [...document.querySelectorAll("svg")]
+  .filter(svg => svg.getAttribute("role") !== "img" || !svg.getAttribute("aria-label").trim())
+  .map(svg => svg.outerHTML.slice(0, 200));
+"""
+CUT_OFF = """
+const found = [];
+for (const svg of document.querySelectorAll("svg")) {
+  const frame = svg.getBoundingClientRect();
+  for (const text of svg.querySelectorAll("text")) {
+    const box = text.getBoundingClientRect();
+    if (box.left < frame.left - 1 || box.right > frame.right + 1) found.push(text.textContent);
+  }
+}
+return found;
+"""
+OVERLAPPING = """
+const found = [];
+for (const svg of document.querySelectorAll("figure svg")) {
+  const boxes = [...svg.querySelectorAll("text")]
+    .map(text => [text.textContent, text.getBoundingClientRect()]);
+  for (const [i, [one, a]] of boxes.entries())
+    for (const [other, b] of boxes.slice(i + 1))
+      if (Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1 &&
+          Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 4)
+        found.push([svg.closest("figure").id, one, other]);
+}
+return found;
+"""
+CHECK = """
+const done = arguments[arguments.length - 1];
+axe.run().then(found => done([found.passes.length, found.violations
+  .filter(one => ["serious", "critical"].includes(one.impact))
+  .map(one => [one.id, one.nodes.map(node => node.html.slice(0, 200))])]));
+"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with open_browser() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The page of the documented run, of one with every sensor, and of one that died."""
+    folder = tmp_path_factory.mktemp("pages")
+    (folder / "log.txt").write_text(documented_log(), encoding="utf-8")
+    done = import_log(folder / "log.txt", folder / "documented")
+    assert done.returncode == 0, done.stderr
+    long_ago = time.time() - 86_400
+    for name, arguments in (("gpu", [2000]), ("dead", [20_000, "--until", 812])):
+        for command in (
+            ["bench/make_run.py", *arguments, folder / name, "--sensors", 4000],
+            ["report.py", folder / name],
+        ):
+            if name == "dead" and command[0] == "report.py":
+                os.utime(folder / name / FILE_NAME, (long_ago, long_ago))
+            done = run(*map(str, command), PYTHONPATH=str(ROOT))
+            assert done.returncode == 0, done.stderr
+    return {name: folder / name / "report.html" for name in PAGES}
+
+
+@pytest.mark.parametrize(("width", "height", "scheme"), SHOWN)
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_fits_its_window_and_the_console_stays_empty(
+    browser: Browser, pages: dict[str, Path], name: str, width: int, height: int, scheme: str
+) -> None:
+    """Nothing is cut off at the right, nothing scrolls sideways, and no label lies on another."""
+    browser.show(pages[name], width, height, scheme)
+    whole, window, wide = browser.run(OVERFLOWING)
+    assert window == width
+    assert whole <= window
+    assert wide == []
+    assert browser.run(CUT_OFF) == []
+    assert browser.run(OVERLAPPING) == []
+    assert browser.console() == []
+    background = browser.run("return getComputedStyle(document.body).backgroundColor")
+    light = sum(map(int, re.findall(r"\d+", background)[:3])) > 3 * 128
+    assert light == (scheme == "light")
+
+
+@pytest.mark.parametrize(("width", "height", "scheme"), SHOWN)
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_is_accessible(
+    browser: Browser, pages: dict[str, Path], name: str, width: int, height: int, scheme: str
+) -> None:
+    """axe-core finds nothing serious or critical, and every picture says what it shows."""
+    source = axe_source()
+    browser.show(pages[name], width, height, scheme)
+    assert browser.run(UNNAMED_PICTURES) == []
+    browser.run(source)
+    passed, violations = browser.run_async(CHECK)
+    assert passed > 10
+    assert violations == []
+
+
+def test_the_first_screen_tells_the_night(browser: Browser, pages: dict[str, Path]) -> None:
+    """How it ended, when, the judgement, the headline numbers, the counts: without scrolling."""
+    browser.show(pages["documented"], 1440, 900, "light")
+    inside = "return document.querySelector(arguments[0]).getBoundingClientRect().bottom"
+    for part in (".say", ".facts", ".cards", "nav"):
+        assert browser.run(inside, part) <= 900, part
+    text = browser.run("return document.querySelector('header').innerText").replace("\u00a0", " ")
+    for words in ("Finished after 20,001 steps", "21.9 h", "2 contradicted", "3.91 s", "69 %"):
+        assert words in text, words
+
+
+def test_the_first_screen_of_a_dead_run_says_so(browser: Browser, pages: dict[str, Path]) -> None:
+    """Where it died, what it took until then, and what the whole would have taken."""
+    browser.show(pages["dead"], 390, 844, "dark")
+    text = browser.run("return document.querySelector('header').innerText").replace("\u00a0", " ")
+    for words in ("Died at step 812 of 20,000", "Would take", "Time so far", "Energy so far"):
+        assert words in text, words
+
+
+def test_a_section_opens_below_the_bar_that_stays(browser: Browser, pages: dict[str, Path]) -> None:
+    """A link of the navigation does not hide the heading it leads to."""
+    browser.show(pages["gpu"], 390, 844, "light")
+    for target in browser.run(
+        "return [...document.querySelectorAll('nav a')].map(a => a.getAttribute('href'))"
+    ):
+        assert target.startswith("#")
+        top, bar = browser.run(
+            "const heading = document.querySelector(arguments[0]); heading.scrollIntoView();"
+            "return [heading.getBoundingClientRect().top,"
+            " document.querySelector('nav').getBoundingClientRect().bottom]",
+            target,
+        )
+        assert top >= bar - 1, target
+
+
+def test_paper_shows_all_of_a_page(browser: Browser, pages: dict[str, Path]) -> None:
+    """Printed, the bar is gone and the colours are those of paper, whatever the screen has."""
+    browser.show(pages["gpu"], 700, 900, "dark")
+    browser.print_colours()
+    shown = browser.run("return getComputedStyle(document.querySelector('nav')).display")
+    assert shown == "none"
+    assert browser.run("return getComputedStyle(document.body).backgroundColor") == (
+        "rgb(255, 255, 255)"
+    )

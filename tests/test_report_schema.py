@@ -1,0 +1,148 @@
+"""report.schema.json says what report.json is, and nothing that it is not."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import pytest
+from commands import run
+from examples import DOCUMENTED, SEED_CLAIMS, nanogpt_log
+from made_runs import event, make_finished, make_folder, steps, write
+
+from nanogauge.report.build import Report
+from nanogauge.report.schema import SCHEMA_PATH, schema_text
+
+SCHEMA = json.loads(SCHEMA_PATH.read_text(encoding="utf-8"))
+UNDERSTOOD = {
+    *("$schema", "$defs", "$ref", "title", "description", "default", "const", "enum"),
+    *("type", "properties", "required", "items", "anyOf", "additionalProperties"),
+}
+TYPES: dict[str, tuple[type, ...]] = {
+    "object": (dict,),
+    "array": (list,),
+    "string": (str,),
+    "boolean": (bool,),
+    "null": (type(None),),
+    "integer": (int,),
+    "number": (int, float),
+}
+
+
+def problems(value: Any, schema: dict[str, Any], where: str = "$") -> list[str]:
+    """What is wrong with a value, by those words of JSON Schema that our file uses."""
+    assert set(schema) <= UNDERSTOOD, set(schema) - UNDERSTOOD
+    if "$ref" in schema:
+        return problems(value, SCHEMA["$defs"][schema["$ref"].removeprefix("#/$defs/")], where)
+    if "anyOf" in schema:
+        found = [problems(value, one, where) for one in schema["anyOf"]]
+        return [] if [] in found else [f"{where}: none of {len(found)}", *found[0]]
+    if "const" in schema and value != schema["const"]:
+        return [f"{where}: not {schema['const']}"]
+    if "enum" in schema and value not in schema["enum"]:
+        return [f"{where}: {value!r} is none of {schema['enum']}"]
+    kind = schema.get("type")
+    if kind is not None and (
+        not isinstance(value, TYPES[kind])
+        or (isinstance(value, bool) and kind in ("integer", "number"))
+    ):
+        return [f"{where}: {value!r} is no {kind}"]
+    found_here: list[str] = []
+    if isinstance(value, dict):
+        known = schema.get("properties", {})
+        found_here += [
+            f"{where}.{k} is missing" for k in schema.get("required", []) if k not in value
+        ]
+        for key, inner in value.items():
+            under = known.get(key, schema.get("additionalProperties"))
+            if isinstance(under, dict):
+                found_here += problems(inner, under, f"{where}.{key}")
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            found_here += problems(inner, schema.get("items", {}), f"{where}[{index}]")
+    return found_here
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """report.json as the command wrote it: of an imported run, a finished, a dead one, a young."""
+    root = tmp_path_factory.mktemp("schema")
+    log = root / "log.txt"
+    log.write_text(nanogpt_log(400, 100, 200, lambda _: 3900.0, 9000.0, 20_000.0))
+    imported = run(
+        "report.py",
+        *("--nanogpt-log", log, "--config", DOCUMENTED, "--gpu", "RTX 4070"),
+        *("--claims", SEED_CLAIMS, "--out", root / "imported"),
+    )
+    assert imported.returncode == 0, imported.stderr
+    make_finished(root / "finished")
+    make_folder(root / "dead")
+    write(root / "dead", steps(0, 60) + event("!", "alarm") + b'{"kind": "ste')
+    make_folder(root / "young")
+    for name in ("finished", "dead", "young"):
+        assert run("report.py", root / name).returncode == 0
+    names = ("imported", "finished", "dead", "young")
+    return {name: json.loads((root / name / "report.json").read_text("utf-8")) for name in names}
+
+
+def test_the_schema_is_that_of_the_models() -> None:
+    """After a change of a model: python -m nanogauge.report.schema."""
+    assert SCHEMA_PATH.read_text(encoding="utf-8") == schema_text()
+
+
+@pytest.mark.parametrize("name", ["imported", "finished", "dead", "young"])
+def test_every_report_is_as_the_schema_has_it(reports: dict[str, Any], name: str) -> None:
+    assert problems(reports[name], SCHEMA) == []
+    again = Report.model_validate(reports[name])
+    assert again.to_json() == reports[name]
+
+
+@pytest.mark.parametrize("name", ["imported", "dead"])
+def test_no_key_of_a_report_is_unknown_to_the_schema(reports: dict[str, Any], name: str) -> None:
+    """Whoever reads the schema has read of everything that is there."""
+
+    def unknown(value: Any, schema: dict[str, Any], where: str) -> list[str]:
+        while "$ref" in schema:
+            schema = SCHEMA["$defs"][schema["$ref"].removeprefix("#/$defs/")]
+        if "anyOf" in schema:
+            return min((unknown(value, one, where) for one in schema["anyOf"]), key=len)
+        if isinstance(value, list):
+            inner = (unknown(v, schema["items"], f"{where}[]") for v in value)
+            return [name for names in inner for name in names]
+        if not isinstance(value, dict) or "properties" not in schema:
+            return []
+        known = schema["properties"]
+        found = [f"{where}.{key}" for key in value if key not in known]
+        for key in value.keys() & known.keys():
+            found += unknown(value[key], known[key], f"{where}.{key}")
+        return found
+
+    assert unknown(reports[name], SCHEMA, "$") == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (["schema"], 2),
+        (["run", "steps_done"], "many"),
+        (["run", "steps_done"], True),
+        (["run", "state"], "asleep"),
+        (["rows", 0, "verdict"], "perhaps"),
+        (["rows", 0, "why"], None),
+        (["time_ledger", "wall_s"], "1 h"),
+        (["warnings"], "one"),
+    ],
+)
+def test_a_report_that_is_none_is_refused(
+    reports: dict[str, Any], path: list[Any], value: Any
+) -> None:
+    """A schema that took everything would also pass."""
+    wrong = copy.deepcopy(reports["dead"])
+    inner = wrong
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    assert problems(wrong, SCHEMA) != []
+    del inner[path[-1]]
+    assert problems(wrong, SCHEMA) != []
