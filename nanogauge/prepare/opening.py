@@ -35,13 +35,15 @@ _SAMPLED_TOKENS = 4096  # of either end of a file without a hash
 class OpenedFolder:
     splits: dict[Split, list[Tokens]]
     tokenizer: str | None
-    """name of tiktoken's encoding; None where nothing tells"""
+    """as --tokenizer of prepare_fineweb.py takes it; None where nothing tells"""
     vocab_size: int | None
     """tokens the tokenizer knows; None where nothing tells"""
     fingerprint: str
     """tells these tokens from any others, in hexadecimal"""
     assumed: str | None = None
     """a sentence on what was assumed"""
+    pattern: str = "gpt2"
+    """how words are split, where the tokenizer is a file of ranks"""
 
     def tokens(self, split: Split) -> int:
         return sum(shard.size for shard in self.splits[split])
@@ -59,7 +61,15 @@ def open_folder(folder: Path) -> OpenedFolder:
     manifest = read_manifest(folder)
     splits = {split: open_split(folder, split) for split in get_args(Split)}
     lines = [f"{shard.split} {shard.tokens} {shard.sha256}" for shard in manifest.shards]
-    return OpenedFolder(splits, manifest.tokenizer, manifest.vocab_size, _digest(lines))
+    settings = manifest.settings
+    pattern = settings.pattern if settings is not None else None
+    return OpenedFolder(
+        splits,
+        manifest.tokenizer,
+        manifest.vocab_size,
+        _digest(lines),
+        pattern=pattern or "gpt2",
+    )
 
 
 def _open_foreign(folder: Path, files: list[Path]) -> OpenedFolder:

@@ -13,6 +13,7 @@ from nanogauge.config import DataSection
 from nanogauge.errors import BadInput
 from nanogauge.prepare.embedded import byte_encoding, embedded_tokens
 from nanogauge.prepare.opening import open_folder
+from nanogauge.prepare.tokenizer import load_encoding
 from nanogauge.training.data import Shards, Split
 
 
@@ -47,7 +48,7 @@ def open_source(data: DataSection) -> Source:
     def encoding() -> tiktoken.Encoding:
         if opened.tokenizer is None:
             raise BadInput(f"nothing in {data.path} tells its tokenizer.")
-        return tiktoken.get_encoding(opened.tokenizer)
+        return load_encoding(opened.tokenizer, opened.pattern)
 
     splits: dict[Split, Shards] = {"train": opened.splits["train"], "val": opened.splits["val"]}
     return Source(splits, opened.vocab_size, encoding, opened.fingerprint, opened.assumed)
