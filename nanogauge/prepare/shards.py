@@ -1,10 +1,11 @@
 """Token shards on disk, in llm.c's layout, and the manifest that says what is in them.
 
 A shard is a header of 256 little-endian int32 (magic 20240520, version 1, token count, then
-zeros) followed by the tokens as little-endian uint16; version 2 has uint32, for vocabularies that
-need it. Each document begins with the end-of-text token. Shards and manifest are written aside,
-synced and renamed, and the manifest is written anew after each finished shard: a preparation that
-was interrupted leaves a folder one can train on.
+zeros) followed by the tokens as little-endian uint16. A vocabulary that needs it has uint32, under
+llm.c's header for Llama 3; version 2 of the other header is read, too. Each document begins with
+the end-of-text token. Shards and manifest are written aside, synced and renamed, and the manifest
+is written anew after each finished shard: a preparation that was interrupted leaves a folder one
+can train on.
 """
 
 from __future__ import annotations
@@ -32,13 +33,26 @@ from nanogauge.prepare.manifest import (
     Split,
 )
 
-__all__ = ["Manifest", "Origin", "Shard", "ShardWriter", "Split", "open_shard", "open_split"]
+__all__ = [
+    "MAGICS",
+    "MANIFEST_NAME",
+    "Manifest",
+    "Origin",
+    "Shard",
+    "ShardWriter",
+    "Split",
+    "Tokens",
+    "open_shard",
+    "open_split",
+    "read_manifest",
+    "refuse_filled",
+    "write_manifest",
+]
 
 MANIFEST_NAME = "manifest.json"
 MAGIC = 20240520
 VERSION = 1
 HEADER_BYTES = 256 * 4
-TOKEN_BYTES = 2
 
 Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 _ON_DISK = NARROW
