@@ -66,8 +66,8 @@ def examine(config: Config | None) -> list[Finding]:
     """
     run = config.run if config is not None else RunSection(name="NAME")
     device, told, uuid = _torch_facts(run.device)
-    driver, board = driver_info(uuid or 0), machine.board_facts(uuid or 0)
-    card = Card(driver.name, driver.driver_version, driver.absent.get("name"), board.cuda_version)
+    driver = driver_info(uuid or 0)
+    card = Card(driver.name, driver.driver_version, driver.absent.get("name"), driver.cuda_version)
     key_from = machine.wandb_key_from(os.environ, Path.home())
     mode = config.wandb.mode if config is not None else "auto"
     hardware, dtype = _hardware(run, device) if device is not None else (None, "")
@@ -80,7 +80,7 @@ def examine(config: Config | None) -> list[Finding]:
         _check_data(config) if config is not None else None,
         check_sleep(machine.sleep_facts(machine.ROOT, os.environ, machine.ask)),
         check_wsl(machine.is_wsl(), platform.system(), on_gpu),
-        _check_power(driver, board) if on_gpu else None,
+        _check_power(driver) if on_gpu else None,
         check_wandb(mode, find_spec("wandb") is not None, key_from),
     ]
     return [finding for finding in findings if finding is not None]
@@ -239,10 +239,10 @@ def _check_data(config: Config) -> Finding:
     return check_data(steps, run_tokens, found, data.tokens, data.path, fixed=False)
 
 
-def _check_power(driver: DriverInfo, board: machine.Board) -> Finding:
+def _check_power(driver: DriverInfo) -> Finding:
     row = find_gpu(driver.name, driver.total_bytes) if driver.name is not None else None
     datasheet = row.power_watts if row is not None else None
-    return check_power(driver.power_limit_watts, board.default_power_limit_watts, datasheet)
+    return check_power(driver.power_limit_watts, driver.power_limit_default_watts, datasheet)
 
 
 def print_findings(findings: list[Finding]) -> None:

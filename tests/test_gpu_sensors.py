@@ -124,6 +124,7 @@ def test_every_number_arrives_in_its_unit(driver: Path) -> None:
     assert info == {
         "name": "NVIDIA GeForce RTX 4070",
         "driver_version": "550.54.14",
+        "cuda_version": [12, 4],
         "total_bytes": 12 * GIB,
         "max_sm_clock_hz": 3.105e9,
         "power_limit_watts": 200.0,

@@ -158,6 +158,8 @@ class DriverInfo:
 
     name: str | None = None
     driver_version: str | None = None
+    cuda_version: tuple[int, int] | None = None
+    """the newest CUDA that the driver can run"""
     total_bytes: int | None = None
     max_sm_clock_hz: float | None = None
     """the highest the card may be set to, above the boost clock of its datasheet"""
@@ -207,6 +209,7 @@ def _describe(device: str | int) -> DriverInfo:
     info = DriverInfo(
         name=driver.name(now),
         driver_version=driver.driver_version(now),
+        cuda_version=driver.cuda_version(now),
         total_bytes=driver.total_bytes(now),
         max_sm_clock_hz=driver.max_sm_clock_hz(now),
         power_limit_watts=driver.power_limit_watts(now),

@@ -6,7 +6,6 @@ the folder in which the system's files lie.
 
 from __future__ import annotations
 
-import contextlib
 import netrc
 import platform
 import re
@@ -210,37 +209,6 @@ def imported_version(package: str) -> tuple[str | None, str | None]:
             f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
         )
     return version, None
-
-
-@dataclass(frozen=True)
-class Board:
-    """What NVML says beyond measure/gpu.py; None where it does not."""
-
-    cuda_version: tuple[int, int] | None = None
-    """the newest CUDA that the driver can run"""
-    default_power_limit_watts: float | None = None
-
-
-def board_facts(device: str | int) -> Board:
-    """Of a GPU by its UUID as torch gives it, or its index; reads, as all here, without torch."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-    except Exception:  # no package, or no driver: measure/gpu.py says which
-        return Board()
-    cuda = watts = None
-    with contextlib.suppress(pynvml.NVMLError):
-        number = pynvml.nvmlSystemGetCudaDriverVersion_v2()  # 12040 is 12.4
-        cuda = (number // 1000, number % 1000 // 10)
-    with contextlib.suppress(pynvml.NVMLError):
-        if isinstance(device, int):
-            card = pynvml.nvmlDeviceGetHandleByIndex(device)
-        else:
-            card = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{device}")
-        watts = pynvml.nvmlDeviceGetPowerManagementDefaultLimit(card) / 1e3
-    pynvml.nvmlShutdown()
-    return Board(cuda, watts)
 
 
 def wandb_key_from(environment: Mapping[str, str], home: Path) -> str | None:

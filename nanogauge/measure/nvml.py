@@ -251,6 +251,12 @@ class Driver:
         version = self._ask("driver_version", now, "nvmlSystemGetDriverVersion", of_device=False)
         return None if version is None else str(version)
 
+    def cuda_version(self, now: float) -> tuple[int, int] | None:
+        """The newest CUDA that the driver can run."""
+        function = "nvmlSystemGetCudaDriverVersion_v2"
+        number = self._ask("cuda_version", now, function, of_device=False)  # 12040 is 12.4
+        return None if number is None else (number // 1000, number % 1000 // 10)
+
     def _process_name(self, pid: int) -> str:
         name = ""
         # Of another machine's view of the processes, or just gone; a name may be any bytes.
