@@ -18,7 +18,6 @@ import ctypes
 import io
 import json
 import math
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -34,6 +33,7 @@ import nanogauge.threads  # noqa: E402, F401  before torch
 
 # isort: split
 import torch  # noqa: E402
+from results import result  # noqa: E402
 from torch import nn  # noqa: E402
 
 import train  # noqa: E402
@@ -125,18 +125,6 @@ def open_run(folder: Path, name: str, accumulation: int) -> Session:
         return open_session(config, False, None, None, True)
 
 
-def result(name: str, case: str, values: Sequence[float]) -> dict[str, Any]:
-    return {
-        "id": name,
-        "case": case,
-        "value": statistics.median(values),
-        "low": min(values),
-        "high": max(values),
-        "n": len(values),
-        "peer": PEER,
-    }
-
-
 def main(arguments: Sequence[str]) -> int:
     assert __doc__ is not None
     parser = Parser(__doc__)
@@ -207,12 +195,15 @@ def measure(folder: Path, blocks: int, step_seconds: float) -> list[dict[str, An
     s.sensors.close()
     case = f"steps of {1e3 * shown:.0f} ms, sensors at {hz:g} Hz"
     return [
-        result("overhead_fraction", f"wall time, {case}", wall),
-        result("loop_cpu_fraction", f"processor time of the loop, of {step_seconds} s", dry),
+        result("overhead_fraction", f"wall time, {case}", wall, PEER),
+        result("loop_cpu_fraction", f"processor time of the loop, of {step_seconds} s", dry, PEER),
         result(
-            "sampler_cpu_fraction", "processor time of the sampling thread, of a core", sampling
+            "sampler_cpu_fraction",
+            "processor time of the sampling thread, of a core",
+            sampling,
+            PEER,
         ),
-        result("log_growth_bytes", f"of the log for each step, {case}", growth),
+        result("log_growth_bytes", f"of the log for each step, {case}", growth, PEER),
     ]
 
 

@@ -17,7 +17,6 @@ import os
 import random
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from results import result
 
 from nanogauge.cli import Parser, run_command
 from nanogauge.errors import BadInput, RunFailed
@@ -305,18 +306,6 @@ def run(given: Any, folder: Path) -> list[dict[str, Any]]:
             print(f"{each['id']:24} {value:>16} ({low} to {high}, n {each['n']})")
             print(f"{'':24} {each['case']}; {each['peer']}")
     return results
-
-
-def result(id_: str, case: str, values: Sequence[float], peer: str) -> dict[str, Any]:
-    return {
-        "id": id_,
-        "case": case,
-        "value": statistics.median(values),
-        "low": min(values),
-        "high": max(values),
-        "n": len(values),
-        "peer": peer,
-    }
 
 
 if __name__ == "__main__":

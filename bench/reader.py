@@ -32,6 +32,7 @@ import nanogauge.threads  # noqa: F401, E402  before torch
 
 # isort: split
 import torch  # noqa: E402
+from results import result  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from nanogauge.cli import Parser, run_command  # noqa: E402
@@ -179,18 +180,6 @@ def time_demo(steps: int) -> list[dict[str, object]]:
         {"id": "demo_data_wait_share", "case": f"{case}, sum over sum", **of_all, "peer": None},
         result("demo_data_wait_share", f"{case}, median step", shares, None),
     ]
-
-
-def result(name: str, case: str, values: list[float], peer: str | None) -> dict[str, object]:
-    return {
-        "id": name,
-        "case": case,
-        "value": statistics.median(values),
-        "low": min(values),
-        "high": max(values),
-        "n": len(values),
-        "peer": peer,
-    }
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -9,7 +9,6 @@ time of report.py from its start to its end; report_peak_bytes its highest resid
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from make_run import make_run
+from results import result
 
 from nanogauge.cli import Parser, run_command
 
@@ -71,18 +71,9 @@ def main(arguments: Sequence[str]) -> int:
             ("report_seconds", [seconds for seconds, _ in found], most_seconds),
             ("report_peak_bytes", [peak for _, peak in found], most_bytes),
         ):
-            result = {
-                "id": name,
-                "case": case,
-                "value": statistics.median(values),
-                "low": min(values),
-                "high": max(values),
-                "n": len(values),
-                "peer": f"the limit, {limit:g}",
-            }
-            results.append(result)
+            results.append(result(name, case, values, f"the limit, {limit:g}"))
         if not given.json:
-            seconds, peak = (result["value"] for result in results[-2:])
+            seconds, peak = (each["value"] for each in results[-2:])
             print(
                 f"{case:38} {seconds:.2f} s ({results[-2]['low']:.2f}-{results[-2]['high']:.2f}), "
                 f"limit {most_seconds:g}; {float(str(peak)) / 2**20:.0f} MiB, "

@@ -16,6 +16,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from results import result
+
 from nanogauge.cli import Parser, run_command
 
 ROOT = Path(__file__).parents[1]
@@ -52,20 +54,12 @@ def main(arguments: Sequence[str]) -> int:
     for case in CASES:
         counted = times[case][1:]
         ratios = [own / other for own, other in zip(counted, peer, strict=True)]
-        result = {
-            "id": "startup_time_ratio",
-            "case": case,
-            "value": statistics.median(ratios),
-            "low": min(ratios),
-            "high": max(ratios),
-            "n": len(ratios),
-            "peer": "python -c 'import torch'",
-        }
-        results.append(result)
+        found = result("startup_time_ratio", case, ratios, "python -c 'import torch'")
+        results.append(found)
         if not given.json:
             print(
                 f"{case:30} {statistics.median(counted):.2f} s, "
-                f"{result['value']:.2f} of import torch ({result['low']:.2f}-{result['high']:.2f})"
+                f"{found['value']:.2f} of import torch ({found['low']:.2f}-{found['high']:.2f})"
             )
     if given.json:
         print(json.dumps({"bench": "startup", "results": results}))
