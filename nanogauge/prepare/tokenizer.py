@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -86,12 +87,49 @@ def load_encoding(name: str, pattern: str = "gpt2") -> tiktoken.Encoding:
             "or hf: and a tokenizer.json."
         )
     try:
-        return tiktoken.get_encoding(name)
+        return gpt2_encoding() if name == "gpt2" else tiktoken.get_encoding(name)
     except (OSError, ValueError) as error:  # no network; a download that was cut
         raise RunFailed(
             f"the {name} vocabulary could not be downloaded ({type(error).__name__}); check "
             "the network, or set TIKTOKEN_CACHE_DIR to a folder that holds it."
         ) from error
+
+
+def gpt2_encoding() -> tiktoken.Encoding:
+    """tiktoken.get_encoding("gpt2"), its files read in a tenth of the time.
+
+    tiktoken reads GPT-2's merges a character at a time and holds them against a second file; here
+    the first file's sha256, which tiktoken knows, is enough.
+
+    Raises:
+        OSError, ValueError: if the file cannot be downloaded, or is not what it should be.
+    """
+    import tiktoken
+    from tiktoken.load import read_file_cached
+    from tiktoken_ext import openai_public
+
+    def ranks(vocab_bpe_file: str, vocab_bpe_hash: str, **_: str) -> dict[bytes, int]:
+        return ranks_of_merges(read_file_cached(vocab_bpe_file, vocab_bpe_hash).decode())
+
+    names = vars(openai_public) | {"data_gym_to_mergeable_bpe_ranks": ranks}
+    described = FunctionType(openai_public.gpt2.__code__, names)()
+    return tiktoken.Encoding(**described)
+
+
+def ranks_of_merges(merges: str) -> dict[bytes, int]:
+    """The number of each token, from the lines of GPT-2's vocab.bpe.
+
+    A line is the two tokens that make a third one; a byte that is no printable character stands
+    there as a letter from U+0100 on. https://github.com/openai/gpt-2/blob/master/src/encoder.py
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    letters = {0x100 + i: byte for i, byte in enumerate(others)} | {ord(" "): None}
+    letters[ord("\n")] = 0x100  # no byte, so that it divides the tokens from each other
+    _, _, lines = merges.rstrip("\n").partition("\n")
+    tokens = [token.encode("latin-1") for token in lines.translate(letters).split("\u0100")]
+    single = [bytes([byte]) for byte in [*printable, *others]]
+    return {token: rank for rank, token in enumerate([*single, *tokens])}
 
 
 def from_encoding(encoding: tiktoken.Encoding, name: str) -> Tokenizer:
