@@ -58,6 +58,8 @@ class RunSection(Section):
     """use torch.compile"""
     seed: NaturalNumber = 1337
     """seed of the weights, of dropout and of the order of the data"""
+    deterministic: bool = False
+    """on a GPU, use only kernels that give the same bits each time, slower; on a CPU all do"""
 
 
 class ModelSection(Section):
@@ -114,6 +116,15 @@ class TrainSection(Section):
     """micro-batches of each split that one evaluation reads"""
     checkpoint_every: Count = 500
     """steps between checkpoints; the last step always makes one"""
+    checkpoint_minutes: NotNegative = 30.0
+    """minutes after a checkpoint in which another is made, whatever the step; 0 for steps alone"""
+    keep_checkpoints: Count = 2
+    """newest checkpoints that are kept, beside the one with the least validation loss"""
+    max_skipped: Count = 10
+    """updates in a row that a loss or gradient which is not finite may cost; then the run goes back
+    to its last checkpoint and on with the data in another order"""
+    max_rollbacks: NaturalNumber = 2
+    """times that the run goes back like that; then it stops"""
     log_every: Count = 10
     """steps between lines in the terminal; the run log holds every step"""
     prompts: list[str] = []
@@ -152,6 +163,8 @@ class MeasureSection(Section):
     """how long the idle GPU's power is measured before the run; 0 does not"""
     split_every: Count = 50
     """steps between those that time forward, backward and optimizer, and read the memory peaks"""
+    hang_minutes: NotNegative = 10.0
+    """minutes without progress after which the run counts as hung and ends; 0 waits for ever"""
 
 
 class CostSection(Section):

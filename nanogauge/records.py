@@ -132,6 +132,13 @@ class Start(Line):
     """bytes on the card that other programs hold, by their name; None where nobody tells"""
     wandb_id: str | None = None
     """W&B's id of the run, which its resumption continues"""
+    restart: Whole | None = None
+    """how often --supervise has started the run again by itself; None where it does not watch"""
+    rollbacks: Whole | None = None
+    """how often the run has gone back for updates that were not finite; the order of the data
+    depends on it"""
+    micro_batch: Whole | None = None
+    """sequences in a pass, where memory had run out with those of the configuration"""
 
 
 class Compile(Line):
@@ -192,11 +199,14 @@ class Eval(Line):
 
 
 class Checkpoint(Line):
-    """A checkpoint after `step` updates; seconds are what the loop waited for it."""
+    """A checkpoint after `step` updates; the line is written once it is on disk."""
 
     kind: Literal["checkpoint"] = "checkpoint"
     step: int
     seconds: float | None = None
+    """what the loop waited for it"""
+    write_seconds: float | None = None
+    """from its copy in memory to its name on the disk, while training went on"""
     bytes: int | None = None
     path: str | None = None
 
