@@ -28,13 +28,21 @@ from nanogauge.measure.memory import peak_process_bytes
 from nanogauge.preflight import consult
 from nanogauge.quantities import finite
 from nanogauge.recording import log_compilation, record_sensors, record_steps
-from nanogauge.records import Checkpoint, End, Eval, Event
+from nanogauge.records import End, Eval, Event
 from nanogauge.report.build import build_report, claims_of
 from nanogauge.report.render import print_report, write_report
-from nanogauge.session import Session, StepUnderWay, open_session, remember_run
+from nanogauge.rescue import (
+    checkpoint_is_due,
+    roll_back,
+    save,
+    use_smaller_micro_batch,
+)
+from nanogauge.resume import check_names
+from nanogauge.session import Session, StepUnderWay, compile_session, open_session, remember_run
 from nanogauge.tracking import Mirror
-from nanogauge.training.checkpoint import save_checkpoint
-from nanogauge.training.device import allocator_peaks, autocast, to_host
+from nanogauge.training.data import Split
+from nanogauge.training.device import allocator_peaks, autocast, is_out_of_memory, to_host
+from nanogauge.training.optimizer import update
 from nanogauge.training.sampling import is_sampled, sample_text
 from nanogauge.training.schedule import learning_rate
 
@@ -43,38 +51,31 @@ Status = Literal["finished", "stopped", "failed"]
 
 
 def train(s: Session) -> tuple[Status, str | None]:
-    """Train up to last_step, counting updates in s.steps_done; returns how it ended, and why."""
+    """Train up to last_step, counting steps in s.steps_done; returns how it ended, and why."""
     config, clock = s.config, s.clock
-    accumulation, parameters = config.train.grad_accum, list(s.model.parameters())
+    parameters = list(s.model.parameters())
     step = s.steps_done
     while True:
         # 1. Evaluation and checkpoint, each in a window of its own: no step contains them.
         leaving = step == s.last_step or s.stop.requested is not None
         evaluating = step % config.train.eval_every == 0 or step == config.train.max_steps
-        saving = (step % config.train.checkpoint_every == 0 or leaving) and step > s.first_step
-        if (evaluating or saving) and (problem := record_steps(s)) is not None:
-            return "failed", problem  # before a checkpoint could hold it
+        evaluating = evaluating and step != s.evaluated_step
+        if evaluating or leaving or checkpoint_is_due(s, step):
+            record_steps(s)  # all of it, before an evaluation or a checkpoint stands on it
+        if len(s.skipped) >= config.train.max_skipped:
+            if (reason := roll_back(s)) is not None:
+                return "failed", reason
+            step = s.steps_done
+            continue
         if evaluating:
-            with clock.window() as evaluation:
-                train_loss, val_loss = evaluate(s)
-            line = Eval(
-                step=step,
-                train_loss=finite(train_loss),
-                val_loss=finite(val_loss),
-                seconds=evaluation.seconds,
-            )
-            s.log.write(line)
-            log_compilation(s, step, evaluation.compile_seconds)
-            s.screen.evaluated(line)
-            if is_sampled(step, config.train.eval_every, config.train.max_steps):
-                write_samples(s, step)
-        if saving:
-            save(s, step)
+            evaluate(s, step)
+        if saving := checkpoint_is_due(s, step, leaving):
+            save(s, step, wait=leaving)
         if leaving:
             status: Status = "finished" if step == config.train.max_steps else "stopped"
             return status, s.stop.requested
 
-        # 2. One optimizer step over grad_accum micro-batches; nothing in it waits for the device.
+        # 2. One optimizer step over its micro-batches; nothing in it waits for the device.
         if evaluating or saving or step == s.first_step:
             s.sensors.power_since_last()  # what was sampled meanwhile is no step's
         watch = clock.begin_step(split=(step - s.first_step) % config.measure.split_every == 0)
@@ -82,19 +83,18 @@ def train(s: Session) -> tuple[Status, str | None]:
         for group in s.optimizer.param_groups:
             group["lr"] = rate
         total = torch.zeros((), device=s.device)
-        for micro in range(accumulation):
+        for micro in range(s.batches.grad_accum):
             with watch.waiting():
                 tokens, targets = s.batches.batch("train", step, micro)
             with autocast(s.device, s.dtype):
-                loss = s.loss_of(tokens, targets) / accumulation
+                loss = s.loss_of(tokens, targets) / s.batches.grad_accum
             watch.lap("forward")
             s.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
             watch.lap("backward")
         s.scaler.unscale_(s.optimizer)
         norm = nn.utils.clip_grad_norm_(parameters, config.optimizer.grad_clip or math.inf)
-        s.scaler.step(s.optimizer)
-        s.scaler.update()
+        update(s.optimizer, s.scaler, torch.isfinite(total) & torch.isfinite(norm))
         s.optimizer.zero_grad(set_to_none=True)
         watch.lap("optimizer")
         figures = to_host(torch.stack([total, norm]))
@@ -102,47 +102,41 @@ def train(s: Session) -> tuple[Status, str | None]:
 
         # 3. The record of it, first on disk, then on the screen: on a GPU while the next one runs.
         s.under_way.append(StepUnderWay(step, rate, figures, watch))
-        if (problem := record_steps(s, leave=clock.lag)) is not None:
-            return "failed", problem
+        record_steps(s, leave=clock.lag)
         step += 1
 
 
-@torch.no_grad()
-def evaluate(s: Session) -> tuple[float, float]:
-    """Mean loss on the training and on the validation split, in nats per token."""
-    s.model.eval()
-    means = []
-    for split in ("train", "val"):
-        total = torch.zeros((), device=s.device)
-        for index in range(s.config.train.eval_batches):
-            tokens, targets = s.batches.evaluation_batch(split, index)
-            with autocast(s.device, s.dtype):
-                total += s.loss_of(tokens, targets)
-        means.append(total.item() / s.config.train.eval_batches)
-    s.model.train()
-    return means[0], means[1]
-
-
-def save(s: Session, step: int) -> None:
-    """Write a checkpoint; a failure is told, and costs neither the run nor the previous one."""
-    with s.clock.window() as saving:
-        try:
-            where = s.folder.path / "checkpoints"
-            position = s.batches.position(step)
-            path, size = save_checkpoint(where, step, s.model, s.optimizer, s.scaler, position)
-        except OSError as error:
-            text = f"No checkpoint at step {step:,}: {error.strerror}; free space on the disk."
-            s.log.write(Event(level="warning", what="checkpoint_failed", step=step, text=text))
-            s.screen.say(f"! {text}")
-            return
-    line = Checkpoint(
+def evaluate(s: Session, step: int) -> None:
+    """Log the loss on both splits after so many steps, and now and then what the model writes."""
+    with s.clock.window() as evaluation:
+        train_loss, val_loss = (mean_loss(s, split) for split in ("train", "val"))
+    line = Eval(
         step=step,
-        seconds=saving.seconds,
-        bytes=size,
-        path=str(path.relative_to(s.folder.path)),
+        train_loss=finite(train_loss),
+        val_loss=finite(val_loss),
+        seconds=evaluation.seconds,
     )
     s.log.write(line)
-    s.screen.checkpointed(line)
+    log_compilation(s, step, evaluation.compile_seconds)
+    s.screen.evaluated(line)
+    s.evaluated_step, s.val_loss = step, line.val_loss
+    if line.val_loss is not None:
+        s.best_val_loss = min(line.val_loss, s.best_val_loss or math.inf)
+    if is_sampled(step, s.config.train.eval_every, s.config.train.max_steps):
+        write_samples(s, step)
+
+
+@torch.no_grad()
+def mean_loss(s: Session, split: Split) -> float:
+    """Over the windows that every evaluation reads of a split, in nats per token."""
+    s.model.eval()
+    total = torch.zeros((), device=s.device)
+    for index in range(s.batches.eval_batches):
+        tokens, targets = s.batches.evaluation_batch(split, index)
+        with autocast(s.device, s.dtype):
+            total += s.loss_of(tokens, targets)
+    s.model.train()
+    return total.item() / s.batches.eval_batches
 
 
 def close(s: Session, status: Status, reason: str | None) -> None:
@@ -190,14 +184,7 @@ def run(s: Session) -> tuple[Status, str | None]:
     """Train, and close the log, however it ended."""
     with s.log:
         try:
-            status, reason = train(s)
-        except torch.OutOfMemoryError:
-            train_config = s.config.train
-            status, reason = (
-                "failed",
-                f"the GPU ran out of memory; set --train.micro-batch below "
-                f"{train_config.micro_batch} and --train.grad-accum higher by as much",
-            )
+            status, reason = train_within_memory(s)
         finally:
             s.screen.close()
             s.batches.close()
@@ -205,11 +192,34 @@ def run(s: Session) -> tuple[Status, str | None]:
     return status, reason
 
 
+def train_within_memory(s: Session) -> tuple[Status, str | None]:
+    """Train; where memory runs out, with fewer sequences at once."""
+    while True:
+        try:
+            if s.loss_of is s.model and not s.eager:
+                compile_session(s)
+            return train(s)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        # Behind the handler: what the broken step held is free only when its error is gone.
+        if (reason := use_smaller_micro_batch(s)) is not None:
+            return "failed", reason
+
+
 def main(arguments: Sequence[str]) -> int:
     assert __doc__ is not None
     parser = Parser(__doc__)
     parser.add_argument("config", type=Path, help="configuration of the run")
     parser.add_argument("--resume", choices=["auto"], help="go on from the newest checkpoint")
+    parser.add_argument(
+        "--allow-change",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="take this key of the configuration, code, torch, device, dtype or data as it is now, "
+        "other than the run to resume began with",
+    )
     parser.add_argument("--rehearse", type=int, metavar="N", help="stop after N steady steps")
     parser.add_argument("--claims", type=Path, help="claims to hold against the run in its report")
     parser.add_argument(
@@ -221,6 +231,7 @@ def main(arguments: Sequence[str]) -> int:
     given = parser.parse(arguments)
     if given.rehearse is not None and given.rehearse < 1:
         raise BadInput("--rehearse takes a number of steps above 0.")
+    check_names(given.allow_change)
     config = load_config(given.config, config_overrides(given))
     if given.claims is not None:
         load_claims(given.claims)
@@ -228,7 +239,12 @@ def main(arguments: Sequence[str]) -> int:
     try:
         consult(config, given.force)
         session = open_session(
-            config, given.resume == "auto", given.rehearse, given.claims, given.force
+            config,
+            given.resume == "auto",
+            given.rehearse,
+            given.claims,
+            given.force,
+            given.allow_change,
         )
         wandb = config.wandb
         if wandb.mode != "disabled":

@@ -8,30 +8,32 @@ from typing import Literal
 from nanogauge.measure.alarms import Alarm
 from nanogauge.measure.memory import peak_process_bytes
 from nanogauge.quantities import finite, format_seconds
-from nanogauge.records import Compile, Event, Step
+from nanogauge.records import Checkpoint, Compile, Event, Step
 from nanogauge.session import Session
+from nanogauge.training.checkpoint_writer import Written
 from nanogauge.training.device import AllocatorPeaks, allocator_peaks
 
 
-def record_steps(s: Session, leave: int = 0) -> str | None:
+def record_steps(s: Session, leave: int = 0) -> None:
     """Log the steps that were handed to the device, but for the last `leave` of them.
 
-    Waits until each has ended. Returns what is wrong, if the loss of one was no finite number.
+    Waits until each has ended. A step whose loss or gradient was no finite number made no update;
+    those of one after another are in `s.skipped`.
     """
+    write_checkpoints(s)
     while len(s.under_way) > leave:
         done = s.under_way.popleft()
         times = done.watch.read()
         loss, norm = done.figures.tolist()
         for alarm in s.alarms.loss(done.step, loss):
             raise_alarm(s, alarm, done.step)
-        if not math.isfinite(loss):
-            return f"the loss became {loss} at step {done.step:,}"
+        skipped = not (math.isfinite(loss) and math.isfinite(norm))
         log_compilation(s, done.step, times.compile_seconds)
         power = s.sensors.power_since_last()
         peaks = allocator_peaks(s.device) if done.watch.split else AllocatorPeaks()
         line = Step(
             step=done.step,
-            loss=loss,
+            loss=finite(loss),
             step_seconds=times.step_seconds,
             data_wait_seconds=times.data_wait_seconds,
             forward_seconds=times.forward_seconds,
@@ -49,6 +51,13 @@ def record_steps(s: Session, leave: int = 0) -> str | None:
         )
         s.log.write(line)
         s.steps_done = done.step + 1
+        if skipped:
+            s.skipped.append(done.step)
+            text = f"The update was skipped: the loss is {loss}, the gradient's norm {norm}."
+            event = Event(level="warning", what="update_skipped", step=done.step, text=text)
+            s.log.write(event)
+        else:
+            s.skipped.clear()
         s.screen.step(line)
         record_sensors(s, done.step)
         if done.step > s.first_step and times.compile_seconds == 0:
@@ -58,7 +67,30 @@ def record_steps(s: Session, leave: int = 0) -> str | None:
                 alarms += s.alarms.projected(total)
             for alarm in alarms:
                 raise_alarm(s, alarm, done.step)
-    return None
+
+
+def write_checkpoints(s: Session) -> None:
+    """Log the checkpoints that have come to the disk since the last time, or have not."""
+    for done in s.checkpoints.done():
+        seconds = s.saving.pop(done.step, None)
+        if isinstance(done, Written):
+            line = Checkpoint(
+                step=done.step,
+                seconds=seconds,
+                write_seconds=done.write_seconds,
+                bytes=done.bytes,
+                path=str(done.path.relative_to(s.folder.path)),
+            )
+            s.log.write(line)
+            s.screen.checkpointed(line)
+            continue
+        text = (
+            f"No checkpoint at step {done.step:,}: {done.reason}; training goes on, free space on "
+            "the disk."
+        )
+        alarm = Event(level="alarm", what="checkpoint_failed", step=done.step, text=text)
+        s.log.write(alarm)
+        s.screen.alarm(text)
 
 
 def record_sensors(s: Session, step: int) -> None:
@@ -72,6 +104,8 @@ def record_sensors(s: Session, step: int) -> None:
     for reading in s.sensors.readings():
         s.log.write(reading)
         s.screen.sensor(reading)
+        if reading.energy_joules is not None:
+            s.energy_joules = reading.energy_joules
         for alarm in s.alarms.sensor(reading):
             raise_alarm(s, alarm, step)
 

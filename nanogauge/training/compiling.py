@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from nanogauge.training.device import is_out_of_memory
+
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -22,11 +24,15 @@ class CompileWatch:
         self._now = now
         self._done_seconds = 0.0
         self._began: float | None = None
+        self._listening = False
 
     def listen(self) -> None:
         """Count from now on; loads the compiler's front, which takes 75 MB."""
         from torch._dynamo.callback import callback_handler
 
+        if self._listening:
+            return
+        self._listening = True
         callback_handler.register_start_callback(self._on_start)
         callback_handler.register_end_callback(self._on_end)
 
@@ -56,6 +62,8 @@ def compile_model(
         with torch.random.fork_rng(devices=devices):
             _run_once(model, compiled, tokens, targets, autocast)
     except Exception as error:  # whatever inductor raises: eager training is the way on
+        if is_out_of_memory(error):
+            raise
         torch._dynamo.reset()
         lines = [line for line in str(error).splitlines() if line.strip()] or [""]
         return model, f"{type(error).__name__}: {lines[0][:300]}"

@@ -1,0 +1,164 @@
+"""What keeps a run alive: checkpoints, the way back to one, and less at once where memory runs out.
+
+Here, as in train.py, everything meets: nothing but train.py imports it.
+"""
+
+from __future__ import annotations
+
+import time
+
+from nanogauge.recording import record_steps, write_checkpoints
+from nanogauge.records import Event, Start
+from nanogauge.rundata import make_batches
+from nanogauge.session import Session
+from nanogauge.training.checkpoint import (
+    load_checkpoint,
+    newest_checkpoint,
+    random_state,
+    read_meta,
+)
+from nanogauge.training.device import release_memory
+from nanogauge.training.optimizer import half_updated
+
+
+def checkpoint_is_due(s: Session, step: int, leaving: bool = False) -> bool:
+    """Whether a checkpoint is to be made at this step: by its number, by the time, or as the last.
+
+    Before the last none is made while updates are being skipped: it might hold what they are
+    skipped for, and take the place of one that does not.
+    """
+    if step == s.saved_step:
+        return False
+    minutes = s.config.train.checkpoint_minutes
+    waited = s.clock.elapsed_seconds() - s.saved_seconds
+    due = step % s.config.train.checkpoint_every == 0 or 0 < 60 * minutes <= waited
+    return leaving or (due and not s.skipped)
+
+
+def save(s: Session, step: int, wait: bool) -> None:
+    """Begin a checkpoint; the loop waits for its copy in memory, or until it is on disk."""
+    known = [j for j in (s.earlier.energy_joules, s.energy_joules) if j is not None]
+    with s.clock.window() as saving:
+        s.checkpoints.begin(
+            step,
+            s.model,
+            s.optimizer,
+            s.scaler,
+            [random_state(s.device)],
+            position=s.batches.position(step),
+            run={
+                "wandb_id": s.wandb_id,
+                "prediction_sha256": s.folder.prediction_sha256,
+                "identity": s.identity,
+                "micro_batch": s.batches.micro_batch,
+                "rollbacks": s.rollbacks,
+                "best_val_loss": s.best_val_loss,
+                "tokens": step * s.config.tokens_per_step,
+                "wall_seconds": s.earlier.wall_seconds + s.clock.elapsed_seconds(),
+                "energy_joules": sum(known) if known else None,
+            },
+            val_loss=s.val_loss if s.evaluated_step == step else None,
+        )
+        if wait:
+            s.checkpoints.wait()
+    s.saving[step] = saving.seconds
+    s.saved_step, s.saved_seconds = step, s.clock.elapsed_seconds()
+    write_checkpoints(s)
+
+
+def roll_back(s: Session) -> str | None:
+    """Go back to the newest intact checkpoint, and on with the data in another order.
+
+    Returns why the run has to end instead, if it has to.
+    """
+    first, last = s.skipped[0], s.skipped[-1]
+    trouble = (
+        f"the loss or the gradient was not finite in {len(s.skipped)} steps in a row "
+        f"({first:,} to {last:,}), whose updates were skipped"
+    )
+    advice = (
+        "set a lower --optimizer.learning-rate or a longer --optimizer.warmup-steps, or look at "
+        "the data there"
+    )
+    most = s.config.train.max_rollbacks
+    if s.rollbacks >= most:
+        times = f", after going back {s.rollbacks} times" if s.rollbacks else ""
+        return f"{trouble}{times}; {advice}"
+    s.checkpoints.wait()
+    write_checkpoints(s)
+    checkpoint, damaged = newest_checkpoint(s.folder.path / "checkpoints")
+    if checkpoint is None:
+        return f"{trouble}, and there is no checkpoint to go back to; {advice}"
+    with s.clock.window():
+        meta = read_meta(checkpoint)
+        load_checkpoint(checkpoint, s.model, s.optimizer, s.scaler, s.device)
+        s.rollbacks += 1
+        s.batches.close()
+        micro = s.batches.micro_batch
+        s.batches = make_batches(s.config, s.source, s.device, micro, s.rollbacks)
+    for text in damaged:
+        s.log.write(Event(level="warning", what="checkpoint_damaged", text=text))
+    text = (
+        f"{trouble[0].upper()}{trouble[1:]}: the run goes back to step {meta.step:,} and on with "
+        f"its data in another order, for the {s.rollbacks}. of at most {most} times."
+    )
+    s.log.write(Event(level="alarm", what="rollback", step=last, text=text, about="val_loss"))
+    s.screen.alarm(text)
+    s.log.write(
+        Start(
+            unix_time=time.time(),
+            max_steps=s.config.train.max_steps,
+            first_step=meta.step,
+            prediction_sha256=s.folder.prediction_sha256,
+            device=s.folder.prediction.hardware.name,
+            train_tokens=s.batches.train_tokens,
+            wandb_id=s.wandb_id,
+            rollbacks=s.rollbacks,
+            continues=True,
+        )
+    )
+    s.skipped.clear()
+    s.steps_done = s.evaluated_step = s.saved_step = meta.step
+    s.val_loss = None
+    return None
+
+
+def use_smaller_micro_batch(s: Session) -> str | None:
+    """After memory ran out: fewer sequences in one pass, in more passes, for the same step.
+
+    Returns why the run has to end instead, if it has to.
+    """
+    record_steps(s)  # those before the one that was broken off
+    micro = s.batches.micro_batch
+    samples = micro * s.batches.grad_accum
+    smaller = max((n for n in range(1, micro) if samples % n == 0), default=None)
+    if smaller is None:
+        return "memory ran out with one sequence at a time; make the model or its context smaller"
+    if half_updated(s.optimizer):
+        return (
+            f"memory ran out in the midst of an update at step {s.steps_done:,}; "
+            f"go on with --resume auto --train.micro-batch {smaller} "
+            f"--train.grad-accum {samples // smaller} "
+            "--allow-change train.micro_batch train.grad_accum"
+        )
+    s.optimizer.zero_grad(set_to_none=True)
+    s.batches.close()
+    s.batches = make_batches(s.config, s.source, s.device, smaller, s.rollbacks)
+    s.loss_of = s.model  # compiled again, for the new shape
+    release_memory(s.device)
+    text = (
+        f"Memory ran out with {micro} sequences in one pass at step {s.steps_done:,}: from here on "
+        f"it is {smaller}, in {samples // smaller} passes, for the same tokens a step; "
+        "a step takes longer by that."
+    )
+    s.log.write(
+        Event(
+            level="warning",
+            what="out_of_memory",
+            step=s.steps_done,
+            text=text,
+            about="step_seconds",
+        )
+    )
+    s.screen.say(f"! {text}")
+    return None
