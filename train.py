@@ -33,7 +33,8 @@ from nanogauge.report.build import build_report, claims_of
 from nanogauge.report.render import print_report, write_report
 from nanogauge.session import Session, StepUnderWay, open_session, remember_run
 from nanogauge.tracking import Mirror
-from nanogauge.training.checkpoint import save_checkpoint
+from nanogauge.training.checkpoint import random_state
+from nanogauge.training.checkpoint_writer import Written
 from nanogauge.training.device import allocator_peaks, autocast, to_host
 from nanogauge.training.sampling import is_sampled, sample_text
 from nanogauge.training.schedule import learning_rate
@@ -54,6 +55,7 @@ def train(s: Session) -> tuple[Status, str | None]:
         saving = (step % config.train.checkpoint_every == 0 or leaving) and step > s.first_step
         if (evaluating or saving) and (problem := record_steps(s)) is not None:
             return "failed", problem  # before a checkpoint could hold it
+        val_loss = None
         if evaluating:
             with clock.window() as evaluation:
                 train_loss, val_loss = evaluate(s)
@@ -69,7 +71,7 @@ def train(s: Session) -> tuple[Status, str | None]:
             if is_sampled(step, config.train.eval_every, config.train.max_steps):
                 write_samples(s, step)
         if saving:
-            save(s, step)
+            save(s, step, val_loss, leaving)
         if leaving:
             status: Status = "finished" if step == config.train.max_steps else "stopped"
             return status, s.stop.requested
@@ -123,30 +125,50 @@ def evaluate(s: Session) -> tuple[float, float]:
     return means[0], means[1]
 
 
-def save(s: Session, step: int) -> None:
-    """Write a checkpoint; a failure is told, and costs neither the run nor the previous one."""
+def save(s: Session, step: int, val_loss: float | None, leaving: bool) -> None:
+    """Begin a checkpoint; the loop waits for its copy, and for the last one until it is written."""
     with s.clock.window() as saving:
-        try:
-            where = s.folder.path / "checkpoints"
-            position = s.batches.position(step)
-            path, size = save_checkpoint(where, step, s.model, s.optimizer, s.scaler, position)
-        except OSError as error:
-            text = f"No checkpoint at step {step:,}: {error.strerror}; free space on the disk."
-            s.log.write(Event(level="warning", what="checkpoint_failed", step=step, text=text))
+        s.checkpoints.begin(
+            step,
+            s.model,
+            s.optimizer,
+            s.scaler,
+            [random_state(s.device)],
+            position=s.batches.position(step),
+            run={"wandb_id": s.wandb_id},
+            val_loss=val_loss,
+        )
+        if leaving:
+            s.checkpoints.wait()
+    s.waited_seconds[step] = saving.seconds
+    tell_of_checkpoints(s)
+
+
+def tell_of_checkpoints(s: Session) -> None:
+    """Those that have been written, or could not be, which costs neither run nor earlier ones."""
+    for ended in s.checkpoints.done():
+        waited_seconds = s.waited_seconds.pop(ended.step)
+        if isinstance(ended, Written):
+            line = Checkpoint(
+                step=ended.step,
+                seconds=waited_seconds,
+                write_seconds=ended.write_seconds,
+                bytes=ended.bytes,
+                path=str(ended.path.relative_to(s.folder.path)),
+            )
+            s.log.write(line)
+            s.screen.checkpointed(line)
+        else:
+            text = f"No checkpoint at step {ended.step:,}: {ended.reason}; free space on the disk."
+            event = Event(level="warning", what="checkpoint_failed", step=ended.step, text=text)
+            s.log.write(event)
             s.screen.say(f"! {text}")
-            return
-    line = Checkpoint(
-        step=step,
-        seconds=saving.seconds,
-        bytes=size,
-        path=str(path.relative_to(s.folder.path)),
-    )
-    s.log.write(line)
-    s.screen.checkpointed(line)
 
 
 def close(s: Session, status: Status, reason: str | None) -> None:
-    """The last lines of the log: what the sensors ended with, the peaks, the end."""
+    """The last lines of the log: checkpoint, what the sensors ended with, the peaks, the end."""
+    s.checkpoints.wait()
+    tell_of_checkpoints(s)
     for reading in s.sensors.close():
         s.log.write(reading)
     record_sensors(s, s.steps_done)  # what it ended with

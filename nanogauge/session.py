@@ -47,7 +47,8 @@ from nanogauge.runfolder import RunFolder, create, load_with_log, write_aside
 from nanogauge.runlog import FILE_NAME, Recorded, RunLog
 from nanogauge.screen import Screen
 from nanogauge.tracking import new_run_id
-from nanogauge.training.checkpoint import data_position, load_checkpoint, newest_checkpoint
+from nanogauge.training.checkpoint import load_checkpoint, newest_checkpoint, read_meta
+from nanogauge.training.checkpoint_writer import Checkpoints
 from nanogauge.training.compiling import CompileWatch, Loss, compile_model
 from nanogauge.training.data import Batches
 from nanogauge.training.device import (
@@ -96,6 +97,7 @@ class Session:
     alarms: Alarms
     screen: Screen
     stop: Stop
+    checkpoints: Checkpoints
     first_step: int
     wandb_id: str
     """of the run in W&B, which a resumption continues"""
@@ -104,6 +106,8 @@ class Session:
     last_step: int
     """the step at which to stop: max_steps, or less in a rehearsal"""
     under_way: deque[StepUnderWay] = field(default_factory=deque)
+    waited_seconds: dict[int, float] = field(default_factory=dict)
+    """by the step of a checkpoint that is being written: what the loop waited for it"""
 
 
 def open_session(
@@ -151,8 +155,10 @@ def open_session(
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == "float16")
     first_step = 0
     if checkpoint is not None:
-        first_step = load_checkpoint(checkpoint, model, optimizer, scaler, device)
-        refuse_other_data(data_position(checkpoint), batches.position(first_step))
+        meta = read_meta(checkpoint)
+        first_step = meta.step
+        refuse_other_data(meta.data, batches.position(first_step))
+        load_checkpoint(checkpoint, model, optimizer, scaler, device)
     last_step = config.train.max_steps
     if rehearse_steps is not None:
         last_step = min(last_step, first_step + rehearse_steps + 1)
@@ -201,6 +207,7 @@ def open_session(
         alarms=make_alarms(folder.prediction, card),
         screen=screen,
         stop=stop,
+        checkpoints=Checkpoints(folder.path / "checkpoints", config.train.keep_checkpoints),
         first_step=first_step,
         wandb_id=wandb_id,
         steps_done=first_step,
