@@ -27,7 +27,12 @@ from nanogauge.errors import BadInput, RunFailed
 from nanogauge.measure.memory import peak_process_bytes
 from nanogauge.preflight import consult
 from nanogauge.quantities import finite
-from nanogauge.recording import log_compilation, record_sensors, record_steps
+from nanogauge.recording import (
+    log_compilation,
+    record_sensors,
+    record_steps,
+    write_checkpoints,
+)
 from nanogauge.records import End, Eval, Event
 from nanogauge.report.build import build_report, claims_of
 from nanogauge.report.render import print_report, write_report
@@ -140,7 +145,11 @@ def mean_loss(s: Session, split: Split) -> float:
 
 
 def close(s: Session, status: Status, reason: str | None) -> None:
-    """The last lines of the log: what the sensors ended with, the peaks, the end."""
+    """The last lines of the log: what is still on its way to the disk, what the sensors ended with,
+    the peaks, the end.
+    """
+    s.checkpoints.wait()
+    write_checkpoints(s)
     for reading in s.sensors.close():
         s.log.write(reading)
     record_sensors(s, s.steps_done)  # what it ended with

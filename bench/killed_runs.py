@@ -57,9 +57,7 @@ def begin(out: Path, name: str, compiled: bool, *more: str) -> subprocess.Popen[
     )
 
 
-def kill_again_and_again(
-    out: Path, kills: int, seed: int, compiled: bool
-) -> Killed:
+def kill_again_and_again(out: Path, kills: int, seed: int, compiled: bool) -> Killed:
     """Kill a run so many times at random moments, going on with it each time; then let it end.
 
     A third of the kills wait for a checkpoint to be in the midst of being written.

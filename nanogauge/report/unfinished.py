@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from nanogauge.clock_times import day_and_time, later
 from nanogauge.config import Config
+from nanogauge.predict.checkpoints import waiting_seconds
 from nanogauge.predict.prediction import (
-    CHECKPOINT_BYTES_PER_SECOND,
     Triple,
     checkpoints,
     evaluations,
@@ -224,8 +224,8 @@ def _predicted_checkpoint(config: Config, prediction: Prediction) -> Triple | No
     if "checkpoint_s" not in prediction.ledger:
         return None
     each = prediction.ledger["checkpoint_s"] / checkpoints(config)
-    slow, usual, fast = CHECKPOINT_BYTES_PER_SECOND
-    return each * usual / fast, each, each * usual / slow
+    fast, usual, slow = waiting_seconds(1.0, checkpoints(config))
+    return each * fast / usual, each, each * slow / usual
 
 
 def last_events(recorded: Recorded, measurements: Measurements) -> list[LastEvent]:
