@@ -132,6 +132,9 @@ class Start(Line):
     """bytes on the card that other programs hold, by their name; None where nobody tells"""
     wandb_id: str | None = None
     """W&B's id of the run, which its resumption continues"""
+    continues: bool | None = None
+    """True where the process that wrote the line before goes on, on the same clock: it went back
+    to a checkpoint by itself"""
     restart: Whole | None = None
     """how often --supervise has started the run again by itself; None where it does not watch"""
     rollbacks: Whole | None = None

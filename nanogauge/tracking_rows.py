@@ -180,10 +180,11 @@ class Rows:
         return row | self._axes(at_step, line.elapsed_seconds)
 
     def _resume(self, line: Start) -> None:
-        self._seconds_before += self._seconds
-        self._seconds = 0.0
-        self._joules_before += self._joules
-        self._joules = 0.0
+        if not line.continues:
+            self._seconds_before += self._seconds
+            self._seconds = 0.0
+            self._joules_before += self._joules
+            self._joules = 0.0
         self._step = line.first_step
         self._tokens = line.first_step * self._config.tokens_per_step
 

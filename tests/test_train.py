@@ -153,7 +153,10 @@ def test_a_resumed_run_counts_on_to_its_end(tmp_path: Path) -> None:
     report = json.loads((tmp_path / "demo" / "report.json").read_text())
     assert report["run"]["status"] == "finished"
     wall = sum(line["wall_seconds"] for line in log_lines(tmp_path / "demo") if "status" in line)
-    assert report["time_ledger"]["wall_s"] == pytest.approx(wall, abs=0.05)
+    ledger = report["time_ledger"]
+    assert ledger["wall_s"] - ledger["gap_s"] == pytest.approx(wall, abs=0.05)
+    assert 0 < ledger["gap_s"] < 120
+    assert [one["what"] for one in report["night"]["happenings"]] == ["restart"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
