@@ -21,6 +21,10 @@ def record_steps(s: Session, leave: int = 0) -> None:
     those of one after another are in `s.skipped`.
     """
     write_checkpoints(s)
+    if s.log.problem is not None and not s.log_is_in_trouble:
+        s.screen.alarm(s.log.problem)
+        s.log.write(Event(level="alarm", what="disk_full", text=s.log.problem, step=s.steps_done))
+    s.log_is_in_trouble = s.log.problem is not None
     while len(s.under_way) > leave:
         done = s.under_way.popleft()
         times = done.watch.read()

@@ -140,8 +140,6 @@ class Start(Line):
     rollbacks: Whole | None = None
     """how often the run has gone back for updates that were not finite; the order of the data
     depends on it"""
-    continues: bool | None = None
-    """whether the process is the one of the start line before, gone back to a checkpoint"""
     micro_batch: Whole | None = None
     """sequences in a pass, where memory had run out with those of the configuration"""
 

@@ -18,13 +18,14 @@ import torch
 
 from model import GPT
 from nanogauge.admission import make_alarms, open_folder, watched_gpu
-from nanogauge.calibrations import add_to_calibration
+from nanogauge.calibrations import add_to_calibration, load_calibration
 from nanogauge.config import Config
 from nanogauge.measure.alarms import Alarms
 from nanogauge.measure.clock import Clock, Stopwatch
 from nanogauge.measure.gpu import Idle, Sensors, driver_info, measure_idle, open_sensors
 from nanogauge.measure.memory import reset_peak
 from nanogauge.predict.calibration import Calibration, FinishedRun
+from nanogauge.predict.eager import eager_sentence, eager_total
 from nanogauge.predict.workload import workload_of
 from nanogauge.present import calibrated_threads
 from nanogauge.records import Compile, Event, Start
@@ -125,6 +126,8 @@ class Session:
     """seconds that the loop waited for each checkpoint that is being written"""
     skipped: list[int] = field(default_factory=list)
     """the latest steps whose updates were skipped, one after another"""
+    log_is_in_trouble: bool = False
+    """whether lines of the log wait for room on the disk, which has been told"""
     eager: bool = False
     """whether compiling was tried and failed, or is not wanted"""
     under_way: deque[StepUnderWay] = field(default_factory=deque)
@@ -286,7 +289,14 @@ def compile_session(s: Session) -> None:
     s.eager = failure is not None
     s.log.write(Compile(seconds=compiling.seconds + compiling.compile_seconds, mode=mode))
     if failure is not None:
-        text = f"torch.compile failed, training goes on without it, slower: {failure}"
+        text = f"torch.compile failed, training goes on without it: {failure}"
+        hardware = s.folder.prediction.hardware
+        calibration, _ = load_calibration(
+            hardware.name, torch.__version__, calibrated_threads(s.device)
+        )
+        if (eager := eager_total(s.config, hardware, s.dtype, calibration)) is not None:
+            compiled = s.folder.prediction.best("total_seconds")
+            text = f"{text.rstrip('.')}. {eager_sentence(eager, compiled)}"
         s.log.write(Event(level="warning", what="compile_failed", text=text))
         s.screen.say(f"! {text}")
 

@@ -62,7 +62,11 @@ EVAL_KEYS = {
     "val_bits_per_byte": "eval/val_bits_per_byte",
     "seconds": "eval/seconds",
 }
-CHECKPOINT_KEYS = {"seconds": "checkpoint/seconds", "bytes": "checkpoint/bytes"}
+CHECKPOINT_KEYS = {
+    "seconds": "checkpoint/seconds",
+    "write_seconds": "checkpoint/write_seconds",
+    "bytes": "checkpoint/bytes",
+}
 COMPILE_KEYS = {"seconds": "perf/compile_seconds"}
 SENSOR_KEYS = {
     "power_watts": "gpu/power_watts",
