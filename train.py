@@ -9,11 +9,16 @@ checkpoints, and the report at the end.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 import nanogauge.threads  # noqa: F401  before torch
+from nanogauge.cli import run_command
+from nanogauge.supervise import supervise
+
+if __name__ == "__main__" and "--supervise" in sys.argv[1:]:
+    run_command(supervise)  # which starts this file again without the flag; it needs no torch
 
 # isort: split
 import torch
@@ -21,8 +26,7 @@ from rich.console import Console
 from torch import nn
 
 from nanogauge.claims import load_claims
-from nanogauge.cli import Parser, run_command
-from nanogauge.config import add_config_flags, config_overrides, load_config
+from nanogauge.config import config_overrides, load_config
 from nanogauge.errors import BadInput, RunFailed
 from nanogauge.measure.memory import peak_process_bytes
 from nanogauge.preflight import consult
@@ -31,12 +35,15 @@ from nanogauge.recording import log_compilation, record_sensors, record_steps
 from nanogauge.records import Checkpoint, End, Eval, Event
 from nanogauge.report.build import build_report, claims_of
 from nanogauge.report.render import print_report, write_report
-from nanogauge.session import Session, StepUnderWay, open_session, remember_run
+from nanogauge.runlock import refuse_held
+from nanogauge.session import Session, StepUnderWay, compile_session, open_session, remember_run
 from nanogauge.tracking import Mirror
+from nanogauge.train_flags import train_parser
 from nanogauge.training.checkpoint import save_checkpoint
 from nanogauge.training.device import allocator_peaks, autocast, to_host
 from nanogauge.training.sampling import is_sampled, sample_text
 from nanogauge.training.schedule import learning_rate
+from nanogauge.training.stopping import Stopped
 
 SAMPLE_TOKENS = 200
 Status = Literal["finished", "stopped", "failed"]
@@ -50,29 +57,33 @@ def train(s: Session) -> tuple[Status, str | None]:
     while True:
         # 1. Evaluation and checkpoint, each in a window of its own: no step contains them.
         leaving = step == s.last_step or s.stop.requested is not None
-        evaluating = step % config.train.eval_every == 0 or step == config.train.max_steps
+        evaluating = s.stop.requested is None and (  # else a resumed run makes up for it
+            step % config.train.eval_every == 0 or step == config.train.max_steps
+        )
+        losses = None
         saving = (step % config.train.checkpoint_every == 0 or leaving) and step > s.first_step
         if (evaluating or saving) and (problem := record_steps(s)) is not None:
             return "failed", problem  # before a checkpoint could hold it
         if evaluating:
             with clock.window() as evaluation:
-                train_loss, val_loss = evaluate(s)
+                losses = evaluate(s)
+            log_compilation(s, step, evaluation.compile_seconds)
+        if losses is not None:
             line = Eval(
                 step=step,
-                train_loss=finite(train_loss),
-                val_loss=finite(val_loss),
+                train_loss=losses[0],
+                val_loss=losses[1],
                 seconds=evaluation.seconds,
             )
             s.log.write(line)
-            log_compilation(s, step, evaluation.compile_seconds)
             s.screen.evaluated(line)
             if is_sampled(step, config.train.eval_every, config.train.max_steps):
                 write_samples(s, step)
         if saving:
             save(s, step)
         if leaving:
-            status: Status = "finished" if step == config.train.max_steps else "stopped"
-            return status, s.stop.requested
+            finished = step == config.train.max_steps and losses is not None
+            return "finished" if finished else "stopped", s.stop.requested
 
         # 2. One optimizer step over grad_accum micro-batches; nothing in it waits for the device.
         if evaluating or saving or step == s.first_step:
@@ -108,17 +119,23 @@ def train(s: Session) -> tuple[Status, str | None]:
 
 
 @torch.no_grad()
-def evaluate(s: Session) -> tuple[float, float]:
-    """Mean loss on the training and on the validation split, in nats per token."""
+def evaluate(s: Session) -> tuple[float | None, float | None] | None:
+    """Mean loss on the training and on the validation split, in nats per token, if it is finite.
+
+    Nothing if the run was asked to stop meanwhile: then the rest is left out.
+    """
     s.model.eval()
     means = []
     for split in ("train", "val"):
         total = torch.zeros((), device=s.device)
         for index in range(s.config.train.eval_batches):
+            if s.stop.requested is not None:
+                s.model.train()
+                return None
             tokens, targets = s.batches.evaluation_batch(split, index)
             with autocast(s.device, s.dtype):
                 total += s.loss_of(tokens, targets)
-        means.append(total.item() / s.config.train.eval_batches)
+        means.append(finite(total.item() / s.config.train.eval_batches))
     s.model.train()
     return means[0], means[1]
 
@@ -145,7 +162,7 @@ def save(s: Session, step: int) -> None:
     s.screen.checkpointed(line)
 
 
-def close(s: Session, status: Status, reason: str | None) -> None:
+def close(s: Session, status: Status, reason: str | None, restartable: bool | None) -> None:
     """The last lines of the log: what the sensors ended with, the peaks, the end."""
     for reading in s.sensors.close():
         s.log.write(reading)
@@ -163,6 +180,7 @@ def close(s: Session, status: Status, reason: str | None) -> None:
             peak_process_bytes=host_bytes if s.device.type == "cpu" else None,
             peak_host_bytes=host_bytes,
             reason=reason,
+            restartable=restartable,
         )
     )
 
@@ -188,10 +206,20 @@ def write_samples(s: Session, step: int) -> None:
 
 def run(s: Session) -> tuple[Status, str | None]:
     """Train, and close the log, however it ended."""
+    restartable = None
     with s.log:
         try:
+            s.stop.listen()
+            if s.config.run.compile:
+                compile_session(s)
+            s.stop.let_steps_end()
             status, reason = train(s)
+            if status == "failed":
+                restartable = False  # the numbers would come out the same
+        except Stopped:
+            status, reason = "stopped", s.stop.requested
         except torch.OutOfMemoryError:
+            restartable = s.steps_done > 0  # it had fitted: another program may have come in
             train_config = s.config.train
             status, reason = (
                 "failed",
@@ -201,30 +229,22 @@ def run(s: Session) -> tuple[Status, str | None]:
         finally:
             s.screen.close()
             s.batches.close()
-        close(s, status, reason)
+        close(s, status, reason, restartable)
     return status, reason
 
 
 def main(arguments: Sequence[str]) -> int:
     assert __doc__ is not None
-    parser = Parser(__doc__)
-    parser.add_argument("config", type=Path, help="configuration of the run")
-    parser.add_argument("--resume", choices=["auto"], help="go on from the newest checkpoint")
-    parser.add_argument("--rehearse", type=int, metavar="N", help="stop after N steady steps")
-    parser.add_argument("--claims", type=Path, help="claims to hold against the run in its report")
-    parser.add_argument(
-        "--force",
-        action="store_true",
-        help="start in spite of the doctor, and even where the memory cannot suffice",
-    )
-    add_config_flags(parser)
-    given = parser.parse(arguments)
+    given = train_parser(__doc__).parse(arguments)
+    if given.max_restarts is not None:
+        raise BadInput("--max-restarts is for --supervise; give both.")
     if given.rehearse is not None and given.rehearse < 1:
         raise BadInput("--rehearse takes a number of steps above 0.")
     config = load_config(given.config, config_overrides(given))
     if given.claims is not None:
         load_claims(given.claims)
     mirror = None
+    refuse_held(config.folder)
     try:
         consult(config, given.force)
         session = open_session(
@@ -243,8 +263,10 @@ def main(arguments: Sequence[str]) -> int:
             "--resume auto goes on from the newest checkpoint."
         ) from error
     finally:
-        if mirror is not None and (warning := mirror.finish()) is not None:
-            print(f"! {warning}", flush=True)  # the report is there, and goes up with the rest
+        if mirror is not None:
+            warning = mirror.finish(0.0 if session.stop.twice else 10.0)
+            if warning is not None:
+                print(f"! {warning}", flush=True)  # the report is there, and goes up with the rest
     if status == "finished" and (warning := remember_run(session, recorded)) is not None:
         print(f"! {warning}")
     print()
@@ -254,7 +276,8 @@ def main(arguments: Sequence[str]) -> int:
         raise RunFailed(f"{reason}; the log and the report up to there are kept.")
     if status == "stopped":
         print(f"Stopped at step {session.steps_done:,}; --resume auto goes on from there.")
-    return 0 if status == "finished" or given.rehearse is not None else 1
+        return session.stop.exit_status  # 0 at the end of a rehearsal, which nobody's signal ended
+    return 0
 
 
 if __name__ == "__main__":

@@ -43,9 +43,11 @@ from nanogauge.report.figures import quantile
 from nanogauge.report.measured import steady_seconds
 from nanogauge.resume import refuse_changes, refuse_other_data
 from nanogauge.rundata import open_data, tell_of_data
-from nanogauge.runfolder import RunFolder, create, load_with_log, write_aside
-from nanogauge.runlog import FILE_NAME, Recorded, RunLog
+from nanogauge.runfolder import RunFolder, create, load_with_log, make_folder, write_aside
+from nanogauge.runlock import RunLock, hold
+from nanogauge.runlog import Recorded, RunLog, has_begun
 from nanogauge.screen import Screen
+from nanogauge.supervise import restart_number
 from nanogauge.tracking import new_run_id
 from nanogauge.training.checkpoint import data_position, load_checkpoint, newest_checkpoint
 from nanogauge.training.compiling import CompileWatch, Loss, compile_model
@@ -81,6 +83,8 @@ class Session:
 
     config: Config
     folder: RunFolder
+    lock: RunLock
+    """on the folder, until the process ends"""
     device: torch.device
     dtype: str
     model: GPT
@@ -131,7 +135,7 @@ def open_session(
     torch.manual_seed(config.run.seed)
     torch.set_float32_matmul_precision("high")  # TF32 for what is left in fp32 on a GPU
     config, source, batches = open_data(config, device)
-    folder, recorded, checkpoint, damaged = open_folder(config, device, dtype, resume, force)
+    folder, recorded, checkpoint, damaged, lock = open_folder(config, device, dtype, resume, force)
     before, wandb_id = None, new_run_id()
     if recorded is not None:
         before = sum(seconds or 0.0 for seconds in recorded.session_seconds)
@@ -164,8 +168,6 @@ def open_session(
         elapsed_seconds=clock.elapsed_seconds,
     )
     screen.plan()
-    stop = Stop()
-    stop.listen()
     log = RunLog(folder.path, clock.elapsed_seconds)
     log.write(
         Start(
@@ -179,14 +181,21 @@ def open_session(
             idle_utilization=idle.utilization if idle is not None else None,
             other_programs=card.others if card is not None else None,
             wandb_id=wandb_id,
+            restart=restart_number(),
         )
     )
+    if lock.warning is not None:
+        log.write(Event(level="warning", what="no_lock", text=lock.warning))
+        screen.say(f"! {lock.warning}")
     tell_of_data(config, source, batches, log, screen)
     for text in damaged:
         log.write(Event(level="warning", what="checkpoint_damaged", text=text))
-    session = Session(
+    if config.run.compile:
+        compile_watch.listen()
+    return Session(
         config=config,
         folder=folder,
+        lock=lock,
         device=device,
         dtype=dtype,
         model=model,
@@ -200,35 +209,33 @@ def open_session(
         sensors=sensors,
         alarms=make_alarms(folder.prediction, card),
         screen=screen,
-        stop=stop,
+        stop=Stop(),
         first_step=first_step,
         wandb_id=wandb_id,
         steps_done=first_step,
         last_step=last_step,
     )
-    if config.run.compile:
-        compile_watch.listen()
-        compile_session(session)
-    return session
 
 
 def open_folder(
     config: Config, device: torch.device, dtype: str, resume: bool, force: bool
-) -> tuple[RunFolder, Recorded | None, Path | None, list[str]]:
+) -> tuple[RunFolder, Recorded | None, Path | None, list[str], RunLock]:
     """A new run folder with its frozen prediction, or the one to resume, its log and checkpoint.
 
-    Also a sentence for each damaged checkpoint that was passed over.
+    Also a sentence for each damaged checkpoint that was passed over, and the lock, which is taken
+    before anything in the folder is written.
 
     Raises:
         BadInput: if a folder cannot be used, or the run does not fit and is not forced.
     """
-    if resume and (config.folder / FILE_NAME).exists():
+    if resume and has_begun(config.folder):
+        lock = hold(config.folder)
         folder, recorded = load_with_log(config.folder)
         refuse_changes(folder.config, config)
         if not force:
             refuse_too_large(config, folder.prediction, free_bytes(device), resumed=True)
         checkpoint, damaged = newest_checkpoint(config.folder / "checkpoints")
-        return folder, recorded, checkpoint, damaged
+        return folder, recorded, checkpoint, damaged, lock
     hardware, driver = describe_hardware(device, dtype)
     calibration, warning = load_calibration(
         hardware.name, torch.__version__, calibrated_threads(device)
@@ -240,7 +247,9 @@ def open_folder(
         notes = [*prediction.notes, warning]
         prediction = prediction.model_copy(update={"notes": notes})
     machine = capture_environment(hardware.name, driver, torch.get_num_threads())
-    return create(config.folder, config, machine, prediction), None, None, []
+    make_folder(config.folder)
+    lock = hold(config.folder)
+    return create(config.folder, config, machine, prediction), None, None, [], lock
 
 
 def free_bytes(device: torch.device) -> int | None:
