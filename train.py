@@ -9,11 +9,16 @@ checkpoints, and the report at the end.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 import nanogauge.threads  # noqa: F401  before torch
+from nanogauge.cli import run_command
+from nanogauge.supervise import supervise
+
+if __name__ == "__main__" and "--supervise" in sys.argv[1:]:
+    run_command(supervise)  # which starts this file again without the flag; it needs no torch
 
 # isort: split
 import torch
@@ -21,8 +26,7 @@ from rich.console import Console
 from torch import nn
 
 from nanogauge.claims import load_claims
-from nanogauge.cli import Parser, run_command
-from nanogauge.config import add_config_flags, config_overrides, load_config
+from nanogauge.config import config_overrides, load_config
 from nanogauge.errors import BadInput, RunFailed
 from nanogauge.measure.memory import peak_process_bytes
 from nanogauge.preflight import consult
@@ -43,13 +47,16 @@ from nanogauge.rescue import (
     use_smaller_micro_batch,
 )
 from nanogauge.resume import check_names
+from nanogauge.runlock import refuse_held
 from nanogauge.session import Session, StepUnderWay, compile_session, open_session, remember_run
 from nanogauge.tracking import Mirror
+from nanogauge.train_flags import train_parser
 from nanogauge.training.data import Split
 from nanogauge.training.device import allocator_peaks, autocast, is_out_of_memory, to_host
 from nanogauge.training.optimizer import update
 from nanogauge.training.sampling import is_sampled, sample_text
 from nanogauge.training.schedule import learning_rate
+from nanogauge.training.stopping import Stopped
 
 SAMPLE_TOKENS = 200
 Status = Literal["finished", "stopped", "failed"]
@@ -63,8 +70,7 @@ def train(s: Session) -> tuple[Status, str | None]:
     while True:
         # 1. Evaluation and checkpoint, each in a window of its own: no step contains them.
         leaving = step == s.last_step or s.stop.requested is not None
-        evaluating = step % config.train.eval_every == 0 or step == config.train.max_steps
-        evaluating = evaluating and step != s.evaluated_step
+        evaluating = is_evaluated(s, step)
         if evaluating or leaving or checkpoint_is_due(s, step):
             record_steps(s)  # all of it, before an evaluation or a checkpoint stands on it
         if len(s.skipped) >= config.train.max_skipped:
@@ -77,8 +83,8 @@ def train(s: Session) -> tuple[Status, str | None]:
         if saving := checkpoint_is_due(s, step, leaving):
             save(s, step, wait=leaving)
         if leaving:
-            status: Status = "finished" if step == config.train.max_steps else "stopped"
-            return status, s.stop.requested
+            finished = step == config.train.max_steps == s.evaluated_step
+            return "finished" if finished else "stopped", s.stop.requested
 
         # 2. One optimizer step over its micro-batches; nothing in it waits for the device.
         if evaluating or saving or step == s.first_step:
@@ -111,10 +117,23 @@ def train(s: Session) -> tuple[Status, str | None]:
         step += 1
 
 
+def is_evaluated(s: Session, step: int) -> bool:
+    """Whether there is an evaluation here; a run that is to stop leaves it to its resumption."""
+    every, last = s.config.train.eval_every, s.config.train.max_steps
+    wanted = (step % every == 0 or step == last) and step != s.evaluated_step
+    return wanted and s.stop.requested is None
+
+
 def evaluate(s: Session, step: int) -> None:
-    """Log the loss on both splits after so many steps, and now and then what the model writes."""
+    """Log the loss on both splits after so many steps, and now and then what the model writes.
+
+    Nothing is logged if the run was asked to stop meanwhile.
+    """
     with s.clock.window() as evaluation:
         train_loss, val_loss = (mean_loss(s, split) for split in ("train", "val"))
+    log_compilation(s, step, evaluation.compile_seconds)
+    if s.stop.requested is not None:
+        return
     line = Eval(
         step=step,
         train_loss=finite(train_loss),
@@ -122,7 +141,6 @@ def evaluate(s: Session, step: int) -> None:
         seconds=evaluation.seconds,
     )
     s.log.write(line)
-    log_compilation(s, step, evaluation.compile_seconds)
     s.screen.evaluated(line)
     s.evaluated_step, s.val_loss = step, line.val_loss
     if line.val_loss is not None:
@@ -133,10 +151,17 @@ def evaluate(s: Session, step: int) -> None:
 
 @torch.no_grad()
 def mean_loss(s: Session, split: Split) -> float:
-    """Over the windows that every evaluation reads of a split, in nats per token."""
+    """Over the windows that every evaluation reads of a split, in nats per token.
+
+    No number if the run was asked to stop: then the rest is left out.
+    """
     s.model.eval()
     total = torch.zeros((), device=s.device)
     for index in range(s.batches.eval_batches):
+        if s.stop.requested is not None:
+            total += math.nan
+            break
+        s.watchdog.beat(s.longest_step_seconds)
         tokens, targets = s.batches.evaluation_batch(split, index)
         with autocast(s.device, s.dtype):
             total += s.loss_of(tokens, targets)
@@ -144,7 +169,7 @@ def mean_loss(s: Session, split: Split) -> float:
     return total.item() / s.batches.eval_batches
 
 
-def close(s: Session, status: Status, reason: str | None) -> None:
+def close(s: Session, status: Status, reason: str | None, restartable: bool | None) -> None:
     """The last lines of the log: what is still on its way to the disk, what the sensors ended with,
     the peaks, the end.
     """
@@ -166,6 +191,7 @@ def close(s: Session, status: Status, reason: str | None) -> None:
             peak_process_bytes=host_bytes if s.device.type == "cpu" else None,
             peak_host_bytes=host_bytes,
             reason=reason,
+            restartable=restartable,
         )
     )
 
@@ -191,13 +217,21 @@ def write_samples(s: Session, step: int) -> None:
 
 def run(s: Session) -> tuple[Status, str | None]:
     """Train, and close the log, however it ended."""
+    restartable = None
     with s.log:
         try:
+            s.stop.listen()
+            s.watchdog.start()
             status, reason = train_within_memory(s)
+            if status == "failed":
+                restartable = False  # the numbers, or the memory, would come out the same
+        except Stopped:
+            status, reason = "stopped", s.stop.requested
         finally:
+            s.watchdog.close()
             s.screen.close()
             s.batches.close()
-        close(s, status, reason)
+        close(s, status, reason, restartable)
     return status, reason
 
 
@@ -207,6 +241,7 @@ def train_within_memory(s: Session) -> tuple[Status, str | None]:
         try:
             if s.loss_of is s.model and not s.eager:
                 compile_session(s)
+            s.stop.let_steps_end()
             return train(s)
         except RuntimeError as error:
             if not is_out_of_memory(error):
@@ -218,26 +253,9 @@ def train_within_memory(s: Session) -> tuple[Status, str | None]:
 
 def main(arguments: Sequence[str]) -> int:
     assert __doc__ is not None
-    parser = Parser(__doc__)
-    parser.add_argument("config", type=Path, help="configuration of the run")
-    parser.add_argument("--resume", choices=["auto"], help="go on from the newest checkpoint")
-    parser.add_argument(
-        "--allow-change",
-        nargs="+",
-        default=[],
-        metavar="NAME",
-        help="take this key of the configuration, code, torch, device, dtype or data as it is now, "
-        "other than the run to resume began with",
-    )
-    parser.add_argument("--rehearse", type=int, metavar="N", help="stop after N steady steps")
-    parser.add_argument("--claims", type=Path, help="claims to hold against the run in its report")
-    parser.add_argument(
-        "--force",
-        action="store_true",
-        help="start in spite of the doctor, and even where the memory cannot suffice",
-    )
-    add_config_flags(parser)
-    given = parser.parse(arguments)
+    given = train_parser(__doc__).parse(arguments)
+    if given.max_restarts is not None:
+        raise BadInput("--max-restarts is for --supervise; give both.")
     if given.rehearse is not None and given.rehearse < 1:
         raise BadInput("--rehearse takes a number of steps above 0.")
     check_names(given.allow_change)
@@ -245,6 +263,7 @@ def main(arguments: Sequence[str]) -> int:
     if given.claims is not None:
         load_claims(given.claims)
     mirror = None
+    refuse_held(config.folder)
     try:
         consult(config, given.force)
         session = open_session(
@@ -268,8 +287,10 @@ def main(arguments: Sequence[str]) -> int:
             "--resume auto goes on from the newest checkpoint."
         ) from error
     finally:
-        if mirror is not None and (warning := mirror.finish()) is not None:
-            print(f"! {warning}", flush=True)  # the report is there, and goes up with the rest
+        if mirror is not None:
+            warning = mirror.finish(0.0 if session.stop.twice else 10.0)
+            if warning is not None:
+                print(f"! {warning}", flush=True)  # the report is there, and goes up with the rest
     if status == "finished" and (warning := remember_run(session, recorded)) is not None:
         print(f"! {warning}")
     print()
@@ -279,7 +300,8 @@ def main(arguments: Sequence[str]) -> int:
         raise RunFailed(f"{reason}; the log and the report up to there are kept.")
     if status == "stopped":
         print(f"Stopped at step {session.steps_done:,}; --resume auto goes on from there.")
-    return 0 if status == "finished" or given.rehearse is not None else 1
+        return session.stop.exit_status  # 0 at the end of a rehearsal, which nobody's signal ended
+    return 0
 
 
 if __name__ == "__main__":

@@ -22,8 +22,9 @@ from nanogauge.predict.prediction import predict
 from nanogauge.present import calibrated_threads, describe_hardware
 from nanogauge.records import Prediction
 from nanogauge.resume import refuse_changes
-from nanogauge.runfolder import RunFolder, create, load_with_log
-from nanogauge.runlog import FILE_NAME, Recorded
+from nanogauge.runfolder import RunFolder, create, load_with_log, make_folder
+from nanogauge.runlock import RunLock, hold
+from nanogauge.runlog import Recorded, has_begun
 from nanogauge.training.checkpoint import Meta, newest_checkpoint, read_meta
 
 
@@ -32,6 +33,8 @@ class Opened:
     """A run folder, and what is there of the run."""
 
     folder: RunFolder
+    lock: RunLock
+    """taken before anything in the folder was written"""
     recorded: Recorded | None = None
     """the log so far; None for a new run"""
     checkpoint: Path | None = None
@@ -71,20 +74,23 @@ def open_folder(
 ) -> Opened:
     """A new run folder with its frozen prediction, or the one to resume, its log and checkpoint.
 
+    Its lock is taken before anything in it is written.
+
     Args:
         allowed: keys of the configuration that may be others than when the run began.
 
     Raises:
         BadInput: if a folder cannot be used, or the run does not fit and is not forced.
     """
-    if resume and (config.folder / FILE_NAME).exists():
+    if resume and has_begun(config.folder):
+        lock = hold(config.folder)
         folder, recorded = load_with_log(config.folder)
         changes = refuse_changes(folder.config, config, allowed)
         if not force:
             refuse_too_large(config, folder.prediction, free_bytes(device), resumed=True)
         checkpoint, damaged = newest_checkpoint(config.folder / "checkpoints")
         meta = read_meta(checkpoint) if checkpoint is not None else None
-        return Opened(folder, recorded, checkpoint, meta, damaged, changes)
+        return Opened(folder, lock, recorded, checkpoint, meta, damaged, changes)
     hardware, driver = describe_hardware(device, dtype)
     calibration, warning = load_calibration(
         hardware.name, torch.__version__, calibrated_threads(device)
@@ -96,7 +102,9 @@ def open_folder(
         notes = [*prediction.notes, warning]
         prediction = prediction.model_copy(update={"notes": notes})
     machine = capture_environment(hardware.name, driver, torch.get_num_threads())
-    return Opened(create(config.folder, config, machine, prediction))
+    make_folder(config.folder)
+    lock = hold(config.folder)
+    return Opened(create(config.folder, config, machine, prediction), lock)
 
 
 def free_bytes(device: torch.device) -> int | None:

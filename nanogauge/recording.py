@@ -20,6 +20,7 @@ def record_steps(s: Session, leave: int = 0) -> None:
     Waits until each has ended. A step whose loss or gradient was no finite number made no update;
     those of one after another are in `s.skipped`.
     """
+    s.watchdog.beat(2 * s.longest_step_seconds)
     write_checkpoints(s)
     if s.log.problem is not None and not s.log_is_in_trouble:
         s.screen.alarm(s.log.problem)
@@ -28,6 +29,9 @@ def record_steps(s: Session, leave: int = 0) -> None:
     while len(s.under_way) > leave:
         done = s.under_way.popleft()
         times = done.watch.read()
+        if done.step == s.first_step:  # instead of what was predicted
+            s.longest_step_seconds = 0.0
+        s.longest_step_seconds = max(s.longest_step_seconds, times.step_seconds)
         loss, norm = done.figures.tolist()
         for alarm in s.alarms.loss(done.step, loss):
             raise_alarm(s, alarm, done.step)

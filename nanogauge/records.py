@@ -282,6 +282,9 @@ class End(Line):
     allocation_retries: int | None = None
     """how often the allocator had to give everything back to find room"""
     reason: str | None = None
+    restartable: bool | None = None
+    """of a run that failed: whether another attempt from its last checkpoint may go better, for
+    which --supervise makes one; None of a run that did not fail"""
 
 
 LogLine = Annotated[

@@ -20,6 +20,9 @@ from nanogauge.training.checkpoint import (
 from nanogauge.training.device import release_memory
 from nanogauge.training.optimizer import half_updated
 
+LONGEST_WRITE_SECONDS = 1800.0
+"""what a slow disk may take for a checkpoint before the run counts as hung"""
+
 
 def checkpoint_is_due(s: Session, step: int, leaving: bool = False) -> bool:
     """Whether a checkpoint is to be made at this step: by its number, by the time, or as the last.
@@ -38,6 +41,7 @@ def checkpoint_is_due(s: Session, step: int, leaving: bool = False) -> bool:
 def save(s: Session, step: int, wait: bool) -> None:
     """Begin a checkpoint; the loop waits for its copy in memory, or until it is on disk."""
     known = [j for j in (s.earlier.energy_joules, s.energy_joules) if j is not None]
+    s.watchdog.beat(LONGEST_WRITE_SECONDS)
     with s.clock.window() as saving:
         s.checkpoints.begin(
             step,

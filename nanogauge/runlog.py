@@ -205,6 +205,19 @@ def read_log(folder: Path) -> Recorded:
     return LogReader(folder).read()
 
 
+def has_begun(folder: Path) -> bool:
+    """Whether a log is there with a whole line; a run that died before it wrote one left nothing.
+
+    Raises:
+        OSError: if there is a log that cannot be read.
+    """
+    try:
+        with (folder / FILE_NAME).open("rb") as file:
+            return file.readline(LONGEST_LINE).endswith(b"\n")
+    except FileNotFoundError:
+        return False
+
+
 def last_written(folder: Path) -> float:
     """When the log was last written to, in seconds since 1970; 0 where there is none."""
     try:

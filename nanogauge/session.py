@@ -17,13 +17,21 @@ import numpy as np
 import torch
 
 from model import GPT
-from nanogauge.admission import make_alarms, open_folder, watched_gpu
+from nanogauge.admission import Opened, make_alarms, open_folder, watched_gpu
 from nanogauge.calibrations import add_to_calibration, load_calibration
 from nanogauge.config import Config
 from nanogauge.measure.alarms import Alarms
 from nanogauge.measure.clock import Clock, Stopwatch
-from nanogauge.measure.gpu import Idle, Sensors, driver_info, measure_idle, open_sensors
+from nanogauge.measure.gpu import (
+    DriverInfo,
+    Idle,
+    Sensors,
+    driver_info,
+    measure_idle,
+    open_sensors,
+)
 from nanogauge.measure.memory import reset_peak
+from nanogauge.measure.watchdog import Watchdog
 from nanogauge.predict.calibration import Calibration, FinishedRun
 from nanogauge.predict.eager import eager_sentence, eager_total
 from nanogauge.predict.workload import workload_of
@@ -35,8 +43,10 @@ from nanogauge.report.measured import steady_seconds
 from nanogauge.resume import code_sha256, refuse_other_data, refuse_other_identity
 from nanogauge.rundata import make_batches, open_data, tell_of_data
 from nanogauge.runfolder import RunFolder, write_aside
+from nanogauge.runlock import RunLock
 from nanogauge.runlog import Recorded, RunLog
 from nanogauge.screen import Screen
+from nanogauge.supervise import restart_number
 from nanogauge.tracking import new_run_id
 from nanogauge.training.checkpoint import load_checkpoint
 from nanogauge.training.checkpoint_writer import Checkpoints
@@ -53,6 +63,10 @@ from nanogauge.training.optimizer import make_optimizer
 from nanogauge.training.sources import Source
 from nanogauge.training.stopping import Stop
 
+UNSEEN_STEP_SECONDS = 3600.0
+"""what the first step of a device without a prediction may take before it counts as hung"""
+COMPILING_SECONDS = 1800.0
+"""what compiling may take: minutes for large models on slow processors"""
 STEPS_TO_REMEMBER = 20  # fewer steady steps tell little of the next run
 
 
@@ -81,6 +95,8 @@ class Session:
 
     config: Config
     folder: RunFolder
+    lock: RunLock
+    """held until the process ends"""
     device: torch.device
     dtype: str
     model: GPT
@@ -96,6 +112,7 @@ class Session:
     alarms: Alarms
     screen: Screen
     stop: Stop
+    watchdog: Watchdog
     checkpoints: Checkpoints
     compile_watch: CompileWatch
     identity: Mapping[str, str]
@@ -126,6 +143,8 @@ class Session:
     """seconds that the loop waited for each checkpoint that is being written"""
     skipped: list[int] = field(default_factory=list)
     """the latest steps whose updates were skipped, one after another"""
+    longest_step_seconds: float = UNSEEN_STEP_SECONDS
+    """of this process; until there is a step, what one may take by the prediction"""
     log_is_in_trouble: bool = False
     """whether lines of the log wait for room on the disk, which has been told"""
     eager: bool = False
@@ -203,12 +222,11 @@ def open_session(
         elapsed_seconds=clock.elapsed_seconds,
     )
     screen.plan()
-    stop = Stop()
-    stop.listen()
     log = RunLog(folder.path, clock.elapsed_seconds)
     session = Session(
         config=config,
         folder=folder,
+        lock=opened.lock,
         device=device,
         dtype=dtype,
         model=model,
@@ -222,7 +240,10 @@ def open_session(
         sensors=sensors,
         alarms=make_alarms(folder.prediction, card),
         screen=screen,
-        stop=stop,
+        stop=Stop(),
+        watchdog=Watchdog(
+            folder.path, 60 * config.measure.hang_minutes, partial(tell_of_hang, log)
+        ),
         checkpoints=Checkpoints(folder.path / "checkpoints", config.train.keep_checkpoints),
         compile_watch=compile_watch,
         identity=identity,
@@ -241,31 +262,50 @@ def open_session(
         saved_seconds=clock.elapsed_seconds(),
         eager=not config.run.compile,
     )
-    log.write(
+    if (first_step_seconds := folder.prediction.best("first_step_seconds")) is not None:
+        session.longest_step_seconds = first_step_seconds.high
+    begin_log(session, opened, idle, card, changes)
+    return session
+
+
+def begin_log(
+    s: Session, opened: Opened, idle: Idle | None, card: DriverInfo | None, changes: list[str]
+) -> None:
+    """The start line, and what is to be told before the first step."""
+    micro = s.batches.micro_batch
+    s.log.write(
         Start(
             unix_time=time.time(),
-            max_steps=config.train.max_steps,
-            first_step=first_step,
-            prediction_sha256=folder.prediction_sha256,
-            device=folder.prediction.hardware.name,
-            train_tokens=batches.train_tokens,
+            max_steps=s.config.train.max_steps,
+            first_step=s.first_step,
+            prediction_sha256=s.folder.prediction_sha256,
+            device=s.folder.prediction.hardware.name,
+            train_tokens=s.batches.train_tokens,
             idle_power_watts=idle.power_watts if idle is not None else None,
             idle_utilization=idle.utilization if idle is not None else None,
             other_programs=card.others if card is not None else None,
-            wandb_id=wandb_id,
-            rollbacks=rollbacks or None,
-            micro_batch=micro_batch if micro_batch != config.train.micro_batch else None,
+            wandb_id=s.wandb_id,
+            restart=restart_number(),
+            rollbacks=s.rollbacks or None,
+            micro_batch=micro if micro != s.config.train.micro_batch else None,
         )
     )
-    tell_of_data(config, source, batches, log, screen)
+    if opened.lock.warning is not None:
+        s.log.write(Event(level="warning", what="no_lock", text=opened.lock.warning))
+        s.screen.say(f"! {opened.lock.warning}")
+    tell_of_data(s.config, s.source, s.batches, s.log, s.screen)
     for text in opened.damaged:
-        log.write(Event(level="warning", what="checkpoint_damaged", text=text))
+        s.log.write(Event(level="warning", what="checkpoint_damaged", text=text))
     if changes:
-        write_aside(folder.path / "config.toml", config.to_toml().encode())
+        write_aside(s.folder.path / "config.toml", s.config.to_toml().encode())
     for text in changes:
-        log.write(Event(level="warning", what="changed", text=text))
-        screen.say(f"! {text}")
-    return session
+        s.log.write(Event(level="warning", what="changed", text=text))
+        s.screen.say(f"! {text}")
+
+
+def tell_of_hang(log: RunLog, text: str) -> None:
+    """The last line of a run that hangs, which its watchdog writes."""
+    log.write(Event(level="alarm", what="hung", text=text))
 
 
 def make_model(
@@ -281,6 +321,7 @@ def compile_session(s: Session) -> None:
     """Compile, in a window of its own; where that fails the model stays as it is, loudly."""
     s.screen.say("compiling ...")
     s.compile_watch.listen()
+    s.watchdog.beat(COMPILING_SECONDS)
     with s.clock.window() as compiling:
         tokens, targets = s.batches.batch("train", 0, 0)
         context = partial(autocast, s.device, s.dtype)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from pathlib import Path
@@ -16,6 +15,7 @@ from nanogauge.recorded import LONGEST_GAP_SECONDS
 from nanogauge.report.build import Report, build_report
 from nanogauge.report.render import render_report
 from nanogauge.runfolder import load
+from nanogauge.runlock import hold
 from nanogauge.runlog import FILE_NAME
 
 BEGAN = 1.7e9 - 1.0
@@ -212,11 +212,11 @@ def test_a_run_whose_lock_is_held_is_not_dead(tmp_path: Path, age: float, word: 
     make_folder(tmp_path)
     write(tmp_path, steps(0, 120))
     assert state(tmp_path, 0.0)[0] == "running"  # without a lock: by its silence
-    with (tmp_path / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        found, headline = state(tmp_path, age)
-        assert found == word
-        assert ("its process is there, but no line for" in headline) == (word != "running")
+    lock = hold(tmp_path)
+    found, headline = state(tmp_path, age)
+    assert found == word
+    assert ("its process is there, but no line for" in headline) == (word != "running")
+    lock.close()
     found, headline = state(tmp_path, age)
     assert found == "died"
     assert "its process is gone, none on this machine holds the run's lock (last line" in headline

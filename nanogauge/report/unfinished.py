@@ -27,7 +27,7 @@ from nanogauge.predict.prediction import (
 from nanogauge.quantities import format_range, format_seconds, format_value
 from nanogauge.records import Prediction, Stored
 from nanogauge.report.measured import Measurements, steady_seconds
-from nanogauge.runlock import LOCK_NAME, is_held
+from nanogauge.runlock import is_held
 from nanogauge.runlog import Recorded
 
 STRETCHES = 20
@@ -136,7 +136,7 @@ def process_is_there(folder: Path) -> bool | None:
 
     Such a folder is older, was imported, or was copied without it.
     """
-    return is_held(folder) if (folder / LOCK_NAME).exists() else None
+    return is_held(folder)
 
 
 def _longest_work(recorded: Recorded, prediction: Prediction) -> tuple[float, str]:

@@ -1,0 +1,43 @@
+"""The flags of train.py, which its supervisor reads too, without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nanogauge.cli import Parser
+from nanogauge.config import add_config_flags
+
+
+def train_parser(description: str) -> Parser:
+    """What train.py accepts."""
+    parser = Parser(description)
+    parser.add_argument("config", type=Path, help="configuration of the run")
+    parser.add_argument("--resume", choices=["auto"], help="go on from the newest checkpoint")
+    parser.add_argument(
+        "--allow-change",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="take this key of the configuration, code, torch, device, dtype or data as it is now, "
+        "other than the run to resume began with",
+    )
+    parser.add_argument("--rehearse", type=int, metavar="N", help="stop after N steady steps")
+    parser.add_argument("--claims", type=Path, help="claims to hold against the run in its report")
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="start in spite of the doctor, and even where the memory cannot suffice",
+    )
+    parser.add_argument(
+        "--supervise",
+        action="store_true",
+        help="start the run again, from its newest checkpoint, whenever it crashes",
+    )
+    parser.add_argument(
+        "--max-restarts",
+        type=int,
+        metavar="N",
+        help="with --supervise: give up after so many in a row without a new step (10)",
+    )
+    add_config_flags(parser)
+    return parser
