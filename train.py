@@ -1,6 +1,7 @@
 """The whole night in one command: checks, prediction, training, report.
 
 python train.py configs/rtx4070_fineweb.toml [--model.n-embd 512 ...] [--resume auto]
+torchrun --nproc-per-node 2 train.py ...      # one process for each GPU, which share each step
 
 Everything goes to runs/NAME/: the prediction before the first step, a line of log for every step,
 checkpoints, and the report at the end.
@@ -9,6 +10,7 @@ checkpoints, and the report at the end.
 from __future__ import annotations
 
 import math
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -22,7 +24,7 @@ from torch import nn
 
 from nanogauge.claims import load_claims
 from nanogauge.cli import Parser, run_command
-from nanogauge.config import add_config_flags, config_overrides, load_config
+from nanogauge.config import Config, add_config_flags, config_overrides, load_config
 from nanogauge.errors import BadInput, RunFailed
 from nanogauge.measure.memory import peak_process_bytes
 from nanogauge.preflight import consult
@@ -33,8 +35,10 @@ from nanogauge.report.build import build_report, claims_of
 from nanogauge.report.render import print_report, write_report
 from nanogauge.session import Session, StepUnderWay, open_session, remember_run
 from nanogauge.tracking import Mirror
-from nanogauge.training.checkpoint import save_checkpoint
+from nanogauge.training.checkpoint import random_state, save_checkpoint
 from nanogauge.training.device import allocator_peaks, autocast, to_host
+from nanogauge.training.exactness import fix_workspace
+from nanogauge.training.ranks import LOST, Ranks, is_told_elsewhere, open_ranks
 from nanogauge.training.sampling import is_sampled, sample_text
 from nanogauge.training.schedule import learning_rate
 
@@ -45,11 +49,11 @@ Status = Literal["finished", "stopped", "failed"]
 def train(s: Session) -> tuple[Status, str | None]:
     """Train up to last_step, counting updates in s.steps_done; returns how it ended, and why."""
     config, clock = s.config, s.clock
-    accumulation, parameters = config.train.grad_accum, list(s.model.parameters())
+    accumulation, parameters = s.batches.grad_accum, list(s.model.parameters())
     step = s.steps_done
     while True:
         # 1. Evaluation and checkpoint, each in a window of its own: no step contains them.
-        leaving = step == s.last_step or s.stop.requested is not None
+        leaving = step == s.last_step or s.ranks.any(s.stop.requested is not None)
         evaluating = step % config.train.eval_every == 0 or step == config.train.max_steps
         saving = (step % config.train.checkpoint_every == 0 or leaving) and step > s.first_step
         if (evaluating or saving) and (problem := record_steps(s)) is not None:
@@ -66,7 +70,8 @@ def train(s: Session) -> tuple[Status, str | None]:
             s.log.write(line)
             log_compilation(s, step, evaluation.compile_seconds)
             s.screen.evaluated(line)
-            if is_sampled(step, config.train.eval_every, config.train.max_steps):
+            sampled = is_sampled(step, config.train.eval_every, config.train.max_steps)
+            if sampled and s.ranks.is_first:
                 write_samples(s, step)
         if saving:
             save(s, step)
@@ -85,10 +90,11 @@ def train(s: Session) -> tuple[Status, str | None]:
         for micro in range(accumulation):
             with watch.waiting():
                 tokens, targets = s.batches.batch("train", step, micro)
-            with autocast(s.device, s.dtype):
-                loss = s.loss_of(tokens, targets) / accumulation
-            watch.lap("forward")
-            s.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            with s.ranks.accumulating(last=micro == accumulation - 1):
+                with autocast(s.device, s.dtype):
+                    loss = s.averaged_loss_of(tokens, targets) / accumulation
+                watch.lap("forward")
+                s.scaler.scale(loss).backward()
             total += loss.detach()
             watch.lap("backward")
         s.scaler.unscale_(s.optimizer)
@@ -97,7 +103,7 @@ def train(s: Session) -> tuple[Status, str | None]:
         s.scaler.update()
         s.optimizer.zero_grad(set_to_none=True)
         watch.lap("optimizer")
-        figures = to_host(torch.stack([total, norm]))
+        figures = to_host(torch.stack([s.ranks.mean(total), norm]))
         clock.end_step(watch)
 
         # 3. The record of it, first on disk, then on the screen: on a GPU while the next one runs.
@@ -109,16 +115,19 @@ def train(s: Session) -> tuple[Status, str | None]:
 
 @torch.no_grad()
 def evaluate(s: Session) -> tuple[float, float]:
-    """Mean loss on the training and on the validation split, in nats per token."""
+    """Mean loss on the training and on the validation split, in nats per token.
+
+    The ranks share the batches, and add their losses up in one order, however many they are.
+    """
     s.model.eval()
     means = []
     for split in ("train", "val"):
-        total = torch.zeros((), device=s.device)
-        for index in range(s.config.train.eval_batches):
+        losses = torch.zeros(s.config.train.eval_batches, device=s.device)
+        for index in range(s.ranks.rank, len(losses), s.ranks.world):
             tokens, targets = s.batches.evaluation_batch(split, index)
             with autocast(s.device, s.dtype):
-                total += s.loss_of(tokens, targets)
-        means.append(total.item() / s.config.train.eval_batches)
+                losses[index] = s.loss_of(tokens, targets)
+        means.append(float(s.ranks.sum(losses).cpu().double().mean()))
     s.model.train()
     return means[0], means[1]
 
@@ -126,10 +135,15 @@ def evaluate(s: Session) -> tuple[float, float]:
 def save(s: Session, step: int) -> None:
     """Write a checkpoint; a failure is told, and costs neither the run nor the previous one."""
     with s.clock.window() as saving:
+        random_states = s.ranks.gather(random_state(s.device))
+        if not s.ranks.is_first:
+            return
         try:
             where = s.folder.path / "checkpoints"
             position = s.batches.position(step)
-            path, size = save_checkpoint(where, step, s.model, s.optimizer, s.scaler, position)
+            path, size = save_checkpoint(
+                where, step, s.model, s.optimizer, s.scaler, position, random_states
+            )
         except OSError as error:
             text = f"No checkpoint at step {step:,}: {error.strerror}; free space on the disk."
             s.log.write(Event(level="warning", what="checkpoint_failed", step=step, text=text))
@@ -187,17 +201,29 @@ def write_samples(s: Session, step: int) -> None:
 
 
 def run(s: Session) -> tuple[Status, str | None]:
-    """Train, and close the log, however it ended."""
+    """Train, and close the log, however it ended.
+
+    Raises:
+        RunFailed: on another rank than 0, if that one failed by itself.
+    """
     with s.log:
         try:
             status, reason = train(s)
-        except torch.OutOfMemoryError:
+            if status == "stopped" and reason is None and s.steps_done < s.last_step:
+                reason = "another process of the run was asked to stop"
+        except torch.OutOfMemoryError as error:
             train_config = s.config.train
             status, reason = (
                 "failed",
                 f"the GPU ran out of memory; set --train.micro-batch below "
                 f"{train_config.micro_batch} and --train.grad-accum higher by as much",
             )
+            if not s.ranks.is_first:
+                raise RunFailed(f"{reason}.") from error  # rank 0 only sees that this one is gone
+        except RuntimeError as error:
+            if not (s.ranks.is_lost(error) and s.ranks.is_first):
+                raise
+            status, reason = "failed", LOST
         finally:
             s.screen.close()
             s.batches.close()
@@ -205,7 +231,12 @@ def run(s: Session) -> tuple[Status, str | None]:
     return status, reason
 
 
-def main(arguments: Sequence[str]) -> int:
+def read_command(arguments: Sequence[str]) -> tuple[Namespace, Config]:
+    """The command line and the configuration of the run.
+
+    Raises:
+        BadInput: if one is wrong.
+    """
     assert __doc__ is not None
     parser = Parser(__doc__)
     parser.add_argument("config", type=Path, help="configuration of the run")
@@ -224,17 +255,29 @@ def main(arguments: Sequence[str]) -> int:
     config = load_config(given.config, config_overrides(given))
     if given.claims is not None:
         load_claims(given.claims)
+    return given, config
+
+
+def run_whole(given: Namespace, config: Config, ranks: Ranks) -> int:
+    """Checks, prediction, training, report; returns the exit status.
+
+    Raises:
+        BadInput: if something is not as the configuration has it.
+        RunFailed: if the run failed.
+    """
     mirror = None
     try:
-        consult(config, given.force)
-        session = open_session(
-            config, given.resume == "auto", given.rehearse, given.claims, given.force
-        )
+        if ranks.is_first:
+            consult(config, given.force)
+        resume, claims = given.resume == "auto", given.claims
+        session = open_session(config, resume, given.rehearse, claims, given.force, ranks)
         wandb = config.wandb
-        if wandb.mode != "disabled":
+        if wandb.mode != "disabled" and ranks.is_first:
             every, run_id = config.train.log_every, session.wandb_id
             mirror = Mirror.start(config.folder, wandb.mode, wandb.project, every, run_id)
         status, reason = run(session)
+        if not ranks.is_first:
+            return 0  # the ranks ended together, and rank 0 says how
         report, folder, recorded = build_report(config.folder, claims_of(config.folder, None))
         paths = write_report(report, folder, recorded)
     except OSError as error:
@@ -255,6 +298,20 @@ def main(arguments: Sequence[str]) -> int:
     if status == "stopped":
         print(f"Stopped at step {session.steps_done:,}; --resume auto goes on from there.")
     return 0 if status == "finished" or given.rehearse is not None else 1
+
+
+def main(arguments: Sequence[str]) -> int:
+    try:
+        given, config = read_command(arguments)
+        if config.run.deterministic:
+            fix_workspace()
+        ranks = open_ranks(config.run.device)
+    except BadInput:
+        if is_told_elsewhere():
+            return 2
+        raise
+    with ranks:
+        return run_whole(given, config, ranks)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ from nanogauge.config import load_config  # noqa: E402
 from nanogauge.measure.gpu import open_sensors  # noqa: E402
 from nanogauge.session import Session, open_session, watched_gpu  # noqa: E402
 from nanogauge.training.device import autocast  # noqa: E402
+from nanogauge.training.ranks import Ranks  # noqa: E402
 from nanogauge.training.schedule import learning_rate  # noqa: E402
 
 PEER = "the same steps without instruments"
@@ -58,7 +59,7 @@ def bare(s: Session, begin: int, end: int) -> None:
             tokens, targets = s.batches.batch("train", step, micro)
             with autocast(s.device, s.dtype):
                 loss = s.loss_of(tokens, targets) / config.train.grad_accum
-            s.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            s.scaler.scale(loss).backward()
             total += loss.detach()
         s.scaler.unscale_(s.optimizer)
         nn.utils.clip_grad_norm_(parameters, config.optimizer.grad_clip or math.inf)
@@ -122,7 +123,7 @@ def open_run(folder: Path, name: str, accumulation: int) -> Session:
     overrides["run"]["device"] = "auto" if on_gpu else "cpu"
     config = load_config(ROOT / "configs" / "demo.toml", overrides)
     with contextlib.redirect_stdout(io.StringIO()):
-        return open_session(config, False, None, None, True)
+        return open_session(config, False, None, None, True, Ranks())
 
 
 def main(arguments: Sequence[str]) -> int:

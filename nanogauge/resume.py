@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
 
 from nanogauge.config import Config
 from nanogauge.errors import BadInput
+from nanogauge.training.checkpoint import checkpoint_step, data_position, load_checkpoint
+from nanogauge.training.data import Batches
+from nanogauge.training.exactness import seed_rank
+from nanogauge.training.ranks import Ranks
 
 FREE_SECTIONS = ("measure", "cost", "wandb")
 FREE_KEYS = ("run.name", "run.out", "train.log_every", "train.prompts")
@@ -41,6 +49,36 @@ def refuse_other_data(old: Mapping[str, object], new: Mapping[str, object]) -> N
             f"cannot resume on other data: the run was trained on {_described(old)}, this command "
             f"reads {_described(new)}; bring the old data back, or begin a new run with --run.name."
         )
+
+
+def begin_state(
+    checkpoint: Path | None,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    batches: Batches,
+    seed: int,
+    ranks: Ranks,
+) -> tuple[int, bool]:
+    """Bring a rank to the state it begins with, its random numbers included.
+
+    Returns the first step, and whether a run that was not disturbed would go on as this one does:
+    with another number of ranks than the checkpoint's, random numbers are begun anew.
+
+    Raises:
+        BadInput: if the checkpoint is of other data.
+    """
+    if checkpoint is None:
+        if ranks.world > 1:
+            seed_rank(seed, ranks.rank, 0)
+        return 0, True
+    step = checkpoint_step(checkpoint)
+    refuse_other_data(data_position(checkpoint), batches.position(step))
+    share = ranks.rank, ranks.world
+    exact = load_checkpoint(checkpoint, model, optimizer, scaler, batches.device, *share)
+    if not exact:
+        seed_rank(seed, ranks.rank, step)
+    return step, exact
 
 
 def _described(position: Mapping[str, object]) -> str:

@@ -10,14 +10,16 @@ from nanogauge.records import Event
 from nanogauge.runlog import RunLog
 from nanogauge.screen import Screen
 from nanogauge.training.data import Batches
+from nanogauge.training.ranks import Ranks, share_of
 from nanogauge.training.sources import Source, open_source
 
 
-def open_data(config: Config, device: torch.device) -> tuple[Config, Source, Batches]:
-    """The data, and the configuration with its number of tokens where none was given.
+def open_data(config: Config, device: torch.device, ranks: Ranks) -> tuple[Config, Source, Batches]:
+    """This rank's data, and the configuration with its number of tokens where none was given.
 
     Raises:
-        BadInput: if there is none, or its tokenizer has more tokens than the model.
+        BadInput: if there is none, if its tokenizer has more tokens than the model, or if the ranks
+            cannot share the micro-batches of a step equally.
     """
     source = open_source(config.data)
     train, model = config.train, config.model
@@ -33,9 +35,11 @@ def open_data(config: Config, device: torch.device) -> tuple[Config, Source, Bat
         model.vocab_size,
         config.run.seed,
         device,
-        grad_accum=train.grad_accum,
+        grad_accum=share_of(train.grad_accum, ranks.world),
         order=config.data.order,
         eval_batches=train.eval_batches,
+        rank=ranks.rank,
+        world=ranks.world,
         fingerprint=source.fingerprint,
     )
     if config.data.tokens is None:

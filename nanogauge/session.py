@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from torch import nn
 
 from model import GPT
 from nanogauge.calibrations import add_to_calibration, load_calibration
@@ -41,14 +42,15 @@ from nanogauge.records import Compile, Event, Prediction, Start
 from nanogauge.report.build import CLAIMS_NAME
 from nanogauge.report.figures import quantile
 from nanogauge.report.measured import steady_seconds
-from nanogauge.resume import refuse_changes, refuse_other_data
+from nanogauge.resume import begin_state, refuse_changes
 from nanogauge.rundata import open_data, tell_of_data
 from nanogauge.runfolder import RunFolder, create, load_with_log, write_aside
 from nanogauge.runlog import FILE_NAME, Recorded, RunLog
 from nanogauge.screen import Screen
+from nanogauge.sharing import Opened, SilentLog, share_folder, tell_of_other_ranks
 from nanogauge.tracking import new_run_id
-from nanogauge.training.checkpoint import data_position, load_checkpoint, newest_checkpoint
-from nanogauge.training.compiling import CompileWatch, Loss, compile_model
+from nanogauge.training.checkpoint import newest_checkpoint
+from nanogauge.training.compiling import CompileWatch, compile_model, run_once
 from nanogauge.training.data import Batches
 from nanogauge.training.device import (
     EventTimeline,
@@ -57,7 +59,9 @@ from nanogauge.training.device import (
     choose_dtype,
     synchronize,
 )
+from nanogauge.training.exactness import choose_algorithms
 from nanogauge.training.optimizer import make_optimizer
+from nanogauge.training.ranks import Ranks
 from nanogauge.training.sources import Source
 from nanogauge.training.stopping import Stop
 
@@ -84,8 +88,11 @@ class Session:
     device: torch.device
     dtype: str
     model: GPT
-    loss_of: Loss
+    loss_of: nn.Module
     """the compiled model, or the model itself"""
+    ranks: Ranks
+    averaged_loss_of: nn.Module
+    """loss_of, with gradients that are the mean over the ranks"""
     optimizer: torch.optim.AdamW
     scaler: torch.amp.GradScaler
     source: Source
@@ -112,8 +119,11 @@ def open_session(
     rehearse_steps: int | None,
     claims: Path | None,
     force: bool,
+    ranks: Ranks,
 ) -> Session:
     """Everything up to the first step; the prediction is on disk before the model exists.
+
+    All ranks do the same, but rank 0 alone opens the run folder, reads sensors and writes.
 
     Raises:
         BadInput: if the device, the data or the run folder are not as the configuration has them,
@@ -121,6 +131,7 @@ def open_session(
         OSError: if the run folder cannot be written.
     """
     device = choose_device(config.run.device)
+    choose_algorithms(device, config.run.deterministic)
     compile_watch = CompileWatch()
     clock = Clock(
         partial(synchronize, device),
@@ -130,16 +141,17 @@ def open_session(
     dtype = choose_dtype(config.run.dtype, device)
     torch.manual_seed(config.run.seed)
     torch.set_float32_matmul_precision("high")  # TF32 for what is left in fp32 on a GPU
-    config, source, batches = open_data(config, device)
-    folder, recorded, checkpoint, damaged = open_folder(config, device, dtype, resume, force)
+    config, source, batches = open_data(config, device, ranks)
+    opening = partial(open_folder, config, device, dtype, resume, force, ranks)
+    folder, recorded, checkpoint, damaged = share_folder(config, ranks, opening)
     before, wandb_id = None, new_run_id()
     if recorded is not None:
         before = sum(seconds or 0.0 for seconds in recorded.session_seconds)
         known = [start.wandb_id for start in recorded.starts if start.wandb_id is not None]
         wandb_id = known[-1] if known else wandb_id
-    if claims is not None:
+    if claims is not None and ranks.is_first:
         write_aside(folder.path / CLAIMS_NAME, claims.read_bytes())
-    gpu = watched_gpu(config, device)
+    gpu = watched_gpu(config, device) if ranks.is_first else None
     card = driver_info(gpu) if gpu is not None else None
     idle: Idle | None = None
     if gpu is not None and config.measure.idle_seconds > 0:
@@ -149,10 +161,9 @@ def open_session(
     model = GPT(config.model).to(device)
     optimizer = make_optimizer(model, config.optimizer)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == "float16")
-    first_step = 0
-    if checkpoint is not None:
-        first_step = load_checkpoint(checkpoint, model, optimizer, scaler, device)
-        refuse_other_data(data_position(checkpoint), batches.position(first_step))
+    first_step, exact = begin_state(
+        checkpoint, model, optimizer, scaler, batches, config.run.seed, ranks
+    )
     last_step = config.train.max_steps
     if rehearse_steps is not None:
         last_step = min(last_step, first_step + rehearse_steps + 1)
@@ -166,7 +177,7 @@ def open_session(
     screen.plan()
     stop = Stop()
     stop.listen()
-    log = RunLog(folder.path, clock.elapsed_seconds)
+    log = RunLog(folder.path, clock.elapsed_seconds) if ranks.is_first else SilentLog()
     log.write(
         Start(
             unix_time=time.time(),
@@ -179,11 +190,14 @@ def open_session(
             idle_utilization=idle.utilization if idle is not None else None,
             other_programs=card.others if card is not None else None,
             wandb_id=wandb_id,
+            ranks=ranks.world,
         )
     )
     tell_of_data(config, source, batches, log, screen)
     for text in damaged:
         log.write(Event(level="warning", what="checkpoint_damaged", text=text))
+    if not exact:
+        tell_of_other_ranks(ranks, first_step, log, screen)
     session = Session(
         config=config,
         folder=folder,
@@ -191,6 +205,8 @@ def open_session(
         dtype=dtype,
         model=model,
         loss_of=model,
+        ranks=ranks,
+        averaged_loss_of=model,
         optimizer=optimizer,
         scaler=scaler,
         source=source,
@@ -209,12 +225,13 @@ def open_session(
     if config.run.compile:
         compile_watch.listen()
         compile_session(session)
+    average_gradients(session)
     return session
 
 
 def open_folder(
-    config: Config, device: torch.device, dtype: str, resume: bool, force: bool
-) -> tuple[RunFolder, Recorded | None, Path | None, list[str]]:
+    config: Config, device: torch.device, dtype: str, resume: bool, force: bool, ranks: Ranks
+) -> Opened:
     """A new run folder with its frozen prediction, or the one to resume, its log and checkpoint.
 
     Also a sentence for each damaged checkpoint that was passed over.
@@ -226,33 +243,35 @@ def open_folder(
         folder, recorded = load_with_log(config.folder)
         refuse_changes(folder.config, config)
         if not force:
-            refuse_too_large(config, folder.prediction, free_bytes(device), resumed=True)
+            free = free_bytes(device, ranks.local_world)
+            refuse_too_large(config, folder.prediction, free, resumed=True)
         checkpoint, damaged = newest_checkpoint(config.folder / "checkpoints")
-        return folder, recorded, checkpoint, damaged
+        return Opened(folder, recorded, checkpoint, tuple(damaged))
     hardware, driver = describe_hardware(device, dtype)
     calibration, warning = load_calibration(
         hardware.name, torch.__version__, calibrated_threads(device)
     )
-    prediction = predict(config, hardware, dtype, calibration=calibration)
+    prediction = predict(config, hardware, dtype, ranks.world, calibration)
     if not force:
-        refuse_too_large(config, prediction, free_bytes(device), resumed=False)
+        refuse_too_large(config, prediction, free_bytes(device, ranks.local_world), resumed=False)
     if warning is not None:
         notes = [*prediction.notes, warning]
         prediction = prediction.model_copy(update={"notes": notes})
     machine = capture_environment(hardware.name, driver, torch.get_num_threads())
-    return create(config.folder, config, machine, prediction), None, None, []
+    return Opened(create(config.folder, config, machine, prediction))
 
 
-def free_bytes(device: torch.device) -> int | None:
+def free_bytes(device: torch.device, processes: int = 1) -> int | None:
     """What this process can come to hold: what is free, and what it holds already.
 
-    None where the system does not tell.
+    So many processes share what is free of the host's memory; each has a card of its own. None
+    where the system does not tell.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)  # makes the context, which is held from then on
         return int(free) + CUDA_CONTEXT_BYTES
     available, held = available_bytes(), process_bytes()
-    return None if available is None or held is None else available + held
+    return None if available is None or held is None else available // processes + held
 
 
 def refuse_too_large(
@@ -264,11 +283,12 @@ def refuse_too_large(
         BadInput: saying what it needs, what is free, and which micro-batch fits instead.
     """
     hardware, dtype = prediction.hardware, prediction.dtype
-    memory = memory_of(config, hardware, dtype)
+    gpus = prediction.gpus
+    memory = memory_of(config, hardware, dtype, gpus)
     if free is None or fit_verdict(memory, free) != "does not fit":
         return
     need = f"about {memory.process[1] / 2**30:.1f} GiB"
-    micro = largest_micro_batch(config, hardware, dtype, free)
+    micro = largest_micro_batch(config, hardware, dtype, free, gpus)
     if resumed:
         advice = "free some"
     elif micro is None:
@@ -291,13 +311,28 @@ def compile_session(s: Session) -> None:
     with s.clock.window() as compiling:
         tokens, targets = s.batches.batch("train", 0, 0)
         context = partial(autocast, s.device, s.dtype)
-        s.loss_of, failure = compile_model(s.model, tokens, targets, context)
+        compiled, failure = compile_model(s.model, tokens, targets, context)
+        failures = [told for told in s.ranks.gather(failure) if told is not None]
+        failure = failures[0] if failures else None
+        s.loss_of = s.averaged_loss_of = s.model if failures else compiled
     mode: Literal["compiled", "eager"] = "compiled" if failure is None else "eager"
     s.log.write(Compile(seconds=compiling.seconds + compiling.compile_seconds, mode=mode))
     if failure is not None:
         text = f"torch.compile failed, training goes on without it, slower: {failure}"
         s.log.write(Event(level="warning", what="compile_failed", text=text))
         s.screen.say(f"! {text}")
+
+
+def average_gradients(s: Session) -> None:
+    """From here on the gradients of averaged_loss_of are the mean over all ranks."""
+    if s.ranks.world == 1:
+        return
+    tokens, targets = s.batches.batch("train", 0, 0)
+    context = partial(autocast, s.device, s.dtype)
+    with s.clock.window():
+        s.averaged_loss_of = s.ranks.wrap(
+            s.loss_of, lambda loss: run_once(s.model, loss, tokens, targets, context)
+        )
 
 
 def make_alarms(prediction: Prediction, card: DriverInfo | None) -> Alarms:
@@ -332,9 +367,10 @@ def remember_run(s: Session, recorded: Recorded) -> str | None:
     seconds = steady_seconds(recorded, first_step=recorded.starts[-1].first_step)
     if len(seconds) < STEPS_TO_REMEMBER or (s.config.run.compile and s.loss_of is s.model):
         return None
+    on_gpu = s.device.type != "cpu"
     run = FinishedRun(
         name=s.config.run.name,
-        workload=workload_of(s.config, s.dtype, on_gpu=s.device.type != "cpu"),
+        workload=workload_of(s.config, s.dtype, on_gpu, s.ranks.world),
         step_seconds=float(np.median(seconds)),
         p10_seconds=quantile(seconds, 0.1),
         p90_seconds=quantile(seconds, 0.9),

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,18 @@ def log_lines(folder: Path) -> list[dict[str, Any]]:
 
 def steps_of(folder: Path) -> list[dict[str, Any]]:
     return [line for line in log_lines(folder) if line["kind"] == "step"]
+
+
+def wait_for_step(folder: Path, step: int, process: int = 1) -> None:
+    """Until the first, second ... process of a run has logged this step."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if (folder / "log.jsonl").exists():
+            sessions = (folder / "log.jsonl").read_text().split('"kind": "start"')
+            if len(sessions) > process and f'"step": {step},' in sessions[process]:
+                return
+        time.sleep(0.002)  # steps take some 10 ms
+    raise AssertionError(f"step {step} was not reached")
 
 
 def rows_of(folder: Path) -> dict[str, dict[str, Any]]:

@@ -17,6 +17,7 @@ from nanogauge.config import load_config
 from nanogauge.errors import BadInput
 from nanogauge.session import open_folder, refuse_too_large
 from nanogauge.training.device import choose_device
+from nanogauge.training.ranks import Ranks
 
 GIB = 2**30
 
@@ -229,13 +230,13 @@ def test_a_forced_run_that_cannot_fit_gets_its_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """--force tries all the same: with a megabyte free, only it comes as far as the prediction."""
-    monkeypatch.setattr("nanogauge.session.free_bytes", lambda device: 2**20)
+    monkeypatch.setattr("nanogauge.session.free_bytes", lambda *_: 2**20)
     config = load_config(DEMO, {"run": {"out": str(tmp_path)}})
     device = choose_device("cpu")
     with pytest.raises(BadInput, match=r"--force"):
-        open_folder(config, device, "float32", resume=False, force=False)
+        open_folder(config, device, "float32", resume=False, force=False, ranks=Ranks())
     assert list(tmp_path.iterdir()) == []
-    folder, *_ = open_folder(config, device, "float32", resume=False, force=True)
+    folder, *_ = open_folder(config, device, "float32", resume=False, force=True, ranks=Ranks())
     assert (folder.path / "prediction.json").exists()
 
 

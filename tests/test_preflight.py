@@ -25,7 +25,7 @@ from nanogauge.measure.doctor import Finding
 from nanogauge.preflight import LOG_BYTES_PER_SECOND, LOG_BYTES_PER_STEP, consult, writes_of
 from nanogauge.prepare.shards import ShardWriter
 from nanogauge.records import Sensor, Step
-from nanogauge.training.checkpoint import save_checkpoint
+from nanogauge.training.checkpoint import random_state, save_checkpoint
 from nanogauge.training.optimizer import make_optimizer
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
@@ -174,7 +174,9 @@ def test_a_checkpoint_has_the_bytes_that_the_disk_check_counts(tmp_path: Path) -
     tokens = torch.zeros(1, 8, dtype=torch.long)
     model(tokens, tokens).backward()
     optimizer.step()
-    _, size = save_checkpoint(tmp_path, 1, model, optimizer, torch.amp.GradScaler("cpu"), {})
+    states = [random_state(torch.device("cpu"))]
+    scaler = torch.amp.GradScaler("cpu")
+    _, size = save_checkpoint(tmp_path, 1, model, optimizer, scaler, {}, states)
     counted = writes_of(config, None, "").checkpoint
     assert counted <= size < 1.01 * counted
 

@@ -13,7 +13,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands import DEMO, ROOT, TINY, command, log_lines, rows_of, run, steps_of, train_tiny
+from commands import (
+    DEMO,
+    ROOT,
+    TINY,
+    command,
+    log_lines,
+    rows_of,
+    run,
+    steps_of,
+    train_tiny,
+    wait_for_step,
+)
 
 from nanogauge.prepare.shards import Origin, ShardWriter
 
@@ -40,18 +51,6 @@ def start(out: Path, *more: object) -> subprocess.Popen[bytes]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-
-
-def wait_for_step(folder: Path, step: int, process: int = 1) -> None:
-    """Until the first, second ... process of a run has logged this step."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        if (folder / "log.jsonl").exists():
-            sessions = (folder / "log.jsonl").read_text().split('"kind": "start"')
-            if len(sessions) > process and f'"step": {step},' in sessions[process]:
-                return
-        time.sleep(0.002)  # steps take some 10 ms
-    raise AssertionError(f"step {step} was not reached")
 
 
 def test_a_run_folder_holds_what_the_contract_says(trained: Path) -> None:

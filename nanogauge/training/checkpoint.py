@@ -11,17 +11,29 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 KEEP = 2  # the newest, and the one before it should the newest be damaged
 _TIED = "lm_head.weight"  # the embedding under a second name
+
+
+RandomState = dict[str, Tensor]
+"""of the generators that dropout draws from: cpu's, and cuda's where a card trains"""
+
+
+def random_state(device: torch.device) -> RandomState:
+    """The random states of this process."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
 
 
 def save_checkpoint(
@@ -31,8 +43,11 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     position: Mapping[str, object],
+    random_states: Sequence[RandomState],
 ) -> tuple[Path, int]:
     """Write the state after `step` updates, at a position in the data; returns folder and bytes.
+
+    The random states are those of each rank, in their order.
 
     The folder takes its name only once it is whole and flushed; older ones beyond KEEP are removed
     after that.
@@ -50,8 +65,7 @@ def save_checkpoint(
         state = {
             "optimizer": optimizer.state_dict(),
             "scaler": scaler.state_dict(),
-            "rng_cpu": torch.get_rng_state(),
-            "rng_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "random": list(random_states),
         }
         torch.save(state, aside / "state.pt")
         files = ("model.safetensors", "state.pt")
@@ -96,16 +110,29 @@ def load_checkpoint(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     device: torch.device,
-) -> int:
-    """Put everything back as it was after the checkpoint's step; returns that step."""
+    rank: int,
+    world: int,
+) -> bool:
+    """Put everything back as it was after the checkpoint's step.
+
+    Returns whether the random states are among it: those of another number of ranks are not.
+    """
     weights = safetensors.torch.load_file(path / "model.safetensors", device=str(device))
     model.load_state_dict(weights | {_TIED: weights["transformer.wte.weight"]})
     state: dict[str, Any] = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
     optimizer.load_state_dict(state["optimizer"])
     scaler.load_state_dict(state["scaler"])
-    torch.set_rng_state(state["rng_cpu"])
-    if state["rng_cuda"]:
-        torch.cuda.set_rng_state_all(state["rng_cuda"])
+    random: list[RandomState] = state["random"]
+    if len(random) != world:
+        return False
+    torch.set_rng_state(random[rank]["cpu"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(random[rank]["cuda"], device)
+    return True
+
+
+def checkpoint_step(path: Path) -> int:
+    """The updates that a checkpoint was saved after."""
     step = json.loads((path / "meta.json").read_bytes())["step"]
     assert isinstance(step, int)
     return step
