@@ -1,6 +1,7 @@
 """The whole night in one command: checks, prediction, training, report.
 
 python train.py configs/rtx4070_fineweb.toml [--model.n-embd 512 ...] [--resume auto]
+torchrun --nproc-per-node 2 train.py ...      # one process for each GPU, which share each step
 
 Everything goes to runs/NAME/: the prediction before the first step, a line of log for every step,
 checkpoints, and the report at the end.
@@ -10,8 +11,8 @@ from __future__ import annotations
 
 import math
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
-from typing import Literal
 
 import nanogauge.threads  # noqa: F401  before torch
 from nanogauge.cli import run_command
@@ -25,53 +26,59 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from nanogauge.claims import load_claims
-from nanogauge.config import config_overrides, load_config
+from nanogauge.config import Config
 from nanogauge.errors import BadInput, RunFailed
-from nanogauge.measure.memory import peak_process_bytes
 from nanogauge.preflight import consult
 from nanogauge.quantities import finite
 from nanogauge.recording import (
+    Status,
     log_compilation,
-    record_sensors,
     record_steps,
-    write_checkpoints,
+    write_end,
+    write_samples,
 )
-from nanogauge.records import End, Eval, Event
+from nanogauge.records import Eval
 from nanogauge.report.build import build_report, claims_of
 from nanogauge.report.render import print_report, write_report
 from nanogauge.rescue import (
     checkpoint_is_due,
+    memory_advice,
     roll_back,
     save,
     use_smaller_micro_batch,
 )
-from nanogauge.resume import check_names
 from nanogauge.runlock import refuse_held
-from nanogauge.session import Session, StepUnderWay, compile_session, open_session, remember_run
+from nanogauge.session import (
+    Session,
+    StepUnderWay,
+    open_session,
+    remember_run,
+)
+from nanogauge.starting import average_gradients, compile_session
 from nanogauge.tracking import Mirror
-from nanogauge.train_flags import train_parser
+from nanogauge.train_flags import read_command
 from nanogauge.training.data import Split
-from nanogauge.training.device import allocator_peaks, autocast, is_out_of_memory, to_host
+from nanogauge.training.device import autocast, is_out_of_memory, to_host
+from nanogauge.training.exactness import fix_workspace
 from nanogauge.training.optimizer import update
-from nanogauge.training.sampling import is_sampled, sample_text
+from nanogauge.training.ranks import LOST, Ranks, is_told_elsewhere, open_ranks
+from nanogauge.training.sampling import is_sampled
 from nanogauge.training.schedule import learning_rate
 from nanogauge.training.stopping import Stopped
-
-SAMPLE_TOKENS = 200
-Status = Literal["finished", "stopped", "failed"]
 
 
 def train(s: Session) -> tuple[Status, str | None]:
     """Train up to last_step, counting steps in s.steps_done; returns how it ended, and why."""
     config, clock = s.config, s.clock
-    parameters = list(s.model.parameters())
+    accumulation, parameters = s.batches.grad_accum, list(s.model.parameters())
     step = s.steps_done
     while True:
         # 1. Evaluation and checkpoint, each in a window of its own: no step contains them.
-        leaving = step == s.last_step or s.stop.requested is not None
-        evaluating = is_evaluated(s, step)
-        if evaluating or leaving or checkpoint_is_due(s, step):
+        stopping = s.ranks.any(s.stop.requested is not None)
+        leaving = stopping or step == s.last_step
+        evaluating = not stopping and is_evaluated(s, step)
+        saving = checkpoint_is_due(s, step, leaving)
+        if evaluating or saving:
             record_steps(s)  # all of it, before an evaluation or a checkpoint stands on it
         if len(s.skipped) >= config.train.max_skipped:
             if (reason := roll_back(s)) is not None:
@@ -80,7 +87,7 @@ def train(s: Session) -> tuple[Status, str | None]:
             continue
         if evaluating:
             evaluate(s, step)
-        if saving := checkpoint_is_due(s, step, leaving):
+        if saving and (leaving or not s.skipped):  # a state that others are skipped for is not kept
             save(s, step, wait=leaving)
         if leaving:
             finished = step == config.train.max_steps == s.evaluated_step
@@ -94,15 +101,17 @@ def train(s: Session) -> tuple[Status, str | None]:
         for group in s.optimizer.param_groups:
             group["lr"] = rate
         total = torch.zeros((), device=s.device)
-        for micro in range(s.batches.grad_accum):
+        for micro in range(accumulation):
             with watch.waiting():
                 tokens, targets = s.batches.batch("train", step, micro)
-            with autocast(s.device, s.dtype):
-                loss = s.loss_of(tokens, targets) / s.batches.grad_accum
-            watch.lap("forward")
-            s.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            with s.ranks.accumulating(last=micro == accumulation - 1):
+                with autocast(s.device, s.dtype):
+                    loss = s.averaged_loss_of(tokens, targets) / accumulation
+                watch.lap("forward")
+                s.scaler.scale(loss).backward()
             total += loss.detach()
             watch.lap("backward")
+        total = s.ranks.mean(total)
         s.scaler.unscale_(s.optimizer)
         norm = nn.utils.clip_grad_norm_(parameters, config.optimizer.grad_clip or math.inf)
         update(s.optimizer, s.scaler, torch.isfinite(total) & torch.isfinite(norm))
@@ -118,10 +127,9 @@ def train(s: Session) -> tuple[Status, str | None]:
 
 
 def is_evaluated(s: Session, step: int) -> bool:
-    """Whether there is an evaluation here; a run that is to stop leaves it to its resumption."""
+    """Whether there is an evaluation here, which there is once."""
     every, last = s.config.train.eval_every, s.config.train.max_steps
-    wanted = (step % every == 0 or step == last) and step != s.evaluated_step
-    return wanted and s.stop.requested is None
+    return (step % every == 0 or step == last) and step != s.evaluated_step
 
 
 def evaluate(s: Session, step: int) -> None:
@@ -132,8 +140,8 @@ def evaluate(s: Session, step: int) -> None:
     with s.clock.window() as evaluation:
         train_loss, val_loss = (mean_loss(s, split) for split in ("train", "val"))
     log_compilation(s, step, evaluation.compile_seconds)
-    if s.stop.requested is not None:
-        return
+    if s.ranks.any(s.stop.requested is not None):
+        return  # a resumed run makes up for it
     line = Eval(
         step=step,
         train_loss=finite(train_loss),
@@ -145,7 +153,8 @@ def evaluate(s: Session, step: int) -> None:
     s.evaluated_step, s.val_loss = step, line.val_loss
     if line.val_loss is not None:
         s.best_val_loss = min(line.val_loss, s.best_val_loss or math.inf)
-    if is_sampled(step, s.config.train.eval_every, s.config.train.max_steps):
+    sampled = is_sampled(step, s.config.train.eval_every, s.config.train.max_steps)
+    if sampled and s.ranks.is_first:
         write_samples(s, step)
 
 
@@ -153,70 +162,29 @@ def evaluate(s: Session, step: int) -> None:
 def mean_loss(s: Session, split: Split) -> float:
     """Over the windows that every evaluation reads of a split, in nats per token.
 
-    No number if the run was asked to stop: then the rest is left out.
+    The ranks share the batches, and add their losses up in one order, however many they are. No
+    number if the run was asked to stop: then the rest is left out.
     """
     s.model.eval()
-    total = torch.zeros((), device=s.device)
-    for index in range(s.batches.eval_batches):
+    losses = torch.zeros(s.batches.eval_batches, device=s.device)
+    for index in range(s.ranks.rank, len(losses), s.ranks.world):
         if s.stop.requested is not None:
-            total += math.nan
+            losses += math.nan
             break
         s.watchdog.beat(s.longest_step_seconds)
         tokens, targets = s.batches.evaluation_batch(split, index)
         with autocast(s.device, s.dtype):
-            total += s.loss_of(tokens, targets)
+            losses[index] = s.loss_of(tokens, targets)
     s.model.train()
-    return total.item() / s.batches.eval_batches
-
-
-def close(s: Session, status: Status, reason: str | None, restartable: bool | None) -> None:
-    """The last lines of the log: what is still on its way to the disk, what the sensors ended with,
-    the peaks, the end.
-    """
-    s.checkpoints.wait()
-    write_checkpoints(s)
-    for reading in s.sensors.close():
-        s.log.write(reading)
-    record_sensors(s, s.steps_done)  # what it ended with
-    peaks, host_bytes = allocator_peaks(s.device), peak_process_bytes()
-    s.log.write(
-        End(
-            status=status,
-            steps=s.steps_done,
-            wall_seconds=s.clock.elapsed_seconds(),
-            peak_allocated_bytes=peaks.allocated_bytes,
-            peak_reserved_bytes=peaks.reserved_bytes,
-            peak_inactive_bytes=peaks.inactive_bytes,
-            allocation_retries=peaks.retries,
-            peak_process_bytes=host_bytes if s.device.type == "cpu" else None,
-            peak_host_bytes=host_bytes,
-            reason=reason,
-            restartable=restartable,
-        )
-    )
-
-
-def write_samples(s: Session, step: int) -> None:
-    """Log what the model writes; without its vocabulary (offline) there is nothing."""
-    with s.clock.window():
-        try:
-            encoding = s.source.encoding()
-        except Exception as error:  # a download fails in whatever way its client has
-            text = (
-                f"No sample of text: the vocabulary could not be loaded ({type(error).__name__})."
-            )
-            s.log.write(Event(level="warning", what="no_sample", text=text, step=step))
-            return
-        s.model.eval()
-        for prompt in s.config.train.prompts or [""]:
-            seed = s.config.run.seed
-            text = sample_text(s.model, encoding, prompt, SAMPLE_TOKENS, seed, s.device)
-            s.log.write(Event(what="sample", step=step, text=text))
-        s.model.train()
+    return float(s.ranks.sum(losses).cpu().double().mean())
 
 
 def run(s: Session) -> tuple[Status, str | None]:
-    """Train, and close the log, however it ended."""
+    """Train, and close the log, however it ended.
+
+    Raises:
+        RunFailed: on another rank than 0, if that one failed by itself.
+    """
     restartable = None
     with s.log:
         try:
@@ -225,13 +193,19 @@ def run(s: Session) -> tuple[Status, str | None]:
             status, reason = train_within_memory(s)
             if status == "failed":
                 restartable = False  # the numbers, or the memory, would come out the same
+            elif status == "stopped" and reason is None and s.steps_done < s.last_step:
+                reason = "another process of the run was asked to stop"
         except Stopped:
             status, reason = "stopped", s.stop.requested
+        except RuntimeError as error:
+            if not (s.ranks.is_lost(error) and s.ranks.is_first):
+                raise
+            status, reason = "failed", LOST
         finally:
             s.watchdog.close()
             s.screen.close()
             s.batches.close()
-        close(s, status, reason, restartable)
+        write_end(s, status, reason, restartable)
     return status, reason
 
 
@@ -241,31 +215,33 @@ def train_within_memory(s: Session) -> tuple[Status, str | None]:
         try:
             if s.loss_of is s.model and not s.eager:
                 compile_session(s)
+            average_gradients(s)
             s.stop.let_steps_end()
             return train(s)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
+            if s.ranks.world > 1 and s.ranks.is_first:  # the others are in the midst of their step
+                return "failed", memory_advice(s)
+            if s.ranks.world > 1:
+                raise RunFailed(f"{memory_advice(s)}.") from error
         # Behind the handler: what the broken step held is free only when its error is gone.
         if (reason := use_smaller_micro_batch(s)) is not None:
             return "failed", reason
 
 
-def main(arguments: Sequence[str]) -> int:
-    assert __doc__ is not None
-    given = train_parser(__doc__).parse(arguments)
-    if given.max_restarts is not None:
-        raise BadInput("--max-restarts is for --supervise; give both.")
-    if given.rehearse is not None and given.rehearse < 1:
-        raise BadInput("--rehearse takes a number of steps above 0.")
-    check_names(given.allow_change)
-    config = load_config(given.config, config_overrides(given))
-    if given.claims is not None:
-        load_claims(given.claims)
+def run_whole(given: Namespace, config: Config, ranks: Ranks) -> int:
+    """Checks, prediction, training, report; returns the exit status.
+
+    Raises:
+        BadInput: if something is not as the configuration has it.
+        RunFailed: if the run failed.
+    """
     mirror = None
-    refuse_held(config.folder)
     try:
-        consult(config, given.force)
+        if ranks.is_first:
+            refuse_held(config.folder)
+            consult(config, given.force)
         session = open_session(
             config,
             given.resume == "auto",
@@ -273,12 +249,15 @@ def main(arguments: Sequence[str]) -> int:
             given.claims,
             given.force,
             given.allow_change,
+            ranks,
         )
         wandb = config.wandb
-        if wandb.mode != "disabled":
+        if wandb.mode != "disabled" and ranks.is_first:
             every, run_id = config.train.log_every, session.wandb_id
             mirror = Mirror.start(config.folder, wandb.mode, wandb.project, every, run_id)
         status, reason = run(session)
+        if not ranks.is_first:
+            return 0  # the ranks ended together, and rank 0 says how
         report, folder, recorded = build_report(config.folder, claims_of(config.folder, None))
         paths = write_report(report, folder, recorded)
     except OSError as error:
@@ -302,6 +281,20 @@ def main(arguments: Sequence[str]) -> int:
         print(f"Stopped at step {session.steps_done:,}; --resume auto goes on from there.")
         return session.stop.exit_status  # 0 at the end of a rehearsal, which nobody's signal ended
     return 0
+
+
+def main(arguments: Sequence[str]) -> int:
+    try:
+        given, config = read_command(arguments, __doc__)
+        if config.run.deterministic:
+            fix_workspace()
+        ranks = open_ranks(config.run.device)
+    except BadInput:
+        if is_told_elsewhere():
+            return 2
+        raise
+    with ranks:
+        return run_whole(given, config, ranks)
 
 
 if __name__ == "__main__":

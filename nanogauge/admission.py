@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import nn
 
 from nanogauge.calibrations import load_calibration
 from nanogauge.config import Config
@@ -24,8 +24,12 @@ from nanogauge.records import Prediction
 from nanogauge.resume import refuse_changes
 from nanogauge.runfolder import RunFolder, create, load_with_log, make_folder
 from nanogauge.runlock import RunLock, hold
-from nanogauge.runlog import Recorded, has_begun
-from nanogauge.training.checkpoint import Meta, newest_checkpoint, read_meta
+from nanogauge.runlog import has_begun
+from nanogauge.training.checkpoint import load_checkpoint, newest_checkpoint, read_meta
+from nanogauge.training.exactness import seed_rank
+from nanogauge.training.ranks import Ranks
+
+ALONE = Ranks()
 
 
 @dataclass(frozen=True)
@@ -33,35 +37,20 @@ class Opened:
     """A run folder, and what is there of the run."""
 
     folder: RunFolder
-    lock: RunLock
-    """taken before anything in the folder was written"""
-    recorded: Recorded | None = None
-    """the log so far; None for a new run"""
+    lock: RunLock | None
+    """taken before anything in the folder was written; rank 0 alone has it"""
     checkpoint: Path | None = None
     """the newest intact one"""
-    meta: Meta | None = None
-    """of that checkpoint"""
     damaged: list[str] = field(default_factory=list)
     """a sentence for each damaged checkpoint that was passed over"""
     changes: list[str] = field(default_factory=list)
     """a sentence for each allowed difference from the configuration that the run has"""
-
-    @property
-    def earlier_seconds(self) -> float | None:
-        """Wall time of the earlier processes; None where there are none."""
-        if self.recorded is None:
-            return None
-        return sum(seconds or 0.0 for seconds in self.recorded.session_seconds)
-
-    def last(self, name: str, otherwise: Any) -> Any:
-        """A field of the newest start line that has it."""
-        starts = self.recorded.starts if self.recorded is not None else []
-        known = [value for start in starts if (value := getattr(start, name)) is not None]
-        return known[-1] if known else otherwise
-
-    def evaluated(self, step: int) -> bool:
-        """Whether the log holds the evaluation at this step."""
-        return self.recorded is not None and any(e.step == step for e in self.recorded.evals)
+    earlier_seconds: float | None = None
+    """wall time of the earlier processes; None where there are none"""
+    wandb_id: str | None = None
+    rollbacks: int = 0
+    evaluated: frozenset[int] = frozenset()
+    """the steps whose evaluation the log holds"""
 
 
 def open_folder(
@@ -71,6 +60,7 @@ def open_folder(
     resume: bool,
     force: bool,
     allowed: Collection[str] = (),
+    ranks: Ranks = ALONE,
 ) -> Opened:
     """A new run folder with its frozen prediction, or the one to resume, its log and checkpoint.
 
@@ -87,17 +77,28 @@ def open_folder(
         folder, recorded = load_with_log(config.folder)
         changes = refuse_changes(folder.config, config, allowed)
         if not force:
-            refuse_too_large(config, folder.prediction, free_bytes(device), resumed=True)
+            free = free_bytes(device, ranks.local_world)
+            refuse_too_large(config, folder.prediction, free, resumed=True)
         checkpoint, damaged = newest_checkpoint(config.folder / "checkpoints")
-        meta = read_meta(checkpoint) if checkpoint is not None else None
-        return Opened(folder, lock, recorded, checkpoint, meta, damaged, changes)
+        ids = [start.wandb_id for start in recorded.starts if start.wandb_id is not None]
+        return Opened(
+            folder,
+            lock,
+            checkpoint,
+            damaged,
+            changes,
+            earlier_seconds=sum(seconds or 0.0 for seconds in recorded.session_seconds),
+            wandb_id=ids[-1] if ids else None,
+            rollbacks=max(start.rollbacks or 0 for start in recorded.starts),
+            evaluated=frozenset(e.step for e in recorded.evals),
+        )
     hardware, driver = describe_hardware(device, dtype)
     calibration, warning = load_calibration(
         hardware.name, torch.__version__, calibrated_threads(device)
     )
-    prediction = predict(config, hardware, dtype, calibration=calibration)
+    prediction = predict(config, hardware, dtype, ranks.world, calibration)
     if not force:
-        refuse_too_large(config, prediction, free_bytes(device), resumed=False)
+        refuse_too_large(config, prediction, free_bytes(device, ranks.local_world), resumed=False)
     if warning is not None:
         notes = [*prediction.notes, warning]
         prediction = prediction.model_copy(update={"notes": notes})
@@ -107,16 +108,75 @@ def open_folder(
     return Opened(create(config.folder, config, machine, prediction), lock)
 
 
-def free_bytes(device: torch.device) -> int | None:
+def share_folder(config: Config, ranks: Ranks, open_it: Callable[[], Opened]) -> Opened:
+    """Open the run folder on rank 0, and tell the others what they need of it.
+
+    All of them read the checkpoint: on several machines the folder must be on a shared disk.
+    """
+    if ranks.world == 1:
+        return open_it()
+    opened, told = None, None
+    if ranks.is_first:
+        opened = open_it()
+        told = {
+            "prediction": opened.folder.prediction.model_dump_json(),
+            "sha256": opened.folder.prediction_sha256,
+            "checkpoint": str(opened.checkpoint or ""),
+            "rollbacks": opened.rollbacks,
+            "evaluated": list(opened.evaluated),
+        }
+    told = ranks.gather(told)[0]
+    if opened is not None:
+        return opened
+    assert told is not None
+    prediction = Prediction.model_validate_json(str(told["prediction"]))
+    evaluated, rollbacks = told["evaluated"], told["rollbacks"]
+    assert isinstance(evaluated, list)
+    assert isinstance(rollbacks, int)
+    return Opened(
+        RunFolder(config.folder, config, {}, prediction, str(told["sha256"])),
+        None,
+        Path(str(told["checkpoint"])) if told["checkpoint"] else None,
+        rollbacks=rollbacks,
+        evaluated=frozenset(evaluated),
+    )
+
+
+def begin_state(
+    checkpoint: Path | None,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    device: torch.device,
+    seed: int,
+    ranks: Ranks,
+) -> bool:
+    """Bring a rank to the state it begins with, its random numbers included.
+
+    Returns whether a run that was not disturbed would go on as this one does: with another number
+    of ranks than the checkpoint's, random numbers are begun anew.
+    """
+    if checkpoint is None:
+        if ranks.world > 1:
+            seed_rank(seed, ranks.rank, 0)
+        return True
+    exact = load_checkpoint(checkpoint, model, optimizer, scaler, device, ranks.rank, ranks.world)
+    if not exact:
+        seed_rank(seed, ranks.rank, read_meta(checkpoint).step)
+    return exact
+
+
+def free_bytes(device: torch.device, processes: int = 1) -> int | None:
     """What this process can come to hold: what is free, and what it holds already.
 
-    None where the system does not tell.
+    So many processes share what is free of the host's memory; each has a card of its own. None
+    where the system does not tell.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)  # makes the context, which is held from then on
         return int(free) + CUDA_CONTEXT_BYTES
     available, held = available_bytes(), process_bytes()
-    return None if available is None or held is None else available + held
+    return None if available is None or held is None else available // processes + held
 
 
 def refuse_too_large(
@@ -128,11 +188,12 @@ def refuse_too_large(
         BadInput: saying what it needs, what is free, and which micro-batch fits instead.
     """
     hardware, dtype = prediction.hardware, prediction.dtype
-    memory = memory_of(config, hardware, dtype)
+    gpus = prediction.gpus
+    memory = memory_of(config, hardware, dtype, gpus)
     if free is None or fit_verdict(memory, free) != "does not fit":
         return
     need = f"about {memory.process[1] / 2**30:.1f} GiB"
-    micro = largest_micro_batch(config, hardware, dtype, free)
+    micro = largest_micro_batch(config, hardware, dtype, free, gpus)
     if resumed:
         advice = "free some"
     elif micro is None:

@@ -8,10 +8,14 @@ from typing import Literal
 from nanogauge.measure.alarms import Alarm
 from nanogauge.measure.memory import peak_process_bytes
 from nanogauge.quantities import finite, format_seconds
-from nanogauge.records import Checkpoint, Compile, Event, Step
+from nanogauge.records import Checkpoint, Compile, End, Event, Step
 from nanogauge.session import Session
 from nanogauge.training.checkpoint_writer import Written
 from nanogauge.training.device import AllocatorPeaks, allocator_peaks
+from nanogauge.training.sampling import sample_text
+
+SAMPLE_TOKENS = 200
+Status = Literal["finished", "stopped", "failed"]
 
 
 def record_steps(s: Session, leave: int = 0) -> None:
@@ -133,3 +137,49 @@ def log_compilation(s: Session, step: int, seconds: float) -> None:
     if seconds > 0:
         s.log.write(Compile(step=step, seconds=seconds, mode="compiled"))
         s.screen.say(f"compiled again at step {step:,}: {format_seconds(seconds)}")
+
+
+def write_end(s: Session, status: Status, reason: str | None, restartable: bool | None) -> None:
+    """The last lines of the log: what is still on its way to the disk, what the sensors ended with,
+    the peaks, the end.
+    """
+    s.checkpoints.wait()
+    write_checkpoints(s)
+    for reading in s.sensors.close():
+        s.log.write(reading)
+    record_sensors(s, s.steps_done)  # what it ended with
+    peaks, host_bytes = allocator_peaks(s.device), peak_process_bytes()
+    s.log.write(
+        End(
+            status=status,
+            steps=s.steps_done,
+            wall_seconds=s.clock.elapsed_seconds(),
+            peak_allocated_bytes=peaks.allocated_bytes,
+            peak_reserved_bytes=peaks.reserved_bytes,
+            peak_inactive_bytes=peaks.inactive_bytes,
+            allocation_retries=peaks.retries,
+            peak_process_bytes=host_bytes if s.device.type == "cpu" else None,
+            peak_host_bytes=host_bytes,
+            reason=reason,
+            restartable=restartable,
+        )
+    )
+
+
+def write_samples(s: Session, step: int) -> None:
+    """Log what the model writes; without its vocabulary (offline) there is nothing."""
+    with s.clock.window():
+        try:
+            encoding = s.source.encoding()
+        except Exception as error:  # a download fails in whatever way its client has
+            text = (
+                f"No sample of text: the vocabulary could not be loaded ({type(error).__name__})."
+            )
+            s.log.write(Event(level="warning", what="no_sample", text=text, step=step))
+            return
+        s.model.eval()
+        for prompt in s.config.train.prompts or [""]:
+            seed = s.config.run.seed
+            text = sample_text(s.model, encoding, prompt, SAMPLE_TOKENS, seed, s.device)
+            s.log.write(Event(what="sample", step=step, text=text))
+        s.model.train()

@@ -140,6 +140,8 @@ class Start(Line):
     rollbacks: Whole | None = None
     """how often the run has gone back for updates that were not finite; the order of the data
     depends on it"""
+    ranks: Whole | None = None
+    """processes that share the micro-batches of a step; None where that is not known"""
     micro_batch: Whole | None = None
     """sequences in a pass, where memory had run out with those of the configuration"""
 

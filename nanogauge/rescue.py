@@ -6,6 +6,7 @@ Here, as in train.py, everything meets: nothing but train.py imports it.
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 from nanogauge.recording import record_steps, write_checkpoints
 from nanogauge.records import Event, Start
@@ -24,22 +25,27 @@ LONGEST_WRITE_SECONDS = 1800.0
 """what a slow disk may take for a checkpoint before the run counts as hung"""
 
 
-def checkpoint_is_due(s: Session, step: int, leaving: bool = False) -> bool:
+def checkpoint_is_due(s: Session, step: int, leaving: bool) -> bool:
     """Whether a checkpoint is to be made at this step: by its number, by the time, or as the last.
 
-    Before the last none is made while updates are being skipped: it might hold what they are
-    skipped for, and take the place of one that does not.
+    All ranks are of one mind about it.
     """
-    if step == s.saved_step:
-        return False
     minutes = s.config.train.checkpoint_minutes
     waited = s.clock.elapsed_seconds() - s.saved_seconds
-    due = step % s.config.train.checkpoint_every == 0 or 0 < 60 * minutes <= waited
-    return leaving or (due and not s.skipped)
+    by_time = minutes > 0 and s.ranks.any(waited >= 60 * minutes)
+    due = leaving or by_time or step % s.config.train.checkpoint_every == 0
+    return due and step != s.saved_step
 
 
 def save(s: Session, step: int, wait: bool) -> None:
-    """Begin a checkpoint; the loop waits for its copy in memory, or until it is on disk."""
+    """Begin a checkpoint; the loop waits for its copy in memory, or until it is on disk.
+
+    Rank 0 writes it, with the random states of all.
+    """
+    random_states = s.ranks.gather(random_state(s.device))
+    s.saved_step, s.saved_seconds = step, s.clock.elapsed_seconds()
+    if not s.ranks.is_first:
+        return
     known = [j for j in (s.earlier.energy_joules, s.energy_joules) if j is not None]
     s.watchdog.beat(LONGEST_WRITE_SECONDS)
     with s.clock.window() as saving:
@@ -48,7 +54,7 @@ def save(s: Session, step: int, wait: bool) -> None:
             s.model,
             s.optimizer,
             s.scaler,
-            [random_state(s.device)],
+            random_states,
             position=s.batches.position(step),
             run={
                 "wandb_id": s.wandb_id,
@@ -66,7 +72,6 @@ def save(s: Session, step: int, wait: bool) -> None:
         if wait:
             s.checkpoints.wait()
     s.saving[step] = saving.seconds
-    s.saved_step, s.saved_seconds = step, s.clock.elapsed_seconds()
     write_checkpoints(s)
 
 
@@ -75,9 +80,11 @@ def roll_back(s: Session) -> str | None:
 
     Returns why the run has to end instead, if it has to.
     """
-    first, last = s.skipped[0], s.skipped[-1]
+    skipped = list(s.skipped)
+    record_steps(s)  # on a GPU one more is under way
+    first, last = skipped[0], skipped[-1]
     trouble = (
-        f"the loss or the gradient was not finite in {len(s.skipped)} steps in a row "
+        f"the loss or the gradient was not finite in {len(skipped)} steps in a row "
         f"({first:,} to {last:,}), whose updates were skipped"
     )
     advice = (
@@ -90,16 +97,22 @@ def roll_back(s: Session) -> str | None:
         return f"{trouble}{times}; {advice}"
     s.checkpoints.wait()
     write_checkpoints(s)
-    checkpoint, damaged = newest_checkpoint(s.folder.path / "checkpoints")
+    found: Path | None = None
+    damaged: list[str] = []
+    if s.ranks.is_first:
+        found, damaged = newest_checkpoint(s.folder.path / "checkpoints")
+    told = s.ranks.gather(str(found or ""))[0]
+    checkpoint = Path(told) if told else None
     if checkpoint is None:
         return f"{trouble}, and there is no checkpoint to go back to; {advice}"
     with s.clock.window():
         meta = read_meta(checkpoint)
-        load_checkpoint(checkpoint, s.model, s.optimizer, s.scaler, s.device)
+        state = s.model, s.optimizer, s.scaler, s.device
+        load_checkpoint(checkpoint, *state, s.ranks.rank, s.ranks.world)
         s.rollbacks += 1
         s.batches.close()
         micro = s.batches.micro_batch
-        s.batches = make_batches(s.config, s.source, s.device, micro, s.rollbacks)
+        s.batches = make_batches(s.config, s.source, s.device, s.ranks, micro, s.rollbacks)
     for text in damaged:
         s.log.write(Event(level="warning", what="checkpoint_damaged", text=text))
     text = (
@@ -117,6 +130,7 @@ def roll_back(s: Session) -> str | None:
             device=s.folder.prediction.hardware.name,
             train_tokens=s.batches.train_tokens,
             wandb_id=s.wandb_id,
+            ranks=s.ranks.world,
             rollbacks=s.rollbacks,
             continues=True,
         )
@@ -147,8 +161,8 @@ def use_smaller_micro_batch(s: Session) -> str | None:
         )
     s.optimizer.zero_grad(set_to_none=True)
     s.batches.close()
-    s.batches = make_batches(s.config, s.source, s.device, smaller, s.rollbacks)
-    s.loss_of = s.model  # compiled again, for the new shape
+    s.batches = make_batches(s.config, s.source, s.device, s.ranks, smaller, s.rollbacks)
+    s.loss_of = s.averaged_loss_of = s.model  # compiled again, for the new shape
     release_memory(s.device)
     text = (
         f"Memory ran out with {micro} sequences in one pass at step {s.steps_done:,}: from here on "
@@ -166,3 +180,13 @@ def use_smaller_micro_batch(s: Session) -> str | None:
     )
     s.screen.say(f"! {text}")
     return None
+
+
+def memory_advice(s: Session) -> str:
+    """What to do where memory ran out and several processes train, of which one cannot go on."""
+    micro, passes = s.batches.micro_batch, s.batches.grad_accum * s.ranks.world
+    return (
+        f"memory ran out with {micro} sequences in one pass of process {s.ranks.rank}; go on with "
+        f"--resume auto, a smaller --train.micro-batch than {micro}, a --train.grad-accum that is "
+        f"larger than {passes} by as much, and --allow-change train.micro_batch train.grad_accum"
+    )

@@ -11,14 +11,22 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
+from torch import nn
 
 from model import GPT
-from nanogauge.admission import Opened, make_alarms, open_folder, watched_gpu
-from nanogauge.calibrations import add_to_calibration, load_calibration
+from nanogauge.admission import (
+    ALONE,
+    Opened,
+    begin_state,
+    make_alarms,
+    open_folder,
+    share_folder,
+    watched_gpu,
+)
+from nanogauge.calibrations import add_to_calibration
 from nanogauge.config import Config
 from nanogauge.measure.alarms import Alarms
 from nanogauge.measure.clock import Clock, Stopwatch
@@ -33,10 +41,9 @@ from nanogauge.measure.gpu import (
 from nanogauge.measure.memory import reset_peak
 from nanogauge.measure.watchdog import Watchdog
 from nanogauge.predict.calibration import Calibration, FinishedRun
-from nanogauge.predict.eager import eager_sentence, eager_total
 from nanogauge.predict.workload import workload_of
 from nanogauge.present import calibrated_threads
-from nanogauge.records import Compile, Event, Start
+from nanogauge.records import Event, Start
 from nanogauge.report.build import CLAIMS_NAME
 from nanogauge.report.figures import quantile
 from nanogauge.report.measured import steady_seconds
@@ -46,27 +53,27 @@ from nanogauge.runfolder import RunFolder, write_aside
 from nanogauge.runlock import RunLock
 from nanogauge.runlog import Recorded, RunLog
 from nanogauge.screen import Screen
+from nanogauge.sharing import SilentLog, tell_of_other_ranks
 from nanogauge.supervise import restart_number
 from nanogauge.tracking import new_run_id
-from nanogauge.training.checkpoint import load_checkpoint
+from nanogauge.training.checkpoint import read_meta
 from nanogauge.training.checkpoint_writer import Checkpoints
-from nanogauge.training.compiling import CompileWatch, Loss, compile_model
+from nanogauge.training.compiling import CompileWatch
 from nanogauge.training.data import Batches
 from nanogauge.training.device import (
     EventTimeline,
-    autocast,
     choose_device,
     choose_dtype,
     synchronize,
 )
+from nanogauge.training.exactness import choose_algorithms
 from nanogauge.training.optimizer import make_optimizer
+from nanogauge.training.ranks import Ranks
 from nanogauge.training.sources import Source
 from nanogauge.training.stopping import Stop
 
 UNSEEN_STEP_SECONDS = 3600.0
 """what the first step of a device without a prediction may take before it counts as hung"""
-COMPILING_SECONDS = 1800.0
-"""what compiling may take: minutes for large models on slow processors"""
 STEPS_TO_REMEMBER = 20  # fewer steady steps tell little of the next run
 
 
@@ -95,13 +102,16 @@ class Session:
 
     config: Config
     folder: RunFolder
-    lock: RunLock
-    """held until the process ends"""
+    lock: RunLock | None
+    """held until the process ends; rank 0 alone has it"""
     device: torch.device
     dtype: str
     model: GPT
-    loss_of: Loss
+    loss_of: nn.Module
     """the compiled model, or the model itself"""
+    ranks: Ranks
+    averaged_loss_of: nn.Module
+    """loss_of, with gradients that are the mean over the ranks"""
     optimizer: torch.optim.AdamW
     scaler: torch.amp.GradScaler
     source: Source
@@ -159,8 +169,11 @@ def open_session(
     claims: Path | None,
     force: bool,
     allowed: Collection[str] = (),
+    ranks: Ranks = ALONE,
 ) -> Session:
     """Everything up to the first step; the prediction is on disk before the model exists.
+
+    All ranks do the same, but rank 0 alone opens the run folder, reads sensors and writes.
 
     Args:
         allowed: what may be another than it was when the run began, by name (resume.py).
@@ -171,6 +184,7 @@ def open_session(
         OSError: if the run folder cannot be written.
     """
     device = choose_device(config.run.device)
+    choose_algorithms(device, config.run.deterministic)
     compile_watch = CompileWatch()
     clock = Clock(
         partial(synchronize, device),
@@ -180,18 +194,18 @@ def open_session(
     dtype = choose_dtype(config.run.dtype, device)
     torch.manual_seed(config.run.seed)
     torch.set_float32_matmul_precision("high")  # TF32 for what is left in fp32 on a GPU
-    config, source, batches = open_data(config, device)
-    opened = open_folder(config, device, dtype, resume, force, allowed)
-    folder, meta = opened.folder, opened.meta
-    rollbacks = opened.last("rollbacks", 0)
-    micro_batch = meta.run.get("micro_batch", config.train.micro_batch) if meta else None
-    if rollbacks or (micro_batch and micro_batch != config.train.micro_batch):
+    config, source, batches = open_data(config, device, ranks)
+    opening = partial(open_folder, config, device, dtype, resume, force, allowed, ranks)
+    opened = share_folder(config, ranks, opening)
+    folder = opened.folder
+    meta = read_meta(opened.checkpoint) if opened.checkpoint is not None else None
+    micro_batch = meta.run["micro_batch"] if meta is not None else config.train.micro_batch
+    if opened.rollbacks or micro_batch != config.train.micro_batch:
         batches.close()
-        batches = make_batches(config, source, device, micro_batch, rollbacks)
-    wandb_id = opened.last("wandb_id", None) or new_run_id()
-    if claims is not None:
+        batches = make_batches(config, source, device, ranks, micro_batch, opened.rollbacks)
+    if claims is not None and ranks.is_first:
         write_aside(folder.path / CLAIMS_NAME, claims.read_bytes())
-    gpu = watched_gpu(config, device)
+    gpu = watched_gpu(config, device) if ranks.is_first else None
     card = driver_info(gpu) if gpu is not None else None
     idle: Idle | None = None
     if gpu is not None and config.measure.idle_seconds > 0:
@@ -206,11 +220,12 @@ def open_session(
         "dtype": dtype,
     }
     first_step, changes = 0, opened.changes
-    if opened.checkpoint is not None and meta is not None:
+    if meta is not None:
         first_step = meta.step
         changes += refuse_other_identity(meta.run["identity"], identity, allowed)
         changes += refuse_other_data(meta.data, batches.position(first_step), allowed)
-        load_checkpoint(opened.checkpoint, model, optimizer, scaler, device)
+    seed = config.run.seed
+    exact = begin_state(opened.checkpoint, model, optimizer, scaler, device, seed, ranks)
     last_step = config.train.max_steps
     if rehearse_steps is not None:
         last_step = min(last_step, first_step + rehearse_steps + 1)
@@ -222,7 +237,7 @@ def open_session(
         elapsed_seconds=clock.elapsed_seconds,
     )
     screen.plan()
-    log = RunLog(folder.path, clock.elapsed_seconds)
+    log = RunLog(folder.path, clock.elapsed_seconds) if ranks.is_first else SilentLog()
     session = Session(
         config=config,
         folder=folder,
@@ -231,6 +246,8 @@ def open_session(
         dtype=dtype,
         model=model,
         loss_of=model,
+        ranks=ranks,
+        averaged_loss_of=model,
         optimizer=optimizer,
         scaler=scaler,
         source=source,
@@ -248,15 +265,15 @@ def open_session(
         compile_watch=compile_watch,
         identity=identity,
         first_step=first_step,
-        wandb_id=wandb_id,
+        wandb_id=opened.wandb_id or new_run_id(),
         steps_done=first_step,
         last_step=last_step,
         earlier=Earlier(
             wall_seconds=opened.earlier_seconds or 0.0,
             energy_joules=meta.run.get("energy_joules") if meta else None,
         ),
-        rollbacks=rollbacks,
-        evaluated_step=first_step if opened.evaluated(first_step) else None,
+        rollbacks=opened.rollbacks,
+        evaluated_step=first_step if first_step in opened.evaluated else None,
         best_val_loss=meta.run.get("best_val_loss") if meta else None,
         saved_step=first_step,
         saved_seconds=clock.elapsed_seconds(),
@@ -265,6 +282,8 @@ def open_session(
     if (first_step_seconds := folder.prediction.best("first_step_seconds")) is not None:
         session.longest_step_seconds = first_step_seconds.high
     begin_log(session, opened, idle, card, changes)
+    if not exact:
+        tell_of_other_ranks(ranks, first_step, log, screen)
     return session
 
 
@@ -285,18 +304,19 @@ def begin_log(
             idle_utilization=idle.utilization if idle is not None else None,
             other_programs=card.others if card is not None else None,
             wandb_id=s.wandb_id,
+            ranks=s.ranks.world,
             restart=restart_number(),
             rollbacks=s.rollbacks or None,
             micro_batch=micro if micro != s.config.train.micro_batch else None,
         )
     )
-    if opened.lock.warning is not None:
+    if opened.lock is not None and opened.lock.warning is not None:
         s.log.write(Event(level="warning", what="no_lock", text=opened.lock.warning))
         s.screen.say(f"! {opened.lock.warning}")
     tell_of_data(s.config, s.source, s.batches, s.log, s.screen)
     for text in opened.damaged:
         s.log.write(Event(level="warning", what="checkpoint_damaged", text=text))
-    if changes:
+    if changes and s.ranks.is_first:
         write_aside(s.folder.path / "config.toml", s.config.to_toml().encode())
     for text in changes:
         s.log.write(Event(level="warning", what="changed", text=text))
@@ -317,31 +337,6 @@ def make_model(
     return model, make_optimizer(model, config.optimizer), scaler
 
 
-def compile_session(s: Session) -> None:
-    """Compile, in a window of its own; where that fails the model stays as it is, loudly."""
-    s.screen.say("compiling ...")
-    s.compile_watch.listen()
-    s.watchdog.beat(COMPILING_SECONDS)
-    with s.clock.window() as compiling:
-        tokens, targets = s.batches.batch("train", 0, 0)
-        context = partial(autocast, s.device, s.dtype)
-        s.loss_of, failure = compile_model(s.model, tokens, targets, context)
-    mode: Literal["compiled", "eager"] = "compiled" if failure is None else "eager"
-    s.eager = failure is not None
-    s.log.write(Compile(seconds=compiling.seconds + compiling.compile_seconds, mode=mode))
-    if failure is not None:
-        text = f"torch.compile failed, training goes on without it: {failure}"
-        hardware = s.folder.prediction.hardware
-        calibration, _ = load_calibration(
-            hardware.name, torch.__version__, calibrated_threads(s.device)
-        )
-        if (eager := eager_total(s.config, hardware, s.dtype, calibration)) is not None:
-            compiled = s.folder.prediction.best("total_seconds")
-            text = f"{text.rstrip('.')}. {eager_sentence(eager, compiled)}"
-        s.log.write(Event(level="warning", what="compile_failed", text=text))
-        s.screen.say(f"! {text}")
-
-
 def remember_run(s: Session, recorded: Recorded) -> str | None:
     """Keep the steady step of a finished run: the next prediction on this device stands on it.
 
@@ -351,9 +346,10 @@ def remember_run(s: Session, recorded: Recorded) -> str | None:
     seconds = steady_seconds(recorded, first_step=recorded.starts[-1].first_step)
     if len(seconds) < STEPS_TO_REMEMBER or (s.config.run.compile and s.loss_of is s.model):
         return None
+    on_gpu = s.device.type != "cpu"
     run = FinishedRun(
         name=s.config.run.name,
-        workload=workload_of(s.config, s.dtype, on_gpu=s.device.type != "cpu"),
+        workload=workload_of(s.config, s.dtype, on_gpu, s.ranks.world),
         step_seconds=float(np.median(seconds)),
         p10_seconds=quantile(seconds, 0.1),
         p90_seconds=quantile(seconds, 0.9),

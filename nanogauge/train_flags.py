@@ -1,11 +1,16 @@
-"""The flags of train.py, which its supervisor reads too, without torch."""
+"""The command line of train.py, which its supervisor reads too, without torch."""
 
 from __future__ import annotations
 
+from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
+from nanogauge.claims import load_claims
 from nanogauge.cli import Parser
-from nanogauge.config import add_config_flags
+from nanogauge.config import Config, add_config_flags, config_overrides, load_config
+from nanogauge.errors import BadInput
+from nanogauge.resume import check_names
 
 
 def train_parser(description: str) -> Parser:
@@ -41,3 +46,22 @@ def train_parser(description: str) -> Parser:
     )
     add_config_flags(parser)
     return parser
+
+
+def read_command(arguments: Sequence[str], description: str | None) -> tuple[Namespace, Config]:
+    """The command line and the configuration of the run.
+
+    Raises:
+        BadInput: if one is wrong.
+    """
+    assert description is not None
+    given = train_parser(description).parse(arguments)
+    if given.max_restarts is not None:
+        raise BadInput("--max-restarts is for --supervise; give both.")
+    if given.rehearse is not None and given.rehearse < 1:
+        raise BadInput("--rehearse takes a number of steps above 0.")
+    check_names(given.allow_change)
+    config = load_config(given.config, config_overrides(given))
+    if given.claims is not None:
+        load_claims(given.claims)
+    return given, config

@@ -18,10 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from long_runs import wait_for_step
 
+from nanogauge.admission import open_folder
 from nanogauge.config import load_config
 from nanogauge.records import Start
 from nanogauge.runlog import RunLog
-from nanogauge.session import open_folder
 from nanogauge.supervise import Seen, Supervisor, wait_seconds
 
 KILLED = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
@@ -190,10 +190,9 @@ def test_a_run_that_died_before_its_first_line_can_be_started_again(tmp_path: Pa
     config = load_config(DEMO, {"run": {"out": str(tmp_path)}})
     config.folder.mkdir()
     (config.folder / "log.jsonl").write_bytes(b'{"kind": "sta')
-    folder, recorded, checkpoint, *_ = open_folder(
-        config, torch.device("cpu"), "float32", resume=True, force=False
-    )
-    assert (recorded, checkpoint) == (None, None)
+    opened = open_folder(config, torch.device("cpu"), "float32", resume=True, force=False)
+    folder = opened.folder
+    assert (opened.earlier_seconds, opened.checkpoint) == (None, None)
     assert (folder.path / "prediction.json").exists()
     log = RunLog(folder.path)
     log.write(Start(max_steps=1, prediction_sha256=folder.prediction_sha256, device="cpu"))
