@@ -168,6 +168,7 @@ class Checkpoints:
             size = write_files(aside, copied["weights"], copied["state"], content)
             # One of the same step is there where the run went back and came by here again.
             replaced = final.with_name(final.name + REPLACED)
+            self._known.pop(final, None)
             if final.exists():
                 os.replace(final, replaced)
             os.replace(aside, final)
