@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import io
 import json
@@ -77,8 +78,38 @@ def run_here(
 
 
 def train_tiny(out: Path, *more: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Train the tiny model in out/demo."""
-    return run("train.py", DEMO, f"--run.out={out}", *TINY, *more, **environment)
+    """Train the tiny model in out/demo, in a process of its own."""
+    arguments = [str(a) for a in (DEMO, f"--run.out={out}", *TINY, *more)]
+    if environment:  # parts of it are read while modules are imported
+        return run("train.py", *arguments, **environment)
+    files = [out.with_name(f"{out.name}.{kind}") for kind in ("stdout", "stderr")]
+    for file in files:
+        file.unlink(missing_ok=True)
+    server = _train_server()
+    assert server.stdin is not None
+    assert server.stdout is not None
+    request = {
+        "arguments": arguments,
+        "stdout": str(files[0]),
+        "stderr": str(files[1]),
+        "environment": dict(os.environ),
+    }
+    server.stdin.write(json.dumps(request) + "\n")
+    server.stdin.flush()
+    status = int(server.stdout.readline())
+    return subprocess.CompletedProcess(arguments, status, *(file.read_text() for file in files))
+
+
+@functools.cache
+def _train_server() -> subprocess.Popen[str]:
+    """The process of train_server.py, which ends when this one closes its input."""
+    return subprocess.Popen(
+        command("tests/train_server.py"),
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
 
 
 def log_lines(folder: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,33 @@
+"""Runs train.py in copies of a process that has imported it, which takes most of a tiny run.
+
+Reads a request a line from its standard input, as JSON: the arguments, and files for standard
+output and standard error. Answers each with a line that holds the exit status. Nothing of torch is
+used in this process, only imported, so that a copy begins as a fresh process would.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+import torch._dynamo  # noqa: E402, F401  which the optimizer imports
+
+import train  # noqa: E402
+from nanogauge.cli import run_command  # noqa: E402
+
+for line in sys.stdin:
+    request = json.loads(line)
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        for number, name in ((0, os.devnull), (1, request["stdout"]), (2, request["stderr"])):
+            os.dup2(os.open(name, os.O_RDWR | os.O_CREAT), number)
+        os.environ.update(request["environment"])
+        sys.argv = ["train.py", *request["arguments"]]
+        run_command(train.main)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
