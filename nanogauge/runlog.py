@@ -19,6 +19,8 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from nanogauge.errors import BadInput
+from nanogauge.handed import open_regular
+from nanogauge.privacy import scrubbed
 from nanogauge.records import Checkpoint, Compile, End, Eval, Event, LogLine, Sensor, Start, Step
 from nanogauge.table import Table
 
@@ -42,7 +44,8 @@ class RunLog:
     def __init__(self, folder: Path, elapsed_seconds: Callable[[], float] | None = None) -> None:
         self._elapsed_seconds = elapsed_seconds
         path = folder / FILE_NAME
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        no_link = getattr(os, "O_NOFOLLOW", 0)
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | no_link, 0o644)
         whole = path.read_bytes().rfind(b"\n") + 1
         os.ftruncate(self._descriptor, whole)  # a line cut by a crash is no record
 
@@ -55,6 +58,8 @@ class RunLog:
         if line.elapsed_seconds is None and self._elapsed_seconds is not None:
             line = line.model_copy(update={"elapsed_seconds": self._elapsed_seconds()})
         values = {"kind": line.kind, **line.model_dump(mode="json", exclude_none=True)}
+        if isinstance(line, Start | Event | End):  # the kinds with words in them, which are few
+            values = scrubbed(values)
         data = json.dumps(values, ensure_ascii=False, allow_nan=False).encode() + b"\n"
         if os.write(self._descriptor, data) != len(data):
             raise OSError(errno.ENOSPC, "the disk is full: a log line could not be written whole")
@@ -245,7 +250,7 @@ class LogReader:
                 begin with a start line.
         """
         try:
-            with self._path.open("rb") as file:
+            with open_regular(self._path) as file:
                 if not self._is_the_same(file):
                     self._begin()
                     file.seek(0)

@@ -110,7 +110,7 @@ def show_stats(folder: Path, seed: int = 0) -> int:
     """Print tokens, documents, their lengths, the compression and a few documents; exit status.
 
     Raises:
-        BadInput: if there is no manifest, or a shard is missing or cut.
+        BadInput: if there is no manifest, or a shard is missing, cut or of another vocabulary.
         RunFailed: if the tokenizer cannot be loaded.
     """
     manifest = read_manifest(folder)
@@ -126,6 +126,11 @@ def show_stats(folder: Path, seed: int = 0) -> int:
             for begin in range(0, tokens.size, _BLOCK_TOKENS):
                 block = tokens[begin : begin + _BLOCK_TOKENS]
                 starts.append(np.flatnonzero(block == manifest.end_of_text) + end + begin)
+                if (highest := int(block.max())) >= bytes_of.size:
+                    raise BadInput(
+                        f"{shard.file} in {folder} holds the token {highest}, beyond the "
+                        f"vocabulary of {manifest.tokenizer}; --verify tells what is damaged."
+                    )
                 text_bytes += int(bytes_of[block].sum())
             end += tokens.size
         if starts:

@@ -20,7 +20,10 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from nanogauge.handed import open_regular, read_whole
+
 KEEP = 2  # the newest, and the one before it should the newest be damaged
+_HASHED = ("model.safetensors", "state.pt")
 _TIED = "lm_head.weight"  # the embedding under a second name
 
 
@@ -54,11 +57,10 @@ def save_checkpoint(
             "rng_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
         torch.save(state, aside / "state.pt")
-        files = ("model.safetensors", "state.pt")
-        hashes = {name: _sha256(aside / name) for name in files}
+        hashes = {name: _sha256(aside / name) for name in _HASHED}
         meta = {"step": step, "data": position, "sha256": hashes}
         (aside / "meta.json").write_text(json.dumps(meta, indent=1))
-        for name in (*files, "meta.json"):
+        for name in (*_HASHED, "meta.json"):
             _flush(aside / name)
         _flush(aside)
         shutil.rmtree(final, ignore_errors=True)  # an interrupted run may come by here again
@@ -80,9 +82,9 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
     damaged: list[str] = []
     for path in _newest_first(folder):
         try:
-            meta = json.loads((path / "meta.json").read_bytes())
-            whole = all(_sha256(path / name) == want for name, want in meta["sha256"].items())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            meta = json.loads(read_whole(path / "meta.json"))
+            whole = all(_sha256(path / name) == meta["sha256"][name] for name in _HASHED)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             whole = False
         if whole:
             return path, damaged
@@ -123,7 +125,7 @@ def _newest_first(folder: Path) -> list[Path]:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
