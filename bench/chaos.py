@@ -54,11 +54,11 @@ class Hung(BaseException):
 
 @dataclass
 class Outcome:
-    """How many inputs of each kind ended in each way, and what was wrong with the others."""
+    """How many inputs of each kind ended in each way; what went wrong is on stderr by then."""
 
     ends: Counter[tuple[str, str]] = field(default_factory=Counter)
     slowest_seconds: dict[str, float] = field(default_factory=dict)
-    failures: list[str] = field(default_factory=list)
+    failures: int = 0
 
 
 def open_the_data(arguments: Sequence[str]) -> int:
@@ -109,7 +109,8 @@ def inputs(count: int, seed: int, only: str | None) -> Outcome:
             slowest = max(seconds, outcome.slowest_seconds.get(kind, 0.0))
             outcome.slowest_seconds[kind] = slowest
             if problem is not None:
-                outcome.failures.append(f"seed {number} ({kind}): {problem}")
+                outcome.failures += 1
+                print(f"seed {number} ({kind}): {problem}", file=sys.stderr, flush=True)
     return outcome
 
 
@@ -216,8 +217,6 @@ def main(arguments: Sequence[str]) -> int:
         print(json.dumps({"bench": "chaos", "results": rows(outcome)}))
     else:
         print_outcome(outcome)
-    for failure in outcome.failures:
-        print(failure, file=sys.stderr)
     return 1 if outcome.failures else 0
 
 

@@ -98,7 +98,7 @@ def measure(recorded: Recorded, config: Config, prediction: Prediction) -> Measu
     median = float(np.median(seconds)) if len(seconds) else None
     ledger = _ledger(recorded, steps_done, median)
     values: dict[str, Measured] = {}
-    missing: dict[str, str] = {}
+    missing = {"quality_vs_gpt2": "no benchmark was run"}
     refused: list[str] = []
 
     unique = recorded.starts[-1].train_tokens or config.data.tokens
@@ -131,6 +131,8 @@ def measure(recorded: Recorded, config: Config, prediction: Prediction) -> Measu
             f"evaluation, and compilation"
         )
         values["total_seconds"] = Measured(value=ledger.wall_s, how=how)
+    else:
+        missing["total_seconds"] = "no steady step is in this log to count the others by"
     for found, absent in (
         memory_figures(recorded, prediction),
         energy_figures(recorded, config, ledger.wall_s),
@@ -148,7 +150,6 @@ def measure(recorded: Recorded, config: Config, prediction: Prediction) -> Measu
     else:
         how = f"evaluation after {last.step:,} steps"
         values["val_loss"] = Measured(value=last.val_loss, how=how)
-    missing["quality_vs_gpt2"] = "no benchmark was run"
     notes: dict[str, list[str]] = {}
     timed_whole = ledger.other_s is not None or ledger.eval_s is not None
     for event in recorded.events:
