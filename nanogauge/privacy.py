@@ -17,9 +17,9 @@ KEYS = ("WANDB_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 HIDDEN = "***"
 _SHORTEST_KEY = 6
 """characters; a shorter value is no key, and may be part of any word"""
-_PASSWORD = re.compile(r"(?<=://)[^/\s@\"'<>]+(?=@)")
+_PASSWORD = re.compile(r"://[^/\s@\"'<>]+@")
 """what an address has in front of its host: user, token, user:password"""
-_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}|\bwandb_v\d_[A-Za-z0-9_]{30,}")
+_TOKENS = (re.compile(r"hf_[A-Za-z0-9]{30,}"), re.compile(r"wandb_v\d_[A-Za-z0-9_]{30,}"))
 """as the hub and W&B make them, wherever this one was read from"""
 
 Value = TypeVar("Value")
@@ -31,7 +31,9 @@ def without_keys(text: str) -> str:
         key = os.environ.get(name, "").strip()
         if len(key) >= _SHORTEST_KEY:
             text = text.replace(key, HIDDEN)
-    return _TOKEN.sub(HIDDEN, _PASSWORD.sub(HIDDEN, text))
+    for token in _TOKENS:
+        text = token.sub(HIDDEN, text)
+    return _PASSWORD.sub(f"://{HIDDEN}@", text)
 
 
 def without_secrets(text: str) -> str:
@@ -39,7 +41,8 @@ def without_secrets(text: str) -> str:
     text = without_keys(text)
     home = str(Path.home())
     for path in {home, os.path.realpath(home)} - {os.sep}:
-        text = re.sub(rf"(?<![\w.~-]){re.escape(path)}(?![\w-]|\.\w)", "~", text)
+        if path in text:
+            text = re.sub(rf"(?<![\w.~-]){re.escape(path)}(?![\w-]|\.\w)", "~", text)
     return text
 
 
