@@ -18,6 +18,7 @@ from test_shards import ORIGIN
 
 from nanogauge.errors import BadInput
 from nanogauge.handed import stays_below
+from nanogauge.prepare.fetching import fetch_file
 from nanogauge.prepare.inspecting import verify
 from nanogauge.prepare.manifest import Manifest
 from nanogauge.prepare.shards import ShardWriter, read_manifest
@@ -90,6 +91,12 @@ def test_a_manifest_names_no_file_of_another_folder(tmp_path: Path, flag: str) -
     done = run("prepare_fineweb.py", flag, folder, "--out", tmp_path / "out")
     assert done.returncode == 2 and "leads out of the folder" in done.stderr
     assert outside.read_bytes() == before and not (tmp_path / "out").exists()
+
+
+def test_a_mirror_of_the_hub_names_no_file_outside_of_its_folder(tmp_path: Path) -> None:
+    """The hub's client puts a file where its name leads: a mirror could list any."""
+    with pytest.raises(BadInput, match="leads out"):
+        fetch_file("some/texts", "../../x.bin", "0" * 40, None, tmp_path)
 
 
 @pytest.fixture(scope="module")
