@@ -1,12 +1,18 @@
 """What the commands do with what is broken: each experiment counts how it ended.
 
 python bench/chaos.py --inputs 10000 [--seed 1] [--only "run log"] [--json]
+python bench/chaos.py --kills 100 [--compiled] [--seed 1] [--json]
 
 Inputs: configurations, claims, logs, run folders and shards that are cut, mixed up or made up go to
 the real commands, in this process. Each has to end within 10 s, with exit status 0, or with 2 and
 one sentence on stderr, and none of the files it was given may have changed. A failure is printed
 with its seed: --inputs 1 with that --seed makes it again. In the JSON, an id is a kind and
 how it ended, and the value how many did.
+
+Kills: a short run is killed -9 again and again at random moments, a third of them while a
+checkpoint is being written, and gone on with each time. In the end its weights and the figures of
+its steps and evaluations have to be those of the same run undisturbed, bit by bit, and every line of
+its log but the last has to be whole at each kill (killed_runs.py).
 """
 
 from __future__ import annotations
@@ -30,6 +36,7 @@ from types import FrameType
 from typing import Any
 
 from broken import KINDS, OPEN_DATA, SCRIPTS, SECRET, make_originals
+from killed_runs import differences, kill_again_and_again, undisturbed
 from results import result
 
 import nanogauge.threads  # noqa: F401  before torch
@@ -203,16 +210,45 @@ def rows(outcome: Outcome) -> list[dict[str, Any]]:
     return counts + [result("slowest_seconds", kind, [value], None) for kind, value in slowest]
 
 
+def kills(count: int, seed: int, compiled: bool, as_json: bool) -> int:
+    """Kill a run so many times; 1 if it came to anything else than the undisturbed one."""
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch)
+        undisturbed(out, compiled)
+        killed = kill_again_and_again(out, count, seed, compiled)
+        found = differences(out / "undisturbed", out / "killed")
+    case = "compiled" if compiled else "eager"
+    values = {
+        "kills": killed.kills,
+        **{f"killed in a {moment}": n for moment, n in sorted(killed.moments.items())},
+        "broken_lines": killed.broken_lines,
+        "failed_starts": len(killed.failed_starts),
+        "differences": len(found),
+    }
+    if as_json:
+        results = [result(name, case, [n], "the run undisturbed") for name, n in values.items()]
+        print(json.dumps({"bench": "chaos", "results": results}))
+    else:
+        print("\n".join(f"{name:32} {n:,}" for name, n in values.items()))
+    for said in (*killed.failed_starts, *found):
+        print(said, file=sys.stderr)
+    return 1 if found or killed.broken_lines or killed.failed_starts else 0
+
+
 def main(arguments: Sequence[str]) -> int:
     assert __doc__ is not None
     parser = Parser(__doc__)
     parser.add_argument("--inputs", type=int, metavar="N", help="broken inputs to give")
-    parser.add_argument("--seed", type=int, default=1, help="of the first input")
+    parser.add_argument("--kills", type=int, metavar="N", help="times to kill a run")
+    parser.add_argument("--compiled", action="store_true", help="kill a compiled run")
+    parser.add_argument("--seed", type=int, default=1, help="of the first input, or of the kills")
     parser.add_argument("--only", choices=sorted(KINDS), help="inputs of this kind alone")
     parser.add_argument("--json", action="store_true", help="print JSON, and nothing else")
     given = parser.parse(arguments)
-    if given.inputs is None:
-        raise BadInput("say which experiment: --inputs 10000.")
+    if (given.inputs is None) == (given.kills is None):
+        raise BadInput("say which experiment: --inputs 10000, or --kills 100.")
+    if given.kills is not None:
+        return kills(given.kills, given.seed, given.compiled, given.json)
     outcome = inputs(given.inputs, given.seed, given.only)
     if given.json:
         print(json.dumps({"bench": "chaos", "results": rows(outcome)}))
