@@ -11,7 +11,7 @@ how it ended, and the value how many did.
 
 Kills: a short run is killed -9 again and again at random moments, a third of them while a
 checkpoint is being written, and gone on with each time. In the end its weights and the figures of
-its steps and evaluations have to be those of the same run undisturbed, bit by bit, and every line of
+its steps and evaluations have to be those of the same run undisturbed, bit by bit, and each line of
 its log but the last has to be whole at each kill (killed_runs.py).
 """
 
