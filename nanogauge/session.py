@@ -48,7 +48,7 @@ from nanogauge.runlog import FILE_NAME, Recorded, RunLog
 from nanogauge.screen import Screen
 from nanogauge.tracking import new_run_id
 from nanogauge.training.checkpoint import data_position, load_checkpoint, newest_checkpoint
-from nanogauge.training.compiling import CompileWatch, Loss, compile_model
+from nanogauge.training.compiling import CompileWatch, Loss, compile_loss
 from nanogauge.training.data import Batches
 from nanogauge.training.device import (
     EventTimeline,
@@ -57,6 +57,7 @@ from nanogauge.training.device import (
     choose_dtype,
     synchronize,
 )
+from nanogauge.training.loss import TrainingLoss
 from nanogauge.training.optimizer import make_optimizer
 from nanogauge.training.sources import Source
 from nanogauge.training.stopping import Stop
@@ -85,7 +86,8 @@ class Session:
     dtype: str
     model: GPT
     loss_of: Loss
-    """the compiled model, or the model itself"""
+    """what the model is trained on, compiled or not"""
+    compiled: bool
     optimizer: torch.optim.AdamW
     scaler: torch.amp.GradScaler
     source: Source
@@ -147,6 +149,7 @@ def open_session(
     sensors = open_sensors(gpu, config.measure.power_hz, clock.elapsed_seconds)
     reset_peak()
     model = GPT(config.model).to(device)
+    model.recompute = config.train.checkpointing == "full"
     optimizer = make_optimizer(model, config.optimizer)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == "float16")
     first_step = 0
@@ -190,7 +193,8 @@ def open_session(
         device=device,
         dtype=dtype,
         model=model,
-        loss_of=model,
+        loss_of=TrainingLoss(model, config.train.head, config.train.grad_accum, device),
+        compiled=False,
         optimizer=optimizer,
         scaler=scaler,
         source=source,
@@ -291,7 +295,9 @@ def compile_session(s: Session) -> None:
     with s.clock.window() as compiling:
         tokens, targets = s.batches.batch("train", 0, 0)
         context = partial(autocast, s.device, s.dtype)
-        s.loss_of, failure = compile_model(s.model, tokens, targets, context)
+        assert isinstance(s.loss_of, TrainingLoss)
+        failure = compile_loss(s.model, s.loss_of, tokens, targets, context)
+    s.compiled = failure is None
     mode: Literal["compiled", "eager"] = "compiled" if failure is None else "eager"
     s.log.write(Compile(seconds=compiling.seconds + compiling.compile_seconds, mode=mode))
     if failure is not None:
@@ -330,7 +336,7 @@ def remember_run(s: Session, recorded: Recorded) -> str | None:
     asked for was another workload. Returns a warning where the step could not be kept.
     """
     seconds = steady_seconds(recorded, first_step=recorded.starts[-1].first_step)
-    if len(seconds) < STEPS_TO_REMEMBER or (s.config.run.compile and s.loss_of is s.model):
+    if len(seconds) < STEPS_TO_REMEMBER or s.config.run.compile != s.compiled:
         return None
     run = FinishedRun(
         name=s.config.run.name,

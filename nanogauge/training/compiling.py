@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from nanogauge.training.loss import TrainingLoss
+
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -42,38 +44,43 @@ class CompileWatch:
         self._done_seconds, self._began = self.seconds(), None
 
 
-def compile_model(
-    model: nn.Module, tokens: Tensor, targets: Tensor, autocast: Callable[[], object]
-) -> tuple[Loss, str | None]:
+def compile_loss(
+    model: nn.Module,
+    loss: TrainingLoss,
+    tokens: Tensor,
+    targets: Tensor,
+    autocast: Callable[[], object],
+) -> str | None:
     """Compile for training and for evaluation by running each once on a batch (B T, B T).
 
     Weights, gradients and random states are afterwards what they were before. Where compilation
-    fails (no C++ compiler, no Triton, a bug), the model itself is returned with the reason.
+    fails (no C++ compiler, no Triton, a bug), the loss stays eager and the reason is returned.
     """
-    compiled: Loss = torch.compile(model)
+    loss.compile()
     devices = [tokens.device] if tokens.device.type == "cuda" else []
     try:
         with torch.random.fork_rng(devices=devices):
-            _run_once(model, compiled, tokens, targets, autocast)
+            _run_once(model, loss, tokens, targets, autocast)
     except Exception as error:  # whatever inductor raises: eager training is the way on
         torch._dynamo.reset()
+        loss.stay_eager()
         lines = [line for line in str(error).splitlines() if line.strip()] or [""]
-        return model, f"{type(error).__name__}: {lines[0][:300]}"
+        return f"{type(error).__name__}: {lines[0][:300]}"
     finally:
         model.zero_grad(set_to_none=True)
         model.train()
-    return compiled, None
+    return None
 
 
 def _run_once(
     model: nn.Module,
-    loss: Loss,
+    loss: TrainingLoss,
     tokens: Tensor,
     targets: Tensor,
     autocast: Callable[[], object],
 ) -> None:
     with autocast():  # type: ignore[attr-defined]
-        value = loss(tokens, targets)
+        value = loss(tokens, targets) / loss.grad_accum
     value.backward()  # type: ignore[no-untyped-call]
     model.eval()
     with torch.no_grad(), autocast():  # type: ignore[attr-defined]
