@@ -7,6 +7,7 @@ Parameter names are those of GPT-2's published weights, so that state dicts can 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +60,7 @@ class Block(nn.Module):
         return x + self.mlp(self.ln_2(x))  # type: ignore[no-any-return]
 
 
-def through(blocks: nn.ModuleList, x: Tensor, recompute: bool) -> Tensor:
+def through(blocks: Iterable[Callable[[Tensor], Tensor]], x: Tensor, recompute: bool) -> Tensor:
     """The blocks one after the other; recompute keeps only what is between them (B T C each).
 
     The backward pass then computes a block's forward pass again: a third more work in the blocks.
@@ -121,11 +122,16 @@ class GPT(nn.Module):
         """The final hidden states, B T C, of token ids, B T."""
         return self.trunk(self.embedding(tokens))
 
-    def trunk(self, x: Tensor) -> Tensor:
-        """The final hidden states, B T C, of the tokens' embeddings, B T C."""
+    def trunk(
+        self, x: Tensor, blocks: Iterable[Callable[[Tensor], Tensor]] | None = None
+    ) -> Tensor:
+        """The final hidden states, B T C, of the tokens' embeddings, B T C.
+
+        blocks: what runs in the place of the model's own, such as these compiled.
+        """
         positions = torch.arange(x.shape[1], device=x.device)
         x = self.transformer["drop"](x + self.transformer["wpe"](positions))
-        x = through(self.blocks, x, self.recompute)
+        x = through(self.blocks if blocks is None else blocks, x, self.recompute)
         return self.transformer["ln_f"](x)  # type: ignore[no-any-return]
 
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Literal, Protocol
 
 import torch
@@ -25,7 +27,9 @@ class Model(Protocol):
     def embedding(self) -> nn.Embedding: ...
     @property
     def blocks(self) -> nn.ModuleList: ...
-    def trunk(self, x: Tensor) -> Tensor: ...
+    def trunk(
+        self, x: Tensor, blocks: Iterable[Callable[[Tensor], Tensor]] | None = None
+    ) -> Tensor: ...
 
 
 class TrainingLoss:
@@ -48,13 +52,21 @@ class TrainingLoss:
         self._directly = None
         if head == "chunked" and device.type == "cpu":
             self._directly = Directly(model.embedding.weight, 1 / grad_accum)
-        self._trunk, self._slopes_of = model.trunk, losses_and_slopes
+        self._trunk: Callable[[Tensor], Tensor] = model.trunk
+        self._slopes_of = losses_and_slopes
         self.grad_accum = grad_accum
 
     def compile(self) -> None:
-        """Compile from the next call on: the blocks, which are one program, and the softmax."""
-        self._trunk = torch.compile(self._model.trunk)
-        if self._directly is None:
+        """Compile from the next call on.
+
+        For a CPU a block, which is the same program in all layers and is so compiled once: half the
+        work of the whole trunk's compilation, and as fast. For a GPU the trunk and the softmax.
+        """
+        if self._device.type == "cpu":
+            blocks = [torch.compile(block) for block in self._model.blocks]
+            self._trunk = partial(self._model.trunk, blocks=blocks)
+        else:
+            self._trunk = torch.compile(self._model.trunk)
             self._slopes_of = torch.compile(fusible_losses_and_slopes)
 
     def stay_eager(self) -> None:
