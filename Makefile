@@ -23,6 +23,7 @@ test: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mypy bench/report.py
+	$(BIN)/mypy bench/sample.py
 	$(BIN)/python -m pytest -m 'not gpu'
 
 # Everything that needs a real card; says "skipped: no GPU" where there is none.

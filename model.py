@@ -110,19 +110,3 @@ class GPT(nn.Module):
         """Mean cross-entropy, in nats, of predicting targets (B T) from tokens (B T)."""
         logits = self.lm_head(self.hidden(tokens))
         return F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.reshape(-1))
-
-    @torch.no_grad()
-    def generate(
-        self, tokens: Tensor, count: int, temperature: float, generator: torch.Generator
-    ) -> Tensor:
-        """Continue token ids (1 T) by `count` sampled ones; returns 1 (T + count).
-
-        Each token runs the whole context again. Call it in eval mode; generator lives on the CPU.
-        """
-        for _ in range(count):
-            context = tokens[:, -self.config.block_size :]
-            logits = self.lm_head(self.hidden(context)[:, -1]) / temperature
-            probabilities = F.softmax(logits.float(), dim=-1).cpu()
-            chosen = torch.multinomial(probabilities, 1, generator=generator)
-            tokens = torch.cat([tokens, chosen.to(tokens.device)], dim=1)
-        return tokens

@@ -79,15 +79,25 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest intact checkpoint, and a sentence for each damaged one that was passed over."""
     damaged: list[str] = []
     for path in _newest_first(folder):
-        try:
-            meta = json.loads((path / "meta.json").read_bytes())
-            whole = all(_sha256(path / name) == want for name, want in meta["sha256"].items())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            whole = False
-        if whole:
+        if is_whole(path):
             return path, damaged
         damaged.append(f"the checkpoint {path} is damaged and was passed over")
     return None, damaged
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a checkpoint's files are those that were written."""
+    try:
+        meta = json.loads((path / "meta.json").read_bytes())
+        return all(_sha256(path / name) == want for name, want in meta["sha256"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def load_weights(path: Path, model: nn.Module, device: torch.device) -> None:
+    """Put the weights of a checkpoint into a model."""
+    weights = safetensors.torch.load_file(path / "model.safetensors", device=str(device))
+    model.load_state_dict(weights | {_TIED: weights["transformer.wte.weight"]})
 
 
 def load_checkpoint(
@@ -98,8 +108,7 @@ def load_checkpoint(
     device: torch.device,
 ) -> int:
     """Put everything back as it was after the checkpoint's step; returns that step."""
-    weights = safetensors.torch.load_file(path / "model.safetensors", device=str(device))
-    model.load_state_dict(weights | {_TIED: weights["transformer.wte.weight"]})
+    load_weights(path, model, device)
     state: dict[str, Any] = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
     optimizer.load_state_dict(state["optimizer"])
     scaler.load_state_dict(state["scaler"])
