@@ -40,9 +40,11 @@ class MLP(nn.Module):
         self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
+        self.gelu = "none" if config.gelu == "exact" else config.gelu
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.c_proj(F.gelu(self.c_fc(x))))  # type: ignore[no-any-return]
+        y = F.gelu(self.c_fc(x), approximate=self.gelu)
+        return self.dropout(self.c_proj(y))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):

@@ -9,6 +9,7 @@ checkpoints, and the report at the end.
 from __future__ import annotations
 
 import math
+from argparse import SUPPRESS
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -207,6 +208,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = Parser(__doc__)
     parser.add_argument("config", type=Path, help="configuration of the run")
     parser.add_argument("--resume", choices=["auto"], help="go on from the newest checkpoint")
+    parser.add_argument("--init-from", dest="run.init_from", default=SUPPRESS, metavar="GPT2")
     parser.add_argument("--rehearse", type=int, metavar="N", help="stop after N steady steps")
     parser.add_argument("--claims", type=Path, help="claims to hold against the run in its report")
     parser.add_argument(

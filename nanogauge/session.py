@@ -58,6 +58,7 @@ from nanogauge.training.device import (
     synchronize,
 )
 from nanogauge.training.optimizer import make_optimizer
+from nanogauge.training.pretrained import load_pretrained
 from nanogauge.training.sources import Source
 from nanogauge.training.stopping import Stop
 
@@ -153,6 +154,8 @@ def open_session(
     if checkpoint is not None:
         first_step = load_checkpoint(checkpoint, model, optimizer, scaler, device)
         refuse_other_data(data_position(checkpoint), batches.position(first_step))
+    elif config.run.init_from is not None:
+        load_pretrained(model, config.run.init_from)
     last_step = config.train.max_steps
     if rehearse_steps is not None:
         last_step = min(last_step, first_step + rehearse_steps + 1)

@@ -61,6 +61,7 @@ class _Weights:
         self.ln_1, self.ln_2 = _affine(block.ln_1), _affine(block.ln_2)
         self.c_attn, self.attn_proj = _affine(block.attn.c_attn), _affine(block.attn.c_proj)
         self.c_fc, self.mlp_proj = _affine(block.mlp.c_fc), _affine(block.mlp.c_proj)
+        self.gelu = block.mlp.gelu
 
 
 def _affine(module: nn.Linear | nn.LayerNorm) -> Affine:
@@ -123,8 +124,8 @@ class Context:
             queries, past = made[:1], keys_values.narrow(2, 0, end)
             y = F.scaled_dot_product_attention(queries, past[:1], past[1:], is_causal=begin == 0)
             x = x + F.linear(y.transpose(1, 2).reshape(count, -1), *block.attn_proj)
-            inner = F.gelu(F.linear(self._norm(x, block.ln_2), *block.c_fc))
-            x = x + F.linear(inner, *block.mlp_proj)
+            inner = F.linear(self._norm(x, block.ln_2), *block.c_fc)
+            x = x + F.linear(F.gelu(inner, approximate=block.gelu), *block.mlp_proj)
         return self._norm(x[-1], self._ln_f)
 
     def _norm(self, x: Tensor, affine: Affine) -> Tensor:
