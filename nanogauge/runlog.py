@@ -19,7 +19,18 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from nanogauge.errors import BadInput
-from nanogauge.records import Checkpoint, Compile, End, Eval, Event, LogLine, Sensor, Start, Step
+from nanogauge.records import (
+    Benchmark,
+    Checkpoint,
+    Compile,
+    End,
+    Eval,
+    Event,
+    LogLine,
+    Sensor,
+    Start,
+    Step,
+)
 from nanogauge.table import Table
 
 FILE_NAME = "log.jsonl"
@@ -95,6 +106,8 @@ class Recorded:
     checkpoints: list[Checkpoint] = field(default_factory=list)
     sensors: Table[Sensor] = field(default_factory=lambda: Table(Sensor))
     events: list[Event] = field(default_factory=list)
+    benchmarks: list[Benchmark] = field(default_factory=list)
+    """the newest of each name, metric and model that was held against it"""
     ends: list[End] = field(default_factory=list)
     session_seconds: list[float | None] = field(default_factory=list)
     """wall time of each process up to its last line; None where the log has no clock"""
@@ -136,6 +149,10 @@ class Recorded:
                 self.sensors.append(line)
             case Event():
                 self.events.append(line)
+            case Benchmark():
+                key = line.name, line.metric, line.against
+                kept = [b for b in self.benchmarks if (b.name, b.metric, b.against) != key]
+                self.benchmarks = [*kept, line]
             case End():
                 self.ends.append(line)
                 self.end = line

@@ -29,7 +29,6 @@ def tokenizer_files(encoding: tiktoken.Encoding, block_size: int) -> dict[str, b
     if encoding._pat_str != PATTERNS["gpt2"] and len(ranks) > 256:
         return None
     letters = byte_letters()
-    written = {"".join(letters[b] for b in token): rank for token, rank in ranks.items()}
     merges = []
     for token in sorted(ranks, key=ranks.__getitem__):
         if len(token) > 1:
@@ -37,7 +36,7 @@ def tokenizer_files(encoding: tiktoken.Encoding, block_size: int) -> dict[str, b
             if parts is None:
                 return None
             merges.append(" ".join("".join(letters[b] for b in part) for part in parts))
-    vocabulary = {**written, END_OF_TEXT: encoding.eot_token}
+    vocabulary = vocabulary_of(encoding)
     special = {
         "id": encoding.eot_token,
         "content": END_OF_TEXT,
@@ -82,6 +81,14 @@ def tokenizer_files(encoding: tiktoken.Encoding, block_size: int) -> dict[str, b
         "tokenizer_config.json": _json(told),
         "special_tokens_map.json": _json(names),
     }
+
+
+def vocabulary_of(encoding: tiktoken.Encoding) -> dict[str, int]:
+    """The contents of vocab.json: each token, its bytes as letters, and its number."""
+    letters = byte_letters()
+    ranks = encoding._mergeable_ranks
+    written = {"".join(letters[b] for b in token): rank for token, rank in ranks.items()}
+    return {**written, END_OF_TEXT: encoding.eot_token}
 
 
 def byte_letters() -> list[str]:

@@ -32,7 +32,15 @@ _GELU: dict[str, Literal["exact", "tanh"]] = {
     "gelu_new": "tanh",
     "gelu_pytorch_tanh": "tanh",
 }
-_HUB_FILES = [WEIGHTS_NAME, CONFIG_NAME, VOCABULARY_NAME]
+_HUB_FILES = [
+    WEIGHTS_NAME,
+    CONFIG_NAME,
+    VOCABULARY_NAME,
+    "generation_config.json",
+    "merges.txt",
+    "tokenizer.json",
+    "tokenizer_config.json",
+]
 
 
 class HuggingFaceConfig(BaseModel):
