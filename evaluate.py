@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ from nanogauge.records import Benchmark
 from nanogauge.report.build import build_report, claims_of
 from nanogauge.report.quality import GPT2, HELD_OUT, sentence
 from nanogauge.report.render import write_report
+from nanogauge.runlock import hold
 from nanogauge.runlog import RunLog
 from nanogauge.tokenizer_files import vocabulary_of
 from nanogauge.trained import (
@@ -87,7 +89,8 @@ def main(arguments: Sequence[str]) -> int:
     if folder is not None and encoding is not None:
         refuse_other_vocabulary(folder, encoding, str(given.against))
     lines = []
-    with RunLog(trained.folder.path) as log:
+    with closing(hold(given.run)) as lock, RunLog(given.run) as log:
+        told += [lock.warning] if lock.warning is not None else []
         for line in benchmarks(trained, pair, folder, encoding, tasks, given, told):
             log.write(line)
             lines.append(line)
@@ -186,7 +189,11 @@ def _token_bytes(trained: Trained, given: str | None, told: list[str]) -> Number
     except (BadInput, RunFailed) as error:
         told.append(f"no bits per byte: {error}")
         return None
-    return tokenizer.token_bytes().astype(np.float64)
+    lengths = tokenizer.token_bytes()
+    if lengths is None:
+        told.append(f"no bits per byte: nothing tells the bytes of a token of {tokenizer.name}.")
+        return None
+    return lengths.astype(np.float64)
 
 
 def refuse_other_vocabulary(folder: Path, encoding: tiktoken.Encoding, name: str) -> None:

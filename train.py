@@ -1,6 +1,7 @@
 """The whole night in one command: checks, prediction, training, report.
 
 python train.py configs/rtx4070_fineweb.toml [--model.n-embd 512 ...] [--resume auto]
+torchrun --nproc-per-node 2 train.py ...      # one process for each GPU, which share each step
 
 Everything goes to runs/NAME/: the prediction before the first step, a line of log for every step,
 checkpoints, and the report at the end.
@@ -9,73 +10,90 @@ checkpoints, and the report at the end.
 from __future__ import annotations
 
 import math
-from argparse import SUPPRESS
+import sys
+from argparse import Namespace
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Literal
 
 import nanogauge.threads  # noqa: F401  before torch
+from nanogauge.cli import run_command
+from nanogauge.supervise import supervise
+
+if __name__ == "__main__" and "--supervise" in sys.argv[1:]:
+    run_command(supervise)  # which starts this file again without the flag; it needs no torch
 
 # isort: split
 import torch
 from rich.console import Console
 from torch import nn
 
-from nanogauge.claims import load_claims
-from nanogauge.cli import Parser, run_command
-from nanogauge.config import add_config_flags, config_overrides, load_config
+from nanogauge.config import Config
 from nanogauge.errors import BadInput, RunFailed
-from nanogauge.measure.memory import peak_process_bytes
 from nanogauge.preflight import consult
 from nanogauge.quantities import finite
-from nanogauge.recording import log_compilation, record_sensors, record_steps
-from nanogauge.records import Checkpoint, End, Eval, Event
+from nanogauge.recording import (
+    Status,
+    log_compilation,
+    record_steps,
+    write_end,
+    write_samples,
+)
+from nanogauge.records import Eval
 from nanogauge.report.build import build_report, claims_of
 from nanogauge.report.render import print_report, write_report
-from nanogauge.session import Session, StepUnderWay, open_session, remember_run
+from nanogauge.rescue import (
+    checkpoint_is_due,
+    memory_advice,
+    roll_back,
+    save,
+    use_smaller_micro_batch,
+)
+from nanogauge.runlock import refuse_held
+from nanogauge.session import (
+    Session,
+    StepUnderWay,
+    open_session,
+    remember_run,
+)
+from nanogauge.starting import average_gradients, compile_session
 from nanogauge.tracking import Mirror
-from nanogauge.training.checkpoint import save_checkpoint
-from nanogauge.training.device import allocator_peaks, autocast, to_host
-from nanogauge.training.sampling import is_sampled, sample_text
+from nanogauge.train_flags import read_command
+from nanogauge.training.data import Split
+from nanogauge.training.device import autocast, is_out_of_memory, to_host
+from nanogauge.training.exactness import fix_workspace
+from nanogauge.training.optimizer import update
+from nanogauge.training.ranks import LOST, Ranks, is_told_elsewhere, open_ranks
+from nanogauge.training.sampling import is_sampled
 from nanogauge.training.schedule import learning_rate
-
-SAMPLE_TOKENS = 200
-Status = Literal["finished", "stopped", "failed"]
+from nanogauge.training.stopping import Stopped
 
 
 def train(s: Session) -> tuple[Status, str | None]:
-    """Train up to last_step, counting updates in s.steps_done; returns how it ended, and why."""
+    """Train up to last_step, counting steps in s.steps_done; returns how it ended, and why."""
     config, clock = s.config, s.clock
-    accumulation, parameters = config.train.grad_accum, list(s.model.parameters())
+    accumulation, parameters = s.batches.grad_accum, list(s.model.parameters())
     step = s.steps_done
     while True:
         # 1. Evaluation and checkpoint, each in a window of its own: no step contains them.
-        leaving = step == s.last_step or s.stop.requested is not None
-        evaluating = step % config.train.eval_every == 0 or step == config.train.max_steps
-        saving = (step % config.train.checkpoint_every == 0 or leaving) and step > s.first_step
-        if (evaluating or saving) and (problem := record_steps(s)) is not None:
-            return "failed", problem  # before a checkpoint could hold it
+        stopping = s.ranks.any(s.stop.requested is not None)
+        leaving = stopping or step == s.last_step
+        evaluating = not stopping and is_evaluated(s, step)
+        saving = checkpoint_is_due(s, step, leaving)
+        if evaluating or saving:
+            record_steps(s)  # all of it, before an evaluation or a checkpoint stands on it
+        if len(s.skipped) >= config.train.max_skipped:
+            if (reason := roll_back(s)) is not None:
+                return "failed", reason
+            step = s.steps_done
+            continue
         if evaluating:
-            with clock.window() as evaluation:
-                train_loss, val_loss = evaluate(s)
-            line = Eval(
-                step=step,
-                train_loss=finite(train_loss),
-                val_loss=finite(val_loss),
-                seconds=evaluation.seconds,
-            )
-            s.log.write(line)
-            log_compilation(s, step, evaluation.compile_seconds)
-            s.screen.evaluated(line)
-            if is_sampled(step, config.train.eval_every, config.train.max_steps):
-                write_samples(s, step)
-        if saving:
-            save(s, step)
+            evaluate(s, step)
+        if saving and (leaving or not s.skipped):  # a state that others are skipped for is not kept
+            save(s, step, wait=leaving)
         if leaving:
-            status: Status = "finished" if step == config.train.max_steps else "stopped"
-            return status, s.stop.requested
+            finished = step == config.train.max_steps == s.evaluated_step
+            return "finished" if finished else "stopped", s.stop.requested
 
-        # 2. One optimizer step over grad_accum micro-batches; nothing in it waits for the device.
+        # 2. One optimizer step over its micro-batches; nothing in it waits for the device.
         if evaluating or saving or step == s.first_step:
             s.sensors.power_since_last()  # what was sampled meanwhile is no step's
         watch = clock.begin_step(split=(step - s.first_step) % config.measure.split_every == 0)
@@ -86,16 +104,17 @@ def train(s: Session) -> tuple[Status, str | None]:
         for micro in range(accumulation):
             with watch.waiting():
                 tokens, targets = s.batches.batch("train", step, micro)
-            with autocast(s.device, s.dtype):
-                loss = s.loss_of(tokens, targets) / accumulation
-            watch.lap("forward")
-            s.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            with s.ranks.accumulating(last=micro == accumulation - 1):
+                with autocast(s.device, s.dtype):
+                    loss = s.averaged_loss_of(tokens, targets) / accumulation
+                watch.lap("forward")
+                s.scaler.scale(loss).backward()
             total += loss.detach()
             watch.lap("backward")
+        total = s.ranks.mean(total)
         s.scaler.unscale_(s.optimizer)
         norm = nn.utils.clip_grad_norm_(parameters, config.optimizer.grad_clip or math.inf)
-        s.scaler.step(s.optimizer)
-        s.scaler.update()
+        update(s.optimizer, s.scaler, torch.isfinite(total) & torch.isfinite(norm))
         s.optimizer.zero_grad(set_to_none=True)
         watch.lap("optimizer")
         figures = to_host(torch.stack([total, norm]))
@@ -103,137 +122,142 @@ def train(s: Session) -> tuple[Status, str | None]:
 
         # 3. The record of it, first on disk, then on the screen: on a GPU while the next one runs.
         s.under_way.append(StepUnderWay(step, rate, figures, watch))
-        if (problem := record_steps(s, leave=clock.lag)) is not None:
-            return "failed", problem
+        record_steps(s, leave=clock.lag)
         step += 1
 
 
-@torch.no_grad()
-def evaluate(s: Session) -> tuple[float, float]:
-    """Mean loss on the training and on the validation split, in nats per token."""
-    s.model.eval()
-    means = []
-    for split in ("train", "val"):
-        total = torch.zeros((), device=s.device)
-        for index in range(s.config.train.eval_batches):
-            tokens, targets = s.batches.evaluation_batch(split, index)
-            with autocast(s.device, s.dtype):
-                total += s.loss_of(tokens, targets)
-        means.append(total.item() / s.config.train.eval_batches)
-    s.model.train()
-    return means[0], means[1]
+def is_evaluated(s: Session, step: int) -> bool:
+    """Whether there is an evaluation here, which there is once."""
+    every, last = s.config.train.eval_every, s.config.train.max_steps
+    return (step % every == 0 or step == last) and step != s.evaluated_step
 
 
-def save(s: Session, step: int) -> None:
-    """Write a checkpoint; a failure is told, and costs neither the run nor the previous one."""
-    with s.clock.window() as saving:
-        try:
-            where = s.folder.path / "checkpoints"
-            position = s.batches.position(step)
-            path, size = save_checkpoint(where, step, s.model, s.optimizer, s.scaler, position)
-        except OSError as error:
-            text = f"No checkpoint at step {step:,}: {error.strerror}; free space on the disk."
-            s.log.write(Event(level="warning", what="checkpoint_failed", step=step, text=text))
-            s.screen.say(f"! {text}")
-            return
-    line = Checkpoint(
+def evaluate(s: Session, step: int) -> None:
+    """Log the loss on both splits after so many steps, and now and then what the model writes.
+
+    Nothing is logged if the run was asked to stop meanwhile.
+    """
+    with s.clock.window() as evaluation:
+        train_loss, val_loss = (mean_loss(s, split) for split in ("train", "val"))
+    log_compilation(s, step, evaluation.compile_seconds)
+    if s.ranks.any(s.stop.requested is not None):
+        return  # a resumed run makes up for it
+    line = Eval(
         step=step,
-        seconds=saving.seconds,
-        bytes=size,
-        path=str(path.relative_to(s.folder.path)),
+        train_loss=finite(train_loss),
+        val_loss=finite(val_loss),
+        seconds=evaluation.seconds,
     )
     s.log.write(line)
-    s.screen.checkpointed(line)
+    s.screen.evaluated(line)
+    s.evaluated_step, s.val_loss = step, line.val_loss
+    if line.val_loss is not None:
+        s.best_val_loss = min(line.val_loss, s.best_val_loss or math.inf)
+    sampled = is_sampled(step, s.config.train.eval_every, s.config.train.max_steps)
+    if sampled and s.ranks.is_first:
+        write_samples(s, step)
 
 
-def close(s: Session, status: Status, reason: str | None) -> None:
-    """The last lines of the log: what the sensors ended with, the peaks, the end."""
-    for reading in s.sensors.close():
-        s.log.write(reading)
-    record_sensors(s, s.steps_done)  # what it ended with
-    peaks, host_bytes = allocator_peaks(s.device), peak_process_bytes()
-    s.log.write(
-        End(
-            status=status,
-            steps=s.steps_done,
-            wall_seconds=s.clock.elapsed_seconds(),
-            peak_allocated_bytes=peaks.allocated_bytes,
-            peak_reserved_bytes=peaks.reserved_bytes,
-            peak_inactive_bytes=peaks.inactive_bytes,
-            allocation_retries=peaks.retries,
-            peak_process_bytes=host_bytes if s.device.type == "cpu" else None,
-            peak_host_bytes=host_bytes,
-            reason=reason,
-        )
-    )
+@torch.no_grad()
+def mean_loss(s: Session, split: Split) -> float:
+    """Over the windows that every evaluation reads of a split, in nats per token.
 
-
-def write_samples(s: Session, step: int) -> None:
-    """Log what the model writes; without its vocabulary (offline) there is nothing."""
-    with s.clock.window():
-        try:
-            encoding = s.source.encoding()
-        except Exception as error:  # a download fails in whatever way its client has
-            text = (
-                f"No sample of text: the vocabulary could not be loaded ({type(error).__name__})."
-            )
-            s.log.write(Event(level="warning", what="no_sample", text=text, step=step))
-            return
-        for prompt in s.config.train.prompts or [""]:
-            text = sample_text(s.model, encoding, prompt, SAMPLE_TOKENS, s.config.run.seed)
-            s.log.write(Event(what="sample", step=step, text=text))
+    The ranks share the batches, and add their losses up in one order, however many they are. No
+    number if the run was asked to stop: then the rest is left out.
+    """
+    s.model.eval()
+    losses = torch.zeros(s.batches.eval_batches, device=s.device)
+    for index in range(s.ranks.rank, len(losses), s.ranks.world):
+        if s.stop.requested is not None:
+            losses += math.nan
+            break
+        s.watchdog.beat(s.longest_step_seconds)
+        tokens, targets = s.batches.evaluation_batch(split, index)
+        with autocast(s.device, s.dtype):
+            losses[index] = s.loss_of(tokens, targets)
+    s.model.train()
+    return float(s.ranks.sum(losses).cpu().double().mean())
 
 
 def run(s: Session) -> tuple[Status, str | None]:
-    """Train, and close the log, however it ended."""
+    """Train, and close the log, however it ended.
+
+    Raises:
+        RunFailed: on another rank than 0, if that one failed by itself.
+    """
+    restartable = None
     with s.log:
         try:
-            status, reason = train(s)
-        except torch.OutOfMemoryError:
-            train_config = s.config.train
-            status, reason = (
-                "failed",
-                f"the GPU ran out of memory; set --train.micro-batch below "
-                f"{train_config.micro_batch} and --train.grad-accum higher by as much",
-            )
+            s.stop.listen()
+            s.watchdog.start()
+            status, reason = train_within_memory(s)
+            if status == "failed":
+                restartable = False  # the numbers, or the memory, would come out the same
+            elif status == "stopped" and reason is None and s.steps_done < s.last_step:
+                reason = "another process of the run was asked to stop"
+        except Stopped:
+            status, reason = "stopped", s.stop.requested
+        except RuntimeError as error:
+            if not (s.ranks.is_lost(error) and s.ranks.is_first):
+                raise
+            status, reason = "failed", LOST
         finally:
+            s.watchdog.close()
             s.screen.close()
             s.batches.close()
-        close(s, status, reason)
+        write_end(s, status, reason, restartable)
     return status, reason
 
 
-def main(arguments: Sequence[str]) -> int:
-    assert __doc__ is not None
-    parser = Parser(__doc__)
-    parser.add_argument("config", type=Path, help="configuration of the run")
-    parser.add_argument("--resume", choices=["auto"], help="go on from the newest checkpoint")
-    parser.add_argument("--init-from", dest="run.init_from", default=SUPPRESS, metavar="GPT2")
-    parser.add_argument("--rehearse", type=int, metavar="N", help="stop after N steady steps")
-    parser.add_argument("--claims", type=Path, help="claims to hold against the run in its report")
-    parser.add_argument(
-        "--force",
-        action="store_true",
-        help="start in spite of the doctor, and even where the memory cannot suffice",
-    )
-    add_config_flags(parser)
-    given = parser.parse(arguments)
-    if given.rehearse is not None and given.rehearse < 1:
-        raise BadInput("--rehearse takes a number of steps above 0.")
-    config = load_config(given.config, config_overrides(given))
-    if given.claims is not None:
-        load_claims(given.claims)
+def train_within_memory(s: Session) -> tuple[Status, str | None]:
+    """Train; where memory runs out, with fewer sequences at once."""
+    while True:
+        try:
+            if s.loss_of is s.model and not s.eager:
+                compile_session(s)
+            average_gradients(s)
+            s.stop.let_steps_end()
+            return train(s)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            if s.ranks.world > 1 and s.ranks.is_first:  # the others are in the midst of their step
+                return "failed", memory_advice(s)
+            if s.ranks.world > 1:
+                raise RunFailed(f"{memory_advice(s)}.") from error
+        # Behind the handler: what the broken step held is free only when its error is gone.
+        if (reason := use_smaller_micro_batch(s)) is not None:
+            return "failed", reason
+
+
+def run_whole(given: Namespace, config: Config, ranks: Ranks) -> int:
+    """Checks, prediction, training, report; returns the exit status.
+
+    Raises:
+        BadInput: if something is not as the configuration has it.
+        RunFailed: if the run failed.
+    """
     mirror = None
     try:
-        consult(config, given.force)
+        if ranks.is_first:
+            refuse_held(config.folder)
+            consult(config, given.force)
         session = open_session(
-            config, given.resume == "auto", given.rehearse, given.claims, given.force
+            config,
+            given.resume == "auto",
+            given.rehearse,
+            given.claims,
+            given.force,
+            given.allow_change,
+            ranks,
         )
         wandb = config.wandb
-        if wandb.mode != "disabled":
+        if wandb.mode != "disabled" and ranks.is_first:
             every, run_id = config.train.log_every, session.wandb_id
             mirror = Mirror.start(config.folder, wandb.mode, wandb.project, every, run_id)
         status, reason = run(session)
+        if not ranks.is_first:
+            return 0  # the ranks ended together, and rank 0 says how
         report, folder, recorded = build_report(config.folder, claims_of(config.folder, None))
         paths = write_report(report, folder, recorded)
     except OSError as error:
@@ -242,8 +266,10 @@ def main(arguments: Sequence[str]) -> int:
             "--resume auto goes on from the newest checkpoint."
         ) from error
     finally:
-        if mirror is not None and (warning := mirror.finish()) is not None:
-            print(f"! {warning}", flush=True)  # the report is there, and goes up with the rest
+        if mirror is not None:
+            warning = mirror.finish(0.0 if session.stop.twice else 10.0)
+            if warning is not None:
+                print(f"! {warning}", flush=True)  # the report is there, and goes up with the rest
     if status == "finished" and (warning := remember_run(session, recorded)) is not None:
         print(f"! {warning}")
     print()
@@ -253,7 +279,22 @@ def main(arguments: Sequence[str]) -> int:
         raise RunFailed(f"{reason}; the log and the report up to there are kept.")
     if status == "stopped":
         print(f"Stopped at step {session.steps_done:,}; --resume auto goes on from there.")
-    return 0 if status == "finished" or given.rehearse is not None else 1
+        return session.stop.exit_status  # 0 at the end of a rehearsal, which nobody's signal ended
+    return 0
+
+
+def main(arguments: Sequence[str]) -> int:
+    try:
+        given, config = read_command(arguments, __doc__)
+        if config.run.deterministic:
+            fix_workspace()
+        ranks = open_ranks(config.run.device)
+    except BadInput:
+        if is_told_elsewhere():
+            return 2
+        raise
+    with ranks:
+        return run_whole(given, config, ranks)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,10 @@ from nanogauge.errors import BadInput, RunFailed
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one sentence, with the nearest flag for a wrong one."""
 
-    def __init__(self, description: str) -> None:
+    def __init__(self, description: str, add_help: bool = True) -> None:
         super().__init__(
             description=description,
+            add_help=add_help,
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )

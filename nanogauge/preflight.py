@@ -37,6 +37,7 @@ from nanogauge.measure.environment import cpu_name, total_memory_bytes
 from nanogauge.measure.gpu import DriverInfo, driver_info
 from nanogauge.measure.memory import available_bytes, process_bytes
 from nanogauge.measure.toolchain import Card, Torch, check_compiler, check_gpu, check_triton
+from nanogauge.predict.checkpoints import STATE_BYTES_PER_PARAMETER
 from nanogauge.predict.fit import fit_verdict, largest_micro_batch, memory_of, with_micro_batch
 from nanogauge.predict.parameters import count_parameters
 from nanogauge.predict.prediction import checkpoints, predict
@@ -51,8 +52,6 @@ C_TRIED = ("gcc", "clang")
 LOG_BYTES_PER_STEP = 600
 LOG_BYTES_PER_SECOND = 400
 """of the sensors' readings, which a GPU has"""
-STATE_BYTES_PER_PARAMETER = 12
-"""of a checkpoint: the weight and Adam's two moments in fp32"""
 
 
 def examine(config: Config | None) -> list[Finding]:
@@ -202,16 +201,15 @@ def _check_disk(config: Config | None, hardware: Hardware | None, dtype: str) ->
 
 def writes_of(config: Config, hardware: Hardware | None, dtype: str) -> Writes:
     """What a run of this configuration will write; the sensors' lines only where time is known."""
-    from nanogauge.training.checkpoint import KEEP
-
     log = LOG_BYTES_PER_STEP * config.train.max_steps
     if hardware is not None and hardware.kind != "cpu":
         total = predict(config, hardware, dtype).quantities.get("total_seconds")
         log += LOG_BYTES_PER_SECOND * math.ceil(total.high if total is not None else 0)
     there = (config.folder / "checkpoints").rglob("*")
+    copies = config.train.keep_checkpoints + 2  # the best one, and the one that is being written
     return Writes(
         checkpoint=STATE_BYTES_PER_PARAMETER * count_parameters(shape_of(config.model)).total,
-        copies=min(KEEP + 1, checkpoints(config)),
+        copies=min(copies, checkpoints(config)),
         there=sum(file.stat().st_size for file in there if file.is_file()),
         log=log,
     )

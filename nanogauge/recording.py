@@ -8,30 +8,44 @@ from typing import Literal
 from nanogauge.measure.alarms import Alarm
 from nanogauge.measure.memory import peak_process_bytes
 from nanogauge.quantities import finite, format_seconds
-from nanogauge.records import Compile, Event, Step
+from nanogauge.records import Checkpoint, Compile, End, Event, Step
 from nanogauge.session import Session
+from nanogauge.training.checkpoint_writer import Written
 from nanogauge.training.device import AllocatorPeaks, allocator_peaks
+from nanogauge.training.sampling import sample_text
+
+SAMPLE_TOKENS = 200
+Status = Literal["finished", "stopped", "failed"]
 
 
-def record_steps(s: Session, leave: int = 0) -> str | None:
+def record_steps(s: Session, leave: int = 0) -> None:
     """Log the steps that were handed to the device, but for the last `leave` of them.
 
-    Waits until each has ended. Returns what is wrong, if the loss of one was no finite number.
+    Waits until each has ended. A step whose loss or gradient was no finite number made no update;
+    those of one after another are in `s.skipped`.
     """
+    s.watchdog.beat(2 * s.longest_step_seconds)
+    write_checkpoints(s)
+    if s.log.problem is not None and not s.log_is_in_trouble:
+        s.screen.alarm(s.log.problem)
+        s.log.write(Event(level="alarm", what="disk_full", text=s.log.problem, step=s.steps_done))
+    s.log_is_in_trouble = s.log.problem is not None
     while len(s.under_way) > leave:
         done = s.under_way.popleft()
         times = done.watch.read()
+        if done.step == s.first_step:  # instead of what was predicted
+            s.longest_step_seconds = 0.0
+        s.longest_step_seconds = max(s.longest_step_seconds, times.step_seconds)
         loss, norm = done.figures.tolist()
         for alarm in s.alarms.loss(done.step, loss):
             raise_alarm(s, alarm, done.step)
-        if not math.isfinite(loss):
-            return f"the loss became {loss} at step {done.step:,}"
+        skipped = not (math.isfinite(loss) and math.isfinite(norm))
         log_compilation(s, done.step, times.compile_seconds)
         power = s.sensors.power_since_last()
         peaks = allocator_peaks(s.device) if done.watch.split else AllocatorPeaks()
         line = Step(
             step=done.step,
-            loss=loss,
+            loss=finite(loss),
             step_seconds=times.step_seconds,
             data_wait_seconds=times.data_wait_seconds,
             forward_seconds=times.forward_seconds,
@@ -49,6 +63,13 @@ def record_steps(s: Session, leave: int = 0) -> str | None:
         )
         s.log.write(line)
         s.steps_done = done.step + 1
+        if skipped:
+            s.skipped.append(done.step)
+            text = f"The update was skipped: the loss is {loss}, the gradient's norm {norm}."
+            event = Event(level="warning", what="update_skipped", step=done.step, text=text)
+            s.log.write(event)
+        else:
+            s.skipped.clear()
         s.screen.step(line)
         record_sensors(s, done.step)
         if done.step > s.first_step and times.compile_seconds == 0:
@@ -58,7 +79,30 @@ def record_steps(s: Session, leave: int = 0) -> str | None:
                 alarms += s.alarms.projected(total)
             for alarm in alarms:
                 raise_alarm(s, alarm, done.step)
-    return None
+
+
+def write_checkpoints(s: Session) -> None:
+    """Log the checkpoints that have come to the disk since the last time, or have not."""
+    for done in s.checkpoints.done():
+        seconds = s.saving.pop(done.step, None)
+        if isinstance(done, Written):
+            line = Checkpoint(
+                step=done.step,
+                seconds=seconds,
+                write_seconds=done.write_seconds,
+                bytes=done.bytes,
+                path=str(done.path.relative_to(s.folder.path)),
+            )
+            s.log.write(line)
+            s.screen.checkpointed(line)
+            continue
+        text = (
+            f"No checkpoint at step {done.step:,}: {done.reason}; training goes on, free space on "
+            "the disk."
+        )
+        alarm = Event(level="alarm", what="checkpoint_failed", step=done.step, text=text)
+        s.log.write(alarm)
+        s.screen.alarm(text)
 
 
 def record_sensors(s: Session, step: int) -> None:
@@ -72,6 +116,8 @@ def record_sensors(s: Session, step: int) -> None:
     for reading in s.sensors.readings():
         s.log.write(reading)
         s.screen.sensor(reading)
+        if reading.energy_joules is not None:
+            s.energy_joules = reading.energy_joules
         for alarm in s.alarms.sensor(reading):
             raise_alarm(s, alarm, step)
 
@@ -91,3 +137,46 @@ def log_compilation(s: Session, step: int, seconds: float) -> None:
     if seconds > 0:
         s.log.write(Compile(step=step, seconds=seconds, mode="compiled"))
         s.screen.say(f"compiled again at step {step:,}: {format_seconds(seconds)}")
+
+
+def write_end(s: Session, status: Status, reason: str | None, restartable: bool | None) -> None:
+    """The last lines of the log: what is still on its way to the disk, what the sensors ended with,
+    the peaks, the end.
+    """
+    s.checkpoints.wait()
+    write_checkpoints(s)
+    for reading in s.sensors.close():
+        s.log.write(reading)
+    record_sensors(s, s.steps_done)  # what it ended with
+    peaks, host_bytes = allocator_peaks(s.device), peak_process_bytes()
+    s.log.write(
+        End(
+            status=status,
+            steps=s.steps_done,
+            wall_seconds=s.clock.elapsed_seconds(),
+            peak_allocated_bytes=peaks.allocated_bytes,
+            peak_reserved_bytes=peaks.reserved_bytes,
+            peak_inactive_bytes=peaks.inactive_bytes,
+            allocation_retries=peaks.retries,
+            peak_process_bytes=host_bytes if s.device.type == "cpu" else None,
+            peak_host_bytes=host_bytes,
+            reason=reason,
+            restartable=restartable,
+        )
+    )
+
+
+def write_samples(s: Session, step: int) -> None:
+    """Log what the model writes; without its vocabulary (offline) there is nothing."""
+    with s.clock.window():
+        try:
+            encoding = s.source.encoding()
+        except Exception as error:  # a download fails in whatever way its client has
+            text = (
+                f"No sample of text: the vocabulary could not be loaded ({type(error).__name__})."
+            )
+            s.log.write(Event(level="warning", what="no_sample", text=text, step=step))
+            return
+        for prompt in s.config.train.prompts or [""]:
+            text = sample_text(s.model, encoding, prompt, SAMPLE_TOKENS, s.config.run.seed)
+            s.log.write(Event(what="sample", step=step, text=text))

@@ -132,11 +132,16 @@ class Start(Line):
     """bytes on the card that other programs hold, by their name; None where nobody tells"""
     wandb_id: str | None = None
     """W&B's id of the run, which its resumption continues"""
+    continues: bool | None = None
+    """True where the process that wrote the line before goes on, on the same clock: it went back
+    to a checkpoint by itself"""
     restart: Whole | None = None
     """how often --supervise has started the run again by itself; None where it does not watch"""
     rollbacks: Whole | None = None
     """how often the run has gone back for updates that were not finite; the order of the data
     depends on it"""
+    ranks: Whole | None = None
+    """processes that share the micro-batches of a step; None where that is not known"""
     micro_batch: Whole | None = None
     """sequences in a pass, where memory had run out with those of the configuration"""
 
@@ -310,6 +315,9 @@ class End(Line):
     allocation_retries: int | None = None
     """how often the allocator had to give everything back to find room"""
     reason: str | None = None
+    restartable: bool | None = None
+    """of a run that failed: whether another attempt from its last checkpoint may go better, for
+    which --supervise makes one; None of a run that did not fail"""
 
 
 LogLine = Annotated[

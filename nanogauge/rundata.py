@@ -10,38 +10,71 @@ from nanogauge.records import Event
 from nanogauge.runlog import RunLog
 from nanogauge.screen import Screen
 from nanogauge.training.data import Batches
+from nanogauge.training.ranks import Ranks, share_of
 from nanogauge.training.sources import Source, open_source
 
+ANOTHER_ORDER = 1_000_003
+"""added to the seed for each time that a run went back, so that it meets its data otherwise"""
 
-def open_data(config: Config, device: torch.device) -> tuple[Config, Source, Batches]:
-    """The data, and the configuration with its number of tokens where none was given.
+
+def open_data(config: Config, device: torch.device, ranks: Ranks) -> tuple[Config, Source, Batches]:
+    """This rank's data, and the configuration with its number of tokens where none was given.
 
     Raises:
-        BadInput: if there is none, or its tokenizer has more tokens than the model.
+        BadInput: if there is none, if its tokenizer has more tokens than the model, or if the ranks
+            cannot share the micro-batches of a step equally.
     """
     source = open_source(config.data)
-    train, model = config.train, config.model
+    model = config.model
     if source.vocab_size is not None and source.vocab_size > model.vocab_size:
         raise BadInput(
             f"the data's tokenizer has {source.vocab_size:,} tokens but model.vocab_size is "
             f"{model.vocab_size:,}; set it to that, padded to a multiple of 64."
         )
-    batches = Batches(
-        source.splits,
-        train.micro_batch,
-        model.block_size,
-        model.vocab_size,
-        config.run.seed,
-        device,
-        grad_accum=train.grad_accum,
-        order=config.data.order,
-        eval_batches=train.eval_batches,
-        fingerprint=source.fingerprint,
-    )
+    batches = make_batches(config, source, device, ranks)
     if config.data.tokens is None:
         data = config.data.model_copy(update={"tokens": batches.train_tokens})
         config = config.model_copy(update={"data": data})
     return config, source, batches
+
+
+def make_batches(
+    config: Config,
+    source: Source,
+    device: torch.device,
+    ranks: Ranks,
+    micro_batch: int | None = None,
+    rollbacks: int = 0,
+) -> Batches:
+    """This rank's batches.
+
+    Args:
+        micro_batch: sequences in one pass, a divisor of those of a step, where memory has no room
+            for those of the configuration; the same windows make a step and an evaluation.
+        rollbacks: each gives another order of the training data.
+
+    Raises:
+        BadInput: as open_data, of what it finds in the source.
+    """
+    train, model = config.train, config.model
+    micro_batch = micro_batch or train.micro_batch
+    samples = train.micro_batch * train.grad_accum
+    evaluated = train.micro_batch * train.eval_batches
+    assert samples % micro_batch == 0
+    return Batches(
+        source.splits,
+        micro_batch,
+        model.block_size,
+        model.vocab_size,
+        config.run.seed + rollbacks * ANOTHER_ORDER,
+        device,
+        grad_accum=share_of(samples // micro_batch, ranks.world),
+        order=config.data.order,
+        eval_batches=-(-evaluated // micro_batch),
+        rank=ranks.rank,
+        world=ranks.world,
+        fingerprint=source.fingerprint,
+    )
 
 
 def tell_of_data(

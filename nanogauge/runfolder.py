@@ -15,7 +15,7 @@ from nanogauge.config import Config, load_config
 from nanogauge.errors import BadInput
 from nanogauge.records import Prediction
 from nanogauge.runlog import FILE_NAME as LOG_NAME
-from nanogauge.runlog import LogReader, Recorded
+from nanogauge.runlog import LogReader, Recorded, has_begun
 
 Machine = dict[str, object]
 """machine.json: names and versions, each a string, a number, None, or a list or dict of them"""
@@ -68,7 +68,7 @@ def create(path: Path, config: Config, machine: Machine, prediction: Prediction)
         BadInput: if the folder cannot be written, or already holds a run.
     """
     make_folder(path)
-    if (path / LOG_NAME).exists():
+    if has_begun(path):
         raise BadInput(
             f"{path} already holds a run; continue it with --resume auto, "
             "or give this one another --run.name."

@@ -1,16 +1,13 @@
 """The append-only record of a run: nothing else writes or reads log.jsonl.
 
-One JSON object a line, the first key "kind". Each line is written by one call, so that a run that
-is killed leaves whole lines, and at most one cut line at the very end.
+One JSON object a line, the first key "kind". A run that is killed leaves whole lines, and at most
+one cut line at the very end.
 """
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -19,19 +16,19 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from nanogauge.errors import BadInput
-from nanogauge.records import (
-    Benchmark,
-    Checkpoint,
-    Compile,
-    End,
-    Eval,
-    Event,
-    LogLine,
-    Sensor,
-    Start,
-    Step,
-)
-from nanogauge.table import Table
+from nanogauge.recorded import Recorded
+from nanogauge.records import Event, LogLine, Sensor, Start
+from nanogauge.whole_lines import WholeLines
+
+__all__ = [
+    "FILE_NAME",
+    "LogReader",
+    "Recorded",
+    "RunLog",
+    "last_written",
+    "lines_of",
+    "read_log",
+]
 
 FILE_NAME = "log.jsonl"
 LONGEST_LINE = 2**24
@@ -44,31 +41,54 @@ _LINE: TypeAdapter[LogLine] = TypeAdapter(LogLine)
 class RunLog:
     """Writes the log of one run; a context manager.
 
+    A full disk is no end of a run: its lines wait in memory, up to 64 MiB of them, and are written
+    in their order once there is space. Beyond that sensor readings are dropped, the oldest first,
+    and an event says how many.
+
     Args:
         folder: the run folder.
         elapsed_seconds: the clock that stamps each line which has no time of its own; without it
             lines stay without one, as in an imported log.
+
+    Raises:
+        OSError: if the file cannot be opened; on leaving, if lines could not be written to the end.
     """
 
     def __init__(self, folder: Path, elapsed_seconds: Callable[[], float] | None = None) -> None:
         self._elapsed_seconds = elapsed_seconds
-        path = folder / FILE_NAME
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        whole = path.read_bytes().rfind(b"\n") + 1
-        os.ftruncate(self._descriptor, whole)  # a line cut by a crash is no record
+        self._lines = WholeLines(folder / FILE_NAME)
+        self._dropped_told = 0
+
+    @property
+    def problem(self) -> str | None:
+        """A sentence while lines wait, the same one until they are written; else None."""
+        refused = self._lines.refused
+        if refused is None:
+            return None
+        return (
+            f"{FILE_NAME} cannot be written ({refused.strerror}): its lines wait in memory, and "
+            "are lost if the run ends before; free space on its disk."
+        )
 
     def write(self, line: LogLine) -> None:
-        """Append one line; the operating system has it when this returns.
+        """Append one line; when this returns the operating system has it, or there is a problem.
 
         Raises:
-            OSError: if the disk is full or the file cannot be written.
+            OSError: if more than 64 MiB wait, none of them sensor readings.
         """
         if line.elapsed_seconds is None and self._elapsed_seconds is not None:
             line = line.model_copy(update={"elapsed_seconds": self._elapsed_seconds()})
         values = {"kind": line.kind, **line.model_dump(mode="json", exclude_none=True)}
         data = json.dumps(values, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-        if os.write(self._descriptor, data) != len(data):
-            raise OSError(errno.ENOSPC, "the disk is full: a log line could not be written whole")
+        self._lines.append(data, expendable=isinstance(line, Sensor))
+        dropped = self._lines.dropped - self._dropped_told
+        if dropped and self._lines.refused is None:
+            self._dropped_told += dropped
+            text = (
+                f"While the disk refused the log, {dropped:,} sensor readings were dropped for "
+                "want of memory: power, clock and temperature have a gap."
+            )
+            self.write(Event(level="warning", what="readings_dropped", text=text))
 
     def __enter__(self) -> RunLog:
         return self
@@ -79,137 +99,7 @@ class RunLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        os.fsync(self._descriptor)
-        os.close(self._descriptor)
-
-
-@dataclass
-class Startup:
-    """A process up to its first step."""
-
-    booked_seconds: float = 0.0
-    """evaluation and compilation in it, which have a time of their own"""
-    compile_seconds: float = 0.0
-    """of these: compilation"""
-    first_step_began: float | None = None
-    """on the clock of the process; None where it made no step, or the log has no clock"""
-
-
-@dataclass
-class Recorded:
-    """A run log, read: each kind of line in the order in which it was written."""
-
-    starts: list[Start] = field(default_factory=list)
-    compiles: list[Compile] = field(default_factory=list)
-    steps: Table[Step] = field(default_factory=lambda: Table(Step))
-    evals: list[Eval] = field(default_factory=list)
-    checkpoints: list[Checkpoint] = field(default_factory=list)
-    sensors: Table[Sensor] = field(default_factory=lambda: Table(Sensor))
-    events: list[Event] = field(default_factory=list)
-    benchmarks: list[Benchmark] = field(default_factory=list)
-    """the newest of each name, metric and model that was held against it"""
-    ends: list[End] = field(default_factory=list)
-    session_seconds: list[float | None] = field(default_factory=list)
-    """wall time of each process up to its last line; None where the log has no clock"""
-    startups: list[Startup] = field(default_factory=list)
-    """of each process"""
-    lost_steps: int = 0
-    """steps that a later process made again, from the checkpoint it went on from"""
-    lost_seconds: float = 0.0
-    """of these steps, and of evaluations and checkpoints done again: of the lines that were made
-    first, as far as they have a time"""
-    end: End | None = None
-    """how the last process ended; None where it died, or is still running"""
-    cut: bool = False
-    """the last line was cut in the middle: the run died while it wrote it"""
-
-    def add(self, line: LogLine) -> None:
-        """File one line under its kind; a step or evaluation done again replaces the first one."""
-        match line:
-            case Start():
-                self.starts.append(line)
-                self.end = None
-                self.session_seconds.append(line.elapsed_seconds)
-                self.startups.append(Startup())
-                self._go_back_to(line.first_step)
-            case Compile():
-                self.compiles.append(line)
-                self._booked(line)
-            case Step():
-                self.steps.append(line)
-                self._stepped([vars(line)])
-            case Eval():
-                again = [e for e in self.evals if e.step == line.step]
-                self.lost_seconds += sum(e.seconds or 0.0 for e in again)
-                self.evals = [e for e in self.evals if e.step != line.step] + [line]
-                self._booked(line)
-            case Checkpoint():
-                self.checkpoints.append(line)
-            case Sensor():
-                self.sensors.append(line)
-            case Event():
-                self.events.append(line)
-            case Benchmark():
-                key = line.name, line.metric, line.against
-                kept = [b for b in self.benchmarks if (b.name, b.metric, b.against) != key]
-                self.benchmarks = [*kept, line]
-            case End():
-                self.ends.append(line)
-                self.end = line
-        self._passed(line.elapsed_seconds)
-
-    def add_numbers(
-        self, kind: str, rows: Sequence[dict[str, Any]], elapsed_seconds: float | None
-    ) -> None:
-        """File lines of a kind that comes by the thousand, by their fields alone.
-
-        Args:
-            kind: step or sensor.
-            rows: the fields of each.
-            elapsed_seconds: of the newest line that has any.
-
-        Raises:
-            ValueError: if one of them does not make such a line; then none is filed.
-        """
-        table = self.steps if kind == "step" else self.sensors
-        table.extend_values(rows)
-        if kind == "step":
-            self._stepped(rows)
-        self._passed(elapsed_seconds)
-
-    def _go_back_to(self, first_step: int) -> None:
-        """Forget what is made again from this step on, but for the time it took."""
-        last = self.steps.last("step")
-        if last is not None and last >= first_step:
-            self.lost_steps += int(last) + 1 - first_step
-        while (last := self.steps.last("step")) is not None and last >= first_step:
-            self.lost_seconds += self.steps.last("step_seconds") or 0.0
-            self.steps.cut(len(self.steps) - 1)
-        self.lost_seconds += sum(e.seconds or 0.0 for e in self.evals if e.step > first_step)
-        self.lost_seconds += sum(c.seconds or 0.0 for c in self.checkpoints if c.step > first_step)
-        self.evals = [e for e in self.evals if e.step <= first_step]
-        self.checkpoints = [c for c in self.checkpoints if c.step <= first_step]
-
-    def _booked(self, line: Compile | Eval) -> None:
-        startup = self.startups[-1]
-        if startup.first_step_began is None:
-            startup.booked_seconds += line.seconds or 0.0
-            if isinstance(line, Compile) and line.step is None:
-                startup.compile_seconds += line.seconds
-
-    def _stepped(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        startup = self.startups[-1]
-        if startup.first_step_began is not None:
-            return
-        for values in rows:
-            ended = values.get("elapsed_seconds")
-            if ended is not None:
-                startup.first_step_began = ended - (values.get("step_seconds") or 0.0)
-                return
-
-    def _passed(self, elapsed_seconds: float | None) -> None:
-        if elapsed_seconds is not None:
-            self.session_seconds[-1] = elapsed_seconds
+        self._lines.close()
 
 
 def lines_of(data: bytes, path: Path) -> Iterator[LogLine | None]:
@@ -313,6 +203,19 @@ def read_log(folder: Path) -> Recorded:
         BadInput: as LogReader.read.
     """
     return LogReader(folder).read()
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether a log is there with a whole line; a run that died before it wrote one left nothing.
+
+    Raises:
+        OSError: if there is a log that cannot be read.
+    """
+    try:
+        with (folder / FILE_NAME).open("rb") as file:
+            return file.readline(LONGEST_LINE).endswith(b"\n")
+    except FileNotFoundError:
+        return False
 
 
 def last_written(folder: Path) -> float:

@@ -7,21 +7,29 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
+from torch import nn
 
 from model import GPT
-from nanogauge.calibrations import add_to_calibration, load_calibration
+from nanogauge.admission import (
+    ALONE,
+    Opened,
+    begin_state,
+    make_alarms,
+    open_folder,
+    share_folder,
+    watched_gpu,
+)
+from nanogauge.calibrations import add_to_calibration
 from nanogauge.config import Config
-from nanogauge.errors import BadInput
 from nanogauge.measure.alarms import Alarms
 from nanogauge.measure.clock import Clock, Stopwatch
-from nanogauge.measure.environment import capture_environment
 from nanogauge.measure.gpu import (
     DriverInfo,
     Idle,
@@ -30,38 +38,43 @@ from nanogauge.measure.gpu import (
     measure_idle,
     open_sensors,
 )
-from nanogauge.measure.memory import available_bytes, process_bytes, reset_peak
+from nanogauge.measure.memory import reset_peak
+from nanogauge.measure.watchdog import Watchdog
 from nanogauge.predict.calibration import Calibration, FinishedRun
-from nanogauge.predict.fit import fit_verdict, largest_micro_batch, memory_of, with_micro_batch
-from nanogauge.predict.memory import CUDA_CONTEXT_BYTES
-from nanogauge.predict.prediction import predict
 from nanogauge.predict.workload import workload_of
-from nanogauge.present import calibrated_threads, describe_hardware
-from nanogauge.records import Compile, Event, Prediction, Start
+from nanogauge.present import calibrated_threads
+from nanogauge.records import Event, Start
 from nanogauge.report.build import CLAIMS_NAME
 from nanogauge.report.figures import quantile
 from nanogauge.report.measured import steady_seconds
-from nanogauge.resume import refuse_changes, refuse_other_data
-from nanogauge.rundata import open_data, tell_of_data
-from nanogauge.runfolder import RunFolder, create, load_with_log, write_aside
-from nanogauge.runlog import FILE_NAME, Recorded, RunLog
+from nanogauge.resume import code_sha256, refuse_other_data, refuse_other_identity
+from nanogauge.rundata import make_batches, open_data, tell_of_data
+from nanogauge.runfolder import RunFolder, write_aside
+from nanogauge.runlock import RunLock
+from nanogauge.runlog import Recorded, RunLog
 from nanogauge.screen import Screen
+from nanogauge.sharing import SilentLog, tell_of_other_ranks
+from nanogauge.supervise import restart_number
 from nanogauge.tracking import new_run_id
-from nanogauge.training.checkpoint import data_position, load_checkpoint, newest_checkpoint
-from nanogauge.training.compiling import CompileWatch, Loss, compile_model
+from nanogauge.training.checkpoint import read_meta
+from nanogauge.training.checkpoint_writer import Checkpoints
+from nanogauge.training.compiling import CompileWatch
 from nanogauge.training.data import Batches
 from nanogauge.training.device import (
     EventTimeline,
-    autocast,
     choose_device,
     choose_dtype,
     synchronize,
 )
+from nanogauge.training.exactness import choose_algorithms
 from nanogauge.training.optimizer import make_optimizer
 from nanogauge.training.pretrained import load_pretrained
+from nanogauge.training.ranks import Ranks
 from nanogauge.training.sources import Source
 from nanogauge.training.stopping import Stop
 
+UNSEEN_STEP_SECONDS = 3600.0
+"""what the first step of a device without a prediction may take before it counts as hung"""
 STEPS_TO_REMEMBER = 20  # fewer steady steps tell little of the next run
 
 
@@ -76,17 +89,30 @@ class StepUnderWay:
     watch: Stopwatch
 
 
+@dataclass(frozen=True)
+class Earlier:
+    """What the processes before this one came to."""
+
+    wall_seconds: float = 0.0
+    energy_joules: float | None = None
+
+
 @dataclass
 class Session:
     """What the loop works with."""
 
     config: Config
     folder: RunFolder
+    lock: RunLock | None
+    """held until the process ends; rank 0 alone has it"""
     device: torch.device
     dtype: str
     model: GPT
-    loss_of: Loss
+    loss_of: nn.Module
     """the compiled model, or the model itself"""
+    ranks: Ranks
+    averaged_loss_of: nn.Module
+    """loss_of, with gradients that are the mean over the ranks"""
     optimizer: torch.optim.AdamW
     scaler: torch.amp.GradScaler
     source: Source
@@ -97,13 +123,43 @@ class Session:
     alarms: Alarms
     screen: Screen
     stop: Stop
+    watchdog: Watchdog
+    checkpoints: Checkpoints
+    compile_watch: CompileWatch
+    identity: Mapping[str, str]
+    """what is trained with beside the configuration, as resume.IDENTITY names it"""
     first_step: int
     wandb_id: str
     """of the run in W&B, which a resumption continues"""
     steps_done: int
-    """updates since step 0"""
+    """steps since step 0, skipped updates among them"""
     last_step: int
     """the step at which to stop: max_steps, or less in a rehearsal"""
+    earlier: Earlier
+    rollbacks: int
+    """how often the run went back for updates that were not finite, in earlier processes too"""
+    evaluated_step: int | None
+    """the step of the last evaluation"""
+    val_loss: float | None = None
+    """of that evaluation, if this process made it"""
+    best_val_loss: float | None = None
+    """the least of the run"""
+    energy_joules: float | None = None
+    """of this process so far, from its sensors"""
+    saved_step: int = 0
+    """of the last checkpoint, or where this process began"""
+    saved_seconds: float = 0.0
+    """when the last checkpoint began, on the clock"""
+    saving: dict[int, float] = field(default_factory=dict)
+    """seconds that the loop waited for each checkpoint that is being written"""
+    skipped: list[int] = field(default_factory=list)
+    """the latest steps whose updates were skipped, one after another"""
+    longest_step_seconds: float = UNSEEN_STEP_SECONDS
+    """of this process; until there is a step, what one may take by the prediction"""
+    log_is_in_trouble: bool = False
+    """whether lines of the log wait for room on the disk, which has been told"""
+    eager: bool = False
+    """whether compiling was tried and failed, or is not wanted"""
     under_way: deque[StepUnderWay] = field(default_factory=deque)
 
 
@@ -113,8 +169,15 @@ def open_session(
     rehearse_steps: int | None,
     claims: Path | None,
     force: bool,
+    allowed: Collection[str] = (),
+    ranks: Ranks = ALONE,
 ) -> Session:
     """Everything up to the first step; the prediction is on disk before the model exists.
+
+    All ranks do the same, but rank 0 alone opens the run folder, reads sensors and writes.
+
+    Args:
+        allowed: what may be another than it was when the run began, by name (resume.py).
 
     Raises:
         BadInput: if the device, the data or the run folder are not as the configuration has them,
@@ -122,6 +185,7 @@ def open_session(
         OSError: if the run folder cannot be written.
     """
     device = choose_device(config.run.device)
+    choose_algorithms(device, config.run.deterministic)
     compile_watch = CompileWatch()
     clock = Clock(
         partial(synchronize, device),
@@ -131,31 +195,40 @@ def open_session(
     dtype = choose_dtype(config.run.dtype, device)
     torch.manual_seed(config.run.seed)
     torch.set_float32_matmul_precision("high")  # TF32 for what is left in fp32 on a GPU
-    config, source, batches = open_data(config, device)
-    folder, recorded, checkpoint, damaged = open_folder(config, device, dtype, resume, force)
-    before, wandb_id = None, new_run_id()
-    if recorded is not None:
-        before = sum(seconds or 0.0 for seconds in recorded.session_seconds)
-        known = [start.wandb_id for start in recorded.starts if start.wandb_id is not None]
-        wandb_id = known[-1] if known else wandb_id
-    if claims is not None:
+    config, source, batches = open_data(config, device, ranks)
+    opening = partial(open_folder, config, device, dtype, resume, force, allowed, ranks)
+    opened = share_folder(config, ranks, opening)
+    folder = opened.folder
+    meta = read_meta(opened.checkpoint) if opened.checkpoint is not None else None
+    micro_batch = meta.run["micro_batch"] if meta is not None else config.train.micro_batch
+    if opened.rollbacks or micro_batch != config.train.micro_batch:
+        batches.close()
+        batches = make_batches(config, source, device, ranks, micro_batch, opened.rollbacks)
+    if claims is not None and ranks.is_first:
         write_aside(folder.path / CLAIMS_NAME, claims.read_bytes())
-    gpu = watched_gpu(config, device)
+    gpu = watched_gpu(config, device) if ranks.is_first else None
     card = driver_info(gpu) if gpu is not None else None
     idle: Idle | None = None
     if gpu is not None and config.measure.idle_seconds > 0:
         idle = measure_idle(gpu, config.measure.power_hz, config.measure.idle_seconds)
     sensors = open_sensors(gpu, config.measure.power_hz, clock.elapsed_seconds)
     reset_peak()
-    model = GPT(config.model).to(device)
-    optimizer = make_optimizer(model, config.optimizer)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == "float16")
-    first_step = 0
-    if checkpoint is not None:
-        first_step = load_checkpoint(checkpoint, model, optimizer, scaler, device)
-        refuse_other_data(data_position(checkpoint), batches.position(first_step))
+    model, optimizer, scaler = make_model(config, device, dtype)
+    identity = {
+        "code": code_sha256(),
+        "torch": torch.__version__,
+        "device": device.type,
+        "dtype": dtype,
+    }
+    first_step, changes = 0, opened.changes
+    if meta is not None:
+        first_step = meta.step
+        changes += refuse_other_identity(meta.run["identity"], identity, allowed)
+        changes += refuse_other_data(meta.data, batches.position(first_step), allowed)
     elif config.run.init_from is not None:
         load_pretrained(model, config.run.init_from)
+    seed = config.run.seed
+    exact = begin_state(opened.checkpoint, model, optimizer, scaler, device, seed, ranks)
     last_step = config.train.max_steps
     if rehearse_steps is not None:
         last_step = min(last_step, first_step + rehearse_steps + 1)
@@ -163,37 +236,21 @@ def open_session(
         config,
         folder.prediction,
         first_step,
-        before,
+        opened.earlier_seconds,
         elapsed_seconds=clock.elapsed_seconds,
     )
     screen.plan()
-    stop = Stop()
-    stop.listen()
-    log = RunLog(folder.path, clock.elapsed_seconds)
-    log.write(
-        Start(
-            unix_time=time.time(),
-            max_steps=config.train.max_steps,
-            first_step=first_step,
-            prediction_sha256=folder.prediction_sha256,
-            device=folder.prediction.hardware.name,
-            train_tokens=batches.train_tokens,
-            idle_power_watts=idle.power_watts if idle is not None else None,
-            idle_utilization=idle.utilization if idle is not None else None,
-            other_programs=card.others if card is not None else None,
-            wandb_id=wandb_id,
-        )
-    )
-    tell_of_data(config, source, batches, log, screen)
-    for text in damaged:
-        log.write(Event(level="warning", what="checkpoint_damaged", text=text))
+    log = RunLog(folder.path, clock.elapsed_seconds) if ranks.is_first else SilentLog()
     session = Session(
         config=config,
         folder=folder,
+        lock=opened.lock,
         device=device,
         dtype=dtype,
         model=model,
         loss_of=model,
+        ranks=ranks,
+        averaged_loss_of=model,
         optimizer=optimizer,
         scaler=scaler,
         source=source,
@@ -203,127 +260,84 @@ def open_session(
         sensors=sensors,
         alarms=make_alarms(folder.prediction, card),
         screen=screen,
-        stop=stop,
+        stop=Stop(),
+        watchdog=Watchdog(
+            folder.path, 60 * config.measure.hang_minutes, partial(tell_of_hang, log)
+        ),
+        checkpoints=Checkpoints(folder.path / "checkpoints", config.train.keep_checkpoints),
+        compile_watch=compile_watch,
+        identity=identity,
         first_step=first_step,
-        wandb_id=wandb_id,
+        wandb_id=opened.wandb_id or new_run_id(),
         steps_done=first_step,
         last_step=last_step,
+        earlier=Earlier(
+            wall_seconds=opened.earlier_seconds or 0.0,
+            energy_joules=meta.run.get("energy_joules") if meta else None,
+        ),
+        rollbacks=opened.rollbacks,
+        evaluated_step=first_step if first_step in opened.evaluated else None,
+        best_val_loss=meta.run.get("best_val_loss") if meta else None,
+        saved_step=first_step,
+        saved_seconds=clock.elapsed_seconds(),
+        eager=not config.run.compile,
     )
-    if config.run.compile:
-        compile_watch.listen()
-        compile_session(session)
+    if (first_step_seconds := folder.prediction.best("first_step_seconds")) is not None:
+        session.longest_step_seconds = first_step_seconds.high
+    begin_log(session, opened, idle, card, changes)
+    if not exact:
+        tell_of_other_ranks(ranks, first_step, log, screen)
     return session
 
 
-def open_folder(
-    config: Config, device: torch.device, dtype: str, resume: bool, force: bool
-) -> tuple[RunFolder, Recorded | None, Path | None, list[str]]:
-    """A new run folder with its frozen prediction, or the one to resume, its log and checkpoint.
-
-    Also a sentence for each damaged checkpoint that was passed over.
-
-    Raises:
-        BadInput: if a folder cannot be used, or the run does not fit and is not forced.
-    """
-    if resume and (config.folder / FILE_NAME).exists():
-        folder, recorded = load_with_log(config.folder)
-        refuse_changes(folder.config, config)
-        if not force:
-            refuse_too_large(config, folder.prediction, free_bytes(device), resumed=True)
-        checkpoint, damaged = newest_checkpoint(config.folder / "checkpoints")
-        return folder, recorded, checkpoint, damaged
-    hardware, driver = describe_hardware(device, dtype)
-    calibration, warning = load_calibration(
-        hardware.name, torch.__version__, calibrated_threads(device)
-    )
-    prediction = predict(config, hardware, dtype, calibration=calibration)
-    if not force:
-        refuse_too_large(config, prediction, free_bytes(device), resumed=False)
-    if warning is not None:
-        notes = [*prediction.notes, warning]
-        prediction = prediction.model_copy(update={"notes": notes})
-    machine = capture_environment(hardware.name, driver, torch.get_num_threads())
-    return create(config.folder, config, machine, prediction), None, None, []
-
-
-def free_bytes(device: torch.device) -> int | None:
-    """What this process can come to hold: what is free, and what it holds already.
-
-    None where the system does not tell.
-    """
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)  # makes the context, which is held from then on
-        return int(free) + CUDA_CONTEXT_BYTES
-    available, held = available_bytes(), process_bytes()
-    return None if available is None or held is None else available + held
-
-
-def refuse_too_large(
-    config: Config, prediction: Prediction, free: int | None, resumed: bool
+def begin_log(
+    s: Session, opened: Opened, idle: Idle | None, card: DriverInfo | None, changes: list[str]
 ) -> None:
-    """Refuse a run of which not even the low end of its peak fits into the free memory.
-
-    Raises:
-        BadInput: saying what it needs, what is free, and which micro-batch fits instead.
-    """
-    hardware, dtype = prediction.hardware, prediction.dtype
-    memory = memory_of(config, hardware, dtype)
-    if free is None or fit_verdict(memory, free) != "does not fit":
-        return
-    need = f"about {memory.process[1] / 2**30:.1f} GiB"
-    micro = largest_micro_batch(config, hardware, dtype, free)
-    if resumed:
-        advice = "free some"
-    elif micro is None:
-        advice = "no micro-batch fits: free some, or make the model smaller (--model.n-layer, ...)"
-    else:
-        accumulation = with_micro_batch(config, micro).train.grad_accum
-        advice = (
-            f"the largest micro-batch that is expected to fit at the same tokens per step is "
-            f"{micro}: --train.micro-batch {micro} --train.grad-accum {accumulation}"
+    """The start line, and what is to be told before the first step."""
+    micro = s.batches.micro_batch
+    s.log.write(
+        Start(
+            unix_time=time.time(),
+            max_steps=s.config.train.max_steps,
+            first_step=s.first_step,
+            prediction_sha256=s.folder.prediction_sha256,
+            device=s.folder.prediction.hardware.name,
+            train_tokens=s.batches.train_tokens,
+            idle_power_watts=idle.power_watts if idle is not None else None,
+            idle_utilization=idle.utilization if idle is not None else None,
+            other_programs=card.others if card is not None else None,
+            wandb_id=s.wandb_id,
+            ranks=s.ranks.world,
+            restart=restart_number(),
+            rollbacks=s.rollbacks or None,
+            micro_batch=micro if micro != s.config.train.micro_batch else None,
         )
-    raise BadInput(
-        f"this run needs {need} of memory and {free / 2**30:.1f} GiB are free; {advice}, "
-        "or try all the same with --force."
     )
-
-
-def compile_session(s: Session) -> None:
-    """Compile, in a window of its own; where that fails the model stays as it is, loudly."""
-    s.screen.say("compiling ...")
-    with s.clock.window() as compiling:
-        tokens, targets = s.batches.batch("train", 0, 0)
-        context = partial(autocast, s.device, s.dtype)
-        s.loss_of, failure = compile_model(s.model, tokens, targets, context)
-    mode: Literal["compiled", "eager"] = "compiled" if failure is None else "eager"
-    s.log.write(Compile(seconds=compiling.seconds + compiling.compile_seconds, mode=mode))
-    if failure is not None:
-        text = f"torch.compile failed, training goes on without it, slower: {failure}"
-        s.log.write(Event(level="warning", what="compile_failed", text=text))
+    if opened.lock is not None and opened.lock.warning is not None:
+        s.log.write(Event(level="warning", what="no_lock", text=opened.lock.warning))
+        s.screen.say(f"! {opened.lock.warning}")
+    tell_of_data(s.config, s.source, s.batches, s.log, s.screen)
+    for text in opened.damaged:
+        s.log.write(Event(level="warning", what="checkpoint_damaged", text=text))
+    if changes and s.ranks.is_first:
+        write_aside(s.folder.path / "config.toml", s.config.to_toml().encode())
+    for text in changes:
+        s.log.write(Event(level="warning", what="changed", text=text))
         s.screen.say(f"! {text}")
 
 
-def make_alarms(prediction: Prediction, card: DriverInfo | None) -> Alarms:
-    """What calls for somebody in the night, by what this run and this card are expected to do."""
-    total = prediction.best("total_seconds")
-    return Alarms(
-        predicted_total_seconds=(total.low, total.high) if total is not None else None,
-        device_bytes=card.total_bytes if card is not None else None,
-        slowdown_celsius=card.slowdown_celsius if card is not None else None,
-    )
+def tell_of_hang(log: RunLog, text: str) -> None:
+    """The last line of a run that hangs, which its watchdog writes."""
+    log.write(Event(level="alarm", what="hung", text=text))
 
 
-def watched_gpu(config: Config, device: torch.device) -> str | int | None:
-    """Whose sensors are read: as open_sensors names it; None for no GPU's."""
-    match config.measure.gpu:
-        case "none":
-            return None
-        case "auto":
-            if device.type != "cuda":
-                return None
-            return str(torch.cuda.get_device_properties(device).uuid)
-        case name:
-            return int(name) if name.isdecimal() else name
+def make_model(
+    config: Config, device: torch.device, dtype: str
+) -> tuple[GPT, torch.optim.AdamW, torch.amp.GradScaler]:
+    """A new model, its optimizer and its loss scaler, which is in use for float16 alone."""
+    model = GPT(config.model).to(device)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == "float16")
+    return model, make_optimizer(model, config.optimizer), scaler
 
 
 def remember_run(s: Session, recorded: Recorded) -> str | None:
@@ -335,9 +349,10 @@ def remember_run(s: Session, recorded: Recorded) -> str | None:
     seconds = steady_seconds(recorded, first_step=recorded.starts[-1].first_step)
     if len(seconds) < STEPS_TO_REMEMBER or (s.config.run.compile and s.loss_of is s.model):
         return None
+    on_gpu = s.device.type != "cpu"
     run = FinishedRun(
         name=s.config.run.name,
-        workload=workload_of(s.config, s.dtype, on_gpu=s.device.type != "cpu"),
+        workload=workload_of(s.config, s.dtype, on_gpu, s.ranks.world),
         step_seconds=float(np.median(seconds)),
         p10_seconds=quantile(seconds, 0.1),
         p90_seconds=quantile(seconds, 0.9),

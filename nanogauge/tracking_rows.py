@@ -62,7 +62,11 @@ EVAL_KEYS = {
     "val_bits_per_byte": "eval/val_bits_per_byte",
     "seconds": "eval/seconds",
 }
-CHECKPOINT_KEYS = {"seconds": "checkpoint/seconds", "bytes": "checkpoint/bytes"}
+CHECKPOINT_KEYS = {
+    "seconds": "checkpoint/seconds",
+    "write_seconds": "checkpoint/write_seconds",
+    "bytes": "checkpoint/bytes",
+}
 COMPILE_KEYS = {"seconds": "perf/compile_seconds"}
 SENSOR_KEYS = {
     "power_watts": "gpu/power_watts",
@@ -180,10 +184,11 @@ class Rows:
         return row | self._axes(at_step, line.elapsed_seconds)
 
     def _resume(self, line: Start) -> None:
-        self._seconds_before += self._seconds
-        self._seconds = 0.0
-        self._joules_before += self._joules
-        self._joules = 0.0
+        if not line.continues:
+            self._seconds_before += self._seconds
+            self._seconds = 0.0
+            self._joules_before += self._joules
+            self._joules = 0.0
         self._step = line.first_step
         self._tokens = line.first_step * self._config.tokens_per_step
 

@@ -13,9 +13,9 @@ from nanogauge.errors import BadInput
 from nanogauge.prepare.embedded import byte_encoding
 from nanogauge.prepare.opening import open_folder
 from nanogauge.prepare.tokenizer import load_encoding
+from nanogauge.recorded import Recorded
 from nanogauge.runfolder import RunFolder, load_with_log
-from nanogauge.runlog import Recorded
-from nanogauge.training.checkpoint import is_whole, load_weights
+from nanogauge.training.checkpoint import intact_meta, list_checkpoints, load_weights, step_of
 from nanogauge.training.device import DTYPES, choose_device
 
 CHECKPOINT_HELP = "newest, best (the least validation loss of those that are kept), or a step"
@@ -48,49 +48,44 @@ def open_trained(path: Path, which: str, device: str, half: bool) -> Trained:
             device.
     """
     folder, recorded = load_with_log(path)
-    checkpoint, passed_over = find_checkpoint(path / "checkpoints", recorded, which)
+    checkpoint, passed_over = find_checkpoint(path / "checkpoints", which)
     place = choose_device(device)
     model = GPT(folder.config.model).to(place)
     load_weights(checkpoint, model, place)
     if half and place.type == "cuda":
         model.to(DTYPES[folder.prediction.dtype])
-    step = _step_of(checkpoint)
+    step = step_of(checkpoint)
     return Trained(folder, recorded, step, model.eval(), passed_over)
 
 
-def find_checkpoint(folder: Path, recorded: Recorded, which: str) -> tuple[Path, list[str]]:
+def find_checkpoint(folder: Path, which: str) -> tuple[Path, list[str]]:
     """The checkpoint that is asked for, and a sentence for each damaged one before it.
 
     Raises:
         BadInput: if there is none that is whole, or `which` is not understood.
     """
-    there = sorted(folder.glob("step_*"), reverse=True) if folder.is_dir() else []
-    if which.isdecimal():
-        steps = [_step_of(path) for path in there]
-        wanted = [path for path in there if _step_of(path) == int(which)]
-        if not wanted:
-            known = ", ".join(map(str, sorted(steps))) or "none"
-            raise BadInput(f"{folder} has no checkpoint of step {which}; there are: {known}.")
-        if not is_whole(wanted[0]):
-            raise BadInput(f"the checkpoint {wanted[0]} is damaged; choose another.")
-        return wanted[0], []
-    if which == "best":
-        losses = {e.step: e.val_loss for e in recorded.evals if e.val_loss is not None}
-        there = [path for path in there if _step_of(path) in losses]
-        there.sort(key=lambda path: losses[_step_of(path)])
-    elif which != "newest":
+    if which not in ("newest", "best") and not which.isdecimal():
         raise BadInput(f"--checkpoint takes newest, best or a step, not {which!r}.")
     passed_over: list[str] = []
-    for path in there:
-        if is_whole(path):
+    whole: list[tuple[float, Path]] = []
+    there = list_checkpoints(folder)
+    wanted = [path for path in there if not which.isdecimal() or step_of(path) == int(which)]
+    if there and not wanted:
+        known = ", ".join(str(step_of(path)) for path in there)
+        raise BadInput(f"{folder} has no checkpoint of step {which}; there are: {known}.")
+    for path in reversed(wanted):
+        meta = intact_meta(path)
+        if meta is None:
+            passed_over.append(f"the checkpoint {path} is damaged and was passed over.")
+        elif which != "best":
             return path, passed_over
-        passed_over.append(f"the checkpoint {path} is damaged and was passed over.")
+        elif meta.val_loss is not None:
+            whole.append((meta.val_loss, path))
+    if whole:
+        return min(whole, key=lambda found: found[0])[1], passed_over
     extra = " with a validation loss" if which == "best" else ""
-    raise BadInput(f"{folder} has no whole checkpoint{extra}; train the run up to its first.")
-
-
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step_"))
+    damage = ": " + " ".join(passed_over) if passed_over else "; train the run up to its first."
+    raise BadInput(f"{folder} has no whole checkpoint{extra}{damage}")
 
 
 def tokenizer_of(data: DataSection) -> tuple[str, str]:

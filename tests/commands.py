@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import io
 import json
 import os
 import shutil
@@ -9,8 +12,11 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
+
+from nanogauge.cli import run_command
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "configs" / "demo.toml"
@@ -48,6 +54,26 @@ def run(
         timeout=timeout,
         check=False,
     )
+
+
+def run_here(
+    script: str, *arguments: object, folder: Path = ROOT
+) -> subprocess.CompletedProcess[str]:
+    """What `run` gives, without a process: for refusals, each of which is over in milliseconds."""
+    main = importlib.import_module(Path(script).stem).main
+    out, err = io.StringIO(), io.StringIO()
+    given = [script, *map(str, arguments)]
+    with (
+        contextlib.chdir(folder),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        mock.patch.object(sys, "argv", given),
+        pytest.raises(SystemExit) as left,
+    ):
+        run_command(main)
+    code = left.value.code
+    assert isinstance(code, int)
+    return subprocess.CompletedProcess(given, code, out.getvalue(), err.getvalue())
 
 
 def train_tiny(out: Path, *more: object, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +40,10 @@ class MadeUp:
     compilation: float = 12.0
     died_at: Sequence[tuple[int, int]] = ()
     """pairs of the step after which a process died, and the one that the next went on from"""
+    went_back: Collection[int] = ()
+    """which of these, by their place, were no death: the process itself went back"""
+    gap: float | None = None
+    """between two processes; None: no line tells the time of day"""
     start_up: float = 6.0
     watts: float = 190.0
     watt_limit: float = 200.0
@@ -74,10 +78,12 @@ class MadeUp:
 
     def lines(self) -> list[LogLine]:
         lines: list[LogLine] = []
-        first = 0
-        for died, goes_on in [*self.died_at, (self.steps, -1)]:
-            lines += self._process(first, died)
-            first = goes_on
+        first, began, now = 0, 1.7e9, 0.0
+        for place, (died, goes_on) in enumerate([*self.died_at, (self.steps, -1)]):
+            lines += self._process(first, died, began, now)
+            first, now = goes_on, max(line.elapsed_seconds or 0.0 for line in lines[-2:])
+            if place not in self.went_back:
+                began, now = began + now + (self.gap or 0.0), 0.0
         return [self._scaled(line) for line in lines]
 
     def _scaled(self, line: LogLine) -> LogLine:
@@ -94,11 +100,14 @@ class MadeUp:
                 changed["source"] = "nanogpt_log"
         return line.model_copy(update=changed)
 
-    def _process(self, first: int, last: int) -> list[LogLine]:
-        now = self.start_up
+    def _process(self, first: int, last: int, began: float, now: float) -> list[LogLine]:
+        continues = True if now else None
+        told = now or 0.5
         lines: list[LogLine] = [
             Start(
-                elapsed_seconds=0.5,
+                elapsed_seconds=told,
+                unix_time=None if self.gap is None else began + told,
+                continues=continues,
                 max_steps=self.steps,
                 first_step=first,
                 prediction_sha256="",
@@ -112,8 +121,9 @@ class MadeUp:
             now += took
             lines.append(line(elapsed_seconds=now, **values))
 
-        seconds = self.compilation
-        after(seconds, Compile, seconds=seconds, mode="compiled")
+        if not continues:
+            now, seconds = self.start_up, self.compilation
+            after(seconds, Compile, seconds=seconds, mode="compiled")
         for step in range(first, last + 1):
             if step % 20 == 0 or step == self.steps:
                 seconds = self.evaluation

@@ -32,7 +32,7 @@ def runs(draw: st.DrawFn) -> MadeUp:
     base, other, every = draw(SECONDS), draw(SECONDS), draw(st.integers(2, 9))
     hot_from, hot_to = sorted((draw(st.floats(0, 300)), draw(st.floats(0, 300))))
     hot = (draw(st.floats(1e8, 3e9)), ["thermal (software)"])
-    died = draw(st.lists(st.tuples(st.integers(21, 59), st.integers(0, 20)), max_size=2))
+    died = draw(st.lists(st.tuples(st.integers(21, 59), st.integers(0, 20)), max_size=3))
     return MadeUp(
         step=lambda step: base if step % every else other,
         wait=draw(st.floats(0, 0.001)),
@@ -41,6 +41,8 @@ def runs(draw: st.DrawFn) -> MadeUp:
         compilation=draw(SECONDS),
         start_up=draw(SECONDS),
         died_at=died,
+        went_back=draw(st.sets(st.integers(0, 2))),
+        gap=draw(st.one_of(st.none(), st.floats(0, 1e6))),
         throttled=lambda now: hot if hot_from < now < hot_to else None,
         clock_hz=draw(st.one_of(st.none(), st.floats(1e9, 3e9))),
         clocked=draw(st.booleans()),
@@ -81,7 +83,7 @@ def test_the_causes_add_up_to_the_difference_whatever_happened(run: MadeUp) -> N
 @settings(max_examples=40, deadline=None)
 @given(run=runs())
 def test_the_ledger_adds_up_to_the_wall_time_whatever_happened(run: MadeUp) -> None:
-    """To the wall time of the processes' clocks, with no part below nothing."""
+    """To the wall time from the first line to the last, with no part below nothing."""
     ledger = run.measured().ledger.model_dump()
     wall = ledger.pop("wall_s")
     parts = [value for value in ledger.values() if value is not None]
@@ -92,10 +94,21 @@ def test_the_ledger_adds_up_to_the_wall_time_whatever_happened(run: MadeUp) -> N
 @settings(max_examples=20, deadline=None)
 @given(run=runs())
 def test_what_was_booked_is_what_happened(run: MadeUp) -> None:
-    """Everything else is the first start-up and the end: nothing is lost in between."""
-    ledger = replace(run, clocked=True).measured().ledger
+    """Everything else is the first start-up and the end: nothing is lost in between.
+
+    Nor counted twice where a process went back by itself, on the same clock.
+    """
+    measured = replace(run, clocked=True).measured()
+    ledger = measured.ledger
+    later = sum(place not in run.went_back for place in range(len(run.died_at)))
     assert ledger.other_s == pytest.approx(run.start_up + 1.0, abs=1e-6)
-    assert ledger.startup_s == pytest.approx(run.start_up * len(run.died_at), abs=1e-6)
+    assert ledger.startup_s == pytest.approx(run.start_up * later, abs=1e-6)
+    gap = 0.0 if not later else run.gap and run.gap * later
+    assert ledger.gap_s == (gap if gap is None else pytest.approx(gap, abs=1e-5))
+    again = sum(died - goes_on for died, goes_on in run.died_at)
+    assert run.recorded().lost_steps == again
+    total = measured.values["total_seconds"].value
+    assert total == pytest.approx((ledger.wall_s or 0.0) - (gap or 0.0), abs=1e-5)
 
 
 def test_a_lower_clock_is_told_from_a_lower_efficiency() -> None:

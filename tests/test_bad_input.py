@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
-from commands import DEMO, ROOT, TINY, run, train_tiny
+from commands import DEMO, ROOT, TINY, run, run_here, train_tiny
 
 DOCUMENTED = ROOT / "configs" / "rtx4070_fineweb.toml"
 SEED = ROOT / "predictions" / "seed_zh.toml"
@@ -18,7 +19,15 @@ MORE = "iter 600: loss 5.3000, time 3900.00ms, mfu 12.87%\n"
 
 def refused(script: str, *arguments: object, words: str) -> None:
     """The command ends with 2 and one sentence that holds the words."""
-    done = run(script, *arguments)
+    check_refusal(run_here(script, *arguments), words)
+
+
+def process_refused(script: str, *arguments: object, words: str) -> None:
+    """The same of a process, whose imports, exit handlers and stderr are all its own."""
+    check_refusal(run(script, *arguments), words)
+
+
+def check_refusal(done: subprocess.CompletedProcess[str], words: str) -> None:
     assert done.returncode == 2, done.stderr + done.stdout
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert "Traceback" not in done.stderr
@@ -66,7 +75,10 @@ def test_a_wrong_configuration_is_named_by_its_key(tmp_path: Path, text: str, wo
 
 
 def test_a_missing_configuration_is_said_to_be_missing(tmp_path: Path) -> None:
-    refused("train.py", tmp_path / "no.toml", words="there is no configuration file")
+    path = tmp_path / "no.toml"
+    words = "there is no configuration file"
+    process_refused("train.py", path, words=words)
+    process_refused("plan.py", path, "--gpu", "RTX 4070", words=words)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +122,7 @@ def test_a_log_that_cannot_be_read_makes_no_folder(tmp_path: Path, text: str, wo
 
 def test_a_log_that_is_not_there_is_said_not_to_be(tmp_path: Path) -> None:
     words = "there is no log"
-    refused("report.py", *import_arguments(tmp_path / "no", tmp_path / "out"), words=words)
+    process_refused("report.py", *import_arguments(tmp_path / "no", tmp_path / "out"), words=words)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +143,7 @@ def test_a_report_of_nothing_is_refused(arguments: list[str], words: str) -> Non
 def test_training_without_its_data_says_how_to_get_it(tmp_path: Path) -> None:
     """The first command of a new user, before any data is there."""
     flags = [f"--run.out={tmp_path}", "--run.device=cpu", f"--data.path={tmp_path / 'none'}"]
-    refused("train.py", DOCUMENTED, *flags, words="python prepare_fineweb.py")
+    process_refused("train.py", DOCUMENTED, *flags, words="python prepare_fineweb.py")
     assert not (tmp_path / "rtx4070_fineweb").exists()
 
 
@@ -157,14 +169,16 @@ def test_a_second_run_of_the_same_name_is_refused(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
 def test_an_unwritable_folder_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    refused("train.py", DEMO, f"--run.out={tmp_path}", *TINY, words="cannot make the folder")
+    process_refused(
+        "train.py", DEMO, f"--run.out={tmp_path}", *TINY, words="cannot make the folder"
+    )
     tmp_path.chmod(0o700)
 
 
 def test_an_output_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     flags = [f"--run.out={tmp_path / 'file'}", *TINY]
-    refused("train.py", DEMO, *flags, words="cannot make the folder")
+    process_refused("train.py", DEMO, *flags, words="cannot make the folder")
     log = tmp_path / "log.txt"
     log.write_text(LOG)
     out = tmp_path / "file" / "out"

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 
 from nanogauge.records import Compile, Eval, Event, Sensor, Start, Step
 from nanogauge.report.cells import grouped
+from nanogauge.report.charts import stacked_bar
 from nanogauge.report.compare import build_rows
 from nanogauge.report.lines import HEIGHT, TOP, Chart, Series, four_digits, line_chart
-from nanogauge.report.page import MOST_SAMPLES, samples_of, spread
+from nanogauge.report.measured import LEDGER_NAMES
+from nanogauge.report.page import MOST_SAMPLES, samples_of, spread, templates
 from nanogauge.report.pictures import pictures
 from nanogauge.report.scale import exact_axis, round_axis, stretches
 from nanogauge.report.timeline import Timeline
@@ -207,3 +209,14 @@ def test_every_row_stands_in_one_group() -> None:
     groups = grouped(rows)
     assert sorted(c.row.id for g in groups for c in g.cells) == sorted(row.id for row in rows)
     assert [group.name for group in groups][:2] == ["Time", "Speed"]
+
+
+def test_every_part_of_a_ledger_has_a_colour_of_its_own() -> None:
+    """A ninth part was drawn like the first, and had none in the key."""
+    bar = stacked_bar([(name, 1.0) for name in LEDGER_NAMES.values()])
+    classes = re.findall(r'class="(s\d+)"', bar)
+    assert len(set(classes)) == len(LEDGER_NAMES)
+    sheet = templates().get_template("style.css.j2").render()
+    colours = [re.findall(rf"--c{name[1:]}:(#\w+)", sheet) for name in classes]
+    assert [len(each) for each in colours] == [2] * len(LEDGER_NAMES)  # light and dark
+    assert all(f".{name}{{fill:var(--c{name[1:]})}}" in sheet for name in classes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import pytest
@@ -110,3 +111,11 @@ def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
     logits = torch.tensor([1.0, 3.0]).log()
     count = sum(Choice(temperature=0.5).draw(logits, chance) for _ in range(4000))
     assert count / 4000 == pytest.approx(0.9, abs=0.02)
+
+
+@torch.no_grad()
+def test_a_model_that_has_diverged_writes_nothing() -> None:
+    """Its probabilities are no numbers: the run's sample of text must not end the run."""
+    model = formula_model()
+    model.embedding.weight[3] = math.nan
+    assert list(generate(model, [3], 8, Choice(), torch.Generator())) == []

@@ -112,7 +112,7 @@ MUTATIONS: list[Mutation] = [delete, repeat, flip, digits, shuffle, cut, noise]
         "torchtitan",
     ],
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(seed=st.integers(0, 2**32), kinds=st.lists(st.sampled_from(MUTATIONS), max_size=3))
 def test_a_mutated_log_is_a_run_or_bad_input(
     read: Callable[[Path], Printed], data: bytes, max_steps: int, seed: int, kinds: list[Mutation]

@@ -13,9 +13,9 @@ import pytest
 from commands import DEMO, build_fake_driver, run
 from examples import DOCUMENTED, documented_config, documented_prediction
 
+from nanogauge.admission import open_folder, refuse_too_large
 from nanogauge.config import load_config
 from nanogauge.errors import BadInput
-from nanogauge.session import open_folder, refuse_too_large
 from nanogauge.training.device import choose_device
 
 GIB = 2**30
@@ -229,13 +229,13 @@ def test_a_forced_run_that_cannot_fit_gets_its_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """--force tries all the same: with a megabyte free, only it comes as far as the prediction."""
-    monkeypatch.setattr("nanogauge.session.free_bytes", lambda device: 2**20)
+    monkeypatch.setattr("nanogauge.admission.free_bytes", lambda *_: 2**20)
     config = load_config(DEMO, {"run": {"out": str(tmp_path)}})
     device = choose_device("cpu")
     with pytest.raises(BadInput, match=r"--force"):
         open_folder(config, device, "float32", resume=False, force=False)
     assert list(tmp_path.iterdir()) == []
-    folder, *_ = open_folder(config, device, "float32", resume=False, force=True)
+    folder = open_folder(config, device, "float32", resume=False, force=True).folder
     assert (folder.path / "prediction.json").exists()
 
 

@@ -21,7 +21,7 @@ from nanogauge.config import (
 )
 from nanogauge.hardware import Gpu, all_gpus, from_row, lookup
 from nanogauge.predict.constants import FITTED
-from nanogauge.predict.fit import largest_micro_batch
+from nanogauge.predict.fit import largest_micro_batch, memory_of
 from nanogauge.predict.memory import predict_memory
 from nanogauge.predict.prediction import predict
 from nanogauge.predict.workload import workload_of
@@ -224,10 +224,7 @@ def test_the_largest_micro_batch_fits_and_the_next_does_not(
             update={"micro_batch": micro, "grad_accum": sequences // micro}
         )
         changed = config.model_copy(update={"train": train})
-        return (
-            predict_memory(workload_of(changed, dtype, hardware.kind != "cpu"), hardware).process[1]
-            <= free
-        )
+        return memory_of(changed, hardware, dtype).process[1] <= free
 
     fitting = [m for m in range(1, sequences + 1) if sequences % m == 0 and fits(m)]
     expected = max(fitting, default=None)

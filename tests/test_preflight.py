@@ -25,7 +25,8 @@ from nanogauge.measure.doctor import Finding
 from nanogauge.preflight import LOG_BYTES_PER_SECOND, LOG_BYTES_PER_STEP, consult, writes_of
 from nanogauge.prepare.shards import ShardWriter
 from nanogauge.records import Sensor, Step
-from nanogauge.training.checkpoint import save_checkpoint
+from nanogauge.training.checkpoint import random_state
+from nanogauge.training.checkpoint_writer import Checkpoints, Written
 from nanogauge.training.optimizer import make_optimizer
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
@@ -174,7 +175,21 @@ def test_a_checkpoint_has_the_bytes_that_the_disk_check_counts(tmp_path: Path) -
     tokens = torch.zeros(1, 8, dtype=torch.long)
     model(tokens, tokens).backward()
     optimizer.step()
-    _, size = save_checkpoint(tmp_path, 1, model, optimizer, torch.amp.GradScaler("cpu"), {})
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.begin(
+        1,
+        model,
+        optimizer,
+        torch.amp.GradScaler("cpu"),
+        [random_state(torch.device("cpu"))],
+        position={},
+        run={},
+        val_loss=None,
+    )
+    checkpoints.wait()
+    (written,) = checkpoints.done()
+    assert isinstance(written, Written)
+    size = written.bytes
     counted = writes_of(config, None, "").checkpoint
     assert counted <= size < 1.01 * counted
 
@@ -217,7 +232,7 @@ def test_a_night_on_a_gpu_writes_its_checkpoints_and_its_readings() -> None:
     """20,000 steps in a predicted 20 h or more: the readings are most of the log."""
     config, steps = documented_config(), documented_config().train.max_steps
     writes = writes_of(config, lookup("RTX 4070", "bfloat16"), "bfloat16")
-    assert writes.copies == 3
+    assert writes.copies == 4
     assert writes.checkpoint == 12 * 40_953_216
     assert writes.log > LOG_BYTES_PER_STEP * steps + LOG_BYTES_PER_SECOND * 70_000
     assert writes_of(config, CPU, "float32").log == LOG_BYTES_PER_STEP * steps

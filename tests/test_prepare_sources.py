@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import tiktoken
+from commands import run_here
 from gpt2_vocabulary import gpt2_vocabulary  # noqa: F401  (a fixture)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -201,19 +202,34 @@ def test_a_column_that_is_not_there_names_those_that_are(vocabulary: Path, tmp_p
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--tokenizer", "gpt5"], "there is no tokenizer 'gpt5'; give one of .*gpt2"),
-        (["--tokenizer", "no.tiktoken"], "cannot read the tokenizer no.tiktoken"),
-        (["--tokenizer", "hf:any"], "pip install 'nanogauge.tokenizers.'|cannot load"),
         (["--val-tokens", "1", "--val-share", "0.1"], "not both"),
         (["--val-share", "2"], "no share between 0 and 1"),
         (["--memory", "much"], "'much' is no size"),
         (["--shard-tokens", "3e9"], "a shard holds at most 2,147,483,647 tokens"),
         (["--rank", "1"], "give --rank and --world together"),
         (["--rank", "4", "--world", "4"], "the first is 0, the last 3"),
-        (["--rank", "2", "--world", "3"], "has 1 source files, none for rank 2 of 3"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused(
+    tmp_path: Path, flags: list[str], said: str
+) -> None:
+    (tmp_path / "a.txt").write_text("x")
+    flags = ["--dataset", "a.txt", "--out", "out", *flags]
+    done = run_here("prepare_fineweb.py", *flags, folder=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert re.search(said, sentence(done)), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--tokenizer", "gpt5"], "there is no tokenizer 'gpt5'; give one of .*gpt2"),
+        (["--tokenizer", "no.tiktoken"], "cannot read the tokenizer no.tiktoken"),
+        (["--tokenizer", "hf:any"], "pip install 'nanogauge.tokenizers.'|cannot load"),
+        (["--rank", "2", "--world", "3"], "has 1 source files, none for rank 2 of 3"),
+    ],
+)
+def test_what_the_workers_or_the_source_refuse_is_one_sentence_too(
     vocabulary: Path, tmp_path: Path, flags: list[str], said: str
 ) -> None:
     (tmp_path / "a.txt").write_text("x")

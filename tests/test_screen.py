@@ -338,12 +338,16 @@ def test_a_run_in_a_terminal_shows_its_panel_and_gives_the_cursor_back(
     assert len(log_lines(tmp_path / "demo")) > 12
 
 
-def test_ctrl_c_in_a_terminal_gives_the_cursor_back(tmp_path: Path) -> None:
-    """A shell without a cursor is what a run must not leave behind."""
-    terminal = Terminal(tmp_path, 80, "--train.max-steps=20000")
+@pytest.mark.parametrize("more", [[], ["--supervise"]])
+def test_ctrl_c_in_a_terminal_gives_the_cursor_back(tmp_path: Path, more: list[str]) -> None:
+    """A shell without a cursor is what a run must not leave behind.
+
+    Under --supervise it is passed on to the run, once: twice would cost the checkpoint.
+    """
+    terminal = Terminal(tmp_path, 80, "--train.max-steps=20000", *more)
     terminal.read(until="\x1b[?25l")
     os.write(terminal.descriptor, b"\x03")
-    assert terminal.close() == 1
+    assert terminal.close() == 130
     assert terminal.text.rfind("\x1b[?25h") > terminal.text.rfind("\x1b[?25l") > 0
     assert log_lines(tmp_path / "demo")[-1]["reason"] == "SIGINT was received"
 

@@ -22,7 +22,10 @@ def sensor(**fields: object) -> Sensor:
 
 
 NOT_MIRRORED = {
-    Start: {"unix_time", "max_steps", "prediction_sha256", "first_step", "wandb_id", "source"},
+    Start: {
+        *("unix_time", "max_steps", "prediction_sha256", "first_step", "wandb_id", "source"),
+        *("continues", "restart", "rollbacks", "micro_batch"),
+    },
     Step: {"tokens"},
     Sensor: set(),
     Eval: set(),
@@ -50,6 +53,22 @@ def test_every_field_of_a_line_has_its_key(kind: type[Line]) -> None:
 
 
 NAMESPACES = {"train", "perf", "gpu", "cpu", "memory", "eval", "checkpoint", "run", "data"}
+
+
+def test_a_process_that_goes_back_by_itself_keeps_its_clock_and_its_energy() -> None:
+    """Both go on counting: after a resumption they begin at zero."""
+    back = start_line().model_copy(update={"first_step": 1, "elapsed_seconds": 3700.0})
+    for continues, hours, kwh in ((True, 1.1, 1.1), (None, 2.1, 2.1)):
+        again = back.model_copy(update={"continues": continues})
+        *_, row = rows_of(
+            start_line(),
+            sensor(elapsed_seconds=3600.0, energy_joules=3.6e6),
+            again,
+            sensor(elapsed_seconds=3960.0, energy_joules=3.96e6),
+        )
+        assert row["gpu/energy_kwh"] == pytest.approx(kwh)
+        assert row["hours"] == pytest.approx(hours, abs=0.03)
+        assert row["step"] == 1
 
 
 def test_every_row_stands_on_three_axes() -> None:

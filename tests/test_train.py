@@ -7,13 +7,13 @@ import json
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from commands import DEMO, ROOT, TINY, command, log_lines, rows_of, run, steps_of, train_tiny
+from commands import DEMO, ROOT, TINY, log_lines, rows_of, run, steps_of, train_tiny
+from long_runs import start, wait_for_step
 
 from nanogauge.prepare.shards import Origin, ShardWriter
 
@@ -29,29 +29,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def losses(folder: Path) -> dict[int, float]:
     return {line["step"]: line["loss"] for line in steps_of(folder)}
-
-
-def start(out: Path, *more: object) -> subprocess.Popen[bytes]:
-    """Begin a tiny run that would take minutes."""
-    arguments = ["train.py", DEMO, f"--run.out={out}", *TINY, "--train.max-steps=20000", *more]
-    return subprocess.Popen(
-        command(*map(str, arguments)),
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-
-
-def wait_for_step(folder: Path, step: int, process: int = 1) -> None:
-    """Until the first, second ... process of a run has logged this step."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        if (folder / "log.jsonl").exists():
-            sessions = (folder / "log.jsonl").read_text().split('"kind": "start"')
-            if len(sessions) > process and f'"step": {step},' in sessions[process]:
-                return
-        time.sleep(0.002)  # steps take some 10 ms
-    raise AssertionError(f"step {step} was not reached")
 
 
 def test_a_run_folder_holds_what_the_contract_says(trained: Path) -> None:
@@ -153,7 +130,10 @@ def test_a_resumed_run_counts_on_to_its_end(tmp_path: Path) -> None:
     report = json.loads((tmp_path / "demo" / "report.json").read_text())
     assert report["run"]["status"] == "finished"
     wall = sum(line["wall_seconds"] for line in log_lines(tmp_path / "demo") if "status" in line)
-    assert report["time_ledger"]["wall_s"] == pytest.approx(wall, abs=0.05)
+    ledger = report["time_ledger"]
+    assert ledger["wall_s"] - ledger["gap_s"] == pytest.approx(wall, abs=0.05)
+    assert 0 < ledger["gap_s"] < 120
+    assert [one["what"] for one in report["night"]["happenings"]] == ["restart"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -163,7 +143,7 @@ def test_a_stopped_run_saves_a_checkpoint_first(tmp_path: Path, number: signal.S
     with start(tmp_path, "--train.checkpoint-every=10000") as process:
         wait_for_step(folder, 3)
         process.send_signal(number)
-        assert process.wait(60) == 1
+        assert process.wait(60) == 128 + number
     end = log_lines(folder)[-1]
     assert end["status"] == "stopped"
     assert end["reason"] == f"{number.name} was received"

@@ -81,7 +81,11 @@ FLAVOURS = (
             "memory/device_used_bytes": "device_used_bytes",
             "memory/process_used_bytes": "process_used_bytes",
         },
-        checkpoint={"checkpoint/seconds": "seconds", "checkpoint/bytes": "bytes"},
+        checkpoint={
+            "checkpoint/seconds": "seconds",
+            "checkpoint/write_seconds": "write_seconds",
+            "checkpoint/bytes": "bytes",
+        },
         elapsed="run/elapsed_seconds",
         absent={"first_step_seconds": "the time of compilation is in W&B's summary alone"},
     ),

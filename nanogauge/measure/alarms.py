@@ -7,6 +7,7 @@ from collections import Counter, deque
 from dataclasses import dataclass
 from typing import Literal
 
+from nanogauge.measure.loss_spike import COURSE_STEPS, LossSpike
 from nanogauge.measure.slow_down import LASTING_STEPS, RECENT_STEPS, SlowDown
 from nanogauge.quantities import format_seconds
 from nanogauge.records import Sensor
@@ -35,8 +36,8 @@ OUTSIDE_PROJECTIONS = 10
 @dataclass(frozen=True)
 class Alarm:
     what: str
-    """slow_down, throttling, temperature, memory, data_wait, finish_late, finish_early or
-    loss_not_finite"""
+    """slow_down, throttling, temperature, memory, data_wait, finish_late, finish_early,
+    loss_not_finite or loss_spike"""
     text: str
     """one sentence: what is the matter, why where that is known, and what to do"""
     about: str | None = None
@@ -61,7 +62,8 @@ class Alarms:
     """Watches the numbers of one process of a run; each method returns what is to be told now.
 
     Each kind is told once, throttling once for each reason. A slow-down is told again where steps
-    take another 10 % longer than was told, or where the run had become faster for good meanwhile.
+    take another 10 % longer than was told, or where the run had become faster for good meanwhile; a
+    spike of the loss where the one before is over.
 
     Args:
         predicted_total_seconds: the interval for the whole run, where there is one.
@@ -81,6 +83,7 @@ class Alarms:
         self._limit_celsius = slowdown_celsius
         self._told: set[str] = set()
         self._slow_down = SlowDown()
+        self._loss_spike = LossSpike()
         self._steps = 0
         self._waits: deque[tuple[float, float]] = deque(maxlen=RECENT_STEPS)
         self._wait_seconds = self._waited_steps_seconds = 0.0
@@ -149,13 +152,21 @@ class Alarms:
 
     def loss(self, step: int, value: float | None) -> list[Alarm]:
         """The loss of a step; None, infinite or no number where it is not finite."""
-        if value is not None and abs(value) < float("inf"):
+        if value is None or not abs(value) < float("inf"):
+            text = (
+                f"The loss of step {step:,} is not finite: such an update is skipped. If more "
+                "follow, take a lower --optimizer.learning-rate or a longer "
+                "--optimizer.warmup-steps."
+            )
+            return self._once(Alarm("loss_not_finite", text))
+        if not self._loss_spike.add(step, value):
             return []
         text = (
-            f"The loss of step {step:,} is not finite: go on from the last checkpoint, with a "
-            "lower --optimizer.learning-rate or a longer --optimizer.warmup-steps."
+            f"The loss rose to {value:.4g} at step {step:,}, from {self._loss_spike.course:.4g} "
+            f"in the {COURSE_STEPS} steps before: it may come back by itself. If it does not, go "
+            "on from a checkpoint before it with a lower --optimizer.learning-rate."
         )
-        return self._once(Alarm("loss_not_finite", text))
+        return [Alarm("loss_spike", text, "val_loss", "warning")]
 
     def _once(self, alarm: Alarm, detail: str = "") -> list[Alarm]:
         """The alarm, where none of its kind and detail was told yet."""

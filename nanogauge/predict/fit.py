@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from nanogauge.config import Config
-from nanogauge.predict.memory import Memory, predict_memory
+from nanogauge.predict.memory import Copied, Memory, predict_memory
 from nanogauge.predict.parameters import count_parameters
 from nanogauge.predict.workload import shape_of, workload_of
 from nanogauge.records import Hardware
@@ -25,7 +25,11 @@ def fit_verdict(memory: Memory, free_bytes: float) -> Verdict:
 
 def memory_of(config: Config, hardware: Hardware, dtype: str, gpus: int = 1) -> Memory:
     """Peak memory of each of the devices that share this run."""
-    return predict_memory(workload_of(config, dtype, hardware.kind != "cpu", gpus), hardware)
+    copied: Copied = "in training"
+    if config.train.checkpoint_every >= config.train.max_steps:
+        copied = "at the end"
+    work = workload_of(config, dtype, hardware.kind != "cpu", gpus)
+    return predict_memory(work, hardware, copied)
 
 
 def is_expected_to_fit(

@@ -8,6 +8,7 @@ gone when the last gradient is made. docs/prediction.md has the derivation and t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from nanogauge.predict.activations import Saved, saved_for_backward
 from nanogauge.predict.training_state import TrainingState, training_state
@@ -16,6 +17,10 @@ from nanogauge.records import Hardware, Part
 
 Triple = tuple[float, float, float]
 """low, expected, high"""
+
+Copied = Literal["never", "at the end", "in training"]
+"""from when on a copy of the state, from which checkpoints are written, lies in the host's memory:
+from the end of training, or already from its middle"""
 
 ALLOCATED_INTERVAL = (0.92, 1.08)
 """Factors of the expected peak. Source: docs/prediction.md, 16 published peaks."""
@@ -60,11 +65,16 @@ class Memory:
         return sum(part.value for part in self.parts)
 
 
-def predict_memory(work: Workload, hardware: Hardware) -> Memory:
-    """Peak memory of training on this device; on a CPU the process's resident memory."""
+def predict_memory(work: Workload, hardware: Hardware, copied: Copied = "never") -> Memory:
+    """Peak memory of training on this device; on a CPU the process's resident memory.
+
+    The copy for checkpoints counts on a CPU alone: a GPU's lies in other memory.
+    """
     on_cpu = hardware.kind == "cpu"
     state, saved = training_state(work), saved_for_backward(work, on_cpu)
     moments = _moments(work, state, saved)
+    if on_cpu and copied != "never":
+        moments = _with_copy(work, state, moments, copied)
     moment = max(moments, key=lambda name: sum(moments[name].values()))
     there = moments[moment]
     formulas = _formulas(work, state, saved, there.get("logits and loss", 0.0))
@@ -126,6 +136,19 @@ def _moments(work: Workload, state: TrainingState, saved: Saved) -> dict[str, di
     }
 
 
+def _with_copy(
+    work: Workload,
+    state: TrainingState,
+    moments: dict[str, dict[str, float]],
+    copied: Copied,
+) -> dict[str, dict[str, float]]:
+    there = {"weights": state.weights, _moments_name(work): state.moments}
+    copy = {"copy for checkpoints": state.weights + state.moments}
+    if copied == "in training":
+        return {name: parts | copy for name, parts in moments.items()}
+    return moments | {"the last checkpoint": there | copy}
+
+
 def _moments_name(work: Workload) -> str:
     return "Muon and AdamW moments" if work.optimizer == "muon" else "AdamW moments"
 
@@ -141,6 +164,7 @@ def _formulas(work: Workload, state: TrainingState, saved: Saved, logits: float)
         "16-bit copies": state.cast_formula,
         "activations": f"{per_unit:.1f} B x tokens x layers x width + the final norm",
         "logits and loss": f"{per_logit:g} B x tokens x vocabulary",
+        "copy for checkpoints": "of weights and moments",
         "temporaries": "gradients of activations and of the embedding, optimizer",
     }
 

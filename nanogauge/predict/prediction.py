@@ -7,9 +7,10 @@ from dataclasses import replace
 
 from nanogauge.config import Config
 from nanogauge.predict.calibration import CalibratedStep, Calibration, calibrated_step
+from nanogauge.predict.checkpoints import STATE_BYTES_PER_PARAMETER, waiting_seconds
 from nanogauge.predict.energy import predict_energy
+from nanogauge.predict.fit import memory_of
 from nanogauge.predict.flops import flops_per_token_6n, flops_per_token_palm
-from nanogauge.predict.memory import predict_memory
 from nanogauge.predict.parameters import count_parameters
 from nanogauge.predict.step_time import StepTime, predict_step_time
 from nanogauge.predict.workload import shape_of, workload_of
@@ -21,8 +22,6 @@ Triple = tuple[float, float, float]
 
 FIRST_STEP_EXTRA_SECONDS = (0.0, 0.2, 3.0)  # first allocations, libraries that load when used
 START_UP_SECONDS = (3.0, 7.0, 30.0)  # imports, data, first allocation; 6 s for the demo
-
-CHECKPOINT_BYTES_PER_SECOND = (0.2e9, 1.0e9, 3.0e9)  # slow disk, SATA to NVMe, fast NVMe
 
 
 def resolve_dtype(config: Config, hardware_kind: str) -> str:
@@ -79,7 +78,7 @@ def predict(
     if config.data.tokens is None and "data_epochs" not in quantities:
         unpredicted["data_epochs"] = "data.tokens is not given and there is no data to count yet"
     work = workload_of(config, dtype, hardware.kind != "cpu", gpus)
-    memory = predict_memory(work, hardware)
+    memory = memory_of(config, hardware, dtype, gpus)
     step = predict_step_time(work, hardware)
     ledger: dict[str, float] = {}
     notes: list[str] = []
@@ -110,7 +109,7 @@ def predict(
     quantities["peak_process_bytes"] = _estimate(
         "peak_process_bytes",
         memory.process,
-        "resident memory before the model + libraries and compiler + tensors"
+        "resident memory before the model + libraries and compiler + tensors + copy for checkpoints"
         if hardware.kind == "cpu"
         else "allocated x what the allocator reserves (1.03-1.35) + CUDA context (0.29-0.67 GB)",
         "docs/prediction.md",
@@ -201,13 +200,13 @@ def _times(
     eval_one = 2 * config.train.eval_batches * step.eval_batch_seconds
     evals = evaluations(config)
     compiling = compile_seconds(config, hardware)
-    saved = 12 * count_parameters(shape_of(config.model)).total * checkpoints(config)
-    slow, usual, fast = (saved / rate for rate in CHECKPOINT_BYTES_PER_SECOND)
+    state_bytes = STATE_BYTES_PER_PARAMETER * count_parameters(shape_of(config.model)).total
+    saving = waiting_seconds(state_bytes, checkpoints(config))
     ledger = {
         "compile_s": compiling[1],
         "step_s": steps * seconds,
         "eval_s": evals * eval_one,
-        "checkpoint_s": usual,
+        "checkpoint_s": saving[1],
         "other_s": START_UP_SECONDS[1],
     }
     device_work = ledger["step_s"] + ledger["eval_s"]
@@ -230,13 +229,13 @@ def _times(
         ),
         "total_seconds": (
             (
-                low * device_work + compiling[0] + fast + START_UP_SECONDS[0],
+                low * device_work + compiling[0] + saving[0] + START_UP_SECONDS[0],
                 sum(ledger.values()),
-                high * device_work + compiling[2] + slow + START_UP_SECONDS[2],
+                high * device_work + compiling[2] + saving[2] + START_UP_SECONDS[2],
             ),
             f"{steps:,} steps + {evals} evaluations of {eval_one:.3g} s"
             f"{' on one GPU' if gpus > 1 else ''} + compilation "
-            f"+ {checkpoints(config)} checkpoints + start-up",
+            f"+ {checkpoints(config)} copies for checkpoints, the last written + start-up",
         ),
     }
     for row, per_token in (

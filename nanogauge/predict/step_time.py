@@ -345,6 +345,6 @@ def _interval(
     if hardware.kind != "cpu" and not work.compiled:
         high = max(high, 1.25)
         caveats.append("without torch.compile programs differ more from each other")
-    if work.gpus > 1 and _over_pcie(hardware):
+    if work.gpus > 1 and hardware.kind != "cpu" and _over_pcie(hardware):
         caveats.append("one of two published runs of several cards over PCIe took a quarter longer")
     return low, high, tuple(caveats)

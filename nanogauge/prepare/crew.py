@@ -22,6 +22,9 @@ _WORKER_BYTES = 170e6
 _HUGE_BYTES = 1150e6
 """for one document of 200 MB, which one worker has at a time; all measured by bench/prepare.py"""
 
+START_METHOD = "fork" if sys.platform == "linux" else "spawn"
+"""how workers start; a forked one inherits what is imported, and every open connection"""
+
 AT_ONCE = 2
 """units that a worker has: one that it tokenises, one that it fetches"""
 
@@ -35,24 +38,25 @@ def workers_within(memory_bytes: float, wanted: int) -> int:
 class Crew:
     """Processes that do units; a context manager that ends them.
 
-    On Linux they are forked, so make the crew before anything starts a thread. They load the
-    tokenizer meanwhile.
+    On Linux they are forked, so make the crew before anything starts a thread. Elsewhere they
+    begin anew, and import what they need. They load the tokenizer meanwhile.
     """
 
     def __init__(self, size: int, tokenizer: str, pattern: str, column: str) -> None:
-        context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-        order = Work(tokenizer, pattern, column, context.Lock())
+        context: Any = multiprocessing.get_context(START_METHOD)
+        # Held on to: a spawned worker finds its lock by a name that goes with the last reference.
+        self._order = Work(tokenizer, pattern, column, context.Lock())
         pairs = [context.Pipe() for _ in range(size)]
         self._connections: list[Connection] = [ours for ours, _ in pairs]
         self._processes = []
         for number, (_, theirs) in enumerate(pairs):
             others = [end for pair in pairs for end in pair if end is not theirs]
-            if sys.platform != "linux":
+            if START_METHOD == "spawn":
                 others = []  # nothing is inherited
             self._processes.append(
                 context.Process(
                     target=work,
-                    args=(theirs, others, os.getpid(), number == 0, order),
+                    args=(theirs, others, os.getpid(), number == 0, self._order),
                     name=f"worker {number}",
                 )
             )

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from nanogauge.errors import BadInput, RunFailed
-from nanogauge.prepare.manifest import Manifest, Shard
-from nanogauge.prepare.shards import open_shard, read_manifest
+from nanogauge.prepare.manifest import Manifest, Shard, Split
+from nanogauge.prepare.opening import is_foreign, open_folder
+from nanogauge.prepare.shards import Tokens, open_shard, read_manifest
 from nanogauge.prepare.tokenizer import Tokenizer, load_tokenizer
 
+GPT2_END_OF_TEXT = 50256
+"""the highest of GPT-2's tokens"""
 _BLOCK_TOKENS = 2**22
 _SHOWN_DOCUMENTS = 3
 _SHOWN_CHARACTERS = 300
@@ -36,8 +41,7 @@ def damage_of(folder: Path, shard: Shard, manifest: Manifest) -> str | None:
     if held != shard.sha256:
         return f"its sha256 is {held[:12]}..., not {shard.sha256[:12]}..."
     documents = 0
-    for begin in range(0, tokens.size, _BLOCK_TOKENS):
-        block = tokens[begin : begin + _BLOCK_TOKENS]
+    for _, block in _blocks(tokens):
         if (highest := int(block.max())) >= manifest.vocab_size:
             return f"holds the token {highest}, beyond the vocabulary of {manifest.vocab_size}"
         documents += int(np.count_nonzero(block == manifest.end_of_text))
@@ -49,10 +53,14 @@ def damage_of(folder: Path, shard: Shard, manifest: Manifest) -> str | None:
 def verify(folder: Path) -> int:
     """Check every shard of a folder against its manifest, and tell the result; the exit status.
 
+    Of a folder that another tool wrote, what can be checked without a manifest.
+
     Raises:
-        BadInput: if there is no manifest, a shard is damaged or missing, or the tokenizer of that
-            name has another vocabulary here.
+        BadInput: if there are no shards, one is damaged or missing, or the tokenizer of that name
+            has another vocabulary here.
     """
+    if is_foreign(folder):
+        return _verify_foreign(folder)
     manifest = read_manifest(folder)
     checked = _check_tokenizer(folder, manifest)
     damaged = [
@@ -74,6 +82,30 @@ def verify(folder: Path) -> int:
     print(checked)
     if not manifest.complete:
         print("The preparation was interrupted; the same command goes on with it.")
+    return 0
+
+
+def _verify_foreign(folder: Path) -> int:
+    opened = open_folder(folder)  # which checks names, forms, sizes and types
+    documents, highest = 0, 0
+    for split in get_args(Split):
+        for path, tokens in zip(opened.files[split], opened.splits[split], strict=True):
+            for _, block in _blocks(tokens):
+                highest = max(highest, int(block.max()))
+                documents += int(np.count_nonzero(block == GPT2_END_OF_TEXT))
+            if opened.tokenizer == "gpt2" and highest > GPT2_END_OF_TEXT:
+                raise BadInput(
+                    f"{path} holds the token {highest}, beyond GPT-2's {GPT2_END_OF_TEXT + 1:,}: "
+                    "copy or make it again, or, if it is of another tokenizer, put an empty "
+                    "meta.pkl beside it, which says so."
+                )
+    print(opened.assumed)
+    print(f"Sizes, forms and types are as they should be; the highest token is {highest:,}.")
+    if opened.tokenizer == "gpt2":
+        print(f"It is within GPT-2's vocabulary; {documents:,} of the tokens are its end of text.")
+    else:
+        print("Not checked: whether that is within the vocabulary, as nothing tells the tokenizer.")
+    print("Not checked: hashes, counts and documents, as no manifest says what they should be.")
     return 0
 
 
@@ -106,49 +138,102 @@ def _tokenizer_of(manifest: Manifest) -> Tokenizer:
     return load_tokenizer(manifest.tokenizer, pattern or "gpt2")
 
 
+@dataclass(frozen=True)
+class _Inside:
+    """What there is to show of a folder."""
+
+    title: str
+    splits: dict[Split, list[Tokens]]
+    tokenizer: Tokenizer | None
+    """None where nothing tells it"""
+
+
+def _inside(folder: Path) -> _Inside:
+    if is_foreign(folder):
+        opened = open_folder(folder)
+        tokenizer = load_tokenizer(opened.tokenizer) if opened.tokenizer is not None else None
+        return _Inside(str(opened.assumed), opened.splits, tokenizer)
+    manifest = read_manifest(folder)
+    splits: dict[Split, list[Tokens]] = {split: [] for split in get_args(Split)}
+    for shard in manifest.shards:
+        splits[shard.split].append(open_shard(folder / shard.file))
+    title = f"{manifest.dataset} {manifest.dataset_config}, tokenizer {manifest.tokenizer}"
+    return _Inside(title, splits, _tokenizer_of(manifest))
+
+
 def show_stats(folder: Path, seed: int = 0) -> int:
     """Print tokens, documents, their lengths, the compression and a few documents; exit status.
 
     Raises:
-        BadInput: if there is no manifest, or a shard is missing or cut.
+        BadInput: if there are no shards, or one is missing, cut or of another tokenizer.
         RunFailed: if the tokenizer cannot be loaded.
     """
-    manifest = read_manifest(folder)
-    tokenizer = _tokenizer_of(manifest)
+    inside = _inside(folder)
+    tokenizer = inside.tokenizer
+    print(inside.title)
+    if tokenizer is None:
+        for split in get_args(Split):
+            print(f"{split:5} {sum(shard.size for shard in inside.splits[split]):>15,} tokens")
+        print("Documents, bytes of text and texts are not shown: nothing tells the tokenizer.")
+        return 0
     bytes_of = tokenizer.token_bytes()
     lengths: list[npt.NDArray[np.int64]] = []
-    text_bytes = 0
-    for split in ("val", "train"):
-        shards = [shard for shard in manifest.shards if shard.split == split]
-        starts, end = [], 0
-        for shard in shards:
-            tokens = open_shard(folder / shard.file)
-            for begin in range(0, tokens.size, _BLOCK_TOKENS):
-                block = tokens[begin : begin + _BLOCK_TOKENS]
-                starts.append(np.flatnonzero(block == manifest.end_of_text) + end + begin)
-                text_bytes += int(bytes_of[block].sum())
-            end += tokens.size
-        if starts:
-            lengths.append(np.diff(np.concatenate((*starts, [end]))) - 1)
-    all_lengths = np.concatenate(lengths) if lengths else np.zeros(0, np.int64)
-    total = manifest.total_tokens
-    print(f"{manifest.dataset} {manifest.dataset_config}, tokenizer {manifest.tokenizer}")
-    for split in ("train", "val"):
-        count = manifest.tokens(split)  # type: ignore[arg-type]
-        documents = manifest.documents(split)  # type: ignore[arg-type]
-        print(f"{split:5} {count:>15,} tokens {documents:>12,} documents")
-    if all_lengths.size:
-        on_disk = manifest.dtype.itemsize * total / max(text_bytes, 1)
+    text_bytes = total = disk_bytes = 0
+    for split in get_args(Split):
+        ends, end = [np.zeros(0, np.int64)], 0
+        for shard in inside.splits[split]:
+            for begin, block in _blocks(shard):
+                if (highest := int(block.max())) >= tokenizer.vocab_size:
+                    raise BadInput(
+                        f"{folder} holds the token {highest}, beyond the vocabulary of "
+                        f"{tokenizer.name} ({tokenizer.vocab_size:,}), so it is damaged or of "
+                        "another tokenizer; --verify names the file."
+                    )
+                ends.append(np.flatnonzero(block == tokenizer.end_of_text) + end + begin)
+                if bytes_of is not None:
+                    text_bytes += int(bytes_of[block].sum())
+            end += shard.size
+            disk_bytes += shard.nbytes
+        found = np.concatenate(ends)
+        lengths.append(_lengths(found, end))
+        total += end
+        print(f"{split:5} {end:>15,} tokens {found.size:>12,} documents")
+    all_lengths = np.concatenate(lengths)
+    if not all_lengths.size:
+        print("Lengths and documents are not shown: there is no end-of-text token.")
+        return 0
+    if bytes_of is None:
+        print("The bytes of text are not counted: a token of this tokenizer has none of its own.")
+    else:
         print(
             f"text  {text_bytes:>15,} bytes, {text_bytes / (total - all_lengths.size or 1):.2f} a "
-            f"token; a byte of text takes {on_disk:.2f} bytes on disk"
+            f"token; a byte of text takes {disk_bytes / max(text_bytes, 1):.2f} bytes on disk"
         )
-        print("\ntokens in a document")
-        for line in _histogram(all_lengths):
-            print(line)
-    for text in _some_documents(folder, manifest, tokenizer, seed):
+    print("\ntokens in a document")
+    for line in _histogram(all_lengths):
+        print(line)
+    for text in _some_documents(inside.splits, tokenizer, seed):
         print(f"\n--- a document\n{text}")
     return 0
+
+
+def _blocks(tokens: Tokens) -> Iterator[tuple[int, Tokens]]:
+    """Where each block begins, and its tokens."""
+    for begin in range(0, tokens.size, _BLOCK_TOKENS):
+        yield begin, tokens[begin : begin + _BLOCK_TOKENS]
+
+
+def _lengths(ends: npt.NDArray[np.int64], tokens: int) -> npt.NDArray[np.int64]:
+    """Tokens of each document, by the places of the end-of-text tokens in a split.
+
+    Ours, llm.c and build-nanogpt put that token before a document, nanoGPT behind it: where the
+    split does not begin with one, they are behind, and a rest after the last one is left out.
+    """
+    if not ends.size:
+        return ends
+    edges = (ends, [tokens]) if ends[0] == 0 else ([-1], ends)
+    lengths: npt.NDArray[np.int64] = np.diff(np.concatenate(edges)) - 1
+    return lengths
 
 
 def _histogram(lengths: npt.NDArray[np.int64]) -> Iterator[str]:
@@ -163,19 +248,19 @@ def _histogram(lengths: npt.NDArray[np.int64]) -> Iterator[str]:
 
 
 def _some_documents(
-    folder: Path, manifest: Manifest, tokenizer: Tokenizer, seed: int
+    splits: Mapping[Split, Sequence[Tokens]], tokenizer: Tokenizer, seed: int
 ) -> Iterator[str]:
     """The beginnings of a few documents, drawn at random."""
     chance = np.random.default_rng(seed)
-    for _ in range(_SHOWN_DOCUMENTS if manifest.shards else 0):
-        shard = manifest.shards[chance.integers(len(manifest.shards))]
-        tokens = open_shard(folder / shard.file)
-        starts = np.flatnonzero(tokens == manifest.end_of_text)
-        if not starts.size:
+    shards = [shard for split in splits.values() for shard in split]
+    for _ in range(_SHOWN_DOCUMENTS):
+        tokens = shards[chance.integers(len(shards))]
+        ends = np.flatnonzero(tokens[:-1] == tokenizer.end_of_text)
+        if not ends.size:
             continue
-        begin = int(starts[chance.integers(starts.size)]) + 1
+        begin = int(ends[chance.integers(ends.size)]) + 1
         shown = tokens[begin : begin + _SHOWN_CHARACTERS].tolist()
-        if manifest.end_of_text in shown:
-            shown = shown[: shown.index(manifest.end_of_text)]
+        if tokenizer.end_of_text in shown:
+            shown = shown[: shown.index(tokenizer.end_of_text)]
         text = tokenizer.decode(shown)
         yield text[:_SHOWN_CHARACTERS] + ("..." if len(text) > _SHOWN_CHARACTERS else "")

@@ -34,6 +34,8 @@ _SAMPLED_TOKENS = 4096  # of either end of a file without a hash
 @dataclass(frozen=True)
 class OpenedFolder:
     splits: dict[Split, list[Tokens]]
+    files: dict[Split, list[Path]]
+    """where each of them is"""
     tokenizer: str | None
     """as --tokenizer of prepare_fineweb.py takes it; None where nothing tells"""
     vocab_size: int | None
@@ -55,9 +57,8 @@ def open_folder(folder: Path) -> OpenedFolder:
     Raises:
         BadInput: if there are none, or one is missing or damaged.
     """
-    files = [path for path in sorted(folder.glob("*")) if path.suffix in (".bin", ".npy")]
-    if files and not (folder / MANIFEST_NAME).exists():
-        return _open_foreign(folder, files)
+    if is_foreign(folder):
+        return _open_foreign(folder)
     manifest = read_manifest(folder)
     splits = {split: open_split(folder, split) for split in get_args(Split)}
     lines = [f"{shard.split} {shard.tokens} {shard.sha256}" for shard in manifest.shards]
@@ -65,6 +66,7 @@ def open_folder(folder: Path) -> OpenedFolder:
     pattern = settings.pattern if settings is not None else None
     return OpenedFolder(
         splits,
+        {x: [folder / s.file for s in manifest.shards if s.split == x] for x in splits},
         manifest.tokenizer,
         manifest.vocab_size,
         _digest(lines),
@@ -72,10 +74,20 @@ def open_folder(folder: Path) -> OpenedFolder:
     )
 
 
-def _open_foreign(folder: Path, files: list[Path]) -> OpenedFolder:
+def is_foreign(folder: Path) -> bool:
+    """Whether a folder holds tokens and no manifest, as those of other tools do."""
+    return bool(_token_files(folder)) and not (folder / MANIFEST_NAME).exists()
+
+
+def _token_files(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.glob("*")) if path.suffix in (".bin", ".npy")]
+
+
+def _open_foreign(folder: Path) -> OpenedFolder:
     splits: dict[Split, list[Tokens]] = {split: [] for split in get_args(Split)}
+    files: dict[Split, list[Path]] = {split: [] for split in splits}
     lines, forms, left_out = [], set(), []
-    for path in files:
+    for path in _token_files(folder):
         named = _SPLIT_IN_NAME.search(path.stem.lower())
         if named is None:
             left_out.append(path.name)
@@ -83,6 +95,7 @@ def _open_foreign(folder: Path, files: list[Path]) -> OpenedFolder:
         tokens, form = _open_file(path)
         split: Split = "train" if named[1] == "train" else "val"
         splits[split].append(tokens)
+        files[split].append(path)
         forms.add(form)
         ends = hashlib.sha256(tokens[:_SAMPLED_TOKENS].tobytes())
         ends.update(tokens[-_SAMPLED_TOKENS:].tobytes())
@@ -109,7 +122,8 @@ def _open_foreign(folder: Path, files: list[Path]) -> OpenedFolder:
     )
     if left_out:
         assumed += f"; left out, as no split is in their names: {', '.join(left_out)}"
-    return OpenedFolder(splits, "gpt2" if gpt2 else None, None, _digest(lines), f"{assumed}.")
+    known = "gpt2" if gpt2 else None
+    return OpenedFolder(splits, files, known, None, _digest(lines), f"{assumed}.")
 
 
 def _open_file(path: Path) -> tuple[Tokens, str]:

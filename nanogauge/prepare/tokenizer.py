@@ -38,8 +38,9 @@ class Tokenizer:
     encode: Callable[[Sequence[str]], Encoded]
     """documents, each behind the end-of-text token; nothing in a text is a special token"""
     decode: Callable[[Sequence[int]], str]
-    token_bytes: Callable[[], npt.NDArray[np.int64]]
-    """how many bytes of text each token stands for; 0 for special tokens"""
+    token_bytes: Callable[[], npt.NDArray[np.int64] | None]
+    """how many bytes of text each token stands for, 0 for special tokens; None where a token's
+    bytes depend on its neighbours"""
     splittable: bool
     """whether a long text may be cut at safe places (see splitting.py)"""
 
@@ -242,15 +243,29 @@ def _from_hugging_face(loaded: Any, name: str) -> Tokenizer:
     end = next((t for e in _END_NAMES if (t := loaded.token_to_id(e)) is not None), None)
     if end is None:
         raise BadInput(f"the tokenizer {name} has no end-of-text token ({', '.join(_END_NAMES)}).")
-    size = loaded.get_vocab_size(with_added_tokens=True)
+    vocabulary: dict[str, int] = loaded.get_vocab(with_added_tokens=True)
+    size = max(vocabulary.values()) + 1  # some leave numbers out, so their count is less
 
     loaded.encode_special_tokens = True  # in a text they are letters like any others
+    if end in loaded.encode(loaded.id_to_token(end), add_special_tokens=False).ids:
+        raise BadInput(
+            f"the tokenizer {name} takes {loaded.id_to_token(end)} in a text for the end of one; "
+            "mark it as special among the added_tokens of its tokenizer.json."
+        )
 
     def ordinary(text: str) -> Encoded:
         return np.array(loaded.encode(text, add_special_tokens=False).ids, np.uint32)
 
-    def token_bytes() -> npt.NDArray[np.int64]:
-        return np.array([len(loaded.decode([i]).encode()) for i in range(size)], np.int64)
+    def token_bytes() -> npt.NDArray[np.int64] | None:
+        if type(loaded.decoder).__name__ != "ByteLevel":
+            return None
+        lengths = np.zeros(size, np.int64)  # such a token is written with a letter for each byte
+        lengths[list(vocabulary.values())] = [len(token) for token in vocabulary]
+        added = loaded.get_added_tokens_decoder()
+        lengths[list(added)] = [
+            0 if token.special else len(token.content.encode()) for token in added.values()
+        ]
+        return lengths
 
     return Tokenizer(
         name=name,

@@ -40,9 +40,9 @@ class Advice:
     scenarios: Sequence[Scenario]
 
     def _worth(self, seconds: float, text: str) -> str | None:
-        wall_seconds = self.measurements.ledger.wall_s
-        assert wall_seconds is not None
-        return text if seconds >= WORTH * wall_seconds else None
+        ran_seconds = self.measurements.ledger.ran_s
+        assert ran_seconds is not None
+        return text if seconds >= WORTH * ran_seconds else None
 
     def evaluation(self) -> str | None:
         """Half as often; and as well, half as long."""

@@ -24,6 +24,7 @@ from nanogauge.runlog import Recorded
 class Attribution(Stored):
     predicted_s: float
     actual_s: float
+    """the time in which a process ran"""
     parts: list[Cause]
     """adds up to actual_s - predicted_s"""
     reference: str
@@ -107,13 +108,13 @@ def _advice(
 
 def _attribution(expected: Expected, advice: Advice) -> Attribution:
     ledger = advice.measurements.ledger
-    assert ledger.wall_s is not None
+    assert ledger.ran_s is not None
     causes = [*step_causes(expected, advice), *_other_causes(expected, advice)]
     named = sum(cause.seconds for cause in causes)
     causes.append(
         Cause(
             cause="everything else",
-            seconds=ledger.wall_s - expected.total_seconds - named,
+            seconds=ledger.ran_s - expected.total_seconds - named,
             why="start-up, logging, text samples"
             if ledger.other_s is not None
             else "this log does not show it",
@@ -121,7 +122,7 @@ def _attribution(expected: Expected, advice: Advice) -> Attribution:
     )
     return Attribution(
         predicted_s=expected.total_seconds,
-        actual_s=ledger.wall_s,
+        actual_s=ledger.ran_s,
         parts=causes,
         reference=expected.reference,
     )
@@ -162,15 +163,19 @@ def _other_causes(expected: Expected, advice: Advice) -> Iterator[Cause]:
 
 def _restarts(advice: Advice, compiled_again: float) -> str:
     ledger, recorded = advice.measurements.ledger, advice.recorded
-    later = len(recorded.starts) - 1
-    if not later:
+    later, back = len(recorded.processes) - 1, len(recorded.starts) - len(recorded.processes)
+    if not later and not back:
         return "it was one process"
-    resumed = "resumed once" if later == 1 else f"resumed {later} times"
+    resumed = " and ".join(
+        f"{what} once" if count == 1 else f"{what} {count} times"
+        for what, count in (("resumed", later), ("gone back", back))
+        if count
+    )
     if ledger.lost_s is None or ledger.startup_s is None:
         return f"{resumed}; this log does not tell what that took"
     return (
         f"{resumed}: {format_seconds(ledger.lost_s)} of work was made again "
         f"({recorded.lost_steps:,} steps), starting again took {format_seconds(ledger.startup_s)} "
         f"and compilation {format_seconds(compiled_again)}; what a process did after its last "
-        "line is not known"
+        "line is not known, and stands in the time when none ran"
     )

@@ -22,12 +22,14 @@ from nanogauge.report.attribution import Attribution, attribute, attribute_claim
 from nanogauge.report.compare import Row, build_rows, deviation_text
 from nanogauge.report.instruments import Instrument, instruments
 from nanogauge.report.measured import Ledger, Measurements, measure
+from nanogauge.report.night import SKIPPED, Night, rollbacks, skipped_updates, tell_night
 from nanogauge.report.unfinished import (
     LastEvent,
     Projection,
     Silence,
     State,
     last_events,
+    process_is_there,
     project,
     silence,
     unfinished_headline,
@@ -64,6 +66,15 @@ class RunInfo(Stored):
     prediction_sha256: str
     document: str | None
     """whose claims the rows hold"""
+    restarts: int
+    """processes after the first"""
+    lost_steps: int
+    """steps that were made again, after a restart or a rollback"""
+    skipped_updates: int | None
+    """as loss or gradient was not finite, those of lost work included; None where the log is that
+    of another program"""
+    rollbacks: int | None
+    """how often the run went back to a checkpoint, to see its data in another order"""
     verdicts: dict[str, int]
     """how many claims have which verdict"""
     not_measured: int
@@ -97,11 +108,18 @@ class Report(Stored):
     instruments: list[Instrument]
     """figures without a row: how the run's time, memory and energy came about"""
     alarms: list[Alarm]
+    night: Night
+    """how the run went on after a fault, and what that cost"""
     last_events: list[LastEvent]
     """of a run that has not finished: what it did last"""
     samples: list[str]
     """text that the model generated, as logged"""
     warnings: list[str]
+
+    def other_warnings(self) -> list[str]:
+        """Those that the night does not tell of."""
+        told = [one.text for one in self.night.happenings]
+        return [w for w in self.warnings if not any(text.startswith(w) for text in told)]
 
     def to_json(self) -> dict[str, Any]:
         return {"schema": SCHEMA, **self.model_dump(mode="json")}
@@ -131,6 +149,7 @@ def build_report(
         BadInput: if the folder, its log, or a claim is unusable.
     """
     now = time.time() if now_unix is None else now_unix
+    alive = process_is_there(folder)  # before its log: it may end meanwhile
     written = last_written(folder)
     run, recorded = load_with_log(folder, reader)
     config, prediction = run.config, run.prediction
@@ -139,7 +158,7 @@ def build_report(
     scenarios = what_if(config, prediction, measurements, recorded)
     attribution = attribute(prediction, measurements, config, recorded, scenarios)
     of_claim = attribute_claim(claims, prediction, measurements, config, recorded, scenarios)
-    quiet = silence(recorded, prediction, written, now)
+    quiet = silence(recorded, prediction, written, now, alive)
     finished = measurements.status == "finished"
     projection = None if finished else project(recorded, config, prediction, measurements)
     headline = (
@@ -163,6 +182,7 @@ def build_report(
             for e in recorded.events
             if e.level == "alarm"
         ],
+        night=tell_night(recorded),
         last_events=[] if finished else last_events(recorded, measurements),
         samples=[e.text for e in recorded.events if e.what == "sample"],
         warnings=_warnings(recorded, prediction, quiet),
@@ -210,6 +230,10 @@ def _run_info(
         projected_how=projection.how if projection is not None else None,
         prediction_sha256=run.prediction_sha256,
         document=claims.document.title if claims is not None else None,
+        restarts=len(recorded.processes) - 1,
+        lost_steps=recorded.lost_steps,
+        skipped_updates=skipped_updates(recorded) if start.source == "train" else None,
+        rollbacks=rollbacks(recorded) if start.source == "train" else None,
         verdicts=dict(Counter(row.verdict for row in rows if row.claim is not None)),
         not_measured=sum(row.verdict == "not measured" for row in rows),
         predictions_held=sum(judged == "held" for judged in predictions.values()),
@@ -219,7 +243,8 @@ def _run_info(
 
 
 def _warnings(recorded: Recorded, prediction: Prediction, quiet: Silence | None) -> list[str]:
-    texts = [e.text for e in recorded.events if e.level == "warning"] + prediction.notes
+    events = [e for e in recorded.events if e.level == "warning" and e.what != SKIPPED]
+    texts = [e.text for e in events] + prediction.notes
     being_written = quiet is not None and quiet.state == "running"
     if recorded.cut and not being_written:
         texts.append("The last line of the log is cut: the run died, or the disk was full.")
@@ -237,8 +262,8 @@ def _headline(
     if "total_seconds" not in measurements.values:
         reason = measurements.missing["total_seconds"]
         return f"Finished after {done:,} steps; how long it took is not measured: {reason}."
-    assert ledger.wall_s is not None
-    actual = format_seconds(ledger.wall_s)
+    assert ledger.ran_s is not None
+    actual = format_seconds(ledger.ran_s)
     total = _narrowest(claims, rows, "total_seconds")
     if total is None or total.claimed is None:
         return _headline_of_prediction(actual, rows, attribution)

@@ -13,6 +13,8 @@ from nanogauge.report.text import attribute
 
 WIDTH = 420
 MOST_PARTS = 7
+COLOURS = 9
+"""of the style sheet, one for each part of a ledger"""
 RANGE_WIDTH, NARROW_RANGE, RANGE_HEIGHT = 250, 156, 44
 _GLYPH = 6.4
 """about the width of a character of a label"""
@@ -164,7 +166,7 @@ def _stacked(
     for index, (name, value) in enumerate(parts):
         width = max(value * scale, 0.6)
         out.append(
-            f'<rect class="s{index % 8}" x="{x:.2f}" y="{y}" width="{width:.2f}" '
+            f'<rect class="s{index % COLOURS}" x="{x:.2f}" y="{y}" width="{width:.2f}" '
             f'height="{height}"/>'
         )
         if width > _GLYPH * len(name) + 10:

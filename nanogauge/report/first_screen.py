@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nanogauge.quantities import format_range, format_seconds, format_value
+from nanogauge.recorded import process_began
 from nanogauge.report.build import Report, RunInfo
 from nanogauge.report.cells import MARKS, VERDICTS, Cells
 from nanogauge.report.charts import NARROW_RANGE, range_plot
@@ -29,6 +30,7 @@ STATES = {
     "unfinished": ("…", "The log ends"),
     "running": ("▶", "Running,"),
     "silent": ("?", "Silent"),
+    "hung": ("?", "Hangs"),
     "died": ("✕", "Died"),
 }
 ZONED = "%a %d %b %Y, %H:%M %Z"
@@ -70,9 +72,9 @@ def _so_far(row_id: str, report: Report, recorded: Recorded) -> str:
     """Of a run that has not finished, what it took until now; empty where that is not known."""
     if report.run.status == "finished":
         return ""
-    if row_id == "total_seconds" and report.time_ledger.wall_s is not None:
-        return format_seconds(report.time_ledger.wall_s)
-    joules = total_over_processes(recorded.sensors, "energy_joules")
+    if row_id == "total_seconds" and report.time_ledger.ran_s is not None:
+        return format_seconds(report.time_ledger.ran_s)
+    joules = total_over_processes(recorded, "energy_joules")
     if row_id == "energy_kwh" and joules is not None:
         return format_value(row_id, joules / JOULES_PER_KWH)
     return ""
@@ -139,12 +141,15 @@ def local_time(unix: float) -> str:
     return time.strftime(ZONED, time.localtime(unix))
 
 
+def local_clock(unix: float) -> str:
+    """The same as a weekday and a time of day."""
+    return time.strftime("%a %H:%M:%S", time.localtime(unix))
+
+
 def ended_unix(recorded: Recorded) -> float | None:
     """When the last line was written; None where the log does not tell the time of day."""
-    start, session = recorded.starts[-1], recorded.session_seconds[-1]
-    if start.unix_time is None or session is None:
-        return None
-    return start.unix_time + session - (start.elapsed_seconds or 0.0)
+    began, session = process_began(recorded.starts[-1]), recorded.session_seconds[-1]
+    return None if began is None or session is None else began + session
 
 
 def how_it_ended(report: Report, recorded: Recorded) -> tuple[str, str]:
@@ -155,7 +160,7 @@ def how_it_ended(report: Report, recorded: Recorded) -> tuple[str, str]:
     if run.steps_done < run.max_steps:
         done += f" of {run.max_steps:,}"
     text = f"{word} after {done} steps" if run.status == "finished" else f"{word} at step {done}"
-    resumed = len(recorded.starts) - 1
+    resumed = len(recorded.processes) - 1
     if resumed:
         text += ", resumed once" if resumed == 1 else f", resumed {resumed} times"
     return mark, text
@@ -172,18 +177,18 @@ class Finish:
 
 def finish_line(report: Report, recorded: Recorded) -> Finish:
     """When the run finished, or will at its pace, as far as the log tells."""
-    run, wall, ended = report.run, report.time_ledger.wall_s, ended_unix(recorded)
+    run, ran, ended = report.run, report.time_ledger.ran_s, ended_unix(recorded)
     if run.status == "finished":
         if ended is None:
-            took = "not in this log" if wall is None else format_seconds(wall)
+            took = "not in this log" if ran is None else format_seconds(ran)
             return Finish("Took", took, "the log names no time of day")
         return Finish("Finished", local_time(ended))
-    if run.projected_total_s is None or wall is None:
+    if run.projected_total_s is None or ran is None:
         return Finish("Would finish", "not known", "no pace is in the log yet")
     total = _projected(run)
     if ended is None or run.state not in ("running", "silent"):
         return Finish("Would take", total, "at its pace, if it went on")
     label = "Will finish" if run.state == "running" else "Would finish"
     doubt = "" if run.state == "running" else ", if it still runs"
-    done = local_time(ended + run.projected_total_s - wall)
+    done = local_time(ended + run.projected_total_s - ran)
     return Finish(label, done, f"at its pace{doubt}; {total} in all")

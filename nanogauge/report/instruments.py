@@ -234,9 +234,9 @@ def _energy(panel: _Panel, recorded: Recorded, config: Config, found: Measuremen
     absent = why_absent(recorded, "power_watts")
     counted = None
     if "integral" not in sensors.distinct("energy_source"):
-        counted = total_over_processes(sensors, "energy_joules")
-    integral = total_over_processes(sensors, "integral_joules")
-    gaps = total_over_processes(sensors, "gap_seconds") or 0.0
+        counted = total_over_processes(recorded, "energy_joules")
+    integral = total_over_processes(recorded, "integral_joules")
+    gaps = total_over_processes(recorded, "gap_seconds") or 0.0
     kwh(
         "energy_counter_kwh",
         "Energy by the driver's counter",
@@ -265,7 +265,7 @@ def _energy(panel: _Panel, recorded: Recorded, config: Config, found: Measuremen
         else ("mean just before the run" if watts is not None else absent),
     )
     if joules is not None and watts is not None:
-        seconds = total_over_processes(sensors, "elapsed_seconds") or 0.0
+        seconds = total_over_processes(recorded, "elapsed_seconds") or 0.0
         kwh(
             "energy_marginal_kwh",
             "Energy beyond idling",
@@ -276,6 +276,8 @@ def _energy(panel: _Panel, recorded: Recorded, config: Config, found: Measuremen
     if joules is not None and tokens:
         per_token = joules_per_token(joules, tokens)
         how = f"energy of the board / {tokens:,} tokens, evaluation and compilation included"
+        if recorded.lost_steps:
+            how += ", and the steps that were made again"
         panel.add("joules_per_token", "Energy per token", "J", per_token, f"{per_token:.3g} J", how)
         per_million = per_token * 1e6 / 3600
         panel.add(
@@ -338,7 +340,7 @@ def _board(panel: _Panel, recorded: Recorded) -> None:
 
 
 def _processor(panel: _Panel, recorded: Recorded) -> None:
-    joules = total_over_processes(recorded.sensors, "cpu_package_joules")
+    joules = total_over_processes(recorded, "cpu_package_joules")
     value = None if joules is None else joules / JOULES_PER_KWH
     panel.add(
         "cpu_energy_kwh",

@@ -19,6 +19,7 @@ from nanogauge.errors import BadInput
 from nanogauge.report.build import CLAIMS_NAME, build_report, claims_of
 from nanogauge.report.page import templates
 from nanogauge.report.render import render_report
+from nanogauge.report.unfinished import process_is_there
 from nanogauge.runlog import FILE_NAME, LogReader
 
 REBUILD_SECONDS = 2.0
@@ -60,7 +61,7 @@ class LiveReport:
         self._claims = claims
         self._reader = LogReader(folder)
         self._page = waiting_page(folder, "Reading the log ...")
-        self._made_of: list[tuple[int, int, int] | None] = []
+        self._made_of: list[tuple[int, int, int] | bool | None] = []
         self._made_at = -float("inf")
         self._making: asyncio.Future[None] | None = None
 
@@ -81,10 +82,10 @@ class LiveReport:
             return False
         return self._state_of_files() != self._made_of or (self._page.ages and age > AGE_SECONDS)
 
-    def _state_of_files(self) -> list[tuple[int, int, int] | None]:
+    def _state_of_files(self) -> list[tuple[int, int, int] | bool | None]:
         names = ("config.toml", "machine.json", "prediction.json", CLAIMS_NAME, FILE_NAME)
         paths = [self._folder / name for name in names]
-        found: list[tuple[int, int, int] | None] = []
+        found: list[tuple[int, int, int] | bool | None] = [process_is_there(self._folder)]
         for path in [*paths, self._claims] if self._claims is not None else paths:
             try:
                 stat = path.stat()

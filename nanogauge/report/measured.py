@@ -10,7 +10,7 @@ import numpy.typing as npt
 from nanogauge.config import Config
 from nanogauge.predict.flops import flops_per_token_6n, flops_per_token_palm
 from nanogauge.predict.workload import shape_of
-from nanogauge.quantities import QUANTITIES, mfu
+from nanogauge.quantities import QUANTITIES, format_seconds, mfu
 from nanogauge.records import Prediction, Stored
 from nanogauge.report.figures import Measured, quantile
 from nanogauge.report.quality import quality_figures, quality_notes
@@ -37,9 +37,17 @@ class Ledger(Stored):
     startup_s: float | None
     """of the processes after the first: until their first step began, without compilation and
     evaluation"""
+    gap_s: float | None
+    """between the processes, when none ran; None where the log does not tell"""
     other_s: float | None
     wall_s: float | None
-    """None where nothing in the log has a time"""
+    """from the first line to the last; without gap_s where that is not known. None where nothing in
+    the log has a time"""
+
+    @property
+    def ran_s(self) -> float | None:
+        """Of wall_s: the time in which a process ran."""
+        return None if self.wall_s is None else self.wall_s - (self.gap_s or 0.0)
 
 
 LEDGER_NAMES = {
@@ -50,6 +58,7 @@ LEDGER_NAMES = {
     "compile_s": "compilation",
     "lost_s": "work made again",
     "startup_s": "starting again",
+    "gap_s": "no process ran",
     "other_s": "everything else",
 }
 """the parts of a ledger in words, in the order in which they are shown"""
@@ -126,15 +135,16 @@ def measure(recorded: Recorded, config: Config, prediction: Prediction) -> Measu
     elif ledger.wall_s is not None:
         sampled = len(steps.known("step_seconds"))
         how = (
-            "wall time of the run"
+            _time_it_ran(recorded, ledger)
             if ledger.other_s is not None
             else f"reconstructed: {steps_done:,} steps from {sampled} printed ones, each "
             f"evaluation, and compilation"
         )
-        values["total_seconds"] = Measured(value=ledger.wall_s, how=how)
+        assert ledger.ran_s is not None
+        values["total_seconds"] = Measured(value=ledger.ran_s, how=how)
     for found, absent in (
         memory_figures(recorded, prediction),
-        energy_figures(recorded, config, ledger.wall_s),
+        energy_figures(recorded, config, ledger.ran_s),
         quality_figures(recorded.benchmarks),
     ):
         values |= found
@@ -175,8 +185,8 @@ def measure(recorded: Recorded, config: Config, prediction: Prediction) -> Measu
 def _ledger(recorded: Recorded, steps_done: int, median: float | None) -> Ledger:
     """Book every recorded second; steps and evaluations without a time of their own count median.
 
-    What is left of the wall time is other_s. A log without a clock has no wall time of its own: its
-    wall_s is the sum of the parts.
+    What is left of the time of the processes is other_s. A log without a clock has no wall time of
+    its own: its wall_s is the sum of the parts.
     """
     first_step = min((s.first_step for s in recorded.starts), default=0)
     timed = recorded.steps.known("step_seconds")
@@ -201,11 +211,13 @@ def _ledger(recorded: Recorded, steps_done: int, median: float | None) -> Ledger
     compile_s = sum(compiled) if compiled else nothing
     sessions = [s for s in recorded.session_seconds if s is not None]
     clocked = len(sessions) == len(recorded.session_seconds)
-    lost = startup = None if len(recorded.starts) > 1 else 0.0
+    lost = startup = None if len(recorded.starts) > 1 else 0.0  # a log without a clock
     if clocked:
         lost, startup = recorded.lost_seconds, _starting_again(recorded)
     parts = (step, evaluation, checkpoint, compile_s, data_wait, lost, startup)
     booked = sum(part for part in parts if part is not None)
+    gaps = recorded.gap_seconds
+    gap = None if None in gaps else sum(seconds for seconds in gaps if seconds is not None)
     return Ledger(
         compile_s=compile_s,
         step_s=step,
@@ -214,9 +226,25 @@ def _ledger(recorded: Recorded, steps_done: int, median: float | None) -> Ledger
         data_wait_s=data_wait,
         lost_s=lost,
         startup_s=startup,
+        gap_s=gap,
         other_s=sum(sessions) - booked if clocked else None,
-        wall_s=sum(sessions) if clocked else (None if step is None else booked),
+        wall_s=sum(sessions) + (gap or 0.0) if clocked else (None if step is None else booked),
     )
+
+
+def _time_it_ran(recorded: Recorded, ledger: Ledger) -> str:
+    """How the total was measured, and what is not in it."""
+    count = len(recorded.processes)
+    if count == 1:
+        return "wall time of the run"
+    if ledger.gap_s is not None:
+        between = f"the {format_seconds(ledger.gap_s)} between them, when none ran, are not in it"
+    else:
+        between = (
+            "the time between them is not in it, and not known: the log names no time of day, or "
+            "the clock that tells it was set"
+        )
+    return f"wall time of the run's {count} processes; {between}"
 
 
 def _starting_again(recorded: Recorded) -> float:

@@ -19,6 +19,7 @@ from nanogauge.report.first_screen import (
     finish_line,
     headlines,
     how_it_ended,
+    local_clock,
     local_time,
 )
 from nanogauge.report.instruments import Instrument
@@ -89,6 +90,7 @@ def templates(plain: bool = False) -> jinja2.Environment:
         "unbroken": lambda text: unbroken(visible(text)),
         "seconds": format_seconds,
         "plot": range_plot,
+        "clock": local_clock,
         "words": lambda name: name.replace("_", " "),
         "program": lambda source: SOURCES.get(source, source.replace("_", " ")),
         "fenced": fenced,
@@ -98,12 +100,12 @@ def templates(plain: bool = False) -> jinja2.Environment:
 
 def _context(report: Report, run: RunFolder, recorded: Recorded) -> dict[str, Any]:
     ledger = _ledger_parts(report.time_ledger)
-    wall = report.time_ledger.wall_s
+    wall, ran, gap = (getattr(report.time_ledger, f"{name}_s") for name in ("wall", "ran", "gap"))
     mark, ended = how_it_ended(report, recorded)
     counted, numbers = counts(report)
     started = report.run.started_unix
     prediction = run.prediction
-    samples = samples_of(recorded)
+    samples, warnings = samples_of(recorded), report.other_warnings()
     return {
         "r": report,
         "state": {"mark": mark, "text": ended},
@@ -117,7 +119,12 @@ def _context(report: Report, run: RunFolder, recorded: Recorded) -> dict[str, An
             alarm.model_copy(update={"text": visible(alarm.text, LONGEST_LINE)})
             for alarm in report.alarms[:MOST_LINES]
         ],
-        "warnings": [visible(text, LONGEST_LINE) for text in report.warnings[:MOST_LINES]],
+        "warnings": [visible(text, LONGEST_LINE) for text in warnings[:MOST_LINES]],
+        "warnings_left_out": max(0, len(warnings) - MOST_LINES),
+        "happenings": [
+            one.model_copy(update={"text": visible(one.text, LONGEST_LINE)})
+            for one in report.night.happenings[:MOST_LINES]
+        ],
         "groups": grouped(report.rows),
         "calibrated": any(row.calibrated is not None for row in report.rows),
         "hows": _hows(report),
@@ -127,6 +134,8 @@ def _context(report: Report, run: RunFolder, recorded: Recorded) -> dict[str, An
         "ledger": [(name, format_seconds(v), v / wall) for name, v in ledger if wall],
         "ledger_bar": stacked_bar(ledger),
         "wall": format_seconds(wall) if wall is not None else None,
+        "ran": format_seconds(ran) if ran is not None else None,
+        "gap": format_seconds(gap) if gap else None,
         "missing_parts": [
             name for key, name in LEDGER_NAMES.items() if getattr(report.time_ledger, key) is None
         ],

@@ -40,7 +40,7 @@ def pictures(
             _power(recorded.sensors, prediction, timeline, hours),
             _clock(recorded.sensors, prediction, timeline, hours),
             _temperature(recorded.sensors, timeline, hours),
-            _energy(recorded.sensors, config, prediction, timeline, hours),
+            _energy(recorded, config, prediction, timeline, hours),
         ]
     found.append(_memory(recorded, prediction))
     return [chart for chart in found if chart is not None]
@@ -213,19 +213,19 @@ def _temperature(sensors: Table[Sensor], timeline: Timeline, hours: Floats) -> C
 
 
 def _energy(
-    sensors: Table[Sensor],
+    recorded: Recorded,
     config: Config,
     prediction: Prediction,
     timeline: Timeline,
     hours: Floats,
 ) -> Chart | None:
-    joules = sensors.column("energy_joules")
+    joules, process = recorded.sensors.column("energy_joules"), recorded.processes_of_readings()
     known = ~(np.isnan(joules) | np.isnan(hours))
-    hours, joules = hours[known], joules[known]
+    hours, joules, process = hours[known], joules[known], process[known]
     if not len(joules):
         return None
-    back = np.diff(joules, prepend=joules[:1]) < 0  # a count that begins anew, in a new process
-    ended = np.where(back, np.roll(joules, 1), 0.0)
+    anew = np.diff(process, prepend=process[:1]) > 0  # a count that begins at zero
+    ended = np.where(anew, np.roll(joules, 1), 0.0)
     kwh = (joules + np.cumsum(ended)) / JOULES_PER_KWH
     cost, notes = None, []
     if config.cost.price_per_kwh is not None and kwh[-1] > 0:

@@ -15,6 +15,7 @@ from nanogauge.errors import BadInput
 from nanogauge.report.build import Report
 from nanogauge.report.cells import MARKS, Cells, in_order
 from nanogauge.report.compare import Row
+from nanogauge.report.first_screen import local_clock
 from nanogauge.report.page import render_html, render_markdown
 from nanogauge.runfolder import RunFolder, make_folder, write_aside
 from nanogauge.runlog import Recorded
@@ -109,7 +110,12 @@ def print_report(report: Report, console: Console) -> None:
     for alarm in report.alarms:
         where = f" at step {alarm.step:,}" if alarm.step is not None else ""
         console.print(Text(f"‼ {alarm.what.replace('_', ' ')}{where}: {alarm.text}", style="red"))
-    for warning in report.warnings:
+    for one in report.night.happenings:
+        when = "" if one.unix_time is None else f"{local_clock(one.unix_time)} "
+        where = f" at step {one.step:,}" if one.step is not None else ""
+        told = f"! {when}{one.what.replace('_', ' ')}{where}: {one.text}"
+        console.print(Text(told, style="yellow"))
+    for warning in report.other_warnings():
         console.print(Text(f"! {warning}", style="yellow"))
 
 

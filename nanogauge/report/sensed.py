@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from nanogauge.config import Config
 from nanogauge.predict.energy import cost_formula, cost_of
-from nanogauge.records import Prediction, Sensor, Step
+from nanogauge.records import End, Prediction, Sensor, Step
 from nanogauge.report.figures import Measured, quantile
 from nanogauge.runlog import Recorded
 from nanogauge.table import Table
@@ -77,9 +77,15 @@ def why_absent(recorded: Recorded, name: str) -> str:
 
 
 def energy_figures(
-    recorded: Recorded, config: Config, wall_seconds: float | None
+    recorded: Recorded, config: Config, ran_seconds: float | None
 ) -> tuple[dict[str, Measured], dict[str, str]]:
-    """Power, energy and cost, and why one is absent."""
+    """Power, energy and cost of all processes, and why one is absent.
+
+    Args:
+        recorded: the log.
+        config: whose tariff is paid.
+        ran_seconds: for how long processes ran, and the rest of the machine drew power for them.
+    """
     rows = ("power_watts", "energy_kwh", "cost")
     trained_here = recorded.starts[0].source == "train"
     if not trained_here and not len(recorded.sensors):
@@ -96,38 +102,47 @@ def energy_figures(
             how="mean of the board's power as the driver reports it, "
             + ("one reading a second" if trained_here else "at the steps that are in the log"),
         )
-    joules = total_over_processes(recorded.sensors, "energy_joules")
+    joules = total_over_processes(recorded, "energy_joules")
     if joules is not None:
         sources = {name for name in recorded.sensors.distinct("energy_source") if name is not None}
         names = {"counter": "the driver's energy counter", "integral": "power integrated over time"}
         source = " and ".join(names[name] for name in sorted(sources))
         kwh = joules / JOULES_PER_KWH
         values["energy_kwh"] = Measured(
-            value=kwh, how=f"{source}; the board alone, not the machine at the wall"
+            value=kwh,
+            how=f"{source}; the board alone, not the machine at the wall{whose_energy(recorded)}",
         )
         if config.cost.price_per_kwh is None:
             missing["cost"] = "cost.price_per_kwh is not given"
-        elif wall_seconds is None and config.cost.machine_watts:
+        elif ran_seconds is None and config.cost.machine_watts:
             missing["cost"] = "the time, for which the rest of the machine draws, is not known"
         else:
-            paid = cost_of(config.cost, kwh, wall_seconds or 0.0)
+            paid = cost_of(config.cost, kwh, ran_seconds or 0.0)
             values["cost"] = Measured(value=paid, how=cost_formula(config.cost))
     return values, missing
 
 
-def total_over_processes(sensors: Table[Sensor], name: str) -> float | None:
+def total_over_processes(recorded: Recorded, name: str) -> float | None:
     """The sum of a count that begins at zero in each process; None where no reading has it."""
-    counts = sensors.column(name)
-    elapsed = sensors.column("elapsed_seconds")
-    ends = [*(np.flatnonzero(np.diff(elapsed) < 0) + 1), len(counts)]
-    total, begin, known = 0.0, 0, False
-    for end in ends:
-        of_process = counts[begin:end]
-        of_process = of_process[~np.isnan(of_process)]
-        if len(of_process):
-            total, known = total + float(of_process[-1]), True
-        begin = end
-    return total if known else None
+    counts = recorded.sensors.column(name)
+    of_processes = np.split(counts, recorded.first_readings[1:])
+    lasts = [known[-1] for known in (c[~np.isnan(c)] for c in of_processes) if len(known)]
+    return float(sum(lasts)) if lasts else None
+
+
+def whose_energy(recorded: Recorded) -> str:
+    """Which work the energy is of, where that is more or less than one process without a break."""
+    text = ""
+    if len(recorded.processes) > 1:
+        text += f"; of all {len(recorded.processes)} processes"
+    if recorded.lost_steps:
+        text += f"; with {recorded.lost_steps:,} steps that were made again"
+    ended = {process for process, line in recorded.story if isinstance(line, End)}
+    died = sum(process not in ended for process in range(len(recorded.processes) - 1))
+    if died:
+        whose = "a process" if died == 1 else f"{died} processes"
+        text += f"; what {whose} without an end in the log used after the last reading is not in it"
+    return text
 
 
 def sensed_spans(sensors: Table[Sensor]) -> npt.NDArray[np.float64]:

@@ -23,7 +23,13 @@ class Timeline:
     """
 
     def __init__(self, recorded: Recorded) -> None:
-        self._firsts = [start.first_step for start in recorded.starts]
+        self._firsts = [
+            (number, start.first_step)
+            for number, starts in enumerate(recorded.processes)
+            for start in starts
+        ]
+        """the process of each start line, and the step that it goes on from"""
+        self._of_readings = recorded.processes_of_readings()
         sessions = recorded.session_seconds
         known = [seconds for seconds in sessions if seconds is not None]
         self.has_clock = len(known) == len(sessions)
@@ -40,17 +46,16 @@ class Timeline:
         if not self.has_clock:
             return steps
         process = np.zeros(len(steps), dtype=np.int64)
-        for number, first in enumerate(self._firsts):
+        for number, first in self._firsts:
             process[steps >= first] = number
         return self._places(process, elapsed)
 
     def of_readings(self, elapsed: Floats) -> Floats:
-        """Places of lines in the order in which they were written: a clock set back is a process.
+        """Places of all sensor readings of the run, by their clocks.
 
         Only a log with a clock has such lines.
         """
-        process = np.cumsum(np.diff(elapsed, prepend=elapsed[:1]) < 0)
-        return self._places(np.minimum(process, len(self._before) - 1), elapsed)
+        return self._places(self._of_readings, elapsed)
 
     def of_moments(self, moments: Sequence[tuple[int | None, float | None]]) -> Floats:
         """Places of a few lines, each by its step and its clock; those that have neither left out.
@@ -58,7 +63,7 @@ class Timeline:
         Where one has no clock in a log that has, or no step in one that has none, it has no place.
         """
         told = [
-            (step if step is not None else self._firsts[-1], elapsed)
+            (step if step is not None else self._firsts[-1][1], elapsed)
             for step, elapsed in moments
             if (elapsed if self.has_clock else step) is not None
         ]

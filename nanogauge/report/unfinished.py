@@ -1,8 +1,8 @@
 """A run that has not finished: whether it still runs, how it will end, and what it last did.
 
-Nothing here is certain, and each figure says on what it stands. A process that was killed writes no
-line about it: that it died is inferred from a silence that is long beside anything the run did
-before.
+Each figure says on what it stands. A process that was killed writes no line about it: that it died
+is known from the lock of its folder, which it held while it lived. In a folder without one it is
+inferred from a silence that is long beside anything the run did before.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -17,8 +18,8 @@ import numpy.typing as npt
 
 from nanogauge.clock_times import day_and_time, later
 from nanogauge.config import Config
+from nanogauge.predict.checkpoints import waiting_seconds
 from nanogauge.predict.prediction import (
-    CHECKPOINT_BYTES_PER_SECOND,
     Triple,
     checkpoints,
     evaluations,
@@ -26,6 +27,7 @@ from nanogauge.predict.prediction import (
 from nanogauge.quantities import format_range, format_seconds, format_value
 from nanogauge.records import Prediction, Stored
 from nanogauge.report.measured import Measurements, steady_seconds
+from nanogauge.runlock import is_held
 from nanogauge.runlog import Recorded
 
 STRETCHES = 20
@@ -49,7 +51,7 @@ TOTALS = (
 )
 """rows about the whole run that have a figure from its first step on"""
 
-State = Literal["running", "silent", "died"]
+State = Literal["running", "silent", "hung", "died"]
 
 
 class Silence(Stored):
@@ -58,6 +60,8 @@ class Silence(Stored):
     state: State
     last_line_age_s: float
     why: str
+    certain: bool
+    """whether the lock of the folder says if the process lives; else the silence alone"""
 
 
 class Projection(Stored):
@@ -95,25 +99,44 @@ def without_totals(measurements: Measurements, config: Config) -> Measurements:
 
 
 def silence(
-    recorded: Recorded, prediction: Prediction, written_unix: float, now_unix: float
+    recorded: Recorded,
+    prediction: Prediction,
+    written_unix: float,
+    now_unix: float,
+    alive: bool | None = None,
 ) -> Silence | None:
     """Whether the run still runs; None where its log says how it ended, or is another program's.
 
     Args:
         written_unix: when the log was last written to.
         now_unix: the moment to judge it at.
+        alive: whether its process is there, as process_is_there says.
     """
     if recorded.end is not None or recorded.starts[0].source != "train":
         return None
     age = max(now_unix - written_unix, 0.0)
+    ago = f"last line {format_seconds(age)} ago"
+    if alive is False:
+        why = f"its process is gone, none on this machine holds the run's lock ({ago})"
+        return Silence(state="died", last_line_age_s=age, why=why, certain=True)
     longest, what = _longest_work(recorded, prediction)
     why = f"no line for {format_seconds(age)}, {what} {format_seconds(longest)}"
+    if alive:
+        why = f"its process is there, but {why}"
     state: State = "silent"
     if age <= RUNNING_TIMES * longest + RUNNING_SECONDS:
-        state, why = "running", f"last line {format_seconds(age)} ago"
+        state, why = "running", ago
     elif age > max(DIED_TIMES * longest, DIED_SECONDS):
-        state = "died"
-    return Silence(state=state, last_line_age_s=age, why=why)
+        state = "hung" if alive else "died"
+    return Silence(state=state, last_line_age_s=age, why=why, certain=alive is not None)
+
+
+def process_is_there(folder: Path) -> bool | None:
+    """Whether the process of a run lives; None in a folder that never had a lock.
+
+    Such a folder is older, was imported, or was copied without it.
+    """
+    return is_held(folder)
 
 
 def _longest_work(recorded: Recorded, prediction: Prediction) -> tuple[float, str]:
@@ -142,8 +165,8 @@ def project(
     the interval are those of parts that slow down together. None without a steady step, or
     where the log does not tell what the run took so far.
     """
-    done, train, wall = measurements.steps_done, config.train, measurements.ledger.wall_s
-    if wall is None or not measurements.timed_whole:
+    done, train, ran = measurements.steps_done, config.train, measurements.ledger.ran_s
+    if ran is None or not measurements.timed_whole:
         return None
     pace = _pace(steady_seconds(recorded), prediction)
     if pace is None:
@@ -178,11 +201,11 @@ def project(
         spread = format_range("step_seconds", each[0], each[2])
         told.append(f"{count:,} {name}{'s' * (count > 1)} of {spread}")
     return Projection(
-        total_s=wall + expected,
-        low_s=wall + low,
-        high_s=wall + high,
+        total_s=ran + expected,
+        low_s=ran + low,
+        high_s=ran + high,
         left_s=expected,
-        how=f"{format_seconds(wall)} so far, and still to come {', '.join(told) or 'nothing'}",
+        how=f"{format_seconds(ran)} so far, and still to come {', '.join(told) or 'nothing'}",
     )
 
 
@@ -224,8 +247,8 @@ def _predicted_checkpoint(config: Config, prediction: Prediction) -> Triple | No
     if "checkpoint_s" not in prediction.ledger:
         return None
     each = prediction.ledger["checkpoint_s"] / checkpoints(config)
-    slow, usual, fast = CHECKPOINT_BYTES_PER_SECOND
-    return each * usual / fast, each, each * usual / slow
+    fast, usual, slow = waiting_seconds(1.0, checkpoints(config))
+    return each * fast / usual, each, each * slow / usual
 
 
 def last_events(recorded: Recorded, measurements: Measurements) -> list[LastEvent]:
@@ -271,18 +294,18 @@ def unfinished_headline(
 ) -> str:
     """Where the run stands, and when it ends, or would at this pace."""
     where = f"step {measurements.steps_done:,} of {config.train.max_steps:,}"
-    wall = measurements.ledger.wall_s
-    if wall is not None and measurements.timed_whole:
-        where += f" after {format_seconds(wall)}"
+    ran = measurements.ledger.ran_s
+    if ran is not None and measurements.timed_whole:
+        where += f" after {format_seconds(ran)}"
     if quiet is None:
         began = {"stopped": "Stopped", "failed": "Failed"}.get(measurements.status, "The log ends")
         text = f"{began} at {where}."
     elif quiet.state == "running":
         text = f"Running, {quiet.why}: {where}."
-    elif quiet.state == "died":
-        text = f"Died at {where}: {quiet.why}."
     else:
-        text = f"Silent at {where}, and perhaps dead: {quiet.why}."
+        word = {"died": "Died", "hung": "Hangs", "silent": "Silent"}[quiet.state]
+        doubt = ", and perhaps dead" if quiet.state == "silent" and not quiet.certain else ""
+        text = f"{word} at {where}{doubt}: {quiet.why}."
     if projection is None:
         return text
     total = _with_interval(projection)

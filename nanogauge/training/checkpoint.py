@@ -1,103 +1,82 @@
-"""Checkpoints: a folder per step, written aside, flushed and renamed; read without pickle.
+"""What a checkpoint is: a folder of three files that any flipped bit makes damaged, without pickle.
 
 checkpoints/step_00001000/ holds model.safetensors, state.pt (optimizer, loss scaler, random states)
-and meta.json with the sha256 of both and the position in the data.
+and meta.json, which has the sha256 of both and, in its last line, one of itself. How it comes to be
+there is in checkpoint_writer.py.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
-import shutil
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import nn
 
-KEEP = 2  # the newest, and the one before it should the newest be damaged
+WEIGHTS, STATE, META = "model.safetensors", "state.pt", "meta.json"
+REPLACED = ".replaced"
+"""ends the name of a checkpoint while one of the same step takes its place"""
+_NAME = re.compile(rf"step_(\d{{8,}})({re.escape(REPLACED)})?")
+_OWN_DIGEST = "sha256_of_the_above"
 _TIED = "lm_head.weight"  # the embedding under a second name
 
 
-def save_checkpoint(
-    folder: Path,
-    step: int,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    position: Mapping[str, object],
-) -> tuple[Path, int]:
-    """Write the state after `step` updates, at a position in the data; returns folder and bytes.
+class RandomState(TypedDict):
+    """Where the generators of one rank stand, as bytes."""
 
-    The folder takes its name only once it is whole and flushed; older ones beyond KEEP are removed
-    after that.
+    cpu: torch.Tensor
+    device: torch.Tensor | None
+    """of the GPU that the rank computes on; None on a CPU"""
 
-    Raises:
-        OSError: if the disk is full or not writable; earlier checkpoints stay as they are.
-    """
-    final = folder / f"step_{step:08d}"
-    aside = folder / f".step_{step:08d}.tmp"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
-        weights = {k: v.contiguous() for k, v in model.state_dict().items() if k != _TIED}
-        safetensors.torch.save_file(weights, aside / "model.safetensors")
-        state = {
-            "optimizer": optimizer.state_dict(),
-            "scaler": scaler.state_dict(),
-            "rng_cpu": torch.get_rng_state(),
-            "rng_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        }
-        torch.save(state, aside / "state.pt")
-        files = ("model.safetensors", "state.pt")
-        hashes = {name: _sha256(aside / name) for name in files}
-        meta = {"step": step, "data": position, "sha256": hashes}
-        (aside / "meta.json").write_text(json.dumps(meta, indent=1))
-        for name in (*files, "meta.json"):
-            _flush(aside / name)
-        _flush(aside)
-        shutil.rmtree(final, ignore_errors=True)  # an interrupted run may come by here again
-        os.replace(aside, final)
-        _flush(folder)
-    except (OSError, safetensors.SafetensorError, RuntimeError) as error:
-        # Both writers wrap the operating system's error in one of their own.
-        shutil.rmtree(aside, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise
-        raise OSError(errno.EIO, str(error).splitlines()[0]) from error
-    for old in _newest_first(folder)[KEEP:]:
-        shutil.rmtree(old)
-    return final, sum(f.stat().st_size for f in final.iterdir())
+
+@dataclass(frozen=True)
+class Meta:
+    """What meta.json tells of a checkpoint."""
+
+    step: int
+    """updates that were made before it"""
+    data: Mapping[str, object]
+    """the position in the data"""
+    run: Mapping[str, Any]
+    """whatever the run wanted to be kept with it"""
+    val_loss: float | None
+    """nats per token at this very step; None where there was no evaluation, or no finite loss"""
+
+
+def random_state(device: torch.device) -> RandomState:
+    """The state of the CPU's generator, and of that of the device."""
+    if device.type == "cpu":
+        return {"cpu": torch.get_rng_state(), "device": None}
+    with torch.accelerator.device_index(device.index):
+        there = torch.get_device_module(device).get_rng_state()
+    return {"cpu": torch.get_rng_state(), "device": there}
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest intact checkpoint, and a sentence for each damaged one that was passed over."""
     damaged: list[str] = []
-    for path in _newest_first(folder):
-        if is_whole(path):
+    for path in reversed(list_checkpoints(folder)):
+        if intact_meta(path) is not None:
             return path, damaged
         damaged.append(f"the checkpoint {path} is damaged and was passed over")
     return None, damaged
 
 
-def is_whole(path: Path) -> bool:
-    """Whether a checkpoint's files are those that were written."""
-    try:
-        meta = json.loads((path / "meta.json").read_bytes())
-        return all(_sha256(path / name) == want for name, want in meta["sha256"].items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
+def read_meta(path: Path) -> Meta:
+    """What a checkpoint tells of itself.
 
-
-def load_weights(path: Path, model: nn.Module, device: torch.device) -> None:
-    """Put the weights of a checkpoint into a model."""
-    weights = safetensors.torch.load_file(path / "model.safetensors", device=str(device))
-    model.load_state_dict(weights | {_TIED: weights["transformer.wte.weight"]})
+    Raises:
+        OSError: if there is no such checkpoint.
+        ValueError: if its meta.json is damaged.
+    """
+    content = _content(path)
+    return Meta(content["step"], content["data"], content["run"], content["val_loss"])
 
 
 def load_checkpoint(
@@ -106,39 +85,85 @@ def load_checkpoint(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     device: torch.device,
-) -> int:
-    """Put everything back as it was after the checkpoint's step; returns that step."""
+    rank: int = 0,
+    world: int = 1,
+) -> bool:
+    """Put everything back as it was after the checkpoint's step.
+
+    Returns whether the random states were among it: they are not where there were another number of
+    ranks, or another kind of device.
+    """
     load_weights(path, model, device)
-    state: dict[str, Any] = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+    state: dict[str, Any] = torch.load(path / STATE, map_location="cpu", weights_only=True)
     optimizer.load_state_dict(state["optimizer"])
     scaler.load_state_dict(state["scaler"])
-    torch.set_rng_state(state["rng_cpu"])
-    if state["rng_cuda"]:
-        torch.cuda.set_rng_state_all(state["rng_cuda"])
-    step = json.loads((path / "meta.json").read_bytes())["step"]
-    assert isinstance(step, int)
-    return step
+    of_ranks: list[RandomState] = state["random"]
+    if len(of_ranks) != world or _sizes(of_ranks[rank]) != _sizes(random_state(device)):
+        return False
+    torch.set_rng_state(of_ranks[rank]["cpu"])
+    if (on_device := of_ranks[rank]["device"]) is not None:
+        with torch.accelerator.device_index(device.index):
+            torch.get_device_module(device).set_rng_state(on_device)
+    return True
 
 
-def data_position(path: Path) -> dict[str, object]:
-    """The position in the data that a checkpoint was saved with."""
-    position = json.loads((path / "meta.json").read_bytes()).get("data", {})
-    assert isinstance(position, dict)
-    return position
+def load_weights(path: Path, model: nn.Module, device: torch.device) -> None:
+    """Put the weights of a checkpoint into a model."""
+    weights = safetensors.torch.load_file(path / WEIGHTS, device=str(device))
+    model.load_state_dict(weights | {_TIED: weights["transformer.wte.weight"]})
 
 
-def _newest_first(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step_*"), reverse=True) if folder.is_dir() else []
+def own_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The weights by their names, each once: what model.safetensors holds."""
+    return {name: weight for name, weight in model.state_dict().items() if name != _TIED}
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, intact or not, by their steps."""
+    if not folder.is_dir():
+        return []
+    found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=lambda path: (step_of(path), not path.name.endswith(REPLACED)))
+
+
+def step_of(path: Path) -> int:
+    """The step that the name of a checkpoint's folder tells."""
+    named = _NAME.fullmatch(path.name)
+    assert named is not None
+    return int(named[1])
+
+
+def intact_meta(path: Path) -> Meta | None:
+    """What a checkpoint tells of itself; None if a bit of it is not as it was written."""
+    try:
+        hashes: dict[str, str] = _content(path)["sha256"]
+        whole = all(_sha256(path / name) == wanted for name, wanted in hashes.items())
+        return read_meta(path) if whole else None
+    except (OSError, ValueError):
+        return None
+
+
+def meta_bytes(content: Mapping[str, object]) -> bytes:
+    """meta.json with this content: its one serialisation, which ends with a digest of itself."""
+    digest = hashlib.sha256(json.dumps(content, indent=1).encode()).hexdigest()
+    return json.dumps({**content, _OWN_DIGEST: digest}, indent=1).encode()
+
+
+def _content(path: Path) -> dict[str, Any]:
+    data = (path / META).read_bytes()
+    content = json.loads(data)
+    if not isinstance(content, dict) or content.pop(_OWN_DIGEST, None) is None:
+        raise ValueError(f"{path / META} has no digest of itself")
+    if meta_bytes(content) != data:
+        raise ValueError(f"{path / META} is not what its digest was made of")
+    return content
+
+
+def _sizes(state: RandomState) -> tuple[int, int | None]:
+    on_device = state["device"]
+    return state["cpu"].numel(), on_device.numel() if on_device is not None else None
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

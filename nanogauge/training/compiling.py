@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from nanogauge.training.device import is_out_of_memory
+
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -22,11 +24,15 @@ class CompileWatch:
         self._now = now
         self._done_seconds = 0.0
         self._began: float | None = None
+        self._listening = False
 
     def listen(self) -> None:
         """Count from now on; loads the compiler's front, which takes 75 MB."""
         from torch._dynamo.callback import callback_handler
 
+        if self._listening:
+            return
+        self._listening = True
         callback_handler.register_start_callback(self._on_start)
         callback_handler.register_end_callback(self._on_end)
 
@@ -44,37 +50,42 @@ class CompileWatch:
 
 def compile_model(
     model: nn.Module, tokens: Tensor, targets: Tensor, autocast: Callable[[], object]
-) -> tuple[Loss, str | None]:
+) -> tuple[nn.Module, str | None]:
     """Compile for training and for evaluation by running each once on a batch (B T, B T).
 
     Weights, gradients and random states are afterwards what they were before. Where compilation
     fails (no C++ compiler, no Triton, a bug), the model itself is returned with the reason.
     """
-    compiled: Loss = torch.compile(model)
-    devices = [tokens.device] if tokens.device.type == "cuda" else []
+    compiled = torch.compile(model)
+    assert isinstance(compiled, nn.Module)
     try:
-        with torch.random.fork_rng(devices=devices):
-            _run_once(model, compiled, tokens, targets, autocast)
+        run_once(model, compiled, tokens, targets, autocast)
     except Exception as error:  # whatever inductor raises: eager training is the way on
+        if is_out_of_memory(error):
+            raise
         torch._dynamo.reset()
         lines = [line for line in str(error).splitlines() if line.strip()] or [""]
         return model, f"{type(error).__name__}: {lines[0][:300]}"
-    finally:
-        model.zero_grad(set_to_none=True)
-        model.train()
     return compiled, None
 
 
-def _run_once(
+def run_once(
     model: nn.Module,
     loss: Loss,
     tokens: Tensor,
     targets: Tensor,
     autocast: Callable[[], object],
 ) -> None:
-    with autocast():  # type: ignore[attr-defined]
-        value = loss(tokens, targets)
-    value.backward()  # type: ignore[no-untyped-call]
-    model.eval()
-    with torch.no_grad(), autocast():  # type: ignore[attr-defined]
-        loss(tokens, targets)
+    """Run a loss of the model for training and for evaluation, as if it had not been run."""
+    devices = [tokens.device] if tokens.device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            with autocast():  # type: ignore[attr-defined]
+                value = loss(tokens, targets)
+            value.backward()  # type: ignore[no-untyped-call]
+            model.eval()
+            with torch.no_grad(), autocast():  # type: ignore[attr-defined]
+                loss(tokens, targets)
+    finally:
+        model.zero_grad(set_to_none=True)
+        model.train()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -64,6 +65,27 @@ def synchronize(device: torch.device) -> None:
     """Wait until the device has done everything that was asked of it."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether it says that an allocation found no room; only CUDA has an error of its own for it.
+
+    Source of the other words: c10/core/impl/alloc_cpu.cpp, aten/src/ATen/mps/MPSAllocator.mm.
+    """
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError)
+        and ("DefaultCPUAllocator" in text or "MPS backend out of memory" in text)
+    )
+
+
+def release_memory(device: torch.device) -> None:
+    """Give back what the allocator keeps and nobody uses."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
 
 
 def to_host(figures: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ Shapes in comments: T positions, C width, H heads, D = C / H, S positions of a b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -142,6 +143,8 @@ def generate(
 ) -> Iterator[int]:
     """Tokens that go on from a prompt of at least one: `count`, or fewer where the text ends.
 
+    A model whose logits are not finite, as one that has diverged, ends it too.
+
     Dropout has no part in it, whatever the model's mode.
 
     Args:
@@ -150,7 +153,10 @@ def generate(
     """
     context, tokens = Context(model), prompt
     for _ in range(count):
-        chosen = choice.draw(context.next_logits(tokens), generator)
+        logits = context.next_logits(tokens)
+        if not math.isfinite(float(logits.max())):
+            return  # weights that have diverged say nothing
+        chosen = choice.draw(logits, generator)
         if chosen == end:
             return
         yield chosen

@@ -1,0 +1,30 @@
+"""What checkpoints cost a run: the seconds that the loop waits for them."""
+
+from __future__ import annotations
+
+Triple = tuple[float, float, float]
+"""low, expected, high"""
+
+STATE_BYTES_PER_PARAMETER = 12
+"""of a checkpoint: the weight and Adam's two moments in fp32"""
+
+FIRST_COPY_BYTES_PER_SECOND: Triple = (0.4e9, 3.0e9, 10.0e9)
+"""Slow to fast: the first copy goes into memory that is only now allocated. Measured on two cores
+of a CPU: 4.6e9; page-locking memory for a GPU is slower, and was not measured."""
+
+COPY_BYTES_PER_SECOND: Triple = (1.5e9, 8.0e9, 20.0e9)
+"""Of every other copy. Measured there: 10e9; PCIe 4.0 carries 6e9 (four lanes) to 25e9."""
+
+WRITE_BYTES_PER_SECOND: Triple = (0.1e9, 0.4e9, 1.0e9)
+"""Hashed, written and flushed. Measured there: 0.13e9 to 0.46e9; the hash alone goes at 1.4e9."""
+
+
+def waiting_seconds(state_bytes: float, count: int) -> Triple:
+    """What the loop waits for all checkpoints: for the copy of each, and the write of the last."""
+    ends = zip(
+        FIRST_COPY_BYTES_PER_SECOND, COPY_BYTES_PER_SECOND, WRITE_BYTES_PER_SECOND, strict=True
+    )
+    slow, usual, fast = (
+        state_bytes * (1 / first + (count - 1) / copy + 1 / write) for first, copy, write in ends
+    )
+    return fast, usual, slow

@@ -1,0 +1,41 @@
+"""What a run takes whose compilation failed, so that it goes on without."""
+
+from __future__ import annotations
+
+from nanogauge.config import Config
+from nanogauge.predict.calibration import Calibration
+from nanogauge.predict.prediction import predict
+from nanogauge.quantities import format_range, format_seconds
+from nanogauge.records import Estimate, Hardware
+
+
+def eager_total(
+    config: Config, hardware: Hardware, dtype: str, calibration: Calibration | None
+) -> Estimate | None:
+    """Seconds of the whole run without compilation; None where this device has no prediction.
+
+    Args:
+        config: the run as it was to be, compiled.
+        hardware: what it runs on.
+        dtype: as resolved.
+        calibration: what is known of this device; without one it is the analytic prediction.
+    """
+    uncompiled = config.run.model_copy(update={"compile": False})
+    eager = config.model_copy(update={"run": uncompiled})
+    return predict(eager, hardware, dtype, calibration=calibration).best("total_seconds")
+
+
+def eager_sentence(eager: Estimate, compiled: Estimate | None) -> str:
+    """How long the run takes without compilation, and how much more that is.
+
+    Args:
+        eager: seconds of the whole run, as eager_total gives them.
+        compiled: the same as it was predicted with compilation; None where it was not.
+    """
+    interval = format_range("total_seconds", eager.low, eager.high)
+    takes = f"Without compilation the whole run takes about {format_seconds(eager.expected)}"
+    if compiled is None:
+        return f"{takes} ({interval})."
+    more = eager.expected - compiled.expected
+    difference = f"{format_seconds(abs(more))} {'more' if more >= 0 else 'less'}"
+    return f"{takes} ({interval}), {difference} than was predicted with it."

@@ -1,0 +1,63 @@
+"""Before the first step: the model is compiled, and joined to the other ranks.
+
+Here, as in train.py, everything meets: nothing but train.py imports it.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Literal
+
+import torch
+
+from nanogauge.calibrations import load_calibration
+from nanogauge.predict.eager import eager_sentence, eager_total
+from nanogauge.present import calibrated_threads
+from nanogauge.records import Compile, Event
+from nanogauge.session import Session
+from nanogauge.training.compiling import compile_model, run_once
+from nanogauge.training.device import autocast
+
+COMPILING_SECONDS = 1800.0
+"""what compiling may take: minutes for large models on slow processors"""
+
+
+def compile_session(s: Session) -> None:
+    """Compile, in a window of its own; where that fails the model stays as it is, loudly."""
+    s.screen.say("compiling ...")
+    s.compile_watch.listen()
+    s.watchdog.beat(COMPILING_SECONDS)
+    with s.clock.window() as compiling:
+        tokens, targets = s.batches.batch("train", 0, 0)
+        context = partial(autocast, s.device, s.dtype)
+        compiled, failure = compile_model(s.model, tokens, targets, context)
+        failures = [told for told in s.ranks.gather(failure) if told is not None]
+        failure = failures[0] if failures else None
+        s.loss_of = s.averaged_loss_of = s.model if failures else compiled
+    mode: Literal["compiled", "eager"] = "compiled" if failure is None else "eager"
+    s.eager = failure is not None
+    s.log.write(Compile(seconds=compiling.seconds + compiling.compile_seconds, mode=mode))
+    if failure is not None:
+        text = f"torch.compile failed, training goes on without it: {failure}"
+        hardware = s.folder.prediction.hardware
+        calibration, _ = load_calibration(
+            hardware.name, torch.__version__, calibrated_threads(s.device)
+        )
+        eager = eager_total(s.config, hardware, s.dtype, calibration)
+        if eager is not None:
+            predicted = s.folder.prediction.best("total_seconds")
+            text = f"{text.rstrip('.')}. {eager_sentence(eager, predicted)}"
+        s.log.write(Event(level="warning", what="compile_failed", text=text))
+        s.screen.say(f"! {text}")
+
+
+def average_gradients(s: Session) -> None:
+    """From here on the gradients of averaged_loss_of are the mean over all ranks."""
+    if s.ranks.world == 1:
+        return
+    tokens, targets = s.batches.batch("train", 0, 0)
+    context = partial(autocast, s.device, s.dtype)
+    with s.clock.window():
+        s.averaged_loss_of = s.ranks.wrap(
+            s.loss_of, lambda loss: run_once(s.model, loss, tokens, targets, context)
+        )

@@ -1,0 +1,180 @@
+"""Checkpoints: any damage is found, each is a snapshot, and its copy costs what is predicted."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from checkpoints import CPU, WIDE, Trained, in_a_process, names, same, write_two
+from examples import CPU as PROCESSOR
+
+from nanogauge.predict.memory import predict_memory
+from nanogauge.predict.workload import Workload, shape_of
+from nanogauge.training import checkpoint_writer
+from nanogauge.training.checkpoint import (
+    RandomState,
+    newest_checkpoint,
+    random_state,
+    read_meta,
+)
+from nanogauge.training.checkpoint_writer import (
+    Checkpoints,
+    Written,
+)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with intact checkpoints at steps 1 and 2."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    write_two(folder)
+    return folder
+
+
+def test_everything_comes_back_to_the_bit(tmp_path: Path) -> None:
+    """Weights, moments and random numbers go on as if nothing had happened; meta.json tells all."""
+    trained = Trained()
+    trained.step()
+    written = trained.save(Checkpoints(tmp_path, keep=1), 7, val_loss=3.5)
+    assert isinstance(written, Written)
+    assert written.path == tmp_path / "step_00000007"
+    assert written.bytes == sum(file.stat().st_size for file in written.path.iterdir())
+    before, numbers = trained.state(), torch.rand(5)
+    fresh = Trained()
+    assert fresh.load(written.path)
+    assert same(fresh.state(), before)
+    assert torch.equal(torch.rand(5), numbers)
+    assert fresh.model.lm_head.weight is fresh.model.embedding.weight
+    meta = read_meta(written.path)
+    assert (meta.step, meta.val_loss) == (7, 3.5)
+    assert (meta.data, meta.run) == ({"samples": 56}, {"wandb_id": "é", "best": 3.25})
+    weights = {k: v for k, v in before.items() if k in dict(fresh.model.named_parameters())}
+    by_the_library = safetensors.torch.save(weights)
+    assert (written.path / "model.safetensors").read_bytes() == by_the_library
+
+
+def test_each_rank_gets_its_own_random_numbers_and_another_number_of_ranks_none(
+    tmp_path: Path,
+) -> None:
+    """With the states of other ranks, two ranks could draw the same dropout."""
+    states: list[RandomState] = []
+    expected = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        states.append(random_state(CPU))
+        expected.append(torch.rand(3))
+    trained, checkpoints = Trained(), Checkpoints(tmp_path, keep=1)
+    trained.begin(checkpoints, 1, random_states=states)
+    checkpoints.wait()
+    path, _ = newest_checkpoint(tmp_path)
+    assert path is not None
+    for rank in (0, 1):
+        assert trained.load(path, rank, world=2)
+        assert torch.equal(torch.rand(3), expected[rank])
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    assert not trained.load(path, 0, world=1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "state.pt", "meta.json"])
+def test_no_damage_to_any_file_goes_unseen(two: Path, tmp_path: Path, name: str) -> None:
+    """Cut short or with one bit flipped, anywhere: the checkpoint before it is used, and told."""
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(two, folder)
+    file, source = folder / "step_00000002" / name, random.Random(name)
+    data = file.read_bytes()
+    damaged = [data[: source.randrange(len(data))] for _ in range(50)]
+    for bit in source.sample(range(8 * len(data)), 50):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        damaged.append(bytes(flipped))
+    damaged += [data + b"\n", data.replace(b"\n", b"\r\n", 1) + b" ", b""]
+    for content in damaged:
+        file.write_bytes(content)
+        told = f"the checkpoint {file.parent} is damaged and was passed over"
+        assert newest_checkpoint(folder) == (folder / "step_00000001", [told])
+    file.write_bytes(data)
+    assert newest_checkpoint(folder) == (folder / "step_00000002", [])
+
+
+def test_what_is_written_is_a_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training goes on while a checkpoint is written, which changes no bit of it; and the next one
+    goes into the memory of the first.
+    """
+    trained = Trained()
+    trained.step()
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    torch.manual_seed(5)
+    expected = trained.state()
+    really = checkpoint_writer.write_files
+    places: list[set[int]] = []
+
+    def held_up(folder: Path, weights: dict[str, torch.Tensor], *rest: object) -> int:
+        trained.step()
+        trained.step()
+        places.append({weight.data_ptr() for weight in weights.values()})
+        return really(folder, weights, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(checkpoint_writer, "write_files", held_up)
+    trained.begin(checkpoints, 1)
+    checkpoints.wait()
+    assert isinstance(*checkpoints.done(), Written)
+    assert not same(trained.state(), expected)
+    fresh = Trained()
+    assert fresh.load(tmp_path / "step_00000001")
+    assert same(fresh.state(), expected)
+    trained.save(checkpoints, 2)
+    assert places[0] == places[1]
+
+
+def test_a_bug_in_the_writer_is_raised_in_the_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exception in a thread would otherwise be a line on the screen, and no checkpoint."""
+
+    def broken(*_: object) -> int:
+        raise KeyError("a bug")
+
+    trained, checkpoints = Trained(), Checkpoints(tmp_path, keep=1)
+    monkeypatch.setattr(checkpoint_writer, "write_files", broken)
+    trained.begin(checkpoints, 1)
+    with pytest.raises(KeyError, match="a bug"):
+        checkpoints.wait()
+    assert names(tmp_path) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is reset, and the heap trimmed")
+def test_the_copy_takes_the_memory_that_is_predicted(tmp_path: Path) -> None:
+    """12 B per parameter from the first checkpoint on, no more with the second, and nothing beside
+    it while a checkpoint is written.
+    """
+    done = in_a_process(
+        "import ctypes, json\n"
+        "from nanogauge.measure.memory import peak_process_bytes, process_bytes, reset_peak\n"
+        "trained.save(checkpoints, 1)\n"  # loads what writing needs
+        "trained, checkpoints = Trained(WIDE), Checkpoints(Path(sys.argv[1]), keep=1)\n"
+        "trained.step()\n"
+        "held = []\n"
+        "ctypes.CDLL(None).malloc_trim(0)\n"  # what was taken for gradients
+        "for step in (2, 3):\n"
+        "    reset_peak()\n"
+        "    held.append(process_bytes())\n"
+        "    trained.save(checkpoints, step)\n"
+        "    held.append(peak_process_bytes())\n"
+        "print(json.dumps(held))\n",
+        tmp_path,
+    )
+    before, first, again, second = json.loads(done.stdout)
+    work = Workload(shape_of(WIDE), micro_batch=2, grad_accum=1, dtype="float32", compiled=False)
+    plain, copied = (predict_memory(work, PROCESSOR, when) for when in ("never", "in training"))
+    assert copied.allocated - plain.allocated == pytest.approx(first - before, rel=0.1)
+    assert second - again < 0.05 * (first - before)
+    last = predict_memory(work, PROCESSOR, "at the end")
+    assert plain.allocated <= last.allocated <= copied.allocated

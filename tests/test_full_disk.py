@@ -1,0 +1,153 @@
+"""A log on a full disk: the run goes on, and what the disk refuses is neither lost nor torn."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nanogauge import whole_lines
+from nanogauge.records import End, Event, Sensor, Start, Step
+from nanogauge.runlog import FILE_NAME, RunLog, read_log
+
+FIRST = Start(max_steps=10, prediction_sha256="ab" * 32, device="RTX 4070")
+
+
+@contextlib.contextmanager
+def room_until(size: int) -> Iterator[None]:
+    """No file can grow beyond so many bytes: a write there is cut short, the next one refused."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def as_written(line: Start | Step | Event | Sensor | End) -> bytes:
+    values = {"kind": line.kind, **line.model_dump(mode="json", exclude_none=True)}
+    return json.dumps(values, ensure_ascii=False).encode() + b"\n"
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 90), min_size=1, max_size=25),
+    rooms=st.lists(st.integers(0, 2500), min_size=25, max_size=25),
+)
+def test_the_file_is_always_a_prefix_in_whole_lines_of_what_was_written(
+    lengths: list[int], rooms: list[int]
+) -> None:
+    """The disk is full, has room for half a line, has room again, and so on, before every line.
+
+    There is a problem exactly while something is missing from the file; with room to the end,
+    nothing is.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        path, written = Path(name) / FILE_NAME, b""
+        with RunLog(Path(name)) as log:
+            for length, room in zip(lengths, rooms, strict=False):
+                line = Event(what="note", text="字" * length)
+                written += as_written(line)
+                with room_until(room):
+                    log.write(line)
+                data = path.read_bytes()
+                assert written.startswith(data)
+                assert data == b"" or data.endswith(b"\n")
+                assert (log.problem is None) == (data == written)
+        assert path.read_bytes() == written
+
+
+def test_a_problem_is_the_same_sentence_until_there_is_room(tmp_path: Path) -> None:
+    """So that whoever asks after each line can tell it once."""
+    with RunLog(tmp_path) as log:
+        log.write(FIRST)
+        assert log.problem is None
+        told = set()
+        with room_until((tmp_path / FILE_NAME).stat().st_size + 20):  # the first write is cut short
+            for step in range(5):
+                log.write(Step(step=step, loss=4.0))
+                told.add(log.problem)
+        (sentence,) = told
+        assert sentence is not None and "free space" in sentence
+        log.write(Step(step=5, loss=4.0))
+        assert log.problem is None
+    assert [step.step for step in read_log(tmp_path).steps] == list(range(6))
+
+
+def test_who_closes_a_log_that_lacks_lines_is_told(tmp_path: Path) -> None:
+    """The last lines of a run are its end: a report would call it dead."""
+    log = RunLog(tmp_path)
+    log.write(FIRST)
+    with (
+        pytest.raises(OSError, match="2 lines of the log could not be written"),
+        room_until((tmp_path / FILE_NAME).stat().st_size),
+        log,
+    ):
+        log.write(Step(step=0, loss=4.0))
+        log.write(End(status="finished", steps=1))
+    assert (tmp_path / FILE_NAME).read_bytes() == as_written(FIRST)
+
+
+def test_what_waits_is_bounded_and_readings_are_dropped_before_anything_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The oldest first, with a line that tells how many; a step is refused rather than dropped."""
+    monkeypatch.setattr(whole_lines, "WAITING_BYTES", 4000)
+    monkeypatch.setattr(whole_lines, "THINNED_BYTES", 3500)
+    with RunLog(tmp_path) as log:
+        log.write(FIRST)
+        with room_until((tmp_path / FILE_NAME).stat().st_size):
+            for step in range(60):
+                log.write(Sensor(power_watts=float(step)))
+                if step % 2:
+                    log.write(Step(step=step, loss=4.0))
+            with pytest.raises(OSError, match="large"):
+                for step in range(60, 200):
+                    log.write(Step(step=step, loss=4.0))
+        log.write(End(status="failed", steps=step))
+    read = read_log(tmp_path)
+    assert [s.step for s in read.steps] == [*range(1, 60, 2), *range(60, step)]
+    assert not len(read.sensors)
+    (event,) = read.events
+    assert event.what == "readings_dropped" and "60 sensor readings" in event.text
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("only root may mount a file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_on_a_disk_that_is_really_full_nothing_is_lost(small_disk: Path) -> None:
+    """Something else fills it in the middle of a run, and goes again."""
+    with RunLog(small_disk) as log:
+        log.write(FIRST)
+        filler = small_disk / "filler"
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+            while file.write(b"\0" * 4096):
+                pass
+        for step in range(400):  # 20 KB: the log's own page is full soon
+            log.write(Step(step=step, loss=4.0))
+        assert log.problem is not None and os.strerror(28) in log.problem
+        read = read_log(small_disk)
+        assert 0 < len(read.steps) < 400 and not read.cut
+        filler.unlink()
+        log.write(Step(step=400, loss=4.0))
+    assert [step.step for step in read_log(small_disk).steps] == list(range(401))

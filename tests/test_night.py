@@ -1,0 +1,224 @@
+"""What happened in the night: told in order, counted, and only where there is something to tell."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import run
+from made_runs import end, lines, make_finished, make_folder, prediction_of, steps, write
+
+from nanogauge.recorded import LONGEST_GAP_SECONDS
+from nanogauge.report.build import Report, build_report
+from nanogauge.report.render import render_report
+from nanogauge.runfolder import load
+from nanogauge.runlock import hold
+from nanogauge.runlog import FILE_NAME
+
+BEGAN = 1.7e9 - 1.0
+"""when the clock of a made run's first process stood at zero"""
+
+
+def start(folder: Path, first_step: int, began: float | None, elapsed: float, **more: Any) -> bytes:
+    """A start line of a process whose clock stood at zero at `began`."""
+    line = {
+        "kind": "start",
+        "elapsed_seconds": elapsed,
+        "unix_time": None if began is None else began + elapsed,
+        "max_steps": 1000,
+        "first_step": first_step,
+        "prediction_sha256": load(folder).prediction_sha256,
+        "device": "RTX 4070",
+        **more,
+    }
+    return lines([line])
+
+
+def event(what: str, step: int, elapsed: float, text: str) -> bytes:
+    line = {"kind": "event", "what": what, "step": step, "text": text, "level": "warning"}
+    return lines([{**line, "elapsed_seconds": elapsed}])
+
+
+def step(number: int, elapsed: float) -> bytes:
+    line = {"kind": "step", "step": number, "step_seconds": 3.9, "elapsed_seconds": elapsed}
+    return lines([line])
+
+
+def eventful(folder: Path) -> None:
+    """Two updates skipped, went back by itself; hung, and started again; died, and by hand."""
+    make_folder(folder)
+    write(folder, steps(0, 112))  # a checkpoint after 100 steps
+    write(folder, event("update_skipped", 110, 480.0, "The update of step 110 was skipped."))
+    write(folder, event("checkpoint_failed", 111, 481.0, "No checkpoint at step 111: full."))
+    write(folder, event("update_skipped", 111, 482.0, "The update of step 111 was skipped."))
+    write(folder, event("rollback", 111, 490.0, "Back to step 100, the data in another order."))
+    write(folder, start(folder, 100, BEGAN, 500.0, continues=True, rollbacks=1, restart=0))
+    write(folder, step(100, 504.0) + step(101, 508.0))
+    write(folder, event("hung", 102, 1100.0, "No step for 10 min."))
+    second = BEGAN + 1100.0 + 35.0
+    write(folder, start(folder, 100, second, 2.0, rollbacks=1, restart=1) + step(100, 10.0))
+    write(folder, start(folder, 100, second + 10.0 + 3600.0, 2.0, rollbacks=1))
+    write(folder, step(100, 10.0) + end("stopped", 101, 11.0))
+
+
+def report_of(folder: Path) -> dict[str, Any]:
+    """report.json as the command writes it."""
+    assert run("report.py", folder).returncode == 0
+    told: dict[str, Any] = json.loads((folder / "report.json").read_text("utf-8"))
+    return told
+
+
+def test_the_night_is_told_in_order_with_clock_time_step_and_cost(tmp_path: Path) -> None:
+    """Each fault once: how the process before ended, who started again, what was made again."""
+    eventful(tmp_path)
+    report = report_of(tmp_path)
+    night = report["night"]
+    told = [(h["what"], h["step"], h["unix_time"], h["text"]) for h in night["happenings"]]
+    skipped = "2 updates were skipped, the last at step 111: their loss or gradient was not finite."
+    back = "Back to step 100, the data in another order. 12 steps were made again (46.8 s)."
+    hung = (
+        "Started again by --supervise, 35 s after the process before hung; 2 steps were made again "
+        "(7.8 s)."
+    )
+    died = (
+        "Started again by hand, 60 min after the process before died without a word in the log: "
+        "killed, crashed, or without power; 1 step was made again (3.9 s)."
+    )
+    assert told == [
+        ("update_skipped", 110, BEGAN + 480, skipped),
+        ("checkpoint_failed", 111, BEGAN + 481, "No checkpoint at step 111: full."),
+        ("rollback", 111, BEGAN + 490, back),
+        ("hung", 102, BEGAN + 1100, "No step for 10 min."),
+        ("restart", 100, BEGAN + 1137, hung),
+        ("restart", 100, BEGAN + 1147 + 3600, died),
+    ]
+    assert night["summary"] == (
+        "Started again 2 times, 1 of them by --supervise; 2 updates skipped; gone back once; "
+        "15 steps were made again (58.5 s); no process ran for 60.6 min; hung once; a checkpoint "
+        "failed once."
+    )
+    counted = {name: report["run"][name] for name in ("restarts", "lost_steps", "rollbacks")}
+    assert counted == {"restarts": 2, "lost_steps": 15, "rollbacks": 1}
+    assert report["run"]["skipped_updates"] == 2
+    for name in ("report.html", "report.md"):
+        text = (tmp_path / name).read_text("utf-8").replace("\u00a0", " ")
+        assert f" {told[1][3]}</p>" not in text and f"> {told[1][3]}" not in text  # a warning, too
+        section = text.partition("What happened in the night")[2]
+        places = [section.find(one[3][:40]) for one in told]
+        assert -1 not in places and places == sorted(places)
+
+
+def test_a_process_that_goes_back_by_itself_counts_its_time_once(tmp_path: Path) -> None:
+    """Its clock goes on: 1,100 s are no 490 + 1,100 s."""
+    eventful(tmp_path)
+    ledger = report_of(tmp_path)["time_ledger"]
+    assert ledger["gap_s"] == pytest.approx(35 + 3600)
+    assert ledger["wall_s"] == pytest.approx(1100 + 10 + 11 + 35 + 3600)
+    parts = sum(value for name, value in ledger.items() if name != "wall_s")
+    assert parts == pytest.approx(ledger["wall_s"])
+
+
+def test_a_quiet_night_is_one_line(tmp_path: Path) -> None:
+    make_finished(tmp_path)
+    report = report_of(tmp_path)
+    assert report["night"] == {
+        "summary": "Nothing: one process, no update was skipped, and no checkpoint lost.",
+        "happenings": [],
+    }
+    assert report["run"]["restarts"] == report["run"]["skipped_updates"] == 0
+    assert report["time_ledger"]["gap_s"] == 0
+
+
+def finished_after(folder: Path, began: float | None) -> Report:
+    """A run that died after 60 steps, and finished in a process that began then."""
+    make_folder(folder, max_steps=100)
+    write(folder, steps(0, 60))
+    write(folder, start(folder, 50, began, 2.0))
+    write(folder, b"".join(step(n, 10.0 + 4.0 * (n - 50)) for n in range(50, 100)))
+    write(folder, end("finished", 100, 210.0))
+    return build_report(folder, None)[0]
+
+
+def test_the_total_is_the_time_in_which_a_process_ran_and_names_the_gap(tmp_path: Path) -> None:
+    """Nothing was predicted of a machine that was off: the gap is no part of the difference."""
+    died = 20.0 + 60 * 3.9 + 2 * 15.0 + 1.0
+    report = finished_after(tmp_path, BEGAN + died + 7200.0)
+    total = next(row.measured for row in report.rows if row.id == "total_seconds")
+    assert total is not None and report.attribution is not None
+    assert total.value == pytest.approx(died + 210.0)
+    assert "the run's 2 processes; the 2 h between them, when none ran, are not in it" in total.how
+    assert report.time_ledger.wall_s == pytest.approx(died + 210.0 + 7200.0)
+    told = report.attribution
+    assert told.actual_s == total.value
+    assert sum(part.seconds for part in told.parts) == pytest.approx(
+        told.actual_s - told.predicted_s
+    )
+
+
+@pytest.mark.parametrize(
+    "began", [None, BEGAN + 100.0, BEGAN - 1e8, BEGAN + 2 * LONGEST_GAP_SECONDS]
+)
+def test_a_gap_of_a_clock_that_was_set_is_not_measured(tmp_path: Path, began: float | None) -> None:
+    """The next process began before the last one ended, or years later; or no line tells."""
+    report = finished_after(tmp_path, began)
+    assert report.time_ledger.gap_s is None
+    total = next(row.measured for row in report.rows if row.id == "total_seconds")
+    assert total is not None and "not known" in total.how
+    assert report.time_ledger.wall_s == pytest.approx(total.value)
+    assert "at a time that is not known" in report.night.happenings[0].text
+    assert "no process ran" not in report.night.summary
+
+
+def test_energy_is_of_all_processes_also_where_the_next_ones_clock_reads_more(
+    tmp_path: Path,
+) -> None:
+    """The first died after 3 s, the next has its first reading at 9 s: they were one process."""
+    config, _ = prediction_of(100)
+    make_folder(tmp_path, max_steps=100)
+    reading = {"kind": "sensor", "energy_source": "counter", "power_watts": 200.0}
+
+    def read(elapsed: float, joules: float) -> bytes:
+        return lines([{**reading, "elapsed_seconds": elapsed, "energy_joules": joules}])
+
+    write(tmp_path, steps(0, 2) + read(28.0, 0.9e6))
+    write(tmp_path, start(tmp_path, 0, BEGAN + 100.0, 2.0))
+    write(tmp_path, b"".join(step(n, 50.0 + 4.0 * n) for n in range(100)))
+    write(tmp_path, read(29.0, 1.8e6) + read(450.0, 3.6e6) + end("finished", 100, 451.0))
+    rows = {row.id: row for row in build_report(tmp_path, None)[0].rows}
+    energy, cost = rows["energy_kwh"].measured, rows["cost"].measured
+    assert energy is not None and cost is not None and config.cost.price_per_kwh is not None
+    assert energy.value == pytest.approx(1.25)
+    assert cost.value == pytest.approx(1.25 * config.cost.price_per_kwh)
+    assert energy.how.endswith(
+        "of all 2 processes; with 2 steps that were made again; what a process without an end in "
+        "the log used after the last reading is not in it"
+    )
+
+
+def state(folder: Path, age: float) -> tuple[str | None, str]:
+    now = 1.8e9
+    os.utime(folder / FILE_NAME, (now - age, now - age))
+    told = build_report(folder, None, now_unix=now)[0]
+    render_report(told, *build_report(folder, None)[1:])
+    return told.run.state, told.run.headline
+
+
+@pytest.mark.parametrize(("age", "word"), [(0.0, "running"), (90.0, "silent"), (1e5, "hung")])
+def test_a_run_whose_lock_is_held_is_not_dead(tmp_path: Path, age: float, word: str) -> None:
+    """However long it is silent; it may hang. The lock goes with the process: then it is dead."""
+    make_folder(tmp_path)
+    write(tmp_path, steps(0, 120))
+    assert state(tmp_path, 0.0)[0] == "running"  # without a lock: by its silence
+    lock = hold(tmp_path)
+    found, headline = state(tmp_path, age)
+    assert found == word
+    assert ("its process is there, but no line for" in headline) == (word != "running")
+    lock.close()
+    found, headline = state(tmp_path, age)
+    assert found == "died"
+    assert "its process is gone, none on this machine holds the run's lock (last line" in headline
+    write(tmp_path, end("stopped", 120, 535.0))
+    assert state(tmp_path, age)[0] is None

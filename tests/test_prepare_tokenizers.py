@@ -1,0 +1,104 @@
+"""A tokenizer.json of Hugging Face's prepares as well as tiktoken's encodings do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from preparing import TEXTS, prepare, sentence
+
+from nanogauge.prepare.shards import open_split, read_manifest
+from nanogauge.prepare.tokenizer import load_tokenizer
+
+tokenizers = pytest.importorskip(
+    "tokenizers", reason="needs Hugging Face's tokenizers: pip install 'nanogauge[tokenizers]'"
+)
+END = "<|endoftext|>"
+
+
+@pytest.fixture(scope="module")
+def described() -> dict[str, Any]:
+    """A byte-level vocabulary, as GPT-2 and Llama 3 have, with a few merges of its own."""
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=[END, "<|pad|>"],
+        initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    described: dict[str, Any] = json.loads(tokenizer.to_str())
+    return described
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_shards_of_a_tokenizer_json_decode_to_the_texts(
+    tmp_path: Path, described: dict[str, Any], padded: bool
+) -> None:
+    """Special tokens in a text are letters, and a document begins with the end-of-text token.
+
+    A padded vocabulary leaves numbers out: its tokens were counted, so that one above 65,535 was
+    cut to 16 bits.
+    """
+    vocabulary = described["model"]["vocab"]
+    last = max(vocabulary, key=vocabulary.__getitem__)
+    if padded:
+        model = described["model"] | {"vocab": vocabulary | {last: 70_000}}
+        described = described | {"model": model}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(described))
+    texts = [*TEXTS, f"not the end: {END} and no padding: <|pad|>", last.replace("\u0120", " ")]
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    (tmp_path / "texts.jsonl").write_text(lines)
+    done = prepare(
+        *(None, None, tmp_path, "--dataset", "texts.jsonl", "--tokenizer", "hf:tokenizer.json"),
+        *("--val-tokens", 500, "--shard-tokens", 4000, "--out", "out", "--workers", 2),
+    )
+    assert done.returncode == 0, done.stderr
+    manifest = read_manifest(tmp_path / "out")
+    assert manifest.vocab_size == (70_001 if padded else len(vocabulary))
+    splits = [np.concatenate(open_split(tmp_path / "out", split)) for split in ("val", "train")]
+    assert splits[0].dtype == (np.uint32 if padded else np.uint16)
+    tokens = np.concatenate(splits)
+    assert max(tokens) == (70_000 if padded else vocabulary[last])
+    starts = np.flatnonzero(tokens == manifest.end_of_text)
+    assert manifest.end_of_text == vocabulary[END] and starts[0] == 0
+    loaded = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    documents = [part[1:].tolist() for part in np.split(tokens, starts[1:])]
+    assert [loaded.decode(part, skip_special_tokens=False) for part in documents] == texts
+
+    checked = prepare(None, None, tmp_path, "--verify", "out")
+    assert checked.returncode == 0, checked.stderr
+    assert "vocabulary of hf:tokenizer.json is the one" in checked.stdout
+    shown = prepare(None, None, tmp_path, "--stats", "out")
+    assert shown.returncode == 0, shown.stderr
+    size = sum(len(text.encode()) for text in texts)
+    assert f"{size:,} bytes" in shown.stdout
+
+
+def test_a_tokenizer_that_takes_letters_for_the_end_of_a_text_is_refused(
+    tmp_path: Path, described: dict[str, Any]
+) -> None:
+    """An end that is not marked as special is found in texts too, and would part documents."""
+    added = [token | {"special": False} for token in described["added_tokens"]]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(described | {"added_tokens": added}))
+    (tmp_path / "texts.txt").write_text("a text")
+    flags = ["--dataset", "texts.txt", "--tokenizer", "hf:tokenizer.json", "--out", "out"]
+    done = prepare(None, None, tmp_path, *flags)
+    assert done.returncode == 2 and f"takes {END} in a text for the end" in sentence(done)
+
+
+def test_bytes_are_not_counted_where_a_token_has_none_of_its_own(tmp_path: Path) -> None:
+    """Metaspace drops the space of a text's first token: no token stands for bytes by itself."""
+    words = {END: 0, "<unk>": 1, "\u2581the": 2, "\u2581cell": 3}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    tokenizer.decoder = tokenizers.decoders.Metaspace()
+    tokenizer.save(str(tmp_path / "words.json"))
+    loaded = load_tokenizer(f"hf:{tmp_path / 'words.json'}")
+    assert loaded.token_bytes() is None
+    assert loaded.decode(loaded.encode(["the cell"])[1:].tolist()) == "the cell"

@@ -1,0 +1,131 @@
+"""One writer for a run folder."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from commands import log_lines, train_tiny
+from long_runs import start, wait_for_step
+
+from nanogauge.errors import BadInput
+from nanogauge.runlock import hold, is_held, refuse_held
+
+HOLDS = """
+import subprocess, sys, time
+from pathlib import Path
+from nanogauge.runlock import hold
+lock = hold(Path(sys.argv[1]))
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def frozen_files(folder: Path) -> dict[str, str]:
+    names = ("config.toml", "machine.json", "prediction.json", ".lock")
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+
+
+def test_a_second_run_in_a_folder_is_refused_and_harms_no_file(tmp_path: Path) -> None:
+    """Two writers mixed their lines, and the second cut off the line the first was writing."""
+    folder = tmp_path / "demo"
+    assert is_held(folder) is None
+    with start(tmp_path) as process:
+        wait_for_step(folder, 2)
+        assert is_held(folder) is True
+        before = frozen_files(folder)
+        for more in ([], ["--resume=auto"]):
+            second = train_tiny(tmp_path, "--train.max-steps=20000", *more)
+            assert second.returncode == 2
+            assert f"process {process.pid}, since 20" in second.stderr
+            assert second.stderr.count("\n") == 1
+        assert process.poll() is None
+        assert frozen_files(folder) == before
+        process.kill()
+    assert is_held(folder) is False
+    hold(folder).close()
+    steps = [line["step"] for line in log_lines(folder) if line["kind"] == "step"]
+    assert steps == list(range(len(steps)))
+
+
+def test_a_lock_dies_with_its_process_though_a_child_of_it_lives_on(tmp_path: Path) -> None:
+    """The W&B mirror may outlive a run that was killed; the run can go on all the same."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDS, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        with pytest.raises(BadInput, match=f"process {process.pid}, since"):
+            refuse_held(tmp_path)
+        process.kill()
+        process.wait()
+        try:
+            assert is_held(tmp_path) is False
+            hold(tmp_path).close()
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
+def test_readers_never_keep_a_run_from_its_folder(tmp_path: Path) -> None:
+    """A live page asks again and again; what it takes for an instant must not refuse a run."""
+    over = threading.Event()
+
+    def read() -> None:
+        while not over.is_set():
+            is_held(tmp_path)
+
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    try:
+        for _ in range(20):
+            lock = hold(tmp_path)
+            assert is_held(tmp_path) is True
+            lock.close()
+    finally:
+        over.set()
+        for reader in readers:
+            reader.join()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_told_of_and_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(number, "no locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    lock = hold(tmp_path)
+    assert lock.warning is not None and "no locks" in lock.warning
+    assert is_held(tmp_path) is None
+    lock.close()
+
+
+def test_of_a_folder_from_another_machine_nobody_can_tell(tmp_path: Path) -> None:
+    """A copy of a run that goes on elsewhere is not held, and yet the run is not dead."""
+    hold(tmp_path).close()
+    assert is_held(tmp_path) is False
+    written = json.loads((tmp_path / ".lock").read_text())
+    (tmp_path / ".lock").write_text(json.dumps({**written, "host": "elsewhere"}))
+    assert is_held(tmp_path) is None
+
+
+def test_a_holder_that_leaves_at_once_is_waited_for(tmp_path: Path) -> None:
+    lock = hold(tmp_path)
+    threading.Timer(0.2, lock.close).start()
+    began = time.monotonic()
+    with contextlib.closing(hold(tmp_path)):
+        assert time.monotonic() - began < 1

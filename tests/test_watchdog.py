@@ -1,0 +1,83 @@
+"""The watchdog ends a loop that hangs, and no other."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from commands import ROOT, log_lines
+
+from nanogauge.runlog import read_log
+
+
+def begin(folder: Path, limit: float, step: float, hang_at: int) -> subprocess.Popen[str]:
+    script = Path(__file__).with_name("hanging.py")
+    numbers = [str(limit), str(step), str(hang_at)]
+    return subprocess.Popen(
+        [sys.executable, str(script), str(folder), *numbers],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_hang_ends_the_run_and_its_folder_tells_where_it_stood(tmp_path: Path) -> None:
+    """A driver that stops answering cost the rest of the night, without a line in the log."""
+    with begin(tmp_path, limit=2, step=0.01, hang_at=1) as process:
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 1
+    written = (tmp_path / "hang.txt").read_text()
+    for text in (written, errors):
+        assert "no sign of life for 2 s" in text
+        assert "in forward_that_never_returns" in text
+        assert text.count("Traceback") == 0
+    last = log_lines(tmp_path)[-1]
+    assert (last["kind"], last["what"], last["level"]) == ("event", "hang", "alarm")
+    assert not read_log(tmp_path).cut
+
+
+HANGS_TWICE = """
+import sys, threading
+from pathlib import Path
+from nanogauge.measure import watchdog
+watchdog.LAST_WORDS_SECONDS = 0.5
+watchdog.Watchdog(Path(sys.argv[1]), 0.5, lambda text: threading.Event().wait()).start()
+threading.Event().wait()
+"""
+
+
+def test_a_hang_that_cannot_be_told_ends_the_run_all_the_same(tmp_path: Path) -> None:
+    """Where the disk hangs, the event in the log hangs with it."""
+    done = subprocess.run(
+        [sys.executable, "-c", HANGS_TWICE, str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 1
+
+
+def test_slow_steps_that_are_within_the_limit_or_announced_are_no_hang(tmp_path: Path) -> None:
+    """Compilation, an evaluation: their length is known beforehand."""
+    with begin(tmp_path, limit=1, step=0.4, hang_at=-1) as process:
+        _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (0, "")
+    assert len(read_log(tmp_path).steps) == 8
+    assert not (tmp_path / "hang.txt").exists()
+
+
+def test_a_process_that_was_stopped_for_long_did_not_hang(tmp_path: Path) -> None:
+    """Ctrl-Z frees the card for an hour; so does a laptop whose lid is closed."""
+    with begin(tmp_path, limit=1, step=0.2, hang_at=-1) as process:
+        time.sleep(1)
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(3)
+        process.send_signal(signal.SIGCONT)
+        _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (0, "")
