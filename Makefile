@@ -24,6 +24,7 @@ test: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mypy bench/report.py
+	$(BIN)/mypy bench/sample.py
 	$(BIN)/python -m pytest -m 'not gpu'
 
 # The pinned packages against the known vulnerabilities; asks the package index, so it is no test.

@@ -42,9 +42,11 @@ class MLP(nn.Module):
         self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
+        self.gelu = "none" if config.gelu == "exact" else config.gelu
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.c_proj(F.gelu(self.c_fc(x))))  # type: ignore[no-any-return]
+        y = F.gelu(self.c_fc(x), approximate=self.gelu)
+        return self.dropout(self.c_proj(y))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
@@ -138,19 +140,3 @@ class GPT(nn.Module):
         """Mean cross-entropy, in nats, of predicting targets (B T) from tokens (B T)."""
         logits = self.lm_head(self.hidden(tokens))
         return F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.reshape(-1))
-
-    @torch.no_grad()
-    def generate(
-        self, tokens: Tensor, count: int, temperature: float, generator: torch.Generator
-    ) -> Tensor:
-        """Continue token ids (1 T) by `count` sampled ones; returns 1 (T + count).
-
-        Each token runs the whole context again. Call it in eval mode; generator lives on the CPU.
-        """
-        for _ in range(count):
-            context = tokens[:, -self.config.block_size :]
-            logits = self.lm_head(self.hidden(context)[:, -1]) / temperature
-            probabilities = F.softmax(logits.float(), dim=-1).cpu()
-            chosen = torch.multinomial(probabilities, 1, generator=generator)
-            tokens = torch.cat([tokens, chosen.to(tokens.device)], dim=1)
-        return tokens

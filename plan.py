@@ -14,11 +14,10 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 
 from nanogauge.calibrations import load_calibration
 from nanogauge.claims import load_claims
-from nanogauge.cli import Parser, run_command
+from nanogauge.cli import Parser, run_command, shipped
 from nanogauge.config import Config, add_config_flags, config_overrides, load_config
 from nanogauge.errors import BadInput
 from nanogauge.hardware import lookup
@@ -35,7 +34,7 @@ from nanogauge.report.plan_text import print_plan
 def make_parser() -> Parser:
     assert __doc__ is not None
     parser = Parser(__doc__)
-    parser.add_argument("config", type=Path, nargs="?", help="configuration of the run")
+    parser.add_argument("config", type=shipped, nargs="?", help="configuration of the run")
     parser.add_argument(
         "--doctor",
         action="store_true",
@@ -51,7 +50,7 @@ def make_parser() -> Parser:
         "--gpus", type=int, default=1, metavar="N", help="so many of them share the micro-batches"
     )
     parser.add_argument("--free-vram-gib", type=float, metavar="GIB", help="memory that is free")
-    parser.add_argument("--claims", type=Path, help="claims to hold against the plan")
+    parser.add_argument("--claims", type=shipped, help="claims to hold against the plan")
     parser.add_argument("--fit", action="store_true", help="the largest models that would fit")
     parser.add_argument("--by", metavar="08:00", help="what would end by then")
     parser.add_argument("--start", metavar="22:00", help="when the run starts; now if not given")

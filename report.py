@@ -19,7 +19,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from nanogauge.cli import Parser, run_command
+from nanogauge.cli import Parser, run_command, shipped
 from nanogauge.config import add_config_flags, config_overrides, load_config
 from nanogauge.errors import BadInput
 from nanogauge.importers.command import add_import_flags, import_given
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     assert __doc__ is not None
     parser = Parser(__doc__)
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="folder of a run")
-    parser.add_argument("--claims", type=Path, help="claims to hold against the run")
+    parser.add_argument("--claims", type=shipped, help="claims to hold against the run")
     parser.add_argument("--json", action="store_true", help="print report.json, and nothing else")
     parser.add_argument(
         "--wandb", action="store_true", help="upload the run to W&B, report and all"

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import importlib
 import os
 import sys
+import sysconfig
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from nanogauge.errors import BadInput, RunFailed
@@ -41,6 +44,23 @@ class Parser(argparse.ArgumentParser):
             hint = f"did you mean {near[0]}?" if near else "see --help for those there are."
             raise BadInput(f"unknown argument {flag}; {hint}")
         return namespace
+
+
+def shipped(text: str) -> Path:
+    """A file that is there; else the one of that name that was installed with the commands.
+
+    configs/demo.toml and predictions/seed_zh.toml are thus found from any folder.
+    """
+    path = Path(text)
+    installed = Path(sysconfig.get_path("data"), "share", "nanogauge", path)
+    return installed if not path.exists() and installed.is_file() else path
+
+
+def installed_command() -> NoReturn:
+    """Run the command that an installed script is named after: nanogauge-plan runs plan.py's."""
+    name = Path(sys.argv[0]).stem.removeprefix("nanogauge-")
+    module = importlib.import_module("prepare_fineweb" if name == "prepare" else name)
+    run_command(module.main)
 
 
 def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:

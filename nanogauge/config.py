@@ -61,6 +61,8 @@ class RunSection(Section):
     """arithmetic of the matrix products; auto is bfloat16 on a GPU that has it, else float32"""
     compile: bool = True
     """use torch.compile"""
+    init_from: Annotated[str, Field(pattern=r"^[^\x00]+$")] | None = None
+    """begin with the weights of a GPT-2: a Hugging Face folder, or a name on the hub as gpt2"""
     seed: NaturalNumber = 1337
     """seed of the weights, of dropout and of the order of the data"""
     deterministic: bool = False
@@ -82,6 +84,8 @@ class ModelSection(Section):
     """biases in linear layers and norms"""
     dropout: Fraction = 0.0
     """dropout probability"""
+    gelu: Literal["exact", "tanh"] = "exact"
+    """form of GELU; GPT-2's published weights are made for its approximation by tanh"""
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> ModelSection:

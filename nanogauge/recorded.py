@@ -9,7 +9,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nanogauge.records import Checkpoint, Compile, End, Eval, Event, LogLine, Sensor, Start, Step
+from nanogauge.records import (
+    Benchmark,
+    Checkpoint,
+    Compile,
+    End,
+    Eval,
+    Event,
+    LogLine,
+    Sensor,
+    Start,
+    Step,
+)
 from nanogauge.table import Table
 
 LONGEST_GAP_SECONDS = 366 * 86_400.0
@@ -49,6 +60,8 @@ class Recorded:
     checkpoints: list[Checkpoint] = field(default_factory=list)
     sensors: Table[Sensor] = field(default_factory=lambda: Table(Sensor))
     events: list[Event] = field(default_factory=list)
+    benchmarks: list[Benchmark] = field(default_factory=list)
+    """the newest of each name, metric and model that was held against it"""
     ends: list[End] = field(default_factory=list)
     processes: list[list[Start]] = field(default_factory=list)
     """the start lines of each process: one, and one more for each time it went back by itself"""
@@ -126,6 +139,10 @@ class Recorded:
                 self.sensors.append(line)
             case Event():
                 self.events.append(line)
+            case Benchmark():
+                key = line.name, line.metric, line.against
+                kept = [b for b in self.benchmarks if (b.name, b.metric, b.against) != key]
+                self.benchmarks = [*kept, line]
             case End():
                 self.ends.append(line)
                 self.end = line

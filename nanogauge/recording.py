@@ -177,9 +177,6 @@ def write_samples(s: Session, step: int) -> None:
             )
             s.log.write(Event(level="warning", what="no_sample", text=text, step=step))
             return
-        s.model.eval()
         for prompt in s.config.train.prompts or [""]:
-            seed = s.config.run.seed
-            text = sample_text(s.model, encoding, prompt, SAMPLE_TOKENS, seed, s.device)
+            text = sample_text(s.model, encoding, prompt, SAMPLE_TOKENS, s.config.run.seed)
             s.log.write(Event(what="sample", step=step, text=text))
-        s.model.train()

@@ -264,6 +264,37 @@ class Event(Line):
     about: str | None = None
 
 
+class Benchmark(Line):
+    """How the model of a checkpoint does on something, written after the run by evaluate.py.
+
+    A newer line of the same name, metric and `against` takes the place of an older one.
+    """
+
+    kind: Literal["benchmark"] = "benchmark"
+    step: Whole
+    """updates that the model has seen"""
+    name: str
+    """held_out, hellaswag, or a task of lm-evaluation-harness"""
+    metric: str
+    better: Literal["higher", "lower"]
+    main: bool = True
+    """whether it is the metric of this benchmark that models are compared by"""
+    value: float
+    low: float | None = None
+    """of the middle 95 % of bootstrap samples, as are the other intervals"""
+    high: float | None = None
+    n: Whole
+    """windows, examples or documents"""
+    against: str | None = None
+    """the model that was held against it, on the same items; gpt2 is GPT-2 124M"""
+    against_value: float | None = None
+    difference_low: float | None = None
+    """of value - against_value, both on the same samples"""
+    difference_high: float | None = None
+    seconds: float | None = None
+    """for all models and metrics of this benchmark together"""
+
+
 class End(Line):
     """The run came to its end, or was stopped; without this line it died."""
 
@@ -290,6 +321,6 @@ class End(Line):
 
 
 LogLine = Annotated[
-    Start | Compile | Step | Eval | Checkpoint | Sensor | Event | End,
+    Start | Compile | Step | Eval | Checkpoint | Sensor | Event | Benchmark | End,
     Field(discriminator="kind"),
 ]

@@ -68,6 +68,7 @@ from nanogauge.training.device import (
 from nanogauge.training.exactness import choose_algorithms
 from nanogauge.training.loss import TrainingLoss
 from nanogauge.training.optimizer import make_optimizer
+from nanogauge.training.pretrained import load_pretrained
 from nanogauge.training.ranks import Ranks
 from nanogauge.training.sources import Source
 from nanogauge.training.stopping import Stop
@@ -225,6 +226,8 @@ def open_session(
         first_step = meta.step
         changes += refuse_other_identity(meta.run["identity"], identity, allowed)
         changes += refuse_other_data(meta.data, batches.position(first_step), allowed)
+    elif config.run.init_from is not None:
+        load_pretrained(model, config.run.init_from)
     seed = config.run.seed
     exact = begin_state(opened.checkpoint, model, optimizer, scaler, device, seed, ranks)
     last_step = config.train.max_steps

@@ -6,8 +6,8 @@ with this setting when the machine is idle; with one other busy program 0.3-1.9 
 library reads its settings once, when it is loaded.
 
 oneDNN, which multiplies the matrices, keeps up to 1,024 prepared products, one for each shape that
-it met. Training meets a few dozen; the sample of text at the end meets a new length with every
-token, and took 330 MB for a model of 18 MB. With 64 it takes none.
+it met. Training meets a few dozen; text that runs its whole context for every token meets a new
+length each time, and took 330 MB for a model of 18 MB. With 64 it takes none.
 """
 
 import os

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
+from argparse import SUPPRESS, Namespace
 from collections.abc import Sequence
-from pathlib import Path
 
 from nanogauge.claims import load_claims
-from nanogauge.cli import Parser
+from nanogauge.cli import Parser, shipped
 from nanogauge.config import Config, add_config_flags, config_overrides, load_config
 from nanogauge.errors import BadInput
 from nanogauge.resume import check_names
@@ -16,7 +15,7 @@ from nanogauge.resume import check_names
 def train_parser(description: str) -> Parser:
     """What train.py accepts."""
     parser = Parser(description)
-    parser.add_argument("config", type=Path, help="configuration of the run")
+    parser.add_argument("config", type=shipped, help="configuration of the run")
     parser.add_argument("--resume", choices=["auto"], help="go on from the newest checkpoint")
     parser.add_argument(
         "--allow-change",
@@ -26,8 +25,11 @@ def train_parser(description: str) -> Parser:
         help="take this key of the configuration, code, torch, device, dtype or data as it is now, "
         "other than the run to resume began with",
     )
+    parser.add_argument("--init-from", dest="run.init_from", default=SUPPRESS, metavar="GPT2")
     parser.add_argument("--rehearse", type=int, metavar="N", help="stop after N steady steps")
-    parser.add_argument("--claims", type=Path, help="claims to hold against the run in its report")
+    parser.add_argument(
+        "--claims", type=shipped, help="claims to hold against the run in its report"
+    )
     parser.add_argument(
         "--force",
         action="store_true",

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
+from commands import train_tiny
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _calibrations_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
     """No test reads or writes what was measured for the person whose machine this is."""
     os.environ["XDG_DATA_HOME"] = str(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the tiny model's run, twelve steps long; not to be written to."""
+    out = tmp_path_factory.mktemp("tiny")
+    done = train_tiny(out)
+    assert done.returncode == 0, done.stderr
+    return out / "demo"

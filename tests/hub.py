@@ -1,8 +1,9 @@
-"""A small Hugging Face hub on the loopback interface: just what the `datasets` client asks for.
+"""A small Hugging Face hub on the loopback interface: just what its clients ask for.
 
-It serves one dataset repository from memory: its revision, its file tree and its files, whole or
-in ranges. Everything else, and every other repository, is answered 404 as the hub answers it.
-A list of faults makes it a bad one: each is what happens to one request for a file's bytes.
+It serves one repository, of a dataset or a model, from memory: its revision, its file tree and its
+files, whole or in ranges. Everything else, and every other repository, is answered 404 as the hub
+answers it. A list of faults makes it a bad one: each is what happens to one request for a file's
+bytes.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -39,8 +40,9 @@ class Hub:
         files: Mapping[str, bytes],
         dies_at: str | None = None,
         faults: Sequence[str] = (),
+        kind: Literal["datasets", "models"] = "datasets",
     ) -> None:
-        self.repository = repository
+        self.repository, self.kind = repository, kind
         self.files = dict(files)
         self.dies_at = dies_at
         self.faults = list(faults)
@@ -89,7 +91,8 @@ def etag(data: bytes) -> str:
 
 
 def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
-    api = f"/api/datasets/{hub.repository}"
+    api = f"/api/{hub.kind}/{hub.repository}"
+    files = f"/{'datasets/' if hub.kind == 'datasets' else ''}{hub.repository}/resolve/"
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -114,9 +117,8 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 form = "form" in self.headers.get("Content-Type", "")
                 wanted = (parse_qs(body.decode()) if form else json.loads(body))["paths"]
                 self.json([hub.entry(name) for name in wanted if name in hub.files])
-            elif path.startswith(f"/datasets/{hub.repository}/resolve/"):
-                name = path.removeprefix(f"/datasets/{hub.repository}/resolve/").partition("/")[2]
-                self.file(name)
+            elif path.startswith(files):
+                self.file(path.removeprefix(files).partition("/")[2])
             else:
                 self.send(404, b"", {"X-Error-Code": "RepoNotFound"})
 

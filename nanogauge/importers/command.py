@@ -7,6 +7,7 @@ from collections.abc import Set
 from pathlib import Path
 
 from nanogauge.claims import load_claims
+from nanogauge.cli import shipped
 from nanogauge.config import config_overrides, load_config
 from nanogauge.errors import BadInput
 from nanogauge.hardware import lookup
@@ -31,7 +32,7 @@ def add_import_flags(parser: argparse.ArgumentParser) -> None:
     one = group.add_mutually_exclusive_group()
     for name, (_, kind, words) in _READERS.items():
         one.add_argument(_flag(name), type=Path, metavar=kind, help=words)
-    group.add_argument("--config", type=Path, help="configuration of that run")
+    group.add_argument("--config", type=shipped, help="configuration of that run")
     group.add_argument("--gpu", help="the GPU it ran on, as in nanogauge/hardware.toml")
     group.add_argument("--out", type=Path, help="run folder to make of it")
     group.add_argument(

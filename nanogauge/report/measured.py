@@ -13,6 +13,7 @@ from nanogauge.predict.workload import shape_of
 from nanogauge.quantities import QUANTITIES, format_seconds, mfu
 from nanogauge.records import Prediction, Stored
 from nanogauge.report.figures import Measured, quantile
+from nanogauge.report.quality import quality_figures, quality_notes
 from nanogauge.report.sensed import energy_figures, memory_figures
 from nanogauge.runlog import Recorded
 
@@ -129,6 +130,7 @@ def measure(recorded: Recorded, config: Config, prediction: Prediction) -> Measu
     for found, absent in (
         memory_figures(recorded, prediction),
         energy_figures(recorded, config, ledger.ran_s),
+        quality_figures(recorded.benchmarks),
     ):
         values |= found
         missing |= absent
@@ -143,7 +145,7 @@ def measure(recorded: Recorded, config: Config, prediction: Prediction) -> Measu
     else:
         how = f"evaluation after {last.step:,} steps"
         values["val_loss"] = Measured(value=last.val_loss, how=how)
-    notes: dict[str, list[str]] = {}
+    notes = quality_notes(recorded.benchmarks)
     timed_whole = ledger.other_s is not None or ledger.eval_s is not None
     for event in recorded.events:
         if event.about is not None and event.what == NOT_IN_LOG:

@@ -95,8 +95,7 @@ def load_checkpoint(
     Returns whether the random states were among it: they are not where there were another number of
     ranks, or another kind of device.
     """
-    weights = safetensors.torch.load_file(path / WEIGHTS, device=str(device))
-    model.load_state_dict(weights | {_TIED: weights["transformer.wte.weight"]})
+    load_weights(path, model, device)
     state: dict[str, Any] = torch.load(path / STATE, map_location="cpu", weights_only=True)
     optimizer.load_state_dict(state["optimizer"])
     scaler.load_state_dict(state["scaler"])
@@ -108,6 +107,12 @@ def load_checkpoint(
         with torch.accelerator.device_index(device.index):
             torch.get_device_module(device).set_rng_state(on_device)
     return True
+
+
+def load_weights(path: Path, model: nn.Module, device: torch.device) -> None:
+    """Put the weights of a checkpoint into a model."""
+    weights = safetensors.torch.load_file(path / WEIGHTS, device=str(device))
+    model.load_state_dict(weights | {_TIED: weights["transformer.wte.weight"]})
 
 
 def own_weights(model: nn.Module) -> dict[str, torch.Tensor]:

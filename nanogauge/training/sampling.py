@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Iterable, Iterator
 
 import tiktoken
 import torch
-from torch import Tensor
 
-
-class Generator(Protocol):
-    def generate(
-        self, tokens: Tensor, count: int, temperature: float, generator: torch.Generator
-    ) -> Tensor: ...
+from model import GPT
+from nanogauge.training.generation import Choice, generate
 
 
 def is_sampled(step: int, every: int, max_steps: int) -> bool:
@@ -21,21 +17,17 @@ def is_sampled(step: int, every: int, max_steps: int) -> bool:
     return step > 0 and quarter > 4 * max(0, (step - 1) // every * every) // max_steps
 
 
-def sample_text(
-    model: Generator,
-    encoding: tiktoken.Encoding,
-    prompt: str,
-    count: int,
-    seed: int,
-    device: torch.device,
-) -> str:
-    """A prompt and `count` tokens after it; ids beyond the vocabulary are left out.
+def sample_text(model: GPT, encoding: tiktoken.Encoding, prompt: str, count: int, seed: int) -> str:
+    """A prompt and up to `count` tokens after it, as far as the model goes on with that text.
 
-    Without a prompt the text begins a document. Call it with the model in eval mode.
+    Without a prompt the text begins a document.
     """
     begin = encoding.encode_ordinary(prompt) or [encoding.eot_token]
     generator = torch.Generator().manual_seed(seed)
-    tokens = torch.tensor([begin], device=device)
-    made = model.generate(tokens, count, 0.8, generator)[0].tolist()
-    known = [t for t in made if t < encoding.n_vocab and t != encoding.eot_token]
-    return encoding.decode(known, errors="replace")
+    made = generate(model, begin, count, Choice(), generator, encoding.eot_token)
+    return prompt + encoding.decode(list(known_tokens(made, encoding)), errors="replace")
+
+
+def known_tokens(tokens: Iterable[int], encoding: tiktoken.Encoding) -> Iterator[int]:
+    """Those that stand for text: rows that pad the embedding have no text, and may be drawn."""
+    return (token for token in tokens if token < encoding.n_vocab)

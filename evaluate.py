@@ -1,0 +1,227 @@
+"""How good is a run's model, and is it better than GPT-2? Figures side by side, into the run's log.
+
+python evaluate.py runs/NAME [--against gpt2|DIR] [--tasks hellaswag,...] [--tokens 1e6]
+    [--limit N] [--hellaswag FILE] [--task-folder DIR] [--checkpoint newest|best|STEP] [--json]
+
+Always counted: nats per token and bits per byte on the run's held-out tokens. hellaswag is counted
+as build-nanogpt does; any other task is lm-evaluation-harness's (pip install 'nanogauge[eval]').
+--against names a model in Hugging Face's layout, with the run's tokenizer: a folder, or on the hub.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nanogauge.threads  # noqa: F401  before torch
+
+# isort: split
+import numpy as np
+import tiktoken
+
+from nanogauge.benchmarks import (
+    Items,
+    Numbers,
+    Pair,
+    held_out_items,
+    hellaswag_items,
+    read_hellaswag,
+)
+from nanogauge.cli import Parser, run_command
+from nanogauge.errors import BadInput, RunFailed
+from nanogauge.export import export_run
+from nanogauge.harness import harness_items
+from nanogauge.prepare.tokenizer import from_encoding, load_tokenizer
+from nanogauge.records import Benchmark
+from nanogauge.report.build import build_report, claims_of
+from nanogauge.report.quality import GPT2, HELD_OUT, sentence
+from nanogauge.report.render import write_report
+from nanogauge.runlock import hold
+from nanogauge.runlog import RunLog
+from nanogauge.tokenizer_files import vocabulary_of
+from nanogauge.trained import (
+    CHECKPOINT_HELP,
+    TOKENIZER_HELP,
+    Trained,
+    encoding_of,
+    open_trained,
+    tokenizer_of,
+)
+from nanogauge.training.pretrained import VOCABULARY_NAME, hugging_face_folder, open_pretrained
+from nanogauge.training.scoring import Scorer
+from nanogauge.training.sources import open_source
+
+NAMES_OF_GPT2 = ("gpt2", "openai-community/gpt2")
+HELLASWAG = "hellaswag"
+
+
+def main(arguments: Sequence[str]) -> int:
+    assert __doc__ is not None
+    parser = Parser(__doc__)
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
+    parser.add_argument("--against", metavar="MODEL", help="gpt2, another on the hub, or a folder")
+    parser.add_argument("--tasks", default="", help="names with commas between them")
+    parser.add_argument("--tokens", type=float, default=1e6, help="most held-out tokens")
+    parser.add_argument("--limit", type=int, help="most examples of each task, the first ones")
+    parser.add_argument("--hellaswag", type=Path, metavar="FILE", help="its hellaswag_val.jsonl")
+    parser.add_argument("--task-folder", type=Path, metavar="DIR", help="task files of your own")
+    parser.add_argument("--checkpoint", default="newest", help=CHECKPOINT_HELP)
+    parser.add_argument("--device", default="auto", choices=["auto", "cuda", "mps", "cpu"])
+    parser.add_argument("--tokenizer", help=TOKENIZER_HELP)
+    parser.add_argument("--json", action="store_true", help="print the lines of the log alone")
+    given = parser.parse(arguments)
+    if given.tokens < 1 or (given.limit is not None and given.limit < 1):
+        raise BadInput("--tokens and --limit take numbers above 0.")
+    tasks = [name for name in given.tasks.split(",") if name]
+    trained = open_trained(given.run, given.checkpoint, given.device, half=False)
+    told = [*trained.passed_over]
+    pair, folder = make_pair(trained, given.against)
+    encoding = None
+    if folder is not None or HELLASWAG in tasks:
+        encoding = encoding_of(trained.folder.config.data, given.tokenizer)
+    if folder is not None and encoding is not None:
+        refuse_other_vocabulary(folder, encoding, str(given.against))
+    lines = []
+    with closing(hold(given.run)) as lock, RunLog(given.run) as log:
+        told += [lock.warning] if lock.warning is not None else []
+        for line in benchmarks(trained, pair, folder, encoding, tasks, given, told):
+            log.write(line)
+            lines.append(line)
+            if not given.json:
+                print(sentence(line) + interval_text(line), flush=True)
+    for text in told:
+        print(f"! {text}", file=sys.stderr)
+    run = trained.folder.path
+    report, written, recorded = build_report(run, claims_of(run, None))
+    paths = write_report(report, written, recorded)
+    if given.json:
+        print(json.dumps([line.model_dump(exclude_none=True) for line in lines], indent=1))
+    else:
+        print(f"\n{paths[-1]}  (also .md and .json)")
+    return 0
+
+
+def make_pair(trained: Trained, against: str | None) -> tuple[Pair, Path | None]:
+    """Both models on the run's device, and the folder of the one that is held against the run."""
+    device = trained.model.embedding.weight.device
+    dtype = trained.folder.prediction.dtype if device.type == "cuda" else "float32"
+    pair = Pair(Scorer(trained.model, dtype), None, None, trained.step)
+    if against is None:
+        return pair, None
+    folder = hugging_face_folder(against)
+    name = GPT2 if against in NAMES_OF_GPT2 and not Path(against).is_dir() else against
+    return replace(
+        pair, other=Scorer(open_pretrained(str(folder), device), dtype), against=name
+    ), folder
+
+
+def benchmarks(
+    trained: Trained,
+    pair: Pair,
+    against: Path | None,
+    encoding: tiktoken.Encoding | None,
+    tasks: Sequence[str],
+    given: Any,
+    told: list[str],
+) -> Iterator[Benchmark]:
+    """The lines of each benchmark, once it has been counted."""
+    config = trained.folder.config
+    device = pair.own.model.embedding.weight.device
+    examples = read_hellaswag(given.hellaswag, given.limit) if HELLASWAG in tasks else []
+    began = time.perf_counter()
+    shards, lengths = (
+        open_source(config.data).splits["val"],
+        _token_bytes(trained, given.tokenizer, told),
+    )
+    held_out = held_out_items(pair, shards, int(given.tokens), device, lengths)
+    yield from _lines(
+        pair, HELD_OUT, held_out, time.perf_counter() - began, "bits_per_byte", "lower"
+    )
+    for task in tasks:
+        began = time.perf_counter()
+        better, metric = "higher", "acc_norm"
+        if task == HELLASWAG:
+            assert encoding is not None
+            found = hellaswag_items(pair, examples, encoding)
+        else:
+            metric, is_higher, items = _of_harness(trained, against, task, given, pair.own.dtype)
+            better, found = "higher" if is_higher else "lower", {metric: items}
+        yield from _lines(pair, task, found, time.perf_counter() - began, metric, better)
+
+
+def _of_harness(
+    trained: Trained, against: Path | None, task: str, given: Any, dtype: str
+) -> tuple[str, bool, Items]:
+    with tempfile.TemporaryDirectory() as aside:
+        own = Path(aside) / "own"
+        if lacks := export_run(trained, own, given.tokenizer):
+            raise BadInput(f"the task {task} needs a tokenizer in Hugging Face's form: {lacks[0]}")
+        folders = [own] if against is None else [own, against]
+        device = trained.model.embedding.weight.device.type
+        return harness_items(folders, task, given.task_folder, device, dtype, given.limit)
+
+
+def _lines(
+    pair: Pair, name: str, found: dict[str, Items], seconds: float, main: str, better: Any
+) -> list[Benchmark]:
+    first = main if main in found else next(iter(found))
+    return [
+        pair.line(name, metric, items, seconds, better, metric == first)
+        for metric, items in found.items()
+    ]
+
+
+def _token_bytes(trained: Trained, given: str | None, told: list[str]) -> Numbers | None:
+    """How many bytes of text each token is; None, and told why, where nothing tells."""
+    data = trained.folder.config.data
+    try:
+        if data.embedded or given is not None:
+            tokenizer = from_encoding(encoding_of(data, given), given or "bytes")
+        else:
+            tokenizer = load_tokenizer(*tokenizer_of(data))
+    except (BadInput, RunFailed) as error:
+        told.append(f"no bits per byte: {error}")
+        return None
+    lengths = tokenizer.token_bytes()
+    if lengths is None:
+        told.append(f"no bits per byte: nothing tells the bytes of a token of {tokenizer.name}.")
+        return None
+    return lengths.astype(np.float64)
+
+
+def refuse_other_vocabulary(folder: Path, encoding: tiktoken.Encoding, name: str) -> None:
+    """Two models are held against each other on the same tokens, so these must mean the same.
+
+    Raises:
+        BadInput: if the other model's vocabulary is there and is not the run's.
+    """
+    path = folder / VOCABULARY_NAME
+    try:
+        theirs = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise BadInput(
+            f"{name} has no {VOCABULARY_NAME}, so nothing tells that its tokens are the run's; add "
+            "it to the folder."
+        ) from None
+    except (OSError, ValueError):
+        raise BadInput(f"{path} is damaged; fetch it again.") from None
+    if theirs != vocabulary_of(encoding):
+        raise BadInput(
+            f"{name} has another vocabulary than the run ({encoding.name}): the losses of their "
+            "tokens cannot be compared; choose a model of the same tokenizer."
+        )
+
+
+def interval_text(line: Benchmark) -> str:
+    return f"  [{line.low:.4f} to {line.high:.4f}]" if line.low is not None else ""
+
+
+if __name__ == "__main__":
+    run_command(main)

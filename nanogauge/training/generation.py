@@ -1,0 +1,163 @@
+"""Text from a model, a token at a time: what the blocks made of the past is kept, not made again.
+
+Positions are learned and absolute, so a full context cannot be moved on by one: then the newer half
+of it is run again from position 0, and goes on from there. Once a text is longer than a block, the
+next token sees between half a block and a whole block of what comes before it.
+
+Shapes in comments: T positions, C width, H heads, D = C / H, S positions of a block, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model import GPT, Block
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How the next token is drawn."""
+
+    temperature: float = 0.8
+    """0 takes the likeliest; 1 draws as the model has it; less prefers what is likely anyway"""
+    top_k: int | None = None
+    """draw from so many of the likeliest alone"""
+    top_p: float | None = None
+    """draw from the likeliest alone that have this much of the probability together, after
+    temperature: Holtzman et al., The Curious Case of Neural Text Degeneration (2020)"""
+
+    def draw(self, logits: Tensor, generator: torch.Generator) -> int:
+        """A token by its logits (V) on the CPU."""
+        if self.temperature == 0:
+            return int(logits.argmax())
+        order = None
+        if self.top_k is not None and self.top_k < len(logits):
+            logits, order = torch.topk(logits, self.top_k)
+        probabilities = torch.softmax(logits / self.temperature, dim=-1)
+        if self.top_p is not None:
+            if order is None:
+                probabilities, order = probabilities.sort(descending=True)
+            before = probabilities.cumsum(0) - probabilities
+            probabilities = probabilities.where(before < self.top_p, 0.0)
+        chosen = int(torch.multinomial(probabilities, 1, generator=generator))
+        return chosen if order is None else int(order[chosen])
+
+
+SMALL_WIDTH = 256
+"""up to this, threads of a processor wait for each other longer than they would work"""
+Affine = tuple[Tensor, Tensor | None]
+"""weight and bias"""
+
+
+class _Weights:
+    """Those of a block, looked up once: asking modules for them takes as long as using them."""
+
+    def __init__(self, block: Block) -> None:
+        self.ln_1, self.ln_2 = _affine(block.ln_1), _affine(block.ln_2)
+        self.c_attn, self.attn_proj = _affine(block.attn.c_attn), _affine(block.attn.c_proj)
+        self.c_fc, self.mlp_proj = _affine(block.mlp.c_fc), _affine(block.mlp.c_proj)
+        self.gelu = block.mlp.gelu
+
+
+def _affine(module: nn.Linear | nn.LayerNorm) -> Affine:
+    return module.weight, module.bias
+
+
+class Context:
+    """A sequence that grows, and what comes next.
+
+    A single position is so little work that calling the modules would take as long again, so their
+    weights are used here as they use them.
+    """
+
+    def __init__(self, model: GPT) -> None:
+        config = model.config
+        blocks, norm = model.transformer["h"], model.transformer["ln_f"]
+        assert isinstance(blocks, nn.ModuleList)
+        assert isinstance(norm, nn.LayerNorm)
+        self._blocks = [_Weights(block) for block in blocks if isinstance(block, Block)]
+        self._ln_f, self._head = _affine(norm), model.lm_head.weight
+        self._embedding, positions = model.embedding.weight, model.transformer["wpe"].weight
+        assert isinstance(positions, Tensor)
+        self._positions = positions
+        self._block_size, self._n_head, self._eps = config.block_size, config.n_head, norm.eps
+        self._small = config.n_embd <= SMALL_WIDTH
+        width = config.n_embd // config.n_head
+        shape = config.n_layer, 2, config.n_head, config.block_size, width
+        self._keys_values = self._embedding.new_empty(shape).unbind()
+        self._seen: list[int] = []
+        """the tokens whose keys and values are kept, from position 0 on"""
+
+    @torch.inference_mode()
+    def next_logits(self, tokens: Sequence[int]) -> Tensor:
+        """Append a token, or begin with several; the logits (V, fp32, on the CPU) of the next."""
+        assert len(tokens) == 1 or not self._seen
+        if len(self._seen) + len(tokens) > self._block_size:
+            room = self._block_size // 2 if self._seen else self._block_size
+            tokens = [*self._seen, *tokens][-max(room, 1) :]
+            self._seen = []
+        threads = torch.get_num_threads()
+        if self._small:
+            torch.set_num_threads(1)
+        try:
+            logits = F.linear(self._run(tokens), self._head)
+        finally:
+            torch.set_num_threads(threads)
+        self._seen += tokens
+        return logits.float().cpu()
+
+    def _run(self, tokens: Sequence[int]) -> Tensor:
+        """The final state, C, of the last of these tokens, which follow those that were seen."""
+        begin, count = len(self._seen), len(tokens)
+        end = begin + count
+        ids = torch.tensor(tokens, device=self._embedding.device)
+        x = self._embedding[ids] + self._positions[begin:end]
+        for block, keys_values in zip(self._blocks, self._keys_values, strict=True):
+            made = F.linear(self._norm(x, block.ln_1), *block.c_attn)
+            made = made.view(count, 3, self._n_head, -1).permute(1, 2, 0, 3)  # 3 H T D
+            keys_values.narrow(2, begin, count).copy_(made[1:])
+            queries, past = made[:1], keys_values.narrow(2, 0, end)
+            y = F.scaled_dot_product_attention(queries, past[:1], past[1:], is_causal=begin == 0)
+            x = x + F.linear(y.transpose(1, 2).reshape(count, -1), *block.attn_proj)
+            inner = F.linear(self._norm(x, block.ln_2), *block.c_fc)
+            x = x + F.linear(F.gelu(inner, approximate=block.gelu), *block.mlp_proj)
+        return self._norm(x[-1], self._ln_f)
+
+    def _norm(self, x: Tensor, affine: Affine) -> Tensor:
+        return torch.layer_norm(x, x.shape[-1:], *affine, self._eps)
+
+
+def generate(
+    model: GPT,
+    prompt: Sequence[int],
+    count: int,
+    choice: Choice,
+    generator: torch.Generator,
+    end: int | None = None,
+) -> Iterator[int]:
+    """Tokens that go on from a prompt of at least one: `count`, or fewer where the text ends.
+
+    A model whose logits are not finite, as one that has diverged, ends it too.
+
+    Dropout has no part in it, whatever the model's mode.
+
+    Args:
+        generator: on the CPU, so that a seed draws alike on every device.
+        end: the token that ends a text, which is not returned; None goes on behind it.
+    """
+    context, tokens = Context(model), prompt
+    for _ in range(count):
+        logits = context.next_logits(tokens)
+        if not math.isfinite(float(logits.max())):
+            return  # weights that have diverged say nothing
+        chosen = choice.draw(logits, generator)
+        if chosen == end:
+            return
+        yield chosen
+        tokens = [chosen]

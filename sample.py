@@ -1,0 +1,120 @@
+"""Text that a run's model writes, as it writes it.
+
+python sample.py runs/NAME [--prompt TEXT] [--prompts FILE] [--tokens 256] [--temperature 0.8]
+    [--top-k K] [--top-p P] [--seed 1337] [--checkpoint newest|best|STEP]
+
+A text ends at the end-of-text token or after --tokens. Without a prompt it begins a document;
+--prompts takes one prompt a line. The speed is printed last, on stderr.
+"""
+
+from __future__ import annotations
+
+import codecs
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import nanogauge.threads  # noqa: F401  before torch
+
+# isort: split
+import tiktoken
+import torch
+
+from nanogauge.cli import Parser, run_command
+from nanogauge.errors import BadInput
+from nanogauge.quantities import format_seconds, tokens_per_second
+from nanogauge.trained import CHECKPOINT_HELP, encoding_of, open_trained
+from nanogauge.training.generation import Choice, generate
+from nanogauge.training.sampling import known_tokens
+
+
+def main(arguments: Sequence[str]) -> int:
+    assert __doc__ is not None
+    parser = Parser(__doc__)
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
+    parser.add_argument("--prompt", action="append", default=[], help="text to go on from")
+    parser.add_argument("--prompts", type=Path, metavar="FILE", help="one prompt a line")
+    parser.add_argument("--tokens", type=int, default=256, help="most tokens of each text")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest")
+    parser.add_argument("--top-k", type=int, help="draw from so many of the likeliest alone")
+    parser.add_argument(
+        "--top-p", type=float, help="draw from the likeliest of this probability together alone"
+    )
+    parser.add_argument("--seed", type=int, default=1337, help="of each text")
+    parser.add_argument("--checkpoint", default="newest", help=CHECKPOINT_HELP)
+    parser.add_argument("--device", default="auto", choices=["auto", "cuda", "mps", "cpu"])
+    parser.add_argument(
+        "--tokenizer", help="where the run's data is gone: gpt2, or a file of ranks"
+    )
+    given = parser.parse(arguments)
+    choice = checked_choice(given.temperature, given.top_k, given.top_p)
+    if given.tokens < 1:
+        raise BadInput("--tokens takes a number above 0.")
+    prompts = given.prompt + (read_prompts(given.prompts) if given.prompts is not None else [])
+    trained = open_trained(given.run, given.checkpoint, given.device, half=True)
+    for sentence in trained.passed_over:
+        print(f"! {sentence}", file=sys.stderr)
+    encoding = encoding_of(trained.folder.config.data, given.tokenizer)
+    count, seconds = 0, 0.0
+    for number, prompt in enumerate(prompts or [""]):
+        if number:
+            print("\n---")
+        print(prompt, end="", flush=True)
+        generator = torch.Generator().manual_seed(given.seed)
+        begin = encoding.encode_ordinary(prompt) or [encoding.eot_token]
+        began = time.perf_counter()
+        made = generate(trained.model, begin, given.tokens, choice, generator, encoding.eot_token)
+        for text, of_tokens in stream(made, encoding):
+            print(text, end="", flush=True)
+            count += of_tokens
+        seconds += time.perf_counter() - began
+    print()
+    speed = tokens_per_second(count, seconds)
+    told = f"{count:,} tokens in {format_seconds(seconds)}: {speed:,.0f} tokens/s"
+    print(f"step {trained.step:,}, {told}", file=sys.stderr)
+    return 0
+
+
+def checked_choice(temperature: float, top_k: int | None, top_p: float | None) -> Choice:
+    """How tokens are drawn.
+
+    Raises:
+        BadInput: if a number is out of its range.
+    """
+    if not 0 <= temperature < float("inf"):
+        raise BadInput(f"--temperature takes a number from 0 on, not {temperature:g}.")
+    if top_k is not None and top_k < 1:
+        raise BadInput(f"--top-k takes a number above 0, not {top_k}.")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise BadInput(f"--top-p takes a number above 0 and up to 1, not {top_p:g}.")
+    return Choice(temperature, top_k, top_p)
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The lines of a file that are not empty.
+
+    Raises:
+        BadInput: if it cannot be read, or has none.
+    """
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no UTF-8"
+        raise BadInput(f"cannot read the prompts {path}: {reason}.") from None
+    if not lines:
+        raise BadInput(f"{path} holds no prompt; write one a line.")
+    return lines
+
+
+def stream(tokens: Iterator[int], encoding: tiktoken.Encoding) -> Iterator[tuple[str, int]]:
+    """Text as it comes, and of how many tokens: a character may take several to be whole."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    for token in tokens:
+        known = b"".join(map(encoding.decode_single_token_bytes, known_tokens([token], encoding)))
+        yield decoder.decode(known), 1
+    yield decoder.decode(b"", final=True), 0
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,228 @@
+"""evaluate.py counts a run's model and another on the same items, into the log and the report."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from commands import log_lines, rows_of, run
+from examples import claims_text
+from gpt2_shaped import gpt2_folder, hub_of_model
+from test_model import fill_by_formula, small_model
+from torch.nn import functional as F
+
+from evaluate import main
+from nanogauge.benchmarks import Items
+from nanogauge.errors import BadInput
+from nanogauge.prepare.embedded import byte_encoding, embedded_tokens
+from nanogauge.records import Benchmark
+from nanogauge.report.quality import quality_figures
+from nanogauge.tokenizer_files import tokenizer_files
+from nanogauge.trained import open_trained
+from nanogauge.training.scoring import Scorer
+
+EXAMPLES = [
+    {"ctx": "The import statement", "endings": ["finds a module", "eats", "é", "a b"], "label": 0},
+    {"ctx": "A string is", "endings": ["zzzz", "a sequence of characters", "q", "0"], "label": "1"},
+    {"ctx": "x" * 90, "endings": ["and more", "or less than that", "!", "?"], "label": 2},
+]
+
+
+@pytest.fixture
+def copy(tiny_run: Path, tmp_path: Path) -> Path:
+    """The tiny run, to be written to, with a claim that it is better than GPT-2."""
+    folder = tmp_path / "demo"
+    shutil.copytree(tiny_run, folder)
+    claim = 'key = "quality_vs_gpt2"\nunit = "1"\nlow = 1'
+    (folder / "claims.toml").write_text(claims_text(claim), encoding="utf-8")
+    return folder
+
+
+def gpt2_of_bytes(folder: Path) -> Path:
+    """A stand-in for GPT-2 with the tokenizer of the demo."""
+    gpt2_folder(folder, vocab_size=264, block_size=48)
+    files = tokenizer_files(byte_encoding(), 48)
+    assert files is not None
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def test_gpt2_of_the_hub_decides_the_claim(copy: Path, tmp_path: Path) -> None:
+    """The row that was "not measured" has a verdict, from HellaSwag; the losses are logged too."""
+    assert rows_of(copy)["quality_vs_gpt2"]["verdict"] == "not measured"
+    examples = tmp_path / "hellaswag.jsonl"
+    examples.write_text("\n".join(map(json.dumps, EXAMPLES)))
+    with hub_of_model("gpt2", gpt2_of_bytes(tmp_path / "gpt2")) as hub:
+        done = run(
+            "evaluate.py",
+            copy,
+            "--against=gpt2",
+            "--tasks=hellaswag",
+            f"--hellaswag={examples}",
+            "--tokens=4000",
+            "--device=cpu",
+            HF_ENDPOINT=hub.endpoint,
+            HF_HOME=str(tmp_path / "hf"),
+            HF_HUB_DISABLE_XET="1",
+        )
+    assert done.returncode == 0, done.stderr
+    lines = {(x["name"], x["metric"]): x for x in log_lines(copy) if x["kind"] == "benchmark"}
+    assert set(lines) == {
+        ("held_out", "nats_per_token"),
+        ("held_out", "bits_per_byte"),
+        ("hellaswag", "acc"),
+        ("hellaswag", "acc_norm"),
+    }
+    assert all(x["against"] == "gpt2" and x["step"] == 12 for x in lines.values())
+    counted = lines["hellaswag", "acc_norm"]
+    assert counted["n"] == 3
+    row = rows_of(copy)["quality_vs_gpt2"]
+    if counted["against_value"]:
+        ratio = counted["value"] / counted["against_value"]
+    else:  # nothing has a ratio to a score of nothing: the losses decide
+        bits = lines["held_out", "bits_per_byte"]
+        ratio = bits["against_value"] / bits["value"]
+    assert row["measured"]["value"] == pytest.approx(ratio)
+    assert row["verdict"] == ("held" if ratio >= 1 else "missed")
+    assert "95 % of the difference" in row["why"]
+
+
+def test_the_held_out_loss_is_the_models_on_the_held_out_tokens(copy: Path) -> None:
+    """Over the windows of the validation split, none twice; a byte a token but for the ends."""
+    assert main([str(copy), "--tokens=1e9", "--device=cpu", "--json"]) == 0
+    found = {x["metric"]: x for x in log_lines(copy) if x["kind"] == "benchmark"}
+    tokens, block = embedded_tokens()[1].astype(np.int64), 32
+    count = len(tokens) // block - 1
+    model = open_trained(copy, "newest", "cpu", half=False).model
+    windows = np.stack([tokens[i * block : (i + 1) * block + 1] for i in range(count)])
+    nats, bits, size = 0.0, 0.0, 0
+    with torch.no_grad():
+        for part in torch.from_numpy(windows).split(256):
+            logits = model.lm_head(model.hidden(part[:, :-1])).flatten(0, 1)
+            losses = F.cross_entropy(logits, part[:, 1:].flatten(), reduction="none").double()
+            text = part[:, 1:].flatten() < 256
+            nats, size = nats + losses.sum().item(), size + int(text.sum())
+            bits += losses[text].sum().item() / math.log(2)
+    line = found["nats_per_token"]
+    assert line["n"] == len(windows)
+    assert line["value"] == pytest.approx(nats / (len(windows) * block), rel=1e-5)
+    assert line["low"] < line["value"] < line["high"]
+    assert "against" not in line
+    assert found["bits_per_byte"]["value"] == pytest.approx(bits / size, rel=1e-5)
+
+
+def test_an_ending_is_scored_as_by_itself() -> None:
+    """Padding beside longer rows changes nothing; of a row too long the beginning is lost."""
+    model = small_model().eval()
+    fill_by_formula(model)
+    scorer = Scorer(model, "float32")
+    rows = [([1, 2, 3], [4, 5]), ([6], [7, 8, 9, 10]), (list(range(20)), [3, 1]), ([2], [5])]
+    sums, means = scorer.ending_losses(rows)
+    for k, (context, ending) in enumerate(rows):
+        kept = [*context, *ending][-13:]
+        losses = scorer.losses(torch.tensor([kept[:-1]]), torch.tensor([kept[1:]]))[0]
+        assert sums[k] == pytest.approx(losses[-len(ending) :].sum().item(), rel=1e-5)
+        assert means[k] == pytest.approx(losses[-len(ending) :].mean().item(), rel=1e-5)
+
+
+def test_what_is_hard_for_both_does_not_widen_the_difference() -> None:
+    """The bootstrap is paired, and its interval of a mean is the textbook's."""
+    chance = np.random.default_rng(2)
+    hard = chance.normal(3, 1, 400)
+    better = hard - 0.1 + chance.normal(0, 0.01, 400)
+    found = Items(better, hard, np.ones(400)).figures()
+    value, low, high = found["value"], found["low"], found["high"]
+    assert value is not None and low is not None and high is not None
+    assert high - low == pytest.approx(2 * 1.96 / 20, rel=0.15)
+    less, more = found["difference_low"], found["difference_high"]
+    assert less is not None and more is not None
+    assert -0.102 < less < -0.1 < more < -0.098 or more - less < 0.003
+
+
+def line(name: str, value: float, against: float | None, model: str | None = "gpt2") -> Benchmark:
+    better = "lower" if name == "held_out" else "higher"
+    return Benchmark(
+        step=1, name=name, metric="m", better=better, value=value, n=9, against=model,
+        against_value=against,
+    )  # fmt: skip
+
+
+def test_several_tasks_make_the_geometric_mean_of_their_ratios() -> None:
+    """Held-out text is of the kind that the run was trained on: it counts where no task does."""
+    held_out, task, other = line("held_out", 2, 3), line("a", 0.2, 0.4), line("b", 0.8, 0.2)
+    assert quality_figures([held_out, task, other])[0]["quality_vs_gpt2"].value == pytest.approx(
+        2**0.5
+    )
+    assert quality_figures([held_out])[0]["quality_vs_gpt2"].value == pytest.approx(1.5)
+    assert quality_figures([line("a", 1, 2, "gpt2-xl"), line("b", 1, None, None)]) == (
+        {},
+        {"quality_vs_gpt2": "benchmarks were held against gpt2-xl, not GPT-2 124M"},
+    )
+
+
+def test_a_model_of_another_vocabulary_is_refused(copy: Path, tmp_path: Path) -> None:
+    """Losses of tokens that mean something else cannot be compared; nothing is logged."""
+    other = gpt2_of_bytes(tmp_path / "other")
+    before = log_lines(copy)
+    vocabulary = json.loads((other / "vocab.json").read_text(encoding="utf-8"))
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (other / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    with pytest.raises(BadInput, match="has another vocabulary than the run"):
+        main([str(copy), f"--against={other}", "--device=cpu"])
+    (other / "vocab.json").unlink()
+    with pytest.raises(BadInput, match=r"has no vocab\.json"):
+        main([str(copy), f"--against={other}", "--device=cpu"])
+    assert log_lines(copy) == before
+
+
+TASK = """task: own_task
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    validation: {rows}
+output_type: multiple_choice
+validation_split: validation
+doc_to_text: "{{{{query}}}}"
+doc_to_target: "{{{{label}}}}"
+doc_to_choice: "{{{{choices}}}}"
+metric_list:
+  - metric: acc
+  - metric: acc_norm
+"""
+
+
+def test_a_task_of_the_harness_counts_both_models(copy: Path, tmp_path: Path) -> None:
+    """A task file of one's own, through the exported model and a folder held against it."""
+    pytest.importorskip("lm_eval")
+    rows = tmp_path / "rows.jsonl"
+    texts = [
+        {"query": f"{i} is", "choices": ["one", "two words"], "label": i % 2} for i in range(6)
+    ]
+    rows.write_text("\n".join(map(json.dumps, texts)))
+    tasks = tmp_path / "tasks"
+    tasks.mkdir()
+    (tasks / "own_task.yaml").write_text(TASK.format(rows=rows))
+    other = gpt2_of_bytes(tmp_path / "other")
+    done = run(
+        "evaluate.py",
+        copy,
+        f"--against={other}",
+        "--tasks=own_task",
+        f"--task-folder={tasks}",
+        "--tokens=2000",
+        "--device=cpu",
+        HF_HUB_OFFLINE="1",
+        HF_HOME=str(tmp_path / "hf"),
+    )
+    assert done.returncode == 0, done.stderr
+    (found,) = (x for x in log_lines(copy) if x.get("name") == "own_task")
+    assert (found["metric"], found["n"], found["better"]) == ("acc_norm", 6, "higher")
+    assert 0 <= found["against_value"] <= 1
+    why = rows_of(copy)["quality_vs_gpt2"]["why"]
+    assert f"benchmarks were held against {other}, not GPT-2 124M" in why

@@ -1,0 +1,229 @@
+"""export.py makes a folder that transformers reads as the same model; GPT-2s come in that way."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from commands import run, train_tiny
+from gpt2_shaped import gpt2_folder, hub_of_model
+from gpt2_vocabulary import gpt2_vocabulary  # noqa: F401  (a fixture)
+from test_model import fill_by_formula
+
+from model import GPT
+from nanogauge.config import ModelSection
+from nanogauge.errors import BadInput
+from nanogauge.prepare.embedded import byte_encoding
+from nanogauge.prepare.tokenizer import load_encoding
+from nanogauge.tokenizer_files import tokenizer_files
+from nanogauge.trained import open_trained
+from nanogauge.training.pretrained import load_pretrained, open_pretrained, to_hugging_face
+
+TEXT = "An import statement, isn't it?  \n\t“Größe” 1,024 日本 🌍 <|x|>"
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("exported") / "folder"
+    done = run("export.py", tiny_run, f"--out={out}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == f"{out}  (step 12)"
+    assert not done.stderr
+    return out
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("gelu", ["exact", "tanh"])
+def test_transformers_gives_the_same_logits(bias: bool, gelu: str, tmp_path: Path) -> None:
+    """To 1e-5, for every form of the model."""
+    transformers = pytest.importorskip("transformers")
+    shape = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 12, "vocab_size": 37}
+    model = GPT(ModelSection.model_validate({**shape, "bias": bias, "gelu": gelu})).eval()
+    fill_by_formula(model)
+    config, tensors = to_hugging_face(model)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    safetensors.torch.save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path).eval()
+    tokens = torch.arange(24).view(2, 12)
+    with torch.no_grad():
+        ours = model.lm_head(model.hidden(tokens))
+        torch.testing.assert_close(theirs(tokens).logits, ours, rtol=0, atol=1e-5)
+
+
+def test_an_exported_run_is_whole_in_transformers(exported: Path, tiny_run: Path) -> None:
+    """Weights, tokenizer and generation, through the classes that a user calls."""
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(exported).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(exported)
+    tokens = tokenizer(TEXT)["input_ids"]
+    assert tokens == byte_encoding().encode_ordinary(TEXT)
+    assert tokenizer.decode(tokens) == TEXT
+    assert tokenizer.eos_token_id == 256
+    ours = open_trained(tiny_run, "newest", "cpu", half=False).model
+    prompt = torch.tensor([tokens[:20]])
+    with torch.no_grad():
+        logits = ours.lm_head(ours.hidden(prompt))
+        torch.testing.assert_close(theirs(prompt).logits, logits, rtol=0, atol=1e-5)
+    made = theirs.generate(prompt, max_new_tokens=10)
+    assert made.max() <= 256  # the rows that pad the vocabulary are never chosen
+
+
+def test_the_model_card_has_the_figures_of_the_report(exported: Path, tiny_run: Path) -> None:
+    """Those that were measured; the others are named, without a figure."""
+    card = (exported / "README.md").read_text(encoding="utf-8")
+    report = json.loads((tiny_run / "report.json").read_text(encoding="utf-8"))
+    table = [line for line in card.splitlines() if line.startswith("| ")][1:]
+    measured = [row for row in report["rows"] if row["measured"] is not None]
+    assert len(table) == len(measured)
+    absent = next(line for line in card.splitlines() if line.startswith("Not measured:"))
+    assert "Energy of the board" in absent
+    loss = next(row for row in measured if row["id"] == "val_loss")["measured"]["value"]
+    assert f"Its validation loss at that step: {loss:.4f} nats per token." in card
+
+
+def test_a_folder_that_holds_something_is_left_alone(exported: Path, tiny_run: Path) -> None:
+    before = (exported / "config.json").read_bytes()
+    done = run("export.py", tiny_run, f"--out={exported}")
+    assert done.returncode == 2
+    assert "is not empty; remove it, or give another with --out." in done.stderr
+    assert (exported / "config.json").read_bytes() == before
+
+
+def ranks_file(folder: Path) -> Path:
+    """A vocabulary of bytes and a few merges, as tiktoken writes one."""
+    import base64
+
+    merged = [b"th", b" t", b" th", b" the", b"ei", b"\xe6\x97", b"\xe6\x97\xa5", b"port", b"po"]
+    merged.sort(key=len)
+    merged.insert(0, b"rt")
+    tokens = [*(bytes([i]) for i in range(256)), *merged]
+    path = folder / "small.tiktoken"
+    rows = (base64.b64encode(token) + f" {rank}\n".encode() for rank, token in enumerate(tokens))
+    path.write_bytes(b"".join(rows))
+    return path
+
+
+def test_tokenizer_files_split_text_as_tiktoken_does(tmp_path: Path) -> None:
+    """Merges are worked out from ranks alone."""
+    transformers = pytest.importorskip("transformers")
+    encoding = load_encoding(str(ranks_file(tmp_path)))
+    files = tokenizer_files(encoding, 64)
+    assert files is not None
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in (TEXT, "the other port, then. " * 3):
+        tokens = tokenizer(text)["input_ids"]
+        assert tokens == encoding.encode_ordinary(text)
+        assert tokenizer.decode(tokens) == text
+
+
+def test_gpt2s_merges_are_found_from_its_ranks(
+    gpt2_vocabulary: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All 50,000, in the order of the file that OpenAI published."""
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(gpt2_vocabulary))
+    files = tokenizer_files(load_encoding("gpt2"), 1024)
+    assert files is not None
+    published = next(
+        data
+        for path in gpt2_vocabulary.iterdir()
+        if (data := path.read_bytes()).startswith(b"#version")
+    )
+    assert files["merges.txt"] == published
+    assert json.loads(files["vocab.json"])["<|endoftext|>"] == 50256
+
+
+def test_a_vocabulary_that_gpt2s_files_cannot_hold_is_not_written(tmp_path: Path) -> None:
+    """Words split in another way, or a token that no merge leads to."""
+    path = ranks_file(tmp_path)
+    assert tokenizer_files(load_encoding(str(path), "cl100k_base"), 64) is None
+    with path.open("ab") as file:
+        file.write(b"eHF6 300\n")  # "xyz", and neither "xy" nor "yz"
+    assert tokenizer_files(load_encoding(str(path)), 64) is None
+
+
+def test_the_weights_of_a_gpt2_are_those_that_transformers_reads(tmp_path: Path) -> None:
+    """With its biases and the GELU by tanh; files with and without the prefix of the names."""
+    transformers = pytest.importorskip("transformers")
+    folder = gpt2_folder(tmp_path / "gpt2")
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(folder).eval()
+    ours = open_pretrained(str(folder), torch.device("cpu"))
+    tokens = torch.arange(30).view(2, 15)
+    with torch.no_grad():
+        found = ours.lm_head(ours.hidden(tokens))
+        torch.testing.assert_close(found, theirs(tokens).logits, rtol=0, atol=1e-5)
+
+
+SHAPE = [
+    "--model.n-layer=2",
+    "--model.n-head=2",
+    "--model.n-embd=16",
+    "--model.bias=true",
+    "--model.gelu=tanh",
+    "--model.vocab-size=264",
+]
+
+
+def test_a_run_begins_with_the_weights_of_a_gpt2_from_the_hub(tmp_path: Path) -> None:
+    """Named as on the hub, fetched from where HF_ENDPOINT says; the run's folder keeps the name."""
+    folder = gpt2_folder(tmp_path / "gpt2", vocab_size=257)
+    hub_home = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
+    still = ["--train.max-steps=1", "--optimizer.learning-rate=1e-30", "--train.eval-every=1"]
+    with hub_of_model("gpt2", folder) as hub:
+        done = train_tiny(
+            tmp_path,
+            *SHAPE,
+            *still,
+            "--optimizer.min-learning-rate=0",
+            "--init-from=gpt2",
+            HF_ENDPOINT=hub.endpoint,
+            **hub_home,
+        )
+    assert done.returncode == 0, done.stderr
+    trained = open_trained(tmp_path / "demo", "newest", "cpu", half=False)
+    assert trained.folder.config.run.init_from == "gpt2"
+    gpt2 = open_pretrained(str(folder), torch.device("cpu"))
+    embedding = trained.model.embedding.weight
+    torch.testing.assert_close(embedding[:257], gpt2.embedding.weight)
+    mean = gpt2.embedding.weight.mean(dim=0)
+    torch.testing.assert_close(embedding[257:], mean.expand(7, -1))  # the rows that pad it
+    tokens = torch.arange(30).view(1, 30)
+    torch.testing.assert_close(trained.model.hidden(tokens), gpt2.hidden(tokens))
+
+
+def test_a_run_of_another_shape_is_told_which_keys_to_set(tmp_path: Path) -> None:
+    folder = gpt2_folder(tmp_path / "gpt2")
+    model = GPT(ModelSection(n_layer=1, n_head=2, n_embd=16, block_size=64, vocab_size=50))
+    with pytest.raises(BadInput) as told:
+        load_pretrained(model, str(folder))
+    flags = str(told.value).rpartition("; set ")[2]
+    assert flags == (
+        "--model.n-layer 2 --model.bias true --model.gelu tanh --model.block-size 32 "
+        "--model.vocab-size 300."
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("model_type", "llama"), ("activation_function", "relu"), ("n_inner", 40), ("n_head", 3)],
+)
+def test_a_folder_that_holds_no_gpt2_is_refused(tmp_path: Path, key: str, value: object) -> None:
+    folder = gpt2_folder(tmp_path / "gpt2")
+    config = json.loads((folder / "config.json").read_text()) | {key: value}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BadInput, match=f"{key} is {value!r}; give a GPT-2"):
+        open_pretrained(str(folder), torch.device("cpu"))
+
+
+def test_weights_of_another_shape_than_their_configuration_are_refused(tmp_path: Path) -> None:
+    folder = gpt2_folder(tmp_path / "gpt2")
+    config = json.loads((folder / "config.json").read_text()) | {"n_layer": 3}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BadInput, match="does not hold the weights that its config.json describes"):
+        open_pretrained(str(folder), torch.device("cpu"))

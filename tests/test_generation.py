@@ -1,0 +1,121 @@
+"""Text made from what the blocks keep of the past is what the whole model would say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_model import fill_by_formula, small_model
+
+from model import GPT
+from nanogauge.training.generation import Choice, Context, generate
+
+BLOCK = 12  # of small_model
+LIKELIEST = Choice(temperature=0)
+
+
+def whole_logits(model: GPT, context: Sequence[int]) -> torch.Tensor:
+    with torch.no_grad():
+        return model.lm_head(model.hidden(torch.tensor([context])))[0, -1]
+
+
+def formula_model(bias: bool = False) -> GPT:
+    model = small_model(bias).eval()
+    fill_by_formula(model)
+    return model
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("prompt", [1, 5, BLOCK, BLOCK + 8])
+def test_each_next_token_has_the_logits_of_the_whole_model(bias: bool, prompt: int) -> None:
+    """To 1e-5, within a block and beyond: then on the context that is documented.
+
+    A full context goes on from the newer half of it, of which the newest token is one.
+    """
+    model = formula_model(bias)
+    context, seen = Context(model), [(5 * i + 3) % 37 for i in range(prompt)]
+    found, seen = context.next_logits(seen), seen[-BLOCK:]
+    for _ in range(3 * BLOCK):
+        expected = whole_logits(model, seen)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+        token = int(found.argmax() + len(seen)) % 37
+        found = context.next_logits([token])
+        seen = [*seen, token] if len(seen) < BLOCK else [*seen, token][-BLOCK // 2 :]
+
+
+def test_the_likeliest_text_is_that_of_the_whole_model() -> None:
+    model = formula_model()
+    expected = [4]
+    for _ in range(BLOCK - 1):
+        expected.append(int(whole_logits(model, expected).argmax()))
+    made = generate(model, [4], BLOCK - 1, LIKELIEST, torch.Generator())
+    assert [4, *made] == expected
+
+
+def test_generation_follows_its_seed_and_the_last_block_of_the_prompt() -> None:
+    """The same seed gives the same text; what lies further back than the block has no effect."""
+    model = formula_model()
+
+    def text(prompt: Sequence[int], seed: int, count: int = 30) -> list[int]:
+        generator = torch.Generator().manual_seed(seed)
+        return list(generate(model, prompt, count, Choice(), generator))
+
+    prompt = list(range(20))  # longer than the block of 12: position 8 is the first that counts
+    first = text(prompt, seed=5)
+    assert len(first) == 30
+    assert set(first) <= set(range(37))
+    assert text(prompt, seed=5) == first
+    assert text(prompt, seed=6) != first
+    far, near = prompt.copy(), prompt.copy()
+    far[7] = near[8] = 36
+    assert text(far, seed=5) == first
+    assert any(text(near, seed, 1) != text(prompt, seed, 1) for seed in range(40))
+
+
+def test_a_text_ends_where_the_model_ends_it() -> None:
+    model = formula_model()
+    made = list(generate(model, [4], 8, LIKELIEST, torch.Generator()))
+    end = made[5]
+    first = made.index(end)
+    assert list(generate(model, [4], 8, LIKELIEST, torch.Generator(), end)) == made[:first]
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    logits=st.lists(st.floats(-4, 4), min_size=2, max_size=12),
+    temperature=st.floats(0.3, 2),
+    top_k=st.none() | st.integers(1, 14),
+    top_p=st.none() | st.floats(0.01, 1),
+)
+def test_only_tokens_that_top_k_and_top_p_leave_are_drawn(
+    logits: list[float], temperature: float, top_k: int | None, top_p: float | None
+) -> None:
+    """Of k tokens the likeliest; of these as few as together have p, which is at least one."""
+    choice = Choice(temperature, top_k, top_p)
+    chance = torch.Generator().manual_seed(3)
+    drawn = {choice.draw(torch.tensor(logits), chance) for _ in range(60)}
+    left = sorted(logits, reverse=True)[:top_k]
+    shares = torch.softmax(torch.tensor(left) / temperature, dim=-1).tolist()
+    before = [sum(shares[:i]) for i in range(len(left))]
+    least = min(x for x, b in zip(left, before, strict=True) if top_p is None or b < top_p + 1e-6)
+    assert all(logits[token] >= least for token in drawn)
+
+
+def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
+    """Temperature 0.5 squares the odds: 1 to 3 become 1 to 9."""
+    chance = torch.Generator().manual_seed(1)
+    logits = torch.tensor([1.0, 3.0]).log()
+    count = sum(Choice(temperature=0.5).draw(logits, chance) for _ in range(4000))
+    assert count / 4000 == pytest.approx(0.9, abs=0.02)
+
+
+@torch.no_grad()
+def test_a_model_that_has_diverged_writes_nothing() -> None:
+    """Its probabilities are no numbers: the run's sample of text must not end the run."""
+    model = formula_model()
+    model.embedding.weight[3] = math.nan
+    assert list(generate(model, [3], 8, Choice(), torch.Generator())) == []

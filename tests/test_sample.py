@@ -1,0 +1,67 @@
+"""sample.py writes what the model of a run goes on with."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from commands import run
+
+from nanogauge.errors import BadInput
+from sample import main
+
+
+def sample(folder: Path, *arguments: object, code: int = 0) -> tuple[str, str]:
+    done = run("sample.py", folder, "--device=cpu", *arguments)
+    assert done.returncode == code, done.stderr
+    return done.stdout, done.stderr
+
+
+def test_a_prompt_is_gone_on_with_alike_for_alike_seeds(tiny_run: Path) -> None:
+    """The text alone is on stdout, the speed on stderr."""
+    once, told = sample(tiny_run, "--prompt=The import ", "--tokens=40", "--seed=2")
+    assert once.startswith("The import ")
+    assert re.search(r"^step 12, \d+ tokens in .* tokens/s$", told.strip())
+    assert sample(tiny_run, "--prompt=The import ", "--tokens=40", "--seed=2")[0] == once
+    assert sample(tiny_run, "--prompt=The import ", "--tokens=40", "--seed=3")[0] != once
+
+
+def test_each_line_of_a_file_is_a_prompt(tiny_run: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("One\n\nZwei äöü\n", encoding="utf-8")
+    out, told = sample(tiny_run, f"--prompts={prompts}", "--tokens=5", "--temperature=0")
+    first, second = out.split("\n---\n")
+    assert first.startswith("One")
+    assert second.startswith("Zwei äöü")
+    assert "10 tokens" in told
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_told(tiny_run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "demo"
+    shutil.copytree(tiny_run, copy)
+    with (copy / "checkpoints" / "step_00000012" / "model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x7f")
+    _, told = sample(copy, "--tokens=3")
+    assert "step_00000012 is damaged and was passed over" in told
+    assert "\nstep 8, " in told
+    _, told = sample(copy, "--tokens=3", "--checkpoint=12", code=2)
+    assert "has no whole checkpoint: the checkpoint" in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--checkpoint=5"], "no checkpoint of step 5; there are: 8, 12."),
+        (["--checkpoint=latest"], "--checkpoint takes newest, best or a step, not 'latest'."),
+        (["--top-p=1.5"], "--top-p takes a number above 0 and up to 1, not 1.5."),
+        (["--prompts=/nowhere.txt"], "cannot read the prompts /nowhere.txt"),
+    ],
+)
+def test_what_cannot_be_sampled_is_refused(
+    tiny_run: Path, arguments: list[str], sentence: str
+) -> None:
+    with pytest.raises(BadInput, match=re.escape(sentence)):
+        main([str(tiny_run), "--device=cpu", *arguments])
