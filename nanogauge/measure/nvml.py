@@ -55,13 +55,14 @@ class Driver:
 
     `device` is the GPU's UUID (with or without "GPU-"), its PCI bus id, or its index as the driver
     counts, which CUDA_VISIBLE_DEVICES does not change: torch's index 0 may be another card, its
-    UUID never is.
+    UUID never is. `pid` is the process whose memory process_used_bytes tells; this one if not
+    given.
 
     Raises:
         NoDriver: if there is no driver, or no such device.
     """
 
-    def __init__(self, device: str | int, absences: Absences) -> None:
+    def __init__(self, device: str | int, absences: Absences, pid: int | None = None) -> None:
         try:
             import pynvml
         except ImportError:
@@ -70,7 +71,7 @@ class Driver:
         self._absences = absences
         self._retry_at: dict[str, float] = {}  # by field; infinity: never
         self._given: set[str] = set()
-        self._pid = os.getpid()
+        self._pid = os.getpid() if pid is None else pid
         self.lost = False
         self._unheard = True  # no number was given since the driver was opened
         self._reopen_at = 0.0
@@ -200,7 +201,7 @@ class Driver:
         return None if memory is None else int(memory.total)
 
     def process_used_bytes(self, now: float) -> int | None:
-        """By this process; None, for a while or for good, where the driver does not list it."""
+        """By the process; None, for a while or for good, where the driver does not list it."""
         field = "process_used_bytes"
         compute = self._ask(field, now, _COMPUTE, tells=False)
         if compute is None:

@@ -28,6 +28,7 @@ from nanogauge.report.sensed import (
     total_over_processes,
     why_absent,
 )
+from nanogauge.report.several import other_cards, rank_figures
 from nanogauge.runlog import Recorded
 
 GIB = 2**30
@@ -68,10 +69,12 @@ def instruments(
     panel = _Panel()
     _speed(panel, recorded, config, prediction, found.median_step_seconds)
     _parts_of_a_step(panel, recorded)
+    for figure in rank_figures(recorded):
+        panel.add(*figure)
     _memory(panel, recorded, prediction)
     on_a_gpu = prediction.hardware.kind != "cpu" or len(recorded.sensors.known("power_watts")) > 0
     if on_a_gpu:
-        _energy(panel, recorded, config, found)
+        _energy(panel, recorded, config, prediction, found)
         _board(panel, recorded)
     _processor(panel, recorded)
     return panel.shown
@@ -222,7 +225,13 @@ def _memory(panel: _Panel, recorded: Recorded, prediction: Prediction) -> None:
     )
 
 
-def _energy(panel: _Panel, recorded: Recorded, config: Config, found: Measurements) -> None:
+def _energy(
+    panel: _Panel,
+    recorded: Recorded,
+    config: Config,
+    prediction: Prediction,
+    found: Measurements,
+) -> None:
     sensors = recorded.sensors
 
     def kwh(name: str, label: str, joules: float | None, how: str) -> float | None:
@@ -232,6 +241,8 @@ def _energy(panel: _Panel, recorded: Recorded, config: Config, found: Measuremen
         return value
 
     absent = why_absent(recorded, "power_watts")
+    cards = recorded.starts[0].sensed_cards or 1
+    boards = "the board" if cards == 1 else f"{cards} boards"
     counted = None
     if "integral" not in sensors.distinct("energy_source"):
         counted = total_over_processes(recorded, "energy_joules")
@@ -241,7 +252,7 @@ def _energy(panel: _Panel, recorded: Recorded, config: Config, found: Measuremen
         "energy_counter_kwh",
         "Energy by the driver's counter",
         counted,
-        why_absent(recorded, "energy_counter") if counted is None else "the board alone",
+        why_absent(recorded, "energy_counter") if counted is None else f"{boards} alone",
     )
     how = absent
     if integral is not None:
@@ -273,9 +284,9 @@ def _energy(panel: _Panel, recorded: Recorded, config: Config, found: Measuremen
             f"energy less {watts:.3g} W of an idle board for as long",
         )
     tokens = found.steps_done * config.tokens_per_step
-    if joules is not None and tokens:
+    if joules is not None and tokens and other_cards(recorded, prediction) is None:
         per_token = joules_per_token(joules, tokens)
-        how = f"energy of the board / {tokens:,} tokens, evaluation and compilation included"
+        how = f"energy of {boards} / {tokens:,} tokens, evaluation and compilation included"
         if recorded.lost_steps:
             how += ", and the steps that were made again"
         panel.add("joules_per_token", "Energy per token", "J", per_token, f"{per_token:.3g} J", how)

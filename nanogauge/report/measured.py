@@ -143,7 +143,7 @@ def measure(recorded: Recorded, config: Config, prediction: Prediction) -> Measu
         values["total_seconds"] = Measured(value=ledger.ran_s, how=how)
     for found, absent in (
         memory_figures(recorded, prediction),
-        energy_figures(recorded, config, ledger.ran_s),
+        energy_figures(recorded, config, prediction, ledger.ran_s),
     ):
         values |= found
         missing |= absent
