@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test gpu-check clean
+.PHONY: setup demo test audit gpu-check clean
 
 setup: .venv/.done
 
@@ -19,11 +19,19 @@ demo: setup
 	$(BIN)/python train.py configs/demo.toml
 
 test: setup
+	$(BIN)/python -m pip check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mypy bench/report.py
 	$(BIN)/python -m pytest -m 'not gpu'
+
+# The pinned packages against the known vulnerabilities; asks the package index, so it is no test.
+audit:
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
+	  $(PYTHON) -m venv "$$folder" && \
+	  "$$folder/bin/python" -m pip install --quiet --disable-pip-version-check pip-audit && \
+	  "$$folder/bin/pip-audit" --strict --disable-pip --no-deps --requirement constraints.txt
 
 # Everything that needs a real card; says "skipped: no GPU" where there is none.
 gpu-check: setup

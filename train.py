@@ -154,7 +154,7 @@ def evaluate(s: Session, step: int) -> None:
     if line.val_loss is not None:
         s.best_val_loss = min(line.val_loss, s.best_val_loss or math.inf)
     sampled = is_sampled(step, s.config.train.eval_every, s.config.train.max_steps)
-    if sampled and s.ranks.is_first:
+    if sampled and s.ranks.is_first and line.val_loss is not None:
         write_samples(s, step)
 
 

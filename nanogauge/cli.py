@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from nanogauge.errors import BadInput, RunFailed
+from nanogauge.privacy import without_keys
 
 
 class Parser(argparse.ArgumentParser):
@@ -52,10 +53,10 @@ def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:
     try:
         sys.exit(main(sys.argv[1:]))
     except BadInput as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        print(f"{name}: {_shown(error)}", file=sys.stderr)
         sys.exit(2)
     except RunFailed as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        print(f"{name}: {_shown(error)}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print(f"{name}: stopped by Ctrl-C.", file=sys.stderr)
@@ -64,3 +65,9 @@ def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:
         # The reader of our output went away (`| head`): nothing more can be said to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def _shown(error: Exception) -> str:
+    """The sentence of an error: on one line, whatever was quoted in it, and without keys."""
+    words = "".join(c if c.isprintable() else " " for c in without_keys(str(error)))
+    return " ".join(words.split())

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -20,6 +21,8 @@ from pydantic import (
 )
 
 from nanogauge.errors import BadInput
+from nanogauge.handed import read_whole
+from nanogauge.privacy import from_home, scrubbed, without_secrets
 
 
 def _whole(value: object) -> object:
@@ -33,6 +36,8 @@ NaturalNumber = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=_MOST)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+FolderPath = Annotated[str, Field(pattern=r"^[^\x00]+$"), AfterValidator(without_secrets)]
+"""of a folder, with ~ for the user's home, which no run folder names"""
 
 
 class Section(BaseModel):
@@ -48,7 +53,7 @@ class Section(BaseModel):
 class RunSection(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """name of the run, and of its folder"""
-    out: Annotated[str, Field(pattern=r"^[^\x00]+$")] = "runs"
+    out: FolderPath = "runs"
     """folder that holds the run folders"""
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     """where to train; auto takes the first of cuda, mps, cpu that is there"""
@@ -86,7 +91,7 @@ class ModelSection(Section):
 
 
 class DataSection(Section):
-    path: Annotated[str, Field(pattern=r"^[^\x00]+$")] | None = None
+    path: FolderPath | None = None
     """folder of token shards, as prepare_fineweb.py writes it"""
     tokens: Count | None = None
     """unique training tokens the data has, or is planned to have"""
@@ -101,6 +106,11 @@ class DataSection(Section):
         if self.embedded == (self.path is not None):
             raise ValueError("give either path, a folder of token shards, or embedded = true")
         return self
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of token shards, where that is the source."""
+        return from_home(self.path) if self.path is not None else None
 
 
 class TrainSection(Section):
@@ -201,14 +211,15 @@ class Config(Section):
 
     @property
     def folder(self) -> Path:
-        return Path(self.run.out) / self.run.name
+        return from_home(self.run.out) / self.run.name
 
     def to_toml(self) -> str:
         """The resolved configuration as TOML; None has no TOML form, so those keys are left out."""
         lines: list[str] = []
         for section, values in self.model_dump().items():
             lines.append(f"[{section}]")
-            lines += [f"{key} = {toml_value(v)}" for key, v in values.items() if v is not None]
+            given = scrubbed({key: v for key, v in values.items() if v is not None})
+            lines += [f"{key} = {toml_value(value)}" for key, value in given.items()]
             lines.append("")
         return "\n".join(lines)
 
@@ -237,13 +248,15 @@ def read_toml(path: Path, what: str, hint: str) -> dict[str, Any]:
         BadInput: if it is missing, cannot be read, or is no TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(read_whole(path).decode())
     except FileNotFoundError:
         raise BadInput(f"there is no {what} file {path}; {hint}.") from None
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise BadInput(f"cannot read the {what} file {path}: {reason}.") from None
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError:
+        raise BadInput(f"{path} is nested too deeply to be a {what} file.") from None
+    except ValueError as error:  # also of a number with thousands of digits
         raise BadInput(f"{path} is not valid TOML: {error}.") from None
 
 
@@ -349,5 +362,5 @@ def _from_text(text: str, annotation: Any) -> object:
         return text
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text

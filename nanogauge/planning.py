@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import count
-from pathlib import Path
 
 from nanogauge.clock_times import later, next_time
 from nanogauge.config import Config
@@ -282,7 +281,7 @@ def plan_deadline(config: Config, predicted: Predictor, free: FreeMemory, wish: 
 
 def _preparation(config: Config) -> Span | None:
     data = config.data
-    if data.path is None or data.tokens is None or Path(data.path).exists():
+    if data.folder is None or data.tokens is None or data.folder.exists():
         return None
     low, expected, high = preparation_seconds(data.tokens)
     return Span(low=low, expected=expected, high=high)

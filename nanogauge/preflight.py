@@ -230,15 +230,14 @@ def writes_of(config: Config, hardware: Hardware | None, dtype: str, gpus: int =
 def _check_data(config: Config) -> Finding:
     data, steps = config.data, config.train.max_steps
     run_tokens = config.tokens_per_step * steps
-    if data.path is None:
+    if data.path is None or data.folder is None:
         from nanogauge.prepare.embedded import embedded_tokens
 
         found = embedded_tokens()[0].size
         where = "the text that ships with Python"
         return check_data(steps, run_tokens, found, data.tokens, where, fixed=True)
-    folder = Path(data.path)
     try:
-        found = open_folder(folder).tokens("train")
+        found = open_folder(data.folder).tokens("train")
     except BadInput as error:
         text, prepares, remedy = str(error).rpartition("; ")
         if not prepares:

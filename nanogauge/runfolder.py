@@ -9,10 +9,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from nanogauge.config import Config, load_config
 from nanogauge.errors import BadInput
+from nanogauge.handed import read_whole, refuse_to_lead_out
+from nanogauge.privacy import scrubbed
 from nanogauge.records import Prediction
 from nanogauge.runlog import FILE_NAME as LOG_NAME
 from nanogauge.runlog import LogReader, Recorded, has_begun
@@ -47,10 +47,15 @@ def make_folder(path: Path) -> None:
 
 
 def write_aside(path: Path, data: bytes) -> None:
-    """Write a file so that at every moment either the old or the new one is there, whole."""
+    """Write a file so that at every moment either the old or the new one is there, whole.
+
+    What stands in its way under the name of the unfinished file is no part of the run: a link
+    there, in a folder of a stranger's, would have another file overwritten.
+    """
     aside = path.with_name(path.name + ".tmp")
     try:
-        with aside.open("wb") as file:
+        aside.unlink(missing_ok=True)
+        with aside.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -73,6 +78,8 @@ def create(path: Path, config: Config, machine: Machine, prediction: Prediction)
             f"{path} already holds a run; continue it with --resume auto, "
             "or give this one another --run.name."
         )
+    machine = scrubbed(machine)
+    prediction = Prediction.model_validate(scrubbed(prediction.model_dump()))
     data = prediction.model_dump_json(indent=1).encode()
     try:
         write_aside(path / "config.toml", config.to_toml().encode())
@@ -95,14 +102,18 @@ def load(path: Path) -> RunFolder:
         raise BadInput(
             f"{path} is not a run folder: it has no {LOG_NAME}; give the folder of a run."
         )
+    for name in ("config.toml", "machine.json", "prediction.json", LOG_NAME):
+        refuse_to_lead_out(path / name)
     config = load_config(path / "config.toml")
     try:
-        machine = json.loads((path / "machine.json").read_bytes())
-        data = (path / "prediction.json").read_bytes()
+        machine = json.loads(read_whole(path / "machine.json"))
+        if not isinstance(machine, dict):
+            raise ValueError("machine.json holds no object")
+        data = read_whole(path / "prediction.json")
         prediction = Prediction.model_validate_json(data)
     except OSError as error:
         raise BadInput(f"cannot read {error.filename}: {error.strerror}.") from None
-    except (ValidationError, ValueError):
+    except (ValueError, RecursionError):
         raise BadInput(
             f"machine.json or prediction.json in {path} is damaged; restore it."
         ) from None

@@ -16,8 +16,10 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from nanogauge.errors import BadInput
+from nanogauge.handed import open_regular
+from nanogauge.privacy import scrubbed
 from nanogauge.recorded import Recorded
-from nanogauge.records import Event, LogLine, Sensor, Start
+from nanogauge.records import End, Event, LogLine, Sensor, Start
 from nanogauge.whole_lines import WholeLines
 
 __all__ = [
@@ -79,6 +81,8 @@ class RunLog:
         if line.elapsed_seconds is None and self._elapsed_seconds is not None:
             line = line.model_copy(update={"elapsed_seconds": self._elapsed_seconds()})
         values = {"kind": line.kind, **line.model_dump(mode="json", exclude_none=True)}
+        if isinstance(line, Start | Event | End):  # the kinds with words in them, which are few
+            values = scrubbed(values)
         data = json.dumps(values, ensure_ascii=False, allow_nan=False).encode() + b"\n"
         self._lines.append(data, expendable=isinstance(line, Sensor))
         dropped = self._lines.dropped - self._dropped_told
@@ -152,7 +156,7 @@ class LogReader:
                 begin with a start line.
         """
         try:
-            with self._path.open("rb") as file:
+            with open_regular(self._path) as file:
                 if not self._is_the_same(file):
                     self._begin()
                     file.seek(0)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import select
 import shutil
@@ -28,6 +29,7 @@ from pydantic import ValidationError
 from nanogauge.cli import Parser, run_command
 from nanogauge.config import Config, load_config
 from nanogauge.errors import BadInput, RunFailed
+from nanogauge.privacy import Scrubber, scrubbed, without_secrets
 from nanogauge.records import End, Event, LogLine, Prediction
 from nanogauge.runlog import FILE_NAME, lines_of, read_log
 from nanogauge.tracking import POSITION_NAME, Mode
@@ -128,8 +130,8 @@ def _begin(
             name=config.run.name,
             id=run_id,
             resume="allow",
-            dir=folder,
-            config={**config.model_dump(), "prediction": _predicted(prediction)},
+            dir=".",
+            config=scrubbed({**config.model_dump(), "prediction": _predicted(prediction)}),
             settings=wandb.Settings(
                 init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT", _INIT_SECONDS)),
                 console="off",
@@ -138,6 +140,8 @@ def _begin(
                 x_save_requirements=False,
                 disable_git=True,
                 disable_code=True,
+                x_disable_meta=True,  # the machine's name, the user's, the command line
+                x_disable_machine_info=True,
             ),
         )
 
@@ -239,6 +243,20 @@ def _send_files(run: wandb.Run, folder: Path, names: Sequence[str]) -> None:
             run.save(copy, base_path=run.dir, policy="now")
 
 
+def _keep_private(folder: Path) -> None:
+    """Let what this process and W&B write name neither a key nor the home folder."""
+    os.chdir(folder)  # of which W&B then writes as of "."
+    sys.stdout, sys.stderr = Scrubber(sys.stdout), Scrubber(sys.stderr)
+    made = logging.getLogRecordFactory()
+
+    def private(*arguments: Any, **more: Any) -> logging.LogRecord:
+        record = made(*arguments, **more)
+        record.msg, record.args = without_secrets(record.getMessage()), None
+        return record
+
+    logging.setLogRecordFactory(private)
+
+
 def _mark_as_synced(folder: Path, run_id: str) -> None:
     """Offline folders of a run that is online now: `wandb sync` would send their rows again."""
     for path in folder.glob(f"wandb/offline-run-*-{run_id}/run-{run_id}.wandb"):
@@ -279,8 +297,8 @@ def main(arguments: Sequence[str]) -> int:
     log_every = config.train.log_every if options.log_every is None else options.log_every
     if log_every < 1:
         raise BadInput(f"--log-every must be at least 1, not {log_every}.")
-    run_id = options.id or _run_id(folder)
-    project = options.project or config.wandb.project
+    run_id, project = options.id or _run_id(folder), options.project or config.wandb.project
+    _keep_private(folder)
     if options.attached is not None:
         os.nice(10)  # the loop comes first
     try:
@@ -302,7 +320,7 @@ def main(arguments: Sequence[str]) -> int:
         raise RunFailed(
             f"W&B failed before the end of the run: {type(error).__name__} {error}."
         ) from None
-    kept = Path(run.settings.sync_dir)
+    kept = Path(run.settings.sync_dir).resolve()
     warnings = []
     if offline_because:
         warnings.append(

@@ -38,7 +38,8 @@ class WholeLines:
         self._lock = threading.Lock()
         self._waiting: deque[tuple[bytes, bool]] = deque()
         self._waiting_bytes = 0
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        no_link = getattr(os, "O_NOFOLLOW", 0)
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | no_link, 0o644)
         self._size = path.read_bytes().rfind(b"\n") + 1
         self._torn = True
         self._mend()

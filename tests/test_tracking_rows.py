@@ -24,14 +24,14 @@ def sensor(**fields: object) -> Sensor:
 NOT_MIRRORED = {
     Start: {
         *("unix_time", "max_steps", "prediction_sha256", "first_step", "wandb_id", "source"),
-        *("continues", "restart", "rollbacks", "micro_batch"),
+        *("continues", "restart", "rollbacks", "micro_batch", "ranks"),
     },
     Step: {"tokens"},
     Sensor: set(),
     Eval: set(),
     Checkpoint: {"path"},
     Compile: set(),
-    End: set(),
+    End: {"restartable"},
 }
 """fields that are no measurement, or the axis itself"""
 TAKEN_OTHERWISE = {

@@ -254,7 +254,7 @@ def test_a_run_that_was_kept_from_wandb_can_be_uploaded_later(folder: Path) -> N
     done = run("report.py", "--wandb", folder)
     assert done.returncode == 0, done.stderr
     (path,) = offline_files(folder)
-    assert f"{path.parent}, which `wandb sync` uploads" in done.stdout
+    assert f"/{path.parent.name}, which `wandb sync` uploads" in done.stdout
     records = list(records_of(path))
     assert rows_in(records) == expected_rows(lines_of_a_run())
     assert not [r for r in records if r.WhichOneof("record_type") == "alert"]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from nanogauge import __version__
 from nanogauge.measure.gpu import DriverInfo
+from nanogauge.privacy import without_secrets
 
 PACKAGES = ("torch", "numpy", "triton", "tiktoken", "datasets", "wandb", "nvidia-ml-py")
 
@@ -25,7 +26,6 @@ def capture_environment(
         driver: what NVML says of it; None where the run uses no NVIDIA GPU.
         torch_threads: threads that torch computes with on the CPU.
     """
-    home = str(Path.home())
     return {
         "device": device,
         "gpu_driver": driver.driver_version if driver is not None else None,
@@ -40,7 +40,7 @@ def capture_environment(
         **{package: _version(package) for package in PACKAGES},
         "git_commit": _git("rev-parse", "HEAD"),
         "git_dirty": None if (status := _git("status", "--porcelain")) is None else bool(status),
-        "command": " ".join(argument.replace(home, "~") for argument in sys.argv),
+        "command": without_secrets(" ".join(sys.argv)),
     }
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from nanogauge.errors import BadInput, RunFailed
+from nanogauge.handed import stays_below
 
 TRIES = 10
 """of one request; with the waits between them they take at least four minutes"""
@@ -171,6 +172,8 @@ def _fetch_file(
 ) -> Path:
     from huggingface_hub import hf_hub_download
 
+    if not stays_below(name):
+        raise BadInput(f"{repository} lists {name!r}, which leads out of it; take another.")
     try:
         path = Path(
             hf_hub_download(

@@ -7,12 +7,20 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from nanogauge.handed import stays_below
 
 NARROW = np.dtype("<u2")
 WIDE = np.dtype("<u4")
 Split = Literal["train", "val"]
 Count = Annotated[int, Field(ge=0)]
+
+
+def _below(name: str) -> str:
+    if not stays_below(name):
+        raise ValueError(f"{name[:60]!r} leads out of the folder")
+    return name
 
 
 class Record(BaseModel):
@@ -72,7 +80,7 @@ class Settings(Record):
 
 
 class Shard(Record):
-    file: str
+    file: Annotated[str, AfterValidator(_below)]
     """path of the file below the manifest's folder"""
     split: Split
     tokens: Annotated[int, Field(gt=0)]

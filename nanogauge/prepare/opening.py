@@ -16,6 +16,7 @@ from typing import get_args
 import numpy as np
 
 from nanogauge.errors import BadInput
+from nanogauge.handed import open_regular
 from nanogauge.prepare.shards import (
     MAGICS,
     MANIFEST_NAME,
@@ -130,14 +131,15 @@ def _open_file(path: Path) -> tuple[Tokens, str]:
     """The tokens of another tool's file, and what form of file it is."""
     try:
         if path.suffix == ".npy":
-            tokens = np.load(path, mmap_mode="r", allow_pickle=False)
+            open_regular(path).close()
+            tokens = np.lib.format.open_memmap(path, mode="r")
             if tokens.ndim != 1 or tokens.dtype not in (np.uint16, np.uint32) or not tokens.size:
                 raise BadInput(
                     f"{path} holds no row of uint16 or uint32 tokens but {tokens.dtype} of shape "
                     f"{tokens.shape}; write it as np.save(path, tokens.astype(np.uint16))"
                 )
             return tokens, "NumPy arrays as build-nanogpt's"
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             magic = int.from_bytes(file.read(4), "little")
         if magic in MAGICS:
             return open_shard(path, "copy or make it again"), "shards as llm.c's"
@@ -148,8 +150,11 @@ def _open_file(path: Path) -> tuple[Tokens, str]:
                 f"{size:,} bytes; copy or make it again"
             )
         return np.memmap(path, dtype=_RAW, mode="r"), "raw uint16 as nanoGPT's"
-    except (OSError, ValueError, EOFError) as error:
-        raise BadInput(f"cannot read {path}: {error}; copy or make it again") from None
+    except BadInput:
+        raise
+    except Exception as error:  # NumPy lets through what Python's parser makes of a broken header
+        reason = getattr(error, "strerror", None) or error
+        raise BadInput(f"cannot read {path}: {reason}; copy or make it again") from None
 
 
 def _digest(lines: list[str]) -> str:

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 from nanogauge.errors import BadInput
+from nanogauge.handed import open_regular, read_whole
 from nanogauge.prepare.manifest import (
     NARROW,
     Manifest,
@@ -53,6 +54,7 @@ MANIFEST_NAME = "manifest.json"
 MAGIC = 20240520
 VERSION = 1
 HEADER_BYTES = 256 * 4
+LARGEST_MANIFEST_BYTES = 2**28
 
 Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 _ON_DISK = NARROW
@@ -305,7 +307,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST_NAME
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        return Manifest.model_validate_json(read_whole(path, LARGEST_MANIFEST_BYTES))
     except (FileNotFoundError, NotADirectoryError):
         raise BadInput(
             f"{folder} holds no token shards (no {MANIFEST_NAME}); {_remedy(folder)}"
@@ -315,8 +317,9 @@ def read_manifest(folder: Path) -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
+        told = first["msg"].removeprefix("Value error, ")
         raise BadInput(
-            f"{path} is damaged ({where}: {first['msg']}); delete {folder} and {_remedy(folder)}"
+            f"{path} is damaged ({where}: {told}); delete {folder} and {_remedy(folder)}"
         ) from None
 
 
@@ -331,13 +334,14 @@ def open_shard(path: Path, remedy: str | None = None) -> Tokens:
     """
     remedy = remedy or f"delete {path.parent} and {_remedy(path.parent)}"
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             header = np.frombuffer(file.read(HEADER_BYTES), dtype="<i4")
             size_bytes = os.fstat(file.fileno()).st_size
     except FileNotFoundError:
         raise BadInput(f"the token shard {path} is missing; {remedy}") from None
     except (OSError, ValueError) as error:
-        raise BadInput(f"cannot read the token shard {path}: {error}; {remedy}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise BadInput(f"cannot read the token shard {path}: {reason}; {remedy}") from None
     if header.nbytes < HEADER_BYTES or header[0] not in MAGICS:
         raise BadInput(f"{path} is no token shard (wrong magic number); {remedy}")
     layout = _LAYOUTS.get((int(header[0]), int(header[1])))

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nanogauge.errors import BadInput, RunFailed
+from nanogauge.handed import read_whole
 from nanogauge.prepare.quick import Encoded, QuickEncoder
 from nanogauge.prepare.splitting import PART, PATTERNS, SPLITTABLE, in_chunks, split_safely
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 END_OF_TEXT = "<|endoftext|>"
 HUGGING_FACE = "hf:"
+LARGEST_RANKS_BYTES = 2**27
 _END_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 Text = str | memoryview | Iterator[str]
 """a document: as a whole, as UTF-8, or in chunks"""
@@ -197,7 +199,8 @@ def _from_ranks(path: Path, pattern: str) -> tiktoken.Encoding:
     if pattern not in PATTERNS:
         raise BadInput(f"there is no --pattern {pattern!r}; give one of {', '.join(PATTERNS)}.")
     try:
-        lines = [line.split() for line in path.read_bytes().splitlines() if line]
+        data = read_whole(path, LARGEST_RANKS_BYTES)
+        lines = [line.split() for line in data.splitlines() if line]
         ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in lines}
     except OSError as error:
         raise BadInput(f"cannot read the tokenizer {path}: {error.strerror}.") from None

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from nanogauge.errors import BadInput
+from nanogauge.privacy import without_secrets
 from nanogauge.quantities import format_range, format_seconds
 from nanogauge.records import SCHEMA, Estimate, Stored
 from nanogauge.report.build import build_report, claims_of
@@ -144,7 +145,7 @@ def write_index(entries: list[Entry], root: Path) -> Path:
     )
     path = root / INDEX_NAME
     try:
-        write_aside(path, html.encode())
+        write_aside(path, without_secrets(html).encode())
     except OSError as error:
         raise BadInput(f"cannot write {path}: {error.strerror}.") from None
     return path

@@ -133,8 +133,10 @@ def _speed(
 def _parts_of_a_step(panel: _Panel, recorded: Recorded) -> None:
     steps, wanted = recorded.steps, steady(recorded)
     spans = steps.column("step_seconds")
-    split = wanted & ~np.isnan(steps.column("forward_seconds"))
-    for name in ("forward", "backward", "optimizer") if split.any() else ():
+    for name in ("forward", "backward", "optimizer"):
+        split = wanted & ~np.isnan(steps.column(f"{name}_seconds"))
+        if not split.any():
+            continue
         seconds = steps.column(f"{name}_seconds")[split]
         share = float(seconds.sum() / spans[split].sum())
         middle = float(np.median(seconds))

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanogauge.errors import BadInput
+from nanogauge.privacy import without_secrets
 from nanogauge.report.build import CLAIMS_NAME, build_report, claims_of
 from nanogauge.report.page import templates
 from nanogauge.report.render import render_report
@@ -124,6 +125,7 @@ class LiveReport:
 def waiting_page(folder: Path, text: str) -> Page:
     """A page in place of the report, which goes on asking for it."""
     template = templates().get_template("waiting.html.j2")
+    text = without_secrets(text)
     told = json.dumps({"error": text}, ensure_ascii=False)
     return _live_page(template.render(name=folder.name, text=text), told, False, False)
 

@@ -107,7 +107,7 @@ def measure(recorded: Recorded, config: Config, prediction: Prediction) -> Measu
     median = float(np.median(seconds)) if len(seconds) else None
     ledger = _ledger(recorded, steps_done, median)
     values: dict[str, Measured] = {}
-    missing: dict[str, str] = {}
+    missing = {"quality_vs_gpt2": "no benchmark was run"}
     refused: list[str] = []
 
     unique = recorded.starts[-1].train_tokens or config.data.tokens
@@ -125,22 +125,7 @@ def measure(recorded: Recorded, config: Config, prediction: Prediction) -> Measu
         )
         refused = _utilisation(values, missing, config, prediction, median)
     _first_step(values, missing, recorded, median)
-    if status != "finished":
-        missing["total_seconds"] = (
-            f"the run is at step {steps_done:,} of {config.train.max_steps:,}"
-        )
-    elif ledger.eval_s is None and ledger.other_s is None:
-        missing["total_seconds"] = "no evaluation has a time of its own in this log"
-    elif ledger.wall_s is not None:
-        sampled = len(steps.known("step_seconds"))
-        how = (
-            _time_it_ran(recorded, ledger)
-            if ledger.other_s is not None
-            else f"reconstructed: {steps_done:,} steps from {sampled} printed ones, each "
-            f"evaluation, and compilation"
-        )
-        assert ledger.ran_s is not None
-        values["total_seconds"] = Measured(value=ledger.ran_s, how=how)
+    _total(values, missing, recorded, config, status, steps_done, ledger)
     for found, absent in (
         memory_figures(recorded, prediction),
         energy_figures(recorded, config, prediction, ledger.ran_s),
@@ -158,7 +143,6 @@ def measure(recorded: Recorded, config: Config, prediction: Prediction) -> Measu
     else:
         how = f"evaluation after {last.step:,} steps"
         values["val_loss"] = Measured(value=last.val_loss, how=how)
-    missing["quality_vs_gpt2"] = "no benchmark was run"
     notes: dict[str, list[str]] = {}
     timed_whole = ledger.other_s is not None or ledger.eval_s is not None
     for event in recorded.events:
@@ -229,6 +213,35 @@ def _ledger(recorded: Recorded, steps_done: int, median: float | None) -> Ledger
         other_s=sum(sessions) - booked if clocked else None,
         wall_s=sum(sessions) + (gap or 0.0) if clocked else (None if step is None else booked),
     )
+
+
+def _total(
+    values: dict[str, Measured],
+    missing: dict[str, str],
+    recorded: Recorded,
+    config: Config,
+    status: str,
+    steps_done: int,
+    ledger: Ledger,
+) -> None:
+    if status != "finished":
+        missing["total_seconds"] = (
+            f"the run is at step {steps_done:,} of {config.train.max_steps:,}"
+        )
+    elif ledger.eval_s is None and ledger.other_s is None:
+        missing["total_seconds"] = "no evaluation has a time of its own in this log"
+    elif ledger.wall_s is not None:
+        sampled = len(recorded.steps.known("step_seconds"))
+        how = (
+            _time_it_ran(recorded, ledger)
+            if ledger.other_s is not None
+            else f"reconstructed: {steps_done:,} steps from {sampled} printed ones, each "
+            f"evaluation, and compilation"
+        )
+        assert ledger.ran_s is not None
+        values["total_seconds"] = Measured(value=ledger.ran_s, how=how)
+    else:
+        missing["total_seconds"] = "no steady step is in this log to count the others by"
 
 
 def _time_it_ran(recorded: Recorded, ledger: Ledger) -> str:

@@ -150,7 +150,9 @@ def _utilisation(
     if peak_flops is None:
         return None
     per_step = prediction.quantities["flops_total_palm"].expected / config.train.max_steps
-    shares = 100 * per_step / recorded.steps.column("step_seconds") / peak_flops
+    spans = recorded.steps.column("step_seconds")
+    spans = np.where(spans > 0, spans, np.nan)  # a log that was tampered with may hold a 0
+    shares = 100 * per_step / spans / peak_flops
     return line_chart(
         "mfu",
         "MFU (6N + 12LCT)",

@@ -19,6 +19,7 @@ from rich.table import Table as TextTable
 from rich.text import Text
 
 from nanogauge.errors import BadInput
+from nanogauge.privacy import without_secrets
 from nanogauge.quantities import QUANTITIES, format_range, format_value
 from nanogauge.records import SCHEMA, Estimate, Stored
 from nanogauge.report.build import Report, build_report
@@ -268,7 +269,7 @@ def write_comparison(comparison: Comparison, out: Path) -> list[Path]:
     paths = [out / f"{NAME}.json", out / f"{NAME}.html"]
     try:
         for path, text in zip(paths, (told, html), strict=True):
-            write_aside(path, text.encode())
+            write_aside(path, without_secrets(text).encode())
     except OSError as error:
         raise BadInput(f"cannot write to {out}: {error.strerror}; give another --out.") from None
     return paths

@@ -19,6 +19,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from nanogauge.handed import open_regular, read_whole
+
 WEIGHTS, STATE, META = "model.safetensors", "state.pt", "meta.json"
 REPLACED = ".replaced"
 """ends the name of a checkpoint while one of the same step takes its place"""
@@ -131,10 +133,10 @@ def step_of(path: Path) -> int:
 def intact_meta(path: Path) -> Meta | None:
     """What a checkpoint tells of itself; None if a bit of it is not as it was written."""
     try:
-        hashes: dict[str, str] = _content(path)["sha256"]
-        whole = all(_sha256(path / name) == wanted for name, wanted in hashes.items())
+        hashes = _content(path)["sha256"]
+        whole = all(_sha256(path / name) == hashes[name] for name in (WEIGHTS, STATE))
         return read_meta(path) if whole else None
-    except (OSError, ValueError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
@@ -145,7 +147,7 @@ def meta_bytes(content: Mapping[str, object]) -> bytes:
 
 
 def _content(path: Path) -> dict[str, Any]:
-    data = (path / META).read_bytes()
+    data = read_whole(path / META)
     content = json.loads(data)
     if not isinstance(content, dict) or content.pop(_OWN_DIGEST, None) is None:
         raise ValueError(f"{path / META} has no digest of itself")
@@ -160,5 +162,5 @@ def _sizes(state: RandomState) -> tuple[int, int | None]:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import tiktoken
 
@@ -42,8 +41,8 @@ def open_source(data: DataSection) -> Source:
         digest.update(validation.tobytes())
         both: dict[Split, Shards] = {"train": [train], "val": [validation]}
         return Source(both, byte_encoding().n_vocab, byte_encoding, digest.hexdigest())
-    assert data.path is not None
-    opened = open_folder(Path(data.path))
+    assert data.folder is not None
+    opened = open_folder(data.folder)
 
     def encoding() -> tiktoken.Encoding:
         if opened.tokenizer is None:

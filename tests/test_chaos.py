@@ -1,0 +1,97 @@
+"""Broken inputs end with a sentence; and those that once did not."""
+
+from __future__ import annotations
+
+import json
+from base64 import b64encode
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import ROOT, run
+from importing import imported
+from test_handed_over import shards
+
+from nanogauge.config import load_config
+from nanogauge.errors import BadInput
+from nanogauge.prepare.opening import open_folder
+from nanogauge.report.build import build_report
+
+CONFIG = ROOT / "configs" / "demo.toml"
+
+
+def test_broken_inputs_of_every_kind_end_well() -> None:
+    """Exit status 0 or 2, one sentence, no file changed; the bench says which seed did not."""
+    done = run("bench/chaos.py", "--inputs", 280, "--seed", 7, "--json", PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr
+    counts: Counter[str] = Counter()
+    for row in json.loads(done.stdout)["results"]:
+        if row["id"] != "slowest_seconds":
+            assert row["id"] in ("exit 0", "exit 2"), row
+            counts[row["id"]] += row["value"]
+    assert counts.total() == 280
+    assert min(counts["exit 0"], counts["exit 2"]) > 20, "some are whole enough to be read"
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [("[" * 3000, "nested too deeply"), ("9" * 5000, "not valid TOML"), ("{a=" * 999, "nested")],
+)
+def test_a_value_that_is_too_deep_or_too_long_is_refused(
+    tmp_path: Path, value: str, words: str
+) -> None:
+    """Both ended with a traceback: the reader of TOML recurses, and int() refuses 5,000 digits."""
+    path = tmp_path / "run.toml"
+    path.write_text(CONFIG.read_text().replace("n_layer = ", f"n_layer = {value}", 1))
+    with pytest.raises(BadInput, match=words):
+        load_config(path)
+
+
+def test_statistics_of_tokens_beyond_the_vocabulary_are_refused(tmp_path: Path) -> None:
+    """They ended with a traceback: the token had no length to add."""
+    ranks = tmp_path / "bytes.tiktoken"
+    encoded = (np.array([byte], np.uint8).tobytes() for byte in range(256))
+    ranks.write_text("".join(f"{b64encode(one).decode()} {n}\n" for n, one in enumerate(encoded)))
+    folder = shards(tmp_path / "data")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest |= {"tokenizer": str(ranks), "vocab_size": 257, "end_of_text": 256}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    path = folder / manifest["shards"][0]["file"]
+    path.write_bytes(path.read_bytes()[:-2] + (60_000).to_bytes(2, "little"))
+    done = run("prepare_fineweb.py", "--stats", folder)
+    assert done.returncode == 2 and "the token 60000, beyond the vocabulary" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "data", [b"PK\x03\x04", b"\x93NUMPY\x01\x00v\x00{'descr': ('a'" + b" " * 106 + b"\n"]
+)
+def test_an_array_that_is_none_is_refused(tmp_path: Path, data: bytes) -> None:
+    """NumPy took the first for an archive, and let through what tokenize said of the second."""
+    np.save(tmp_path / "val_0.npy", np.arange(9, dtype=np.uint16))
+    (tmp_path / "train_0.npy").write_bytes(data)
+    with pytest.raises(BadInput, match="cannot read"):
+        open_folder(tmp_path)
+
+
+def test_a_log_of_restarts_without_a_steady_step_has_no_total_and_says_so() -> None:
+    """Its report ended with a traceback: the total was neither measured nor missing."""
+    told = [(0, 9.0), (40, 7.0), (20, 8.0), (30, 7.5), (10, 8.5)]
+    lines = [f"iter {step}: loss {loss:.4f}, time 3900.00ms, mfu 12.50%" for step, loss in told]
+    begin = "step 0: train loss 9.0000, val loss 9.1000"
+    finish = "step 50: train loss 6.5000, val loss 9.1000"
+    last = "iter 50: loss 6.5000, time 3900.00ms, mfu 12.50%"
+    _, measured = imported("\n".join([begin, *lines, finish, last, ""]), max_steps=50)
+    assert "total_seconds" not in measured.values
+    assert "no steady step" in measured.missing["total_seconds"]
+
+
+def test_a_step_that_timed_only_some_of_its_parts_is_reported(tmp_path: Path) -> None:
+    """A line without optimizer_seconds made the median of all of them no number: a traceback."""
+    folder = tmp_path / "run"
+    made = run("bench/make_run.py", 60, folder, "--sensors", 2, PYTHONPATH=str(ROOT))
+    assert made.returncode == 0, made.stderr
+    text = (folder / "log.jsonl").read_text()
+    (folder / "log.jsonl").write_text(text.replace('"optimizer_seconds": 0.01', '"x": 1', 1))
+    report, _, _ = build_report(folder, None)
+    assert {"forward_seconds", "backward_seconds"} <= {one.id for one in report.instruments}

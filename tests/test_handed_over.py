@@ -1,0 +1,198 @@
+"""Files that somebody handed over: none leads out of its folder, hangs or runs anything."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from commands import DEMO, ROOT, TINY, run, train_tiny
+from hypothesis import example, given
+from hypothesis import strategies as st
+from test_shards import ORIGIN
+
+from nanogauge.errors import BadInput
+from nanogauge.handed import stays_below
+from nanogauge.prepare.fetching import fetch_file
+from nanogauge.prepare.inspecting import verify
+from nanogauge.prepare.manifest import Manifest
+from nanogauge.prepare.shards import ShardWriter, read_manifest
+from nanogauge.runfolder import load_with_log, write_aside
+from nanogauge.training.checkpoint import meta_bytes, newest_checkpoint
+
+SOURCES = [*ROOT.glob("*.py"), *(ROOT / "nanogauge").rglob("*.py"), *(ROOT / "bench").glob("*.py")]
+RUNS_CODE = {"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "yaml"}
+
+
+def test_nothing_that_is_read_can_run_code() -> None:
+    """Pickle and its like run whatever a file tells them to: no source of ours reads any."""
+    loads = 0
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                modules = {alias.name for alias in node.names} | {getattr(node, "module", None)}
+                tops = {name.partition(".")[0] for name in modules if name}
+                assert not tops & RUNS_CODE, path
+            if not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node.func)
+            given_with = {word.arg: ast.unparse(word.value) for word in node.keywords}
+            assert called not in ("eval", "exec", "compile", "__import__", "os.system"), path
+            assert given_with.get("shell") != "True", path
+            if called == "torch.load":
+                loads += 1
+                assert given_with.get("weights_only") == "True", path
+            if called in ("np.load", "numpy.load"):
+                assert given_with.get("allow_pickle") == "False", path
+            assert given_with.get("allow_pickle") != "True", path
+    assert loads == 2, "checkpoints and what ranks tell each other are read: this walk sees where"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "..", "../x", "a/../../x", "/etc/passwd", "a\x00", "C:\\x", "..\\x", "\\\\h\\s"],
+)
+def test_a_name_that_leads_out_of_its_folder_is_refused(name: str) -> None:
+    assert not stays_below(name)
+
+
+@given(st.lists(st.text("ab.~ -\\/", min_size=1), min_size=1))
+@example(["~", "x"])
+def test_a_name_that_is_taken_stays_below(parts: list[str]) -> None:
+    """Whatever it is made of."""
+    name = "/".join(parts)
+    if stays_below(name):
+        assert os.path.normpath(f"/folder/{name}").startswith("/folder/")
+
+
+def shards(folder: Path) -> Path:
+    folder.mkdir()
+    with ShardWriter(folder, ORIGIN, shard_tokens=5) as writer:
+        for split in ("val", "train"):
+            writer.write(split, np.arange(4, dtype=np.uint16))
+        writer.complete()
+    return folder
+
+
+@pytest.mark.parametrize("flag", ["--verify", "--stats", "--repair", "--merge"])
+def test_a_manifest_names_no_file_of_another_folder(tmp_path: Path, flag: str) -> None:
+    """--merge linked, and --repair wrote over, any file that a manifest named."""
+    folder, outside = shards(tmp_path / "data"), tmp_path / "outside.bin"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    shutil.move(folder / manifest["shards"][1]["file"], outside)
+    manifest["shards"][1]["file"] = "../outside.bin"
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    before = outside.read_bytes()
+    done = run("prepare_fineweb.py", flag, folder, "--out", tmp_path / "out")
+    assert done.returncode == 2 and "leads out of the folder" in done.stderr
+    assert outside.read_bytes() == before and not (tmp_path / "out").exists()
+
+
+def test_a_mirror_of_the_hub_names_no_file_outside_of_its_folder(tmp_path: Path) -> None:
+    """The hub's client puts a file where its name leads: a mirror could list any."""
+    with pytest.raises(BadInput, match="leads out"):
+        fetch_file("some/texts", "../../x.bin", "0" * 40, None, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("trained")
+    assert train_tiny(out, "--train.max-steps=4", "--wandb.mode=disabled").returncode == 0
+    return out / "demo"
+
+
+@pytest.fixture
+def copy(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "demo"))
+
+
+@pytest.mark.parametrize("name", ["config.toml", "machine.json", "prediction.json", "log.jsonl"])
+def test_a_run_folder_shows_no_file_of_another_place(copy: Path, name: str) -> None:
+    """machine.json as a link to a file with passwords was shown in the page, and uploaded."""
+    shutil.move(copy / name, copy.parent / name)
+    (copy / name).symlink_to(copy.parent / name)
+    with pytest.raises(BadInput, match="leads out of its folder"):
+        load_with_log(copy)
+
+
+def test_a_report_writes_over_no_file_of_another_place(copy: Path) -> None:
+    """A link under the name of the unfinished file had what it leads to overwritten."""
+    precious = copy.parent / "precious"
+    precious.write_text("precious")
+    for name in ("report.html", "report.html.tmp", "report.json.tmp"):
+        (copy / name).unlink(missing_ok=True)
+        (copy / name).symlink_to(precious)
+    assert run("report.py", copy).returncode == 0
+    assert precious.read_text() == "precious"
+    assert not (copy / "report.html").is_symlink() and not list(copy.glob("*.tmp"))
+
+
+def test_a_resumption_writes_into_no_log_of_another_place(copy: Path) -> None:
+    shutil.move(copy / "log.jsonl", copy.parent / "log.jsonl")
+    (copy / "log.jsonl").symlink_to(copy.parent / "log.jsonl")
+    before = (copy.parent / "log.jsonl").read_bytes()
+    flags = [f"--run.out={copy.parent}", *TINY, "--train.max-steps=4", "--resume=auto"]
+    assert run("train.py", DEMO, *flags, "--wandb.mode=disabled").returncode == 2
+    assert (copy.parent / "log.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["config.toml", "machine.json", "prediction.json", "log.jsonl"])
+def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(copy: Path, name: str) -> None:
+    """It hung until somebody wrote into it."""
+    (copy / name).unlink()
+    os.mkfifo(copy / name)
+    with pytest.raises(BadInput, match="no regular file"):
+        load_with_log(copy)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "shard"])
+def test_a_pipe_among_shards_is_refused(tmp_path: Path, name: str) -> None:
+    folder = shards(tmp_path / "data")
+    path = folder / (read_manifest(folder).shards[0].file if name == "shard" else name)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(BadInput, match="no regular file"):
+        verify(folder)
+
+
+def checkpoint_with(copy: Path, hashes: dict[str, Any]) -> Path | None:
+    (newest,) = sorted((copy / "checkpoints").glob("step_*"))[-1:]
+    meta = json.loads((newest / "meta.json").read_text())
+    meta.popitem()  # its digest of itself
+    (newest / "meta.json").write_bytes(meta_bytes(meta | {"sha256": hashes}))
+    shutil.rmtree(copy / "checkpoints" / "aside", ignore_errors=True)
+    for other in (copy / "checkpoints").glob("step_*"):
+        if other != newest:
+            shutil.rmtree(other)
+    return newest_checkpoint(copy / "checkpoints")[0]
+
+
+def test_a_checkpoint_without_hashes_is_not_taken_for_whole(copy: Path) -> None:
+    """One whose list of hashes was empty passed, and its files were not looked at."""
+    assert checkpoint_with(copy, {}) is None
+
+
+def test_a_checkpoint_names_no_file_to_read(copy: Path) -> None:
+    """Its list was followed to any file: a device without end was read for ever."""
+    assert checkpoint_with(copy, {"/dev/zero": "0"}) is None
+
+
+def test_a_file_written_aside_replaces_what_stands_in_its_way(tmp_path: Path) -> None:
+    (tmp_path / "other").write_text("kept")
+    (tmp_path / "file.tmp").symlink_to(tmp_path / "other")
+    write_aside(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"new"
+    assert (tmp_path / "other").read_text() == "kept"
+
+
+def test_a_manifest_of_ours_is_still_read(tmp_path: Path) -> None:
+    """Also one that joins the folders below it."""
+    manifest = read_manifest(shards(tmp_path / "data"))
+    joined = [s.model_copy(update={"file": f"part_00000/{s.file}"}) for s in manifest.shards]
+    told = manifest.model_copy(update={"shards": tuple(joined)}).model_dump_json()
+    assert Manifest.model_validate_json(told).shards == tuple(joined)
