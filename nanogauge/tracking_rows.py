@@ -95,7 +95,6 @@ START_KEYS = {
     "train_tokens": "data/train_tokens",
     "idle_power_watts": "gpu/idle_power_watts",
     "idle_utilization": "gpu/idle_utilization",
-    "ranks": "run/ranks",
     "sensed_cards": "gpu/sensed_cards",
 }
 END_KEYS = {
