@@ -82,7 +82,7 @@ class Driver:
         except pynvml.NVMLError as error:
             raise NoDriver(f"no NVIDIA driver that answers: {error}") from None
         try:
-            self._handle = _find(pynvml, device)
+            self._handle = find_handle(pynvml, device)
             self._uuid: str = pynvml.nvmlDeviceGetUUID(self._handle)
         except pynvml.NVMLError as error:
             self.close()
@@ -113,7 +113,7 @@ class Driver:
             self._nvml.nvmlShutdown()
         try:
             self._nvml.nvmlInit()
-            self._handle = _find(self._nvml, self._uuid)
+            self._handle = find_handle(self._nvml, self._uuid)
         except self._nvml.NVMLError:
             return False
         self._retry_at = {f: at for f, at in self._retry_at.items() if f not in self._given}
@@ -345,7 +345,12 @@ def _fatal(nvml: ModuleType) -> tuple[int, ...]:
     )
 
 
-def _find(nvml: ModuleType, device: str | int) -> Any:
+def find_handle(nvml: ModuleType, device: str | int) -> Any:
+    """NVML's handle of a device that is named as in Driver.
+
+    Raises:
+        NVMLError: if there is none.
+    """
     if isinstance(device, int):
         return nvml.nvmlDeviceGetHandleByIndex(device)
     if re.fullmatch(r"([0-9A-Fa-f]{4,8}:)?[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-9A-Fa-f]", device):
