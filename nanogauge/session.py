@@ -210,6 +210,7 @@ def open_session(
     idle: Idle | None = None
     if cards and config.measure.idle_seconds > 0:
         idle = measure_idle(cards, config.measure.power_hz, config.measure.idle_seconds)
+    ranks.any(False)  # the others wait until then: their cards, too, are to be idle
     sensors = open_sensors(cards, config.measure.power_hz, clock.elapsed_seconds)
     reset_peak()
     model, optimizer, scaler = make_model(config, device, dtype)

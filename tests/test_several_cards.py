@@ -8,6 +8,9 @@ import pytest
 from commands import build_fake_driver
 from scripted import Run
 
+from nanogauge.measure.alarms import Alarms
+from nanogauge.records import Sensor
+
 GIB = 2**30
 DIFFERENT = """
 cards 3
@@ -88,3 +91,18 @@ def test_a_card_that_is_not_there_leaves_no_sum(runs: dict[str, Run]) -> None:
     said = runs["absent"].said
     assert energies(said, "power_watts") == []
     assert "card 1: the NVIDIA driver has no device 7" in said["absent"]["energy_joules"]
+
+
+def test_an_alarm_names_the_card_it_is_about() -> None:
+    """Of the process's memory the fullest of several cards says nothing: it may be another's."""
+    alarms = Alarms(predicted_total_seconds=None, device_bytes=10 * GIB, slowdown_celsius=90)
+    reading = Sensor(
+        temperature_celsius=88,
+        hottest_card=1,
+        device_used_bytes=10 * GIB,
+        fullest_card=2,
+        process_used_bytes=9 * GIB,
+    )
+    hot, full = alarms.sensor(reading)
+    assert hot.text.endswith("It is card 1.")
+    assert full.text.startswith("10.0 of card 2's 10.0 GiB are in use: close other")

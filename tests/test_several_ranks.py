@@ -140,4 +140,6 @@ def test_each_rank_tells_its_times_and_rank_zero_reads_all_cards(tmp_path: Path)
     assert rows["power_watts"]["measured"]["value"] == 250
     assert rows["power_watts"]["quantity"].endswith("all 2 processes")
     assert "of the fullest rank" in rows["peak_process_bytes"]["measured"]["how"]
-    assert "Forward passes of the slowest rank" in (folder / "report.md").read_text()
+    report = (folder / "report.md").read_text()
+    assert "Forward passes of the slowest rank" in report
+    assert "of the hottest card, 100 % of the time that of rank 1" in report

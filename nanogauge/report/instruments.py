@@ -201,10 +201,11 @@ def _memory(panel: _Panel, recorded: Recorded, prediction: Prediction) -> None:
             else "it stands in the end line alone",
         )
     used = highest(recorded.sensors.known("device_used_bytes"))
+    several = bool(len(recorded.sensors.known("fullest_card")))
     if used is not None or prediction.hardware.kind != "cpu":
         size(
             "peak_device_bytes",
-            "VRAM in use, whole card, peak",
+            "VRAM in use, whole card, peak" + (", of the fullest" if several else ""),
             used,
             "as the driver sees it, other programs included"
             if used is not None
@@ -304,6 +305,8 @@ def _energy(
 
 
 def _board(panel: _Panel, recorded: Recorded) -> None:
+    worst = {"sm_clock_hz": "slowest_card", "temperature_celsius": "hottest_card"}
+
     def spread(name: str, field: str, label: str, unit: str, show: Callable[[float], str]) -> None:
         values = recorded.sensors.known(field)
         if not len(values):
@@ -314,6 +317,12 @@ def _board(panel: _Panel, recorded: Recorded) -> None:
             f"median of {len(values):,} readings; {show(float(values.min()))} to "
             f"{show(float(values.max()))}"
         )
+        cards = recorded.sensors.known(worst[field]) if field in worst else np.empty(0)
+        if len(cards):
+            which, counts = np.unique(cards.astype(int), return_counts=True)
+            often, share = which[counts.argmax()], counts.max() / len(cards)
+            kind = worst[field].removesuffix("_card")
+            how += f"; of the {kind} card, {100 * share:.0f} % of the time that of rank {often}"
         panel.add(name, label, unit, middle, show(middle), how)
 
     spread("sm_clock_hz", "sm_clock_hz", "SM clock", "Hz", lambda v: f"{v / 1e9:.3f} GHz")
