@@ -7,10 +7,12 @@ Parameter names are those of GPT-2's published weights, so that state dicts can 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from nanogauge.config import ModelSection
 
@@ -58,10 +60,25 @@ class Block(nn.Module):
         return x + self.mlp(self.ln_2(x))  # type: ignore[no-any-return]
 
 
+def through(blocks: Iterable[Callable[[Tensor], Tensor]], x: Tensor, recompute: bool) -> Tensor:
+    """The blocks one after the other; recompute keeps only what is between them (B T C each).
+
+    The backward pass then computes a block's forward pass again: a third more work in the blocks.
+    """
+    for block in blocks:
+        if recompute and torch.is_grad_enabled():
+            x = checkpoint(block, x, use_reentrant=False)
+        else:
+            x = block(x)
+    return x
+
+
 class GPT(nn.Module):
     def __init__(self, config: ModelSection) -> None:
         super().__init__()
         self.config = config
+        self.recompute = False
+        """whether the backward pass computes what is within the blocks again, and keeps nothing"""
         self.transformer = nn.ModuleDict(
             {
                 "wte": nn.Embedding(config.vocab_size, config.n_embd),
@@ -81,6 +98,12 @@ class GPT(nn.Module):
         assert isinstance(wte, nn.Embedding)
         return wte
 
+    @property
+    def blocks(self) -> nn.ModuleList:
+        blocks = self.transformer["h"]
+        assert isinstance(blocks, nn.ModuleList)
+        return blocks
+
     def _initialise(self) -> None:
         """GPT-2's initialisation: N(0, 0.02), projections into the residual stream scaled down.
 
@@ -97,13 +120,18 @@ class GPT(nn.Module):
 
     def hidden(self, tokens: Tensor) -> Tensor:
         """The final hidden states, B T C, of token ids, B T."""
-        positions = torch.arange(tokens.shape[1], device=tokens.device)
-        x = self.embedding(tokens) + self.transformer["wpe"](positions)
-        x = self.transformer["drop"](x)
-        blocks = self.transformer["h"]
-        assert isinstance(blocks, nn.ModuleList)
-        for block in blocks:
-            x = block(x)
+        return self.trunk(self.embedding(tokens))
+
+    def trunk(
+        self, x: Tensor, blocks: Iterable[Callable[[Tensor], Tensor]] | None = None
+    ) -> Tensor:
+        """The final hidden states, B T C, of the tokens' embeddings, B T C.
+
+        blocks: what runs in the place of the model's own, such as these compiled.
+        """
+        positions = torch.arange(x.shape[1], device=x.device)
+        x = self.transformer["drop"](x + self.transformer["wpe"](positions))
+        x = through(self.blocks if blocks is None else blocks, x, self.recompute)
         return self.transformer["ln_f"](x)  # type: ignore[no-any-return]
 
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:

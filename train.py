@@ -108,7 +108,7 @@ def train(s: Session) -> tuple[Status, str | None]:
                 with autocast(s.device, s.dtype):
                     loss = s.averaged_loss_of(tokens, targets) / accumulation
                 watch.lap("forward")
-                s.scaler.scale(loss).backward()
+                s.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
             watch.lap("backward")
         total = s.ranks.mean(total)
@@ -213,7 +213,7 @@ def train_within_memory(s: Session) -> tuple[Status, str | None]:
     """Train; where memory runs out, with fewer sequences at once."""
     while True:
         try:
-            if s.loss_of is s.model and not s.eager:
+            if not (s.compiled or s.eager):
                 compile_session(s)
             average_gradients(s)
             s.stop.let_steps_end()

@@ -59,7 +59,7 @@ def bare(s: Session, begin: int, end: int) -> None:
             tokens, targets = s.batches.batch("train", step, micro)
             with autocast(s.device, s.dtype):
                 loss = s.loss_of(tokens, targets) / config.train.grad_accum
-            s.scaler.scale(loss).backward()
+            s.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         s.scaler.unscale_(s.optimizer)
         nn.utils.clip_grad_norm_(parameters, config.optimizer.grad_clip or math.inf)

@@ -120,6 +120,11 @@ class TrainSection(Section):
     """micro-batches whose gradients make one optimizer step"""
     max_steps: Count
     """optimizer steps of the whole run"""
+    head: Literal["chunked", "plain"] = "chunked"
+    """chunked computes the vocabulary head and its loss for a few tokens at a time and keeps no
+    logits; plain makes them all, as nanoGPT does"""
+    checkpointing: Literal["none", "full"] = "none"
+    """full computes the blocks' activations a second time instead of keeping them: less memory"""
     eval_every: Count = 500
     """steps between evaluations; the first is before the first step, the last after the last"""
     eval_batches: Count = 200

@@ -5,13 +5,14 @@ Here, as in train.py, everything meets: nothing but train.py imports it.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from pathlib import Path
 
 from nanogauge.recording import record_steps, write_checkpoints
 from nanogauge.records import Event, Start
 from nanogauge.rundata import make_batches
-from nanogauge.session import Session
+from nanogauge.session import Session, make_loss
 from nanogauge.training.checkpoint import (
     load_checkpoint,
     newest_checkpoint,
@@ -59,6 +60,7 @@ def save(s: Session, step: int, wait: bool) -> None:
             run={
                 "wandb_id": s.wandb_id,
                 "prediction_sha256": s.folder.prediction_sha256,
+                "config_sha256": hashlib.sha256(s.config.to_toml().encode()).hexdigest(),
                 "identity": s.identity,
                 "micro_batch": s.batches.micro_batch,
                 "rollbacks": s.rollbacks,
@@ -117,7 +119,7 @@ def roll_back(s: Session) -> str | None:
         s.log.write(Event(level="warning", what="checkpoint_damaged", text=text))
     text = (
         f"{trouble[0].upper()}{trouble[1:]}: the run goes back to step {meta.step:,} and on with "
-        f"its data in another order, for the {s.rollbacks}. of at most {most} times."
+        f"its data in another order ({s.rollbacks} of at most {most} times)."
     )
     s.log.write(Event(level="alarm", what="rollback", step=last, text=text, about="val_loss"))
     s.screen.alarm(text)
@@ -162,7 +164,8 @@ def use_smaller_micro_batch(s: Session) -> str | None:
     s.optimizer.zero_grad(set_to_none=True)
     s.batches.close()
     s.batches = make_batches(s.config, s.source, s.device, s.ranks, smaller, s.rollbacks)
-    s.loss_of = s.averaged_loss_of = s.model  # compiled again, for the new shape
+    s.loss_of = s.averaged_loss_of = make_loss(s.config, s.model, s.batches, s.ranks)
+    s.compiled = False  # it will be again, for the new shape
     release_memory(s.device)
     text = (
         f"Memory ran out with {micro} sequences in one pass at step {s.steps_done:,}: from here on "

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from model import GPT
 from nanogauge.admission import (
@@ -58,7 +57,7 @@ from nanogauge.supervise import restart_number
 from nanogauge.tracking import new_run_id
 from nanogauge.training.checkpoint import read_meta
 from nanogauge.training.checkpoint_writer import Checkpoints
-from nanogauge.training.compiling import CompileWatch
+from nanogauge.training.compiling import CompileWatch, Loss
 from nanogauge.training.data import Batches
 from nanogauge.training.device import (
     EventTimeline,
@@ -67,6 +66,7 @@ from nanogauge.training.device import (
     synchronize,
 )
 from nanogauge.training.exactness import choose_algorithms
+from nanogauge.training.loss import TrainingLoss
 from nanogauge.training.optimizer import make_optimizer
 from nanogauge.training.ranks import Ranks
 from nanogauge.training.sources import Source
@@ -107,10 +107,10 @@ class Session:
     device: torch.device
     dtype: str
     model: GPT
-    loss_of: nn.Module
-    """the compiled model, or the model itself"""
+    loss_of: TrainingLoss
+    """what the model is trained on, compiled or not"""
     ranks: Ranks
-    averaged_loss_of: nn.Module
+    averaged_loss_of: Loss
     """loss_of, with gradients that are the mean over the ranks"""
     optimizer: torch.optim.AdamW
     scaler: torch.amp.GradScaler
@@ -157,6 +157,7 @@ class Session:
     """of this process; until there is a step, what one may take by the prediction"""
     log_is_in_trouble: bool = False
     """whether lines of the log wait for room on the disk, which has been told"""
+    compiled: bool = False
     eager: bool = False
     """whether compiling was tried and failed, or is not wanted"""
     under_way: deque[StepUnderWay] = field(default_factory=deque)
@@ -230,6 +231,7 @@ def open_session(
     last_step = config.train.max_steps
     if rehearse_steps is not None:
         last_step = min(last_step, first_step + rehearse_steps + 1)
+    loss_of = make_loss(config, model, batches, ranks)
     screen = Screen(
         config,
         folder.prediction,
@@ -246,9 +248,9 @@ def open_session(
         device=device,
         dtype=dtype,
         model=model,
-        loss_of=model,
+        loss_of=loss_of,
         ranks=ranks,
-        averaged_loss_of=model,
+        averaged_loss_of=loss_of,
         optimizer=optimizer,
         scaler=scaler,
         source=source,
@@ -340,8 +342,15 @@ def make_model(
 ) -> tuple[GPT, torch.optim.AdamW, torch.amp.GradScaler]:
     """A new model, its optimizer and its loss scaler, which is in use for float16 alone."""
     model = GPT(config.model).to(device)
+    model.recompute = config.train.checkpointing == "full"
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == "float16")
     return model, make_optimizer(model, config.optimizer), scaler
+
+
+def make_loss(config: Config, model: GPT, batches: Batches, ranks: Ranks) -> TrainingLoss:
+    """What a rank's micro-batches are trained on."""
+    head, accumulation = config.train.head, batches.grad_accum
+    return TrainingLoss(model, head, accumulation, batches.device, alone=ranks.world == 1)
 
 
 def remember_run(s: Session, recorded: Recorded) -> str | None:
@@ -351,7 +360,7 @@ def remember_run(s: Session, recorded: Recorded) -> str | None:
     asked for was another workload. Returns a warning where the step could not be kept.
     """
     seconds = steady_seconds(recorded, first_step=recorded.starts[-1].first_step)
-    if len(seconds) < STEPS_TO_REMEMBER or (s.config.run.compile and s.loss_of is s.model):
+    if len(seconds) < STEPS_TO_REMEMBER or s.config.run.compile != s.compiled:
         return None
     on_gpu = s.device.type != "cpu"
     run = FinishedRun(

@@ -15,8 +15,9 @@ from nanogauge.predict.eager import eager_sentence, eager_total
 from nanogauge.present import calibrated_threads
 from nanogauge.records import Compile, Event
 from nanogauge.session import Session
-from nanogauge.training.compiling import compile_model, run_once
+from nanogauge.training.compiling import compile_loss, run_once
 from nanogauge.training.device import autocast
+from nanogauge.training.loss import AsModule
 
 COMPILING_SECONDS = 1800.0
 """what compiling may take: minutes for large models on slow processors"""
@@ -30,12 +31,13 @@ def compile_session(s: Session) -> None:
     with s.clock.window() as compiling:
         tokens, targets = s.batches.batch("train", 0, 0)
         context = partial(autocast, s.device, s.dtype)
-        compiled, failure = compile_model(s.model, tokens, targets, context)
+        failure = compile_loss(s.model, s.loss_of, tokens, targets, context)
         failures = [told for told in s.ranks.gather(failure) if told is not None]
-        failure = failures[0] if failures else None
-        s.loss_of = s.averaged_loss_of = s.model if failures else compiled
+        if failures:
+            failure = failures[0]
+            s.loss_of.stay_eager()
     mode: Literal["compiled", "eager"] = "compiled" if failure is None else "eager"
-    s.eager = failure is not None
+    s.compiled, s.eager = failure is None, failure is not None
     s.log.write(Compile(seconds=compiling.seconds + compiling.compile_seconds, mode=mode))
     if failure is not None:
         text = f"torch.compile failed, training goes on without it: {failure}"
@@ -56,8 +58,9 @@ def average_gradients(s: Session) -> None:
     if s.ranks.world == 1:
         return
     tokens, targets = s.batches.batch("train", 0, 0)
-    context = partial(autocast, s.device, s.dtype)
+    context, accumulation = partial(autocast, s.device, s.dtype), s.batches.grad_accum
     with s.clock.window():
         s.averaged_loss_of = s.ranks.wrap(
-            s.loss_of, lambda loss: run_once(s.model, loss, tokens, targets, context)
+            AsModule(s.model, s.loss_of),
+            lambda loss: run_once(s.model, loss, accumulation, tokens, targets, context),
         )

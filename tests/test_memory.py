@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -22,6 +22,7 @@ from nanogauge.predict.fit import fit_verdict
 from nanogauge.predict.memory import predict_memory
 from nanogauge.predict.training_state import training_state
 from nanogauge.predict.workload import Program, Shape, Workload, shape_of, workload_of
+from nanogauge.training.loss import TrainingLoss
 from nanogauge.training.optimizer import make_optimizer
 
 
@@ -143,20 +144,30 @@ def narrow(draw: st.DrawFn) -> tuple[ModelSection, Workload]:
     )
 
 
-@settings(max_examples=10, deadline=None)
-@given(workloads(compiled=False) | narrow(), st.integers(1, 3))
+@settings(max_examples=12, deadline=None)
+@given(
+    workloads(compiled=False) | narrow(),
+    st.integers(1, 3),
+    st.sampled_from(["plain", "chunked"]),
+    st.sampled_from(["none", "full"]),
+)
 def test_the_peak_is_what_the_allocator_sees(
-    case: tuple[ModelSection, Workload], grad_accum: int
+    case: tuple[ModelSection, Workload],
+    grad_accum: int,
+    head: Literal["plain", "chunked"],
+    checkpointing: Literal["none", "full"],
 ) -> None:
     """Within 4 %: the highest sum of all allocations over two real steps, on whichever moment."""
     section, work = case
-    work = replace(work, grad_accum=grad_accum)
+    work = replace(work, grad_accum=grad_accum, head=head, checkpointing=checkpointing)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         model = GPT(section)
+        model.recompute = checkpointing == "full"
+        loss = TrainingLoss(model, head, grad_accum, torch.device("cpu"))
         optimizer = make_optimizer(model, OptimizerSection())
         for _ in range(2):
             for _ in range(grad_accum):
-                loss_of(model, work).backward()  # type: ignore[no-untyped-call]
+                (loss_of(loss, work) / grad_accum).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
     assert recorded.profiler is not None and recorded.profiler.kineto_results is not None

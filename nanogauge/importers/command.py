@@ -64,7 +64,11 @@ def import_given(given: argparse.Namespace, allowed: Set[str]) -> Path | None:
     for flag in _NEEDED:
         if getattr(given, flag) is None:
             raise BadInput(f"{_flag(name)} also needs {_flag(flag)}.")
-    config = load_config(given.config, config_overrides(given))
+    overrides = config_overrides(given)
+    # None of these programs has a chunked head.
+    config = load_config(
+        given.config, overrides | {"train": {"head": "plain"} | overrides.get("train", {})}
+    )
     claims = load_claims(given.claims) if given.claims is not None else None
     dtype = resolve_dtype(config, "gpu")
     prediction = predict(config, lookup(given.gpu, dtype), dtype)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nanogauge.predict.workload import Workload
+from nanogauge.training.chunks import chunk_tokens
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Saved:
     edges: float
     """before the first and after the last layer, without the logits"""
     logits_forward: float
-    """logits and what the loss makes of them, at the end of the forward pass"""
+    """logits and what the loss makes of them, at the end of the forward pass; of a chunked head
+    what a chunk needs, and its gradient of the weight where that is a tensor of its own"""
     logits_backward: float
     """the same where the loss's gradient is computed"""
     layer_gradients: float
@@ -57,16 +59,20 @@ def saved_for_backward(work: Workload, on_cpu: bool = False) -> Saved:
         last = width if shape.mlp_matrices == 3 else 0
         kept = r * width + e * (2 * queries + keys + mlp + last) + 4 * shape.heads
 
-    final_norm = r * width + statistics + e * width
-    token_ids = 8 if work.compiled else 16  # int64; eager copies the targets
+    # The head keeps its input; a chunked one the gradient of that, which is as wide as the stream.
+    chunked = work.head == "chunked"
+    final_norm = r * width + statistics + (r if chunked else e) * width
+    token_ids = 8 if work.compiled or chunked else 16  # int64; eager copies the targets
     edges = final_norm + token_ids + _mask_bytes(work, on_cpu, r) * width
-    forward, backward = _logits(work)
+    forward, backward = (n * each for each in _logits(work))
+    if chunked:
+        forward, backward = _chunk(work, on_cpu), 0.0
     return Saved(
         layer=n * layer,
         kept=n * kept,
         edges=n * edges,
-        logits_forward=n * forward,
-        logits_backward=n * backward,
+        logits_forward=forward,
+        logits_backward=backward,
         layer_gradients=n * (r * width + e * width + e * mlp),
     )
 
@@ -102,6 +108,25 @@ def _attention(work: Workload, on_cpu: bool) -> float:
             kept += 1 if half else 5
         return extra + kept * scores + e * (inputs + output)
     return extra + e * (inputs + output) + 4 * shape.heads  # logsumexp in fp32
+
+
+def _chunk(work: Workload, on_cpu: bool) -> float:
+    """Bytes at the fullest moment of training/head.py's forward pass, beyond what is kept.
+
+    On a CPU the weight's gradient is summed up in place, elsewhere it is a tensor of its own.
+    """
+    vocabulary, width, e = work.shape.vocabulary, work.shape.width, work.element_bytes
+    r = 4 if work.wide_residual and work.master_weights else e
+    chunk = min(chunk_tokens(vocabulary, "cpu" if on_cpu else "cuda"), work.tokens)
+    logits = e * vocabulary * chunk
+    weight = 0.0 if on_cpu else 4.0 * vocabulary * width
+    product = 0.0
+    if e == 2:
+        product = 2.0 * vocabulary * width
+        if on_cpu or not work.compiled:  # the softmax in fp32, which is gone when products begin
+            product = max(product, 4.0 * vocabulary * chunk)
+    inputs = (r + (e if e == 2 else 0)) * width * work.tokens
+    return logits + weight + product + inputs
 
 
 def _logits(work: Workload) -> tuple[float, float]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model import GPT, Block
+from model import GPT, Block, through
 from nanogauge.config import Config
 from nanogauge.errors import BadInput
 from nanogauge.predict.calibration import (
@@ -32,6 +32,7 @@ from nanogauge.predict.workload import Workload, workload_of
 from nanogauge.records import Hardware
 from nanogauge.training.data import Batches
 from nanogauge.training.device import DTYPES, autocast, synchronize
+from nanogauge.training.loss import TrainingLoss
 from nanogauge.training.optimizer import make_optimizer
 
 MATMUL_SIZES = (512, 1024, 1536)
@@ -248,11 +249,10 @@ class Stack(nn.Module):
     def __init__(self, config: Config, layers: int) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(Block(config.model) for _ in range(layers))
+        self.recompute = config.train.checkpointing == "full"
 
     def forward(self, x: Tensor) -> Tensor:
-        for block in self.blocks:
-            x = block(x)
-        return x
+        return through(self.blocks, x, self.recompute)
 
 
 def measure_parts(
@@ -329,7 +329,11 @@ def whole_piece(
     """The model, with one layer: what a step has apart from its other layers."""
     sizes = config.model.model_copy(update={"n_layer": 1})
     model = GPT(sizes).to(device)
-    loss_of = compiled(model) if config.run.compile else model
+    model.recompute = config.train.checkpointing == "full"
+    loss = TrainingLoss(model, config.train.head, 1, device)
+    if config.run.compile:
+        loss.compile()
+    loss_of = told(loss) if config.run.compile else loss
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == "float16")
     tokens = np.random.default_rng(config.run.seed).integers(
         0, min(sizes.vocab_size, 2**16), 100 * (sizes.block_size + 1), dtype=np.uint16
@@ -348,7 +352,7 @@ def whole_piece(
         inputs, targets = batches.batch("train", step, micro)
         with autocast(device, dtype):
             loss = loss_of(inputs, targets)
-        scaler.scale(loss).backward()
+        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
     return Piece(model, make_optimizer(model, config.optimizer), scaler, micro_batch)
@@ -359,7 +363,7 @@ def stack_piece(
 ) -> Piece:
     """Layers alone, between a given input and a given gradient."""
     stack = Stack(config, layers).to(device)
-    run = compiled(stack) if config.run.compile else stack
+    run = told(torch.compile(stack)) if config.run.compile else stack
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == "float16")
     size = (sequences, config.model.block_size, config.model.n_embd)
     x = torch.randn(size, device=device, requires_grad=True)
@@ -375,14 +379,13 @@ def stack_piece(
     return Piece(stack, make_optimizer(stack, config.optimizer), scaler, micro_batch)
 
 
-def compiled(module: nn.Module) -> Callable[..., Tensor]:
-    """The compiled module, whose first call compiles it.
+def told(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """What the first call of compiles, with a sentence for the user where that fails.
 
     Raises:
         BadInput: from that call, if compilation fails.
     """
     torch._dynamo.reset()
-    run: Callable[..., Tensor] = torch.compile(module)
 
     def call(*inputs: Tensor) -> Tensor:
         try:

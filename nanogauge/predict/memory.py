@@ -72,7 +72,7 @@ def predict_memory(work: Workload, hardware: Hardware, copied: Copied = "never")
     """
     on_cpu = hardware.kind == "cpu"
     state, saved = training_state(work), saved_for_backward(work, on_cpu)
-    moments = _moments(work, state, saved)
+    moments = _moments(work, state, saved, on_cpu)
     if on_cpu and copied != "never":
         moments = _with_copy(work, state, moments, copied)
     moment = max(moments, key=lambda name: sum(moments[name].values()))
@@ -94,43 +94,55 @@ def predict_memory(work: Workload, hardware: Hardware, copied: Copied = "never")
     return Memory(parts, moment, reserved, process, low, high)
 
 
-def _moments(work: Workload, state: TrainingState, saved: Saved) -> dict[str, dict[str, float]]:
+def _moments(
+    work: Workload, state: TrainingState, saved: Saved, on_cpu: bool
+) -> dict[str, dict[str, float]]:
     """What is there at each moment of a step that can be its peak, in bytes by component."""
     accumulating = work.grad_accum > 1
     accumulated = state.gradients if accumulating else 0.0
     before = state.gradients if work.program.gradients_kept else accumulated
+    chunked = work.head == "chunked"
+    in_place = chunked and on_cpu  # the tied embedding's gradient, which is kept between steps
+    if in_place:
+        before, accumulated = (max(b, state.embedding_gradient) for b in (before, accumulated))
     always = {
         "weights": state.weights,
         _moments_name(work): state.moments,
         "gradient buckets": state.buckets,
     }
+    casts = state.casts
+    if chunked and casts:  # the head's are let go in the forward pass
+        casts -= work.element_bytes * work.shape.vocabulary * work.shape.width
     in_backward = always | {
-        "16-bit copies": state.casts,
+        "16-bit copies": casts,
         "activations": work.shape.layers * saved.kept + saved.edges,
     }
     # Eager, a gradient is added to what an earlier micro-batch left as soon as it is made; the
     # compiled pass returns all at its end. The tied embedding's waits for both parts and their sum.
     made = (2 if accumulating and work.compiled else 1) * state.gradients
     waiting = 2 if work.shape.tied else int(accumulating and not work.compiled)
+    embedding_gradient = 0.0 if in_place else state.embedding_gradient
     # So is that of every other matrix, of which the widest counts.
     beside = 0.0
     if accumulating and not work.compiled:
         beside = state.embedding_gradient * work.shape.mlp_width / work.shape.vocabulary
     recomputed = saved.layer if work.checkpointing != "none" else 0.0
     return {
-        "the end of the forward pass": in_backward
-        | {"gradients": before, "logits and loss": saved.logits_forward},
+        "the vocabulary head" if chunked else "the end of the forward pass": in_backward
+        | {
+            "16-bit copies": state.casts,
+            "gradients": before,
+            "logits and loss": saved.logits_forward,
+        },
         "the backward pass of the loss": in_backward
         | {"gradients": accumulated, "logits and loss": saved.logits_backward},
         "the backward pass of the last layer": in_backward
         | {
             "gradients": accumulated,
-            "temporaries": saved.layer_gradients
-            + recomputed
-            + max(state.embedding_gradient, beside),
+            "temporaries": saved.layer_gradients + recomputed + max(embedding_gradient, beside),
         },
         "the end of the backward pass": always
-        | {"gradients": made, "temporaries": max(waiting * state.embedding_gradient, beside)},
+        | {"gradients": made, "temporaries": max(waiting * embedding_gradient, beside)},
         "the optimizer's step": always
         | {"gradients": state.gradients, "temporaries": state.optimizer_temporary},
     }
@@ -156,6 +168,9 @@ def _moments_name(work: Workload) -> str:
 def _formulas(work: Workload, state: TrainingState, saved: Saved, logits: float) -> dict[str, str]:
     per_unit = saved.kept / (work.tokens * work.shape.width)
     per_logit = logits / (work.tokens * work.shape.vocabulary)
+    head = f"{per_logit:g} B x tokens x vocabulary"
+    if work.head == "chunked":
+        head = "a chunk of tokens x vocabulary, and what the products make"
     return {
         "weights": state.weight_formula,
         "gradients": state.weight_formula,
@@ -163,7 +178,7 @@ def _formulas(work: Workload, state: TrainingState, saved: Saved, logits: float)
         "gradient buckets": "gradients on their way to other GPUs",
         "16-bit copies": state.cast_formula,
         "activations": f"{per_unit:.1f} B x tokens x layers x width + the final norm",
-        "logits and loss": f"{per_logit:g} B x tokens x vocabulary",
+        "logits and loss": head,
         "copy for checkpoints": "of weights and moments",
         "temporaries": "gradients of activations and of the embedding, optimizer",
     }

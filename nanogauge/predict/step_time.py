@@ -15,6 +15,7 @@ from nanogauge.predict.constants import FITTED, POWER_EXPONENT, Constants, Devic
 from nanogauge.predict.parameters import count_parameters, layer_matrices
 from nanogauge.predict.workload import GPUS_OF_A_NODE, Workload
 from nanogauge.records import Hardware, Part
+from nanogauge.training.chunks import chunk_tokens
 
 ARITHMETIC = ("matrix products of the blocks", "attention", "vocabulary head", "recomputation")
 """the parts of a step that go with the clock of the matrix units; the others wait for memory"""
@@ -117,7 +118,8 @@ _FORMULAS = {
     "matrix products of the blocks": "accumulation x (6 n L (C D (2 H + 2 H_kv) + 2 or 3 C F) "
     "/ ceiling + exposed traffic)",
     "attention": "accumulation x 7 n T C L (1 + 128/T) / ceiling",
-    "vocabulary head": "accumulation x (6 n C V / ceiling + exposed traffic)",
+    "vocabulary head": "accumulation x (6 n C V / ceiling + exposed traffic + chunks x C V bytes "
+    "/ bandwidth)",
     "softmax and loss": "accumulation x n V bytes / bandwidth",
     "norms and elementwise": "accumulation x n L C bytes / bandwidth",
     "weights and gradients": "accumulation x 16 B per parameter / bandwidth",
@@ -187,8 +189,20 @@ def _block_products(work: Workload, device: _Device, k: Constants) -> float:
 
 
 def _vocabulary_head(work: Workload, device: _Device, k: Constants) -> float:
-    seconds = _products([(work.shape.width, work.shape.vocabulary)], work, device, k)
-    return seconds * (k.unaligned_head if work.shape.vocabulary % 8 else 1.0)
+    """Seconds of its products; for a chunked head also what each chunk after the first costs.
+
+    It adds to the fp32 gradient of the whole weight, which is read and written, and so are in 16
+    bits what is added. The first addition is counted with the weights.
+    """
+    width, vocabulary = work.shape.width, work.shape.vocabulary
+    seconds = _products([(width, vocabulary)], work, device, k)
+    seconds *= k.unaligned_head if vocabulary % 8 else 1.0
+    if work.head == "chunked":
+        kind = "cpu" if device.sms == 1 else "cuda"
+        chunks = math.ceil(work.tokens / chunk_tokens(vocabulary, kind))
+        each = (12 if work.element_bytes == 2 else 8) * width * vocabulary
+        seconds += (chunks - 1) * each / device.bandwidth
+    return seconds
 
 
 def _loss_bytes(work: Workload, k: Constants) -> float:

@@ -99,6 +99,8 @@ class Workload:
     dropout: float = 0.0
     checkpointing: Literal["none", "selective", "full"] = "none"
     """activations recomputed in the backward pass: none, the cheap half, or all"""
+    head: Literal["plain", "chunked"] = "plain"
+    """all logits at once, or training/head.py's chunks of tokens"""
     optimizer: Literal["adamw", "adamw_foreach", "muon"] = "adamw"
     """adamw is the fused one"""
     clipped: bool = True
@@ -179,6 +181,8 @@ def workload_of(config: Config, dtype: str, on_gpu: bool, gpus: int = 1) -> Work
         dtype=resolved[dtype],
         compiled=config.run.compile,
         dropout=config.model.dropout,
+        checkpointing=config.train.checkpointing,
+        head=config.train.head,
         gpus=gpus,
         # The backward pass of a compiled model is one operation, at whose end all gradients come.
         overlapped=gpus == 1 or not config.run.compile,

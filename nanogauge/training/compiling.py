@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nanogauge.training.device import is_out_of_memory
+from nanogauge.training.loss import TrainingLoss
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -48,40 +49,48 @@ class CompileWatch:
         self._done_seconds, self._began = self.seconds(), None
 
 
-def compile_model(
-    model: nn.Module, tokens: Tensor, targets: Tensor, autocast: Callable[[], object]
-) -> tuple[nn.Module, str | None]:
+def compile_loss(
+    model: nn.Module,
+    loss: TrainingLoss,
+    tokens: Tensor,
+    targets: Tensor,
+    autocast: Callable[[], object],
+) -> str | None:
     """Compile for training and for evaluation by running each once on a batch (B T, B T).
 
     Weights, gradients and random states are afterwards what they were before. Where compilation
-    fails (no C++ compiler, no Triton, a bug), the model itself is returned with the reason.
+    fails (no C++ compiler, no Triton, a bug), the loss stays eager and the reason is returned.
     """
-    compiled = torch.compile(model)
-    assert isinstance(compiled, nn.Module)
+    loss.compile()
     try:
-        run_once(model, compiled, tokens, targets, autocast)
+        run_once(model, loss, loss.grad_accum, tokens, targets, autocast)
     except Exception as error:  # whatever inductor raises: eager training is the way on
         if is_out_of_memory(error):
             raise
         torch._dynamo.reset()
+        loss.stay_eager()
         lines = [line for line in str(error).splitlines() if line.strip()] or [""]
-        return model, f"{type(error).__name__}: {lines[0][:300]}"
-    return compiled, None
+        return f"{type(error).__name__}: {lines[0][:300]}"
+    return None
 
 
 def run_once(
     model: nn.Module,
     loss: Loss,
+    grad_accum: int,
     tokens: Tensor,
     targets: Tensor,
     autocast: Callable[[], object],
 ) -> None:
-    """Run a loss of the model for training and for evaluation, as if it had not been run."""
+    """Run a loss of the model for training and for evaluation, as if it had not been run.
+
+    grad_accum: losses that make a step, of which it is one.
+    """
     devices = [tokens.device] if tokens.device.type == "cuda" else []
     try:
         with torch.random.fork_rng(devices=devices):
             with autocast():  # type: ignore[attr-defined]
-                value = loss(tokens, targets)
+                value = loss(tokens, targets) / grad_accum
             value.backward()  # type: ignore[no-untyped-call]
             model.eval()
             with torch.no_grad(), autocast():  # type: ignore[attr-defined]

@@ -1,0 +1,168 @@
+"""A training step against nanoGPT's: the same weights, batches and arithmetic, step for step.
+
+python bench/step_vs_nanogpt.py PATH-TO-nanoGPT [--case NAME ...] [--steps 20] [--json]
+
+Every program has a process of its own, and they step in turn; all ratios are to the eager step of
+nanoGPT in the same dtype that came just before. Wall time needs an idle machine; on a shared one
+the ratio of processor time is the steadier figure. The peak is of the whole process, and the share
+of a matrix product is the causal FLOPs of a step (6N + 6LCT) over its time, over the best product
+of the same process.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from results import result  # noqa: E402
+from training_pair import Task  # noqa: E402
+
+from nanogauge.cli import Parser, run_command  # noqa: E402
+from nanogauge.config import ModelSection  # noqa: E402
+from nanogauge.errors import BadInput  # noqa: E402
+from nanogauge.predict.flops import flops_per_token_causal  # noqa: E402
+from nanogauge.predict.workload import shape_of  # noqa: E402
+
+
+def sizes(layers: int, heads: int, width: int, block: int, vocabulary: int) -> dict[str, Any]:
+    return {
+        "n_layer": layers,
+        "n_head": heads,
+        "n_embd": width,
+        "block_size": block,
+        "vocab_size": vocabulary,
+        "bias": False,
+        "dropout": 0.0,
+    }
+
+
+SHAPES: dict[str, tuple[dict[str, Any], int, int]] = {
+    "documented-4x2x256": (sizes(12, 12, 384, 256, 50304), 2, 4),
+    "documented-8x512": (sizes(12, 12, 384, 512, 50304), 8, 1),
+    "gpt2-1x512": (sizes(12, 12, 768, 512, 50304), 1, 1),
+    "10m-8x256": (sizes(6, 6, 384, 256, 65), 8, 1),
+}
+"""model, micro-batch, accumulation"""
+FORMS = {"eager": (False, False), "compiled": (True, False), "low-memory": (False, True)}
+"""of our program: compiled, and with recomputed blocks"""
+CASES = [
+    f"{shape}-{dtype}-{form}" for shape in SHAPES for dtype in ("fp32", "bf16") for form in FORMS
+]
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+
+
+class Trainer:
+    """A process that trains."""
+
+    def __init__(self, task: Task) -> None:
+        command = [sys.executable, str(ROOT / "bench" / "training_pair.py"), task.to_json()]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+        self.answers: list[dict[str, float]] = []
+
+    def step(self) -> None:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        print("product", file=self._process.stdin, flush=True)
+        line = self._process.stdout.readline()
+        if not line:
+            raise BadInput("a training process ended early; what it said is above.")
+        self.answers.append(json.loads(line))
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def measure(
+    path: Path, shape: str, dtype: str, forms: Sequence[str], steps: int
+) -> list[dict[str, Any]]:
+    """nanoGPT's eager step and ours in each form, in turn; the first two steps warm up."""
+    model, micro_batch, grad_accum = SHAPES[shape]
+    with tempfile.TemporaryDirectory() as folder:
+        weights = str(Path(folder) / "weights.pt")
+
+        def task(program: str, compiled: bool = False, low_memory: bool = False) -> Task:
+            size = (model, micro_batch, grad_accum, DTYPES[dtype])
+            return Task(program, weights, *size, compiled, low_memory)
+
+        trainers: dict[str, Trainer] = {}
+        for form in forms:
+            trainers[form] = Trainer(task("nanogauge", *FORMS[form]))
+            trainers[form].step()  # which also makes the weights
+        peer = trainers["nanoGPT"] = Trainer(task(str(path)))
+        peer.step()
+        for _ in range(steps - 1):
+            for trainer in (peer, *(trainers[form] for form in forms)):
+                trainer.step()
+        for trainer in trainers.values():
+            trainer.close()
+    flops = flops_per_token_causal(shape_of(ModelSection(**model)))
+    flops *= micro_batch * model["block_size"] * grad_accum
+    found = []
+    for form in (*forms, "nanoGPT"):
+        answers, case = trainers[form].answers, f"{shape}-{dtype}-{form}"
+        steady = list(zip(answers[2:], peer.answers[2:], strict=True))
+        best = max(answer["product_flops"] for answer in answers)
+        shares = [flops / answer["seconds"] / best for answer, _ in steady]
+        found.append(result("matrix_product_share", case, shares, None))
+        found.append(result("step_seconds", case, [a["seconds"] for a, _ in steady], None))
+        if form == "nanoGPT":
+            continue
+        peak = answers[-1]["peak_bytes"] / peer.answers[-1]["peak_bytes"]
+        apart = [abs(a["loss"] / b["loss"] - 1) for a, b in zip(answers, peer.answers, strict=True)]
+        for name, values in (
+            ("step_time_ratio", [a["seconds"] / b["seconds"] for a, b in steady]),
+            ("step_cpu_ratio", [a["cpu_seconds"] / b["cpu_seconds"] for a, b in steady]),
+            ("peak_memory_ratio", [peak]),
+            ("loss_difference", [max(apart)]),
+        ):
+            found.append(result(name, case, values, f"nanoGPT, eager, {dtype}"))
+    return found
+
+
+def main(arguments: Sequence[str]) -> int:
+    assert __doc__ is not None
+    parser = Parser(__doc__)
+    parser.add_argument("nanogpt", type=Path, help="folder of nanoGPT, with its model.py")
+    parser.add_argument("--case", action="append", metavar="NAME", help="of: " + ", ".join(CASES))
+    parser.add_argument("--steps", type=int, default=20, help="of each program; two warm up")
+    parser.add_argument("--json", action="store_true", help="print JSON, and nothing else")
+    given = parser.parse(arguments)
+    if not (given.nanogpt / "model.py").exists():
+        raise BadInput(f"there is no model.py in {given.nanogpt}; give the folder of nanoGPT.")
+    chosen = given.case or CASES
+    if unknown := set(chosen) - set(CASES):
+        raise BadInput(f"there is no case {min(unknown)}; --help names them.")
+    if given.steps < 3:
+        raise BadInput("--steps takes a number above 2.")
+    results: list[dict[str, Any]] = []
+    for shape in SHAPES:
+        for dtype in DTYPES:
+            forms = [form for form in FORMS if f"{shape}-{dtype}-{form}" in chosen]
+            if not forms:
+                continue
+            found = measure(given.nanogpt, shape, dtype, forms, given.steps)
+            results += found
+            if not given.json:
+                for r in found:
+                    print(
+                        f"{r['case']:36} {r['id']:22} {r['value']:.4g}"
+                        f"  ({r['low']:.4g} to {r['high']:.4g})",
+                        flush=True,
+                    )
+    if given.json:
+        print(json.dumps({"bench": "step_vs_nanogpt", "results": results}))
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,190 @@
+"""The vocabulary head and its cross-entropy, a few tokens at a time, so that no logits are kept.
+
+The plain form makes N x V logits, their log-softmax and both gradients: 0.8 GB each at 4,096 tokens
+of GPT-2's vocabulary in fp32, and nothing of it outlives the loss. Here a chunk of tokens goes
+through all three products at once, in the forward pass: logits, then from softmax less one-hot the
+gradients of the hidden states and of the weight. Mathematically nothing is left out, and the order
+of the sums is fixed: the same bits each time.
+
+Shapes: N tokens, C width, V vocabulary, n tokens of a chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+
+class Directly:
+    """The gradient of a weight that is summed up in place, in memory that is kept between steps."""
+
+    def __init__(self, weight: Tensor, share: float) -> None:
+        """share: of a step's gradient that one loss is, and what its backward() is called with."""
+        self.weight, self.share = weight, share
+        self._kept: Tensor | None = None
+
+    def sum(self) -> Tensor:
+        """weight.grad; zeros where zero_grad() has taken it away."""
+        if self.weight.grad is None:
+            self._kept = torch.zeros_like(self.weight) if self._kept is None else self._kept.zero_()
+            self.weight.grad = self._kept
+        return self.weight.grad
+
+
+def plain_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy in nats of hidden states (N C) against targets (N), all logits at once."""
+    return F.cross_entropy(F.linear(hidden, weight), targets)
+
+
+def chunked_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    chunk: int,
+    directly: Directly | None = None,
+    slopes_of: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> Tensor:
+    """The same as plain_loss from chunks of tokens; gradients are computed with the loss.
+
+    Args:
+        hidden: N x C.
+        weight: V x C.
+        targets: N token ids.
+        chunk: tokens of a chunk.
+        directly: where the weight's gradient is added at once, which spares a tensor of its size
+            and a pass over it; a loss that is made like this must go through backward(). None
+            leaves that to autograd.
+        slopes_of: losses_and_slopes, or that function compiled as fusible_losses_and_slopes.
+    """
+    dtype = hidden.dtype
+    if torch.is_autocast_enabled(hidden.device.type):
+        dtype = torch.get_autocast_dtype(hidden.device.type)
+    slopes_of = slopes_of or losses_and_slopes
+    loss: Tensor
+    with torch.autocast(hidden.device.type, enabled=False):
+        if torch.is_grad_enabled():
+            loss = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
+                hidden, weight, targets, dtype, chunk, directly, slopes_of
+            )
+            return loss
+        factors = weight.to(dtype)
+        buffer = hidden.new_empty((min(chunk, len(targets)), len(weight)), dtype=dtype)
+        chunks = zip(torch.split(hidden.to(dtype), chunk), torch.split(targets, chunk), strict=True)
+        losses = [slopes_of(_logits(buffer, part, factors), wanted) for part, wanted in chunks]
+        return torch.cat(losses).mean()
+
+
+def look_up(tokens: Tensor, directly: Directly) -> Tensor:
+    """Rows of the weight (V x C) for tokens (B T); their gradient is added to its rows at once.
+
+    The plain embedding makes a gradient of all V rows, nearly all of them zero, and adds that.
+    """
+    rows: Tensor = _LookUp.apply(tokens, directly.weight, directly)  # type: ignore[no-untyped-call]
+    return rows
+
+
+def _logits(buffer: Tensor, hidden: Tensor, weight: Tensor) -> Tensor:
+    """n x V, in the buffer."""
+    return torch.mm(hidden, weight.t(), out=buffer[: len(hidden)])
+
+
+def losses_and_slopes(logits: Tensor, targets: Tensor) -> Tensor:
+    """Losses (n) in fp32; the logits (n V) are overwritten by their slopes: softmax less one-hot.
+
+    A loss is the log of the sum of exponentials less the target's logit, both less the largest
+    logit m, so that nothing overflows and no probability that rounds to 0 is taken the log of. The
+    most likely token has the probability exp(m - m) / sum, which tells the sum.
+    """
+    wide = logits.float()  # fp32 logits themselves
+    largest = wide.amax(-1, keepdim=True)
+    of_target = wide.gather(-1, targets[:, None]) - largest
+    torch.softmax(wide, -1, out=wide)
+    total = 1 / wide.amax(-1, keepdim=True)
+    logits.copy_(wide)
+    logits.scatter_(-1, targets[:, None], (of_target.exp() / total - 1).to(logits.dtype))
+    return (total.log() - of_target).squeeze(-1)
+
+
+def fusible_losses_and_slopes(logits: Tensor, targets: Tensor) -> Tensor:
+    """The same for a compiler, which makes two passes of it and keeps nothing in between."""
+    wide = logits.float()
+    largest = wide.amax(-1, keepdim=True)
+    exponentials = (wide - largest).exp()
+    total = exponentials.sum(-1, keepdim=True)
+    of_target = wide.gather(-1, targets[:, None]) - largest
+    one_hot = torch.arange(wide.shape[-1], device=wide.device) == targets[:, None]
+    logits.copy_(exponentials / total - one_hot.float())
+    return (total.log() - of_target).squeeze(-1)
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        dtype: torch.dtype,
+        chunk: int,
+        directly: Directly | None,
+        slopes_of: Callable[[Tensor, Tensor], Tensor],
+    ) -> Tensor:
+        tokens = len(targets)
+        each = 1 / tokens
+        factors, narrow = weight.to(dtype), hidden.to(dtype)
+        buffer = hidden.new_empty((min(chunk, tokens), len(weight)), dtype=dtype)
+        by_hidden = torch.empty_like(hidden)
+        if directly is None:
+            by_weight = torch.zeros_like(weight)
+        else:
+            by_weight = directly.sum()
+            each *= directly.share
+        losses = []
+        for part, wanted, result in zip(
+            torch.split(narrow, chunk),
+            torch.split(targets, chunk),
+            torch.split(by_hidden, chunk),
+            strict=True,
+        ):
+            slopes = _logits(buffer, part, factors)
+            losses.append(slopes_of(slopes, wanted))
+            if dtype == weight.dtype:
+                by_weight.addmm_(slopes.t(), part, alpha=each)
+                torch.mm(slopes, factors, out=result)
+            else:  # 16-bit products, summed up over the chunks in fp32
+                by_weight.add_(torch.mm(slopes.t(), part), alpha=each)
+                result.copy_(torch.mm(slopes, factors))
+        ctx.by_hidden = by_hidden.mul_(each)
+        ctx.by_weight = by_weight if directly is None else None
+        ctx.share = None if directly is None else directly.share
+        return torch.cat(losses).mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        none = (None, None, None, None, None)
+        if ctx.share is None:
+            by_weight, ctx.by_weight = ctx.by_weight, None  # becomes weight.grad, if it may
+            return ctx.by_hidden.mul_(slope), by_weight.mul_(slope), *none
+        agreed = abs(slope.item() - ctx.share) <= 1e-6 * ctx.share
+        assert agreed, f"backward() was called with {slope.item()}, not with {ctx.share}"
+        return ctx.by_hidden, None, *none
+
+
+class _LookUp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, weight: Tensor, directly: Directly) -> Tensor:
+        ctx.tokens, ctx.directly = tokens, directly
+        return F.embedding(tokens, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[None, None, None]:
+        rows = slope.reshape(-1, slope.shape[-1])
+        ctx.directly.sum().index_add_(0, ctx.tokens.reshape(-1), rows)
+        return None, None, None

@@ -1,0 +1,99 @@
+"""The loss that the loop trains on: the model's, less what a step need not do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from nanogauge.training.chunks import chunk_tokens
+from nanogauge.training.head import (
+    Directly,
+    chunked_loss,
+    fusible_losses_and_slopes,
+    look_up,
+    losses_and_slopes,
+    plain_loss,
+)
+
+
+class Model(Protocol):
+    """What model.py has for this."""
+
+    @property
+    def embedding(self) -> nn.Embedding: ...
+    @property
+    def blocks(self) -> nn.ModuleList: ...
+    def trunk(
+        self, x: Tensor, blocks: Iterable[Callable[[Tensor], Tensor]] | None = None
+    ) -> Tensor: ...
+
+
+class TrainingLoss:
+    """Mean cross-entropy, in nats, of predicting targets (B T) from tokens (B T).
+
+    With the chunked head on a CPU the gradient of the tied embedding is summed up in place, for the
+    head and for the look-up: of a step's passes over V x C values these are the ones that compute
+    nothing. Then a loss made while gradients are recorded must go through backward(), and as one of
+    grad_accum equal shares of a step.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        head: Literal["chunked", "plain"],
+        grad_accum: int,
+        device: torch.device,
+        alone: bool = True,
+    ) -> None:
+        """`alone`: whether nobody else waits for gradients, as other ranks do."""
+        self._model, self._head, self._device = model, head, device
+        self._directly = None
+        if head == "chunked" and device.type == "cpu" and alone:
+            self._directly = Directly(model.embedding.weight, 1 / grad_accum)
+        self._trunk: Callable[[Tensor], Tensor] = model.trunk
+        self._slopes_of = losses_and_slopes
+        self.grad_accum = grad_accum
+
+    def compile(self) -> None:
+        """Compile from the next call on.
+
+        For a CPU a block, which is the same program in all layers and is so compiled once: half the
+        work of the whole trunk's compilation, and as fast. For a GPU the trunk and the softmax.
+        """
+        if self._device.type == "cpu":
+            blocks = [torch.compile(block) for block in self._model.blocks]
+            self._trunk = partial(self._model.trunk, blocks=blocks)
+        else:
+            self._trunk = torch.compile(self._model.trunk)
+            self._slopes_of = torch.compile(fusible_losses_and_slopes)
+
+    def stay_eager(self) -> None:
+        """Undo compile()."""
+        self._trunk, self._slopes_of = self._model.trunk, losses_and_slopes
+
+    def __call__(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        weight, directly = self._model.embedding.weight, self._directly
+        x = self._model.embedding(tokens) if directly is None else look_up(tokens, directly)
+        hidden = self._trunk(x).flatten(0, 1)
+        wanted = targets.reshape(-1)
+        if self._head == "plain":
+            return plain_loss(hidden, weight, wanted)
+        chunk = chunk_tokens(len(weight), self._device.type)
+        return chunked_loss(hidden, weight, wanted, chunk, directly, self._slopes_of)
+
+
+class AsModule(nn.Module):
+    """A loss of a model as a module with the model's parameters, for what wraps modules."""
+
+    def __init__(self, model: nn.Module, loss: TrainingLoss) -> None:
+        super().__init__()
+        self.model = model
+        self._loss = loss
+
+    def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """The loss; B T and B T."""
+        return self._loss(tokens, targets)

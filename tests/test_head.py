@@ -1,0 +1,207 @@
+"""The chunked head gives the plain head's loss and gradients, and keeps no logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+from examples import documented_config
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from model import GPT
+from nanogauge.config import ModelSection, load_config
+from nanogauge.training.chunks import chunk_tokens
+from nanogauge.training.head import (
+    Directly,
+    chunked_loss,
+    fusible_losses_and_slopes,
+    losses_and_slopes,
+    plain_loss,
+)
+from nanogauge.training.loss import TrainingLoss
+
+CPU = torch.device("cpu")
+SMALL = ModelSection(n_layer=2, n_head=2, n_embd=16, block_size=12, vocab_size=50)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
+def gradients(
+    form: Literal["plain", "autograd", "directly"],
+    tokens: int,
+    vocabulary: int,
+    chunk: int,
+    scale: float = 3.0,
+    share: float = 0.25,
+    dtype: torch.dtype = torch.float32,
+    bfloat16: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, and gradients of the hidden states and of the weight, of one and the same batch."""
+    random = torch.Generator().manual_seed(tokens * 1000 + vocabulary)
+    hidden = (scale * torch.randn(tokens, 24, generator=random)).to(dtype).requires_grad_()
+    weight = nn.Parameter(torch.randn(vocabulary, 24, generator=random).to(dtype))
+    targets = torch.randint(vocabulary, (tokens,), generator=random)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        if form == "plain":
+            loss = plain_loss(hidden, weight, targets)
+        else:
+            directly = Directly(weight, share) if form == "directly" else None
+            loss = chunked_loss(hidden, weight, targets, chunk, directly)
+    (loss * share).backward()  # type: ignore[no-untyped-call]
+    assert hidden.grad is not None and weight.grad is not None
+    return loss.detach(), hidden.grad, weight.grad
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    tokens=st.integers(1, 70),
+    vocabulary=st.integers(2, 300),
+    chunk=st.integers(1, 80),
+    scale=st.sampled_from([0.01, 1.0, 30.0]),
+    form=st.sampled_from(["autograd", "directly"]),
+)
+def test_loss_and_gradients_are_the_plain_ones_at_any_border_of_chunks(
+    tokens: int,
+    vocabulary: int,
+    chunk: int,
+    scale: float,
+    form: Literal["autograd", "directly"],
+) -> None:
+    """Within 1e-6 of those computed in double precision, or as far from them as the plain form is.
+
+    At a scale of 30 most probabilities are 0 in fp32, and some losses above 500.
+    """
+    exact = gradients("plain", tokens, vocabulary, chunk, scale, dtype=torch.float64)
+    plain = gradients("plain", tokens, vocabulary, chunk, scale)
+    found = gradients(form, tokens, vocabulary, chunk, scale)
+    for ours, theirs, true in zip(found, plain, exact, strict=True):
+        if true.norm() > 1e-6:
+            assert relative(ours, true) < 1e-6 + 2 * relative(theirs, true)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(20, 90), st.integers(50, 300), st.integers(7, 64))
+def test_in_bfloat16_it_is_as_near_to_fp32_as_the_plain_form(
+    tokens: int, vocabulary: int, chunk: int
+) -> None:
+    true = gradients("plain", tokens, vocabulary, chunk)
+    plain = gradients("plain", tokens, vocabulary, chunk, bfloat16=True)
+    found = gradients("autograd", tokens, vocabulary, chunk, bfloat16=True)
+    for ours, theirs, exact in zip(found, plain, true, strict=True):
+        assert relative(ours, exact) < 1.1 * relative(theirs, exact) + 1e-6
+
+
+def test_its_softmax_is_the_one_that_a_compiler_fuses() -> None:
+    """Two forms of the same function, one for eager torch and one that a GPU's compiler gets."""
+    for dtype, exact in ((torch.float32, 1e-6), (torch.bfloat16, 4e-3)):
+        logits = (5 * torch.randn(9, 1000, generator=torch.Generator().manual_seed(1))).to(dtype)
+        targets = torch.arange(9)
+        one, other = logits.clone(), logits.clone()
+        losses = losses_and_slopes(one, targets)
+        assert torch.allclose(losses, fusible_losses_and_slopes(other, targets), rtol=1e-6)
+        assert torch.allclose(one.float(), other.float(), atol=exact)
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the largest tensor that any operation returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.elements = max(self.elements, result.numel())
+        return result
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_no_operation_makes_all_logits(training: bool) -> None:
+    """Neither in training nor in evaluation is any tensor larger than a chunk's logits."""
+    hidden = torch.randn(600, 8, requires_grad=True)
+    weight = nn.Parameter(torch.randn(500, 8))
+    with Largest() as seen, torch.set_grad_enabled(training):
+        loss = chunked_loss(hidden, weight, torch.arange(600) % 500, 64)
+        if training:
+            loss.backward()  # type: ignore[no-untyped-call]
+    assert seen.elements == 64 * 500
+
+
+def test_the_documented_chunk_is_a_small_part_of_its_logits() -> None:
+    documented = documented_config()
+    vocabulary, tokens = documented.model.vocab_size, 16 * documented.model.block_size
+    assert chunk_tokens(vocabulary, "cpu") == 128
+    assert chunk_tokens(vocabulary, "cuda") < tokens / 3
+
+
+def step(
+    head: Literal["plain", "chunked"], recompute: bool = False, dropout: float = 0.0
+) -> tuple[list[float], dict[str, Tensor]]:
+    """Losses and gradients of a step of three micro-batches, the second of two such steps."""
+    torch.manual_seed(3)
+    model = GPT(SMALL.model_copy(update={"dropout": dropout}))
+    model.recompute = recompute
+    loss_of = TrainingLoss(model, head, 3, CPU)
+    losses = []
+    for _ in range(2):
+        model.zero_grad(set_to_none=True)
+        for _ in range(3):
+            tokens = torch.randint(50, (4, 13))
+            loss = loss_of(tokens[:, :-1], tokens[:, 1:]) / 3
+            loss.backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.item())
+    return losses, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_a_step_has_the_plain_step_s_gradients_also_with_recomputed_blocks(
+    recompute: bool, dropout: float
+) -> None:
+    """Of the tied weight both parts, summed over the micro-batches, and nothing of the last step.
+
+    What a checkpoint saves comes back as a detached copy: a gradient added to that one is lost.
+    """
+    plain, expected = step("plain", dropout=dropout)
+    losses, found = step("chunked", recompute, dropout)
+    assert losses == pytest.approx(plain, rel=1e-6)
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        assert relative(gradient, expected[name]) < 2e-6, name
+
+
+def test_the_same_step_has_the_same_bits() -> None:
+    """A resumed run on a CPU is the run that was not interrupted."""
+    one, other = step("chunked", dropout=0.2), step("chunked", dropout=0.2)
+    assert one[0] == other[0]
+    assert all(torch.equal(g, other[1][name]) for name, g in one[1].items())
+
+
+def test_a_loss_that_is_no_equal_share_of_its_step_is_refused() -> None:
+    """Its weight's gradient was added with that share already."""
+    loss = TrainingLoss(GPT(SMALL), "chunked", 4, CPU)(*torch.zeros((2, 1, 8), dtype=torch.long))
+    with pytest.raises(AssertionError, match=r"1\.0, not with 0\.25"):
+        loss.backward()  # type: ignore[no-untyped-call]
+
+
+def test_configurations_say_which_head() -> None:
+    demo = Path(__file__).parents[1] / "configs" / "demo.toml"
+    assert load_config(demo).train.head == "chunked"
+    assert load_config(demo, {"train": {"head": "plain"}}).train.head == "plain"
