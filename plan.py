@@ -2,6 +2,7 @@
 
 python plan.py configs/rtx4070_fineweb.toml --gpu "RTX 4070" --claims predictions/seed_zh.toml
 python plan.py configs/rtx4070_fineweb.toml --gpu "RTX 4070" --fit --by 08:00
+python plan.py --compare configs/*.toml --gpu "RTX 4070"    # which of them in one night?
 python plan.py --doctor    # is this machine ready for a night? with a configuration: for that run?
 """
 
@@ -23,12 +24,14 @@ from nanogauge.errors import BadInput
 from nanogauge.hardware import lookup
 from nanogauge.measure.doctor import worst
 from nanogauge.planning import free_memory, make_wish, plan_deadline, plan_fit
+from nanogauge.plans import plan_all
 from nanogauge.predict.calibration import Calibration
 from nanogauge.predict.deadline import TOKENS_PER_PARAMETER
 from nanogauge.predict.prediction import predict, resolve_dtype
 from nanogauge.records import SCHEMA, Hardware, Prediction
 from nanogauge.report.compare import build_rows
 from nanogauge.report.plan_text import print_plan
+from nanogauge.report.plans_table import print_plans
 
 
 def make_parser() -> Parser:
@@ -39,6 +42,13 @@ def make_parser() -> Parser:
         "--doctor",
         action="store_true",
         help="no plan: go, warn or no-go on this machine, and on what the run needs of it",
+    )
+    parser.add_argument(
+        "--compare",
+        type=shipped,
+        nargs="+",
+        metavar="CONFIG",
+        help="no plan of one run: a table of several, the shortest first",
     )
     parser.add_argument("--gpu", help='a row of nanogauge/hardware.toml: "RTX 4070"')
     parser.add_argument(
@@ -70,10 +80,11 @@ def main(arguments: Sequence[str]) -> int:
     given = make_parser().parse(arguments)
     if given.doctor:
         return doctor(given)
+    if given.compare is not None:
+        return compare(given)
     if given.config is None:
         raise BadInput("give the configuration of a run: configs/ holds examples.")
-    if given.gpus < 1:
-        raise BadInput("--gpus takes a number of GPUs from 1 on.")
+    refuse_no_gpus(given.gpus)
     now = datetime.now().astimezone().replace(microsecond=0)
     wish = make_wish(now, given.start, given.by, given.tokens_per_parameter)
     config = load_config(given.config, config_overrides(given))
@@ -100,6 +111,49 @@ def main(arguments: Sequence[str]) -> int:
         "inconsistencies": [finding.model_dump(mode="json") for finding in findings],
     }
     print(json.dumps(plan, indent=1, ensure_ascii=False))
+    return 0
+
+
+def refuse_no_gpus(gpus: int) -> None:
+    """Refuse a number of GPUs that is none.
+
+    Raises:
+        BadInput: below 1.
+    """
+    if gpus < 1:
+        raise BadInput("--gpus takes a number of GPUs from 1 on.")
+
+
+def compare(given: Namespace) -> int:
+    """Plan several configurations, each as it would be planned by itself, and print them together.
+
+    Raises:
+        BadInput: for one that is broken, naming it, or with a flag that asks about a single run.
+    """
+    defaults = make_parser()
+    for name in ("calibrate", "claims", "fit", "by", "tokens_per_parameter"):
+        if getattr(given, name) != defaults.get_default(name):
+            flag = "--" + name.replace("_", "-")
+            raise BadInput(f"{flag} belongs to the plan of one run; leave it or --compare out.")
+    refuse_no_gpus(given.gpus)
+    paths = [path for path in (given.config, *given.compare) if path is not None]
+    now = datetime.now().astimezone().replace(microsecond=0)
+    start = make_wish(now, given.start, None, TOKENS_PER_PARAMETER).start
+
+    def predicted(config: Config) -> Prediction:
+        return named_device(config, given.gpu).predict(config, given.gpus)
+
+    plans = plan_all(paths, config_overrides(given), predicted, given.free_vram_gib, start)
+    if given.json:
+        told = {
+            "schema": SCHEMA,
+            "gpus": given.gpus,
+            "start": start.isoformat(),
+            "plans": [plan.model_dump(mode="json") for plan in plans],
+        }
+        print(json.dumps(told, indent=1, ensure_ascii=False))
+    else:
+        print_plans(plans, given.gpu, given.gpus, now)
     return 0
 
 

@@ -61,7 +61,7 @@ from nanogauge.training.data import Split
 from nanogauge.training.device import autocast, is_out_of_memory, to_host
 from nanogauge.training.exactness import fix_workspace
 from nanogauge.training.optimizer import update
-from nanogauge.training.ranks import LOST, Ranks, is_told_elsewhere, open_ranks
+from nanogauge.training.ranks import LOST, Ranks, is_told_elsewhere, open_ranks, share_of
 from nanogauge.training.sampling import is_sampled
 from nanogauge.training.schedule import learning_rate
 from nanogauge.training.stopping import Stopped
@@ -239,9 +239,10 @@ def run_whole(given: Namespace, config: Config, ranks: Ranks) -> int:
     """
     mirror = None
     try:
+        share_of(config.train.grad_accum, ranks.world)
         if ranks.is_first:
             refuse_held(config.folder)
-            consult(config, given.force)
+            consult(config, given.force, ranks.world, ranks.local_world)
         session = open_session(
             config,
             given.resume == "auto",

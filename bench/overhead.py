@@ -37,7 +37,7 @@ from results import result  # noqa: E402
 from torch import nn  # noqa: E402
 
 import train  # noqa: E402
-from nanogauge.admission import watched_gpu  # noqa: E402
+from nanogauge.admission import watched_cards  # noqa: E402
 from nanogauge.cli import Parser, run_command  # noqa: E402
 from nanogauge.config import load_config  # noqa: E402
 from nanogauge.measure.gpu import open_sensors  # noqa: E402
@@ -162,7 +162,7 @@ def measure(folder: Path, blocks: int, step_seconds: float) -> list[dict[str, An
     per_micro_batch = (spans[1] - spans[0]) / 8
     wanted = 1 + round((step_seconds - spans[0]) / per_micro_batch)
     s = open_run(folder, "paired", max(1, wanted))
-    gpu, hz = watched_gpu(s.config, s.device), s.config.measure.power_hz
+    cards, hz = watched_cards(s.config, s.device), s.config.measure.power_hz
     log = s.folder.path / "log.jsonl"
     s.sensors.close()
     steps = max(5, round(2.5 / step_seconds))
@@ -171,7 +171,7 @@ def measure(folder: Path, blocks: int, step_seconds: float) -> list[dict[str, An
     for block in range(blocks + 1):
         begin = 1 + 2 * block * steps
         without = timed(bare, s, begin, begin + steps)
-        s.sensors = open_sensors(gpu, hz, s.clock.elapsed_seconds)
+        s.sensors = open_sensors(cards, hz, s.clock.elapsed_seconds)
         size, began = log.stat().st_size, time.perf_counter()
         with_all = timed(instrumented, s, begin + steps, begin + 2 * steps)
         passed = time.perf_counter() - began
@@ -185,7 +185,7 @@ def measure(folder: Path, blocks: int, step_seconds: float) -> list[dict[str, An
     s.model, s.loss_of = model, model  # type: ignore[assignment]
     s.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     s.batches.batch = lambda *_: (model.number, model.number)  # type: ignore[method-assign]
-    s.sensors = open_sensors(gpu, hz, s.clock.elapsed_seconds)
+    s.sensors = open_sensors(cards, hz, s.clock.elapsed_seconds)
     s.batches.grad_accum = 1
     dry = []
     for _ in range(blocks):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from nanogauge.calibrations import load_calibration
 from nanogauge.config import Config
 from nanogauge.errors import BadInput
 from nanogauge.measure.alarms import Alarms
+from nanogauge.measure.cards import Watched
 from nanogauge.measure.environment import capture_environment
 from nanogauge.measure.gpu import DriverInfo
 from nanogauge.measure.memory import available_bytes, process_bytes
@@ -78,7 +80,8 @@ def open_folder(
         changes = refuse_changes(folder.config, config, allowed)
         if not force:
             free = free_bytes(device, ranks.local_world)
-            refuse_too_large(config, folder.prediction, free, resumed=True)
+            shared = folder.prediction.model_copy(update={"gpus": ranks.world})
+            refuse_too_large(config, shared, free, resumed=True)
         checkpoint, damaged = newest_checkpoint(config.folder / "checkpoints")
         ids = [start.wandb_id for start in recorded.starts if start.wandb_id is not None]
         return Opened(
@@ -220,14 +223,19 @@ def make_alarms(prediction: Prediction, card: DriverInfo | None) -> Alarms:
     )
 
 
-def watched_gpu(config: Config, device: torch.device) -> str | int | None:
-    """Whose sensors are read: as open_sensors names it; None for no GPU's."""
-    match config.measure.gpu:
-        case "none":
-            return None
-        case "auto":
-            if device.type != "cuda":
-                return None
-            return str(torch.cuda.get_device_properties(device).uuid)
-        case name:
-            return int(name) if name.isdecimal() else name
+def watched_cards(config: Config, device: torch.device, ranks: Ranks = ALONE) -> list[Watched]:
+    """Whose sensors this rank reads: rank 0 those of all ranks on its machine, the others none.
+
+    All ranks must call it. torchrun numbers the ranks of a machine one after another, so that the
+    first `local_world` of them are those beside rank 0.
+    """
+    named = config.measure.gpu
+    if named == "none" or (named == "auto" and device.type != "cuda"):
+        return []
+    if named != "auto":
+        names = [name.strip() for name in named.split(",")]
+        cards = [Watched(int(name) if name.isdecimal() else name) for name in names]
+        return cards if ranks.is_first else []
+    mine = [str(torch.cuda.get_device_properties(device).uuid), str(os.getpid())]
+    told = ranks.gather(mine)[: ranks.local_world]
+    return [Watched(uuid, int(pid)) for uuid, pid in told] if ranks.is_first else []

@@ -177,7 +177,8 @@ class MeasureSection(Section):
     power_hz: Annotated[float, Field(gt=0, le=100)] = 10.0
     """samples of the GPU's sensors per second"""
     gpu: Annotated[str, Field(min_length=1)] = "auto"
-    """whose sensors are read: auto is the GPU that trains; none; or an index, UUID or PCI bus id"""
+    """whose sensors are read: auto is each GPU of this machine that trains; none; or an index, UUID
+    or PCI bus id, several of them with commas between"""
     idle_seconds: Annotated[float, Field(ge=0, le=600)] = 2.0
     """how long the idle GPU's power is measured before the run; 0 does not"""
     split_every: Count = 50

@@ -54,8 +54,13 @@ LOG_BYTES_PER_SECOND = 400
 """of the sensors' readings, which a GPU has"""
 
 
-def examine(config: Config | None) -> list[Finding]:
+def examine(config: Config | None, gpus: int = 1, beside: int = 1) -> list[Finding]:
     """All checks in a fixed order; without a configuration those of the machine alone.
+
+    Args:
+        config: of the run.
+        gpus: processes that share its steps.
+        beside: of these on this machine, whose memory they share where they train on it.
 
     Imports torch, which has to be asked for the GPU. A check that needs a device is left out where
     the device of the configuration is not there.
@@ -74,8 +79,10 @@ def examine(config: Config | None) -> list[Finding]:
     findings = [
         check_gpu(run.device, told, card, os.environ.get("CUDA_VISIBLE_DEVICES")),
         *_check_compilation(run, told.device),
-        _check_memory(config, hardware, dtype, driver) if hardware is not None else None,
-        _check_disk(config, hardware, dtype),
+        _check_memory(config, hardware, dtype, driver, gpus, beside)
+        if hardware is not None
+        else None,
+        _check_disk(config, hardware, dtype, gpus),
         _check_data(config) if config is not None else None,
         check_sleep(machine.sleep_facts(machine.ROOT, os.environ, machine.ask)),
         check_wsl(machine.is_wsl(), platform.system(), on_gpu),
@@ -161,24 +168,29 @@ def _check_compilation(run: RunSection, device: str | None) -> list[Finding]:
 
 
 def _check_memory(
-    config: Config | None, hardware: Hardware, dtype: str, driver: DriverInfo
+    config: Config | None,
+    hardware: Hardware,
+    dtype: str,
+    driver: DriverInfo,
+    gpus: int,
+    beside: int,
 ) -> Finding:
     free: int | None = None
     if hardware.kind == "cpu":
         place, total, others = "of memory", total_memory_bytes(), None
         available, held = available_bytes(), process_bytes()
         if available is not None and held is not None:
-            free = available + held  # as the session counts: what this process can come to hold
+            free = available // beside + held  # as the session counts: what this one can hold
     else:
         place, total, others = "on the card", driver.total_bytes, driver.others
         if total is not None and driver.used_by_others_bytes is not None:
             free = total - driver.used_by_others_bytes
     if config is None or free is None:
         return check_memory(place, free, total, others, None, None, None)
-    memory = memory_of(config, hardware, dtype)
+    memory = memory_of(config, hardware, dtype, gpus)
     fit = fit_verdict(memory, free)
     end: Literal["high", "expected"] = "high" if fit == "doubtful" else "expected"
-    micro = largest_micro_batch(config, hardware, dtype, free, end=end)
+    micro = largest_micro_batch(config, hardware, dtype, free, gpus, end)
     smaller = None
     if micro is not None:
         accumulation = with_micro_batch(config, micro).train.grad_accum
@@ -186,7 +198,7 @@ def _check_memory(
     return check_memory(place, free, total, others, memory.process, fit, smaller)
 
 
-def _check_disk(config: Config | None, hardware: Hardware | None, dtype: str) -> Finding:
+def _check_disk(config: Config | None, hardware: Hardware | None, dtype: str, gpus: int) -> Finding:
     folder = config.folder if config is not None else Path(RunSection(name="NAME").out)
     nearest = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
     obstacle = None
@@ -195,15 +207,15 @@ def _check_disk(config: Config | None, hardware: Hardware | None, dtype: str) ->
     elif not os.access(nearest, os.W_OK | os.X_OK):
         obstacle = f"{nearest} is not writable"
     free = shutil.disk_usage(nearest).free
-    writes = writes_of(config, hardware, dtype) if config is not None else None
+    writes = writes_of(config, hardware, dtype, gpus) if config is not None else None
     return check_disk(folder, obstacle, free, writes)
 
 
-def writes_of(config: Config, hardware: Hardware | None, dtype: str) -> Writes:
+def writes_of(config: Config, hardware: Hardware | None, dtype: str, gpus: int = 1) -> Writes:
     """What a run of this configuration will write; the sensors' lines only where time is known."""
     log = LOG_BYTES_PER_STEP * config.train.max_steps
     if hardware is not None and hardware.kind != "cpu":
-        total = predict(config, hardware, dtype).quantities.get("total_seconds")
+        total = predict(config, hardware, dtype, gpus).quantities.get("total_seconds")
         log += LOG_BYTES_PER_SECOND * math.ceil(total.high if total is not None else 0)
     there = (config.folder / "checkpoints").rglob("*")
     copies = config.train.keep_checkpoints + 2  # the best one, and the one that is being written
@@ -249,16 +261,22 @@ def print_findings(findings: list[Finding]) -> None:
         print(f"{finding.verdict:6} {finding.check:9} {finding.text}{remedy}")
 
 
-def consult(config: Config, force: bool) -> None:
+def consult(config: Config, force: bool, gpus: int = 1, beside: int = 1) -> None:
     """The doctor before a run: one line if all is go, else what is not.
 
     A model that does not fit is shown here, and refused where the run is set up, together with
     what would fit.
 
+    Args:
+        config: of the run.
+        force: whether a no-go is no obstacle.
+        gpus: as of examine, like the next.
+        beside: processes of the run on this machine.
+
     Raises:
         BadInput: for a no-go, unless it is forced.
     """
-    findings = examine(config)
+    findings = examine(config, gpus, beside)
     told = [finding for finding in findings if finding.verdict != "go"]
     if not told:
         print(f"doctor: {len(findings)} checks, all go")

@@ -17,6 +17,7 @@ from nanogauge.records import (
     Eval,
     Event,
     LogLine,
+    Rank,
     Sensor,
     Start,
     Step,
@@ -56,6 +57,7 @@ class Recorded:
     starts: list[Start] = field(default_factory=list)
     compiles: list[Compile] = field(default_factory=list)
     steps: Table[Step] = field(default_factory=lambda: Table(Step))
+    ranks: Table[Rank] = field(default_factory=lambda: Table(Rank))
     evals: list[Eval] = field(default_factory=list)
     checkpoints: list[Checkpoint] = field(default_factory=list)
     sensors: Table[Sensor] = field(default_factory=lambda: Table(Sensor))
@@ -128,6 +130,8 @@ class Recorded:
             case Step():
                 self.steps.append(line)
                 self._stepped([vars(line)])
+            case Rank():
+                self.ranks.append(line)
             case Eval():
                 again = [e for e in self.evals if e.step == line.step]
                 self.losses[-1].seconds += sum(e.seconds or 0.0 for e in again)

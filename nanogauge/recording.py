@@ -8,7 +8,7 @@ from typing import Literal
 from nanogauge.measure.alarms import Alarm
 from nanogauge.measure.memory import peak_process_bytes
 from nanogauge.quantities import finite, format_seconds
-from nanogauge.records import Checkpoint, Compile, End, Event, Step
+from nanogauge.records import Checkpoint, Compile, End, Event, Rank, Step
 from nanogauge.session import Session
 from nanogauge.training.checkpoint_writer import Written
 from nanogauge.training.device import AllocatorPeaks, allocator_peaks
@@ -62,6 +62,8 @@ def record_steps(s: Session, leave: int = 0) -> None:
             peak_host_bytes=peak_process_bytes() if done.watch.split else None,
         )
         s.log.write(line)
+        if done.watch.split:
+            record_ranks(s, line)
         s.steps_done = done.step + 1
         if skipped:
             s.skipped.append(done.step)
@@ -79,6 +81,18 @@ def record_steps(s: Session, leave: int = 0) -> None:
                 alarms += s.alarms.projected(total)
             for alarm in alarms:
                 raise_alarm(s, alarm, done.step)
+
+
+def record_ranks(s: Session, line: Step) -> None:
+    """Where several processes share a step: how long each took, and what it holds.
+
+    All of them come here after the same steps. On a GPU the next step runs meanwhile.
+    """
+    if s.ranks.world == 1:
+        return
+    mine = line.model_dump(include=set(Rank.model_fields) - {"kind", "rank", "elapsed_seconds"})
+    for rank, told in enumerate(s.ranks.gather(mine)):
+        s.log.write(Rank(rank=rank, **told))
 
 
 def write_checkpoints(s: Session) -> None:

@@ -142,6 +142,8 @@ class Start(Line):
     depends on it"""
     ranks: Whole | None = None
     """processes that share the micro-batches of a step; None where that is not known"""
+    sensed_cards: Whole | None = None
+    """GPUs that the sensor lines are of; None where the log does not tell, as of one process"""
     micro_batch: Whole | None = None
     """sequences in a pass, where memory had run out with those of the configuration"""
 
@@ -189,6 +191,22 @@ class Step(Line):
     peak_host_bytes: Whole | None = None
 
 
+class Rank(Line):
+    """One of several processes in a step: every measure.split_every-th has a line for each."""
+
+    kind: Literal["rank"] = "rank"
+    step: Whole
+    rank: Whole
+    step_seconds: float
+    """on its own clock; a step ends for all at once, when they have exchanged their gradients"""
+    data_wait_seconds: float
+    forward_seconds: float | None = None
+    """all forward passes of the step, in which no process waits for another"""
+    peak_allocated_bytes: Whole | None = None
+    """so far, as in the step line"""
+    peak_host_bytes: Whole | None = None
+
+
 class Eval(Line):
     """An evaluation after `step` updates."""
 
@@ -220,7 +238,9 @@ class Sensor(Line):
     """One reading of the sensors, about one a second; a field that nobody gives is None.
 
     Power is the mean of the samples since the reading before; all else is as it is at
-    elapsed_seconds.
+    elapsed_seconds. Where a run has several cards (Start.sensed_cards), power, its limit and energy
+    are their sums, utilisation is their mean, and all else is of the card that is worst off: the
+    highest temperature, fan and memory, the lowest clocks and link, every reason for throttling.
     """
 
     kind: Literal["sensor"] = "sensor"
@@ -250,6 +270,13 @@ class Sensor(Line):
     process_used_bytes: Whole | None = None
     cpu_package_joules: float | None = None
     """energy of all processor packages since the sampler started, from RAPL"""
+    hottest_card: Whole | None = None
+    """of several cards, the rank whose temperature this is; like the next two absent for one card
+    """
+    fullest_card: Whole | None = None
+    """whose device_used_bytes this is"""
+    slowest_card: Whole | None = None
+    """whose sm_clock_hz this is"""
 
 
 class Event(Line):
@@ -321,6 +348,6 @@ class End(Line):
 
 
 LogLine = Annotated[
-    Start | Compile | Step | Eval | Checkpoint | Sensor | Event | Benchmark | End,
+    Start | Compile | Step | Rank | Eval | Checkpoint | Sensor | Event | Benchmark | End,
     Field(discriminator="kind"),
 ]

@@ -23,7 +23,7 @@ from nanogauge.admission import (
     make_alarms,
     open_folder,
     share_folder,
-    watched_gpu,
+    watched_cards,
 )
 from nanogauge.calibrations import add_to_calibration
 from nanogauge.config import Config
@@ -207,12 +207,13 @@ def open_session(
         batches = make_batches(config, source, device, ranks, micro_batch, opened.rollbacks)
     if claims is not None and ranks.is_first:
         write_aside(folder.path / CLAIMS_NAME, claims.read_bytes())
-    gpu = watched_gpu(config, device) if ranks.is_first else None
-    card = driver_info(gpu) if gpu is not None else None
+    cards = watched_cards(config, device, ranks)
+    card = driver_info(cards[0].device) if cards else None
     idle: Idle | None = None
-    if gpu is not None and config.measure.idle_seconds > 0:
-        idle = measure_idle(gpu, config.measure.power_hz, config.measure.idle_seconds)
-    sensors = open_sensors(gpu, config.measure.power_hz, clock.elapsed_seconds)
+    if cards and config.measure.idle_seconds > 0:
+        idle = measure_idle(cards, config.measure.power_hz, config.measure.idle_seconds)
+    ranks.any(False)  # the others wait until then: their cards, too, are to be idle
+    sensors = open_sensors(cards, config.measure.power_hz, clock.elapsed_seconds)
     reset_peak()
     model, optimizer, scaler = make_model(config, device, dtype)
     identity = {
@@ -228,8 +229,7 @@ def open_session(
         changes += refuse_other_data(meta.data, batches.position(first_step), allowed)
     elif config.run.init_from is not None:
         load_pretrained(model, config.run.init_from)
-    seed = config.run.seed
-    exact = begin_state(opened.checkpoint, model, optimizer, scaler, device, seed, ranks)
+    exact = begin_state(opened.checkpoint, model, optimizer, scaler, device, config.run.seed, ranks)
     last_step = config.train.max_steps
     if rehearse_steps is not None:
         last_step = min(last_step, first_step + rehearse_steps + 1)
@@ -286,14 +286,19 @@ def open_session(
     )
     if (first_step_seconds := folder.prediction.best("first_step_seconds")) is not None:
         session.longest_step_seconds = first_step_seconds.high
-    begin_log(session, opened, idle, card, changes)
+    begin_log(session, opened, idle, card, len(cards), changes)
     if not exact:
         tell_of_other_ranks(ranks, first_step, log, screen)
     return session
 
 
 def begin_log(
-    s: Session, opened: Opened, idle: Idle | None, card: DriverInfo | None, changes: list[str]
+    s: Session,
+    opened: Opened,
+    idle: Idle | None,
+    card: DriverInfo | None,
+    sensed_cards: int,
+    changes: list[str],
 ) -> None:
     """The start line, and what is to be told before the first step."""
     micro = s.batches.micro_batch
@@ -310,6 +315,7 @@ def begin_log(
             other_programs=card.others if card is not None else None,
             wandb_id=s.wandb_id,
             ranks=s.ranks.world,
+            sensed_cards=sensed_cards or None,
             restart=restart_number(),
             rollbacks=s.rollbacks or None,
             micro_batch=micro if micro != s.config.train.micro_batch else None,

@@ -86,12 +86,16 @@ SENSOR_KEYS = {
     "device_used_bytes": "memory/device_used_bytes",
     "process_used_bytes": "memory/process_used_bytes",
     "cpu_package_joules": "cpu/package_joules",
+    "hottest_card": "gpu/hottest_card",
+    "fullest_card": "gpu/fullest_card",
+    "slowest_card": "gpu/slowest_card",
 }
 START_KEYS = {
     "device": "run/device",
     "train_tokens": "data/train_tokens",
     "idle_power_watts": "gpu/idle_power_watts",
     "idle_utilization": "gpu/idle_utilization",
+    "sensed_cards": "gpu/sensed_cards",
 }
 END_KEYS = {
     "status": "run/status",
@@ -148,6 +152,7 @@ class Rows:
         self._joules = 0.0
         self._peak_process_bytes: int | None = None
         self._throttle_keys: set[str] = set()
+        self._all_sensed = True
 
     def row(self, line: LogLine) -> dict[str, float]:
         """The row that a line makes; empty if it makes none."""
@@ -177,6 +182,8 @@ class Rows:
                 return {}
         row = {key: value for key, value in measured.items() if value is not None}
         for key, row_id in PREDICTED_KEYS.items():
+            if key == "gpu/power_watts" and not self._all_sensed:
+                continue  # of some of the cards that are predicted
             if key in row and (estimate := self._prediction.best(row_id)) is not None:
                 row[f"predicted/{row_id}"] = estimate.expected
                 row[f"predicted/{row_id}_low"] = estimate.low
@@ -189,6 +196,8 @@ class Rows:
             self._seconds = 0.0
             self._joules_before += self._joules
             self._joules = 0.0
+            cards = line.sensed_cards or 1
+            self._all_sensed = line.ranks is None or cards == line.ranks
         self._step = line.first_step
         self._tokens = line.first_step * self._config.tokens_per_step
 
@@ -217,7 +226,7 @@ class Rows:
             # As in the report: above the peak it is the peak that is wrong, and no share of it.
             if peak is not None and mfu(flops, seconds, peak) <= 1:
                 row[key] = mfu(flops, seconds, peak)
-        if line.power_watts is not None:
+        if line.power_watts is not None and self._all_sensed:
             row["perf/joules_per_token"] = joules_per_token(line.power_watts * seconds, tokens)
         return row
 

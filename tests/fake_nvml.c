@@ -1,4 +1,4 @@
-/* A scripted stand-in for libnvidia-ml.so.1, with the one GPU of index 0.
+/* A scripted stand-in for libnvidia-ml.so.1, with one GPU or several of the same kind.
 
    FAKE_NVML_SCRIPT names a text file; without one the card idles through the defaults below. Each
    line is "TIME WORD ...", TIME in seconds since the first nvmlInit of the process (or since the
@@ -7,6 +7,9 @@
 
    epoch UNIX_SECONDS           without a TIME: all times count from this moment of the wall clock,
                                 so that they go on where another process left off
+   cards COUNT                  without a TIME: so many GPUs, of indices 0 to COUNT - 1; the last
+                                digit of the UUID and the bus count on
+   card INDEX LINE              any of the next lines, about this card alone; without it about all
    TIME NUMBER VALUE            a number of the card, from TIME on
    TIME NUMBER VALUE ramp       as before, but reached at TIME on a straight line from the value
                                 that the line before left (or from the default, at time 0)
@@ -31,6 +34,10 @@
    memory, compute, compute_v2, graphics, graphics_v2, process_name, name, version,
     cuda_version.
 
+   FAKE_NVML_LIMITS names a file to which each limit that is set is appended as a line, in mW; the
+   last one is in force, and holds down the power, in every process that has the same file. Without
+   it no limit can be set: 4, no permission. min_limit_watts 100, max_limit_watts 230.
+
    A script without process lines has "0 process 1 1073741824 compute -". */
 #include <math.h>
 #include <stdio.h>
@@ -39,15 +46,22 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { SUCCESS = 0, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7, GPU_IS_LOST = 15, MOST = 1000 };
+enum { SUCCESS = 0, INVALID = 2, NO_PERMISSION = 4, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7,
+       GPU_IS_LOST = 15, MOST = 1000 };
 
 static const char *UUID = "GPU-12345678-1234-1234-1234-123456789abc";
 static const char *BUS_ID = "00000000:01:00.0";
 
-struct point { double time, value; int ramp; char name[32]; };
-struct fault { double time, until; int code; char call[32]; }; /* call "": the whole GPU */
+/* card -1: all of them */
+struct point { double time, value; int ramp, card; char name[32]; };
+struct fault { double time, until; int code; char call[32]; int card; }; /* call "": the GPU */
 struct process { unsigned pid; unsigned long long used_bytes; unsigned parts[2]; };
-struct other { double time; struct process process; int compute, graphics; char name[256]; };
+struct other {
+    double time;
+    struct process process;
+    int compute, graphics, card;
+    char name[256];
+};
 
 static struct point points[MOST];
 static struct fault faults[MOST];
@@ -55,7 +69,13 @@ static struct other others[MOST];
 static int point_count, fault_count, other_count;
 static double hang_time = HUGE_VAL, hang_until = HUGE_VAL;
 static double epoch_seconds, initialized_seconds;
-static int loaded, on_wall_clock;
+static int loaded, on_wall_clock, cards = 1;
+static char handles[MOST];
+static _Thread_local int asked; /* the card that the call under way is about */
+
+static void ask(void *device) { asked = (int)((char *)device - handles); }
+
+static int is_about(int card) { return card < 0 || card == asked; }
 
 static double clock_seconds(void) {
     struct timespec t;
@@ -71,6 +91,7 @@ static void bad_line(const char *line) {
 }
 
 static void parse(const char *line) {
+    int card = -1, from = 0;
     double time = 0, until = HUGE_VAL;
     char word[32], first[32], last[256] = "";
     int code = GPU_IS_LOST;
@@ -78,22 +99,24 @@ static void parse(const char *line) {
         on_wall_clock = 1;
         return;
     }
+    if (sscanf(line, "cards %d", &cards) == 1) return;
+    if (sscanf(line, "card %d %n", &card, &from) == 1) line += from;
     if (sscanf(line, "%lf %31s", &time, word) != 2 || point_count == MOST || fault_count == MOST
         || other_count == MOST)
         bad_line(line);
     if (strcmp(word, "error") == 0) {
-        struct fault f = {.time = time};
+        struct fault f = {.time = time, .card = card};
         if (sscanf(line, "%*f %*s %31s %d %lf", f.call, &f.code, &until) < 2) bad_line(line);
         f.until = until;
         faults[fault_count++] = f;
     } else if (strcmp(word, "lost") == 0) {
         if (sscanf(line, "%*f %*s %lf %d", &until, &code) < 1) bad_line(line);
-        faults[fault_count++] = (struct fault){time, until, code, ""};
+        faults[fault_count++] = (struct fault){time, until, code, "", card};
     } else if (strcmp(word, "hang") == 0) {
         hang_time = time;
         sscanf(line, "%*f %*s %lf", &hang_until);
     } else if (strcmp(word, "process") == 0) {
-        struct other o = {.time = time};
+        struct other o = {.time = time, .card = card};
         if (sscanf(line, "%*f %*s %u %llu %31s %255s", &o.process.pid, &o.process.used_bytes,
                    first, o.name) != 4)
             bad_line(line);
@@ -101,7 +124,7 @@ static void parse(const char *line) {
         o.graphics = strcmp(first, "compute") != 0;
         others[other_count++] = o;
     } else {
-        struct point p = {.time = time};
+        struct point p = {.time = time, .card = card};
         if (sscanf(line, "%*f %31s %31s %255s", p.name, first, last) < 2) bad_line(line);
         p.value = strtod(first, NULL);
         p.ramp = strcmp(last, "ramp") == 0;
@@ -135,7 +158,7 @@ static double value_and_area(const char *name, double otherwise, double from, do
     for (int i = 0; i <= point_count; i++) {
         struct point end = {.time = HUGE_VAL, .value = 0, .ramp = 0};
         if (i < point_count) {
-            if (strcmp(points[i].name, name) != 0) continue;
+            if (strcmp(points[i].name, name) != 0 || !is_about(points[i].card)) continue;
             end = points[i];
         }
         double slope = end.ramp && end.time > begin ? (end.value - value) / (end.time - begin) : 0;
@@ -162,7 +185,7 @@ static int status(const char *call, int of_gpu) {
     }
     for (int i = 0; i < fault_count; i++) {
         struct fault f = faults[i];
-        if (t < f.time) continue;
+        if (t < f.time || (of_gpu && !is_about(f.card))) continue;
         if (f.call[0] ? t < f.until && strcmp(f.call, call) == 0
                       : of_gpu && initialized_seconds < f.until)
             return f.code;
@@ -180,31 +203,48 @@ int nvmlInitWithFlags(unsigned flags) {
 
 int nvmlShutdown(void) { return status("shutdown", 0); }
 
-static int handle(int found, void **device) {
-    *device = &loaded;
-    return found ? status("handle", 1) : NOT_FOUND;
+static int handle(int index, void **device) {
+    if (index < 0 || index >= cards) return NOT_FOUND;
+    asked = index;
+    *device = handles + index;
+    return status("handle", 1);
+}
+
+/* The card whose name is like `first`, but for the character at `place`, which counts on. */
+static int index_of(const char *name, const char *first, int place) {
+    char copy[64] = "";
+    strncpy(copy, name, sizeof copy - 1);
+    int index = copy[place] - first[place];
+    copy[place] = first[place];
+    return strcmp(copy, first) == 0 ? index : -1;
 }
 
 int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **device) {
-    return handle(index == 0, device);
+    return handle((int)index, device);
 }
 
 int nvmlDeviceGetHandleByUUID(const char *uuid, void **device) {
-    return handle(strcmp(uuid, UUID) == 0, device);
+    return handle(index_of(uuid, UUID, 39), device);
 }
 
 int nvmlDeviceGetHandleByPciBusId_v2(const char *bus_id, void **device) {
-    return handle(strcmp(bus_id, BUS_ID) == 0, device);
+    return handle(index_of(bus_id, BUS_ID, 10), device);
+}
+
+int nvmlDeviceGetUUID(void *device, char *to, unsigned size) {
+    ask(device);
+    strncpy(to, UUID, size);
+    to[39] += asked;
+    return status("uuid", 1);
 }
 
 #define TEXT(function, call, text)                                                                 \
     int function(void *device, char *to, unsigned size) {                                          \
-        (void)device;                                                                              \
+        ask(device);                                                                               \
         strncpy(to, text, size);                                                                   \
         return status(call, 1);                                                                    \
     }
 
-TEXT(nvmlDeviceGetUUID, "uuid", UUID)
 TEXT(nvmlDeviceGetName, "name", "NVIDIA GeForce RTX 4070")
 
 int nvmlSystemGetCudaDriverVersion_v2(int *version) {
@@ -219,14 +259,61 @@ int nvmlSystemGetDriverVersion(char *version, unsigned size) {
 
 #define NUMBER(function, call, name, otherwise, scale)                                             \
     int function(void *device, unsigned *to) {                                                     \
-        (void)device;                                                                              \
+        ask(device);                                                                               \
         int code = status(call, 1);                                                                \
         *to = (unsigned)lround(number(name, otherwise) * scale);                                   \
         return code;                                                                               \
     }
 
-NUMBER(nvmlDeviceGetPowerUsage, "power_usage", "watts", 100, 1000)
-NUMBER(nvmlDeviceGetEnforcedPowerLimit, "power_limit", "power_limit_watts", 200, 1000)
+/* What was set last, in W; otherwise where nothing was. */
+static double limit_watts(double otherwise) {
+    const char *path = getenv("FAKE_NVML_LIMITS");
+    FILE *file = path ? fopen(path, "r") : NULL;
+    double milliwatts, found = otherwise;
+    if (!file) return otherwise;
+    while (fscanf(file, "%lf", &milliwatts) == 1) found = milliwatts / 1000;
+    fclose(file);
+    return found;
+}
+
+int nvmlDeviceGetPowerUsage(void *device, unsigned *to) {
+    ask(device);
+    *to = (unsigned)lround(fmin(number("watts", 100), limit_watts(HUGE_VAL)) * 1000);
+    return status("power_usage", 1);
+}
+
+int nvmlDeviceGetEnforcedPowerLimit(void *device, unsigned *to) {
+    ask(device);
+    *to = (unsigned)lround(limit_watts(number("power_limit_watts", 200)) * 1000);
+    return status("power_limit", 1);
+}
+
+int nvmlDeviceGetPowerManagementLimit(void *device, unsigned *to) {
+    return nvmlDeviceGetEnforcedPowerLimit(device, to);
+}
+
+int nvmlDeviceGetPowerManagementLimitConstraints(void *device, unsigned *least, unsigned *most) {
+    ask(device);
+    *least = (unsigned)lround(number("min_limit_watts", 100) * 1000);
+    *most = (unsigned)lround(number("max_limit_watts", 230) * 1000);
+    return status("limits", 1);
+}
+
+int nvmlDeviceSetPowerManagementLimit(void *device, unsigned milliwatts) {
+    ask(device);
+    unsigned least, most;
+    const char *path = getenv("FAKE_NVML_LIMITS");
+    int code = status("set_limit", 1);
+    if (code != SUCCESS) return code;
+    if (!path) return NO_PERMISSION;
+    nvmlDeviceGetPowerManagementLimitConstraints(device, &least, &most);
+    if (milliwatts < least || milliwatts > most) return INVALID;
+    FILE *file = fopen(path, "a");
+    fprintf(file, "%u\n", milliwatts);
+    fclose(file);
+    return SUCCESS;
+}
+
 NUMBER(nvmlDeviceGetPowerManagementDefaultLimit, "default_limit", "default_limit_watts", 215, 1000)
 NUMBER(nvmlDeviceGetFanSpeed, "fan", "fan_percent", 45, 1)
 NUMBER(nvmlDeviceGetCurrPcieLinkGeneration, "pcie_generation", "pcie_generation", 4, 1)
@@ -236,11 +323,12 @@ NUMBER(nvmlDeviceGetMaxPcieLinkWidth, "max_pcie_width", "max_pcie_width", 16, 1)
 
 int nvmlDeviceGetTotalEnergyConsumption(void *device, unsigned long long *millijoules) {
     double joules = 5e6, since = 0, area, t;
-    (void)device;
+    ask(device);
     int code = status("energy", 1);
     t = now_seconds();
     for (int i = 0; i < point_count; i++)
-        if (strcmp(points[i].name, "counter_joules") == 0 && points[i].time <= t) {
+        if (strcmp(points[i].name, "counter_joules") == 0 && is_about(points[i].card)
+            && points[i].time <= t) {
             joules = points[i].value;
             since = points[i].time;
         }
@@ -250,33 +338,33 @@ int nvmlDeviceGetTotalEnergyConsumption(void *device, unsigned long long *millij
 }
 
 int nvmlDeviceGetClockInfo(void *device, int type, unsigned *megahertz) {
-    (void)device;
+    ask(device);
     int code = status(type == 1 ? "sm_clock" : "memory_clock", 1);
     *megahertz = (unsigned)lround(type == 1 ? number("sm_mhz", 2475) : number("memory_mhz", 10501));
     return code;
 }
 
 int nvmlDeviceGetMaxClockInfo(void *device, int type, unsigned *megahertz) {
-    (void)device, (void)type;
+    ask(device), (void)type;
     *megahertz = (unsigned)number("max_sm_mhz", 3105);
     return status("max_clock", 1);
 }
 
 int nvmlDeviceGetTemperature(void *device, int sensor, unsigned *celsius) {
-    (void)device, (void)sensor;
+    ask(device), (void)sensor;
     int code = status("temperature", 1);
     *celsius = (unsigned)lround(number("celsius", 61));
     return code;
 }
 
 int nvmlDeviceGetTemperatureThreshold(void *device, int threshold, unsigned *celsius) {
-    (void)device;
+    ask(device);
     *celsius = threshold == 1 ? (unsigned)number("slowdown_celsius", 95) : 0;
     return status("threshold", 1);
 }
 
 int nvmlDeviceGetUtilizationRates(void *device, unsigned *rates) {
-    (void)device;
+    ask(device);
     int code = status("utilization", 1);
     rates[0] = (unsigned)lround(number("utilization_percent", 97));
     rates[1] = 40;
@@ -285,7 +373,7 @@ int nvmlDeviceGetUtilizationRates(void *device, unsigned *rates) {
 
 #define REASONS(function, call)                                                                    \
     int function(void *device, unsigned long long *bits) {                                         \
-        (void)device;                                                                              \
+        ask(device);                                                                               \
         int code = status(call, 1);                                                                \
         *bits = (unsigned long long)number("throttle_bits", 0);                                    \
         return code;                                                                               \
@@ -295,7 +383,7 @@ REASONS(nvmlDeviceGetCurrentClocksEventReasons, "event_reasons")
 REASONS(nvmlDeviceGetCurrentClocksThrottleReasons, "throttle_reasons")
 
 int nvmlDeviceGetMemoryInfo(void *device, unsigned long long *memory) {
-    (void)device;
+    ask(device);
     int code = status("memory", 1);
     memory[0] = (unsigned long long)number("total_bytes", 12ull << 30);
     memory[2] = (unsigned long long)number("used_bytes", 5ull << 30);
@@ -313,7 +401,8 @@ static int processes(const char *call, int graphics, unsigned *count, struct pro
         if (i < 0 && (own < 0 || graphics)) continue;
         if (i >= 0) {
             struct other o = others[i];
-            if (now_seconds() < o.time || !(graphics ? o.graphics : o.compute)) continue;
+            if (now_seconds() < o.time || !is_about(o.card)) continue;
+            if (!(graphics ? o.graphics : o.compute)) continue;
             p = o.process;
         }
         if (n < room) list[n] = p;
@@ -325,7 +414,7 @@ static int processes(const char *call, int graphics, unsigned *count, struct pro
 
 #define PROCESSES(function, call, graphics)                                                        \
     int function(void *device, unsigned *count, struct process *list) {                            \
-        (void)device;                                                                              \
+        ask(device);                                                                               \
         return processes(call, graphics, count, list);                                             \
     }
 

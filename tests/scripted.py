@@ -16,16 +16,18 @@ SAMPLE = """
 import json, sys, time
 import pynvml
 from pathlib import Path
+from nanogauge.measure.cards import Watched
 from nanogauge.measure.gpu import MEASURED, driver_info, measure_idle, open_sensors
 device, seconds, hz, jump_after, jump_seconds, idle = json.loads(sys.argv[1])
+several = [Watched(*card) for card in device] if isinstance(device, list) else device
 begin = time.monotonic()
 def clock():
     t = time.monotonic() - begin
     return t + jump_seconds if t > jump_after else t
 if idle:
-    print(json.dumps({"idle": vars(measure_idle(device, hz, seconds)), "waited": clock()}))
+    print(json.dumps({"idle": vars(measure_idle(several, hz, seconds)), "waited": clock()}))
     sys.exit()
-sensors = open_sensors(device, hz, clock, Path("/nonexistent"))
+sensors = open_sensors(several, hz, clock, Path("/nonexistent"))
 opening = time.monotonic() - begin
 changes, spreads, early = [], [], []
 while (left := seconds - (time.monotonic() - begin)) > 0:
@@ -42,7 +44,7 @@ print(json.dumps({
     "absent": dict(sensors.absent), "reason": sensors.reason, "cpu_seconds": sensors.cpu_seconds,
     "changes": [vars(c) for c in changes], "spreads": [s and vars(s) for s in spreads],
     "open_seconds": opening, "close_seconds": close_seconds, "measured": MEASURED,
-    "info": vars(driver_info(device)) if not sensors.reason else None,
+    "info": vars(driver_info(device)) if not sensors.reason and several is device else None,
     "torch": "torch" in sys.modules,
 }))
 """
@@ -56,7 +58,7 @@ class Run:
         folder: Path,
         script: str = "",
         seconds: float = 0.3,
-        device: str | int = UUID_OF_TORCH,
+        device: str | int | list[tuple[str | int, int | None]] = UUID_OF_TORCH,
         hz: float = 20,
         jump: tuple[float, float] = (1e9, 0),
         idle: bool = False,

@@ -280,7 +280,7 @@ def test_before_training_only_what_is_not_go_is_said(
     """A no-go ends the command unless forced; what does not fit is the session's to refuse."""
 
     def consulted(*findings: Finding, force: bool = False) -> str:
-        monkeypatch.setattr(preflight, "examine", lambda config: list(findings))
+        monkeypatch.setattr(preflight, "examine", lambda *_: list(findings))
         consult(documented_config(), force)
         return capsys.readouterr().out
 

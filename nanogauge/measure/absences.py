@@ -19,9 +19,14 @@ class Change:
 
 
 class Absences:
-    """The fields that are not measured. Any thread may tell it and ask it; nobody waits long."""
+    """The fields that are not measured. Any thread may tell it and ask it; nobody waits long.
 
-    def __init__(self) -> None:
+    Args:
+        whose: what of several it is that lacks them: "card 1"; empty where there is only one.
+    """
+
+    def __init__(self, whose: str = "") -> None:
+        self._whose = whose
         self._lock = threading.Lock()
         self._reasons: dict[str, str] = {}
         self._seen: set[str] = set()
@@ -35,6 +40,8 @@ class Absences:
             midway = field in self._seen
             because = "" if error is None else f": {error}"
             reason = f"{what} from {now:.1f} s on{because}" if midway else f"{what}{because}"
+            if self._whose:
+                reason = f"{self._whose}: {reason}"
             self._reasons[field] = reason
             start = "" if midway else " from the start"
             self._changes.append(Change(field, f"{field} is not measured{start}: {reason}", midway))
@@ -46,7 +53,8 @@ class Absences:
         with self._lock:
             self._seen.add(field)
             if self._reasons.pop(field, None) is not None:
-                text = f"{field} is measured from {now:.1f} s on"
+                of = f" of {self._whose}" if self._whose else ""
+                text = f"{field}{of} is measured from {now:.1f} s on"
                 self._changes.append(Change(field, text, midway=True))
 
     def reasons(self) -> dict[str, str]:

@@ -123,10 +123,11 @@ class Alarms:
             alarms += self._throttled(reason)
         celsius = reading.temperature_celsius
         if celsius is not None and (text := _hot(celsius, self._limit_celsius)) is not None:
-            alarms += self._once(Alarm("temperature", text))
+            which = "" if reading.hottest_card is None else f" It is card {reading.hottest_card}."
+            alarms += self._once(Alarm("temperature", text + which))
         used, card = reading.device_used_bytes, self._device_bytes
         if used is not None and card is not None and used >= FULL_MEMORY * card:
-            text = _full(used, card, reading.process_used_bytes)
+            text = _full(used, card, reading.process_used_bytes, reading.fullest_card)
             alarms += self._once(Alarm("memory", text, "peak_process_bytes"))
         return alarms
 
@@ -300,14 +301,16 @@ def _remedy(*reasons: str) -> str:
     return "nvidia-smi -q -d PERFORMANCE tells more"
 
 
-def _full(used: int, card: int, process: int | None) -> str:
+def _full(used: int, card: int, process: int | None, number: int | None) -> str:
+    """Of several cards `process` may be about another one than the fullest, and is left out."""
     own = (
-        f"{process / 2**30:.1f} GiB of them by this process"
+        f", {process / 2**30:.1f} GiB of them by this process"
         if process is not None
-        else "the driver does not tell by whom"
+        else ", the driver does not tell by whom"
     )
+    of, own = ("the card", own) if number is None else (f"card {number}", "")
     return (
-        f"{used / 2**30:.1f} of the card's {card / 2**30:.1f} GiB are in use, {own}: close other "
+        f"{used / 2**30:.1f} of {of}'s {card / 2**30:.1f} GiB are in use{own}: close other "
         "programs that use the card, or take a smaller --train.micro-batch."
     )
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Protocol
 
 from nanogauge.measure.absences import Absences, Change
+from nanogauge.measure.cards import Watched
 from nanogauge.measure.nvml import Driver, NoDriver
 from nanogauge.measure.rapl import RAPL_ROOT
 from nanogauge.measure.sampler import MEASURED, PowerSpread, Sampler
@@ -90,24 +91,25 @@ class NullSensors:
 
 
 def open_sensors(
-    device: str | int | None,
+    device: str | int | Sequence[Watched] | None,
     hz: float,
     clock: Callable[[], float],
     rapl_root: Path = RAPL_ROOT,
 ) -> Sensors:
-    """Begin to sample a GPU, `hz` times a second, and the processor's energy, in a thread.
+    """Begin to sample GPUs, `hz` times a second, and the processor's energy, in a thread.
 
     Waits for the driver to be found, at most 3 s; one that needs longer is read from when it
     answers on.
 
     Args:
         device: the GPU's UUID (with or without "GPU-"), its PCI bus id, or its index as the driver
-            counts; None reads no GPU.
+            counts; None, or an empty list, reads no GPU. Of several the readings hold the sum of
+            power and energy, see cards.py.
         hz: samples of power per second.
         clock: gives the seconds since the process began.
         rapl_root: where Linux shows the processor's energy counters.
     """
-    sampler = Sampler(device, hz, clock, rapl_root)
+    sampler = Sampler(_watched(device), hz, clock, rapl_root)
     opened = sampler.wait_opened(_OPEN_SECONDS)
     reason = sampler.reason
     if reason is not None and opened and not sampler.has_gpu:
@@ -117,26 +119,32 @@ def open_sensors(
 
 @dataclass(frozen=True)
 class Idle:
-    """A card to which this program gave nothing to do; None where `reason` says why."""
+    """Cards to which this program gave nothing to do; None where `reason` says why."""
 
     power_watts: float | None
-    """mean"""
+    """mean, of all of them together"""
     utilization: float | None
-    """mean share of the time in which other programs used it"""
+    """mean share of the time in which other programs used it, or them"""
     seconds: float
     """how long it was measured"""
     reason: str | None
 
 
-def measure_idle(device: str | int, hz: float, seconds: float) -> Idle:
-    """Measure a GPU, named as in open_sensors, for so many seconds, and wait for that.
+def _watched(device: str | int | Sequence[Watched] | None) -> Sequence[Watched]:
+    if isinstance(device, (str, int)):
+        return [Watched(device)]
+    return device or []
+
+
+def measure_idle(device: str | int | Sequence[Watched], hz: float, seconds: float) -> Idle:
+    """Measure GPUs, named as in open_sensors, for so many seconds, and wait for that.
 
     Returns at once if it cannot be read; waits a second longer at most if the driver hangs. On
     most cards the driver's power is itself a mean over about a second, in which the first samples
     still hold what was before.
     """
     begin = time.monotonic()
-    sampler = Sampler(device, hz, time.monotonic, rapl_root=None)
+    sampler = Sampler(_watched(device), hz, time.monotonic, rapl_root=None)
     opened = sampler.wait_opened(seconds)
     start = time.monotonic()
     if opened and sampler.has_gpu:

@@ -55,13 +55,14 @@ class Driver:
 
     `device` is the GPU's UUID (with or without "GPU-"), its PCI bus id, or its index as the driver
     counts, which CUDA_VISIBLE_DEVICES does not change: torch's index 0 may be another card, its
-    UUID never is.
+    UUID never is. `pid` is the process whose memory process_used_bytes tells; this one if not
+    given.
 
     Raises:
         NoDriver: if there is no driver, or no such device.
     """
 
-    def __init__(self, device: str | int, absences: Absences) -> None:
+    def __init__(self, device: str | int, absences: Absences, pid: int | None = None) -> None:
         try:
             import pynvml
         except ImportError:
@@ -70,7 +71,7 @@ class Driver:
         self._absences = absences
         self._retry_at: dict[str, float] = {}  # by field; infinity: never
         self._given: set[str] = set()
-        self._pid = os.getpid()
+        self._pid = os.getpid() if pid is None else pid
         self.lost = False
         self._unheard = True  # no number was given since the driver was opened
         self._reopen_at = 0.0
@@ -81,7 +82,7 @@ class Driver:
         except pynvml.NVMLError as error:
             raise NoDriver(f"no NVIDIA driver that answers: {error}") from None
         try:
-            self._handle = _find(pynvml, device)
+            self._handle = find_handle(pynvml, device)
             self._uuid: str = pynvml.nvmlDeviceGetUUID(self._handle)
         except pynvml.NVMLError as error:
             self.close()
@@ -112,7 +113,7 @@ class Driver:
             self._nvml.nvmlShutdown()
         try:
             self._nvml.nvmlInit()
-            self._handle = _find(self._nvml, self._uuid)
+            self._handle = find_handle(self._nvml, self._uuid)
         except self._nvml.NVMLError:
             return False
         self._retry_at = {f: at for f, at in self._retry_at.items() if f not in self._given}
@@ -200,7 +201,7 @@ class Driver:
         return None if memory is None else int(memory.total)
 
     def process_used_bytes(self, now: float) -> int | None:
-        """By this process; None, for a while or for good, where the driver does not list it."""
+        """By the process; None, for a while or for good, where the driver does not list it."""
         field = "process_used_bytes"
         compute = self._ask(field, now, _COMPUTE, tells=False)
         if compute is None:
@@ -344,7 +345,12 @@ def _fatal(nvml: ModuleType) -> tuple[int, ...]:
     )
 
 
-def _find(nvml: ModuleType, device: str | int) -> Any:
+def find_handle(nvml: ModuleType, device: str | int) -> Any:
+    """NVML's handle of a device that is named as in Driver.
+
+    Raises:
+        NVMLError: if there is none.
+    """
     if isinstance(device, int):
         return nvml.nvmlDeviceGetHandleByIndex(device)
     if re.fullmatch(r"([0-9A-Fa-f]{4,8}:)?[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-9A-Fa-f]", device):

@@ -1,4 +1,4 @@
-"""The thread that samples the GPU beside the training loop.
+"""The thread that samples the GPU, or several of them, beside the training loop.
 
 Nothing that happens to the driver is raised into the loop, and the loop never waits for it.
 """
@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
-from typing import Any
 
 from nanogauge.measure import rapl
 from nanogauge.measure.absences import Absences, Change
-from nanogauge.measure.energy import EnergySum
-from nanogauge.measure.nvml import Driver, NoDriver
+from nanogauge.measure.cards import Cards, Watched
 from nanogauge.records import Sensor
 
 _NOT_MEASURED = ("kind", "elapsed_seconds", "energy_source", "gap_seconds")
-MEASURED = tuple(name for name in Sensor.model_fields if name not in _NOT_MEASURED)
+_OF_SEVERAL = ("hottest_card", "fullest_card", "slowest_card")
+MEASURED = tuple(n for n in Sensor.model_fields if n not in (*_NOT_MEASURED, *_OF_SEVERAL))
 """the fields of a reading that are measured; `absent` speaks of them by these names"""
 _OF_GPU = tuple(name for name in MEASURED if name != rapl.FIELD)
 _OF_POWER = ("power_min_watts", "power_max_watts", "integral_joules")
@@ -52,7 +50,7 @@ class Sampler:
     its driver, the energy of the processor is read alone.
 
     Args:
-        device: the GPU as in Driver; None reads none.
+        cards: what is sampled together; empty where there is no GPU to read.
         hz: samples per second.
         clock: seconds since the process began.
         rapl_root: the folder of the processor's energy counters; None reads none.
@@ -60,7 +58,7 @@ class Sampler:
 
     def __init__(
         self,
-        device: str | int | None,
+        cards: Sequence[Watched],
         hz: float,
         clock: Callable[[], float],
         rapl_root: Path | None,
@@ -70,9 +68,8 @@ class Sampler:
         self._hz = hz
         self._clock = clock
         self._absences = Absences()
-        self._driver: Driver | None = None
+        self._cards = Cards(cards, _GAP_PERIODS / hz) if cards else None
         self._rapl: rapl.Rapl | None = None
-        self._energy: EnergySum | None = None
         self._lock = threading.Lock()  # guards the next two, never held while the driver is asked
         self._readings: list[Sensor] = []
         self._spread: tuple[int, float, float, float] | None = None  # n, sum, least, most
@@ -82,12 +79,10 @@ class Sampler:
         self._asking_since: float | None = clock()  # None while nothing is asked of the driver
 
         self._window_start = 0.0
-        self._powers_watts: list[float] = []
         self._gap_seconds = 0.0  # as of the last reading, whether there was a line to tell it
         self._told_gap_seconds = 0.0
-        arguments = (device, rapl_root)
         self._thread = threading.Thread(
-            target=self._run, name="sensors", args=arguments, daemon=True
+            target=self._run, name="sensors", args=(rapl_root,), daemon=True
         )
         self._thread.start()
 
@@ -97,8 +92,8 @@ class Sampler:
 
     @property
     def has_gpu(self) -> bool:
-        """Whether a driver that knows the GPU was found."""
-        return self._driver is not None
+        """Whether a driver that knows the GPU, or one of them, was found."""
+        return self._cards is not None and self._cards.found
 
     @property
     def absent(self) -> Mapping[str, str]:
@@ -127,7 +122,8 @@ class Sampler:
 
     def changes(self) -> list[Change]:
         self._notice_hang()
-        return self._absences.drain()
+        of_cards = self._cards.changes() if self._cards is not None else []
+        return of_cards + self._absences.drain()
 
     def readings(self) -> list[Sensor]:
         with self._lock:
@@ -152,7 +148,8 @@ class Sampler:
 
     def _reasons(self) -> dict[str, str]:
         self._notice_hang()
-        return self._absences.reasons()
+        of_cards = self._cards.reasons() if self._cards is not None else {}
+        return of_cards | self._absences.reasons()
 
     def _notice_hang(self) -> None:
         since = self._asking_since
@@ -163,10 +160,10 @@ class Sampler:
         now = self._clock() if since is None else since
         self._absences.missing("driver", now, "the driver does not answer")
 
-    def _run(self, device: str | int | None, rapl_root: Path | None) -> None:
+    def _run(self, rapl_root: Path | None) -> None:
         try:
-            self._open(device, rapl_root)
-            if self._driver is not None or (self._rapl is not None and self._rapl.there):
+            self._open(rapl_root)
+            if self.has_gpu or (self._rapl is not None and self._rapl.there):
                 self._sample_until_stopped()
         except Exception as error:
             # Whatever it is, it must end neither the run nor unheard.
@@ -175,30 +172,23 @@ class Sampler:
             self._asking_since = None
             self._opened.set()
 
-    def _open(self, device: str | int | None, rapl_root: Path | None) -> None:
-        now = self._clock()
-        if device is None:
-            self._absences.missing("gpu", now, "no GPU")
+    def _open(self, rapl_root: Path | None) -> None:
+        if self._cards is None:
+            self._absences.missing("gpu", self._clock(), "no GPU")
         else:
-            try:
-                self._driver = Driver(device, self._absences)
-            except NoDriver as error:
-                self._absences.missing("gpu", now, str(error))
+            self._cards.open(self._clock)
         now = self._window_start = self._clock()
         if rapl_root is None:
             self._absences.missing(rapl.FIELD, now, "it is not asked for")
         else:
             self._rapl = rapl.Rapl(rapl_root, self._absences, now)
-        if self._driver is not None:
-            counter = self._driver.energy_counter_joules(now)
-            self._energy = EnergySum(now, counter, _GAP_PERIODS / self._hz)
-            self._sample(self._driver, self._energy, now)
+        self._tick(now)
         self._absences.present("driver", self._clock())
         self._opened.set()
 
     def _sample_until_stopped(self) -> None:
         # The processor's energy alone is read once a second.
-        period = 1 / self._hz if self._driver is not None else 1.0
+        period = 1 / self._hz if self.has_gpu else 1.0
         due = self._window_start
         now = self._clock()
         opening_seconds = time.thread_time()
@@ -214,36 +204,25 @@ class Sampler:
                 self.cpu_seconds = time.thread_time() - opening_seconds
             if stopping:
                 break
-        if self._driver is not None:
-            self._driver.close()
+        if self._cards is not None:
+            self._cards.close()
 
     def _tick(self, now: float) -> bool:
-        """One sample of what changes fast; whether the GPU was lost on it."""
-        driver, energy = self._driver, self._energy
-        if driver is None or energy is None:
+        """One sample of what changes fast; whether a GPU was lost on it."""
+        if self._cards is None:
             return False
-        if driver.lost and driver.reopen(now):
-            energy.forget_counter()
-        was_lost = driver.lost
-        self._sample(driver, energy, now)
-        return driver.lost and not was_lost
-
-    def _sample(self, driver: Driver, energy: EnergySum, now: float) -> None:
-        watts = driver.power_watts(now)
+        watts, lost = self._cards.tick(now)
         if watts is not None:
-            energy.add_power(now, watts)
-            self._powers_watts.append(watts)
             with self._lock:
                 n, total, least, most = self._spread or (0, 0.0, watts, watts)
                 self._spread = (n + 1, total + watts, min(least, watts), max(most, watts))
+        return lost
 
     def _read(self, now: float, closing: bool) -> None:
-        values: dict[str, Any] = {}
-        if self._driver is not None and self._energy is not None:
-            values = self._read_gpu(self._driver, self._energy, now)
-            self._gap_seconds = round(self._energy.gap_seconds(now), 6)
-            if not any(value is not None for value in values.values()) and not self._driver.lost:
-                self._driver.lose(now)
+        values = {}
+        if self._cards is not None:
+            values = self._cards.read(now)
+            self._gap_seconds = round(self._cards.gap_seconds(now), 6)
         joules = None if self._rapl is None else self._rapl.joules(now)
         measured = joules is not None or any(value is not None for value in values.values())
         # The last line tells of a gap that nothing ended.
@@ -258,35 +237,3 @@ class Sampler:
             with self._lock:
                 self._readings.append(reading)
         self._window_start = now
-        self._powers_watts = []
-
-    def _read_gpu(self, driver: Driver, energy: EnergySum, now: float) -> dict[str, Any]:
-        powers = self._powers_watts
-        energy_joules, energy_source = energy.read(now, driver.energy_counter_joules(now))
-        return {
-            "power_watts": _rounded(_mean(powers), 3),
-            "power_min_watts": _rounded(min(powers, default=None), 3),
-            "power_max_watts": _rounded(max(powers, default=None), 3),
-            "energy_joules": _rounded(energy_joules, 2),
-            "energy_source": energy_source,
-            "integral_joules": _rounded(energy.integral_joules(now), 2),
-            "power_limit_watts": _rounded(driver.power_limit_watts(now), 3),
-            "temperature_celsius": driver.temperature_celsius(now),
-            "fan": _rounded(driver.fan(now), 3),
-            "sm_clock_hz": _rounded(driver.sm_clock_hz(now), 0),
-            "memory_clock_hz": _rounded(driver.memory_clock_hz(now), 0),
-            "utilization": _rounded(driver.utilization(now), 3),
-            "throttle": driver.throttle(now),
-            "pcie_generation": driver.pcie_generation(now),
-            "pcie_width": driver.pcie_width(now),
-            "device_used_bytes": driver.device_used_bytes(now),
-            "process_used_bytes": driver.process_used_bytes(now),
-        }
-
-
-def _mean(values: list[float]) -> float | None:
-    return fmean(values) if values else None
-
-
-def _rounded(value: float | None, digits: int) -> float | None:
-    return None if value is None else round(value, digits)

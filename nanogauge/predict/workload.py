@@ -184,4 +184,6 @@ def workload_of(config: Config, dtype: str, on_gpu: bool, gpus: int = 1) -> Work
         checkpointing=config.train.checkpointing,
         head=config.train.head,
         gpus=gpus,
+        # The backward pass of a compiled model is one operation, at whose end all gradients come.
+        overlapped=gpus == 1 or not config.run.compile,
     )

@@ -145,7 +145,7 @@ class Advice:
             return None
         if not len(limits) or not self.clock.capped or hz >= counted:
             return None
-        limit = float(np.median(limits))
+        limit = float(np.median(limits)) / (self.recorded.starts[-1].sensed_cards or 1)
         if limit > own - 1:
             return None
         saved = slowed(self.share, counted, hz) * (self.measurements.ledger.step_s or 0.0)

@@ -124,7 +124,7 @@ def _row(
         id=row_id,
         claim=claim.key if claim is not None else None,
         quantity=": ".join(
-            filter(None, (_label(row_id, prediction.gpus), claim.label if claim else None))
+            filter(None, (_label(row_id, prediction), claim.label if claim else None))
         ),
         unit=config.cost.currency if quantity.unit == "currency" else quantity.unit,
         claimed=_claimed(claim, config.cost.currency),
@@ -138,13 +138,14 @@ def _row(
     )
 
 
-def _label(row_id: str, gpus: int) -> str:
-    """What the row is about; of several GPUs, whether of each or of all."""
-    quantity = QUANTITIES[row_id]
+def _label(row_id: str, prediction: Prediction) -> str:
+    """What the row is about; of several GPUs or processes, whether of each or of all."""
+    quantity, gpus = QUANTITIES[row_id], prediction.gpus
     if gpus == 1 or quantity.of_gpus is None:
         return quantity.label
     each = "each of" if quantity.of_gpus == "each" else "all"
-    return f"{quantity.label}, {each} {gpus} GPUs"
+    them = "processes" if prediction.hardware.kind == "cpu" else "GPUs"
+    return f"{quantity.label}, {each} {gpus} {them}"
 
 
 def _claimed(claim: Claim | None, currency: str) -> Claimed | None:

@@ -75,7 +75,8 @@ def _so_far(row_id: str, report: Report, recorded: Recorded) -> str:
     if row_id == "total_seconds" and report.time_ledger.ran_s is not None:
         return format_seconds(report.time_ledger.ran_s)
     joules = total_over_processes(recorded, "energy_joules")
-    if row_id == "energy_kwh" and joules is not None:
+    measured = any(row.id == "energy_kwh" and row.measured is not None for row in report.rows)
+    if row_id == "energy_kwh" and measured and joules is not None:
         return format_value(row_id, joules / JOULES_PER_KWH)
     return ""
 

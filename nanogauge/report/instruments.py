@@ -28,6 +28,7 @@ from nanogauge.report.sensed import (
     total_over_processes,
     why_absent,
 )
+from nanogauge.report.several import other_cards, rank_figures
 from nanogauge.runlog import Recorded
 
 GIB = 2**30
@@ -68,10 +69,12 @@ def instruments(
     panel = _Panel()
     _speed(panel, recorded, config, prediction, found.median_step_seconds)
     _parts_of_a_step(panel, recorded)
+    for figure in rank_figures(recorded):
+        panel.add(*figure)
     _memory(panel, recorded, prediction)
     on_a_gpu = prediction.hardware.kind != "cpu" or len(recorded.sensors.known("power_watts")) > 0
     if on_a_gpu:
-        _energy(panel, recorded, config, found)
+        _energy(panel, recorded, config, prediction, found)
         _board(panel, recorded)
     _processor(panel, recorded)
     return panel.shown
@@ -198,10 +201,11 @@ def _memory(panel: _Panel, recorded: Recorded, prediction: Prediction) -> None:
             else "it stands in the end line alone",
         )
     used = highest(recorded.sensors.known("device_used_bytes"))
+    several = bool(len(recorded.sensors.known("fullest_card")))
     if used is not None or prediction.hardware.kind != "cpu":
         size(
             "peak_device_bytes",
-            "VRAM in use, whole card, peak",
+            "VRAM in use, whole card, peak" + (", of the fullest" if several else ""),
             used,
             "as the driver sees it, other programs included"
             if used is not None
@@ -224,7 +228,13 @@ def _memory(panel: _Panel, recorded: Recorded, prediction: Prediction) -> None:
     )
 
 
-def _energy(panel: _Panel, recorded: Recorded, config: Config, found: Measurements) -> None:
+def _energy(
+    panel: _Panel,
+    recorded: Recorded,
+    config: Config,
+    prediction: Prediction,
+    found: Measurements,
+) -> None:
     sensors = recorded.sensors
 
     def kwh(name: str, label: str, joules: float | None, how: str) -> float | None:
@@ -234,6 +244,8 @@ def _energy(panel: _Panel, recorded: Recorded, config: Config, found: Measuremen
         return value
 
     absent = why_absent(recorded, "power_watts")
+    cards = recorded.starts[0].sensed_cards or 1
+    boards = "the board" if cards == 1 else f"{cards} boards"
     counted = None
     if "integral" not in sensors.distinct("energy_source"):
         counted = total_over_processes(recorded, "energy_joules")
@@ -243,7 +255,7 @@ def _energy(panel: _Panel, recorded: Recorded, config: Config, found: Measuremen
         "energy_counter_kwh",
         "Energy by the driver's counter",
         counted,
-        why_absent(recorded, "energy_counter") if counted is None else "the board alone",
+        why_absent(recorded, "energy_counter") if counted is None else f"{boards} alone",
     )
     how = absent
     if integral is not None:
@@ -275,9 +287,9 @@ def _energy(panel: _Panel, recorded: Recorded, config: Config, found: Measuremen
             f"energy less {watts:.3g} W of an idle board for as long",
         )
     tokens = found.steps_done * config.tokens_per_step
-    if joules is not None and tokens:
+    if joules is not None and tokens and other_cards(recorded, prediction) is None:
         per_token = joules_per_token(joules, tokens)
-        how = f"energy of the board / {tokens:,} tokens, evaluation and compilation included"
+        how = f"energy of {boards} / {tokens:,} tokens, evaluation and compilation included"
         if recorded.lost_steps:
             how += ", and the steps that were made again"
         panel.add("joules_per_token", "Energy per token", "J", per_token, f"{per_token:.3g} J", how)
@@ -293,6 +305,8 @@ def _energy(panel: _Panel, recorded: Recorded, config: Config, found: Measuremen
 
 
 def _board(panel: _Panel, recorded: Recorded) -> None:
+    worst = {"sm_clock_hz": "slowest_card", "temperature_celsius": "hottest_card"}
+
     def spread(name: str, field: str, label: str, unit: str, show: Callable[[float], str]) -> None:
         values = recorded.sensors.known(field)
         if not len(values):
@@ -303,6 +317,12 @@ def _board(panel: _Panel, recorded: Recorded) -> None:
             f"median of {len(values):,} readings; {show(float(values.min()))} to "
             f"{show(float(values.max()))}"
         )
+        cards = recorded.sensors.known(worst[field]) if field in worst else np.empty(0)
+        if len(cards):
+            which, counts = np.unique(cards.astype(int), return_counts=True)
+            often, share = which[counts.argmax()], counts.max() / len(cards)
+            kind = worst[field].removesuffix("_card")
+            how += f"; of the {kind} card, {100 * share:.0f} % of the time that of rank {often}"
         panel.add(name, label, unit, middle, show(middle), how)
 
     spread("sm_clock_hz", "sm_clock_hz", "SM clock", "Hz", lambda v: f"{v / 1e9:.3f} GHz")

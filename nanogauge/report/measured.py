@@ -129,7 +129,7 @@ def measure(recorded: Recorded, config: Config, prediction: Prediction) -> Measu
     _total(values, missing, recorded, config, status, steps_done, ledger)
     for found, absent in (
         memory_figures(recorded, prediction),
-        energy_figures(recorded, config, ledger.ran_s),
+        energy_figures(recorded, config, prediction, ledger.ran_s),
         quality_figures(recorded.benchmarks),
     ):
         values |= found

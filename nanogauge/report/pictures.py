@@ -15,6 +15,7 @@ from nanogauge.report.compare import Row
 from nanogauge.report.lines import Band, Chart, Marks, Second, Series, line_chart
 from nanogauge.report.scale import Floats
 from nanogauge.report.sensed import JOULES_PER_KWH, highest, peak
+from nanogauge.report.several import other_cards
 from nanogauge.report.timeline import Timeline
 from nanogauge.runlog import Recorded
 from nanogauge.table import Table
@@ -37,7 +38,7 @@ def pictures(
     if len(recorded.sensors) and timeline.has_clock:
         hours = timeline.of_readings(recorded.sensors.column("elapsed_seconds"))
         found += [
-            _power(recorded.sensors, prediction, timeline, hours),
+            _power(recorded, prediction, timeline, hours),
             _clock(recorded.sensors, prediction, timeline, hours),
             _temperature(recorded.sensors, timeline, hours),
             _energy(recorded, config, prediction, timeline, hours),
@@ -166,8 +167,10 @@ def _utilisation(
 
 
 def _power(
-    sensors: Table[Sensor], prediction: Prediction, timeline: Timeline, hours: Floats
+    recorded: Recorded, prediction: Prediction, timeline: Timeline, hours: Floats
 ) -> Chart | None:
+    """Of other cards than the run's no prediction is drawn beside it."""
+    sensors, others = recorded.sensors, other_cards(recorded, prediction)
     return line_chart(
         "power",
         "Power of the board",
@@ -178,7 +181,8 @@ def _power(
             _reading(sensors, "power_watts", "mean of each reading", hours),
             _limit(_reading(sensors, "power_limit_watts", "limit", hours)),
         ],
-        bands=_bands(prediction, [], "power_watts", 1.0),
+        bands=_bands(prediction, [], "power_watts", 1.0) if others is None else [],
+        notes=[] if others is None else [others],
     )
 
 
@@ -230,7 +234,9 @@ def _energy(
     ended = np.where(anew, np.roll(joules, 1), 0.0)
     kwh = (joules + np.cumsum(ended)) / JOULES_PER_KWH
     cost, notes = None, []
-    if config.cost.price_per_kwh is not None and kwh[-1] > 0:
+    if (others := other_cards(recorded, prediction)) is not None:
+        notes = [others]
+    elif config.cost.price_per_kwh is not None and kwh[-1] > 0:
         paid = np.array(
             [cost_of(config.cost, k, timeline.seconds * h) for k, h in _ends(kwh, hours)]
         )
@@ -243,7 +249,7 @@ def _energy(
         timeline.title,
         timeline.end,
         [Series("energy so far", hours, kwh, told=("last",))],
-        bands=_bands(prediction, [], "energy_kwh", 1.0),
+        bands=_bands(prediction, [], "energy_kwh", 1.0) if others is None else [],
         right=cost,
         from_zero=True,
         notes=notes,

@@ -7,8 +7,9 @@ import numpy.typing as npt
 
 from nanogauge.config import Config
 from nanogauge.predict.energy import cost_formula, cost_of
-from nanogauge.records import End, Prediction, Sensor, Step
+from nanogauge.records import End, Prediction, Rank, Sensor, Step
 from nanogauge.report.figures import Measured, quantile
+from nanogauge.report.several import other_cards, other_numbers
 from nanogauge.runlog import Recorded
 from nanogauge.table import Table
 
@@ -21,14 +22,15 @@ def memory_figures(
 ) -> tuple[dict[str, Measured], dict[str, str]]:
     """The peaks that have a row of their own, and why one is absent."""
     on_cpu = prediction.hardware.kind == "cpu"
+    fullest = ", of the fullest rank" if len(recorded.ranks) else ""
     ways = {
         "peak_allocated_bytes": (
             peak(recorded, "peak_allocated_bytes"),
-            "torch's allocator, at its highest",
+            f"torch's allocator, at its highest{fullest}",
         ),
         "peak_process_bytes": (
             peak(recorded, "peak_host_bytes"),
-            "resident memory of the process, at its highest",
+            f"resident memory of the process, at its highest{fullest}",
         )
         if on_cpu
         else (
@@ -58,10 +60,12 @@ def highest(values: npt.NDArray[np.float64]) -> int | None:
 
 
 def peak(recorded: Recorded, name: str) -> int | None:
-    """The highest of a peak over all processes, from step and end lines; None where none tells."""
+    """The highest of a peak over all processes, by step, rank and end lines; None if none tells."""
     told = [getattr(end, name) for end in recorded.ends]
     if name in Step.model_fields:
         told.append(highest(recorded.steps.known(name)))
+    if name in Rank.model_fields:
+        told.append(highest(recorded.ranks.known(name)))
     return max((value for value in told if value is not None), default=None)
 
 
@@ -77,29 +81,37 @@ def why_absent(recorded: Recorded, name: str) -> str:
 
 
 def energy_figures(
-    recorded: Recorded, config: Config, ran_seconds: float | None
+    recorded: Recorded, config: Config, prediction: Prediction, ran_seconds: float | None
 ) -> tuple[dict[str, Measured], dict[str, str]]:
     """Power, energy and cost of all processes, and why one is absent.
 
     Args:
         recorded: the log.
         config: whose tariff is paid.
+        prediction: of which GPUs power and energy are to be.
         ran_seconds: for how long processes ran, and the rest of the machine drew power for them.
     """
     rows = ("power_watts", "energy_kwh", "cost")
     trained_here = recorded.starts[0].source == "train"
     if not trained_here and not len(recorded.sensors):
         return {}, dict.fromkeys(rows, IMPORTED)
+    if len(recorded.sensors) and (why := other_cards(recorded, prediction)) is not None:
+        return {}, dict.fromkeys(rows, why)
     values: dict[str, Measured] = {}
     missing = dict.fromkeys(rows, why_absent(recorded, "power_watts"))
     watts = recorded.sensors.known("power_watts")
-    if len(watts):
+    cards = recorded.starts[0].sensed_cards or 1
+    boards = "the board" if cards == 1 else f"the {cards} boards"
+    power = "the board's power" if cards == 1 else f"the power of {cards} boards together"
+    if len(watts) and (why := other_numbers(recorded, prediction)) is not None:
+        missing["power_watts"] = why
+    elif len(watts):
         values["power_watts"] = Measured(
             value=float(watts.mean()),
             p10=quantile(watts, 0.1),
             p90=quantile(watts, 0.9),
             n=len(watts),
-            how="mean of the board's power as the driver reports it, "
+            how=f"mean of {power} as the driver reports it, "
             + ("one reading a second" if trained_here else "at the steps that are in the log"),
         )
     joules = total_over_processes(recorded, "energy_joules")
@@ -110,7 +122,7 @@ def energy_figures(
         kwh = joules / JOULES_PER_KWH
         values["energy_kwh"] = Measured(
             value=kwh,
-            how=f"{source}; the board alone, not the machine at the wall{whose_energy(recorded)}",
+            how=f"{source}; {boards} alone, not the machine at the wall{whose_energy(recorded)}",
         )
         if config.cost.price_per_kwh is None:
             missing["cost"] = "cost.price_per_kwh is not given"

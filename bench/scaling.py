@@ -1,0 +1,265 @@
+"""From one card to a thousand, as the prediction engine has it: the tables of docs/scaling.md.
+
+python bench/scaling.py            # print them
+python bench/scaling.py --write    # put them into docs/scaling.md
+
+No card is needed: nothing is measured here. The published figures are held against the same engine.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from nanogauge.cli import Parser, run_command
+from nanogauge.config import Config
+from nanogauge.hardware import lookup
+from nanogauge.predict.fit import fit_verdict
+from nanogauge.predict.memory import predict_memory
+from nanogauge.predict.prediction import predict
+from nanogauge.predict.step_time import predict_step_time
+from nanogauge.predict.workload import Shape, Workload, workload_of
+from nanogauge.quantities import format_range, format_seconds
+from nanogauge.records import Estimate, Hardware
+
+PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
+BEGIN, END = "<!-- tables: bench/scaling.py --write -->\n", "<!-- end of the tables -->\n"
+GIB = 2**30
+DTYPE = "bfloat16"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run of train.py."""
+
+    gpu: str
+    gpus: int
+    micro_batch: int
+    each: int
+    """micro-batches of a step that each GPU takes"""
+
+
+SMALL = {"n_layer": 12, "n_head": 12, "n_embd": 768}
+LARGE = {"n_layer": 48, "n_head": 25, "n_embd": 1600}
+SMALL_TOKENS, LARGE_TOKENS = 10e9, 30e9
+STRONG = (
+    *(Case("RTX 4070", 1, 8, 64), Case("RTX 4070", 2, 8, 32)),
+    *(Case("RTX 4090", 1, 16, 32), Case("RTX 4090", 2, 16, 16), Case("RTX 4090", 8, 16, 4)),
+    *(Case("A100 80GB", 1, 64, 8), Case("A100 80GB", 8, 64, 1)),
+    *(Case("H100 SXM", 1, 64, 8), Case("H100 SXM", 8, 64, 1), Case("H100 SXM", 64, 8, 1)),
+)
+"""GPT-2 124M, 524,288 tokens a step, shared by ever more cards"""
+WEAK = tuple(Case("H100 SXM", gpus, 4, 4) for gpus in (1, 8, 64, 256, 1024))
+"""GPT-2 1.5B, the same work on each card"""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A step of several cards that somebody measured, and what it computed."""
+
+    what: str
+    gpu: str
+    seconds: float
+    source: str
+    work: Workload
+
+
+_GPT2 = Shape(12, 768, 12, 1024, 50_304, 12, 64, 3072)
+_LLAMA3_8B = Shape(32, 4096, 32, 8192, 128_256, 8, 128, 14_336, 3, tied=False, position_table=False)
+_LLAMA2_7B = Shape(32, 4096, 32, 4096, 32_000, 32, 128, 11_008, 3, tied=False, position_table=False)
+_LLAMA2_13B = replace(_LLAMA2_7B, layers=40, width=5120, heads=40, kv_heads=40, mlp_width=13_824)
+_SHARDED = Workload(
+    _LLAMA3_8B,
+    micro_batch=1,
+    grad_accum=1,
+    wide_residual=False,
+    optimizer="adamw_foreach",
+    sharding="full",
+)
+PUBLISHED = (
+    Published(
+        "GPT-2 124M, DDP over PCIe, gradients averaged in each of 4 micro-steps",
+        "RTX 4090",
+        1.19134,
+        "tyler-romero/nanogpt-speedrun, logs/4c627c0d",
+        Workload(_GPT2, 32, 4, optimizer="adamw_foreach", gpus=2, sync_every_micro_step=True),
+    ),
+    Published(
+        "GPT-2 124M, DDP",
+        "A100 40GB",
+        0.56315,
+        "karpathy/nanoGPT, issue 110",
+        Workload(
+            replace(_GPT2, vocabulary=50_257),
+            12,
+            5,
+            attention="plain",
+            optimizer="adamw_foreach",
+            gpus=8,
+        ),
+    ),
+    Published(
+        "GPT of 124M, DDP",
+        "H100 SXM",
+        0.13861,
+        "KellerJordan/modded-nanogpt, 2024-10-29_Optimizers",
+        Workload(
+            replace(_GPT2, heads=6, kv_heads=6, head_size=128, position_table=False),
+            64,
+            1,
+            clipped=False,
+            gpus=8,
+        ),
+    ),
+    Published(
+        "Llama 3 8B, FSDP, selective checkpointing",
+        "A100 80GB",
+        64 * 8192 / 185_856,
+        "pytorch/torchtitan, docs/performance.md",
+        replace(_SHARDED, checkpointing="selective", gpus=64),
+    ),
+    Published(
+        "Llama 2 13B, FSDP, selective checkpointing",
+        "H100 SXM",
+        1.68907,
+        "foundation-model-stack/fms-fsdp",
+        replace(_SHARDED, shape=_LLAMA2_13B, micro_batch=2, checkpointing="selective", gpus=96),
+    ),
+    Published(
+        "Llama 2 7B, HSDP",
+        "A100 80GB",
+        1.8004,
+        "foundation-model-stack/fms-fsdp",
+        replace(_SHARDED, shape=_LLAMA2_7B, micro_batch=2, sharding="hybrid", gpus=128),
+    ),
+)
+
+
+def config_of(case: Case, model: dict[str, int], tokens: float) -> Config:
+    """The run of this case over so many tokens, evaluated every 500 steps."""
+    sequences = case.micro_batch * case.each * case.gpus
+    return Config.model_validate(
+        {
+            "run": {"name": "scaling", "dtype": DTYPE},
+            "model": {**model, "block_size": 1024, "vocab_size": 50_304},
+            "data": {"path": "data", "tokens": tokens},
+            "train": {
+                "micro_batch": case.micro_batch,
+                "grad_accum": case.each * case.gpus,
+                "max_steps": max(1, round(tokens / (sequences * 1024))),
+                "eval_every": 500,
+                "eval_batches": 50,
+                "checkpoint_every": 500,
+            },
+        }
+    )
+
+
+def case_rows(cases: Sequence[Case], model: dict[str, int], tokens: float) -> Iterator[list[str]]:
+    for case in cases:
+        config, hardware = config_of(case, model, tokens), lookup(case.gpu, DTYPE)
+        found = predict(config, hardware, DTYPE, case.gpus).quantities
+        step, total, energy = (found[n] for n in ("step_seconds", "total_seconds", "energy_kwh"))
+        work = workload_of(config, DTYPE, True, case.gpus)
+        memory = predict_memory(work, hardware)
+        alone = predict_step_time(replace(work, gpus=1), hardware)
+        assert alone is not None and hardware.memory_bytes is not None
+        desktop = GIB if hardware.kind == "geforce" else 0
+        yield [
+            f"{case.gpus:,} x {case.gpu}",
+            f"{config.tokens_per_step / 1e6:.3g} M",
+            _seconds(step),
+            f"{config.tokens_per_step / step.expected:,.0f}",
+            f"{100 * alone.seconds / step.expected:.0f} %",
+            _span("total_seconds", total),
+            _span("energy_kwh", energy),
+            f"{memory.process[1] / GIB:.1f} GiB, "
+            f"{fit_verdict(memory, hardware.memory_bytes - desktop)}",
+        ]
+
+
+def published_rows() -> Iterator[list[str]]:
+    for run in PUBLISHED:
+        step = predict_step_time(run.work, lookup(run.gpu, DTYPE))
+        assert step is not None
+        low, high = step.low * step.seconds, step.high * step.seconds
+        off = 100 * (step.seconds / run.seconds - 1)
+        inside = low <= run.seconds <= high
+        yield [
+            f"{run.work.gpus} x {run.gpu}",
+            run.what,
+            f"{run.seconds:.3f} s",
+            f"{step.seconds:.3f} s ({low:.3f}–{high:.3f})",
+            f"{off:+.0f} %" + ("" if inside else ", outside"),
+            run.source,
+        ]
+
+
+def links(gpus: Sequence[str]) -> Iterator[list[str]]:
+    for name in gpus:
+        hardware: Hardware = lookup(name, DTYPE)
+        assert hardware.interconnect_bytes_per_second is not None
+        yield [
+            name,
+            str(hardware.interconnect),
+            f"{hardware.interconnect_bytes_per_second / 1e9:.0f} GB/s",
+        ]
+
+
+def _seconds(estimate: Estimate) -> str:
+    interval = format_range("step_seconds", estimate.low, estimate.high)
+    return f"{format_seconds(estimate.expected)} ({interval})"
+
+
+def _span(row_id: str, estimate: Estimate) -> str:
+    return format_range(row_id, estimate.low, estimate.high)
+
+
+def table(header: Sequence[str], rows: Iterator[list[str]]) -> str:
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+CASE_COLUMNS = (
+    *("cards", "tokens a step", "step", "tokens/s", "of one card's speed", "whole run"),
+    *("energy of the boards", "peak on each card"),
+)
+
+
+def tables() -> str:
+    """All of it, as Markdown."""
+    parts = [
+        "**GPT-2 124M, 10 B tokens, 524,288 tokens a step, shared by ever more cards (DDP):**\n",
+        table(CASE_COLUMNS, case_rows(STRONG, SMALL, SMALL_TOKENS)),
+        "**GPT-2 1.5B, 30 B tokens, the same work on each card (DDP):**\n",
+        table(CASE_COLUMNS, case_rows(WEAK, LARGE, LARGE_TOKENS)),
+        "**Steps of several cards that were measured and published, and what the engine says:**\n",
+        table(("cards", "what", "published", "predicted", "off by", "source"), published_rows()),
+        "**The links that are counted with, in one direction, of one card:**\n",
+        table(
+            ("card", "between the cards of a machine", "as the datasheet has it"),
+            links(("RTX 4070", "RTX 4090", "A100 80GB", "H100 SXM")),
+        ),
+    ]
+    return "\n".join(parts)
+
+
+def main(arguments: Sequence[str]) -> int:
+    assert __doc__ is not None
+    parser = Parser(__doc__)
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/scaling.md")
+    given = parser.parse(arguments)
+    if not given.write:
+        sys.stdout.write(tables())
+        return 0
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    PAGE.write_text(before + BEGIN + "\n" + tables() + "\n" + END + after, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

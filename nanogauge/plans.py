@@ -1,0 +1,125 @@
+"""Several configurations planned for the same card: what plan.py --compare says of each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+
+from nanogauge.clock_times import later
+from nanogauge.config import Config, load_config
+from nanogauge.errors import BadInput
+from nanogauge.planning import Finish, Span, free_memory
+from nanogauge.predict.fit import Verdict, fit_verdict, memory_of
+from nanogauge.quantities import tokens_per_second
+from nanogauge.records import Estimate, Prediction, Stored
+
+
+class Planned(Stored):
+    """One configuration; each quantity by its best estimate, calibrated where it is."""
+
+    config: str
+    """its file"""
+    name: str
+    """of the run"""
+    parameters: int
+    """without position embeddings"""
+    tokens: int
+    """of the whole run"""
+    tokens_per_parameter: float
+    step_seconds: Span | None
+    """None, like all that follows from it, where no time is predicted on this hardware"""
+    total_seconds: Span | None
+    tokens_per_second: Span | None
+    """in a steady step, of all GPUs together"""
+    finish: Finish | None
+    peak_process_bytes: Span
+    """on each GPU"""
+    free_bytes: int
+    verdict: Verdict
+    """on whether it fits"""
+    energy_kwh: Span | None
+    """of all boards; None where their power is not known"""
+    cost: Span | None
+    """None without a tariff"""
+    currency: str
+
+
+def plan_all(
+    paths: Sequence[Path],
+    overrides: Mapping[str, Mapping[str, object]],
+    predicted: Callable[[Config], Prediction],
+    free_gib: float | None,
+    start: datetime,
+) -> list[Planned]:
+    """Plan each configuration; the shortest run first, last those of which no time is predicted.
+
+    Args:
+        paths: configuration files.
+        overrides: laid over each of them.
+        predicted: the prediction of one.
+        free_gib: memory that is free on each GPU, if that is given.
+        start: when each would start.
+
+    Raises:
+        BadInput: for the first that is broken or cannot be planned, naming its file.
+    """
+    plans = []
+    for path in paths:
+        try:
+            config = load_config(path, overrides)
+            plans.append(_planned(path, config, predicted(config), free_gib, start))
+        except BadInput as error:
+            text = str(error)
+            raise (error if str(path) in text else BadInput(f"{path}: {text}")) from None
+    return sorted(plans, key=lambda p: p.total_seconds.expected if p.total_seconds else math.inf)
+
+
+def _planned(
+    path: Path, config: Config, prediction: Prediction, free_gib: float | None, start: datetime
+) -> Planned:
+    hardware, dtype, gpus = prediction.hardware, prediction.dtype, prediction.gpus
+    free = free_memory(hardware, free_gib, gpus).bytes
+    memory = memory_of(config, hardware, dtype, gpus)
+    step, total = _span(prediction.best("step_seconds")), _span(prediction.best("total_seconds"))
+    parameters = int(prediction.quantities["parameters"].expected)
+    tokens = config.tokens_per_step * config.train.max_steps
+    speed = finish = None
+    if step is not None:
+        per_step = config.tokens_per_step
+        speed = Span(
+            low=tokens_per_second(per_step, step.high),
+            expected=tokens_per_second(per_step, step.expected),
+            high=tokens_per_second(per_step, step.low),
+        )
+    if total is not None:
+        finish = Finish(
+            low=later(start, total.low),
+            expected=later(start, total.expected),
+            high=later(start, total.high),
+        )
+    low, expected, high = memory.process
+    return Planned(
+        config=str(path),
+        name=config.run.name,
+        parameters=parameters,
+        tokens=tokens,
+        tokens_per_parameter=tokens / parameters,
+        step_seconds=step,
+        total_seconds=total,
+        tokens_per_second=speed,
+        finish=finish,
+        peak_process_bytes=Span(low=low, expected=expected, high=high),
+        free_bytes=free,
+        verdict=fit_verdict(memory, free),
+        energy_kwh=_span(prediction.best("energy_kwh")),
+        cost=_span(prediction.best("cost")),
+        currency=config.cost.currency,
+    )
+
+
+def _span(estimate: Estimate | None) -> Span | None:
+    if estimate is None:
+        return None
+    return Span(low=estimate.low, expected=estimate.expected, high=estimate.high)

@@ -1,0 +1,78 @@
+"""plan.py --compare sets plans beside each other, each as it would be by itself."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from commands import DEMO, run_here
+from examples import DOCUMENTED
+
+FLAGS = ["--gpu", "RTX 4070", "--gpus=2", "--train.grad-accum=8", "--cost.price-per-kwh=0.5"]
+SPAN = ("low", "expected", "high")
+
+
+def test_each_line_of_a_comparison_is_that_configurations_own_plan(tmp_path: Path) -> None:
+    """GPU, number of GPUs and overrides hold for all; the shortest run comes first."""
+    wider = tmp_path / "wider.toml"
+    wider.write_text(DOCUMENTED.read_text().replace("n_embd = 384", "n_embd = 768"))
+    files = [str(wider), str(DOCUMENTED), str(DEMO)]
+    done = run_here("plan.py", "--compare", *files, *FLAGS, "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    plans = told["plans"]
+    assert [plan["config"] for plan in plans] == [str(DEMO), str(DOCUMENTED), str(wider)]
+    for plan in plans:
+        alone = json.loads(run_here("plan.py", plan["config"], *FLAGS, "--json").stdout)
+        rows = {row["id"]: row["calibrated"] or row["analytic"] for row in alone["rows"]}
+        for name in ("step_seconds", "total_seconds", "peak_process_bytes", "energy_kwh", "cost"):
+            assert plan[name] == pytest.approx({end: rows[name][end] for end in SPAN}), name
+        assert plan["verdict"] == alone["fit"]["verdict"]
+        assert plan["free_bytes"] == alone["fit"]["free_bytes"]
+        tokens, parameters = rows["tokens_total"]["expected"], rows["parameters"]["expected"]
+        assert plan["tokens_per_parameter"] == pytest.approx(tokens / parameters)
+        per_step, seconds = rows["tokens_per_step"]["expected"], rows["step_seconds"]["low"]
+        assert plan["tokens_per_second"]["high"] == pytest.approx(per_step / seconds)
+        start = datetime.fromisoformat(told["start"])
+        took = datetime.fromisoformat(plan["finish"]["expected"]) - start
+        assert took.total_seconds() == pytest.approx(rows["total_seconds"]["expected"], abs=1)
+
+
+def test_the_table_is_as_wide_as_its_figures() -> None:
+    """A narrow terminal would cut the very numbers that are to be compared."""
+    done = run_here("plan.py", "--compare", DEMO, DOCUMENTED, *FLAGS)
+    title, header, first, second, memory = done.stdout.splitlines()
+    assert title == "2 configurations on 2 x RTX 4070"
+    assert header.split()[:2] == ["configuration", "time"]
+    assert first.startswith(str(DEMO))
+    assert second.startswith(str(DOCUMENTED))
+    assert "kWh" in second
+    assert "fits" in second
+    assert "…" not in done.stdout
+    assert memory == "Memory: 11.0 GiB are free on each."
+
+
+def test_a_broken_configuration_is_named_in_one_sentence(tmp_path: Path) -> None:
+    """Of many files the one that is wrong, whether it cannot be read or cannot be planned."""
+    broken = tmp_path / "broken.toml"
+    broken.write_text(DOCUMENTED.read_text().replace("n_embd", "n_emb"))
+    for file, flag, words in (
+        (broken, "--gpus=1", "unknown key model.n_emb"),
+        (tmp_path / "none.toml", "--gpus=1", "none.toml"),
+        (DOCUMENTED, "--gpus=7", "cannot share 32 micro-batches"),
+    ):
+        done = run_here("plan.py", "--compare", file, DEMO, "--gpu", "RTX 4070", flag)
+        assert done.returncode == 2
+        assert done.stdout == ""
+        (sentence,) = done.stderr.splitlines()
+        assert str(file) in sentence
+        assert words in sentence
+
+
+@pytest.mark.parametrize("flag", ["--calibrate", "--fit", "--by=08:00", "--claims=x.toml"])
+def test_what_asks_about_one_run_is_refused_for_several(flag: str) -> None:
+    done = run_here("plan.py", "--compare", DEMO, "--gpu", "RTX 4070", flag)
+    assert done.returncode == 2
+    assert f"{flag.split('=', maxsplit=1)[0]} belongs to the plan of one run" in done.stderr

@@ -1,0 +1,42 @@
+"""docs/scaling.md says what the engine says, and the engine what others measured."""
+
+from __future__ import annotations
+
+import re
+
+from commands import ROOT, run
+from examples import documented_config
+
+from nanogauge.hardware import lookup
+from nanogauge.predict.prediction import predict
+
+PAGE = ROOT / "docs" / "scaling.md"
+
+
+def test_the_tables_of_the_page_are_those_of_the_engine() -> None:
+    """After a constant was fitted anew, bench/scaling.py --write brings them up to date."""
+    done = run("bench/scaling.py")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout in PAGE.read_text(encoding="utf-8")
+    assert "outside" not in done.stdout, "a published run outside of its interval"
+    published = re.findall(r"\| ([+-]\d+) % \|", done.stdout)
+    assert len(published) == 6
+    assert all(abs(int(off)) <= 15 for off in published)
+
+
+def test_a_compiled_step_hides_no_exchange_of_gradients() -> None:
+    """All gradients of a compiled model come at the end of its backward pass.
+
+    The plan of two cards over PCIe had up to 0.6 of that pass hide the exchange.
+    """
+
+    def exchange(compile_it: bool) -> float:
+        config = documented_config()
+        section = config.run.model_copy(update={"compile": compile_it})
+        config = config.model_copy(update={"run": section})
+        parts = predict(config, lookup("RTX 4070", "bfloat16"), "bfloat16", 2).step_parts
+        return sum(part.value for part in parts if part.name == "gradient synchronisation")
+
+    gradients = 4 * 40_953_216
+    assert exchange(True) == 2 * gradients * (1 / 2) / (0.3 * 32e9)
+    assert exchange(False) < exchange(True) / 4
