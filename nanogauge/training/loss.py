@@ -61,8 +61,8 @@ class TrainingLoss:
     def compile(self) -> None:
         """Compile from the next call on.
 
-        For a CPU a block, which is the same program in all layers and is so compiled once: half the
-        work of the whole trunk's compilation, and as fast. For a GPU the trunk and the softmax.
+        For a CPU a block, which is the same program in all layers and is so compiled once. For a
+        GPU the trunk and the softmax.
         """
         if self._device.type == "cpu":
             blocks = [torch.compile(block) for block in self._model.blocks]
