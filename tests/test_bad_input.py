@@ -159,10 +159,10 @@ def test_a_second_run_of_the_same_name_is_refused(tmp_path: Path) -> None:
     assert train_tiny(tmp_path, "--train.max-steps=2").returncode == 0
     before = (tmp_path / "demo" / "log.jsonl").read_bytes()
     flags = [f"--run.out={tmp_path}", *TINY]
-    refused("train.py", DEMO, *flags, words="already holds a run")
+    process_refused("train.py", DEMO, *flags, words="already holds a run")
     assert (tmp_path / "demo" / "log.jsonl").read_bytes() == before
     changed = "cannot resume with another train.max_steps: the run has 2, this command 12"
-    refused("train.py", DEMO, *flags, "--resume=auto", words=changed)
+    process_refused("train.py", DEMO, *flags, "--resume=auto", words=changed)
     assert (tmp_path / "demo" / "log.jsonl").read_bytes() == before
 
 
