@@ -65,7 +65,7 @@ def batch(task: Task, step: int, micro: int) -> tuple[Tensor, Tensor]:
 
 
 def load(model: nn.Module, path: str) -> None:
-    model.load_state_dict(torch.load(path, mmap=True))
+    model.load_state_dict(torch.load(path, mmap=True, weights_only=True))
 
 
 def ours(task: Task) -> Step:

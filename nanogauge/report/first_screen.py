@@ -13,6 +13,7 @@ from nanogauge.report.cells import MARKS, VERDICTS, Cells
 from nanogauge.report.charts import NARROW_RANGE, range_plot
 from nanogauge.report.compare import Row
 from nanogauge.report.sensed import JOULES_PER_KWH, total_over_processes
+from nanogauge.report.several import sensed_others
 from nanogauge.runlog import Recorded
 
 HEADLINES = {
@@ -75,8 +76,7 @@ def _so_far(row_id: str, report: Report, recorded: Recorded) -> str:
     if row_id == "total_seconds" and report.time_ledger.ran_s is not None:
         return format_seconds(report.time_ledger.ran_s)
     joules = total_over_processes(recorded, "energy_joules")
-    measured = any(row.id == "energy_kwh" and row.measured is not None for row in report.rows)
-    if row_id == "energy_kwh" and measured and joules is not None:
+    if row_id == "energy_kwh" and joules is not None and sensed_others(recorded) is None:
         return format_value(row_id, joules / JOULES_PER_KWH)
     return ""
 

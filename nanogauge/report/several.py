@@ -14,13 +14,19 @@ from nanogauge.runlog import Recorded
 
 def other_cards(recorded: Recorded, prediction: Prediction) -> str | None:
     """Why power and energy in the log are not those of the run's GPUs; None where they are."""
-    if prediction.hardware.kind == "cpu":
+    if prediction.hardware.kind == "cpu" or (numbers := sensed_others(recorded)) is None:
         return None
+    cards, ranks = numbers
+    these = "GPU" if cards == 1 else "GPUs"
+    return f"the sensors that were read are those of {cards} {these}, and {ranks} trained"
+
+
+def sensed_others(recorded: Recorded) -> tuple[int, int] | None:
+    """How many cards were sensed and how many ranks trained, where these are not as many."""
     for begins in recorded.processes:
         ranks, cards = begins[0].ranks, begins[0].sensed_cards or 1
         if ranks is not None and cards != ranks:
-            these = "GPU" if cards == 1 else "GPUs"
-            return f"the sensors that were read are those of {cards} {these}, and {ranks} trained"
+            return cards, ranks
     return None
 
 
