@@ -80,7 +80,7 @@ def run_here(
 def train_tiny(out: Path, *more: object, **environment: str) -> subprocess.CompletedProcess[str]:
     """Train the tiny model in out/demo, in a process of its own."""
     arguments = [str(a) for a in (DEMO, f"--run.out={out}", *TINY, *more)]
-    if environment:  # parts of it are read while modules are imported
+    if environment or "--supervise" in arguments:  # which are looked at before all is imported
         return run("train.py", *arguments, **environment)
     files = [out.with_name(f"{out.name}.{kind}") for kind in ("stdout", "stderr")]
     for file in files:
