@@ -25,7 +25,8 @@ test: setup
 	$(BIN)/mypy
 	$(BIN)/mypy bench/report.py
 	$(BIN)/mypy bench/sample.py
-	$(BIN)/python -m pytest -m 'not gpu'
+	$(BIN)/python -m pytest -m 'not gpu and not alone' -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m alone
 
 # The pinned packages against the known vulnerabilities; asks the package index, so it is no test.
 audit:

@@ -28,6 +28,8 @@ from nanogauge.predict.prediction import predict
 from nanogauge.predict.step_time import predict_step_time
 from nanogauge.predict.workload import Shape, Workload, workload_of
 
+pytestmark = pytest.mark.alone
+
 CARD = lookup("RTX 4070", "bfloat16")
 WORK = workload_of(documented_config(), "bfloat16", on_gpu=True)
 OTHER = Workload(Shape(12, 768, 6, 2048, 50304, 6, 128, 3072), micro_batch=1, grad_accum=8)

@@ -14,6 +14,8 @@ from nanogauge.measure.clock import Clock, StepTimes, Stopwatch
 from nanogauge.training.compiling import CompileWatch
 from nanogauge.training.device import EventTimeline
 
+pytestmark = pytest.mark.alone
+
 
 @dataclass
 class Machine:

@@ -12,6 +12,8 @@ from scripted import UUID_OF_TORCH, Run
 
 from nanogauge.measure.nvml import throttle_words
 
+pytestmark = pytest.mark.alone
+
 GIB = 2**30
 
 LONG = {

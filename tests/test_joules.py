@@ -12,6 +12,8 @@ from nanogauge.measure.energy import EnergySum
 from nanogauge.measure.gpu import NullSensors, open_sensors
 from nanogauge.measure.rapl import Rapl
 
+pytestmark = pytest.mark.alone
+
 RANGE = 262_143_328_850  # microjoules after which a package's counter begins anew
 
 

@@ -24,6 +24,8 @@ from commands import (
     train_tiny,
 )
 
+pytestmark = pytest.mark.alone
+
 SECONDS = 44
 """from the start of the process to the signal that ends it"""
 SCRIPT = """

@@ -15,6 +15,8 @@ from test_report import documented_log, import_log
 
 from nanogauge.runlog import FILE_NAME
 
+pytestmark = pytest.mark.alone
+
 SHOWN = [(390, 844, "light"), (390, 844, "dark"), (1440, 900, "light"), (1440, 900, "dark")]
 PAGES = ["documented", "gpu", "dead"]
 

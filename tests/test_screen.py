@@ -25,6 +25,8 @@ from nanogauge.live import flow
 from nanogauge.records import Checkpoint, Eval, Sensor, Step
 from nanogauge.screen import Screen, clock_times
 
+pytestmark = pytest.mark.alone
+
 EVENING = datetime(2026, 7, 1, 20, 10).timestamp()
 STEP_SECONDS = 3.91
 

@@ -11,6 +11,8 @@ from scripted import Run
 from nanogauge.measure.alarms import Alarms
 from nanogauge.records import Sensor
 
+pytestmark = pytest.mark.alone
+
 GIB = 2**30
 DIFFERENT = """
 cards 3
