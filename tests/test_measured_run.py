@@ -198,8 +198,17 @@ def test_a_device_that_is_read_one_step_late_loses_no_step(tmp_path: Path) -> No
         [
             (line["kind"], line["step"], line.get("loss"), line.get("grad_norm"))
             for line in log_lines(tmp_path / when / "demo")
-            if line["kind"] in ("step", "eval", "checkpoint")
+            if line["kind"] in ("step", "eval")
         ]
         for when in ("now", "late")
     ]
     assert shown[0] == shown[1]
+    saved = [
+        [
+            line["step"]
+            for line in log_lines(tmp_path / when / "demo")
+            if line["kind"] == "checkpoint"
+        ]
+        for when in ("now", "late")
+    ]
+    assert saved[0] == saved[1]
