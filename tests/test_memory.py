@@ -95,7 +95,7 @@ def test_eager_keeps_what_the_saved_tensor_hooks_count(
 def test_compiled_keeps_what_the_partitioner_hands_to_inductor(
     case: tuple[ModelSection, Workload],
 ) -> None:
-    """Within 2 %, or 64 B a token: the outputs of the forward graph that inductor is asked to compile.
+    """Within 2 %, or 64 B a token: the outputs of the forward graph that inductor is to compile.
 
     Nothing is computed: tensors are fake, and a graph that is handed over runs as it is.
     """
