@@ -186,7 +186,6 @@ def open_session(
         OSError: if the run folder cannot be written.
     """
     device = choose_device(config.run.device)
-    choose_algorithms(device, config.run.deterministic)
     compile_watch = CompileWatch()
     clock = Clock(
         partial(synchronize, device),
@@ -215,6 +214,8 @@ def open_session(
     ranks.any(False)  # the others wait until then: their cards, too, are to be idle
     sensors = open_sensors(cards, config.measure.power_hz, clock.elapsed_seconds)
     reset_peak()
+    # Loads the compiler's front, which the prediction counts: after it was made.
+    choose_algorithms(device, config.run.deterministic)
     model, optimizer, scaler = make_model(config, device, dtype)
     identity = {
         "code": code_sha256(),
