@@ -193,7 +193,6 @@ def open_session(
         compiled_seconds=compile_watch.seconds,
     )
     dtype = choose_dtype(config.run.dtype, device)
-    torch.manual_seed(config.run.seed)
     torch.set_float32_matmul_precision("high")  # TF32 for what is left in fp32 on a GPU
     config, source, batches = open_data(config, device, ranks)
     opening = partial(open_folder, config, device, dtype, resume, force, allowed, ranks)
@@ -216,6 +215,7 @@ def open_session(
     reset_peak()
     # Loads the compiler's front, which the prediction counts: after it was made.
     choose_algorithms(device, config.run.deterministic)
+    torch.manual_seed(config.run.seed)  # here: measuring the device drew numbers, resuming did not
     model, optimizer, scaler = make_model(config, device, dtype)
     identity = {
         "code": code_sha256(),

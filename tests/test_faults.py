@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -193,6 +194,20 @@ def test_another_version_of_the_code_is_refused_unless_allowed(tmp_path: Path) -
     assert "another code: the run has 000000000000" in refused.stderr
     allowed = train_tiny(tmp_path, "--resume=auto", "--allow-change", "code")
     assert allowed.returncode == 0, allowed.stderr
+
+
+def test_a_run_that_died_before_its_first_checkpoint_begins_with_the_same_weights(
+    tmp_path: Path,
+) -> None:
+    """A new run measured its device after it was seeded, which drew random numbers: gone on with
+    from step 0 it had other weights. Found by killing runs at random.
+    """
+    assert train_tiny(tmp_path, "--rehearse=2").returncode == 0
+    folder = tmp_path / "demo"
+    shutil.rmtree(folder / "checkpoints")
+    assert train_tiny(tmp_path, "--resume=auto").returncode == 0
+    losses = [line["loss"] for line in steps_of(folder)]
+    assert losses[3:6] == losses[:3]
 
 
 def test_a_checkpoint_is_made_by_the_clock_too(tmp_path: Path) -> None:
