@@ -27,8 +27,7 @@ def record_steps(s: Session, leave: int = 0) -> None:
     s.watchdog.beat(2 * s.longest_step_seconds)
     write_checkpoints(s)
     if s.log.problem is not None and not s.log_is_in_trouble:
-        s.screen.alarm(s.log.problem)
-        s.log.write(Event(level="alarm", what="disk_full", text=s.log.problem, step=s.steps_done))
+        raise_alarm(s, Alarm("disk_full", s.log.problem), s.steps_done)
     s.log_is_in_trouble = s.log.problem is not None
     while len(s.under_way) > leave:
         done = s.under_way.popleft()
@@ -114,9 +113,7 @@ def write_checkpoints(s: Session) -> None:
             f"No checkpoint at step {done.step:,}: {done.reason}; training goes on, free space on "
             "the disk."
         )
-        alarm = Event(level="alarm", what="checkpoint_failed", step=done.step, text=text)
-        s.log.write(alarm)
-        s.screen.alarm(text)
+        raise_alarm(s, Alarm("checkpoint_failed", text), done.step)
 
 
 def record_sensors(s: Session, step: int) -> None:
@@ -136,7 +133,8 @@ def record_sensors(s: Session, step: int) -> None:
             raise_alarm(s, alarm, step)
 
 
-def raise_alarm(s: Session, alarm: Alarm, step: int) -> None:
+def raise_alarm(s: Session, alarm: Alarm, step: int | None) -> None:
+    """Tell of something worth reading or being woken for: in the log, and on the screen."""
     s.log.write(
         Event(level=alarm.level, what=alarm.what, text=alarm.text, step=step, about=alarm.about)
     )

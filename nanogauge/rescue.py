@@ -6,13 +6,13 @@ Here, as in train.py, everything meets: nothing but train.py imports it.
 from __future__ import annotations
 
 import hashlib
-import time
 from pathlib import Path
 
-from nanogauge.recording import record_steps, write_checkpoints
-from nanogauge.records import Event, Start
+from nanogauge.measure.alarms import Alarm
+from nanogauge.recording import raise_alarm, record_steps, write_checkpoints
+from nanogauge.records import Event
 from nanogauge.rundata import make_batches
-from nanogauge.session import Session, make_loss
+from nanogauge.session import Session, make_loss, start_line
 from nanogauge.training.checkpoint import (
     load_checkpoint,
     newest_checkpoint,
@@ -121,22 +121,8 @@ def roll_back(s: Session) -> str | None:
         f"{trouble[0].upper()}{trouble[1:]}: the run goes back to step {meta.step:,} and on with "
         f"its data in another order ({s.rollbacks} of at most {most} times)."
     )
-    s.log.write(Event(level="alarm", what="rollback", step=last, text=text, about="val_loss"))
-    s.screen.alarm(text)
-    s.log.write(
-        Start(
-            unix_time=time.time(),
-            max_steps=s.config.train.max_steps,
-            first_step=meta.step,
-            prediction_sha256=s.folder.prediction_sha256,
-            device=s.folder.prediction.hardware.name,
-            train_tokens=s.batches.train_tokens,
-            wandb_id=s.wandb_id,
-            ranks=s.ranks.world,
-            rollbacks=s.rollbacks,
-            continues=True,
-        )
-    )
+    raise_alarm(s, Alarm("rollback", text, "val_loss"), last)
+    s.log.write(start_line(s, meta.step).model_copy(update={"continues": True}))
     s.skipped.clear()
     s.steps_done = s.evaluated_step = s.saved_step = meta.step
     s.val_loss = None
@@ -172,16 +158,7 @@ def use_smaller_micro_batch(s: Session) -> str | None:
         f"it is {smaller}, in {samples // smaller} passes, for the same tokens a step; "
         "a step takes longer by that."
     )
-    s.log.write(
-        Event(
-            level="warning",
-            what="out_of_memory",
-            step=s.steps_done,
-            text=text,
-            about="step_seconds",
-        )
-    )
-    s.screen.say(f"! {text}")
+    raise_alarm(s, Alarm("out_of_memory", text, "step_seconds", "warning"), s.steps_done)
     return None
 
 

@@ -303,25 +303,17 @@ def begin_log(
 ) -> None:
     """The start line, and what is to be told before the first step."""
     micro = s.batches.micro_batch
-    s.log.write(
-        Start(
-            unix_time=time.time(),
-            max_steps=s.config.train.max_steps,
-            first_step=s.first_step,
-            prediction_sha256=s.folder.prediction_sha256,
-            device=s.folder.prediction.hardware.name,
-            train_tokens=s.batches.train_tokens,
-            idle_power_watts=idle.power_watts if idle is not None else None,
-            idle_utilization=idle.utilization if idle is not None else None,
-            other_programs=card.others if card is not None else None,
-            wandb_id=s.wandb_id,
-            ranks=s.ranks.world,
-            sensed_cards=sensed_cards or None,
-            restart=restart_number(),
-            rollbacks=s.rollbacks or None,
-            micro_batch=micro if micro != s.config.train.micro_batch else None,
-        )
-    )
+    sensed = {
+        "idle_power_watts": idle.power_watts if idle is not None else None,
+        "idle_utilization": idle.utilization if idle is not None else None,
+        "other_programs": card.others if card is not None else None,
+        "sensed_cards": sensed_cards or None,
+    }
+    begins = {
+        "restart": restart_number(),
+        "micro_batch": micro if micro != s.config.train.micro_batch else None,
+    }
+    s.log.write(start_line(s, s.first_step).model_copy(update=sensed | begins))
     if opened.lock is not None and opened.lock.warning is not None:
         s.log.write(Event(level="warning", what="no_lock", text=opened.lock.warning))
         s.screen.say(f"! {opened.lock.warning}")
@@ -333,6 +325,21 @@ def begin_log(
     for text in changes:
         s.log.write(Event(level="warning", what="changed", text=text))
         s.screen.say(f"! {text}")
+
+
+def start_line(s: Session, first_step: int) -> Start:
+    """That a process goes on from a step, at its beginning or because it went back."""
+    return Start(
+        unix_time=time.time(),
+        max_steps=s.config.train.max_steps,
+        first_step=first_step,
+        prediction_sha256=s.folder.prediction_sha256,
+        device=s.folder.prediction.hardware.name,
+        train_tokens=s.batches.train_tokens,
+        wandb_id=s.wandb_id,
+        ranks=s.ranks.world,
+        rollbacks=s.rollbacks or None,
+    )
 
 
 def tell_of_hang(log: RunLog, text: str) -> None:

@@ -11,9 +11,11 @@ from typing import Literal
 import torch
 
 from nanogauge.calibrations import load_calibration
+from nanogauge.measure.alarms import Alarm
 from nanogauge.predict.eager import eager_sentence, eager_total
 from nanogauge.present import calibrated_threads
-from nanogauge.records import Compile, Event
+from nanogauge.recording import raise_alarm
+from nanogauge.records import Compile
 from nanogauge.session import Session
 from nanogauge.training.compiling import compile_loss, run_once
 from nanogauge.training.device import autocast
@@ -49,8 +51,7 @@ def compile_session(s: Session) -> None:
         if eager is not None:
             predicted = s.folder.prediction.best("total_seconds")
             text = f"{text.rstrip('.')}. {eager_sentence(eager, predicted)}"
-        s.log.write(Event(level="warning", what="compile_failed", text=text))
-        s.screen.say(f"! {text}")
+        raise_alarm(s, Alarm("compile_failed", text, level="warning"), None)
 
 
 def average_gradients(s: Session) -> None:

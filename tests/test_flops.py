@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from examples import documented_config
@@ -24,14 +22,7 @@ from nanogauge.predict.flops import (
 from nanogauge.predict.parameters import count_parameters
 from nanogauge.predict.workload import Shape, shape_of
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Models this small lose more to waiting for a second thread than it does for them."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @st.composite

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -30,12 +29,7 @@ CPU = torch.device("cpu")
 SMALL = ModelSection(n_layer=2, n_head=2, n_embd=16, block_size=12, vocab_size=50)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def relative(found: Tensor, expected: Tensor) -> float:

@@ -18,22 +18,13 @@ from long_runs import start, wait_for_step
 from nanogauge.prepare.shards import Origin, ShardWriter
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of one undisturbed tiny run."""
-    out = tmp_path_factory.mktemp("runs")
-    done = train_tiny(out)
-    assert done.returncode == 0, done.stderr
-    return out / "demo"
-
-
 def losses(folder: Path) -> dict[int, float]:
     return {line["step"]: line["loss"] for line in steps_of(folder)}
 
 
-def test_a_run_folder_holds_what_the_contract_says(trained: Path) -> None:
+def test_a_run_folder_holds_what_the_contract_says(tiny_run: Path) -> None:
     """Other tools read the run folder: its files and the kinds of its lines are a contract."""
-    names = {path.name for path in trained.iterdir()}
+    names = {path.name for path in tiny_run.iterdir()}
     assert names >= {
         "config.toml",
         "machine.json",
@@ -44,41 +35,41 @@ def test_a_run_folder_holds_what_the_contract_says(trained: Path) -> None:
         "report.md",
         "report.json",
     }
-    text = (trained / "log.jsonl").read_text()
+    text = (tiny_run / "log.jsonl").read_text()
     assert all(line.startswith('{"kind": "') for line in text.splitlines())
-    kinds = [line["kind"] for line in log_lines(trained)]
+    kinds = [line["kind"] for line in log_lines(tiny_run)]
     assert kinds[0] == "start"
     assert kinds[-1] == "end"
-    assert [line["step"] for line in steps_of(trained)] == list(range(12))
-    evaluated = [line["step"] for line in log_lines(trained) if line["kind"] == "eval"]
+    assert [line["step"] for line in steps_of(tiny_run)] == list(range(12))
+    evaluated = [line["step"] for line in log_lines(tiny_run) if line["kind"] == "eval"]
     assert evaluated == [0, 5, 10, 12]
-    saved = [line["path"] for line in log_lines(trained) if line["kind"] == "checkpoint"]
+    saved = [line["path"] for line in log_lines(tiny_run) if line["kind"] == "checkpoint"]
     assert saved == [f"checkpoints/step_{n:08d}" for n in (4, 8, 12)]
 
 
-def test_the_prediction_is_frozen_before_step_0(trained: Path) -> None:
+def test_the_prediction_is_frozen_before_step_0(tiny_run: Path) -> None:
     """A prediction made after the fact is worth nothing: its hash stands in the first log line."""
-    frozen = hashlib.sha256((trained / "prediction.json").read_bytes()).hexdigest()
-    assert log_lines(trained)[0]["prediction_sha256"] == frozen
+    frozen = hashlib.sha256((tiny_run / "prediction.json").read_bytes()).hexdigest()
+    assert log_lines(tiny_run)[0]["prediction_sha256"] == frozen
 
 
-def test_the_ledger_adds_up_to_the_wall_time(trained: Path) -> None:
+def test_the_ledger_adds_up_to_the_wall_time(tiny_run: Path) -> None:
     """Every second is booked once: evaluation and checkpoints never stand inside a step."""
-    report = json.loads((trained / "report.json").read_text())
+    report = json.loads((tiny_run / "report.json").read_text())
     ledger = report["time_ledger"]
     parts = sum(v for k, v in ledger.items() if k != "wall_s" and v is not None)
     assert parts == pytest.approx(ledger["wall_s"], rel=1e-9)
     assert ledger["other_s"] >= 0
-    lines = log_lines(trained)
+    lines = log_lines(tiny_run)
     assert ledger["step_s"] + ledger["data_wait_s"] == pytest.approx(
         sum(line["step_seconds"] for line in lines if line["kind"] == "step")
     )
     assert ledger["wall_s"] == pytest.approx(lines[-1]["wall_seconds"], abs=0.01)
 
 
-def test_a_report_without_a_gpu_measures_time_and_not_power(trained: Path) -> None:
+def test_a_report_without_a_gpu_measures_time_and_not_power(tiny_run: Path) -> None:
     """What was not measured is absent with its reason, never 0."""
-    rows = rows_of(trained)
+    rows = rows_of(tiny_run)
     for row in ("step_seconds", "total_seconds", "mfu_palm", "peak_process_bytes", "val_loss"):
         assert rows[row]["measured"]["value"] > 0, row
     for row in ("power_watts", "energy_kwh", "cost", "peak_allocated_bytes"):
@@ -86,12 +77,12 @@ def test_a_report_without_a_gpu_measures_time_and_not_power(trained: Path) -> No
         assert rows[row]["why"] == "not measured: no GPU"
     assert rows["step_seconds"]["analytic"]["low"] < rows["step_seconds"]["analytic"]["high"]
     assert rows["mfu_palm"]["measured"]["value"] < 1
-    attribution = json.loads((trained / "report.json").read_text())["attribution"]
+    attribution = json.loads((tiny_run / "report.json").read_text())["attribution"]
     difference = attribution["actual_s"] - attribution["predicted_s"]
     assert sum(p["seconds"] for p in attribution["parts"]) == pytest.approx(difference, abs=1e-6)
 
 
-def test_a_killed_run_is_reported_and_resumed_exactly(trained: Path, tmp_path: Path) -> None:
+def test_a_killed_run_is_reported_and_resumed_exactly(tiny_run: Path, tmp_path: Path) -> None:
     """kill -9 at any moment: a report says how far it got; resumed, every loss is the same bits.
 
     Before, nanoGPT-like loops replayed the first batches after a resume.
@@ -115,7 +106,7 @@ def test_a_killed_run_is_reported_and_resumed_exactly(trained: Path, tmp_path: P
     assert json.loads((folder / "report.json").read_text())["run"]["status"] == "stopped"
     starts = [line for line in log_lines(folder) if line["kind"] == "start"]
     assert starts[1]["first_step"] in (4, 8)
-    again, undisturbed = losses(folder), losses(trained)
+    again, undisturbed = losses(folder), losses(tiny_run)
     assert [again[step] for step in range(12)] == [undisturbed[step] for step in range(12)]
 
 
@@ -152,10 +143,10 @@ def test_a_stopped_run_saves_a_checkpoint_first(tmp_path: Path, number: signal.S
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "state.pt", "meta.json"])
-def test_a_damaged_checkpoint_is_passed_over(trained: Path, tmp_path: Path, name: str) -> None:
+def test_a_damaged_checkpoint_is_passed_over(tiny_run: Path, tmp_path: Path, name: str) -> None:
     """A file cut by a crash is never loaded: the checkpoint before it is, and the log says so."""
     folder = tmp_path / "demo"
-    subprocess.run(["cp", "-r", str(trained), str(folder)], check=True)
+    subprocess.run(["cp", "-r", str(tiny_run), str(folder)], check=True)
     damaged = folder / "checkpoints" / "step_00000012" / name
     os.truncate(damaged, damaged.stat().st_size // 2)
     done = train_tiny(tmp_path, "--resume=auto")
@@ -166,14 +157,14 @@ def test_a_damaged_checkpoint_is_passed_over(trained: Path, tmp_path: Path, name
     assert any("step_00000012 is damaged" in text for text in warnings)
 
 
-def test_compiled_and_eager_training_agree(trained: Path, tmp_path: Path) -> None:
+def test_compiled_and_eager_training_agree(tiny_run: Path, tmp_path: Path) -> None:
     """torch.compile changes the time of a step, not its loss; and its own time is booked apart."""
     done = train_tiny(tmp_path, "--run.compile=true")
     assert done.returncode == 0, done.stderr
     compiled = [line for line in log_lines(tmp_path / "demo") if line["kind"] == "compile"]
     assert [line["mode"] for line in compiled] == ["compiled"]
     assert compiled[0]["seconds"] > 0.1
-    first, eager = losses(tmp_path / "demo")[0], losses(trained)[0]
+    first, eager = losses(tmp_path / "demo")[0], losses(tiny_run)[0]
     # Dropout draws other numbers in compiled code, so the first loss is near, not equal.
     assert first == pytest.approx(eager, abs=0.05)
 

@@ -37,7 +37,7 @@ OUTSIDE_PROJECTIONS = 10
 class Alarm:
     what: str
     """slow_down, throttling, temperature, memory, data_wait, finish_late, finish_early,
-    loss_not_finite or loss_spike"""
+    loss_not_finite or loss_spike, or what the loop itself has to tell"""
     text: str
     """one sentence: what is the matter, why where that is known, and what to do"""
     about: str | None = None
