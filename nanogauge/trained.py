@@ -94,9 +94,9 @@ def tokenizer_of(data: DataSection) -> tuple[str, str]:
     Raises:
         BadInput: if the data is not there, or nothing in it tells.
     """
-    assert data.path is not None
+    assert data.folder is not None
     try:
-        opened = open_folder(Path(data.path))
+        opened = open_folder(data.folder)
     except BadInput as error:
         raise BadInput(
             f"the run's tokenizer is told by its data, which cannot be opened ({error}) "
