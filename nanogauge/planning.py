@@ -232,12 +232,13 @@ def _candidate(config: Config, predicted: Predictor, free: FreeMemory) -> Candid
         tokens=config.tokens_per_step * train.max_steps,
         peak_process_bytes=found["peak_process_bytes"].expected,
         verdict=fit_verdict(memory_of(config, plan.hardware, plan.dtype, plan.gpus), free.bytes),
-        step_seconds=_span(plan.best("step_seconds")),
-        total_seconds=_span(plan.best("total_seconds")),
+        step_seconds=span_of(plan.best("step_seconds")),
+        total_seconds=span_of(plan.best("total_seconds")),
     )
 
 
-def _span(estimate: Estimate | None) -> Span | None:
+def span_of(estimate: Estimate | None) -> Span | None:
+    """An estimate without its formula; None where there is none."""
     if estimate is None:
         return None
     return Span(low=estimate.low, expected=estimate.expected, high=estimate.high)

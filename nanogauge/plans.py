@@ -10,10 +10,10 @@ from pathlib import Path
 from nanogauge.clock_times import later
 from nanogauge.config import Config, load_config
 from nanogauge.errors import BadInput
-from nanogauge.planning import Finish, Span, free_memory
+from nanogauge.planning import Finish, Span, free_memory, span_of
 from nanogauge.predict.fit import Verdict, fit_verdict, memory_of
 from nanogauge.quantities import tokens_per_second
-from nanogauge.records import Estimate, Prediction, Stored
+from nanogauge.records import Prediction, Stored
 
 
 class Planned(Stored):
@@ -82,7 +82,10 @@ def _planned(
     hardware, dtype, gpus = prediction.hardware, prediction.dtype, prediction.gpus
     free = free_memory(hardware, free_gib, gpus).bytes
     memory = memory_of(config, hardware, dtype, gpus)
-    step, total = _span(prediction.best("step_seconds")), _span(prediction.best("total_seconds"))
+    step, total = (
+        span_of(prediction.best("step_seconds")),
+        span_of(prediction.best("total_seconds")),
+    )
     parameters = int(prediction.quantities["parameters"].expected)
     tokens = config.tokens_per_step * config.train.max_steps
     speed = finish = None
@@ -113,13 +116,7 @@ def _planned(
         peak_process_bytes=Span(low=low, expected=expected, high=high),
         free_bytes=free,
         verdict=fit_verdict(memory, free),
-        energy_kwh=_span(prediction.best("energy_kwh")),
-        cost=_span(prediction.best("cost")),
+        energy_kwh=span_of(prediction.best("energy_kwh")),
+        cost=span_of(prediction.best("cost")),
         currency=config.cost.currency,
     )
-
-
-def _span(estimate: Estimate | None) -> Span | None:
-    if estimate is None:
-        return None
-    return Span(low=estimate.low, expected=estimate.expected, high=estimate.high)

@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from nanogauge.prepare.splitting import PATTERNS
-from nanogauge.prepare.tokenizer import END_OF_TEXT
+from nanogauge.prepare.tokenizer import END_OF_TEXT, byte_letters
 
 if TYPE_CHECKING:
     import tiktoken
@@ -89,16 +89,6 @@ def vocabulary_of(encoding: tiktoken.Encoding) -> dict[str, int]:
     ranks = encoding._mergeable_ranks
     written = {"".join(letters[b] for b in token): rank for token, rank in ranks.items()}
     return {**written, END_OF_TEXT: encoding.eot_token}
-
-
-def byte_letters() -> list[str]:
-    """The letter that stands for each byte: itself where it prints, else one from U+0100 on.
-
-    Source: openai/gpt-2, src/encoder.py (bytes_to_unicode).
-    """
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(0x100, 0x200))
-    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
 
 
 def parts_of(token: bytes, ranks: Mapping[bytes, int]) -> list[bytes] | None:

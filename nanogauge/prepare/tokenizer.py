@@ -119,19 +119,29 @@ def gpt2_encoding() -> tiktoken.Encoding:
     return tiktoken.Encoding(**described)
 
 
+def byte_letters() -> list[str]:
+    """The letter that stands for each byte: itself where it prints, else one from U+0100 on.
+
+    Source: openai/gpt-2, src/encoder.py (bytes_to_unicode).
+    """
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
+
+
 def ranks_of_merges(merges: str) -> dict[bytes, int]:
     """The number of each token, from the lines of GPT-2's vocab.bpe.
 
-    A line is the two tokens that make a third one; a byte that is no printable character stands
-    there as a letter from U+0100 on. https://github.com/openai/gpt-2/blob/master/src/encoder.py
+    A line is the two tokens that make a third one, in letters; single bytes come first, in the
+    order of theirs.
     """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    letters = {0x100 + i: byte for i, byte in enumerate(others)} | {ord(" "): None}
-    letters[ord("\n")] = 0x100  # no byte, so that it divides the tokens from each other
+    letters = byte_letters()
+    bytes_of: dict[int, int | None] = {ord(letter): byte for byte, letter in enumerate(letters)}
+    bytes_of[ord(" ")] = None
+    bytes_of[ord("\n")] = 0x100  # no byte, so that it divides the tokens from each other
     _, _, lines = merges.rstrip("\n").partition("\n")
-    tokens = [token.encode("latin-1") for token in lines.translate(letters).split("\u0100")]
-    single = [bytes([byte]) for byte in [*printable, *others]]
+    tokens = [token.encode("latin-1") for token in lines.translate(bytes_of).split("\u0100")]
+    single = [bytes([byte]) for byte in sorted(range(256), key=letters.__getitem__)]
     return {token: rank for rank, token in enumerate([*single, *tokens])}
 
 
