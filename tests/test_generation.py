@@ -86,7 +86,7 @@ def test_a_text_ends_where_the_model_ends_it() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(
-    logits=st.lists(st.floats(-4, 4), min_size=2, max_size=12),
+    logits=st.lists(st.floats(-4, 4, width=32), min_size=2, max_size=12),
     temperature=st.floats(0.3, 2),
     top_k=st.none() | st.integers(1, 14),
     top_p=st.none() | st.floats(0.01, 1),
@@ -102,7 +102,7 @@ def test_only_tokens_that_top_k_and_top_p_leave_are_drawn(
     shares = torch.softmax(torch.tensor(left) / temperature, dim=-1).tolist()
     before = [sum(shares[:i]) for i in range(len(left))]
     least = min(x for x, b in zip(left, before, strict=True) if top_p is None or b < top_p + 1e-6)
-    assert all(logits[token] >= least for token in drawn)
+    assert all(logits[token] >= least - 1e-6 for token in drawn)  # equal in fp32's probabilities
 
 
 def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:

@@ -25,13 +25,16 @@ class Saved:
     """of one layer, from its forward to its backward pass: less than `layer` with checkpointing"""
     edges: float
     """before the first and after the last layer, without the logits"""
+    final_norm: float
+    """of these what the norm after the last layer keeps, until its own backward pass is done"""
     logits_forward: float
     """logits and what the loss makes of them, at the end of the forward pass; of a chunked head
     what a chunk needs, and its gradient of the weight where that is a tensor of its own"""
     logits_backward: float
     """the same where the loss's gradient is computed"""
     layer_gradients: float
-    """gradients on their way through the MLP of a layer, beyond what it had saved"""
+    """gradients on their way through the last product of a layer's MLP and that of its weight,
+    beyond what the layer had saved"""
 
 
 def saved_for_backward(work: Workload, on_cpu: bool = False) -> Saved:
@@ -71,9 +74,10 @@ def saved_for_backward(work: Workload, on_cpu: bool = False) -> Saved:
         layer=n * layer,
         kept=n * kept,
         edges=n * edges,
+        final_norm=n * final_norm,
         logits_forward=forward,
         logits_backward=backward,
-        layer_gradients=n * (r * width + e * width + e * mlp),
+        layer_gradients=n * (r * width + (e * width if e < r else 0) + e * mlp) + e * width * mlp,
     )
 
 
@@ -125,6 +129,8 @@ def _chunk(work: Workload, on_cpu: bool) -> float:
         product = 2.0 * vocabulary * width
         if on_cpu or not work.compiled:  # the softmax in fp32, which is gone when products begin
             product = max(product, 4.0 * vocabulary * chunk)
+        if on_cpu:  # which cannot add 16 bits to 32 without a copy
+            product = max(product, 6.0 * vocabulary * width)
     inputs = (r + (e if e == 2 else 0)) * width * work.tokens
     return logits + weight + product + inputs
 

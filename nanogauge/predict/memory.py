@@ -111,22 +111,32 @@ def _moments(
         "gradient buckets": state.buckets,
     }
     casts = state.casts
-    if chunked and casts:  # the head's are let go in the forward pass
+    if casts:  # the head's are let go with its own backward pass, a chunked one's before the others
         casts -= work.element_bytes * work.shape.vocabulary * work.shape.width
+    head_casts = 0.0 if chunked else state.casts - casts
+    layers = work.shape.layers
+    done = layers - 1  # layers, when the first is the last to go back
+    if work.checkpointing != "none":  # those of a layer are made again with it
+        casts -= done * state.layer_casts
     in_backward = always | {
-        "16-bit copies": casts,
-        "activations": work.shape.layers * saved.kept + saved.edges,
+        "16-bit copies": casts + head_casts,
+        "activations": layers * saved.kept + saved.edges,
     }
     # Eager, a gradient is added to what an earlier micro-batch left as soon as it is made; the
-    # compiled pass returns all at its end. The tied embedding's waits for both parts and their sum.
+    # compiled pass returns all at its end. The tied embedding's waits for both parts and their sum,
+    # which in 16 bits is made in place of the first.
+    added_at_once = accumulating and not work.compiled
     made = (2 if accumulating and work.compiled else 1) * state.gradients
-    waiting = 2 if work.shape.tied else int(accumulating and not work.compiled)
+    waiting = 2 if work.shape.tied else int(added_at_once)
+    if work.shape.tied and not work.compiled:
+        waiting += (work.element_bytes == 4) + accumulating - 1
     embedding_gradient = 0.0 if in_place else state.embedding_gradient
     # So is that of every other matrix, of which the widest counts.
     beside = 0.0
-    if accumulating and not work.compiled:
+    if added_at_once:
         beside = state.embedding_gradient * work.shape.mlp_width / work.shape.vocabulary
     recomputed = saved.layer if work.checkpointing != "none" else 0.0
+    temporaries = saved.layer_gradients + recomputed + embedding_gradient
     return {
         "the vocabulary head" if chunked else "the end of the forward pass": in_backward
         | {
@@ -136,10 +146,19 @@ def _moments(
         },
         "the backward pass of the loss": in_backward
         | {"gradients": accumulated, "logits and loss": saved.logits_backward},
-        "the backward pass of the last layer": in_backward
+        "the backward pass of the last layer": always
         | {
+            "16-bit copies": casts,
+            "activations": in_backward["activations"] - saved.final_norm,
             "gradients": accumulated,
-            "temporaries": saved.layer_gradients + recomputed + max(embedding_gradient, beside),
+            "temporaries": temporaries,
+        },
+        "the backward pass of the first layer": always
+        | {
+            "16-bit copies": casts - (0 if recomputed else done * state.layer_casts),
+            "activations": saved.kept + saved.edges - saved.final_norm,
+            "gradients": accumulated + (0 if added_at_once else done * state.layer_gradients),
+            "temporaries": temporaries,
         },
         "the end of the backward pass": always
         | {"gradients": made, "temporaries": max(waiting * embedding_gradient, beside)},

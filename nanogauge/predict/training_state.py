@@ -18,6 +18,10 @@ class TrainingState:
     buckets: float
     """gradients on their way to other GPUs"""
     embedding_gradient: float
+    layer_gradients: float
+    """of the matrices of one layer"""
+    layer_casts: float
+    """of the 16-bit copies those that are let go with one layer's backward pass"""
     optimizer_temporary: float
     weight_formula: str
     moment_formula: str
@@ -41,6 +45,7 @@ def training_state(work: Workload) -> TrainingState:
         "adamw_foreach": weights,  # the square roots of all second moments at once
         "muon": 2 * counted.block_matrices,  # 16-bit updates of all matrices
     }[work.optimizer]
+    layer = counted.block_matrices / shape.layers
     table_gradient = (2 if narrow else master) * counted.vocabulary
     shards = work.shards
     casts: float
@@ -53,7 +58,6 @@ def training_state(work: Workload) -> TrainingState:
     else:
         # FSDP: embedding and head stay gathered in 16 bits from the forward pass on; of the layers
         # the one at work and the next. Of one layer the gradients are summed up in fp32.
-        layer = counted.block_matrices / shape.layers
         tables = counted.vocabulary * (1 if shape.tied else 2)
         casts = work.element_bytes * (tables + 2 * layer)
         buckets = (4 + work.element_bytes) * layer
@@ -66,6 +70,8 @@ def training_state(work: Workload) -> TrainingState:
         casts=casts,
         buckets=buckets,
         embedding_gradient=table_gradient,
+        layer_gradients=master * layer / shards,
+        layer_casts=2 * layer if casts and shards == 1 else 0.0,
         optimizer_temporary=temporary / shards,
         weight_formula=per_weight + shared,
         moment_formula=f"twice the weights{', Muon once' * (work.optimizer == 'muon')}{shared}",

@@ -105,8 +105,8 @@ def losses_and_slopes(logits: Tensor, targets: Tensor) -> Tensor:
     of_target = wide.gather(-1, targets[:, None]) - largest
     torch.softmax(wide, -1, out=wide)
     total = 1 / wide.amax(-1, keepdim=True)
-    logits.copy_(wide)
-    logits.scatter_(-1, targets[:, None], (of_target.exp() / total - 1).to(logits.dtype))
+    wide.scatter_(-1, targets[:, None], of_target.exp() / total - 1)
+    logits.copy_(wide)  # fp32 logits are `wide`
     return (total.log() - of_target).squeeze(-1)
 
 
