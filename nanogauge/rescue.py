@@ -63,6 +63,7 @@ def save(s: Session, step: int, wait: bool) -> None:
                 "config_sha256": hashlib.sha256(s.config.to_toml().encode()).hexdigest(),
                 "identity": s.identity,
                 "micro_batch": s.batches.micro_batch,
+                "configured_micro_batch": s.config.train.micro_batch,
                 "rollbacks": s.rollbacks,
                 "best_val_loss": s.best_val_loss,
                 "tokens": step * s.config.tokens_per_step,

@@ -151,3 +151,17 @@ def _described(position: Mapping[str, object]) -> str:
         f"(fingerprint {str(position['fingerprint'])[:12]}, order {position['order']}, "
         f"{position['samples']:,} samples seen)"
     )
+
+
+def micro_batch_to_use(config: Config, run: Mapping[str, object]) -> int:
+    """What is configured, or what had room when memory ran out under that very configuration.
+
+    Args:
+        run: what a checkpoint holds of the run; empty for a new one.
+    """
+    configured = config.train.micro_batch
+    if run.get("configured_micro_batch") != configured:
+        return configured
+    used = run["micro_batch"]
+    assert isinstance(used, int)
+    return used

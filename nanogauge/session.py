@@ -46,7 +46,12 @@ from nanogauge.records import Event, Start
 from nanogauge.report.build import CLAIMS_NAME
 from nanogauge.report.figures import quantile
 from nanogauge.report.measured import steady_seconds
-from nanogauge.resume import code_sha256, refuse_other_data, refuse_other_identity
+from nanogauge.resume import (
+    code_sha256,
+    micro_batch_to_use,
+    refuse_other_data,
+    refuse_other_identity,
+)
 from nanogauge.rundata import make_batches, open_data, tell_of_data
 from nanogauge.runfolder import RunFolder, write_aside
 from nanogauge.runlock import RunLock
@@ -199,7 +204,7 @@ def open_session(
     opened = share_folder(config, ranks, opening)
     folder = opened.folder
     meta = read_meta(opened.checkpoint) if opened.checkpoint is not None else None
-    micro_batch = meta.run["micro_batch"] if meta is not None else config.train.micro_batch
+    micro_batch = micro_batch_to_use(config, meta.run if meta is not None else {})
     if opened.rollbacks or micro_batch != config.train.micro_batch:
         batches.close()
         batches = make_batches(config, source, device, ranks, micro_batch, opened.rollbacks)

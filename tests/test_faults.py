@@ -136,6 +136,16 @@ def test_where_memory_runs_out_fewer_sequences_are_taken_at_once(
     assert log_lines(folder)[-2]["kind"] != "step"
     starts = [line for line in log_lines(folder) if line["kind"] == "start"]
     assert starts[-1]["micro_batch"] == 2, "a resumed run begins with what has room"
+    chosen = ("--train.micro-batch=1", "--train.grad-accum=8", "--train.max-steps=14")
+    names = ("train.micro_batch", "train.grad_accum", "train.max_steps")
+    done = train_tiny(
+        tmp_path, "--model.dropout=0", "--resume=auto", *chosen, "--allow-change", *names
+    )
+    assert done.returncode == 0, done.stderr
+    starts = [line for line in log_lines(folder) if line["kind"] == "start"]
+    assert starts[-1].get("micro_batch") is None, "what was asked for by name is what is taken"
+    changed = events(folder, "changed")[-3:]
+    assert changed[0]["text"] == "train.micro_batch was 4 and is 1 from here on."
 
 
 def test_memory_that_one_sequence_does_not_fit_into_ends_the_run(tmp_path: Path) -> None:

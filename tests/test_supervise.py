@@ -22,7 +22,7 @@ from nanogauge.admission import open_folder
 from nanogauge.config import load_config
 from nanogauge.records import Start
 from nanogauge.runlog import RunLog
-from nanogauge.supervise import Seen, Supervisor, wait_seconds
+from nanogauge.supervise import VARIABLE, Seen, Supervisor, wait_seconds
 
 KILLED = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
 
@@ -48,6 +48,13 @@ def test_what_ended_on_purpose_is_not_started_again(status: int) -> None:
     """Done, bad input and stopped: a second attempt would be unwanted or fail the same."""
     watched = Watched(f"import sys; sys.exit({status})", [])
     assert (watched.status, watched.waits, watched.said) == (status, [], [])
+
+
+def test_what_was_once_taken_is_tried_again_when_it_is_refused() -> None:
+    """A graphics card's memory that something else holds for a minute must not end the night."""
+    code = f"import os, sys; sys.exit(1 if os.environ['{VARIABLE}'] == '0' else 2)"
+    watched = Watched(code, [Seen(), *[Seen(starts=1, steps=3)] * 9], max_restarts=3)
+    assert (watched.status, watched.waits) == (2, [5, 10, 20])
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])

@@ -15,6 +15,8 @@ TOLD = {
     "out_of_memory": "memory ran out {times}",
     "compile_failed": "compilation failed",
     "hung": "hung {times}",
+    "disk_full": "the disk was full {times}",
+    "changed": "went on with another configuration",
     "checkpoint_failed": "a checkpoint failed {times}",
     "checkpoint_damaged": "a checkpoint was damaged {times}",
     "loss_spike": "the loss rose {times}",
