@@ -46,7 +46,7 @@ class Task:
 
 
 if __name__ == "__main__" and json.loads(sys.argv[1])["program"] == "nanogauge":
-    pass  # before torch, as train.py does
+    import nanogauge.threads  # noqa: F401  before torch, as train.py does
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
