@@ -2,6 +2,7 @@
 
 python bench/chaos.py --inputs 10000 [--seed 1] [--only "run log"] [--json]
 python bench/chaos.py --kills 100 [--compiled] [--seed 1] [--json]
+python bench/chaos.py --writes 100 [--seed 1] [--json]
 
 Inputs: configurations, claims, logs, run folders and shards that are cut, mixed up or made up go to
 the real commands, in this process. Each has to end within 10 s, with exit status 0, or with 2 and
@@ -13,6 +14,12 @@ Kills: a short run is killed -9 again and again at random moments, a third of th
 checkpoint is being written, and gone on with each time. In the end its weights and the figures of
 its steps and evaluations have to be those of the same run undisturbed, bit by bit, and each line of
 its log but the last has to be whole at each kill (killed_runs.py).
+
+Writes: in short runs one write to the run folder, at a random place, fails, or some in a row, or
+all from there on: with a full disk, an error of the device, or for want of rights. Each has to end
+with exit status 0, or with 1 or 2 and what to do; no file under its own name may be broken; and
+gone on with it has to come to the weights of a run in which nothing failed. Needs gcc
+(failing_writes.py).
 """
 
 from __future__ import annotations
@@ -36,6 +43,7 @@ from types import FrameType
 from typing import Any
 
 from broken import KINDS, OPEN_DATA, SCRIPTS, SECRET, make_originals
+from failing_writes import let_writes_fail
 from killed_runs import differences, kill_again_and_again, undisturbed
 from results import result
 
@@ -235,18 +243,40 @@ def kills(count: int, seed: int, compiled: bool, as_json: bool) -> int:
     return 1 if found or killed.broken_lines or killed.failed_starts else 0
 
 
+def writes(count: int, seed: int, as_json: bool) -> int:
+    """Let writes fail in so many runs; 1 if one of them went wrong."""
+    with tempfile.TemporaryDirectory() as scratch:
+        failed = let_writes_fail(Path(scratch), count, seed)
+    values = {
+        "writes_of_a_run": failed.writes,
+        **dict(sorted(failed.ends.items())),
+        "went_wrong": len(failed.wrong),
+    }
+    if as_json:
+        results = [result(name, "writes", [n], "no write fails") for name, n in values.items()]
+        print(json.dumps({"bench": "chaos", "results": results}))
+    else:
+        print("\n".join(f"{name:36} {n:,}" for name, n in values.items()))
+    for said in failed.wrong:
+        print(said, file=sys.stderr)
+    return 1 if failed.wrong else 0
+
+
 def main(arguments: Sequence[str]) -> int:
     assert __doc__ is not None
     parser = Parser(__doc__)
     parser.add_argument("--inputs", type=int, metavar="N", help="broken inputs to give")
     parser.add_argument("--kills", type=int, metavar="N", help="times to kill a run")
+    parser.add_argument("--writes", type=int, metavar="N", help="runs in which writes fail")
     parser.add_argument("--compiled", action="store_true", help="kill a compiled run")
     parser.add_argument("--seed", type=int, default=1, help="of the first input, or of the kills")
     parser.add_argument("--only", choices=sorted(KINDS), help="inputs of this kind alone")
     parser.add_argument("--json", action="store_true", help="print JSON, and nothing else")
     given = parser.parse(arguments)
-    if (given.inputs is None) == (given.kills is None):
-        raise BadInput("say which experiment: --inputs 10000, or --kills 100.")
+    if sum(each is not None for each in (given.inputs, given.kills, given.writes)) != 1:
+        raise BadInput("say which experiment: --inputs 10000, --kills 100 or --writes 100.")
+    if given.writes is not None:
+        return writes(given.writes, given.seed, given.json)
     if given.kills is not None:
         return kills(given.kills, given.seed, given.compiled, given.json)
     outcome = inputs(given.inputs, given.seed, given.only)

@@ -1,7 +1,8 @@
 """train.py with a model that fails: python faulty_train.py FAULT ARGUMENTS...
 
 nan:A-B makes the loss of the A-th to the B-th training pass of the process no number, room:N has no
-memory for more than N sequences in one pass, and evaluation_room:N none for them in an evaluation.
+memory for more than N sequences in one pass, late_room:N none for them from the 8th training pass
+on, and evaluation_room:N none in an evaluation.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ def faulty(self: TrainingLoss, tokens: Tensor, targets: Tensor) -> Tensor:
     training = torch.is_grad_enabled()
     passes += training
     crowded = "room" in fault and len(tokens) > int(value)
-    if crowded and (fault == "room" or not training):
+    meant = {"room": True, "late_room": passes >= 8, "evaluation_room": not training}
+    if crowded and meant[fault]:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
     loss = sound(self, tokens, targets)
     if fault == "nan" and training:

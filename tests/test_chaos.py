@@ -34,6 +34,16 @@ def test_broken_inputs_of_every_kind_end_well() -> None:
     assert min(counts["exit 0"], counts["exit 2"]) > 20, "some are whole enough to be read"
 
 
+def test_runs_whose_writes_fail_end_well_and_can_be_gone_on_with() -> None:
+    """An error of the disk at any write costs no file that was there, and not the run."""
+    done = run("bench/chaos.py", "--writes", 4, "--seed", 3, "--json", PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr
+    counted = {row["id"]: row["value"] for row in json.loads(done.stdout)["results"]}
+    assert counted["writes_of_a_run"] > 100
+    assert counted["went_wrong"] == 0
+    assert sum(n for name, n in counted.items() if name.startswith("exit")) == 4
+
+
 @pytest.mark.parametrize(
     ("value", "words"),
     [("[" * 3000, "nested too deeply"), ("9" * 5000, "not valid TOML"), ("{a=" * 999, "nested")],

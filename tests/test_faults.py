@@ -110,11 +110,15 @@ def test_a_run_that_cannot_be_rescued_stops_with_its_diagnosis(tmp_path: Path) -
     assert (folder / "report.html").exists()
 
 
-@pytest.mark.parametrize(("fault", "step"), [("room:3", 0), ("evaluation_room:3", 0)])
+@pytest.mark.parametrize(
+    ("fault", "step"), [("room:3", 0), ("late_room:3", 3), ("evaluation_room:3", 0)]
+)
 def test_where_memory_runs_out_fewer_sequences_are_taken_at_once(
     tmp_path: Path, fault: str, step: int
 ) -> None:
     """The same tokens make a step and an evaluation, so that losses stay those of the run.
+
+    The late one is in the second pass of a step, the first of which is made again.
 
     Without dropout a step of 4 x 2 sequences and one of 2 x 4 differ by rounding alone.
     """
