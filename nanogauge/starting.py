@@ -17,7 +17,7 @@ from nanogauge.present import calibrated_threads
 from nanogauge.recording import raise_alarm
 from nanogauge.records import Compile
 from nanogauge.session import Session
-from nanogauge.training.compiling import compile_loss, run_once
+from nanogauge.training.compiling import compile_loss, keep_compiled, run_once
 from nanogauge.training.device import autocast
 from nanogauge.training.loss import AsModule
 
@@ -27,6 +27,7 @@ COMPILING_SECONDS = 1800.0
 
 def compile_session(s: Session) -> None:
     """Compile, in a window of its own; where that fails the model stays as it is, loudly."""
+    keep_compiled()
     s.screen.say("compiling ...")
     s.compile_watch.listen()
     s.watchdog.beat(COMPILING_SECONDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,8 +20,10 @@ settings.load_profile("repeatable")
 
 @pytest.fixture(scope="session", autouse=True)
 def _calibrations_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """No test reads or writes what was measured for the person whose machine this is."""
+    """No test reads or writes what was measured, or compiled, for whose machine this is."""
     os.environ["XDG_DATA_HOME"] = str(tmp_path_factory.mktemp("data"))
+    compiled = Path(tempfile.gettempdir()) / "nanogauge-compiled-by-tests"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compiled))
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from commands import DEMO, ROOT, TINY, log_lines, rows_of, run, steps_of, train_
 from long_runs import start, wait_for_step
 
 from nanogauge.prepare.shards import Origin, ShardWriter
+from nanogauge.training.compiling import CACHE, keep_compiled
 
 
 def losses(folder: Path) -> dict[int, float]:
@@ -167,6 +168,23 @@ def test_compiled_and_eager_training_agree(tiny_run: Path, tmp_path: Path) -> No
     first, eager = losses(tmp_path / "demo")[0], losses(tiny_run)[0]
     # Dropout draws other numbers in compiled code, so the first loss is near, not equal.
     assert first == pytest.approx(eager, abs=0.05)
+
+
+def test_what_is_compiled_outlives_temporary_files_unless_a_folder_was_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the user's cache folder cannot be made, torch's own place does."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv(CACHE, "chosen")
+    keep_compiled()
+    assert os.environ[CACHE] == "chosen"
+    monkeypatch.delenv(CACHE)
+    (tmp_path / "cache").write_text("no folder")
+    keep_compiled()
+    assert CACHE not in os.environ
+    (tmp_path / "cache").unlink()
+    keep_compiled()
+    assert os.environ[CACHE] == str(tmp_path / "cache" / "nanogauge" / "compiled")
 
 
 def test_without_a_compiler_training_goes_on_and_says_so(tmp_path: Path) -> None:

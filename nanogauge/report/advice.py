@@ -117,8 +117,8 @@ class Advice:
         saved = (1 - warm / cold) * spent
         return self._worth(
             saved,
-            "a cache of the compiler that outlives the run (TORCHINDUCTOR_CACHE_DIR) saves up to "
-            f"{format_seconds(saved)} when this model is trained again",
+            f"what was compiled is kept (docs/install.md): it saves up to {format_seconds(saved)} "
+            "when this model is trained again",
         )
 
     def throttling(self, lost: float) -> str | None:

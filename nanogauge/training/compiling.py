@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 
+import platformdirs
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +14,24 @@ from nanogauge.training.device import is_out_of_memory
 from nanogauge.training.loss import TrainingLoss
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+CACHE = "TORCHINDUCTOR_CACHE_DIR"
+
+
+def keep_compiled() -> None:
+    """Let what is compiled outlive a restart of the machine, unless somebody chose a folder.
+
+    By default torch keeps it among temporary files. Where the user's cache folder cannot be written
+    it stays there.
+    """
+    if CACHE in os.environ:
+        return
+    folder = platformdirs.user_cache_path("nanogauge", appauthor=False) / "compiled"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return
+    if os.access(folder, os.W_OK):
+        os.environ[CACHE] = str(folder)
 
 
 class CompileWatch:
