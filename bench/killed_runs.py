@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import random
@@ -71,6 +72,7 @@ def kill_again_and_again(out: Path, kills: int, seed: int, compiled: bool) -> Ki
     log = folder / "log.jsonl"
     while done.kills < kills:
         size = log.stat().st_size if log.exists() else 0
+        began = time.time()
         process = begin(out, "killed", compiled, *more)
         while process.poll() is None and not (log.exists() and log.stat().st_size > size):
             time.sleep(0.005)
@@ -79,7 +81,7 @@ def kill_again_and_again(out: Path, kills: int, seed: int, compiled: bool) -> Ki
             in_write = chance.random() < 1 / 3
             while process.poll() is None and time.monotonic() < ends:
                 time.sleep(0.002)
-            while in_write and process.poll() is None and not being_written(folder):
+            while in_write and process.poll() is None and not being_written(folder, began):
                 time.sleep(0.0005)
         if process.poll() is not None:
             break  # it came to its end before its time
@@ -88,7 +90,7 @@ def kill_again_and_again(out: Path, kills: int, seed: int, compiled: bool) -> Ki
         if said:
             done.failed_starts.append(said)
         done.kills += 1
-        done.moments[moment(folder)] += 1
+        done.moments[moment(folder, began)] += 1
         done.broken_lines += broken_lines(log)
         more = ["--force", "--resume=auto"]
     process = begin(out, "killed", compiled, *more)
@@ -98,14 +100,21 @@ def kill_again_and_again(out: Path, kills: int, seed: int, compiled: bool) -> Ki
     return done
 
 
-def being_written(folder: Path) -> bool:
-    """Whether a checkpoint is on its way to the disk."""
-    return any((folder / "checkpoints").glob(".step_*"))
+def being_written(folder: Path, began: float) -> bool:
+    """Whether the process of this time of day has a checkpoint on its way to the disk.
+
+    What an earlier one left unfinished lies there until the next is written.
+    """
+    for path in (folder / "checkpoints").glob(".step_*"):
+        with contextlib.suppress(OSError):  # it has been renamed in between
+            if path.stat().st_mtime > began:
+                return True
+    return False
 
 
-def moment(folder: Path) -> str:
+def moment(folder: Path, began: float) -> str:
     """What a killed process was doing, as far as it can be seen."""
-    if being_written(folder):
+    if being_written(folder, began):
         return "checkpoint"
     data = (folder / "log.jsonl").read_bytes()
     if not data.endswith(b"\n"):
