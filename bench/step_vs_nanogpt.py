@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,13 @@ SHAPES: dict[str, tuple[dict[str, Any], int, int]] = {
     "10m-8x256": (sizes(6, 6, 384, 256, 65), 8, 1),
 }
 """model, micro-batch, accumulation"""
-FORMS = {"eager": (False, False), "compiled": (True, False), "low-memory": (False, True)}
-"""of our program: compiled, and with recomputed blocks"""
+FORMS: dict[str, dict[str, Any]] = {
+    "eager": {},
+    "compiled": {"compile": True},
+    "low-memory": {"low_memory": True},
+    "one-pass": {"one_pass": True},
+}
+"""of our program: as it is, compiled, with recomputed blocks, all sequences of a step at once"""
 CASES = [
     f"{shape}-{dtype}-{form}" for shape in SHAPES for dtype in ("fp32", "bf16") for form in FORMS
 ]
@@ -90,13 +96,13 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         weights = str(Path(folder) / "weights.pt")
 
-        def task(program: str, compiled: bool = False, low_memory: bool = False) -> Task:
+        def task(program: str, **form: Any) -> Task:
             size = (model, micro_batch, grad_accum, DTYPES[dtype])
-            return Task(program, weights, *size, compiled, low_memory)
+            return replace(Task(program, weights, *size, compile=False), **form)
 
         trainers: dict[str, Trainer] = {}
         for form in forms:
-            trainers[form] = Trainer(task("nanogauge", *FORMS[form]))
+            trainers[form] = Trainer(task("nanogauge", **FORMS[form]))
             trainers[form].step()  # which also makes the weights
         peer = trainers["nanoGPT"] = Trainer(task(str(path)))
         peer.step()

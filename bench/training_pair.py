@@ -38,6 +38,8 @@ class Task:
     dtype: str
     compile: bool
     low_memory: bool = False
+    one_pass: bool = False
+    """of ours: the sequences of all micro-batches of a step at once"""
     evaluate: bool = False
     """a batch is evaluated before the first step, as both programs do"""
 
@@ -85,7 +87,8 @@ def ours(task: Task) -> Step:
         torch.save(model.state_dict(), task.weights)
     model.recompute = task.low_memory
     optimizer = make_optimizer(model, OptimizerSection(learning_rate=LEARNING_RATE, beta2=0.99))
-    loss_of = TrainingLoss(model, "chunked", task.grad_accum, device)
+    passes = 1 if task.one_pass else task.grad_accum
+    loss_of = TrainingLoss(model, "chunked", passes, device)
     if task.compile:
         first = batch(task, 0, 0)
         failure = compile_loss(model, loss_of, *first, lambda: autocast(device, task.dtype))
@@ -96,9 +99,13 @@ def ours(task: Task) -> Step:
 
     def step(number: int) -> float:
         total = torch.zeros(())
-        for micro in range(task.grad_accum):
+        batches = [batch(task, number, micro) for micro in range(task.grad_accum)]
+        if task.one_pass:
+            tokens, targets = zip(*batches, strict=True)
+            batches = [(torch.cat(tokens), torch.cat(targets))]
+        for each in batches:
             with autocast(device, task.dtype):
-                loss = loss_of(*batch(task, number, micro)) / task.grad_accum
+                loss = loss_of(*each) / passes
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         nn.utils.clip_grad_norm_(model.parameters(), CLIP)
