@@ -21,7 +21,7 @@ from nanogauge.predict.activations import saved_for_backward
 from nanogauge.predict.fit import fit_verdict
 from nanogauge.predict.memory import predict_memory
 from nanogauge.predict.training_state import training_state
-from nanogauge.predict.workload import Program, Shape, Workload, shape_of, workload_of
+from nanogauge.predict.workload import Program, Shape, Workload, program_of, shape_of, workload_of
 from nanogauge.training.loss import TrainingLoss
 from nanogauge.training.optimizer import make_optimizer
 
@@ -42,6 +42,12 @@ def workloads(draw: st.DrawFn, compiled: bool) -> tuple[ModelSection, Workload]:
         vocab_size=draw(st.integers(64, 2000)),
         bias=draw(st.booleans()),
         dropout=draw(st.sampled_from([0.0, 0.1])),
+        positions=draw(st.sampled_from(["learned", "rotary"])),
+        norm=draw(st.sampled_from(["layernorm", "rmsnorm"])),
+        qk_norm=draw(st.booleans()),
+        activation=draw(st.sampled_from(["gelu", "relu2"])),
+        tied_head=draw(st.booleans()),
+        logit_softcap=draw(st.sampled_from([0.0, 15.0])),
     )
     work = Workload(
         shape=shape_of(model),
@@ -50,6 +56,7 @@ def workloads(draw: st.DrawFn, compiled: bool) -> tuple[ModelSection, Workload]:
         dtype=draw(st.sampled_from(["float32", "bfloat16"])),
         compiled=compiled,
         dropout=model.dropout,
+        program=program_of(model),
     )
     return model, work
 
@@ -72,7 +79,8 @@ def test_eager_keeps_what_the_saved_tensor_hooks_count(
     """Within 1 %: every storage that autograd holds when forward returns, but for parameters."""
     section, work = case
     model = GPT(section)
-    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    its_own = [*model.parameters(), *model.buffers()]
+    parameters = {tensor.untyped_storage().data_ptr() for tensor in its_own}
     kept: dict[int, torch.UntypedStorage] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -84,7 +92,8 @@ def test_eager_keeps_what_the_saved_tensor_hooks_count(
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         loss_of(model, work)
     saved = saved_for_backward(work, on_cpu=True)
-    log_softmax = 4 * work.tokens * work.shape.vocabulary
+    capped = work.element_bytes if work.program.logit_softcap else 0
+    log_softmax = (4 + capped) * work.tokens * work.shape.vocabulary
     expected = work.shape.layers * saved.kept + saved.edges + log_softmax
     expected += training_state(work).casts
     assert sum(s.nbytes() for s in kept.values()) == pytest.approx(expected, rel=0.01)
