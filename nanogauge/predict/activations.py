@@ -71,6 +71,8 @@ def saved_for_backward(work: Workload, on_cpu: bool = False) -> Saved:
     forward, backward = (n * each for each in _logits(work))
     if chunked:
         forward, backward = _chunk(work, on_cpu), 0.0
+    # Eager, the square's gradient makes two tensors on its way to what GELU's makes at once.
+    square = 2 * e * mlp if program.squared_relu and not work.compiled else 0
     return Saved(
         layer=n * layer,
         kept=n * kept,
@@ -78,7 +80,8 @@ def saved_for_backward(work: Workload, on_cpu: bool = False) -> Saved:
         final_norm=n * final_norm,
         logits_forward=forward,
         logits_backward=backward,
-        layer_gradients=n * (r * width + (e * width if e < r else 0) + e * mlp) + e * width * mlp,
+        layer_gradients=n * (r * width + (e * width if e < r else 0) + e * mlp + square)
+        + e * width * mlp,
     )
 
 
@@ -156,11 +159,13 @@ def _chunk(work: Workload, on_cpu: bool) -> float:
     chunk = min(chunk_tokens(vocabulary, "cpu" if on_cpu else "cuda"), work.tokens)
     logits = e * vocabulary * chunk
     weight = 0.0 if on_cpu else 4.0 * vocabulary * width
-    product = 0.0
+    # Soft-capped logits have the slope of their tanh beside them, while the softmax is made.
+    capped = 4.0 * vocabulary * chunk if work.program.logit_softcap else 0.0
+    product = capped if on_cpu or not work.compiled else 0.0
     if e == 2:
-        product = 2.0 * vocabulary * width
+        product = max(product, 2.0 * vocabulary * width)
         if on_cpu or not work.compiled:  # the softmax in fp32, which is gone when products begin
-            product = max(product, 4.0 * vocabulary * chunk)
+            product = max(2.0 * vocabulary * width, 4.0 * vocabulary * chunk + capped)
         if on_cpu:  # which cannot add 16 bits to 32 without a copy
             product = max(product, 6.0 * vocabulary * width)
     inputs = (r + (e if e == 2 else 0)) * width * work.tokens

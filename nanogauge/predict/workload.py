@@ -65,6 +65,8 @@ class Program:
     """one matrix makes queries, keys and values"""
     qk_norm: bool = False
     """queries and keys are normalised"""
+    squared_relu: bool = False
+    """in the MLP, and not GELU"""
     learned_scales: float = 0.0
     """in a layer, on tensors of the model's width: each keeps what it multiplies"""
     logit_softcap: bool = False
@@ -163,7 +165,11 @@ def shape_of(model: ModelSection) -> Shape:
 
 def program_of(model: ModelSection) -> Program:
     """What model.py does beyond the products of its shape."""
-    return Program(qk_norm=model.qk_norm, logit_softcap=model.logit_softcap > 0)
+    return Program(
+        qk_norm=model.qk_norm,
+        squared_relu=model.activation == "relu2",
+        logit_softcap=model.logit_softcap > 0,
+    )
 
 
 def workload_of(config: Config, dtype: str, on_gpu: bool, gpus: int = 1) -> Workload:

@@ -44,7 +44,9 @@ def plain_loss(hidden: Tensor, weight: Tensor, targets: Tensor, cap: float = 0.0
     cap: what a tanh keeps the logits within; 0 leaves them alone.
     """
     logits = F.linear(hidden, weight)
-    return F.cross_entropy(cap * torch.tanh(logits / cap) if cap else logits, targets)
+    if cap:
+        logits = cap * torch.tanh(logits / cap)
+    return F.cross_entropy(logits, targets)
 
 
 def chunked_loss(
