@@ -60,7 +60,7 @@ from nanogauge.train_flags import read_command
 from nanogauge.training.data import Split
 from nanogauge.training.device import autocast, is_out_of_memory, to_host
 from nanogauge.training.exactness import fix_workspace
-from nanogauge.training.optimizer import update
+from nanogauge.training.optimizer import set_rate, update
 from nanogauge.training.ranks import LOST, Ranks, is_told_elsewhere, open_ranks, share_of
 from nanogauge.training.sampling import is_sampled
 from nanogauge.training.schedule import learning_rate
@@ -98,8 +98,7 @@ def train(s: Session) -> tuple[Status, str | None]:
             s.sensors.power_since_last()  # what was sampled meanwhile is no step's
         watch = clock.begin_step(split=(step - s.first_step) % config.measure.split_every == 0)
         rate = learning_rate(step, config.optimizer, config.train.max_steps)
-        for group in s.optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(s.optimizer, rate)
         total = torch.zeros((), device=s.device)
         for micro in range(accumulation):
             with watch.waiting():

@@ -16,8 +16,9 @@ from typing import Annotated, Any, TypeGuard
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from nanogauge.config import Config, explain, read_toml
+from nanogauge.config import Config, read_toml
 from nanogauge.errors import BadInput
+from nanogauge.explaining import explain
 from nanogauge.quantities import QUANTITIES, UNITS
 from nanogauge.records import Prediction
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import tomllib
 import typing
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from pydantic import (
 )
 
 from nanogauge.errors import BadInput
+from nanogauge.explaining import explain
 from nanogauge.handed import read_whole
 from nanogauge.privacy import from_home, scrubbed, without_secrets
 
@@ -86,11 +86,28 @@ class ModelSection(Section):
     """dropout probability"""
     gelu: Literal["exact", "tanh"] = "exact"
     """form of GELU; GPT-2's published weights are made for its approximation by tanh"""
+    positions: Literal["learned", "rotary"] = "learned"
+    """learned adds a table to the embeddings; rotary turns queries and keys by their position"""
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    """rmsnorm divides by the root mean square alone, and has no weights"""
+    qk_norm: bool = False
+    """divide each query and key by its root mean square"""
+    activation: Literal["gelu", "relu2"] = "gelu"
+    """of the MLP; relu2 is the square of ReLU"""
+    tied_head: bool = True
+    """the vocabulary head is the embedding; false gives it weights of its own"""
+    zero_init: bool = False
+    """projections into the residual stream, and a head of its own, begin at zero"""
+    logit_softcap: NotNegative = 0.0
+    """logits are kept within plus and minus this by a tanh; 0 leaves them alone"""
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> ModelSection:
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")
+        if self.positions == "rotary" and self.n_embd // self.n_head % 2:
+            size = self.n_embd // self.n_head
+            raise ValueError(f"rotary positions turn pairs, and a head of {size} has an odd one")
         return self
 
 
@@ -151,22 +168,28 @@ class TrainSection(Section):
 
 
 class OptimizerSection(Section):
-    name: Literal["adamw"] = "adamw"
-    """optimizer"""
+    name: Literal["adamw", "muon"] = "adamw"
+    """muon trains the matrices of the blocks with Muon, and the rest with AdamW"""
     learning_rate: Positive = 6e-4
     """peak learning rate"""
+    matrix_learning_rate: Positive | None = None
+    """that of Muon's matrices, scaled to updates as large as AdamW's; learning_rate if not given"""
     min_learning_rate: NotNegative = 6e-5
     """learning rate at the end of the decay"""
     warmup_steps: NaturalNumber = 500
     """steps of linear warm-up"""
     decay_steps: Count | None = None
     """step at which min_learning_rate is reached; max_steps where not given"""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """shape of the decay after the warm-up"""
+    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    """shape of the decay after the warm-up; wsd is stable, then goes down in a straight line"""
+    decay_share: Annotated[float, Field(gt=0, le=1)] = 0.4
+    """share of the steps up to decay_steps in which wsd goes down"""
     beta1: Fraction = 0.9
     """AdamW beta1"""
     beta2: Fraction = 0.95
     """AdamW beta2"""
+    momentum: Fraction = 0.95
+    """Muon's"""
     weight_decay: NotNegative = 0.1
     """weight decay of matrices; vectors have none"""
     grad_clip: NotNegative = 1.0
@@ -284,53 +307,6 @@ def load_config(path: Path, overrides: Mapping[str, Mapping[str, object]] | None
         return Config.model_validate(values)
     except ValidationError as error:
         raise BadInput(f"{path}: {explain(error, Config)}") from None
-
-
-def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """One finding of a validation, as a sentence naming the key and what would be right.
-
-    A misspelt key comes first: it is often the cause of a missing one.
-    """
-    findings = error.errors()
-    misspelt = (finding for finding in findings if finding["type"] == "extra_forbidden")
-    first = next(misspelt, findings[0])
-    where = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        near = _nearest(first["loc"], model)
-        return f"unknown key {where}; {f'did you mean {near}?' if near else 'remove it.'}"
-    if first["type"] == "missing":
-        return f"the key {where} is missing."
-    message = first["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    got = first["input"]
-    shown = "" if isinstance(got, dict) else f", not {got!r}"
-    sentence = ": ".join(filter(None, (where, message + shown)))
-    return sentence if sentence.endswith("?") else sentence + "."
-
-
-def _nearest(where: tuple[int | str, ...], model: type[BaseModel]) -> str | None:
-    """The right name most like an unknown key: one beside it, else the same key elsewhere."""
-    owner: type[BaseModel] | None = model
-    for part in where[:-1]:
-        if owner is not None and isinstance(part, str):
-            owner = _model_in(owner.model_fields[part].annotation)
-    assert owner is not None, "an unknown key lies in a table"
-    key, beside = str(where[-1]), list(owner.model_fields)
-    if near := difflib.get_close_matches(key, beside, n=1):
-        in_list = any(isinstance(part, int) for part in where)
-        return near[0] if in_list else ".".join([*map(str, where[:-1]), near[0]])
-    for name, field in model.model_fields.items():
-        section = _model_in(field.annotation)
-        if section is not None and key in section.model_fields:
-            return f"{name}.{key}"
-    return None
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """The model of a section, of a list's items, or of an optional one."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next(filter(None, map(_model_in, typing.get_args(annotation))), None)
 
 
 def add_config_flags(parser: argparse.ArgumentParser) -> None:

@@ -37,11 +37,9 @@ from nanogauge.measure.environment import cpu_name, total_memory_bytes
 from nanogauge.measure.gpu import DriverInfo, driver_info
 from nanogauge.measure.memory import available_bytes, process_bytes
 from nanogauge.measure.toolchain import Card, Torch, check_compiler, check_gpu, check_triton
-from nanogauge.predict.checkpoints import STATE_BYTES_PER_PARAMETER
+from nanogauge.predict.checkpoints import state_bytes
 from nanogauge.predict.fit import fit_verdict, largest_micro_batch, memory_of, with_micro_batch
-from nanogauge.predict.parameters import count_parameters
 from nanogauge.predict.prediction import checkpoints, predict
-from nanogauge.predict.workload import shape_of
 from nanogauge.prepare.opening import open_folder
 from nanogauge.records import Hardware
 
@@ -220,7 +218,7 @@ def writes_of(config: Config, hardware: Hardware | None, dtype: str, gpus: int =
     there = (config.folder / "checkpoints").rglob("*")
     copies = config.train.keep_checkpoints + 2  # the best one, and the one that is being written
     return Writes(
-        checkpoint=STATE_BYTES_PER_PARAMETER * count_parameters(shape_of(config.model)).total,
+        checkpoint=state_bytes(config),
         copies=min(copies, checkpoints(config)),
         there=sum(file.stat().st_size for file in there if file.is_file()),
         log=log,

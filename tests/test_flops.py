@@ -36,6 +36,12 @@ def small_models(draw: st.DrawFn) -> ModelSection:
         vocab_size=draw(st.integers(2, 80)),
         bias=draw(st.booleans()),
         dropout=0.0,
+        positions=draw(st.sampled_from(["learned", "rotary"])),
+        norm=draw(st.sampled_from(["layernorm", "rmsnorm"])),
+        qk_norm=draw(st.booleans()),
+        activation=draw(st.sampled_from(["gelu", "relu2"])),
+        tied_head=draw(st.booleans()),
+        logit_softcap=draw(st.sampled_from([0.0, 15.0])),
     )
 
 
@@ -142,8 +148,10 @@ def test_the_parameter_count_is_that_of_the_model(model: ModelSection) -> None:
         gpt = GPT(model)
     counted = count_parameters(shape_of(model))
     assert counted.total == sum(p.numel() for p in gpt.parameters())
-    assert counted.tables == gpt.transformer["wpe"].weight.numel()
-    assert counted.without_positions == counted.total - counted.tables
+    learned = model.positions == "learned"
+    assert counted.tables == (gpt.transformer["wpe"].weight.numel() if learned else 0)
+    looked_up = 0 if model.tied_head else gpt.embedding.weight.numel()
+    assert counted.without_positions == counted.total - counted.tables - looked_up
 
 
 def test_the_documented_run_has_the_documented_counts() -> None:

@@ -21,9 +21,9 @@ from nanogauge.predict.activations import saved_for_backward
 from nanogauge.predict.fit import fit_verdict
 from nanogauge.predict.memory import predict_memory
 from nanogauge.predict.training_state import training_state
-from nanogauge.predict.workload import Program, Shape, Workload, shape_of, workload_of
+from nanogauge.predict.workload import Program, Shape, Workload, program_of, shape_of, workload_of
 from nanogauge.training.loss import TrainingLoss
-from nanogauge.training.optimizer import make_optimizer
+from nanogauge.training.optimizer import make_optimizer, update
 
 
 @st.composite
@@ -42,6 +42,12 @@ def workloads(draw: st.DrawFn, compiled: bool) -> tuple[ModelSection, Workload]:
         vocab_size=draw(st.integers(64, 2000)),
         bias=draw(st.booleans()),
         dropout=draw(st.sampled_from([0.0, 0.1])),
+        positions=draw(st.sampled_from(["learned", "rotary"])),
+        norm=draw(st.sampled_from(["layernorm", "rmsnorm"])),
+        qk_norm=draw(st.booleans()),
+        activation=draw(st.sampled_from(["gelu", "relu2"])),
+        tied_head=draw(st.booleans()),
+        logit_softcap=draw(st.sampled_from([0.0, 15.0])),
     )
     work = Workload(
         shape=shape_of(model),
@@ -50,6 +56,7 @@ def workloads(draw: st.DrawFn, compiled: bool) -> tuple[ModelSection, Workload]:
         dtype=draw(st.sampled_from(["float32", "bfloat16"])),
         compiled=compiled,
         dropout=model.dropout,
+        program=program_of(model),
     )
     return model, work
 
@@ -72,7 +79,8 @@ def test_eager_keeps_what_the_saved_tensor_hooks_count(
     """Within 1 %: every storage that autograd holds when forward returns, but for parameters."""
     section, work = case
     model = GPT(section)
-    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    its_own = [*model.parameters(), *model.buffers()]
+    parameters = {tensor.untyped_storage().data_ptr() for tensor in its_own}
     kept: dict[int, torch.UntypedStorage] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -84,7 +92,8 @@ def test_eager_keeps_what_the_saved_tensor_hooks_count(
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         loss_of(model, work)
     saved = saved_for_backward(work, on_cpu=True)
-    log_softmax = 4 * work.tokens * work.shape.vocabulary
+    capped = work.element_bytes if work.program.logit_softcap else 0
+    log_softmax = (4 + capped) * work.tokens * work.shape.vocabulary
     expected = work.shape.layers * saved.kept + saved.edges + log_softmax
     expected += training_state(work).casts
     assert sum(s.nbytes() for s in kept.values()) == pytest.approx(expected, rel=0.01)
@@ -151,27 +160,31 @@ def narrow(draw: st.DrawFn) -> tuple[ModelSection, Workload]:
     st.integers(1, 3),
     st.sampled_from(["plain", "chunked"]),
     st.sampled_from(["none", "full"]),
+    st.sampled_from(["adamw", "muon"]),
 )
 def test_the_peak_is_what_the_allocator_sees(
     case: tuple[ModelSection, Workload],
     grad_accum: int,
     head: Literal["plain", "chunked"],
     checkpointing: Literal["none", "full"],
+    name: Literal["adamw", "muon"],
 ) -> None:
     """Within 4 %, or the 192 KiB that a library's product in 16 bits takes for itself: the highest
     sum of all allocations over two real steps.
     """
     section, work = case
     work = replace(work, grad_accum=grad_accum, head=head, checkpointing=checkpointing)
+    work = replace(work, optimizer=name, muon_batched=False)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         model = GPT(section)
         model.recompute = checkpointing == "full"
         loss = TrainingLoss(model, head, grad_accum, torch.device("cpu"))
-        optimizer = make_optimizer(model, OptimizerSection())
+        optimizer = make_optimizer(model, OptimizerSection(name=name))
         for _ in range(2):
             for _ in range(grad_accum):
                 (loss_of(loss, work) / grad_accum).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+            update(optimizer, scaler, torch.tensor(True))
             optimizer.zero_grad(set_to_none=True)
     assert recorded.profiler is not None and recorded.profiler.kineto_results is not None
     events = [e for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]"]

@@ -43,7 +43,8 @@ def saved_for_backward(work: Workload, on_cpu: bool = False) -> Saved:
     e = work.element_bytes
     r = 4 if work.wide_residual and work.master_weights else e
     width, mlp = shape.width, shape.mlp_width
-    statistics = 4 if work.compiled else 8  # fp32: 1/deviation, and eager the mean too
+    # fp32: 1/deviation, and of an eager LayerNorm the mean too
+    statistics = 4 if work.compiled or not shape.norm_weights else 8
 
     # Norms keep their fp32 input (compiled: the normalised one), the products their 16-bit input.
     norms = 2 * (r * width + statistics) + 2 * e * width
@@ -70,6 +71,8 @@ def saved_for_backward(work: Workload, on_cpu: bool = False) -> Saved:
     forward, backward = (n * each for each in _logits(work))
     if chunked:
         forward, backward = _chunk(work, on_cpu), 0.0
+    # Eager, the square's gradient makes two tensors on its way to what GELU's makes at once.
+    square = 2 * e * mlp if program.squared_relu and not work.compiled else 0
     return Saved(
         layer=n * layer,
         kept=n * kept,
@@ -77,7 +80,8 @@ def saved_for_backward(work: Workload, on_cpu: bool = False) -> Saved:
         final_norm=n * final_norm,
         logits_forward=forward,
         logits_backward=backward,
-        layer_gradients=n * (r * width + (e * width if e < r else 0) + e * mlp) + e * width * mlp,
+        layer_gradients=n * (r * width + (e * width if e < r else 0) + e * mlp + square)
+        + e * width * mlp,
     )
 
 
@@ -90,16 +94,13 @@ def _mask_bytes(work: Workload, on_cpu: bool, element: int) -> int:
 
 def _attention(work: Workload, on_cpu: bool) -> float:
     """Bytes per token of one layer's attention, from its projections' output to its own."""
-    shape, program, e = work.shape, work.program, work.element_bytes
+    shape, e = work.shape, work.element_bytes
     half = e == 2
     queries, keys = shape.query_width, shape.key_width
     scores = shape.heads * shape.context
     # Queries, keys and values, and the output, which the projection after it shares.
     inputs, output = queries + 2 * keys, queries
-    changed = queries + keys  # rotated or normalised into new tensors
-    extra = e * changed if program.qk_norm else 0
-    if not shape.position_table and program.fused_qkv:
-        extra += e * changed  # the values are a view of the product, which so stays whole
+    extra = _changed_queries_and_keys(work, on_cpu)
     if on_cpu and work.dropout:  # its fused kernel has no dropout: plain attention, in fp32
         if not work.compiled:
             return extra + 12 * scores + 4 * inputs + e * output
@@ -114,6 +115,40 @@ def _attention(work: Workload, on_cpu: bool) -> float:
     return extra + e * (inputs + output) + 4 * shape.heads  # logsumexp in fp32
 
 
+def _changed_queries_and_keys(work: Workload, on_cpu: bool) -> float:
+    """Bytes per token that normalised or rotated queries and keys add in one layer.
+
+    Where one product makes queries, keys and values, the values are a view of it, which so stays
+    whole beside the new tensors; what the norm keeps is then a view of it too.
+    """
+    shape, program, e = work.shape, work.program, work.element_bytes
+    rotated = not shape.position_table
+    if not (rotated or program.qk_norm):
+        return 0.0
+    changed = shape.query_width + shape.key_width
+    statistics = 4 * (shape.heads + shape.kv_heads) * program.qk_norm
+    if not program.fused_qkv:
+        return e * changed * program.qk_norm
+    if not on_cpu:
+        return e * changed + statistics
+    if work.compiled:
+        # The partitioner keeps a copy of the output, which a CPU's kernel puts in another order;
+        # rotated, also the projection's output in the place of the residual stream after it.
+        r = 4 if work.wide_residual and work.master_weights else e
+        copies = (2 * e - r if rotated else e) * shape.query_width
+        if work.dropout:  # plain attention: no copy, and 16-bit keys normed alone are made again
+            copies = 0 if rotated or e == 4 else -e * changed * program.qk_norm
+        return (e * changed + statistics) * program.qk_norm + copies
+    # Eager on a CPU: the norm of 16-bit values keeps them in fp32, the tables are cast for each of
+    # queries and keys, and the output lies in another order, so that the projection has a copy.
+    wide = 4 * changed * program.qk_norm if e == 2 else 0
+    tables = 2 * e * shape.head_size / work.micro_batch if rotated and e == 2 else 0
+    if work.dropout:  # plain attention copies what it takes, and the product goes
+        product = e * (changed + shape.key_width) * program.qk_norm if e == 4 else 0
+        return product + wide + statistics + tables
+    return e * (changed + shape.query_width) + wide + statistics + tables
+
+
 def _chunk(work: Workload, on_cpu: bool) -> float:
     """Bytes at the fullest moment of training/head.py's forward pass, beyond what is kept.
 
@@ -124,11 +159,13 @@ def _chunk(work: Workload, on_cpu: bool) -> float:
     chunk = min(chunk_tokens(vocabulary, "cpu" if on_cpu else "cuda"), work.tokens)
     logits = e * vocabulary * chunk
     weight = 0.0 if on_cpu else 4.0 * vocabulary * width
-    product = 0.0
+    # Soft-capped logits have the slope of their tanh beside them, while the softmax is made.
+    capped = 4.0 * vocabulary * chunk if work.program.logit_softcap else 0.0
+    product = capped if on_cpu or not work.compiled else 0.0
     if e == 2:
-        product = 2.0 * vocabulary * width
+        product = max(product, 2.0 * vocabulary * width)
         if on_cpu or not work.compiled:  # the softmax in fp32, which is gone when products begin
-            product = max(product, 4.0 * vocabulary * chunk)
+            product = max(2.0 * vocabulary * width, 4.0 * vocabulary * chunk + capped)
         if on_cpu:  # which cannot add 16 bits to 32 without a copy
             product = max(product, 6.0 * vocabulary * width)
     inputs = (r + (e if e == 2 else 0)) * width * work.tokens

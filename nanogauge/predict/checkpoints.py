@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from nanogauge.config import Config
+from nanogauge.predict.parameters import count_parameters
+from nanogauge.predict.workload import shape_of
+
 Triple = tuple[float, float, float]
 """low, expected, high"""
-
-STATE_BYTES_PER_PARAMETER = 12
-"""of a checkpoint: the weight and Adam's two moments in fp32"""
 
 FIRST_COPY_BYTES_PER_SECOND: Triple = (0.4e9, 3.0e9, 10.0e9)
 """Slow to fast: the first copy goes into memory that is only now allocated. Measured on two cores
@@ -19,12 +20,19 @@ WRITE_BYTES_PER_SECOND: Triple = (0.1e9, 0.4e9, 1.0e9)
 """Hashed, written and flushed. Measured there: 0.13e9 to 0.46e9; the hash alone goes at 1.4e9."""
 
 
-def waiting_seconds(state_bytes: float, count: int) -> Triple:
+def state_bytes(config: Config) -> int:
+    """Of a checkpoint: each weight and its moments in fp32, two of AdamW's or one of Muon's."""
+    counted = count_parameters(shape_of(config.model))
+    one_less = counted.block_matrices if config.optimizer.name == "muon" else 0
+    return 12 * counted.total - 4 * one_less
+
+
+def waiting_seconds(bytes_each: float, count: int) -> Triple:
     """What the loop waits for all checkpoints: for the copy of each, and the write of the last."""
     ends = zip(
         FIRST_COPY_BYTES_PER_SECOND, COPY_BYTES_PER_SECOND, WRITE_BYTES_PER_SECOND, strict=True
     )
     slow, usual, fast = (
-        state_bytes * (1 / first + (count - 1) / copy + 1 / write) for first, copy, write in ends
+        bytes_each * (1 / first + (count - 1) / copy + 1 / write) for first, copy, write in ends
     )
     return fast, usual, slow

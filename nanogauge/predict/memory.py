@@ -102,9 +102,11 @@ def _moments(
     accumulated = state.gradients if accumulating else 0.0
     before = state.gradients if work.program.gradients_kept else accumulated
     chunked = work.head == "chunked"
-    in_place = chunked and on_cpu  # the tied embedding's gradient, which is kept between steps
+    # Gradients of the embedding and of an untied head, which are kept between steps.
+    in_place = chunked and on_cpu
     if in_place:
-        before, accumulated = (max(b, state.embedding_gradient) for b in (before, accumulated))
+        kept = state.embedding_gradient * (1 if work.shape.tied else 2)
+        before, accumulated = (max(b, kept) for b in (before, accumulated))
     always = {
         "weights": state.weights,
         _moments_name(work): state.moments,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-from nanogauge.config import Config
+from nanogauge.config import Config, ModelSection
 from nanogauge.predict.calibration import CalibratedStep, Calibration, calibrated_step
-from nanogauge.predict.checkpoints import STATE_BYTES_PER_PARAMETER, waiting_seconds
+from nanogauge.predict.checkpoints import state_bytes, waiting_seconds
 from nanogauge.predict.energy import predict_energy
 from nanogauge.predict.fit import memory_of
 from nanogauge.predict.flops import flops_per_token_6n, flops_per_token_palm
@@ -144,6 +144,13 @@ def _estimate(row: str, triple: Triple, formula: str, source: str) -> Estimate:
     )
 
 
+def parameter_formula(model: ModelSection) -> str:
+    """Of the parameters without position embeddings."""
+    if model.norm == "rmsnorm":
+        return "12 L C^2 + V C" + " + 9 L C of biases" * model.bias
+    return "L (12 C^2 + 2 C) + V C + C" + " + 9 L C + (2 L + 1) C of biases" * model.bias
+
+
 def _exact_quantities(config: Config) -> dict[str, Estimate]:
     model, train = config.model, config.train
     shape = shape_of(model)
@@ -160,10 +167,16 @@ def _exact_quantities(config: Config) -> dict[str, Estimate]:
         "tokens_total": (tokens, f"{per_step:,} x {steps:,}", "tokens per step x steps"),
         "parameters": (
             counted.without_positions,
-            "L (12 C^2 + 2 C) + V C + C" + (" + 9 L C + (2 L + 1) C of biases" * model.bias),
-            "model.py; the vocabulary head is tied",
+            parameter_formula(model),
+            "model.py; the vocabulary head is tied"
+            if model.tied_head
+            else "model.py; the vocabulary head is counted, the embedding is only looked up",
         ),
-        "parameters_total": (counted.total, "N + T C", "model.py"),
+        "parameters_total": (
+            counted.total,
+            "N" + " + T C" * (model.positions == "learned") + " + V C" * (not model.tied_head),
+            "model.py",
+        ),
         "flops_total_6n": (
             flops_6n * tokens,
             "6 N x tokens, N without position embeddings",
@@ -200,8 +213,7 @@ def _times(
     eval_one = 2 * config.train.eval_batches * step.eval_batch_seconds
     evals = evaluations(config)
     compiling = compile_seconds(config, hardware)
-    state_bytes = STATE_BYTES_PER_PARAMETER * count_parameters(shape_of(config.model)).total
-    saving = waiting_seconds(state_bytes, checkpoints(config))
+    saving = waiting_seconds(state_bytes(config), checkpoints(config))
     ledger = {
         "compile_s": compiling[1],
         "step_s": steps * seconds,

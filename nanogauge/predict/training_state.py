@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nanogauge.predict.parameters import count_parameters
+from nanogauge.predict.parameters import count_parameters, layer_matrices
 from nanogauge.predict.workload import Workload
 
 
@@ -45,6 +45,10 @@ def training_state(work: Workload) -> TrainingState:
         "adamw_foreach": weights,  # the square roots of all second moments at once
         "muon": 2 * counted.block_matrices,  # 16-bit updates of all matrices
     }[work.optimizer]
+    if work.optimizer == "muon" and not work.muon_batched:
+        # Of one matrix: it and its moment as they were, the update in fp32, and in 16 bits what
+        # goes into an iteration, what comes out, and two products as large as the smaller side.
+        temporary = max(16 * a * b + 4 * min(a, b) ** 2 for a, b in layer_matrices(shape))
     layer = counted.block_matrices / shape.layers
     table_gradient = (2 if narrow else master) * counted.vocabulary
     shards = work.shards

@@ -65,6 +65,8 @@ class Program:
     """one matrix makes queries, keys and values"""
     qk_norm: bool = False
     """queries and keys are normalised"""
+    squared_relu: bool = False
+    """in the MLP, and not GELU"""
     learned_scales: float = 0.0
     """in a layer, on tensors of the model's width: each keeps what it multiplies"""
     logit_softcap: bool = False
@@ -154,7 +156,19 @@ def shape_of(model: ModelSection) -> Shape:
         kv_heads=model.n_head,
         head_size=model.n_embd // model.n_head,
         mlp_width=4 * model.n_embd,
+        tied=model.tied_head,
+        position_table=model.positions == "learned",
         bias=model.bias,
+        norm_weights=model.norm == "layernorm",
+    )
+
+
+def program_of(model: ModelSection) -> Program:
+    """What model.py does beyond the products of its shape."""
+    return Program(
+        qk_norm=model.qk_norm,
+        squared_relu=model.activation == "relu2",
+        logit_softcap=model.logit_softcap > 0,
     )
 
 
@@ -183,7 +197,11 @@ def workload_of(config: Config, dtype: str, on_gpu: bool, gpus: int = 1) -> Work
         dropout=config.model.dropout,
         checkpointing=config.train.checkpointing,
         head=config.train.head,
+        optimizer=config.optimizer.name,
+        clipped=config.optimizer.grad_clip > 0,
+        muon_batched=False,
         gpus=gpus,
         # The backward pass of a compiled model is one operation, at whose end all gradients come.
         overlapped=gpus == 1 or not config.run.compile,
+        program=program_of(config.model),
     )

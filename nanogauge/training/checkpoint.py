@@ -26,7 +26,8 @@ REPLACED = ".replaced"
 """ends the name of a checkpoint while one of the same step takes its place"""
 _NAME = re.compile(rf"step_(\d{{8,}})({re.escape(REPLACED)})?")
 _OWN_DIGEST = "sha256_of_the_above"
-_TIED = "lm_head.weight"  # the embedding under a second name
+_HEAD = "lm_head.weight"
+_EMBEDDING = "transformer.wte.weight"
 
 
 class RandomState(TypedDict):
@@ -112,12 +113,18 @@ def load_checkpoint(
 def load_weights(path: Path, model: nn.Module, device: torch.device) -> None:
     """Put the weights of a checkpoint into a model."""
     weights = safetensors.torch.load_file(path / WEIGHTS, device=str(device))
-    model.load_state_dict(weights | {_TIED: weights["transformer.wte.weight"]})
+    model.load_state_dict({_HEAD: weights[_EMBEDDING]} | weights)
 
 
 def own_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The weights by their names, each once: what model.safetensors holds."""
-    return {name: weight for name, weight in model.state_dict().items() if name != _TIED}
+    """The weights by their names, each once: what model.safetensors holds.
+
+    A tied head is the embedding under a second name, which is left out.
+    """
+    weights: dict[str, torch.Tensor] = dict(model.state_dict())
+    if weights[_HEAD].data_ptr() == weights[_EMBEDDING].data_ptr():
+        del weights[_HEAD]
+    return weights
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

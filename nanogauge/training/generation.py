@@ -1,7 +1,8 @@
 """Text from a model, a token at a time: what the blocks made of the past is kept, not made again.
 
-Positions are learned and absolute, so a full context cannot be moved on by one: then the newer half
-of it is run again from position 0, and goes on from there. Once a text is longer than a block, the
+Positions are absolute, and where they are learned there are no more than a block has, so a full
+context is not moved on by one: then the newer half of it is run again from position 0, and goes on
+from there. Once a text is longer than a block, the
 next token sees between half a block and a whole block of what comes before it.
 
 Shapes in comments: T positions, C width, H heads, D = C / H, S positions of a block, V vocabulary.
@@ -10,14 +11,15 @@ Shapes in comments: T positions, C width, H heads, D = C / H, S positions of a b
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model import GPT, Block
+from model import GPT, Block, softcap
 
 
 @dataclass(frozen=True)
@@ -53,20 +55,37 @@ SMALL_WIDTH = 256
 """up to this, threads of a processor wait for each other longer than they would work"""
 Affine = tuple[Tensor, Tensor | None]
 """weight and bias"""
+Norm = Callable[[Tensor], Tensor]
 
 
 class _Weights:
     """Those of a block, looked up once: asking modules for them takes as long as using them."""
 
     def __init__(self, block: Block) -> None:
-        self.ln_1, self.ln_2 = _affine(block.ln_1), _affine(block.ln_2)
+        self.ln_1, self.ln_2 = _norm(block.ln_1), _norm(block.ln_2)
         self.c_attn, self.attn_proj = _affine(block.attn.c_attn), _affine(block.attn.c_proj)
         self.c_fc, self.mlp_proj = _affine(block.mlp.c_fc), _affine(block.mlp.c_proj)
-        self.gelu = block.mlp.gelu
+        self.activate = block.mlp.activate
+        attention = block.attn
+        plain = attention.rotary is None and not attention.qk_norm
+        self.prepared = None if plain else attention.prepared
 
 
-def _affine(module: nn.Linear | nn.LayerNorm) -> Affine:
+def _affine(module: nn.Linear) -> Affine:
     return module.weight, module.bias
+
+
+def _norm(module: nn.Module) -> Norm:
+    if isinstance(module, nn.RMSNorm):
+        return partial(torch.rms_norm, normalized_shape=module.normalized_shape, eps=module.eps)
+    assert isinstance(module, nn.LayerNorm)
+    return partial(
+        torch.layer_norm,
+        normalized_shape=module.normalized_shape,
+        weight=module.weight,
+        bias=module.bias,
+        eps=module.eps,
+    )
 
 
 class Context:
@@ -78,15 +97,15 @@ class Context:
 
     def __init__(self, model: GPT) -> None:
         config = model.config
-        blocks, norm = model.transformer["h"], model.transformer["ln_f"]
-        assert isinstance(blocks, nn.ModuleList)
-        assert isinstance(norm, nn.LayerNorm)
-        self._blocks = [_Weights(block) for block in blocks if isinstance(block, Block)]
-        self._ln_f, self._head = _affine(norm), model.lm_head.weight
-        self._embedding, positions = model.embedding.weight, model.transformer["wpe"].weight
-        assert isinstance(positions, Tensor)
-        self._positions = positions
-        self._block_size, self._n_head, self._eps = config.block_size, config.n_head, norm.eps
+        self._blocks = [_Weights(block) for block in model.blocks if isinstance(block, Block)]
+        self._ln_f, self._head = _norm(model.transformer["ln_f"]), model.lm_head.weight
+        self._cap, self._embedding = config.logit_softcap, model.embedding.weight
+        self._positions: Tensor | None = None
+        if config.positions == "learned":
+            table = model.transformer["wpe"]
+            assert isinstance(table, nn.Embedding)
+            self._positions = table.weight
+        self._block_size, self._n_head = config.block_size, config.n_head
         self._small = config.n_embd <= SMALL_WIDTH
         width = config.n_embd // config.n_head
         shape = config.n_layer, 2, config.n_head, config.block_size, width
@@ -106,7 +125,7 @@ class Context:
         if self._small:
             torch.set_num_threads(1)
         try:
-            logits = F.linear(self._run(tokens), self._head)
+            logits = softcap(F.linear(self._run(tokens), self._head), self._cap)
         finally:
             torch.set_num_threads(threads)
         self._seen += tokens
@@ -117,20 +136,22 @@ class Context:
         begin, count = len(self._seen), len(tokens)
         end = begin + count
         ids = torch.tensor(tokens, device=self._embedding.device)
-        x = self._embedding[ids] + self._positions[begin:end]
+        x = self._embedding[ids]
+        if self._positions is not None:
+            x = x + self._positions[begin:end]
         for block, keys_values in zip(self._blocks, self._keys_values, strict=True):
-            made = F.linear(self._norm(x, block.ln_1), *block.c_attn)
+            made = F.linear(block.ln_1(x), *block.c_attn)
             made = made.view(count, 3, self._n_head, -1).permute(1, 2, 0, 3)  # 3 H T D
             keys_values.narrow(2, begin, count).copy_(made[1:])
             queries, past = made[:1], keys_values.narrow(2, 0, end)
+            if block.prepared is not None:
+                queries = block.prepared(queries, begin)
+                past[:1, :, begin:] = block.prepared(made[1:2], begin)
             y = F.scaled_dot_product_attention(queries, past[:1], past[1:], is_causal=begin == 0)
             x = x + F.linear(y.transpose(1, 2).reshape(count, -1), *block.attn_proj)
-            inner = F.linear(self._norm(x, block.ln_2), *block.c_fc)
-            x = x + F.linear(F.gelu(inner, approximate=block.gelu), *block.mlp_proj)
-        return self._norm(x[-1], self._ln_f)
-
-    def _norm(self, x: Tensor, affine: Affine) -> Tensor:
-        return torch.layer_norm(x, x.shape[-1:], *affine, self._eps)
+            inner = F.linear(block.ln_2(x), *block.c_fc)
+            x = x + F.linear(block.activate(inner), *block.mlp_proj)
+        return self._ln_f(x[-1])
 
 
 def generate(

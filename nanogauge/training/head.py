@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+SlopesOf = Callable[[Tensor, Tensor, float], Tensor]
+
 
 class Directly:
     """The gradient of a weight that is summed up in place, in memory that is kept between steps."""
@@ -36,9 +38,15 @@ class Directly:
         return self.weight.grad
 
 
-def plain_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy in nats of hidden states (N C) against targets (N), all logits at once."""
-    return F.cross_entropy(F.linear(hidden, weight), targets)
+def plain_loss(hidden: Tensor, weight: Tensor, targets: Tensor, cap: float = 0.0) -> Tensor:
+    """Mean cross-entropy in nats of hidden states (N C) against targets (N), all logits at once.
+
+    cap: what a tanh keeps the logits within; 0 leaves them alone.
+    """
+    logits = F.linear(hidden, weight)
+    if cap:
+        logits = cap * torch.tanh(logits / cap)
+    return F.cross_entropy(logits, targets)
 
 
 def chunked_loss(
@@ -47,7 +55,8 @@ def chunked_loss(
     targets: Tensor,
     chunk: int,
     directly: Directly | None = None,
-    slopes_of: Callable[[Tensor, Tensor], Tensor] | None = None,
+    slopes_of: SlopesOf | None = None,
+    cap: float = 0.0,
 ) -> Tensor:
     """The same as plain_loss from chunks of tokens; gradients are computed with the loss.
 
@@ -60,6 +69,7 @@ def chunked_loss(
             and a pass over it; a loss that is made like this must go through backward(). None
             leaves that to autograd.
         slopes_of: losses_and_slopes, or that function compiled as fusible_losses_and_slopes.
+        cap: what a tanh keeps the logits within; 0 leaves them alone.
     """
     dtype = hidden.dtype
     if torch.is_autocast_enabled(hidden.device.type):
@@ -69,13 +79,13 @@ def chunked_loss(
     with torch.autocast(hidden.device.type, enabled=False):
         if torch.is_grad_enabled():
             loss = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
-                hidden, weight, targets, dtype, chunk, directly, slopes_of
+                hidden, weight, targets, dtype, chunk, directly, slopes_of, cap
             )
             return loss
         factors = weight.to(dtype)
         buffer = hidden.new_empty((min(chunk, len(targets)), len(weight)), dtype=dtype)
         chunks = zip(torch.split(hidden.to(dtype), chunk), torch.split(targets, chunk), strict=True)
-        losses = [slopes_of(_logits(buffer, part, factors), wanted) for part, wanted in chunks]
+        losses = [slopes_of(_logits(buffer, part, factors), wanted, cap) for part, wanted in chunks]
         return torch.cat(losses).mean()
 
 
@@ -93,32 +103,44 @@ def _logits(buffer: Tensor, hidden: Tensor, weight: Tensor) -> Tensor:
     return torch.mm(hidden, weight.t(), out=buffer[: len(hidden)])
 
 
-def losses_and_slopes(logits: Tensor, targets: Tensor) -> Tensor:
+def losses_and_slopes(logits: Tensor, targets: Tensor, cap: float = 0.0) -> Tensor:
     """Losses (n) in fp32; the logits (n V) are overwritten by their slopes: softmax less one-hot.
+
+    Where a tanh keeps them within cap, the slopes are those of what goes into the tanh: they are
+    multiplied by 1 - tanh^2.
 
     A loss is the log of the sum of exponentials less the target's logit, both less the largest
     logit m, so that nothing overflows and no probability that rounds to 0 is taken the log of. The
     most likely token has the probability exp(m - m) / sum, which tells the sum.
     """
     wide = logits.float()  # fp32 logits themselves
+    slope = None
+    if cap:
+        wide.div_(cap).tanh_()
+        slope = (wide * wide).neg_().add_(1)
+        wide.mul_(cap)
     largest = wide.amax(-1, keepdim=True)
     of_target = wide.gather(-1, targets[:, None]) - largest
     torch.softmax(wide, -1, out=wide)
     total = 1 / wide.amax(-1, keepdim=True)
     wide.scatter_(-1, targets[:, None], of_target.exp() / total - 1)
+    if slope is not None:
+        wide.mul_(slope)
     logits.copy_(wide)  # fp32 logits are `wide`
     return (total.log() - of_target).squeeze(-1)
 
 
-def fusible_losses_and_slopes(logits: Tensor, targets: Tensor) -> Tensor:
+def fusible_losses_and_slopes(logits: Tensor, targets: Tensor, cap: float = 0.0) -> Tensor:
     """The same for a compiler, which makes two passes of it and keeps nothing in between."""
-    wide = logits.float()
+    bent = torch.tanh(logits.float() / cap) if cap else None
+    wide = logits.float() if bent is None else cap * bent
     largest = wide.amax(-1, keepdim=True)
     exponentials = (wide - largest).exp()
     total = exponentials.sum(-1, keepdim=True)
     of_target = wide.gather(-1, targets[:, None]) - largest
     one_hot = torch.arange(wide.shape[-1], device=wide.device) == targets[:, None]
-    logits.copy_(exponentials / total - one_hot.float())
+    slopes = exponentials / total - one_hot.float()
+    logits.copy_(slopes if bent is None else slopes * (1 - bent * bent))
     return (total.log() - of_target).squeeze(-1)
 
 
@@ -132,7 +154,8 @@ class _ChunkedLoss(torch.autograd.Function):
         dtype: torch.dtype,
         chunk: int,
         directly: Directly | None,
-        slopes_of: Callable[[Tensor, Tensor], Tensor],
+        slopes_of: SlopesOf,
+        cap: float,
     ) -> Tensor:
         tokens = len(targets)
         each = 1 / tokens
@@ -152,7 +175,7 @@ class _ChunkedLoss(torch.autograd.Function):
             strict=True,
         ):
             slopes = _logits(buffer, part, factors)
-            losses.append(slopes_of(slopes, wanted))
+            losses.append(slopes_of(slopes, wanted, cap))
             if dtype == weight.dtype:
                 by_weight.addmm_(slopes.t(), part, alpha=each)
                 torch.mm(slopes, factors, out=result)
@@ -167,7 +190,7 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
-        none = (None, None, None, None, None)
+        none = (None, None, None, None, None, None)
         if ctx.share is None:
             by_weight, ctx.by_weight = ctx.by_weight, None  # becomes weight.grad, if it may
             return ctx.by_hidden.mul_(slope), by_weight.mul_(slope), *none

@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from nanogauge.config import ModelSection
 from nanogauge.training.chunks import chunk_tokens
 from nanogauge.training.head import (
     Directly,
@@ -24,7 +25,11 @@ class Model(Protocol):
     """What model.py has for this."""
 
     @property
+    def config(self) -> ModelSection: ...
+    @property
     def embedding(self) -> nn.Embedding: ...
+    @property
+    def lm_head(self) -> nn.Linear: ...
     @property
     def blocks(self) -> nn.ModuleList: ...
     def trunk(
@@ -35,10 +40,10 @@ class Model(Protocol):
 class TrainingLoss:
     """Mean cross-entropy, in nats, of predicting targets (B T) from tokens (B T).
 
-    With the chunked head on a CPU the gradient of the tied embedding is summed up in place, for the
-    head and for the look-up: of a step's passes over V x C values these are the ones that compute
-    nothing. Then a loss made while gradients are recorded must go through backward(), and as one of
-    grad_accum equal shares of a step.
+    With the chunked head on a CPU the gradients of the embedding and of the head, which are one
+    where they are tied, are summed up in place: of a step's passes over V x C values these are the
+    ones that compute nothing. Then a loss made while gradients are recorded must go through
+    backward(), and as one of grad_accum equal shares of a step.
     """
 
     def __init__(
@@ -51,9 +56,13 @@ class TrainingLoss:
     ) -> None:
         """`alone`: whether nobody else waits for gradients, as other ranks do."""
         self._model, self._head, self._device = model, head, device
-        self._directly = None
+        self._weight, self._cap = model.lm_head.weight, model.config.logit_softcap
+        self._directly: Directly | None = None
+        self._looked_up: Directly | None = None
         if head == "chunked" and device.type == "cpu" and alone:
-            self._directly = Directly(model.embedding.weight, 1 / grad_accum)
+            self._directly = self._looked_up = Directly(self._weight, 1 / grad_accum)
+            if not model.config.tied_head:
+                self._looked_up = Directly(model.embedding.weight, 1 / grad_accum)
         self._trunk: Callable[[Tensor], Tensor] = model.trunk
         self._slopes_of = losses_and_slopes
         self.grad_accum = grad_accum
@@ -76,14 +85,16 @@ class TrainingLoss:
         self._trunk, self._slopes_of = self._model.trunk, losses_and_slopes
 
     def __call__(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        weight, directly = self._model.embedding.weight, self._directly
-        x = self._model.embedding(tokens) if directly is None else look_up(tokens, directly)
+        weight, looked_up = self._weight, self._looked_up
+        x = self._model.embedding(tokens) if looked_up is None else look_up(tokens, looked_up)
         hidden = self._trunk(x).flatten(0, 1)
         wanted = targets.reshape(-1)
         if self._head == "plain":
-            return plain_loss(hidden, weight, wanted)
+            return plain_loss(hidden, weight, wanted, self._cap)
         chunk = chunk_tokens(len(weight), self._device.type)
-        return chunked_loss(hidden, weight, wanted, chunk, directly, self._slopes_of)
+        return chunked_loss(
+            hidden, weight, wanted, chunk, self._directly, self._slopes_of, self._cap
+        )
 
 
 class AsModule(nn.Module):

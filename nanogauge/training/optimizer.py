@@ -1,23 +1,117 @@
-"""AdamW in two groups: matrices and embeddings decay, norms and biases do not; and its update."""
+"""AdamW, alone or with Muon for the matrices of the blocks, and its update.
+
+Matrices and embeddings decay, norms and biases do not.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nanogauge.config import OptimizerSection
 
+_RATE_SHARE = "rate_share"
+"""key of a group whose learning rate is this much of the others'"""
+
 
 def make_optimizer(model: nn.Module, config: OptimizerSection) -> torch.optim.AdamW:
-    """Fused AdamW; the tied vocabulary head is one parameter and decays once."""
+    """Fused AdamW; a tied vocabulary head is one parameter and decays once.
+
+    With "muon" the matrices that are neither embedding nor head are Muon's.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    matrices = _matrices(model) if config.name == "muon" else []
+    by_muon = {id(p) for p in matrices}
+    others = [p for p in parameters if id(p) not in by_muon]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in others if p.dim() >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in others if p.dim() < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True
-    )
+    if config.name == "adamw":
+        return torch.optim.AdamW(
+            groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True
+        )
+    groups = [group for group in groups if group["params"]]
+    return AdamWAndMuon(groups, matrices, config)
+
+
+class AdamWAndMuon(torch.optim.AdamW):
+    """AdamW, and Muon for the last of its groups: one state, one list of groups, one step.
+
+    Muon moves a matrix by its orthogonalised momentum. Source: Jordan et al. 2024,
+    https://kellerjordan.github.io/posts/muon/, as torch.optim.Muon has it; its updates are scaled
+    to be as large as AdamW's, so that one learning rate and one decay can serve both: Liu et al.
+    2025, Muon is Scalable for LLM Training, https://arxiv.org/abs/2502.16982, section 2.2.
+    """
+
+    def __init__(
+        self, groups: list[dict[str, Any]], matrices: list[nn.Parameter], config: OptimizerSection
+    ) -> None:
+        """matrices: at least one, each of two dimensions."""
+        rate = config.learning_rate
+        of_matrices = config.matrix_learning_rate or rate
+        self._muon = torch.optim.Muon(
+            matrices,
+            lr=of_matrices,
+            weight_decay=config.weight_decay,
+            momentum=config.momentum,
+            adjust_lr_fn="match_rms_adamw",
+        )
+        group = self._muon.param_groups[0] | {_RATE_SHARE: of_matrices / rate}
+        super().__init__([*groups, group], lr=rate, betas=(config.beta1, config.beta2), fused=True)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        """Make the update; none where found_inf, if it is set, is 1."""
+        assert closure is None
+        *others, last = groups = self.param_groups
+        for matrix in last["params"]:
+            if matrix not in self.state:
+                count = torch.zeros((), dtype=torch.float32, device=matrix.device)
+                self.state[matrix] |= {"step": count, "momentum_buffer": torch.zeros_like(matrix)}
+        self.param_groups = others
+        try:
+            super().step()
+        finally:
+            self.param_groups = groups
+        found = getattr(self, "found_inf", None)
+        for matrix in last["params"]:
+            self._muon_step(matrix, last, found)
+
+    def _muon_step(self, matrix: Tensor, group: dict[str, Any], found: Tensor | None) -> None:
+        """Update one matrix, and only then its count, which so tells of an update broken off.
+
+        Muon takes no flag, so what it changed is put back where there was to be no update.
+        """
+        state = self.state[matrix]
+        changed = (matrix, state["momentum_buffer"])
+        before = [tensor.clone() for tensor in changed] if found is not None else []
+        self._muon.state, self._muon.param_groups = self.state, [group | {"params": [matrix]}]
+        self._muon.step()  # type: ignore[no-untyped-call]
+        for tensor, old in zip(changed, before, strict=False):
+            assert found is not None
+            torch.where(found > 0, old, tensor, out=tensor)
+        state["step"] += 1 if found is None else 1 - found
+
+
+def _matrices(model: nn.Module) -> list[nn.Parameter]:
+    """The matrices between the embedding and the vocabulary head."""
+    tables = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
+    outer = {id(table) for table in tables}
+    return [
+        p
+        for name, p in model.named_parameters()
+        if p.dim() == 2 and id(p) not in outer and not name.endswith("lm_head.weight")
+    ]
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give each group the learning rate of a step, or its share of it."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get(_RATE_SHARE, 1.0)
 
 
 def update(optimizer: torch.optim.AdamW, scaler: torch.amp.GradScaler, finite: Tensor) -> None:
@@ -34,7 +128,7 @@ def update(optimizer: torch.optim.AdamW, scaler: torch.amp.GradScaler, finite: T
 
 
 def half_updated(optimizer: torch.optim.AdamW) -> bool:
-    """Whether an update was broken off between two of its groups.
+    """Whether an update was broken off between two of its groups, or of Muon's matrices.
 
     State that an update had begun to make, and did not come to use, is dropped.
     """

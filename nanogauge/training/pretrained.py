@@ -24,6 +24,16 @@ from nanogauge.prepare.fetching import client_errors, quiet, short
 
 WEIGHTS_NAME, CONFIG_NAME, VOCABULARY_NAME = "model.safetensors", "config.json", "vocab.json"
 _PREFIX = "transformer."
+BEYOND_GPT2 = (
+    "positions",
+    "norm",
+    "qk_norm",
+    "activation",
+    "tied_head",
+    "logit_softcap",
+)
+"""keys of a model that GPT-2 has in one form alone"""
+_DEFAULTS = ModelSection.model_fields
 _TIED = "lm_head.weight"
 _TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 _NO_WEIGHTS = (".attn.bias", ".attn.masked_bias")  # masks that older files hold as well
@@ -190,7 +200,9 @@ def load_pretrained(model: GPT, name: str) -> None:
     """
     folder = hugging_face_folder(name)
     found, own = read_config(folder), model.config
-    wanted = {k: getattr(found, k) for k in ("n_layer", "n_head", "n_embd", "bias", "gelu")}
+    own_choice = ("block_size", "vocab_size", "dropout")
+    wanted = {k: v for k, v in found.model_dump().items() if k not in own_choice}
+    wanted["zero_init"] = own.zero_init  # the weights are loaded
     differ = {k: v for k, v in wanted.items() if getattr(own, k) != v}
     if own.block_size > found.block_size:
         differ["block_size"] = found.block_size
@@ -211,8 +223,17 @@ def load_pretrained(model: GPT, name: str) -> None:
 
 
 def to_hugging_face(model: GPT) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """config.json without its tokens, and the tensors of model.safetensors, of a model."""
+    """config.json without its tokens, and the tensors of model.safetensors, of a model.
+
+    Raises:
+        BadInput: if the model is none that GPT-2's architecture can hold.
+    """
     own = model.config
+    if beyond := [key for key in BEYOND_GPT2 if getattr(own, key) != _DEFAULTS[key].default]:
+        raise BadInput(
+            f"GPT-2's architecture, which is what is written, has no model.{beyond[0]} = "
+            f"{json.dumps(getattr(own, beyond[0]))}; sample.py and evaluate.py take the run itself."
+        )
     described: dict[str, Any] = {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",

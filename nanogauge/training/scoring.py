@@ -27,7 +27,7 @@ class Scorer:
     def losses(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """The loss of each target, in nats, fp32: B T, of tokens and targets B T."""
         with autocast(tokens.device, self.dtype):
-            logits = self.model.lm_head(self.model.hidden(tokens))
+            logits = self.model.logits(self.model.hidden(tokens))
         flat = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
         return flat.view(targets.shape)
 
