@@ -71,8 +71,8 @@ def saved_for_backward(work: Workload, on_cpu: bool = False) -> Saved:
     forward, backward = (n * each for each in _logits(work))
     if chunked:
         forward, backward = _chunk(work, on_cpu), 0.0
-    # Eager, the square's gradient makes two tensors on its way to what GELU's makes at once.
-    square = 2 * e * mlp if program.squared_relu and not work.compiled else 0
+    # Eager, the square's gradient makes a tensor on its way to what GELU's makes at once.
+    square = e * mlp if program.squared_relu and not work.compiled else 0
     return Saved(
         layer=n * layer,
         kept=n * kept,
