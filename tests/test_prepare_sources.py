@@ -173,7 +173,11 @@ def test_a_large_vocabulary_takes_four_bytes_and_a_local_file_of_ranks_will_do(
         ("a.jsonl", b'{"text": "x"}\n{"text": \n', "a.jsonl holds no JSON in the line at byte 14"),
         ("a.jsonl", b'{"text": 7}\n', "a.jsonl has no text 'text'"),
         ("a.parquet", b"PAR1 and no more", "a.parquet is no Parquet file"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 99)[:-9], "a.jsonl.gz is damaged"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(b'{"text": "x"}\n' * 99, mtime=0)[:-9],
+            "a.jsonl.gz is damaged",
+        ),
         ("a.txt", b"some \xff bytes", "a.txt is damaged or cannot be read .*utf-8"),
         ("a.csv", b"text\nx\n", "a.csv is not of a kind that can be read"),
     ],
