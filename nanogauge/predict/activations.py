@@ -71,8 +71,12 @@ def saved_for_backward(work: Workload, on_cpu: bool = False) -> Saved:
     forward, backward = (n * each for each in _logits(work))
     if chunked:
         forward, backward = _chunk(work, on_cpu), 0.0
-    # Eager, the square's gradient makes a tensor on its way to what GELU's makes at once.
-    square = e * mlp if program.squared_relu and not work.compiled else 0
+    # Eager, the square's gradient makes two tensors on its way to what GELU's makes at once; the
+    # weight's is gone by then where it was added to an earlier micro-batch's.
+    inner = e * width * mlp
+    if program.squared_relu and not work.compiled:
+        square = 2 * n * e * mlp
+        inner = max(inner, square) if work.grad_accum > 1 else inner + square
     return Saved(
         layer=n * layer,
         kept=n * kept,
@@ -80,8 +84,7 @@ def saved_for_backward(work: Workload, on_cpu: bool = False) -> Saved:
         final_norm=n * final_norm,
         logits_forward=forward,
         logits_backward=backward,
-        layer_gradients=n * (r * width + (e * width if e < r else 0) + e * mlp + square)
-        + e * width * mlp,
+        layer_gradients=n * (r * width + (e * width if e < r else 0) + e * mlp) + inner,
     )
 
 

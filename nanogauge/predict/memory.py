@@ -138,7 +138,9 @@ def _moments(
     if added_at_once:
         beside = state.embedding_gradient * work.shape.mlp_width / work.shape.vocabulary
     recomputed = saved.layer if work.checkpointing != "none" else 0.0
-    temporaries = saved.layer_gradients + recomputed + embedding_gradient
+    # That of an untied head is added to what an earlier micro-batch left before the layers begin.
+    of_head = embedding_gradient if work.shape.tied or not added_at_once else 0.0
+    temporaries = saved.layer_gradients + recomputed + of_head
     return {
         "the vocabulary head" if chunked else "the end of the forward pass": in_backward
         | {
