@@ -84,8 +84,10 @@ class Watched:
     files: list[int] = field(default_factory=list)
     threads: list[int] = field(default_factory=list)
     done: Counter[str] = field(default_factory=Counter)
+    in_time: set[int] = field(default_factory=set)
+    """steps whose loss W&B had when the run ended"""
     rows: set[int] = field(default_factory=set)
-    """steps whose loss W&B has"""
+    """those that it had after report.py --wandb"""
 
     def sample(self, pid: int, seconds: float) -> None:
         status = Path(f"/proc/{pid}/status").read_text()
@@ -184,9 +186,16 @@ def train_amid_failures(scratch: Path, out: Path, minutes: float, seed: int, ful
         _, said = process.communicate()
         if process.returncode != 128 + signal.SIGTERM:
             raise RunFailed(f"training ended with exit status {process.returncode}: {said}")
-        (sent,) = stub.runs.values()
-        watched.rows = {row["step"] for row in sent.rows if "train/loss" in row}
+        watched.in_time = rows_of(stub)
+        upload = [sys.executable, "report.py", "--wandb", str(out / "soak")]
+        subprocess.run(upload, cwd=ROOT, env=environment, capture_output=True, check=False)
+        watched.rows = rows_of(stub)
     return watched
+
+
+def rows_of(stub: WandbStub) -> set[int]:
+    """The steps whose loss the server has."""
+    return {row["step"] for run in stub.runs.values() for row in run.rows if "train/loss" in row}
 
 
 def fill(path: Path) -> None:
@@ -204,6 +213,7 @@ def missing(folder: Path, watched: Watched) -> dict[str, int]:
     recorded = read_log(folder)
     mirrored = {step.step for step in recorded.steps if step.step % LOG_EVERY == 0}
     checkpoints = list_checkpoints(folder / "checkpoints")
+    watched.done["W&B rows that came with report.py --wandb"] = len(mirrored - watched.in_time)
     report = Report.model_validate_json((folder / "report.json").read_bytes())
     power = [reading.power_watts for reading in recorded.sensors]
     return {
