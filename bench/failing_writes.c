@@ -88,8 +88,8 @@ int renameat(int folder_from, const char *from, int folder_to, const char *to) {
     return fails(below(to), 1) ? -1 : REAL(renameat)(folder_from, from, folder_to, to);
 }
 
-#define OPENING(name)                                               \
-    int name(const char *path, int flags, ...) {                    \
+#define OPENING(name, parameters, ...)                              \
+    int name parameters {                                           \
         mode_t mode = 0;                                            \
         if (flags & O_CREAT) {                                      \
             va_list more;                                           \
@@ -99,23 +99,9 @@ int renameat(int folder_from, const char *from, int folder_to, const char *to) {
         }                                                           \
         int writes = (flags & O_ACCMODE) != O_RDONLY;               \
         if (fails(writes && below(path), 1)) return -1;             \
-        return REAL(name)(path, flags, mode);                       \
+        return REAL(name)(__VA_ARGS__, mode);                       \
     }
-OPENING(open)
-OPENING(open64)
-
-#define OPENING_AT(name)                                            \
-    int name(int at, const char *path, int flags, ...) {            \
-        mode_t mode = 0;                                            \
-        if (flags & O_CREAT) {                                      \
-            va_list more;                                           \
-            va_start(more, flags);                                  \
-            mode = va_arg(more, mode_t);                            \
-            va_end(more);                                           \
-        }                                                           \
-        int writes = (flags & O_ACCMODE) != O_RDONLY;               \
-        if (fails(writes && below(path), 1)) return -1;             \
-        return REAL(name)(at, path, flags, mode);                   \
-    }
-OPENING_AT(openat)
-OPENING_AT(openat64)
+OPENING(open, (const char *path, int flags, ...), path, flags)
+OPENING(open64, (const char *path, int flags, ...), path, flags)
+OPENING(openat, (int at, const char *path, int flags, ...), at, path, flags)
+OPENING(openat64, (int at, const char *path, int flags, ...), at, path, flags)

@@ -24,7 +24,9 @@ from pathlib import Path
 from typing import IO, Any
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from killed_runs import broken_lines  # noqa: E402
 
 MOST_SECONDS = 60
 STEPS = 24
@@ -83,8 +85,9 @@ class Server:
         request = {
             "arguments": ["configs/demo.toml", *flags, f"--run.out={out}", "--run.name=run", *more],
             "folder": str(out),
-            "data": str(self._scratch / "data"),
-            "said": str(self._scratch / "said.txt"),
+            "environment": {"XDG_DATA_HOME": str(self._scratch / "data")},
+            "stdout": os.devnull,
+            "stderr": str(self._scratch / "said.txt"),
             "writes": str(self._scratch / "writes.txt"),
             "fault": fault,
         }
@@ -153,12 +156,8 @@ def harmed(folder: Path) -> list[str]:
     from nanogauge.training.checkpoint import intact_meta, list_checkpoints
 
     log, found = folder / "log.jsonl", []
-    lines = log.read_bytes().split(b"\n")[:-1] if log.exists() else []
-    for number, line in enumerate(lines, start=1):
-        try:
-            json.loads(line)
-        except ValueError:
-            found.append(f"line {number} of the log is broken")
+    if log.exists() and (broken := broken_lines(log)):
+        found.append(f"{broken} lines of the log are broken")
     for path in list_checkpoints(folder / "checkpoints"):
         if intact_meta(path) is None:
             found.append(f"{path.name} is damaged")
@@ -177,21 +176,14 @@ def weights(folder: Path) -> bytes:
 
 def serve(requests: IO[str]) -> None:
     """Answer requests, each in a copy of this process."""
-    import torch._dynamo  # noqa: F401  which the optimizer imports
-
-    import train
-    from nanogauge.cli import run_command
+    from train_server import run_command, train, train_in_copy  # type: ignore[import-not-found]
 
     shim = ctypes.CDLL(None)
     for line in requests:
         request = json.loads(line)
-        child = os.fork()
-        if child == 0:
+
+        def work(request: dict[str, Any] = request) -> None:
             os.setsid()
-            for number, name in ((0, os.devnull), (1, os.devnull), (2, request["said"])):
-                os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
-            os.environ["XDG_DATA_HOME"] = request["data"]
-            sys.argv = ["train.py", *request["arguments"]]
             if request["fault"] is not None:
                 first, last, error = (ctypes.c_long(n) for n in request["fault"])
                 shim.fail_writes(request["folder"].encode(), first, last, error)
@@ -199,6 +191,8 @@ def serve(requests: IO[str]) -> None:
                 run_command(train.main)
             finally:
                 Path(request["writes"]).write_text(str(shim.writes_seen()))
+
+        child = train_in_copy(request, work)
         status, ends = None, time.monotonic() + MOST_SECONDS
         while time.monotonic() < ends:
             found, code = os.waitpid(child, os.WNOHANG)

@@ -42,6 +42,8 @@ from model import GPT  # noqa: E402
 from nanogauge.cli import Parser, run_command  # noqa: E402
 from nanogauge.config import Config, load_config  # noqa: E402
 from nanogauge.errors import BadInput  # noqa: E402
+from nanogauge.predict.parameters import count_parameters  # noqa: E402
+from nanogauge.predict.workload import shape_of  # noqa: E402
 from nanogauge.training.data import Batches, Shards, Split  # noqa: E402
 from nanogauge.training.loss import TrainingLoss  # noqa: E402
 from nanogauge.training.optimizer import make_optimizer, set_rate, update  # noqa: E402
@@ -177,9 +179,7 @@ def train(run: Run) -> Outcome:
     batches = Batches(
         text(), MICRO_BATCH, BLOCK, VOCABULARY, run.seed, CPU, eval_batches=EVAL_BATCHES
     )
-    table = model.transformer["wpe"].weight if config.model.positions == "learned" else None
-    counted = sum(p.numel() for p in model.parameters())
-    counted -= table.numel() if isinstance(table, torch.Tensor) else 0
+    counted = count_parameters(shape_of(config.model))
     curve: list[tuple[int, float]] = []
     seconds: list[float] = []
     for step in range(run.steps):
@@ -194,7 +194,7 @@ def train(run: Run) -> Outcome:
         if (step + 1) * EVALUATIONS // run.steps > step * EVALUATIONS // run.steps:
             curve.append((step + 1, validation_loss(loss_of, batches)))
     batches.close()
-    return Outcome(curve, statistics.median(seconds), counted)
+    return Outcome(curve, statistics.median(seconds), counted.total - counted.tables)
 
 
 @torch.no_grad()

@@ -84,10 +84,8 @@ class Watched:
     files: list[int] = field(default_factory=list)
     threads: list[int] = field(default_factory=list)
     done: Counter[str] = field(default_factory=Counter)
-    in_time: set[int] = field(default_factory=set)
-    """steps whose loss W&B had when the run ended"""
     rows: set[int] = field(default_factory=set)
-    """those that it had after report.py --wandb"""
+    """steps whose loss W&B had after report.py --wandb"""
 
     def sample(self, pid: int, seconds: float) -> None:
         status = Path(f"/proc/{pid}/status").read_text()
@@ -100,12 +98,9 @@ class Watched:
     def per_hour(self, values: Sequence[float]) -> tuple[float, float]:
         """The slope over the second half, by least squares, and twice its standard error."""
         half = len(values) // 2
-        hours, late = np.array(self.seconds[half:]) / 3600, np.array(values[half:], float)
-        from_mean = hours - hours.mean()
-        spread = float((from_mean**2).sum())
-        slope = float((from_mean * late).sum()) / spread
-        left = late - late.mean() - slope * from_mean
-        return slope, 2 * float(np.sqrt((left**2).sum() / (len(late) - 2) / spread))
+        hours = np.array(self.seconds[half:]) / 3600
+        (slope, _), spread = np.polyfit(hours, np.array(values[half:], float), 1, cov=True)
+        return float(slope), 2 * float(np.sqrt(spread[0, 0]))
 
 
 def failing_driver(chance: random.Random, seconds: float, done: Counter[str]) -> str:
@@ -186,10 +181,11 @@ def train_amid_failures(scratch: Path, out: Path, minutes: float, seed: int, ful
         _, said = process.communicate()
         if process.returncode != 128 + signal.SIGTERM:
             raise RunFailed(f"training ended with exit status {process.returncode}: {said}")
-        watched.in_time = rows_of(stub)
+        in_time = rows_of(stub)
         upload = [sys.executable, "report.py", "--wandb", str(out / "soak")]
         subprocess.run(upload, cwd=ROOT, env=environment, capture_output=True, check=False)
         watched.rows = rows_of(stub)
+        watched.done["W&B rows that came with report.py --wandb"] = len(watched.rows - in_time)
     return watched
 
 
@@ -213,7 +209,6 @@ def missing(folder: Path, watched: Watched) -> dict[str, int]:
     recorded = read_log(folder)
     mirrored = {step.step for step in recorded.steps if step.step % LOG_EVERY == 0}
     checkpoints = list_checkpoints(folder / "checkpoints")
-    watched.done["W&B rows that came with report.py --wandb"] = len(mirrored - watched.in_time)
     report = Report.model_validate_json((folder / "report.json").read_bytes())
     power = [reading.power_watts for reading in recorded.sensors]
     return {

@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -20,14 +22,22 @@ import torch._dynamo  # noqa: E402, F401  which the optimizer imports
 import train  # noqa: E402
 from nanogauge.cli import run_command  # noqa: E402
 
-for line in sys.stdin:
-    request = json.loads(line)
+
+def train_in_copy(request: dict[str, Any], work: Callable[[], object]) -> int:
+    """Begin a copy of this process that does this with the request's arguments; its number."""
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
         for number, name in ((0, os.devnull), (1, request["stdout"]), (2, request["stderr"])):
-            os.dup2(os.open(name, os.O_RDWR | os.O_CREAT), number)
+            os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
         os.environ.update(request["environment"])
         sys.argv = ["train.py", *request["arguments"]]
-        run_command(train.main)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        work()
+        raise AssertionError("the command of a copy ends it")
+    return child
+
+
+if __name__ == "__main__":
+    for line in sys.stdin:
+        child = train_in_copy(json.loads(line), lambda: run_command(train.main))
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
