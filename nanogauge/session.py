@@ -308,17 +308,15 @@ def begin_log(
 ) -> None:
     """The start line, and what is to be told before the first step."""
     micro = s.batches.micro_batch
-    sensed = {
+    more = {
         "idle_power_watts": idle.power_watts if idle is not None else None,
         "idle_utilization": idle.utilization if idle is not None else None,
         "other_programs": card.others if card is not None else None,
         "sensed_cards": sensed_cards or None,
-    }
-    begins = {
         "restart": restart_number(),
         "micro_batch": micro if micro != s.config.train.micro_batch else None,
     }
-    s.log.write(start_line(s, s.first_step).model_copy(update=sensed | begins))
+    s.log.write(start_line(s, s.first_step).model_copy(update=more))
     if opened.lock is not None and opened.lock.warning is not None:
         s.log.write(Event(level="warning", what="no_lock", text=opened.lock.warning))
         s.screen.say(f"! {opened.lock.warning}")

@@ -28,8 +28,8 @@ LOOK_SECONDS = 300.0
 """for reading the log of a long run on a slow disk"""
 _ASKED = [n for n in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, n)]
 _BAD_INPUT = 2
-_ENDS_ON_PURPOSE = (0, _BAD_INPUT, *(128 + getattr(signal, name) for name in _ASKED))
-"""done, bad input, stopped: none of them would go better a second time"""
+_ENDS_ON_PURPOSE = (0, *(128 + getattr(signal, name) for name in _ASKED))
+"""done, stopped: neither would go better a second time"""
 
 
 def restart_number() -> int | None:
@@ -100,12 +100,13 @@ class Supervisor:
             if self._asked is not None:
                 return 128 + self._asked
             began = time.monotonic()
-            resume = ["--resume", "auto"] if before.starts > first.starts else []
+            begun = before.starts > first.starts
+            resume = ["--resume", "auto"] if begun else []
             status = self._run_once([*self._command, *resume], restart)
             code = status if status >= 0 else 128 - status
             # What was once taken may be taken again: memory that another program holds, a disk.
-            once_taken = code == _BAD_INPUT and before.starts > first.starts
-            if self._asked is not None or (code in _ENDS_ON_PURPOSE and not once_taken):
+            refused = code == _BAD_INPUT and not begun
+            if self._asked is not None or code in _ENDS_ON_PURPOSE or refused:
                 return code
             how = f"the run {_told(status)} after {time.monotonic() - began:.0f} s"
             now = self._look() or before

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from commands import ROOT
+from hypothesis import strategies as st
 
 from nanogauge.claims import Claims, load_claims
 from nanogauge.config import Config, load_config
 from nanogauge.hardware import lookup
 from nanogauge.predict.prediction import predict
+from nanogauge.prepare.shards import Origin
 from nanogauge.records import Hardware, Prediction
 
 DOCUMENTED = ROOT / "configs" / "rtx4070_fineweb.toml"
@@ -34,6 +37,30 @@ CPU = Hardware(
     source="measured",
 )
 """a processor of round figures"""
+
+GPT2_ORIGIN = Origin(
+    tokenizer="gpt2",
+    vocab_size=50257,
+    end_of_text=50256,
+    dataset="made by the test",
+    dataset_config="none",
+    revision=None,
+)
+"""of shards that a test writes"""
+
+
+def beyond_gpt2() -> st.SearchStrategy[dict[str, Any]]:
+    """Options of a model that make it another than GPT-2, as its configuration has them."""
+    return st.fixed_dictionaries(
+        {
+            "positions": st.sampled_from(["learned", "rotary"]),
+            "norm": st.sampled_from(["layernorm", "rmsnorm"]),
+            "qk_norm": st.booleans(),
+            "activation": st.sampled_from(["gelu", "relu2"]),
+            "tied_head": st.booleans(),
+            "logit_softcap": st.sampled_from([0.0, 15.0]),
+        }
+    )
 
 
 @cache

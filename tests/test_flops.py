@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from examples import documented_config
+from examples import beyond_gpt2, documented_config
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -36,12 +36,7 @@ def small_models(draw: st.DrawFn) -> ModelSection:
         vocab_size=draw(st.integers(2, 80)),
         bias=draw(st.booleans()),
         dropout=0.0,
-        positions=draw(st.sampled_from(["learned", "rotary"])),
-        norm=draw(st.sampled_from(["layernorm", "rmsnorm"])),
-        qk_norm=draw(st.booleans()),
-        activation=draw(st.sampled_from(["gelu", "relu2"])),
-        tied_head=draw(st.booleans()),
-        logit_softcap=draw(st.sampled_from([0.0, 15.0])),
+        **draw(beyond_gpt2()),
     )
 
 

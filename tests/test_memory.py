@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from examples import CPU, documented_config
+from examples import CPU, beyond_gpt2, documented_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._inductor.compile_fx import compile_fx
@@ -42,12 +42,7 @@ def workloads(draw: st.DrawFn, compiled: bool) -> tuple[ModelSection, Workload]:
         vocab_size=draw(st.integers(64, 2000)),
         bias=draw(st.booleans()),
         dropout=draw(st.sampled_from([0.0, 0.1])),
-        positions=draw(st.sampled_from(["learned", "rotary"])),
-        norm=draw(st.sampled_from(["layernorm", "rmsnorm"])),
-        qk_norm=draw(st.booleans()),
-        activation=draw(st.sampled_from(["gelu", "relu2"])),
-        tied_head=draw(st.booleans()),
-        logit_softcap=draw(st.sampled_from([0.0, 15.0])),
+        **draw(beyond_gpt2()),
     )
     work = Workload(
         shape=shape_of(model),

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import run
+from examples import GPT2_ORIGIN
 
 from nanogauge.config import DataSection
 from nanogauge.errors import BadInput
-from nanogauge.prepare.shards import Origin, ShardWriter
+from nanogauge.prepare.shards import ShardWriter
 from nanogauge.trained import tokenizer_of
 from sample import main
 
@@ -76,16 +77,8 @@ def test_the_tokenizer_is_told_by_data_that_lies_in_the_home_folder(
 ) -> None:
     """A run folder names it by ~/, which was looked for as a folder of that name."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    origin = Origin(
-        tokenizer="gpt2",
-        vocab_size=50257,
-        end_of_text=50256,
-        dataset="made by the test",
-        dataset_config="none",
-        revision=None,
-    )
     (tmp_path / "data").mkdir()
-    with ShardWriter(tmp_path / "data", origin, shard_tokens=5) as writer:
+    with ShardWriter(tmp_path / "data", GPT2_ORIGIN, shard_tokens=5) as writer:
         for split in ("val", "train"):
             writer.write(split, np.array([50256, 1, 2], np.uint16))
     assert tokenizer_of(DataSection(path="~/data")) == ("gpt2", "gpt2")

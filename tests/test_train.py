@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 from commands import DEMO, ROOT, TINY, log_lines, rows_of, run, steps_of, train_tiny
+from examples import GPT2_ORIGIN
 from long_runs import start, wait_for_step
 
-from nanogauge.prepare.shards import Origin, ShardWriter
+from nanogauge.prepare.shards import ShardWriter
 from nanogauge.training.compiling import CACHE, keep_compiled
 
 
@@ -206,17 +207,9 @@ def test_without_a_compiler_training_goes_on_and_says_so(tmp_path: Path) -> None
 
 def test_shards_of_tokens_are_trained_on(tmp_path: Path) -> None:
     """The documented configuration reads shards: a few of them train on the CPU."""
-    origin = Origin(
-        tokenizer="gpt2",
-        vocab_size=50257,
-        end_of_text=50256,
-        dataset="made by the test",
-        dataset_config="none",
-        revision=None,
-    )
     (tmp_path / "data").mkdir()
     generator = np.random.default_rng(0)
-    with ShardWriter(tmp_path / "data", origin, shard_tokens=3000) as writer:
+    with ShardWriter(tmp_path / "data", GPT2_ORIGIN, shard_tokens=3000) as writer:
         for split, count in (("val", 3), ("train", 12)):
             for _ in range(count):
                 document = generator.integers(0, 500, 1000, dtype=np.uint16)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from nanogauge.config import Config
-from nanogauge.predict.parameters import count_parameters
-from nanogauge.predict.workload import shape_of
+from nanogauge.predict.training_state import training_state
+from nanogauge.predict.workload import workload_of
 
 Triple = tuple[float, float, float]
 """low, expected, high"""
@@ -21,10 +21,9 @@ WRITE_BYTES_PER_SECOND: Triple = (0.1e9, 0.4e9, 1.0e9)
 
 
 def state_bytes(config: Config) -> int:
-    """Of a checkpoint: each weight and its moments in fp32, two of AdamW's or one of Muon's."""
-    counted = count_parameters(shape_of(config.model))
-    one_less = counted.block_matrices if config.optimizer.name == "muon" else 0
-    return 12 * counted.total - 4 * one_less
+    """Of a checkpoint: each weight and its moments in fp32."""
+    state = training_state(workload_of(config, "float32", on_gpu=False))
+    return int(state.weights + state.moments)
 
 
 def waiting_seconds(bytes_each: float, count: int) -> Triple:

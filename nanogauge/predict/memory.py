@@ -112,16 +112,16 @@ def _moments(
         _moments_name(work): state.moments,
         "gradient buckets": state.buckets,
     }
-    casts = state.casts
-    if casts:  # the head's are let go with its own backward pass, a chunked one's before the others
-        casts -= work.element_bytes * work.shape.vocabulary * work.shape.width
-    head_casts = 0.0 if chunked else state.casts - casts
     layers = work.shape.layers
     done = layers - 1  # layers, when the first is the last to go back
-    if work.checkpointing != "none":  # those of a layer are made again with it
-        casts -= done * state.layer_casts
+    # The head's are let go with its own backward pass, a chunked one's before the others; those of
+    # a recomputed layer are made again with it.
+    of_head = work.element_bytes * work.shape.vocabulary * work.shape.width if state.casts else 0
+    of_first_layer = state.casts - of_head - done * state.layer_casts
+    recomputing = work.checkpointing != "none"
+    of_layers = of_first_layer if recomputing else state.casts - of_head
     in_backward = always | {
-        "16-bit copies": casts + head_casts,
+        "16-bit copies": of_layers + (0 if chunked else of_head),
         "activations": layers * saved.kept + saved.edges,
     }
     # Eager, a gradient is added to what an earlier micro-batch left as soon as it is made; the
@@ -129,18 +129,21 @@ def _moments(
     # which in 16 bits is made in place of the first.
     added_at_once = accumulating and not work.compiled
     made = (2 if accumulating and work.compiled else 1) * state.gradients
-    waiting = 2 if work.shape.tied else int(added_at_once)
-    if work.shape.tied and not work.compiled:
-        waiting += (work.element_bytes == 4) + accumulating - 1
+    if not work.shape.tied:
+        waiting = int(added_at_once)
+    elif work.compiled:
+        waiting = 2
+    else:
+        waiting = (2 if work.element_bytes == 4 else 1) + accumulating
     embedding_gradient = 0.0 if in_place else state.embedding_gradient
     # So is that of every other matrix, of which the widest counts.
     beside = 0.0
     if added_at_once:
         beside = state.embedding_gradient * work.shape.mlp_width / work.shape.vocabulary
-    recomputed = saved.layer if work.checkpointing != "none" else 0.0
+    temporaries = saved.layer_gradients + (saved.layer if recomputing else 0.0)
     # That of an untied head is added to what an earlier micro-batch left before the layers begin.
-    of_head = embedding_gradient if work.shape.tied or not added_at_once else 0.0
-    temporaries = saved.layer_gradients + recomputed + of_head
+    if work.shape.tied or not added_at_once:
+        temporaries += embedding_gradient
     return {
         "the vocabulary head" if chunked else "the end of the forward pass": in_backward
         | {
@@ -152,14 +155,14 @@ def _moments(
         | {"gradients": accumulated, "logits and loss": saved.logits_backward},
         "the backward pass of the last layer": always
         | {
-            "16-bit copies": casts,
+            "16-bit copies": of_layers,
             "activations": in_backward["activations"] - saved.final_norm,
             "gradients": accumulated,
             "temporaries": temporaries,
         },
         "the backward pass of the first layer": always
         | {
-            "16-bit copies": casts - (0 if recomputed else done * state.layer_casts),
+            "16-bit copies": of_first_layer,
             "activations": saved.kept + saved.edges - saved.final_norm,
             "gradients": accumulated + (0 if added_at_once else done * state.layer_gradients),
             "temporaries": temporaries,

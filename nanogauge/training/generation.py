@@ -2,8 +2,8 @@
 
 Positions are absolute, and where they are learned there are no more than a block has, so a full
 context is not moved on by one: then the newer half of it is run again from position 0, and goes on
-from there. Once a text is longer than a block, the
-next token sees between half a block and a whole block of what comes before it.
+from there. Once a text is longer than a block, the next token sees between half a block and a whole
+block of what comes before it.
 
 Shapes in comments: T positions, C width, H heads, D = C / H, S positions of a block, V vocabulary.
 """

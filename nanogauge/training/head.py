@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from model import softcap
+
 SlopesOf = Callable[[Tensor, Tensor, float], Tensor]
 
 
@@ -43,10 +45,7 @@ def plain_loss(hidden: Tensor, weight: Tensor, targets: Tensor, cap: float = 0.0
 
     cap: what a tanh keeps the logits within; 0 leaves them alone.
     """
-    logits = F.linear(hidden, weight)
-    if cap:
-        logits = cap * torch.tanh(logits / cap)
-    return F.cross_entropy(logits, targets)
+    return F.cross_entropy(softcap(F.linear(hidden, weight), cap), targets)
 
 
 def chunked_loss(
