@@ -38,6 +38,19 @@ IMPATIENT = (
     "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
 )
 
+# Killed as soon as the first shard has its name, before a manifest lists it.
+KILLED_AT_A_SHARD = (
+    """import os, pathlib
+rename = pathlib.Path.replace
+def replace(path, target):
+    rename(path, target)
+    if target.suffix == ".bin":
+        os.kill(os.getpid(), 9)
+pathlib.Path.replace = replace
+"""
+    + IMPATIENT
+)
+
 
 def documents() -> list[list[str]]:
     """The texts of three files: of many lengths, in several scripts, some of them equal."""

@@ -16,8 +16,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gpt2_vocabulary import gpt2_vocabulary  # noqa: F401  (a fixture)
-from preparing import command, environment, parquet, prepare, sentence
+from preparing import (
+    KILLED_AT_A_SHARD,
+    command,
+    environment,
+    parquet,
+    prepare,
+    sentence,
+)
 
+from nanogauge.errors import BadInput
 from nanogauge.prepare.shards import MANIFEST_NAME, open_split, read_manifest
 
 KILLS = 6
@@ -93,6 +101,53 @@ def test_killed_at_random_moments_and_resumed_the_shards_are_the_same(
     again = prepare(None, gpt2_vocabulary, home, *flags)
     assert again.returncode == 0 and "1,600,000 training tokens" in again.stdout
     assert contents(home / "killed") == contents(undisturbed)
+
+
+def test_killed_between_a_shard_and_its_entry_the_preparation_goes_on(
+    home: Path,
+    undisturbed: Path,
+    gpt2_vocabulary: Path,  # noqa: F811
+) -> None:
+    """A shard in a folder without a manifest was taken for another tool's, and refused."""
+    flags = [*SIZES, "--out", "between"]
+    killed = command(*flags)
+    killed[2] = KILLED_AT_A_SHARD
+    variables = environment(None, gpt2_vocabulary, home)
+    assert subprocess.run(killed, check=False, env=variables, cwd=home).returncode == -9
+    assert (home / "between" / "fineweb_val_000000.bin").exists()
+    with pytest.raises(BadInput, match=r"run the same prepare_fineweb\.py command again"):
+        open_split(home / "between", "val")
+    other = prepare(None, gpt2_vocabulary, home, *flags, "--dataset", "texts/a.jsonl")
+    assert other.returncode == 2
+    assert "was begun with another --dataset (texts, not texts/a.jsonl)" in sentence(other)
+    done = prepare(None, gpt2_vocabulary, home, *flags)
+    assert done.returncode == 0, done.stderr
+    assert contents(home / "between") == contents(undisturbed)
+
+
+def test_pieces_that_no_manifest_tells_the_source_of_are_made_again(
+    home: Path,
+    undisturbed: Path,
+    gpt2_vocabulary: Path,  # noqa: F811
+) -> None:
+    """Pieces of another source, left by a call that was killed early, became part of the shards."""
+    (home / "other").mkdir()
+    (home / "other" / "a.jsonl").write_text(json.dumps({"text": "another " * 10**6}) + "\n")
+    flags = [*SIZES[2:], "--out", "early"]
+    process = subprocess.Popen(
+        command("--dataset", "other", *flags),
+        env=environment(None, gpt2_vocabulary, home),
+        cwd=home,
+        start_new_session=True,
+    )
+    while process.poll() is None and not list(home.glob("early/.pieces/*.piece")):
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    (home / "early" / MANIFEST_NAME).unlink()
+    done = prepare(None, gpt2_vocabulary, home, "--dataset", "texts", *flags)
+    assert done.returncode == 0, done.stderr
+    assert contents(home / "early") == contents(undisturbed)
 
 
 def test_more_tokens_go_on_from_the_end_and_are_those_of_one_call(
@@ -244,7 +299,9 @@ def test_a_disk_that_fills_up_is_told_before_and_loses_nothing_if_it_comes_later
         stderr=subprocess.PIPE,
         text=True,
     )
-    while process.poll() is None and not (out / MANIFEST_NAME).exists():
+    while process.poll() is None and not (
+        (out / MANIFEST_NAME).exists() and read_manifest(out).shards
+    ):
         time.sleep(0.002)
     with (small_disk / "other").open("wb") as file, pytest.raises(OSError, match="space"):
         while True:

@@ -24,7 +24,7 @@ from nanogauge.prepare.inputs import Inputs, Planner, open_inputs
 from nanogauge.prepare.manifest import START, Manifest, Origin, Settings
 from nanogauge.prepare.pieces import is_whole, open_piece, piece_path
 from nanogauge.prepare.resuming import Earlier, look_at
-from nanogauge.prepare.shards import ShardWriter
+from nanogauge.prepare.shards import MANIFEST_NAME, ShardWriter, write_manifest
 from nanogauge.prepare.texts import Unit
 
 PIECES = ".pieces"
@@ -154,6 +154,8 @@ def _run(
     writer.next, writer.source_files = earlier.next, earlier.source_files
     try:
         earlier.begin()
+        if earlier.manifest is None:
+            write_manifest(order.out, writer.manifest)  # what a later call must go on with
         pieces.mkdir(exist_ok=True)
         crew.begin(pieces)
         _fill(order, origin, earlier, inputs, crew, writer, report)
@@ -163,6 +165,7 @@ def _run(
     except BadInput:
         if not writer.manifest.shards:
             shutil.rmtree(pieces, ignore_errors=True)
+            (order.out / MANIFEST_NAME).unlink(missing_ok=True)
         raise
     except OSError as error:  # the source's own errors have been named: this is the disk
         raise RunFailed(

@@ -57,6 +57,7 @@ def fetch_command(
             "make room, give fewer --tokens, or an --out on another disk."
         )
     try:
+        write_manifest(out, manifest)  # a shard without one would be taken for another tool's
         for number, (split, file) in enumerate(missing, 1):
             print(f"shard {number} of {len(missing)}: {file.path}", file=sys.stderr, flush=True)
             manifest = _add(manifest, split, file, out)
@@ -127,7 +128,10 @@ def _begun(repository: str, revision: str, name: str, out: Path) -> Manifest:
         same = (manifest.dataset, manifest.revision) == (repository, revision)
         if manifest.settings is None and same and manifest.tokenizer == name:
             return manifest
-    refuse_filled(out)
+        if manifest.settings is not None or manifest.shards:
+            refuse_filled(out)
+    else:
+        refuse_filled(out)
     return Manifest(
         tokenizer=name,
         tokenizer_sha256=tokenizer.sha256(),

@@ -103,11 +103,18 @@ class Earlier:
             path.unlink()
 
     def pieces(self, folder: Path, start: Position) -> frozenset[str]:
-        """Names of pieces that may be used again; the others are cleared away."""
+        """Names of pieces that may be used again; the others are cleared away.
+
+        Those that no manifest tells the source and tokenizer of are among the others.
+        """
         kept = set()
         for path in folder.iterdir():
             file, _, unit = path.stem.partition("_")
-            if path.suffix == ".piece" and (int(file), int(unit)) >= (start.file, start.unit):
+            if (
+                self.manifest is not None
+                and path.suffix == ".piece"
+                and (int(file), int(unit)) >= (start.file, start.unit)
+            ):
                 kept.add(path.name)
             else:
                 path.unlink()

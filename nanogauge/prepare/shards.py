@@ -3,9 +3,9 @@
 A shard is a header of 256 little-endian int32 (magic 20240520, version 1, token count, then
 zeros) followed by the tokens as little-endian uint16. A vocabulary that needs it has uint32, under
 llm.c's header for Llama 3; version 2 of the other header is read, too. Each document begins with
-the end-of-text token. Shards and manifest are written aside, synced and renamed, and the manifest
-is written anew after each finished shard: a preparation that was interrupted leaves a folder one
-can train on.
+the end-of-text token. Shards and manifest are written aside, synced and renamed. The manifest is
+there before the first shard, listing none, and written anew after each finished one: a preparation
+that was interrupted leaves a folder one can train on.
 """
 
 from __future__ import annotations
@@ -380,7 +380,7 @@ def open_split(folder: Path, split: Split) -> list[Tokens]:
     if not opened:
         raise BadInput(
             f"{folder} holds no {split} tokens: its preparation was interrupted; "
-            f"delete it and {_remedy(folder)}"
+            "run the same prepare_fineweb.py command again, which goes on."
         )
     return opened
 
