@@ -37,6 +37,12 @@ class Extra:
         return Extra(self.bytes + other.bytes, self.kernels + other.kernels)
 
 
+def is_beyond_gpt2(work: Workload) -> bool:
+    """Whether a step has anything in it that is counted here."""
+    options = work.program.logit_softcap or of_layer(work, on_cpu=False) != Extra()
+    return options or (work.optimizer == "muon" and work.muon_restored)
+
+
 def of_layer(work: Workload, on_cpu: bool) -> Extra:
     """Beyond a layer of GPT-2; below zero where an option spares more than it costs."""
     extra = _queries_and_keys(work, on_cpu)

@@ -12,7 +12,13 @@ import math
 from dataclasses import dataclass
 
 from nanogauge.predict.constants import FITTED, POWER_EXPONENT, Constants, DeviceClass
-from nanogauge.predict.options import MUON_BYTES, MUON_KERNELS, of_layer, of_logits
+from nanogauge.predict.options import (
+    MUON_BYTES,
+    MUON_KERNELS,
+    is_beyond_gpt2,
+    of_layer,
+    of_logits,
+)
 from nanogauge.predict.parameters import count_parameters, layer_matrices
 from nanogauge.predict.workload import GPUS_OF_A_NODE, Workload
 from nanogauge.records import Hardware, Part
@@ -368,6 +374,8 @@ def _interval(
     if hardware.kind != "cpu" and not work.compiled:
         high = max(high, 1.25)
         caveats.append("without torch.compile programs differ more from each other")
+    if hardware.kind != "cpu" and is_beyond_gpt2(work):
+        caveats.append("what this model and optimizer do beyond GPT-2 was counted, not measured")
     if work.gpus > 1 and hardware.kind != "cpu" and _over_pcie(hardware):
         caveats.append("one of two published runs of several cards over PCIe took a quarter longer")
     return low, high, tuple(caveats)
