@@ -300,7 +300,8 @@ def _optimizer(work: Workload, device: _Device, k: Constants) -> float:
 def _newton_schulz(a: int, b: int, batched: bool, device: _Device, k: Constants) -> float:
     """Seconds of one iteration on an a x b matrix: X X^T, its square, and the product with X.
 
-    One matrix alone is so small that the tiles of a product, 128 x 128, leave SMs idle.
+    One matrix alone is so small that the tiles of a product, 128 x 128, leave SMs idle; a CPU does
+    these products, in 16 bits, as it does a model's.
     Source: Jordan et al. 2024, Muon: A = X X^T, B = b A + c A A, X = a X + B X.
     """
     small, large = min(a, b), max(a, b)
@@ -313,6 +314,8 @@ def _newton_schulz(a: int, b: int, batched: bool, device: _Device, k: Constants)
         tiles = math.ceil(rows / 128) * math.ceil(columns / 128)
         used = tiles / (device.sms * math.ceil(tiles / device.sms))
         rate = k.newton_schulz if batched else k.newton_schulz_alone * used
+        if device.on_cpu:
+            rate = device.products
         flops = 2 * rows * columns * inner
         seconds += flops / (device.ceiling * rate)
     return seconds
