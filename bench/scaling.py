@@ -20,7 +20,7 @@ from nanogauge.predict.fit import fit_verdict
 from nanogauge.predict.memory import predict_memory
 from nanogauge.predict.prediction import predict
 from nanogauge.predict.step_time import predict_step_time
-from nanogauge.predict.workload import Shape, Workload, workload_of
+from nanogauge.predict.workload import Program, Shape, Workload, workload_of
 from nanogauge.quantities import format_range, format_seconds
 from nanogauge.records import Estimate, Hardware
 
@@ -77,6 +77,7 @@ _SHARDED = Workload(
     wide_residual=False,
     optimizer="adamw_foreach",
     sharding="full",
+    program=Program(fp32_exchange=False),
 )
 PUBLISHED = (
     Published(

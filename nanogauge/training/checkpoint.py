@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from nanogauge.handed import open_regular, read_whole
+from nanogauge.training.sharding import divided_state, is_divided, load_parts, own_part
 
 WEIGHTS, STATE, META = "model.safetensors", "state.pt", "meta.json"
 REPLACED = ".replaced"
@@ -93,12 +94,21 @@ def load_checkpoint(
 ) -> bool:
     """Put everything back as it was after the checkpoint's step.
 
+    Of a model that is divided among the ranks each reads its part, whatever made the checkpoint.
+
     Returns whether the random states were among it: they are not where there were another number of
     ranks, or another kind of device.
     """
-    load_weights(path, model, device)
-    state: dict[str, Any] = torch.load(path / STATE, map_location="cpu", weights_only=True)
-    optimizer.load_state_dict(state["optimizer"])
+    divided = is_divided(next(model.parameters()))
+    state: dict[str, Any] = torch.load(
+        path / STATE, map_location="cpu", weights_only=True, mmap=divided
+    )
+    if divided:
+        load_parts(path / WEIGHTS, own_weights(model))
+        optimizer.load_state_dict(divided_state(optimizer, state["optimizer"]))
+    else:
+        load_weights(path, model, device)
+        optimizer.load_state_dict(state["optimizer"])
     scaler.load_state_dict(state["scaler"])
     of_ranks: list[RandomState] = state["random"]
     if len(of_ranks) != world or _sizes(of_ranks[rank]) != _sizes(random_state(device)):
@@ -122,7 +132,7 @@ def own_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     A tied head is the embedding under a second name, which is left out.
     """
     weights: dict[str, torch.Tensor] = dict(model.state_dict())
-    if weights[_HEAD].data_ptr() == weights[_EMBEDDING].data_ptr():
+    if own_part(weights[_HEAD]).data_ptr() == own_part(weights[_EMBEDDING]).data_ptr():
         del weights[_HEAD]
     return weights
 
