@@ -181,7 +181,7 @@ def write_end(s: Session, status: Status, reason: str | None, restartable: bool 
 def write_samples(s: Session, step: int) -> None:
     """Log what the model writes; without its vocabulary (offline) there is nothing.
 
-    Nor is there where the model is divided: each token would take all ranks, and all weights on
+    Nor is there where the model is sharded: each token would take all ranks, and all weights on
     their way between them.
     """
     if s.config.train.sharding == "full":

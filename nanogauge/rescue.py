@@ -44,7 +44,7 @@ def checkpoint_is_due(s: Session, step: int, leaving: bool) -> bool:
 def save(s: Session, step: int, wait: bool) -> None:
     """Begin a checkpoint; the loop waits for its copy in memory, or until it is on disk.
 
-    Rank 0 writes it, with the random states of all, and their parts of a model that is divided.
+    Rank 0 writes it, with the random states of all, and their parts of a model that is sharded.
     """
     random_states = s.ranks.gather(random_state(s.device))
     s.saved_step, s.saved_seconds = step, s.clock.elapsed_seconds()

@@ -33,7 +33,7 @@ def make_loss(
 def make_training(
     config: Config, model: GPT, batches: Batches, dtype: str, ranks: Ranks
 ) -> tuple[TrainingLoss, torch.optim.AdamW, torch.amp.GradScaler]:
-    """The loss, the optimizer of what it may have divided, the scaler in use for float16 alone."""
+    """The loss, the optimizer of what it may have sharded, the scaler in use for float16 alone."""
     loss_of = make_loss(config, model, batches, dtype, ranks)
     scaler = torch.amp.GradScaler(batches.device.type, enabled=dtype == "float16")
     return loss_of, make_optimizer(model, config.optimizer), scaler

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from nanogauge.handed import open_regular, read_whole
-from nanogauge.training.sharding import divided_state, is_divided, load_parts, own_part
+from nanogauge.training.sharding import is_sharded, load_parts, local_part, sharded_state
 
 WEIGHTS, STATE, META = "model.safetensors", "state.pt", "meta.json"
 REPLACED = ".replaced"
@@ -94,18 +94,18 @@ def load_checkpoint(
 ) -> bool:
     """Put everything back as it was after the checkpoint's step.
 
-    Of a model that is divided among the ranks each reads its part, whatever made the checkpoint.
+    Of a model that is sharded each reads its part, whatever made the checkpoint.
 
     Returns whether the random states were among it: they are not where there were another number of
     ranks, or another kind of device.
     """
-    divided = is_divided(next(model.parameters()))
+    sharded = is_sharded(next(model.parameters()))
     state: dict[str, Any] = torch.load(
-        path / STATE, map_location="cpu", weights_only=True, mmap=divided
+        path / STATE, map_location="cpu", weights_only=True, mmap=sharded
     )
-    if divided:
+    if sharded:
         load_parts(path / WEIGHTS, own_weights(model))
-        optimizer.load_state_dict(divided_state(optimizer, state["optimizer"]))
+        optimizer.load_state_dict(sharded_state(optimizer, state["optimizer"]))
     else:
         load_weights(path, model, device)
         optimizer.load_state_dict(state["optimizer"])
@@ -132,7 +132,7 @@ def own_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     A tied head is the embedding under a second name, which is left out.
     """
     weights: dict[str, torch.Tensor] = dict(model.state_dict())
-    if own_part(weights[_HEAD]).data_ptr() == own_part(weights[_EMBEDDING]).data_ptr():
+    if local_part(weights[_HEAD]).data_ptr() == local_part(weights[_EMBEDDING]).data_ptr():
         del weights[_HEAD]
     return weights
 

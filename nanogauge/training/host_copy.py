@@ -34,7 +34,7 @@ class HostCopy:
     def take(self, state: Mapping[str, object], device: torch.device) -> Any:
         """Copy a state of mappings, lists, tensors and plain values; waits until it is whole.
 
-        A tensor that is divided among the ranks is gathered, while the others give their parts.
+        A tensor that is sharded is gathered, while the others give their parts.
         The tensors of the copy belong to this object: the next call writes over them.
         """
         copied = self._copy(state, ())

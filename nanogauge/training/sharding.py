@@ -103,16 +103,16 @@ class ShardedLoss(TrainingLoss):
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor that is divided, which all ranks must ask for; any other as it is."""
-    return tensor.full_tensor() if is_divided(tensor) else tensor  # type: ignore[attr-defined]
+    """All of a tensor that is sharded, which all ranks must ask for; any other as it is."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
-def own_part(tensor: Tensor) -> Tensor:
+def local_part(tensor: Tensor) -> Tensor:
     """What this rank has of a tensor, in the memory where it lies."""
-    return tensor.to_local() if is_divided(tensor) else tensor  # type: ignore[attr-defined]
+    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
-def is_divided(tensor: Tensor) -> bool:
+def is_sharded(tensor: Tensor) -> bool:
     """Whether it is a DTensor, whose class a process without sharding need not load."""
     return hasattr(tensor, "full_tensor")
 
@@ -129,12 +129,12 @@ def give_parts(state: object) -> None:
             give_parts(item)
 
 
-def own_rows(divided: Tensor) -> slice:
-    """Of a tensor that FSDP has divided the rows that this rank has: as torch.chunk shares them."""
-    mesh = divided.device_mesh  # type: ignore[attr-defined]
-    each = -(-len(divided) // mesh.size())
-    begin = min(mesh.get_local_rank() * each, len(divided))
-    return slice(begin, min(begin + each, len(divided)))
+def own_rows(sharded: Tensor) -> slice:
+    """Of a tensor that FSDP has sharded, this rank's rows: as torch.chunk shares them out."""
+    mesh = sharded.device_mesh  # type: ignore[attr-defined]
+    each = -(-len(sharded) // mesh.size())
+    begin = min(mesh.get_local_rank() * each, len(sharded))
+    return slice(begin, min(begin + each, len(sharded)))
 
 
 @torch.no_grad()
@@ -142,13 +142,15 @@ def load_parts(file: Path, weights: Mapping[str, Tensor]) -> None:
     """Read this rank's rows of the weights from a checkpoint's whole ones, a tensor at a time."""
     with safetensors.safe_open(file, "pt") as stored:
         assert set(stored.keys()) == weights.keys()
-        for name, divided in weights.items():
-            own_part(divided).copy_(stored.get_slice(name)[own_rows(divided)])
+        for name, sharded in weights.items():
+            rows = own_rows(sharded)
+            if rows.start < rows.stop:  # there may be more ranks than rows
+                local_part(sharded).copy_(stored.get_slice(name)[rows])
 
 
-def divided_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+def sharded_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
     """A whole optimizer's state_dict with this rank's rows of its moments, for an optimizer of
-    divided parameters.
+    sharded parameters.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     numbers = [number for group in state["param_groups"] for number in group["params"]]
@@ -156,16 +158,16 @@ def divided_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> di
     for number, parameter in zip(numbers, parameters, strict=True):
         if number in state["state"]:
             of_one = state["state"][number]
-            moments[number] = {key: _divided(value, parameter) for key, value in of_one.items()}
+            moments[number] = {key: _sharded(value, parameter) for key, value in of_one.items()}
     return {**state, "state": moments}
 
 
-def _divided(value: Any, parameter: nn.Parameter) -> Any:
+def _sharded(value: Any, parameter: nn.Parameter) -> Any:
     """The rows of a moment as of its parameter; a count of updates as it is, off the file."""
     if not isinstance(value, Tensor):
         return value
     if value.shape != parameter.shape:
         return value.clone()
     moment = torch.empty_like(parameter, requires_grad=False)
-    own_part(moment).copy_(value[own_rows(parameter)])
+    local_part(moment).copy_(value[own_rows(parameter)])
     return moment
