@@ -64,7 +64,7 @@ from nanogauge.training.optimizer import set_rate, update
 from nanogauge.training.ranks import LOST, Ranks, is_told_elsewhere, open_ranks, share_of
 from nanogauge.training.sampling import is_sampled
 from nanogauge.training.schedule import learning_rate
-from nanogauge.training.sharding import refuse_alone, whole
+from nanogauge.training.sharding import refuse_unshardable, whole
 from nanogauge.training.stopping import Stopped
 
 
@@ -245,7 +245,7 @@ def run_whole(given: Namespace, config: Config, ranks: Ranks) -> int:
     mirror = None
     try:
         share_of(config.train.grad_accum, ranks.world)
-        refuse_alone(config, ranks.world)
+        refuse_unshardable(config, ranks.world)
         if ranks.is_first:
             refuse_held(config.folder)
             consult(config, given.force, ranks.world, ranks.local_world)

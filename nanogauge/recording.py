@@ -185,7 +185,10 @@ def write_samples(s: Session, step: int) -> None:
     their way between them.
     """
     if s.config.train.sharding == "full":
-        text = "No sample of text: the model is divided among the processes; see sample.py."
+        text = (
+            "No sample of text: the model is divided among the processes; sample.py writes one "
+            "from a checkpoint."
+        )
         s.log.write(Event(what="no_sample", text=text, step=step))
         return
     with s.clock.window():

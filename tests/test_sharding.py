@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import json
 import os
 import re
@@ -9,15 +11,28 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
+import torch
+import torch.distributed as dist
 from commands import DEMO, ROOT, log_lines, run_here, train_tiny
+from examples import CPU
 from long_runs import wait_for_step
 from test_ranks import SMALL, pids, torchrun
+from torch.profiler import ProfilerActivity, profile
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from model import GPT
+from nanogauge.config import ModelSection, OptimizerSection
+from nanogauge.predict.memory import predict_memory
+from nanogauge.predict.workload import Workload, shape_of
+from nanogauge.training.optimizer import make_optimizer, update
+from nanogauge.training.sharding import ShardedLoss, whole
 
 CHANGED = ["--allow-change", "train.sharding"]
 LONG = [*SMALL, "--model.dropout=0", "--train.max-steps=20000", "--optimizer.decay-steps=20"]
+UNTIED = {"n_layer": 3, "n_embd": 64, "vocab_size": 8192, "block_size": 16, "tied_head": False}
 FIGURES = {"step": ("loss", "grad_norm"), "eval": ("train_loss", "val_loss")}
 
 
@@ -149,3 +164,68 @@ def test_a_plan_of_sharded_cards_takes_less_memory_and_tells_what_it_costs() -> 
     assert found["full"]["fit"]["verdict"] != "does not fit"
     seconds = {s: of["step_seconds"]["expected"] for s, of in rows.items()}
     assert seconds["full"] > seconds["none"]
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(
+    ("ranks", "section", "micro_batch", "grad_accum", "checkpointing"),
+    [
+        (2, {"n_layer": 4, "n_embd": 64, "vocab_size": 512, "block_size": 64}, 4, 1, "none"),
+        (2, {"n_layer": 4, "n_embd": 128, "vocab_size": 1024, "block_size": 32}, 4, 2, "full"),
+        (8, {"n_layer": 4, "n_embd": 256, "vocab_size": 512, "block_size": 16}, 2, 2, "none"),
+        (8, {"n_layer": 4, "n_embd": 256, "vocab_size": 512, "block_size": 16}, 2, 1, "full"),
+        (2, {"n_layer": 3, "n_embd": 64, "vocab_size": 8192, "block_size": 16}, 2, 1, "full"),
+        (8, UNTIED, 2, 1, "none"),
+    ],
+)
+def test_the_peak_of_a_rank_is_what_the_allocator_sees(
+    ranks: int,
+    section: dict[str, Any],
+    micro_batch: int,
+    grad_accum: int,
+    checkpointing: Literal["none", "full"],
+) -> None:
+    """Within 5 %, whichever moment it is: activations, a layer on its way, or the embedding's
+    gradient. torch's stand-in for other ranks sends nothing, and so has no threads of its own whose
+    allocations the profiler would not see.
+    """
+    gc.collect()  # else what an earlier test has left is freed in the midst of this one
+    model = GPT(ModelSection(n_head=4, **section))
+    model.recompute = checkpointing == "full"
+    dist.init_process_group("fake", rank=0, world_size=ranks, store=FakeStore())
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    try:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+            copied = copy.deepcopy(model)  # so that its weights are seen, too
+            loss = ShardedLoss(copied, "chunked", grad_accum, torch.device("cpu"), "float32")
+            optimizer = make_optimizer(copied, OptimizerSection())
+            tokens = torch.randint(section["vocab_size"], (micro_batch, section["block_size"]))
+            with torch.profiler.record_function("steps"):
+                for _ in range(2):
+                    for _ in range(grad_accum):
+                        (loss(tokens, tokens) / grad_accum).backward()  # type: ignore[no-untyped-call]
+                    whole(torch.nn.utils.clip_grad_norm_(copied.parameters(), 1.0))
+                    update(optimizer, scaler, torch.tensor(True))
+                    optimizer.zero_grad(set_to_none=True)
+    finally:
+        dist.destroy_process_group()
+    assert recorded.profiler is not None and recorded.profiler.kineto_results is not None
+    events = sorted(recorded.profiler.kineto_results.events(), key=lambda e: e.start_ns())
+    begin = next(e.start_ns() for e in events if e.name() == "steps")
+    now = highest = 0
+    for event in (e for e in events if e.name() == "[memory]"):
+        now += event.nbytes()
+        if event.start_ns() > begin:
+            highest = max(highest, now)
+    work = Workload(
+        shape=shape_of(model.config),
+        micro_batch=micro_batch,
+        grad_accum=grad_accum,
+        dtype="float32",
+        compiled=False,
+        checkpointing=checkpointing,
+        head="chunked",
+        gpus=ranks,
+        sharding="full",
+    )
+    assert predict_memory(work, CPU).allocated == pytest.approx(highest, rel=0.05)

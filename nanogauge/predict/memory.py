@@ -107,11 +107,10 @@ def _moments(
     if in_place:
         kept = state.embedding_gradient * (1 if work.shape.tied else 2)
         before, accumulated = (max(b, kept) for b in (before, accumulated))
-    always = {
-        "weights": state.weights,
-        _moments_name(work): state.moments,
-        "gradient buckets": state.buckets,
-    }
+    always = {"weights": state.weights, _moments_name(work): state.moments}
+    exchanging = {"gradient buckets": state.buckets}
+    if not state.whole_tables:
+        always |= exchanging
     layers = work.shape.layers
     done = layers - 1  # layers, when the first is the last to go back
     # The head's are let go with its own backward pass, a chunked one's before the others; those of
@@ -128,6 +127,8 @@ def _moments(
     # which in 16 bits is made in place of the first. Sharded, each layer is compiled by itself.
     added_at_once = accumulating and (not work.compiled or work.shards > 1)
     made = (2 if accumulating and not added_at_once else 1) * state.gradients
+    if state.whole_tables and not accumulating:  # gradients of the tables are exchanged after that
+        made -= state.embedding_gradient * (1 if work.shape.tied else 2) / work.shards
     if not work.shape.tied:
         waiting = int(added_at_once)
     elif work.compiled:
@@ -144,10 +145,10 @@ def _moments(
     # but where it is exchanged in fp32, at the end.
     if work.shape.tied or not added_at_once or state.whole_tables:
         temporaries += embedding_gradient
-    return {
+    moments = {
         "the vocabulary head" if chunked else "the end of the forward pass": in_backward
         | {
-            "16-bit copies": state.casts,
+            "16-bit copies": state.casts - state.gathered_layers / 2,
             "gradients": before,
             "logits and loss": saved.logits_forward,
         },
@@ -175,6 +176,28 @@ def _moments(
         "the optimizer's step": always
         | {"gradients": state.gradients, "temporaries": state.optimizer_temporary},
     }
+    if state.whole_tables:
+        # A layer's gradients are exchanged when its backward pass is over; what was sent of them is
+        # held until those of the layer before it are ready.
+        sent = state.buckets - state.gathered_layers / 2
+        moments["the backward pass of the layer before the last"] = moments[
+            "the backward pass of the last layer"
+        ] | {
+            "activations": in_backward["activations"] - saved.final_norm - saved.kept,
+            "gradient buckets": sent,
+        }
+        moments |= {
+            f"the exchange of the {which} gradients": always
+            | exchanging
+            | {
+                "16-bit copies": of_layers,
+                "activations": left * saved.kept + saved.edges - saved.final_norm,
+                "gradients": accumulated + (0 if added_at_once else before * state.layer_gradients),
+                "temporaries": embedding_gradient,
+            }
+            for which, left, before in (("last layer's", done, 0), ("first layers'", 1, done))
+        }
+    return moments
 
 
 def _with_copy(

@@ -23,21 +23,29 @@ from torch import Tensor, nn
 from model import GPT
 from nanogauge.config import Config
 from nanogauge.errors import BadInput
-from nanogauge.training.device import DTYPES
+from nanogauge.training.device import DTYPES, choose_device
 from nanogauge.training.head import fusible_losses_and_slopes, losses_and_slopes
 from nanogauge.training.loss import AsModule, TrainingLoss
 
 
-def refuse_alone(config: Config, world: int) -> None:
-    """See that there are ranks to divide a model among, where it is to be divided.
+def refuse_unshardable(config: Config, world: int) -> None:
+    """See that a model which is to be sharded can be.
 
     Raises:
-        BadInput: if this process is the only one.
+        BadInput: if this process is the only one, or computes in 16 bits on a processor, whose
+            norms do not take weights in 16 bits.
     """
-    if config.train.sharding == "full" and world == 1:
+    if config.train.sharding == "none":
+        return
+    if world == 1:
         raise BadInput(
             "train.sharding = full divides the model among several processes, and this is the only "
             "one; start it with torchrun --nproc-per-node N, or set --train.sharding none."
+        )
+    if config.run.dtype == "bfloat16" and choose_device(config.run.device).type == "cpu":
+        raise BadInput(
+            "train.sharding = full works in 16 bits on GPUs alone; set --run.dtype float32 or "
+            "--train.sharding none."
         )
 
 
