@@ -64,6 +64,7 @@ from nanogauge.training.optimizer import set_rate, update
 from nanogauge.training.ranks import LOST, Ranks, is_told_elsewhere, open_ranks, share_of
 from nanogauge.training.sampling import is_sampled
 from nanogauge.training.schedule import learning_rate
+from nanogauge.training.sharding import refuse_unshardable, whole
 from nanogauge.training.stopping import Stopped
 
 
@@ -112,7 +113,7 @@ def train(s: Session) -> tuple[Status, str | None]:
             watch.lap("backward")
         total = s.ranks.mean(total)
         s.scaler.unscale_(s.optimizer)
-        norm = nn.utils.clip_grad_norm_(parameters, config.optimizer.grad_clip or math.inf)
+        norm = whole(nn.utils.clip_grad_norm_(parameters, config.optimizer.grad_clip or math.inf))
         update(s.optimizer, s.scaler, torch.isfinite(total) & torch.isfinite(norm))
         s.optimizer.zero_grad(set_to_none=True)
         watch.lap("optimizer")
@@ -162,18 +163,23 @@ def mean_loss(s: Session, split: Split) -> float:
     """Over the windows that every evaluation reads of a split, in nats per token.
 
     The ranks share the batches, and add their losses up in one order, however many they are. No
-    number if the run was asked to stop: then the rest is left out.
+    number if the run was asked to stop: then the rest is left out. A sharded model takes all ranks
+    for each pass: who has no batch left repeats one, which does not count.
     """
     s.model.eval()
     losses = torch.zeros(s.batches.eval_batches, device=s.device)
-    for index in range(s.ranks.rank, len(losses), s.ranks.world):
-        if s.stop.requested is not None:
+    together = s.config.train.sharding == "full"
+    for index in s.ranks.turns(len(losses), together):
+        stopping = s.stop.requested is not None
+        if s.ranks.any(stopping) if together else stopping:
             losses += math.nan
             break
         s.watchdog.beat(s.longest_step_seconds)
-        tokens, targets = s.batches.evaluation_batch(split, index)
+        tokens, targets = s.batches.evaluation_batch(split, index % len(losses))
         with autocast(s.device, s.dtype):
-            losses[index] = s.loss_of(tokens, targets)
+            loss = s.loss_of(tokens, targets)
+        if index < len(losses):
+            losses[index] = loss
     s.model.train()
     return float(s.ranks.sum(losses).cpu().double().mean())
 
@@ -239,6 +245,7 @@ def run_whole(given: Namespace, config: Config, ranks: Ranks) -> int:
     mirror = None
     try:
         share_of(config.train.grad_accum, ranks.world)
+        refuse_unshardable(config, ranks.world)
         if ranks.is_first:
             refuse_held(config.folder)
             consult(config, given.force, ranks.world, ranks.local_world)

@@ -38,8 +38,9 @@ from nanogauge.measure.gpu import open_sensors  # noqa: E402
 from nanogauge.measure.power_limit import LimitRefused, PowerLimit  # noqa: E402
 from nanogauge.power_curves import PowerCurve, PowerPoint, keep_power_curve  # noqa: E402
 from nanogauge.present import describe_hardware  # noqa: E402
-from nanogauge.session import make_model  # noqa: E402
+from nanogauge.training.building import make_model  # noqa: E402
 from nanogauge.training.device import autocast, choose_dtype, synchronize  # noqa: E402
+from nanogauge.training.optimizer import make_optimizer  # noqa: E402
 
 SHARES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """of the limit in force, where no limits are given"""
@@ -132,7 +133,9 @@ def _line(point: PowerPoint) -> str:
 
 def make_step(config: Config, device: torch.device, dtype: str) -> Callable[[], None]:
     """A training step of this configuration on random tokens, which waits for the device."""
-    model, optimizer, scaler = make_model(config, device, dtype)
+    model = make_model(config).to(device)
+    optimizer = make_optimizer(model, config.optimizer)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == "float16")
     loss_of = torch.compile(model) if config.run.compile else model
     size = (config.train.micro_batch, config.model.block_size)
     tokens = torch.randint(config.model.vocab_size, size, device=device)

@@ -20,7 +20,7 @@ from nanogauge.predict.fit import fit_verdict
 from nanogauge.predict.memory import predict_memory
 from nanogauge.predict.prediction import predict
 from nanogauge.predict.step_time import predict_step_time
-from nanogauge.predict.workload import Shape, Workload, workload_of
+from nanogauge.predict.workload import Program, Shape, Workload, workload_of
 from nanogauge.quantities import format_range, format_seconds
 from nanogauge.records import Estimate, Hardware
 
@@ -53,6 +53,12 @@ STRONG = (
 """GPT-2 124M, 524,288 tokens a step, shared by ever more cards"""
 WEAK = tuple(Case("H100 SXM", gpus, 4, 4) for gpus in (1, 8, 64, 256, 1024))
 """GPT-2 1.5B, the same work on each card"""
+HUGE = {"n_layer": 32, "n_head": 32, "n_embd": 4096}
+TOO_LARGE = (
+    *(("GPT-2 1.5B", LARGE, Case("RTX 4090", n, 1, each)) for n, each in ((2, 32), (8, 8))),
+    *(("GPT of 6.7 B", HUGE, Case("H100 SXM", n, 4, 4)) for n in (8, 64)),
+)
+"""models that one card cannot hold, the same work on each card"""
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,7 @@ _SHARDED = Workload(
     wide_residual=False,
     optimizer="adamw_foreach",
     sharding="full",
+    program=Program(fp32_exchange=False),
 )
 PUBLISHED = (
     Published(
@@ -137,7 +144,7 @@ PUBLISHED = (
 )
 
 
-def config_of(case: Case, model: dict[str, int], tokens: float) -> Config:
+def config_of(case: Case, model: dict[str, int], tokens: float, sharding: str = "none") -> Config:
     """The run of this case over so many tokens, evaluated every 500 steps."""
     sequences = case.micro_batch * case.each * case.gpus
     return Config.model_validate(
@@ -149,6 +156,7 @@ def config_of(case: Case, model: dict[str, int], tokens: float) -> Config:
                 "micro_batch": case.micro_batch,
                 "grad_accum": case.each * case.gpus,
                 "max_steps": max(1, round(tokens / (sequences * 1024))),
+                "sharding": sharding,
                 "eval_every": 500,
                 "eval_batches": 50,
                 "checkpoint_every": 500,
@@ -163,10 +171,8 @@ def case_rows(cases: Sequence[Case], model: dict[str, int], tokens: float) -> It
         found = predict(config, hardware, DTYPE, case.gpus).quantities
         step, total, energy = (found[n] for n in ("step_seconds", "total_seconds", "energy_kwh"))
         work = workload_of(config, DTYPE, True, case.gpus)
-        memory = predict_memory(work, hardware)
         alone = predict_step_time(replace(work, gpus=1), hardware)
-        assert alone is not None and hardware.memory_bytes is not None
-        desktop = GIB if hardware.kind == "geforce" else 0
+        assert alone is not None
         yield [
             f"{case.gpus:,} x {case.gpu}",
             f"{config.tokens_per_step / 1e6:.3g} M",
@@ -175,9 +181,32 @@ def case_rows(cases: Sequence[Case], model: dict[str, int], tokens: float) -> It
             f"{100 * alone.seconds / step.expected:.0f} %",
             _span("total_seconds", total),
             _span("energy_kwh", energy),
-            f"{memory.process[1] / GIB:.1f} GiB, "
-            f"{fit_verdict(memory, hardware.memory_bytes - desktop)}",
+            _peak(work, hardware),
         ]
+
+
+def sharding_rows() -> Iterator[list[str]]:
+    for name, model, case in TOO_LARGE:
+        hardware = lookup(case.gpu, DTYPE)
+        for sharding in ("none", "full"):
+            config = config_of(case, model, LARGE_TOKENS, sharding)
+            step = predict(config, hardware, DTYPE, case.gpus).quantities["step_seconds"]
+            yield [
+                name,
+                f"{case.gpus} x {case.gpu}",
+                sharding,
+                _seconds(step),
+                _peak(workload_of(config, DTYPE, True, case.gpus), hardware),
+            ]
+
+
+def _peak(work: Workload, hardware: Hardware) -> str:
+    """What a process holds at most, and whether a card has that."""
+    memory = predict_memory(work, hardware)
+    assert hardware.memory_bytes is not None
+    desktop = GIB if hardware.kind == "geforce" else 0
+    verdict = fit_verdict(memory, hardware.memory_bytes - desktop)
+    return f"{memory.process[1] / GIB:.1f} GiB, {verdict}"
 
 
 def published_rows() -> Iterator[list[str]]:
@@ -236,6 +265,8 @@ def tables() -> str:
         table(CASE_COLUMNS, case_rows(STRONG, SMALL, SMALL_TOKENS)),
         "**GPT-2 1.5B, 30 B tokens, the same work on each card (DDP):**\n",
         table(CASE_COLUMNS, case_rows(WEAK, LARGE, LARGE_TOKENS)),
+        "**Models that one card cannot hold, with `train.sharding` none (DDP) and full (FSDP):**\n",
+        table(("model", "cards", "sharding", "step", "peak on each card"), sharding_rows()),
         "**Steps of several cards that were measured and published, and what the engine says:**\n",
         table(("cards", "what", "published", "predicted", "off by", "source"), published_rows()),
         "**The links that are counted with, in one direction, of one card:**\n",

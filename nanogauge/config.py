@@ -146,6 +146,9 @@ class TrainSection(Section):
     logits; plain makes them all, as nanoGPT does"""
     checkpointing: Literal["none", "full"] = "none"
     """full computes the blocks' activations a second time instead of keeping them: less memory"""
+    sharding: Literal["none", "full"] = "none"
+    """full divides weights, gradients and moments among the processes of torchrun (FSDP), for a
+    model that one card cannot hold"""
     eval_every: Count = 500
     """steps between evaluations; the first is before the first step, the last after the last"""
     eval_batches: Count = 200
@@ -235,6 +238,15 @@ class Config(Section):
     measure: MeasureSection = MeasureSection()
     cost: CostSection = CostSection()
     wandb: WandbSection = WandbSection()
+
+    @model_validator(mode="after")
+    def _muon_has_whole_matrices(self) -> Config:
+        if self.optimizer.name == "muon" and self.train.sharding == "full":
+            raise ValueError(
+                "muon works on whole matrices, and with train.sharding = full no process has one; "
+                "set optimizer.name to adamw or train.sharding to none"
+            )
+        return self
 
     @property
     def tokens_per_step(self) -> int:

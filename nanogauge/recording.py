@@ -179,7 +179,18 @@ def write_end(s: Session, status: Status, reason: str | None, restartable: bool 
 
 
 def write_samples(s: Session, step: int) -> None:
-    """Log what the model writes; without its vocabulary (offline) there is nothing."""
+    """Log what the model writes; without its vocabulary (offline) there is nothing.
+
+    Nor is there where the model is sharded: each token would take all ranks, and all weights on
+    their way between them.
+    """
+    if s.config.train.sharding == "full":
+        text = (
+            "No sample of text: the model is divided among the processes; sample.py writes one "
+            "from a checkpoint."
+        )
+        s.log.write(Event(what="no_sample", text=text, step=step))
+        return
     with s.clock.window():
         try:
             encoding = s.source.encoding()

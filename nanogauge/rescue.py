@@ -12,15 +12,18 @@ from nanogauge.measure.alarms import Alarm
 from nanogauge.recording import raise_alarm, record_steps, write_checkpoints
 from nanogauge.records import Event
 from nanogauge.rundata import make_batches
-from nanogauge.session import Session, make_loss, start_line
+from nanogauge.session import Session, start_line
+from nanogauge.training.building import make_loss
 from nanogauge.training.checkpoint import (
     load_checkpoint,
     newest_checkpoint,
+    own_weights,
     random_state,
     read_meta,
 )
 from nanogauge.training.device import release_memory
 from nanogauge.training.optimizer import half_updated
+from nanogauge.training.sharding import give_parts
 
 LONGEST_WRITE_SECONDS = 1800.0
 """what a slow disk may take for a checkpoint before the run counts as hung"""
@@ -41,14 +44,15 @@ def checkpoint_is_due(s: Session, step: int, leaving: bool) -> bool:
 def save(s: Session, step: int, wait: bool) -> None:
     """Begin a checkpoint; the loop waits for its copy in memory, or until it is on disk.
 
-    Rank 0 writes it, with the random states of all.
+    Rank 0 writes it, with the random states of all, and their parts of a model that is sharded.
     """
     random_states = s.ranks.gather(random_state(s.device))
     s.saved_step, s.saved_seconds = step, s.clock.elapsed_seconds()
+    s.watchdog.beat(LONGEST_WRITE_SECONDS)
     if not s.ranks.is_first:
+        give_parts([own_weights(s.model), s.optimizer.state_dict()])  # as rank 0 asks for them
         return
     known = [j for j in (s.earlier.energy_joules, s.energy_joules) if j is not None]
-    s.watchdog.beat(LONGEST_WRITE_SECONDS)
     with s.clock.window() as saving:
         s.checkpoints.begin(
             step,
@@ -151,7 +155,7 @@ def use_smaller_micro_batch(s: Session) -> str | None:
     s.optimizer.zero_grad(set_to_none=True)
     s.batches.close()
     s.batches = make_batches(s.config, s.source, s.device, s.ranks, smaller, s.rollbacks)
-    s.loss_of = s.averaged_loss_of = make_loss(s.config, s.model, s.batches, s.ranks)
+    s.loss_of = s.averaged_loss_of = make_loss(s.config, s.model, s.batches, s.dtype, s.ranks)
     s.compiled = False  # it will be again, for the new shape
     release_memory(s.device)
     text = (

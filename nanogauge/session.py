@@ -60,6 +60,7 @@ from nanogauge.screen import Screen
 from nanogauge.sharing import SilentLog, tell_of_other_ranks
 from nanogauge.supervise import restart_number
 from nanogauge.tracking import new_run_id
+from nanogauge.training.building import make_model, make_training
 from nanogauge.training.checkpoint import read_meta
 from nanogauge.training.checkpoint_writer import Checkpoints
 from nanogauge.training.compiling import CompileWatch, Loss
@@ -72,7 +73,6 @@ from nanogauge.training.device import (
 )
 from nanogauge.training.exactness import choose_algorithms
 from nanogauge.training.loss import TrainingLoss
-from nanogauge.training.optimizer import make_optimizer
 from nanogauge.training.pretrained import load_pretrained
 from nanogauge.training.ranks import Ranks
 from nanogauge.training.sources import Source
@@ -221,7 +221,7 @@ def open_session(
     # Loads the compiler's front, which the prediction counts: after it was made.
     choose_algorithms(device, config.run.deterministic)
     torch.manual_seed(config.run.seed)  # here: measuring the device drew numbers, resuming did not
-    model, optimizer, scaler = make_model(config, device, dtype)
+    model = make_model(config)
     identity = {
         "code": code_sha256(),
         "torch": torch.__version__,
@@ -235,11 +235,11 @@ def open_session(
         changes += refuse_other_data(meta.data, batches.position(first_step), allowed)
     elif config.run.init_from is not None:
         load_pretrained(model, config.run.init_from)
+    loss_of, optimizer, scaler = make_training(config, model, batches, dtype, ranks)
     exact = begin_state(opened.checkpoint, model, optimizer, scaler, device, config.run.seed, ranks)
     last_step = config.train.max_steps
     if rehearse_steps is not None:
         last_step = min(last_step, first_step + rehearse_steps + 1)
-    loss_of = make_loss(config, model, batches, ranks)
     screen = Screen(
         config,
         folder.prediction,
@@ -348,22 +348,6 @@ def start_line(s: Session, first_step: int) -> Start:
 def tell_of_hang(log: RunLog, text: str) -> None:
     """The last line of a run that hangs, which its watchdog writes."""
     log.write(Event(level="alarm", what="hung", text=text))
-
-
-def make_model(
-    config: Config, device: torch.device, dtype: str
-) -> tuple[GPT, torch.optim.AdamW, torch.amp.GradScaler]:
-    """A new model, its optimizer and its loss scaler, which is in use for float16 alone."""
-    model = GPT(config.model).to(device)
-    model.recompute = config.train.checkpointing == "full"
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == "float16")
-    return model, make_optimizer(model, config.optimizer), scaler
-
-
-def make_loss(config: Config, model: GPT, batches: Batches, ranks: Ranks) -> TrainingLoss:
-    """What a rank's micro-batches are trained on."""
-    head, accumulation = config.train.head, batches.grad_accum
-    return TrainingLoss(model, head, accumulation, batches.device, alone=ranks.world == 1)
 
 
 def remember_run(s: Session, recorded: Recorded) -> str | None:

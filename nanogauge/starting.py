@@ -17,7 +17,12 @@ from nanogauge.present import calibrated_threads
 from nanogauge.recording import raise_alarm
 from nanogauge.records import Compile
 from nanogauge.session import Session
-from nanogauge.training.compiling import compile_loss, keep_compiled, run_once
+from nanogauge.training.compiling import (
+    compile_loss,
+    compiles_at_all,
+    keep_compiled,
+    run_once,
+)
 from nanogauge.training.device import autocast
 from nanogauge.training.loss import AsModule
 
@@ -34,11 +39,13 @@ def compile_session(s: Session) -> None:
     with s.clock.window() as compiling:
         tokens, targets = s.batches.batch("train", 0, 0)
         context = partial(autocast, s.device, s.dtype)
-        failure = compile_loss(s.model, s.loss_of, tokens, targets, context)
-        failures = [told for told in s.ranks.gather(failure) if told is not None]
-        if failures:
-            failure = failures[0]
-            s.loss_of.stay_eager()
+        failure = None
+        if s.config.train.sharding == "full":
+            failure = _of_any(s, compiles_at_all(s.device))
+        if failure is None:
+            compiled = compile_loss(s.model, s.loss_of, tokens, targets, context)
+            if (failure := _of_any(s, compiled)) is not None:
+                s.loss_of.stay_eager()
     mode: Literal["compiled", "eager"] = "compiled" if failure is None else "eager"
     s.compiled, s.eager = failure is None, failure is not None
     s.log.write(Compile(seconds=compiling.seconds + compiling.compile_seconds, mode=mode))
@@ -55,10 +62,15 @@ def compile_session(s: Session) -> None:
         raise_alarm(s, Alarm("compile_failed", text, level="warning"), None)
 
 
+def _of_any(s: Session, failure: str | None) -> str | None:
+    """The failure of the first rank that had one, which all must heed."""
+    return next((told for told in s.ranks.gather(failure) if told is not None), None)
+
+
 def average_gradients(s: Session) -> None:
     """From here on the gradients of averaged_loss_of are the mean over all ranks."""
-    if s.ranks.world == 1:
-        return
+    if s.ranks.world == 1 or s.config.train.sharding == "full":
+        return  # there is nothing to average, or the sharded loss does it
     tokens, targets = s.batches.batch("train", 0, 0)
     context, accumulation = partial(autocast, s.device, s.dtype), s.batches.grad_accum
     with s.clock.window():

@@ -34,7 +34,7 @@ COUNTS = st.integers(1, 10**15)
 NATURAL = st.integers(0, 10**15)
 POSITIVE = st.floats(0, exclude_min=True, allow_infinity=False)
 NOT_NEGATIVE = st.floats(0, allow_infinity=False)
-TRAIN_WORDS = {"prompts", "head", "checkpointing"}
+TRAIN_WORDS = {"prompts", "head", "checkpointing", "sharding"}
 FRACTIONS = st.floats(0, 1, exclude_max=True)
 WORDS = st.text(
     st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=12
@@ -92,6 +92,7 @@ def configs(draw: st.DrawFn) -> Config:
                 **dict.fromkeys(TrainSection.model_fields.keys() - TRAIN_WORDS, COUNTS),
                 head=st.sampled_from(["chunked", "plain"]),
                 checkpointing=st.sampled_from(["none", "full"]),
+                sharding=st.sampled_from(["none", "full"]),
                 prompts=st.lists(WORDS, max_size=3),
             ),
         ),

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import DEMO, TINY, log_lines, rows_of, run
+from commands import DEMO, TINY, log_lines, rows_of, run, steps_of
+from test_ranks import train_ranks
 
 from nanogauge.measure.clock import Clock, Stopwatch
 from nanogauge.measure.gpu import MEASURED, driver_info, open_sensors
@@ -174,3 +175,25 @@ def test_a_run_on_a_card_resumes(trained: Path) -> None:
         CUDA_VISIBLE_DEVICES=os.environ.get("CUDA_VISIBLE_DEVICES", "0"),
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="skipped: fewer than two GPUs")
+def test_two_cards_share_a_model_out_and_learn_what_one_learns(tmp_path: Path) -> None:
+    """NCCL, 16 bits and blocks that are compiled between gathering and letting go; then one card.
+
+    16-bit products round, and the weights of the blocks' norms are rounded in addition.
+    """
+    sizes = ["--model.n-layer=4", "--model.n-embd=256", "--model.n-head=4", "--run.compile=true"]
+    flags = ["--run.device=cuda", "--run.dtype=bfloat16", *sizes, "--measure.split-every=1"]
+    one = train_ranks(1, tmp_path / "one", *flags)
+    assert one.returncode == 0, one.stderr
+    begun = train_ranks(2, tmp_path / "two", *flags, "--train.sharding=full", "--rehearse=12")
+    assert begun.returncode == 0, begun.stderr
+    peak = rows_of(tmp_path / "two" / "demo")["peak_allocated_bytes"]
+    assert peak["measured"]["value"] < 1.1 * peak["analytic"]["high"]
+    done = train_ranks(
+        1, tmp_path / "two", *flags, "--resume=auto", "--allow-change", "train.sharding"
+    )
+    assert done.returncode == 0, done.stderr
+    losses = [[line["loss"] for line in steps_of(tmp_path / f / "demo")] for f in ("one", "two")]
+    assert losses[1] == pytest.approx(losses[0], rel=0.01)

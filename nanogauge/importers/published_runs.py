@@ -327,7 +327,7 @@ def _workload(
         fp8_products="fp8" in row["precision"].lower(),
         sync_every_micro_step="no no_sync" in notes,
         overlapped="not overlapped" not in notes,
-        program=program_of(notes),
+        program=replace(program_of(notes), fp32_exchange=False),
     )
 
 

@@ -155,13 +155,13 @@ def _changed_queries_and_keys(work: Workload, on_cpu: bool) -> float:
 def _chunk(work: Workload, on_cpu: bool) -> float:
     """Bytes at the fullest moment of training/head.py's forward pass, beyond what is kept.
 
-    On a CPU the weight's gradient is summed up in place, elsewhere it is a tensor of its own.
+    On one CPU the weight's gradient is summed up in place, elsewhere it is a tensor of its own.
     """
     vocabulary, width, e = work.shape.vocabulary, work.shape.width, work.element_bytes
     r = 4 if work.wide_residual and work.master_weights else e
     chunk = min(chunk_tokens(vocabulary, "cpu" if on_cpu else "cuda"), work.tokens)
     logits = e * vocabulary * chunk
-    weight = 0.0 if on_cpu else 4.0 * vocabulary * width
+    weight = 0.0 if on_cpu and work.gpus == 1 else 4.0 * vocabulary * width
     # Soft-capped logits have the slope of their tanh beside them, while the softmax is made.
     capped = 4.0 * vocabulary * chunk if work.program.logit_softcap else 0.0
     product = capped if on_cpu or not work.compiled else 0.0

@@ -103,32 +103,32 @@ def _moments(
     before = state.gradients if work.program.gradients_kept else accumulated
     chunked = work.head == "chunked"
     # Gradients of the embedding and of an untied head, which are kept between steps.
-    in_place = chunked and on_cpu
+    in_place = chunked and on_cpu and work.gpus == 1
     if in_place:
         kept = state.embedding_gradient * (1 if work.shape.tied else 2)
         before, accumulated = (max(b, kept) for b in (before, accumulated))
-    always = {
-        "weights": state.weights,
-        _moments_name(work): state.moments,
-        "gradient buckets": state.buckets,
-    }
+    always = {"weights": state.weights, _moments_name(work): state.moments}
+    exchanging = {"gradient buckets": state.buckets}
+    if not state.whole_tables:
+        always |= exchanging
     layers = work.shape.layers
     done = layers - 1  # layers, when the first is the last to go back
     # The head's are let go with its own backward pass, a chunked one's before the others; those of
     # a recomputed layer are made again with it.
-    of_head = work.element_bytes * work.shape.vocabulary * work.shape.width if state.casts else 0
-    of_first_layer = state.casts - of_head - done * state.layer_casts
+    of_first_layer = state.casts - state.head_casts - done * state.layer_casts
     recomputing = work.checkpointing != "none"
-    of_layers = of_first_layer if recomputing else state.casts - of_head
+    of_layers = of_first_layer if recomputing else state.casts - state.head_casts
     in_backward = always | {
-        "16-bit copies": of_layers + (0 if chunked else of_head),
+        "16-bit copies": of_layers + (0 if chunked else state.head_casts),
         "activations": layers * saved.kept + saved.edges,
     }
     # Eager, a gradient is added to what an earlier micro-batch left as soon as it is made; the
     # compiled pass returns all at its end. The tied embedding's waits for both parts and their sum,
-    # which in 16 bits is made in place of the first.
-    added_at_once = accumulating and not work.compiled
-    made = (2 if accumulating and work.compiled else 1) * state.gradients
+    # which in 16 bits is made in place of the first. Sharded, each layer is compiled by itself.
+    added_at_once = accumulating and (not work.compiled or work.shards > 1)
+    made = (2 if accumulating and not added_at_once else 1) * state.gradients
+    if state.whole_tables and not accumulating:  # gradients of the tables are exchanged after that
+        made -= state.embedding_gradient * (1 if work.shape.tied else 2) / work.shards
     if not work.shape.tied:
         waiting = int(added_at_once)
     elif work.compiled:
@@ -141,13 +141,14 @@ def _moments(
     if added_at_once:
         beside = state.embedding_gradient * work.shape.mlp_width / work.shape.vocabulary
     temporaries = saved.layer_gradients + (saved.layer if recomputing else 0.0)
-    # That of an untied head is added to what an earlier micro-batch left before the layers begin.
-    if work.shape.tied or not added_at_once:
+    # That of an untied head is added to what an earlier micro-batch left before the layers begin,
+    # but where it is exchanged in fp32, at the end.
+    if work.shape.tied or not added_at_once or state.whole_tables:
         temporaries += embedding_gradient
-    return {
+    moments = {
         "the vocabulary head" if chunked else "the end of the forward pass": in_backward
         | {
-            "16-bit copies": state.casts,
+            "16-bit copies": state.casts - state.gathered_layers / 2,
             "gradients": before,
             "logits and loss": saved.logits_forward,
         },
@@ -168,10 +169,35 @@ def _moments(
             "temporaries": temporaries,
         },
         "the end of the backward pass": always
-        | {"gradients": made, "temporaries": max(waiting * embedding_gradient, beside)},
+        | {
+            "gradients": made,
+            "temporaries": state.whole_tables or max(waiting * embedding_gradient, beside),
+        },
         "the optimizer's step": always
         | {"gradients": state.gradients, "temporaries": state.optimizer_temporary},
     }
+    if state.whole_tables:
+        # A layer's gradients are exchanged when its backward pass is over; what was sent of them is
+        # held until those of the layer before it are ready.
+        sent = state.buckets - state.gathered_layers / 2
+        moments["the backward pass of the layer before the last"] = moments[
+            "the backward pass of the last layer"
+        ] | {
+            "activations": in_backward["activations"] - saved.final_norm - saved.kept,
+            "gradient buckets": sent,
+        }
+        moments |= {
+            f"the exchange of the {which} gradients": always
+            | exchanging
+            | {
+                "16-bit copies": of_layers,
+                "activations": left * saved.kept + saved.edges - saved.final_norm,
+                "gradients": accumulated + (0 if added_at_once else before * state.layer_gradients),
+                "temporaries": embedding_gradient,
+            }
+            for which, left, before in (("last layer's", done, 0), ("first layers'", 1, done))
+        }
+    return moments
 
 
 def _with_copy(
@@ -181,7 +207,7 @@ def _with_copy(
     copied: Copied,
 ) -> dict[str, dict[str, float]]:
     there = {"weights": state.weights, _moments_name(work): state.moments}
-    copy = {"copy for checkpoints": state.weights + state.moments}
+    copy = {"copy for checkpoints": work.shards * (state.weights + state.moments)}
     if copied == "in training":
         return {name: parts | copy for name, parts in moments.items()}
     return moments | {"the last checkpoint": there | copy}

@@ -329,7 +329,8 @@ def _communication(
 
     A ring all-reduce moves 2 (w - 1) / w of the bytes over each device's link.
     """
-    total = count_parameters(work.shape).total
+    counted = count_parameters(work.shape)
+    total = counted.total
     link, network = _link(hardware, k), k.network_bytes_per_second
     if hardware.architecture == "a100":
         network = k.network_bytes_per_second_a100
@@ -337,11 +338,16 @@ def _communication(
     ring = (work.gpus - 1) / work.gpus
     slowest = link if nodes == 1 else min(link, network)
     if work.sharding in ("full", "hybrid"):
-        # 16-bit weights gathered for the forward and the backward pass, gradients scattered once.
+        # Weights gathered for the forward and the backward pass, gradients scattered once: all in
+        # 16 bits, or as train.py does it, the last in fp32, as what is outside of the blocks.
+        moved = 6 * total
+        if work.program.fp32_exchange:
+            of_blocks = counted.block_matrices
+            moved = (2 * work.element_bytes + 4) * of_blocks + 8 * (total - of_blocks)
         if work.sharding == "full":
-            seconds = 6 * total * ring / slowest
+            seconds = moved * ring / slowest
         else:
-            seconds = 6 * total * (work.shards - 1) / work.shards / link
+            seconds = moved * (work.shards - 1) / work.shards / link
             seconds += 4 * total / work.shards * (nodes - 1) / nodes / network
         hidden = min(seconds, k.hidden_share_sharded * busy)
         return 0.0, seconds - hidden + k.interference * hidden

@@ -22,6 +22,13 @@ class TrainingState:
     """of the matrices of one layer"""
     layer_casts: float
     """of the 16-bit copies those that are let go with one layer's backward pass"""
+    head_casts: float
+    """of the 16-bit copies those of the vocabulary head"""
+    gathered_layers: float
+    """FSDP in fp32: of the copies two layers, of which one is there between the passes"""
+    whole_tables: float
+    """FSDP in fp32: at the end of a backward pass, the gradients of embedding and head, which are
+    whole until then, with their sum where they are tied, else with a copy to be exchanged"""
     optimizer_temporary: float
     weight_formula: str
     moment_formula: str
@@ -52,19 +59,28 @@ def training_state(work: Workload) -> TrainingState:
     layer = counted.block_matrices / shape.layers
     table_gradient = (2 if narrow else master) * counted.vocabulary
     shards = work.shards
+    in_fp32 = shards > 1 and work.program.fp32_exchange
+    head_casts = work.element_bytes * counted.vocabulary
+    if in_fp32 and work.element_bytes == 4:
+        head_casts = 0
     casts: float
     buckets: float
+    gathered_layers = whole_tables = 0.0
     if shards == 1:
         in_16_bits = counted.vocabulary if narrow and shape.tied else 0
         cast = work.master_weights and work.element_bytes == 2
         casts = 2 * (counted.matrices - in_16_bits) if cast else 0
         buckets = weights if work.gpus > 1 else 0  # DDP's, of a copy of all gradients
     else:
-        # FSDP: embedding and head stay gathered in 16 bits from the forward pass on; of the layers
-        # the one at work and the next. Of one layer the gradients are summed up in fp32.
+        # FSDP: embedding and head stay gathered from the forward pass on; of the layers the one at
+        # work and the next. Of one layer the gradients are summed up in fp32.
         tables = counted.vocabulary * (1 if shape.tied else 2)
         casts = work.element_bytes * (tables + 2 * layer)
         buckets = (4 + work.element_bytes) * layer
+        if in_fp32:  # as train.py does it
+            casts += (4 - work.element_bytes) * tables + head_casts
+            gathered_layers = 2 * work.element_bytes * layer
+            whole_tables = (3 if shape.tied else 4) * table_gradient
     per_weight = f"{master} B per parameter" + (", embeddings 2 B" if narrow else "")
     shared = f" / {shards} GPUs" if shards > 1 else ""
     return TrainingState(
@@ -76,6 +92,9 @@ def training_state(work: Workload) -> TrainingState:
         embedding_gradient=table_gradient,
         layer_gradients=master * layer / shards,
         layer_casts=2 * layer if casts and shards == 1 else 0.0,
+        head_casts=head_casts if casts else 0.0,
+        gathered_layers=gathered_layers,
+        whole_tables=whole_tables,
         optimizer_temporary=temporary / shards,
         weight_formula=per_weight + shared,
         moment_formula=f"twice the weights{', Muon once' * (work.optimizer == 'muon')}{shared}",

@@ -78,6 +78,8 @@ class Program:
     """where the model is compiled, the loss is too"""
     donated_buffers: bool = True
     """compiled: the backward pass overwrites what was saved for it (torch after 2.5)"""
+    fp32_exchange: bool = True
+    """FSDP gathers embedding and head in fp32, and exchanges gradients in it; False: in 16 bits"""
 
 
 @dataclass(frozen=True)
@@ -204,6 +206,7 @@ def workload_of(config: Config, dtype: str, on_gpu: bool, gpus: int = 1) -> Work
         muon_batched=False,
         muon_restored=True,
         gpus=gpus,
+        sharding="full" if config.train.sharding == "full" and gpus > 1 else "replicated",
         # The backward pass of a compiled model is one operation, at whose end all gradients come.
         overlapped=gpus == 1 or not config.run.compile,
         program=program_of(config.model),

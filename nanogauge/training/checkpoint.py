@@ -21,6 +21,7 @@ from torch import nn
 
 from nanogauge.handed import open_regular, read_whole
 from nanogauge.training.optimizer import load_state
+from nanogauge.training.sharding import is_sharded, load_parts, local_part, sharded_state
 
 WEIGHTS, STATE, META = "model.safetensors", "state.pt", "meta.json"
 REPLACED = ".replaced"
@@ -94,12 +95,21 @@ def load_checkpoint(
 ) -> bool:
     """Put everything back as it was after the checkpoint's step.
 
+    Of a model that is sharded each reads its part, whatever made the checkpoint.
+
     Returns whether the random states were among it: they are not where there were another number of
     ranks, or another kind of device.
     """
-    load_weights(path, model, device)
-    state: dict[str, Any] = torch.load(path / STATE, map_location="cpu", weights_only=True)
-    load_state(optimizer, state["optimizer"])
+    sharded = is_sharded(next(model.parameters()))
+    state: dict[str, Any] = torch.load(
+        path / STATE, map_location="cpu", weights_only=True, mmap=sharded
+    )
+    if sharded:
+        load_parts(path / WEIGHTS, own_weights(model))
+        load_state(optimizer, sharded_state(optimizer, state["optimizer"]))
+    else:
+        load_weights(path, model, device)
+        load_state(optimizer, state["optimizer"])
     scaler.load_state_dict(state["scaler"])
     of_ranks: list[RandomState] = state["random"]
     if len(of_ranks) != world or _sizes(of_ranks[rank]) != _sizes(random_state(device)):
@@ -123,7 +133,7 @@ def own_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     A tied head is the embedding under a second name, which is left out.
     """
     weights: dict[str, torch.Tensor] = dict(model.state_dict())
-    if weights[_HEAD].data_ptr() == weights[_EMBEDDING].data_ptr():
+    if local_part(weights[_HEAD]).data_ptr() == local_part(weights[_EMBEDDING]).data_ptr():
         del weights[_HEAD]
     return weights
 

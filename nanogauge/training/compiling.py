@@ -69,6 +69,20 @@ class CompileWatch:
         self._done_seconds, self._began = self.seconds(), None
 
 
+def compiles_at_all(device: torch.device) -> str | None:
+    """Compile a product that needs no other rank; why that failed, if it did.
+
+    For what all ranks compile together: one that has no compiler would leave the others waiting in
+    the midst of a pass.
+    """
+    try:
+        torch.compile(lambda x: 2 * x)(torch.zeros(8, device=device))
+    except Exception as error:
+        torch._dynamo.reset()
+        return _reason(error)
+    return None
+
+
 def compile_loss(
     model: nn.Module,
     loss: TrainingLoss,
@@ -89,9 +103,13 @@ def compile_loss(
             raise
         torch._dynamo.reset()
         loss.stay_eager()
-        lines = [line for line in str(error).splitlines() if line.strip()] or [""]
-        return f"{type(error).__name__}: {lines[0][:300]}"
+        return _reason(error)
     return None
+
+
+def _reason(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()] or [""]
+    return f"{type(error).__name__}: {lines[0][:300]}"
 
 
 def run_once(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nanogauge.training.device import synchronize
+from nanogauge.training.sharding import whole
 
 
 class HostCopy:
@@ -33,6 +34,7 @@ class HostCopy:
     def take(self, state: Mapping[str, object], device: torch.device) -> Any:
         """Copy a state of mappings, lists, tensors and plain values; waits until it is whole.
 
+        A tensor that is sharded is gathered, while the others give their parts.
         The tensors of the copy belong to this object: the next call writes over them.
         """
         copied = self._copy(state, ())
@@ -41,7 +43,8 @@ class HostCopy:
 
     def _copy(self, value: object, path: tuple[object, ...]) -> object:
         if isinstance(value, Tensor):
-            return self._buffer(value, path).copy_(value, non_blocking=True)
+            gathered = whole(value)
+            return self._buffer(gathered, path).copy_(gathered, non_blocking=True)
         if isinstance(value, Mapping):
             return {key: self._copy(item, (*path, key)) for key, item in value.items()}
         if isinstance(value, list | tuple):

@@ -56,11 +56,11 @@ class TrainingLoss:
     ) -> None:
         """`alone`: whether nobody else waits for gradients, as other ranks do."""
         self._model, self._head, self._device = model, head, device
-        self._weight, self._cap = model.lm_head.weight, model.config.logit_softcap
+        self._cap = model.config.logit_softcap
         self._directly: Directly | None = None
         self._looked_up: Directly | None = None
         if head == "chunked" and device.type == "cpu" and alone:
-            self._directly = self._looked_up = Directly(self._weight, 1 / grad_accum)
+            self._directly = self._looked_up = Directly(model.lm_head.weight, 1 / grad_accum)
             if not model.config.tied_head:
                 self._looked_up = Directly(model.embedding.weight, 1 / grad_accum)
         self._trunk: Callable[[Tensor], Tensor] = model.trunk
@@ -73,13 +73,17 @@ class TrainingLoss:
         For a CPU a block, which is the same program in all layers and is so compiled once. For a
         GPU the trunk and the softmax. A plain head for both: its loss in fp32 is never kept then.
         """
-        if self._head == "plain":
-            self._plain = torch.compile(plain_loss)
+        self.compile_head()
         if self._device.type == "cpu":
             blocks = [torch.compile(block) for block in self._model.blocks]
             self._trunk = partial(self._model.trunk, blocks=blocks)
         else:
             self._trunk = torch.compile(self._model.trunk)
+
+    def compile_head(self) -> None:
+        if self._head == "plain":
+            self._plain = torch.compile(plain_loss)
+        if self._device.type != "cpu":
             self._slopes_of = torch.compile(fusible_losses_and_slopes)
 
     def stay_eager(self) -> None:
@@ -88,7 +92,7 @@ class TrainingLoss:
         self._slopes_of, self._plain = losses_and_slopes, plain_loss
 
     def __call__(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        weight, looked_up = self._weight, self._looked_up
+        weight, looked_up = self._model.lm_head.weight, self._looked_up
         x = self._model.embedding(tokens) if looked_up is None else look_up(tokens, looked_up)
         hidden = self._trunk(x).flatten(0, 1)
         wanted = targets.reshape(-1)
@@ -103,7 +107,7 @@ class TrainingLoss:
 class AsModule(nn.Module):
     """A loss of a model as a module with the model's parameters, for what wraps modules."""
 
-    def __init__(self, model: nn.Module, loss: TrainingLoss) -> None:
+    def __init__(self, model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()
         self.model = model
         self._loss = loss

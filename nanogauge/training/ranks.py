@@ -1,8 +1,9 @@
 """Several processes that share each step: what torchrun starts, and what they tell each other.
 
-Each rank, one process, holds the whole model and takes its share of a step's micro-batches;
-DistributedDataParallel averages their gradients. Rank 0 alone writes and prints. A process that
-torchrun has not started is the only rank, for which all of this does nothing.
+Each rank, one process, takes its share of a step's micro-batches and holds the whole model, where
+DistributedDataParallel averages the gradients, or its part of it (sharding.py). Rank 0 alone writes
+and prints. A process that torchrun has not started is the only rank, for which all of this does
+nothing.
 """
 
 from __future__ import annotations
@@ -54,8 +55,17 @@ class Ranks:
         return module
 
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
-        """Round a forward and backward pass; only the last one of a step averages gradients."""
+        """Round a forward and backward pass: wrapped, only a step's last one averages gradients."""
         return contextlib.nullcontext()
+
+    def turns(self, count: int, together: bool) -> range:
+        """Which of so many things are this rank's.
+
+        together: as many as any other rank has, so that the last may be `count` or above, where
+        there is nothing: for what all ranks must do at once.
+        """
+        whole_rounds = -(-count // self.world) * self.world
+        return range(self.rank, whole_rounds if together else count, self.world)
 
     def sum(self, figures: Tensor) -> Tensor:
         """The sum over the ranks of a tensor that each has, the same bits on all of them."""
@@ -129,8 +139,7 @@ class _Joined(Ranks):
         return self._synchronized
 
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
-        assert self._synchronized is not None
-        if last:
+        if last or self._synchronized is None:
             return contextlib.nullcontext()
         return self._synchronized.no_sync()
 

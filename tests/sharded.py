@@ -1,0 +1,144 @@
+"""Two ranks that share out a small model, without a run: what test_sharding.py asks of them.
+
+python -m torch.distributed.run --standalone --nproc-per-node=2 tests/sharded.py FILE   # JSON
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import sys
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import nanogauge.threads  # noqa: F401  before torch
+
+# isort: split
+import torch
+from torch import Tensor, nn
+
+from model import GPT
+from nanogauge.config import ModelSection, OptimizerSection
+from nanogauge.training.compiling import compile_loss
+from nanogauge.training.loss import TrainingLoss
+from nanogauge.training.optimizer import make_optimizer, update
+from nanogauge.training.ranks import Ranks, open_ranks
+from nanogauge.training.sharding import ShardedLoss, local_part, whole
+
+CPU = torch.device("cpu")
+SECTION = ModelSection(n_layer=3, n_head=2, n_embd=32, block_size=16, vocab_size=265)
+
+
+def batch(rank: int) -> Tensor:
+    generator = torch.Generator().manual_seed(rank)
+    return torch.randint(0, SECTION.vocab_size, (2, SECTION.block_size), generator=generator)
+
+
+def new_model(recompute: bool = False) -> GPT:
+    torch.manual_seed(0)
+    model = GPT(SECTION)
+    model.recompute = recompute
+    return model
+
+
+def new_loss(model: GPT) -> ShardedLoss:
+    return ShardedLoss(model, "chunked", 1, CPU, "float32")
+
+
+def gradients(model: GPT) -> Tensor:
+    """All of them as one vector."""
+    parts = [whole(p.grad) for p in model.parameters() if p.grad is not None]
+    return torch.cat([part.flatten() for part in parts])
+
+
+def gradients_of_one(world: int) -> Tensor:
+    """Those of a process that holds the whole model and takes the batches of all ranks."""
+    model = new_model()
+    loss = TrainingLoss(model, "plain", world, CPU, alone=False)
+    for rank in range(world):
+        (loss(batch(rank), batch(rank)) / world).backward()  # type: ignore[no-untyped-call]
+    return gradients(model)
+
+
+def gradients_after_failure(rank: int) -> tuple[str | None, Tensor]:
+    """Of a model that was to be compiled, which failed in its second block on all ranks."""
+
+    def broken(forward: Any) -> Any:
+        broken.blocks += 1  # type: ignore[attr-defined]
+        return forward if broken.blocks == 1 else mock.Mock(side_effect=ValueError("no compiler"))  # type: ignore[attr-defined]
+
+    broken.blocks = 0  # type: ignore[attr-defined]
+    model = new_model()
+    loss = new_loss(model)
+    with mock.patch.object(torch, "compile", broken):
+        failure = compile_loss(model, loss, batch(rank), batch(rank), contextlib.nullcontext)
+    loss(batch(rank), batch(rank)).backward()  # type: ignore[no-untyped-call]
+    return failure, gradients(model)
+
+
+def share(tensors: Iterable[Tensor]) -> float:
+    """Of all their elements that this rank holds."""
+    held = [(local_part(tensor).numel(), tensor.numel()) for tensor in tensors]
+    return sum(own for own, _ in held) / sum(of_all for _, of_all in held)
+
+
+def update_twice(ranks: Ranks) -> dict[str, Any]:
+    """An update with a gradient that is not finite on rank 1 alone, then one without."""
+    model = new_model()
+    loss = new_loss(model)
+    optimizer = make_optimizer(model, OptimizerSection())
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    parameters = list(model.parameters())
+    told: dict[str, Any] = {"changed": [], "norms": []}
+    for poisoned in (True, False):
+        before = [whole(p).detach().clone() for p in parameters]
+        loss(batch(ranks.rank), batch(ranks.rank)).backward()  # type: ignore[no-untyped-call]
+        if poisoned and ranks.rank == 1:
+            assert parameters[0].grad is not None
+            local_part(parameters[0].grad)[0, 0] = math.inf
+        held = [p.grad for p in parameters if p.grad is not None]
+        norm = whole(nn.utils.clip_grad_norm_(parameters, 1.0))
+        update(optimizer, scaler, torch.isfinite(norm))
+        told["norms"].append(ranks.gather(float(norm)))
+        pairs = zip(parameters, before, strict=True)
+        told["changed"].append([not torch.equal(whole(p), old) for p, old in pairs])
+        told["gradients"] = ranks.gather(share(held))
+        optimizer.zero_grad(set_to_none=True)
+    moments = [m for state in optimizer.state.values() for m in state.values() if m.dim()]
+    told["moments"] = ranks.gather(share(moments))
+    with torch.no_grad():
+        loss(batch(0), batch(0))
+    told["weights"] = ranks.gather(share(model.parameters()))  # after an evaluation, too
+    return told
+
+
+def main(file: Path) -> None:
+    with open_ranks("cpu") as ranks:
+        rank, one = ranks.rank, gradients_of_one(ranks.world)
+        distances: dict[str, float] = {}
+
+        def compare(name: str, other: Tensor) -> None:
+            distances[name] = float((other - one).norm() / one.norm())
+
+        for recompute, compiled in ((False, False), (True, False), (True, True)):
+            model = new_model(recompute)
+            loss = new_loss(model)
+            if compiled:  # without inductor, whose code is not what is asked about
+                quick = partial(torch.compile, backend="aot_eager")
+                with mock.patch.object(torch, "compile", quick):
+                    loss.compile()
+            loss(batch(rank), batch(rank)).backward()  # type: ignore[no-untyped-call]
+            compare(f"recomputed {recompute}, compiled {compiled}", gradients(model))
+        failure, after = gradients_after_failure(rank)
+        compare("compilation failed", after)
+        told = {"distances": distances, "failure": failure, **update_twice(ranks)}
+        if ranks.is_first:
+            file.write_text(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,231 @@
+"""Weights, gradients and moments shared out among the ranks, on the CPU with gloo."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+import torch.distributed as dist
+from commands import DEMO, ROOT, log_lines, run_here, train_tiny
+from examples import CPU
+from long_runs import wait_for_step
+from test_ranks import SMALL, pids, torchrun
+from torch.profiler import ProfilerActivity, profile
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from model import GPT
+from nanogauge.config import ModelSection, OptimizerSection
+from nanogauge.predict.memory import predict_memory
+from nanogauge.predict.workload import Workload, shape_of
+from nanogauge.training.optimizer import make_optimizer, update
+from nanogauge.training.sharding import ShardedLoss, whole
+
+CHANGED = ["--allow-change", "train.sharding"]
+LONG = [*SMALL, "--model.dropout=0", "--train.max-steps=20000", "--optimizer.decay-steps=20"]
+UNTIED = {"n_layer": 3, "n_embd": 64, "vocab_size": 8192, "block_size": 16, "tied_head": False}
+FIGURES = {"step": ("loss", "grad_norm"), "eval": ("train_loss", "val_loss")}
+
+
+def figures(folder: Path) -> list[dict[tuple[str, int], list[float]]]:
+    """What each process of a run logged of its steps and evaluations."""
+    processes: list[dict[tuple[str, int], list[float]]] = []
+    for line in log_lines(folder):
+        kind = line["kind"]
+        if kind == "start":
+            processes.append({})
+        if kind in FIGURES:
+            processes[-1][kind, line["step"]] = [line[key] for key in FIGURES[kind]]
+    return processes
+
+
+def test_a_sharded_run_is_the_run_of_one_process_and_they_go_on_for_each_other(
+    tmp_path: Path,
+) -> None:
+    """One process, two that share the model out and are killed, two again, then one: as if one.
+
+    What the killed and the resumed process both made has the same bits. Checkpoints are those of
+    any run: a process without the others samples from one.
+    """
+    whole = train_tiny(tmp_path / "one", *LONG, "--rehearse=19")
+    assert whole.returncode == 0, whole.stderr
+    out = tmp_path / "several"
+    assert train_tiny(out, *LONG, "--rehearse=2").returncode == 0
+    two = torchrun(2, out, *LONG, "--train.sharding=full", *CHANGED, "--resume=auto")
+    pipe = subprocess.PIPE
+    with subprocess.Popen(two, cwd=ROOT, stdout=pipe, stderr=pipe) as process:
+        wait_for_step(out / "demo", 8, process=2)
+        for pid in [*pids(process.pid).values(), process.pid]:
+            os.kill(pid, signal.SIGKILL)
+    again = [*two, "--rehearse=6"]
+    done = subprocess.run(again, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    sampled = run_here("sample.py", out / "demo", "--prompt=The import ", "--tokens=5")
+    assert sampled.stdout.startswith("The import "), sampled.stderr
+    steps = 20 - max(step for _, step in figures(out / "demo")[2]) - 1
+    last = train_tiny(out, *LONG, *CHANGED, "--resume=auto", f"--rehearse={steps - 1}")
+    assert last.returncode == 0, last.stderr
+
+    (one,) = figures(tmp_path / "one" / "demo")
+    several = figures(out / "demo")
+    assert len(several) == 4
+    twice = several[1].keys() & several[2].keys()
+    assert twice
+    assert all(several[1][key] == several[2][key] for key in twice)
+    assert {key for process in several for key in process} == one.keys()
+    for process in several:
+        for key, values in process.items():
+            assert values == pytest.approx(one[key], rel=1e-6), key
+    begun = [line for line in log_lines(out / "demo") if line["kind"] == "start"]
+    assert [line["ranks"] for line in begun] == [1, 2, 2, 1]
+
+
+@pytest.fixture(scope="module")
+def shared_out(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What two ranks of sharded.py tell."""
+    file = tmp_path_factory.mktemp("sharded") / "told.json"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    done = subprocess.run(
+        [*launcher, "--nproc-per-node=2", str(ROOT / "tests" / "sharded.py"), str(file)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    told: dict[str, Any] = json.loads(file.read_text())
+    return told
+
+
+def test_gradients_are_those_of_one_process(shared_out: dict[str, Any]) -> None:
+    """Recomputed, compiled, and after a compilation that broke off in the midst of a pass."""
+    assert shared_out["failure"] == "ValueError: no compiler"
+    assert len(shared_out["distances"]) == 4
+    assert max(shared_out["distances"].values()) < 1e-6, shared_out["distances"]
+
+
+def test_each_rank_holds_half_of_weights_gradients_and_moments(shared_out: dict[str, Any]) -> None:
+    """The rows of a parameter that are odd in number give one rank more: 265 of the embedding."""
+    for what in ("weights", "gradients", "moments"):
+        assert sum(shared_out[what]) == pytest.approx(1), what
+        assert shared_out[what] == pytest.approx([0.5, 0.5], abs=0.001), what
+
+
+def test_a_gradient_that_is_not_finite_on_one_rank_is_skipped_by_all(
+    shared_out: dict[str, Any],
+) -> None:
+    """Of a norm over what it holds itself each rank would have its own opinion."""
+    skipped, made = shared_out["norms"]
+    assert skipped == [float("inf"), float("inf")]
+    assert made[0] == made[1] > 0
+    skipped, made = shared_out["changed"]
+    assert not any(skipped)
+    assert all(made)
+
+
+def test_what_cannot_be_sharded_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    alone = run_here("train.py", DEMO, f"--run.out={tmp_path}", "--train.sharding=full")
+    assert alone.returncode == 2
+    (sentence,) = re.findall(r"^train\.py: .*", alone.stderr, re.MULTILINE)
+    assert "torchrun --nproc-per-node N" in sentence
+    muon = ["--optimizer.name=muon", "--train.sharding=full", "--gpus=2", "--gpu=RTX 4070"]
+    planned = run_here("plan.py", DEMO, *muon)
+    assert planned.returncode == 2
+    assert "muon works on whole matrices" in planned.stderr
+    assert len(planned.stderr.splitlines()) == 1
+    assert not (tmp_path / "demo").exists()
+
+
+def test_a_plan_of_sharded_cards_takes_less_memory_and_tells_what_it_costs() -> None:
+    """A model of 1.5 B parameters on two cards of 24 GB: only sharded does it fit at all."""
+    found = {}
+    for sharding in ("none", "full"):
+        model = ["--model.n-layer=48", "--model.n-head=25", "--model.n-embd=1600"]
+        cards = ["--gpu=RTX 4090", "--gpus=2", f"--train.sharding={sharding}", "--json"]
+        sizes = ["--model.vocab-size=50304", "--model.block-size=1024", "--train.micro-batch=1"]
+        done = run_here("plan.py", DEMO, *model, *sizes, "--train.grad-accum=16", *cards)
+        assert done.returncode == 0, done.stderr
+        found[sharding] = json.loads(done.stdout)
+    rows = {s: {row["id"]: row["analytic"] for row in plan["rows"]} for s, plan in found.items()}
+    peaks = {s: of["peak_allocated_bytes"]["expected"] for s, of in rows.items()}
+    state = 16 * rows["full"]["parameters_total"]["expected"]  # weights, gradients, moments
+    assert peaks["none"] - peaks["full"] > 0.5 * state
+    assert found["none"]["fit"]["verdict"] == "does not fit"
+    assert found["full"]["fit"]["verdict"] != "does not fit"
+    seconds = {s: of["step_seconds"]["expected"] for s, of in rows.items()}
+    assert seconds["full"] > seconds["none"]
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(
+    ("ranks", "section", "micro_batch", "grad_accum", "checkpointing"),
+    [
+        (2, {"n_layer": 4, "n_embd": 64, "vocab_size": 512, "block_size": 64}, 4, 1, "none"),
+        (2, {"n_layer": 4, "n_embd": 128, "vocab_size": 1024, "block_size": 32}, 4, 2, "full"),
+        (8, {"n_layer": 4, "n_embd": 256, "vocab_size": 512, "block_size": 16}, 2, 2, "none"),
+        (8, {"n_layer": 4, "n_embd": 256, "vocab_size": 512, "block_size": 16}, 2, 1, "full"),
+        (2, {"n_layer": 3, "n_embd": 64, "vocab_size": 8192, "block_size": 16}, 2, 1, "full"),
+        (8, UNTIED, 2, 1, "none"),
+    ],
+)
+def test_the_peak_of_a_rank_is_what_the_allocator_sees(
+    ranks: int,
+    section: dict[str, Any],
+    micro_batch: int,
+    grad_accum: int,
+    checkpointing: Literal["none", "full"],
+) -> None:
+    """Within 5 %, whichever moment it is: activations, a layer on its way, or the embedding's
+    gradient. torch's stand-in for other ranks sends nothing, and so has no threads of its own whose
+    allocations the profiler would not see.
+    """
+    gc.collect()  # else what an earlier test has left is freed in the midst of this one
+    model = GPT(ModelSection(n_head=4, **section))
+    model.recompute = checkpointing == "full"
+    dist.init_process_group("fake", rank=0, world_size=ranks, store=FakeStore())
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    try:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+            copied = copy.deepcopy(model)  # so that its weights are seen, too
+            loss = ShardedLoss(copied, "chunked", grad_accum, torch.device("cpu"), "float32")
+            optimizer = make_optimizer(copied, OptimizerSection())
+            tokens = torch.randint(section["vocab_size"], (micro_batch, section["block_size"]))
+            with torch.profiler.record_function("steps"):
+                for _ in range(2):
+                    for _ in range(grad_accum):
+                        (loss(tokens, tokens) / grad_accum).backward()  # type: ignore[no-untyped-call]
+                    whole(torch.nn.utils.clip_grad_norm_(copied.parameters(), 1.0))
+                    update(optimizer, scaler, torch.tensor(True))
+                    optimizer.zero_grad(set_to_none=True)
+    finally:
+        dist.destroy_process_group()
+    assert recorded.profiler is not None and recorded.profiler.kineto_results is not None
+    events = sorted(recorded.profiler.kineto_results.events(), key=lambda e: e.start_ns())
+    begin = next(e.start_ns() for e in events if e.name() == "steps")
+    now = highest = 0
+    for event in (e for e in events if e.name() == "[memory]"):
+        now += event.nbytes()
+        if event.start_ns() > begin:
+            highest = max(highest, now)
+    work = Workload(
+        shape=shape_of(model.config),
+        micro_batch=micro_batch,
+        grad_accum=grad_accum,
+        dtype="float32",
+        compiled=False,
+        checkpointing=checkpointing,
+        head="chunked",
+        gpus=ranks,
+        sharding="full",
+    )
+    assert predict_memory(work, CPU).allocated == pytest.approx(highest, rel=0.05)
