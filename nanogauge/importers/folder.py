@@ -52,7 +52,7 @@ def import_log(
         make_folder(out)
         (out / FILE_NAME).unlink()
     machine: dict[str, object] = {
-        "gpu": device,
+        ("device" if prediction.hardware.kind == "cpu" else "gpu"): device,
         "log": log_path.name,
         "log_sha256": sha256_of(log_path, log.form.what),
         "imported_by": f"nanogauge {__version__}",
