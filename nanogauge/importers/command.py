@@ -45,7 +45,7 @@ def add_import_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("import the log of another program")
     one = group.add_mutually_exclusive_group()
     for name, (_, kind, words) in _READERS.items():
-        one.add_argument(_flag(name), type=Path, metavar=kind, help=words)
+        one.add_argument(_flag(name), type=shipped, metavar=kind, help=words)
     group.add_argument("--config", type=shipped, help="configuration of that run")
     group.add_argument("--gpu", help="the GPU it ran on, as in nanogauge/hardware.toml")
     group.add_argument(
