@@ -27,7 +27,7 @@ path = "data/none"
 [train]
 micro_batch = 4
 max_steps = 5
-eval_every = 10
+eval_every = 3
 """
 LOG = """\
 Overriding: device = {device}
@@ -35,7 +35,12 @@ Overriding: dtype = float16
 Overriding: compile = False
 step 0: train loss 4.7000, val loss 4.7000
 iter 0: loss 4.7000, time 900.00ms, mfu -100.00%
-""" + "".join(f"iter {i}: loss 4.6000, time 50.00ms, mfu 0.00%\n" for i in range(1, 5))
+iter 1: loss 4.6000, time 50.00ms, mfu 0.00%
+iter 2: loss 4.6000, time 50.00ms, mfu 0.00%
+step 3: train loss 4.5000, val loss 4.5000
+iter 3: loss 4.5000, time 350.00ms, mfu 0.00%
+iter 4: loss 4.5000, time 50.00ms, mfu 0.00%
+"""
 TIMED = ("step_seconds", "first_step_seconds", "total_seconds", "mfu_palm", "mfu_6n")
 
 
@@ -64,6 +69,16 @@ def test_a_log_of_an_unnamed_processor_is_measured_and_its_time_not_predicted(
     machine = json.loads((tmp_path / "out" / "machine.json").read_text())
     assert machine["device"] == "CPU"
     assert "gpu" not in machine
+
+
+def test_the_first_step_of_a_run_that_compiled_nothing_is_no_compilation(tmp_path: Path) -> None:
+    """Of 0.9 s an evaluation took 0.3; the rest is the step's own, and the parts add up."""
+    assert imported(tmp_path) == (0, "")
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    (first,) = [row for row in report["rows"] if row["id"] == "first_step_seconds"]
+    assert first["measured"]["value"] == pytest.approx(0.6)
+    assert report["time_ledger"]["compile_s"] is None
+    assert report["time_ledger"]["wall_s"] == pytest.approx(0.9 + 3 * 0.05 + 0.35)
 
 
 def test_a_log_of_this_machine_is_held_against_its_processor(tmp_path: Path) -> None:
