@@ -16,7 +16,7 @@ STAND_INS = {
     "srun": 'echo $$ > pid; trap "sleep 0.2; echo saved > checkpoint; exit 1" TERM\n'
     "echo running > state; for _ in $(seq $TENTHS); do sleep 0.1; done; exit $STATUS",
     "scancel": 'echo "$@" >> scancelled; kill -TERM "$(cat pid)"',
-    "scontrol": 'case $1 in show) echo first;; *) test -e checkpoint && echo "$@" >> requeued;; esac',
+    "scontrol": 'test "$1" = show && echo first || { test -e checkpoint && echo "$@" > requeued; }',
 }
 
 
