@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from commands import rows_of, run_here
+from examples import claims_text
 
 CONFIG = """
 [run]
@@ -88,6 +89,10 @@ def test_a_log_of_this_machine_is_held_against_its_processor(tmp_path: Path) -> 
         assert rows[row]["analytic"] is not None, row
     assert "measured on this CPU" in rows["mfu_palm"]["why"] + str(rows["mfu_palm"]["measured"])
     assert rows["peak_process_bytes"]["analytic"] is None, "that program's libraries are not ours"
+    claims = tmp_path / "claims.toml"
+    claims.write_text(claims_text('key = "total_seconds"\nunit = "h"\nvalue = 1'))
+    done = run_here("report.py", tmp_path / "out", f"--claims={claims}")
+    assert "The processor worked at" in done.stdout
 
 
 @pytest.mark.parametrize(
