@@ -53,8 +53,8 @@ CONFIGS = {
     "documented": ROOT / "configs" / "rtx4070_fineweb.toml",
     "fast": ROOT / "configs" / "rtx4070_fineweb_fast.toml",
 }
-FIRST_RATE = {"documented": 2e-3, "fast": 4e-3}
-"""the lowest but one of those that are tried"""
+MIDDLE_RATE = {"documented": 4e-3, "fast": 8e-3}
+"""of those that are tried"""
 BLOCK, MICRO_BATCH, VOCABULARY, END_OF_TEXT = 128, 32, 264, 256
 SHARES = (0.125, 0.25, 0.5, 1.0)
 TUNED_AT = 0.25
@@ -207,7 +207,7 @@ def validation_loss(loss_of: TrainingLoss, batches: Batches) -> float:
 
 def tuned(results: Results, recipe: str, size: str, steps: int, count: int) -> list[Run]:
     """The runs of the sweep by seed 1, the best first."""
-    rates = [FIRST_RATE[recipe] * 2.0**i for i in range(-1, count - 1)]
+    rates = [MIDDLE_RATE[recipe] * 2.0 ** (i - count // 2) for i in range(count)]
     runs = [Run(recipe, size, steps, rate, 1) for rate in rates]
     return sorted(runs, key=lambda run: results.of(run).loss)
 

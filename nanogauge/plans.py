@@ -13,6 +13,7 @@ from nanogauge.errors import BadInput
 from nanogauge.planning import Finish, Span, free_memory, span_of
 from nanogauge.predict.fit import Verdict, fit_verdict, memory_of
 from nanogauge.quantities import tokens_per_second
+from nanogauge.recipe import is_another_recipe, recipe_sentence
 from nanogauge.records import Prediction, Stored
 
 
@@ -23,6 +24,8 @@ class Planned(Stored):
     """its file"""
     name: str
     """of the run"""
+    recipe: str | None
+    """a sentence on it; None where it is GPT-2 by AdamW"""
     parameters: int
     """without position embeddings"""
     tokens: int
@@ -106,6 +109,7 @@ def _planned(
     return Planned(
         config=str(path),
         name=config.run.name,
+        recipe=recipe_sentence(config) if is_another_recipe(config) else None,
         parameters=parameters,
         tokens=tokens,
         tokens_per_parameter=tokens / parameters,

@@ -22,6 +22,11 @@ FREE_KEYS = (
     "train.max_skipped",
     "train.max_rollbacks",
 )
+SHAPING_KEYS = (
+    *("model.n_layer", "model.n_embd", "model.vocab_size", "model.bias", "model.positions"),
+    *("model.norm", "model.tied_head", "optimizer.name"),
+)
+"""what says which tensors a checkpoint holds; block_size too, where positions are a table"""
 IDENTITY = {
     "code": "the code that trains",
     "torch": "torch",
@@ -72,20 +77,26 @@ def refuse_changes(old: Config, new: Config, allowed: Collection[str] = ()) -> l
 
     Raises:
         BadInput: for the first key that differs, matters and is not allowed, with its old and new
-            value.
+            value; allowed or not, for one with which the checkpoints do not fit.
     """
     told = []
     before, after = old.model_dump(), new.model_dump()
+    shaping = SHAPING_KEYS + ("model.block_size",) * (old.model.positions == "learned")
     for section, values in before.items():
         for key, value in values.items():
             name = f"{section}.{key}"
             if section in FREE_SECTIONS or name in FREE_KEYS or value == after[section][key]:
                 continue
+            both = f"the run has {value!r}, this command {after[section][key]!r}"
+            if name in shaping:
+                raise BadInput(
+                    f"cannot resume with another {name}: {both}, and with that its checkpoints do "
+                    "not fit; use the old value, or begin a new run with --run.name."
+                )
             if name not in allowed:
                 raise BadInput(
-                    f"cannot resume with another {name}: the run has {value!r}, this command "
-                    f"{after[section][key]!r}; use the old value, begin a new run with --run.name, "
-                    f"or take the change with --allow-change {name}."
+                    f"cannot resume with another {name}: {both}; use the old value, begin a new "
+                    f"run with --run.name, or take the change with --allow-change {name}."
                 )
             told.append(f"{name} was {value!r} and is {after[section][key]!r} from here on.")
     return told

@@ -12,7 +12,7 @@ from commands import ROOT
 from hypothesis import strategies as st
 
 from nanogauge.claims import Claims, load_claims
-from nanogauge.config import Config, load_config
+from nanogauge.config import Config, OptimizerSection, load_config
 from nanogauge.hardware import lookup
 from nanogauge.predict.prediction import predict
 from nanogauge.prepare.shards import Origin
@@ -59,8 +59,24 @@ def beyond_gpt2() -> st.SearchStrategy[dict[str, Any]]:
             "qk_norm": st.booleans(),
             "activation": st.sampled_from(["gelu", "relu2"]),
             "tied_head": st.booleans(),
+            "zero_init": st.booleans(),
             "logit_softcap": st.sampled_from([0.0, 15.0]),
         }
+    )
+
+
+def optimizers() -> st.SearchStrategy[OptimizerSection]:
+    """Of either kind, with any of its schedules, of sizes that people use."""
+    return st.builds(
+        OptimizerSection,
+        name=st.sampled_from(["adamw", "muon"]),
+        matrix_learning_rate=st.none() | st.sampled_from([1e-3, 0.02]),
+        momentum=st.sampled_from([0.0, 0.95]),
+        warmup_steps=st.integers(0, 500),
+        decay_steps=st.none() | st.integers(1, 10_000),
+        schedule=st.sampled_from(["cosine", "wsd", "constant"]),
+        decay_share=st.sampled_from([0.1, 0.4, 1.0]),
+        grad_clip=st.sampled_from([0.0, 1.0]),
     )
 
 

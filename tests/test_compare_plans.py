@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from commands import DEMO, run_here
+from commands import DEMO, ROOT, run_here
 from examples import DOCUMENTED
 
 FLAGS = ["--gpu", "RTX 4070", "--gpus=2", "--train.grad-accum=8", "--cost.price-per-kwh=0.5"]
@@ -52,6 +52,22 @@ def test_the_table_is_as_wide_as_its_figures() -> None:
     assert "fits" in second
     assert "…" not in done.stdout
     assert memory == "Memory: 11.0 GiB are free on each."
+
+
+def test_another_recipe_is_told_beside_its_row() -> None:
+    """A third of the time is no faster card: fewer tokens, by another recipe, which is named."""
+    fast = ROOT / "configs" / "rtx4070_fineweb_fast.toml"
+    arguments = ["--compare", DOCUMENTED, fast, "--gpu", "RTX 4070"]
+    lines = run_here("plan.py", *arguments).stdout.splitlines()
+    header, quick, slow = lines[1:4]
+    assert (quick.split()[0], slow.split()[0]) == (str(fast), str(DOCUMENTED))
+    assert quick[: header.index("tokens") + len("tokens")].endswith(" 3.4603 G")
+    assert " ".join(lines[5:]).startswith(f"{fast}: Recipe: GPT-2 with rotary positions")
+    told = json.loads(run_here("plan.py", *arguments, "--json").stdout)["plans"]
+    assert [plan["recipe"] is None for plan in told] == [False, True]
+    first, second = (plan["step_seconds"]["expected"] for plan in told)
+    assert first != second, "the same tokens a step, by other operations"
+    assert told[0]["tokens"] / told[1]["tokens"] == pytest.approx(0.33)
 
 
 def test_a_broken_configuration_is_named_in_one_sentence(tmp_path: Path) -> None:

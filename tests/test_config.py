@@ -43,15 +43,24 @@ WORDS = st.text(
 
 @st.composite
 def models(draw: st.DrawFn) -> ModelSection:
-    heads = draw(st.integers(1, 64))
+    heads, size = draw(st.integers(1, 64)), draw(st.integers(1, 256))
+    positions = draw(st.sampled_from(["learned", "rotary"] if size % 2 == 0 else ["learned"]))
     return ModelSection(
         n_layer=draw(COUNTS),
         n_head=heads,
-        n_embd=heads * draw(st.integers(1, 256)),
+        n_embd=heads * size,
         block_size=draw(COUNTS),
         vocab_size=draw(COUNTS),
         bias=draw(st.booleans()),
         dropout=draw(FRACTIONS),
+        gelu=draw(st.sampled_from(["exact", "tanh"])),
+        positions=positions,
+        norm=draw(st.sampled_from(["layernorm", "rmsnorm"])),
+        qk_norm=draw(st.booleans()),
+        activation=draw(st.sampled_from(["gelu", "relu2"])),
+        tied_head=draw(st.booleans()),
+        zero_init=draw(st.booleans()),
+        logit_softcap=draw(NOT_NEGATIVE),
     )
 
 
@@ -66,7 +75,9 @@ def configs(draw: st.DrawFn) -> Config:
             device=draw(st.sampled_from(["auto", "cuda", "mps", "cpu"])),
             dtype=draw(st.sampled_from(["auto", "float32", "bfloat16", "float16"])),
             compile=draw(st.booleans()),
+            init_from=draw(st.none() | WORDS),
             seed=draw(NATURAL),
+            deterministic=draw(st.booleans()),
         ),
         model=draw(models()),
         data=DataSection(
@@ -85,13 +96,17 @@ def configs(draw: st.DrawFn) -> Config:
             ),
         ),
         optimizer=OptimizerSection(
+            name=draw(st.sampled_from(["adamw", "muon"])),
             learning_rate=draw(POSITIVE),
+            matrix_learning_rate=draw(st.none() | POSITIVE),
             min_learning_rate=draw(NOT_NEGATIVE),
             warmup_steps=draw(NATURAL),
             decay_steps=draw(st.none() | COUNTS),
-            schedule=draw(st.sampled_from(["cosine", "constant"])),
+            schedule=draw(st.sampled_from(["cosine", "wsd", "constant"])),
+            decay_share=draw(st.floats(0, 1, exclude_min=True)),
             beta1=draw(FRACTIONS),
             beta2=draw(FRACTIONS),
+            momentum=draw(FRACTIONS),
             weight_decay=draw(NOT_NEGATIVE),
             grad_clip=draw(NOT_NEGATIVE),
         ),
@@ -100,8 +115,13 @@ def configs(draw: st.DrawFn) -> Config:
             gpu=draw(WORDS),
             idle_seconds=draw(st.floats(0, 600)),
             split_every=draw(COUNTS),
+            hang_minutes=draw(NOT_NEGATIVE),
         ),
-        cost=CostSection(price_per_kwh=draw(st.none() | POSITIVE), currency="EUR"),
+        cost=CostSection(
+            price_per_kwh=draw(st.none() | POSITIVE),
+            currency=draw(st.sampled_from(["EUR", "TWD"])),
+            machine_watts=draw(st.none() | NOT_NEGATIVE),
+        ),
         wandb=WandbSection(
             mode=draw(st.sampled_from(["auto", "online", "offline", "disabled"])),
             project=draw(WORDS),
@@ -114,6 +134,21 @@ def load_text(text: str) -> Config:
         path = Path(name) / "run.toml"
         path.write_text(text, encoding="utf-8")
         return load_config(path)
+
+
+def test_no_key_is_left_out_of_these_examples() -> None:
+    """Keys that came later were not drawn, so that nothing here held of them."""
+    drawn: dict[str, set[str]] = {}
+
+    @settings(max_examples=40, deadline=None)
+    @given(configs())
+    def collect(config: Config) -> None:
+        for section, values in config.model_dump().items():
+            for key, value in values.items():
+                drawn.setdefault(f"{section}.{key}", set()).add(repr(value))
+
+    collect()
+    assert [name for name, values in drawn.items() if len(values) == 1] == []
 
 
 @settings(max_examples=40, deadline=None)

@@ -25,6 +25,8 @@ from nanogauge.predict.workload import Program, Shape, Workload, program_of, sha
 from nanogauge.training.loss import TrainingLoss
 from nanogauge.training.optimizer import make_optimizer, update
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @st.composite
 def workloads(draw: st.DrawFn, compiled: bool) -> tuple[ModelSection, Workload]:
@@ -164,8 +166,8 @@ def test_the_peak_is_what_the_allocator_sees(
     checkpointing: Literal["none", "full"],
     name: Literal["adamw", "muon"],
 ) -> None:
-    """Within 4 %, or the 192 KiB that a library's product in 16 bits takes for itself: the highest
-    sum of all allocations over two real steps.
+    """Within 4 %, or the 192 KiB that a library's product in 16 bits takes for each thread: the
+    highest sum of all allocations over two real steps.
     """
     section, work = case
     work = replace(work, grad_accum=grad_accum, head=head, checkpointing=checkpointing)

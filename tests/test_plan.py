@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import DEMO, build_fake_driver, run
+from commands import DEMO, ROOT, build_fake_driver, run
 from examples import DOCUMENTED, documented_config, documented_prediction
 
 from nanogauge.admission import open_folder, refuse_too_large
 from nanogauge.config import load_config
 from nanogauge.errors import BadInput
 from nanogauge.training.device import choose_device
+from nanogauge.training.schedule import learning_rate
 
 GIB = 2**30
+FAST = ROOT / "configs" / "rtx4070_fineweb_fast.toml"
 
 
 def plan(*flags: object, gpu: str = "RTX 4070", **environment: str) -> dict[str, Any]:
@@ -146,6 +148,57 @@ def test_a_plan_says_when_the_run_would_finish() -> None:
         assert seconds == pytest.approx(estimates(planned)["total_seconds"][end], abs=1)
     said = run("plan.py", DOCUMENTED, "--gpu", "RTX 4070").stdout
     assert re.search(r"Finish: \S+ \d\d:\d\d, between \S+ \d\d:\d\d", " ".join(said.split()))
+
+
+def night(*flags: str) -> tuple[str, dict[str, Any]]:
+    """What the plan of the fast recipe says on one line, and the deadline in its JSON."""
+    arguments = [FAST, "--gpu", "RTX 4070", *flags]
+    said, told = run("plan.py", *arguments), run("plan.py", *arguments, "--json")
+    assert (said.returncode, told.returncode) == (0, 0), said.stderr + told.stderr
+    return " ".join(said.stdout.split()), json.loads(told.stdout)["deadline"]
+
+
+def test_a_night_that_is_too_short_names_the_steps_and_moves_the_decay() -> None:
+    """Only stopped, such a run would have missed its decay, which is where the loss comes down."""
+    said, deadline = night("--start=01:00", "--by=07:00")
+    planned = load_config(FAST)
+    steps, sure = deadline["steps"]["expected"], deadline["steps"]["low"]
+    assert 0 < sure < steps < planned.train.max_steps
+    assert f"{steps:,} of the {planned.train.max_steps:,} steps of this run" in said
+    assert f"--train.max-steps {steps} ({sure} to be sure)" in said
+    level = re.findall(r"level to step ([\d,]+), straight down to 0 at step ([\d,]+)", said)
+    ends = [tuple(int(number.replace(",", "")) for number in pair) for pair in level]
+    assert [end for _, end in ends] == [planned.train.max_steps, steps]
+    for stays, end in ends:
+        rates = [learning_rate(stays + i, planned.optimizer, end) for i in (-1, 0, 2)]
+        assert rates[0] == rates[1] == planned.optimizer.learning_rate > rates[2]
+    there = learning_rate(steps, planned.optimizer, planned.train.max_steps)
+    assert f"still have a learning rate of {there:.2g}" in said
+    cut, _ = night("--start=01:00", "--by=07:00", f"--train.max-steps={steps}")
+    assert f"all {steps:,} steps of this run" in cut
+    fixed, _ = night("--start=01:00", "--by=07:00", "--optimizer.decay-steps=6600")
+    assert f"--train.max-steps {steps} --optimizer.decay-steps {steps}" in fixed
+
+
+def test_a_night_that_is_long_enough_says_so_and_how_to_be_sure() -> None:
+    said, deadline = night("--start=20:00", "--by=07:00")
+    assert deadline["steps"]["low"] > 6600
+    assert "all 6,600 steps of this run" in said
+    assert "--train.max-steps" not in said
+    said, deadline = night("--start=23:00", "--by=07:00")
+    assert deadline["steps"]["low"] < 6600 < deadline["steps"]["expected"]
+    assert f"To be sure that it ends by then: --train.max-steps {deadline['steps']['low']}." in said
+
+
+def test_a_plan_says_which_recipe_it_is_and_what_of_it_no_card_has_run() -> None:
+    said, _ = night()
+    for words in ("rotary positions", "squared ReLU", "Muon for the matrices", "logits within 15"):
+        assert words in said.partition("quantity")[0], words
+    assert "beyond GPT-2 was counted, not measured" in said
+    documented = " ".join(run("plan.py", DOCUMENTED, "--gpu", "RTX 4070").stdout.split())
+    recipe = "Recipe: GPT-2 with dropout 0.1; AdamW; learning rate up to 0.001 in 500 steps, "
+    assert f"{recipe}down along a cosine to 0.0001 at step 20,000." in documented
+    assert "beyond GPT-2" not in documented
 
 
 def test_a_run_of_centuries_has_no_clock_time() -> None:

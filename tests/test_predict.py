@@ -6,7 +6,13 @@ import math
 
 import pytest
 import torch
-from examples import CPU, documented_config, documented_prediction
+from examples import (
+    CPU,
+    beyond_gpt2,
+    documented_config,
+    documented_prediction,
+    optimizers,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -47,6 +53,7 @@ def configs(draw: st.DrawFn) -> Config:
             vocab_size=draw(st.sampled_from([64, 8192, 50304, 131072])),
             bias=draw(st.booleans()),
             dropout=draw(st.sampled_from([0.0, 0.1])),
+            **draw(beyond_gpt2()),
         ),
         data=DataSection(path="x", tokens=draw(st.none() | st.integers(1, 10**12))),
         train=TrainSection(
@@ -56,7 +63,10 @@ def configs(draw: st.DrawFn) -> Config:
             eval_every=draw(st.integers(1, 2000)),
             eval_batches=draw(st.integers(1, 1000)),
             checkpoint_every=draw(st.integers(1, 2000)),
+            head=draw(st.sampled_from(["plain", "chunked"])),
+            checkpointing=draw(st.sampled_from(["none", "full"])),
         ),
+        optimizer=draw(optimizers()),
         cost=CostSection(price_per_kwh=draw(st.none() | st.just(0.3))),
     )
 

@@ -240,6 +240,7 @@ def _shape(row: Row, notes: str, assumed: list[str]) -> Shape:
         mlp_matrices=3 if llama else 2,
         tied=not (re.search(r"untied", notes) or nanochat or (llama and " tied" not in notes)),
         position_table=not rotary,
+        norm_weights=not re.search(r"nanochat|autoresearch", notes),  # F.rms_norm, nanochat/gpt.py
         attended=_attended(notes),
     )
     return _filled_up(shape, _number(row["params_m"]), bool(llama), bool(nanochat), notes)

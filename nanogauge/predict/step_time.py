@@ -12,6 +12,13 @@ import math
 from dataclasses import dataclass
 
 from nanogauge.predict.constants import FITTED, POWER_EXPONENT, Constants, DeviceClass
+from nanogauge.predict.options import (
+    MUON_BYTES,
+    MUON_KERNELS,
+    is_beyond_gpt2,
+    of_layer,
+    of_logits,
+)
 from nanogauge.predict.parameters import count_parameters, layer_matrices
 from nanogauge.predict.workload import GPUS_OF_A_NODE, Workload
 from nanogauge.records import Hardware, Part
@@ -53,6 +60,7 @@ class _Device:
     """traffic over that of 16-bit activations"""
     launch_seconds: float
     sms: int
+    on_cpu: bool
 
 
 def predict_step_time(
@@ -63,13 +71,18 @@ def predict_step_time(
     if device is None:
         return None
     k = constants
-    activations = work.tokens * device.wide / device.bandwidth  # seconds a byte of each token
+    on_cpu = hardware.kind == "cpu"
+    each_byte = work.tokens / device.bandwidth  # seconds a byte of each token
+    activations = work.tokens * device.wide / device.bandwidth  # and of one in 16 bits
+    options, layers = of_layer(work, on_cpu), work.shape.layers
     forward = {
         "matrix products of the blocks": _block_products(work, device, k),
         "attention": _attention(work, device, k),
         "vocabulary head": _vocabulary_head(work, device, k),
-        "softmax and loss": _loss_bytes(work, k) * activations,
-        "norms and elementwise": _elementwise_bytes(work, k) * activations,
+        "softmax and loss": _loss_bytes(work, k) * activations
+        + of_logits(work, on_cpu) * each_byte,
+        "norms and elementwise": _elementwise_bytes(work, k) * activations
+        + layers * options.bytes * each_byte,
     }
     micro = forward | {
         "weights and gradients": _weight_bytes(work, k) / device.bandwidth,
@@ -77,9 +90,8 @@ def predict_step_time(
     }
     busy = sum(micro.values())
     per_layer = k.kernels_per_layer if work.compiled else k.kernels_per_layer_eager
-    kernels = per_layer * work.shape.layers + k.kernels
+    kernels = (per_layer + options.kernels) * layers + k.kernels
     launches = kernels * device.launch_seconds
-    on_cpu = hardware.kind == "cpu"
     tails = 0.0 if on_cpu else kernels * k.kernel_tail_seconds
     micro["launching kernels"] = launches if on_cpu else tails + max(0.0, launches - busy - tails)
     per_step = {"optimizer": _optimizer(work, device, k)}
@@ -155,6 +167,7 @@ def _device(work: Workload, hardware: Hardware, k: Constants) -> _Device | None:
         bandwidth=datasheet * (1.0 if on_cpu else k.bandwidth_share) / reached.slowdown,
         exposed=max(0.0, k.exposed_per_100_sms * ((hardware.sms or 0) - k.hidden_sms) / 100),
         sms=hardware.sms or 1,
+        on_cpu=on_cpu,
         launch_seconds=k.launch_seconds_cpu if on_cpu else k.launch_seconds,
     )
 
@@ -198,7 +211,7 @@ def _vocabulary_head(work: Workload, device: _Device, k: Constants) -> float:
     seconds = _products([(width, vocabulary)], work, device, k)
     seconds *= k.unaligned_head if vocabulary % 8 else 1.0
     if work.head == "chunked":
-        kind = "cpu" if device.sms == 1 else "cuda"
+        kind = "cpu" if device.on_cpu else "cuda"
         chunks = math.ceil(work.tokens / chunk_tokens(vocabulary, kind))
         each = (12 if work.element_bytes == 2 else 8) * width * vocabulary
         seconds += (chunks - 1) * each / device.bandwidth
@@ -267,25 +280,28 @@ def _optimizer(work: Workload, device: _Device, k: Constants) -> float:
     by_adamw = counted.total - (counted.block_matrices if work.optimizer == "muon" else 0)
     moved = (each * by_adamw + k.clip_bytes * counted.total * work.clipped) / work.shards
     share = 1 / work.gpus if work.sharding == "optimizer" else 1 / work.shards
-    newton_schulz = 0.0
+    newton_schulz = launches = 0.0
     if work.optimizer == "muon":
-        moved += k.muon_bytes * counted.block_matrices * share
+        by_muon = MUON_BYTES if work.muon_restored else k.muon_bytes
+        moved += by_muon * counted.block_matrices * share
+        matrices = layer_matrices(work.shape)
         newton_schulz = (
             work.newton_schulz_steps
             * work.shape.layers
-            * sum(
-                _newton_schulz(a, b, work.muon_batched, device, k)
-                for a, b in layer_matrices(work.shape)
-            )
+            * sum(_newton_schulz(a, b, work.muon_batched, device, k) for a, b in matrices)
         )
+        if work.muon_restored:
+            launches = MUON_KERNELS * work.shape.layers * len(matrices) * device.launch_seconds
     half = 1.0 if work.master_weights else 0.5
-    return half * moved / device.bandwidth + share * newton_schulz
+    busy = half * moved / device.bandwidth + share * newton_schulz
+    return busy + launches if device.on_cpu else max(busy, launches)
 
 
 def _newton_schulz(a: int, b: int, batched: bool, device: _Device, k: Constants) -> float:
     """Seconds of one iteration on an a x b matrix: X X^T, its square, and the product with X.
 
-    One matrix alone is so small that the tiles of a product, 128 x 128, leave SMs idle.
+    One matrix alone is so small that the tiles of a product, 128 x 128, leave SMs idle; a CPU does
+    these products, in 16 bits, as it does a model's.
     Source: Jordan et al. 2024, Muon: A = X X^T, B = b A + c A A, X = a X + B X.
     """
     small, large = min(a, b), max(a, b)
@@ -298,6 +314,8 @@ def _newton_schulz(a: int, b: int, batched: bool, device: _Device, k: Constants)
         tiles = math.ceil(rows / 128) * math.ceil(columns / 128)
         used = tiles / (device.sms * math.ceil(tiles / device.sms))
         rate = k.newton_schulz if batched else k.newton_schulz_alone * used
+        if device.on_cpu:
+            rate = device.products
         flops = 2 * rows * columns * inner
         seconds += flops / (device.ceiling * rate)
     return seconds
@@ -359,6 +377,8 @@ def _interval(
     if hardware.kind != "cpu" and not work.compiled:
         high = max(high, 1.25)
         caveats.append("without torch.compile programs differ more from each other")
+    if hardware.kind != "cpu" and is_beyond_gpt2(work):
+        caveats.append("what this model and optimizer do beyond GPT-2 was counted, not measured")
     if work.gpus > 1 and hardware.kind != "cpu" and _over_pcie(hardware):
         caveats.append("one of two published runs of several cards over PCIe took a quarter longer")
     return low, high, tuple(caveats)

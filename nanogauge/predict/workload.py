@@ -111,6 +111,8 @@ class Workload:
     """of Muon"""
     muon_batched: bool = True
     """Newton-Schulz on all matrices of a shape at once, not on one after another"""
+    muon_restored: bool = False
+    """Muon's update can be taken back, as train.py's: copies before it, and a choice after it"""
     gpus: int = 1
     sharding: Literal["replicated", "optimizer", "full", "hybrid"] = "replicated"
     """over the GPUs: DDP; DDP with the optimizer's work shared out; FSDP; FSDP within a node"""
@@ -200,6 +202,7 @@ def workload_of(config: Config, dtype: str, on_gpu: bool, gpus: int = 1) -> Work
         optimizer=config.optimizer.name,
         clipped=config.optimizer.grad_clip > 0,
         muon_batched=False,
+        muon_restored=True,
         gpus=gpus,
         # The backward pass of a compiled model is one operation, at whose end all gradients come.
         overlapped=gpus == 1 or not config.run.compile,

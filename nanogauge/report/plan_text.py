@@ -11,7 +11,7 @@ from rich.text import Text
 from nanogauge.clock_times import day_and_time
 from nanogauge.config import Config
 from nanogauge.consistency import Inconsistency
-from nanogauge.planning import Candidate, Deadline, Fit, FittingModels, Span
+from nanogauge.planning import Candidate, Deadline, Fit, FittingModels, Span, Steps
 from nanogauge.predict.flops import (
     flops_per_token_causal,
     flops_per_token_executed,
@@ -19,6 +19,7 @@ from nanogauge.predict.flops import (
 )
 from nanogauge.predict.workload import shape_of
 from nanogauge.quantities import format_range, format_seconds, format_value
+from nanogauge.recipe import cut_sentences, recipe_sentence
 from nanogauge.records import Prediction
 from nanogauge.report.cells import in_order
 from nanogauge.report.compare import Row
@@ -41,12 +42,13 @@ def print_plan(
     several = f"{gpus} x " if gpus > 1 else ""
     console.print(Text(f"{config.run.name} on {several}{hardware.name}", style="bold"))
     console.print(Text(hardware.peak_name, style="dim"))
+    console.print(Text(recipe_sentence(config), style="dim"))
     console.print()
     shown = [row for row in in_order(rows) if row.claimed is not None or row.analytic is not None]
     print_rows(shown, ("expected", *predicted_columns(rows), "claimed"), console, planned=True)
     console.print()
     console.print(Text(fit_sentence(config, prediction, fit)))
-    for sentence in deadline_sentences(prediction, deadline, now):
+    for sentence in deadline_sentences(config, prediction, deadline, now):
         console.print(Text(sentence))
     if deadline.preparation_seconds is not None:
         console.print(
@@ -105,7 +107,9 @@ def fit_sentence(config: Config, prediction: Prediction, fit: Fit) -> str:
     )
 
 
-def deadline_sentences(prediction: Prediction, deadline: Deadline, now: datetime) -> list[str]:
+def deadline_sentences(
+    config: Config, prediction: Prediction, deadline: Deadline, now: datetime
+) -> list[str]:
     """When it ends; and where a time was given, what would end by then."""
     finish = deadline.finish
     if finish is None:
@@ -119,14 +123,7 @@ def deadline_sentences(prediction: Prediction, deadline: Deadline, now: datetime
     if deadline.by is None or deadline.steps is None or deadline.tokens is None:
         return sentences
     by = day_and_time(deadline.by, now)
-    steps, tokens = deadline.steps, deadline.tokens
-    sentences.append(
-        f"By {by}: {steps.expected:,} steps of this model "
-        f"({format_value('tokens_total', tokens.expected)} tokens); {steps.low:,} even if it is as "
-        f"slow as can be, {steps.high:,} if as fast."
-        if steps.high
-        else f"By {by}: not even one step of this model ends."
-    )
+    sentences += _steps_sentences(config, by, deadline.steps, deadline.tokens)
     ratio = f"{deadline.tokens_per_parameter:g} tokens for each parameter"
     if deadline.model is None:
         sentences.append(f"No model of this shape ends by {by} with {ratio}.")
@@ -139,6 +136,24 @@ def deadline_sentences(prediction: Prediction, deadline: Deadline, now: datetime
             f"{model.micro_batch}, {_time(model.total_seconds)}; memory: {model.verdict}."
         )
     return sentences
+
+
+def _steps_sentences(config: Config, by: str, steps: Steps, tokens: Steps) -> list[str]:
+    """How much of the run ends by then; where it is not all, what to do about it."""
+    if not steps.high:
+        return [f"By {by}: not even one step of this model ends."]
+    planned, expected = config.train.max_steps, steps.expected
+    total = format_value("tokens_total", tokens.expected)
+    made = f"{expected:,} of the {planned:,} steps of this run ({total} tokens)"
+    if expected >= planned:
+        made = f"all {planned:,} steps of this run; {expected:,} would end by then ({total} tokens)"
+    interval = f"{steps.low:,} even if it is as slow as can be, {steps.high:,} if as fast"
+    told = [f"By {by}: {made}; {interval}."]
+    if 0 < expected < planned:
+        told += cut_sentences(config, expected, steps.low)
+    elif 0 < steps.low < planned:
+        told.append(f"To be sure that it ends by then: --train.max-steps {steps.low}.")
+    return told
 
 
 def print_models(config: Config, models: FittingModels, console: Console) -> None:

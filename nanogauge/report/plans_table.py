@@ -17,8 +17,8 @@ from nanogauge.quantities import format_range, format_seconds, format_value
 GIB = 2**30
 UNKNOWN = "not known"
 COLUMNS = (
-    *("time", "between", "peak VRAM", "memory", "energy", "cost", "tokens per parameter"),
-    *("tokens/s", "finish"),
+    *("time", "between", "peak VRAM", "memory", "energy", "cost", "tokens"),
+    *("tokens per parameter", "tokens/s", "finish"),
 )
 
 
@@ -39,6 +39,9 @@ def print_plans(plans: Sequence[Planned], device: str, gpus: int, now: datetime)
     told = " or ".join(f"{size / GIB:.1f}" for size in free)
     each = " on each" if gpus > 1 else ""
     console.print(Text(f"Memory: {told} GiB are free{each}.", style="dim"))
+    for plan in plans:
+        if plan.recipe is not None:
+            console.print(Text(f"{plan.config}: {plan.recipe}", style="dim"))
 
 
 def _cells(plan: Planned, now: datetime) -> list[str]:
@@ -51,6 +54,7 @@ def _cells(plan: Planned, now: datetime) -> list[str]:
         plan.verdict,
         _value("energy_kwh", plan.energy_kwh),
         _value("cost", plan.cost, plan.currency),
+        format_value("tokens_total", plan.tokens),
         f"{plan.tokens_per_parameter:.3g}",
         UNKNOWN if speed is None else f"{speed.expected:,.0f}",
         UNKNOWN if finish is None else day_and_time(finish.expected, now),

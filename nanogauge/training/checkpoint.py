@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from nanogauge.handed import open_regular, read_whole
+from nanogauge.training.optimizer import load_state
 
 WEIGHTS, STATE, META = "model.safetensors", "state.pt", "meta.json"
 REPLACED = ".replaced"
@@ -98,7 +99,7 @@ def load_checkpoint(
     """
     load_weights(path, model, device)
     state: dict[str, Any] = torch.load(path / STATE, map_location="cpu", weights_only=True)
-    optimizer.load_state_dict(state["optimizer"])
+    load_state(optimizer, state["optimizer"])
     scaler.load_state_dict(state["scaler"])
     of_ranks: list[RandomState] = state["random"]
     if len(of_ranks) != world or _sizes(of_ranks[rank]) != _sizes(random_state(device)):

@@ -64,15 +64,17 @@ class TrainingLoss:
             if not model.config.tied_head:
                 self._looked_up = Directly(model.embedding.weight, 1 / grad_accum)
         self._trunk: Callable[[Tensor], Tensor] = model.trunk
-        self._slopes_of = losses_and_slopes
+        self._slopes_of, self._plain = losses_and_slopes, plain_loss
         self.grad_accum = grad_accum
 
     def compile(self) -> None:
         """Compile from the next call on.
 
         For a CPU a block, which is the same program in all layers and is so compiled once. For a
-        GPU the trunk and the softmax.
+        GPU the trunk and the softmax. A plain head for both: its loss in fp32 is never kept then.
         """
+        if self._head == "plain":
+            self._plain = torch.compile(plain_loss)
         if self._device.type == "cpu":
             blocks = [torch.compile(block) for block in self._model.blocks]
             self._trunk = partial(self._model.trunk, blocks=blocks)
@@ -82,7 +84,8 @@ class TrainingLoss:
 
     def stay_eager(self) -> None:
         """Undo compile()."""
-        self._trunk, self._slopes_of = self._model.trunk, losses_and_slopes
+        self._trunk = self._model.trunk
+        self._slopes_of, self._plain = losses_and_slopes, plain_loss
 
     def __call__(self, tokens: Tensor, targets: Tensor) -> Tensor:
         weight, looked_up = self._weight, self._looked_up
@@ -90,7 +93,7 @@ class TrainingLoss:
         hidden = self._trunk(x).flatten(0, 1)
         wanted = targets.reshape(-1)
         if self._head == "plain":
-            return plain_loss(hidden, weight, wanted, self._cap)
+            return self._plain(hidden, weight, wanted, self._cap)
         chunk = chunk_tokens(len(weight), self._device.type)
         return chunked_loss(
             hidden, weight, wanted, chunk, self._directly, self._slopes_of, self._cap

@@ -127,6 +127,20 @@ def update(optimizer: torch.optim.AdamW, scaler: torch.amp.GradScaler, finite: T
     optimizer.step()
 
 
+def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Put moments and counts back; rates and decays stay what they are.
+
+    torch takes those from the state as well, and a resumption that is to have others would not.
+    """
+    options = [
+        {name: value for name, value in group.items() if name != "params"}
+        for group in optimizer.param_groups
+    ]
+    optimizer.load_state_dict(state)
+    for group, own in zip(optimizer.param_groups, options, strict=True):
+        group.update(own)
+
+
 def half_updated(optimizer: torch.optim.AdamW) -> bool:
     """Whether an update was broken off between two of its groups, or of Muon's matrices.
 

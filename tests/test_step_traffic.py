@@ -1,0 +1,226 @@
+"""What options beyond GPT-2 add to a step is what torch really does, operation by operation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Literal
+
+import pytest
+import torch
+from examples import CPU, DOCUMENTED, beyond_gpt2, documented_config
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from model import GPT
+from nanogauge.config import ModelSection, OptimizerSection, load_config
+from nanogauge.hardware import lookup
+from nanogauge.predict.options import MUON_BYTES, MUON_KERNELS, Extra, of_layer, of_logits
+from nanogauge.predict.step_time import predict_step_time
+from nanogauge.predict.workload import Workload, program_of, shape_of, workload_of
+from nanogauge.training.head import chunked_loss, plain_loss
+from nanogauge.training.optimizer import make_optimizer, update
+
+HEADS, WIDTH, CONTEXT, SEQUENCES = 4, 256, 64, 8
+TOKENS = SEQUENCES * CONTEXT
+PRODUCTS = ("mm", "addmm", "addmm_", "_scaled_dot_product_flash_attention_for_cpu")
+
+
+class Traffic(TorchDispatchMode):
+    """Bytes that operations read and write, and how many there are; views move nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = self.operations = self.products = 0
+
+    def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        given, made = (
+            [t for t in tree_leaves(tree) if isinstance(t, Tensor)]
+            for tree in ((args, kwargs), out)
+        )
+        storages = {t.untyped_storage()._cdata for t in given}
+        view = not func._schema.is_mutable and all(
+            t.untyped_storage()._cdata in storages for t in made
+        )
+        if view or name.startswith("empty") or name == "new_empty":
+            return out
+        if name.removesuffix("_backward") in PRODUCTS:
+            self.products += 1
+            return out
+        self.operations += 1
+        read = {id(t): size(t) for t in given}
+        self.bytes += sum(read.values()) + sum(map(size, made))
+        return out
+
+
+def size(tensor: Tensor) -> int:
+    """Bytes of its values; one that is expanded lies in memory once."""
+    sizes = zip(tensor.shape, tensor.stride(), strict=True)
+    return tensor.element_size() * math.prod(n for n, step in sizes if step)
+
+
+def traffic_of(work: Callable[[], object]) -> Traffic:
+    counted = Traffic()
+    with counted:
+        work()
+    return counted
+
+
+def section(layers: int, **options: Any) -> ModelSection:
+    return ModelSection(
+        n_layer=layers,
+        n_head=HEADS,
+        n_embd=WIDTH,
+        block_size=CONTEXT,
+        vocab_size=64,
+        **options,
+    )
+
+
+def layer_traffic(dtype: str, **options: Any) -> Extra:
+    """Of the second of two layers, per token, as it runs eager on a CPU."""
+    found = []
+    for layers in (1, 2):
+        with FakeTensorMode():
+            model = GPT(section(layers, **options))
+            tokens = torch.zeros(SEQUENCES, CONTEXT, dtype=torch.long)
+
+            def passes(model: GPT = model, tokens: Tensor = tokens) -> None:
+                with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+                    loss = model.hidden(tokens).float().sum()
+                loss.backward()  # type: ignore[no-untyped-call]
+
+            found.append(traffic_of(passes))
+    one, two = found
+    return Extra((two.bytes - one.bytes) / TOKENS, two.operations - one.operations)
+
+
+def work_of(model: ModelSection, **how: Any) -> Workload:
+    return Workload(shape_of(model), SEQUENCES, 1, program=program_of(model), **how)
+
+
+@settings(max_examples=12, deadline=None)
+@given(options=beyond_gpt2(), dtype=st.sampled_from(["float32", "bfloat16"]))
+@example(
+    options={"positions": "rotary", "norm": "rmsnorm", "qk_norm": True, "activation": "relu2"},
+    dtype="float32",
+)
+def test_a_layer_moves_what_is_counted_below_autograd(options: dict[str, Any], dtype: Any) -> None:
+    """Eager on a CPU: bytes and kernels beyond those of GPT-2's layer, within 3 %."""
+    expected = of_layer(work_of(section(2, **options), dtype=dtype, compiled=False), on_cpu=True)
+    plain, counted = layer_traffic(dtype), layer_traffic(dtype, **options)
+    assert counted.bytes - plain.bytes == pytest.approx(expected.bytes, rel=0.03)
+    assert counted.kernels - plain.kernels == pytest.approx(expected.kernels, abs=4)
+
+
+@pytest.mark.parametrize("head", ["plain", "chunked"])
+def test_a_soft_cap_moves_what_is_counted_below_autograd(head: Literal["plain", "chunked"]) -> None:
+    """Beside the loss without it, within 1 %, but for what is as long as the tokens."""
+    hidden = torch.randn(TOKENS, WIDTH, requires_grad=True)
+    weight, targets = torch.randn(4000, WIDTH), torch.zeros(TOKENS, dtype=torch.long)
+
+    def loss(cap: float) -> Traffic:
+        hidden.grad = None
+        if head == "plain":
+            return traffic_of(lambda: plain_loss(hidden, weight, targets, cap).backward())
+        return traffic_of(lambda: chunked_loss(hidden, weight, targets, 128, cap=cap).backward())
+
+    model = section(1, logit_softcap=15.0).model_copy(update={"vocab_size": 4000})
+    work = work_of(model, dtype="float32", compiled=False, head=head)
+    counted = (loss(15.0).bytes - loss(0.0).bytes) / TOKENS
+    assert counted == pytest.approx(of_logits(work, on_cpu=True), rel=0.01)
+
+
+def muon_traffic(matrices: int) -> Traffic:
+    """Of the second update of so many matrices."""
+    names = [f"matrix {i}" for i in range(matrices)]
+    model = torch.nn.ParameterDict({name: torch.randn(WIDTH, 3 * WIDTH) for name in names})
+    model["vector"] = torch.nn.Parameter(torch.ones(WIDTH))
+    optimizer = make_optimizer(model, OptimizerSection(name="muon"))
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    update(optimizer, scaler, torch.tensor(True))
+    return traffic_of(lambda: update(optimizer, scaler, torch.tensor(True)))
+
+
+def test_an_update_by_muon_moves_what_is_counted() -> None:
+    """With all that takes it back where a gradient is not finite; products are counted apart."""
+    one, two = muon_traffic(1), muon_traffic(2)
+    assert two.products - one.products == 15
+    assert two.operations - one.operations + 15 == MUON_KERNELS
+    assert (two.bytes - one.bytes) / (3 * WIDTH**2) == pytest.approx(MUON_BYTES, rel=0.001)
+
+
+@given(
+    compiled=st.booleans(),
+    on_cpu=st.booleans(),
+    bias=st.booleans(),
+    dropout=st.sampled_from([0.0, 0.1]),
+    dtype=st.sampled_from(["float32", "tf32", "bfloat16"]),
+)
+def test_gpt2_adds_nothing(
+    compiled: bool, on_cpu: bool, bias: bool, dropout: float, dtype: Any
+) -> None:
+    """All its traffic is in the fitted constants, and its prediction has not moved by a bit."""
+    model = section(2, bias=bias, dropout=dropout)
+    work = work_of(model, compiled=compiled, dtype=dtype, dropout=dropout)
+    assert of_layer(work, on_cpu) == Extra()
+    assert of_logits(work, on_cpu) == 0
+
+
+@pytest.mark.parametrize(
+    ("compiled", "on_gpu", "seconds"),
+    [
+        (True, True, 4.096280145650353),
+        (False, True, 7.176519930010509),
+        (True, False, 2776.260861311985),
+        (False, False, 3030.2771105126253),
+    ],
+)
+def test_the_documented_step_is_what_it_was_to_the_bit(
+    compiled: bool, on_gpu: bool, seconds: float
+) -> None:
+    """Before other models than GPT-2 were known, with a plain head: only a fit may change it."""
+    config = documented_config()
+    config = config.model_copy(update={"run": config.run.model_copy(update={"compile": compiled})})
+    hardware = lookup("RTX 4070", "bfloat16") if on_gpu else CPU
+    work = workload_of(config, "bfloat16" if on_gpu else "float32", on_gpu)
+    step = predict_step_time(replace(work, head="plain"), hardware)
+    assert step is not None and step.seconds == seconds
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"model": {"positions": "rotary"}},
+        {"model": {"qk_norm": True}},
+        {"model": {"activation": "relu2"}},
+        {"model": {"logit_softcap": 15.0}},
+        {"optimizer": {"name": "muon"}},
+    ],
+    ids=str,
+)
+def test_a_plan_counts_what_an_option_costs(
+    overrides: dict[str, dict[str, object]], compiled: bool
+) -> None:
+    """The documented run takes longer with it, on a card and a CPU, or as long where it fuses."""
+    overrides = {"run": {"compile": compiled}} | overrides
+    (option,) = overrides.get("model", {"optimizer": ""})
+    for hardware, dtype in ((lookup("RTX 4070", "bfloat16"), "bfloat16"), (CPU, "float32")):
+        on_gpu = hardware.kind != "cpu"
+        without, changed = (
+            predict_step_time(workload_of(load_config(DOCUMENTED, over), dtype, on_gpu), hardware)
+            for over in ({"run": {"compile": compiled}}, overrides)
+        )
+        assert without is not None and changed is not None
+        fused = compiled and (option == "activation" or (option == "logit_softcap" and on_gpu))
+        assert (changed.seconds == without.seconds) if fused else changed.seconds > without.seconds
