@@ -15,6 +15,7 @@ COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY *.py ./
 COPY nanogauge ./nanogauge
 COPY configs ./configs
+COPY examples ./examples
 COPY predictions ./predictions
 # The index's torch for Linux is the one for CUDA, its libraries included.
 RUN pip install --no-cache-dir --constraint constraints.txt .
@@ -23,6 +24,7 @@ RUN pip install --no-cache-dir --constraint constraints.txt .
 ENV HOME=/tmp \
     XDG_DATA_HOME=/work/.nanogauge \
     PYTHONUNBUFFERED=1
-USER nobody
+# nobody; by number, which is known without the image's list of users
+USER 65534
 WORKDIR /work
 CMD ["nanogauge-plan", "--help"]

@@ -38,7 +38,20 @@ class Reference(_Data):
     source: str
 
 
-class Claim(_Data):
+class _Statement(_Data):
+    quote: str
+    english: str
+    """the same in English; the quotation itself where that is left out"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _english_as_it_is(cls, values: object) -> object:
+        if isinstance(values, dict) and "quote" in values:
+            return {"english": values["quote"]} | values
+        return values
+
+
+class Claim(_Statement):
     """One statement about one quantity; low and high are in the row's SI unit once it is read."""
 
     key: str
@@ -49,8 +62,6 @@ class Claim(_Data):
     value: Finite | None = None
     """the number itself where one was claimed, not a range"""
     rounding: Finite = 0
-    quote: str
-    english: str
     label: str | None = None
     """what the row says beside its quantity, where a claim rests on an assumption"""
     formula: str | None = None
@@ -59,8 +70,8 @@ class Claim(_Data):
 
     @model_validator(mode="before")
     @classmethod
-    def _range_of_value(cls, values: dict[str, object]) -> dict[str, object]:
-        if "value" not in values:
+    def _range_of_value(cls, values: object) -> object:
+        if not isinstance(values, dict) or "value" not in values:
             return values
         value, rounding = values["value"], values.get("rounding", 0)
         if "low" in values or "high" in values:
@@ -131,11 +142,9 @@ def _check_row(row: str) -> None:
         raise ValueError(f"unknown id {row!r}; {hint}")
 
 
-class Unscored(_Data):
+class Unscored(_Statement):
     """A statement that no row can hold, with the reason."""
 
-    quote: str
-    english: str
     why: str
 
 
@@ -184,7 +193,8 @@ def _by_key(sentence: str, values: dict[str, Any]) -> str:
 
     def named(match: re.Match[str]) -> str:
         claim = values["claim"][int(match[1])]
-        return f"the claim {claim['key']}" if "key" in claim else f"claim {int(match[1]) + 1}"
+        key = claim.get("key") if isinstance(claim, dict) else None
+        return f"claim {int(match[1]) + 1}" if key is None else f"the claim {key}"
 
     return re.sub(r"\bclaim\.(\d+)", named, sentence)
 

@@ -49,7 +49,7 @@ class Parser(argparse.ArgumentParser):
 def shipped(text: str) -> Path:
     """A file that is there; else the one of that name that was installed with the commands.
 
-    configs/demo.toml and predictions/seed_zh.toml are thus found from any folder.
+    configs/demo.toml and examples/demo_claims.toml are thus found from any folder.
     """
     path = Path(text)
     installed = Path(sysconfig.get_path("data"), "share", "nanogauge", path)

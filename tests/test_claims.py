@@ -257,6 +257,23 @@ def test_the_shipped_claims_are_whole_and_in_english_too() -> None:
     assert {row.claim for row in rows if row.claim} == {claim.key for claim in claims.claim}
 
 
+def test_an_english_quotation_need_not_be_written_twice(tmp_path: Path) -> None:
+    (claim,) = claims_of(tmp_path, 'key = "parameters"\nunit = "M"\nvalue = 1').claim
+    path = tmp_path / "claims.toml"
+    path.write_text(path.read_text().replace('english = "e"\n', ""))
+    (short,) = load_claims(path).claim
+    assert (short.quote, short.english) == ("q", "q")
+    assert short == claim.model_copy(update={"english": "q"})
+
+
+def test_a_claim_that_is_no_table_is_named_by_its_place(tmp_path: Path) -> None:
+    """It has no key by which it could be named."""
+    path = tmp_path / "claims.toml"
+    path.write_text('claim = [1]\n[document]\ntitle = "t"\n')
+    with pytest.raises(BadInput, match="claim 1: "):
+        load_claims(path)
+
+
 def test_the_shipped_quotations_stand_in_the_document() -> None:
     """Word for word, but for markdown; `|` divides the cells of a table."""
     path = SHARED / "seed.zh-Hant.txt"

@@ -1,24 +1,47 @@
-"""The commands in README.md and docs/ are those that there are."""
+"""The commands of the pages are those that there are, and do what they are there for."""
 
 from __future__ import annotations
 
 import functools
+import glob
 import re
+import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from commands import ROOT, run_here
+from commands import ROOT, run_here, train_tiny
+from examples import documented_log
 
 from nanogauge.config import Config
+from nanogauge.quantities import QUANTITIES, UNITS
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [ROOT / "README.md", *DOCS, ROOT / "examples" / "README.md"]
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 SCRIPT = re.compile(r"(?<![\w/.-])((?:bench/|tests/)?[a-z_]+\.py)(?![\w.])")
 FLAG = re.compile(r"(?<![\w-])--([a-z][\w-]*(?:\.[\w-]+)?)")
-FILE = re.compile(r"(?<![\w/.~-])(?:configs|predictions|docs|bench|tests)/[\w./-]*\w")
+FILE = re.compile(
+    r"(?<![\w/.~-])(?:configs|predictions|examples|docs|bench|tests)/[\w./-]*\w(?![\w*])"
+)
 COMMANDS = [path.name for path in ROOT.glob("*.py") if path.name != "model.py"]
 FOREIGN = re.compile(r"(docker|pip|xcode-select|python llama\.cpp|--standalone)\b")
 PLACEHOLDER = re.compile(r"[A-Z]{3,}|/X\b|\.\.\.")
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+TYPED = re.compile(r"(?:\.venv/bin/)?python ((?:bench/)?[a-z_]+\.py)\b(.*)")
+NOT_RUN = {
+    "prepare_fineweb.py": "fetches from a hub; tests/test_prepare.py has one of its own",
+    "train.py": "wants the documented card and its night; tests/test_train.py does without",
+    "evaluate.py": "fetches GPT-2; tests/test_evaluate.py makes one",
+    "bench/": "minutes, other people's programs or their measurements",
+    "--doctor": "of this machine, which need not be ready",
+    "--calibrate": "of the documented card, which is not here",
+    "--serve": "does not end by itself; tests/test_serve.py",
+    "--wandb": "W&B's own process; tests/test_tracking.py",
+    "--FORM": "stands for each form of log",
+}
+"""what of a command has it not run here, and why"""
 
 
 def commands_of(page: Path) -> Iterator[str]:
@@ -49,7 +72,7 @@ def is_key(flag: str) -> bool:
     return key.replace("-", "_") in fields
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_each_command_of_a_page_has_the_options_that_it_is_given(page: Path) -> None:
     """Somebody types them in at night as they stand there."""
     wrong = []
@@ -66,3 +89,76 @@ def test_each_command_of_a_page_has_the_options_that_it_is_given(page: Path) -> 
             if not (ROOT / name).exists() and not PLACEHOLDER.search(name)
         ]
     assert wrong == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_each_link_of_a_page_leads_somewhere(page: Path) -> None:
+    wanted = [link for link in LINK.findall(page.read_text()) if "://" not in link]
+    dead = [link for link in wanted if not (page.parent / link.partition("#")[0]).exists()]
+    assert dead == []
+
+
+def test_the_index_has_every_page() -> None:
+    linked = set(LINK.findall((ROOT / "docs" / "README.md").read_text()))
+    missing = {page.name for page in DOCS} - linked - {"README.md"}
+    assert missing == set()
+
+
+def test_the_rows_and_units_of_claims_are_those_that_there_are() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \|", (ROOT / "docs/claims.md").read_text(), re.M)
+    told = {row: units.strip().split(", ") for row, units in rows if row in QUANTITIES}
+    assert told == {row: list(UNITS[q.unit]) for row, q in QUANTITIES.items()}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small run which, like the documented one, says how many tokens its data has."""
+    out = tmp_path_factory.mktemp("trained")
+    done = train_tiny(out, "--data.tokens=1e6")
+    assert done.returncode == 0, done.stderr
+    return out / "demo"
+
+
+@pytest.fixture
+def desk(trained: Path, tmp_path: Path) -> Path:
+    """A checkout as far as commands see one, with a run under each name that a page speaks of."""
+    for name in ("configs", "predictions", "examples"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    for name in ("demo", "NAME", "ONE", "OTHER", "rtx4070_fineweb"):
+        shutil.copytree(trained, tmp_path / "runs" / name)
+    (tmp_path / "CONFIG").symlink_to(ROOT / "configs" / "rtx4070_fineweb.toml")
+    (tmp_path / "FILE").write_text("The import statement \n")
+    (tmp_path / "train.log").write_text(documented_log())
+    return tmp_path
+
+
+def test_what_is_not_run_stands_on_some_page() -> None:
+    """A reason that no command needs any more would hide the next one."""
+    lines = [line for page in PAGES for line in typed(page)]
+    assert [mark for mark in NOT_RUN if not any(mark in line for line in lines)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_each_command_of_a_page_that_takes_seconds_does_what_it_is_there_for(
+    page: Path, desk: Path
+) -> None:
+    """Word for word, but for what stands in brackets or behind three spaces."""
+    failed = []
+    for line in typed(page):
+        if any(mark in line for mark in NOT_RUN):
+            continue
+        script, *given = shlex.split(line)
+        found = [glob.glob(word, root_dir=desk) if "*" in word else [word] for word in given]
+        done = run_here(script, *(word for words in found for word in words), folder=desk)
+        if done.returncode:
+            failed.append(f"{line}: {done.stderr}")
+    assert failed == []
+
+
+def typed(page: Path) -> Iterator[str]:
+    """The commands that name the interpreter, in a block or a sentence, without its name."""
+    text = re.sub(r"\\\n +", "", page.read_text())
+    for line in re.findall(r"^    (\S.*)$", text, re.M) + re.findall(r"`(python [^`]+)`", text):
+        if match := TYPED.match(line):
+            arguments = re.sub(r"\[.*?\]|\.\.\.|  .*", "", match[2])
+            yield match[1] + arguments.rstrip()

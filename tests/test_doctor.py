@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -314,3 +314,23 @@ def test_the_key_of_wandb_is_found_and_never_told(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("machine\n")
     assert wandb_key_from(environment, tmp_path) is None, "a damaged file is no key"
     assert key not in json.dumps(vars(check_wandb("online", True, found)))
+
+
+def test_a_folder_that_may_not_be_looked_into_is_no_obstacle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Containers hide /proc/acpi, and to a user who is not root that is an error, not a lack."""
+    hidden = "proc/acpi"
+    (tmp_path / hidden / "button/lid/LID0").mkdir(parents=True)
+    looked, real = [], Path.glob
+
+    def glob(folder: Path, pattern: str) -> Iterator[Path]:
+        if hidden in str(folder):
+            looked.append(folder)
+            raise PermissionError(13, "Permission denied", str(folder))
+        return real(folder, pattern)
+
+    assert sleep_facts(tmp_path, {}, silent).lid_action == "suspend"
+    monkeypatch.setattr(Path, "glob", glob)
+    assert sleep_facts(tmp_path, {}, silent).lid_action is None
+    assert looked

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from browser import Browser, axe_source, open_browser
 from commands import ROOT, run
-from test_report import documented_log, import_log
+from examples import documented_log
+from test_report import import_log
 
 from nanogauge.runlog import FILE_NAME
 

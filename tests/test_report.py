@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from examples import (
     SHARED,
     claims_text,
     documented_config,
+    documented_log,
     documented_prediction,
     nanogpt_log,
 )
@@ -26,25 +26,6 @@ from examples import (
 from nanogauge.records import End, Start, Step
 from nanogauge.runfolder import create
 from nanogauge.runlog import RunLog
-
-STEP_MS, EVALUATED_MS, FIRST_MS = 3909.8, 19_180.0, 32_025.0
-
-
-def documented_log(step_ms: float = STEP_MS) -> str:
-    """A log with the summary figures of a public run on an RTX 4070, by GitHub user lzwjava.
-
-    20,000 iterations printed every 200, of 3909.8 ms, within 0.3 % of each other; an evaluation
-    (with its checkpoint) every 500, which makes an iteration 19,180 ms; 32,025 ms for the first.
-    """
-    evaluation = EVALUATED_MS - STEP_MS
-    return nanogpt_log(
-        iterations=20_000,
-        log_every=200,
-        eval_every=500,
-        step_ms=lambda i: step_ms + 5 * math.sin(i) * (i % 500 != 0),
-        evaluation_ms=evaluation,
-        compile_ms=FIRST_MS - STEP_MS - evaluation,
-    )
 
 
 def import_log(log: Path, out: Path, *more: object) -> subprocess.CompletedProcess[str]:

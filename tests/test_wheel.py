@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 from commands import ROOT
 
 COMMANDS = ["evaluate", "export", "plan", "prepare", "report", "sample", "train"]
+DATA = ("configs", "examples", "predictions")
 QUIET = ["--quiet", "--disable-pip-version-check"]
 
 
@@ -23,7 +25,7 @@ QUIET = ["--quiet", "--disable-pip-version-check"]
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built without a network, of a copy: the build leaves traces beside the sources."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in ("nanogauge", "configs", "predictions"):
+    for name in ("nanogauge", *DATA):
         shutil.copytree(ROOT / name, source / name)
     for path in [*ROOT.glob("*.py"), ROOT / "pyproject.toml", ROOT / "README.md", ROOT / "LICENSE"]:
         shutil.copy(path, source)
@@ -50,7 +52,7 @@ def test_every_file_of_the_project_is_in_the_wheel(wheel: Path) -> None:
     }
     assert not written - names
     (data,) = {name.partition("/")[0] for name in names if ".data/" in name}
-    for path in [*(ROOT / "configs").glob("*.toml"), *(ROOT / "predictions").glob("*.toml")]:
+    for path in [path for name in DATA for path in (ROOT / name).iterdir()]:
         assert f"{data}/data/share/nanogauge/{path.relative_to(ROOT)}" in names
     assert not [name for name in names if name.startswith(("tests", "bench"))]
 
@@ -67,7 +69,7 @@ def test_every_module_and_package_is_listed() -> None:
 def test_installed_commands_work_from_any_folder(wheel: Path, tmp_path: Path) -> None:
     """In an environment of their own, which has but the wheel and what it depends on.
 
-    Configurations and claims that came with it are found by the names they have in the project.
+    Configurations, claims and logs that came with it are found by the names that they have here.
     """
     place = tmp_path / "environment"
     venv.create(place, with_pip=False, symlinks=True)
@@ -97,3 +99,18 @@ def test_installed_commands_work_from_any_folder(wheel: Path, tmp_path: Path) ->
     planned = call("plan", "configs/rtx4070_fineweb.toml", "--gpu=RTX 4070", claims)
     assert "RTX 4070" in planned
     assert not list(elsewhere.iterdir())
+    log = "--nanogpt-log=examples/nanogpt_cpu.log"
+    call("report", log, "--config=examples/nanogpt_cpu.toml", "--out=imported")
+    assert (elsewhere / "imported" / "report.html").exists()
+
+
+def test_the_image_is_given_all_that_the_wheel_is_made_of() -> None:
+    """What .dockerignore holds back cannot be copied, and what is not copied is not installed."""
+    copied: set[str] = set()
+    for line in (ROOT / "Dockerfile").read_text().splitlines():
+        if line.startswith("COPY"):
+            copied |= {name.removeprefix("./") for name in line.split()[1:-1]}
+    let_through = re.findall("^!(.*)$", (ROOT / ".dockerignore").read_text(), re.M)
+    assert copied == set(let_through)
+    needed = ["*.py", "LICENSE", "README.md", "constraints.txt", "nanogauge", "pyproject.toml"]
+    assert sorted(copied) == sorted([*needed, *DATA])

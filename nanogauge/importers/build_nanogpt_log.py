@@ -134,7 +134,7 @@ FORM = Form(
     what="build-nanogpt's log.txt or output",
     evaluation_inside=True,
     compilation_inside=True,
-    note="The log does not name its card, software or power: the GPU is the one that was given on "
-    "the command line.",
+    note="The log does not name its device, software or power: the device is as given on the "
+    "command line.",
     events=_events,
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nanogauge.claims import load_claims
 from nanogauge.cli import shipped
-from nanogauge.config import config_overrides, load_config
+from nanogauge.config import Config, config_overrides, load_config
 from nanogauge.errors import BadInput
 from nanogauge.hardware import lookup
 from nanogauge.importers.build_nanogpt_log import read_build_nanogpt_log
@@ -17,6 +17,7 @@ from nanogauge.importers.nanochat_log import read_nanochat_log
 from nanogauge.importers.nanogpt_log import read_nanogpt_log
 from nanogauge.importers.wandb_history import read_wandb_history
 from nanogauge.predict.prediction import predict, resolve_dtype
+from nanogauge.records import Hardware, Prediction
 
 _READERS = {
     "nanogpt_log": (read_nanogpt_log, "LOG", "what nanoGPT printed"),
@@ -24,16 +25,35 @@ _READERS = {
     "build_nanogpt_log": (read_build_nanogpt_log, "LOG", "build-nanogpt's log.txt or its output"),
     "wandb_history": (read_wandb_history, "FILE", "a run's history from W&B, CSV or Parquet"),
 }
-_NEEDED = ("config", "gpu", "out")
+_NEEDED = ("config", "out")
+_ALL = (*_NEEDED, "gpu", "this_cpu", "run_number")
+_SOME_CPU = Hardware(
+    name="CPU",
+    kind="cpu",
+    architecture="cpu",
+    peak_flops=None,
+    peak_name="not known: the log does not name its processor",
+    matmul_flops=None,
+    memory_bytes=None,
+    bandwidth_bytes_per_second=None,
+    power_limit_watts=None,
+    source="run.device of the configuration",
+)
 
 
 def add_import_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("import the log of another program")
     one = group.add_mutually_exclusive_group()
     for name, (_, kind, words) in _READERS.items():
-        one.add_argument(_flag(name), type=Path, metavar=kind, help=words)
+        one.add_argument(_flag(name), type=shipped, metavar=kind, help=words)
     group.add_argument("--config", type=shipped, help="configuration of that run")
     group.add_argument("--gpu", help="the GPU it ran on, as in nanogauge/hardware.toml")
+    group.add_argument(
+        "--this-cpu",
+        action="store_true",
+        default=None,
+        help="it ran on the CPU of this machine, which is measured now",
+    )
     group.add_argument("--out", type=Path, help="run folder to make of it")
     group.add_argument(
         "--run-number", type=int, metavar="K", help="which run of a log that holds several"
@@ -54,7 +74,7 @@ def import_given(given: argparse.Namespace, allowed: Set[str]) -> Path | None:
     """
     name = next((n for n in _READERS if getattr(given, n) is not None), None)
     if name is None:
-        for flag in (*_NEEDED, "run_number"):
+        for flag in _ALL:
             if getattr(given, flag) is not None:
                 raise BadInput(f"{_flag(flag)} belongs to --nanogpt-log and other logs; {_OWN}")
         if config_overrides(given).keys() - allowed:
@@ -71,8 +91,7 @@ def import_given(given: argparse.Namespace, allowed: Set[str]) -> Path | None:
         given.config, overrides | {"train": {"head": "plain"} | overrides.get("train", {})}
     )
     claims = load_claims(given.claims) if given.claims is not None else None
-    dtype = resolve_dtype(config, "gpu")
-    prediction = predict(config, lookup(given.gpu, dtype), dtype)
+    prediction = _predict(config, given.gpu, bool(given.this_cpu), _flag(name))
     out: Path = given.out
     import_log(
         _READERS[name][0],
@@ -85,6 +104,42 @@ def import_given(given: argparse.Namespace, allowed: Set[str]) -> Path | None:
         given.run_number,
     )
     return out
+
+
+def _predict(config: Config, gpu: str | None, this_cpu: bool, log: str) -> Prediction:
+    """What would have been predicted of that run, on the device that the user names.
+
+    Raises:
+        BadInput: if no device is named, or two are.
+    """
+    if config.run.device != "cpu":
+        if this_cpu:
+            raise BadInput(
+                '--this-cpu is for a run on a CPU: its configuration has run.device = "cpu".'
+            )
+        if gpu is None:
+            raise BadInput(
+                f"{log} also needs --gpu, the card it ran on; for a run on a CPU give "
+                "--run.device cpu instead."
+            )
+        dtype = resolve_dtype(config, "gpu")
+        return predict(config, lookup(gpu, dtype), dtype)
+    if gpu is not None:
+        raise BadInput(
+            '--gpu names a card, but the configuration has run.device = "cpu"; drop one of them.'
+        )
+    dtype = resolve_dtype(config, "cpu")
+    hardware = _SOME_CPU
+    if this_cpu:
+        from nanogauge.present import this_processor  # imports torch
+
+        hardware = this_processor(dtype)
+    found = predict(config, hardware, dtype)
+    # What a process holds before it makes its model is known of our own alone.
+    row = "peak_process_bytes"
+    told = {r: estimate for r, estimate in found.quantities.items() if r != row}
+    why = {**found.unpredicted, row: "what that program held before its model is not known"}
+    return found.model_copy(update={"quantities": told, "unpredicted": why})
 
 
 _OWN = "a run folder has its own."

@@ -39,6 +39,8 @@ _KEYS = {
     "num_iterations": "train.max_steps",
 }
 """what nanoGPT and its kin call what our configuration has"""
+DEVICE = "device"
+"""compared by itself: which of several cards it was makes no difference"""
 TOKENS = "tokens per step"
 PARAMETERS = "parameters"
 TOTAL_PARAMETERS = "parameters with position embeddings"
@@ -46,7 +48,7 @@ TOTAL_PARAMETERS = "parameters with position embeddings"
 
 
 def is_known(name: str) -> bool:
-    return name in _KEYS
+    return name in _KEYS or name == DEVICE
 
 
 def refuse_contradictions(
@@ -60,6 +62,11 @@ def refuse_contradictions(
     said: dict[str, tuple[int, str]] = {}
     for session in run:
         said |= session.settings  # a resumed run may have been given others: the last count
+    on_cpu = prediction.hardware.kind == "cpu"
+    if DEVICE in said:
+        _refuse_other_device(path, *said.pop(DEVICE), on_cpu)
+    if on_cpu:
+        said.pop("dtype", None)  # nanoGPT's autocast is for cards alone
     for name, (line, text) in said.items():
         value = _value(text)
         key, ours = _ours(name, config, prediction)
@@ -76,6 +83,16 @@ def refuse_contradictions(
             f"{path} goes to step {last:,} but the configuration has "
             f"train.max_steps = {config.train.max_steps:,}; give the configuration of that run."
         )
+
+
+def _refuse_other_device(path: Path, line: int, text: str, on_cpu: bool) -> None:
+    if (text.strip("'\"") == "cpu") == on_cpu:
+        return
+    what = "leave out run.device = cpu and name the card" if on_cpu else "give --run.device cpu"
+    raise BadInput(
+        f"line {line} of {path} has device = {shown(text)[1:-1]}; {what} "
+        f"{'with' if on_cpu else 'instead of'} --gpu."
+    )
 
 
 def _refuse_other_rate(path: Path, run: list[Session], config: Config) -> None:

@@ -45,14 +45,15 @@ def import_log(
     refuse_contradictions(log_path, run, config, prediction)
     build_rows(claims, config, prediction, None)  # a claim that cannot be computed fails here
     max_steps, device = config.train.max_steps, prediction.hardware.name
-    run_lines(log.form, run, max_steps, device, "")
+    compiled = config.run.compile
+    run_lines(log.form, run, max_steps, compiled, device, "")
     if (out / FILE_NAME).exists():
         if read_log(out).starts[0].source == "train":
             raise BadInput(f"{out} holds a run that was trained here; choose another --out.")
         make_folder(out)
         (out / FILE_NAME).unlink()
     machine: dict[str, object] = {
-        "gpu": device,
+        ("device" if prediction.hardware.kind == "cpu" else "gpu"): device,
         "log": log_path.name,
         "log_sha256": sha256_of(log_path, log.form.what),
         "imported_by": f"nanogauge {__version__}",
@@ -62,7 +63,7 @@ def import_log(
     folder = create(out, config, machine, prediction)
     if claims_path is not None:
         write_aside(out / CLAIMS_NAME, claims_path.read_bytes())
-    lines = run_lines(log.form, run, max_steps, device, folder.prediction_sha256)
+    lines = run_lines(log.form, run, max_steps, compiled, device, folder.prediction_sha256)
     with RunLog(out) as writer:
         for line in [*lines[:-1], *events, *log.events, lines[-1]]:
             writer.write(line)

@@ -3,7 +3,8 @@
 Some programs close a step's clock after the evaluation and checkpoint that may lie before it. The
 steady step is then the median of those without an evaluation; what a step with one took beyond that
 median is the evaluation (and checkpoint); what a process's first step took beyond an evaluation and
-a step is compilation. What was done twice counts once, and no time is made up for what no line has.
+a step is compilation, or that step's own where nothing was compiled. What was done twice counts
+once, and no time is made up for what no line has.
 """
 
 from __future__ import annotations
@@ -22,9 +23,17 @@ from nanogauge.report.measured import NOT_IN_LOG
 
 
 def run_lines(
-    form: Form, run: list[Session], max_steps: int, device: str, prediction_sha256: str
+    form: Form,
+    run: list[Session],
+    max_steps: int,
+    compiled: bool,
+    device: str,
+    prediction_sha256: str,
 ) -> list[LogLine]:
     """The lines of our run log that say the same.
+
+    Args:
+        compiled: whether torch.compile was asked for.
 
     Raises:
         BadInput: if every printed time has more than a step in it, so that no step is clean.
@@ -46,7 +55,7 @@ def run_lines(
             prediction_sha256=prediction_sha256,
             device=device,
         )
-        rest = _session_lines(form, session, times, steady, usual)
+        rest = _session_lines(form, session, times, steady, usual, compiled)
         # In the order of time, where there is any: a process's last line tells how long it was.
         lines += [start, *sorted(rest, key=lambda line: line.elapsed_seconds or 0.0)]
     lines += [*_absent(run, timed=steady is not None), *_gaps(run), *form.events(run)]
@@ -95,11 +104,15 @@ def _session_lines(
     times: _Times,
     steady: float | None,
     usual_evaluation: float | None,
+    compiled: bool,
 ) -> Iterator[LogLine]:
     first = times.timed.get(session.first)
     inside = usual_evaluation if times.first_evaluated else 0.0
     compiles = form.compilation_inside and session.started
-    if compiles and first is not None and steady is not None and inside is not None:
+    alone: float | None = None  # the first step, where nothing else is in what is left of its time
+    if compiles and first is not None and inside is not None and not compiled:
+        alone = max(first - inside, 0.0)
+    elif compiles and first is not None and steady is not None and inside is not None:
         # else compilation and evaluation cannot be told apart
         left = first - steady - inside
         # That a resumed process compiled nothing, a log that lost its first step shows as well.
@@ -107,11 +120,12 @@ def _session_lines(
             yield Compile(seconds=max(left, 0.0), mode="compiled" if left > 0 else "eager")
     for entry in session.iterations:
         more = entry.number in times.mixed
+        own = alone if entry.number == session.first else None
         yield Step(
             elapsed_seconds=entry.elapsed_seconds,
             step=entry.number,
             loss=_finite(entry.loss),
-            step_seconds=None if more else entry.seconds,
+            step_seconds=own if more else entry.seconds,
             printed_seconds=entry.seconds if more else None,
             learning_rate=entry.learning_rate,
             grad_norm=_finite(entry.grad_norm),

@@ -153,8 +153,8 @@ FORM = Form(
     what="nanochat's output",
     evaluation_inside=False,
     compilation_inside=True,
-    note="The log does not name its card or software: the GPU is the one that was given on the "
-    "command line. nanochat's model is not the GPT of the configuration: the comparison is only as "
+    note="The log does not name its device or software: the device is as given on the command "
+    "line. nanochat's model is not the GPT of the configuration: the comparison is only as "
     "right as that configuration describes it.",
     events=_events,
 )

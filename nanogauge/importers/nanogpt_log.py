@@ -153,7 +153,7 @@ FORM = Form(
     what="nanoGPT's output",
     evaluation_inside=True,
     compilation_inside=True,
-    note="The log does not name its card, software or power: the GPU is the one that was given on "
-    "the command line.",
+    note="The log does not name its device, software or power: the device is as given on the "
+    "command line.",
     events=_events,
 )

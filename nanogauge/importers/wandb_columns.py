@@ -147,8 +147,8 @@ def form_of(flavour: Flavour) -> Form:
         what="the history of a W&B run",
         evaluation_inside=False,
         compilation_inside=flavour.compilation_inside,
-        note="The history does not name its card or software: the GPU is the one that was given on "
-        "the command line.",
+        note="The history does not name its device or software: the device is as given on the "
+        "command line.",
         events=events,
     )
 

@@ -50,6 +50,14 @@ def _read(path: Path) -> str:
         return ""
 
 
+def _inside(folder: Path, pattern: str = "*") -> list[Path]:
+    """What lies in a folder; nothing where it may not be looked into, as in some containers."""
+    try:
+        return list(folder.glob(pattern))
+    except OSError:
+        return []
+
+
 def is_wsl(root: Path = ROOT) -> bool:
     """Whether this Linux is the one inside Windows."""
     return "microsoft" in _read(root / "proc/version").lower()
@@ -109,7 +117,7 @@ def sleep_facts(root: Path, environment: Mapping[str, str], ask: Ask) -> Sleep:
         blocked=_blocked(ask),
         idle_action=logind.get("IdleAction", "ignore"),
         lid_action=logind.get("HandleLidSwitchExternalPower", lid)
-        if any((root / "proc/acpi/button/lid").glob("*"))
+        if _inside(root / "proc/acpi/button/lid")
         else None,
         desktop=desktop,
         desktop_action=action,
@@ -122,7 +130,7 @@ def _logind(root: Path) -> dict[str, str]:
     places = [root / name / "systemd" for name in ("usr/lib", "usr/local/lib", "run", "etc")]
     main = next((f for p in reversed(places) if (f := p / "logind.conf").exists()), None)
     # Of drop-ins with the same name the one in /etc stands for all; then they go by name.
-    drop_ins = {f.name: f for p in places for f in (p / "logind.conf.d").glob("*.conf")}
+    drop_ins = {f.name: f for p in places for f in _inside(p / "logind.conf.d", "*.conf")}
     values: dict[str, str] = {}
     for file in [*([main] if main else []), *(drop_ins[name] for name in sorted(drop_ins))]:
         section = ""
@@ -136,7 +144,7 @@ def _logind(root: Path) -> dict[str, str]:
 
 
 def _on_battery(root: Path) -> bool:
-    for supply in (root / "sys/class/power_supply").glob("*"):
+    for supply in _inside(root / "sys/class/power_supply"):
         of_a_mouse = _read(supply / "scope") == "Device"
         discharging = _read(supply / "status") == "Discharging"
         if _read(supply / "type") == "Battery" and discharging and not of_a_mouse:

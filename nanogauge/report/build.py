@@ -165,7 +165,7 @@ def build_report(
     finished = measurements.status == "finished"
     projection = None if finished else project(recorded, config, prediction, measurements)
     headline = (
-        _headline(claims, rows, measurements, attribution)
+        _headline(claims, rows, measurements, attribution, prediction)
         if finished
         else unfinished_headline(measurements, config, prediction, quiet, projection, now)
     )
@@ -259,8 +259,10 @@ def _headline(
     rows: list[Row],
     measurements: Measurements,
     attribution: Attribution | None,
+    prediction: Prediction,
 ) -> str:
     """The judgement on a finished run, in one or two sentences."""
+    device = "processor" if prediction.hardware.kind == "cpu" else "card"
     ledger, done = measurements.ledger, measurements.steps_done
     if "total_seconds" not in measurements.values:
         reason = measurements.missing["total_seconds"]
@@ -283,11 +285,11 @@ def _headline(
     share = next((r.measured for r in rows if r.id == "mfu_palm" and r.measured), None)
     if share is None:
         return text + "."
-    text += f". The card worked at {format_value('mfu_palm', share.value)} of its peak"
+    text += f". The {device} worked at {format_value('mfu_palm', share.value)} of its peak"
     own = next(r for r in rows if r.id == "step_seconds")
     slower = total.factor is not None and total.factor > 1
     if own.prediction == "held" and slower:
-        text += ", as this hardware does: the estimate was too low, not the card too slow"
+        text += f", as this hardware does: the estimate was too low, not the {device} too slow"
     return text + "."
 
 

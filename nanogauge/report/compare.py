@@ -227,8 +227,9 @@ def _context(
         return []
     match row_id:
         case "step_seconds" if measured.p10 is not None and measured.p90 is not None:
-            spread = (measured.p90 - measured.p10) / measured.value
-            return [f"the middle 80 % of {measured.n:,} steps lie {100 * spread:.2g} % apart"]
+            spread = 100 * (measured.p90 - measured.p10) / measured.value
+            text = f"{spread:.2g}" if spread < 10 else f"{spread:.0f}"
+            return [f"the middle 80 % of {measured.n:,} steps lie {text} % apart"]
         case "total_seconds":
             return [ledger_sentence(measurements.ledger)]
         case "first_step_seconds":

@@ -238,7 +238,7 @@ def _total(
             _time_it_ran(recorded, ledger)
             if ledger.other_s is not None
             else f"reconstructed: {steps_done:,} steps from {sampled} printed ones, each "
-            f"evaluation, and compilation"
+            f"evaluation{', and compilation' if recorded.compiles else ''}"
         )
         assert ledger.ran_s is not None
         values["total_seconds"] = Measured(value=ledger.ran_s, how=how)
@@ -348,6 +348,8 @@ def _first_step(
         missing[row] = "step 0 is not in the log"
     elif first.step_seconds is not None:
         how = f"compilation {compiling:.3g} s + step {first.step_seconds:.3g} s"
+        if not recorded.compiles:
+            how = "the step alone: the log has no compilation"
         values[row] = Measured(value=compiling + first.step_seconds, how=how)
     elif first.printed_seconds is None:
         missing[row] = "the log has no time for step 0"

@@ -71,7 +71,7 @@ def print_rows(
     wide = console.width >= WIDE_TERMINAL
     table = TextTable(box=None, pad_edge=False, header_style="dim")
     for name in ("quantity", *columns, "verdict", *(["why"] if wide else [])):
-        table.add_column(name, no_wrap=name not in ("quantity", "why"), overflow="fold")
+        table.add_column(name, no_wrap=wide and name not in ("quantity", "why"), overflow="fold")
     below: list[Text] = []
     absent: dict[str, list[str]] = {}
     for row in rows:

@@ -1,0 +1,59 @@
+"""The examples say what they are said to: the README beside them tells their verdicts."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from commands import ROOT, run, run_here
+from examples import CPU
+
+from nanogauge.claims import load_claims
+from nanogauge.config import load_config
+from nanogauge.predict.prediction import predict
+from nanogauge.quantities import QUANTITIES
+from nanogauge.report.compare import build_rows
+
+README = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
+DEMO_CLAIMS = ROOT / "examples" / "demo_claims.toml"
+NANOGPT_CLAIMS = ROOT / "examples" / "nanogpt_cpu_claims.toml"
+
+
+def test_of_the_claims_about_the_demo_arithmetic_refutes_those_that_the_readme_names() -> None:
+    """On any machine: FLOPs 1,000 times too few, and two totals that exclude each other."""
+    config = load_config(ROOT / "configs" / "demo.toml")
+    rows, findings = build_rows(
+        load_claims(DEMO_CLAIMS), config, predict(config, CPU, "float32"), None
+    )
+    told = {row.claim: row.verdict for row in rows if row.claim is not None}
+    assert told["flops_total_6n.scientific"] == "contradicted"
+    exact = ("parameters", "tokens_per_step", "tokens_total", "flops_total_6n.detail")
+    assert {told[claim] for claim in exact} == {"held"}
+    assert ["total_seconds.detail", "total_seconds.summary"] in [f.ids for f in findings]
+
+
+def test_the_log_of_nanogpt_gives_the_verdicts_of_the_readme(tmp_path: Path) -> None:
+    """The command of the README, but for the folder: its table is that of report.json."""
+    (command,) = re.findall(r"python (report\.py --nanogpt-log .*?)\n\n", README, re.S)
+    words = command.replace("\\\n", " ").split()
+    words[words.index("--out") + 1] = str(tmp_path / "out")
+    done = run_here(*words)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    found = [(row["claim"], row["verdict"]) for row in report["rows"] if row["claim"] is not None]
+    table = re.findall(r"^\| `(\S+)` \|.*\| ([a-z ]+) \|$", README, re.M)
+    assert sorted(found) == sorted(table)
+    measured = {row["id"] for row in report["rows"] if row["measured"] is not None}
+    assert {"step_seconds", "first_step_seconds", "total_seconds", "val_loss"} <= measured
+
+
+def test_names_of_quantities_stay_whole_on_a_terminal_of_80_columns() -> None:
+    """Long figures once left the names three letters a line."""
+    flags = ["--gpu=RTX 4070", f"--claims={NANOGPT_CLAIMS}"]
+    done = run("plan.py", "configs/demo.toml", *flags, COLUMNS="80")
+    assert done.returncode == 0, done.stderr
+    table = done.stdout.partition("quantity")[2].partition("\n‼")[0]
+    firsts = {line.split("  ")[0] for line in table.splitlines()[1:]}
+    words = {word for first in firsts for word in first.split()}
+    assert words <= {word for q in QUANTITIES.values() for word in q.label.split()}

@@ -1,0 +1,64 @@
+"""The SLURM script of docs/scaling.md: the time's end reaches the ranks, and the job goes on."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from commands import ROOT
+
+STAND_INS = {
+    # srun's tasks, which end with 1 when they are asked to stop, as torchrun does
+    "srun": 'echo $$ > pid; trap "sleep 0.2; echo saved > checkpoint; exit 1" TERM\n'
+    "echo running > state; for _ in $(seq $TENTHS); do sleep 0.1; done; exit $STATUS",
+    "scancel": 'echo "$@" >> scancelled; kill -TERM "$(cat pid)"',
+    "scontrol": 'test "$1" = show && echo first || { test -e checkpoint && echo "$@" > requeued; }',
+}
+
+
+def script() -> str:
+    (text,) = re.findall(
+        r"```\n(#!/bin/bash\n.*?)```", (ROOT / "docs/scaling.md").read_text(), re.S
+    )
+    return str(text)
+
+
+@pytest.mark.parametrize(
+    ("tenths", "status", "in_time"),
+    [(100, 0, False), (5, 0, True), (5, 3, True)],
+    ids=["its time is up", "finished", "failed"],
+)
+def test_a_job_is_queued_again_where_its_time_was_up_and_only_there(
+    tmp_path: Path, tenths: int, status: int, in_time: bool
+) -> None:
+    """After a failure it would fail all night, and before the checkpoint steps would be lost."""
+    for name, body in STAND_INS.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "job").write_text(script())
+    job = subprocess.Popen(
+        ["bash", "job"],
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+            "SLURM_JOB_ID": "7",
+            "SLURM_NNODES": "1",
+            "TENTHS": str(tenths),
+            "STATUS": str(status),
+        },
+    )
+    while not (tmp_path / "state").exists():
+        assert job.poll() is None
+        time.sleep(0.02)
+    if not in_time:
+        job.terminate()
+    assert job.wait(20) == (status if in_time else 1)
+    assert (tmp_path / "requeued").exists() is not in_time
+    if not in_time:
+        assert (tmp_path / "requeued").read_text() == "requeue 7\n"
+        assert (tmp_path / "scancelled").read_text() == "--signal=TERM 7\n"
