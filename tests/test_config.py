@@ -68,6 +68,7 @@ def models(draw: st.DrawFn) -> ModelSection:
 def configs(draw: st.DrawFn) -> Config:
     """Any valid configuration, with odd text wherever text is free."""
     path = draw(st.none() | WORDS)
+    sharding = draw(st.sampled_from(["none", "full"]))
     return Config(
         run=RunSection(
             name=draw(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,8}", fullmatch=True)),
@@ -92,12 +93,13 @@ def configs(draw: st.DrawFn) -> Config:
                 **dict.fromkeys(TrainSection.model_fields.keys() - TRAIN_WORDS, COUNTS),
                 head=st.sampled_from(["chunked", "plain"]),
                 checkpointing=st.sampled_from(["none", "full"]),
-                sharding=st.sampled_from(["none", "full"]),
+                sharding=st.just(sharding),
                 prompts=st.lists(WORDS, max_size=3),
             ),
         ),
         optimizer=OptimizerSection(
-            name=draw(st.sampled_from(["adamw", "muon"])),
+            # Muon is not for sharded matrices.
+            name=draw(st.sampled_from(["adamw"] if sharding == "full" else ["adamw", "muon"])),
             learning_rate=draw(POSITIVE),
             matrix_learning_rate=draw(st.none() | POSITIVE),
             min_learning_rate=draw(NOT_NEGATIVE),
