@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -139,13 +141,31 @@ def test_every_number_arrives_in_its_unit(driver: Path) -> None:
     }
 
 
+def waking_seconds(wakings: int) -> float:
+    """What a thread takes of a core that wakes so often, ten times a second, and does nothing."""
+    spent: list[float] = []
+
+    def wake() -> None:
+        for _ in range(wakings):
+            threading.Event().wait(0.1)
+        spent.append(time.thread_time())
+
+    thread = threading.Thread(target=wake)
+    thread.start()
+    thread.join()
+    return spent[0]
+
+
 def test_sampling_costs_next_to_nothing(trouble: dict[str, Any]) -> None:
     """The sensors must not take a core from the loop, nor load torch into a measuring process.
 
     Ten samples a second cost one to two thousandths of a core, on a machine where a thread that
-    only wakes as often costs half of one; a busy machine wakes threads dearer.
+    only wakes as often costs half of one. Waking costs fifteen times that on some virtual machines,
+    and sampling there 25 to 33 thousandths: what counts is how many wakings a sample is worth.
     """
-    assert 0 < trouble["cpu_seconds"] / 12.8 <= 0.004
+    wakings = 40
+    waking_share = 10 * waking_seconds(wakings) / wakings
+    assert 0 < trouble["cpu_seconds"] / 12.8 <= max(0.004, 10 * waking_share)
     assert not trouble["torch"]
 
 
