@@ -20,11 +20,12 @@ import sys
 import sysconfig
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from pydoc_data.topics import topics
-from typing import Any
+from typing import Any, Self
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -59,6 +60,8 @@ BLOCK, MICRO_BATCH, VOCABULARY, END_OF_TEXT = 128, 32, 264, 256
 SHARES = (0.125, 0.25, 0.5, 1.0)
 TUNED_AT = 0.25
 EVALUATIONS = 8
+PACED = 16
+"""steps of either recipe by which the time of a step is compared"""
 EVAL_BATCHES = 12
 HELD_OUT_EVERY = 20
 CPU = torch.device("cpu")
@@ -168,33 +171,60 @@ def config_of(run: Run) -> Config:
     return load_config(CONFIGS[run.recipe], overrides)
 
 
+class Training:
+    """The loop of train.py without its instruments, a step at a time. A context manager."""
+
+    def __init__(self, run: Run) -> None:
+        self.config = config_of(run)
+        self._steps = run.steps
+        torch.manual_seed(run.seed)
+        self._model = GPT(self.config.model)
+        self.loss_of = TrainingLoss(self._model, "chunked", 1, CPU)
+        self._optimizer = make_optimizer(self._model, self.config.optimizer)
+        self._scaler = torch.amp.GradScaler("cpu", enabled=False)
+        self.batches = Batches(
+            text(), MICRO_BATCH, BLOCK, VOCABULARY, run.seed, CPU, eval_batches=EVAL_BATCHES
+        )
+
+    def step(self, step: int) -> float:
+        """The seconds that it took."""
+        config, model = self.config.optimizer, self._model
+        began = time.perf_counter()
+        set_rate(self._optimizer, learning_rate(step, config, self._steps))
+        loss = self.loss_of(*self.batches.batch("train", step, 0))
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+        update(self._optimizer, self._scaler, torch.isfinite(norm))
+        self._optimizer.zero_grad(set_to_none=True)
+        return time.perf_counter() - began
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.batches.close()
+
+
 def train(run: Run) -> Outcome:
-    """The loop of train.py without its instruments."""
-    config = config_of(run)
-    torch.manual_seed(run.seed)
-    model = GPT(config.model)
-    loss_of = TrainingLoss(model, "chunked", 1, CPU)
-    optimizer = make_optimizer(model, config.optimizer)
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    batches = Batches(
-        text(), MICRO_BATCH, BLOCK, VOCABULARY, run.seed, CPU, eval_batches=EVAL_BATCHES
-    )
-    counted = count_parameters(shape_of(config.model))
+    """All steps of a run, and its losses."""
     curve: list[tuple[int, float]] = []
     seconds: list[float] = []
-    for step in range(run.steps):
-        began = time.perf_counter()
-        set_rate(optimizer, learning_rate(step, config.optimizer, run.steps))
-        loss = loss_of(*batches.batch("train", step, 0))
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.grad_clip)
-        update(optimizer, scaler, torch.isfinite(norm))
-        optimizer.zero_grad(set_to_none=True)
-        seconds.append(time.perf_counter() - began)
-        if (step + 1) * EVALUATIONS // run.steps > step * EVALUATIONS // run.steps:
-            curve.append((step + 1, validation_loss(loss_of, batches)))
-    batches.close()
+    with Training(run) as training:
+        for step in range(run.steps):
+            seconds.append(training.step(step))
+            if (step + 1) * EVALUATIONS // run.steps > step * EVALUATIONS // run.steps:
+                curve.append((step + 1, validation_loss(training.loss_of, training.batches)))
+    counted = count_parameters(shape_of(training.config.model))
     return Outcome(curve, statistics.median(seconds), counted.total - counted.tables)
+
+
+def pace(size: str) -> float:
+    """How many times as long a step of the fast recipe takes: the median of steps in turn."""
+    runs = (Run(recipe, size, 4 * PACED, MIDDLE_RATE[recipe], 1) for recipe in CONFIGS)
+    with ExitStack() as stack:
+        documented, fast = (stack.enter_context(Training(run)) for run in runs)
+        ratios = [1 / documented.step(i) * fast.step(i) for i in range(PACED + 3)]
+    return statistics.median(ratios[3:])
 
 
 @torch.no_grad()
@@ -244,15 +274,15 @@ def compare(results: Results, size: str, horizon: int, given: Any) -> list[dict[
         say(f"  {recipe} at {runs[0].steps} steps, rate: loss  {tried}{edge}")
     tokens: list[float] = []
     times: list[float] = []
+    longer = pace(size)
+    say(f"  a step of the fast recipe takes {longer:.2f} times as long, in turn with the other's")
     documented, fast = (sweeps[name][0] for name in ("documented", "fast"))
     for seed in range(1, given.seeds + 1):
         base = results.of(Run("documented", size, horizon, documented.rate, seed))
         points: list[tuple[float, float]] = []
-        paces: list[float] = []
         for share in SHARES:
             ran = results.of(Run("fast", size, round(share * horizon), fast.rate, seed))
             points.append((share, ran.loss))
-            paces.append(ran.step_seconds)
             if ran.loss <= base.loss:
                 break
         needed = share_needed(points, base.loss)
@@ -266,12 +296,10 @@ def compare(results: Results, size: str, horizon: int, given: Any) -> list[dict[
         if needed is None:
             say("    the fast recipe did not reach it")
             continue
-        pace = statistics.median(paces) / base.step_seconds
         tokens.append(needed)
-        times.append(needed * pace)
+        times.append(needed * longer)
         below = " or less" if len(points) == 1 else ""
-        say(f"    {needed:.1%} of the tokens{below}, {needed * pace:.1%} of the time")
-        say(f"    a step takes {pace:.2f} times as long")
+        say(f"    {needed:.1%} of the tokens{below}, {needed * longer:.1%} of the time")
     if given.ablate:
         ablate(results, fast, say)
     case = f"{size}, {horizon} steps"
@@ -289,8 +317,7 @@ def ablate(results: Results, best: Run, say: Any) -> None:
     say(f"  changed, at {best.steps} steps and rate {best.rate:g}; unchanged: {whole.loss:.4f}")
     for name in ABLATIONS:
         ran = results.of(Run("fast", best.size, best.steps, best.rate, best.seed, name))
-        change, pace = ran.loss - whole.loss, ran.step_seconds / whole.step_seconds
-        say(f"    {name}: {change:+.4f}, {pace:.2f} times as long a step")
+        say(f"    {name}: {ran.loss - whole.loss:+.4f}")
 
 
 def numbers(given: str, name: str) -> list[int]:
