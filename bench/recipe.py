@@ -218,6 +218,7 @@ def train(run: Run) -> Outcome:
     return Outcome(curve, statistics.median(seconds), counted.total - counted.tables)
 
 
+@cache
 def pace(size: str) -> float:
     """How many times as long a step of the fast recipe takes: the median of steps in turn."""
     runs = (Run(recipe, size, 4 * PACED, MIDDLE_RATE[recipe], 1) for recipe in CONFIGS)

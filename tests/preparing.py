@@ -128,6 +128,16 @@ def prepare(
     )
 
 
+def prepare_until_a_shard(
+    hub: Hub | None, vocabulary: Path, home: Path, *arguments: object
+) -> None:
+    """Run the real command, which is killed at its first shard."""
+    killed = command(*arguments)
+    killed[2] = KILLED_AT_A_SHARD
+    variables = environment(hub, vocabulary, home)
+    assert subprocess.run(killed, check=False, env=variables, cwd=home).returncode == -9
+
+
 def command(*arguments: object) -> list[str]:
     script = str(ROOT / "prepare_fineweb.py")
     return [sys.executable, "-c", IMPATIENT, script, *map(str, arguments)]

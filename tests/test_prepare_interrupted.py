@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 from gpt2_vocabulary import gpt2_vocabulary  # noqa: F401  (a fixture)
 from preparing import (
-    KILLED_AT_A_SHARD,
     command,
     environment,
     parquet,
     prepare,
+    prepare_until_a_shard,
     sentence,
 )
 
@@ -110,10 +110,7 @@ def test_killed_between_a_shard_and_its_entry_the_preparation_goes_on(
 ) -> None:
     """A shard in a folder without a manifest was taken for another tool's, and refused."""
     flags = [*SIZES, "--out", "between"]
-    killed = command(*flags)
-    killed[2] = KILLED_AT_A_SHARD
-    variables = environment(None, gpt2_vocabulary, home)
-    assert subprocess.run(killed, check=False, env=variables, cwd=home).returncode == -9
+    prepare_until_a_shard(None, gpt2_vocabulary, home, *flags)
     assert (home / "between" / "fineweb_val_000000.bin").exists()
     with pytest.raises(BadInput, match=r"run the same prepare_fineweb\.py command again"):
         open_split(home / "between", "val")

@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 from gpt2_vocabulary import gpt2_vocabulary  # noqa: F401  (a fixture)
 from hub import REVISION, Hub
-from preparing import (
-    END_OF_TEXT,
-    KILLED_AT_A_SHARD,
-    command,
-    environment,
-    hub_of,
-    prepare,
-    sentence,
-)
+from preparing import END_OF_TEXT, hub_of, prepare, prepare_until_a_shard, sentence
 
 from nanogauge.prepare.shards import (
     HEADER_BYTES,
@@ -192,10 +183,7 @@ def test_ready_shards_go_on_after_a_kill_before_the_first_was_listed(
 ) -> None:
     flags = ["--pretokenized", SHARDS, "--tokens", 3000, "--out", "out"]
     with Hub(SHARDS, ready()) as hub:
-        killed = command(*flags)
-        killed[2] = KILLED_AT_A_SHARD
-        variables = environment(hub, gpt2_vocabulary, tmp_path)
-        assert subprocess.run(killed, check=False, env=variables, cwd=tmp_path).returncode == -9
+        prepare_until_a_shard(hub, gpt2_vocabulary, tmp_path, *flags)
         assert shards_in(tmp_path / "out")
         done = prepare(hub, gpt2_vocabulary, tmp_path, *flags)
         assert done.returncode == 0, done.stderr

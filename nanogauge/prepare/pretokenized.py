@@ -123,14 +123,14 @@ def _wanted(repository: str, files: list[Any], tokens: int) -> list[tuple[Split,
 def _begun(repository: str, revision: str, name: str, out: Path) -> Manifest:
     """The manifest of an earlier call, or that of nothing."""
     tokenizer = load_tokenizer(name)
+    begun_here = False  # with nothing in it yet
     if (out / MANIFEST_NAME).exists():
         manifest = read_manifest(out)
         same = (manifest.dataset, manifest.revision) == (repository, revision)
         if manifest.settings is None and same and manifest.tokenizer == name:
             return manifest
-        if manifest.settings is not None or manifest.shards:
-            refuse_filled(out)
-    else:
+        begun_here = manifest.settings is None and not manifest.shards
+    if not begun_here:
         refuse_filled(out)
     return Manifest(
         tokenizer=name,
