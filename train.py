@@ -14,12 +14,14 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 
-import nanogauge.threads  # noqa: F401  before torch
 from nanogauge.cli import run_command
 from nanogauge.supervise import supervise
+from nanogauge.threads import keep_pages  # whose import sets what torch reads
 
-if __name__ == "__main__" and "--supervise" in sys.argv[1:]:
-    run_command(supervise)  # which starts this file again without the flag; it needs no torch
+if __name__ == "__main__":
+    if "--supervise" in sys.argv[1:]:
+        run_command(supervise)  # which starts this file again without the flag; it needs no torch
+    keep_pages()
 
 # isort: split
 import torch

@@ -48,7 +48,9 @@ class Task:
 
 
 if __name__ == "__main__" and json.loads(sys.argv[1])["program"] == "nanogauge":
-    import nanogauge.threads  # noqa: F401  before torch, as train.py does
+    from nanogauge.threads import keep_pages
+
+    keep_pages()  # before torch, as train.py does
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402

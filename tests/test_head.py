@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from model import GPT
 from nanogauge.config import ModelSection, load_config
-from nanogauge.training.chunks import chunk_tokens
+from nanogauge.training.chunks import CHUNK_BYTES, chunk_tokens
 from nanogauge.training.head import (
     Directly,
     chunked_loss,
@@ -142,8 +143,19 @@ def test_no_operation_makes_all_logits(training: bool) -> None:
 def test_the_documented_chunk_is_a_small_part_of_its_logits() -> None:
     documented = documented_config()
     vocabulary, tokens = documented.model.vocab_size, 16 * documented.model.block_size
-    assert chunk_tokens(vocabulary, "cpu") == 128
-    assert chunk_tokens(vocabulary, "cuda") < tokens / 3
+    assert chunk_tokens(tokens, vocabulary, "cpu") == 176
+    assert chunk_tokens(tokens, vocabulary, "cuda") < tokens / 3
+
+
+@given(tokens=st.integers(1, 20_000), vocabulary=st.integers(1, 200_000))
+def test_the_chunks_of_a_cpu_are_equal_but_for_what_their_alignment_asks(
+    tokens: int, vocabulary: int
+) -> None:
+    """They hold all tokens, in as few chunks as fit, and none is a remainder by much."""
+    chunk = chunk_tokens(tokens, vocabulary, "cpu")
+    assert chunk == 16 or 4 * vocabulary * chunk <= CHUNK_BYTES["cpu"]
+    count = math.ceil(tokens / chunk)
+    assert chunk - tokens / count < 16
 
 
 def step(

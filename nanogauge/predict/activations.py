@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nanogauge.predict.workload import Workload
-from nanogauge.training.chunks import chunk_tokens
+from nanogauge.training.chunks import HANDED_BACK_BYTES, chunk_tokens
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class Saved:
     what a chunk needs, and its gradient of the weight where that is a tensor of its own"""
     logits_backward: float
     """the same where the loss's gradient is computed"""
+    logits_kept: float
+    """of these what stays at all other times"""
     layer_gradients: float
     """gradients on their way through the last product of a layer's MLP and that of its weight,
     beyond what the layer had saved"""
@@ -69,8 +71,11 @@ def saved_for_backward(work: Workload, on_cpu: bool = False) -> Saved:
     token_ids = 8 if work.compiled or chunked else 16  # int64; eager copies the targets
     edges = final_norm + token_ids + _mask_bytes(work, on_cpu, r) * width
     forward, backward = (n * each for each in _logits(work))
+    logits_kept = 0.0
     if chunked:
-        forward, backward = _chunk(work, on_cpu), 0.0
+        logits = _chunk_logits(work, on_cpu)
+        logits_kept = logits if on_cpu and logits > HANDED_BACK_BYTES else 0.0
+        forward, backward = _chunk(work, on_cpu), logits_kept
     # Eager, the square's gradient makes two tensors on its way to what GELU's makes at once; the
     # weight's is gone by then where it was added to an earlier micro-batch's.
     inner = e * width * mlp
@@ -84,6 +89,7 @@ def saved_for_backward(work: Workload, on_cpu: bool = False) -> Saved:
         final_norm=n * final_norm,
         logits_forward=forward,
         logits_backward=backward,
+        logits_kept=logits_kept,
         layer_gradients=n * (r * width + (e * width if e < r else 0) + e * mlp) + inner,
     )
 
@@ -152,6 +158,12 @@ def _changed_queries_and_keys(work: Workload, on_cpu: bool) -> float:
     return e * (changed + shape.query_width) + wide + statistics + tables
 
 
+def _chunk_logits(work: Workload, on_cpu: bool) -> float:
+    vocabulary = work.shape.vocabulary
+    tokens = chunk_tokens(work.tokens, vocabulary, "cpu" if on_cpu else "cuda")
+    return work.element_bytes * vocabulary * min(work.tokens, tokens)
+
+
 def _chunk(work: Workload, on_cpu: bool) -> float:
     """Bytes at the fullest moment of training/head.py's forward pass, beyond what is kept.
 
@@ -159,8 +171,8 @@ def _chunk(work: Workload, on_cpu: bool) -> float:
     """
     vocabulary, width, e = work.shape.vocabulary, work.shape.width, work.element_bytes
     r = 4 if work.wide_residual and work.master_weights else e
-    chunk = min(chunk_tokens(vocabulary, "cpu" if on_cpu else "cuda"), work.tokens)
-    logits = e * vocabulary * chunk
+    logits = _chunk_logits(work, on_cpu)
+    chunk = logits / (e * vocabulary)
     weight = 0.0 if on_cpu and work.gpus == 1 else 4.0 * vocabulary * width
     # Soft-capped logits have the slope of their tanh beside them, while the softmax is made.
     capped = 4.0 * vocabulary * chunk if work.program.logit_softcap else 0.0

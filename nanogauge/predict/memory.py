@@ -108,6 +108,8 @@ def _moments(
         kept = state.embedding_gradient * (1 if work.shape.tied else 2)
         before, accumulated = (max(b, kept) for b in (before, accumulated))
     always = {"weights": state.weights, _moments_name(work): state.moments}
+    if saved.logits_kept:
+        always |= {"logits and loss": saved.logits_kept}
     exchanging = {"gradient buckets": state.buckets}
     if not state.whole_tables:
         always |= exchanging

@@ -212,7 +212,7 @@ def _vocabulary_head(work: Workload, device: _Device, k: Constants) -> float:
     seconds *= k.unaligned_head if vocabulary % 8 else 1.0
     if work.head == "chunked":
         kind = "cpu" if device.on_cpu else "cuda"
-        chunks = math.ceil(work.tokens / chunk_tokens(vocabulary, kind))
+        chunks = math.ceil(work.tokens / chunk_tokens(work.tokens, vocabulary, kind))
         each = (12 if work.element_bytes == 2 else 8) * width * vocabulary
         seconds += (chunks - 1) * each / device.bandwidth
     return seconds

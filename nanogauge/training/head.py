@@ -20,6 +20,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from model import softcap
+from nanogauge.training.chunks import HANDED_BACK_BYTES
+
+SMALLEST_TRUSTED = 1e-30
+"""probability in fp32 whose digits are all there: those below 1.2e-38 lose some"""
 
 SlopesOf = Callable[[Tensor, Tensor, float], Tensor]
 
@@ -34,10 +38,33 @@ class Directly:
 
     def sum(self) -> Tensor:
         """weight.grad; zeros where zero_grad() has taken it away."""
-        if self.weight.grad is None:
-            self._kept = torch.zeros_like(self.weight) if self._kept is None else self._kept.zero_()
-            self.weight.grad = self._kept
-        return self.weight.grad
+        total, begun = self.sum_so_far()
+        return total if begun else total.zero_()
+
+    def sum_so_far(self) -> tuple[Tensor, bool]:
+        """weight.grad, and whether it holds anything yet; if not, it is to be overwritten."""
+        if self.weight.grad is not None:
+            return self.weight.grad, True
+        self._kept = torch.empty_like(self.weight) if self._kept is None else self._kept
+        self.weight.grad = self._kept
+        return self._kept, False
+
+
+class LogitsMemory:
+    """Memory for the logits of a chunk on a CPU, kept between losses if glibc would not keep it."""
+
+    def __init__(self) -> None:
+        self._kept: Tensor | None = None
+
+    def take(self, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+        """rows x columns of no particular values."""
+        if rows * columns * dtype.itemsize <= HANDED_BACK_BYTES:
+            return torch.empty(rows, columns, dtype=dtype)
+        kept = self._kept
+        if kept is None or kept.dtype != dtype or kept.numel() < rows * columns:
+            self._kept = None  # before there is another
+            self._kept = kept = torch.empty(rows * columns, dtype=dtype)
+        return kept[: rows * columns].view(rows, columns)
 
 
 def plain_loss(hidden: Tensor, weight: Tensor, targets: Tensor, cap: float = 0.0) -> Tensor:
@@ -56,6 +83,7 @@ def chunked_loss(
     directly: Directly | None = None,
     slopes_of: SlopesOf | None = None,
     cap: float = 0.0,
+    memory: LogitsMemory | None = None,
 ) -> Tensor:
     """The same as plain_loss from chunks of tokens; gradients are computed with the loss.
 
@@ -69,6 +97,7 @@ def chunked_loss(
             leaves that to autograd.
         slopes_of: losses_and_slopes, or that function compiled as fusible_losses_and_slopes.
         cap: what a tanh keeps the logits within; 0 leaves them alone.
+        memory: on a CPU, where the logits lie; None makes a tensor for them.
     """
     dtype = hidden.dtype
     if torch.is_autocast_enabled(hidden.device.type):
@@ -76,13 +105,17 @@ def chunked_loss(
     slopes_of = slopes_of or losses_and_slopes
     loss: Tensor
     with torch.autocast(hidden.device.type, enabled=False):
+        size = (min(chunk, len(targets)), len(weight))
+        if memory is None:
+            buffer = hidden.new_empty(size, dtype=dtype)
+        else:
+            buffer = memory.take(*size, dtype)
         if torch.is_grad_enabled():
             loss = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
-                hidden, weight, targets, dtype, chunk, directly, slopes_of, cap
+                hidden, weight, targets, buffer, directly, slopes_of, cap
             )
             return loss
         factors = weight.to(dtype)
-        buffer = hidden.new_empty((min(chunk, len(targets)), len(weight)), dtype=dtype)
         chunks = zip(torch.split(hidden.to(dtype), chunk), torch.split(targets, chunk), strict=True)
         losses = [slopes_of(_logits(buffer, part, factors), wanted, cap) for part, wanted in chunks]
         return torch.cat(losses).mean()
@@ -110,7 +143,8 @@ def losses_and_slopes(logits: Tensor, targets: Tensor, cap: float = 0.0) -> Tens
 
     A loss is the log of the sum of exponentials less the target's logit, both less the largest
     logit m, so that nothing overflows and no probability that rounds to 0 is taken the log of. The
-    most likely token has the probability exp(m - m) / sum, which tells the sum.
+    sum is what a token's exponential was divided by: the target's, or where that may have lost
+    digits the most likely one's, which is exp(m - m).
     """
     wide = logits.float()  # fp32 logits themselves
     slope = None
@@ -121,8 +155,12 @@ def losses_and_slopes(logits: Tensor, targets: Tensor, cap: float = 0.0) -> Tens
     largest = wide.amax(-1, keepdim=True)
     of_target = wide.gather(-1, targets[:, None]) - largest
     torch.softmax(wide, -1, out=wide)
-    total = 1 / wide.amax(-1, keepdim=True)
-    wide.scatter_(-1, targets[:, None], of_target.exp() / total - 1)
+    probability = wide.gather(-1, targets[:, None])
+    total = of_target.exp() / probability
+    unlikely = probability < SMALLEST_TRUSTED
+    if wide.device.type != "cpu" or unlikely.any():  # on a GPU to ask would be to wait
+        total = torch.where(unlikely, 1 / wide.amax(-1, keepdim=True), total)
+    wide.scatter_(-1, targets[:, None], probability - 1)
     if slope is not None:
         wide.mul_(slope)
     logits.copy_(wide)  # fp32 logits are `wide`
@@ -150,22 +188,22 @@ class _ChunkedLoss(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         targets: Tensor,
-        dtype: torch.dtype,
-        chunk: int,
+        buffer: Tensor,
         directly: Directly | None,
         slopes_of: SlopesOf,
         cap: float,
     ) -> Tensor:
-        tokens = len(targets)
-        each = 1 / tokens
+        chunk, dtype = len(buffer), buffer.dtype
+        each = 1 / len(targets)
         factors, narrow = weight.to(dtype), hidden.to(dtype)
-        buffer = hidden.new_empty((min(chunk, tokens), len(weight)), dtype=dtype)
         by_hidden = torch.empty_like(hidden)
         if directly is None:
-            by_weight = torch.zeros_like(weight)
+            by_weight, begun = torch.empty_like(weight), False
         else:
-            by_weight = directly.sum()
+            by_weight, begun = directly.sum_so_far()
             each *= directly.share
+        # A CPU copies what it adds to fp32: a piece that its caches hold, not all of the weight.
+        rows_at_once = 8192 if hidden.device.type == "cpu" else len(weight)
         losses = []
         for part, wanted, result in zip(
             torch.split(narrow, chunk),
@@ -176,11 +214,19 @@ class _ChunkedLoss(torch.autograd.Function):
             slopes = _logits(buffer, part, factors)
             losses.append(slopes_of(slopes, wanted, cap))
             if dtype == weight.dtype:
-                by_weight.addmm_(slopes.t(), part, alpha=each)
+                by_weight.addmm_(slopes.t(), part, beta=int(begun), alpha=each)
                 torch.mm(slopes, factors, out=result)
             else:  # 16-bit products, summed up over the chunks in fp32
-                by_weight.add_(torch.mm(slopes.t(), part), alpha=each)
+                if not begun:
+                    by_weight.zero_()
+                for rows, some in zip(
+                    torch.split(by_weight, rows_at_once),
+                    torch.split(slopes, rows_at_once, dim=1),
+                    strict=True,
+                ):
+                    rows.add_(torch.mm(some.t(), part), alpha=each)
                 result.copy_(torch.mm(slopes, factors))
+            begun = True
         ctx.by_hidden = by_hidden.mul_(each)
         ctx.by_weight = by_weight if directly is None else None
         ctx.share = None if directly is None else directly.share
@@ -189,7 +235,7 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
-        none = (None, None, None, None, None, None)
+        none = (None, None, None, None, None)
         if ctx.share is None:
             by_weight, ctx.by_weight = ctx.by_weight, None  # becomes weight.grad, if it may
             return ctx.by_hidden.mul_(slope), by_weight.mul_(slope), *none

@@ -13,6 +13,7 @@ from nanogauge.config import ModelSection
 from nanogauge.training.chunks import chunk_tokens
 from nanogauge.training.head import (
     Directly,
+    LogitsMemory,
     chunked_loss,
     fusible_losses_and_slopes,
     look_up,
@@ -57,6 +58,7 @@ class TrainingLoss:
         """`alone`: whether nobody else waits for gradients, as other ranks do."""
         self._model, self._head, self._device = model, head, device
         self._cap = model.config.logit_softcap
+        self._memory = LogitsMemory() if device.type == "cpu" else None
         self._directly: Directly | None = None
         self._looked_up: Directly | None = None
         if head == "chunked" and device.type == "cpu" and alone:
@@ -98,9 +100,9 @@ class TrainingLoss:
         wanted = targets.reshape(-1)
         if self._head == "plain":
             return self._plain(hidden, weight, wanted, self._cap)
-        chunk = chunk_tokens(len(weight), self._device.type)
+        chunk = chunk_tokens(len(wanted), len(weight), self._device.type)
         return chunked_loss(
-            hidden, weight, wanted, chunk, self._directly, self._slopes_of, self._cap
+            hidden, weight, wanted, chunk, self._directly, self._slopes_of, self._cap, self._memory
         )
 
 
