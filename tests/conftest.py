@@ -11,6 +11,9 @@ import pytest
 from commands import train_tiny
 from hypothesis import settings
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # the runs of two tests share the cores
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
 # The same examples every time, so that what passed for one passes for all. For other examples:
 # pytest --hypothesis-profile=search
 settings.register_profile("repeatable", derandomize=True)
