@@ -143,7 +143,7 @@ def test_no_key_is_left_out_of_these_examples() -> None:
     """Keys that came later were not drawn, so that nothing here held of them."""
     drawn: dict[str, set[str]] = {}
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=200, deadline=None)
     @given(configs())
     def collect(config: Config) -> None:
         for section, values in config.model_dump().items():

@@ -19,7 +19,8 @@ from nanogauge.report.what_if import Scenario, what_if
 
 TOKENS = 1000
 SWEEP = """
-import json, sys, time
+import json, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, where the tests run behind "&"
 sys.path.insert(0, "bench")
 from power_sweep import sweep
 from nanogauge.measure.power_limit import LimitRefused
