@@ -13,13 +13,15 @@ length each time, and took 330 MB for a model of 18 MB. With 64 it takes none.
 import os
 import sys
 
+from nanogauge.training.chunks import HANDED_BACK_BYTES
+
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 ALLOCATOR = "GLIBC_TUNABLES"
 _KEEPING = {
     "glibc.malloc.hugetlb": 1,  # asks the kernel for 2 MiB pages where it may have them
-    "glibc.malloc.mmap_threshold": 32 * 2**20,  # the most that glibc takes
+    "glibc.malloc.mmap_threshold": HANDED_BACK_BYTES,  # the most that glibc takes
     "glibc.malloc.trim_threshold": 2**40,  # never
 }
 

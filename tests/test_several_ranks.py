@@ -107,6 +107,7 @@ def test_the_doctor_and_the_refusal_count_the_same_memory(tmp_path: Path) -> Non
     assert float(told[1]) == pytest.approx(float(refused[1]), abs=0.3)
 
 
+@pytest.mark.alone  # it compares the times of two processes, which are to have the cores
 def test_each_rank_tells_its_times_and_rank_zero_reads_all_cards(tmp_path: Path) -> None:
     """Two processes on a machine whose driver has two cards; the report says what is of which."""
     script = tmp_path / "script.txt"
@@ -127,9 +128,7 @@ def test_each_rank_tells_its_times_and_rank_zero_reads_all_cards(tmp_path: Path)
     assert told == [(0, 0), (0, 1), (10, 0), (10, 1)]
     steps = {line["step"]: line for line in lines if line["kind"] == "step"}
     for line in (line for line in lines if line["kind"] == "rank"):
-        # Of the same step, but each from its own beginning to its own end, on shared cores.
-        of_first = steps[line["step"]]["step_seconds"]
-        assert of_first / 5 < line["step_seconds"] < 5 * of_first
+        assert line["step_seconds"] == pytest.approx(steps[line["step"]]["step_seconds"], rel=0.5)
         assert 0 < line["forward_seconds"] < line["step_seconds"]
         assert line["peak_host_bytes"] > 50e6
     (start,) = (line for line in lines if line["kind"] == "start")
