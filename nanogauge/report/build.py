@@ -10,7 +10,6 @@ from typing import Any
 from nanogauge.claims import Claims, Unscored
 from nanogauge.claims import load_claims as read_claims
 from nanogauge.consistency import Inconsistency
-from nanogauge.power_curves import load_power_curve
 from nanogauge.quantities import (
     QUANTITIES,
     format_range,
@@ -156,9 +155,7 @@ def build_report(
     config, prediction = run.config, run.prediction
     measurements = without_totals(measure(recorded, config, prediction), config)
     rows, findings = build_rows(claims, config, prediction, measurements)
-    scenarios = what_if(
-        config, prediction, measurements, recorded, load_power_curve(prediction.hardware.name)
-    )
+    scenarios = what_if(config, prediction, measurements, recorded)
     attribution = attribute(prediction, measurements, config, recorded, scenarios)
     of_claim = attribute_claim(claims, prediction, measurements, config, recorded, scenarios)
     quiet = silence(recorded, prediction, written, now, alive)

@@ -12,7 +12,6 @@ from nanogauge.config import Config
 from nanogauge.errors import BadInput
 from nanogauge.hardware import Gpu, all_gpus, find_gpu, from_row
 from nanogauge.planning import Span
-from nanogauge.power_curves import PowerCurve
 from nanogauge.predict.constants import POWER_EXPONENT
 from nanogauge.predict.deadline import trained_on
 from nanogauge.predict.energy import SHARE_OF_LOWERED_LIMIT
@@ -70,7 +69,6 @@ def what_if(
     prediction: Prediction,
     measurements: Measurements,
     recorded: Recorded,
-    curve: PowerCurve | None = None,
 ) -> list[Scenario]:
     """This run made again, and others; empty where no step was predicted or measured.
 
@@ -79,7 +77,6 @@ def what_if(
         prediction: its own.
         measurements: what its log says.
         recorded: the log.
-        curve: steps of this card at several power limits, where they were measured.
     """
     if not prediction.ledger or measurements.median_step_seconds is None:
         return []
@@ -90,7 +87,7 @@ def what_if(
     assert again.total_seconds is not None
     expected = again.total_seconds.expected
     found = [again, *_batches(engine), *_evaluations(engine), *_models(engine)]
-    found += [*_power_limit(engine, again, curve), *_cards(engine)]
+    found += [*_power_limit(engine, again), *_cards(engine)]
     return [
         s.model_copy(update={"delta_s": s.total_seconds.expected - expected})
         if s.total_seconds is not None
@@ -215,11 +212,10 @@ def _parameters(config: Config) -> int:
     return count_parameters(shape_of(config.model)).without_positions
 
 
-def _power_limit(engine: Engine, again: Scenario, curve: PowerCurve | None) -> Iterator[Scenario]:
+def _power_limit(engine: Engine, again: Scenario) -> Iterator[Scenario]:
     """A lower power limit, between no slower at all and slower by as much as it draws less.
 
-    More work is done per joule at lower power, so the time grows by less than the power falls. By
-    how much follows from the curve of this card, where there is one.
+    More work is done per joule at lower power, so the time grows by less than the power falls.
     """
     limit = engine.hardware.power_limit_watts
     if engine.hardware.kind == "cpu" or limit is None:
@@ -253,20 +249,6 @@ def _power_limit(engine: Engine, again: Scenario, curve: PowerCurve | None) -> I
         expected=engine.gpus * min(drew, share.expected * lowered),
         high=engine.gpus * min(drew, share.high * lowered),
     )
-    if curve is not None and curve.holds(lowered, limit):
-        longer, draws = curve.slower(lowered, limit), curve.draws(lowered, limit)
-        slower, watts = _times(seconds, longer), _times(_just(engine.watts), draws)
-        yield Scenario(
-            **said,
-            total_seconds=slower,
-            energy_kwh=(measured := energy_of(watts, slower)),
-            cost=cost_span(engine.config, measured, slower),
-            corrected=True,
-            why=f"measured on this kind of card ({curve.workload}): a step takes "
-            f"{longer.expected:.3f} times as long, and the board draws {draws.expected:.3f} times "
-            "as much; the interval is from one measured limit to the next",
-        )
-        return
     energy = energy_of(watts, slower)
     why = f"the board drew {drew:.0f} W"
     if ratio < 1:
@@ -284,18 +266,6 @@ def _power_limit(engine: Engine, again: Scenario, curve: PowerCurve | None) -> I
         corrected=True,
         why=why,
     )
-
-
-def _times(span: Span, factor: Span) -> Span:
-    return Span(
-        low=span.low * factor.low,
-        expected=span.expected * factor.expected,
-        high=span.high * factor.high,
-    )
-
-
-def _just(value: float) -> Span:
-    return Span(low=value, expected=value, high=value)
 
 
 def _cards(engine: Engine) -> Iterator[Scenario]:
