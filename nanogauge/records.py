@@ -268,8 +268,6 @@ class Sensor(Line):
     pcie_width: Whole | None = None
     device_used_bytes: Whole | None = None
     process_used_bytes: Whole | None = None
-    cpu_package_joules: float | None = None
-    """energy of all processor packages since the sampler started, from RAPL"""
     hottest_card: Whole | None = None
     """of several cards, the rank whose temperature this is; like the next two absent for one card
     """
