@@ -20,24 +20,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import nanogauge.threads  # noqa: F401  before torch
+import trainer.step.torch_env  # noqa: F401  before torch
 
 # isort: split
 import numpy as np
 import tiktoken
 
-from nanogauge.benchmarks import (
-    Items,
-    Numbers,
-    Pair,
-    held_out_items,
-    hellaswag_items,
-    read_hellaswag,
-)
 from nanogauge.cli import Parser, run_command
 from nanogauge.errors import BadInput, RunFailed
-from nanogauge.export import export_run
-from nanogauge.harness import harness_items
 from nanogauge.prepare.tokenizer import from_encoding, load_tokenizer
 from nanogauge.records import Benchmark
 from nanogauge.report.build import build_report, claims_of
@@ -45,8 +35,19 @@ from nanogauge.report.quality import GPT2, HELD_OUT, sentence
 from nanogauge.report.render import write_report
 from nanogauge.runlock import hold
 from nanogauge.runlog import RunLog
-from nanogauge.tokenizer_files import vocabulary_of
-from nanogauge.trained import (
+from trainer.checkpoints.pretrained import VOCABULARY_NAME, hugging_face_folder, open_pretrained
+from trainer.data.run_source import open_source
+from trainer.evaluation.benchmarks import (
+    Items,
+    Numbers,
+    Pair,
+    held_out_items,
+    hellaswag_items,
+    read_hellaswag,
+)
+from trainer.evaluation.export import export_run
+from trainer.evaluation.lm_eval_harness import harness_items
+from trainer.evaluation.load import (
     CHECKPOINT_HELP,
     TOKENIZER_HELP,
     Trained,
@@ -54,9 +55,8 @@ from nanogauge.trained import (
     open_trained,
     tokenizer_of,
 )
-from nanogauge.training.pretrained import VOCABULARY_NAME, hugging_face_folder, open_pretrained
-from nanogauge.training.scoring import Scorer
-from nanogauge.training.sources import open_source
+from trainer.evaluation.scoring import Scorer
+from trainer.evaluation.tokenizer_files import vocabulary_of
 
 NAMES_OF_GPT2 = ("gpt2", "openai-community/gpt2")
 HELLASWAG = "hellaswag"

@@ -222,7 +222,7 @@ def measured_device(config: Config, gpu: str | None) -> Device:
     Raises:
         BadInput: if a card is named that is not here, or the device cannot run this.
     """
-    from nanogauge.present import calibrate  # imports torch, for which no other plan has to wait
+    from trainer.present import calibrate  # imports torch, for which no other plan has to wait
 
     return Device(*calibrate(config, gpu))
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import nanogauge.threads  # noqa: F401  before torch
+import trainer.step.torch_env  # noqa: F401  before torch
 
 # isort: split
 import tiktoken
@@ -24,9 +24,9 @@ import torch
 from nanogauge.cli import Parser, run_command
 from nanogauge.errors import BadInput
 from nanogauge.quantities import format_seconds, tokens_per_second
-from nanogauge.trained import CHECKPOINT_HELP, encoding_of, open_trained
-from nanogauge.training.generation import Choice, generate
-from nanogauge.training.sampling import known_tokens
+from trainer.evaluation.generation import Choice, generate
+from trainer.evaluation.load import CHECKPOINT_HELP, encoding_of, open_trained
+from trainer.evaluation.sampling import known_tokens
 
 
 def main(arguments: Sequence[str]) -> int:

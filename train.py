@@ -15,8 +15,8 @@ from argparse import Namespace
 from collections.abc import Sequence
 
 from nanogauge.cli import run_command
-from nanogauge.supervise import supervise
-from nanogauge.threads import keep_pages  # whose import sets what torch reads
+from trainer.run.supervisor import supervise
+from trainer.step.torch_env import keep_pages  # whose import sets what torch reads
 
 if __name__ == "__main__":
     if "--supervise" in sys.argv[1:]:
@@ -32,42 +32,42 @@ from nanogauge.config import Config
 from nanogauge.errors import BadInput, RunFailed
 from nanogauge.preflight import consult
 from nanogauge.quantities import finite
-from nanogauge.recording import (
+from nanogauge.records import Eval
+from nanogauge.report.build import build_report, claims_of
+from nanogauge.report.render import print_report, write_report
+from nanogauge.runlock import refuse_held
+from nanogauge.tracking import Mirror
+from nanogauge.training.schedule import learning_rate
+from trainer.data.loader import Split
+from trainer.evaluation.sampling import is_sampled
+from trainer.run.flags import read_command
+from trainer.run.recorder import (
     Status,
     log_compilation,
     record_steps,
     write_end,
     write_samples,
 )
-from nanogauge.records import Eval
-from nanogauge.report.build import build_report, claims_of
-from nanogauge.report.render import print_report, write_report
-from nanogauge.rescue import (
+from trainer.run.recovery import (
     checkpoint_is_due,
     memory_advice,
     roll_back,
     save,
     use_smaller_micro_batch,
 )
-from nanogauge.runlock import refuse_held
-from nanogauge.session import (
+from trainer.run.session import (
     Session,
     StepUnderWay,
     open_session,
     remember_run,
 )
-from nanogauge.starting import average_gradients, compile_session
-from nanogauge.tracking import Mirror
-from nanogauge.train_flags import read_command
-from nanogauge.training.data import Split
-from nanogauge.training.device import autocast, is_out_of_memory, to_host
-from nanogauge.training.exactness import fix_workspace
-from nanogauge.training.optimizer import set_rate, update
-from nanogauge.training.ranks import LOST, Ranks, is_told_elsewhere, open_ranks, share_of
-from nanogauge.training.sampling import is_sampled
-from nanogauge.training.schedule import learning_rate
-from nanogauge.training.sharding import refuse_unshardable, whole
-from nanogauge.training.stopping import Stopped
+from trainer.run.signals import Stopped
+from trainer.run.startup import average_gradients, compile_session
+from trainer.step.device import autocast, is_out_of_memory, to_host
+from trainer.step.distributed import LOST, Ranks, is_told_elsewhere, open_ranks, share_of
+from trainer.step.exactness import fix_workspace
+from trainer.step.fsdp import refuse_unshardable, whole
+from trainer.step.optimizer import set_rate, update
 
 
 def train(s: Session) -> tuple[Status, str | None]:

@@ -29,7 +29,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-import nanogauge.threads  # noqa: E402, F401  before torch
+import trainer.step.torch_env  # noqa: E402, F401  before torch
 
 # isort: split
 import torch  # noqa: E402
@@ -37,13 +37,13 @@ from results import result  # noqa: E402
 from torch import nn  # noqa: E402
 
 import train  # noqa: E402
-from nanogauge.admission import watched_cards  # noqa: E402
 from nanogauge.cli import Parser, run_command  # noqa: E402
 from nanogauge.config import load_config  # noqa: E402
 from nanogauge.measure.gpu import open_sensors  # noqa: E402
-from nanogauge.session import Session, open_session  # noqa: E402
-from nanogauge.training.device import autocast  # noqa: E402
 from nanogauge.training.schedule import learning_rate  # noqa: E402
+from trainer.run.resources import watched_cards  # noqa: E402
+from trainer.run.session import Session, open_session  # noqa: E402
+from trainer.step.device import autocast  # noqa: E402
 
 PEER = "the same steps without instruments"
 

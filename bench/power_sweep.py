@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-import nanogauge.threads  # noqa: E402, F401  before torch
+import trainer.step.torch_env  # noqa: E402, F401  before torch
 
 # isort: split
 import torch  # noqa: E402
@@ -37,10 +37,10 @@ from nanogauge.errors import BadInput, RunFailed  # noqa: E402
 from nanogauge.measure.gpu import open_sensors  # noqa: E402
 from nanogauge.measure.power_limit import LimitRefused, PowerLimit  # noqa: E402
 from nanogauge.power_curves import PowerCurve, PowerPoint, keep_power_curve  # noqa: E402
-from nanogauge.present import describe_hardware  # noqa: E402
-from nanogauge.training.building import make_model  # noqa: E402
-from nanogauge.training.device import autocast, choose_dtype, synchronize  # noqa: E402
-from nanogauge.training.optimizer import make_optimizer  # noqa: E402
+from trainer.present import describe_hardware  # noqa: E402
+from trainer.run.building import make_model  # noqa: E402
+from trainer.step.device import autocast, choose_dtype, synchronize  # noqa: E402
+from trainer.step.optimizer import make_optimizer  # noqa: E402
 
 SHARES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """of the limit in force, where no limits are given"""

@@ -30,7 +30,7 @@ from typing import Any, Self
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-import nanogauge.threads  # noqa: E402, F401  before torch
+import trainer.step.torch_env  # noqa: E402, F401  before torch
 
 # isort: split
 import numpy as np  # noqa: E402
@@ -45,10 +45,10 @@ from nanogauge.config import Config, load_config  # noqa: E402
 from nanogauge.errors import BadInput  # noqa: E402
 from nanogauge.predict.parameters import count_parameters  # noqa: E402
 from nanogauge.predict.workload import shape_of  # noqa: E402
-from nanogauge.training.data import Batches, Shards, Split  # noqa: E402
-from nanogauge.training.loss import TrainingLoss  # noqa: E402
-from nanogauge.training.optimizer import make_optimizer, set_rate, update  # noqa: E402
 from nanogauge.training.schedule import learning_rate  # noqa: E402
+from trainer.data.loader import Batches, Shards, Split  # noqa: E402
+from trainer.step.loss import TrainingLoss  # noqa: E402
+from trainer.step.optimizer import make_optimizer, set_rate, update  # noqa: E402
 
 CONFIGS = {
     "documented": ROOT / "configs" / "rtx4070_fineweb.toml",

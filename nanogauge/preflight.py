@@ -92,12 +92,12 @@ def examine(config: Config | None, gpus: int = 1, beside: int = 1) -> list[Findi
 
 def _torch_facts(wanted: str) -> tuple[torch.device | None, Torch, str | None]:
     """The device of run.device, None where it is not there; what torch says; the GPU's UUID."""
-    import nanogauge.threads  # noqa: F401  before torch
+    import trainer.step.torch_env  # noqa: F401  before torch
 
     # isort: split
     import torch
 
-    from nanogauge.training.device import choose_device
+    from trainer.step.device import choose_device
 
     device = None
     with warnings.catch_warnings(), contextlib.suppress(BadInput):
@@ -120,11 +120,11 @@ def _torch_facts(wanted: str) -> tuple[torch.device | None, Torch, str | None]:
 
 def _hardware(run: RunSection, device: torch.device) -> tuple[Hardware, str]:
     """The device as a prediction of memory needs it, and the dtype; no processor is measured."""
-    from nanogauge.training.device import choose_dtype
+    from trainer.step.device import choose_dtype
 
     dtype = choose_dtype(run.dtype, device)
     if device.type != "cpu":
-        from nanogauge.present import describe_hardware
+        from trainer.present import describe_hardware
 
         return describe_hardware(device, dtype)[0], dtype
     processor = Hardware(

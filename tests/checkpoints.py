@@ -13,17 +13,17 @@ from commands import ROOT
 
 from model import GPT
 from nanogauge.config import ModelSection, OptimizerSection
-from nanogauge.training.checkpoint import (
+from trainer.checkpoints.checkpoint import (
     RandomState,
     load_checkpoint,
     random_state,
 )
-from nanogauge.training.checkpoint_writer import (
+from trainer.checkpoints.checkpoint_writer import (
     Checkpoints,
     NotWritten,
     Written,
 )
-from nanogauge.training.optimizer import make_optimizer
+from trainer.step.optimizer import make_optimizer
 
 CPU = torch.device("cpu")
 TINY = ModelSection(n_layer=1, n_head=2, n_embd=32, block_size=16, vocab_size=264)

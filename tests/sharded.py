@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import nanogauge.threads  # noqa: F401  before torch
+import trainer.step.torch_env  # noqa: F401  before torch
 
 # isort: split
 import torch
@@ -23,11 +23,11 @@ from torch import Tensor, nn
 
 from model import GPT
 from nanogauge.config import ModelSection, OptimizerSection
-from nanogauge.training.compiling import compile_loss
-from nanogauge.training.loss import TrainingLoss
-from nanogauge.training.optimizer import make_optimizer, update
-from nanogauge.training.ranks import Ranks, open_ranks
-from nanogauge.training.sharding import ShardedLoss, local_part, whole
+from trainer.step.compile import compile_loss
+from trainer.step.distributed import Ranks, open_ranks
+from trainer.step.fsdp import ShardedLoss, local_part, whole
+from trainer.step.loss import TrainingLoss
+from trainer.step.optimizer import make_optimizer, update
 
 CPU = torch.device("cpu")
 SECTION = ModelSection(n_layer=3, n_head=2, n_embd=32, block_size=16, vocab_size=265)

@@ -16,14 +16,14 @@ from examples import CPU as PROCESSOR
 
 from nanogauge.predict.memory import predict_memory
 from nanogauge.predict.workload import Workload, shape_of
-from nanogauge.training import checkpoint_writer
-from nanogauge.training.checkpoint import (
+from trainer.checkpoints import checkpoint_writer
+from trainer.checkpoints.checkpoint import (
     RandomState,
     newest_checkpoint,
     random_state,
     read_meta,
 )
-from nanogauge.training.checkpoint_writer import (
+from trainer.checkpoints.checkpoint_writer import (
     Checkpoints,
     Written,
 )

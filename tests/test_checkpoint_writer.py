@@ -16,12 +16,12 @@ from checkpoints import Trained, in_a_process, names, write_two
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanogauge.training import checkpoint_writer
-from nanogauge.training.checkpoint import (
+from trainer.checkpoints import checkpoint_writer
+from trainer.checkpoints.checkpoint import (
     newest_checkpoint,
     read_meta,
 )
-from nanogauge.training.checkpoint_writer import (
+from trainer.checkpoints.checkpoint_writer import (
     Checkpoints,
     NotWritten,
     Written,

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanogauge.measure.clock import Clock, StepTimes, Stopwatch
-from nanogauge.training.compiling import CompileWatch
-from nanogauge.training.device import EventTimeline
+from trainer.step.compile import CompileWatch
+from trainer.step.device import EventTimeline
 
 pytestmark = pytest.mark.alone
 

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanogauge.errors import BadInput
-from nanogauge.resume import refuse_other_data
-from nanogauge.rundata import describe_order
-from nanogauge.training.data import Batches, Order, Shards
-from nanogauge.training.prefetch import Prefetch
+from trainer.data.loader import Batches, Order, Shards
+from trainer.data.prefetch import Prefetch
+from trainer.run.resume import refuse_other_data
+from trainer.run.rundata import describe_order
 
 CPU = torch.device("cpu")
 ORDERS = st.sampled_from(["permutation", "random"])

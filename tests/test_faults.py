@@ -15,9 +15,9 @@ from commands import DEMO, ROOT, TINY, log_lines, steps_of, train_tiny
 from torch import nn
 
 from nanogauge.config import OptimizerSection
-from nanogauge.training.checkpoint import meta_bytes
-from nanogauge.training.device import is_out_of_memory
-from nanogauge.training.optimizer import half_updated, make_optimizer, update
+from trainer.checkpoints.checkpoint import meta_bytes
+from trainer.step.device import is_out_of_memory
+from trainer.step.optimizer import half_updated, make_optimizer, update
 
 
 def train_faulty(fault: str, out: Path, *more: str) -> subprocess.CompletedProcess[str]:

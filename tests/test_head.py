@@ -18,14 +18,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from model import GPT
 from nanogauge.config import ModelSection, load_config
 from nanogauge.training.chunks import CHUNK_BYTES, chunk_tokens
-from nanogauge.training.head import (
+from trainer.step.chunked_cross_entropy import (
     Directly,
     chunked_loss,
     fusible_losses_and_slopes,
     losses_and_slopes,
     plain_loss,
 )
-from nanogauge.training.loss import TrainingLoss
+from trainer.step.loss import TrainingLoss
 
 CPU = torch.device("cpu")
 SMALL = ModelSection(n_layer=2, n_head=2, n_embd=16, block_size=12, vocab_size=50)

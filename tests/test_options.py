@@ -14,12 +14,16 @@ from commands import ROOT, run_here, steps_of, train_tiny
 
 from model import GPT, softcap
 from nanogauge.config import ModelSection, OptimizerSection, load_config
-from nanogauge.training.checkpoint_writer import Checkpoints, Written
-from nanogauge.training.generation import Choice, Context, generate
-from nanogauge.training.head import fusible_losses_and_slopes, losses_and_slopes, plain_loss
-from nanogauge.training.loss import TrainingLoss
-from nanogauge.training.optimizer import half_updated, make_optimizer, set_rate, update
 from nanogauge.training.schedule import learning_rate
+from trainer.checkpoints.checkpoint_writer import Checkpoints, Written
+from trainer.evaluation.generation import Choice, Context, generate
+from trainer.step.chunked_cross_entropy import (
+    fusible_losses_and_slopes,
+    losses_and_slopes,
+    plain_loss,
+)
+from trainer.step.loss import TrainingLoss
+from trainer.step.optimizer import half_updated, make_optimizer, set_rate, update
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -25,9 +25,9 @@ from nanogauge.measure.doctor import Finding
 from nanogauge.preflight import LOG_BYTES_PER_SECOND, LOG_BYTES_PER_STEP, consult, writes_of
 from nanogauge.prepare.shards import ShardWriter
 from nanogauge.records import Sensor, Step
-from nanogauge.training.checkpoint import random_state
-from nanogauge.training.checkpoint_writer import Checkpoints, Written
-from nanogauge.training.optimizer import make_optimizer
+from trainer.checkpoints.checkpoint import random_state
+from trainer.checkpoints.checkpoint_writer import Checkpoints, Written
+from trainer.step.optimizer import make_optimizer
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 

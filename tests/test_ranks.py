@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from long_runs import wait_for_step
 
 from nanogauge.errors import BadInput
-from nanogauge.training.ranks import Ranks, share_of
+from trainer.step.distributed import Ranks, share_of
 
 SMALL = [
     "--run.compile=false",

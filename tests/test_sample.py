@@ -14,8 +14,8 @@ from examples import GPT2_ORIGIN
 from nanogauge.config import DataSection
 from nanogauge.errors import BadInput
 from nanogauge.prepare.shards import ShardWriter
-from nanogauge.trained import tokenizer_of
 from sample import main
+from trainer.evaluation.load import tokenizer_of
 
 
 def sample(folder: Path, *arguments: object, code: int = 0) -> tuple[str, str]:

@@ -21,9 +21,9 @@ from examples import documented_config, documented_prediction
 from rich.console import Console
 
 from nanogauge.config import Config
-from nanogauge.live import flow
 from nanogauge.records import Checkpoint, Eval, Sensor, Step
-from nanogauge.screen import Screen, clock_times
+from trainer.run.live import flow
+from trainer.run.progress import Screen, clock_times
 
 pytestmark = pytest.mark.alone
 

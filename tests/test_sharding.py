@@ -27,8 +27,8 @@ from model import GPT
 from nanogauge.config import ModelSection, OptimizerSection
 from nanogauge.predict.memory import predict_memory
 from nanogauge.predict.workload import Workload, shape_of
-from nanogauge.training.optimizer import make_optimizer, update
-from nanogauge.training.sharding import ShardedLoss, whole
+from trainer.step.fsdp import ShardedLoss, whole
+from trainer.step.optimizer import make_optimizer, update
 
 CHANGED = ["--allow-change", "train.sharding"]
 LONG = [*SMALL, "--model.dropout=0", "--train.max-steps=20000", "--optimizer.decay-steps=20"]

@@ -18,11 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from long_runs import wait_for_step
 
-from nanogauge.admission import open_folder
 from nanogauge.config import load_config
 from nanogauge.records import Start
 from nanogauge.runlog import RunLog
-from nanogauge.supervise import VARIABLE, Seen, Supervisor, wait_seconds
+from trainer.run.resources import open_folder
+from trainer.run.supervisor import VARIABLE, Seen, Supervisor, wait_seconds
 
 KILLED = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
 

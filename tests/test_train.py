@@ -17,7 +17,7 @@ from examples import GPT2_ORIGIN
 from long_runs import start, wait_for_step
 
 from nanogauge.prepare.shards import ShardWriter
-from nanogauge.training.compiling import CACHE, keep_compiled
+from trainer.step.compile import CACHE, keep_compiled
 
 
 def losses(folder: Path) -> dict[int, float]:

@@ -44,7 +44,7 @@ def test_a_hang_ends_the_run_and_its_folder_tells_where_it_stood(tmp_path: Path)
 HANGS_TWICE = """
 import sys, threading
 from pathlib import Path
-from nanogauge.measure import watchdog
+from trainer.run import watchdog
 watchdog.LAST_WORDS_SECONDS = 0.5
 watchdog.Watchdog(Path(sys.argv[1]), 0.5, lambda text: threading.Event().wait()).start()
 threading.Event().wait()

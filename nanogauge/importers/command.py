@@ -131,7 +131,7 @@ def _predict(config: Config, gpu: str | None, this_cpu: bool, log: str) -> Predi
     dtype = resolve_dtype(config, "cpu")
     hardware = _SOME_CPU
     if this_cpu:
-        from nanogauge.present import this_processor  # imports torch
+        from trainer.present import this_processor  # imports torch
 
         hardware = this_processor(dtype)
     found = predict(config, hardware, dtype)

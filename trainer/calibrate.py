@@ -1,0 +1,399 @@
+"""Measures this machine: a CPU's peak in two seconds, and a whole step in parts in under a minute.
+
+The one module of predict/ that imports torch. What is measured in parts is run as train.py runs it:
+the same model, batches, optimizer, clipping and waiting.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model import GPT, Block, through
+from nanogauge.config import Config
+from nanogauge.errors import BadInput
+from nanogauge.predict.calibration import (
+    COPY,
+    Calibration,
+    Figure,
+    MeasuredParts,
+    matrix_product_name,
+)
+from nanogauge.predict.flops import flops_per_token_palm
+from nanogauge.predict.workload import Workload, workload_of
+from nanogauge.records import Hardware
+from trainer.data.loader import Batches
+from trainer.step.device import DTYPES, autocast, synchronize
+from trainer.step.loss import TrainingLoss
+from trainer.step.optimizer import make_optimizer
+
+MATMUL_SIZES = (512, 1024, 1536)
+COPY_BYTES = 2**27
+SECONDS_EACH = 0.35
+
+BUDGET_SECONDS = 45.0  # for all of it, so that a minute is enough with what starts and compiles
+ROUND_SECONDS = 4.0  # one step of all parts; where it would take longer, of fewer sequences
+# Rounds until there are both so many and so long that a passing disturbance does not decide; within
+# the budget, but never fewer than the fewest. The first, which warms up, does not count.
+ROUNDS, ROUNDS_SECONDS, FEWEST_ROUNDS = 25, 12.0, 4
+STACKED_LAYERS = 4  # blocks measured together; more change the time of one by 1-2 %
+MOST_MICRO_BATCHES = 2  # one that allocates the gradients and one that adds to them
+
+
+def measure_cpu(
+    name: str, dtype: str, memory_bytes: int | None, process_bytes: int | None
+) -> Hardware:
+    """This CPU as the hardware of a prediction.
+
+    The peak is the best rate of square matrix products of a few sizes in the run's dtype, on the
+    threads torch uses; the bandwidth that of a copy far larger than the caches, read and written.
+    """
+    cpu = torch.device("cpu")
+    rates = {}
+    for size in MATMUL_SIZES:
+        seconds = _repeat(_product(size, size, size, DTYPES[dtype], cpu), cpu)
+        rates[size] = 2 * size**3 / min(seconds)
+    size, peak = max(rates.items(), key=lambda item: item[1])
+    bandwidth = 2 * COPY_BYTES / min(_repeat(_copy(cpu), cpu))
+    threads = torch.get_num_threads()
+    return Hardware(
+        name=name,
+        kind="cpu",
+        architecture="cpu",
+        peak_flops=peak,
+        peak_name=f"{dtype} matrix product of {size} x {size} measured on this CPU with "
+        f"{threads} thread{'s' if threads > 1 else ''}: {peak / 1e9:.0f} GFLOP/s",
+        matmul_flops=peak,
+        memory_bytes=memory_bytes,
+        bandwidth_bytes_per_second=bandwidth,
+        power_limit_watts=None,
+        process_bytes=process_bytes,
+        source="measured before the run, trainer/calibrate.py",
+    )
+
+
+def measure(config: Config, device: torch.device, dtype: str, name: str) -> Calibration:
+    """Rates of single operations and the parts of a step of this configuration, on this device.
+
+    Raises:
+        BadInput: if the device has not enough memory, or torch.compile is asked for and fails.
+    """
+    began = time.perf_counter()
+    work = workload_of(config, dtype, on_gpu=device.type != "cpu")
+    torch.set_float32_matmul_precision("high")  # as train.py
+    torch.manual_seed(config.run.seed)
+    try:
+        figures = measure_operations(work, device, DTYPES[dtype])
+        clock = torch.cuda.clock_rate(device) * 1e6 if device.type == "cuda" else None
+        parts, compiling = measure_parts(
+            config, work, device, dtype, _best_rate(figures), began + BUDGET_SECONDS
+        )
+    except torch.OutOfMemoryError:
+        raise BadInput(
+            "the device has not enough free memory for one layer of this configuration; set "
+            f"--train.micro-batch below {config.train.micro_batch}."
+        ) from None
+    if compiling is not None:
+        figures.append(compiling)
+    return Calibration(
+        device=name,
+        torch=torch.__version__,
+        threads=torch.get_num_threads() if device.type == "cpu" else None,
+        clock_hz=clock,
+        created_unix=time.time(),
+        figures=tuple(figures),
+        parts=(parts,),
+    )
+
+
+def measure_operations(work: Workload, device: torch.device, dtype: torch.dtype) -> list[Figure]:
+    """Matrix products in the shapes of the model, attention, cross-entropy and a copy of memory.
+
+    Where one would take long on this device it has fewer rows (tokens) than a micro-batch.
+    """
+    shape, name = work.shape, matrix_product_name(work.dtype)
+    figures = [_matmul_figure(f"{name}, square", 1024, 1024, 1024, dtype, device)]
+    affordable = figures[0].value * SECONDS_EACH / 4  # FLOPs of one repetition
+    for title, inner, outer in (
+        ("query, key, value", shape.width, 3 * shape.width),
+        ("attention projection", shape.width, shape.width),
+        ("MLP", shape.width, shape.mlp_width),
+        ("MLP projection", shape.mlp_width, shape.width),
+        ("vocabulary head", shape.width, shape.vocabulary),
+    ):
+        rows = min(work.tokens, max(1, int(affordable / (2 * inner * outer))))
+        figures.append(_matmul_figure(f"{name}, {title}", rows, inner, outer, dtype, device))
+
+    per_sequence = 7 * 2 * shape.context**2 * shape.width  # two products forward, five backward
+    sequences = min(work.micro_batch, max(1, int(affordable / per_sequence)))
+    heads = (sequences, shape.heads, shape.context, shape.head_size)
+    q, k, v = (torch.randn(heads, device=device, dtype=dtype, requires_grad=True) for _ in "qkv")
+
+    def attend() -> None:
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=work.dropout)
+        y.backward(v.detach())  # type: ignore[no-untyped-call]
+        q.grad = k.grad = v.grad = None
+
+    text = "forward and backward of one layer, {} x {} heads x {} x {}".format(*heads)
+    figures.append(_figure("attention", _repeat(attend, device), "s", text))
+
+    rows = min(work.tokens, max(1, 2**26 // shape.vocabulary))
+    logits = torch.randn(rows, shape.vocabulary, device=device, requires_grad=True)
+    targets = torch.randint(shape.vocabulary, (rows,), device=device)
+
+    def lose() -> None:
+        F.cross_entropy(logits, targets).backward()  # type: ignore[no-untyped-call]
+        logits.grad = None
+
+    text = f"forward and backward in fp32, {rows:,} x {shape.vocabulary:,}"
+    figures.append(_figure("cross-entropy", _repeat(lose, device), "s", text))
+    seconds = _repeat(_copy(device), device)
+    rates = [2 * COPY_BYTES / s for s in seconds]
+    figures.append(_figure(COPY, rates, "B/s", f"{COPY_BYTES >> 20} MiB read and written"))
+    return figures
+
+
+def _best_rate(figures: Sequence[Figure]) -> float:
+    return max(figure.value for figure in figures if figure.unit == "FLOP/s")
+
+
+def _figure(name: str, values: Sequence[float], unit: str, detail: str) -> Figure:
+    low, high = _middle(values)
+    median = statistics.median(values)
+    return Figure(
+        name=name, value=median, low=low, high=high, n=len(values), unit=unit, detail=detail
+    )
+
+
+def _matmul_figure(
+    name: str, rows: int, inner: int, outer: int, dtype: torch.dtype, device: torch.device
+) -> Figure:
+    seconds = _repeat(_product(rows, inner, outer, dtype, device), device)
+    rates = [2 * rows * inner * outer / s for s in seconds]
+    return _figure(name, rates, "FLOP/s", f"{rows} x {inner} x {outer}")
+
+
+def _product(
+    rows: int, inner: int, outer: int, dtype: torch.dtype, device: torch.device
+) -> Callable[[], object]:
+    a = torch.randn(rows, inner, device=device).to(dtype)
+    b = torch.randn(inner, outer, device=device).to(dtype)
+    out = torch.empty(rows, outer, device=device, dtype=dtype)
+    return lambda: torch.mm(a, b, out=out)
+
+
+def _copy(device: torch.device) -> Callable[[], object]:
+    source = torch.ones(COPY_BYTES // 4, device=device)
+    target = torch.ones(COPY_BYTES // 4, device=device)
+    return lambda: target.copy_(source)
+
+
+def _repeat(work: Callable[[], object], device: torch.device) -> list[float]:
+    """Seconds of each of several calls within SECONDS_EACH, after one to warm up."""
+    work()
+    synchronize(device)
+    seconds: list[float] = []
+    while not seconds or sum(seconds) < SECONDS_EACH:
+        begin = time.perf_counter()
+        work()
+        synchronize(device)
+        seconds.append(time.perf_counter() - begin)
+    return seconds
+
+
+def _middle(values: Sequence[float]) -> tuple[float, float]:
+    """10th and 90th percentile."""
+    low, high = np.quantile(values, (0.1, 0.9))
+    return float(low), float(high)
+
+
+@dataclass
+class Piece:
+    """A part of the model with weights of its own, trained like the whole in train.py."""
+
+    module: nn.Module
+    optimizer: torch.optim.AdamW
+    scaler: torch.amp.GradScaler
+    micro_batch: Callable[[int, int], Tensor]
+    """forward and backward pass of a step's micro-batch, by their numbers"""
+
+    def step(self, number: int, micro_batches: int, device: torch.device) -> tuple[float, float]:
+        """Seconds of one step: of a micro-batch, and of clipping and the optimizer."""
+        synchronize(device)
+        begin = time.perf_counter()
+        total = torch.zeros((), device=device)
+        for micro in range(micro_batches):
+            total += self.micro_batch(number, micro)
+        total.item()
+        between = time.perf_counter()
+        self.scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self.module.parameters(), 1.0).item()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        synchronize(device)
+        return (between - begin) / micro_batches, time.perf_counter() - between
+
+
+class Stack(nn.Module):
+    """Blocks one after the other, and nothing else."""
+
+    def __init__(self, config: Config, layers: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(config.model) for _ in range(layers))
+        self.recompute = config.train.checkpointing == "full"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return through(self.blocks, x, self.recompute)
+
+
+def measure_parts(
+    config: Config,
+    work: Workload,
+    device: torch.device,
+    dtype: str,
+    flops_per_second: float,
+    deadline: float,
+) -> tuple[MeasuredParts, Figure | None]:
+    """One layer, from a stack of them, and the rest, from a whole model of one layer less a layer.
+
+    Both are stepped in turn, so that what disturbs the machine disturbs both. The figure is the
+    time their compilation took.
+    """
+    layers = min(STACKED_LAYERS, work.shape.layers)
+    both = replace(work.shape, layers=1 + layers)
+    micro_batches = min(MOST_MICRO_BATCHES, work.grad_accum)
+    flops = micro_batches * work.tokens * flops_per_token_palm(both)
+    expected_seconds = flops / (flops_per_second / 2)
+    affordable = work.micro_batch * ROUND_SECONDS / expected_seconds
+    sequences = max(1, min(work.micro_batch, int(affordable)))
+    if affordable < 1:
+        micro_batches = 1
+    pieces = [
+        whole_piece(config, sequences, micro_batches, device, dtype),
+        stack_piece(config, layers, sequences, device, dtype),
+    ]
+    compiling = [piece.step(0, 1, device)[0] for piece in pieces] if config.run.compile else []
+
+    rounds: list[list[tuple[float, float]]] = []
+    now = first = time.perf_counter()
+    took = 0.0
+    while len(rounds) < FEWEST_ROUNDS or (
+        now + took < deadline and (len(rounds) < ROUNDS or now - first < ROUNDS_SECONDS)
+    ):
+        begin = time.perf_counter()
+        rounds.append([piece.step(len(rounds), micro_batches, device) for piece in pieces])
+        now = time.perf_counter()
+        took = now - begin
+    (whole, whole_update), (stack, stack_update) = (
+        (undisturbed(s) for s in zip(*(r[i] for r in rounds[1:]), strict=True)) for i in range(2)
+    )
+    spreads = []
+    for i in range(2):
+        totals = [sum(r[i]) for r in rounds[1:]]
+        low, high = _middle(totals)
+        spreads.append((high - low) / statistics.median(totals))
+    scale = work.micro_batch / sequences
+    parts = MeasuredParts(
+        workload=work,
+        layer_seconds=scale * stack / layers,
+        rest_seconds=scale * (whole - stack / layers),
+        layer_update_seconds=stack_update / layers,
+        rest_update_seconds=whole_update - stack_update / layers,
+        spread=max(spreads),
+        sequences=sequences,
+        measured_unix=time.time(),
+    )
+    if not compiling:
+        return parts, None
+    text = f"a model of one layer and {layers} layers, each with its first step"
+    return parts, _figure("compilation", compiling, "s", text)
+
+
+def undisturbed(seconds: Sequence[float]) -> float:
+    """The lower quartile: other programs only ever add to a time, at times to most repetitions."""
+    return float(np.quantile(seconds, 0.25))
+
+
+def whole_piece(
+    config: Config, sequences: int, micro_batches: int, device: torch.device, dtype: str
+) -> Piece:
+    """The model, with one layer: what a step has apart from its other layers."""
+    sizes = config.model.model_copy(update={"n_layer": 1})
+    model = GPT(sizes).to(device)
+    model.recompute = config.train.checkpointing == "full"
+    loss = TrainingLoss(model, config.train.head, 1, device)
+    if config.run.compile:
+        loss.compile()
+    loss_of = told(loss) if config.run.compile else loss
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == "float16")
+    tokens = np.random.default_rng(config.run.seed).integers(
+        0, min(sizes.vocab_size, 2**16), 100 * (sizes.block_size + 1), dtype=np.uint16
+    )
+    batches = Batches(
+        {"train": [tokens]},
+        sequences,
+        sizes.block_size,
+        sizes.vocab_size,
+        0,
+        device,
+        grad_accum=micro_batches,
+    )
+
+    def micro_batch(step: int, micro: int) -> Tensor:
+        inputs, targets = batches.batch("train", step, micro)
+        with autocast(device, dtype):
+            loss = loss_of(inputs, targets)
+        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    return Piece(model, make_optimizer(model, config.optimizer), scaler, micro_batch)
+
+
+def stack_piece(
+    config: Config, layers: int, sequences: int, device: torch.device, dtype: str
+) -> Piece:
+    """Layers alone, between a given input and a given gradient."""
+    stack = Stack(config, layers).to(device)
+    run = told(torch.compile(stack)) if config.run.compile else stack
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == "float16")
+    size = (sequences, config.model.block_size, config.model.n_embd)
+    x = torch.randn(size, device=device, requires_grad=True)
+    gradient = torch.randn(size, device=device) / math.prod(size)
+
+    def micro_batch(step: int, micro: int) -> Tensor:
+        x.grad = None
+        with autocast(device, dtype):
+            y = run(x)
+        y.backward(scaler.scale(gradient))
+        return y.detach()[0, 0, 0]
+
+    return Piece(stack, make_optimizer(stack, config.optimizer), scaler, micro_batch)
+
+
+def told(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """What the first call of compiles, with a sentence for the user where that fails.
+
+    Raises:
+        BadInput: from that call, if compilation fails.
+    """
+    torch._dynamo.reset()
+
+    def call(*inputs: Tensor) -> Tensor:
+        try:
+            return run(*inputs)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            first = str(error).splitlines()[0]
+            raise BadInput(
+                f"torch.compile fails on this machine ({first[:200]}); set --run.compile false."
+            ) from None
+
+    return call

@@ -1,0 +1,315 @@
+"""What a person sees while a run goes on: a panel in a terminal, plain lines everywhere else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import datetime
+
+from rich.console import Console
+
+from nanogauge.clock_times import later
+from nanogauge.config import Config
+from nanogauge.measure.sliding import SlidingMedian
+from nanogauge.predict.flops import flops_per_token_palm
+from nanogauge.predict.prediction import checkpoints, evaluations
+from nanogauge.predict.workload import shape_of
+from nanogauge.quantities import (
+    format_range,
+    format_seconds,
+    format_value,
+    mfu,
+    tokens_per_second,
+)
+from nanogauge.records import Checkpoint, Eval, Prediction, Sensor, Step
+from trainer.run.live import Content, LivePanel, terminal_of_stdout
+
+GO_AFTER_STEPS = 30
+PACE_STEPS = 100
+"""the pace that is shown is the median of so many steps"""
+PLAIN_SECONDS = 2.0
+"""least time between two plain lines of steps"""
+PANEL_SECONDS = 1.0
+"""least time between two drawings of the panel, of about 1 ms each"""
+_SHOWN_ROWS = (
+    "parameters",
+    "tokens_total",
+    "data_epochs",
+    "flops_total_palm",
+    "step_seconds",
+    "mfu_palm",
+    "total_seconds",
+    "peak_process_bytes",
+    "energy_kwh",
+    "cost",
+)
+
+
+def clock_times(now: datetime, *seconds: float) -> list[str]:
+    """Local times of day, so many seconds after now; the day is named where it changes."""
+    day, texts = now.date(), []
+    for moment in (later(now, s) for s in seconds):
+        if moment is None:
+            texts.append("in more than 100 years")
+            continue
+        far = abs((moment.date() - now.date()).days) >= 7
+        name = "" if moment.date() == day else f"{moment:%Y-%m-%d} " if far else f"{moment:%a} "
+        texts.append(f"{name}{moment:%H:%M}")
+        day = moment.date()
+    return texts
+
+
+class Screen:
+    """Shows the plan, the run as it goes on, and go or no-go after 30 steady steps.
+
+    Args:
+        config: the configuration of the run.
+        prediction: the frozen prediction.
+        first_step: 0, or the step that a resumed run goes on from.
+        elapsed_before_seconds: wall time of the earlier processes of a resumed run; where it is
+            not known, the whole run is compared with no prediction.
+        elapsed_seconds: the clock of this process; without it, time counts from now.
+        wall: the time in seconds since the epoch.
+        terminal: finds the terminal to draw on; None for plain lines.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        prediction: Prediction,
+        first_step: int,
+        elapsed_before_seconds: float | None = None,
+        *,
+        elapsed_seconds: Callable[[], float] | None = None,
+        wall: Callable[[], float] = time.time,
+        terminal: Callable[[], Console | None] = terminal_of_stdout,
+    ) -> None:
+        self._config, self._prediction = config, prediction
+        self._first = first_step
+        self._before_seconds = 0.0 if first_step == 0 else elapsed_before_seconds
+        made = time.monotonic()
+        self._elapsed = elapsed_seconds or (lambda: time.monotonic() - made)
+        self._wall = wall
+        self._began_unix = wall() - self._elapsed()
+        console = terminal()
+        self._panel = None if console is None else LivePanel(console)
+        self._silent = False
+
+        self._pace = SlidingMedian(PACE_STEPS)
+        self._steady_steps = 0
+        ledger = prediction.ledger  # until there is a measured one
+        self._eval_seconds = ledger.get("eval_s", 0.0) / evaluations(config)
+        self._checkpoint_seconds = ledger.get("checkpoint_s", 0.0) / checkpoints(config)
+        self._reading = Sensor()
+        self._host_bytes: int | None = None
+        self._alarm: str | None = None
+        self._shown_at = float("-inf")
+        self._hidden: Step | None = None
+        """the newest step, where it was not shown"""
+
+    def plan(self) -> None:
+        """The prediction, before the first step."""
+        self.say(f"{self._config.run.name} on {self._prediction.hardware.name}")
+        self.say(f"  peak: {self._prediction.hardware.peak_name}")
+        for row in _SHOWN_ROWS:
+            if (e := self._prediction.best(row)) is not None:
+                text = format_range(row, e.low, e.high, self._config.cost.currency)
+                self.say(f"  {row.replace('_', ' '):22} {text}")
+        if (predicted := self._seconds_to_predicted_finish()) is not None:
+            expected, low, high = clock_times(self._now(), *predicted)
+            self.say(f"  finish at about        {expected} ({low} to {high})")
+        if (step := self._prediction.calibrated.get("step_seconds")) is not None:
+            self.say(f"  times stand on {step.source}")
+        for note in self._prediction.notes:
+            self.say(f"  ! {note}")
+
+    def say(self, text: str, style: str = "") -> None:
+        """Print a line, above the panel where there is one; the style is for terminals alone."""
+        if self._panel is None:
+            self._write(lambda: print(text, flush=True))
+        else:
+            panel = self._panel
+            self._write(lambda: panel.say(text, style))
+
+    def alarm(self, text: str) -> None:
+        """Print an alarm, and keep it in sight."""
+        self._alarm = text
+        self.say(f"ALARM: {text}", "bold red")
+
+    def sensor(self, reading: Sensor) -> None:
+        """The sensors were read; shown with the next step."""
+        self._reading = reading
+
+    def evaluated(self, line: Eval) -> None:
+        self._eval_seconds = line.seconds or 0.0
+        self.say(
+            f"step {line.step:>7,}  evaluation: train {_loss(line.train_loss)}, "
+            f"validation {_loss(line.val_loss)}  ({format_seconds(self._eval_seconds)})"
+        )
+
+    def checkpointed(self, line: Checkpoint) -> None:
+        self._checkpoint_seconds = line.seconds or 0.0
+        size = "" if line.bytes is None else f", {line.bytes / 1e6:,.0f} MB"
+        took = format_seconds(self._checkpoint_seconds)
+        self.say(f"step {line.step:>7,}  checkpoint  ({took}{size})")
+
+    def step(self, line: Step) -> None:
+        """Count a step; show it if it is its turn."""
+        assert line.step_seconds is not None
+        if line.step > self._first:
+            self._pace.add(line.step_seconds)
+            self._steady_steps += 1
+        if line.peak_host_bytes is not None:
+            self._host_bytes = line.peak_host_bytes
+        now = self._elapsed()
+        on_grid = line.step % self._config.train.log_every == 0
+        if self._panel is not None:
+            due = now - self._shown_at >= PANEL_SECONDS
+        else:
+            due = on_grid and now - self._shown_at >= PLAIN_SECONDS
+        self._hidden = line
+        if due or line.step in (self._first, self._config.train.max_steps - 1):
+            self._show(line)
+            self._shown_at = now
+        if self._steady_steps == GO_AFTER_STEPS and line.step > self._first:
+            self.say(self.go_or_no_go(line.step, now), "bold")
+
+    def close(self) -> None:
+        """Show the last step if it was not, and give the terminal back; more can be said after."""
+        if self._hidden is not None:
+            self._show(self._hidden)
+        if self._panel is not None:
+            self._write(self._panel.close)
+
+    def seconds_left(self, step: int, pace_seconds: float) -> float:
+        """Steps at this pace, evaluations and checkpoints that are to come after this step."""
+        train = self._config.train
+        left = (train.max_steps - step - 1) * pace_seconds
+        for every, seconds in (
+            (train.eval_every, self._eval_seconds),
+            (train.checkpoint_every, self._checkpoint_seconds),
+        ):
+            # At each multiple before the end, and at the end.
+            left += ((train.max_steps - 1) // every - step // every + 1) * seconds
+        return left
+
+    def projected_total_seconds(self, step: int, elapsed_seconds: float) -> float | None:
+        """Wall time of the whole run as it looks after this step, earlier processes included.
+
+        None before the first steady step, and where the time of earlier processes is not known.
+
+        Args:
+            step: the step that was made.
+            elapsed_seconds: since this process began.
+        """
+        if self._before_seconds is None or not len(self._pace):
+            return None
+        left = self.seconds_left(step, self._pace.median)
+        return self._before_seconds + elapsed_seconds + left
+
+    def go_or_no_go(self, step: int, elapsed_seconds: float) -> str:
+        """The projected time of the whole run against the predicted interval."""
+        pace = self._pace.median
+        step_text = f"{format_value('step_seconds', pace)} a step"
+        (finish,) = clock_times(self._now(), self.seconds_left(step, pace))
+        total = self._prediction.best("total_seconds")
+        projected = self.projected_total_seconds(step, elapsed_seconds)
+        if total is None or projected is None:
+            return f"At {step_text}: finish {finish}."
+        interval = format_range("total_seconds", total.low, total.high)
+        inside = total.low <= projected <= total.high
+        return (
+            f"{'Go' if inside else 'No-go'}: at {step_text} the run takes "
+            f"{format_seconds(projected)}, finish {finish}; "
+            f"{'inside' if inside else 'outside'} the predicted {interval}."
+        )
+
+    def _show(self, line: Step) -> None:
+        self._hidden = None
+        pace = self._pace.median if len(self._pace) else line.step_seconds
+        assert pace is not None
+        total = self._config.train.max_steps
+        speed = [f"loss {_loss(line.loss)}", f"{format_seconds(pace)} a step", *self._speed(pace)]
+        left = self.seconds_left(line.step, pace)
+        finish = self._finish(left)
+        if self._panel is None:
+            shown = [f"step {line.step:>7,}/{total:,}", *speed, *self._machine()]
+            self.say("  ".join([*shown, ", ".join(finish)]))
+            return
+        content = Content(
+            title=f"{self._config.run.name} on {self._prediction.hardware.name}",
+            progress=f"step {line.step:,}/{total:,}",
+            share=(line.step + 1) / total,
+            rows=(speed, self._machine(), finish),
+            alarm=self._alarm,
+        )
+        panel = self._panel
+        self._write(lambda: panel.show(content))
+
+    def _speed(self, pace_seconds: float) -> list[str]:
+        per_step = self._config.tokens_per_step
+        flops = flops_per_token_palm(shape_of(self._config.model)) * per_step
+        rate = flops / pace_seconds / 1e12
+        parts = [
+            f"{tokens_per_second(per_step, pace_seconds):,.0f} tokens/s",
+            f"{rate:,.0f} TFLOP/s" if rate >= 100 else f"{rate:.3g} TFLOP/s",
+        ]
+        peak = self._prediction.peak_flops
+        if peak is not None:
+            parts.append(f"MFU {100 * mfu(flops, pace_seconds, peak):.1f} %")
+        return parts
+
+    def _machine(self) -> list[str]:
+        """What the sensors told last, as far as there are any."""
+        r, parts = self._reading, []
+        if r.power_watts is not None:
+            parts.append(f"{r.power_watts:.0f} W")
+        if r.process_used_bytes is not None:
+            parts.append(f"process {r.process_used_bytes / 2**30:.1f} GiB")
+        if r.device_used_bytes is not None:
+            hardware = self._prediction.hardware  # a card may be watched beside a processor
+            card = hardware.memory_bytes if hardware.kind != "cpu" else None
+            of = "" if card is None else f" of {card / 2**30:.1f}"
+            parts.append(f"card {r.device_used_bytes / 2**30:.1f}{of} GiB")
+        elif r.process_used_bytes is None and self._host_bytes is not None:
+            parts.append(f"{self._host_bytes / 2**30:.2f} GiB at most")
+        if r.temperature_celsius is not None:
+            parts.append(f"{r.temperature_celsius:.0f} °C")
+        if r.energy_joules is not None:
+            since = "" if self._first == 0 else " since it was resumed"
+            kwh = r.energy_joules / 3.6e6
+            parts.append((f"{1e3 * kwh:.2f} Wh" if kwh < 0.1 else f"{kwh:.3g} kWh") + since)
+        return parts
+
+    def _finish(self, left_seconds: float) -> list[str]:
+        """Time left and the finish, beside the predicted one where both are of the whole run."""
+        left = f"{format_seconds(left_seconds)} left"
+        predicted = self._seconds_to_predicted_finish()
+        if predicted is None:
+            return [left, f"finish {clock_times(self._now(), left_seconds)[0]}"]
+        finish, expected, low, high = clock_times(self._now(), left_seconds, *predicted)
+        return [left, f"finish {finish}", f"predicted {expected} ({low} to {high})"]
+
+    def _seconds_to_predicted_finish(self) -> tuple[float, float, float] | None:
+        """Expected, earliest and latest, from now on."""
+        total = self._prediction.best("total_seconds")
+        if total is None or self._before_seconds is None:
+            return None
+        gone = self._before_seconds + self._wall() - self._began_unix
+        return total.expected - gone, total.low - gone, total.high - gone
+
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self._wall()).astimezone()
+
+    def _write(self, action: Callable[[], None]) -> None:
+        """Write to standard output; once that is gone, the run goes on without it."""
+        if self._silent:
+            return
+        try:
+            action()
+        except OSError:
+            self._silent = True
+
+
+def _loss(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4f}"
