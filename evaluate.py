@@ -28,6 +28,7 @@ import tiktoken
 
 from nanogauge.cli import Parser, run_command
 from nanogauge.errors import BadInput, RunFailed
+from nanogauge.prepare.opening import open_source
 from nanogauge.prepare.tokenizer import from_encoding, load_tokenizer
 from nanogauge.records import Benchmark
 from nanogauge.report.build import build_report, claims_of
@@ -36,16 +37,16 @@ from nanogauge.report.render import write_report
 from nanogauge.runlock import hold
 from nanogauge.runlog import RunLog
 from trainer.checkpoints.pretrained import VOCABULARY_NAME, hugging_face_folder, open_pretrained
-from trainer.data.run_source import open_source
 from trainer.evaluation.benchmarks import (
     Items,
     Numbers,
     Pair,
+    Scorer,
     held_out_items,
     hellaswag_items,
     read_hellaswag,
 )
-from trainer.evaluation.export import export_run
+from trainer.evaluation.export import export_run, vocabulary_of
 from trainer.evaluation.lm_eval_harness import harness_items
 from trainer.evaluation.load import (
     CHECKPOINT_HELP,
@@ -55,8 +56,6 @@ from trainer.evaluation.load import (
     open_trained,
     tokenizer_of,
 )
-from trainer.evaluation.scoring import Scorer
-from trainer.evaluation.tokenizer_files import vocabulary_of
 
 NAMES_OF_GPT2 = ("gpt2", "openai-community/gpt2")
 HELLASWAG = "hellaswag"

@@ -24,9 +24,8 @@ import torch
 from nanogauge.cli import Parser, run_command
 from nanogauge.errors import BadInput
 from nanogauge.quantities import format_seconds, tokens_per_second
-from trainer.evaluation.generation import Choice, generate
+from trainer.evaluation.generation import Choice, generate, known_tokens
 from trainer.evaluation.load import CHECKPOINT_HELP, encoding_of, open_trained
-from trainer.evaluation.sampling import known_tokens
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -31,6 +31,7 @@ from torch import nn
 from nanogauge.config import Config
 from nanogauge.errors import BadInput, RunFailed
 from nanogauge.preflight import consult
+from nanogauge.prepare.shards import Split
 from nanogauge.quantities import finite
 from nanogauge.records import Eval
 from nanogauge.report.build import build_report, claims_of
@@ -38,8 +39,8 @@ from nanogauge.report.render import print_report, write_report
 from nanogauge.runlock import refuse_held
 from nanogauge.tracking import Mirror
 from nanogauge.training.schedule import learning_rate
-from trainer.data.loader import Split
-from trainer.evaluation.sampling import is_sampled
+from trainer.calibrate import probe
+from trainer.evaluation.generation import is_sampled
 from trainer.run.flags import read_command
 from trainer.run.recorder import (
     Status,
@@ -63,9 +64,8 @@ from trainer.run.session import (
 )
 from trainer.run.signals import Stopped
 from trainer.run.startup import average_gradients, compile_session
-from trainer.step.device import autocast, is_out_of_memory, to_host
+from trainer.step.device import autocast, fix_workspace, is_out_of_memory, to_host
 from trainer.step.distributed import LOST, Ranks, is_told_elsewhere, open_ranks, share_of
-from trainer.step.exactness import fix_workspace
 from trainer.step.fsdp import refuse_unshardable, whole
 from trainer.step.optimizer import set_rate, update
 
@@ -250,7 +250,7 @@ def run_whole(given: Namespace, config: Config, ranks: Ranks) -> int:
         refuse_unshardable(config, ranks.world)
         if ranks.is_first:
             refuse_held(config.folder)
-            consult(config, given.force, ranks.world, ranks.local_world)
+            consult(config, probe(config.run), given.force, ranks.world, ranks.local_world)
         session = open_session(
             config,
             given.resume == "auto",

@@ -55,7 +55,7 @@ import torch
 from nanogauge.cli import Parser, run_command
 from nanogauge.config import add_config_flags, config_overrides, load_config
 from nanogauge.errors import BadInput
-from trainer.run.rundata import open_data
+from trainer.run.resources import open_data
 from trainer.step.distributed import Ranks
 
 ROOT = Path(__file__).parents[1]

@@ -37,8 +37,8 @@ from nanogauge.errors import BadInput, RunFailed  # noqa: E402
 from nanogauge.measure.gpu import open_sensors  # noqa: E402
 from nanogauge.measure.power_limit import LimitRefused, PowerLimit  # noqa: E402
 from nanogauge.power_curves import PowerCurve, PowerPoint, keep_power_curve  # noqa: E402
-from trainer.present import describe_hardware  # noqa: E402
-from trainer.run.building import make_model  # noqa: E402
+from trainer.calibrate import describe_hardware  # noqa: E402
+from trainer.run.resources import make_model  # noqa: E402
 from trainer.step.device import autocast, choose_dtype, synchronize  # noqa: E402
 from trainer.step.optimizer import make_optimizer  # noqa: E402
 

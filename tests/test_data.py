@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanogauge.errors import BadInput
-from trainer.data.loader import Batches, Order, Shards
-from trainer.data.prefetch import Prefetch
+from nanogauge.prepare.shards import Shards
+from trainer.data.loader import Batches, Order, Prefetch
+from trainer.run.resources import describe_order
 from trainer.run.resume import refuse_other_data
-from trainer.run.rundata import describe_order
 
 CPU = torch.device("cpu")
 ORDERS = st.sampled_from(["permutation", "random"])

@@ -21,10 +21,9 @@ from nanogauge.errors import BadInput
 from nanogauge.prepare.embedded import byte_encoding, embedded_tokens
 from nanogauge.records import Benchmark
 from nanogauge.report.quality import quality_figures
-from trainer.evaluation.benchmarks import Items
+from trainer.evaluation.benchmarks import Items, Scorer
+from trainer.evaluation.export import tokenizer_files
 from trainer.evaluation.load import open_trained
-from trainer.evaluation.scoring import Scorer
-from trainer.evaluation.tokenizer_files import tokenizer_files
 
 EXAMPLES = [
     {"ctx": "The import statement", "endings": ["finds a module", "eats", "é", "a b"], "label": 0},

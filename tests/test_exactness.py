@@ -13,7 +13,7 @@ import torch
 from commands import DEMO, ROOT, command, log_lines, run, steps_of
 from long_runs import wait_for_step
 
-from trainer.step.exactness import choose_algorithms, fix_workspace, seed_rank
+from trainer.step.device import choose_algorithms, fix_workspace, seed_rank
 
 SMALL = [
     "--model.n-layer=1",

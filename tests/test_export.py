@@ -19,8 +19,8 @@ from nanogauge.errors import BadInput
 from nanogauge.prepare.embedded import byte_encoding
 from nanogauge.prepare.tokenizer import load_encoding
 from trainer.checkpoints.pretrained import load_pretrained, open_pretrained, to_hugging_face
+from trainer.evaluation.export import tokenizer_files
 from trainer.evaluation.load import open_trained
-from trainer.evaluation.tokenizer_files import tokenizer_files
 
 TEXT = "An import statement, isn't it?  \n\t“Größe” 1,024 日本 🌍 <|x|>"
 

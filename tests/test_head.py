@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from model import GPT
-from nanogauge.config import ModelSection, load_config
-from nanogauge.training.chunks import CHUNK_BYTES, chunk_tokens
+from nanogauge.config import CHUNK_BYTES, ModelSection, chunk_tokens, load_config
 from trainer.step.chunked_cross_entropy import (
     Directly,
     chunked_loss,

@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 
 from nanogauge.config import DataSection
 from nanogauge.errors import BadInput
-from nanogauge.prepare.opening import OpenedFolder, open_folder
+from nanogauge.prepare.opening import OpenedFolder, open_folder, open_source
 from nanogauge.prepare.shards import Origin, ShardWriter, open_shard
-from trainer.data.run_source import open_source
 
 TRAIN = np.arange(500, dtype=np.uint16)
 VAL = np.arange(100, 160, dtype=np.uint16)

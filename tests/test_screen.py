@@ -22,8 +22,7 @@ from rich.console import Console
 
 from nanogauge.config import Config
 from nanogauge.records import Checkpoint, Eval, Sensor, Step
-from trainer.run.live import flow
-from trainer.run.progress import Screen, clock_times
+from trainer.run.progress import Screen, clock_times, flow
 
 pytestmark = pytest.mark.alone
 

@@ -1,25 +1,36 @@
-"""Measures this machine: a CPU's peak in two seconds, and a whole step in parts in under a minute.
+"""Describe and calibrate this device: a CPU's peak in two seconds, a step by parts in a minute.
 
-The one module of predict/ that imports torch. What is measured in parts is run as train.py runs it:
-the same model, batches, optimizer, clipping and waiting.
+The parts of a step run as train.py runs them: same model, batches, optimizer, clipping and waits.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import statistics
+import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import trainer.step.torch_env  # noqa: F401  before torch
+
+# isort: split
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model import GPT, Block, through
-from nanogauge.config import Config
+from nanogauge.calibrations import add_to_calibration
+from nanogauge.config import Config, RunSection
 from nanogauge.errors import BadInput
+from nanogauge.hardware import find_gpu, from_properties, from_row
+from nanogauge.measure.environment import cpu_name, total_memory_bytes
+from nanogauge.measure.gpu import DriverInfo, driver_info
+from nanogauge.measure.memory import process_bytes
+from nanogauge.measure.toolchain import Torch
 from nanogauge.predict.calibration import (
     COPY,
     Calibration,
@@ -29,9 +40,10 @@ from nanogauge.predict.calibration import (
 )
 from nanogauge.predict.flops import flops_per_token_palm
 from nanogauge.predict.workload import Workload, workload_of
+from nanogauge.preflight import Device
 from nanogauge.records import Hardware
 from trainer.data.loader import Batches
-from trainer.step.device import DTYPES, autocast, synchronize
+from trainer.step.device import DTYPES, autocast, choose_device, choose_dtype, synchronize
 from trainer.step.loss import TrainingLoss
 from trainer.step.optimizer import make_optimizer
 
@@ -333,7 +345,7 @@ def whole_piece(
     loss = TrainingLoss(model, config.train.head, 1, device)
     if config.run.compile:
         loss.compile()
-    loss_of = told(loss) if config.run.compile else loss
+    loss_of = with_advice(loss) if config.run.compile else loss
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == "float16")
     tokens = np.random.default_rng(config.run.seed).integers(
         0, min(sizes.vocab_size, 2**16), 100 * (sizes.block_size + 1), dtype=np.uint16
@@ -363,7 +375,7 @@ def stack_piece(
 ) -> Piece:
     """Layers alone, between a given input and a given gradient."""
     stack = Stack(config, layers).to(device)
-    run = told(torch.compile(stack)) if config.run.compile else stack
+    run = with_advice(torch.compile(stack)) if config.run.compile else stack
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == "float16")
     size = (sequences, config.model.block_size, config.model.n_embd)
     x = torch.randn(size, device=device, requires_grad=True)
@@ -379,8 +391,8 @@ def stack_piece(
     return Piece(stack, make_optimizer(stack, config.optimizer), scaler, micro_batch)
 
 
-def told(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """What the first call of compiles, with a sentence for the user where that fails.
+def with_advice(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Wrap a function that compiles in its first call, to raise BadInput if that fails.
 
     Raises:
         BadInput: from that call, if compilation fails.
@@ -397,3 +409,95 @@ def told(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
             ) from None
 
     return call
+
+
+def describe_hardware(device: torch.device, dtype: str) -> tuple[Hardware, DriverInfo | None]:
+    """Return the hardware to predict for: the GPU's row, else its properties; a CPU is measured."""
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        driver = driver_info(str(properties.uuid))
+        gpu = find_gpu(properties.name, properties.total_memory)
+        if gpu is not None:
+            return from_row(gpu, dtype, driver.power_limit_watts), driver
+        # Two transfers per clock; a driver that does not report the clock gives 0.
+        bandwidth = 2 * properties.memory_clock_rate * 1e3 * properties.memory_bus_width / 8
+        hardware = from_properties(
+            properties.name,
+            (properties.major, properties.minor),
+            properties.multi_processor_count,
+            properties.total_memory,
+            driver.max_sm_clock_hz,
+            driver.power_limit_watts,
+            dtype,
+            bandwidth or None,
+        )
+        return hardware, driver
+    if device.type == "mps":
+        memory = total_memory_bytes() or 0
+        return from_properties("Apple GPU", (0, 0), 0, memory, None, None, dtype), None
+    return this_processor(dtype), None
+
+
+def this_processor(dtype: str) -> Hardware:
+    """Measure the CPU of this machine, in about two seconds."""
+    return measure_cpu(cpu_name() or "CPU", dtype, total_memory_bytes(), process_bytes())
+
+
+def probe(run: RunSection) -> Device:
+    """Describe the device of run.device for the doctor, without measuring a CPU.
+
+    Raises:
+        BadInput: if the device does not support run.dtype.
+    """
+    device = None
+    with warnings.catch_warnings(), contextlib.suppress(BadInput):
+        warnings.simplefilter("ignore")  # a check reports a driver that is too old
+        device = choose_device(run.device)
+    if device is None:
+        return Device(Torch(torch.__version__, None, torch.version.cuda))
+    dtype = choose_dtype(run.dtype, device)
+    if device.type != "cuda":
+        hardware = describe_hardware(device, dtype)[0] if device.type != "cpu" else None
+        build = Torch(torch.__version__, device.type, torch.version.cuda)
+        return Device(build, dtype, hardware)
+    gpu = torch.cuda.get_device_properties(device)
+    build = Torch(
+        version=torch.__version__,
+        device="cuda",
+        cuda=torch.version.cuda,
+        gpu=gpu.name,
+        capability=(gpu.major, gpu.minor),
+        architectures=tuple(torch.cuda.get_arch_list()),
+    )
+    return Device(build, dtype, describe_hardware(device, dtype)[0], str(gpu.uuid))
+
+
+def calibrated_threads(device: torch.device) -> int | None:
+    """Return the number of threads that a CPU calibration depends on, or None for a GPU."""
+    return torch.get_num_threads() if device.type == "cpu" else None
+
+
+def calibrate(config: Config, gpu: str | None) -> tuple[Hardware, str, Calibration, str | None]:
+    """Measure the device of this configuration and store the calibration, in under a minute.
+
+    Returns the hardware, the dtype of a run on it, all its calibrations, and a warning if the
+    calibration could not be stored.
+
+    Args:
+        gpu: the GPU that a plan was requested for; None for any.
+
+    Raises:
+        BadInput: if that GPU is not the one in this machine, or the device cannot run this.
+    """
+    device = choose_device(config.run.device)
+    dtype = choose_dtype(config.run.dtype, device)
+    hardware, _ = describe_hardware(device, dtype)
+    row = find_gpu(gpu) if gpu is not None else None
+    if gpu is not None and (row is None or row.name != hardware.name):
+        raise BadInput(
+            f"--calibrate measures the device that is here, {hardware.name}, not {gpu!r}; "
+            "leave out --gpu, or plan for that card without --calibrate."
+        )
+    print(f"measuring {hardware.name} for up to a minute ...", file=sys.stderr, flush=True)
+    stored, warning = add_to_calibration(measure(config, device, dtype, hardware.name))
+    return hardware, dtype, stored, warning

@@ -1,18 +1,22 @@
 """Batches of token windows, each a pure function of (seed, step, micro-batch): nothing to resume.
 
 Samples are counted over the whole run, `micro_batch * grad_accum * world` to a step, and the order
-of windows (order.py) belongs to that number: how a step is cut into micro-batches, and how many
+of windows (Grid) belongs to that number: how a step is cut into micro-batches, and how many
 ranks share it, does not change what it learns from. An evaluation reads the same windows every
 time, spread over all its shards, so that two validation losses differ by the model alone.
 """
 
 from __future__ import annotations
 
+import hashlib
+import math
 import mmap
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,13 +24,9 @@ import torch
 from torch import Tensor
 
 from nanogauge.errors import BadInput
-from trainer.data.order import Grid, Whole, Windows
-from trainer.data.prefetch import Prefetch
+from nanogauge.prepare.shards import Shards, Split
 
-Split = Literal["train", "val"]
 Order = Literal["permutation", "random"]
-Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
-Shards = Sequence[Tokens]
 
 BLOCK_BYTES = 2**19  # small batches are read several at a time: most of one's cost is calling
 BLOCKS_AHEAD = 2  # that wait in pinned memory while a GPU works
@@ -235,3 +235,157 @@ class Batches:
         inputs, targets = there[:, : self.block_size], there[:, 1 : self.block_size + 1]
         cut = zip(*(torch.split(part, self.micro_batch) for part in (inputs, targets)), strict=True)
         return _Block(key, list(cut), highest.tolist())
+
+
+ROUNDS = 8
+Whole = npt.NDArray[np.int64]
+Windows = tuple[Whole, Whole]
+"""the shard and the first token of each"""
+_Words = npt.NDArray[np.uint64]
+
+
+def permute(n: int, seed: int, epoch: int, positions: Whole) -> Whole:
+    """The values at some positions of a permutation of 0 ... n - 1, one for each seed and epoch.
+
+    Takes memory for the positions alone, whatever n is.
+    """
+    # A domain of rows x columns, the smallest near-square one that holds n: it is left for a value
+    # beyond n once in about sqrt(n) times, and walked on until one below n turns up.
+    rows = math.isqrt(n - 1) + 1
+    columns = -(-n // rows)
+    keys = _keys(seed, epoch, "order")
+    values = positions.astype(np.uint64)
+    beyond = slice(None)
+    walking = values
+    while walking.size:
+        walking = _encipher(walking, np.uint64(rows), np.uint64(columns), keys)
+        values[beyond] = walking
+        beyond = np.flatnonzero(values >= n)  # type: ignore[assignment]
+        walking = values[beyond]
+    return values.astype(np.int64)
+
+
+def _encipher(values: _Words, rows: np.uint64, columns: np.uint64, keys: _Words) -> _Words:
+    """Rounds that shift the row by a function of the column, then the column by one of the row."""
+    row, column = np.divmod(values, columns)
+    for key in keys.reshape(-1, 2):
+        row = (row + _mixed(column ^ key[0]) % rows) % rows
+        column = (column + _mixed(row ^ key[1]) % columns) % columns
+    return row * columns + column
+
+
+def _mixed(words: _Words) -> _Words:
+    """SplitMix64's finaliser: each bit of a word bears on all bits of the result."""
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return words ^ (words >> np.uint64(31))
+
+
+def _keys(seed: int, epoch: int, purpose: str) -> _Words:
+    text = f"{seed} {epoch} {purpose}".encode()
+    return np.frombuffer(hashlib.blake2b(text, digest_size=8 * ROUNDS).digest(), dtype="<u8")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Windows of block_size + 1 tokens, laid end to end over each shard, and the order of them.
+
+    A window's last token is the next one's first, so each token is predicted once. In each epoch
+    the grid of a shard begins at another of its first block_size tokens, so that the cuts between
+    windows fall elsewhere; the number of windows stays the same, and what lies before and behind
+    the grid, fewer than 2 x block_size tokens of a shard, is not predicted in that epoch.
+
+    Args:
+        lengths: tokens of each shard, each more than block_size.
+    """
+
+    lengths: Sequence[int]
+    block_size: int
+    seed: int
+    _counts: Whole = field(init=False)
+    _ends: Whole = field(init=False)
+
+    def __post_init__(self) -> None:
+        lengths = np.array(self.lengths, dtype=np.int64)
+        counts = np.maximum(1, lengths // self.block_size - 1)
+        object.__setattr__(self, "_counts", counts)
+        object.__setattr__(self, "_ends", np.cumsum(counts))
+
+    @property
+    def windows(self) -> int:
+        """Windows of an epoch."""
+        return int(self._ends[-1])
+
+    @property
+    def unseen_tokens(self) -> int:
+        """Tokens that are not predicted in an epoch; which ones, the next epoch draws anew."""
+        return sum(self.lengths) - self.windows * self.block_size
+
+    def begins(self, epoch: int) -> Whole:
+        """The token of each shard at which its grid begins."""
+        # A shard shorter than two windows has one, and begins where there is room for it.
+        room = np.array(self.lengths, dtype=np.int64) - self._counts * self.block_size
+        choices = np.minimum(room, self.block_size).astype(np.uint64)
+        shards = np.arange(len(self.lengths), dtype=np.uint64)
+        key = _keys(self.seed, epoch, "begins")
+        drawn: _Words = _mixed(_mixed(shards ^ key[0]) ^ key[1]) % choices
+        return drawn.astype(np.int64)
+
+    def locate(self, samples: Whole) -> Windows:
+        """The windows of samples, in ascending order, counted from the beginning of the run."""
+        shards, begins = np.empty_like(samples), np.empty_like(samples)
+        epochs, positions = np.divmod(samples, self.windows)
+        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
+            at = epochs == epoch
+            order = permute(self.windows, self.seed, epoch, positions[at])
+            shards[at], within = self._place(order)
+            begins[at] = within + self.begins(epoch)[shards[at]]
+        return shards, begins
+
+    def spread(self, indices: Whole, of: int) -> Windows:
+        """Some of `of` windows that lie evenly over all shards.
+
+        The grid is the one that begins with each shard's first token. Of more windows than there
+        are, some are the same.
+        """
+        return self._place((2 * indices + 1) * self.windows // (2 * of))
+
+    def _place(self, windows: Whole) -> Windows:
+        shard = np.searchsorted(self._ends, windows, side="right")
+        within = windows - (self._ends - self._counts)[shard]
+        return shard, within * self.block_size
+
+
+T = TypeVar("T")
+
+
+class Prefetch(Generic[T]):
+    """Numbered things in order, `depth` of them made ahead of the one that was last asked for.
+
+    A thing must depend on its number alone: whether it was made ahead can then not be told. One
+    that cannot be made raises its error when it is asked for, and not before.
+    """
+
+    def __init__(self, make: Callable[[int], T], depth: int) -> None:
+        self._make, self._depth = make, depth
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+        self._ahead: deque[tuple[int, Future[T]]] = deque()
+
+    def get(self, number: int) -> T:
+        """A thing; after a leap, those that were made ahead in vain are let go."""
+        if self._ahead and self._ahead[0][0] != number:
+            self._let_go()
+        following = self._ahead[-1][0] + 1 if self._ahead else number
+        for coming in range(following, number + self._depth + 1):
+            self._ahead.append((coming, self._thread.submit(self._make, coming)))
+        return self._ahead.popleft()[1].result()
+
+    def close(self) -> None:
+        """End the thread, once it has made what it is at."""
+        self._let_go()
+        self._thread.shutdown()
+
+    def _let_go(self) -> None:
+        for _, future in self._ahead:
+            future.cancel()
+        self._ahead.clear()

@@ -11,10 +11,11 @@ Shapes in comments: T positions, C width, H heads, D = C / H, S positions of a b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import tiktoken
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -182,3 +183,25 @@ def generate(
             return
         yield chosen
         tokens = [chosen]
+
+
+def is_sampled(step: int, every: int, max_steps: int) -> bool:
+    """Whether this evaluation, one of every so many steps, is the first of a quarter of the run."""
+    quarter = 4 * step // max_steps
+    return step > 0 and quarter > 4 * max(0, (step - 1) // every * every) // max_steps
+
+
+def sample_text(model: GPT, encoding: tiktoken.Encoding, prompt: str, count: int, seed: int) -> str:
+    """A prompt and up to `count` tokens after it, as far as the model goes on with that text.
+
+    Without a prompt the text begins a document.
+    """
+    begin = encoding.encode_ordinary(prompt) or [encoding.eot_token]
+    generator = torch.Generator().manual_seed(seed)
+    made = generate(model, begin, count, Choice(), generator, encoding.eot_token)
+    return prompt + encoding.decode(list(known_tokens(made, encoding)), errors="replace")
+
+
+def known_tokens(tokens: Iterable[int], encoding: tiktoken.Encoding) -> Iterator[int]:
+    """Those that stand for text: rows that pad the embedding have no text, and may be drawn."""
+    return (token for token in tokens if token < encoding.n_vocab)

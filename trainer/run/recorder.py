@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+from types import TracebackType
 from typing import Literal
 
 from nanogauge.measure.alarms import Alarm
 from nanogauge.measure.memory import peak_process_bytes
 from nanogauge.quantities import finite, format_seconds
-from nanogauge.records import Checkpoint, Compile, End, Event, Rank, Step
+from nanogauge.records import Checkpoint, Compile, End, Event, LogLine, Rank, Step
+from nanogauge.runlog import RunLog
 from trainer.checkpoints.checkpoint_writer import Written
-from trainer.evaluation.sampling import sample_text
+from trainer.evaluation.generation import sample_text
+from trainer.run.progress import Screen
 from trainer.run.session import Session
 from trainer.step.device import AllocatorPeaks, allocator_peaks
+from trainer.step.distributed import Ranks
 
 SAMPLE_TOKENS = 200
 Status = Literal["finished", "stopped", "failed"]
@@ -203,3 +207,37 @@ def write_samples(s: Session, step: int) -> None:
         for prompt in s.config.train.prompts or [""]:
             text = sample_text(s.model, encoding, prompt, SAMPLE_TOKENS, s.config.run.seed)
             s.log.write(Event(what="sample", step=step, text=text))
+
+
+class SilentLog(RunLog):
+    """The log of a rank that writes none."""
+
+    def __init__(self) -> None:
+        """Open nothing."""
+
+    def write(self, line: LogLine) -> None:
+        """Rank 0 writes a line for all."""
+
+    @property
+    def problem(self) -> str | None:
+        """Nothing that it did not write can be missing."""
+        return None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """There is nothing to close."""
+
+
+def tell_of_other_ranks(ranks: Ranks, step: int, log: RunLog, screen: Screen) -> None:
+    """That a resumed run is not bit by bit what it would have become."""
+    text = (
+        f"The checkpoint is of another number of processes than the {ranks.world} that go on with "
+        "it: sums have another order, and dropout draws other random numbers, those of run.seed, "
+        "the rank and this step."
+    )
+    log.write(Event(what="other_ranks", step=step, text=text))
+    screen.say(text)

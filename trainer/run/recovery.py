@@ -17,9 +17,8 @@ from trainer.checkpoints.checkpoint import (
     random_state,
     read_meta,
 )
-from trainer.run.building import make_loss
 from trainer.run.recorder import raise_alarm, record_steps, write_checkpoints
-from trainer.run.rundata import make_batches
+from trainer.run.resources import make_batches, make_loss
 from trainer.run.session import Session, start_line
 from trainer.step.device import release_memory
 from trainer.step.fsdp import give_parts

@@ -31,6 +31,7 @@ from nanogauge.measure.gpu import (
 from nanogauge.measure.memory import reset_peak
 from nanogauge.predict.calibration import Calibration, FinishedRun
 from nanogauge.predict.workload import workload_of
+from nanogauge.prepare.opening import Source
 from nanogauge.records import Event, Start
 from nanogauge.report.build import CLAIMS_NAME
 from nanogauge.report.figures import quantile
@@ -39,21 +40,25 @@ from nanogauge.runfolder import RunFolder, write_aside
 from nanogauge.runlock import RunLock
 from nanogauge.runlog import Recorded, RunLog
 from nanogauge.tracking import new_run_id
+from trainer.calibrate import calibrated_threads
 from trainer.checkpoints.checkpoint import read_meta
 from trainer.checkpoints.checkpoint_writer import Checkpoints
 from trainer.checkpoints.pretrained import load_pretrained
 from trainer.data.loader import Batches
-from trainer.data.run_source import Source
-from trainer.present import calibrated_threads
-from trainer.run.building import make_model, make_training
 from trainer.run.progress import Screen
+from trainer.run.recorder import SilentLog, tell_of_other_ranks
 from trainer.run.resources import (
     ALONE,
     Opened,
     begin_state,
     make_alarms,
+    make_batches,
+    make_model,
+    make_training,
+    open_data,
     open_folder,
     share_folder,
+    tell_of_data,
     watched_cards,
 )
 from trainer.run.resume import (
@@ -62,20 +67,18 @@ from trainer.run.resume import (
     refuse_other_data,
     refuse_other_identity,
 )
-from trainer.run.rundata import make_batches, open_data, tell_of_data
-from trainer.run.sharing import SilentLog, tell_of_other_ranks
 from trainer.run.signals import Stop
 from trainer.run.supervisor import restart_number
 from trainer.run.watchdog import Watchdog
 from trainer.step.compile import CompileWatch, Loss
 from trainer.step.device import (
     EventTimeline,
+    choose_algorithms,
     choose_device,
     choose_dtype,
     synchronize,
 )
 from trainer.step.distributed import Ranks
-from trainer.step.exactness import choose_algorithms
 from trainer.step.loss import TrainingLoss
 
 UNSEEN_STEP_SECONDS = 3600.0

@@ -14,7 +14,7 @@ from nanogauge.calibrations import load_calibration
 from nanogauge.measure.alarms import Alarm
 from nanogauge.predict.eager import eager_sentence, eager_total
 from nanogauge.records import Compile
-from trainer.present import calibrated_threads
+from trainer.calibrate import calibrated_threads
 from trainer.run.recorder import raise_alarm
 from trainer.run.session import Session
 from trainer.step.compile import (

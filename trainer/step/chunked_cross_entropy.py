@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from model import softcap
-from nanogauge.training.chunks import HANDED_BACK_BYTES
+from nanogauge.config import MMAP_THRESHOLD_BYTES
 
 SMALLEST_TRUSTED = 1e-30
 """probability in fp32 whose digits are all there: those below 1.2e-38 lose some"""
@@ -58,7 +58,7 @@ class LogitsMemory:
 
     def take(self, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
         """rows x columns of no particular values."""
-        if rows * columns * dtype.itemsize <= HANDED_BACK_BYTES:
+        if rows * columns * dtype.itemsize <= MMAP_THRESHOLD_BYTES:
             return torch.empty(rows, columns, dtype=dtype)
         kept = self._kept
         if kept is None or kept.dtype != dtype or kept.numel() < rows * columns:

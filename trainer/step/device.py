@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import hashlib
+import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -135,3 +137,34 @@ def allocator_peaks(device: torch.device) -> AllocatorPeaks:
         inactive_bytes=stats["inactive_split_bytes.all.peak"],
         retries=stats["num_alloc_retries"],
     )
+
+
+_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+_EXACT_WORKSPACES = (":4096:8", ":16:8")
+
+
+def fix_workspace() -> None:
+    """Have cuBLAS take a workspace with which its sums have one order; before CUDA is begun with.
+
+    One of the two that NVIDIA documents is kept where the environment has it.
+    """
+    if os.environ.get(_WORKSPACE) not in _EXACT_WORKSPACES:
+        os.environ[_WORKSPACE] = _EXACT_WORKSPACES[0]
+
+
+def seed_rank(seed: int, rank: int, step: int) -> None:
+    """Begin random numbers that no other rank draws, nor this one from another step on."""
+    digest = hashlib.blake2b(f"{seed} {rank} {step} dropout".encode(), digest_size=8).digest()
+    torch.manual_seed(int.from_bytes(digest, "little"))
+
+
+def choose_algorithms(device: torch.device, deterministic: bool) -> None:
+    """Deterministic kernels on a processor, and on a GPU where they are asked for.
+
+    torch then refuses an operation that has none; the model here has no such operation.
+    """
+    exact = deterministic or device.type == "cpu"
+    torch.use_deterministic_algorithms(exact)
+    torch.backends.cudnn.deterministic = exact
+    # Nothing here reads memory that it has not written: filling it first would cost a pass.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -9,8 +9,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from nanogauge.config import ModelSection
-from nanogauge.training.chunks import chunk_tokens
+from nanogauge.config import ModelSection, chunk_tokens
 from trainer.step.chunked_cross_entropy import (
     Directly,
     LogitsMemory,
