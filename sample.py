@@ -24,7 +24,7 @@ import torch
 from nanogauge.cli import Parser, run_command
 from nanogauge.errors import BadInput
 from nanogauge.quantities import format_seconds, tokens_per_second
-from trainer.evaluation.generation import Choice, generate, known_tokens
+from trainer.evaluation.generation import Choice, generate, text_tokens
 from trainer.evaluation.load import CHECKPOINT_HELP, encoding_of, open_trained
 
 
@@ -110,7 +110,7 @@ def stream(tokens: Iterator[int], encoding: tiktoken.Encoding) -> Iterator[tuple
     """Text as it comes, and of how many tokens: a character may take several to be whole."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for token in tokens:
-        known = b"".join(map(encoding.decode_single_token_bytes, known_tokens([token], encoding)))
+        known = b"".join(map(encoding.decode_single_token_bytes, text_tokens([token], encoding)))
         yield decoder.decode(known), 1
     yield decoder.decode(b"", final=True), 0
 

@@ -49,7 +49,7 @@ from nanogauge.prepare.shards import Shards, Split  # noqa: E402
 from nanogauge.training.schedule import learning_rate  # noqa: E402
 from trainer.data.loader import Batches  # noqa: E402
 from trainer.step.loss import TrainingLoss  # noqa: E402
-from trainer.step.optimizer import make_optimizer, set_rate, update  # noqa: E402
+from trainer.step.optimizer import make_optimizer, set_learning_rate, update  # noqa: E402
 
 CONFIGS = {
     "documented": ROOT / "configs" / "rtx4070_fineweb.toml",
@@ -191,7 +191,7 @@ class Training:
         """The seconds that it took."""
         config, model = self.config.optimizer, self._model
         began = time.perf_counter()
-        set_rate(self._optimizer, learning_rate(step, config, self._steps))
+        set_learning_rate(self._optimizer, learning_rate(step, config, self._steps))
         loss = self.loss_of(*self.batches.batch("train", step, 0))
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)

@@ -235,7 +235,7 @@ def test_what_an_epoch_leaves_out_is_told() -> None:
     text = describe_order(batches(numbered(100, 5)))
     assert "8 tokens of 11 windows" in text
     assert "12 of the 100 training tokens (12.00%)" in text
-    assert "5 tokens more are in shards too short" in text
+    assert "5 more tokens are in shards too short" in text
     assert "replacement" in describe_order(batches(numbered(100), order="random"))
 
 

@@ -82,7 +82,7 @@ def test_the_files_of_other_tools_are_read_as_they_are(tmp_path: Path, name: str
     assert ("assumed to be GPT-2's" in opened.assumed) == (tokenizer is not None)
     source = open_source(DataSection(path=str(tmp_path)))
     if tokenizer is None:
-        with pytest.raises(BadInput, match="tells its tokenizer"):
+        with pytest.raises(BadInput, match="names its tokenizer"):
             source.encoding()
 
 

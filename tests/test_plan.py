@@ -16,7 +16,7 @@ from examples import DOCUMENTED, documented_config, documented_prediction
 from nanogauge.config import load_config
 from nanogauge.errors import BadInput
 from nanogauge.training.schedule import learning_rate
-from trainer.run.resources import open_folder, refuse_too_large
+from trainer.run.resources import open_run_folder, refuse_too_large
 from trainer.step.device import choose_device
 
 GIB = 2**30
@@ -286,9 +286,9 @@ def test_a_forced_run_that_cannot_fit_gets_its_folder(
     config = load_config(DEMO, {"run": {"out": str(tmp_path)}})
     device = choose_device("cpu")
     with pytest.raises(BadInput, match=r"--force"):
-        open_folder(config, device, "float32", resume=False, force=False)
+        open_run_folder(config, device, "float32", resume=False, force=False)
     assert list(tmp_path.iterdir()) == []
-    folder = open_folder(config, device, "float32", resume=False, force=True).folder
+    folder = open_run_folder(config, device, "float32", resume=False, force=True).folder
     assert (folder.path / "prediction.json").exists()
 
 

@@ -27,7 +27,7 @@ from nanogauge.preflight import LOG_BYTES_PER_SECOND, LOG_BYTES_PER_STEP, Device
 from nanogauge.prepare.shards import ShardWriter
 from nanogauge.records import Sensor, Step
 from trainer.checkpoints.checkpoint import random_state
-from trainer.checkpoints.checkpoint_writer import Checkpoints, Written
+from trainer.checkpoints.checkpoint_writer import CheckpointWriter, Written
 from trainer.step.optimizer import make_optimizer
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
@@ -173,7 +173,7 @@ def test_a_checkpoint_has_the_bytes_that_the_disk_check_counts(tmp_path: Path) -
     tokens = torch.zeros(1, 8, dtype=torch.long)
     model(tokens, tokens).backward()
     optimizer.step()
-    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints = CheckpointWriter(tmp_path, keep=1)
     checkpoints.begin(
         1,
         model,

@@ -22,7 +22,7 @@ from rich.console import Console
 
 from nanogauge.config import Config
 from nanogauge.records import Checkpoint, Eval, Sensor, Step
-from trainer.run.progress import Screen, clock_times, flow
+from trainer.run.progress import ProgressDisplay, clock_times, flow
 
 pytestmark = pytest.mark.alone
 
@@ -49,7 +49,7 @@ class Night:
         console = None
         if columns is not None:
             console = Console(file=self.file, force_terminal=True, width=columns, height=24)
-        self.screen = Screen(
+        self.screen = ProgressDisplay(
             self.config,
             documented_prediction(),
             first_step,

@@ -21,7 +21,7 @@ from long_runs import wait_for_step
 from nanogauge.config import load_config
 from nanogauge.records import Start
 from nanogauge.runlog import RunLog
-from trainer.run.resources import open_folder
+from trainer.run.resources import open_run_folder
 from trainer.run.supervisor import VARIABLE, LogState, Supervisor, wait_seconds
 
 KILLED = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
@@ -200,7 +200,7 @@ def test_a_run_that_died_before_its_first_line_can_be_started_again(tmp_path: Pa
     config = load_config(DEMO, {"run": {"out": str(tmp_path)}})
     config.folder.mkdir()
     (config.folder / "log.jsonl").write_bytes(b'{"kind": "sta')
-    opened = open_folder(config, torch.device("cpu"), "float32", resume=True, force=False)
+    opened = open_run_folder(config, torch.device("cpu"), "float32", resume=True, force=False)
     folder = opened.folder
     assert (opened.earlier_seconds, opened.checkpoint) == (None, None)
     assert (folder.path / "prediction.json").exists()

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from nanogauge.handed import open_regular, read_whole
-from trainer.step.fsdp import is_sharded, load_parts, local_part, sharded_state
+from trainer.step.fsdp import is_sharded, load_shards, local_tensor, sharded_state
 from trainer.step.optimizer import load_state
 
 WEIGHTS, STATE, META = "model.safetensors", "state.pt", "meta.json"
@@ -106,7 +106,7 @@ def load_checkpoint(
         path / STATE, map_location="cpu", weights_only=True, mmap=sharded
     )
     if sharded:
-        load_parts(path / WEIGHTS, own_weights(model))
+        load_shards(path / WEIGHTS, own_weights(model))
         load_state(optimizer, sharded_state(optimizer, state["optimizer"]))
     else:
         load_weights(path, model, device)
@@ -134,7 +134,7 @@ def own_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     A tied head is the embedding under a second name, which is left out.
     """
     weights: dict[str, torch.Tensor] = dict(model.state_dict())
-    if local_part(weights[_HEAD]).data_ptr() == local_part(weights[_EMBEDDING]).data_ptr():
+    if local_tensor(weights[_HEAD]).data_ptr() == local_tensor(weights[_EMBEDDING]).data_ptr():
         del weights[_HEAD]
     return weights
 

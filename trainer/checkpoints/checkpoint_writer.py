@@ -1,4 +1,4 @@
-"""Checkpoints in the background: the loop waits for a copy in memory, a thread writes it.
+"""CheckpointWriter in the background: the loop waits for a copy in memory, a thread writes it.
 
 A checkpoint takes its name once it is whole and on the disk; older ones are removed after that.
 """
@@ -34,7 +34,7 @@ from trainer.checkpoints.checkpoint import (
     write_files,
 )
 from trainer.step.device import synchronize
-from trainer.step.fsdp import whole
+from trainer.step.fsdp import full_tensor
 
 _BYTES_PER_TENSOR, _BYTES_BESIDE = 512, 2**13
 """of headers and padding in the files; twice what was found with 37 and with 301 tensors"""
@@ -73,7 +73,7 @@ def kept_steps(val_losses: Mapping[int, float | None], keep: int, best: bool = T
     return newest | {-min(known)[1]} if best and known else newest
 
 
-class Checkpoints:
+class CheckpointWriter:
     """The checkpoints of a run, one written at a time, by one process."""
 
     def __init__(self, folder: Path, keep: int) -> None:
@@ -283,7 +283,7 @@ class HostCopy:
 
     def _copy(self, value: object, path: tuple[object, ...]) -> object:
         if isinstance(value, Tensor):
-            gathered = whole(value)
+            gathered = full_tensor(value)
             return self._buffer(gathered, path).copy_(gathered, non_blocking=True)
         if isinstance(value, Mapping):
             return {key: self._copy(item, (*path, key)) for key, item in value.items()}

@@ -185,7 +185,7 @@ def generate(
         tokens = [chosen]
 
 
-def is_sampled(step: int, every: int, max_steps: int) -> bool:
+def is_sample_due(step: int, every: int, max_steps: int) -> bool:
     """Whether this evaluation, one of every so many steps, is the first of a quarter of the run."""
     quarter = 4 * step // max_steps
     return step > 0 and quarter > 4 * max(0, (step - 1) // every * every) // max_steps
@@ -199,9 +199,9 @@ def sample_text(model: GPT, encoding: tiktoken.Encoding, prompt: str, count: int
     begin = encoding.encode_ordinary(prompt) or [encoding.eot_token]
     generator = torch.Generator().manual_seed(seed)
     made = generate(model, begin, count, Choice(), generator, encoding.eot_token)
-    return prompt + encoding.decode(list(known_tokens(made, encoding)), errors="replace")
+    return prompt + encoding.decode(list(text_tokens(made, encoding)), errors="replace")
 
 
-def known_tokens(tokens: Iterable[int], encoding: tiktoken.Encoding) -> Iterator[int]:
+def text_tokens(tokens: Iterable[int], encoding: tiktoken.Encoding) -> Iterator[int]:
     """Those that stand for text: rows that pad the embedding have no text, and may be drawn."""
     return (token for token in tokens if token < encoding.n_vocab)

@@ -151,7 +151,7 @@ def clock_times(now: datetime, *seconds: float) -> list[str]:
     return texts
 
 
-class Screen:
+class ProgressDisplay:
     """Shows the plan, the run as it goes on, and go or no-go after 30 steady steps.
 
     Args:

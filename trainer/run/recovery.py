@@ -1,7 +1,4 @@
-"""What keeps a run alive: checkpoints, the way back to one, and less at once where memory runs out.
-
-Here, as in train.py, everything meets: nothing but train.py imports it.
-"""
+"""Checkpoints, rollback after non-finite gradients, and smaller micro-batches out of memory."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ import hashlib
 from pathlib import Path
 
 from nanogauge.measure.alarms import Alarm
-from nanogauge.records import Event
 from trainer.checkpoints.checkpoint import (
     load_checkpoint,
     newest_checkpoint,
@@ -17,79 +13,82 @@ from trainer.checkpoints.checkpoint import (
     random_state,
     read_meta,
 )
-from trainer.run.recorder import raise_alarm, record_steps, write_checkpoints
 from trainer.run.resources import make_batches, make_loss
-from trainer.run.session import Session, start_line
+from trainer.run.session import Session
+from trainer.run.step_records import record_checkpoints, record_steps, start_line
 from trainer.step.device import release_memory
-from trainer.step.fsdp import give_parts
-from trainer.step.optimizer import half_updated
+from trainer.step.fsdp import join_gather
+from trainer.step.optimizer import is_half_updated
 
 LONGEST_WRITE_SECONDS = 1800.0
-"""what a slow disk may take for a checkpoint before the run counts as hung"""
+"""Time that a checkpoint may take on a slow disk before the run counts as hung."""
 
 
 def checkpoint_is_due(s: Session, step: int, leaving: bool) -> bool:
-    """Whether a checkpoint is to be made at this step: by its number, by the time, or as the last.
+    """Return True if a checkpoint is due at this step: by step, by time, or as the last one.
 
-    All ranks are of one mind about it.
+    A collective; all ranks get the same answer.
     """
-    minutes = s.config.train.checkpoint_minutes
-    waited = s.clock.elapsed_seconds() - s.saved_seconds
-    by_time = minutes > 0 and s.ranks.any(waited >= 60 * minutes)
-    due = leaving or by_time or step % s.config.train.checkpoint_every == 0
-    return due and step != s.saved_step
+    train = s.config.train
+    waited = s.recorder.clock.elapsed_seconds() - s.checkpoints.began_seconds
+    by_time = train.checkpoint_minutes > 0 and s.ranks.any(waited >= 60 * train.checkpoint_minutes)
+    due = leaving or by_time or step % train.checkpoint_every == 0
+    return due and step != s.checkpoints.step
 
 
 def save(s: Session, step: int, wait: bool) -> None:
-    """Begin a checkpoint; the loop waits for its copy in memory, or until it is on disk.
+    """Begin a checkpoint; wait for its copy in memory, or with `wait` until it is on disk.
 
-    Rank 0 writes it, with the random states of all, and their parts of a model that is sharded.
+    Rank 0 writes it, with the random states of all ranks and their shards of a sharded model.
     """
-    random_states = s.ranks.gather(random_state(s.device))
-    s.saved_step, s.saved_seconds = step, s.clock.elapsed_seconds()
+    state, steps, checkpoints = s.state, s.steps, s.checkpoints
+    clock = s.recorder.clock
+    random_states = s.ranks.gather(random_state(state.device))
+    checkpoints.step, checkpoints.began_seconds = step, clock.elapsed_seconds()
     s.watchdog.beat(LONGEST_WRITE_SECONDS)
     if not s.ranks.is_first:
-        give_parts([own_weights(s.model), s.optimizer.state_dict()])  # as rank 0 asks for them
+        join_gather([own_weights(state.model), state.optimizer.state_dict()])
         return
-    known = [j for j in (s.earlier.energy_joules, s.energy_joules) if j is not None]
-    with s.clock.window() as saving:
-        s.checkpoints.begin(
+    energy = [j for j in (s.run.earlier_joules, s.recorder.energy_joules) if j is not None]
+    with clock.window() as saving:
+        checkpoints.writer.begin(
             step,
-            s.model,
-            s.optimizer,
-            s.scaler,
+            state.model,
+            state.optimizer,
+            state.scaler,
             random_states,
             position=s.batches.position(step),
             run={
-                "wandb_id": s.wandb_id,
-                "prediction_sha256": s.folder.prediction_sha256,
+                "wandb_id": s.run.wandb_id,
+                "prediction_sha256": s.run.folder.prediction_sha256,
                 "config_sha256": hashlib.sha256(s.config.to_toml().encode()).hexdigest(),
-                "identity": s.identity,
+                "identity": s.run.identity,
                 "micro_batch": s.batches.micro_batch,
                 "configured_micro_batch": s.config.train.micro_batch,
-                "rollbacks": s.rollbacks,
-                "best_val_loss": s.best_val_loss,
+                "rollbacks": steps.rollbacks,
+                "best_val_loss": steps.best_val_loss,
                 "tokens": step * s.config.tokens_per_step,
-                "wall_seconds": s.earlier.wall_seconds + s.clock.elapsed_seconds(),
-                "energy_joules": sum(known) if known else None,
+                "wall_seconds": s.run.earlier_seconds + clock.elapsed_seconds(),
+                "energy_joules": sum(energy) if energy else None,
             },
-            val_loss=s.val_loss if s.evaluated_step == step else None,
+            val_loss=steps.val_loss if steps.evaluated == step else None,
         )
         if wait:
-            s.checkpoints.wait()
-    s.saving[step] = saving.seconds
-    write_checkpoints(s)
+            checkpoints.writer.wait()
+    checkpoints.waited_seconds[step] = saving.seconds
+    record_checkpoints(s)
 
 
 def roll_back(s: Session) -> str | None:
-    """Go back to the newest intact checkpoint, and on with the data in another order.
+    """Return to the newest intact checkpoint and continue with the data in another order.
 
-    Returns why the run has to end instead, if it has to.
+    Returns the reason if the run has to end instead.
     """
-    skipped = list(s.skipped)
-    record_steps(s)  # on a GPU one more is under way
+    steps = s.steps
+    skipped = list(steps.skipped)
+    record_steps(s)  # on a GPU one more step is pending
     first, last = skipped[0], skipped[-1]
-    trouble = (
+    problem = (
         f"the loss or the gradient was not finite in {len(skipped)} steps in a row "
         f"({first:,} to {last:,}), whose updates were skipped"
     )
@@ -98,79 +97,87 @@ def roll_back(s: Session) -> str | None:
         "the data there"
     )
     most = s.config.train.max_rollbacks
-    if s.rollbacks >= most:
-        times = f", after going back {s.rollbacks} times" if s.rollbacks else ""
-        return f"{trouble}{times}; {advice}"
-    s.checkpoints.wait()
-    write_checkpoints(s)
-    found: Path | None = None
+    if steps.rollbacks >= most:
+        times = f", after {steps.rollbacks} rollbacks" if steps.rollbacks else ""
+        return f"{problem}{times}; {advice}"
+    s.checkpoints.writer.wait()
+    record_checkpoints(s)
+    newest: Path | None = None
     damaged: list[str] = []
     if s.ranks.is_first:
-        found, damaged = newest_checkpoint(s.folder.path / "checkpoints")
-    told = s.ranks.gather(str(found or ""))[0]
-    checkpoint = Path(told) if told else None
-    if checkpoint is None:
-        return f"{trouble}, and there is no checkpoint to go back to; {advice}"
-    with s.clock.window():
+        newest, damaged = newest_checkpoint(s.run.folder.path / "checkpoints")
+    name = s.ranks.gather(str(newest or ""))[0]
+    if not name:
+        return f"{problem}, and there is no checkpoint to roll back to; {advice}"
+    checkpoint = Path(name)
+    with s.recorder.clock.window():
         meta = read_meta(checkpoint)
-        state = s.model, s.optimizer, s.scaler, s.device
+        state = s.state.model, s.state.optimizer, s.state.scaler, s.state.device
         load_checkpoint(checkpoint, *state, s.ranks.rank, s.ranks.world)
-        s.rollbacks += 1
-        s.batches.close()
-        micro = s.batches.micro_batch
-        s.batches = make_batches(s.config, s.source, s.device, s.ranks, micro, s.rollbacks)
+        steps.rollbacks += 1
+        _replace_batches(s, s.batches.micro_batch)
     for text in damaged:
-        s.log.write(Event(level="warning", what="checkpoint_damaged", text=text))
+        s.recorder.log_event("checkpoint_damaged", text, "warning")
     text = (
-        f"{trouble[0].upper()}{trouble[1:]}: the run goes back to step {meta.step:,} and on with "
-        f"its data in another order ({s.rollbacks} of at most {most} times)."
+        f"{problem[0].upper()}{problem[1:]}: the run rolls back to step {meta.step:,} and "
+        f"continues with its data in another order (rollback {steps.rollbacks} of at most {most})."
     )
-    raise_alarm(s, Alarm("rollback", text, "val_loss"), last)
-    s.log.write(start_line(s, meta.step).model_copy(update={"continues": True}))
-    s.skipped.clear()
-    s.steps_done = s.evaluated_step = s.saved_step = meta.step
-    s.val_loss = None
+    s.recorder.raise_alarm(Alarm("rollback", text, "val_loss"), last)
+    s.recorder.log.write(start_line(s, meta.step).model_copy(update={"continues": True}))
+    steps.skipped.clear()
+    steps.done = steps.evaluated = s.checkpoints.step = meta.step
+    steps.val_loss = None
     return None
 
 
 def use_smaller_micro_batch(s: Session) -> str | None:
-    """After memory ran out: fewer sequences in one pass, in more passes, for the same step.
+    """After an out-of-memory error, use a smaller micro-batch and more gradient accumulation.
 
-    Returns why the run has to end instead, if it has to.
+    Returns the reason if the run has to end instead.
     """
-    record_steps(s)  # those before the one that was broken off
+    record_steps(s)  # those before the step that failed
+    state, step = s.state, s.steps.done
     micro = s.batches.micro_batch
     samples = micro * s.batches.grad_accum
     smaller = max((n for n in range(1, micro) if samples % n == 0), default=None)
     if smaller is None:
         return "memory ran out with one sequence at a time; make the model or its context smaller"
-    if half_updated(s.optimizer):
+    if is_half_updated(state.optimizer):
         return (
-            f"memory ran out in the midst of an update at step {s.steps_done:,}; "
-            f"go on with --resume auto --train.micro-batch {smaller} "
+            f"memory ran out in the midst of an update at step {step:,}; "
+            f"continue with --resume auto --train.micro-batch {smaller} "
             f"--train.grad-accum {samples // smaller} "
             "--allow-change train.micro_batch train.grad_accum"
         )
-    s.optimizer.zero_grad(set_to_none=True)
-    s.batches.close()
-    s.batches = make_batches(s.config, s.source, s.device, s.ranks, smaller, s.rollbacks)
-    s.loss_of = s.averaged_loss_of = make_loss(s.config, s.model, s.batches, s.dtype, s.ranks)
-    s.compiled = False  # it will be again, for the new shape
-    release_memory(s.device)
+    state.optimizer.zero_grad(set_to_none=True)
+    _replace_batches(s, smaller)
+    state.loss = state.reduced_loss = make_loss(
+        s.config, state.model, s.batches, state.dtype, s.ranks
+    )
+    if state.compilation == "compiled":
+        state.compilation = "pending"  # to be compiled for the new shape
+    release_memory(state.device)
     text = (
-        f"Memory ran out with {micro} sequences in one pass at step {s.steps_done:,}: from here on "
-        f"it is {smaller}, in {samples // smaller} passes, for the same tokens a step; "
+        f"Memory ran out with a micro-batch of {micro} at step {step:,}: from here on it is "
+        f"{smaller}, accumulated over {samples // smaller} passes, for the same tokens per step; "
         "a step takes longer by that."
     )
-    raise_alarm(s, Alarm("out_of_memory", text, "step_seconds", "warning"), s.steps_done)
+    s.recorder.raise_alarm(Alarm("out_of_memory", text, "step_seconds", "warning"), step)
     return None
 
 
+def _replace_batches(s: Session, micro_batch: int) -> None:
+    s.batches.close()
+    s.batches = make_batches(
+        s.config, s.source, s.state.device, s.ranks, micro_batch, s.steps.rollbacks
+    )
+
+
 def memory_advice(s: Session) -> str:
-    """What to do where memory ran out and several processes train, of which one cannot go on."""
+    """Return what to do when one of several ranks ran out of memory and cannot continue."""
     micro, passes = s.batches.micro_batch, s.batches.grad_accum * s.ranks.world
     return (
-        f"memory ran out with {micro} sequences in one pass of process {s.ranks.rank}; go on with "
+        f"memory ran out with a micro-batch of {micro} in process {s.ranks.rank}; continue with "
         f"--resume auto, a smaller --train.micro-batch than {micro}, a --train.grad-accum that is "
         f"larger than {passes} by as much, and --allow-change train.micro_batch train.grad_accum"
     )

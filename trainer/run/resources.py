@@ -1,4 +1,4 @@
-"""Whether a run may begin, or go on, here: its folder, its memory, and what watches over it."""
+"""What a run needs: its folder, data, free memory, watched GPUs, model and optimizer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from model import GPT
 from nanogauge.calibrations import load_calibration
@@ -23,46 +22,46 @@ from nanogauge.predict.fit import fit_verdict, largest_micro_batch, memory_of, w
 from nanogauge.predict.memory import CUDA_CONTEXT_BYTES
 from nanogauge.predict.prediction import predict
 from nanogauge.prepare.opening import Source, open_source
-from nanogauge.records import Event, Prediction
+from nanogauge.records import Prediction
 from nanogauge.runfolder import RunFolder, create, load_with_log, make_folder
 from nanogauge.runlock import RunLock, hold
-from nanogauge.runlog import RunLog, has_begun
+from nanogauge.runlog import has_begun
 from trainer.calibrate import calibrated_threads, describe_hardware
-from trainer.checkpoints.checkpoint import load_checkpoint, newest_checkpoint, read_meta
+from trainer.checkpoints.checkpoint import newest_checkpoint
 from trainer.data.loader import Batches
-from trainer.run.progress import Screen
 from trainer.run.resume import refuse_changes
-from trainer.step.device import seed_rank
-from trainer.step.distributed import Ranks, share_of
+from trainer.step.distributed import Ranks, rank_share
 from trainer.step.fsdp import ShardedLoss
 from trainer.step.loss import TrainingLoss
 from trainer.step.optimizer import make_optimizer
 
 ALONE = Ranks()
+ROLLBACK_SEED = 1_000_003
+"""Added to the seed for each rollback, so that the run continues with another order of the data."""
 
 
 @dataclass(frozen=True)
-class Opened:
-    """A run folder, and what is there of the run."""
+class OpenedRun:
+    """A run folder and the state of the run in it."""
 
     folder: RunFolder
     lock: RunLock | None
-    """taken before anything in the folder was written; rank 0 alone has it"""
+    """Taken before anything in the folder is written; None on ranks other than 0."""
     checkpoint: Path | None = None
-    """the newest intact one"""
+    """The newest intact checkpoint; None for a new run."""
     damaged: list[str] = field(default_factory=list)
-    """a sentence for each damaged checkpoint that was passed over"""
+    """A sentence for each damaged checkpoint that was skipped."""
     changes: list[str] = field(default_factory=list)
-    """a sentence for each allowed difference from the configuration that the run has"""
+    """A sentence for each allowed difference from the run's configuration."""
     earlier_seconds: float | None = None
-    """wall time of the earlier processes; None where there are none"""
+    """Wall time of the earlier processes; None for a new run."""
     wandb_id: str | None = None
     rollbacks: int = 0
     evaluated: frozenset[int] = frozenset()
-    """the steps whose evaluation the log holds"""
+    """Steps whose evaluation is in the log."""
 
 
-def open_folder(
+def open_run_folder(
     config: Config,
     device: torch.device,
     dtype: str,
@@ -70,38 +69,23 @@ def open_folder(
     force: bool,
     allowed: Collection[str] = (),
     ranks: Ranks = ALONE,
-) -> Opened:
-    """A new run folder with its frozen prediction, or the one to resume, its log and checkpoint.
-
-    Its lock is taken before anything in it is written.
+) -> OpenedRun:
+    """Create a run folder with its frozen prediction, or open the one to resume.
 
     Args:
-        allowed: keys of the configuration that may be others than when the run began.
+        config: of the run.
+        device: to predict for and train on.
+        dtype: of the matrix products.
+        resume: continue the run in the folder, if it has begun.
+        force: start even if the memory is too small.
+        allowed: keys of the configuration that may differ from those of the run.
+        ranks: that share the run.
 
     Raises:
-        BadInput: if a folder cannot be used, or the run does not fit and is not forced.
+        BadInput: if the folder cannot be used, or the run does not fit and is not forced.
     """
     if resume and has_begun(config.folder):
-        lock = hold(config.folder)
-        folder, recorded = load_with_log(config.folder)
-        changes = refuse_changes(folder.config, config, allowed)
-        if not force:
-            free = free_bytes(device, ranks.local_world)
-            shared = folder.prediction.model_copy(update={"gpus": ranks.world})
-            refuse_too_large(config, shared, free, resumed=True)
-        checkpoint, damaged = newest_checkpoint(config.folder / "checkpoints")
-        ids = [start.wandb_id for start in recorded.starts if start.wandb_id is not None]
-        return Opened(
-            folder,
-            lock,
-            checkpoint,
-            damaged,
-            changes,
-            earlier_seconds=sum(seconds or 0.0 for seconds in recorded.session_seconds),
-            wandb_id=ids[-1] if ids else None,
-            rollbacks=max(start.rollbacks or 0 for start in recorded.starts),
-            evaluated=frozenset(e.step for e in recorded.evals),
-        )
+        return _open_to_resume(config, device, force, allowed, ranks)
     hardware, driver = describe_hardware(device, dtype)
     calibration, warning = load_calibration(
         hardware.name, torch.__version__, calibrated_threads(device)
@@ -115,75 +99,75 @@ def open_folder(
     machine = capture_environment(hardware.name, driver, torch.get_num_threads())
     make_folder(config.folder)
     lock = hold(config.folder)
-    return Opened(create(config.folder, config, machine, prediction), lock)
+    return OpenedRun(create(config.folder, config, machine, prediction), lock)
 
 
-def share_folder(config: Config, ranks: Ranks, open_it: Callable[[], Opened]) -> Opened:
-    """Open the run folder on rank 0, and tell the others what they need of it.
+def _open_to_resume(
+    config: Config, device: torch.device, force: bool, allowed: Collection[str], ranks: Ranks
+) -> OpenedRun:
+    lock = hold(config.folder)
+    folder, recorded = load_with_log(config.folder)
+    changes = refuse_changes(folder.config, config, allowed)
+    if not force:
+        prediction = folder.prediction.model_copy(update={"gpus": ranks.world})
+        refuse_too_large(config, prediction, free_bytes(device, ranks.local_world), resumed=True)
+    checkpoint, damaged = newest_checkpoint(config.folder / "checkpoints")
+    ids = [start.wandb_id for start in recorded.starts if start.wandb_id is not None]
+    return OpenedRun(
+        folder,
+        lock,
+        checkpoint,
+        damaged,
+        changes,
+        earlier_seconds=sum(seconds or 0.0 for seconds in recorded.session_seconds),
+        wandb_id=ids[-1] if ids else None,
+        rollbacks=max(start.rollbacks or 0 for start in recorded.starts),
+        evaluated=frozenset(e.step for e in recorded.evals),
+    )
 
-    All of them read the checkpoint: on several machines the folder must be on a shared disk.
+
+def share_folder(config: Config, ranks: Ranks, open_folder: Callable[[], OpenedRun]) -> OpenedRun:
+    """Open the run folder on rank 0 and send the other ranks what they need of it.
+
+    All ranks read the checkpoint: on several machines the folder must be on a shared disk.
     """
     if ranks.world == 1:
-        return open_it()
-    opened, told = None, None
+        return open_folder()
+    opened, sent = None, None
     if ranks.is_first:
-        opened = open_it()
-        told = {
+        opened = open_folder()
+        sent = {
             "prediction": opened.folder.prediction.model_dump_json(),
             "sha256": opened.folder.prediction_sha256,
             "checkpoint": str(opened.checkpoint or ""),
             "rollbacks": opened.rollbacks,
             "evaluated": list(opened.evaluated),
         }
-    told = ranks.gather(told)[0]
+    received = ranks.gather(sent)[0]
     if opened is not None:
         return opened
-    assert told is not None
-    prediction = Prediction.model_validate_json(str(told["prediction"]))
-    evaluated, rollbacks = told["evaluated"], told["rollbacks"]
+    assert received is not None
+    prediction = Prediction.model_validate_json(str(received["prediction"]))
+    evaluated, rollbacks = received["evaluated"], received["rollbacks"]
     assert isinstance(evaluated, list)
     assert isinstance(rollbacks, int)
-    return Opened(
-        RunFolder(config.folder, config, {}, prediction, str(told["sha256"])),
+    return OpenedRun(
+        RunFolder(config.folder, config, {}, prediction, str(received["sha256"])),
         None,
-        Path(str(told["checkpoint"])) if told["checkpoint"] else None,
+        Path(str(received["checkpoint"])) if received["checkpoint"] else None,
         rollbacks=rollbacks,
         evaluated=frozenset(evaluated),
     )
 
 
-def begin_state(
-    checkpoint: Path | None,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    device: torch.device,
-    seed: int,
-    ranks: Ranks,
-) -> bool:
-    """Bring a rank to the state it begins with, its random numbers included.
-
-    Returns whether a run that was not disturbed would go on as this one does: with another number
-    of ranks than the checkpoint's, random numbers are begun anew.
-    """
-    if checkpoint is None:
-        if ranks.world > 1:
-            seed_rank(seed, ranks.rank, 0)
-        return True
-    exact = load_checkpoint(checkpoint, model, optimizer, scaler, device, ranks.rank, ranks.world)
-    if not exact:
-        seed_rank(seed, ranks.rank, read_meta(checkpoint).step)
-    return exact
-
-
 def free_bytes(device: torch.device, processes: int = 1) -> int | None:
-    """What this process can come to hold: what is free, and what it holds already.
+    """Return the memory that this process can hold: free memory plus its own.
 
-    So many processes share what is free of the host's memory; each has a card of its own. None
-    where the system does not tell.
+    `processes` on this machine share the free host memory; each has a GPU of its own. None if the
+    system does not report it.
     """
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)  # makes the context, which is held from then on
+        free, _ = torch.cuda.mem_get_info(device)  # creates the context, which stays allocated
         return int(free) + CUDA_CONTEXT_BYTES
     available, held = available_bytes(), process_bytes()
     return None if available is None or held is None else available // processes + held
@@ -192,10 +176,10 @@ def free_bytes(device: torch.device, processes: int = 1) -> int | None:
 def refuse_too_large(
     config: Config, prediction: Prediction, free: int | None, resumed: bool
 ) -> None:
-    """Refuse a run of which not even the low end of its peak fits into the free memory.
+    """Refuse a run if the low end of its predicted peak exceeds the free memory.
 
     Raises:
-        BadInput: saying what it needs, what is free, and which micro-batch fits instead.
+        BadInput: with the needed and free memory and the largest micro-batch that fits.
     """
     hardware, dtype = prediction.hardware, prediction.dtype
     gpus = prediction.gpus
@@ -216,40 +200,40 @@ def refuse_too_large(
         )
     raise BadInput(
         f"this run needs {need} of memory and {free / 2**30:.1f} GiB are free; {advice}, "
-        "or try all the same with --force."
+        "or start anyway with --force."
     )
 
 
-def make_alarms(prediction: Prediction, card: DriverInfo | None) -> Alarms:
-    """What calls for somebody in the night, by what this run and this card are expected to do."""
+def make_alarms(prediction: Prediction, gpu: DriverInfo | None) -> Alarms:
+    """Create the alarms, with thresholds from the prediction and the GPU's limits."""
     total = prediction.best("total_seconds")
     return Alarms(
         predicted_total_seconds=(total.low, total.high) if total is not None else None,
-        device_bytes=card.total_bytes if card is not None else None,
-        slowdown_celsius=card.slowdown_celsius if card is not None else None,
+        device_bytes=gpu.total_bytes if gpu is not None else None,
+        slowdown_celsius=gpu.slowdown_celsius if gpu is not None else None,
     )
 
 
-def watched_cards(config: Config, device: torch.device, ranks: Ranks = ALONE) -> list[Watched]:
-    """Whose sensors this rank reads: rank 0 those of all ranks on its machine, the others none.
+def watched_gpus(config: Config, device: torch.device, ranks: Ranks = ALONE) -> list[Watched]:
+    """Return the GPUs of all ranks on this machine on rank 0, and none on other ranks.
 
-    All ranks must call it. torchrun numbers the ranks of a machine one after another, so that the
-    first `local_world` of them are those beside rank 0.
+    A collective. torchrun numbers the ranks of a machine consecutively, so the first `local_world`
+    ranks are those on rank 0's machine.
     """
     named = config.measure.gpu
     if named == "none" or (named == "auto" and device.type != "cuda"):
         return []
     if named != "auto":
         names = [name.strip() for name in named.split(",")]
-        cards = [Watched(int(name) if name.isdecimal() else name) for name in names]
-        return cards if ranks.is_first else []
-    mine = [str(torch.cuda.get_device_properties(device).uuid), str(os.getpid())]
-    told = ranks.gather(mine)[: ranks.local_world]
-    return [Watched(uuid, int(pid)) for uuid, pid in told] if ranks.is_first else []
+        gpus = [Watched(int(name) if name.isdecimal() else name) for name in names]
+        return gpus if ranks.is_first else []
+    own = [str(torch.cuda.get_device_properties(device).uuid), str(os.getpid())]
+    on_machine = ranks.gather(own)[: ranks.local_world]
+    return [Watched(uuid, int(pid)) for uuid, pid in on_machine] if ranks.is_first else []
 
 
 def make_model(config: Config) -> GPT:
-    """A new model, in the host's memory."""
+    """Initialise the model in host memory."""
     model = GPT(config.model)
     model.recompute = config.train.checkpointing == "full"
     return model
@@ -258,7 +242,7 @@ def make_model(config: Config) -> GPT:
 def make_loss(
     config: Config, model: GPT, batches: Batches, dtype: str, ranks: Ranks
 ) -> TrainingLoss:
-    """What a rank's micro-batches are trained on; brings the model to their device, or its part."""
+    """Return the loss of a micro-batch; moves the model, or this rank's shard, to the device."""
     head, accumulation, device = config.train.head, batches.grad_accum, batches.device
     if config.train.sharding == "full":
         return ShardedLoss(model, head, accumulation, device, dtype)
@@ -268,22 +252,18 @@ def make_loss(
 def make_training(
     config: Config, model: GPT, batches: Batches, dtype: str, ranks: Ranks
 ) -> tuple[TrainingLoss, torch.optim.AdamW, torch.amp.GradScaler]:
-    """The loss, the optimizer of what it may have sharded, the scaler in use for float16 alone."""
-    loss_of = make_loss(config, model, batches, dtype, ranks)
+    """Return the loss, the optimizer and the loss scaler, which only float16 enables."""
+    loss = make_loss(config, model, batches, dtype, ranks)  # may shard the parameters: first
     scaler = torch.amp.GradScaler(batches.device.type, enabled=dtype == "float16")
-    return loss_of, make_optimizer(model, config.optimizer), scaler
-
-
-ANOTHER_ORDER = 1_000_003
-"""added to the seed for each time that a run went back, so that it meets its data otherwise"""
+    return loss, make_optimizer(model, config.optimizer), scaler
 
 
 def open_data(config: Config, device: torch.device, ranks: Ranks) -> tuple[Config, Source, Batches]:
-    """This rank's data, and the configuration with its number of tokens where none was given.
+    """Open this rank's data; return the configuration with its number of tokens if it had none.
 
     Raises:
-        BadInput: if there is none, if its tokenizer has more tokens than the model, or if the ranks
-            cannot share the micro-batches of a step equally.
+        BadInput: if the data is missing, its tokenizer has more tokens than the model, or the world
+            size does not divide the gradient accumulation.
     """
     source = open_source(config.data)
     model = config.model
@@ -307,15 +287,19 @@ def make_batches(
     micro_batch: int | None = None,
     rollbacks: int = 0,
 ) -> Batches:
-    """This rank's batches.
+    """Return this rank's batches.
 
     Args:
-        micro_batch: sequences in one pass, a divisor of those of a step, where memory has no room
-            for those of the configuration; the same windows make a step and an evaluation.
-        rollbacks: each gives another order of the training data.
+        config: of the run.
+        source: of the tokens.
+        device: that the batches are copied to.
+        ranks: that share each step.
+        micro_batch: a divisor of the sequences per step, if the configured one does not fit; the
+            windows of a step and of an evaluation stay the same.
+        rollbacks: each selects another order of the training data.
 
     Raises:
-        BadInput: as open_data, of what it finds in the source.
+        BadInput: as open_data.
     """
     train, model = config.train, config.model
     micro_batch = micro_batch or train.micro_batch
@@ -327,9 +311,9 @@ def make_batches(
         micro_batch,
         model.block_size,
         model.vocab_size,
-        config.run.seed + rollbacks * ANOTHER_ORDER,
+        config.run.seed + rollbacks * ROLLBACK_SEED,
         device,
-        grad_accum=share_of(samples // micro_batch, ranks.world),
+        grad_accum=rank_share(samples // micro_batch, ranks.world),
         order=config.data.order,
         eval_batches=-(-evaluated // micro_batch),
         rank=ranks.rank,
@@ -338,28 +322,8 @@ def make_batches(
     )
 
 
-def tell_of_data(
-    config: Config, source: Source, batches: Batches, log: RunLog, screen: Screen
-) -> None:
-    """What had to be assumed of the data, what of it is never seen, and whether it has another size
-    than was planned.
-    """
-    if source.assumed is not None:
-        log.write(Event(what="data_assumed", text=source.assumed))
-        screen.say(source.assumed)
-    log.write(Event(what="data_order", text=describe_order(batches)))
-    planned = config.data.tokens
-    if planned is not None and not 0.99 < batches.train_tokens / planned < 1.01:
-        text = (
-            f"The data holds {batches.train_tokens:,} training tokens, not the {planned:,} of "
-            "data.tokens: the passes over it are not those that were predicted."
-        )
-        log.write(Event(level="warning", what="data_size", text=text))
-        screen.say(f"! {text}")
-
-
 def describe_order(batches: Batches) -> str:
-    """What an epoch is, and what of the data does not come up in it."""
+    """Say what an epoch is and which tokens it leaves out."""
     grid, block = batches.grids["train"], batches.block_size
     if batches.order == "random":
         text = f"Windows of {block:,} tokens are drawn from the training data with replacement."
@@ -368,8 +332,8 @@ def describe_order(batches: Batches) -> str:
         text = (
             f"An epoch predicts the {block:,} tokens of {grid.windows:,} windows, once each; "
             f"{unseen:,} of the {batches.train_tokens:,} training tokens "
-            f"({unseen / batches.train_tokens:.2%}) are in none of them, others in each epoch."
+            f"({unseen / batches.train_tokens:.2%}) are in no window, different ones in each epoch."
         )
     if short := batches.short["train"]:
-        text += f" {short:,} tokens more are in shards too short for a window, and never seen."
+        text += f" {short:,} more tokens are in shards too short for a window and never seen."
     return text

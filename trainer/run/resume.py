@@ -1,4 +1,4 @@
-"""What may differ between a run and its resumption: nothing that changes what is trained."""
+"""What may differ between a run and its resumption: nothing that changes the numbers."""
 
 from __future__ import annotations
 
@@ -26,62 +26,58 @@ SHAPING_KEYS = (
     *("model.n_layer", "model.n_embd", "model.vocab_size", "model.bias", "model.positions"),
     *("model.norm", "model.tied_head", "optimizer.name"),
 )
-"""what says which tensors a checkpoint holds; block_size too, where positions are a table"""
+"""Determine the tensors of a checkpoint; block_size too, with learned positions."""
 IDENTITY = {
     "code": "the code that trains",
     "torch": "torch",
     "device": "kind of device",
     "dtype": "arithmetic",
 }
-"""what a run was trained with beside its configuration, in words"""
+"""What a run depends on besides its configuration, and its name in messages."""
 DATA = "data"
 _ROOT = Path(__file__).parents[2]
+_CODE = ("model.py", "train.py", "trainer/data/loader.py", "nanogauge/training/schedule.py")
 
 
 def code_sha256() -> str:
-    """Of the files on which the numbers of a run depend: the model, the loop and what it uses."""
+    """Return the hash of the files that determine a run's numbers."""
     digest = hashlib.sha256()
-    for path in (
-        _ROOT / "model.py",
-        _ROOT / "train.py",
-        *sorted((_ROOT / "trainer" / "step").glob("*.py")),
-        _ROOT / "trainer" / "data" / "loader.py",
-        _ROOT / "nanogauge" / "training" / "schedule.py",
-    ):
+    files = [_ROOT / name for name in _CODE]
+    for path in [*files, *sorted((_ROOT / "trainer" / "step").glob("*.py"))]:
         digest.update(path.name.encode() + b"\n")
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
 def check_names(allowed: Collection[str]) -> None:
-    """Whether what is allowed to change is something that could be refused.
+    """Check the names given with --allow-change.
 
     Raises:
-        BadInput: for a name that is nothing of the kind, with the nearest one that is.
+        BadInput: for an unknown name, with the nearest one that exists.
     """
-    known = [
+    names = [
         f"{section}.{key}"
         for section, field in Config.model_fields.items()
         for key in getattr(field.annotation, "model_fields", {})
     ]
-    known += [*IDENTITY, DATA]
+    names += [*IDENTITY, DATA]
     for name in allowed:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
             hint = f"did you mean {near[0]}?" if near else f"give a key, or {', '.join(IDENTITY)}."
             raise BadInput(f"--allow-change {name}: there is nothing of that name; {hint}")
 
 
 def refuse_changes(old: Config, new: Config, allowed: Collection[str] = ()) -> list[str]:
-    """Compare the configuration in the run folder with the one that is asked for.
+    """Compare the configuration in the run folder with the requested one.
 
     Returns a sentence for each difference that matters and is allowed by name.
 
     Raises:
-        BadInput: for the first key that differs, matters and is not allowed, with its old and new
-            value; allowed or not, for one with which the checkpoints do not fit.
+        BadInput: for the first difference that matters and is not allowed, or that does not fit the
+            checkpoints, with its old and new value.
     """
-    told = []
+    changes = []
     before, after = old.model_dump(), new.model_dump()
     shaping = SHAPING_KEYS + ("model.block_size",) * (old.model.positions == "learned")
     for section, values in before.items():
@@ -100,21 +96,21 @@ def refuse_changes(old: Config, new: Config, allowed: Collection[str] = ()) -> l
                     f"cannot resume with another {name}: {both}; use the old value, begin a new "
                     f"run with --run.name, or take the change with --allow-change {name}."
                 )
-            told.append(f"{name} was {value!r} and is {after[section][key]!r} from here on.")
-    return told
+            changes.append(f"{name} was {value!r} and is {after[section][key]!r} from here on.")
+    return changes
 
 
 def refuse_other_identity(
     old: Mapping[str, object], new: Mapping[str, object], allowed: Collection[str] = ()
 ) -> list[str]:
-    """Compare what a checkpoint was trained with, beside its configuration, with what is here.
+    """Compare the code, torch, device and dtype of a checkpoint with the present ones.
 
     Returns a sentence for each difference that is allowed by name.
 
     Raises:
         BadInput: for the first one that is not.
     """
-    told = []
+    changes = []
     for name, words in IDENTITY.items():
         before, after = _short(old.get(name)), _short(new[name])
         if before == after:
@@ -125,29 +121,28 @@ def refuse_other_identity(
                 f"{after}; go back to the old one, begin a new run with --run.name, or take the "
                 f"change with --allow-change {name}."
             )
-        told.append(f"{name} ({words}) was {before} and is {after} from here on.")
-    return told
+        changes.append(f"{name} ({words}) was {before} and is {after} from here on.")
+    return changes
 
 
 def _short(value: object) -> str:
     text = "not known" if value is None else str(value)
-    return text[:12] if len(text) == 64 else text  # of a sha256, enough to tell it from another
+    return text[:12] if len(text) == 64 else text  # the beginning of a sha256
 
 
 def refuse_other_data(
     old: Mapping[str, object], new: Mapping[str, object], allowed: Collection[str] = ()
 ) -> list[str]:
-    """Compare the position in the data that a checkpoint holds with what its step comes to now.
+    """Compare a checkpoint's position in the data with that of its step in the present data.
 
     Returns a sentence if they differ and that is allowed.
 
     Raises:
-        BadInput: if the data, or the order it is seen in, is another; with old and new beside each
-            other.
+        BadInput: if they differ and that is not allowed, with both.
     """
     if old == new:
         return []
-    both = f"the run was trained on {_described(old)}, this command reads {_described(new)}"
+    both = f"the run was trained on {_describe(old)}, this command reads {_describe(new)}"
     if DATA not in allowed:
         raise BadInput(
             f"cannot resume on other data: {both}; bring the old data back, begin a new run with "
@@ -156,9 +151,9 @@ def refuse_other_data(
     return [f"The data is another from here on: {both}."]
 
 
-def _described(position: Mapping[str, object]) -> str:
+def _describe(position: Mapping[str, object]) -> str:
     if not position:
-        return "data that its checkpoint does not tell of"
+        return "data that its checkpoint does not describe"
     return (
         f"{position['train_tokens']:,} training and {position['val_tokens']:,} validation tokens "
         f"(fingerprint {str(position['fingerprint'])[:12]}, order {position['order']}, "
@@ -167,10 +162,11 @@ def _described(position: Mapping[str, object]) -> str:
 
 
 def micro_batch_to_use(config: Config, run: Mapping[str, object]) -> int:
-    """What is configured, or what had room when memory ran out under that very configuration.
+    """Return the micro-batch that fitted when memory ran out with this one, or the configured one.
 
     Args:
-        run: what a checkpoint holds of the run; empty for a new one.
+        config: of the run.
+        run: the run's entry of a checkpoint's meta.json; empty for a new run.
     """
     configured = config.train.micro_batch
     if run.get("configured_micro_batch") != configured:

@@ -1,4 +1,4 @@
-"""The compiled model, made before the first step, so that compilation has a time of its own."""
+"""Compilation before the first step, so that its time is measured separately."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
 
 
-def keep_compiled() -> None:
-    """Let what is compiled outlive a restart of the machine, unless somebody chose a folder.
+def persist_compile_cache() -> None:
+    """Keep compiled code in the user's cache folder, unless the environment names a folder.
 
-    By default torch keeps it among temporary files. Where the user's cache folder cannot be written
-    it stays there.
+    torch's default is a temporary folder, which a reboot empties; it stays the default if the cache
+    folder is not writable.
     """
     if CACHE in os.environ:
         return
@@ -34,11 +34,11 @@ def keep_compiled() -> None:
         os.environ[CACHE] = str(folder)
 
 
-class CompileWatch:
-    """Counts the seconds that torch compiles in this process, whenever it does.
+class CompileTimer:
+    """Measures the time that torch compiles in this process.
 
-    A new shape, a changed flag or a backward pass that is met for the first time may make torch
-    compile in the middle of a run; dynamo announces each time, and its end.
+    A new shape, a changed flag or a first backward pass may trigger compilation during a run;
+    dynamo calls back at the start and end of each.
     """
 
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
@@ -48,7 +48,7 @@ class CompileWatch:
         self._listening = False
 
     def listen(self) -> None:
-        """Count from now on; loads the compiler's front, which takes 75 MB."""
+        """Measure from now on; loads the compiler's front end, which takes 75 MB."""
         from torch._dynamo.callback import callback_handler
 
         if self._listening:
@@ -58,7 +58,7 @@ class CompileWatch:
         callback_handler.register_end_callback(self._on_end)
 
     def seconds(self) -> float:
-        """So far, what is under way included."""
+        """Return the compile time so far, including a compilation in progress."""
         under_way = 0.0 if self._began is None else self._now() - self._began
         return self._done_seconds + under_way
 
@@ -69,11 +69,11 @@ class CompileWatch:
         self._done_seconds, self._began = self.seconds(), None
 
 
-def compiles_at_all(device: torch.device) -> str | None:
-    """Compile a product that needs no other rank; why that failed, if it did.
+def check_compiler(device: torch.device) -> str | None:
+    """Compile a product on this rank only; return the reason if it fails.
 
-    For what all ranks compile together: one that has no compiler would leave the others waiting in
-    the midst of a pass.
+    Before all ranks compile a collective together: a rank without a compiler would leave the others
+    waiting during a pass.
     """
     try:
         torch.compile(lambda x: 2 * x)(torch.zeros(8, device=device))
@@ -90,19 +90,19 @@ def compile_loss(
     targets: Tensor,
     autocast: Callable[[], object],
 ) -> str | None:
-    """Compile for training and for evaluation by running each once on a batch (B T, B T).
+    """Compile for training and evaluation by running each once on a batch (B T, B T).
 
-    Weights, gradients and random states are afterwards what they were before. Where compilation
-    fails (no C++ compiler, no Triton, a bug), the loss stays eager and the reason is returned.
+    Weights, gradients and random states are unchanged afterwards. If compilation fails (no C++
+    compiler, no Triton, a bug), the loss stays eager and the reason is returned.
     """
     loss.compile()
     try:
         run_once(model, loss, loss.grad_accum, tokens, targets, autocast)
-    except Exception as error:  # whatever inductor raises: eager training is the way on
+    except Exception as error:  # inductor raises many types: fall back to eager mode
         if is_out_of_memory(error):
             raise
         torch._dynamo.reset()
-        loss.stay_eager()
+        loss.undo_compile()
         return _reason(error)
     return None
 
@@ -120,9 +120,9 @@ def run_once(
     targets: Tensor,
     autocast: Callable[[], object],
 ) -> None:
-    """Run a loss of the model for training and for evaluation, as if it had not been run.
+    """Run a loss for training and evaluation without side effects.
 
-    grad_accum: losses that make a step, of which it is one.
+    grad_accum: micro-batches per step, by which the loss is divided.
     """
     devices = [tokens.device] if tokens.device.type == "cuda" else []
     try:

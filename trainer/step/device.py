@@ -1,4 +1,11 @@
-"""One loop for cuda, mps and cpu: choosing the device, its arithmetic, and waiting for it."""
+"""cuda, mps and cpu behind one interface: device, dtype, synchronisation, exactness, memory.
+
+Eager training on a CPU is bitwise reproducible. Compiled training is not by default: inductor turns
+the backward pass of the embedding into atomic additions of several threads, in random order.
+torch's deterministic algorithms use one thread there, which costs nothing measurable on a CPU
+(docs/exactness.md), so they are always on there. On a GPU they are slower and set by
+`run.deterministic`. Sources: torch's notes on reproducibility, and of use_deterministic_algorithms.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +29,10 @@ DTYPES = {
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of a configuration's run.device.
+    """Return the device of run.device.
 
     Raises:
-        BadInput: if it is asked for and not there.
+        BadInput: if a named device is absent.
     """
     there = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if name == "auto":
@@ -41,10 +48,10 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> str:
-    """The dtype of the matrix products; auto is bfloat16 where the GPU has it, else float32.
+    """Return the dtype of the matrix products; auto is bfloat16 on GPUs with it, else float32.
 
     Raises:
-        BadInput: for arithmetic that this device does not have.
+        BadInput: if the device does not support the dtype.
     """
     has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     if name == "auto":
@@ -57,22 +64,22 @@ def choose_dtype(name: str, device: torch.device) -> str:
 
 
 def autocast(device: torch.device, dtype: str) -> AbstractContextManager[object]:
-    """Matrix products in dtype, weights and reductions in fp32."""
+    """Return a context with matrix products in dtype, weights and reductions in fp32."""
     if dtype == "float32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, DTYPES[dtype])
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done everything that was asked of it."""
+    """Wait until the device is idle."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether it says that an allocation found no room; only CUDA has an error of its own for it.
+    """Return True for a failed allocation; only CUDA has an exception type for it.
 
-    Source of the other words: c10/core/impl/alloc_cpu.cpp, aten/src/ATen/mps/MPSAllocator.mm.
+    Source of the other messages: c10/core/impl/alloc_cpu.cpp, aten/src/ATen/mps/MPSAllocator.mm.
     """
     text = str(error)
     return isinstance(error, torch.OutOfMemoryError) or (
@@ -82,7 +89,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def release_memory(device: torch.device) -> None:
-    """Give back what the allocator keeps and nobody uses."""
+    """Return the allocator's unused memory to the system."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -90,13 +97,13 @@ def release_memory(device: torch.device) -> None:
         torch.mps.empty_cache()
 
 
-def to_host(figures: Tensor) -> Tensor:
-    """Ask for a copy in the host's memory: whole once the device has come by the next mark."""
-    return figures.to("cpu", non_blocking=True)
+def to_host(tensor: Tensor) -> Tensor:
+    """Start a copy to host memory, complete once the device has passed the next mark."""
+    return tensor.to("cpu", non_blocking=True)
 
 
 class EventTimeline:
-    """Moments as events in the device's queue, read one step late so that the queue never dries."""
+    """Moments as CUDA events, read one step late so that the device's queue never runs empty."""
 
     lag = 1
 
@@ -117,14 +124,14 @@ class EventTimeline:
 
 @dataclass(frozen=True)
 class AllocatorPeaks:
-    """torch's CUDA allocator, at its highest so far; None on other devices."""
+    """Peaks of torch's CUDA allocator so far; None on other devices."""
 
     allocated_bytes: int | None = None
     reserved_bytes: int | None = None
     inactive_bytes: int | None = None
-    """reserved, free, but in pieces of blocks that are in use: what fragmentation costs"""
+    """Reserved but unusable because of fragmentation."""
     retries: int | None = None
-    """how often it gave back what it kept and tried again"""
+    """Allocations that had to free cached memory first."""
 
 
 def allocator_peaks(device: torch.device) -> AllocatorPeaks:
@@ -143,28 +150,28 @@ _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 _EXACT_WORKSPACES = (":4096:8", ":16:8")
 
 
-def fix_workspace() -> None:
-    """Have cuBLAS take a workspace with which its sums have one order; before CUDA is begun with.
+def set_cublas_workspace() -> None:
+    """Select a deterministic cuBLAS workspace; call it before CUDA is initialised.
 
-    One of the two that NVIDIA documents is kept where the environment has it.
+    A deterministic one that the environment already names is kept.
     """
     if os.environ.get(_WORKSPACE) not in _EXACT_WORKSPACES:
         os.environ[_WORKSPACE] = _EXACT_WORKSPACES[0]
 
 
 def seed_rank(seed: int, rank: int, step: int) -> None:
-    """Begin random numbers that no other rank draws, nor this one from another step on."""
+    """Seed this rank's random numbers, different for each rank and step."""
     digest = hashlib.blake2b(f"{seed} {rank} {step} dropout".encode(), digest_size=8).digest()
     torch.manual_seed(int.from_bytes(digest, "little"))
 
 
 def choose_algorithms(device: torch.device, deterministic: bool) -> None:
-    """Deterministic kernels on a processor, and on a GPU where they are asked for.
+    """Use deterministic kernels on a CPU, and on a GPU with run.deterministic.
 
-    torch then refuses an operation that has none; the model here has no such operation.
+    torch then raises for an operation that has none; model.py uses no such operation.
     """
     exact = deterministic or device.type == "cpu"
     torch.use_deterministic_algorithms(exact)
     torch.backends.cudnn.deterministic = exact
-    # Nothing here reads memory that it has not written: filling it first would cost a pass.
+    # No operation reads uninitialised memory: filling it would cost a pass.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

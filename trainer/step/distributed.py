@@ -1,9 +1,8 @@
-"""Several processes that share each step: what torchrun starts, and what they tell each other.
+"""The ranks of a run: processes started by torchrun that share each step, and their collectives.
 
-Each rank, one process, takes its share of a step's micro-batches and holds the whole model, where
-DistributedDataParallel averages the gradients, or its part of it (sharding.py). Rank 0 alone writes
-and prints. A process that torchrun has not started is the only rank, for which all of this does
-nothing.
+Each rank takes its share of a step's micro-batches and holds the whole model, whose gradients
+DistributedDataParallel averages, or its shard (fsdp.py). Only rank 0 writes and prints. A process
+that torchrun did not start is the only rank; its collectives do nothing.
 """
 
 from __future__ import annotations
@@ -27,71 +26,70 @@ if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
 TIMEOUT = timedelta(minutes=30)
-"""that a rank waits for the others, which may compile, write or evaluate, before it fails"""
+"""Time that a rank waits for the others, which may compile, write or evaluate, before it fails."""
 LOST = "another process of this run has ended or no longer answers"
 T = TypeVar("T")
 
 
 class Ranks:
-    """The processes of a run, as one of them sees them; here the only one. A context manager."""
+    """The ranks of a run, as seen by one of them; here the only one. A context manager."""
 
     rank = 0
     world = 1
     local_world = 1
-    """of these in this machine"""
+    """Ranks on this machine."""
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the rank that writes and prints."""
+        """Whether this is rank 0, which writes and prints."""
         return self.rank == 0
 
     def wrap(self, module: nn.Module, warm_up: Callable[[nn.Module], None]) -> nn.Module:
-        """A module whose gradients are the mean over the ranks, each on its own batch.
+        """Return a module whose gradients are averaged over the ranks.
 
         Args:
-            module: has the same weights on all ranks.
-            warm_up: runs it forward and backward once, and leaves no gradients.
+            module: with the same weights on all ranks.
+            warm_up: runs it forward and backward once, without leaving gradients.
         """
         return module
 
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
-        """Round a forward and backward pass: wrapped, only a step's last one averages gradients."""
+        """Return a context for a forward and backward pass: all-reduce only in a step's last."""
         return contextlib.nullcontext()
 
     def turns(self, count: int, together: bool) -> range:
-        """Which of so many things are this rank's.
+        """Return which of `count` indices this rank takes, round-robin.
 
-        together: as many as any other rank has, so that the last may be `count` or above, where
-        there is nothing: for what all ranks must do at once.
+        together: give all ranks equally many, for collectives; the last may be `count` or above.
         """
         whole_rounds = -(-count // self.world) * self.world
         return range(self.rank, whole_rounds if together else count, self.world)
 
     def sum(self, figures: Tensor) -> Tensor:
-        """The sum over the ranks of a tensor that each has, the same bits on all of them."""
+        """Return the sum of a tensor over the ranks, with the same bits on all of them."""
         return figures
 
     def mean(self, figures: Tensor) -> Tensor:
-        """The mean over the ranks, the same bits on all of them."""
+        """Return the mean over the ranks, with the same bits on all of them."""
         return self.sum(figures) / self.world
 
     def any(self, flag: bool) -> bool:
-        """Whether any rank says so: what ends a step early must be agreed on by all of them."""
+        """Return True if the flag is set on any rank."""
         return flag
 
     def gather(self, thing: T) -> list[T]:
-        """What each rank has, in their order: numbers, texts, tensors, and lists and dicts of them.
+        """Return the object of each rank, by rank: numbers, strings, tensors, lists and dicts.
 
-        It travels without objects of any other class, so that nothing is run by reading it.
+        Other classes are refused, so that unpickling runs no code.
         """
         return [thing]
 
     def is_lost(self, error: BaseException) -> bool:
-        """Whether an error says that another rank is no longer there."""
+        """Return True if an error means that another rank is gone."""
         return False
 
     def close(self) -> None:
-        """Leave the others, who may have to go on."""
+        """Leave the process group; other ranks may continue."""
 
     def __enter__(self) -> Ranks:
         return self
@@ -106,17 +104,17 @@ class Ranks:
 
 
 class _Joined(Ranks):
-    """One of several ranks, joined through torch.distributed."""
+    """One of several ranks, connected by torch.distributed."""
 
     def __init__(self, cuda: bool) -> None:
-        # Loaded here, as nothing else of a run needs it.
+        # Imported here, as a run on one rank does not need it.
         import torch.distributed as dist
         from torch.distributed.rendezvous import rendezvous
 
         self._dist = dist
         self.local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         if cuda:
-            _take_card(int(os.environ.get("LOCAL_RANK", "0")), self.local_world)
+            _select_gpu(int(os.environ.get("LOCAL_RANK", "0")), self.local_world)
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
         self._store, self.rank, self.world = next(iter(rendezvous("env://", timeout=TIMEOUT)))
         dist.init_process_group(
@@ -132,9 +130,9 @@ class _Joined(Ranks):
 
     def wrap(self, module: nn.Module, warm_up: Callable[[nn.Module], None]) -> nn.Module:
         self._synchronized = nn.parallel.DistributedDataParallel(module)
-        # It puts its buckets in another order after the first backward pass, and with three ranks
-        # or more that changes the last bits of a sum: a resumed run would begin in another order
-        # than the one that was not disturbed. So that pass comes before the first step of each.
+        # DDP reorders its buckets after the first backward pass, which with three or more ranks
+        # changes the last bits of a sum: a resumed run would differ from an uninterrupted one.
+        # So this pass comes before the first step of both.
         warm_up(self._synchronized)
         return self._synchronized
 
@@ -165,7 +163,7 @@ class _Joined(Ranks):
         return [_read(part[:size]) for part, size in zip(parts, sizes.tolist(), strict=True)]
 
     def is_lost(self, error: BaseException) -> bool:
-        """Gloo tells a lost connection as a plain RuntimeError that names it."""
+        """Gloo reports a lost connection as a RuntimeError that names gloo."""
         if isinstance(error, self._dist.DistError):
             return True
         return isinstance(error, RuntimeError) and "gloo" in str(error).lower()
@@ -179,30 +177,30 @@ class _Joined(Ranks):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Leave; of all sentences with which the ranks fail, the first that comes is told.
+        """Leave; only the first rank that fails reports its error.
 
-        The others fail as its consequence, and leave with their status alone.
+        The others fail as its consequence, and exit with their status only.
         """
         if error is None:
             self.close()
         lost = error is not None and self.is_lost(error)
         if lost or isinstance(error, (BadInput, RunFailed)):
-            if not _is_first_to_speak(self._store):
+            if not _reports_first(self._store):
                 raise SystemExit(2 if isinstance(error, BadInput) else 1)
             if lost:
-                raise RunFailed(f"{LOST}; --resume auto goes on from the newest checkpoint.")
+                raise RunFailed(f"{LOST}; --resume auto continues from the newest checkpoint.")
 
 
 def open_ranks(device: str) -> Ranks:
-    """The rank that torchrun has made of this process, else the only one.
+    """Join the ranks that torchrun started, or return the only one.
 
-    From here on a rank other than 0 prints nothing on standard output.
+    Ranks other than 0 print nothing on standard output from here on.
 
     Args:
-        device: run.device of the configuration; a rank on cuda takes the card of its LOCAL_RANK.
+        device: run.device of the configuration; a rank on cuda uses the GPU of its LOCAL_RANK.
 
     Raises:
-        BadInput: if this machine has no card for it, or the device cannot be shared.
+        BadInput: if this machine has no GPU for the rank, or the device cannot be shared.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Ranks()
@@ -211,16 +209,16 @@ def open_ranks(device: str) -> Ranks:
     return _Joined(cuda=device != "cpu" and torch.cuda.is_available())
 
 
-def is_told_elsewhere() -> bool:
-    """Whether rank 0 says what is wrong with a command line or file that all ranks read alike."""
+def is_reported_by_rank_0() -> bool:
+    """Return True on a rank other than 0, whose input errors rank 0 reports as well."""
     return os.environ.get("RANK", "0") != "0"
 
 
-def share_of(grad_accum: int, world: int) -> int:
-    """Micro-batches of a step that each rank takes.
+def rank_share(grad_accum: int, world: int) -> int:
+    """Return each rank's share of the gradient accumulation.
 
     Raises:
-        BadInput: if they cannot take the same number, with the nearest that they could share.
+        BadInput: if the world size does not divide it, with the nearest values that it divides.
     """
     if grad_accum % world == 0:
         return grad_accum // world
@@ -232,7 +230,7 @@ def share_of(grad_accum: int, world: int) -> int:
     )
 
 
-def _take_card(local_rank: int, local_world: int) -> None:
+def _select_gpu(local_rank: int, local_world: int) -> None:
     cards = torch.cuda.device_count()
     if local_world > cards:
         raise BadInput(
@@ -246,9 +244,9 @@ def _read(data: Tensor) -> Any:
     return torch.load(io.BytesIO(data.numpy().tobytes()), weights_only=True)
 
 
-def _is_first_to_speak(store: Store) -> bool:
-    """Whether no rank has come here before: a cause comes before its consequences."""
+def _reports_first(store: Store) -> bool:
+    """Return True on the first rank that calls it: the cause of the others' failures."""
     try:
         return int(store.add("sentences", 1)) == 1
-    except RuntimeError:  # rank 0 kept the store, and is gone
+    except RuntimeError:  # rank 0, which held the store, is gone
         return True

@@ -1,12 +1,12 @@
-"""Sharded training: a model that no card can hold, divided among the ranks.
+"""FSDP2: a model too large for one GPU, sharded over the ranks.
 
-FSDP2, torch.distributed.fsdp.fully_shard: each rank holds a share of the rows of every parameter,
-of its gradient and of its moments. A block is gathered whole for its forward and again for its
-backward pass, and let go after each; what is outside of the blocks is gathered once for both.
+With torch.distributed.fsdp.fully_shard each rank holds some rows of every parameter, its gradient
+and its moments. A block is gathered for its forward pass and again for its backward pass, and freed
+after each; parameters outside of the blocks are gathered once for both.
 Sources: Rajbhandari et al. 2020, ZeRO (its third stage), https://arxiv.org/abs/1910.02054; Zhao et
 al. 2023, PyTorch FSDP, https://arxiv.org/abs/2304.11277.
 
-A forward pass, a backward pass and a gathering are done by all ranks at once, or wait for ever.
+Forward passes, backward passes and gathers are collectives: all ranks must call them.
 """
 
 from __future__ import annotations
@@ -24,15 +24,14 @@ from model import GPT
 from nanogauge.config import Config
 from nanogauge.errors import BadInput
 from trainer.step.device import DTYPES, choose_device
-from trainer.step.loss import AsModule, TrainingLoss
+from trainer.step.loss import LossModule, TrainingLoss
 
 
 def refuse_unshardable(config: Config, world: int) -> None:
-    """See that a model which is to be sharded can be.
+    """Check that train.sharding can be used.
 
     Raises:
-        BadInput: if this process is the only one, or computes in 16 bits on a processor, whose
-            norms do not take weights in 16 bits.
+        BadInput: with one rank, or in 16 bits on a CPU, whose norms do not support 16-bit weights.
     """
     if config.train.sharding == "none":
         return
@@ -49,16 +48,16 @@ def refuse_unshardable(config: Config, world: int) -> None:
 
 
 class ShardedLoss(TrainingLoss):
-    """The loss of a model that is divided among the ranks from here on; to be made before its
-    optimizer, as its parameters become others.
+    """The loss of a model that it shards over the ranks. Create it before the optimizer, as the
+    parameters are replaced.
 
-    Gradients are averaged over the ranks after each micro-batch. Waiting for the last one of a step
-    would spare traffic, but every rank would hold all gradients whole meanwhile, in fp32, which is
-    as much as the weights: the memory that is to be saved.
+    Gradients are reduced over the ranks after each micro-batch. Reducing only after the last one
+    would save traffic, but each rank would hold all gradients in fp32 meanwhile: the memory that
+    sharding is to save.
 
-    In 16 bits the blocks travel and are gathered in 16 bits: their products see the same numbers as
-    with autocast alone, their norms' weights are rounded as well. All else (embeddings, head, last
-    norm, the residual stream, and gradients on their way) stays in fp32.
+    With a 16-bit dtype the blocks are gathered in 16 bits: their products see the same numbers as
+    under autocast, and the weights of their norms are rounded as well. All else (embeddings, head,
+    last norm, residual stream, reduction of gradients) stays in fp32.
     """
 
     def __init__(
@@ -69,7 +68,7 @@ class ShardedLoss(TrainingLoss):
         device: torch.device,
         dtype: str,
     ) -> None:
-        """model: in the host's memory, from where it goes to the device block by block."""
+        """model: in host memory; its blocks are moved to the device one by one."""
         from torch.distributed import get_world_size
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -82,61 +81,61 @@ class ShardedLoss(TrainingLoss):
         self._blocks = list(model.blocks)
         for block in self._blocks:
             shard(block, mp_policy=policy)
-        self._module = AsModule(model, super().__call__)
+        self._module = LossModule(model, super().__call__)
         self._root = shard(self._module)
 
     def compile(self) -> None:
-        """Compile from the next call on: a block, between its gathering and its letting go.
+        """Compile the blocks from the next call on, each between gather and free.
 
-        It is the same program in all layers and is so compiled once.
+        All layers share one compiled program.
         """
         for block in self._blocks:
             block.forward = torch.compile(block.forward)
         self.compile_head()
 
-    def stay_eager(self) -> None:
-        """Undo compile(), also where it failed in the midst of a pass on all ranks."""
+    def undo_compile(self) -> None:
+        """Undo compile(), also after a failure during a pass on all ranks."""
         self._root.reset_iter_state()
         for block in self._blocks:
             vars(block).pop("forward", None)
-        super().stay_eager()
+        super().undo_compile()
 
     def __call__(self, tokens: Tensor, targets: Tensor) -> Tensor:
         loss: Tensor = self._module(tokens, targets)
         if not torch.is_grad_enabled():
-            self._root.reshard()  # there is no backward pass that would
+            self._root.reshard()  # no backward pass will do it
         return loss
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor that is sharded, which all ranks must ask for; any other as it is."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Return the full tensor of a DTensor (a collective), or a plain tensor unchanged."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
-def local_part(tensor: Tensor) -> Tensor:
-    """What this rank has of a tensor, in the memory where it lies."""
+def local_tensor(tensor: Tensor) -> Tensor:
+    """Return this rank's shard of a DTensor, or a plain tensor unchanged; no copy."""
     return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether it is a DTensor, whose class a process without sharding need not load."""
+    """Return True for a DTensor, without importing its class."""
     return hasattr(tensor, "full_tensor")
 
 
-def give_parts(state: object) -> None:
-    """Take part in the gathering of a nested state, tensor by tensor, that rank 0 copies."""
+def join_gather(state: object) -> None:
+    """Take part in gathering a nested state that rank 0 copies, tensor by tensor."""
     if isinstance(state, Tensor):
-        whole(state)
+        full_tensor(state)
     elif isinstance(state, Mapping):
         for item in state.values():
-            give_parts(item)
+            join_gather(item)
     elif isinstance(state, list | tuple):
         for item in state:
-            give_parts(item)
+            join_gather(item)
 
 
-def own_rows(sharded: Tensor) -> slice:
-    """Of a tensor that FSDP has sharded, this rank's rows: as torch.chunk shares them out."""
+def local_rows(sharded: Tensor) -> slice:
+    """Return this rank's rows of a tensor sharded by FSDP, which splits as torch.chunk does."""
     mesh = sharded.device_mesh  # type: ignore[attr-defined]
     each = -(-len(sharded) // mesh.size())
     begin = min(mesh.get_local_rank() * each, len(sharded))
@@ -144,20 +143,18 @@ def own_rows(sharded: Tensor) -> slice:
 
 
 @torch.no_grad()
-def load_parts(file: Path, weights: Mapping[str, Tensor]) -> None:
-    """Read this rank's rows of the weights from a checkpoint's whole ones, a tensor at a time."""
+def load_shards(file: Path, weights: Mapping[str, Tensor]) -> None:
+    """Load this rank's rows of the weights from a checkpoint, a tensor at a time."""
     with safetensors.safe_open(file, "pt") as stored:
         assert set(stored.keys()) == weights.keys()
         for name, sharded in weights.items():
-            rows = own_rows(sharded)
-            if rows.start < rows.stop:  # there may be more ranks than rows
-                local_part(sharded).copy_(stored.get_slice(name)[rows])
+            rows = local_rows(sharded)
+            if rows.start < rows.stop:  # there may be fewer rows than ranks
+                local_tensor(sharded).copy_(stored.get_slice(name)[rows])
 
 
 def sharded_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """A whole optimizer's state_dict with this rank's rows of its moments, for an optimizer of
-    sharded parameters.
-    """
+    """Cut the state_dict of an unsharded optimizer to this rank's rows of its moments."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     numbers = [number for group in state["param_groups"] for number in group["params"]]
     moments = {}
@@ -169,11 +166,11 @@ def sharded_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> di
 
 
 def _sharded(value: Any, parameter: nn.Parameter) -> Any:
-    """The rows of a moment as of its parameter; a count of updates as it is, off the file."""
+    """Cut a moment to the rows of its parameter; copy a count of updates off the file."""
     if not isinstance(value, Tensor):
         return value
     if value.shape != parameter.shape:
         return value.clone()
     moment = torch.empty_like(parameter, requires_grad=False)
-    local_part(moment).copy_(value[own_rows(parameter)])
+    local_tensor(moment).copy_(value[local_rows(parameter)])
     return moment

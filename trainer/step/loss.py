@@ -1,4 +1,4 @@
-"""The loss that the loop trains on: the model's, less what a step need not do."""
+"""The training loss: the model's cross-entropy with a chunked head, compiled or eager."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import Tensor, nn
 
 from nanogauge.config import ModelSection, chunk_tokens
 from trainer.step.chunked_cross_entropy import (
-    Directly,
+    InPlaceGradient,
     LogitsMemory,
     chunked_loss,
-    fusible_losses_and_slopes,
-    look_up,
-    losses_and_slopes,
+    embed_tokens,
+    fusible_losses_and_grad_logits,
+    losses_and_grad_logits,
     plain_loss,
 )
 
 
 class Model(Protocol):
-    """What model.py has for this."""
+    """The part of model.GPT that the loss uses."""
 
     @property
     def config(self) -> ModelSection: ...
@@ -40,10 +40,16 @@ class Model(Protocol):
 class TrainingLoss:
     """Mean cross-entropy, in nats, of predicting targets (B T) from tokens (B T).
 
-    With the chunked head on a CPU the gradients of the embedding and of the head, which are one
-    where they are tied, are summed up in place: of a step's passes over V x C values these are the
-    ones that compute nothing. Then a loss made while gradients are recorded must go through
-    backward(), and as one of grad_accum equal shares of a step.
+    With the chunked head on a CPU, the gradients of embedding and head are accumulated in place,
+    which saves passes over V x C values that compute nothing. A loss computed with gradients
+    enabled must then go through backward(), divided by grad_accum.
+
+    Args:
+        model: to train.
+        head: "chunked" or "plain" cross-entropy.
+        grad_accum: micro-batches per step and rank.
+        device: of the model.
+        alone: whether this is the only rank; DDP needs autograd to produce the gradients.
     """
 
     def __init__(
@@ -54,25 +60,26 @@ class TrainingLoss:
         device: torch.device,
         alone: bool = True,
     ) -> None:
-        """`alone`: whether nobody else waits for gradients, as other ranks do."""
         self._model, self._head, self._device = model, head, device
         self._cap = model.config.logit_softcap
         self._memory = LogitsMemory() if device.type == "cpu" else None
-        self._directly: Directly | None = None
-        self._looked_up: Directly | None = None
+        self._in_place: InPlaceGradient | None = None
+        self._embedding_in_place: InPlaceGradient | None = None
         if head == "chunked" and device.type == "cpu" and alone:
-            self._directly = self._looked_up = Directly(model.lm_head.weight, 1 / grad_accum)
+            self._in_place = self._embedding_in_place = InPlaceGradient(
+                model.lm_head.weight, 1 / grad_accum
+            )
             if not model.config.tied_head:
-                self._looked_up = Directly(model.embedding.weight, 1 / grad_accum)
+                self._embedding_in_place = InPlaceGradient(model.embedding.weight, 1 / grad_accum)
         self._trunk: Callable[[Tensor], Tensor] = model.trunk
-        self._slopes_of, self._plain = losses_and_slopes, plain_loss
+        self._loss_kernel, self._plain = losses_and_grad_logits, plain_loss
         self.grad_accum = grad_accum
 
     def compile(self) -> None:
         """Compile from the next call on.
 
-        For a CPU a block, which is the same program in all layers and is so compiled once. For a
-        GPU the trunk and the softmax. A plain head for both: its loss in fp32 is never kept then.
+        On a CPU compile a block, once for all layers; on a GPU the trunk and the softmax. A plain
+        head is compiled on both, so that its fp32 loss is never stored.
         """
         self.compile_head()
         if self._device.type == "cpu":
@@ -85,28 +92,39 @@ class TrainingLoss:
         if self._head == "plain":
             self._plain = torch.compile(plain_loss)
         if self._device.type != "cpu":
-            self._slopes_of = torch.compile(fusible_losses_and_slopes)
+            self._loss_kernel = torch.compile(fusible_losses_and_grad_logits)
 
-    def stay_eager(self) -> None:
+    def undo_compile(self) -> None:
         """Undo compile()."""
         self._trunk = self._model.trunk
-        self._slopes_of, self._plain = losses_and_slopes, plain_loss
+        self._loss_kernel, self._plain = losses_and_grad_logits, plain_loss
 
     def __call__(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        weight, looked_up = self._model.lm_head.weight, self._looked_up
-        x = self._model.embedding(tokens) if looked_up is None else look_up(tokens, looked_up)
+        weight, embedding_in_place = self._model.lm_head.weight, self._embedding_in_place
+        x = (
+            self._model.embedding(tokens)
+            if embedding_in_place is None
+            else embed_tokens(tokens, embedding_in_place)
+        )
         hidden = self._trunk(x).flatten(0, 1)
-        wanted = targets.reshape(-1)
+        flat_targets = targets.reshape(-1)
         if self._head == "plain":
-            return self._plain(hidden, weight, wanted, self._cap)
-        chunk = chunk_tokens(len(wanted), len(weight), self._device.type)
+            return self._plain(hidden, weight, flat_targets, self._cap)
+        chunk = chunk_tokens(len(flat_targets), len(weight), self._device.type)
         return chunked_loss(
-            hidden, weight, wanted, chunk, self._directly, self._slopes_of, self._cap, self._memory
+            hidden,
+            weight,
+            flat_targets,
+            chunk,
+            self._in_place,
+            self._loss_kernel,
+            self._cap,
+            self._memory,
         )
 
 
-class AsModule(nn.Module):
-    """A loss of a model as a module with the model's parameters, for what wraps modules."""
+class LossModule(nn.Module):
+    """A loss as a module that owns the model's parameters, for wrappers such as DDP."""
 
     def __init__(self, model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()
@@ -114,5 +132,5 @@ class AsModule(nn.Module):
         self._loss = loss
 
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """The loss; B T and B T."""
+        """Return the loss of B T tokens and B T targets."""
         return self._loss(tokens, targets)

@@ -1,6 +1,6 @@
-"""AdamW, alone or with Muon for the matrices of the blocks, and its update.
+"""AdamW, alone or with Muon for the matrices of the blocks.
 
-Matrices and embeddings decay, norms and biases do not.
+Weight decay applies to matrices and embeddings, not to norms and biases.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from nanogauge.config import OptimizerSection
 
 _RATE_SHARE = "rate_share"
-"""key of a group whose learning rate is this much of the others'"""
+"""Key of a parameter group: its learning rate relative to the others."""
 
 
 def make_optimizer(model: nn.Module, config: OptimizerSection) -> torch.optim.AdamW:
-    """Fused AdamW; a tied vocabulary head is one parameter and decays once.
+    """Return fused AdamW; with "muon", Muon updates the matrices of the blocks.
 
-    With "muon" the matrices that are neither embedding nor head are Muon's.
+    A tied vocabulary head is one parameter and decays once.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     matrices = _matrices(model) if config.name == "muon" else []
@@ -39,18 +39,18 @@ def make_optimizer(model: nn.Module, config: OptimizerSection) -> torch.optim.Ad
 
 
 class AdamWAndMuon(torch.optim.AdamW):
-    """AdamW, and Muon for the last of its groups: one state, one list of groups, one step.
+    """AdamW with Muon for its last parameter group: one state, one list of groups, one step.
 
-    Muon moves a matrix by its orthogonalised momentum. Source: Jordan et al. 2024,
-    https://kellerjordan.github.io/posts/muon/, as torch.optim.Muon has it; its updates are scaled
-    to be as large as AdamW's, so that one learning rate and one decay can serve both: Liu et al.
-    2025, Muon is Scalable for LLM Training, https://arxiv.org/abs/2502.16982, section 2.2.
+    Muon updates a matrix by its orthogonalised momentum. Source: Jordan et al. 2024,
+    https://kellerjordan.github.io/posts/muon/, as in torch.optim.Muon. Its updates are scaled to
+    the size of AdamW's, so that one learning rate and weight decay serve both: Liu et al. 2025,
+    Muon is Scalable for LLM Training, https://arxiv.org/abs/2502.16982, section 2.2.
     """
 
     def __init__(
         self, groups: list[dict[str, Any]], matrices: list[nn.Parameter], config: OptimizerSection
     ) -> None:
-        """matrices: at least one, each of two dimensions."""
+        """matrices: at least one, each two-dimensional."""
         rate = config.learning_rate
         of_matrices = config.matrix_learning_rate or rate
         self._muon = torch.optim.Muon(
@@ -65,7 +65,7 @@ class AdamWAndMuon(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """Make the update; none where found_inf, if it is set, is 1."""
+        """Update the parameters, unless found_inf is set and 1."""
         assert closure is None
         *others, last = groups = self.param_groups
         for matrix in last["params"]:
@@ -82,9 +82,9 @@ class AdamWAndMuon(torch.optim.AdamW):
             self._muon_step(matrix, last, found)
 
     def _muon_step(self, matrix: Tensor, group: dict[str, Any], found: Tensor | None) -> None:
-        """Update one matrix, and only then its count, which so tells of an update broken off.
+        """Update a matrix and then its count, so that the counts show an interrupted update.
 
-        Muon takes no flag, so what it changed is put back where there was to be no update.
+        Muon has no found_inf: the matrix and its momentum are restored if the update is skipped.
         """
         state = self.state[matrix]
         changed = (matrix, state["momentum_buffer"])
@@ -98,7 +98,7 @@ class AdamWAndMuon(torch.optim.AdamW):
 
 
 def _matrices(model: nn.Module) -> list[nn.Parameter]:
-    """The matrices between the embedding and the vocabulary head."""
+    """Return the matrices between the embedding and the vocabulary head."""
     tables = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
     outer = {id(table) for table in tables}
     return [
@@ -108,19 +108,19 @@ def _matrices(model: nn.Module) -> list[nn.Parameter]:
     ]
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give each group the learning rate of a step, or its share of it."""
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of each parameter group for a step."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get(_RATE_SHARE, 1.0)
 
 
 def update(optimizer: torch.optim.AdamW, scaler: torch.amp.GradScaler, finite: Tensor) -> None:
-    """Make the update, or none where `finite` (one bool, on the device) is false.
+    """Update the parameters, unless `finite` (a bool on the device) is false.
 
-    Nothing waits for the device: the fused optimizer takes the flag as it takes a loss scaler's.
+    Nothing synchronises: the fused optimizer reads the flag as that of a loss scaler.
     """
     if scaler.is_enabled():
-        scaler.step(optimizer)  # which looks at the gradients by itself
+        scaler.step(optimizer)  # checks the gradients itself
         scaler.update()
         return
     optimizer.found_inf = 1.0 - finite.float()  # type: ignore[attr-defined]
@@ -128,9 +128,9 @@ def update(optimizer: torch.optim.AdamW, scaler: torch.amp.GradScaler, finite: T
 
 
 def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Put moments and counts back; rates and decays stay what they are.
+    """Restore moments and counts, but keep the configured learning rates and weight decays.
 
-    torch takes those from the state as well, and a resumption that is to have others would not.
+    torch's load_state_dict would restore those as well, against --allow-change.
     """
     options = [
         {name: value for name, value in group.items() if name != "params"}
@@ -141,10 +141,10 @@ def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
         group.update(own)
 
 
-def half_updated(optimizer: torch.optim.AdamW) -> bool:
-    """Whether an update was broken off between two of its groups, or of Muon's matrices.
+def is_half_updated(optimizer: torch.optim.AdamW) -> bool:
+    """Return True if an update was interrupted between parameter groups or Muon's matrices.
 
-    State that an update had begun to make, and did not come to use, is dropped.
+    State that an interrupted first update allocated but did not use is dropped.
     """
     counts = {float(state["step"]) for state in optimizer.state.values() if "step" in state}
     if counts <= {0.0}:
