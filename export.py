@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     given = parser.parse(arguments)
     trained = open_trained(given.run, given.checkpoint, "cpu", half=False)
     out = given.out or given.run / FOLDER_NAME
-    for sentence in [*trained.passed_over, *export_run(trained, out, given.tokenizer)]:
+    for sentence in [*trained.skipped, *export_run(trained, out, given.tokenizer)]:
         print(f"! {sentence}", file=sys.stderr)
     print(f"{out}  (step {trained.step:,})")
     return 0

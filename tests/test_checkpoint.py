@@ -98,7 +98,7 @@ def test_no_damage_to_any_file_goes_unseen(two: Path, tmp_path: Path, name: str)
     damaged += [data + b"\n", data.replace(b"\n", b"\r\n", 1) + b" ", b""]
     for content in damaged:
         file.write_bytes(content)
-        told = f"the checkpoint {file.parent} is damaged and was passed over"
+        told = f"the checkpoint {file.parent} is damaged and was skipped"
         assert newest_checkpoint(folder) == (folder / "step_00000001", [told])
     file.write_bytes(data)
     assert newest_checkpoint(folder) == (folder / "step_00000002", [])

@@ -45,7 +45,7 @@ HANGS_TWICE = """
 import sys, threading
 from pathlib import Path
 from trainer.run import watchdog
-watchdog.LAST_WORDS_SECONDS = 0.5
+watchdog.DUMP_SECONDS = 0.5
 watchdog.Watchdog(Path(sys.argv[1]), 0.5, lambda text: threading.Event().wait()).start()
 threading.Event().wait()
 """

@@ -51,10 +51,10 @@ MATMUL_SIZES = (512, 1024, 1536)
 COPY_BYTES = 2**27
 SECONDS_EACH = 0.35
 
-BUDGET_SECONDS = 45.0  # for all of it, so that a minute is enough with what starts and compiles
-ROUND_SECONDS = 4.0  # one step of all parts; where it would take longer, of fewer sequences
-# Rounds until there are both so many and so long that a passing disturbance does not decide; within
-# the budget, but never fewer than the fewest. The first, which warms up, does not count.
+BUDGET_SECONDS = 45.0  # within a minute together with start-up and compilation
+ROUND_SECONDS = 4.0  # one step of all parts; with fewer sequences if it would take longer
+# Rounds and time after which to stop, so that a short disturbance does not decide; within the
+# budget, but at least FEWEST_ROUNDS. The first round is a warm-up and does not count.
 ROUNDS, ROUNDS_SECONDS, FEWEST_ROUNDS = 25, 12.0, 4
 STACKED_LAYERS = 4  # blocks measured together; more change the time of one by 1-2 %
 MOST_MICRO_BATCHES = 2  # one that allocates the gradients and one that adds to them
@@ -63,10 +63,10 @@ MOST_MICRO_BATCHES = 2  # one that allocates the gradients and one that adds to 
 def measure_cpu(
     name: str, dtype: str, memory_bytes: int | None, process_bytes: int | None
 ) -> Hardware:
-    """This CPU as the hardware of a prediction.
+    """Measure this CPU as the hardware of a prediction.
 
-    The peak is the best rate of square matrix products of a few sizes in the run's dtype, on the
-    threads torch uses; the bandwidth that of a copy far larger than the caches, read and written.
+    Its peak is the best rate of square matrix products of a few sizes in the run's dtype, on
+    torch's threads; its bandwidth is that of a copy far larger than the caches, read and written.
     """
     cpu = torch.device("cpu")
     rates = {}
@@ -93,10 +93,10 @@ def measure_cpu(
 
 
 def measure(config: Config, device: torch.device, dtype: str, name: str) -> Calibration:
-    """Rates of single operations and the parts of a step of this configuration, on this device.
+    """Measure single operations and the parts of a step of this configuration.
 
     Raises:
-        BadInput: if the device has not enough memory, or torch.compile is asked for and fails.
+        BadInput: if the device has not enough memory, or torch.compile is on and fails.
     """
     began = time.perf_counter()
     work = workload_of(config, dtype, on_gpu=device.type != "cpu")
@@ -127,9 +127,9 @@ def measure(config: Config, device: torch.device, dtype: str, name: str) -> Cali
 
 
 def measure_operations(work: Workload, device: torch.device, dtype: torch.dtype) -> list[Figure]:
-    """Matrix products in the shapes of the model, attention, cross-entropy and a copy of memory.
+    """Measure matrix products in the model's shapes, attention, cross-entropy and a memory copy.
 
-    Where one would take long on this device it has fewer rows (tokens) than a micro-batch.
+    Operations that would take long on this device have fewer rows (tokens) than a micro-batch.
     """
     shape, name = work.shape, matrix_product_name(work.dtype)
     figures = [_matmul_figure(f"{name}, square", 1024, 1024, 1024, dtype, device)]
@@ -209,7 +209,7 @@ def _copy(device: torch.device) -> Callable[[], object]:
 
 
 def _repeat(work: Callable[[], object], device: torch.device) -> list[float]:
-    """Seconds of each of several calls within SECONDS_EACH, after one to warm up."""
+    """Return the seconds of each call within SECONDS_EACH, after a warm-up call."""
     work()
     synchronize(device)
     seconds: list[float] = []
@@ -229,16 +229,16 @@ def _middle(values: Sequence[float]) -> tuple[float, float]:
 
 @dataclass
 class Piece:
-    """A part of the model with weights of its own, trained like the whole in train.py."""
+    """A part of the model with its own weights, trained as in train.py."""
 
     module: nn.Module
     optimizer: torch.optim.AdamW
     scaler: torch.amp.GradScaler
     micro_batch: Callable[[int, int], Tensor]
-    """forward and backward pass of a step's micro-batch, by their numbers"""
+    """Run the forward and backward pass of a micro-batch, given step and micro-batch numbers."""
 
     def step(self, number: int, micro_batches: int, device: torch.device) -> tuple[float, float]:
-        """Seconds of one step: of a micro-batch, and of clipping and the optimizer."""
+        """Return the seconds of a micro-batch, and of clipping and the optimizer."""
         synchronize(device)
         begin = time.perf_counter()
         total = torch.zeros((), device=device)
@@ -275,10 +275,10 @@ def measure_parts(
     flops_per_second: float,
     deadline: float,
 ) -> tuple[MeasuredParts, Figure | None]:
-    """One layer, from a stack of them, and the rest, from a whole model of one layer less a layer.
+    """Measure a layer, from a stack of layers, and the rest, from a one-layer model minus a layer.
 
-    Both are stepped in turn, so that what disturbs the machine disturbs both. The figure is the
-    time their compilation took.
+    Both are stepped in turn, so that a disturbance affects both. The figure is the time of their
+    compilation.
     """
     layers = min(STACKED_LAYERS, work.shape.layers)
     both = replace(work.shape, layers=1 + layers)
@@ -331,14 +331,14 @@ def measure_parts(
 
 
 def undisturbed(seconds: Sequence[float]) -> float:
-    """The lower quartile: other programs only ever add to a time, at times to most repetitions."""
+    """Return the lower quartile: other programs only add to a time, at times to most samples."""
     return float(np.quantile(seconds, 0.25))
 
 
 def whole_piece(
     config: Config, sequences: int, micro_batches: int, device: torch.device, dtype: str
 ) -> Piece:
-    """The model, with one layer: what a step has apart from its other layers."""
+    """Return a model of one layer: all parts of a step except its other layers."""
     sizes = config.model.model_copy(update={"n_layer": 1})
     model = GPT(sizes).to(device)
     model.recompute = config.train.checkpointing == "full"
@@ -373,7 +373,7 @@ def whole_piece(
 def stack_piece(
     config: Config, layers: int, sequences: int, device: torch.device, dtype: str
 ) -> Piece:
-    """Layers alone, between a given input and a given gradient."""
+    """Return a stack of layers between a given input and a given gradient."""
     stack = Stack(config, layers).to(device)
     run = with_advice(torch.compile(stack)) if config.run.compile else stack
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == "float16")

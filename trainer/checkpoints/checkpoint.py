@@ -1,8 +1,8 @@
-"""What a checkpoint is: a folder of three files that any flipped bit makes damaged, without pickle.
+"""The format of a checkpoint: a folder of three files with hashes, without pickled code.
 
 checkpoints/step_00001000/ holds model.safetensors, state.pt (optimizer, loss scaler, random states)
-and meta.json, which has the sha256 of both and, in its last line, one of itself. How it comes to be
-there is in checkpoint_writer.py.
+and meta.json, which has the sha256 of both and, in its last line, its own. checkpoint_writer.py
+writes it atomically.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from trainer.step.optimizer import load_state
 
 WEIGHTS, STATE, META = "model.safetensors", "state.pt", "meta.json"
 REPLACED = ".replaced"
-"""ends the name of a checkpoint while one of the same step takes its place"""
+"""Suffix of a checkpoint while one of the same step replaces it."""
 _NAME = re.compile(rf"step_(\d{{8,}})({re.escape(REPLACED)})?")
 _OWN_DIGEST = "sha256_of_the_above"
 _HEAD = "lm_head.weight"
@@ -34,48 +34,48 @@ _EMBEDDING = "transformer.wte.weight"
 
 
 class RandomState(TypedDict):
-    """Where the generators of one rank stand, as bytes."""
+    """Random states of one rank, as bytes."""
 
     cpu: torch.Tensor
     device: torch.Tensor | None
-    """of the GPU that the rank computes on; None on a CPU"""
+    """Of the rank's GPU; None on a CPU."""
 
 
 @dataclass(frozen=True)
 class Meta:
-    """What meta.json tells of a checkpoint."""
+    """The contents of meta.json without its hashes."""
 
     step: int
-    """updates that were made before it"""
+    """Steps before the checkpoint."""
     data: Mapping[str, object]
-    """the position in the data"""
+    """Position in the data."""
     run: Mapping[str, Any]
-    """whatever the run wanted to be kept with it"""
+    """State of the run beyond its tensors."""
     val_loss: float | None
-    """nats per token at this very step; None where there was no evaluation, or no finite loss"""
+    """Validation loss at this step in nats per token; None without one, or if non-finite."""
 
 
 def random_state(device: torch.device) -> RandomState:
-    """The state of the CPU's generator, and of that of the device."""
+    """Return the random states of the CPU and the device."""
     if device.type == "cpu":
         return {"cpu": torch.get_rng_state(), "device": None}
     with torch.accelerator.device_index(device.index):
-        there = torch.get_device_module(device).get_rng_state()
-    return {"cpu": torch.get_rng_state(), "device": there}
+        on_device = torch.get_device_module(device).get_rng_state()
+    return {"cpu": torch.get_rng_state(), "device": on_device}
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest intact checkpoint, and a sentence for each damaged one that was passed over."""
+    """Return the newest intact checkpoint, and a sentence for each damaged one skipped."""
     damaged: list[str] = []
     for path in reversed(list_checkpoints(folder)):
         if intact_meta(path) is not None:
             return path, damaged
-        damaged.append(f"the checkpoint {path} is damaged and was passed over")
+        damaged.append(f"the checkpoint {path} is damaged and was skipped")
     return None, damaged
 
 
 def read_meta(path: Path) -> Meta:
-    """What a checkpoint tells of itself.
+    """Read the meta.json of a checkpoint.
 
     Raises:
         OSError: if there is no such checkpoint.
@@ -94,12 +94,12 @@ def load_checkpoint(
     rank: int = 0,
     world: int = 1,
 ) -> bool:
-    """Put everything back as it was after the checkpoint's step.
+    """Restore model, optimizer, scaler and random states.
 
-    Of a model that is sharded each reads its part, whatever made the checkpoint.
+    Of a sharded model each rank reads its rows, also from an unsharded checkpoint.
 
-    Returns whether the random states were among it: they are not where there were another number of
-    ranks, or another kind of device.
+    Returns False, without restoring random states, if the checkpoint has another world size or kind
+    of device.
     """
     sharded = is_sharded(next(model.parameters()))
     state: dict[str, Any] = torch.load(
@@ -123,16 +123,13 @@ def load_checkpoint(
 
 
 def load_weights(path: Path, model: nn.Module, device: torch.device) -> None:
-    """Put the weights of a checkpoint into a model."""
+    """Load the weights of a checkpoint into a model."""
     weights = safetensors.torch.load_file(path / WEIGHTS, device=str(device))
     model.load_state_dict({_HEAD: weights[_EMBEDDING]} | weights)
 
 
 def own_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The weights by their names, each once: what model.safetensors holds.
-
-    A tied head is the embedding under a second name, which is left out.
-    """
+    """Return the weights by name, without the second name of a tied head."""
     weights: dict[str, torch.Tensor] = dict(model.state_dict())
     if local_tensor(weights[_HEAD]).data_ptr() == local_tensor(weights[_EMBEDDING]).data_ptr():
         del weights[_HEAD]
@@ -140,7 +137,7 @@ def own_weights(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, intact or not, by their steps."""
+    """Return the checkpoints in a folder by step, intact or not."""
     if not folder.is_dir():
         return []
     found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()]
@@ -148,24 +145,24 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def step_of(path: Path) -> int:
-    """The step that the name of a checkpoint's folder tells."""
+    """Return the step in the name of a checkpoint's folder."""
     named = _NAME.fullmatch(path.name)
     assert named is not None
     return int(named[1])
 
 
 def intact_meta(path: Path) -> Meta | None:
-    """What a checkpoint tells of itself; None if a bit of it is not as it was written."""
+    """Read the meta.json of a checkpoint; return None if any file is damaged."""
     try:
         hashes = _content(path)["sha256"]
-        whole = all(_sha256(path / name) == hashes[name] for name in (WEIGHTS, STATE))
-        return read_meta(path) if whole else None
+        intact = all(_sha256(path / name) == hashes[name] for name in (WEIGHTS, STATE))
+        return read_meta(path) if intact else None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
 def meta_bytes(content: Mapping[str, object]) -> bytes:
-    """meta.json with this content: its one serialisation, which ends with a digest of itself."""
+    """Serialise meta.json, which ends with its own hash."""
     digest = hashlib.sha256(json.dumps(content, indent=1).encode()).hexdigest()
     return json.dumps({**content, _OWN_DIGEST: digest}, indent=1).encode()
 
@@ -174,9 +171,9 @@ def _content(path: Path) -> dict[str, Any]:
     data = read_whole(path / META)
     content = json.loads(data)
     if not isinstance(content, dict) or content.pop(_OWN_DIGEST, None) is None:
-        raise ValueError(f"{path / META} has no digest of itself")
+        raise ValueError(f"{path / META} has no hash of itself")
     if meta_bytes(content) != data:
-        raise ValueError(f"{path / META} is not what its digest was made of")
+        raise ValueError(f"{path / META} does not match its hash")
     return content
 
 
@@ -191,7 +188,7 @@ def _sha256(path: Path) -> str:
 
 
 _CHUNK_BYTES = 2**22
-"""hashed and written at once, while they are in the processor's cache"""
+"""Hashed and written together, while in the CPU's cache."""
 _SAFETENSORS_NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -208,16 +205,19 @@ def write_files(
     state: Mapping[str, object],
     content: Mapping[str, object],
 ) -> int:
-    """Write and flush the files of a checkpoint into an empty folder; returns their bytes.
+    """Stream the files of a checkpoint into an empty folder and sync them; return their bytes.
+
+    Tensors are not copied, and the interpreter lock is free while bytes are hashed and written, so
+    that training continues meanwhile.
 
     Args:
-        folder: where they go; it is flushed too.
-        weights: by name, in the host's memory.
-        state: optimizer, scaler and random states, in the host's memory.
-        content: of meta.json, without the hashes of the other files.
+        folder: of the files, synced as well.
+        weights: by name, in host memory.
+        state: optimizer, scaler and random states, in host memory.
+        content: of meta.json, without hashes.
 
     Raises:
-        OSError: if one cannot be written whole.
+        OSError: if a file cannot be written completely.
     """
     model_file = _HashedFile(folder / WEIGHTS)
     _write_safetensors(weights, model_file)
@@ -236,7 +236,7 @@ def write_files(
 
 
 def flush_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk."""
+    """Sync a folder's names to disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -245,10 +245,10 @@ def flush_folder(folder: Path) -> None:
 
 
 class _HashedFile:
-    """A new file, hashed as it is written from beginning to end.
+    """A new file that is hashed while it is written.
 
-    torch's writer turns an error of the system into one of its own that does not name it. So the
-    first error is kept, what comes after it is dropped, and finish() raises it.
+    torch's writer replaces an OSError by one without its cause. So the first error is stored,
+    later writes are dropped, and finish() raises it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -275,13 +275,13 @@ class _HashedFile:
         return len(view)
 
     def flush(self) -> None:
-        """What torch's writer calls at its end; finish() does it."""
+        """Do nothing: torch's writer calls it, finish() flushes."""
 
     def finish(self) -> None:
-        """Bring everything to the disk, and close.
+        """Sync and close the file.
 
         Raises:
-            OSError: if any of it could not be written.
+            OSError: if any write failed.
         """
         try:
             with self._file:
@@ -295,7 +295,7 @@ class _HashedFile:
 
 
 def _write_safetensors(tensors: Mapping[str, torch.Tensor], file: _HashedFile) -> None:
-    """As safetensors.torch.save_file writes it, byte for byte, which copies every tensor first.
+    """Write the same bytes as safetensors.torch.save_file, which copies every tensor first.
 
     Source: github.com/huggingface/safetensors, "Format": eight bytes with the length of the header,
     the header in JSON, padded to a multiple of eight, and the tensors.

@@ -1,6 +1,7 @@
-"""CheckpointWriter in the background: the loop waits for a copy in memory, a thread writes it.
+"""Background checkpoint writer: the loop waits for a copy in memory, a thread writes it to disk.
 
-A checkpoint takes its name once it is whole and on the disk; older ones are removed after that.
+A checkpoint is renamed to its final name once it is complete and synced; older ones are removed
+after that.
 """
 
 from __future__ import annotations
@@ -36,54 +37,54 @@ from trainer.checkpoints.checkpoint import (
 from trainer.step.device import synchronize
 from trainer.step.fsdp import full_tensor
 
-_BYTES_PER_TENSOR, _BYTES_BESIDE = 512, 2**13
-"""of headers and padding in the files; twice what was found with 37 and with 301 tensors"""
+_BYTES_PER_TENSOR, _BYTES_EXTRA = 512, 2**13
+"""Headers and padding in the files; twice what was measured with 37 and with 301 tensors."""
 
 
 @dataclass(frozen=True)
 class Written:
-    """A checkpoint that is whole and on the disk."""
+    """A checkpoint that is complete and on disk."""
 
     step: int
     path: Path
     bytes: int
     write_seconds: float
-    """from its copy in memory to its name on the disk"""
+    """From its copy in memory to its final name on disk."""
 
 
 @dataclass(frozen=True)
 class NotWritten:
-    """A checkpoint that failed; those before it stay."""
+    """A checkpoint that failed; earlier ones are kept."""
 
     step: int
     reason: str
-    """as the system says it ("No space left on device"), or what is missing"""
+    """The system's message ("No space left on device"), or the missing space."""
 
 
 def kept_steps(val_losses: Mapping[int, float | None], keep: int, best: bool = True) -> set[int]:
-    """Of the checkpoints at these steps: the newest `keep`, and that with the least loss.
+    """Return the steps of the newest `keep` checkpoints and of the one with the lowest loss.
 
     Args:
-        val_losses: by step; None where there was no evaluation.
-        keep: how many of the newest, 1 at least.
-        best: False leaves the one with the least loss out.
+        val_losses: by step; None without an evaluation.
+        keep: at least 1.
+        best: whether to keep the one with the lowest loss.
     """
     newest = set(sorted(val_losses)[-keep:])
-    known = [(loss, -step) for step, loss in val_losses.items() if loss is not None]
-    return newest | {-min(known)[1]} if best and known else newest
+    losses = [(loss, -step) for step, loss in val_losses.items() if loss is not None]
+    return newest | {-min(losses)[1]} if best and losses else newest
 
 
 class CheckpointWriter:
-    """The checkpoints of a run, one written at a time, by one process."""
+    """Writes the checkpoints of a run, one at a time."""
 
     def __init__(self, folder: Path, keep: int) -> None:
         self._folder, self._keep = folder, keep
         self._copy = HostCopy()
         self._thread: threading.Thread | None = None
         self._ended: SimpleQueue[Written | NotWritten] = SimpleQueue()
-        self._bug: BaseException | None = None
-        self._known: dict[Path, Meta | None] = {}
-        """what was found out about the checkpoints that are there; None for damaged ones"""
+        self._error: BaseException | None = None
+        self._metas: dict[Path, Meta | None] = {}
+        """Contents of meta.json of the checkpoints on disk; None for damaged ones."""
 
     def begin(
         self,
@@ -97,19 +98,19 @@ class CheckpointWriter:
         run: Mapping[str, object],
         val_loss: float | None,
     ) -> None:
-        """Copy the state after `step` updates, and have it written; done() tells how that went.
+        """Copy the state after `step` steps and start writing it; done() returns the outcome.
 
-        Waits for an earlier checkpoint to be written, as its copy lies where this one goes.
+        Waits for an earlier checkpoint to be written, whose copy uses the same memory.
 
         Args:
-            step: updates that were made.
-            model: its weights are copied, as is the state of optimizer and scaler.
-            optimizer: of these weights.
-            scaler: of the loss.
-            random_states: one of each rank.
-            position: in the data, for meta.json, as is the next.
-            run: what else is to be kept; both in words of JSON.
-            val_loss: nats per token of an evaluation at this very step; None without one.
+            step: number of steps made.
+            model: to copy the weights of.
+            optimizer: to copy the state of.
+            scaler: to copy the state of.
+            random_states: one per rank.
+            position: in the data; JSON values for meta.json.
+            run: state of the run beyond its tensors; JSON values for meta.json.
+            val_loss: of an evaluation at this step, in nats per token; None without one.
         """
         self.wait()
         device = next(model.parameters()).device
@@ -121,38 +122,38 @@ class CheckpointWriter:
         copied = self._copy.take({"weights": own_weights(model), "state": state}, device)
         loss = finite(val_loss) if val_loss is not None else None
         content = {"step": step, "data": position, "run": run, "val_loss": loss}
-        content = json.loads(json.dumps(content))  # as it is now, whatever becomes of the mappings
+        content = json.loads(json.dumps(content))  # a snapshot: the caller may modify the mappings
         arguments = (step, copied, content, time.perf_counter())
         self._thread = threading.Thread(target=self._work, args=arguments, name="checkpoint")
         self._thread.start()
 
     def done(self) -> list[Written | NotWritten]:
-        """What has ended since the last call; does not wait."""
-        self._raise_bug()
+        """Return the checkpoints that ended since the last call, without waiting."""
+        self._raise_error()
         ended = []
         while not self._ended.empty():
             ended.append(self._ended.get())
         return ended
 
     def wait(self) -> None:
-        """Until the write under way, if there is one, has ended."""
+        """Wait for the write in progress, if any."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        self._raise_bug()
+        self._raise_error()
 
-    def _raise_bug(self) -> None:
-        if self._bug is not None:
-            bug, self._bug = self._bug, None
-            raise bug
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
 
     def _work(self, step: int, copied: Any, content: dict[str, object], copied_at: float) -> None:
         try:
             self._ended.put(self._write(step, copied, content, copied_at))
         except OSError as error:
             self._ended.put(NotWritten(step, error.strerror or str(error)))
-        except BaseException as error:  # a bug, which the loop raises
-            self._bug = error
+        except BaseException as error:  # re-raised in the loop
+            self._error = error
 
     def _write(
         self, step: int, copied: Any, content: dict[str, object], copied_at: float
@@ -161,16 +162,16 @@ class CheckpointWriter:
         self._tidy_up()
         text_bytes = len(json.dumps(content, indent=1))
         needed = self._copy.bytes + _BYTES_PER_TENSOR * self._copy.tensors + text_bytes
-        if (missing := self._make_room(step, needed + _BYTES_BESIDE)) is not None:
+        if (missing := self._make_room(step, needed + _BYTES_EXTRA)) is not None:
             return NotWritten(step, missing)
         final = self._folder / f"step_{step:08d}"
         aside = self._folder / f".{final.name}.tmp"
         aside.mkdir()
         try:
             size = write_files(aside, copied["weights"], copied["state"], content)
-            # One of the same step is there where the run went back and came by here again.
+            # One of the same step exists if the run rolled back and passed this step before.
             replaced = final.with_name(final.name + REPLACED)
-            self._known.pop(final, None)
+            self._metas.pop(final, None)
             if final.exists():
                 os.replace(final, replaced)
             os.replace(aside, final)
@@ -179,7 +180,7 @@ class CheckpointWriter:
             shutil.rmtree(aside, ignore_errors=True)
             raise
         seconds = time.perf_counter() - copied_at
-        self._known[final] = read_meta(final)
+        self._metas[final] = read_meta(final)
         with contextlib.suppress(OSError):  # the next write tries again
             if replaced.exists():
                 self._remove(replaced)
@@ -187,7 +188,7 @@ class CheckpointWriter:
         return Written(step, final, size, seconds)
 
     def _tidy_up(self) -> None:
-        """Remove what a killed process left."""
+        """Remove the incomplete checkpoints of a killed process."""
         for path in self._folder.glob(".step_*.tmp"):
             shutil.rmtree(path)
         for path in self._folder.glob(f"step_*{REPLACED}"):
@@ -198,9 +199,9 @@ class CheckpointWriter:
                 os.replace(path, final)
 
     def _make_room(self, step: int, needed: int) -> str | None:
-        """See that so many bytes are free, if need be at the cost of all but the newest checkpoint.
+        """Free space for a checkpoint, if necessary by removing all but the newest.
 
-        Removes nothing where that would not do. Returns what is missing.
+        Removes nothing if that is not enough. Returns what is missing, or None.
         """
         for keep, best in ((self._keep, True), (1, True), (1, False)):
             free = shutil.disk_usage(self._folder).free
@@ -216,20 +217,19 @@ class CheckpointWriter:
         return f"needs {_megabytes(needed)} and {_megabytes(free)} are free"
 
     def _kept(self, step: int, keep: int, best: bool) -> set[Path]:
-        """The intact checkpoints that the rule keeps.
+        """Return the intact checkpoints to keep.
 
-        Those of later steps than this one count only where there are no others: the run has gone
-        back behind them, and their course is left.
+        Those of later steps, from before a rollback, count only if there are no others.
         """
         intact: dict[int, Path] = {}
         val_losses: dict[int, float | None] = {}
         for path in list_checkpoints(self._folder):
-            if path not in self._known:
-                self._known[path] = intact_meta(path)
-            if (meta := self._known[path]) is not None:
+            if path not in self._metas:
+                self._metas[path] = intact_meta(path)
+            if (meta := self._metas[path]) is not None:
                 intact[step_of(path)], val_losses[step_of(path)] = path, meta.val_loss
-        on_course = {at: loss for at, loss in val_losses.items() if at <= step}
-        return {intact[at] for at in kept_steps(on_course or val_losses, keep, best)}
+        earlier = {at: loss for at, loss in val_losses.items() if at <= step}
+        return {intact[at] for at in kept_steps(earlier or val_losses, keep, best)}
 
     def _keep_only(self, kept: set[Path]) -> None:
         for path in list_checkpoints(self._folder):
@@ -237,10 +237,10 @@ class CheckpointWriter:
                 self._remove(path)
 
     def _remove(self, path: Path) -> None:
-        """Take its name first: a checkpoint that is half removed is no damaged one."""
+        """Rename it first, so that a half-removed checkpoint does not count as damaged."""
         nameless = path.with_name(f".{path.name}.tmp")
         os.replace(path, nameless)
-        self._known.pop(path, None)
+        self._metas.pop(path, None)
         shutil.rmtree(nameless)
 
 
@@ -253,10 +253,9 @@ def _megabytes(size: int) -> str:
 
 
 class HostCopy:
-    """Buffers for the tensors of a nested state, allocated when a tensor is first seen.
+    """Reused host buffers for the tensors of a nested state.
 
-    From a CUDA device the copy goes at the speed of the bus into pinned memory, of which torch
-    takes the next power of two of every buffer.
+    They are pinned for a CUDA device; torch rounds each pinned buffer up to a power of two.
     """
 
     def __init__(self) -> None:
@@ -264,7 +263,7 @@ class HostCopy:
 
     @property
     def bytes(self) -> int:
-        """of all tensors"""
+        """Size of all tensors."""
         return sum(buffer.nbytes for buffer in self._buffers.values())
 
     @property
@@ -272,10 +271,10 @@ class HostCopy:
         return len(self._buffers)
 
     def take(self, state: Mapping[str, object], device: torch.device) -> Any:
-        """Copy a state of mappings, lists, tensors and plain values; waits until it is whole.
+        """Copy a state of mappings, lists, tensors and plain values, and wait for the copy.
 
-        A tensor that is sharded is gathered, while the others give their parts.
-        The tensors of the copy belong to this object: the next call writes over them.
+        Sharded tensors are gathered, for which the other ranks call join_gather. The next call
+        overwrites the tensors of the copy.
         """
         copied = self._copy(state, ())
         synchronize(device)

@@ -1,7 +1,7 @@
 """GPT-2's weights from and to a folder in Hugging Face's layout.
 
-There each linear layer of a block is a Conv1D, whose weight is that of nn.Linear transposed, and
-every layer and norm has a bias. Source: transformers, models/gpt2/modeling_gpt2.py.
+Each linear layer of a block is a Conv1D there, with the weight of nn.Linear transposed, and every
+layer and norm has a bias. Source: transformers, models/gpt2/modeling_gpt2.py.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ BEYOND_GPT2 = (
     "tied_head",
     "logit_softcap",
 )
-"""keys of a model that GPT-2 has in one form alone"""
+"""Model options that GPT-2 has only in their default."""
 _DEFAULTS = ModelSection.model_fields
 _TIED = "lm_head.weight"
 _TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
@@ -54,7 +54,7 @@ _HUB_FILES = [
 
 
 class HuggingFaceConfig(BaseModel):
-    """What of a config.json bears on the model; what is absent has the value GPT2Config gives."""
+    """The fields of a config.json that define the model, with the defaults of GPT2Config."""
 
     model_type: str
     n_layer: int = Field(12, gt=0)
@@ -71,11 +71,11 @@ class HuggingFaceConfig(BaseModel):
 
 
 def hugging_face_folder(name: str) -> Path:
-    """A folder that is there, or the files of a model on the hub, fetched where they are not kept.
+    """Return a local folder, or download a model from the hub into its cache.
 
     Raises:
-        BadInput: if there is no such model.
-        RunFailed: if it cannot be fetched.
+        BadInput: if the model does not exist.
+        RunFailed: if the download fails.
     """
     if Path(name).is_dir():
         return Path(name)
@@ -107,10 +107,10 @@ def hugging_face_folder(name: str) -> Path:
 
 
 def read_config(folder: Path) -> ModelSection:
-    """The shape of the GPT-2 in a folder.
+    """Read the shape of the GPT-2 in a folder.
 
     Raises:
-        BadInput: if there is none, or it is a model that model.py cannot be.
+        BadInput: if there is none, or model.py cannot represent it.
     """
     path = folder / CONFIG_NAME
     try:
@@ -149,10 +149,10 @@ def read_config(folder: Path) -> ModelSection:
 
 
 def read_weights(folder: Path, config: ModelSection) -> dict[str, Tensor]:
-    """The weights of the GPT-2 in a folder, in fp32, under model.py's names.
+    """Read the weights of the GPT-2 in a folder, in fp32, under model.py's names.
 
     Raises:
-        BadInput: if they are missing, damaged, or not of that shape.
+        BadInput: if they are missing, damaged, or of another shape.
     """
     path = folder / WEIGHTS_NAME
     try:
@@ -176,7 +176,7 @@ def read_weights(folder: Path, config: ModelSection) -> dict[str, Tensor]:
 
 
 def open_pretrained(name: str, device: torch.device) -> GPT:
-    """The GPT-2 of a folder or a name on the hub, in eval mode.
+    """Load a GPT-2 from a folder or the hub, in eval mode.
 
     Raises:
         BadInput, RunFailed: as hugging_face_folder, read_config and read_weights.
@@ -189,20 +189,19 @@ def open_pretrained(name: str, device: torch.device) -> GPT:
 
 
 def load_pretrained(model: GPT, name: str) -> None:
-    """Give a new model the weights of a GPT-2, for a run that begins with them.
+    """Initialise a model with the weights of a GPT-2.
 
-    Its block may be shorter, and its vocabulary padded: rows without a token become the mean of the
-    others, so that they are as unlikely as any. (Zeros would not do: GPT-2's logits are far below
-    zero, so that theirs would be the highest.)
+    Its context may be shorter and its vocabulary padded: padding rows are the mean of the others.
+    (GPT-2's logits are far below zero, so that zero rows would have the highest logits.)
 
     Raises:
-        BadInput: if the model has another shape, saying which keys to set.
+        BadInput: if the model has another shape, with the keys to set.
     """
     folder = hugging_face_folder(name)
     found, own = read_config(folder), model.config
     own_choice = ("block_size", "vocab_size", "dropout")
     wanted = {k: v for k, v in found.model_dump().items() if k not in own_choice}
-    wanted["zero_init"] = own.zero_init  # the weights are loaded
+    wanted["zero_init"] = own.zero_init  # without effect, as weights are loaded
     differ = {k: v for k, v in wanted.items() if getattr(own, k) != v}
     if own.block_size > found.block_size:
         differ["block_size"] = found.block_size
@@ -223,10 +222,10 @@ def load_pretrained(model: GPT, name: str) -> None:
 
 
 def to_hugging_face(model: GPT) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """config.json without its tokens, and the tensors of model.safetensors, of a model.
+    """Return config.json, without its token ids, and the tensors of model.safetensors.
 
     Raises:
-        BadInput: if the model is none that GPT-2's architecture can hold.
+        BadInput: if the model is not of GPT-2's architecture.
     """
     own = model.config
     if beyond := [key for key in BEYOND_GPT2 if getattr(own, key) != _DEFAULTS[key].default]:
@@ -263,7 +262,7 @@ def to_hugging_face(model: GPT) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _zero_biases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The biases that Hugging Face's GPT-2 always has, for a model that has none."""
+    """Return the biases that Hugging Face's GPT-2 requires, for a model without biases."""
     return {
         name.removesuffix("weight") + "bias": tensor.new_zeros(tensor.shape[-1])
         for name, tensor in tensors.items()

@@ -1,9 +1,13 @@
-"""Batches of token windows, each a pure function of (seed, step, micro-batch): nothing to resume.
+"""Batches of token windows, each a pure function of (seed, step, micro-batch).
 
-Samples are counted over the whole run, `micro_batch * grad_accum * world` to a step, and the order
-of windows (Grid) belongs to that number: how a step is cut into micro-batches, and how many
-ranks share it, does not change what it learns from. An evaluation reads the same windows every
-time, spread over all its shards, so that two validation losses differ by the model alone.
+Samples are numbered over the whole run, `micro_batch * grad_accum * world` per step, and the order
+of windows is a function of that number: neither gradient accumulation nor world size changes the
+data of a step. Every evaluation reads the same windows, spread evenly over all shards.
+
+An epoch is one pass over a grid of windows in its own order. `permute` is the generalized-Feistel
+cipher with cycle walking of Black and Rogaway, "Ciphers with Arbitrary Finite Domains" (CT-RSA
+2002); its round function is the finaliser of SplitMix64 (Steele, Lea and Flood, "Fast Splittable
+Pseudorandom Number Generators", OOPSLA 2014). Neither depends on a library's version.
 """
 
 from __future__ import annotations
@@ -28,19 +32,19 @@ from nanogauge.prepare.shards import Shards, Split
 
 Order = Literal["permutation", "random"]
 
-BLOCK_BYTES = 2**19  # small batches are read several at a time: most of one's cost is calling
-BLOCKS_AHEAD = 2  # that wait in pinned memory while a GPU works
+BLOCK_BYTES = 2**19  # small batches are read together, as most of their time is call overhead
+BLOCKS_AHEAD = 2  # prefetched into pinned memory while a GPU works
 _STREAM = {"train": 0, "val": 1}
 
 
 @dataclass(frozen=True)
 class _Block:
-    """Consecutive batches on the device, read at once."""
+    """Consecutive batches on the device, read together."""
 
     key: tuple[Split, int]
     batches: list[tuple[Tensor, Tensor]]
     highest: list[int]
-    """token of each batch"""
+    """Highest token of each batch."""
 
     def batch(self, index: int, vocab_size: int) -> tuple[Tensor, Tensor]:
         if self.highest[index] >= vocab_size:
@@ -53,19 +57,24 @@ class _Block:
 
 
 class Batches:
-    """Token windows of two splits, as tensors on a device, not to be written to.
+    """Token windows of two splits, as tensors on a device that must not be modified.
 
     Args:
         splits: shards of token ids, memory-mapped or in memory.
-        vocab_size: rows of the model's embedding; a token beyond it is refused when it is read.
-        grad_accum: micro-batches of one step on one rank.
+        micro_batch: windows of a batch.
+        block_size: tokens of a window, without the last target.
+        vocab_size: rows of the model's embedding; reading a higher token raises BadInput.
+        seed: of the order.
+        device: that the batches are copied to.
+        grad_accum: micro-batches per step and rank.
         order: "permutation" sees each window once in an epoch; "random" draws windows with
             replacement, as nanoGPT does, and depends on micro_batch.
-        eval_batches: micro-batches that an evaluation reads.
-        rank, world: which share of each step this process takes.
-        fingerprint: tells this data from any other; a checkpoint keeps it.
-        ahead: blocks that a thread reads ahead; None is BLOCKS_AHEAD for a GPU and 0 elsewhere,
-            where the thread would take its time from the processor that trains.
+        eval_batches: micro-batches of an evaluation.
+        rank: of this process.
+        world: number of ranks that share each step.
+        fingerprint: identifies the data in checkpoints.
+        ahead: blocks to prefetch; None is BLOCKS_AHEAD for a GPU and 0 elsewhere, where the
+            thread would compete with training for the CPU.
 
     Raises:
         BadInput: if a split has no shard that is longer than one window.
@@ -95,7 +104,7 @@ class Batches:
         self.rank, self.world, self.fingerprint = rank, world, fingerprint
         self.shards: dict[Split, Shards] = {}
         self.short: dict[Split, int] = {}
-        """tokens in shards that are too short for a window, which are left out"""
+        """Tokens in shards that are too short for a window, which are not read."""
         self.grids: dict[Split, Grid] = {}
         self._ends: dict[Split, Whole] = {}
         for split, shards in splits.items():
@@ -123,11 +132,11 @@ class Batches:
         return self.tokens("train")
 
     def tokens(self, split: Split) -> int:
-        """Tokens of the shards that windows are taken from."""
+        """Return the tokens of the shards that are long enough for a window."""
         return sum(len(s) for s in self.shards[split])
 
     def position(self, step: int) -> dict[str, object]:
-        """Where a run is after `step` steps, and on which data."""
+        """Return the position in the data after `step` steps, and what identifies the data."""
         samples = step * self.grad_accum * self.world * self.micro_batch
         epoch, window = divmod(samples, self.grids["train"].windows)
         in_order = self.order == "permutation"
@@ -142,7 +151,7 @@ class Batches:
         }
 
     def batch(self, split: Split, step: int, micro: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets, each micro_batch x block_size int64, targets one token later.
+        """Return inputs and targets, micro_batch x block_size int64, targets one token later.
 
         Raises:
             BadInput: if a token lies beyond the vocabulary.
@@ -152,35 +161,35 @@ class Batches:
         if self._held is None or self._held.key != (split, block):
             ahead = self._prefetch if split == "train" else None
             read = ahead.get(block) if ahead is not None else self._make(split, block)
-            self._held = self._hand_over((split, block), read)
+            self._held = self._to_device((split, block), read)
         return self._held.batch(index, self.vocab_size)
 
     def evaluation_batch(self, split: Split, index: int) -> tuple[Tensor, Tensor]:
-        """The index-th batch of every evaluation."""
+        """Return the index-th batch of an evaluation."""
         indices = np.arange(index * self.micro_batch, (index + 1) * self.micro_batch)
         of = self.eval_batches * self.micro_batch
         if index == 0:
             self._will_need(split, self.grids[split].spread(np.arange(of), of))
         read = self._read(split, self.grids[split].spread(indices, of))
-        return self._hand_over((split, index), read).batch(0, self.vocab_size)
+        return self._to_device((split, index), read).batch(0, self.vocab_size)
 
     def close(self) -> None:
-        """End the thread that makes batches ahead."""
+        """Stop prefetching."""
         if self._prefetch is not None:
             self._prefetch.close()
 
     def _make(self, split: Split, block: int) -> Tensor:
-        """The windows of a block of this rank's micro-batches, counted from the run's beginning.
+        """Read a block of this rank's micro-batches, numbered from the run's beginning.
 
-        The next block's are looked up as well, so that the disk can bring them meanwhile.
+        The system is advised to read the next block from disk meanwhile.
         """
         windows = {}
         for key in ((split, block), (split, block + 1)):
-            known = self._located.get(key)
-            if known is None:
-                known = self._locate(*key)
-                self._will_need(split, known)
-            windows[key] = known
+            located = self._located.get(key)
+            if located is None:
+                located = self._locate(*key)
+                self._will_need(split, located)
+            windows[key] = located
         self._located = windows
         return self._read(split, windows[split, block])
 
@@ -195,7 +204,7 @@ class Batches:
         return self.grids[split].locate(samples.ravel())
 
     def _drawn(self, split: Split, micro: int) -> Windows:
-        """Windows drawn at random, with replacement, from anywhere in any shard."""
+        """Draw windows with replacement, from anywhere in any shard."""
         step, micro = divmod(micro, self.grad_accum * self.world)
         generator = np.random.default_rng([self.seed, _STREAM[split], step, micro])
         ends = self._ends[split]
@@ -204,7 +213,7 @@ class Batches:
         return shards, positions - np.concatenate(([0], ends))[shards]
 
     def _will_need(self, split: Split, windows: Windows) -> None:
-        """Have the system read windows of mapped files while others are worked on."""
+        """Advise the system to read windows of mapped files ahead."""
         mapped = any(isinstance(shard, np.memmap) for shard in self.shards[split])
         if not mapped or not hasattr(mmap, "MADV_WILLNEED"):
             return
@@ -217,9 +226,9 @@ class Batches:
                 tokens.base.madvise(mmap.MADV_WILLNEED, aligned, length)
 
     def _read(self, split: Split, windows: Windows) -> Tensor:
-        """Copy windows into a batch, once: into memory that a GPU can fetch it from by itself."""
+        """Copy windows into host memory, pinned for a GPU."""
         length, shards = self.block_size + 1, self.shards[split]
-        # Rows of an even length: every batch then lies as compiled code found the first to lie.
+        # Rows of even length: compiled code is specialised on the alignment of the first batch.
         shape = len(windows[0]), length + length % 2
         both = torch.empty(shape, dtype=torch.int64, pin_memory=self.device.type == "cuda")
         rows = both.numpy()
@@ -228,8 +237,8 @@ class Batches:
         rows[:, length:] = 0
         return both
 
-    def _hand_over(self, key: tuple[Split, int], read: Tensor) -> _Block:
-        """A block on the device, cut into batches now: after a step all caches are cold."""
+    def _to_device(self, key: tuple[Split, int], read: Tensor) -> _Block:
+        """Copy a block to the device and split it now: after a step all caches are cold."""
         highest = read.numpy().reshape(len(read) // self.micro_batch, -1).max(axis=1)
         there = read.to(self.device, non_blocking=self.device.type == "cuda")
         inputs, targets = there[:, : self.block_size], there[:, 1 : self.block_size + 1]
@@ -240,17 +249,17 @@ class Batches:
 ROUNDS = 8
 Whole = npt.NDArray[np.int64]
 Windows = tuple[Whole, Whole]
-"""the shard and the first token of each"""
+"""Shard and first token of each window."""
 _Words = npt.NDArray[np.uint64]
 
 
 def permute(n: int, seed: int, epoch: int, positions: Whole) -> Whole:
-    """The values at some positions of a permutation of 0 ... n - 1, one for each seed and epoch.
+    """Return values of a permutation of 0 ... n - 1, one per seed and epoch, at some positions.
 
-    Takes memory for the positions alone, whatever n is.
+    Needs memory for the positions only, whatever n is.
     """
-    # A domain of rows x columns, the smallest near-square one that holds n: it is left for a value
-    # beyond n once in about sqrt(n) times, and walked on until one below n turns up.
+    # The domain is rows x columns, the smallest near-square one of at least n values. The cipher
+    # gives a value of n or above about once in sqrt(n) times: encipher again until it is below n.
     rows = math.isqrt(n - 1) + 1
     columns = -(-n // rows)
     keys = _keys(seed, epoch, "order")
@@ -266,7 +275,7 @@ def permute(n: int, seed: int, epoch: int, positions: Whole) -> Whole:
 
 
 def _encipher(values: _Words, rows: np.uint64, columns: np.uint64, keys: _Words) -> _Words:
-    """Rounds that shift the row by a function of the column, then the column by one of the row."""
+    """Shift the row by a function of the column and vice versa, in rounds."""
     row, column = np.divmod(values, columns)
     for key in keys.reshape(-1, 2):
         row = (row + _mixed(column ^ key[0]) % rows) % rows
@@ -275,7 +284,7 @@ def _encipher(values: _Words, rows: np.uint64, columns: np.uint64, keys: _Words)
 
 
 def _mixed(words: _Words) -> _Words:
-    """SplitMix64's finaliser: each bit of a word bears on all bits of the result."""
+    """Apply SplitMix64's finaliser, which mixes every bit of a word into all bits."""
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return words ^ (words >> np.uint64(31))
@@ -288,18 +297,16 @@ def _keys(seed: int, epoch: int, purpose: str) -> _Words:
 
 @dataclass(frozen=True)
 class Grid:
-    """Windows of block_size + 1 tokens, laid end to end over each shard, and the order of them.
+    """Consecutive windows of block_size + 1 tokens over each shard, and their order.
 
     A window's last token is the next one's first, so each token is predicted once. In each epoch
-    the grid of a shard begins at another of its first block_size tokens, so that the cuts between
-    windows fall elsewhere; the number of windows stays the same, and what lies before and behind
-    the grid, fewer than 2 x block_size tokens of a shard, is not predicted in that epoch.
-
-    Args:
-        lengths: tokens of each shard, each more than block_size.
+    the grid of a shard begins at another of its first block_size tokens, so that windows are cut
+    elsewhere. The number of windows is constant. An epoch does not predict the tokens before and
+    after the grid, fewer than 2 x block_size of a shard.
     """
 
     lengths: Sequence[int]
+    """Tokens of each shard, each above block_size."""
     block_size: int
     seed: int
     _counts: Whole = field(init=False)
@@ -313,17 +320,17 @@ class Grid:
 
     @property
     def windows(self) -> int:
-        """Windows of an epoch."""
+        """Windows per epoch."""
         return int(self._ends[-1])
 
     @property
     def unseen_tokens(self) -> int:
-        """Tokens that are not predicted in an epoch; which ones, the next epoch draws anew."""
+        """Tokens that are not predicted in an epoch, different ones in each."""
         return sum(self.lengths) - self.windows * self.block_size
 
     def begins(self, epoch: int) -> Whole:
-        """The token of each shard at which its grid begins."""
-        # A shard shorter than two windows has one, and begins where there is room for it.
+        """Return the token of each shard at which its grid begins."""
+        # A shard shorter than two windows has one window, anywhere in it.
         room = np.array(self.lengths, dtype=np.int64) - self._counts * self.block_size
         choices = np.minimum(room, self.block_size).astype(np.uint64)
         shards = np.arange(len(self.lengths), dtype=np.uint64)
@@ -332,7 +339,7 @@ class Grid:
         return drawn.astype(np.int64)
 
     def locate(self, samples: Whole) -> Windows:
-        """The windows of samples, in ascending order, counted from the beginning of the run."""
+        """Return the windows of samples, given in ascending order from the run's beginning."""
         shards, begins = np.empty_like(samples), np.empty_like(samples)
         epochs, positions = np.divmod(samples, self.windows)
         for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
@@ -343,10 +350,9 @@ class Grid:
         return shards, begins
 
     def spread(self, indices: Whole, of: int) -> Windows:
-        """Some of `of` windows that lie evenly over all shards.
+        """Return some of `of` windows that are spread evenly over all shards.
 
-        The grid is the one that begins with each shard's first token. Of more windows than there
-        are, some are the same.
+        The grid begins at each shard's first token. Windows repeat if `of` exceeds their number.
         """
         return self._place((2 * indices + 1) * self.windows // (2 * of))
 
@@ -360,10 +366,9 @@ T = TypeVar("T")
 
 
 class Prefetch(Generic[T]):
-    """Numbered things in order, `depth` of them made ahead of the one that was last asked for.
+    """Makes numbered items in order in a thread, `depth` of them ahead of the last get().
 
-    A thing must depend on its number alone: whether it was made ahead can then not be told. One
-    that cannot be made raises its error when it is asked for, and not before.
+    An item must depend on its number only. An error while making it is raised by its get().
     """
 
     def __init__(self, make: Callable[[int], T], depth: int) -> None:
@@ -372,20 +377,20 @@ class Prefetch(Generic[T]):
         self._ahead: deque[tuple[int, Future[T]]] = deque()
 
     def get(self, number: int) -> T:
-        """A thing; after a leap, those that were made ahead in vain are let go."""
+        """Return an item; after a leap, discard those made ahead."""
         if self._ahead and self._ahead[0][0] != number:
-            self._let_go()
+            self._discard()
         following = self._ahead[-1][0] + 1 if self._ahead else number
         for coming in range(following, number + self._depth + 1):
             self._ahead.append((coming, self._thread.submit(self._make, coming)))
         return self._ahead.popleft()[1].result()
 
     def close(self) -> None:
-        """End the thread, once it has made what it is at."""
-        self._let_go()
+        """Stop the thread after its current item."""
+        self._discard()
         self._thread.shutdown()
 
-    def _let_go(self) -> None:
+    def _discard(self) -> None:
         for _, future in self._ahead:
             future.cancel()
         self._ahead.clear()

@@ -1,9 +1,8 @@
-"""Figures of a model beside those of another on the same items, each with its interval.
+"""Benchmarks of a model, alone or compared with another on the same items, with intervals.
 
-An interval is the middle 95 % of what 2,000 bootstrap samples of the items come to. Where two
-models are compared, both are counted on the same samples (a paired bootstrap), so that items that
-are hard for both do not widen the difference. Source: Efron and Tibshirani, An Introduction to the
-Bootstrap (1993), chapters 8 and 13.
+An interval is the middle 95 % of 2,000 bootstrap samples of the items. Two models are compared on
+the same samples (a paired bootstrap), so that items hard for both do not widen the difference.
+Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapters 8 and 13.
 """
 
 from __future__ import annotations
@@ -40,9 +39,9 @@ EXAMPLES_AT_ONCE = 8
 
 @dataclass(frozen=True)
 class Items:
-    """What each item of a benchmark counts, for a model and perhaps another.
+    """The result of each item of a benchmark, for a model and optionally another.
 
-    A figure is sum(own) / sum(of), over all items or over a sample of them.
+    A metric is sum(own) / sum(of), over all items or a sample of them.
     """
 
     own: Numbers
@@ -50,7 +49,7 @@ class Items:
     of: Numbers
 
     def figures(self) -> dict[str, float | None]:
-        """Fields of a Benchmark: both values, and the intervals."""
+        """Return the fields of a Benchmark line: values and intervals."""
         chance = np.random.default_rng(SEED)
         values = [self._values(slice(None))]
         values += [
@@ -72,12 +71,12 @@ class Items:
 
 @dataclass(frozen=True)
 class Pair:
-    """The model of a run, and the one it is held against."""
+    """The model of a run, and the one it is compared with."""
 
     own: Scorer
     other: Scorer | None
     against: str | None
-    """the name of the other"""
+    """Name of the other model."""
     step: int
 
     @property
@@ -109,31 +108,31 @@ class Pair:
 def windows_of(
     pair: Pair, shards: Shards, tokens: int, device: torch.device
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Windows of held-out tokens and their targets, B T each: at most so many, evenly spread.
+    """Yield windows of held-out tokens and their targets, B T each, evenly spread.
 
-    A window is as long as the shorter context of the two models, and none overlaps another.
+    They hold up to `tokens` tokens, do not overlap, and have the shorter context of the two models.
     """
     block = min(scorer.model.config.block_size for scorer in pair.scorers)
     vocabulary = min(scorer.model.config.vocab_size for scorer in pair.scorers)
-    there = sum(max(1, len(s) // block - 1) for s in shards if len(s) > block)
-    wanted = max(1, min(there, tokens // block))
+    present = sum(max(1, len(s) // block - 1) for s in shards if len(s) > block)
+    windows = max(1, min(present, tokens // block))
     batches = Batches(
-        {"val": shards}, 1, block, vocabulary, SEED, device, eval_batches=wanted, ahead=0
+        {"val": shards}, 1, block, vocabulary, SEED, device, eval_batches=windows, ahead=0
     )
     at_once = max(1, TOKENS_AT_ONCE // block)
-    for begin in range(0, wanted, at_once):
-        indices = range(begin, min(wanted, begin + at_once))
-        windows = [batches.evaluation_batch("val", index) for index in indices]
-        inputs, targets = (torch.cat(part) for part in zip(*windows, strict=True))
+    for begin in range(0, windows, at_once):
+        indices = range(begin, min(windows, begin + at_once))
+        pairs = [batches.evaluation_batch("val", index) for index in indices]
+        inputs, targets = (torch.cat(part) for part in zip(*pairs, strict=True))
         yield inputs, targets
 
 
 def held_out_items(
     pair: Pair, shards: Shards, tokens: int, device: torch.device, token_bytes: Numbers | None
 ) -> dict[str, Items]:
-    """nats_per_token, and bits_per_byte where the bytes of each token are known, by windows.
+    """Return nats_per_token and, if the bytes of each token are given, bits_per_byte, by window.
 
-    Bits are those of the tokens that stand for text: the end of a text has no bytes.
+    Bits exclude tokens without bytes, such as end-of-text.
     """
     nats: list[list[Numbers]] = [[] for _ in pair.scorers]
     bits: list[list[Numbers]] = [[] for _ in pair.scorers]
@@ -162,7 +161,7 @@ def _items(parts: list[list[Numbers]], of: list[Numbers]) -> Items:
 
 @dataclass(frozen=True)
 class Example:
-    """A beginning and its endings, of which one is right."""
+    """A context and its endings, one of which is right."""
 
     context: str
     endings: list[str]
@@ -170,11 +169,11 @@ class Example:
 
 
 def read_hellaswag(path: Path | None, limit: int | None) -> list[Example]:
-    """The validation examples of HellaSwag: of a file of JSON lines, or of the hub.
+    """Read the validation examples of HellaSwag from a file of JSON lines, or from the hub.
 
     Raises:
         BadInput: if the file cannot be read, or holds something else.
-        RunFailed: if they cannot be fetched.
+        RunFailed: if the download fails.
     """
     rows = _lines(path) if path is not None else _from_hub()
     try:
@@ -206,8 +205,8 @@ def _from_hub() -> list[dict[str, Any]]:
     quiet()
     try:
         names = HfApi().list_repo_files(HELLASWAG, repo_type="dataset")
-        wanted = sorted(n for n in names if "validation" in n and n.endswith(".parquet"))
-        paths = [hf_hub_download(HELLASWAG, name, repo_type="dataset") for name in wanted]
+        files = sorted(n for n in names if "validation" in n and n.endswith(".parquet"))
+        paths = [hf_hub_download(HELLASWAG, name, repo_type="dataset") for name in files]
     except client_errors() as error:
         raise RunFailed(
             f"{HELLASWAG} could not be fetched from the hub ({short(error)}); check the network "
@@ -219,11 +218,10 @@ def _from_hub() -> list[dict[str, Any]]:
 def hellaswag_items(
     pair: Pair, examples: Sequence[Example], encoding: tiktoken.Encoding
 ) -> dict[str, Items]:
-    """acc_norm and acc, as build-nanogpt's hellaswag.py counts them.
+    """Return acc_norm and acc, defined as in build-nanogpt's hellaswag.py.
 
-    An ending, behind a space, is a completion of its context. acc_norm is the share of examples
-    whose right ending has the least mean loss of a token, acc that whose right one has the least
-    sum.
+    An ending, after a space, completes its context. acc_norm is the share of examples whose right
+    ending has the lowest mean loss per token, acc the share whose right ending has the lowest sum.
     """
     right: dict[str, list[list[float]]] = {
         m: [[] for _ in pair.scorers] for m in ("acc", "acc_norm")
@@ -252,14 +250,14 @@ def hellaswag_items(
 
 @dataclass(frozen=True)
 class Scorer:
-    """A model in eval mode, and the arithmetic of its matrix products."""
+    """A model in eval mode, and the dtype of its matrix products."""
 
     model: GPT
     dtype: str
 
     @torch.inference_mode()
     def losses(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """The loss of each target, in nats, fp32: B T, of tokens and targets B T."""
+        """Return the loss of each target in nats, fp32, B T, of tokens and targets B T."""
         with autocast(tokens.device, self.dtype):
             logits = self.model.logits(self.model.hidden(tokens))
         flat = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
@@ -268,9 +266,9 @@ class Scorer:
     def ending_losses(
         self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]
     ) -> tuple[list[float], list[float]]:
-        """Of each context and its ending: sum and mean of the losses of the ending's tokens.
+        """Return sum and mean of the losses of each ending's tokens after its context.
 
-        A context that does not fit into the block with its ending loses its beginning.
+        A context that is too long loses its beginning.
 
         Args:
             rows: context and ending, at least one token each.

@@ -1,4 +1,9 @@
-"""A run's model as a Hugging Face folder: weights, configuration, tokenizer, model card."""
+"""Export a run's model as a Hugging Face folder: weights, configuration, tokenizer, model card.
+
+The tokenizer files are GPT-2's: a byte-level vocabulary and its merges. tiktoken stores no merges,
+but they follow from its ranks: a token's two parts are the result of merging its bytes in order of
+rank up to just below the token's own rank. Source: tiktoken, tiktoken/_educational.py (bpe_encode).
+"""
 
 from __future__ import annotations
 
@@ -32,18 +37,18 @@ LACKS_TOKENIZER = (
 
 
 def export_run(trained: Trained, out: Path, tokenizer: str | None) -> list[str]:
-    """Write the folder; returns sentences on what it lacks.
+    """Write the folder; return sentences on what it lacks.
 
-    Rows of the embedding without a token, which pad it, are kept, so that the model stays the very
-    same function; generation is told not to choose them.
+    Padding rows of the embedding are kept, so that the model stays the same function; the
+    generation settings suppress them.
 
     Args:
         trained: the model, on the CPU in fp32.
-        out: a folder that is not there yet, or empty.
-        tokenizer: a name that the user gives, where the run's data does not tell.
+        out: a new or empty folder.
+        tokenizer: the user's choice; None for that of the run's data.
 
     Raises:
-        BadInput: if the folder holds something, or cannot be written.
+        BadInput: if the folder is not empty, or cannot be written.
     """
     make_folder(out)
     if any(out.iterdir()):
@@ -80,7 +85,7 @@ def export_run(trained: Trained, out: Path, tokenizer: str | None) -> list[str]:
 
 
 def model_card(trained: Trained, report: Report) -> str:
-    """What the model is, and what its run measured: a row for each figure that there is."""
+    """Return a model card with what the run measured."""
     config, run = trained.folder.config, report.run
     losses = [e.val_loss for e in trained.recorded.evals if e.step == trained.step]
     loss = next((f"{value:.4f} nats per token" for value in losses if value is not None), None)
@@ -99,7 +104,7 @@ def model_card(trained: Trained, report: Report) -> str:
         "",
         f"Its validation loss at that step: {loss or 'not measured'}.",
         "",
-        "What the run measured, beside what was claimed and predicted before its first step:",
+        "What the run measured, with what was claimed and predicted before its first step:",
         "",
         "| quantity | measured | claimed | predicted | verdict |",
         "|---|---|---|---|---|",
@@ -116,10 +121,10 @@ def model_card(trained: Trained, report: Report) -> str:
 
 
 def tokenizer_files(encoding: tiktoken.Encoding, block_size: int) -> dict[str, bytes] | None:
-    """Names and contents of the files; None where they cannot say what the tokenizer does.
+    """Return names and contents of the tokenizer files, or None if GPT-2's form cannot hold it.
 
-    That is where it splits words in another way than GPT-2's (single bytes have no merges, and may
-    be split in any), or knows a token that no merge leads to.
+    It cannot if the tokenizer splits words in another way than GPT-2's (unless it has single bytes
+    only), or has a token that no merge produces.
     """
     ranks = encoding._mergeable_ranks
     if encoding._pat_str != PATTERNS["gpt2"] and len(ranks) > 256:
@@ -143,7 +148,7 @@ def tokenizer_files(encoding: tiktoken.Encoding, block_size: int) -> dict[str, b
         "special": True,
     }
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-    whole = {
+    tokenizer = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
@@ -164,7 +169,7 @@ def tokenizer_files(encoding: tiktoken.Encoding, block_size: int) -> dict[str, b
         },
     }
     names = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
-    told = {
+    tokenizer_config = {
         "tokenizer_class": "GPT2Tokenizer",
         "add_prefix_space": False,
         "model_max_length": block_size,
@@ -173,14 +178,14 @@ def tokenizer_files(encoding: tiktoken.Encoding, block_size: int) -> dict[str, b
     return {
         "vocab.json": _json(vocabulary),
         "merges.txt": "\n".join(["#version: 0.2", *merges, ""]).encode(),
-        "tokenizer.json": _json(whole),
-        "tokenizer_config.json": _json(told),
+        "tokenizer.json": _json(tokenizer),
+        "tokenizer_config.json": _json(tokenizer_config),
         "special_tokens_map.json": _json(names),
     }
 
 
 def vocabulary_of(encoding: tiktoken.Encoding) -> dict[str, int]:
-    """The contents of vocab.json: each token, its bytes as letters, and its number."""
+    """Return the contents of vocab.json: each token, its bytes as letters, and its id."""
     letters = byte_letters()
     ranks = encoding._mergeable_ranks
     written = {"".join(letters[b] for b in token): rank for token, rank in ranks.items()}
@@ -188,7 +193,7 @@ def vocabulary_of(encoding: tiktoken.Encoding) -> dict[str, int]:
 
 
 def parts_of(token: bytes, ranks: Mapping[bytes, int]) -> list[bytes] | None:
-    """The two tokens whose merge makes a token; None where merges stop before."""
+    """Return the two tokens whose merge gives a token, or None if no merge does."""
     parts = [bytes([byte]) for byte in token]
     own = ranks[token]
     while len(parts) > 2:

@@ -1,9 +1,8 @@
-"""Text from a model, a token at a time: what the blocks made of the past is kept, not made again.
+"""Text generation with a key-value cache.
 
-Positions are absolute, and where they are learned there are no more than a block has, so a full
-context is not moved on by one: then the newer half of it is run again from position 0, and goes on
-from there. Once a text is longer than a block, the next token sees between half a block and a whole
-block of what comes before it.
+Positions are absolute and learned ones end with the context, so a full context cannot shift by one
+token: its newer half is recomputed from position 0. In a text longer than the context, the next
+token sees between half a context and a whole one.
 
 Shapes in comments: T positions, C width, H heads, D = C / H, S positions of a block, V vocabulary.
 """
@@ -25,18 +24,18 @@ from model import GPT, Block, softcap
 
 @dataclass(frozen=True)
 class Choice:
-    """How the next token is drawn."""
+    """How to sample the next token."""
 
     temperature: float = 0.8
-    """0 takes the likeliest; 1 draws as the model has it; less prefers what is likely anyway"""
+    """0 takes the most likely token; 1 samples from the model's distribution."""
     top_k: int | None = None
-    """draw from so many of the likeliest alone"""
+    """Sample from the k most likely tokens; None for all."""
     top_p: float | None = None
-    """draw from the likeliest alone that have this much of the probability together, after
-    temperature: Holtzman et al., The Curious Case of Neural Text Degeneration (2020)"""
+    """Sample from the most likely tokens with this total probability, after temperature; None for
+    all. Source: Holtzman et al., The Curious Case of Neural Text Degeneration (2020)."""
 
     def draw(self, logits: Tensor, generator: torch.Generator) -> int:
-        """A token by its logits (V) on the CPU."""
+        """Sample a token from its logits (V) on the CPU."""
         if self.temperature == 0:
             return int(logits.argmax())
         order = None
@@ -53,14 +52,14 @@ class Choice:
 
 
 SMALL_WIDTH = 256
-"""up to this, threads of a processor wait for each other longer than they would work"""
+"""Up to this width one CPU thread is faster than several."""
 Affine = tuple[Tensor, Tensor | None]
-"""weight and bias"""
+"""Weight and bias."""
 Norm = Callable[[Tensor], Tensor]
 
 
 class _Weights:
-    """Those of a block, looked up once: asking modules for them takes as long as using them."""
+    """The weights of a block; looking them up in modules takes as long as using them."""
 
     def __init__(self, block: Block) -> None:
         self.ln_1, self.ln_2 = _norm(block.ln_1), _norm(block.ln_2)
@@ -90,10 +89,10 @@ def _norm(module: nn.Module) -> Norm:
 
 
 class Context:
-    """A sequence that grows, and what comes next.
+    """A growing sequence with its key-value cache.
 
-    A single position is so little work that calling the modules would take as long again, so their
-    weights are used here as they use them.
+    One position is so little work that calling modules would double its time: their weights are
+    used directly.
     """
 
     def __init__(self, model: GPT) -> None:
@@ -112,11 +111,11 @@ class Context:
         shape = config.n_layer, 2, config.n_head, config.block_size, width
         self._keys_values = self._embedding.new_empty(shape).unbind()
         self._seen: list[int] = []
-        """the tokens whose keys and values are kept, from position 0 on"""
+        """Tokens in the cache, from position 0 on."""
 
     @torch.inference_mode()
     def next_logits(self, tokens: Sequence[int]) -> Tensor:
-        """Append a token, or begin with several; the logits (V, fp32, on the CPU) of the next."""
+        """Append a token, or several to begin with; return the next logits (V, fp32, CPU)."""
         assert len(tokens) == 1 or not self._seen
         if len(self._seen) + len(tokens) > self._block_size:
             room = self._block_size // 2 if self._seen else self._block_size
@@ -133,7 +132,7 @@ class Context:
         return logits.float().cpu()
 
     def _run(self, tokens: Sequence[int]) -> Tensor:
-        """The final state, C, of the last of these tokens, which follow those that were seen."""
+        """Return the final hidden state, C, of the last of these tokens."""
         begin, count = len(self._seen), len(tokens)
         end = begin + count
         ids = torch.tensor(tokens, device=self._embedding.device)
@@ -163,21 +162,23 @@ def generate(
     generator: torch.Generator,
     end: int | None = None,
 ) -> Iterator[int]:
-    """Tokens that go on from a prompt of at least one: `count`, or fewer where the text ends.
+    """Generate up to `count` tokens after a prompt of at least one token, without dropout.
 
-    A model whose logits are not finite, as one that has diverged, ends it too.
-
-    Dropout has no part in it, whatever the model's mode.
+    Ends early at the end-of-text token, or if the logits are non-finite.
 
     Args:
-        generator: on the CPU, so that a seed draws alike on every device.
-        end: the token that ends a text, which is not returned; None goes on behind it.
+        model: to sample from.
+        prompt: tokens to begin with.
+        count: of the tokens to generate.
+        choice: how to sample.
+        generator: on the CPU, so that a seed gives the same random numbers on every device.
+        end: the end-of-text token, which is not returned; None continues after it.
     """
     context, tokens = Context(model), prompt
     for _ in range(count):
         logits = context.next_logits(tokens)
         if not math.isfinite(float(logits.max())):
-            return  # weights that have diverged say nothing
+            return  # the weights have diverged
         chosen = choice.draw(logits, generator)
         if chosen == end:
             return
@@ -186,16 +187,16 @@ def generate(
 
 
 def is_sample_due(step: int, every: int, max_steps: int) -> bool:
-    """Whether this evaluation, one of every so many steps, is the first of a quarter of the run."""
+    """Return True if this evaluation is the first in a quarter of the run.
+
+    every: steps between evaluations.
+    """
     quarter = 4 * step // max_steps
     return step > 0 and quarter > 4 * max(0, (step - 1) // every * every) // max_steps
 
 
 def sample_text(model: GPT, encoding: tiktoken.Encoding, prompt: str, count: int, seed: int) -> str:
-    """A prompt and up to `count` tokens after it, as far as the model goes on with that text.
-
-    Without a prompt the text begins a document.
-    """
+    """Return a prompt with up to `count` generated tokens; without a prompt, begin a document."""
     begin = encoding.encode_ordinary(prompt) or [encoding.eot_token]
     generator = torch.Generator().manual_seed(seed)
     made = generate(model, begin, count, Choice(), generator, encoding.eot_token)
@@ -203,5 +204,5 @@ def sample_text(model: GPT, encoding: tiktoken.Encoding, prompt: str, count: int
 
 
 def text_tokens(tokens: Iterable[int], encoding: tiktoken.Encoding) -> Iterator[int]:
-    """Those that stand for text: rows that pad the embedding have no text, and may be drawn."""
+    """Drop tokens without text: padding rows of the embedding can be sampled as well."""
     return (token for token in tokens if token < encoding.n_vocab)

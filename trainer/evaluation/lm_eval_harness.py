@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness, run on models in Hugging Face's layout."""
+"""Run tasks of lm-evaluation-harness on models in Hugging Face's layout."""
 
 from __future__ import annotations
 
@@ -22,14 +22,17 @@ def harness_items(
     dtype: str,
     limit: int | None,
 ) -> tuple[str, bool, Items]:
-    """The main metric of a task, whether more of it is better, and what each document counts.
+    """Return a task's main metric, whether higher is better, and the result of each document.
 
-    The main metric is acc_norm, acc or exact_match, the first that the task has; else its first.
+    The main metric is the first of acc_norm, acc and exact_match that the task has, else its first.
 
     Args:
-        folders: of a model, and perhaps of the one it is held against.
-        task_folder: with task files of one's own.
-        limit: documents, the first ones; None for all.
+        folders: of a model, and optionally of the one it is compared with.
+        task: name of the task.
+        task_folder: with the user's task files.
+        device: to run on.
+        dtype: of the weights.
+        limit: number of documents; None for all.
 
     Raises:
         BadInput: if the harness is not installed, or there is no such task.

@@ -1,4 +1,4 @@
-"""A run's model, for what comes after training: one of its checkpoints, and its tokenizer."""
+"""Load a run's model from a checkpoint, and its tokenizer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from trainer.checkpoints.checkpoint import intact_meta, list_checkpoints, load_w
 from trainer.step.device import DTYPES, choose_device
 
 CHECKPOINT_HELP = "newest, best (the least validation loss of those that are kept), or a step"
-TOKENIZER_HELP = "where the run's data is not there: gpt2, or a file of ranks"
+TOKENIZER_HELP = "if the run's data is missing: gpt2, or a file of ranks"
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class Trained:
     folder: RunFolder
     recorded: Recorded
     step: int
-    """updates that the weights have seen"""
+    """Steps before the checkpoint."""
     model: GPT
-    """in eval mode, on the device"""
-    passed_over: list[str]
-    """a sentence for each damaged checkpoint that would have come first"""
+    """In eval mode, on the device."""
+    skipped: list[str]
+    """A sentence for each damaged checkpoint that was skipped."""
 
 
 def open_trained(path: Path, which: str, device: str, half: bool) -> Trained:
@@ -41,82 +41,81 @@ def open_trained(path: Path, which: str, device: str, half: bool) -> Trained:
         path: the run folder.
         which: newest, best, or a step.
         device: as run.device.
-        half: on a GPU, weights in the run's 16 bits; fp32 elsewhere.
+        half: on a GPU, convert the weights to the run's dtype.
 
     Raises:
-        BadInput: if it is no run folder, there is no such checkpoint that is whole, or no such
-            device.
+        BadInput: if the run folder, an intact checkpoint or the device is missing.
     """
     folder, recorded = load_with_log(path)
-    checkpoint, passed_over = find_checkpoint(path / "checkpoints", which)
+    checkpoint, skipped = find_checkpoint(path / "checkpoints", which)
     place = choose_device(device)
     model = GPT(folder.config.model).to(place)
     load_weights(checkpoint, model, place)
     if half and place.type == "cuda":
         model.to(DTYPES[folder.prediction.dtype])
     step = step_of(checkpoint)
-    return Trained(folder, recorded, step, model.eval(), passed_over)
+    return Trained(folder, recorded, step, model.eval(), skipped)
 
 
 def find_checkpoint(folder: Path, which: str) -> tuple[Path, list[str]]:
-    """The checkpoint that is asked for, and a sentence for each damaged one before it.
+    """Return the requested checkpoint, and a sentence for each damaged one skipped.
 
     Raises:
-        BadInput: if there is none that is whole, or `which` is not understood.
+        BadInput: if no intact one exists, or `which` is invalid.
     """
     if which not in ("newest", "best") and not which.isdecimal():
         raise BadInput(f"--checkpoint takes newest, best or a step, not {which!r}.")
-    passed_over: list[str] = []
-    whole: list[tuple[float, Path]] = []
-    there = list_checkpoints(folder)
-    wanted = [path for path in there if not which.isdecimal() or step_of(path) == int(which)]
-    if there and not wanted:
-        known = ", ".join(str(step_of(path)) for path in there)
-        raise BadInput(f"{folder} has no checkpoint of step {which}; there are: {known}.")
-    for path in reversed(wanted):
+    skipped: list[str] = []
+    intact: list[tuple[float, Path]] = []
+    present = list_checkpoints(folder)
+    matching = [path for path in present if not which.isdecimal() or step_of(path) == int(which)]
+    if present and not matching:
+        steps = ", ".join(str(step_of(path)) for path in present)
+        raise BadInput(f"{folder} has no checkpoint of step {which}; there are: {steps}.")
+    for path in reversed(matching):
         meta = intact_meta(path)
         if meta is None:
-            passed_over.append(f"the checkpoint {path} is damaged and was passed over.")
+            skipped.append(f"the checkpoint {path} is damaged and was skipped.")
         elif which != "best":
-            return path, passed_over
+            return path, skipped
         elif meta.val_loss is not None:
-            whole.append((meta.val_loss, path))
-    if whole:
-        return min(whole, key=lambda found: found[0])[1], passed_over
+            intact.append((meta.val_loss, path))
+    if intact:
+        return min(intact, key=lambda item: item[0])[1], skipped
     extra = " with a validation loss" if which == "best" else ""
-    damage = ": " + " ".join(passed_over) if passed_over else "; train the run up to its first."
-    raise BadInput(f"{folder} has no whole checkpoint{extra}{damage}")
+    damage = ": " + " ".join(skipped) if skipped else "; train the run up to its first."
+    raise BadInput(f"{folder} has no intact checkpoint{extra}{damage}")
 
 
 def tokenizer_of(data: DataSection) -> tuple[str, str]:
-    """The tokenizer of a run's data as load_tokenizer takes it, and its pattern of words.
+    """Return the tokenizer of a run's data, as load_tokenizer takes it, and its word pattern.
 
     Raises:
-        BadInput: if the data is not there, or nothing in it tells.
+        BadInput: if the data is missing or does not name it.
     """
     assert data.folder is not None
     try:
         opened = open_folder(data.folder)
     except BadInput as error:
         raise BadInput(
-            f"the run's tokenizer is told by its data, which cannot be opened ({error}) "
+            f"the run's data names its tokenizer, but cannot be opened ({error}) "
             "Bring it back, or name the tokenizer with --tokenizer."
         ) from None
     if opened.tokenizer is None:
-        raise BadInput(f"nothing in {data.path} tells its tokenizer; name it with --tokenizer.")
+        raise BadInput(f"nothing in {data.path} names its tokenizer; name it with --tokenizer.")
     return opened.tokenizer, opened.pattern
 
 
 def encoding_of(data: DataSection, given: str | None) -> tiktoken.Encoding:
-    """The tokenizer of a run, as tiktoken has it.
+    """Return the tokenizer of a run as a tiktoken encoding.
 
     Args:
         data: of the run's configuration.
-        given: a name that the user gives instead, as load_tokenizer takes it.
+        given: the user's choice, as load_tokenizer takes it; None for that of the data.
 
     Raises:
-        BadInput: if nothing tells, or it is none of tiktoken's.
-        RunFailed: if it has to be downloaded and cannot be.
+        BadInput: if the data does not name it, or it is not one of tiktoken's.
+        RunFailed: if a download fails.
     """
     if given is not None:
         return load_encoding(given)

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a panel in a terminal, plain lines everywhere else."""
+"""The progress display of a run: a panel in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ from nanogauge.records import Checkpoint, Eval, Prediction, Sensor, Step
 
 GO_AFTER_STEPS = 30
 PACE_STEPS = 100
-"""the pace that is shown is the median of so many steps"""
+"""Steps of the median step time that is shown."""
 PLAIN_SECONDS = 2.0
-"""least time between two plain lines of steps"""
+"""Least time between two plain lines of steps."""
 PANEL_SECONDS = 1.0
-"""least time between two drawings of the panel, of about 1 ms each"""
+"""Least time between two updates of the panel, which take about 1 ms."""
 _SHOWN_ROWS = (
     "parameters",
     "tokens_total",
@@ -56,7 +56,7 @@ _FRAME = 4  # columns that the panel's border and its padding take
 
 
 def terminal_of_stdout() -> Console | None:
-    """The terminal that standard output is, where a cursor can be moved on it; else None."""
+    """Return the terminal of standard output if its cursor can be moved, else None."""
     console = Console()
     can_move = console.is_terminal and not console.is_dumb_terminal
     return console if can_move and sys.stdout.isatty() else None
@@ -64,29 +64,28 @@ def terminal_of_stdout() -> Console | None:
 
 @dataclass(frozen=True)
 class Content:
-    """What the panel shows."""
+    """The contents of the panel."""
 
     title: str
     progress: str
     share: float
-    """of the work that is done"""
+    """Share of the steps that is done."""
     rows: Sequence[Sequence[str]]
-    """each a row of short texts, broken between them where the terminal is narrow"""
+    """Rows of short texts, wrapped between texts in a narrow terminal."""
     alarm: str | None
 
 
 class LivePanel:
-    """Drawn only when asked: no thread of its own competes with the training loop.
+    """A panel at the bottom of a terminal, redrawn in place by show(), without a thread.
 
-    It appears with the first show(). Until close() the cursor is hidden, and what others print on
-    the terminal is caught, to be put above the panel.
+    From the first show() to close() the cursor is hidden, and other output to the terminal is
+    captured and printed above the panel.
     """
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        # Errors that go to a file belong there.
-        caught = sys.stderr.isatty()
-        self._live = Live(console=console, auto_refresh=False, redirect_stderr=caught)
+        captured = sys.stderr.isatty()  # leave stderr alone if it is a file
+        self._live = Live(console=console, auto_refresh=False, redirect_stderr=captured)
 
     def show(self, content: Content) -> None:
         if not self._live.is_started:
@@ -95,11 +94,11 @@ class LivePanel:
         self._live.update(self._panel(content), refresh=True)
 
     def say(self, text: str, style: str = "") -> None:
-        """Print a line above the panel, which stays as it is."""
+        """Print a line above the panel."""
         self._console.print(Text(text, style))
 
     def close(self) -> None:
-        """Give the cursor back; the panel stays where it is. May be called more than once."""
+        """Show the cursor again and leave the panel in place; may be called more than once."""
         self._live.stop()
 
     def _panel(self, content: Content) -> RenderableType:
@@ -117,11 +116,11 @@ class LivePanel:
         if content.alarm is not None:
             lines.append(Text(f"! {content.alarm}", "bold red", no_wrap=True, overflow="ellipsis"))
         panel = Panel(Group(bar, *lines), title=Text(content.title, "bold"), title_align="left")
-        return Group(panel, Text())  # the cursor's own line: an echoed ^C must not tear the panel
+        return Group(panel, Text())  # a line for the cursor: an echoed ^C must not damage the panel
 
 
 def flow(parts: Sequence[str], width: int, gap: str = "   ") -> list[str]:
-    """Texts side by side, in as many lines as they need at this width."""
+    """Put texts side by side, in as many lines as they need at this width."""
     lines: list[str] = []
     for part in parts:
         if lines and len(lines[-1]) + len(gap) + len(part) <= width:
@@ -138,7 +137,7 @@ def _numbers_bold(text: str) -> Text:
 
 
 def clock_times(now: datetime, *seconds: float) -> list[str]:
-    """Local times of day, so many seconds after now; the day is named where it changes."""
+    """Format local times of day, given in seconds after now; name the day where it changes."""
     day, texts = now.date(), []
     for moment in (later(now, s) for s in seconds):
         if moment is None:
@@ -152,17 +151,17 @@ def clock_times(now: datetime, *seconds: float) -> list[str]:
 
 
 class ProgressDisplay:
-    """Shows the plan, the run as it goes on, and go or no-go after 30 steady steps.
+    """Shows the plan, the progress of the run, and go or no-go after 30 steady steps.
 
     Args:
         config: the configuration of the run.
         prediction: the frozen prediction.
-        first_step: 0, or the step that a resumed run goes on from.
-        elapsed_before_seconds: wall time of the earlier processes of a resumed run; where it is
-            not known, the whole run is compared with no prediction.
-        elapsed_seconds: the clock of this process; without it, time counts from now.
-        wall: the time in seconds since the epoch.
-        terminal: finds the terminal to draw on; None for plain lines.
+        first_step: 0, or the step at which a resumed run continues.
+        elapsed_before_seconds: wall time of earlier processes; None if it is not known: then the
+            run is not compared with its prediction.
+        elapsed_seconds: returns the time since this process began; the default counts from now.
+        wall: returns the time in seconds since the epoch.
+        terminal: returns the terminal to draw on; None for plain lines.
     """
 
     def __init__(
@@ -189,7 +188,7 @@ class ProgressDisplay:
 
         self._pace = SlidingMedian(PACE_STEPS)
         self._steady_steps = 0
-        ledger = prediction.ledger  # until there is a measured one
+        ledger = prediction.ledger  # until they are measured
         self._eval_seconds = ledger.get("eval_s", 0.0) / evaluations(config)
         self._checkpoint_seconds = ledger.get("checkpoint_s", 0.0) / checkpoints(config)
         self._reading = Sensor()
@@ -197,10 +196,10 @@ class ProgressDisplay:
         self._alarm: str | None = None
         self._shown_at = float("-inf")
         self._hidden: Step | None = None
-        """the newest step, where it was not shown"""
+        """The newest step, if it was not shown."""
 
     def plan(self) -> None:
-        """The prediction, before the first step."""
+        """Show the prediction, before the first step."""
         self.say(f"{self._config.run.name} on {self._prediction.hardware.name}")
         self.say(f"  peak: {self._prediction.hardware.peak_name}")
         for row in _SHOWN_ROWS:
@@ -211,12 +210,12 @@ class ProgressDisplay:
             expected, low, high = clock_times(self._now(), *predicted)
             self.say(f"  finish at about        {expected} ({low} to {high})")
         if (step := self._prediction.calibrated.get("step_seconds")) is not None:
-            self.say(f"  times stand on {step.source}")
+            self.say(f"  times are based on {step.source}")
         for note in self._prediction.notes:
             self.say(f"  ! {note}")
 
     def say(self, text: str, style: str = "") -> None:
-        """Print a line, above the panel where there is one; the style is for terminals alone."""
+        """Print a line, above the panel if there is one; the style applies to terminals only."""
         if self._panel is None:
             self._write(lambda: print(text, flush=True))
         else:
@@ -224,12 +223,12 @@ class ProgressDisplay:
             self._write(lambda: panel.say(text, style))
 
     def alarm(self, text: str) -> None:
-        """Print an alarm, and keep it in sight."""
+        """Print an alarm and keep it in the panel."""
         self._alarm = text
         self.say(f"ALARM: {text}", "bold red")
 
     def sensor(self, reading: Sensor) -> None:
-        """The sensors were read; shown with the next step."""
+        """Store a reading, to be shown with the next step."""
         self._reading = reading
 
     def evaluated(self, line: Eval) -> None:
@@ -246,7 +245,7 @@ class ProgressDisplay:
         self.say(f"step {line.step:>7,}  checkpoint  ({took}{size})")
 
     def step(self, line: Step) -> None:
-        """Count a step; show it if it is its turn."""
+        """Count a step, and show it if it is due."""
         assert line.step_seconds is not None
         if line.step > self._first:
             self._pace.add(line.step_seconds)
@@ -267,14 +266,14 @@ class ProgressDisplay:
             self.say(self.go_or_no_go(line.step, now), "bold")
 
     def close(self) -> None:
-        """Show the last step if it was not, and give the terminal back; more can be said after."""
+        """Show the last step and release the terminal; say() still works afterwards."""
         if self._hidden is not None:
             self._show(self._hidden)
         if self._panel is not None:
             self._write(self._panel.close)
 
     def seconds_left(self, step: int, pace_seconds: float) -> float:
-        """Steps at this pace, evaluations and checkpoints that are to come after this step."""
+        """Return the time left after a step: steps at this pace, evaluations and checkpoints."""
         train = self._config.train
         left = (train.max_steps - step - 1) * pace_seconds
         for every, seconds in (
@@ -286,12 +285,12 @@ class ProgressDisplay:
         return left
 
     def projected_total_seconds(self, step: int, elapsed_seconds: float) -> float | None:
-        """Wall time of the whole run as it looks after this step, earlier processes included.
+        """Return the projected wall time of the run, earlier processes included.
 
-        None before the first steady step, and where the time of earlier processes is not known.
+        None before the first steady step, or if the time of earlier processes is not known.
 
         Args:
-            step: the step that was made.
+            step: the last step.
             elapsed_seconds: since this process began.
         """
         if self._before_seconds is None or not len(self._pace):
@@ -300,7 +299,7 @@ class ProgressDisplay:
         return self._before_seconds + elapsed_seconds + left
 
     def go_or_no_go(self, step: int, elapsed_seconds: float) -> str:
-        """The projected time of the whole run against the predicted interval."""
+        """Compare the projected time of the run with the predicted interval."""
         pace = self._pace.median
         step_text = f"{format_value('step_seconds', pace)} a step"
         (finish,) = clock_times(self._now(), self.seconds_left(step, pace))
@@ -352,14 +351,14 @@ class ProgressDisplay:
         return parts
 
     def _machine(self) -> list[str]:
-        """What the sensors told last, as far as there are any."""
+        """Format the latest sensor readings."""
         r, parts = self._reading, []
         if r.power_watts is not None:
             parts.append(f"{r.power_watts:.0f} W")
         if r.process_used_bytes is not None:
             parts.append(f"process {r.process_used_bytes / 2**30:.1f} GiB")
         if r.device_used_bytes is not None:
-            hardware = self._prediction.hardware  # a card may be watched beside a processor
+            hardware = self._prediction.hardware  # a GPU may be watched while training on a CPU
             card = hardware.memory_bytes if hardware.kind != "cpu" else None
             of = "" if card is None else f" of {card / 2**30:.1f}"
             parts.append(f"card {r.device_used_bytes / 2**30:.1f}{of} GiB")
@@ -374,7 +373,7 @@ class ProgressDisplay:
         return parts
 
     def _finish(self, left_seconds: float) -> list[str]:
-        """Time left and the finish, beside the predicted one where both are of the whole run."""
+        """Format the time left, the projected and, if comparable, the predicted finish."""
         left = f"{format_seconds(left_seconds)} left"
         predicted = self._seconds_to_predicted_finish()
         if predicted is None:
@@ -383,18 +382,18 @@ class ProgressDisplay:
         return [left, f"finish {finish}", f"predicted {expected} ({low} to {high})"]
 
     def _seconds_to_predicted_finish(self) -> tuple[float, float, float] | None:
-        """Expected, earliest and latest, from now on."""
+        """Return the time to the expected, earliest and latest predicted finish."""
         total = self._prediction.best("total_seconds")
         if total is None or self._before_seconds is None:
             return None
-        gone = self._before_seconds + self._wall() - self._began_unix
-        return total.expected - gone, total.low - gone, total.high - gone
+        elapsed = self._before_seconds + self._wall() - self._began_unix
+        return total.expected - elapsed, total.low - elapsed, total.high - elapsed
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._wall()).astimezone()
 
     def _write(self, action: Callable[[], None]) -> None:
-        """Write to standard output; once that is gone, the run goes on without it."""
+        """Write to standard output; once that fails, the run continues without it."""
         if self._silent:
             return
         try:
