@@ -1,11 +1,11 @@
-"""How good is a run's model, and is it better than GPT-2? Figures side by side, into the run's log.
+"""Evaluate a run's model, alone or compared with GPT-2, and log the results.
 
 python evaluate.py runs/NAME [--against gpt2|DIR] [--tasks hellaswag,...] [--tokens 1e6]
     [--limit N] [--hellaswag FILE] [--task-folder DIR] [--checkpoint newest|best|STEP] [--json]
 
-Always counted: nats per token and bits per byte on the run's held-out tokens. hellaswag is counted
-as build-nanogpt does; any other task is lm-evaluation-harness's (pip install 'nanogauge[eval]').
---against names a model in Hugging Face's layout, with the run's tokenizer: a folder, or on the hub.
+Always evaluated: nats per token and bits per byte on the run's held-out tokens. hellaswag follows
+build-nanogpt; any other task is lm-evaluation-harness's (pip install 'nanogauge[eval]').
+--against names a model in Hugging Face's layout with the run's tokenizer: a folder, or on the hub.
 """
 
 from __future__ import annotations
@@ -20,24 +20,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import nanogauge.threads  # noqa: F401  before torch
+import trainer.step.torch_env  # noqa: F401  before torch
 
 # isort: split
 import numpy as np
 import tiktoken
 
-from nanogauge.benchmarks import (
-    Items,
-    Numbers,
-    Pair,
-    held_out_items,
-    hellaswag_items,
-    read_hellaswag,
-)
 from nanogauge.cli import Parser, run_command
 from nanogauge.errors import BadInput, RunFailed
-from nanogauge.export import export_run
-from nanogauge.harness import harness_items
+from nanogauge.prepare.opening import open_source
 from nanogauge.prepare.tokenizer import from_encoding, load_tokenizer
 from nanogauge.records import Benchmark
 from nanogauge.report.build import build_report, claims_of
@@ -45,8 +36,19 @@ from nanogauge.report.quality import GPT2, HELD_OUT, sentence
 from nanogauge.report.render import write_report
 from nanogauge.runlock import hold
 from nanogauge.runlog import RunLog
-from nanogauge.tokenizer_files import vocabulary_of
-from nanogauge.trained import (
+from trainer.checkpoints.pretrained import VOCABULARY_NAME, hugging_face_folder, open_pretrained
+from trainer.evaluation.benchmarks import (
+    Items,
+    Numbers,
+    Pair,
+    Scorer,
+    held_out_items,
+    hellaswag_items,
+    read_hellaswag,
+)
+from trainer.evaluation.export import export_run, vocabulary_of
+from trainer.evaluation.lm_eval_harness import harness_items
+from trainer.evaluation.load import (
     CHECKPOINT_HELP,
     TOKENIZER_HELP,
     Trained,
@@ -54,9 +56,6 @@ from nanogauge.trained import (
     open_trained,
     tokenizer_of,
 )
-from nanogauge.training.pretrained import VOCABULARY_NAME, hugging_face_folder, open_pretrained
-from nanogauge.training.scoring import Scorer
-from nanogauge.training.sources import open_source
 
 NAMES_OF_GPT2 = ("gpt2", "openai-community/gpt2")
 HELLASWAG = "hellaswag"
@@ -81,7 +80,7 @@ def main(arguments: Sequence[str]) -> int:
         raise BadInput("--tokens and --limit take numbers above 0.")
     tasks = [name for name in given.tasks.split(",") if name]
     trained = open_trained(given.run, given.checkpoint, given.device, half=False)
-    told = [*trained.passed_over]
+    warnings = [*trained.skipped]
     pair, folder = make_pair(trained, given.against)
     encoding = None
     if folder is not None or HELLASWAG in tasks:
@@ -90,13 +89,13 @@ def main(arguments: Sequence[str]) -> int:
         refuse_other_vocabulary(folder, encoding, str(given.against))
     lines = []
     with closing(hold(given.run)) as lock, RunLog(given.run) as log:
-        told += [lock.warning] if lock.warning is not None else []
-        for line in benchmarks(trained, pair, folder, encoding, tasks, given, told):
+        warnings += [lock.warning] if lock.warning is not None else []
+        for line in benchmarks(trained, pair, folder, encoding, tasks, given, warnings):
             log.write(line)
             lines.append(line)
             if not given.json:
                 print(sentence(line) + interval_text(line), flush=True)
-    for text in told:
+    for text in warnings:
         print(f"! {text}", file=sys.stderr)
     run = trained.folder.path
     report, written, recorded = build_report(run, claims_of(run, None))
@@ -109,7 +108,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def make_pair(trained: Trained, against: str | None) -> tuple[Pair, Path | None]:
-    """Both models on the run's device, and the folder of the one that is held against the run."""
+    """Return both models on the run's device, and the folder of the one to compare with."""
     device = trained.model.embedding.weight.device
     dtype = trained.folder.prediction.dtype if device.type == "cuda" else "float32"
     pair = Pair(Scorer(trained.model, dtype), None, None, trained.step)
@@ -129,16 +128,16 @@ def benchmarks(
     encoding: tiktoken.Encoding | None,
     tasks: Sequence[str],
     given: Any,
-    told: list[str],
+    warnings: list[str],
 ) -> Iterator[Benchmark]:
-    """The lines of each benchmark, once it has been counted."""
+    """Yield the log lines of each benchmark when it is done."""
     config = trained.folder.config
     device = pair.own.model.embedding.weight.device
     examples = read_hellaswag(given.hellaswag, given.limit) if HELLASWAG in tasks else []
     began = time.perf_counter()
     shards, lengths = (
         open_source(config.data).splits["val"],
-        _token_bytes(trained, given.tokenizer, told),
+        _token_bytes(trained, given.tokenizer, warnings),
     )
     held_out = held_out_items(pair, shards, int(given.tokens), device, lengths)
     yield from _lines(
@@ -178,8 +177,8 @@ def _lines(
     ]
 
 
-def _token_bytes(trained: Trained, given: str | None, told: list[str]) -> Numbers | None:
-    """How many bytes of text each token is; None, and told why, where nothing tells."""
+def _token_bytes(trained: Trained, given: str | None, warnings: list[str]) -> Numbers | None:
+    """Return the bytes of text of each token; None with a warning if they are not known."""
     data = trained.folder.config.data
     try:
         if data.embedded or given is not None:
@@ -187,28 +186,30 @@ def _token_bytes(trained: Trained, given: str | None, told: list[str]) -> Number
         else:
             tokenizer = load_tokenizer(*tokenizer_of(data))
     except (BadInput, RunFailed) as error:
-        told.append(f"no bits per byte: {error}")
+        warnings.append(f"no bits per byte: {error}")
         return None
     lengths = tokenizer.token_bytes()
     if lengths is None:
-        told.append(f"no bits per byte: nothing tells the bytes of a token of {tokenizer.name}.")
+        warnings.append(
+            f"no bits per byte: the bytes of a token of {tokenizer.name} are not known."
+        )
         return None
     return lengths.astype(np.float64)
 
 
 def refuse_other_vocabulary(folder: Path, encoding: tiktoken.Encoding, name: str) -> None:
-    """Two models are held against each other on the same tokens, so these must mean the same.
+    """Check that the other model has the run's vocabulary: losses are compared token by token.
 
     Raises:
-        BadInput: if the other model's vocabulary is there and is not the run's.
+        BadInput: if the other model's vocabulary is missing or differs.
     """
     path = folder / VOCABULARY_NAME
     try:
         theirs = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise BadInput(
-            f"{name} has no {VOCABULARY_NAME}, so nothing tells that its tokens are the run's; add "
-            "it to the folder."
+            f"{name} has no {VOCABULARY_NAME}, so its tokens cannot be compared with the run's; "
+            "add it to the folder."
         ) from None
     except (OSError, ValueError):
         raise BadInput(f"{path} is damaged; fetch it again.") from None

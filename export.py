@@ -13,10 +13,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import nanogauge.threads  # noqa: F401  before torch
+import trainer.step.torch_env  # noqa: F401  before torch
 from nanogauge.cli import Parser, run_command
-from nanogauge.export import FOLDER_NAME, export_run
-from nanogauge.trained import CHECKPOINT_HELP, TOKENIZER_HELP, open_trained
+from trainer.evaluation.export import FOLDER_NAME, export_run
+from trainer.evaluation.load import CHECKPOINT_HELP, TOKENIZER_HELP, open_trained
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     given = parser.parse(arguments)
     trained = open_trained(given.run, given.checkpoint, "cpu", half=False)
     out = given.out or given.run / FOLDER_NAME
-    for sentence in [*trained.passed_over, *export_run(trained, out, given.tokenizer)]:
+    for sentence in [*trained.skipped, *export_run(trained, out, given.tokenizer)]:
         print(f"! {sentence}", file=sys.stderr)
     print(f"{out}  (step {trained.step:,})")
     return 0

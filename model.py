@@ -1,9 +1,9 @@
-"""GPT-2 as nanoGPT defines it: pre-norm blocks, GELU, learned positions, tied embeddings.
+"""GPT-2 as in nanoGPT: pre-norm blocks, GELU, learned positions, tied embeddings.
 
 Shapes in comments: B sequences, T positions, C width, H heads, D = C / H, V vocabulary.
 Parameter names are those of GPT-2's published weights, so that state dicts can be exchanged.
 
-The options of the configuration that make it another model, and where each was published:
+Options that change the architecture, with their sources:
 
 - positions = "rotary": Su et al. 2021, RoFormer, https://arxiv.org/abs/2104.09864
 - norm = "rmsnorm": Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467, without weights as in
@@ -32,22 +32,22 @@ NORM_EPSILON = 1e-5
 
 
 def make_norm(config: ModelSection) -> nn.Module:
-    """Of vectors as wide as the model."""
+    """Return LayerNorm or RMSNorm over the model's width."""
     if config.norm == "rmsnorm":
         return nn.RMSNorm(config.n_embd, eps=NORM_EPSILON, elementwise_affine=False)
     return nn.LayerNorm(config.n_embd, eps=NORM_EPSILON, bias=config.bias)
 
 
 def softcap(logits: Tensor, cap: float) -> Tensor:
-    """cap tanh(logits / cap); the logits themselves where cap is 0."""
+    """Return cap * tanh(logits / cap), or the logits unchanged if cap is 0."""
     return cap * torch.tanh(logits / cap) if cap else logits
 
 
 class Rotary(nn.Module):
-    """Turns pairs of a query's or a key's values by angles that grow with its position.
+    """Rotary position embedding: rotates pairs of values by angles proportional to the position.
 
-    Pair i of D / 2 turns by t / 10000^(2 i / D) at position t, so that a product of query and key
-    depends on how far they are apart. The tables, T x D / 2 each, are no parameters.
+    Pair i of D / 2 is rotated by t / 10000^(2 i / D) at position t, so that the product of query
+    and key depends on their distance. The tables, T x D / 2 each, are not parameters.
     """
 
     def __init__(self, positions: int, size: int) -> None:
@@ -58,7 +58,7 @@ class Rotary(nn.Module):
         self.register_buffer("sines", angles.sin(), persistent=False)
 
     def forward(self, x: Tensor, begin: int) -> Tensor:
-        """x (B H T D) whose first position is `begin`."""
+        """Rotate x (B H T D), whose first position is `begin`."""
         assert isinstance(self.cosines, Tensor) and isinstance(self.sines, Tensor)
         end = begin + x.shape[-2]
         cosines, sines = self.cosines[begin:end].to(x.dtype), self.sines[begin:end].to(x.dtype)
@@ -80,7 +80,7 @@ class CausalSelfAttention(nn.Module):
             self.rotary = Rotary(config.block_size, config.n_embd // config.n_head)
 
     def prepared(self, x: Tensor, begin: int = 0) -> Tensor:
-        """Queries or keys (B H T D) as attention takes them; `begin` is their first position."""
+        """Normalise and rotate queries or keys (B H T D); `begin` is their first position."""
         if self.qk_norm:
             x = F.rms_norm(x, x.shape[-1:], eps=NORM_EPSILON)
         return x if self.rotary is None else self.rotary(x, begin)
@@ -126,9 +126,9 @@ class Block(nn.Module):
 
 
 def through(blocks: Iterable[Callable[[Tensor], Tensor]], x: Tensor, recompute: bool) -> Tensor:
-    """The blocks one after the other; recompute keeps only what is between them (B T C each).
+    """Apply the blocks in order; with recompute, store only their inputs (B T C each).
 
-    The backward pass then computes a block's forward pass again: a third more work in the blocks.
+    The backward pass then repeats each block's forward pass: a third more FLOPs in the blocks.
     """
     for block in blocks:
         if recompute and torch.is_grad_enabled():
@@ -143,7 +143,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.recompute = False
-        """whether the backward pass computes what is within the blocks again, and keeps nothing"""
+        """Activation checkpointing of the blocks."""
         self.transformer = nn.ModuleDict({"wte": nn.Embedding(config.vocab_size, config.n_embd)})
         if config.positions == "learned":
             self.transformer["wpe"] = nn.Embedding(config.block_size, config.n_embd)
@@ -168,10 +168,10 @@ class GPT(nn.Module):
         return blocks
 
     def _initialise(self) -> None:
-        """GPT-2's initialisation: N(0, 0.02), projections into the residual stream scaled down.
+        """Initialise as GPT-2: N(0, 0.02), projections into the residual stream scaled down.
 
-        Source: Radford et al. 2019, section 2.3: residual weights by 1/sqrt(number of residual
-        layers), which are two a block. With zero_init these and an untied head are zero.
+        Source: Radford et al. 2019, section 2.3: by 1/sqrt(number of residual layers), two per
+        block. With zero_init these projections and an untied head are zero.
         """
         residual_std = 0.02 / math.sqrt(2 * self.config.n_layer)
         zero = ("bias", "c_proj.weight", "lm_head.weight") if self.config.zero_init else ("bias",)
@@ -183,15 +183,15 @@ class GPT(nn.Module):
                 nn.init.normal_(parameter, mean=0.0, std=std)
 
     def hidden(self, tokens: Tensor) -> Tensor:
-        """The final hidden states, B T C, of token ids, B T."""
+        """Return the final hidden states, B T C, of token ids, B T."""
         return self.trunk(self.embedding(tokens))
 
     def trunk(
         self, x: Tensor, blocks: Iterable[Callable[[Tensor], Tensor]] | None = None
     ) -> Tensor:
-        """The final hidden states, B T C, of the tokens' embeddings, B T C.
+        """Return the final hidden states, B T C, of token embeddings, B T C.
 
-        blocks: what runs in the place of the model's own, such as these compiled.
+        blocks: to run instead of the model's own, for example compiled ones.
         """
         if "wpe" in self.transformer:
             x = x + self.transformer["wpe"](torch.arange(x.shape[1], device=x.device))
@@ -200,10 +200,10 @@ class GPT(nn.Module):
         return self.transformer["ln_f"](x)  # type: ignore[no-any-return]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """... V of final hidden states ... C."""
+        """Return logits, ... V, of final hidden states, ... C."""
         return softcap(self.lm_head(hidden), self.config.logit_softcap)
 
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy, in nats, of predicting targets (B T) from tokens (B T)."""
+        """Return the mean cross-entropy in nats of targets (B T) predicted from tokens (B T)."""
         logits = self.logits(self.hidden(tokens))
         return F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.reshape(-1))

@@ -171,10 +171,11 @@ def doctor(given: Namespace) -> int:
         of_a_plan = "." not in name and name not in ("config", "doctor", "json")
         if of_a_plan and value != defaults.get_default(name):
             raise BadInput(f"{flag} belongs to a plan; --doctor examines the machine that is here.")
-    from nanogauge.preflight import examine, print_findings  # asks torch, as no plan does
+    from nanogauge.preflight import DEFAULT_RUN, examine, print_findings
+    from trainer.calibrate import probe  # imports torch, for which no other plan has to wait
 
     config = load_config(given.config, config_overrides(given)) if given.config else None
-    findings = examine(config)
+    findings = examine(config, probe(config.run if config is not None else DEFAULT_RUN))
     verdict = worst(findings)
     if given.json:
         told = {"schema": SCHEMA, "doctor": [asdict(f) for f in findings], "verdict": verdict}
@@ -222,7 +223,7 @@ def measured_device(config: Config, gpu: str | None) -> Device:
     Raises:
         BadInput: if a card is named that is not here, or the device cannot run this.
     """
-    from nanogauge.present import calibrate  # imports torch, for which no other plan has to wait
+    from trainer.calibrate import calibrate  # imports torch, for which no other plan has to wait
 
     return Device(*calibrate(config, gpu))
 

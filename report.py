@@ -24,6 +24,7 @@ from nanogauge.cli import Parser, run_command, shipped
 from nanogauge.config import add_config_flags, config_overrides, load_config
 from nanogauge.errors import BadInput
 from nanogauge.importers.command import add_import_flags, import_given
+from nanogauge.records import Hardware
 from nanogauge.report.build import build_report, claims_of
 from nanogauge.report.render import print_report, write_report
 from nanogauge.report.schema import report_schema
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
     if (status := show_view(given)) is not None:
         return status
     given.run = given.runs[0] if given.runs else None
-    folder = import_given(given, {"wandb"} if given.wandb else set()) or given.run
+    folder = import_given(given, {"wandb"} if given.wandb else set(), measure_cpu) or given.run
     if folder is None:
         raise BadInput("give the folder of a run, or a log with --nanogpt-log.")
     report, run, recorded = build_report(folder, claims_of(folder, given.claims))
@@ -68,6 +69,12 @@ def main(arguments: Sequence[str]) -> int:
         place = upload(folder, *destination)
         print(f"W&B has the run: {place}", file=sys.stderr if given.json else sys.stdout)
     return 0
+
+
+def measure_cpu(dtype: str) -> Hardware:
+    from trainer.calibrate import this_processor  # imports torch, which no other report needs
+
+    return this_processor(dtype)
 
 
 def _where_to(folder: Path, overrides: dict[str, dict[str, object]]) -> tuple[Mode, str]:

@@ -1,4 +1,4 @@
-"""Text that a run's model writes, as it writes it.
+"""Generate text with a run's model and print it token by token.
 
 python sample.py runs/NAME [--prompt TEXT] [--prompts FILE] [--tokens 256] [--temperature 0.8]
     [--top-k K] [--top-p P] [--seed 1337] [--checkpoint newest|best|STEP]
@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import nanogauge.threads  # noqa: F401  before torch
+import trainer.step.torch_env  # noqa: F401  before torch
 
 # isort: split
 import tiktoken
@@ -24,28 +24,29 @@ import torch
 from nanogauge.cli import Parser, run_command
 from nanogauge.errors import BadInput
 from nanogauge.quantities import format_seconds, tokens_per_second
-from nanogauge.trained import CHECKPOINT_HELP, encoding_of, open_trained
-from nanogauge.training.generation import Choice, generate
-from nanogauge.training.sampling import known_tokens
+from trainer.evaluation.generation import Choice, generate, text_tokens
+from trainer.evaluation.load import CHECKPOINT_HELP, encoding_of, open_trained
 
 
 def main(arguments: Sequence[str]) -> int:
     assert __doc__ is not None
     parser = Parser(__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
-    parser.add_argument("--prompt", action="append", default=[], help="text to go on from")
+    parser.add_argument("--prompt", action="append", default=[], help="text to continue")
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="one prompt a line")
-    parser.add_argument("--tokens", type=int, default=256, help="most tokens of each text")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest")
-    parser.add_argument("--top-k", type=int, help="draw from so many of the likeliest alone")
+    parser.add_argument("--tokens", type=int, default=256, help="maximum tokens per text")
     parser.add_argument(
-        "--top-p", type=float, help="draw from the likeliest of this probability together alone"
+        "--temperature", type=float, default=0.8, help="0 takes the most likely token"
+    )
+    parser.add_argument("--top-k", type=int, help="sample from the K most likely tokens")
+    parser.add_argument(
+        "--top-p", type=float, help="sample from the most likely tokens of total probability P"
     )
     parser.add_argument("--seed", type=int, default=1337, help="of each text")
     parser.add_argument("--checkpoint", default="newest", help=CHECKPOINT_HELP)
     parser.add_argument("--device", default="auto", choices=["auto", "cuda", "mps", "cpu"])
     parser.add_argument(
-        "--tokenizer", help="where the run's data is gone: gpt2, or a file of ranks"
+        "--tokenizer", help="if the run's data is missing: gpt2, or a file of ranks"
     )
     given = parser.parse(arguments)
     choice = checked_choice(given.temperature, given.top_k, given.top_p)
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
         raise BadInput("--tokens takes a number above 0.")
     prompts = given.prompt + (read_prompts(given.prompts) if given.prompts is not None else [])
     trained = open_trained(given.run, given.checkpoint, given.device, half=True)
-    for sentence in trained.passed_over:
+    for sentence in trained.skipped:
         print(f"! {sentence}", file=sys.stderr)
     encoding = encoding_of(trained.folder.config.data, given.tokenizer)
     count, seconds = 0, 0.0
@@ -71,16 +72,16 @@ def main(arguments: Sequence[str]) -> int:
         seconds += time.perf_counter() - began
     print()
     speed = tokens_per_second(count, seconds)
-    told = f"{count:,} tokens in {format_seconds(seconds)}: {speed:,.0f} tokens/s"
-    print(f"step {trained.step:,}, {told}", file=sys.stderr)
+    text = f"{count:,} tokens in {format_seconds(seconds)}: {speed:,.0f} tokens/s"
+    print(f"step {trained.step:,}, {text}", file=sys.stderr)
     return 0
 
 
 def checked_choice(temperature: float, top_k: int | None, top_p: float | None) -> Choice:
-    """How tokens are drawn.
+    """Return the sampling options.
 
     Raises:
-        BadInput: if a number is out of its range.
+        BadInput: if one is out of range.
     """
     if not 0 <= temperature < float("inf"):
         raise BadInput(f"--temperature takes a number from 0 on, not {temperature:g}.")
@@ -92,7 +93,7 @@ def checked_choice(temperature: float, top_k: int | None, top_p: float | None) -
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The lines of a file that are not empty.
+    """Return the non-empty lines of a file.
 
     Raises:
         BadInput: if it cannot be read, or has none.
@@ -108,10 +109,10 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def stream(tokens: Iterator[int], encoding: tiktoken.Encoding) -> Iterator[tuple[str, int]]:
-    """Text as it comes, and of how many tokens: a character may take several to be whole."""
+    """Yield text with its number of tokens; a character may need several tokens."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for token in tokens:
-        known = b"".join(map(encoding.decode_single_token_bytes, known_tokens([token], encoding)))
+        known = b"".join(map(encoding.decode_single_token_bytes, text_tokens([token], encoding)))
         yield decoder.decode(known), 1
     yield decoder.decode(b"", final=True), 0
 

@@ -47,7 +47,7 @@ from failing_writes import let_writes_fail
 from killed_runs import differences, kill_again_and_again, undisturbed
 from results import result
 
-import nanogauge.threads  # noqa: F401  before torch
+import trainer.step.torch_env  # noqa: F401  before torch
 
 # isort: split
 import torch
@@ -55,8 +55,8 @@ import torch
 from nanogauge.cli import Parser, run_command
 from nanogauge.config import add_config_flags, config_overrides, load_config
 from nanogauge.errors import BadInput
-from nanogauge.rundata import open_data
-from nanogauge.training.ranks import Ranks
+from trainer.run.resources import open_data
+from trainer.step.distributed import Ranks
 
 ROOT = Path(__file__).parents[1]
 MOST_SECONDS = 10

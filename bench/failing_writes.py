@@ -153,7 +153,7 @@ def ended_wrongly(answer: dict[str, Any]) -> list[str]:
 
 def harmed(folder: Path) -> list[str]:
     """Files that are there under their own name, but not whole."""
-    from nanogauge.training.checkpoint import intact_meta, list_checkpoints
+    from trainer.checkpoints.checkpoint import intact_meta, list_checkpoints
 
     log, found = folder / "log.jsonl", []
     if log.exists() and (broken := broken_lines(log)):

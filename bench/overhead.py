@@ -29,7 +29,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-import nanogauge.threads  # noqa: E402, F401  before torch
+import trainer.step.torch_env  # noqa: E402, F401  before torch
 
 # isort: split
 import torch  # noqa: E402
@@ -37,43 +37,46 @@ from results import result  # noqa: E402
 from torch import nn  # noqa: E402
 
 import train  # noqa: E402
-from nanogauge.admission import watched_cards  # noqa: E402
 from nanogauge.cli import Parser, run_command  # noqa: E402
 from nanogauge.config import load_config  # noqa: E402
 from nanogauge.measure.gpu import open_sensors  # noqa: E402
-from nanogauge.session import Session, open_session  # noqa: E402
-from nanogauge.training.device import autocast  # noqa: E402
 from nanogauge.training.schedule import learning_rate  # noqa: E402
+from trainer.run.flags import Options  # noqa: E402
+from trainer.run.resources import watched_gpus  # noqa: E402
+from trainer.run.session import Session  # noqa: E402
+from trainer.run.startup import open_session  # noqa: E402
+from trainer.step.device import autocast  # noqa: E402
 
 PEER = "the same steps without instruments"
 
 
 def bare(s: Session, begin: int, end: int) -> None:
     """The steps alone, as the shortest loop that trains."""
-    config, parameters = s.config, list(s.model.parameters())
+    config, state = s.config, s.state
+    parameters = list(state.model.parameters())
     for step in range(begin, end):
-        for group in s.optimizer.param_groups:
+        for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(step, config.optimizer, config.train.max_steps)
-        total = torch.zeros((), device=s.device)
+        total = torch.zeros((), device=state.device)
         for micro in range(config.train.grad_accum):
             tokens, targets = s.batches.batch("train", step, micro)
-            with autocast(s.device, s.dtype):
-                loss = s.loss_of(tokens, targets) / config.train.grad_accum
-            s.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            with autocast(state.device, state.dtype):
+                loss = state.loss(tokens, targets) / config.train.grad_accum
+            state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
-        s.scaler.unscale_(s.optimizer)
+        state.scaler.unscale_(state.optimizer)
         nn.utils.clip_grad_norm_(parameters, config.optimizer.grad_clip or math.inf)
-        s.scaler.step(s.optimizer)
-        s.scaler.update()
-        s.optimizer.zero_grad(set_to_none=True)
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        state.optimizer.zero_grad(set_to_none=True)
         if not math.isfinite(total.item()):
             raise ValueError(f"the loss became {total.item()}")
 
 
 def instrumented(s: Session, begin: int, end: int) -> None:
     """The same steps in train.py's loop, which ends here without a checkpoint."""
-    s.steps_done = s.first_step = begin
-    s.last_step = end
+    s.steps.done = s.steps.first = begin
+    s.steps.last = end
     with contextlib.redirect_stdout(io.StringIO()):
         _, problem = train.train(s)
     if problem is not None:
@@ -123,7 +126,7 @@ def open_run(folder: Path, name: str, accumulation: int) -> Session:
     overrides["run"]["device"] = "auto" if on_gpu else "cpu"
     config = load_config(ROOT / "configs" / "demo.toml", overrides)
     with contextlib.redirect_stdout(io.StringIO()):
-        return open_session(config, False, None, None, True)
+        return open_session(config, Options(force=True))
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -157,41 +160,42 @@ def measure(folder: Path, blocks: int, step_seconds: float) -> list[dict[str, An
     spans = []
     for accumulation in (1, 9):
         s = open_run(folder, f"probe{accumulation}", accumulation)
-        s.sensors.close()
+        s.recorder.sensors.close()
         spans.append(min(timed(bare, s, 10 * i, 10 * i + 10) for i in range(6)))
     per_micro_batch = (spans[1] - spans[0]) / 8
     wanted = 1 + round((step_seconds - spans[0]) / per_micro_batch)
     s = open_run(folder, "paired", max(1, wanted))
-    cards, hz = watched_cards(s.config, s.device), s.config.measure.power_hz
-    log = s.folder.path / "log.jsonl"
-    s.sensors.close()
+    cards, hz = watched_gpus(s.config, s.state.device), s.config.measure.power_hz
+    log = s.run.folder.path / "log.jsonl"
+    s.recorder.sensors.close()
     steps = max(5, round(2.5 / step_seconds))
     wall, sampling, growth = [], [], []
     shown = 0.0
     for block in range(blocks + 1):
         begin = 1 + 2 * block * steps
         without = timed(bare, s, begin, begin + steps)
-        s.sensors = open_sensors(cards, hz, s.clock.elapsed_seconds)
+        s.recorder.sensors = open_sensors(cards, hz, s.recorder.clock.elapsed_seconds)
         size, began = log.stat().st_size, time.perf_counter()
         with_all = timed(instrumented, s, begin + steps, begin + 2 * steps)
         passed = time.perf_counter() - began
-        s.sensors.close()
+        s.recorder.sensors.close()
         if block:
             shown = with_all
             wall.append(with_all / without - 1)
-            sampling.append(s.sensors.cpu_seconds / passed)
+            sampling.append(s.recorder.sensors.cpu_seconds / passed)
             growth.append((log.stat().st_size - size) / steps)
     model = OneNumber()
-    s.model, s.loss_of = model, model  # type: ignore[assignment]
-    s.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    s.state.model, s.state.loss = model, model  # type: ignore[assignment]
+    s.state.reduced_loss = model
+    s.state.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     s.batches.batch = lambda *_: (model.number, model.number)  # type: ignore[method-assign]
-    s.sensors = open_sensors(cards, hz, s.clock.elapsed_seconds)
+    s.recorder.sensors = open_sensors(cards, hz, s.recorder.clock.elapsed_seconds)
     s.batches.grad_accum = 1
     dry = []
     for _ in range(blocks):
         without = thread_seconds(bare, s, 500)
         dry.append((thread_seconds(instrumented, s, 500) - without) / step_seconds)
-    s.sensors.close()
+    s.recorder.sensors.close()
     case = f"steps of {1e3 * shown:.0f} ms, sensors at {hz:g} Hz"
     return [
         result("overhead_fraction", f"wall time, {case}", wall, PEER),

@@ -28,7 +28,7 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-import nanogauge.threads  # noqa: F401, E402  before torch
+import trainer.step.torch_env  # noqa: F401, E402  before torch
 
 # isort: split
 import torch  # noqa: E402
@@ -37,7 +37,7 @@ from torch import Tensor  # noqa: E402
 
 from nanogauge.cli import Parser, run_command  # noqa: E402
 from nanogauge.errors import RunFailed  # noqa: E402
-from nanogauge.training.data import BLOCKS_AHEAD, Batches  # noqa: E402
+from trainer.data.loader import BLOCKS_AHEAD, Batches  # noqa: E402
 
 PEER = "nanoGPT's get_batch"
 DOCUMENTED_TOKENS_PER_SECOND = 134_000

@@ -30,7 +30,7 @@ from typing import Any, Self
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-import nanogauge.threads  # noqa: E402, F401  before torch
+import trainer.step.torch_env  # noqa: E402, F401  before torch
 
 # isort: split
 import numpy as np  # noqa: E402
@@ -45,10 +45,11 @@ from nanogauge.config import Config, load_config  # noqa: E402
 from nanogauge.errors import BadInput  # noqa: E402
 from nanogauge.predict.parameters import count_parameters  # noqa: E402
 from nanogauge.predict.workload import shape_of  # noqa: E402
-from nanogauge.training.data import Batches, Shards, Split  # noqa: E402
-from nanogauge.training.loss import TrainingLoss  # noqa: E402
-from nanogauge.training.optimizer import make_optimizer, set_rate, update  # noqa: E402
+from nanogauge.prepare.shards import Shards, Split  # noqa: E402
 from nanogauge.training.schedule import learning_rate  # noqa: E402
+from trainer.data.loader import Batches  # noqa: E402
+from trainer.step.loss import TrainingLoss  # noqa: E402
+from trainer.step.optimizer import make_optimizer, set_learning_rate, update  # noqa: E402
 
 CONFIGS = {
     "documented": ROOT / "configs" / "rtx4070_fineweb.toml",
@@ -190,7 +191,7 @@ class Training:
         """The seconds that it took."""
         config, model = self.config.optimizer, self._model
         began = time.perf_counter()
-        set_rate(self._optimizer, learning_rate(step, config, self._steps))
+        set_learning_rate(self._optimizer, learning_rate(step, config, self._steps))
         loss = self.loss_of(*self.batches.batch("train", step, 0))
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)

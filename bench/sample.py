@@ -24,7 +24,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-import nanogauge.threads  # noqa: E402, F401  before torch
+import trainer.step.torch_env  # noqa: E402, F401  before torch
 
 # isort: split
 import torch  # noqa: E402
@@ -34,7 +34,7 @@ from model import GPT  # noqa: E402
 from nanogauge.cli import Parser, run_command  # noqa: E402
 from nanogauge.config import ModelSection, load_config  # noqa: E402
 from nanogauge.errors import BadInput, RunFailed  # noqa: E402
-from nanogauge.training.generation import Choice, generate  # noqa: E402
+from trainer.evaluation.generation import Choice, generate  # noqa: E402
 
 CHOICE = Choice(temperature=0.8, top_k=200)
 LONG_CONTEXT = 1024

@@ -39,7 +39,7 @@ from nanogauge.cli import Parser, run_command  # noqa: E402
 from nanogauge.errors import RunFailed  # noqa: E402
 from nanogauge.report.build import Report  # noqa: E402
 from nanogauge.runlog import read_log  # noqa: E402
-from nanogauge.training.checkpoint import intact_meta, list_checkpoints  # noqa: E402
+from trainer.checkpoints.checkpoint import intact_meta, list_checkpoints  # noqa: E402
 
 CALLS = [
     "power_usage",

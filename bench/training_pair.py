@@ -48,7 +48,7 @@ class Task:
 
 
 if __name__ == "__main__" and json.loads(sys.argv[1])["program"] == "nanogauge":
-    from nanogauge.threads import keep_pages
+    from trainer.step.torch_env import keep_pages
 
     keep_pages()  # before torch, as train.py does
 
@@ -76,10 +76,10 @@ def ours(task: Task) -> Step:
     """The step of train.py, without its clock and its log."""
     from model import GPT
     from nanogauge.config import ModelSection, OptimizerSection
-    from nanogauge.training.compiling import compile_loss
-    from nanogauge.training.device import autocast
-    from nanogauge.training.loss import TrainingLoss
-    from nanogauge.training.optimizer import make_optimizer
+    from trainer.step.compile import compile_loss
+    from trainer.step.device import autocast
+    from trainer.step.loss import TrainingLoss
+    from trainer.step.optimizer import make_optimizer
 
     device = torch.device("cpu")
     model = GPT(ModelSection(**task.model))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import tomllib
 import typing
 from collections.abc import Mapping
@@ -361,3 +362,23 @@ def _from_text(text: str, annotation: Any) -> object:
         return tomllib.loads(f"value = {text}")["value"]
     except (ValueError, RecursionError):
         return text
+
+
+CHUNK_BYTES = {"cpu": 36 * 2**20, "cuda": 512 * 2**20}
+"""Largest logits of a chunk: fp32 on a CPU, 16-bit elsewhere. With smaller chunks, reading and
+writing the weight gradient once per chunk takes longer than the matrix products; with larger ones
+the softmax leaves the CPU's caches and the peak memory grows."""
+MMAP_THRESHOLD_BYTES = 32 * 2**20
+"""glibc's largest mmap threshold: freed blocks above it return to the kernel, which clears them
+before their next use. Logits above it are kept between losses on a CPU."""
+
+
+def chunk_tokens(tokens: int, vocabulary: int, device_type: str) -> int:
+    """Return the tokens per chunk of the vocabulary head, a multiple of 16 (CPU) or 64 (GPU).
+
+    On a CPU all chunks of a loss are about equally large.
+    """
+    if device_type != "cpu":
+        return max(64, CHUNK_BYTES["cuda"] // (2 * vocabulary) // 64 * 64)
+    most = max(16, CHUNK_BYTES["cpu"] // (4 * vocabulary) // 16 * 16)
+    return math.ceil(tokens / math.ceil(tokens / most) / 16) * 16

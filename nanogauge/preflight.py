@@ -8,15 +8,14 @@ measure/ reads and judges; here configuration and prediction come to it. Nothing
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import platform
 import shutil
-import warnings
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from nanogauge.config import Config, RunSection
 from nanogauge.errors import BadInput
@@ -43,40 +42,49 @@ from nanogauge.predict.prediction import checkpoints, predict
 from nanogauge.prepare.opening import open_folder
 from nanogauge.records import Hardware
 
-if TYPE_CHECKING:
-    import torch
-
+DEFAULT_RUN = RunSection(name="NAME")
+"""examined without a configuration"""
 C_TRIED = ("gcc", "clang")
 LOG_BYTES_PER_STEP = 600
 LOG_BYTES_PER_SECOND = 400
 """of the sensors' readings, which a GPU has"""
 
 
-def examine(config: Config | None, gpus: int = 1, beside: int = 1) -> list[Finding]:
-    """All checks in a fixed order; without a configuration those of the machine alone.
+@dataclass(frozen=True)
+class Device:
+    """The device that a run would train on, as torch sees it."""
+
+    torch: Torch
+    dtype: str = ""
+    """of the run; empty if the device is absent"""
+    hardware: Hardware | None = None
+    """None for a CPU, which is not measured here"""
+    uuid: str | None = None
+    """of the GPU"""
+
+
+def examine(config: Config | None, device: Device, gpus: int = 1, beside: int = 1) -> list[Finding]:
+    """Run all checks in a fixed order; without a configuration, those of the machine only.
+
+    Checks that need the device are skipped if it is absent.
 
     Args:
         config: of the run.
-        gpus: processes that share its steps.
-        beside: of these on this machine, whose memory they share where they train on it.
-
-    Imports torch, which has to be asked for the GPU. A check that needs a device is left out where
-    the device of the configuration is not there.
-
-    Raises:
-        BadInput: if the device has no such arithmetic as the configuration wants.
+        device: that the run would train on.
+        gpus: world size.
+        beside: ranks on this machine, which share its memory if they train on the CPU.
     """
-    run = config.run if config is not None else RunSection(name="NAME")
-    device, told, uuid = _torch_facts(run.device)
-    driver = driver_info(uuid or 0)
+    run = config.run if config is not None else DEFAULT_RUN
+    driver = driver_info(device.uuid or 0)
     card = Card(driver.name, driver.driver_version, driver.absent.get("name"), driver.cuda_version)
     key_from = machine.wandb_key_from(os.environ, Path.home())
     mode = config.wandb.mode if config is not None else "auto"
-    hardware, dtype = _hardware(run, device) if device is not None else (None, "")
-    on_gpu = told.device == "cuda"
+    kind, dtype = device.torch.device, device.dtype
+    hardware = _unmeasured_cpu() if kind == "cpu" else device.hardware
+    on_gpu = kind == "cuda"
     findings = [
-        check_gpu(run.device, told, card, os.environ.get("CUDA_VISIBLE_DEVICES")),
-        *_check_compilation(run, told.device),
+        check_gpu(run.device, device.torch, card, os.environ.get("CUDA_VISIBLE_DEVICES")),
+        *_check_compilation(run, kind),
         _check_memory(config, hardware, dtype, driver, gpus, beside)
         if hardware is not None
         else None,
@@ -90,44 +98,8 @@ def examine(config: Config | None, gpus: int = 1, beside: int = 1) -> list[Findi
     return [finding for finding in findings if finding is not None]
 
 
-def _torch_facts(wanted: str) -> tuple[torch.device | None, Torch, str | None]:
-    """The device of run.device, None where it is not there; what torch says; the GPU's UUID."""
-    import nanogauge.threads  # noqa: F401  before torch
-
-    # isort: split
-    import torch
-
-    from nanogauge.training.device import choose_device
-
-    device = None
-    with warnings.catch_warnings(), contextlib.suppress(BadInput):
-        warnings.simplefilter("ignore")  # of a driver that is too old: the check says it
-        device = choose_device(wanted)
-    if device is None or device.type != "cuda":
-        kind = None if device is None else device.type
-        return device, Torch(torch.__version__, kind, torch.version.cuda), None
-    gpu = torch.cuda.get_device_properties(device)
-    told = Torch(
-        version=torch.__version__,
-        device="cuda",
-        cuda=torch.version.cuda,
-        gpu=gpu.name,
-        capability=(gpu.major, gpu.minor),
-        architectures=tuple(torch.cuda.get_arch_list()),
-    )
-    return device, told, str(gpu.uuid)
-
-
-def _hardware(run: RunSection, device: torch.device) -> tuple[Hardware, str]:
-    """The device as a prediction of memory needs it, and the dtype; no processor is measured."""
-    from nanogauge.training.device import choose_dtype
-
-    dtype = choose_dtype(run.dtype, device)
-    if device.type != "cpu":
-        from nanogauge.present import describe_hardware
-
-        return describe_hardware(device, dtype)[0], dtype
-    processor = Hardware(
+def _unmeasured_cpu() -> Hardware:
+    return Hardware(
         name=cpu_name() or "CPU",
         kind="cpu",
         architecture="cpu",
@@ -140,7 +112,6 @@ def _hardware(run: RunSection, device: torch.device) -> tuple[Hardware, str]:
         process_bytes=process_bytes(),
         source="this machine",
     )
-    return processor, dtype
 
 
 def _check_compilation(run: RunSection, device: str | None) -> list[Finding]:
@@ -197,7 +168,7 @@ def _check_memory(
 
 
 def _check_disk(config: Config | None, hardware: Hardware | None, dtype: str, gpus: int) -> Finding:
-    folder = config.folder if config is not None else Path(RunSection(name="NAME").out)
+    folder = config.folder if config is not None else Path(DEFAULT_RUN.out)
     nearest = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
     obstacle = None
     if not nearest.is_dir():
@@ -259,26 +230,25 @@ def print_findings(findings: list[Finding]) -> None:
         print(f"{finding.verdict:6} {finding.check:9} {finding.text}{remedy}")
 
 
-def consult(config: Config, force: bool, gpus: int = 1, beside: int = 1) -> None:
-    """The doctor before a run: one line if all is go, else what is not.
+def consult(config: Config, device: Device, force: bool, gpus: int = 1, beside: int = 1) -> None:
+    """Examine a run before it starts: print one line if all is go, else every other finding.
 
-    A model that does not fit is shown here, and refused where the run is set up, together with
-    what would fit.
+    A model that does not fit is printed here and refused where the run folder is opened, with the
+    configuration that would fit.
 
     Args:
         config: of the run.
-        force: whether a no-go is no obstacle.
-        gpus: as of examine, like the next.
-        beside: processes of the run on this machine.
+        device: as for examine, like gpus and beside.
+        force: start in spite of a no-go.
 
     Raises:
-        BadInput: for a no-go, unless it is forced.
+        BadInput: for a no-go without force.
     """
-    findings = examine(config, gpus, beside)
-    told = [finding for finding in findings if finding.verdict != "go"]
-    if not told:
+    findings = examine(config, device, gpus, beside)
+    shown = [finding for finding in findings if finding.verdict != "go"]
+    if not shown:
         print(f"doctor: {len(findings)} checks, all go")
-    print_findings(told)
-    grave = [f for f in told if f.verdict == "no-go" and f.check != "memory"]
+    print_findings(shown)
+    grave = [f for f in shown if f.verdict == "no-go" and f.check != "memory"]
     if grave and not force:
         raise BadInput(f"{grave[0].text}; {grave[0].remedy}.")

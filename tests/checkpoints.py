@@ -13,17 +13,17 @@ from commands import ROOT
 
 from model import GPT
 from nanogauge.config import ModelSection, OptimizerSection
-from nanogauge.training.checkpoint import (
+from trainer.checkpoints.checkpoint import (
     RandomState,
     load_checkpoint,
     random_state,
 )
-from nanogauge.training.checkpoint_writer import (
-    Checkpoints,
+from trainer.checkpoints.checkpoint_writer import (
+    CheckpointWriter,
     NotWritten,
     Written,
 )
-from nanogauge.training.optimizer import make_optimizer
+from trainer.step.optimizer import make_optimizer
 
 CPU = torch.device("cpu")
 TINY = ModelSection(n_layer=1, n_head=2, n_embd=32, block_size=16, vocab_size=264)
@@ -52,7 +52,7 @@ class Trained:
 
     def begin(
         self,
-        checkpoints: Checkpoints,
+        checkpoints: CheckpointWriter,
         step: int,
         val_loss: float | None = None,
         random_states: list[RandomState] | None = None,
@@ -69,7 +69,7 @@ class Trained:
         )
 
     def save(
-        self, checkpoints: Checkpoints, step: int, val_loss: float | None = None
+        self, checkpoints: CheckpointWriter, step: int, val_loss: float | None = None
     ) -> Written | NotWritten:
         self.begin(checkpoints, step, val_loss)
         checkpoints.wait()
@@ -99,8 +99,8 @@ BEGIN = """
 import sys
 from pathlib import Path
 sys.path[:0] = ["tests", "."]
-from checkpoints import WIDE, Trained, Checkpoints
-trained, checkpoints = Trained(), Checkpoints(Path(sys.argv[1]), keep=2)
+from checkpoints import WIDE, Trained, CheckpointWriter
+trained, checkpoints = Trained(), CheckpointWriter(Path(sys.argv[1]), keep=2)
 trained.step()
 """
 
@@ -118,7 +118,7 @@ def in_a_process(code: str, *arguments: object) -> subprocess.CompletedProcess[s
 
 def write_two(folder: Path) -> None:
     """Intact checkpoints at steps 1 and 2."""
-    trained, checkpoints = Trained(), Checkpoints(folder, keep=2)
+    trained, checkpoints = Trained(), CheckpointWriter(folder, keep=2)
     for step in (1, 2):
         trained.step()
         assert isinstance(trained.save(checkpoints, step), Written)

@@ -18,7 +18,7 @@ from torch import Tensor  # noqa: E402
 
 import train  # noqa: E402
 from nanogauge.cli import run_command  # noqa: E402
-from nanogauge.training.loss import TrainingLoss  # noqa: E402
+from trainer.step.loss import TrainingLoss  # noqa: E402
 
 fault, _, value = sys.argv.pop(1).partition(":")
 sys.argv[0] = "train.py"

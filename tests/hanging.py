@@ -11,9 +11,9 @@ import threading
 import time
 from pathlib import Path
 
-from nanogauge.measure.watchdog import Watchdog
 from nanogauge.records import Event, Start, Step
 from nanogauge.runlog import RunLog
+from trainer.run.watchdog import Watchdog
 
 
 def forward_that_never_returns() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import nanogauge.threads  # noqa: F401  before torch
+import trainer.step.torch_env  # noqa: F401  before torch
 
 # isort: split
 import torch
@@ -23,11 +23,11 @@ from torch import Tensor, nn
 
 from model import GPT
 from nanogauge.config import ModelSection, OptimizerSection
-from nanogauge.training.compiling import compile_loss
-from nanogauge.training.loss import TrainingLoss
-from nanogauge.training.optimizer import make_optimizer, update
-from nanogauge.training.ranks import Ranks, open_ranks
-from nanogauge.training.sharding import ShardedLoss, local_part, whole
+from trainer.step.compile import compile_loss
+from trainer.step.distributed import Ranks, open_ranks
+from trainer.step.fsdp import ShardedLoss, full_tensor, local_tensor
+from trainer.step.loss import TrainingLoss
+from trainer.step.optimizer import make_optimizer, update
 
 CPU = torch.device("cpu")
 SECTION = ModelSection(n_layer=3, n_head=2, n_embd=32, block_size=16, vocab_size=265)
@@ -51,7 +51,7 @@ def new_loss(model: GPT) -> ShardedLoss:
 
 def gradients(model: GPT) -> Tensor:
     """All of them as one vector."""
-    parts = [whole(p.grad) for p in model.parameters() if p.grad is not None]
+    parts = [full_tensor(p.grad) for p in model.parameters() if p.grad is not None]
     return torch.cat([part.flatten() for part in parts])
 
 
@@ -82,7 +82,7 @@ def gradients_after_failure(rank: int) -> tuple[str | None, Tensor]:
 
 def share(tensors: Iterable[Tensor]) -> float:
     """Of all their elements that this rank holds."""
-    held = [(local_part(tensor).numel(), tensor.numel()) for tensor in tensors]
+    held = [(local_tensor(tensor).numel(), tensor.numel()) for tensor in tensors]
     return sum(own for own, _ in held) / sum(of_all for _, of_all in held)
 
 
@@ -95,17 +95,17 @@ def update_twice(ranks: Ranks) -> dict[str, Any]:
     parameters = list(model.parameters())
     told: dict[str, Any] = {"changed": [], "norms": []}
     for poisoned in (True, False):
-        before = [whole(p).detach().clone() for p in parameters]
+        before = [full_tensor(p).detach().clone() for p in parameters]
         loss(batch(ranks.rank), batch(ranks.rank)).backward()  # type: ignore[no-untyped-call]
         if poisoned and ranks.rank == 1:
             assert parameters[0].grad is not None
-            local_part(parameters[0].grad)[0, 0] = math.inf
+            local_tensor(parameters[0].grad)[0, 0] = math.inf
         held = [p.grad for p in parameters if p.grad is not None]
-        norm = whole(nn.utils.clip_grad_norm_(parameters, 1.0))
+        norm = full_tensor(nn.utils.clip_grad_norm_(parameters, 1.0))
         update(optimizer, scaler, torch.isfinite(norm))
         told["norms"].append(ranks.gather(float(norm)))
         pairs = zip(parameters, before, strict=True)
-        told["changed"].append([not torch.equal(whole(p), old) for p, old in pairs])
+        told["changed"].append([not torch.equal(full_tensor(p), old) for p, old in pairs])
         told["gradients"] = ranks.gather(share(held))
         optimizer.zero_grad(set_to_none=True)
     moments = [m for state in optimizer.state.values() for m in state.values() if m.dim()]

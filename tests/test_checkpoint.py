@@ -16,15 +16,15 @@ from examples import CPU as PROCESSOR
 
 from nanogauge.predict.memory import predict_memory
 from nanogauge.predict.workload import Workload, shape_of
-from nanogauge.training import checkpoint_writer
-from nanogauge.training.checkpoint import (
+from trainer.checkpoints import checkpoint_writer
+from trainer.checkpoints.checkpoint import (
     RandomState,
     newest_checkpoint,
     random_state,
     read_meta,
 )
-from nanogauge.training.checkpoint_writer import (
-    Checkpoints,
+from trainer.checkpoints.checkpoint_writer import (
+    CheckpointWriter,
     Written,
 )
 
@@ -41,7 +41,7 @@ def test_everything_comes_back_to_the_bit(tmp_path: Path) -> None:
     """Weights, moments and random numbers go on as if nothing had happened; meta.json tells all."""
     trained = Trained()
     trained.step()
-    written = trained.save(Checkpoints(tmp_path, keep=1), 7, val_loss=3.5)
+    written = trained.save(CheckpointWriter(tmp_path, keep=1), 7, val_loss=3.5)
     assert isinstance(written, Written)
     assert written.path == tmp_path / "step_00000007"
     assert written.bytes == sum(file.stat().st_size for file in written.path.iterdir())
@@ -69,7 +69,7 @@ def test_each_rank_gets_its_own_random_numbers_and_another_number_of_ranks_none(
         torch.manual_seed(seed)
         states.append(random_state(CPU))
         expected.append(torch.rand(3))
-    trained, checkpoints = Trained(), Checkpoints(tmp_path, keep=1)
+    trained, checkpoints = Trained(), CheckpointWriter(tmp_path, keep=1)
     trained.begin(checkpoints, 1, random_states=states)
     checkpoints.wait()
     path, _ = newest_checkpoint(tmp_path)
@@ -98,7 +98,7 @@ def test_no_damage_to_any_file_goes_unseen(two: Path, tmp_path: Path, name: str)
     damaged += [data + b"\n", data.replace(b"\n", b"\r\n", 1) + b" ", b""]
     for content in damaged:
         file.write_bytes(content)
-        told = f"the checkpoint {file.parent} is damaged and was passed over"
+        told = f"the checkpoint {file.parent} is damaged and was skipped"
         assert newest_checkpoint(folder) == (folder / "step_00000001", [told])
     file.write_bytes(data)
     assert newest_checkpoint(folder) == (folder / "step_00000002", [])
@@ -110,7 +110,7 @@ def test_what_is_written_is_a_snapshot(tmp_path: Path, monkeypatch: pytest.Monke
     """
     trained = Trained()
     trained.step()
-    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints = CheckpointWriter(tmp_path, keep=2)
     torch.manual_seed(5)
     expected = trained.state()
     really = checkpoint_writer.write_files
@@ -142,7 +142,7 @@ def test_a_bug_in_the_writer_is_raised_in_the_loop(
     def broken(*_: object) -> int:
         raise KeyError("a bug")
 
-    trained, checkpoints = Trained(), Checkpoints(tmp_path, keep=1)
+    trained, checkpoints = Trained(), CheckpointWriter(tmp_path, keep=1)
     monkeypatch.setattr(checkpoint_writer, "write_files", broken)
     trained.begin(checkpoints, 1)
     with pytest.raises(KeyError, match="a bug"):
@@ -159,7 +159,7 @@ def test_the_copy_takes_the_memory_that_is_predicted(tmp_path: Path) -> None:
         "import ctypes, json\n"
         "from nanogauge.measure.memory import peak_process_bytes, process_bytes, reset_peak\n"
         "trained.save(checkpoints, 1)\n"  # loads what writing needs
-        "trained, checkpoints = Trained(WIDE), Checkpoints(Path(sys.argv[1]), keep=1)\n"
+        "trained, checkpoints = Trained(WIDE), CheckpointWriter(Path(sys.argv[1]), keep=1)\n"
         "trained.step()\n"
         "held = []\n"
         "ctypes.CDLL(None).malloc_trim(0)\n"  # what was taken for gradients

@@ -16,13 +16,13 @@ from checkpoints import Trained, in_a_process, names, write_two
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanogauge.training import checkpoint_writer
-from nanogauge.training.checkpoint import (
+from trainer.checkpoints import checkpoint_writer
+from trainer.checkpoints.checkpoint import (
     newest_checkpoint,
     read_meta,
 )
-from nanogauge.training.checkpoint_writer import (
-    Checkpoints,
+from trainer.checkpoints.checkpoint_writer import (
+    CheckpointWriter,
     NotWritten,
     Written,
     kept_steps,
@@ -60,7 +60,7 @@ def test_a_process_killed_in_a_write_leaves_the_checkpoints_before(
     assert newest is not None and read_meta(newest).step == 2
     assert damaged == []
     assert any(name.endswith(".tmp") for name in names(folder))
-    assert isinstance(Trained().save(Checkpoints(folder, keep=3), 3), Written)
+    assert isinstance(Trained().save(CheckpointWriter(folder, keep=3), 3), Written)
     assert names(folder) == ["step_00000001", "step_00000002", "step_00000003"]
     assert newest_checkpoint(folder) == (folder / "step_00000003", [])
 
@@ -93,11 +93,11 @@ def test_what_lies_on_the_disk_is_what_the_rule_keeps(
     trained = Trained()
     finite = {n: None if x == float("inf") else x for n, x in enumerate(losses, 1)}
     with tempfile.TemporaryDirectory() as name:
-        checkpoints = Checkpoints(Path(name), keep)
+        checkpoints = CheckpointWriter(Path(name), keep)
         there: dict[int, float | None] = {}
         for step, loss in enumerate(losses, 1):
             if step == 3:
-                checkpoints = Checkpoints(Path(name), keep)
+                checkpoints = CheckpointWriter(Path(name), keep)
             trained.save(checkpoints, step, loss)
             there[step] = finite[step]
             there = {step: there[step] for step in kept_steps(there, keep)}
@@ -115,7 +115,7 @@ def test_a_run_that_went_back_leaves_its_old_course(two: Path, tmp_path: Path) -
     (folder / "step_00000004" / "state.pt").write_bytes(b"")
     (folder / "step_00000001_of_mine").mkdir()
     trained = Trained()
-    assert isinstance(trained.save(Checkpoints(folder, keep=2), 5), Written)
+    assert isinstance(trained.save(CheckpointWriter(folder, keep=2), 5), Written)
     assert names(folder) == ["step_00000001", "step_00000001_of_mine", "step_00000005"]
 
 
@@ -142,7 +142,7 @@ def test_a_full_disk_costs_the_oldest_first_and_nothing_in_vain(
     """What is left when the fifth is written, by how many fit beside those there; None where it is
     not written, and all stay.
     """
-    trained, checkpoints = Trained(), Checkpoints(tmp_path, keep=4)
+    trained, checkpoints = Trained(), CheckpointWriter(tmp_path, keep=4)
     trained.step()
     sizes = [trained.save(checkpoints, step, val_loss=float(step)) for step in there]
     assert isinstance(sizes[0], Written)

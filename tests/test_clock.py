@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanogauge.measure.clock import Clock, StepTimes, Stopwatch
-from nanogauge.training.compiling import CompileWatch
-from nanogauge.training.device import EventTimeline
+from trainer.step.compile import CompileTimer
+from trainer.step.device import EventTimeline
 
 pytestmark = pytest.mark.alone
 
@@ -206,7 +206,7 @@ def test_events_are_recorded_and_read_in_milliseconds(monkeypatch: pytest.Monkey
 
 def test_each_compilation_is_announced_and_timed() -> None:
     """Only the first one is made on purpose; a new shape compiles again, in whatever step it is."""
-    watch = CompileWatch()
+    watch = CompileTimer()
     watch.listen()
     seconds = watch.seconds
     double = torch.compile(lambda x: 2 * x, backend="eager", dynamic=False)

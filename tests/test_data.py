@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanogauge.errors import BadInput
-from nanogauge.resume import refuse_other_data
-from nanogauge.rundata import describe_order
-from nanogauge.training.data import Batches, Order, Shards
-from nanogauge.training.prefetch import Prefetch
+from nanogauge.prepare.shards import Shards
+from trainer.data.loader import Batches, Order, Prefetch
+from trainer.run.resources import describe_order
+from trainer.run.resume import refuse_other_data
 
 CPU = torch.device("cpu")
 ORDERS = st.sampled_from(["permutation", "random"])
@@ -235,7 +235,7 @@ def test_what_an_epoch_leaves_out_is_told() -> None:
     text = describe_order(batches(numbered(100, 5)))
     assert "8 tokens of 11 windows" in text
     assert "12 of the 100 training tokens (12.00%)" in text
-    assert "5 tokens more are in shards too short" in text
+    assert "5 more tokens are in shards too short" in text
     assert "replacement" in describe_order(batches(numbered(100), order="random"))
 
 

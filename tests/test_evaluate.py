@@ -17,14 +17,13 @@ from test_model import fill_by_formula, small_model
 from torch.nn import functional as F
 
 from evaluate import main
-from nanogauge.benchmarks import Items
 from nanogauge.errors import BadInput
 from nanogauge.prepare.embedded import byte_encoding, embedded_tokens
 from nanogauge.records import Benchmark
 from nanogauge.report.quality import quality_figures
-from nanogauge.tokenizer_files import tokenizer_files
-from nanogauge.trained import open_trained
-from nanogauge.training.scoring import Scorer
+from trainer.evaluation.benchmarks import Items, Scorer
+from trainer.evaluation.export import tokenizer_files
+from trainer.evaluation.load import open_trained
 
 EXAMPLES = [
     {"ctx": "The import statement", "endings": ["finds a module", "eats", "é", "a b"], "label": 0},

@@ -13,7 +13,7 @@ import torch
 from commands import DEMO, ROOT, command, log_lines, run, steps_of
 from long_runs import wait_for_step
 
-from nanogauge.training.exactness import choose_algorithms, fix_workspace, seed_rank
+from trainer.step.device import choose_algorithms, seed_rank, set_cublas_workspace
 
 SMALL = [
     "--model.n-layer=1",
@@ -106,7 +106,7 @@ def test_cublas_gets_a_workspace_with_one_order_of_its_sums(
 ) -> None:
     """torch refuses to multiply otherwise; the smaller of the two that NVIDIA names may be kept."""
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", before or "")
-    fix_workspace()
+    set_cublas_workspace()
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == after
 
 

@@ -18,9 +18,9 @@ from nanogauge.config import ModelSection
 from nanogauge.errors import BadInput
 from nanogauge.prepare.embedded import byte_encoding
 from nanogauge.prepare.tokenizer import load_encoding
-from nanogauge.tokenizer_files import tokenizer_files
-from nanogauge.trained import open_trained
-from nanogauge.training.pretrained import load_pretrained, open_pretrained, to_hugging_face
+from trainer.checkpoints.pretrained import load_pretrained, open_pretrained, to_hugging_face
+from trainer.evaluation.export import tokenizer_files
+from trainer.evaluation.load import open_trained
 
 TEXT = "An import statement, isn't it?  \n\t“Größe” 1,024 日本 🌍 <|x|>"
 

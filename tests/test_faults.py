@@ -15,9 +15,9 @@ from commands import DEMO, ROOT, TINY, log_lines, steps_of, train_tiny
 from torch import nn
 
 from nanogauge.config import OptimizerSection
-from nanogauge.training.checkpoint import meta_bytes
-from nanogauge.training.device import is_out_of_memory
-from nanogauge.training.optimizer import half_updated, make_optimizer, update
+from trainer.checkpoints.checkpoint import meta_bytes
+from trainer.step.device import is_out_of_memory
+from trainer.step.optimizer import is_half_updated, make_optimizer, update
 
 
 def train_faulty(fault: str, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
@@ -103,7 +103,7 @@ def test_a_run_that_cannot_be_rescued_stops_with_its_diagnosis(tmp_path: Path) -
     assert done.returncode == 1
     (sentence,) = done.stderr.strip().splitlines()
     assert "2 steps in a row (4 to 5)" in sentence
-    assert "after going back 1 times" in sentence
+    assert "after 1 rollbacks" in sentence
     assert "--optimizer.learning-rate" in sentence
     folder = tmp_path / "demo"
     assert log_lines(folder)[-1]["status"] == "failed"
@@ -171,12 +171,12 @@ def test_an_update_that_broke_off_between_its_groups_is_noticed() -> None:
     """To make it once more would update the first group twice."""
     model = nn.Linear(3, 2)
     optimizer = make_optimizer(model, OptimizerSection())
-    assert not half_updated(optimizer)
+    assert not is_half_updated(optimizer)
     model(torch.ones(1, 3)).sum().backward()
     optimizer.step()
-    assert not half_updated(optimizer)
+    assert not is_half_updated(optimizer)
     optimizer.state[model.weight]["step"] += 1
-    assert half_updated(optimizer)
+    assert is_half_updated(optimizer)
 
 
 def test_a_changed_run_is_refused_unless_the_change_is_allowed_by_name(tmp_path: Path) -> None:

@@ -145,8 +145,8 @@ def test_the_parameter_count_is_that_of_the_model(model: ModelSection) -> None:
     assert counted.total == sum(p.numel() for p in gpt.parameters())
     learned = model.positions == "learned"
     assert counted.tables == (gpt.transformer["wpe"].weight.numel() if learned else 0)
-    looked_up = 0 if model.tied_head else gpt.embedding.weight.numel()
-    assert counted.without_positions == counted.total - counted.tables - looked_up
+    embedding_in_place = 0 if model.tied_head else gpt.embedding.weight.numel()
+    assert counted.without_positions == counted.total - counted.tables - embedding_in_place
 
 
 def test_the_documented_run_has_the_documented_counts() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from test_model import fill_by_formula, small_model
 
 from model import GPT
-from nanogauge.training.generation import Choice, Context, generate
+from trainer.evaluation.generation import Choice, Context, generate
 
 BLOCK = 12  # of small_model
 LIKELIEST = Choice(temperature=0)

@@ -15,7 +15,7 @@ from test_ranks import train_ranks
 
 from nanogauge.measure.clock import Clock, Stopwatch
 from nanogauge.measure.gpu import MEASURED, driver_info, open_sensors
-from nanogauge.training.device import EventTimeline, allocator_peaks
+from trainer.step.device import EventTimeline, allocator_peaks
 
 pytestmark = [
     pytest.mark.gpu,

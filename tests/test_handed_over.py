@@ -23,7 +23,7 @@ from nanogauge.prepare.inspecting import verify
 from nanogauge.prepare.manifest import Manifest
 from nanogauge.prepare.shards import ShardWriter, read_manifest
 from nanogauge.runfolder import load_with_log, write_aside
-from nanogauge.training.checkpoint import meta_bytes, newest_checkpoint
+from trainer.checkpoints.checkpoint import meta_bytes, newest_checkpoint
 
 SOURCES = [*ROOT.glob("*.py"), *(ROOT / "nanogauge").rglob("*.py"), *(ROOT / "bench").glob("*.py")]
 RUNS_CODE = {"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "yaml"}

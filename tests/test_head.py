@@ -16,16 +16,15 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from model import GPT
-from nanogauge.config import ModelSection, load_config
-from nanogauge.training.chunks import CHUNK_BYTES, chunk_tokens
-from nanogauge.training.head import (
-    Directly,
+from nanogauge.config import CHUNK_BYTES, ModelSection, chunk_tokens, load_config
+from trainer.step.chunked_cross_entropy import (
+    InPlaceGradient,
     chunked_loss,
-    fusible_losses_and_slopes,
-    losses_and_slopes,
+    fusible_losses_and_grad_logits,
+    losses_and_grad_logits,
     plain_loss,
 )
-from nanogauge.training.loss import TrainingLoss
+from trainer.step.loss import TrainingLoss
 
 CPU = torch.device("cpu")
 SMALL = ModelSection(n_layer=2, n_head=2, n_embd=16, block_size=12, vocab_size=50)
@@ -39,7 +38,7 @@ def relative(found: Tensor, expected: Tensor) -> float:
 
 
 def gradients(
-    form: Literal["plain", "autograd", "directly"],
+    form: Literal["plain", "autograd", "in_place"],
     tokens: int,
     vocabulary: int,
     chunk: int,
@@ -57,8 +56,8 @@ def gradients(
         if form == "plain":
             loss = plain_loss(hidden, weight, targets)
         else:
-            directly = Directly(weight, share) if form == "directly" else None
-            loss = chunked_loss(hidden, weight, targets, chunk, directly)
+            in_place = InPlaceGradient(weight, share) if form == "in_place" else None
+            loss = chunked_loss(hidden, weight, targets, chunk, in_place)
     (loss * share).backward()  # type: ignore[no-untyped-call]
     assert hidden.grad is not None and weight.grad is not None
     return loss.detach(), hidden.grad, weight.grad
@@ -70,14 +69,14 @@ def gradients(
     vocabulary=st.integers(2, 300),
     chunk=st.integers(1, 80),
     scale=st.sampled_from([0.01, 1.0, 30.0]),
-    form=st.sampled_from(["autograd", "directly"]),
+    form=st.sampled_from(["autograd", "in_place"]),
 )
 def test_loss_and_gradients_are_the_plain_ones_at_any_border_of_chunks(
     tokens: int,
     vocabulary: int,
     chunk: int,
     scale: float,
-    form: Literal["autograd", "directly"],
+    form: Literal["autograd", "in_place"],
 ) -> None:
     """Within 1e-6 of those computed in double precision, or as far from them as the plain form is.
 
@@ -109,8 +108,8 @@ def test_its_softmax_is_the_one_that_a_compiler_fuses() -> None:
         logits = (5 * torch.randn(9, 1000, generator=torch.Generator().manual_seed(1))).to(dtype)
         targets = torch.arange(9)
         one, other = logits.clone(), logits.clone()
-        losses = losses_and_slopes(one, targets)
-        assert torch.allclose(losses, fusible_losses_and_slopes(other, targets), rtol=1e-6)
+        losses = losses_and_grad_logits(one, targets)
+        assert torch.allclose(losses, fusible_losses_and_grad_logits(other, targets), rtol=1e-6)
         assert torch.allclose(one.float(), other.float(), atol=exact)
 
 

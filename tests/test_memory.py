@@ -22,8 +22,8 @@ from nanogauge.predict.fit import fit_verdict
 from nanogauge.predict.memory import predict_memory
 from nanogauge.predict.training_state import training_state
 from nanogauge.predict.workload import Program, Shape, Workload, program_of, shape_of, workload_of
-from nanogauge.training.loss import TrainingLoss
-from nanogauge.training.optimizer import make_optimizer, update
+from trainer.step.loss import TrainingLoss
+from trainer.step.optimizer import make_optimizer, update
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 
 from nanogauge.config import DataSection
 from nanogauge.errors import BadInput
-from nanogauge.prepare.opening import OpenedFolder, open_folder
+from nanogauge.prepare.opening import OpenedFolder, open_folder, open_source
 from nanogauge.prepare.shards import Origin, ShardWriter, open_shard
-from nanogauge.training.sources import open_source
 
 TRAIN = np.arange(500, dtype=np.uint16)
 VAL = np.arange(100, 160, dtype=np.uint16)
@@ -83,7 +82,7 @@ def test_the_files_of_other_tools_are_read_as_they_are(tmp_path: Path, name: str
     assert ("assumed to be GPT-2's" in opened.assumed) == (tokenizer is not None)
     source = open_source(DataSection(path=str(tmp_path)))
     if tokenizer is None:
-        with pytest.raises(BadInput, match="tells its tokenizer"):
+        with pytest.raises(BadInput, match="names its tokenizer"):
             source.encoding()
 
 

@@ -14,12 +14,16 @@ from commands import ROOT, run_here, steps_of, train_tiny
 
 from model import GPT, softcap
 from nanogauge.config import ModelSection, OptimizerSection, load_config
-from nanogauge.training.checkpoint_writer import Checkpoints, Written
-from nanogauge.training.generation import Choice, Context, generate
-from nanogauge.training.head import fusible_losses_and_slopes, losses_and_slopes, plain_loss
-from nanogauge.training.loss import TrainingLoss
-from nanogauge.training.optimizer import half_updated, make_optimizer, set_rate, update
 from nanogauge.training.schedule import learning_rate
+from trainer.checkpoints.checkpoint_writer import CheckpointWriter, Written
+from trainer.evaluation.generation import Choice, Context, generate
+from trainer.step.chunked_cross_entropy import (
+    fusible_losses_and_grad_logits,
+    losses_and_grad_logits,
+    plain_loss,
+)
+from trainer.step.loss import TrainingLoss
+from trainer.step.optimizer import is_half_updated, make_optimizer, set_learning_rate, update
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -94,7 +98,7 @@ def test_each_option_lowers_the_loss_and_goes_on_from_its_checkpoint(
 
     first, second = fresh(1), fresh(2)
     losses = [step(first)]
-    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints = CheckpointWriter(tmp_path, keep=1)
     written = first.save(checkpoints, 1)
     assert isinstance(written, Written)
     second.load(tmp_path / "step_00000001")
@@ -169,7 +173,7 @@ def test_the_slopes_of_capped_logits_are_those_of_autograd() -> None:
     exact = logits.double().requires_grad_()
     losses = torch.nn.functional.cross_entropy(softcap(exact, 15.0), targets, reduction="none")
     losses.sum().backward()
-    for function in (losses_and_slopes, fusible_losses_and_slopes):
+    for function in (losses_and_grad_logits, fusible_losses_and_grad_logits):
         slopes = logits.clone()
         torch.testing.assert_close(function(slopes, targets, 15.0).double(), losses.detach())
         torch.testing.assert_close(slopes.double(), exact.grad, rtol=1e-5, atol=1e-6)
@@ -202,10 +206,10 @@ def test_muon_leaves_everything_as_it_was_where_a_gradient_is_not_finite() -> No
         parameter.grad = torch.full_like(parameter, float("nan"))
     update(trained.optimizer, trained.scaler, torch.tensor(False))
     assert same(trained.state(), before)
-    assert not half_updated(trained.optimizer)
+    assert not is_half_updated(trained.optimizer)
     matrix = trained.model.blocks[1].mlp.c_proj.weight
     trained.optimizer.state[matrix]["step"] += 1
-    assert half_updated(trained.optimizer)
+    assert is_half_updated(trained.optimizer)
 
 
 def test_muon_has_the_matrices_of_the_blocks_and_a_rate_of_its_own() -> None:
@@ -216,7 +220,7 @@ def test_muon_has_the_matrices_of_the_blocks_and_a_rate_of_its_own() -> None:
     names = {name for name, p in model.named_parameters() if id(p) in of_muon}
     assert len(names) == 8
     assert all(".attn." in name or ".mlp." in name for name in names)
-    set_rate(optimizer, 5e-4)
+    set_learning_rate(optimizer, 5e-4)
     assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([5e-4, 5e-4, 2e-3])
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from nanogauge.training.order import Grid, permute
+from trainer.data.loader import Grid, permute
 
 SEEDS = st.integers(0, 10**15)
 EPOCHS = st.integers(0, 10**6)

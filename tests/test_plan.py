@@ -13,11 +13,11 @@ import pytest
 from commands import DEMO, ROOT, build_fake_driver, run
 from examples import DOCUMENTED, documented_config, documented_prediction
 
-from nanogauge.admission import open_folder, refuse_too_large
 from nanogauge.config import load_config
 from nanogauge.errors import BadInput
-from nanogauge.training.device import choose_device
 from nanogauge.training.schedule import learning_rate
+from trainer.run.resources import open_run_folder, refuse_too_large
+from trainer.step.device import choose_device
 
 GIB = 2**30
 FAST = ROOT / "configs" / "rtx4070_fineweb_fast.toml"
@@ -282,13 +282,13 @@ def test_a_forced_run_that_cannot_fit_gets_its_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """--force tries all the same: with a megabyte free, only it comes as far as the prediction."""
-    monkeypatch.setattr("nanogauge.admission.free_bytes", lambda *_: 2**20)
+    monkeypatch.setattr("trainer.run.resources.free_bytes", lambda *_: 2**20)
     config = load_config(DEMO, {"run": {"out": str(tmp_path)}})
     device = choose_device("cpu")
     with pytest.raises(BadInput, match=r"--force"):
-        open_folder(config, device, "float32", resume=False, force=False)
+        open_run_folder(config, device, "float32", resume=False, force=False)
     assert list(tmp_path.iterdir()) == []
-    folder = open_folder(config, device, "float32", resume=False, force=True).folder
+    folder = open_run_folder(config, device, "float32", resume=False, force=True).folder
     assert (folder.path / "prediction.json").exists()
 
 

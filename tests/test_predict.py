@@ -33,7 +33,7 @@ from nanogauge.predict.prediction import predict
 from nanogauge.predict.workload import workload_of
 from nanogauge.quantities import QUANTITIES
 from nanogauge.records import Hardware, Prediction
-from nanogauge.training.optimizer import make_optimizer
+from trainer.step.optimizer import make_optimizer
 
 DTYPES = ("bfloat16", "float16", "float32")
 TIMED_GPUS = [gpu for gpu in all_gpus() if gpu.architecture in FITTED.classes]

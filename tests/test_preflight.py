@@ -22,12 +22,13 @@ from nanogauge.config import Config, load_config
 from nanogauge.errors import BadInput
 from nanogauge.hardware import lookup
 from nanogauge.measure.doctor import Finding
-from nanogauge.preflight import LOG_BYTES_PER_SECOND, LOG_BYTES_PER_STEP, consult, writes_of
+from nanogauge.measure.toolchain import Torch
+from nanogauge.preflight import LOG_BYTES_PER_SECOND, LOG_BYTES_PER_STEP, Device, consult, writes_of
 from nanogauge.prepare.shards import ShardWriter
 from nanogauge.records import Sensor, Step
-from nanogauge.training.checkpoint import random_state
-from nanogauge.training.checkpoint_writer import Checkpoints, Written
-from nanogauge.training.optimizer import make_optimizer
+from trainer.checkpoints.checkpoint import random_state
+from trainer.checkpoints.checkpoint_writer import CheckpointWriter, Written
+from trainer.step.optimizer import make_optimizer
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 
@@ -95,19 +96,16 @@ EXAMINE = """
 import json, sys
 from dataclasses import asdict
 from pathlib import Path
-import torch
 from nanogauge import preflight
 from nanogauge.config import load_config
 from nanogauge.hardware import lookup
 from nanogauge.measure.gpu import driver_info
 from nanogauge.measure.toolchain import Torch
 uuid = "12345678-1234-1234-1234-123456789abc"
-told = Torch("2.13.0", "cuda", "13.0", "NVIDIA GeForce RTX 4070", (8, 9), ("sm_86",))
-preflight._torch_facts = lambda wanted: (torch.device("cuda"), told, uuid)
-hardware = lookup("RTX 4070", "bfloat16")
-preflight._hardware = lambda run, device: (hardware, "bfloat16")
+build = Torch("2.13.0", "cuda", "13.0", "NVIDIA GeForce RTX 4070", (8, 9), ("sm_86",))
+device = preflight.Device(build, "bfloat16", lookup("RTX 4070", "bfloat16"), uuid)
 config = load_config(Path(sys.argv[1]))
-found = {f.check: asdict(f) for f in preflight.examine(config)}
+found = {f.check: asdict(f) for f in preflight.examine(config, device)}
 print(json.dumps([found, asdict(driver_info(uuid))]))
 """
 
@@ -175,7 +173,7 @@ def test_a_checkpoint_has_the_bytes_that_the_disk_check_counts(tmp_path: Path) -
     tokens = torch.zeros(1, 8, dtype=torch.long)
     model(tokens, tokens).backward()
     optimizer.step()
-    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints = CheckpointWriter(tmp_path, keep=1)
     checkpoints.begin(
         1,
         model,
@@ -281,7 +279,7 @@ def test_before_training_only_what_is_not_go_is_said(
 
     def consulted(*findings: Finding, force: bool = False) -> str:
         monkeypatch.setattr(preflight, "examine", lambda *_: list(findings))
-        consult(documented_config(), force)
+        consult(documented_config(), Device(Torch("2.13.0", "cpu", None)), force)
         return capsys.readouterr().out
 
     assert consulted(GO, GO) == "doctor: 2 checks, all go\n"

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from long_runs import wait_for_step
 
 from nanogauge.errors import BadInput
-from nanogauge.training.ranks import Ranks, share_of
+from trainer.step.distributed import Ranks, rank_share
 
 SMALL = [
     "--run.compile=false",
@@ -158,10 +158,10 @@ def test_ranks_that_cannot_share_a_step_are_refused_in_one_sentence(tmp_path: Pa
 def test_the_accumulations_that_are_advised_can_be_shared(grad_accum: int, world: int) -> None:
     """The nearest below and above, where there is one below."""
     try:
-        assert share_of(grad_accum, world) * world == grad_accum
+        assert rank_share(grad_accum, world) * world == grad_accum
     except BadInput as error:
         advised = [int(n) for n in re.findall(r"\d+", str(error).split("--train.grad-accum")[1])]
-        assert all(n > 0 and share_of(n, world) for n in advised)
+        assert all(n > 0 and rank_share(n, world) for n in advised)
         assert all(abs(n - grad_accum) < world for n in advised)
         assert len(advised) == (2 if grad_accum > world else 1)
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from model import GPT
 from nanogauge.config import Config, ModelSection, OptimizerSection
 from nanogauge.errors import BadInput
-from nanogauge.resume import refuse_changes
-from nanogauge.training.optimizer import load_state, make_optimizer
+from trainer.run.resume import refuse_changes
+from trainer.step.optimizer import load_state, make_optimizer
 
 EVERY_KEY = [
     f"{section}.{key}"

@@ -14,8 +14,8 @@ from examples import GPT2_ORIGIN
 from nanogauge.config import DataSection
 from nanogauge.errors import BadInput
 from nanogauge.prepare.shards import ShardWriter
-from nanogauge.trained import tokenizer_of
 from sample import main
+from trainer.evaluation.load import tokenizer_of
 
 
 def sample(folder: Path, *arguments: object, code: int = 0) -> tuple[str, str]:
@@ -50,10 +50,10 @@ def test_a_damaged_checkpoint_is_passed_over_and_told(tiny_run: Path, tmp_path: 
         file.seek(-1, 2)
         file.write(b"\x7f")
     _, told = sample(copy, "--tokens=3")
-    assert "step_00000012 is damaged and was passed over" in told
+    assert "step_00000012 is damaged and was skipped" in told
     assert "\nstep 8, " in told
     _, told = sample(copy, "--tokens=3", "--checkpoint=12", code=2)
-    assert "has no whole checkpoint: the checkpoint" in told
+    assert "has no intact checkpoint: the checkpoint" in told
 
 
 @pytest.mark.parametrize(

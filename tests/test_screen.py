@@ -21,9 +21,8 @@ from examples import documented_config, documented_prediction
 from rich.console import Console
 
 from nanogauge.config import Config
-from nanogauge.live import flow
 from nanogauge.records import Checkpoint, Eval, Sensor, Step
-from nanogauge.screen import Screen, clock_times
+from trainer.run.progress import ProgressDisplay, clock_times, flow
 
 pytestmark = pytest.mark.alone
 
@@ -50,7 +49,7 @@ class Night:
         console = None
         if columns is not None:
             console = Console(file=self.file, force_terminal=True, width=columns, height=24)
-        self.screen = Screen(
+        self.screen = ProgressDisplay(
             self.config,
             documented_prediction(),
             first_step,

@@ -27,8 +27,8 @@ from model import GPT
 from nanogauge.config import ModelSection, OptimizerSection
 from nanogauge.predict.memory import predict_memory
 from nanogauge.predict.workload import Workload, shape_of
-from nanogauge.training.optimizer import make_optimizer, update
-from nanogauge.training.sharding import ShardedLoss, whole
+from trainer.step.fsdp import ShardedLoss, full_tensor
+from trainer.step.optimizer import make_optimizer, update
 
 CHANGED = ["--allow-change", "train.sharding"]
 LONG = [*SMALL, "--model.dropout=0", "--train.max-steps=20000", "--optimizer.decay-steps=20"]
@@ -204,7 +204,7 @@ def test_the_peak_of_a_rank_is_what_the_allocator_sees(
                 for _ in range(2):
                     for _ in range(grad_accum):
                         (loss(tokens, tokens) / grad_accum).backward()  # type: ignore[no-untyped-call]
-                    whole(torch.nn.utils.clip_grad_norm_(copied.parameters(), 1.0))
+                    full_tensor(torch.nn.utils.clip_grad_norm_(copied.parameters(), 1.0))
                     update(optimizer, scaler, torch.tensor(True))
                     optimizer.zero_grad(set_to_none=True)
     finally:

@@ -23,8 +23,8 @@ from nanogauge.hardware import lookup
 from nanogauge.predict.options import MUON_BYTES, MUON_KERNELS, Extra, of_layer, of_logits
 from nanogauge.predict.step_time import predict_step_time
 from nanogauge.predict.workload import Workload, program_of, shape_of, workload_of
-from nanogauge.training.head import chunked_loss, plain_loss
-from nanogauge.training.optimizer import make_optimizer, update
+from trainer.step.chunked_cross_entropy import chunked_loss, plain_loss
+from trainer.step.optimizer import make_optimizer, update
 
 HEADS, WIDTH, CONTEXT, SEQUENCES = 4, 256, 64, 8
 TOKENS = SEQUENCES * CONTEXT

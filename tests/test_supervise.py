@@ -18,11 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from long_runs import wait_for_step
 
-from nanogauge.admission import open_folder
 from nanogauge.config import load_config
 from nanogauge.records import Start
 from nanogauge.runlog import RunLog
-from nanogauge.supervise import VARIABLE, Seen, Supervisor, wait_seconds
+from trainer.run.resources import open_run_folder
+from trainer.run.supervisor import VARIABLE, LogState, Supervisor, wait_seconds
 
 KILLED = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
 
@@ -30,7 +30,7 @@ KILLED = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
 class Watched:
     """A Supervisor of `python -c`, with its waits and words noted instead of waited and said."""
 
-    def __init__(self, code: str, seen: Sequence[Seen], max_restarts: int = 10) -> None:
+    def __init__(self, code: str, seen: Sequence[LogState], max_restarts: int = 10) -> None:
         self.waits: list[float] = []
         self.said: list[str] = []
         looks = iter(seen)
@@ -53,7 +53,7 @@ def test_what_ended_on_purpose_is_not_started_again(status: int) -> None:
 def test_what_was_once_taken_is_tried_again_when_it_is_refused() -> None:
     """A graphics card's memory that something else holds for a minute must not end the night."""
     code = f"import os, sys; sys.exit(1 if os.environ['{VARIABLE}'] == '0' else 2)"
-    watched = Watched(code, [Seen(), *[Seen(starts=1, steps=3)] * 9], max_restarts=3)
+    watched = Watched(code, [LogState(), *[LogState(starts=1, steps=3)] * 9], max_restarts=3)
     assert (watched.status, watched.waits) == (2, [5, 10, 20])
 
 
@@ -84,7 +84,10 @@ def test_a_crash_without_progress_is_tried_again_until_it_is_given_up(
 
 def test_each_new_step_makes_the_waits_short_again() -> None:
     """A run that crashes once a night for weeks must not be given up after ten nights."""
-    seen = [Seen(), *(Seen(starts=i, steps=s) for i, s in enumerate((9, 9, 7, 12, 12), start=1))]
+    seen = [
+        LogState(),
+        *(LogState(starts=i, steps=s) for i, s in enumerate((9, 9, 7, 12, 12), start=1)),
+    ]
     watched = Watched("import sys; sys.exit(1)", seen, max_restarts=2)
     # Step 7 after step 9 is no progress: those steps were made before.
     assert watched.waits == [5, 10]
@@ -106,7 +109,7 @@ def test_a_run_resumes_only_what_it_has_begun(tmp_path: Path) -> None:
         "import os, sys; open(sys.argv[1], 'a').write(f'{os.environ[\"NANOGAUGE_RESTART\"]} "
         "{sys.argv[2:]}\\n'); sys.exit(1)"
     )
-    looks = iter([Seen(starts=4), Seen(starts=4), Seen(starts=5), Seen(starts=6)])
+    looks = iter([LogState(starts=4), LogState(starts=4), LogState(starts=5), LogState(starts=6)])
     supervisor = Supervisor(
         [sys.executable, "-c", code, str(told)],
         lambda: next(looks),
@@ -120,7 +123,7 @@ def test_a_run_resumes_only_what_it_has_begun(tmp_path: Path) -> None:
 
 
 def test_a_log_that_cannot_be_read_counts_as_no_progress() -> None:
-    watched = Watched(KILLED, [Seen(), Seen(starts=1, steps=5)], max_restarts=2)
+    watched = Watched(KILLED, [LogState(), LogState(starts=1, steps=5)], max_restarts=2)
     assert watched.waits == [5, 10]
 
 
@@ -197,7 +200,7 @@ def test_a_run_that_died_before_its_first_line_can_be_started_again(tmp_path: Pa
     config = load_config(DEMO, {"run": {"out": str(tmp_path)}})
     config.folder.mkdir()
     (config.folder / "log.jsonl").write_bytes(b'{"kind": "sta')
-    opened = open_folder(config, torch.device("cpu"), "float32", resume=True, force=False)
+    opened = open_run_folder(config, torch.device("cpu"), "float32", resume=True, force=False)
     folder = opened.folder
     assert (opened.earlier_seconds, opened.checkpoint) == (None, None)
     assert (folder.path / "prediction.json").exists()

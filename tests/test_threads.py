@@ -8,13 +8,13 @@ import sys
 
 import pytest
 
-from nanogauge.threads import ALLOCATOR
+from trainer.step.torch_env import ALLOCATOR
 
 pytestmark = pytest.mark.skipif(
     not (sys.platform == "linux" and (os.confstr("CS_GNU_LIBC_VERSION") or "").startswith("glibc")),
     reason="GNU's allocator is not here",
 )
-KEEP = "from nanogauge.threads import keep_pages; keep_pages()"
+KEEP = "from trainer.step.torch_env import keep_pages; keep_pages()"
 
 
 def run(code: str, *arguments: str, **environment: str) -> tuple[int, str]:

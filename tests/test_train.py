@@ -17,7 +17,7 @@ from examples import GPT2_ORIGIN
 from long_runs import start, wait_for_step
 
 from nanogauge.prepare.shards import ShardWriter
-from nanogauge.training.compiling import CACHE, keep_compiled
+from trainer.step.compile import CACHE, persist_compile_cache
 
 
 def losses(folder: Path) -> dict[int, float]:
@@ -177,14 +177,14 @@ def test_what_is_compiled_outlives_temporary_files_unless_a_folder_was_chosen(
     """Where the user's cache folder cannot be made, torch's own place does."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv(CACHE, "chosen")
-    keep_compiled()
+    persist_compile_cache()
     assert os.environ[CACHE] == "chosen"
     monkeypatch.delenv(CACHE)
     (tmp_path / "cache").write_text("no folder")
-    keep_compiled()
+    persist_compile_cache()
     assert CACHE not in os.environ
     (tmp_path / "cache").unlink()
-    keep_compiled()
+    persist_compile_cache()
     assert os.environ[CACHE] == str(tmp_path / "cache" / "nanogauge" / "compiled")
 
 
@@ -264,7 +264,7 @@ def test_a_run_that_diverged_ends_before_a_checkpoint_could_hold_it(tmp_path: Pa
         tmp_path, "--optimizer.learning-rate=1e30", "--optimizer.warmup-steps=0", "--run.seed=1"
     )
     assert done.returncode == 1
-    assert "whose updates were skipped, and there is no checkpoint to go back to" in done.stderr
+    assert "whose updates were skipped, and there is no checkpoint to roll back to" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     end: dict[str, Any] = log_lines(tmp_path / "demo")[-1]
     assert end["status"] == "failed"

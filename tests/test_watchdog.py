@@ -44,8 +44,8 @@ def test_a_hang_ends_the_run_and_its_folder_tells_where_it_stood(tmp_path: Path)
 HANGS_TWICE = """
 import sys, threading
 from pathlib import Path
-from nanogauge.measure import watchdog
-watchdog.LAST_WORDS_SECONDS = 0.5
+from trainer.run import watchdog
+watchdog.DUMP_SECONDS = 0.5
 watchdog.Watchdog(Path(sys.argv[1]), 0.5, lambda text: threading.Event().wait()).start()
 threading.Event().wait()
 """

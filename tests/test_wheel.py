@@ -25,7 +25,7 @@ QUIET = ["--quiet", "--disable-pip-version-check"]
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built without a network, of a copy: the build leaves traces beside the sources."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in ("nanogauge", *DATA):
+    for name in ("nanogauge", "trainer", *DATA):
         shutil.copytree(ROOT / name, source / name)
     for path in [*ROOT.glob("*.py"), ROOT / "pyproject.toml", ROOT / "README.md", ROOT / "LICENSE"]:
         shutil.copy(path, source)
@@ -41,13 +41,21 @@ def pip(*arguments: object) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def files(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*"))
+
+
 def test_every_file_of_the_project_is_in_the_wheel(wheel: Path) -> None:
     """Each module and each file that a module reads: a package that is not listed is left out."""
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     written = {
         str(path.relative_to(ROOT))
-        for path in [*ROOT.glob("*.py"), *(ROOT / "nanogauge").rglob("*")]
+        for path in [
+            *ROOT.glob("*.py"),
+            *(ROOT / "nanogauge").rglob("*"),
+            *(ROOT / "trainer").rglob("*"),
+        ]
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert not written - names
@@ -60,7 +68,9 @@ def test_every_file_of_the_project_is_in_the_wheel(wheel: Path) -> None:
 def test_every_module_and_package_is_listed() -> None:
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     assert sorted(listed["py-modules"]) == sorted(path.stem for path in ROOT.glob("*.py"))
-    packages = {path.parent for path in (ROOT / "nanogauge").rglob("*.py")}
+    packages = {
+        path.parent for path in [*files("nanogauge"), *files("trainer")] if path.suffix == ".py"
+    }
     assert sorted(listed["packages"]) == sorted(
         ".".join(path.relative_to(ROOT).parts) for path in packages
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Set
+from collections.abc import Callable, Set
 from pathlib import Path
 
 from nanogauge.claims import load_claims
@@ -60,7 +60,9 @@ def add_import_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def import_given(given: argparse.Namespace, allowed: Set[str]) -> Path | None:
+def import_given(
+    given: argparse.Namespace, allowed: Set[str], measure_cpu: Callable[[str], Hardware]
+) -> Path | None:
     """Make a run folder of the log that was given; None where none was.
 
     Nothing is written before everything was understood.
@@ -68,6 +70,7 @@ def import_given(given: argparse.Namespace, allowed: Set[str]) -> Path | None:
     Args:
         given: the command line.
         allowed: sections of the configuration whose flags make sense without a log, too.
+        measure_cpu: measures the CPU of this machine in a dtype, for --this-cpu.
 
     Raises:
         BadInput: if a flag is missing or out of place, or as import_log.
@@ -91,7 +94,7 @@ def import_given(given: argparse.Namespace, allowed: Set[str]) -> Path | None:
         given.config, overrides | {"train": {"head": "plain"} | overrides.get("train", {})}
     )
     claims = load_claims(given.claims) if given.claims is not None else None
-    prediction = _predict(config, given.gpu, bool(given.this_cpu), _flag(name))
+    prediction = _predict(config, given.gpu, measure_cpu if given.this_cpu else None, _flag(name))
     out: Path = given.out
     import_log(
         _READERS[name][0],
@@ -106,14 +109,16 @@ def import_given(given: argparse.Namespace, allowed: Set[str]) -> Path | None:
     return out
 
 
-def _predict(config: Config, gpu: str | None, this_cpu: bool, log: str) -> Prediction:
+def _predict(
+    config: Config, gpu: str | None, measure_cpu: Callable[[str], Hardware] | None, log: str
+) -> Prediction:
     """What would have been predicted of that run, on the device that the user names.
 
     Raises:
         BadInput: if no device is named, or two are.
     """
     if config.run.device != "cpu":
-        if this_cpu:
+        if measure_cpu is not None:
             raise BadInput(
                 '--this-cpu is for a run on a CPU: its configuration has run.device = "cpu".'
             )
@@ -129,11 +134,7 @@ def _predict(config: Config, gpu: str | None, this_cpu: bool, log: str) -> Predi
             '--gpu names a card, but the configuration has run.device = "cpu"; drop one of them.'
         )
     dtype = resolve_dtype(config, "cpu")
-    hardware = _SOME_CPU
-    if this_cpu:
-        from nanogauge.present import this_processor  # imports torch
-
-        hardware = this_processor(dtype)
+    hardware = measure_cpu(dtype) if measure_cpu is not None else _SOME_CPU
     found = predict(config, hardware, dtype)
     # What a process holds before it makes its model is known of our own alone.
     row = "peak_process_bytes"

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nanogauge.config import MMAP_THRESHOLD_BYTES, chunk_tokens
 from nanogauge.predict.workload import Workload
-from nanogauge.training.chunks import HANDED_BACK_BYTES, chunk_tokens
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def saved_for_backward(work: Workload, on_cpu: bool = False) -> Saved:
     logits_kept = 0.0
     if chunked:
         logits = _chunk_logits(work, on_cpu)
-        logits_kept = logits if on_cpu and logits > HANDED_BACK_BYTES else 0.0
+        logits_kept = logits if on_cpu and logits > MMAP_THRESHOLD_BYTES else 0.0
         forward, backward = _chunk(work, on_cpu), logits_kept
     # Eager, the square's gradient makes two tensors on its way to what GELU's makes at once; the
     # weight's is gone by then where it was added to an earlier micro-batch's.

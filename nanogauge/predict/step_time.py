@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from nanogauge.config import chunk_tokens
 from nanogauge.predict.constants import FITTED, POWER_EXPONENT, Constants, DeviceClass
 from nanogauge.predict.options import (
     MUON_BYTES,
@@ -22,7 +23,6 @@ from nanogauge.predict.options import (
 from nanogauge.predict.parameters import count_parameters, layer_matrices
 from nanogauge.predict.workload import GPUS_OF_A_NODE, Workload
 from nanogauge.records import Hardware, Part
-from nanogauge.training.chunks import chunk_tokens
 
 ARITHMETIC = ("matrix products of the blocks", "attention", "vocabulary head", "recomputation")
 """the parts of a step that go with the clock of the matrix units; the others wait for memory"""

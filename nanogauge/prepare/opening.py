@@ -9,23 +9,29 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
+from nanogauge.config import DataSection
 from nanogauge.errors import BadInput
 from nanogauge.handed import open_regular
 from nanogauge.prepare.shards import (
     MAGICS,
     MANIFEST_NAME,
+    Shards,
     Split,
     Tokens,
     open_shard,
     open_split,
     read_manifest,
 )
+
+if TYPE_CHECKING:
+    import tiktoken
 
 _SPLIT_IN_NAME = re.compile(r"(?:^|[^a-z])(train|val)(?:[^a-z]|$)")
 _RAW = np.dtype("<u2")
@@ -159,3 +165,46 @@ def _open_file(path: Path) -> tuple[Tokens, str]:
 
 def _digest(lines: list[str]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Source:
+    """The tokens that a run trains and evaluates on."""
+
+    splits: dict[Split, Shards]
+    vocab_size: int | None
+    """Tokens of the tokenizer; None if the data does not name one."""
+    encoding: Callable[[], tiktoken.Encoding]
+    """Load the tokenizer, which may need a download."""
+    fingerprint: str
+    """Identifies these tokens, in hexadecimal."""
+    assumed: str | None = None
+    """What was assumed about the tokens; None if their manifest says it all."""
+
+
+def open_source(data: DataSection) -> Source:
+    """Open the shards of data.path, or the embedded text.
+
+    Raises:
+        BadInput: if the shards are missing, empty or damaged.
+    """
+    if data.embedded:
+        from nanogauge.prepare.embedded import byte_encoding, embedded_tokens
+
+        train, validation = embedded_tokens()
+        digest = hashlib.sha256(train.tobytes())
+        digest.update(validation.tobytes())
+        both: dict[Split, Shards] = {"train": [train], "val": [validation]}
+        return Source(both, byte_encoding().n_vocab, byte_encoding, digest.hexdigest())
+    assert data.folder is not None
+    opened = open_folder(data.folder)
+
+    def encoding() -> tiktoken.Encoding:
+        from nanogauge.prepare.tokenizer import load_encoding
+
+        if opened.tokenizer is None:
+            raise BadInput(f"nothing in {data.path} names its tokenizer.")
+        return load_encoding(opened.tokenizer, opened.pattern)
+
+    splits: dict[Split, Shards] = {"train": opened.splits["train"], "val": opened.splits["val"]}
+    return Source(splits, opened.vocab_size, encoding, opened.fingerprint, opened.assumed)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self, get_args
@@ -41,6 +42,7 @@ __all__ = [
     "Origin",
     "Shard",
     "ShardWriter",
+    "Shards",
     "Split",
     "Tokens",
     "open_shard",
@@ -57,6 +59,7 @@ HEADER_BYTES = 256 * 4
 LARGEST_MANIFEST_BYTES = 2**28
 
 Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
+Shards = Sequence[Tokens]
 _ON_DISK = NARROW
 _LAYOUTS: dict[
     tuple[int, int], np.dtype[np.uint16] | np.dtype[np.uint32]

@@ -1,0 +1,503 @@
+"""Describe and calibrate this device: a CPU's peak in two seconds, a step by parts in a minute.
+
+The parts of a step run as train.py runs them: same model, batches, optimizer, clipping and waits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import trainer.step.torch_env  # noqa: F401  before torch
+
+# isort: split
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model import GPT, Block, through
+from nanogauge.calibrations import add_to_calibration
+from nanogauge.config import Config, RunSection
+from nanogauge.errors import BadInput
+from nanogauge.hardware import find_gpu, from_properties, from_row
+from nanogauge.measure.environment import cpu_name, total_memory_bytes
+from nanogauge.measure.gpu import DriverInfo, driver_info
+from nanogauge.measure.memory import process_bytes
+from nanogauge.measure.toolchain import Torch
+from nanogauge.predict.calibration import (
+    COPY,
+    Calibration,
+    Figure,
+    MeasuredParts,
+    matrix_product_name,
+)
+from nanogauge.predict.flops import flops_per_token_palm
+from nanogauge.predict.workload import Workload, workload_of
+from nanogauge.preflight import Device
+from nanogauge.records import Hardware
+from trainer.data.loader import Batches
+from trainer.step.device import DTYPES, autocast, choose_device, choose_dtype, synchronize
+from trainer.step.loss import TrainingLoss
+from trainer.step.optimizer import make_optimizer
+
+MATMUL_SIZES = (512, 1024, 1536)
+COPY_BYTES = 2**27
+SECONDS_EACH = 0.35
+
+BUDGET_SECONDS = 45.0  # within a minute together with start-up and compilation
+ROUND_SECONDS = 4.0  # one step of all parts; with fewer sequences if it would take longer
+# Rounds and time after which to stop, so that a short disturbance does not decide; within the
+# budget, but at least FEWEST_ROUNDS. The first round is a warm-up and does not count.
+ROUNDS, ROUNDS_SECONDS, FEWEST_ROUNDS = 25, 12.0, 4
+STACKED_LAYERS = 4  # blocks measured together; more change the time of one by 1-2 %
+MOST_MICRO_BATCHES = 2  # one that allocates the gradients and one that adds to them
+
+
+def measure_cpu(
+    name: str, dtype: str, memory_bytes: int | None, process_bytes: int | None
+) -> Hardware:
+    """Measure this CPU as the hardware of a prediction.
+
+    Its peak is the best rate of square matrix products of a few sizes in the run's dtype, on
+    torch's threads; its bandwidth is that of a copy far larger than the caches, read and written.
+    """
+    cpu = torch.device("cpu")
+    rates = {}
+    for size in MATMUL_SIZES:
+        seconds = _repeat(_product(size, size, size, DTYPES[dtype], cpu), cpu)
+        rates[size] = 2 * size**3 / min(seconds)
+    size, peak = max(rates.items(), key=lambda item: item[1])
+    bandwidth = 2 * COPY_BYTES / min(_repeat(_copy(cpu), cpu))
+    threads = torch.get_num_threads()
+    return Hardware(
+        name=name,
+        kind="cpu",
+        architecture="cpu",
+        peak_flops=peak,
+        peak_name=f"{dtype} matrix product of {size} x {size} measured on this CPU with "
+        f"{threads} thread{'s' if threads > 1 else ''}: {peak / 1e9:.0f} GFLOP/s",
+        matmul_flops=peak,
+        memory_bytes=memory_bytes,
+        bandwidth_bytes_per_second=bandwidth,
+        power_limit_watts=None,
+        process_bytes=process_bytes,
+        source="measured before the run, trainer/calibrate.py",
+    )
+
+
+def measure(config: Config, device: torch.device, dtype: str, name: str) -> Calibration:
+    """Measure single operations and the parts of a step of this configuration.
+
+    Raises:
+        BadInput: if the device has not enough memory, or torch.compile is on and fails.
+    """
+    began = time.perf_counter()
+    work = workload_of(config, dtype, on_gpu=device.type != "cpu")
+    torch.set_float32_matmul_precision("high")  # as train.py
+    torch.manual_seed(config.run.seed)
+    try:
+        figures = measure_operations(work, device, DTYPES[dtype])
+        clock = torch.cuda.clock_rate(device) * 1e6 if device.type == "cuda" else None
+        parts, compiling = measure_parts(
+            config, work, device, dtype, _best_rate(figures), began + BUDGET_SECONDS
+        )
+    except torch.OutOfMemoryError:
+        raise BadInput(
+            "the device has not enough free memory for one layer of this configuration; set "
+            f"--train.micro-batch below {config.train.micro_batch}."
+        ) from None
+    if compiling is not None:
+        figures.append(compiling)
+    return Calibration(
+        device=name,
+        torch=torch.__version__,
+        threads=torch.get_num_threads() if device.type == "cpu" else None,
+        clock_hz=clock,
+        created_unix=time.time(),
+        figures=tuple(figures),
+        parts=(parts,),
+    )
+
+
+def measure_operations(work: Workload, device: torch.device, dtype: torch.dtype) -> list[Figure]:
+    """Measure matrix products in the model's shapes, attention, cross-entropy and a memory copy.
+
+    Operations that would take long on this device have fewer rows (tokens) than a micro-batch.
+    """
+    shape, name = work.shape, matrix_product_name(work.dtype)
+    figures = [_matmul_figure(f"{name}, square", 1024, 1024, 1024, dtype, device)]
+    affordable = figures[0].value * SECONDS_EACH / 4  # FLOPs of one repetition
+    for title, inner, outer in (
+        ("query, key, value", shape.width, 3 * shape.width),
+        ("attention projection", shape.width, shape.width),
+        ("MLP", shape.width, shape.mlp_width),
+        ("MLP projection", shape.mlp_width, shape.width),
+        ("vocabulary head", shape.width, shape.vocabulary),
+    ):
+        rows = min(work.tokens, max(1, int(affordable / (2 * inner * outer))))
+        figures.append(_matmul_figure(f"{name}, {title}", rows, inner, outer, dtype, device))
+
+    per_sequence = 7 * 2 * shape.context**2 * shape.width  # two products forward, five backward
+    sequences = min(work.micro_batch, max(1, int(affordable / per_sequence)))
+    heads = (sequences, shape.heads, shape.context, shape.head_size)
+    q, k, v = (torch.randn(heads, device=device, dtype=dtype, requires_grad=True) for _ in "qkv")
+
+    def attend() -> None:
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=work.dropout)
+        y.backward(v.detach())  # type: ignore[no-untyped-call]
+        q.grad = k.grad = v.grad = None
+
+    text = "forward and backward of one layer, {} x {} heads x {} x {}".format(*heads)
+    figures.append(_figure("attention", _repeat(attend, device), "s", text))
+
+    rows = min(work.tokens, max(1, 2**26 // shape.vocabulary))
+    logits = torch.randn(rows, shape.vocabulary, device=device, requires_grad=True)
+    targets = torch.randint(shape.vocabulary, (rows,), device=device)
+
+    def lose() -> None:
+        F.cross_entropy(logits, targets).backward()  # type: ignore[no-untyped-call]
+        logits.grad = None
+
+    text = f"forward and backward in fp32, {rows:,} x {shape.vocabulary:,}"
+    figures.append(_figure("cross-entropy", _repeat(lose, device), "s", text))
+    seconds = _repeat(_copy(device), device)
+    rates = [2 * COPY_BYTES / s for s in seconds]
+    figures.append(_figure(COPY, rates, "B/s", f"{COPY_BYTES >> 20} MiB read and written"))
+    return figures
+
+
+def _best_rate(figures: Sequence[Figure]) -> float:
+    return max(figure.value for figure in figures if figure.unit == "FLOP/s")
+
+
+def _figure(name: str, values: Sequence[float], unit: str, detail: str) -> Figure:
+    low, high = _middle(values)
+    median = statistics.median(values)
+    return Figure(
+        name=name, value=median, low=low, high=high, n=len(values), unit=unit, detail=detail
+    )
+
+
+def _matmul_figure(
+    name: str, rows: int, inner: int, outer: int, dtype: torch.dtype, device: torch.device
+) -> Figure:
+    seconds = _repeat(_product(rows, inner, outer, dtype, device), device)
+    rates = [2 * rows * inner * outer / s for s in seconds]
+    return _figure(name, rates, "FLOP/s", f"{rows} x {inner} x {outer}")
+
+
+def _product(
+    rows: int, inner: int, outer: int, dtype: torch.dtype, device: torch.device
+) -> Callable[[], object]:
+    a = torch.randn(rows, inner, device=device).to(dtype)
+    b = torch.randn(inner, outer, device=device).to(dtype)
+    out = torch.empty(rows, outer, device=device, dtype=dtype)
+    return lambda: torch.mm(a, b, out=out)
+
+
+def _copy(device: torch.device) -> Callable[[], object]:
+    source = torch.ones(COPY_BYTES // 4, device=device)
+    target = torch.ones(COPY_BYTES // 4, device=device)
+    return lambda: target.copy_(source)
+
+
+def _repeat(work: Callable[[], object], device: torch.device) -> list[float]:
+    """Return the seconds of each call within SECONDS_EACH, after a warm-up call."""
+    work()
+    synchronize(device)
+    seconds: list[float] = []
+    while not seconds or sum(seconds) < SECONDS_EACH:
+        begin = time.perf_counter()
+        work()
+        synchronize(device)
+        seconds.append(time.perf_counter() - begin)
+    return seconds
+
+
+def _middle(values: Sequence[float]) -> tuple[float, float]:
+    """10th and 90th percentile."""
+    low, high = np.quantile(values, (0.1, 0.9))
+    return float(low), float(high)
+
+
+@dataclass
+class Piece:
+    """A part of the model with its own weights, trained as in train.py."""
+
+    module: nn.Module
+    optimizer: torch.optim.AdamW
+    scaler: torch.amp.GradScaler
+    micro_batch: Callable[[int, int], Tensor]
+    """Run the forward and backward pass of a micro-batch, given step and micro-batch numbers."""
+
+    def step(self, number: int, micro_batches: int, device: torch.device) -> tuple[float, float]:
+        """Return the seconds of a micro-batch, and of clipping and the optimizer."""
+        synchronize(device)
+        begin = time.perf_counter()
+        total = torch.zeros((), device=device)
+        for micro in range(micro_batches):
+            total += self.micro_batch(number, micro)
+        total.item()
+        between = time.perf_counter()
+        self.scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self.module.parameters(), 1.0).item()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        synchronize(device)
+        return (between - begin) / micro_batches, time.perf_counter() - between
+
+
+class Stack(nn.Module):
+    """Blocks one after the other, and nothing else."""
+
+    def __init__(self, config: Config, layers: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(config.model) for _ in range(layers))
+        self.recompute = config.train.checkpointing == "full"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return through(self.blocks, x, self.recompute)
+
+
+def measure_parts(
+    config: Config,
+    work: Workload,
+    device: torch.device,
+    dtype: str,
+    flops_per_second: float,
+    deadline: float,
+) -> tuple[MeasuredParts, Figure | None]:
+    """Measure a layer, from a stack of layers, and the rest, from a one-layer model minus a layer.
+
+    Both are stepped in turn, so that a disturbance affects both. The figure is the time of their
+    compilation.
+    """
+    layers = min(STACKED_LAYERS, work.shape.layers)
+    both = replace(work.shape, layers=1 + layers)
+    micro_batches = min(MOST_MICRO_BATCHES, work.grad_accum)
+    flops = micro_batches * work.tokens * flops_per_token_palm(both)
+    expected_seconds = flops / (flops_per_second / 2)
+    affordable = work.micro_batch * ROUND_SECONDS / expected_seconds
+    sequences = max(1, min(work.micro_batch, int(affordable)))
+    if affordable < 1:
+        micro_batches = 1
+    pieces = [
+        whole_piece(config, sequences, micro_batches, device, dtype),
+        stack_piece(config, layers, sequences, device, dtype),
+    ]
+    compiling = [piece.step(0, 1, device)[0] for piece in pieces] if config.run.compile else []
+
+    rounds: list[list[tuple[float, float]]] = []
+    now = first = time.perf_counter()
+    took = 0.0
+    while len(rounds) < FEWEST_ROUNDS or (
+        now + took < deadline and (len(rounds) < ROUNDS or now - first < ROUNDS_SECONDS)
+    ):
+        begin = time.perf_counter()
+        rounds.append([piece.step(len(rounds), micro_batches, device) for piece in pieces])
+        now = time.perf_counter()
+        took = now - begin
+    (whole, whole_update), (stack, stack_update) = (
+        (undisturbed(s) for s in zip(*(r[i] for r in rounds[1:]), strict=True)) for i in range(2)
+    )
+    spreads = []
+    for i in range(2):
+        totals = [sum(r[i]) for r in rounds[1:]]
+        low, high = _middle(totals)
+        spreads.append((high - low) / statistics.median(totals))
+    scale = work.micro_batch / sequences
+    parts = MeasuredParts(
+        workload=work,
+        layer_seconds=scale * stack / layers,
+        rest_seconds=scale * (whole - stack / layers),
+        layer_update_seconds=stack_update / layers,
+        rest_update_seconds=whole_update - stack_update / layers,
+        spread=max(spreads),
+        sequences=sequences,
+        measured_unix=time.time(),
+    )
+    if not compiling:
+        return parts, None
+    text = f"a model of one layer and {layers} layers, each with its first step"
+    return parts, _figure("compilation", compiling, "s", text)
+
+
+def undisturbed(seconds: Sequence[float]) -> float:
+    """Return the lower quartile: other programs only add to a time, at times to most samples."""
+    return float(np.quantile(seconds, 0.25))
+
+
+def whole_piece(
+    config: Config, sequences: int, micro_batches: int, device: torch.device, dtype: str
+) -> Piece:
+    """Return a model of one layer: all parts of a step except its other layers."""
+    sizes = config.model.model_copy(update={"n_layer": 1})
+    model = GPT(sizes).to(device)
+    model.recompute = config.train.checkpointing == "full"
+    loss = TrainingLoss(model, config.train.head, 1, device)
+    if config.run.compile:
+        loss.compile()
+    loss_of = with_advice(loss) if config.run.compile else loss
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == "float16")
+    tokens = np.random.default_rng(config.run.seed).integers(
+        0, min(sizes.vocab_size, 2**16), 100 * (sizes.block_size + 1), dtype=np.uint16
+    )
+    batches = Batches(
+        {"train": [tokens]},
+        sequences,
+        sizes.block_size,
+        sizes.vocab_size,
+        0,
+        device,
+        grad_accum=micro_batches,
+    )
+
+    def micro_batch(step: int, micro: int) -> Tensor:
+        inputs, targets = batches.batch("train", step, micro)
+        with autocast(device, dtype):
+            loss = loss_of(inputs, targets)
+        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    return Piece(model, make_optimizer(model, config.optimizer), scaler, micro_batch)
+
+
+def stack_piece(
+    config: Config, layers: int, sequences: int, device: torch.device, dtype: str
+) -> Piece:
+    """Return a stack of layers between a given input and a given gradient."""
+    stack = Stack(config, layers).to(device)
+    run = with_advice(torch.compile(stack)) if config.run.compile else stack
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == "float16")
+    size = (sequences, config.model.block_size, config.model.n_embd)
+    x = torch.randn(size, device=device, requires_grad=True)
+    gradient = torch.randn(size, device=device) / math.prod(size)
+
+    def micro_batch(step: int, micro: int) -> Tensor:
+        x.grad = None
+        with autocast(device, dtype):
+            y = run(x)
+        y.backward(scaler.scale(gradient))
+        return y.detach()[0, 0, 0]
+
+    return Piece(stack, make_optimizer(stack, config.optimizer), scaler, micro_batch)
+
+
+def with_advice(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Wrap a function that compiles in its first call, to raise BadInput if that fails.
+
+    Raises:
+        BadInput: from that call, if compilation fails.
+    """
+    torch._dynamo.reset()
+
+    def call(*inputs: Tensor) -> Tensor:
+        try:
+            return run(*inputs)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            first = str(error).splitlines()[0]
+            raise BadInput(
+                f"torch.compile fails on this machine ({first[:200]}); set --run.compile false."
+            ) from None
+
+    return call
+
+
+def describe_hardware(device: torch.device, dtype: str) -> tuple[Hardware, DriverInfo | None]:
+    """Return the hardware to predict for: the GPU's row, else its properties; a CPU is measured."""
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        driver = driver_info(str(properties.uuid))
+        gpu = find_gpu(properties.name, properties.total_memory)
+        if gpu is not None:
+            return from_row(gpu, dtype, driver.power_limit_watts), driver
+        # Two transfers per clock; a driver that does not report the clock gives 0.
+        bandwidth = 2 * properties.memory_clock_rate * 1e3 * properties.memory_bus_width / 8
+        hardware = from_properties(
+            properties.name,
+            (properties.major, properties.minor),
+            properties.multi_processor_count,
+            properties.total_memory,
+            driver.max_sm_clock_hz,
+            driver.power_limit_watts,
+            dtype,
+            bandwidth or None,
+        )
+        return hardware, driver
+    if device.type == "mps":
+        memory = total_memory_bytes() or 0
+        return from_properties("Apple GPU", (0, 0), 0, memory, None, None, dtype), None
+    return this_processor(dtype), None
+
+
+def this_processor(dtype: str) -> Hardware:
+    """Measure the CPU of this machine, in about two seconds."""
+    return measure_cpu(cpu_name() or "CPU", dtype, total_memory_bytes(), process_bytes())
+
+
+def probe(run: RunSection) -> Device:
+    """Describe the device of run.device for the doctor, without measuring a CPU.
+
+    Raises:
+        BadInput: if the device does not support run.dtype.
+    """
+    device = None
+    with warnings.catch_warnings(), contextlib.suppress(BadInput):
+        warnings.simplefilter("ignore")  # a check reports a driver that is too old
+        device = choose_device(run.device)
+    if device is None:
+        return Device(Torch(torch.__version__, None, torch.version.cuda))
+    dtype = choose_dtype(run.dtype, device)
+    if device.type != "cuda":
+        hardware = describe_hardware(device, dtype)[0] if device.type != "cpu" else None
+        build = Torch(torch.__version__, device.type, torch.version.cuda)
+        return Device(build, dtype, hardware)
+    gpu = torch.cuda.get_device_properties(device)
+    build = Torch(
+        version=torch.__version__,
+        device="cuda",
+        cuda=torch.version.cuda,
+        gpu=gpu.name,
+        capability=(gpu.major, gpu.minor),
+        architectures=tuple(torch.cuda.get_arch_list()),
+    )
+    return Device(build, dtype, describe_hardware(device, dtype)[0], str(gpu.uuid))
+
+
+def calibrated_threads(device: torch.device) -> int | None:
+    """Return the number of threads that a CPU calibration depends on, or None for a GPU."""
+    return torch.get_num_threads() if device.type == "cpu" else None
+
+
+def calibrate(config: Config, gpu: str | None) -> tuple[Hardware, str, Calibration, str | None]:
+    """Measure the device of this configuration and store the calibration, in under a minute.
+
+    Returns the hardware, the dtype of a run on it, all its calibrations, and a warning if the
+    calibration could not be stored.
+
+    Args:
+        gpu: the GPU that a plan was requested for; None for any.
+
+    Raises:
+        BadInput: if that GPU is not the one in this machine, or the device cannot run this.
+    """
+    device = choose_device(config.run.device)
+    dtype = choose_dtype(config.run.dtype, device)
+    hardware, _ = describe_hardware(device, dtype)
+    row = find_gpu(gpu) if gpu is not None else None
+    if gpu is not None and (row is None or row.name != hardware.name):
+        raise BadInput(
+            f"--calibrate measures the device that is here, {hardware.name}, not {gpu!r}; "
+            "leave out --gpu, or plan for that card without --calibrate."
+        )
+    print(f"measuring {hardware.name} for up to a minute ...", file=sys.stderr, flush=True)
+    stored, warning = add_to_calibration(measure(config, device, dtype, hardware.name))
+    return hardware, dtype, stored, warning

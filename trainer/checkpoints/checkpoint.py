@@ -1,0 +1,318 @@
+"""The format of a checkpoint: a folder of three files with hashes, without pickled code.
+
+checkpoints/step_00001000/ holds model.safetensors, state.pt (optimizer, loss scaler, random states)
+and meta.json, which has the sha256 of both and, in its last line, its own. checkpoint_writer.py
+writes it atomically.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, TypedDict, cast
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from nanogauge.handed import open_regular, read_whole
+from trainer.step.fsdp import is_sharded, load_shards, local_tensor, sharded_state
+from trainer.step.optimizer import load_state
+
+WEIGHTS, STATE, META = "model.safetensors", "state.pt", "meta.json"
+REPLACED = ".replaced"
+"""Suffix of a checkpoint while one of the same step replaces it."""
+_NAME = re.compile(rf"step_(\d{{8,}})({re.escape(REPLACED)})?")
+_OWN_DIGEST = "sha256_of_the_above"
+_HEAD = "lm_head.weight"
+_EMBEDDING = "transformer.wte.weight"
+
+
+class RandomState(TypedDict):
+    """Random states of one rank, as bytes."""
+
+    cpu: torch.Tensor
+    device: torch.Tensor | None
+    """Of the rank's GPU; None on a CPU."""
+
+
+@dataclass(frozen=True)
+class Meta:
+    """The contents of meta.json without its hashes."""
+
+    step: int
+    """Steps before the checkpoint."""
+    data: Mapping[str, object]
+    """Position in the data."""
+    run: Mapping[str, Any]
+    """State of the run beyond its tensors."""
+    val_loss: float | None
+    """Validation loss at this step in nats per token; None without one, or if non-finite."""
+
+
+def random_state(device: torch.device) -> RandomState:
+    """Return the random states of the CPU and the device."""
+    if device.type == "cpu":
+        return {"cpu": torch.get_rng_state(), "device": None}
+    with torch.accelerator.device_index(device.index):
+        on_device = torch.get_device_module(device).get_rng_state()
+    return {"cpu": torch.get_rng_state(), "device": on_device}
+
+
+def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
+    """Return the newest intact checkpoint, and a sentence for each damaged one skipped."""
+    damaged: list[str] = []
+    for path in reversed(list_checkpoints(folder)):
+        if intact_meta(path) is not None:
+            return path, damaged
+        damaged.append(f"the checkpoint {path} is damaged and was skipped")
+    return None, damaged
+
+
+def read_meta(path: Path) -> Meta:
+    """Read the meta.json of a checkpoint.
+
+    Raises:
+        OSError: if there is no such checkpoint.
+        ValueError: if its meta.json is damaged.
+    """
+    content = _content(path)
+    return Meta(content["step"], content["data"], content["run"], content["val_loss"])
+
+
+def load_checkpoint(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    device: torch.device,
+    rank: int = 0,
+    world: int = 1,
+) -> bool:
+    """Restore model, optimizer, scaler and random states.
+
+    Of a sharded model each rank reads its rows, also from an unsharded checkpoint.
+
+    Returns False, without restoring random states, if the checkpoint has another world size or kind
+    of device.
+    """
+    sharded = is_sharded(next(model.parameters()))
+    state: dict[str, Any] = torch.load(
+        path / STATE, map_location="cpu", weights_only=True, mmap=sharded
+    )
+    if sharded:
+        load_shards(path / WEIGHTS, own_weights(model))
+        load_state(optimizer, sharded_state(optimizer, state["optimizer"]))
+    else:
+        load_weights(path, model, device)
+        load_state(optimizer, state["optimizer"])
+    scaler.load_state_dict(state["scaler"])
+    of_ranks: list[RandomState] = state["random"]
+    if len(of_ranks) != world or _sizes(of_ranks[rank]) != _sizes(random_state(device)):
+        return False
+    torch.set_rng_state(of_ranks[rank]["cpu"])
+    if (on_device := of_ranks[rank]["device"]) is not None:
+        with torch.accelerator.device_index(device.index):
+            torch.get_device_module(device).set_rng_state(on_device)
+    return True
+
+
+def load_weights(path: Path, model: nn.Module, device: torch.device) -> None:
+    """Load the weights of a checkpoint into a model."""
+    weights = safetensors.torch.load_file(path / WEIGHTS, device=str(device))
+    model.load_state_dict({_HEAD: weights[_EMBEDDING]} | weights)
+
+
+def own_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the weights by name, without the second name of a tied head."""
+    weights: dict[str, torch.Tensor] = dict(model.state_dict())
+    if local_tensor(weights[_HEAD]).data_ptr() == local_tensor(weights[_EMBEDDING]).data_ptr():
+        del weights[_HEAD]
+    return weights
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints in a folder by step, intact or not."""
+    if not folder.is_dir():
+        return []
+    found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=lambda path: (step_of(path), not path.name.endswith(REPLACED)))
+
+
+def step_of(path: Path) -> int:
+    """Return the step in the name of a checkpoint's folder."""
+    named = _NAME.fullmatch(path.name)
+    assert named is not None
+    return int(named[1])
+
+
+def intact_meta(path: Path) -> Meta | None:
+    """Read the meta.json of a checkpoint; return None if any file is damaged."""
+    try:
+        hashes = _content(path)["sha256"]
+        intact = all(_sha256(path / name) == hashes[name] for name in (WEIGHTS, STATE))
+        return read_meta(path) if intact else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def meta_bytes(content: Mapping[str, object]) -> bytes:
+    """Serialise meta.json, which ends with its own hash."""
+    digest = hashlib.sha256(json.dumps(content, indent=1).encode()).hexdigest()
+    return json.dumps({**content, _OWN_DIGEST: digest}, indent=1).encode()
+
+
+def _content(path: Path) -> dict[str, Any]:
+    data = read_whole(path / META)
+    content = json.loads(data)
+    if not isinstance(content, dict) or content.pop(_OWN_DIGEST, None) is None:
+        raise ValueError(f"{path / META} has no hash of itself")
+    if meta_bytes(content) != data:
+        raise ValueError(f"{path / META} does not match its hash")
+    return content
+
+
+def _sizes(state: RandomState) -> tuple[int, int | None]:
+    on_device = state["device"]
+    return state["cpu"].numel(), on_device.numel() if on_device is not None else None
+
+
+def _sha256(path: Path) -> str:
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+_CHUNK_BYTES = 2**22
+"""Hashed and written together, while in the CPU's cache."""
+_SAFETENSORS_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int64: "I64",
+    torch.bool: "BOOL",
+}
+
+
+def write_files(
+    folder: Path,
+    weights: Mapping[str, torch.Tensor],
+    state: Mapping[str, object],
+    content: Mapping[str, object],
+) -> int:
+    """Stream the files of a checkpoint into an empty folder and sync them; return their bytes.
+
+    Tensors are not copied, and the interpreter lock is free while bytes are hashed and written, so
+    that training continues meanwhile.
+
+    Args:
+        folder: of the files, synced as well.
+        weights: by name, in host memory.
+        state: optimizer, scaler and random states, in host memory.
+        content: of meta.json, without hashes.
+
+    Raises:
+        OSError: if a file cannot be written completely.
+    """
+    model_file = _HashedFile(folder / WEIGHTS)
+    _write_safetensors(weights, model_file)
+    model_file.finish()
+    state_file = _HashedFile(folder / STATE)
+    try:
+        torch.save(state, cast(BinaryIO, state_file))
+    finally:
+        state_file.finish()
+    hashes = {WEIGHTS: model_file.sha256, STATE: state_file.sha256}
+    meta_file = _HashedFile(folder / META)
+    meta_file.write(meta_bytes({**content, "sha256": hashes}))
+    meta_file.finish()
+    flush_folder(folder)
+    return model_file.bytes + state_file.bytes + meta_file.bytes
+
+
+def flush_folder(folder: Path) -> None:
+    """Sync a folder's names to disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class _HashedFile:
+    """A new file that is hashed while it is written.
+
+    torch's writer replaces an OSError by one without its cause. So the first error is stored,
+    later writes are dropped, and finish() raises it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.bytes = 0
+        self._hash = hashlib.sha256()
+        self._error: OSError | None = None
+        self._file = path.open("xb")
+
+    @property
+    def sha256(self) -> str:
+        return self._hash.hexdigest()
+
+    def write(self, data: bytes | memoryview) -> int:
+        view = memoryview(data)
+        try:
+            if self._error is None:
+                for start in range(0, len(view), _CHUNK_BYTES):
+                    chunk = view[start : start + _CHUNK_BYTES]
+                    self._hash.update(chunk)
+                    self._file.write(chunk)
+        except OSError as error:
+            self._error = error
+        self.bytes += len(view)
+        return len(view)
+
+    def flush(self) -> None:
+        """Do nothing: torch's writer calls it, finish() flushes."""
+
+    def finish(self) -> None:
+        """Sync and close the file.
+
+        Raises:
+            OSError: if any write failed.
+        """
+        try:
+            with self._file:
+                if self._error is None:
+                    self._file.flush()
+                    os.fsync(self._file.fileno())
+        except OSError as error:
+            self._error = self._error or error
+        if self._error is not None:
+            raise self._error
+
+
+def _write_safetensors(tensors: Mapping[str, torch.Tensor], file: _HashedFile) -> None:
+    """Write the same bytes as safetensors.torch.save_file, which copies every tensor first.
+
+    Source: github.com/huggingface/safetensors, "Format": eight bytes with the length of the header,
+    the header in JSON, padded to a multiple of eight, and the tensors.
+    """
+    names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
+    header: dict[str, Any] = {}
+    end = 0
+    for name in names:
+        tensor, begin = tensors[name], end
+        end += tensor.nbytes
+        header[name] = {
+            "dtype": _SAFETENSORS_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for name in names:
+        file.write(tensors[name].flatten().view(torch.uint8).numpy().data)

@@ -1,0 +1,300 @@
+"""Background checkpoint writer: the loop waits for a copy in memory, a thread writes it to disk.
+
+A checkpoint is renamed to its final name once it is complete and synced; older ones are removed
+after that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nanogauge.quantities import finite
+from trainer.checkpoints.checkpoint import (
+    REPLACED,
+    Meta,
+    RandomState,
+    flush_folder,
+    intact_meta,
+    list_checkpoints,
+    own_weights,
+    read_meta,
+    step_of,
+    write_files,
+)
+from trainer.step.device import synchronize
+from trainer.step.fsdp import full_tensor
+
+_BYTES_PER_TENSOR, _BYTES_EXTRA = 512, 2**13
+"""Headers and padding in the files; twice what was measured with 37 and with 301 tensors."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """A checkpoint that is complete and on disk."""
+
+    step: int
+    path: Path
+    bytes: int
+    write_seconds: float
+    """From its copy in memory to its final name on disk."""
+
+
+@dataclass(frozen=True)
+class NotWritten:
+    """A checkpoint that failed; earlier ones are kept."""
+
+    step: int
+    reason: str
+    """The system's message ("No space left on device"), or the missing space."""
+
+
+def kept_steps(val_losses: Mapping[int, float | None], keep: int, best: bool = True) -> set[int]:
+    """Return the steps of the newest `keep` checkpoints and of the one with the lowest loss.
+
+    Args:
+        val_losses: by step; None without an evaluation.
+        keep: at least 1.
+        best: whether to keep the one with the lowest loss.
+    """
+    newest = set(sorted(val_losses)[-keep:])
+    losses = [(loss, -step) for step, loss in val_losses.items() if loss is not None]
+    return newest | {-min(losses)[1]} if best and losses else newest
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of a run, one at a time."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self._folder, self._keep = folder, keep
+        self._copy = HostCopy()
+        self._thread: threading.Thread | None = None
+        self._ended: SimpleQueue[Written | NotWritten] = SimpleQueue()
+        self._error: BaseException | None = None
+        self._metas: dict[Path, Meta | None] = {}
+        """Contents of meta.json of the checkpoints on disk; None for damaged ones."""
+
+    def begin(
+        self,
+        step: int,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+        random_states: Sequence[RandomState],
+        *,
+        position: Mapping[str, object],
+        run: Mapping[str, object],
+        val_loss: float | None,
+    ) -> None:
+        """Copy the state after `step` steps and start writing it; done() returns the outcome.
+
+        Waits for an earlier checkpoint to be written, whose copy uses the same memory.
+
+        Args:
+            step: number of steps made.
+            model: to copy the weights of.
+            optimizer: to copy the state of.
+            scaler: to copy the state of.
+            random_states: one per rank.
+            position: in the data; JSON values for meta.json.
+            run: state of the run beyond its tensors; JSON values for meta.json.
+            val_loss: of an evaluation at this step, in nats per token; None without one.
+        """
+        self.wait()
+        device = next(model.parameters()).device
+        state = {
+            "optimizer": optimizer.state_dict(),
+            "scaler": scaler.state_dict(),
+            "random": list(random_states),
+        }
+        copied = self._copy.take({"weights": own_weights(model), "state": state}, device)
+        loss = finite(val_loss) if val_loss is not None else None
+        content = {"step": step, "data": position, "run": run, "val_loss": loss}
+        content = json.loads(json.dumps(content))  # a snapshot: the caller may modify the mappings
+        arguments = (step, copied, content, time.perf_counter())
+        self._thread = threading.Thread(target=self._work, args=arguments, name="checkpoint")
+        self._thread.start()
+
+    def done(self) -> list[Written | NotWritten]:
+        """Return the checkpoints that ended since the last call, without waiting."""
+        self._raise_error()
+        ended = []
+        while not self._ended.empty():
+            ended.append(self._ended.get())
+        return ended
+
+    def wait(self) -> None:
+        """Wait for the write in progress, if any."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self._raise_error()
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _work(self, step: int, copied: Any, content: dict[str, object], copied_at: float) -> None:
+        try:
+            self._ended.put(self._write(step, copied, content, copied_at))
+        except OSError as error:
+            self._ended.put(NotWritten(step, error.strerror or str(error)))
+        except BaseException as error:  # re-raised in the loop
+            self._error = error
+
+    def _write(
+        self, step: int, copied: Any, content: dict[str, object], copied_at: float
+    ) -> Written | NotWritten:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._tidy_up()
+        text_bytes = len(json.dumps(content, indent=1))
+        needed = self._copy.bytes + _BYTES_PER_TENSOR * self._copy.tensors + text_bytes
+        if (missing := self._make_room(step, needed + _BYTES_EXTRA)) is not None:
+            return NotWritten(step, missing)
+        final = self._folder / f"step_{step:08d}"
+        aside = self._folder / f".{final.name}.tmp"
+        aside.mkdir()
+        try:
+            size = write_files(aside, copied["weights"], copied["state"], content)
+            # One of the same step exists if the run rolled back and passed this step before.
+            replaced = final.with_name(final.name + REPLACED)
+            self._metas.pop(final, None)
+            if final.exists():
+                os.replace(final, replaced)
+            os.replace(aside, final)
+            flush_folder(self._folder)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+        seconds = time.perf_counter() - copied_at
+        self._metas[final] = read_meta(final)
+        with contextlib.suppress(OSError):  # the next write tries again
+            if replaced.exists():
+                self._remove(replaced)
+            self._keep_only(self._kept(step, self._keep, best=True))
+        return Written(step, final, size, seconds)
+
+    def _tidy_up(self) -> None:
+        """Remove the incomplete checkpoints of a killed process."""
+        for path in self._folder.glob(".step_*.tmp"):
+            shutil.rmtree(path)
+        for path in self._folder.glob(f"step_*{REPLACED}"):
+            final = path.with_name(path.name.removesuffix(REPLACED))
+            if final.exists():
+                self._remove(path)
+            else:
+                os.replace(path, final)
+
+    def _make_room(self, step: int, needed: int) -> str | None:
+        """Free space for a checkpoint, if necessary by removing all but the newest.
+
+        Removes nothing if that is not enough. Returns what is missing, or None.
+        """
+        for keep, best in ((self._keep, True), (1, True), (1, False)):
+            free = shutil.disk_usage(self._folder).free
+            if needed <= free:
+                return None
+            kept = self._kept(step, keep, best)
+            others = [path for path in list_checkpoints(self._folder) if path not in kept]
+            if needed <= free + sum(_bytes_in(path) for path in others):
+                self._keep_only(kept)
+        free = shutil.disk_usage(self._folder).free
+        if needed <= free:
+            return None
+        return f"needs {_megabytes(needed)} and {_megabytes(free)} are free"
+
+    def _kept(self, step: int, keep: int, best: bool) -> set[Path]:
+        """Return the intact checkpoints to keep.
+
+        Those of later steps, from before a rollback, count only if there are no others.
+        """
+        intact: dict[int, Path] = {}
+        val_losses: dict[int, float | None] = {}
+        for path in list_checkpoints(self._folder):
+            if path not in self._metas:
+                self._metas[path] = intact_meta(path)
+            if (meta := self._metas[path]) is not None:
+                intact[step_of(path)], val_losses[step_of(path)] = path, meta.val_loss
+        earlier = {at: loss for at, loss in val_losses.items() if at <= step}
+        return {intact[at] for at in kept_steps(earlier or val_losses, keep, best)}
+
+    def _keep_only(self, kept: set[Path]) -> None:
+        for path in list_checkpoints(self._folder):
+            if path not in kept:
+                self._remove(path)
+
+    def _remove(self, path: Path) -> None:
+        """Rename it first, so that a half-removed checkpoint does not count as damaged."""
+        nameless = path.with_name(f".{path.name}.tmp")
+        os.replace(path, nameless)
+        self._metas.pop(path, None)
+        shutil.rmtree(nameless)
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.0f} MB" if size >= 1e7 else f"{size / 1e6:.1f} MB"
+
+
+class HostCopy:
+    """Reused host buffers for the tensors of a nested state.
+
+    They are pinned for a CUDA device; torch rounds each pinned buffer up to a power of two.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: dict[tuple[object, ...], Tensor] = {}
+
+    @property
+    def bytes(self) -> int:
+        """Size of all tensors."""
+        return sum(buffer.nbytes for buffer in self._buffers.values())
+
+    @property
+    def tensors(self) -> int:
+        return len(self._buffers)
+
+    def take(self, state: Mapping[str, object], device: torch.device) -> Any:
+        """Copy a state of mappings, lists, tensors and plain values, and wait for the copy.
+
+        Sharded tensors are gathered, for which the other ranks call join_gather. The next call
+        overwrites the tensors of the copy.
+        """
+        copied = self._copy(state, ())
+        synchronize(device)
+        return copied
+
+    def _copy(self, value: object, path: tuple[object, ...]) -> object:
+        if isinstance(value, Tensor):
+            gathered = full_tensor(value)
+            return self._buffer(gathered, path).copy_(gathered, non_blocking=True)
+        if isinstance(value, Mapping):
+            return {key: self._copy(item, (*path, key)) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(self._copy(item, (*path, i)) for i, item in enumerate(value))
+        assert value is None or isinstance(value, bool | int | float | str), path
+        return value
+
+    def _buffer(self, tensor: Tensor, path: tuple[object, ...]) -> Tensor:
+        buffer = self._buffers.get(path)
+        if buffer is None or (buffer.shape, buffer.dtype) != (tensor.shape, tensor.dtype):
+            pinned = tensor.device.type == "cuda"
+            buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
+            self._buffers[path] = buffer
+        return buffer

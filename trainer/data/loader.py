@@ -1,0 +1,396 @@
+"""Batches of token windows, each a pure function of (seed, step, micro-batch).
+
+Samples are numbered over the whole run, `micro_batch * grad_accum * world` per step, and the order
+of windows is a function of that number: neither gradient accumulation nor world size changes the
+data of a step. Every evaluation reads the same windows, spread evenly over all shards.
+
+An epoch is one pass over a grid of windows in its own order. `permute` is the generalized-Feistel
+cipher with cycle walking of Black and Rogaway, "Ciphers with Arbitrary Finite Domains" (CT-RSA
+2002); its round function is the finaliser of SplitMix64 (Steele, Lea and Flood, "Fast Splittable
+Pseudorandom Number Generators", OOPSLA 2014). Neither depends on a library's version.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import mmap
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Generic, Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from nanogauge.errors import BadInput
+from nanogauge.prepare.shards import Shards, Split
+
+Order = Literal["permutation", "random"]
+
+BLOCK_BYTES = 2**19  # small batches are read together, as most of their time is call overhead
+BLOCKS_AHEAD = 2  # prefetched into pinned memory while a GPU works
+_STREAM = {"train": 0, "val": 1}
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Consecutive batches on the device, read together."""
+
+    key: tuple[Split, int]
+    batches: list[tuple[Tensor, Tensor]]
+    highest: list[int]
+    """Highest token of each batch."""
+
+    def batch(self, index: int, vocab_size: int) -> tuple[Tensor, Tensor]:
+        if self.highest[index] >= vocab_size:
+            raise BadInput(
+                f"the {self.key[0]} data holds the token {self.highest[index]} but "
+                f"model.vocab_size is {vocab_size}; set it to the tokenizer's, padded, or prepare "
+                "the data again."
+            )
+        return self.batches[index]
+
+
+class Batches:
+    """Token windows of two splits, as tensors on a device that must not be modified.
+
+    Args:
+        splits: shards of token ids, memory-mapped or in memory.
+        micro_batch: windows of a batch.
+        block_size: tokens of a window, without the last target.
+        vocab_size: rows of the model's embedding; reading a higher token raises BadInput.
+        seed: of the order.
+        device: that the batches are copied to.
+        grad_accum: micro-batches per step and rank.
+        order: "permutation" sees each window once in an epoch; "random" draws windows with
+            replacement, as nanoGPT does, and depends on micro_batch.
+        eval_batches: micro-batches of an evaluation.
+        rank: of this process.
+        world: number of ranks that share each step.
+        fingerprint: identifies the data in checkpoints.
+        ahead: blocks to prefetch; None is BLOCKS_AHEAD for a GPU and 0 elsewhere, where the
+            thread would compete with training for the CPU.
+
+    Raises:
+        BadInput: if a split has no shard that is longer than one window.
+    """
+
+    def __init__(
+        self,
+        splits: dict[Split, Shards],
+        micro_batch: int,
+        block_size: int,
+        vocab_size: int,
+        seed: int,
+        device: torch.device,
+        *,
+        grad_accum: int = 1,
+        order: Order = "permutation",
+        eval_batches: int = 1,
+        rank: int = 0,
+        world: int = 1,
+        fingerprint: str = "",
+        ahead: int | None = None,
+    ) -> None:
+        assert 0 <= rank < world
+        self.micro_batch, self.block_size = micro_batch, block_size
+        self.vocab_size, self.seed, self.device = vocab_size, seed, device
+        self.grad_accum, self.order, self.eval_batches = grad_accum, order, eval_batches
+        self.rank, self.world, self.fingerprint = rank, world, fingerprint
+        self.shards: dict[Split, Shards] = {}
+        self.short: dict[Split, int] = {}
+        """Tokens in shards that are too short for a window, which are not read."""
+        self.grids: dict[Split, Grid] = {}
+        self._ends: dict[Split, Whole] = {}
+        for split, shards in splits.items():
+            long_enough = [s for s in shards if len(s) > block_size]
+            if not long_enough:
+                raise BadInput(
+                    f"the {split} data has no shard of more than {block_size} tokens; "
+                    "prepare more tokens or make model.block_size smaller."
+                )
+            self.shards[split] = long_enough
+            self.short[split] = sum(len(s) for s in shards) - sum(len(s) for s in long_enough)
+            self.grids[split] = Grid([len(s) for s in long_enough], block_size, seed)
+            self._ends[split] = np.cumsum([len(s) - block_size for s in long_enough])
+        most_windows = BLOCK_BYTES // ((block_size + 1) * torch.int64.itemsize)
+        an_epoch = min(grid.windows for grid in self.grids.values()) // world
+        self._per_block = max(1, min(most_windows, an_epoch) // micro_batch)
+        self._located: dict[tuple[Split, int], Windows] = {}
+        self._held: _Block | None = None
+        if ahead is None:
+            ahead = BLOCKS_AHEAD if device.type == "cuda" else 0
+        self._prefetch = Prefetch(partial(self._make, "train"), ahead) if ahead > 0 else None
+
+    @property
+    def train_tokens(self) -> int:
+        return self.tokens("train")
+
+    def tokens(self, split: Split) -> int:
+        """Return the tokens of the shards that are long enough for a window."""
+        return sum(len(s) for s in self.shards[split])
+
+    def position(self, step: int) -> dict[str, object]:
+        """Return the position in the data after `step` steps, and what identifies the data."""
+        samples = step * self.grad_accum * self.world * self.micro_batch
+        epoch, window = divmod(samples, self.grids["train"].windows)
+        in_order = self.order == "permutation"
+        return {
+            "fingerprint": self.fingerprint,
+            "train_tokens": self.tokens("train"),
+            "val_tokens": self.tokens("val"),
+            "order": self.order,
+            "samples": samples,
+            "epoch": epoch if in_order else None,
+            "window_of_epoch": window if in_order else None,
+        }
+
+    def batch(self, split: Split, step: int, micro: int) -> tuple[Tensor, Tensor]:
+        """Return inputs and targets, micro_batch x block_size int64, targets one token later.
+
+        Raises:
+            BadInput: if a token lies beyond the vocabulary.
+        """
+        assert 0 <= micro < self.grad_accum
+        block, index = divmod(step * self.grad_accum + micro, self._per_block)
+        if self._held is None or self._held.key != (split, block):
+            ahead = self._prefetch if split == "train" else None
+            read = ahead.get(block) if ahead is not None else self._make(split, block)
+            self._held = self._to_device((split, block), read)
+        return self._held.batch(index, self.vocab_size)
+
+    def evaluation_batch(self, split: Split, index: int) -> tuple[Tensor, Tensor]:
+        """Return the index-th batch of an evaluation."""
+        indices = np.arange(index * self.micro_batch, (index + 1) * self.micro_batch)
+        of = self.eval_batches * self.micro_batch
+        if index == 0:
+            self._will_need(split, self.grids[split].spread(np.arange(of), of))
+        read = self._read(split, self.grids[split].spread(indices, of))
+        return self._to_device((split, index), read).batch(0, self.vocab_size)
+
+    def close(self) -> None:
+        """Stop prefetching."""
+        if self._prefetch is not None:
+            self._prefetch.close()
+
+    def _make(self, split: Split, block: int) -> Tensor:
+        """Read a block of this rank's micro-batches, numbered from the run's beginning.
+
+        The system is advised to read the next block from disk meanwhile.
+        """
+        windows = {}
+        for key in ((split, block), (split, block + 1)):
+            located = self._located.get(key)
+            if located is None:
+                located = self._locate(*key)
+                self._will_need(split, located)
+            windows[key] = located
+        self._located = windows
+        return self._read(split, windows[split, block])
+
+    def _locate(self, split: Split, block: int) -> Windows:
+        micros = np.arange(block * self._per_block, (block + 1) * self._per_block)
+        of_all_ranks = micros * self.world + self.rank
+        if self.order == "random":
+            drawn = [self._drawn(split, micro) for micro in of_all_ranks.tolist()]
+            return np.concatenate([d[0] for d in drawn]), np.concatenate([d[1] for d in drawn])
+        per_micro = np.arange(self.micro_batch)
+        samples = of_all_ranks[:, None] * self.micro_batch + per_micro
+        return self.grids[split].locate(samples.ravel())
+
+    def _drawn(self, split: Split, micro: int) -> Windows:
+        """Draw windows with replacement, from anywhere in any shard."""
+        step, micro = divmod(micro, self.grad_accum * self.world)
+        generator = np.random.default_rng([self.seed, _STREAM[split], step, micro])
+        ends = self._ends[split]
+        positions = generator.integers(0, ends[-1], self.micro_batch)
+        shards = np.searchsorted(ends, positions, side="right")
+        return shards, positions - np.concatenate(([0], ends))[shards]
+
+    def _will_need(self, split: Split, windows: Windows) -> None:
+        """Advise the system to read windows of mapped files ahead."""
+        mapped = any(isinstance(shard, np.memmap) for shard in self.shards[split])
+        if not mapped or not hasattr(mmap, "MADV_WILLNEED"):
+            return
+        for shard, begin in zip(*(part.tolist() for part in windows), strict=True):
+            tokens = self.shards[split][shard]
+            if isinstance(tokens, np.memmap) and isinstance(tokens.base, mmap.mmap):
+                first = tokens.offset % mmap.ALLOCATIONGRANULARITY + begin * tokens.itemsize
+                aligned = first - first % mmap.PAGESIZE
+                length = first + (self.block_size + 1) * tokens.itemsize - aligned
+                tokens.base.madvise(mmap.MADV_WILLNEED, aligned, length)
+
+    def _read(self, split: Split, windows: Windows) -> Tensor:
+        """Copy windows into host memory, pinned for a GPU."""
+        length, shards = self.block_size + 1, self.shards[split]
+        # Rows of even length: compiled code is specialised on the alignment of the first batch.
+        shape = len(windows[0]), length + length % 2
+        both = torch.empty(shape, dtype=torch.int64, pin_memory=self.device.type == "cuda")
+        rows = both.numpy()
+        for row, (shard, begin) in enumerate(zip(*(w.tolist() for w in windows), strict=True)):
+            rows[row, :length] = shards[shard][begin : begin + length]
+        rows[:, length:] = 0
+        return both
+
+    def _to_device(self, key: tuple[Split, int], read: Tensor) -> _Block:
+        """Copy a block to the device and split it now: after a step all caches are cold."""
+        highest = read.numpy().reshape(len(read) // self.micro_batch, -1).max(axis=1)
+        there = read.to(self.device, non_blocking=self.device.type == "cuda")
+        inputs, targets = there[:, : self.block_size], there[:, 1 : self.block_size + 1]
+        cut = zip(*(torch.split(part, self.micro_batch) for part in (inputs, targets)), strict=True)
+        return _Block(key, list(cut), highest.tolist())
+
+
+ROUNDS = 8
+Whole = npt.NDArray[np.int64]
+Windows = tuple[Whole, Whole]
+"""Shard and first token of each window."""
+_Words = npt.NDArray[np.uint64]
+
+
+def permute(n: int, seed: int, epoch: int, positions: Whole) -> Whole:
+    """Return values of a permutation of 0 ... n - 1, one per seed and epoch, at some positions.
+
+    Needs memory for the positions only, whatever n is.
+    """
+    # The domain is rows x columns, the smallest near-square one of at least n values. The cipher
+    # gives a value of n or above about once in sqrt(n) times: encipher again until it is below n.
+    rows = math.isqrt(n - 1) + 1
+    columns = -(-n // rows)
+    keys = _keys(seed, epoch, "order")
+    values = positions.astype(np.uint64)
+    beyond = slice(None)
+    walking = values
+    while walking.size:
+        walking = _encipher(walking, np.uint64(rows), np.uint64(columns), keys)
+        values[beyond] = walking
+        beyond = np.flatnonzero(values >= n)  # type: ignore[assignment]
+        walking = values[beyond]
+    return values.astype(np.int64)
+
+
+def _encipher(values: _Words, rows: np.uint64, columns: np.uint64, keys: _Words) -> _Words:
+    """Shift the row by a function of the column and vice versa, in rounds."""
+    row, column = np.divmod(values, columns)
+    for key in keys.reshape(-1, 2):
+        row = (row + _mixed(column ^ key[0]) % rows) % rows
+        column = (column + _mixed(row ^ key[1]) % columns) % columns
+    return row * columns + column
+
+
+def _mixed(words: _Words) -> _Words:
+    """Apply SplitMix64's finaliser, which mixes every bit of a word into all bits."""
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return words ^ (words >> np.uint64(31))
+
+
+def _keys(seed: int, epoch: int, purpose: str) -> _Words:
+    text = f"{seed} {epoch} {purpose}".encode()
+    return np.frombuffer(hashlib.blake2b(text, digest_size=8 * ROUNDS).digest(), dtype="<u8")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Consecutive windows of block_size + 1 tokens over each shard, and their order.
+
+    A window's last token is the next one's first, so each token is predicted once. In each epoch
+    the grid of a shard begins at another of its first block_size tokens, so that windows are cut
+    elsewhere. The number of windows is constant. An epoch does not predict the tokens before and
+    after the grid, fewer than 2 x block_size of a shard.
+    """
+
+    lengths: Sequence[int]
+    """Tokens of each shard, each above block_size."""
+    block_size: int
+    seed: int
+    _counts: Whole = field(init=False)
+    _ends: Whole = field(init=False)
+
+    def __post_init__(self) -> None:
+        lengths = np.array(self.lengths, dtype=np.int64)
+        counts = np.maximum(1, lengths // self.block_size - 1)
+        object.__setattr__(self, "_counts", counts)
+        object.__setattr__(self, "_ends", np.cumsum(counts))
+
+    @property
+    def windows(self) -> int:
+        """Windows per epoch."""
+        return int(self._ends[-1])
+
+    @property
+    def unseen_tokens(self) -> int:
+        """Tokens that are not predicted in an epoch, different ones in each."""
+        return sum(self.lengths) - self.windows * self.block_size
+
+    def begins(self, epoch: int) -> Whole:
+        """Return the token of each shard at which its grid begins."""
+        # A shard shorter than two windows has one window, anywhere in it.
+        room = np.array(self.lengths, dtype=np.int64) - self._counts * self.block_size
+        choices = np.minimum(room, self.block_size).astype(np.uint64)
+        shards = np.arange(len(self.lengths), dtype=np.uint64)
+        key = _keys(self.seed, epoch, "begins")
+        drawn: _Words = _mixed(_mixed(shards ^ key[0]) ^ key[1]) % choices
+        return drawn.astype(np.int64)
+
+    def locate(self, samples: Whole) -> Windows:
+        """Return the windows of samples, given in ascending order from the run's beginning."""
+        shards, begins = np.empty_like(samples), np.empty_like(samples)
+        epochs, positions = np.divmod(samples, self.windows)
+        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
+            at = epochs == epoch
+            order = permute(self.windows, self.seed, epoch, positions[at])
+            shards[at], within = self._place(order)
+            begins[at] = within + self.begins(epoch)[shards[at]]
+        return shards, begins
+
+    def spread(self, indices: Whole, of: int) -> Windows:
+        """Return some of `of` windows that are spread evenly over all shards.
+
+        The grid begins at each shard's first token. Windows repeat if `of` exceeds their number.
+        """
+        return self._place((2 * indices + 1) * self.windows // (2 * of))
+
+    def _place(self, windows: Whole) -> Windows:
+        shard = np.searchsorted(self._ends, windows, side="right")
+        within = windows - (self._ends - self._counts)[shard]
+        return shard, within * self.block_size
+
+
+T = TypeVar("T")
+
+
+class Prefetch(Generic[T]):
+    """Makes numbered items in order in a thread, `depth` of them ahead of the last get().
+
+    An item must depend on its number only. An error while making it is raised by its get().
+    """
+
+    def __init__(self, make: Callable[[int], T], depth: int) -> None:
+        self._make, self._depth = make, depth
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+        self._ahead: deque[tuple[int, Future[T]]] = deque()
+
+    def get(self, number: int) -> T:
+        """Return an item; after a leap, discard those made ahead."""
+        if self._ahead and self._ahead[0][0] != number:
+            self._discard()
+        following = self._ahead[-1][0] + 1 if self._ahead else number
+        for coming in range(following, number + self._depth + 1):
+            self._ahead.append((coming, self._thread.submit(self._make, coming)))
+        return self._ahead.popleft()[1].result()
+
+    def close(self) -> None:
+        """Stop the thread after its current item."""
+        self._discard()
+        self._thread.shutdown()
+
+    def _discard(self) -> None:
+        for _, future in self._ahead:
+            future.cancel()
+        self._ahead.clear()

@@ -1,0 +1,210 @@
+"""Export a run's model as a Hugging Face folder: weights, configuration, tokenizer, model card.
+
+The tokenizer files are GPT-2's: a byte-level vocabulary and its merges. tiktoken stores no merges,
+but they follow from its ranks: a token's two parts are the result of merging its bytes in order of
+rank up to just below the token's own rank. Source: tiktoken, tiktoken/_educational.py (bpe_encode).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors.torch
+
+from nanogauge.errors import BadInput, RunFailed
+from nanogauge.prepare.splitting import PATTERNS
+from nanogauge.prepare.tokenizer import END_OF_TEXT, byte_letters
+from nanogauge.report.build import Report, build_report, claims_of
+from nanogauge.report.cells import Cells, in_order
+from nanogauge.report.text import markdown
+from nanogauge.runfolder import make_folder, write_aside
+from trainer.checkpoints.pretrained import CONFIG_NAME, WEIGHTS_NAME, to_hugging_face
+from trainer.evaluation.load import Trained, encoding_of
+
+if TYPE_CHECKING:
+    import tiktoken
+
+FOLDER_NAME = "huggingface"
+
+
+LACKS_TOKENIZER = (
+    "no tokenizer files: {why}; the folder holds the model alone, and takes tokens as numbers."
+)
+
+
+def export_run(trained: Trained, out: Path, tokenizer: str | None) -> list[str]:
+    """Write the folder; return sentences on what it lacks.
+
+    Padding rows of the embedding are kept, so that the model stays the same function; the
+    generation settings suppress them.
+
+    Args:
+        trained: the model, on the CPU in fp32.
+        out: a new or empty folder.
+        tokenizer: the user's choice; None for that of the run's data.
+
+    Raises:
+        BadInput: if the folder is not empty, or cannot be written.
+    """
+    make_folder(out)
+    if any(out.iterdir()):
+        raise BadInput(f"{out} is not empty; remove it, or give another with --out.")
+    config, tensors = to_hugging_face(trained.model)
+    generation: dict[str, Any] = {"do_sample": True, "temperature": 0.8}
+    lacks: list[str] = []
+    files: dict[str, bytes] = {}
+    try:
+        encoding = encoding_of(trained.folder.config.data, tokenizer)
+    except (BadInput, RunFailed) as error:
+        lacks.append(LACKS_TOKENIZER.format(why=str(error).rstrip(".")))
+    else:
+        ends = {"bos_token_id": encoding.eot_token, "eos_token_id": encoding.eot_token}
+        config |= ends
+        padding = list(range(encoding.n_vocab, trained.model.config.vocab_size))
+        generation |= ends | ({"suppress_tokens": padding} if padding else {})
+        made = tokenizer_files(encoding, trained.model.config.block_size)
+        if made is None:
+            why = f"GPT-2's form of them cannot hold the vocabulary {encoding.name}"
+            lacks.append(LACKS_TOKENIZER.format(why=why))
+        files |= made or {}
+    report, _, _ = build_report(trained.folder.path, claims_of(trained.folder.path, None))
+    files["generation_config.json"] = json.dumps(generation, indent=1).encode()
+    files["README.md"] = model_card(trained, report).encode()
+    files[CONFIG_NAME] = json.dumps(config, indent=1).encode()
+    try:
+        safetensors.torch.save_file(tensors, out / WEIGHTS_NAME, metadata={"format": "pt"})
+        for name, data in files.items():
+            write_aside(out / name, data)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise BadInput(f"cannot write to {out}: {error}; free space there.") from None
+    return lacks
+
+
+def model_card(trained: Trained, report: Report) -> str:
+    """Return a model card with what the run measured."""
+    config, run = trained.folder.config, report.run
+    losses = [e.val_loss for e in trained.recorded.evals if e.step == trained.step]
+    loss = next((f"{value:.4f} nats per token" for value in losses if value is not None), None)
+    lines = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        "tags: [gpt2, nanogauge]",
+        "---",
+        f"# {run.name}",
+        "",
+        f"A GPT-2 of {config.model.n_layer} layers, {config.model.n_head} heads and width "
+        f"{config.model.n_embd}, with a context of {config.model.block_size:,} tokens, trained by "
+        f"nanogauge for {trained.step:,} of {config.train.max_steps:,} planned steps of "
+        f"{config.tokens_per_step:,} tokens on {markdown(run.device)} ({run.dtype}).",
+        "",
+        f"Its validation loss at that step: {loss or 'not measured'}.",
+        "",
+        "What the run measured, with what was claimed and predicted before its first step:",
+        "",
+        "| quantity | measured | claimed | predicted | verdict |",
+        "|---|---|---|---|---|",
+    ]
+    for row in in_order(report.rows):
+        cells = Cells(row)
+        if cells.measured:
+            shown = (row.quantity, cells.measured, cells.claimed, cells.predicted, cells.verdict)
+            lines.append(f"| {' | '.join(map(markdown, shown))} |")
+    absent = sorted({row.quantity for row in report.rows if row.measured is None})
+    if absent:
+        lines += ["", f"Not measured: {', '.join(absent)}."]
+    return "\n".join([*lines, ""])
+
+
+def tokenizer_files(encoding: tiktoken.Encoding, block_size: int) -> dict[str, bytes] | None:
+    """Return names and contents of the tokenizer files, or None if GPT-2's form cannot hold it.
+
+    It cannot if the tokenizer splits words in another way than GPT-2's (unless it has single bytes
+    only), or has a token that no merge produces.
+    """
+    ranks = encoding._mergeable_ranks
+    if encoding._pat_str != PATTERNS["gpt2"] and len(ranks) > 256:
+        return None
+    letters = byte_letters()
+    merges = []
+    for token in sorted(ranks, key=ranks.__getitem__):
+        if len(token) > 1:
+            parts = parts_of(token, ranks)
+            if parts is None:
+                return None
+            merges.append(" ".join("".join(letters[b] for b in part) for part in parts))
+    vocabulary = vocabulary_of(encoding)
+    special = {
+        "id": encoding.eot_token,
+        "content": END_OF_TEXT,
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": True,
+    }
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    tokenizer = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [special],
+        "normalizer": None,
+        "pre_tokenizer": {**level, "use_regex": True},
+        "post_processor": {**level, "use_regex": True},
+        "decoder": {**level, "use_regex": True},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": "",
+            "end_of_word_suffix": "",
+            "fuse_unk": False,
+            "vocab": vocabulary,
+            "merges": merges,
+        },
+    }
+    names = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
+    tokenizer_config = {
+        "tokenizer_class": "GPT2Tokenizer",
+        "add_prefix_space": False,
+        "model_max_length": block_size,
+        **names,
+    }
+    return {
+        "vocab.json": _json(vocabulary),
+        "merges.txt": "\n".join(["#version: 0.2", *merges, ""]).encode(),
+        "tokenizer.json": _json(tokenizer),
+        "tokenizer_config.json": _json(tokenizer_config),
+        "special_tokens_map.json": _json(names),
+    }
+
+
+def vocabulary_of(encoding: tiktoken.Encoding) -> dict[str, int]:
+    """Return the contents of vocab.json: each token, its bytes as letters, and its id."""
+    letters = byte_letters()
+    ranks = encoding._mergeable_ranks
+    written = {"".join(letters[b] for b in token): rank for token, rank in ranks.items()}
+    return {**written, END_OF_TEXT: encoding.eot_token}
+
+
+def parts_of(token: bytes, ranks: Mapping[bytes, int]) -> list[bytes] | None:
+    """Return the two tokens whose merge gives a token, or None if no merge does."""
+    parts = [bytes([byte]) for byte in token]
+    own = ranks[token]
+    while len(parts) > 2:
+        pairs = [ranks.get(a + b, own) for a, b in pairwise(parts)]
+        least = min(pairs)
+        if least == own:
+            return None
+        at = pairs.index(least)
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    return parts
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, indent=1).encode()

@@ -1,0 +1,208 @@
+"""Text generation with a key-value cache.
+
+Positions are absolute and learned ones end with the context, so a full context cannot shift by one
+token: its newer half is recomputed from position 0. In a text longer than the context, the next
+token sees between half a context and a whole one.
+
+Shapes in comments: T positions, C width, H heads, D = C / H, S positions of a block, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import tiktoken
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model import GPT, Block, softcap
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How to sample the next token."""
+
+    temperature: float = 0.8
+    """0 takes the most likely token; 1 samples from the model's distribution."""
+    top_k: int | None = None
+    """Sample from the k most likely tokens; None for all."""
+    top_p: float | None = None
+    """Sample from the most likely tokens with this total probability, after temperature; None for
+    all. Source: Holtzman et al., The Curious Case of Neural Text Degeneration (2020)."""
+
+    def draw(self, logits: Tensor, generator: torch.Generator) -> int:
+        """Sample a token from its logits (V) on the CPU."""
+        if self.temperature == 0:
+            return int(logits.argmax())
+        order = None
+        if self.top_k is not None and self.top_k < len(logits):
+            logits, order = torch.topk(logits, self.top_k)
+        probabilities = torch.softmax(logits / self.temperature, dim=-1)
+        if self.top_p is not None:
+            if order is None:
+                probabilities, order = probabilities.sort(descending=True)
+            before = probabilities.cumsum(0) - probabilities
+            probabilities = probabilities.where(before < self.top_p, 0.0)
+        chosen = int(torch.multinomial(probabilities, 1, generator=generator))
+        return chosen if order is None else int(order[chosen])
+
+
+SMALL_WIDTH = 256
+"""Up to this width one CPU thread is faster than several."""
+Affine = tuple[Tensor, Tensor | None]
+"""Weight and bias."""
+Norm = Callable[[Tensor], Tensor]
+
+
+class _Weights:
+    """The weights of a block; looking them up in modules takes as long as using them."""
+
+    def __init__(self, block: Block) -> None:
+        self.ln_1, self.ln_2 = _norm(block.ln_1), _norm(block.ln_2)
+        self.c_attn, self.attn_proj = _affine(block.attn.c_attn), _affine(block.attn.c_proj)
+        self.c_fc, self.mlp_proj = _affine(block.mlp.c_fc), _affine(block.mlp.c_proj)
+        self.activate = block.mlp.activate
+        attention = block.attn
+        plain = attention.rotary is None and not attention.qk_norm
+        self.prepared = None if plain else attention.prepared
+
+
+def _affine(module: nn.Linear) -> Affine:
+    return module.weight, module.bias
+
+
+def _norm(module: nn.Module) -> Norm:
+    if isinstance(module, nn.RMSNorm):
+        return partial(torch.rms_norm, normalized_shape=module.normalized_shape, eps=module.eps)
+    assert isinstance(module, nn.LayerNorm)
+    return partial(
+        torch.layer_norm,
+        normalized_shape=module.normalized_shape,
+        weight=module.weight,
+        bias=module.bias,
+        eps=module.eps,
+    )
+
+
+class Context:
+    """A growing sequence with its key-value cache.
+
+    One position is so little work that calling modules would double its time: their weights are
+    used directly.
+    """
+
+    def __init__(self, model: GPT) -> None:
+        config = model.config
+        self._blocks = [_Weights(block) for block in model.blocks if isinstance(block, Block)]
+        self._ln_f, self._head = _norm(model.transformer["ln_f"]), model.lm_head.weight
+        self._cap, self._embedding = config.logit_softcap, model.embedding.weight
+        self._positions: Tensor | None = None
+        if config.positions == "learned":
+            table = model.transformer["wpe"]
+            assert isinstance(table, nn.Embedding)
+            self._positions = table.weight
+        self._block_size, self._n_head = config.block_size, config.n_head
+        self._small = config.n_embd <= SMALL_WIDTH
+        width = config.n_embd // config.n_head
+        shape = config.n_layer, 2, config.n_head, config.block_size, width
+        self._keys_values = self._embedding.new_empty(shape).unbind()
+        self._seen: list[int] = []
+        """Tokens in the cache, from position 0 on."""
+
+    @torch.inference_mode()
+    def next_logits(self, tokens: Sequence[int]) -> Tensor:
+        """Append a token, or several to begin with; return the next logits (V, fp32, CPU)."""
+        assert len(tokens) == 1 or not self._seen
+        if len(self._seen) + len(tokens) > self._block_size:
+            room = self._block_size // 2 if self._seen else self._block_size
+            tokens = [*self._seen, *tokens][-max(room, 1) :]
+            self._seen = []
+        threads = torch.get_num_threads()
+        if self._small:
+            torch.set_num_threads(1)
+        try:
+            logits = softcap(F.linear(self._run(tokens), self._head), self._cap)
+        finally:
+            torch.set_num_threads(threads)
+        self._seen += tokens
+        return logits.float().cpu()
+
+    def _run(self, tokens: Sequence[int]) -> Tensor:
+        """Return the final hidden state, C, of the last of these tokens."""
+        begin, count = len(self._seen), len(tokens)
+        end = begin + count
+        ids = torch.tensor(tokens, device=self._embedding.device)
+        x = self._embedding[ids]
+        if self._positions is not None:
+            x = x + self._positions[begin:end]
+        for block, keys_values in zip(self._blocks, self._keys_values, strict=True):
+            made = F.linear(block.ln_1(x), *block.c_attn)
+            made = made.view(count, 3, self._n_head, -1).permute(1, 2, 0, 3)  # 3 H T D
+            keys_values.narrow(2, begin, count).copy_(made[1:])
+            queries, past = made[:1], keys_values.narrow(2, 0, end)
+            if block.prepared is not None:
+                queries = block.prepared(queries, begin)
+                past[:1, :, begin:] = block.prepared(made[1:2], begin)
+            y = F.scaled_dot_product_attention(queries, past[:1], past[1:], is_causal=begin == 0)
+            x = x + F.linear(y.transpose(1, 2).reshape(count, -1), *block.attn_proj)
+            inner = F.linear(block.ln_2(x), *block.c_fc)
+            x = x + F.linear(block.activate(inner), *block.mlp_proj)
+        return self._ln_f(x[-1])
+
+
+def generate(
+    model: GPT,
+    prompt: Sequence[int],
+    count: int,
+    choice: Choice,
+    generator: torch.Generator,
+    end: int | None = None,
+) -> Iterator[int]:
+    """Generate up to `count` tokens after a prompt of at least one token, without dropout.
+
+    Ends early at the end-of-text token, or if the logits are non-finite.
+
+    Args:
+        model: to sample from.
+        prompt: tokens to begin with.
+        count: of the tokens to generate.
+        choice: how to sample.
+        generator: on the CPU, so that a seed gives the same random numbers on every device.
+        end: the end-of-text token, which is not returned; None continues after it.
+    """
+    context, tokens = Context(model), prompt
+    for _ in range(count):
+        logits = context.next_logits(tokens)
+        if not math.isfinite(float(logits.max())):
+            return  # the weights have diverged
+        chosen = choice.draw(logits, generator)
+        if chosen == end:
+            return
+        yield chosen
+        tokens = [chosen]
+
+
+def is_sample_due(step: int, every: int, max_steps: int) -> bool:
+    """Return True if this evaluation is the first in a quarter of the run.
+
+    every: steps between evaluations.
+    """
+    quarter = 4 * step // max_steps
+    return step > 0 and quarter > 4 * max(0, (step - 1) // every * every) // max_steps
+
+
+def sample_text(model: GPT, encoding: tiktoken.Encoding, prompt: str, count: int, seed: int) -> str:
+    """Return a prompt with up to `count` generated tokens; without a prompt, begin a document."""
+    begin = encoding.encode_ordinary(prompt) or [encoding.eot_token]
+    generator = torch.Generator().manual_seed(seed)
+    made = generate(model, begin, count, Choice(), generator, encoding.eot_token)
+    return prompt + encoding.decode(list(text_tokens(made, encoding)), errors="replace")
+
+
+def text_tokens(tokens: Iterable[int], encoding: tiktoken.Encoding) -> Iterator[int]:
+    """Drop tokens without text: padding rows of the embedding can be sampled as well."""
+    return (token for token in tokens if token < encoding.n_vocab)

@@ -1,0 +1,406 @@
+"""The progress display of a run: a panel in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import atexit
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from nanogauge.clock_times import later
+from nanogauge.config import Config
+from nanogauge.measure.sliding import SlidingMedian
+from nanogauge.predict.flops import flops_per_token_palm
+from nanogauge.predict.prediction import checkpoints, evaluations
+from nanogauge.predict.workload import shape_of
+from nanogauge.quantities import (
+    format_range,
+    format_seconds,
+    format_value,
+    mfu,
+    tokens_per_second,
+)
+from nanogauge.records import Checkpoint, Eval, Prediction, Sensor, Step
+
+GO_AFTER_STEPS = 30
+PACE_STEPS = 100
+"""Steps of the median step time that is shown."""
+PLAIN_SECONDS = 2.0
+"""Least time between two plain lines of steps."""
+PANEL_SECONDS = 1.0
+"""Least time between two updates of the panel, which take about 1 ms."""
+_SHOWN_ROWS = (
+    "parameters",
+    "tokens_total",
+    "data_epochs",
+    "flops_total_palm",
+    "step_seconds",
+    "mfu_palm",
+    "total_seconds",
+    "peak_process_bytes",
+    "energy_kwh",
+    "cost",
+)
+_NUMBER = re.compile(r"(?<![A-Za-z])\d[\d,.:]*")
+_FRAME = 4  # columns that the panel's border and its padding take
+
+
+def terminal_of_stdout() -> Console | None:
+    """Return the terminal of standard output if its cursor can be moved, else None."""
+    console = Console()
+    can_move = console.is_terminal and not console.is_dumb_terminal
+    return console if can_move and sys.stdout.isatty() else None
+
+
+@dataclass(frozen=True)
+class Content:
+    """The contents of the panel."""
+
+    title: str
+    progress: str
+    share: float
+    """Share of the steps that is done."""
+    rows: Sequence[Sequence[str]]
+    """Rows of short texts, wrapped between texts in a narrow terminal."""
+    alarm: str | None
+
+
+class LivePanel:
+    """A panel at the bottom of a terminal, redrawn in place by show(), without a thread.
+
+    From the first show() to close() the cursor is hidden, and other output to the terminal is
+    captured and printed above the panel.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        captured = sys.stderr.isatty()  # leave stderr alone if it is a file
+        self._live = Live(console=console, auto_refresh=False, redirect_stderr=captured)
+
+    def show(self, content: Content) -> None:
+        if not self._live.is_started:
+            atexit.register(self.close)
+            self._live.start()
+        self._live.update(self._panel(content), refresh=True)
+
+    def say(self, text: str, style: str = "") -> None:
+        """Print a line above the panel."""
+        self._console.print(Text(text, style))
+
+    def close(self) -> None:
+        """Show the cursor again and leave the panel in place; may be called more than once."""
+        self._live.stop()
+
+    def _panel(self, content: Content) -> RenderableType:
+        width = self._console.width - _FRAME
+        bar = Table.grid(expand=True, padding=(0, 1))
+        bar.add_column(no_wrap=True)
+        bar.add_column(ratio=1)
+        bar.add_column(justify="right", no_wrap=True)
+        bar.add_row(
+            _numbers_bold(content.progress),
+            ProgressBar(total=1, completed=content.share, complete_style="cyan"),
+            _numbers_bold(f"{100 * content.share:.0f} %"),
+        )
+        lines = [_numbers_bold(line) for row in content.rows for line in flow(row, width)]
+        if content.alarm is not None:
+            lines.append(Text(f"! {content.alarm}", "bold red", no_wrap=True, overflow="ellipsis"))
+        panel = Panel(Group(bar, *lines), title=Text(content.title, "bold"), title_align="left")
+        return Group(panel, Text())  # a line for the cursor: an echoed ^C must not damage the panel
+
+
+def flow(parts: Sequence[str], width: int, gap: str = "   ") -> list[str]:
+    """Put texts side by side, in as many lines as they need at this width."""
+    lines: list[str] = []
+    for part in parts:
+        if lines and len(lines[-1]) + len(gap) + len(part) <= width:
+            lines[-1] += gap + part
+        else:
+            lines.append(part)
+    return lines
+
+
+def _numbers_bold(text: str) -> Text:
+    styled = Text(text, no_wrap=True, overflow="ellipsis")
+    styled.highlight_regex(_NUMBER, "bold cyan")
+    return styled
+
+
+def clock_times(now: datetime, *seconds: float) -> list[str]:
+    """Format local times of day, given in seconds after now; name the day where it changes."""
+    day, texts = now.date(), []
+    for moment in (later(now, s) for s in seconds):
+        if moment is None:
+            texts.append("in more than 100 years")
+            continue
+        far = abs((moment.date() - now.date()).days) >= 7
+        name = "" if moment.date() == day else f"{moment:%Y-%m-%d} " if far else f"{moment:%a} "
+        texts.append(f"{name}{moment:%H:%M}")
+        day = moment.date()
+    return texts
+
+
+class ProgressDisplay:
+    """Shows the plan, the progress of the run, and go or no-go after 30 steady steps.
+
+    Args:
+        config: the configuration of the run.
+        prediction: the frozen prediction.
+        first_step: 0, or the step at which a resumed run continues.
+        elapsed_before_seconds: wall time of earlier processes; None if it is not known: then the
+            run is not compared with its prediction.
+        elapsed_seconds: returns the time since this process began; the default counts from now.
+        wall: returns the time in seconds since the epoch.
+        terminal: returns the terminal to draw on; None for plain lines.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        prediction: Prediction,
+        first_step: int,
+        elapsed_before_seconds: float | None = None,
+        *,
+        elapsed_seconds: Callable[[], float] | None = None,
+        wall: Callable[[], float] = time.time,
+        terminal: Callable[[], Console | None] = terminal_of_stdout,
+    ) -> None:
+        self._config, self._prediction = config, prediction
+        self._first = first_step
+        self._before_seconds = 0.0 if first_step == 0 else elapsed_before_seconds
+        made = time.monotonic()
+        self._elapsed = elapsed_seconds or (lambda: time.monotonic() - made)
+        self._wall = wall
+        self._began_unix = wall() - self._elapsed()
+        console = terminal()
+        self._panel = None if console is None else LivePanel(console)
+        self._silent = False
+
+        self._pace = SlidingMedian(PACE_STEPS)
+        self._steady_steps = 0
+        ledger = prediction.ledger  # until they are measured
+        self._eval_seconds = ledger.get("eval_s", 0.0) / evaluations(config)
+        self._checkpoint_seconds = ledger.get("checkpoint_s", 0.0) / checkpoints(config)
+        self._reading = Sensor()
+        self._host_bytes: int | None = None
+        self._alarm: str | None = None
+        self._shown_at = float("-inf")
+        self._hidden: Step | None = None
+        """The newest step, if it was not shown."""
+
+    def plan(self) -> None:
+        """Show the prediction, before the first step."""
+        self.say(f"{self._config.run.name} on {self._prediction.hardware.name}")
+        self.say(f"  peak: {self._prediction.hardware.peak_name}")
+        for row in _SHOWN_ROWS:
+            if (e := self._prediction.best(row)) is not None:
+                text = format_range(row, e.low, e.high, self._config.cost.currency)
+                self.say(f"  {row.replace('_', ' '):22} {text}")
+        if (predicted := self._seconds_to_predicted_finish()) is not None:
+            expected, low, high = clock_times(self._now(), *predicted)
+            self.say(f"  finish at about        {expected} ({low} to {high})")
+        if (step := self._prediction.calibrated.get("step_seconds")) is not None:
+            self.say(f"  times are based on {step.source}")
+        for note in self._prediction.notes:
+            self.say(f"  ! {note}")
+
+    def say(self, text: str, style: str = "") -> None:
+        """Print a line, above the panel if there is one; the style applies to terminals only."""
+        if self._panel is None:
+            self._write(lambda: print(text, flush=True))
+        else:
+            panel = self._panel
+            self._write(lambda: panel.say(text, style))
+
+    def alarm(self, text: str) -> None:
+        """Print an alarm and keep it in the panel."""
+        self._alarm = text
+        self.say(f"ALARM: {text}", "bold red")
+
+    def sensor(self, reading: Sensor) -> None:
+        """Store a reading, to be shown with the next step."""
+        self._reading = reading
+
+    def evaluated(self, line: Eval) -> None:
+        self._eval_seconds = line.seconds or 0.0
+        self.say(
+            f"step {line.step:>7,}  evaluation: train {_loss(line.train_loss)}, "
+            f"validation {_loss(line.val_loss)}  ({format_seconds(self._eval_seconds)})"
+        )
+
+    def checkpointed(self, line: Checkpoint) -> None:
+        self._checkpoint_seconds = line.seconds or 0.0
+        size = "" if line.bytes is None else f", {line.bytes / 1e6:,.0f} MB"
+        took = format_seconds(self._checkpoint_seconds)
+        self.say(f"step {line.step:>7,}  checkpoint  ({took}{size})")
+
+    def step(self, line: Step) -> None:
+        """Count a step, and show it if it is due."""
+        assert line.step_seconds is not None
+        if line.step > self._first:
+            self._pace.add(line.step_seconds)
+            self._steady_steps += 1
+        if line.peak_host_bytes is not None:
+            self._host_bytes = line.peak_host_bytes
+        now = self._elapsed()
+        on_grid = line.step % self._config.train.log_every == 0
+        if self._panel is not None:
+            due = now - self._shown_at >= PANEL_SECONDS
+        else:
+            due = on_grid and now - self._shown_at >= PLAIN_SECONDS
+        self._hidden = line
+        if due or line.step in (self._first, self._config.train.max_steps - 1):
+            self._show(line)
+            self._shown_at = now
+        if self._steady_steps == GO_AFTER_STEPS and line.step > self._first:
+            self.say(self.go_or_no_go(line.step, now), "bold")
+
+    def close(self) -> None:
+        """Show the last step and release the terminal; say() still works afterwards."""
+        if self._hidden is not None:
+            self._show(self._hidden)
+        if self._panel is not None:
+            self._write(self._panel.close)
+
+    def seconds_left(self, step: int, pace_seconds: float) -> float:
+        """Return the time left after a step: steps at this pace, evaluations and checkpoints."""
+        train = self._config.train
+        left = (train.max_steps - step - 1) * pace_seconds
+        for every, seconds in (
+            (train.eval_every, self._eval_seconds),
+            (train.checkpoint_every, self._checkpoint_seconds),
+        ):
+            # At each multiple before the end, and at the end.
+            left += ((train.max_steps - 1) // every - step // every + 1) * seconds
+        return left
+
+    def projected_total_seconds(self, step: int, elapsed_seconds: float) -> float | None:
+        """Return the projected wall time of the run, earlier processes included.
+
+        None before the first steady step, or if the time of earlier processes is not known.
+
+        Args:
+            step: the last step.
+            elapsed_seconds: since this process began.
+        """
+        if self._before_seconds is None or not len(self._pace):
+            return None
+        left = self.seconds_left(step, self._pace.median)
+        return self._before_seconds + elapsed_seconds + left
+
+    def go_or_no_go(self, step: int, elapsed_seconds: float) -> str:
+        """Compare the projected time of the run with the predicted interval."""
+        pace = self._pace.median
+        step_text = f"{format_value('step_seconds', pace)} a step"
+        (finish,) = clock_times(self._now(), self.seconds_left(step, pace))
+        total = self._prediction.best("total_seconds")
+        projected = self.projected_total_seconds(step, elapsed_seconds)
+        if total is None or projected is None:
+            return f"At {step_text}: finish {finish}."
+        interval = format_range("total_seconds", total.low, total.high)
+        inside = total.low <= projected <= total.high
+        return (
+            f"{'Go' if inside else 'No-go'}: at {step_text} the run takes "
+            f"{format_seconds(projected)}, finish {finish}; "
+            f"{'inside' if inside else 'outside'} the predicted {interval}."
+        )
+
+    def _show(self, line: Step) -> None:
+        self._hidden = None
+        pace = self._pace.median if len(self._pace) else line.step_seconds
+        assert pace is not None
+        total = self._config.train.max_steps
+        speed = [f"loss {_loss(line.loss)}", f"{format_seconds(pace)} a step", *self._speed(pace)]
+        left = self.seconds_left(line.step, pace)
+        finish = self._finish(left)
+        if self._panel is None:
+            shown = [f"step {line.step:>7,}/{total:,}", *speed, *self._machine()]
+            self.say("  ".join([*shown, ", ".join(finish)]))
+            return
+        content = Content(
+            title=f"{self._config.run.name} on {self._prediction.hardware.name}",
+            progress=f"step {line.step:,}/{total:,}",
+            share=(line.step + 1) / total,
+            rows=(speed, self._machine(), finish),
+            alarm=self._alarm,
+        )
+        panel = self._panel
+        self._write(lambda: panel.show(content))
+
+    def _speed(self, pace_seconds: float) -> list[str]:
+        per_step = self._config.tokens_per_step
+        flops = flops_per_token_palm(shape_of(self._config.model)) * per_step
+        rate = flops / pace_seconds / 1e12
+        parts = [
+            f"{tokens_per_second(per_step, pace_seconds):,.0f} tokens/s",
+            f"{rate:,.0f} TFLOP/s" if rate >= 100 else f"{rate:.3g} TFLOP/s",
+        ]
+        peak = self._prediction.peak_flops
+        if peak is not None:
+            parts.append(f"MFU {100 * mfu(flops, pace_seconds, peak):.1f} %")
+        return parts
+
+    def _machine(self) -> list[str]:
+        """Format the latest sensor readings."""
+        r, parts = self._reading, []
+        if r.power_watts is not None:
+            parts.append(f"{r.power_watts:.0f} W")
+        if r.process_used_bytes is not None:
+            parts.append(f"process {r.process_used_bytes / 2**30:.1f} GiB")
+        if r.device_used_bytes is not None:
+            hardware = self._prediction.hardware  # a GPU may be watched while training on a CPU
+            card = hardware.memory_bytes if hardware.kind != "cpu" else None
+            of = "" if card is None else f" of {card / 2**30:.1f}"
+            parts.append(f"card {r.device_used_bytes / 2**30:.1f}{of} GiB")
+        elif r.process_used_bytes is None and self._host_bytes is not None:
+            parts.append(f"{self._host_bytes / 2**30:.2f} GiB at most")
+        if r.temperature_celsius is not None:
+            parts.append(f"{r.temperature_celsius:.0f} °C")
+        if r.energy_joules is not None:
+            since = "" if self._first == 0 else " since it was resumed"
+            kwh = r.energy_joules / 3.6e6
+            parts.append((f"{1e3 * kwh:.2f} Wh" if kwh < 0.1 else f"{kwh:.3g} kWh") + since)
+        return parts
+
+    def _finish(self, left_seconds: float) -> list[str]:
+        """Format the time left, the projected and, if comparable, the predicted finish."""
+        left = f"{format_seconds(left_seconds)} left"
+        predicted = self._seconds_to_predicted_finish()
+        if predicted is None:
+            return [left, f"finish {clock_times(self._now(), left_seconds)[0]}"]
+        finish, expected, low, high = clock_times(self._now(), left_seconds, *predicted)
+        return [left, f"finish {finish}", f"predicted {expected} ({low} to {high})"]
+
+    def _seconds_to_predicted_finish(self) -> tuple[float, float, float] | None:
+        """Return the time to the expected, earliest and latest predicted finish."""
+        total = self._prediction.best("total_seconds")
+        if total is None or self._before_seconds is None:
+            return None
+        elapsed = self._before_seconds + self._wall() - self._began_unix
+        return total.expected - elapsed, total.low - elapsed, total.high - elapsed
+
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self._wall()).astimezone()
+
+    def _write(self, action: Callable[[], None]) -> None:
+        """Write to standard output; once that fails, the run continues without it."""
+        if self._silent:
+            return
+        try:
+            action()
+        except OSError:
+            self._silent = True
+
+
+def _loss(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4f}"

@@ -1,0 +1,111 @@
+"""The recorder of one process: log, display, clock, sensors and alarms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal
+
+from nanogauge.measure.alarms import Alarm, Alarms
+from nanogauge.measure.clock import Clock
+from nanogauge.measure.gpu import Sensors
+from nanogauge.quantities import format_seconds
+from nanogauge.records import Compile, Event, LogLine
+from nanogauge.runlog import RunLog
+from trainer.run.progress import ProgressDisplay
+
+Level = Literal["info", "warning", "alarm"]
+
+
+class SilentLog(RunLog):
+    """The log of a rank other than 0, which discards its lines."""
+
+    def __init__(self) -> None:
+        """Open no file."""
+
+    def write(self, line: LogLine) -> None:
+        """Discard the line: rank 0 writes one for all ranks."""
+
+    @property
+    def problem(self) -> str | None:
+        return None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close no file."""
+
+
+@dataclass
+class Recorder:
+    """Writes events and sensor readings to the log and shows them."""
+
+    log: RunLog
+    display: ProgressDisplay
+    clock: Clock
+    sensors: Sensors
+    alarms: Alarms
+    energy_joules: float | None = None
+    """Energy of this process so far, from its sensors; None without a reading."""
+    log_problem_raised: bool = False
+    """Whether the current problem of the log (a full disk) has raised its alarm."""
+
+    def log_event(
+        self,
+        what: str,
+        text: str,
+        level: Level = "info",
+        step: int | None = None,
+        about: str | None = None,
+    ) -> None:
+        """Write an event to the log only."""
+        self.log.write(Event(level=level, what=what, text=text, step=step, about=about))
+
+    def report(
+        self,
+        what: str,
+        text: str,
+        level: Level = "info",
+        step: int | None = None,
+        about: str | None = None,
+    ) -> None:
+        """Write an event to the log and show it."""
+        self.log_event(what, text, level, step, about)
+        if level == "alarm":
+            self.display.alarm(text)
+        else:
+            self.display.say(text if level == "info" else f"! {text}")
+
+    def raise_alarm(self, alarm: Alarm, step: int | None) -> None:
+        """Write an alarm or warning to the log and show it."""
+        self.report(alarm.what, alarm.text, alarm.level, step, alarm.about)
+
+    def log_compilation(self, step: int, seconds: float) -> None:
+        """Log the time of a recompilation during the run, apart from what it interrupted."""
+        if seconds > 0:
+            self.log.write(Compile(step=step, seconds=seconds, mode="compiled"))
+            self.display.say(f"recompiled at step {step:,}: {format_seconds(seconds)}")
+
+    def log_sensors(self, step: int) -> None:
+        """Log the readings since the last call, sensors that became absent, and their alarms."""
+        for change in self.sensors.changes():
+            if change.midway:
+                self.report("absent", f"{change.text}.", "warning", step, change.field)
+            else:
+                self.log_event("absent", f"{change.text}.", "info", step, change.field)
+        for reading in self.sensors.readings():
+            self.log.write(reading)
+            self.display.sensor(reading)
+            if reading.energy_joules is not None:
+                self.energy_joules = reading.energy_joules
+            for alarm in self.alarms.sensor(reading):
+                self.raise_alarm(alarm, step)
+
+    def close_sensors(self, step: int) -> None:
+        """Stop the sensors and log their last readings."""
+        for reading in self.sensors.close():
+            self.log.write(reading)
+        self.log_sensors(step)

@@ -1,0 +1,339 @@
+"""What a run needs: its folder, data, free memory, watched GPUs, model and optimizer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from model import GPT
+from nanogauge.calibrations import load_calibration
+from nanogauge.config import Config
+from nanogauge.errors import BadInput
+from nanogauge.measure.alarms import Alarms
+from nanogauge.measure.cards import Watched
+from nanogauge.measure.environment import capture_environment
+from nanogauge.measure.gpu import DriverInfo
+from nanogauge.measure.memory import available_bytes, process_bytes
+from nanogauge.predict.fit import fit_verdict, largest_micro_batch, memory_of, with_micro_batch
+from nanogauge.predict.memory import CUDA_CONTEXT_BYTES
+from nanogauge.predict.prediction import predict
+from nanogauge.prepare.opening import Source, open_source
+from nanogauge.records import Prediction
+from nanogauge.runfolder import RunFolder, create, load_with_log, make_folder
+from nanogauge.runlock import RunLock, hold
+from nanogauge.runlog import has_begun
+from trainer.calibrate import calibrated_threads, describe_hardware
+from trainer.checkpoints.checkpoint import newest_checkpoint
+from trainer.data.loader import Batches
+from trainer.run.resume import refuse_changes
+from trainer.step.distributed import Ranks, rank_share
+from trainer.step.fsdp import ShardedLoss
+from trainer.step.loss import TrainingLoss
+from trainer.step.optimizer import make_optimizer
+
+ALONE = Ranks()
+ROLLBACK_SEED = 1_000_003
+"""Added to the seed for each rollback, so that the run continues with another order of the data."""
+
+
+@dataclass(frozen=True)
+class OpenedRun:
+    """A run folder and the state of the run in it."""
+
+    folder: RunFolder
+    lock: RunLock | None
+    """Taken before anything in the folder is written; None on ranks other than 0."""
+    checkpoint: Path | None = None
+    """The newest intact checkpoint; None for a new run."""
+    damaged: list[str] = field(default_factory=list)
+    """A sentence for each damaged checkpoint that was skipped."""
+    changes: list[str] = field(default_factory=list)
+    """A sentence for each allowed difference from the run's configuration."""
+    earlier_seconds: float | None = None
+    """Wall time of the earlier processes; None for a new run."""
+    wandb_id: str | None = None
+    rollbacks: int = 0
+    evaluated: frozenset[int] = frozenset()
+    """Steps whose evaluation is in the log."""
+
+
+def open_run_folder(
+    config: Config,
+    device: torch.device,
+    dtype: str,
+    resume: bool,
+    force: bool,
+    allowed: Collection[str] = (),
+    ranks: Ranks = ALONE,
+) -> OpenedRun:
+    """Create a run folder with its frozen prediction, or open the one to resume.
+
+    Args:
+        config: of the run.
+        device: to predict for and train on.
+        dtype: of the matrix products.
+        resume: continue the run in the folder, if it has begun.
+        force: start even if the memory is too small.
+        allowed: keys of the configuration that may differ from those of the run.
+        ranks: that share the run.
+
+    Raises:
+        BadInput: if the folder cannot be used, or the run does not fit and is not forced.
+    """
+    if resume and has_begun(config.folder):
+        return _open_to_resume(config, device, force, allowed, ranks)
+    hardware, driver = describe_hardware(device, dtype)
+    calibration, warning = load_calibration(
+        hardware.name, torch.__version__, calibrated_threads(device)
+    )
+    prediction = predict(config, hardware, dtype, ranks.world, calibration)
+    if not force:
+        refuse_too_large(config, prediction, free_bytes(device, ranks.local_world), resumed=False)
+    if warning is not None:
+        notes = [*prediction.notes, warning]
+        prediction = prediction.model_copy(update={"notes": notes})
+    machine = capture_environment(hardware.name, driver, torch.get_num_threads())
+    make_folder(config.folder)
+    lock = hold(config.folder)
+    return OpenedRun(create(config.folder, config, machine, prediction), lock)
+
+
+def _open_to_resume(
+    config: Config, device: torch.device, force: bool, allowed: Collection[str], ranks: Ranks
+) -> OpenedRun:
+    lock = hold(config.folder)
+    folder, recorded = load_with_log(config.folder)
+    changes = refuse_changes(folder.config, config, allowed)
+    if not force:
+        prediction = folder.prediction.model_copy(update={"gpus": ranks.world})
+        refuse_too_large(config, prediction, free_bytes(device, ranks.local_world), resumed=True)
+    checkpoint, damaged = newest_checkpoint(config.folder / "checkpoints")
+    ids = [start.wandb_id for start in recorded.starts if start.wandb_id is not None]
+    return OpenedRun(
+        folder,
+        lock,
+        checkpoint,
+        damaged,
+        changes,
+        earlier_seconds=sum(seconds or 0.0 for seconds in recorded.session_seconds),
+        wandb_id=ids[-1] if ids else None,
+        rollbacks=max(start.rollbacks or 0 for start in recorded.starts),
+        evaluated=frozenset(e.step for e in recorded.evals),
+    )
+
+
+def share_folder(config: Config, ranks: Ranks, open_folder: Callable[[], OpenedRun]) -> OpenedRun:
+    """Open the run folder on rank 0 and send the other ranks what they need of it.
+
+    All ranks read the checkpoint: on several machines the folder must be on a shared disk.
+    """
+    if ranks.world == 1:
+        return open_folder()
+    opened, sent = None, None
+    if ranks.is_first:
+        opened = open_folder()
+        sent = {
+            "prediction": opened.folder.prediction.model_dump_json(),
+            "sha256": opened.folder.prediction_sha256,
+            "checkpoint": str(opened.checkpoint or ""),
+            "rollbacks": opened.rollbacks,
+            "evaluated": list(opened.evaluated),
+        }
+    received = ranks.gather(sent)[0]
+    if opened is not None:
+        return opened
+    assert received is not None
+    prediction = Prediction.model_validate_json(str(received["prediction"]))
+    evaluated, rollbacks = received["evaluated"], received["rollbacks"]
+    assert isinstance(evaluated, list)
+    assert isinstance(rollbacks, int)
+    return OpenedRun(
+        RunFolder(config.folder, config, {}, prediction, str(received["sha256"])),
+        None,
+        Path(str(received["checkpoint"])) if received["checkpoint"] else None,
+        rollbacks=rollbacks,
+        evaluated=frozenset(evaluated),
+    )
+
+
+def free_bytes(device: torch.device, processes: int = 1) -> int | None:
+    """Return the memory that this process can hold: free memory plus its own.
+
+    `processes` on this machine share the free host memory; each has a GPU of its own. None if the
+    system does not report it.
+    """
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)  # creates the context, which stays allocated
+        return int(free) + CUDA_CONTEXT_BYTES
+    available, held = available_bytes(), process_bytes()
+    return None if available is None or held is None else available // processes + held
+
+
+def refuse_too_large(
+    config: Config, prediction: Prediction, free: int | None, resumed: bool
+) -> None:
+    """Refuse a run if the low end of its predicted peak exceeds the free memory.
+
+    Raises:
+        BadInput: with the needed and free memory and the largest micro-batch that fits.
+    """
+    hardware, dtype = prediction.hardware, prediction.dtype
+    gpus = prediction.gpus
+    memory = memory_of(config, hardware, dtype, gpus)
+    if free is None or fit_verdict(memory, free) != "does not fit":
+        return
+    need = f"about {memory.process[1] / 2**30:.1f} GiB"
+    micro = largest_micro_batch(config, hardware, dtype, free, gpus)
+    if resumed:
+        advice = "free some"
+    elif micro is None:
+        advice = "no micro-batch fits: free some, or make the model smaller (--model.n-layer, ...)"
+    else:
+        accumulation = with_micro_batch(config, micro).train.grad_accum
+        advice = (
+            f"the largest micro-batch that is expected to fit at the same tokens per step is "
+            f"{micro}: --train.micro-batch {micro} --train.grad-accum {accumulation}"
+        )
+    raise BadInput(
+        f"this run needs {need} of memory and {free / 2**30:.1f} GiB are free; {advice}, "
+        "or start anyway with --force."
+    )
+
+
+def make_alarms(prediction: Prediction, gpu: DriverInfo | None) -> Alarms:
+    """Create the alarms, with thresholds from the prediction and the GPU's limits."""
+    total = prediction.best("total_seconds")
+    return Alarms(
+        predicted_total_seconds=(total.low, total.high) if total is not None else None,
+        device_bytes=gpu.total_bytes if gpu is not None else None,
+        slowdown_celsius=gpu.slowdown_celsius if gpu is not None else None,
+    )
+
+
+def watched_gpus(config: Config, device: torch.device, ranks: Ranks = ALONE) -> list[Watched]:
+    """Return the GPUs of all ranks on this machine on rank 0, and none on other ranks.
+
+    A collective. torchrun numbers the ranks of a machine consecutively, so the first `local_world`
+    ranks are those on rank 0's machine.
+    """
+    named = config.measure.gpu
+    if named == "none" or (named == "auto" and device.type != "cuda"):
+        return []
+    if named != "auto":
+        names = [name.strip() for name in named.split(",")]
+        gpus = [Watched(int(name) if name.isdecimal() else name) for name in names]
+        return gpus if ranks.is_first else []
+    own = [str(torch.cuda.get_device_properties(device).uuid), str(os.getpid())]
+    on_machine = ranks.gather(own)[: ranks.local_world]
+    return [Watched(uuid, int(pid)) for uuid, pid in on_machine] if ranks.is_first else []
+
+
+def make_model(config: Config) -> GPT:
+    """Initialise the model in host memory."""
+    model = GPT(config.model)
+    model.recompute = config.train.checkpointing == "full"
+    return model
+
+
+def make_loss(
+    config: Config, model: GPT, batches: Batches, dtype: str, ranks: Ranks
+) -> TrainingLoss:
+    """Return the loss of a micro-batch; moves the model, or this rank's shard, to the device."""
+    head, accumulation, device = config.train.head, batches.grad_accum, batches.device
+    if config.train.sharding == "full":
+        return ShardedLoss(model, head, accumulation, device, dtype)
+    return TrainingLoss(model.to(device), head, accumulation, device, alone=ranks.world == 1)
+
+
+def make_training(
+    config: Config, model: GPT, batches: Batches, dtype: str, ranks: Ranks
+) -> tuple[TrainingLoss, torch.optim.AdamW, torch.amp.GradScaler]:
+    """Return the loss, the optimizer and the loss scaler, which only float16 enables."""
+    loss = make_loss(config, model, batches, dtype, ranks)  # may shard the parameters: first
+    scaler = torch.amp.GradScaler(batches.device.type, enabled=dtype == "float16")
+    return loss, make_optimizer(model, config.optimizer), scaler
+
+
+def open_data(config: Config, device: torch.device, ranks: Ranks) -> tuple[Config, Source, Batches]:
+    """Open this rank's data; return the configuration with its number of tokens if it had none.
+
+    Raises:
+        BadInput: if the data is missing, its tokenizer has more tokens than the model, or the world
+            size does not divide the gradient accumulation.
+    """
+    source = open_source(config.data)
+    model = config.model
+    if source.vocab_size is not None and source.vocab_size > model.vocab_size:
+        raise BadInput(
+            f"the data's tokenizer has {source.vocab_size:,} tokens but model.vocab_size is "
+            f"{model.vocab_size:,}; set it to that, padded to a multiple of 64."
+        )
+    batches = make_batches(config, source, device, ranks)
+    if config.data.tokens is None:
+        data = config.data.model_copy(update={"tokens": batches.train_tokens})
+        config = config.model_copy(update={"data": data})
+    return config, source, batches
+
+
+def make_batches(
+    config: Config,
+    source: Source,
+    device: torch.device,
+    ranks: Ranks,
+    micro_batch: int | None = None,
+    rollbacks: int = 0,
+) -> Batches:
+    """Return this rank's batches.
+
+    Args:
+        config: of the run.
+        source: of the tokens.
+        device: that the batches are copied to.
+        ranks: that share each step.
+        micro_batch: a divisor of the sequences per step, if the configured one does not fit; the
+            windows of a step and of an evaluation stay the same.
+        rollbacks: each selects another order of the training data.
+
+    Raises:
+        BadInput: as open_data.
+    """
+    train, model = config.train, config.model
+    micro_batch = micro_batch or train.micro_batch
+    samples = train.micro_batch * train.grad_accum
+    evaluated = train.micro_batch * train.eval_batches
+    assert samples % micro_batch == 0
+    return Batches(
+        source.splits,
+        micro_batch,
+        model.block_size,
+        model.vocab_size,
+        config.run.seed + rollbacks * ROLLBACK_SEED,
+        device,
+        grad_accum=rank_share(samples // micro_batch, ranks.world),
+        order=config.data.order,
+        eval_batches=-(-evaluated // micro_batch),
+        rank=ranks.rank,
+        world=ranks.world,
+        fingerprint=source.fingerprint,
+    )
+
+
+def describe_order(batches: Batches) -> str:
+    """Say what an epoch is and which tokens it leaves out."""
+    grid, block = batches.grids["train"], batches.block_size
+    if batches.order == "random":
+        text = f"Windows of {block:,} tokens are drawn from the training data with replacement."
+    else:
+        unseen = grid.unseen_tokens
+        text = (
+            f"An epoch predicts the {block:,} tokens of {grid.windows:,} windows, once each; "
+            f"{unseen:,} of the {batches.train_tokens:,} training tokens "
+            f"({unseen / batches.train_tokens:.2%}) are in no window, different ones in each epoch."
+        )
+    if short := batches.short["train"]:
+        text += f" {short:,} more tokens are in shards too short for a window and never seen."
+    return text

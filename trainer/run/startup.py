@@ -1,0 +1,404 @@
+"""From a configuration to the first step: the run folder, sensors, model, log and compilation."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from nanogauge.calibrations import load_calibration
+from nanogauge.config import Config
+from nanogauge.measure.alarms import Alarm
+from nanogauge.measure.clock import Clock
+from nanogauge.measure.gpu import (
+    DriverInfo,
+    Idle,
+    Sensors,
+    driver_info,
+    measure_idle,
+    open_sensors,
+)
+from nanogauge.measure.memory import reset_peak
+from nanogauge.predict.eager import eager_sentence, eager_total
+from nanogauge.prepare.opening import Source
+from nanogauge.records import Compile
+from nanogauge.report.build import CLAIMS_NAME
+from nanogauge.runfolder import write_aside
+from nanogauge.runlog import RunLog
+from nanogauge.tracking import new_run_id
+from trainer.calibrate import calibrated_threads
+from trainer.checkpoints.checkpoint import Meta, load_checkpoint, read_meta
+from trainer.checkpoints.checkpoint_writer import CheckpointWriter
+from trainer.checkpoints.pretrained import load_pretrained
+from trainer.data.loader import Batches
+from trainer.run.flags import Options
+from trainer.run.progress import ProgressDisplay
+from trainer.run.recorder import Recorder, SilentLog
+from trainer.run.resources import (
+    ALONE,
+    OpenedRun,
+    describe_order,
+    make_alarms,
+    make_batches,
+    make_model,
+    make_training,
+    open_data,
+    open_run_folder,
+    share_folder,
+    watched_gpus,
+)
+from trainer.run.resume import (
+    code_sha256,
+    micro_batch_to_use,
+    refuse_other_data,
+    refuse_other_identity,
+)
+from trainer.run.session import Checkpoints, RunInfo, Session, Steps, TrainingState
+from trainer.run.signals import StopSignal
+from trainer.run.step_records import start_line
+from trainer.run.supervisor import restart_number
+from trainer.run.watchdog import Watchdog
+from trainer.step.compile import (
+    CompileTimer,
+    check_compiler,
+    compile_loss,
+    persist_compile_cache,
+    run_once,
+)
+from trainer.step.device import (
+    EventTimeline,
+    autocast,
+    choose_algorithms,
+    choose_device,
+    choose_dtype,
+    seed_rank,
+    synchronize,
+)
+from trainer.step.distributed import Ranks
+from trainer.step.loss import LossModule
+
+COMPILE_SECONDS = 1800.0
+"""Time that compilation may take before the run counts as hung: minutes on a slow CPU."""
+
+
+def open_session(config: Config, options: Options, ranks: Ranks = ALONE) -> Session:
+    """Set up a run up to its first step; the prediction is on disk before the model exists.
+
+    All ranks call it. Only rank 0 opens the run folder, reads sensors and writes.
+
+    Raises:
+        BadInput: if the device, the data, the folder or the checkpoint cannot be used, or the run
+            does not fit into the free memory and is not forced.
+        OSError: if the run folder cannot be written.
+    """
+    device = choose_device(config.run.device)
+    dtype = choose_dtype(config.run.dtype, device)
+    torch.set_float32_matmul_precision("high")  # TF32 for what stays in fp32 on a GPU
+    compile_timer = CompileTimer()
+    clock = make_clock(device, compile_timer)
+    config, source, batches = open_data(config, device, ranks)
+    opened = share_folder(
+        config,
+        ranks,
+        lambda: open_run_folder(
+            config, device, dtype, options.resume, options.force, options.allow_change, ranks
+        ),
+    )
+    meta = read_meta(opened.checkpoint) if opened.checkpoint is not None else None
+    batches = resume_batches(config, source, batches, opened, meta, ranks)
+    if options.claims is not None and ranks.is_first:
+        write_aside(opened.folder.path / CLAIMS_NAME, options.claims.read_bytes())
+    sensing = open_sensing(config, device, clock, ranks)
+    reset_peak()
+    identity = {
+        "code": code_sha256(),
+        "torch": torch.__version__,
+        "device": device.type,
+        "dtype": dtype,
+    }
+    changes = opened.changes + check_checkpoint(meta, identity, batches, options.allow_change)
+    state = make_state(config, batches, dtype, compile_timer, ranks, pretrained=meta is None)
+    same_ranks = restore_state(state, opened, meta, config.run.seed, ranks)
+    steps = make_steps(config, opened, meta, options.rehearse)
+    folder, prediction = opened.folder, opened.folder.prediction
+    recorder = Recorder(
+        log=RunLog(folder.path, clock.elapsed_seconds) if ranks.is_first else SilentLog(),
+        display=ProgressDisplay(
+            config,
+            prediction,
+            steps.first,
+            opened.earlier_seconds,
+            elapsed_seconds=clock.elapsed_seconds,
+        ),
+        clock=clock,
+        sensors=sensing.sensors,
+        alarms=make_alarms(prediction, sensing.gpu),
+    )
+    recorder.display.plan()
+    hang_seconds = 60 * config.measure.hang_minutes
+    session = Session(
+        config=config,
+        ranks=ranks,
+        run=RunInfo(
+            folder=folder,
+            lock=opened.lock,
+            identity=identity,
+            wandb_id=opened.wandb_id or new_run_id(),
+            earlier_seconds=opened.earlier_seconds or 0.0,
+            earlier_joules=meta.run.get("energy_joules") if meta else None,
+        ),
+        state=state,
+        source=source,
+        batches=batches,
+        steps=steps,
+        recorder=recorder,
+        checkpoints=Checkpoints(
+            CheckpointWriter(folder.path / "checkpoints", config.train.keep_checkpoints),
+            step=steps.first,
+            began_seconds=clock.elapsed_seconds(),
+        ),
+        stop=StopSignal(),
+        watchdog=Watchdog(
+            folder.path,
+            hang_seconds,
+            lambda text: recorder.log_event("hung", text, "alarm"),
+        ),
+    )
+    log_start(session, opened, sensing, changes, same_ranks)
+    return session
+
+
+def make_clock(device: torch.device, compile_timer: CompileTimer) -> Clock:
+    """Return the clock of a run: CUDA events on a GPU, the host's clock elsewhere."""
+    return Clock(
+        partial(synchronize, device),
+        timeline=EventTimeline(device) if device.type == "cuda" else None,
+        compiled_seconds=compile_timer.seconds,
+    )
+
+
+def resume_batches(
+    config: Config,
+    source: Source,
+    batches: Batches,
+    opened: OpenedRun,
+    meta: Meta | None,
+    ranks: Ranks,
+) -> Batches:
+    """Return the batches with the micro-batch and data order that earlier processes ended with."""
+    micro_batch = micro_batch_to_use(config, meta.run if meta is not None else {})
+    if not opened.rollbacks and micro_batch == config.train.micro_batch:
+        return batches
+    batches.close()
+    return make_batches(config, source, batches.device, ranks, micro_batch, opened.rollbacks)
+
+
+@dataclass(frozen=True)
+class Sensing:
+    """The sensors that this rank reads, and the idle state of their GPUs."""
+
+    sensors: Sensors
+    gpu: DriverInfo | None
+    """The first GPU; None if no GPU is watched."""
+    gpus: int
+    """Number of watched GPUs."""
+    idle: Idle | None
+    """Power and utilization before the run; None if they were not measured."""
+
+
+def open_sensing(config: Config, device: torch.device, clock: Clock, ranks: Ranks) -> Sensing:
+    """Measure the idle GPUs and open their sensors."""
+    gpus, measure = watched_gpus(config, device, ranks), config.measure
+    gpu = driver_info(gpus[0].device) if gpus else None
+    idle = None
+    if gpus and measure.idle_seconds > 0:
+        idle = measure_idle(gpus, measure.power_hz, measure.idle_seconds)
+    ranks.any(False)  # barrier: the GPUs of the other ranks have to be idle, too
+    sensors = open_sensors(gpus, measure.power_hz, clock.elapsed_seconds)
+    return Sensing(sensors, gpu, len(gpus), idle)
+
+
+def check_checkpoint(
+    meta: Meta | None, identity: dict[str, str], batches: Batches, allowed: Collection[str]
+) -> list[str]:
+    """Compare a checkpoint with this code, torch, device and data.
+
+    Returns a sentence for each difference that is allowed by name.
+
+    Raises:
+        BadInput: for one that is not.
+    """
+    if meta is None:
+        return []
+    changes = refuse_other_identity(meta.run["identity"], identity, allowed)
+    return changes + refuse_other_data(meta.data, batches.position(meta.step), allowed)
+
+
+def make_state(
+    config: Config,
+    batches: Batches,
+    dtype: str,
+    compile_timer: CompileTimer,
+    ranks: Ranks,
+    pretrained: bool,
+) -> TrainingState:
+    """Initialise the model, with `pretrained` from run.init_from, its loss and its optimizer."""
+    device = batches.device
+    # Loads the compiler's front end, whose memory the prediction includes: after the prediction.
+    choose_algorithms(device, config.run.deterministic)
+    torch.manual_seed(config.run.seed)  # here, as measuring the device draws random numbers
+    model = make_model(config)
+    if pretrained and config.run.init_from is not None:
+        load_pretrained(model, config.run.init_from)
+    loss, optimizer, scaler = make_training(config, model, batches, dtype, ranks)
+    return TrainingState(
+        device=device,
+        dtype=dtype,
+        model=model,
+        loss=loss,
+        reduced_loss=loss,
+        optimizer=optimizer,
+        scaler=scaler,
+        compile_timer=compile_timer,
+        compilation="pending" if config.run.compile else "eager",
+    )
+
+
+def restore_state(
+    state: TrainingState, opened: OpenedRun, meta: Meta | None, seed: int, ranks: Ranks
+) -> bool:
+    """Load the checkpoint, if there is one, and the random state of this rank.
+
+    Returns False if the checkpoint has another world size: random states are then reseeded, and the
+    run differs from one that was not interrupted.
+    """
+    if opened.checkpoint is None or meta is None:
+        if ranks.world > 1:
+            seed_rank(seed, ranks.rank, 0)
+        return True
+    parts = state.model, state.optimizer, state.scaler, state.device
+    same_ranks = load_checkpoint(opened.checkpoint, *parts, ranks.rank, ranks.world)
+    if not same_ranks:
+        seed_rank(seed, ranks.rank, meta.step)
+    return same_ranks
+
+
+def make_steps(
+    config: Config, opened: OpenedRun, meta: Meta | None, rehearse_steps: int | None
+) -> Steps:
+    """Return where the loop begins and ends; a rehearsal ends after its steady steps."""
+    first, last = meta.step if meta is not None else 0, config.train.max_steps
+    if rehearse_steps is not None:
+        last = min(last, first + rehearse_steps + 1)
+    steps = Steps(
+        first=first,
+        last=last,
+        done=first,
+        evaluated=first if first in opened.evaluated else None,
+        best_val_loss=meta.run.get("best_val_loss") if meta else None,
+        rollbacks=opened.rollbacks,
+    )
+    predicted = opened.folder.prediction.best("first_step_seconds")
+    if predicted is not None:
+        steps.longest_seconds = predicted.high
+    return steps
+
+
+def log_start(
+    s: Session, opened: OpenedRun, sensing: Sensing, changes: list[str], same_ranks: bool
+) -> None:
+    """Log the start line and what the user has to know before the first step."""
+    micro, idle, recorder = s.batches.micro_batch, sensing.idle, s.recorder
+    fields = {
+        "idle_power_watts": idle.power_watts if idle is not None else None,
+        "idle_utilization": idle.utilization if idle is not None else None,
+        "other_programs": sensing.gpu.others if sensing.gpu is not None else None,
+        "sensed_cards": sensing.gpus or None,
+        "restart": restart_number(),
+        "micro_batch": micro if micro != s.config.train.micro_batch else None,
+    }
+    recorder.log.write(start_line(s, s.steps.first).model_copy(update=fields))
+    if opened.lock is not None and opened.lock.warning is not None:
+        recorder.report("no_lock", opened.lock.warning, "warning")
+    log_data(s)
+    for text in opened.damaged:
+        recorder.log_event("checkpoint_damaged", text, "warning")
+    if changes and s.ranks.is_first:
+        write_aside(s.run.folder.path / "config.toml", s.config.to_toml().encode())
+    for text in changes:
+        recorder.report("changed", text, "warning")
+    if not same_ranks:
+        text = (
+            f"The checkpoint has another world size than the {s.ranks.world} processes that "
+            "continue from it: sums have another order, and dropout draws other random numbers, "
+            "those of run.seed, the rank and this step."
+        )
+        recorder.report("other_ranks", text, step=s.steps.first)
+
+
+def log_data(s: Session) -> None:
+    """Log the order of the data, assumptions about it, and a size other than the planned one."""
+    if s.source.assumed is not None:
+        s.recorder.report("data_assumed", s.source.assumed)
+    s.recorder.log_event("data_order", describe_order(s.batches))
+    planned, present = s.config.data.tokens, s.batches.train_tokens
+    if planned is not None and not 0.99 < present / planned < 1.01:
+        text = (
+            f"The data holds {present:,} training tokens, not the {planned:,} of data.tokens: the "
+            "passes over it are not those that were predicted."
+        )
+        s.recorder.report("data_size", text, "warning")
+
+
+def compile_session(s: Session) -> None:
+    """Compile the model and time it separately; on failure, warn and fall back to eager mode."""
+    state, ranks = s.state, s.ranks
+    persist_compile_cache()
+    s.recorder.display.say("compiling ...")
+    state.compile_timer.listen()
+    s.watchdog.beat(COMPILE_SECONDS)
+    with s.recorder.clock.window() as compiling:
+        tokens, targets = s.batches.batch("train", 0, 0)
+        context = partial(autocast, state.device, state.dtype)
+        failure = None
+        if s.config.train.sharding == "full":
+            failure = _first_failure(ranks, check_compiler(state.device))
+        if failure is None:
+            own_failure = compile_loss(state.model, state.loss, tokens, targets, context)
+            if (failure := _first_failure(ranks, own_failure)) is not None:
+                state.loss.undo_compile()
+    state.compilation = "compiled" if failure is None else "eager"
+    seconds = compiling.seconds + compiling.compile_seconds
+    s.recorder.log.write(Compile(seconds=seconds, mode=state.compilation))
+    if failure is not None:
+        text = f"torch.compile failed, training continues without it: {failure}"
+        hardware = s.run.folder.prediction.hardware
+        calibration, _ = load_calibration(
+            hardware.name, torch.__version__, calibrated_threads(state.device)
+        )
+        eager = eager_total(s.config, hardware, state.dtype, calibration)
+        if eager is not None:
+            predicted = s.run.folder.prediction.best("total_seconds")
+            text = f"{text.rstrip('.')}. {eager_sentence(eager, predicted)}"
+        s.recorder.raise_alarm(Alarm("compile_failed", text, level="warning"), None)
+
+
+def _first_failure(ranks: Ranks, failure: str | None) -> str | None:
+    """Return the failure of the first rank that had one; a collective."""
+    return next((each for each in ranks.gather(failure) if each is not None), None)
+
+
+def average_gradients(s: Session) -> None:
+    """Average the gradients of reduced_loss over all ranks from now on."""
+    if s.ranks.world == 1 or s.config.train.sharding == "full":
+        return  # one rank, or FSDP averages them
+    state = s.state
+    tokens, targets = s.batches.batch("train", 0, 0)
+    context, accumulation = partial(autocast, state.device, state.dtype), s.batches.grad_accum
+    with s.recorder.clock.window():
+        state.reduced_loss = s.ranks.wrap(
+            LossModule(state.model, state.loss),
+            lambda loss: run_once(state.model, loss, accumulation, tokens, targets, context),
+        )

@@ -1,0 +1,259 @@
+"""Vocabulary head and cross-entropy in chunks of tokens, without storing the logits.
+
+The plain head stores N x V logits, their log-softmax and both gradients: 0.8 GB each for 4,096
+tokens of GPT-2's vocabulary in fp32. Here the forward pass computes each chunk's logits, turns them
+into softmax minus one-hot, and multiplies that into the gradients of hidden states and weight. The
+result is mathematically the same, and the order of the sums is fixed: the same bits each time.
+
+Shapes: N tokens, C width, V vocabulary, n tokens of a chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from model import softcap
+from nanogauge.config import MMAP_THRESHOLD_BYTES
+
+SMALLEST_PROBABILITY = 1e-30
+"""Smallest fp32 probability that is trusted: values below 1.2e-38 are denormal and lose digits."""
+
+LossKernel = Callable[[Tensor, Tensor, float], Tensor]
+
+
+class InPlaceGradient:
+    """A weight gradient that is accumulated in place, in memory kept between steps."""
+
+    def __init__(self, weight: Tensor, share: float) -> None:
+        """share: of one micro-batch in a step's gradient; its backward() is called with it."""
+        self.weight, self.share = weight, share
+        self._kept: Tensor | None = None
+
+    def zeroed(self) -> Tensor:
+        """Return weight.grad, zeros after zero_grad()."""
+        total, accumulated = self.buffer()
+        return total if accumulated else total.zero_()
+
+    def buffer(self) -> tuple[Tensor, bool]:
+        """Return weight.grad and whether it holds a gradient; if not, overwrite it."""
+        if self.weight.grad is not None:
+            return self.weight.grad, True
+        self._kept = torch.empty_like(self.weight) if self._kept is None else self._kept
+        self.weight.grad = self._kept
+        return self._kept, False
+
+
+class LogitsMemory:
+    """Memory for the logits of a chunk on a CPU, kept between losses where glibc would free it."""
+
+    def __init__(self) -> None:
+        self._kept: Tensor | None = None
+
+    def take(self, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+        """Return an uninitialised rows x columns tensor."""
+        if rows * columns * dtype.itemsize <= MMAP_THRESHOLD_BYTES:
+            return torch.empty(rows, columns, dtype=dtype)
+        kept = self._kept
+        if kept is None or kept.dtype != dtype or kept.numel() < rows * columns:
+            self._kept = None  # free it before allocating another
+            self._kept = kept = torch.empty(rows * columns, dtype=dtype)
+        return kept[: rows * columns].view(rows, columns)
+
+
+def plain_loss(hidden: Tensor, weight: Tensor, targets: Tensor, cap: float = 0.0) -> Tensor:
+    """Return the mean cross-entropy in nats of hidden states (N C), all logits at once.
+
+    cap: soft cap of the logits; 0 for none.
+    """
+    return F.cross_entropy(softcap(F.linear(hidden, weight), cap), targets)
+
+
+def chunked_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    chunk: int,
+    in_place: InPlaceGradient | None = None,
+    loss_kernel: LossKernel | None = None,
+    cap: float = 0.0,
+    memory: LogitsMemory | None = None,
+) -> Tensor:
+    """Return plain_loss computed in chunks; the forward pass computes the gradients as well.
+
+    Args:
+        hidden: N x C.
+        weight: V x C.
+        targets: N token ids.
+        chunk: tokens of a chunk.
+        in_place: accumulates the weight gradient at once, which saves a tensor of its size and a
+            pass over it; the loss must then go through backward(). None leaves it to autograd.
+        loss_kernel: losses_and_grad_logits, or fusible_losses_and_grad_logits compiled.
+        cap: soft cap of the logits; 0 for none.
+        memory: for the logits on a CPU; None allocates them.
+    """
+    dtype = hidden.dtype
+    if torch.is_autocast_enabled(hidden.device.type):
+        dtype = torch.get_autocast_dtype(hidden.device.type)
+    loss_kernel = loss_kernel or losses_and_grad_logits
+    loss: Tensor
+    with torch.autocast(hidden.device.type, enabled=False):
+        size = (min(chunk, len(targets)), len(weight))
+        if memory is None:
+            buffer = hidden.new_empty(size, dtype=dtype)
+        else:
+            buffer = memory.take(*size, dtype)
+        if torch.is_grad_enabled():
+            loss = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
+                hidden, weight, targets, buffer, in_place, loss_kernel, cap
+            )
+            return loss
+        factors = weight.to(dtype)
+        chunks = zip(torch.split(hidden.to(dtype), chunk), torch.split(targets, chunk), strict=True)
+        losses = [
+            loss_kernel(_logits(buffer, part, factors), part_targets, cap)
+            for part, part_targets in chunks
+        ]
+        return torch.cat(losses).mean()
+
+
+def embed_tokens(tokens: Tensor, in_place: InPlaceGradient) -> Tensor:
+    """Return the rows of the weight (V x C) for tokens (B T); accumulate their gradient in place.
+
+    The plain embedding computes a gradient of all V rows, nearly all of them zero, and adds it.
+    """
+    rows: Tensor = _Embed.apply(tokens, in_place.weight, in_place)  # type: ignore[no-untyped-call]
+    return rows
+
+
+def _logits(buffer: Tensor, hidden: Tensor, weight: Tensor) -> Tensor:
+    """Compute n x V logits into the buffer."""
+    return torch.mm(hidden, weight.t(), out=buffer[: len(hidden)])
+
+
+def losses_and_grad_logits(logits: Tensor, targets: Tensor, cap: float = 0.0) -> Tensor:
+    """Return losses (n) in fp32; overwrite the logits (n V) by their gradient.
+
+    The gradient is softmax minus one-hot. With a soft cap it is that of the values before the tanh:
+    multiplied by 1 - tanh^2.
+
+    A loss is the log of the sum of exponentials minus the target's logit, both minus the largest
+    logit m, so that nothing overflows and no log of a probability rounded to 0 is taken. The sum is
+    recovered from a softmax value: the target's, or where that is too small the largest one, whose
+    exponential is exp(m - m).
+    """
+    wide = logits.float()  # fp32 logits themselves
+    cap_gradient = None
+    if cap:
+        wide.div_(cap).tanh_()
+        cap_gradient = (wide * wide).neg_().add_(1)
+        wide.mul_(cap)
+    largest = wide.amax(-1, keepdim=True)
+    of_target = wide.gather(-1, targets[:, None]) - largest
+    torch.softmax(wide, -1, out=wide)
+    probability = wide.gather(-1, targets[:, None])
+    total = of_target.exp() / probability
+    unlikely = probability < SMALLEST_PROBABILITY
+    if wide.device.type != "cpu" or unlikely.any():  # on a GPU the check would synchronise
+        total = torch.where(unlikely, 1 / wide.amax(-1, keepdim=True), total)
+    wide.scatter_(-1, targets[:, None], probability - 1)
+    if cap_gradient is not None:
+        wide.mul_(cap_gradient)
+    logits.copy_(wide)  # fp32 logits are `wide`
+    return (total.log() - of_target).squeeze(-1)
+
+
+def fusible_losses_and_grad_logits(logits: Tensor, targets: Tensor, cap: float = 0.0) -> Tensor:
+    """Do the same for torch.compile, which fuses it into two passes without intermediates."""
+    bent = torch.tanh(logits.float() / cap) if cap else None
+    wide = logits.float() if bent is None else cap * bent
+    largest = wide.amax(-1, keepdim=True)
+    exponentials = (wide - largest).exp()
+    total = exponentials.sum(-1, keepdim=True)
+    of_target = wide.gather(-1, targets[:, None]) - largest
+    one_hot = torch.arange(wide.shape[-1], device=wide.device) == targets[:, None]
+    grad_logits = exponentials / total - one_hot.float()
+    logits.copy_(grad_logits if bent is None else grad_logits * (1 - bent * bent))
+    return (total.log() - of_target).squeeze(-1)
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        buffer: Tensor,
+        in_place: InPlaceGradient | None,
+        loss_kernel: LossKernel,
+        cap: float,
+    ) -> Tensor:
+        chunk, dtype = len(buffer), buffer.dtype
+        scale = 1 / len(targets)
+        factors, narrow = weight.to(dtype), hidden.to(dtype)
+        grad_hidden = torch.empty_like(hidden)
+        if in_place is None:
+            grad_weight, accumulated = torch.empty_like(weight), False
+        else:
+            grad_weight, accumulated = in_place.buffer()
+            scale *= in_place.share
+        # A CPU copies what it adds to fp32: add a part that its caches hold, not the whole weight.
+        rows_at_once = 8192 if hidden.device.type == "cpu" else len(weight)
+        losses = []
+        for part, part_targets, result in zip(
+            torch.split(narrow, chunk),
+            torch.split(targets, chunk),
+            torch.split(grad_hidden, chunk),
+            strict=True,
+        ):
+            grad_logits = _logits(buffer, part, factors)
+            losses.append(loss_kernel(grad_logits, part_targets, cap))
+            if dtype == weight.dtype:
+                grad_weight.addmm_(grad_logits.t(), part, beta=int(accumulated), alpha=scale)
+                torch.mm(grad_logits, factors, out=result)
+            else:  # 16-bit products, accumulated over the chunks in fp32
+                if not accumulated:
+                    grad_weight.zero_()
+                for rows, columns in zip(
+                    torch.split(grad_weight, rows_at_once),
+                    torch.split(grad_logits, rows_at_once, dim=1),
+                    strict=True,
+                ):
+                    rows.add_(torch.mm(columns.t(), part), alpha=scale)
+                result.copy_(torch.mm(grad_logits, factors))
+            accumulated = True
+        ctx.grad_hidden = grad_hidden.mul_(scale)
+        ctx.grad_weight = grad_weight if in_place is None else None
+        ctx.share = None if in_place is None else in_place.share
+        return torch.cat(losses).mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        none = (None, None, None, None, None)
+        if ctx.share is None:
+            grad_weight, ctx.grad_weight = ctx.grad_weight, None  # may become weight.grad itself
+            return ctx.grad_hidden.mul_(grad_output), grad_weight.mul_(grad_output), *none
+        agreed = abs(grad_output.item() - ctx.share) <= 1e-6 * ctx.share
+        assert agreed, f"backward() was called with {grad_output.item()}, not with {ctx.share}"
+        return ctx.grad_hidden, None, *none
+
+
+class _Embed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, weight: Tensor, in_place: InPlaceGradient) -> Tensor:
+        ctx.tokens, ctx.in_place = tokens, in_place
+        return F.embedding(tokens, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[None, None, None]:
+        rows = grad_output.reshape(-1, grad_output.shape[-1])
+        ctx.in_place.zeroed().index_add_(0, ctx.tokens.reshape(-1), rows)
+        return None, None, None

@@ -1,0 +1,138 @@
+"""Compilation before the first step, so that its time is measured separately."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+
+import platformdirs
+import torch
+from torch import Tensor, nn
+
+from trainer.step.device import is_out_of_memory
+from trainer.step.loss import TrainingLoss
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+CACHE = "TORCHINDUCTOR_CACHE_DIR"
+
+
+def persist_compile_cache() -> None:
+    """Keep compiled code in the user's cache folder, unless the environment names a folder.
+
+    torch's default is a temporary folder, which a reboot empties; it stays the default if the cache
+    folder is not writable.
+    """
+    if CACHE in os.environ:
+        return
+    folder = platformdirs.user_cache_path("nanogauge", appauthor=False) / "compiled"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return
+    if os.access(folder, os.W_OK):
+        os.environ[CACHE] = str(folder)
+
+
+class CompileTimer:
+    """Measures the time that torch compiles in this process.
+
+    A new shape, a changed flag or a first backward pass may trigger compilation during a run;
+    dynamo calls back at the start and end of each.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
+        self._now = now
+        self._done_seconds = 0.0
+        self._began: float | None = None
+        self._listening = False
+
+    def listen(self) -> None:
+        """Measure from now on; loads the compiler's front end, which takes 75 MB."""
+        from torch._dynamo.callback import callback_handler
+
+        if self._listening:
+            return
+        self._listening = True
+        callback_handler.register_start_callback(self._on_start)
+        callback_handler.register_end_callback(self._on_end)
+
+    def seconds(self) -> float:
+        """Return the compile time so far, including a compilation in progress."""
+        under_way = 0.0 if self._began is None else self._now() - self._began
+        return self._done_seconds + under_way
+
+    def _on_start(self, _: object) -> None:
+        self._began = self._now()
+
+    def _on_end(self, _: object) -> None:
+        self._done_seconds, self._began = self.seconds(), None
+
+
+def check_compiler(device: torch.device) -> str | None:
+    """Compile a product on this rank only; return the reason if it fails.
+
+    Before all ranks compile a collective together: a rank without a compiler would leave the others
+    waiting during a pass.
+    """
+    try:
+        torch.compile(lambda x: 2 * x)(torch.zeros(8, device=device))
+    except Exception as error:
+        torch._dynamo.reset()
+        return _reason(error)
+    return None
+
+
+def compile_loss(
+    model: nn.Module,
+    loss: TrainingLoss,
+    tokens: Tensor,
+    targets: Tensor,
+    autocast: Callable[[], object],
+) -> str | None:
+    """Compile for training and evaluation by running each once on a batch (B T, B T).
+
+    Weights, gradients and random states are unchanged afterwards. If compilation fails (no C++
+    compiler, no Triton, a bug), the loss stays eager and the reason is returned.
+    """
+    loss.compile()
+    try:
+        run_once(model, loss, loss.grad_accum, tokens, targets, autocast)
+    except Exception as error:  # inductor raises many types: fall back to eager mode
+        if is_out_of_memory(error):
+            raise
+        torch._dynamo.reset()
+        loss.undo_compile()
+        return _reason(error)
+    return None
+
+
+def _reason(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()] or [""]
+    return f"{type(error).__name__}: {lines[0][:300]}"
+
+
+def run_once(
+    model: nn.Module,
+    loss: Loss,
+    grad_accum: int,
+    tokens: Tensor,
+    targets: Tensor,
+    autocast: Callable[[], object],
+) -> None:
+    """Run a loss for training and evaluation without side effects.
+
+    grad_accum: micro-batches per step, by which the loss is divided.
+    """
+    devices = [tokens.device] if tokens.device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            with autocast():  # type: ignore[attr-defined]
+                value = loss(tokens, targets) / grad_accum
+            value.backward()  # type: ignore[no-untyped-call]
+            model.eval()
+            with torch.no_grad(), autocast():  # type: ignore[attr-defined]
+                loss(tokens, targets)
+    finally:
+        model.zero_grad(set_to_none=True)
+        model.train()

@@ -1,0 +1,177 @@
+"""cuda, mps and cpu behind one interface: device, dtype, synchronisation, exactness, memory.
+
+Eager training on a CPU is bitwise reproducible. Compiled training is not by default: inductor turns
+the backward pass of the embedding into atomic additions of several threads, in random order.
+torch's deterministic algorithms use one thread there, which costs nothing measurable on a CPU
+(docs/exactness.md), so they are always on there. On a GPU they are slower and set by
+`run.deterministic`. Sources: torch's notes on reproducibility, and of use_deterministic_algorithms.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import hashlib
+import os
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nanogauge.errors import BadInput
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of run.device.
+
+    Raises:
+        BadInput: if a named device is absent.
+    """
+    there = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if name == "auto":
+        return there if there is not None and there.type in ("cuda", "mps") else torch.device("cpu")
+    if name == "cpu" or (there is not None and there.type == name):
+        return torch.device(name)
+    if name == "cuda":
+        raise BadInput(
+            "no CUDA GPU is visible to torch; check nvidia-smi and the driver, "
+            "or try the run on the processor with --run.device cpu."
+        )
+    raise BadInput(f"torch has no {name} device here; choose --run.device auto or cpu.")
+
+
+def choose_dtype(name: str, device: torch.device) -> str:
+    """Return the dtype of the matrix products; auto is bfloat16 on GPUs with it, else float32.
+
+    Raises:
+        BadInput: if the device does not support the dtype.
+    """
+    has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    if name == "auto":
+        return "bfloat16" if has_bfloat16 else "float32"
+    if name == "bfloat16" and device.type == "cuda" and not has_bfloat16:
+        raise BadInput("this GPU has no bfloat16; set --run.dtype float16 or float32.")
+    if name == "float16" and device.type != "cuda":
+        raise BadInput(f"float16 training needs a CUDA GPU, not {device.type}; use float32.")
+    return name
+
+
+def autocast(device: torch.device, dtype: str) -> AbstractContextManager[object]:
+    """Return a context with matrix products in dtype, weights and reductions in fp32."""
+    if dtype == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, DTYPES[dtype])
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device is idle."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return True for a failed allocation; only CUDA has an exception type for it.
+
+    Source of the other messages: c10/core/impl/alloc_cpu.cpp, aten/src/ATen/mps/MPSAllocator.mm.
+    """
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError)
+        and ("DefaultCPUAllocator" in text or "MPS backend out of memory" in text)
+    )
+
+
+def release_memory(device: torch.device) -> None:
+    """Return the allocator's unused memory to the system."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
+
+
+def to_host(tensor: Tensor) -> Tensor:
+    """Start a copy to host memory, complete once the device has passed the next mark."""
+    return tensor.to("cpu", non_blocking=True)
+
+
+class EventTimeline:
+    """Moments as CUDA events, read one step late so that the device's queue never runs empty."""
+
+    lag = 1
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def mark(self) -> torch.Event:
+        event = torch.Event(self._device, enable_timing=True)
+        event.record()
+        return event
+
+    def wait(self, moment: torch.Event) -> None:
+        moment.synchronize()
+
+    def seconds(self, begin: torch.Event, end: torch.Event) -> float:
+        return float(begin.elapsed_time(end)) / 1e3
+
+
+@dataclass(frozen=True)
+class AllocatorPeaks:
+    """Peaks of torch's CUDA allocator so far; None on other devices."""
+
+    allocated_bytes: int | None = None
+    reserved_bytes: int | None = None
+    inactive_bytes: int | None = None
+    """Reserved but unusable because of fragmentation."""
+    retries: int | None = None
+    """Allocations that had to free cached memory first."""
+
+
+def allocator_peaks(device: torch.device) -> AllocatorPeaks:
+    if device.type != "cuda":
+        return AllocatorPeaks()
+    stats = torch.cuda.memory_stats(device)
+    return AllocatorPeaks(
+        allocated_bytes=stats["allocated_bytes.all.peak"],
+        reserved_bytes=stats["reserved_bytes.all.peak"],
+        inactive_bytes=stats["inactive_split_bytes.all.peak"],
+        retries=stats["num_alloc_retries"],
+    )
+
+
+_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+_EXACT_WORKSPACES = (":4096:8", ":16:8")
+
+
+def set_cublas_workspace() -> None:
+    """Select a deterministic cuBLAS workspace; call it before CUDA is initialised.
+
+    A deterministic one that the environment already names is kept.
+    """
+    if os.environ.get(_WORKSPACE) not in _EXACT_WORKSPACES:
+        os.environ[_WORKSPACE] = _EXACT_WORKSPACES[0]
+
+
+def seed_rank(seed: int, rank: int, step: int) -> None:
+    """Seed this rank's random numbers, different for each rank and step."""
+    digest = hashlib.blake2b(f"{seed} {rank} {step} dropout".encode(), digest_size=8).digest()
+    torch.manual_seed(int.from_bytes(digest, "little"))
+
+
+def choose_algorithms(device: torch.device, deterministic: bool) -> None:
+    """Use deterministic kernels on a CPU, and on a GPU with run.deterministic.
+
+    torch then raises for an operation that has none; model.py uses no such operation.
+    """
+    exact = deterministic or device.type == "cpu"
+    torch.use_deterministic_algorithms(exact)
+    torch.backends.cudnn.deterministic = exact
+    # No operation reads uninitialised memory: filling it would cost a pass.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -1,0 +1,136 @@
+"""The training loss: the model's cross-entropy with a chunked head, compiled or eager."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from nanogauge.config import ModelSection, chunk_tokens
+from trainer.step.chunked_cross_entropy import (
+    InPlaceGradient,
+    LogitsMemory,
+    chunked_loss,
+    embed_tokens,
+    fusible_losses_and_grad_logits,
+    losses_and_grad_logits,
+    plain_loss,
+)
+
+
+class Model(Protocol):
+    """The part of model.GPT that the loss uses."""
+
+    @property
+    def config(self) -> ModelSection: ...
+    @property
+    def embedding(self) -> nn.Embedding: ...
+    @property
+    def lm_head(self) -> nn.Linear: ...
+    @property
+    def blocks(self) -> nn.ModuleList: ...
+    def trunk(
+        self, x: Tensor, blocks: Iterable[Callable[[Tensor], Tensor]] | None = None
+    ) -> Tensor: ...
+
+
+class TrainingLoss:
+    """Mean cross-entropy, in nats, of predicting targets (B T) from tokens (B T).
+
+    With the chunked head on a CPU, the gradients of embedding and head are accumulated in place,
+    which saves passes over V x C values that compute nothing. A loss computed with gradients
+    enabled must then go through backward(), divided by grad_accum.
+
+    Args:
+        model: to train.
+        head: "chunked" or "plain" cross-entropy.
+        grad_accum: micro-batches per step and rank.
+        device: of the model.
+        alone: whether this is the only rank; DDP needs autograd to produce the gradients.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        head: Literal["chunked", "plain"],
+        grad_accum: int,
+        device: torch.device,
+        alone: bool = True,
+    ) -> None:
+        self._model, self._head, self._device = model, head, device
+        self._cap = model.config.logit_softcap
+        self._memory = LogitsMemory() if device.type == "cpu" else None
+        self._in_place: InPlaceGradient | None = None
+        self._embedding_in_place: InPlaceGradient | None = None
+        if head == "chunked" and device.type == "cpu" and alone:
+            self._in_place = self._embedding_in_place = InPlaceGradient(
+                model.lm_head.weight, 1 / grad_accum
+            )
+            if not model.config.tied_head:
+                self._embedding_in_place = InPlaceGradient(model.embedding.weight, 1 / grad_accum)
+        self._trunk: Callable[[Tensor], Tensor] = model.trunk
+        self._loss_kernel, self._plain = losses_and_grad_logits, plain_loss
+        self.grad_accum = grad_accum
+
+    def compile(self) -> None:
+        """Compile from the next call on.
+
+        On a CPU compile a block, once for all layers; on a GPU the trunk and the softmax. A plain
+        head is compiled on both, so that its fp32 loss is never stored.
+        """
+        self.compile_head()
+        if self._device.type == "cpu":
+            blocks = [torch.compile(block) for block in self._model.blocks]
+            self._trunk = partial(self._model.trunk, blocks=blocks)
+        else:
+            self._trunk = torch.compile(self._model.trunk)
+
+    def compile_head(self) -> None:
+        if self._head == "plain":
+            self._plain = torch.compile(plain_loss)
+        if self._device.type != "cpu":
+            self._loss_kernel = torch.compile(fusible_losses_and_grad_logits)
+
+    def undo_compile(self) -> None:
+        """Undo compile()."""
+        self._trunk = self._model.trunk
+        self._loss_kernel, self._plain = losses_and_grad_logits, plain_loss
+
+    def __call__(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        weight, embedding_in_place = self._model.lm_head.weight, self._embedding_in_place
+        x = (
+            self._model.embedding(tokens)
+            if embedding_in_place is None
+            else embed_tokens(tokens, embedding_in_place)
+        )
+        hidden = self._trunk(x).flatten(0, 1)
+        flat_targets = targets.reshape(-1)
+        if self._head == "plain":
+            return self._plain(hidden, weight, flat_targets, self._cap)
+        chunk = chunk_tokens(len(flat_targets), len(weight), self._device.type)
+        return chunked_loss(
+            hidden,
+            weight,
+            flat_targets,
+            chunk,
+            self._in_place,
+            self._loss_kernel,
+            self._cap,
+            self._memory,
+        )
+
+
+class LossModule(nn.Module):
+    """A loss as a module that owns the model's parameters, for wrappers such as DDP."""
+
+    def __init__(self, model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.model = model
+        self._loss = loss
+
+    def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of B T tokens and B T targets."""
+        return self._loss(tokens, targets)
