@@ -40,6 +40,7 @@ from nanogauge.recording import (
     write_samples,
 )
 from nanogauge.records import Eval
+from nanogauge.report.background import CPU_SECONDS, GPU_SECONDS, BackgroundReport
 from nanogauge.report.build import build_report, claims_of
 from nanogauge.report.render import print_report, write_report
 from nanogauge.rescue import (
@@ -264,9 +265,13 @@ def run_whole(given: Namespace, config: Config, ranks: Ranks) -> int:
         if wandb.mode != "disabled" and ranks.is_first:
             every, run_id = config.train.log_every, session.wandb_id
             mirror = Mirror.start(config.folder, wandb.mode, wandb.project, every, run_id)
+        if ranks.is_first:
+            seconds = CPU_SECONDS if session.device.type == "cpu" else GPU_SECONDS
+            background = BackgroundReport.start(config.folder, seconds)
         status, reason = run(session)
         if not ranks.is_first:
             return 0  # the ranks ended together, and rank 0 says how
+        background.stop()
         report, folder, recorded = build_report(config.folder, claims_of(config.folder, None))
         paths = write_report(report, folder, recorded)
     except OSError as error:
