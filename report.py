@@ -4,7 +4,7 @@ python report.py runs/NAME [--claims predictions/X.toml] [--json]
 python report.py --wandb runs/NAME [--wandb.mode offline] [--wandb.project PROJECT]
 python report.py runs/ONE runs/OTHER ...    several runs side by side
 python report.py --index runs/              a start page for all of them
-python report.py --serve runs/NAME          the report while the run goes on
+python report.py --serve runs/NAME          the report at http://127.0.0.1:8642
 python report.py --schema                   the JSON Schema of report.json
 python report.py --nanogpt-log LOG --config configs/rtx4070_fineweb.toml --gpu "RTX 4070" \
     --claims predictions/seed_zh.toml --out runs/imported

@@ -33,6 +33,7 @@ from nanogauge.preflight import consult
 from nanogauge.prepare.shards import Split
 from nanogauge.quantities import finite
 from nanogauge.records import Eval
+from nanogauge.report.background import CPU_SECONDS, GPU_SECONDS, BackgroundReport
 from nanogauge.report.build import build_report, claims_of
 from nanogauge.report.render import print_report, write_report
 from nanogauge.runlock import refuse_held
@@ -245,9 +246,13 @@ def run_whole(options: Options, config: Config, ranks: Ranks) -> int:
         if wandb.mode != "disabled" and ranks.is_first:
             every, run_id = config.train.log_every, session.run.wandb_id
             mirror = Mirror.start(config.folder, wandb.mode, wandb.project, every, run_id)
+        if ranks.is_first:
+            seconds = CPU_SECONDS if session.device.type == "cpu" else GPU_SECONDS
+            background = BackgroundReport.start(config.folder, seconds)
         status, reason = run(session)
         if not ranks.is_first:
             return 0  # the ranks ended together, and rank 0 reports how
+        background.stop()
         report, folder, recorded = build_report(config.folder, claims_of(config.folder, None))
         paths = write_report(report, folder, recorded)
     except OSError as error:

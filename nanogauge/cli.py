@@ -6,11 +6,12 @@ import argparse
 import difflib
 import importlib
 import os
+import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import IO, NoReturn
 
 from nanogauge.errors import BadInput, RunFailed
 from nanogauge.privacy import without_keys
@@ -65,6 +66,26 @@ def installed_command() -> NoReturn:
         keep_pages()
     module = importlib.import_module("prepare_fineweb" if name == "prepare" else name)
     run_command(module.main)
+
+
+def start_module(
+    module: str, arguments: Sequence[str], output: IO[bytes] | int, errors: IO[bytes] | int
+) -> subprocess.Popen[bytes]:
+    """Start a module as a background process; its standard input is a pipe from this process.
+
+    Raises:
+        OSError: if it cannot be started.
+    """
+    # The package need not be installed, nor the current folder be the one it lies in.
+    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", module, *arguments],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+        stdin=subprocess.PIPE,
+        stdout=output,
+        stderr=errors,
+        start_new_session=True,  # Ctrl-C reaches only the process in the foreground
+    )
 
 
 def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:

@@ -12,10 +12,10 @@ import secrets
 import signal
 import string
 import subprocess
-import sys
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
+from nanogauge.cli import start_module
 from nanogauge.errors import RunFailed
 from nanogauge.runlog import FILE_NAME
 
@@ -25,6 +25,7 @@ OUTPUT_NAME = "wandb.log"
 """what the mirror's process and W&B print"""
 POSITION_NAME = "wandb.json"
 """how far the run is mirrored"""
+_MODULE = "nanogauge.tracking_process"
 _UPLOAD_SECONDS = 600.0
 _SPEAKER = "tracking_process.py: "
 """begins the sentence with which the process ends when something went wrong"""
@@ -57,13 +58,13 @@ class Mirror:
         """
         log = folder / FILE_NAME
         known_bytes = log.stat().st_size if log.exists() else 0
-        options = [f"--mode={mode}", f"--project={project}", f"--log-every={log_every}"]
-        options.append(f"--attached={known_bytes}")
+        options = [str(folder), f"--mode={mode}", f"--project={project}"]
+        options += [f"--log-every={log_every}", f"--attached={known_bytes}"]
         if run_id is not None:
             options.append(f"--id={run_id}")
         try:
             with (folder / OUTPUT_NAME).open("wb") as output:
-                return cls(folder, _begin(folder, options, output, output), "")
+                return cls(folder, start_module(_MODULE, options, output, output), "")
         except OSError as error:
             return cls(folder, None, f"The W&B mirror could not be started: {error}.")
 
@@ -99,8 +100,8 @@ def upload(folder: Path, mode: Mode, project: str, timeout_seconds: float = _UPL
     Raises:
         RunFailed: if W&B could not be had as asked for, or not in time.
     """
-    options = [f"--mode={mode}", f"--project={project}"]
-    process = _begin(folder, options, subprocess.PIPE, subprocess.PIPE)
+    options = [str(folder), f"--mode={mode}", f"--project={project}"]
+    process = start_module(_MODULE, options, subprocess.PIPE, subprocess.PIPE)
     try:
         said, output = process.communicate(timeout=timeout_seconds)
     except BaseException as error:
@@ -114,27 +115,6 @@ def upload(folder: Path, mode: Mode, project: str, timeout_seconds: float = _UPL
     if problem is not None:
         raise RunFailed(problem)
     return said.decode().strip()
-
-
-def _begin(
-    folder: Path, options: list[str], output: IO[bytes] | int, errors: IO[bytes] | int
-) -> subprocess.Popen[bytes]:
-    """Start the process.
-
-    Raises:
-        OSError: if it cannot be started.
-    """
-    # The package need not be installed, nor the current folder be the one it lies in.
-    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    return subprocess.Popen(
-        [sys.executable, "-P", "-m", "nanogauge.tracking_process", str(folder), *options],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
-        stdin=subprocess.PIPE,
-        stdout=output,
-        stderr=errors,
-        # A session of its own: Ctrl-C is for the loop, which then ends the log as it likes.
-        start_new_session=True,
-    )
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

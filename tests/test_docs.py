@@ -37,7 +37,7 @@ NOT_RUN = {
     "bench/": "minutes, other people's programs or their measurements",
     "--doctor": "of this machine, which need not be ready",
     "--calibrate": "of the documented card, which is not here",
-    "--serve": "does not end by itself; tests/test_serve.py",
+    "--serve": "does not end by itself; tests/test_background.py",
     "--wandb": "W&B's own process; tests/test_tracking.py",
     "--FORM": "stands for each form of log",
 }

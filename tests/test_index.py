@@ -169,7 +169,7 @@ def test_a_folder_without_runs_has_an_empty_start_page(tmp_path: Path) -> None:
         (["--index", "{runs}", "--serve", "{runs}/old"], "not both"),
         (["--index", "{runs}", "--gpu", "RTX 4070"], "--gpu does not go together with --index"),
         (["--index", "{runs}", "--out", "x"], "--out does not go together"),
-        (["{runs}/old", "--port", "1"], "belong to --serve"),
+        (["{runs}/old", "--port", "1"], "belongs to --serve"),
         (["{runs}/old", "{runs}/damaged"], "is damaged"),
         (["{runs}/old", "{runs}/none"], "there is no run folder"),
         (["{runs}/old", "{runs}/new/nested", "--claims", "x"], "--claims does not go together"),

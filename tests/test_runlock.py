@@ -79,7 +79,7 @@ def test_a_lock_dies_with_its_process_though_a_child_of_it_lives_on(tmp_path: Pa
 
 
 def test_readers_never_keep_a_run_from_its_folder(tmp_path: Path) -> None:
-    """A live page asks again and again; what it takes for an instant must not refuse a run."""
+    """A report asks again and again; what it takes for an instant must not refuse a run."""
     over = threading.Event()
 
     def read() -> None:

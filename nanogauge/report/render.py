@@ -37,12 +37,13 @@ COLOURS = {"held": "green", "missed": "red", "contradicted": "bold red"}
 
 
 def render_report(report: Report, run: RunFolder, recorded: Recorded) -> dict[str, str]:
-    """The report in its three forms, by the name of the file."""
-    return {
+    """Return the report in its three forms by file name, with secrets removed."""
+    contents = {
         "report.json": json.dumps(report.to_json(), indent=1, ensure_ascii=False, allow_nan=False),
         "report.md": render_markdown(report, run, recorded),
         "report.html": render_html(report, run, recorded),
     }
+    return {name: without_secrets(text) for name, text in contents.items()}
 
 
 def write_report(report: Report, run: RunFolder, recorded: Recorded) -> list[Path]:
@@ -55,7 +56,7 @@ def write_report(report: Report, run: RunFolder, recorded: Recorded) -> list[Pat
     contents = render_report(report, run, recorded)
     try:
         for name, text in contents.items():
-            write_aside(run.path / name, without_secrets(text).encode())
+            write_aside(run.path / name, text.encode())
     except OSError as error:
         raise BadInput(f"cannot write the report to {run.path}: {error.strerror}.") from None
     return [run.path / name for name in contents]

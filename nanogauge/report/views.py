@@ -10,6 +10,7 @@ from rich.console import Console
 
 from nanogauge.errors import BadInput
 from nanogauge.report.index import index_json, make_index, write_index
+from nanogauge.report.serve import serve
 from nanogauge.report.side_by_side import (
     common_parent,
     compare_runs,
@@ -17,18 +18,15 @@ from nanogauge.report.side_by_side import (
     write_comparison,
 )
 
-DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8642
-_OURS = {"runs", "index", "serve", "port", "host", "out", "json", "claims"}
+DEFAULT_PORT = 8642
+_OURS = {"runs", "index", "serve", "port", "out", "json", "claims"}
 
 
 def add_view_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("a page about many runs, or about one that goes on")
+    group = parser.add_argument_group("a page about many runs, or a served page")
     group.add_argument("--index", type=Path, metavar="FOLDER", help="start page of all runs in it")
-    group.add_argument("--serve", type=Path, metavar="RUN", help="show the run while it goes on")
+    group.add_argument("--serve", type=Path, metavar="RUN", help="serve the report on this machine")
     group.add_argument("--port", type=int, help=f"of --serve; {DEFAULT_PORT}, or 0 for a free one")
-    group.add_argument(
-        "--host", help=f"of --serve; {DEFAULT_HOST}, which only this machine reaches"
-    )
 
 
 def show_view(given: argparse.Namespace) -> int | None:
@@ -42,8 +40,8 @@ def show_view(given: argparse.Namespace) -> int | None:
         raise BadInput(f"--{ways[0]} takes a folder of its own; give no other run.")
     if len(ways) > 1:
         raise BadInput("give either --index or --serve, not both.")
-    if given.serve is None and not (given.port is given.host is None):
-        raise BadInput("--port and --host belong to --serve.")
+    if given.serve is None and given.port is not None:
+        raise BadInput("--port belongs to --serve.")
     if not ways and len(given.runs) < 2:
         return None
     what = f"--{ways[0]}" if ways else "several runs"
@@ -54,10 +52,8 @@ def show_view(given: argparse.Namespace) -> int | None:
     if others:
         raise BadInput(f"--{others[0].replace('_', '-')} does not go together with {what}.")
     if given.serve is not None:
-        from nanogauge.report.serve import serve
-
-        port = DEFAULT_PORT if given.port is None else given.port
-        return serve(given.serve, given.claims, given.host or DEFAULT_HOST, port)
+        serve(given.serve, given.claims, DEFAULT_PORT if given.port is None else given.port)
+        return 0
     return _index(given) if given.index is not None else _side_by_side(given)
 
 

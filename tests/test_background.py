@@ -1,0 +1,181 @@
+"""The report of a run under way: rewritten by a background process, or served on request."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from commands import DEMO, ROOT, TINY, command, run
+from made_runs import make_finished, make_folder, steps, write
+
+from nanogauge.report.background import BackgroundReport
+
+TRAIN = """
+import nanogauge.report.background as background
+background.CPU_SECONDS = 0.3
+import train
+train.run_command(train.main)
+"""
+LONG = [f"--train.{name}=20000" for name in ("max-steps", "eval-every", "checkpoint-every")]
+REFRESH = '<meta http-equiv="refresh" content="60">'
+
+
+def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@contextmanager
+def training(out: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """Train with a short rewrite interval; yield the process and the id of its background one."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", TRAIN, str(DEMO), f"--run.out={out}", *TINY, *LONG],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    try:
+        until((out / "demo" / "report.html").exists)
+        (background,) = [
+            int(child)
+            for child in children.read_text().split()
+            if b"nanogauge.report.background" in Path(f"/proc/{child}/cmdline").read_bytes()
+        ]
+        yield process, background
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_the_page_is_rewritten_while_the_run_goes_and_final_when_it_ends(tmp_path: Path) -> None:
+    page = tmp_path / "demo" / "report.html"
+    with training(tmp_path) as (process, child):
+        first = page.read_text()
+        assert REFRESH in first
+        assert "Running" in first
+        until(lambda: page.read_text() != first)
+        assert os.getpriority(os.PRIO_PROCESS, child) == 19
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+        assert not Path(f"/proc/{child}").exists()
+        text = page.read_text()
+        assert REFRESH not in text
+        assert "Stopped" in text
+
+
+def test_the_page_of_a_killed_run_says_so_and_the_background_process_ends(tmp_path: Path) -> None:
+    page = tmp_path / "demo" / "report.html"
+    with training(tmp_path) as (process, child):
+        process.kill()
+        process.wait()
+        until(lambda: REFRESH not in page.read_text())
+        assert "Died" in page.read_text()
+        until(lambda: not Path(f"/proc/{child}").exists())
+
+
+def test_the_death_of_the_background_process_does_not_affect_its_parent(tmp_path: Path) -> None:
+    """The training process calls nothing else of it than these two methods."""
+    make_finished(tmp_path)
+    background = BackgroundReport.start(tmp_path, 0.1)
+    until((tmp_path / "report.html").exists)
+    process = background._process
+    assert process is not None
+    process.kill()
+    process.wait()
+    background.stop()
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[int]:
+    """Serve a folder on a free port; nothing may be on stderr in the end."""
+    process = subprocess.Popen(
+        command("report.py", "--serve", folder, "--port", 0),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        found = re.search(r"http://127\.0\.0\.1:(\d+)/", process.stdout.readline())
+        assert found is not None
+        yield int(found[1])
+    finally:
+        process.terminate()
+        _, errors = process.communicate(timeout=10)
+    assert (process.returncode, errors) == (0, "")
+
+
+def get(port: int, target: str = "/", method: str = "GET", host: str = "") -> tuple[int, str]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    try:
+        connection.request(method, target, headers={"Host": host} if host else {})
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    finally:
+        connection.close()
+
+
+def test_the_served_page_and_json_are_those_of_the_report(tmp_path: Path) -> None:
+    """Nothing else is served, and no host name but this machine's own is answered."""
+    make_finished(tmp_path)
+    assert run("report.py", tmp_path).returncode == 0
+    with served(tmp_path) as port:
+        for host in ("", "localhost:1234", "LOCALHOST", "127.0.0.1"):
+            assert get(port, host=host) == (200, (tmp_path / "report.html").read_text())
+        json_text = (tmp_path / "report.json").read_text()
+        assert get(port, "/report.json") == (200, json_text)
+        for host in ("evil.example", "localhost.evil.example", "user@localhost", "192.168.0.7"):
+            assert get(port, host=host)[0] == 421
+        for target in ("/log.jsonl", "/../log.jsonl", "/report.html", f"{tmp_path}/log.jsonl"):
+            assert get(port, target)[0] == 404
+        assert get(port, method="POST")[0] == 501
+        for taken, words in ((port, "already in use"), (70_000, "0-65535")):
+            done = run("report.py", "--serve", tmp_path, "--port", taken, timeout=20)
+            assert done.returncode == 2
+            assert words in done.stderr
+            assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_the_served_page_grows_with_the_log_and_the_folder_stays_as_it_is(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with served(folder) as port:
+        status, text = get(port)
+        assert status == 503
+        assert "there is no run folder" in text
+        make_folder(folder)
+        write(folder, steps(0, 30))
+        names = sorted(folder.iterdir())
+        assert "step 30 of 1,000" in get(port)[1]
+        more = steps(30, 60)
+        write(folder, more[:-10])
+        assert "step 59 of 1,000" in get(port)[1]
+        write(folder, more[-10:])
+        assert "step 60 of 1,000" in get(port)[1]
+        assert sorted(folder.iterdir()) == names
+
+
+@pytest.mark.parametrize(("grown", "refreshes"), [(b"", True), (b"end", False)])
+def test_only_the_page_of_a_run_under_way_refreshes(
+    tmp_path: Path, grown: bytes, refreshes: bool
+) -> None:
+    if grown:
+        make_finished(tmp_path)
+    else:
+        make_folder(tmp_path)
+        write(tmp_path, steps(0, 30))
+    assert run("report.py", tmp_path).returncode == 0
+    assert (REFRESH in (tmp_path / "report.html").read_text()) == refreshes
