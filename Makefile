@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test audit gpu-check clean
+.PHONY: setup demo test test-slow audit gpu-check clean
 
 setup: .venv/.done
 
@@ -27,6 +27,10 @@ test: setup
 	$(BIN)/mypy bench/sample.py
 	$(BIN)/python -m pytest -m 'not gpu and not alone' -n 2 --dist loadfile
 	$(BIN)/python -m pytest -m alone
+
+# Hours: thousands of broken inputs, runs killed at random, an hour of failures around a run.
+test-slow: setup
+	$(BIN)/python -m pytest tests/slow
 
 # The pinned packages against the known vulnerabilities; asks the package index, so it is no test.
 audit:

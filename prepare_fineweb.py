@@ -33,10 +33,6 @@ def main(arguments: Sequence[str]) -> int:
         from nanogauge.prepare.repairing import repair
 
         return repair(given.repair, given.workers)
-    if given.merge is not None:
-        from nanogauge.prepare.ranks import merge
-
-        return merge(given.merge, given.out)
     from nanogauge.prepare.command import prepare_command
 
     return prepare_command(given)
@@ -79,12 +75,6 @@ def parser() -> Parser:
         help="processes that tokenise (one for each core)",
     )
     add("--memory", type=size, default=size("2GiB"), help="of all processes together (2GiB)")
-    ranks = parser.add_argument_group("beyond one machine").add_argument
-    ranks("--rank", type=int, help="which part of the source files to take")
-    ranks("--world", type=count, help="how many parts there are")
-    ranks(
-        "--merge", type=Path, nargs="+", metavar="DIR", help="make one manifest of parts in --out"
-    )
     look = parser.add_argument_group("looking at what is there").add_argument
     look("--verify", type=Path, metavar="DIR", help="check headers, counts, hashes and tokens")
     look("--repair", type=Path, metavar="DIR", help="make damaged shards again, and only those")

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -62,6 +63,13 @@ def run_here(
 ) -> subprocess.CompletedProcess[str]:
     """What `run` gives, without a process: for refusals, each of which is over in milliseconds."""
     main = importlib.import_module(Path(script).stem).main
+    return run_main(main, script, *arguments, folder=folder)
+
+
+def run_main(
+    main: Callable[[Sequence[str]], int], script: str, *arguments: object, folder: Path = ROOT
+) -> subprocess.CompletedProcess[str]:
+    """Run a main function in this process as the command of that name."""
     out, err = io.StringIO(), io.StringIO()
     given = [script, *map(str, arguments)]
     with (

@@ -1,16 +1,17 @@
-"""Broken inputs end with a sentence; and those that once did not."""
+"""Broken inputs and failing writes: a few of tests/slow, and cases that once failed."""
 
 from __future__ import annotations
 
 import json
 from base64 import b64encode
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from commands import ROOT, run
 from importing import imported
+from slow.broken_inputs import broken_inputs
+from slow.failing_writes import let_writes_fail
 from test_handed_over import shards
 
 from nanogauge.config import load_config
@@ -21,27 +22,18 @@ from nanogauge.report.build import build_report
 CONFIG = ROOT / "configs" / "demo.toml"
 
 
-def test_broken_inputs_of_every_kind_end_well() -> None:
-    """Exit status 0 or 2, one sentence, no file changed; the bench says which seed did not."""
-    done = run("bench/chaos.py", "--inputs", 280, "--seed", 7, "--json", PYTHONPATH=str(ROOT))
-    assert done.returncode == 0, done.stderr
-    counts: Counter[str] = Counter()
-    for row in json.loads(done.stdout)["results"]:
-        if row["id"] != "slowest_seconds":
-            assert row["id"] in ("exit 0", "exit 2"), row
-            counts[row["id"]] += row["value"]
-    assert counts.total() == 280
-    assert min(counts["exit 0"], counts["exit 2"]) > 20, "some are whole enough to be read"
+def test_broken_inputs_of_every_kind_end_with_a_report_or_one_sentence(tmp_path: Path) -> None:
+    ends, failures = broken_inputs(tmp_path, range(7, 287))
+    assert not failures, "\n".join(failures)
+    assert set(ends) == {"exit 0", "exit 2"} and ends.total() == 280
+    assert min(ends.values()) > 20, "some are valid enough to be read"
 
 
-def test_runs_whose_writes_fail_end_well_and_can_be_gone_on_with() -> None:
+def test_runs_whose_writes_fail_resume_to_the_same_weights(tmp_path: Path) -> None:
     """An error of the disk at any write costs no file that was there, and not the run."""
-    done = run("bench/chaos.py", "--writes", 4, "--seed", 3, "--json", PYTHONPATH=str(ROOT))
-    assert done.returncode == 0, done.stderr
-    counted = {row["id"]: row["value"] for row in json.loads(done.stdout)["results"]}
-    assert counted["writes_of_a_run"] > 100
-    assert counted["went_wrong"] == 0
-    assert sum(n for name, n in counted.items() if name.startswith("exit")) == 4
+    writes, ends, problems = let_writes_fail(tmp_path, 4, seed=3)
+    assert not problems, "\n".join(problems)
+    assert writes > 100 and ends.total() == 4
 
 
 @pytest.mark.parametrize(

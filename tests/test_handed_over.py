@@ -79,9 +79,9 @@ def shards(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("flag", ["--verify", "--stats", "--repair", "--merge"])
+@pytest.mark.parametrize("flag", ["--verify", "--stats", "--repair"])
 def test_a_manifest_names_no_file_of_another_folder(tmp_path: Path, flag: str) -> None:
-    """--merge linked, and --repair wrote over, any file that a manifest named."""
+    """--repair wrote over any file that a manifest named."""
     folder, outside = shards(tmp_path / "data"), tmp_path / "outside.bin"
     manifest = json.loads((folder / "manifest.json").read_text())
     shutil.move(folder / manifest["shards"][1]["file"], outside)

@@ -210,8 +210,6 @@ def test_a_column_that_is_not_there_names_those_that_are(vocabulary: Path, tmp_p
         (["--val-share", "2"], "no share between 0 and 1"),
         (["--memory", "much"], "'much' is no size"),
         (["--shard-tokens", "3e9"], "a shard holds at most 2,147,483,647 tokens"),
-        (["--rank", "1"], "give --rank and --world together"),
-        (["--rank", "4", "--world", "4"], "the first is 0, the last 3"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused(
@@ -230,7 +228,6 @@ def test_arguments_that_make_no_sense_are_refused(
         (["--tokenizer", "gpt5"], "there is no tokenizer 'gpt5'; give one of .*gpt2"),
         (["--tokenizer", "no.tiktoken"], "cannot read the tokenizer no.tiktoken"),
         (["--tokenizer", "hf:any"], "pip install 'nanogauge.tokenizers.'|cannot load"),
-        (["--rank", "2", "--world", "3"], "has 1 source files, none for rank 2 of 3"),
     ],
 )
 def test_what_the_workers_or_the_source_refuse_is_one_sentence_too(

@@ -17,6 +17,9 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+import nanogauge.threads  # noqa: E402, F401  before torch
+
+# isort: split
 import torch._dynamo  # noqa: E402, F401  which the optimizer imports
 
 import train  # noqa: E402

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from types import TracebackType
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING, Self
 
 from nanogauge.errors import BadInput
 from nanogauge.prepare.crew import Crew, workers_within
-from nanogauge.prepare.placing import rank_and_world, rank_folder
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -39,7 +37,6 @@ def prepare_command(given: argparse.Namespace) -> int:
         return fetch_command(
             given.pretokenized, given.revision, given.tokenizer, given.tokens, given.out
         )
-    rank, world = rank_and_world(given.rank, given.world, os.environ)
     workers = workers_within(given.memory, given.workers)
     if workers < given.workers:
         print(
@@ -50,9 +47,8 @@ def prepare_command(given: argparse.Namespace) -> int:
     with Crew(workers, given.tokenizer, given.pattern, given.text_column) as crew:
         # What follows is imported while the workers load their tokenizer.
         from nanogauge.prepare.pipeline import prepare
-        from nanogauge.prepare.ranks import merge_if_all_there
 
-        order = order_of(given, workers, rank, world)
+        order = order_of(given, workers)
         with Live(order.tokens + order.val_tokens) as live:
             manifest = prepare(order, live.report, crew)
     train_tokens = manifest.tokens("train")
@@ -65,15 +61,12 @@ def prepare_command(given: argparse.Namespace) -> int:
         f"{len(manifest.shards)} shards with {train_tokens:,} training tokens and "
         f"{manifest.tokens('val'):,} validation tokens are in {order.out}."
     )
-    if world > 1 and not merge_if_all_there(given.out, world):
-        print(f"The last of the {world} ranks to finish writes the manifest of all in {given.out}.")
-    else:
-        print(f"Next: python train.py configs/rtx4070_fineweb.toml --data.path {given.out}")
+    print(f"Next: python train.py configs/rtx4070_fineweb.toml --data.path {given.out}")
     return 0
 
 
-def order_of(given: argparse.Namespace, workers: int, rank: int, world: int) -> Order:
-    """The order that the arguments give to one rank: its share of the tokens, in its folder."""
+def order_of(given: argparse.Namespace, workers: int) -> Order:
+    """Return the order that the arguments describe."""
     from nanogauge.prepare.pipeline import Order
 
     val_tokens = given.val_tokens or VALIDATION_TOKENS
@@ -83,9 +76,9 @@ def order_of(given: argparse.Namespace, workers: int, rank: int, world: int) -> 
     if name is None and given.dataset.startswith("HuggingFaceFW/fineweb"):
         name = "sample-10BT"
     return Order(
-        out=rank_folder(given.out, rank, world) if world > 1 else given.out,
-        tokens=given.tokens * (rank + 1) // world - given.tokens * rank // world,
-        val_tokens=val_tokens if rank == 0 else 0,
+        out=given.out,
+        tokens=given.tokens,
+        val_tokens=val_tokens,
         shard_tokens=given.shard_tokens,
         dataset=given.dataset,
         config=name,
@@ -95,8 +88,6 @@ def order_of(given: argparse.Namespace, workers: int, rank: int, world: int) -> 
         tokenizer=given.tokenizer,
         pattern=given.pattern,
         whole_files=given.whole_files,
-        rank=rank,
-        world=world,
     )
 
 

@@ -258,8 +258,6 @@ class Planner:
         known: tuple[SourceFile, ...],
         unit_bytes: int,
         column: str,
-        rank: int = 0,
-        world: int = 1,
     ) -> None:
         """`known`: files of an earlier call up to the start, which must be the same still.
 
@@ -267,9 +265,7 @@ class Planner:
             BadInput: if other files are there by now.
         """
         self._inputs, self._column, self._unit_bytes = inputs, column, unit_bytes
-        self._indices = range(rank, len(inputs.names), world)
-        names = [inputs.names[index] for index in self._indices]
-        if [file.name for file in known] != names[: len(known)]:
+        if [file.name for file in known] != list(inputs.names[: len(known)]):
             raise BadInput(
                 f"{inputs.dataset} has other files than when this preparation began; "
                 "give the same source, or another --out."
@@ -284,7 +280,7 @@ class Planner:
     @property
     def exhausted(self) -> bool:
         """Whether all units have been given."""
-        return not self._units and len(self.files) == len(self._indices)
+        return not self._units and len(self.files) == len(self._inputs.names)
 
     def poll(self, wanted_bytes: float) -> Unit | None:
         """The next unit; None if there is none, or its file has not been fetched yet.
@@ -311,7 +307,7 @@ class Planner:
         unit = self._units.pop() if self._units else None
         if (
             self._next is None
-            and len(self.files) < len(self._indices)
+            and len(self.files) < len(self._inputs.names)
             and sum(unit.text_bytes for unit in self._units) < wanted_bytes
         ):
             self._look_ahead(len(self.files))
@@ -331,7 +327,7 @@ class Planner:
         threading.Thread(target=locate, daemon=True).start()
 
     def _locate(self, place: int) -> tuple[SourceFile, list[Unit]]:
-        located = self._inputs.locate(self._indices[place])
+        located = self._inputs.locate(place)
         source = located.source
 
         def cut() -> list[tuple[int, int, int]]:

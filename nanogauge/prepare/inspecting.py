@@ -112,7 +112,7 @@ def _verify_foreign(folder: Path) -> int:
 def _remedy(folder: Path, manifest: Manifest) -> str:
     if manifest.settings is not None:
         return f"run: python prepare_fineweb.py --repair {folder}"
-    return "run --repair on the merged folder that holds them, or delete them and fetch them again."
+    return "run --repair on the part that holds them, or delete them and fetch them again."
 
 
 def _check_tokenizer(folder: Path, manifest: Manifest) -> str:

@@ -74,9 +74,14 @@ class Settings(Record):
     """bytes of text in a unit, about, which `Position` counts"""
     pattern: str | None = None
     """how words are split, where the tokenizer is a file of ranks"""
-    rank: Count = 0
-    world: Annotated[int, Field(gt=0)] = 1
-    """this folder holds every world-th source file, the rank-th first"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_ranks(cls, values: object) -> object:
+        """Read manifests written when a preparation could be shared between ranks."""
+        if isinstance(values, dict):
+            return {k: v for k, v in values.items() if k not in ("rank", "world")}
+        return values
 
 
 class Shard(Record):
@@ -89,7 +94,7 @@ class Shard(Record):
     sha256: str
     """of the whole file, header and tokens, in hexadecimal"""
     begins: Position | None = None
-    """where in the source its first token is; None in a merged manifest and older ones"""
+    """where in the source its first token is; None in a joined manifest and older ones"""
     sources: tuple[Span, ...] = ()
     """the source files whose documents begin in it"""
 
@@ -110,7 +115,7 @@ class Origin(Record):
     revision: str | None = None
     """commit of the dataset's repository; None where there is none, as for local files"""
     settings: Settings | None = None
-    """None for shards that were fetched or merged, and in older manifests"""
+    """None for shards that were fetched or joined, and in older manifests"""
 
     @property
     def dtype(self) -> np.dtype[np.uint16] | np.dtype[np.uint32]:

@@ -24,7 +24,13 @@ from nanogauge.prepare.inputs import Inputs, Planner, open_inputs
 from nanogauge.prepare.manifest import START, Manifest, Origin, Settings
 from nanogauge.prepare.pieces import is_whole, open_piece, piece_path
 from nanogauge.prepare.resuming import Earlier, look_at
-from nanogauge.prepare.shards import MANIFEST_NAME, ShardWriter, write_manifest
+from nanogauge.prepare.shards import (
+    MANIFEST_NAME,
+    ShardWriter,
+    open_shard,
+    read_manifest,
+    write_manifest,
+)
 from nanogauge.prepare.texts import Unit
 
 PIECES = ".pieces"
@@ -57,9 +63,6 @@ class Order:
     """how words are split, where the tokenizer is a file of ranks"""
     whole_files: bool = False
     """fetch whole files, checked by their sha256, in place of the parts that are read"""
-    rank: int = 0
-    world: int = 1
-    """take every world-th source file, the rank-th first"""
 
 
 @dataclass(frozen=True)
@@ -111,8 +114,6 @@ def prepare(
             text_column=order.text_column,
             unit_bytes=earlier.unit_bytes,
             pattern=order.pattern if order.tokenizer.endswith(".tiktoken") else None,
-            rank=order.rank,
-            world=order.world,
         )
         origin = Origin(
             tokenizer=order.tokenizer,
@@ -128,15 +129,47 @@ def prepare(
         if earlier.manifest is not None and earlier.done:
             return earlier.manifest
         inputs = open_inputs(order.dataset, order.config, origin.revision, whole=order.whole_files)
-        if order.rank >= len(inputs.names):
-            raise BadInput(
-                f"{order.dataset} has {len(inputs.names)} source files, none for rank "
-                f"{order.rank} of {order.world}; give a smaller --world."
-            )
         unit_bytes = earlier.unit_bytes or inputs.unit_bytes
         settings = settings.model_copy(update={"unit_bytes": unit_bytes})
         origin = origin.model_copy(update={"revision": inputs.revision, "settings": settings})
         return _run(order, origin, earlier, inputs, crew, report)
+
+
+def join_parts(out: Path) -> Manifest:
+    """Write one manifest for all prepared folders directly below `out`; validation shards first.
+
+    Raises:
+        BadInput: if there are none, or one is damaged, incomplete or of another tokenizer.
+    """
+    folders = sorted(path.parent for path in out.glob(f"*/{MANIFEST_NAME}"))
+    if not folders:
+        raise BadInput(f"{out} holds no prepared folders; prepare each part below it first.")
+    parts = [read_manifest(folder) for folder in folders]
+    tokenizer = ("tokenizer", "tokenizer_sha256", "vocab_size", "end_of_text")
+    shards = []
+    for folder, part in zip(folders, parts, strict=True):
+        if not part.complete:
+            raise BadInput(f"{folder} is not complete; run its command again, then join.")
+        for key in tokenizer:
+            if getattr(part, key) != getattr(parts[0], key):
+                raise BadInput(
+                    f"{folders[0]} and {folder} do not belong together: their {key} is "
+                    f"{getattr(parts[0], key)} and {getattr(part, key)}."
+                )
+        for shard in part.shards:
+            open_shard(folder / shard.file)
+            update = {"file": f"{folder.name}/{shard.file}", "begins": None}
+            shards.append(shard.model_copy(update=update))
+    manifest = Manifest(
+        **{key: getattr(parts[0], key) for key in tokenizer},
+        dataset=os.path.commonpath([part.dataset for part in parts]),
+        dataset_config=parts[0].dataset_config,
+        total_tokens=sum(shard.tokens for shard in shards),
+        shards=tuple(sorted(shards, key=lambda shard: shard.split != "val")),
+        source_files=tuple(file for part in parts for file in part.source_files),
+    )
+    write_manifest(out, manifest)
+    return manifest
 
 
 def _run(
@@ -192,15 +225,7 @@ def _fill(
     assert settings is not None
     start = earlier.next or START
     assembly = Assembly(writer, start, order.tokens, order.val_tokens)
-    planner = Planner(
-        inputs,
-        start,
-        earlier.source_files,
-        settings.unit_bytes,
-        order.text_column,
-        order.rank,
-        order.world,
-    )
+    planner = Planner(inputs, start, earlier.source_files, settings.unit_bytes, order.text_column)
     folder = order.out / PIECES
     left = earlier.pieces(folder, start)
     before = sum(writer.tokens.values())

@@ -37,7 +37,7 @@ def _make_again(folder: Path, manifest: Manifest, shard: Shard, workers: int) ->
     if settings is None or shard.begins is None:
         raise BadInput(
             f"{folder / 'manifest.json'} does not tell where in the source {shard.file} begins; "
-            "repair the folder it was merged from, or delete it and fetch it again."
+            "repair the folder it was joined from, or delete it and fetch it again."
         )
     aside = folder / REPAIRED
     order = Order(
@@ -51,8 +51,6 @@ def _make_again(folder: Path, manifest: Manifest, shard: Shard, workers: int) ->
         text_column=settings.text_column,
         tokenizer=manifest.tokenizer,
         pattern=settings.pattern or "gpt2",
-        rank=settings.rank,
-        world=settings.world,
     )
     as_if = manifest.model_copy(
         update={

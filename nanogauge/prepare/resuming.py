@@ -25,8 +25,6 @@ _NAMES = {
     "shard_tokens": "--shard-tokens",
     "text_column": "--text-column",
     "pattern": "--pattern",
-    "rank": "--rank",
-    "world": "--world",
 }
 
 
@@ -74,7 +72,7 @@ class Earlier:
         assert was is not None and now is not None
         for key in ("tokenizer", "tokenizer_sha256", "dataset", "dataset_config", "revision"):
             self._compare(key, getattr(self.manifest, key), getattr(origin, key))
-        for key in ("val_tokens", "shard_tokens", "text_column", "pattern", "rank", "world"):
+        for key in ("val_tokens", "shard_tokens", "text_column", "pattern"):
             self._compare(key, getattr(was, key), getattr(now, key))
 
     def _compare(self, key: str, was: object, now: object) -> None:

@@ -1,7 +1,7 @@
-"""Broken inputs of every kind that a command reads, each made from a seed: what chaos.py gives out.
+"""Make broken inputs of every kind that a command reads, each from a seed.
 
-A kind is a function that fills a folder and returns the command line for it. All begin from whole
-inputs (`make_originals`), so that much of what is broken still looks right.
+A kind is a function that fills a folder and returns the command line for it. All start from valid
+inputs (`make_originals`), so that most of a broken input is still valid.
 """
 
 from __future__ import annotations
@@ -16,84 +16,49 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from make_run import make_run
-from sample_logs import LOG_STEPS, LOGS
+from commands import ROOT, run
+from slow.sample_logs import LOG_STEPS, LOGS
 
 from nanogauge.prepare.manifest import Origin, Split
 from nanogauge.prepare.shards import ShardWriter
 
-ROOT = Path(__file__).parents[1]
 GPU = "RTX 4070"
 SECRET = "secret.json"
-"""a file outside of all folders that are given, to which links lead"""
+"""name of a file outside the given folders; links point to it"""
 CONFIG = (ROOT / "configs" / "rtx4070_fineweb.toml").read_text(encoding="utf-8")
 CLAIMS = (ROOT / "predictions" / "seed_zh.toml").read_text(encoding="utf-8")
 RUN_STEPS = 60
-VOCABULARY = 257  # the bytes, and the end of a text
+VOCABULARY = 257  # the bytes and the end-of-text token
 
-SCRIPTS = ("plan.py", "report.py", "prepare_fineweb.py")
-OPEN_DATA = "open data"
-"""what train.py does before it makes a model"""
+OPEN_DATA = "open_data"
+"""what train.py does before it builds a model"""
 
 Command = tuple[str, list[str]]
-"""one of these and its arguments"""
+"""a script, or OPEN_DATA, and its arguments"""
 Kind = Callable[[random.Random, Path, Path], Command]
-"""from a chance, the folder of the originals and an empty one to fill"""
+"""takes a random source, the folder of the originals and an empty folder to fill"""
 
-# What stands in the place of a value in TOML and JSON. NaN and Infinity are no JSON, but Python
-# writes them.
+# Python writes NaN and Infinity to JSON, although JSON does not allow them.
 WORDS = [
-    "0",
-    "-1",
-    "1e308",
-    "-1e400",
-    "nan",
-    "inf",
-    "NaN",
-    "-Infinity",
-    "9" * 30,
-    "9" * 5000,
-    "9007199254740993",
-    "0.1e-320",
-    "true",
-    "null",
-    '""',
-    '"../../etc/passwd"',
-    '"\\u0000"',
-    '"\\ud800"',
-    '"\u202e\u2066\U0001f4a9"',
-    "[]",
-    "{}",
-    "[[1], {}]",
-    "1979-05-27T07:32:00Z",
-    "[" * 3000,
-    "{a=" * 500,
-    '{"a":' * 3000,
-    "\x00",
-    "'''",
+    *("0", "-1", "1e308", "-1e400", "nan", "inf", "NaN", "-Infinity", "9" * 30, "9" * 5000),
+    *("9007199254740993", "0.1e-320", "true", "null", '""', '"../../etc/passwd"', '"\\u0000"'),
+    *('"\\ud800"', '"\u202e\u2066\U0001f4a9"', "[]", "{}", "[[1], {}]", "1979-05-27T07:32:00Z"),
+    *("[" * 3000, "{a=" * 500, '{"a":' * 3000, "\x00", "'''"),
 ]
+"""replacements of a value in TOML and JSON"""
 PIECES = [
-    b"\x00" * 64,
-    b"\xff\xfe",
-    b"\xef\xbb\xbf",
-    b"\r",
-    b"\x1b[2J",
-    b"9" * 400,
-    b"-",
-    b"1e999",
-    b"nan",
-    b"[" * 2000,
-    b'"',
-    b"\xed\xa0\x80",
-    b"<script>alert(1)</script>",
-    "\u2028\u202e".encode(),
-    b"=HYPERLINK(1)",
+    *(b"\x00" * 64, b"\xff\xfe", b"\xef\xbb\xbf", b"\r", b"\x1b[2J", b"9" * 400, b"-", b"1e999"),
+    *(b"nan", b"[" * 2000, b'"', b"\xed\xa0\x80", b"<script>alert(1)</script>"),
+    *("\u2028\u202e".encode(), b"=HYPERLINK(1)"),
 ]
+"""bytes to insert anywhere"""
 
 
 def make_originals(folder: Path) -> None:
-    """Write a whole run, shards of ours with their vocabulary, and nanoGPT's files."""
-    make_run(folder / "run", RUN_STEPS, 12)
+    """Write a valid run, shards of ours with their vocabulary, and shards of other tools."""
+    path = folder / "run"
+    made = run("bench/make_run.py", RUN_STEPS, path, "--sensors", 12, PYTHONPATH=str(ROOT))
+    assert made.returncode == 0, made.stderr
     ranks = folder / "bytes.tiktoken"
     lines = (f"{b64encode(bytes([byte])).decode()} {byte}\n" for byte in range(256))
     ranks.write_text("".join(lines), encoding="ascii")
@@ -129,7 +94,7 @@ def _make_shards(folder: Path, ranks: Path) -> None:
 
 
 def damaged(chance: random.Random, data: bytes) -> bytes:
-    """Bytes flipped, cut, doubled, put in, moved; figures changed; lines lost, doubled, swapped."""
+    """Flip, cut, repeat, insert or move bytes; change digits; drop, repeat or swap lines."""
     for _ in range(chance.randint(1, 4)):
         size = len(data)
         begin, end = sorted((chance.randint(0, size), chance.randint(0, size)))
@@ -166,7 +131,7 @@ def damaged(chance: random.Random, data: bytes) -> bytes:
 
 
 def _damaged_toml(chance: random.Random, text: str) -> bytes:
-    """Another word in the place of a value, keys and tables gone, doubled or made up; or bytes."""
+    """Replace a value, or drop, repeat or invent keys and tables; else damage bytes."""
     if chance.random() < 0.3:
         return damaged(chance, text.encode())
     lines = text.split("\n")
@@ -187,7 +152,7 @@ def _damaged_toml(chance: random.Random, text: str) -> bytes:
 
 
 def _damaged_json(chance: random.Random, data: bytes) -> bytes:
-    """Another word in the place of a value somewhere in it, a field gone or made up; or bytes."""
+    """Replace a value, or drop or invent a field; else damage bytes."""
     if chance.random() < 0.3:
         return damaged(chance, data)
     value: Any = json.loads(data)
@@ -254,7 +219,7 @@ def run_folder(chance: random.Random, originals: Path, folder: Path) -> Command:
 
 
 def _spoil(chance: random.Random, path: Path, other: Path) -> None:
-    """Something else in the place of a file: nothing, a folder, a pipe, a link, another file."""
+    """Replace a file by nothing, a folder, a pipe, a link or another file, or damage it."""
     what = chance.randrange(7 if path.is_symlink() else 8)  # a link is not written through
     if what < 7:
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(True)
