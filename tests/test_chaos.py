@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import ROOT, run
-from importing import imported
+from runs import imported
 from test_handed_over import shards
 
 from nanogauge.config import load_config

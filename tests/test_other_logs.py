@@ -10,7 +10,7 @@ import pytest
 from examples import SHARED
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from importing import imported, texts
+from runs import imported, texts
 
 from nanogauge.errors import BadInput
 from nanogauge.importers.build_nanogpt_log import read_build_nanogpt_log

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from commands import ROOT, build_fake_driver, run
-from made_up import MadeUp
+from runs import MadeUp
 
 from nanogauge.power_curves import PowerCurve, PowerPoint, keep_power_curve, load_power_curve
 from nanogauge.report.what_if import Scenario, what_if

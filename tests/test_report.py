@@ -18,10 +18,9 @@ from examples import (
     SHARED,
     claims_text,
     documented_config,
-    documented_log,
     documented_prediction,
-    nanogpt_log,
 )
+from runs import documented_log, nanogpt_log
 
 from nanogauge.records import End, Start, Step
 from nanogauge.runfolder import create

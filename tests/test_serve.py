@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 from commands import ROOT, command, run
-from made_runs import make_finished, make_folder, steps, write
+from runs import make_finished, make_folder, steps, write
 
 from nanogauge.report.live import REBUILD_SECONDS
 from nanogauge.report.serve import HEAD_SECONDS, LONGEST_HEAD, MOST_CONNECTIONS

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
-from importing import imported, texts
+from runs import imported, texts
 
 from nanogauge.errors import BadInput
 from nanogauge.importers.wandb_history import read_wandb_history
