@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 from commands import ROOT
 from hypothesis import strategies as st
 
@@ -19,7 +20,12 @@ from nanogauge.records import Hardware, Prediction
 DOCUMENTED = ROOT / "configs" / "rtx4070_fineweb.toml"
 SEED_CLAIMS = ROOT / "predictions" / "seed_zh.toml"
 SHARED = ROOT.parent / "shared"
-"""material beside a developer's checkout; tests that hold against it are skipped elsewhere"""
+"""logs and documents of others beside a developer's checkout, which are not ours to commit"""
+
+
+def needs_shared(name: str) -> pytest.MarkDecorator:
+    """Mark a test that reads a file of SHARED: it is skipped, with the file's name, elsewhere."""
+    return pytest.mark.skipif(not (SHARED / name).exists(), reason=f"needs ../shared/{name}")
 
 
 CPU = Hardware(
