@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -43,10 +44,20 @@ def command(script: str, *arguments: object) -> list[str]:
     return [sys.executable, str(ROOT / script), *map(str, arguments)]
 
 
+IN_A_COPY = ("report.py", "plan.py", "export.py", "evaluate.py", "sample.py")
+"""commands that behave in a copy of train_server.py's process as in one of their own"""
+READ_AT_START = ("LD_LIBRARY_PATH", "LD_PRELOAD", "PYTHONPATH", "CUDA_VISIBLE_DEVICES")
+_AT_START = {name: os.environ.get(name) for name in READ_AT_START}
+
+
 def run(
     script: str, *arguments: object, timeout: float = 300, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Run a script of the project to its end; its output as text."""
+    as_at_start = all(os.environ.get(name) == value for name, value in _AT_START.items())
+    if script in IN_A_COPY and as_at_start and not environment:
+        with tempfile.TemporaryDirectory() as folder:
+            return _run_in_copy(script, list(map(str, arguments)), Path(folder, "run"))
     return subprocess.run(
         command(script, *arguments),
         cwd=ROOT,
@@ -83,6 +94,11 @@ def train_tiny(out: Path, *more: object, **environment: str) -> subprocess.Compl
     arguments = [str(a) for a in (DEMO, f"--run.out={out}", *TINY, *more)]
     if environment or "--supervise" in arguments:  # which are looked at before all is imported
         return run("train.py", *arguments, **environment)
+    return _run_in_copy("train.py", arguments, out)
+
+
+def _run_in_copy(script: str, arguments: list[str], out: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command in a copy of train_server.py's process, its output in files beside `out`."""
     files = [out.with_name(f"{out.name}.{kind}") for kind in ("stdout", "stderr")]
     for file in files:
         file.unlink(missing_ok=True)
@@ -90,6 +106,7 @@ def train_tiny(out: Path, *more: object, **environment: str) -> subprocess.Compl
     assert server.stdin is not None
     assert server.stdout is not None
     request = {
+        "script": script,
         "arguments": arguments,
         "stdout": str(files[0]),
         "stderr": str(files[1]),
