@@ -12,6 +12,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+import tempfile
+import time
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -43,10 +45,20 @@ def command(script: str, *arguments: object) -> list[str]:
     return [sys.executable, str(ROOT / script), *map(str, arguments)]
 
 
+IN_A_COPY = ("report.py", "plan.py", "export.py", "evaluate.py", "sample.py")
+"""commands that behave in a copy of train_server.py's process as in one of their own"""
+READ_AT_START = ("LD_LIBRARY_PATH", "LD_PRELOAD", "PYTHONPATH", "CUDA_VISIBLE_DEVICES")
+_AT_START = {name: os.environ.get(name) for name in READ_AT_START}
+
+
 def run(
     script: str, *arguments: object, timeout: float = 300, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Run a script of the project to its end; its output as text."""
+    as_at_start = all(os.environ.get(name) == value for name, value in _AT_START.items())
+    if script in IN_A_COPY and as_at_start and not environment:
+        with tempfile.TemporaryDirectory() as folder:
+            return _run_in_copy(script, list(map(str, arguments)), Path(folder, "run"))
     return subprocess.run(
         command(script, *arguments),
         cwd=ROOT,
@@ -90,6 +102,11 @@ def train_tiny(out: Path, *more: object, **environment: str) -> subprocess.Compl
     arguments = [str(a) for a in (DEMO, f"--run.out={out}", *TINY, *more)]
     if environment or "--supervise" in arguments:  # which are looked at before all is imported
         return run("train.py", *arguments, **environment)
+    return _run_in_copy("train.py", arguments, out)
+
+
+def _run_in_copy(script: str, arguments: list[str], out: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command in a copy of train_server.py's process, its output in files beside `out`."""
     files = [out.with_name(f"{out.name}.{kind}") for kind in ("stdout", "stderr")]
     for file in files:
         file.unlink(missing_ok=True)
@@ -97,6 +114,7 @@ def train_tiny(out: Path, *more: object, **environment: str) -> subprocess.Compl
     assert server.stdin is not None
     assert server.stdout is not None
     request = {
+        "script": script,
         "arguments": arguments,
         "stdout": str(files[0]),
         "stderr": str(files[1]),
@@ -118,6 +136,29 @@ def _train_server() -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         text=True,
     )
+
+
+def start_run(out: Path, *more: object) -> subprocess.Popen[bytes]:
+    """Begin a tiny run that would take minutes."""
+    arguments = ["train.py", DEMO, f"--run.out={out}", *TINY, "--train.max-steps=20000", *more]
+    return subprocess.Popen(
+        command(*map(str, arguments)),
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def wait_for_step(folder: Path, step: int, process: int = 1) -> None:
+    """Until the first, second ... process of a run has logged this step."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if (folder / "log.jsonl").exists():
+            sessions = (folder / "log.jsonl").read_text().split('"kind": "start"')
+            if len(sessions) > process and f'"step": {step},' in sessions[process]:
+                return
+        time.sleep(0.002)  # steps take some 10 ms
+    raise AssertionError(f"step {step} was not reached")
 
 
 def log_lines(folder: Path) -> list[dict[str, Any]]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 from commands import ROOT
 from hypothesis import strategies as st
 
@@ -21,7 +20,12 @@ from nanogauge.records import Hardware, Prediction
 DOCUMENTED = ROOT / "configs" / "rtx4070_fineweb.toml"
 SEED_CLAIMS = ROOT / "predictions" / "seed_zh.toml"
 SHARED = ROOT.parent / "shared"
-"""material beside a developer's checkout; tests that hold against it are skipped elsewhere"""
+"""logs and documents of others beside a developer's checkout, which are not ours to commit"""
+
+
+def needs_shared(name: str) -> pytest.MarkDecorator:
+    """Mark a test that reads a file of SHARED: it is skipped, with the file's name, elsewhere."""
+    return pytest.mark.skipif(not (SHARED / name).exists(), reason=f"needs ../shared/{name}")
 
 
 CPU = Hardware(
@@ -100,47 +104,3 @@ def claims_of(folder: Path, *claims: str) -> Claims:
     path = folder / "claims.toml"
     path.write_text(claims_text(*claims), encoding="utf-8")
     return load_claims(path)
-
-
-def nanogpt_log(
-    iterations: int,
-    log_every: int,
-    eval_every: int,
-    step_ms: Callable[[int], float],
-    evaluation_ms: float,
-    compile_ms: float,
-) -> str:
-    """What nanoGPT prints: an iteration's time holds the evaluation and checkpoint in it."""
-    lines = []
-    for i in range(iterations + 1):  # its loop ends after the iteration numbered max_iters
-        loss = 3.52 + 7.35 / (1 + i / 300)
-        if i % eval_every == 0:
-            lines.append(f"step {i}: train loss {loss:.4f}, val loss {loss:.4f}")
-            if i > 0:
-                lines.append("saving checkpoint to out")
-        if i % log_every == 0:
-            time = step_ms(i)
-            time += evaluation_ms * (i % eval_every == 0) + compile_ms * (i == 0)
-            mfu = 12.5 if i else -100
-            lines.append(f"iter {i}: loss {loss:.4f}, time {time:.2f}ms, mfu {mfu:.2f}%")
-    return "\n".join(lines) + "\n"
-
-
-STEP_MS, EVALUATED_MS, FIRST_MS = 3909.8, 19_180.0, 32_025.0
-
-
-def documented_log(step_ms: float = STEP_MS) -> str:
-    """A log with the summary figures of a public run on an RTX 4070, by GitHub user lzwjava.
-
-    20,000 iterations printed every 200, of 3909.8 ms, within 0.3 % of each other; an evaluation
-    (with its checkpoint) every 500, which makes an iteration 19,180 ms; 32,025 ms for the first.
-    """
-    evaluation = EVALUATED_MS - STEP_MS
-    return nanogpt_log(
-        iterations=20_000,
-        log_every=200,
-        eval_every=500,
-        step_ms=lambda i: step_ms + 5 * math.sin(i) * (i % 500 != 0),
-        evaluation_ms=evaluation,
-        compile_ms=FIRST_MS - STEP_MS - evaluation,
-    )

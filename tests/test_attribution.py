@@ -8,7 +8,7 @@ import pytest
 from examples import CPU, SEED_CLAIMS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_up import MadeUp
+from runs import MadeUp
 
 from nanogauge.claims import Claims, load_claims
 from nanogauge.hardware import lookup

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import ROOT, run
-from importing import imported
+from runs import imported
 from slow.broken_inputs import broken_inputs
 from slow.failing_writes import let_writes_fail
 from test_handed_over import shards

@@ -16,6 +16,7 @@ from examples import (
     claims_text,
     documented_config,
     documented_prediction,
+    needs_shared,
 )
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -274,12 +275,10 @@ def test_a_claim_that_is_no_table_is_named_by_its_place(tmp_path: Path) -> None:
         load_claims(path)
 
 
+@needs_shared("seed.zh-Hant.txt")
 def test_the_shipped_quotations_stand_in_the_document() -> None:
     """Word for word, but for markdown; `|` divides the cells of a table."""
-    path = SHARED / "seed.zh-Hant.txt"
-    if not path.exists():
-        pytest.skip("the document is not beside this checkout")
-    document = plain(path.read_text(encoding="utf-8"))
+    document = plain((SHARED / "seed.zh-Hant.txt").read_text(encoding="utf-8"))
     claims = load_claims(SEED_CLAIMS)
     for statement in (*claims.claim, *claims.unscored):
         for piece in statement.quote.split("|"):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from commands import ROOT, run_here, train_tiny
-from examples import documented_log
+from runs import documented_log
 
 from nanogauge.config import Config
 from nanogauge.quantities import QUANTITIES, UNITS

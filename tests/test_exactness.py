@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import DEMO, ROOT, command, log_lines, run, steps_of
-from long_runs import wait_for_step
+from commands import DEMO, ROOT, command, log_lines, run, steps_of, wait_for_step
 
 from trainer.step.device import choose_algorithms, seed_rank, set_cublas_workspace
 

@@ -7,10 +7,10 @@ import re
 from pathlib import Path
 
 import pytest
-from examples import documented_prediction, nanogpt_log
+from examples import documented_prediction
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from importing import LOG, config_of, imported
+from runs import LOG, config_of, imported, nanogpt_log
 
 from nanogauge.errors import BadInput
 from nanogauge.importers.nanogpt_log import read_nanogpt_log

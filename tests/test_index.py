@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 import pytest
 from commands import run
-from made_runs import make_finished, make_folder, steps, write
+from runs import make_finished, make_folder, steps, write
 
 import report
 from nanogauge.errors import BadInput

@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Iterable
 
 import pytest
-from examples import SHARED
+from examples import SHARED, needs_shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -37,13 +37,13 @@ def curve(
         yield 3.2 + 7.6 / (1 + step / 40) ** 0.8 + draw.gauss(0, noise) + extra(step)
 
 
-@pytest.mark.parametrize("name", LOGS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=needs_shared(f"data/{name}")) for name in LOGS]
+)
 def test_no_recorded_run_has_a_spike(name: str) -> None:
     """Each of them was an undisturbed training."""
-    path = SHARED / "data" / name
-    if not path.exists():
-        pytest.skip("the recorded logs are not beside this checkout")
-    words = [line.replace("|", " ").split() for line in path.read_text().splitlines()]
+    text = (SHARED / "data" / name).read_text()
+    words = [line.replace("|", " ").split() for line in text.splitlines()]
     losses = [
         float(word.rstrip(","))
         for line in words

@@ -12,7 +12,7 @@ import pytest
 from examples import documented_prediction
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from importing import LOG, config_of
+from runs import LOG, config_of
 from test_nanogpt_variants import DUMP
 from test_other_logs import STEPS, build_nanogpt_file, build_nanogpt_output, nanochat_log
 from test_wandb_history import (

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 import pytest
-from examples import documented_prediction, nanogpt_log
-from importing import LOG, config_of, imported, texts
+from examples import documented_prediction
+from runs import LOG, config_of, imported, nanogpt_log, texts
 
 from nanogauge.errors import BadInput
 from nanogauge.report.attribution import attribute

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 from commands import run
-from made_runs import end, lines, make_finished, make_folder, prediction_of, steps, write
+from runs import encoded, end, make_finished, make_folder, prediction_of, steps, write
 
 from nanogauge.recorded import LONGEST_GAP_SECONDS
+from nanogauge.records import Event, Sensor, Start, Step
 from nanogauge.report.build import Report, build_report
 from nanogauge.report.render import render_report
 from nanogauge.runfolder import load
@@ -24,27 +25,25 @@ BEGAN = 1.7e9 - 1.0
 
 def start(folder: Path, first_step: int, began: float | None, elapsed: float, **more: Any) -> bytes:
     """A start line of a process whose clock stood at zero at `began`."""
-    line = {
-        "kind": "start",
-        "elapsed_seconds": elapsed,
-        "unix_time": None if began is None else began + elapsed,
-        "max_steps": 1000,
-        "first_step": first_step,
-        "prediction_sha256": load(folder).prediction_sha256,
-        "device": "RTX 4070",
+    line = Start(
+        elapsed_seconds=elapsed,
+        unix_time=None if began is None else began + elapsed,
+        max_steps=1000,
+        first_step=first_step,
+        prediction_sha256=load(folder).prediction_sha256,
+        device="RTX 4070",
         **more,
-    }
-    return lines([line])
+    )
+    return encoded(line)
 
 
 def event(what: str, step: int, elapsed: float, text: str) -> bytes:
-    line = {"kind": "event", "what": what, "step": step, "text": text, "level": "warning"}
-    return lines([{**line, "elapsed_seconds": elapsed}])
+    line = Event(elapsed_seconds=elapsed, what=what, step=step, text=text, level="warning")
+    return encoded(line)
 
 
 def step(number: int, elapsed: float) -> bytes:
-    line = {"kind": "step", "step": number, "step_seconds": 3.9, "elapsed_seconds": elapsed}
-    return lines([line])
+    return encoded(Step(step=number, step_seconds=3.9, elapsed_seconds=elapsed))
 
 
 def eventful(folder: Path) -> None:
@@ -178,10 +177,11 @@ def test_energy_is_of_all_processes_also_where_the_next_ones_clock_reads_more(
     """The first died after 3 s, the next has its first reading at 9 s: they were one process."""
     config, _ = prediction_of(100)
     make_folder(tmp_path, max_steps=100)
-    reading = {"kind": "sensor", "energy_source": "counter", "power_watts": 200.0}
 
     def read(elapsed: float, joules: float) -> bytes:
-        return lines([{**reading, "elapsed_seconds": elapsed, "energy_joules": joules}])
+        energy = {"energy_joules": joules, "energy_source": "counter"}
+        reading = {"elapsed_seconds": elapsed, "power_watts": 200.0, **energy}
+        return encoded(Sensor.model_validate(reading))
 
     write(tmp_path, steps(0, 2) + read(28.0, 0.9e6))
     write(tmp_path, start(tmp_path, 0, BEGAN + 100.0, 2.0))

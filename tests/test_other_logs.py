@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from examples import SHARED
+from examples import SHARED, needs_shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from importing import imported, texts
+from runs import imported, texts
 
 from nanogauge.errors import BadInput
 from nanogauge.importers.build_nanogpt_log import read_build_nanogpt_log
@@ -136,7 +136,7 @@ def test_a_log_of_other_steps_than_the_configuration_is_refused() -> None:
         from_nanochat(text)
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="lies beside a developer's checkout")
+@needs_shared("data/rtx4070_nanochat_d12_train_log.txt")
 def test_the_end_of_a_public_nanochat_run() -> None:
     """399 wrapped lines of a d12 on an RTX 4070: 199 whole steps of 1.18 s, the last one cut."""
     printed = read_nanochat_log(SHARED / "data" / "rtx4070_nanochat_d12_train_log.txt")

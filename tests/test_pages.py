@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from browser import Browser, axe_source, open_browser
 from commands import ROOT, run
-from examples import documented_log
+from runs import documented_log
 from test_report import import_log
 
 from nanogauge.runlog import FILE_NAME

@@ -6,13 +6,7 @@ import math
 
 import pytest
 import torch
-from examples import (
-    CPU,
-    beyond_gpt2,
-    documented_config,
-    documented_prediction,
-    optimizers,
-)
+from examples import CPU, beyond_gpt2, documented_config, documented_prediction, optimizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from commands import run
-from examples import SHARED
+from examples import SHARED, needs_shared
 
 from nanogauge.importers.published_runs import COLUMNS, PublishedRun, read_runs
 from nanogauge.predict.parameters import count_parameters
@@ -18,7 +18,7 @@ from nanogauge.predict.step_time import predict_step_time
 
 BENCH = "bench/validate_predictions.py"
 RUNS = SHARED / "data" / "runs_dev.csv"
-needs_runs = pytest.mark.skipif(not RUNS.exists(), reason="the published runs are not beside us")
+needs_runs = needs_shared("data/runs_dev.csv")
 
 GPT2 = {
     "id": "gpt2",
@@ -78,15 +78,6 @@ def test_the_published_runs_are_predicted_within_the_bars() -> None:
     assert found["power_coverage"] == 1
     assert validated()["step_time_median_error"]["n"] >= 40
     assert found["step_time_median_error"] < found["one_mfu_median_error"] / 2
-
-
-@needs_runs
-def test_every_row_is_predicted_or_skipped_with_a_reason() -> None:
-    """A row that vanished would be a row somebody dropped to look better."""
-    with RUNS.open(encoding="utf-8") as file:
-        rows = len(list(csv.DictReader(file)))
-    found = validated()
-    assert found["rows_predicted"]["value"] + found["rows_skipped"]["value"] == rows
 
 
 @needs_runs
@@ -180,15 +171,15 @@ def test_what_a_row_leaves_out_is_assumed_aloud(tmp_path: Path) -> None:
 
 
 def test_the_bench_works_on_any_such_table_and_refuses_others(tmp_path: Path) -> None:
-    """One row is a table too; figures that no row gives are not measured, not zero."""
-    done = run(BENCH, str(table(tmp_path, GPT2)), "--json")
+    """Every row is predicted, or skipped with its reason; a figure that no row gives is null."""
+    mixed = str(table(tmp_path, GPT2, GPT2 | {"id": "x", "gpu": "Abacus"}))
+    done = run(BENCH, mixed, "--json")
     assert done.returncode == 0, done.stderr
     found = {result["id"]: result for result in json.loads(done.stdout)["results"]}
-    assert found["rows_predicted"]["value"] == 1
+    assert found["rows_predicted"]["value"] == found["rows_skipped"]["value"] == 1
     assert found["step_time_median_error"]["value"] < 0.5
     assert found["memory_median_error"]["value"] is None
-    printed = run(BENCH, str(table(tmp_path, GPT2, GPT2 | {"id": "x", "gpu": "Abacus"})))
-    assert "skipped: x: no card 'Abacus'" in printed.stdout
+    assert "skipped: x: no card 'Abacus'" in run(BENCH, mixed).stdout
     other = tmp_path / "other.csv"
     other.write_text("a,b\n1,2\n")
     for path in (other, tmp_path / "missing.csv", tmp_path):

@@ -10,10 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import DEMO, ROOT, log_lines, run, steps_of
+from commands import DEMO, ROOT, log_lines, run, steps_of, wait_for_step
 from hypothesis import given
 from hypothesis import strategies as st
-from long_runs import wait_for_step
 
 from nanogauge.errors import BadInput
 from trainer.step.distributed import Ranks, rank_share

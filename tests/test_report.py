@@ -18,10 +18,10 @@ from examples import (
     SHARED,
     claims_text,
     documented_config,
-    documented_log,
     documented_prediction,
-    nanogpt_log,
+    needs_shared,
 )
+from runs import documented_log, nanogpt_log
 
 from nanogauge.records import End, Start, Step
 from nanogauge.runfolder import create
@@ -316,13 +316,12 @@ def test_a_strangers_claims_are_text_and_not_markup(tmp_path: Path) -> None:
         columns = cells
 
 
+@needs_shared("data/rtx4070_fineweb_train_log.txt")
+@needs_shared("check_report.py")
 def test_the_real_log_gives_the_same_report(tmp_path: Path, report: dict[str, Any]) -> None:
     """The log itself, where it lies beside the checkout: the figures and every verdict."""
-    log = SHARED / "data" / "rtx4070_fineweb_train_log.txt"
-    if not log.exists():
-        pytest.skip("the public log is not beside this checkout")
     out = tmp_path / "run"
-    done = import_log(log, out, "--json")
+    done = import_log(SHARED / "data" / "rtx4070_fineweb_train_log.txt", out, "--json")
     assert done.returncode == 0, done.stderr
     real = json.loads(done.stdout)
     assert {row["claim"]: row["verdict"] for row in real["rows"] if row["claim"]} == VERDICTS
@@ -330,8 +329,6 @@ def test_the_real_log_gives_the_same_report(tmp_path: Path, report: dict[str, An
         expected = measured(report, row_id)
         assert measured(real, row_id) == pytest.approx(expected, rel=1e-3), row_id
     assert measured(real, "val_loss") == pytest.approx(3.52, abs=0.005)
-    check = SHARED / "check_report.py"
-    if check.exists():
-        command = [sys.executable, str(check), "document", str(out / "report.json")]
-        checked = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert checked.returncode == 0, checked.stdout
+    command = [sys.executable, SHARED / "check_report.py", "document", out / "report.json"]
+    checked = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from commands import run
-from examples import DOCUMENTED, SEED_CLAIMS, nanogpt_log
-from made_runs import event, make_finished, make_folder, steps, write
+from examples import DOCUMENTED, SEED_CLAIMS
+from runs import event, make_finished, make_folder, nanogpt_log, steps, write
 
 from nanogauge.report.build import Report
 from nanogauge.report.schema import report_schema

@@ -16,8 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import log_lines, train_tiny
-from long_runs import start, wait_for_step
+from commands import log_lines, start_run, train_tiny, wait_for_step
 
 from nanogauge.errors import BadInput
 from nanogauge.runlock import hold, is_held, refuse_held
@@ -42,7 +41,7 @@ def test_a_second_run_in_a_folder_is_refused_and_harms_no_file(tmp_path: Path) -
     """Two writers mixed their lines, and the second cut off the line the first was writing."""
     folder = tmp_path / "demo"
     assert is_held(folder) is None
-    with start(tmp_path) as process:
+    with start_run(tmp_path) as process:
         wait_for_step(folder, 2)
         assert is_held(folder) is True
         before = frozen_files(folder)

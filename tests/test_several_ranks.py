@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from commands import ROOT, build_fake_driver, log_lines, rows_of
-from made_up import GIB, MadeUp
+from runs import GIB, MadeUp
 from test_ranks import torchrun, train_ranks
 
 from nanogauge.hardware import lookup

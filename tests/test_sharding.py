@@ -16,9 +16,8 @@ from typing import Any, Literal
 import pytest
 import torch
 import torch.distributed as dist
-from commands import DEMO, ROOT, log_lines, run_here, train_tiny
+from commands import DEMO, ROOT, log_lines, run_here, train_tiny, wait_for_step
 from examples import CPU
-from long_runs import wait_for_step
 from test_ranks import SMALL, pids, torchrun
 from torch.profiler import ProfilerActivity, profile
 from torch.testing._internal.distributed.fake_pg import FakeStore

@@ -8,8 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from commands import log_lines, steps_of
-from long_runs import start, wait_for_step
+from commands import log_lines, start_run, steps_of, wait_for_step
 
 
 def wait_until(true: Callable[[], bool]) -> None:
@@ -27,7 +26,7 @@ def began(folder: Path) -> bool:
 
 def test_a_stop_before_the_first_line_leaves_nothing_behind(tmp_path: Path) -> None:
     """Nobody listens yet: the signal ends the process by itself, as it does any other."""
-    with start(tmp_path) as process:
+    with start_run(tmp_path) as process:
         time.sleep(0.5)
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == -signal.SIGTERM
@@ -46,7 +45,7 @@ def test_a_stop_does_not_wait_for_a_compilation_or_an_evaluation(
     folder = tmp_path / "demo"
     compiling = ["--run.compile=true", "--model.n-layer=4"]
     flags = {"compilation": compiling, "evaluation": ["--train.eval-batches=1000000"]}[stage]
-    with start(tmp_path, *flags) as process:
+    with start_run(tmp_path, *flags) as process:
         wait_until(lambda: began(folder))
         time.sleep(1)
         asked = time.monotonic()
@@ -65,7 +64,7 @@ def test_a_second_ctrl_c_ends_a_step_that_would_take_for_ever(tmp_path: Path) ->
     """What was written stays, and the next --resume goes on from the checkpoint before."""
     folder = tmp_path / "demo"
     flags = ["--train.grad-accum=1000000", "--train.eval-every=100000", "--data.order=random"]
-    with start(tmp_path, *flags) as process:
+    with start_run(tmp_path, *flags) as process:
         wait_until(lambda: '"eval"' in log_of(folder))
         process.send_signal(signal.SIGINT)
         time.sleep(1.5)
@@ -86,7 +85,7 @@ def test_the_same_request_sent_twice_is_one(tmp_path: Path) -> None:
     only where it got as far as it was asked to.
     """
     folder = tmp_path / "demo"
-    with start(tmp_path, "--train.checkpoint-every=10000", "--rehearse=15000") as process:
+    with start_run(tmp_path, "--train.checkpoint-every=10000", "--rehearse=15000") as process:
         wait_for_step(folder, 3)
         process.send_signal(signal.SIGTERM)
         time.sleep(0.05)

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import DEMO, ROOT, TINY, command, log_lines, run, steps_of, train_tiny
+from commands import DEMO, ROOT, TINY, command, log_lines, run, steps_of, train_tiny, wait_for_step
 from hypothesis import given
 from hypothesis import strategies as st
-from long_runs import wait_for_step
 
 from nanogauge.config import load_config
 from nanogauge.records import Start

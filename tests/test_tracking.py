@@ -14,11 +14,11 @@ import pytest
 from commands import ROOT
 from mirrored import (
     END,
+    GOLDEN,
     RUN_ID,
     STEPS,
     all_gone,
     cores_of,
-    expected_rows,
     items,
     lines_of_a_run,
     make_folder,
@@ -58,7 +58,7 @@ def test_every_value_in_wandb_is_the_logs(folder: Path) -> None:
     write_report(report, run_folder, log)
     assert mirror.finish() is None, (folder / OUTPUT_NAME).read_text()
     records = recorded(folder)
-    assert rows_in(records) == expected_rows(lines_of_a_run())
+    assert rows_in(records) == GOLDEN
 
     alerts = [r.alert for r in records if r.WhichOneof("record_type") == "alert"]
     assert [(a.title, a.text, a.level) for a in alerts] == [
@@ -97,7 +97,7 @@ def test_without_a_report_the_run_is_mirrored_all_the_same(folder: Path) -> None
     assert mirror.finish() is None
     said = (folder / OUTPUT_NAME).read_text()
     assert "mirrored without report.html" in said and "mirrored without machine.json" in said
-    assert rows_in(recorded(folder)) == expected_rows(lines_of_a_run())
+    assert rows_in(recorded(folder)) == GOLDEN
 
 
 def test_without_a_key_auto_is_offline_and_online_says_so(folder: Path) -> None:
@@ -112,7 +112,7 @@ def test_without_a_key_auto_is_offline_and_online_says_so(folder: Path) -> None:
     files = offline_files(folder)
     assert len(files) == 2
     for path in files:
-        assert len(rows_in(records_of(path))) == len(expected_rows(lines_of_a_run()))
+        assert len(rows_in(records_of(path))) == len(GOLDEN)
     assert all_gone(folder)
 
 
@@ -139,7 +139,7 @@ def test_the_mirror_of_a_killed_run_ends_by_itself(folder: Path) -> None:
         os.kill(parent.pid, signal.SIGKILL)
     assert wait_until(lambda: not processes_of(folder), 10), processes_of(folder)
     records = recorded(folder)
-    assert rows_in(records) == expected_rows(lines_of_a_run()), "all that was logged is mirrored"
+    assert rows_in(records) == GOLDEN, "all that was logged is mirrored"
     assert summary_in(records)["run/status"] == "unfinished"
     assert [r.exit.exit_code for r in records if r.WhichOneof("record_type") == "exit"] == [1]
     (kept,) = folder.glob("wandb/offline-run-*/files")
@@ -151,21 +151,19 @@ def test_a_resumed_run_goes_on_under_its_id_with_no_row_and_no_alert_twice(folde
 
     It appends, so that what lies in both would be there twice; an old warning must wake nobody.
     """
-    first = list(lines_of_a_run(last_step=10))
     stopped = End(elapsed_seconds=50.0, status="stopped", steps=10, wall_seconds=50.0)
     mirror = start(folder)
-    write(folder, [*first, stopped])
+    write(folder, [*lines_of_a_run(last_step=10), stopped])
     assert mirror.finish() is None, (folder / OUTPUT_NAME).read_text()
     mirror = start(folder)
     time.sleep(1.0)  # an old end line must not end the new mirror
-    second = list(lines_of_a_run(first_step=10))
-    write(folder, [*second, END])
+    write(folder, [*lines_of_a_run(first_step=10), END])
     assert mirror.finish() is None, (folder / OUTPUT_NAME).read_text()
     old, new = (list(records_of(path)) for path in offline_files(folder))
-    assert rows_in(old) == expected_rows(first)
-    later = rows_in(new)
-    assert len(later) == len(expected_rows(second))
-    seen = [[row["step"] for row in rows if "train/loss" in row] for rows in (rows_in(old), later)]
+    first, later = rows_in(old), rows_in(new)
+    assert first == GOLDEN[: len(first)]
+    assert len(first) + len(later) == len(GOLDEN) + 1, "its start compiled, too"
+    seen = [[row["step"] for row in rows if "train/loss" in row] for rows in (first, later)]
     assert seen == [[0, 5, 8], [10, 15, 16]]
     assert later[0]["hours"] == pytest.approx((50.0 + 5.0) / 3600), "hours go on"
     energy = [row["gpu/energy_kwh"] for row in later if "gpu/energy_kwh" in row]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from mirrored import CONFIG, PREDICTION, STEPS, TOKENS, lines_of_a_run, start_line
+from mirrored import CONFIG, GOLDEN, PREDICTION, STEPS, TOKENS, lines_of_a_run, start_line
 
 from nanogauge import tracking_rows
 from nanogauge.records import Checkpoint, Compile, End, Eval, Line, LogLine, Sensor, Start, Step
@@ -69,6 +69,10 @@ def test_a_process_that_goes_back_by_itself_keeps_its_clock_and_its_energy() -> 
         assert row["gpu/energy_kwh"] == pytest.approx(kwh)
         assert row["hours"] == pytest.approx(hours, abs=0.03)
         assert row["step"] == 1
+
+
+def test_the_rows_of_a_run_with_every_field_are_the_golden_ones() -> None:
+    assert rows_of(*lines_of_a_run(), log_every=5) == GOLDEN
 
 
 def test_every_row_stands_on_three_axes() -> None:

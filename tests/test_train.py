@@ -12,9 +12,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands import DEMO, ROOT, TINY, log_lines, rows_of, run, steps_of, train_tiny
+from commands import (
+    DEMO,
+    ROOT,
+    TINY,
+    log_lines,
+    rows_of,
+    run,
+    start_run,
+    steps_of,
+    train_tiny,
+    wait_for_step,
+)
 from examples import GPT2_ORIGIN
-from long_runs import start, wait_for_step
 
 from nanogauge.prepare.shards import ShardWriter
 from trainer.step.compile import CACHE, persist_compile_cache
@@ -90,7 +100,7 @@ def test_a_killed_run_is_reported_and_resumed_exactly(tiny_run: Path, tmp_path: 
     Before, nanoGPT-like loops replayed the first batches after a resume.
     """
     folder = tmp_path / "demo"
-    with start(tmp_path, "--optimizer.decay-steps=12") as process:
+    with start_run(tmp_path, "--optimizer.decay-steps=12") as process:
         wait_for_step(folder, 6)
         process.kill()
     done = run("report.py", folder)
@@ -101,7 +111,7 @@ def test_a_killed_run_is_reported_and_resumed_exactly(tiny_run: Path, tmp_path: 
     assert report["run"]["projected_total_s"] > report["time_ledger"]["wall_s"]
     assert "of 20,000" in report["run"]["headline"]
 
-    with start(tmp_path, "--optimizer.decay-steps=12", "--resume=auto") as process:
+    with start_run(tmp_path, "--optimizer.decay-steps=12", "--resume=auto") as process:
         wait_for_step(folder, 11, process=2)
         process.send_signal(signal.SIGTERM)
     assert run("report.py", folder).returncode == 0
@@ -133,7 +143,7 @@ def test_a_resumed_run_counts_on_to_its_end(tmp_path: Path) -> None:
 def test_a_stopped_run_saves_a_checkpoint_first(tmp_path: Path, number: signal.Signals) -> None:
     """Ctrl-C costs at most the step it falls into."""
     folder = tmp_path / "demo"
-    with start(tmp_path, "--train.checkpoint-every=10000") as process:
+    with start_run(tmp_path, "--train.checkpoint-every=10000") as process:
         wait_for_step(folder, 3)
         process.send_signal(number)
         assert process.wait(60) == 128 + number

@@ -8,7 +8,7 @@ import random
 from pathlib import Path
 
 import pytest
-from made_runs import (
+from runs import (
     EVALUATION_SECONDS,
     EVERY,
     START_SECONDS,
@@ -153,7 +153,7 @@ def test_what_a_dead_run_did_last_is_told(tmp_path: Path) -> None:
     write(tmp_path, steps(0, 112) + event("first") + event("x" * 5000, "warning"))
     told = {e.what: e for e in report_of(tmp_path, 1e6).last_events}
     assert told["step"].step == 111
-    assert told["step"].text == "loss 4.5, 3.9 s"
+    assert told["step"].text == "loss 4, 3.9 s"
     assert told["evaluation"].step == 100
     assert told["checkpoint"].text.startswith("12 steps were made since")
     assert len(told["told"].text) < 400

@@ -5,13 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 import pytest
-from importing import imported, texts
+from mirrored import GOLDEN
+from runs import MadeUp, imported, texts
 
+from nanogauge import tracking_rows
 from nanogauge.errors import BadInput
 from nanogauge.importers.wandb_history import read_wandb_history
 from nanogauge.report.measured import Measurements
@@ -76,17 +79,16 @@ def nanochat_rows() -> Rows:
     return rows
 
 
-def our_rows() -> Rows:
-    rows: Rows = []
-    for step in range(0, 1000, 10):
-        clock = {"step": step, "run/elapsed_seconds": 25.0 + 4.5 * step}
-        if step % 500 == 0:
-            losses = {"eval/train_loss": 6.0, "eval/val_loss": 6.1, "eval/seconds": 9.0}
-            rows.append({**clock, **losses})
-        power = {"gpu/power_watts": 190.0, "memory/process_used_bytes": 9.5e9}
-        rows.append({**clock, "train/loss": 6.0, "perf/step_seconds": 4.0, **power})
-    last = {"eval/train_loss": 5.0, "eval/val_loss": 5.1, "eval/seconds": 9.0}
-    return [*rows, {"step": 1000, "run/elapsed_seconds": 4600.0, **last}]
+MADE = MadeUp(steps=100, every=50, evaluation=9.0, checkpoint=2.0, step=lambda n: 4.0 + n / 1000)
+
+
+def our_rows(run: MadeUp = MADE) -> Rows:
+    """What W&B exports of the run that our mirror sent."""
+    rows = tracking_rows.Rows(run.config, run.prediction, 10)
+    sent = ((line, rows.row(line)) for line in run.lines())
+    return [
+        {"_step": 100 * n, "_runtime": 3.0 * n, **row} for n, (_, row) in enumerate(sent) if row
+    ]
 
 
 def torchtitan_rows() -> Rows:
@@ -134,19 +136,43 @@ def test_nanochat_logs_seconds_and_bits_per_byte() -> None:
     assert "1.3000 bits per byte" in measurements.missing["val_loss"]
 
 
-def test_our_own_mirror_reads_back() -> None:
-    """Power and memory at the steps that were logged; compilation is in W&B's summary alone."""
-    recorded, measurements = history(our_rows())
-    assert measurements.median_step_seconds == pytest.approx(4.0)
-    assert measurements.values["total_seconds"].value == pytest.approx(4600.0)
-    assert measurements.ledger.eval_s == pytest.approx(27.0)
-    assert measurements.values["power_watts"].value == pytest.approx(190.0)
-    assert "at the steps that are in the log" in measurements.values["power_watts"].how
-    assert measurements.values["peak_process_bytes"].value == pytest.approx(9.5e9)
-    assert "energy_kwh" not in measurements.values
-    assert measurements.missing["first_step_seconds"].startswith("not in this log")
-    assert measurements.values["val_loss"].value == 5.1
-    assert len(recorded.sensors) == 100
+@pytest.mark.parametrize("run", [MADE, replace(MADE, died_at=[(75, 50)], start_up=8.0)])
+def test_what_our_own_mirror_sent_reads_back(run: MadeUp) -> None:
+    """Steps, losses, time, power, memory and energy of all processes, at the steps it sent."""
+    recorded, measured = history(our_rows(run), run.steps)
+    sent = {step.step: step for step in run.recorded().steps if step.step % 10 == 0}
+    assert {step.step: (step.loss, step.step_seconds) for step in recorded.steps} == {
+        number: (step.loss, step.step_seconds) for number, step in sent.items()
+    }
+    kept = ("step", "val_loss", "seconds")
+    evals, theirs = recorded.evals, run.recorded().evals
+    assert [[getattr(e, k) for k in kept] for e in evals] == [
+        [getattr(e, k) for k in kept] for e in theirs
+    ]
+    assert [c.seconds for c in recorded.compiles] == [c.seconds for c in run.recorded().compiles]
+    assert len(recorded.sensors) == len(run.recorded().sensors)
+    assert len(recorded.processes) == 1 + len(run.died_at)
+    whole = run.measured()
+    for row in ("step_seconds", "first_step_seconds", "val_loss", "power_watts", "energy_kwh"):
+        assert measured.values[row].value == pytest.approx(whole.values[row].value, rel=0.01), row
+    for row in ("peak_allocated_bytes", "peak_process_bytes"):
+        assert measured.values[row].value == whole.values[row].value, row
+    # The time of the last line, which is no row, is not in it.
+    total = whole.values["total_seconds"].value
+    assert measured.values["total_seconds"].value == pytest.approx(total, abs=1.0 + 1e-6)
+    assert "at the steps that are in the log" in measured.values["power_watts"].how
+
+
+def test_the_golden_rows_read_back() -> None:
+    """The mirror of a log that has every field."""
+    other_rate = "perf/tokens_per_second"  # not that of the documented run
+    rows: Rows = [{k: v for k, v in row.items() if k != other_rate} for row in GOLDEN]
+    recorded, measured = history(rows)
+    assert [s.step for s in recorded.steps] == [0, 5, 8, 10, 15, 16]
+    assert [s.step_seconds for s in recorded.steps[1:3]] == [3.905, 3.908]
+    assert [c.step for c in recorded.compiles] == [None, 7]
+    assert recorded.ends[0].peak_allocated_bytes == 9_000_000_016
+    assert measured.ledger.checkpoint_s == 0.5
 
 
 def test_torchtitan_counts_from_one_and_divides_its_first_row_wrongly() -> None:
@@ -161,13 +187,13 @@ def test_torchtitan_counts_from_one_and_divides_its_first_row_wrongly() -> None:
 
 
 def test_columns_that_are_not_known_are_listed_and_not_read(tmp_path: Path) -> None:
-    rows = [{**row, "system/power": 5, "<b>\x1b[31m": 1} for row in our_rows()]
+    rows = [{**row, "system/power": 5, "<b>\x1b[31m": 1} for row in torchtitan_rows()]
     path = tmp_path / "history.csv"
     path.write_bytes(as_csv(rows))
     printed = read_wandb_history(path)
     told = str(printed.told["columns_not_used"])
-    assert told == "'system/power', '<b>\\x1b[31m'"
-    assert history(rows)[0] == history(our_rows())[0]
+    assert told.endswith("'memory/max_active(GiB)', 'system/power', '<b>\\x1b[31m'")
+    assert history(rows)[0] == history(torchtitan_rows())[0]
 
 
 def test_the_export_of_a_chart_bears_the_name_of_the_run() -> None:
@@ -210,7 +236,7 @@ def test_a_sampled_history_is_said_to_be_one() -> None:
         (b"step,perf/step_seconds\n0.5,1\n1,2\n", "line 2 of .* is cut or damaged"),
         (b"step,perf/step_seconds\n0,inf\n1,2\n", "line 2 of .* is cut or damaged"),
         (b"step,perf/step_seconds\n0,-4\n1,2\n", "line 2 of .* is cut or damaged"),
-        (b"step,perf/step_seconds,run/elapsed_seconds\n0,4,1e999\n1,2,3\n", "line 2"),
+        (b"step,perf/step_seconds,hours\n0,4,1e999\n1,2,3\n", "line 2"),
         (b"step,perf/step_seconds\n0\n1,2\n", "line 2 of .* is cut or damaged"),
         (b'step,perf/step_seconds\n0,"' + b"9" * 200_000 + b'"\n', "is no line of a CSV file"),
         (b"PAR1 and nothing else", "damaged Parquet file"),

@@ -14,9 +14,9 @@ import pytest
 from commands import run
 from mirrored import (
     END,
+    GOLDEN,
     RUN_ID,
     all_gone,
-    expected_rows,
     lines_of_a_run,
     make_folder,
     offline_files,
@@ -79,7 +79,7 @@ def test_all_of_a_run_is_on_the_server_when_it_ends(folder: Path, server: WandbS
     """The rows of its log, the report, its figures, and how it ended."""
     mirror_to_its_end(folder, 0, END)
     seen = server.runs[RUN_ID]
-    assert seen.rows == expected_rows(lines_of_a_run())
+    assert seen.rows == GOLDEN
     shown = json.loads((folder / "report.json").read_text())
     values = {row["id"]: row["measured"]["value"] for row in shown["rows"] if row["measured"]}
     assert {
@@ -256,7 +256,7 @@ def test_a_run_that_was_kept_from_wandb_can_be_uploaded_later(folder: Path) -> N
     (path,) = offline_files(folder)
     assert f"/{path.parent.name}, which `wandb sync` uploads" in done.stdout
     records = list(records_of(path))
-    assert rows_in(records) == expected_rows(lines_of_a_run())
+    assert rows_in(records) == GOLDEN
     assert not [r for r in records if r.WhichOneof("record_type") == "alert"]
     summary = summary_in(records)
     assert summary["run/status"] == "unfinished" and summary["final/step_seconds"] > 3.9

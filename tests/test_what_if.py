@@ -11,7 +11,7 @@ import pytest
 from examples import CPU, documented_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_up import GIB, MadeUp
+from runs import GIB, MadeUp
 
 from nanogauge.cli import Parser
 from nanogauge.config import Config, add_config_flags, config_overrides

@@ -1,12 +1,13 @@
-"""Runs train.py in copies of a process that has imported it, which takes most of a tiny run.
+"""Runs commands in copies of a process that has imported them, which takes most of a tiny run.
 
-Reads a request a line from its standard input, as JSON: the arguments, and files for standard
-output and standard error. Answers each with a line that holds the exit status. Nothing of torch is
-used in this process, only imported, so that a copy begins as a fresh process would.
+Reads a request a line from its standard input, as JSON: the script, its arguments, and files for
+standard output and standard error. Answers each with a line that holds the exit status. Nothing of
+torch is used in this process, only imported, so that a copy begins as a fresh process would.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -22,7 +23,8 @@ import nanogauge.threads  # noqa: E402, F401  before torch
 # isort: split
 import torch._dynamo  # noqa: E402, F401  which the optimizer imports
 
-import train  # noqa: E402
+import report  # noqa: E402, F401
+import train  # noqa: E402, F401
 from nanogauge.cli import run_command  # noqa: E402
 
 
@@ -33,8 +35,9 @@ def train_in_copy(request: dict[str, Any], work: Callable[[], object]) -> int:
     if child == 0:
         for number, name in ((0, os.devnull), (1, request["stdout"]), (2, request["stderr"])):
             os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
+        os.environ.clear()
         os.environ.update(request["environment"])
-        sys.argv = ["train.py", *request["arguments"]]
+        sys.argv = [request.get("script", "train.py"), *request["arguments"]]
         work()
         raise AssertionError("the command of a copy ends it")
     return child
@@ -42,5 +45,9 @@ def train_in_copy(request: dict[str, Any], work: Callable[[], object]) -> int:
 
 if __name__ == "__main__":
     for line in sys.stdin:
-        child = train_in_copy(json.loads(line), lambda: run_command(train.main))
+        request = json.loads(line)
+        module = Path(request["script"]).stem
+        child = train_in_copy(
+            request, lambda name=module: run_command(importlib.import_module(name).main)
+        )
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)

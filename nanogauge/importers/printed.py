@@ -129,6 +129,7 @@ class Collector:
         self._begins: int | None = None
         self._resumed = False
         self._last: Iteration | Evaluation | None = None
+        self._early: list[LogLine] = []
 
     def begin(self, line: int, resumed: bool = False, anew: bool = False) -> None:
         """A line that a program prints at its start.
@@ -156,6 +157,10 @@ class Collector:
         session = self._session(line, entry)
         if session is not None:
             session.evaluations.append(entry)
+
+    def other(self, line: LogLine) -> None:
+        """A line of our own form; before the first step of a process it is that process's."""
+        (self._early if self.current is None else self.current.others).append(line)
 
     def checkpoint(self) -> None:
         """One that follows an evaluation."""
@@ -221,7 +226,9 @@ class Collector:
             line=line if begins is None else begins,
             started=session is not None or begins is not None or entry.number == 0,
             settings=settings,
+            others=self._early,
         )
+        self._early = []
         self._sessions.append(session)
         self._last = entry
         return session

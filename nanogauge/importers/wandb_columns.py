@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from nanogauge.importers.printed import Form, Session, clocked, warning
 from nanogauge.records import Event
 from nanogauge.report.measured import NOT_IN_LOG
+from nanogauge.tracking_rows import CHECKPOINT_KEYS, COMPILE_KEYS, EVAL_KEYS, SENSOR_KEYS
 
 CLOCK = ("_runtime", "_timestamp")
 """W&B's own: seconds since its run began, and the time of day"""
@@ -25,17 +26,19 @@ class Flavour:
     evaluation: dict[str, str] = field(default_factory=dict)
     sensor: dict[str, str] = field(default_factory=dict)
     checkpoint: dict[str, str] = field(default_factory=dict)
+    compilation: dict[str, str] = field(default_factory=dict)
+    peaks: dict[str, tuple[str, int]] = field(default_factory=dict)
+    """column -> peak field of Session, and bytes per unit of the column"""
+    energy_from_counter: str = ""
+    """1 where the energy is the driver's counter, 0 where it is integrated power"""
     first_step: int = 0
     """the number of the first step in its count"""
     elapsed: str = "_runtime"
-    """seconds since the process began"""
+    """time since the run began"""
+    elapsed_unit_seconds: float = 1.0
     compilation_inside: bool = False
-    reserved_gib: str = ""
-    """peak of the allocator's memory"""
     remarks: tuple[str, ...] = ()
     """what a reader of the report has to know"""
-    absent: dict[str, str] = field(default_factory=dict)
-    """row -> why a history has no figure for it"""
 
     @property
     def of_evaluations(self) -> bool:
@@ -46,7 +49,8 @@ class Flavour:
     def known(self) -> set[str]:
         """All columns that are read."""
         mapped = {*self.iteration, *self.evaluation, *self.sensor, *self.checkpoint}
-        single = {self.step, self.elapsed, self.reserved_gib, *CLOCK}
+        mapped |= {*self.compilation, *self.peaks}
+        single = {self.step, self.elapsed, self.energy_from_counter, *CLOCK}
         return {name for name in mapped | single if name}
 
 
@@ -54,6 +58,11 @@ _OTHER_MODEL = (
     "{}'s model is not the GPT of the configuration: parameters, FLOPs, MFU and every prediction "
     "are of the configuration that was given, and right as far as it is."
 )
+
+
+def _fields_of(keys: dict[str, str]) -> dict[str, str]:
+    return {column: name for name, column in keys.items()}
+
 
 FLAVOURS = (
     Flavour(
@@ -67,27 +76,17 @@ FLAVOURS = (
             "perf/step_seconds": "seconds",
             "perf/tokens_per_second": "tokens_per_second",
         },
-        evaluation={
-            "eval/train_loss": "train_loss",
-            "eval/val_loss": "val_loss",
-            "eval/seconds": "seconds",
+        evaluation=_fields_of(EVAL_KEYS) | {"eval/val_bits_per_byte": "bits_per_byte"},
+        sensor=_fields_of(SENSOR_KEYS),
+        checkpoint=_fields_of(CHECKPOINT_KEYS),
+        compilation=_fields_of(COMPILE_KEYS),
+        peaks={
+            "memory/peak_allocated_bytes": ("peak_allocated_bytes", 1),
+            "memory/peak_reserved_bytes": ("peak_reserved_bytes", 1),
         },
-        sensor={
-            "gpu/power_watts": "power_watts",
-            "gpu/power_limit_watts": "power_limit_watts",
-            "gpu/temperature_celsius": "temperature_celsius",
-            "gpu/sm_clock_hz": "sm_clock_hz",
-            "gpu/utilization": "utilization",
-            "memory/device_used_bytes": "device_used_bytes",
-            "memory/process_used_bytes": "process_used_bytes",
-        },
-        checkpoint={
-            "checkpoint/seconds": "seconds",
-            "checkpoint/write_seconds": "write_seconds",
-            "checkpoint/bytes": "bytes",
-        },
-        elapsed="run/elapsed_seconds",
-        absent={"first_step_seconds": "the time of compilation is in W&B's summary alone"},
+        energy_from_counter="gpu/energy_from_counter",
+        elapsed="hours",
+        elapsed_unit_seconds=3600.0,
     ),
     Flavour(
         program="torchtitan",
@@ -100,7 +99,7 @@ FLAVOURS = (
             "throughput(tps)": "tokens_per_second",
         },
         first_step=1,
-        reserved_gib="memory/max_reserved(GiB)",
+        peaks={"memory/max_reserved(GiB)": ("peak_reserved_bytes", 2**30)},
         remarks=(
             _OTHER_MODEL.format("torchtitan"),
             "A step's time is torchtitan's mean since its last row, with whatever lay between; the "
@@ -139,7 +138,7 @@ def form_of(flavour: Flavour) -> Form:
         if flavour.elapsed == "_runtime" and clocked(run):
             text = "The time of the whole is W&B's: from the start of its run to its last row."
             said.append(warning("clock", text))
-        return [*said, *(not_in_log(row, why) for row, why in flavour.absent.items())]
+        return said
 
     return Form(
         source="wandb_history",

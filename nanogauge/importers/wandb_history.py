@@ -18,7 +18,7 @@ from nanogauge.importers.printed import Collector, Evaluation, Iteration, Printe
 from nanogauge.importers.tables import open_table
 from nanogauge.importers.text import shown
 from nanogauge.importers.wandb_columns import FLAVOURS, Flavour, form_of, not_in_log
-from nanogauge.records import Checkpoint, Event, Sensor
+from nanogauge.records import Checkpoint, Compile, Event, Sensor
 
 _LATEST_UNIX = 2**33  # the year 2242
 _SAMPLED_ROWS = 500
@@ -36,14 +36,14 @@ def read_wandb_history(path: Path) -> Printed:
     table = open_table(path, "the history of a W&B run")
     flavour = _flavour_of(path, table.columns)
     log = Collector(path)
-    rows = 0
+    rows, clock = 0, _Clock(flavour)
     began: float | None = None
     for number, row in table.rows(flavour.known):
         rows += 1
         try:
             if row is None:
                 raise ValueError
-            _take(log, flavour, number, row)
+            _take(log, flavour, clock, number, row)
             if began is None and "_timestamp" in row and "_runtime" in row:
                 moment = row["_timestamp"] - row["_runtime"]
                 began = moment if 0 <= moment < _LATEST_UNIX else None
@@ -84,7 +84,46 @@ def _flavour_of(path: Path, columns: Sequence[str]) -> Flavour:
     )
 
 
-def _take(log: Collector, flavour: Flavour, line: int, row: _Row) -> None:
+class _Clock:
+    """Seconds since the start of each process, from a column that counts over all of them.
+
+    Only our mirror numbers its readings too, by the last step: where that falls back, the next
+    process began.
+    """
+
+    def __init__(self, flavour: Flavour) -> None:
+        self._flavour = flavour
+        self._latest = self._before = 0.0
+        self._step = 0
+
+    def seconds(self, row: _Row) -> float | None:
+        """Return the time of a row since its process began; None where the row has no clock.
+
+        Raises:
+            ValueError: if the row has a time that no clock gives.
+        """
+        elapsed = row.get(self._flavour.elapsed)
+        if elapsed is None:
+            return None
+        elapsed *= self._flavour.elapsed_unit_seconds
+        if not 0 <= elapsed < math.inf:
+            raise ValueError
+        self._latest = max(self._latest, elapsed)
+        return elapsed - self._before if self._flavour.compilation else elapsed
+
+    def restarted(self, row: _Row, step: int) -> bool:
+        """Return True for the first row of a later process."""
+        if not self._flavour.compilation or row.keys() & self._flavour.checkpoint.keys():
+            return False  # a checkpoint's row is written late
+        fell_back = step < self._step
+        if fell_back:
+            self._before = self._latest
+        if fell_back or not row.keys() & self._flavour.evaluation.keys():
+            self._step = step  # an evaluation's row stands one step ahead
+        return fell_back
+
+
+def _take(log: Collector, flavour: Flavour, clock: _Clock, line: int, row: _Row) -> None:
     """One row: a step, an evaluation, or what was read beside them.
 
     Raises:
@@ -96,9 +135,9 @@ def _take(log: Collector, flavour: Flavour, line: int, row: _Row) -> None:
     step = int(counted) - flavour.first_step
     if step < 0 or not counted.is_integer():
         raise ValueError
-    elapsed = row.get(flavour.elapsed)
-    if elapsed is not None and not 0 <= elapsed < math.inf:
-        raise ValueError
+    if clock.restarted(row, step):
+        log.begin(line, resumed=True)
+    elapsed = clock.seconds(row)
     if found := _mapped(row, flavour.evaluation):
         log.evaluation(line, Evaluation(number=step, elapsed_seconds=elapsed, **found))
     if found := _mapped(row, flavour.iteration):
@@ -106,17 +145,23 @@ def _take(log: Collector, flavour: Flavour, line: int, row: _Row) -> None:
             found.pop("seconds", None)  # over as many steps as a row has, but only one was made
             found.pop("tokens_per_second", None)
         log.iteration(line, Iteration(number=step, elapsed_seconds=elapsed, **found))
-    session = log.current
-    if session is None:
-        return
+    if found := _mapped(row, flavour.compilation):
+        begun = log.current is not None
+        at = step + 1 if begun else None  # its row stands at the step before
+        log.other(Compile(elapsed_seconds=elapsed, step=at, mode="compiled", **found))
     if found := _mapped(row, flavour.sensor):
-        session.others.append(Sensor.model_validate({"elapsed_seconds": elapsed, **found}))
+        sources = {0.0: "integral", 1.0: "counter"}
+        source = sources.get(row.get(flavour.energy_from_counter, math.nan))
+        values = {"elapsed_seconds": elapsed, "energy_source": source, **found}
+        log.other(Sensor.model_validate(values))
     if found := _mapped(row, flavour.checkpoint):
         saved = {"elapsed_seconds": elapsed, "step": step, **found}
-        session.others.append(Checkpoint.model_validate(saved))
-    if flavour.reserved_gib in row:
-        peak = round(row[flavour.reserved_gib] * 2**30)
-        session.peak_reserved_bytes = max(peak, session.peak_reserved_bytes or 0)
+        log.other(Checkpoint.model_validate(saved))
+    if (session := log.current) is not None:
+        for name, (peak, unit_bytes) in flavour.peaks.items():
+            if name in row:
+                highest = max(round(row[name] * unit_bytes), getattr(session, peak) or 0)
+                setattr(session, peak, highest)
 
 
 def _mapped(row: _Row, columns: dict[str, str]) -> dict[str, float]:
