@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 from commands import ROOT
-
 from nanogauge.training.checkpoint import intact_meta, list_checkpoints
 
 
