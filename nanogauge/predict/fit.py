@@ -38,11 +38,15 @@ def is_expected_to_fit(
     return memory_of(config, hardware, dtype, gpus).process[1] <= free_bytes
 
 
+def with_train(config: Config, **values: int) -> Config:
+    """Return the configuration with other values in its train section."""
+    return config.model_copy(update={"train": config.train.model_copy(update=values)})
+
+
 def with_micro_batch(config: Config, micro: int) -> Config:
     """The same tokens per step in other micro-batches; micro divides the sequences of a step."""
     sequences = config.train.micro_batch * config.train.grad_accum
-    sizes = {"micro_batch": micro, "grad_accum": sequences // micro}
-    return config.model_copy(update={"train": config.train.model_copy(update=sizes)})
+    return with_train(config, micro_batch=micro, grad_accum=sequences // micro)
 
 
 def largest_micro_batch(

@@ -12,14 +12,14 @@ import numpy as np
 
 from nanogauge.config import Config
 from nanogauge.hardware import find_gpu
+from nanogauge.predict.fit import with_train
 from nanogauge.predict.prediction import checkpoints, compile_seconds, evaluations
 from nanogauge.predict.step_time import counted_clock_hz
 from nanogauge.quantities import format_seconds
 from nanogauge.records import Prediction
 from nanogauge.report.clocks import Clock, slowed
-from nanogauge.report.corrected import with_train
 from nanogauge.report.measured import Measurements
-from nanogauge.report.what_if import LARGER_MICRO_BATCHES, Scenario
+from nanogauge.report.what_if import Scenario
 from nanogauge.runlog import Recorded
 
 WORTH = 0.0025
@@ -157,16 +157,12 @@ class Advice:
         )
 
     def micro_batch(self) -> str | None:
-        """The best larger one that is sure to fit, as the corrected prediction has it."""
-        larger = [
-            s
-            for s in self.scenarios
-            if s.id in LARGER_MICRO_BATCHES and s.verdict == "fits" and s.delta_s is not None
-        ]
-        best = min(larger, key=lambda s: s.delta_s or 0.0, default=None)
-        if best is None or best.delta_s is None:
+        """The larger micro-batch, if it is sure to fit and its steps are expected to be shorter."""
+        steps = {s.id: s.step_seconds.expected for s in self.scenarios}
+        larger = next((s for s in self.scenarios if s.id == "micro_batch"), None)
+        if larger is None or larger.verdict != "fits":
             return None
-        saved = -best.delta_s
+        saved = (steps["again"] - steps["micro_batch"]) * self.config.train.max_steps
         return self._worth(
-            saved, f"{best.label} ({best.change}) saves about {format_seconds(saved)}"
+            saved, f"{larger.label} ({larger.change}) saves about {format_seconds(saved)}"
         )

@@ -1,333 +1,204 @@
-"""The same night at other settings, as the prediction has it once this run has corrected it.
+"""Predict the same run at other settings, with the engine of plan.py.
 
-What one card needed beyond its prediction says nothing of another: those are predicted as any run
-is, and say so. No loss is predicted: a cheaper night may make a worse model.
+On the run's own hardware the prediction is calibrated by this run, as every finished run calibrates
+the next one, and memory is scaled by the measured peak. Another GPU is predicted uncalibrated: the
+error of one says nothing about another.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from nanogauge.config import Config
-from nanogauge.errors import BadInput
 from nanogauge.hardware import Gpu, all_gpus, find_gpu, from_row
-from nanogauge.planning import Span
-from nanogauge.predict.constants import POWER_EXPONENT
-from nanogauge.predict.deadline import trained_on
-from nanogauge.predict.energy import SHARE_OF_LOWERED_LIMIT
-from nanogauge.predict.fit import Verdict, largest_micro_batch, reshaped
-from nanogauge.predict.parameters import count_parameters
-from nanogauge.predict.prediction import evaluations, predict
-from nanogauge.predict.workload import shape_of
-from nanogauge.records import Hardware, Prediction, Stored
-from nanogauge.report.corrected import (
-    Engine,
-    cost_span,
-    energy_of,
-    in_micro_batches,
-    memory_left,
+from nanogauge.planning import DESKTOP_BYTES, Span, span_of
+from nanogauge.predict.calibration import Calibration, FinishedRun
+from nanogauge.predict.deadline import trained_on, with_steps
+from nanogauge.predict.fit import (
+    Verdict,
+    fit_verdict,
+    is_expected_to_fit,
+    largest_micro_batch,
+    memory_of,
+    with_micro_batch,
     with_train,
 )
+from nanogauge.predict.parameters import count_parameters
+from nanogauge.predict.prediction import predict
+from nanogauge.predict.workload import shape_of, workload_of
+from nanogauge.records import Hardware, Prediction, Stored
 from nanogauge.report.measured import Measurements
 from nanogauge.runlog import Recorded
 
 GPT2 = {"n_layer": 12, "n_head": 12, "n_embd": 768}
 GPT2_VOCABULARY = 50_257
-DATACENTER_CARDS = ("H100 SXM", "A100 80GB")
-"""the first that is not the run's own stands for what can be rented"""
-LARGER_MICRO_BATCHES = ("micro_batch_double", "micro_batch_largest")
-LOWERED_LIMIT = 0.8
-"""of the power limit in force"""
+DATACENTER_GPUS = ("H100 SXM", "A100 80GB")
+"""The first that is not the run's own stands for a rented one."""
+MORE_TOKENS = 4
 
 
 class Scenario(Stored):
-    """One run that could be made instead, and what it would take."""
+    """One run that could be made instead, and its prediction."""
 
     id: str
     label: str
     change: str
-    """the flags or the command that do it; empty where nothing changes"""
-    total_seconds: Span | None
-    """None where it cannot be said; why says for what reason"""
-    delta_s: float | None
-    """expected, against the same run made again; below zero where it would be shorter"""
-    peak_process_bytes: float | None
+    """flags of plan.py and train.py; empty where nothing changes"""
+    step_seconds: Span
+    total_seconds: Span
+    delta_s: float
+    """expected difference from the same run made again; negative where it would be shorter"""
+    peak_process_bytes: float
     """expected"""
     verdict: Verdict | None
-    """whether it fits into the memory; None where how much there is is not known"""
+    """whether it fits into the memory; None where the memory's size is not known"""
     energy_kwh: Span | None
-    """of the boards; None where neither was measured nor predicted what they draw"""
+    """of the boards; None where their power is not predicted"""
     cost: Span | None
-    """in the currency of the configuration; None without a tariff, or without energy"""
+    """in the currency of the configuration; None without a tariff or without energy"""
     corrected: bool
-    """by this run; False: as any run on that card is predicted"""
+    """whether this run calibrated it"""
     why: str
 
 
 def what_if(
-    config: Config,
-    prediction: Prediction,
-    measurements: Measurements,
-    recorded: Recorded,
+    config: Config, prediction: Prediction, measurements: Measurements, recorded: Recorded
 ) -> list[Scenario]:
-    """This run made again, and others; empty where no step was predicted or measured.
+    """Return at most six runs, the same one made again first.
 
-    Args:
-        config: of the run.
-        prediction: its own.
-        measurements: what its log says.
-        recorded: the log.
+    Empty where no step was predicted or measured.
     """
-    if not prediction.ledger or measurements.median_step_seconds is None:
+    step = measurements.values.get("step_seconds")
+    if not prediction.ledger or step is None:
         return []
     if recorded.compiles and recorded.compiles[-1].mode == "eager":
         config = config.model_copy(update={"run": config.run.model_copy(update={"compile": False})})
-    engine = Engine.of(config, prediction, measurements, recorded)
-    again = _scenario(engine, "again", "the same again", config, config, _corrections(engine))
-    assert again.total_seconds is not None
-    expected = again.total_seconds.expected
-    found = [again, *_batches(engine), *_evaluations(engine), *_models(engine)]
-    found += [*_power_limit(engine, again), *_cards(engine)]
-    return [
-        s.model_copy(update={"delta_s": s.total_seconds.expected - expected})
-        if s.total_seconds is not None
-        else s
-        for s in found
-    ]
-
-
-def _scenario(
-    engine: Engine, name: str, label: str, before: Config, after: Config, why: str
-) -> Scenario:
-    seconds = engine.seconds(after)
-    peak, verdict = engine.memory(after)
-    energy = energy_of(engine.power(), seconds)
-    return Scenario(
-        id=name,
-        label=label,
-        change=flags(before, after),
-        total_seconds=seconds,
-        delta_s=None,
-        peak_process_bytes=peak,
-        verdict=verdict,
-        energy_kwh=energy,
-        cost=cost_span(after, energy, seconds),
-        corrected=True,
-        why=why,
+    own, dtype, gpus = prediction.hardware, prediction.dtype, prediction.gpus
+    on_gpu, finished = own.kind != "cpu", recorded.starts[-1].unix_time or 0.0
+    run = FinishedRun(
+        name=config.run.name,
+        workload=workload_of(config, dtype, on_gpu, gpus),
+        step_seconds=step.value,
+        p10_seconds=step.value if step.p10 is None else step.p10,
+        p90_seconds=step.value if step.p90 is None else step.p90,
+        n=step.n or 1,
+        finished_unix=finished,
     )
-
-
-def flags(before: Config, after: Config) -> str:
-    """What to write behind the configuration's name to get from one to the other."""
-    changed = []
-    for section in ("model", "train"):
-        old, new = getattr(before, section).model_dump(), getattr(after, section).model_dump()
-        changed += [
-            f"--{section}.{key.replace('_', '-')} {value}"
-            for key, value in new.items()
-            if value != old[key]
-        ]
-    return " ".join(changed)
-
-
-def _corrections(engine: Engine) -> str:
-    text = f"a step took {engine.step_factor:.3f} times what is predicted"
-    if "eval_s" in engine.factors:
-        text += f", an evaluation {engine.factors['eval_s']:.3f} times"
-    text += "; without what happens in one night alone: throttling, restarts, slow steps"
-    if engine.hardware.kind != "cpu" and engine.watts is None:
-        text += "; the power is predicted, as none was measured"
-    return text
-
-
-def _batches(engine: Engine) -> Iterator[Scenario]:
-    """Other micro-batches at the same tokens a step."""
-    train, gpus = engine.config.train, engine.gpus
-    sequences = train.micro_batch * train.grad_accum
-    sizes = {"half": train.micro_batch / 2, "double": 2 * train.micro_batch}
-    if engine.free_bytes is not None:
-        free = engine.free_bytes / engine.memory_factor
-        device = (engine.hardware, engine.dtype, free, gpus)
-        sizes["largest"] = largest_micro_batch(engine.config, *device, "high") or 0
-    tried: set[float] = {train.micro_batch}
-    for name, micro in sizes.items():
-        if micro in tried or micro < 1 or sequences % micro or sequences // micro % gpus:
+    known = Calibration(device=own.name, torch="", threads=None, created_unix=finished, runs=(run,))
+    slower = step.value / predict(config, own, dtype, gpus).quantities["step_seconds"].expected
+    peak = measurements.values.get("peak_process_bytes")
+    peak_factor = peak.value / memory_of(config, own, dtype, gpus).process[1] if peak else 1.0
+    rows: list[Scenario] = []
+    for name, label, hardware, wanted, why in _candidates(config, own, dtype, slower):
+        here = hardware is own
+        factor, free = peak_factor if here else 1.0, _free_bytes(hardware, recorded)
+        device = (hardware, dtype, math.inf if free is None else free / factor, gpus)
+        other = wanted
+        if name == "micro_batch" or not (name == "again" or is_expected_to_fit(wanted, *device)):
+            current = wanted.train.micro_batch
+            micro = largest_micro_batch(wanted, *device, "high") or 0  # sure to fit
+            if micro <= current:
+                micro = largest_micro_batch(wanted, *device) or 0
+            if micro == 0 or (name == "micro_batch" and (free is None or micro <= current)):
+                continue
+            other = _in_micro_batches(wanted, micro)
+        found = predict(other, hardware, dtype, gpus, known if here else None)
+        step_span, total = (span_of(found.best(r)) for r in ("step_seconds", "total_seconds"))
+        if step_span is None or total is None:
             continue
-        tried.add(micro)
-        config = in_micro_batches(engine.config, int(micro))
-        if engine.memory(config)[1] == "does not fit":
-            continue
-        what = ", the largest that is sure to fit" if name == "largest" else ""
-        label = f"micro-batch {micro:.0f} instead of {train.micro_batch}{what}"
-        why = (
-            f"the same tokens a step in {config.train.grad_accum} micro-batches: weights and "
-            f"gradients move {config.train.grad_accum / train.grad_accum:.3g} times as often"
+        memory = memory_of(other, hardware, dtype, gpus)
+        verdict = fit_verdict(memory, device[2]) if free is not None else None
+        if here and peak and workload_of(other, dtype, on_gpu, gpus) == run.workload:
+            verdict = "fits"  # it ran
+        gpu = "" if here else f'--gpu "{hardware.name}" '
+        rows.append(
+            Scenario(
+                id=name,
+                label=label,
+                change=(gpu + _flags(config, other)).strip(),
+                step_seconds=step_span,
+                total_seconds=total,
+                delta_s=total.expected - rows[0].total_seconds.expected if rows else 0.0,
+                peak_process_bytes=factor * memory.process[1],
+                verdict=verdict,
+                energy_kwh=span_of(found.best("energy_kwh")),
+                cost=span_of(found.best("cost")),
+                corrected=here,
+                why=why,
+            )
         )
-        yield _scenario(engine, f"micro_batch_{name}", label, engine.config, config, why)
+    return rows
 
 
-def _evaluations(engine: Engine) -> Iterator[Scenario]:
-    every = engine.config.train.eval_every
-    config = with_train(engine.config, eval_every=2 * every)
-    before, after = evaluations(engine.config), evaluations(config)
-    if after < before:
-        label = f"evaluation every {2 * every:,} steps instead of {every:,}"
-        why = f"{after:,} evaluations instead of {before:,}"
-        yield _scenario(engine, "eval_every_double", label, engine.config, config, why)
+def _candidates(
+    config: Config, own: Hardware, dtype: str, slower: float
+) -> Iterator[tuple[str, str, Hardware, Config, str]]:
+    """Yield id, label, hardware, configuration and why of each row."""
+    model, train = config.model, config.train
+    tokens = config.tokens_per_step * train.max_steps
+    ratio = tokens / count_parameters(shape_of(model)).without_positions
+    why = f"a step took {slower:.3f} times what is predicted; no throttling, restarts, slow steps"
+    yield "again", "the same again", own, config, why
+    why = "the same tokens a step in fewer micro-batches: weights and gradients move less often"
+    yield "micro_batch", "a larger micro-batch", own, config, why
+    longer = with_steps(config, MORE_TOKENS * train.max_steps)
+    why = f"{MORE_TOKENS * tokens / 1e9:.3g} B tokens, {MORE_TOKENS * ratio:.3g} a parameter"
+    yield "more_tokens", f"{MORE_TOKENS} times the tokens", own, longer, why
+    gpt2 = config.model_copy(update={"model": model.model_copy(update=GPT2)})
+    if model.vocab_size >= GPT2_VOCABULARY and gpt2.model != model:
+        why = f"the same {ratio:.3g} tokens a parameter"
+        yield "gpt2", "GPT-2's 124M: 12 layers of 768", own, trained_on(gpt2, ratio), why
+    why = f"not corrected: the error on the {own.name} says nothing of another card"
+    for gpu in other_gpus(own, dtype):
+        name = "card_" + gpu.name.lower().replace(" ", "_")
+        yield name, gpu.name, from_row(gpu, dtype), config, why
 
 
-def _models(engine: Engine) -> Iterator[Scenario]:
-    """Other widths and depths on the same tokens; GPT-2's with as many tokens a parameter."""
-    config, model = engine.config, engine.config.model
-    heads, layers = max(1, model.n_head // 3), max(1, model.n_layer // 3)
-    others = {
-        "wider": ("wider", reshaped(config, model.n_layer, model.n_head + heads)),
-        "narrower": ("narrower", reshaped(config, model.n_layer, model.n_head - heads)),
-        "deeper": ("deeper", reshaped(config, model.n_layer + layers, model.n_head)),
-        "shallower": ("shallower", reshaped(config, model.n_layer - layers, model.n_head)),
-    }
-    ratio = config.tokens_per_step * config.train.max_steps / _parameters(config)
-    as_gpt2 = config.model_copy(update={"model": model.model_copy(update=GPT2)})
-    if model.vocab_size >= GPT2_VOCABULARY and as_gpt2.model != model:
-        others["gpt2"] = ("GPT-2's 124M", trained_on(as_gpt2, ratio))
-    for name, (word, other) in others.items():
-        if min(other.model.n_layer, other.model.n_head) < 1:
-            continue
-        fitting = engine.made_to_fit(other)
-        if fitting is None:
-            continue
-        shape = fitting.model
-        tokens = f"the same {ratio:.3g} tokens a parameter" if name == "gpt2" else "the same tokens"
-        yield _scenario(
-            engine,
-            name,
-            f"{word}: {shape.n_layer} layers of {shape.n_embd}",
-            config,
-            fitting,
-            f"{_parameters(fitting) / 1e6:.1f} M parameters, {tokens}; its loss is not predicted",
-        )
-
-
-def _parameters(config: Config) -> int:
-    return count_parameters(shape_of(config.model)).without_positions
-
-
-def _power_limit(engine: Engine, again: Scenario) -> Iterator[Scenario]:
-    """A lower power limit, between no slower at all and slower by as much as it draws less.
-
-    More work is done per joule at lower power, so the time grows by less than the power falls.
-    """
-    limit = engine.hardware.power_limit_watts
-    if engine.hardware.kind == "cpu" or limit is None:
-        return
-    lowered, seconds = LOWERED_LIMIT * limit, again.total_seconds
-    assert seconds is not None
-    said = {
-        "id": "power_limit",
-        "label": f"power limit {lowered:.0f} W instead of {limit:.0f}",
-        "change": f"nvidia-smi -pl {lowered:.0f}",
-        "peak_process_bytes": again.peak_process_bytes,
-        "verdict": again.verdict,
-        "delta_s": None,
-    }
-    if engine.watts is None:
-        why = "what the board drew was not measured, so what a limit would cost is not known"
-        yield Scenario(
-            **said, total_seconds=None, energy_kwh=None, cost=None, corrected=True, why=why
-        )
-        return
-    drew = engine.watts / engine.gpus
-    ratio = min(1.0, lowered / drew)
-    slower = Span(
-        low=seconds.low,
-        expected=seconds.expected * ratio**-POWER_EXPONENT,
-        high=seconds.high / ratio,
-    )
-    share = Span(**dict(zip(("low", "expected", "high"), SHARE_OF_LOWERED_LIMIT, strict=True)))
-    watts = Span(
-        low=engine.gpus * min(drew, share.low * lowered),
-        expected=engine.gpus * min(drew, share.expected * lowered),
-        high=engine.gpus * min(drew, share.high * lowered),
-    )
-    energy = energy_of(watts, slower)
-    why = f"the board drew {drew:.0f} W"
-    if ratio < 1:
-        why += (
-            f"; expected (watts)^{POWER_EXPONENT:g} as between two H100 boards, no figure of this "
-            "card is known: the low end is no slower, the high end as much slower as it draws less"
-        )
-    else:
-        why += ", less than that: the limit would change nothing"
-    yield Scenario(
-        **said,
-        total_seconds=slower,
-        energy_kwh=energy,
-        cost=cost_span(engine.config, energy, slower),
-        corrected=True,
-        why=why,
-    )
-
-
-def _cards(engine: Engine) -> Iterator[Scenario]:
-    """The next smaller and larger card of the family, and one of a data centre."""
-    if engine.hardware.kind == "cpu":
-        return
-    for gpu in neighbours(engine.hardware, engine.dtype):
-        try:
-            hardware = from_row(gpu, engine.dtype)
-        except BadInput:
-            continue  # it cannot do this arithmetic
-        other = engine.on(hardware, memory_left(hardware, engine.recorded))
-        config = other.made_to_fit(engine.config)
-        verdict: Verdict | None = "does not fit"
-        peak, seconds, energy = other.memory(engine.config)[0], None, None
-        if config is not None:
-            peak, verdict = other.memory(config)
-            found = predict(config, hardware, engine.dtype, engine.gpus).quantities
-            if "total_seconds" in found:
-                total = found["total_seconds"]
-                seconds = Span(low=total.low, expected=total.expected, high=total.high)
-                energy = energy_of(other.power(), seconds)
-        why = (
-            f"as any run on this card is predicted: how far the {engine.hardware.name} was from "
-            "its prediction says nothing of another card"
-            if seconds is not None
-            else "no micro-batch of it fits, or no time is predicted on this card"
-        )
-        yield Scenario(
-            id="card_" + gpu.name.lower().replace(" ", "_"),
-            label=gpu.name,
-            change=" ".join(
-                filter(None, (f'--gpu "{gpu.name}"', flags(engine.config, config or engine.config)))
-            ),
-            total_seconds=seconds,
-            delta_s=None,
-            peak_process_bytes=peak,
-            verdict=verdict,
-            energy_kwh=energy,
-            cost=cost_span(engine.config, energy, seconds) if seconds is not None else None,
-            corrected=False,
-            why=why,
-        )
-
-
-def neighbours(hardware: Hardware, dtype: str) -> list[Gpu]:
-    """The cards below and above of the same family by their peaks, and one of a data centre."""
+def other_gpus(hardware: Hardware, dtype: str) -> list[Gpu]:
+    """Return the next faster GPU of the same family by its peak, and one of a data centre."""
+    if hardware.kind == "cpu":
+        return []
     own = find_gpu(hardware.name, hardware.memory_bytes)
-    found: list[Gpu] = []
-    if own is not None and (peak := own.peak_flops(dtype)) is not None:
-        peaks = [
-            (other, gpu)
-            for gpu in all_gpus()
-            if (gpu.architecture, gpu.kind) == (own.architecture, own.kind)
-            and ("Laptop" in gpu.name) == ("Laptop" in own.name)
-            and (other := gpu.peak_flops(dtype)) is not None
-        ]
-        by_memory = sorted(peaks, key=lambda pair: -(pair[1].memory_gib or 0))
-        below = max((p for p in by_memory if p[0] < peak), key=lambda p: p[0], default=None)
-        above = min((p for p in by_memory if p[0] > peak), key=lambda p: p[0], default=None)
-        found += [pair[1] for pair in (below, above) if pair is not None]
-    rented = next(name for name in DATACENTER_CARDS if name != hardware.name)
-    known = find_gpu(rented)
-    assert known is not None, "a row of hardware.toml"
-    return found if known in found else [*found, known]
+    peak = (own.peak_flops(dtype) if own is not None else None) or math.inf
+    faster = [
+        gpu
+        for gpu in all_gpus()
+        if own is not None
+        and (gpu.architecture, gpu.kind) == (own.architecture, own.kind)
+        and ("Laptop" in gpu.name) == ("Laptop" in own.name)
+        and (gpu.peak_flops(dtype) or 0) > peak
+    ]
+    faster.sort(key=lambda gpu: (gpu.peak_flops(dtype) or 0, -(gpu.memory_gib or 0)))
+    rented = find_gpu(next(name for name in DATACENTER_GPUS if name != hardware.name))
+    return [*faster[:1], *([rented] if rented is not None and rented not in faster[:1] else [])]
+
+
+def _free_bytes(hardware: Hardware, recorded: Recorded) -> float | None:
+    """Return the device's memory less what other programs held at the start of the run.
+
+    Without that reading, or for another GPU, a desktop's allowance is left out unless the GPU is
+    one of a data centre. None where the size is not known.
+    """
+    total, start = hardware.memory_bytes, recorded.starts[-1]
+    if total is None or hardware.kind == "cpu":
+        return total
+    if start.other_programs is not None and hardware.name == start.device:
+        return total - sum(start.other_programs.values())
+    return total if hardware.kind == "datacenter" else total - DESKTOP_BYTES
+
+
+def _in_micro_batches(config: Config, micro: int) -> Config:
+    """Keep the tokens of a step, and at least those of an evaluation."""
+    sequences = config.train.eval_batches * config.train.micro_batch
+    return with_train(with_micro_batch(config, micro), eval_batches=math.ceil(sequences / micro))
+
+
+def _flags(before: Config, after: Config) -> str:
+    """Return the flags that turn one configuration into the other."""
+    return " ".join(
+        f"--{section}.{key.replace('_', '-')} {value}"
+        for section in ("model", "train")
+        for key, value in getattr(after, section).model_dump().items()
+        if value != getattr(before, section).model_dump()[key]
+    )
