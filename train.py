@@ -247,7 +247,7 @@ def run_whole(options: Options, config: Config, ranks: Ranks) -> int:
             every, run_id = config.train.log_every, session.run.wandb_id
             mirror = Mirror.start(config.folder, wandb.mode, wandb.project, every, run_id)
         if ranks.is_first:
-            seconds = CPU_SECONDS if session.device.type == "cpu" else GPU_SECONDS
+            seconds = CPU_SECONDS if session.state.device.type == "cpu" else GPU_SECONDS
             background = BackgroundReport.start(config.folder, seconds)
         status, reason = run(session)
         if not ranks.is_first:

@@ -18,7 +18,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-import nanogauge.threads  # noqa: E402, F401  before torch
+import trainer.step.torch_env  # noqa: E402, F401  before torch
 
 # isort: split
 import torch._dynamo  # noqa: E402, F401  which the optimizer imports

@@ -22,12 +22,12 @@ from types import FrameType
 
 import torch
 from commands import run_main
-from nanogauge.rundata import open_data
-from nanogauge.training.ranks import Ranks
 from slow.broken import KINDS, OPEN_DATA, SECRET, make_originals
 
 from nanogauge.cli import Parser
 from nanogauge.config import add_config_flags, config_overrides, load_config
+from trainer.run.resources import open_data
+from trainer.step.distributed import Ranks
 
 MOST_SECONDS = 10
 WRITTEN = ("report.html", "report.md", "report.json", "index.html")

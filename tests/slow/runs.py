@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 from commands import ROOT
-from nanogauge.training.checkpoint import intact_meta, list_checkpoints
+
+from trainer.checkpoints.checkpoint import intact_meta, list_checkpoints
 
 
 def begin(*flags: object, **environment: str) -> subprocess.Popen[str]:

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import build_fake_driver, run
-from nanogauge.training.checkpoint import list_checkpoints
 from slow.runs import begin, damaged
 from wandb_stub import Mood, WandbStub
 
 from nanogauge.report.build import Report
 from nanogauge.runlog import read_log
+from trainer.checkpoints.checkpoint import list_checkpoints
 
 SECONDS = 3600
 CALLS = [
