@@ -14,6 +14,7 @@ WORKDIR /opt/nanogauge
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY *.py ./
 COPY nanogauge ./nanogauge
+COPY trainer ./trainer
 COPY configs ./configs
 COPY examples ./examples
 COPY predictions ./predictions

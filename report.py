@@ -54,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
     if (status := show_view(given)) is not None:
         return status
     given.run = given.runs[0] if given.runs else None
-    folder = import_given(given, {"wandb"} if given.wandb else set(), measure_cpu) or given.run
+    folder = import_given(given, {"wandb"} if given.wandb else set(), measure_this_cpu) or given.run
     if folder is None:
         raise BadInput("give the folder of a run, or a log with --nanogpt-log.")
     report, run, recorded = build_report(folder, claims_of(folder, given.claims))
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def measure_cpu(dtype: str) -> Hardware:
+def measure_this_cpu(dtype: str) -> Hardware:
     from trainer.calibrate import this_processor  # imports torch, which no other report needs
 
     return this_processor(dtype)

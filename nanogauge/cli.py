@@ -60,10 +60,6 @@ def shipped(text: str) -> Path:
 def installed_command() -> NoReturn:
     """Run the command that an installed script is named after: nanogauge-plan runs plan.py's."""
     name = Path(sys.argv[0]).stem.removeprefix("nanogauge-")
-    if name == "train":
-        from trainer.step.torch_env import keep_pages  # whose import sets what torch reads
-
-        keep_pages()
     module = importlib.import_module("prepare_fineweb" if name == "prepare" else name)
     run_command(module.main)
 

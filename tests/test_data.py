@@ -226,7 +226,7 @@ def test_a_resumption_on_other_data_is_refused_with_both_side_by_side() -> None:
     sentence = str(refused.value)
     assert "1,000 training" in sentence and "1,001 training" in sentence
     assert "a" * 12 in sentence and "b" * 12 in sentence and "\n" not in sentence
-    with pytest.raises(BadInput, match="does not tell"):
+    with pytest.raises(BadInput, match="does not describe"):
         refuse_other_data({}, new)
 
 

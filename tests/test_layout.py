@@ -76,6 +76,11 @@ def test_the_model_and_the_step_import_no_prediction_measurement_or_report() -> 
         assert not uses(path, *others), path
 
 
+def test_the_instrument_imports_no_trainer() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        assert not uses(path, "trainer", "model", "train"), path
+
+
 def test_the_trainer_uses_public_names_of_nanogauge() -> None:
     for path in [*TRAINER.rglob("*.py"), *ROOT.glob("*.py")]:
         for name in uses(path, "nanogauge"):

@@ -92,7 +92,7 @@ def measure_cpu(
     )
 
 
-def measure(config: Config, device: torch.device, dtype: str, name: str) -> Calibration:
+def measure_device(config: Config, device: torch.device, dtype: str, name: str) -> Calibration:
     """Measure single operations and the parts of a step of this configuration.
 
     Raises:
@@ -228,7 +228,7 @@ def _middle(values: Sequence[float]) -> tuple[float, float]:
 
 
 @dataclass
-class Piece:
+class StepPart:
     """A part of the model with its own weights, trained as in train.py."""
 
     module: nn.Module
@@ -337,7 +337,7 @@ def undisturbed(seconds: Sequence[float]) -> float:
 
 def whole_piece(
     config: Config, sequences: int, micro_batches: int, device: torch.device, dtype: str
-) -> Piece:
+) -> StepPart:
     """Return a model of one layer: all parts of a step except its other layers."""
     sizes = config.model.model_copy(update={"n_layer": 1})
     model = GPT(sizes).to(device)
@@ -367,12 +367,12 @@ def whole_piece(
         scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
-    return Piece(model, make_optimizer(model, config.optimizer), scaler, micro_batch)
+    return StepPart(model, make_optimizer(model, config.optimizer), scaler, micro_batch)
 
 
 def stack_piece(
     config: Config, layers: int, sequences: int, device: torch.device, dtype: str
-) -> Piece:
+) -> StepPart:
     """Return a stack of layers between a given input and a given gradient."""
     stack = Stack(config, layers).to(device)
     run = with_advice(torch.compile(stack)) if config.run.compile else stack
@@ -388,7 +388,7 @@ def stack_piece(
         y.backward(scaler.scale(gradient))
         return y.detach()[0, 0, 0]
 
-    return Piece(stack, make_optimizer(stack, config.optimizer), scaler, micro_batch)
+    return StepPart(stack, make_optimizer(stack, config.optimizer), scaler, micro_batch)
 
 
 def with_advice(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -499,5 +499,5 @@ def calibrate(config: Config, gpu: str | None) -> tuple[Hardware, str, Calibrati
             "leave out --gpu, or plan for that card without --calibrate."
         )
     print(f"measuring {hardware.name} for up to a minute ...", file=sys.stderr, flush=True)
-    stored, warning = add_to_calibration(measure(config, device, dtype, hardware.name))
+    stored, warning = add_to_calibration(measure_device(config, device, dtype, hardware.name))
     return hardware, dtype, stored, warning

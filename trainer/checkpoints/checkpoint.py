@@ -140,8 +140,8 @@ def list_checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoints in a folder by step, intact or not."""
     if not folder.is_dir():
         return []
-    found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()]
-    return sorted(found, key=lambda path: (step_of(path), not path.name.endswith(REPLACED)))
+    paths = [path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(paths, key=lambda path: (step_of(path), not path.name.endswith(REPLACED)))
 
 
 def step_of(path: Path) -> int:

@@ -114,7 +114,7 @@ def read_config(folder: Path) -> ModelSection:
     """
     path = folder / CONFIG_NAME
     try:
-        found = HuggingFaceConfig.model_validate_json(path.read_bytes())
+        stored = HuggingFaceConfig.model_validate_json(path.read_bytes())
     except OSError as error:
         raise BadInput(
             f"cannot read {path}: {error.strerror}; give the folder of a GPT-2."
@@ -123,28 +123,28 @@ def read_config(folder: Path) -> ModelSection:
         where = ".".join(map(str, error.errors()[0]["loc"])) or "the file"
         raise BadInput(f"{path} describes no GPT-2: {where} is missing or wrong.") from None
     unlike = {
-        "model_type": found.model_type != "gpt2",
-        "n_inner": found.n_inner not in (None, 4 * found.n_embd),
-        "activation_function": found.activation_function not in _GELU,
-        "layer_norm_epsilon": found.layer_norm_epsilon != 1e-5,
-        "scale_attn_weights": not found.scale_attn_weights,
-        "scale_attn_by_inverse_layer_idx": found.scale_attn_by_inverse_layer_idx,
-        "tie_word_embeddings": not found.tie_word_embeddings,
-        "n_head": found.n_embd % found.n_head != 0,
+        "model_type": stored.model_type != "gpt2",
+        "n_inner": stored.n_inner not in (None, 4 * stored.n_embd),
+        "activation_function": stored.activation_function not in _GELU,
+        "layer_norm_epsilon": stored.layer_norm_epsilon != 1e-5,
+        "scale_attn_weights": not stored.scale_attn_weights,
+        "scale_attn_by_inverse_layer_idx": stored.scale_attn_by_inverse_layer_idx,
+        "tie_word_embeddings": not stored.tie_word_embeddings,
+        "n_head": stored.n_embd % stored.n_head != 0,
     }
     if wrong := [key for key, is_unlike in unlike.items() if is_unlike]:
-        value = getattr(found, wrong[0])
+        value = getattr(stored, wrong[0])
         raise BadInput(
             f"{path} describes a model that GPT-2 is not: {wrong[0]} is {value!r}; give a GPT-2."
         )
     return ModelSection(
-        n_layer=found.n_layer,
-        n_head=found.n_head,
-        n_embd=found.n_embd,
-        block_size=found.n_positions,
-        vocab_size=found.vocab_size,
+        n_layer=stored.n_layer,
+        n_head=stored.n_head,
+        n_embd=stored.n_embd,
+        block_size=stored.n_positions,
+        vocab_size=stored.vocab_size,
         bias=True,
-        gelu=_GELU[found.activation_function],
+        gelu=_GELU[stored.activation_function],
     )
 
 
@@ -198,24 +198,24 @@ def load_pretrained(model: GPT, name: str) -> None:
         BadInput: if the model has another shape, with the keys to set.
     """
     folder = hugging_face_folder(name)
-    found, own = read_config(folder), model.config
+    pretrained, own = read_config(folder), model.config
     own_choice = ("block_size", "vocab_size", "dropout")
-    wanted = {k: v for k, v in found.model_dump().items() if k not in own_choice}
-    wanted["zero_init"] = own.zero_init  # without effect, as weights are loaded
-    differ = {k: v for k, v in wanted.items() if getattr(own, k) != v}
-    if own.block_size > found.block_size:
-        differ["block_size"] = found.block_size
-    if own.vocab_size < found.vocab_size:
-        differ["vocab_size"] = found.vocab_size
+    required = {k: v for k, v in pretrained.model_dump().items() if k not in own_choice}
+    required["zero_init"] = own.zero_init  # without effect, as weights are loaded
+    differ = {k: v for k, v in required.items() if getattr(own, k) != v}
+    if own.block_size > pretrained.block_size:
+        differ["block_size"] = pretrained.block_size
+    if own.vocab_size < pretrained.vocab_size:
+        differ["vocab_size"] = pretrained.vocab_size
     if differ:
         flags = " ".join(
             f"--model.{key.replace('_', '-')} {json.dumps(value).strip(chr(34))}"
             for key, value in differ.items()
         )
         raise BadInput(f"the model of {name} has another shape than this run's; set {flags}.")
-    weights = read_weights(folder, found)
+    weights = read_weights(folder, pretrained)
     tokens, positions = f"{_PREFIX}wte.weight", f"{_PREFIX}wpe.weight"
-    padding = weights[tokens].mean(dim=0).expand(own.vocab_size - found.vocab_size, -1)
+    padding = weights[tokens].mean(dim=0).expand(own.vocab_size - pretrained.vocab_size, -1)
     weights[tokens] = weights[_TIED] = torch.cat([weights[tokens], padding])
     weights[positions] = weights[positions][: own.block_size]
     model.load_state_dict(weights)

@@ -106,7 +106,7 @@ class Batches:
         self.short: dict[Split, int] = {}
         """Tokens in shards that are too short for a window, which are not read."""
         self.grids: dict[Split, Grid] = {}
-        self._ends: dict[Split, Whole] = {}
+        self._ends: dict[Split, Int64Array] = {}
         for split, shards in splits.items():
             long_enough = [s for s in shards if len(s) > block_size]
             if not long_enough:
@@ -240,20 +240,20 @@ class Batches:
     def _to_device(self, key: tuple[Split, int], read: Tensor) -> _Block:
         """Copy a block to the device and split it now: after a step all caches are cold."""
         highest = read.numpy().reshape(len(read) // self.micro_batch, -1).max(axis=1)
-        there = read.to(self.device, non_blocking=self.device.type == "cuda")
-        inputs, targets = there[:, : self.block_size], there[:, 1 : self.block_size + 1]
+        on_device = read.to(self.device, non_blocking=self.device.type == "cuda")
+        inputs, targets = on_device[:, : self.block_size], on_device[:, 1 : self.block_size + 1]
         cut = zip(*(torch.split(part, self.micro_batch) for part in (inputs, targets)), strict=True)
         return _Block(key, list(cut), highest.tolist())
 
 
 ROUNDS = 8
-Whole = npt.NDArray[np.int64]
-Windows = tuple[Whole, Whole]
+Int64Array = npt.NDArray[np.int64]
+Windows = tuple[Int64Array, Int64Array]
 """Shard and first token of each window."""
 _Words = npt.NDArray[np.uint64]
 
 
-def permute(n: int, seed: int, epoch: int, positions: Whole) -> Whole:
+def permute(n: int, seed: int, epoch: int, positions: Int64Array) -> Int64Array:
     """Return values of a permutation of 0 ... n - 1, one per seed and epoch, at some positions.
 
     Needs memory for the positions only, whatever n is.
@@ -309,8 +309,8 @@ class Grid:
     """Tokens of each shard, each above block_size."""
     block_size: int
     seed: int
-    _counts: Whole = field(init=False)
-    _ends: Whole = field(init=False)
+    _counts: Int64Array = field(init=False)
+    _ends: Int64Array = field(init=False)
 
     def __post_init__(self) -> None:
         lengths = np.array(self.lengths, dtype=np.int64)
@@ -328,7 +328,7 @@ class Grid:
         """Tokens that are not predicted in an epoch, different ones in each."""
         return sum(self.lengths) - self.windows * self.block_size
 
-    def begins(self, epoch: int) -> Whole:
+    def begins(self, epoch: int) -> Int64Array:
         """Return the token of each shard at which its grid begins."""
         # A shard shorter than two windows has one window, anywhere in it.
         room = np.array(self.lengths, dtype=np.int64) - self._counts * self.block_size
@@ -338,7 +338,7 @@ class Grid:
         drawn: _Words = _mixed(_mixed(shards ^ key[0]) ^ key[1]) % choices
         return drawn.astype(np.int64)
 
-    def locate(self, samples: Whole) -> Windows:
+    def locate(self, samples: Int64Array) -> Windows:
         """Return the windows of samples, given in ascending order from the run's beginning."""
         shards, begins = np.empty_like(samples), np.empty_like(samples)
         epochs, positions = np.divmod(samples, self.windows)
@@ -349,34 +349,34 @@ class Grid:
             begins[at] = within + self.begins(epoch)[shards[at]]
         return shards, begins
 
-    def spread(self, indices: Whole, of: int) -> Windows:
+    def spread(self, indices: Int64Array, of: int) -> Windows:
         """Return some of `of` windows that are spread evenly over all shards.
 
         The grid begins at each shard's first token. Windows repeat if `of` exceeds their number.
         """
         return self._place((2 * indices + 1) * self.windows // (2 * of))
 
-    def _place(self, windows: Whole) -> Windows:
+    def _place(self, windows: Int64Array) -> Windows:
         shard = np.searchsorted(self._ends, windows, side="right")
         within = windows - (self._ends - self._counts)[shard]
         return shard, within * self.block_size
 
 
-T = TypeVar("T")
+Item = TypeVar("Item")
 
 
-class Prefetch(Generic[T]):
+class Prefetch(Generic[Item]):
     """Makes numbered items in order in a thread, `depth` of them ahead of the last get().
 
     An item must depend on its number only. An error while making it is raised by its get().
     """
 
-    def __init__(self, make: Callable[[int], T], depth: int) -> None:
+    def __init__(self, make: Callable[[int], Item], depth: int) -> None:
         self._make, self._depth = make, depth
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
-        self._ahead: deque[tuple[int, Future[T]]] = deque()
+        self._ahead: deque[tuple[int, Future[Item]]] = deque()
 
-    def get(self, number: int) -> T:
+    def get(self, number: int) -> Item:
         """Return an item; after a leap, discard those made ahead."""
         if self._ahead and self._ahead[0][0] != number:
             self._discard()

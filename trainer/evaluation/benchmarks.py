@@ -32,7 +32,7 @@ from trainer.step.device import autocast
 Numbers = npt.NDArray[np.float64]
 SAMPLES = 2000
 SEED = 1337
-HELLASWAG = "Rowan/hellaswag"
+HELLASWAG_REPO = "Rowan/hellaswag"
 TOKENS_AT_ONCE = 4096
 EXAMPLES_AT_ONCE = 8
 
@@ -57,11 +57,11 @@ class Items:
         ]
         own, other = np.array(values).T
         low, high = np.quantile(own[1:], (0.025, 0.975))
-        found: dict[str, float | None] = {"value": own[0], "low": low, "high": high}
+        fields: dict[str, float | None] = {"value": own[0], "low": low, "high": high}
         if self.other is not None:
             less, more = np.quantile(own[1:] - other[1:], (0.025, 0.975))
-            found |= {"against_value": other[0], "difference_low": less, "difference_high": more}
-        return found
+            fields |= {"against_value": other[0], "difference_low": less, "difference_high": more}
+        return fields
 
     def _values(self, chosen: slice | npt.NDArray[np.int64]) -> tuple[float, float]:
         total = self.of[chosen].sum()
@@ -148,10 +148,10 @@ def held_out_items(
             nats[k].append(losses.sum(axis=1))
             if lengths is not None:
                 bits[k].append((losses * (lengths > 0)).sum(axis=1) / math.log(2))
-    found = {"nats_per_token": _items(nats, counts)}
+    metrics = {"nats_per_token": _items(nats, counts)}
     if token_bytes is not None:
-        found["bits_per_byte"] = _items(bits, sizes)
-    return found
+        metrics["bits_per_byte"] = _items(bits, sizes)
+    return metrics
 
 
 def _items(parts: list[list[Numbers]], of: list[Numbers]) -> Items:
@@ -177,14 +177,14 @@ def read_hellaswag(path: Path | None, limit: int | None) -> list[Example]:
     """
     rows = _lines(path) if path is not None else _from_hub()
     try:
-        found = [Example(r["ctx"], list(r["endings"]), int(r["label"])) for r in rows[:limit]]
-        if not found or any(not 0 <= e.label < len(e.endings) for e in found):
+        examples = [Example(r["ctx"], list(r["endings"]), int(r["label"])) for r in rows[:limit]]
+        if not examples or any(not 0 <= e.label < len(e.endings) for e in examples):
             raise ValueError
     except (KeyError, TypeError, ValueError):
         raise BadInput(
-            f"{path or HELLASWAG} is not HellaSwag: each line has ctx, endings and label."
+            f"{path or HELLASWAG_REPO} is not HellaSwag: each line has ctx, endings and label."
         ) from None
-    return found
+    return examples
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -204,12 +204,12 @@ def _from_hub() -> list[dict[str, Any]]:
 
     quiet()
     try:
-        names = HfApi().list_repo_files(HELLASWAG, repo_type="dataset")
+        names = HfApi().list_repo_files(HELLASWAG_REPO, repo_type="dataset")
         files = sorted(n for n in names if "validation" in n and n.endswith(".parquet"))
-        paths = [hf_hub_download(HELLASWAG, name, repo_type="dataset") for name in files]
+        paths = [hf_hub_download(HELLASWAG_REPO, name, repo_type="dataset") for name in files]
     except client_errors() as error:
         raise RunFailed(
-            f"{HELLASWAG} could not be fetched from the hub ({short(error)}); check the network "
+            f"{HELLASWAG_REPO} could not be fetched ({short(error)}); check the network "
             "and HF_ENDPOINT, or give its hellaswag_val.jsonl with --hellaswag."
         ) from error
     return [row for path in paths for row in pyarrow.parquet.read_table(path).to_pylist()]

@@ -67,7 +67,7 @@ def harness_items(
         counted.append(_of_task(done, task))
     metric, higher, own = counted[0]
     documents = sorted(own)
-    values = [np.array([found[d] for d in documents], np.float64) for _, _, found in counted]
+    values = [np.array([results[d] for d in documents], np.float64) for _, _, results in counted]
     other = values[1] if len(values) > 1 else None
     return metric, higher, Items(values[0], other, np.ones(len(documents)))
 

@@ -20,7 +20,7 @@ from trainer.data.loader import Batches
 from trainer.run.recorder import Recorder
 from trainer.run.signals import StopSignal
 from trainer.run.watchdog import Watchdog
-from trainer.step.compile import CompileTimer, Loss
+from trainer.step.compile import CompileTimer, LossFunction
 from trainer.step.distributed import Ranks
 from trainer.step.loss import TrainingLoss
 
@@ -30,7 +30,7 @@ FIRST_STEP_SECONDS = 3600.0
 
 
 @dataclass(frozen=True)
-class RunInfo:
+class RunContext:
     """The run that this process belongs to: its folder, identity and earlier processes."""
 
     folder: RunFolder
@@ -47,7 +47,7 @@ class RunInfo:
 
 
 @dataclass
-class TrainingState:
+class ModelState:
     """What is trained, on which device, and how."""
 
     device: torch.device
@@ -55,7 +55,7 @@ class TrainingState:
     model: GPT
     loss: TrainingLoss
     """Loss of a micro-batch, compiled or eager."""
-    reduced_loss: Loss
+    reduced_loss: LossFunction
     """The loss whose gradients are averaged over the ranks."""
     optimizer: torch.optim.AdamW
     scaler: torch.amp.GradScaler
@@ -76,7 +76,7 @@ class PendingStep:
 
 
 @dataclass
-class Steps:
+class StepProgress:
     """Which steps and evaluations were done."""
 
     first: int
@@ -123,11 +123,11 @@ class Session:
 
     config: Config
     ranks: Ranks
-    run: RunInfo
-    state: TrainingState
+    run: RunContext
+    state: ModelState
     source: Source
     batches: Batches
-    steps: Steps
+    steps: StepProgress
     recorder: Recorder
     checkpoints: Checkpoints
     stop: StopSignal

@@ -55,17 +55,17 @@ from trainer.run.resume import (
     refuse_other_data,
     refuse_other_identity,
 )
-from trainer.run.session import Checkpoints, RunInfo, Session, Steps, TrainingState
+from trainer.run.session import Checkpoints, ModelState, RunContext, Session, StepProgress
 from trainer.run.signals import StopSignal
 from trainer.run.step_records import start_line
 from trainer.run.supervisor import restart_number
 from trainer.run.watchdog import Watchdog
 from trainer.step.compile import (
     CompileTimer,
-    check_compiler,
     compile_loss,
     persist_compile_cache,
     run_once,
+    try_compiler,
 )
 from trainer.step.device import (
     EventTimeline,
@@ -141,7 +141,7 @@ def open_session(config: Config, options: Options, ranks: Ranks = ALONE) -> Sess
     session = Session(
         config=config,
         ranks=ranks,
-        run=RunInfo(
+        run=RunContext(
             folder=folder,
             lock=opened.lock,
             identity=identity,
@@ -243,7 +243,7 @@ def make_state(
     compile_timer: CompileTimer,
     ranks: Ranks,
     pretrained: bool,
-) -> TrainingState:
+) -> ModelState:
     """Initialise the model, with `pretrained` from run.init_from, its loss and its optimizer."""
     device = batches.device
     # Loads the compiler's front end, whose memory the prediction includes: after the prediction.
@@ -253,7 +253,7 @@ def make_state(
     if pretrained and config.run.init_from is not None:
         load_pretrained(model, config.run.init_from)
     loss, optimizer, scaler = make_training(config, model, batches, dtype, ranks)
-    return TrainingState(
+    return ModelState(
         device=device,
         dtype=dtype,
         model=model,
@@ -267,7 +267,7 @@ def make_state(
 
 
 def restore_state(
-    state: TrainingState, opened: OpenedRun, meta: Meta | None, seed: int, ranks: Ranks
+    state: ModelState, opened: OpenedRun, meta: Meta | None, seed: int, ranks: Ranks
 ) -> bool:
     """Load the checkpoint, if there is one, and the random state of this rank.
 
@@ -287,12 +287,12 @@ def restore_state(
 
 def make_steps(
     config: Config, opened: OpenedRun, meta: Meta | None, rehearse_steps: int | None
-) -> Steps:
+) -> StepProgress:
     """Return where the loop begins and ends; a rehearsal ends after its steady steps."""
     first, last = meta.step if meta is not None else 0, config.train.max_steps
     if rehearse_steps is not None:
         last = min(last, first + rehearse_steps + 1)
-    steps = Steps(
+    steps = StepProgress(
         first=first,
         last=last,
         done=first,
@@ -364,7 +364,7 @@ def compile_session(s: Session) -> None:
         context = partial(autocast, state.device, state.dtype)
         failure = None
         if s.config.train.sharding == "full":
-            failure = _first_failure(ranks, check_compiler(state.device))
+            failure = _first_failure(ranks, try_compiler(state.device))
         if failure is None:
             own_failure = compile_loss(state.model, state.loss, tokens, targets, context)
             if (failure := _first_failure(ranks, own_failure)) is not None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from trainer.step.device import is_out_of_memory
 from trainer.step.loss import TrainingLoss
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+LossFunction = Callable[[Tensor, Tensor], Tensor]
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
 
 
@@ -69,7 +69,7 @@ class CompileTimer:
         self._done_seconds, self._began = self.seconds(), None
 
 
-def check_compiler(device: torch.device) -> str | None:
+def try_compiler(device: torch.device) -> str | None:
     """Compile a product on this rank only; return the reason if it fails.
 
     Before all ranks compile a collective together: a rank without a compiler would leave the others
@@ -114,7 +114,7 @@ def _reason(error: Exception) -> str:
 
 def run_once(
     model: nn.Module,
-    loss: Loss,
+    loss: LossFunction,
     grad_accum: int,
     tokens: Tensor,
     targets: Tensor,

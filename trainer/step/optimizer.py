@@ -77,24 +77,24 @@ class AdamWAndMuon(torch.optim.AdamW):
             super().step()
         finally:
             self.param_groups = groups
-        found = getattr(self, "found_inf", None)
+        found_inf = getattr(self, "found_inf", None)
         for matrix in last["params"]:
-            self._muon_step(matrix, last, found)
+            self._muon_step(matrix, last, found_inf)
 
-    def _muon_step(self, matrix: Tensor, group: dict[str, Any], found: Tensor | None) -> None:
+    def _muon_step(self, matrix: Tensor, group: dict[str, Any], found_inf: Tensor | None) -> None:
         """Update a matrix and then its count, so that the counts show an interrupted update.
 
         Muon has no found_inf: the matrix and its momentum are restored if the update is skipped.
         """
         state = self.state[matrix]
         changed = (matrix, state["momentum_buffer"])
-        before = [tensor.clone() for tensor in changed] if found is not None else []
+        before = [tensor.clone() for tensor in changed] if found_inf is not None else []
         self._muon.state, self._muon.param_groups = self.state, [group | {"params": [matrix]}]
         self._muon.step()  # type: ignore[no-untyped-call]
         for tensor, old in zip(changed, before, strict=False):
-            assert found is not None
-            torch.where(found > 0, old, tensor, out=tensor)
-        state["step"] += 1 if found is None else 1 - found
+            assert found_inf is not None
+            torch.where(found_inf > 0, old, tensor, out=tensor)
+        state["step"] += 1 if found_inf is None else 1 - found_inf
 
 
 def _matrices(model: nn.Module) -> list[nn.Parameter]:
