@@ -192,10 +192,10 @@ def refuse_too_large(
     """
     hardware, dtype = prediction.hardware, prediction.dtype
     gpus = prediction.gpus
-    memory = memory_of(config, hardware, dtype, gpus)
-    if free is None or fit_verdict(memory, free) != "does not fit":
+    peak = memory_of(config, hardware, dtype, gpus).process
+    if free is None or fit_verdict(peak, free) != "does not fit":
         return
-    need = f"about {memory.process[1] / 2**30:.1f} GiB"
+    need = f"about {peak.expected / 2**30:.1f} GiB"
     micro = largest_micro_batch(config, hardware, dtype, free, gpus)
     if resumed:
         advice = "free some"

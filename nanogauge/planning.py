@@ -29,7 +29,8 @@ from nanogauge.predict.fit import (
     widest,
 )
 from nanogauge.predict.preparation import preparation_seconds
-from nanogauge.records import Estimate, Hardware, Stored
+from nanogauge.quantities import Interval
+from nanogauge.records import Hardware, Stored
 
 DESKTOP_BYTES = 2**30
 """allowance for the desktop on a card that may drive a screen, where no driver tells better"""
@@ -46,12 +47,6 @@ class FreeMemory(Stored):
     """who says so, in words"""
 
 
-class Span(Stored):
-    low: float
-    expected: float
-    high: float
-
-
 class Candidate(Stored):
     """A model that could be trained instead, and what that would take."""
 
@@ -66,9 +61,9 @@ class Candidate(Stored):
     tokens: int
     peak_process_bytes: float
     verdict: Verdict
-    step_seconds: Span | None
+    step_seconds: Interval | None
     """None where no time is predicted on this hardware"""
-    total_seconds: Span | None
+    total_seconds: Interval | None
 
 
 class FittingModels(Stored):
@@ -122,7 +117,7 @@ class Deadline(Stored):
     start: datetime
     finish: Finish | None
     """None where no time is predicted on this hardware"""
-    preparation_seconds: Span | None
+    preparation_seconds: Interval | None
     """of the data, before the run; None where it is there, or how much is needed is not known"""
     by: datetime | None
     steps: Steps | None
@@ -189,7 +184,7 @@ def plan_fit(config: Config, predicted: Predictor, free: FreeMemory, models: boo
     prediction = predicted(config)
     hardware, dtype, gpus = prediction.hardware, prediction.dtype, prediction.gpus
     memory = memory_of(config, hardware, dtype, gpus)
-    verdict = fit_verdict(memory, free.bytes)
+    verdict = fit_verdict(memory.process, free.bytes)
 
     def fits(candidate: Config) -> bool:
         return is_expected_to_fit(candidate, hardware, dtype, free.bytes, gpus)
@@ -199,10 +194,10 @@ def plan_fit(config: Config, predicted: Predictor, free: FreeMemory, models: boo
         return _candidate(found, predicted, free) if found is not None else None
 
     return Fit(
-        fits=memory.process[1] <= free.bytes,
+        fits=memory.process.expected <= free.bytes,
         verdict=verdict,
         certain=verdict != "doubtful",
-        peak_process_bytes=memory.process[1],
+        peak_process_bytes=memory.process.expected,
         free_bytes=free.bytes,
         free_source=free.source,
         largest_micro_batch=largest_micro_batch(config, hardware, dtype, free.bytes, gpus),
@@ -231,17 +226,12 @@ def _candidate(config: Config, predicted: Predictor, free: FreeMemory) -> Candid
         max_steps=train.max_steps,
         tokens=config.tokens_per_step * train.max_steps,
         peak_process_bytes=found["peak_process_bytes"].expected,
-        verdict=fit_verdict(memory_of(config, plan.hardware, plan.dtype, plan.gpus), free.bytes),
-        step_seconds=span_of(plan.best("step_seconds")),
-        total_seconds=span_of(plan.best("total_seconds")),
+        verdict=fit_verdict(
+            memory_of(config, plan.hardware, plan.dtype, plan.gpus).process, free.bytes
+        ),
+        step_seconds=plan.best("step_seconds"),
+        total_seconds=plan.best("total_seconds"),
     )
-
-
-def span_of(estimate: Estimate | None) -> Span | None:
-    """An estimate without its formula; None where there is none."""
-    if estimate is None:
-        return None
-    return Span(low=estimate.low, expected=estimate.expected, high=estimate.high)
 
 
 def plan_deadline(config: Config, predicted: Predictor, free: FreeMemory, wish: Wish) -> Deadline:
@@ -280,12 +270,11 @@ def plan_deadline(config: Config, predicted: Predictor, free: FreeMemory, wish: 
     )
 
 
-def _preparation(config: Config) -> Span | None:
+def _preparation(config: Config) -> Interval | None:
     data = config.data
     if data.folder is None or data.tokens is None or data.folder.exists():
         return None
-    low, expected, high = preparation_seconds(data.tokens)
-    return Span(low=low, expected=expected, high=high)
+    return preparation_seconds(data.tokens)
 
 
 def make_wish(

@@ -10,7 +10,7 @@ from pathlib import Path
 import platformdirs
 from pydantic import ValidationError
 
-from nanogauge.planning import Span
+from nanogauge.quantities import Interval
 from nanogauge.records import Stored
 from nanogauge.runfolder import write_aside
 
@@ -42,39 +42,29 @@ class PowerCurve(Stored):
         ends = self.points[0].limit_watts, self.points[-1].limit_watts
         return all(ends[0] <= limit <= ends[1] for limit in limits_watts)
 
-    def slower(self, lowered: float, limit: float) -> Span:
+    def slower(self, lowered: float, limit: float) -> Interval:
         """Time of a step at the lowered limit, over that at the limit."""
         return self._ratio(lowered, limit, lambda point: point.step_seconds)
 
-    def draws(self, lowered: float, limit: float) -> Span:
+    def draws(self, lowered: float, limit: float) -> Interval:
         """Power at the lowered limit, over that at the limit."""
         return self._ratio(lowered, limit, lambda point: point.watts)
 
-    def _ratio(self, lowered: float, limit: float, of: Callable[[PowerPoint], float]) -> Span:
+    def _ratio(self, lowered: float, limit: float, of: Callable[[PowerPoint], float]) -> Interval:
         """On the line between two measured points; the interval is from the one to the other."""
-        base = self._between(limit, of)[1]
-        return Span(
-            **{
-                end: value / base
-                for end, value in zip(
-                    ("low", "expected", "high"), self._between(lowered, of), strict=True
-                )
-            }
-        )
+        return self._between(lowered, of) / self._between(limit, of).expected
 
-    def _between(
-        self, limit: float, of: Callable[[PowerPoint], float]
-    ) -> tuple[float, float, float]:
+    def _between(self, limit: float, of: Callable[[PowerPoint], float]) -> Interval:
         assert self.holds(limit)
         limits = [point.limit_watts for point in self.points]
         place = bisect_left(limits, limit)
         above = self.points[place]
         if above.limit_watts == limit:
-            return of(above), of(above), of(above)
+            return Interval.exact(of(above))
         below = self.points[place - 1]
         share = (limit - below.limit_watts) / (above.limit_watts - below.limit_watts)
         value = of(below) + share * (of(above) - of(below))
-        return min(of(below), of(above)), value, max(of(below), of(above))
+        return Interval(min(of(below), of(above)), value, max(of(below), of(above)))
 
 
 def path_of(device: str) -> Path:

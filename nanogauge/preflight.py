@@ -185,15 +185,15 @@ def _check_memory(
             free = total - driver.used_by_others_bytes
     if config is None or free is None:
         return check_memory(place, free, total, others, None, None, None)
-    memory = memory_of(config, hardware, dtype, gpus)
-    fit = fit_verdict(memory, free)
+    peak = memory_of(config, hardware, dtype, gpus).process
+    fit = fit_verdict(peak, free)
     end: Literal["high", "expected"] = "high" if fit == "doubtful" else "expected"
     micro = largest_micro_batch(config, hardware, dtype, free, gpus, end)
     smaller = None
     if micro is not None:
         accumulation = with_micro_batch(config, micro).train.grad_accum
         smaller = f"--train.micro-batch {micro} --train.grad-accum {accumulation}"
-    return check_memory(place, free, total, others, memory.process, fit, smaller)
+    return check_memory(place, free, total, others, peak, fit, smaller)
 
 
 def _check_disk(config: Config | None, hardware: Hardware | None, dtype: str, gpus: int) -> Finding:

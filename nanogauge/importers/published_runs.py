@@ -63,9 +63,10 @@ class PowerReading:
     watts: float
     limit_watts: float
 
-    def inside(self, share: tuple[float, float, float]) -> bool:
-        """Whether the power lies in the interval of shares of the limit."""
-        return share[0] <= self.watts / self.limit_watts <= share[2]
+    @property
+    def share(self) -> float:
+        """Of the limit."""
+        return self.watts / self.limit_watts
 
 
 Row = dict[str, str]

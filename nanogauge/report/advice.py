@@ -111,10 +111,10 @@ class Advice:
         """What a compiler saves that finds its own results of an earlier run."""
         again = sum(startup.compile_seconds for startup in self.recorded.startups[1:])
         spent = (self.measurements.ledger.compile_s or 0.0) - again
-        warm, cold, _ = compile_seconds(self.config, self.prediction.hardware)
-        if not cold:
+        predicted = compile_seconds(self.config, self.prediction.hardware)
+        if not predicted.expected:
             return None
-        saved = (1 - warm / cold) * spent
+        saved = (1 - predicted.low / predicted.expected) * spent  # low is from a warm cache
         return self._worth(
             saved,
             f"what was compiled is kept (docs/install.md): it saves up to {format_seconds(saved)} "

@@ -11,12 +11,13 @@ import math
 from dataclasses import dataclass, replace
 
 from nanogauge.config import Config
-from nanogauge.planning import DESKTOP_BYTES, Span
+from nanogauge.planning import DESKTOP_BYTES
 from nanogauge.predict.calibration import Calibration, FinishedRun
-from nanogauge.predict.energy import cost_of
+from nanogauge.predict.energy import cost_of, kwh_of
 from nanogauge.predict.fit import Verdict, fit_verdict, memory_of, with_micro_batch
 from nanogauge.predict.prediction import checkpoints, evaluations, predict
 from nanogauge.predict.workload import workload_of
+from nanogauge.quantities import Interval
 from nanogauge.records import Hardware, Prediction
 from nanogauge.report.measured import Measurements
 from nanogauge.runlog import Recorded
@@ -84,7 +85,7 @@ class Engine:
             finished_unix=recorded.starts[-1].unix_time or 0.0,
         )
         peak = found.values.get("peak_process_bytes")
-        expected = memory_of(config, hardware, dtype, gpus).process[1]
+        expected = memory_of(config, hardware, dtype, gpus).process.expected
         return cls(
             config=config,
             hardware=hardware,
@@ -123,7 +124,7 @@ class Engine:
             watts=None,
         )
 
-    def seconds(self, config: Config) -> Span:
+    def seconds(self, config: Config) -> Interval:
         """The whole run; the interval is the step's, as the other parts were measured."""
         found = predict(config, self.hardware, self.dtype, self.gpus, self.calibration)
         step, analytic = found.calibrated["step_seconds"], found.quantities["step_seconds"]
@@ -132,28 +133,23 @@ class Engine:
         work = config.train.max_steps * step.expected
         work += ledger["eval_s"] * self.factors.get("eval_s", slower)
         rest = sum(ledger[k] * self.factors[k] for k in ("compile_s", "checkpoint_s", "other_s"))
-        low, high = step.low / step.expected, step.high / step.expected
-        return Span(low=low * work + rest, expected=work + rest, high=high * work + rest)
+        return step.scaled(work) + rest
 
-    def power(self, limit_watts: float | None = None) -> Span | None:
+    def power(self, limit_watts: float | None = None) -> Interval | None:
         """Mean watts of the boards: as measured, else as predicted.
 
         The interval of a measured mean is as wide as the predicted one: other work draws another
         share of the limit. It does not go above the limit unless the measurement did.
         """
-        told = predict(self.config, self.hardware, self.dtype, self.gpus).quantities
-        share = told.get("power_watts")
+        predicted = predict(self.config, self.hardware, self.dtype, self.gpus)
+        share = predicted.quantities.get("power_watts")
         if share is None:
             return None
         if self.watts is None:
-            return Span(low=share.low, expected=share.expected, high=share.high)
+            return share
         limit = self.gpus * (limit_watts or self.hardware.power_limit_watts or self.watts)
-        widest = self.watts * share.high / share.expected
-        return Span(
-            low=self.watts * share.low / share.expected,
-            expected=self.watts,
-            high=max(self.watts, min(widest, limit)),
-        )
+        drawn = share.scaled(self.watts)
+        return Interval(drawn.low, self.watts, max(self.watts, min(drawn.high, limit)))
 
     def memory(self, config: Config) -> tuple[float, Verdict | None]:
         """The expected peak, and whether it fits; both corrected by the measured peak.
@@ -161,15 +157,12 @@ class Engine:
         What was measured of this very workload has no interval.
         """
         memory = memory_of(config, self.hardware, self.dtype, self.gpus)
-        low, expected, high = (self.memory_factor * value for value in memory.process)
+        peak = self.memory_factor * memory.process
         work = workload_of(config, self.dtype, self.hardware.kind != "cpu", self.gpus)
         if self.memory_measured and work == self.calibration.runs[0].workload:
-            low = high = expected
-        if self.free_bytes is None:
-            return expected, None
-        return expected, fit_verdict(
-            replace(memory, process=(low, expected, high)), self.free_bytes
-        )
+            peak = Interval.exact(peak.expected)
+        verdict = None if self.free_bytes is None else fit_verdict(peak, self.free_bytes)
+        return peak.expected, verdict
 
     def made_to_fit(self, config: Config) -> Config | None:
         """The configuration, in halved micro-batches until it may fit; None where it never does."""
@@ -208,22 +201,12 @@ def _factors(
     return factors
 
 
-def energy_of(watts: Span | None, seconds: Span) -> Span | None:
-    """Kilowatt-hours of the boards: power x time."""
+def energy_and_cost(
+    config: Config, watts: Interval | None, seconds: Interval
+) -> tuple[Interval | None, Interval | None]:
+    """Return the energy of the boards in kWh and its cost; None without power or a tariff."""
     if watts is None:
-        return None
-    return Span(
-        low=watts.low * seconds.low / 3.6e6,
-        expected=watts.expected * seconds.expected / 3.6e6,
-        high=watts.high * seconds.high / 3.6e6,
-    )
-
-
-def cost_span(config: Config, energy: Span | None, seconds: Span) -> Span | None:
-    if energy is None or config.cost.price_per_kwh is None:
-        return None
-    return Span(
-        low=cost_of(config.cost, energy.low, seconds.low),
-        expected=cost_of(config.cost, energy.expected, seconds.expected),
-        high=cost_of(config.cost, energy.high, seconds.high),
-    )
+        return None, None
+    energy = kwh_of(watts, seconds)
+    tariff = config.cost.price_per_kwh is not None
+    return energy, cost_of(config.cost, energy, seconds) if tariff else None

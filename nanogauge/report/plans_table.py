@@ -10,9 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from nanogauge.clock_times import day_and_time
-from nanogauge.planning import Span
 from nanogauge.plans import Planned
-from nanogauge.quantities import format_range, format_seconds, format_value
+from nanogauge.quantities import Interval, format_range, format_seconds, format_value
 
 GIB = 2**30
 UNKNOWN = "not known"
@@ -61,5 +60,5 @@ def _cells(plan: Planned, now: datetime) -> list[str]:
     ]
 
 
-def _value(row_id: str, span: Span | None, currency: str = "") -> str:
-    return UNKNOWN if span is None else format_value(row_id, span.expected, currency)
+def _value(row_id: str, interval: Interval | None, currency: str = "") -> str:
+    return UNKNOWN if interval is None else format_value(row_id, interval.expected, currency)

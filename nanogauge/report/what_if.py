@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from nanogauge.config import Config
 from nanogauge.errors import BadInput
 from nanogauge.hardware import Gpu, all_gpus, find_gpu, from_row
-from nanogauge.planning import Span
 from nanogauge.power_curves import PowerCurve
 from nanogauge.predict.constants import POWER_EXPONENT
 from nanogauge.predict.deadline import trained_on
@@ -20,11 +19,11 @@ from nanogauge.predict.fit import Verdict, largest_micro_batch, reshaped
 from nanogauge.predict.parameters import count_parameters
 from nanogauge.predict.prediction import evaluations, predict
 from nanogauge.predict.workload import shape_of
+from nanogauge.quantities import Interval
 from nanogauge.records import Hardware, Prediction, Stored
 from nanogauge.report.corrected import (
     Engine,
-    cost_span,
-    energy_of,
+    energy_and_cost,
     in_micro_batches,
     memory_left,
     with_train,
@@ -48,7 +47,7 @@ class Scenario(Stored):
     label: str
     change: str
     """the flags or the command that do it; empty where nothing changes"""
-    total_seconds: Span | None
+    total_seconds: Interval | None
     """None where it cannot be said; why says for what reason"""
     delta_s: float | None
     """expected, against the same run made again; below zero where it would be shorter"""
@@ -56,9 +55,9 @@ class Scenario(Stored):
     """expected"""
     verdict: Verdict | None
     """whether it fits into the memory; None where how much there is is not known"""
-    energy_kwh: Span | None
+    energy_kwh: Interval | None
     """of the boards; None where neither was measured nor predicted what they draw"""
-    cost: Span | None
+    cost: Interval | None
     """in the currency of the configuration; None without a tariff, or without energy"""
     corrected: bool
     """by this run; False: as any run on that card is predicted"""
@@ -104,7 +103,7 @@ def _scenario(
 ) -> Scenario:
     seconds = engine.seconds(after)
     peak, verdict = engine.memory(after)
-    energy = energy_of(engine.power(), seconds)
+    energy, cost = energy_and_cost(after, engine.power(), seconds)
     return Scenario(
         id=name,
         label=label,
@@ -114,7 +113,7 @@ def _scenario(
         peak_process_bytes=peak,
         verdict=verdict,
         energy_kwh=energy,
-        cost=cost_span(after, energy, seconds),
+        cost=cost,
         corrected=True,
         why=why,
     )
@@ -242,32 +241,24 @@ def _power_limit(engine: Engine, again: Scenario, curve: PowerCurve | None) -> I
         return
     drew = engine.watts / engine.gpus
     ratio = min(1.0, lowered / drew)
-    slower = Span(
-        low=seconds.low,
-        expected=seconds.expected * ratio**-POWER_EXPONENT,
-        high=seconds.high / ratio,
-    )
-    share = Span(**dict(zip(("low", "expected", "high"), SHARE_OF_LOWERED_LIMIT, strict=True)))
-    watts = Span(
-        low=engine.gpus * min(drew, share.low * lowered),
-        expected=engine.gpus * min(drew, share.expected * lowered),
-        high=engine.gpus * min(drew, share.high * lowered),
-    )
+    slower = seconds * Interval(1.0, ratio**-POWER_EXPONENT, 1 / ratio)
+    watts = SHARE_OF_LOWERED_LIMIT.map(lambda share: engine.gpus * min(drew, share * lowered))
     if curve is not None and curve.holds(lowered, limit):
         longer, draws = curve.slower(lowered, limit), curve.draws(lowered, limit)
-        slower, watts = _times(seconds, longer), _times(_just(engine.watts), draws)
+        slower = seconds * longer
+        energy, cost = energy_and_cost(engine.config, engine.watts * draws, slower)
         yield Scenario(
             **said,
             total_seconds=slower,
-            energy_kwh=(measured := energy_of(watts, slower)),
-            cost=cost_span(engine.config, measured, slower),
+            energy_kwh=energy,
+            cost=cost,
             corrected=True,
             why=f"measured on this kind of card ({curve.workload}): a step takes "
             f"{longer.expected:.3f} times as long, and the board draws {draws.expected:.3f} times "
             "as much; the interval is from one measured limit to the next",
         )
         return
-    energy = energy_of(watts, slower)
+    energy, cost = energy_and_cost(engine.config, watts, slower)
     why = f"the board drew {drew:.0f} W"
     if ratio < 1:
         why += (
@@ -280,22 +271,10 @@ def _power_limit(engine: Engine, again: Scenario, curve: PowerCurve | None) -> I
         **said,
         total_seconds=slower,
         energy_kwh=energy,
-        cost=cost_span(engine.config, energy, slower),
+        cost=cost,
         corrected=True,
         why=why,
     )
-
-
-def _times(span: Span, factor: Span) -> Span:
-    return Span(
-        low=span.low * factor.low,
-        expected=span.expected * factor.expected,
-        high=span.high * factor.high,
-    )
-
-
-def _just(value: float) -> Span:
-    return Span(low=value, expected=value, high=value)
 
 
 def _cards(engine: Engine) -> Iterator[Scenario]:
@@ -310,14 +289,14 @@ def _cards(engine: Engine) -> Iterator[Scenario]:
         other = engine.on(hardware, memory_left(hardware, engine.recorded))
         config = other.made_to_fit(engine.config)
         verdict: Verdict | None = "does not fit"
-        peak, seconds, energy = other.memory(engine.config)[0], None, None
+        peak, seconds = other.memory(engine.config)[0], None
+        energy = cost = None
         if config is not None:
             peak, verdict = other.memory(config)
             found = predict(config, hardware, engine.dtype, engine.gpus).quantities
-            if "total_seconds" in found:
-                total = found["total_seconds"]
-                seconds = Span(low=total.low, expected=total.expected, high=total.high)
-                energy = energy_of(other.power(), seconds)
+            seconds = found.get("total_seconds")
+            if seconds is not None:
+                energy, cost = energy_and_cost(engine.config, other.power(), seconds)
         why = (
             f"as any run on this card is predicted: how far the {engine.hardware.name} was from "
             "its prediction says nothing of another card"
@@ -335,7 +314,7 @@ def _cards(engine: Engine) -> Iterator[Scenario]:
             peak_process_bytes=peak,
             verdict=verdict,
             energy_kwh=energy,
-            cost=cost_span(engine.config, energy, seconds) if seconds is not None else None,
+            cost=cost,
             corrected=False,
             why=why,
         )
