@@ -10,7 +10,7 @@ from nanogauge.predict.calibration import CalibratedStep, Calibration, calibrate
 from nanogauge.predict.checkpoints import state_bytes, waiting_seconds
 from nanogauge.predict.energy import predict_energy
 from nanogauge.predict.fit import memory_of
-from nanogauge.predict.flops import flops_per_token_6n, flops_per_token_palm
+from nanogauge.predict.flops import MFU_CONVENTIONS, flops_per_token_6n, flops_per_token_palm
 from nanogauge.predict.parameters import count_parameters
 from nanogauge.predict.step_time import StepTime, predict_step_time
 from nanogauge.predict.workload import shape_of, workload_of
@@ -225,11 +225,8 @@ def _times(
             f"+ {checkpoints(config)} copies for checkpoints, the last written + start-up",
         ),
     }
-    for row, per_token in (
-        ("mfu_palm", flops_per_token_palm(shape_of(config.model))),
-        ("mfu_6n", flops_per_token_6n(shape_of(config.model))),
-    ):
-        flops = per_token * config.tokens_per_step
+    for row, per_token in MFU_CONVENTIONS.items():
+        flops = per_token(shape_of(config.model)) * config.tokens_per_step
         reached = mfu(flops, step.interval, peak)
         estimated[row] = (
             Interval(reached.low, reached.expected, min(reached.high, 1.0)),
