@@ -23,7 +23,7 @@ from nanogauge.config import Config, add_config_flags, config_overrides, load_co
 from nanogauge.errors import BadInput
 from nanogauge.hardware import lookup
 from nanogauge.measure.doctor import worst
-from nanogauge.planning import free_memory, make_wish, plan_deadline, plan_fit
+from nanogauge.planning import make_wish, memory_to_plan_with, plan_deadline, plan_fit
 from nanogauge.plans import plan_all
 from nanogauge.predict.calibration import Calibration
 from nanogauge.predict.deadline import TOKENS_PER_PARAMETER
@@ -96,7 +96,7 @@ def main(arguments: Sequence[str]) -> int:
     predicted = partial(device.predict, gpus=given.gpus)
     prediction = predicted(config)
     rows, findings = build_rows(claims, config, prediction, None)
-    free = free_memory(prediction.hardware, given.free_vram_gib, given.gpus)
+    free = memory_to_plan_with(prediction.hardware, given.free_vram_gib, given.gpus)
     fit = plan_fit(config, predicted, free, models=given.fit)
     deadline = plan_deadline(config, predicted, free, wish)
     if not given.json:

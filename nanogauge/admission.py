@@ -16,13 +16,12 @@ from nanogauge.errors import BadInput
 from nanogauge.measure.alarms import Alarms
 from nanogauge.measure.cards import Watched
 from nanogauge.measure.environment import capture_environment
-from nanogauge.measure.gpu import DriverInfo
-from nanogauge.measure.memory import available_bytes, process_bytes
+from nanogauge.measure.gpu import DriverInfo, driver_info
+from nanogauge.measure.machine import free_memory
 from nanogauge.predict.fit import fit_verdict, largest_micro_batch, memory_of, with_micro_batch
-from nanogauge.predict.memory import CUDA_CONTEXT_BYTES
 from nanogauge.predict.prediction import predict
 from nanogauge.present import calibrated_threads, describe_hardware
-from nanogauge.records import Prediction
+from nanogauge.records import FreeMemory, Hardware, Prediction
 from nanogauge.resume import refuse_changes
 from nanogauge.runfolder import RunFolder, create, load_with_log, make_folder
 from nanogauge.runlock import RunLock, hold
@@ -79,8 +78,8 @@ def open_folder(
         folder, recorded = load_with_log(config.folder)
         changes = refuse_changes(folder.config, config, allowed)
         if not force:
-            free = free_bytes(device, ranks.local_world)
             shared = folder.prediction.model_copy(update={"gpus": ranks.world})
+            free = _free_memory(shared.hardware, device, ranks)
             refuse_too_large(config, shared, free, resumed=True)
         checkpoint, damaged = newest_checkpoint(config.folder / "checkpoints")
         ids = [start.wandb_id for start in recorded.starts if start.wandb_id is not None]
@@ -101,7 +100,8 @@ def open_folder(
     )
     prediction = predict(config, hardware, dtype, ranks.world, calibration)
     if not force:
-        refuse_too_large(config, prediction, free_bytes(device, ranks.local_world), resumed=False)
+        free = _free_memory(hardware, device, ranks)
+        refuse_too_large(config, prediction, free, resumed=False)
     if warning is not None:
         notes = [*prediction.notes, warning]
         prediction = prediction.model_copy(update={"notes": notes})
@@ -169,21 +169,15 @@ def begin_state(
     return exact
 
 
-def free_bytes(device: torch.device, processes: int = 1) -> int | None:
-    """What this process can come to hold: what is free, and what it holds already.
-
-    So many processes share what is free of the host's memory; each has a card of its own. None
-    where the system does not tell.
-    """
+def _free_memory(hardware: Hardware, device: torch.device, ranks: Ranks) -> FreeMemory | None:
+    cards = []
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)  # makes the context, which is held from then on
-        return int(free) + CUDA_CONTEXT_BYTES
-    available, held = available_bytes(), process_bytes()
-    return None if available is None or held is None else available // processes + held
+        cards = [driver_info(str(torch.cuda.get_device_properties(device).uuid))]
+    return free_memory(hardware, cards, processes=ranks.local_world)
 
 
 def refuse_too_large(
-    config: Config, prediction: Prediction, free: int | None, resumed: bool
+    config: Config, prediction: Prediction, free: FreeMemory | None, resumed: bool
 ) -> None:
     """Refuse a run of which not even the low end of its peak fits into the free memory.
 
@@ -193,10 +187,10 @@ def refuse_too_large(
     hardware, dtype = prediction.hardware, prediction.dtype
     gpus = prediction.gpus
     peak = memory_of(config, hardware, dtype, gpus).process
-    if free is None or fit_verdict(peak, free) != "does not fit":
+    if free is None or fit_verdict(peak, free.bytes) != "does not fit":
         return
     need = f"about {peak.expected / 2**30:.1f} GiB"
-    micro = largest_micro_batch(config, hardware, dtype, free, gpus)
+    micro = largest_micro_batch(config, hardware, dtype, free.bytes, gpus)
     if resumed:
         advice = "free some"
     elif micro is None:
@@ -208,7 +202,7 @@ def refuse_too_large(
             f"{micro}: --train.micro-batch {micro} --train.grad-accum {accumulation}"
         )
     raise BadInput(
-        f"this run needs {need} of memory and {free / 2**30:.1f} GiB are free; {advice}, "
+        f"this run needs {need} of memory and {free.bytes / 2**30:.1f} GiB are free; {advice}, "
         "or try all the same with --force."
     )
 

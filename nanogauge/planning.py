@@ -9,14 +9,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import count
 
 from nanogauge.clock_times import later, next_time
 from nanogauge.config import Config
 from nanogauge.errors import BadInput
-from nanogauge.hardware import find_gpu
-from nanogauge.measure.gpu import DriverInfo, driver_info
-from nanogauge.measure.memory import available_bytes
+from nanogauge.measure.machine import free_memory
 from nanogauge.predict.deadline import End, Predictor, largest_model_in_time, most_steps
 from nanogauge.predict.fit import (
     Verdict,
@@ -30,21 +27,10 @@ from nanogauge.predict.fit import (
 )
 from nanogauge.predict.preparation import preparation_seconds
 from nanogauge.quantities import Interval
-from nanogauge.records import Hardware, Stored
-
-DESKTOP_BYTES = 2**30
-"""allowance for the desktop on a card that may drive a screen, where no driver tells better"""
-
+from nanogauge.records import FreeMemory, Hardware, Stored
 
 Search = Callable[[Config, Callable[[Config], bool]], Config | None]
 """a function of predict/fit.py that looks for the largest model that passes"""
-
-
-class FreeMemory(Stored):
-    bytes: int
-    """of each device"""
-    source: str
-    """who says so, in words"""
 
 
 class Candidate(Stored):
@@ -136,47 +122,22 @@ class Wish:
     tokens_per_parameter: float
 
 
-def free_memory(hardware: Hardware, given_gib: float | None, gpus: int) -> FreeMemory:
-    """As given, else as the driver says of that very card, else the card less a desktop's share.
+def memory_to_plan_with(hardware: Hardware, given_gib: float | None, gpus: int) -> FreeMemory:
+    """Return the free memory as given by the user, else as found by free_memory.
 
     Raises:
-        BadInput: if what is given is no size of a memory.
+        BadInput: if what is given is no size of a memory, or nothing is given or found.
     """
     if given_gib is not None:
         if not 0 < given_gib < 1e6:
             raise BadInput("--free-vram-gib must be above 0, and a size that memory has.")
         return FreeMemory(bytes=int(given_gib * 2**30), source="as --free-vram-gib says")
-    total = hardware.memory_bytes
-    if total is None:
+    found = free_memory(hardware, gpus=gpus)
+    if found is None:
         raise BadInput(
             f"the memory of {hardware.name} varies; say what is free with --free-vram-gib."
         )
-    if hardware.kind == "cpu":
-        return FreeMemory(bytes=available_bytes() or total, source="what this machine has free now")
-    told = [
-        card.total_bytes - card.used_by_others_bytes
-        for card in _cards_present(hardware)
-        if card.total_bytes is not None and card.used_by_others_bytes is not None
-    ]
-    if len(told) >= gpus:
-        return FreeMemory(bytes=min(told[:gpus]), source="as the driver says")
-    if hardware.kind == "datacenter":
-        return FreeMemory(bytes=total, source="the whole card")
-    source = f"the card's {total / 2**30:.4g} GiB less 1 for a desktop"
-    return FreeMemory(bytes=total - DESKTOP_BYTES, source=source)
-
-
-def _cards_present(hardware: Hardware) -> list[DriverInfo]:
-    """The cards of this name in this machine, in the driver's order."""
-    present = []
-    for index in count():
-        info = driver_info(index)
-        if info.name is None:
-            break
-        row = find_gpu(info.name, info.total_bytes)
-        if row is not None and row.name == hardware.name:
-            present.append(info)
-    return present
+    return found
 
 
 def plan_fit(config: Config, predicted: Predictor, free: FreeMemory, models: bool) -> Fit:

@@ -10,7 +10,7 @@ from pathlib import Path
 from nanogauge.clock_times import later
 from nanogauge.config import Config, load_config
 from nanogauge.errors import BadInput
-from nanogauge.planning import Finish, free_memory
+from nanogauge.planning import Finish, memory_to_plan_with
 from nanogauge.predict.fit import Verdict, fit_verdict, memory_of
 from nanogauge.quantities import Interval, tokens_per_second
 from nanogauge.recipe import is_another_recipe, recipe_sentence
@@ -83,7 +83,7 @@ def _planned(
     path: Path, config: Config, prediction: Prediction, free_gib: float | None, start: datetime
 ) -> Planned:
     hardware, dtype, gpus = prediction.hardware, prediction.dtype, prediction.gpus
-    free = free_memory(hardware, free_gib, gpus).bytes
+    free = memory_to_plan_with(hardware, free_gib, gpus).bytes
     memory = memory_of(config, hardware, dtype, gpus)
     step, total = prediction.best("step_seconds"), prediction.best("total_seconds")
     parameters = int(prediction.quantities["parameters"].expected)

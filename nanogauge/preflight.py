@@ -35,7 +35,7 @@ from nanogauge.measure.doctor import (
 )
 from nanogauge.measure.environment import cpu_name, total_memory_bytes
 from nanogauge.measure.gpu import DriverInfo, driver_info
-from nanogauge.measure.memory import available_bytes, process_bytes
+from nanogauge.measure.memory import process_bytes
 from nanogauge.measure.toolchain import Card, Torch, check_compiler, check_gpu, check_triton
 from nanogauge.predict.checkpoints import state_bytes
 from nanogauge.predict.fit import fit_verdict, largest_micro_batch, memory_of, with_micro_batch
@@ -173,16 +173,12 @@ def _check_memory(
     gpus: int,
     beside: int,
 ) -> Finding:
-    free: int | None = None
     if hardware.kind == "cpu":
         place, total, others = "of memory", total_memory_bytes(), None
-        available, held = available_bytes(), process_bytes()
-        if available is not None and held is not None:
-            free = available // beside + held  # as the session counts: what this one can hold
     else:
         place, total, others = "on the card", driver.total_bytes, driver.others
-        if total is not None and driver.used_by_others_bytes is not None:
-            free = total - driver.used_by_others_bytes
+    memory = machine.free_memory(hardware, [driver], processes=beside)
+    free = None if memory is None else memory.bytes
     if config is None or free is None:
         return check_memory(place, free, total, others, None, None, None)
     peak = memory_of(config, hardware, dtype, gpus).process

@@ -54,6 +54,13 @@ class Hardware(Stored):
     source: str
 
 
+class FreeMemory(Stored):
+    bytes: int
+    """of each device"""
+    source: str
+    """in words"""
+
+
 class Estimate(Interval):
     """A predicted quantity with its formula and source."""
 

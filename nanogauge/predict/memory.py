@@ -29,8 +29,7 @@ max_memory_allocated of eager runs, 1.15-1.33, median 1.23 (manavsehgal/ai-field
 nemo-framework-on-spark and baseline-training-loop-on-spark); compiled 1.14 of the allocation
 predicted for torchtitan's Llama 3.1 8B (benchmarks/llama3_h100_202412_torchtitan.md)."""
 
-CUDA_CONTEXT_BYTES = int(0.35 * 2**30)
-CUDA_CONTEXT = Interval(0.287e9, CUDA_CONTEXT_BYTES, 0.667e9)
+CUDA_CONTEXT = Interval(0.287e9, 0.35 * 2**30, 0.667e9)
 """Driver, libraries and kernels of a process. Source: pytorch/pytorch#86509, 287,047,680 bytes with
 kernels loaded as they are needed and 666,632,192 with all of them; expected 0.35 GiB, for those
 that a training step needs."""

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, replace
 
 from nanogauge.config import Config
-from nanogauge.planning import DESKTOP_BYTES
+from nanogauge.hardware import usually_free_bytes
 from nanogauge.predict.calibration import Calibration, FinishedRun
 from nanogauge.predict.energy import cost_of, kwh_of
 from nanogauge.predict.fit import Verdict, fit_verdict, memory_of, with_micro_batch
@@ -39,13 +39,11 @@ def memory_left(hardware: Hardware, recorded: Recorded) -> int | None:
     Where nobody told, a card that may drive a screen is taken to hold a desktop; of a machine
     without a GPU nothing is known but its whole memory. None where not even that is known.
     """
-    total = hardware.memory_bytes
-    if total is None or hardware.kind == "cpu":
-        return total
-    others = recorded.starts[-1].other_programs
-    if others is not None and hardware.name == recorded.starts[-1].device:
+    total, others = hardware.memory_bytes, recorded.starts[-1].other_programs
+    same_card = hardware.kind != "cpu" and hardware.name == recorded.starts[-1].device
+    if same_card and total is not None and others is not None:
         return total - sum(others.values())
-    return total if hardware.kind == "datacenter" else total - DESKTOP_BYTES
+    return usually_free_bytes(hardware)
 
 
 @dataclass(frozen=True)
