@@ -13,6 +13,7 @@ from torch import nn
 from nanogauge.calibrations import load_calibration
 from nanogauge.config import Config
 from nanogauge.errors import BadInput
+from nanogauge.files import make_folder
 from nanogauge.measure.alarms import Alarms
 from nanogauge.measure.cards import Watched
 from nanogauge.measure.environment import capture_environment
@@ -23,7 +24,7 @@ from nanogauge.predict.prediction import predict
 from nanogauge.present import calibrated_threads, describe_hardware
 from nanogauge.records import FreeMemory, Hardware, Prediction
 from nanogauge.resume import refuse_changes
-from nanogauge.runfolder import RunFolder, create, load_with_log, make_folder
+from nanogauge.runfolder import RunFolder, create, load_with_log
 from nanogauge.runlock import RunLock, hold
 from nanogauge.runlog import has_begun
 from nanogauge.training.checkpoint import load_checkpoint, newest_checkpoint, read_meta

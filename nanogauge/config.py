@@ -21,8 +21,7 @@ from pydantic import (
 
 from nanogauge.errors import BadInput
 from nanogauge.explaining import explain
-from nanogauge.handed import read_whole
-from nanogauge.privacy import from_home, scrubbed, without_secrets
+from nanogauge.files import from_home, read_whole, scrubbed, without_secrets
 
 
 def _whole(value: object) -> object:

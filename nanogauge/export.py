@@ -9,10 +9,10 @@ from typing import Any
 import safetensors.torch
 
 from nanogauge.errors import BadInput, RunFailed
+from nanogauge.files import make_folder, write_atomic
 from nanogauge.report.build import Report, build_report, claims_of
 from nanogauge.report.cells import Cells, in_order
 from nanogauge.report.text import markdown
-from nanogauge.runfolder import make_folder, write_aside
 from nanogauge.tokenizer_files import tokenizer_files
 from nanogauge.trained import Trained, encoding_of
 from nanogauge.training.pretrained import CONFIG_NAME, WEIGHTS_NAME, to_hugging_face
@@ -67,7 +67,7 @@ def export_run(trained: Trained, out: Path, tokenizer: str | None) -> list[str]:
     try:
         safetensors.torch.save_file(tensors, out / WEIGHTS_NAME, metadata={"format": "pt"})
         for name, data in files.items():
-            write_aside(out / name, data)
+            write_atomic(out / name, data)
     except (OSError, safetensors.SafetensorError) as error:
         raise BadInput(f"cannot write to {out}: {error}; free space there.") from None
     return lacks

@@ -10,9 +10,9 @@ from pathlib import Path
 import platformdirs
 from pydantic import ValidationError
 
+from nanogauge.files import write_atomic
 from nanogauge.quantities import Interval
 from nanogauge.records import Stored
-from nanogauge.runfolder import write_aside
 
 
 class PowerPoint(Stored):
@@ -90,5 +90,5 @@ def keep_power_curve(curve: PowerCurve) -> Path:
     """
     path = path_of(curve.device)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_aside(path, curve.model_dump_json(indent=1).encode())
+    write_atomic(path, curve.model_dump_json(indent=1).encode())
     return path

@@ -27,6 +27,7 @@ from nanogauge.admission import (
 )
 from nanogauge.calibrations import add_to_calibration
 from nanogauge.config import Config
+from nanogauge.files import write_atomic
 from nanogauge.measure.alarms import Alarms
 from nanogauge.measure.clock import Clock, Stopwatch
 from nanogauge.measure.gpu import (
@@ -53,7 +54,7 @@ from nanogauge.resume import (
     refuse_other_identity,
 )
 from nanogauge.rundata import make_batches, open_data, tell_of_data
-from nanogauge.runfolder import RunFolder, write_aside
+from nanogauge.runfolder import RunFolder
 from nanogauge.runlock import RunLock
 from nanogauge.runlog import Recorded, RunLog
 from nanogauge.screen import Screen
@@ -209,7 +210,7 @@ def open_session(
         batches.close()
         batches = make_batches(config, source, device, ranks, micro_batch, opened.rollbacks)
     if claims is not None and ranks.is_first:
-        write_aside(folder.path / CLAIMS_NAME, claims.read_bytes())
+        write_atomic(folder.path / CLAIMS_NAME, claims.read_bytes())
     cards = watched_cards(config, device, ranks)
     card = driver_info(cards[0].device) if cards else None
     idle: Idle | None = None
@@ -324,7 +325,7 @@ def begin_log(
     for text in opened.damaged:
         s.log.write(Event(level="warning", what="checkpoint_damaged", text=text))
     if changes and s.ranks.is_first:
-        write_aside(s.folder.path / "config.toml", s.config.to_toml().encode())
+        write_atomic(s.folder.path / "config.toml", s.config.to_toml().encode())
     for text in changes:
         s.log.write(Event(level="warning", what="changed", text=text))
         s.screen.say(f"! {text}")

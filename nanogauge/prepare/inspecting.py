@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nanogauge.errors import BadInput, RunFailed
+from nanogauge.files import sha256_file
 from nanogauge.prepare.manifest import Manifest, Shard, Split
 from nanogauge.prepare.opening import is_foreign, open_folder
 from nanogauge.prepare.shards import Tokens, open_shard, read_manifest
@@ -36,8 +36,7 @@ def damage_of(folder: Path, shard: Shard, manifest: Manifest) -> str | None:
         return f"holds {tokens.size:,} tokens, not {shard.tokens:,}"
     if tokens.dtype != manifest.dtype:
         return f"its tokens are {tokens.dtype}, not {manifest.dtype}"
-    with path.open("rb") as file:
-        held = hashlib.file_digest(file, "sha256").hexdigest()
+    held = sha256_file(path)
     if held != shard.sha256:
         return f"its sha256 is {held[:12]}..., not {shard.sha256[:12]}..."
     documents = 0

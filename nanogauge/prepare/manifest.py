@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from nanogauge.handed import stays_below
+from nanogauge.files import stays_below
 
 NARROW = np.dtype("<u2")
 WIDE = np.dtype("<u4")

@@ -16,7 +16,7 @@ from typing import get_args
 import numpy as np
 
 from nanogauge.errors import BadInput
-from nanogauge.handed import open_regular
+from nanogauge.files import open_regular
 from nanogauge.prepare.shards import (
     MAGICS,
     MANIFEST_NAME,

@@ -8,14 +8,13 @@ from pathlib import Path
 from urllib.parse import quote
 
 from nanogauge.errors import BadInput
-from nanogauge.privacy import without_secrets
+from nanogauge.files import without_secrets, write_atomic
 from nanogauge.quantities import format_range, format_seconds
 from nanogauge.records import SCHEMA, Estimate, Stored
 from nanogauge.report.build import build_report, claims_of
 from nanogauge.report.cells import MARKS
 from nanogauge.report.page import templates
 from nanogauge.report.side_by_side import local_time, printable
-from nanogauge.runfolder import write_aside
 from nanogauge.runlog import FILE_NAME, last_written
 
 INDEX_NAME = "index.html"
@@ -145,7 +144,7 @@ def write_index(entries: list[Entry], root: Path) -> Path:
     )
     path = root / INDEX_NAME
     try:
-        write_aside(path, without_secrets(html).encode())
+        write_atomic(path, without_secrets(html).encode())
     except OSError as error:
         raise BadInput(f"cannot write {path}: {error.strerror}.") from None
     return path

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanogauge.errors import BadInput
-from nanogauge.privacy import without_secrets
+from nanogauge.files import without_secrets
 from nanogauge.report.build import CLAIMS_NAME, build_report, claims_of
 from nanogauge.report.page import templates
 from nanogauge.report.render import render_report

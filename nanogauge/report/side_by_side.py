@@ -19,14 +19,13 @@ from rich.table import Table as TextTable
 from rich.text import Text
 
 from nanogauge.errors import BadInput
-from nanogauge.privacy import without_secrets
+from nanogauge.files import make_folder, without_secrets, write_atomic
 from nanogauge.quantities import QUANTITIES, format_range, format_value
 from nanogauge.records import SCHEMA, Estimate, Stored
 from nanogauge.report.build import Report, build_report
 from nanogauge.report.cells import MARKS, in_order
 from nanogauge.report.page import templates
 from nanogauge.report.render import COLOURS
-from nanogauge.runfolder import make_folder, write_aside
 
 NAME = "comparison"
 BAR_WIDTH, BAR_HEIGHT = 140, 14
@@ -269,7 +268,7 @@ def write_comparison(comparison: Comparison, out: Path) -> list[Path]:
     paths = [out / f"{NAME}.json", out / f"{NAME}.html"]
     try:
         for path, text in zip(paths, (told, html), strict=True):
-            write_aside(path, without_secrets(text).encode())
+            write_atomic(path, without_secrets(text).encode())
     except OSError as error:
         raise BadInput(f"cannot write to {out}: {error.strerror}; give another --out.") from None
     return paths

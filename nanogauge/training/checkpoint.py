@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from nanogauge.handed import open_regular, read_whole
+from nanogauge.files import read_whole, sha256_file
 from nanogauge.training.optimizer import load_state
 from nanogauge.training.sharding import is_sharded, load_parts, local_part, sharded_state
 
@@ -157,7 +157,7 @@ def intact_meta(path: Path) -> Meta | None:
     """What a checkpoint tells of itself; None if a bit of it is not as it was written."""
     try:
         hashes = _content(path)["sha256"]
-        whole = all(_sha256(path / name) == hashes[name] for name in (WEIGHTS, STATE))
+        whole = all(sha256_file(path / name) == hashes[name] for name in (WEIGHTS, STATE))
         return read_meta(path) if whole else None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
@@ -182,8 +182,3 @@ def _content(path: Path) -> dict[str, Any]:
 def _sizes(state: RandomState) -> tuple[int, int | None]:
     on_device = state["device"]
     return state["cpu"].numel(), on_device.numel() if on_device is not None else None
-
-
-def _sha256(path: Path) -> str:
-    with open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import torch
 
+from nanogauge.files import sync_file, sync_folder
 from nanogauge.training.checkpoint import META, STATE, WEIGHTS, meta_bytes
 
 _CHUNK_BYTES = 2**22
@@ -58,17 +58,8 @@ def write_files(
     meta_file = _HashedFile(folder / META)
     meta_file.write(meta_bytes({**content, "sha256": hashes}))
     meta_file.finish()
-    flush_folder(folder)
+    sync_folder(folder)
     return model_file.bytes + state_file.bytes + meta_file.bytes
-
-
-def flush_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class _HashedFile:
@@ -113,8 +104,7 @@ class _HashedFile:
         try:
             with self._file:
                 if self._error is None:
-                    self._file.flush()
-                    os.fsync(self._file.fileno())
+                    sync_file(self._file)
         except OSError as error:
             self._error = self._error or error
         if self._error is not None:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from nanogauge.files import sync_folder
 from nanogauge.quantities import finite
 from nanogauge.training.checkpoint import (
     REPLACED,
@@ -31,7 +32,7 @@ from nanogauge.training.checkpoint import (
     read_meta,
     step_of,
 )
-from nanogauge.training.checkpoint_files import flush_folder, write_files
+from nanogauge.training.checkpoint_files import write_files
 from nanogauge.training.host_copy import HostCopy
 
 _BYTES_PER_TENSOR, _BYTES_BESIDE = 512, 2**13
@@ -172,7 +173,7 @@ class Checkpoints:
             if final.exists():
                 os.replace(final, replaced)
             os.replace(aside, final)
-            flush_folder(self._folder)
+            sync_folder(self._folder)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
