@@ -171,7 +171,7 @@ def doctor(given: Namespace) -> int:
         of_a_plan = "." not in name and name not in ("config", "doctor", "json")
         if of_a_plan and value != defaults.get_default(name):
             raise BadInput(f"{flag} belongs to a plan; --doctor examines the machine that is here.")
-    from nanogauge.preflight import examine, print_findings  # asks torch, as no plan does
+    from nanogauge.preflight import examine, print_checks  # asks torch, as no plan does
 
     config = load_config(given.config, config_overrides(given)) if given.config else None
     findings = examine(config)
@@ -180,7 +180,7 @@ def doctor(given: Namespace) -> int:
         told = {"schema": SCHEMA, "doctor": [asdict(f) for f in findings], "verdict": verdict}
         print(json.dumps(told, indent=1, ensure_ascii=False))
     else:
-        print_findings(findings)
+        print_checks(findings)
     return 1 if verdict == "no-go" else 0
 
 

@@ -31,6 +31,7 @@ from torch import nn
 from nanogauge.config import Config
 from nanogauge.errors import BadInput, RunFailed
 from nanogauge.preflight import consult
+from nanogauge.prepare.manifest import Split
 from nanogauge.quantities import finite
 from nanogauge.recording import (
     Status,
@@ -59,7 +60,6 @@ from nanogauge.session import (
 from nanogauge.starting import average_gradients, compile_session
 from nanogauge.tracking import Mirror
 from nanogauge.train_flags import read_command
-from nanogauge.training.data import Split
 from nanogauge.training.device import autocast, is_out_of_memory, to_host
 from nanogauge.training.exactness import fix_workspace
 from nanogauge.training.optimizer import set_rate, update

@@ -45,7 +45,8 @@ from nanogauge.config import Config, load_config  # noqa: E402
 from nanogauge.errors import BadInput  # noqa: E402
 from nanogauge.predict.parameters import count_parameters  # noqa: E402
 from nanogauge.predict.workload import shape_of  # noqa: E402
-from nanogauge.training.data import Batches, Shards, Split  # noqa: E402
+from nanogauge.prepare.manifest import Split  # noqa: E402
+from nanogauge.training.data import Batches, Shards  # noqa: E402
 from nanogauge.training.loss import TrainingLoss  # noqa: E402
 from nanogauge.training.optimizer import make_optimizer, set_rate, update  # noqa: E402
 from nanogauge.training.schedule import learning_rate  # noqa: E402

@@ -32,7 +32,7 @@ _PASSWORD = re.compile(r"://[^/\s@\"'<>]+@")
 _TOKENS = (re.compile(r"hf_[A-Za-z0-9]{30,}"), re.compile(r"wandb_v\d_[A-Za-z0-9_]{30,}"))
 """formats of the hub and of W&B"""
 
-Value = TypeVar("Value")
+_Value = TypeVar("_Value")
 
 
 def open_regular(path: Path) -> BufferedReader:
@@ -162,7 +162,7 @@ def without_secrets(text: str) -> str:
     return text
 
 
-def scrubbed(value: Value) -> Value:
+def scrubbed(value: _Value) -> _Value:
     """Remove the secrets from every text in a JSON value; names of fields stay."""
     match value:
         case str():

@@ -14,7 +14,7 @@ from nanogauge.clock_times import later, next_time
 from nanogauge.config import Config
 from nanogauge.errors import BadInput
 from nanogauge.measure.machine import free_memory
-from nanogauge.predict.deadline import End, Predictor, largest_model_in_time, most_steps
+from nanogauge.predict.deadline import IntervalEnd, Predictor, largest_model_in_time, most_steps
 from nanogauge.predict.fit import (
     Verdict,
     deepest,
@@ -205,7 +205,7 @@ def plan_deadline(config: Config, predicted: Predictor, free: FreeMemory, wish: 
     if total is not None and wish.by is not None:
         seconds = wish.by.timestamp() - wish.start.timestamp()
 
-        def in_time(end: End) -> int:
+        def in_time(end: IntervalEnd) -> int:
             return most_steps(predicted, config, seconds, end)
 
         steps = Steps(low=in_time("high"), expected=in_time("expected"), high=in_time("low"))

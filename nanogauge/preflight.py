@@ -40,7 +40,7 @@ from nanogauge.measure.toolchain import Card, Torch, check_compiler, check_gpu, 
 from nanogauge.predict.checkpoints import state_bytes
 from nanogauge.predict.fit import fit_verdict, largest_micro_batch, memory_of, with_micro_batch
 from nanogauge.predict.prediction import checkpoints, predict
-from nanogauge.prepare.opening import open_folder
+from nanogauge.prepare.opening import open_dataset
 from nanogauge.records import Hardware
 
 if TYPE_CHECKING:
@@ -231,7 +231,7 @@ def _check_data(config: Config) -> Finding:
         where = "the text that ships with Python"
         return check_data(steps, run_tokens, found, data.tokens, where, fixed=True)
     try:
-        found = open_folder(data.folder).tokens("train")
+        found = open_dataset(data.folder).tokens("train")
     except BadInput as error:
         text, prepares, remedy = str(error).rpartition("; ")
         if not prepares:
@@ -248,7 +248,7 @@ def _check_power(driver: DriverInfo) -> Finding:
     return check_power(driver.power_limit_watts, driver.power_limit_default_watts, datasheet)
 
 
-def print_findings(findings: list[Finding]) -> None:
+def print_checks(findings: list[Finding]) -> None:
     """One line each: verdict, check, what was found, and what to do about it."""
     for finding in findings:
         remedy = f"  → {finding.remedy}" if finding.remedy is not None else ""
@@ -274,7 +274,7 @@ def consult(config: Config, force: bool, gpus: int = 1, beside: int = 1) -> None
     told = [finding for finding in findings if finding.verdict != "go"]
     if not told:
         print(f"doctor: {len(findings)} checks, all go")
-    print_findings(told)
+    print_checks(told)
     grave = [f for f in told if f.verdict == "no-go" and f.check != "memory"]
     if grave and not force:
         raise BadInput(f"{grave[0].text}; {grave[0].remedy}.")

@@ -16,7 +16,7 @@ from nanogauge.hardware import find_gpu, from_properties, from_row
 from nanogauge.measure.environment import cpu_name, total_memory_bytes
 from nanogauge.measure.gpu import DriverInfo, driver_info
 from nanogauge.measure.memory import process_bytes
-from nanogauge.predict.calibrate import measure, measure_cpu
+from nanogauge.predict.calibrate import measure_cpu, measure_device
 from nanogauge.predict.calibration import Calibration
 from nanogauge.records import Hardware
 from nanogauge.training.device import choose_device, choose_dtype
@@ -81,5 +81,5 @@ def calibrate(config: Config, gpu: str | None) -> tuple[Hardware, str, Calibrati
             "leave out --gpu, or plan for that card without --calibrate."
         )
     print(f"measuring {hardware.name} for up to a minute ...", file=sys.stderr, flush=True)
-    known, warning = add_to_calibration(measure(config, device, dtype, hardware.name))
+    known, warning = add_to_calibration(measure_device(config, device, dtype, hardware.name))
     return hardware, dtype, known, warning

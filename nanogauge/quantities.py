@@ -13,6 +13,8 @@ from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
+GIB = 2**30
+
 
 class Interval(BaseModel):
     """A value that is known as an interval; an exact one has all three equal.

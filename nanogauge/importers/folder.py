@@ -12,7 +12,7 @@ from nanogauge.errors import BadInput
 from nanogauge.files import make_folder, sha256_file, write_atomic
 from nanogauge.importers.contradictions import refuse_contradictions
 from nanogauge.importers.lines import run_lines
-from nanogauge.importers.printed import Printed, Session, runs_of, warning
+from nanogauge.importers.printed import Printed, PrintedSession, runs_of, warning
 from nanogauge.records import Event, Prediction
 from nanogauge.report.build import CLAIMS_NAME
 from nanogauge.report.compare import build_rows
@@ -69,7 +69,9 @@ def import_log(
             writer.write(line)
 
 
-def _choose(log: Printed, path: Path, run_number: int | None) -> tuple[list[Session], list[Event]]:
+def _choose(
+    log: Printed, path: Path, run_number: int | None
+) -> tuple[list[PrintedSession], list[Event]]:
     """One of the runs in the file, and a warning where there are others."""
     runs = runs_of(log.sessions)
     number = len(runs) if run_number is None else run_number

@@ -15,7 +15,7 @@ from typing import Literal
 from nanogauge.measure.machine import Sleep
 from nanogauge.quantities import Interval, format_seconds, format_value
 
-Verdict = Literal["go", "warn", "no-go"]
+CheckVerdict = Literal["go", "warn", "no-go"]
 
 GOOD_PASSES = 4
 """Muennighoff et al. 2023, Scaling Data-Constrained Language Models: up to four passes over the
@@ -29,12 +29,12 @@ class Finding:
     """One check's result; a warning and a no-go have a remedy."""
 
     check: str
-    verdict: Verdict
+    verdict: CheckVerdict
     text: str
     remedy: str | None = None
 
 
-def worst(findings: list[Finding]) -> Verdict:
+def worst(findings: list[Finding]) -> CheckVerdict:
     """The verdict of all checks together."""
     verdicts = {finding.verdict for finding in findings}
     return "no-go" if "no-go" in verdicts else "warn" if "warn" in verdicts else "go"
@@ -77,7 +77,7 @@ def check_memory(
         return Finding("memory", "go", text)
     ways = [f"close {largest[0][0]}"] if largest else ["free some"]
     ways += [smaller] if smaller is not None else ["make the model smaller (--model.n-layer, ...)"]
-    verdict: Verdict = "warn" if fit == "doubtful" else "no-go"
+    verdict: CheckVerdict = "warn" if fit == "doubtful" else "no-go"
     return Finding("memory", verdict, f"{fit}: {text}", " or ".join(ways))
 
 

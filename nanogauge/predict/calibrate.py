@@ -43,7 +43,7 @@ BUDGET_SECONDS = 45.0  # for all of it, so that a minute is enough with what sta
 ROUND_SECONDS = 4.0  # one step of all parts; where it would take longer, of fewer sequences
 # Rounds until there are both so many and so long that a passing disturbance does not decide; within
 # the budget, but never fewer than the fewest. The first, which warms up, does not count.
-ROUNDS, ROUNDS_SECONDS, FEWEST_ROUNDS = 25, 12.0, 4
+_ROUNDS, ROUNDS_SECONDS, FEWEST_ROUNDS = 25, 12.0, 4
 STACKED_LAYERS = 4  # blocks measured together; more change the time of one by 1-2 %
 MOST_MICRO_BATCHES = 2  # one that allocates the gradients and one that adds to them
 
@@ -80,7 +80,7 @@ def measure_cpu(
     )
 
 
-def measure(config: Config, device: torch.device, dtype: str, name: str) -> Calibration:
+def measure_device(config: Config, device: torch.device, dtype: str, name: str) -> Calibration:
     """Rates of single operations and the parts of a step of this configuration, on this device.
 
     Raises:
@@ -216,7 +216,7 @@ def _middle(values: Sequence[float]) -> tuple[float, float]:
 
 
 @dataclass
-class Piece:
+class _TimedPiece:
     """A part of the model with weights of its own, trained like the whole in train.py."""
 
     module: nn.Module
@@ -287,7 +287,7 @@ def measure_parts(
     now = first = time.perf_counter()
     took = 0.0
     while len(rounds) < FEWEST_ROUNDS or (
-        now + took < deadline and (len(rounds) < ROUNDS or now - first < ROUNDS_SECONDS)
+        now + took < deadline and (len(rounds) < _ROUNDS or now - first < ROUNDS_SECONDS)
     ):
         begin = time.perf_counter()
         rounds.append([piece.step(len(rounds), micro_batches, device) for piece in pieces])
@@ -325,7 +325,7 @@ def undisturbed(seconds: Sequence[float]) -> float:
 
 def whole_piece(
     config: Config, sequences: int, micro_batches: int, device: torch.device, dtype: str
-) -> Piece:
+) -> _TimedPiece:
     """The model, with one layer: what a step has apart from its other layers."""
     sizes = config.model.model_copy(update={"n_layer": 1})
     model = GPT(sizes).to(device)
@@ -355,12 +355,12 @@ def whole_piece(
         scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
-    return Piece(model, make_optimizer(model, config.optimizer), scaler, micro_batch)
+    return _TimedPiece(model, make_optimizer(model, config.optimizer), scaler, micro_batch)
 
 
 def stack_piece(
     config: Config, layers: int, sequences: int, device: torch.device, dtype: str
-) -> Piece:
+) -> _TimedPiece:
     """Layers alone, between a given input and a given gradient."""
     stack = Stack(config, layers).to(device)
     run = told(torch.compile(stack)) if config.run.compile else stack
@@ -376,7 +376,7 @@ def stack_piece(
         y.backward(scaler.scale(gradient))
         return y.detach()[0, 0, 0]
 
-    return Piece(stack, make_optimizer(stack, config.optimizer), scaler, micro_batch)
+    return _TimedPiece(stack, make_optimizer(stack, config.optimizer), scaler, micro_batch)
 
 
 def told(run: Callable[..., Tensor]) -> Callable[..., Tensor]:

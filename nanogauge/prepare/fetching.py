@@ -22,7 +22,7 @@ _LONGEST_WAIT_SECONDS = 60.0
 _LATER = frozenset((408, 425, 429, 500, 502, 503, 504))
 """what a server says when the same request may work later"""
 
-Value = TypeVar("Value")
+_Value = TypeVar("_Value")
 
 
 class Interrupted(Exception):
@@ -33,7 +33,7 @@ class Interrupted(Exception):
         self.wait_seconds = wait_seconds
 
 
-def patiently(what: str, request: Callable[[], Value]) -> Value:
+def patiently(what: str, request: Callable[[], _Value]) -> _Value:
     """Make a request again, after longer and longer waits, while it is interrupted.
 
     Raises:

@@ -52,7 +52,7 @@ class OpenedFolder:
         return sum(shard.size for shard in self.splits[split])
 
 
-def open_folder(folder: Path) -> OpenedFolder:
+def open_dataset(folder: Path) -> OpenedFolder:
     """Map all shards of both splits.
 
     Raises:

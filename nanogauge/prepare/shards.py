@@ -17,7 +17,6 @@ from types import TracebackType
 from typing import Self, get_args
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import ValidationError
 
 from nanogauge.errors import BadInput
@@ -32,6 +31,7 @@ from nanogauge.prepare.manifest import (
     Span,
     Split,
 )
+from nanogauge.prepare.pieces import Tokens
 
 __all__ = [
     "MAGICS",
@@ -55,7 +55,6 @@ VERSION = 1
 HEADER_BYTES = 256 * 4
 LARGEST_MANIFEST_BYTES = 2**28
 
-Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 _ON_DISK = NARROW
 _LAYOUTS: dict[
     tuple[int, int], np.dtype[np.uint16] | np.dtype[np.uint32]

@@ -16,7 +16,7 @@ from nanogauge.predict.prediction import checkpoints, compile_seconds, evaluatio
 from nanogauge.predict.step_time import counted_clock_hz
 from nanogauge.quantities import format_seconds
 from nanogauge.records import Prediction
-from nanogauge.report.clocks import Clock, slowed
+from nanogauge.report.clocks import MeasuredClock, slowed
 from nanogauge.report.corrected import with_train
 from nanogauge.report.measured import Measurements
 from nanogauge.report.what_if import LARGER_MICRO_BATCHES, Scenario
@@ -34,7 +34,7 @@ class Advice:
     prediction: Prediction
     measurements: Measurements
     recorded: Recorded
-    clock: Clock
+    clock: MeasuredClock
     share: float | None
     """of the step that goes with the clock"""
     scenarios: Sequence[Scenario]

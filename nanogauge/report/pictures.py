@@ -8,7 +8,7 @@ import numpy as np
 
 from nanogauge.config import Config
 from nanogauge.predict.energy import cost_of
-from nanogauge.quantities import format_value, mfu
+from nanogauge.quantities import GIB, format_value, mfu
 from nanogauge.records import Prediction, Sensor, Stored
 from nanogauge.report.charts import Bar, bars
 from nanogauge.report.compare import Row
@@ -19,8 +19,6 @@ from nanogauge.report.several import other_cards
 from nanogauge.report.timeline import Timeline
 from nanogauge.runlog import Recorded
 from nanogauge.table import Table
-
-GIB = 2**30
 
 
 def pictures(

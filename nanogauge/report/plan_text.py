@@ -18,14 +18,12 @@ from nanogauge.predict.flops import (
     flops_per_token_palm,
 )
 from nanogauge.predict.workload import shape_of
-from nanogauge.quantities import Interval, format_range, format_seconds, format_value
+from nanogauge.quantities import GIB, Interval, format_range, format_seconds, format_value
 from nanogauge.recipe import cut_sentences, recipe_sentence
 from nanogauge.records import Prediction
 from nanogauge.report.cells import in_order
 from nanogauge.report.compare import Row
 from nanogauge.report.render import predicted_columns, print_findings, print_rows
-
-GIB = 2**30
 
 
 def print_plan(

@@ -31,7 +31,7 @@ from nanogauge.report.corrected import (
 from nanogauge.report.measured import Measurements
 from nanogauge.runlog import Recorded
 
-GPT2 = {"n_layer": 12, "n_head": 12, "n_embd": 768}
+GPT2_SHAPE = {"n_layer": 12, "n_head": 12, "n_embd": 768}
 GPT2_VOCABULARY = 50_257
 DATACENTER_CARDS = ("H100 SXM", "A100 80GB")
 """the first that is not the run's own stands for what can be rented"""
@@ -189,7 +189,7 @@ def _models(engine: Engine) -> Iterator[Scenario]:
         "shallower": ("shallower", reshaped(config, model.n_layer - layers, model.n_head)),
     }
     ratio = config.tokens_per_step * config.train.max_steps / _parameters(config)
-    as_gpt2 = config.model_copy(update={"model": model.model_copy(update=GPT2)})
+    as_gpt2 = config.model_copy(update={"model": model.model_copy(update=GPT2_SHAPE)})
     if model.vocab_size >= GPT2_VOCABULARY and as_gpt2.model != model:
         others["gpt2"] = ("GPT-2's 124M", trained_on(as_gpt2, ratio))
     for name, (word, other) in others.items():

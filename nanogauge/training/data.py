@@ -15,17 +15,16 @@ from functools import partial
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from nanogauge.errors import BadInput
-from nanogauge.training.order import Grid, Whole, Windows
+from nanogauge.prepare.manifest import Split
+from nanogauge.prepare.pieces import Tokens
+from nanogauge.training.order import Grid, Integers, Windows
 from nanogauge.training.prefetch import Prefetch
 
-Split = Literal["train", "val"]
-Order = Literal["permutation", "random"]
-Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
+SampleOrder = Literal["permutation", "random"]
 Shards = Sequence[Tokens]
 
 BLOCK_BYTES = 2**19  # small batches are read several at a time: most of one's cost is calling
@@ -81,7 +80,7 @@ class Batches:
         device: torch.device,
         *,
         grad_accum: int = 1,
-        order: Order = "permutation",
+        order: SampleOrder = "permutation",
         eval_batches: int = 1,
         rank: int = 0,
         world: int = 1,
@@ -97,7 +96,7 @@ class Batches:
         self.short: dict[Split, int] = {}
         """tokens in shards that are too short for a window, which are left out"""
         self.grids: dict[Split, Grid] = {}
-        self._ends: dict[Split, Whole] = {}
+        self._ends: dict[Split, Integers] = {}
         for split, shards in splits.items():
             long_enough = [s for s in shards if len(s) > block_size]
             if not long_enough:

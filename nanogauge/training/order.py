@@ -17,14 +17,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-ROUNDS = 8
-Whole = npt.NDArray[np.int64]
-Windows = tuple[Whole, Whole]
+_ROUNDS = 8
+Integers = npt.NDArray[np.int64]
+Windows = tuple[Integers, Integers]
 """the shard and the first token of each"""
 _Words = npt.NDArray[np.uint64]
 
 
-def permute(n: int, seed: int, epoch: int, positions: Whole) -> Whole:
+def permute(n: int, seed: int, epoch: int, positions: Integers) -> Integers:
     """The values at some positions of a permutation of 0 ... n - 1, one for each seed and epoch.
 
     Takes memory for the positions alone, whatever n is.
@@ -63,7 +63,7 @@ def _mixed(words: _Words) -> _Words:
 
 def _keys(seed: int, epoch: int, purpose: str) -> _Words:
     text = f"{seed} {epoch} {purpose}".encode()
-    return np.frombuffer(hashlib.blake2b(text, digest_size=8 * ROUNDS).digest(), dtype="<u8")
+    return np.frombuffer(hashlib.blake2b(text, digest_size=8 * _ROUNDS).digest(), dtype="<u8")
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ class Grid:
     lengths: Sequence[int]
     block_size: int
     seed: int
-    _counts: Whole = field(init=False)
-    _ends: Whole = field(init=False)
+    _counts: Integers = field(init=False)
+    _ends: Integers = field(init=False)
 
     def __post_init__(self) -> None:
         lengths = np.array(self.lengths, dtype=np.int64)
@@ -101,7 +101,7 @@ class Grid:
         """Tokens that are not predicted in an epoch; which ones, the next epoch draws anew."""
         return sum(self.lengths) - self.windows * self.block_size
 
-    def begins(self, epoch: int) -> Whole:
+    def begins(self, epoch: int) -> Integers:
         """The token of each shard at which its grid begins."""
         # A shard shorter than two windows has one, and begins where there is room for it.
         room = np.array(self.lengths, dtype=np.int64) - self._counts * self.block_size
@@ -111,7 +111,7 @@ class Grid:
         drawn: _Words = _mixed(_mixed(shards ^ key[0]) ^ key[1]) % choices
         return drawn.astype(np.int64)
 
-    def locate(self, samples: Whole) -> Windows:
+    def locate(self, samples: Integers) -> Windows:
         """The windows of samples, in ascending order, counted from the beginning of the run."""
         shards, begins = np.empty_like(samples), np.empty_like(samples)
         epochs, positions = np.divmod(samples, self.windows)
@@ -122,7 +122,7 @@ class Grid:
             begins[at] = within + self.begins(epoch)[shards[at]]
         return shards, begins
 
-    def spread(self, indices: Whole, of: int) -> Windows:
+    def spread(self, indices: Integers, of: int) -> Windows:
         """Some of `of` windows that lie evenly over all shards.
 
         The grid is the one that begins with each shard's first token. Of more windows than there
@@ -130,7 +130,7 @@ class Grid:
         """
         return self._place((2 * indices + 1) * self.windows // (2 * of))
 
-    def _place(self, windows: Whole) -> Windows:
+    def _place(self, windows: Integers) -> Windows:
         shard = np.searchsorted(self._ends, windows, side="right")
         within = windows - (self._ends - self._counts)[shard]
         return shard, within * self.block_size

@@ -7,22 +7,22 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
-class Prefetch(Generic[T]):
+class Prefetch(Generic[_T]):
     """Numbered things in order, `depth` of them made ahead of the one that was last asked for.
 
     A thing must depend on its number alone: whether it was made ahead can then not be told. One
     that cannot be made raises its error when it is asked for, and not before.
     """
 
-    def __init__(self, make: Callable[[int], T], depth: int) -> None:
+    def __init__(self, make: Callable[[int], _T], depth: int) -> None:
         self._make, self._depth = make, depth
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
-        self._ahead: deque[tuple[int, Future[T]]] = deque()
+        self._ahead: deque[tuple[int, Future[_T]]] = deque()
 
-    def get(self, number: int) -> T:
+    def get(self, number: int) -> _T:
         """A thing; after a leap, those that were made ahead in vain are let go."""
         if self._ahead and self._ahead[0][0] != number:
             self._let_go()

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 TIMEOUT = timedelta(minutes=30)
 """that a rank waits for the others, which may compile, write or evaluate, before it fails"""
 LOST = "another process of this run has ended or no longer answers"
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 class Ranks:
@@ -79,7 +79,7 @@ class Ranks:
         """Whether any rank says so: what ends a step early must be agreed on by all of them."""
         return flag
 
-    def gather(self, thing: T) -> list[T]:
+    def gather(self, thing: _T) -> list[_T]:
         """What each rank has, in their order: numbers, texts, tensors, and lists and dicts of them.
 
         It travels without objects of any other class, so that nothing is run by reading it.
@@ -151,7 +151,7 @@ class _Joined(Ranks):
     def any(self, flag: bool) -> bool:
         return bool(self.sum(torch.tensor(int(flag))))
 
-    def gather(self, thing: T) -> list[T]:
+    def gather(self, thing: _T) -> list[_T]:
         buffer = io.BytesIO()
         torch.save(thing, buffer)
         mine = torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8)

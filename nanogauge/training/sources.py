@@ -11,9 +11,10 @@ import tiktoken
 from nanogauge.config import DataSection
 from nanogauge.errors import BadInput
 from nanogauge.prepare.embedded import byte_encoding, embedded_tokens
-from nanogauge.prepare.opening import open_folder
+from nanogauge.prepare.manifest import Split
+from nanogauge.prepare.opening import open_dataset
 from nanogauge.prepare.tokenizer import load_encoding
-from nanogauge.training.data import Shards, Split
+from nanogauge.training.data import Shards
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def open_source(data: DataSection) -> Source:
         both: dict[Split, Shards] = {"train": [train], "val": [validation]}
         return Source(both, byte_encoding().n_vocab, byte_encoding, digest.hexdigest())
     assert data.folder is not None
-    opened = open_folder(data.folder)
+    opened = open_dataset(data.folder)
 
     def encoding() -> tiktoken.Encoding:
         if opened.tokenizer is None:
