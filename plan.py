@@ -23,7 +23,7 @@ from nanogauge.config import Config, add_config_flags, config_overrides, load_co
 from nanogauge.errors import BadInput
 from nanogauge.hardware import lookup
 from nanogauge.measure.doctor import worst
-from nanogauge.planning import free_memory, make_wish, plan_deadline, plan_fit
+from nanogauge.planning import make_wish, memory_to_plan_with, plan_deadline, plan_fit
 from nanogauge.plans import plan_all
 from nanogauge.predict.calibration import Calibration
 from nanogauge.predict.deadline import TOKENS_PER_PARAMETER
@@ -96,7 +96,7 @@ def main(arguments: Sequence[str]) -> int:
     predicted = partial(device.predict, gpus=given.gpus)
     prediction = predicted(config)
     rows, findings = build_rows(claims, config, prediction, None)
-    free = free_memory(prediction.hardware, given.free_vram_gib, given.gpus)
+    free = memory_to_plan_with(prediction.hardware, given.free_vram_gib, given.gpus)
     fit = plan_fit(config, predicted, free, models=given.fit)
     deadline = plan_deadline(config, predicted, free, wish)
     if not given.json:
@@ -171,7 +171,7 @@ def doctor(given: Namespace) -> int:
         of_a_plan = "." not in name and name not in ("config", "doctor", "json")
         if of_a_plan and value != defaults.get_default(name):
             raise BadInput(f"{flag} belongs to a plan; --doctor examines the machine that is here.")
-    from nanogauge.preflight import DEFAULT_RUN, examine, print_findings
+    from nanogauge.preflight import DEFAULT_RUN, examine, print_checks
     from trainer.calibrate import probe  # imports torch, for which no other plan has to wait
 
     config = load_config(given.config, config_overrides(given)) if given.config else None
@@ -181,7 +181,7 @@ def doctor(given: Namespace) -> int:
         told = {"schema": SCHEMA, "doctor": [asdict(f) for f in findings], "verdict": verdict}
         print(json.dumps(told, indent=1, ensure_ascii=False))
     else:
-        print_findings(findings)
+        print_checks(findings)
     return 1 if verdict == "no-go" else 0
 
 

@@ -30,7 +30,7 @@ from torch import nn
 from nanogauge.config import Config
 from nanogauge.errors import BadInput, RunFailed
 from nanogauge.preflight import consult
-from nanogauge.prepare.shards import Split
+from nanogauge.prepare.manifest import Split
 from nanogauge.quantities import finite
 from nanogauge.records import Eval
 from nanogauge.report.background import CPU_SECONDS, GPU_SECONDS, BackgroundReport

@@ -45,7 +45,8 @@ from nanogauge.config import Config, load_config  # noqa: E402
 from nanogauge.errors import BadInput  # noqa: E402
 from nanogauge.predict.parameters import count_parameters  # noqa: E402
 from nanogauge.predict.workload import shape_of  # noqa: E402
-from nanogauge.prepare.shards import Shards, Split  # noqa: E402
+from nanogauge.prepare.manifest import Split  # noqa: E402
+from nanogauge.prepare.shards import Shards  # noqa: E402
 from nanogauge.training.schedule import learning_rate  # noqa: E402
 from trainer.data.loader import Batches  # noqa: E402
 from trainer.step.loss import TrainingLoss  # noqa: E402

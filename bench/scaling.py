@@ -202,25 +202,25 @@ def sharding_rows() -> Iterator[list[str]]:
 
 def _peak(work: Workload, hardware: Hardware) -> str:
     """What a process holds at most, and whether a card has that."""
-    memory = predict_memory(work, hardware)
+    peak = predict_memory(work, hardware).process
     assert hardware.memory_bytes is not None
     desktop = GIB if hardware.kind == "geforce" else 0
-    verdict = fit_verdict(memory, hardware.memory_bytes - desktop)
-    return f"{memory.process[1] / GIB:.1f} GiB, {verdict}"
+    verdict = fit_verdict(peak, hardware.memory_bytes - desktop)
+    return f"{peak.expected / GIB:.1f} GiB, {verdict}"
 
 
 def published_rows() -> Iterator[list[str]]:
     for run in PUBLISHED:
         step = predict_step_time(run.work, lookup(run.gpu, DTYPE))
         assert step is not None
-        low, high = step.low * step.seconds, step.high * step.seconds
         off = 100 * (step.seconds / run.seconds - 1)
-        inside = low <= run.seconds <= high
+        interval = step.interval
+        inside = interval.contains(run.seconds)
         yield [
             f"{run.work.gpus} x {run.gpu}",
             run.what,
             f"{run.seconds:.3f} s",
-            f"{step.seconds:.3f} s ({low:.3f}–{high:.3f})",
+            f"{step.seconds:.3f} s ({interval.low:.3f}–{interval.high:.3f})",
             f"{off:+.0f} %" + ("" if inside else ", outside"),
             run.source,
         ]

@@ -27,6 +27,7 @@ from nanogauge.predict.energy import power_share
 from nanogauge.predict.flops import flops_per_token_palm
 from nanogauge.predict.memory import predict_memory
 from nanogauge.predict.step_time import predict_step_time
+from nanogauge.quantities import Interval
 
 ONE_MFU = 0.39  # the median of the published runs: what the rule would be told
 TRUSTED = ("high", "medium")
@@ -40,17 +41,15 @@ class Compared:
 
     run: PublishedRun
     actual: float
-    expected: float
-    low: float
-    high: float
+    predicted: Interval
 
     @property
     def error(self) -> float:
-        return self.expected / self.actual - 1
+        return self.predicted.expected / self.actual - 1
 
     @property
     def inside(self) -> bool:
-        return self.low <= self.actual <= self.high
+        return self.predicted.contains(self.actual)
 
 
 def step_times(runs: Sequence[PublishedRun], constants: Constants = FITTED) -> list[Compared]:
@@ -60,11 +59,10 @@ def step_times(runs: Sequence[PublishedRun], constants: Constants = FITTED) -> l
         step = predict_step_time(run.work, run.hardware, constants)
         if step is None or run.step_seconds is None:
             continue
-        low, high = step.low, step.high
+        factor = step.factor
         if not run.complete:
-            low, high = min(low, INCOMPLETE[0]), max(high, INCOMPLETE[1])
-        seconds = step.seconds
-        compared.append(Compared(run, run.step_seconds, seconds, low * seconds, high * seconds))
+            factor = Interval(min(factor.low, INCOMPLETE[0]), 1.0, max(factor.high, INCOMPLETE[1]))
+        compared.append(Compared(run, run.step_seconds, factor * step.seconds))
     return compared
 
 
@@ -74,15 +72,11 @@ def peaks(runs: Sequence[PublishedRun]) -> list[Compared]:
     for run in runs:
         memory = predict_memory(run.work, run.hardware)
         if run.peak_allocated_bytes is not None:
-            expected = memory.allocated
-            low, high = memory.low * expected, memory.high * expected
-            compared.append(Compared(run, run.peak_allocated_bytes, expected, low, high))
+            compared.append(Compared(run, run.peak_allocated_bytes, memory.allocated))
         elif run.peak_reserved_bytes is not None:
-            low, expected, high = memory.reserved
-            compared.append(Compared(run, run.peak_reserved_bytes, expected, low, high))
+            compared.append(Compared(run, run.peak_reserved_bytes, memory.reserved))
         elif run.peak_process_bytes is not None:
-            low, expected, high = memory.process
-            compared.append(Compared(run, run.peak_process_bytes, expected, low, high))
+            compared.append(Compared(run, run.peak_process_bytes, memory.process))
     return compared
 
 
@@ -167,10 +161,10 @@ def _results(
     errors = [abs(c.error) for c in main_set]
     rule_errors = [abs(one_mfu(c)) for c in main_set]
     without = [abs(refitted[c.run.id].error) for c in main_set if c.run.id in refitted]
-    lows = [c.low / c.expected for c in main_set]
-    highs = [c.high / c.expected for c in main_set]
+    lows = [c.predicted.scaled(1.0).low for c in main_set]
+    highs = [c.predicted.scaled(1.0).high for c in main_set]
     of_memory = [abs(c.error) for c in memory if c.run.confidence in TRUSTED]
-    shares = [reading.inside(power_share(reading.hardware)) for reading in power]
+    shares = [power_share(reading.hardware).contains(reading.share) for reading in power]
     inside = [c.inside for c in main_set]
 
     def result(
@@ -274,8 +268,8 @@ def _print(
             ("* " if trusted else "  ") + c.run.id,
             c.run.hardware.name,
             text(c.actual),
-            text(c.expected),
-            f"{text(c.low)} - {text(c.high)}" + ("" if c.inside else " !"),
+            text(c.predicted.expected),
+            f"{text(c.predicted.low)} - {text(c.predicted.high)}" + ("" if c.inside else " !"),
             f"{100 * c.error:+.1f} %",
             "" if other is None else f"{100 * other.error:+.1f} %",
             ", ".join(c.run.assumed),
@@ -303,7 +297,7 @@ def _markdown(
             c.run.source,
             c.run.hardware.name,
             f"{scale * c.actual:{form}}",
-            f"{scale * c.expected:{form}}",
+            f"{scale * c.predicted.expected:{form}}",
             f"{100 * c.error:+.1f} %" + ("" if c.inside else " outside"),
             "" if other is None else f"{100 * other.error:+.1f} %",
         )
@@ -316,15 +310,14 @@ def _print_power(console: Console, power: list[PowerReading]) -> None:
     for column in ("run", "card", "published", "limit", "share", "predicted share"):
         table.add_column(column)
     for reading in power:
-        low, _, high = power_share(reading.hardware)
-        share = reading.watts / reading.limit_watts
+        predicted, share = power_share(reading.hardware), reading.share
         table.add_row(
             reading.id,
             reading.hardware.name,
             f"{reading.watts:.1f}",
             f"{reading.limit_watts:g}",
-            f"{share:.3f}" + ("" if low <= share <= high else " !"),
-            f"{low:g} - {high:g}",
+            f"{share:.3f}" + ("" if predicted.contains(share) else " !"),
+            f"{predicted.low:g} - {predicted.high:g}",
         )
     console.print(table)
 

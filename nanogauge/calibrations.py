@@ -11,8 +11,8 @@ from pathlib import Path
 import platformdirs
 from pydantic import ValidationError
 
+from nanogauge.files import write_atomic
 from nanogauge.predict.calibration import Calibration
-from nanogauge.runfolder import write_aside
 
 
 def path_of(device: str, torch_version: str, threads: int | None) -> Path:
@@ -47,7 +47,7 @@ def add_to_calibration(newer: Calibration) -> tuple[Calibration, str | None]:
     path = path_of(newer.device, newer.torch, newer.threads)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_aside(path, together.model_dump_json(indent=1).encode())
+        write_atomic(path, together.model_dump_json(indent=1).encode())
     except OSError as error:
         return together, f"The calibration {path} could not be written: {error.strerror}"
     return together, None

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, NoReturn
 
 from nanogauge.errors import BadInput, RunFailed
-from nanogauge.privacy import without_keys
+from nanogauge.files import without_keys
 
 
 class Parser(argparse.ArgumentParser):

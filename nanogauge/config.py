@@ -22,8 +22,7 @@ from pydantic import (
 
 from nanogauge.errors import BadInput
 from nanogauge.explaining import explain
-from nanogauge.handed import read_whole
-from nanogauge.privacy import from_home, scrubbed, without_secrets
+from nanogauge.files import from_home, read_whole, scrubbed, without_secrets
 
 
 def _whole(value: object) -> object:
@@ -32,7 +31,7 @@ def _whole(value: object) -> object:
 
 
 _MOST = 10**15  # more of anything is a slip of the hand
-Count = Annotated[int, BeforeValidator(_whole), Field(gt=0, le=_MOST)]
+_Count = Annotated[int, BeforeValidator(_whole), Field(gt=0, le=_MOST)]
 NaturalNumber = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=_MOST)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -71,15 +70,15 @@ class RunSection(Section):
 
 
 class ModelSection(Section):
-    n_layer: Count
+    n_layer: _Count
     """transformer blocks"""
-    n_head: Count
+    n_head: _Count
     """attention heads"""
-    n_embd: Count
+    n_embd: _Count
     """width of the residual stream"""
-    block_size: Count
+    block_size: _Count
     """context length in tokens"""
-    vocab_size: Count
+    vocab_size: _Count
     """rows of the embedding; 50,304 is GPT-2's 50,257 padded to a multiple of 64"""
     bias: bool = False
     """biases in linear layers and norms"""
@@ -115,7 +114,7 @@ class ModelSection(Section):
 class DataSection(Section):
     path: FolderPath | None = None
     """folder of token shards, as prepare_fineweb.py writes it"""
-    tokens: Count | None = None
+    tokens: _Count | None = None
     """unique training tokens the data has, or is planned to have"""
     embedded: bool = False
     """train on the English text that ships with Python, byte by byte (the demo)"""
@@ -136,11 +135,11 @@ class DataSection(Section):
 
 
 class TrainSection(Section):
-    micro_batch: Count
+    micro_batch: _Count
     """sequences in one forward and backward pass"""
-    grad_accum: Count = 1
+    grad_accum: _Count = 1
     """micro-batches whose gradients make one optimizer step"""
-    max_steps: Count
+    max_steps: _Count
     """optimizer steps of the whole run"""
     head: Literal["chunked", "plain"] = "chunked"
     """chunked computes the vocabulary head and its loss for a few tokens at a time and keeps no
@@ -150,22 +149,22 @@ class TrainSection(Section):
     sharding: Literal["none", "full"] = "none"
     """full divides weights, gradients and moments among the processes of torchrun (FSDP), for a
     model that one card cannot hold"""
-    eval_every: Count = 500
+    eval_every: _Count = 500
     """steps between evaluations; the first is before the first step, the last after the last"""
-    eval_batches: Count = 200
+    eval_batches: _Count = 200
     """micro-batches of each split that one evaluation reads"""
-    checkpoint_every: Count = 500
+    checkpoint_every: _Count = 500
     """steps between checkpoints; the last step always makes one"""
     checkpoint_minutes: NotNegative = 30.0
     """minutes after a checkpoint in which another is made, whatever the step; 0 for steps alone"""
-    keep_checkpoints: Count = 2
+    keep_checkpoints: _Count = 2
     """newest checkpoints that are kept, beside the one with the least validation loss"""
-    max_skipped: Count = 10
+    max_skipped: _Count = 10
     """updates in a row that a loss or gradient which is not finite may cost; then the run goes back
     to its last checkpoint and on with the data in another order"""
     max_rollbacks: NaturalNumber = 2
     """times that the run goes back like that; then it stops"""
-    log_every: Count = 10
+    log_every: _Count = 10
     """steps between lines in the terminal; the run log holds every step"""
     prompts: list[str] = []
     """texts that the model goes on from, four times a run; without any it begins a document"""
@@ -182,7 +181,7 @@ class OptimizerSection(Section):
     """learning rate at the end of the decay"""
     warmup_steps: NaturalNumber = 500
     """steps of linear warm-up"""
-    decay_steps: Count | None = None
+    decay_steps: _Count | None = None
     """step at which min_learning_rate is reached; max_steps where not given"""
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"
     """shape of the decay after the warm-up; wsd is stable, then goes down in a straight line"""
@@ -208,7 +207,7 @@ class MeasureSection(Section):
     or PCI bus id, several of them with commas between"""
     idle_seconds: Annotated[float, Field(ge=0, le=600)] = 2.0
     """how long the idle GPU's power is measured before the run; 0 does not"""
-    split_every: Count = 50
+    split_every: _Count = 50
     """steps between those that time forward, backward and optimizer, and read the memory peaks"""
     hang_minutes: NotNegative = 10.0
     """minutes without progress after which the run counts as hung and ends; 0 waits for ever"""

@@ -14,12 +14,12 @@ from nanogauge.claims import Claim, Claims, evaluate, names_for_formulas
 from nanogauge.config import Config
 from nanogauge.errors import BadInput
 from nanogauge.predict.flops import (
-    flops_per_token_6n,
+    MFU_CONVENTIONS,
     flops_per_token_causal,
     flops_per_token_palm,
 )
 from nanogauge.predict.workload import shape_of
-from nanogauge.quantities import QUANTITIES, format_range, format_value
+from nanogauge.quantities import QUANTITIES, format_range, format_value, mfu
 from nanogauge.records import Prediction, Stored
 
 _SLACK = 1e-9  # relative: ends that touch must not exclude each other for a rounding
@@ -117,7 +117,7 @@ def _beyond_the_card(
     if peak is not None and steps is not None and claim.low > 0:
         per_token = flops_per_token_palm(shape_of(config.model))
         flops = per_token * config.tokens_per_step * steps
-        share = flops / claim.low / peak
+        share = mfu(flops, claim.low, peak)
         if share > 1 + _SLACK:
             causal = flops_per_token_causal(shape_of(config.model)) / per_token
             yield Inconsistency(
@@ -189,10 +189,8 @@ def _time_and_mfu(
     peak = prediction.peak_flops
     if peak is None:
         return
-    counts = {
-        "mfu_palm": flops_per_token_palm(shape_of(config.model)),
-        "mfu_6n": flops_per_token_6n(shape_of(config.model)),
-    }
+    shape = shape_of(config.model)
+    counts = {row: per_token(shape) for row, per_token in MFU_CONVENTIONS.items()}
     ratio = counts["mfu_palm"] / counts["mfu_6n"]
     by_row = _by_row(claims)
     for palm, plain in product(by_row.get("mfu_palm", []), by_row.get("mfu_6n", [])):

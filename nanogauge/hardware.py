@@ -80,6 +80,10 @@ def _arithmetic(rates: dict[str, int], dtype: str) -> str:
     return "tf32" if dtype == "float32" and "tf32" in rates else dtype
 
 
+DESKTOP_BYTES = 2**30
+"""allowance for the desktop on a card that may drive a screen"""
+
+
 @cache
 def all_gpus() -> list[Gpu]:
     text = files("nanogauge").joinpath("hardware.toml").read_text(encoding="utf-8")
@@ -229,3 +233,11 @@ def from_properties(
         power_limit_watts=power_limit_watts,
         source="the device's own properties; add a row to nanogauge/hardware.toml to name its peak",
     )
+
+
+def usually_free_bytes(hardware: Hardware) -> int | None:
+    """Return the memory less the allowance for a desktop; None where its size is not known."""
+    total = hardware.memory_bytes
+    if total is None or hardware.kind in ("cpu", "datacenter"):
+        return total
+    return total - DESKTOP_BYTES

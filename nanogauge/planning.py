@@ -9,15 +9,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import count
 
 from nanogauge.clock_times import later, next_time
 from nanogauge.config import Config
 from nanogauge.errors import BadInput
-from nanogauge.hardware import find_gpu
-from nanogauge.measure.gpu import DriverInfo, driver_info
-from nanogauge.measure.memory import available_bytes
-from nanogauge.predict.deadline import End, Predictor, largest_model_in_time, most_steps
+from nanogauge.measure.machine import free_memory
+from nanogauge.predict.deadline import IntervalEnd, Predictor, largest_model_in_time, most_steps
 from nanogauge.predict.fit import (
     Verdict,
     deepest,
@@ -29,27 +26,11 @@ from nanogauge.predict.fit import (
     widest,
 )
 from nanogauge.predict.preparation import preparation_seconds
-from nanogauge.records import Estimate, Hardware, Stored
-
-DESKTOP_BYTES = 2**30
-"""allowance for the desktop on a card that may drive a screen, where no driver tells better"""
-
+from nanogauge.quantities import Interval
+from nanogauge.records import FreeMemory, Hardware, Stored
 
 Search = Callable[[Config, Callable[[Config], bool]], Config | None]
 """a function of predict/fit.py that looks for the largest model that passes"""
-
-
-class FreeMemory(Stored):
-    bytes: int
-    """of each device"""
-    source: str
-    """who says so, in words"""
-
-
-class Span(Stored):
-    low: float
-    expected: float
-    high: float
 
 
 class Candidate(Stored):
@@ -66,9 +47,9 @@ class Candidate(Stored):
     tokens: int
     peak_process_bytes: float
     verdict: Verdict
-    step_seconds: Span | None
+    step_seconds: Interval | None
     """None where no time is predicted on this hardware"""
-    total_seconds: Span | None
+    total_seconds: Interval | None
 
 
 class FittingModels(Stored):
@@ -122,7 +103,7 @@ class Deadline(Stored):
     start: datetime
     finish: Finish | None
     """None where no time is predicted on this hardware"""
-    preparation_seconds: Span | None
+    preparation_seconds: Interval | None
     """of the data, before the run; None where it is there, or how much is needed is not known"""
     by: datetime | None
     steps: Steps | None
@@ -141,47 +122,22 @@ class Wish:
     tokens_per_parameter: float
 
 
-def free_memory(hardware: Hardware, given_gib: float | None, gpus: int) -> FreeMemory:
-    """As given, else as the driver says of that very card, else the card less a desktop's share.
+def memory_to_plan_with(hardware: Hardware, given_gib: float | None, gpus: int) -> FreeMemory:
+    """Return the free memory as given by the user, else as found by free_memory.
 
     Raises:
-        BadInput: if what is given is no size of a memory.
+        BadInput: if what is given is no size of a memory, or nothing is given or found.
     """
     if given_gib is not None:
         if not 0 < given_gib < 1e6:
             raise BadInput("--free-vram-gib must be above 0, and a size that memory has.")
         return FreeMemory(bytes=int(given_gib * 2**30), source="as --free-vram-gib says")
-    total = hardware.memory_bytes
-    if total is None:
+    found = free_memory(hardware, gpus=gpus)
+    if found is None:
         raise BadInput(
             f"the memory of {hardware.name} varies; say what is free with --free-vram-gib."
         )
-    if hardware.kind == "cpu":
-        return FreeMemory(bytes=available_bytes() or total, source="what this machine has free now")
-    told = [
-        card.total_bytes - card.used_by_others_bytes
-        for card in _cards_present(hardware)
-        if card.total_bytes is not None and card.used_by_others_bytes is not None
-    ]
-    if len(told) >= gpus:
-        return FreeMemory(bytes=min(told[:gpus]), source="as the driver says")
-    if hardware.kind == "datacenter":
-        return FreeMemory(bytes=total, source="the whole card")
-    source = f"the card's {total / 2**30:.4g} GiB less 1 for a desktop"
-    return FreeMemory(bytes=total - DESKTOP_BYTES, source=source)
-
-
-def _cards_present(hardware: Hardware) -> list[DriverInfo]:
-    """The cards of this name in this machine, in the driver's order."""
-    present = []
-    for index in count():
-        info = driver_info(index)
-        if info.name is None:
-            break
-        row = find_gpu(info.name, info.total_bytes)
-        if row is not None and row.name == hardware.name:
-            present.append(info)
-    return present
+    return found
 
 
 def plan_fit(config: Config, predicted: Predictor, free: FreeMemory, models: bool) -> Fit:
@@ -189,7 +145,7 @@ def plan_fit(config: Config, predicted: Predictor, free: FreeMemory, models: boo
     prediction = predicted(config)
     hardware, dtype, gpus = prediction.hardware, prediction.dtype, prediction.gpus
     memory = memory_of(config, hardware, dtype, gpus)
-    verdict = fit_verdict(memory, free.bytes)
+    verdict = fit_verdict(memory.process, free.bytes)
 
     def fits(candidate: Config) -> bool:
         return is_expected_to_fit(candidate, hardware, dtype, free.bytes, gpus)
@@ -199,10 +155,10 @@ def plan_fit(config: Config, predicted: Predictor, free: FreeMemory, models: boo
         return _candidate(found, predicted, free) if found is not None else None
 
     return Fit(
-        fits=memory.process[1] <= free.bytes,
+        fits=memory.process.expected <= free.bytes,
         verdict=verdict,
         certain=verdict != "doubtful",
-        peak_process_bytes=memory.process[1],
+        peak_process_bytes=memory.process.expected,
         free_bytes=free.bytes,
         free_source=free.source,
         largest_micro_batch=largest_micro_batch(config, hardware, dtype, free.bytes, gpus),
@@ -231,17 +187,12 @@ def _candidate(config: Config, predicted: Predictor, free: FreeMemory) -> Candid
         max_steps=train.max_steps,
         tokens=config.tokens_per_step * train.max_steps,
         peak_process_bytes=found["peak_process_bytes"].expected,
-        verdict=fit_verdict(memory_of(config, plan.hardware, plan.dtype, plan.gpus), free.bytes),
-        step_seconds=span_of(plan.best("step_seconds")),
-        total_seconds=span_of(plan.best("total_seconds")),
+        verdict=fit_verdict(
+            memory_of(config, plan.hardware, plan.dtype, plan.gpus).process, free.bytes
+        ),
+        step_seconds=plan.best("step_seconds"),
+        total_seconds=plan.best("total_seconds"),
     )
-
-
-def span_of(estimate: Estimate | None) -> Span | None:
-    """An estimate without its formula; None where there is none."""
-    if estimate is None:
-        return None
-    return Span(low=estimate.low, expected=estimate.expected, high=estimate.high)
 
 
 def plan_deadline(config: Config, predicted: Predictor, free: FreeMemory, wish: Wish) -> Deadline:
@@ -254,7 +205,7 @@ def plan_deadline(config: Config, predicted: Predictor, free: FreeMemory, wish: 
     if total is not None and wish.by is not None:
         seconds = wish.by.timestamp() - wish.start.timestamp()
 
-        def in_time(end: End) -> int:
+        def in_time(end: IntervalEnd) -> int:
             return most_steps(predicted, config, seconds, end)
 
         steps = Steps(low=in_time("high"), expected=in_time("expected"), high=in_time("low"))
@@ -280,12 +231,11 @@ def plan_deadline(config: Config, predicted: Predictor, free: FreeMemory, wish: 
     )
 
 
-def _preparation(config: Config) -> Span | None:
+def _preparation(config: Config) -> Interval | None:
     data = config.data
     if data.folder is None or data.tokens is None or data.folder.exists():
         return None
-    low, expected, high = preparation_seconds(data.tokens)
-    return Span(low=low, expected=expected, high=high)
+    return preparation_seconds(data.tokens)
 
 
 def make_wish(

@@ -10,9 +10,9 @@ from pathlib import Path
 from nanogauge.clock_times import later
 from nanogauge.config import Config, load_config
 from nanogauge.errors import BadInput
-from nanogauge.planning import Finish, Span, free_memory, span_of
+from nanogauge.planning import Finish, memory_to_plan_with
 from nanogauge.predict.fit import Verdict, fit_verdict, memory_of
-from nanogauge.quantities import tokens_per_second
+from nanogauge.quantities import Interval, tokens_per_second
 from nanogauge.recipe import is_another_recipe, recipe_sentence
 from nanogauge.records import Prediction, Stored
 
@@ -31,20 +31,20 @@ class Planned(Stored):
     tokens: int
     """of the whole run"""
     tokens_per_parameter: float
-    step_seconds: Span | None
+    step_seconds: Interval | None
     """None, like all that follows from it, where no time is predicted on this hardware"""
-    total_seconds: Span | None
-    tokens_per_second: Span | None
+    total_seconds: Interval | None
+    tokens_per_second: Interval | None
     """in a steady step, of all GPUs together"""
     finish: Finish | None
-    peak_process_bytes: Span
+    peak_process_bytes: Interval
     """on each GPU"""
     free_bytes: int
     verdict: Verdict
     """on whether it fits"""
-    energy_kwh: Span | None
+    energy_kwh: Interval | None
     """of all boards; None where their power is not known"""
-    cost: Span | None
+    cost: Interval | None
     """None without a tariff"""
     currency: str
 
@@ -83,29 +83,21 @@ def _planned(
     path: Path, config: Config, prediction: Prediction, free_gib: float | None, start: datetime
 ) -> Planned:
     hardware, dtype, gpus = prediction.hardware, prediction.dtype, prediction.gpus
-    free = free_memory(hardware, free_gib, gpus).bytes
+    free = memory_to_plan_with(hardware, free_gib, gpus).bytes
     memory = memory_of(config, hardware, dtype, gpus)
-    step, total = (
-        span_of(prediction.best("step_seconds")),
-        span_of(prediction.best("total_seconds")),
-    )
+    step, total = prediction.best("step_seconds"), prediction.best("total_seconds")
     parameters = int(prediction.quantities["parameters"].expected)
     tokens = config.tokens_per_step * config.train.max_steps
     speed = finish = None
     if step is not None:
         per_step = config.tokens_per_step
-        speed = Span(
-            low=tokens_per_second(per_step, step.high),
-            expected=tokens_per_second(per_step, step.expected),
-            high=tokens_per_second(per_step, step.low),
-        )
+        speed = step.map(lambda seconds: tokens_per_second(per_step, seconds))
     if total is not None:
         finish = Finish(
             low=later(start, total.low),
             expected=later(start, total.expected),
             high=later(start, total.high),
         )
-    low, expected, high = memory.process
     return Planned(
         config=str(path),
         name=config.run.name,
@@ -117,10 +109,10 @@ def _planned(
         total_seconds=total,
         tokens_per_second=speed,
         finish=finish,
-        peak_process_bytes=Span(low=low, expected=expected, high=high),
+        peak_process_bytes=memory.process,
         free_bytes=free,
-        verdict=fit_verdict(memory, free),
-        energy_kwh=span_of(prediction.best("energy_kwh")),
-        cost=span_of(prediction.best("cost")),
+        verdict=fit_verdict(memory.process, free),
+        energy_kwh=prediction.best("energy_kwh"),
+        cost=prediction.best("cost"),
         currency=config.cost.currency,
     )

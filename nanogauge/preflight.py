@@ -34,12 +34,12 @@ from nanogauge.measure.doctor import (
 )
 from nanogauge.measure.environment import cpu_name, total_memory_bytes
 from nanogauge.measure.gpu import DriverInfo, driver_info
-from nanogauge.measure.memory import available_bytes, process_bytes
+from nanogauge.measure.memory import process_bytes
 from nanogauge.measure.toolchain import Card, Torch, check_compiler, check_gpu, check_triton
 from nanogauge.predict.checkpoints import state_bytes
 from nanogauge.predict.fit import fit_verdict, largest_micro_batch, memory_of, with_micro_batch
 from nanogauge.predict.prediction import checkpoints, predict
-from nanogauge.prepare.opening import open_folder
+from nanogauge.prepare.opening import open_dataset
 from nanogauge.records import Hardware
 
 DEFAULT_RUN = RunSection(name="NAME")
@@ -144,27 +144,23 @@ def _check_memory(
     gpus: int,
     beside: int,
 ) -> Finding:
-    free: int | None = None
     if hardware.kind == "cpu":
         place, total, others = "of memory", total_memory_bytes(), None
-        available, held = available_bytes(), process_bytes()
-        if available is not None and held is not None:
-            free = available // beside + held  # as the session counts: what this one can hold
     else:
         place, total, others = "on the card", driver.total_bytes, driver.others
-        if total is not None and driver.used_by_others_bytes is not None:
-            free = total - driver.used_by_others_bytes
+    memory = machine.free_memory(hardware, [driver], processes=beside)
+    free = None if memory is None else memory.bytes
     if config is None or free is None:
         return check_memory(place, free, total, others, None, None, None)
-    memory = memory_of(config, hardware, dtype, gpus)
-    fit = fit_verdict(memory, free)
+    peak = memory_of(config, hardware, dtype, gpus).process
+    fit = fit_verdict(peak, free)
     end: Literal["high", "expected"] = "high" if fit == "doubtful" else "expected"
     micro = largest_micro_batch(config, hardware, dtype, free, gpus, end)
     smaller = None
     if micro is not None:
         accumulation = with_micro_batch(config, micro).train.grad_accum
         smaller = f"--train.micro-batch {micro} --train.grad-accum {accumulation}"
-    return check_memory(place, free, total, others, memory.process, fit, smaller)
+    return check_memory(place, free, total, others, peak, fit, smaller)
 
 
 def _check_disk(config: Config | None, hardware: Hardware | None, dtype: str, gpus: int) -> Finding:
@@ -206,7 +202,7 @@ def _check_data(config: Config) -> Finding:
         where = "the text that ships with Python"
         return check_data(steps, run_tokens, found, data.tokens, where, fixed=True)
     try:
-        found = open_folder(data.folder).tokens("train")
+        found = open_dataset(data.folder).tokens("train")
     except BadInput as error:
         text, prepares, remedy = str(error).rpartition("; ")
         if not prepares:
@@ -223,7 +219,7 @@ def _check_power(driver: DriverInfo) -> Finding:
     return check_power(driver.power_limit_watts, driver.power_limit_default_watts, datasheet)
 
 
-def print_findings(findings: list[Finding]) -> None:
+def print_checks(findings: list[Finding]) -> None:
     """One line each: verdict, check, what was found, and what to do about it."""
     for finding in findings:
         remedy = f"  → {finding.remedy}" if finding.remedy is not None else ""
@@ -248,7 +244,7 @@ def consult(config: Config, device: Device, force: bool, gpus: int = 1, beside: 
     shown = [finding for finding in findings if finding.verdict != "go"]
     if not shown:
         print(f"doctor: {len(findings)} checks, all go")
-    print_findings(shown)
+    print_checks(shown)
     grave = [f for f in shown if f.verdict == "no-go" and f.check != "memory"]
     if grave and not force:
         raise BadInput(f"{grave[0].text}; {grave[0].remedy}.")

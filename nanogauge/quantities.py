@@ -7,8 +7,77 @@ and nowhere else.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+GIB = 2**30
+
+
+class Interval(BaseModel):
+    """A value that is known as an interval; an exact one has all three equal.
+
+    Arithmetic takes the ends together: everything is slow at once, or everything is fast.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
+
+    low: float
+    expected: float
+    high: float
+
+    def __init__(self, low: float, expected: float, high: float, **more: object) -> None:
+        super().__init__(low=low, expected=expected, high=high, **more)
+
+    @classmethod
+    def exact(cls, value: float) -> Interval:
+        return Interval(value, value, value)
+
+    def __add__(self, other: Interval | float) -> Interval:
+        other = _as_interval(other)
+        return Interval(
+            self.low + other.low, self.expected + other.expected, self.high + other.high
+        )
+
+    __radd__ = __add__
+
+    def __sub__(self, number: float) -> Interval:
+        return self + -number
+
+    def __mul__(self, other: Interval | float) -> Interval:
+        """Return the product with a factor that is not negative."""
+        other = _as_interval(other)
+        return Interval(
+            self.low * other.low, self.expected * other.expected, self.high * other.high
+        )
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, number: float) -> Interval:
+        return self.map(lambda value: value / number)
+
+    def __rtruediv__(self, number: float) -> Interval:
+        return self.map(lambda value: number / value)
+
+    def map(self, function: Callable[[float], float]) -> Interval:
+        """Apply a monotonic function to all three values."""
+        one, other = function(self.low), function(self.high)
+        return Interval(min(one, other), function(self.expected), max(one, other))
+
+    def scaled(self, expected: float) -> Interval:
+        """Return the interval around another expected value that is as wide in proportion."""
+        return Interval(
+            expected * self.low / self.expected, expected, expected * self.high / self.expected
+        )
+
+    def contains(self, value: float) -> bool:
+        return self.low <= value <= self.high
+
+
+def _as_interval(value: Interval | float) -> Interval:
+    return value if isinstance(value, Interval) else Interval.exact(value)
 
 
 @dataclass(frozen=True)
@@ -69,7 +138,10 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def mfu(flops: float, seconds: float, peak_flops: float) -> float:
+Seconds = TypeVar("Seconds", float, Interval)
+
+
+def mfu(flops: float, seconds: Seconds, peak_flops: float) -> Seconds:
     """Model FLOPs utilisation: useful FLOPs over what the peak could have done in that time.
 
     Source: Chowdhery et al., PaLM (2022), appendix B. Recomputation is not useful work.

@@ -42,7 +42,7 @@ class Startup:
 
 
 @dataclass
-class Loss:
+class LostWork:
     """What a start line undid: work from the step on that it names, which is made again."""
 
     steps: int = 0
@@ -67,7 +67,7 @@ class Recorded:
     ends: list[End] = field(default_factory=list)
     processes: list[list[Start]] = field(default_factory=list)
     """the start lines of each process: one, and one more for each time it went back by itself"""
-    losses: list[Loss] = field(default_factory=list)
+    losses: list[LostWork] = field(default_factory=list)
     """of each start line"""
     story: list[tuple[int, Start | Event | End]] = field(default_factory=list)
     """these lines in the order of the log, each with the number of its process"""
@@ -175,7 +175,7 @@ class Recorded:
 
     def _go_back_to(self, first_step: int) -> None:
         """Forget what is made again from this step on, but for the time it took."""
-        loss = Loss()
+        loss = LostWork()
         last = self.steps.last("step")
         if last is not None and last >= first_step:
             loss.steps = int(last) + 1 - first_step

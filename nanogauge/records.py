@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from nanogauge.quantities import QUANTITIES, Interval
+
 SCHEMA = 1
 
 
@@ -52,15 +54,30 @@ class Hardware(Stored):
     source: str
 
 
-class Estimate(Stored):
-    """A predicted quantity; exact ones have low = expected = high."""
+class FreeMemory(Stored):
+    bytes: int
+    """of each device"""
+    source: str
+    """in words"""
 
-    low: float
-    expected: float
-    high: float
+
+class Estimate(Interval):
+    """A predicted quantity with its formula and source."""
+
     unit: str
     formula: str
     source: str
+
+    @classmethod
+    def of(cls, row_id: str, interval: Interval, formula: str, source: str) -> Estimate:
+        return cls(
+            low=interval.low,
+            expected=interval.expected,
+            high=interval.high,
+            unit=QUANTITIES[row_id].unit,
+            formula=formula,
+            source=source,
+        )
 
 
 class Part(Stored):

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from nanogauge.config import Config, load_config
 from nanogauge.errors import BadInput
-from nanogauge.handed import read_whole, refuse_to_lead_out
-from nanogauge.privacy import scrubbed
+from nanogauge.files import make_folder, read_whole, refuse_to_lead_out, scrubbed, write_atomic
 from nanogauge.records import Prediction
 from nanogauge.runlog import FILE_NAME as LOG_NAME
 from nanogauge.runlog import LogReader, Recorded, has_begun
@@ -28,42 +25,6 @@ class RunFolder:
     machine: Machine
     prediction: Prediction
     prediction_sha256: str
-
-
-def make_folder(path: Path) -> None:
-    """Make a folder to write into.
-
-    Raises:
-        BadInput: if it cannot be made or written to.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(
-            f"cannot make the folder {path}: {error.strerror}; choose another."
-        ) from None
-    if not os.access(path, os.W_OK | os.X_OK):
-        raise BadInput(f"the folder {path} is not writable; choose another.")
-
-
-def write_aside(path: Path, data: bytes) -> None:
-    """Write a file so that at every moment either the old or the new one is there, whole.
-
-    What stands in its way under the name of the unfinished file is no part of the run: a link
-    there, in a folder of a stranger's, would have another file overwritten.
-    """
-    aside = path.with_name(path.name + ".tmp")
-    try:
-        aside.unlink(missing_ok=True)
-        with aside.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            aside.unlink()
-        raise
 
 
 def create(path: Path, config: Config, machine: Machine, prediction: Prediction) -> RunFolder:
@@ -82,9 +43,9 @@ def create(path: Path, config: Config, machine: Machine, prediction: Prediction)
     prediction = Prediction.model_validate(scrubbed(prediction.model_dump()))
     data = prediction.model_dump_json(indent=1).encode()
     try:
-        write_aside(path / "config.toml", config.to_toml().encode())
-        write_aside(path / "machine.json", json.dumps(machine, indent=1).encode())
-        write_aside(path / "prediction.json", data)
+        write_atomic(path / "config.toml", config.to_toml().encode())
+        write_atomic(path / "machine.json", json.dumps(machine, indent=1).encode())
+        write_atomic(path / "prediction.json", data)
     except OSError as error:
         raise BadInput(f"cannot write to {path}: {error.strerror}; free space there.") from None
     return RunFolder(path, config, machine, prediction, hashlib.sha256(data).hexdigest())

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from nanogauge.errors import BadInput
 
-FILE_NAME = ".lock"
-PATIENCE_SECONDS = 1.0
+LOCK_NAME = ".lock"
+_PATIENCE_SECONDS = 1.0
 """a reader holds the lock for an instant, and a process that was killed lets go of it in another"""
 _UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 """what a file system answers that has no locks"""
@@ -77,8 +77,8 @@ def hold(folder: Path) -> RunLock:
         BadInput: if another process writes there, with its id and since when.
         OSError: if the lock's file cannot be made.
     """
-    descriptor = os.open(folder / FILE_NAME, os.O_RDWR | os.O_CREAT, 0o644)
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    descriptor = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
+    deadline = time.monotonic() + _PATIENCE_SECONDS
     warning = None
     while True:
         try:
@@ -110,7 +110,7 @@ def is_held(folder: Path) -> bool | None:
     which the run may well go on.
     """
     try:
-        descriptor = os.open(folder / FILE_NAME, os.O_RDONLY)
+        descriptor = os.open(folder / LOCK_NAME, os.O_RDONLY)
     except OSError:
         return None
     try:
@@ -136,7 +136,7 @@ def refuse_held(folder: Path) -> None:
 def _holder(folder: Path) -> _Holder | None:
     """Who held a lock last; None where the file does not tell."""
     try:
-        values = json.loads((folder / FILE_NAME).read_bytes())
+        values = json.loads((folder / LOCK_NAME).read_bytes())
         return _Holder(int(values["pid"]), str(values["host"]), float(values["since_unix"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -16,8 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from nanogauge.errors import BadInput
-from nanogauge.handed import open_regular
-from nanogauge.privacy import scrubbed
+from nanogauge.files import open_regular, scrubbed
 from nanogauge.recorded import Recorded
 from nanogauge.records import End, Event, LogLine, Sensor, Start
 from nanogauge.whole_lines import WholeLines

@@ -19,12 +19,12 @@ from pydantic import TypeAdapter
 
 from nanogauge.records import Stored
 
-Record = TypeVar("Record", bound=Stored)
+_Record = TypeVar("_Record", bound=Stored)
 _NAN = float("nan")
 _MOST = 2**53
 
 
-class Table(Sequence[Record], Generic[Record]):
+class Table(Sequence[_Record], Generic[_Record]):
     """Records of one model, in the order in which they came.
 
     A field that holds numbers is a column of float64, in which NaN stands for None: no record holds
@@ -32,7 +32,7 @@ class Table(Sequence[Record], Generic[Record]):
     each distinct one once.
     """
 
-    def __init__(self, model: type[Record]) -> None:
+    def __init__(self, model: type[_Record]) -> None:
         self._model = model
         self._length = 0
         self._numbers: dict[str, array[float]] = {}
@@ -56,7 +56,7 @@ class Table(Sequence[Record], Generic[Record]):
                 self._others[name] = array("q")
                 self._checks[name] = TypeAdapter(field.annotation or Any)
 
-    def append(self, record: Record) -> None:
+    def append(self, record: _Record) -> None:
         self.append_values(record.__dict__)
 
     def append_values(self, values: Mapping[str, Any]) -> None:
@@ -154,23 +154,23 @@ class Table(Sequence[Record], Generic[Record]):
     def __len__(self) -> int:
         return self._length
 
-    def __iter__(self) -> Iterator[Record]:
+    def __iter__(self) -> Iterator[_Record]:
         return (self._record(index) for index in range(self._length))
 
     @overload
-    def __getitem__(self, index: int) -> Record: ...
+    def __getitem__(self, index: int) -> _Record: ...
 
     @overload
-    def __getitem__(self, index: slice) -> list[Record]: ...
+    def __getitem__(self, index: slice) -> list[_Record]: ...
 
-    def __getitem__(self, index: int | slice) -> Record | list[Record]:
+    def __getitem__(self, index: int | slice) -> _Record | list[_Record]:
         if isinstance(index, slice):
             return [self._record(i) for i in range(*index.indices(self._length))]
         if not -self._length <= index < self._length:
             raise IndexError(index)
         return self._record(index % self._length)
 
-    def _record(self, index: int) -> Record:
+    def _record(self, index: int) -> _Record:
         values: dict[str, Any] = {}
         for name, column in self._numbers.items():
             value = column[index]

@@ -29,7 +29,7 @@ from pydantic import ValidationError
 from nanogauge.cli import Parser, run_command
 from nanogauge.config import Config, load_config
 from nanogauge.errors import BadInput, RunFailed
-from nanogauge.privacy import Scrubber, scrubbed, without_secrets
+from nanogauge.files import Scrubber, scrubbed, without_secrets, write_atomic
 from nanogauge.records import End, Event, LogLine, Prediction
 from nanogauge.runlog import FILE_NAME, lines_of, read_log
 from nanogauge.tracking import POSITION_NAME, Mode
@@ -110,11 +110,10 @@ class _Position:
         if place <= self.place:
             return
         self.place = place
-        aside = self._path.with_name(f"{POSITION_NAME}.tmp")
         # What cannot be noted costs nothing now, and a row sent twice if W&B stays offline.
         with contextlib.suppress(OSError):
-            aside.write_text(json.dumps({"run_id": self._run_id, "next_place": place}))
-            aside.replace(self._path)
+            data = json.dumps({"run_id": self._run_id, "next_place": place})
+            write_atomic(self._path, data.encode())
 
 
 def _begin(

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nanogauge.config import Config
-from nanogauge.predict.flops import flops_per_token_6n, flops_per_token_palm
+from nanogauge.predict.flops import MFU_CONVENTIONS
 from nanogauge.predict.workload import shape_of
 from nanogauge.quantities import (
     format_range,
@@ -140,8 +140,7 @@ class Rows:
         self._prediction = prediction
         self._log_every = log_every
         shape, tokens = shape_of(config.model), config.tokens_per_step
-        self._flops_palm = flops_per_token_palm(shape) * tokens
-        self._flops_6n = flops_per_token_6n(shape) * tokens
+        self._flops = {row: per_token(shape) * tokens for row, per_token in MFU_CONVENTIONS.items()}
         self._step = 0
         self._tokens = 0
         self._seconds_before = 0.0
@@ -219,12 +218,12 @@ class Rows:
             return row
         tokens = line.tokens or self._config.tokens_per_step
         row["perf/tokens_per_second"] = tokens_per_second(tokens, seconds)
-        row["perf/achieved_flops_per_second"] = self._flops_palm / seconds
+        row["perf/achieved_flops_per_second"] = self._flops["mfu_palm"] / seconds
         peak = self._prediction.peak_flops
-        for key, flops in (("perf/mfu_palm", self._flops_palm), ("perf/mfu_6n", self._flops_6n)):
+        for key, flops in self._flops.items():
             # As in the report: above the peak it is the peak that is wrong, and no share of it.
-            if peak is not None and mfu(flops, seconds, peak) <= 1:
-                row[key] = mfu(flops, seconds, peak)
+            if peak is not None and (share := mfu(flops, seconds, peak)) <= 1:
+                row[f"perf/{key}"] = share
         if line.power_watts is not None and self._all_sensed:
             row["perf/joules_per_token"] = joules_per_token(line.power_watts * seconds, tokens)
         return row

@@ -89,8 +89,8 @@ def analytic_seconds(work: Workload) -> float:
 def calibrated_seconds(work: Workload, calibration: Calibration) -> float:
     found = calibrated_step(work, CARD, calibration, predict_step_time(work, CARD))
     assert found is not None
-    assert found.low < found.seconds < found.high
-    return found.seconds
+    assert found.seconds.low < found.seconds.expected < found.seconds.high
+    return found.seconds.expected
 
 
 def test_the_best_evidence_is_taken() -> None:
@@ -105,7 +105,7 @@ def test_the_best_evidence_is_taken() -> None:
     for words in ("the same workload", "a layer, the rest", "of other shapes", "matrix products"):
         found = calibrated_step(WORK, CARD, known(*left), predict_step_time(WORK, CARD))
         assert found is not None
-        assert words in found.stands_on
+        assert words in found.source
         del left[-1]
     assert calibrated_step(WORK, CARD, known(), predict_step_time(WORK, CARD)) is None
 

@@ -174,7 +174,8 @@ def test_the_copy_takes_the_memory_that_is_predicted(tmp_path: Path) -> None:
     before, first, again, second = json.loads(done.stdout)
     work = Workload(shape_of(WIDE), micro_batch=2, grad_accum=1, dtype="float32", compiled=False)
     plain, copied = (predict_memory(work, PROCESSOR, when) for when in ("never", "in training"))
-    assert copied.allocated - plain.allocated == pytest.approx(first - before, rel=0.1)
+    copy = copied.allocated.expected - plain.allocated.expected
+    assert copy == pytest.approx(first - before, rel=0.1)
     assert second - again < 0.05 * (first - before)
     last = predict_memory(work, PROCESSOR, "at the end")
-    assert plain.allocated <= last.allocated <= copied.allocated
+    assert plain.allocated.low <= last.allocated.low <= copied.allocated.low

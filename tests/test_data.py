@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from nanogauge.errors import BadInput
 from nanogauge.prepare.shards import Shards
-from trainer.data.loader import Batches, Order, Prefetch
+from trainer.data.loader import Batches, Prefetch, SampleOrder
 from trainer.run.resources import describe_order
 from trainer.run.resume import refuse_other_data
 
@@ -32,7 +32,7 @@ def batches(
     train: Shards,
     micro_batch: int = 4,
     block_size: int = 8,
-    order: Order = "permutation",
+    order: SampleOrder = "permutation",
     **more: int | str | None,
 ) -> Batches:
     """Batches of any tokens, which validate on the same ones."""
@@ -81,7 +81,7 @@ def test_ranks_and_micro_batches_share_a_step_without_changing_it(
     st.integers(0, 2),
 )
 def test_a_resumption_anywhere_sees_what_the_run_would_have_seen(
-    order: Order, grad_accum: int, lengths: list[int], step: int, ahead: int
+    order: SampleOrder, grad_accum: int, lengths: list[int], step: int, ahead: int
 ) -> None:
     """A batch asked for alone is the same as in the stream, read ahead or not."""
     shards = numbered(*lengths)
@@ -124,7 +124,9 @@ def test_the_random_order_is_what_it_was() -> None:
 
 
 @pytest.mark.parametrize("order", ["permutation", "random"])
-def test_an_evaluation_reads_the_same_windows_spread_over_all_of_the_split(order: Order) -> None:
+def test_an_evaluation_reads_the_same_windows_spread_over_all_of_the_split(
+    order: SampleOrder,
+) -> None:
     """Two validation losses differ by the model alone; training in between changes nothing."""
     shards = numbered(4000, 5000, 3000)
     data = batches(shards, 4, order=order, eval_batches=25, ahead=1)

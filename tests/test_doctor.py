@@ -22,6 +22,7 @@ from nanogauge.measure.doctor import (
 )
 from nanogauge.measure.machine import Sleep, ask, sleep_facts, wandb_key_from
 from nanogauge.measure.toolchain import Card, Torch, check_compiler, check_gpu, check_triton
+from nanogauge.quantities import Interval
 
 GIB = 2**30
 CARD = Card("NVIDIA GeForce RTX 4070", "580.65.06", None, (13, 0))
@@ -63,12 +64,12 @@ FAILING = {
     ),
     "no headers": (check_compiler(None, "C", ("gcc", "clang"), "gcc", None), "warn", "no Python.h"),
     "doubtful": (
-        check_memory("here", 5 * GIB, 6 * GIB, None, (4.0, 5.0, 7.0), "doubtful", None),
+        check_memory("here", 5 * GIB, 6 * GIB, None, Interval(4.0, 5.0, 7.0), "doubtful", None),
         "warn",
         "doubtful: the run peaks",
     ),
     "too large": (
-        check_memory("here", 5 * GIB, 6 * GIB, None, (7.0, 8.0, 9.0), "does not fit", None),
+        check_memory("here", 5 * GIB, 6 * GIB, None, Interval(7.0, 8.0, 9.0), "does not fit", None),
         "no-go",
         "does not fit: the run peaks",
     ),
@@ -202,7 +203,7 @@ def test_a_driver_of_the_same_major_version_is_new_enough() -> None:
 def test_the_programs_that_hold_the_memory_are_named_the_largest_first() -> None:
     others = {"Xorg": GIB // 2, "firefox": 2 * GIB, "code": GIB // 4, "a": 1, "b": 2}
     flags = "--train.micro-batch 8 --train.grad-accum 64"
-    need = (7.0 * GIB, 8.0 * GIB, 10.0 * GIB)
+    need = Interval(7.0 * GIB, 8.0 * GIB, 10.0 * GIB)
     finding = check_memory("on the card", 9 * GIB, 12 * GIB, others, need, "doubtful", flags)
     assert "the run peaks at 8.0 GiB (7.0 to 10.0), 9.0 of 12.0 GiB on the card" in finding.text
     assert "(firefox 2.0, Xorg 0.5, code 0.2, b 0.0 GiB)" in finding.text

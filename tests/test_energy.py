@@ -40,7 +40,8 @@ def test_published_watts_lie_in_an_interval_of_fifteen_percent(
     architecture: str, own: float, limit: float, watts: float
 ) -> None:
     """An A40 held at a third of its limit draws 4 % more than that; GB10 waits for its memory."""
-    low, expected, high = power_share(board(architecture, own, limit))
+    share = power_share(board(architecture, own, limit))
+    low, expected, high = share.low, share.expected, share.high
     assert low <= watts / limit <= high
     assert low < expected < high
     assert high - low <= 0.15 + 1e-9

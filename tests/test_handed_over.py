@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from test_shards import ORIGIN
 
 from nanogauge.errors import BadInput
-from nanogauge.handed import stays_below
+from nanogauge.files import stays_below, write_atomic
 from nanogauge.prepare.fetching import fetch_file
 from nanogauge.prepare.inspecting import verify
 from nanogauge.prepare.manifest import Manifest
 from nanogauge.prepare.shards import ShardWriter, read_manifest
-from nanogauge.runfolder import load_with_log, write_aside
+from nanogauge.runfolder import load_with_log
 from trainer.checkpoints.checkpoint import meta_bytes, newest_checkpoint
 
 SOURCES = [*ROOT.glob("*.py"), *(ROOT / "nanogauge").rglob("*.py"), *(ROOT / "bench").glob("*.py")]
@@ -185,7 +185,7 @@ def test_a_checkpoint_names_no_file_to_read(copy: Path) -> None:
 def test_a_file_written_aside_replaces_what_stands_in_its_way(tmp_path: Path) -> None:
     (tmp_path / "other").write_text("kept")
     (tmp_path / "file.tmp").symlink_to(tmp_path / "other")
-    write_aside(tmp_path / "file", b"new")
+    write_atomic(tmp_path / "file", b"new")
     assert (tmp_path / "file").read_bytes() == b"new"
     assert (tmp_path / "other").read_text() == "kept"
 

@@ -18,7 +18,7 @@ from markdown_it import MarkdownIt
 from test_report import import_log, small_log
 
 from nanogauge.records import Event, Prediction
-from nanogauge.report.build import Alarm, Report, build_report, claims_of
+from nanogauge.report.build import RaisedAlarm, Report, build_report, claims_of
 from nanogauge.report.page import render_html, render_markdown
 from nanogauge.report.text import LONGEST, markdown, visible
 from nanogauge.runfolder import RunFolder
@@ -195,7 +195,7 @@ def test_a_log_full_of_alarms_makes_a_page_that_can_be_mailed() -> None:
         for n in range(10_000)
         for level in ("alarm", "warning")
     ]
-    alarm = Alarm(what="w", step=1, elapsed_seconds=2.0, text="<" * 9000)
+    alarm = RaisedAlarm(what="w", step=1, elapsed_seconds=2.0, text="<" * 9000)
     changed = {"alarms": [alarm] * 10_000, "warnings": [f"{n}" * 9000 for n in range(999)]}
     log = Recorded(**{**vars(recorded), "events": events})
     page = render_html(report.model_copy(update=changed), folder, log)

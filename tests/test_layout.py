@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "nanogauge"
-LEAVES = ("records", "quantities", "config", "explaining", "handed", "privacy")
+LEAVES = ("records", "quantities", "config", "explaining", "files")
 MEETING_PLACES = (
     "trainer.run.session",
     "trainer.run.recovery",
@@ -147,3 +147,29 @@ def test_the_pinned_versions_are_the_installed_ones_and_name_no_address() -> Non
             evaluation = name == "nanogauge" and "eval" in requirement.partition(";")[2]
             if "extra ==" not in requirement or (name == "nanogauge" and not evaluation):
                 needed.append(re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0])
+
+
+LEAVING = ("power_curves.py", "power_limit.py")  # about to be deleted
+
+
+def public_names(path: Path) -> set[str]:
+    """Return the public functions, classes and constants that a module defines."""
+    found: set[str] = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Assign):
+            targets = [n for target in node.targets for n in ast.walk(target)]
+            found |= {n.id for n in targets if isinstance(n, ast.Name)}
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            found.add(node.target.id)
+    return {name for name in found if not name.startswith("_") and name != "main"}
+
+
+def test_no_public_name_is_defined_in_two_modules() -> None:
+    where: dict[str, list[str]] = {}
+    for path in [*PACKAGE.rglob("*.py"), *(ROOT / "trainer").rglob("*.py")]:
+        if path.name not in LEAVING:
+            for name in public_names(path):
+                where.setdefault(name, []).append(str(path.relative_to(ROOT)))
+    assert {name: paths for name, paths in where.items() if len(paths) > 1} == {}

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from nanogauge.config import DataSection
 from nanogauge.errors import BadInput
-from nanogauge.prepare.opening import OpenedFolder, open_folder, open_source
+from nanogauge.prepare.opening import OpenedFolder, open_dataset, open_source
 from nanogauge.prepare.shards import Origin, ShardWriter, open_shard
 
 TRAIN = np.arange(500, dtype=np.uint16)
@@ -71,7 +71,7 @@ def test_the_files_of_other_tools_are_read_as_they_are(tmp_path: Path, name: str
     """No conversion, no second copy on the disk; and what no manifest tells is not invented."""
     write, form, tokenizer = FORMS[name]
     write(tmp_path)
-    opened = open_folder(tmp_path)
+    opened = open_dataset(tmp_path)
     assert np.concatenate(opened.splits["train"]).tolist() == TRAIN.tolist()
     assert np.concatenate(opened.splits["val"]).tolist() == VAL.tolist()
     assert all(isinstance(s, np.memmap) for shards in opened.splits.values() for s in shards)
@@ -90,7 +90,7 @@ def test_a_file_whose_name_tells_no_split_is_left_out_and_named(tmp_path: Path) 
     """Such as a test set: to train on it would spoil it, and to be silent would puzzle."""
     modded_nanogpt(tmp_path)
     (tmp_path / "hellaswag_test.bin").write_bytes(b"anything")
-    opened = open_folder(tmp_path)
+    opened = open_dataset(tmp_path)
     assert opened.tokens("train") == 500
     assert opened.assumed is not None and "left out" in opened.assumed
     assert "hellaswag_test.bin" in opened.assumed
@@ -146,7 +146,7 @@ def test_what_is_no_tokens_is_refused_in_one_sentence(tmp_path: Path, name: str)
     break_it, told = REFUSED[name]
     break_it(tmp_path)
     with pytest.raises(BadInput, match=told) as refused:
-        open_folder(tmp_path)
+        open_dataset(tmp_path)
     sentence = str(refused.value)
     assert "\n" not in sentence and "delete" not in sentence
     assert str(tmp_path) in sentence
@@ -177,12 +177,12 @@ def test_the_fingerprint_tells_data_apart_and_survives_a_move(tmp_path: Path) ->
     for name, (write, _, _) in FORMS.items():
         (tmp_path / name).mkdir()
         write(tmp_path / name)
-        prints.append(open_folder(tmp_path / name).fingerprint)
+        prints.append(open_dataset(tmp_path / name).fingerprint)
     assert len(set(prints)) == len(prints) - 1  # meta.pkl is no token
     shutil.copytree(tmp_path / "nanoGPT", tmp_path / "moved")
-    assert open_folder(tmp_path / "moved").fingerprint == prints[0]
+    assert open_dataset(tmp_path / "moved").fingerprint == prints[0]
     TRAIN[::-1].tofile(tmp_path / "moved" / "train.bin")
-    assert open_folder(tmp_path / "moved").fingerprint != prints[0]
+    assert open_dataset(tmp_path / "moved").fingerprint != prints[0]
     assert write_ours(tmp_path / "a", 0).fingerprint == write_ours(tmp_path / "b", 0).fingerprint
     assert write_ours(tmp_path / "a", 0).fingerprint != write_ours(tmp_path / "c", 1).fingerprint
     assert write_ours(tmp_path / "a", 0).assumed is None
@@ -202,7 +202,7 @@ def write_ours(folder: Path, first: int) -> OpenedFolder:
         with ShardWriter(folder, origin, shard_tokens=1500) as writer:
             writer.write("val", np.full(300, 7, dtype=np.uint16))
             writer.write("train", np.full(2000, first, dtype=np.uint16))
-    return open_folder(folder)
+    return open_dataset(folder)
 
 
 def test_a_run_trains_on_nanogpts_files_and_says_what_it_assumed(tmp_path: Path) -> None:

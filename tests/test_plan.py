@@ -15,6 +15,7 @@ from examples import DOCUMENTED, documented_config, documented_prediction
 
 from nanogauge.config import load_config
 from nanogauge.errors import BadInput
+from nanogauge.records import FreeMemory
 from nanogauge.training.schedule import learning_rate
 from trainer.run.resources import open_run_folder, refuse_too_large
 from trainer.step.device import choose_device
@@ -282,7 +283,8 @@ def test_a_forced_run_that_cannot_fit_gets_its_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """--force tries all the same: with a megabyte free, only it comes as far as the prediction."""
-    monkeypatch.setattr("trainer.run.resources.free_bytes", lambda *_: 2**20)
+    free = FreeMemory(bytes=2**20, source="")
+    monkeypatch.setattr("trainer.run.resources.free_memory", lambda *_, **__: free)
     config = load_config(DEMO, {"run": {"out": str(tmp_path)}})
     device = choose_device("cpu")
     with pytest.raises(BadInput, match=r"--force"):
@@ -295,5 +297,6 @@ def test_a_forced_run_that_cannot_fit_gets_its_folder(
 def test_a_run_to_be_resumed_is_told_no_other_micro_batch() -> None:
     """It could not be resumed with one."""
     with pytest.raises(BadInput, match="free some") as refused:
-        refuse_too_large(documented_config(), documented_prediction(), GIB, resumed=True)
+        free = FreeMemory(bytes=GIB, source="")
+        refuse_too_large(documented_config(), documented_prediction(), free, resumed=True)
     assert "--train.micro-batch" not in str(refused.value)

@@ -228,7 +228,7 @@ def test_the_largest_micro_batch_fits_and_the_next_does_not(
             update={"micro_batch": micro, "grad_accum": sequences // micro}
         )
         changed = config.model_copy(update={"train": train})
-        return memory_of(changed, hardware, dtype).process[1] <= free
+        return memory_of(changed, hardware, dtype).process.expected <= free
 
     fitting = [m for m in range(1, sequences + 1) if sequences % m == 0 and fits(m)]
     expected = max(fitting, default=None)

@@ -12,7 +12,7 @@ from commands import DEMO, run, train_tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanogauge.privacy import from_home, scrubbed, without_keys, without_secrets
+from nanogauge.files import from_home, scrubbed, without_keys, without_secrets
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_AbCdEfGhIjKlMnOpQrStUvWxYz01234567"

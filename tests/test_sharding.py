@@ -227,4 +227,4 @@ def test_the_peak_of_a_rank_is_what_the_allocator_sees(
         gpus=ranks,
         sharding="full",
     )
-    assert predict_memory(work, CPU).allocated == pytest.approx(highest, rel=0.05)
+    assert predict_memory(work, CPU).allocated.expected == pytest.approx(highest, rel=0.05)

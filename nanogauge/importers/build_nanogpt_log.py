@@ -17,7 +17,7 @@ from nanogauge.importers.printed import (
     Form,
     Iteration,
     Printed,
-    Session,
+    PrintedSession,
     number_of,
     seconds_of,
 )
@@ -47,7 +47,7 @@ def read_build_nanogpt_log(path: Path) -> Printed:
     Raises:
         BadInput: if the file cannot be read, has no step, or a line of it is cut or damaged.
     """
-    lines = TextLines(path, FORM.what)
+    lines = TextLines(path, _FORM.what)
     log, waiting = Collector(path), _Waiting()
     decayed: float | None = None
     for number, raw in lines:
@@ -76,7 +76,7 @@ def read_build_nanogpt_log(path: Path) -> Printed:
                 log.setting(number, contradictions.TOTAL_PARAMETERS, f"{total:.0f}")
         except (ValueError, ZeroDivisionError):
             log.damage(number, bare)
-    return log.finish(FORM, lines.too_long, _EXAMPLE)
+    return log.finish(_FORM, lines.too_long, _EXAMPLE)
 
 
 @dataclass
@@ -116,7 +116,7 @@ def _take_written(log: Collector, line: int, match: re.Match[str]) -> None:
         log.current.accuracy = (step, float(match[5]))
 
 
-def _events(run: list[Session]) -> list[Event]:
+def _events(run: list[PrintedSession]) -> list[Event]:
     tested = [s.accuracy for s in run if s.accuracy is not None]
     if not tested:
         return []
@@ -128,7 +128,7 @@ def _events(run: list[Session]) -> list[Event]:
     return [Event(what=NOT_IN_LOG, about="quality_vs_gpt2", text=text)]
 
 
-FORM = Form(
+_FORM = Form(
     source="build_nanogpt_log",
     program="build-nanogpt",
     what="build-nanogpt's log.txt or output",

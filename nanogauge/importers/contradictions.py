@@ -8,11 +8,11 @@ from pathlib import Path
 
 from nanogauge.config import Config
 from nanogauge.errors import BadInput
-from nanogauge.importers.printed import Session, number_of
+from nanogauge.importers.printed import PrintedSession, number_of
 from nanogauge.importers.text import shown
 from nanogauge.records import Prediction
 
-Value = float | bool | str
+_Value = float | bool | str
 
 _KEYS = {
     "batch_size": "train.micro_batch",
@@ -52,7 +52,7 @@ def is_known(name: str) -> bool:
 
 
 def refuse_contradictions(
-    path: Path, run: list[Session], config: Config, prediction: Prediction
+    path: Path, run: list[PrintedSession], config: Config, prediction: Prediction
 ) -> None:
     """Compare whatever the log says of its configuration.
 
@@ -95,7 +95,7 @@ def _refuse_other_device(path: Path, line: int, text: str, on_cpu: bool) -> None
     )
 
 
-def _refuse_other_rate(path: Path, run: list[Session], config: Config) -> None:
+def _refuse_other_rate(path: Path, run: list[PrintedSession], config: Config) -> None:
     """Tokens per second times seconds are tokens, whatever the program."""
     products = [
         entry.tokens_per_second * entry.seconds
@@ -114,7 +114,7 @@ def _refuse_other_rate(path: Path, run: list[Session], config: Config) -> None:
         )
 
 
-def _ours(name: str, config: Config, prediction: Prediction) -> tuple[str, Value | None]:
+def _ours(name: str, config: Config, prediction: Prediction) -> tuple[str, _Value | None]:
     if name == TOKENS:
         return "train.micro_batch x model.block_size x train.grad_accum", config.tokens_per_step
     if name == PARAMETERS:
@@ -130,7 +130,7 @@ def _expected(prediction: Prediction, row: str) -> float:
     return prediction.quantities[row].expected
 
 
-def _value(text: str) -> Value | None:
+def _value(text: str) -> _Value | None:
     """A number, a product of whole numbers, True, False or a quoted word; None for all else."""
     text = text.strip().rstrip(",")
     if text in ("True", "False"):
@@ -146,7 +146,7 @@ def _value(text: str) -> Value | None:
     return math.prod(values)
 
 
-def _agree(name: str, value: Value, ours: Value) -> bool:
+def _agree(name: str, value: _Value, ours: _Value) -> bool:
     if isinstance(value, str):
         return value == ours or not isinstance(ours, str)  # a number's name tells nothing
     if isinstance(ours, str | bool):
@@ -156,7 +156,7 @@ def _agree(name: str, value: Value, ours: Value) -> bool:
     return math.isclose(value, ours, rel_tol=1e-9)
 
 
-def _text(value: Value) -> str:
+def _text(value: _Value) -> str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -9,14 +9,14 @@ from nanogauge import __version__
 from nanogauge.claims import Claims
 from nanogauge.config import Config
 from nanogauge.errors import BadInput
+from nanogauge.files import make_folder, sha256_file, write_atomic
 from nanogauge.importers.contradictions import refuse_contradictions
 from nanogauge.importers.lines import run_lines
-from nanogauge.importers.printed import Printed, Session, runs_of, warning
-from nanogauge.importers.text import sha256_of
+from nanogauge.importers.printed import Printed, PrintedSession, runs_of, warning
 from nanogauge.records import Event, Prediction
 from nanogauge.report.build import CLAIMS_NAME
 from nanogauge.report.compare import build_rows
-from nanogauge.runfolder import create, make_folder, write_aside
+from nanogauge.runfolder import create
 from nanogauge.runlog import FILE_NAME, RunLog, read_log
 
 
@@ -55,21 +55,23 @@ def import_log(
     machine: dict[str, object] = {
         ("device" if prediction.hardware.kind == "cpu" else "gpu"): device,
         "log": log_path.name,
-        "log_sha256": sha256_of(log_path, log.form.what),
+        "log_sha256": sha256_file(log_path),
         "imported_by": f"nanogauge {__version__}",
         "note": log.form.note,
         **log.told,
     }
     folder = create(out, config, machine, prediction)
     if claims_path is not None:
-        write_aside(out / CLAIMS_NAME, claims_path.read_bytes())
+        write_atomic(out / CLAIMS_NAME, claims_path.read_bytes())
     lines = run_lines(log.form, run, max_steps, compiled, device, folder.prediction_sha256)
     with RunLog(out) as writer:
         for line in [*lines[:-1], *events, *log.events, lines[-1]]:
             writer.write(line)
 
 
-def _choose(log: Printed, path: Path, run_number: int | None) -> tuple[list[Session], list[Event]]:
+def _choose(
+    log: Printed, path: Path, run_number: int | None
+) -> tuple[list[PrintedSession], list[Event]]:
     """One of the runs in the file, and a warning where there are others."""
     runs = runs_of(log.sessions)
     number = len(runs) if run_number is None else run_number

@@ -16,7 +16,7 @@ from itertools import pairwise
 from typing import Literal
 
 from nanogauge.errors import BadInput
-from nanogauge.importers.printed import Form, Session, clocked, spacing_of, warning
+from nanogauge.importers.printed import Form, PrintedSession, clocked, spacing_of, warning
 from nanogauge.quantities import finite
 from nanogauge.records import Checkpoint, Compile, End, Eval, Event, LogLine, Start, Step
 from nanogauge.report.measured import NOT_IN_LOG
@@ -24,7 +24,7 @@ from nanogauge.report.measured import NOT_IN_LOG
 
 def run_lines(
     form: Form,
-    run: list[Session],
+    run: list[PrintedSession],
     max_steps: int,
     compiled: bool,
     device: str,
@@ -86,7 +86,7 @@ class _Times:
     first_evaluated: bool
 
     @classmethod
-    def of(cls, form: Form, session: Session) -> _Times:
+    def of(cls, form: Form, session: PrintedSession) -> _Times:
         timed = {e.number: e.seconds for e in session.iterations if e.seconds is not None}
         first = session.first
         evaluated = {e.number for e in session.evaluations} if form.evaluation_inside else set()
@@ -100,7 +100,7 @@ class _Times:
 
 def _session_lines(
     form: Form,
-    session: Session,
+    session: PrintedSession,
     times: _Times,
     steady: float | None,
     usual_evaluation: float | None,
@@ -152,7 +152,7 @@ def _finite(value: float | None) -> float | None:
     return None if value is None else finite(value)
 
 
-def _absent(run: list[Session], timed: bool) -> Iterator[Event]:
+def _absent(run: list[PrintedSession], timed: bool) -> Iterator[Event]:
     """Why a row has no figure, where the log is not like our own."""
     if not timed:
         for row in ("step_seconds", "mfu_palm", "mfu_6n", "first_step_seconds"):
@@ -171,7 +171,7 @@ def _absent(run: list[Session], timed: bool) -> Iterator[Event]:
             yield Event(what=NOT_IN_LOG, about=row, text=lacks)
 
 
-def _gaps(run: list[Session]) -> Iterator[Event]:
+def _gaps(run: list[PrintedSession]) -> Iterator[Event]:
     """What is to be said where the log does not hold the run from its first step to its last."""
     begin = run[0]
     if begin.first > 0:

@@ -16,7 +16,7 @@ from nanogauge.importers.printed import (
     Form,
     Iteration,
     Printed,
-    Session,
+    PrintedSession,
     number_of,
     seconds_of,
     warning,
@@ -53,7 +53,7 @@ def read_nanochat_log(path: Path) -> Printed:
     Raises:
         BadInput: if the file cannot be read, has no step, or a line of it is cut or damaged.
     """
-    lines = TextLines(path, FORM.what)
+    lines = TextLines(path, _FORM.what)
     log, wrapped = Collector(path), _Wrapped()
     pretraining = False
     for number, raw in lines:
@@ -88,7 +88,7 @@ def read_nanochat_log(path: Path) -> Printed:
             wrapped.end()
     if wrapped.text:
         log.damage(wrapped.number, wrapped.text)
-    return log.finish(FORM, lines.too_long, _EXAMPLE)
+    return log.finish(_FORM, lines.too_long, _EXAMPLE)
 
 
 class _Wrapped:
@@ -120,7 +120,7 @@ def _iteration(match: re.Match[str]) -> Iteration:
     )
 
 
-def _events(run: list[Session]) -> list[Event]:
+def _events(run: list[PrintedSession]) -> list[Event]:
     last = run[-1].iterations[-1] if run[-1].iterations else run[0].iterations[-1]
     clock = max(s.training_seconds or 0.0 for s in run)
     lacks = "not in this log: nanochat's clock stands still for evaluation and checkpoints"
@@ -147,7 +147,7 @@ def _events(run: list[Session]) -> list[Event]:
     return [*events, Event(what="logged_mfu", about="mfu_palm", text=text)]
 
 
-FORM = Form(
+_FORM = Form(
     source="nanochat_log",
     program="nanochat",
     what="nanochat's output",

@@ -16,7 +16,7 @@ from nanogauge.importers.printed import (
     Form,
     Iteration,
     Printed,
-    Session,
+    PrintedSession,
     number_of,
     seconds_of,
 )
@@ -52,7 +52,7 @@ def read_nanogpt_log(path: Path) -> Printed:
     Raises:
         BadInput: if the file cannot be read, has no iterations, or a line of it is cut or damaged.
     """
-    lines = TextLines(path, FORM.what)
+    lines = TextLines(path, _FORM.what)
     log, header = Collector(path), _Header()
     without_mfu: tuple[int, str] | None = None
     with_mfu = False
@@ -79,7 +79,7 @@ def read_nanogpt_log(path: Path) -> Printed:
                 header.take(log, number, bare)
         except ValueError:
             log.damage(number, bare)
-    return log.finish(FORM, lines.too_long, _EXAMPLE)
+    return log.finish(_FORM, lines.too_long, _EXAMPLE)
 
 
 def _iteration(match: re.Match[str]) -> Iteration:
@@ -132,7 +132,7 @@ class _Header:
         self._dumping &= stage == 0
 
 
-def _events(run: list[Session]) -> list[Event]:
+def _events(run: list[PrintedSession]) -> list[Event]:
     printed = [e.mfu for session in run for e in session.iterations if e.mfu is not None]
     if not printed:
         return []
@@ -147,7 +147,7 @@ def _events(run: list[Session]) -> list[Event]:
     ]
 
 
-FORM = Form(
+_FORM = Form(
     source="nanogpt_log",
     program="nanoGPT",
     what="nanoGPT's output",

@@ -45,7 +45,7 @@ class Evaluation:
 
 
 @dataclass
-class Session:
+class PrintedSession:
     """What one process printed."""
 
     line: int
@@ -99,7 +99,7 @@ class Form:
     """the time of a process's first step holds compilation"""
     note: str
     """for machine.json: on what the import stands"""
-    events: Callable[[list[Session]], list[Event]]
+    events: Callable[[list[PrintedSession]], list[Event]]
     """what is to be said of a run"""
 
 
@@ -108,7 +108,7 @@ class Printed:
     """A log, read: the processes that wrote it, and what is to be said of the file."""
 
     form: Form
-    sessions: list[Session]
+    sessions: list[PrintedSession]
     events: list[Event]
     told: dict[str, object] = field(default_factory=dict)
     """for machine.json"""
@@ -123,7 +123,7 @@ class Collector:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._sessions: list[Session] = []
+        self._sessions: list[PrintedSession] = []
         self._damaged: tuple[int, str] | None = None
         self._settings: dict[str, tuple[int, str]] = {}
         self._begins: int | None = None
@@ -175,7 +175,7 @@ class Collector:
         self._damaged = (line, text)
 
     @property
-    def current(self) -> Session | None:
+    def current(self) -> PrintedSession | None:
         """The process that printed the last record; None where none did, or the next has begun."""
         return self._sessions[-1] if self._sessions and self._begins is None else None
 
@@ -203,7 +203,7 @@ class Collector:
             events.append(warning("long_line", said))
         return Printed(form, self._sessions, events)
 
-    def _session(self, line: int, entry: Iteration | Evaluation) -> Session | None:
+    def _session(self, line: int, entry: Iteration | Evaluation) -> PrintedSession | None:
         """The process that printed this; None where the same was printed just before."""
         self._refuse_damage()
         begins, settings, resumed = self._begins, self._settings, self._resumed
@@ -222,7 +222,7 @@ class Collector:
             if entry.number > max(behind) and not resumed:
                 self._last = entry
                 return session
-        session = Session(
+        session = PrintedSession(
             line=line if begins is None else begins,
             started=session is not None or begins is not None or entry.number == 0,
             settings=settings,
@@ -270,9 +270,9 @@ def seconds_of(text: str, unit_seconds: float = 1.0) -> float:
     return value
 
 
-def runs_of(sessions: list[Session]) -> list[list[Session]]:
+def runs_of(sessions: list[PrintedSession]) -> list[list[PrintedSession]]:
     """The processes of each run: one that begins at step 0 begins a run, others resume it."""
-    runs: list[list[Session]] = []
+    runs: list[list[PrintedSession]] = []
     for session in sessions:
         if not (session.iterations or session.evaluations):
             continue
@@ -282,7 +282,7 @@ def runs_of(sessions: list[Session]) -> list[list[Session]]:
     return [run for run in runs if any(session.iterations for session in run)] or runs[-1:]
 
 
-def spacing_of(sessions: list[Session]) -> int | None:
+def spacing_of(sessions: list[PrintedSession]) -> int | None:
     """The usual distance of the steps that were printed; None where there are too few."""
     between = Counter[int]()
     for session in sessions:
@@ -291,7 +291,7 @@ def spacing_of(sessions: list[Session]) -> int | None:
     return between.most_common(1)[0][0] if between.total() > 2 else None
 
 
-def clocked(run: list[Session]) -> bool:
+def clocked(run: list[PrintedSession]) -> bool:
     """Whether records say when they were made."""
     clocks = [e.elapsed_seconds for session in run for e in session.iterations]
     clocks += [e.elapsed_seconds for session in run for e in session.evaluations]

@@ -35,7 +35,7 @@ _PROGRAMS = (
 )
 
 
-def program_of(notes: str) -> Program:
+def published_program(notes: str) -> Program:
     """The program that a run's notes name; train.py's habits where none is known."""
     for pattern, program in _PROGRAMS:
         if re.search(pattern, notes, re.IGNORECASE):

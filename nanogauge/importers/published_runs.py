@@ -16,7 +16,7 @@ from typing import Literal
 
 from nanogauge.errors import BadInput
 from nanogauge.hardware import find_gpu, from_row
-from nanogauge.importers.programs import program_of
+from nanogauge.importers.programs import published_program
 from nanogauge.predict.flops import flops_per_token_palm
 from nanogauge.predict.parameters import count_parameters
 from nanogauge.predict.workload import Dtype, Shape, Workload
@@ -63,12 +63,13 @@ class PowerReading:
     watts: float
     limit_watts: float
 
-    def inside(self, share: tuple[float, float, float]) -> bool:
-        """Whether the power lies in the interval of shares of the limit."""
-        return share[0] <= self.watts / self.limit_watts <= share[2]
+    @property
+    def share(self) -> float:
+        """Of the limit."""
+        return self.watts / self.limit_watts
 
 
-Row = dict[str, str]
+_Row = dict[str, str]
 _DECIMAL = r"\d+(?:\.\d+)?"
 
 
@@ -105,7 +106,7 @@ def read_runs(path: Path) -> tuple[list[PublishedRun], list[PowerReading], list[
     return runs, readings, skipped
 
 
-def _power(row: Row, number: int) -> PowerReading | None:
+def _power(row: _Row, number: int) -> PowerReading | None:
     """The reading of a row with a number of watts on one known card with tensor cores."""
     watts = _number(row["power_w"]) if re.fullmatch(_DECIMAL, row["power_w"]) else None
     gpu = find_gpu(_card(row["gpu"]))
@@ -121,7 +122,7 @@ class _CannotPredict(Exception):
     """Why a row is skipped."""
 
 
-def _run(name: str, row: Row, described: str) -> PublishedRun:
+def _run(name: str, row: _Row, described: str) -> PublishedRun:
     """A row as a run; described is what its source said last of a model, for "the same model"."""
     notes = " ".join(row[c] for c in ("source", "source_detail", "gpu", "optimizer", "quote"))
     assumed: list[str] = []
@@ -157,7 +158,7 @@ def _number(text: str) -> float | None:
     return float(found[0]) if found and float(found[0]) > 0 else None
 
 
-def _whole(row: Row, column: str) -> int:
+def _whole(row: _Row, column: str) -> int:
     value = _number(row[column])
     if value is None:
         raise _CannotPredict(f"{column} is not given")
@@ -169,7 +170,7 @@ def _found(pattern: str, text: str) -> int | None:
     return int(next(g for g in match.groups() if g)) if match else None
 
 
-def _arithmetic(row: Row, assumed: list[str]) -> tuple[Dtype, bool]:
+def _arithmetic(row: _Row, assumed: list[str]) -> tuple[Dtype, bool]:
     precision = row["precision"].lower()
     if "fp4" in precision or "int8" in precision:
         raise _CannotPredict(f"its arithmetic, {row['precision']}, is not predicted")
@@ -195,7 +196,7 @@ def _card(text: str) -> str:
     return "A100 40GB" if name == "A100" else name
 
 
-def _hardware(row: Row, dtype: Dtype) -> Hardware:
+def _hardware(row: _Row, dtype: Dtype) -> Hardware:
     gpu = find_gpu(_card(row["gpu"]))
     if gpu is None:
         raise _CannotPredict(f"no card {row['gpu']!r} in hardware.toml")
@@ -207,7 +208,7 @@ def _hardware(row: Row, dtype: Dtype) -> Hardware:
         raise _CannotPredict(str(error)) from None
 
 
-def _shape(row: Row, notes: str, assumed: list[str]) -> Shape:
+def _shape(row: _Row, notes: str, assumed: list[str]) -> Shape:
     layers, heads, width = (_whole(row, c) for c in ("n_layer", "n_head", "n_embd"))
     context = _whole(row, "block_size")
     if not row["vocab_size"] and "nanoGPT" in row["source"]:
@@ -287,7 +288,7 @@ _OPTIMIZERS: tuple[tuple[str, Literal["adamw", "adamw_foreach", "muon"] | None],
 
 
 def _workload(
-    row: Row, notes: str, shape: Shape, dtype: Dtype, master: bool, assumed: list[str]
+    row: _Row, notes: str, shape: Shape, dtype: Dtype, master: bool, assumed: list[str]
 ) -> Workload:
     gpus = int(_number(row["world"]) or _number(row["n_gpus"]) or 1)
     if re.search(r"(?<![a-z])[tp]p[-_ =]?[2-9]", row["source_detail"]):
@@ -327,7 +328,7 @@ def _workload(
         fp8_products="fp8" in row["precision"].lower(),
         sync_every_micro_step="no no_sync" in notes,
         overlapped="not overlapped" not in notes,
-        program=replace(program_of(notes), fp32_exchange=False),
+        program=replace(published_program(notes), fp32_exchange=False),
     )
 
 
@@ -366,7 +367,7 @@ def _checkpointing(text: str) -> Literal["none", "selective", "full"]:
     return "selective" if text.startswith("selective") else "full"
 
 
-def _step_seconds(row: Row, work: Workload) -> float | None:
+def _step_seconds(row: _Row, work: Workload) -> float | None:
     """Seconds of an optimizer step: printed, or from tokens per second, MFU or a total."""
     if milliseconds := _number(row["iter_ms"]):
         return milliseconds / 1e3

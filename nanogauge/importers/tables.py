@@ -13,14 +13,14 @@ from nanogauge.errors import BadInput
 from nanogauge.importers.printed import number_of
 from nanogauge.importers.text import TextLines, open_log, shown
 
-Row = dict[str, float]
+_Row = dict[str, float]
 
 
-class Table(Protocol):
+class ColumnTable(Protocol):
     columns: list[str]
     too_long: list[int]
 
-    def rows(self, wanted: Collection[str]) -> Iterator[tuple[int, Row | None]]:
+    def rows(self, wanted: Collection[str]) -> Iterator[tuple[int, _Row | None]]:
         """Each row with its number: the figures in the wanted columns; None where it is damaged.
 
         Raises:
@@ -28,7 +28,7 @@ class Table(Protocol):
         """
 
 
-def open_table(path: Path, what: str) -> Table:
+def open_table(path: Path, what: str) -> ColumnTable:
     """Open a table, whichever of the two it is.
 
     Raises:
@@ -36,7 +36,7 @@ def open_table(path: Path, what: str) -> Table:
     """
     with open_log(path, what) as file:
         is_parquet = file.read(4) == b"PAR1"
-    table: Table = _Parquet(path) if is_parquet else _Csv(path, what)
+    table: ColumnTable = _Parquet(path) if is_parquet else _Csv(path, what)
     twice = [name for name, n in Counter(table.columns).items() if name and n > 1]
     if twice:
         raise BadInput(f"{path} has two columns {shown(min(twice))}; export one run alone.")
@@ -52,7 +52,7 @@ class _Csv:
         header = next(self._guarded(), [])
         self.columns = _without_run_name(path, header)
 
-    def rows(self, wanted: Collection[str]) -> Iterator[tuple[int, Row | None]]:
+    def rows(self, wanted: Collection[str]) -> Iterator[tuple[int, _Row | None]]:
         for cells in self._guarded():
             if not cells:
                 continue
@@ -96,7 +96,7 @@ class _Parquet:
         except self._errors:
             raise self._refused() from None
 
-    def rows(self, wanted: Collection[str]) -> Iterator[tuple[int, Row | None]]:
+    def rows(self, wanted: Collection[str]) -> Iterator[tuple[int, _Row | None]]:
         names = [name for name in self.columns if name in wanted]
         number = 0
         batches = self._file.iter_batches(batch_size=4096, columns=names)
@@ -116,9 +116,9 @@ class _Parquet:
         return BadInput(f"{self._path} is a damaged Parquet file; export it again.")
 
 
-def _figures(cells: dict[str, object]) -> Row | None:
+def _figures(cells: dict[str, object]) -> _Row | None:
     """The numbers of a row, without the empty ones; None where a cell holds anything else."""
-    found: Row = {}
+    found: _Row = {}
     for name, cell in cells.items():
         if cell is None or cell == "":
             continue

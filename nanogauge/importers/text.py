@@ -8,7 +8,6 @@ are lines that can be matched and shown.
 from __future__ import annotations
 
 import codecs
-import hashlib
 import re
 from collections.abc import Iterator
 from io import BufferedReader
@@ -55,12 +54,6 @@ def open_log(path: Path, what: str) -> BufferedReader:
         raise BadInput(f"there is no log {path}; give the file with {what}.") from None
     except OSError as error:
         raise BadInput(f"cannot read the log {path}: {error.strerror}.") from None
-
-
-def sha256_of(path: Path, what: str) -> str:
-    """The hash of a file, read in pieces."""
-    with open_log(path, what) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class TextLines:

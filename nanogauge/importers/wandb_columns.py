@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from nanogauge.importers.printed import Form, Session, clocked, warning
+from nanogauge.importers.printed import Form, PrintedSession, clocked, warning
 from nanogauge.records import Event
 from nanogauge.report.measured import NOT_IN_LOG
 from nanogauge.tracking_rows import CHECKPOINT_KEYS, COMPILE_KEYS, EVAL_KEYS, SENSOR_KEYS
@@ -133,7 +133,7 @@ FLAVOURS = (
 
 
 def form_of(flavour: Flavour) -> Form:
-    def events(run: list[Session]) -> list[Event]:
+    def events(run: list[PrintedSession]) -> list[Event]:
         said = [warning("columns", text) for text in flavour.remarks]
         if flavour.elapsed == "_runtime" and clocked(run):
             text = "The time of the whole is W&B's: from the start of its run to its last row."

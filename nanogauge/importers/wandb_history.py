@@ -14,7 +14,14 @@ from itertools import pairwise
 from pathlib import Path
 
 from nanogauge.errors import BadInput
-from nanogauge.importers.printed import Collector, Evaluation, Iteration, Printed, Session, warning
+from nanogauge.importers.printed import (
+    Collector,
+    Evaluation,
+    Iteration,
+    Printed,
+    PrintedSession,
+    warning,
+)
 from nanogauge.importers.tables import open_table
 from nanogauge.importers.text import shown
 from nanogauge.importers.wandb_columns import FLAVOURS, Flavour, form_of, not_in_log
@@ -180,13 +187,13 @@ def _mapped(row: _Row, columns: dict[str, str]) -> dict[str, float]:
     return found
 
 
-def _forget_clock(sessions: list[Session]) -> None:
+def _forget_clock(sessions: list[PrintedSession]) -> None:
     for session in sessions:
         session.iterations = [replace(e, elapsed_seconds=None) for e in session.iterations]
         session.evaluations = [replace(e, elapsed_seconds=None) for e in session.evaluations]
 
 
-def _between_evaluations(sessions: list[Session]) -> Iterator[Event]:
+def _between_evaluations(sessions: list[PrintedSession]) -> Iterator[Event]:
     """What a step took together with its share of the evaluations, where no row tells more."""
     rates = [
         (b.elapsed_seconds - a.elapsed_seconds) / (b.number - a.number)

@@ -18,7 +18,7 @@ Moment = Any
 """a moment on a timeline, which alone knows what it is"""
 
 
-class Timeline(Protocol):
+class _DeviceTimeline(Protocol):
     """Moments in the order in which a device comes by them."""
 
     @property
@@ -84,7 +84,7 @@ class Stopwatch:
         split: whether forward, backward and optimizer are timed, which takes a mark for each.
     """
 
-    timeline: Timeline
+    timeline: _DeviceTimeline
     begin: Moment
     split: bool
     compiled_before: float
@@ -149,7 +149,7 @@ class Clock:
         self,
         synchronize: Callable[[], None],
         now: Callable[[], float] = time.perf_counter,
-        timeline: Timeline | None = None,
+        timeline: _DeviceTimeline | None = None,
         compiled_seconds: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._synchronize, self._now = synchronize, now

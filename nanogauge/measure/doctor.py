@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Literal
 
 from nanogauge.measure.machine import Sleep
-from nanogauge.quantities import format_seconds, format_value
+from nanogauge.quantities import Interval, format_seconds, format_value
 
-Verdict = Literal["go", "warn", "no-go"]
+CheckVerdict = Literal["go", "warn", "no-go"]
 
 GOOD_PASSES = 4
 """Muennighoff et al. 2023, Scaling Data-Constrained Language Models: up to four passes over the
@@ -29,12 +29,12 @@ class Finding:
     """One check's result; a warning and a no-go have a remedy."""
 
     check: str
-    verdict: Verdict
+    verdict: CheckVerdict
     text: str
     remedy: str | None = None
 
 
-def worst(findings: list[Finding]) -> Verdict:
+def worst(findings: list[Finding]) -> CheckVerdict:
     """The verdict of all checks together."""
     verdicts = {finding.verdict for finding in findings}
     return "no-go" if "no-go" in verdicts else "warn" if "warn" in verdicts else "go"
@@ -49,7 +49,7 @@ def check_memory(
     free: int | None,
     total: int | None,
     others: Mapping[str, int] | None,
-    need: tuple[float, float, float] | None,
+    need: Interval | None,
     fit: Literal["fits", "doubtful", "does not fit"] | None,
     smaller: str | None,
 ) -> Finding:
@@ -60,7 +60,7 @@ def check_memory(
         free: bytes that this process can come to hold; None where nobody tells.
         total: bytes of the device.
         others: bytes that other programs hold, by name.
-        need: low, expected and high peak of this process; None without a run.
+        need: peak of this process; None without a run.
         fit: what follows from need and free.
         smaller: the flags of a micro-batch that fits.
     """
@@ -71,13 +71,13 @@ def check_memory(
     text = f"{_gib(free)} of {_gib(total)} GiB {place} free" + (f" ({held} GiB)" if held else "")
     if need is None or fit is None:
         return Finding("memory", "go", text)
-    low, expected, high = map(_gib, need)
+    low, expected, high = map(_gib, (need.low, need.expected, need.high))
     text = f"the run peaks at {expected} GiB ({low} to {high}), {text}"
     if fit == "fits":
         return Finding("memory", "go", text)
     ways = [f"close {largest[0][0]}"] if largest else ["free some"]
     ways += [smaller] if smaller is not None else ["make the model smaller (--model.n-layer, ...)"]
-    verdict: Verdict = "warn" if fit == "doubtful" else "no-go"
+    verdict: CheckVerdict = "warn" if fit == "doubtful" else "no-go"
     return Finding("memory", verdict, f"{fit}: {text}", " or ".join(ways))
 
 

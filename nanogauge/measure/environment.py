@@ -10,8 +10,8 @@ from importlib import metadata
 from pathlib import Path
 
 from nanogauge import __version__
+from nanogauge.files import without_secrets
 from nanogauge.measure.gpu import DriverInfo
-from nanogauge.privacy import without_secrets
 
 PACKAGES = ("torch", "numpy", "triton", "tiktoken", "datasets", "wandb", "nvidia-ml-py")
 

@@ -17,7 +17,7 @@ DEVIATIONS = 10.0
 """standard deviations of one loss; 50 losses give a deviation that is up to a half too small"""
 LEAST_RISE = 0.05
 """of the loss itself: what is less is no spike, however smooth the course was"""
-LASTING_STEPS = 3
+_LASTING_STEPS = 3
 """in a row: a single batch of odd text is none"""
 RECOVERED_STEPS = 10
 """in a row on the course again, before another spike is one"""
@@ -59,7 +59,7 @@ class LossSpike:
             self._told &= self._back < RECOVERED_STEPS
             return False
         self._above, self._back = self._above + 1, 0
-        if self._told or self._above < LASTING_STEPS:
+        if self._told or self._above < _LASTING_STEPS:
             return False
         self._told = True
         return True

@@ -15,8 +15,14 @@ import sysconfig
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module, metadata
+from itertools import count
 from pathlib import Path
 from urllib.parse import urlsplit
+
+from nanogauge.hardware import find_gpu, usually_free_bytes
+from nanogauge.measure.gpu import DriverInfo, driver_info
+from nanogauge.measure.memory import available_bytes, process_bytes
+from nanogauge.records import FreeMemory, Hardware
 
 ROOT = Path("/")
 COMMAND_SECONDS = 2.0
@@ -239,3 +245,55 @@ def wandb_key_from(environment: Mapping[str, str], home: Path) -> str | None:
     server = urlsplit(environment.get("WANDB_BASE_URL", "")).netloc
     entries = (known.authenticators(host) for host in ([server] if server else WANDB_HOSTS))
     return path.name if any(entry is not None and entry[2] for entry in entries) else None
+
+
+def free_memory(
+    hardware: Hardware,
+    cards: Sequence[DriverInfo] | None = None,
+    gpus: int = 1,
+    processes: int = 1,
+) -> FreeMemory | None:
+    """Return the memory that a training process can use; None where its size is not known.
+
+    On a GPU this is what the driver reports of it, else the card less a desktop's share.
+
+    Args:
+        hardware: the device of the run.
+        cards: the devices, as the driver describes them; None for those of this name.
+        gpus: devices of the run, of which the fullest counts.
+        processes: those of the run that share the memory of this machine.
+    """
+    usual = usually_free_bytes(hardware)
+    if hardware.kind == "cpu":
+        available, held = available_bytes(), process_bytes()
+        if available is not None and held is not None:
+            free = available // processes + held
+            return FreeMemory(bytes=free, source="what this machine has free now")
+        source = "all of this machine's memory"
+        return None if usual is None else FreeMemory(bytes=usual, source=source)
+    free_of_each = [
+        card.total_bytes - card.used_by_others_bytes
+        for card in (_cards_named(hardware) if cards is None else cards)
+        if card.total_bytes is not None and card.used_by_others_bytes is not None
+    ]
+    if len(free_of_each) >= gpus:
+        return FreeMemory(bytes=min(free_of_each[:gpus]), source="as the driver says")
+    if usual is None or hardware.memory_bytes is None:
+        return None
+    if usual == hardware.memory_bytes:
+        return FreeMemory(bytes=usual, source="the whole card")
+    source = f"the card's {hardware.memory_bytes / 2**30:.4g} GiB less 1 for a desktop"
+    return FreeMemory(bytes=usual, source=source)
+
+
+def _cards_named(hardware: Hardware) -> list[DriverInfo]:
+    """Return the cards of this name in this machine, in the driver's order."""
+    present = []
+    for index in count():
+        info = driver_info(index)
+        if info.name is None:
+            break
+        row = find_gpu(info.name, info.total_bytes)
+        if row is not None and row.name == hardware.name:
+            present.append(info)
+    return present

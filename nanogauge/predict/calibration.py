@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from nanogauge.predict.constants import FITTED
 from nanogauge.predict.step_time import StepTime, predict_step_time
 from nanogauge.predict.workload import Workload
-from nanogauge.quantities import format_seconds
+from nanogauge.quantities import Interval, format_seconds
 from nanogauge.records import Hardware, Stored
 
 RUNS_KEPT = 100
@@ -111,11 +111,9 @@ class Calibration(Stored):
 
 @dataclass(frozen=True)
 class CalibratedStep:
-    low: float
-    seconds: float
-    high: float
+    seconds: Interval
     formula: str
-    stands_on: str
+    source: str
     """which figures, in a sentence without its full stop"""
 
 
@@ -142,11 +140,13 @@ def _from_same_runs(work: Workload, calibration: Calibration) -> CalibratedStep 
         return None
     seconds = statistics.median(run.step_seconds for run in runs)
     return CalibratedStep(
-        low=min((1 - SAME_RUN_TOLERANCE) * seconds, *(run.p10_seconds for run in runs)),
-        seconds=seconds,
-        high=max((1 + SAME_RUN_TOLERANCE) * seconds, *(run.p90_seconds for run in runs)),
+        Interval(
+            low=min((1 - SAME_RUN_TOLERANCE) * seconds, *(run.p10_seconds for run in runs)),
+            expected=seconds,
+            high=max((1 + SAME_RUN_TOLERANCE) * seconds, *(run.p90_seconds for run in runs)),
+        ),
         formula=f"median step of {_runs_text(runs)}",
-        stands_on=f"the steady step of {_runs_text(runs)}, the same workload on this device",
+        source=f"the steady step of {_runs_text(runs)}, the same workload on this device",
     )
 
 
@@ -161,12 +161,14 @@ def _from_parts(work: Workload, calibration: Calibration) -> CalibratedStep | No
     of = work.micro_batch
     part = f" with {parts.sequences} of {of} sequences" if parts.sequences < of else ""
     return CalibratedStep(
-        low=seconds / (1 + tolerance),
-        seconds=seconds,
-        high=seconds * (1 + tolerance),
+        Interval(
+            low=seconds / (1 + tolerance),
+            expected=seconds,
+            high=seconds * (1 + tolerance),
+        ),
         formula=f"{work.grad_accum} x ({layers} x {format_seconds(parts.layer_seconds)} a layer "
         f"+ {format_seconds(parts.rest_seconds)} for the rest) + update {format_seconds(update)}",
-        stands_on=f"a layer, the rest and the update of this shape measured{part} on this device "
+        source=f"a layer, the rest and the update of this shape measured{part} on this device "
         f"on {_date(parts.measured_unix)}, spread {100 * parts.spread:.0f} %",
     )
 
@@ -192,11 +194,13 @@ def _from_other_runs(
     on_cpu = hardware.kind == "cpu"
     tolerance = OTHER_RUN_TOLERANCE_CPU if on_cpu else OTHER_RUN_TOLERANCE
     return CalibratedStep(
-        low=min(seconds / (1 + tolerance), min(factors) * analytic.seconds),
-        seconds=seconds,
-        high=max(seconds * (1 + tolerance), max(factors) * analytic.seconds),
+        Interval(
+            low=min(seconds / (1 + tolerance), min(factors) * analytic.seconds),
+            expected=seconds,
+            high=max(seconds * (1 + tolerance), max(factors) * analytic.seconds),
+        ),
         formula=f"{factor:.3f} x the analytic {format_seconds(analytic.seconds)}",
-        stands_on=f"{_runs_text(runs)}, of other shapes on this device: {factor:.3f} times the "
+        source=f"{_runs_text(runs)}, of other shapes on this device: {factor:.3f} times the "
         "analytic step",
     )
 
@@ -223,12 +227,10 @@ def _from_rates(
     if step is None:
         return None
     return CalibratedStep(
-        low=step.low * step.seconds,
-        seconds=step.seconds,
-        high=step.high * step.seconds,
+        step.interval,
         formula=f"the analytic model at {max(products) / 1e12:.3g} TFLOP/s and "
         f"{copies[0] / 1e9:.3g} GB/s",
-        stands_on=f"the fastest of {len(products)} matrix products and the memory bandwidth, "
+        source=f"the fastest of {len(products)} matrix products and the memory bandwidth, "
         "measured on this device",
     )
 

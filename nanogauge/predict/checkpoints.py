@@ -5,18 +5,16 @@ from __future__ import annotations
 from nanogauge.config import Config
 from nanogauge.predict.training_state import training_state
 from nanogauge.predict.workload import workload_of
+from nanogauge.quantities import Interval
 
-Triple = tuple[float, float, float]
-"""low, expected, high"""
-
-FIRST_COPY_BYTES_PER_SECOND: Triple = (0.4e9, 3.0e9, 10.0e9)
+FIRST_COPY_BYTES_PER_SECOND = Interval(0.4e9, 3.0e9, 10.0e9)
 """Slow to fast: the first copy goes into memory that is only now allocated. Measured on two cores
 of a CPU: 4.6e9; page-locking memory for a GPU is slower, and was not measured."""
 
-COPY_BYTES_PER_SECOND: Triple = (1.5e9, 8.0e9, 20.0e9)
+COPY_BYTES_PER_SECOND = Interval(1.5e9, 8.0e9, 20.0e9)
 """Of every other copy. Measured there: 10e9; PCIe 4.0 carries 6e9 (four lanes) to 25e9."""
 
-WRITE_BYTES_PER_SECOND: Triple = (0.1e9, 0.4e9, 1.0e9)
+WRITE_BYTES_PER_SECOND = Interval(0.1e9, 0.4e9, 1.0e9)
 """Hashed, written and flushed. Measured there: 0.13e9 to 0.46e9; the hash alone goes at 1.4e9."""
 
 
@@ -26,12 +24,7 @@ def state_bytes(config: Config) -> int:
     return int(state.weights + state.moments)
 
 
-def waiting_seconds(bytes_each: float, count: int) -> Triple:
+def waiting_seconds(bytes_each: float, count: int) -> Interval:
     """What the loop waits for all checkpoints: for the copy of each, and the write of the last."""
-    ends = zip(
-        FIRST_COPY_BYTES_PER_SECOND, COPY_BYTES_PER_SECOND, WRITE_BYTES_PER_SECOND, strict=True
-    )
-    slow, usual, fast = (
-        bytes_each * (1 / first + (count - 1) / copy + 1 / write) for first, copy, write in ends
-    )
-    return fast, usual, slow
+    copies = 1 / FIRST_COPY_BYTES_PER_SECOND + (count - 1) / COPY_BYTES_PER_SECOND
+    return bytes_each * (copies + 1 / WRITE_BYTES_PER_SECOND)

@@ -21,7 +21,7 @@ from nanogauge.records import Prediction
 TOKENS_PER_PARAMETER = 20.0
 """where a fixed number of FLOPs gives the lowest loss. Source: Hoffmann et al. 2022 (Chinchilla)"""
 
-End = Literal["low", "expected", "high"]
+IntervalEnd = Literal["low", "expected", "high"]
 Predictor = Callable[[Config], Prediction]
 """what predicts a configuration on the device that is planned for"""
 
@@ -30,14 +30,14 @@ def with_steps(config: Config, steps: int) -> Config:
     return config.model_copy(update={"train": config.train.model_copy(update={"max_steps": steps})})
 
 
-def ends_within(predicted: Predictor, config: Config, seconds: float, end: End) -> bool:
+def ends_within(predicted: Predictor, config: Config, seconds: float, end: IntervalEnd) -> bool:
     """Whether the whole run takes at most so long; by the low, expected or high end of its time."""
     total = predicted(config).best("total_seconds")
     assert total is not None, "only what has a time can have a deadline"
     return bool(getattr(total, end) <= seconds)
 
 
-def most_steps(predicted: Predictor, config: Config, seconds: float, end: End) -> int:
+def most_steps(predicted: Predictor, config: Config, seconds: float, end: IntervalEnd) -> int:
     """The most steps of this configuration that end in time; 0 where not even one does."""
     return largest_that(lambda n: ends_within(predicted, with_steps(config, n), seconds, end))
 

@@ -6,30 +6,32 @@ alone; the cost adds the rest of the machine only where the configuration says w
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from nanogauge.config import CostSection
 from nanogauge.hardware import find_gpu
+from nanogauge.quantities import Interval
 from nanogauge.records import Estimate, Hardware
 
-Told = tuple[tuple[float, float, float], str, str]
-"""low, expected and high; the formula; the source"""
+Amount = TypeVar("Amount", float, Interval)
 
 # Mean board power over the limit in force while matrix products keep the board busy. Source: the
 # traces of ml-energy/zeus (NSDI '23, summary_power_*.csv), BERT fine-tuning on V100, A40 and Quadro
 # RTX 6000. At the board's own limit: 37 rows, median 0.90, of which 33 lie in 0.85-1.0; the rest
 # are batches of 8 and 16, too small to keep the board busy. No GeForce figure is published.
-SHARE_OF_OWN_LIMIT = (0.85, 0.91, 1.0)
+SHARE_OF_OWN_LIMIT = Interval(0.85, 0.91, 1.0)
 # Held below its own limit a board comes nearer to it, or above: 237 rows of the same traces, median
 # 0.966, 97 % of them in this interval; an A40 at a third of its limit drew 0.98-1.11 of it.
-SHARE_OF_LOWERED_LIMIT = (0.89, 0.97, 1.04)
+SHARE_OF_LOWERED_LIMIT = Interval(0.89, 0.97, 1.04)
 # GB10 waits for its memory: 55.1-62.8 of 140 W in eight trainings of 354 M parameters (DGX Spark,
 # Megatron and plain PyTorch, nvidia-smi); another source saw 68 W.
-SHARE_OF_STARVED_LIMIT = (0.38, 0.42, 0.49)
+SHARE_OF_STARVED_LIMIT = Interval(0.38, 0.42, 0.49)
 
 BOARD_ALONE = "the board alone, not the machine at the wall"
 
 
-def power_share(hardware: Hardware) -> tuple[float, float, float]:
-    """Mean power of a board that trains, as a share of the limit in force; low, expected, high."""
+def power_share(hardware: Hardware) -> Interval:
+    """Return the mean power of a board that trains, as a share of the limit in force."""
     if hardware.architecture == "gb10":
         return SHARE_OF_STARVED_LIMIT
     row, limit = find_gpu(hardware.name), hardware.power_limit_watts
@@ -38,7 +40,12 @@ def power_share(hardware: Hardware) -> tuple[float, float, float]:
     return SHARE_OF_LOWERED_LIMIT if lowered else SHARE_OF_OWN_LIMIT
 
 
-def cost_of(cost: CostSection, board_kwh: float, seconds: float) -> float:
+def kwh_of(watts: Amount, seconds: Amount) -> Amount:
+    """Return the energy at a mean power."""
+    return watts * seconds / 3.6e6
+
+
+def cost_of(cost: CostSection, board_kwh: Amount, seconds: Amount) -> Amount:
     """What a run costs, in cost.currency: its boards, and the rest of the machine where given."""
     assert cost.price_per_kwh is not None
     return (board_kwh + (cost.machine_watts or 0.0) * seconds / 3.6e6) * cost.price_per_kwh
@@ -54,27 +61,24 @@ def cost_formula(cost: CostSection) -> str:
 
 def predict_energy(
     cost: CostSection, hardware: Hardware, total: Estimate | None, gpus: int
-) -> tuple[dict[str, Told], dict[str, str]]:
+) -> tuple[dict[str, Estimate], dict[str, str]]:
     """Power, energy and cost of all boards together; and of what is not predicted, why not."""
     limit = hardware.power_limit_watts
     if limit is None or total is None:
         reason = "no GPU" if hardware.kind == "cpu" else "the power limit or the time is not known"
         return {}, dict.fromkeys(("power_watts", "energy_kwh", "cost"), reason)
     share = power_share(hardware)
-    low, expected, high = (gpus * part * limit for part in share)
-    kwh = (low * total.low / 3.6e6, expected * total.expected / 3.6e6, high * total.high / 3.6e6)
+    watts = gpus * share * limit
+    kwh = kwh_of(watts, total)
     boards = f"{gpus} boards x " if gpus > 1 else ""
-    power_formula = f"{boards}{share[0]:g}-{share[2]:g} of the {limit:g} W limit"
-    told: dict[str, Told] = {
-        "power_watts": ((low, expected, high), power_formula, "traces of ml-energy/zeus"),
-        "energy_kwh": (kwh, "power x time", BOARD_ALONE),
+    power_formula = f"{boards}{share.low:g}-{share.high:g} of the {limit:g} W limit"
+    predicted = {
+        "power_watts": Estimate.of("power_watts", watts, power_formula, "traces of ml-energy/zeus"),
+        "energy_kwh": Estimate.of("energy_kwh", kwh, "power x time", BOARD_ALONE),
     }
     if cost.price_per_kwh is None:
-        return told, {"cost": "cost.price_per_kwh is not given"}
-    paid = (
-        cost_of(cost, kwh[0], total.low),
-        cost_of(cost, kwh[1], total.expected),
-        cost_of(cost, kwh[2], total.high),
-    )
-    told["cost"] = (paid, cost_formula(cost), "tariff and machine from the configuration")
-    return told, {}
+        return predicted, {"cost": "cost.price_per_kwh is not given"}
+    source = "tariff and machine from the configuration"
+    paid = cost_of(cost, kwh, total)
+    predicted["cost"] = Estimate.of("cost", paid, cost_formula(cost), source)
+    return predicted, {}

@@ -10,17 +10,17 @@ from nanogauge.config import Config
 from nanogauge.predict.memory import Copied, Memory, predict_memory
 from nanogauge.predict.parameters import count_parameters
 from nanogauge.predict.workload import shape_of, workload_of
+from nanogauge.quantities import Interval
 from nanogauge.records import Hardware
 
 Verdict = Literal["fits", "doubtful", "does not fit"]
 
 
-def fit_verdict(memory: Memory, free_bytes: float) -> Verdict:
+def fit_verdict(peak: Interval, free_bytes: float) -> Verdict:
     """Whether a peak that is only known as an interval fits; doubtful where both are possible."""
-    low, _, high = memory.process
-    if low > free_bytes:
+    if peak.low > free_bytes:
         return "does not fit"
-    return "fits" if high <= free_bytes else "doubtful"
+    return "fits" if peak.high <= free_bytes else "doubtful"
 
 
 def memory_of(config: Config, hardware: Hardware, dtype: str, gpus: int = 1) -> Memory:
@@ -35,7 +35,7 @@ def memory_of(config: Config, hardware: Hardware, dtype: str, gpus: int = 1) -> 
 def is_expected_to_fit(
     config: Config, hardware: Hardware, dtype: str, free_bytes: float, gpus: int = 1
 ) -> bool:
-    return memory_of(config, hardware, dtype, gpus).process[1] <= free_bytes
+    return memory_of(config, hardware, dtype, gpus).process.expected <= free_bytes
 
 
 def with_train(config: Config, **values: int) -> Config:
@@ -64,8 +64,8 @@ def largest_micro_batch(
     sequences = config.train.micro_batch * config.train.grad_accum // gpus
     below_root = [d for d in range(1, math.isqrt(sequences) + 1) if sequences % d == 0]
     for micro in sorted({*below_root, *(sequences // d for d in below_root)}, reverse=True):
-        memory = memory_of(with_micro_batch(config, micro), hardware, dtype, gpus)
-        if memory.process[1 if end == "expected" else 2] <= free:
+        peak = memory_of(with_micro_batch(config, micro), hardware, dtype, gpus).process
+        if (peak.expected if end == "expected" else peak.high) <= free:
             return micro
     return None
 

@@ -77,3 +77,7 @@ def flops_per_token_executed(shape: Shape) -> float:
         for o in operations(shape)
         if o.name == "attention"
     )
+
+
+MFU_CONVENTIONS = {"mfu_palm": flops_per_token_palm, "mfu_6n": flops_per_token_6n}
+"""row id of an MFU -> the FLOPs of a token that it counts"""

@@ -13,36 +13,33 @@ from typing import Literal
 from nanogauge.predict.activations import Saved, saved_for_backward
 from nanogauge.predict.training_state import TrainingState, training_state
 from nanogauge.predict.workload import Workload
+from nanogauge.quantities import Interval
 from nanogauge.records import Hardware, Part
-
-Triple = tuple[float, float, float]
-"""low, expected, high"""
 
 Copied = Literal["never", "at the end", "in training"]
 """from when on a copy of the state, from which checkpoints are written, lies in the host's memory:
 from the end of training, or already from its middle"""
 
-ALLOCATED_INTERVAL = (0.92, 1.08)
+ALLOCATED_FACTOR = Interval(0.92, 1.0, 1.08)
 """Factors of the expected peak. Source: docs/prediction.md, 16 published peaks."""
 
-RESERVED_OVER_ALLOCATED: dict[bool, Triple] = {False: (1.05, 1.20, 1.35), True: (1.03, 1.12, 1.35)}
+RESERVED_OVER_ALLOCATED = {False: Interval(1.05, 1.20, 1.35), True: Interval(1.03, 1.12, 1.35)}
 """What the allocator reserves, compiled or not. Source: torch.cuda.max_memory_reserved over
 max_memory_allocated of eager runs, 1.15-1.33, median 1.23 (manavsehgal/ai-field-notes,
 nemo-framework-on-spark and baseline-training-loop-on-spark); compiled 1.14 of the allocation
 predicted for torchtitan's Llama 3.1 8B (benchmarks/llama3_h100_202412_torchtitan.md)."""
 
-CUDA_CONTEXT_BYTES = int(0.35 * 2**30)
-CUDA_CONTEXT: Triple = (0.287e9, CUDA_CONTEXT_BYTES, 0.667e9)
+CUDA_CONTEXT = Interval(0.287e9, 0.35 * 2**30, 0.667e9)
 """Driver, libraries and kernels of a process. Source: pytorch/pytorch#86509, 287,047,680 bytes with
 kernels loaded as they are needed and 666,632,192 with all of them; expected 0.35 GiB, for those
 that a training step needs."""
 
-CPU_LIBRARIES_BYTES: Triple = (0.10e9, 0.13e9, 0.19e9)
-COMPILER_BYTES: Triple = (0.05e9, 0.075e9, 0.12e9)
+CPU_LIBRARIES_BYTES = Interval(0.10e9, 0.13e9, 0.19e9)
+COMPILER_BYTES = Interval(0.05e9, 0.075e9, 0.12e9)
 """What the process loads after it was measured: of torch's compiler the optimizer already loads a
 part. Source: bench/cpu_memory.py, as is the next."""
 
-HEAP_OVER_ALLOCATED: Triple = (1.0, 1.05, 1.3)
+HEAP_OVER_ALLOCATED = Interval(1.0, 1.05, 1.3)
 """What glibc's heap takes for tensors that come and go."""
 
 
@@ -52,17 +49,12 @@ class Memory:
     """of the expected peak that tensors allocate"""
     moment: str
     """when in a step the peak is"""
-    reserved: Triple
+    allocated: Interval
+    """peak that tensors allocate"""
+    reserved: Interval
     """what the allocator takes from the device; on a CPU what the heap takes for tensors"""
-    process: Triple
+    process: Interval
     """bytes of the process at its peak"""
-    low: float
-    high: float
-    """the interval of the peak allocated, as factors"""
-
-    @property
-    def allocated(self) -> float:
-        return sum(part.value for part in self.parts)
 
 
 def predict_memory(work: Workload, hardware: Hardware, copied: Copied = "never") -> Memory:
@@ -83,15 +75,16 @@ def predict_memory(work: Workload, hardware: Hardware, copied: Copied = "never")
         for name, value in there.items()
         if value > 0
     ]
-    allocated = sum(part.value for part in parts)
-    low, high = ALLOCATED_INTERVAL
+    allocated = ALLOCATED_FACTOR * sum(part.value for part in parts)
     if on_cpu:
-        reserved, process = _cpu_process(work, allocated, hardware.process_bytes or 0)
+        reserved = HEAP_OVER_ALLOCATED * allocated
+        process = CPU_LIBRARIES_BYTES + (hardware.process_bytes or 0) + reserved
+        if work.compiled:
+            process += COMPILER_BYTES
     else:
-        over, context = RESERVED_OVER_ALLOCATED[work.compiled], CUDA_CONTEXT
-        reserved = (low * over[0] * allocated, over[1] * allocated, high * over[2] * allocated)
-        process = (reserved[0] + context[0], reserved[1] + context[1], reserved[2] + context[2])
-    return Memory(parts, moment, reserved, process, low, high)
+        reserved = RESERVED_OVER_ALLOCATED[work.compiled] * allocated
+        process = reserved + CUDA_CONTEXT
+    return Memory(parts, moment, allocated, reserved, process)
 
 
 def _moments(
@@ -236,14 +229,3 @@ def _formulas(work: Workload, state: TrainingState, saved: Saved, logits: float)
         "copy for checkpoints": "of weights and moments",
         "temporaries": "gradients of activations and of the embedding, optimizer",
     }
-
-
-def _cpu_process(work: Workload, allocated: float, before: int) -> tuple[Triple, Triple]:
-    """What the heap takes for tensors, and the resident memory of the whole process."""
-    heap: list[float] = []
-    process: list[float] = []
-    for end, interval in enumerate((ALLOCATED_INTERVAL[0], 1.0, ALLOCATED_INTERVAL[1])):
-        compiler = COMPILER_BYTES[end] if work.compiled else 0.0
-        heap.append(interval * HEAP_OVER_ALLOCATED[end] * allocated)
-        process.append(before + CPU_LIBRARIES_BYTES[end] + compiler + heap[end])
-    return (heap[0], heap[1], heap[2]), (process[0], process[1], process[2])

@@ -10,18 +10,15 @@ from nanogauge.predict.calibration import CalibratedStep, Calibration, calibrate
 from nanogauge.predict.checkpoints import state_bytes, waiting_seconds
 from nanogauge.predict.energy import predict_energy
 from nanogauge.predict.fit import memory_of
-from nanogauge.predict.flops import flops_per_token_6n, flops_per_token_palm
+from nanogauge.predict.flops import MFU_CONVENTIONS, flops_per_token_6n, flops_per_token_palm
 from nanogauge.predict.parameters import count_parameters
 from nanogauge.predict.step_time import StepTime, predict_step_time
 from nanogauge.predict.workload import shape_of, workload_of
-from nanogauge.quantities import QUANTITIES, mfu
+from nanogauge.quantities import QUANTITIES, Interval, mfu
 from nanogauge.records import Estimate, Hardware, Part, Prediction
 
-Triple = tuple[float, float, float]
-"""low, expected, high"""
-
-FIRST_STEP_EXTRA_SECONDS = (0.0, 0.2, 3.0)  # first allocations, libraries that load when used
-START_UP_SECONDS = (3.0, 7.0, 30.0)  # imports, data, first allocation; 6 s for the demo
+FIRST_STEP_EXTRA_SECONDS = Interval(0.0, 0.2, 3.0)  # allocations, libraries loaded on first use
+START_UP_SECONDS = Interval(3.0, 7.0, 30.0)  # imports, data, first allocation; 6 s for the demo
 
 
 def resolve_dtype(config: Config, hardware_kind: str) -> str:
@@ -41,17 +38,17 @@ def checkpoints(config: Config) -> int:
     return (config.train.max_steps - 1) // config.train.checkpoint_every + 1
 
 
-def compile_seconds(config: Config, hardware: Hardware) -> tuple[float, float, float]:
-    """Low, expected and high seconds until the compiled model runs.
+def compile_seconds(config: Config, hardware: Hardware) -> Interval:
+    """Return the time until the compiled model runs.
 
     Expected from the documented run (12 layers on an RTX 4070: 12.8 s). For a CPU one block is
     compiled for all layers: 14.8, 14.9 and 15.3 s with 1, 4 and 12 of them on two cores of a Xeon,
     2.4-2.7 s from a warm cache, for which low stands.
     """
     if not config.run.compile:
-        return (0.0, 0.0, 0.0)
+        return Interval.exact(0.0)
     expected = 16 if hardware.kind == "cpu" else 8 + 0.4 * config.model.n_layer
-    return (0.1 * expected, expected, 4 * expected)
+    return Interval(0.1 * expected, expected, 4 * expected)
 
 
 def predict(
@@ -99,14 +96,13 @@ def predict(
     if hardware.kind == "cpu":
         unpredicted["peak_allocated_bytes"] = "no GPU"
     else:
-        expected = memory.allocated
-        quantities["peak_allocated_bytes"] = _estimate(
+        quantities["peak_allocated_bytes"] = Estimate.of(
             "peak_allocated_bytes",
-            (memory.low * expected, expected, memory.high * expected),
+            memory.allocated,
             f"at {memory.moment}: " + " + ".join(f"{p.name} ({p.formula})" for p in memory.parts),
             "counted from what torch keeps, docs/prediction.md",
         )
-    quantities["peak_process_bytes"] = _estimate(
+    quantities["peak_process_bytes"] = Estimate.of(
         "peak_process_bytes",
         memory.process,
         "resident memory before the model + libraries and compiler + tensors + copy for checkpoints"
@@ -115,7 +111,7 @@ def predict(
         "docs/prediction.md",
     )
     energy, why_not = predict_energy(config.cost, hardware, quantities.get("total_seconds"), gpus)
-    quantities |= {row: _estimate(row, *told) for row, told in energy.items()}
+    quantities |= energy
     unpredicted |= why_not
     return Prediction(
         created_unix=time.time(),
@@ -129,18 +125,6 @@ def predict(
         memory_parts=memory.parts,
         ledger=ledger,
         notes=notes,
-    )
-
-
-def _estimate(row: str, triple: Triple, formula: str, source: str) -> Estimate:
-    low, expected, high = triple
-    return Estimate(
-        low=low,
-        expected=expected,
-        high=high,
-        unit=QUANTITIES[row].unit,
-        formula=formula,
-        source=source,
     )
 
 
@@ -200,7 +184,7 @@ def _exact_quantities(config: Config) -> dict[str, Estimate]:
             "tokens of the run / unique tokens (data.tokens)",
         )
     return {
-        row: _estimate(row, (value, value, value), formula, source)
+        row: Estimate.of(row, Interval.exact(value), formula, source)
         for row, (value, formula, source) in exact.items()
     }
 
@@ -208,63 +192,48 @@ def _exact_quantities(config: Config) -> dict[str, Estimate]:
 def _times(
     config: Config, hardware: Hardware, step: StepTime, gpus: int
 ) -> tuple[dict[str, Estimate], dict[str, float]]:
-    seconds, low, high = step.seconds, step.low, step.high
     steps = config.train.max_steps
     eval_one = 2 * config.train.eval_batches * step.eval_batch_seconds
     evals = evaluations(config)
     compiling = compile_seconds(config, hardware)
     saving = waiting_seconds(state_bytes(config), checkpoints(config))
     ledger = {
-        "compile_s": compiling[1],
-        "step_s": steps * seconds,
+        "compile_s": compiling.expected,
+        "step_s": steps * step.seconds,
         "eval_s": evals * eval_one,
-        "checkpoint_s": saving[1],
-        "other_s": START_UP_SECONDS[1],
+        "checkpoint_s": saving.expected,
+        "other_s": START_UP_SECONDS.expected,
     }
-    device_work = ledger["step_s"] + ledger["eval_s"]
+    device_work = step.factor * (ledger["step_s"] + ledger["eval_s"])
     assert hardware.peak_flops is not None
     peak = gpus * hardware.peak_flops
     source = "roofline per kind of operation, docs/prediction.md"
 
-    estimated: dict[str, tuple[Triple, str]] = {
+    estimated = {
         "first_step_seconds": (
-            (
-                compiling[0] + low * seconds + FIRST_STEP_EXTRA_SECONDS[0],
-                compiling[1] + seconds + FIRST_STEP_EXTRA_SECONDS[1],
-                compiling[2] + high * seconds + FIRST_STEP_EXTRA_SECONDS[2],
-            ),
+            compiling + step.interval + FIRST_STEP_EXTRA_SECONDS,
             "compilation + one step + first allocations",
         ),
         "step_seconds": (
-            (low * seconds, seconds, high * seconds),
+            step.interval,
             " + ".join(f"{p.name} {p.value:.3g} s" for p in step.parts),
         ),
         "total_seconds": (
-            (
-                low * device_work + compiling[0] + saving[0] + START_UP_SECONDS[0],
-                sum(ledger.values()),
-                high * device_work + compiling[2] + saving[2] + START_UP_SECONDS[2],
-            ),
+            device_work + compiling + saving + START_UP_SECONDS,
             f"{steps:,} steps + {evals} evaluations of {eval_one:.3g} s"
             f"{' on one GPU' if gpus > 1 else ''} + compilation "
             f"+ {checkpoints(config)} copies for checkpoints, the last written + start-up",
         ),
     }
-    for row, per_token in (
-        ("mfu_palm", flops_per_token_palm(shape_of(config.model))),
-        ("mfu_6n", flops_per_token_6n(shape_of(config.model))),
-    ):
-        flops = per_token * config.tokens_per_step
+    for row, per_token in MFU_CONVENTIONS.items():
+        flops = per_token(shape_of(config.model)) * config.tokens_per_step
+        reached = mfu(flops, step.interval, peak)
         estimated[row] = (
-            (
-                mfu(flops, high * seconds, peak),
-                mfu(flops, seconds, peak),
-                min(mfu(flops, low * seconds, peak), 1.0),
-            ),
+            Interval(reached.low, reached.expected, min(reached.high, 1.0)),
             f"FLOPs per step / step time / {f'{gpus} x ' if gpus > 1 else ''}peak; "
             f"{hardware.peak_name}",
         )
-    result = {row: _estimate(row, *told, source) for row, told in estimated.items()}
+    result = {row: Estimate.of(row, *of_row, source) for row, of_row in estimated.items()}
     return result, ledger
 
 
@@ -276,22 +245,20 @@ def _calibrated(
     An evaluation is taken to differ from its analytic time as the step does. An MFU above 100 %
     says that the peak is wrong, and is not given.
     """
-    triple = (known.low, known.seconds, known.high)
-    source = known.stands_on
-    row = {"step_seconds": _estimate("step_seconds", triple, known.formula, source)}
+    seconds, source = known.seconds, known.source
+    row = {"step_seconds": Estimate.of("step_seconds", seconds, known.formula, source)}
     if step is None:
         return row
-    factor = known.seconds / step.seconds
+    factor = seconds.expected / step.seconds
     scaled = replace(
         step,
         parts=[p.model_copy(update={"value": factor * p.value}) for p in step.parts],
         eval_batch_seconds=factor * step.eval_batch_seconds,
-        low=known.low / known.seconds,
-        high=known.high / known.seconds,
+        factor=seconds.scaled(1.0),
     )
     times, _ = _times(config, hardware, scaled, gpus)
     possible = {r: e for r, e in times.items() if e.expected <= e.high}
     paid, _ = predict_energy(config.cost, hardware, possible["total_seconds"], gpus)
-    energy = {r: _estimate(r, *told) for r, told in paid.items() if r != "power_watts"}
+    energy = {r: e for r, e in paid.items() if r != "power_watts"}
     found = {r: e.model_copy(update={"source": source}) for r, e in possible.items()}
     return found | row | energy

@@ -22,6 +22,7 @@ from nanogauge.predict.options import (
 )
 from nanogauge.predict.parameters import count_parameters, layer_matrices
 from nanogauge.predict.workload import GPUS_OF_A_NODE, Workload
+from nanogauge.quantities import Interval
 from nanogauge.records import Hardware, Part
 
 ARITHMETIC = ("matrix products of the blocks", "attention", "vocabulary head", "recomputation")
@@ -34,14 +35,19 @@ class StepTime:
     """seconds of one optimizer step, by kind of operation"""
     eval_batch_seconds: float
     """forward pass of one micro-batch"""
-    low: float
-    high: float
-    """the interval, as factors of the expected time"""
+    factor: Interval
+    """of the expected time; 1 where it is expected"""
     caveats: tuple[str, ...]
 
     @property
     def seconds(self) -> float:
+        """Expected time of a step."""
         return sum(part.value for part in self.parts)
+
+    @property
+    def interval(self) -> Interval:
+        """Time of a step in seconds."""
+        return self.factor * self.seconds
 
 
 @dataclass(frozen=True)
@@ -109,8 +115,8 @@ def predict_step_time(
         + forward["attention"] * 2 / 7
     )
     forward_only = forward_seconds + launches / 3 if on_cpu else max(forward_seconds, launches / 3)
-    low, high, caveats = _interval(work, hardware, constants)
-    return StepTime([p for p in parts if p.value > 0], forward_only, low, high, caveats)
+    factor, caveats = _interval(work, hardware, constants)
+    return StepTime([p for p in parts if p.value > 0], forward_only, factor, caveats)
 
 
 def counted_clock_hz(hardware: Hardware) -> float | None:
@@ -369,9 +375,7 @@ def _over_pcie(hardware: Hardware) -> bool:
     return hardware.interconnect is None or hardware.interconnect.startswith("PCIe")
 
 
-def _interval(
-    work: Workload, hardware: Hardware, k: Constants
-) -> tuple[float, float, tuple[str, ...]]:
+def _interval(work: Workload, hardware: Hardware, k: Constants) -> tuple[Interval, tuple[str, ...]]:
     """The interval as factors, and in words why it is wider than the best known classes have it."""
     reached = k.classes[hardware.architecture]
     low, high = reached.low, reached.high
@@ -387,4 +391,4 @@ def _interval(
         caveats.append("what this model and optimizer do beyond GPT-2 was counted, not measured")
     if work.gpus > 1 and hardware.kind != "cpu" and _over_pcie(hardware):
         caveats.append("one of two published runs of several cards over PCIe took a quarter longer")
-    return low, high, tuple(caveats)
+    return Interval(low, 1.0, high), tuple(caveats)

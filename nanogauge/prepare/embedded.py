@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import tiktoken
 
-END_OF_TEXT = 256
+_END_OF_TEXT = 256
 VALIDATION_EVERY = 8  # every eighth topic, in alphabetical order, is held back
 
 
@@ -20,7 +20,7 @@ def byte_encoding() -> tiktoken.Encoding:
         "bytes",
         pat_str=r"[\s\S]",
         mergeable_ranks={bytes([i]): i for i in range(256)},
-        special_tokens={"<|endoftext|>": END_OF_TEXT},
+        special_tokens={"<|endoftext|>": _END_OF_TEXT},
     )
 
 
@@ -30,7 +30,7 @@ def embedded_tokens() -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint16]]:
     parts: tuple[list[int], list[int]] = ([], [])
     for index, name in enumerate(sorted(topics)):
         held_back = index % VALIDATION_EVERY == VALIDATION_EVERY - 1
-        parts[held_back].append(END_OF_TEXT)
+        parts[held_back].append(_END_OF_TEXT)
         parts[held_back].extend(encoding.encode_ordinary(topics[name]))
     train, validation = (np.array(p, dtype=np.uint16) for p in parts)
     return train, validation

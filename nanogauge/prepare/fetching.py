@@ -6,7 +6,6 @@ proxy variables are honoured by the hub's own client, which makes every connecti
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from nanogauge.errors import BadInput, RunFailed
-from nanogauge.handed import stays_below
+from nanogauge.files import sha256_file, stays_below
 
 TRIES = 10
 """of one request; with the waits between them they take at least four minutes"""
@@ -23,7 +22,7 @@ _LONGEST_WAIT_SECONDS = 60.0
 _LATER = frozenset((408, 425, 429, 500, 502, 503, 504))
 """what a server says when the same request may work later"""
 
-Value = TypeVar("Value")
+_Value = TypeVar("_Value")
 
 
 class Interrupted(Exception):
@@ -34,7 +33,7 @@ class Interrupted(Exception):
         self.wait_seconds = wait_seconds
 
 
-def patiently(what: str, request: Callable[[], Value]) -> Value:
+def patiently(what: str, request: Callable[[], _Value]) -> _Value:
     """Make a request again, after longer and longer waits, while it is interrupted.
 
     Raises:
@@ -184,13 +183,10 @@ def _fetch_file(
         if (again := interrupted(error)) is not None:
             raise again from None
         raise BadInput(f"the hub has no {name} ({short(error)}).") from None
-    if sha256 is not None:
-        with path.open("rb") as file:
-            held = hashlib.file_digest(file, "sha256").hexdigest()
-        if held != sha256:
-            path.resolve().unlink()  # the cache's own copy, which it would give again
-            path.unlink(missing_ok=True)
-            raise Interrupted(f"what came has not the sha256 that the hub lists, {sha256[:12]}...")
+    if sha256 is not None and sha256_file(path) != sha256:
+        path.resolve().unlink()  # the cache's own copy, which it would give again
+        path.unlink(missing_ok=True)
+        raise Interrupted(f"what came has not the sha256 that the hub lists, {sha256[:12]}...")
     return path
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from nanogauge.errors import BadInput, RunFailed
+from nanogauge.files import sha256_file
 from nanogauge.prepare.manifest import Manifest, Shard, Split
-from nanogauge.prepare.opening import is_foreign, open_folder
+from nanogauge.prepare.opening import is_foreign, open_dataset
 from nanogauge.prepare.shards import Tokens, open_shard, read_manifest
 from nanogauge.prepare.tokenizer import Tokenizer, load_tokenizer
 
@@ -36,8 +36,7 @@ def damage_of(folder: Path, shard: Shard, manifest: Manifest) -> str | None:
         return f"holds {tokens.size:,} tokens, not {shard.tokens:,}"
     if tokens.dtype != manifest.dtype:
         return f"its tokens are {tokens.dtype}, not {manifest.dtype}"
-    with path.open("rb") as file:
-        held = hashlib.file_digest(file, "sha256").hexdigest()
+    held = sha256_file(path)
     if held != shard.sha256:
         return f"its sha256 is {held[:12]}..., not {shard.sha256[:12]}..."
     documents = 0
@@ -86,7 +85,7 @@ def verify(folder: Path) -> int:
 
 
 def _verify_foreign(folder: Path) -> int:
-    opened = open_folder(folder)  # which checks names, forms, sizes and types
+    opened = open_dataset(folder)  # which checks names, forms, sizes and types
     documents, highest = 0, 0
     for split in get_args(Split):
         for path, tokens in zip(opened.files[split], opened.splits[split], strict=True):
@@ -150,7 +149,7 @@ class _Inside:
 
 def _inside(folder: Path) -> _Inside:
     if is_foreign(folder):
-        opened = open_folder(folder)
+        opened = open_dataset(folder)
         tokenizer = load_tokenizer(opened.tokenizer) if opened.tokenizer is not None else None
         return _Inside(str(opened.assumed), opened.splits, tokenizer)
     manifest = read_manifest(folder)

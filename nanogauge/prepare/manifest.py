@@ -9,12 +9,12 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from nanogauge.handed import stays_below
+from nanogauge.files import stays_below
 
 NARROW = np.dtype("<u2")
 WIDE = np.dtype("<u4")
 Split = Literal["train", "val"]
-Count = Annotated[int, Field(ge=0)]
+_Count = Annotated[int, Field(ge=0)]
 
 
 def _below(name: str) -> str:
@@ -23,54 +23,54 @@ def _below(name: str) -> str:
     return name
 
 
-class Record(BaseModel):
+class _Record(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
     )
 
 
-class Position(Record):
+class Position(_Record):
     """A place in the source: what comes before it has been used."""
 
-    file: Count
+    file: _Count
     """index into the source's files, as `Manifest.source_files` lists them"""
-    unit: Count
+    unit: _Count
     """index of the piece of that file that a worker reads at once (see inputs.py)"""
-    document: Count
+    document: _Count
     """documents of that unit before this place"""
-    token: Count = 0
+    token: _Count = 0
     """tokens of the document there before this place"""
 
 
 START = Position(file=0, unit=0, document=0)
 
 
-class SourceFile(Record):
+class SourceFile(_Record):
     """A file of the source, as it was when it was read."""
 
     name: str
     """path in the dataset's repository, or below the local folder"""
-    bytes: Count
+    bytes: _Count
     sha256: str | None = None
     """as the hub tells it; None where nobody does"""
 
 
-class Span(Record):
+class Span(_Record):
     """How much of one source file begins in a shard."""
 
     name: str
-    documents: Count
+    documents: _Count
 
 
-class Settings(Record):
+class Settings(_Record):
     """What an interrupted preparation must be given again so that it can go on."""
 
-    tokens: Count
+    tokens: _Count
     """training tokens"""
-    val_tokens: Count
+    val_tokens: _Count
     shard_tokens: Annotated[int, Field(gt=0)]
     text_column: str
-    unit_bytes: Count
+    unit_bytes: _Count
     """bytes of text in a unit, about, which `Position` counts"""
     pattern: str | None = None
     """how words are split, where the tokenizer is a file of ranks"""
@@ -84,7 +84,7 @@ class Settings(Record):
         return values
 
 
-class Shard(Record):
+class Shard(_Record):
     file: Annotated[str, AfterValidator(_below)]
     """path of the file below the manifest's folder"""
     split: Split
@@ -99,7 +99,7 @@ class Shard(Record):
     """the source files whose documents begin in it"""
 
 
-class Origin(Record):
+class Origin(_Record):
     """Where the tokens come from; the same for all shards of a folder."""
 
     tokenizer: str

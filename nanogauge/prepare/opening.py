@@ -18,7 +18,7 @@ import numpy as np
 
 from nanogauge.config import DataSection
 from nanogauge.errors import BadInput
-from nanogauge.handed import open_regular
+from nanogauge.files import open_regular
 from nanogauge.prepare.shards import (
     MAGICS,
     MANIFEST_NAME,
@@ -58,7 +58,7 @@ class OpenedFolder:
         return sum(shard.size for shard in self.splits[split])
 
 
-def open_folder(folder: Path) -> OpenedFolder:
+def open_dataset(folder: Path) -> OpenedFolder:
     """Map all shards of both splits.
 
     Raises:
@@ -197,7 +197,7 @@ def open_source(data: DataSection) -> Source:
         both: dict[Split, Shards] = {"train": [train], "val": [validation]}
         return Source(both, byte_encoding().n_vocab, byte_encoding, digest.hexdigest())
     assert data.folder is not None
-    opened = open_folder(data.folder)
+    opened = open_dataset(data.folder)
 
     def encoding() -> tiktoken.Encoding:
         from nanogauge.prepare.tokenizer import load_encoding

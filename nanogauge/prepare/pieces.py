@@ -22,11 +22,11 @@ _MAGIC = b"ngpiece1"
 _BUFFER_TOKENS = 2**17
 _BLOCK_BYTES = 2**22
 
-Dtype = np.dtype[np.uint16] | np.dtype[np.uint32]
+TokenDtype = np.dtype[np.uint16] | np.dtype[np.uint32]
 Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
 
-def dtype_of(vocab_size: int) -> Dtype:
+def dtype_of(vocab_size: int) -> TokenDtype:
     """How the tokens of a vocabulary lie on disk: in two bytes where they can."""
     return np.dtype("<u2") if vocab_size <= 2**16 else np.dtype("<u4")
 
@@ -39,7 +39,7 @@ def piece_path(folder: Path, file: int, unit: int) -> Path:
 class PieceWriter:
     """Writes one piece; nothing is there under its name before `finish`."""
 
-    def __init__(self, path: Path, dtype: Dtype) -> None:
+    def __init__(self, path: Path, dtype: TokenDtype) -> None:
         self._path = path
         self._aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         self._file = self._aside.open("wb")
@@ -100,7 +100,7 @@ class PieceWriter:
 @dataclass(frozen=True)
 class Piece:
     path: Path
-    dtype: Dtype
+    dtype: TokenDtype
     tokens: int
     text_bytes: int
     starts: npt.NDArray[np.int64]
@@ -117,7 +117,7 @@ class Piece:
         return cast(Tokens, np.frombuffer(data, self.dtype))
 
 
-def open_piece(path: Path, dtype: Dtype) -> Piece:
+def open_piece(path: Path, dtype: TokenDtype) -> Piece:
     """Open a piece that a worker has just finished.
 
     Raises:
@@ -130,7 +130,7 @@ def open_piece(path: Path, dtype: Dtype) -> Piece:
     return Piece(path, dtype, tokens, text_bytes, starts)
 
 
-def is_whole(path: Path, dtype: Dtype) -> bool:
+def is_whole(path: Path, dtype: TokenDtype) -> bool:
     """Whether a piece that was left by an earlier call is there and undamaged."""
     try:
         with path.open("rb") as file:
@@ -146,7 +146,7 @@ def is_whole(path: Path, dtype: Dtype) -> bool:
     return crc == expected
 
 
-def _read_end(file: BinaryIO, dtype: Dtype) -> tuple[int, int, int, npt.NDArray[np.int64]]:
+def _read_end(file: BinaryIO, dtype: TokenDtype) -> tuple[int, int, int, npt.NDArray[np.int64]]:
     size = file.seek(0, os.SEEK_END)
     if size < _FOOTER.size:
         raise ValueError("no footer")

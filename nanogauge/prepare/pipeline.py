@@ -23,7 +23,7 @@ from nanogauge.prepare.crew import Crew
 from nanogauge.prepare.inputs import Inputs, Planner, open_inputs
 from nanogauge.prepare.manifest import START, Manifest, Origin, Settings
 from nanogauge.prepare.pieces import is_whole, open_piece, piece_path
-from nanogauge.prepare.resuming import Earlier, look_at
+from nanogauge.prepare.resuming import EarlierOutput, look_at
 from nanogauge.prepare.shards import (
     MANIFEST_NAME,
     ShardWriter,
@@ -88,7 +88,7 @@ def prepare(
     order: Order,
     report: Callable[[Progress], None],
     crew: Crew,
-    earlier: Earlier | None = None,
+    earlier: EarlierOutput | None = None,
 ) -> Manifest:
     """Write the shards of an order: first validation, then training, disjoint by document.
 
@@ -175,7 +175,7 @@ def join_parts(out: Path) -> Manifest:
 def _run(
     order: Order,
     origin: Origin,
-    earlier: Earlier,
+    earlier: EarlierOutput,
     inputs: Inputs,
     crew: Crew,
     report: Callable[[Progress], None],
@@ -214,7 +214,7 @@ def _run(
 def _fill(
     order: Order,
     origin: Origin,
-    earlier: Earlier,
+    earlier: EarlierOutput,
     inputs: Inputs,
     crew: Crew,
     writer: ShardWriter,
@@ -295,7 +295,7 @@ def _what_stays(out: Path, manifest: Manifest) -> str:
     )
 
 
-def _check_disk(order: Order, earlier: Earlier) -> None:
+def _check_disk(order: Order, earlier: EarlierOutput) -> None:
     """Whether the tokens fit, and the pieces of a shard that is being filled."""
     token_bytes = 2 if order.tokenizer in ("gpt2", "r50k_base", "p50k_base", "p50k_edit") else 4
     tokens = order.tokens + order.val_tokens

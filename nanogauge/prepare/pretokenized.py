@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, get_args
 import numpy as np
 
 from nanogauge.errors import BadInput, RunFailed
+from nanogauge.files import sha256_file
 from nanogauge.prepare.fetching import (
     client_errors,
     fetch_file,
@@ -157,15 +157,13 @@ def _add(manifest: Manifest, split: Split, file: Any, out: Path) -> Manifest:
             f"{file.path} holds the token {highest}, beyond the vocabulary of "
             f"{manifest.tokenizer}; give the --tokenizer it was made with."
         )
-    with fetched.open("rb") as opened:
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
     documents = int(np.count_nonzero(tokens == manifest.end_of_text))
     shard = Shard(
         file=fetched.name,
         split=split,
         tokens=tokens.size,
         documents=documents,
-        sha256=digest,
+        sha256=sha256_file(fetched),
         sources=(Span(name=file.path, documents=documents),),
     )
     fetched.replace(out / fetched.name)

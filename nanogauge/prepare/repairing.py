@@ -10,7 +10,7 @@ from nanogauge.errors import BadInput, RunFailed
 from nanogauge.prepare.inspecting import damage_of
 from nanogauge.prepare.manifest import Manifest, Shard
 from nanogauge.prepare.pipeline import Order, crew_of, prepare
-from nanogauge.prepare.resuming import Earlier
+from nanogauge.prepare.resuming import EarlierOutput
 from nanogauge.prepare.shards import read_manifest
 
 REPAIRED = ".repaired"
@@ -61,7 +61,7 @@ def _make_again(folder: Path, manifest: Manifest, shard: Shard, workers: int) ->
         }
     )
     try:
-        earlier = Earlier(aside, as_if, False, (), shard.begins)
+        earlier = EarlierOutput(aside, as_if, False, (), shard.begins)
         with crew_of(order) as crew:
             made = prepare(order, lambda _: None, crew, earlier)
         if [new.sha256 for new in made.shards] != [shard.sha256]:

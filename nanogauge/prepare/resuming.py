@@ -29,7 +29,7 @@ _NAMES = {
 
 
 @dataclass(frozen=True)
-class Earlier:
+class EarlierOutput:
     folder: Path
     manifest: Manifest | None
     """of the folder as it was found"""
@@ -119,7 +119,7 @@ class Earlier:
         return frozenset(kept)
 
 
-def look_at(folder: Path, tokens: int) -> Earlier:
+def look_at(folder: Path, tokens: int) -> EarlierOutput:
     """What is in a folder that is to hold so many training tokens.
 
     Raises:
@@ -127,7 +127,7 @@ def look_at(folder: Path, tokens: int) -> Earlier:
     """
     if not (folder / MANIFEST_NAME).exists():
         refuse_filled(folder)
-        return Earlier(folder, None, done=False)
+        return EarlierOutput(folder, None, done=False)
     manifest = read_manifest(folder)
     if manifest.settings is None:
         refuse_filled(folder)
@@ -143,8 +143,8 @@ def look_at(folder: Path, tokens: int) -> Earlier:
         settings = manifest.settings
         used_up = manifest.tokens("train") < (settings.tokens if settings is not None else 0)
         if used_up or tokens <= manifest.tokens("train") or last is None:
-            return Earlier(folder, manifest, True, shards, following)
+            return EarlierOutput(folder, manifest, True, shards, following)
         if settings is not None and last.tokens < settings.shard_tokens:
             # The last shard was cut at the former target: it is filled from where it begins.
             shards, following = shards[:-1], last.begins
-    return Earlier(folder, manifest, False, shards, following)
+    return EarlierOutput(folder, manifest, False, shards, following)

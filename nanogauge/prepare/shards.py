@@ -11,19 +11,17 @@ that was interrupted leaves a folder one can train on.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self, get_args
+from typing import Self, get_args
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import ValidationError
 
 from nanogauge.errors import BadInput
-from nanogauge.handed import open_regular, read_whole
+from nanogauge.files import open_regular, read_whole, sha256_file, sync_file, write_atomic
 from nanogauge.prepare.manifest import (
     NARROW,
     Manifest,
@@ -34,6 +32,7 @@ from nanogauge.prepare.manifest import (
     Span,
     Split,
 )
+from nanogauge.prepare.pieces import Tokens
 
 __all__ = [
     "MAGICS",
@@ -58,7 +57,6 @@ VERSION = 1
 HEADER_BYTES = 256 * 4
 LARGEST_MANIFEST_BYTES = 2**28
 
-Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 Shards = Sequence[Tokens]
 _ON_DISK = NARROW
 _LAYOUTS: dict[
@@ -246,9 +244,8 @@ class _OpenShard:
         with self._file as file:
             file.seek(0)
             file.write(header.tobytes())
-            _sync(file)
-            file.seek(0)
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            sync_file(file)
+        digest = sha256_file(self._aside)
         self._aside.replace(self._path)
         return Shard(
             file=self._path.name,
@@ -267,25 +264,12 @@ class _OpenShard:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write a manifest aside, sync it and put it in its place.
+    """Write a manifest.
 
     Raises:
         OSError: if the disk is full or the folder cannot be written.
     """
-    path = folder / MANIFEST_NAME
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with aside.open("wb") as file:
-            file.write(manifest.model_dump_json(indent=1).encode() + b"\n")
-            _sync(file)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def _sync(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+    write_atomic(folder / MANIFEST_NAME, manifest.model_dump_json(indent=1).encode() + b"\n")
 
 
 def refuse_filled(folder: Path) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from nanogauge.prepare.tokenizer import Text
 
-Kind = Literal["parquet", "lines", "text"]
+TextKind = Literal["parquet", "lines", "text"]
 SEPARATOR = "<|endoftext|>"
 """between the documents of a .txt file"""
 LONG = 2**20
@@ -31,7 +31,7 @@ LONG = 2**20
 HUGE = 2**25
 """bytes beyond which a document is for one worker at a time"""
 _BATCH_BYTES = 2**22
-_KINDS: dict[str, Kind] = {
+_KINDS: dict[str, TextKind] = {
     ".parquet": "parquet",
     ".jsonl": "lines",
     ".ndjson": "lines",
@@ -72,7 +72,7 @@ class Unit:
         return self.file, self.index
 
 
-def kind_of(name: str) -> tuple[Kind, str | None]:
+def kind_of(name: str) -> tuple[TextKind, str | None]:
     """What a file holds and how it is compressed, by its name.
 
     Raises:
@@ -119,7 +119,7 @@ def documents(
         raise Damaged(f"{unit.name} is damaged or cannot be read ({first}).") from None
 
 
-def _damage(kind: Kind, compression: str | None) -> tuple[type[Exception], ...]:
+def _damage(kind: TextKind, compression: str | None) -> tuple[type[Exception], ...]:
     """What reading a damaged file raises."""
     damage = (EOFError, OSError, UnicodeDecodeError, zlib.error)
     if kind != "parquet" and compression != "zst":

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nanogauge.errors import BadInput, RunFailed
-from nanogauge.handed import read_whole
+from nanogauge.files import read_whole
 from nanogauge.prepare.quick import Encoded, QuickEncoder
 from nanogauge.prepare.splitting import PART, PATTERNS, SPLITTABLE, in_chunks, split_safely
 

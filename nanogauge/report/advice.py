@@ -17,7 +17,7 @@ from nanogauge.predict.prediction import checkpoints, compile_seconds, evaluatio
 from nanogauge.predict.step_time import counted_clock_hz
 from nanogauge.quantities import format_seconds
 from nanogauge.records import Prediction
-from nanogauge.report.clocks import Clock, slowed
+from nanogauge.report.clocks import MeasuredClock, slowed
 from nanogauge.report.measured import Measurements
 from nanogauge.report.what_if import Scenario
 from nanogauge.runlog import Recorded
@@ -34,7 +34,7 @@ class Advice:
     prediction: Prediction
     measurements: Measurements
     recorded: Recorded
-    clock: Clock
+    clock: MeasuredClock
     share: float | None
     """of the step that goes with the clock"""
     scenarios: Sequence[Scenario]
@@ -111,10 +111,10 @@ class Advice:
         """What a compiler saves that finds its own results of an earlier run."""
         again = sum(startup.compile_seconds for startup in self.recorded.startups[1:])
         spent = (self.measurements.ledger.compile_s or 0.0) - again
-        warm, cold, _ = compile_seconds(self.config, self.prediction.hardware)
-        if not cold:
+        predicted = compile_seconds(self.config, self.prediction.hardware)
+        if not predicted.expected:
             return None
-        saved = (1 - warm / cold) * spent
+        saved = (1 - predicted.low / predicted.expected) * spent  # low is from a warm cache
         return self._worth(
             saved,
             f"what was compiled is kept (docs/install.md): it saves up to {format_seconds(saved)} "

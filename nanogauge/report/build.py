@@ -85,7 +85,7 @@ class RunInfo(Stored):
     headline: str
 
 
-class Alarm(Stored):
+class RaisedAlarm(Stored):
     """What called for somebody in the night."""
 
     what: str
@@ -107,7 +107,7 @@ class Report(Stored):
     time_ledger: Ledger
     instruments: list[Instrument]
     """figures without a row: how the run's time, memory and energy came about"""
-    alarms: list[Alarm]
+    alarms: list[RaisedAlarm]
     night: Night
     """how the run went on after a fault, and what that cost"""
     last_events: list[LastEvent]
@@ -178,7 +178,7 @@ def build_report(
         time_ledger=measurements.ledger,
         instruments=instruments(recorded, config, prediction, measurements),
         alarms=[
-            Alarm(what=e.what, step=e.step, elapsed_seconds=e.elapsed_seconds, text=e.text)
+            RaisedAlarm(what=e.what, step=e.step, elapsed_seconds=e.elapsed_seconds, text=e.text)
             for e in recorded.events
             if e.level == "alarm"
         ],

@@ -35,7 +35,7 @@ GROUPS = {
     "Energy": ("power_watts", "energy_kwh", "cost"),
     "Quality": ("val_loss", "quality_vs_gpt2"),
 }
-ARITHMETIC = "Arithmetic"
+_ARITHMETIC = "Arithmetic"
 """the group of what follows from the configuration, or from other numbers, alone"""
 
 
@@ -112,8 +112,8 @@ class Group:
 def grouped(rows: Sequence[Row]) -> list[Group]:
     """The rows by what they are about, none left out and no group empty."""
     names = {row_id: name for name, ids in GROUPS.items() for row_id in ids}
-    members: dict[str, list[Cells]] = {name: [] for name in (*GROUPS, ARITHMETIC)}
+    members: dict[str, list[Cells]] = {name: [] for name in (*GROUPS, _ARITHMETIC)}
     for row in in_order(list(rows)):
         exact = QUANTITIES[row.id].exact or is_sum(row)
-        members[ARITHMETIC if exact else names[row.id]].append(Cells(row))
+        members[_ARITHMETIC if exact else names[row.id]].append(Cells(row))
     return [Group(name, cells) for name, cells in members.items() if cells]

@@ -9,11 +9,11 @@ from itertools import pairwise
 from nanogauge.quantities import format_value
 from nanogauge.report.compare import Row
 from nanogauge.report.scale import round_axis
-from nanogauge.report.text import attribute
+from nanogauge.report.text import escaped
 
 WIDTH = 420
 MOST_PARTS = 7
-COLOURS = 9
+_COLOURS = 9
 """of the style sheet, one for each part of a ledger"""
 RANGE_WIDTH, NARROW_RANGE, RANGE_HEIGHT = 250, 156, 44
 _GLYPH = 6.4
@@ -61,7 +61,7 @@ def waterfall(begin: tuple[str, float], parts: Sequence[tuple[str, float]], end:
     height = pitch * len(bars) + 6
     out = [
         f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="From {levels[0]:.3g} {unit} '
-        f'({attribute(begin[0])}) to {total:.3g} {unit} ({attribute(end)}): {attribute(spoken)}">'
+        f'({escaped(begin[0])}) to {total:.3g} {unit} ({escaped(end)}): {escaped(spoken)}">'
     ]
     for row, (name, before, after, style, label) in enumerate(bars):
         y = 4 + pitch * row
@@ -80,7 +80,7 @@ def waterfall(begin: tuple[str, float], parts: Sequence[tuple[str, float]], end:
             )
         out.append(
             f'<text class="tick" x="{left - 8}" y="{y + 12}" text-anchor="end">'
-            f"{attribute(name)}</text>"
+            f"{escaped(name)}</text>"
         )
         out.append(f'<text class="lab" x="{ends[1] + 6:.1f}" y="{y + 12}">{label}</text>')
     return "".join([*out, "</svg>"])
@@ -116,10 +116,10 @@ def range_plot(row: Row, width: int = RANGE_WIDTH) -> str:
 
     out = [
         f'<svg class="range" viewBox="0 0 {width} {RANGE_HEIGHT}" role="img" '
-        f'aria-label="{attribute("; ".join(label))}">'
+        f'aria-label="{escaped("; ".join(label))}">'
         f'<path class="axis" d="M{left},27V30H{right}V27"/>'
         f'<text class="tick" x="{left - 4}" y="41">0</text>'
-        f'<text class="tick" x="{right + 4}" y="41" text-anchor="end">{attribute(said(top))}</text>'
+        f'<text class="tick" x="{right + 4}" y="41" text-anchor="end">{escaped(said(top))}</text>'
     ]
 
     def bar(low: float, high: float, y: int, height: int, css: str) -> None:
@@ -154,7 +154,7 @@ def stacked_bar(parts: Sequence[tuple[str, float]]) -> str:
         return ""
     spoken = ", ".join(f"{name} {100 * value / total:.3g} %" for name, value in parts)
     return (
-        f'<svg viewBox="0 0 {WIDTH} 34" role="img" aria-label="{attribute(spoken)}">'
+        f'<svg viewBox="0 0 {WIDTH} 34" role="img" aria-label="{escaped(spoken)}">'
         f"{_stacked(parts, 0.0, WIDTH / total, 2, 30)}</svg>"
     )
 
@@ -166,13 +166,13 @@ def _stacked(
     for index, (name, value) in enumerate(parts):
         width = max(value * scale, 0.6)
         out.append(
-            f'<rect class="s{index % COLOURS}" x="{x:.2f}" y="{y}" width="{width:.2f}" '
+            f'<rect class="s{index % _COLOURS}" x="{x:.2f}" y="{y}" width="{width:.2f}" '
             f'height="{height}"/>'
         )
         if width > _GLYPH * len(name) + 10:
             out.append(
                 f'<text class="on" x="{x + 6:.1f}" y="{y + height / 2 + 4:.1f}">'
-                f"{attribute(name)}</text>"
+                f"{escaped(name)}</text>"
             )
         x += width
     return "".join(out)
@@ -200,17 +200,17 @@ def bars(title: str, rows: Sequence[Bar], limit: tuple[str, float] | None) -> st
     told += [f"{limit[0]}"] if limit is not None else []
     out = [
         f'<svg viewBox="0 0 {WIDTH} {bottom + 20}" role="img" '
-        f'aria-label="{attribute(title + ": " + "; ".join(told))}">'
+        f'aria-label="{escaped(title + ": " + "; ".join(told))}">'
     ]
     for number, row in enumerate(rows):
         y = pitch * number
-        out.append(f'<text class="tick" x="0" y="{y + 13}">{attribute(row.name)}</text>')
+        out.append(f'<text class="tick" x="0" y="{y + 13}">{escaped(row.name)}</text>')
         end = totals[number] * scale
         inside = end + _GLYPH * len(row.text) + 14 > (limit[1] * scale if limit else WIDTH)
         style, x, anchor = ("in", end - 6, "end") if inside else ("lab", end + 6, "start")
         value = (
             f'<text class="{style}" x="{x:.1f}" y="{y + 32}" text-anchor="{anchor}">'
-            f"{attribute(row.text)}</text>"
+            f"{escaped(row.text)}</text>"
         )
         if len(row.parts) > 1:
             out.append(_stacked(row.parts, 0, scale, y + 19, 18))
@@ -226,6 +226,6 @@ def bars(title: str, rows: Sequence[Bar], limit: tuple[str, float] | None) -> st
         out.append(f'<path class="limit" d="M{x:.1f},17V{bottom}"/>')
         out.append(
             f'<text class="tick" x="{x + 4:.1f}" y="{bottom + 14}" text-anchor="end">'
-            f"{attribute(limit[0])}</text>"
+            f"{escaped(limit[0])}</text>"
         )
     return "".join([*out, "</svg>"])

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nanogauge.measure.alarms import POWER_CAP
 from nanogauge.predict.step_time import ARITHMETIC
 from nanogauge.records import Prediction
 from nanogauge.report.sensed import sensed_spans, why_absent
@@ -14,11 +15,10 @@ from nanogauge.runlog import Recorded
 THROTTLING = ("thermal", "brake", "hardware")
 """words of the reasons that are no part of a card's ordinary work: heat, power brake, its own
 slow-down. A card at its power limit works as it is meant to"""
-POWER_CAP = "power cap"
 
 
 @dataclass(frozen=True)
-class Clock:
+class MeasuredClock:
     hz: float | None
     """median of the readings without throttling; None where there is none"""
     readings: int
@@ -53,7 +53,7 @@ def slowed(share: float, reference_hz: float, hz: float) -> float:
     return 1 - 1 / (1 - share + share * reference_hz / hz)
 
 
-def measure_clock(recorded: Recorded, share: float | None) -> Clock:
+def measure_clock(recorded: Recorded, share: float | None) -> MeasuredClock:
     """What the readings say of the clock; share is that of the step which goes with it."""
     sensors = recorded.sensors
     clocks, spans = sensors.column("sm_clock_hz"), sensed_spans(sensors)
@@ -74,7 +74,7 @@ def measure_clock(recorded: Recorded, share: float | None) -> Clock:
             pairs = zip(spans[slow].tolist(), clocks[slow].tolist(), strict=True)
             lost = sum(span * slowed(share, hz, min(clock, hz)) for span, clock in pairs)
     throttled = float(spans[held].sum())
-    return Clock(
+    return MeasuredClock(
         hz=hz,
         readings=len(free),
         absent="not in this log"

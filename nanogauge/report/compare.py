@@ -21,7 +21,7 @@ from nanogauge.records import Estimate, Prediction, Stored
 from nanogauge.report.figures import Measured
 from nanogauge.report.measured import LEDGER_NAMES, Ledger, Measurements
 
-Verdict = Literal["held", "missed", "contradicted", "not measured", "no claim"]
+RowVerdict = Literal["held", "missed", "contradicted", "not measured", "no claim"]
 
 
 class Claimed(Stored):
@@ -46,7 +46,7 @@ class Row(Stored):
     calibrated: Estimate | None
     """from measurements on the device, made before the run"""
     measured: Measured | None
-    verdict: Verdict
+    verdict: RowVerdict
     """on the claim"""
     prediction: Literal["held", "missed"] | None
     """whether the measured figure lies in the analytic interval; None where either is absent"""
@@ -90,7 +90,7 @@ def _row(
         analytic = calibrated = measured = (
             None  # a sum about some other run: this one is no answer to it
         )
-    verdict: Verdict
+    verdict: RowVerdict
     factor: float | None
     if claim is None:
         verdict = "no claim" if measured is not None else "not measured"

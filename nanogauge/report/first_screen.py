@@ -168,7 +168,7 @@ def how_it_ended(report: Report, recorded: Recorded) -> tuple[str, str]:
 
 
 @dataclass(frozen=True)
-class Finish:
+class FinishLine:
     """When the run finished, or will."""
 
     label: str
@@ -176,20 +176,20 @@ class Finish:
     detail: str = ""
 
 
-def finish_line(report: Report, recorded: Recorded) -> Finish:
+def finish_line(report: Report, recorded: Recorded) -> FinishLine:
     """When the run finished, or will at its pace, as far as the log tells."""
     run, ran, ended = report.run, report.time_ledger.ran_s, ended_unix(recorded)
     if run.status == "finished":
         if ended is None:
             took = "not in this log" if ran is None else format_seconds(ran)
-            return Finish("Took", took, "the log names no time of day")
-        return Finish("Finished", local_time(ended))
+            return FinishLine("Took", took, "the log names no time of day")
+        return FinishLine("Finished", local_time(ended))
     if run.projected_total_s is None or ran is None:
-        return Finish("Would finish", "not known", "no pace is in the log yet")
+        return FinishLine("Would finish", "not known", "no pace is in the log yet")
     total = _projected(run)
     if ended is None or run.state not in ("running", "silent"):
-        return Finish("Would take", total, "at its pace, if it went on")
+        return FinishLine("Would take", total, "at its pace, if it went on")
     label = "Will finish" if run.state == "running" else "Would finish"
     doubt = "" if run.state == "running" else ", if it still runs"
     done = local_time(ended + run.projected_total_s - ran)
-    return Finish(label, done, f"at its pace{doubt}; {total} in all")
+    return FinishLine(label, done, f"at its pace{doubt}; {total} in all")

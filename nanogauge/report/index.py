@@ -8,14 +8,13 @@ from pathlib import Path
 from urllib.parse import quote
 
 from nanogauge.errors import BadInput
-from nanogauge.privacy import without_secrets
+from nanogauge.files import without_secrets, write_atomic
 from nanogauge.quantities import format_range, format_seconds
 from nanogauge.records import SCHEMA, Estimate, Stored
 from nanogauge.report.build import build_report, claims_of
 from nanogauge.report.cells import MARKS
 from nanogauge.report.page import templates
-from nanogauge.report.side_by_side import local_time, printable
-from nanogauge.runfolder import write_aside
+from nanogauge.report.side_by_side import date_and_time, printable
 from nanogauge.runlog import FILE_NAME, last_written
 
 INDEX_NAME = "index.html"
@@ -139,13 +138,13 @@ def write_index(entries: list[Entry], root: Path) -> Path:
         .get_template("index.html.j2")
         .render(
             folder=name,
-            made=local_time(time.time()),
+            made=date_and_time(time.time()),
             entries=[_shown(entry) for entry in entries],
         )
     )
     path = root / INDEX_NAME
     try:
-        write_aside(path, without_secrets(html).encode())
+        write_atomic(path, without_secrets(html).encode())
     except OSError as error:
         raise BadInput(f"cannot write {path}: {error.strerror}.") from None
     return path
@@ -165,8 +164,8 @@ def _shown(entry: Entry) -> dict[str, str | None]:
         "report": entry.report,
         "problem": entry.problem,
         "device": entry.device,
-        "when": local_time(entry.started_unix)
-        or (f"log of {local_time(entry.log_written_unix)}" if entry.log_written_unix else ""),
+        "when": date_and_time(entry.started_unix)
+        or (f"log of {date_and_time(entry.log_written_unix)}" if entry.log_written_unix else ""),
         "status": entry.state or entry.status,
         "steps": f"{entry.steps_done or 0:,} of {entry.max_steps or 0:,} steps",
         "predicted": ""

@@ -17,7 +17,7 @@ from nanogauge.predict.flops import (
     flops_per_token_palm,
 )
 from nanogauge.predict.workload import shape_of
-from nanogauge.quantities import format_seconds, joules_per_token, mfu
+from nanogauge.quantities import GIB, format_seconds, joules_per_token, mfu
 from nanogauge.records import Prediction, Stored
 from nanogauge.report.measured import Measurements, steady
 from nanogauge.report.sensed import (
@@ -30,8 +30,6 @@ from nanogauge.report.sensed import (
 )
 from nanogauge.report.several import other_cards, rank_figures
 from nanogauge.runlog import Recorded
-
-GIB = 2**30
 
 
 class Instrument(Stored):

@@ -23,9 +23,9 @@ from nanogauge.report.scale import (
     round_step,
     stretches,
 )
-from nanogauge.report.text import attribute
+from nanogauge.report.text import escaped
 
-WIDTH, HEIGHT = 420, 236
+_WIDTH, HEIGHT = 420, 236
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 22, 36
 LANE = 9
 CLAMPED_SHARE = 0.005
@@ -172,8 +172,8 @@ def line_chart(
     legend += [(band.style, band.name) for band in bands]
     legend += [(mark.style, f"{mark.name} ({len(mark.x):,})") for mark in marks]
     svg = (
-        f'<svg viewBox="0 0 {WIDTH} {frame.height}" role="img" '
-        f'aria-label="{attribute(" ".join(spoken))}">{"".join(out)}</svg>'
+        f'<svg viewBox="0 0 {_WIDTH} {frame.height}" role="img" '
+        f'aria-label="{escaped(" ".join(spoken))}">{"".join(out)}</svg>'
     )
     return Chart(name, title, svg, legend, figures, told)
 
@@ -207,7 +207,7 @@ class _Frame:
 
     def __init__(self, x: Axis, y: Axis, top: bool, right: bool, lanes: int) -> None:
         self.x, self.y = x, y
-        self.left, self.right = LEFT, WIDTH - (RIGHT + 32 * right)
+        self.left, self.right = LEFT, _WIDTH - (RIGHT + 32 * right)
         self.above = TOP + 22 * top
         self.below = HEIGHT - BOTTOM
         self.lanes = self.below + 4
@@ -265,7 +265,7 @@ class _Frame:
             for value, place in _second_ticks(right, self.y):
                 y = float(self.y_of(np.array([place]))[0])
                 out.append(_text(self.right + 5, y + 4, value, "tick"))
-            out.append(_text(WIDTH, self.above - 9, right.title, "unit", "end"))
+            out.append(_text(_WIDTH, self.above - 9, right.title, "unit", "end"))
         return out
 
     def series(self, one: Series) -> tuple[list[str], int]:
@@ -344,4 +344,4 @@ def _anchor(at_end: bool) -> str:
 
 def _text(x: float, y: float, text: str, style: str, anchor: str = "start") -> str:
     where = "" if anchor == "start" else f' text-anchor="{anchor}"'
-    return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}"{where}>{attribute(text)}</text>'
+    return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}"{where}>{escaped(text)}</text>'

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nanogauge.config import Config
-from nanogauge.predict.flops import flops_per_token_6n, flops_per_token_palm
+from nanogauge.predict.flops import MFU_CONVENTIONS, flops_per_token_6n, flops_per_token_palm
 from nanogauge.predict.workload import shape_of
 from nanogauge.quantities import QUANTITIES, format_seconds, mfu
 from nanogauge.records import Prediction, Stored
@@ -314,15 +314,12 @@ def _utilisation(
     """The shares of the peak; those above it are refused, and returned."""
     refused = []
     peak = prediction.peak_flops
-    for row, per_token in (
-        ("mfu_palm", flops_per_token_palm(shape_of(config.model))),
-        ("mfu_6n", flops_per_token_6n(shape_of(config.model))),
-    ):
-        flops = per_token * config.tokens_per_step
+    for row, per_token in MFU_CONVENTIONS.items():
+        flops = per_token(shape_of(config.model)) * config.tokens_per_step
         achieved = f"{flops / median / 1e12:.3g}"
         if peak is None:
             missing[row] = f"{achieved} TFLOP/s, but the peak is {prediction.hardware.peak_name}"
-        elif mfu(flops, median, peak) > 1:
+        elif (share := mfu(flops, median, peak)) > 1:
             missing[row] = (
                 f"{achieved} TFLOP/s is above the peak ({prediction.hardware.peak_name}): the "
                 "time, the FLOPs or the peak is wrong, so it is refused"
@@ -330,7 +327,7 @@ def _utilisation(
             refused.append(row)
         else:
             values[row] = Measured(
-                value=mfu(flops, median, peak),
+                value=share,
                 how=f"{achieved} of {peak / 1e12:.3g} TFLOP/s at the median step; "
                 f"peak: {prediction.hardware.peak_name}",
             )

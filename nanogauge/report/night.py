@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Sequence
 
 from nanogauge.quantities import format_seconds
-from nanogauge.recorded import Loss, Recorded, process_began
+from nanogauge.recorded import LostWork, Recorded, process_began
 from nanogauge.records import End, Event, Line, Start, Stored
 
 SKIPPED = "update_skipped"
 BACK = "rollback"
-TOLD = {
+_COUNTED = {
     "out_of_memory": "memory ran out {times}",
     "compile_failed": "compilation failed",
     "hung": "hung {times}",
@@ -68,7 +68,7 @@ def tell_night(recorded: Recorded) -> Night:
         if line.what == SKIPPED:
             skipped_at = skipped_at if skipped else len(told)
             skipped.append(_happening(SKIPPED, start, line.step, line, line.text))
-        elif line.what in TOLD or line.what == BACK:
+        elif line.what in _COUNTED or line.what == BACK:
             told.append(_happening(line.what, start, line.step, line, line.text))
     _tell_skipped(told, skipped, skipped_at)
     return Night(summary=_summary(recorded, told), happenings=told)
@@ -105,7 +105,7 @@ def _tell_skipped(told: list[Happening], skipped: list[Happening], place: int) -
     skipped.clear()
 
 
-def _tell_back(told: list[Happening], start: Start, loss: Loss) -> None:
+def _tell_back(told: list[Happening], start: Start, loss: LostWork) -> None:
     """What going back lost, beside the event that tells of it."""
     lost = _made_again(loss)
     if told and told[-1].what == BACK:
@@ -117,7 +117,9 @@ def _tell_back(told: list[Happening], start: Start, loss: Loss) -> None:
         told.append(_happening(BACK, start, start.first_step, start, text))
 
 
-def _restarted(recorded: Recorded, process: int, before: Sequence[Event | End], loss: Loss) -> str:
+def _restarted(
+    recorded: Recorded, process: int, before: Sequence[Event | End], loss: LostWork
+) -> str:
     start, gap = recorded.processes[process][0], recorded.gap_seconds[process - 1]
     by = ""
     if start.source == "train":
@@ -142,7 +144,7 @@ def _how_it_ended(lines: Sequence[Event | End]) -> str:
     return "died without a word in the log: killed, crashed, or without power"
 
 
-def _made_again(loss: Loss) -> str:
+def _made_again(loss: LostWork) -> str:
     if not loss.steps:
         return "no step was made again"
     took = f" ({format_seconds(loss.seconds)})" if loss.seconds else ""
@@ -167,14 +169,16 @@ def _summary(recorded: Recorded, told: list[Happening]) -> str:
     if back := counted[BACK]:
         parts.append(f"gone back {_times(back)}")
     if recorded.lost_steps:
-        parts.append(_made_again(Loss(recorded.lost_steps, recorded.lost_seconds)))
+        parts.append(_made_again(LostWork(recorded.lost_steps, recorded.lost_seconds)))
     gaps = [seconds for seconds in recorded.gap_seconds if seconds is not None]
     if gaps:
         unknown = len(recorded.gap_seconds) - len(gaps)
         more = f", and {unknown} time{'s' * (unknown > 1)} that is not known" if unknown else ""
         parts.append(f"no process ran for {format_seconds(sum(gaps))}{more}")
     parts += [
-        words.format(times=_times(counted[what])) for what, words in TOLD.items() if counted[what]
+        words.format(times=_times(counted[what]))
+        for what, words in _COUNTED.items()
+        if counted[what]
     ]
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}."

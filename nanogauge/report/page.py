@@ -25,7 +25,7 @@ from nanogauge.report.first_screen import (
 from nanogauge.report.instruments import Instrument
 from nanogauge.report.measured import LEDGER_NAMES, Ledger
 from nanogauge.report.pictures import pictures
-from nanogauge.report.text import fenced, plain_text, shown, unbroken, visible
+from nanogauge.report.text import fenced, plain_text, unbroken, visible, visible_value
 from nanogauge.runfolder import Machine, RunFolder
 from nanogauge.runlog import Recorded
 
@@ -37,7 +37,7 @@ SOURCES = {
     "wandb_history": "W&B history",
 }
 MOST_LINES = 40
-LONGEST_LINE = 1000
+_LONGEST_LINE = 1000
 """of alarms and of warnings: how many a page shows, and how much of each"""
 MOST_SAMPLES = 12
 LONGEST_SAMPLE = 4000
@@ -81,7 +81,7 @@ def templates(plain: bool = False) -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("nanogauge.report", ""),
         autoescape=not plain,
-        finalize=plain_text if plain else shown,
+        finalize=plain_text if plain else visible_value,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
@@ -116,13 +116,13 @@ def _context(report: Report, run: RunFolder, recorded: Recorded) -> dict[str, An
         "counts": numbers,
         "marks": MARKS,
         "alarms": [
-            alarm.model_copy(update={"text": visible(alarm.text, LONGEST_LINE)})
+            alarm.model_copy(update={"text": visible(alarm.text, _LONGEST_LINE)})
             for alarm in report.alarms[:MOST_LINES]
         ],
-        "warnings": [visible(text, LONGEST_LINE) for text in warnings[:MOST_LINES]],
+        "warnings": [visible(text, _LONGEST_LINE) for text in warnings[:MOST_LINES]],
         "warnings_left_out": max(0, len(warnings) - MOST_LINES),
         "happenings": [
-            one.model_copy(update={"text": visible(one.text, LONGEST_LINE)})
+            one.model_copy(update={"text": visible(one.text, _LONGEST_LINE)})
             for one in report.night.happenings[:MOST_LINES]
         ],
         "groups": grouped(report.rows),

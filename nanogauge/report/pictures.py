@@ -8,7 +8,7 @@ import numpy as np
 
 from nanogauge.config import Config
 from nanogauge.predict.energy import cost_of
-from nanogauge.quantities import format_value
+from nanogauge.quantities import GIB, format_value, mfu
 from nanogauge.records import Prediction, Sensor, Stored
 from nanogauge.report.charts import Bar, bars
 from nanogauge.report.compare import Row
@@ -19,8 +19,6 @@ from nanogauge.report.several import other_cards
 from nanogauge.report.timeline import Timeline
 from nanogauge.runlog import Recorded
 from nanogauge.table import Table
-
-GIB = 2**30
 
 
 def pictures(
@@ -152,7 +150,7 @@ def _utilisation(
     per_step = prediction.quantities["flops_total_palm"].expected / config.train.max_steps
     spans = recorded.steps.column("step_seconds")
     spans = np.where(spans > 0, spans, np.nan)  # a log that was tampered with may hold a 0
-    shares = 100 * per_step / spans / peak_flops
+    shares = 100 * mfu(per_step, 1.0, peak_flops) / spans
     return line_chart(
         "mfu",
         "MFU (6N + 12LCT)",

@@ -11,21 +11,19 @@ from rich.text import Text
 from nanogauge.clock_times import day_and_time
 from nanogauge.config import Config
 from nanogauge.consistency import Inconsistency
-from nanogauge.planning import Candidate, Deadline, Fit, FittingModels, Span, Steps
+from nanogauge.planning import Candidate, Deadline, Fit, FittingModels, Steps
 from nanogauge.predict.flops import (
     flops_per_token_causal,
     flops_per_token_executed,
     flops_per_token_palm,
 )
 from nanogauge.predict.workload import shape_of
-from nanogauge.quantities import format_range, format_seconds, format_value
+from nanogauge.quantities import GIB, Interval, format_range, format_seconds, format_value
 from nanogauge.recipe import cut_sentences, recipe_sentence
 from nanogauge.records import Prediction
 from nanogauge.report.cells import in_order
 from nanogauge.report.compare import Row
 from nanogauge.report.render import predicted_columns, print_findings, print_rows
-
-GIB = 2**30
 
 
 def print_plan(
@@ -181,8 +179,8 @@ def print_models(config: Config, models: FittingModels, console: Console) -> Non
             _parameters(model),
             f"{model.peak_process_bytes / GIB:.1f} GiB",
             *(
-                format_seconds(span.expected) if span is not None else "not known"
-                for span in (model.step_seconds, model.total_seconds)
+                format_seconds(seconds.expected) if seconds is not None else "not known"
+                for seconds in (model.step_seconds, model.total_seconds)
             ),
         )
     console.print(table)
@@ -194,7 +192,8 @@ def _parameters(model: Candidate) -> str:
     return f"{model.parameters / 1e6:.3g} M"
 
 
-def _time(span: Span | None) -> str:
-    if span is None:
+def _time(seconds: Interval | None) -> str:
+    if seconds is None:
         return "not known"
-    return f"{format_seconds(span.expected)} ({format_range('total_seconds', span.low, span.high)})"
+    interval = format_range("total_seconds", seconds.low, seconds.high)
+    return f"{format_seconds(seconds.expected)} ({interval})"

@@ -10,13 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from nanogauge.clock_times import day_and_time
-from nanogauge.planning import Span
 from nanogauge.plans import Planned
-from nanogauge.quantities import format_range, format_seconds, format_value
+from nanogauge.quantities import GIB, Interval, format_range, format_seconds, format_value
 
-GIB = 2**30
 UNKNOWN = "not known"
-COLUMNS = (
+_COLUMNS = (
     *("time", "between", "peak VRAM", "memory", "energy", "cost", "tokens"),
     *("tokens per parameter", "tokens/s", "finish"),
 )
@@ -26,7 +24,7 @@ def print_plans(plans: Sequence[Planned], device: str, gpus: int, now: datetime)
     """Print the table, as wide as it is: nothing in it is cut."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("configuration", no_wrap=True)
-    for column in COLUMNS:
+    for column in _COLUMNS:
         table.add_column(column, no_wrap=True, justify="right")
     for plan in plans:
         table.add_row(plan.config, *_cells(plan, now))
@@ -61,5 +59,5 @@ def _cells(plan: Planned, now: datetime) -> list[str]:
     ]
 
 
-def _value(row_id: str, span: Span | None, currency: str = "") -> str:
-    return UNKNOWN if span is None else format_value(row_id, span.expected, currency)
+def _value(row_id: str, interval: Interval | None, currency: str = "") -> str:
+    return UNKNOWN if interval is None else format_value(row_id, interval.expected, currency)

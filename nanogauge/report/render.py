@@ -12,13 +12,13 @@ from rich.text import Text
 
 from nanogauge.consistency import Inconsistency
 from nanogauge.errors import BadInput
-from nanogauge.privacy import without_secrets
+from nanogauge.files import make_folder, without_secrets, write_atomic
 from nanogauge.report.build import Report
 from nanogauge.report.cells import MARKS, Cells, in_order
 from nanogauge.report.compare import Row
 from nanogauge.report.first_screen import local_clock
 from nanogauge.report.page import render_html, render_markdown
-from nanogauge.runfolder import RunFolder, make_folder, write_aside
+from nanogauge.runfolder import RunFolder
 from nanogauge.runlog import Recorded
 
 __all__ = [
@@ -56,7 +56,7 @@ def write_report(report: Report, run: RunFolder, recorded: Recorded) -> list[Pat
     contents = render_report(report, run, recorded)
     try:
         for name, text in contents.items():
-            write_aside(run.path / name, text.encode())
+            write_atomic(run.path / name, text.encode())
     except OSError as error:
         raise BadInput(f"cannot write the report to {run.path}: {error.strerror}.") from None
     return [run.path / name for name in contents]

@@ -19,18 +19,17 @@ from rich.table import Table as TextTable
 from rich.text import Text
 
 from nanogauge.errors import BadInput
-from nanogauge.privacy import without_secrets
+from nanogauge.files import make_folder, without_secrets, write_atomic
 from nanogauge.quantities import QUANTITIES, format_range, format_value
 from nanogauge.records import SCHEMA, Estimate, Stored
 from nanogauge.report.build import Report, build_report
 from nanogauge.report.cells import MARKS, in_order
 from nanogauge.report.page import templates
 from nanogauge.report.render import COLOURS
-from nanogauge.runfolder import make_folder, write_aside
 
 NAME = "comparison"
 BAR_WIDTH, BAR_HEIGHT = 140, 14
-TOLD = ("total_seconds", "step_seconds")
+_TIMES = ("total_seconds", "step_seconds")
 """the trends that are told in words"""
 FULL_BAR = 0.5
 """the error at which a bar is as long as it can be"""
@@ -180,7 +179,7 @@ def trend_sentences(comparison: Comparison) -> list[str]:
     """From how far off the first run was to how far the newest is."""
     sentences = []
     for trend in comparison.trends:
-        if trend.id not in TOLD:
+        if trend.id not in _TIMES:
             continue
         known = [
             (error, side.label)
@@ -250,7 +249,7 @@ def write_comparison(comparison: Comparison, out: Path) -> list[Path]:
     page = templates().get_template("side_by_side.html.j2")
     labels = {row.id: row.quantity for row in comparison.rows}
     html = page.render(
-        runs=[(side, local_time(side.started_unix)) for side in comparison.runs],
+        runs=[(side, date_and_time(side.started_unix)) for side in comparison.runs],
         rows=[
             {"quantity": row.quantity, "cells": [_CellText(row, cell) for cell in row.cells]}
             for row in comparison.rows
@@ -269,13 +268,13 @@ def write_comparison(comparison: Comparison, out: Path) -> list[Path]:
     paths = [out / f"{NAME}.json", out / f"{NAME}.html"]
     try:
         for path, text in zip(paths, (told, html), strict=True):
-            write_aside(path, without_secrets(text).encode())
+            write_atomic(path, without_secrets(text).encode())
     except OSError as error:
         raise BadInput(f"cannot write to {out}: {error.strerror}; give another --out.") from None
     return paths
 
 
-def local_time(unix: float | None) -> str:
+def date_and_time(unix: float | None) -> str:
     """A moment as date and time of day; empty where it is not known or has no date."""
     try:
         return time.strftime("%Y-%m-%d %H:%M", time.localtime(unix)) if unix is not None else ""

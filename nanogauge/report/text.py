@@ -31,12 +31,12 @@ def visible(text: str, longest: int = LONGEST) -> str:
     return _SURROGATES.sub("\ufffd", text.replace("\r\n", "\n").translate(_VISIBLE))
 
 
-def shown(value: object) -> object:
+def visible_value(value: object) -> object:
     """What a template shows of a value: markup of our own as it is, other text made visible."""
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def attribute(text: str) -> str:
+def escaped(text: str) -> str:
     """Text for markup that is put together outside the templates."""
     return escape(visible(text))
 

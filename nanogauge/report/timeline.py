@@ -10,7 +10,7 @@ import numpy.typing as npt
 from nanogauge.report.scale import Floats
 from nanogauge.runlog import Recorded
 
-UNITS = ((3600.0, "hours", 7200.0), (60.0, "minutes", 300.0), (1.0, "seconds", 0.0))
+_UNITS = ((3600.0, "hours", 7200.0), (60.0, "minutes", 300.0), (1.0, "seconds", 0.0))
 """seconds of each, and of a run that is counted in it at least"""
 
 
@@ -34,7 +34,7 @@ class Timeline:
         known = [seconds for seconds in sessions if seconds is not None]
         self.has_clock = len(known) == len(sessions)
         self._before = np.cumsum([0.0, *known[:-1]]) if self.has_clock else np.zeros(len(sessions))
-        self.seconds, unit = next(u for u in UNITS if sum(known) >= u[2])[:2]
+        self.seconds, unit = next(u for u in _UNITS if sum(known) >= u[2])[:2]
         """in a unit of the axis"""
         self.title = f"{unit} of the run" if self.has_clock else "step"
         last = [recorded.steps.last("step") or 0, *(float(e.step) for e in recorded.evals)]

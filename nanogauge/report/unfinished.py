@@ -19,12 +19,8 @@ import numpy.typing as npt
 from nanogauge.clock_times import day_and_time, later
 from nanogauge.config import Config
 from nanogauge.predict.checkpoints import waiting_seconds
-from nanogauge.predict.prediction import (
-    Triple,
-    checkpoints,
-    evaluations,
-)
-from nanogauge.quantities import format_range, format_seconds, format_value
+from nanogauge.predict.prediction import checkpoints, evaluations
+from nanogauge.quantities import Interval, format_range, format_seconds, format_value
 from nanogauge.records import Prediction, Stored
 from nanogauge.report.measured import Measurements, steady_seconds
 from nanogauge.runlock import is_held
@@ -184,8 +180,8 @@ def project(
     saving = _spread([c.seconds for c in recorded.checkpoints])
     if saving is None and recorded.starts[0].source == "train":
         saving = _predicted_checkpoint(config, prediction)
-    low = expected = high = 0.0
-    told = []
+    left_seconds = Interval.exact(0.0)
+    pieces = []
     for name, count, each in (
         ("step", left, pace),
         ("evaluation", evals_left, evaluation),
@@ -193,23 +189,20 @@ def project(
     ):
         if each is None or count == 0:
             continue
-        low, expected, high = (
-            low + count * each[0],
-            expected + count * each[1],
-            high + count * each[2],
-        )
-        spread = format_range("step_seconds", each[0], each[2])
-        told.append(f"{count:,} {name}{'s' * (count > 1)} of {spread}")
+        left_seconds += count * each
+        spread = format_range("step_seconds", each.low, each.high)
+        pieces.append(f"{count:,} {name}{'s' * (count > 1)} of {spread}")
+    total = ran + left_seconds
     return Projection(
-        total_s=ran + expected,
-        low_s=ran + low,
-        high_s=ran + high,
-        left_s=expected,
-        how=f"{format_seconds(ran)} so far, and still to come {', '.join(told) or 'nothing'}",
+        total_s=total.expected,
+        low_s=total.low,
+        high_s=total.high,
+        left_s=left_seconds.expected,
+        how=f"{format_seconds(ran)} so far, and still to come {', '.join(pieces) or 'nothing'}",
     )
 
 
-def _pace(seconds: npt.NDArray[np.float64], prediction: Prediction) -> Triple | None:
+def _pace(seconds: npt.NDArray[np.float64], prediction: Prediction) -> Interval | None:
     """Seconds of a step to come: the stretches of the run so far, but for the two outermost.
 
     While there are too few steps to see the spread, the interval is as wide, in proportion, as that
@@ -222,33 +215,32 @@ def _pace(seconds: npt.NDArray[np.float64], prediction: Prediction) -> Triple | 
         low, high = float(seconds.min()), float(seconds.max())
         step = prediction.best("step_seconds")
         if step is not None:
-            low = min(low, median * step.low / step.expected)
-            high = max(high, median * step.high / step.expected)
-        return low, median, high
+            predicted = step.scaled(median)
+            low, high = min(low, predicted.low), max(high, predicted.high)
+        return Interval(low, median, high)
     means = sorted(float(part.mean()) for part in np.array_split(seconds, STRETCHES))
-    return means[1], statistics.median(means), means[-2]
+    return Interval(means[1], statistics.median(means), means[-2])
 
 
-def _spread(seconds: Sequence[float | None]) -> Triple | None:
+def _spread(seconds: Sequence[float | None]) -> Interval | None:
     """The shortest, the middle and the longest of what was timed."""
     timed = [s for s in seconds if s is not None]
-    return (min(timed), statistics.median(timed), max(timed)) if timed else None
+    return Interval(min(timed), statistics.median(timed), max(timed)) if timed else None
 
 
-def _predicted_evaluation(config: Config, prediction: Prediction) -> Triple | None:
+def _predicted_evaluation(config: Config, prediction: Prediction) -> Interval | None:
     step = prediction.best("step_seconds")
     if step is None or "eval_s" not in prediction.ledger:
         return None
     each = prediction.ledger["eval_s"] / evaluations(config)
-    return each * step.low / step.expected, each, each * step.high / step.expected
+    return step.scaled(each)
 
 
-def _predicted_checkpoint(config: Config, prediction: Prediction) -> Triple | None:
+def _predicted_checkpoint(config: Config, prediction: Prediction) -> Interval | None:
     if "checkpoint_s" not in prediction.ledger:
         return None
     each = prediction.ledger["checkpoint_s"] / checkpoints(config)
-    fast, usual, slow = waiting_seconds(1.0, checkpoints(config))
-    return each * fast / usual, each, each * slow / usual
+    return waiting_seconds(1.0, checkpoints(config)).scaled(each)
 
 
 def last_events(recorded: Recorded, measurements: Measurements) -> list[LastEvent]:
@@ -317,7 +309,7 @@ def unfinished_headline(
     predicted = prediction.best("total_seconds")
     if predicted is None:
         return f"{text}."
-    inside = predicted.low <= projection.total_s <= predicted.high
+    inside = predicted.contains(projection.total_s)
     interval = format_range("total_seconds", predicted.low, predicted.high)
     return f"{text}; {'inside' if inside else 'outside'} the predicted {interval}."
 

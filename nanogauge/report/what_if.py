@@ -11,8 +11,7 @@ import math
 from collections.abc import Iterator
 
 from nanogauge.config import Config
-from nanogauge.hardware import Gpu, all_gpus, find_gpu, from_row
-from nanogauge.planning import DESKTOP_BYTES, Span, span_of
+from nanogauge.hardware import Gpu, all_gpus, find_gpu, from_row, usually_free_bytes
 from nanogauge.predict.calibration import Calibration, FinishedRun
 from nanogauge.predict.deadline import trained_on, with_steps
 from nanogauge.predict.fit import (
@@ -27,11 +26,12 @@ from nanogauge.predict.fit import (
 from nanogauge.predict.parameters import count_parameters
 from nanogauge.predict.prediction import predict
 from nanogauge.predict.workload import shape_of, workload_of
+from nanogauge.quantities import Interval
 from nanogauge.records import Hardware, Prediction, Stored
 from nanogauge.report.measured import Measurements
 from nanogauge.runlog import Recorded
 
-GPT2 = {"n_layer": 12, "n_head": 12, "n_embd": 768}
+GPT2_SHAPE = {"n_layer": 12, "n_head": 12, "n_embd": 768}
 GPT2_VOCABULARY = 50_257
 DATACENTER_GPUS = ("H100 SXM", "A100 80GB")
 """The first that is not the run's own stands for a rented one."""
@@ -45,17 +45,17 @@ class Scenario(Stored):
     label: str
     change: str
     """flags of plan.py and train.py; empty where nothing changes"""
-    step_seconds: Span
-    total_seconds: Span
+    step_seconds: Interval
+    total_seconds: Interval
     delta_s: float
     """expected difference from the same run made again; negative where it would be shorter"""
     peak_process_bytes: float
     """expected"""
     verdict: Verdict | None
     """whether it fits into the memory; None where the memory's size is not known"""
-    energy_kwh: Span | None
+    energy_kwh: Interval | None
     """of the boards; None where their power is not predicted"""
-    cost: Span | None
+    cost: Interval | None
     """in the currency of the configuration; None without a tariff or without energy"""
     corrected: bool
     """whether this run calibrated it"""
@@ -88,7 +88,7 @@ def what_if(
     known = Calibration(device=own.name, torch="", threads=None, created_unix=finished, runs=(run,))
     slower = step.value / predict(config, own, dtype, gpus).quantities["step_seconds"].expected
     peak = measurements.values.get("peak_process_bytes")
-    peak_factor = peak.value / memory_of(config, own, dtype, gpus).process[1] if peak else 1.0
+    peak_factor = peak.value / memory_of(config, own, dtype, gpus).process.expected if peak else 1.0
     rows: list[Scenario] = []
     for name, label, hardware, wanted, why in _candidates(config, own, dtype, slower):
         here = hardware is own
@@ -104,10 +104,10 @@ def what_if(
                 continue
             other = _in_micro_batches(wanted, micro)
         found = predict(other, hardware, dtype, gpus, known if here else None)
-        step_span, total = (span_of(found.best(r)) for r in ("step_seconds", "total_seconds"))
-        if step_span is None or total is None:
+        step_seconds, total = found.best("step_seconds"), found.best("total_seconds")
+        if step_seconds is None or total is None:
             continue
-        memory = memory_of(other, hardware, dtype, gpus)
+        memory = memory_of(other, hardware, dtype, gpus).process
         verdict = fit_verdict(memory, device[2]) if free is not None else None
         if here and peak and workload_of(other, dtype, on_gpu, gpus) == run.workload:
             verdict = "fits"  # it ran
@@ -117,13 +117,13 @@ def what_if(
                 id=name,
                 label=label,
                 change=(gpu + _flags(config, other)).strip(),
-                step_seconds=step_span,
+                step_seconds=step_seconds,
                 total_seconds=total,
                 delta_s=total.expected - rows[0].total_seconds.expected if rows else 0.0,
-                peak_process_bytes=factor * memory.process[1],
+                peak_process_bytes=factor * memory.expected,
                 verdict=verdict,
-                energy_kwh=span_of(found.best("energy_kwh")),
-                cost=span_of(found.best("cost")),
+                energy_kwh=found.best("energy_kwh"),
+                cost=found.best("cost"),
                 corrected=here,
                 why=why,
             )
@@ -145,7 +145,7 @@ def _candidates(
     longer = with_steps(config, MORE_TOKENS * train.max_steps)
     why = f"{MORE_TOKENS * tokens / 1e9:.3g} B tokens, {MORE_TOKENS * ratio:.3g} a parameter"
     yield "more_tokens", f"{MORE_TOKENS} times the tokens", own, longer, why
-    gpt2 = config.model_copy(update={"model": model.model_copy(update=GPT2)})
+    gpt2 = config.model_copy(update={"model": model.model_copy(update=GPT2_SHAPE)})
     if model.vocab_size >= GPT2_VOCABULARY and gpt2.model != model:
         why = f"the same {ratio:.3g} tokens a parameter"
         yield "gpt2", "GPT-2's 124M: 12 layers of 768", own, trained_on(gpt2, ratio), why
@@ -185,7 +185,7 @@ def _free_bytes(hardware: Hardware, recorded: Recorded) -> float | None:
         return total
     if start.other_programs is not None and hardware.name == start.device:
         return total - sum(start.other_programs.values())
-    return total if hardware.kind == "datacenter" else total - DESKTOP_BYTES
+    return usually_free_bytes(hardware)
 
 
 def _in_micro_batches(config: Config, micro: int) -> Config:

@@ -20,7 +20,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from nanogauge.handed import open_regular, read_whole
+from nanogauge.files import open_regular, read_whole
 from trainer.step.fsdp import is_sharded, load_shards, local_tensor, sharded_state
 from trainer.step.optimizer import load_state
 

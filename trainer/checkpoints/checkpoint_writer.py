@@ -21,12 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nanogauge.files import sync_folder
 from nanogauge.quantities import finite
 from trainer.checkpoints.checkpoint import (
     REPLACED,
     Meta,
     RandomState,
-    flush_folder,
     intact_meta,
     list_checkpoints,
     own_weights,
@@ -175,7 +175,7 @@ class CheckpointWriter:
             if final.exists():
                 os.replace(final, replaced)
             os.replace(aside, final)
-            flush_folder(self._folder)
+            sync_folder(self._folder)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise

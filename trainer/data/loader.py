@@ -28,9 +28,10 @@ import torch
 from torch import Tensor
 
 from nanogauge.errors import BadInput
-from nanogauge.prepare.shards import Shards, Split
+from nanogauge.prepare.manifest import Split
+from nanogauge.prepare.shards import Shards
 
-Order = Literal["permutation", "random"]
+SampleOrder = Literal["permutation", "random"]
 
 BLOCK_BYTES = 2**19  # small batches are read together, as most of their time is call overhead
 BLOCKS_AHEAD = 2  # prefetched into pinned memory while a GPU works
@@ -90,7 +91,7 @@ class Batches:
         device: torch.device,
         *,
         grad_accum: int = 1,
-        order: Order = "permutation",
+        order: SampleOrder = "permutation",
         eval_batches: int = 1,
         rank: int = 0,
         world: int = 1,

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import safetensors.torch
 
 from nanogauge.errors import BadInput, RunFailed
+from nanogauge.files import make_folder, write_atomic
 from nanogauge.prepare.splitting import PATTERNS
 from nanogauge.prepare.tokenizer import END_OF_TEXT, byte_letters
 from nanogauge.report.build import Report, build_report, claims_of
 from nanogauge.report.cells import Cells, in_order
 from nanogauge.report.text import markdown
-from nanogauge.runfolder import make_folder, write_aside
 from trainer.checkpoints.pretrained import CONFIG_NAME, WEIGHTS_NAME, to_hugging_face
 from trainer.evaluation.load import Trained, encoding_of
 
@@ -78,7 +78,7 @@ def export_run(trained: Trained, out: Path, tokenizer: str | None) -> list[str]:
     try:
         safetensors.torch.save_file(tensors, out / WEIGHTS_NAME, metadata={"format": "pt"})
         for name, data in files.items():
-            write_aside(out / name, data)
+            write_atomic(out / name, data)
     except (OSError, safetensors.SafetensorError) as error:
         raise BadInput(f"cannot write to {out}: {error}; free space there.") from None
     return lacks

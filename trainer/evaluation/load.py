@@ -11,7 +11,7 @@ from model import GPT
 from nanogauge.config import DataSection
 from nanogauge.errors import BadInput
 from nanogauge.prepare.embedded import byte_encoding
-from nanogauge.prepare.opening import open_folder
+from nanogauge.prepare.opening import open_dataset
 from nanogauge.prepare.tokenizer import load_encoding
 from nanogauge.recorded import Recorded
 from nanogauge.runfolder import RunFolder, load_with_log
@@ -95,7 +95,7 @@ def tokenizer_of(data: DataSection) -> tuple[str, str]:
     """
     assert data.folder is not None
     try:
-        opened = open_folder(data.folder)
+        opened = open_dataset(data.folder)
     except BadInput as error:
         raise BadInput(
             f"the run's data names its tokenizer, but cannot be opened ({error}) "

@@ -24,6 +24,7 @@ from nanogauge.predict.flops import flops_per_token_palm
 from nanogauge.predict.prediction import checkpoints, evaluations
 from nanogauge.predict.workload import shape_of
 from nanogauge.quantities import (
+    Interval,
     format_range,
     format_seconds,
     format_value,
@@ -207,7 +208,8 @@ class ProgressDisplay:
                 text = format_range(row, e.low, e.high, self._config.cost.currency)
                 self.say(f"  {row.replace('_', ' '):22} {text}")
         if (predicted := self._seconds_to_predicted_finish()) is not None:
-            expected, low, high = clock_times(self._now(), *predicted)
+            ends = (predicted.expected, predicted.low, predicted.high)
+            expected, low, high = clock_times(self._now(), *ends)
             self.say(f"  finish at about        {expected} ({low} to {high})")
         if (step := self._prediction.calibrated.get("step_seconds")) is not None:
             self.say(f"  times are based on {step.source}")
@@ -308,7 +310,7 @@ class ProgressDisplay:
         if total is None or projected is None:
             return f"At {step_text}: finish {finish}."
         interval = format_range("total_seconds", total.low, total.high)
-        inside = total.low <= projected <= total.high
+        inside = total.contains(projected)
         return (
             f"{'Go' if inside else 'No-go'}: at {step_text} the run takes "
             f"{format_seconds(projected)}, finish {finish}; "
@@ -378,16 +380,18 @@ class ProgressDisplay:
         predicted = self._seconds_to_predicted_finish()
         if predicted is None:
             return [left, f"finish {clock_times(self._now(), left_seconds)[0]}"]
-        finish, expected, low, high = clock_times(self._now(), left_seconds, *predicted)
+        finish, expected, low, high = clock_times(
+            self._now(), left_seconds, predicted.expected, predicted.low, predicted.high
+        )
         return [left, f"finish {finish}", f"predicted {expected} ({low} to {high})"]
 
-    def _seconds_to_predicted_finish(self) -> tuple[float, float, float] | None:
+    def _seconds_to_predicted_finish(self) -> Interval | None:
         """Return the time to the expected, earliest and latest predicted finish."""
         total = self._prediction.best("total_seconds")
         if total is None or self._before_seconds is None:
             return None
         elapsed = self._before_seconds + self._wall() - self._began_unix
-        return total.expected - elapsed, total.low - elapsed, total.high - elapsed
+        return total - elapsed
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._wall()).astimezone()

@@ -13,17 +13,17 @@ from model import GPT
 from nanogauge.calibrations import load_calibration
 from nanogauge.config import Config
 from nanogauge.errors import BadInput
+from nanogauge.files import make_folder
 from nanogauge.measure.alarms import Alarms
 from nanogauge.measure.cards import Watched
 from nanogauge.measure.environment import capture_environment
-from nanogauge.measure.gpu import DriverInfo
-from nanogauge.measure.memory import available_bytes, process_bytes
+from nanogauge.measure.gpu import DriverInfo, driver_info
+from nanogauge.measure.machine import free_memory
 from nanogauge.predict.fit import fit_verdict, largest_micro_batch, memory_of, with_micro_batch
-from nanogauge.predict.memory import CUDA_CONTEXT_BYTES
 from nanogauge.predict.prediction import predict
 from nanogauge.prepare.opening import Source, open_source
-from nanogauge.records import Prediction
-from nanogauge.runfolder import RunFolder, create, load_with_log, make_folder
+from nanogauge.records import FreeMemory, Hardware, Prediction
+from nanogauge.runfolder import RunFolder, create, load_with_log
 from nanogauge.runlock import RunLock, hold
 from nanogauge.runlog import has_begun
 from trainer.calibrate import calibrated_threads, describe_hardware
@@ -92,7 +92,8 @@ def open_run_folder(
     )
     prediction = predict(config, hardware, dtype, ranks.world, calibration)
     if not force:
-        refuse_too_large(config, prediction, free_bytes(device, ranks.local_world), resumed=False)
+        free = _free_memory(hardware, device, ranks)
+        refuse_too_large(config, prediction, free, resumed=False)
     if warning is not None:
         notes = [*prediction.notes, warning]
         prediction = prediction.model_copy(update={"notes": notes})
@@ -110,7 +111,12 @@ def _open_to_resume(
     changes = refuse_changes(folder.config, config, allowed)
     if not force:
         prediction = folder.prediction.model_copy(update={"gpus": ranks.world})
-        refuse_too_large(config, prediction, free_bytes(device, ranks.local_world), resumed=True)
+        refuse_too_large(
+            config,
+            prediction,
+            _free_memory(prediction.hardware, device, ranks),
+            resumed=True,
+        )
     checkpoint, damaged = newest_checkpoint(config.folder / "checkpoints")
     ids = [start.wandb_id for start in recorded.starts if start.wandb_id is not None]
     return OpenedRun(
@@ -160,21 +166,16 @@ def share_folder(config: Config, ranks: Ranks, open_folder: Callable[[], OpenedR
     )
 
 
-def free_bytes(device: torch.device, processes: int = 1) -> int | None:
-    """Return the memory that this process can hold: free memory plus its own.
-
-    `processes` on this machine share the free host memory; each has a GPU of its own. None if the
-    system does not report it.
-    """
+def _free_memory(hardware: Hardware, device: torch.device, ranks: Ranks) -> FreeMemory | None:
+    """Return the memory that this process can use: its share of the host's, or its own GPU's."""
+    cards = []
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)  # creates the context, which stays allocated
-        return int(free) + CUDA_CONTEXT_BYTES
-    available, held = available_bytes(), process_bytes()
-    return None if available is None or held is None else available // processes + held
+        cards = [driver_info(str(torch.cuda.get_device_properties(device).uuid))]
+    return free_memory(hardware, cards, processes=ranks.local_world)
 
 
 def refuse_too_large(
-    config: Config, prediction: Prediction, free: int | None, resumed: bool
+    config: Config, prediction: Prediction, free: FreeMemory | None, resumed: bool
 ) -> None:
     """Refuse a run if the low end of its predicted peak exceeds the free memory.
 
@@ -183,11 +184,11 @@ def refuse_too_large(
     """
     hardware, dtype = prediction.hardware, prediction.dtype
     gpus = prediction.gpus
-    memory = memory_of(config, hardware, dtype, gpus)
-    if free is None or fit_verdict(memory, free) != "does not fit":
+    peak = memory_of(config, hardware, dtype, gpus).process
+    if free is None or fit_verdict(peak, free.bytes) != "does not fit":
         return
-    need = f"about {memory.process[1] / 2**30:.1f} GiB"
-    micro = largest_micro_batch(config, hardware, dtype, free, gpus)
+    need = f"about {peak.expected / 2**30:.1f} GiB"
+    micro = largest_micro_batch(config, hardware, dtype, free.bytes, gpus)
     if resumed:
         advice = "free some"
     elif micro is None:
@@ -199,7 +200,7 @@ def refuse_too_large(
             f"{micro}: --train.micro-batch {micro} --train.grad-accum {accumulation}"
         )
     raise BadInput(
-        f"this run needs {need} of memory and {free / 2**30:.1f} GiB are free; {advice}, "
+        f"this run needs {need} of memory and {free.bytes / 2**30:.1f} GiB are free; {advice}, "
         "or start anyway with --force."
     )
 

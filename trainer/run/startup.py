@@ -10,6 +10,7 @@ import torch
 
 from nanogauge.calibrations import load_calibration
 from nanogauge.config import Config
+from nanogauge.files import write_atomic
 from nanogauge.measure.alarms import Alarm
 from nanogauge.measure.clock import Clock
 from nanogauge.measure.gpu import (
@@ -25,7 +26,6 @@ from nanogauge.predict.eager import eager_sentence, eager_total
 from nanogauge.prepare.opening import Source
 from nanogauge.records import Compile
 from nanogauge.report.build import CLAIMS_NAME
-from nanogauge.runfolder import write_aside
 from nanogauge.runlog import RunLog
 from nanogauge.tracking import new_run_id
 from trainer.calibrate import calibrated_threads
@@ -109,7 +109,7 @@ def open_session(config: Config, options: Options, ranks: Ranks = ALONE) -> Sess
     meta = read_meta(opened.checkpoint) if opened.checkpoint is not None else None
     batches = resume_batches(config, source, batches, opened, meta, ranks)
     if options.claims is not None and ranks.is_first:
-        write_aside(opened.folder.path / CLAIMS_NAME, options.claims.read_bytes())
+        write_atomic(opened.folder.path / CLAIMS_NAME, options.claims.read_bytes())
     sensing = open_sensing(config, device, clock, ranks)
     reset_peak()
     identity = {
@@ -326,7 +326,7 @@ def log_start(
     for text in opened.damaged:
         recorder.log_event("checkpoint_damaged", text, "warning")
     if changes and s.ranks.is_first:
-        write_aside(s.run.folder.path / "config.toml", s.config.to_toml().encode())
+        write_atomic(s.run.folder.path / "config.toml", s.config.to_toml().encode())
     for text in changes:
         recorder.report("changed", text, "warning")
     if not same_ranks:

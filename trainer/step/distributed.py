@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 TIMEOUT = timedelta(minutes=30)
 """Time that a rank waits for the others, which may compile, write or evaluate, before it fails."""
 LOST = "another process of this run has ended or no longer answers"
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 class Ranks:
@@ -77,7 +77,7 @@ class Ranks:
         """Return True if the flag is set on any rank."""
         return flag
 
-    def gather(self, thing: T) -> list[T]:
+    def gather(self, thing: _T) -> list[_T]:
         """Return the object of each rank, by rank: numbers, strings, tensors, lists and dicts.
 
         Other classes are refused, so that unpickling runs no code.
@@ -149,7 +149,7 @@ class _Joined(Ranks):
     def any(self, flag: bool) -> bool:
         return bool(self.sum(torch.tensor(int(flag))))
 
-    def gather(self, thing: T) -> list[T]:
+    def gather(self, thing: _T) -> list[_T]:
         buffer = io.BytesIO()
         torch.save(thing, buffer)
         mine = torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8)
