@@ -149,9 +149,6 @@ def test_the_pinned_versions_are_the_installed_ones_and_name_no_address() -> Non
                 needed.append(re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0])
 
 
-LEAVING = ("power_curves.py", "power_limit.py")  # about to be deleted
-
-
 def public_names(path: Path) -> set[str]:
     """Return the public functions, classes and constants that a module defines."""
     found: set[str] = set()
@@ -169,7 +166,6 @@ def public_names(path: Path) -> set[str]:
 def test_no_public_name_is_defined_in_two_modules() -> None:
     where: dict[str, list[str]] = {}
     for path in [*PACKAGE.rglob("*.py"), *(ROOT / "trainer").rglob("*.py")]:
-        if path.name not in LEAVING:
-            for name in public_names(path):
-                where.setdefault(name, []).append(str(path.relative_to(ROOT)))
+        for name in public_names(path):
+            where.setdefault(name, []).append(str(path.relative_to(ROOT)))
     assert {name: paths for name, paths in where.items() if len(paths) > 1} == {}
