@@ -139,9 +139,9 @@ def test_a_resumed_run_counts_on_to_its_end(tmp_path: Path) -> None:
     assert [one["what"] for one in report["night"]["happenings"]] == ["restart"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_run_saves_a_checkpoint_first(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_stopped_run_saves_a_checkpoint_first(tmp_path: Path) -> None:
     """Ctrl-C costs at most the step it falls into."""
+    number = signal.SIGINT
     folder = tmp_path / "demo"
     with start_run(tmp_path, "--train.checkpoint-every=10000") as process:
         wait_for_step(folder, 3)
@@ -154,12 +154,11 @@ def test_a_stopped_run_saves_a_checkpoint_first(tmp_path: Path, number: signal.S
     assert (folder / "report.html").exists()
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "state.pt", "meta.json"])
-def test_a_damaged_checkpoint_is_passed_over(tiny_run: Path, tmp_path: Path, name: str) -> None:
+def test_a_damaged_checkpoint_is_passed_over(tiny_run: Path, tmp_path: Path) -> None:
     """A file cut by a crash is never loaded: the checkpoint before it is, and the log says so."""
     folder = tmp_path / "demo"
     subprocess.run(["cp", "-r", str(tiny_run), str(folder)], check=True)
-    damaged = folder / "checkpoints" / "step_00000012" / name
+    damaged = folder / "checkpoints" / "step_00000012" / "state.pt"
     os.truncate(damaged, damaged.stat().st_size // 2)
     done = train_tiny(tmp_path, "--resume=auto")
     assert done.returncode == 0, done.stderr
