@@ -45,7 +45,7 @@ def command(script: str, *arguments: object) -> list[str]:
     return [sys.executable, str(ROOT / script), *map(str, arguments)]
 
 
-IN_A_COPY = ("report.py", "plan.py", "export.py", "evaluate.py", "sample.py")
+IN_A_COPY = ("train.py", "report.py", "plan.py", "export.py", "evaluate.py", "sample.py")
 """commands that behave in a copy of train_server.py's process as in one of their own"""
 READ_AT_START = ("LD_LIBRARY_PATH", "LD_PRELOAD", "PYTHONPATH", "CUDA_VISIBLE_DEVICES")
 _AT_START = {name: os.environ.get(name) for name in READ_AT_START}
@@ -56,9 +56,10 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Run a script of the project to its end; its output as text."""
     as_at_start = all(os.environ.get(name) == value for name, value in _AT_START.items())
-    if script in IN_A_COPY and as_at_start and not environment:
+    read_first = "--supervise" in arguments  # before anything is imported
+    if script in IN_A_COPY and as_at_start and not environment and not read_first:
         with tempfile.TemporaryDirectory() as folder:
-            return _run_in_copy(script, list(map(str, arguments)), Path(folder, "run"))
+            return run_in_copy(script, list(map(str, arguments)), Path(folder, "run"))
     return subprocess.run(
         command(script, *arguments),
         cwd=ROOT,
@@ -102,10 +103,10 @@ def train_tiny(out: Path, *more: object, **environment: str) -> subprocess.Compl
     arguments = [str(a) for a in (DEMO, f"--run.out={out}", *TINY, *more)]
     if environment or "--supervise" in arguments:  # which are looked at before all is imported
         return run("train.py", *arguments, **environment)
-    return _run_in_copy("train.py", arguments, out)
+    return run_in_copy("train.py", arguments, out)
 
 
-def _run_in_copy(script: str, arguments: list[str], out: Path) -> subprocess.CompletedProcess[str]:
+def run_in_copy(script: str, arguments: list[str], out: Path) -> subprocess.CompletedProcess[str]:
     """Run a command in a copy of train_server.py's process, its output in files beside `out`."""
     files = [out.with_name(f"{out.name}.{kind}") for kind in ("stdout", "stderr")]
     for file in files:
@@ -159,6 +160,15 @@ def wait_for_step(folder: Path, step: int, process: int = 1) -> None:
                 return
         time.sleep(0.002)  # steps take some 10 ms
     raise AssertionError(f"step {step} was not reached")
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 120) -> bool:
+    deadline = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
 
 
 def log_lines(folder: Path) -> list[dict[str, Any]]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import ROOT
+from commands import ROOT, wait_until
 
 from nanogauge.config import Config
 from nanogauge.hardware import lookup
@@ -233,15 +232,6 @@ def summary_in(records: Iterable[Any]) -> dict[str, Any]:
         if record.WhichOneof("record_type") == "summary":
             summary |= items(record.summary.update)
     return summary
-
-
-def wait_until(true: Callable[[], bool], seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while not true():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
 
 
 def processes_of(folder: Path) -> dict[int, str]:

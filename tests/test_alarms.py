@@ -79,17 +79,8 @@ def test_a_slow_down_is_told_exactly_once_within_50_steps(
     """Of 3 % or more, whatever a step takes, with up to one step in ten being a spike."""
     level = lambda i: base * (1 + drift * (i >= start))  # noqa: E731
     found = told(alarms(), times(seed, start + 2000, level, jitter, spike_share, 0.5))
-    assert [alarm.what for _, alarm in found] == ["slow_down"]
+    assert [(alarm.what, alarm.about) for _, alarm in found] == [("slow_down", "step_seconds")]
     assert start <= found[0][0] < start + 50
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_five_percent_from_step_500_is_one_alarm_within_50_steps(seed: int) -> None:
-    level = lambda i: 3.91 * (1 + 0.05 * (i >= 500))  # noqa: E731
-    found = told(alarms(), times(seed, 20_000, level, 0.002, 0.01, 0.3))
-    assert [alarm.what for _, alarm in found] == ["slow_down"]
-    assert 500 <= found[0][0] < 550
-    assert found[0][1].about == "step_seconds"
 
 
 @settings(max_examples=20, deadline=None)

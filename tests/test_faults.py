@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from commands import DEMO, ROOT, TINY, log_lines, steps_of, train_tiny
+from commands import DEMO, TINY, log_lines, run_in_copy, steps_of, train_tiny
 from torch import nn
 
 from nanogauge.config import OptimizerSection
@@ -22,11 +21,30 @@ from trainer.step.optimizer import is_half_updated, make_optimizer, update
 
 def train_faulty(fault: str, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
     """The tiny run with a fault that faulty_train.py knows."""
-    script = Path(__file__).with_name("faulty_train.py")
-    arguments = [str(script), fault, str(DEMO), f"--run.out={out}", *TINY, *more]
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    arguments = [fault, str(DEMO), f"--run.out={out}", *TINY, *more]
+    return run_in_copy("faulty_train.py", arguments, out)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """The log of the tiny run without dropout."""
+    out = tmp_path_factory.mktemp("undisturbed")
+    assert train_tiny(out, "--model.dropout=0").returncode == 0
+    return log_lines(out / "demo")
+
+
+@pytest.fixture(scope="module")
+def after_three(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny run that stopped after three steps."""
+    out = tmp_path_factory.mktemp("after_three")
+    assert train_tiny(out, "--rehearse=2").returncode == 0
+    return out / "demo"
+
+
+@pytest.fixture
+def rehearsed(after_three: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return shutil.copytree(after_three, tmp_path / "demo")
 
 
 def events(folder: Path, what: str) -> list[dict[str, Any]]:
@@ -74,7 +92,7 @@ def test_a_few_bad_updates_are_skipped_and_the_run_goes_on(tmp_path: Path) -> No
 
 
 def test_after_too_many_bad_updates_the_run_goes_back_and_on_with_other_data(
-    tmp_path: Path,
+    tmp_path: Path, tiny_run: Path
 ) -> None:
     """A state that yields no finite loss any more is left for the last good checkpoint, and the
     batches that led there are not met again in the same order.
@@ -88,9 +106,7 @@ def test_after_too_many_bad_updates_the_run_goes_back_and_on_with_other_data(
     assert [(s["first_step"], s.get("rollbacks")) for s in starts] == [(0, None), (4, 1)]
     steps = [line["step"] for line in steps_of(folder)]
     assert steps == [*range(8), *range(4, 12)]
-    undisturbed = train_tiny(tmp_path / "other")
-    assert undisturbed.returncode == 0
-    first = {line["step"]: line["loss"] for line in steps_of(tmp_path / "other" / "demo")}
+    first = {line["step"]: line["loss"] for line in steps_of(tiny_run)}
     again = {line["step"]: line.get("loss") for line in steps_of(folder)}
     assert [again[s] for s in range(4)] == [first[s] for s in range(4)]
     assert again[4] != first[4], "the data is to come in another order"
@@ -114,7 +130,7 @@ def test_a_run_that_cannot_be_rescued_stops_with_its_diagnosis(tmp_path: Path) -
     ("fault", "step"), [("room:3", 0), ("late_room:3", 3), ("evaluation_room:3", 0)]
 )
 def test_where_memory_runs_out_fewer_sequences_are_taken_at_once(
-    tmp_path: Path, fault: str, step: int
+    tmp_path: Path, undisturbed: list[dict[str, Any]], fault: str, step: int
 ) -> None:
     """The same tokens make a step and an evaluation, so that losses stay those of the run.
 
@@ -129,12 +145,16 @@ def test_where_memory_runs_out_fewer_sequences_are_taken_at_once(
     assert told["step"] == step
     assert "from here on it is 2, in 4 passes" in told["text"]
     assert [line["step"] for line in steps_of(folder)] == list(range(12))
-    undisturbed = train_tiny(tmp_path / "other", "--model.dropout=0")
-    assert undisturbed.returncode == 0
     for kind, key in (("step", "loss"), ("eval", "val_loss")):
         ours = [line[key] for line in log_lines(folder) if line["kind"] == kind]
-        theirs = [x[key] for x in log_lines(tmp_path / "other" / "demo") if x["kind"] == kind]
+        theirs = [line[key] for line in undisturbed if line["kind"] == kind]
         assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+def test_a_run_that_ran_out_of_memory_resumes_with_what_had_room(tmp_path: Path) -> None:
+    """Unless another micro-batch is asked for by name."""
+    assert train_faulty("room:3", tmp_path, "--model.dropout=0").returncode == 0
+    folder = tmp_path / "demo"
     resumed = train_tiny(tmp_path, "--model.dropout=0", "--resume=auto")
     assert resumed.returncode == 0, resumed.stderr
     assert log_lines(folder)[-2]["kind"] != "step"
@@ -179,48 +199,42 @@ def test_an_update_that_broke_off_between_its_groups_is_noticed() -> None:
     assert is_half_updated(optimizer)
 
 
-def test_a_changed_run_is_refused_unless_the_change_is_allowed_by_name(tmp_path: Path) -> None:
-    """A horizon that moves changes the schedule: nobody should find out in the morning."""
-    assert train_tiny(tmp_path, "--rehearse=2").returncode == 0
+def test_a_changed_run_is_refused_unless_the_change_is_allowed_by_name(rehearsed: Path) -> None:
+    """A horizon that moves changes the schedule: the user should not find out in the morning."""
     longer = ("--resume=auto", "--train.max-steps=14")
-    refused = train_tiny(tmp_path, *longer)
+    refused = train_tiny(rehearsed.parent, *longer)
     assert refused.returncode == 2
     assert "the run has 12, this command 14" in refused.stderr
-    misspelt = train_tiny(tmp_path, *longer, "--allow-change", "train.max_step")
+    misspelt = train_tiny(rehearsed.parent, *longer, "--allow-change", "train.max_step")
     assert misspelt.returncode == 2
     assert "did you mean train.max_steps?" in misspelt.stderr
-    allowed = train_tiny(tmp_path, *longer, "--allow-change", "train.max_steps")
+    allowed = train_tiny(rehearsed.parent, *longer, "--allow-change", "train.max_steps")
     assert allowed.returncode == 0, allowed.stderr
-    folder = tmp_path / "demo"
-    (told,) = events(folder, "changed")
+    (told,) = events(rehearsed, "changed")
     assert told["text"] == "train.max_steps was 12 and is 14 from here on."
-    assert steps_of(folder)[-1]["step"] == 13
+    assert steps_of(rehearsed)[-1]["step"] == 13
 
 
-def test_another_version_of_the_code_is_refused_unless_allowed(tmp_path: Path) -> None:
+def test_another_version_of_the_code_is_refused_unless_allowed(rehearsed: Path) -> None:
     """What was updated in the middle of a run may compute something else."""
-    assert train_tiny(tmp_path, "--rehearse=2").returncode == 0
-    folder = tmp_path / "demo"
-    (checkpoint,) = (folder / "checkpoints").glob("step_*")
+    (checkpoint,) = (rehearsed / "checkpoints").glob("step_*")
     write_meta(checkpoint, code="0" * 64)
-    refused = train_tiny(tmp_path, "--resume=auto")
+    refused = train_tiny(rehearsed.parent, "--resume=auto")
     assert refused.returncode == 2
     assert "another code: the run has 000000000000" in refused.stderr
-    allowed = train_tiny(tmp_path, "--resume=auto", "--allow-change", "code")
+    allowed = train_tiny(rehearsed.parent, "--resume=auto", "--allow-change", "code")
     assert allowed.returncode == 0, allowed.stderr
 
 
 def test_a_run_that_died_before_its_first_checkpoint_begins_with_the_same_weights(
-    tmp_path: Path,
+    rehearsed: Path,
 ) -> None:
     """A new run measured its device after it was seeded, which drew random numbers: gone on with
     from step 0 it had other weights. Found by killing runs at random.
     """
-    assert train_tiny(tmp_path, "--rehearse=2").returncode == 0
-    folder = tmp_path / "demo"
-    shutil.rmtree(folder / "checkpoints")
-    assert train_tiny(tmp_path, "--resume=auto").returncode == 0
-    losses = [line["loss"] for line in steps_of(folder)]
+    shutil.rmtree(rehearsed / "checkpoints")
+    assert train_tiny(rehearsed.parent, "--resume=auto").returncode == 0
+    losses = [line["loss"] for line in steps_of(rehearsed)]
     assert losses[3:6] == losses[:3]
 
 

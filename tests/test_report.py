@@ -13,10 +13,8 @@ from typing import Any
 import pytest
 from commands import log_lines, run
 from examples import (
-    DOCUMENTED,
     SEED_CLAIMS,
     SHARED,
-    claims_text,
     documented_config,
     documented_prediction,
     needs_shared,
@@ -165,37 +163,6 @@ def test_report_json_is_as_the_contract_has_it(report: dict[str, Any]) -> None:
     }
 
 
-def test_the_ledger_adds_up_to_the_wall_time(report: dict[str, Any]) -> None:
-    """And to what the log's own numbers add up to: steps, 41 evaluations, compilation."""
-    ledger = report["time_ledger"]
-    parts = {key: value for key, value in ledger.items() if key != "wall_s" and value is not None}
-    assert {
-        *("compile_s", "step_s", "eval_s", "checkpoint_s", "data_wait_s"),
-        *("lost_s", "startup_s", "gap_s", "other_s"),
-    } >= set(parts)
-    assert parts["lost_s"] == parts["startup_s"] == parts["gap_s"] == 0  # it was one process
-    assert sum(parts.values()) == pytest.approx(ledger["wall_s"], rel=0.01)
-    assert ledger["step_s"] == pytest.approx(20_001 * 3.9098, rel=1e-3)
-    assert ledger["eval_s"] == pytest.approx(41 * 15.27, rel=2e-3)
-    assert ledger["compile_s"] == pytest.approx(12.845, abs=0.05)
-
-
-@pytest.mark.parametrize("which", ["attribution", "attribution_of_claim"])
-def test_the_causes_of_a_difference_add_up_to_it(report: dict[str, Any], which: str) -> None:
-    """Exactly, whatever was predicted or claimed."""
-    attribution = report[which]
-    difference = attribution["actual_s"] - attribution["predicted_s"]
-    assert sum(p["seconds"] for p in attribution["parts"]) == pytest.approx(difference, abs=1e-6)
-    assert attribution["actual_s"] == measured(report, "total_seconds")
-    if which == "attribution_of_claim":
-        assert attribution["predicted_s"] == 17.5 * 3600  # the middle of 15-20 h
-        largest = max(attribution["parts"], key=lambda part: part["seconds"])
-        assert largest["cause"] == "steady step"
-        assert largest["seconds"] == pytest.approx(20_001 * (3.9098 - 3.15), rel=0.01)
-        rest = next(p["seconds"] for p in attribution["parts"] if p["cause"] == "everything else")
-        assert abs(rest) < 1e-6  # the log has nothing that the other causes do not name
-
-
 def test_the_page_is_one_file_that_loads_nothing(folder: Path) -> None:
     """It can be mailed, and read where there is no network."""
     page = (folder / "report.html").read_text(encoding="utf-8")
@@ -282,38 +249,6 @@ def test_importing_over_a_trained_run_is_refused(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "trained here" in done.stderr
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
-
-
-def test_a_strangers_claims_are_text_and_not_markup(tmp_path: Path) -> None:
-    """Title, quotation and label of a claims file are shown, never run, and break no table."""
-    evil = '<script>alert(1)</script><img src="http://x/y.png"> a|b'
-    claims = (
-        claims_text(
-            f"key = \"step_seconds\"\nunit = \"s\"\nvalue = 4\nlabel = '{evil}'\nreading = '{evil}'"
-        )
-        .replace('"A document"', f"'{evil}'")
-        .replace('quote = "q"', f"quote = '{evil}'")
-    )
-    (tmp_path / "claims.toml").write_text(claims, encoding="utf-8")
-    log = small_log(tmp_path / "log.txt", 4000.0)
-    done = run(
-        "report.py",
-        *("--nanogpt-log", log, "--config", DOCUMENTED, "--gpu", "RTX 4070"),
-        *("--claims", tmp_path / "claims.toml", "--out", tmp_path / "run"),
-    )
-    assert done.returncode == 0, done.stderr
-    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
-    assert "<script>alert" not in page
-    assert "<img" not in page
-    assert page.count("&lt;script&gt;alert(1)") >= 3
-    text = (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
-    assert "<script>" not in text
-    assert "<img" not in text
-    columns = 0
-    for line in text.splitlines():
-        cells = len(re.findall(r"(?<!\\)\|", line)) if line.startswith("|") else 0
-        assert cells in (0, columns or cells), line
-        columns = cells
 
 
 @needs_shared("data/rtx4070_fineweb_train_log.txt")

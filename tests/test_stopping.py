@@ -4,18 +4,10 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from commands import log_lines, start_run, steps_of, wait_for_step
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+from commands import log_lines, start_run, steps_of, wait_for_step, wait_until
 
 
 def began(folder: Path) -> bool:
@@ -46,7 +38,7 @@ def test_a_stop_does_not_wait_for_a_compilation_or_an_evaluation(
     compiling = ["--run.compile=true", "--model.n-layer=4"]
     flags = {"compilation": compiling, "evaluation": ["--train.eval-batches=1000000"]}[stage]
     with start_run(tmp_path, *flags) as process:
-        wait_until(lambda: began(folder))
+        assert wait_until(lambda: began(folder))
         time.sleep(1)
         asked = time.monotonic()
         process.send_signal(signal.SIGTERM)
@@ -65,7 +57,7 @@ def test_a_second_ctrl_c_ends_a_step_that_would_take_for_ever(tmp_path: Path) ->
     folder = tmp_path / "demo"
     flags = ["--train.grad-accum=1000000", "--train.eval-every=100000", "--data.order=random"]
     with start_run(tmp_path, *flags) as process:
-        wait_until(lambda: '"eval"' in log_of(folder))
+        assert wait_until(lambda: '"eval"' in log_of(folder))
         process.send_signal(signal.SIGINT)
         time.sleep(1.5)
         assert process.poll() is None  # in its step

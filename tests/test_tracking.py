@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import ROOT
+from commands import ROOT, wait_until
 from mirrored import (
     END,
     GOLDEN,
@@ -29,7 +29,6 @@ from mirrored import (
     records_of,
     rows_in,
     summary_in,
-    wait_until,
     write,
 )
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from commands import run
+from commands import run, wait_until
 from mirrored import (
     END,
     GOLDEN,
@@ -25,7 +25,6 @@ from mirrored import (
     rows_in,
     start_line,
     summary_in,
-    wait_until,
     write,
 )
 from wandb_stub import ENTITY, Mood, WandbStub
