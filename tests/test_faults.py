@@ -143,7 +143,7 @@ def test_where_memory_runs_out_fewer_sequences_are_taken_at_once(
     folder = tmp_path / "demo"
     (told,) = events(folder, "out_of_memory")
     assert told["step"] == step
-    assert "from here on it is 2, in 4 passes" in told["text"]
+    assert "from here on it is 2, accumulated over 4 passes" in told["text"]
     assert [line["step"] for line in steps_of(folder)] == list(range(12))
     for kind, key in (("step", "loss"), ("eval", "val_loss")):
         ours = [line[key] for line in log_lines(folder) if line["kind"] == kind]
