@@ -16,18 +16,18 @@ from datetime import datetime
 from functools import partial
 from importlib.metadata import version
 
-from nanogauge.calibrations import load_calibration
 from nanogauge.claims import load_claims
 from nanogauge.cli import Parser, run_command, shipped
 from nanogauge.config import Config, add_config_flags, config_overrides, load_config
 from nanogauge.errors import BadInput
 from nanogauge.hardware import lookup
 from nanogauge.measure.doctor import worst
-from nanogauge.planning import make_wish, memory_to_plan_with, plan_deadline, plan_fit
-from nanogauge.plans import plan_all
-from nanogauge.predict.calibration import Calibration
-from nanogauge.predict.deadline import TOKENS_PER_PARAMETER
-from nanogauge.predict.prediction import predict, resolve_dtype
+from nanogauge.prediction.calibrated import Calibration
+from nanogauge.prediction.calibration_store import load_calibration
+from nanogauge.prediction.compare_configs import plan_all
+from nanogauge.prediction.deadline import TOKENS_PER_PARAMETER
+from nanogauge.prediction.plan import make_wish, memory_to_plan_with, plan_deadline, plan_fit
+from nanogauge.prediction.prediction import predict, resolve_dtype
 from nanogauge.records import SCHEMA, Hardware, Prediction
 from nanogauge.report.compare import build_rows
 from nanogauge.report.plan_text import print_plan

@@ -13,8 +13,8 @@ from dataclasses import replace
 import numpy as np
 
 from nanogauge.importers.published_runs import PublishedRun
-from nanogauge.predict.constants import Constants, DeviceClass
-from nanogauge.predict.step_time import predict_step_time
+from nanogauge.prediction.constants import Constants, DeviceClass
+from nanogauge.prediction.step_time import predict_step_time
 
 # name: (prior, spread). "class.field" is a field of a device class.
 FREE: dict[str, tuple[float, float]] = {

@@ -18,7 +18,7 @@ from typing import Any
 from nanogauge.cli import Parser, run_command
 from nanogauge.config import Config, load_config
 from nanogauge.hardware import lookup
-from nanogauge.predict.prediction import predict
+from nanogauge.prediction.prediction import predict
 from nanogauge.runfolder import create
 from nanogauge.runlog import FILE_NAME
 

@@ -43,8 +43,8 @@ from model import GPT  # noqa: E402
 from nanogauge.cli import Parser, run_command  # noqa: E402
 from nanogauge.config import Config, load_config  # noqa: E402
 from nanogauge.errors import BadInput  # noqa: E402
-from nanogauge.predict.parameters import count_parameters  # noqa: E402
-from nanogauge.predict.workload import shape_of  # noqa: E402
+from nanogauge.prediction.parameters import count_parameters  # noqa: E402
+from nanogauge.prediction.workload import shape_of  # noqa: E402
 from nanogauge.prepare.manifest import Split  # noqa: E402
 from nanogauge.prepare.shards import Shards  # noqa: E402
 from nanogauge.training.schedule import learning_rate  # noqa: E402

@@ -16,11 +16,11 @@ from pathlib import Path
 from nanogauge.cli import Parser, run_command
 from nanogauge.config import Config
 from nanogauge.hardware import lookup
-from nanogauge.predict.fit import fit_verdict
-from nanogauge.predict.memory import predict_memory
-from nanogauge.predict.prediction import predict
-from nanogauge.predict.step_time import predict_step_time
-from nanogauge.predict.workload import Program, Shape, Workload, workload_of
+from nanogauge.prediction.memory import predict_memory
+from nanogauge.prediction.prediction import predict
+from nanogauge.prediction.search import fit_verdict
+from nanogauge.prediction.step_time import predict_step_time
+from nanogauge.prediction.workload import Program, Shape, Workload, workload_of
 from nanogauge.quantities import format_range, format_seconds
 from nanogauge.records import Estimate, Hardware
 

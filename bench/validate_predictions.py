@@ -22,11 +22,11 @@ from rich.table import Table
 
 from nanogauge.cli import Parser, run_command
 from nanogauge.importers.published_runs import PowerReading, PublishedRun, read_runs
-from nanogauge.predict.constants import FITTED, Constants
-from nanogauge.predict.energy import power_share
-from nanogauge.predict.flops import flops_per_token_palm
-from nanogauge.predict.memory import predict_memory
-from nanogauge.predict.step_time import predict_step_time
+from nanogauge.prediction.constants import FITTED, Constants
+from nanogauge.prediction.energy import power_share
+from nanogauge.prediction.flops import flops_per_token_palm
+from nanogauge.prediction.memory import predict_memory
+from nanogauge.prediction.step_time import predict_step_time
 from nanogauge.quantities import Interval
 
 ONE_MFU = 0.39  # the median of the published runs: what the rule would be told

@@ -13,12 +13,8 @@ from itertools import combinations, product
 from nanogauge.claims import Claim, Claims, evaluate, names_for_formulas
 from nanogauge.config import Config
 from nanogauge.errors import BadInput
-from nanogauge.predict.flops import (
-    MFU_CONVENTIONS,
-    flops_per_token_causal,
-    flops_per_token_palm,
-)
-from nanogauge.predict.workload import shape_of
+from nanogauge.prediction.flops import MFU_CONVENTIONS, flops_per_token_causal, flops_per_token_palm
+from nanogauge.prediction.workload import shape_of
 from nanogauge.quantities import QUANTITIES, format_range, format_value, mfu
 from nanogauge.records import Prediction, Stored
 

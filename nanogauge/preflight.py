@@ -36,9 +36,14 @@ from nanogauge.measure.environment import cpu_name, total_memory_bytes
 from nanogauge.measure.gpu import DriverInfo, driver_info
 from nanogauge.measure.memory import process_bytes
 from nanogauge.measure.toolchain import Card, Torch, check_compiler, check_gpu, check_triton
-from nanogauge.predict.checkpoints import state_bytes
-from nanogauge.predict.fit import fit_verdict, largest_micro_batch, memory_of, with_micro_batch
-from nanogauge.predict.prediction import checkpoints, predict
+from nanogauge.prediction.checkpoints import state_bytes
+from nanogauge.prediction.prediction import checkpoints, predict
+from nanogauge.prediction.search import (
+    fit_verdict,
+    largest_micro_batch,
+    memory_of,
+    with_micro_batch,
+)
 from nanogauge.prepare.opening import open_dataset
 from nanogauge.records import Hardware
 

@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from nanogauge.config import Config
-from nanogauge.predict.flops import MFU_CONVENTIONS
-from nanogauge.predict.workload import shape_of
+from nanogauge.prediction.flops import MFU_CONVENTIONS
+from nanogauge.prediction.workload import shape_of
 from nanogauge.quantities import (
     format_range,
     format_value,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from nanogauge.claims import Claims, load_claims
 from nanogauge.config import Config, OptimizerSection, load_config
 from nanogauge.hardware import lookup
-from nanogauge.predict.prediction import predict
+from nanogauge.prediction.prediction import predict
 from nanogauge.prepare.shards import Origin
 from nanogauge.records import Hardware, Prediction
 

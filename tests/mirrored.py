@@ -14,7 +14,7 @@ from commands import ROOT, wait_until
 
 from nanogauge.config import Config
 from nanogauge.hardware import lookup
-from nanogauge.predict.prediction import predict
+from nanogauge.prediction.prediction import predict
 from nanogauge.records import (
     Checkpoint,
     Compile,

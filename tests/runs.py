@@ -18,7 +18,7 @@ from nanogauge.hardware import lookup
 from nanogauge.importers.folder import import_log
 from nanogauge.importers.nanogpt_log import read_nanogpt_log
 from nanogauge.importers.printed import Printed
-from nanogauge.predict.prediction import predict
+from nanogauge.prediction.prediction import predict
 from nanogauge.records import (
     Checkpoint,
     Compile,

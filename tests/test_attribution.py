@@ -12,8 +12,8 @@ from runs import MadeUp
 
 from nanogauge.claims import Claims, load_claims
 from nanogauge.hardware import lookup
-from nanogauge.predict.prediction import predict
-from nanogauge.predict.step_time import counted_clock_hz
+from nanogauge.prediction.prediction import predict
+from nanogauge.prediction.step_time import counted_clock_hz
 from nanogauge.report.attribution import Attribution, attribute, attribute_claim
 from nanogauge.report.clocks import arithmetic_share
 from nanogauge.report.compare import build_rows

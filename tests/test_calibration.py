@@ -12,9 +12,8 @@ from examples import documented_config, documented_prediction
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanogauge.calibrations import add_to_calibration, load_calibration, path_of
 from nanogauge.hardware import lookup
-from nanogauge.predict.calibration import (
+from nanogauge.prediction.calibrated import (
     COPY,
     Calibration,
     Figure,
@@ -23,10 +22,11 @@ from nanogauge.predict.calibration import (
     calibrated_step,
     matrix_product_name,
 )
-from nanogauge.predict.constants import FITTED
-from nanogauge.predict.prediction import predict
-from nanogauge.predict.step_time import predict_step_time
-from nanogauge.predict.workload import Shape, Workload, workload_of
+from nanogauge.prediction.calibration_store import add_to_calibration, load_calibration, path_of
+from nanogauge.prediction.constants import FITTED
+from nanogauge.prediction.prediction import predict
+from nanogauge.prediction.step_time import predict_step_time
+from nanogauge.prediction.workload import Shape, Workload, workload_of
 
 pytestmark = pytest.mark.alone
 

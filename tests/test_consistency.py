@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from nanogauge.claims import load_claims
 from nanogauge.consistency import Inconsistency, inconsistencies
 from nanogauge.hardware import lookup
-from nanogauge.predict.flops import flops_per_token_6n, flops_per_token_palm
-from nanogauge.predict.prediction import predict
-from nanogauge.predict.workload import shape_of
+from nanogauge.prediction.flops import flops_per_token_6n, flops_per_token_palm
+from nanogauge.prediction.prediction import predict
+from nanogauge.prediction.workload import shape_of
 from nanogauge.quantities import QUANTITIES
 
 PEAK = 46 * 512 * 2.475e9

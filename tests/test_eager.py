@@ -5,8 +5,8 @@ from __future__ import annotations
 from examples import documented_config, documented_prediction
 
 from nanogauge.hardware import lookup
-from nanogauge.predict.eager import eager_sentence, eager_total
-from nanogauge.predict.prediction import predict
+from nanogauge.prediction.eager import eager_sentence, eager_total
+from nanogauge.prediction.prediction import predict
 from nanogauge.quantities import format_seconds
 
 

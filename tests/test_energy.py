@@ -7,8 +7,8 @@ from examples import documented_config, documented_prediction
 from test_measured import read, start, steps
 
 from nanogauge.hardware import find_gpu, from_row
-from nanogauge.predict.energy import power_share
-from nanogauge.predict.prediction import predict
+from nanogauge.prediction.energy import power_share
+from nanogauge.prediction.prediction import predict
 from nanogauge.records import End, Hardware, Sensor
 from nanogauge.report.measured import measure
 

@@ -11,7 +11,7 @@ from examples import CPU
 
 from nanogauge.claims import load_claims
 from nanogauge.config import load_config
-from nanogauge.predict.prediction import predict
+from nanogauge.prediction.prediction import predict
 from nanogauge.quantities import QUANTITIES
 from nanogauge.report.compare import build_rows
 

@@ -12,15 +12,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from model import GPT
 from nanogauge.config import ModelSection
-from nanogauge.predict.flops import (
+from nanogauge.prediction.flops import (
     flops_per_token_6n,
     flops_per_token_causal,
     flops_per_token_executed,
     flops_per_token_palm,
     operations,
 )
-from nanogauge.predict.parameters import count_parameters
-from nanogauge.predict.workload import Shape, shape_of
+from nanogauge.prediction.parameters import count_parameters
+from nanogauge.prediction.workload import Shape, shape_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

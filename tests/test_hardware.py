@@ -10,7 +10,7 @@ from examples import documented_config
 import plan
 from nanogauge.errors import BadInput
 from nanogauge.hardware import Gpu, all_gpus, find_gpu, from_properties, from_row, lookup
-from nanogauge.predict.prediction import predict
+from nanogauge.prediction.prediction import predict
 
 PEAKS = {  # dense TFLOP/s with fp32 accumulation, as the datasheets and white papers print them
     "TITAN RTX": ("float16", 130.0),

@@ -17,11 +17,18 @@ from torch.profiler import ProfilerActivity, profile
 from model import GPT
 from nanogauge.config import ModelSection, OptimizerSection
 from nanogauge.hardware import lookup
-from nanogauge.predict.activations import saved_for_backward
-from nanogauge.predict.fit import fit_verdict
-from nanogauge.predict.memory import predict_memory
-from nanogauge.predict.training_state import training_state
-from nanogauge.predict.workload import Program, Shape, Workload, program_of, shape_of, workload_of
+from nanogauge.prediction.activations import saved_for_backward
+from nanogauge.prediction.memory import predict_memory
+from nanogauge.prediction.search import fit_verdict
+from nanogauge.prediction.training_state import training_state
+from nanogauge.prediction.workload import (
+    Program,
+    Shape,
+    Workload,
+    program_of,
+    shape_of,
+    workload_of,
+)
 from trainer.step.loss import TrainingLoss
 from trainer.step.optimizer import make_optimizer, update
 

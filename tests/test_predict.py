@@ -20,11 +20,11 @@ from nanogauge.config import (
     TrainSection,
 )
 from nanogauge.hardware import Gpu, all_gpus, from_row, lookup
-from nanogauge.predict.constants import FITTED
-from nanogauge.predict.fit import largest_micro_batch, memory_of
-from nanogauge.predict.memory import predict_memory
-from nanogauge.predict.prediction import predict
-from nanogauge.predict.workload import workload_of
+from nanogauge.prediction.constants import FITTED
+from nanogauge.prediction.memory import predict_memory
+from nanogauge.prediction.prediction import predict
+from nanogauge.prediction.search import largest_micro_batch, memory_of
+from nanogauge.prediction.workload import workload_of
 from nanogauge.quantities import QUANTITIES
 from nanogauge.records import Hardware, Prediction
 from trainer.step.optimizer import make_optimizer

@@ -13,8 +13,8 @@ from commands import run
 from examples import SHARED, needs_shared
 
 from nanogauge.importers.published_runs import COLUMNS, PublishedRun, read_runs
-from nanogauge.predict.parameters import count_parameters
-from nanogauge.predict.step_time import predict_step_time
+from nanogauge.prediction.parameters import count_parameters
+from nanogauge.prediction.step_time import predict_step_time
 
 BENCH = "bench/validate_predictions.py"
 RUNS = SHARED / "data" / "runs_dev.csv"

@@ -8,7 +8,7 @@ from commands import ROOT, run
 from examples import documented_config
 
 from nanogauge.hardware import lookup
-from nanogauge.predict.prediction import predict
+from nanogauge.prediction.prediction import predict
 
 PAGE = ROOT / "docs" / "scaling.md"
 

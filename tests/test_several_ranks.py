@@ -12,7 +12,7 @@ from runs import GIB, MadeUp
 from test_ranks import torchrun, train_ranks
 
 from nanogauge.hardware import lookup
-from nanogauge.predict.prediction import predict
+from nanogauge.prediction.prediction import predict
 from nanogauge.records import LogLine, Prediction, Rank, Start
 from nanogauge.report.instruments import Instrument, instruments
 from nanogauge.report.measured import Measurements, measure

@@ -24,8 +24,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from model import GPT
 from nanogauge.config import ModelSection, OptimizerSection
-from nanogauge.predict.memory import predict_memory
-from nanogauge.predict.workload import Workload, shape_of
+from nanogauge.prediction.memory import predict_memory
+from nanogauge.prediction.workload import Workload, shape_of
 from trainer.step.fsdp import ShardedLoss, full_tensor
 from trainer.step.optimizer import make_optimizer, update
 

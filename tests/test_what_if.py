@@ -16,7 +16,7 @@ from runs import GIB, MadeUp
 from nanogauge.cli import Parser
 from nanogauge.config import Config, add_config_flags, config_overrides
 from nanogauge.hardware import lookup
-from nanogauge.predict.prediction import predict
+from nanogauge.prediction.prediction import predict
 from nanogauge.records import Compile, Prediction
 from nanogauge.report.attribution import attribute
 from nanogauge.report.measured import measure

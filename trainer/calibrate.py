@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model import GPT, Block, through
-from nanogauge.calibrations import add_to_calibration
 from nanogauge.config import Config, RunSection
 from nanogauge.errors import BadInput
 from nanogauge.hardware import find_gpu, from_properties, from_row
@@ -31,15 +30,16 @@ from nanogauge.measure.environment import cpu_name, total_memory_bytes
 from nanogauge.measure.gpu import DriverInfo, driver_info
 from nanogauge.measure.memory import process_bytes
 from nanogauge.measure.toolchain import Torch
-from nanogauge.predict.calibration import (
+from nanogauge.prediction.calibrated import (
     COPY,
     Calibration,
     Figure,
     MeasuredParts,
     matrix_product_name,
 )
-from nanogauge.predict.flops import flops_per_token_palm
-from nanogauge.predict.workload import Workload, workload_of
+from nanogauge.prediction.calibration_store import add_to_calibration
+from nanogauge.prediction.flops import flops_per_token_palm
+from nanogauge.prediction.workload import Workload, workload_of
 from nanogauge.preflight import Device
 from nanogauge.records import Hardware
 from trainer.data.loader import Batches

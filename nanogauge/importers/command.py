@@ -16,7 +16,7 @@ from nanogauge.importers.folder import import_log
 from nanogauge.importers.nanochat_log import read_nanochat_log
 from nanogauge.importers.nanogpt_log import read_nanogpt_log
 from nanogauge.importers.wandb_history import read_wandb_history
-from nanogauge.predict.prediction import predict, resolve_dtype
+from nanogauge.prediction.prediction import predict, resolve_dtype
 from nanogauge.records import Hardware, Prediction
 
 _READERS = {

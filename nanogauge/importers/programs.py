@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from nanogauge.predict.workload import Program
+from nanogauge.prediction.workload import Program
 
 _NANOCHAT = Program(embeddings_16_bit=True, fused_qkv=False, qk_norm=True, logit_softcap=True)
 _PROGRAMS = (

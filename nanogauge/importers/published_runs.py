@@ -17,9 +17,9 @@ from typing import Literal
 from nanogauge.errors import BadInput
 from nanogauge.hardware import find_gpu, from_row
 from nanogauge.importers.programs import published_program
-from nanogauge.predict.flops import flops_per_token_palm
-from nanogauge.predict.parameters import count_parameters
-from nanogauge.predict.workload import Dtype, Shape, Workload
+from nanogauge.prediction.flops import flops_per_token_palm
+from nanogauge.prediction.parameters import count_parameters
+from nanogauge.prediction.workload import Dtype, Shape, Workload
 from nanogauge.records import Hardware
 
 COLUMNS = """

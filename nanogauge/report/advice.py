@@ -12,9 +12,9 @@ import numpy as np
 
 from nanogauge.config import Config
 from nanogauge.hardware import find_gpu
-from nanogauge.predict.fit import with_train
-from nanogauge.predict.prediction import checkpoints, compile_seconds, evaluations
-from nanogauge.predict.step_time import counted_clock_hz
+from nanogauge.prediction.prediction import checkpoints, compile_seconds, evaluations
+from nanogauge.prediction.search import with_train
+from nanogauge.prediction.step_time import counted_clock_hz
 from nanogauge.quantities import format_seconds
 from nanogauge.records import Prediction
 from nanogauge.report.clocks import MeasuredClock, slowed

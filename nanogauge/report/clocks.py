@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nanogauge.measure.alarms import POWER_CAP
-from nanogauge.predict.step_time import ARITHMETIC
+from nanogauge.prediction.step_time import ARITHMETIC
 from nanogauge.records import Prediction
 from nanogauge.report.sensed import sensed_spans, why_absent
 from nanogauge.runlog import Recorded

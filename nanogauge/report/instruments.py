@@ -11,12 +11,12 @@ from collections.abc import Callable
 import numpy as np
 
 from nanogauge.config import Config
-from nanogauge.predict.flops import (
+from nanogauge.prediction.flops import (
     flops_per_token_6n,
     flops_per_token_causal,
     flops_per_token_palm,
 )
-from nanogauge.predict.workload import shape_of
+from nanogauge.prediction.workload import shape_of
 from nanogauge.quantities import GIB, format_seconds, joules_per_token, mfu
 from nanogauge.records import Prediction, Stored
 from nanogauge.report.measured import Measurements, steady

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from nanogauge.config import Config
-from nanogauge.predict.flops import MFU_CONVENTIONS, flops_per_token_6n, flops_per_token_palm
-from nanogauge.predict.workload import shape_of
+from nanogauge.prediction.flops import MFU_CONVENTIONS, flops_per_token_6n, flops_per_token_palm
+from nanogauge.prediction.workload import shape_of
 from nanogauge.quantities import QUANTITIES, format_seconds, mfu
 from nanogauge.records import Prediction, Stored
 from nanogauge.report.figures import Measured, quantile

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from nanogauge.config import Config
-from nanogauge.predict.energy import cost_of
+from nanogauge.prediction.energy import cost_of
 from nanogauge.quantities import GIB, format_value, mfu
 from nanogauge.records import Prediction, Sensor, Stored
 from nanogauge.report.charts import Bar, bars

@@ -11,15 +11,15 @@ from rich.text import Text
 from nanogauge.clock_times import day_and_time
 from nanogauge.config import Config
 from nanogauge.consistency import Inconsistency
-from nanogauge.planning import Candidate, Deadline, Fit, FittingModels, Steps
-from nanogauge.predict.flops import (
+from nanogauge.prediction.flops import (
     flops_per_token_causal,
     flops_per_token_executed,
     flops_per_token_palm,
 )
-from nanogauge.predict.workload import shape_of
+from nanogauge.prediction.plan import Candidate, Deadline, Fit, FittingModels, Steps
+from nanogauge.prediction.recipe import cut_sentences, recipe_sentence
+from nanogauge.prediction.workload import shape_of
 from nanogauge.quantities import GIB, Interval, format_range, format_seconds, format_value
-from nanogauge.recipe import cut_sentences, recipe_sentence
 from nanogauge.records import Prediction
 from nanogauge.report.cells import in_order
 from nanogauge.report.compare import Row

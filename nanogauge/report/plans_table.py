@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nanogauge.clock_times import day_and_time
-from nanogauge.plans import Planned
+from nanogauge.prediction.compare_configs import Planned
 from nanogauge.quantities import GIB, Interval, format_range, format_seconds, format_value
 
 UNKNOWN = "not known"

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nanogauge.config import Config
-from nanogauge.predict.energy import cost_formula, cost_of
+from nanogauge.prediction.energy import cost_formula, cost_of
 from nanogauge.records import End, Prediction, Rank, Sensor, Step
 from nanogauge.report.figures import Measured, quantile
 from nanogauge.report.several import other_cards, other_numbers

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from nanogauge.predict.step_time import counted_clock_hz
+from nanogauge.prediction.step_time import counted_clock_hz
 from nanogauge.quantities import format_seconds
 from nanogauge.records import Hardware, Stored
 from nanogauge.report.advice import Advice

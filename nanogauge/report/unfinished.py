@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from nanogauge.clock_times import day_and_time, later
 from nanogauge.config import Config
-from nanogauge.predict.checkpoints import waiting_seconds
-from nanogauge.predict.prediction import checkpoints, evaluations
+from nanogauge.prediction.checkpoints import waiting_seconds
+from nanogauge.prediction.prediction import checkpoints, evaluations
 from nanogauge.quantities import Interval, format_range, format_seconds, format_value
 from nanogauge.records import Prediction, Stored
 from nanogauge.report.measured import Measurements, steady_seconds

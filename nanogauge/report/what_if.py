@@ -12,9 +12,11 @@ from collections.abc import Iterator
 
 from nanogauge.config import Config
 from nanogauge.hardware import Gpu, all_gpus, find_gpu, from_row, usually_free_bytes
-from nanogauge.predict.calibration import Calibration, FinishedRun
-from nanogauge.predict.deadline import trained_on, with_steps
-from nanogauge.predict.fit import (
+from nanogauge.prediction.calibrated import Calibration, FinishedRun
+from nanogauge.prediction.deadline import trained_on, with_steps
+from nanogauge.prediction.parameters import count_parameters
+from nanogauge.prediction.prediction import predict
+from nanogauge.prediction.search import (
     Verdict,
     fit_verdict,
     is_expected_to_fit,
@@ -23,9 +25,7 @@ from nanogauge.predict.fit import (
     with_micro_batch,
     with_train,
 )
-from nanogauge.predict.parameters import count_parameters
-from nanogauge.predict.prediction import predict
-from nanogauge.predict.workload import shape_of, workload_of
+from nanogauge.prediction.workload import shape_of, workload_of
 from nanogauge.quantities import Interval
 from nanogauge.records import Hardware, Prediction, Stored
 from nanogauge.report.measured import Measurements

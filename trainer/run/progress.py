@@ -20,9 +20,9 @@ from rich.text import Text
 from nanogauge.clock_times import later
 from nanogauge.config import Config
 from nanogauge.measure.sliding import SlidingMedian
-from nanogauge.predict.flops import flops_per_token_palm
-from nanogauge.predict.prediction import checkpoints, evaluations
-from nanogauge.predict.workload import shape_of
+from nanogauge.prediction.flops import flops_per_token_palm
+from nanogauge.prediction.prediction import checkpoints, evaluations
+from nanogauge.prediction.workload import shape_of
 from nanogauge.quantities import (
     Interval,
     format_range,

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 
 from model import GPT
-from nanogauge.calibrations import load_calibration
 from nanogauge.config import Config
 from nanogauge.errors import BadInput
 from nanogauge.files import make_folder
@@ -19,8 +18,14 @@ from nanogauge.measure.cards import Watched
 from nanogauge.measure.environment import capture_environment
 from nanogauge.measure.gpu import DriverInfo, driver_info
 from nanogauge.measure.machine import free_memory
-from nanogauge.predict.fit import fit_verdict, largest_micro_batch, memory_of, with_micro_batch
-from nanogauge.predict.prediction import predict
+from nanogauge.prediction.calibration_store import load_calibration
+from nanogauge.prediction.prediction import predict
+from nanogauge.prediction.search import (
+    fit_verdict,
+    largest_micro_batch,
+    memory_of,
+    with_micro_batch,
+)
 from nanogauge.prepare.opening import Source, open_source
 from nanogauge.records import FreeMemory, Hardware, Prediction
 from nanogauge.runfolder import RunFolder, create, load_with_log

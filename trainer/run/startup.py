@@ -8,7 +8,6 @@ from functools import partial
 
 import torch
 
-from nanogauge.calibrations import load_calibration
 from nanogauge.config import Config
 from nanogauge.files import write_atomic
 from nanogauge.measure.alarms import Alarm
@@ -22,7 +21,8 @@ from nanogauge.measure.gpu import (
     open_sensors,
 )
 from nanogauge.measure.memory import reset_peak
-from nanogauge.predict.eager import eager_sentence, eager_total
+from nanogauge.prediction.calibration_store import load_calibration
+from nanogauge.prediction.eager import eager_sentence, eager_total
 from nanogauge.prepare.opening import Source
 from nanogauge.records import Compile
 from nanogauge.report.build import CLAIMS_NAME

@@ -8,11 +8,11 @@ import time
 import numpy as np
 import torch
 
-from nanogauge.calibrations import add_to_calibration
 from nanogauge.measure.alarms import Alarm
 from nanogauge.measure.memory import peak_process_bytes
-from nanogauge.predict.calibration import Calibration, FinishedRun
-from nanogauge.predict.workload import workload_of
+from nanogauge.prediction.calibrated import Calibration, FinishedRun
+from nanogauge.prediction.calibration_store import add_to_calibration
+from nanogauge.prediction.workload import workload_of
 from nanogauge.quantities import finite
 from nanogauge.records import Checkpoint, End, Rank, Start, Step
 from nanogauge.report.figures import quantile

@@ -14,8 +14,9 @@ from nanogauge.clock_times import later, next_time
 from nanogauge.config import Config
 from nanogauge.errors import BadInput
 from nanogauge.measure.machine import free_memory
-from nanogauge.predict.deadline import IntervalEnd, Predictor, largest_model_in_time, most_steps
-from nanogauge.predict.fit import (
+from nanogauge.prediction.deadline import IntervalEnd, Predictor, largest_model_in_time, most_steps
+from nanogauge.prediction.preparation import preparation_seconds
+from nanogauge.prediction.search import (
     Verdict,
     deepest,
     fit_verdict,
@@ -25,7 +26,6 @@ from nanogauge.predict.fit import (
     memory_of,
     widest,
 )
-from nanogauge.predict.preparation import preparation_seconds
 from nanogauge.quantities import Interval
 from nanogauge.records import FreeMemory, Hardware, Stored
 

@@ -7,15 +7,15 @@ from collections.abc import Callable
 from typing import Literal
 
 from nanogauge.config import Config
-from nanogauge.predict.fit import (
+from nanogauge.prediction.parameters import count_parameters
+from nanogauge.prediction.search import (
     is_expected_to_fit,
     largest_micro_batch,
     largest_of_aspect,
     largest_that,
     with_micro_batch,
 )
-from nanogauge.predict.parameters import count_parameters
-from nanogauge.predict.workload import shape_of
+from nanogauge.prediction.workload import shape_of
 from nanogauge.records import Prediction
 
 TOKENS_PER_PARAMETER = 20.0

@@ -6,14 +6,14 @@ import time
 from dataclasses import replace
 
 from nanogauge.config import Config, ModelSection
-from nanogauge.predict.calibration import CalibratedStep, Calibration, calibrated_step
-from nanogauge.predict.checkpoints import state_bytes, waiting_seconds
-from nanogauge.predict.energy import predict_energy
-from nanogauge.predict.fit import memory_of
-from nanogauge.predict.flops import MFU_CONVENTIONS, flops_per_token_6n, flops_per_token_palm
-from nanogauge.predict.parameters import count_parameters
-from nanogauge.predict.step_time import StepTime, predict_step_time
-from nanogauge.predict.workload import shape_of, workload_of
+from nanogauge.prediction.calibrated import CalibratedStep, Calibration, calibrated_step
+from nanogauge.prediction.checkpoints import state_bytes, waiting_seconds
+from nanogauge.prediction.energy import predict_energy
+from nanogauge.prediction.flops import MFU_CONVENTIONS, flops_per_token_6n, flops_per_token_palm
+from nanogauge.prediction.parameters import count_parameters
+from nanogauge.prediction.search import memory_of
+from nanogauge.prediction.step_time import StepTime, predict_step_time
+from nanogauge.prediction.workload import shape_of, workload_of
 from nanogauge.quantities import QUANTITIES, Interval, mfu
 from nanogauge.records import Estimate, Hardware, Part, Prediction
 

@@ -12,16 +12,16 @@ import math
 from dataclasses import dataclass
 
 from nanogauge.config import chunk_tokens
-from nanogauge.predict.constants import FITTED, POWER_EXPONENT, Constants, DeviceClass
-from nanogauge.predict.options import (
+from nanogauge.prediction.constants import FITTED, POWER_EXPONENT, Constants, DeviceClass
+from nanogauge.prediction.options import (
     MUON_BYTES,
     MUON_KERNELS,
     is_beyond_gpt2,
     of_layer,
     of_logits,
 )
-from nanogauge.predict.parameters import count_parameters, layer_matrices
-from nanogauge.predict.workload import GPUS_OF_A_NODE, Workload
+from nanogauge.prediction.parameters import count_parameters, layer_matrices
+from nanogauge.prediction.workload import GPUS_OF_A_NODE, Workload
 from nanogauge.quantities import Interval
 from nanogauge.records import Hardware, Part
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from nanogauge.predict.activations import Saved, saved_for_backward
-from nanogauge.predict.training_state import TrainingState, training_state
-from nanogauge.predict.workload import Workload
+from nanogauge.prediction.activations import Saved, saved_for_backward
+from nanogauge.prediction.training_state import TrainingState, training_state
+from nanogauge.prediction.workload import Workload
 from nanogauge.quantities import Interval
 from nanogauge.records import Hardware, Part
 

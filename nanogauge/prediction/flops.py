@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nanogauge.predict.parameters import count_parameters
-from nanogauge.predict.workload import Shape
+from nanogauge.prediction.parameters import count_parameters
+from nanogauge.prediction.workload import Shape
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from nanogauge.config import Config
-from nanogauge.predict.calibration import Calibration
-from nanogauge.predict.prediction import predict
+from nanogauge.prediction.calibrated import Calibration
+from nanogauge.prediction.prediction import predict
 from nanogauge.quantities import format_range, format_seconds
 from nanogauge.records import Estimate, Hardware
 

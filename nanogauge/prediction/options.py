@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nanogauge.predict.workload import Workload
+from nanogauge.prediction.workload import Workload
 
 MUON_BYTES = 94.0
 """per fp32 weight of Muon in train.py, one matrix after another: momentum and Nesterov's step 24,

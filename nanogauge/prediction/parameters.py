@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nanogauge.predict.workload import Shape
+from nanogauge.prediction.workload import Shape
 
 
 @dataclass(frozen=True)

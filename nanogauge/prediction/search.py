@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Literal
 
 from nanogauge.config import Config
-from nanogauge.predict.memory import Copied, Memory, predict_memory
-from nanogauge.predict.parameters import count_parameters
-from nanogauge.predict.workload import shape_of, workload_of
+from nanogauge.prediction.memory import Copied, Memory, predict_memory
+from nanogauge.prediction.parameters import count_parameters
+from nanogauge.prediction.workload import shape_of, workload_of
 from nanogauge.quantities import Interval
 from nanogauge.records import Hardware
 

@@ -12,7 +12,7 @@ import platformdirs
 from pydantic import ValidationError
 
 from nanogauge.files import write_atomic
-from nanogauge.predict.calibration import Calibration
+from nanogauge.prediction.calibrated import Calibration
 
 
 def path_of(device: str, torch_version: str, threads: int | None) -> Path:

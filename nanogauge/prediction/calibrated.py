@@ -12,9 +12,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from nanogauge.predict.constants import FITTED
-from nanogauge.predict.step_time import StepTime, predict_step_time
-from nanogauge.predict.workload import Workload
+from nanogauge.prediction.constants import FITTED
+from nanogauge.prediction.step_time import StepTime, predict_step_time
+from nanogauge.prediction.workload import Workload
 from nanogauge.quantities import Interval, format_seconds
 from nanogauge.records import Hardware, Stored
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nanogauge.predict.parameters import count_parameters, layer_matrices
-from nanogauge.predict.workload import Workload
+from nanogauge.prediction.parameters import count_parameters, layer_matrices
+from nanogauge.prediction.workload import Workload
 
 
 @dataclass(frozen=True)

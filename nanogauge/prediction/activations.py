@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nanogauge.config import MMAP_THRESHOLD_BYTES, chunk_tokens
-from nanogauge.predict.workload import Workload
+from nanogauge.prediction.workload import Workload
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from nanogauge.config import Config
-from nanogauge.predict.training_state import training_state
-from nanogauge.predict.workload import workload_of
+from nanogauge.prediction.training_state import training_state
+from nanogauge.prediction.workload import workload_of
 from nanogauge.quantities import Interval
 
 FIRST_COPY_BYTES_PER_SECOND = Interval(0.4e9, 3.0e9, 10.0e9)

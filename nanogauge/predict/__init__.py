@@ -1,1 +1,0 @@
-"""What a run will need, computed before its first step."""
