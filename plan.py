@@ -19,9 +19,9 @@ from importlib.metadata import version
 from nanogauge.claims import load_claims
 from nanogauge.cli import Parser, run_command, shipped
 from nanogauge.config import Config, add_config_flags, config_overrides, load_config
+from nanogauge.doctor.checks import worst
 from nanogauge.errors import BadInput
 from nanogauge.hardware import lookup
-from nanogauge.measure.doctor import worst
 from nanogauge.prediction.calibrated import Calibration
 from nanogauge.prediction.calibration_store import load_calibration
 from nanogauge.prediction.compare_configs import plan_all
@@ -171,7 +171,7 @@ def doctor(given: Namespace) -> int:
         of_a_plan = "." not in name and name not in ("config", "doctor", "json")
         if of_a_plan and value != defaults.get_default(name):
             raise BadInput(f"{flag} belongs to a plan; --doctor examines the machine that is here.")
-    from nanogauge.preflight import DEFAULT_RUN, examine, print_checks
+    from nanogauge.doctor.preflight import DEFAULT_RUN, examine, print_checks
     from trainer.calibrate import probe  # imports torch, for which no other plan has to wait
 
     config = load_config(given.config, config_overrides(given)) if given.config else None

@@ -28,8 +28,8 @@ from rich.console import Console
 from torch import nn
 
 from nanogauge.config import Config
+from nanogauge.doctor.preflight import consult
 from nanogauge.errors import BadInput, RunFailed
-from nanogauge.preflight import consult
 from nanogauge.prepare.manifest import Split
 from nanogauge.quantities import finite
 from nanogauge.records import Eval

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nanogauge.measure.doctor import (
+from nanogauge.doctor.checks import (
     Finding,
     Writes,
     check_data,
@@ -20,8 +20,8 @@ from nanogauge.measure.doctor import (
     check_wsl,
     worst,
 )
-from nanogauge.measure.machine import Sleep, ask, sleep_facts, wandb_key_from
-from nanogauge.measure.toolchain import Card, Torch, check_compiler, check_gpu, check_triton
+from nanogauge.doctor.machine import Sleep, ask, sleep_facts, wandb_key_from
+from nanogauge.doctor.toolchain import Card, Torch, check_compiler, check_gpu, check_triton
 from nanogauge.quantities import Interval
 
 GIB = 2**30

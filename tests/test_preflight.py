@@ -17,13 +17,19 @@ from examples import CPU, DOCUMENTED, documented_config
 from test_shards import ORIGIN
 
 from model import GPT
-from nanogauge import preflight
 from nanogauge.config import Config, load_config
+from nanogauge.doctor import preflight
+from nanogauge.doctor.checks import Finding
+from nanogauge.doctor.preflight import (
+    LOG_BYTES_PER_SECOND,
+    LOG_BYTES_PER_STEP,
+    Device,
+    consult,
+    writes_of,
+)
+from nanogauge.doctor.toolchain import Torch
 from nanogauge.errors import BadInput
 from nanogauge.hardware import lookup
-from nanogauge.measure.doctor import Finding
-from nanogauge.measure.toolchain import Torch
-from nanogauge.preflight import LOG_BYTES_PER_SECOND, LOG_BYTES_PER_STEP, Device, consult, writes_of
 from nanogauge.prepare.shards import ShardWriter
 from nanogauge.records import Sensor, Step
 from trainer.checkpoints.checkpoint import random_state
@@ -100,7 +106,7 @@ from nanogauge import preflight
 from nanogauge.config import load_config
 from nanogauge.hardware import lookup
 from nanogauge.measure.gpu import driver_info
-from nanogauge.measure.toolchain import Torch
+from nanogauge.doctor.toolchain import Torch
 uuid = "12345678-1234-1234-1234-123456789abc"
 build = Torch("2.13.0", "cuda", "13.0", "NVIDIA GeForce RTX 4070", (8, 9), ("sm_86",))
 device = preflight.Device(build, "bfloat16", lookup("RTX 4070", "bfloat16"), uuid)
@@ -262,7 +268,7 @@ def test_a_doctor_plans_nothing_and_a_plan_needs_its_configuration(
 
 
 def test_a_plan_does_not_wait_for_the_doctors_torch() -> None:
-    code = "import sys, plan, nanogauge.preflight; sys.exit('torch' in sys.modules)"
+    code = "import sys, plan, nanogauge.doctor.preflight; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 

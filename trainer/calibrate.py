@@ -24,12 +24,13 @@ from torch.nn import functional as F
 
 from model import GPT, Block, through
 from nanogauge.config import Config, RunSection
+from nanogauge.doctor.environment import cpu_name, total_memory_bytes
+from nanogauge.doctor.preflight import Device
+from nanogauge.doctor.toolchain import Torch
 from nanogauge.errors import BadInput
 from nanogauge.hardware import find_gpu, from_properties, from_row
-from nanogauge.measure.environment import cpu_name, total_memory_bytes
 from nanogauge.measure.gpu import DriverInfo, driver_info
 from nanogauge.measure.memory import process_bytes
-from nanogauge.measure.toolchain import Torch
 from nanogauge.prediction.calibrated import (
     COPY,
     Calibration,
@@ -40,7 +41,6 @@ from nanogauge.prediction.calibrated import (
 from nanogauge.prediction.calibration_store import add_to_calibration
 from nanogauge.prediction.flops import flops_per_token_palm
 from nanogauge.prediction.workload import Workload, workload_of
-from nanogauge.preflight import Device
 from nanogauge.records import Hardware
 from trainer.data.loader import Batches
 from trainer.step.device import DTYPES, autocast, choose_device, choose_dtype, synchronize

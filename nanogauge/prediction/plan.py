@@ -12,8 +12,8 @@ from datetime import datetime
 
 from nanogauge.clock_times import later, next_time
 from nanogauge.config import Config
+from nanogauge.doctor.machine import free_memory
 from nanogauge.errors import BadInput
-from nanogauge.measure.machine import free_memory
 from nanogauge.prediction.deadline import IntervalEnd, Predictor, largest_model_in_time, most_steps
 from nanogauge.prediction.preparation import preparation_seconds
 from nanogauge.prediction.search import (

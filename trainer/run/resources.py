@@ -11,13 +11,13 @@ import torch
 
 from model import GPT
 from nanogauge.config import Config
+from nanogauge.doctor.environment import capture_environment
+from nanogauge.doctor.machine import free_memory
 from nanogauge.errors import BadInput
 from nanogauge.files import make_folder
 from nanogauge.measure.alarms import Alarms
 from nanogauge.measure.cards import Watched
-from nanogauge.measure.environment import capture_environment
 from nanogauge.measure.gpu import DriverInfo, driver_info
-from nanogauge.measure.machine import free_memory
 from nanogauge.prediction.calibration_store import load_calibration
 from nanogauge.prediction.prediction import predict
 from nanogauge.prediction.search import (

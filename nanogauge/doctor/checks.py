@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from nanogauge.measure.machine import Sleep
+from nanogauge.doctor.machine import Sleep
 from nanogauge.quantities import Interval, format_seconds, format_value
 
 CheckVerdict = Literal["go", "warn", "no-go"]

@@ -18,10 +18,8 @@ from pathlib import Path
 from typing import Literal
 
 from nanogauge.config import Config, RunSection
-from nanogauge.errors import BadInput
-from nanogauge.hardware import find_gpu
-from nanogauge.measure import machine
-from nanogauge.measure.doctor import (
+from nanogauge.doctor import machine
+from nanogauge.doctor.checks import (
     Finding,
     Writes,
     check_data,
@@ -32,10 +30,12 @@ from nanogauge.measure.doctor import (
     check_wandb,
     check_wsl,
 )
-from nanogauge.measure.environment import cpu_name, total_memory_bytes
+from nanogauge.doctor.environment import cpu_name, total_memory_bytes
+from nanogauge.doctor.toolchain import Card, Torch, check_compiler, check_gpu, check_triton
+from nanogauge.errors import BadInput
+from nanogauge.hardware import find_gpu
 from nanogauge.measure.gpu import DriverInfo, driver_info
 from nanogauge.measure.memory import process_bytes
-from nanogauge.measure.toolchain import Card, Torch, check_compiler, check_gpu, check_triton
 from nanogauge.prediction.checkpoints import state_bytes
 from nanogauge.prediction.prediction import checkpoints, predict
 from nanogauge.prediction.search import (

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanogauge.measure.doctor import Finding
+from nanogauge.doctor.checks import Finding
 
 DRIVER_OF_CUDA = {11: 450, 12: 525, 13: 580}
 """the oldest driver of each major version. Source: NVIDIA, CUDA compatibility, table 1"""
