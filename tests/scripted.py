@@ -15,8 +15,8 @@ UUID_OF_TORCH = "12345678-1234-1234-1234-123456789abc"
 SAMPLE = """
 import json, sys, time
 import pynvml
-from nanogauge.measure.cards import Watched
-from nanogauge.measure.gpu import MEASURED, driver_info, measure_idle, open_sensors
+from nanogauge.measure.gpus import Watched
+from nanogauge.measure.sensors import MEASURED, driver_info, measure_idle, open_sensors
 device, seconds, hz, jump_after, jump_seconds, idle = json.loads(sys.argv[1])
 several = [Watched(*card) for card in device] if isinstance(device, list) else device
 begin = time.monotonic()

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanogauge.measure.alarms import Alarm, Alarms
+from nanogauge.measure.detectors import SlowDown
 from nanogauge.measure.sliding import SlidingMedian
-from nanogauge.measure.slow_down import SlowDown
 from nanogauge.records import Sensor
 
 GIB = 2**30

@@ -157,7 +157,7 @@ def test_the_copy_takes_the_memory_that_is_predicted(tmp_path: Path) -> None:
     """
     done = in_a_process(
         "import ctypes, json\n"
-        "from nanogauge.measure.memory import peak_process_bytes, process_bytes, reset_peak\n"
+        "from nanogauge.measure.host import peak_process_bytes, process_bytes, reset_peak\n"
         "trained.save(checkpoints, 1)\n"  # loads what writing needs
         "trained, checkpoints = Trained(WIDE), CheckpointWriter(Path(sys.argv[1]), keep=1)\n"
         "trained.step()\n"

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from nanogauge.measure.energy import EnergySum
-from nanogauge.measure.gpu import NullSensors, open_sensors
+from nanogauge.measure.sensors import NullSensors, open_sensors
 
 pytestmark = pytest.mark.alone
 

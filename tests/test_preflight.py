@@ -105,7 +105,7 @@ from pathlib import Path
 from nanogauge import preflight
 from nanogauge.config import load_config
 from nanogauge.hardware import lookup
-from nanogauge.measure.gpu import driver_info
+from nanogauge.measure.sensors import driver_info
 from nanogauge.doctor.toolchain import Torch
 uuid = "12345678-1234-1234-1234-123456789abc"
 build = Torch("2.13.0", "cuda", "13.0", "NVIDIA GeForce RTX 4070", (8, 9), ("sm_86",))

@@ -29,8 +29,8 @@ from nanogauge.doctor.preflight import Device
 from nanogauge.doctor.toolchain import Torch
 from nanogauge.errors import BadInput
 from nanogauge.hardware import find_gpu, from_properties, from_row
-from nanogauge.measure.gpu import DriverInfo, driver_info
-from nanogauge.measure.memory import process_bytes
+from nanogauge.measure.host import process_bytes
+from nanogauge.measure.sensors import DriverInfo, driver_info
 from nanogauge.prediction.calibrated import (
     COPY,
     Calibration,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nanogauge import __version__
 from nanogauge.files import without_secrets
-from nanogauge.measure.gpu import DriverInfo
+from nanogauge.measure.sensors import DriverInfo
 
 PACKAGES = ("torch", "numpy", "triton", "tiktoken", "datasets", "wandb", "nvidia-ml-py")
 

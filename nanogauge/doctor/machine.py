@@ -20,8 +20,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from nanogauge.hardware import find_gpu, usually_free_bytes
-from nanogauge.measure.gpu import DriverInfo, driver_info
-from nanogauge.measure.memory import available_bytes, process_bytes
+from nanogauge.measure.host import available_bytes, process_bytes
+from nanogauge.measure.sensors import DriverInfo, driver_info
 from nanogauge.records import FreeMemory, Hardware
 
 ROOT = Path("/")

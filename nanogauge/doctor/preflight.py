@@ -34,8 +34,8 @@ from nanogauge.doctor.environment import cpu_name, total_memory_bytes
 from nanogauge.doctor.toolchain import Card, Torch, check_compiler, check_gpu, check_triton
 from nanogauge.errors import BadInput
 from nanogauge.hardware import find_gpu
-from nanogauge.measure.gpu import DriverInfo, driver_info
-from nanogauge.measure.memory import process_bytes
+from nanogauge.measure.host import process_bytes
+from nanogauge.measure.sensors import DriverInfo, driver_info
 from nanogauge.prediction.checkpoints import state_bytes
 from nanogauge.prediction.prediction import checkpoints, predict
 from nanogauge.prediction.search import (

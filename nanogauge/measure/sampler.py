@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from nanogauge.measure.absences import Absences, Change
-from nanogauge.measure.cards import Cards, Watched
+from nanogauge.measure.gpus import Cards, Watched
 from nanogauge.records import Sensor
 
 _NOT_MEASURED = ("kind", "elapsed_seconds", "energy_source", "gap_seconds")

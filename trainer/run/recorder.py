@@ -8,7 +8,7 @@ from typing import Literal
 
 from nanogauge.measure.alarms import Alarm, Alarms
 from nanogauge.measure.clock import Clock
-from nanogauge.measure.gpu import Sensors
+from nanogauge.measure.sensors import Sensors
 from nanogauge.quantities import format_seconds
 from nanogauge.records import Compile, Event, LogLine
 from nanogauge.runlog import RunLog

@@ -16,8 +16,8 @@ from nanogauge.doctor.machine import free_memory
 from nanogauge.errors import BadInput
 from nanogauge.files import make_folder
 from nanogauge.measure.alarms import Alarms
-from nanogauge.measure.cards import Watched
-from nanogauge.measure.gpu import DriverInfo, driver_info
+from nanogauge.measure.gpus import Watched
+from nanogauge.measure.sensors import DriverInfo, driver_info
 from nanogauge.prediction.calibration_store import load_calibration
 from nanogauge.prediction.prediction import predict
 from nanogauge.prediction.search import (

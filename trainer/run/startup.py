@@ -12,7 +12,8 @@ from nanogauge.config import Config
 from nanogauge.files import write_atomic
 from nanogauge.measure.alarms import Alarm
 from nanogauge.measure.clock import Clock
-from nanogauge.measure.gpu import (
+from nanogauge.measure.host import reset_peak
+from nanogauge.measure.sensors import (
     DriverInfo,
     Idle,
     Sensors,
@@ -20,7 +21,6 @@ from nanogauge.measure.gpu import (
     measure_idle,
     open_sensors,
 )
-from nanogauge.measure.memory import reset_peak
 from nanogauge.prediction.calibration_store import load_calibration
 from nanogauge.prediction.eager import eager_sentence, eager_total
 from nanogauge.prepare.opening import Source

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from nanogauge.measure.alarms import Alarm
-from nanogauge.measure.memory import peak_process_bytes
+from nanogauge.measure.host import peak_process_bytes
 from nanogauge.prediction.calibrated import Calibration, FinishedRun
 from nanogauge.prediction.calibration_store import add_to_calibration
 from nanogauge.prediction.workload import workload_of

@@ -15,7 +15,7 @@ from statistics import fmean
 from typing import Protocol
 
 from nanogauge.measure.absences import Absences, Change
-from nanogauge.measure.cards import Watched
+from nanogauge.measure.gpus import Watched
 from nanogauge.measure.nvml import Driver, NoDriver
 from nanogauge.measure.sampler import MEASURED, PowerSpread, Sampler
 from nanogauge.records import Sensor

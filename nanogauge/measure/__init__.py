@@ -1,1 +1,0 @@
-"""Instruments: they receive plain numbers and know no configuration and no prediction."""
