@@ -34,8 +34,8 @@ from nanogauge.records import Benchmark
 from nanogauge.report.build import build_report, claims_of
 from nanogauge.report.quality import GPT2, HELD_OUT, sentence
 from nanogauge.report.render import write_report
-from nanogauge.runlock import hold
-from nanogauge.runlog import RunLog
+from nanogauge.runlog.lock import hold
+from nanogauge.runlog.reader import RunLog
 from trainer.checkpoints.pretrained import VOCABULARY_NAME, hugging_face_folder, open_pretrained
 from trainer.evaluation.benchmarks import (
     Items,

@@ -36,7 +36,7 @@ from nanogauge.records import Eval
 from nanogauge.report.background import CPU_SECONDS, GPU_SECONDS, BackgroundReport
 from nanogauge.report.build import build_report, claims_of
 from nanogauge.report.render import print_report, write_report
-from nanogauge.runlock import refuse_held
+from nanogauge.runlog.lock import refuse_held
 from nanogauge.tracking import Mirror
 from nanogauge.training.schedule import learning_rate
 from trainer.calibrate import probe

@@ -24,7 +24,7 @@ import numpy as np
 
 from nanogauge.cli import Parser, run_command
 from nanogauge.report.measured import steady_seconds
-from nanogauge.runlog import read_log
+from nanogauge.runlog.reader import read_log
 
 ROOT = Path(__file__).parents[1]
 MODES = {"eager": "false", "compiled": "true"}

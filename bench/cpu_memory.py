@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nanogauge.cli import Parser, run_command
-from nanogauge.runfolder import load_with_log
+from nanogauge.runlog.folder import load_with_log
 
 ROOT = Path(__file__).parents[1]
 STEPS = 20

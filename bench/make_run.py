@@ -19,8 +19,8 @@ from nanogauge.cli import Parser, run_command
 from nanogauge.config import Config, load_config
 from nanogauge.hardware import lookup
 from nanogauge.prediction.prediction import predict
-from nanogauge.runfolder import create
-from nanogauge.runlog import FILE_NAME
+from nanogauge.runlog.folder import create
+from nanogauge.runlog.reader import FILE_NAME
 
 ROOT = Path(__file__).parents[1]
 SEED = 20_000

@@ -17,7 +17,7 @@ from typing import Literal
 
 from nanogauge.cli import start_module
 from nanogauge.errors import RunFailed
-from nanogauge.runlog import FILE_NAME
+from nanogauge.runlog.reader import FILE_NAME
 
 Mode = Literal["auto", "online", "offline"]
 

@@ -31,7 +31,7 @@ from nanogauge.config import Config, load_config
 from nanogauge.errors import BadInput, RunFailed
 from nanogauge.files import Scrubber, scrubbed, without_secrets, write_atomic
 from nanogauge.records import End, Event, LogLine, Prediction
-from nanogauge.runlog import FILE_NAME, lines_of, read_log
+from nanogauge.runlog.reader import FILE_NAME, lines_of, read_log
 from nanogauge.tracking import POSITION_NAME, Mode
 from nanogauge.tracking_rows import (
     AXES,

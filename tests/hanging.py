@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from nanogauge.records import Event, Start, Step
-from nanogauge.runlog import RunLog
+from nanogauge.runlog.reader import RunLog
 from trainer.run.watchdog import Watchdog
 
 

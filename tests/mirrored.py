@@ -27,7 +27,7 @@ from nanogauge.records import (
     Start,
     Step,
 )
-from nanogauge.runlog import RunLog
+from nanogauge.runlog.reader import RunLog
 
 STEPS = 20
 TOKENS = 4 * 8 * 2

@@ -32,8 +32,8 @@ from nanogauge.records import (
     Step,
 )
 from nanogauge.report.measured import Measurements, measure
-from nanogauge.runfolder import create
-from nanogauge.runlog import FILE_NAME, Recorded, read_log
+from nanogauge.runlog.folder import create
+from nanogauge.runlog.reader import FILE_NAME, Recorded, read_log
 
 GIB = 2**30
 EVERY = 50

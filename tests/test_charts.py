@@ -20,7 +20,7 @@ from nanogauge.report.page import MOST_SAMPLES, samples_of, spread, templates
 from nanogauge.report.pictures import pictures
 from nanogauge.report.scale import exact_axis, round_axis, stretches
 from nanogauge.report.timeline import Timeline
-from nanogauge.runlog import Recorded
+from nanogauge.runlog.reader import Recorded
 
 numbers = st.floats(-1e9, 1e9)
 START = Start(max_steps=20_000, prediction_sha256="x", device="RTX 4070", elapsed_seconds=1.0)

@@ -27,7 +27,7 @@ from nanogauge.quantities import QUANTITIES, UNITS
 from nanogauge.records import End, Start, Step
 from nanogauge.report.compare import build_rows
 from nanogauge.report.measured import measure
-from nanogauge.runlog import Recorded
+from nanogauge.runlog.reader import Recorded
 
 NAMES = {"micro_batch": 16.0, "max_steps": 20000.0, "share": 0.35}
 

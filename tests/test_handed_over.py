@@ -22,7 +22,7 @@ from nanogauge.prepare.fetching import fetch_file
 from nanogauge.prepare.inspecting import verify
 from nanogauge.prepare.manifest import Manifest
 from nanogauge.prepare.shards import ShardWriter, read_manifest
-from nanogauge.runfolder import load_with_log
+from nanogauge.runlog.folder import load_with_log
 from trainer.checkpoints.checkpoint import meta_bytes, newest_checkpoint
 
 SOURCES = [*ROOT.glob("*.py"), *(ROOT / "nanogauge").rglob("*.py"), *(ROOT / "bench").glob("*.py")]

@@ -21,8 +21,8 @@ from nanogauge.records import Event, Prediction
 from nanogauge.report.build import RaisedAlarm, Report, build_report, claims_of
 from nanogauge.report.page import render_html, render_markdown
 from nanogauge.report.text import LONGEST, markdown, visible
-from nanogauge.runfolder import RunFolder
-from nanogauge.runlog import Recorded
+from nanogauge.runlog.folder import RunFolder
+from nanogauge.runlog.reader import Recorded
 
 WORDS_OF_OURS = {"id", "verdict", "status", "source", "prediction", "kind", "unit", "level"}
 """fields that hold one of a few words of our own, or are looked up by what they hold"""

@@ -16,7 +16,7 @@ from runs import make_finished, make_folder, steps, write
 
 import report
 from nanogauge.errors import BadInput
-from nanogauge.runlog import FILE_NAME
+from nanogauge.runlog.reader import FILE_NAME
 
 EVIL = "<script>alert(1)</script>"
 

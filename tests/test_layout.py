@@ -58,7 +58,7 @@ def test_records_quantities_and_config_stand_on_the_standard_library_and_pydanti
 def test_prediction_knows_no_measurement_report_or_torch() -> None:
     """A prediction that could see measurements would not be one."""
     for path in files("predict"):
-        others = ("nanogauge.measure", "nanogauge.report", "nanogauge.runlog", "torch")
+        others = ("nanogauge.measure", "nanogauge.report", "nanogauge.runlog.reader", "torch")
         assert not uses(path, *others), path
 
 
@@ -69,7 +69,12 @@ def test_measurement_knows_no_configuration_and_no_prediction() -> None:
 
 
 def test_the_model_and_the_step_import_no_prediction_measurement_or_report() -> None:
-    others = ("nanogauge.predict", "nanogauge.measure", "nanogauge.report", "nanogauge.runlog")
+    others = (
+        "nanogauge.predict",
+        "nanogauge.measure",
+        "nanogauge.report",
+        "nanogauge.runlog.reader",
+    )
     parts = ("step", "checkpoints", "data")
     trained = [path for part in parts for path in (TRAINER / part).rglob("*.py")]
     for path in [ROOT / "model.py", *trained]:

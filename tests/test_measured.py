@@ -8,7 +8,7 @@ from examples import documented_config, documented_prediction
 from nanogauge.records import Checkpoint, Compile, End, Eval, LogLine, Start, Step
 from nanogauge.report.compare import build_rows
 from nanogauge.report.measured import measure
-from nanogauge.runlog import Recorded
+from nanogauge.runlog.reader import Recorded
 
 
 def start(first_step: int) -> Start:

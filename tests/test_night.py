@@ -11,13 +11,13 @@ import pytest
 from commands import run
 from runs import encoded, end, make_finished, make_folder, prediction_of, steps, write
 
-from nanogauge.recorded import LONGEST_GAP_SECONDS
 from nanogauge.records import Event, Sensor, Start, Step
 from nanogauge.report.build import Report, build_report
 from nanogauge.report.render import render_report
-from nanogauge.runfolder import load
-from nanogauge.runlock import hold
-from nanogauge.runlog import FILE_NAME
+from nanogauge.runlog.folder import load
+from nanogauge.runlog.history import LONGEST_GAP_SECONDS
+from nanogauge.runlog.lock import hold
+from nanogauge.runlog.reader import FILE_NAME
 
 BEGAN = 1.7e9 - 1.0
 """when the clock of a made run's first process stood at zero"""

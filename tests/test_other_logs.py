@@ -18,7 +18,7 @@ from nanogauge.importers.nanochat_log import read_nanochat_log
 from nanogauge.importers.nanogpt_log import read_nanogpt_log
 from nanogauge.importers.printed import Printed
 from nanogauge.report.measured import Measurements
-from nanogauge.runlog import Recorded
+from nanogauge.runlog.reader import Recorded
 
 TOKENS = 16 * 1024 * 32
 STEPS = 60

@@ -14,7 +14,7 @@ from commands import ROOT, run
 from runs import documented_log
 from test_report import import_log
 
-from nanogauge.runlog import FILE_NAME
+from nanogauge.runlog.reader import FILE_NAME
 
 pytestmark = pytest.mark.alone
 

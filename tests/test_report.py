@@ -22,8 +22,8 @@ from examples import (
 from runs import documented_log, nanogpt_log
 
 from nanogauge.records import End, Start, Step
-from nanogauge.runfolder import create
-from nanogauge.runlog import RunLog
+from nanogauge.runlog.folder import create
+from nanogauge.runlog.reader import RunLog
 
 
 def import_log(log: Path, out: Path, *more: object) -> subprocess.CompletedProcess[str]:

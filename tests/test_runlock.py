@@ -19,12 +19,12 @@ import pytest
 from commands import log_lines, start_run, train_tiny, wait_for_step
 
 from nanogauge.errors import BadInput
-from nanogauge.runlock import hold, is_held, refuse_held
+from nanogauge.runlog.lock import hold, is_held, refuse_held
 
 HOLDS = """
 import subprocess, sys, time
 from pathlib import Path
-from nanogauge.runlock import hold
+from nanogauge.runlog.lock import hold
 lock = hold(Path(sys.argv[1]))
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
 print(child.pid, flush=True)

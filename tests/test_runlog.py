@@ -25,7 +25,7 @@ from nanogauge.records import (
     Step,
     Stored,
 )
-from nanogauge.runlog import FILE_NAME, LogReader, RunLog, lines_of, read_log
+from nanogauge.runlog.reader import FILE_NAME, LogReader, RunLog, lines_of, read_log
 
 KINDS: tuple[type[Stored], ...] = typing.get_args(typing.get_args(LogLine)[0])
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)

@@ -16,7 +16,7 @@ from nanogauge.prediction.prediction import predict
 from nanogauge.records import LogLine, Prediction, Rank, Start
 from nanogauge.report.instruments import Instrument, instruments
 from nanogauge.report.measured import Measurements, measure
-from nanogauge.runlog import Recorded
+from nanogauge.runlog.reader import Recorded
 
 MADE = MadeUp(steps=40)
 

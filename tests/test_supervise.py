@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from nanogauge.config import load_config
 from nanogauge.records import Start
-from nanogauge.runlog import RunLog
+from nanogauge.runlog.reader import RunLog
 from trainer.run.resources import open_run_folder
 from trainer.run.supervisor import VARIABLE, LogState, Supervisor, wait_seconds
 

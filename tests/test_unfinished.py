@@ -22,7 +22,7 @@ from runs import (
 
 from nanogauge.report.build import Report, build_report
 from nanogauge.report.render import render_report
-from nanogauge.runlog import FILE_NAME
+from nanogauge.runlog.reader import FILE_NAME
 
 NOW = 1.8e9
 

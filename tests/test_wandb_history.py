@@ -18,7 +18,7 @@ from nanogauge import tracking_rows
 from nanogauge.errors import BadInput
 from nanogauge.importers.wandb_history import read_wandb_history
 from nanogauge.report.measured import Measurements
-from nanogauge.runlog import Recorded
+from nanogauge.runlog.reader import Recorded
 
 TOKENS = 16 * 1024 * 32
 Rows = list[dict[str, object]]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from commands import ROOT, log_lines
 
-from nanogauge.runlog import read_log
+from nanogauge.runlog.reader import read_log
 
 
 def begin(folder: Path, limit: float, step: float, hang_at: int) -> subprocess.Popen[str]:

@@ -21,7 +21,7 @@ from nanogauge.records import Compile, Prediction
 from nanogauge.report.attribution import attribute
 from nanogauge.report.measured import measure
 from nanogauge.report.what_if import Scenario, other_gpus, what_if
-from nanogauge.runlog import Recorded
+from nanogauge.runlog.reader import Recorded
 
 
 def scenarios(run: MadeUp, prediction: Prediction | None = None) -> dict[str, Scenario]:

@@ -16,8 +16,8 @@ from nanogauge.importers.printed import Printed, PrintedSession, runs_of, warnin
 from nanogauge.records import Event, Prediction
 from nanogauge.report.build import CLAIMS_NAME
 from nanogauge.report.compare import build_rows
-from nanogauge.runfolder import create
-from nanogauge.runlog import FILE_NAME, RunLog, read_log
+from nanogauge.runlog.folder import create
+from nanogauge.runlog.reader import FILE_NAME, RunLog, read_log
 
 
 def import_log(

@@ -20,7 +20,7 @@ from nanogauge.records import Prediction
 from nanogauge.report.clocks import MeasuredClock, slowed
 from nanogauge.report.measured import Measurements
 from nanogauge.report.what_if import Scenario
-from nanogauge.runlog import Recorded
+from nanogauge.runlog.reader import Recorded
 
 WORTH = 0.0025
 """of the run's time: what saves less is not worth a sentence"""

@@ -18,7 +18,7 @@ from nanogauge.report.step_causes import (
     step_causes,
 )
 from nanogauge.report.what_if import Scenario
-from nanogauge.runlog import Recorded
+from nanogauge.runlog.reader import Recorded
 
 
 class Attribution(Stored):

@@ -61,7 +61,7 @@ def rewrite_until_parent_exits(folder: Path, seconds: float) -> None:
         # Imported late: a run shorter than `seconds` does not pay for it.
         from nanogauge.report.build import build_report, claims_of
         from nanogauge.report.render import write_report
-        from nanogauge.runlog import LogReader
+        from nanogauge.runlog.reader import LogReader
 
         reader = reader or LogReader(folder)
         # Any error: the next attempt, or train.py at the end of the run, reports a lasting one.
@@ -72,7 +72,7 @@ def rewrite_until_parent_exits(folder: Path, seconds: float) -> None:
 
 def _is_released(folder: Path) -> bool:
     """Wait until no process holds the run lock; False if one still does, as after a restart."""
-    from nanogauge.runlock import is_held
+    from nanogauge.runlog.lock import is_held
 
     deadline = time.monotonic() + _EXIT_SECONDS
     while is_held(folder) and time.monotonic() < deadline:

@@ -36,8 +36,8 @@ from nanogauge.report.unfinished import (
     without_totals,
 )
 from nanogauge.report.what_if import Scenario, what_if
-from nanogauge.runfolder import Machine, RunFolder, load_with_log
-from nanogauge.runlog import LogReader, Recorded, last_written
+from nanogauge.runlog.folder import Machine, RunFolder, load_with_log
+from nanogauge.runlog.reader import LogReader, Recorded, last_written
 
 CLAIMS_NAME = "claims.toml"
 

@@ -10,7 +10,7 @@ from nanogauge.measure.alarms import POWER_CAP
 from nanogauge.prediction.step_time import ARITHMETIC
 from nanogauge.records import Prediction
 from nanogauge.report.sensed import sensed_spans, why_absent
-from nanogauge.runlog import Recorded
+from nanogauge.runlog.reader import Recorded
 
 THROTTLING = ("thermal", "brake", "hardware")
 """words of the reasons that are no part of a card's ordinary work: heat, power brake, its own

@@ -15,7 +15,7 @@ from nanogauge.report.build import build_report, claims_of
 from nanogauge.report.cells import MARKS
 from nanogauge.report.page import templates
 from nanogauge.report.side_by_side import date_and_time, printable
-from nanogauge.runlog import FILE_NAME, last_written
+from nanogauge.runlog.reader import FILE_NAME, last_written
 
 INDEX_NAME = "index.html"
 REPORT_NAME = "report.html"

@@ -29,7 +29,7 @@ from nanogauge.report.sensed import (
     why_absent,
 )
 from nanogauge.report.several import other_cards, rank_figures
-from nanogauge.runlog import Recorded
+from nanogauge.runlog.reader import Recorded
 
 
 class Instrument(Stored):

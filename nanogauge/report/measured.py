@@ -15,7 +15,7 @@ from nanogauge.records import Prediction, Stored
 from nanogauge.report.figures import Measured, quantile
 from nanogauge.report.quality import quality_figures, quality_notes
 from nanogauge.report.sensed import energy_figures, memory_figures
-from nanogauge.runlog import Recorded
+from nanogauge.runlog.reader import Recorded
 
 SPEEDUP_AFTER_SECONDS = 600
 SPEEDUP_WINDOW_SECONDS = 60

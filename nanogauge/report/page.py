@@ -26,8 +26,8 @@ from nanogauge.report.instruments import Instrument
 from nanogauge.report.measured import LEDGER_NAMES, Ledger
 from nanogauge.report.pictures import pictures
 from nanogauge.report.text import fenced, plain_text, unbroken, visible, visible_value
-from nanogauge.runfolder import Machine, RunFolder
-from nanogauge.runlog import Recorded
+from nanogauge.runlog.folder import Machine, RunFolder
+from nanogauge.runlog.reader import Recorded
 
 Thing = TypeVar("Thing")
 

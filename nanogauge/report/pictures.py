@@ -17,8 +17,8 @@ from nanogauge.report.scale import Floats
 from nanogauge.report.sensed import JOULES_PER_KWH, highest, peak
 from nanogauge.report.several import other_cards
 from nanogauge.report.timeline import Timeline
-from nanogauge.runlog import Recorded
-from nanogauge.table import Table
+from nanogauge.runlog.reader import Recorded
+from nanogauge.runlog.table import Table
 
 
 def pictures(

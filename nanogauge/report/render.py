@@ -18,8 +18,8 @@ from nanogauge.report.cells import MARKS, Cells, in_order
 from nanogauge.report.compare import Row
 from nanogauge.report.first_screen import local_clock
 from nanogauge.report.page import render_html, render_markdown
-from nanogauge.runfolder import RunFolder
-from nanogauge.runlog import Recorded
+from nanogauge.runlog.folder import RunFolder
+from nanogauge.runlog.reader import Recorded
 
 __all__ = [
     "COLOURS",

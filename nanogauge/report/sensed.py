@@ -10,8 +10,8 @@ from nanogauge.prediction.energy import cost_formula, cost_of
 from nanogauge.records import End, Prediction, Rank, Sensor, Step
 from nanogauge.report.figures import Measured, quantile
 from nanogauge.report.several import other_cards, other_numbers
-from nanogauge.runlog import Recorded
-from nanogauge.table import Table
+from nanogauge.runlog.reader import Recorded
+from nanogauge.runlog.table import Table
 
 JOULES_PER_KWH = 3.6e6
 IMPORTED = "not in this log"

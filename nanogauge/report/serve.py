@@ -14,7 +14,7 @@ from nanogauge.errors import BadInput
 from nanogauge.report.build import build_report, claims_of
 from nanogauge.report.render import render_report
 from nanogauge.report.unfinished import process_is_there
-from nanogauge.runlog import LogReader, last_written
+from nanogauge.runlog.reader import LogReader, last_written
 
 _FILES = {"/": ("report.html", "text/html"), "/report.json": ("report.json", "application/json")}
 _LOOPBACK = re.compile(r"(localhost|127\.0\.0\.1)(:\d+)?", re.IGNORECASE)

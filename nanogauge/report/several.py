@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from nanogauge.quantities import format_seconds
 from nanogauge.records import Prediction
-from nanogauge.runlog import Recorded
+from nanogauge.runlog.reader import Recorded
 
 
 def other_cards(recorded: Recorded, prediction: Prediction) -> str | None:

@@ -23,8 +23,8 @@ from nanogauge.prediction.prediction import checkpoints, evaluations
 from nanogauge.quantities import Interval, format_range, format_seconds, format_value
 from nanogauge.records import Prediction, Stored
 from nanogauge.report.measured import Measurements, steady_seconds
-from nanogauge.runlock import is_held
-from nanogauge.runlog import Recorded
+from nanogauge.runlog.lock import is_held
+from nanogauge.runlog.reader import Recorded
 
 STRETCHES = 20
 """into so many the steady steps are cut, to see how much the pace of one differs from another's"""

@@ -29,7 +29,7 @@ from nanogauge.prediction.workload import shape_of, workload_of
 from nanogauge.quantities import Interval
 from nanogauge.records import Hardware, Prediction, Stored
 from nanogauge.report.measured import Measurements
-from nanogauge.runlog import Recorded
+from nanogauge.runlog.reader import Recorded
 
 GPT2_SHAPE = {"n_layer": 12, "n_head": 12, "n_embd": 768}
 GPT2_VOCABULARY = 50_257

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from slow.runs import begin, damaged, weights
 
-from nanogauge.runlog import read_log
+from nanogauge.runlog.reader import read_log
 
 KILLS = 100
 STEPS = 6000

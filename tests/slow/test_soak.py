@@ -17,7 +17,7 @@ from slow.runs import begin, damaged
 from wandb_stub import Mood, WandbStub
 
 from nanogauge.report.build import Report
-from nanogauge.runlog import read_log
+from nanogauge.runlog.reader import read_log
 from trainer.checkpoints.checkpoint import list_checkpoints
 
 SECONDS = 3600

@@ -13,8 +13,8 @@ from nanogauge.errors import BadInput
 from nanogauge.prepare.embedded import byte_encoding
 from nanogauge.prepare.opening import open_dataset
 from nanogauge.prepare.tokenizer import load_encoding
-from nanogauge.recorded import Recorded
-from nanogauge.runfolder import RunFolder, load_with_log
+from nanogauge.runlog.folder import RunFolder, load_with_log
+from nanogauge.runlog.history import Recorded
 from trainer.checkpoints.checkpoint import intact_meta, list_checkpoints, load_weights, step_of
 from trainer.step.device import DTYPES, choose_device
 

@@ -11,7 +11,7 @@ from nanogauge.measure.clock import Clock
 from nanogauge.measure.sensors import Sensors
 from nanogauge.quantities import format_seconds
 from nanogauge.records import Compile, Event, LogLine
-from nanogauge.runlog import RunLog
+from nanogauge.runlog.reader import RunLog
 from trainer.run.progress import ProgressDisplay
 
 Level = Literal["info", "warning", "alarm"]

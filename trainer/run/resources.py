@@ -28,9 +28,9 @@ from nanogauge.prediction.search import (
 )
 from nanogauge.prepare.opening import Source, open_source
 from nanogauge.records import FreeMemory, Hardware, Prediction
-from nanogauge.runfolder import RunFolder, create, load_with_log
-from nanogauge.runlock import RunLock, hold
-from nanogauge.runlog import has_begun
+from nanogauge.runlog.folder import RunFolder, create, load_with_log
+from nanogauge.runlog.lock import RunLock, hold
+from nanogauge.runlog.reader import has_begun
 from trainer.calibrate import calibrated_threads, describe_hardware
 from trainer.checkpoints.checkpoint import newest_checkpoint
 from trainer.data.loader import Batches

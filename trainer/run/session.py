@@ -13,8 +13,8 @@ from model import GPT
 from nanogauge.config import Config
 from nanogauge.measure.clock import Stopwatch
 from nanogauge.prepare.opening import Source
-from nanogauge.runfolder import RunFolder
-from nanogauge.runlock import RunLock
+from nanogauge.runlog.folder import RunFolder
+from nanogauge.runlog.lock import RunLock
 from trainer.checkpoints.checkpoint_writer import CheckpointWriter
 from trainer.data.loader import Batches
 from trainer.run.recorder import Recorder

@@ -26,7 +26,7 @@ from nanogauge.prediction.eager import eager_sentence, eager_total
 from nanogauge.prepare.opening import Source
 from nanogauge.records import Compile
 from nanogauge.report.build import CLAIMS_NAME
-from nanogauge.runlog import RunLog
+from nanogauge.runlog.reader import RunLog
 from nanogauge.tracking import new_run_id
 from trainer.calibrate import calibrated_threads
 from trainer.checkpoints.checkpoint import Meta, load_checkpoint, read_meta

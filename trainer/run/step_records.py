@@ -17,7 +17,7 @@ from nanogauge.quantities import finite
 from nanogauge.records import Checkpoint, End, Rank, Start, Step
 from nanogauge.report.figures import quantile
 from nanogauge.report.measured import steady_seconds
-from nanogauge.runlog import Recorded
+from nanogauge.runlog.reader import Recorded
 from trainer.calibrate import calibrated_threads
 from trainer.checkpoints.checkpoint_writer import Written
 from trainer.evaluation.generation import sample_text

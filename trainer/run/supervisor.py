@@ -205,7 +205,7 @@ def print_log_state(arguments: Sequence[str]) -> int:
         BadInput: if the arguments are wrong or the log is damaged.
     """
     from nanogauge.config import config_overrides, load_config
-    from nanogauge.runlog import has_begun, read_log
+    from nanogauge.runlog.reader import has_begun, read_log
     from trainer.run.flags import train_parser
 
     given = train_parser("").parse(arguments)

@@ -17,9 +17,9 @@ from pydantic_core import from_json
 
 from nanogauge.errors import BadInput
 from nanogauge.files import open_regular, scrubbed
-from nanogauge.recorded import Recorded
 from nanogauge.records import End, Event, LogLine, Sensor, Start
-from nanogauge.whole_lines import WholeLines
+from nanogauge.runlog.history import Recorded
+from nanogauge.runlog.writer import WholeLines
 
 __all__ = [
     "FILE_NAME",

@@ -22,7 +22,7 @@ from nanogauge.records import (
     Start,
     Step,
 )
-from nanogauge.table import Table
+from nanogauge.runlog.table import Table
 
 LONGEST_GAP_SECONDS = 366 * 86_400.0
 """between two processes; what the clocks say beyond it, or below nothing, is a clock that was set

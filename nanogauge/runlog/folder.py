@@ -11,8 +11,8 @@ from nanogauge.config import Config, load_config
 from nanogauge.errors import BadInput
 from nanogauge.files import make_folder, read_whole, refuse_to_lead_out, scrubbed, write_atomic
 from nanogauge.records import Prediction
-from nanogauge.runlog import FILE_NAME as LOG_NAME
-from nanogauge.runlog import LogReader, Recorded, has_begun
+from nanogauge.runlog.reader import FILE_NAME as LOG_NAME
+from nanogauge.runlog.reader import LogReader, Recorded, has_begun
 
 Machine = dict[str, object]
 """machine.json: names and versions, each a string, a number, None, or a list or dict of them"""
