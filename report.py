@@ -29,7 +29,7 @@ from nanogauge.report.build import build_report, claims_of
 from nanogauge.report.render import print_report, write_report
 from nanogauge.report.schema import report_schema
 from nanogauge.report.views import add_view_flags, show_view
-from nanogauge.tracking import Mode, upload
+from nanogauge.sinks.mirror import Mode, upload
 
 
 def main(arguments: Sequence[str]) -> int:

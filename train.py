@@ -37,7 +37,7 @@ from nanogauge.report.background import CPU_SECONDS, GPU_SECONDS, BackgroundRepo
 from nanogauge.report.build import build_report, claims_of
 from nanogauge.report.render import print_report, write_report
 from nanogauge.runlog.lock import refuse_held
-from nanogauge.tracking import Mirror
+from nanogauge.sinks.mirror import Mirror
 from nanogauge.training.schedule import learning_rate
 from trainer.calibrate import probe
 from trainer.evaluation.generation import is_sample_due

@@ -36,8 +36,8 @@ from nanogauge.errors import BadInput
 from nanogauge.records import End
 from nanogauge.report.build import build_report
 from nanogauge.report.render import write_report
-from nanogauge.tracking import OUTPUT_NAME, Mirror, new_run_id
-from nanogauge.tracking_process import main
+from nanogauge.sinks.mirror import OUTPUT_NAME, Mirror, new_run_id
+from nanogauge.sinks.process import main
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_without_a_key_auto_is_offline_and_online_says_so(folder: Path) -> None:
 PARENT = """
 import sys, time
 from pathlib import Path
-from nanogauge.tracking import Mirror
+from nanogauge.sinks.mirror import Mirror
 mirror = Mirror.start(Path(sys.argv[1]), "offline", "nights", 5)
 print("started", flush=True)
 time.sleep(60)
@@ -244,7 +244,7 @@ def test_a_folder_without_room_for_the_mirror_says_so_at_the_end(folder: Path) -
 
 def test_tracking_loads_neither_wandb_nor_torch() -> None:
     """The loop imports this module: half a second of wandb belongs to the mirror alone."""
-    code = "import sys, nanogauge.tracking; print({'wandb', 'torch'} & set(sys.modules))"
+    code = "import sys, nanogauge.sinks.mirror; print({'wandb', 'torch'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True)
     assert done.stdout == b"set()\n"
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from mirrored import CONFIG, GOLDEN, PREDICTION, TOKENS, lines_of_a_run, start_line
 
-from nanogauge import tracking_rows
 from nanogauge.records import Checkpoint, Compile, End, Eval, Line, LogLine, Sensor, Start, Step
-from nanogauge.tracking_rows import Rows, final_summary, summary_of, verdict_rows
+from nanogauge.sinks import rows as tracking_rows
+from nanogauge.sinks.rows import Rows, final_summary, summary_of, verdict_rows
 
 Row = dict[str, float]
 

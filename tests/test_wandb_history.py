@@ -14,11 +14,11 @@ import pytest
 from mirrored import GOLDEN
 from runs import MadeUp, imported, texts
 
-from nanogauge import tracking_rows
 from nanogauge.errors import BadInput
 from nanogauge.importers.wandb_history import read_wandb_history
 from nanogauge.report.measured import Measurements
 from nanogauge.runlog.reader import Recorded
+from nanogauge.sinks import rows as tracking_rows
 
 TOKENS = 16 * 1024 * 32
 Rows = list[dict[str, object]]

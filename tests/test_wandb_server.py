@@ -34,7 +34,7 @@ from nanogauge.records import End, Step
 from nanogauge.report.build import build_report
 from nanogauge.report.render import write_report
 from nanogauge.runlog.reader import FILE_NAME, RunLog
-from nanogauge.tracking import OUTPUT_NAME, Mirror, upload
+from nanogauge.sinks.mirror import OUTPUT_NAME, Mirror, upload
 
 STOPPED = End(elapsed_seconds=50.0, status="stopped", steps=10, wall_seconds=50.0)
 

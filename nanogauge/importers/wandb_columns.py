@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from nanogauge.importers.printed import Form, PrintedSession, clocked, warning
 from nanogauge.records import Event
 from nanogauge.report.measured import NOT_IN_LOG
-from nanogauge.tracking_rows import CHECKPOINT_KEYS, COMPILE_KEYS, EVAL_KEYS, SENSOR_KEYS
+from nanogauge.sinks.rows import CHECKPOINT_KEYS, COMPILE_KEYS, EVAL_KEYS, SENSOR_KEYS
 
 CLOCK = ("_runtime", "_timestamp")
 """W&B's own: seconds since its run began, and the time of day"""

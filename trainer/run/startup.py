@@ -27,7 +27,7 @@ from nanogauge.prepare.opening import Source
 from nanogauge.records import Compile
 from nanogauge.report.build import CLAIMS_NAME
 from nanogauge.runlog.reader import RunLog
-from nanogauge.tracking import new_run_id
+from nanogauge.sinks.mirror import new_run_id
 from trainer.calibrate import calibrated_threads
 from trainer.checkpoints.checkpoint import Meta, load_checkpoint, read_meta
 from trainer.checkpoints.checkpoint_writer import CheckpointWriter

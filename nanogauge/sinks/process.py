@@ -1,6 +1,6 @@
 """The process that mirrors a run log to Weights & Biases: the only place that imports wandb.
 
-python -m nanogauge.tracking_process runs/NAME [--mode online]
+python -m nanogauge.sinks.process runs/NAME [--mode online]
 
 It follows runs/NAME/log.jsonl, so that nothing W&B does can slow the training loop or stop it, and
 whatever it misses is still in the log. Without a training loop it takes what the log holds and
@@ -32,8 +32,8 @@ from nanogauge.errors import BadInput, RunFailed
 from nanogauge.files import Scrubber, scrubbed, without_secrets, write_atomic
 from nanogauge.records import End, Event, LogLine, Prediction
 from nanogauge.runlog.reader import FILE_NAME, lines_of, read_log
-from nanogauge.tracking import POSITION_NAME, Mode
-from nanogauge.tracking_rows import (
+from nanogauge.sinks.mirror import POSITION_NAME, Mode
+from nanogauge.sinks.rows import (
     AXES,
     VERDICT_COLUMNS,
     Rows,

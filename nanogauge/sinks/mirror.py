@@ -25,7 +25,7 @@ OUTPUT_NAME = "wandb.log"
 """what the mirror's process and W&B print"""
 POSITION_NAME = "wandb.json"
 """how far the run is mirrored"""
-_MODULE = "nanogauge.tracking_process"
+_MODULE = "nanogauge.sinks.process"
 _UPLOAD_SECONDS = 600.0
 _SPEAKER = "tracking_process.py: "
 """begins the sentence with which the process ends when something went wrong"""
