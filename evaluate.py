@@ -26,13 +26,13 @@ import trainer.step.torch_env  # noqa: F401  before torch
 import numpy as np
 import tiktoken
 
+from nanogauge.analysis.quality import GPT2, HELD_OUT, sentence
+from nanogauge.analysis.report_model import build_report, claims_of
 from nanogauge.cli import Parser, run_command
 from nanogauge.errors import BadInput, RunFailed
 from nanogauge.prepare.opening import open_source
 from nanogauge.prepare.tokenizer import from_encoding, load_tokenizer
 from nanogauge.records import Benchmark
-from nanogauge.report.build import build_report, claims_of
-from nanogauge.report.quality import GPT2, HELD_OUT, sentence
 from nanogauge.report.render import write_report
 from nanogauge.runlog.lock import hold
 from nanogauge.runlog.reader import RunLog

@@ -16,7 +16,8 @@ from datetime import datetime
 from functools import partial
 from importlib.metadata import version
 
-from nanogauge.claims import load_claims
+from nanogauge.analysis.claims import load_claims
+from nanogauge.analysis.verdicts import build_rows
 from nanogauge.cli import Parser, run_command, shipped
 from nanogauge.config import Config, add_config_flags, config_overrides, load_config
 from nanogauge.doctor.checks import worst
@@ -29,7 +30,6 @@ from nanogauge.prediction.deadline import TOKENS_PER_PARAMETER
 from nanogauge.prediction.plan import make_wish, memory_to_plan_with, plan_deadline, plan_fit
 from nanogauge.prediction.prediction import predict, resolve_dtype
 from nanogauge.records import SCHEMA, Hardware, Prediction
-from nanogauge.report.compare import build_rows
 from nanogauge.report.plan_text import print_plan
 from nanogauge.report.plans_table import print_plans
 

@@ -20,14 +20,14 @@ from pathlib import Path
 
 from rich.console import Console
 
+from nanogauge.analysis.report_model import build_report, claims_of
+from nanogauge.analysis.schema import report_schema
 from nanogauge.cli import Parser, run_command, shipped
 from nanogauge.config import add_config_flags, config_overrides, load_config
 from nanogauge.errors import BadInput
 from nanogauge.importers.command import add_import_flags, import_given
 from nanogauge.records import Hardware
-from nanogauge.report.build import build_report, claims_of
 from nanogauge.report.render import print_report, write_report
-from nanogauge.report.schema import report_schema
 from nanogauge.report.views import add_view_flags, show_view
 from nanogauge.sinks.mirror import Mode, upload
 

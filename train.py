@@ -27,6 +27,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from nanogauge.analysis.report_model import build_report, claims_of
 from nanogauge.config import Config
 from nanogauge.doctor.preflight import consult
 from nanogauge.errors import BadInput, RunFailed
@@ -34,7 +35,6 @@ from nanogauge.prepare.manifest import Split
 from nanogauge.quantities import finite
 from nanogauge.records import Eval
 from nanogauge.report.background import CPU_SECONDS, GPU_SECONDS, BackgroundReport
-from nanogauge.report.build import build_report, claims_of
 from nanogauge.report.render import print_report, write_report
 from nanogauge.runlog.lock import refuse_held
 from nanogauge.sinks.mirror import Mirror

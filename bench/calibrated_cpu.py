@@ -22,8 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
+from nanogauge.analysis.measured import steady_seconds
 from nanogauge.cli import Parser, run_command
-from nanogauge.report.measured import steady_seconds
 from nanogauge.runlog.reader import read_log
 
 ROOT = Path(__file__).parents[1]

@@ -10,7 +10,7 @@ import pytest
 from commands import ROOT
 from hypothesis import strategies as st
 
-from nanogauge.claims import Claims, load_claims
+from nanogauge.analysis.claims import Claims, load_claims
 from nanogauge.config import Config, OptimizerSection, load_config
 from nanogauge.hardware import lookup
 from nanogauge.prediction.prediction import predict

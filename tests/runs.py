@@ -13,6 +13,7 @@ from typing import Any
 
 from examples import documented_config, documented_prediction
 
+from nanogauge.analysis.measured import Measurements, measure
 from nanogauge.config import Config
 from nanogauge.hardware import lookup
 from nanogauge.importers.folder import import_log
@@ -31,7 +32,6 @@ from nanogauge.records import (
     Start,
     Step,
 )
-from nanogauge.report.measured import Measurements, measure
 from nanogauge.runlog.folder import create
 from nanogauge.runlog.reader import FILE_NAME, Recorded, read_log
 

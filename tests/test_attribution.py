@@ -10,16 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from runs import MadeUp
 
-from nanogauge.claims import Claims, load_claims
+from nanogauge.analysis.attribution import Attribution, attribute, attribute_claim
+from nanogauge.analysis.claims import Claims, load_claims
+from nanogauge.analysis.clocks import arithmetic_share
+from nanogauge.analysis.measured import measure
+from nanogauge.analysis.step_causes import Cause
+from nanogauge.analysis.verdicts import build_rows
+from nanogauge.analysis.what_if import what_if
 from nanogauge.hardware import lookup
 from nanogauge.prediction.prediction import predict
 from nanogauge.prediction.step_time import counted_clock_hz
-from nanogauge.report.attribution import Attribution, attribute, attribute_claim
-from nanogauge.report.clocks import arithmetic_share
-from nanogauge.report.compare import build_rows
-from nanogauge.report.measured import measure
-from nanogauge.report.step_causes import Cause
-from nanogauge.report.what_if import what_if
 
 SECONDS = st.floats(0.001, 6.0)
 POSSIBLE = st.floats(3.2, 8.0)

@@ -14,10 +14,10 @@ from slow.broken_inputs import broken_inputs
 from slow.failing_writes import let_writes_fail
 from test_handed_over import shards
 
+from nanogauge.analysis.report_model import build_report
 from nanogauge.config import load_config
 from nanogauge.errors import BadInput
 from nanogauge.prepare.opening import open_dataset
-from nanogauge.report.build import build_report
 
 CONFIG = ROOT / "configs" / "demo.toml"
 

@@ -21,12 +21,12 @@ from examples import (
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from nanogauge.claims import Claim, evaluate, load_claims
+from nanogauge.analysis.claims import Claim, evaluate, load_claims
+from nanogauge.analysis.measured import measure
+from nanogauge.analysis.verdicts import build_rows
 from nanogauge.errors import BadInput
 from nanogauge.quantities import QUANTITIES, UNITS
 from nanogauge.records import End, Start, Step
-from nanogauge.report.compare import build_rows
-from nanogauge.report.measured import measure
 from nanogauge.runlog.reader import Recorded
 
 NAMES = {"micro_batch": 16.0, "max_steps": 20000.0, "share": 0.35}

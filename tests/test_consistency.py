@@ -11,8 +11,8 @@ from examples import SEED_CLAIMS, claims_of, documented_config, documented_predi
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from nanogauge.claims import load_claims
-from nanogauge.consistency import Inconsistency, inconsistencies
+from nanogauge.analysis.claims import load_claims
+from nanogauge.analysis.consistency import Inconsistency, inconsistencies
 from nanogauge.hardware import lookup
 from nanogauge.prediction.flops import flops_per_token_6n, flops_per_token_palm
 from nanogauge.prediction.prediction import predict

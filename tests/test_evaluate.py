@@ -17,10 +17,10 @@ from test_model import fill_by_formula, small_model
 from torch.nn import functional as F
 
 from evaluate import main
+from nanogauge.analysis.quality import quality_figures
 from nanogauge.errors import BadInput
 from nanogauge.prepare.embedded import byte_encoding, embedded_tokens
 from nanogauge.records import Benchmark
-from nanogauge.report.quality import quality_figures
 from trainer.evaluation.benchmarks import Items, Scorer
 from trainer.evaluation.export import tokenizer_files
 from trainer.evaluation.load import open_trained

@@ -9,11 +9,11 @@ from pathlib import Path
 from commands import ROOT, run, run_here
 from examples import CPU
 
-from nanogauge.claims import load_claims
+from nanogauge.analysis.claims import load_claims
+from nanogauge.analysis.verdicts import build_rows
 from nanogauge.config import load_config
 from nanogauge.prediction.prediction import predict
 from nanogauge.quantities import QUANTITIES
-from nanogauge.report.compare import build_rows
 
 README = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
 DEMO_CLAIMS = ROOT / "examples" / "demo_claims.toml"

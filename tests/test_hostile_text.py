@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from test_report import import_log, small_log
 
+from nanogauge.analysis.report_model import RaisedAlarm, Report, build_report, claims_of
 from nanogauge.records import Event, Prediction
-from nanogauge.report.build import RaisedAlarm, Report, build_report, claims_of
 from nanogauge.report.page import render_html, render_markdown
 from nanogauge.report.text import LONGEST, markdown, visible
 from nanogauge.runlog.folder import RunFolder

@@ -12,9 +12,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from runs import LOG, config_of, imported, nanogpt_log
 
+from nanogauge.analysis.attribution import attribute
 from nanogauge.errors import BadInput
 from nanogauge.importers.nanogpt_log import read_nanogpt_log
-from nanogauge.report.attribution import attribute
 
 
 @settings(max_examples=30, deadline=None)

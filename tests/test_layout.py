@@ -110,7 +110,9 @@ def test_only_the_run_log_touches_log_jsonl() -> None:
         assert path.name == "runlog.py" or "log.jsonl" not in strings, path
 
 
-@pytest.mark.parametrize("module", ["plan", "report", "nanogauge.claims", "nanogauge.sinks.mirror"])
+@pytest.mark.parametrize(
+    "module", ["plan", "report", "nanogauge.analysis.claims", "nanogauge.sinks.mirror"]
+)
 def test_planning_and_reporting_start_without_torch(module: str) -> None:
     """torch takes seconds to import: a plan is there in one, without it."""
     code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'wandb' in sys.modules)"

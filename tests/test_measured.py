@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from examples import documented_config, documented_prediction
 
+from nanogauge.analysis.measured import measure
+from nanogauge.analysis.verdicts import build_rows
 from nanogauge.records import Checkpoint, Compile, End, Eval, LogLine, Start, Step
-from nanogauge.report.compare import build_rows
-from nanogauge.report.measured import measure
 from nanogauge.runlog.reader import Recorded
 
 

@@ -24,6 +24,7 @@ from test_wandb_history import (
     torchtitan_rows,
 )
 
+from nanogauge.analysis.report_model import build_report
 from nanogauge.errors import BadInput
 from nanogauge.importers.build_nanogpt_log import read_build_nanogpt_log
 from nanogauge.importers.folder import import_log
@@ -31,7 +32,6 @@ from nanogauge.importers.nanochat_log import read_nanochat_log
 from nanogauge.importers.nanogpt_log import read_nanogpt_log
 from nanogauge.importers.printed import Printed
 from nanogauge.importers.wandb_history import read_wandb_history
-from nanogauge.report.build import build_report
 from nanogauge.report.render import write_report
 
 Mutation = Callable[[random.Random, list[bytes]], list[bytes]]

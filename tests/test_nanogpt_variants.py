@@ -8,8 +8,8 @@ import pytest
 from examples import documented_prediction
 from runs import LOG, config_of, imported, nanogpt_log, texts
 
+from nanogauge.analysis.attribution import attribute
 from nanogauge.errors import BadInput
-from nanogauge.report.attribution import attribute
 
 
 @pytest.mark.parametrize("kind", ["iter 1000", "step 1000"])

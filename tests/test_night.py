@@ -11,8 +11,8 @@ import pytest
 from commands import run
 from runs import encoded, end, make_finished, make_folder, prediction_of, steps, write
 
+from nanogauge.analysis.report_model import Report, build_report
 from nanogauge.records import Event, Sensor, Start, Step
-from nanogauge.report.build import Report, build_report
 from nanogauge.report.render import render_report
 from nanogauge.runlog.folder import load
 from nanogauge.runlog.history import LONGEST_GAP_SECONDS

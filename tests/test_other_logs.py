@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from runs import imported, texts
 
+from nanogauge.analysis.measured import Measurements
 from nanogauge.errors import BadInput
 from nanogauge.importers.build_nanogpt_log import read_build_nanogpt_log
 from nanogauge.importers.nanochat_log import read_nanochat_log
 from nanogauge.importers.nanogpt_log import read_nanogpt_log
 from nanogauge.importers.printed import Printed
-from nanogauge.report.measured import Measurements
 from nanogauge.runlog.reader import Recorded
 
 TOKENS = 16 * 1024 * 32

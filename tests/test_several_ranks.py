@@ -11,11 +11,11 @@ from commands import ROOT, build_fake_driver, log_lines, rows_of
 from runs import GIB, MadeUp
 from test_ranks import torchrun, train_ranks
 
+from nanogauge.analysis.instruments import Instrument, instruments
+from nanogauge.analysis.measured import Measurements, measure
 from nanogauge.hardware import lookup
 from nanogauge.prediction.prediction import predict
 from nanogauge.records import LogLine, Prediction, Rank, Start
-from nanogauge.report.instruments import Instrument, instruments
-from nanogauge.report.measured import Measurements, measure
 from nanogauge.runlog.reader import Recorded
 
 MADE = MadeUp(steps=40)

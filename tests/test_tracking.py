@@ -32,9 +32,9 @@ from mirrored import (
     write,
 )
 
+from nanogauge.analysis.report_model import build_report
 from nanogauge.errors import BadInput
 from nanogauge.records import End
-from nanogauge.report.build import build_report
 from nanogauge.report.render import write_report
 from nanogauge.sinks.mirror import OUTPUT_NAME, Mirror, new_run_id
 from nanogauge.sinks.process import main

@@ -20,7 +20,7 @@ from runs import (
     write,
 )
 
-from nanogauge.report.build import Report, build_report
+from nanogauge.analysis.report_model import Report, build_report
 from nanogauge.report.render import render_report
 from nanogauge.runlog.reader import FILE_NAME
 

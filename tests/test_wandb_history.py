@@ -14,9 +14,9 @@ import pytest
 from mirrored import GOLDEN
 from runs import MadeUp, imported, texts
 
+from nanogauge.analysis.measured import Measurements
 from nanogauge.errors import BadInput
 from nanogauge.importers.wandb_history import read_wandb_history
-from nanogauge.report.measured import Measurements
 from nanogauge.runlog.reader import Recorded
 from nanogauge.sinks import rows as tracking_rows
 

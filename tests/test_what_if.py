@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from runs import GIB, MadeUp
 
+from nanogauge.analysis.attribution import attribute
+from nanogauge.analysis.measured import measure
+from nanogauge.analysis.what_if import Scenario, other_gpus, what_if
 from nanogauge.cli import Parser
 from nanogauge.config import Config, add_config_flags, config_overrides
 from nanogauge.hardware import lookup
 from nanogauge.prediction.prediction import predict
 from nanogauge.records import Compile, Prediction
-from nanogauge.report.attribution import attribute
-from nanogauge.report.measured import measure
-from nanogauge.report.what_if import Scenario, other_gpus, what_if
 from nanogauge.runlog.reader import Recorded
 
 

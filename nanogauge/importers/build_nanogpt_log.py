@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from nanogauge.analysis.measured import NOT_IN_LOG
 from nanogauge.importers import contradictions
 from nanogauge.importers.printed import (
     Collector,
@@ -23,7 +24,6 @@ from nanogauge.importers.printed import (
 )
 from nanogauge.importers.text import TextLines, plain, without_prefix
 from nanogauge.records import Event
-from nanogauge.report.measured import NOT_IN_LOG
 
 _STEP = re.compile(
     r"(?<![\w./-])step +(\d+) \| loss: (-?\d+\.\d{6}|-?inf|nan) \| lr (\d\.\d{4}e[-+]\d\d) \| "

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Set
 from pathlib import Path
 
-from nanogauge.claims import load_claims
+from nanogauge.analysis.claims import load_claims
 from nanogauge.cli import shipped
 from nanogauge.config import Config, config_overrides, load_config
 from nanogauge.errors import BadInput

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nanogauge import __version__
-from nanogauge.claims import Claims
+from nanogauge.analysis.claims import Claims
+from nanogauge.analysis.report_model import CLAIMS_NAME
+from nanogauge.analysis.verdicts import build_rows
 from nanogauge.config import Config
 from nanogauge.errors import BadInput
 from nanogauge.files import make_folder, sha256_file, write_atomic
@@ -14,8 +16,6 @@ from nanogauge.importers.contradictions import refuse_contradictions
 from nanogauge.importers.lines import run_lines
 from nanogauge.importers.printed import Printed, PrintedSession, runs_of, warning
 from nanogauge.records import Event, Prediction
-from nanogauge.report.build import CLAIMS_NAME
-from nanogauge.report.compare import build_rows
 from nanogauge.runlog.folder import create
 from nanogauge.runlog.reader import FILE_NAME, RunLog, read_log
 

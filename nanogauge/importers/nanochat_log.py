@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from nanogauge.analysis.measured import NOT_IN_LOG
 from nanogauge.importers.printed import (
     Collector,
     Evaluation,
@@ -23,7 +24,6 @@ from nanogauge.importers.printed import (
 )
 from nanogauge.importers.text import TextLines, plain
 from nanogauge.records import Event
-from nanogauge.report.measured import NOT_IN_LOG
 
 _FIGURE = r"(-?[\d.]+|-?inf|nan)"
 _RECORD = re.compile(

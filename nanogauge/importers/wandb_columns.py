@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from nanogauge.analysis.measured import NOT_IN_LOG
 from nanogauge.importers.printed import Form, PrintedSession, clocked, warning
 from nanogauge.records import Event
-from nanogauge.report.measured import NOT_IN_LOG
 from nanogauge.sinks.rows import CHECKPOINT_KEYS, COMPILE_KEYS, EVAL_KEYS, SENSOR_KEYS
 
 CLOCK = ("_runtime", "_timestamp")

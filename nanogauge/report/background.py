@@ -59,7 +59,7 @@ def rewrite_until_parent_exits(folder: Path, seconds: float) -> None:
         if not is_running and not (has_written and _is_released(folder)):
             return
         # Imported late: a run shorter than `seconds` does not pay for it.
-        from nanogauge.report.build import build_report, claims_of
+        from nanogauge.analysis.report_model import build_report, claims_of
         from nanogauge.report.render import write_report
         from nanogauge.runlog.reader import LogReader
 

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from nanogauge.analysis.verdicts import Row
 from nanogauge.quantities import QUANTITIES, format_range, format_value
 from nanogauge.records import Estimate
-from nanogauge.report.compare import Row
 
 MARKS = {"held": "✓", "missed": "✕", "contradicted": "‼", "not measured": "○", "no claim": "·"}
 VERDICTS = ("held", "missed", "contradicted", "not measured")

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from nanogauge.analysis.verdicts import Row
 from nanogauge.quantities import format_value
-from nanogauge.report.compare import Row
 from nanogauge.report.scale import round_axis
 from nanogauge.report.text import escaped
 

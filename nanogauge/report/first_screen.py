@@ -6,13 +6,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from nanogauge.analysis.report_model import Report, RunInfo
+from nanogauge.analysis.several import sensed_others
+from nanogauge.analysis.telemetry import JOULES_PER_KWH, total_over_processes
+from nanogauge.analysis.verdicts import Row
 from nanogauge.quantities import format_range, format_seconds, format_value
-from nanogauge.report.build import Report, RunInfo
 from nanogauge.report.cells import MARKS, VERDICTS, Cells
 from nanogauge.report.charts import NARROW_RANGE, range_plot
-from nanogauge.report.compare import Row
-from nanogauge.report.sensed import JOULES_PER_KWH, total_over_processes
-from nanogauge.report.several import sensed_others
 from nanogauge.runlog.history import process_began
 from nanogauge.runlog.reader import Recorded
 

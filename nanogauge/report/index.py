@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 from urllib.parse import quote
 
+from nanogauge.analysis.report_model import build_report, claims_of
 from nanogauge.errors import BadInput
 from nanogauge.files import without_secrets, write_atomic
 from nanogauge.quantities import format_range, format_seconds
 from nanogauge.records import SCHEMA, Estimate, Stored
-from nanogauge.report.build import build_report, claims_of
 from nanogauge.report.cells import MARKS
 from nanogauge.report.page import templates
 from nanogauge.report.side_by_side import date_and_time, printable

@@ -9,9 +9,11 @@ from typing import Any, TypeVar
 
 import jinja2
 
+from nanogauge.analysis.attribution import Attribution
+from nanogauge.analysis.instruments import Instrument
+from nanogauge.analysis.measured import LEDGER_NAMES, Ledger
+from nanogauge.analysis.report_model import Report, machine_lines
 from nanogauge.quantities import format_seconds, format_value
-from nanogauge.report.attribution import Attribution
-from nanogauge.report.build import Report, machine_lines
 from nanogauge.report.cells import MARKS, Cells, grouped
 from nanogauge.report.charts import range_plot, stacked_bar, waterfall
 from nanogauge.report.first_screen import (
@@ -22,8 +24,6 @@ from nanogauge.report.first_screen import (
     local_clock,
     local_time,
 )
-from nanogauge.report.instruments import Instrument
-from nanogauge.report.measured import LEDGER_NAMES, Ledger
 from nanogauge.report.pictures import pictures
 from nanogauge.report.text import fenced, plain_text, unbroken, visible, visible_value
 from nanogauge.runlog.folder import Machine, RunFolder

@@ -6,16 +6,16 @@ from dataclasses import replace
 
 import numpy as np
 
+from nanogauge.analysis.several import other_cards
+from nanogauge.analysis.telemetry import JOULES_PER_KWH, highest, peak
+from nanogauge.analysis.verdicts import Row
 from nanogauge.config import Config
 from nanogauge.prediction.energy import cost_of
 from nanogauge.quantities import GIB, format_value, mfu
 from nanogauge.records import Prediction, Sensor, Stored
 from nanogauge.report.charts import Bar, bars
-from nanogauge.report.compare import Row
 from nanogauge.report.lines import Band, Chart, Marks, Second, Series, line_chart
 from nanogauge.report.scale import Floats
-from nanogauge.report.sensed import JOULES_PER_KWH, highest, peak
-from nanogauge.report.several import other_cards
 from nanogauge.report.timeline import Timeline
 from nanogauge.runlog.reader import Recorded
 from nanogauge.runlog.table import Table

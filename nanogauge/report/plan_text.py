@@ -8,9 +8,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from nanogauge.analysis.consistency import Inconsistency
+from nanogauge.analysis.verdicts import Row
 from nanogauge.clock_times import day_and_time
 from nanogauge.config import Config
-from nanogauge.consistency import Inconsistency
 from nanogauge.prediction.flops import (
     flops_per_token_causal,
     flops_per_token_executed,
@@ -22,7 +23,6 @@ from nanogauge.prediction.workload import shape_of
 from nanogauge.quantities import GIB, Interval, format_range, format_seconds, format_value
 from nanogauge.records import Prediction
 from nanogauge.report.cells import in_order
-from nanogauge.report.compare import Row
 from nanogauge.report.render import predicted_columns, print_findings, print_rows
 
 

@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.table import Table as TextTable
 from rich.text import Text
 
-from nanogauge.consistency import Inconsistency
+from nanogauge.analysis.consistency import Inconsistency
+from nanogauge.analysis.report_model import Report
+from nanogauge.analysis.verdicts import Row
 from nanogauge.errors import BadInput
 from nanogauge.files import make_folder, without_secrets, write_atomic
-from nanogauge.report.build import Report
 from nanogauge.report.cells import MARKS, Cells, in_order
-from nanogauge.report.compare import Row
 from nanogauge.report.first_screen import local_clock
 from nanogauge.report.page import render_html, render_markdown
 from nanogauge.runlog.folder import RunFolder

@@ -18,11 +18,11 @@ from rich.console import Console
 from rich.table import Table as TextTable
 from rich.text import Text
 
+from nanogauge.analysis.report_model import Report, build_report
 from nanogauge.errors import BadInput
 from nanogauge.files import make_folder, without_secrets, write_atomic
 from nanogauge.quantities import QUANTITIES, format_range, format_value
 from nanogauge.records import SCHEMA, Estimate, Stored
-from nanogauge.report.build import Report, build_report
 from nanogauge.report.cells import MARKS, in_order
 from nanogauge.report.page import templates
 from nanogauge.report.render import COLOURS

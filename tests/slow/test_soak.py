@@ -16,7 +16,7 @@ from commands import build_fake_driver, run
 from slow.runs import begin, damaged
 from wandb_stub import Mood, WandbStub
 
-from nanogauge.report.build import Report
+from nanogauge.analysis.report_model import Report
 from nanogauge.runlog.reader import read_log
 from trainer.checkpoints.checkpoint import list_checkpoints
 

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 
+from nanogauge.analysis.report_model import Report, build_report, claims_of
 from nanogauge.errors import BadInput, RunFailed
 from nanogauge.files import make_folder, write_atomic
 from nanogauge.prepare.splitting import PATTERNS
 from nanogauge.prepare.tokenizer import END_OF_TEXT, byte_letters
-from nanogauge.report.build import Report, build_report, claims_of
 from nanogauge.report.cells import Cells, in_order
 from nanogauge.report.text import markdown
 from trainer.checkpoints.pretrained import CONFIG_NAME, WEIGHTS_NAME, to_hugging_face

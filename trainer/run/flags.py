@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanogauge.claims import load_claims
+from nanogauge.analysis.claims import load_claims
 from nanogauge.cli import Parser, shipped
 from nanogauge.config import Config, add_config_flags, config_overrides, load_config
 from nanogauge.errors import BadInput

@@ -8,6 +8,7 @@ from functools import partial
 
 import torch
 
+from nanogauge.analysis.report_model import CLAIMS_NAME
 from nanogauge.config import Config
 from nanogauge.files import write_atomic
 from nanogauge.measure.alarms import Alarm
@@ -25,7 +26,6 @@ from nanogauge.prediction.calibration_store import load_calibration
 from nanogauge.prediction.eager import eager_sentence, eager_total
 from nanogauge.prepare.opening import Source
 from nanogauge.records import Compile
-from nanogauge.report.build import CLAIMS_NAME
 from nanogauge.runlog.reader import RunLog
 from nanogauge.sinks.mirror import new_run_id
 from trainer.calibrate import calibrated_threads

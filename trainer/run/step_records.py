@@ -8,6 +8,8 @@ import time
 import numpy as np
 import torch
 
+from nanogauge.analysis.figures import quantile
+from nanogauge.analysis.measured import steady_seconds
 from nanogauge.measure.alarms import Alarm
 from nanogauge.measure.host import peak_process_bytes
 from nanogauge.prediction.calibrated import Calibration, FinishedRun
@@ -15,8 +17,6 @@ from nanogauge.prediction.calibration_store import add_to_calibration
 from nanogauge.prediction.workload import workload_of
 from nanogauge.quantities import finite
 from nanogauge.records import Checkpoint, End, Rank, Start, Step
-from nanogauge.report.figures import quantile
-from nanogauge.report.measured import steady_seconds
 from nanogauge.runlog.reader import Recorded
 from trainer.calibrate import calibrated_threads
 from trainer.checkpoints.checkpoint_writer import Written

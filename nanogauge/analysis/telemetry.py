@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from nanogauge.analysis.figures import Measured, quantile
+from nanogauge.analysis.several import other_cards, other_numbers
 from nanogauge.config import Config
 from nanogauge.prediction.energy import cost_formula, cost_of
 from nanogauge.records import End, Prediction, Rank, Sensor, Step
-from nanogauge.report.figures import Measured, quantile
-from nanogauge.report.several import other_cards, other_numbers
 from nanogauge.runlog.reader import Recorded
 from nanogauge.runlog.table import Table
 

@@ -10,6 +10,16 @@ from collections.abc import Callable
 
 import numpy as np
 
+from nanogauge.analysis.measured import Measurements, steady
+from nanogauge.analysis.several import other_cards, rank_figures
+from nanogauge.analysis.telemetry import (
+    JOULES_PER_KWH,
+    highest,
+    peak,
+    sensed_seconds,
+    total_over_processes,
+    why_absent,
+)
 from nanogauge.config import Config
 from nanogauge.prediction.flops import (
     flops_per_token_6n,
@@ -19,16 +29,6 @@ from nanogauge.prediction.flops import (
 from nanogauge.prediction.workload import shape_of
 from nanogauge.quantities import GIB, format_seconds, joules_per_token, mfu
 from nanogauge.records import Prediction, Stored
-from nanogauge.report.measured import Measurements, steady
-from nanogauge.report.sensed import (
-    JOULES_PER_KWH,
-    highest,
-    peak,
-    sensed_seconds,
-    total_over_processes,
-    why_absent,
-)
-from nanogauge.report.several import other_cards, rank_figures
 from nanogauge.runlog.reader import Recorded
 
 

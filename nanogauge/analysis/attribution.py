@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from nanogauge.claims import Claim, Claims
+from nanogauge.analysis.advice import Advice
+from nanogauge.analysis.claims import Claim, Claims
+from nanogauge.analysis.clocks import arithmetic_share, measure_clock
+from nanogauge.analysis.measured import Measurements
+from nanogauge.analysis.step_causes import Cause, Expected, counted_clock, step_causes
+from nanogauge.analysis.what_if import Scenario
 from nanogauge.config import Config
 from nanogauge.quantities import format_seconds
 from nanogauge.records import Prediction, Stored
-from nanogauge.report.advice import Advice
-from nanogauge.report.clocks import arithmetic_share, measure_clock
-from nanogauge.report.measured import Measurements
-from nanogauge.report.step_causes import (
-    Cause,
-    Expected,
-    counted_clock,
-    step_causes,
-)
-from nanogauge.report.what_if import Scenario
 from nanogauge.runlog.reader import Recorded
 
 

@@ -6,9 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from nanogauge.claims import Claim, Claims
-from nanogauge.config import Config
-from nanogauge.consistency import (
+from nanogauge.analysis.claims import Claim, Claims
+from nanogauge.analysis.consistency import (
     Inconsistency,
     arithmetic_sentence,
     computed_value,
@@ -16,10 +15,11 @@ from nanogauge.consistency import (
     inconsistencies,
     range_text,
 )
+from nanogauge.analysis.figures import Measured
+from nanogauge.analysis.measured import LEDGER_NAMES, Ledger, Measurements
+from nanogauge.config import Config
 from nanogauge.quantities import QUANTITIES, format_range, format_seconds, format_value
 from nanogauge.records import Estimate, Prediction, Stored
-from nanogauge.report.figures import Measured
-from nanogauge.report.measured import LEDGER_NAMES, Ledger, Measurements
 
 RowVerdict = Literal["held", "missed", "contradicted", "not measured", "no claim"]
 

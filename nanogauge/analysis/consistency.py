@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from itertools import combinations, product
 
-from nanogauge.claims import Claim, Claims, evaluate, names_for_formulas
+from nanogauge.analysis.claims import Claim, Claims, evaluate, names_for_formulas
 from nanogauge.config import Config
 from nanogauge.errors import BadInput
 from nanogauge.prediction.flops import MFU_CONVENTIONS, flops_per_token_causal, flops_per_token_palm

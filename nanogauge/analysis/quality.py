@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from nanogauge.analysis.figures import Measured
 from nanogauge.records import Benchmark
-from nanogauge.report.figures import Measured
 
 ROW = "quality_vs_gpt2"
 GPT2 = "gpt2"

@@ -7,14 +7,14 @@ import statistics
 import numpy as np
 import numpy.typing as npt
 
+from nanogauge.analysis.figures import Measured, quantile
+from nanogauge.analysis.quality import quality_figures, quality_notes
+from nanogauge.analysis.telemetry import energy_figures, memory_figures
 from nanogauge.config import Config
 from nanogauge.prediction.flops import MFU_CONVENTIONS, flops_per_token_6n, flops_per_token_palm
 from nanogauge.prediction.workload import shape_of
 from nanogauge.quantities import QUANTITIES, format_seconds, mfu
 from nanogauge.records import Prediction, Stored
-from nanogauge.report.figures import Measured, quantile
-from nanogauge.report.quality import quality_figures, quality_notes
-from nanogauge.report.sensed import energy_figures, memory_figures
 from nanogauge.runlog.reader import Recorded
 
 SPEEDUP_AFTER_SECONDS = 600

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from nanogauge.analysis.measured import Measurements
 from nanogauge.config import Config
 from nanogauge.hardware import Gpu, all_gpus, find_gpu, from_row, usually_free_bytes
 from nanogauge.prediction.calibrated import Calibration, FinishedRun
@@ -28,7 +29,6 @@ from nanogauge.prediction.search import (
 from nanogauge.prediction.workload import shape_of, workload_of
 from nanogauge.quantities import Interval
 from nanogauge.records import Hardware, Prediction, Stored
-from nanogauge.report.measured import Measurements
 from nanogauge.runlog.reader import Recorded
 
 GPT2_SHAPE = {"n_layer": 12, "n_head": 12, "n_embd": 768}

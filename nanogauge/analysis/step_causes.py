@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from nanogauge.analysis.advice import Advice
+from nanogauge.analysis.clocks import slowed
 from nanogauge.prediction.step_time import counted_clock_hz
 from nanogauge.quantities import format_seconds
 from nanogauge.records import Hardware, Stored
-from nanogauge.report.advice import Advice
-from nanogauge.report.clocks import slowed
 
 
 class Cause(Stored):

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nanogauge.analysis.clocks import MeasuredClock, slowed
+from nanogauge.analysis.measured import Measurements
+from nanogauge.analysis.what_if import Scenario
 from nanogauge.config import Config
 from nanogauge.hardware import find_gpu
 from nanogauge.prediction.prediction import checkpoints, compile_seconds, evaluations
@@ -17,9 +20,6 @@ from nanogauge.prediction.search import with_train
 from nanogauge.prediction.step_time import counted_clock_hz
 from nanogauge.quantities import format_seconds
 from nanogauge.records import Prediction
-from nanogauge.report.clocks import MeasuredClock, slowed
-from nanogauge.report.measured import Measurements
-from nanogauge.report.what_if import Scenario
 from nanogauge.runlog.reader import Recorded
 
 WORTH = 0.0025

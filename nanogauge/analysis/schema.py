@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from nanogauge.analysis.report_model import Report
 from nanogauge.records import SCHEMA
-from nanogauge.report.build import Report
 
 
 def report_schema() -> dict[str, Any]:

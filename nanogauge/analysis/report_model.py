@@ -7,23 +7,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from nanogauge.claims import Claims, Unscored
-from nanogauge.claims import load_claims as read_claims
-from nanogauge.consistency import Inconsistency
-from nanogauge.quantities import (
-    QUANTITIES,
-    format_range,
-    format_seconds,
-    format_value,
-    tokens_per_second,
-)
-from nanogauge.records import SCHEMA, Prediction, Stored
-from nanogauge.report.attribution import Attribution, attribute, attribute_claim
-from nanogauge.report.compare import Row, build_rows, deviation_text
-from nanogauge.report.instruments import Instrument, instruments
-from nanogauge.report.measured import Ledger, Measurements, measure
-from nanogauge.report.night import SKIPPED, Night, rollbacks, skipped_updates, tell_night
-from nanogauge.report.unfinished import (
+from nanogauge.analysis.attribution import Attribution, attribute, attribute_claim
+from nanogauge.analysis.claims import Claims, Unscored
+from nanogauge.analysis.claims import load_claims as read_claims
+from nanogauge.analysis.consistency import Inconsistency
+from nanogauge.analysis.incidents import SKIPPED, Night, rollbacks, skipped_updates, tell_night
+from nanogauge.analysis.instruments import Instrument, instruments
+from nanogauge.analysis.measured import Ledger, Measurements, measure
+from nanogauge.analysis.status import (
     LastEvent,
     Projection,
     Silence,
@@ -35,7 +26,16 @@ from nanogauge.report.unfinished import (
     unfinished_headline,
     without_totals,
 )
-from nanogauge.report.what_if import Scenario, what_if
+from nanogauge.analysis.verdicts import Row, build_rows, deviation_text
+from nanogauge.analysis.what_if import Scenario, what_if
+from nanogauge.quantities import (
+    QUANTITIES,
+    format_range,
+    format_seconds,
+    format_value,
+    tokens_per_second,
+)
+from nanogauge.records import SCHEMA, Prediction, Stored
 from nanogauge.runlog.folder import Machine, RunFolder, load_with_log
 from nanogauge.runlog.reader import LogReader, Recorded, last_written
 

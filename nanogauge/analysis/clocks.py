@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nanogauge.analysis.telemetry import sensed_spans, why_absent
 from nanogauge.measure.alarms import POWER_CAP
 from nanogauge.prediction.step_time import ARITHMETIC
 from nanogauge.records import Prediction
-from nanogauge.report.sensed import sensed_spans, why_absent
 from nanogauge.runlog.reader import Recorded
 
 THROTTLING = ("thermal", "brake", "hardware")
