@@ -33,7 +33,7 @@ from nanogauge.errors import BadInput, RunFailed
 from nanogauge.prepare.opening import open_source
 from nanogauge.prepare.tokenizer import from_encoding, load_tokenizer
 from nanogauge.records import Benchmark
-from nanogauge.report.render import write_report
+from nanogauge.report.terminal import write_report
 from nanogauge.runlog.lock import hold
 from nanogauge.runlog.reader import RunLog
 from trainer.checkpoints.pretrained import VOCABULARY_NAME, hugging_face_folder, open_pretrained

@@ -35,7 +35,7 @@ from nanogauge.prepare.manifest import Split
 from nanogauge.quantities import finite
 from nanogauge.records import Eval
 from nanogauge.report.background import CPU_SECONDS, GPU_SECONDS, BackgroundReport
-from nanogauge.report.render import print_report, write_report
+from nanogauge.report.terminal import print_report, write_report
 from nanogauge.runlog.lock import refuse_held
 from nanogauge.sinks.mirror import Mirror
 from nanogauge.training.schedule import learning_rate

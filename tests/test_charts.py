@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from nanogauge.analysis.measured import LEDGER_NAMES
 from nanogauge.analysis.verdicts import build_rows
 from nanogauge.records import Compile, Eval, Event, Sensor, Start, Step
+from nanogauge.report.bars import stacked_bar
 from nanogauge.report.cells import grouped
-from nanogauge.report.charts import stacked_bar
-from nanogauge.report.lines import HEIGHT, TOP, Chart, Series, four_digits, line_chart
-from nanogauge.report.page import MOST_SAMPLES, samples_of, spread, templates
-from nanogauge.report.pictures import pictures
+from nanogauge.report.charts import pictures
+from nanogauge.report.html import MOST_SAMPLES, samples_of, spread, templates
 from nanogauge.report.scale import exact_axis, round_axis, stretches
+from nanogauge.report.svg import HEIGHT, TOP, Chart, Series, four_digits, line_chart
 from nanogauge.report.timeline import Timeline
 from nanogauge.runlog.reader import Recorded
 

@@ -19,8 +19,8 @@ from test_report import import_log, small_log
 
 from nanogauge.analysis.report_model import RaisedAlarm, Report, build_report, claims_of
 from nanogauge.records import Event, Prediction
-from nanogauge.report.page import render_html, render_markdown
-from nanogauge.report.text import LONGEST, markdown, visible
+from nanogauge.report.escape import LONGEST, markdown, visible
+from nanogauge.report.html import render_html, render_markdown
 from nanogauge.runlog.folder import RunFolder
 from nanogauge.runlog.reader import Recorded
 

@@ -32,7 +32,7 @@ from nanogauge.importers.nanochat_log import read_nanochat_log
 from nanogauge.importers.nanogpt_log import read_nanogpt_log
 from nanogauge.importers.printed import Printed
 from nanogauge.importers.wandb_history import read_wandb_history
-from nanogauge.report.render import write_report
+from nanogauge.report.terminal import write_report
 
 Mutation = Callable[[random.Random, list[bytes]], list[bytes]]
 

@@ -13,7 +13,7 @@ from runs import encoded, end, make_finished, make_folder, prediction_of, steps,
 
 from nanogauge.analysis.report_model import Report, build_report
 from nanogauge.records import Event, Sensor, Start, Step
-from nanogauge.report.render import render_report
+from nanogauge.report.terminal import render_report
 from nanogauge.runlog.folder import load
 from nanogauge.runlog.history import LONGEST_GAP_SECONDS
 from nanogauge.runlog.lock import hold

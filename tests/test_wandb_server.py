@@ -32,7 +32,7 @@ from wandb_stub import ENTITY, Mood, WandbStub
 from nanogauge.analysis.report_model import build_report
 from nanogauge.errors import RunFailed
 from nanogauge.records import End, Step
-from nanogauge.report.render import write_report
+from nanogauge.report.terminal import write_report
 from nanogauge.runlog.reader import FILE_NAME, RunLog
 from nanogauge.sinks.mirror import OUTPUT_NAME, Mirror, upload
 

@@ -1,231 +1,306 @@
-"""Bars as inline SVG, coloured by the page's style sheet, so that they follow light and dark."""
+"""Which charts a run has: what its log holds of loss, time, power, memory and energy."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import replace
 
+import numpy as np
+
+from nanogauge.analysis.several import other_cards
+from nanogauge.analysis.telemetry import JOULES_PER_KWH, highest, peak
 from nanogauge.analysis.verdicts import Row
-from nanogauge.quantities import format_value
-from nanogauge.report.scale import round_axis
-from nanogauge.report.text import escaped
+from nanogauge.config import Config
+from nanogauge.prediction.energy import cost_of
+from nanogauge.quantities import GIB, format_value, mfu
+from nanogauge.records import Prediction, Sensor, Stored
+from nanogauge.report.bars import Bar, bars
+from nanogauge.report.scale import Floats
+from nanogauge.report.svg import Band, Chart, Marks, Second, Series, line_chart
+from nanogauge.report.timeline import Timeline
+from nanogauge.runlog.reader import Recorded
+from nanogauge.runlog.table import Table
 
-WIDTH = 420
-MOST_PARTS = 7
-_COLOURS = 9
-"""of the style sheet, one for each part of a ledger"""
-RANGE_WIDTH, NARROW_RANGE, RANGE_HEIGHT = 250, 156, 44
-_GLYPH = 6.4
-"""about the width of a character of a label"""
 
-
-def waterfall(begin: tuple[str, float], parts: Sequence[tuple[str, float]], end: str) -> str:
-    """From one total to another through parts that add up, all in the unit that is drawn.
-
-    The axis begins near the smaller total, so that the parts are seen; the totals are longer.
-    """
-    unit, scale = ("h", 3600.0) if begin[1] >= 7200 else ("s", 1.0)
-    largest = sorted(parts, key=lambda part: -abs(part[1]))[:MOST_PARTS]
-    least = 5e-4 * begin[1]
-    shown = [
-        (name, value / scale)
-        for name, value in parts
-        if (name, value) in largest and abs(value) >= least
+def pictures(
+    recorded: Recorded, config: Config, prediction: Prediction, rows: list[Row]
+) -> list[Chart]:
+    """All charts for which the log has something, in the order in which they are read."""
+    timeline = Timeline(recorded)
+    steps = recorded.steps
+    places = timeline.of_steps(steps.column("step"), steps.column("elapsed_seconds"))
+    found = [
+        _loss(recorded, config, timeline, places),
+        _step_time(recorded, prediction, rows, timeline, places),
+        _utilisation(recorded, config, prediction, rows, timeline, places),
     ]
-    rest = sum(v for _, v in parts) / scale - sum(v for _, v in shown)
-    if abs(rest) > 1e-9:
-        shown.append(("rest", rest))
-    levels = [begin[1] / scale]
-    for _, value in shown:
-        levels.append(levels[-1] + value)
-    total = levels[-1]
-    bars: list[tuple[str, float | None, float, str, str]] = []
-    from_whom = "claim" if begin[0] == "claimed" else "pred"
-    bars.append((begin[0], None, levels[0], from_whom, f"{levels[0]:.3g} {unit}"))
-    for (name, value), (lower, upper) in zip(shown, pairwise(levels), strict=True):
-        label = f"{value:+.2f} {unit}" if abs(value) >= 0.005 else f"{value:+.1g} {unit}"
-        bars.append((name, lower, upper, "add" if value > 0 else "sub", label))
-    bars.append((end, None, total, "bar", f"{total:.3g} {unit}"))
-
-    spread = (max(levels) - min(levels)) or 0.1 * max(levels)
-    left, right = 168.0, 350.0
-    low = max(0.0, min(levels) - 1.2 * spread)
-    high = max(levels)
-
-    def x_of(value: float) -> float:
-        return left + (value - low) / (high - low) * (right - left)
-
-    spoken = ", ".join(f"{name} {value:+.2f} {unit}" for name, value in shown)
-    pitch = 25
-    height = pitch * len(bars) + 6
-    out = [
-        f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="From {levels[0]:.3g} {unit} '
-        f'({escaped(begin[0])}) to {total:.3g} {unit} ({escaped(end)}): {escaped(spoken)}">'
-    ]
-    for row, (name, before, after, style, label) in enumerate(bars):
-        y = 4 + pitch * row
-        ends = sorted((left if before is None else x_of(before), x_of(after)))
-        width = max(ends[1] - ends[0], 1.5)
-        out.append(
-            f'<rect class="{style}" x="{ends[0]:.1f}" y="{y}" width="{width:.1f}" height="16" '
-            'rx="2"/>'
-        )
-        if before is None and low > 0:  # the axis is cut, and so are the bars that reach its end
-            out.append(f'<path class="cut" d="M{left + 8},{y - 2}l-4,20m5,-20l-4,20"/>')
-        if row + 1 < len(bars):
-            x = x_of(after)
-            out.append(
-                f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{y + 16}" y2="{y + pitch}"/>'
-            )
-        out.append(
-            f'<text class="tick" x="{left - 8}" y="{y + 12}" text-anchor="end">'
-            f"{escaped(name)}</text>"
-        )
-        out.append(f'<text class="lab" x="{ends[1] + 6:.1f}" y="{y + 12}">{label}</text>')
-    return "".join([*out, "</svg>"])
+    if len(recorded.sensors) and timeline.has_clock:
+        hours = timeline.of_readings(recorded.sensors.column("elapsed_seconds"))
+        found += [
+            _power(recorded, prediction, timeline, hours),
+            _clock(recorded.sensors, prediction, timeline, hours),
+            _temperature(recorded.sensors, timeline, hours),
+            _energy(recorded, config, prediction, timeline, hours),
+        ]
+    found.append(_memory(recorded, prediction))
+    return [chart for chart in found if chart is not None]
 
 
-def range_plot(row: Row, width: int = RANGE_WIDTH) -> str:
-    """Claimed and predicted ranges and the measured figure of a row, on one axis from zero."""
-    claimed = (row.claimed.low, row.claimed.high) if row.claimed is not None else (None, None)
-    analytic, calibrated = row.analytic, row.calibrated
-    measured = row.measured.value if row.measured is not None else None
-    numbers = [*claimed, measured]
-    numbers += [end for e in (analytic, calibrated) if e is not None for end in (e.low, e.high)]
-    known = [v for v in numbers if v is not None]
-    if not known or max(known) <= 0:
-        return ""
-    top = round_axis(0.0, max(known), 5).high
-    currency = row.unit if row.id == "cost" else ""
+def _known(name: str, x: Floats, y: Floats, style: str = "line") -> Series:
+    """A line of the values that are known and have a place."""
+    known = ~(np.isnan(x) | np.isnan(y))
+    return Series(name, x[known], y[known], style)
 
-    def said(value: float) -> str:
-        return format_value(row.id, value, currency)
 
-    label = [f"{row.quantity}, on an axis from 0 to {said(top)}"]
-    if row.claimed is not None:
-        label.append(f"claimed {row.claimed.text}")
-    for name, estimate in (("predicted", analytic), ("calibrated", calibrated)):
+def _reading(table: Table[Sensor], field: str, name: str, x: Floats, scale: float = 1.0) -> Series:
+    return _known(name, x, table.column(field) / scale)
+
+
+def _limit(one: Series) -> Series:
+    """A line that others are held against: it changes rarely, and its end says enough."""
+    return replace(one, style="limit", told=("last",))
+
+
+def _bands(prediction: Prediction, rows: list[Row], row_id: str, scale: float) -> list[Band]:
+    """What was predicted and claimed of a quantity, in the unit of its chart."""
+    found = []
+    for name, estimates, style in (
+        ("predicted", prediction.quantities, "band"),
+        ("calibrated", prediction.calibrated, "calband"),
+    ):
+        estimate = estimates.get(row_id)
         if estimate is not None:
-            label.append(f"{name} {said(estimate.low)} to {said(estimate.high)}")
-    label.append("not measured" if measured is None else f"measured {said(measured)}")
-    left, right = 5.0, width - 5.0
-
-    def x_of(value: float) -> float:
-        return left + max(value, 0.0) / top * (right - left)
-
-    out = [
-        f'<svg class="range" viewBox="0 0 {width} {RANGE_HEIGHT}" role="img" '
-        f'aria-label="{escaped("; ".join(label))}">'
-        f'<path class="axis" d="M{left},27V30H{right}V27"/>'
-        f'<text class="tick" x="{left - 4}" y="41">0</text>'
-        f'<text class="tick" x="{right + 4}" y="41" text-anchor="end">{escaped(said(top))}</text>'
-    ]
-
-    def bar(low: float, high: float, y: int, height: int, css: str) -> None:
-        long = max(x_of(high) - x_of(low), 3.0)
-        x = min(x_of(low), right - long)
-        out.append(
-            f'<rect class="{css}" x="{x:.1f}" y="{y}" width="{long:.1f}" height="{height}" rx="2"/>'
-        )
-
-    if row.claimed is not None:
-        low, high = claimed
-        bar(low if low is not None else 0.0, high if high is not None else top, 3, 9, "claim")
-    if analytic is not None:
-        bar(analytic.low, analytic.high, 16, 9, "pred")
-    if calibrated is not None:
-        bar(calibrated.low, calibrated.high, 18, 5, "cal")
-    best = calibrated or analytic
-    if best is not None and best.low < best.high:
-        x = x_of(best.expected)
-        out.append(f'<path class="mid" d="M{x:.1f},15V26"/>')
-    if measured is not None:
-        x = x_of(measured)
-        out.append(f'<path class="meas" d="M{x:.1f},0V30"/>')
-        out.append(f'<circle class="meas" cx="{x:.1f}" cy="14" r="3.6"/>')
-    return "".join([*out, "</svg>"])
+            found.append(Band(name, scale * estimate.low, scale * estimate.high, style))
+    claims = [row.claimed for row in rows if row.id == row_id and row.claimed is not None]
+    ranges = [(c.low, c.high) for c in claims if c.low is not None and c.high is not None]
+    if ranges:
+        low, high = min(ranges, key=lambda ends: ends[1] - ends[0])
+        name = "claimed" if len(ranges) == 1 else "claimed, the narrowest"
+        found.append(Band(name, scale * low, scale * high, "cband"))
+    return found
 
 
-def stacked_bar(parts: Sequence[tuple[str, float]]) -> str:
-    """One bar split into its parts, named where there is room; empty without parts."""
-    total = sum(value for _, value in parts)
-    if total <= 0:
-        return ""
-    spoken = ", ".join(f"{name} {100 * value / total:.3g} %" for name, value in parts)
-    return (
-        f'<svg viewBox="0 0 {WIDTH} 34" role="img" aria-label="{escaped(spoken)}">'
-        f"{_stacked(parts, 0.0, WIDTH / total, 2, 30)}</svg>"
+def _loss(recorded: Recorded, config: Config, timeline: Timeline, places: Floats) -> Chart | None:
+    steps = recorded.steps
+    evals = [e for e in recorded.evals if e.val_loss is not None]
+    at = np.array([e.step for e in evals], dtype=np.float64)
+    clocks = np.array([np.nan if e.elapsed_seconds is None else e.elapsed_seconds for e in evals])
+    losses = np.array([np.nan if e.val_loss is None else e.val_loss for e in evals])
+    tokens = (steps.column("step") + 1) * config.tokens_per_step
+    where = ~np.isnan(places)
+    return line_chart(
+        "loss",
+        "Loss",
+        "nats per token",
+        timeline.title,
+        timeline.end,
+        [
+            _known("training", places, steps.column("loss")),
+            _known("validation", timeline.of_steps(at, clocks), losses, "dots"),
+        ],
+        top=Second("tokens", places[where], tokens[where]) if where.any() else None,
     )
 
 
-def _stacked(
-    parts: Sequence[tuple[str, float]], x: float, scale: float, y: float, height: float
-) -> str:
-    out = []
-    for index, (name, value) in enumerate(parts):
-        width = max(value * scale, 0.6)
-        out.append(
-            f'<rect class="s{index % _COLOURS}" x="{x:.2f}" y="{y}" width="{width:.2f}" '
-            f'height="{height}"/>'
+def _step_time(
+    recorded: Recorded,
+    prediction: Prediction,
+    rows: list[Row],
+    timeline: Timeline,
+    places: Floats,
+) -> Chart | None:
+    def marks(name: str, lines: list[tuple[int | None, float | None]], style: str) -> Marks:
+        through = style in ("alarm", "compile")
+        return Marks(name, timeline.of_moments(lines), style, through)
+
+    again = [c for c in recorded.compiles if c.step is not None]
+    alarms = [e for e in recorded.events if e.level == "alarm"]
+    return line_chart(
+        "step-time",
+        "Time per step",
+        "s",
+        timeline.title,
+        timeline.end,
+        [_known("step", places, recorded.steps.column("step_seconds"))],
+        bands=_bands(prediction, rows, "step_seconds", 1.0),
+        marks=[
+            marks("evaluations", [_moment(e) for e in recorded.evals], "eval"),
+            marks("checkpoints", [_moment(c) for c in recorded.checkpoints], "checkpoint"),
+            marks("recompilations", [_moment(c) for c in again], "compile"),
+            marks("alarms", [_moment(e) for e in alarms], "alarm"),
+        ],
+        clamped=True,
+    )
+
+
+def _moment(line: Stored) -> tuple[int | None, float | None]:
+    return getattr(line, "step", None), getattr(line, "elapsed_seconds", None)
+
+
+def _utilisation(
+    recorded: Recorded,
+    config: Config,
+    prediction: Prediction,
+    rows: list[Row],
+    timeline: Timeline,
+    places: Floats,
+) -> Chart | None:
+    peak_flops = prediction.peak_flops
+    if peak_flops is None:
+        return None
+    per_step = prediction.quantities["flops_total_palm"].expected / config.train.max_steps
+    spans = recorded.steps.column("step_seconds")
+    spans = np.where(spans > 0, spans, np.nan)  # a log that was tampered with may hold a 0
+    shares = 100 * mfu(per_step, 1.0, peak_flops) / spans
+    return line_chart(
+        "mfu",
+        "MFU (6N + 12LCT)",
+        "%",
+        timeline.title,
+        timeline.end,
+        [_known("step", places, shares)],
+        bands=_bands(prediction, rows, "mfu_palm", 100.0),
+        clamped=True,
+        notes=[f"of {prediction.hardware.peak_name}"],
+    )
+
+
+def _power(
+    recorded: Recorded, prediction: Prediction, timeline: Timeline, hours: Floats
+) -> Chart | None:
+    """Of other cards than the run's no prediction is drawn beside it."""
+    sensors, others = recorded.sensors, other_cards(recorded, prediction)
+    return line_chart(
+        "power",
+        "Power of the board",
+        "W",
+        timeline.title,
+        timeline.end,
+        [
+            _reading(sensors, "power_watts", "mean of each reading", hours),
+            _limit(_reading(sensors, "power_limit_watts", "limit", hours)),
+        ],
+        bands=_bands(prediction, [], "power_watts", 1.0) if others is None else [],
+        notes=[] if others is None else [others],
+    )
+
+
+def _clock(
+    sensors: Table[Sensor], prediction: Prediction, timeline: Timeline, hours: Floats
+) -> Chart | None:
+    codes, words = sensors.codes("throttle")
+    held_down = np.isin(codes, [code for code, reasons in enumerate(words) if reasons])
+    lines = [_reading(sensors, "sm_clock_hz", "clock", hours, 1e9)]
+    if prediction.hardware.boost_clock_hz is not None and len(lines[0].x):
+        ends = lines[0].x[[0, -1]]
+        boost = np.full(2, prediction.hardware.boost_clock_hz / 1e9)
+        lines.append(_limit(Series("boost, of the peak", ends, boost)))
+    return line_chart(
+        "clock",
+        "SM clock",
+        "GHz",
+        timeline.title,
+        timeline.end,
+        lines,
+        marks=[Marks("throttled readings", hours[held_down & ~np.isnan(hours)], "throttle")],
+    )
+
+
+def _temperature(sensors: Table[Sensor], timeline: Timeline, hours: Floats) -> Chart | None:
+    return line_chart(
+        "temperature",
+        "Temperature",
+        "°C",
+        timeline.title,
+        timeline.end,
+        [_reading(sensors, "temperature_celsius", "temperature", hours)],
+    )
+
+
+def _energy(
+    recorded: Recorded,
+    config: Config,
+    prediction: Prediction,
+    timeline: Timeline,
+    hours: Floats,
+) -> Chart | None:
+    joules, process = recorded.sensors.column("energy_joules"), recorded.processes_of_readings()
+    known = ~(np.isnan(joules) | np.isnan(hours))
+    hours, joules, process = hours[known], joules[known], process[known]
+    if not len(joules):
+        return None
+    anew = np.diff(process, prepend=process[:1]) > 0  # a count that begins at zero
+    ended = np.where(anew, np.roll(joules, 1), 0.0)
+    kwh = (joules + np.cumsum(ended)) / JOULES_PER_KWH
+    cost, notes = None, []
+    if (others := other_cards(recorded, prediction)) is not None:
+        notes = [others]
+    elif config.cost.price_per_kwh is not None and kwh[-1] > 0:
+        paid = np.array(
+            [cost_of(config.cost, k, timeline.seconds * h) for k, h in _ends(kwh, hours)]
         )
-        if width > _GLYPH * len(name) + 10:
-            out.append(
-                f'<text class="on" x="{x + 6:.1f}" y="{y + height / 2 + 4:.1f}">'
-                f"{escaped(name)}</text>"
+        notes = [f"its cost: {paid[-1]:.2f} {config.cost.currency}"]
+        cost = Second(config.cost.currency, np.array([kwh[0], kwh[-1]]), paid)
+    return line_chart(
+        "energy",
+        "Energy of the board" + (" and its cost" if cost is not None else ""),
+        "kWh",
+        timeline.title,
+        timeline.end,
+        [Series("energy so far", hours, kwh, told=("last",))],
+        bands=_bands(prediction, [], "energy_kwh", 1.0) if others is None else [],
+        right=cost,
+        from_zero=True,
+        notes=notes,
+    )
+
+
+def _ends(kwh: Floats, hours: Floats) -> list[tuple[float, float]]:
+    return [(float(kwh[place]), float(hours[place])) for place in (0, -1)]
+
+
+def _memory(recorded: Recorded, prediction: Prediction) -> Chart | None:
+    """The predicted peak in its parts, and every peak that somebody measured."""
+    predicted = prediction.quantities.get("peak_allocated_bytes")
+    rows: list[Bar] = []
+    legend = []
+    if predicted is not None and prediction.memory_parts:
+        parts = sorted(prediction.memory_parts, key=lambda part: -part.value)
+        total = sum(part.value for part in parts)
+        legend = [(f"s{i}", f"{p.name} {p.value / GIB:.2f} GiB") for i, p in enumerate(parts)]
+        rows.append(
+            Bar(
+                "predicted, tensors at the peak",
+                f"{total / GIB:.2f} GiB",
+                [(part.name, part.value) for part in parts],
+                (predicted.low, predicted.high),
             )
-        x += width
-    return "".join(out)
-
-
-@dataclass(frozen=True)
-class Bar:
-    """A row of bars on a common axis: one in parts, or one alone."""
-
-    name: str
-    text: str
-    parts: Sequence[tuple[str, float]]
-    range: tuple[float, float] | None = None
-    """an interval, drawn below the parts"""
-
-
-def bars(title: str, rows: Sequence[Bar], limit: tuple[str, float] | None) -> str:
-    """Rows of bars from zero, and a limit that they are to stay below."""
-    totals = [sum(value for _, value in row.parts) for row in rows]
-    ends = [row.range[1] for row in rows if row.range is not None]
-    high = max([*totals, *ends, *([limit[1]] if limit is not None else [])])
-    scale = (WIDTH - 12) / high
-    pitch, bottom = 46, 46 * len(rows) + 4
-    told = [f"{row.name} {row.text}" for row in rows]
-    told += [f"{limit[0]}"] if limit is not None else []
-    out = [
-        f'<svg viewBox="0 0 {WIDTH} {bottom + 20}" role="img" '
-        f'aria-label="{escaped(title + ": " + "; ".join(told))}">'
-    ]
-    for number, row in enumerate(rows):
-        y = pitch * number
-        out.append(f'<text class="tick" x="0" y="{y + 13}">{escaped(row.name)}</text>')
-        end = totals[number] * scale
-        inside = end + _GLYPH * len(row.text) + 14 > (limit[1] * scale if limit else WIDTH)
-        style, x, anchor = ("in", end - 6, "end") if inside else ("lab", end + 6, "start")
-        value = (
-            f'<text class="{style}" x="{x:.1f}" y="{y + 32}" text-anchor="{anchor}">'
-            f"{escaped(row.text)}</text>"
         )
-        if len(row.parts) > 1:
-            out.append(_stacked(row.parts, 0, scale, y + 19, 18))
-        else:
-            width = max(totals[number] * scale, 1)
-            out.append(f'<rect class="bar" x="0" y="{y + 19}" width="{width:.1f}" height="18"/>')
-        out.append(value)
-        if row.range is not None:
-            x, end = row.range[0] * scale, row.range[1] * scale
-            out.append(f'<path class="whisker" d="M{x:.1f},{y + 38}v5m0,-2.5H{end:.1f}m0,-2.5v5"/>')
-    if limit is not None:
-        x = limit[1] * scale
-        out.append(f'<path class="limit" d="M{x:.1f},17V{bottom}"/>')
-        out.append(
-            f'<text class="tick" x="{x + 4:.1f}" y="{bottom + 14}" text-anchor="end">'
-            f"{escaped(limit[0])}</text>"
+    sensors = recorded.sensors
+    on_cpu = prediction.hardware.kind == "cpu"
+    if on_cpu:  # a card that is watched beside the processor has another memory
+        measured = [("measured, the process in main memory", peak(recorded, "peak_host_bytes"))]
+    else:
+        measured = [
+            ("measured, tensors (allocated)", peak(recorded, "peak_allocated_bytes")),
+            ("measured, kept by the allocator (reserved)", peak(recorded, "peak_reserved_bytes")),
+            ("measured, this process on the card", highest(sensors.known("process_used_bytes"))),
+            ("measured, whole card", highest(sensors.known("device_used_bytes"))),
+        ]
+    for name, size in measured:
+        if size is not None:
+            rows.append(Bar(name, f"{size / GIB:.2f} GiB", [(name, float(size))]))
+    if not rows:
+        return None
+    whole = prediction.hardware.memory_bytes
+    where = "the machine" if on_cpu else "the card"
+    limit = (f"{whole / GIB:.3g} GiB: {where}", float(whole)) if whole is not None else None
+    figures = [f"{row.name}: {row.text}" for row in rows]
+    notes = []
+    if predicted is not None:
+        low, high = (
+            format_value("peak_allocated_bytes", end) for end in (predicted.low, predicted.high)
         )
-    return "".join([*out, "</svg>"])
+        notes.append(f"the whisker is the predicted interval, {low} to {high}")
+    title = "Memory at its peak"
+    picture = bars(title, rows, limit)
+    return Chart("memory", title, picture, legend, figures, notes, labelled=True)

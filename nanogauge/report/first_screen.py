@@ -11,8 +11,8 @@ from nanogauge.analysis.several import sensed_others
 from nanogauge.analysis.telemetry import JOULES_PER_KWH, total_over_processes
 from nanogauge.analysis.verdicts import Row
 from nanogauge.quantities import format_range, format_seconds, format_value
+from nanogauge.report.bars import NARROW_RANGE, range_plot
 from nanogauge.report.cells import MARKS, VERDICTS, Cells
-from nanogauge.report.charts import NARROW_RANGE, range_plot
 from nanogauge.runlog.history import process_began
 from nanogauge.runlog.reader import Recorded
 

@@ -13,8 +13,8 @@ from nanogauge.files import without_secrets, write_atomic
 from nanogauge.quantities import format_range, format_seconds
 from nanogauge.records import SCHEMA, Estimate, Stored
 from nanogauge.report.cells import MARKS
-from nanogauge.report.page import templates
-from nanogauge.report.side_by_side import date_and_time, printable
+from nanogauge.report.compare_runs import date_and_time, printable
+from nanogauge.report.html import templates
 from nanogauge.runlog.reader import FILE_NAME, last_written
 
 INDEX_NAME = "index.html"

@@ -23,7 +23,7 @@ from nanogauge.prediction.workload import shape_of
 from nanogauge.quantities import GIB, Interval, format_range, format_seconds, format_value
 from nanogauge.records import Prediction
 from nanogauge.report.cells import in_order
-from nanogauge.report.render import predicted_columns, print_findings, print_rows
+from nanogauge.report.terminal import predicted_columns, print_findings, print_rows
 
 
 def print_plan(

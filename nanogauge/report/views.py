@@ -9,14 +9,14 @@ from pathlib import Path
 from rich.console import Console
 
 from nanogauge.errors import BadInput
-from nanogauge.report.index import index_json, make_index, write_index
-from nanogauge.report.serve import serve
-from nanogauge.report.side_by_side import (
+from nanogauge.report.compare_runs import (
     common_parent,
     compare_runs,
     print_comparison,
     write_comparison,
 )
+from nanogauge.report.index import index_json, make_index, write_index
+from nanogauge.report.serve import serve
 
 DEFAULT_PORT = 8642
 _OURS = {"runs", "index", "serve", "port", "out", "json", "claims"}

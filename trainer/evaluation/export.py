@@ -21,7 +21,7 @@ from nanogauge.files import make_folder, write_atomic
 from nanogauge.prepare.splitting import PATTERNS
 from nanogauge.prepare.tokenizer import END_OF_TEXT, byte_letters
 from nanogauge.report.cells import Cells, in_order
-from nanogauge.report.text import markdown
+from nanogauge.report.escape import markdown
 from trainer.checkpoints.pretrained import CONFIG_NAME, WEIGHTS_NAME, to_hugging_face
 from trainer.evaluation.load import Trained, encoding_of
 

@@ -14,8 +14,10 @@ from nanogauge.analysis.instruments import Instrument
 from nanogauge.analysis.measured import LEDGER_NAMES, Ledger
 from nanogauge.analysis.report_model import Report, machine_lines
 from nanogauge.quantities import format_seconds, format_value
+from nanogauge.report.bars import range_plot, stacked_bar, waterfall
 from nanogauge.report.cells import MARKS, Cells, grouped
-from nanogauge.report.charts import range_plot, stacked_bar, waterfall
+from nanogauge.report.charts import pictures
+from nanogauge.report.escape import fenced, plain_text, unbroken, visible, visible_value
 from nanogauge.report.first_screen import (
     counts,
     finish_line,
@@ -24,8 +26,6 @@ from nanogauge.report.first_screen import (
     local_clock,
     local_time,
 )
-from nanogauge.report.pictures import pictures
-from nanogauge.report.text import fenced, plain_text, unbroken, visible, visible_value
 from nanogauge.runlog.folder import Machine, RunFolder
 from nanogauge.runlog.reader import Recorded
 

@@ -24,8 +24,8 @@ from nanogauge.files import make_folder, without_secrets, write_atomic
 from nanogauge.quantities import QUANTITIES, format_range, format_value
 from nanogauge.records import SCHEMA, Estimate, Stored
 from nanogauge.report.cells import MARKS, in_order
-from nanogauge.report.page import templates
-from nanogauge.report.render import COLOURS
+from nanogauge.report.html import templates
+from nanogauge.report.terminal import COLOURS
 
 NAME = "comparison"
 BAR_WIDTH, BAR_HEIGHT = 140, 14

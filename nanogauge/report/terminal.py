@@ -17,7 +17,7 @@ from nanogauge.errors import BadInput
 from nanogauge.files import make_folder, without_secrets, write_atomic
 from nanogauge.report.cells import MARKS, Cells, in_order
 from nanogauge.report.first_screen import local_clock
-from nanogauge.report.page import render_html, render_markdown
+from nanogauge.report.html import render_html, render_markdown
 from nanogauge.runlog.folder import RunFolder
 from nanogauge.runlog.reader import Recorded
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nanogauge.report.escape import escaped
 from nanogauge.report.scale import (
     LARGEST,
     MOST_STRETCHES,
@@ -23,7 +24,6 @@ from nanogauge.report.scale import (
     round_step,
     stretches,
 )
-from nanogauge.report.text import escaped
 
 _WIDTH, HEIGHT = 420, 236
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 22, 36

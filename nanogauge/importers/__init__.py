@@ -1,1 +1,0 @@
-"""Logs that other programs wrote, turned into run logs of our own form."""

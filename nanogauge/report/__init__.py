@@ -1,1 +1,0 @@
-"""Prediction versus actual, from the run folder alone."""
