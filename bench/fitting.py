@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from published_runs import PublishedRun
 
-from nanogauge.importers.published_runs import PublishedRun
 from nanogauge.prediction.constants import Constants, DeviceClass
 from nanogauge.prediction.step_time import predict_step_time
 

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 from fitting import fit, fitted_to
+from published_runs import PowerReading, PublishedRun, read_runs
 from rich.console import Console
 from rich.table import Table
 
 from nanogauge.cli import Parser, run_command
-from nanogauge.importers.published_runs import PowerReading, PublishedRun, read_runs
 from nanogauge.prediction.constants import FITTED, Constants
 from nanogauge.prediction.energy import power_share
 from nanogauge.prediction.flops import flops_per_token_palm

@@ -16,9 +16,9 @@ from examples import documented_config, documented_prediction
 from nanogauge.analysis.measured import Measurements, measure
 from nanogauge.config import Config
 from nanogauge.hardware import lookup
-from nanogauge.importers.folder import import_log
-from nanogauge.importers.nanogpt_log import read_nanogpt_log
-from nanogauge.importers.printed import Printed
+from nanogauge.importers.import_run import import_log
+from nanogauge.importers.nanogpt import read_nanogpt_log
+from nanogauge.importers.parsed import Printed
 from nanogauge.prediction.prediction import predict
 from nanogauge.records import (
     Checkpoint,

@@ -14,7 +14,7 @@ from runs import LOG, config_of, imported, nanogpt_log
 
 from nanogauge.analysis.attribution import attribute
 from nanogauge.errors import BadInput
-from nanogauge.importers.nanogpt_log import read_nanogpt_log
+from nanogauge.importers.nanogpt import read_nanogpt_log
 
 
 @settings(max_examples=30, deadline=None)

@@ -26,11 +26,11 @@ from test_wandb_history import (
 
 from nanogauge.analysis.report_model import build_report
 from nanogauge.errors import BadInput
-from nanogauge.importers.build_nanogpt_log import read_build_nanogpt_log
-from nanogauge.importers.folder import import_log
-from nanogauge.importers.nanochat_log import read_nanochat_log
-from nanogauge.importers.nanogpt_log import read_nanogpt_log
-from nanogauge.importers.printed import Printed
+from nanogauge.importers.build_nanogpt import read_build_nanogpt_log
+from nanogauge.importers.import_run import import_log
+from nanogauge.importers.nanochat import read_nanochat_log
+from nanogauge.importers.nanogpt import read_nanogpt_log
+from nanogauge.importers.parsed import Printed
 from nanogauge.importers.wandb_history import read_wandb_history
 from nanogauge.report.terminal import write_report
 

@@ -14,10 +14,10 @@ from runs import imported, texts
 
 from nanogauge.analysis.measured import Measurements
 from nanogauge.errors import BadInput
-from nanogauge.importers.build_nanogpt_log import read_build_nanogpt_log
-from nanogauge.importers.nanochat_log import read_nanochat_log
-from nanogauge.importers.nanogpt_log import read_nanogpt_log
-from nanogauge.importers.printed import Printed
+from nanogauge.importers.build_nanogpt import read_build_nanogpt_log
+from nanogauge.importers.nanochat import read_nanochat_log
+from nanogauge.importers.nanogpt import read_nanogpt_log
+from nanogauge.importers.parsed import Printed
 from nanogauge.runlog.reader import Recorded
 
 TOKENS = 16 * 1024 * 32

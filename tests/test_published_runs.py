@@ -12,7 +12,7 @@ import pytest
 from commands import run
 from examples import SHARED, needs_shared
 
-from nanogauge.importers.published_runs import COLUMNS, PublishedRun, read_runs
+from bench.published_runs import COLUMNS, PublishedRun, read_runs
 from nanogauge.prediction.parameters import count_parameters
 from nanogauge.prediction.step_time import predict_step_time
 

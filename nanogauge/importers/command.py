@@ -11,10 +11,10 @@ from nanogauge.cli import shipped
 from nanogauge.config import Config, config_overrides, load_config
 from nanogauge.errors import BadInput
 from nanogauge.hardware import lookup
-from nanogauge.importers.build_nanogpt_log import read_build_nanogpt_log
-from nanogauge.importers.folder import import_log
-from nanogauge.importers.nanochat_log import read_nanochat_log
-from nanogauge.importers.nanogpt_log import read_nanogpt_log
+from nanogauge.importers.build_nanogpt import read_build_nanogpt_log
+from nanogauge.importers.import_run import import_log
+from nanogauge.importers.nanochat import read_nanochat_log
+from nanogauge.importers.nanogpt import read_nanogpt_log
 from nanogauge.importers.wandb_history import read_wandb_history
 from nanogauge.prediction.prediction import predict, resolve_dtype
 from nanogauge.records import Hardware, Prediction

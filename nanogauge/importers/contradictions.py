@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nanogauge.config import Config
 from nanogauge.errors import BadInput
-from nanogauge.importers.printed import PrintedSession, number_of
+from nanogauge.importers.parsed import PrintedSession, number_of
 from nanogauge.importers.text import shown
 from nanogauge.records import Prediction
 

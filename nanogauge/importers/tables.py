@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from nanogauge.errors import BadInput
-from nanogauge.importers.printed import number_of
+from nanogauge.importers.parsed import number_of
 from nanogauge.importers.text import TextLines, open_log, shown
 
 _Row = dict[str, float]

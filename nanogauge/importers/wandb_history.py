@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from nanogauge.errors import BadInput
-from nanogauge.importers.printed import (
+from nanogauge.importers.parsed import (
     Collector,
     Evaluation,
     Iteration,

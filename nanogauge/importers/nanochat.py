@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from nanogauge.analysis.measured import NOT_IN_LOG
-from nanogauge.importers.printed import (
+from nanogauge.importers.parsed import (
     Collector,
     Evaluation,
     Form,

@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from programs import published_program
+
 from nanogauge.errors import BadInput
 from nanogauge.hardware import find_gpu, from_row
-from nanogauge.importers.programs import published_program
 from nanogauge.prediction.flops import flops_per_token_palm
 from nanogauge.prediction.parameters import count_parameters
 from nanogauge.prediction.workload import Dtype, Shape, Workload

@@ -17,7 +17,7 @@ from typing import Literal
 
 from nanogauge.analysis.measured import NOT_IN_LOG
 from nanogauge.errors import BadInput
-from nanogauge.importers.printed import Form, PrintedSession, clocked, spacing_of, warning
+from nanogauge.importers.parsed import Form, PrintedSession, clocked, spacing_of, warning
 from nanogauge.quantities import finite
 from nanogauge.records import Checkpoint, Compile, End, Eval, Event, LogLine, Start, Step
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from nanogauge.analysis.measured import NOT_IN_LOG
 from nanogauge.importers import contradictions
-from nanogauge.importers.printed import (
+from nanogauge.importers.parsed import (
     Collector,
     Evaluation,
     Form,

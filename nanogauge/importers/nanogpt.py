@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from nanogauge.importers import contradictions
-from nanogauge.importers.printed import (
+from nanogauge.importers.parsed import (
     Collector,
     Evaluation,
     Form,
