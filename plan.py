@@ -29,9 +29,9 @@ from nanogauge.prediction.compare_configs import plan_all
 from nanogauge.prediction.deadline import TOKENS_PER_PARAMETER
 from nanogauge.prediction.plan import make_wish, memory_to_plan_with, plan_deadline, plan_fit
 from nanogauge.prediction.prediction import predict, resolve_dtype
-from nanogauge.records import SCHEMA, Hardware, Prediction
 from nanogauge.report.plan_text import print_plan
 from nanogauge.report.plans_table import print_plans
+from nanogauge.schema import SCHEMA, Hardware, Prediction
 
 
 def make_parser() -> Parser:

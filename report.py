@@ -26,9 +26,9 @@ from nanogauge.cli import Parser, run_command, shipped
 from nanogauge.config import add_config_flags, config_overrides, load_config
 from nanogauge.errors import BadInput
 from nanogauge.importers.command import add_import_flags, import_given
-from nanogauge.records import Hardware
 from nanogauge.report.terminal import print_report, write_report
 from nanogauge.report.views import add_view_flags, show_view
+from nanogauge.schema import Hardware
 from nanogauge.sinks.mirror import Mode, upload
 
 

@@ -33,12 +33,12 @@ from nanogauge.doctor.preflight import consult
 from nanogauge.errors import BadInput, RunFailed
 from nanogauge.prepare.manifest import Split
 from nanogauge.quantities import finite
-from nanogauge.records import Eval
 from nanogauge.report.background import CPU_SECONDS, GPU_SECONDS, BackgroundReport
 from nanogauge.report.terminal import print_report, write_report
 from nanogauge.runlog.lock import refuse_held
+from nanogauge.schedule import learning_rate
+from nanogauge.schema import Eval
 from nanogauge.sinks.mirror import Mirror
-from nanogauge.training.schedule import learning_rate
 from trainer.calibrate import probe
 from trainer.evaluation.generation import is_sample_due
 from trainer.run.flags import Options, read_command

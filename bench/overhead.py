@@ -40,7 +40,7 @@ import train  # noqa: E402
 from nanogauge.cli import Parser, run_command  # noqa: E402
 from nanogauge.config import load_config  # noqa: E402
 from nanogauge.measure.sensors import open_sensors  # noqa: E402
-from nanogauge.training.schedule import learning_rate  # noqa: E402
+from nanogauge.schedule import learning_rate  # noqa: E402
 from trainer.run.flags import Options  # noqa: E402
 from trainer.run.resources import watched_gpus  # noqa: E402
 from trainer.run.session import Session  # noqa: E402

@@ -21,7 +21,7 @@ from nanogauge.hardware import find_gpu, from_row
 from nanogauge.prediction.flops import flops_per_token_palm
 from nanogauge.prediction.parameters import count_parameters
 from nanogauge.prediction.workload import Dtype, Shape, Workload
-from nanogauge.records import Hardware
+from nanogauge.schema import Hardware
 
 COLUMNS = """
 id source source_detail gpu n_gpus precision compile flash_attn n_layer n_head n_embd block_size

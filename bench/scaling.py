@@ -22,7 +22,7 @@ from nanogauge.prediction.search import fit_verdict
 from nanogauge.prediction.step_time import predict_step_time
 from nanogauge.prediction.workload import Program, Shape, Workload, workload_of
 from nanogauge.quantities import format_range, format_seconds
-from nanogauge.records import Estimate, Hardware
+from nanogauge.schema import Estimate, Hardware
 
 PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
 BEGIN, END = "<!-- tables: bench/scaling.py --write -->\n", "<!-- end of the tables -->\n"

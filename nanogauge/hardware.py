@@ -16,7 +16,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from nanogauge.errors import BadInput
-from nanogauge.records import Hardware
+from nanogauge.schema import Hardware
 
 Kind = Literal["geforce", "workstation", "datacenter", "cpu", "other"]
 

@@ -15,7 +15,7 @@ from nanogauge.config import Config, OptimizerSection, load_config
 from nanogauge.hardware import lookup
 from nanogauge.prediction.prediction import predict
 from nanogauge.prepare.shards import Origin
-from nanogauge.records import Hardware, Prediction
+from nanogauge.schema import Hardware, Prediction
 
 DOCUMENTED = ROOT / "configs" / "rtx4070_fineweb.toml"
 SEED_CLAIMS = ROOT / "predictions" / "seed_zh.toml"

@@ -11,8 +11,8 @@ import threading
 import time
 from pathlib import Path
 
-from nanogauge.records import Event, Start, Step
 from nanogauge.runlog.reader import RunLog
+from nanogauge.schema import Event, Start, Step
 from trainer.run.watchdog import Watchdog
 
 

@@ -15,7 +15,8 @@ from commands import ROOT, wait_until
 from nanogauge.config import Config
 from nanogauge.hardware import lookup
 from nanogauge.prediction.prediction import predict
-from nanogauge.records import (
+from nanogauge.runlog.reader import RunLog
+from nanogauge.schema import (
     Checkpoint,
     Compile,
     End,
@@ -27,7 +28,6 @@ from nanogauge.records import (
     Start,
     Step,
 )
-from nanogauge.runlog.reader import RunLog
 
 STEPS = 20
 TOKENS = 4 * 8 * 2

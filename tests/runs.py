@@ -20,7 +20,9 @@ from nanogauge.importers.import_run import import_log
 from nanogauge.importers.nanogpt import read_nanogpt_log
 from nanogauge.importers.parsed import Printed
 from nanogauge.prediction.prediction import predict
-from nanogauge.records import (
+from nanogauge.runlog.folder import create
+from nanogauge.runlog.reader import FILE_NAME, Recorded, read_log
+from nanogauge.schema import (
     Checkpoint,
     Compile,
     End,
@@ -32,8 +34,6 @@ from nanogauge.records import (
     Start,
     Step,
 )
-from nanogauge.runlog.folder import create
-from nanogauge.runlog.reader import FILE_NAME, Recorded, read_log
 
 GIB = 2**30
 EVERY = 50

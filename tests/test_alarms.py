@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from nanogauge.measure.alarms import Alarm, Alarms
 from nanogauge.measure.detectors import SlowDown
 from nanogauge.measure.sliding import SlidingMedian
-from nanogauge.records import Sensor
+from nanogauge.schema import Sensor
 
 GIB = 2**30
 

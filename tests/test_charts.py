@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from nanogauge.analysis.measured import LEDGER_NAMES
 from nanogauge.analysis.verdicts import build_rows
-from nanogauge.records import Compile, Eval, Event, Sensor, Start, Step
 from nanogauge.report.bars import stacked_bar
 from nanogauge.report.cells import grouped
 from nanogauge.report.charts import pictures
@@ -21,6 +20,7 @@ from nanogauge.report.scale import exact_axis, round_axis, stretches
 from nanogauge.report.svg import HEIGHT, TOP, Chart, Series, four_digits, line_chart
 from nanogauge.report.timeline import Timeline
 from nanogauge.runlog.reader import Recorded
+from nanogauge.schema import Compile, Eval, Event, Sensor, Start, Step
 
 numbers = st.floats(-1e9, 1e9)
 START = Start(max_steps=20_000, prediction_sha256="x", device="RTX 4070", elapsed_seconds=1.0)

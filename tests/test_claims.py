@@ -26,8 +26,8 @@ from nanogauge.analysis.measured import measure
 from nanogauge.analysis.verdicts import build_rows
 from nanogauge.errors import BadInput
 from nanogauge.quantities import QUANTITIES, UNITS
-from nanogauge.records import End, Start, Step
 from nanogauge.runlog.reader import Recorded
+from nanogauge.schema import End, Start, Step
 
 NAMES = {"micro_batch": 16.0, "max_steps": 20000.0, "share": 0.35}
 

@@ -10,7 +10,7 @@ from nanogauge.analysis.measured import measure
 from nanogauge.hardware import find_gpu, from_row
 from nanogauge.prediction.energy import power_share
 from nanogauge.prediction.prediction import predict
-from nanogauge.records import End, Hardware, Sensor
+from nanogauge.schema import End, Hardware, Sensor
 
 # BERT fine-tuning: ml-energy/zeus, examples/research_reproducibility/zeus_nsdi23/trace/
 # summary_power_*.csv. GB10: baseline-training-loop-on-spark, 354 M parameters, nvidia-smi.

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanogauge.records import End, Event, Sensor, Start, Step
 from nanogauge.runlog import writer as whole_lines
 from nanogauge.runlog.reader import FILE_NAME, RunLog, read_log
+from nanogauge.schema import End, Event, Sensor, Start, Step
 
 FIRST = Start(max_steps=10, prediction_sha256="ab" * 32, device="RTX 4070")
 

@@ -18,11 +18,11 @@ from markdown_it import MarkdownIt
 from test_report import import_log, small_log
 
 from nanogauge.analysis.report_model import RaisedAlarm, Report, build_report, claims_of
-from nanogauge.records import Event, Prediction
 from nanogauge.report.escape import LONGEST, markdown, visible
 from nanogauge.report.html import render_html, render_markdown
 from nanogauge.runlog.folder import RunFolder
 from nanogauge.runlog.reader import Recorded
+from nanogauge.schema import Event, Prediction
 
 WORDS_OF_OURS = {"id", "verdict", "status", "source", "prediction", "kind", "unit", "level"}
 """fields that hold one of a few words of our own, or are looked up by what they hold"""

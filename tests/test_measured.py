@@ -7,8 +7,8 @@ from examples import documented_config, documented_prediction
 
 from nanogauge.analysis.measured import measure
 from nanogauge.analysis.verdicts import build_rows
-from nanogauge.records import Checkpoint, Compile, End, Eval, LogLine, Start, Step
 from nanogauge.runlog.reader import Recorded
+from nanogauge.schema import Checkpoint, Compile, End, Eval, LogLine, Start, Step
 
 
 def start(first_step: int) -> Start:

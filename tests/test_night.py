@@ -12,12 +12,12 @@ from commands import run
 from runs import encoded, end, make_finished, make_folder, prediction_of, steps, write
 
 from nanogauge.analysis.report_model import Report, build_report
-from nanogauge.records import Event, Sensor, Start, Step
 from nanogauge.report.terminal import render_report
 from nanogauge.runlog.folder import load
 from nanogauge.runlog.history import LONGEST_GAP_SECONDS
 from nanogauge.runlog.lock import hold
 from nanogauge.runlog.reader import FILE_NAME
+from nanogauge.schema import Event, Sensor, Start, Step
 
 BEGAN = 1.7e9 - 1.0
 """when the clock of a made run's first process stood at zero"""

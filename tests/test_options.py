@@ -14,7 +14,7 @@ from commands import ROOT, run_here, steps_of, train_tiny
 
 from model import GPT, softcap
 from nanogauge.config import ModelSection, OptimizerSection, load_config
-from nanogauge.training.schedule import learning_rate
+from nanogauge.schedule import learning_rate
 from trainer.checkpoints.checkpoint_writer import CheckpointWriter, Written
 from trainer.evaluation.generation import Choice, Context, generate
 from trainer.step.chunked_cross_entropy import (

@@ -15,8 +15,8 @@ from examples import DOCUMENTED, documented_config, documented_prediction
 
 from nanogauge.config import load_config
 from nanogauge.errors import BadInput
-from nanogauge.records import FreeMemory
-from nanogauge.training.schedule import learning_rate
+from nanogauge.schedule import learning_rate
+from nanogauge.schema import FreeMemory
 from trainer.run.resources import open_run_folder, refuse_too_large
 from trainer.step.device import choose_device
 

@@ -26,7 +26,7 @@ from nanogauge.prediction.prediction import predict
 from nanogauge.prediction.search import largest_micro_batch, memory_of
 from nanogauge.prediction.workload import workload_of
 from nanogauge.quantities import QUANTITIES
-from nanogauge.records import Hardware, Prediction
+from nanogauge.schema import Hardware, Prediction
 from trainer.step.optimizer import make_optimizer
 
 DTYPES = ("bfloat16", "float16", "float32")

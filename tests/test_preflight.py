@@ -31,7 +31,7 @@ from nanogauge.doctor.toolchain import Torch
 from nanogauge.errors import BadInput
 from nanogauge.hardware import lookup
 from nanogauge.prepare.shards import ShardWriter
-from nanogauge.records import Sensor, Step
+from nanogauge.schema import Sensor, Step
 from trainer.checkpoints.checkpoint import random_state
 from trainer.checkpoints.checkpoint_writer import CheckpointWriter, Written
 from trainer.step.optimizer import make_optimizer

@@ -21,9 +21,9 @@ from examples import (
 )
 from runs import documented_log, nanogpt_log
 
-from nanogauge.records import End, Start, Step
 from nanogauge.runlog.folder import create
 from nanogauge.runlog.reader import RunLog
+from nanogauge.schema import End, Start, Step
 
 
 def import_log(log: Path, out: Path, *more: object) -> subprocess.CompletedProcess[str]:

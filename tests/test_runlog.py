@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanogauge.errors import BadInput
-from nanogauge.records import (
+from nanogauge.runlog.reader import FILE_NAME, LogReader, RunLog, lines_of, read_log
+from nanogauge.schema import (
     Checkpoint,
     Compile,
     End,
@@ -25,7 +26,6 @@ from nanogauge.records import (
     Step,
     Stored,
 )
-from nanogauge.runlog.reader import FILE_NAME, LogReader, RunLog, lines_of, read_log
 
 KINDS: tuple[type[Stored], ...] = typing.get_args(typing.get_args(LogLine)[0])
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)

@@ -21,7 +21,7 @@ from examples import documented_config, documented_prediction
 from rich.console import Console
 
 from nanogauge.config import Config
-from nanogauge.records import Checkpoint, Eval, Sensor, Step
+from nanogauge.schema import Checkpoint, Eval, Sensor, Step
 from trainer.run.progress import ProgressDisplay, clock_times, flow
 
 pytestmark = pytest.mark.alone

@@ -9,7 +9,7 @@ from commands import build_fake_driver
 from scripted import Run
 
 from nanogauge.measure.alarms import Alarms
-from nanogauge.records import Sensor
+from nanogauge.schema import Sensor
 
 pytestmark = pytest.mark.alone
 

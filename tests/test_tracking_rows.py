@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from mirrored import CONFIG, GOLDEN, PREDICTION, TOKENS, lines_of_a_run, start_line
 
-from nanogauge.records import Checkpoint, Compile, End, Eval, Line, LogLine, Sensor, Start, Step
+from nanogauge.schema import Checkpoint, Compile, End, Eval, Line, LogLine, Sensor, Start, Step
 from nanogauge.sinks import rows as tracking_rows
 from nanogauge.sinks.rows import Rows, final_summary, summary_of, verdict_rows
 

@@ -20,8 +20,8 @@ from nanogauge.cli import Parser
 from nanogauge.config import Config, add_config_flags, config_overrides
 from nanogauge.hardware import lookup
 from nanogauge.prediction.prediction import predict
-from nanogauge.records import Compile, Prediction
 from nanogauge.runlog.reader import Recorded
+from nanogauge.schema import Compile, Prediction
 
 
 def scenarios(run: MadeUp, prediction: Prediction | None = None) -> dict[str, Scenario]:

@@ -41,7 +41,7 @@ from nanogauge.prediction.calibrated import (
 from nanogauge.prediction.calibration_store import add_to_calibration
 from nanogauge.prediction.flops import flops_per_token_palm
 from nanogauge.prediction.workload import Workload, workload_of
-from nanogauge.records import Hardware
+from nanogauge.schema import Hardware
 from trainer.data.loader import Batches
 from trainer.step.device import DTYPES, autocast, choose_device, choose_dtype, synchronize
 from trainer.step.loss import TrainingLoss

@@ -12,8 +12,8 @@ from nanogauge.analysis.step_causes import Cause, Expected, counted_clock, step_
 from nanogauge.analysis.what_if import Scenario
 from nanogauge.config import Config
 from nanogauge.quantities import format_seconds
-from nanogauge.records import Prediction, Stored
 from nanogauge.runlog.reader import Recorded
+from nanogauge.schema import Prediction, Stored
 
 
 class Attribution(Stored):

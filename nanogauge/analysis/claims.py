@@ -20,7 +20,7 @@ from nanogauge.config import Config, read_toml
 from nanogauge.errors import BadInput
 from nanogauge.explaining import explain
 from nanogauge.quantities import QUANTITIES, UNITS
-from nanogauge.records import Prediction
+from nanogauge.schema import Prediction
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 

@@ -9,8 +9,8 @@ import numpy as np
 from nanogauge.analysis.telemetry import sensed_spans, why_absent
 from nanogauge.measure.alarms import POWER_CAP
 from nanogauge.prediction.step_time import ARITHMETIC
-from nanogauge.records import Prediction
 from nanogauge.runlog.reader import Recorded
+from nanogauge.schema import Prediction
 
 THROTTLING = ("thermal", "brake", "hardware")
 """words of the reasons that are no part of a card's ordinary work: heat, power brake, its own

@@ -16,7 +16,7 @@ from nanogauge.errors import BadInput
 from nanogauge.prediction.flops import MFU_CONVENTIONS, flops_per_token_causal, flops_per_token_palm
 from nanogauge.prediction.workload import shape_of
 from nanogauge.quantities import QUANTITIES, format_range, format_value, mfu
-from nanogauge.records import Prediction, Stored
+from nanogauge.schema import Prediction, Stored
 
 _SLACK = 1e-9  # relative: ends that touch must not exclude each other for a rounding
 

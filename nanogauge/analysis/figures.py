@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from nanogauge.records import Stored
+from nanogauge.schema import Stored
 
 
 class Measured(Stored):

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from nanogauge.quantities import format_seconds
-from nanogauge.records import End, Event, Line, Start, Stored
 from nanogauge.runlog.history import LostWork, Recorded, process_began
+from nanogauge.schema import End, Event, Line, Start, Stored
 
 SKIPPED = "update_skipped"
 BACK = "rollback"

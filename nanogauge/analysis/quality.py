@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from nanogauge.analysis.figures import Measured
-from nanogauge.records import Benchmark
+from nanogauge.schema import Benchmark
 
 ROW = "quality_vs_gpt2"
 GPT2 = "gpt2"

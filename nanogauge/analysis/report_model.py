@@ -35,9 +35,9 @@ from nanogauge.quantities import (
     format_value,
     tokens_per_second,
 )
-from nanogauge.records import SCHEMA, Prediction, Stored
 from nanogauge.runlog.folder import Machine, RunFolder, load_with_log
 from nanogauge.runlog.reader import LogReader, Recorded, last_written
+from nanogauge.schema import SCHEMA, Prediction, Stored
 
 CLAIMS_NAME = "claims.toml"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nanogauge.analysis.report_model import Report
-from nanogauge.records import SCHEMA
+from nanogauge.schema import SCHEMA
 
 
 def report_schema() -> dict[str, Any]:

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from nanogauge.quantities import format_seconds
-from nanogauge.records import Prediction
 from nanogauge.runlog.reader import Recorded
+from nanogauge.schema import Prediction
 
 
 def other_cards(recorded: Recorded, prediction: Prediction) -> str | None:

@@ -22,9 +22,9 @@ from nanogauge.config import Config
 from nanogauge.prediction.checkpoints import waiting_seconds
 from nanogauge.prediction.prediction import checkpoints, evaluations
 from nanogauge.quantities import Interval, format_range, format_seconds, format_value
-from nanogauge.records import Prediction, Stored
 from nanogauge.runlog.lock import is_held
 from nanogauge.runlog.reader import Recorded
+from nanogauge.schema import Prediction, Stored
 
 STRETCHES = 20
 """into so many the steady steps are cut, to see how much the pace of one differs from another's"""

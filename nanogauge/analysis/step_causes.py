@@ -9,7 +9,7 @@ from nanogauge.analysis.advice import Advice
 from nanogauge.analysis.clocks import slowed
 from nanogauge.prediction.step_time import counted_clock_hz
 from nanogauge.quantities import format_seconds
-from nanogauge.records import Hardware, Stored
+from nanogauge.schema import Hardware, Stored
 
 
 class Cause(Stored):

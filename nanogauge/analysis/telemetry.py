@@ -9,9 +9,9 @@ from nanogauge.analysis.figures import Measured, quantile
 from nanogauge.analysis.several import other_cards, other_numbers
 from nanogauge.config import Config
 from nanogauge.prediction.energy import cost_formula, cost_of
-from nanogauge.records import End, Prediction, Rank, Sensor, Step
 from nanogauge.runlog.reader import Recorded
 from nanogauge.runlog.table import Table
+from nanogauge.schema import End, Prediction, Rank, Sensor, Step
 
 JOULES_PER_KWH = 3.6e6
 IMPORTED = "not in this log"

@@ -19,7 +19,7 @@ from nanogauge.analysis.figures import Measured
 from nanogauge.analysis.measured import LEDGER_NAMES, Ledger, Measurements
 from nanogauge.config import Config
 from nanogauge.quantities import QUANTITIES, format_range, format_seconds, format_value
-from nanogauge.records import Estimate, Prediction, Stored
+from nanogauge.schema import Estimate, Prediction, Stored
 
 RowVerdict = Literal["held", "missed", "contradicted", "not measured", "no claim"]
 

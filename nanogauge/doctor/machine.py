@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from nanogauge.hardware import find_gpu, usually_free_bytes
 from nanogauge.measure.host import available_bytes, process_bytes
 from nanogauge.measure.sensors import DriverInfo, driver_info
-from nanogauge.records import FreeMemory, Hardware
+from nanogauge.schema import FreeMemory, Hardware
 
 ROOT = Path("/")
 COMMAND_SECONDS = 2.0

@@ -45,7 +45,7 @@ from nanogauge.prediction.search import (
     with_micro_batch,
 )
 from nanogauge.prepare.opening import open_dataset
-from nanogauge.records import Hardware
+from nanogauge.schema import Hardware
 
 DEFAULT_RUN = RunSection(name="NAME")
 """examined without a configuration"""

@@ -23,7 +23,7 @@ from nanogauge.importers.parsed import (
     seconds_of,
 )
 from nanogauge.importers.text import TextLines, plain, without_prefix
-from nanogauge.records import Event
+from nanogauge.schema import Event
 
 _STEP = re.compile(
     r"(?<![\w./-])step +(\d+) \| loss: (-?\d+\.\d{6}|-?inf|nan) \| lr (\d\.\d{4}e[-+]\d\d) \| "

@@ -17,7 +17,7 @@ from nanogauge.importers.nanochat import read_nanochat_log
 from nanogauge.importers.nanogpt import read_nanogpt_log
 from nanogauge.importers.wandb_history import read_wandb_history
 from nanogauge.prediction.prediction import predict, resolve_dtype
-from nanogauge.records import Hardware, Prediction
+from nanogauge.schema import Hardware, Prediction
 
 _READERS = {
     "nanogpt_log": (read_nanogpt_log, "LOG", "what nanoGPT printed"),

@@ -10,7 +10,7 @@ from nanogauge.config import Config
 from nanogauge.errors import BadInput
 from nanogauge.importers.parsed import PrintedSession, number_of
 from nanogauge.importers.text import shown
-from nanogauge.records import Prediction
+from nanogauge.schema import Prediction
 
 _Value = float | bool | str
 

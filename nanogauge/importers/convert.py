@@ -19,7 +19,7 @@ from nanogauge.analysis.measured import NOT_IN_LOG
 from nanogauge.errors import BadInput
 from nanogauge.importers.parsed import Form, PrintedSession, clocked, spacing_of, warning
 from nanogauge.quantities import finite
-from nanogauge.records import Checkpoint, Compile, End, Eval, Event, LogLine, Start, Step
+from nanogauge.schema import Checkpoint, Compile, End, Eval, Event, LogLine, Start, Step
 
 
 def run_lines(

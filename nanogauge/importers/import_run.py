@@ -15,9 +15,9 @@ from nanogauge.files import make_folder, sha256_file, write_atomic
 from nanogauge.importers.contradictions import refuse_contradictions
 from nanogauge.importers.convert import run_lines
 from nanogauge.importers.parsed import Printed, PrintedSession, runs_of, warning
-from nanogauge.records import Event, Prediction
 from nanogauge.runlog.folder import create
 from nanogauge.runlog.reader import FILE_NAME, RunLog, read_log
+from nanogauge.schema import Event, Prediction
 
 
 def import_log(

@@ -23,7 +23,7 @@ from nanogauge.importers.parsed import (
     warning,
 )
 from nanogauge.importers.text import TextLines, plain
-from nanogauge.records import Event
+from nanogauge.schema import Event
 
 _FIGURE = r"(-?[\d.]+|-?inf|nan)"
 _RECORD = re.compile(

@@ -21,7 +21,7 @@ from nanogauge.importers.parsed import (
     seconds_of,
 )
 from nanogauge.importers.text import TextLines, plain, without_prefix
-from nanogauge.records import Event
+from nanogauge.schema import Event
 
 NANOGPT_PEAK_TFLOPS = 312  # nanoGPT's model.py divides by an A100's bf16 peak, whatever the card
 _LOSS = r"(-?\d+\.\d{4}|-?inf|nan)"  # four decimals: a line cut within them is seen to be cut

@@ -12,7 +12,7 @@ from typing import Literal
 
 from nanogauge.errors import BadInput
 from nanogauge.importers.text import shown
-from nanogauge.records import Event, LogLine
+from nanogauge.schema import Event, LogLine
 
 
 @dataclass(frozen=True)

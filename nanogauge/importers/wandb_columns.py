@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from nanogauge.analysis.measured import NOT_IN_LOG
 from nanogauge.importers.parsed import Form, PrintedSession, clocked, warning
-from nanogauge.records import Event
+from nanogauge.schema import Event
 from nanogauge.sinks.rows import CHECKPOINT_KEYS, COMPILE_KEYS, EVAL_KEYS, SENSOR_KEYS
 
 CLOCK = ("_runtime", "_timestamp")

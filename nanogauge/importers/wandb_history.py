@@ -25,7 +25,7 @@ from nanogauge.importers.parsed import (
 from nanogauge.importers.tables import open_table
 from nanogauge.importers.text import shown
 from nanogauge.importers.wandb_columns import FLAVOURS, Flavour, form_of, not_in_log
-from nanogauge.records import Checkpoint, Compile, Event, Sensor
+from nanogauge.schema import Checkpoint, Compile, Event, Sensor
 
 _LATEST_UNIX = 2**33  # the year 2242
 _SAMPLED_ROWS = 500

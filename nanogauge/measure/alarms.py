@@ -10,7 +10,7 @@ from typing import Literal
 from nanogauge.measure.detectors import LASTING_STEPS, RECENT_STEPS, SlowDown
 from nanogauge.measure.loss_spike import COURSE_STEPS, LossSpike
 from nanogauge.quantities import format_seconds
-from nanogauge.records import Sensor
+from nanogauge.schema import Sensor
 
 READINGS = 60
 """readings that are looked back on: about a minute"""

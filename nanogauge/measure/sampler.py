@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from nanogauge.measure.absences import Absences, Change
 from nanogauge.measure.gpus import Cards, Watched
-from nanogauge.records import Sensor
+from nanogauge.schema import Sensor
 
 _NOT_MEASURED = ("kind", "elapsed_seconds", "energy_source", "gap_seconds")
 _OF_SEVERAL = ("hottest_card", "fullest_card", "slowest_card")

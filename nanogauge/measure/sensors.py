@@ -18,7 +18,7 @@ from nanogauge.measure.absences import Absences, Change
 from nanogauge.measure.gpus import Watched
 from nanogauge.measure.nvml import Driver, NoDriver
 from nanogauge.measure.sampler import MEASURED, PowerSpread, Sampler
-from nanogauge.records import Sensor
+from nanogauge.schema import Sensor
 
 _OPEN_SECONDS = 3.0
 """a driver that needs longer to be found is waited for in its own thread"""

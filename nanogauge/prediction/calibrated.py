@@ -16,7 +16,7 @@ from nanogauge.prediction.constants import FITTED
 from nanogauge.prediction.step_time import StepTime, predict_step_time
 from nanogauge.prediction.workload import Workload
 from nanogauge.quantities import Interval, format_seconds
-from nanogauge.records import Hardware, Stored
+from nanogauge.schema import Hardware, Stored
 
 RUNS_KEPT = 100
 SAME_RUN_TOLERANCE = 0.03  # the documented run: all samples of 20 hours within 0.8 % of each other

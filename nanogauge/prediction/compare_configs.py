@@ -14,7 +14,7 @@ from nanogauge.prediction.plan import Finish, memory_to_plan_with
 from nanogauge.prediction.recipe import is_another_recipe, recipe_sentence
 from nanogauge.prediction.search import Verdict, fit_verdict, memory_of
 from nanogauge.quantities import Interval, tokens_per_second
-from nanogauge.records import Prediction, Stored
+from nanogauge.schema import Prediction, Stored
 
 
 class Planned(Stored):

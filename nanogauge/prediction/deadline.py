@@ -16,7 +16,7 @@ from nanogauge.prediction.search import (
     with_micro_batch,
 )
 from nanogauge.prediction.workload import shape_of
-from nanogauge.records import Prediction
+from nanogauge.schema import Prediction
 
 TOKENS_PER_PARAMETER = 20.0
 """where a fixed number of FLOPs gives the lowest loss. Source: Hoffmann et al. 2022 (Chinchilla)"""

@@ -6,7 +6,7 @@ from nanogauge.config import Config
 from nanogauge.prediction.calibrated import Calibration
 from nanogauge.prediction.prediction import predict
 from nanogauge.quantities import format_range, format_seconds
-from nanogauge.records import Estimate, Hardware
+from nanogauge.schema import Estimate, Hardware
 
 
 def eager_total(

@@ -11,7 +11,7 @@ from typing import TypeVar
 from nanogauge.config import CostSection
 from nanogauge.hardware import find_gpu
 from nanogauge.quantities import Interval
-from nanogauge.records import Estimate, Hardware
+from nanogauge.schema import Estimate, Hardware
 
 Amount = TypeVar("Amount", float, Interval)
 

@@ -14,7 +14,7 @@ from nanogauge.prediction.activations import Saved, saved_for_backward
 from nanogauge.prediction.training_state import TrainingState, training_state
 from nanogauge.prediction.workload import Workload
 from nanogauge.quantities import Interval
-from nanogauge.records import Hardware, Part
+from nanogauge.schema import Hardware, Part
 
 Copied = Literal["never", "at the end", "in training"]
 """from when on a copy of the state, from which checkpoints are written, lies in the host's memory:

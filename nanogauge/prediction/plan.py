@@ -27,7 +27,7 @@ from nanogauge.prediction.search import (
     widest,
 )
 from nanogauge.quantities import Interval
-from nanogauge.records import FreeMemory, Hardware, Stored
+from nanogauge.schema import FreeMemory, Hardware, Stored
 
 Search = Callable[[Config, Callable[[Config], bool]], Config | None]
 """a function of predict/fit.py that looks for the largest model that passes"""

@@ -15,7 +15,7 @@ from nanogauge.prediction.search import memory_of
 from nanogauge.prediction.step_time import StepTime, predict_step_time
 from nanogauge.prediction.workload import shape_of, workload_of
 from nanogauge.quantities import QUANTITIES, Interval, mfu
-from nanogauge.records import Estimate, Hardware, Part, Prediction
+from nanogauge.schema import Estimate, Hardware, Part, Prediction
 
 FIRST_STEP_EXTRA_SECONDS = Interval(0.0, 0.2, 3.0)  # allocations, libraries loaded on first use
 START_UP_SECONDS = Interval(3.0, 7.0, 30.0)  # imports, data, first allocation; 6 s for the demo

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nanogauge.config import Config, ModelSection, OptimizerSection
-from nanogauge.training.schedule import learning_rate
+from nanogauge.schedule import learning_rate
 
 
 def recipe_sentence(config: Config) -> str:

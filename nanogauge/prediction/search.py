@@ -11,7 +11,7 @@ from nanogauge.prediction.memory import Copied, Memory, predict_memory
 from nanogauge.prediction.parameters import count_parameters
 from nanogauge.prediction.workload import shape_of, workload_of
 from nanogauge.quantities import Interval
-from nanogauge.records import Hardware
+from nanogauge.schema import Hardware
 
 Verdict = Literal["fits", "doubtful", "does not fit"]
 

@@ -23,7 +23,7 @@ from nanogauge.prediction.options import (
 from nanogauge.prediction.parameters import count_parameters, layer_matrices
 from nanogauge.prediction.workload import GPUS_OF_A_NODE, Workload
 from nanogauge.quantities import Interval
-from nanogauge.records import Hardware, Part
+from nanogauge.schema import Hardware, Part
 
 ARITHMETIC = ("matrix products of the blocks", "attention", "vocabulary head", "recomputation")
 """the parts of a step that go with the clock of the matrix units; the others wait for memory"""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from nanogauge.analysis.verdicts import Row
 from nanogauge.quantities import QUANTITIES, format_range, format_value
-from nanogauge.records import Estimate
+from nanogauge.schema import Estimate
 
 MARKS = {"held": "✓", "missed": "✕", "contradicted": "‼", "not measured": "○", "no claim": "·"}
 VERDICTS = ("held", "missed", "contradicted", "not measured")

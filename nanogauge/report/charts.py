@@ -12,13 +12,13 @@ from nanogauge.analysis.verdicts import Row
 from nanogauge.config import Config
 from nanogauge.prediction.energy import cost_of
 from nanogauge.quantities import GIB, format_value, mfu
-from nanogauge.records import Prediction, Sensor, Stored
 from nanogauge.report.bars import Bar, bars
 from nanogauge.report.scale import Floats
 from nanogauge.report.svg import Band, Chart, Marks, Second, Series, line_chart
 from nanogauge.report.timeline import Timeline
 from nanogauge.runlog.reader import Recorded
 from nanogauge.runlog.table import Table
+from nanogauge.schema import Prediction, Sensor, Stored
 
 
 def pictures(

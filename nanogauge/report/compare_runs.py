@@ -22,10 +22,10 @@ from nanogauge.analysis.report_model import Report, build_report
 from nanogauge.errors import BadInput
 from nanogauge.files import make_folder, without_secrets, write_atomic
 from nanogauge.quantities import QUANTITIES, format_range, format_value
-from nanogauge.records import SCHEMA, Estimate, Stored
 from nanogauge.report.cells import MARKS, in_order
 from nanogauge.report.html import templates
 from nanogauge.report.terminal import COLOURS
+from nanogauge.schema import SCHEMA, Estimate, Stored
 
 NAME = "comparison"
 BAR_WIDTH, BAR_HEIGHT = 140, 14

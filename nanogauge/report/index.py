@@ -11,11 +11,11 @@ from nanogauge.analysis.report_model import build_report, claims_of
 from nanogauge.errors import BadInput
 from nanogauge.files import without_secrets, write_atomic
 from nanogauge.quantities import format_range, format_seconds
-from nanogauge.records import SCHEMA, Estimate, Stored
 from nanogauge.report.cells import MARKS
 from nanogauge.report.compare_runs import date_and_time, printable
 from nanogauge.report.html import templates
 from nanogauge.runlog.reader import FILE_NAME, last_written
+from nanogauge.schema import SCHEMA, Estimate, Stored
 
 INDEX_NAME = "index.html"
 REPORT_NAME = "report.html"

@@ -21,9 +21,9 @@ from nanogauge.prediction.plan import Candidate, Deadline, Fit, FittingModels, S
 from nanogauge.prediction.recipe import cut_sentences, recipe_sentence
 from nanogauge.prediction.workload import shape_of
 from nanogauge.quantities import GIB, Interval, format_range, format_seconds, format_value
-from nanogauge.records import Prediction
 from nanogauge.report.cells import in_order
 from nanogauge.report.terminal import predicted_columns, print_findings, print_rows
+from nanogauge.schema import Prediction
 
 
 def print_plan(

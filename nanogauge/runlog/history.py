@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nanogauge.records import (
+from nanogauge.runlog.table import Table
+from nanogauge.schema import (
     Benchmark,
     Checkpoint,
     Compile,
@@ -22,7 +23,6 @@ from nanogauge.records import (
     Start,
     Step,
 )
-from nanogauge.runlog.table import Table
 
 LONGEST_GAP_SECONDS = 366 * 86_400.0
 """between two processes; what the clocks say beyond it, or below nothing, is a clock that was set

@@ -17,9 +17,9 @@ from pydantic_core import from_json
 
 from nanogauge.errors import BadInput
 from nanogauge.files import open_regular, scrubbed
-from nanogauge.records import End, Event, LogLine, Sensor, Start
 from nanogauge.runlog.history import Recorded
 from nanogauge.runlog.writer import WholeLines
+from nanogauge.schema import End, Event, LogLine, Sensor, Start
 
 __all__ = [
     "FILE_NAME",

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import TypeAdapter
 
-from nanogauge.records import Stored
+from nanogauge.schema import Stored
 
 _Record = TypeVar("_Record", bound=Stored)
 _NAN = float("nan")

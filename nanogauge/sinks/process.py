@@ -30,8 +30,8 @@ from nanogauge.cli import Parser, run_command
 from nanogauge.config import Config, load_config
 from nanogauge.errors import BadInput, RunFailed
 from nanogauge.files import Scrubber, scrubbed, without_secrets, write_atomic
-from nanogauge.records import End, Event, LogLine, Prediction
 from nanogauge.runlog.reader import FILE_NAME, lines_of, read_log
+from nanogauge.schema import End, Event, LogLine, Prediction
 from nanogauge.sinks.mirror import POSITION_NAME, Mode
 from nanogauge.sinks.rows import (
     AXES,

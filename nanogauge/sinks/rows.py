@@ -25,7 +25,7 @@ from nanogauge.quantities import (
     mfu,
     tokens_per_second,
 )
-from nanogauge.records import (
+from nanogauge.schema import (
     Checkpoint,
     Compile,
     End,

@@ -25,7 +25,7 @@ from model import GPT
 from nanogauge.errors import BadInput, RunFailed
 from nanogauge.prepare.fetching import client_errors, quiet, short
 from nanogauge.prepare.shards import Shards
-from nanogauge.records import Benchmark
+from nanogauge.schema import Benchmark
 from trainer.data.loader import Batches
 from trainer.step.device import autocast
 

@@ -31,7 +31,7 @@ from nanogauge.quantities import (
     mfu,
     tokens_per_second,
 )
-from nanogauge.records import Checkpoint, Eval, Prediction, Sensor, Step
+from nanogauge.schema import Checkpoint, Eval, Prediction, Sensor, Step
 
 GO_AFTER_STEPS = 30
 PACE_STEPS = 100

@@ -10,8 +10,8 @@ from nanogauge.measure.alarms import Alarm, Alarms
 from nanogauge.measure.clock import Clock
 from nanogauge.measure.sensors import Sensors
 from nanogauge.quantities import format_seconds
-from nanogauge.records import Compile, Event, LogLine
 from nanogauge.runlog.reader import RunLog
+from nanogauge.schema import Compile, Event, LogLine
 from trainer.run.progress import ProgressDisplay
 
 Level = Literal["info", "warning", "alarm"]

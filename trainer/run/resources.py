@@ -27,10 +27,10 @@ from nanogauge.prediction.search import (
     with_micro_batch,
 )
 from nanogauge.prepare.opening import Source, open_source
-from nanogauge.records import FreeMemory, Hardware, Prediction
 from nanogauge.runlog.folder import RunFolder, create, load_with_log
 from nanogauge.runlog.lock import RunLock, hold
 from nanogauge.runlog.reader import has_begun
+from nanogauge.schema import FreeMemory, Hardware, Prediction
 from trainer.calibrate import calibrated_threads, describe_hardware
 from trainer.checkpoints.checkpoint import newest_checkpoint
 from trainer.data.loader import Batches

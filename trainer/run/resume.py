@@ -36,7 +36,7 @@ IDENTITY = {
 """What a run depends on besides its configuration, and its name in messages."""
 DATA = "data"
 _ROOT = Path(__file__).parents[2]
-_CODE = ("model.py", "train.py", "trainer/data/loader.py", "nanogauge/training/schedule.py")
+_CODE = ("model.py", "train.py", "trainer/data/loader.py", "nanogauge/schedule.py")
 
 
 def code_sha256() -> str:

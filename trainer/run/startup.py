@@ -25,8 +25,8 @@ from nanogauge.measure.sensors import (
 from nanogauge.prediction.calibration_store import load_calibration
 from nanogauge.prediction.eager import eager_sentence, eager_total
 from nanogauge.prepare.opening import Source
-from nanogauge.records import Compile
 from nanogauge.runlog.reader import RunLog
+from nanogauge.schema import Compile
 from nanogauge.sinks.mirror import new_run_id
 from trainer.calibrate import calibrated_threads
 from trainer.checkpoints.checkpoint import Meta, load_checkpoint, read_meta
