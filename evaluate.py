@@ -30,13 +30,13 @@ from nanogauge.analysis.quality import GPT2, HELD_OUT, sentence
 from nanogauge.analysis.report_model import build_report, claims_of
 from nanogauge.cli import Parser, run_command
 from nanogauge.errors import BadInput, RunFailed
-from nanogauge.prepare.opening import open_source
-from nanogauge.prepare.tokenizer import from_encoding, load_tokenizer
 from nanogauge.report.terminal import write_report
 from nanogauge.runlog.lock import hold
 from nanogauge.runlog.reader import RunLog
 from nanogauge.schema import Benchmark
 from trainer.checkpoints.pretrained import VOCABULARY_NAME, hugging_face_folder, open_pretrained
+from trainer.data.dataset import open_source
+from trainer.data.tokenizer import from_encoding, load_tokenizer
 from trainer.evaluation.benchmarks import (
     Items,
     Numbers,

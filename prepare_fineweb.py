@@ -26,14 +26,14 @@ from nanogauge.cli import Parser, run_command
 def main(arguments: Sequence[str]) -> int:
     given = parser().parse(arguments)
     if given.verify is not None or given.stats is not None:
-        from nanogauge.prepare.inspecting import show_stats, verify
+        from trainer.data.verify import show_stats, verify
 
         return verify(given.verify) if given.verify is not None else show_stats(given.stats)
     if given.repair is not None:
-        from nanogauge.prepare.repairing import repair
+        from trainer.data.repairing import repair
 
         return repair(given.repair, given.workers)
-    from nanogauge.prepare.command import prepare_command
+    from trainer.data.command import prepare_command
 
     return prepare_command(given)
 

@@ -31,7 +31,6 @@ from nanogauge.analysis.report_model import build_report, claims_of
 from nanogauge.config import Config
 from nanogauge.doctor.preflight import consult
 from nanogauge.errors import BadInput, RunFailed
-from nanogauge.prepare.manifest import Split
 from nanogauge.quantities import finite
 from nanogauge.report.background import CPU_SECONDS, GPU_SECONDS, BackgroundReport
 from nanogauge.report.terminal import print_report, write_report
@@ -40,6 +39,7 @@ from nanogauge.schedule import learning_rate
 from nanogauge.schema import Eval
 from nanogauge.sinks.mirror import Mirror
 from trainer.calibrate import probe
+from trainer.data.manifest import Split
 from trainer.evaluation.generation import is_sample_due
 from trainer.run.flags import Options, read_command
 from trainer.run.recovery import (

@@ -45,10 +45,10 @@ from nanogauge.config import Config, load_config  # noqa: E402
 from nanogauge.errors import BadInput  # noqa: E402
 from nanogauge.prediction.parameters import count_parameters  # noqa: E402
 from nanogauge.prediction.workload import shape_of  # noqa: E402
-from nanogauge.prepare.manifest import Split  # noqa: E402
-from nanogauge.prepare.shards import Shards  # noqa: E402
 from nanogauge.schedule import learning_rate  # noqa: E402
 from trainer.data.loader import Batches  # noqa: E402
+from trainer.data.manifest import Split  # noqa: E402
+from trainer.data.shards import Shards  # noqa: E402
 from trainer.step.loss import TrainingLoss  # noqa: E402
 from trainer.step.optimizer import make_optimizer, set_learning_rate, update  # noqa: E402
 

@@ -14,8 +14,8 @@ from nanogauge.analysis.claims import Claims, load_claims
 from nanogauge.config import Config, OptimizerSection, load_config
 from nanogauge.hardware import lookup
 from nanogauge.prediction.prediction import predict
-from nanogauge.prepare.shards import Origin
 from nanogauge.schema import Hardware, Prediction
+from trainer.data.shards import Origin
 
 DOCUMENTED = ROOT / "configs" / "rtx4070_fineweb.toml"
 SEED_CLAIMS = ROOT / "predictions" / "seed_zh.toml"

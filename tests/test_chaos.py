@@ -17,7 +17,7 @@ from test_handed_over import shards
 from nanogauge.analysis.report_model import build_report
 from nanogauge.config import load_config
 from nanogauge.errors import BadInput
-from nanogauge.prepare.opening import open_dataset
+from trainer.data.dataset import open_dataset
 
 CONFIG = ROOT / "configs" / "demo.toml"
 

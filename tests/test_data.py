@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanogauge.errors import BadInput
-from nanogauge.prepare.shards import Shards
 from trainer.data.loader import Batches, Prefetch, SampleOrder
+from trainer.data.shards import Shards
 from trainer.run.resources import describe_order
 from trainer.run.resume import refuse_other_data
 

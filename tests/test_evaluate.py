@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from evaluate import main
 from nanogauge.analysis.quality import quality_figures
 from nanogauge.errors import BadInput
-from nanogauge.prepare.embedded import byte_encoding, embedded_tokens
 from nanogauge.schema import Benchmark
+from trainer.data.embedded import byte_encoding, embedded_tokens
 from trainer.evaluation.benchmarks import Items, Scorer
 from trainer.evaluation.export import tokenizer_files
 from trainer.evaluation.load import open_trained

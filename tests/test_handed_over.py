@@ -18,12 +18,12 @@ from test_shards import ORIGIN
 
 from nanogauge.errors import BadInput
 from nanogauge.files import stays_below, write_atomic
-from nanogauge.prepare.fetching import fetch_file
-from nanogauge.prepare.inspecting import verify
-from nanogauge.prepare.manifest import Manifest
-from nanogauge.prepare.shards import ShardWriter, read_manifest
 from nanogauge.runlog.folder import load_with_log
 from trainer.checkpoints.checkpoint import meta_bytes, newest_checkpoint
+from trainer.data.hub import fetch_file
+from trainer.data.manifest import Manifest
+from trainer.data.shards import ShardWriter, read_manifest
+from trainer.data.verify import verify
 
 SOURCES = [*ROOT.glob("*.py"), *(ROOT / "nanogauge").rglob("*.py"), *(ROOT / "bench").glob("*.py")]
 RUNS_CODE = {"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "yaml"}

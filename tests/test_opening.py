@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from nanogauge.config import DataSection
 from nanogauge.errors import BadInput
-from nanogauge.prepare.opening import OpenedFolder, open_dataset, open_source
-from nanogauge.prepare.shards import Origin, ShardWriter, open_shard
+from trainer.data.dataset import OpenedFolder, open_dataset, open_source
+from trainer.data.shards import Origin, ShardWriter, open_shard
 
 TRAIN = np.arange(500, dtype=np.uint16)
 VAL = np.arange(100, 160, dtype=np.uint16)

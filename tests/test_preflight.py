@@ -30,10 +30,10 @@ from nanogauge.doctor.preflight import (
 from nanogauge.doctor.toolchain import Torch
 from nanogauge.errors import BadInput
 from nanogauge.hardware import lookup
-from nanogauge.prepare.shards import ShardWriter
 from nanogauge.schema import Sensor, Step
 from trainer.checkpoints.checkpoint import random_state
 from trainer.checkpoints.checkpoint_writer import CheckpointWriter, Written
+from trainer.data.shards import ShardWriter
 from trainer.step.optimizer import make_optimizer
 
 KEY = "0123456789abcdef0123456789abcdef01234567"

@@ -23,7 +23,7 @@ from preparing import (
     texts_of,
 )
 
-from nanogauge.prepare.shards import MANIFEST_NAME, open_split, read_manifest
+from trainer.data.shards import MANIFEST_NAME, open_split, read_manifest
 
 
 @pytest.fixture(scope="module")

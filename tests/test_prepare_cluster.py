@@ -16,8 +16,8 @@ from preparing import ROOT, TEXTS, environment, prepare, texts_of
 from test_handed_over import shards
 
 from nanogauge.errors import BadInput
-from nanogauge.prepare.pipeline import join_parts
-from nanogauge.prepare.shards import open_split, read_manifest
+from trainer.data.prepare import join_parts
+from trainer.data.shards import open_split, read_manifest
 
 pytest.importorskip("datatrove", reason="needs datatrove: pip install 'nanogauge[cluster]'")
 

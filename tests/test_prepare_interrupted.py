@@ -26,7 +26,7 @@ from preparing import (
 )
 
 from nanogauge.errors import BadInput
-from nanogauge.prepare.shards import MANIFEST_NAME, open_split, read_manifest
+from trainer.data.shards import MANIFEST_NAME, open_split, read_manifest
 
 KILLS = 6
 SIZES = ["--dataset", "texts", "--tokens", 1_600_000, "--val-tokens", 60_000]

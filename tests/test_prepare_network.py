@@ -11,7 +11,7 @@ from gpt2_vocabulary import gpt2_vocabulary  # noqa: F401  (a fixture)
 from hub import REVISION, Hub
 from preparing import END_OF_TEXT, hub_of, prepare, prepare_until_a_shard, sentence
 
-from nanogauge.prepare.shards import (
+from trainer.data.shards import (
     HEADER_BYTES,
     MAGIC,
     MANIFEST_NAME,

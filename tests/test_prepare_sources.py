@@ -19,11 +19,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from preparing import END_OF_TEXT, TEXTS, parquet, prepare, sentence, texts_of
 
-from nanogauge.prepare import inputs, texts
-from nanogauge.prepare.manifest import Manifest
-from nanogauge.prepare.pipeline import Order, crew_of
-from nanogauge.prepare.pipeline import prepare as prepare_with
-from nanogauge.prepare.shards import MANIFEST_NAME, open_split, read_manifest
+from trainer.data import documents as texts
+from trainer.data import sources as inputs
+from trainer.data.manifest import Manifest
+from trainer.data.prepare import Order, crew_of
+from trainer.data.prepare import prepare as prepare_with
+from trainer.data.shards import MANIFEST_NAME, open_split, read_manifest
 
 # Written where strings and bytes meet: what a file of each kind holds for the same documents.
 KINDS = {

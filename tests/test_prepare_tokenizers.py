@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from preparing import TEXTS, prepare, sentence
 
-from nanogauge.prepare.shards import open_split, read_manifest
-from nanogauge.prepare.tokenizer import load_tokenizer
+from trainer.data.shards import open_split, read_manifest
+from trainer.data.tokenizer import load_tokenizer
 
 tokenizers = pytest.importorskip(
     "tokenizers", reason="needs Hugging Face's tokenizers: pip install 'nanogauge[tokenizers]'"

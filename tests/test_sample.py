@@ -13,8 +13,8 @@ from examples import GPT2_ORIGIN
 
 from nanogauge.config import DataSection
 from nanogauge.errors import BadInput
-from nanogauge.prepare.shards import ShardWriter
 from sample import main
+from trainer.data.shards import ShardWriter
 from trainer.evaluation.load import tokenizer_of
 
 

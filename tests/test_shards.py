@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanogauge.errors import BadInput
-from nanogauge.prepare.shards import (
+from trainer.data.shards import (
     HEADER_BYTES,
     MANIFEST_NAME,
     Manifest,

@@ -26,7 +26,7 @@ from commands import (
 )
 from examples import GPT2_ORIGIN
 
-from nanogauge.prepare.shards import ShardWriter
+from trainer.data.shards import ShardWriter
 from trainer.step.compile import CACHE, persist_compile_cache
 
 

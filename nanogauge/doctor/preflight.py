@@ -44,8 +44,8 @@ from nanogauge.prediction.search import (
     memory_of,
     with_micro_batch,
 )
-from nanogauge.prepare.opening import open_dataset
 from nanogauge.schema import Hardware
+from trainer.data.dataset import open_dataset
 
 DEFAULT_RUN = RunSection(name="NAME")
 """examined without a configuration"""
@@ -201,7 +201,7 @@ def _check_data(config: Config) -> Finding:
     data, steps = config.data, config.train.max_steps
     run_tokens = config.tokens_per_step * steps
     if data.path is None or data.folder is None:
-        from nanogauge.prepare.embedded import embedded_tokens
+        from trainer.data.embedded import embedded_tokens
 
         found = embedded_tokens()[0].size
         where = "the text that ships with Python"

@@ -19,8 +19,8 @@ import numpy as np
 from commands import ROOT, run
 from slow.sample_logs import LOG_STEPS, LOGS
 
-from nanogauge.prepare.manifest import Origin, Split
-from nanogauge.prepare.shards import ShardWriter
+from trainer.data.manifest import Origin, Split
+from trainer.data.shards import ShardWriter
 
 GPU = "RTX 4070"
 SECRET = "secret.json"

@@ -20,7 +20,7 @@ from torch import Tensor
 from model import GPT
 from nanogauge.config import ModelSection
 from nanogauge.errors import BadInput, RunFailed
-from nanogauge.prepare.fetching import client_errors, quiet, short
+from trainer.data.hub import client_errors, quiet, short
 
 WEIGHTS_NAME, CONFIG_NAME, VOCABULARY_NAME = "model.safetensors", "config.json", "vocab.json"
 _PREFIX = "transformer."

@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 
 from nanogauge.errors import BadInput
-from nanogauge.prepare.manifest import Split
-from nanogauge.prepare.shards import Shards
+from trainer.data.manifest import Split
+from trainer.data.shards import Shards
 
 SampleOrder = Literal["permutation", "random"]
 

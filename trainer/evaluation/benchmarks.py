@@ -23,10 +23,10 @@ from torch.nn import functional as F
 
 from model import GPT
 from nanogauge.errors import BadInput, RunFailed
-from nanogauge.prepare.fetching import client_errors, quiet, short
-from nanogauge.prepare.shards import Shards
 from nanogauge.schema import Benchmark
+from trainer.data.hub import client_errors, quiet, short
 from trainer.data.loader import Batches
+from trainer.data.shards import Shards
 from trainer.step.device import autocast
 
 Numbers = npt.NDArray[np.float64]

@@ -18,11 +18,11 @@ import safetensors.torch
 from nanogauge.analysis.report_model import Report, build_report, claims_of
 from nanogauge.errors import BadInput, RunFailed
 from nanogauge.files import make_folder, write_atomic
-from nanogauge.prepare.splitting import PATTERNS
-from nanogauge.prepare.tokenizer import END_OF_TEXT, byte_letters
 from nanogauge.report.cells import Cells, in_order
 from nanogauge.report.escape import markdown
 from trainer.checkpoints.pretrained import CONFIG_NAME, WEIGHTS_NAME, to_hugging_face
+from trainer.data.splitting import PATTERNS
+from trainer.data.tokenizer import END_OF_TEXT, byte_letters
 from trainer.evaluation.load import Trained, encoding_of
 
 if TYPE_CHECKING:

@@ -10,12 +10,12 @@ import tiktoken
 from model import GPT
 from nanogauge.config import DataSection
 from nanogauge.errors import BadInput
-from nanogauge.prepare.embedded import byte_encoding
-from nanogauge.prepare.opening import open_dataset
-from nanogauge.prepare.tokenizer import load_encoding
 from nanogauge.runlog.folder import RunFolder, load_with_log
 from nanogauge.runlog.history import Recorded
 from trainer.checkpoints.checkpoint import intact_meta, list_checkpoints, load_weights, step_of
+from trainer.data.dataset import open_dataset
+from trainer.data.embedded import byte_encoding
+from trainer.data.tokenizer import load_encoding
 from trainer.step.device import DTYPES, choose_device
 
 CHECKPOINT_HELP = "newest, best (the least validation loss of those that are kept), or a step"

@@ -26,13 +26,13 @@ from nanogauge.prediction.search import (
     memory_of,
     with_micro_batch,
 )
-from nanogauge.prepare.opening import Source, open_source
 from nanogauge.runlog.folder import RunFolder, create, load_with_log
 from nanogauge.runlog.lock import RunLock, hold
 from nanogauge.runlog.reader import has_begun
 from nanogauge.schema import FreeMemory, Hardware, Prediction
 from trainer.calibrate import calibrated_threads, describe_hardware
 from trainer.checkpoints.checkpoint import newest_checkpoint
+from trainer.data.dataset import Source, open_source
 from trainer.data.loader import Batches
 from trainer.run.resume import refuse_changes
 from trainer.step.distributed import Ranks, rank_share

@@ -12,10 +12,10 @@ import torch
 from model import GPT
 from nanogauge.config import Config
 from nanogauge.measure.clock import Stopwatch
-from nanogauge.prepare.opening import Source
 from nanogauge.runlog.folder import RunFolder
 from nanogauge.runlog.lock import RunLock
 from trainer.checkpoints.checkpoint_writer import CheckpointWriter
+from trainer.data.dataset import Source
 from trainer.data.loader import Batches
 from trainer.run.recorder import Recorder
 from trainer.run.signals import StopSignal

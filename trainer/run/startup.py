@@ -24,7 +24,6 @@ from nanogauge.measure.sensors import (
 )
 from nanogauge.prediction.calibration_store import load_calibration
 from nanogauge.prediction.eager import eager_sentence, eager_total
-from nanogauge.prepare.opening import Source
 from nanogauge.runlog.reader import RunLog
 from nanogauge.schema import Compile
 from nanogauge.sinks.mirror import new_run_id
@@ -32,6 +31,7 @@ from trainer.calibrate import calibrated_threads
 from trainer.checkpoints.checkpoint import Meta, load_checkpoint, read_meta
 from trainer.checkpoints.checkpoint_writer import CheckpointWriter
 from trainer.checkpoints.pretrained import load_pretrained
+from trainer.data.dataset import Source
 from trainer.data.loader import Batches
 from trainer.run.flags import Options
 from trainer.run.progress import ProgressDisplay

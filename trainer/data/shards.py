@@ -22,17 +22,8 @@ from pydantic import ValidationError
 
 from nanogauge.errors import BadInput
 from nanogauge.files import open_regular, read_whole, sha256_file, sync_file, write_atomic
-from nanogauge.prepare.manifest import (
-    NARROW,
-    Manifest,
-    Origin,
-    Position,
-    Shard,
-    SourceFile,
-    Span,
-    Split,
-)
-from nanogauge.prepare.pieces import Tokens
+from trainer.data.manifest import NARROW, Manifest, Origin, Position, Shard, SourceFile, Span, Split
+from trainer.data.pieces import Tokens
 
 __all__ = [
     "MAGICS",

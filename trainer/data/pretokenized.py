@@ -11,16 +11,9 @@ import numpy as np
 
 from nanogauge.errors import BadInput, RunFailed
 from nanogauge.files import sha256_file
-from nanogauge.prepare.fetching import (
-    client_errors,
-    fetch_file,
-    interrupted,
-    patiently,
-    quiet,
-    short,
-)
-from nanogauge.prepare.manifest import Manifest, Shard, SourceFile, Span, Split
-from nanogauge.prepare.shards import (
+from trainer.data.hub import client_errors, fetch_file, interrupted, patiently, quiet, short
+from trainer.data.manifest import Manifest, Shard, SourceFile, Span, Split
+from trainer.data.shards import (
     HEADER_BYTES,
     MANIFEST_NAME,
     open_shard,
@@ -28,7 +21,7 @@ from nanogauge.prepare.shards import (
     refuse_filled,
     write_manifest,
 )
-from nanogauge.prepare.tokenizer import load_tokenizer
+from trainer.data.tokenizer import load_tokenizer
 
 _FETCHED = ".fetched"
 _NARROW_BYTES = 2

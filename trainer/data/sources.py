@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Protocol
 
 from nanogauge.errors import BadInput, RunFailed
-from nanogauge.prepare.fetching import (
+from trainer.data.documents import Damaged, Unit, kind_of
+from trainer.data.hub import (
     Interrupted,
     client_errors,
     fetch_file,
@@ -26,8 +27,7 @@ from nanogauge.prepare.fetching import (
     quiet,
     short,
 )
-from nanogauge.prepare.manifest import Position, SourceFile
-from nanogauge.prepare.texts import Damaged, Unit, kind_of
+from trainer.data.manifest import Position, SourceFile
 
 LOCAL_UNIT_BYTES = 2**19
 REMOTE_UNIT_BYTES = 2**23
@@ -350,7 +350,7 @@ def _cut(located: Located, column: str, unit_bytes: int) -> list[tuple[int, int,
     source = located.source
     kind, compression = kind_of(source.name)
     if kind == "parquet":
-        from nanogauge.prepare.parquet import open_local, read_remote_footer, row_groups
+        from trainer.data.parquet import open_local, read_remote_footer, row_groups
 
         opened = (
             read_remote_footer(located.path, source.name, source.bytes)

@@ -9,12 +9,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from nanogauge.errors import BadInput
-from nanogauge.prepare.crew import Crew, workers_within
+from trainer.data.workers import Crew, workers_within
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
-    from nanogauge.prepare.pipeline import Order, Progress
+    from trainer.data.prepare import Order, Progress
 
 VALIDATION_TOKENS = 10_000_000
 MOST_SHARD_TOKENS = 2**31 - 1
@@ -32,7 +32,7 @@ def prepare_command(given: argparse.Namespace) -> int:
     if given.shard_tokens > MOST_SHARD_TOKENS:
         raise BadInput(f"a shard holds at most {MOST_SHARD_TOKENS:,} tokens; give --shard-tokens.")
     if given.pretokenized is not None:
-        from nanogauge.prepare.pretokenized import fetch_command
+        from trainer.data.pretokenized import fetch_command
 
         return fetch_command(
             given.pretokenized, given.revision, given.tokenizer, given.tokens, given.out
@@ -46,7 +46,7 @@ def prepare_command(given: argparse.Namespace) -> int:
         )
     with Crew(workers, given.tokenizer, given.pattern, given.text_column) as crew:
         # What follows is imported while the workers load their tokenizer.
-        from nanogauge.prepare.pipeline import prepare
+        from trainer.data.prepare import prepare
 
         order = order_of(given, workers)
         with Live(order.tokens + order.val_tokens) as live:
@@ -67,7 +67,7 @@ def prepare_command(given: argparse.Namespace) -> int:
 
 def order_of(given: argparse.Namespace, workers: int) -> Order:
     """Return the order that the arguments describe."""
-    from nanogauge.prepare.pipeline import Order
+    from trainer.data.prepare import Order
 
     val_tokens = given.val_tokens or VALIDATION_TOKENS
     if given.val_share is not None:

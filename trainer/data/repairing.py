@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 from nanogauge.errors import BadInput, RunFailed
-from nanogauge.prepare.inspecting import damage_of
-from nanogauge.prepare.manifest import Manifest, Shard
-from nanogauge.prepare.pipeline import Order, crew_of, prepare
-from nanogauge.prepare.resuming import EarlierOutput
-from nanogauge.prepare.shards import read_manifest
+from trainer.data.manifest import Manifest, Shard
+from trainer.data.prepare import Order, crew_of, prepare
+from trainer.data.resuming import EarlierOutput
+from trainer.data.shards import read_manifest
+from trainer.data.verify import damage_of
 
 REPAIRED = ".repaired"
 

@@ -19,7 +19,7 @@ import numpy as np
 from nanogauge.config import DataSection
 from nanogauge.errors import BadInput
 from nanogauge.files import open_regular
-from nanogauge.prepare.shards import (
+from trainer.data.shards import (
     MAGICS,
     MANIFEST_NAME,
     Shards,
@@ -189,7 +189,7 @@ def open_source(data: DataSection) -> Source:
         BadInput: if the shards are missing, empty or damaged.
     """
     if data.embedded:
-        from nanogauge.prepare.embedded import byte_encoding, embedded_tokens
+        from trainer.data.embedded import byte_encoding, embedded_tokens
 
         train, validation = embedded_tokens()
         digest = hashlib.sha256(train.tobytes())
@@ -200,7 +200,7 @@ def open_source(data: DataSection) -> Source:
     opened = open_dataset(data.folder)
 
     def encoding() -> tiktoken.Encoding:
-        from nanogauge.prepare.tokenizer import load_encoding
+        from trainer.data.tokenizer import load_encoding
 
         if opened.tokenizer is None:
             raise BadInput(f"nothing in {data.path} names its tokenizer.")

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanogauge.errors import BadInput
-from nanogauge.prepare.manifest import Manifest, Origin, Position, Shard, SourceFile
-from nanogauge.prepare.shards import (
+from trainer.data.manifest import Manifest, Origin, Position, Shard, SourceFile
+from trainer.data.shards import (
     MANIFEST_NAME,
     open_shard,
     read_manifest,

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanogauge.errors import BadInput, RunFailed
-from nanogauge.prepare.pieces import PieceWriter, dtype_of, piece_path
-from nanogauge.prepare.splitting import PART
-from nanogauge.prepare.texts import Damaged, Unit, documents, kind_of
-from nanogauge.prepare.tokenizer import Text, Tokenizer, load_tokenizer
+from trainer.data.documents import Damaged, Unit, documents, kind_of
+from trainer.data.pieces import PieceWriter, dtype_of, piece_path
+from trainer.data.splitting import PART
+from trainer.data.tokenizer import Text, Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -123,7 +123,7 @@ def _open_parquet(unit: Unit, column: str) -> pq.ParquetFile | None:
     """The open file of a unit, with what it needs of a remote one in memory."""
     if kind_of(unit.name)[0] != "parquet":
         return None
-    from nanogauge.prepare.parquet import open_local, open_remote
+    from trainer.data.parquet import open_local, open_remote
 
     if unit.remote:
         return open_remote(unit, column)

@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from nanogauge.errors import BadInput, RunFailed
 from nanogauge.files import read_whole
-from nanogauge.prepare.quick import Encoded, QuickEncoder
-from nanogauge.prepare.splitting import PART, PATTERNS, SPLITTABLE, in_chunks, split_safely
+from trainer.data.quick import Encoded, QuickEncoder
+from trainer.data.splitting import PART, PATTERNS, SPLITTABLE, in_chunks, split_safely
 
 if TYPE_CHECKING:
     import tiktoken

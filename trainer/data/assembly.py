@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from nanogauge.prepare.manifest import Position, SourceFile
-from nanogauge.prepare.pieces import Piece
-from nanogauge.prepare.shards import ShardWriter, Split
+from trainer.data.manifest import Position, SourceFile
+from trainer.data.pieces import Piece
+from trainer.data.shards import ShardWriter, Split
 
 _BLOCK_TOKENS = 2**20
 

@@ -10,7 +10,7 @@ import pyarrow as pa  # type: ignore[import-untyped,unused-ignore]
 import pyarrow.parquet as pq  # type: ignore[import-untyped,unused-ignore]
 
 from nanogauge.errors import BadInput
-from nanogauge.prepare.texts import Damaged, Unit
+from trainer.data.documents import Damaged, Unit
 
 _TAIL_BYTES = 2**16
 _AT_ONCE_BYTES = 2**26
@@ -121,7 +121,7 @@ def read_remote_footer(address: str, name: str, size: int) -> pq.ParquetFile:
 
 
 def _open_range_file(address: str, name: str, size: int) -> tuple[RangeFile, pq.ParquetFile]:
-    from nanogauge.prepare.fetching import fetch_range
+    from trainer.data.hub import fetch_range
 
     def fetch(begin: int, end: int) -> bytes:
         return fetch_range(address, name, begin, end, size)

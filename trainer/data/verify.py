@@ -12,10 +12,10 @@ import numpy.typing as npt
 
 from nanogauge.errors import BadInput, RunFailed
 from nanogauge.files import sha256_file
-from nanogauge.prepare.manifest import Manifest, Shard, Split
-from nanogauge.prepare.opening import is_foreign, open_dataset
-from nanogauge.prepare.shards import Tokens, open_shard, read_manifest
-from nanogauge.prepare.tokenizer import Tokenizer, load_tokenizer
+from trainer.data.dataset import is_foreign, open_dataset
+from trainer.data.manifest import Manifest, Shard, Split
+from trainer.data.shards import Tokens, open_shard, read_manifest
+from trainer.data.tokenizer import Tokenizer, load_tokenizer
 
 GPT2_END_OF_TEXT = 50256
 """the highest of GPT-2's tokens"""

@@ -18,20 +18,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanogauge.errors import BadInput, RunFailed
-from nanogauge.prepare.assembly import Assembly
-from nanogauge.prepare.crew import Crew
-from nanogauge.prepare.inputs import Inputs, Planner, open_inputs
-from nanogauge.prepare.manifest import START, Manifest, Origin, Settings
-from nanogauge.prepare.pieces import is_whole, open_piece, piece_path
-from nanogauge.prepare.resuming import EarlierOutput, look_at
-from nanogauge.prepare.shards import (
+from trainer.data.assembly import Assembly
+from trainer.data.documents import Unit
+from trainer.data.manifest import START, Manifest, Origin, Settings
+from trainer.data.pieces import is_whole, open_piece, piece_path
+from trainer.data.resuming import EarlierOutput, look_at
+from trainer.data.shards import (
     MANIFEST_NAME,
     ShardWriter,
     open_shard,
     read_manifest,
     write_manifest,
 )
-from nanogauge.prepare.texts import Unit
+from trainer.data.sources import Inputs, Planner, open_inputs
+from trainer.data.workers import Crew
 
 PIECES = ".pieces"
 _BYTES_PER_TOKEN = 4.0  # of text, until it has been measured

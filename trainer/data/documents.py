@@ -21,7 +21,7 @@ from nanogauge.errors import BadInput
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
-    from nanogauge.prepare.tokenizer import Text
+    from trainer.data.tokenizer import Text
 
 TextKind = Literal["parquet", "lines", "text"]
 SEPARATOR = "<|endoftext|>"

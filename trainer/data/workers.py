@@ -14,8 +14,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from nanogauge.errors import BadInput, RunFailed
-from nanogauge.prepare.texts import Unit
-from nanogauge.prepare.worker import Vocabulary, Work, work
+from trainer.data.documents import Unit
+from trainer.data.worker import Vocabulary, Work, work
 
 _PARENT_BYTES = 250e6
 _WORKER_BYTES = 170e6
