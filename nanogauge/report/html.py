@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jinja2
@@ -79,7 +80,7 @@ def render_markdown(report: Report, run: RunFolder, recorded: Recorded) -> str:
 def templates(plain: bool = False) -> jinja2.Environment:
     """The pages as templates, or the plain text; whatever is put into one is text in it."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("nanogauge.report", ""),
+        loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
         autoescape=not plain,
         finalize=plain_text if plain else visible_value,
         trim_blocks=True,
