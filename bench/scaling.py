@@ -8,10 +8,13 @@ No card is needed: nothing is measured here. The published figures are held agai
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from results import result
 
 from nanogauge.cli import Parser, run_command
 from nanogauge.config import Config
@@ -209,19 +212,23 @@ def _peak(work: Workload, hardware: Hardware) -> str:
     return f"{memory.process[1] / GIB:.1f} GiB, {verdict}"
 
 
-def published_rows() -> Iterator[list[str]]:
+def published_steps() -> Iterator[tuple[Published, float, float, float]]:
+    """Yield each published run with the low, expected and high seconds of its step."""
     for run in PUBLISHED:
         step = predict_step_time(run.work, lookup(run.gpu, DTYPE))
         assert step is not None
-        low, high = step.low * step.seconds, step.high * step.seconds
-        off = 100 * (step.seconds / run.seconds - 1)
-        inside = low <= run.seconds <= high
+        yield run, step.low * step.seconds, step.seconds, step.high * step.seconds
+
+
+def published_rows() -> Iterator[list[str]]:
+    for run, low, expected, high in published_steps():
+        off = 100 * (expected / run.seconds - 1)
         yield [
             f"{run.work.gpus} x {run.gpu}",
             run.what,
             f"{run.seconds:.3f} s",
-            f"{step.seconds:.3f} s ({low:.3f}–{high:.3f})",
-            f"{off:+.0f} %" + ("" if inside else ", outside"),
+            f"{expected:.3f} s ({low:.3f}–{high:.3f})",
+            f"{off:+.0f} %" + ("" if low <= run.seconds <= high else ", outside"),
             run.source,
         ]
 
@@ -279,16 +286,24 @@ def tables() -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    assert __doc__ is not None
-    parser = Parser(__doc__)
+    parser = Parser(__doc__ or "")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/scaling.md")
+    parser.add_argument("--json", action="store_true", help="print the published steps as JSON")
     given = parser.parse(arguments)
-    if not given.write:
+    if given.json:
+        results = [
+            result(
+                "step_seconds", run.what, [low, high], f"{run.seconds} s, {run.source}", expected
+            )
+            for run, low, expected, high in published_steps()
+        ]
+        print(json.dumps({"bench": "scaling", "results": results}))
+    elif given.write:
+        before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+        _, _, after = rest.partition(END)
+        PAGE.write_text(before + BEGIN + "\n" + tables() + "\n" + END + after, encoding="utf-8")
+    else:
         sys.stdout.write(tables())
-        return 0
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    PAGE.write_text(before + BEGIN + "\n" + tables() + "\n" + END + after, encoding="utf-8")
     return 0
 
 
