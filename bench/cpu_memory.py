@@ -9,21 +9,17 @@ scale. The error is of the frozen prediction's expected peak against the kernel'
 
 from __future__ import annotations
 
-import json
 import math
 import random
-import statistics
-import subprocess
-import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from nanogauge.cli import Parser, run_command
+from results import Bench, Result, flags_of, result, run_script
+
 from nanogauge.runlog.folder import load_with_log
 
-ROOT = Path(__file__).parents[1]
-STEPS = 20
+SMALLEST = {"model.n-layer": 1, "model.n-head": 2, "model.n-embd": 32, "model.block-size": 32}
 
 
 def draw_shape(source: random.Random) -> dict[str, int]:
@@ -41,63 +37,41 @@ def draw_shape(source: random.Random) -> dict[str, int]:
     }
 
 
-def train(shape: dict[str, int], compiled: bool) -> tuple[float, float, float, float]:
-    """Low, expected and high of the prediction, and the peak of the run, in bytes."""
-    settings = shape | {"train.max-steps": STEPS, "train.eval-batches": 2}
+def train(shape: dict[str, int], compiled: bool, steps: int) -> tuple[float, float]:
+    """Return the expected peak of the prediction and the peak of the run, in bytes."""
+    settings = shape | {"train.max-steps": steps, "train.eval-batches": 2}
     settings |= {"train.eval-every": 1000, "train.checkpoint-every": 1000}
-    flags = [f"--{name}={value}" for name, value in settings.items()]
     with tempfile.TemporaryDirectory() as out:
-        command = [sys.executable, "train.py", "configs/demo.toml", f"--run.out={out}", *flags]
-        command.append(f"--run.compile={str(compiled).lower()}")
-        subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
+        flags = [f"--run.out={out}", f"--run.compile={str(compiled).lower()}", *flags_of(settings)]
+        run_script("train.py", "configs/demo.toml", *flags)
         folder, recorded = load_with_log(Path(out) / "demo")
-    told = folder.prediction.quantities["peak_process_bytes"]
+    predicted = folder.prediction.quantities["peak_process_bytes"]
     assert recorded.end is not None and recorded.end.peak_process_bytes is not None
-    return told.low, told.expected, told.high, recorded.end.peak_process_bytes
+    return predicted.expected, recorded.end.peak_process_bytes
 
 
-def main(arguments: Sequence[str]) -> int:
-    assert __doc__ is not None
-    parser = Parser(__doc__)
-    parser.add_argument("--seed", type=int, default=2, help="of the shapes")
-    parser.add_argument("--shapes", type=int, default=6, help="how many")
-    parser.add_argument("--json", action="store_true", help="print JSON, and nothing else")
-    given = parser.parse(arguments)
+def measure(given: Any) -> list[Result]:
     source = random.Random(given.seed)
+    results = []
     errors: dict[str, list[float]] = {"eager": [], "compiled": []}
+    if given.smallest:
+        del errors["compiled"]
     for _ in range(given.shapes):
-        shape = draw_shape(source)
+        shape = SMALLEST if given.smallest else draw_shape(source)
         for mode, found in errors.items():
-            low, expected, high, measured = train(shape, mode == "compiled")
+            expected, measured = train(shape, mode == "compiled", given.steps)
             found.append(abs(expected / measured - 1))
-            if not given.json:
-                sizes = " ".join(f"{k.split('.')[1]} {v:<6}" for k, v in shape.items())
-                print(
-                    f"{sizes} {mode:8} {expected / 1e6:6.0f} MB predicted "
-                    f"({low / 1e6:.0f}-{high / 1e6:.0f}), {measured / 1e6:6.0f} measured, "
-                    f"{expected / measured - 1:+.1%}{'' if low <= measured <= high else ' OUTSIDE'}"
-                )
-    results = [
-        {
-            "id": "cpu_process_memory_median_error",
-            "case": f"train.py, {mode}, {STEPS} steps, seed {given.seed}",
-            "value": statistics.median(found),
-            "low": min(found),
-            "high": max(found),
-            "n": len(found),
-            "peer": "train.py",
-        }
-        for mode, found in errors.items()
-    ]
-    if given.json:
-        print(json.dumps({"bench": "cpu_memory", "results": results}))
-    else:
-        for result in results:
-            print(
-                f"{result['case']}: median error {result['value']:.1%}, worst {result['high']:.1%}"
-            )
-    return 0
+            case = " ".join(f"{key.split('.')[1]} {value}" for key, value in shape.items())
+            results.append(result("cpu_process_memory_ratio", case, [expected / measured], mode))
+    for mode, found in errors.items():
+        case = f"train.py, {mode}, {given.steps} steps, seed {given.seed}"
+        results.append(result("cpu_process_memory_median_error", case, found, "train.py"))
+    return results
 
 
 if __name__ == "__main__":
-    run_command(main)
+    bench = Bench(__doc__)
+    bench.add_argument("--seed", type=int, default=2, help="of the shapes")
+    bench.add_size("--shapes", 6, 1, "how many")
+    bench.add_size("--steps", 20, 2, "steps that each is trained")
+    bench.run(measure)

@@ -9,28 +9,23 @@ documented model's at 2 x 256 tokens, in fp32.
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+from results import ROOT, Bench, Result, ratios, result
+from step_vs_nanogpt import SHAPES, SMALLEST, nanogpt_folder
+from training_pair import Task
 
-from results import result  # noqa: E402
-from step_vs_nanogpt import SHAPES  # noqa: E402
-from training_pair import Task  # noqa: E402
-
-from nanogauge.cli import Parser, run_command  # noqa: E402
-from nanogauge.errors import BadInput  # noqa: E402
+from nanogauge.errors import BadInput
 
 
 def first_step_seconds(task: Task, cache: Path) -> float:
-    """Of a fresh process that compiles with this cache."""
+    """Time the first step of a fresh process that compiles with this cache."""
     command = [sys.executable, str(ROOT / "bench" / "training_pair.py"), task.to_json()]
     environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(cache)}
     begin = time.perf_counter()
@@ -42,14 +37,8 @@ def first_step_seconds(task: Task, cache: Path) -> float:
     return time.perf_counter() - begin
 
 
-def main(arguments: Sequence[str]) -> int:
-    assert __doc__ is not None
-    parser = Parser(__doc__)
-    parser.add_argument("nanogpt", type=Path, help="folder of nanoGPT, with its model.py")
-    parser.add_argument("--rounds", type=int, default=3, help="cold and warm starts of each")
-    parser.add_argument("--json", action="store_true", help="print JSON, and nothing else")
-    given = parser.parse(arguments)
-    model, micro_batch, _ = SHAPES["documented-4x2x256"]
+def measure(given: Any) -> list[Result]:
+    model, micro_batch, _ = SHAPES[SMALLEST if given.smallest else "documented-4x2x256"]
     programs = {"nanogauge": "nanogauge", "nanoGPT": str(given.nanogpt)}
     seconds: dict[tuple[str, str], list[float]] = {}
     for _ in range(given.rounds):
@@ -57,27 +46,23 @@ def main(arguments: Sequence[str]) -> int:
             weights = str(Path(folder) / "weights.pt")
             for state in ("cold", "warm"):
                 for name, program in programs.items():
-                    task = Task(
-                        *(program, weights, model, micro_batch, 1, "float32", True), evaluate=True
-                    )
+                    size = (model, micro_batch, 1, "float32")
+                    task = Task(program, weights, *size, compile=True, evaluate=True)
                     took = first_step_seconds(task, Path(folder) / name)
                     seconds.setdefault((name, state), []).append(took)
     results = []
     for state in ("cold", "warm"):
         ours, theirs = seconds["nanogauge", state], seconds["nanoGPT", state]
-        ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-        results.append(result("first_step_ratio", state, ratios, "nanoGPT, compiled"))
-        results.append(result("first_step_seconds", f"{state}, nanogauge", ours, None))
-        results.append(result("first_step_seconds", f"{state}, nanoGPT", theirs, None))
-    if given.json:
-        print(json.dumps({"bench": "first_step", "results": results}))
-    else:
-        for r in results:
-            print(
-                f"{r['id']:20} {r['case']:20} {r['value']:.3g} ({r['low']:.3g} - {r['high']:.3g})"
-            )
-    return 0
+        results += [
+            result("first_step_ratio", state, ratios(ours, theirs), "nanoGPT, compiled"),
+            result("first_step_seconds", f"{state}, nanogauge", ours, None),
+            result("first_step_seconds", f"{state}, nanoGPT", theirs, None),
+        ]
+    return results
 
 
 if __name__ == "__main__":
-    run_command(main)
+    bench = Bench(__doc__)
+    bench.add_argument("nanogpt", type=nanogpt_folder, help="folder of nanoGPT, with its model.py")
+    bench.add_size("--rounds", 3, 1, "cold and warm starts of each")
+    bench.run(measure)

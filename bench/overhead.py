@@ -16,36 +16,29 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import io
-import json
 import math
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-import trainer.step.torch_env  # noqa: E402, F401  before torch
+from results import ROOT, Bench, Result, result
 
 # isort: split
-import torch  # noqa: E402
-from results import result  # noqa: E402
-from torch import nn  # noqa: E402
+import torch
+from torch import nn
 
-import train  # noqa: E402
-from nanogauge.cli import Parser, run_command  # noqa: E402
-from nanogauge.config import load_config  # noqa: E402
-from nanogauge.measure.sensors import open_sensors  # noqa: E402
-from nanogauge.schedule import learning_rate  # noqa: E402
-from trainer.run.flags import Options  # noqa: E402
-from trainer.run.resources import watched_gpus  # noqa: E402
-from trainer.run.session import Session  # noqa: E402
-from trainer.run.startup import open_session  # noqa: E402
-from trainer.step.device import autocast  # noqa: E402
+import train
+from nanogauge.config import load_config
+from nanogauge.measure.sensors import open_sensors
+from nanogauge.schedule import learning_rate
+from trainer.run.flags import Options
+from trainer.run.resources import watched_gpus
+from trainer.run.session import Session
+from trainer.run.startup import open_session
+from trainer.step.device import autocast
 
 PEER = "the same steps without instruments"
 
@@ -108,7 +101,7 @@ class OneNumber(nn.Module):
         return self.number.sum()
 
 
-def open_run(folder: Path, name: str, accumulation: int) -> Session:
+def open_run(folder: Path, name: str, accumulation: int, smallest: bool) -> Session:
     """The demo's model, eager, without evaluations and checkpoints, with a card's sensors."""
     on_gpu = torch.cuda.is_available()
     overrides: dict[str, dict[str, object]] = {
@@ -124,18 +117,14 @@ def open_run(folder: Path, name: str, accumulation: int) -> Session:
         "measure": {"gpu": "auto" if on_gpu else "0", "idle_seconds": 0},
     }
     overrides["run"]["device"] = "auto" if on_gpu else "cpu"
+    if smallest:
+        overrides["model"] = {"n_layer": 1, "n_head": 2, "n_embd": 32, "block_size": 32}
     config = load_config(ROOT / "configs" / "demo.toml", overrides)
     with contextlib.redirect_stdout(io.StringIO()):
         return open_session(config, Options(force=True))
 
 
-def main(arguments: Sequence[str]) -> int:
-    assert __doc__ is not None
-    parser = Parser(__doc__)
-    parser.add_argument("--blocks", type=int, default=12, help="turns of each loop that count")
-    parser.add_argument("--step-ms", type=float, default=100.0, help="length of a step")
-    parser.add_argument("--json", action="store_true", help="print JSON, and nothing else")
-    given = parser.parse(arguments)
+def run(given: Any) -> list[Result]:
     vars(train)["save"] = lambda *_, **__: None  # nothing is saved
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -144,31 +133,24 @@ def main(arguments: Sequence[str]) -> int:
             build = ["cc", "-shared", "-fPIC", f"-Wl,-soname,{library.name}", "-o", str(library)]
             subprocess.run([*build, str(ROOT / "tests" / "fake_nvml.c"), "-lm"], check=True)
             ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
-        results = measure(folder, given.blocks, given.step_ms / 1e3)
-    if given.json:
-        print(json.dumps({"bench": "overhead", "results": results}))
-        return 0
-    for r in results:
-        unit = 1.0 if r["id"].endswith("bytes") else 100.0
-        shown = " ".join(f"{unit * r[key]:.3f}" for key in ("value", "low", "high"))
-        print(f"{r['id']:28} {shown} {'B' if unit == 1 else '%'}  {r['case']}")
-    return 0
+        return measure(folder, given)
 
 
-def measure(folder: Path, blocks: int, step_seconds: float) -> list[dict[str, Any]]:
-    """Each result over the blocks."""
+def measure(folder: Path, given: Any) -> list[Result]:
+    """Measure each result over the blocks."""
+    blocks, step_seconds, dry_steps = given.blocks, given.step_ms / 1e3, given.steps
     spans = []
     for accumulation in (1, 9):
-        s = open_run(folder, f"probe{accumulation}", accumulation)
+        s = open_run(folder, f"probe{accumulation}", accumulation, given.smallest)
         s.recorder.sensors.close()
-        spans.append(min(timed(bare, s, 10 * i, 10 * i + 10) for i in range(6)))
+        spans.append(min(timed(bare, s, 10 * i, 10 * i + 10) for i in range(min(6, blocks))))
     per_micro_batch = (spans[1] - spans[0]) / 8
-    wanted = 1 + round((step_seconds - spans[0]) / per_micro_batch)
-    s = open_run(folder, "paired", max(1, wanted))
+    accumulation = 1 + round((step_seconds - spans[0]) / per_micro_batch)
+    s = open_run(folder, "paired", max(1, accumulation), given.smallest)
     cards, hz = watched_gpus(s.config, s.state.device), s.config.measure.power_hz
     log = s.run.folder.path / "log.jsonl"
     s.recorder.sensors.close()
-    steps = max(5, round(2.5 / step_seconds))
+    steps = max(5, round(given.block_seconds / step_seconds))
     wall, sampling, growth = [], [], []
     shown = 0.0
     for block in range(blocks + 1):
@@ -187,14 +169,14 @@ def measure(folder: Path, blocks: int, step_seconds: float) -> list[dict[str, An
     model = OneNumber()
     s.state.model, s.state.loss = model, model  # type: ignore[assignment]
     s.state.reduced_loss = model
-    s.state.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    s.state.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     s.batches.batch = lambda *_: (model.number, model.number)  # type: ignore[method-assign]
     s.recorder.sensors = open_sensors(cards, hz, s.recorder.clock.elapsed_seconds)
     s.batches.grad_accum = 1
     dry = []
     for _ in range(blocks):
-        without = thread_seconds(bare, s, 500)
-        dry.append((thread_seconds(instrumented, s, 500) - without) / step_seconds)
+        without = thread_seconds(bare, s, dry_steps)
+        dry.append((thread_seconds(instrumented, s, dry_steps) - without) / step_seconds)
     s.recorder.sensors.close()
     case = f"steps of {1e3 * shown:.0f} ms, sensors at {hz:g} Hz"
     return [
@@ -211,4 +193,9 @@ def measure(folder: Path, blocks: int, step_seconds: float) -> list[dict[str, An
 
 
 if __name__ == "__main__":
-    run_command(main)
+    bench = Bench(__doc__)
+    bench.add_size("--blocks", 12, 1, "turns of each loop that count")
+    bench.add_size("--step-ms", 100.0, 10.0, "length of a step")
+    bench.add_size("--block-seconds", 2.5, 0.05, "length of a turn")
+    bench.add_size("--steps", 500, 20, "steps in which the loop's processor time is measured")
+    bench.run(run)

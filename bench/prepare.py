@@ -21,17 +21,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from results import result
+from results import ROOT, Bench, Result, result
 
-from nanogauge.cli import Parser, run_command
 from nanogauge.errors import BadInput, RunFailed
 
-ROOT = Path(__file__).parents[1]
 HUGE_BYTES = 200_000_000
 SAMPLED_SECONDS = 0.02
 PLAIN = """
@@ -103,24 +100,21 @@ def resident_bytes(pid: int) -> int:
 
 
 def seconds_of(command: list[str], **environment: str) -> float:
-    """Seconds of a command, from start to end.
-
-    Raises:
-        RunFailed: if it fails.
-    """
-    return _measured(command, environment, sampled=False)[0]
+    return measured(command, environment, sampled=False)[0]
 
 
 def peak_of(command: list[str], **environment: str) -> int:
-    """The most bytes that a command's processes hold together; shared pages count for each.
+    return measured(command, environment, sampled=True)[1]
+
+
+def measured(command: list[str], environment: dict[str, str], sampled: bool) -> tuple[float, int]:
+    """Return a command's seconds and, if sampled, the most bytes that its processes hold together.
+
+    Shared pages count for each.
 
     Raises:
         RunFailed: if it fails.
     """
-    return _measured(command, environment, sampled=True)[1]
-
-
-def _measured(command: list[str], environment: dict[str, str], sampled: bool) -> tuple[float, int]:
     with tempfile.TemporaryFile() as said:
         began = time.perf_counter()
         process = subprocess.Popen(
@@ -243,24 +237,12 @@ def huge_document(folder: Path) -> Path:
     return path
 
 
-def main(arguments: Sequence[str]) -> int:
-    parser = Parser(__doc__ or "")
-    parser.add_argument("--nanogpt", type=Path, help="nanoGPT's repository")
-    parser.add_argument("--build-nanogpt", type=Path, help="build-nanogpt's repository")
-    parser.add_argument("--megabytes", type=float, default=50, help="of text (50)")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds that count, after one more")
-    parser.add_argument("--huge", action="store_true", help="one document of 200 MB, too")
-    parser.add_argument("--kills", type=int, default=0, help="kills -9, then resumed")
-    parser.add_argument("--json", action="store_true", help="print JSON, and nothing else")
-    given = parser.parse(arguments)
+def measure(given: Any) -> list[Result]:
     with tempfile.TemporaryDirectory() as name:
-        results = run(given, Path(name))
-    if given.json:
-        print(json.dumps({"bench": "prepare", "results": results}))
-    return 0
+        return measure_in(given, Path(name))
 
 
-def run(given: Any, folder: Path) -> list[dict[str, Any]]:
+def measure_in(given: Any, folder: Path) -> list[Result]:
     texts = folder / "texts.jsonl"
     with texts.open("w") as file:
         for text in library_texts(given.megabytes):
@@ -299,14 +281,15 @@ def run(given: Any, folder: Path) -> list[dict[str, Any]]:
         compared = killed_and_resumed(texts, folder, given.kills)
         whole = f"{compared} times to the end, all files identical to an undisturbed call's"
         results.append(result("kills_survived", "kill -9", [given.kills], whole))
-    # The reader's figure, reader_tokens_per_second, is that of bench/reader.py.
-    if not given.json:
-        for each in results:
-            value, low, high = (f"{each[key]:,.2f}" for key in ("value", "low", "high"))
-            print(f"{each['id']:24} {value:>16} ({low} to {high}, n {each['n']})")
-            print(f"{'':24} {each['case']}; {each['peer']}")
     return results
 
 
 if __name__ == "__main__":
-    run_command(main)
+    bench = Bench(__doc__)
+    bench.add_argument("--nanogpt", type=Path, help="nanoGPT's repository")
+    bench.add_argument("--build-nanogpt", type=Path, help="build-nanogpt's repository")
+    bench.add_size("--megabytes", 50.0, 0.5, "of text (50)")
+    bench.add_size("--rounds", 5, 1, "rounds that count, after one more")
+    bench.add_argument("--huge", action="store_true", help="one document of 200 MB, too")
+    bench.add_argument("--kills", type=int, default=0, help="kills -9, then resumed")
+    bench.run(measure)

@@ -15,29 +15,21 @@ import gc
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
-
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-import trainer.step.torch_env  # noqa: F401, E402  before torch
+from results import Bench, Result, ratios, result, run_script
 
 # isort: split
-import torch  # noqa: E402
-from results import result  # noqa: E402
-from torch import Tensor  # noqa: E402
+import numpy as np
+import torch
+from torch import Tensor
 
-from nanogauge.cli import Parser, run_command  # noqa: E402
-from nanogauge.errors import RunFailed  # noqa: E402
-from trainer.data.loader import BLOCKS_AHEAD, Batches  # noqa: E402
+from nanogauge.errors import RunFailed
+from trainer.data.loader import BLOCKS_AHEAD, Batches
 
 PEER = "nanoGPT's get_batch"
 DOCUMENTED_TOKENS_PER_SECOND = 134_000
@@ -133,7 +125,7 @@ def tokens_per_second(reader: Reader, path: Path, number: int, cold: bool) -> fl
     return tokens / seconds
 
 
-def time_readers(path: Path, rounds: int) -> list[dict[str, object]]:
+def time_readers(path: Path, rounds: int, states: tuple[str, ...]) -> list[Result]:
     """Each reader's tokens/s warm and cold, and what they are of its peer's and of the run's."""
     peer = Reader(PEER, nanogpts(path))
     readers = [
@@ -141,69 +133,60 @@ def time_readers(path: Path, rounds: int) -> list[dict[str, object]]:
         Reader("by a thread ahead, as for a GPU", ours(path, BLOCKS_AHEAD)),
         peer,
     ]
-    results: list[dict[str, object]] = []
-    for cold in (True, False):
+    results = []
+    for state in states:
         rates: dict[str, list[float]] = {reader.name: [] for reader in readers}
         for number in range(rounds + 1):
             for reader in readers:
-                rate = tokens_per_second(reader, path, number, cold)
+                rate = tokens_per_second(reader, path, number, state == "cold")
                 if number > 0:
                     rates[reader.name].append(rate)
         for reader in readers:
-            mine, state = rates[reader.name], "cold" if cold else "warm"
+            mine = rates[reader.name]
             case = f"{reader.name}, {state} page cache"
-            ratios = [a / b for a, b in zip(mine, rates[PEER], strict=True)]
             needed = [rate / DOCUMENTED_TOKENS_PER_SECOND for rate in mine]
             results.append(result("reader_tokens_per_second", case, mine, None))
             results.append(result("reader_vs_documented_run", case, needed, "134,000 tokens/s"))
             if reader is not peer:
-                results.append(result("reader_vs_nanogpt", case, ratios, PEER))
+                results.append(result("reader_vs_nanogpt", case, ratios(mine, rates[PEER]), PEER))
     return results
 
 
-def time_demo(steps: int) -> list[dict[str, object]]:
+def time_demo(steps: int) -> list[Result]:
     """The share of the demo's steps in which they wait for data, in all and step by step."""
     with tempfile.TemporaryDirectory() as out:
         flags = [f"--run.out={out}", f"--train.max-steps={steps}", f"--train.eval-every={steps}"]
-        command = [sys.executable, "train.py", "configs/demo.toml", *flags]
-        subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
+        run_script("train.py", "configs/demo.toml", *flags)
         text = (Path(out) / "demo" / "log.jsonl").read_text()
     lines = [json.loads(line) for line in text.splitlines()]
     timed = [line for line in lines if line["kind"] == "step"][STARTING_STEPS:]
     waits = [line["data_wait_seconds"] for line in timed]
     seconds = [line["step_seconds"] for line in timed]
-    share = sum(waits) / sum(seconds)
-    shares = [wait / second for wait, second in zip(waits, seconds, strict=True)]
+    shares, share = ratios(waits, seconds), sum(waits) / sum(seconds)
     case = f"demo, steps of {1e3 * statistics.median(seconds):.0f} ms"
-    of_all = {"value": share, "low": min(shares), "high": max(shares), "n": len(shares)}
     return [
-        {"id": "demo_data_wait_share", "case": f"{case}, sum over sum", **of_all, "peer": None},
+        result("demo_data_wait_share", f"{case}, sum over sum", shares, None, share),
         result("demo_data_wait_share", f"{case}, median step", shares, None),
     ]
 
 
-def main(arguments: Sequence[str]) -> int:
-    assert __doc__ is not None
-    parser = Parser(__doc__)
-    parser.add_argument("--tokens", type=float, default=400e6, help="tokens in the file")
-    parser.add_argument("--folder", type=Path, help="where to make the file, on the disk to time")
-    parser.add_argument("--rounds", type=int, default=7, help="rounds that count, after one more")
-    parser.add_argument("--demo-steps", type=int, default=300, help="steps of the demo; 0 for none")
-    parser.add_argument("--json", action="store_true", help="print JSON, and nothing else")
-    given = parser.parse(arguments)
+def measure(given: Any) -> list[Result]:
     with tempfile.TemporaryDirectory(dir=given.folder) as name:
         path = Path(name) / "train.bin"
         make_file(path, int(given.tokens))
-        results = time_readers(path, given.rounds)
+        # A small file may lie in a folder that is kept in memory.
+        results = time_readers(
+            path, given.rounds, ("warm",) if given.smallest else ("cold", "warm")
+        )
     if given.demo_steps > STARTING_STEPS:
         results += time_demo(given.demo_steps)
-    if given.json:
-        print(json.dumps({"bench": "reader", "results": results}))
-        return 0
-    for r in results:
-        print(f"{r['id']:26} {r['case']:55} {r['value']:.4g} ({r['low']:.4g}-{r['high']:.4g})")
-    return 0
+    return results
 
 
 if __name__ == "__main__":
-    run_command(main)
+    bench = Bench(__doc__)
+    bench.add_size("--tokens", 400e6, 5e6, "tokens in the file")
+    bench.add_argument("--folder", type=Path, help="where to make the file, on the disk to time")
+    bench.add_size("--rounds", 7, 1, "rounds that count, after one more")
+    bench.add_size("--demo-steps", 300, 0, "steps of the demo; 0 for none")
+    bench.run(measure)

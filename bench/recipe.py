@@ -16,8 +16,8 @@ from __future__ import annotations
 import json
 import math
 import statistics
-import sys
 import sysconfig
+import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -27,30 +27,25 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any, Self
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-import trainer.step.torch_env  # noqa: E402, F401  before torch
+from results import ROOT, Bench, Result, result
 
 # isort: split
-import numpy as np  # noqa: E402
-import numpy.typing as npt  # noqa: E402
-import torch  # noqa: E402
-from results import result  # noqa: E402
-from torch import nn  # noqa: E402
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
 
-from model import GPT  # noqa: E402
-from nanogauge.cli import Parser, run_command  # noqa: E402
-from nanogauge.config import Config, load_config  # noqa: E402
-from nanogauge.errors import BadInput  # noqa: E402
-from nanogauge.prediction.parameters import count_parameters  # noqa: E402
-from nanogauge.prediction.workload import shape_of  # noqa: E402
-from nanogauge.schedule import learning_rate  # noqa: E402
-from trainer.data.loader import Batches  # noqa: E402
-from trainer.data.manifest import Split  # noqa: E402
-from trainer.data.shards import Shards  # noqa: E402
-from trainer.step.loss import TrainingLoss  # noqa: E402
-from trainer.step.optimizer import make_optimizer, set_learning_rate, update  # noqa: E402
+from model import GPT
+from nanogauge.config import Config, load_config
+from nanogauge.errors import BadInput
+from nanogauge.prediction.parameters import count_parameters
+from nanogauge.prediction.workload import shape_of
+from nanogauge.schedule import learning_rate
+from trainer.data.loader import Batches
+from trainer.data.manifest import Split
+from trainer.data.shards import Shards
+from trainer.step.loss import TrainingLoss
+from trainer.step.optimizer import make_optimizer, set_learning_rate, update
 
 CONFIGS = {
     "documented": ROOT / "configs" / "rtx4070_fineweb.toml",
@@ -262,8 +257,8 @@ def share_needed(points: Sequence[tuple[float, float]], target: float) -> float 
     return None
 
 
-def compare(results: Results, size: str, horizon: int, given: Any) -> list[dict[str, Any]]:
-    """Of one size at one horizon: prints the sweeps, the losses and the ratios."""
+def compare(results: Results, size: str, horizon: int, given: Any) -> list[Result]:
+    """Compare one size at one horizon; print the sweeps, the losses and the ratios."""
     say = (lambda *_: None) if given.json else print
     sweeps = {
         "documented": tuned(results, "documented", size, horizon, given.rates),
@@ -335,31 +330,25 @@ def numbers(given: str, name: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def main(arguments: Sequence[str]) -> int:
-    assert __doc__ is not None
-    parser = Parser(__doc__)
-    parser.add_argument("--sizes", default="4x96", help="layers x width, with commas between")
-    parser.add_argument("--horizons", default="320,640", help="steps of the documented recipe")
-    parser.add_argument("--seeds", type=int, default=1, help="1 to this; the sweep has 1 alone")
-    parser.add_argument("--rates", type=int, default=5, help="learning rates of each sweep")
-    parser.add_argument("--ablate", action="store_true", help="leave out each idea of the recipe")
-    parser.add_argument("--results", type=Path, default=Path("recipe.jsonl"), help="of the runs")
-    parser.add_argument("--json", action="store_true", help="print JSON, and nothing else")
-    given = parser.parse(arguments)
-    results = Results(given.results, given.json)
-    found: list[dict[str, Any]] = []
-    for size in given.sizes.split(","):
-        of_size: list[dict[str, Any]] = []
-        for horizon in numbers(given.horizons, "--horizons"):
-            of_size += compare(results, size, horizon, given)
-        ratios = [f"{r['value']:.1%} at {r['case']}" for r in of_size if r["id"] == "token_ratio"]
-        if not given.json:
-            print(f"\nshare of the tokens: {'; '.join(ratios)}")
-        found += of_size
-    if given.json:
-        print(json.dumps({"bench": "recipe", "results": found}, indent=1))
-    return 0
+def measure(given: Any) -> list[Result]:
+    if given.smallest:
+        given.sizes, given.horizons = "1x32", f"{EVALUATIONS / SHARES[0]:.0f}"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "results.jsonl" if given.smallest else given.results
+        results = Results(path, given.json)
+        found: list[Result] = []
+        for size in given.sizes.split(","):
+            for horizon in numbers(given.horizons, "--horizons"):
+                found += compare(results, size, horizon, given)
+    return found
 
 
 if __name__ == "__main__":
-    run_command(main)
+    bench = Bench(__doc__)
+    bench.add_argument("--sizes", default="4x96", help="layers x width, with commas between")
+    bench.add_argument("--horizons", default="320,640", help="steps of the documented recipe")
+    bench.add_argument("--seeds", type=int, default=1, help="1 to this; the sweep has 1 alone")
+    bench.add_size("--rates", 5, 1, "learning rates of each sweep")
+    bench.add_argument("--ablate", action="store_true", help="leave out each idea of the recipe")
+    bench.add_argument("--results", type=Path, default=Path("recipe.jsonl"), help="of the runs")
+    bench.run(measure)

@@ -1,20 +1,106 @@
-"""What each benchmark prints with --json: a figure over its rounds, and whom it is held against."""
+"""What the benchmarks share: the command line, the form of a result, its table and its JSON.
+
+Import it before torch and nanogauge: it finds this repository's modules and sets torch's threads.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 import statistics
-from collections.abc import Sequence
-from typing import Any
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+import trainer.step.torch_env  # noqa: E402, F401  before torch
+
+# isort: split
+from nanogauge.cli import Parser, run_command  # noqa: E402
+
+Result = dict[str, Any]
+"""keys: id, case, value, low, high, n, peer"""
 
 
-def result(name: str, case: str, values: Sequence[float], peer: str | None) -> dict[str, Any]:
-    """The median of the rounds, the lowest and the highest; peer is None for a figure by itself."""
+def result(
+    name: str, case: str, values: Sequence[float], peer: str | None, value: float | None = None
+) -> Result:
+    """Return a result over some rounds; its value is their median unless given.
+
+    peer is what the figure is compared with, None for a figure of its own.
+    """
     return {
         "id": name,
         "case": case,
-        "value": statistics.median(values),
-        "low": min(values),
-        "high": max(values),
+        "value": statistics.median(values) if value is None and values else value,
+        "low": min(values, default=None),
+        "high": max(values, default=None),
         "n": len(values),
         "peer": peer,
     }
+
+
+class Bench(Parser):
+    """The command line of a benchmark, with --json and --smallest."""
+
+    def __init__(self, description: str | None) -> None:
+        super().__init__(description or "")
+        self.add_argument("--json", action="store_true", help="print JSON, and nothing else")
+        self.add_argument("--smallest", action="store_true", help="see that it runs, in seconds")
+        self._smallest: dict[str, Any] = {}
+
+    def add_size(self, flag: str, default: float, smallest: float, help: str) -> None:
+        """Add a number whose default is another one with --smallest."""
+        action = self.add_argument(flag, type=type(default), default=default, help=help)
+        self._smallest[action.dest] = smallest
+
+    def run(self, measure: Callable[[Any], Sequence[Result]]) -> NoReturn:
+        """Measure by the command line, print the results and leave."""
+
+        def main(arguments: Sequence[str]) -> int:
+            if "--smallest" in arguments:
+                self.set_defaults(**self._smallest)
+            given = self.parse(arguments)
+            results = measure(given)
+            if given.json:
+                print(json.dumps({"bench": Path(sys.argv[0]).stem, "results": results}))
+            else:
+                print_table(results)
+            return 0
+
+        run_command(main)
+
+
+def print_table(results: Sequence[Result]) -> None:
+    """Print a line per result: value, lowest and highest, rounds, case and peer."""
+    for r in results:
+        numbers = ["-" if r[key] is None else f"{r[key]:.4g}" for key in ("value", "low", "high")]
+        peer = f" / {r['peer']}" if r["peer"] else ""
+        spread = f"({numbers[1]} - {numbers[2]}, n {r['n']})"
+        print(f"{r['id']:32} {numbers[0]:>9} {spread:32} {r['case']}{peer}")
+
+
+def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    """Return the ratio of each round."""
+    return [a / b for a, b in zip(ours, theirs, strict=True)]
+
+
+def flags_of(settings: Mapping[str, object]) -> list[str]:
+    """Return the flags that set these keys of a configuration."""
+    return [f"--{key.replace('_', '-')}={value}" for key, value in settings.items()]
+
+
+def run_script(script: str, *arguments: object, **environment: str) -> str:
+    """Run a command of this repository to its end; return its standard output."""
+    return subprocess.run(
+        [sys.executable, script, *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+    ).stdout

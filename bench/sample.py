@@ -11,48 +11,29 @@ holds the whole text. Before, both write the likeliest text, which must be the s
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-import json
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-import trainer.step.torch_env  # noqa: E402, F401  before torch
+from results import ROOT, Bench, Result, ratios, result
 
 # isort: split
-import torch  # noqa: E402
-from results import result  # noqa: E402
+import torch
+from step_vs_nanogpt import nanogpt_folder
+from training_pair import load_nanogpt
 
-from model import GPT  # noqa: E402
-from nanogauge.cli import Parser, run_command  # noqa: E402
-from nanogauge.config import ModelSection, load_config  # noqa: E402
-from nanogauge.errors import BadInput, RunFailed  # noqa: E402
-from trainer.evaluation.generation import Choice, generate  # noqa: E402
+from model import GPT
+from nanogauge.config import ModelSection, load_config
+from nanogauge.errors import RunFailed
+from trainer.evaluation.generation import Choice, generate
 
 CHOICE = Choice(temperature=0.8, top_k=200)
 LONG_CONTEXT = 1024
 
 
-def load_peer(folder: Path) -> Any:
-    """nanoGPT's model.py as a module."""
-    spec = importlib.util.spec_from_file_location("nanogpt_model", folder / "model.py")
-    if spec is None or spec.loader is None or not (folder / "model.py").exists():
-        raise BadInput(f"{folder} holds no model.py; give the folder of a clone of nanoGPT.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def peer_of(peer: Any, model: GPT) -> Any:
-    """nanoGPT's model with the weights of ours."""
+    """Return nanoGPT's model with the weights of ours."""
     config = model.config.model_dump()
     known = peer.GPTConfig.__dataclass_fields__
     with contextlib.redirect_stdout(sys.stderr):  # it prints its size
@@ -90,15 +71,8 @@ def compare(
     return rates[0][1:], rates[1][1:]
 
 
-def main(arguments: Sequence[str]) -> int:
-    assert __doc__ is not None
-    parser = Parser(__doc__)
-    parser.add_argument("nanogpt", type=Path, help="folder of a clone of nanoGPT")
-    parser.add_argument("--tokens", type=int, default=256, help="tokens of a text")
-    parser.add_argument("--rounds", type=int, default=9, help="rounds that count, after one more")
-    parser.add_argument("--json", action="store_true", help="print JSON, and nothing else")
-    given = parser.parse(arguments)
-    module = load_peer(given.nanogpt)
+def measure(given: Any) -> list[Result]:
+    module = load_nanogpt(given.nanogpt)
     git = ["git", "-C", str(given.nanogpt), "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     peer = f"nanoGPT {commit}".rstrip()
@@ -108,19 +82,17 @@ def main(arguments: Sequence[str]) -> int:
         config = model.model_copy(update={"block_size": context})
         case = f"demo model, context {context:,}, {given.tokens} tokens"
         ours, theirs = compare(module, config, given.tokens, given.rounds)
-        ratios = [own / other for own, other in zip(ours, theirs, strict=True)]
-        found = result("tokens_per_second_ratio", case, ratios, peer)
-        results += [found, result("tokens_per_second", case, ours, None)]
-        if not given.json:
-            print(
-                f"{case:44} {statistics.median(ours):7,.0f} tokens/s, {peer} "
-                f"{statistics.median(theirs):7,.0f}: {found['value']:.1f} times "
-                f"({found['low']:.1f}-{found['high']:.1f})"
-            )
-    if given.json:
-        print(json.dumps({"bench": "sample", "results": results}))
-    return 0
+        results += [
+            result("tokens_per_second_ratio", case, ratios(ours, theirs), peer),
+            result("tokens_per_second", case, ours, None),
+            result("tokens_per_second", f"{case}, {peer}", theirs, None),
+        ]
+    return results
 
 
 if __name__ == "__main__":
-    run_command(main)
+    bench = Bench(__doc__)
+    bench.add_argument("nanogpt", type=nanogpt_folder, help="folder of a clone of nanoGPT")
+    bench.add_size("--tokens", 256, 8, "tokens of a text")
+    bench.add_size("--rounds", 9, 1, "rounds that count, after one more")
+    bench.run(measure)

@@ -8,10 +8,13 @@ No card is needed: nothing is measured here. The published figures are held agai
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from results import result
 
 from nanogauge.cli import Parser, run_command
 from nanogauge.config import Config
@@ -21,7 +24,7 @@ from nanogauge.prediction.prediction import predict
 from nanogauge.prediction.search import fit_verdict
 from nanogauge.prediction.step_time import predict_step_time
 from nanogauge.prediction.workload import Program, Shape, Workload, workload_of
-from nanogauge.quantities import format_range, format_seconds
+from nanogauge.quantities import Interval, format_range, format_seconds
 from nanogauge.schema import Estimate, Hardware
 
 PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
@@ -209,19 +212,23 @@ def _peak(work: Workload, hardware: Hardware) -> str:
     return f"{peak.expected / GIB:.1f} GiB, {verdict}"
 
 
-def published_rows() -> Iterator[list[str]]:
+def published_steps() -> Iterator[tuple[Published, Interval]]:
+    """Yield each published run with the low, expected and high seconds of its step."""
     for run in PUBLISHED:
         step = predict_step_time(run.work, lookup(run.gpu, DTYPE))
         assert step is not None
-        off = 100 * (step.seconds / run.seconds - 1)
-        interval = step.interval
-        inside = interval.contains(run.seconds)
+        yield run, step.interval
+
+
+def published_rows() -> Iterator[list[str]]:
+    for run, step in published_steps():
+        off = 100 * (step.expected / run.seconds - 1)
         yield [
             f"{run.work.gpus} x {run.gpu}",
             run.what,
             f"{run.seconds:.3f} s",
-            f"{step.seconds:.3f} s ({interval.low:.3f}–{interval.high:.3f})",
-            f"{off:+.0f} %" + ("" if inside else ", outside"),
+            f"{step.expected:.3f} s ({step.low:.3f}–{step.high:.3f})",
+            f"{off:+.0f} %" + ("" if step.contains(run.seconds) else ", outside"),
             run.source,
         ]
 
@@ -279,16 +286,28 @@ def tables() -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    assert __doc__ is not None
-    parser = Parser(__doc__)
+    parser = Parser(__doc__ or "")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/scaling.md")
+    parser.add_argument("--json", action="store_true", help="print the published steps as JSON")
     given = parser.parse(arguments)
-    if not given.write:
+    if given.json:
+        results = [
+            result(
+                "step_seconds",
+                run.what,
+                [step.low, step.high],
+                f"{run.seconds} s, {run.source}",
+                step.expected,
+            )
+            for run, step in published_steps()
+        ]
+        print(json.dumps({"bench": "scaling", "results": results}))
+    elif given.write:
+        before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+        _, _, after = rest.partition(END)
+        PAGE.write_text(before + BEGIN + "\n" + tables() + "\n" + END + after, encoding="utf-8")
+    else:
         sys.stdout.write(tables())
-        return 0
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    PAGE.write_text(before + BEGIN + "\n" + tables() + "\n" + END + after, encoding="utf-8")
     return 0
 
 

@@ -20,17 +20,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+from results import ROOT, Bench, Result, result
+from training_pair import Task
 
-from results import result  # noqa: E402
-from training_pair import Task  # noqa: E402
-
-from nanogauge.cli import Parser, run_command  # noqa: E402
-from nanogauge.config import ModelSection  # noqa: E402
-from nanogauge.errors import BadInput  # noqa: E402
-from nanogauge.prediction.flops import flops_per_token_causal  # noqa: E402
-from nanogauge.prediction.workload import shape_of  # noqa: E402
+from nanogauge.config import ModelSection
+from nanogauge.errors import BadInput
+from nanogauge.prediction.flops import flops_per_token_causal
+from nanogauge.prediction.workload import shape_of
 
 
 def sizes(layers: int, heads: int, width: int, block: int, vocabulary: int) -> dict[str, Any]:
@@ -52,6 +48,7 @@ SHAPES: dict[str, tuple[dict[str, Any], int, int]] = {
     "10m-8x256": (sizes(6, 6, 384, 256, 65), 8, 1),
 }
 """model, micro-batch, accumulation"""
+SMALLEST = "10m-8x256"
 FORMS: dict[str, dict[str, Any]] = {
     "eager": {},
     "compiled": {"compile": True},
@@ -88,10 +85,8 @@ class Trainer:
         self._process.wait()
 
 
-def measure(
-    path: Path, shape: str, dtype: str, forms: Sequence[str], steps: int
-) -> list[dict[str, Any]]:
-    """nanoGPT's eager step and ours in each form, in turn; the first two steps warm up."""
+def measure(path: Path, shape: str, dtype: str, forms: Sequence[str], steps: int) -> list[Result]:
+    """Time nanoGPT's eager step and ours in each form, in turn; the first two steps warm up."""
     model, micro_batch, grad_accum = SHAPES[shape]
     with tempfile.TemporaryDirectory() as folder:
         weights = str(Path(folder) / "weights.pt")
@@ -135,40 +130,35 @@ def measure(
     return found
 
 
-def main(arguments: Sequence[str]) -> int:
-    assert __doc__ is not None
-    parser = Parser(__doc__)
-    parser.add_argument("nanogpt", type=Path, help="folder of nanoGPT, with its model.py")
-    parser.add_argument("--case", action="append", metavar="NAME", help="of: " + ", ".join(CASES))
-    parser.add_argument("--steps", type=int, default=20, help="of each program; two warm up")
-    parser.add_argument("--json", action="store_true", help="print JSON, and nothing else")
-    given = parser.parse(arguments)
-    if not (given.nanogpt / "model.py").exists():
-        raise BadInput(f"there is no model.py in {given.nanogpt}; give the folder of nanoGPT.")
-    chosen = given.case or CASES
+def nanogpt_folder(text: str) -> Path:
+    """Return the folder of a clone of nanoGPT.
+
+    Raises:
+        BadInput: if it holds no model.py.
+    """
+    if not (Path(text) / "model.py").exists():
+        raise BadInput(f"there is no model.py in {text}; give the folder of nanoGPT.")
+    return Path(text)
+
+
+def run(given: Any) -> list[Result]:
+    chosen = given.case or ([f"{SMALLEST}-fp32-eager"] if given.smallest else CASES)
     if unknown := set(chosen) - set(CASES):
         raise BadInput(f"there is no case {min(unknown)}; --help names them.")
     if given.steps < 3:
         raise BadInput("--steps takes a number above 2.")
-    results: list[dict[str, Any]] = []
+    results: list[Result] = []
     for shape in SHAPES:
         for dtype in DTYPES:
             forms = [form for form in FORMS if f"{shape}-{dtype}-{form}" in chosen]
-            if not forms:
-                continue
-            found = measure(given.nanogpt, shape, dtype, forms, given.steps)
-            results += found
-            if not given.json:
-                for r in found:
-                    print(
-                        f"{r['case']:36} {r['id']:22} {r['value']:.4g}"
-                        f"  ({r['low']:.4g} to {r['high']:.4g})",
-                        flush=True,
-                    )
-    if given.json:
-        print(json.dumps({"bench": "step_vs_nanogpt", "results": results}))
-    return 0
+            if forms:
+                results += measure(given.nanogpt, shape, dtype, forms, given.steps)
+    return results
 
 
 if __name__ == "__main__":
-    run_command(main)
+    bench = Bench(__doc__)
+    bench.add_argument("nanogpt", type=nanogpt_folder, help="folder of nanoGPT, with its model.py")
+    bench.add_argument("--case", action="append", metavar="NAME", help="of: " + ", ".join(CASES))
+    bench.add_size("--steps", 20, 3, "steps of each program; two warm up")
+    bench.run(run)

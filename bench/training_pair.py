@@ -118,14 +118,19 @@ def ours(task: Task) -> Step:
     return step
 
 
-def nanogpt(task: Task) -> Step:
-    """The step of nanoGPT's train.py, which holds the last logits, on its model and optimizer."""
-    path = Path(task.program) / "model.py"
-    spec = importlib.util.spec_from_file_location("nanogpt_model", path)
+def load_nanogpt(folder: Path) -> Any:
+    """Import nanoGPT's model.py."""
+    spec = importlib.util.spec_from_file_location("nanogpt_model", folder / "model.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["nanogpt_model"] = module
     spec.loader.exec_module(module)
+    return module
+
+
+def nanogpt(task: Task) -> Step:
+    """The step of nanoGPT's train.py, which holds the last logits, on its model and optimizer."""
+    module = load_nanogpt(Path(task.program))
     with contextlib.redirect_stdout(sys.stderr):
         model = module.GPT(module.GPTConfig(**task.model))
         load(model, task.weights)

@@ -9,19 +9,19 @@ PaLM's FLOPs at one MFU for everything.
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from fitting import fit, fitted_to
 from published_runs import PowerReading, PublishedRun, read_runs
+from results import Bench, Result, result
 from rich.console import Console
 from rich.table import Table
 
-from nanogauge.cli import Parser, run_command
 from nanogauge.prediction.constants import FITTED, Constants
 from nanogauge.prediction.energy import power_share
 from nanogauge.prediction.flops import flops_per_token_palm
@@ -99,18 +99,7 @@ def one_mfu(compared: Compared) -> float:
     return flops / (ONE_MFU * run.hardware.peak_flops) / compared.actual - 1
 
 
-def main(arguments: Sequence[str]) -> int:
-    assert __doc__ is not None
-    parser = Parser(__doc__)
-    parser.add_argument("runs", type=Path, help="CSV of published runs")
-    parser.add_argument("--json", action="store_true", help="print JSON, and nothing else")
-    parser.add_argument(
-        "--markdown", action="store_true", help="print the tables of docs/prediction.md"
-    )
-    parser.add_argument(
-        "--keep-constants", action="store_true", help="do not refit with sources left out"
-    )
-    given = parser.parse(arguments)
+def measure(given: Any) -> list[Result]:
     runs, power, skipped = read_runs(given.runs)
     times, memory = step_times(runs), peaks(runs)
     without_class = [run for run in runs if predict_step_time(run.work, run.hardware) is None]
@@ -123,29 +112,20 @@ def main(arguments: Sequence[str]) -> int:
         for run in without_class
         if run.id not in predicted
     }
-    results = _results(main_set, refitted, memory, power, len(predicted), len(reasons))
-    if given.json:
-        print(json.dumps({"bench": "validate_predictions", "results": results}, indent=1))
-        return 0
     if given.markdown:
         print(_markdown("published, ms", "predicted, ms", 1e3, ",.1f", times, refitted))
         print(_markdown("published, GiB", "predicted, GiB", 2**-30, ".2f", memory, {}))
-        return 0
-    console = Console(width=150)
-    seconds: Callable[[float], str] = lambda value: f"{1e3 * value:,.1f}"  # noqa: E731
-    gib: Callable[[float], str] = lambda value: f"{value / 2**30:.2f}"  # noqa: E731
-    _print(console, "Step time, ms (* bf16, high or medium confidence)", times, seconds, refitted)
-    _print(console, "Peak memory, GiB", memory, gib, {})
-    _print_power(console, power)
-    for name, reason in reasons.items():
-        console.print(f"skipped: {name}: {reason}", style="dim", highlight=False)
-    for result in results:
-        console.print(_result_line(result), highlight=False)
-    return 0
-
-
-def _quantile(values: Sequence[float], share: float) -> float | None:
-    return float(np.quantile(values, share)) if values else None
+    elif not given.json:
+        console = Console(width=150)
+        seconds: Callable[[float], str] = lambda value: f"{1e3 * value:,.1f}"  # noqa: E731
+        gib: Callable[[float], str] = lambda value: f"{value / 2**30:.2f}"  # noqa: E731
+        title = "Step time, ms (* bf16, high or medium confidence)"
+        _print(console, title, times, seconds, refitted)
+        _print(console, "Peak memory, GiB", memory, gib, {})
+        _print_power(console, power)
+        for name, reason in reasons.items():
+            console.print(f"skipped: {name}: {reason}", style="dim", highlight=False)
+    return _results(main_set, refitted, memory, power, len(predicted), len(reasons))
 
 
 def _results(
@@ -155,89 +135,49 @@ def _results(
     power: list[PowerReading],
     predicted: int,
     skipped: int,
-) -> list[dict[str, object]]:
+) -> list[Result]:
     case = "bf16, high or medium confidence"
     rule = f"6N + 12LCT at an MFU of {ONE_MFU}"
+
+    def quantile(name: str, of: str, values: Sequence[float], share: float, peer: str) -> Result:
+        value = float(np.quantile(values, share)) if values else None
+        return result(name, of, values, peer, value)
+
+    def mean(name: str, of: str, inside: Sequence[bool]) -> Result:
+        value = statistics.fmean(inside) if inside else None
+        return result(name, of, [float(each) for each in inside], "published", value)
+
     errors = [abs(c.error) for c in main_set]
     rule_errors = [abs(one_mfu(c)) for c in main_set]
-    without = [abs(refitted[c.run.id].error) for c in main_set if c.run.id in refitted]
-    lows = [c.predicted.scaled(1.0).low for c in main_set]
-    highs = [c.predicted.scaled(1.0).high for c in main_set]
-    of_memory = [abs(c.error) for c in memory if c.run.confidence in TRUSTED]
-    shares = [power_share(reading.hardware).contains(reading.share) for reading in power]
-    inside = [c.inside for c in main_set]
-
-    def result(
-        name: str, of: str, value: float | None, values: Sequence[float], peer: str
-    ) -> dict[str, object]:
-        ends = (min(values), max(values)) if values else (None, None)
-        return {
-            "id": name,
-            "case": of,
-            "value": value,
-            "low": ends[0],
-            "high": ends[1],
-            "n": len(values),
-            "peer": peer,
-        }
-
-    wide = [high / low for low, high in zip(lows, highs, strict=True)]
+    wide = [c.predicted.high / c.predicted.low for c in main_set]
     found = [
-        result("step_time_median_error", case, _quantile(errors, 0.5), errors, "published"),
-        result("step_time_p90_error", case, _quantile(errors, 0.9), errors, "published"),
-        result("step_time_coverage", case, _share(inside), [float(i) for i in inside], "published"),
-        result("step_time_interval_width", case, _quantile(wide, 0.5), wide, "high / low"),
-        result("one_mfu_median_error", case, _quantile(rule_errors, 0.5), rule_errors, rule),
-        result("one_mfu_p90_error", case, _quantile(rule_errors, 0.9), rule_errors, rule),
+        quantile("step_time_median_error", case, errors, 0.5, "published"),
+        quantile("step_time_p90_error", case, errors, 0.9, "published"),
+        mean("step_time_coverage", case, [c.inside for c in main_set]),
+        quantile("step_time_interval_width", case, wide, 0.5, "high / low"),
+        quantile("one_mfu_median_error", case, rule_errors, 0.5, rule),
+        quantile("one_mfu_p90_error", case, rule_errors, 0.9, rule),
     ]
     if refitted:
         out = f"{case}, its source left out"
-        kept = [refitted[c.run.id].inside for c in main_set if c.run.id in refitted]
+        left = [refitted[c.run.id] for c in main_set if c.run.id in refitted]
+        without = [abs(c.error) for c in left]
         found += [
-            result(
-                "step_time_median_error_left_out",
-                out,
-                _quantile(without, 0.5),
-                without,
-                "published",
-            ),
-            result(
-                "step_time_p90_error_left_out", out, _quantile(without, 0.9), without, "published"
-            ),
-            result(
-                "step_time_coverage_left_out",
-                out,
-                _share(kept),
-                [float(i) for i in kept],
-                "published",
-            ),
+            quantile("step_time_median_error_left_out", out, without, 0.5, "published"),
+            quantile("step_time_p90_error_left_out", out, without, 0.9, "published"),
+            mean("step_time_coverage_left_out", out, [c.inside for c in left]),
         ]
     of = "tensors, or the process where that was published"
-    within = [float(c.inside) for c in memory]
-    drawn = [float(share) for share in shares]
-    found += [
-        result("memory_median_error", of, _quantile(of_memory, 0.5), of_memory, "published"),
-        result("memory_coverage", of, _share(within), within, "published"),
-        result(
-            "power_coverage", "mean board power over its limit", _share(drawn), drawn, "published"
-        ),
-        {"id": "rows_predicted", "case": "all rows", "value": predicted, "n": predicted},
-        {"id": "rows_skipped", "case": "all rows", "value": skipped, "n": skipped},
+    of_memory = [abs(c.error) for c in memory if c.run.confidence in TRUSTED]
+    drawn = [power_share(reading.hardware).contains(reading.share) for reading in power]
+    return [
+        *found,
+        quantile("memory_median_error", of, of_memory, 0.5, "published"),
+        mean("memory_coverage", of, [c.inside for c in memory]),
+        mean("power_coverage", "mean board power over its limit", drawn),
+        result("rows_predicted", "all rows", [predicted], None),
+        result("rows_skipped", "all rows", [skipped], None),
     ]
-    return found
-
-
-def _share(values: Sequence[float]) -> float | None:
-    return statistics.fmean(values) if values else None
-
-
-def _result_line(result: dict[str, object]) -> str:
-    value = result["value"]
-    if value is None:
-        return f"{result['id']}: not measured: no such row"
-    assert isinstance(value, int | float)
-    text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return f"{result['id']}: {text}  ({result['case']}, n = {result['n']})"
 
 
 def _print(
@@ -323,4 +263,12 @@ def _print_power(console: Console, power: list[PowerReading]) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    bench = Bench(__doc__)
+    bench.add_argument("runs", type=Path, help="CSV of published runs")
+    bench.add_argument(
+        "--markdown", action="store_true", help="print the tables of docs/prediction.md"
+    )
+    bench.add_argument(
+        "--keep-constants", action="store_true", help="do not refit with sources left out"
+    )
+    bench.run(measure)

@@ -15,7 +15,7 @@ from nanogauge.config import Config, OptimizerSection, load_config
 from nanogauge.hardware import lookup
 from nanogauge.prediction.prediction import predict
 from nanogauge.schema import Hardware, Prediction
-from trainer.data.shards import Origin
+from trainer.data.manifest import Origin
 
 DOCUMENTED = ROOT / "configs" / "rtx4070_fineweb.toml"
 SEED_CLAIMS = ROOT / "predictions" / "seed_zh.toml"

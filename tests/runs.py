@@ -21,7 +21,8 @@ from nanogauge.importers.nanogpt import read_nanogpt_log
 from nanogauge.importers.parsed import Printed
 from nanogauge.prediction.prediction import predict
 from nanogauge.runlog.folder import create
-from nanogauge.runlog.reader import FILE_NAME, Recorded, read_log
+from nanogauge.runlog.history import Recorded
+from nanogauge.runlog.reader import FILE_NAME, read_log
 from nanogauge.schema import (
     Checkpoint,
     Compile,

@@ -19,7 +19,7 @@ from nanogauge.report.html import MOST_SAMPLES, samples_of, spread, templates
 from nanogauge.report.scale import exact_axis, round_axis, stretches
 from nanogauge.report.svg import HEIGHT, TOP, Chart, Series, four_digits, line_chart
 from nanogauge.report.timeline import Timeline
-from nanogauge.runlog.reader import Recorded
+from nanogauge.runlog.history import Recorded
 from nanogauge.schema import Compile, Eval, Event, Sensor, Start, Step
 
 numbers = st.floats(-1e9, 1e9)

@@ -26,7 +26,7 @@ from nanogauge.analysis.measured import measure
 from nanogauge.analysis.verdicts import build_rows
 from nanogauge.errors import BadInput
 from nanogauge.quantities import QUANTITIES, UNITS
-from nanogauge.runlog.reader import Recorded
+from nanogauge.runlog.history import Recorded
 from nanogauge.schema import End, Start, Step
 
 NAMES = {"micro_batch": 16.0, "max_steps": 20000.0, "share": 0.35}

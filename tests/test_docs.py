@@ -56,9 +56,10 @@ def commands_of(page: Path) -> Iterator[str]:
 
 @functools.cache
 def flags_of(script: str) -> set[str]:
-    """The flags that a command has: those of its help, or of a benchmark's source."""
+    """Return the flags of a command: those of its help, or of a benchmark's source."""
     if "/" in script:
-        return set(re.findall(r'"--([a-z][\w-]*)"', (ROOT / script).read_text()))
+        sources = ((ROOT / path).read_text() for path in (script, "bench/results.py"))
+        return {flag for text in sources for flag in re.findall(r'"--([a-z][\w-]*)"', text)}
     done = run_here(script, "--help")
     assert done.returncode == 0, done.stderr
     return set(FLAG.findall(done.stdout)) | {"help"}

@@ -21,7 +21,7 @@ from nanogauge.analysis.report_model import RaisedAlarm, Report, build_report, c
 from nanogauge.report.escape import LONGEST, markdown, visible
 from nanogauge.report.html import render_html, render_markdown
 from nanogauge.runlog.folder import RunFolder
-from nanogauge.runlog.reader import Recorded
+from nanogauge.runlog.history import Recorded
 from nanogauge.schema import Event, Prediction
 
 WORDS_OF_OURS = {"id", "verdict", "status", "source", "prediction", "kind", "unit", "level"}

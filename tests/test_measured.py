@@ -7,7 +7,7 @@ from examples import documented_config, documented_prediction
 
 from nanogauge.analysis.measured import measure
 from nanogauge.analysis.verdicts import build_rows
-from nanogauge.runlog.reader import Recorded
+from nanogauge.runlog.history import Recorded
 from nanogauge.schema import Checkpoint, Compile, End, Eval, LogLine, Start, Step
 
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from nanogauge.config import DataSection
 from nanogauge.errors import BadInput
 from trainer.data.dataset import OpenedFolder, open_dataset, open_source
-from trainer.data.shards import Origin, ShardWriter, open_shard
+from trainer.data.manifest import Origin
+from trainer.data.shards import ShardWriter, open_shard
 
 TRAIN = np.arange(500, dtype=np.uint16)
 VAL = np.arange(100, 160, dtype=np.uint16)

@@ -18,7 +18,7 @@ from nanogauge.importers.build_nanogpt import read_build_nanogpt_log
 from nanogauge.importers.nanochat import read_nanochat_log
 from nanogauge.importers.nanogpt import read_nanogpt_log
 from nanogauge.importers.parsed import Printed
-from nanogauge.runlog.reader import Recorded
+from nanogauge.runlog.history import Recorded
 
 TOKENS = 16 * 1024 * 32
 STEPS = 60

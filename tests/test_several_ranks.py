@@ -15,7 +15,7 @@ from nanogauge.analysis.instruments import Instrument, instruments
 from nanogauge.analysis.measured import Measurements, measure
 from nanogauge.hardware import lookup
 from nanogauge.prediction.prediction import predict
-from nanogauge.runlog.reader import Recorded
+from nanogauge.runlog.history import Recorded
 from nanogauge.schema import LogLine, Prediction, Rank, Start
 
 MADE = MadeUp(steps=40)

@@ -14,13 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanogauge.errors import BadInput
+from trainer.data.manifest import Manifest, Origin, Split
 from trainer.data.shards import (
     HEADER_BYTES,
     MANIFEST_NAME,
-    Manifest,
-    Origin,
     ShardWriter,
-    Split,
     open_shard,
     open_split,
     read_manifest,

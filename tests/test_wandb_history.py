@@ -17,7 +17,7 @@ from runs import MadeUp, imported, texts
 from nanogauge.analysis.measured import Measurements
 from nanogauge.errors import BadInput
 from nanogauge.importers.wandb_history import read_wandb_history
-from nanogauge.runlog.reader import Recorded
+from nanogauge.runlog.history import Recorded
 from nanogauge.sinks import rows as tracking_rows
 
 TOKENS = 16 * 1024 * 32

@@ -19,7 +19,7 @@ from nanogauge.prediction.prediction import checkpoints, compile_seconds, evalua
 from nanogauge.prediction.search import with_train
 from nanogauge.prediction.step_time import counted_clock_hz
 from nanogauge.quantities import format_seconds
-from nanogauge.runlog.reader import Recorded
+from nanogauge.runlog.history import Recorded
 from nanogauge.schema import Prediction
 
 WORTH = 0.0025

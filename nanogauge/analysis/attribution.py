@@ -12,7 +12,7 @@ from nanogauge.analysis.step_causes import Cause, Expected, counted_clock, step_
 from nanogauge.analysis.what_if import Scenario
 from nanogauge.config import Config
 from nanogauge.quantities import format_seconds
-from nanogauge.runlog.reader import Recorded
+from nanogauge.runlog.history import Recorded
 from nanogauge.schema import Prediction, Stored
 
 

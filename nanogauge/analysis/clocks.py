@@ -9,7 +9,7 @@ import numpy as np
 from nanogauge.analysis.telemetry import sensed_spans, why_absent
 from nanogauge.measure.alarms import POWER_CAP
 from nanogauge.prediction.step_time import ARITHMETIC
-from nanogauge.runlog.reader import Recorded
+from nanogauge.runlog.history import Recorded
 from nanogauge.schema import Prediction
 
 THROTTLING = ("thermal", "brake", "hardware")

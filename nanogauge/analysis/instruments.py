@@ -28,7 +28,7 @@ from nanogauge.prediction.flops import (
 )
 from nanogauge.prediction.workload import shape_of
 from nanogauge.quantities import GIB, format_seconds, joules_per_token, mfu
-from nanogauge.runlog.reader import Recorded
+from nanogauge.runlog.history import Recorded
 from nanogauge.schema import Prediction, Stored
 
 

@@ -14,7 +14,7 @@ from nanogauge.config import Config
 from nanogauge.prediction.flops import MFU_CONVENTIONS, flops_per_token_6n, flops_per_token_palm
 from nanogauge.prediction.workload import shape_of
 from nanogauge.quantities import QUANTITIES, format_seconds, mfu
-from nanogauge.runlog.reader import Recorded
+from nanogauge.runlog.history import Recorded
 from nanogauge.schema import Prediction, Stored
 
 SPEEDUP_AFTER_SECONDS = 600

@@ -36,7 +36,8 @@ from nanogauge.quantities import (
     tokens_per_second,
 )
 from nanogauge.runlog.folder import Machine, RunFolder, load_with_log
-from nanogauge.runlog.reader import LogReader, Recorded, last_written
+from nanogauge.runlog.history import Recorded
+from nanogauge.runlog.reader import LogReader, last_written
 from nanogauge.schema import SCHEMA, Prediction, Stored
 
 CLAIMS_NAME = "claims.toml"

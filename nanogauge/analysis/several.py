@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nanogauge.quantities import format_seconds
-from nanogauge.runlog.reader import Recorded
+from nanogauge.runlog.history import Recorded
 from nanogauge.schema import Prediction
 
 

@@ -22,8 +22,8 @@ from nanogauge.config import Config
 from nanogauge.prediction.checkpoints import waiting_seconds
 from nanogauge.prediction.prediction import checkpoints, evaluations
 from nanogauge.quantities import Interval, format_range, format_seconds, format_value
+from nanogauge.runlog.history import Recorded
 from nanogauge.runlog.lock import is_held
-from nanogauge.runlog.reader import Recorded
 from nanogauge.schema import Prediction, Stored
 
 STRETCHES = 20

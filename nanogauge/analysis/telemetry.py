@@ -9,7 +9,7 @@ from nanogauge.analysis.figures import Measured, quantile
 from nanogauge.analysis.several import other_cards, other_numbers
 from nanogauge.config import Config
 from nanogauge.prediction.energy import cost_formula, cost_of
-from nanogauge.runlog.reader import Recorded
+from nanogauge.runlog.history import Recorded
 from nanogauge.runlog.table import Table
 from nanogauge.schema import End, Prediction, Rank, Sensor, Step
 

@@ -28,7 +28,7 @@ from nanogauge.prediction.search import (
 )
 from nanogauge.prediction.workload import shape_of, workload_of
 from nanogauge.quantities import Interval
-from nanogauge.runlog.reader import Recorded
+from nanogauge.runlog.history import Recorded
 from nanogauge.schema import Hardware, Prediction, Stored
 
 GPT2_SHAPE = {"n_layer": 12, "n_head": 12, "n_embd": 768}

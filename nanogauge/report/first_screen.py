@@ -13,8 +13,7 @@ from nanogauge.analysis.verdicts import Row
 from nanogauge.quantities import format_range, format_seconds, format_value
 from nanogauge.report.bars import NARROW_RANGE, range_plot
 from nanogauge.report.cells import MARKS, VERDICTS, Cells
-from nanogauge.runlog.history import process_began
-from nanogauge.runlog.reader import Recorded
+from nanogauge.runlog.history import Recorded, process_began
 
 HEADLINES = {
     "total_seconds": "Time, whole run",

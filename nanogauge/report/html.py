@@ -28,7 +28,7 @@ from nanogauge.report.first_screen import (
     local_time,
 )
 from nanogauge.runlog.folder import Machine, RunFolder
-from nanogauge.runlog.reader import Recorded
+from nanogauge.runlog.history import Recorded
 
 Thing = TypeVar("Thing")
 

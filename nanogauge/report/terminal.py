@@ -19,7 +19,7 @@ from nanogauge.report.cells import MARKS, Cells, in_order
 from nanogauge.report.first_screen import local_clock
 from nanogauge.report.html import render_html, render_markdown
 from nanogauge.runlog.folder import RunFolder
-from nanogauge.runlog.reader import Recorded
+from nanogauge.runlog.history import Recorded
 
 __all__ = [
     "COLOURS",

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nanogauge.report.scale import Floats
-from nanogauge.runlog.reader import Recorded
+from nanogauge.runlog.history import Recorded
 
 _UNITS = ((3600.0, "hours", 7200.0), (60.0, "minutes", 300.0), (1.0, "seconds", 0.0))
 """seconds of each, and of a run that is counted in it at least"""

@@ -10,8 +10,9 @@ from pathlib import Path
 from nanogauge.config import Config, load_config
 from nanogauge.errors import BadInput
 from nanogauge.files import make_folder, read_whole, refuse_to_lead_out, scrubbed, write_atomic
+from nanogauge.runlog.history import Recorded
 from nanogauge.runlog.reader import FILE_NAME as LOG_NAME
-from nanogauge.runlog.reader import LogReader, Recorded, has_begun
+from nanogauge.runlog.reader import LogReader, has_begun
 from nanogauge.schema import Prediction
 
 Machine = dict[str, object]

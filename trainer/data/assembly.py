@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.data.manifest import Position, SourceFile
+from trainer.data.manifest import Position, SourceFile, Split
 from trainer.data.pieces import Piece
-from trainer.data.shards import ShardWriter, Split
+from trainer.data.shards import ShardWriter
 
 _BLOCK_TOKENS = 2**20
 

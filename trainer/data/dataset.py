@@ -19,16 +19,9 @@ import numpy as np
 from nanogauge.config import DataSection
 from nanogauge.errors import BadInput
 from nanogauge.files import open_regular
-from trainer.data.shards import (
-    MAGICS,
-    MANIFEST_NAME,
-    Shards,
-    Split,
-    Tokens,
-    open_shard,
-    open_split,
-    read_manifest,
-)
+from trainer.data.manifest import Split
+from trainer.data.pieces import Tokens
+from trainer.data.shards import MAGICS, MANIFEST_NAME, Shards, open_shard, open_split, read_manifest
 
 if TYPE_CHECKING:
     import tiktoken

@@ -14,7 +14,8 @@ from nanogauge.errors import BadInput, RunFailed
 from nanogauge.files import sha256_file
 from trainer.data.dataset import is_foreign, open_dataset
 from trainer.data.manifest import Manifest, Shard, Split
-from trainer.data.shards import Tokens, open_shard, read_manifest
+from trainer.data.pieces import Tokens
+from trainer.data.shards import open_shard, read_manifest
 from trainer.data.tokenizer import Tokenizer, load_tokenizer
 
 GPT2_END_OF_TEXT = 50256

@@ -16,7 +16,7 @@ from nanogauge.prediction.calibrated import Calibration, FinishedRun
 from nanogauge.prediction.calibration_store import add_to_calibration
 from nanogauge.prediction.workload import workload_of
 from nanogauge.quantities import finite
-from nanogauge.runlog.reader import Recorded
+from nanogauge.runlog.history import Recorded
 from nanogauge.schema import Checkpoint, End, Rank, Start, Step
 from trainer.calibrate import calibrated_threads
 from trainer.checkpoints.checkpoint_writer import Written

@@ -1,0 +1,43 @@
+"""Every benchmark runs in its smallest size."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from commands import ROOT, run
+from gpt2_vocabulary import gpt2_vocabulary  # noqa: F401  (a fixture)
+from test_published_runs import GPT2, table
+
+TOOLS = {"fitting", "make_run", "power_sweep", "results", "training_pair"}
+"""not benchmarks, or with a test file of their own"""
+BENCHES = sorted(path.stem for path in (ROOT / "bench").glob("*.py") if path.stem not in TOOLS)
+NANOGPT = os.environ.get("NANOGPT")
+NEED_NANOGPT = {"first_step", "sample", "step_vs_nanogpt"}
+ARGUMENTS = {"scaling": []}
+KEYS = {"id", "case", "value", "low", "high", "n", "peer"}
+
+
+@pytest.mark.parametrize("name", BENCHES)
+def test_each_bench_runs_in_its_smallest_size(
+    name: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    arguments: list[object] = ["--json", *ARGUMENTS.get(name, ["--smallest"])]
+    environment = {"PYTHONPATH": str(ROOT)}
+    if name in NEED_NANOGPT:
+        if NANOGPT is None:
+            pytest.skip(f"bench/{name}.py needs nanoGPT: set NANOGPT to the folder of a clone")
+        arguments.append(NANOGPT)
+    elif name == "validate_predictions":
+        arguments.append(table(tmp_path, GPT2))
+    elif name == "prepare":
+        environment["TIKTOKEN_CACHE_DIR"] = str(request.getfixturevalue("gpt2_vocabulary"))
+    done = run(f"bench/{name}.py", *arguments, **environment)
+    assert done.returncode == 0, done.stderr
+    printed = json.loads(done.stdout)
+    assert printed["bench"] == name and printed["results"]
+    for result in printed["results"]:
+        assert set(result) == KEYS, result
+        assert result["n"] == 0 or result["low"] <= result["high"], result
