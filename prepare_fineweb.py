@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
 
         return verify(given.verify) if given.verify is not None else show_stats(given.stats)
     if given.repair is not None:
-        from trainer.data.repairing import repair
+        from trainer.data.verify import repair
 
         return repair(given.repair, given.workers)
     from trainer.data.command import prepare_command

@@ -9,9 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime, time, timedelta
 from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
+
+from nanogauge.errors import BadInput
 
 GIB = 2**30
 
@@ -211,3 +214,42 @@ def format_range(row_id: str, low: float, high: float, currency: str = "") -> st
     low_number, _, low_unit = low_text.partition(" ")
     _, _, high_unit = high_text.partition(" ")
     return f"{low_number}–{high_text}" if low_unit == high_unit else f"{low_text} – {high_text}"
+
+
+YEAR_SECONDS = 365.2425 * 86400
+FAR_SECONDS = 100 * YEAR_SECONDS  # what ends later needs no clock
+
+
+def next_time(text: str, after: datetime, flag: str) -> datetime:
+    """The first moment after `after` at which the local clock shows this time of day.
+
+    Raises:
+        BadInput: if the text is no time of day.
+    """
+    try:
+        wanted = time.fromisoformat(text.zfill(5))  # 8:00 is 08:00
+    except ValueError:
+        wanted = None
+    if wanted is None or wanted.tzinfo is not None or ":" not in text:
+        raise BadInput(f"{flag} takes a time of day such as 08:00, not {text!r}.")
+    moment = datetime.combine(after.date(), wanted).astimezone()
+    if moment <= after:
+        moment = datetime.combine(after.date() + timedelta(days=1), wanted).astimezone()
+    return moment
+
+
+def later(start: datetime, seconds: float) -> datetime | None:
+    """The local time so many seconds after start; None where it is too far away to have a date."""
+    if seconds > FAR_SECONDS:
+        return None
+    return datetime.fromtimestamp(start.timestamp() + seconds).astimezone()
+
+
+def day_and_time(moment: datetime | None, now: datetime) -> str:
+    """'today 23:10', 'tomorrow 01:24', 'Thu 01:24', or the date where it is a week away."""
+    if moment is None:
+        return f"in more than {FAR_SECONDS / YEAR_SECONDS:.0f} years"
+    days = (moment.date() - now.date()).days
+    if days < 2:
+        return f"{'tomorrow' if days else 'today'} {moment:%H:%M}"
+    return f"{moment:%a %H:%M}" if days < 7 else f"{moment:%Y-%m-%d %H:%M}"

@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanogauge.measure.alarms import Alarm, Alarms
-from nanogauge.measure.detectors import SlowDown
-from nanogauge.measure.sliding import SlidingMedian
+from nanogauge.measure.detectors import SlidingMedian, SlowDown
 from nanogauge.schema import Sensor
 
 GIB = 2**30

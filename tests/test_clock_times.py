@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanogauge.clock_times import day_and_time, later, next_time
+from nanogauge.quantities import day_and_time, later, next_time
 
 
 @pytest.fixture(autouse=True, scope="module")

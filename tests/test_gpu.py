@@ -14,8 +14,7 @@ from commands import DEMO, TINY, log_lines, rows_of, run, steps_of
 from test_ranks import train_ranks
 
 from nanogauge.measure.clock import Clock, Stopwatch
-from nanogauge.measure.sampler import MEASURED
-from nanogauge.measure.sensors import driver_info, open_sensors
+from nanogauge.measure.sensors import MEASURED, driver_info, open_sensors
 from trainer.step.device import EventTimeline, allocator_peaks
 
 pytestmark = [

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from nanogauge.measure.energy import EnergySum
+from nanogauge.measure.gpus import EnergySum
 from nanogauge.measure.sensors import NullSensors, open_sensors
 
 pytestmark = pytest.mark.alone

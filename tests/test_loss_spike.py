@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanogauge.measure.alarms import Alarms
-from nanogauge.measure.loss_spike import COURSE_STEPS, LossSpike
+from nanogauge.measure.detectors import COURSE_STEPS, LossSpike
 
 LOGS = {
     "rtx4070_fineweb_train_log.txt": 101,

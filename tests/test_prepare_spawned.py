@@ -14,7 +14,7 @@ from preparing import ROOT, TEXTS, environment
 # The command, in a process where the crew was imported on another system.
 RUN = """
 import multiprocessing.process, runpy, sys
-import trainer.data.worker
+import trainer.data.workers
 here, sys.platform = sys.platform, sys.argv[1]
 from nanogauge.prepare import crew
 sys.platform = here

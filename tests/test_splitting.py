@@ -11,8 +11,15 @@ from gpt2_vocabulary import gpt2_vocabulary  # noqa: F401  (a fixture)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.data.splitting import PATTERNS, SPLITTABLE, in_chunks, split_safely
-from trainer.data.tokenizer import Tokenizer, from_encoding, gpt2_encoding
+from trainer.data.tokenizer import (
+    PATTERNS,
+    SPLITTABLE,
+    Tokenizer,
+    from_encoding,
+    gpt2_encoding,
+    in_chunks,
+    split_safely,
+)
 
 # What the patterns treat differently: cases, contractions, digits, marks, all kinds of white space.
 PARTS = [" ", "  ", "\n", "\r\n", "\t", "\x0b", "\x1c", "\x85", "\u00a0", "\u2028", "\u3000", "a"]

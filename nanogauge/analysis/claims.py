@@ -16,9 +16,8 @@ from typing import Annotated, Any, TypeGuard
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from nanogauge.config import Config, read_toml
+from nanogauge.config import Config, explain, read_toml
 from nanogauge.errors import BadInput
-from nanogauge.explaining import explain
 from nanogauge.quantities import QUANTITIES, UNITS
 from nanogauge.schema import Prediction
 

@@ -17,11 +17,17 @@ import numpy as np
 import numpy.typing as npt
 
 from nanogauge.analysis.measured import Measurements, steady_seconds
-from nanogauge.clock_times import day_and_time, later
 from nanogauge.config import Config
 from nanogauge.prediction.checkpoints import waiting_seconds
 from nanogauge.prediction.prediction import checkpoints, evaluations
-from nanogauge.quantities import Interval, format_range, format_seconds, format_value
+from nanogauge.quantities import (
+    Interval,
+    day_and_time,
+    format_range,
+    format_seconds,
+    format_value,
+    later,
+)
 from nanogauge.runlog.history import Recorded
 from nanogauge.runlog.lock import is_held
 from nanogauge.schema import Prediction, Stored

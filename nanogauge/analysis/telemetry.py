@@ -9,8 +9,7 @@ from nanogauge.analysis.figures import Measured, quantile
 from nanogauge.analysis.several import other_cards, other_numbers
 from nanogauge.config import Config
 from nanogauge.prediction.energy import cost_formula, cost_of
-from nanogauge.runlog.history import Recorded
-from nanogauge.runlog.table import Table
+from nanogauge.runlog.history import Recorded, Table
 from nanogauge.schema import End, Prediction, Rank, Sensor, Step
 
 JOULES_PER_KWH = 3.6e6

@@ -201,7 +201,7 @@ def _check_data(config: Config) -> Finding:
     data, steps = config.data, config.train.max_steps
     run_tokens = config.tokens_per_step * steps
     if data.path is None or data.folder is None:
-        from trainer.data.embedded import embedded_tokens
+        from trainer.data.dataset import embedded_tokens
 
         found = embedded_tokens()[0].size
         where = "the text that ships with Python"

@@ -7,8 +7,13 @@ from collections import Counter, deque
 from dataclasses import dataclass
 from typing import Literal
 
-from nanogauge.measure.detectors import LASTING_STEPS, RECENT_STEPS, SlowDown
-from nanogauge.measure.loss_spike import COURSE_STEPS, LossSpike
+from nanogauge.measure.detectors import (
+    COURSE_STEPS,
+    LASTING_STEPS,
+    RECENT_STEPS,
+    LossSpike,
+    SlowDown,
+)
 from nanogauge.quantities import format_seconds
 from nanogauge.schema import Sensor
 

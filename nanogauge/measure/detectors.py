@@ -11,10 +11,45 @@ from __future__ import annotations
 
 import math
 import statistics
+from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Sequence
 
-from nanogauge.measure.sliding import SlidingMedian
+
+class SlidingMedian:
+    """The last `size` values, in the order in which they came and by size."""
+
+    def __init__(self, size: int) -> None:
+        self._arrived: deque[float] = deque()
+        self._sorted: list[float] = []
+        self._size = size
+
+    def __len__(self) -> int:
+        return len(self._arrived)
+
+    def add(self, value: float) -> None:
+        """Take in a finite value, and let the oldest go once there are more than `size`."""
+        self._arrived.append(value)
+        insort(self._sorted, value)
+        if len(self._arrived) > self._size:
+            del self._sorted[bisect_left(self._sorted, self._arrived.popleft())]
+
+    @property
+    def full(self) -> bool:
+        return len(self._arrived) == self._size
+
+    @property
+    def median(self) -> float:
+        """Of the values that are there; at least one must be."""
+        middle = len(self._sorted) // 2
+        if len(self._sorted) % 2:
+            return self._sorted[middle]
+        return (self._sorted[middle - 1] + self._sorted[middle]) / 2
+
+    def values(self) -> list[float]:
+        """By size, the least first."""
+        return list(self._sorted)
+
 
 RECENT_STEPS = 50
 STEADY_STEPS = 100
@@ -168,3 +203,65 @@ def _spread(values: Sequence[float]) -> float:
     """Standard deviation of one value, from the median absolute deviation."""
     middle = statistics.median(values)
     return _SIGMA_OF_MAD * statistics.median(abs(value - middle) for value in values)
+
+
+COURSE_STEPS = 50
+"""that the course is made of; before there are so many nothing is judged"""
+DEVIATIONS = 10.0
+"""standard deviations of one loss; 50 losses give a deviation that is up to a half too small"""
+LEAST_RISE = 0.05
+"""of the loss itself: what is less is no spike, however smooth the course was"""
+_LASTING_STEPS = 3
+"""in a row: a single batch of odd text is none"""
+RECOVERED_STEPS = 10
+"""in a row on the course again, before another spike is one"""
+
+
+class LossSpike:
+    """The course of one run's training loss, and whether it has left it.
+
+    While the loss is above, the course stays as it was: a run that does not come back has told it
+    once, and is never taken for one that has.
+    """
+
+    def __init__(self) -> None:
+        self._step = -1
+        self._begin()
+
+    def _begin(self) -> None:
+        self._course = SlidingMedian(COURSE_STEPS)
+        self._above = self._back = 0
+        self._told = False
+
+    @property
+    def course(self) -> float:
+        """The loss as it was before, in nats per token; there must have been one."""
+        return self._course.median
+
+    def add(self, step: int, loss: float) -> bool:
+        """Take in the finite loss of a step; True where it has left its course and nobody was told.
+
+        A step that was made before belongs to a run that went back: its course begins anew.
+        """
+        if step <= self._step:
+            self._begin()
+        self._step = step
+        if not self._course.full or not self._is_above(loss):
+            self._course.add(loss)
+            self._above, self._back = 0, self._back + 1
+            self._told &= self._back < RECOVERED_STEPS
+            return False
+        self._above, self._back = self._above + 1, 0
+        if self._told or self._above < _LASTING_STEPS:
+            return False
+        self._told = True
+        return True
+
+    def _is_above(self, loss: float) -> bool:
+        middle = self._course.median
+        rise = loss - middle
+        if rise < LEAST_RISE * abs(middle):
+            return False
+        values = self._course.values()
+        deviation = statistics.median(abs(value - middle) for value in values)
+        return rise >= DEVIATIONS * _SIGMA_OF_MAD * deviation

@@ -7,13 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
-from nanogauge.clock_times import later
 from nanogauge.config import Config, load_config
 from nanogauge.errors import BadInput
 from nanogauge.prediction.plan import Finish, memory_to_plan_with
 from nanogauge.prediction.recipe import is_another_recipe, recipe_sentence
 from nanogauge.prediction.search import Verdict, fit_verdict, memory_of
-from nanogauge.quantities import Interval, tokens_per_second
+from nanogauge.quantities import Interval, later, tokens_per_second
 from nanogauge.schema import Prediction, Stored
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
-from nanogauge.clock_times import later, next_time
 from nanogauge.config import Config
 from nanogauge.doctor.machine import free_memory
 from nanogauge.errors import BadInput
@@ -26,7 +25,7 @@ from nanogauge.prediction.search import (
     memory_of,
     widest,
 )
-from nanogauge.quantities import Interval
+from nanogauge.quantities import Interval, later, next_time
 from nanogauge.schema import FreeMemory, Hardware, Stored
 
 Search = Callable[[Config, Callable[[Config], bool]], Config | None]

@@ -16,8 +16,7 @@ from nanogauge.report.bars import Bar, bars
 from nanogauge.report.scale import Floats
 from nanogauge.report.svg import Band, Chart, Marks, Second, Series, line_chart
 from nanogauge.report.timeline import Timeline
-from nanogauge.runlog.history import Recorded
-from nanogauge.runlog.table import Table
+from nanogauge.runlog.history import Recorded, Table
 from nanogauge.schema import Prediction, Sensor, Stored
 
 

@@ -10,7 +10,6 @@ from rich.text import Text
 
 from nanogauge.analysis.consistency import Inconsistency
 from nanogauge.analysis.verdicts import Row
-from nanogauge.clock_times import day_and_time
 from nanogauge.config import Config
 from nanogauge.prediction.flops import (
     flops_per_token_causal,
@@ -20,7 +19,14 @@ from nanogauge.prediction.flops import (
 from nanogauge.prediction.plan import Candidate, Deadline, Fit, FittingModels, Steps
 from nanogauge.prediction.recipe import cut_sentences, recipe_sentence
 from nanogauge.prediction.workload import shape_of
-from nanogauge.quantities import GIB, Interval, format_range, format_seconds, format_value
+from nanogauge.quantities import (
+    GIB,
+    Interval,
+    day_and_time,
+    format_range,
+    format_seconds,
+    format_value,
+)
 from nanogauge.report.cells import in_order
 from nanogauge.report.terminal import predicted_columns, print_findings, print_rows
 from nanogauge.schema import Prediction

@@ -9,9 +9,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from nanogauge.clock_times import day_and_time
 from nanogauge.prediction.compare_configs import Planned
-from nanogauge.quantities import GIB, Interval, format_range, format_seconds, format_value
+from nanogauge.quantities import (
+    GIB,
+    Interval,
+    day_and_time,
+    format_range,
+    format_seconds,
+    format_value,
+)
 
 UNKNOWN = "not known"
 _COLUMNS = (

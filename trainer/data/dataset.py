@@ -11,20 +11,52 @@ import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import TYPE_CHECKING, get_args
 
 import numpy as np
+import numpy.typing as npt
+import tiktoken
 
 from nanogauge.config import DataSection
 from nanogauge.errors import BadInput
 from nanogauge.files import open_regular
 from trainer.data.manifest import Split
-from trainer.data.pieces import Tokens
 from trainer.data.shards import MAGICS, MANIFEST_NAME, Shards, open_shard, open_split, read_manifest
+from trainer.data.workers import Tokens
 
 if TYPE_CHECKING:
     import tiktoken
+
+
+_END_OF_TEXT = 256
+VALIDATION_EVERY = 8  # every eighth topic, in alphabetical order, is held back
+
+
+@cache
+def byte_encoding() -> tiktoken.Encoding:
+    """One token per byte, and 256 for the end of a text: nats per token are nats per byte."""
+    return tiktoken.Encoding(
+        "bytes",
+        pat_str=r"[\s\S]",
+        mergeable_ranks={bytes([i]): i for i in range(256)},
+        special_tokens={"<|endoftext|>": _END_OF_TEXT},
+    )
+
+
+def embedded_tokens() -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint16]]:
+    """Training and validation tokens; no topic is in both, each begins with end-of-text."""
+    encoding = byte_encoding()
+    parts: tuple[list[int], list[int]] = ([], [])
+    for index, name in enumerate(sorted(topics)):
+        held_back = index % VALIDATION_EVERY == VALIDATION_EVERY - 1
+        parts[held_back].append(_END_OF_TEXT)
+        parts[held_back].extend(encoding.encode_ordinary(topics[name]))
+    train, validation = (np.array(p, dtype=np.uint16) for p in parts)
+    return train, validation
+
 
 _SPLIT_IN_NAME = re.compile(r"(?:^|[^a-z])(train|val)(?:[^a-z]|$)")
 _RAW = np.dtype("<u2")
@@ -182,8 +214,6 @@ def open_source(data: DataSection) -> Source:
         BadInput: if the shards are missing, empty or damaged.
     """
     if data.embedded:
-        from trainer.data.embedded import byte_encoding, embedded_tokens
-
         train, validation = embedded_tokens()
         digest = hashlib.sha256(train.tobytes())
         digest.update(validation.tobytes())

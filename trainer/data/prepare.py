@@ -17,21 +17,260 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from nanogauge.errors import BadInput, RunFailed
-from trainer.data.assembly import Assembly
 from trainer.data.documents import Unit
-from trainer.data.manifest import START, Manifest, Origin, Settings
-from trainer.data.pieces import is_whole, open_piece, piece_path
-from trainer.data.resuming import EarlierOutput, look_at
+from trainer.data.manifest import (
+    START,
+    Manifest,
+    Origin,
+    Position,
+    Settings,
+    Shard,
+    SourceFile,
+    Split,
+)
 from trainer.data.shards import (
     MANIFEST_NAME,
     ShardWriter,
     open_shard,
     read_manifest,
+    refuse_filled,
     write_manifest,
 )
 from trainer.data.sources import Inputs, Planner, open_inputs
-from trainer.data.workers import Crew
+from trainer.data.workers import Crew, Piece, is_whole, open_piece, piece_path
+
+_BLOCK_TOKENS = 2**20
+
+
+class Assembly:
+    """Takes pieces from a position on: first the validation documents, then the training tokens."""
+
+    def __init__(self, writer: ShardWriter, start: Position, tokens: int, val_tokens: int) -> None:
+        """`tokens` of training, `val_tokens` of validation and the rest of its last document."""
+        self._writer = writer
+        self.position = start
+        """where the next token is"""
+        self._targets: dict[Split, int] = {"train": tokens, "val": val_tokens}
+        self._consumed: list[Path] = []
+        self.documents = 0
+        """that this call has put into shards"""
+        self.text_bytes = 0.0
+        """of text, about, that this call has put into shards"""
+
+    @property
+    def left(self) -> int:
+        """Tokens that are still needed, about."""
+        written = self._writer.tokens
+        return sum(max(target - written[split], 0) for split, target in self._targets.items())
+
+    @property
+    def reached(self) -> bool:
+        """Whether the training tokens are there."""
+        return self._writer.tokens["train"] >= self._targets["train"]
+
+    def _split(self) -> Split:
+        written = self._writer.tokens
+        # The document that reaches the target is kept whole.
+        inside = written["val"] > 0 and self.position.token > 0
+        short = written["val"] < self._targets["val"]
+        return "val" if not written["train"] and (short or inside) else "train"
+
+    def add(self, piece: Piece, unit: tuple[int, int], files: tuple[SourceFile, ...]) -> None:
+        """Put the piece of the next unit into shards, as much as is needed of it.
+
+        Args:
+            piece: of that unit.
+            unit: index of its file, and its own in that file.
+            files: those of the source up to it.
+
+        Raises:
+            OSError: if a shard cannot be written.
+        """
+        writer, starts = self._writer, piece.starts
+        if unit != (self.position.file, self.position.unit):  # the first one of the next file
+            self.position = Position(file=unit[0], unit=unit[1], document=0)
+        place = self.position
+        first = at = int(starts[place.document]) + place.token if piece.documents else 0
+        with piece.path.open("rb") as file:
+            while at < piece.tokens and not self.reached:
+                split = self._split()
+                if writer.begin(split):
+                    self._forget()
+                end = min(at + min(writer.room, _BLOCK_TOKENS), self._limit(piece, at, split))
+                before = self.position
+                self.position = self._behind(piece, place, end)
+                writer.next = self.position
+                writer.source_files = files[: self.position.file + 1]
+                begins = int(np.searchsorted(starts, end) - np.searchsorted(starts, at))
+                name = files[place.file].name
+                self.documents += begins
+                if writer.append(split, piece.read(file, at, end), begins, name, before):
+                    self._forget()
+                at = end
+        if at == piece.tokens:
+            self.position = Position(file=place.file, unit=place.unit + 1, document=0)
+            self._consumed.append(piece.path)
+        self.text_bytes += piece.text_bytes * (at - first) / max(piece.tokens, 1)
+
+    def _limit(self, piece: Piece, at: int, split: Split) -> int:
+        """Where the tokens of a split end in a piece, at most."""
+        missing = max(self._targets[split] - self._writer.tokens[split], 0)
+        end = min(at + missing, piece.tokens)
+        if split == "train":
+            return end
+        return int(piece.starts[np.searchsorted(piece.starts, end)])  # the document is kept whole
+
+    def _behind(self, piece: Piece, place: Position, end: int) -> Position:
+        if end == piece.tokens:
+            return Position(file=place.file, unit=place.unit + 1, document=0)
+        document = int(np.searchsorted(piece.starts, end, "right")) - 1
+        token = end - int(piece.starts[document])
+        return Position(file=place.file, unit=place.unit, document=document, token=token)
+
+    def _forget(self) -> None:
+        """Delete pieces of which all is in finished shards."""
+        for path in self._consumed:
+            path.unlink(missing_ok=True)
+        self._consumed.clear()
+
+
+_NAMES = {
+    "tokenizer": "--tokenizer",
+    "tokenizer_sha256": "vocabulary",
+    "dataset": "--dataset",
+    "dataset_config": "--name",
+    "revision": "--revision",
+    "val_tokens": "--val-tokens",
+    "shard_tokens": "--shard-tokens",
+    "text_column": "--text-column",
+    "pattern": "--pattern",
+}
+
+
+@dataclass(frozen=True)
+class EarlierOutput:
+    folder: Path
+    manifest: Manifest | None
+    """of the folder as it was found"""
+    done: bool
+    """whether nothing is left to do"""
+    shards: tuple[Shard, ...] = ()
+    """those that stay"""
+    next: Position | None = None
+    """where the source goes on behind them"""
+
+    @property
+    def tokens(self) -> int:
+        return sum(shard.tokens for shard in self.shards)
+
+    @property
+    def revision(self) -> str | None:
+        return self.manifest.revision if self.manifest is not None else None
+
+    @property
+    def unit_bytes(self) -> int:
+        """Of the units that `next` counts; 0 if there is none."""
+        settings = self.manifest.settings if self.manifest is not None else None
+        return settings.unit_bytes if settings is not None else 0
+
+    @property
+    def source_files(self) -> tuple[SourceFile, ...]:
+        if self.manifest is None or self.next is None:
+            return ()
+        return self.manifest.source_files[: self.next.file + 1]
+
+    def must_fit(self, origin: Origin) -> None:
+        """Refuse another source, tokenizer or settings than those the folder was begun with.
+
+        Raises:
+            BadInput: naming what is not the same.
+        """
+        if self.manifest is None:
+            return
+        was, now = self.manifest.settings, origin.settings
+        assert was is not None and now is not None
+        for key in ("tokenizer", "tokenizer_sha256", "dataset", "dataset_config", "revision"):
+            self._compare(key, getattr(self.manifest, key), getattr(origin, key))
+        for key in ("val_tokens", "shard_tokens", "text_column", "pattern"):
+            self._compare(key, getattr(was, key), getattr(now, key))
+
+    def _compare(self, key: str, was: object, now: object) -> None:
+        if was != now:
+            raise BadInput(
+                f"{self.folder} was begun with another {_NAMES[key]} ({was}, not {now}); "
+                "give the same again, another --out, or delete that folder."
+            )
+
+    def begin(self) -> None:
+        """Take out of the manifest what is made anew, and clear away what was half written.
+
+        Raises:
+            OSError: if the folder cannot be written.
+        """
+        if self.manifest is not None and len(self.shards) < len(self.manifest.shards):
+            kept = {
+                "shards": self.shards,
+                "total_tokens": self.tokens,
+                "next": self.next,
+                "source_files": self.source_files,
+                "complete": False,
+            }
+            write_manifest(self.folder, self.manifest.model_copy(update=kept))
+        for path in self.folder.glob("*.tmp"):
+            path.unlink()
+
+    def pieces(self, folder: Path, start: Position) -> frozenset[str]:
+        """Names of pieces that may be used again; the others are cleared away.
+
+        Those that no manifest tells the source and tokenizer of are among the others.
+        """
+        kept = set()
+        for path in folder.iterdir():
+            file, _, unit = path.stem.partition("_")
+            if (
+                self.manifest is not None
+                and path.suffix == ".piece"
+                and (int(file), int(unit)) >= (start.file, start.unit)
+            ):
+                kept.add(path.name)
+            else:
+                path.unlink()
+        return frozenset(kept)
+
+
+def look_at(folder: Path, tokens: int) -> EarlierOutput:
+    """What is in a folder that is to hold so many training tokens.
+
+    Raises:
+        BadInput: if it holds shards that a preparation cannot go on with, or damaged ones.
+    """
+    if not (folder / MANIFEST_NAME).exists():
+        refuse_filled(folder)
+        return EarlierOutput(folder, None, done=False)
+    manifest = read_manifest(folder)
+    if manifest.settings is None:
+        refuse_filled(folder)
+    remedy = f"run: python prepare_fineweb.py --repair {folder}"
+    for shard in manifest.shards:
+        if open_shard(folder / shard.file, remedy).size != shard.tokens:
+            raise BadInput(
+                f"{folder / shard.file} has another length than {MANIFEST_NAME} lists; {remedy}"
+            )
+    shards, following = manifest.shards, manifest.next
+    if manifest.complete:
+        last = shards[-1] if shards else None
+        settings = manifest.settings
+        used_up = manifest.tokens("train") < (settings.tokens if settings is not None else 0)
+        if used_up or tokens <= manifest.tokens("train") or last is None:
+            return EarlierOutput(folder, manifest, True, shards, following)
+        if settings is not None and last.tokens < settings.shard_tokens:
+            # The last shard was cut at the former target: it is filled from where it begins.
+            shards, following = shards[:-1], last.begins
+    return EarlierOutput(folder, manifest, False, shards, following)
+
 
 PIECES = ".pieces"
 _BYTES_PER_TOKEN = 4.0  # of text, until it has been measured

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from nanogauge.errors import BadInput
 from nanogauge.files import open_regular, read_whole, sha256_file, sync_file, write_atomic
 from trainer.data.manifest import NARROW, Manifest, Origin, Position, Shard, SourceFile, Span, Split
-from trainer.data.pieces import Tokens
+from trainer.data.workers import Tokens
 
 __all__ = [
     "MAGICS",

@@ -350,7 +350,7 @@ def _cut(located: Located, column: str, unit_bytes: int) -> list[tuple[int, int,
     source = located.source
     kind, compression = kind_of(source.name)
     if kind == "parquet":
-        from trainer.data.parquet import open_local, read_remote_footer, row_groups
+        from trainer.data.documents import open_local, read_remote_footer, row_groups
 
         opened = (
             read_remote_footer(located.path, source.name, source.bytes)

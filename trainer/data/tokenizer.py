@@ -2,23 +2,187 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import tiktoken
+import codecs
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
 from nanogauge.errors import BadInput, RunFailed
 from nanogauge.files import read_whole
-from trainer.data.quick import Encoded, QuickEncoder
-from trainer.data.splitting import PART, PATTERNS, SPLITTABLE, in_chunks, split_safely
 
-if TYPE_CHECKING:
-    import tiktoken
+Encoded = npt.NDArray[np.uint32]
+
+_MARK = 0x1F  # a control character: no white space to the engine, and hardly ever in a text
+_PATTERN = (
+    r"\x1f|'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}\x1f]+|\s+"  # as GPT-2's, but \s
+)
+_SPACES = "\x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028"
+_SPACES += "\u2029\u202f\u205f\u3000"
+_SPACES_UTF8 = tuple(character.encode() for character in _SPACES)
+
+
+class QuickEncoder:
+    """Encodes documents of an encoding of tiktoken's that splits words as GPT-2's does."""
+
+    def __init__(
+        self, encoding: tiktoken.Encoding, end_text: str, ordinary: Callable[[str], Encoded]
+    ) -> None:
+        """`end_text` is the special token each document begins with, `ordinary` the slower way."""
+        import tiktoken
+
+        ranks = encoding._mergeable_ranks
+        self._marked = tiktoken.Encoding(
+            f"{encoding.name} marked",
+            pat_str=_PATTERN,
+            mergeable_ranks=ranks,
+            special_tokens=encoding._special_tokens,
+        )
+        self._mark_token = ranks[bytes([_MARK])]
+        self._end_text = end_text
+        self._end_utf8 = end_text.encode()
+        self._end_token = encoding._special_tokens[end_text]
+        self._ordinary = ordinary
+
+    def documents(self, texts: Sequence[str]) -> Encoded:
+        """The tokens of all texts, one after another, each behind the end-of-text token."""
+        parts: list[Encoded] = []
+        group: list[bytes] = []
+        for text in texts:
+            data = self._simple(text)
+            if data is not None:
+                group.append(data)
+                continue
+            if group:
+                parts.append(self._group(group))
+                group = []
+            parts += [np.array([self._end_token], np.uint32), self._ordinary(text)]
+        if group:
+            parts.append(self._group(group))
+        return np.concatenate(parts) if len(parts) != 1 else parts[0]
+
+    def _simple(self, text: str) -> bytes | None:
+        """A text as UTF-8; None if it has to take the ordinary way."""
+        if "\x1f" in text or self._end_text in text:
+            return None
+        try:
+            data = text.encode()
+        except UnicodeEncodeError:
+            return None
+        if len(data) > len(text) and any(space in data for space in _SPACES_UTF8):
+            return None
+        return data
+
+    def _group(self, group: list[bytes]) -> Encoded:
+        joined = np.frombuffer(self._end_utf8 + self._end_utf8.join(group), np.uint8)
+        white = ((joined - 9) < 5) | (joined == 32)  # \t \n \v \f \r and the space, modulo 256
+        # Where white space is followed by white space, and that by something else in its document.
+        last = ~white[2:]
+        lengths = np.array([len(data) + len(self._end_utf8) for data in group[:-1]], np.int64)
+        last[np.cumsum(lengths) - 2] = False
+        last &= white[1:-1]
+        last &= white[:-2]
+        marked = np.insert(joined, np.flatnonzero(last) + 1, _MARK).tobytes().decode()
+        tokens = self._marked.encode_to_numpy(
+            marked, allowed_special={self._end_text}, disallowed_special=()
+        )
+        kept: Encoded = tokens[tokens != self._mark_token]
+        return kept
+
+
+_GPT2 = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+_CL100K = (
+    r"""'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"""
+    r"""|\s++$|\s*[\r\n]|\s+(?!\S)|\s"""
+)
+_O200K = (
+    r"""[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"""
+    r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)?"""
+    r"""|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"""
+    r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)?"""
+    r"""|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
+)
+PATTERNS = {"gpt2": _GPT2, "cl100k_base": _CL100K, "o200k_base": _O200K}
+"""how these encodings of tiktoken's split words; its other encodings split as one of them"""
+SPLITTABLE = frozenset(PATTERNS.values())
+
+PART = 2**18
+"""characters that are encoded at once; a shorter text is never cut"""
+LONGEST_RUN = 2**20
+"""characters after which a run without a safe place is cut anywhere"""
+
+# Letters of scripts that every version of Unicode knows as such: Latin, Greek, Cyrillic, kana,
+# CJK ideographs, Hangul. Python's white space is a superset of the tokenizers'.
+_LETTER = "A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u02af\u0391-\u03a1\u03b1-\u03c9\u0410-\u044f"
+_LETTER += "\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5\uac00-\ud7a3"
+_SAFE = re.compile(
+    rf"(?<=\S)(?= )|(?<=[{_LETTER}])"
+    r"(?=[\n\r\t!\"#$%&()*+,\-./:;<=>?@\[\\\]^_`{|}~\u3001\u3002\uff0c\uff01\uff1f\uff1a\uff1b])"
+)
+_LOOK_BACK = 2**12
+
+
+def split_safely(
+    chunks: Iterable[str], part: int = PART, longest: int = LONGEST_RUN
+) -> Iterator[str]:
+    """The same text in parts that a splittable tokenizer encodes as it would the whole.
+
+    Args:
+        chunks: a text, in pieces of any length.
+        part: characters that a part has at least, but for the last.
+        longest: characters at which a part without a safe place is cut anywhere.
+    """
+    held = ""
+    for chunk in chunks:
+        held += chunk
+        while len(held) > part:
+            cut = _last_safe(held) or (longest if len(held) >= longest else 0)
+            if not cut:
+                break  # the next chunk may bring a place
+            yield held[:cut]
+            held = held[cut:]
+    if held:
+        yield held
+
+
+def _last_safe(text: str) -> int:
+    """The last place where a text may be cut; 0 if there is none."""
+    reach = _LOOK_BACK
+    while True:
+        begin = max(len(text) - reach, 0)
+        # One more character in front, for the look-behind.
+        places = [match.start() for match in _SAFE.finditer(text, begin)]
+        if places or not begin:
+            return places[-1] if places else 0
+        reach *= 16
+
+
+def in_chunks(text: str | memoryview, size: int = PART) -> Iterator[str]:
+    """A text, or its UTF-8, in chunks of a size that can be held.
+
+    Raises:
+        UnicodeDecodeError: if the bytes are no UTF-8.
+    """
+    if isinstance(text, str):
+        for begin in range(0, len(text), size):
+            yield text[begin : begin + size]
+        return
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    for begin in range(0, len(text), size):
+        yield decoder.decode(text[begin : begin + size])
+    yield decoder.decode(b"", final=True)
+
 
 END_OF_TEXT = "<|endoftext|>"
 HUGGING_FACE = "hf:"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +16,10 @@ from nanogauge.errors import BadInput, RunFailed
 from nanogauge.files import sha256_file
 from trainer.data.dataset import is_foreign, open_dataset
 from trainer.data.manifest import Manifest, Shard, Split
-from trainer.data.pieces import Tokens
+from trainer.data.prepare import EarlierOutput, Order, crew_of, prepare
 from trainer.data.shards import open_shard, read_manifest
 from trainer.data.tokenizer import Tokenizer, load_tokenizer
+from trainer.data.workers import Tokens
 
 GPT2_END_OF_TEXT = 50256
 """the highest of GPT-2's tokens"""
@@ -264,3 +267,64 @@ def _some_documents(
             shown = shown[: shown.index(tokenizer.end_of_text)]
         text = tokenizer.decode(shown)
         yield text[:_SHOWN_CHARACTERS] + ("..." if len(text) > _SHOWN_CHARACTERS else "")
+
+
+REPAIRED = ".repaired"
+
+
+def repair(folder: Path, workers: int) -> int:
+    """Make every damaged or missing shard again, just as it was; the exit status.
+
+    Raises:
+        BadInput: if there is no manifest, or it does not tell where its shards begin.
+        RunFailed: if the source gives other tokens than it did; the shard stays as it is.
+    """
+    manifest = read_manifest(folder)
+    damaged = [s for s in manifest.shards if damage_of(folder, s, manifest) is not None]
+    for shard in damaged:
+        print(f"making {shard.file} again", file=sys.stderr, flush=True)
+        _make_again(folder, manifest, shard, workers)
+    print(f"{len(damaged)} of {len(manifest.shards)} shards were made again in {folder}.")
+    return 0
+
+
+def _make_again(folder: Path, manifest: Manifest, shard: Shard, workers: int) -> None:
+    settings = manifest.settings
+    if settings is None or shard.begins is None:
+        raise BadInput(
+            f"{folder / 'manifest.json'} does not tell where in the source {shard.file} begins; "
+            "repair the folder it was joined from, or delete it and fetch it again."
+        )
+    aside = folder / REPAIRED
+    order = Order(
+        out=aside,
+        tokens=shard.tokens,
+        val_tokens=0,
+        shard_tokens=shard.tokens,
+        dataset=manifest.dataset,
+        config=None if manifest.dataset_config == "default" else manifest.dataset_config,
+        workers=workers,
+        text_column=settings.text_column,
+        tokenizer=manifest.tokenizer,
+        pattern=settings.pattern or "gpt2",
+    )
+    as_if = manifest.model_copy(
+        update={
+            "shards": (),
+            "total_tokens": 0,
+            "complete": False,
+            "settings": settings.model_copy(update={"val_tokens": 0, "shard_tokens": shard.tokens}),
+        }
+    )
+    try:
+        earlier = EarlierOutput(aside, as_if, False, (), shard.begins)
+        with crew_of(order) as crew:
+            made = prepare(order, lambda _: None, crew, earlier)
+        if [new.sha256 for new in made.shards] != [shard.sha256]:
+            raise RunFailed(
+                f"{manifest.dataset} gives other tokens for {shard.file} than it did; its files "
+                "or the tokenizer have changed."
+            )
+        (aside / made.shards[0].file).replace(folder / shard.file)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

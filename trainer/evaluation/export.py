@@ -21,8 +21,7 @@ from nanogauge.files import make_folder, write_atomic
 from nanogauge.report.cells import Cells, in_order
 from nanogauge.report.escape import markdown
 from trainer.checkpoints.pretrained import CONFIG_NAME, WEIGHTS_NAME, to_hugging_face
-from trainer.data.splitting import PATTERNS
-from trainer.data.tokenizer import END_OF_TEXT, byte_letters
+from trainer.data.tokenizer import END_OF_TEXT, PATTERNS, byte_letters
 from trainer.evaluation.load import Trained, encoding_of
 
 if TYPE_CHECKING:

@@ -13,8 +13,7 @@ from nanogauge.errors import BadInput
 from nanogauge.runlog.folder import RunFolder, load_with_log
 from nanogauge.runlog.history import Recorded
 from trainer.checkpoints.checkpoint import intact_meta, list_checkpoints, load_weights, step_of
-from trainer.data.dataset import open_dataset
-from trainer.data.embedded import byte_encoding
+from trainer.data.dataset import byte_encoding, open_dataset
 from trainer.data.tokenizer import load_encoding
 from trainer.step.device import DTYPES, choose_device
 

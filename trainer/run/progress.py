@@ -17,9 +17,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from nanogauge.clock_times import later
 from nanogauge.config import Config
-from nanogauge.measure.sliding import SlidingMedian
+from nanogauge.measure.detectors import SlidingMedian
 from nanogauge.prediction.flops import flops_per_token_palm
 from nanogauge.prediction.prediction import checkpoints, evaluations
 from nanogauge.prediction.workload import shape_of
@@ -28,6 +27,7 @@ from nanogauge.quantities import (
     format_range,
     format_seconds,
     format_value,
+    later,
     mfu,
     tokens_per_second,
 )
