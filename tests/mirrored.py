@@ -15,7 +15,7 @@ from commands import ROOT, wait_until
 from nanogauge.config import Config
 from nanogauge.hardware import lookup
 from nanogauge.prediction.prediction import predict
-from nanogauge.runlog.reader import RunLog
+from nanogauge.runlog.writer import RunLog
 from nanogauge.schema import (
     Checkpoint,
     Compile,

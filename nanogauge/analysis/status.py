@@ -29,7 +29,7 @@ from nanogauge.quantities import (
     later,
 )
 from nanogauge.runlog.history import Recorded
-from nanogauge.runlog.lock import is_held
+from nanogauge.runlog.lock import is_locked
 from nanogauge.schema import Prediction, Stored
 
 STRETCHES = 20
@@ -138,7 +138,7 @@ def process_is_there(folder: Path) -> bool | None:
 
     Such a folder is older, was imported, or was copied without it.
     """
-    return is_held(folder)
+    return is_locked(folder)
 
 
 def _longest_work(recorded: Recorded, prediction: Prediction) -> tuple[float, str]:

@@ -16,7 +16,8 @@ from nanogauge.importers.contradictions import refuse_contradictions
 from nanogauge.importers.convert import run_lines
 from nanogauge.importers.parsed import Printed, PrintedSession, runs_of, warning
 from nanogauge.runlog.folder import create
-from nanogauge.runlog.reader import FILE_NAME, RunLog, read_log
+from nanogauge.runlog.reader import FILE_NAME, read_log
+from nanogauge.runlog.writer import RunLog
 from nanogauge.schema import Event, Prediction
 
 

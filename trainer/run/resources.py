@@ -26,7 +26,7 @@ from nanogauge.prediction.search import (
     with_micro_batch,
 )
 from nanogauge.runlog.folder import RunFolder, create, load_with_log
-from nanogauge.runlog.lock import RunLock, hold
+from nanogauge.runlog.lock import RunLock, acquire_lock
 from nanogauge.runlog.reader import has_begun
 from nanogauge.schema import FreeMemory, Hardware, Prediction
 from trainer.calibrate import calibrated_threads, describe_hardware
@@ -103,14 +103,14 @@ def open_run_folder(
         prediction = prediction.model_copy(update={"notes": notes})
     machine = capture_environment(hardware.name, driver, torch.get_num_threads())
     make_folder(config.folder)
-    lock = hold(config.folder)
+    lock = acquire_lock(config.folder)
     return OpenedRun(create(config.folder, config, machine, prediction), lock)
 
 
 def _open_to_resume(
     config: Config, device: torch.device, force: bool, allowed: Collection[str], ranks: Ranks
 ) -> OpenedRun:
-    lock = hold(config.folder)
+    lock = acquire_lock(config.folder)
     folder, recorded = load_with_log(config.folder)
     changes = refuse_changes(folder.config, config, allowed)
     if not force:
