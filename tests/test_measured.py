@@ -1,4 +1,4 @@
-"""What a log says of a run that was stopped, resumed and died."""
+"""Quantities and time ledger of runs that were stopped, resumed or killed."""
 
 from __future__ import annotations
 
@@ -41,8 +41,7 @@ def read(*lines: LogLine) -> Recorded:
     return recorded
 
 
-def test_a_run_that_died_after_a_rehearsal_is_where_it_died() -> None:
-    """The rehearsal's end line is not the end of the run that resumed it and went on."""
+def test_a_run_that_died_after_a_rehearsal_is_unfinished() -> None:
     config, prediction = documented_config(), documented_prediction()
     rehearsed = End(elapsed_seconds=20.0, status="stopped", steps=4, wall_seconds=20.0)
     log = read(start(0), *steps(0, 4), rehearsed, start(4), *steps(4, 10))
@@ -53,7 +52,6 @@ def test_a_run_that_died_after_a_rehearsal_is_where_it_died() -> None:
 
 
 def test_a_run_that_was_killed_once_and_then_finished_is_finished() -> None:
-    """A process that died leaves no end line; the one that resumed it does."""
     config, prediction = documented_config(), documented_prediction()
     end = End(elapsed_seconds=50.0, status="finished", steps=20_000, wall_seconds=50.0)
     evaluation = Eval(elapsed_seconds=9.0, step=0, train_loss=10.8, val_loss=10.9, seconds=15.0)
@@ -64,8 +62,7 @@ def test_a_run_that_was_killed_once_and_then_finished_is_finished() -> None:
     assert found.values["val_loss"].value == 10.9
 
 
-def test_a_process_books_nothing_as_zero_and_an_import_as_unknown() -> None:
-    """A run without checkpoints spent no time on them; a log that never tells is another thing."""
+def test_time_without_checkpoints_is_zero_in_a_run_and_unknown_in_an_import() -> None:
     config, prediction = documented_config(), documented_prediction()
     ledger = measure(read(start(0), *steps(0, 5)), config, prediction).ledger
     assert ledger.checkpoint_s == 0
@@ -78,15 +75,13 @@ def test_a_process_books_nothing_as_zero_and_an_import_as_unknown() -> None:
 
 
 def test_a_run_before_its_first_step_has_a_report() -> None:
-    """Nothing of what was planned is done: that is no factor, and once divided by it."""
     config, prediction = documented_config(), documented_prediction()
     rows, _ = build_rows(None, config, prediction, measure(read(start(0)), config, prediction))
     (tokens,) = [row for row in rows if row.id == "tokens_total"]
     assert tokens.why == "nothing of the planned 10.486 G"
 
 
-def test_work_made_again_and_starting_again_have_places_of_their_own_in_the_ledger() -> None:
-    """A resumed run pays twice for what it makes again; that was booked under everything else."""
+def test_the_ledger_has_lost_work_and_start_up_of_a_resumed_run() -> None:
     config, prediction = documented_config(), documented_prediction()
     first = Eval(elapsed_seconds=1.0, step=0, val_loss=10.9, seconds=0.5)
     saved = [Checkpoint(elapsed_seconds=30.0, step=step, seconds=0.25) for step in (4, 6)]
@@ -107,14 +102,14 @@ def test_work_made_again_and_starting_again_have_places_of_their_own_in_the_ledg
     assert ledger.wall_s == pytest.approx(31.0 + 50.0)
 
 
-def test_a_process_that_died_before_its_first_step_was_all_starting_again() -> None:
+def test_a_process_that_died_before_its_first_step_is_all_start_up() -> None:
     config, prediction = documented_config(), documented_prediction()
     compiled = Compile(elapsed_seconds=20.0, seconds=12.0, mode="compiled")
     ledger = measure(read(start(0), *steps(0, 4), start(4), compiled), config, prediction).ledger
     assert (ledger.startup_s, ledger.lost_s) == (pytest.approx(8.0), 0.0)
 
 
-def test_a_log_without_a_clock_cannot_tell_what_starting_again_took() -> None:
+def test_start_up_is_unknown_in_a_log_without_a_clock() -> None:
     config, prediction = documented_config(), documented_prediction()
     lines = [line.model_copy(update={"elapsed_seconds": None}) for line in steps(0, 6)]
     begun = start(0).model_copy(update={"elapsed_seconds": None})
