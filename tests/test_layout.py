@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "nanogauge"
-LEAVES = ("records", "quantities", "config", "explaining", "files")
+LEAVES = ("runspec", "records", "quantities", "config", "explaining", "files")
 MEETING_PLACES = (
     "trainer.run.session",
     "trainer.run.recovery",

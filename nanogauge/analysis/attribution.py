@@ -10,9 +10,9 @@ from nanogauge.analysis.clocks import arithmetic_share, measure_clock
 from nanogauge.analysis.measured import Measurements
 from nanogauge.analysis.step_causes import Cause, Expected, counted_clock, step_causes
 from nanogauge.analysis.what_if import Scenario
-from nanogauge.config import Config
 from nanogauge.quantities import format_seconds
 from nanogauge.runlog.history import Recorded
+from nanogauge.runspec import RunSpec
 from nanogauge.schema import Prediction, Stored
 
 
@@ -29,7 +29,7 @@ class Attribution(Stored):
 def attribute(
     prediction: Prediction,
     measurements: Measurements,
-    config: Config,
+    spec: RunSpec,
     recorded: Recorded,
     scenarios: Sequence[Scenario] = (),
 ) -> Attribution | None:
@@ -37,7 +37,7 @@ def attribute(
     planned = prediction.ledger
     if not planned or not _is_whole(measurements):
         return None
-    steps = config.train.max_steps
+    steps = spec.steps
     expected = Expected(
         total_seconds=sum(planned.values()),
         step_seconds=planned["step_s"] / steps,
@@ -46,14 +46,14 @@ def attribute(
         planned=planned,
         clock=counted_clock(prediction.hardware),
     )
-    return _attribution(expected, _advice(prediction, measurements, config, recorded, scenarios))
+    return _attribution(expected, _advice(prediction, measurements, spec, recorded, scenarios))
 
 
 def attribute_claim(
     claims: Claims | None,
     prediction: Prediction,
     measurements: Measurements,
-    config: Config,
+    spec: RunSpec,
     recorded: Recorded,
     scenarios: Sequence[Scenario] = (),
 ) -> Attribution | None:
@@ -65,7 +65,7 @@ def attribute_claim(
     if claims is None or not totals or not _is_whole(measurements):
         return None
     _, middle, claim = min(totals, key=lambda t: t[0])
-    steps = config.train.max_steps
+    steps = spec.steps
     expected = Expected(
         total_seconds=middle,
         step_seconds=middle / steps,
@@ -74,7 +74,7 @@ def attribute_claim(
         planned={},
         clock=None,
     )
-    return _attribution(expected, _advice(prediction, measurements, config, recorded, scenarios))
+    return _attribution(expected, _advice(prediction, measurements, spec, recorded, scenarios))
 
 
 def _is_whole(measurements: Measurements) -> bool:
@@ -85,13 +85,13 @@ def _is_whole(measurements: Measurements) -> bool:
 def _advice(
     prediction: Prediction,
     measurements: Measurements,
-    config: Config,
+    spec: RunSpec,
     recorded: Recorded,
     scenarios: Sequence[Scenario],
 ) -> Advice:
     share = arithmetic_share(prediction)
     return Advice(
-        config=config,
+        spec=spec,
         prediction=prediction,
         measurements=measurements,
         recorded=recorded,

@@ -7,9 +7,9 @@ import numpy.typing as npt
 
 from nanogauge.analysis.figures import Measured, quantile
 from nanogauge.analysis.several import other_cards, other_numbers
-from nanogauge.config import Config
 from nanogauge.prediction.energy import cost_formula, cost_of
 from nanogauge.runlog.history import Recorded, Table
+from nanogauge.runspec import RunSpec
 from nanogauge.schema import End, Prediction, Rank, Sensor, Step
 
 JOULES_PER_KWH = 3.6e6
@@ -80,7 +80,7 @@ def why_absent(recorded: Recorded, name: str) -> str:
 
 
 def energy_figures(
-    recorded: Recorded, config: Config, prediction: Prediction, ran_seconds: float | None
+    recorded: Recorded, spec: RunSpec, prediction: Prediction, ran_seconds: float | None
 ) -> tuple[dict[str, Measured], dict[str, str]]:
     """Power, energy and cost of all processes, and why one is absent.
 
@@ -123,13 +123,13 @@ def energy_figures(
             value=kwh,
             how=f"{source}; {boards} alone, not the machine at the wall{whose_energy(recorded)}",
         )
-        if config.cost.price_per_kwh is None:
+        if spec.cost.price_per_kwh is None:
             missing["cost"] = "cost.price_per_kwh is not given"
-        elif ran_seconds is None and config.cost.machine_watts:
+        elif ran_seconds is None and spec.cost.machine_watts:
             missing["cost"] = "the time, for which the rest of the machine draws, is not known"
         else:
-            paid = cost_of(config.cost, kwh, ran_seconds or 0.0)
-            values["cost"] = Measured(value=paid, how=cost_formula(config.cost))
+            paid = cost_of(spec.cost, kwh, ran_seconds or 0.0)
+            values["cost"] = Measured(value=paid, how=cost_formula(spec.cost))
     return values, missing
 
 
