@@ -85,7 +85,7 @@ def main(arguments: Sequence[str]) -> int:
     pair, folder = make_pair(trained, given.against)
     encoding = None
     if folder is not None or HELLASWAG in tasks:
-        encoding = encoding_of(trained.folder.config.data, given.tokenizer)
+        encoding = encoding_of(trained.config.data, given.tokenizer)
     if folder is not None and encoding is not None:
         refuse_other_vocabulary(folder, encoding, str(given.against))
     lines = []
@@ -132,7 +132,7 @@ def benchmarks(
     told: list[str],
 ) -> Iterator[Benchmark]:
     """The lines of each benchmark, once it has been counted."""
-    config = trained.folder.config
+    config = trained.config
     device = pair.own.model.embedding.weight.device
     examples = read_hellaswag(given.hellaswag, given.limit) if HELLASWAG in tasks else []
     began = time.perf_counter()
@@ -180,7 +180,7 @@ def _lines(
 
 def _token_bytes(trained: Trained, given: str | None, told: list[str]) -> Numbers | None:
     """How many bytes of text each token is; None, and told why, where nothing tells."""
-    data = trained.folder.config.data
+    data = trained.config.data
     try:
         if data.embedded or given is not None:
             tokenizer = from_encoding(encoding_of(data, given), given or "bytes")

@@ -51,6 +51,7 @@ from nanogauge.rescue import (
     use_smaller_micro_batch,
 )
 from nanogauge.runlock import refuse_held
+from nanogauge.schedule import is_evaluated, is_sampled, learning_rate
 from nanogauge.session import (
     Session,
     StepUnderWay,
@@ -64,22 +65,22 @@ from nanogauge.training.device import autocast, is_out_of_memory, to_host
 from nanogauge.training.exactness import fix_workspace
 from nanogauge.training.optimizer import set_rate, update
 from nanogauge.training.ranks import LOST, Ranks, is_told_elsewhere, open_ranks, share_of
-from nanogauge.training.sampling import is_sampled
-from nanogauge.training.schedule import learning_rate
 from nanogauge.training.sharding import refuse_unshardable, whole
 from nanogauge.training.stopping import Stopped
 
 
 def train(s: Session) -> tuple[Status, str | None]:
     """Train up to last_step, counting steps in s.steps_done; returns how it ended, and why."""
-    config, clock = s.config, s.clock
+    config, clock, spec = s.config, s.clock, s.folder.spec
+    schedule = spec.schedule
+    assert schedule is not None
     accumulation, parameters = s.batches.grad_accum, list(s.model.parameters())
     step = s.steps_done
     while True:
         # 1. Evaluation and checkpoint, each in a window of its own: no step contains them.
         stopping = s.ranks.any(s.stop.requested is not None)
         leaving = stopping or step == s.last_step
-        evaluating = not stopping and is_evaluated(s, step)
+        evaluating = not stopping and step != s.evaluated_step and is_evaluated(step, spec)
         saving = checkpoint_is_due(s, step, leaving)
         if evaluating or saving:
             record_steps(s)  # all of it, before an evaluation or a checkpoint stands on it
@@ -100,7 +101,7 @@ def train(s: Session) -> tuple[Status, str | None]:
         if evaluating or saving or step == s.first_step:
             s.sensors.power_since_last()  # what was sampled meanwhile is no step's
         watch = clock.begin_step(split=(step - s.first_step) % config.measure.split_every == 0)
-        rate = learning_rate(step, config.optimizer, config.train.max_steps)
+        rate = learning_rate(step, schedule, spec.steps)
         set_rate(s.optimizer, rate)
         total = torch.zeros((), device=s.device)
         for micro in range(accumulation):
@@ -128,12 +129,6 @@ def train(s: Session) -> tuple[Status, str | None]:
         step += 1
 
 
-def is_evaluated(s: Session, step: int) -> bool:
-    """Whether there is an evaluation here, which there is once."""
-    every, last = s.config.train.eval_every, s.config.train.max_steps
-    return (step % every == 0 or step == last) and step != s.evaluated_step
-
-
 def evaluate(s: Session, step: int) -> None:
     """Log the loss on both splits after so many steps, and now and then what the model writes.
 
@@ -155,7 +150,7 @@ def evaluate(s: Session, step: int) -> None:
     s.evaluated_step, s.val_loss = step, line.val_loss
     if line.val_loss is not None:
         s.best_val_loss = min(line.val_loss, s.best_val_loss or math.inf)
-    sampled = is_sampled(step, s.config.train.eval_every, s.config.train.max_steps)
+    sampled = is_sampled(step, s.folder.spec)
     if sampled and s.ranks.is_first and line.val_loss is not None:
         write_samples(s, step)
 

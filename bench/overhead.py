@@ -41,9 +41,9 @@ from nanogauge.admission import watched_cards  # noqa: E402
 from nanogauge.cli import Parser, run_command  # noqa: E402
 from nanogauge.config import load_config  # noqa: E402
 from nanogauge.measure.gpu import open_sensors  # noqa: E402
+from nanogauge.schedule import learning_rate  # noqa: E402
 from nanogauge.session import Session, open_session  # noqa: E402
 from nanogauge.training.device import autocast  # noqa: E402
-from nanogauge.training.schedule import learning_rate  # noqa: E402
 
 PEER = "the same steps without instruments"
 
@@ -51,9 +51,11 @@ PEER = "the same steps without instruments"
 def bare(s: Session, begin: int, end: int) -> None:
     """The steps alone, as the shortest loop that trains."""
     config, parameters = s.config, list(s.model.parameters())
+    schedule = s.folder.spec.schedule
+    assert schedule is not None
     for step in range(begin, end):
         for group in s.optimizer.param_groups:
-            group["lr"] = learning_rate(step, config.optimizer, config.train.max_steps)
+            group["lr"] = learning_rate(step, schedule, config.train.max_steps)
         total = torch.zeros((), device=s.device)
         for micro in range(config.train.grad_accum):
             tokens, targets = s.batches.batch("train", step, micro)

@@ -44,12 +44,11 @@ from nanogauge.cli import Parser, run_command  # noqa: E402
 from nanogauge.config import Config, load_config  # noqa: E402
 from nanogauge.errors import BadInput  # noqa: E402
 from nanogauge.predict.parameters import count_parameters  # noqa: E402
-from nanogauge.predict.workload import shape_of  # noqa: E402
 from nanogauge.prepare.manifest import Split  # noqa: E402
+from nanogauge.schedule import learning_rate  # noqa: E402
 from nanogauge.training.data import Batches, Shards  # noqa: E402
 from nanogauge.training.loss import TrainingLoss  # noqa: E402
 from nanogauge.training.optimizer import make_optimizer, set_rate, update  # noqa: E402
-from nanogauge.training.schedule import learning_rate  # noqa: E402
 
 CONFIGS = {
     "documented": ROOT / "configs" / "rtx4070_fineweb.toml",
@@ -177,7 +176,9 @@ class Training:
 
     def __init__(self, run: Run) -> None:
         self.config = config_of(run)
-        self._steps = run.steps
+        self._steps, schedule = run.steps, self.config.to_spec().schedule
+        assert schedule is not None
+        self._schedule = schedule
         torch.manual_seed(run.seed)
         self._model = GPT(self.config.model)
         self.loss_of = TrainingLoss(self._model, "chunked", 1, CPU)
@@ -191,7 +192,7 @@ class Training:
         """The seconds that it took."""
         config, model = self.config.optimizer, self._model
         began = time.perf_counter()
-        set_rate(self._optimizer, learning_rate(step, config, self._steps))
+        set_rate(self._optimizer, learning_rate(step, self._schedule, self._steps))
         loss = self.loss_of(*self.batches.batch("train", step, 0))
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
@@ -215,7 +216,7 @@ def train(run: Run) -> Outcome:
             seconds.append(training.step(step))
             if (step + 1) * EVALUATIONS // run.steps > step * EVALUATIONS // run.steps:
                 curve.append((step + 1, validation_loss(training.loss_of, training.batches)))
-    counted = count_parameters(shape_of(training.config.model))
+    counted = count_parameters(training.config.to_spec().shape)
     return Outcome(curve, statistics.median(seconds), counted.total - counted.tables)
 
 

@@ -27,10 +27,9 @@ from results import result  # noqa: E402
 from training_pair import Task  # noqa: E402
 
 from nanogauge.cli import Parser, run_command  # noqa: E402
-from nanogauge.config import ModelSection  # noqa: E402
+from nanogauge.config import ModelSection, shape_of  # noqa: E402
 from nanogauge.errors import BadInput  # noqa: E402
 from nanogauge.predict.flops import flops_per_token_causal  # noqa: E402
-from nanogauge.predict.workload import shape_of  # noqa: E402
 
 
 def sizes(layers: int, heads: int, width: int, block: int, vocabulary: int) -> dict[str, Any]:

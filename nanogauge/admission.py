@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from nanogauge.calibrations import load_calibration
-from nanogauge.config import Config
+from nanogauge.config import Config, load_config
 from nanogauge.errors import BadInput
 from nanogauge.files import make_folder
 from nanogauge.measure.alarms import Alarms
@@ -24,9 +24,10 @@ from nanogauge.predict.prediction import predict
 from nanogauge.present import calibrated_threads, describe_hardware
 from nanogauge.records import FreeMemory, Hardware, Prediction
 from nanogauge.resume import refuse_changes
-from nanogauge.runfolder import RunFolder, create, load_with_log
+from nanogauge.runfolder import CONFIG_TOML, RunFolder, create, load_with_log
 from nanogauge.runlock import RunLock, hold
 from nanogauge.runlog import has_begun
+from nanogauge.runspec import RunSpec
 from nanogauge.training.checkpoint import load_checkpoint, newest_checkpoint, read_meta
 from nanogauge.training.exactness import seed_rank
 from nanogauge.training.ranks import Ranks
@@ -77,15 +78,16 @@ def open_folder(
     if resume and has_begun(config.folder):
         lock = hold(config.folder)
         folder, recorded = load_with_log(config.folder)
-        changes = refuse_changes(folder.config, config, allowed)
+        changes = refuse_changes(load_config(config.folder / CONFIG_TOML), config, allowed)
         if not force:
-            shared = folder.prediction.model_copy(update={"gpus": ranks.world})
-            free = _free_memory(shared.hardware, device, ranks)
-            refuse_too_large(config, shared, free, resumed=True)
+            hardware = folder.prediction.hardware
+            free = _free_memory(hardware, device, ranks)
+            refuse_too_large(config.to_spec(dtype, ranks.world), hardware, free, resumed=True)
         checkpoint, damaged = newest_checkpoint(config.folder / "checkpoints")
+        spec = config.to_spec(dtype, folder.prediction.gpus)
         ids = [start.wandb_id for start in recorded.starts if start.wandb_id is not None]
         return Opened(
-            folder,
+            replace(folder, spec=spec, config_toml=config.to_toml()),
             lock,
             checkpoint,
             damaged,
@@ -99,17 +101,18 @@ def open_folder(
     calibration, warning = load_calibration(
         hardware.name, torch.__version__, calibrated_threads(device)
     )
-    prediction = predict(config, hardware, dtype, ranks.world, calibration)
+    spec = config.to_spec(dtype, ranks.world)
+    prediction = predict(spec, hardware, calibration)
     if not force:
-        free = _free_memory(hardware, device, ranks)
-        refuse_too_large(config, prediction, free, resumed=False)
+        refuse_too_large(spec, hardware, _free_memory(hardware, device, ranks), resumed=False)
     if warning is not None:
         notes = [*prediction.notes, warning]
         prediction = prediction.model_copy(update={"notes": notes})
     machine = capture_environment(hardware.name, driver, torch.get_num_threads())
     make_folder(config.folder)
     lock = hold(config.folder)
-    return Opened(create(config.folder, config, machine, prediction), lock)
+    folder = create(config.folder, spec, machine, prediction, config.to_toml())
+    return Opened(folder, lock)
 
 
 def share_folder(config: Config, ranks: Ranks, open_it: Callable[[], Opened]) -> Opened:
@@ -134,11 +137,12 @@ def share_folder(config: Config, ranks: Ranks, open_it: Callable[[], Opened]) ->
         return opened
     assert told is not None
     prediction = Prediction.model_validate_json(str(told["prediction"]))
+    spec = config.to_spec(prediction.dtype, prediction.gpus)
     evaluated, rollbacks = told["evaluated"], told["rollbacks"]
     assert isinstance(evaluated, list)
     assert isinstance(rollbacks, int)
     return Opened(
-        RunFolder(config.folder, config, {}, prediction, str(told["sha256"])),
+        RunFolder(config.folder, spec, {}, prediction, str(told["sha256"])),
         None,
         Path(str(told["checkpoint"])) if told["checkpoint"] else None,
         rollbacks=rollbacks,
@@ -178,26 +182,24 @@ def _free_memory(hardware: Hardware, device: torch.device, ranks: Ranks) -> Free
 
 
 def refuse_too_large(
-    config: Config, prediction: Prediction, free: FreeMemory | None, resumed: bool
+    spec: RunSpec, hardware: Hardware, free: FreeMemory | None, resumed: bool
 ) -> None:
     """Refuse a run of which not even the low end of its peak fits into the free memory.
 
     Raises:
         BadInput: saying what it needs, what is free, and which micro-batch fits instead.
     """
-    hardware, dtype = prediction.hardware, prediction.dtype
-    gpus = prediction.gpus
-    peak = memory_of(config, hardware, dtype, gpus).process
+    peak = memory_of(spec, hardware).process
     if free is None or fit_verdict(peak, free.bytes) != "does not fit":
         return
     need = f"about {peak.expected / 2**30:.1f} GiB"
-    micro = largest_micro_batch(config, hardware, dtype, free.bytes, gpus)
+    micro = largest_micro_batch(spec, hardware, free.bytes)
     if resumed:
         advice = "free some"
     elif micro is None:
         advice = "no micro-batch fits: free some, or make the model smaller (--model.n-layer, ...)"
     else:
-        accumulation = with_micro_batch(config, micro).train.grad_accum
+        accumulation = with_micro_batch(spec, micro).grad_accum
         advice = (
             f"the largest micro-batch that is expected to fit at the same tokens per step is "
             f"{micro}: --train.micro-batch {micro} --train.grad-accum {accumulation}"

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from nanogauge.clock_times import later, next_time
-from nanogauge.config import Config
 from nanogauge.errors import BadInput
 from nanogauge.measure.machine import free_memory
 from nanogauge.predict.deadline import IntervalEnd, Predictor, largest_model_in_time, most_steps
@@ -25,11 +24,11 @@ from nanogauge.predict.fit import (
     memory_of,
     widest,
 )
-from nanogauge.predict.preparation import preparation_seconds
 from nanogauge.quantities import Interval
 from nanogauge.records import FreeMemory, Hardware, Stored
+from nanogauge.runspec import RunSpec
 
-Search = Callable[[Config, Callable[[Config], bool]], Config | None]
+Search = Callable[[RunSpec, Callable[[RunSpec], bool]], RunSpec | None]
 """a function of predict/fit.py that looks for the largest model that passes"""
 
 
@@ -140,18 +139,18 @@ def memory_to_plan_with(hardware: Hardware, given_gib: float | None, gpus: int) 
     return found
 
 
-def plan_fit(config: Config, predicted: Predictor, free: FreeMemory, models: bool) -> Fit:
+def plan_fit(spec: RunSpec, predicted: Predictor, free: FreeMemory, models: bool) -> Fit:
     """Whether the run fits into the free memory, and what else would."""
-    prediction = predicted(config)
-    hardware, dtype, gpus = prediction.hardware, prediction.dtype, prediction.gpus
-    memory = memory_of(config, hardware, dtype, gpus)
+    prediction = predicted(spec)
+    hardware = prediction.hardware
+    memory = memory_of(spec, hardware)
     verdict = fit_verdict(memory.process, free.bytes)
 
-    def fits(candidate: Config) -> bool:
-        return is_expected_to_fit(candidate, hardware, dtype, free.bytes, gpus)
+    def fits(candidate: RunSpec) -> bool:
+        return is_expected_to_fit(candidate, hardware, free.bytes)
 
     def largest(search: Search) -> Candidate | None:
-        found = search(config, fits)
+        found = search(spec, fits)
         return _candidate(found, predicted, free) if found is not None else None
 
     return Fit(
@@ -161,10 +160,8 @@ def plan_fit(config: Config, predicted: Predictor, free: FreeMemory, models: boo
         peak_process_bytes=memory.process.expected,
         free_bytes=free.bytes,
         free_source=free.source,
-        largest_micro_batch=largest_micro_batch(config, hardware, dtype, free.bytes, gpus),
-        largest_sure_micro_batch=largest_micro_batch(
-            config, hardware, dtype, free.bytes, gpus, "high"
-        ),
+        largest_micro_batch=largest_micro_batch(spec, hardware, free.bytes),
+        largest_sure_micro_batch=largest_micro_batch(spec, hardware, free.bytes, "high"),
         models=FittingModels(
             widest=largest(widest), deepest=largest(deepest), same_aspect=largest(largest_of_aspect)
         )
@@ -173,31 +170,43 @@ def plan_fit(config: Config, predicted: Predictor, free: FreeMemory, models: boo
     )
 
 
-def _candidate(config: Config, predicted: Predictor, free: FreeMemory) -> Candidate:
-    plan = predicted(config)
+def _candidate(spec: RunSpec, predicted: Predictor, free: FreeMemory) -> Candidate:
+    plan = predicted(spec)
     found = plan.quantities
-    model, train = config.model, config.train
+    shape = spec.shape
     return Candidate(
-        n_layer=model.n_layer,
-        n_head=model.n_head,
-        n_embd=model.n_embd,
+        n_layer=shape.n_layer,
+        n_head=shape.n_head,
+        n_embd=shape.n_embd,
         parameters=int(found["parameters"].expected),
-        micro_batch=train.micro_batch,
-        grad_accum=train.grad_accum,
-        max_steps=train.max_steps,
-        tokens=config.tokens_per_step * train.max_steps,
+        micro_batch=spec.micro_batch,
+        grad_accum=spec.grad_accum,
+        max_steps=spec.steps,
+        tokens=spec.tokens_per_step * spec.steps,
         peak_process_bytes=found["peak_process_bytes"].expected,
-        verdict=fit_verdict(
-            memory_of(config, plan.hardware, plan.dtype, plan.gpus).process, free.bytes
-        ),
+        verdict=fit_verdict(memory_of(spec, plan.hardware).process, free.bytes),
         step_seconds=plan.best("step_seconds"),
         total_seconds=plan.best("total_seconds"),
     )
 
 
-def plan_deadline(config: Config, predicted: Predictor, free: FreeMemory, wish: Wish) -> Deadline:
-    """When the run ends if it starts at wish.start, and what would end by wish.by."""
-    total = predicted(config).best("total_seconds")
+def plan_deadline(
+    spec: RunSpec,
+    predicted: Predictor,
+    free: FreeMemory,
+    wish: Wish,
+    preparation: Interval | None,
+) -> Deadline:
+    """Return when the run ends if it starts at wish.start, and what would end by wish.by.
+
+    Args:
+        spec: the run.
+        predicted: its prediction on the device that is planned for.
+        free: memory of each device.
+        wish: the start and the deadline.
+        preparation: time to prepare the data before the run; None if there is nothing to do.
+    """
+    total = predicted(spec).best("total_seconds")
     finish = steps = tokens = model = None
     if total is not None:
         ends = (later(wish.start, seconds) for seconds in (total.low, total.expected, total.high))
@@ -206,36 +215,29 @@ def plan_deadline(config: Config, predicted: Predictor, free: FreeMemory, wish: 
         seconds = wish.by.timestamp() - wish.start.timestamp()
 
         def in_time(end: IntervalEnd) -> int:
-            return most_steps(predicted, config, seconds, end)
+            return most_steps(predicted, spec, seconds, end)
 
         steps = Steps(low=in_time("high"), expected=in_time("expected"), high=in_time("low"))
-        per_step = config.tokens_per_step
+        per_step = spec.tokens_per_step
         tokens = Steps(
             low=per_step * steps.low,
             expected=per_step * steps.expected,
             high=per_step * steps.high,
         )
         largest = largest_model_in_time(
-            predicted, config, seconds, free.bytes, wish.tokens_per_parameter
+            predicted, spec, seconds, free.bytes, wish.tokens_per_parameter
         )
         model = _candidate(largest, predicted, free) if largest is not None else None
     return Deadline(
         start=wish.start,
         finish=finish,
-        preparation_seconds=_preparation(config),
+        preparation_seconds=preparation,
         by=wish.by,
         steps=steps,
         tokens=tokens,
         tokens_per_parameter=wish.tokens_per_parameter if wish.by is not None else None,
         model=model,
     )
-
-
-def _preparation(config: Config) -> Interval | None:
-    data = config.data
-    if data.folder is None or data.tokens is None or data.folder.exists():
-        return None
-    return preparation_seconds(data.tokens)
 
 
 def make_wish(

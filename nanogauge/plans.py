@@ -8,13 +8,14 @@ from datetime import datetime
 from pathlib import Path
 
 from nanogauge.clock_times import later
-from nanogauge.config import Config, load_config
+from nanogauge.config import load_config
 from nanogauge.errors import BadInput
 from nanogauge.planning import Finish, memory_to_plan_with
 from nanogauge.predict.fit import Verdict, fit_verdict, memory_of
 from nanogauge.quantities import Interval, tokens_per_second
 from nanogauge.recipe import is_another_recipe, recipe_sentence
 from nanogauge.records import Prediction, Stored
+from nanogauge.runspec import RunSpec
 
 
 class Planned(Stored):
@@ -52,9 +53,10 @@ class Planned(Stored):
 def plan_all(
     paths: Sequence[Path],
     overrides: Mapping[str, Mapping[str, object]],
-    predicted: Callable[[Config], Prediction],
+    predicted: Callable[[RunSpec], Prediction],
     free_gib: float | None,
     start: datetime,
+    world_size: int = 1,
 ) -> list[Planned]:
     """Plan each configuration; the shortest run first, last those of which no time is predicted.
 
@@ -64,6 +66,7 @@ def plan_all(
         predicted: the prediction of one.
         free_gib: memory that is free on each GPU, if that is given.
         start: when each would start.
+        world_size: GPUs that share the micro-batches of each.
 
     Raises:
         BadInput: for the first that is broken or cannot be planned, naming its file.
@@ -71,8 +74,8 @@ def plan_all(
     plans = []
     for path in paths:
         try:
-            config = load_config(path, overrides)
-            plans.append(_planned(path, config, predicted(config), free_gib, start))
+            spec = load_config(path, overrides).to_spec(world_size=world_size)
+            plans.append(_planned(path, spec, predicted(spec), free_gib, start))
         except BadInput as error:
             text = str(error)
             raise (error if str(path) in text else BadInput(f"{path}: {text}")) from None
@@ -80,17 +83,17 @@ def plan_all(
 
 
 def _planned(
-    path: Path, config: Config, prediction: Prediction, free_gib: float | None, start: datetime
+    path: Path, spec: RunSpec, prediction: Prediction, free_gib: float | None, start: datetime
 ) -> Planned:
-    hardware, dtype, gpus = prediction.hardware, prediction.dtype, prediction.gpus
-    free = memory_to_plan_with(hardware, free_gib, gpus).bytes
-    memory = memory_of(config, hardware, dtype, gpus)
+    hardware = prediction.hardware
+    free = memory_to_plan_with(hardware, free_gib, prediction.gpus).bytes
+    memory = memory_of(spec, hardware)
     step, total = prediction.best("step_seconds"), prediction.best("total_seconds")
     parameters = int(prediction.quantities["parameters"].expected)
-    tokens = config.tokens_per_step * config.train.max_steps
+    tokens = spec.tokens_per_step * spec.steps
     speed = finish = None
     if step is not None:
-        per_step = config.tokens_per_step
+        per_step = spec.tokens_per_step
         speed = step.map(lambda seconds: tokens_per_second(per_step, seconds))
     if total is not None:
         finish = Finish(
@@ -100,8 +103,8 @@ def _planned(
         )
     return Planned(
         config=str(path),
-        name=config.run.name,
-        recipe=recipe_sentence(config) if is_another_recipe(config) else None,
+        name=spec.name or path.stem,
+        recipe=recipe_sentence(spec) if is_another_recipe(spec) else None,
         parameters=parameters,
         tokens=tokens,
         tokens_per_parameter=tokens / parameters,
@@ -114,5 +117,5 @@ def _planned(
         verdict=fit_verdict(memory.process, free),
         energy_kwh=prediction.best("energy_kwh"),
         cost=prediction.best("cost"),
-        currency=config.cost.currency,
+        currency=spec.cost.currency,
     )

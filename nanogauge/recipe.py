@@ -1,79 +1,88 @@
-"""What a configuration trains, in words: its model, its optimizer and its learning rate."""
+"""Describe a run in words: its model, its optimizer and its learning rate."""
 
 from __future__ import annotations
 
-from nanogauge.config import Config, ModelSection, OptimizerSection
-from nanogauge.training.schedule import learning_rate
+from dataclasses import replace
+
+from nanogauge.runspec import RunSpec, Schedule
+from nanogauge.schedule import learning_rate
 
 
-def recipe_sentence(config: Config) -> str:
-    """What makes the run another than one of equal size."""
+def recipe_sentence(spec: RunSpec) -> str:
+    """Return a sentence on what distinguishes the run from others of its size."""
     by = "AdamW"
-    if config.optimizer.name == "muon":
+    if spec.optimizer.name == "muon":
         by = "Muon for the matrices of the blocks and AdamW for the rest"
-    rate = schedule_words(config.optimizer, config.train.max_steps)
-    return f"Recipe: {_model_words(config.model)}; {by}; learning rate {rate}."
+    sentence = f"Recipe: {_model_words(spec)}; {by}"
+    if spec.schedule is None:
+        return f"{sentence}."
+    return f"{sentence}; learning rate {schedule_words(spec.schedule, spec.steps)}."
 
 
-def is_another_recipe(config: Config) -> bool:
-    """Whether it is more than GPT-2 by AdamW, in its model or its optimizer."""
-    model = config.model.model_copy(update={"dropout": 0.0})
-    return config.optimizer.name != "adamw" or _model_words(model) != "GPT-2"
+def is_another_recipe(spec: RunSpec) -> bool:
+    """Return True if the model is not GPT-2's, dropout aside, or the optimizer is not AdamW."""
+    return spec.optimizer.name == "muon" or _model_words(replace(spec, dropout=None)) != "GPT-2"
 
 
-def schedule_words(optimizer: OptimizerSection, max_steps: int) -> str:
-    """The learning rate over a run of so many steps."""
-    warmup = optimizer.warmup_steps
-    words = f"{optimizer.learning_rate:g} from the first step on"
+def schedule_words(schedule: Schedule, steps: int) -> str:
+    """Describe the learning rate over a run of this many steps."""
+    warmup = schedule.warmup_steps
+    words = f"{schedule.learning_rate:g} from the first step on"
     if warmup:
-        words = f"up to {optimizer.learning_rate:g} in {warmup:,} steps"
-    if max_steps <= warmup:
-        return f"{words}, of which there are {max_steps:,}"
-    if optimizer.schedule == "constant":
+        words = f"up to {schedule.learning_rate:g} in {warmup:,} steps"
+    if steps <= warmup:
+        return f"{words}, of which there are {steps:,}"
+    if schedule.decay == "constant":
         return f"{words}, level to the end"
-    end = optimizer.decay_steps or max_steps
-    if optimizer.schedule == "wsd":
-        level = max(warmup, round((1 - optimizer.decay_share) * end))
+    end = schedule.decay_steps or steps
+    if schedule.decay == "wsd":
+        level = max(warmup, round((1 - schedule.decay_share) * end))
         way = f"level to step {level:,}, straight down"
     else:
         way = "down along a cosine"
-    beyond = ", after the end of the run" if end > max_steps else ""
-    return f"{words}, {way} to {optimizer.min_learning_rate:g} at step {end:,}{beyond}"
+    beyond = ", after the end of the run" if end > steps else ""
+    return f"{words}, {way} to {schedule.min_learning_rate:g} at step {end:,}{beyond}"
 
 
-def cut_sentences(config: Config, steps: int, sure: int) -> list[str]:
-    """What to set for a run of so many steps, fewer than it has, and what one misses that stops.
+def cut_sentences(spec: RunSpec, steps: int, sure: int) -> list[str]:
+    """Return the flags for a run of fewer steps, and what a run that just stops there misses.
 
-    sure: so many end in time even where each takes as long as can be; 0 where none does.
+    Args:
+        spec: the run as it is planned.
+        steps: expected to end in time.
+        sure: certain to end in time; 0 if not even one step is.
     """
-    optimizer = config.optimizer
-    flags = f"--train.max-steps {steps}"
-    if optimizer.decay_steps is not None and optimizer.schedule != "constant":
-        flags += f" --optimizer.decay-steps {steps}"
-        optimizer = optimizer.model_copy(update={"decay_steps": steps})
-    words = schedule_words(optimizer, steps)
+    schedule = spec.schedule
     safely = f" ({sure} to be sure)" if sure else ""
+    if schedule is None:
+        return [f"For a run of these steps: --train.max-steps {steps}{safely}."]
+    flags, shorter = f"--train.max-steps {steps}", schedule
+    if schedule.decay_steps is not None and schedule.decay != "constant":
+        flags += f" --optimizer.decay-steps {steps}"
+        shorter = replace(schedule, decay_steps=steps)
+    words = schedule_words(shorter, steps)
     sentences = [f"For a run of these steps: {flags}{safely}; learning rate {words}."]
-    there = learning_rate(steps, config.optimizer, config.train.max_steps)
-    decays = optimizer.schedule != "constant" and steps >= optimizer.warmup_steps
-    if decays and there > optimizer.min_learning_rate:
+    there = learning_rate(steps, schedule, spec.steps)
+    decays = schedule.decay != "constant" and steps >= schedule.warmup_steps
+    if decays and there > schedule.min_learning_rate:
         sentences.append(
             f"Stopped then without that, it would still have a learning rate of {there:.2g}, "
-            f"{100 * there / optimizer.learning_rate:.0f} % of the peak."
+            f"{100 * there / schedule.learning_rate:.0f} % of the peak."
         )
     return sentences
 
 
-def _model_words(model: ModelSection) -> str:
+def _model_words(spec: RunSpec) -> str:
+    shape, program = spec.shape, spec.program
     changes = {
-        "rotary positions": model.positions == "rotary",
-        "RMS norm without weights": model.norm == "rmsnorm",
-        "queries and keys normed": model.qk_norm,
-        "squared ReLU": model.activation == "relu2",
-        "a head of its own": not model.tied_head,
-        "projections zero at first": model.zero_init,
-        f"logits within {model.logit_softcap:g}": model.logit_softcap > 0,
-        f"dropout {model.dropout:g}": model.dropout > 0,
+        "rotary positions": not shape.position_table,
+        "RMS norm without weights": not shape.norm_weights,
+        "queries and keys normed": program.qk_norm,
+        "squared ReLU": program.squared_relu,
+        "a head of its own": not shape.tied_head,
+        "projections zero at first": bool(spec.zero_init),
+        f"logits within {program.logit_softcap:g}": program.logit_softcap > 0,
+        f"dropout {spec.dropout or 0:g}": bool(spec.dropout),
     }
     made = [words for words, is_so in changes.items() if is_so]
     return f"GPT-2 with {', '.join(made)}" if made else "GPT-2"

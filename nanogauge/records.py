@@ -7,6 +7,7 @@ clock; it is None in an imported log, which has no such clock.
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta, timezone
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -22,6 +23,18 @@ Whole = Annotated[int, Field(ge=0, le=2**53)]
 
 class Stored(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
+
+
+class TimeZone(Stored):
+    """Time zone of the machine that trained, which its report shows times in."""
+
+    name: str = "UTC"
+    utc_offset_seconds: Annotated[int, Field(gt=-86400, lt=86400)] = 0
+
+    def local(self, unix: float) -> datetime:
+        """Return a moment in this time zone."""
+        zone = timezone(timedelta(seconds=self.utc_offset_seconds), self.name)
+        return datetime.fromtimestamp(unix, zone)
 
 
 class Hardware(Stored):

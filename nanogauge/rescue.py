@@ -12,6 +12,7 @@ from nanogauge.measure.alarms import Alarm
 from nanogauge.recording import raise_alarm, record_steps, write_checkpoints
 from nanogauge.records import Event
 from nanogauge.rundata import make_batches
+from nanogauge.schedule import is_checkpointed
 from nanogauge.session import Session, start_line
 from nanogauge.training.building import make_loss
 from nanogauge.training.checkpoint import (
@@ -37,7 +38,7 @@ def checkpoint_is_due(s: Session, step: int, leaving: bool) -> bool:
     minutes = s.config.train.checkpoint_minutes
     waited = s.clock.elapsed_seconds() - s.saved_seconds
     by_time = minutes > 0 and s.ranks.any(waited >= 60 * minutes)
-    due = leaving or by_time or step % s.config.train.checkpoint_every == 0
+    due = leaving or by_time or is_checkpointed(step, s.folder.spec)
     return due and step != s.saved_step
 
 

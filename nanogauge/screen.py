@@ -9,12 +9,9 @@ from datetime import datetime
 from rich.console import Console
 
 from nanogauge.clock_times import later
-from nanogauge.config import Config
 from nanogauge.live import Content, LivePanel, terminal_of_stdout
 from nanogauge.measure.sliding import SlidingMedian
 from nanogauge.predict.flops import flops_per_token_palm
-from nanogauge.predict.prediction import checkpoints, evaluations
-from nanogauge.predict.workload import shape_of
 from nanogauge.quantities import (
     Interval,
     format_range,
@@ -24,6 +21,8 @@ from nanogauge.quantities import (
     tokens_per_second,
 )
 from nanogauge.records import Checkpoint, Eval, Prediction, Sensor, Step
+from nanogauge.runspec import RunSpec
+from nanogauge.schedule import checkpoints, evaluations
 
 GO_AFTER_STEPS = 30
 PACE_STEPS = 100
@@ -64,7 +63,8 @@ class Screen:
     """Shows the plan, the run as it goes on, and go or no-go after 30 steady steps.
 
     Args:
-        config: the configuration of the run.
+        spec: what the run is.
+        log_every: steps between lines, where standard output is no terminal.
         prediction: the frozen prediction.
         first_step: 0, or the step that a resumed run goes on from.
         elapsed_before_seconds: wall time of the earlier processes of a resumed run; where it is
@@ -76,17 +76,18 @@ class Screen:
 
     def __init__(
         self,
-        config: Config,
+        spec: RunSpec,
         prediction: Prediction,
         first_step: int,
         elapsed_before_seconds: float | None = None,
         *,
+        log_every: int = 1,
         elapsed_seconds: Callable[[], float] | None = None,
         wall: Callable[[], float] = time.time,
         terminal: Callable[[], Console | None] = terminal_of_stdout,
     ) -> None:
-        self._config, self._prediction = config, prediction
-        self._first = first_step
+        self._spec, self._prediction = spec, prediction
+        self._first, self._log_every = first_step, log_every
         self._before_seconds = 0.0 if first_step == 0 else elapsed_before_seconds
         made = time.monotonic()
         self._elapsed = elapsed_seconds or (lambda: time.monotonic() - made)
@@ -99,8 +100,8 @@ class Screen:
         self._pace = SlidingMedian(PACE_STEPS)
         self._steady_steps = 0
         ledger = prediction.ledger  # until there is a measured one
-        self._eval_seconds = ledger.get("eval_s", 0.0) / evaluations(config)
-        self._checkpoint_seconds = ledger.get("checkpoint_s", 0.0) / checkpoints(config)
+        self._eval_seconds = ledger.get("eval_s", 0.0) / max(evaluations(spec), 1)
+        self._checkpoint_seconds = ledger.get("checkpoint_s", 0.0) / max(checkpoints(spec), 1)
         self._reading = Sensor()
         self._host_bytes: int | None = None
         self._alarm: str | None = None
@@ -110,11 +111,11 @@ class Screen:
 
     def plan(self) -> None:
         """The prediction, before the first step."""
-        self.say(f"{self._config.run.name} on {self._prediction.hardware.name}")
+        self.say(f"{self._spec.name} on {self._prediction.hardware.name}")
         self.say(f"  peak: {self._prediction.hardware.peak_name}")
         for row in _SHOWN_ROWS:
             if (e := self._prediction.best(row)) is not None:
-                text = format_range(row, e.low, e.high, self._config.cost.currency)
+                text = format_range(row, e.low, e.high, self._spec.cost.currency)
                 self.say(f"  {row.replace('_', ' '):22} {text}")
         if (predicted := self._seconds_to_predicted_finish()) is not None:
             ends = (predicted.expected, predicted.low, predicted.high)
@@ -164,13 +165,13 @@ class Screen:
         if line.peak_host_bytes is not None:
             self._host_bytes = line.peak_host_bytes
         now = self._elapsed()
-        on_grid = line.step % self._config.train.log_every == 0
+        on_grid = line.step % self._log_every == 0
         if self._panel is not None:
             due = now - self._shown_at >= PANEL_SECONDS
         else:
             due = on_grid and now - self._shown_at >= PLAIN_SECONDS
         self._hidden = line
-        if due or line.step in (self._first, self._config.train.max_steps - 1):
+        if due or line.step in (self._first, self._spec.steps - 1):
             self._show(line)
             self._shown_at = now
         if self._steady_steps == GO_AFTER_STEPS and line.step > self._first:
@@ -185,14 +186,9 @@ class Screen:
 
     def seconds_left(self, step: int, pace_seconds: float) -> float:
         """Steps at this pace, evaluations and checkpoints that are to come after this step."""
-        train = self._config.train
-        left = (train.max_steps - step - 1) * pace_seconds
-        for every, seconds in (
-            (train.eval_every, self._eval_seconds),
-            (train.checkpoint_every, self._checkpoint_seconds),
-        ):
-            # At each multiple before the end, and at the end.
-            left += ((train.max_steps - 1) // every - step // every + 1) * seconds
+        left = (self._spec.steps - step - 1) * pace_seconds
+        left += evaluations(self._spec, first=step + 1) * self._eval_seconds
+        left += checkpoints(self._spec, first=step + 1) * self._checkpoint_seconds
         return left
 
     def projected_total_seconds(self, step: int, elapsed_seconds: float) -> float | None:
@@ -230,7 +226,7 @@ class Screen:
         self._hidden = None
         pace = self._pace.median if len(self._pace) else line.step_seconds
         assert pace is not None
-        total = self._config.train.max_steps
+        total = self._spec.steps
         speed = [f"loss {_loss(line.loss)}", f"{format_seconds(pace)} a step", *self._speed(pace)]
         left = self.seconds_left(line.step, pace)
         finish = self._finish(left)
@@ -239,7 +235,7 @@ class Screen:
             self.say("  ".join([*shown, ", ".join(finish)]))
             return
         content = Content(
-            title=f"{self._config.run.name} on {self._prediction.hardware.name}",
+            title=f"{self._spec.name} on {self._prediction.hardware.name}",
             progress=f"step {line.step:,}/{total:,}",
             share=(line.step + 1) / total,
             rows=(speed, self._machine(), finish),
@@ -249,8 +245,8 @@ class Screen:
         self._write(lambda: panel.show(content))
 
     def _speed(self, pace_seconds: float) -> list[str]:
-        per_step = self._config.tokens_per_step
-        flops = flops_per_token_palm(shape_of(self._config.model)) * per_step
+        per_step = self._spec.tokens_per_step
+        flops = flops_per_token_palm(self._spec.shape) * per_step
         rate = flops / pace_seconds / 1e12
         parts = [
             f"{tokens_per_second(per_step, pace_seconds):,.0f} tokens/s",

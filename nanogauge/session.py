@@ -54,7 +54,7 @@ from nanogauge.resume import (
     refuse_other_identity,
 )
 from nanogauge.rundata import make_batches, open_data, tell_of_data
-from nanogauge.runfolder import RunFolder
+from nanogauge.runfolder import CONFIG_TOML, RunFolder, write_spec
 from nanogauge.runlock import RunLock
 from nanogauge.runlog import Recorded, RunLog
 from nanogauge.screen import Screen
@@ -242,10 +242,11 @@ def open_session(
     if rehearse_steps is not None:
         last_step = min(last_step, first_step + rehearse_steps + 1)
     screen = Screen(
-        config,
+        folder.spec,
         folder.prediction,
         first_step,
         opened.earlier_seconds,
+        log_every=config.train.log_every,
         elapsed_seconds=clock.elapsed_seconds,
     )
     screen.plan()
@@ -325,7 +326,8 @@ def begin_log(
     for text in opened.damaged:
         s.log.write(Event(level="warning", what="checkpoint_damaged", text=text))
     if changes and s.ranks.is_first:
-        write_atomic(s.folder.path / "config.toml", s.config.to_toml().encode())
+        write_atomic(s.folder.path / CONFIG_TOML, s.config.to_toml().encode())
+        write_spec(s.folder.path, s.folder.spec)
     for text in changes:
         s.log.write(Event(level="warning", what="changed", text=text))
         s.screen.say(f"! {text}")
@@ -363,7 +365,7 @@ def remember_run(s: Session, recorded: Recorded) -> str | None:
     on_gpu = s.device.type != "cpu"
     run = FinishedRun(
         name=s.config.run.name,
-        workload=workload_of(s.config, s.dtype, on_gpu, s.ranks.world),
+        workload=workload_of(s.config.to_spec(s.dtype, s.ranks.world), on_gpu),
         step_seconds=float(np.median(seconds)),
         p10_seconds=quantile(seconds, 0.1),
         p90_seconds=quantile(seconds, 0.9),

@@ -55,7 +55,7 @@ def compile_session(s: Session) -> None:
         calibration, _ = load_calibration(
             hardware.name, torch.__version__, calibrated_threads(s.device)
         )
-        eager = eager_total(s.config, hardware, s.dtype, calibration)
+        eager = eager_total(s.folder.spec, hardware, calibration)
         if eager is not None:
             predicted = s.folder.prediction.best("total_seconds")
             text = f"{text.rstrip('.')}. {eager_sentence(eager, predicted)}"

@@ -8,13 +8,13 @@ from pathlib import Path
 import tiktoken
 
 from model import GPT
-from nanogauge.config import DataSection
+from nanogauge.config import Config, DataSection, load_config
 from nanogauge.errors import BadInput
 from nanogauge.prepare.embedded import byte_encoding
 from nanogauge.prepare.opening import open_dataset
 from nanogauge.prepare.tokenizer import load_encoding
 from nanogauge.recorded import Recorded
-from nanogauge.runfolder import RunFolder, load_with_log
+from nanogauge.runfolder import CONFIG_TOML, RunFolder, load_with_log
 from nanogauge.training.checkpoint import intact_meta, list_checkpoints, load_weights, step_of
 from nanogauge.training.device import DTYPES, choose_device
 
@@ -25,6 +25,7 @@ TOKENIZER_HELP = "where the run's data is not there: gpt2, or a file of ranks"
 @dataclass(frozen=True)
 class Trained:
     folder: RunFolder
+    config: Config
     recorded: Recorded
     step: int
     """updates that the weights have seen"""
@@ -50,12 +51,13 @@ def open_trained(path: Path, which: str, device: str, half: bool) -> Trained:
     folder, recorded = load_with_log(path)
     checkpoint, passed_over = find_checkpoint(path / "checkpoints", which)
     place = choose_device(device)
-    model = GPT(folder.config.model).to(place)
+    config = load_config(path / CONFIG_TOML)
+    model = GPT(config.model).to(place)
     load_weights(checkpoint, model, place)
     if half and place.type == "cuda":
         model.to(DTYPES[folder.prediction.dtype])
     step = step_of(checkpoint)
-    return Trained(folder, recorded, step, model.eval(), passed_over)
+    return Trained(folder, config, recorded, step, model.eval(), passed_over)
 
 
 def find_checkpoint(folder: Path, which: str) -> tuple[Path, list[str]]:

@@ -17,6 +17,7 @@ from nanogauge.hardware import lookup
 from nanogauge.predict.prediction import predict
 from nanogauge.prepare.shards import Origin
 from nanogauge.records import Hardware, Prediction
+from nanogauge.runspec import RunSpec
 
 DOCUMENTED = ROOT / "configs" / "rtx4070_fineweb.toml"
 SEED_CLAIMS = ROOT / "predictions" / "seed_zh.toml"
@@ -86,8 +87,13 @@ def documented_config() -> Config:
 
 
 @cache
+def documented_spec() -> RunSpec:
+    return documented_config().to_spec()
+
+
+@cache
 def documented_prediction() -> Prediction:
-    return predict(documented_config(), lookup("RTX 4070", "bfloat16"), "bfloat16")
+    return predict(documented_spec(), lookup("RTX 4070", "bfloat16"))
 
 
 def claims_text(*claims: str) -> str:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from examples import documented_config, documented_prediction, nanogpt_log
+from examples import documented_prediction, documented_spec, nanogpt_log
 
-from nanogauge.config import Config
 from nanogauge.importers.folder import import_log
 from nanogauge.importers.nanogpt_log import read_nanogpt_log
 from nanogauge.importers.printed import Printed
 from nanogauge.report.measured import Measurements, measure
 from nanogauge.runlog import Recorded, read_log
+from nanogauge.runspec import RunSpec
 
 LOG = nanogpt_log(
     iterations=1000,
@@ -25,11 +26,9 @@ LOG = nanogpt_log(
 )
 
 
-def config_of(max_steps: int) -> Config:
-    """The documented run, but shorter."""
-    config = documented_config()
-    train = config.train.model_copy(update={"max_steps": max_steps})
-    return config.model_copy(update={"train": train})
+def spec_of(steps: int) -> RunSpec:
+    """Return the documented run, but shorter."""
+    return replace(documented_spec(), steps=steps)
 
 
 def imported(
@@ -40,13 +39,13 @@ def imported(
     name: str = "nanogpt.txt",
 ) -> tuple[Recorded, Measurements]:
     """Import a log and read back what lies in the run folder."""
-    config, prediction = config_of(max_steps), documented_prediction()
+    spec, prediction = spec_of(max_steps), documented_prediction()
     with tempfile.TemporaryDirectory() as folder:
         path, out = Path(folder) / name, Path(folder) / "run"
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
-        import_log(read, path, config, prediction, None, None, out, run_number)
+        import_log(read, path, spec, prediction, None, None, out, run_number)
         recorded = read_log(out)
-    return recorded, measure(recorded, config, prediction)
+    return recorded, measure(recorded, spec, prediction)
 
 
 def texts(recorded: Recorded, what: str) -> list[str]:

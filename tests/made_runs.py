@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from examples import documented_config
+from examples import documented_spec
 
-from nanogauge.config import Config
 from nanogauge.hardware import lookup
 from nanogauge.predict.prediction import predict
 from nanogauge.records import Prediction
 from nanogauge.runfolder import create
 from nanogauge.runlog import FILE_NAME
+from nanogauge.runspec import RunSpec
 
 EVERY = 50
 EVALUATION_SECONDS = 15.0
@@ -22,22 +23,17 @@ START_SECONDS = 20.0
 
 
 @cache
-def prediction_of(max_steps: int) -> tuple[Config, Prediction]:
-    config = documented_config()
-    train = config.train.model_copy(
-        update={"max_steps": max_steps, "eval_every": EVERY, "checkpoint_every": EVERY}
-    )
-    config = config.model_copy(update={"train": train})
-    return config, predict(config, lookup("RTX 4070", "bfloat16"), "bfloat16")
+def prediction_of(steps: int) -> tuple[RunSpec, Prediction]:
+    spec = replace(documented_spec(), steps=steps, eval_every=EVERY, checkpoint_every=EVERY)
+    return spec, predict(spec, lookup("RTX 4070", "bfloat16"))
 
 
 def make_folder(
     folder: Path, max_steps: int = 1000, name: str = "made", unix_time: float | None = 1.7e9
 ) -> None:
     """A run that has begun: everything but steps."""
-    config, prediction = prediction_of(max_steps)
-    named = config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
-    made = create(folder, named, {"device": "made"}, prediction)
+    spec, prediction = prediction_of(max_steps)
+    made = create(folder, replace(spec, name=name), {"device": "made"}, prediction)
     start = {
         "kind": "start",
         "elapsed_seconds": 1.0,

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from examples import documented_config
+from examples import documented_spec
 
-from nanogauge.config import Config
 from nanogauge.hardware import lookup
 from nanogauge.predict.prediction import predict
 from nanogauge.records import (
@@ -24,6 +23,7 @@ from nanogauge.records import (
 )
 from nanogauge.report.measured import Measurements, measure
 from nanogauge.runlog import Recorded
+from nanogauge.runspec import RunSpec
 
 GIB = 2**30
 
@@ -57,15 +57,12 @@ class MadeUp:
     """factors of fields, applied to every line that has them"""
 
     @property
-    def config(self) -> Config:
-        documented = documented_config()
-        sizes = {"max_steps": self.steps, "eval_every": 20, "checkpoint_every": 20}
-        train = documented.train.model_copy(update=sizes)
-        return documented.model_copy(update={"train": train})
+    def spec(self) -> RunSpec:
+        return replace(documented_spec(), steps=self.steps, eval_every=20, checkpoint_every=20)
 
     @property
     def prediction(self) -> Prediction:
-        return predict(self.config, lookup("RTX 4070", "bfloat16"), "bfloat16")
+        return predict(self.spec, lookup("RTX 4070", "bfloat16"))
 
     def recorded(self) -> Recorded:
         recorded = Recorded()
@@ -74,7 +71,7 @@ class MadeUp:
         return recorded
 
     def measured(self) -> Measurements:
-        return measure(self.recorded(), self.config, self.prediction)
+        return measure(self.recorded(), self.spec, self.prediction)
 
     def lines(self) -> list[LogLine]:
         lines: list[LogLine] = []

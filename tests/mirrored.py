@@ -16,7 +16,6 @@ from nanogauge.config import Config
 from nanogauge.hardware import lookup
 from nanogauge.predict.flops import flops_per_token_6n, flops_per_token_palm
 from nanogauge.predict.prediction import predict
-from nanogauge.predict.workload import shape_of
 from nanogauge.records import (
     Checkpoint,
     Compile,
@@ -29,6 +28,7 @@ from nanogauge.records import (
     Start,
     Step,
 )
+from nanogauge.runfolder import write_spec
 from nanogauge.runlog import RunLog
 
 STEPS = 20
@@ -46,7 +46,8 @@ CONFIG = Config.model_validate(
 )
 
 
-PREDICTED = predict(CONFIG, lookup("RTX 4070", "bfloat16"), "bfloat16")
+SPEC = CONFIG.to_spec("bfloat16")
+PREDICTED = predict(SPEC, lookup("RTX 4070", "bfloat16"))
 STEP_SECONDS = Estimate(
     low=3.6, expected=4.0, high=4.4, unit="s", formula="by hand", source="a calibration"
 )
@@ -58,6 +59,7 @@ def make_folder(folder: Path) -> Path:
     """A run folder as train.py leaves it before step 0."""
     folder.mkdir(parents=True)
     (folder / "config.toml").write_text(CONFIG.to_toml())
+    write_spec(folder, SPEC)
     (folder / "machine.json").write_text('{"gpu": "RTX 4070"}')
     (folder / "prediction.json").write_text(PREDICTION_JSON)
     return folder
@@ -156,8 +158,8 @@ END = End(
 
 
 PEAK = PREDICTION.peak_flops
-FLOPS_PALM = flops_per_token_palm(shape_of(CONFIG.model)) * TOKENS
-FLOPS_6N = flops_per_token_6n(shape_of(CONFIG.model)) * TOKENS
+FLOPS_PALM = flops_per_token_palm(SPEC.shape) * TOKENS
+FLOPS_6N = flops_per_token_6n(SPEC.shape) * TOKENS
 
 
 def predicted(*names: str) -> dict[str, float]:

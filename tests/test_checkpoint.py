@@ -14,8 +14,9 @@ import torch
 from checkpoints import CPU, WIDE, Trained, in_a_process, names, same, write_two
 from examples import CPU as PROCESSOR
 
+from nanogauge.config import shape_of
 from nanogauge.predict.memory import predict_memory
-from nanogauge.predict.workload import Workload, shape_of
+from nanogauge.predict.workload import Workload
 from nanogauge.training import checkpoint_writer
 from nanogauge.training.checkpoint import (
     RandomState,

@@ -12,7 +12,7 @@ import pytest
 from examples import documented_prediction
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from importing import LOG, config_of
+from importing import LOG, spec_of
 from test_nanogpt_variants import DUMP
 from test_other_logs import STEPS, build_nanogpt_file, build_nanogpt_output, nanochat_log
 from test_wandb_history import (
@@ -127,7 +127,7 @@ def test_a_mutated_log_is_a_run_or_bad_input(
         path.write_bytes(b"\n".join(lines))
         prediction, said = documented_prediction(), None
         try:
-            import_log(read, path, config_of(max_steps), prediction, None, None, out)
+            import_log(read, path, spec_of(max_steps), prediction, None, None, out)
         except BadInput as refused:
             said = str(refused)
         assert out.exists() == (said is None)

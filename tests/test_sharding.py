@@ -24,9 +24,9 @@ from torch.profiler import ProfilerActivity, profile
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from model import GPT
-from nanogauge.config import ModelSection, OptimizerSection
+from nanogauge.config import ModelSection, OptimizerSection, shape_of
 from nanogauge.predict.memory import predict_memory
-from nanogauge.predict.workload import Workload, shape_of
+from nanogauge.predict.workload import Workload
 from nanogauge.training.optimizer import make_optimizer, update
 from nanogauge.training.sharding import ShardedLoss, whole
 

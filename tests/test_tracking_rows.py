@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from mirrored import CONFIG, PREDICTION, STEPS, TOKENS, lines_of_a_run, start_line
+from mirrored import PREDICTION, SPEC, STEPS, TOKENS, lines_of_a_run, start_line
 
 from nanogauge import tracking_rows
 from nanogauge.records import Checkpoint, Compile, End, Eval, Line, LogLine, Sensor, Start, Step
@@ -13,7 +13,7 @@ Row = dict[str, float]
 
 
 def rows_of(*lines: LogLine, log_every: int = 1) -> list[Row]:
-    rows = Rows(CONFIG, PREDICTION, log_every)
+    rows = Rows(SPEC, PREDICTION, log_every)
     return [row for line in lines if (row := rows.row(line))]
 
 
@@ -168,7 +168,7 @@ def test_the_peak_of_the_process_is_the_highest_reading_so_far() -> None:
 def test_on_a_cpu_the_process_is_the_host_s() -> None:
     hardware = PREDICTION.hardware.model_copy(update={"kind": "cpu"})
     prediction = PREDICTION.model_copy(update={"hardware": hardware})
-    row = Rows(CONFIG, prediction, 1).row(Step(step=0, peak_host_bytes=7))
+    row = Rows(SPEC, prediction, 1).row(Step(step=0, peak_host_bytes=7))
     assert row["memory/peak_process_bytes"] == row["memory/peak_host_bytes"] == 7
 
 

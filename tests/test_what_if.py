@@ -8,7 +8,7 @@ import time
 from dataclasses import replace
 
 import pytest
-from examples import CPU, documented_config
+from examples import CPU, documented_config, documented_spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up import GIB, MadeUp
@@ -22,13 +22,14 @@ from nanogauge.report.attribution import attribute
 from nanogauge.report.measured import measure
 from nanogauge.report.what_if import Scenario, neighbours, what_if
 from nanogauge.runlog import Recorded
+from nanogauge.runspec import RunSpec, with_shape
 
 
 def scenarios(run: MadeUp, prediction: Prediction | None = None) -> dict[str, Scenario]:
-    recorded, config = run.recorded(), run.config
+    recorded, spec = run.recorded(), run.spec
     prediction = prediction or run.prediction
-    found = measure(recorded, config, prediction)
-    told = what_if(config, prediction, found, recorded)
+    found = measure(recorded, spec, prediction)
+    told = what_if(spec, prediction, found, recorded)
     assert len({s.id for s in told}) == len(told)
     return {s.id: s for s in told}
 
@@ -75,13 +76,10 @@ def test_a_run_of_any_speed_corrects_every_part_of_its_own_time(
 def test_a_step_that_was_slower_than_predicted_makes_other_shapes_slower_too() -> None:
     """By the same factor, as a finished run corrects the next prediction of its device."""
     slow = MadeUp(sensors=False, step=lambda _: 2 * 3.9, evaluation=15.0, checkpoint=2.0)
-    config, told = slow.config, scenarios(slow)
-    shape = config.model.model_copy(update={"n_head": 16, "n_embd": 512})
+    spec, told = slow.spec, scenarios(slow)
+    shape = {"n_head": 16, "n_kv_head": 16, "n_embd": 512, "mlp_width": 2048}
     card = lookup("RTX 4070", "bfloat16")
-    narrow, wide = (
-        predict(c, card, "bfloat16").ledger
-        for c in (config, config.model_copy(update={"model": shape}))
-    )
+    narrow, wide = (predict(s, card).ledger for s in (spec, with_shape(spec, **shape)))
     took = {"step_s": 60 * 2 * 3.9, "eval_s": 4 * 15.0, "checkpoint_s": 3 * 2.0}
     longer = sum(seconds * (wide[part] / narrow[part] - 1) for part, seconds in took.items())
     assert told["wider"].delta_s == pytest.approx(longer)
@@ -90,10 +88,10 @@ def test_a_step_that_was_slower_than_predicted_makes_other_shapes_slower_too() -
 def test_the_advice_on_evaluation_is_the_what_if_of_it() -> None:
     """One saving, told in two places: they cannot differ."""
     run = MadeUp(evaluation=20.0)
-    recorded, config, prediction = run.recorded(), run.config, run.prediction
-    found = measure(recorded, config, prediction)
-    told = what_if(config, prediction, found, recorded)
-    attribution = attribute(prediction, found, config, recorded, told)
+    recorded, spec, prediction = run.recorded(), run.spec, run.prediction
+    found = measure(recorded, spec, prediction)
+    told = what_if(spec, prediction, found, recorded)
+    attribution = attribute(prediction, found, spec, recorded, told)
     assert attribution is not None
     (advice,) = (p.advice for p in attribution.parts if p.cause == "evaluation")
     (scenario,) = (s for s in told if s.id == "eval_every_double")
@@ -101,13 +99,15 @@ def test_the_advice_on_evaluation_is_the_what_if_of_it() -> None:
     assert advice is not None and "saves 20 s" in advice
 
 
-def with_flags(config: Config, change: str) -> Config:
+def with_flags(change: str) -> RunSpec:
+    """Return the run of MadeUp() with these flags."""
     parser = Parser("")
     add_config_flags(parser)
-    values = config.model_dump()
+    values = documented_config().model_dump()
+    values["train"] |= {"max_steps": 60, "eval_every": 20, "checkpoint_every": 20}
     for section, keys in config_overrides(parser.parse(change.split())).items():
         values[section] |= keys
-    return Config.model_validate(values)
+    return Config.model_validate(values).to_spec()
 
 
 def test_the_flags_of_a_scenario_make_a_valid_configuration_of_its_kind() -> None:
@@ -115,9 +115,9 @@ def test_the_flags_of_a_scenario_make_a_valid_configuration_of_its_kind() -> Non
     run = MadeUp()
     for scenario in scenarios(run).values():
         if scenario.change.startswith("--") and "--gpu" not in scenario.change:
-            changed = with_flags(run.config, scenario.change)
-            assert changed != run.config
-            assert changed.tokens_per_step == run.config.tokens_per_step, scenario.id
+            changed = with_flags(scenario.change)
+            assert changed != run.spec
+            assert changed.tokens_per_step == run.spec.tokens_per_step, scenario.id
 
 
 def test_another_card_is_predicted_without_this_cards_correction() -> None:
@@ -129,7 +129,7 @@ def test_another_card_is_predicted_without_this_cards_correction() -> None:
         assert not before.corrected
         assert "says nothing of another card" in before.why
     card = lookup("RTX 4070 SUPER", "bfloat16")
-    total = predict(quick.config, card, "bfloat16").quantities["total_seconds"]
+    total = predict(quick.spec, card).quantities["total_seconds"]
     told = scenarios(quick)["card_rtx_4070_super"].total_seconds
     assert told is not None
     assert (told.low, told.expected, told.high) == (total.low, total.expected, total.high)
@@ -192,8 +192,9 @@ def test_another_micro_batch_evaluates_as_many_tokens() -> None:
     """Half a micro-batch would halve the evaluation, and look cheaper for it: it never is."""
     run = MadeUp(evaluation=100.0)
     for name in ("micro_batch_half", "micro_batch_double"):
-        train = with_flags(run.config, scenarios(run)[name].change).train
-        assert train.eval_batches * train.micro_batch == 200 * 16
+        spec = with_flags(scenarios(run)[name].change)
+        assert spec.eval_batches is not None
+        assert spec.eval_batches * spec.micro_batch == 200 * 16
     half, double = (scenarios(run)[f"micro_batch_{name}"].delta_s for name in ("half", "double"))
     assert half is not None and double is not None
     assert double < 0 < half
@@ -206,14 +207,12 @@ def test_a_run_that_went_on_without_compilation_is_corrected_as_such() -> None:
     for line in run.lines():
         eager = line.model_copy(update={"mode": "eager"}) if isinstance(line, Compile) else line
         recorded.add(eager)
-    found = measure(recorded, run.config, run.prediction)
-    told = {s.id: s for s in what_if(run.config, run.prediction, found, recorded)}
+    found = measure(recorded, run.spec, run.prediction)
+    told = {s.id: s for s in what_if(run.spec, run.prediction, found, recorded)}
     factor = re.match(r"a step took ([\d.]+) times", told["again"].why)
     assert factor is not None
-    eager_config = run.config.model_copy(
-        update={"run": run.config.run.model_copy(update={"compile": False})}
-    )
-    expected = predict(eager_config, run.prediction.hardware, "bfloat16").quantities["step_seconds"]
+    eager = predict(replace(run.spec, compile=False), run.prediction.hardware)
+    expected = eager.quantities["step_seconds"]
     assert float(factor[1]) == pytest.approx(3.9 / expected.expected, abs=1e-3)
 
 
@@ -223,13 +222,13 @@ def test_nothing_is_said_without_a_steady_step_or_a_prediction() -> None:
     assert scenarios(run, nothing) == {}
     recorded = Recorded()
     recorded.add(run.lines()[0])
-    found = measure(recorded, run.config, run.prediction)
-    assert what_if(run.config, run.prediction, found, recorded) == []
+    found = measure(recorded, run.spec, run.prediction)
+    assert what_if(run.spec, run.prediction, found, recorded) == []
 
 
 def test_a_run_on_a_cpu_has_no_cards_and_no_watts() -> None:
     run = MadeUp(sensors=False)
-    told = scenarios(run, predict(run.config, CPU, "float32"))
+    told = scenarios(run, predict(replace(run.spec, dtype="float32"), CPU))
     assert not [name for name in told if name.startswith(("card", "power"))]
     assert all(s.energy_kwh is None for s in told.values())
     assert told["wider"].total_seconds is not None
@@ -238,11 +237,11 @@ def test_a_run_on_a_cpu_has_no_cards_and_no_watts() -> None:
 def test_the_whole_of_it_takes_less_than_150_ms() -> None:
     """A report is there in under two seconds; this is a small part of it."""
     run = MadeUp()
-    recorded, config, prediction = run.recorded(), documented_config(), run.prediction
-    found = measure(recorded, config, prediction)
+    recorded, spec, prediction = run.recorded(), documented_spec(), run.prediction
+    found = measure(recorded, spec, prediction)
     took = []
     for _ in range(5):
         begin = time.perf_counter()
-        what_if(config, prediction, found, recorded)
+        what_if(spec, prediction, found, recorded)
         took.append(time.perf_counter() - begin)
     assert statistics.median(took) < 0.15

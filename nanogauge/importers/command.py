@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nanogauge.claims import load_claims
 from nanogauge.cli import shipped
-from nanogauge.config import Config, config_overrides, load_config
+from nanogauge.config import config_overrides, load_config
 from nanogauge.errors import BadInput
 from nanogauge.hardware import lookup
 from nanogauge.importers.build_nanogpt_log import read_build_nanogpt_log
@@ -16,8 +16,10 @@ from nanogauge.importers.folder import import_log
 from nanogauge.importers.nanochat_log import read_nanochat_log
 from nanogauge.importers.nanogpt_log import read_nanogpt_log
 from nanogauge.importers.wandb_history import read_wandb_history
-from nanogauge.predict.prediction import predict, resolve_dtype
+from nanogauge.predict.prediction import predict
+from nanogauge.predict.workload import resolve_dtype
 from nanogauge.records import Hardware, Prediction
+from nanogauge.runspec import RunSpec
 
 _READERS = {
     "nanogpt_log": (read_nanogpt_log, "LOG", "what nanoGPT printed"),
@@ -87,16 +89,16 @@ def import_given(given: argparse.Namespace, allowed: Set[str]) -> Path | None:
             raise BadInput(f"{_flag(name)} also needs {_flag(flag)}.")
     overrides = config_overrides(given)
     # None of these programs has a chunked head.
-    config = load_config(
+    spec = load_config(
         given.config, overrides | {"train": {"head": "plain"} | overrides.get("train", {})}
-    )
+    ).to_spec()
     claims = load_claims(given.claims) if given.claims is not None else None
-    prediction = _predict(config, given.gpu, bool(given.this_cpu), _flag(name))
+    prediction = _predict(spec, given.gpu, bool(given.this_cpu), _flag(name))
     out: Path = given.out
     import_log(
         _READERS[name][0],
         getattr(given, name),
-        config,
+        spec,
         prediction,
         claims,
         given.claims,
@@ -106,13 +108,13 @@ def import_given(given: argparse.Namespace, allowed: Set[str]) -> Path | None:
     return out
 
 
-def _predict(config: Config, gpu: str | None, this_cpu: bool, log: str) -> Prediction:
+def _predict(spec: RunSpec, gpu: str | None, this_cpu: bool, log: str) -> Prediction:
     """What would have been predicted of that run, on the device that the user names.
 
     Raises:
         BadInput: if no device is named, or two are.
     """
-    if config.run.device != "cpu":
+    if spec.device != "cpu":
         if this_cpu:
             raise BadInput(
                 '--this-cpu is for a run on a CPU: its configuration has run.device = "cpu".'
@@ -122,19 +124,17 @@ def _predict(config: Config, gpu: str | None, this_cpu: bool, log: str) -> Predi
                 f"{log} also needs --gpu, the card it ran on; for a run on a CPU give "
                 "--run.device cpu instead."
             )
-        dtype = resolve_dtype(config, "gpu")
-        return predict(config, lookup(gpu, dtype), dtype)
+        return predict(spec, lookup(gpu, resolve_dtype(spec, on_gpu=True)))
     if gpu is not None:
         raise BadInput(
             '--gpu names a card, but the configuration has run.device = "cpu"; drop one of them.'
         )
-    dtype = resolve_dtype(config, "cpu")
     hardware = _SOME_CPU
     if this_cpu:
         from nanogauge.present import this_processor  # imports torch
 
-        hardware = this_processor(dtype)
-    found = predict(config, hardware, dtype)
+        hardware = this_processor(resolve_dtype(spec, on_gpu=False))
+    found = predict(spec, hardware)
     # What a process holds before it makes its model is known of our own alone.
     row = "peak_process_bytes"
     told = {r: estimate for r, estimate in found.quantities.items() if r != row}

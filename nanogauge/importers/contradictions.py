@@ -1,4 +1,4 @@
-"""A log's own words on its configuration, held against the one that was given for it."""
+"""Compare what a log says of its configuration with the configuration given for it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import math
 import statistics
 from pathlib import Path
 
-from nanogauge.config import Config
 from nanogauge.errors import BadInput
 from nanogauge.importers.printed import PrintedSession, number_of
 from nanogauge.importers.text import shown
 from nanogauge.records import Prediction
+from nanogauge.runspec import RunSpec
 
 _Value = float | bool | str
 
@@ -52,7 +52,7 @@ def is_known(name: str) -> bool:
 
 
 def refuse_contradictions(
-    path: Path, run: list[PrintedSession], config: Config, prediction: Prediction
+    path: Path, run: list[PrintedSession], spec: RunSpec, prediction: Prediction
 ) -> None:
     """Compare whatever the log says of its configuration.
 
@@ -69,19 +69,19 @@ def refuse_contradictions(
         said.pop("dtype", None)  # nanoGPT's autocast is for cards alone
     for name, (line, text) in said.items():
         value = _value(text)
-        key, ours = _ours(name, config, prediction)
+        key, ours = _ours(name, spec, prediction)
         if value is None or ours is None or _agree(name, value, ours):
             continue
         raise BadInput(
             f"line {line} of {path} has {name} = {shown(text)[1:-1]}, but the configuration has "
             f"{key} = {_text(ours)}; give the configuration of that run."
         )
-    _refuse_other_rate(path, run, config)
+    _refuse_other_rate(path, run, spec)
     last = max(session.last for session in run)
-    if last > config.train.max_steps:
+    if last > spec.steps:
         raise BadInput(
             f"{path} goes to step {last:,} but the configuration has "
-            f"train.max_steps = {config.train.max_steps:,}; give the configuration of that run."
+            f"train.max_steps = {spec.steps:,}; give the configuration of that run."
         )
 
 
@@ -95,7 +95,7 @@ def _refuse_other_device(path: Path, line: int, text: str, on_cpu: bool) -> None
     )
 
 
-def _refuse_other_rate(path: Path, run: list[PrintedSession], config: Config) -> None:
+def _refuse_other_rate(path: Path, run: list[PrintedSession], spec: RunSpec) -> None:
     """Tokens per second times seconds are tokens, whatever the program."""
     products = [
         entry.tokens_per_second * entry.seconds
@@ -105,7 +105,7 @@ def _refuse_other_rate(path: Path, run: list[PrintedSession], config: Config) ->
     ]
     if not products:
         return
-    tokens, ours = statistics.median(products), config.tokens_per_step
+    tokens, ours = statistics.median(products), spec.tokens_per_step
     if not 0.99 < tokens / ours < 1.01:
         raise BadInput(
             f"by its times and rates {path} made steps of {tokens:,.0f} tokens, but the "
@@ -114,16 +114,14 @@ def _refuse_other_rate(path: Path, run: list[PrintedSession], config: Config) ->
         )
 
 
-def _ours(name: str, config: Config, prediction: Prediction) -> tuple[str, _Value | None]:
+def _ours(name: str, spec: RunSpec, prediction: Prediction) -> tuple[str, _Value | None]:
     if name == TOKENS:
-        return "train.micro_batch x model.block_size x train.grad_accum", config.tokens_per_step
+        return "train.micro_batch x model.block_size x train.grad_accum", spec.tokens_per_step
     if name == PARAMETERS:
         return "parameters without position embeddings", _expected(prediction, "parameters")
     if name == TOTAL_PARAMETERS:
         return "parameters with position embeddings", _expected(prediction, "parameters_total")
-    section, _, key = _KEYS[name].partition(".")
-    value = getattr(getattr(config, section), key)
-    return _KEYS[name], None if value == "auto" else value
+    return _KEYS[name], spec.setting(_KEYS[name])
 
 
 def _expected(prediction: Prediction, row: str) -> float:

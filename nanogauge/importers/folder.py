@@ -7,7 +7,6 @@ from pathlib import Path
 
 from nanogauge import __version__
 from nanogauge.claims import Claims
-from nanogauge.config import Config
 from nanogauge.errors import BadInput
 from nanogauge.files import make_folder, sha256_file, write_atomic
 from nanogauge.importers.contradictions import refuse_contradictions
@@ -18,12 +17,13 @@ from nanogauge.report.build import CLAIMS_NAME
 from nanogauge.report.compare import build_rows
 from nanogauge.runfolder import create
 from nanogauge.runlog import FILE_NAME, RunLog, read_log
+from nanogauge.runspec import RunSpec
 
 
 def import_log(
     read: Callable[[Path], Printed],
     log_path: Path,
-    config: Config,
+    spec: RunSpec,
     prediction: Prediction,
     claims: Claims | None,
     claims_path: Path | None,
@@ -42,10 +42,10 @@ def import_log(
     """
     log = read(log_path)
     run, events = _choose(log, log_path, run_number)
-    refuse_contradictions(log_path, run, config, prediction)
-    build_rows(claims, config, prediction, None)  # a claim that cannot be computed fails here
-    max_steps, device = config.train.max_steps, prediction.hardware.name
-    compiled = config.run.compile
+    refuse_contradictions(log_path, run, spec, prediction)
+    build_rows(claims, spec, prediction, None)  # a claim that cannot be computed fails here
+    max_steps, device = spec.steps, prediction.hardware.name
+    compiled = bool(spec.compile)
     run_lines(log.form, run, max_steps, compiled, device, "")
     if (out / FILE_NAME).exists():
         if read_log(out).starts[0].source == "train":
@@ -60,7 +60,8 @@ def import_log(
         "note": log.form.note,
         **log.told,
     }
-    folder = create(out, config, machine, prediction)
+    spec = spec.resolved(prediction.dtype, prediction.gpus)
+    folder = create(out, spec, machine, prediction)
     if claims_path is not None:
         write_atomic(out / CLAIMS_NAME, claims_path.read_bytes())
     lines = run_lines(log.form, run, max_steps, compiled, device, folder.prediction_sha256)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 
-from nanogauge.predict.workload import Program
+from nanogauge.runspec import Program
 
-_NANOCHAT = Program(embeddings_16_bit=True, fused_qkv=False, qk_norm=True, logit_softcap=True)
+_NANOCHAT = Program(embeddings_16_bit=True, fused_qkv=False, qk_norm=True, logit_softcap=15.0)
 _PROGRAMS = (
     # karpathy/nanochat, nanochat/gpt.py; karpathy/autoresearch has the same model.
     (r"nanochat|autoresearch", _NANOCHAT),
@@ -21,7 +21,7 @@ _PROGRAMS = (
             embeddings_16_bit=True,
             fused_qkv=False,
             qk_norm=True,
-            logit_softcap=True,
+            logit_softcap=15.0,
             learned_scales=4 + 4 / 9,
         ),
     ),

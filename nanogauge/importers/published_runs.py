@@ -19,8 +19,9 @@ from nanogauge.hardware import find_gpu, from_row
 from nanogauge.importers.programs import published_program
 from nanogauge.predict.flops import flops_per_token_palm
 from nanogauge.predict.parameters import count_parameters
-from nanogauge.predict.workload import Dtype, Shape, Workload
+from nanogauge.predict.workload import Dtype, Workload
 from nanogauge.records import Hardware
+from nanogauge.runspec import Shape
 
 COLUMNS = """
 id source source_detail gpu n_gpus precision compile flash_attn n_layer n_head n_embd block_size
@@ -229,17 +230,17 @@ def _shape(row: _Row, notes: str, assumed: list[str]) -> Shape:
     nanochat = re.search(r"nanochat|value emb|autoresearch|train_gpt_simple", notes)
     rotary = llama or nanochat or re.search(r"rotary|rope", notes, re.IGNORECASE)
     shape = Shape(
-        layers=layers,
-        width=width,
-        heads=heads,
+        n_layer=layers,
+        n_embd=width,
+        n_head=heads,
         context=context,
         vocabulary=vocabulary,
-        kv_heads=_key_value_heads(notes) or heads,
+        n_kv_head=_key_value_heads(notes) or heads,
         head_size=head_size,
         mlp_width=_found(r"\b(?:d_ff|ff) ?(\d+)", notes)
         or (_found(r"MLP (\d)x", notes) or 4) * width,
         mlp_matrices=3 if llama else 2,
-        tied=not (re.search(r"untied", notes) or nanochat or (llama and " tied" not in notes)),
+        tied_head=not (re.search(r"untied", notes) or nanochat or (llama and " tied" not in notes)),
         position_table=not rotary,
         norm_weights=not re.search(r"nanochat|autoresearch", notes),  # F.rms_norm, nanochat/gpt.py
         attended=_attended(notes),
@@ -273,7 +274,7 @@ def _filled_up(
         return shape
     if gated and not re.search(r"\b(?:d_ff|ff) ?\d+", notes):
         without = count_parameters(replace(shape, mlp_width=0)).total
-        width = (1e6 * millions - without) / (shape.layers * 3 * shape.width)
+        width = (1e6 * millions - without) / (shape.n_layer * 3 * shape.n_embd)
         return replace(shape, mlp_width=max(64, round(width / 64) * 64))
     missing = 1e6 * millions - count_parameters(shape).total
     return replace(shape, table_parameters=max(0, int(missing))) if nanochat else shape
@@ -307,28 +308,34 @@ def _workload(
         assumed.append("optimizer (fused AdamW)")
     if "CUDA C" in row["compile"]:
         optimizer = "adamw"
-    checkpointing = _checkpointing(row["activation_ckpt"].lower())
+    checkpointing, precision = (
+        _checkpointing(row["activation_ckpt"].lower()),
+        row["precision"].lower(),
+    )
     return Workload(
         shape=shape,
         micro_batch=_whole(row, "micro_batch"),
         grad_accum=int(_number(row["grad_accum"]) or 1),
         dtype=dtype,
-        master_weights=master,
-        wide_residual=master and bool(re.search(r"autocast|mixed|amp", row["precision"].lower())),
         compiled=compiled,
         attention=attention,
         dropout=float(m[1]) if (m := re.search(r"dropout (0\.\d+)", notes)) else 0.0,
         checkpointing=checkpointing,
         optimizer=optimizer,
         clipped="clip" in named or not re.search(r"modded-nanogpt|nanochat|muon", notes.lower()),
-        newton_schulz_steps=_found(r"(\d+) NS iter", notes) or 5,
-        muon_batched=not re.search(_ALONE, notes),
         gpus=gpus,
         sharding=_sharding(notes, named),
-        fp8_products="fp8" in row["precision"].lower(),
-        sync_every_micro_step="no no_sync" in notes,
         overlapped="not overlapped" not in notes,
-        program=replace(published_program(notes), fp32_exchange=False),
+        program=replace(
+            published_program(notes),
+            fp32_exchange=False,
+            master_weights=master,
+            wide_residual=master and bool(re.search(r"autocast|mixed|amp", precision)),
+            newton_schulz_steps=_found(r"(\d+) NS iter", notes) or 5,
+            muon_batched=not re.search(_ALONE, notes),
+            fp8_products="fp8" in precision,
+            sync_every_micro_step="no no_sync" in notes,
+        ),
     )
 
 

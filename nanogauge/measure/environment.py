@@ -6,12 +6,14 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from importlib import metadata
 from pathlib import Path
 
 from nanogauge import __version__
 from nanogauge.files import without_secrets
 from nanogauge.measure.gpu import DriverInfo
+from nanogauge.records import TimeZone
 
 PACKAGES = ("torch", "numpy", "triton", "tiktoken", "datasets", "wandb", "nvidia-ml-py")
 
@@ -40,8 +42,15 @@ def capture_environment(
         **{package: _version(package) for package in PACKAGES},
         "git_commit": _git("rev-parse", "HEAD"),
         "git_dirty": None if (status := _git("status", "--porcelain")) is None else bool(status),
+        "time_zone": local_time_zone().model_dump(),
         "command": without_secrets(" ".join(sys.argv)),
     }
+
+
+def local_time_zone() -> TimeZone:
+    """Return the time zone of this machine with its present offset."""
+    now = time.localtime()
+    return TimeZone(name=now.tm_zone, utc_offset_seconds=now.tm_gmtoff)
 
 
 def total_memory_bytes() -> int | None:

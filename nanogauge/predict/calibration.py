@@ -59,7 +59,7 @@ class MeasuredParts(Stored):
 
     def step_seconds(self, work: Workload) -> float:
         """Of a workload that differs from the measured one in depth and accumulation alone."""
-        layers = work.shape.layers
+        layers = work.shape.n_layer
         micro = layers * self.layer_seconds + self.rest_seconds
         update = layers * self.layer_update_seconds + self.rest_update_seconds
         return work.grad_accum * micro + update
@@ -155,7 +155,7 @@ def _from_parts(work: Workload, calibration: Calibration) -> CalibratedStep | No
     if not found:
         return None
     (parts,) = found
-    seconds, layers = parts.step_seconds(work), work.shape.layers
+    seconds, layers = parts.step_seconds(work), work.shape.n_layer
     update = layers * parts.layer_update_seconds + parts.rest_update_seconds
     tolerance = PARTS_TOLERANCE + parts.spread / 2
     of = work.micro_batch
@@ -237,7 +237,7 @@ def _from_rates(
 
 def _any_depth(work: Workload) -> Workload:
     """What workloads have in common that differ in depth and accumulation alone."""
-    return replace(work, grad_accum=1, shape=replace(work.shape, layers=1))
+    return replace(work, grad_accum=1, shape=replace(work.shape, n_layer=1))
 
 
 def _runs_text(runs: Sequence[FinishedRun]) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
-from nanogauge.config import Config
 from nanogauge.predict.fit import (
     is_expected_to_fit,
     largest_micro_batch,
@@ -15,60 +15,60 @@ from nanogauge.predict.fit import (
     with_micro_batch,
 )
 from nanogauge.predict.parameters import count_parameters
-from nanogauge.predict.workload import shape_of
 from nanogauge.records import Prediction
+from nanogauge.runspec import RunSpec
 
 TOKENS_PER_PARAMETER = 20.0
 """where a fixed number of FLOPs gives the lowest loss. Source: Hoffmann et al. 2022 (Chinchilla)"""
 
 IntervalEnd = Literal["low", "expected", "high"]
-Predictor = Callable[[Config], Prediction]
+Predictor = Callable[[RunSpec], Prediction]
 """what predicts a configuration on the device that is planned for"""
 
 
-def with_steps(config: Config, steps: int) -> Config:
-    return config.model_copy(update={"train": config.train.model_copy(update={"max_steps": steps})})
+def with_steps(spec: RunSpec, steps: int) -> RunSpec:
+    return replace(spec, steps=steps)
 
 
-def ends_within(predicted: Predictor, config: Config, seconds: float, end: IntervalEnd) -> bool:
+def ends_within(predicted: Predictor, spec: RunSpec, seconds: float, end: IntervalEnd) -> bool:
     """Whether the whole run takes at most so long; by the low, expected or high end of its time."""
-    total = predicted(config).best("total_seconds")
+    total = predicted(spec).best("total_seconds")
     assert total is not None, "only what has a time can have a deadline"
     return bool(getattr(total, end) <= seconds)
 
 
-def most_steps(predicted: Predictor, config: Config, seconds: float, end: IntervalEnd) -> int:
+def most_steps(predicted: Predictor, spec: RunSpec, seconds: float, end: IntervalEnd) -> int:
     """The most steps of this configuration that end in time; 0 where not even one does."""
-    return largest_that(lambda n: ends_within(predicted, with_steps(config, n), seconds, end))
+    return largest_that(lambda n: ends_within(predicted, with_steps(spec, n), seconds, end))
 
 
-def trained_on(config: Config, tokens_per_parameter: float) -> Config:
+def trained_on(spec: RunSpec, tokens_per_parameter: float) -> RunSpec:
     """As many steps as give each parameter so many tokens; positions are not counted."""
-    parameters = count_parameters(shape_of(config.model)).without_positions
-    steps = math.ceil(tokens_per_parameter * parameters / config.tokens_per_step)
-    return with_steps(config, steps)
+    parameters = count_parameters(spec.shape).without_positions
+    steps = math.ceil(tokens_per_parameter * parameters / spec.tokens_per_step)
+    return with_steps(spec, steps)
 
 
 def largest_model_in_time(
-    predicted: Predictor, config: Config, seconds: float, free: float, tokens_per_parameter: float
-) -> Config | None:
+    predicted: Predictor, spec: RunSpec, seconds: float, free: float, tokens_per_parameter: float
+) -> RunSpec | None:
     """The largest model of the same aspect that is expected to fit and to end in time.
 
     It gets tokens_per_parameter tokens for each of its parameters, and the given micro-batch, or
     the largest that fits at the same tokens per step.
     """
-    plan = predicted(config)
-    device = (plan.hardware, plan.dtype, free, plan.gpus)
+    plan = predicted(spec)
+    device = (plan.hardware, free)
 
-    def made_to_fit(candidate: Config) -> Config | None:
+    def made_to_fit(candidate: RunSpec) -> RunSpec | None:
         if is_expected_to_fit(candidate, *device):
             return candidate
         micro = largest_micro_batch(candidate, *device)
         return with_micro_batch(candidate, micro) if micro is not None else None
 
-    def passes(candidate: Config) -> bool:
+    def passes(candidate: RunSpec) -> bool:
         fitting = made_to_fit(trained_on(candidate, tokens_per_parameter))
         return fitting is not None and ends_within(predicted, fitting, seconds, "expected")
 
-    found = largest_of_aspect(config, passes)
+    found = largest_of_aspect(spec, passes)
     return made_to_fit(trained_on(found, tokens_per_parameter)) if found is not None else None

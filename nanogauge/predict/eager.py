@@ -1,28 +1,27 @@
-"""What a run takes whose compilation failed, so that it goes on without."""
+"""Time of a run that trains without compilation because compiling failed."""
 
 from __future__ import annotations
 
-from nanogauge.config import Config
+from dataclasses import replace
+
 from nanogauge.predict.calibration import Calibration
 from nanogauge.predict.prediction import predict
 from nanogauge.quantities import format_range, format_seconds
 from nanogauge.records import Estimate, Hardware
+from nanogauge.runspec import RunSpec
 
 
 def eager_total(
-    config: Config, hardware: Hardware, dtype: str, calibration: Calibration | None
+    spec: RunSpec, hardware: Hardware, calibration: Calibration | None
 ) -> Estimate | None:
-    """Seconds of the whole run without compilation; None where this device has no prediction.
+    """Return seconds of the whole run without compilation; None if the device has no prediction.
 
     Args:
-        config: the run as it was to be, compiled.
+        spec: the compiled run.
         hardware: what it runs on.
-        dtype: as resolved.
         calibration: what is known of this device; without one it is the analytic prediction.
     """
-    uncompiled = config.run.model_copy(update={"compile": False})
-    eager = config.model_copy(update={"run": uncompiled})
-    return predict(eager, hardware, dtype, calibration=calibration).best("total_seconds")
+    return predict(replace(spec, compile=False), hardware, calibration).best("total_seconds")
 
 
 def eager_sentence(eager: Estimate, compiled: Estimate | None) -> str:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
-from nanogauge.config import Config
 from nanogauge.predict.memory import Copied, Memory, predict_memory
 from nanogauge.predict.parameters import count_parameters
-from nanogauge.predict.workload import shape_of, workload_of
+from nanogauge.predict.workload import workload_of
 from nanogauge.quantities import Interval
 from nanogauge.records import Hardware
+from nanogauge.runspec import RunSpec, with_shape
+from nanogauge.schedule import checkpoints
 
 Verdict = Literal["fits", "doubtful", "does not fit"]
 
@@ -23,44 +25,37 @@ def fit_verdict(peak: Interval, free_bytes: float) -> Verdict:
     return "fits" if peak.high <= free_bytes else "doubtful"
 
 
-def memory_of(config: Config, hardware: Hardware, dtype: str, gpus: int = 1) -> Memory:
-    """Peak memory of each of the devices that share this run."""
-    copied: Copied = "in training"
-    if config.train.checkpoint_every >= config.train.max_steps:
-        copied = "at the end"
-    work = workload_of(config, dtype, hardware.kind != "cpu", gpus)
-    return predict_memory(work, hardware, copied)
+def memory_of(spec: RunSpec, hardware: Hardware) -> Memory:
+    """Return the peak memory of each of the devices that share this run."""
+    copies = checkpoints(spec)
+    copied: Copied = "in training" if copies > 1 else "at the end" if copies else "never"
+    return predict_memory(workload_of(spec, hardware.kind != "cpu"), hardware, copied)
 
 
-def is_expected_to_fit(
-    config: Config, hardware: Hardware, dtype: str, free_bytes: float, gpus: int = 1
-) -> bool:
-    return memory_of(config, hardware, dtype, gpus).process.expected <= free_bytes
+def is_expected_to_fit(spec: RunSpec, hardware: Hardware, free_bytes: float) -> bool:
+    return memory_of(spec, hardware).process.expected <= free_bytes
 
 
-def with_micro_batch(config: Config, micro: int) -> Config:
+def with_micro_batch(spec: RunSpec, micro: int) -> RunSpec:
     """The same tokens per step in other micro-batches; micro divides the sequences of a step."""
-    sequences = config.train.micro_batch * config.train.grad_accum
-    sizes = {"micro_batch": micro, "grad_accum": sequences // micro}
-    return config.model_copy(update={"train": config.train.model_copy(update=sizes)})
+    sequences = spec.micro_batch * spec.grad_accum
+    return replace(spec, micro_batch=micro, grad_accum=sequences // micro)
 
 
 def largest_micro_batch(
-    config: Config,
+    spec: RunSpec,
     hardware: Hardware,
-    dtype: str,
     free: float,
-    gpus: int = 1,
     end: Literal["expected", "high"] = "expected",
 ) -> int | None:
     """The largest micro-batch with the same tokens per step whose peak fits into free bytes.
 
     Of the peak's interval, `end` has to fit: with "high" the micro-batch is sure to.
     """
-    sequences = config.train.micro_batch * config.train.grad_accum // gpus
+    sequences = spec.micro_batch * spec.grad_accum // spec.world_size
     below_root = [d for d in range(1, math.isqrt(sequences) + 1) if sequences % d == 0]
     for micro in sorted({*below_root, *(sequences // d for d in below_root)}, reverse=True):
-        peak = memory_of(with_micro_batch(config, micro), hardware, dtype, gpus).process
+        peak = memory_of(with_micro_batch(spec, micro), hardware).process
         if (peak.expected if end == "expected" else peak.high) <= free:
             return micro
     return None
@@ -78,47 +73,54 @@ def largest_that(passes: Callable[[int], bool]) -> int:
     return below
 
 
-def reshaped(config: Config, layers: int, heads: int) -> Config:
+def reshaped(spec: RunSpec, layers: int, heads: int) -> RunSpec:
     """A model of other depth and width, its heads of the same size."""
-    head_size = config.model.n_embd // config.model.n_head
-    shape = {"n_layer": layers, "n_head": heads, "n_embd": heads * head_size}
-    return config.model_copy(update={"model": config.model.model_copy(update=shape)})
+    shape = spec.shape
+    n_embd, n_kv_head, mlp_width = (
+        size * heads // shape.n_head for size in (shape.n_embd, shape.n_kv_head, shape.mlp_width)
+    )
+    return with_shape(
+        spec,
+        n_layer=layers,
+        n_head=heads,
+        n_embd=n_embd,
+        n_kv_head=max(1, n_kv_head),
+        mlp_width=mlp_width,
+    )
 
 
-def widest(config: Config, passes: Callable[[Config], bool]) -> Config | None:
+def widest(spec: RunSpec, passes: Callable[[RunSpec], bool]) -> RunSpec | None:
     """The widest model of the same depth and head size that passes."""
-    heads = largest_that(lambda h: passes(reshaped(config, config.model.n_layer, h)))
-    return reshaped(config, config.model.n_layer, heads) if heads else None
+    heads = largest_that(lambda h: passes(reshaped(spec, spec.shape.n_layer, h)))
+    return reshaped(spec, spec.shape.n_layer, heads) if heads else None
 
 
-def deepest(config: Config, passes: Callable[[Config], bool]) -> Config | None:
+def deepest(spec: RunSpec, passes: Callable[[RunSpec], bool]) -> RunSpec | None:
     """The deepest model of the same width that passes."""
-    layers = largest_that(lambda n: passes(reshaped(config, n, config.model.n_head)))
-    return reshaped(config, layers, config.model.n_head) if layers else None
+    layers = largest_that(lambda n: passes(reshaped(spec, n, spec.shape.n_head)))
+    return reshaped(spec, layers, spec.shape.n_head) if layers else None
 
 
-def largest_of_aspect(config: Config, passes: Callable[[Config], bool]) -> Config | None:
+def largest_of_aspect(spec: RunSpec, passes: Callable[[RunSpec], bool]) -> RunSpec | None:
     """The largest model that passes, its depth over width as near as can be to the given one's.
 
     As one more head is a large step, the depths between that of the widest model with the nearest
     depth and that of the next width are tried at both widths.
     """
-    model = config.model
+    shape = spec.shape
 
     def depth(heads: int) -> int:
-        return max(1, round(model.n_layer * heads / model.n_head))
+        return max(1, round(shape.n_layer * heads / shape.n_head))
 
-    heads = largest_that(lambda h: passes(reshaped(config, depth(h), h)))
+    heads = largest_that(lambda h: passes(reshaped(spec, depth(h), h)))
     if not heads:
         return None
     least = depth(heads)
     depths = max(1, depth(heads + 1) - least)
 
-    def deepest_of_width(width: int) -> Config | None:
-        many = largest_that(
-            lambda n: n <= depths and passes(reshaped(config, least + n - 1, width))
-        )
-        return reshaped(config, least + many - 1, width) if many else None
+    def deepest_of_width(width: int) -> RunSpec | None:
+        many = largest_that(lambda n: n <= depths and passes(reshaped(spec, least + n - 1, width)))
+        return reshaped(spec, least + many - 1, width) if many else None
 
     found = filter(None, (deepest_of_width(heads), deepest_of_width(heads + 1)))
-    return max(found, key=lambda c: count_parameters(shape_of(c.model)).without_positions)
+    return max(found, key=lambda c: count_parameters(c.shape).without_positions)

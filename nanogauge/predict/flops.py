@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nanogauge.predict.parameters import count_parameters
-from nanogauge.predict.workload import Shape
+from nanogauge.runspec import Shape
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ def operations(shape: Shape) -> list[Operation]:
 
     forward + backward, summed, equal what torch's FlopCounterMode counts with plain attention.
     """
-    width, layers, mlp = shape.width, shape.layers, shape.mlp_width
+    width, layers, mlp = shape.n_embd, shape.n_layer, shape.mlp_width
     queries = shape.query_width
     forward = {
         "query, key, value": layers * 2 * width * (queries + 2 * shape.key_width),

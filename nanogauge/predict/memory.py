@@ -98,7 +98,7 @@ def _moments(
     # Gradients of the embedding and of an untied head, which are kept between steps.
     in_place = chunked and on_cpu and work.gpus == 1
     if in_place:
-        kept = state.embedding_gradient * (1 if work.shape.tied else 2)
+        kept = state.embedding_gradient * (1 if work.shape.tied_head else 2)
         before, accumulated = (max(b, kept) for b in (before, accumulated))
     always = {"weights": state.weights, _moments_name(work): state.moments}
     if saved.logits_kept:
@@ -106,7 +106,7 @@ def _moments(
     exchanging = {"gradient buckets": state.buckets}
     if not state.whole_tables:
         always |= exchanging
-    layers = work.shape.layers
+    layers = work.shape.n_layer
     done = layers - 1  # layers, when the first is the last to go back
     # The head's are let go with its own backward pass, a chunked one's before the others; those of
     # a recomputed layer are made again with it.
@@ -123,8 +123,8 @@ def _moments(
     added_at_once = accumulating and (not work.compiled or work.shards > 1)
     made = (2 if accumulating and not added_at_once else 1) * state.gradients
     if state.whole_tables and not accumulating:  # gradients of the tables are exchanged after that
-        made -= state.embedding_gradient * (1 if work.shape.tied else 2) / work.shards
-    if not work.shape.tied:
+        made -= state.embedding_gradient * (1 if work.shape.tied_head else 2) / work.shards
+    if not work.shape.tied_head:
         waiting = int(added_at_once)
     elif work.compiled:
         waiting = 2
@@ -138,7 +138,7 @@ def _moments(
     temporaries = saved.layer_gradients + (saved.layer if recomputing else 0.0)
     # That of an untied head is added to what an earlier micro-batch left before the layers begin,
     # but where it is exchanged in fp32, at the end.
-    if work.shape.tied or not added_at_once or state.whole_tables:
+    if work.shape.tied_head or not added_at_once or state.whole_tables:
         temporaries += embedding_gradient
     moments = {
         "the vocabulary head" if chunked else "the end of the forward pass": in_backward
@@ -213,7 +213,7 @@ def _moments_name(work: Workload) -> str:
 
 
 def _formulas(work: Workload, state: TrainingState, saved: Saved, logits: float) -> dict[str, str]:
-    per_unit = saved.kept / (work.tokens * work.shape.width)
+    per_unit = saved.kept / (work.tokens * work.shape.n_embd)
     per_logit = logits / (work.tokens * work.shape.vocabulary)
     head = f"{per_logit:g} B x tokens x vocabulary"
     if work.head == "chunked":

@@ -39,8 +39,8 @@ class Extra:
 
 def is_beyond_gpt2(work: Workload) -> bool:
     """Whether a step has anything in it that is counted here."""
-    options = work.program.logit_softcap or of_layer(work, on_cpu=False) != Extra()
-    return options or (work.optimizer == "muon" and work.muon_restored)
+    options = bool(work.program.logit_softcap) or of_layer(work, on_cpu=False) != Extra()
+    return options or (work.optimizer == "muon" and work.program.muon_restored)
 
 
 def of_layer(work: Workload, on_cpu: bool) -> Extra:
@@ -83,8 +83,8 @@ def _queries_and_keys(work: Workload, on_cpu: bool) -> Extra:
 
 def _norms_without_weights(work: Workload, on_cpu: bool) -> Extra:
     """Of the two RMS norms of a layer, in the place of LayerNorms with weights."""
-    width = work.shape.width
-    r = 4 if work.wide_residual and work.master_weights else work.element_bytes
+    width = work.shape.n_embd
+    r = 4 if work.program.wide_residual and work.program.master_weights else work.element_bytes
     if on_cpu and not work.compiled:
         # LayerNorm is a kernel of 2 reads and writes forward and 3 backward; this is 16 operations,
         # in fp32, of which each goes through memory: 22.

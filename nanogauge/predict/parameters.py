@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nanogauge.predict.workload import Shape
+from nanogauge.runspec import Shape
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class Parameters:
 def layer_matrices(shape: Shape) -> list[tuple[int, int]]:
     """Inputs and outputs of a block's matrices; those that share their input as one."""
     return [
-        (shape.width, shape.query_width + 2 * shape.key_width),
-        (shape.query_width, shape.width),
-        (shape.width, (shape.mlp_matrices - 1) * shape.mlp_width),
-        (shape.mlp_width, shape.width),
+        (shape.n_embd, shape.query_width + 2 * shape.key_width),
+        (shape.query_width, shape.n_embd),
+        (shape.n_embd, (shape.mlp_matrices - 1) * shape.mlp_width),
+        (shape.mlp_width, shape.n_embd),
     ]
 
 
@@ -50,7 +50,7 @@ def count_parameters(shape: Shape) -> Parameters:
 
     In general a block has C x D x (2 H + 2 H_kv) of attention and 2 or 3 C x F of MLP.
     """
-    width, layers, mlp = shape.width, shape.layers, shape.mlp_width
+    width, layers, mlp = shape.n_embd, shape.n_layer, shape.mlp_width
     norms = (2 * layers + 1) * width if shape.norm_weights else 0
     biases = 0
     if shape.bias:
@@ -61,7 +61,7 @@ def count_parameters(shape: Shape) -> Parameters:
     return Parameters(
         block_matrices=layers * sum(a * b for a, b in layer_matrices(shape)),
         vocabulary=shape.vocabulary * width,
-        tied=shape.tied,
+        tied=shape.tied_head,
         vectors=norms + biases,
         tables=positions + shape.table_parameters,
     )

@@ -80,7 +80,7 @@ def predict_step_time(
     on_cpu = hardware.kind == "cpu"
     each_byte = work.tokens / device.bandwidth  # seconds a byte of each token
     activations = work.tokens * device.wide / device.bandwidth  # and of one in 16 bits
-    options, layers = of_layer(work, on_cpu), work.shape.layers
+    options, layers = of_layer(work, on_cpu), work.shape.n_layer
     forward = {
         "matrix products of the blocks": _block_products(work, device, k),
         "attention": _attention(work, device, k),
@@ -203,8 +203,8 @@ def _products(
 
 
 def _block_products(work: Workload, device: _Device, k: Constants) -> float:
-    seconds = work.shape.layers * _products(layer_matrices(work.shape), work, device, k)
-    return seconds / k.fp8_speed if work.fp8_products else seconds
+    seconds = work.shape.n_layer * _products(layer_matrices(work.shape), work, device, k)
+    return seconds / k.fp8_speed if work.program.fp8_products else seconds
 
 
 def _vocabulary_head(work: Workload, device: _Device, k: Constants) -> float:
@@ -213,7 +213,7 @@ def _vocabulary_head(work: Workload, device: _Device, k: Constants) -> float:
     It adds to the fp32 gradient of the whole weight, which is read and written, and so are in 16
     bits what is added. The first addition is counted with the weights.
     """
-    width, vocabulary = work.shape.width, work.shape.vocabulary
+    width, vocabulary = work.shape.n_embd, work.shape.vocabulary
     seconds = _products([(width, vocabulary)], work, device, k)
     seconds *= k.unaligned_head if vocabulary % 8 else 1.0
     if work.head == "chunked":
@@ -234,7 +234,7 @@ def _weight_bytes(work: Workload, k: Constants) -> float:
     tables = work.shape.table_parameters
     looked_up = k.table_bytes * tables
     multiplied = k.weight_bytes * (count_parameters(work.shape).total - tables)
-    return (multiplied + looked_up) * (1 if work.master_weights else 0.5) / work.shards
+    return (multiplied + looked_up) * (1 if work.program.master_weights else 0.5) / work.shards
 
 
 def _attention(work: Workload, device: _Device, k: Constants) -> float:
@@ -242,15 +242,15 @@ def _attention(work: Workload, device: _Device, k: Constants) -> float:
     shape, n = work.shape, work.tokens
     queries = shape.query_width
     if work.attention == "plain":
-        flops = 12.0 * n * shape.context * queries * shape.layers
+        flops = 12.0 * n * shape.context * queries * shape.n_layer
         each = k.score_bytes if work.compiled else k.score_bytes_eager
         if work.dropout:
             each *= k.score_dropout
-        scores = n * shape.context * shape.heads * shape.layers * each * device.wide
+        scores = n * shape.context * shape.n_head * shape.n_layer * each * device.wide
         return flops / (device.ceiling * device.products) + scores / device.bandwidth
     context = shape.context * shape.attended
     half = 1 + 128 / context  # tiles on the diagonal are computed in full
-    flops = 7 * n * context * queries * shape.layers * half
+    flops = 7 * n * context * queries * shape.n_layer * half
     # Softmax takes one exponential a score, whatever the head size; efficiencies are for 128.
     narrow = (1 + device.even_head / shape.head_size) / (1 + device.even_head / 128)
     dropout = k.attention_dropout if work.dropout else 1.0
@@ -264,11 +264,11 @@ def _elementwise_bytes(work: Workload, k: Constants) -> float:
         per_width, per_mlp, dropout = k.norm_bytes, k.mlp_bytes, k.dropout_bytes
     else:
         per_width, per_mlp, dropout = k.norm_bytes_eager, k.mlp_bytes_eager, k.dropout_bytes_eager
-    if work.wide_residual and work.element_bytes == 2:
+    if work.program.wide_residual and work.element_bytes == 2:
         per_width += k.wide_residual_bytes if work.compiled else k.wide_residual_bytes_eager
-    per_layer = shape.width * (per_width + (dropout if work.dropout else 0.0))
+    per_layer = shape.n_embd * (per_width + (dropout if work.dropout else 0.0))
     per_layer += shape.mlp_width * per_mlp * (k.gated_mlp if shape.mlp_matrices == 3 else 1.0)
-    return shape.layers * per_layer
+    return shape.n_layer * per_layer
 
 
 def _recomputation(work: Workload, forward: dict[str, float], k: Constants) -> float:
@@ -288,17 +288,17 @@ def _optimizer(work: Workload, device: _Device, k: Constants) -> float:
     share = 1 / work.gpus if work.sharding == "optimizer" else 1 / work.shards
     newton_schulz = launches = 0.0
     if work.optimizer == "muon":
-        by_muon = MUON_BYTES if work.muon_restored else k.muon_bytes
+        by_muon = MUON_BYTES if work.program.muon_restored else k.muon_bytes
         moved += by_muon * counted.block_matrices * share
         matrices = layer_matrices(work.shape)
         newton_schulz = (
-            work.newton_schulz_steps
-            * work.shape.layers
-            * sum(_newton_schulz(a, b, work.muon_batched, device, k) for a, b in matrices)
+            work.program.newton_schulz_steps
+            * work.shape.n_layer
+            * sum(_newton_schulz(a, b, work.program.muon_batched, device, k) for a, b in matrices)
         )
-        if work.muon_restored:
-            launches = MUON_KERNELS * work.shape.layers * len(matrices) * device.launch_seconds
-    half = 1.0 if work.master_weights else 0.5
+        if work.program.muon_restored:
+            launches = MUON_KERNELS * work.shape.n_layer * len(matrices) * device.launch_seconds
+    half = 1.0 if work.program.master_weights else 0.5
     busy = half * moved / device.bandwidth + share * newton_schulz
     return busy + launches if device.on_cpu else max(busy, launches)
 
@@ -357,10 +357,10 @@ def _communication(
             seconds += 4 * total / work.shards * (nodes - 1) / nodes / network
         hidden = min(seconds, k.hidden_share_sharded * busy)
         return 0.0, seconds - hidden + k.interference * hidden
-    seconds = 2 * (4 if work.master_weights else 2) * total * ring / slowest
+    seconds = 2 * (4 if work.program.master_weights else 2) * total * ring / slowest
     hidden = min(seconds, k.hidden_share * 2 / 3 * busy) if work.overlapped else 0.0
     exposed = seconds - hidden + k.interference * hidden
-    return (0.0, exposed) if work.sync_every_micro_step else (exposed, 0.0)
+    return (0.0, exposed) if work.program.sync_every_micro_step else (exposed, 0.0)
 
 
 def _link(hardware: Hardware, k: Constants) -> float:

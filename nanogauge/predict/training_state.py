@@ -39,9 +39,9 @@ def training_state(work: Workload) -> TrainingState:
     """The state of one training process, sharded where the workload says so."""
     shape = work.shape
     counted = count_parameters(shape)
-    master = 4 if work.master_weights else 2
+    master = 4 if work.program.master_weights else 2
     narrow = 0  # parameters in 16 bits although the rest is in fp32
-    if work.program.embeddings_16_bit and work.master_weights:
+    if work.program.embeddings_16_bit and work.program.master_weights:
         narrow = counted.vocabulary + shape.table_parameters
     weights = master * counted.total - 2 * narrow
     moments = 2 * weights
@@ -52,11 +52,11 @@ def training_state(work: Workload) -> TrainingState:
         "adamw_foreach": weights,  # the square roots of all second moments at once
         "muon": 2 * counted.block_matrices,  # 16-bit updates of all matrices
     }[work.optimizer]
-    if work.optimizer == "muon" and not work.muon_batched:
+    if work.optimizer == "muon" and not work.program.muon_batched:
         # Of one matrix: it and its moment as they were, the update in fp32, and in 16 bits what
         # goes into an iteration, what comes out, and two products as large as the smaller side.
         temporary = max(16 * a * b + 4 * min(a, b) ** 2 for a, b in layer_matrices(shape))
-    layer = counted.block_matrices / shape.layers
+    layer = counted.block_matrices / shape.n_layer
     table_gradient = (2 if narrow else master) * counted.vocabulary
     shards = work.shards
     in_fp32 = shards > 1 and work.program.fp32_exchange
@@ -67,20 +67,20 @@ def training_state(work: Workload) -> TrainingState:
     buckets: float
     gathered_layers = whole_tables = 0.0
     if shards == 1:
-        in_16_bits = counted.vocabulary if narrow and shape.tied else 0
-        cast = work.master_weights and work.element_bytes == 2
+        in_16_bits = counted.vocabulary if narrow and shape.tied_head else 0
+        cast = work.program.master_weights and work.element_bytes == 2
         casts = 2 * (counted.matrices - in_16_bits) if cast else 0
         buckets = weights if work.gpus > 1 else 0  # DDP's, of a copy of all gradients
     else:
         # FSDP: embedding and head stay gathered from the forward pass on; of the layers the one at
         # work and the next. Of one layer the gradients are summed up in fp32.
-        tables = counted.vocabulary * (1 if shape.tied else 2)
+        tables = counted.vocabulary * (1 if shape.tied_head else 2)
         casts = work.element_bytes * (tables + 2 * layer)
         buckets = (4 + work.element_bytes) * layer
         if in_fp32:  # as train.py does it
             casts += (4 - work.element_bytes) * tables + head_casts
             gathered_layers = 2 * work.element_bytes * layer
-            whole_tables = (3 if shape.tied else 4) * table_gradient
+            whole_tables = (3 if shape.tied_head else 4) * table_gradient
     per_weight = f"{master} B per parameter" + (", embeddings 2 B" if narrow else "")
     shared = f" / {shards} GPUs" if shards > 1 else ""
     return TrainingState(

@@ -6,21 +6,21 @@ Nothing here is a rule of thumb: a piece of advice names the setting, and what i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from nanogauge.config import Config
 from nanogauge.hardware import find_gpu
-from nanogauge.predict.prediction import checkpoints, compile_seconds, evaluations
+from nanogauge.predict.prediction import compile_seconds
 from nanogauge.predict.step_time import counted_clock_hz
 from nanogauge.quantities import format_seconds
 from nanogauge.records import Prediction
 from nanogauge.report.clocks import MeasuredClock, slowed
-from nanogauge.report.corrected import with_train
 from nanogauge.report.measured import Measurements
 from nanogauge.report.what_if import LARGER_MICRO_BATCHES, Scenario
 from nanogauge.runlog import Recorded
+from nanogauge.runspec import EMBEDDED_TEXT, RunSpec
+from nanogauge.schedule import checkpoints, evaluations
 
 WORTH = 0.0025
 """of the run's time: what saves less is not worth a sentence"""
@@ -30,7 +30,7 @@ WORTH = 0.0025
 class Advice:
     """On one run; each piece is None where nothing is to be changed, or too little saved."""
 
-    config: Config
+    spec: RunSpec
     prediction: Prediction
     measurements: Measurements
     recorded: Recorded
@@ -49,10 +49,8 @@ class Advice:
         spent, done = self.measurements.ledger.eval_s, len(self.recorded.evals)
         if not spent or not done:
             return None
-        every, batches = self.config.train.eval_every, self.config.train.eval_batches
-        fewer = evaluations(self.config) - evaluations(
-            with_train(self.config, eval_every=2 * every)
-        )
+        every, batches = self.spec.eval_every or 0, self.spec.eval_batches or 0
+        fewer = evaluations(self.spec) - evaluations(replace(self.spec, eval_every=2 * every))
         saved = fewer * spent / done
         text = (
             f"evaluation every {2 * every:,} steps instead of {every:,} saves "
@@ -68,9 +66,9 @@ class Advice:
         spent = self.measurements.ledger.checkpoint_s
         if not spent or self.recorded.lost_steps:
             return None
-        every = self.config.train.checkpoint_every
-        planned = checkpoints(self.config)
-        kept = checkpoints(with_train(self.config, checkpoint_every=2 * every))
+        every = self.spec.checkpoint_every or 0
+        planned = checkpoints(self.spec)
+        kept = checkpoints(replace(self.spec, checkpoint_every=2 * every))
         saved = (planned - kept) * self._checkpoint_seconds()
         return self._worth(
             saved,
@@ -84,11 +82,11 @@ class Advice:
 
     def restarts(self) -> str | None:
         """Half the work is lost with twice the checkpoints, which have their price."""
-        lost, every = self.measurements.ledger.lost_s or 0.0, self.config.train.checkpoint_every
+        lost, every = self.measurements.ledger.lost_s or 0.0, self.spec.checkpoint_every or 0
         if not self.recorded.lost_steps or every < 2:
             return None
-        more = checkpoints(with_train(self.config, checkpoint_every=every // 2))
-        price = (more - checkpoints(self.config)) * self._checkpoint_seconds()
+        more = checkpoints(replace(self.spec, checkpoint_every=every // 2))
+        price = (more - checkpoints(self.spec)) * self._checkpoint_seconds()
         saved = lost / 2 - price
         return self._worth(
             saved,
@@ -99,7 +97,7 @@ class Advice:
 
     def data(self) -> str | None:
         """None of text that is in memory, which no disk makes faster."""
-        if self.config.data.embedded:
+        if self.spec.dataset == EMBEDDED_TEXT:
             return None
         waited = self.measurements.ledger.data_wait_s or 0.0
         return self._worth(
@@ -111,7 +109,7 @@ class Advice:
         """What a compiler saves that finds its own results of an earlier run."""
         again = sum(startup.compile_seconds for startup in self.recorded.startups[1:])
         spent = (self.measurements.ledger.compile_s or 0.0) - again
-        predicted = compile_seconds(self.config, self.prediction.hardware)
+        predicted = compile_seconds(self.spec, self.prediction.hardware)
         if not predicted.expected:
             return None
         saved = (1 - predicted.low / predicted.expected) * spent  # low is from a warm cache

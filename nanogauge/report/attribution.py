@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from nanogauge.claims import Claim, Claims
-from nanogauge.config import Config
 from nanogauge.quantities import format_seconds
 from nanogauge.records import Prediction, Stored
 from nanogauge.report.advice import Advice
@@ -19,6 +18,7 @@ from nanogauge.report.step_causes import (
 )
 from nanogauge.report.what_if import Scenario
 from nanogauge.runlog import Recorded
+from nanogauge.runspec import RunSpec
 
 
 class Attribution(Stored):
@@ -34,7 +34,7 @@ class Attribution(Stored):
 def attribute(
     prediction: Prediction,
     measurements: Measurements,
-    config: Config,
+    spec: RunSpec,
     recorded: Recorded,
     scenarios: Sequence[Scenario] = (),
 ) -> Attribution | None:
@@ -42,7 +42,7 @@ def attribute(
     planned = prediction.ledger
     if not planned or not _is_whole(measurements):
         return None
-    steps = config.train.max_steps
+    steps = spec.steps
     expected = Expected(
         total_seconds=sum(planned.values()),
         step_seconds=planned["step_s"] / steps,
@@ -51,14 +51,14 @@ def attribute(
         planned=planned,
         clock=counted_clock(prediction.hardware),
     )
-    return _attribution(expected, _advice(prediction, measurements, config, recorded, scenarios))
+    return _attribution(expected, _advice(prediction, measurements, spec, recorded, scenarios))
 
 
 def attribute_claim(
     claims: Claims | None,
     prediction: Prediction,
     measurements: Measurements,
-    config: Config,
+    spec: RunSpec,
     recorded: Recorded,
     scenarios: Sequence[Scenario] = (),
 ) -> Attribution | None:
@@ -70,7 +70,7 @@ def attribute_claim(
     if claims is None or not totals or not _is_whole(measurements):
         return None
     _, middle, claim = min(totals, key=lambda t: t[0])
-    steps = config.train.max_steps
+    steps = spec.steps
     expected = Expected(
         total_seconds=middle,
         step_seconds=middle / steps,
@@ -79,7 +79,7 @@ def attribute_claim(
         planned={},
         clock=None,
     )
-    return _attribution(expected, _advice(prediction, measurements, config, recorded, scenarios))
+    return _attribution(expected, _advice(prediction, measurements, spec, recorded, scenarios))
 
 
 def _is_whole(measurements: Measurements) -> bool:
@@ -90,13 +90,13 @@ def _is_whole(measurements: Measurements) -> bool:
 def _advice(
     prediction: Prediction,
     measurements: Measurements,
-    config: Config,
+    spec: RunSpec,
     recorded: Recorded,
     scenarios: Sequence[Scenario],
 ) -> Advice:
     share = arithmetic_share(prediction)
     return Advice(
-        config=config,
+        spec=spec,
         prediction=prediction,
         measurements=measurements,
         recorded=recorded,

@@ -18,7 +18,7 @@ from nanogauge.quantities import (
     format_value,
     tokens_per_second,
 )
-from nanogauge.records import SCHEMA, Prediction, Stored
+from nanogauge.records import SCHEMA, Prediction, Stored, TimeZone
 from nanogauge.report.attribution import Attribution, attribute, attribute_claim
 from nanogauge.report.compare import Row, build_rows, deviation_text
 from nanogauge.report.instruments import Instrument, instruments
@@ -50,6 +50,8 @@ class RunInfo(Stored):
     steps_done: int
     max_steps: int
     started_unix: float | None
+    time_zone: TimeZone = TimeZone()
+    """of the machine that trained; UTC where machine.json has none"""
     device: str
     dtype: str
     compiled: bool | None
@@ -153,21 +155,23 @@ def build_report(
     alive = process_is_there(folder)  # before its log: it may end meanwhile
     written = last_written(folder)
     run, recorded = load_with_log(folder, reader)
-    config, prediction = run.config, run.prediction
-    measurements = without_totals(measure(recorded, config, prediction), config)
-    rows, findings = build_rows(claims, config, prediction, measurements)
+    spec, prediction = run.spec, run.prediction
+    measurements = without_totals(measure(recorded, spec, prediction), spec)
+    rows, findings = build_rows(claims, spec, prediction, measurements)
     scenarios = what_if(
-        config, prediction, measurements, recorded, load_power_curve(prediction.hardware.name)
+        spec, prediction, measurements, recorded, load_power_curve(prediction.hardware.name)
     )
-    attribution = attribute(prediction, measurements, config, recorded, scenarios)
-    of_claim = attribute_claim(claims, prediction, measurements, config, recorded, scenarios)
+    attribution = attribute(prediction, measurements, spec, recorded, scenarios)
+    of_claim = attribute_claim(claims, prediction, measurements, spec, recorded, scenarios)
     quiet = silence(recorded, prediction, written, now, alive)
     finished = measurements.status == "finished"
-    projection = None if finished else project(recorded, config, prediction, measurements)
+    projection = None if finished else project(recorded, spec, prediction, measurements)
     headline = (
         _headline(claims, rows, measurements, attribution, prediction)
         if finished
-        else unfinished_headline(measurements, config, prediction, quiet, projection, now)
+        else unfinished_headline(
+            measurements, spec, prediction, quiet, projection, run.time_zone.local(now)
+        )
     )
     info = _run_info(run, recorded, claims, rows, measurements, quiet, projection, headline)
     report = Report(
@@ -179,7 +183,7 @@ def build_report(
         attribution_of_claim=of_claim,
         what_if=scenarios,
         time_ledger=measurements.ledger,
-        instruments=instruments(recorded, config, prediction, measurements),
+        instruments=instruments(recorded, spec, prediction, measurements),
         alarms=[
             RaisedAlarm(what=e.what, step=e.step, elapsed_seconds=e.elapsed_seconds, text=e.text)
             for e in recorded.events
@@ -211,20 +215,21 @@ def _run_info(
     projection: Projection | None,
     headline: str,
 ) -> RunInfo:
-    config, median = run.config, measurements.median_step_seconds
+    spec, median = run.spec, measurements.median_step_seconds
     start = recorded.starts[0]
     predictions = {row.id: row.prediction for row in rows if row.prediction is not None}
     return RunInfo(
-        name=config.run.name,
+        name=spec.name or run.path.name,
         source=start.source,
         status=measurements.status,
         steps_done=measurements.steps_done,
-        max_steps=config.train.max_steps,
+        max_steps=spec.steps,
         started_unix=start.unix_time,
+        time_zone=run.time_zone,
         device=start.device,
         dtype=run.prediction.dtype,
         compiled=recorded.compiles[-1].mode == "compiled" if recorded.compiles else None,
-        tokens_per_second=tokens_per_second(config.tokens_per_step, median) if median else None,
+        tokens_per_second=tokens_per_second(spec.tokens_per_step, median) if median else None,
         state=quiet.state if quiet is not None else None,
         last_line_age_s=quiet.last_line_age_s if quiet is not None else None,
         projected_total_s=projection.total_s if projection is not None else None,

@@ -10,27 +10,24 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from nanogauge.config import Config
 from nanogauge.hardware import usually_free_bytes
 from nanogauge.predict.calibration import Calibration, FinishedRun
 from nanogauge.predict.energy import cost_of, kwh_of
 from nanogauge.predict.fit import Verdict, fit_verdict, memory_of, with_micro_batch
-from nanogauge.predict.prediction import checkpoints, evaluations, predict
+from nanogauge.predict.prediction import predict
 from nanogauge.predict.workload import workload_of
 from nanogauge.quantities import Interval
 from nanogauge.records import Hardware, Prediction
 from nanogauge.report.measured import Measurements
 from nanogauge.runlog import Recorded
+from nanogauge.runspec import RunSpec
+from nanogauge.schedule import checkpoints, evaluations
 
 
-def with_train(config: Config, **values: int) -> Config:
-    return config.model_copy(update={"train": config.train.model_copy(update=values)})
-
-
-def in_micro_batches(config: Config, micro: int) -> Config:
-    """The same tokens a step in other micro-batches, and as many (or a few more) an evaluation."""
-    sequences = config.train.eval_batches * config.train.micro_batch
-    return with_train(with_micro_batch(config, micro), eval_batches=math.ceil(sequences / micro))
+def in_micro_batches(spec: RunSpec, micro: int) -> RunSpec:
+    """Return the same tokens a step in other micro-batches, and as many or a few more evaluated."""
+    sequences = (spec.eval_batches or 0) * spec.micro_batch
+    return replace(with_micro_batch(spec, micro), eval_batches=math.ceil(sequences / micro))
 
 
 def memory_left(hardware: Hardware, recorded: Recorded) -> int | None:
@@ -50,10 +47,8 @@ def memory_left(hardware: Hardware, recorded: Recorded) -> int | None:
 class Engine:
     """The prediction of runs like this one, corrected by it."""
 
-    config: Config
+    spec: RunSpec
     hardware: Hardware
-    dtype: str
-    gpus: int
     calibration: Calibration
     """this run alone"""
     factors: dict[str, float]
@@ -68,14 +63,14 @@ class Engine:
 
     @classmethod
     def of(
-        cls, config: Config, prediction: Prediction, found: Measurements, recorded: Recorded
+        cls, spec: RunSpec, prediction: Prediction, found: Measurements, recorded: Recorded
     ) -> Engine:
-        hardware, dtype, gpus = prediction.hardware, prediction.dtype, prediction.gpus
+        hardware = prediction.hardware
         step, watts = found.values["step_seconds"], found.values.get("power_watts")
         on_gpu = hardware.kind != "cpu"
         this_run = FinishedRun(
-            name=config.run.name,
-            workload=workload_of(config, dtype, on_gpu, gpus),
+            name=spec.name or "",
+            workload=workload_of(spec, on_gpu),
             step_seconds=step.value,
             p10_seconds=step.value if step.p10 is None else step.p10,
             p90_seconds=step.value if step.p90 is None else step.p90,
@@ -83,12 +78,10 @@ class Engine:
             finished_unix=recorded.starts[-1].unix_time or 0.0,
         )
         peak = found.values.get("peak_process_bytes")
-        expected = memory_of(config, hardware, dtype, gpus).process.expected
+        expected = memory_of(spec, hardware).process.expected
         return cls(
-            config=config,
+            spec=spec,
             hardware=hardware,
-            dtype=dtype,
-            gpus=gpus,
             calibration=Calibration(
                 device=hardware.name,
                 torch="",
@@ -96,7 +89,7 @@ class Engine:
                 created_unix=this_run.finished_unix,
                 runs=(this_run,),
             ),
-            factors=_factors(config, predict(config, hardware, dtype, gpus), found, recorded),
+            factors=_factors(spec, predict(spec, hardware), found, recorded),
             memory_factor=peak.value / expected if peak is not None else 1.0,
             memory_measured=peak is not None,
             free_bytes=memory_left(hardware, recorded),
@@ -107,7 +100,7 @@ class Engine:
     @property
     def step_factor(self) -> float:
         """The measured steady step over the predicted one."""
-        found = predict(self.config, self.hardware, self.dtype, self.gpus, self.calibration)
+        found = predict(self.spec, self.hardware, self.calibration)
         measured, predicted = found.calibrated["step_seconds"], found.quantities["step_seconds"]
         return measured.expected / predicted.expected
 
@@ -122,13 +115,13 @@ class Engine:
             watts=None,
         )
 
-    def seconds(self, config: Config) -> Interval:
+    def seconds(self, spec: RunSpec) -> Interval:
         """The whole run; the interval is the step's, as the other parts were measured."""
-        found = predict(config, self.hardware, self.dtype, self.gpus, self.calibration)
+        found = predict(spec, self.hardware, self.calibration)
         step, analytic = found.calibrated["step_seconds"], found.quantities["step_seconds"]
         slower = step.expected / analytic.expected
         ledger = found.ledger
-        work = config.train.max_steps * step.expected
+        work = spec.steps * step.expected
         work += ledger["eval_s"] * self.factors.get("eval_s", slower)
         rest = sum(ledger[k] * self.factors[k] for k in ("compile_s", "checkpoint_s", "other_s"))
         return step.scaled(work) + rest
@@ -139,41 +132,43 @@ class Engine:
         The interval of a measured mean is as wide as the predicted one: other work draws another
         share of the limit. It does not go above the limit unless the measurement did.
         """
-        predicted = predict(self.config, self.hardware, self.dtype, self.gpus)
+        predicted = predict(self.spec, self.hardware)
         share = predicted.quantities.get("power_watts")
         if share is None:
             return None
         if self.watts is None:
             return share
-        limit = self.gpus * (limit_watts or self.hardware.power_limit_watts or self.watts)
+        limit = self.spec.world_size * (
+            limit_watts or self.hardware.power_limit_watts or self.watts
+        )
         drawn = share.scaled(self.watts)
         return Interval(drawn.low, self.watts, max(self.watts, min(drawn.high, limit)))
 
-    def memory(self, config: Config) -> tuple[float, Verdict | None]:
+    def memory(self, spec: RunSpec) -> tuple[float, Verdict | None]:
         """The expected peak, and whether it fits; both corrected by the measured peak.
 
         What was measured of this very workload has no interval.
         """
-        memory = memory_of(config, self.hardware, self.dtype, self.gpus)
+        memory = memory_of(spec, self.hardware)
         peak = self.memory_factor * memory.process
-        work = workload_of(config, self.dtype, self.hardware.kind != "cpu", self.gpus)
+        work = workload_of(spec, self.hardware.kind != "cpu")
         if self.memory_measured and work == self.calibration.runs[0].workload:
             peak = Interval.exact(peak.expected)
         verdict = None if self.free_bytes is None else fit_verdict(peak, self.free_bytes)
         return peak.expected, verdict
 
-    def made_to_fit(self, config: Config) -> Config | None:
+    def made_to_fit(self, spec: RunSpec) -> RunSpec | None:
         """The configuration, in halved micro-batches until it may fit; None where it never does."""
-        while self.memory(config)[1] == "does not fit":
-            micro = config.train.micro_batch
+        while self.memory(spec)[1] == "does not fit":
+            micro = spec.micro_batch
             if micro % 2:
                 return None
-            config = in_micro_batches(config, micro // 2)
-        return config
+            spec = in_micro_batches(spec, micro // 2)
+        return spec
 
 
 def _factors(
-    config: Config, predicted: Prediction, found: Measurements, recorded: Recorded
+    spec: RunSpec, predicted: Prediction, found: Measurements, recorded: Recorded
 ) -> dict[str, float]:
     """Measured over predicted, of each part of the ledger but the steps.
 
@@ -185,26 +180,26 @@ def _factors(
     again = sum(startup.compile_seconds for startup in recorded.startups[1:])
     if measured.compile_s is not None and ledger["compile_s"] > 0:
         factors["compile_s"] = (measured.compile_s - again) / ledger["compile_s"]
-    if measured.eval_s is not None and recorded.evals:
+    if measured.eval_s is not None and recorded.evals and ledger["eval_s"] > 0:
         one = measured.eval_s / len(recorded.evals)
-        factors["eval_s"] = one / (ledger["eval_s"] / evaluations(config))
+        factors["eval_s"] = one / (ledger["eval_s"] / evaluations(spec))
     saved = sum(line.seconds is not None for line in recorded.checkpoints)
     if measured.checkpoint_s is None:
         factors["checkpoint_s"] = 0.0
-    elif saved:
+    elif saved and ledger["checkpoint_s"] > 0:
         one = measured.checkpoint_s / saved
-        factors["checkpoint_s"] = one / (ledger["checkpoint_s"] / checkpoints(config))
+        factors["checkpoint_s"] = one / (ledger["checkpoint_s"] / checkpoints(spec))
     if measured.other_s is not None:
         factors["other_s"] = max(measured.other_s, 0.0) / ledger["other_s"]
     return factors
 
 
 def energy_and_cost(
-    config: Config, watts: Interval | None, seconds: Interval
+    spec: RunSpec, watts: Interval | None, seconds: Interval
 ) -> tuple[Interval | None, Interval | None]:
     """Return the energy of the boards in kWh and its cost; None without power or a tariff."""
     if watts is None:
         return None, None
     energy = kwh_of(watts, seconds)
-    tariff = config.cost.price_per_kwh is not None
-    return energy, cost_of(config.cost, energy, seconds) if tariff else None
+    tariff = spec.cost.price_per_kwh is not None
+    return energy, cost_of(spec.cost, energy, seconds) if tariff else None

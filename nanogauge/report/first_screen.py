@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -35,6 +34,7 @@ STATES = {
     "died": ("✕", "Died"),
 }
 ZONED = "%a %d %b %Y, %H:%M %Z"
+WEEKDAY_TIME = "%a %H:%M:%S"
 
 
 @dataclass(frozen=True)
@@ -137,16 +137,6 @@ def counts(report: Report) -> tuple[str, list[Count]]:
     return "predictions", [Count(v, MARKS[v], number) for v, number in numbers.items()]
 
 
-def local_time(unix: float) -> str:
-    """A moment by the clock of the machine that makes the page, with its zone."""
-    return time.strftime(ZONED, time.localtime(unix))
-
-
-def local_clock(unix: float) -> str:
-    """The same as a weekday and a time of day."""
-    return time.strftime("%a %H:%M:%S", time.localtime(unix))
-
-
 def ended_unix(recorded: Recorded) -> float | None:
     """When the last line was written; None where the log does not tell the time of day."""
     began, session = process_began(recorded.starts[-1]), recorded.session_seconds[-1]
@@ -183,7 +173,7 @@ def finish_line(report: Report, recorded: Recorded) -> FinishLine:
         if ended is None:
             took = "not in this log" if ran is None else format_seconds(ran)
             return FinishLine("Took", took, "the log names no time of day")
-        return FinishLine("Finished", local_time(ended))
+        return FinishLine("Finished", f"{run.time_zone.local(ended):{ZONED}}")
     if run.projected_total_s is None or ran is None:
         return FinishLine("Would finish", "not known", "no pace is in the log yet")
     total = _projected(run)
@@ -191,5 +181,5 @@ def finish_line(report: Report, recorded: Recorded) -> FinishLine:
         return FinishLine("Would take", total, "at its pace, if it went on")
     label = "Will finish" if run.state == "running" else "Would finish"
     doubt = "" if run.state == "running" else ", if it still runs"
-    done = local_time(ended + run.projected_total_s - ran)
+    done = f"{run.time_zone.local(ended + run.projected_total_s - ran):{ZONED}}"
     return FinishLine(label, done, f"at its pace{doubt}; {total} in all")

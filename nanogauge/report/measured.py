@@ -7,15 +7,14 @@ import statistics
 import numpy as np
 import numpy.typing as npt
 
-from nanogauge.config import Config
 from nanogauge.predict.flops import MFU_CONVENTIONS, flops_per_token_6n, flops_per_token_palm
-from nanogauge.predict.workload import shape_of
 from nanogauge.quantities import QUANTITIES, format_seconds, mfu
 from nanogauge.records import Prediction, Stored
 from nanogauge.report.figures import Measured, quantile
 from nanogauge.report.quality import quality_figures, quality_notes
 from nanogauge.report.sensed import energy_figures, memory_figures
 from nanogauge.runlog import Recorded
+from nanogauge.runspec import RunSpec
 
 SPEEDUP_AFTER_SECONDS = 600
 SPEEDUP_WINDOW_SECONDS = 60
@@ -98,7 +97,7 @@ def steady_seconds(recorded: Recorded, first_step: int = 0) -> npt.NDArray[np.fl
     return recorded.steps.column("step_seconds")[wanted]
 
 
-def measure(recorded: Recorded, config: Config, prediction: Prediction) -> Measurements:
+def measure(recorded: Recorded, spec: RunSpec, prediction: Prediction) -> Measurements:
     """Every quantity of a run, from its log."""
     steps = recorded.steps
     end = recorded.end
@@ -111,8 +110,8 @@ def measure(recorded: Recorded, config: Config, prediction: Prediction) -> Measu
     missing: dict[str, str] = {}
     refused: list[str] = []
 
-    unique = recorded.starts[-1].train_tokens or config.data.tokens
-    _count(values, missing, config, prediction, steps_done, unique)
+    unique = recorded.starts[-1].train_tokens or spec.unique_tokens
+    _count(values, missing, spec, prediction, steps_done, unique)
     if median is None:
         for row in ("step_seconds", "mfu_palm", "mfu_6n"):
             missing[row] = "no steady step is in the log yet"
@@ -124,12 +123,12 @@ def measure(recorded: Recorded, config: Config, prediction: Prediction) -> Measu
             n=len(seconds),
             how=f"median of {len(seconds):,} steps without compilation, evaluation or checkpoint",
         )
-        refused = _utilisation(values, missing, config, prediction, median)
+        refused = _utilisation(values, missing, spec, prediction, median)
     _first_step(values, missing, recorded, median)
-    _total(values, missing, recorded, config, status, steps_done, ledger)
+    _total(values, missing, recorded, spec, status, steps_done, ledger)
     for found, absent in (
         memory_figures(recorded, prediction),
-        energy_figures(recorded, config, prediction, ledger.ran_s),
+        energy_figures(recorded, spec, prediction, ledger.ran_s),
         quality_figures(recorded.benchmarks),
     ):
         values |= found
@@ -221,15 +220,13 @@ def _total(
     values: dict[str, Measured],
     missing: dict[str, str],
     recorded: Recorded,
-    config: Config,
+    spec: RunSpec,
     status: str,
     steps_done: int,
     ledger: Ledger,
 ) -> None:
     if status != "finished":
-        missing["total_seconds"] = (
-            f"the run is at step {steps_done:,} of {config.train.max_steps:,}"
-        )
+        missing["total_seconds"] = f"the run is at step {steps_done:,} of {spec.steps:,}"
     elif ledger.eval_s is None and ledger.other_s is None:
         missing["total_seconds"] = "no evaluation has a time of its own in this log"
     elif ledger.wall_s is not None:
@@ -273,16 +270,16 @@ def _starting_again(recorded: Recorded) -> float:
 def _count(
     values: dict[str, Measured],
     missing: dict[str, str],
-    config: Config,
+    spec: RunSpec,
     prediction: Prediction,
     steps_done: int,
     unique_tokens: int | None,
 ) -> None:
     """What follows from the steps that were really made."""
-    tokens = steps_done * config.tokens_per_step
-    how = f"counted: {steps_done:,} steps x {config.tokens_per_step:,} tokens"
+    tokens = steps_done * spec.tokens_per_step
+    how = f"counted: {steps_done:,} steps x {spec.tokens_per_step:,} tokens"
     values["tokens_per_step"] = Measured(
-        value=config.tokens_per_step, how="micro-batch x context x accumulation, as run"
+        value=spec.tokens_per_step, how="micro-batch x context x accumulation, as run"
     )
     values["tokens_total"] = Measured(value=tokens, how=how)
     if unique_tokens is not None:
@@ -296,8 +293,8 @@ def _count(
             value=prediction.quantities[row].expected, how="counted from the configuration"
         )
     for row, per_token in (
-        ("flops_total_6n", flops_per_token_6n(shape_of(config.model))),
-        ("flops_total_palm", flops_per_token_palm(shape_of(config.model))),
+        ("flops_total_6n", flops_per_token_6n(spec.shape)),
+        ("flops_total_palm", flops_per_token_palm(spec.shape)),
     ):
         values[row] = Measured(
             value=per_token * tokens, how=f"{how} x {per_token / 1e6:.1f} MFLOP per token"
@@ -307,7 +304,7 @@ def _count(
 def _utilisation(
     values: dict[str, Measured],
     missing: dict[str, str],
-    config: Config,
+    spec: RunSpec,
     prediction: Prediction,
     median: float,
 ) -> list[str]:
@@ -315,7 +312,7 @@ def _utilisation(
     refused = []
     peak = prediction.peak_flops
     for row, per_token in MFU_CONVENTIONS.items():
-        flops = per_token(shape_of(config.model)) * config.tokens_per_step
+        flops = per_token(spec.shape) * spec.tokens_per_step
         achieved = f"{flops / median / 1e12:.3g}"
         if peak is None:
             missing[row] = f"{achieved} TFLOP/s, but the peak is {prediction.hardware.peak_name}"

@@ -15,12 +15,12 @@ from nanogauge.report.build import Report, machine_lines
 from nanogauge.report.cells import MARKS, Cells, grouped
 from nanogauge.report.charts import range_plot, stacked_bar, waterfall
 from nanogauge.report.first_screen import (
+    WEEKDAY_TIME,
+    ZONED,
     counts,
     finish_line,
     headlines,
     how_it_ended,
-    local_clock,
-    local_time,
 )
 from nanogauge.report.instruments import Instrument
 from nanogauge.report.measured import LEDGER_NAMES, Ledger
@@ -42,7 +42,7 @@ _LONGEST_LINE = 1000
 MOST_SAMPLES = 12
 LONGEST_SAMPLE = 4000
 _MACHINE_GROUPS = {
-    "Machine": ("device", "gpu", "cpu", "torch_threads", "memory", "os"),
+    "Machine": ("device", "gpu", "cpu", "torch_threads", "memory", "os", "time_zone"),
     "Code": ("git", "command", "nanogauge"),
     "Import": ("log", "imported", "note"),
 }
@@ -90,7 +90,6 @@ def templates(plain: bool = False) -> jinja2.Environment:
         "unbroken": lambda text: unbroken(visible(text)),
         "seconds": format_seconds,
         "plot": range_plot,
-        "clock": local_clock,
         "words": lambda name: name.replace("_", " "),
         "program": lambda source: SOURCES.get(source, source.replace("_", " ")),
         "fenced": fenced,
@@ -103,14 +102,14 @@ def _context(report: Report, run: RunFolder, recorded: Recorded) -> dict[str, An
     wall, ran, gap = (getattr(report.time_ledger, f"{name}_s") for name in ("wall", "ran", "gap"))
     mark, ended = how_it_ended(report, recorded)
     counted, numbers = counts(report)
-    started = report.run.started_unix
+    started, zone = report.run.started_unix, report.run.time_zone
     prediction = run.prediction
     samples, warnings = samples_of(recorded), report.other_warnings()
     return {
         "r": report,
         "state": {"mark": mark, "text": ended},
         "finish": finish_line(report, recorded),
-        "started": None if started is None else local_time(started),
+        "started": None if started is None else f"{zone.local(started):{ZONED}}",
         "headlines": headlines(report, recorded),
         "counted": counted,
         "counts": numbers,
@@ -128,7 +127,7 @@ def _context(report: Report, run: RunFolder, recorded: Recorded) -> dict[str, An
         "groups": grouped(report.rows),
         "calibrated": any(row.calibrated is not None for row in report.rows),
         "hows": _hows(report),
-        "charts": pictures(recorded, run.config, prediction, report.rows),
+        "charts": pictures(recorded, run.spec, prediction, report.rows),
         "waterfalls": _waterfalls(report),
         "advice": _advice(report),
         "ledger": [(name, format_seconds(v), v / wall) for name, v in ledger if wall],
@@ -151,11 +150,12 @@ def _context(report: Report, run: RunFolder, recorded: Recorded) -> dict[str, An
             if part.value > 0
         ],
         "prediction": prediction,
-        "frozen": local_time(prediction.created_unix),
+        "frozen": f"{zone.local(prediction.created_unix):{ZONED}}",
         "instruments": instrument_groups(report.instruments),
         "machine": machine_groups(run.machine),
-        "currency": run.config.cost.currency,
-        "config": run.config.to_toml(),
+        "currency": run.spec.cost.currency,
+        "config": run.config_toml or run.spec.to_json().decode(),
+        "clock": lambda unix: f"{zone.local(unix):{WEEKDAY_TIME}}",
     }
 
 

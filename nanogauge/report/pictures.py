@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from nanogauge.config import Config
 from nanogauge.predict.energy import cost_of
 from nanogauge.quantities import GIB, format_value, mfu
 from nanogauge.records import Prediction, Sensor, Stored
@@ -18,20 +17,21 @@ from nanogauge.report.sensed import JOULES_PER_KWH, highest, peak
 from nanogauge.report.several import other_cards
 from nanogauge.report.timeline import Timeline
 from nanogauge.runlog import Recorded
+from nanogauge.runspec import RunSpec
 from nanogauge.table import Table
 
 
 def pictures(
-    recorded: Recorded, config: Config, prediction: Prediction, rows: list[Row]
+    recorded: Recorded, spec: RunSpec, prediction: Prediction, rows: list[Row]
 ) -> list[Chart]:
     """All charts for which the log has something, in the order in which they are read."""
     timeline = Timeline(recorded)
     steps = recorded.steps
     places = timeline.of_steps(steps.column("step"), steps.column("elapsed_seconds"))
     found = [
-        _loss(recorded, config, timeline, places),
+        _loss(recorded, spec, timeline, places),
         _step_time(recorded, prediction, rows, timeline, places),
-        _utilisation(recorded, config, prediction, rows, timeline, places),
+        _utilisation(recorded, spec, prediction, rows, timeline, places),
     ]
     if len(recorded.sensors) and timeline.has_clock:
         hours = timeline.of_readings(recorded.sensors.column("elapsed_seconds"))
@@ -39,7 +39,7 @@ def pictures(
             _power(recorded, prediction, timeline, hours),
             _clock(recorded.sensors, prediction, timeline, hours),
             _temperature(recorded.sensors, timeline, hours),
-            _energy(recorded, config, prediction, timeline, hours),
+            _energy(recorded, spec, prediction, timeline, hours),
         ]
     found.append(_memory(recorded, prediction))
     return [chart for chart in found if chart is not None]
@@ -79,13 +79,13 @@ def _bands(prediction: Prediction, rows: list[Row], row_id: str, scale: float) -
     return found
 
 
-def _loss(recorded: Recorded, config: Config, timeline: Timeline, places: Floats) -> Chart | None:
+def _loss(recorded: Recorded, spec: RunSpec, timeline: Timeline, places: Floats) -> Chart | None:
     steps = recorded.steps
     evals = [e for e in recorded.evals if e.val_loss is not None]
     at = np.array([e.step for e in evals], dtype=np.float64)
     clocks = np.array([np.nan if e.elapsed_seconds is None else e.elapsed_seconds for e in evals])
     losses = np.array([np.nan if e.val_loss is None else e.val_loss for e in evals])
-    tokens = (steps.column("step") + 1) * config.tokens_per_step
+    tokens = (steps.column("step") + 1) * spec.tokens_per_step
     where = ~np.isnan(places)
     return line_chart(
         "loss",
@@ -138,7 +138,7 @@ def _moment(line: Stored) -> tuple[int | None, float | None]:
 
 def _utilisation(
     recorded: Recorded,
-    config: Config,
+    spec: RunSpec,
     prediction: Prediction,
     rows: list[Row],
     timeline: Timeline,
@@ -147,7 +147,7 @@ def _utilisation(
     peak_flops = prediction.peak_flops
     if peak_flops is None:
         return None
-    per_step = prediction.quantities["flops_total_palm"].expected / config.train.max_steps
+    per_step = prediction.quantities["flops_total_palm"].expected / spec.steps
     spans = recorded.steps.column("step_seconds")
     spans = np.where(spans > 0, spans, np.nan)  # a log that was tampered with may hold a 0
     shares = 100 * mfu(per_step, 1.0, peak_flops) / spans
@@ -218,7 +218,7 @@ def _temperature(sensors: Table[Sensor], timeline: Timeline, hours: Floats) -> C
 
 def _energy(
     recorded: Recorded,
-    config: Config,
+    spec: RunSpec,
     prediction: Prediction,
     timeline: Timeline,
     hours: Floats,
@@ -234,12 +234,10 @@ def _energy(
     cost, notes = None, []
     if (others := other_cards(recorded, prediction)) is not None:
         notes = [others]
-    elif config.cost.price_per_kwh is not None and kwh[-1] > 0:
-        paid = np.array(
-            [cost_of(config.cost, k, timeline.seconds * h) for k, h in _ends(kwh, hours)]
-        )
-        notes = [f"its cost: {paid[-1]:.2f} {config.cost.currency}"]
-        cost = Second(config.cost.currency, np.array([kwh[0], kwh[-1]]), paid)
+    elif spec.cost.price_per_kwh is not None and kwh[-1] > 0:
+        paid = np.array([cost_of(spec.cost, k, timeline.seconds * h) for k, h in _ends(kwh, hours)])
+        notes = [f"its cost: {paid[-1]:.2f} {spec.cost.currency}"]
+        cost = Second(spec.cost.currency, np.array([kwh[0], kwh[-1]]), paid)
     return line_chart(
         "energy",
         "Energy of the board" + (" and its cost" if cost is not None else ""),

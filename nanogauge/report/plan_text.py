@@ -9,7 +9,6 @@ from rich.table import Table
 from rich.text import Text
 
 from nanogauge.clock_times import day_and_time
-from nanogauge.config import Config
 from nanogauge.consistency import Inconsistency
 from nanogauge.planning import Candidate, Deadline, Fit, FittingModels, Steps
 from nanogauge.predict.flops import (
@@ -17,17 +16,17 @@ from nanogauge.predict.flops import (
     flops_per_token_executed,
     flops_per_token_palm,
 )
-from nanogauge.predict.workload import shape_of
 from nanogauge.quantities import GIB, Interval, format_range, format_seconds, format_value
 from nanogauge.recipe import cut_sentences, recipe_sentence
 from nanogauge.records import Prediction
 from nanogauge.report.cells import in_order
 from nanogauge.report.compare import Row
 from nanogauge.report.render import predicted_columns, print_findings, print_rows
+from nanogauge.runspec import RunSpec
 
 
 def print_plan(
-    config: Config,
+    spec: RunSpec,
     prediction: Prediction,
     rows: list[Row],
     findings: list[Inconsistency],
@@ -38,24 +37,24 @@ def print_plan(
     console = Console()
     hardware, gpus = prediction.hardware, prediction.gpus
     several = f"{gpus} x " if gpus > 1 else ""
-    console.print(Text(f"{config.run.name} on {several}{hardware.name}", style="bold"))
+    console.print(Text(f"{spec.name} on {several}{hardware.name}", style="bold"))
     console.print(Text(hardware.peak_name, style="dim"))
-    console.print(Text(recipe_sentence(config), style="dim"))
+    console.print(Text(recipe_sentence(spec), style="dim"))
     console.print()
     shown = [row for row in in_order(rows) if row.claimed is not None or row.analytic is not None]
     print_rows(shown, ("expected", *predicted_columns(rows), "claimed"), console, planned=True)
     console.print()
-    console.print(Text(fit_sentence(config, prediction, fit)))
-    for sentence in deadline_sentences(config, prediction, deadline, now):
+    console.print(Text(fit_sentence(spec, prediction, fit)))
+    for sentence in deadline_sentences(spec, prediction, deadline, now):
         console.print(Text(sentence))
     if deadline.preparation_seconds is not None:
         console.print(
             Text(
-                f"Not in these times: {config.data.path} is not there; preparing its tokens takes "
+                f"Not in these times: {spec.dataset} is not there; preparing its tokens takes "
                 f"about {_time(deadline.preparation_seconds)} before the run."
             )
         )
-    console.print(Text(flops_sentence(config), style="dim"))
+    console.print(Text(flops_sentence(spec), style="dim"))
     if prediction.step_parts:
         parts = ", ".join(
             f"{p.name} {format_seconds(p.value)}" for p in prediction.step_parts if p.value
@@ -64,17 +63,17 @@ def print_plan(
     if (step := prediction.calibrated.get("step_seconds")) is not None:
         console.print(Text(f"Calibrated by {step.source}: {step.formula}.", style="dim"))
     if fit.models is not None:
-        print_models(config, fit.models, console)
+        print_models(spec, fit.models, console)
     for note in prediction.notes:
         console.print(Text(f"! {note}", style="yellow"))
     print_findings(findings, console)
 
 
-def flops_sentence(config: Config) -> str:
+def flops_sentence(spec: RunSpec) -> str:
     """A step by each of the named conventions."""
-    shape = shape_of(config.model)
+    shape = spec.shape
     palm, causal, executed = (
-        f"{config.tokens_per_step * per_token(shape) / 1e12:,.4g}"
+        f"{spec.tokens_per_step * per_token(shape) / 1e12:,.4g}"
         for per_token in (flops_per_token_palm, flops_per_token_causal, flops_per_token_executed)
     )
     return (
@@ -83,7 +82,7 @@ def flops_sentence(config: Config) -> str:
     )
 
 
-def fit_sentence(config: Config, prediction: Prediction, fit: Fit) -> str:
+def fit_sentence(spec: RunSpec, prediction: Prediction, fit: Fit) -> str:
     peak = prediction.quantities["peak_process_bytes"]
     low, expected, high, free = (
         f"{size / GIB:.1f}" for size in (peak.low, peak.expected, peak.high, fit.free_bytes)
@@ -101,12 +100,12 @@ def fit_sentence(config: Config, prediction: Prediction, fit: Fit) -> str:
     each = " on each GPU" if prediction.gpus > 1 else ""
     return (
         f"Memory: {fit.verdict}: about {expected} ({low}-{high}) of {free} GiB free{each} "
-        f"({fit.free_source}) at micro-batch {config.train.micro_batch}. {advice}."
+        f"({fit.free_source}) at micro-batch {spec.micro_batch}. {advice}."
     )
 
 
 def deadline_sentences(
-    config: Config, prediction: Prediction, deadline: Deadline, now: datetime
+    spec: RunSpec, prediction: Prediction, deadline: Deadline, now: datetime
 ) -> list[str]:
     """When it ends; and where a time was given, what would end by then."""
     finish = deadline.finish
@@ -121,7 +120,7 @@ def deadline_sentences(
     if deadline.by is None or deadline.steps is None or deadline.tokens is None:
         return sentences
     by = day_and_time(deadline.by, now)
-    sentences += _steps_sentences(config, by, deadline.steps, deadline.tokens)
+    sentences += _steps_sentences(spec, by, deadline.steps, deadline.tokens)
     ratio = f"{deadline.tokens_per_parameter:g} tokens for each parameter"
     if deadline.model is None:
         sentences.append(f"No model of this shape ends by {by} with {ratio}.")
@@ -136,11 +135,11 @@ def deadline_sentences(
     return sentences
 
 
-def _steps_sentences(config: Config, by: str, steps: Steps, tokens: Steps) -> list[str]:
+def _steps_sentences(spec: RunSpec, by: str, steps: Steps, tokens: Steps) -> list[str]:
     """How much of the run ends by then; where it is not all, what to do about it."""
     if not steps.high:
         return [f"By {by}: not even one step of this model ends."]
-    planned, expected = config.train.max_steps, steps.expected
+    planned, expected = spec.steps, steps.expected
     total = format_value("tokens_total", tokens.expected)
     made = f"{expected:,} of the {planned:,} steps of this run ({total} tokens)"
     if expected >= planned:
@@ -148,17 +147,17 @@ def _steps_sentences(config: Config, by: str, steps: Steps, tokens: Steps) -> li
     interval = f"{steps.low:,} even if it is as slow as can be, {steps.high:,} if as fast"
     told = [f"By {by}: {made}; {interval}."]
     if 0 < expected < planned:
-        told += cut_sentences(config, expected, steps.low)
+        told += cut_sentences(spec, expected, steps.low)
     elif 0 < steps.low < planned:
         told.append(f"To be sure that it ends by then: --train.max-steps {steps.low}.")
     return told
 
 
-def print_models(config: Config, models: FittingModels, console: Console) -> None:
+def print_models(spec: RunSpec, models: FittingModels, console: Console) -> None:
     """The largest models that fit, as a table."""
     console.print()
-    steps = f"{config.train.max_steps:,} steps"
-    title = f"What is expected to fit at micro-batch {config.train.micro_batch}, for {steps}:"
+    steps = f"{spec.steps:,} steps"
+    title = f"What is expected to fit at micro-batch {spec.micro_batch}, for {steps}:"
     console.print(Text(title))
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("", "layers", "width", "heads", "parameters", "memory", "step", "whole run"):

@@ -16,7 +16,7 @@ from nanogauge.files import make_folder, without_secrets, write_atomic
 from nanogauge.report.build import Report
 from nanogauge.report.cells import MARKS, Cells, in_order
 from nanogauge.report.compare import Row
-from nanogauge.report.first_screen import local_clock
+from nanogauge.report.first_screen import WEEKDAY_TIME
 from nanogauge.report.page import render_html, render_markdown
 from nanogauge.runfolder import RunFolder
 from nanogauge.runlog import Recorded
@@ -112,7 +112,11 @@ def print_report(report: Report, console: Console) -> None:
         where = f" at step {alarm.step:,}" if alarm.step is not None else ""
         console.print(Text(f"‼ {alarm.what.replace('_', ' ')}{where}: {alarm.text}", style="red"))
     for one in report.night.happenings:
-        when = "" if one.unix_time is None else f"{local_clock(one.unix_time)} "
+        when = (
+            ""
+            if one.unix_time is None
+            else f"{report.run.time_zone.local(one.unix_time):{WEEKDAY_TIME}} "
+        )
         where = f" at step {one.step:,}" if one.step is not None else ""
         told = f"! {when}{one.what.replace('_', ' ')}{where}: {one.text}"
         console.print(Text(told, style="yellow"))

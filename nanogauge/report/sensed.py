@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from nanogauge.config import Config
 from nanogauge.predict.energy import cost_formula, cost_of
 from nanogauge.records import End, Prediction, Rank, Sensor, Step
 from nanogauge.report.figures import Measured, quantile
 from nanogauge.report.several import other_cards, other_numbers
 from nanogauge.runlog import Recorded
+from nanogauge.runspec import RunSpec
 from nanogauge.table import Table
 
 JOULES_PER_KWH = 3.6e6
@@ -81,7 +81,7 @@ def why_absent(recorded: Recorded, name: str) -> str:
 
 
 def energy_figures(
-    recorded: Recorded, config: Config, prediction: Prediction, ran_seconds: float | None
+    recorded: Recorded, spec: RunSpec, prediction: Prediction, ran_seconds: float | None
 ) -> tuple[dict[str, Measured], dict[str, str]]:
     """Power, energy and cost of all processes, and why one is absent.
 
@@ -124,13 +124,13 @@ def energy_figures(
             value=kwh,
             how=f"{source}; {boards} alone, not the machine at the wall{whose_energy(recorded)}",
         )
-        if config.cost.price_per_kwh is None:
+        if spec.cost.price_per_kwh is None:
             missing["cost"] = "cost.price_per_kwh is not given"
-        elif ran_seconds is None and config.cost.machine_watts:
+        elif ran_seconds is None and spec.cost.machine_watts:
             missing["cost"] = "the time, for which the rest of the machine draws, is not known"
         else:
-            paid = cost_of(config.cost, kwh, ran_seconds or 0.0)
-            values["cost"] = Measured(value=paid, how=cost_formula(config.cost))
+            paid = cost_of(spec.cost, kwh, ran_seconds or 0.0)
+            values["cost"] = Measured(value=paid, how=cost_formula(spec.cost))
     return values, missing
 
 

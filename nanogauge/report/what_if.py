@@ -7,8 +7,8 @@ is, and say so. No loss is predicted: a cheaper night may make a worse model.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
-from nanogauge.config import Config
 from nanogauge.errors import BadInput
 from nanogauge.hardware import Gpu, all_gpus, find_gpu, from_row
 from nanogauge.power_curves import PowerCurve
@@ -17,8 +17,8 @@ from nanogauge.predict.deadline import trained_on
 from nanogauge.predict.energy import SHARE_OF_LOWERED_LIMIT
 from nanogauge.predict.fit import Verdict, largest_micro_batch, reshaped
 from nanogauge.predict.parameters import count_parameters
-from nanogauge.predict.prediction import evaluations, predict
-from nanogauge.predict.workload import shape_of
+from nanogauge.predict.prediction import predict
+from nanogauge.predict.workload import resolve_dtype
 from nanogauge.quantities import Interval
 from nanogauge.records import Hardware, Prediction, Stored
 from nanogauge.report.corrected import (
@@ -26,12 +26,20 @@ from nanogauge.report.corrected import (
     energy_and_cost,
     in_micro_batches,
     memory_left,
-    with_train,
 )
 from nanogauge.report.measured import Measurements
 from nanogauge.runlog import Recorded
+from nanogauge.runspec import SETTINGS, RunSpec, with_shape
+from nanogauge.schedule import evaluations
 
-GPT2_SHAPE = {"n_layer": 12, "n_head": 12, "n_embd": 768}
+_GPT2 = {
+    "n_layer": 12,
+    "n_head": 12,
+    "n_kv_head": 12,
+    "n_embd": 768,
+    "head_size": 64,
+    "mlp_width": 3072,
+}
 GPT2_VOCABULARY = 50_257
 DATACENTER_CARDS = ("H100 SXM", "A100 80GB")
 """the first that is not the run's own stands for what can be rented"""
@@ -65,7 +73,7 @@ class Scenario(Stored):
 
 
 def what_if(
-    config: Config,
+    spec: RunSpec,
     prediction: Prediction,
     measurements: Measurements,
     recorded: Recorded,
@@ -74,7 +82,7 @@ def what_if(
     """This run made again, and others; empty where no step was predicted or measured.
 
     Args:
-        config: of the run.
+        spec: the run.
         prediction: its own.
         measurements: what its log says.
         recorded: the log.
@@ -82,10 +90,11 @@ def what_if(
     """
     if not prediction.ledger or measurements.median_step_seconds is None:
         return []
+    spec = spec.resolved(prediction.dtype, prediction.gpus)
     if recorded.compiles and recorded.compiles[-1].mode == "eager":
-        config = config.model_copy(update={"run": config.run.model_copy(update={"compile": False})})
-    engine = Engine.of(config, prediction, measurements, recorded)
-    again = _scenario(engine, "again", "the same again", config, config, _corrections(engine))
+        spec = replace(spec, compile=False)
+    engine = Engine.of(spec, prediction, measurements, recorded)
+    again = _scenario(engine, "again", "the same again", spec, spec, _corrections(engine))
     assert again.total_seconds is not None
     expected = again.total_seconds.expected
     found = [again, *_batches(engine), *_evaluations(engine), *_models(engine)]
@@ -99,7 +108,7 @@ def what_if(
 
 
 def _scenario(
-    engine: Engine, name: str, label: str, before: Config, after: Config, why: str
+    engine: Engine, name: str, label: str, before: RunSpec, after: RunSpec, why: str
 ) -> Scenario:
     seconds = engine.seconds(after)
     peak, verdict = engine.memory(after)
@@ -119,17 +128,12 @@ def _scenario(
     )
 
 
-def flags(before: Config, after: Config) -> str:
-    """What to write behind the configuration's name to get from one to the other."""
-    changed = []
-    for section in ("model", "train"):
-        old, new = getattr(before, section).model_dump(), getattr(after, section).model_dump()
-        changed += [
-            f"--{section}.{key.replace('_', '-')} {value}"
-            for key, value in new.items()
-            if value != old[key]
-        ]
-    return " ".join(changed)
+def flags(before: RunSpec, after: RunSpec) -> str:
+    """Return the flags that turn one configuration into the other."""
+    changed = (
+        (key, after.setting(key)) for key in SETTINGS if after.setting(key) != before.setting(key)
+    )
+    return " ".join(f"--{key.replace('_', '-')} {value}" for key, value in changed)
 
 
 def _corrections(engine: Engine) -> str:
@@ -144,74 +148,72 @@ def _corrections(engine: Engine) -> str:
 
 def _batches(engine: Engine) -> Iterator[Scenario]:
     """Other micro-batches at the same tokens a step."""
-    train, gpus = engine.config.train, engine.gpus
-    sequences = train.micro_batch * train.grad_accum
-    sizes = {"half": train.micro_batch / 2, "double": 2 * train.micro_batch}
+    old, gpus = engine.spec, engine.spec.world_size
+    sequences = old.micro_batch * old.grad_accum
+    sizes = {"half": old.micro_batch / 2, "double": 2 * old.micro_batch}
     if engine.free_bytes is not None:
         free = engine.free_bytes / engine.memory_factor
-        device = (engine.hardware, engine.dtype, free, gpus)
-        sizes["largest"] = largest_micro_batch(engine.config, *device, "high") or 0
-    tried: set[float] = {train.micro_batch}
+        device = (engine.hardware, free)
+        sizes["largest"] = largest_micro_batch(engine.spec, *device, "high") or 0
+    tried: set[float] = {old.micro_batch}
     for name, micro in sizes.items():
         if micro in tried or micro < 1 or sequences % micro or sequences // micro % gpus:
             continue
         tried.add(micro)
-        config = in_micro_batches(engine.config, int(micro))
-        if engine.memory(config)[1] == "does not fit":
+        spec = in_micro_batches(engine.spec, int(micro))
+        if engine.memory(spec)[1] == "does not fit":
             continue
         what = ", the largest that is sure to fit" if name == "largest" else ""
-        label = f"micro-batch {micro:.0f} instead of {train.micro_batch}{what}"
+        label = f"micro-batch {micro:.0f} instead of {old.micro_batch}{what}"
         why = (
-            f"the same tokens a step in {config.train.grad_accum} micro-batches: weights and "
-            f"gradients move {config.train.grad_accum / train.grad_accum:.3g} times as often"
+            f"the same tokens a step in {spec.grad_accum} micro-batches: weights and "
+            f"gradients move {spec.grad_accum / old.grad_accum:.3g} times as often"
         )
-        yield _scenario(engine, f"micro_batch_{name}", label, engine.config, config, why)
+        yield _scenario(engine, f"micro_batch_{name}", label, engine.spec, spec, why)
 
 
 def _evaluations(engine: Engine) -> Iterator[Scenario]:
-    every = engine.config.train.eval_every
-    config = with_train(engine.config, eval_every=2 * every)
-    before, after = evaluations(engine.config), evaluations(config)
+    every = engine.spec.eval_every or 0
+    spec = replace(engine.spec, eval_every=2 * every)
+    before, after = evaluations(engine.spec), evaluations(spec)
     if after < before:
         label = f"evaluation every {2 * every:,} steps instead of {every:,}"
         why = f"{after:,} evaluations instead of {before:,}"
-        yield _scenario(engine, "eval_every_double", label, engine.config, config, why)
+        yield _scenario(engine, "eval_every_double", label, engine.spec, spec, why)
 
 
 def _models(engine: Engine) -> Iterator[Scenario]:
     """Other widths and depths on the same tokens; GPT-2's with as many tokens a parameter."""
-    config, model = engine.config, engine.config.model
-    heads, layers = max(1, model.n_head // 3), max(1, model.n_layer // 3)
-    others = {
-        "wider": ("wider", reshaped(config, model.n_layer, model.n_head + heads)),
-        "narrower": ("narrower", reshaped(config, model.n_layer, model.n_head - heads)),
-        "deeper": ("deeper", reshaped(config, model.n_layer + layers, model.n_head)),
-        "shallower": ("shallower", reshaped(config, model.n_layer - layers, model.n_head)),
+    spec, shape = engine.spec, engine.spec.shape
+    heads, layers = max(1, shape.n_head // 3), max(1, shape.n_layer // 3)
+    sizes = {
+        "wider": (shape.n_layer, shape.n_head + heads),
+        "narrower": (shape.n_layer, shape.n_head - heads),
+        "deeper": (shape.n_layer + layers, shape.n_head),
+        "shallower": (shape.n_layer - layers, shape.n_head),
     }
-    ratio = config.tokens_per_step * config.train.max_steps / _parameters(config)
-    as_gpt2 = config.model_copy(update={"model": model.model_copy(update=GPT2_SHAPE)})
-    if model.vocab_size >= GPT2_VOCABULARY and as_gpt2.model != model:
+    others = {name: (name, reshaped(spec, *size)) for name, size in sizes.items() if min(size) > 0}
+    ratio = spec.tokens_per_step * spec.steps / _parameters(spec)
+    as_gpt2 = with_shape(spec, **_GPT2)
+    if shape.vocabulary >= GPT2_VOCABULARY and as_gpt2.shape != shape:
         others["gpt2"] = ("GPT-2's 124M", trained_on(as_gpt2, ratio))
     for name, (word, other) in others.items():
-        if min(other.model.n_layer, other.model.n_head) < 1:
-            continue
         fitting = engine.made_to_fit(other)
         if fitting is None:
             continue
-        shape = fitting.model
         tokens = f"the same {ratio:.3g} tokens a parameter" if name == "gpt2" else "the same tokens"
         yield _scenario(
             engine,
             name,
-            f"{word}: {shape.n_layer} layers of {shape.n_embd}",
-            config,
+            f"{word}: {fitting.shape.n_layer} layers of {fitting.shape.n_embd}",
+            spec,
             fitting,
             f"{_parameters(fitting) / 1e6:.1f} M parameters, {tokens}; its loss is not predicted",
         )
 
 
-def _parameters(config: Config) -> int:
-    return count_parameters(shape_of(config.model)).without_positions
+def _parameters(spec: RunSpec) -> int:
+    return count_parameters(spec.shape).without_positions
 
 
 def _power_limit(engine: Engine, again: Scenario, curve: PowerCurve | None) -> Iterator[Scenario]:
@@ -239,14 +241,16 @@ def _power_limit(engine: Engine, again: Scenario, curve: PowerCurve | None) -> I
             **said, total_seconds=None, energy_kwh=None, cost=None, corrected=True, why=why
         )
         return
-    drew = engine.watts / engine.gpus
+    drew = engine.watts / engine.spec.world_size
     ratio = min(1.0, lowered / drew)
     slower = seconds * Interval(1.0, ratio**-POWER_EXPONENT, 1 / ratio)
-    watts = SHARE_OF_LOWERED_LIMIT.map(lambda share: engine.gpus * min(drew, share * lowered))
+    watts = SHARE_OF_LOWERED_LIMIT.map(
+        lambda share: engine.spec.world_size * min(drew, share * lowered)
+    )
     if curve is not None and curve.holds(lowered, limit):
         longer, draws = curve.slower(lowered, limit), curve.draws(lowered, limit)
         slower = seconds * longer
-        energy, cost = energy_and_cost(engine.config, engine.watts * draws, slower)
+        energy, cost = energy_and_cost(engine.spec, engine.watts * draws, slower)
         yield Scenario(
             **said,
             total_seconds=slower,
@@ -258,7 +262,7 @@ def _power_limit(engine: Engine, again: Scenario, curve: PowerCurve | None) -> I
             "as much; the interval is from one measured limit to the next",
         )
         return
-    energy, cost = energy_and_cost(engine.config, watts, slower)
+    energy, cost = energy_and_cost(engine.spec, watts, slower)
     why = f"the board drew {drew:.0f} W"
     if ratio < 1:
         why += (
@@ -281,22 +285,23 @@ def _cards(engine: Engine) -> Iterator[Scenario]:
     """The next smaller and larger card of the family, and one of a data centre."""
     if engine.hardware.kind == "cpu":
         return
-    for gpu in neighbours(engine.hardware, engine.dtype):
+    dtype = resolve_dtype(engine.spec, on_gpu=True)
+    for gpu in neighbours(engine.hardware, dtype):
         try:
-            hardware = from_row(gpu, engine.dtype)
+            hardware = from_row(gpu, dtype)
         except BadInput:
             continue  # it cannot do this arithmetic
         other = engine.on(hardware, memory_left(hardware, engine.recorded))
-        config = other.made_to_fit(engine.config)
+        spec = other.made_to_fit(engine.spec)
         verdict: Verdict | None = "does not fit"
-        peak, seconds = other.memory(engine.config)[0], None
+        peak, seconds = other.memory(engine.spec)[0], None
         energy = cost = None
-        if config is not None:
-            peak, verdict = other.memory(config)
-            found = predict(config, hardware, engine.dtype, engine.gpus).quantities
+        if spec is not None:
+            peak, verdict = other.memory(spec)
+            found = predict(spec, hardware).quantities
             seconds = found.get("total_seconds")
             if seconds is not None:
-                energy, cost = energy_and_cost(engine.config, other.power(), seconds)
+                energy, cost = energy_and_cost(engine.spec, other.power(), seconds)
         why = (
             f"as any run on this card is predicted: how far the {engine.hardware.name} was from "
             "its prediction says nothing of another card"
@@ -307,7 +312,7 @@ def _cards(engine: Engine) -> Iterator[Scenario]:
             id="card_" + gpu.name.lower().replace(" ", "_"),
             label=gpu.name,
             change=" ".join(
-                filter(None, (f'--gpu "{gpu.name}"', flags(engine.config, config or engine.config)))
+                filter(None, (f'--gpu "{gpu.name}"', flags(engine.spec, spec or engine.spec)))
             ),
             total_seconds=seconds,
             delta_s=None,

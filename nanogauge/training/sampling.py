@@ -11,12 +11,6 @@ from model import GPT
 from nanogauge.training.generation import Choice, generate
 
 
-def is_sampled(step: int, every: int, max_steps: int) -> bool:
-    """Whether this evaluation, one of every so many steps, is the first of a quarter of the run."""
-    quarter = 4 * step // max_steps
-    return step > 0 and quarter > 4 * max(0, (step - 1) // every * every) // max_steps
-
-
 def sample_text(model: GPT, encoding: tiktoken.Encoding, prompt: str, count: int, seed: int) -> str:
     """A prompt and up to `count` tokens after it, as far as the model goes on with that text.
 
