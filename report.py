@@ -5,6 +5,7 @@ python report.py --wandb runs/NAME [--wandb.mode offline] [--wandb.project PROJE
 python report.py runs/ONE runs/OTHER ...    several runs side by side
 python report.py --index runs/              a start page for all of them
 python report.py --serve runs/NAME          the report while the run goes on
+python report.py --schema                   the JSON Schema of report.json
 python report.py --nanogpt-log LOG --config configs/rtx4070_fineweb.toml --gpu "RTX 4070" \
     --claims predictions/seed_zh.toml --out runs/imported
 and so with --nanochat-log, --build-nanogpt-log and --wandb-history: docs/importing.md
@@ -25,6 +26,7 @@ from nanogauge.errors import BadInput
 from nanogauge.importers.command import add_import_flags, import_given
 from nanogauge.report.build import build_report, claims_of
 from nanogauge.report.render import print_report, write_report
+from nanogauge.report.schema import report_schema
 from nanogauge.report.views import add_view_flags, show_view
 from nanogauge.runfolder import CONFIG_TOML
 from nanogauge.tracking import Mode, upload
@@ -39,10 +41,16 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--wandb", action="store_true", help="upload the run to W&B, report and all"
     )
+    parser.add_argument(
+        "--schema", action="store_true", help="print the JSON Schema of report.json, nothing else"
+    )
     add_view_flags(parser)
     add_import_flags(parser)
     add_config_flags(parser)
     given = parser.parse(arguments)
+    if given.schema:
+        print(json.dumps(report_schema(), indent=1, ensure_ascii=False))
+        return 0
     if (status := show_view(given)) is not None:
         return status
     given.run = given.runs[0] if given.runs else None

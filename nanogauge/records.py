@@ -10,7 +10,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta, timezone
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from nanogauge.quantities import QUANTITIES, Interval
 
@@ -25,11 +25,17 @@ class Stored(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
 
 
+def _utc_offset(seconds: int) -> int:
+    if abs(seconds) >= 86400:
+        raise ValueError("a time zone is less than a day from UTC")
+    return seconds
+
+
 class TimeZone(Stored):
     """Time zone of the machine that trained, which its report shows times in."""
 
     name: str = "UTC"
-    utc_offset_seconds: Annotated[int, Field(gt=-86400, lt=86400)] = 0
+    utc_offset_seconds: Annotated[int, AfterValidator(_utc_offset)] = 0
 
     def local(self, unix: float) -> datetime:
         """Return a moment in this time zone."""
@@ -298,8 +304,6 @@ class Sensor(Line):
     pcie_width: Whole | None = None
     device_used_bytes: Whole | None = None
     process_used_bytes: Whole | None = None
-    cpu_package_joules: float | None = None
-    """energy of all processor packages since the sampler started, from RAPL"""
     hottest_card: Whole | None = None
     """of several cards, the rank whose temperature this is; like the next two absent for one card
     """

@@ -84,7 +84,6 @@ SENSOR_KEYS = {
     "pcie_width": "gpu/pcie_width",
     "device_used_bytes": "memory/device_used_bytes",
     "process_used_bytes": "memory/process_used_bytes",
-    "cpu_package_joules": "cpu/package_joules",
     "hottest_card": "gpu/hottest_card",
     "fullest_card": "gpu/fullest_card",
     "slowest_card": "gpu/slowest_card",

@@ -34,10 +34,6 @@
    memory, compute, compute_v2, graphics, graphics_v2, process_name, name, version,
     cuda_version.
 
-   FAKE_NVML_LIMITS names a file to which each limit that is set is appended as a line, in mW; the
-   last one is in force, and holds down the power, in every process that has the same file. Without
-   it no limit can be set: 4, no permission. min_limit_watts 100, max_limit_watts 230.
-
    A script without process lines has "0 process 1 1073741824 compute -". */
 #include <math.h>
 #include <stdio.h>
@@ -265,55 +261,8 @@ int nvmlSystemGetDriverVersion(char *version, unsigned size) {
         return code;                                                                               \
     }
 
-/* What was set last, in W; otherwise where nothing was. */
-static double limit_watts(double otherwise) {
-    const char *path = getenv("FAKE_NVML_LIMITS");
-    FILE *file = path ? fopen(path, "r") : NULL;
-    double milliwatts, found = otherwise;
-    if (!file) return otherwise;
-    while (fscanf(file, "%lf", &milliwatts) == 1) found = milliwatts / 1000;
-    fclose(file);
-    return found;
-}
-
-int nvmlDeviceGetPowerUsage(void *device, unsigned *to) {
-    ask(device);
-    *to = (unsigned)lround(fmin(number("watts", 100), limit_watts(HUGE_VAL)) * 1000);
-    return status("power_usage", 1);
-}
-
-int nvmlDeviceGetEnforcedPowerLimit(void *device, unsigned *to) {
-    ask(device);
-    *to = (unsigned)lround(limit_watts(number("power_limit_watts", 200)) * 1000);
-    return status("power_limit", 1);
-}
-
-int nvmlDeviceGetPowerManagementLimit(void *device, unsigned *to) {
-    return nvmlDeviceGetEnforcedPowerLimit(device, to);
-}
-
-int nvmlDeviceGetPowerManagementLimitConstraints(void *device, unsigned *least, unsigned *most) {
-    ask(device);
-    *least = (unsigned)lround(number("min_limit_watts", 100) * 1000);
-    *most = (unsigned)lround(number("max_limit_watts", 230) * 1000);
-    return status("limits", 1);
-}
-
-int nvmlDeviceSetPowerManagementLimit(void *device, unsigned milliwatts) {
-    ask(device);
-    unsigned least, most;
-    const char *path = getenv("FAKE_NVML_LIMITS");
-    int code = status("set_limit", 1);
-    if (code != SUCCESS) return code;
-    if (!path) return NO_PERMISSION;
-    nvmlDeviceGetPowerManagementLimitConstraints(device, &least, &most);
-    if (milliwatts < least || milliwatts > most) return INVALID;
-    FILE *file = fopen(path, "a");
-    fprintf(file, "%u\n", milliwatts);
-    fclose(file);
-    return SUCCESS;
-}
-
+NUMBER(nvmlDeviceGetPowerUsage, "power_usage", "watts", 100, 1000)
+NUMBER(nvmlDeviceGetEnforcedPowerLimit, "power_limit", "power_limit_watts", 200, 1000)
 NUMBER(nvmlDeviceGetPowerManagementDefaultLimit, "default_limit", "default_limit_watts", 215, 1000)
 NUMBER(nvmlDeviceGetFanSpeed, "fan", "fan_percent", 45, 1)
 NUMBER(nvmlDeviceGetCurrPcieLinkGeneration, "pcie_generation", "pcie_generation", 4, 1)

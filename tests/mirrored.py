@@ -114,7 +114,6 @@ def lines_of_a_run(first_step: int = 0, last_step: int = STEPS) -> Iterator[LogL
             pcie_width=16,
             device_used_bytes=10 * 2**30,
             process_used_bytes=9 * 2**30 + (step if step < 12 else 0),
-            cpu_package_joules=300.0 * step,
         )
         detailed = step % 8 == 0
         yield Step(
@@ -205,7 +204,6 @@ def expected_rows(lines: Iterable[LogLine], hours_before: float = 0.0) -> list[d
                 "memory/device_used_bytes": line.device_used_bytes,
                 "memory/process_used_bytes": line.process_used_bytes,
                 "memory/peak_process_bytes": highest,
-                "cpu/package_joules": line.cpu_package_joules,
                 **predicted("power_watts", "energy_kwh", "peak_process_bytes"),
             }
         elif isinstance(line, Eval):

@@ -15,7 +15,6 @@ UUID_OF_TORCH = "12345678-1234-1234-1234-123456789abc"
 SAMPLE = """
 import json, sys, time
 import pynvml
-from pathlib import Path
 from nanogauge.measure.cards import Watched
 from nanogauge.measure.gpu import MEASURED, driver_info, measure_idle, open_sensors
 device, seconds, hz, jump_after, jump_seconds, idle = json.loads(sys.argv[1])
@@ -27,7 +26,7 @@ def clock():
 if idle:
     print(json.dumps({"idle": vars(measure_idle(several, hz, seconds)), "waited": clock()}))
     sys.exit()
-sensors = open_sensors(several, hz, clock, Path("/nonexistent"))
+sensors = open_sensors(several, hz, clock)
 opening = time.monotonic() - begin
 changes, spreads, early = [], [], []
 while (left := seconds - (time.monotonic() - begin)) > 0:

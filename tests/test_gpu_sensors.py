@@ -120,9 +120,9 @@ def test_every_number_arrives_in_its_unit(driver: Path) -> None:
     }
     reading = said["readings"][-1]
     assert {name: reading[name] for name in wanted} == wanted
-    energies = {"energy_joules", "integral_joules", "cpu_package_joules"}
+    energies = {"energy_joules", "integral_joules"}
     assert set(said["measured"]) == {*wanted, *energies}
-    assert list(said["absent"]) == ["cpu_package_joules"]
+    assert said["absent"] == {}
     info = said["info"]
     assert info.pop("absent") == {}
     assert info == {
@@ -199,14 +199,13 @@ def test_an_error_that_passes_costs_its_field_some_seconds_and_nothing_else(
     assert warm[0] < 1.2 and warm[-1] > 12
     assert {r["fan"] for r in readings} == {None}
     assert all(r["power_watts"] and r["utilization"] for r in readings)
-    assert set(trouble["absent"]) == {"fan", "cpu_package_joules"}
+    assert set(trouble["absent"]) == {"fan"}
 
 
 def test_each_change_is_told_once_with_since_when_and_why(trouble: dict[str, Any]) -> None:
     told = [(c["field"], c["midway"]) for c in trouble["changes"]]
-    absent = [("cpu_package_joules", False), ("fan", False)]
-    assert told == [*absent, ("temperature_celsius", True), ("temperature_celsius", True)]
-    fan, lost, back = [c["text"] for c in trouble["changes"][1:]]
+    assert told == [("fan", False), ("temperature_celsius", True), ("temperature_celsius", True)]
+    fan, lost, back = [c["text"] for c in trouble["changes"]]
     assert "from the start" in fan and "Not Supported" in fan
     assert " from 2." in lost and "Unknown Error" in lost
     assert "is measured from 1" in back
@@ -235,9 +234,8 @@ def test_a_gpu_that_is_lost_is_measured_again_when_it_is_back(long_runs: dict[st
     seen = times[-1] - times[0] - gap
     assert spent(readings) == pytest.approx(100 * seen, rel=0.02)
     assert spent(readings, "integral_joules") == pytest.approx(100 * seen, rel=0.02)
-    changes = [c for c in said["changes"] if c["field"] != "cpu_package_joules"]
-    assert [(c["field"], c["midway"]) for c in changes] == [("gpu", True)] * 2
-    assert "GPU is lost" in changes[0]["text"] and " from 1." in changes[0]["text"]
+    assert [(c["field"], c["midway"]) for c in said["changes"]] == [("gpu", True)] * 2
+    assert "GPU is lost" in said["changes"][0]["text"] and " from 1." in said["changes"][0]["text"]
     assert said["reason"] is None
 
 
@@ -262,8 +260,7 @@ def test_a_driver_that_hangs_holds_up_neither_the_run_nor_its_end(
     assert said["close_seconds"] < 1.5
     assert "does not answer from 1." in said["reason"]
     assert len(said["readings"]) == 1
-    changes = [c for c in said["changes"] if c["field"] != "cpu_package_joules"]
-    assert [(c["field"], c["midway"]) for c in changes] == [("driver", True)]
+    assert [(c["field"], c["midway"]) for c in said["changes"]] == [("driver", True)]
     assert set(said["absent"]) >= set(said["measured"])
 
 
@@ -314,7 +311,7 @@ def test_one_number_that_is_not_supported_leaves_the_others(driver: Path) -> Non
     reading = said["readings"][-1]
     assert reading["temperature_celsius"] is None and reading["utilization"] is None
     assert reading["power_watts"] == 100.0 and reading["sm_clock_hz"] == 2.475e9
-    assert set(said["absent"]) == {"temperature_celsius", "utilization", "cpu_package_joules"}
+    assert set(said["absent"]) == {"temperature_celsius", "utilization"}
     assert "Not Supported" in said["absent"]["temperature_celsius"]
     for name in ("driver_version", "others"):
         assert said["info"][name] is None
@@ -381,5 +378,4 @@ def test_without_a_driver_there_are_no_readings_and_one_reason(tmp_path: Path) -
     assert said["readings"] == []
     assert said["reason"].startswith("no NVIDIA driver")
     assert set(said["absent"]) == set(said["measured"])
-    assert "/nonexistent" in said["absent"]["cpu_package_joules"]
-    assert [c["midway"] for c in said["changes"]] == [False, False]
+    assert [c["midway"] for c in said["changes"]] == [False]

@@ -1,4 +1,4 @@
-"""report.schema.json says what report.json is, and nothing that it is not."""
+"""The printed JSON Schema describes report.json, and refuses what report.json is not."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from examples import DOCUMENTED, SEED_CLAIMS, nanogpt_log
 from made_runs import event, make_finished, make_folder, steps, write
 
 from nanogauge.report.build import Report
-from nanogauge.report.schema import SCHEMA_PATH, schema_text
+from nanogauge.report.schema import report_schema
 
-SCHEMA = json.loads(SCHEMA_PATH.read_text(encoding="utf-8"))
+SCHEMA = report_schema()
 UNDERSTOOD = {
     *("$schema", "$defs", "$ref", "title", "description", "default", "const", "enum"),
     *("type", "properties", "required", "items", "anyOf", "additionalProperties"),
@@ -86,9 +86,26 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {name: json.loads((root / name / "report.json").read_text("utf-8")) for name in names}
 
 
-def test_the_schema_is_that_of_the_models() -> None:
-    """After a change of a model: python -m nanogauge.report.schema."""
-    assert SCHEMA_PATH.read_text(encoding="utf-8") == schema_text()
+def test_the_command_prints_a_valid_schema_and_nothing_else() -> None:
+    """Only known words of JSON Schema, and every $ref leads to a definition."""
+    printed = run("report.py", "--schema")
+    assert printed.returncode == 0, printed.stderr
+    assert json.loads(printed.stdout) == SCHEMA
+
+    def check(schema: dict[str, Any]) -> None:
+        assert set(schema) <= UNDERSTOOD, set(schema) - UNDERSTOOD
+        if "$ref" in schema:
+            assert schema["$ref"].removeprefix("#/$defs/") in SCHEMA["$defs"]
+        assert set(schema.get("required", [])) <= set(schema.get("properties", {}))
+        assert schema.get("type", "object") in TYPES
+        inner = [*schema.get("anyOf", []), *schema.get("properties", {}).values()]
+        inner += [*schema.get("$defs", {}).values()]
+        inner += [schema[key] for key in ("items", "additionalProperties") if key in schema]
+        for one in inner:
+            if not isinstance(one, bool):  # as additionalProperties may be
+                check(one)
+
+    check(SCHEMA)
 
 
 @pytest.mark.parametrize("name", ["imported", "finished", "dead", "young"])

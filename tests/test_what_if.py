@@ -1,4 +1,4 @@
-"""The same night at other settings: the prediction, corrected by one run, on that card alone."""
+"""The same run at other settings: plan.py's prediction, calibrated by one run on its own device."""
 
 from __future__ import annotations
 
@@ -20,83 +20,55 @@ from nanogauge.predict.prediction import predict
 from nanogauge.records import Compile, Prediction
 from nanogauge.report.attribution import attribute
 from nanogauge.report.measured import measure
-from nanogauge.report.what_if import Scenario, neighbours, what_if
+from nanogauge.report.what_if import Scenario, other_gpus, what_if
 from nanogauge.runlog import Recorded
-from nanogauge.runspec import RunSpec, with_shape
+from nanogauge.runspec import RunSpec
 
 
 def scenarios(run: MadeUp, prediction: Prediction | None = None) -> dict[str, Scenario]:
     recorded, spec = run.recorded(), run.spec
     prediction = prediction or run.prediction
-    found = measure(recorded, spec, prediction)
-    told = what_if(spec, prediction, found, recorded)
-    assert len({s.id for s in told}) == len(told)
-    return {s.id: s for s in told}
-
-
-def seconds(scenario: Scenario) -> float:
-    assert scenario.total_seconds is not None
-    return scenario.total_seconds.expected
-
-
-def test_the_same_again_is_the_run_without_what_happened_only_in_it() -> None:
-    """Restarts and slow steps are not repeated; everything else takes what it took."""
-    calm = MadeUp(checkpoint=2.0)
-    wall = calm.measured().ledger.wall_s
-    assert seconds(scenarios(calm)["again"]) == pytest.approx(wall)
-    rough = replace(
-        calm, died_at=[(35, 20)], step=lambda step: 3.9 if step % 10 else 30.0, start_up=6.0
-    )
-    assert seconds(scenarios(rough)["again"]) == pytest.approx(wall, rel=1e-6)
+    rows = what_if(spec, prediction, measure(recorded, spec, prediction), recorded)
+    assert len({row.id for row in rows}) == len(rows) <= 6
+    return {row.id: row for row in rows}
 
 
 @settings(max_examples=20, deadline=None)
 @given(step=st.floats(0.5, 9), evaluation=st.floats(0.1, 60), start_up=st.floats(0.1, 60))
-def test_a_run_of_any_speed_corrects_every_part_of_its_own_time(
+def test_the_measured_step_calibrates_every_row_of_its_own_card(
     step: float, evaluation: float, start_up: float
 ) -> None:
     run = MadeUp(
-        step=lambda _: step,
-        evaluation=evaluation,
-        start_up=start_up,
-        checkpoint=1.0,
-        sensors=False,
+        step=lambda _: step, evaluation=evaluation, start_up=start_up, checkpoint=1, sensors=False
     )
-    told = scenarios(run)
-    assert seconds(told["again"]) == pytest.approx(run.measured().ledger.wall_s)
-    saved = told["eval_every_double"].delta_s
-    assert saved == pytest.approx(-evaluation)  # at 0, 40 and 60 instead of 0, 20, 40 and 60
-    for scenario in told.values():
-        if scenario.total_seconds is not None:
-            span = scenario.total_seconds
-            assert span.low <= span.expected <= span.high
-            assert scenario.delta_s == pytest.approx(span.expected - seconds(told["again"]))
+    rows = scenarios(run)
+    again = rows["again"]
+    assert again.step_seconds.expected == pytest.approx(step)
+    assert again.delta_s == 0
+    assert rows["more_tokens"].step_seconds == again.step_seconds
+    for row in rows.values():
+        span = row.total_seconds
+        assert span.low <= span.expected <= span.high
+        assert row.delta_s == pytest.approx(span.expected - again.total_seconds.expected)
+
+
+def test_restarts_and_slow_steps_are_not_repeated() -> None:
+    calm = MadeUp(checkpoint=2.0)
+    rough = replace(calm, died_at=[(35, 20)], step=lambda step: 3.9 if step % 10 else 30.0)
+    expected = scenarios(calm)["again"].total_seconds.expected
+    assert scenarios(rough)["again"].total_seconds.expected == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_step_that_was_slower_than_predicted_makes_other_shapes_slower_too() -> None:
     """By the same factor, as a finished run corrects the next prediction of its device."""
-    slow = MadeUp(sensors=False, step=lambda _: 2 * 3.9, evaluation=15.0, checkpoint=2.0)
-    spec, told = slow.spec, scenarios(slow)
-    shape = {"n_head": 16, "n_kv_head": 16, "n_embd": 512, "mlp_width": 2048}
+    run = MadeUp(sensors=False, step=lambda _: 2 * 3.9)
+    row = scenarios(run)["gpt2"]
     card = lookup("RTX 4070", "bfloat16")
-    narrow, wide = (predict(s, card).ledger for s in (spec, with_shape(spec, **shape)))
-    took = {"step_s": 60 * 2 * 3.9, "eval_s": 4 * 15.0, "checkpoint_s": 3 * 2.0}
-    longer = sum(seconds * (wide[part] / narrow[part] - 1) for part, seconds in took.items())
-    assert told["wider"].delta_s == pytest.approx(longer)
-
-
-def test_the_advice_on_evaluation_is_the_what_if_of_it() -> None:
-    """One saving, told in two places: they cannot differ."""
-    run = MadeUp(evaluation=20.0)
-    recorded, spec, prediction = run.recorded(), run.spec, run.prediction
-    found = measure(recorded, spec, prediction)
-    told = what_if(spec, prediction, found, recorded)
-    attribution = attribute(prediction, found, spec, recorded, told)
-    assert attribution is not None
-    (advice,) = (p.advice for p in attribution.parts if p.cause == "evaluation")
-    (scenario,) = (s for s in told if s.id == "eval_every_double")
-    assert scenario.delta_s == pytest.approx(-20.0)
-    assert advice is not None and "saves 20 s" in advice
+    here, there = (
+        predict(spec, card).quantities["step_seconds"].expected
+        for spec in (run.spec, with_flags(row.change))
+    )
+    assert row.step_seconds.expected == pytest.approx(2 * 3.9 / here * there)
 
 
 def with_flags(change: str) -> RunSpec:
@@ -113,91 +85,82 @@ def with_flags(change: str) -> RunSpec:
 def test_the_flags_of_a_scenario_make_a_valid_configuration_of_its_kind() -> None:
     """What is shown can be typed: the flags parse, and keep the tokens of a step."""
     run = MadeUp()
-    for scenario in scenarios(run).values():
-        if scenario.change.startswith("--") and "--gpu" not in scenario.change:
-            changed = with_flags(scenario.change)
+    for row in scenarios(run).values():
+        if row.change.startswith("--") and "--gpu" not in row.change:
+            changed = with_flags(row.change)
             assert changed != run.spec
-            assert changed.tokens_per_step == run.spec.tokens_per_step, scenario.id
+            assert changed.tokens_per_step == run.spec.tokens_per_step, row.id
 
 
 def test_another_card_is_predicted_without_this_cards_correction() -> None:
     """How slow one card was says nothing of another: the same figures whatever was measured."""
-    quick, slow = MadeUp(), MadeUp(step=lambda _: 9.0)
-    for name in ("card_rtx_4060_ti_16gb", "card_rtx_4070_super", "card_h100_sxm"):
-        before, after = scenarios(quick)[name], scenarios(slow)[name]
-        assert before.total_seconds == after.total_seconds
-        assert not before.corrected
-        assert "says nothing of another card" in before.why
+    quick, slow = scenarios(MadeUp()), scenarios(MadeUp(step=lambda _: 9.0))
+    for name in ("card_rtx_4070_super", "card_h100_sxm"):
+        assert quick[name].total_seconds == slow[name].total_seconds
+        assert not quick[name].corrected
+        assert "says nothing of another card" in quick[name].why
     card = lookup("RTX 4070 SUPER", "bfloat16")
-    total = predict(quick.spec, card).quantities["total_seconds"]
-    told = scenarios(quick)["card_rtx_4070_super"].total_seconds
-    assert told is not None
-    assert (told.low, told.expected, told.high) == (total.low, total.expected, total.high)
+    planned = predict(MadeUp().spec, card).quantities
+    row = quick["card_rtx_4070_super"]
+    assert row.total_seconds == planned["total_seconds"]
+    assert row.energy_kwh == planned["energy_kwh"]
 
 
-def test_the_neighbours_of_a_card_are_of_its_family() -> None:
+def test_the_other_cards_are_the_next_of_the_family_and_one_of_a_data_centre() -> None:
     def names(card: str) -> list[str]:
-        return [gpu.name for gpu in neighbours(lookup(card, "bfloat16"), "bfloat16")]
+        return [gpu.name for gpu in other_gpus(lookup(card, "bfloat16"), "bfloat16")]
 
-    assert names("RTX 4070") == ["RTX 4060 Ti 16GB", "RTX 4070 SUPER", "H100 SXM"]
-    assert names("RTX 4090") == ["RTX 4090 D", "H100 SXM"]
-    assert names("RTX 4070 Laptop")[:2] == ["RTX 4060 Laptop", "RTX 4080 Laptop"]
+    assert names("RTX 4070") == ["RTX 4070 SUPER", "H100 SXM"]
+    assert names("RTX 4090") == ["H100 SXM"]
+    assert names("RTX 4070 Laptop") == ["RTX 4080 Laptop", "H100 SXM"]
     assert "H100 SXM" not in names("H100 SXM")
 
 
 def test_a_measured_peak_decides_what_fits() -> None:
     """A run that held more than predicted leaves less room, and fits itself, as it ran."""
     run = MadeUp()
-    assert scenarios(run)["micro_batch_double"].verdict != "does not fit"
-    heavy = replace(run, scale={"process_used_bytes": 10.9 / 6})
-    told = scenarios(heavy)
-    assert told["again"].peak_process_bytes == pytest.approx(10.9 * GIB)
-    assert told["again"].verdict == "fits"
-    assert "micro_batch_double" not in told
-    assert told["gpt2"].change.count("--train.micro-batch") == 1  # made to fit
+    assert scenarios(run)["micro_batch"].verdict == "doubtful"
+    rows = scenarios(replace(run, scale={"process_used_bytes": 10.9 / 6}))
+    assert rows["again"].peak_process_bytes == pytest.approx(10.9 * GIB)
+    assert rows["again"].verdict == rows["more_tokens"].verdict == "fits"
+    assert "micro_batch" not in rows
+    assert rows["gpt2"].change.count("--train.micro-batch") == 1  # made to fit
 
 
-def test_energy_is_measured_power_over_the_scenarios_time() -> None:
-    told = scenarios(MadeUp(watts=150.0))
-    energy, span = told["again"].energy_kwh, told["again"].total_seconds
-    assert energy is not None and span is not None
-    assert energy.expected == pytest.approx(150 * span.expected / 3.6e6)
-    cost = told["again"].cost
-    assert cost is not None
-    assert cost.expected == pytest.approx(0.15 * energy.expected)
-    assert "power is predicted" not in told["again"].why
-    assert "power is predicted" in scenarios(MadeUp(sensors=False))["again"].why
+def test_a_larger_micro_batch_is_advised_where_it_is_sure_to_fit_and_saves_time() -> None:
+    """The advice and the row are one saving: they cannot differ."""
+    run = MadeUp(scale={"process_used_bytes": 0.5})
+    spec = replace(run.spec, micro_batch=1, grad_accum=512)
+    prediction = predict(spec, lookup("RTX 4070", "bfloat16"))
+    recorded = run.recorded()
+    found = measure(recorded, spec, prediction)
+    rows = {row.id: row for row in what_if(spec, prediction, found, recorded)}
+    row = rows["micro_batch"]
+    assert row.verdict == "fits"
+    told = attribute(prediction, found, spec, recorded, list(rows.values()))
+    assert told is not None
+    advice = next(p.advice for p in told.parts if p.cause == "step: efficiency")
+    assert advice is not None and row.change in advice
 
 
-def test_a_lower_power_limit_costs_no_more_time_than_the_power_it_takes() -> None:
-    """From no slower to as much slower as it draws less; nothing where it drew less anyway."""
-    told = scenarios(MadeUp(watts=200.0))
-    low, again = told["power_limit"].total_seconds, told["again"].total_seconds
-    assert low is not None and again is not None
-    assert low.low == again.low
-    assert low.high == pytest.approx(again.high * 200 / 160)
-    assert low.expected == pytest.approx(again.expected * (200 / 160) ** 0.28)
-    energy, before = told["power_limit"].energy_kwh, told["again"].energy_kwh
-    assert energy is not None and before is not None
-    assert energy.expected < before.expected
-    idle = scenarios(MadeUp(watts=120.0))["power_limit"]
-    assert idle.delta_s == 0
-    assert "would change nothing" in idle.why
-    unknown = scenarios(MadeUp(sensors=False))["power_limit"]
-    assert unknown.total_seconds is None and unknown.delta_s is None
-    assert "not measured" in unknown.why
+def test_energy_and_cost_are_those_of_the_calibrated_time() -> None:
+    rows = scenarios(MadeUp())
+    again, longer = rows["again"], rows["more_tokens"]
+    assert again.energy_kwh is not None and longer.energy_kwh is not None
+    ratio = longer.total_seconds.expected / again.total_seconds.expected
+    assert longer.energy_kwh.expected == pytest.approx(ratio * again.energy_kwh.expected)
+    assert again.cost is not None
+    assert again.cost.expected == pytest.approx(0.15 * again.energy_kwh.expected)
 
 
 def test_another_micro_batch_evaluates_as_many_tokens() -> None:
-    """Half a micro-batch would halve the evaluation, and look cheaper for it: it never is."""
-    run = MadeUp(evaluation=100.0)
-    for name in ("micro_batch_half", "micro_batch_double"):
-        spec = with_flags(scenarios(run)[name].change)
-        assert spec.eval_batches is not None
-        assert spec.eval_batches * spec.micro_batch == 200 * 16
-    half, double = (scenarios(run)[f"micro_batch_{name}"].delta_s for name in ("half", "double"))
-    assert half is not None and double is not None
-    assert double < 0 < half
+    """A larger micro-batch would enlarge the evaluation, and look dearer for it."""
+    run = MadeUp()
+    row = scenarios(run)["micro_batch"]
+    spec = with_flags(row.change)
+    assert spec.eval_batches is not None
+    assert spec.eval_batches * spec.micro_batch == 200 * 16
+    assert row.delta_s < 0
 
 
 def test_a_run_that_went_on_without_compilation_is_corrected_as_such() -> None:
@@ -208,11 +171,11 @@ def test_a_run_that_went_on_without_compilation_is_corrected_as_such() -> None:
         eager = line.model_copy(update={"mode": "eager"}) if isinstance(line, Compile) else line
         recorded.add(eager)
     found = measure(recorded, run.spec, run.prediction)
-    told = {s.id: s for s in what_if(run.spec, run.prediction, found, recorded)}
-    factor = re.match(r"a step took ([\d.]+) times", told["again"].why)
+    rows = {row.id: row for row in what_if(run.spec, run.prediction, found, recorded)}
+    factor = re.match(r"a step took ([\d.]+) times", rows["again"].why)
     assert factor is not None
-    eager = predict(replace(run.spec, compile=False), run.prediction.hardware)
-    expected = eager.quantities["step_seconds"]
+    eager_run = predict(replace(run.spec, compile=False), run.prediction.hardware)
+    expected = eager_run.quantities["step_seconds"]
     assert float(factor[1]) == pytest.approx(3.9 / expected.expected, abs=1e-3)
 
 
@@ -228,10 +191,10 @@ def test_nothing_is_said_without_a_steady_step_or_a_prediction() -> None:
 
 def test_a_run_on_a_cpu_has_no_cards_and_no_watts() -> None:
     run = MadeUp(sensors=False)
-    told = scenarios(run, predict(replace(run.spec, dtype="float32"), CPU))
-    assert not [name for name in told if name.startswith(("card", "power"))]
-    assert all(s.energy_kwh is None for s in told.values())
-    assert told["wider"].total_seconds is not None
+    rows = scenarios(run, predict(replace(run.spec, dtype="float32"), CPU))
+    assert not [name for name in rows if name.startswith("card")]
+    assert all(row.energy_kwh is None for row in rows.values())
+    assert "more_tokens" in rows
 
 
 def test_the_whole_of_it_takes_less_than_150_ms() -> None:

@@ -1,4 +1,4 @@
-"""The sensors of the GPU and of the processor, as the training loop sees them.
+"""The sensors of the GPU, as the training loop sees them.
 
 A number that nobody gives is None, and `absent` says why; where there is nothing to read the
 sensors are NullSensors. Nothing that happens to the driver is raised into the training loop, and
@@ -11,14 +11,12 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import fmean
 from typing import Protocol
 
 from nanogauge.measure.absences import Absences, Change
 from nanogauge.measure.cards import Watched
 from nanogauge.measure.nvml import Driver, NoDriver
-from nanogauge.measure.rapl import RAPL_ROOT
 from nanogauge.measure.sampler import MEASURED, PowerSpread, Sampler
 from nanogauge.records import Sensor
 
@@ -94,9 +92,8 @@ def open_sensors(
     device: str | int | Sequence[Watched] | None,
     hz: float,
     clock: Callable[[], float],
-    rapl_root: Path = RAPL_ROOT,
 ) -> Sensors:
-    """Begin to sample GPUs, `hz` times a second, and the processor's energy, in a thread.
+    """Begin to sample GPUs, `hz` times a second, in a thread.
 
     Waits for the driver to be found, at most 3 s; one that needs longer is read from when it
     answers on.
@@ -107,9 +104,11 @@ def open_sensors(
             power and energy, see cards.py.
         hz: samples of power per second.
         clock: gives the seconds since the process began.
-        rapl_root: where Linux shows the processor's energy counters.
     """
-    sampler = Sampler(_watched(device), hz, clock, rapl_root)
+    cards = _watched(device)
+    if not cards:
+        return NullSensors("no GPU")
+    sampler = Sampler(cards, hz, clock)
     opened = sampler.wait_opened(_OPEN_SECONDS)
     reason = sampler.reason
     if reason is not None and opened and not sampler.has_gpu:
@@ -144,7 +143,7 @@ def measure_idle(device: str | int | Sequence[Watched], hz: float, seconds: floa
     still hold what was before.
     """
     begin = time.monotonic()
-    sampler = Sampler(_watched(device), hz, time.monotonic, rapl_root=None)
+    sampler = Sampler(_watched(device), hz, time.monotonic)
     opened = sampler.wait_opened(seconds)
     start = time.monotonic()
     if opened and sampler.has_gpu:

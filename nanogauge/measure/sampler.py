@@ -9,9 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from nanogauge.measure import rapl
 from nanogauge.measure.absences import Absences, Change
 from nanogauge.measure.cards import Cards, Watched
 from nanogauge.records import Sensor
@@ -20,7 +18,6 @@ _NOT_MEASURED = ("kind", "elapsed_seconds", "energy_source", "gap_seconds")
 _OF_SEVERAL = ("hottest_card", "fullest_card", "slowest_card")
 MEASURED = tuple(n for n in Sensor.model_fields if n not in (*_NOT_MEASURED, *_OF_SEVERAL))
 """the fields of a reading that are measured; `absent` speaks of them by these names"""
-_OF_GPU = tuple(name for name in MEASURED if name != rapl.FIELD)
 _OF_POWER = ("power_min_watts", "power_max_watts", "integral_joules")
 
 _GAP_PERIODS = 5
@@ -46,30 +43,21 @@ class Sampler:
 
     A reading holds the mean of the power samples since the reading before it, and everything else
     as it is at `elapsed_seconds`. On most cards NVML's power is itself a mean over about the last
-    second. device_used_bytes holds what the driver keeps for itself, too. Without a GPU, or without
-    its driver, the energy of the processor is read alone.
+    second. device_used_bytes holds what the driver keeps for itself, too.
 
     Args:
-        cards: what is sampled together; empty where there is no GPU to read.
+        cards: what is sampled together, at least one.
         hz: samples per second.
         clock: seconds since the process began.
-        rapl_root: the folder of the processor's energy counters; None reads none.
     """
 
-    def __init__(
-        self,
-        cards: Sequence[Watched],
-        hz: float,
-        clock: Callable[[], float],
-        rapl_root: Path | None,
-    ) -> None:
+    def __init__(self, cards: Sequence[Watched], hz: float, clock: Callable[[], float]) -> None:
         self.cpu_seconds = 0.0
         """what the sampling cost so far, in seconds of one core, without opening the driver"""
         self._hz = hz
         self._clock = clock
         self._absences = Absences()
-        self._cards = Cards(cards, _GAP_PERIODS / hz) if cards else None
-        self._rapl: rapl.Rapl | None = None
+        self._cards = Cards(cards, _GAP_PERIODS / hz)
         self._lock = threading.Lock()  # guards the next two, never held while the driver is asked
         self._readings: list[Sensor] = []
         self._spread: tuple[int, float, float, float] | None = None  # n, sum, least, most
@@ -81,9 +69,7 @@ class Sampler:
         self._window_start = 0.0
         self._gap_seconds = 0.0  # as of the last reading, whether there was a line to tell it
         self._told_gap_seconds = 0.0
-        self._thread = threading.Thread(
-            target=self._run, name="sensors", args=(rapl_root,), daemon=True
-        )
+        self._thread = threading.Thread(target=self._run, name="sensors", daemon=True)
         self._thread.start()
 
     def wait_opened(self, seconds: float) -> bool:
@@ -93,17 +79,15 @@ class Sampler:
     @property
     def has_gpu(self) -> bool:
         """Whether a driver that knows the GPU, or one of them, was found."""
-        return self._cards is not None and self._cards.found
+        return self._cards.found
 
     @property
     def absent(self) -> Mapping[str, str]:
         reasons = self._reasons()
         whole, gpu = reasons.pop("driver", None), reasons.pop("gpu", None)
         absent: dict[str, str] = {}
-        if whole is not None:
-            absent = dict.fromkeys(MEASURED, whole)
-        elif gpu is not None:
-            absent = dict.fromkeys(_OF_GPU, gpu)
+        if lost := whole or gpu:
+            absent = dict.fromkeys(MEASURED, lost)
         elif "power_watts" in reasons:
             absent = dict.fromkeys(_OF_POWER, reasons["power_watts"])
             if "energy_counter" in reasons:
@@ -117,13 +101,11 @@ class Sampler:
     @property
     def reason(self) -> str | None:
         reasons = self._reasons()
-        no_processor = self._rapl is None or rapl.FIELD in reasons
-        return reasons.get("driver") or (reasons.get("gpu") if no_processor else None)
+        return reasons.get("driver") or reasons.get("gpu")
 
     def changes(self) -> list[Change]:
         self._notice_hang()
-        of_cards = self._cards.changes() if self._cards is not None else []
-        return of_cards + self._absences.drain()
+        return self._cards.changes() + self._absences.drain()
 
     def readings(self) -> list[Sensor]:
         with self._lock:
@@ -148,8 +130,7 @@ class Sampler:
 
     def _reasons(self) -> dict[str, str]:
         self._notice_hang()
-        of_cards = self._cards.reasons() if self._cards is not None else {}
-        return of_cards | self._absences.reasons()
+        return self._cards.reasons() | self._absences.reasons()
 
     def _notice_hang(self) -> None:
         since = self._asking_since
@@ -160,10 +141,10 @@ class Sampler:
         now = self._clock() if since is None else since
         self._absences.missing("driver", now, "the driver does not answer")
 
-    def _run(self, rapl_root: Path | None) -> None:
+    def _run(self) -> None:
         try:
-            self._open(rapl_root)
-            if self.has_gpu or (self._rapl is not None and self._rapl.there):
+            self._open()
+            if self.has_gpu:
                 self._sample_until_stopped()
         except Exception as error:
             # Whatever it is, it must end neither the run nor unheard.
@@ -172,23 +153,15 @@ class Sampler:
             self._asking_since = None
             self._opened.set()
 
-    def _open(self, rapl_root: Path | None) -> None:
-        if self._cards is None:
-            self._absences.missing("gpu", self._clock(), "no GPU")
-        else:
-            self._cards.open(self._clock)
+    def _open(self) -> None:
+        self._cards.open(self._clock)
         now = self._window_start = self._clock()
-        if rapl_root is None:
-            self._absences.missing(rapl.FIELD, now, "it is not asked for")
-        else:
-            self._rapl = rapl.Rapl(rapl_root, self._absences, now)
         self._tick(now)
         self._absences.present("driver", self._clock())
         self._opened.set()
 
     def _sample_until_stopped(self) -> None:
-        # The processor's energy alone is read once a second.
-        period = 1 / self._hz if self.has_gpu else 1.0
+        period = 1 / self._hz
         due = self._window_start
         now = self._clock()
         opening_seconds = time.thread_time()
@@ -204,13 +177,10 @@ class Sampler:
                 self.cpu_seconds = time.thread_time() - opening_seconds
             if stopping:
                 break
-        if self._cards is not None:
-            self._cards.close()
+        self._cards.close()
 
     def _tick(self, now: float) -> bool:
         """One sample of what changes fast; whether a GPU was lost on it."""
-        if self._cards is None:
-            return False
         watts, lost = self._cards.tick(now)
         if watts is not None:
             with self._lock:
@@ -219,18 +189,14 @@ class Sampler:
         return lost
 
     def _read(self, now: float, closing: bool) -> None:
-        values = {}
-        if self._cards is not None:
-            values = self._cards.read(now)
-            self._gap_seconds = round(self._cards.gap_seconds(now), 6)
-        joules = None if self._rapl is None else self._rapl.joules(now)
-        measured = joules is not None or any(value is not None for value in values.values())
+        values = self._cards.read(now)
+        self._gap_seconds = round(self._cards.gap_seconds(now), 6)
+        measured = any(value is not None for value in values.values())
         # The last line tells of a gap that nothing ended.
         if measured or (closing and self._gap_seconds > self._told_gap_seconds):
             reading = Sensor(
                 elapsed_seconds=round(now, 6),
                 gap_seconds=self._gap_seconds or None,
-                cpu_package_joules=joules,
                 **values,
             )
             self._told_gap_seconds = self._gap_seconds

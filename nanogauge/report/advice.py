@@ -17,7 +17,7 @@ from nanogauge.quantities import format_seconds
 from nanogauge.records import Prediction
 from nanogauge.report.clocks import MeasuredClock, slowed
 from nanogauge.report.measured import Measurements
-from nanogauge.report.what_if import LARGER_MICRO_BATCHES, Scenario
+from nanogauge.report.what_if import Scenario
 from nanogauge.runlog import Recorded
 from nanogauge.runspec import EMBEDDED_TEXT, RunSpec
 from nanogauge.schedule import checkpoints, evaluations
@@ -155,16 +155,12 @@ class Advice:
         )
 
     def micro_batch(self) -> str | None:
-        """The best larger one that is sure to fit, as the corrected prediction has it."""
-        larger = [
-            s
-            for s in self.scenarios
-            if s.id in LARGER_MICRO_BATCHES and s.verdict == "fits" and s.delta_s is not None
-        ]
-        best = min(larger, key=lambda s: s.delta_s or 0.0, default=None)
-        if best is None or best.delta_s is None:
+        """The larger micro-batch, if it is sure to fit and its steps are expected to be shorter."""
+        steps = {s.id: s.step_seconds.expected for s in self.scenarios}
+        larger = next((s for s in self.scenarios if s.id == "micro_batch"), None)
+        if larger is None or larger.verdict != "fits":
             return None
-        saved = -best.delta_s
+        saved = (steps["again"] - steps["micro_batch"]) * self.spec.steps
         return self._worth(
-            saved, f"{best.label} ({best.change}) saves about {format_seconds(saved)}"
+            saved, f"{larger.label} ({larger.change}) saves about {format_seconds(saved)}"
         )

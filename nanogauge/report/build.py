@@ -10,7 +10,6 @@ from typing import Any
 from nanogauge.claims import Claims, Unscored
 from nanogauge.claims import load_claims as read_claims
 from nanogauge.consistency import Inconsistency
-from nanogauge.power_curves import load_power_curve
 from nanogauge.quantities import (
     QUANTITIES,
     format_range,
@@ -158,9 +157,7 @@ def build_report(
     spec, prediction = run.spec, run.prediction
     measurements = without_totals(measure(recorded, spec, prediction), spec)
     rows, findings = build_rows(claims, spec, prediction, measurements)
-    scenarios = what_if(
-        spec, prediction, measurements, recorded, load_power_curve(prediction.hardware.name)
-    )
+    scenarios = what_if(spec, prediction, measurements, recorded)
     attribution = attribute(prediction, measurements, spec, recorded, scenarios)
     of_claim = attribute_claim(claims, prediction, measurements, spec, recorded, scenarios)
     quiet = silence(recorded, prediction, written, now, alive)

@@ -73,7 +73,6 @@ def instruments(
     if on_a_gpu:
         _energy(panel, recorded, spec, prediction, found)
         _board(panel, recorded)
-    _processor(panel, recorded)
     return panel.shown
 
 
@@ -355,19 +354,4 @@ def _board(panel: _Panel, recorded: Recorded) -> None:
         seconds,
         format_seconds(seconds),
         how or f"in none of {int((codes > 0).sum()):,} readings",
-    )
-
-
-def _processor(panel: _Panel, recorded: Recorded) -> None:
-    joules = total_over_processes(recorded, "cpu_package_joules")
-    value = None if joules is None else joules / JOULES_PER_KWH
-    panel.add(
-        "cpu_energy_kwh",
-        "Energy of the processor packages",
-        "kWh",
-        value,
-        f"{value:.4g} kWh" if value is not None else "",
-        "RAPL; neither memory nor the rest of the machine"
-        if value is not None
-        else why_absent(recorded, "cpu_package_joules"),
     )

@@ -50,7 +50,7 @@ _INSTRUMENT_GROUPS = {
     "Speed": ("achieved", "mfu"),
     "Parts of a step": ("forward", "backward", "optimizer", "data_wait", "recompilations"),
     "Memory": ("peak_", "allocation", "other_programs"),
-    "Energy": ("energy", "idle", "joules", "wh_", "cpu_energy"),
+    "Energy": ("energy", "idle", "joules", "wh_"),
 }
 _BOARD = "The board"
 

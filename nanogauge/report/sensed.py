@@ -71,8 +71,8 @@ def peak(recorded: Recorded, name: str) -> int | None:
 
 def why_absent(recorded: Recorded, name: str) -> str:
     """Why a sensor's number is not in the log, as the log last said of it or of all of the card."""
-    of_all = ("driver",) if name == "cpu_package_joules" else ("driver", "gpu")
-    told = [e.text for e in recorded.events if e.what == "absent" and e.about in (name, *of_all)]
+    about = (name, "driver", "gpu")
+    told = [e.text for e in recorded.events if e.what == "absent" and e.about in about]
     if told:
         return told[-1].partition(": ")[2].rstrip(".") or told[-1]
     if len(recorded.sensors):

@@ -1,36 +1,35 @@
-"""The same night at other settings, as the prediction has it once this run has corrected it.
+"""Predict the same run at other settings, with the engine of plan.py.
 
-What one card needed beyond its prediction says nothing of another: those are predicted as any run
-is, and say so. No loss is predicted: a cheaper night may make a worse model.
+On the run's own hardware the prediction is calibrated by this run, as every finished run calibrates
+the next one, and memory is scaled by the measured peak. Another GPU is predicted uncalibrated: the
+error of one says nothing about another.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from nanogauge.errors import BadInput
-from nanogauge.hardware import Gpu, all_gpus, find_gpu, from_row
-from nanogauge.power_curves import PowerCurve
-from nanogauge.predict.constants import POWER_EXPONENT
+from nanogauge.hardware import Gpu, all_gpus, find_gpu, from_row, usually_free_bytes
+from nanogauge.predict.calibration import Calibration, FinishedRun
 from nanogauge.predict.deadline import trained_on
-from nanogauge.predict.energy import SHARE_OF_LOWERED_LIMIT
-from nanogauge.predict.fit import Verdict, largest_micro_batch, reshaped
+from nanogauge.predict.fit import (
+    Verdict,
+    fit_verdict,
+    is_expected_to_fit,
+    largest_micro_batch,
+    memory_of,
+    with_micro_batch,
+)
 from nanogauge.predict.parameters import count_parameters
 from nanogauge.predict.prediction import predict
-from nanogauge.predict.workload import resolve_dtype
+from nanogauge.predict.workload import resolve_dtype, workload_of
 from nanogauge.quantities import Interval
 from nanogauge.records import Hardware, Prediction, Stored
-from nanogauge.report.corrected import (
-    Engine,
-    energy_and_cost,
-    in_micro_batches,
-    memory_left,
-)
 from nanogauge.report.measured import Measurements
 from nanogauge.runlog import Recorded
 from nanogauge.runspec import SETTINGS, RunSpec, with_shape
-from nanogauge.schedule import evaluations
 
 _GPT2 = {
     "n_layer": 12,
@@ -41,307 +40,168 @@ _GPT2 = {
     "mlp_width": 3072,
 }
 GPT2_VOCABULARY = 50_257
-DATACENTER_CARDS = ("H100 SXM", "A100 80GB")
-"""the first that is not the run's own stands for what can be rented"""
-LARGER_MICRO_BATCHES = ("micro_batch_double", "micro_batch_largest")
-LOWERED_LIMIT = 0.8
-"""of the power limit in force"""
+DATACENTER_GPUS = ("H100 SXM", "A100 80GB")
+"""The first that is not the run's own stands for a rented one."""
+MORE_TOKENS = 4
 
 
 class Scenario(Stored):
-    """One run that could be made instead, and what it would take."""
+    """One run that could be made instead, and its prediction."""
 
     id: str
     label: str
     change: str
-    """the flags or the command that do it; empty where nothing changes"""
-    total_seconds: Interval | None
-    """None where it cannot be said; why says for what reason"""
-    delta_s: float | None
-    """expected, against the same run made again; below zero where it would be shorter"""
-    peak_process_bytes: float | None
+    """flags of plan.py and train.py; empty where nothing changes"""
+    step_seconds: Interval
+    total_seconds: Interval
+    delta_s: float
+    """expected difference from the same run made again; negative where it would be shorter"""
+    peak_process_bytes: float
     """expected"""
     verdict: Verdict | None
-    """whether it fits into the memory; None where how much there is is not known"""
+    """whether it fits into the memory; None where the memory's size is not known"""
     energy_kwh: Interval | None
-    """of the boards; None where neither was measured nor predicted what they draw"""
+    """of the boards; None where their power is not predicted"""
     cost: Interval | None
-    """in the currency of the configuration; None without a tariff, or without energy"""
+    """in the currency of the configuration; None without a tariff or without energy"""
     corrected: bool
-    """by this run; False: as any run on that card is predicted"""
+    """whether this run calibrated it"""
     why: str
 
 
 def what_if(
-    spec: RunSpec,
-    prediction: Prediction,
-    measurements: Measurements,
-    recorded: Recorded,
-    curve: PowerCurve | None = None,
+    spec: RunSpec, prediction: Prediction, measurements: Measurements, recorded: Recorded
 ) -> list[Scenario]:
-    """This run made again, and others; empty where no step was predicted or measured.
+    """Return at most six runs, the same one made again first.
 
-    Args:
-        spec: the run.
-        prediction: its own.
-        measurements: what its log says.
-        recorded: the log.
-        curve: steps of this card at several power limits, where they were measured.
+    Empty where no step was predicted or measured.
     """
-    if not prediction.ledger or measurements.median_step_seconds is None:
+    step = measurements.values.get("step_seconds")
+    if not prediction.ledger or step is None:
         return []
-    spec = spec.resolved(prediction.dtype, prediction.gpus)
+    spec, own = spec.resolved(prediction.dtype, prediction.gpus), prediction.hardware
     if recorded.compiles and recorded.compiles[-1].mode == "eager":
         spec = replace(spec, compile=False)
-    engine = Engine.of(spec, prediction, measurements, recorded)
-    again = _scenario(engine, "again", "the same again", spec, spec, _corrections(engine))
-    assert again.total_seconds is not None
-    expected = again.total_seconds.expected
-    found = [again, *_batches(engine), *_evaluations(engine), *_models(engine)]
-    found += [*_power_limit(engine, again, curve), *_cards(engine)]
-    return [
-        s.model_copy(update={"delta_s": s.total_seconds.expected - expected})
-        if s.total_seconds is not None
-        else s
-        for s in found
-    ]
-
-
-def _scenario(
-    engine: Engine, name: str, label: str, before: RunSpec, after: RunSpec, why: str
-) -> Scenario:
-    seconds = engine.seconds(after)
-    peak, verdict = engine.memory(after)
-    energy, cost = energy_and_cost(after, engine.power(), seconds)
-    return Scenario(
-        id=name,
-        label=label,
-        change=flags(before, after),
-        total_seconds=seconds,
-        delta_s=None,
-        peak_process_bytes=peak,
-        verdict=verdict,
-        energy_kwh=energy,
-        cost=cost,
-        corrected=True,
-        why=why,
+    on_gpu, finished = own.kind != "cpu", recorded.starts[-1].unix_time or 0.0
+    run = FinishedRun(
+        name=spec.name or "",
+        workload=workload_of(spec, on_gpu),
+        step_seconds=step.value,
+        p10_seconds=step.value if step.p10 is None else step.p10,
+        p90_seconds=step.value if step.p90 is None else step.p90,
+        n=step.n or 1,
+        finished_unix=finished,
     )
+    known = Calibration(device=own.name, torch="", threads=None, created_unix=finished, runs=(run,))
+    slower = step.value / predict(spec, own).quantities["step_seconds"].expected
+    peak = measurements.values.get("peak_process_bytes")
+    peak_factor = peak.value / memory_of(spec, own).process.expected if peak else 1.0
+    rows: list[Scenario] = []
+    for name, label, hardware, wanted, why in _candidates(spec, own, slower):
+        here = hardware is own
+        factor, free = peak_factor if here else 1.0, _free_bytes(hardware, recorded)
+        device = (hardware, math.inf if free is None else free / factor)
+        other = wanted
+        if name == "micro_batch" or not (name == "again" or is_expected_to_fit(wanted, *device)):
+            current = wanted.micro_batch
+            micro = largest_micro_batch(wanted, *device, "high") or 0  # sure to fit
+            if micro <= current:
+                micro = largest_micro_batch(wanted, *device) or 0
+            if micro == 0 or (name == "micro_batch" and (free is None or micro <= current)):
+                continue
+            other = _in_micro_batches(wanted, micro)
+        found = predict(other, hardware, known if here else None)
+        other_step, total = found.best("step_seconds"), found.best("total_seconds")
+        if other_step is None or total is None:
+            continue
+        memory = memory_of(other, hardware).process
+        verdict = fit_verdict(memory, device[1]) if free is not None else None
+        if here and peak and workload_of(other, on_gpu) == run.workload:
+            verdict = "fits"  # it ran
+        gpu = "" if here else f'--gpu "{hardware.name}" '
+        rows.append(
+            Scenario(
+                id=name,
+                label=label,
+                change=(gpu + _flags(spec, other)).strip(),
+                step_seconds=other_step,
+                total_seconds=total,
+                delta_s=total.expected - rows[0].total_seconds.expected if rows else 0.0,
+                peak_process_bytes=factor * memory.expected,
+                verdict=verdict,
+                energy_kwh=found.best("energy_kwh"),
+                cost=found.best("cost"),
+                corrected=here,
+                why=why,
+            )
+        )
+    return rows
 
 
-def flags(before: RunSpec, after: RunSpec) -> str:
+def _candidates(
+    spec: RunSpec, own: Hardware, slower: float
+) -> Iterator[tuple[str, str, Hardware, RunSpec, str]]:
+    """Yield id, label, hardware, run and why of each row."""
+    tokens = spec.tokens_per_step * spec.steps
+    ratio = tokens / count_parameters(spec.shape).without_positions
+    why = f"a step took {slower:.3f} times what is predicted; no throttling, restarts, slow steps"
+    yield "again", "the same again", own, spec, why
+    why = "the same tokens a step in fewer micro-batches: weights and gradients move less often"
+    yield "micro_batch", "a larger micro-batch", own, spec, why
+    longer = replace(spec, steps=MORE_TOKENS * spec.steps)
+    why = f"{MORE_TOKENS * tokens / 1e9:.3g} B tokens, {MORE_TOKENS * ratio:.3g} a parameter"
+    yield "more_tokens", f"{MORE_TOKENS} times the tokens", own, longer, why
+    gpt2 = with_shape(spec, **_GPT2)
+    if spec.shape.vocabulary >= GPT2_VOCABULARY and gpt2.shape != spec.shape:
+        why = f"the same {ratio:.3g} tokens a parameter"
+        yield "gpt2", "GPT-2's 124M: 12 layers of 768", own, trained_on(gpt2, ratio), why
+    why = f"not corrected: the error on the {own.name} says nothing of another card"
+    dtype = resolve_dtype(spec, own.kind != "cpu")
+    for gpu in other_gpus(own, dtype):
+        name = "card_" + gpu.name.lower().replace(" ", "_")
+        yield name, gpu.name, from_row(gpu, dtype), spec, why
+
+
+def other_gpus(hardware: Hardware, dtype: str) -> list[Gpu]:
+    """Return the next faster GPU of the same family by its peak, and one of a data centre."""
+    if hardware.kind == "cpu":
+        return []
+    own = find_gpu(hardware.name, hardware.memory_bytes)
+    peak = (own.peak_flops(dtype) if own is not None else None) or math.inf
+    faster = [
+        gpu
+        for gpu in all_gpus()
+        if own is not None
+        and (gpu.architecture, gpu.kind) == (own.architecture, own.kind)
+        and ("Laptop" in gpu.name) == ("Laptop" in own.name)
+        and (gpu.peak_flops(dtype) or 0) > peak
+    ]
+    faster.sort(key=lambda gpu: (gpu.peak_flops(dtype) or 0, -(gpu.memory_gib or 0)))
+    rented = find_gpu(next(name for name in DATACENTER_GPUS if name != hardware.name))
+    return [*faster[:1], *([rented] if rented is not None and rented not in faster[:1] else [])]
+
+
+def _free_bytes(hardware: Hardware, recorded: Recorded) -> float | None:
+    """Return the device's memory less what other programs held at the start of the run.
+
+    Without that reading, or for another GPU, as usually_free_bytes.
+    """
+    total, start = hardware.memory_bytes, recorded.starts[-1]
+    same_gpu = hardware.kind != "cpu" and hardware.name == start.device
+    if same_gpu and total is not None and start.other_programs is not None:
+        return total - sum(start.other_programs.values())
+    return usually_free_bytes(hardware)
+
+
+def _in_micro_batches(spec: RunSpec, micro: int) -> RunSpec:
+    """Keep the tokens of a step, and at least those of an evaluation."""
+    sequences = (spec.eval_batches or 0) * spec.micro_batch
+    return replace(with_micro_batch(spec, micro), eval_batches=math.ceil(sequences / micro))
+
+
+def _flags(before: RunSpec, after: RunSpec) -> str:
     """Return the flags that turn one configuration into the other."""
     changed = (
         (key, after.setting(key)) for key in SETTINGS if after.setting(key) != before.setting(key)
     )
     return " ".join(f"--{key.replace('_', '-')} {value}" for key, value in changed)
-
-
-def _corrections(engine: Engine) -> str:
-    text = f"a step took {engine.step_factor:.3f} times what is predicted"
-    if "eval_s" in engine.factors:
-        text += f", an evaluation {engine.factors['eval_s']:.3f} times"
-    text += "; without what happens in one night alone: throttling, restarts, slow steps"
-    if engine.hardware.kind != "cpu" and engine.watts is None:
-        text += "; the power is predicted, as none was measured"
-    return text
-
-
-def _batches(engine: Engine) -> Iterator[Scenario]:
-    """Other micro-batches at the same tokens a step."""
-    old, gpus = engine.spec, engine.spec.world_size
-    sequences = old.micro_batch * old.grad_accum
-    sizes = {"half": old.micro_batch / 2, "double": 2 * old.micro_batch}
-    if engine.free_bytes is not None:
-        free = engine.free_bytes / engine.memory_factor
-        device = (engine.hardware, free)
-        sizes["largest"] = largest_micro_batch(engine.spec, *device, "high") or 0
-    tried: set[float] = {old.micro_batch}
-    for name, micro in sizes.items():
-        if micro in tried or micro < 1 or sequences % micro or sequences // micro % gpus:
-            continue
-        tried.add(micro)
-        spec = in_micro_batches(engine.spec, int(micro))
-        if engine.memory(spec)[1] == "does not fit":
-            continue
-        what = ", the largest that is sure to fit" if name == "largest" else ""
-        label = f"micro-batch {micro:.0f} instead of {old.micro_batch}{what}"
-        why = (
-            f"the same tokens a step in {spec.grad_accum} micro-batches: weights and "
-            f"gradients move {spec.grad_accum / old.grad_accum:.3g} times as often"
-        )
-        yield _scenario(engine, f"micro_batch_{name}", label, engine.spec, spec, why)
-
-
-def _evaluations(engine: Engine) -> Iterator[Scenario]:
-    every = engine.spec.eval_every or 0
-    spec = replace(engine.spec, eval_every=2 * every)
-    before, after = evaluations(engine.spec), evaluations(spec)
-    if after < before:
-        label = f"evaluation every {2 * every:,} steps instead of {every:,}"
-        why = f"{after:,} evaluations instead of {before:,}"
-        yield _scenario(engine, "eval_every_double", label, engine.spec, spec, why)
-
-
-def _models(engine: Engine) -> Iterator[Scenario]:
-    """Other widths and depths on the same tokens; GPT-2's with as many tokens a parameter."""
-    spec, shape = engine.spec, engine.spec.shape
-    heads, layers = max(1, shape.n_head // 3), max(1, shape.n_layer // 3)
-    sizes = {
-        "wider": (shape.n_layer, shape.n_head + heads),
-        "narrower": (shape.n_layer, shape.n_head - heads),
-        "deeper": (shape.n_layer + layers, shape.n_head),
-        "shallower": (shape.n_layer - layers, shape.n_head),
-    }
-    others = {name: (name, reshaped(spec, *size)) for name, size in sizes.items() if min(size) > 0}
-    ratio = spec.tokens_per_step * spec.steps / _parameters(spec)
-    as_gpt2 = with_shape(spec, **_GPT2)
-    if shape.vocabulary >= GPT2_VOCABULARY and as_gpt2.shape != shape:
-        others["gpt2"] = ("GPT-2's 124M", trained_on(as_gpt2, ratio))
-    for name, (word, other) in others.items():
-        fitting = engine.made_to_fit(other)
-        if fitting is None:
-            continue
-        tokens = f"the same {ratio:.3g} tokens a parameter" if name == "gpt2" else "the same tokens"
-        yield _scenario(
-            engine,
-            name,
-            f"{word}: {fitting.shape.n_layer} layers of {fitting.shape.n_embd}",
-            spec,
-            fitting,
-            f"{_parameters(fitting) / 1e6:.1f} M parameters, {tokens}; its loss is not predicted",
-        )
-
-
-def _parameters(spec: RunSpec) -> int:
-    return count_parameters(spec.shape).without_positions
-
-
-def _power_limit(engine: Engine, again: Scenario, curve: PowerCurve | None) -> Iterator[Scenario]:
-    """A lower power limit, between no slower at all and slower by as much as it draws less.
-
-    More work is done per joule at lower power, so the time grows by less than the power falls. By
-    how much follows from the curve of this card, where there is one.
-    """
-    limit = engine.hardware.power_limit_watts
-    if engine.hardware.kind == "cpu" or limit is None:
-        return
-    lowered, seconds = LOWERED_LIMIT * limit, again.total_seconds
-    assert seconds is not None
-    said = {
-        "id": "power_limit",
-        "label": f"power limit {lowered:.0f} W instead of {limit:.0f}",
-        "change": f"nvidia-smi -pl {lowered:.0f}",
-        "peak_process_bytes": again.peak_process_bytes,
-        "verdict": again.verdict,
-        "delta_s": None,
-    }
-    if engine.watts is None:
-        why = "what the board drew was not measured, so what a limit would cost is not known"
-        yield Scenario(
-            **said, total_seconds=None, energy_kwh=None, cost=None, corrected=True, why=why
-        )
-        return
-    drew = engine.watts / engine.spec.world_size
-    ratio = min(1.0, lowered / drew)
-    slower = seconds * Interval(1.0, ratio**-POWER_EXPONENT, 1 / ratio)
-    watts = SHARE_OF_LOWERED_LIMIT.map(
-        lambda share: engine.spec.world_size * min(drew, share * lowered)
-    )
-    if curve is not None and curve.holds(lowered, limit):
-        longer, draws = curve.slower(lowered, limit), curve.draws(lowered, limit)
-        slower = seconds * longer
-        energy, cost = energy_and_cost(engine.spec, engine.watts * draws, slower)
-        yield Scenario(
-            **said,
-            total_seconds=slower,
-            energy_kwh=energy,
-            cost=cost,
-            corrected=True,
-            why=f"measured on this kind of card ({curve.workload}): a step takes "
-            f"{longer.expected:.3f} times as long, and the board draws {draws.expected:.3f} times "
-            "as much; the interval is from one measured limit to the next",
-        )
-        return
-    energy, cost = energy_and_cost(engine.spec, watts, slower)
-    why = f"the board drew {drew:.0f} W"
-    if ratio < 1:
-        why += (
-            f"; expected (watts)^{POWER_EXPONENT:g} as between two H100 boards, no figure of this "
-            "card is known: the low end is no slower, the high end as much slower as it draws less"
-        )
-    else:
-        why += ", less than that: the limit would change nothing"
-    yield Scenario(
-        **said,
-        total_seconds=slower,
-        energy_kwh=energy,
-        cost=cost,
-        corrected=True,
-        why=why,
-    )
-
-
-def _cards(engine: Engine) -> Iterator[Scenario]:
-    """The next smaller and larger card of the family, and one of a data centre."""
-    if engine.hardware.kind == "cpu":
-        return
-    dtype = resolve_dtype(engine.spec, on_gpu=True)
-    for gpu in neighbours(engine.hardware, dtype):
-        try:
-            hardware = from_row(gpu, dtype)
-        except BadInput:
-            continue  # it cannot do this arithmetic
-        other = engine.on(hardware, memory_left(hardware, engine.recorded))
-        spec = other.made_to_fit(engine.spec)
-        verdict: Verdict | None = "does not fit"
-        peak, seconds = other.memory(engine.spec)[0], None
-        energy = cost = None
-        if spec is not None:
-            peak, verdict = other.memory(spec)
-            found = predict(spec, hardware).quantities
-            seconds = found.get("total_seconds")
-            if seconds is not None:
-                energy, cost = energy_and_cost(engine.spec, other.power(), seconds)
-        why = (
-            f"as any run on this card is predicted: how far the {engine.hardware.name} was from "
-            "its prediction says nothing of another card"
-            if seconds is not None
-            else "no micro-batch of it fits, or no time is predicted on this card"
-        )
-        yield Scenario(
-            id="card_" + gpu.name.lower().replace(" ", "_"),
-            label=gpu.name,
-            change=" ".join(
-                filter(None, (f'--gpu "{gpu.name}"', flags(engine.spec, spec or engine.spec)))
-            ),
-            total_seconds=seconds,
-            delta_s=None,
-            peak_process_bytes=peak,
-            verdict=verdict,
-            energy_kwh=energy,
-            cost=cost,
-            corrected=False,
-            why=why,
-        )
-
-
-def neighbours(hardware: Hardware, dtype: str) -> list[Gpu]:
-    """The cards below and above of the same family by their peaks, and one of a data centre."""
-    own = find_gpu(hardware.name, hardware.memory_bytes)
-    found: list[Gpu] = []
-    if own is not None and (peak := own.peak_flops(dtype)) is not None:
-        peaks = [
-            (other, gpu)
-            for gpu in all_gpus()
-            if (gpu.architecture, gpu.kind) == (own.architecture, own.kind)
-            and ("Laptop" in gpu.name) == ("Laptop" in own.name)
-            and (other := gpu.peak_flops(dtype)) is not None
-        ]
-        by_memory = sorted(peaks, key=lambda pair: -(pair[1].memory_gib or 0))
-        below = max((p for p in by_memory if p[0] < peak), key=lambda p: p[0], default=None)
-        above = min((p for p in by_memory if p[0] > peak), key=lambda p: p[0], default=None)
-        found += [pair[1] for pair in (below, above) if pair is not None]
-    rented = next(name for name in DATACENTER_CARDS if name != hardware.name)
-    known = find_gpu(rented)
-    assert known is not None, "a row of hardware.toml"
-    return found if known in found else [*found, known]
