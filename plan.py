@@ -20,13 +20,14 @@ from nanogauge.analysis.verdicts import build_rows
 from nanogauge.cli import Parser, run_command, shipped
 from nanogauge.config import Config, add_config_flags, config_overrides, load_config
 from nanogauge.doctor.checks import worst
+from nanogauge.doctor.machine import memory_to_plan_with
 from nanogauge.errors import BadInput
 from nanogauge.hardware import lookup
 from nanogauge.prediction.calibrated import Calibration
 from nanogauge.prediction.calibration_store import load_calibration
 from nanogauge.prediction.compare_configs import plan_all
 from nanogauge.prediction.deadline import TOKENS_PER_PARAMETER
-from nanogauge.prediction.plan import make_wish, memory_to_plan_with, plan_deadline, plan_fit
+from nanogauge.prediction.plan import make_wish, plan_deadline, plan_fit
 from nanogauge.prediction.prediction import predict
 from nanogauge.prediction.preparation import preparation_seconds
 from nanogauge.prediction.workload import resolve_dtype
@@ -149,8 +150,12 @@ def compare(given: Namespace) -> int:
     def predicted(spec: RunSpec) -> Prediction:
         return named_device(spec, given.gpu).predict(spec)
 
+    def free_bytes_of(prediction: Prediction) -> int:
+        hardware = prediction.hardware
+        return memory_to_plan_with(hardware, given.free_vram_gib, prediction.gpus).bytes
+
     overrides = config_overrides(given)
-    plans = plan_all(paths, overrides, predicted, given.free_vram_gib, start, given.gpus)
+    plans = plan_all(paths, overrides, predicted, free_bytes_of, start, given.gpus)
     if given.json:
         told = {
             "schema": SCHEMA,

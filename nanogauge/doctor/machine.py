@@ -19,6 +19,7 @@ from itertools import count
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from nanogauge.errors import BadInput
 from nanogauge.hardware import find_gpu, usually_free_bytes
 from nanogauge.measure.host import available_bytes, process_bytes
 from nanogauge.measure.sensors import DriverInfo, driver_info
@@ -284,6 +285,24 @@ def free_memory(
         return FreeMemory(bytes=usual, source="the whole card")
     source = f"the card's {hardware.memory_bytes / 2**30:.4g} GiB less 1 for a desktop"
     return FreeMemory(bytes=usual, source=source)
+
+
+def memory_to_plan_with(hardware: Hardware, given_gib: float | None, gpus: int) -> FreeMemory:
+    """Return the free memory as given by the user, else as found by free_memory.
+
+    Raises:
+        BadInput: if what is given is no size of a memory, or nothing is given or found.
+    """
+    if given_gib is not None:
+        if not 0 < given_gib < 1e6:
+            raise BadInput("--free-vram-gib must be above 0, and a size that memory has.")
+        return FreeMemory(bytes=int(given_gib * 2**30), source="as --free-vram-gib says")
+    found = free_memory(hardware, gpus=gpus)
+    if found is None:
+        raise BadInput(
+            f"the memory of {hardware.name} varies; say what is free with --free-vram-gib."
+        )
+    return found
 
 
 def _cards_named(hardware: Hardware) -> list[DriverInfo]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nanogauge.config import load_config
 from nanogauge.errors import BadInput
-from nanogauge.prediction.plan import Finish, memory_to_plan_with
+from nanogauge.prediction.plan import Finish
 from nanogauge.prediction.recipe import is_another_recipe, recipe_sentence
 from nanogauge.prediction.search import Verdict, fit_verdict, memory_of
 from nanogauge.quantities import Interval, later, tokens_per_second
@@ -53,7 +53,7 @@ def plan_all(
     paths: Sequence[Path],
     overrides: Mapping[str, Mapping[str, object]],
     predicted: Callable[[RunSpec], Prediction],
-    free_gib: float | None,
+    free_bytes_of: Callable[[Prediction], int],
     start: datetime,
     world_size: int = 1,
 ) -> list[Planned]:
@@ -63,7 +63,7 @@ def plan_all(
         paths: configuration files.
         overrides: laid over each of them.
         predicted: the prediction of one.
-        free_gib: memory that is free on each GPU, if that is given.
+        free_bytes_of: returns the free memory of each GPU of a prediction, in bytes.
         start: when each would start.
         world_size: GPUs that share the micro-batches of each.
 
@@ -74,7 +74,7 @@ def plan_all(
     for path in paths:
         try:
             spec = load_config(path, overrides).to_spec(world_size=world_size)
-            plans.append(_planned(path, spec, predicted(spec), free_gib, start))
+            plans.append(_planned(path, spec, predicted(spec), free_bytes_of, start))
         except BadInput as error:
             text = str(error)
             raise (error if str(path) in text else BadInput(f"{path}: {text}")) from None
@@ -82,10 +82,14 @@ def plan_all(
 
 
 def _planned(
-    path: Path, spec: RunSpec, prediction: Prediction, free_gib: float | None, start: datetime
+    path: Path,
+    spec: RunSpec,
+    prediction: Prediction,
+    free_bytes_of: Callable[[Prediction], int],
+    start: datetime,
 ) -> Planned:
     hardware = prediction.hardware
-    free = memory_to_plan_with(hardware, free_gib, prediction.gpus).bytes
+    free = free_bytes_of(prediction)
     memory = memory_of(spec, hardware)
     step, total = prediction.best("step_seconds"), prediction.best("total_seconds")
     parameters = int(prediction.quantities["parameters"].expected)

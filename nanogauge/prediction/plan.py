@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
-from nanogauge.doctor.machine import free_memory
 from nanogauge.errors import BadInput
 from nanogauge.prediction.deadline import IntervalEnd, Predictor, largest_model_in_time, most_steps
 from nanogauge.prediction.search import (
@@ -25,7 +24,7 @@ from nanogauge.prediction.search import (
 )
 from nanogauge.quantities import Interval, later, next_time
 from nanogauge.runspec import RunSpec
-from nanogauge.schema import FreeMemory, Hardware, Stored
+from nanogauge.schema import FreeMemory, Stored
 
 Search = Callable[[RunSpec, Callable[[RunSpec], bool]], RunSpec | None]
 """a function of predict/fit.py that looks for the largest model that passes"""
@@ -118,24 +117,6 @@ class Wish:
     start: datetime
     by: datetime | None
     tokens_per_parameter: float
-
-
-def memory_to_plan_with(hardware: Hardware, given_gib: float | None, gpus: int) -> FreeMemory:
-    """Return the free memory as given by the user, else as found by free_memory.
-
-    Raises:
-        BadInput: if what is given is no size of a memory, or nothing is given or found.
-    """
-    if given_gib is not None:
-        if not 0 < given_gib < 1e6:
-            raise BadInput("--free-vram-gib must be above 0, and a size that memory has.")
-        return FreeMemory(bytes=int(given_gib * 2**30), source="as --free-vram-gib says")
-    found = free_memory(hardware, gpus=gpus)
-    if found is None:
-        raise BadInput(
-            f"the memory of {hardware.name} varies; say what is free with --free-vram-gib."
-        )
-    return found
 
 
 def plan_fit(spec: RunSpec, predicted: Predictor, free: FreeMemory, models: bool) -> Fit:
