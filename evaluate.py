@@ -26,11 +26,11 @@ import trainer.step.torch_env  # noqa: F401  before torch
 import numpy as np
 import tiktoken
 
-from nanogauge.analysis.quality import GPT2, HELD_OUT, sentence
+from nanogauge.analysis.measured import GPT2, HELD_OUT, sentence
 from nanogauge.analysis.report_model import build_report, claims_of
 from nanogauge.cli import Parser, run_command
 from nanogauge.errors import BadInput, RunFailed
-from nanogauge.report.terminal import write_report
+from nanogauge.report.html import write_report
 from nanogauge.runlog.lock import hold
 from nanogauge.runlog.reader import RunLog
 from nanogauge.schema import Benchmark

@@ -26,13 +26,12 @@ from nanogauge.hardware import lookup
 from nanogauge.prediction.calibrated import Calibration
 from nanogauge.prediction.calibration_store import load_calibration
 from nanogauge.prediction.compare_configs import plan_all
-from nanogauge.prediction.deadline import TOKENS_PER_PARAMETER
+from nanogauge.prediction.overheads import preparation_seconds
 from nanogauge.prediction.plan import make_wish, plan_deadline, plan_fit
 from nanogauge.prediction.prediction import predict
-from nanogauge.prediction.preparation import preparation_seconds
+from nanogauge.prediction.search import TOKENS_PER_PARAMETER
 from nanogauge.prediction.workload import resolve_dtype
-from nanogauge.report.plan_text import print_plan
-from nanogauge.report.plans_table import print_plans
+from nanogauge.report.terminal import print_plan, print_plans
 from nanogauge.runspec import RunSpec
 from nanogauge.schema import SCHEMA, Hardware, Prediction
 

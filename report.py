@@ -20,13 +20,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from nanogauge.analysis.report_model import build_report, claims_of
-from nanogauge.analysis.schema import report_schema
+from nanogauge.analysis.report_model import build_report, claims_of, report_schema
 from nanogauge.cli import Parser, run_command, shipped
 from nanogauge.config import add_config_flags, config_overrides, wandb_section
 from nanogauge.errors import BadInput
 from nanogauge.importers.command import add_import_flags, import_given
-from nanogauge.report.terminal import print_report, write_report
+from nanogauge.report.html import write_report
+from nanogauge.report.terminal import print_report
 from nanogauge.report.views import add_view_flags, show_view
 from nanogauge.runlog.folder import CONFIG_TOML
 from nanogauge.schema import Hardware

@@ -33,7 +33,8 @@ from nanogauge.doctor.preflight import consult
 from nanogauge.errors import BadInput, RunFailed
 from nanogauge.quantities import finite
 from nanogauge.report.background import CPU_SECONDS, GPU_SECONDS, BackgroundReport
-from nanogauge.report.terminal import print_report, write_report
+from nanogauge.report.html import write_report
+from nanogauge.report.terminal import print_report
 from nanogauge.runlog.lock import refuse_held
 from nanogauge.schedule import is_evaluated, is_sampled, learning_rate
 from nanogauge.schema import Eval

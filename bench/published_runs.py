@@ -14,14 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from programs import published_program
-
 from nanogauge.errors import BadInput
 from nanogauge.hardware import find_gpu, from_row
 from nanogauge.prediction.flops import flops_per_token_palm
 from nanogauge.prediction.parameters import count_parameters
 from nanogauge.prediction.workload import Dtype, Workload
-from nanogauge.runspec import Shape
+from nanogauge.runspec import Program, Shape
 from nanogauge.schema import Hardware
 
 COLUMNS = """
@@ -393,3 +391,37 @@ def _step_seconds(row: _Row, work: Workload) -> float | None:
         flops = flops_per_token_palm(work.shape) * work.tokens_per_step
         return flops / (share / 100 * peak * 1e12)
     return None
+
+
+_NANOCHAT = Program(embeddings_16_bit=True, fused_qkv=False, qk_norm=True, logit_softcap=15.0)
+_PROGRAMS = (
+    # karpathy/nanochat, nanochat/gpt.py; karpathy/autoresearch has the same model.
+    (r"nanochat|autoresearch", _NANOCHAT),
+    # openai/parameter-golf, train_gpt.py: on attention, its queries, MLP and residual stream in
+    # each of 9 layers, and on 4 skips between them, learned scales: 4 + 4/9 a layer.
+    (
+        r"parameter-golf",
+        Program(
+            embeddings_16_bit=True,
+            fused_qkv=False,
+            qk_norm=True,
+            logit_softcap=15.0,
+            learned_scales=4 + 4 / 9,
+        ),
+    ),
+    # pytorch/torchtitan at the end of 2024 compiled block by block, and not the loss.
+    (r"torchtitan", Program(fused_qkv=False, compiled_loss=False)),
+    # manavsehgal/ai-field-notes, vanilla_train.py and sweep.py.
+    (r"ai-field-notes", Program(logits_kept=True, gradients_kept=True)),
+    # torch 2.5 has no donated buffers. karpathy/nanoGPT's train.py: `logits, loss = model(X, Y)`.
+    (r"torch 2\.[0-5]\b", Program(donated_buffers=False)),
+    (r"nanogpt|jekyll-ai-blog", Program(logits_kept=True)),
+)
+
+
+def published_program(notes: str) -> Program:
+    """The program that a run's notes name; train.py's habits where none is known."""
+    for pattern, program in _PROGRAMS:
+        if re.search(pattern, notes, re.IGNORECASE):
+            return program
+    return Program()

@@ -10,11 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from runs import MadeUp
 
-from nanogauge.analysis.attribution import Attribution, attribute, attribute_claim
+from nanogauge.analysis.attribution import Attribution, Cause, attribute, attribute_claim
 from nanogauge.analysis.claims import Claims, load_claims
-from nanogauge.analysis.clocks import arithmetic_share
 from nanogauge.analysis.measured import measure
-from nanogauge.analysis.step_causes import Cause
+from nanogauge.analysis.telemetry import arithmetic_share
 from nanogauge.analysis.verdicts import build_rows
 from nanogauge.analysis.what_if import what_if
 from nanogauge.hardware import lookup

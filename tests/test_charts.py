@@ -10,15 +10,23 @@ from examples import documented_prediction, documented_spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanogauge.analysis.measured import LEDGER_NAMES
+from nanogauge.analysis.ledger import LEDGER_NAMES
 from nanogauge.analysis.verdicts import build_rows
-from nanogauge.report.bars import stacked_bar
 from nanogauge.report.cells import grouped
-from nanogauge.report.charts import pictures
+from nanogauge.report.charts import Timeline, pictures
 from nanogauge.report.html import MOST_SAMPLES, samples_of, spread, templates
-from nanogauge.report.scale import exact_axis, round_axis, stretches
-from nanogauge.report.svg import HEIGHT, TOP, Chart, Series, four_digits, line_chart
-from nanogauge.report.timeline import Timeline
+from nanogauge.report.svg import (
+    HEIGHT,
+    TOP,
+    Chart,
+    Series,
+    exact_axis,
+    four_digits,
+    line_chart,
+    round_axis,
+    stacked_bar,
+    stretches,
+)
 from nanogauge.runlog.history import Recorded
 from nanogauge.schema import Compile, Eval, Event, Sensor, Start, Step
 

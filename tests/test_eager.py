@@ -7,8 +7,7 @@ from dataclasses import replace
 from examples import documented_prediction, documented_spec
 
 from nanogauge.hardware import lookup
-from nanogauge.prediction.eager import eager_sentence, eager_total
-from nanogauge.prediction.prediction import predict
+from nanogauge.prediction.prediction import eager_sentence, eager_total, predict
 from nanogauge.quantities import format_seconds
 
 

@@ -18,9 +18,8 @@ from model import GPT
 from nanogauge.config import ModelSection, OptimizerSection, program_of, shape_of
 from nanogauge.hardware import lookup
 from nanogauge.prediction.activations import saved_for_backward
-from nanogauge.prediction.memory import predict_memory
+from nanogauge.prediction.memory import predict_memory, training_state
 from nanogauge.prediction.search import fit_verdict
-from nanogauge.prediction.training_state import training_state
 from nanogauge.prediction.workload import Workload, workload_of
 from nanogauge.runspec import Program, Shape
 from trainer.step.loss import TrainingLoss

@@ -32,7 +32,7 @@ from nanogauge.importers.nanochat import read_nanochat_log
 from nanogauge.importers.nanogpt import read_nanogpt_log
 from nanogauge.importers.parsed import Printed
 from nanogauge.importers.wandb_history import read_wandb_history
-from nanogauge.report.terminal import write_report
+from nanogauge.report.html import write_report
 
 Mutation = Callable[[random.Random, list[bytes]], list[bytes]]
 

@@ -12,7 +12,7 @@ from commands import run
 from runs import encoded, end, make_finished, make_folder, prediction_of, steps, write
 
 from nanogauge.analysis.report_model import Report, build_report
-from nanogauge.report.terminal import render_report
+from nanogauge.report.html import render_report
 from nanogauge.runlog.folder import load
 from nanogauge.runlog.history import LONGEST_GAP_SECONDS
 from nanogauge.runlog.lock import hold

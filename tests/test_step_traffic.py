@@ -20,8 +20,14 @@ from torch.utils._pytree import tree_leaves
 from model import GPT
 from nanogauge.config import ModelSection, OptimizerSection, load_config, program_of, shape_of
 from nanogauge.hardware import lookup
-from nanogauge.prediction.options import MUON_BYTES, MUON_KERNELS, Extra, of_layer, of_logits
-from nanogauge.prediction.step_time import predict_step_time
+from nanogauge.prediction.step_time import (
+    MUON_BYTES,
+    MUON_KERNELS,
+    Extra,
+    of_layer,
+    of_logits,
+    predict_step_time,
+)
 from nanogauge.prediction.workload import Workload, workload_of
 from trainer.step.chunked_cross_entropy import chunked_loss, plain_loss
 from trainer.step.optimizer import make_optimizer, update

@@ -34,7 +34,7 @@ from mirrored import (
 
 from nanogauge.analysis.report_model import build_report
 from nanogauge.errors import BadInput
-from nanogauge.report.terminal import write_report
+from nanogauge.report.html import write_report
 from nanogauge.schema import End
 from nanogauge.sinks.mirror import OUTPUT_NAME, Mirror, new_run_id
 from nanogauge.sinks.process import main

@@ -10,12 +10,14 @@ from collections.abc import Callable
 
 import numpy as np
 
-from nanogauge.analysis.measured import Measurements, steady
-from nanogauge.analysis.several import other_cards, rank_figures
+from nanogauge.analysis.ledger import steady
+from nanogauge.analysis.measured import Measurements
 from nanogauge.analysis.telemetry import (
     JOULES_PER_KWH,
     highest,
+    other_cards,
     peak,
+    rank_figures,
     sensed_seconds,
     total_over_processes,
     why_absent,

@@ -13,7 +13,8 @@ from nanogauge.analysis.claims import load_claims as read_claims
 from nanogauge.analysis.consistency import Inconsistency
 from nanogauge.analysis.incidents import SKIPPED, Night, rollbacks, skipped_updates, tell_night
 from nanogauge.analysis.instruments import Instrument, instruments
-from nanogauge.analysis.measured import Ledger, Measurements, measure
+from nanogauge.analysis.ledger import Ledger
+from nanogauge.analysis.measured import Measurements, measure
 from nanogauge.analysis.status import (
     LastEvent,
     Projection,
@@ -35,12 +36,10 @@ from nanogauge.quantities import (
     format_value,
     tokens_per_second,
 )
-from nanogauge.runlog.folder import Machine, RunFolder, load_with_log
+from nanogauge.runlog.folder import CLAIMS_NAME, Machine, RunFolder, load_with_log
 from nanogauge.runlog.history import Recorded
 from nanogauge.runlog.reader import LogReader, last_written
 from nanogauge.schema import SCHEMA, Prediction, Stored, TimeZone
-
-CLAIMS_NAME = "claims.toml"
 
 
 class RunInfo(Stored):
@@ -342,3 +341,19 @@ def machine_lines(machine: Machine) -> list[tuple[str, str]]:
             text = "not known" if value is None else str(value)
         lines.append((name, text))
     return lines
+
+
+def report_schema() -> dict[str, Any]:
+    """Return the JSON Schema of Report.to_json; keys it does not name may be added later."""
+    schema = Report.model_json_schema(mode="serialization")
+    version = {"const": SCHEMA, "description": "goes up when a key changes its meaning or goes"}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "report.json of nanogauge",
+        "description": "Prediction and actual of one training run. SI units: s, B, W, FLOP; energy "
+        "in kWh; MFU and other ratios as fractions.",
+        "type": "object",
+        "properties": {"schema": version, **schema["properties"]},
+        "required": ["schema", *schema["required"]],
+        "$defs": schema["$defs"],
+    }

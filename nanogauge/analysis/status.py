@@ -16,8 +16,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from nanogauge.analysis.measured import Measurements, steady_seconds
-from nanogauge.prediction.checkpoints import waiting_seconds
+from nanogauge.analysis.ledger import steady_seconds
+from nanogauge.analysis.measured import Measurements
+from nanogauge.prediction.overheads import waiting_seconds
 from nanogauge.quantities import (
     FAR_SECONDS,
     Interval,

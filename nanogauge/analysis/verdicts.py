@@ -16,7 +16,8 @@ from nanogauge.analysis.consistency import (
     range_text,
 )
 from nanogauge.analysis.figures import Measured
-from nanogauge.analysis.measured import LEDGER_NAMES, Ledger, Measurements
+from nanogauge.analysis.ledger import LEDGER_NAMES, Ledger
+from nanogauge.analysis.measured import Measurements
 from nanogauge.quantities import QUANTITIES, format_range, format_seconds, format_value
 from nanogauge.runspec import RunSpec
 from nanogauge.schema import Estimate, Prediction, Stored

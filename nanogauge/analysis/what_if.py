@@ -14,7 +14,6 @@ from dataclasses import replace
 from nanogauge.analysis.measured import Measurements
 from nanogauge.hardware import Gpu, all_gpus, find_gpu, from_row, usually_free_bytes
 from nanogauge.prediction.calibrated import Calibration, FinishedRun
-from nanogauge.prediction.deadline import trained_on
 from nanogauge.prediction.parameters import count_parameters
 from nanogauge.prediction.prediction import predict
 from nanogauge.prediction.search import (
@@ -23,6 +22,7 @@ from nanogauge.prediction.search import (
     is_expected_to_fit,
     largest_micro_batch,
     memory_of,
+    trained_on,
     with_micro_batch,
 )
 from nanogauge.prediction.workload import resolve_dtype, workload_of

@@ -36,7 +36,7 @@ from nanogauge.errors import BadInput
 from nanogauge.hardware import find_gpu
 from nanogauge.measure.host import process_bytes
 from nanogauge.measure.sensors import DriverInfo, driver_info
-from nanogauge.prediction.checkpoints import state_bytes
+from nanogauge.prediction.overheads import state_bytes
 from nanogauge.prediction.prediction import predict
 from nanogauge.prediction.search import (
     fit_verdict,

@@ -11,15 +11,18 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from nanogauge.errors import BadInput
-from nanogauge.prediction.deadline import IntervalEnd, Predictor, largest_model_in_time, most_steps
 from nanogauge.prediction.search import (
+    IntervalEnd,
+    Predictor,
     Verdict,
     deepest,
     fit_verdict,
     is_expected_to_fit,
     largest_micro_batch,
+    largest_model_in_time,
     largest_of_aspect,
     memory_of,
+    most_steps,
     widest,
 )
 from nanogauge.quantities import Interval, later, next_time

@@ -6,33 +6,23 @@ import time
 from dataclasses import replace
 
 from nanogauge.prediction.calibrated import CalibratedStep, Calibration, calibrated_step
-from nanogauge.prediction.checkpoints import state_bytes, waiting_seconds
 from nanogauge.prediction.energy import predict_energy
 from nanogauge.prediction.flops import MFU_CONVENTIONS, flops_per_token_6n, flops_per_token_palm
+from nanogauge.prediction.overheads import (
+    FIRST_STEP_EXTRA_SECONDS,
+    START_UP_SECONDS,
+    compile_seconds,
+    state_bytes,
+    waiting_seconds,
+)
 from nanogauge.prediction.parameters import count_parameters
 from nanogauge.prediction.search import memory_of
 from nanogauge.prediction.step_time import StepTime, predict_step_time
 from nanogauge.prediction.workload import resolve_dtype, workload_of
-from nanogauge.quantities import QUANTITIES, Interval, mfu
+from nanogauge.quantities import QUANTITIES, Interval, format_range, format_seconds, mfu
 from nanogauge.runspec import RunSpec, Shape
 from nanogauge.schedule import checkpoints, evaluations
 from nanogauge.schema import Estimate, Hardware, Part, Prediction
-
-FIRST_STEP_EXTRA_SECONDS = Interval(0.0, 0.2, 3.0)  # allocations, libraries loaded on first use
-START_UP_SECONDS = Interval(3.0, 7.0, 30.0)  # imports, data, first allocation; 6 s for the demo
-
-
-def compile_seconds(spec: RunSpec, hardware: Hardware) -> Interval:
-    """Return the time until the compiled model runs.
-
-    Expected from the documented run (12 layers on an RTX 4070: 12.8 s). For a CPU one block is
-    compiled for all layers: 14.8, 14.9 and 15.3 s with 1, 4 and 12 of them on two cores of a Xeon,
-    2.4-2.7 s from a warm cache, for which low stands.
-    """
-    if not spec.compile:
-        return Interval.exact(0.0)
-    expected = 16 if hardware.kind == "cpu" else 8 + 0.4 * spec.shape.n_layer
-    return Interval(0.1 * expected, expected, 4 * expected)
 
 
 def predict(
@@ -249,3 +239,32 @@ def _calibrated(
     energy = {r: e for r, e in paid.items() if r != "power_watts"}
     found = {r: e.model_copy(update={"source": source}) for r, e in possible.items()}
     return found | row | energy
+
+
+def eager_total(
+    spec: RunSpec, hardware: Hardware, calibration: Calibration | None
+) -> Estimate | None:
+    """Return seconds of the whole run without compilation; None if the device has no prediction.
+
+    Args:
+        spec: the compiled run.
+        hardware: what it runs on.
+        calibration: what is known of this device; without one it is the analytic prediction.
+    """
+    return predict(replace(spec, compile=False), hardware, calibration).best("total_seconds")
+
+
+def eager_sentence(eager: Estimate, compiled: Estimate | None) -> str:
+    """How long the run takes without compilation, and how much more that is.
+
+    Args:
+        eager: seconds of the whole run, as eager_total gives them.
+        compiled: the same as it was predicted with compilation; None where it was not.
+    """
+    interval = format_range("total_seconds", eager.low, eager.high)
+    takes = f"Without compilation the whole run takes about {format_seconds(eager.expected)}"
+    if compiled is None:
+        return f"{takes} ({interval})."
+    more = eager.expected - compiled.expected
+    difference = f"{format_seconds(abs(more))} {'more' if more >= 0 else 'less'}"
+    return f"{takes} ({interval}), {difference} than was predicted with it."

@@ -13,7 +13,7 @@ from nanogauge.prediction.workload import workload_of
 from nanogauge.quantities import Interval
 from nanogauge.runspec import RunSpec, with_shape
 from nanogauge.schedule import checkpoints
-from nanogauge.schema import Hardware
+from nanogauge.schema import Hardware, Prediction
 
 Verdict = Literal["fits", "doubtful", "does not fit"]
 
@@ -124,3 +124,59 @@ def largest_of_aspect(spec: RunSpec, passes: Callable[[RunSpec], bool]) -> RunSp
 
     found = filter(None, (deepest_of_width(heads), deepest_of_width(heads + 1)))
     return max(found, key=lambda c: count_parameters(c.shape).without_positions)
+
+
+TOKENS_PER_PARAMETER = 20.0
+"""where a fixed number of FLOPs gives the lowest loss. Source: Hoffmann et al. 2022 (Chinchilla)"""
+
+IntervalEnd = Literal["low", "expected", "high"]
+Predictor = Callable[[RunSpec], Prediction]
+"""what predicts a configuration on the device that is planned for"""
+
+
+def with_steps(spec: RunSpec, steps: int) -> RunSpec:
+    return replace(spec, steps=steps)
+
+
+def ends_within(predicted: Predictor, spec: RunSpec, seconds: float, end: IntervalEnd) -> bool:
+    """Whether the whole run takes at most so long; by the low, expected or high end of its time."""
+    total = predicted(spec).best("total_seconds")
+    assert total is not None, "only what has a time can have a deadline"
+    return bool(getattr(total, end) <= seconds)
+
+
+def most_steps(predicted: Predictor, spec: RunSpec, seconds: float, end: IntervalEnd) -> int:
+    """The most steps of this configuration that end in time; 0 where not even one does."""
+    return largest_that(lambda n: ends_within(predicted, with_steps(spec, n), seconds, end))
+
+
+def trained_on(spec: RunSpec, tokens_per_parameter: float) -> RunSpec:
+    """As many steps as give each parameter so many tokens; positions are not counted."""
+    parameters = count_parameters(spec.shape).without_positions
+    steps = math.ceil(tokens_per_parameter * parameters / spec.tokens_per_step)
+    return with_steps(spec, steps)
+
+
+def largest_model_in_time(
+    predicted: Predictor, spec: RunSpec, seconds: float, free: float, tokens_per_parameter: float
+) -> RunSpec | None:
+    """The largest model of the same aspect that is expected to fit and to end in time.
+
+    It gets tokens_per_parameter tokens for each of its parameters, and the given micro-batch, or
+    the largest that fits at the same tokens per step.
+    """
+    plan = predicted(spec)
+    device = (plan.hardware, free)
+
+    def made_to_fit(candidate: RunSpec) -> RunSpec | None:
+        if is_expected_to_fit(candidate, *device):
+            return candidate
+        micro = largest_micro_batch(candidate, *device)
+        return with_micro_batch(candidate, micro) if micro is not None else None
+
+    def passes(candidate: RunSpec) -> bool:
+        fitting = made_to_fit(trained_on(candidate, tokens_per_parameter))
+        return fitting is not None and ends_within(predicted, fitting, seconds, "expected")
+
+    found = largest_of_aspect(spec, passes)
+    return made_to_fit(trained_on(found, tokens_per_parameter)) if found is not None else None

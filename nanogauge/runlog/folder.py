@@ -159,3 +159,6 @@ def load_with_log(path: Path, reader: LogReader | None = None) -> tuple[RunFolde
             "in the log; restore the frozen prediction."
         )
     return folder, recorded
+
+
+CLAIMS_NAME = "claims.toml"

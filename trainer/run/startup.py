@@ -8,7 +8,6 @@ from functools import partial
 
 import torch
 
-from nanogauge.analysis.report_model import CLAIMS_NAME
 from nanogauge.config import Config
 from nanogauge.files import write_atomic
 from nanogauge.measure.alarms import Alarm
@@ -23,8 +22,8 @@ from nanogauge.measure.sensors import (
     open_sensors,
 )
 from nanogauge.prediction.calibration_store import load_calibration
-from nanogauge.prediction.eager import eager_sentence, eager_total
-from nanogauge.runlog.folder import CONFIG_TOML, write_spec
+from nanogauge.prediction.prediction import eager_sentence, eager_total
+from nanogauge.runlog.folder import CLAIMS_NAME, CONFIG_TOML, write_spec
 from nanogauge.runlog.reader import RunLog
 from nanogauge.schema import Compile
 from nanogauge.sinks.mirror import new_run_id

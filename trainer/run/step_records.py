@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from nanogauge.analysis.figures import quantile
-from nanogauge.analysis.measured import steady_seconds
+from nanogauge.analysis.ledger import steady_seconds
 from nanogauge.measure.alarms import Alarm
 from nanogauge.measure.host import peak_process_bytes
 from nanogauge.prediction.calibrated import Calibration, FinishedRun
