@@ -38,6 +38,9 @@ from nanogauge.prediction.loss import (
     scaling_law,
 )
 
+HEADLINE = "use = fit, source left out"
+STRICT = "use = fit, source left out, no run of it kept"
+
 
 @dataclass(frozen=True)
 class Compared:
@@ -241,8 +244,8 @@ def main(arguments: Sequence[str]) -> int:
         raise BadInput(f"{given.runs} has no row with use = fit")
     strict = headline | left_out(runs, strict=True)
     headline |= left_out(runs, strict=False)
-    sets["use = fit, source left out"] = headline
-    sets["use = fit, source left out, strict"] = strict
+    sets[HEADLINE] = headline
+    sets[STRICT] = strict
     for use, group in sorted(by_use.items()):
         if use == "grid":
             for key in dict.fromkeys((run.source, run.dataset) for run in group):
@@ -255,7 +258,8 @@ def main(arguments: Sequence[str]) -> int:
             sets[f"use = {use}"] = {run.id: predicted(run) for run in group}
     results: list[dict[str, Any]] = []
     for case, outcomes in sets.items():
-        results += summary("loss", case, [c for c in outcomes.values() if isinstance(c, Compared)])
+        prefix = {HEADLINE: "loss", STRICT: "strict_loss"}.get(case, "group_loss")
+        results += summary(prefix, case, [c for c in outcomes.values() if isinstance(c, Compared)])
     for share in (0.15, 0.25, 0.5) if given.curves is not None else ():
         compared = forecasts(read_curves(given.curves), share)
         results += summary("forecast", f"{100 * share:.0f} %", compared)

@@ -18,7 +18,7 @@ LEAST_TOKENS = 1e9
 MOST_PASSES = 15.0
 EVIDENCE_SHAPES = ((6, 384), (12, 384), (12, 768), (16, 1024), (24, 1024), (52, 1536))
 """Layers and width of published runs that the law was fitted to."""
-INDIFFERENT, ALTERNATIVE = 0.005, 0.015
+INDIFFERENT, ALTERNATIVE = 0.004, 0.015
 """Nats above the lowest loss: chosen by evidence; offered as an alternative."""
 
 
@@ -50,7 +50,7 @@ def best_runs(
     """Return the run with the lowest expected loss that ends in time, then its alternatives.
 
     None is returned with fewer than 10 tokens a parameter, nor with fewer than 1 G tokens where
-    others have more. The first is the nearest to evidence within 0.005 of the lowest loss.
+    others have more. The first is the nearest to evidence within 0.004 of the lowest loss.
 
     Args:
         seconds: time that there is.

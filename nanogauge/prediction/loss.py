@@ -143,17 +143,16 @@ def gpt_parameters(layers: int, width: int, vocabulary: int = 50304) -> int:
 def effective_tokens(tokens: float, unique_tokens: float, values: Values = VALUES) -> float:
     """Return the unique tokens that are worth `tokens` seen in passes over `unique_tokens`."""
     unique, decay = min(unique_tokens, tokens), values["repeat_decay"]
-    return float(unique * (1 - decay * math.expm1(-(tokens / unique - 1) / decay)))
+    return unique * (1 - decay * math.expm1(-(tokens / unique - 1) / decay))
 
 
 def scaling_law(
     parameters: float, effective: float, multiplier: float, values: Values = VALUES
 ) -> float:
     """Return the part of the loss that depends on the model and the tokens, not on the data."""
-    return (
-        values["parameter_scale"] * (parameters / 1e8) ** -values["parameter_exponent"]
-        + values["token_scale"] * (multiplier * effective / 5e9) ** -values["token_exponent"]
-    )
+    of_size = math.pow(parameters / 1e8, -values["parameter_exponent"])
+    of_tokens = math.pow(multiplier * effective / 5e9, -values["token_exponent"])
+    return values["parameter_scale"] * of_size + values["token_scale"] * of_tokens
 
 
 def data_level(dataset: str, values: Values = VALUES) -> float:
