@@ -27,7 +27,7 @@ from nanogauge.prediction.loss import (
     FITTED_CURVES,
     FITTED_RUNS,
     VALUES,
-    FinishedRun,
+    FinishedLoss,
     LossEstimate,
     LossInputs,
     NoEstimate,
@@ -149,7 +149,7 @@ def grid(runs: Sequence[PublishedLoss]) -> tuple[Outcomes, Outcomes]:
     anchor, of_anchor = min(known, key=lambda pair: distance(pair[1]))
     assert anchor.loss is not None
     for run, of_run in known:
-        estimate = predict_loss(of_run, FinishedRun(of_anchor, anchor.loss))
+        estimate = predict_loss(of_run, FinishedLoss(of_anchor, anchor.loss))
         alone = predict_loss(replace(of_run, dataset="FineWeb", tokenizer="gpt2", context=1024))
         if run is anchor:
             found[run.id] = NoEstimate("gives its level to the others")

@@ -29,7 +29,7 @@ from nanogauge.prediction.loss import (
     GPT2_124M,
     HELLASWAG_PARITY,
     VALUES,
-    FinishedRun,
+    FinishedLoss,
     LossEstimate,
     LossInputs,
     NoEstimate,
@@ -52,7 +52,7 @@ token_counts = st.floats(1e8, 1e12)
 recipes = st.builds(Recipe, *[st.booleans()] * 5) | st.none()
 
 
-def number(run: LossInputs, finished: FinishedRun | None = None) -> LossEstimate:
+def number(run: LossInputs, finished: FinishedLoss | None = None) -> LossEstimate:
     estimate = predict_loss(run, finished)
     assert isinstance(estimate, LossEstimate), estimate
     return estimate
@@ -199,16 +199,16 @@ def test_a_finished_run_sets_the_level_of_unknown_data() -> None:
     """The demo's own data, tokenizer and size have no law, and repeat what they did once."""
     demo = replace(GPT2, parameters=1e6, tokens=2e6, steps=300, dataset="demo", tokenizer="bytes")
     assert isinstance(predict_loss(demo), NoEstimate)
-    again = number(demo, FinishedRun(demo, 1.62))
+    again = number(demo, FinishedLoss(demo, 1.62))
     assert again.expected == pytest.approx(1.62)
     assert again.high - again.low == pytest.approx(0.1)
     assert "finished run" in again.caveats[0]
-    longer = number(replace(demo, tokens=3e6), FinishedRun(demo, 1.62))
+    longer = number(replace(demo, tokens=3e6), FinishedLoss(demo, 1.62))
     assert longer.expected < again.expected
     assert longer.high - longer.low > again.high - again.low
-    other = FinishedRun(replace(demo, dataset="other"), 1.62)
+    other = FinishedLoss(replace(demo, dataset="other"), 1.62)
     assert isinstance(predict_loss(demo, other), NoEstimate)
-    offset = number(GPT2, FinishedRun(GPT2, number(GPT2).expected + 0.1))
+    offset = number(GPT2, FinishedLoss(GPT2, number(GPT2).expected + 0.1))
     assert offset.expected == pytest.approx(number(GPT2).expected + 0.1)
 
 

@@ -23,7 +23,7 @@ INDIFFERENT, ALTERNATIVE = 0.004, 0.015
 
 
 @dataclass(frozen=True)
-class Candidate:
+class BestRun:
     inputs: LossInputs
     seconds: float
     loss: LossEstimate
@@ -46,7 +46,7 @@ def best_runs(
     batch_tokens: float,
     vocabulary: int = 50304,
     most: int = 4,
-) -> list[Candidate]:
+) -> list[BestRun]:
     """Return the run with the lowest expected loss that ends in time, then its alternatives.
 
     None is returned with fewer than 10 tokens a parameter, nor with fewer than 1 G tokens where
@@ -77,7 +77,7 @@ def best_runs(
             inputs = replace(like, **shape, steps=steps, tokens=steps * batch_tokens)
             loss = predict_loss(inputs)
             if isinstance(loss, LossEstimate):
-                found.append(Candidate(inputs, time[0] + steps * time[1], loss))
+                found.append(BestRun(inputs, time[0] + steps * time[1], loss))
     found = [run for run in found if run.inputs.tokens >= LEAST_TOKENS] or found
     lowest = min((run.loss.expected for run in found), default=math.inf)
     near = [run for run in found if run.loss.expected <= lowest + ALTERNATIVE]

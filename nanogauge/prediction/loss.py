@@ -230,7 +230,7 @@ class LossInputs:
 
 
 @dataclass(frozen=True)
-class FinishedRun:
+class FinishedLoss:
     """A run whose final loss sets the level for others of the same data, tokenizer and context."""
 
     inputs: LossInputs
@@ -246,7 +246,7 @@ def validation_error(validation_tokens: float) -> float:
 
 
 def predict_loss(
-    run: LossInputs, finished: FinishedRun | None = None, values: Values = VALUES
+    run: LossInputs, finished: FinishedLoss | None = None, values: Values = VALUES
 ) -> LossEstimate | NoEstimate:
     """Predict the final validation loss of a run, or say why there is no number."""
     laws, outside, widened = run.laws(values), _refusal(run), _departures(run)
