@@ -93,7 +93,7 @@ class Calibration(Stored):
     runs: tuple[FinishedRun, ...] = ()
 
     def updated(self, newer: Calibration) -> Calibration:
-        """Return both together; newer figures and parts replace those of the same name and workload."""
+        """Merge both; newer figures and parts replace those of the same name and workload."""
         names = {figure.name for figure in newer.figures}
         measured = {_any_depth(parts.workload) for parts in newer.parts}
         return newer.model_copy(
