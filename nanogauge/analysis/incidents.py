@@ -50,11 +50,11 @@ def tell_night(recorded: Recorded) -> Night:
     before: list[Event | End] = []
     """what the process has written since its last start line"""
     number, start = -1, recorded.starts[0]
-    for process, line in recorded.story:
+    for process, line in recorded.milestones:
         if isinstance(line, Start):
             number, start = number + 1, line
             _tell_skipped(told, skipped, skipped_at)
-            loss = recorded.losses[number]
+            loss = recorded.lost_work[number]
             if line.continues:
                 _tell_back(told, line, loss)
             elif process > 0:

@@ -251,7 +251,7 @@ def _warnings(recorded: Recorded, prediction: Prediction, quiet: Silence | None)
     events = [e for e in recorded.events if e.level == "warning" and e.what != SKIPPED]
     texts = [e.text for e in events] + prediction.notes
     being_written = quiet is not None and quiet.state == "running"
-    if recorded.cut and not being_written:
+    if recorded.truncated and not being_written:
         texts.append("The last line of the log is cut: the run died, or the disk was full.")
     return texts
 

@@ -28,7 +28,7 @@ from nanogauge.quantities import (
     format_value,
 )
 from nanogauge.runlog.history import Recorded
-from nanogauge.runlog.lock import is_held
+from nanogauge.runlog.lock import is_locked
 from nanogauge.runspec import RunSpec
 from nanogauge.schedule import checkpoints, evaluations, is_checkpointed, is_evaluated
 from nanogauge.schema import Prediction, Stored
@@ -139,7 +139,7 @@ def process_is_there(folder: Path) -> bool | None:
 
     Such a folder is older, was imported, or was copied without it.
     """
-    return is_held(folder)
+    return is_locked(folder)
 
 
 def _longest_work(recorded: Recorded, prediction: Prediction) -> tuple[float, str]:

@@ -238,7 +238,7 @@ def energy_figures(
 def total_over_processes(recorded: Recorded, name: str) -> float | None:
     """The sum of a count that begins at zero in each process; None where no reading has it."""
     counts = recorded.sensors.column(name)
-    of_processes = np.split(counts, recorded.first_readings[1:])
+    of_processes = np.split(counts, recorded.first_sensors[1:])
     lasts = [known[-1] for known in (c[~np.isnan(c)] for c in of_processes) if len(known)]
     return float(sum(lasts)) if lasts else None
 
@@ -250,7 +250,7 @@ def whose_energy(recorded: Recorded) -> str:
         text += f"; of all {len(recorded.processes)} processes"
     if recorded.lost_steps:
         text += f"; with {recorded.lost_steps:,} steps that were made again"
-    ended = {process for process, line in recorded.story if isinstance(line, End)}
+    ended = {process for process, line in recorded.milestones if isinstance(line, End)}
     died = sum(process not in ended for process in range(len(recorded.processes) - 1))
     if died:
         whose = "a process" if died == 1 else f"{died} processes"
