@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
-from examples import documented_config, documented_prediction
+from examples import documented_prediction, documented_spec
 from test_measured import read, start, steps
 
 from nanogauge.analysis.measured import measure
@@ -49,20 +51,19 @@ def test_published_watts_lie_in_an_interval_of_15_percent(
 
 def test_prediction_and_measurement_add_the_same_power_of_the_machine_to_the_cost() -> None:
     """300 W of GPU for an hour are 0.3 kWh; with 100 W of machine 0.4 kWh are paid."""
-    config, prediction = documented_config(), documented_prediction()
-    machine = config.cost.model_copy(update={"machine_watts": 100.0})
-    whole = config.model_copy(update={"cost": machine})
+    spec, prediction = documented_spec(), documented_prediction()
+    whole = replace(spec, cost=replace(spec.cost, machine_watts=100.0))
     reading = Sensor(
         elapsed_seconds=3600, power_watts=300, energy_joules=300 * 3600, energy_source="counter"
     )
     end = End(elapsed_seconds=3600, status="stopped", steps=4, wall_seconds=3600)
     log = read(start(0), *steps(0, 4), reading, end)
-    alone = measure(log, config, prediction).values
+    alone = measure(log, spec, prediction).values
     both = measure(log, whole, prediction).values
     assert alone["energy_kwh"].value == both["energy_kwh"].value == pytest.approx(0.3)
     assert alone["cost"].value == pytest.approx(0.3 * 0.15)
     assert both["cost"].value == pytest.approx(0.4 * 0.15)
-    predicted = predict(whole, prediction.hardware, "bfloat16").quantities
+    predicted = predict(whole, prediction.hardware).quantities
     for end_of_range in ("low", "expected", "high"):
         kwh, seconds, cost = (
             getattr(predicted[row], end_of_range) for row in ("energy_kwh", "total_seconds", "cost")

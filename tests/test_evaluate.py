@@ -17,7 +17,7 @@ from test_model import fill_by_formula, small_model
 from torch.nn import functional as F
 
 from evaluate import main
-from nanogauge.analysis.quality import quality_figures
+from nanogauge.analysis.measured import quality_figures
 from nanogauge.errors import BadInput
 from nanogauge.schema import Benchmark
 from trainer.data.dataset import byte_encoding, embedded_tokens

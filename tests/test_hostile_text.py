@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import replace
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
@@ -83,13 +84,14 @@ def hostile(text: str) -> tuple[Report, RunFolder, Recorded]:
     report, folder, recorded = whole()
     machine = {f"{key} {text}": with_text(value, text) for key, value in folder.machine.items()}
     prediction = with_text(folder.prediction.model_dump(), text)
-    section = folder.config.run.model_copy(update={"name": text})
+    written = text.encode(errors="replace").decode()  # UTF-8 has no lone surrogates
     copied = RunFolder(
         folder.path,
-        folder.config.model_copy(update={"run": section}),
+        replace(folder.spec, name=written, dataset=written),
         machine,
         Prediction.model_validate(prediction),
         text,
+        config_toml=f"# {written}",
     )
     events = [
         Event(level=e, what=w, text=text, step=1)

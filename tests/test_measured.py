@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from examples import documented_config, documented_prediction
+from examples import documented_prediction, documented_spec
 
 from nanogauge.analysis.measured import measure
 from nanogauge.analysis.verdicts import build_rows
@@ -42,47 +42,47 @@ def read(*lines: LogLine) -> Recorded:
 
 
 def test_a_run_that_died_after_a_rehearsal_is_unfinished() -> None:
-    config, prediction = documented_config(), documented_prediction()
+    spec, prediction = documented_spec(), documented_prediction()
     rehearsed = End(elapsed_seconds=20.0, status="stopped", steps=4, wall_seconds=20.0)
     log = read(start(0), *steps(0, 4), rehearsed, start(4), *steps(4, 10))
-    found = measure(log, config, prediction)
+    found = measure(log, spec, prediction)
     assert found.status == "unfinished"
     assert found.steps_done == 10
     assert found.ledger.wall_s == pytest.approx(20.0 + 22.0)
 
 
 def test_a_run_that_was_killed_once_and_then_finished_is_finished() -> None:
-    config, prediction = documented_config(), documented_prediction()
+    spec, prediction = documented_spec(), documented_prediction()
     end = End(elapsed_seconds=50.0, status="finished", steps=20_000, wall_seconds=50.0)
     evaluation = Eval(elapsed_seconds=9.0, step=0, train_loss=10.8, val_loss=10.9, seconds=15.0)
     log = read(start(0), evaluation, *steps(0, 6), start(4), *steps(4, 10), end)
-    found = measure(log, config, prediction)
+    found = measure(log, spec, prediction)
     assert found.status == "finished"
     assert found.values["total_seconds"].value == pytest.approx(22.0 + 50.0)
     assert found.values["val_loss"].value == 10.9
 
 
 def test_time_without_checkpoints_is_zero_in_a_run_and_unknown_in_an_import() -> None:
-    config, prediction = documented_config(), documented_prediction()
-    ledger = measure(read(start(0), *steps(0, 5)), config, prediction).ledger
+    spec, prediction = documented_spec(), documented_prediction()
+    ledger = measure(read(start(0), *steps(0, 5)), spec, prediction).ledger
     assert ledger.checkpoint_s == 0
     saved = Checkpoint(elapsed_seconds=30.0, step=5, seconds=2.0, bytes=1, path="x")
-    ledger = measure(read(start(0), *steps(0, 5), saved), config, prediction).ledger
+    ledger = measure(read(start(0), *steps(0, 5), saved), spec, prediction).ledger
     assert ledger.checkpoint_s == 2
     imported = start(0).model_copy(update={"source": "nanogpt_log", "elapsed_seconds": None})
-    ledger = measure(read(imported, *steps(0, 5)), config, prediction).ledger
+    ledger = measure(read(imported, *steps(0, 5)), spec, prediction).ledger
     assert ledger.checkpoint_s is None
 
 
 def test_a_run_before_its_first_step_has_a_report() -> None:
-    config, prediction = documented_config(), documented_prediction()
-    rows, _ = build_rows(None, config, prediction, measure(read(start(0)), config, prediction))
+    spec, prediction = documented_spec(), documented_prediction()
+    rows, _ = build_rows(None, spec, prediction, measure(read(start(0)), spec, prediction))
     (tokens,) = [row for row in rows if row.id == "tokens_total"]
     assert tokens.why == "nothing of the planned 10.486 G"
 
 
 def test_the_ledger_has_lost_work_and_start_up_of_a_resumed_run() -> None:
-    config, prediction = documented_config(), documented_prediction()
+    spec, prediction = documented_spec(), documented_prediction()
     first = Eval(elapsed_seconds=1.0, step=0, val_loss=10.9, seconds=0.5)
     saved = [Checkpoint(elapsed_seconds=30.0, step=step, seconds=0.25) for step in (4, 6)]
     again = [
@@ -95,7 +95,7 @@ def test_the_ledger_has_lost_work_and_start_up_of_a_resumed_run() -> None:
     end = End(elapsed_seconds=50.0, status="finished", steps=20_000, wall_seconds=50.0)
     log = read(*died, start(4), *again, *resumed, end)
     assert (log.lost_steps, [c.step for c in log.checkpoints]) == (3, [4])
-    ledger = measure(log, config, prediction).ledger
+    ledger = measure(log, spec, prediction).ledger
     assert ledger.lost_s == pytest.approx(3 * 3.9 + 4.0 + 0.25)
     assert ledger.startup_s == pytest.approx(33.9 - 3.9 - 12.0 - 5.0)
     assert ledger.compile_s == 12.0
@@ -103,16 +103,16 @@ def test_the_ledger_has_lost_work_and_start_up_of_a_resumed_run() -> None:
 
 
 def test_a_process_that_died_before_its_first_step_is_all_start_up() -> None:
-    config, prediction = documented_config(), documented_prediction()
+    spec, prediction = documented_spec(), documented_prediction()
     compiled = Compile(elapsed_seconds=20.0, seconds=12.0, mode="compiled")
-    ledger = measure(read(start(0), *steps(0, 4), start(4), compiled), config, prediction).ledger
+    ledger = measure(read(start(0), *steps(0, 4), start(4), compiled), spec, prediction).ledger
     assert (ledger.startup_s, ledger.lost_s) == (pytest.approx(8.0), 0.0)
 
 
 def test_start_up_is_unknown_in_a_log_without_a_clock() -> None:
-    config, prediction = documented_config(), documented_prediction()
+    spec, prediction = documented_spec(), documented_prediction()
     lines = [line.model_copy(update={"elapsed_seconds": None}) for line in steps(0, 6)]
     begun = start(0).model_copy(update={"elapsed_seconds": None})
     resumed = begun.model_copy(update={"first_step": 4})
-    ledger = measure(read(begun, *lines, resumed, *lines[4:]), config, prediction).ledger
+    ledger = measure(read(begun, *lines, resumed, *lines[4:]), spec, prediction).ledger
     assert (ledger.lost_s, ledger.startup_s) == (None, None)

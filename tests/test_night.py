@@ -12,7 +12,7 @@ from commands import run
 from runs import encoded, end, make_finished, make_folder, prediction_of, steps, write
 
 from nanogauge.analysis.report_model import Report, build_report
-from nanogauge.report.terminal import render_report
+from nanogauge.report.html import render_report
 from nanogauge.runlog.folder import load
 from nanogauge.runlog.history import LONGEST_GAP_SECONDS
 from nanogauge.runlog.lock import acquire_lock
@@ -175,7 +175,7 @@ def test_energy_is_of_all_processes_also_where_the_next_ones_clock_reads_more(
     tmp_path: Path,
 ) -> None:
     """The first died after 3 s, the next has its first reading at 9 s: they were one process."""
-    config, _ = prediction_of(100)
+    spec, _ = prediction_of(100)
     make_folder(tmp_path, max_steps=100)
 
     def read(elapsed: float, joules: float) -> bytes:
@@ -189,9 +189,9 @@ def test_energy_is_of_all_processes_also_where_the_next_ones_clock_reads_more(
     write(tmp_path, read(29.0, 1.8e6) + read(450.0, 3.6e6) + end("finished", 100, 451.0))
     rows = {row.id: row for row in build_report(tmp_path, None)[0].rows}
     energy, cost = rows["energy_kwh"].measured, rows["cost"].measured
-    assert energy is not None and cost is not None and config.cost.price_per_kwh is not None
+    assert energy is not None and cost is not None and spec.cost.price_per_kwh is not None
     assert energy.value == pytest.approx(1.25)
-    assert cost.value == pytest.approx(1.25 * config.cost.price_per_kwh)
+    assert cost.value == pytest.approx(1.25 * spec.cost.price_per_kwh)
     assert energy.how.endswith(
         "of all 2 processes; with 2 steps that were made again; what a process without an end in "
         "the log used after the last reading is not in it"

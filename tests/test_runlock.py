@@ -33,7 +33,7 @@ time.sleep(60)
 
 
 def frozen_files(folder: Path) -> dict[str, str]:
-    names = ("config.toml", "machine.json", "prediction.json", ".lock")
+    names = ("spec.json", "config.toml", "machine.json", "prediction.json", ".lock")
     return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
 
 

@@ -21,7 +21,7 @@ from runs import (
 )
 
 from nanogauge.analysis.report_model import Report, build_report
-from nanogauge.report.terminal import render_report
+from nanogauge.report.html import render_report
 from nanogauge.runlog.reader import FILE_NAME
 
 NOW = 1.8e9

@@ -31,7 +31,7 @@ from wandb_stub import ENTITY, Mood, WandbStub
 
 from nanogauge.analysis.report_model import build_report
 from nanogauge.errors import RunFailed
-from nanogauge.report.terminal import write_report
+from nanogauge.report.html import write_report
 from nanogauge.runlog.reader import FILE_NAME
 from nanogauge.runlog.writer import RunLog
 from nanogauge.schema import End, Step

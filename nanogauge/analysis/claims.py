@@ -16,9 +16,10 @@ from typing import Annotated, Any, TypeGuard
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from nanogauge.config import Config, explain, read_toml
+from nanogauge.config import explain, read_toml
 from nanogauge.errors import BadInput
 from nanogauge.quantities import QUANTITIES, UNITS
+from nanogauge.runspec import SETTINGS, RunSpec
 from nanogauge.schema import Prediction
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -198,15 +199,15 @@ def _by_key(sentence: str, values: dict[str, Any]) -> str:
     return re.sub(r"\bclaim\.(\d+)", named, sentence)
 
 
-def names_for_formulas(config: Config, prediction: Prediction) -> dict[str, float]:
-    """What a formula may name: numbers of the configuration, and the exact rows."""
+def names_for_formulas(spec: RunSpec, prediction: Prediction) -> dict[str, float]:
+    """Return what a formula may name: numbers of the configuration, and the exact rows."""
     names: dict[str, float] = {}
-    for section in (config.model, config.train, config.optimizer):
-        for key, value in section.model_dump().items():
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                names[key] = value
-    if config.data.tokens is not None:
-        names["data_tokens"] = config.data.tokens
+    for key in SETTINGS:
+        value = spec.setting(key)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            names[key.partition(".")[2]] = value
+    if spec.unique_tokens is not None:
+        names["data_tokens"] = spec.unique_tokens
     for row, estimate in prediction.quantities.items():
         if QUANTITIES[row].exact:
             names[row] = estimate.expected

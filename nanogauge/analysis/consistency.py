@@ -11,11 +11,10 @@ from collections.abc import Iterator
 from itertools import combinations, product
 
 from nanogauge.analysis.claims import Claim, Claims, evaluate, names_for_formulas
-from nanogauge.config import Config
 from nanogauge.errors import BadInput
 from nanogauge.prediction.flops import MFU_CONVENTIONS, flops_per_token_causal, flops_per_token_palm
-from nanogauge.prediction.workload import shape_of
 from nanogauge.quantities import QUANTITIES, format_range, format_value, mfu
+from nanogauge.runspec import RunSpec
 from nanogauge.schema import Prediction, Stored
 
 _SLACK = 1e-9  # relative: ends that touch must not exclude each other for a rounding
@@ -44,7 +43,7 @@ def factor_text(factor: float) -> str:
     return f"{factor:,.0f} times" if factor >= 10 else f"{factor:.3g} times"
 
 
-def computed_value(claim: Claim, config: Config, prediction: Prediction) -> float | None:
+def computed_value(claim: Claim, spec: RunSpec, prediction: Prediction) -> float | None:
     """What arithmetic says of a claim: its formula's value, or the exact row's; else None.
 
     Raises:
@@ -52,7 +51,7 @@ def computed_value(claim: Claim, config: Config, prediction: Prediction) -> floa
     """
     if claim.formula is not None:
         try:
-            return evaluate(claim.formula, names_for_formulas(config, prediction))
+            return evaluate(claim.formula, names_for_formulas(spec, prediction))
         except ValueError as error:
             raise BadInput(f"the formula of the claim {claim.key}: {error}.") from None
     estimate = prediction.quantities.get(claim.row)
@@ -77,13 +76,13 @@ def arithmetic_sentence(claim: Claim, value: float, prediction: Prediction) -> s
     return text + how_far
 
 
-def inconsistencies(claims: Claims, config: Config, prediction: Prediction) -> list[Inconsistency]:
+def inconsistencies(claims: Claims, spec: RunSpec, prediction: Prediction) -> list[Inconsistency]:
     """Every claim, or pair of claims, that cannot be true, each with a sentence and its numbers."""
     found: list[Inconsistency] = []
     about_the_run: list[Claim] = []
     wrong: list[Claim] = []
     for claim in claims.claim:
-        value = computed_value(claim, config, prediction)
+        value = computed_value(claim, spec, prediction)
         if value is None:
             about_the_run.append(claim)
         elif not claim.holds(value):
@@ -93,29 +92,29 @@ def inconsistencies(claims: Claims, config: Config, prediction: Prediction) -> l
             found.append(Inconsistency(ids=[claim.key], why=why))
             wrong.append(claim)
     for claim in about_the_run:
-        found += _beyond_the_card(claim, config, prediction)
+        found += _beyond_the_card(claim, spec, prediction)
     for one, other in combinations(claims.claim, 2):
         if one.row == other.row and one.formula == other.formula:  # else: different assumptions
             found += _same_row(one, other)
-    found += _time_and_mfu(about_the_run, config, prediction)
+    found += _time_and_mfu(about_the_run, spec, prediction)
     found += _in_order(about_the_run)
-    found += _products(about_the_run, config)
-    found += _sums(wrong, config)
+    found += _products(about_the_run, spec)
+    found += _sums(wrong, spec)
     return found
 
 
 def _beyond_the_card(
-    claim: Claim, config: Config, prediction: Prediction
+    claim: Claim, spec: RunSpec, prediction: Prediction
 ) -> Iterator[Inconsistency]:
     hardware = prediction.hardware
     peak, gpus = prediction.peak_flops, prediction.gpus
-    steps = {"step_seconds": 1, "total_seconds": config.train.max_steps}.get(claim.row)
+    steps = {"step_seconds": 1, "total_seconds": spec.steps}.get(claim.row)
     if peak is not None and steps is not None and claim.low > 0:
-        per_token = flops_per_token_palm(shape_of(config.model))
-        flops = per_token * config.tokens_per_step * steps
+        per_token = flops_per_token_palm(spec.shape)
+        flops = per_token * spec.tokens_per_step * steps
         share = mfu(flops, claim.low, peak)
         if share > 1 + _SLACK:
-            causal = flops_per_token_causal(shape_of(config.model)) / per_token
+            causal = flops_per_token_causal(spec.shape) / per_token
             yield Inconsistency(
                 ids=[claim.key],
                 why=f"{format_value(claim.row, claim.low)} would need "
@@ -176,7 +175,7 @@ def _span_text(row_id: str, low: float, high: float) -> str:
 
 
 def _time_and_mfu(
-    claims: list[Claim], config: Config, prediction: Prediction
+    claims: list[Claim], spec: RunSpec, prediction: Prediction
 ) -> Iterator[Inconsistency]:
     """MFU x peak x time = FLOPs, for every claimed MFU and every claimed time.
 
@@ -185,7 +184,7 @@ def _time_and_mfu(
     peak = prediction.peak_flops
     if peak is None:
         return
-    shape = shape_of(config.model)
+    shape = spec.shape
     counts = {row: per_token(shape) for row, per_token in MFU_CONVENTIONS.items()}
     ratio = counts["mfu_palm"] / counts["mfu_6n"]
     by_row = _by_row(claims)
@@ -197,14 +196,14 @@ def _time_and_mfu(
                 why=f"6N + 12LCT is {ratio:.3g} times 6N, so that {range_text(plain)} by 6N "
                 f"means {_span_text(palm.row, low, high)}, not {range_text(palm)}.",
             )
-    times = {"step_seconds": 1, "total_seconds": config.train.max_steps}
+    times = {"step_seconds": 1, "total_seconds": spec.steps}
     for share, claim in product(claims, claims):
         if share.row not in counts or claim.row not in times:
             continue
         least, most = _ends(share)
         implied = {}
         for row, per_token in counts.items():
-            seconds = per_token * config.tokens_per_step * times[claim.row] / peak
+            seconds = per_token * spec.tokens_per_step * times[claim.row] / peak
             implied[row] = (
                 0.0 if math.isinf(most) else seconds / most,
                 seconds / least if least > 0 else math.inf,
@@ -249,14 +248,14 @@ def _in_order(claims: list[Claim]) -> Iterator[Inconsistency]:
                 )
 
 
-def _sums(wrong: list[Claim], config: Config) -> Iterator[Inconsistency]:
+def _sums(wrong: list[Claim], spec: RunSpec) -> Iterator[Inconsistency]:
     """Exact quantities that follow from each other, among claims that the configuration refutes.
 
     One such claim is explained by its own finding; several may still be those of another run, and
     are held against each other.
     """
     by_row = _by_row(wrong)
-    steps, unique = config.train.max_steps, config.data.tokens
+    steps, unique = spec.steps, spec.unique_tokens
     relations: list[tuple[str, tuple[str, ...], float, str]] = [
         ("tokens_total", ("tokens_per_step",), steps, f"{steps:,} steps of {{}} tokens"),
         ("weights_bytes", ("parameters_total",), 2, "2 bytes for each of {} parameters"),
@@ -278,11 +277,11 @@ def _sums(wrong: list[Claim], config: Config) -> Iterator[Inconsistency]:
                 )
 
 
-def _products(claims: list[Claim], config: Config) -> Iterator[Inconsistency]:
+def _products(claims: list[Claim], spec: RunSpec) -> Iterator[Inconsistency]:
     """Relations of the form a = b x c, for every triple of claims that has all three."""
     by_row = _by_row(claims)
     for total, step in product(by_row.get("total_seconds", []), by_row.get("step_seconds", [])):
-        steps = config.train.max_steps
+        steps = spec.steps
         least = _ends(step)[0] * steps
         if _apart(least, math.inf, total):
             yield Inconsistency(
@@ -300,12 +299,12 @@ def _products(claims: list[Claim], config: Config) -> Iterator[Inconsistency]:
                 why=f"{range_text(watts)} over {range_text(total)} make "
                 f"{_span_text('energy_kwh', low, high)}, not {range_text(energy)}.",
             )
-    price, currency = config.cost.price_per_kwh, config.cost.currency
+    price, currency = spec.cost.price_per_kwh, spec.cost.currency
     for cost, energy in product(by_row.get("cost", []), by_row.get("energy_kwh", [])):
         if price is None:
             continue
         least, most = _ends(energy)
-        if config.cost.machine_watts is not None:
+        if spec.cost.machine_watts is not None:
             most = math.inf  # the rest of the machine is paid for, too
         if _apart(least * price, most * price, cost):
             low = 0.0 if math.isinf(most) else _ends(cost)[0] / most

@@ -10,25 +10,26 @@ from collections.abc import Callable
 
 import numpy as np
 
-from nanogauge.analysis.measured import Measurements, steady
-from nanogauge.analysis.several import other_cards, rank_figures
+from nanogauge.analysis.ledger import steady
+from nanogauge.analysis.measured import Measurements
 from nanogauge.analysis.telemetry import (
     JOULES_PER_KWH,
     highest,
+    other_cards,
     peak,
+    rank_figures,
     sensed_seconds,
     total_over_processes,
     why_absent,
 )
-from nanogauge.config import Config
 from nanogauge.prediction.flops import (
     flops_per_token_6n,
     flops_per_token_causal,
     flops_per_token_palm,
 )
-from nanogauge.prediction.workload import shape_of
 from nanogauge.quantities import GIB, format_seconds, joules_per_token, mfu
 from nanogauge.runlog.history import Recorded
+from nanogauge.runspec import RunSpec
 from nanogauge.schema import Prediction, Stored
 
 
@@ -59,31 +60,31 @@ class _Panel:
 
 
 def instruments(
-    recorded: Recorded, config: Config, prediction: Prediction, found: Measurements
+    recorded: Recorded, spec: RunSpec, prediction: Prediction, found: Measurements
 ) -> list[Instrument]:
     """Every figure that the log has beside the rows; empty for a log of another program."""
     if recorded.starts[0].source != "train":
         return []
     panel = _Panel()
-    _speed(panel, recorded, config, prediction, found.median_step_seconds)
+    _speed(panel, recorded, spec, prediction, found.median_step_seconds)
     _parts_of_a_step(panel, recorded)
     for figure in rank_figures(recorded):
         panel.add(*figure)
     _memory(panel, recorded, prediction)
     on_a_gpu = prediction.hardware.kind != "cpu" or len(recorded.sensors.known("power_watts")) > 0
     if on_a_gpu:
-        _energy(panel, recorded, config, prediction, found)
+        _energy(panel, recorded, spec, prediction, found)
         _board(panel, recorded)
     return panel.shown
 
 
 def _speed(
-    panel: _Panel, recorded: Recorded, config: Config, prediction: Prediction, median: float | None
+    panel: _Panel, recorded: Recorded, spec: RunSpec, prediction: Prediction, median: float | None
 ) -> None:
     if median is None:
         return
-    shape = shape_of(config.model)
-    per_step = config.tokens_per_step
+    shape = spec.shape
+    per_step = spec.tokens_per_step
     peak_flops, boost_hz = prediction.peak_flops, prediction.hardware.boost_clock_hz
     clocks = recorded.sensors.known("sm_clock_hz")
     for name, label, per_token in (
@@ -228,7 +229,7 @@ def _memory(panel: _Panel, recorded: Recorded, prediction: Prediction) -> None:
 def _energy(
     panel: _Panel,
     recorded: Recorded,
-    config: Config,
+    spec: RunSpec,
     prediction: Prediction,
     found: Measurements,
 ) -> None:
@@ -283,7 +284,7 @@ def _energy(
             joules - watts * seconds,
             f"energy less {watts:.3g} W of an idle board for as long",
         )
-    tokens = found.steps_done * config.tokens_per_step
+    tokens = found.steps_done * spec.tokens_per_step
     if joules is not None and tokens and other_cards(recorded, prediction) is None:
         per_token = joules_per_token(joules, tokens)
         how = f"energy of {boards} / {tokens:,} tokens, evaluation and compilation included"

@@ -13,7 +13,8 @@ from nanogauge.analysis.claims import load_claims as read_claims
 from nanogauge.analysis.consistency import Inconsistency
 from nanogauge.analysis.incidents import SKIPPED, Night, rollbacks, skipped_updates, tell_night
 from nanogauge.analysis.instruments import Instrument, instruments
-from nanogauge.analysis.measured import Ledger, Measurements, measure
+from nanogauge.analysis.ledger import Ledger
+from nanogauge.analysis.measured import Measurements, measure
 from nanogauge.analysis.status import (
     LastEvent,
     Projection,
@@ -35,12 +36,10 @@ from nanogauge.quantities import (
     format_value,
     tokens_per_second,
 )
-from nanogauge.runlog.folder import Machine, RunFolder, load_with_log
+from nanogauge.runlog.folder import CLAIMS_NAME, Machine, RunFolder, load_with_log
 from nanogauge.runlog.history import Recorded
 from nanogauge.runlog.reader import LogReader, last_written
-from nanogauge.schema import SCHEMA, Prediction, Stored
-
-CLAIMS_NAME = "claims.toml"
+from nanogauge.schema import SCHEMA, Prediction, Stored, TimeZone
 
 
 class RunInfo(Stored):
@@ -50,6 +49,8 @@ class RunInfo(Stored):
     steps_done: int
     max_steps: int
     started_unix: float | None
+    time_zone: TimeZone = TimeZone()
+    """of the machine that trained; UTC where machine.json has none"""
     device: str
     dtype: str
     compiled: bool | None
@@ -153,19 +154,21 @@ def build_report(
     alive = process_is_there(folder)  # before its log: it may end meanwhile
     written = last_written(folder)
     run, recorded = load_with_log(folder, reader)
-    config, prediction = run.config, run.prediction
-    measurements = without_totals(measure(recorded, config, prediction), config)
-    rows, findings = build_rows(claims, config, prediction, measurements)
-    scenarios = what_if(config, prediction, measurements, recorded)
-    attribution = attribute(prediction, measurements, config, recorded, scenarios)
-    of_claim = attribute_claim(claims, prediction, measurements, config, recorded, scenarios)
+    spec, prediction = run.spec, run.prediction
+    measurements = without_totals(measure(recorded, spec, prediction), spec)
+    rows, findings = build_rows(claims, spec, prediction, measurements)
+    scenarios = what_if(spec, prediction, measurements, recorded)
+    attribution = attribute(prediction, measurements, spec, recorded, scenarios)
+    of_claim = attribute_claim(claims, prediction, measurements, spec, recorded, scenarios)
     quiet = silence(recorded, prediction, written, now, alive)
     finished = measurements.status == "finished"
-    projection = None if finished else project(recorded, config, prediction, measurements)
+    projection = None if finished else project(recorded, spec, prediction, measurements)
     headline = (
         _headline(claims, rows, measurements, attribution, prediction)
         if finished
-        else unfinished_headline(measurements, config, prediction, quiet, projection, now)
+        else unfinished_headline(
+            measurements, spec, prediction, quiet, projection, run.time_zone.local(now)
+        )
     )
     info = _run_info(run, recorded, claims, rows, measurements, quiet, projection, headline)
     report = Report(
@@ -177,7 +180,7 @@ def build_report(
         attribution_of_claim=of_claim,
         what_if=scenarios,
         time_ledger=measurements.ledger,
-        instruments=instruments(recorded, config, prediction, measurements),
+        instruments=instruments(recorded, spec, prediction, measurements),
         alarms=[
             RaisedAlarm(what=e.what, step=e.step, elapsed_seconds=e.elapsed_seconds, text=e.text)
             for e in recorded.events
@@ -209,20 +212,21 @@ def _run_info(
     projection: Projection | None,
     headline: str,
 ) -> RunInfo:
-    config, median = run.config, measurements.median_step_seconds
+    spec, median = run.spec, measurements.median_step_seconds
     start = recorded.starts[0]
     predictions = {row.id: row.prediction for row in rows if row.prediction is not None}
     return RunInfo(
-        name=config.run.name,
+        name=spec.name or run.path.name,
         source=start.source,
         status=measurements.status,
         steps_done=measurements.steps_done,
-        max_steps=config.train.max_steps,
+        max_steps=spec.steps,
         started_unix=start.unix_time,
+        time_zone=run.time_zone,
         device=start.device,
         dtype=run.prediction.dtype,
         compiled=recorded.compiles[-1].mode == "compiled" if recorded.compiles else None,
-        tokens_per_second=tokens_per_second(config.tokens_per_step, median) if median else None,
+        tokens_per_second=tokens_per_second(spec.tokens_per_step, median) if median else None,
         state=quiet.state if quiet is not None else None,
         last_line_age_s=quiet.last_line_age_s if quiet is not None else None,
         projected_total_s=projection.total_s if projection is not None else None,
@@ -337,3 +341,19 @@ def machine_lines(machine: Machine) -> list[tuple[str, str]]:
             text = "not known" if value is None else str(value)
         lines.append((name, text))
     return lines
+
+
+def report_schema() -> dict[str, Any]:
+    """Return the JSON Schema of Report.to_json; keys it does not name may be added later."""
+    schema = Report.model_json_schema(mode="serialization")
+    version = {"const": SCHEMA, "description": "goes up when a key changes its meaning or goes"}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "report.json of nanogauge",
+        "description": "Prediction and actual of one training run. SI units: s, B, W, FLOP; energy "
+        "in kWh; MFU and other ratios as fractions.",
+        "type": "object",
+        "properties": {"schema": version, **schema["properties"]},
+        "required": ["schema", *schema["required"]],
+        "$defs": schema["$defs"],
+    }

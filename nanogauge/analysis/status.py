@@ -9,27 +9,28 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from nanogauge.analysis.measured import Measurements, steady_seconds
-from nanogauge.config import Config
-from nanogauge.prediction.checkpoints import waiting_seconds
-from nanogauge.prediction.prediction import checkpoints, evaluations
+from nanogauge.analysis.ledger import steady_seconds
+from nanogauge.analysis.measured import Measurements
+from nanogauge.prediction.overheads import waiting_seconds
 from nanogauge.quantities import (
+    FAR_SECONDS,
     Interval,
     day_and_time,
     format_range,
     format_seconds,
     format_value,
-    later,
 )
 from nanogauge.runlog.history import Recorded
 from nanogauge.runlog.lock import is_locked
+from nanogauge.runspec import RunSpec
+from nanogauge.schedule import checkpoints, evaluations, is_checkpointed, is_evaluated
 from nanogauge.schema import Prediction, Stored
 
 STRETCHES = 20
@@ -83,18 +84,18 @@ class LastEvent(Stored):
     text: str
 
 
-def without_totals(measurements: Measurements, config: Config) -> Measurements:
+def without_totals(measurements: Measurements, spec: RunSpec) -> Measurements:
     """Of a run that has not finished: what it came to so far is no figure of the whole run.
 
     Held against a total that was predicted or claimed it would be a miss that is none.
     """
     if measurements.status == "finished":
         return measurements
-    done = f"{measurements.steps_done:,} of {config.train.max_steps:,} steps"
+    done = f"{measurements.steps_done:,} of {spec.steps:,} steps"
     missing = dict(measurements.missing)
     for row in TOTALS:
         if (so_far := measurements.values.get(row)) is not None:
-            text = format_value(row, so_far.value, config.cost.currency)
+            text = format_value(row, so_far.value, spec.cost.currency)
             missing[row] = f"{text} so far, after {done}"
     values = {row: figure for row, figure in measurements.values.items() if row not in TOTALS}
     return measurements.model_copy(update={"values": values, "missing": missing})
@@ -159,7 +160,7 @@ def _longest_work(recorded: Recorded, prediction: Prediction) -> tuple[float, st
 
 
 def project(
-    recorded: Recorded, config: Config, prediction: Prediction, measurements: Measurements
+    recorded: Recorded, spec: RunSpec, prediction: Prediction, measurements: Measurements
 ) -> Projection | None:
     """The total of a run that goes on to its last step, from what it showed so far.
 
@@ -167,25 +168,23 @@ def project(
     the interval are those of parts that slow down together. None without a steady step, or
     where the log does not tell what the run took so far.
     """
-    done, train, ran = measurements.steps_done, config.train, measurements.ledger.ran_s
+    done, ran = measurements.steps_done, measurements.ledger.ran_s
     if ran is None or not measurements.timed_whole:
         return None
     pace = _pace(steady_seconds(recorded), prediction)
     if pace is None:
         return None
-    left = train.max_steps - done
-    scheduled = {*range(0, train.max_steps, train.eval_every), train.max_steps}
-    evals_left = len({s for s in scheduled if s >= done} - {e.step for e in recorded.evals})
-    scheduled = {*range(train.checkpoint_every, train.max_steps, train.checkpoint_every)}
-    scheduled.add(train.max_steps)
-    saved = {c.step for c in recorded.checkpoints}
-    saves_left = len({s for s in scheduled if s >= done} - saved)
+    left = spec.steps - done
+    evaluated = {e.step for e in recorded.evals if e.step >= done and is_evaluated(e.step, spec)}
+    evals_left = evaluations(spec, first=done) - len(evaluated)
+    saved = {c.step for c in recorded.checkpoints if c.step >= done}
+    saves_left = checkpoints(spec, first=done) - sum(is_checkpointed(step, spec) for step in saved)
     evaluation = _spread([e.seconds for e in recorded.evals])
     if evaluation is None:
-        evaluation = _predicted_evaluation(config, prediction)
+        evaluation = _predicted_evaluation(spec, prediction)
     saving = _spread([c.seconds for c in recorded.checkpoints])
     if saving is None and recorded.starts[0].source == "train":
-        saving = _predicted_checkpoint(config, prediction)
+        saving = _predicted_checkpoint(spec, prediction)
     left_seconds = Interval.exact(0.0)
     pieces = []
     for name, count, each in (
@@ -234,19 +233,18 @@ def _spread(seconds: Sequence[float | None]) -> Interval | None:
     return Interval(min(timed), statistics.median(timed), max(timed)) if timed else None
 
 
-def _predicted_evaluation(config: Config, prediction: Prediction) -> Interval | None:
-    step = prediction.best("step_seconds")
-    if step is None or "eval_s" not in prediction.ledger:
+def _predicted_evaluation(spec: RunSpec, prediction: Prediction) -> Interval | None:
+    step, count = prediction.best("step_seconds"), evaluations(spec)
+    if step is None or not count or "eval_s" not in prediction.ledger:
         return None
-    each = prediction.ledger["eval_s"] / evaluations(config)
-    return step.scaled(each)
+    return step.scaled(prediction.ledger["eval_s"] / count)
 
 
-def _predicted_checkpoint(config: Config, prediction: Prediction) -> Interval | None:
-    if "checkpoint_s" not in prediction.ledger:
+def _predicted_checkpoint(spec: RunSpec, prediction: Prediction) -> Interval | None:
+    count = checkpoints(spec)
+    if not count or "checkpoint_s" not in prediction.ledger:
         return None
-    each = prediction.ledger["checkpoint_s"] / checkpoints(config)
-    return waiting_seconds(1.0, checkpoints(config)).scaled(each)
+    return waiting_seconds(1.0, count).scaled(prediction.ledger["checkpoint_s"] / count)
 
 
 def last_events(recorded: Recorded, measurements: Measurements) -> list[LastEvent]:
@@ -284,14 +282,14 @@ def last_events(recorded: Recorded, measurements: Measurements) -> list[LastEven
 
 def unfinished_headline(
     measurements: Measurements,
-    config: Config,
+    spec: RunSpec,
     prediction: Prediction,
     quiet: Silence | None,
     projection: Projection | None,
-    now_unix: float,
+    now: datetime,
 ) -> str:
     """Where the run stands, and when it ends, or would at this pace."""
-    where = f"step {measurements.steps_done:,} of {config.train.max_steps:,}"
+    where = f"step {measurements.steps_done:,} of {spec.steps:,}"
     ran = measurements.ledger.ran_s
     if ran is not None and measurements.timed_whole:
         where += f" after {format_seconds(ran)}"
@@ -309,8 +307,8 @@ def unfinished_headline(
     total = _with_interval(projection)
     if quiet is None or quiet.state != "running":
         return f"{text} At the measured pace the whole run takes {total}."
-    now = datetime.fromtimestamp(now_unix).astimezone()
-    done = later(now, projection.left_s - quiet.last_line_age_s)
+    ahead = projection.left_s - quiet.last_line_age_s
+    done = now + timedelta(seconds=ahead) if ahead <= FAR_SECONDS else None
     text += f" At this pace the whole run takes {total}, done {day_and_time(done, now)}"
     predicted = prediction.best("total_seconds")
     if predicted is None:

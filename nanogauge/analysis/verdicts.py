@@ -16,9 +16,10 @@ from nanogauge.analysis.consistency import (
     range_text,
 )
 from nanogauge.analysis.figures import Measured
-from nanogauge.analysis.measured import LEDGER_NAMES, Ledger, Measurements
-from nanogauge.config import Config
+from nanogauge.analysis.ledger import LEDGER_NAMES, Ledger
+from nanogauge.analysis.measured import Measurements
 from nanogauge.quantities import QUANTITIES, format_range, format_seconds, format_value
+from nanogauge.runspec import RunSpec
 from nanogauge.schema import Estimate, Prediction, Stored
 
 RowVerdict = Literal["held", "missed", "contradicted", "not measured", "no claim"]
@@ -58,7 +59,7 @@ class Row(Stored):
 
 def build_rows(
     claims: Claims | None,
-    config: Config,
+    spec: RunSpec,
     prediction: Prediction,
     measurements: Measurements | None,
 ) -> tuple[list[Row], list[Inconsistency]]:
@@ -66,20 +67,20 @@ def build_rows(
 
     Without measurements (a plan) every measured field is None.
     """
-    findings = inconsistencies(claims, config, prediction) if claims is not None else []
+    findings = inconsistencies(claims, spec, prediction) if claims is not None else []
     rows: list[Row] = []
     for row_id in QUANTITIES:
         about = [c for c in claims.claim if c.row == row_id] if claims is not None else []
         candidates: Sequence[Claim | None] = about or [None]
         for claim in candidates:
-            rows.append(_row(row_id, claim, config, prediction, measurements, findings))
+            rows.append(_row(row_id, claim, spec, prediction, measurements, findings))
     return rows, findings
 
 
 def _row(
     row_id: str,
     claim: Claim | None,
-    config: Config,
+    spec: RunSpec,
     prediction: Prediction,
     measurements: Measurements | None,
     findings: list[Inconsistency],
@@ -97,7 +98,7 @@ def _row(
         factor = measured.value / analytic.expected if measured and analytic else None
         reasons = [_against_prediction(row_id, analytic, measured, measurements, prediction)]
     else:
-        computed = computed_value(claim, config, prediction)
+        computed = computed_value(claim, spec, prediction)
         if computed is not None:
             verdict = "held" if claim.holds(computed) else "contradicted"
             factor = claim.factor(computed)
@@ -110,7 +111,7 @@ def _row(
             verdict, factor = "not measured", None
             reasons = [_not_measured(row_id, measurements)]
             if analytic is not None and measurements is not None:
-                predicted = format_range(row_id, analytic.low, analytic.high, config.cost.currency)
+                predicted = format_range(row_id, analytic.low, analytic.high, spec.cost.currency)
                 reasons.append(f"predicted {predicted}")
         if computed is None:
             reasons += _context(row_id, measured, measurements)
@@ -126,8 +127,8 @@ def _row(
         quantity=": ".join(
             filter(None, (_label(row_id, prediction), claim.label if claim else None))
         ),
-        unit=config.cost.currency if quantity.unit == "currency" else quantity.unit,
-        claimed=_claimed(claim, config.cost.currency),
+        unit=spec.cost.currency if quantity.unit == "currency" else quantity.unit,
+        claimed=_claimed(claim, spec.cost.currency),
         analytic=analytic,
         calibrated=calibrated,
         measured=measured,

@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import sysconfig
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module, metadata
@@ -21,6 +22,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from nanogauge import __version__
+from nanogauge.errors import BadInput
 from nanogauge.files import without_secrets
 from nanogauge.hardware import find_gpu, usually_free_bytes
 from nanogauge.measure.host import (
@@ -30,7 +32,7 @@ from nanogauge.measure.host import (
     total_memory_bytes,
 )
 from nanogauge.measure.sensors import DriverInfo, driver_info
-from nanogauge.schema import FreeMemory, Hardware
+from nanogauge.schema import FreeMemory, Hardware, TimeZone
 
 ROOT = Path("/")
 COMMAND_SECONDS = 2.0
@@ -80,6 +82,7 @@ def capture_environment(
         "torch_threads": torch_threads,
         "memory_bytes": total_memory_bytes(),
         "os": f"{platform.system()} {platform.release()}",
+        "time_zone": local_time_zone().model_dump(),
         "python": platform.python_version(),
         "nanogauge": __version__,
         **{package: _version(package) for package in PACKAGES},
@@ -87,6 +90,12 @@ def capture_environment(
         "git_dirty": None if status is None else bool(status),
         "command": without_secrets(" ".join(sys.argv)),
     }
+
+
+def local_time_zone() -> TimeZone:
+    """Return the time zone of this machine with its present offset."""
+    now = time.localtime()
+    return TimeZone(name=now.tm_zone, utc_offset_seconds=now.tm_gmtoff)
 
 
 def _git(*arguments: str) -> str | None:
@@ -327,6 +336,24 @@ def free_memory(
         return FreeMemory(bytes=usual, source="the whole card")
     source = f"the card's {hardware.memory_bytes / 2**30:.4g} GiB less 1 for a desktop"
     return FreeMemory(bytes=usual, source=source)
+
+
+def memory_to_plan_with(hardware: Hardware, given_gib: float | None, gpus: int) -> FreeMemory:
+    """Return the free memory as given by the user, else as found by free_memory.
+
+    Raises:
+        BadInput: if what is given is no size of a memory, or nothing is given or found.
+    """
+    if given_gib is not None:
+        if not 0 < given_gib < 1e6:
+            raise BadInput("--free-vram-gib must be above 0, and a size that memory has.")
+        return FreeMemory(bytes=int(given_gib * 2**30), source="as --free-vram-gib says")
+    found = free_memory(hardware, gpus=gpus)
+    if found is None:
+        raise BadInput(
+            f"the memory of {hardware.name} varies; say what is free with --free-vram-gib."
+        )
+    return found
 
 
 def _cards_named(hardware: Hardware) -> list[DriverInfo]:

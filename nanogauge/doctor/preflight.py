@@ -38,14 +38,16 @@ from nanogauge.errors import BadInput
 from nanogauge.hardware import find_gpu
 from nanogauge.measure.host import cpu_name, process_bytes, total_memory_bytes
 from nanogauge.measure.sensors import DriverInfo, driver_info
-from nanogauge.prediction.checkpoints import state_bytes
-from nanogauge.prediction.prediction import checkpoints, predict
+from nanogauge.prediction.overheads import state_bytes
+from nanogauge.prediction.prediction import predict
 from nanogauge.prediction.search import (
     fit_verdict,
     largest_micro_batch,
     memory_of,
     with_micro_batch,
 )
+from nanogauge.runspec import RunSpec
+from nanogauge.schedule import checkpoints
 from nanogauge.schema import Hardware
 from trainer.data.dataset import open_dataset
 
@@ -158,13 +160,14 @@ def _check_memory(
     free = None if memory is None else memory.bytes
     if config is None or free is None:
         return check_memory(place, free, total, others, None, None, None)
-    peak = memory_of(config, hardware, dtype, gpus).process
+    spec = config.to_spec(dtype, gpus)
+    peak = memory_of(spec, hardware).process
     fit = fit_verdict(peak, free)
     end: Literal["high", "expected"] = "high" if fit == "doubtful" else "expected"
-    micro = largest_micro_batch(config, hardware, dtype, free, gpus, end)
+    micro = largest_micro_batch(spec, hardware, free, end)
     smaller = None
     if micro is not None:
-        accumulation = with_micro_batch(config, micro).train.grad_accum
+        accumulation = with_micro_batch(spec, micro).grad_accum
         smaller = f"--train.micro-batch {micro} --train.grad-accum {accumulation}"
     return check_memory(place, free, total, others, peak, fit, smaller)
 
@@ -178,21 +181,29 @@ def _check_disk(config: Config | None, hardware: Hardware | None, dtype: str, gp
     elif not os.access(nearest, os.W_OK | os.X_OK):
         obstacle = f"{nearest} is not writable"
     free = shutil.disk_usage(nearest).free
-    writes = writes_of(config, hardware, dtype, gpus) if config is not None else None
+    writes = None
+    if config is not None:
+        writes = writes_of(config, config.to_spec(dtype or None, gpus), hardware)
     return check_disk(folder, obstacle, free, writes)
 
 
-def writes_of(config: Config, hardware: Hardware | None, dtype: str, gpus: int = 1) -> DiskUse:
-    """What a run of this configuration will write; the sensors' lines only where time is known."""
+def writes_of(config: Config, spec: RunSpec, hardware: Hardware | None) -> DiskUse:
+    """Return what a run will write; the sensors' lines only where its time is predicted.
+
+    Args:
+        config: of the run.
+        spec: the same, on the devices that train.
+        hardware: of each device; None if there is none.
+    """
     log = LOG_BYTES_PER_STEP * config.train.max_steps
     if hardware is not None and hardware.kind != "cpu":
-        total = predict(config, hardware, dtype, gpus).quantities.get("total_seconds")
+        total = predict(spec, hardware).quantities.get("total_seconds")
         log += LOG_BYTES_PER_SECOND * math.ceil(total.high if total is not None else 0)
     there = (config.folder / "checkpoints").rglob("*")
     copies = config.train.keep_checkpoints + 2  # the best one, and the one that is being written
     return DiskUse(
-        checkpoint=state_bytes(config),
-        copies=min(copies, checkpoints(config)),
+        checkpoint=state_bytes(spec),
+        copies=min(copies, checkpoints(spec)),
         existing=sum(file.stat().st_size for file in there if file.is_file()),
         log=log,
     )

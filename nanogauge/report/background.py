@@ -60,7 +60,7 @@ def rewrite_until_parent_exits(folder: Path, seconds: float) -> None:
             return
         # Imported late: a run shorter than `seconds` does not pay for it.
         from nanogauge.analysis.report_model import build_report, claims_of
-        from nanogauge.report.terminal import write_report
+        from nanogauge.report.html import write_report
         from nanogauge.runlog.reader import LogReader
 
         reader = reader or LogReader(folder)

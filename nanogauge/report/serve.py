@@ -13,7 +13,7 @@ from pathlib import Path
 from nanogauge.analysis.report_model import build_report, claims_of
 from nanogauge.analysis.status import process_is_there
 from nanogauge.errors import BadInput
-from nanogauge.report.terminal import render_report
+from nanogauge.report.html import render_report
 from nanogauge.runlog.reader import LogReader, last_written
 
 _FILES = {"/": ("report.html", "text/html"), "/report.json": ("report.json", "application/json")}
