@@ -7,6 +7,7 @@ clock; it is None in an imported log, which has no such clock.
 
 from __future__ import annotations
 
+import re
 from datetime import datetime, timedelta, timezone
 from typing import Annotated, Literal
 
@@ -25,6 +26,11 @@ class Stored(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
 
 
+def _zone_name(name: str) -> str:
+    """Return an abbreviation such as CEST unchanged, and anything longer as "local time"."""
+    return name if re.fullmatch(r"[A-Za-z0-9+-]{1,10}", name) else "local time"
+
+
 def _utc_offset(seconds: int) -> int:
     if abs(seconds) >= 86400:
         raise ValueError("a time zone is less than a day from UTC")
@@ -34,7 +40,7 @@ def _utc_offset(seconds: int) -> int:
 class TimeZone(Stored):
     """Time zone of the machine that trained, which its report shows times in."""
 
-    name: str = "UTC"
+    name: Annotated[str, AfterValidator(_zone_name)] = "UTC"
     utc_offset_seconds: Annotated[int, AfterValidator(_utc_offset)] = 0
 
     def local(self, unix: float) -> datetime:

@@ -16,7 +16,7 @@ from nanogauge.config import Config
 from nanogauge.hardware import lookup
 from nanogauge.prediction.prediction import predict
 from nanogauge.runlog.folder import write_spec
-from nanogauge.runlog.reader import RunLog
+from nanogauge.runlog.writer import RunLog
 from nanogauge.schema import (
     Checkpoint,
     Compile,

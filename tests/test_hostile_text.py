@@ -84,13 +84,14 @@ def hostile(text: str) -> tuple[Report, RunFolder, Recorded]:
     report, folder, recorded = whole()
     machine = {f"{key} {text}": with_text(value, text) for key, value in folder.machine.items()}
     prediction = with_text(folder.prediction.model_dump(), text)
+    written = text.encode(errors="replace").decode()  # UTF-8 has no lone surrogates
     copied = RunFolder(
         folder.path,
-        replace(folder.spec, name=text),
+        replace(folder.spec, name=written, dataset=written),
         machine,
         Prediction.model_validate(prediction),
         prediction_sha256=text,
-        config_toml=text,
+        config_toml=f"# {written}",
     )
     events = [
         Event(level=e, what=w, text=text, step=1)

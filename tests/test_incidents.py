@@ -15,7 +15,7 @@ from nanogauge.analysis.report_model import Report, build_report
 from nanogauge.report.html import render_report
 from nanogauge.runlog.folder import load
 from nanogauge.runlog.history import LONGEST_GAP_SECONDS
-from nanogauge.runlog.lock import hold
+from nanogauge.runlog.lock import acquire_lock
 from nanogauge.runlog.reader import FILE_NAME
 from nanogauge.schema import Event, Sensor, Start, Step
 
@@ -205,7 +205,7 @@ def test_a_run_is_dead_exactly_when_its_lock_is_free(tmp_path: Path, age: float,
     make_folder(tmp_path)
     write(tmp_path, steps(0, 120))
     assert state(tmp_path, 0.0)[0] == "running"  # no lock: judged by silence
-    lock = hold(tmp_path)
+    lock = acquire_lock(tmp_path)
     found, headline = state(tmp_path, age)
     assert found == word
     assert ("its process is alive, but no line for" in headline) == (word != "running")

@@ -1,4 +1,4 @@
-"""Joules from counters that go around, fall, pause, or are not there."""
+"""Energy from counters that reset, stall or are absent."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ def test_without_a_gpu_the_sensors_are_null() -> None:
     assert sensors.changes() == sensors.close() == []
 
 
-def test_a_counter_without_power_that_falls_leaves_a_gap() -> None:
-    """What it had counted since it was read last is not known, by no other witness either."""
+def test_a_reset_of_the_counter_without_power_samples_is_a_gap() -> None:
     energy = EnergySum(0.0, 1000.0, 0.5)
     assert energy.read(1.0, 1100.0) == (100.0, "counter")
     assert energy.read(2.0, 30.0) == (100.0, "counter")
@@ -31,8 +30,8 @@ def test_a_counter_without_power_that_falls_leaves_a_gap() -> None:
     assert energy.integral_joules(3.0) is None
 
 
-def test_a_counter_that_is_behind_the_integral_lets_energy_wait_not_fall() -> None:
-    """While the counter could not be read the integral ran on, a little too fast."""
+def test_energy_stalls_instead_of_falling_when_the_counter_is_behind_the_integral() -> None:
+    """The integral, used while the counter could not be read, was a little too high."""
     energy = EnergySum(0.0, 0.0, 0.5)
     for tenth in range(11):
         energy.add_power(tenth / 10, 102.0)

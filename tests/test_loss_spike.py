@@ -1,4 +1,4 @@
-"""A loss that leaves its course is told once and soon, and no noise is told at all."""
+"""Loss spikes are reported once, and noise is not."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanogauge.measure.alarms import Alarms
-from nanogauge.measure.detectors import COURSE_STEPS, LossSpike
+from nanogauge.measure.detectors import BASELINE_STEPS, LossSpikeDetector
 
 LOGS = {
     "rtx4070_fineweb_train_log.txt": 101,
     "rtx4070_nanochat_d12_train_log.txt": 200,
 }
-"""recorded runs, and how many losses they hold at least"""
+"""Logs of undisturbed runs, and their minimum number of losses."""
 
 
-def told(losses: Iterable[float]) -> list[int]:
-    """At which steps a spike is told."""
-    watch = LossSpike()
+def spikes(losses: Iterable[float]) -> list[int]:
+    """Return the steps at which a spike is reported."""
+    watch = LossSpikeDetector()
     return [step for step, loss in enumerate(losses) if watch.add(step, loss)]
 
 
 def curve(
     seed: int, steps: int, noise: float, extra: Callable[[int], float] = lambda _: 0.0
 ) -> Iterable[float]:
-    """From 10.8 towards 3.2 nats, as trainings do, with noise around it and something more."""
+    """Yield losses that fall from 10.8 towards 3.2 nats, with noise and an extra term."""
     draw = random.Random(seed)
     for step in range(steps):
         yield 3.2 + 7.6 / (1 + step / 40) ** 0.8 + draw.gauss(0, noise) + extra(step)
@@ -41,7 +41,6 @@ def curve(
     "name", [pytest.param(name, marks=needs_shared(f"data/{name}")) for name in LOGS]
 )
 def test_no_recorded_run_has_a_spike(name: str) -> None:
-    """Each of them was an undisturbed training."""
     text = (SHARED / "data" / name).read_text()
     words = [line.replace("|", " ").split() for line in text.splitlines()]
     losses = [
@@ -51,7 +50,7 @@ def test_no_recorded_run_has_a_spike(name: str) -> None:
         if before.rstrip(":") == "loss" and line[0] in ("iter", "step")
     ]
     assert len(losses) >= LOGS[name]
-    assert told(losses) == []
+    assert spikes(losses) == []
 
 
 @settings(max_examples=25, deadline=None)
@@ -63,10 +62,10 @@ def test_no_recorded_run_has_a_spike(name: str) -> None:
 def test_a_smooth_curve_with_noise_and_odd_batches_has_no_spike(
     seed: int, noise: float, odd: float
 ) -> None:
-    """Up to 3 % of batches have a loss that is 2 nats higher: each is over at the next step."""
+    """Up to 3 % of batches have a loss that is 2 nats higher."""
     draw = random.Random(seed)
     rise = [2.0 if draw.random() < odd and step % 2 else 0.0 for step in range(10_000)]
-    assert told(curve(seed, 10_000, noise, lambda step: rise[step])) == []
+    assert spikes(curve(seed, 10_000, noise, lambda step: rise[step])) == []
 
 
 @settings(max_examples=60, deadline=None)
@@ -77,36 +76,34 @@ def test_a_smooth_curve_with_noise_and_odd_batches_has_no_spike(
     lasts=st.integers(3, 400),
     rise=st.floats(0.8, 20),
 )
-def test_a_rise_that_lasts_is_told_once_at_its_third_step_and_again_only_after_it_is_over(
+def test_a_lasting_rise_is_reported_at_its_third_step_and_the_next_after_it_is_over(
     seed: int, noise: float, begin: int, lasts: int, rise: float
 ) -> None:
-    """However long the loss stays up; the next one 100 steps after the first is over."""
     second = begin + lasts + 100
 
     def extra(step: int) -> float:
         return rise * (begin <= step < begin + lasts or second <= step)
 
-    found = told(curve(seed, second + 1000, noise, extra))
+    found = spikes(curve(seed, second + 1000, noise, extra))
     assert found == [begin + 2, second + 2]
 
 
-def test_a_loss_that_rises_for_good_is_told_once() -> None:
-    """A diverged run does not become the course that it is judged by."""
-    assert told(curve(0, 5000, 0.02, lambda step: 3.0 * (step >= 1000))) == [1002]
+def test_a_run_that_diverges_is_reported_once() -> None:
+    assert spikes(curve(0, 5000, 0.02, lambda step: 3.0 * (step >= 1000))) == [1002]
 
 
-def test_a_run_that_goes_back_to_an_earlier_step_has_no_spike_there() -> None:
-    """The losses of steps that are made again are higher than those it came from."""
-    watch = LossSpike()
+def test_a_rollback_is_no_spike() -> None:
+    """Repeated early steps have higher losses than the steps before the rollback."""
+    watch = LossSpikeDetector()
     losses = list(curve(0, 1000, 0.01))
     steps = [*range(1000), *range(60, 1000)]
     assert [step for step in steps if watch.add(step, losses[step])] == []
-    assert losses[60] > losses[999] + 1.0  # which would be one, in a run that had not gone back
+    assert losses[60] > losses[999] + 1.0  # a spike without a rollback
 
 
-def test_the_alarm_says_from_where_to_where_and_can_wait_until_the_morning() -> None:
+def test_a_spike_is_a_warning_with_both_losses() -> None:
     watch = Alarms(predicted_total_seconds=None, device_bytes=None, slowdown_celsius=None)
-    losses = [3.5] * COURSE_STEPS + [math.nan, 5.25, 5.25, 5.25, 5.25]
+    losses = [3.5] * BASELINE_STEPS + [math.nan, 5.25, 5.25, 5.25, 5.25]
     found = [alarm for step, loss in enumerate(losses) for alarm in watch.loss(step, loss)]
     assert [alarm.what for alarm in found] == ["loss_not_finite", "loss_spike"]
     assert "such an update is skipped" in found[0].text

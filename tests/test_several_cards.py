@@ -1,4 +1,4 @@
-"""Several cards sampled together, on the scripted driver with as many of them."""
+"""Several GPUs sampled together, on the scripted driver."""
 
 from __future__ import annotations
 
@@ -52,8 +52,7 @@ def energies(said: dict[str, Any], name: str) -> list[float]:
     return [r[name] for r in said["readings"] if r[name] is not None]
 
 
-def test_power_and_energy_of_several_cards_are_their_sums(runs: dict[str, Run]) -> None:
-    """One board's 100 W held against a prediction for three is a wrong number."""
+def test_power_and_energy_of_several_gpus_are_sums(runs: dict[str, Run]) -> None:
     said = runs["different"].said
     last = said["readings"][-1]
     for name in ("power_watts", "power_min_watts", "power_max_watts"):
@@ -65,38 +64,37 @@ def test_power_and_energy_of_several_cards_are_their_sums(runs: dict[str, Run]) 
     assert {spread["mean_watts"] for spread in said["spreads"][::2]} == {300}
 
 
-def test_the_card_that_is_worst_off_is_told_with_its_number(runs: dict[str, Run]) -> None:
-    """A mean temperature would hide the card that throttles, and hold the others up."""
+def test_the_worst_value_is_given_with_the_number_of_its_gpu(runs: dict[str, Run]) -> None:
+    """A mean temperature would hide the GPU that throttles and slows the others."""
     last = runs["different"].said["readings"][-1]
     assert (last["temperature_celsius"], last["hottest_card"]) == (83, 1)
     assert (last["device_used_bytes"], last["fullest_card"]) == (9 * GIB, 2)
     assert (last["sm_clock_hz"], last["slowest_card"]) == (1.98e9, 0)
-    assert last["process_used_bytes"] == 6 * GIB, "each card's own process is asked for"
+    assert last["process_used_bytes"] == 6 * GIB, "each GPU's own process is measured"
     assert last["utilization"] == pytest.approx((0.97 + 0.97 + 0.37) / 3, abs=1e-3)
     assert last["throttle"] == ["thermal (software)", "power cap"]
 
 
-def test_a_sum_over_cards_of_which_one_is_lost_is_not_given(runs: dict[str, Run]) -> None:
-    """The energy of the other would pass for that of both; who is missing is named, since when."""
+def test_no_sum_is_given_if_one_gpu_is_lost(runs: dict[str, Run]) -> None:
     said = runs["trouble"].said
     assert energies(said, "power_watts")[0] == pytest.approx(400)
     assert said["readings"][-1]["power_watts"] is None
     assert said["readings"][-1]["energy_joules"] is None
     assert max(energies(said, "energy_joules")) < 400 * 2.1
-    assert "card 1: the driver lost the GPU from 1." in said["absent"]["power_watts"]
+    assert "GPU 1: the driver lost the GPU from 1." in said["absent"]["power_watts"]
     texts = [change["text"] for change in said["changes"]]
-    assert any("fan is not measured from the start: card 0: " in text for text in texts), texts
+    assert any("fan is not measured from the start: GPU 0: " in text for text in texts), texts
     assert said["readings"][-1]["gap_seconds"] == pytest.approx(2.2, abs=0.5)
 
 
-def test_a_card_that_is_not_there_leaves_no_sum(runs: dict[str, Run]) -> None:
+def test_no_sum_is_given_if_one_gpu_does_not_exist(runs: dict[str, Run]) -> None:
     said = runs["absent"].said
     assert energies(said, "power_watts") == []
-    assert "card 1: the NVIDIA driver has no device 7" in said["absent"]["energy_joules"]
+    assert "GPU 1: the NVIDIA driver has no device 7" in said["absent"]["energy_joules"]
 
 
-def test_an_alarm_names_the_card_it_is_about() -> None:
-    """Of the process's memory the fullest of several cards says nothing: it may be another's."""
+def test_an_alarm_names_its_gpu() -> None:
+    """The memory of this process is left out: the fullest GPU may be of another process."""
     alarms = Alarms(predicted_total_seconds=None, device_bytes=10 * GIB, slowdown_celsius=90)
     reading = Sensor(
         temperature_celsius=88,
@@ -106,5 +104,5 @@ def test_an_alarm_names_the_card_it_is_about() -> None:
         process_used_bytes=9 * GIB,
     )
     hot, full = alarms.sensor(reading)
-    assert hot.text.endswith("It is card 1.")
-    assert full.text.startswith("10.0 of card 2's 10.0 GiB are in use: close other")
+    assert hot.text.startswith("GPU 1 is at 88 °C and slows down at 90 °C")
+    assert full.text.startswith("10.0 of GPU 2's 10.0 GiB are in use: close other")

@@ -53,11 +53,11 @@ def list_incidents(recorded: Recorded) -> Incidents:
     skipped_at = 0
     since_start: list[Event | End] = []
     number, start = -1, recorded.starts[0]
-    for process, line in recorded.story:
+    for process, line in recorded.milestones:
         if isinstance(line, Start):
             number, start = number + 1, line
             _insert_skipped(entries, skipped, skipped_at)
-            loss = recorded.losses[number]
+            loss = recorded.lost_work[number]
             if line.continues:
                 _add_rollback(entries, line, loss)
             elif process > 0:

@@ -44,7 +44,7 @@ from nanogauge.quantities import (
 )
 from nanogauge.runlog.folder import CLAIMS_NAME, Machine, RunFolder, load_with_log
 from nanogauge.runlog.history import Recorded
-from nanogauge.runlog.lock import is_held
+from nanogauge.runlog.lock import is_locked
 from nanogauge.runlog.reader import LogReader, last_written
 from nanogauge.schema import SCHEMA, Prediction, Stored, TimeZone
 
@@ -155,7 +155,7 @@ def build_report(
         BadInput: if the folder, its log, or a claim is unusable.
     """
     now = time.time() if now_unix is None else now_unix
-    lock_held = is_held(folder)  # before reading the log: the run may end in between
+    lock_held = is_locked(folder)  # before reading the log: the run may end in between
     written = last_written(folder)
     run, recorded = load_with_log(folder, reader)
     spec, prediction = run.spec, run.prediction
@@ -251,7 +251,7 @@ def _warnings(recorded: Recorded, prediction: Prediction, liveness: Liveness | N
     events = [e for e in recorded.events if e.level == "warning" and e.what != UPDATE_SKIPPED]
     texts = [e.text for e in events] + prediction.notes
     running = liveness is not None and liveness.state == "running"
-    if recorded.cut and not running:
+    if recorded.truncated and not running:
         texts.append("The last line of the log is cut: the run died, or the disk was full.")
     return texts
 

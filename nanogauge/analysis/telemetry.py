@@ -158,7 +158,7 @@ def energy_figures(
 def total_over_processes(recorded: Recorded, name: str) -> float | None:
     """Sum the last reading of a counter that restarts with each process; None without readings."""
     counts = recorded.sensors.column(name)
-    by_process = np.split(counts, recorded.first_readings[1:])
+    by_process = np.split(counts, recorded.first_sensors[1:])
     last = [known[-1] for known in (c[~np.isnan(c)] for c in by_process) if len(known)]
     return float(sum(last)) if last else None
 
@@ -170,7 +170,7 @@ def _energy_scope(recorded: Recorded) -> str:
         text += f"; of all {len(recorded.processes)} processes"
     if recorded.lost_steps:
         text += f"; with {recorded.lost_steps:,} repeated steps"
-    ended = {process for process, line in recorded.story if isinstance(line, End)}
+    ended = {process for process, line in recorded.milestones if isinstance(line, End)}
     died = sum(process not in ended for process in range(len(recorded.processes) - 1))
     if died:
         owner = "a process" if died == 1 else f"{died} processes"

@@ -16,7 +16,8 @@ from nanogauge.importers.convert import run_lines
 from nanogauge.importers.parsed import Printed, PrintedSession, number_of, runs_of, warning
 from nanogauge.importers.text import shown
 from nanogauge.runlog.folder import CLAIMS_NAME, create
-from nanogauge.runlog.reader import FILE_NAME, RunLog, read_log
+from nanogauge.runlog.reader import FILE_NAME, read_log
+from nanogauge.runlog.writer import RunLog
 from nanogauge.runspec import RunSpec
 from nanogauge.schema import Event, Prediction
 
