@@ -26,7 +26,7 @@ import trainer.step.torch_env  # noqa: F401  before torch
 import numpy as np
 import tiktoken
 
-from nanogauge.analysis.measured import GPT2, HELD_OUT, sentence
+from nanogauge.analysis.measured import GPT2, HELD_OUT, describe_benchmark
 from nanogauge.analysis.report_model import build_report, claims_of
 from nanogauge.cli import Parser, run_command
 from nanogauge.errors import BadInput, RunFailed
@@ -94,7 +94,7 @@ def main(arguments: Sequence[str]) -> int:
             log.write(line)
             lines.append(line)
             if not given.json:
-                print(sentence(line) + interval_text(line), flush=True)
+                print(describe_benchmark(line) + interval_text(line), flush=True)
     for text in warnings:
         print(f"! {text}", file=sys.stderr)
     run = trained.folder.path

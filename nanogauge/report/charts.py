@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from nanogauge.analysis.telemetry import JOULES_PER_KWH, highest, other_cards, peak
+from nanogauge.analysis.telemetry import JOULES_PER_KWH, max_or_none, run_peak, sensor_mismatch
 from nanogauge.analysis.verdicts import Row
 from nanogauge.prediction.energy import cost_of
 from nanogauge.quantities import GIB, format_value, mfu
@@ -229,7 +229,7 @@ def _power(
     recorded: Recorded, prediction: Prediction, timeline: Timeline, hours: Floats
 ) -> Chart | None:
     """Of other cards than the run's no prediction is drawn beside it."""
-    sensors, others = recorded.sensors, other_cards(recorded, prediction)
+    sensors, others = recorded.sensors, sensor_mismatch(recorded, prediction)
     return line_chart(
         "power",
         "Power of the board",
@@ -293,7 +293,7 @@ def _energy(
     ended = np.where(anew, np.roll(joules, 1), 0.0)
     kwh = (joules + np.cumsum(ended)) / JOULES_PER_KWH
     cost, notes = None, []
-    if (others := other_cards(recorded, prediction)) is not None:
+    if (others := sensor_mismatch(recorded, prediction)) is not None:
         notes = [others]
     elif spec.cost.price_per_kwh is not None and kwh[-1] > 0:
         paid = np.array([cost_of(spec.cost, k, timeline.seconds * h) for k, h in _ends(kwh, hours)])
@@ -337,13 +337,19 @@ def _memory(recorded: Recorded, prediction: Prediction) -> Chart | None:
     sensors = recorded.sensors
     on_cpu = prediction.hardware.kind == "cpu"
     if on_cpu:  # a card that is watched beside the processor has another memory
-        measured = [("measured, the process in main memory", peak(recorded, "peak_host_bytes"))]
+        measured = [("measured, the process in main memory", run_peak(recorded, "peak_host_bytes"))]
     else:
         measured = [
-            ("measured, tensors (allocated)", peak(recorded, "peak_allocated_bytes")),
-            ("measured, kept by the allocator (reserved)", peak(recorded, "peak_reserved_bytes")),
-            ("measured, this process on the card", highest(sensors.known("process_used_bytes"))),
-            ("measured, whole card", highest(sensors.known("device_used_bytes"))),
+            ("measured, tensors (allocated)", run_peak(recorded, "peak_allocated_bytes")),
+            (
+                "measured, kept by the allocator (reserved)",
+                run_peak(recorded, "peak_reserved_bytes"),
+            ),
+            (
+                "measured, this process on the card",
+                max_or_none(sensors.known("process_used_bytes")),
+            ),
+            ("measured, whole card", max_or_none(sensors.known("device_used_bytes"))),
         ]
     for name, size in measured:
         if size is not None:

@@ -15,7 +15,7 @@ from nanogauge.analysis.attribution import Attribution
 from nanogauge.analysis.instruments import Instrument
 from nanogauge.analysis.ledger import LEDGER_NAMES, Ledger
 from nanogauge.analysis.report_model import Report, RunInfo, machine_lines
-from nanogauge.analysis.telemetry import JOULES_PER_KWH, sensed_others, total_over_processes
+from nanogauge.analysis.telemetry import JOULES_PER_KWH, mismatched_counts, total_over_processes
 from nanogauge.analysis.verdicts import Row
 from nanogauge.errors import BadInput
 from nanogauge.files import make_folder, without_secrets, write_atomic
@@ -92,7 +92,7 @@ def _so_far(row_id: str, report: Report, recorded: Recorded) -> str:
     if row_id == "total_seconds" and report.time_ledger.ran_s is not None:
         return format_seconds(report.time_ledger.ran_s)
     joules = total_over_processes(recorded, "energy_joules")
-    if row_id == "energy_kwh" and joules is not None and sensed_others(recorded) is None:
+    if row_id == "energy_kwh" and joules is not None and mismatched_counts(recorded) is None:
         return format_value(row_id, joules / JOULES_PER_KWH)
     return ""
 
@@ -292,9 +292,9 @@ def _context(report: Report, run: RunFolder, recorded: Recorded) -> dict[str, An
         ],
         "warnings": [visible(text, _LONGEST_LINE) for text in warnings[:MOST_LINES]],
         "warnings_left_out": max(0, len(warnings) - MOST_LINES),
-        "happenings": [
+        "incidents": [
             one.model_copy(update={"text": visible(one.text, _LONGEST_LINE)})
-            for one in report.night.happenings[:MOST_LINES]
+            for one in report.incidents.entries[:MOST_LINES]
         ],
         "groups": grouped(report.rows),
         "calibrated": any(row.calibrated is not None for row in report.rows),

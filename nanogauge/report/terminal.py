@@ -103,7 +103,7 @@ def print_report(report: Report, console: Console) -> None:
     for alarm in report.alarms:
         where = f" at step {alarm.step:,}" if alarm.step is not None else ""
         console.print(Text(f"‼ {alarm.what.replace('_', ' ')}{where}: {alarm.text}", style="red"))
-    for one in report.night.happenings:
+    for one in report.incidents.entries:
         when = (
             ""
             if one.unix_time is None
