@@ -12,20 +12,20 @@ from hypothesis import strategies as st
 
 from nanogauge.analysis.ledger import LEDGER_NAMES
 from nanogauge.analysis.verdicts import build_rows
-from nanogauge.report.cells import grouped
-from nanogauge.report.charts import Timeline, pictures
-from nanogauge.report.html import MOST_SAMPLES, samples_of, spread, templates
+from nanogauge.report.cells import group_rows
+from nanogauge.report.charts import Timeline, make_charts
+from nanogauge.report.html import MAX_SAMPLES, samples_of, spread, templates
 from nanogauge.report.svg import (
     HEIGHT,
     TOP,
     Chart,
     Series,
+    downsample,
     exact_axis,
-    four_digits,
+    format_number,
     line_chart,
     round_axis,
     stacked_bar,
-    stretches,
 )
 from nanogauge.runlog.history import Recorded
 from nanogauge.schema import Compile, Eval, Event, Sensor, Start, Step
@@ -34,9 +34,9 @@ numbers = st.floats(-1e9, 1e9)
 START = Start(max_steps=20_000, prediction_sha256="x", device="RTX 4070", elapsed_seconds=1.0)
 
 
-def drawn(y: np.ndarray, clamped: bool = False) -> Chart:
+def drawn(y: np.ndarray, clipped: bool = False) -> Chart:
     x = np.arange(len(y), dtype=np.float64)
-    chart = line_chart("c", "A chart", "s", "step", x[-1], [Series("a", x, y)], clamped=clamped)
+    chart = line_chart("c", "A chart", "s", ("step", x[-1]), [Series("a", x, y)], clipped=clipped)
     assert chart is not None
     return chart
 
@@ -46,10 +46,10 @@ def test_stretches_pass_over_no_value(values: list[float], most: int) -> None:
     """Every stretch has its own lowest and highest, and together they cover the whole series."""
     y = np.array(values)
     x = np.arange(len(y), dtype=np.float64)
-    found = stretches(x, y, most)
+    found = downsample(x, y, most)
     assert len(found.x) <= most
-    assert (found.low <= found.middle).all()
-    assert (found.middle <= found.high).all()
+    assert (found.low <= found.median).all()
+    assert (found.median <= found.high).all()
     assert found.low.min() == y.min()
     assert found.high.max() == y.max()
     assert (np.diff(found.x) > 0).all()
@@ -63,7 +63,9 @@ def test_one_slow_step_in_a_million_is_seen(where: int) -> None:
     y[where] = 5.0
     svg = drawn(y).svg
     assert len(svg) < 20_000
-    heights = [float(h) for h in re.findall(r"[\d.]+,([\d.]+)", re.search('d="M([^"]*)"', svg)[1])]
+    heights = [
+        float(h) for h in re.findall(r"[\d.]+,([\d.]+)", re.search('"area" d="M([^"]*)"', svg)[1])
+    ]
     top = TOP + (HEIGHT - TOP) / 3
     assert min(heights) < top < sorted(heights)[len(heights) // 2]
 
@@ -73,7 +75,7 @@ def test_what_lies_beyond_a_clamped_axis_is_marked_and_counted() -> None:
     y = np.full(5000, 3.9)
     y[::7] = 4.0
     y[[100, 3000]] = 61.0
-    chart = drawn(y, clamped=True)
+    chart = drawn(y, clipped=True)
     assert chart.svg.count('class="beyond"') == 2
     assert "2 beyond the axis, marked at its end" in chart.notes
     assert "most 61" in chart.svg
@@ -121,7 +123,7 @@ def test_the_text_alternative_has_the_figures_of_the_line() -> None:
     [(0, "0"), (5.813e-05, "0.00005813"), (3.90987, "3.91"), (20000, "20,000"), (-1.5, "-1.5")],
 )
 def test_a_figure_is_written_without_an_exponent(value: float, text: str) -> None:
-    assert four_digits(value) == text
+    assert format_number(value) == text
 
 
 def resumed() -> Recorded:
@@ -146,11 +148,11 @@ def test_the_hours_of_a_resumed_run_add_up() -> None:
     log = resumed()
     timeline = Timeline(log)
     steps = log.steps
-    hours = timeline.of_steps(steps.column("step"), steps.column("elapsed_seconds"))
+    hours = timeline.x_of_steps(steps.column("step"), steps.column("elapsed_seconds"))
     assert hours * timeline.seconds == pytest.approx([50, 60, 70, 280, 290, 300])
-    readings = timeline.of_readings(log.sensors.column("elapsed_seconds"))
+    readings = timeline.x_of_readings(log.sensors.column("elapsed_seconds"))
     assert (readings * timeline.seconds)[-1] == pytest.approx(180)
-    assert timeline.end * timeline.seconds == pytest.approx(300)
+    assert timeline.axis[1] * timeline.seconds == pytest.approx(300)
 
 
 @pytest.mark.parametrize(
@@ -165,14 +167,14 @@ def test_a_short_run_is_drawn_over_minutes_or_seconds(
     log.add(START)
     log.add(Step(step=0, elapsed_seconds=seconds))
     timeline = Timeline(log)
-    assert (timeline.title, timeline.end) == (title, end)
+    assert timeline.axis == (title, end)
 
 
 def test_the_energy_of_a_resumed_run_accumulates() -> None:
     """The counter begins at zero in each process: the curve does not fall back."""
-    charts = pictures(resumed(), documented_spec(), documented_prediction(), [])
+    charts = make_charts(resumed(), documented_spec(), documented_prediction(), [])
     (energy,) = (chart for chart in charts if chart.id == "energy")
-    assert energy.figures == [f"energy so far: last {four_digits(8000 / 3.6e6)} kWh"]
+    assert energy.figures == [f"energy so far: last {format_number(8000 / 3.6e6)} kWh"]
 
 
 def test_a_log_without_a_clock_is_drawn_over_steps() -> None:
@@ -181,7 +183,7 @@ def test_a_log_without_a_clock_is_drawn_over_steps() -> None:
     for step in (0, 200, 400):
         log.add(Step(step=step, step_seconds=4.0, loss=3.0))
     log.add(Eval(step=400, val_loss=3.1))
-    charts = {c.id: c for c in pictures(log, documented_spec(), documented_prediction(), [])}
+    charts = {c.id: c for c in make_charts(log, documented_spec(), documented_prediction(), [])}
     assert "over step 0 to 400" in charts["loss"].svg
     assert {"loss", "step-time", "mfu", "memory"} == set(charts)
 
@@ -190,7 +192,7 @@ def test_recompilations_and_alarms_are_marked_where_they_happened() -> None:
     log = resumed()
     log.add(Compile(step=4, seconds=9.0, mode="compiled", elapsed_seconds=188.0))
     log.add(Event(level="alarm", what="slow", text="t", step=5, elapsed_seconds=200.0))
-    charts = pictures(log, documented_spec(), documented_prediction(), [])
+    charts = make_charts(log, documented_spec(), documented_prediction(), [])
     (times,) = (chart for chart in charts if chart.id == "step-time")
     assert ("compile", "recompilations (1)") in times.legend
     assert ("alarm", "alarms (1)") in times.legend
@@ -208,13 +210,13 @@ def test_of_many_samples_the_first_and_the_last_are_shown() -> None:
     for step in range(100, 200):
         log.add(Event(what="sample", step=step, text="t"))
     shown = spread(samples_of(log))
-    assert len(shown) == MOST_SAMPLES
+    assert len(shown) == MAX_SAMPLES
     assert (shown[0].step, shown[-1].step) == (4, 199)
 
 
 def test_every_row_stands_in_one_group() -> None:
     rows, _ = build_rows(None, documented_spec(), documented_prediction(), None)
-    groups = grouped(rows)
+    groups = group_rows(rows)
     assert sorted(c.row.id for g in groups for c in g.cells) == sorted(row.id for row in rows)
     assert [group.name for group in groups][:2] == ["Time", "Speed"]
 
