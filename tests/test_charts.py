@@ -36,7 +36,7 @@ START = Start(max_steps=20_000, prediction_sha256="x", device="RTX 4070", elapse
 
 def drawn(y: np.ndarray, clipped: bool = False) -> Chart:
     x = np.arange(len(y), dtype=np.float64)
-    chart = line_chart("c", "A chart", "s", ("step", x[-1]), [Series("a", x, y)], clipped=clipped)
+    chart = line_chart(("c", "A chart", "s"), ("step", x[-1]), [Series("a", x, y)], clipped=clipped)
     assert chart is not None
     return chart
 

@@ -162,9 +162,7 @@ class _Run:
         )
         validation = _series("validation", eval_x, _floats([e.val_loss for e in evals]), "dots")
         return line_chart(
-            "loss",
-            "Loss",
-            "nats per token",
+            ("loss", "Loss", "nats per token"),
             self.timeline.axis,
             [_series("training", x, steps.column("loss")), validation],
             top=SecondAxis("tokens", x[known], tokens[known]) if known.any() else None,
@@ -175,9 +173,7 @@ class _Run:
         recompilations = x_of([c for c in recorded.compiles if c.step is not None])
         alarms = x_of([e for e in recorded.events if e.level == "alarm"])
         return line_chart(
-            "step-time",
-            "Time per step",
-            "s",
+            ("step-time", "Time per step", "s"),
             self.timeline.axis,
             [_series("step", self.x_of_steps, recorded.steps.column("step_seconds"))],
             bands=self.bands("step_seconds"),
@@ -198,9 +194,7 @@ class _Run:
         seconds = self.recorded.steps.column("step_seconds")
         seconds = np.where(seconds > 0, seconds, np.nan)  # an edited log may hold a 0
         return line_chart(
-            "mfu",
-            "MFU (6N + 12LCT)",
-            "%",
+            ("mfu", "MFU (6N + 12LCT)", "%"),
             self.timeline.axis,
             [_series("step", self.x_of_steps, 100 * mfu(per_step, 1.0, peak_flops) / seconds)],
             bands=self.bands("mfu_palm", 100.0),
@@ -211,9 +205,7 @@ class _Run:
     def power(self) -> Chart | None:
         others = other_cards(self.recorded, self.prediction)
         return line_chart(
-            "power",
-            "Power of the board",
-            "W",
+            ("power", "Power of the board", "W"),
             self.timeline.axis,
             [
                 self.sensor("power_watts", "mean of each reading"),
@@ -234,22 +226,15 @@ class _Run:
             lines.append(_limit(Series("boost, of the peak", ends, np.full(2, boost_hz / 1e9))))
         x = self.x_of_readings
         return line_chart(
-            "clock",
-            "SM clock",
-            "GHz",
+            ("clock", "SM clock", "GHz"),
             self.timeline.axis,
             lines,
             marks=[Marks("throttled readings", x[throttled & ~np.isnan(x)], "throttle")],
         )
 
     def temperature(self) -> Chart | None:
-        return line_chart(
-            "temperature",
-            "Temperature",
-            "°C",
-            self.timeline.axis,
-            [self.sensor("temperature_celsius", "temperature")],
-        )
+        series = [self.sensor("temperature_celsius", "temperature")]
+        return line_chart(("temperature", "Temperature", "°C"), self.timeline.axis, series)
 
     def energy(self) -> Chart | None:
         joules, x = self.recorded.sensors.column("energy_joules"), self.x_of_readings
@@ -272,9 +257,7 @@ class _Run:
             notes = [f"its cost: {paid[1]:.2f} {cost.currency}"]
             axis = SecondAxis(cost.currency, kwh[[0, -1]], np.array(paid))
         return line_chart(
-            "energy",
-            "Energy of the board" + (" and its cost" if axis is not None else ""),
-            "kWh",
+            ("energy", f"Energy of the board{' and its cost' if axis else ''}", "kWh"),
             self.timeline.axis,
             [Series("energy so far", x, kwh, statistics=("last",))],
             bands=self.bands("energy_kwh", with_claim=False) if others is None else [],

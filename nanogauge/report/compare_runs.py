@@ -11,12 +11,13 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from markupsafe import Markup
 from rich.console import Console
 from rich.text import Text
 
-from nanogauge.analysis.report_model import Report, build_report
+from nanogauge.analysis.report_model import Report, RunInfo, build_report
 from nanogauge.files import without_secrets
 from nanogauge.quantities import QUANTITIES
 from nanogauge.report.cells import MARKS, range_cell, sort_rows, value_cell
@@ -104,19 +105,19 @@ def compare_runs(folders: Sequence[Path]) -> Comparison:
 
 
 def _compared_run(folder: Path, report: Report, names: Counter[str]) -> ComparedRun:
-    run = report.run
+    name = report.run.name
     return ComparedRun(
-        label=printable(run.name if names[run.name] == 1 else str(folder)),
+        label=printable(name if names[name] == 1 else str(folder)),
         folder=printable(str(folder)),
-        device=printable(run.device),
-        status=run.status,
-        state=run.state,
-        started_unix=run.started_unix,
-        time_zone=run.time_zone,
-        steps_done=run.steps_done,
-        max_steps=run.max_steps,
-        headline=printable(run.headline),
+        **run_fields(report.run),
     )
+
+
+def run_fields(run: RunInfo) -> dict[str, Any]:
+    """Return the fields of a run that the comparison and the start page share."""
+    names = {"status", "state", "started_unix", "time_zone", "steps_done", "max_steps"}
+    texts = {"device": printable(run.device), "headline": printable(run.headline)}
+    return {**run.model_dump(include=names), **texts}
 
 
 def _rows(reports: list[Report]) -> list[ComparedRow]:

@@ -13,6 +13,7 @@ from nanogauge.errors import BadInput
 from nanogauge.files import without_secrets
 from nanogauge.quantities import format_range, format_seconds
 from nanogauge.report.cells import MARKS, range_cell
+from nanogauge.report.compare_runs import run_fields
 from nanogauge.report.escape import printable
 from nanogauge.report.html import date_and_time, templates, write_files
 from nanogauge.runlog.reader import FILE_NAME, last_written
@@ -107,14 +108,6 @@ def _entry(root: Path, folder: Path) -> Entry:
     return Entry(
         name=printable(run.name),
         problem=None,
-        device=printable(run.device),
-        started_unix=run.started_unix,
-        time_zone=run.time_zone,
-        status=run.status,
-        state=run.state,
-        steps_done=run.steps_done,
-        max_steps=run.max_steps,
-        headline=printable(run.headline),
         predicted_total=total.calibrated or total.analytic,
         actual_total_s=total.measured.value if total.measured is not None else None,
         projected_total_s=run.projected_total_s,
@@ -122,6 +115,7 @@ def _entry(root: Path, folder: Path) -> Entry:
         projected_high_s=run.projected_high_s,
         prediction=total.prediction,
         **known,
+        **run_fields(run),
     )
 
 

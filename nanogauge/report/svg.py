@@ -230,9 +230,7 @@ def format_number(value: float) -> str:
 
 
 def line_chart(
-    chart_id: str,
-    title: str,
-    unit: str,
+    heading: tuple[str, str, str],
     x_axis: tuple[str, float],
     series: Sequence[Series],
     *,
@@ -247,6 +245,7 @@ def line_chart(
     """Draw series over the run; return None if all are empty.
 
     Args:
+        heading: id of the chart, its title, and the unit of the y axis.
         x_axis: its title, and the end of the run on it.
         clipped: leave rare outliers out of the y axis, and mark them at its end.
     """
@@ -254,7 +253,7 @@ def line_chart(
     if not series:
         return None
     marks = [mark for mark in marks if len(mark.x)]
-    x_title, x_end = x_axis
+    (chart_id, title, unit), (x_title, x_end) = heading, x_axis
     x_low = min(float(one.x.min()) for one in series)
     x = exact_axis(0.0 if 0 <= x_low < 0.5 * x_end else x_low, x_end)
     y_low, y_high = _y_range(series, bands, clipped)
