@@ -14,7 +14,7 @@ from runs import LOG, imported, nanogpt_log, spec_of
 
 from nanogauge.analysis.attribution import attribute
 from nanogauge.errors import BadInput
-from nanogauge.importers.nanogpt import read_nanogpt_log
+from nanogauge.importers.formats import NANOGPT
 
 
 @settings(max_examples=30, deadline=None)
@@ -142,7 +142,7 @@ def test_a_cut_line_is_refused_with_its_number(tmp_path: Path, kind: str) -> Non
         lines = [*LOG.splitlines()[:3], whole[:size], LOG.splitlines()[-1]]
         path.write_text("\n".join(lines), encoding="utf-8")
         try:
-            read_nanogpt_log(path)
+            NANOGPT.read(path)
             accepted.append(whole[:size])
         except BadInput as error:
             refused.append(str(error))

@@ -26,11 +26,9 @@ from test_wandb_history import (
 
 from nanogauge.analysis.report_model import build_report
 from nanogauge.errors import BadInput
-from nanogauge.importers.build_nanogpt import read_build_nanogpt_log
+from nanogauge.importers.formats import BUILD_NANOGPT, NANOCHAT, NANOGPT
 from nanogauge.importers.import_run import import_log
-from nanogauge.importers.nanochat import read_nanochat_log
-from nanogauge.importers.nanogpt import read_nanogpt_log
-from nanogauge.importers.parsed import Printed
+from nanogauge.importers.parsed import ParsedLog
 from nanogauge.importers.wandb_history import read_wandb_history
 from nanogauge.report.html import write_report
 
@@ -90,10 +88,10 @@ MUTATIONS: list[Mutation] = [delete, repeat, flip, digits, shuffle, cut, noise]
 @pytest.mark.parametrize(
     ("read", "data", "max_steps"),
     [
-        (read_nanogpt_log, DUMP.encode() + LOG.encode(), 1000),
-        (read_nanochat_log, nanochat_log().encode(), STEPS),
-        (read_build_nanogpt_log, build_nanogpt_output().encode(), STEPS),
-        (read_build_nanogpt_log, build_nanogpt_file().encode(), STEPS),
+        (NANOGPT.read, DUMP.encode() + LOG.encode(), 1000),
+        (NANOCHAT.read, nanochat_log().encode(), STEPS),
+        (BUILD_NANOGPT.read, build_nanogpt_output().encode(), STEPS),
+        (BUILD_NANOGPT.read, build_nanogpt_file().encode(), STEPS),
         (read_wandb_history, as_csv(our_rows()), 1000),
         (read_wandb_history, as_csv(nanochat_rows()), 1000),
         (read_wandb_history, as_parquet(our_rows()), 1000),
@@ -115,7 +113,7 @@ MUTATIONS: list[Mutation] = [delete, repeat, flip, digits, shuffle, cut, noise]
 @settings(max_examples=100, deadline=None)
 @given(seed=st.integers(0, 2**32), kinds=st.lists(st.sampled_from(MUTATIONS), max_size=3))
 def test_a_mutated_log_is_a_run_or_bad_input(
-    read: Callable[[Path], Printed], data: bytes, max_steps: int, seed: int, kinds: list[Mutation]
+    read: Callable[[Path], ParsedLog], data: bytes, max_steps: int, seed: int, kinds: list[Mutation]
 ) -> None:
     """Lines gone, doubled, moved or cut, bytes and figures changed: a report, or one sentence."""
     chance = random.Random(seed)
@@ -140,12 +138,12 @@ def test_a_mutated_log_is_a_run_or_bad_input(
             write_report(report, run, recorded)
 
 
-@pytest.mark.parametrize("read", [read_nanogpt_log, read_nanochat_log, read_build_nanogpt_log])
+@pytest.mark.parametrize("read", [NANOGPT.read, NANOCHAT.read, BUILD_NANOGPT.read])
 @pytest.mark.parametrize(
     "piece", ["[a]", "- ", "\x1b[1", "\x1b]", "9", "iter 0: ", "step 00000/", "step 1 | ", " ", "|"]
 )
 def test_a_line_of_a_megabyte_is_read_at_once(
-    tmp_path: Path, read: Callable[[Path], Printed], piece: str
+    tmp_path: Path, read: Callable[[Path], ParsedLog], piece: str
 ) -> None:
     """Patterns that try every way of reading a long line would take hours for it."""
     path = tmp_path / "log.txt"

@@ -14,10 +14,8 @@ from runs import imported, texts
 
 from nanogauge.analysis.measured import Measurements
 from nanogauge.errors import BadInput
-from nanogauge.importers.build_nanogpt import read_build_nanogpt_log
-from nanogauge.importers.nanochat import read_nanochat_log
-from nanogauge.importers.nanogpt import read_nanogpt_log
-from nanogauge.importers.parsed import Printed
+from nanogauge.importers.formats import BUILD_NANOGPT, NANOCHAT, NANOGPT
+from nanogauge.importers.parsed import ParsedLog
 from nanogauge.runlog.history import Recorded
 
 TOKENS = 16 * 1024 * 32
@@ -47,7 +45,7 @@ def nanochat_log(old: bool = False, mfu: float = 41.2) -> str:
 
 
 def from_nanochat(text: str, max_steps: int = STEPS) -> tuple[Recorded, Measurements]:
-    return imported(text, max_steps, read=read_nanochat_log)
+    return imported(text, max_steps, read=NANOCHAT.read)
 
 
 @pytest.mark.parametrize("old", [False, True])
@@ -139,15 +137,15 @@ def test_a_log_of_other_steps_than_the_configuration_is_refused() -> None:
 @needs_shared("data/rtx4070_nanochat_d12_train_log.txt")
 def test_the_end_of_a_public_nanochat_run() -> None:
     """399 wrapped lines of a d12 on an RTX 4070: 199 whole steps of 1.18 s, the last one cut."""
-    printed = read_nanochat_log(SHARED / "data" / "rtx4070_nanochat_d12_train_log.txt")
-    (session,) = printed.sessions
-    assert (session.first, session.steps, len(session.iterations)) == (86_019, 86_218, 199)
-    assert not session.started
-    times = sorted(e.seconds or 0 for e in session.iterations)
+    parsed = NANOCHAT.read(SHARED / "data" / "rtx4070_nanochat_d12_train_log.txt")
+    (process,) = parsed.processes
+    assert (process.first_step, process.updates, len(process.steps)) == (86_019, 86_218, 199)
+    assert not process.start_logged
+    times = sorted(e.seconds or 0 for e in process.steps)
     assert times[99] == pytest.approx(1.1773, abs=2e-4)
-    assert {e.mfu for e in session.iterations} == {0.0}
-    assert session.training_seconds == pytest.approx(60 * 1690.84)
-    assert [e.what for e in printed.events] == ["cut_line"]
+    assert {e.mfu for e in process.steps} == {0.0}
+    assert process.training_seconds == pytest.approx(60 * 1690.84)
+    assert [e.what for e in parsed.events] == ["cut_line"]
 
 
 def build_nanogpt_output(steps: int = STEPS) -> str:
@@ -178,7 +176,7 @@ def build_nanogpt_file(steps: int = STEPS) -> str:
 
 
 def from_build_nanogpt(text: str, max_steps: int = STEPS) -> tuple[Recorded, Measurements]:
-    return imported(text, max_steps, read=read_build_nanogpt_log)
+    return imported(text, max_steps, read=BUILD_NANOGPT.read)
 
 
 def test_the_output_of_build_nanogpt_gives_steps_evaluations_and_compilation() -> None:
@@ -213,25 +211,27 @@ def test_a_batch_of_another_size_is_refused() -> None:
         from_build_nanogpt(text)
 
 
-READERS: list[tuple[Callable[[Path], Printed], str]] = [
-    (read_nanochat_log, nanochat_log()),
-    (read_build_nanogpt_log, build_nanogpt_output()),
-    (read_build_nanogpt_log, build_nanogpt_file()),
+READERS: list[tuple[Callable[[Path], ParsedLog], str]] = [
+    (NANOCHAT.read, nanochat_log()),
+    (BUILD_NANOGPT.read, build_nanogpt_output()),
+    (BUILD_NANOGPT.read, build_nanogpt_file()),
 ]
 
 
 @pytest.mark.parametrize(("read", "text"), READERS)
-def test_the_log_of_another_program_is_refused(read: Callable[[Path], Printed], text: str) -> None:
+def test_the_log_of_another_program_is_refused(
+    read: Callable[[Path], ParsedLog], text: str
+) -> None:
     """A log under the wrong flag gives a sentence, not a report."""
-    for other, _ in [*READERS, (read_nanogpt_log, "")]:
-        if other is not read:
+    for other, _ in [*READERS, (NANOGPT.read, "")]:
+        if other != read:
             with pytest.raises(BadInput, match="is no .* log: it has no line like"):
                 imported(text, STEPS, read=other)
 
 
 @pytest.mark.parametrize(("read", "text"), READERS)
 def test_a_cut_line_is_tolerated_at_the_end_alone(
-    read: Callable[[Path], Printed], text: str
+    read: Callable[[Path], ParsedLog], text: str
 ) -> None:
     lines = text.splitlines()
     place = max(i for i, line in enumerate(lines) if re.match(r"step|\d+ train", line))

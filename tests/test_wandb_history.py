@@ -119,7 +119,7 @@ def test_nanogpt_logs_no_step_and_none_is_made_up() -> None:
     assert [(e.step, e.val_loss) for e in recorded.evals] == [(0, 9.5), (500, 8.5), (1000, 7.5)]
     assert recorded.steps == []
     for row in ("step_seconds", "mfu_palm", "mfu_6n"):
-        assert "a step took 2.02 s, with its share of it" in measurements.missing[row]
+        assert "a step took 2.02 s, with its share of the evaluation" in measurements.missing[row]
     assert measurements.values["total_seconds"].value == pytest.approx(2050.0)
     assert measurements.ledger.step_s is None
     assert measurements.values["val_loss"].value == 7.5
@@ -190,8 +190,8 @@ def test_columns_that_are_not_known_are_listed_and_not_read(tmp_path: Path) -> N
     rows = [{**row, "system/power": 5, "<b>\x1b[31m": 1} for row in torchtitan_rows()]
     path = tmp_path / "history.csv"
     path.write_bytes(as_csv(rows))
-    printed = read_wandb_history(path)
-    told = str(printed.told["columns_not_used"])
+    parsed = read_wandb_history(path)
+    told = str(parsed.machine["columns_not_used"])
     assert told.endswith("'memory/max_active(GiB)', 'system/power', '<b>\\x1b[31m'")
     assert history(rows)[0] == history(torchtitan_rows())[0]
 
@@ -222,7 +222,7 @@ def test_a_resumed_history_has_no_total_of_one_clock() -> None:
 
 def test_a_sampled_history_is_said_to_be_one() -> None:
     rows = [{"iter": n, "train/loss": 5.0, "val/loss": 5.0} for n in range(500)]
-    assert "scan_history() gives all" in texts(history(rows)[0], "sampled")[0]
+    assert "scan_history() returns all" in texts(history(rows)[0], "sampled")[0]
     assert texts(history(rows[:-1])[0], "sampled") == []
 
 
