@@ -1,4 +1,4 @@
-"""Whatever happens to a log, it is reported on or refused with a sentence; nothing else."""
+"""A damaged log is imported or refused with one sentence; nothing else happens."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def flip(chance: random.Random, lines: list[bytes]) -> list[bytes]:
 
 
 def digits(chance: random.Random, lines: list[bytes]) -> list[bytes]:
-    """Another figure in the right form: too large, too small, out of order."""
+    """Change figures: too large, too small, out of order."""
     data = bytearray(b"\n".join(lines))
     places = [i for i, byte in enumerate(data) if 48 <= byte < 58]
     for place in chance.sample(places, min(len(places), 3)):
@@ -115,7 +115,6 @@ MUTATIONS: list[Mutation] = [delete, repeat, flip, digits, shuffle, cut, noise]
 def test_a_mutated_log_is_a_run_or_bad_input(
     read: Callable[[Path], ParsedLog], data: bytes, max_steps: int, seed: int, kinds: list[Mutation]
 ) -> None:
-    """Lines gone, doubled, moved or cut, bytes and figures changed: a report, or one sentence."""
     chance = random.Random(seed)
     lines = data.split(b"\n")
     for mutate in kinds:
@@ -123,18 +122,18 @@ def test_a_mutated_log_is_a_run_or_bad_input(
     with tempfile.TemporaryDirectory() as folder:
         path, out = Path(folder) / "log.txt", Path(folder) / "run"
         path.write_bytes(b"\n".join(lines))
-        prediction, said = documented_prediction(), None
+        prediction, message = documented_prediction(), None
         try:
             import_log(read, path, spec_of(max_steps), prediction, None, None, out)
         except BadInput as refused:
-            said = str(refused)
-        assert out.exists() == (said is None)
-        if said is not None:
-            assert said.isprintable()
+            message = str(refused)
+        assert out.exists() == (message is None)
+        if message is not None:
+            assert message.isprintable()
             assert kinds
             return
         report, run, recorded = build_report(out, None)
-        if seed % 5 == 0:  # the pages take longer than all the rest
+        if seed % 5 == 0:  # the pages are slow
             write_report(report, run, recorded)
 
 
@@ -142,10 +141,9 @@ def test_a_mutated_log_is_a_run_or_bad_input(
 @pytest.mark.parametrize(
     "piece", ["[a]", "- ", "\x1b[1", "\x1b]", "9", "iter 0: ", "step 00000/", "step 1 | ", " ", "|"]
 )
-def test_a_line_of_a_megabyte_is_read_at_once(
+def test_a_line_of_a_megabyte_is_read_in_linear_time(
     tmp_path: Path, read: Callable[[Path], ParsedLog], piece: str
 ) -> None:
-    """Patterns that try every way of reading a long line would take hours for it."""
     path = tmp_path / "log.txt"
     repeated = (piece * 2**20)[: 2**20 - 100]
     starts = ("", "iter 5: loss ", "step 00005/00010 (1", "step 5 | loss: ")
@@ -156,7 +154,7 @@ def test_a_line_of_a_megabyte_is_read_at_once(
     assert time.process_time() - before < 10
 
 
-def test_a_table_of_very_many_columns_is_refused_at_once(tmp_path: Path) -> None:
+def test_a_table_of_very_many_columns_is_refused_quickly(tmp_path: Path) -> None:
     path = tmp_path / "history.csv"
     path.write_text(",".join(f"c{i}" for i in range(130_000)) + "\n1,2\n", encoding="utf-8")
     before = time.process_time()
