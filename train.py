@@ -39,6 +39,7 @@ from nanogauge.schedule import learning_rate
 from nanogauge.schema import Eval
 from nanogauge.sinks.mirror import Mirror
 from trainer.calibrate import probe
+from trainer.data.dataset import count_training_tokens
 from trainer.data.manifest import Split
 from trainer.evaluation.generation import is_sample_due
 from trainer.run.flags import Options, read_command
@@ -240,7 +241,14 @@ def run_whole(options: Options, config: Config, ranks: Ranks) -> int:
         if ranks.is_first:
             refuse_held(config.folder)
             device = probe(config.run)
-            consult(config, device, options.force, ranks.world, ranks.local_world)
+            consult(
+                config,
+                device,
+                count_training_tokens,
+                options.force,
+                ranks.world,
+                ranks.local_world,
+            )
         session = open_session(config, options, ranks)
         wandb = config.wandb
         if wandb.mode != "disabled" and ranks.is_first:
