@@ -184,9 +184,11 @@ def doctor(given: Namespace) -> int:
             raise BadInput(f"{flag} belongs to a plan; --doctor examines the machine that is here.")
     from nanogauge.doctor.preflight import DEFAULT_RUN, examine, print_checks
     from trainer.calibrate import probe  # imports torch, for which no other plan has to wait
+    from trainer.data.dataset import count_training_tokens
 
     config = load_config(given.config, config_overrides(given)) if given.config else None
-    findings = examine(config, probe(config.run if config is not None else DEFAULT_RUN))
+    device = probe(config.run if config is not None else DEFAULT_RUN)
+    findings = examine(config, device, count_training_tokens)
     verdict = worst(findings)
     if given.json:
         told = {"schema": SCHEMA, "doctor": [asdict(f) for f in findings], "verdict": verdict}

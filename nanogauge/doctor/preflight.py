@@ -12,12 +12,13 @@ import math
 import os
 import platform
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from nanogauge.config import Config, RunSection
+from nanogauge.config import Config, DataSection, RunSection
 from nanogauge.doctor import machine
 from nanogauge.doctor.checks import (
     DiskUse,
@@ -49,7 +50,6 @@ from nanogauge.prediction.search import (
 from nanogauge.runspec import RunSpec
 from nanogauge.schedule import checkpoints
 from nanogauge.schema import Hardware
-from trainer.data.dataset import open_dataset
 
 DEFAULT_RUN = RunSection(name="NAME")
 """examined without a configuration"""
@@ -57,6 +57,8 @@ C_TRIED = ("gcc", "clang")
 LOG_BYTES_PER_STEP = 600
 LOG_BYTES_PER_SECOND = 400
 """of the sensors' readings, which a GPU has"""
+
+CountTokens = Callable[[DataSection], int]
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,13 @@ class Device:
     """of the GPU"""
 
 
-def examine(config: Config | None, device: Device, gpus: int = 1, beside: int = 1) -> list[Finding]:
+def examine(
+    config: Config | None,
+    device: Device,
+    count_tokens: CountTokens,
+    gpus: int = 1,
+    beside: int = 1,
+) -> list[Finding]:
     """Run all checks in a fixed order; without a configuration, those of the machine only.
 
     Checks that need the device are skipped if it is absent.
@@ -80,6 +88,7 @@ def examine(config: Config | None, device: Device, gpus: int = 1, beside: int = 
     Args:
         config: of the run.
         device: that the run would train on.
+        count_tokens: returns the training tokens of the run's data, or raises BadInput.
         gpus: world size.
         beside: ranks on this machine, which share its memory if they train on the CPU.
     """
@@ -97,7 +106,7 @@ def examine(config: Config | None, device: Device, gpus: int = 1, beside: int = 
         if hardware is not None
         else None,
         _check_disk(config, hardware, dtype, gpus),
-        _check_data(config) if config is not None else None,
+        _check_data(config, count_tokens) if config is not None else None,
         check_sleep(machine.sleep_settings(machine.ROOT, os.environ, machine.command_output)),
         check_wsl(machine.is_wsl(), platform.system(), on_gpu),
         _check_power(driver) if on_gpu else None,
@@ -209,17 +218,12 @@ def writes_of(config: Config, spec: RunSpec, hardware: Hardware | None) -> DiskU
     )
 
 
-def _check_data(config: Config) -> Finding:
+def _check_data(config: Config, count_tokens: CountTokens) -> Finding:
     data, steps = config.data, config.train.max_steps
     run_tokens = config.tokens_per_step * steps
-    if data.path is None or data.folder is None:
-        from trainer.data.dataset import embedded_tokens
-
-        found = embedded_tokens()[0].size
-        where = "the text that ships with Python"
-        return check_data(steps, run_tokens, found, data.tokens, where, fixed=True)
+    where = data.path or "the text that ships with Python"
     try:
-        found = open_dataset(data.folder).tokens("train")
+        tokens = count_tokens(data)
     except BadInput as error:
         text, prepares, remedy = str(error).rpartition("; ")
         if not prepares:
@@ -227,7 +231,7 @@ def _check_data(config: Config) -> Finding:
         ours = data.tokens is not None and "prepare_fineweb.py" in remedy
         amount = f" --tokens {data.tokens}" if ours else ""
         return Finding("data", "no-go", text, remedy + amount)
-    return check_data(steps, run_tokens, found, data.tokens, data.path, fixed=False)
+    return check_data(steps, run_tokens, tokens, data.tokens, where, fixed=data.embedded)
 
 
 def _check_power(driver: DriverInfo) -> Finding:
@@ -243,7 +247,14 @@ def print_checks(findings: list[Finding]) -> None:
         print(f"{finding.verdict:6} {finding.check:9} {finding.text}{remedy}")
 
 
-def consult(config: Config, device: Device, force: bool, gpus: int = 1, beside: int = 1) -> None:
+def consult(
+    config: Config,
+    device: Device,
+    count_tokens: CountTokens,
+    force: bool,
+    gpus: int = 1,
+    beside: int = 1,
+) -> None:
     """Examine a run before it starts: print one line if all is go, else every other finding.
 
     A model that does not fit is printed here and refused where the run folder is opened, with the
@@ -251,13 +262,13 @@ def consult(config: Config, device: Device, force: bool, gpus: int = 1, beside: 
 
     Args:
         config: of the run.
-        device: as for examine, like gpus and beside.
+        device: as for examine, like count_tokens, gpus and beside.
         force: start in spite of a no-go.
 
     Raises:
         BadInput: for a no-go without force.
     """
-    findings = examine(config, device, gpus, beside)
+    findings = examine(config, device, count_tokens, gpus, beside)
     shown = [finding for finding in findings if finding.verdict != "go"]
     if not shown:
         print(f"doctor: {len(findings)} checks, all go")
