@@ -39,7 +39,7 @@ from nanogauge.runlog.lock import refuse_held
 from nanogauge.schedule import is_evaluated, is_sampled, learning_rate
 from nanogauge.schema import Eval
 from nanogauge.sinks.mirror import Mirror
-from trainer.calibrate import probe
+from trainer.calibrate import count_tokens, probe
 from trainer.data.manifest import Split
 from trainer.run.flags import Options, read_command
 from trainer.run.recovery import (
@@ -239,7 +239,7 @@ def run_whole(options: Options, config: Config, ranks: Ranks) -> int:
         if ranks.is_first:
             refuse_held(config.folder)
             device = probe(config.run)
-            consult(config, device, options.force, ranks.world, ranks.local_world)
+            consult(config, device, count_tokens, options.force, ranks.world, ranks.local_world)
         session = open_session(config, options, ranks)
         wandb = config.wandb
         if wandb.mode != "disabled" and ranks.is_first:

@@ -31,6 +31,7 @@ from nanogauge.doctor.toolchain import Torch
 from nanogauge.errors import BadInput
 from nanogauge.hardware import lookup
 from nanogauge.schema import Sensor, Step
+from trainer.calibrate import count_tokens
 from trainer.checkpoints.checkpoint import random_state
 from trainer.checkpoints.checkpoint_writer import CheckpointWriter, Written
 from trainer.data.shards import ShardWriter
@@ -102,7 +103,7 @@ EXAMINE = """
 import json, sys
 from dataclasses import asdict
 from pathlib import Path
-from nanogauge import preflight
+from nanogauge.doctor import preflight
 from nanogauge.config import load_config
 from nanogauge.hardware import lookup
 from nanogauge.measure.sensors import driver_info
@@ -154,18 +155,18 @@ def test_shards_are_counted_and_damaged_ones_are_no_go(tmp_path: Path) -> None:
     config = documented_config().model_copy(update={"train": train})
     tokens = int(524_288 / 2.85)
     enough = shards(tmp_path / "enough", tokens)
-    found = preflight._check_data(with_data(config, enough, tokens))
+    found = preflight._check_data(with_data(config, enough, tokens), count_tokens)
     assert (found.verdict, found.remedy) == ("go", None)
     assert "2.85 passes" in found.text
     less = shards(tmp_path / "less", tokens // 10)
-    found = preflight._check_data(with_data(config, less, tokens))
+    found = preflight._check_data(with_data(config, less, tokens), count_tokens)
     assert found.verdict == "warn"
     assert "28.5 passes, not the 2.85" in found.text
-    found = preflight._check_data(with_data(config, less, None))
+    found = preflight._check_data(with_data(config, less, None), count_tokens)
     assert found.verdict == "warn"
     assert "beyond 4" in found.text
     next(enough.glob("*_train_*.bin")).unlink()
-    found = preflight._check_data(with_data(config, enough, tokens))
+    found = preflight._check_data(with_data(config, enough, tokens), count_tokens)
     assert found.verdict == "no-go"
     assert "is missing" in found.text
     assert found.remedy is not None and "prepare_fineweb.py" in found.remedy
@@ -285,7 +286,7 @@ def test_before_training_only_what_is_not_go_is_said(
 
     def consulted(*findings: Finding, force: bool = False) -> str:
         monkeypatch.setattr(preflight, "examine", lambda *_: list(findings))
-        consult(documented_config(), Device(Torch("2.13.0", "cpu", None)), force)
+        consult(documented_config(), Device(Torch("2.13.0", "cpu", None)), count_tokens, force)
         return capsys.readouterr().out
 
     assert consulted(GO, GO) == "doctor: 2 checks, all go\n"

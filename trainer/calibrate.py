@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model import GPT, Block, through
-from nanogauge.config import Config, RunSection
+from nanogauge.config import Config, DataSection, RunSection
 from nanogauge.doctor.environment import cpu_name, total_memory_bytes
 from nanogauge.doctor.preflight import Device
 from nanogauge.doctor.toolchain import Torch
@@ -42,6 +42,7 @@ from nanogauge.prediction.calibration_store import add_to_calibration
 from nanogauge.prediction.flops import flops_per_token_palm
 from nanogauge.prediction.workload import Workload, workload_of
 from nanogauge.schema import Hardware
+from trainer.data.dataset import open_source
 from trainer.data.loader import Batches
 from trainer.step.device import DTYPES, autocast, choose_device, choose_dtype, synchronize
 from trainer.step.loss import TrainingLoss
@@ -470,6 +471,15 @@ def probe(run: RunSection) -> Device:
         architectures=tuple(torch.cuda.get_arch_list()),
     )
     return Device(build, dtype, describe_hardware(device, dtype)[0], str(gpu.uuid))
+
+
+def count_tokens(data: DataSection) -> int:
+    """Return the number of training tokens of a data set.
+
+    Raises:
+        BadInput: if it is missing or damaged.
+    """
+    return sum(len(shard) for shard in open_source(data).splits["train"])
 
 
 def calibrated_threads(device: torch.device) -> int | None:
