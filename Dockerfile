@@ -21,7 +21,7 @@ RUN pip install --no-cache-dir --constraint constraints.txt ".[train,wandb]"
 ENV HOME=/tmp \
     XDG_DATA_HOME=/work/.nanogauge \
     PYTHONUNBUFFERED=1
-# The user "nobody", by number because hosts name it differently
+# An unprivileged user
 USER 65534
 WORKDIR /work
 CMD ["nanogauge", "--help"]
