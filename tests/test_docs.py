@@ -49,7 +49,7 @@ def commands_of(page: Path) -> Iterator[str]:
     text = page.read_text().replace("\\\n", " ")
     for line in text.splitlines():
         if line.startswith("    "):
-            yield line.split("   #")[0]
+            yield re.sub(r"^ *docker run .* nanogauge ", "", line.split("   #")[0])
         else:
             yield from re.findall(r"`([^`]+)`", line)
 
