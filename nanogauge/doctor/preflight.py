@@ -176,7 +176,8 @@ def _check_driver(run: RunSection, driver: DriverInfo) -> Finding:
         return Finding("gpu", "go", text)
     verdict: Literal["no-go", "warn"] = "no-go" if run.device == "cuda" else "warn"
     remedy = "check nvidia-smi and the driver, or train with --run.device cpu"
-    return Finding("gpu", verdict, f"no NVIDIA GPU ({driver.absent.get('name', 'no driver')})", remedy)
+    reason = driver.absent.get("name", "no driver")
+    return Finding("gpu", verdict, f"no NVIDIA GPU ({reason})", remedy)
 
 
 def _check_memory(
