@@ -102,16 +102,11 @@ EXAMINE = """
 import json, sys
 from dataclasses import asdict
 from pathlib import Path
-from nanogauge.doctor import preflight
 from nanogauge.config import load_config
-from nanogauge.hardware import lookup
-from nanogauge.measure.sensors import driver_info
+from nanogauge.doctor import preflight
 from nanogauge.doctor.checks import TorchBuild
-from nanogauge.config import load_config
 from nanogauge.hardware import lookup
 from nanogauge.measure.sensors import driver_info
-from nanogauge.doctor import preflight
-from nanogauge.doctor.toolchain import Torch
 from trainer.data.dataset import count_training_tokens
 uuid = "12345678-1234-1234-1234-123456789abc"
 build = TorchBuild("2.13.0", "cuda", "13.0", "NVIDIA GeForce RTX 4070", (8, 9), ("sm_86",))
@@ -123,7 +118,6 @@ print(json.dumps([found, asdict(driver_info(uuid))]))
 
 
 def test_driver_memory_and_power_are_what_nvml_says(driver: str) -> None:
-    """Of the card with the UUID that torch gives; nobody but the driver knows them."""
     done = subprocess.run(
         [sys.executable, "-c", EXAMINE, str(DOCUMENTED)],
         env={**os.environ, "LD_LIBRARY_PATH": driver},
