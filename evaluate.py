@@ -26,13 +26,13 @@ import trainer.step.torch_env  # noqa: F401  before torch
 import numpy as np
 import tiktoken
 
-from nanogauge.analysis.quality import GPT2, HELD_OUT, sentence
+from nanogauge.analysis.measured import GPT2, HELD_OUT, describe_benchmark
 from nanogauge.analysis.report_model import build_report, claims_of
 from nanogauge.cli import Parser, run_command
 from nanogauge.errors import BadInput, RunFailed
-from nanogauge.report.terminal import write_report
-from nanogauge.runlog.lock import hold
-from nanogauge.runlog.reader import RunLog
+from nanogauge.report.html import write_report
+from nanogauge.runlog.lock import acquire_lock
+from nanogauge.runlog.writer import RunLog
 from nanogauge.schema import Benchmark
 from trainer.checkpoints.pretrained import VOCABULARY_NAME, hugging_face_folder, open_pretrained
 from trainer.data.dataset import open_dataset
@@ -84,17 +84,17 @@ def main(arguments: Sequence[str]) -> int:
     pair, folder = make_pair(trained, given.against)
     encoding = None
     if folder is not None or HELLASWAG in tasks:
-        encoding = encoding_of(trained.folder.config.data, given.tokenizer)
+        encoding = encoding_of(trained.config.data, given.tokenizer)
     if folder is not None and encoding is not None:
         refuse_other_vocabulary(folder, encoding, str(given.against))
     lines = []
-    with closing(hold(given.run)) as lock, RunLog(given.run) as log:
+    with closing(acquire_lock(given.run)) as lock, RunLog(given.run) as log:
         warnings += [lock.warning] if lock.warning is not None else []
         for line in benchmarks(trained, pair, folder, encoding, tasks, given, warnings):
             log.write(line)
             lines.append(line)
             if not given.json:
-                print(sentence(line) + interval_text(line), flush=True)
+                print(describe_benchmark(line) + interval_text(line), flush=True)
     for text in warnings:
         print(f"! {text}", file=sys.stderr)
     run = trained.folder.path
@@ -131,7 +131,7 @@ def benchmarks(
     warnings: list[str],
 ) -> Iterator[Benchmark]:
     """Yield the log lines of each benchmark when it is done."""
-    config = trained.folder.config
+    config = trained.config
     device = pair.own.model.embedding.weight.device
     examples = read_hellaswag(given.hellaswag, given.limit) if HELLASWAG in tasks else []
     began = time.perf_counter()
@@ -179,7 +179,7 @@ def _lines(
 
 def _token_bytes(trained: Trained, given: str | None, warnings: list[str]) -> Numbers | None:
     """Return the bytes of text of each token; None with a warning if they are not known."""
-    data = trained.folder.config.data
+    data = trained.config.data
     try:
         if data.embedded or given is not None:
             tokenizer = from_encoding(encoding_of(data, given), given or "bytes")

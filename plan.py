@@ -13,7 +13,6 @@ from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from functools import partial
 from importlib.metadata import version
 
 from nanogauge.analysis.claims import load_claims
@@ -21,16 +20,19 @@ from nanogauge.analysis.verdicts import build_rows
 from nanogauge.cli import Parser, run_command, shipped
 from nanogauge.config import Config, add_config_flags, config_overrides, load_config
 from nanogauge.doctor.checks import worst
+from nanogauge.doctor.machine import memory_to_plan_with
 from nanogauge.errors import BadInput
 from nanogauge.hardware import lookup
 from nanogauge.prediction.calibrated import Calibration
 from nanogauge.prediction.calibration_store import load_calibration
 from nanogauge.prediction.compare_configs import plan_all
-from nanogauge.prediction.deadline import TOKENS_PER_PARAMETER
-from nanogauge.prediction.plan import make_wish, memory_to_plan_with, plan_deadline, plan_fit
-from nanogauge.prediction.prediction import predict, resolve_dtype
-from nanogauge.report.plan_text import print_plan
-from nanogauge.report.plans_table import print_plans
+from nanogauge.prediction.overheads import preparation_seconds
+from nanogauge.prediction.plan import make_wish, plan_deadline, plan_fit
+from nanogauge.prediction.prediction import predict
+from nanogauge.prediction.search import TOKENS_PER_PARAMETER
+from nanogauge.prediction.workload import resolve_dtype
+from nanogauge.report.terminal import print_plan, print_plans
+from nanogauge.runspec import RunSpec
 from nanogauge.schema import SCHEMA, Hardware, Prediction
 
 
@@ -88,19 +90,23 @@ def main(arguments: Sequence[str]) -> int:
     now = datetime.now().astimezone().replace(microsecond=0)
     wish = make_wish(now, given.start, given.by, given.tokens_per_parameter)
     config = load_config(given.config, config_overrides(given))
+    spec = config.to_spec()
     claims = load_claims(given.claims) if given.claims is not None else None
     if given.calibrate:
         device = measured_device(config, given.gpu)
     else:
-        device = named_device(config, given.gpu)
-    predicted = partial(device.predict, gpus=given.gpus)
-    prediction = predicted(config)
-    rows, findings = build_rows(claims, config, prediction, None)
+        device = named_device(spec, given.gpu)
+    spec = spec.resolved(device.dtype, given.gpus)
+    prediction = device.predict(spec)
+    rows, findings = build_rows(claims, spec, prediction, None)
     free = memory_to_plan_with(prediction.hardware, given.free_vram_gib, given.gpus)
-    fit = plan_fit(config, predicted, free, models=given.fit)
-    deadline = plan_deadline(config, predicted, free, wish)
+    fit = plan_fit(spec, device.predict, free, models=given.fit)
+    data, preparation = config.data, None
+    if data.folder is not None and data.tokens is not None and not data.folder.exists():
+        preparation = preparation_seconds(data.tokens)
+    deadline = plan_deadline(spec, device.predict, free, wish, preparation)
     if not given.json:
-        print_plan(config, prediction, rows, findings, fit, deadline, now)
+        print_plan(spec, prediction, rows, findings, fit, deadline, now)
         return 0
     plan = {
         "schema": SCHEMA,
@@ -140,10 +146,15 @@ def compare(given: Namespace) -> int:
     now = datetime.now().astimezone().replace(microsecond=0)
     start = make_wish(now, given.start, None, TOKENS_PER_PARAMETER).start
 
-    def predicted(config: Config) -> Prediction:
-        return named_device(config, given.gpu).predict(config, given.gpus)
+    def predicted(spec: RunSpec) -> Prediction:
+        return named_device(spec, given.gpu).predict(spec)
 
-    plans = plan_all(paths, config_overrides(given), predicted, given.free_vram_gib, start)
+    def free_bytes_of(prediction: Prediction) -> int:
+        hardware = prediction.hardware
+        return memory_to_plan_with(hardware, given.free_vram_gib, prediction.gpus).bytes
+
+    overrides = config_overrides(given)
+    plans = plan_all(paths, overrides, predicted, free_bytes_of, start, given.gpus)
     if given.json:
         told = {
             "schema": SCHEMA,
@@ -196,14 +207,14 @@ class Device:
     calibration: Calibration | None
     warning: str | None
 
-    def predict(self, config: Config, gpus: int) -> Prediction:
-        found = predict(config, self.hardware, self.dtype, gpus, self.calibration)
+    def predict(self, spec: RunSpec) -> Prediction:
+        found = predict(spec, self.hardware, self.calibration)
         if self.warning is None:
             return found
         return found.model_copy(update={"notes": [*found.notes, self.warning]})
 
 
-def named_device(config: Config, gpu: str | None) -> Device:
+def named_device(spec: RunSpec, gpu: str | None) -> Device:
     """A card by its name, with what is known of it if it trained or was measured in this machine.
 
     Raises:
@@ -214,7 +225,7 @@ def named_device(config: Config, gpu: str | None) -> Device:
             "--gpu is missing: name the card to plan for, or measure the device that is here "
             "with --calibrate."
         )
-    dtype = resolve_dtype(config, "gpu")
+    dtype = resolve_dtype(spec, on_gpu=True)
     hardware = lookup(gpu, dtype)
     return Device(hardware, dtype, *load_calibration(hardware.name, version("torch"), None))
 

@@ -20,14 +20,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from nanogauge.analysis.report_model import build_report, claims_of
-from nanogauge.analysis.schema import report_schema
+from nanogauge.analysis.report_model import build_report, claims_of, report_schema
 from nanogauge.cli import Parser, run_command, shipped
-from nanogauge.config import add_config_flags, config_overrides, load_config
+from nanogauge.config import add_config_flags, config_overrides, wandb_section
 from nanogauge.errors import BadInput
 from nanogauge.importers.command import add_import_flags, import_given
-from nanogauge.report.terminal import print_report, write_report
+from nanogauge.report.html import write_report
+from nanogauge.report.terminal import print_report
 from nanogauge.report.views import add_view_flags, show_view
+from nanogauge.runlog.folder import CONFIG_TOML
 from nanogauge.schema import Hardware
 from nanogauge.sinks.mirror import Mode, upload
 
@@ -86,7 +87,7 @@ def _where_to(folder: Path, overrides: dict[str, dict[str, object]]) -> tuple[Mo
     Raises:
         BadInput: if a flag is not understood, or asks for the opposite.
     """
-    wandb = load_config(folder / "config.toml", overrides).wandb
+    wandb = wandb_section(folder / CONFIG_TOML, overrides)
     mode = wandb.mode if "mode" in overrides.get("wandb", {}) else "auto"
     if mode == "disabled":
         raise BadInput("--wandb uploads the run and --wandb.mode disabled does not; drop one.")

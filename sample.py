@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
     trained = open_trained(given.run, given.checkpoint, given.device, half=True)
     for sentence in trained.skipped:
         print(f"! {sentence}", file=sys.stderr)
-    encoding = encoding_of(trained.folder.config.data, given.tokenizer)
+    encoding = encoding_of(trained.config.data, given.tokenizer)
     count, seconds = 0, 0.0
     for number, prompt in enumerate(prompts or [""]):
         if number:

@@ -33,15 +33,15 @@ from nanogauge.doctor.preflight import consult
 from nanogauge.errors import BadInput, RunFailed
 from nanogauge.quantities import finite
 from nanogauge.report.background import CPU_SECONDS, GPU_SECONDS, BackgroundReport
-from nanogauge.report.terminal import print_report, write_report
-from nanogauge.runlog.lock import refuse_held
-from nanogauge.schedule import learning_rate
+from nanogauge.report.html import write_report
+from nanogauge.report.terminal import print_report
+from nanogauge.runlog.lock import refuse_locked
+from nanogauge.schedule import is_evaluated, is_sampled, learning_rate
 from nanogauge.schema import Eval
 from nanogauge.sinks.mirror import Mirror
 from trainer.calibrate import probe
 from trainer.data.dataset import count_training_tokens
 from trainer.data.manifest import Split
-from trainer.evaluation.generation import is_sample_due
 from trainer.run.flags import Options, read_command
 from trainer.run.recovery import (
     checkpoint_is_due,
@@ -64,15 +64,14 @@ def train(s: Session) -> tuple[Status, str | None]:
     """Train until steps.last; return how training ended and why."""
     config, clock, state, steps = s.config, s.recorder.clock, s.state, s.steps
     accumulation, parameters = s.batches.grad_accum, list(state.model.parameters())
-    max_steps = config.train.max_steps
+    spec, schedule = s.run.folder.spec, s.run.folder.spec.schedule
+    assert schedule is not None
     step = steps.done
     while True:
         # 1. Evaluation and checkpoint, each timed separately and outside of every step.
         stopping = s.ranks.any(s.stop.reason is not None)
         leaving = stopping or step == steps.last
-        evaluating = not stopping and steps.is_evaluation_due(
-            step, config.train.eval_every, max_steps
-        )
+        evaluating = not stopping and step != steps.evaluated and is_evaluated(step, spec)
         saving = checkpoint_is_due(s, step, leaving)
         if evaluating or saving:
             record_steps(s)  # flush pending steps first
@@ -86,14 +85,14 @@ def train(s: Session) -> tuple[Status, str | None]:
         if saving and (leaving or not steps.skipped):  # no checkpoint while updates are skipped
             save(s, step, wait=leaving)
         if leaving:
-            finished = step == max_steps == steps.evaluated
+            finished = step == spec.steps == steps.evaluated
             return "finished" if finished else "stopped", s.stop.reason
 
         # 2. One optimizer step with gradient accumulation; nothing in it waits for the device.
         if evaluating or saving or step == steps.first:
             s.recorder.sensors.power_since_last()  # drop samples taken outside of steps
         watch = clock.begin_step(split=(step - steps.first) % config.measure.split_every == 0)
-        rate = learning_rate(step, config.optimizer, max_steps)
+        rate = learning_rate(step, schedule, spec.steps)
         set_learning_rate(state.optimizer, rate)
         total = torch.zeros((), device=state.device)
         for micro in range(accumulation):
@@ -127,7 +126,7 @@ def evaluate(s: Session, step: int) -> None:
 
     Nothing is logged if a stop was requested meanwhile: the resumed run repeats the evaluation.
     """
-    steps, recorder, train = s.steps, s.recorder, s.config.train
+    steps, recorder = s.steps, s.recorder
     with recorder.clock.window() as evaluation:
         train_loss, val_loss = (mean_loss(s, split) for split in ("train", "val"))
     recorder.log_compilation(step, evaluation.compile_seconds)
@@ -145,7 +144,7 @@ def evaluate(s: Session, step: int) -> None:
     if line.val_loss is None:
         return
     steps.best_val_loss = min(line.val_loss, steps.best_val_loss or math.inf)
-    if s.ranks.is_first and is_sample_due(step, train.eval_every, train.max_steps):
+    if s.ranks.is_first and is_sampled(step, s.run.folder.spec):
         record_samples(s, step)
 
 
@@ -239,7 +238,7 @@ def run_whole(options: Options, config: Config, ranks: Ranks) -> int:
         rank_share(config.train.grad_accum, ranks.world)
         refuse_unshardable(config, ranks.world)
         if ranks.is_first:
-            refuse_held(config.folder)
+            refuse_locked(config.folder)
             device = probe(config.run)
             consult(
                 config,

@@ -19,7 +19,7 @@ from typing import Any
 
 from results import Bench, Result, flags_of, result, run_script
 
-from nanogauge.analysis.measured import steady_seconds
+from nanogauge.analysis.ledger import steady_seconds
 from nanogauge.runlog.reader import read_log
 
 MODES = {"eager": "false", "compiled": "true"}

@@ -55,8 +55,9 @@ def make_run(folder: Path, steps: int, sensors: int, until: int | None = None) -
         "cost": {"price_per_kwh": 0.15},
     }
     config = load_config(ROOT / "configs" / "rtx4070_fineweb.toml", overrides)
-    prediction = predict(config, lookup("RTX 4070", "bfloat16"), "bfloat16")
-    made = create(folder, config, MACHINE, prediction)
+    spec = config.to_spec()
+    prediction = predict(spec, lookup("RTX 4070", "bfloat16"))
+    made = create(folder, spec, MACHINE, prediction, config.to_toml())
     start = {
         "elapsed_seconds": START_SECONDS,
         "unix_time": 1.7642e9,

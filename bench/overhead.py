@@ -47,9 +47,11 @@ def bare(s: Session, begin: int, end: int) -> None:
     """The steps alone, as the shortest loop that trains."""
     config, state = s.config, s.state
     parameters = list(state.model.parameters())
+    schedule = s.run.folder.spec.schedule
+    assert schedule is not None
     for step in range(begin, end):
         for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate(step, config.optimizer, config.train.max_steps)
+            group["lr"] = learning_rate(step, schedule, config.train.max_steps)
         total = torch.zeros((), device=state.device)
         for micro in range(config.train.grad_accum):
             tokens, targets = s.batches.batch("train", step, micro)

@@ -14,13 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from programs import published_program
-
 from nanogauge.errors import BadInput
 from nanogauge.hardware import find_gpu, from_row
 from nanogauge.prediction.flops import flops_per_token_palm
 from nanogauge.prediction.parameters import count_parameters
-from nanogauge.prediction.workload import Dtype, Shape, Workload
+from nanogauge.prediction.workload import Dtype, Workload
+from nanogauge.runspec import Program, Shape
 from nanogauge.schema import Hardware
 
 COLUMNS = """
@@ -230,17 +229,17 @@ def _shape(row: _Row, notes: str, assumed: list[str]) -> Shape:
     nanochat = re.search(r"nanochat|value emb|autoresearch|train_gpt_simple", notes)
     rotary = llama or nanochat or re.search(r"rotary|rope", notes, re.IGNORECASE)
     shape = Shape(
-        layers=layers,
-        width=width,
-        heads=heads,
+        n_layer=layers,
+        n_embd=width,
+        n_head=heads,
         context=context,
         vocabulary=vocabulary,
-        kv_heads=_key_value_heads(notes) or heads,
+        n_kv_head=_key_value_heads(notes) or heads,
         head_size=head_size,
         mlp_width=_found(r"\b(?:d_ff|ff) ?(\d+)", notes)
         or (_found(r"MLP (\d)x", notes) or 4) * width,
         mlp_matrices=3 if llama else 2,
-        tied=not (re.search(r"untied", notes) or nanochat or (llama and " tied" not in notes)),
+        tied_head=not (re.search(r"untied", notes) or nanochat or (llama and " tied" not in notes)),
         position_table=not rotary,
         norm_weights=not re.search(r"nanochat|autoresearch", notes),  # F.rms_norm, nanochat/gpt.py
         attended=_attended(notes),
@@ -274,7 +273,7 @@ def _filled_up(
         return shape
     if gated and not re.search(r"\b(?:d_ff|ff) ?\d+", notes):
         without = count_parameters(replace(shape, mlp_width=0)).total
-        width = (1e6 * millions - without) / (shape.layers * 3 * shape.width)
+        width = (1e6 * millions - without) / (shape.n_layer * 3 * shape.n_embd)
         return replace(shape, mlp_width=max(64, round(width / 64) * 64))
     missing = 1e6 * millions - count_parameters(shape).total
     return replace(shape, table_parameters=max(0, int(missing))) if nanochat else shape
@@ -308,28 +307,34 @@ def _workload(
         assumed.append("optimizer (fused AdamW)")
     if "CUDA C" in row["compile"]:
         optimizer = "adamw"
-    checkpointing = _checkpointing(row["activation_ckpt"].lower())
+    checkpointing, precision = (
+        _checkpointing(row["activation_ckpt"].lower()),
+        row["precision"].lower(),
+    )
     return Workload(
         shape=shape,
         micro_batch=_whole(row, "micro_batch"),
         grad_accum=int(_number(row["grad_accum"]) or 1),
         dtype=dtype,
-        master_weights=master,
-        wide_residual=master and bool(re.search(r"autocast|mixed|amp", row["precision"].lower())),
         compiled=compiled,
         attention=attention,
         dropout=float(m[1]) if (m := re.search(r"dropout (0\.\d+)", notes)) else 0.0,
         checkpointing=checkpointing,
         optimizer=optimizer,
         clipped="clip" in named or not re.search(r"modded-nanogpt|nanochat|muon", notes.lower()),
-        newton_schulz_steps=_found(r"(\d+) NS iter", notes) or 5,
-        muon_batched=not re.search(_ALONE, notes),
         gpus=gpus,
         sharding=_sharding(notes, named),
-        fp8_products="fp8" in row["precision"].lower(),
-        sync_every_micro_step="no no_sync" in notes,
         overlapped="not overlapped" not in notes,
-        program=replace(published_program(notes), fp32_exchange=False),
+        program=replace(
+            published_program(notes),
+            fp32_exchange=False,
+            master_weights=master,
+            wide_residual=master and bool(re.search(r"autocast|mixed|amp", precision)),
+            newton_schulz_steps=_found(r"(\d+) NS iter", notes) or 5,
+            muon_batched=not re.search(_ALONE, notes),
+            fp8_products="fp8" in precision,
+            sync_every_micro_step="no no_sync" in notes,
+        ),
     )
 
 
@@ -386,3 +391,37 @@ def _step_seconds(row: _Row, work: Workload) -> float | None:
         flops = flops_per_token_palm(work.shape) * work.tokens_per_step
         return flops / (share / 100 * peak * 1e12)
     return None
+
+
+_NANOCHAT = Program(embeddings_16_bit=True, fused_qkv=False, qk_norm=True, logit_softcap=15.0)
+_PROGRAMS = (
+    # karpathy/nanochat, nanochat/gpt.py; karpathy/autoresearch has the same model.
+    (r"nanochat|autoresearch", _NANOCHAT),
+    # openai/parameter-golf, train_gpt.py: on attention, its queries, MLP and residual stream in
+    # each of 9 layers, and on 4 skips between them, learned scales: 4 + 4/9 a layer.
+    (
+        r"parameter-golf",
+        Program(
+            embeddings_16_bit=True,
+            fused_qkv=False,
+            qk_norm=True,
+            logit_softcap=15.0,
+            learned_scales=4 + 4 / 9,
+        ),
+    ),
+    # pytorch/torchtitan at the end of 2024 compiled block by block, and not the loss.
+    (r"torchtitan", Program(fused_qkv=False, compiled_loss=False)),
+    # manavsehgal/ai-field-notes, vanilla_train.py and sweep.py.
+    (r"ai-field-notes", Program(logits_kept=True, gradients_kept=True)),
+    # torch 2.5 has no donated buffers. karpathy/nanoGPT's train.py: `logits, loss = model(X, Y)`.
+    (r"torch 2\.[0-5]\b", Program(donated_buffers=False)),
+    (r"nanogpt|jekyll-ai-blog", Program(logits_kept=True)),
+)
+
+
+def published_program(notes: str) -> Program:
+    """The program that a run's notes name; train.py's habits where none is known."""
+    for pattern, program in _PROGRAMS:
+        if re.search(pattern, notes, re.IGNORECASE):
+            return program
+    return Program()

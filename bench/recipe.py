@@ -39,7 +39,6 @@ from model import GPT
 from nanogauge.config import Config, load_config
 from nanogauge.errors import BadInput
 from nanogauge.prediction.parameters import count_parameters
-from nanogauge.prediction.workload import shape_of
 from nanogauge.schedule import learning_rate
 from trainer.data.loader import Batches
 from trainer.data.manifest import Split
@@ -173,7 +172,9 @@ class Training:
 
     def __init__(self, run: Run) -> None:
         self.config = config_of(run)
-        self._steps = run.steps
+        self._steps, schedule = run.steps, self.config.to_spec().schedule
+        assert schedule is not None
+        self._schedule = schedule
         torch.manual_seed(run.seed)
         self._model = GPT(self.config.model)
         self.loss_of = TrainingLoss(self._model, "chunked", 1, CPU)
@@ -187,7 +188,7 @@ class Training:
         """The seconds that it took."""
         config, model = self.config.optimizer, self._model
         began = time.perf_counter()
-        set_learning_rate(self._optimizer, learning_rate(step, config, self._steps))
+        set_learning_rate(self._optimizer, learning_rate(step, self._schedule, self._steps))
         loss = self.loss_of(*self.batches.batch("train", step, 0))
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
@@ -211,7 +212,7 @@ def train(run: Run) -> Outcome:
             seconds.append(training.step(step))
             if (step + 1) * EVALUATIONS // run.steps > step * EVALUATIONS // run.steps:
                 curve.append((step + 1, validation_loss(training.loss_of, training.batches)))
-    counted = count_parameters(shape_of(training.config.model))
+    counted = count_parameters(training.config.to_spec().shape)
     return Outcome(curve, statistics.median(seconds), counted.total - counted.tables)
 
 

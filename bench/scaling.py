@@ -17,14 +17,14 @@ from pathlib import Path
 from results import result
 
 from nanogauge.cli import Parser, run_command
-from nanogauge.config import Config
 from nanogauge.hardware import lookup
 from nanogauge.prediction.memory import predict_memory
 from nanogauge.prediction.prediction import predict
 from nanogauge.prediction.search import fit_verdict
 from nanogauge.prediction.step_time import predict_step_time
-from nanogauge.prediction.workload import Program, Shape, Workload, workload_of
+from nanogauge.prediction.workload import Workload, workload_of
 from nanogauge.quantities import Interval, format_range, format_seconds
+from nanogauge.runspec import Program, RunSpec, Shape, Sharding
 from nanogauge.schema import Estimate, Hardware
 
 PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
@@ -76,17 +76,22 @@ class Published:
 
 
 _GPT2 = Shape(12, 768, 12, 1024, 50_304, 12, 64, 3072)
-_LLAMA3_8B = Shape(32, 4096, 32, 8192, 128_256, 8, 128, 14_336, 3, tied=False, position_table=False)
-_LLAMA2_7B = Shape(32, 4096, 32, 4096, 32_000, 32, 128, 11_008, 3, tied=False, position_table=False)
-_LLAMA2_13B = replace(_LLAMA2_7B, layers=40, width=5120, heads=40, kv_heads=40, mlp_width=13_824)
+_LLAMA3_8B = Shape(
+    32, 4096, 32, 8192, 128_256, 8, 128, 14_336, 3, tied_head=False, position_table=False
+)
+_LLAMA2_7B = Shape(
+    32, 4096, 32, 4096, 32_000, 32, 128, 11_008, 3, tied_head=False, position_table=False
+)
+_LLAMA2_13B = replace(
+    _LLAMA2_7B, n_layer=40, n_embd=5120, n_head=40, n_kv_head=40, mlp_width=13_824
+)
 _SHARDED = Workload(
     _LLAMA3_8B,
     micro_batch=1,
     grad_accum=1,
-    wide_residual=False,
     optimizer="adamw_foreach",
     sharding="full",
-    program=Program(fp32_exchange=False),
+    program=Program(fp32_exchange=False, wide_residual=False),
 )
 PUBLISHED = (
     Published(
@@ -94,7 +99,14 @@ PUBLISHED = (
         "RTX 4090",
         1.19134,
         "tyler-romero/nanogpt-speedrun, logs/4c627c0d",
-        Workload(_GPT2, 32, 4, optimizer="adamw_foreach", gpus=2, sync_every_micro_step=True),
+        Workload(
+            _GPT2,
+            32,
+            4,
+            optimizer="adamw_foreach",
+            gpus=2,
+            program=Program(sync_every_micro_step=True),
+        ),
     ),
     Published(
         "GPT-2 124M, DDP",
@@ -116,7 +128,7 @@ PUBLISHED = (
         0.13861,
         "KellerJordan/modded-nanogpt, 2024-10-29_Optimizers",
         Workload(
-            replace(_GPT2, heads=6, kv_heads=6, head_size=128, position_table=False),
+            replace(_GPT2, n_head=6, n_kv_head=6, head_size=128, position_table=False),
             64,
             1,
             clipped=False,
@@ -147,40 +159,43 @@ PUBLISHED = (
 )
 
 
-def config_of(case: Case, model: dict[str, int], tokens: float, sharding: str = "none") -> Config:
-    """The run of this case over so many tokens, evaluated every 500 steps."""
+def spec_of(
+    case: Case, model: dict[str, int], tokens: float, sharding: Sharding = "replicated"
+) -> RunSpec:
+    """Return the run of this case over that many tokens, evaluated every 500 steps."""
     sequences = case.micro_batch * case.each * case.gpus
-    return Config.model_validate(
-        {
-            "run": {"name": "scaling", "dtype": DTYPE},
-            "model": {**model, "block_size": 1024, "vocab_size": 50_304},
-            "data": {"path": "data", "tokens": tokens},
-            "train": {
-                "micro_batch": case.micro_batch,
-                "grad_accum": case.each * case.gpus,
-                "max_steps": max(1, round(tokens / (sequences * 1024))),
-                "sharding": sharding,
-                "eval_every": 500,
-                "eval_batches": 50,
-                "checkpoint_every": 500,
-            },
-        }
+    return RunSpec.gpt(
+        **model,
+        name="scaling",
+        dtype=DTYPE,
+        context=1024,
+        vocabulary=50_304,
+        micro_batch=case.micro_batch,
+        grad_accum=case.each * case.gpus,
+        steps=max(1, round(tokens / (sequences * 1024))),
+        world_size=case.gpus,
+        sharding=sharding,
+        head="chunked",
+        eval_every=500,
+        eval_batches=50,
+        checkpoint_every=500,
+        unique_tokens=round(tokens),
     )
 
 
 def case_rows(cases: Sequence[Case], model: dict[str, int], tokens: float) -> Iterator[list[str]]:
     for case in cases:
-        config, hardware = config_of(case, model, tokens), lookup(case.gpu, DTYPE)
-        found = predict(config, hardware, DTYPE, case.gpus).quantities
+        spec, hardware = spec_of(case, model, tokens), lookup(case.gpu, DTYPE)
+        found = predict(spec, hardware).quantities
         step, total, energy = (found[n] for n in ("step_seconds", "total_seconds", "energy_kwh"))
-        work = workload_of(config, DTYPE, True, case.gpus)
+        work = workload_of(spec, on_gpu=True)
         alone = predict_step_time(replace(work, gpus=1), hardware)
         assert alone is not None
         yield [
             f"{case.gpus:,} x {case.gpu}",
-            f"{config.tokens_per_step / 1e6:.3g} M",
+            f"{spec.tokens_per_step / 1e6:.3g} M",
             _seconds(step),
-            f"{config.tokens_per_step / step.expected:,.0f}",
+            f"{spec.tokens_per_step / step.expected:,.0f}",
             f"{100 * alone.seconds / step.expected:.0f} %",
             _span("total_seconds", total),
             _span("energy_kwh", energy),
@@ -191,15 +206,15 @@ def case_rows(cases: Sequence[Case], model: dict[str, int], tokens: float) -> It
 def sharding_rows() -> Iterator[list[str]]:
     for name, model, case in TOO_LARGE:
         hardware = lookup(case.gpu, DTYPE)
-        for sharding in ("none", "full"):
-            config = config_of(case, model, LARGE_TOKENS, sharding)
-            step = predict(config, hardware, DTYPE, case.gpus).quantities["step_seconds"]
+        for sharding in ("replicated", "full"):
+            spec = spec_of(case, model, LARGE_TOKENS, sharding)
+            step = predict(spec, hardware).quantities["step_seconds"]
             yield [
                 name,
                 f"{case.gpus} x {case.gpu}",
-                sharding,
+                "full" if sharding == "full" else "none",
                 _seconds(step),
-                _peak(workload_of(config, DTYPE, True, case.gpus), hardware),
+                _peak(workload_of(spec, on_gpu=True), hardware),
             ]
 
 

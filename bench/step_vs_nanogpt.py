@@ -23,10 +23,9 @@ from typing import Any
 from results import ROOT, Bench, Result, result
 from training_pair import Task
 
-from nanogauge.config import ModelSection
+from nanogauge.config import ModelSection, shape_of
 from nanogauge.errors import BadInput
 from nanogauge.prediction.flops import flops_per_token_causal
-from nanogauge.prediction.workload import shape_of
 
 
 def sizes(layers: int, heads: int, width: int, block: int, vocabulary: int) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -23,6 +22,20 @@ from pydantic import (
 
 from nanogauge.errors import BadInput
 from nanogauge.files import from_home, read_whole, scrubbed, without_secrets
+from nanogauge.runspec import (
+    EMBEDDED_TEXT,
+    Cost,
+    Fraction,
+    NaturalNumber,
+    NotNegative,
+    Optimizer,
+    Positive,
+    PositiveInt,
+    Program,
+    RunSpec,
+    Schedule,
+    Shape,
+)
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
@@ -72,17 +85,6 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
     return next(filter(None, map(_model_in, typing.get_args(annotation))), None)
 
 
-def _whole(value: object) -> object:
-    """3.68e9 is how people write a count, and TOML reads it as a float."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-_MOST = 10**15  # more of anything is a slip of the hand
-_Count = Annotated[int, BeforeValidator(_whole), Field(gt=0, le=_MOST)]
-NaturalNumber = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=_MOST)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
 FolderPath = Annotated[str, Field(pattern=r"^[^\x00]+$"), AfterValidator(without_secrets)]
 """of a folder, with ~ for the user's home, which no run folder names"""
 
@@ -117,15 +119,15 @@ class RunSection(Section):
 
 
 class ModelSection(Section):
-    n_layer: _Count
+    n_layer: PositiveInt
     """transformer blocks"""
-    n_head: _Count
+    n_head: PositiveInt
     """attention heads"""
-    n_embd: _Count
+    n_embd: PositiveInt
     """width of the residual stream"""
-    block_size: _Count
+    block_size: PositiveInt
     """context length in tokens"""
-    vocab_size: _Count
+    vocab_size: PositiveInt
     """rows of the embedding; 50,304 is GPT-2's 50,257 padded to a multiple of 64"""
     bias: bool = False
     """biases in linear layers and norms"""
@@ -161,7 +163,7 @@ class ModelSection(Section):
 class DataSection(Section):
     path: FolderPath | None = None
     """folder of token shards, as prepare_fineweb.py writes it"""
-    tokens: _Count | None = None
+    tokens: PositiveInt | None = None
     """unique training tokens the data has, or is planned to have"""
     embedded: bool = False
     """train on the English text that ships with Python, byte by byte (the demo)"""
@@ -182,11 +184,11 @@ class DataSection(Section):
 
 
 class TrainSection(Section):
-    micro_batch: _Count
+    micro_batch: PositiveInt
     """sequences in one forward and backward pass"""
-    grad_accum: _Count = 1
+    grad_accum: PositiveInt = 1
     """micro-batches whose gradients make one optimizer step"""
-    max_steps: _Count
+    max_steps: PositiveInt
     """optimizer steps of the whole run"""
     head: Literal["chunked", "plain"] = "chunked"
     """chunked computes the vocabulary head and its loss for a few tokens at a time and keeps no
@@ -196,22 +198,22 @@ class TrainSection(Section):
     sharding: Literal["none", "full"] = "none"
     """full divides weights, gradients and moments among the processes of torchrun (FSDP), for a
     model that one card cannot hold"""
-    eval_every: _Count = 500
+    eval_every: PositiveInt = 500
     """steps between evaluations; the first is before the first step, the last after the last"""
-    eval_batches: _Count = 200
+    eval_batches: PositiveInt = 200
     """micro-batches of each split that one evaluation reads"""
-    checkpoint_every: _Count = 500
+    checkpoint_every: PositiveInt = 500
     """steps between checkpoints; the last step always makes one"""
     checkpoint_minutes: NotNegative = 30.0
     """minutes after a checkpoint in which another is made, whatever the step; 0 for steps alone"""
-    keep_checkpoints: _Count = 2
+    keep_checkpoints: PositiveInt = 2
     """newest checkpoints that are kept, beside the one with the least validation loss"""
-    max_skipped: _Count = 10
+    max_skipped: PositiveInt = 10
     """updates in a row that a loss or gradient which is not finite may cost; then the run goes back
     to its last checkpoint and on with the data in another order"""
     max_rollbacks: NaturalNumber = 2
     """times that the run goes back like that; then it stops"""
-    log_every: _Count = 10
+    log_every: PositiveInt = 10
     """steps between lines in the terminal; the run log holds every step"""
     prompts: list[str] = []
     """texts that the model goes on from, four times a run; without any it begins a document"""
@@ -228,7 +230,7 @@ class OptimizerSection(Section):
     """learning rate at the end of the decay"""
     warmup_steps: NaturalNumber = 500
     """steps of linear warm-up"""
-    decay_steps: _Count | None = None
+    decay_steps: PositiveInt | None = None
     """step at which min_learning_rate is reached; max_steps where not given"""
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"
     """shape of the decay after the warm-up; wsd is stable, then goes down in a straight line"""
@@ -254,7 +256,7 @@ class MeasureSection(Section):
     or PCI bus id, several of them with commas between"""
     idle_seconds: Annotated[float, Field(ge=0, le=600)] = 2.0
     """how long the idle GPU's power is measured before the run; 0 does not"""
-    split_every: _Count = 50
+    split_every: PositiveInt = 50
     """steps between those that time forward, backward and optimizer, and read the memory peaks"""
     hang_minutes: NotNegative = 10.0
     """minutes without progress after which the run counts as hung and ends; 0 waits for ever"""
@@ -304,6 +306,57 @@ class Config(Section):
     def folder(self) -> Path:
         return from_home(self.run.out) / self.run.name
 
+    def to_spec(self, dtype: str | None = None, world_size: int = 1) -> RunSpec:
+        """Return what the run is.
+
+        Args:
+            dtype: Precision that run.dtype = auto was resolved to; None leaves it open.
+            world_size: Devices that share the micro-batches of a step.
+        """
+        model, train, optimizer = self.model, self.train, self.optimizer
+        dtype = dtype or (self.run.dtype if self.run.dtype != "auto" else None)
+        return RunSpec(
+            name=self.run.name,
+            shape=shape_of(model),
+            micro_batch=train.micro_batch,
+            grad_accum=train.grad_accum,
+            steps=train.max_steps,
+            world_size=world_size,
+            sharding="full" if train.sharding == "full" else "replicated",
+            device=self.run.device if self.run.device != "auto" else None,
+            dtype=dtype,  # type: ignore[arg-type]  # checked on construction
+            compile=self.run.compile,
+            dropout=model.dropout,
+            head=train.head,
+            recomputation=train.checkpointing,
+            optimizer=Optimizer(
+                name=optimizer.name,
+                beta1=optimizer.beta1,
+                beta2=optimizer.beta2,
+                momentum=optimizer.momentum,
+                matrix_learning_rate=optimizer.matrix_learning_rate,
+                weight_decay=optimizer.weight_decay,
+                grad_clip=optimizer.grad_clip,
+            ),
+            schedule=Schedule(
+                learning_rate=optimizer.learning_rate,
+                min_learning_rate=optimizer.min_learning_rate,
+                warmup_steps=optimizer.warmup_steps,
+                decay_steps=optimizer.decay_steps,
+                decay=optimizer.schedule,
+                decay_share=optimizer.decay_share,
+            ),
+            zero_init=model.zero_init,
+            seed=self.run.seed,
+            eval_every=train.eval_every,
+            eval_batches=train.eval_batches,
+            checkpoint_every=train.checkpoint_every,
+            dataset=EMBEDDED_TEXT if self.data.embedded else self.data.path,
+            unique_tokens=self.data.tokens,
+            cost=Cost(**self.cost.model_dump()),
+            program=program_of(model),
+        )
+
     def to_toml(self) -> str:
         """The resolved configuration as TOML; None has no TOML form, so those keys are left out."""
         lines: list[str] = []
@@ -313,6 +366,35 @@ class Config(Section):
             lines += [f"{key} = {toml_value(value)}" for key, value in given.items()]
             lines.append("")
         return "\n".join(lines)
+
+
+def shape_of(model: ModelSection) -> Shape:
+    """Return the architecture of model.py."""
+    return Shape(
+        n_layer=model.n_layer,
+        n_embd=model.n_embd,
+        n_head=model.n_head,
+        context=model.block_size,
+        vocabulary=model.vocab_size,
+        n_kv_head=model.n_head,
+        head_size=model.n_embd // model.n_head,
+        mlp_width=4 * model.n_embd,
+        tied_head=model.tied_head,
+        position_table=model.positions == "learned",
+        bias=model.bias,
+        norm_weights=model.norm == "layernorm",
+    )
+
+
+def program_of(model: ModelSection) -> Program:
+    """Return what train.py and model.py do beyond the products of the shape."""
+    return Program(
+        qk_norm=model.qk_norm,
+        squared_relu=model.activation == "relu2",
+        logit_softcap=model.logit_softcap,
+        muon_batched=False,
+        muon_restored=True,
+    )
 
 
 def toml_value(value: object) -> str:
@@ -366,6 +448,22 @@ def load_config(path: Path, overrides: Mapping[str, Mapping[str, object]] | None
         return Config.model_validate(values)
     except ValidationError as error:
         raise BadInput(f"{path}: {explain(error, Config)}") from None
+
+
+def wandb_section(
+    path: Path, overrides: Mapping[str, Mapping[str, object]] | None = None
+) -> WandbSection:
+    """Return the W&B settings of a configuration, or the defaults if there is no such file.
+
+    Raises:
+        BadInput: as load_config.
+    """
+    if path.exists():
+        return load_config(path, overrides).wandb
+    try:
+        return WandbSection.model_validate((overrides or {}).get("wandb", {}))
+    except ValidationError as error:
+        raise BadInput(f"wandb: {explain(error, WandbSection)}") from None
 
 
 def add_config_flags(parser: argparse.ArgumentParser) -> None:

@@ -7,9 +7,11 @@ clock; it is None in an imported log, which has no such clock.
 
 from __future__ import annotations
 
+import re
+from datetime import datetime, timedelta, timezone
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from nanogauge.quantities import QUANTITIES, Interval
 
@@ -22,6 +24,29 @@ Whole = Annotated[int, Field(ge=0, le=2**53)]
 
 class Stored(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
+
+
+def _zone_name(name: str) -> str:
+    """Return an abbreviation such as CEST unchanged, and anything longer as "local time"."""
+    return name if re.fullmatch(r"[A-Za-z0-9+-]{1,10}", name) else "local time"
+
+
+def _utc_offset(seconds: int) -> int:
+    if abs(seconds) >= 86400:
+        raise ValueError("a time zone is less than a day from UTC")
+    return seconds
+
+
+class TimeZone(Stored):
+    """Time zone of the machine that trained, which its report shows times in."""
+
+    name: Annotated[str, AfterValidator(_zone_name)] = "UTC"
+    utc_offset_seconds: Annotated[int, AfterValidator(_utc_offset)] = 0
+
+    def local(self, unix: float) -> datetime:
+        """Return a moment in this time zone."""
+        zone = timezone(timedelta(seconds=self.utc_offset_seconds), self.name)
+        return datetime.fromtimestamp(unix, zone)
 
 
 class Hardware(Stored):

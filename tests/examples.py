@@ -14,6 +14,7 @@ from nanogauge.analysis.claims import Claims, load_claims
 from nanogauge.config import Config, OptimizerSection, load_config
 from nanogauge.hardware import lookup
 from nanogauge.prediction.prediction import predict
+from nanogauge.runspec import RunSpec
 from nanogauge.schema import Hardware, Prediction
 from trainer.data.manifest import Origin
 
@@ -90,8 +91,13 @@ def documented_config() -> Config:
 
 
 @cache
+def documented_spec() -> RunSpec:
+    return documented_config().to_spec()
+
+
+@cache
 def documented_prediction() -> Prediction:
-    return predict(documented_config(), lookup("RTX 4070", "bfloat16"), "bfloat16")
+    return predict(documented_spec(), lookup("RTX 4070", "bfloat16"))
 
 
 def claims_text(*claims: str) -> str:

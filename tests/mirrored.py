@@ -15,7 +15,8 @@ from commands import ROOT, wait_until
 from nanogauge.config import Config
 from nanogauge.hardware import lookup
 from nanogauge.prediction.prediction import predict
-from nanogauge.runlog.reader import RunLog
+from nanogauge.runlog.folder import write_spec
+from nanogauge.runlog.writer import RunLog
 from nanogauge.schema import (
     Checkpoint,
     Compile,
@@ -44,7 +45,8 @@ CONFIG = Config.model_validate(
 )
 
 
-PREDICTED = predict(CONFIG, lookup("RTX 4070", "bfloat16"), "bfloat16")
+SPEC = CONFIG.to_spec("bfloat16")
+PREDICTED = predict(SPEC, lookup("RTX 4070", "bfloat16"))
 CHOSEN = {
     "mfu_palm": (0.2, 0.25, 0.3),
     "mfu_6n": (0.1, 0.15, 0.2),
@@ -76,6 +78,7 @@ def make_folder(folder: Path) -> Path:
     """A run folder as train.py leaves it before step 0."""
     folder.mkdir(parents=True)
     (folder / "config.toml").write_text(CONFIG.to_toml())
+    write_spec(folder, SPEC)
     (folder / "machine.json").write_text('{"gpu": "RTX 4070"}')
     (folder / "prediction.json").write_text(PREDICTION_JSON)
     return folder

@@ -6,15 +6,14 @@ import json
 import math
 import tempfile
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from examples import documented_config, documented_prediction
+from examples import documented_prediction, documented_spec
 
 from nanogauge.analysis.measured import Measurements, measure
-from nanogauge.config import Config
 from nanogauge.hardware import lookup
 from nanogauge.importers.import_run import import_log
 from nanogauge.importers.nanogpt import read_nanogpt_log
@@ -23,6 +22,7 @@ from nanogauge.prediction.prediction import predict
 from nanogauge.runlog.folder import create
 from nanogauge.runlog.history import Recorded
 from nanogauge.runlog.reader import FILE_NAME, read_log
+from nanogauge.runspec import RunSpec
 from nanogauge.schema import (
     Checkpoint,
     Compile,
@@ -43,19 +43,16 @@ EVALUATION_SECONDS = 15.0
 START_SECONDS = 20.0
 
 
-def config_of(max_steps: int, every: int | None = None) -> Config:
+def spec_of(steps: int, every: int | None = None) -> RunSpec:
     """Return the documented run with another length, and another cadence where one is given."""
-    documented = documented_config()
-    sizes = {"max_steps": max_steps}
-    if every is not None:
-        sizes |= {"eval_every": every, "checkpoint_every": every}
-    return documented.model_copy(update={"train": documented.train.model_copy(update=sizes)})
+    spec = replace(documented_spec(), steps=steps)
+    return spec if every is None else replace(spec, eval_every=every, checkpoint_every=every)
 
 
 @cache
-def prediction_of(max_steps: int, every: int = EVERY) -> tuple[Config, Prediction]:
-    config = config_of(max_steps, every)
-    return config, predict(config, lookup("RTX 4070", "bfloat16"), "bfloat16")
+def prediction_of(steps: int, every: int = EVERY) -> tuple[RunSpec, Prediction]:
+    spec = spec_of(steps, every)
+    return spec, predict(spec, lookup("RTX 4070", "bfloat16"))
 
 
 @dataclass(frozen=True)
@@ -89,7 +86,7 @@ class MadeUp:
     """factors of fields, applied to every line that has them"""
 
     @property
-    def config(self) -> Config:
+    def spec(self) -> RunSpec:
         return prediction_of(self.steps, self.every)[0]
 
     @property
@@ -103,7 +100,7 @@ class MadeUp:
         return recorded
 
     def measured(self) -> Measurements:
-        return measure(self.recorded(), self.config, self.prediction)
+        return measure(self.recorded(), self.spec, self.prediction)
 
     def lines(self) -> list[LogLine]:
         lines: list[LogLine] = []
@@ -212,9 +209,8 @@ def make_folder(
     folder: Path, max_steps: int = 1000, name: str = "made", unix_time: float | None = 1.7e9
 ) -> None:
     """Make the folder of a run that is compiled and has made no step."""
-    config, prediction = prediction_of(max_steps)
-    named = config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
-    made = create(folder, named, {"device": "made"}, prediction)
+    spec, prediction = prediction_of(max_steps)
+    made = create(folder, replace(spec, name=name), {"device": "made"}, prediction)
     start = Start(
         elapsed_seconds=1.0,
         unix_time=unix_time,
@@ -325,13 +321,13 @@ def imported(
     name: str = "nanogpt.txt",
 ) -> tuple[Recorded, Measurements]:
     """Import a log, and read back the run folder."""
-    config, prediction = config_of(max_steps), documented_prediction()
+    spec, prediction = spec_of(max_steps), documented_prediction()
     with tempfile.TemporaryDirectory() as folder:
         path, out = Path(folder) / name, Path(folder) / "run"
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
-        import_log(read, path, config, prediction, None, None, out, run_number)
+        import_log(read, path, spec, prediction, None, None, out, run_number)
         recorded = read_log(out)
-    return recorded, measure(recorded, config, prediction)
+    return recorded, measure(recorded, spec, prediction)
 
 
 def texts(recorded: Recorded, what: str) -> list[str]:

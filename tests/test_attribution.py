@@ -10,11 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from runs import MadeUp
 
-from nanogauge.analysis.attribution import Attribution, attribute, attribute_claim
+from nanogauge.analysis.attribution import Attribution, Cause, attribute, attribute_claim
 from nanogauge.analysis.claims import Claims, load_claims
-from nanogauge.analysis.clocks import arithmetic_share
 from nanogauge.analysis.measured import measure
-from nanogauge.analysis.step_causes import Cause
+from nanogauge.analysis.telemetry import arithmetic_share
 from nanogauge.analysis.verdicts import build_rows
 from nanogauge.analysis.what_if import what_if
 from nanogauge.hardware import lookup
@@ -51,13 +50,13 @@ def runs(draw: st.DrawFn) -> MadeUp:
 
 
 def attribution(run: MadeUp, claims: Claims | None = None) -> Attribution:
-    config, prediction, recorded = run.config, run.prediction, run.recorded()
-    found = measure(recorded, config, prediction)
-    scenarios = what_if(config, prediction, found, recorded)
+    spec, prediction, recorded = run.spec, run.prediction, run.recorded()
+    found = measure(recorded, spec, prediction)
+    scenarios = what_if(spec, prediction, found, recorded)
     if claims is not None:
-        told = attribute_claim(claims, prediction, found, config, recorded, scenarios)
+        told = attribute_claim(claims, prediction, found, spec, recorded, scenarios)
     else:
-        told = attribute(prediction, found, config, recorded, scenarios)
+        told = attribute(prediction, found, spec, recorded, scenarios)
     assert told is not None
     return told
 
@@ -225,9 +224,9 @@ def test_a_lowered_power_limit_is_advised_against_only_where_it_held_the_card_do
 
 def test_a_run_on_a_cpu_has_causes_without_a_clock() -> None:
     run = MadeUp(sensors=False)
-    config = run.config
-    prediction = predict(config, CPU, "float32")
-    told = attribute(prediction, run.measured(), config, run.recorded(), [])
+    spec = run.spec
+    prediction = predict(replace(spec, dtype="float32"), CPU)
+    told = attribute(prediction, run.measured(), spec, run.recorded(), [])
     assert told is not None
     assert abs(left_of(told)) < 1e-6
     assert told.parts[0].cause == "steady step"
@@ -248,7 +247,7 @@ FOLLOWS = {
 
 
 def measured_rows(run: MadeUp) -> dict[str, float]:
-    rows, _ = build_rows(None, run.config, run.prediction, run.measured())
+    rows, _ = build_rows(None, run.spec, run.prediction, run.measured())
     return {row.id: row.measured.value for row in rows if row.measured is not None}
 
 

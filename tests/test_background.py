@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from commands import DEMO, ROOT, TINY, command, run
-from made_runs import make_finished, make_folder, steps, write
+from runs import make_finished, make_folder, steps, write
 
 from nanogauge.report.background import BackgroundReport
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from commands import DEMO, TINY, rows_of, run, steps_of, train_tiny
-from examples import documented_config, documented_prediction
+from examples import documented_prediction, documented_spec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,12 +26,13 @@ from nanogauge.prediction.calibration_store import add_to_calibration, load_cali
 from nanogauge.prediction.constants import FITTED
 from nanogauge.prediction.prediction import predict
 from nanogauge.prediction.step_time import predict_step_time
-from nanogauge.prediction.workload import Shape, Workload, workload_of
+from nanogauge.prediction.workload import Workload, workload_of
+from nanogauge.runspec import Shape
 
 pytestmark = pytest.mark.alone
 
 CARD = lookup("RTX 4070", "bfloat16")
-WORK = workload_of(documented_config(), "bfloat16", on_gpu=True)
+WORK = workload_of(documented_spec(), on_gpu=True)
 OTHER = Workload(Shape(12, 768, 6, 2048, 50304, 6, 128, 3072), micro_batch=1, grad_accum=8)
 seconds = st.floats(1e-5, 10)
 
@@ -115,7 +116,7 @@ def test_parts_add_up_for_any_depth_and_accumulation(
     layer: float, rest: float, update: float, layers: int, accumulation: int
 ) -> None:
     """Measured once, a layer and the rest give the step of every depth of that shape."""
-    shape = replace(WORK.shape, layers=layers)
+    shape = replace(WORK.shape, n_layer=layers)
     work = replace(WORK, shape=shape, grad_accum=accumulation)
     expected = accumulation * (layers * layer + rest) + (layers + 1) * update
     calibration = known(measured(WORK, layer, rest, update))
@@ -152,9 +153,9 @@ def test_measured_rates_replace_those_of_the_datasheet() -> None:
 
 def test_everything_that_follows_from_the_step_is_calibrated_with_it() -> None:
     """Twice the analytic step: so the evaluations, and half the MFU; the rest stays."""
-    config, plain = documented_config(), documented_prediction()
+    spec, plain = documented_spec(), documented_prediction()
     twice = 2 * plain.quantities["step_seconds"].expected
-    prediction = predict(config, CARD, "bfloat16", calibration=known(finished(WORK, twice)))
+    prediction = predict(spec, CARD, known(finished(WORK, twice)))
     assert prediction.quantities == plain.quantities
     found = prediction.calibrated
     assert found["step_seconds"].expected == pytest.approx(twice)
@@ -171,9 +172,7 @@ def test_everything_that_follows_from_the_step_is_calibrated_with_it() -> None:
 def test_a_step_that_the_peak_does_not_allow_has_no_mfu() -> None:
     """An MFU above 100 % is refused as a measurement, and so it is as a prediction."""
     fast = 0.4 * documented_prediction().quantities["step_seconds"].expected
-    prediction = predict(
-        documented_config(), CARD, "bfloat16", calibration=known(finished(WORK, fast))
-    )
+    prediction = predict(documented_spec(), CARD, known(finished(WORK, fast)))
     assert prediction.quantities["mfu_palm"].expected > 0.4
     assert "mfu_palm" not in prediction.calibrated
     assert prediction.calibrated["step_seconds"].expected == fast
@@ -182,16 +181,14 @@ def test_a_step_that_the_peak_does_not_allow_has_no_mfu() -> None:
 def test_a_device_without_a_known_peak_is_calibrated_all_the_same() -> None:
     """An unknown card has no analytic time; what was measured on it is a time."""
     unknown = CARD.model_copy(update={"peak_flops": None, "architecture": "unknown"})
-    prediction = predict(
-        documented_config(), unknown, "bfloat16", calibration=known(finished(WORK, 4.0))
-    )
+    prediction = predict(documented_spec(), unknown, known(finished(WORK, 4.0)))
     assert "step_seconds" not in prediction.quantities
     assert prediction.calibrated["step_seconds"].expected == 4.0
 
 
 def test_newer_measurements_replace_older_ones_and_runs_gather() -> None:
     """Of the same shape in another depth too: the newer layer is the layer."""
-    deeper = replace(WORK, shape=replace(WORK.shape, layers=99))
+    deeper = replace(WORK, shape=replace(WORK.shape, n_layer=99))
     old = known(measured(WORK, 1, 1, 1), measured(OTHER, 2, 2, 2), finished(WORK, 4.0))
     new = known(measured(deeper, 3, 3, 3), finished(WORK, 4.2), figure(COPY, 1e9, "B/s"))
     both = old.updated(new)

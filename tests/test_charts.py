@@ -6,19 +6,27 @@ import re
 
 import numpy as np
 import pytest
-from examples import documented_config, documented_prediction
+from examples import documented_prediction, documented_spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanogauge.analysis.measured import LEDGER_NAMES
+from nanogauge.analysis.ledger import LEDGER_NAMES
 from nanogauge.analysis.verdicts import build_rows
-from nanogauge.report.bars import stacked_bar
 from nanogauge.report.cells import grouped
-from nanogauge.report.charts import pictures
+from nanogauge.report.charts import Timeline, pictures
 from nanogauge.report.html import MOST_SAMPLES, samples_of, spread, templates
-from nanogauge.report.scale import exact_axis, round_axis, stretches
-from nanogauge.report.svg import HEIGHT, TOP, Chart, Series, four_digits, line_chart
-from nanogauge.report.timeline import Timeline
+from nanogauge.report.svg import (
+    HEIGHT,
+    TOP,
+    Chart,
+    Series,
+    exact_axis,
+    four_digits,
+    line_chart,
+    round_axis,
+    stacked_bar,
+    stretches,
+)
 from nanogauge.runlog.history import Recorded
 from nanogauge.schema import Compile, Eval, Event, Sensor, Start, Step
 
@@ -162,7 +170,7 @@ def test_a_short_run_is_drawn_over_minutes_or_seconds(
 
 def test_the_energy_of_a_resumed_run_accumulates() -> None:
     """The counter begins at zero in each process: the curve does not fall back."""
-    charts = pictures(resumed(), documented_config(), documented_prediction(), [])
+    charts = pictures(resumed(), documented_spec(), documented_prediction(), [])
     (energy,) = (chart for chart in charts if chart.id == "energy")
     assert energy.figures == [f"energy so far: last {four_digits(8000 / 3.6e6)} kWh"]
 
@@ -173,7 +181,7 @@ def test_a_log_without_a_clock_is_drawn_over_steps() -> None:
     for step in (0, 200, 400):
         log.add(Step(step=step, step_seconds=4.0, loss=3.0))
     log.add(Eval(step=400, val_loss=3.1))
-    charts = {c.id: c for c in pictures(log, documented_config(), documented_prediction(), [])}
+    charts = {c.id: c for c in pictures(log, documented_spec(), documented_prediction(), [])}
     assert "over step 0 to 400" in charts["loss"].svg
     assert {"loss", "step-time", "mfu", "memory"} == set(charts)
 
@@ -182,7 +190,7 @@ def test_recompilations_and_alarms_are_marked_where_they_happened() -> None:
     log = resumed()
     log.add(Compile(step=4, seconds=9.0, mode="compiled", elapsed_seconds=188.0))
     log.add(Event(level="alarm", what="slow", text="t", step=5, elapsed_seconds=200.0))
-    charts = pictures(log, documented_config(), documented_prediction(), [])
+    charts = pictures(log, documented_spec(), documented_prediction(), [])
     (times,) = (chart for chart in charts if chart.id == "step-time")
     assert ("compile", "recompilations (1)") in times.legend
     assert ("alarm", "alarms (1)") in times.legend
@@ -205,7 +213,7 @@ def test_of_many_samples_the_first_and_the_last_are_shown() -> None:
 
 
 def test_every_row_stands_in_one_group() -> None:
-    rows, _ = build_rows(None, documented_config(), documented_prediction(), None)
+    rows, _ = build_rows(None, documented_spec(), documented_prediction(), None)
     groups = grouped(rows)
     assert sorted(c.row.id for g in groups for c in g.cells) == sorted(row.id for row in rows)
     assert [group.name for group in groups][:2] == ["Time", "Speed"]

@@ -14,8 +14,9 @@ import torch
 from checkpoints import CPU, WIDE, Trained, in_a_process, names, same, write_two
 from examples import CPU as PROCESSOR
 
+from nanogauge.config import shape_of
 from nanogauge.prediction.memory import predict_memory
-from nanogauge.prediction.workload import Workload, shape_of
+from nanogauge.prediction.workload import Workload
 from trainer.checkpoints import checkpoint_writer
 from trainer.checkpoints.checkpoint import (
     RandomState,

@@ -14,8 +14,8 @@ from examples import (
     SHARED,
     claims_of,
     claims_text,
-    documented_config,
     documented_prediction,
+    documented_spec,
     needs_shared,
 )
 from hypothesis import assume, given, settings
@@ -91,7 +91,7 @@ def test_a_formula_is_arithmetic_and_nothing_else(
     formula: str, names: dict[str, float] | None
 ) -> None:
     """A claims file comes from a stranger: nothing in it is ever called or looked up."""
-    with pytest.raises(ValueError, match="is no arithmetic"):
+    with pytest.raises(ValueError, match="is not arithmetic"):
         evaluate(formula, names)
 
 
@@ -126,8 +126,8 @@ STEP = 'key = "step_seconds"\nunit = "s"\n'
         ([STEP + "value = nan"], "finite"),
         ([STEP + 'value = "three"'], "must be numbers"),
         ([STEP + 'low = "three"'], "low"),
-        ([STEP + "value = 3", STEP + "value = 4"], "step_seconds stands twice"),
-        ([STEP + 'value = 3\nformula = "exit()"'], "is no arithmetic"),
+        ([STEP + "value = 3", STEP + "value = 4"], "duplicate key step_seconds"),
+        ([STEP + 'value = 3\nformula = "exit()"'], "is not arithmetic"),
     ],
 )
 def test_a_wrong_claim_is_refused_in_one_sentence_that_names_it(
@@ -225,7 +225,7 @@ def test_the_verdict_on_a_measured_claim_is_whether_it_lies_inside(
     low: float, width: float, step: float
 ) -> None:
     """Held inside, missed outside, never contradicted: measuring is not arithmetic."""
-    config, prediction = documented_config(), documented_prediction()
+    spec, prediction = documented_spec(), documented_prediction()
     recorded = Recorded()
     recorded.add(Start(max_steps=20000, prediction_sha256="", device="RTX 4070"))
     for number in range(4):
@@ -233,7 +233,7 @@ def test_the_verdict_on_a_measured_claim_is_whether_it_lies_inside(
     recorded.add(End(status="finished", steps=4, elapsed_seconds=4 * step))
     claim = Claim(key="step_seconds", unit="s", low=low, high=low + width, quote="", english="")
     claims = load_claims(SEED_CLAIMS).model_copy(update={"claim": [claim]})
-    rows, _ = build_rows(claims, config, prediction, measure(recorded, config, prediction))
+    rows, _ = build_rows(claims, spec, prediction, measure(recorded, spec, prediction))
     row = next(row for row in rows if row.id == "step_seconds")
     assert row.measured is not None
     assert row.measured.value == step
@@ -254,7 +254,7 @@ def test_the_shipped_claims_are_whole_and_in_english_too() -> None:
         assert statement.quote.strip()
         assert statement.english.strip()
         assert statement.english.isascii()
-    rows, _ = build_rows(claims, documented_config(), documented_prediction(), None)
+    rows, _ = build_rows(claims, documented_spec(), documented_prediction(), None)
     assert {row.claim for row in rows if row.claim} == {claim.key for claim in claims.claim}
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from examples import SEED_CLAIMS, claims_of, documented_config, documented_prediction
+from examples import SEED_CLAIMS, claims_of, documented_prediction, documented_spec
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +17,6 @@ from nanogauge.analysis.consistency import Inconsistency, inconsistencies
 from nanogauge.hardware import lookup
 from nanogauge.prediction.flops import flops_per_token_6n, flops_per_token_palm
 from nanogauge.prediction.prediction import predict
-from nanogauge.prediction.workload import shape_of
 from nanogauge.quantities import QUANTITIES
 
 PEAK = 46 * 512 * 2.475e9
@@ -28,7 +28,7 @@ def findings(*claims: str) -> list[Inconsistency]:
     """What cannot be true of these claims about the documented run on an RTX 4070."""
     with tempfile.TemporaryDirectory() as name:
         read = claims_of(Path(name), *claims)
-    return inconsistencies(read, documented_config(), documented_prediction())
+    return inconsistencies(read, documented_spec(), documented_prediction())
 
 
 def claim(key: str, unit: str, low: float = -math.inf, high: float = math.inf) -> str:
@@ -37,8 +37,8 @@ def claim(key: str, unit: str, low: float = -math.inf, high: float = math.inf) -
 
 
 def step_flops() -> float:
-    config = documented_config()
-    return flops_per_token_palm(shape_of(config.model)) * config.tokens_per_step
+    spec = documented_spec()
+    return flops_per_token_palm(spec.shape) * spec.tokens_per_step
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def found() -> dict[tuple[str, ...], str]:
     claims = load_claims(SEED_CLAIMS)
     return {
         tuple(finding.ids): finding.why
-        for finding in inconsistencies(claims, documented_config(), documented_prediction())
+        for finding in inconsistencies(claims, documented_spec(), documented_prediction())
     }
 
 
@@ -126,8 +126,8 @@ def around(
 @st.composite
 def worlds(draw: st.DrawFn, fastest_mfu: float = 0.95) -> dict[str, float]:
     """The figures of one thinkable run of the documented configuration, in claims' units."""
-    config, exact = documented_config(), documented_prediction().quantities
-    shape = shape_of(config.model)
+    spec, exact = documented_spec(), documented_prediction().quantities
+    shape = spec.shape
     mfu = draw(st.floats(0.05, fastest_mfu))
     step = step_flops() / PEAK / mfu
     first = step + draw(st.floats(0, 100))
@@ -302,21 +302,20 @@ def test_figures_of_another_run_are_held_against_each_other() -> None:
 
 def test_eight_cards_may_draw_and_compute_what_one_cannot() -> None:
     """1,500 W and half a second a step are beyond one RTX 4070, and within eight."""
-    config = documented_config()
-    eight = predict(config, lookup("RTX 4070", "bfloat16"), "bfloat16", gpus=8)
+    spec = replace(documented_spec(), world_size=8)
+    eight = predict(spec, lookup("RTX 4070", "bfloat16"))
     claims = [claim("power_watts", "W", 1400, 1500), claim("step_seconds", "s", 0.5, 0.6)]
     assert len(findings(*claims)) == 2
     with tempfile.TemporaryDirectory() as name:
-        assert inconsistencies(claims_of(Path(name), *claims), config, eight) == []
+        assert inconsistencies(claims_of(Path(name), *claims), spec, eight) == []
 
 
 def test_where_the_machine_is_paid_for_too_its_cost_is_above_the_boards() -> None:
     """The configured tariff makes 4 kWh of the board cost 0.60; the whole machine costs more."""
-    config = documented_config()
-    cost = config.cost.model_copy(update={"machine_watts": 100.0})
-    whole = config.model_copy(update={"cost": cost})
+    spec = documented_spec()
+    whole = replace(spec, cost=replace(spec.cost, machine_watts=100.0))
     claims = [claim("cost", "currency", 0.9, 1.0), claim("energy_kwh", "kWh", 3.9, 4.1)]
     with tempfile.TemporaryDirectory() as name:
         read = claims_of(Path(name), *claims)
-    assert len(inconsistencies(read, config, documented_prediction())) == 1
+    assert len(inconsistencies(read, spec, documented_prediction())) == 1
     assert inconsistencies(read, whole, documented_prediction()) == []

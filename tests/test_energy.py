@@ -1,9 +1,11 @@
-"""Power, energy and cost: published watts lie in the interval, and the bill means one thing."""
+"""Predicted power against published runs, and the cost of electricity."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
-from examples import documented_config, documented_prediction
+from examples import documented_prediction, documented_spec
 from test_measured import read, start, steps
 
 from nanogauge.analysis.measured import measure
@@ -27,7 +29,7 @@ PUBLISHED_WATTS = [
 
 
 def board(architecture: str, own_watts: float, limit_watts: float) -> Hardware:
-    """A card of hardware.toml held as far below its own limit as the published one was."""
+    """Return an RTX 4070 limited to the same share of its default limit as the published GPU."""
     row = find_gpu("RTX 4070")
     assert row is not None
     assert row.power_watts is not None
@@ -36,10 +38,10 @@ def board(architecture: str, own_watts: float, limit_watts: float) -> Hardware:
 
 
 @pytest.mark.parametrize(("architecture", "own", "limit", "watts"), PUBLISHED_WATTS)
-def test_published_watts_lie_in_an_interval_of_fifteen_percent(
+def test_published_watts_lie_in_an_interval_of_15_percent(
     architecture: str, own: float, limit: float, watts: float
 ) -> None:
-    """An A40 held at a third of its limit draws 4 % more than that; GB10 waits for its memory."""
+    """An A40 at a third of its limit exceeds it by 4 %; GB10 is limited by its memory."""
     share = power_share(board(architecture, own, limit))
     low, expected, high = share.low, share.expected, share.high
     assert low <= watts / limit <= high
@@ -47,22 +49,21 @@ def test_published_watts_lie_in_an_interval_of_fifteen_percent(
     assert high - low <= 0.15 + 1e-9
 
 
-def test_the_rest_of_the_machine_is_paid_for_alike_in_prediction_and_measurement() -> None:
-    """300 W of board for an hour are 0.3 kWh; with 100 W of machine 0.4 kWh are paid for."""
-    config, prediction = documented_config(), documented_prediction()
-    machine = config.cost.model_copy(update={"machine_watts": 100.0})
-    whole = config.model_copy(update={"cost": machine})
+def test_prediction_and_measurement_add_the_same_power_of_the_machine_to_the_cost() -> None:
+    """300 W of GPU for an hour are 0.3 kWh; with 100 W of machine 0.4 kWh are paid."""
+    spec, prediction = documented_spec(), documented_prediction()
+    whole = replace(spec, cost=replace(spec.cost, machine_watts=100.0))
     reading = Sensor(
         elapsed_seconds=3600, power_watts=300, energy_joules=300 * 3600, energy_source="counter"
     )
     end = End(elapsed_seconds=3600, status="stopped", steps=4, wall_seconds=3600)
     log = read(start(0), *steps(0, 4), reading, end)
-    alone = measure(log, config, prediction).values
+    alone = measure(log, spec, prediction).values
     both = measure(log, whole, prediction).values
     assert alone["energy_kwh"].value == both["energy_kwh"].value == pytest.approx(0.3)
     assert alone["cost"].value == pytest.approx(0.3 * 0.15)
     assert both["cost"].value == pytest.approx(0.4 * 0.15)
-    predicted = predict(whole, prediction.hardware, "bfloat16").quantities
+    predicted = predict(whole, prediction.hardware).quantities
     for end_of_range in ("low", "expected", "high"):
         kwh, seconds, cost = (
             getattr(predicted[row], end_of_range) for row in ("energy_kwh", "total_seconds", "cost")

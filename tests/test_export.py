@@ -187,7 +187,7 @@ def test_a_run_begins_with_the_weights_of_a_gpt2_from_the_hub(tmp_path: Path) ->
         )
     assert done.returncode == 0, done.stderr
     trained = open_trained(tmp_path / "demo", "newest", "cpu", half=False)
-    assert trained.folder.config.run.init_from == "gpt2"
+    assert trained.config.run.init_from == "gpt2"
     gpt2 = open_pretrained(str(folder), torch.device("cpu"))
     embedding = trained.model.embedding.weight
     torch.testing.assert_close(embedding[:257], gpt2.embedding.weight)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from examples import beyond_gpt2, documented_config
+from examples import beyond_gpt2, documented_config, documented_spec
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from model import GPT
-from nanogauge.config import ModelSection
+from nanogauge.config import ModelSection, shape_of
 from nanogauge.prediction.flops import (
     flops_per_token_6n,
     flops_per_token_causal,
@@ -20,7 +20,7 @@ from nanogauge.prediction.flops import (
     operations,
 )
 from nanogauge.prediction.parameters import count_parameters
-from nanogauge.prediction.workload import Shape, shape_of
+from nanogauge.runspec import Shape
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -65,16 +65,16 @@ def shapes(draw: st.DrawFn) -> Shape:
     """Architectures that model.py does not build: grouped heads, gated MLPs, untied heads."""
     kv_heads = draw(st.integers(1, 3))
     return Shape(
-        layers=draw(st.integers(1, 3)),
-        width=draw(st.sampled_from([8, 24, 40])),
-        heads=kv_heads * draw(st.integers(1, 3)),
+        n_layer=draw(st.integers(1, 3)),
+        n_embd=draw(st.sampled_from([8, 24, 40])),
+        n_head=kv_heads * draw(st.integers(1, 3)),
         context=draw(st.integers(1, 16)),
         vocabulary=draw(st.integers(2, 50)),
-        kv_heads=kv_heads,
+        n_kv_head=kv_heads,
         head_size=draw(st.sampled_from([4, 8])),
         mlp_width=draw(st.integers(1, 50)),
         mlp_matrices=draw(st.sampled_from([2, 3])),
-        tied=draw(st.booleans()),
+        tied_head=draw(st.booleans()),
         position_table=False,
     )
 
@@ -83,25 +83,25 @@ def shapes(draw: st.DrawFn) -> Shape:
 @given(shapes())
 def test_other_architectures_are_counted_exactly_too(shape: Shape) -> None:
     """Published runs have them; the same matrix products, written out and counted by torch."""
-    queries, keys = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
+    queries, keys = shape.n_head * shape.head_size, shape.n_kv_head * shape.head_size
     up = (shape.mlp_matrices - 1) * shape.mlp_width
 
     def matrix(rows: int, columns: int) -> torch.Tensor:
         return torch.ones(rows, columns, requires_grad=True)
 
     counter = FlopCounterMode(display=False)
-    x = matrix(shape.context, shape.width)  # one sequence
-    head = matrix(shape.width, shape.vocabulary)
+    x = matrix(shape.context, shape.n_embd)  # one sequence
+    head = matrix(shape.n_embd, shape.vocabulary)
     weights = count_parameters(shape).block_matrices
     counted = 0
     with counter:
-        for _ in range(shape.layers):
-            into, out = matrix(shape.width, queries + 2 * keys), matrix(queries, shape.width)
-            wide, narrow = matrix(shape.width, up), matrix(shape.mlp_width, shape.width)
+        for _ in range(shape.n_layer):
+            into, out = matrix(shape.n_embd, queries + 2 * keys), matrix(queries, shape.n_embd)
+            wide, narrow = matrix(shape.n_embd, up), matrix(shape.mlp_width, shape.n_embd)
             counted += sum(m.numel() for m in (into, out, wide, narrow))
             parts = (x @ into).view(shape.context, -1, shape.head_size).transpose(0, 1)
-            q, k, v = parts.split([shape.heads, shape.kv_heads, shape.kv_heads])
-            k, v = (t.repeat_interleave(shape.heads // shape.kv_heads, 0) for t in (k, v))
+            q, k, v = parts.split([shape.n_head, shape.n_kv_head, shape.n_kv_head])
+            k, v = (t.repeat_interleave(shape.n_head // shape.n_kv_head, 0) for t in (k, v))
             attended = (torch.bmm(q, k.transpose(1, 2)) @ v).transpose(0, 1)
             x = attended.reshape(shape.context, queries) @ out
             x = (x @ wide)[:, : shape.mlp_width] @ narrow
@@ -115,7 +115,7 @@ def test_other_architectures_are_counted_exactly_too(shape: Shape) -> None:
 @given(shapes())
 def test_the_named_conventions_come_from_one_table(shape: Shape) -> None:
     """6N without attention, half of it where causal, 7/6 of that half in a flash kernel."""
-    full = 12 * shape.layers * shape.heads * shape.head_size * shape.context
+    full = 12 * shape.n_layer * shape.n_head * shape.head_size * shape.context
     base = flops_per_token_6n(shape)
     assert base == 6 * count_parameters(shape).without_positions
     assert flops_per_token_palm(shape) == base + full
@@ -151,12 +151,12 @@ def test_the_parameter_count_is_that_of_the_model(model: ModelSection) -> None:
 
 def test_the_documented_run_has_the_documented_counts() -> None:
     """The closed forms of the documented run, worked out by hand."""
-    config = documented_config()
-    counted = count_parameters(shape_of(config.model))
+    spec = documented_spec()
+    counted = count_parameters(spec.shape)
     assert counted.without_positions == 40_560_000
     assert counted.total == 40_953_216
-    tokens = config.tokens_per_step * config.train.max_steps
+    tokens = spec.tokens_per_step * spec.steps
     assert tokens == 10_485_760_000
-    assert flops_per_token_6n(shape_of(config.model)) * tokens == 6 * 40_560_000 * 10_485_760_000
-    assert f"{flops_per_token_6n(shape_of(config.model)) * tokens:.4g}" == "2.552e+18"
-    assert f"{flops_per_token_palm(shape_of(config.model)) * tokens:.4g}" == "3.146e+18"
+    assert flops_per_token_6n(spec.shape) * tokens == 6 * 40_560_000 * 10_485_760_000
+    assert f"{flops_per_token_6n(spec.shape) * tokens:.4g}" == "2.552e+18"
+    assert f"{flops_per_token_palm(spec.shape) * tokens:.4g}" == "3.146e+18"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from examples import documented_config
+from examples import documented_spec
 
 import plan
 from nanogauge.errors import BadInput
@@ -262,10 +262,10 @@ def test_a_card_without_a_row_is_computed_from_its_own_properties() -> None:
 def test_a_card_without_a_row_gets_a_step_time_with_its_bandwidth() -> None:
     """All that a step needs is what the driver tells: SMs, clock and memory bandwidth."""
     described = ("x", (8, 9), 46, 12 * 2**30, 2.475e9, 200.0, "bfloat16")
-    without = predict(documented_config(), from_properties(*described), "bfloat16")
+    without = predict(documented_spec(), from_properties(*described))
     assert "step_seconds" not in without.quantities
-    known = predict(documented_config(), from_properties(*described, 504e9), "bfloat16")
-    row = predict(documented_config(), lookup("RTX 4070", "bfloat16"), "bfloat16")
+    known = predict(documented_spec(), from_properties(*described, 504e9))
+    row = predict(documented_spec(), lookup("RTX 4070", "bfloat16"))
     assert known.quantities["step_seconds"].expected == pytest.approx(
         row.quantities["step_seconds"].expected, rel=0.01
     )

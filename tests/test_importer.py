@@ -10,7 +10,7 @@ import pytest
 from examples import documented_prediction
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from runs import LOG, config_of, imported, nanogpt_log
+from runs import LOG, imported, nanogpt_log, spec_of
 
 from nanogauge.analysis.attribution import attribute
 from nanogauge.errors import BadInput
@@ -200,5 +200,5 @@ def test_a_total_without_its_evaluations_is_not_given() -> None:
     assert found.ledger.eval_s is None
     assert "evaluation" in found.missing["total_seconds"]
     assert found.values["first_step_seconds"].value == pytest.approx(31.0)
-    prediction, config = documented_prediction(), config_of(1000)
-    assert attribute(prediction, found, config, recorded) is None
+    prediction, spec = documented_prediction(), spec_of(1000)
+    assert attribute(prediction, found, spec, recorded) is None

@@ -51,7 +51,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_finished(root / "changed")
     (root / "changed" / "prediction.json").write_text("{}")
     make_finished(root / "javascript:alert(1)")
-    (root / "javascript:alert(1)" / "config.toml").unlink()
+    (root / "javascript:alert(1)" / "spec.json").unlink()
     (root / "javascript:alert(1)" / "report.html").touch()
     (root / "no run").mkdir()
     (root / "no run" / "notes.txt").touch()
@@ -110,7 +110,7 @@ def test_a_broken_folder_is_listed_with_one_sentence_of_why(index: dict[str, Any
         ("empty", FILE_NAME),
         ("damaged", "is damaged"),
         ("changed", "prediction.json"),
-        ("javascript:alert(1)", "config.toml"),
+        ("javascript:alert(1)", "spec.json"),
     ):
         problem = entry(index, folder)["problem"]
         assert words in problem

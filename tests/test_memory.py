@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from examples import CPU, beyond_gpt2, documented_config
+from examples import CPU, beyond_gpt2, documented_spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._inductor.compile_fx import compile_fx
@@ -15,20 +15,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
 from model import GPT
-from nanogauge.config import ModelSection, OptimizerSection
+from nanogauge.config import ModelSection, OptimizerSection, program_of, shape_of
 from nanogauge.hardware import lookup
 from nanogauge.prediction.activations import saved_for_backward
-from nanogauge.prediction.memory import predict_memory
+from nanogauge.prediction.memory import predict_memory, training_state
 from nanogauge.prediction.search import fit_verdict
-from nanogauge.prediction.training_state import training_state
-from nanogauge.prediction.workload import (
-    Program,
-    Shape,
-    Workload,
-    program_of,
-    shape_of,
-    workload_of,
-)
+from nanogauge.prediction.workload import Workload, workload_of
+from nanogauge.runspec import Program, Shape
 from trainer.step.loss import TrainingLoss
 from trainer.step.optimizer import make_optimizer, update
 
@@ -98,7 +91,7 @@ def test_eager_keeps_what_the_saved_tensor_hooks_count(
     saved = saved_for_backward(work, on_cpu=True)
     capped = work.element_bytes if work.program.logit_softcap else 0
     log_softmax = (4 + capped) * work.tokens * work.shape.vocabulary
-    expected = work.shape.layers * saved.kept + saved.edges + log_softmax
+    expected = work.shape.n_layer * saved.kept + saved.edges + log_softmax
     expected += training_state(work).casts
     assert sum(s.nbytes() for s in kept.values()) == pytest.approx(expected, rel=0.01)
 
@@ -137,7 +130,7 @@ def test_compiled_keeps_what_the_partitioner_hands_to_inductor(
     counted = sum(tensor.nbytes for tensor in made if isinstance(tensor, torch.Tensor))
     saved = saved_for_backward(work, on_cpu=True)
     tokens = 8 * work.tokens  # an argument of the graph
-    expected = work.shape.layers * saved.kept + saved.edges + saved.logits_forward - tokens
+    expected = work.shape.n_layer * saved.kept + saved.edges + saved.logits_forward - tokens
     casts = training_state(work).casts
     assert counted == pytest.approx(expected + casts, rel=0.02, abs=64 * work.tokens)
 
@@ -178,7 +171,7 @@ def test_the_peak_is_what_the_allocator_sees(
     """
     section, work = case
     work = replace(work, grad_accum=grad_accum, head=head, checkpointing=checkpointing)
-    work = replace(work, optimizer=name, muon_batched=False)
+    work = replace(work, optimizer=name, program=replace(work.program, muon_batched=False))
     highest = highest_sum_of_allocations(section, work)
     assert predict_memory(work, CPU).allocated.expected == pytest.approx(
         highest, rel=0.04, abs=3 * 2**16
@@ -220,32 +213,38 @@ def highest_sum_of_allocations(section: ModelSection, work: Workload) -> int:
 
 
 GPT2_MEDIUM = Shape(
-    layers=24,
-    width=1024,
-    heads=16,
+    n_layer=24,
+    n_embd=1024,
+    n_head=16,
     context=1024,
     vocabulary=50257,
-    kv_heads=16,
+    n_kv_head=16,
     head_size=64,
     mlp_width=4096,
 )
 NANOCHAT_D12 = Shape(
-    layers=12,
-    width=768,
-    heads=6,
+    n_layer=12,
+    n_embd=768,
+    n_head=6,
     context=2048,
     vocabulary=32768,
-    kv_heads=6,
+    n_kv_head=6,
     head_size=128,
     mlp_width=3072,
-    tied=False,
+    tied_head=False,
     position_table=False,
     norm_weights=False,
     table_parameters=6 * 32768 * 768,
 )
 # The script's loop holds the logits, and calls zero_grad between forward and backward.
 BY_HAND = Program(logits_kept=True, gradients_kept=True)
-NANOCHAT = Program(embeddings_16_bit=True, fused_qkv=False, qk_norm=True, logit_softcap=True)
+NANOCHAT = Program(
+    embeddings_16_bit=True,
+    fused_qkv=False,
+    qk_norm=True,
+    logit_softcap=15.0,
+    wide_residual=False,
+)
 PUBLISHED = {
     # manavsehgal/ai-field-notes, nemo-framework-on-spark: peak_gpu_mem_gib 11.28, eager, autocast
     "354M by hand": (
@@ -259,15 +258,14 @@ PUBLISHED = {
             16,
             1,
             compiled=False,
-            master_weights=False,
             dropout=0.1,
-            program=BY_HAND,
+            program=replace(BY_HAND, master_weights=False),
         ),
         25.63 * 2**30,
     ),
     # lzwjava/zz, logs/nanochat_train_log.txt: "Peak memory usage: 9436.49MiB" on a 4070 of 12 GB
     "nanochat d12": (
-        Workload(NANOCHAT_D12, 8, 4, wide_residual=False, optimizer="muon", program=NANOCHAT),
+        Workload(NANOCHAT_D12, 8, 4, optimizer="muon", program=NANOCHAT),
         9436.49 * 2**20,
     ),
 }
@@ -286,7 +284,7 @@ def test_what_ran_on_a_card_is_never_said_not_to_fit() -> None:
     """The documented run and nanochat d12 ran on a 4070; the former with twice the cards fits."""
     card = lookup("RTX 4070", "bfloat16")
     assert card.memory_bytes is not None
-    documented = replace(workload_of(documented_config(), "bfloat16", on_gpu=True), head="plain")
+    documented = replace(workload_of(documented_spec(), on_gpu=True), head="plain")
     for work in (documented, PUBLISHED["nanochat d12"][0]):
         assert fit_verdict(predict_memory(work, card).process, card.memory_bytes) != "does not fit"
     assert fit_verdict(predict_memory(documented, card).process, 2 * card.memory_bytes) == "fits"

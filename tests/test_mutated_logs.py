@@ -12,7 +12,7 @@ import pytest
 from examples import documented_prediction
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs import LOG, config_of
+from runs import LOG, spec_of
 from test_nanogpt_variants import DUMP
 from test_other_logs import STEPS, build_nanogpt_file, build_nanogpt_output, nanochat_log
 from test_wandb_history import (
@@ -32,7 +32,7 @@ from nanogauge.importers.nanochat import read_nanochat_log
 from nanogauge.importers.nanogpt import read_nanogpt_log
 from nanogauge.importers.parsed import Printed
 from nanogauge.importers.wandb_history import read_wandb_history
-from nanogauge.report.terminal import write_report
+from nanogauge.report.html import write_report
 
 Mutation = Callable[[random.Random, list[bytes]], list[bytes]]
 
@@ -127,7 +127,7 @@ def test_a_mutated_log_is_a_run_or_bad_input(
         path.write_bytes(b"\n".join(lines))
         prediction, said = documented_prediction(), None
         try:
-            import_log(read, path, config_of(max_steps), prediction, None, None, out)
+            import_log(read, path, spec_of(max_steps), prediction, None, None, out)
         except BadInput as refused:
             said = str(refused)
         assert out.exists() == (said is None)

@@ -6,7 +6,7 @@ import re
 
 import pytest
 from examples import documented_prediction
-from runs import LOG, config_of, imported, nanogpt_log, texts
+from runs import LOG, imported, nanogpt_log, spec_of, texts
 
 from nanogauge.analysis.attribution import attribute
 from nanogauge.errors import BadInput
@@ -79,7 +79,7 @@ def test_the_end_of_a_log_is_no_whole_run() -> None:
     assert measurements.missing["speedup_after_warmup"].startswith("not in this log")
     assert not measurements.timed_whole
     assert "begins at step 500" in texts(recorded, "begins_late")[0]
-    assert attribute(documented_prediction(), measurements, config_of(1000), recorded) is None
+    assert attribute(documented_prediction(), measurements, spec_of(1000), recorded) is None
 
 
 def test_lines_that_are_gone_from_the_middle_are_said() -> None:

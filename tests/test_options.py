@@ -14,6 +14,7 @@ from commands import ROOT, run_here, steps_of, train_tiny
 
 from model import GPT, softcap
 from nanogauge.config import ModelSection, OptimizerSection, load_config
+from nanogauge.runspec import Schedule
 from nanogauge.schedule import learning_rate
 from trainer.checkpoints.checkpoint_writer import CheckpointWriter, Written
 from trainer.evaluation.generation import Choice, Context, generate
@@ -225,10 +226,8 @@ def test_muon_has_the_matrices_of_the_blocks_and_a_rate_of_its_own() -> None:
 
 
 def test_the_stable_rate_goes_down_in_a_straight_line_at_the_end() -> None:
-    config = OptimizerSection(
-        schedule="wsd", learning_rate=1.0, min_learning_rate=0.0, warmup_steps=3, decay_share=0.4
-    )
-    rates = [learning_rate(step, config, 10) for step in range(11)]
+    schedule = Schedule(decay="wsd", learning_rate=1.0, warmup_steps=3, decay_share=0.4)
+    rates = [learning_rate(step, schedule, 10) for step in range(11)]
     assert rates == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 1, 0.75, 0.5, 0.25, 0])
 
 

@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 from commands import DEMO, ROOT, build_fake_driver, run
-from examples import DOCUMENTED, documented_config, documented_prediction
+from examples import DOCUMENTED, documented_config, documented_prediction, documented_spec
 
 from nanogauge.config import load_config
 from nanogauge.errors import BadInput
+from nanogauge.hardware import lookup
+from nanogauge.runspec import RunSpec
 from nanogauge.schedule import learning_rate
 from nanogauge.schema import FreeMemory
 from trainer.run.resources import open_run_folder, refuse_too_large
@@ -162,18 +164,19 @@ def night(*flags: str) -> tuple[str, dict[str, Any]]:
 def test_a_night_that_is_too_short_names_the_steps_and_moves_the_decay() -> None:
     """Only stopped, such a run would have missed its decay, which is where the loss comes down."""
     said, deadline = night("--start=01:00", "--by=07:00")
-    planned = load_config(FAST)
+    planned = RunSpec.from_toml(FAST)
+    assert planned.schedule is not None
     steps, sure = deadline["steps"]["expected"], deadline["steps"]["low"]
-    assert 0 < sure < steps < planned.train.max_steps
-    assert f"{steps:,} of the {planned.train.max_steps:,} steps of this run" in said
+    assert 0 < sure < steps < planned.steps
+    assert f"{steps:,} of the {planned.steps:,} steps of this run" in said
     assert f"--train.max-steps {steps} ({sure} to be sure)" in said
     level = re.findall(r"level to step ([\d,]+), straight down to 0 at step ([\d,]+)", said)
     ends = [tuple(int(number.replace(",", "")) for number in pair) for pair in level]
-    assert [end for _, end in ends] == [planned.train.max_steps, steps]
+    assert [end for _, end in ends] == [planned.steps, steps]
     for stays, end in ends:
-        rates = [learning_rate(stays + i, planned.optimizer, end) for i in (-1, 0, 2)]
-        assert rates[0] == rates[1] == planned.optimizer.learning_rate > rates[2]
-    there = learning_rate(steps, planned.optimizer, planned.train.max_steps)
+        rates = [learning_rate(stays + i, planned.schedule, end) for i in (-1, 0, 2)]
+        assert rates[0] == rates[1] == planned.schedule.learning_rate > rates[2]
+    there = learning_rate(steps, planned.schedule, planned.steps)
     assert f"still have a learning rate of {there:.2g}" in said
     cut, _ = night("--start=01:00", "--by=07:00", f"--train.max-steps={steps}")
     assert f"all {steps:,} steps of this run" in cut
@@ -297,6 +300,6 @@ def test_a_forced_run_that_cannot_fit_gets_its_folder(
 def test_a_run_to_be_resumed_is_told_no_other_micro_batch() -> None:
     """It could not be resumed with one."""
     with pytest.raises(BadInput, match="free some") as refused:
-        free = FreeMemory(bytes=GIB, source="")
-        refuse_too_large(documented_config(), documented_prediction(), free, resumed=True)
+        free, card = FreeMemory(bytes=GIB, source=""), lookup("RTX 4070", "bfloat16")
+        refuse_too_large(documented_spec(), card, free, resumed=True)
     assert "--train.micro-batch" not in str(refused.value)

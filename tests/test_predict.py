@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
-from examples import CPU, beyond_gpt2, documented_config, documented_prediction, optimizers
+from examples import (
+    CPU,
+    beyond_gpt2,
+    documented_config,
+    documented_prediction,
+    documented_spec,
+    optimizers,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,6 +34,7 @@ from nanogauge.prediction.prediction import predict
 from nanogauge.prediction.search import largest_micro_batch, memory_of
 from nanogauge.prediction.workload import workload_of
 from nanogauge.quantities import QUANTITIES
+from nanogauge.runspec import RunSpec, with_shape
 from nanogauge.schema import Hardware, Prediction
 from trainer.step.optimizer import make_optimizer
 
@@ -34,10 +43,10 @@ TIMED_GPUS = [gpu for gpu in all_gpus() if gpu.architecture in FITTED.classes]
 
 
 @st.composite
-def configs(draw: st.DrawFn) -> Config:
+def specs(draw: st.DrawFn) -> RunSpec:
     """Anything from a toy to a model of a few billion parameters."""
     heads = draw(st.sampled_from([1, 4, 12]))
-    return Config(
+    config = Config(
         run=RunSection(name="x", compile=draw(st.booleans())),
         model=ModelSection(
             n_layer=draw(st.integers(1, 48)),
@@ -63,6 +72,7 @@ def configs(draw: st.DrawFn) -> Config:
         optimizer=draw(optimizers()),
         cost=CostSection(price_per_kwh=draw(st.none() | st.just(0.3))),
     )
+    return config.to_spec()
 
 
 @st.composite
@@ -89,11 +99,11 @@ def test_the_documented_run_is_predicted_before_it_happens() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(configs(), devices())
-def test_a_prediction_is_whole_and_adds_up(config: Config, device: tuple[Hardware, str]) -> None:
+@given(specs(), devices())
+def test_a_prediction_is_whole_and_adds_up(spec: RunSpec, device: tuple[Hardware, str]) -> None:
     """Every quantity has an estimate or a reason, low <= expected <= high, parts that add up."""
     hardware, dtype = device
-    prediction = predict(config, hardware, dtype)
+    prediction = predict(replace(spec, dtype=dtype), hardware)
     quantities = prediction.quantities
     assert set(quantities) | set(prediction.unpredicted) == set(QUANTITIES)
     assert not set(quantities) & set(prediction.unpredicted)
@@ -106,7 +116,7 @@ def test_a_prediction_is_whole_and_adds_up(config: Config, device: tuple[Hardwar
     step = sum(part.value for part in prediction.step_parts)
     assert step == pytest.approx(quantities["step_seconds"].expected)
     assert sum(prediction.ledger.values()) == pytest.approx(quantities["total_seconds"].expected)
-    assert prediction.ledger["step_s"] == pytest.approx(config.train.max_steps * step)
+    assert prediction.ledger["step_s"] == pytest.approx(spec.steps * step)
     if hardware.kind != "cpu":
         memory = sum(part.value for part in prediction.memory_parts)
         assert memory == pytest.approx(quantities["peak_allocated_bytes"].expected)
@@ -133,44 +143,46 @@ def test_weights_gradients_and_moments_take_what_torch_gives_them() -> None:
         "AdamW moments": sum(m.nbytes for m in moments),
     }
     parts = predict_memory(
-        workload_of(config, "bfloat16", on_gpu=True), lookup("RTX 4070", "bfloat16")
+        workload_of(config.to_spec(), on_gpu=True), lookup("RTX 4070", "bfloat16")
     ).parts
     assert {part.name: part.value for part in parts if part.name in real} == real
 
 
 @settings(max_examples=40, deadline=None)
-@given(configs(), devices())
-def test_a_prediction_reads_back_equal(config: Config, device: tuple[Hardware, str]) -> None:
+@given(specs(), devices())
+def test_a_prediction_reads_back_equal(spec: RunSpec, device: tuple[Hardware, str]) -> None:
     """What is frozen in prediction.json is what was predicted, to the last digit."""
-    prediction = predict(config, *device)
+    hardware, dtype = device
+    prediction = predict(replace(spec, dtype=dtype), hardware)
     assert Prediction.model_validate_json(prediction.model_dump_json(indent=1)) == prediction
 
 
-def larger(config: Config, what: str, by: int) -> Config:
-    """The configuration with more of one thing."""
-    if what in ("n_layer", "n_embd", "block_size", "vocab_size"):
-        model = config.model.model_copy(update={what: by * getattr(config.model, what)})
-        return config.model_copy(update={"model": model})
-    train = config.train.model_copy(update={what: by * getattr(config.train, what)})
-    return config.model_copy(update={"train": train})
+def larger(spec: RunSpec, what: str, by: int) -> RunSpec:
+    """Return the run with more of one thing."""
+    grown = {"n_embd": ("n_embd", "head_size", "mlp_width")}.get(what, (what,))
+    if what in MODEL_SIZES:
+        return with_shape(spec, **{size: by * getattr(spec.shape, size) for size in grown})
+    return replace(spec, **{what: by * getattr(spec, what)})
 
 
-MODEL_SIZES = ["n_layer", "n_embd", "block_size", "vocab_size", "micro_batch"]
-TRAIN_SIZES = ["grad_accum", "max_steps", "eval_batches"]
+MODEL_SIZES = ["n_layer", "n_embd", "context", "vocabulary"]
+TRAIN_SIZES = ["micro_batch", "grad_accum", "steps", "eval_batches"]
 
 
 @settings(max_examples=150, deadline=None)
 @given(
-    config=configs(),
+    spec=specs(),
     device=devices(),
     what=st.sampled_from(MODEL_SIZES + TRAIN_SIZES),
     by=st.integers(2, 4),
 )
 def test_more_of_anything_never_takes_less_time_or_memory(
-    config: Config, device: tuple[Hardware, str], what: str, by: int
+    spec: RunSpec, device: tuple[Hardware, str], what: str, by: int
 ) -> None:
     """Of layers, width, context, vocabulary or tokens: each part of the ledger, and the memory."""
-    small, large = predict(config, *device), predict(larger(config, what, by), *device)
+    hardware, dtype = device
+    spec = replace(spec, dtype=dtype)
+    small, large = predict(spec, hardware), predict(larger(spec, what, by), hardware)
     for key, seconds in small.ledger.items():
         assert large.ledger[key] >= seconds * (1 - 1e-12), key
     for row in ("step_seconds", "first_step_seconds", "total_seconds", "peak_process_bytes"):
@@ -181,13 +193,13 @@ def test_more_of_anything_never_takes_less_time_or_memory(
 
 @settings(max_examples=60, deadline=None)
 @given(
-    config=configs(),
+    spec=specs(),
     device=devices(),
     compute=st.floats(1, 4),
     bandwidth=st.floats(1, 4),
 )
 def test_a_faster_card_is_never_slower(
-    config: Config, device: tuple[Hardware, str], compute: float, bandwidth: float
+    spec: RunSpec, device: tuple[Hardware, str], compute: float, bandwidth: float
 ) -> None:
     hardware, dtype = device
     assert hardware.peak_flops is not None
@@ -200,7 +212,8 @@ def test_a_faster_card_is_never_slower(
             "bandwidth_bytes_per_second": bandwidth * hardware.bandwidth_bytes_per_second,
         }
     )
-    before, after = predict(config, hardware, dtype), predict(config, faster, dtype)
+    spec = replace(spec, dtype=dtype)
+    before, after = predict(spec, hardware), predict(spec, faster)
     for key, seconds in before.ledger.items():
         assert after.ledger[key] <= seconds * (1 + 1e-12), key
 
@@ -209,37 +222,35 @@ def test_a_faster_card_is_never_slower(
 def test_no_card_is_expected_to_exceed_its_peak(gpu: Gpu) -> None:
     """The documented run in each dtype the card has."""
     for dtype in (d for d in DTYPES if gpu.peak_flops(d) is not None):
-        found = predict(documented_config(), from_row(gpu, dtype), dtype).quantities
+        found = predict(replace(documented_spec(), dtype=dtype), from_row(gpu, dtype)).quantities
         assert found["mfu_6n"].expected < found["mfu_palm"].expected < 1
 
 
 @settings(max_examples=40, deadline=None)
-@given(config=configs(), device=devices(), gib=st.floats(0.5, 80))
+@given(spec=specs(), device=devices(), gib=st.floats(0.5, 80))
 def test_the_largest_micro_batch_fits_and_the_next_does_not(
-    config: Config, device: tuple[Hardware, str], gib: float
+    spec: RunSpec, device: tuple[Hardware, str], gib: float
 ) -> None:
     """At the same tokens per step: it divides the sequences of a step, and no larger one fits."""
     hardware, dtype = device
     free = int(gib * 2**30)
-    sequences = config.train.micro_batch * config.train.grad_accum
+    spec = replace(spec, dtype=dtype)
+    sequences = spec.micro_batch * spec.grad_accum
 
     def fits(micro: int) -> bool:
-        train = config.train.model_copy(
-            update={"micro_batch": micro, "grad_accum": sequences // micro}
-        )
-        changed = config.model_copy(update={"train": train})
-        return memory_of(changed, hardware, dtype).process.expected <= free
+        changed = replace(spec, micro_batch=micro, grad_accum=sequences // micro)
+        return memory_of(changed, hardware).process.expected <= free
 
     fitting = [m for m in range(1, sequences + 1) if sequences % m == 0 and fits(m)]
     expected = max(fitting, default=None)
-    assert largest_micro_batch(config, hardware, dtype, free) == expected
+    assert largest_micro_batch(spec, hardware, free) == expected
 
 
 def test_a_device_without_a_known_peak_has_no_time_and_says_why() -> None:
     """An unknown card gets its memory and its exact quantities, and no invented second."""
     known = lookup("RTX 4070", "bfloat16")
     unknown = known.model_copy(update={"peak_flops": None, "architecture": "unknown"})
-    prediction = predict(documented_config(), unknown, "bfloat16")
+    prediction = predict(documented_spec(), unknown)
     for row in ("step_seconds", "total_seconds", "mfu_palm", "energy_kwh"):
         assert row not in prediction.quantities
         assert "not known" in prediction.unpredicted[row]

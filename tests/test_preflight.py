@@ -19,7 +19,7 @@ from test_shards import ORIGIN
 from model import GPT
 from nanogauge.config import Config, load_config
 from nanogauge.doctor import preflight
-from nanogauge.doctor.checks import Finding
+from nanogauge.doctor.checks import Finding, TorchBuild
 from nanogauge.doctor.preflight import (
     LOG_BYTES_PER_SECOND,
     LOG_BYTES_PER_STEP,
@@ -27,7 +27,6 @@ from nanogauge.doctor.preflight import (
     consult,
     writes_of,
 )
-from nanogauge.doctor.toolchain import Torch
 from nanogauge.errors import BadInput
 from nanogauge.hardware import lookup
 from nanogauge.schema import Sensor, Step
@@ -103,14 +102,14 @@ EXAMINE = """
 import json, sys
 from dataclasses import asdict
 from pathlib import Path
+from nanogauge.doctor import preflight
 from nanogauge.config import load_config
 from nanogauge.hardware import lookup
 from nanogauge.measure.sensors import driver_info
-from nanogauge.doctor import preflight
-from nanogauge.doctor.toolchain import Torch
+from nanogauge.doctor.checks import TorchBuild
 from trainer.data.dataset import count_training_tokens
 uuid = "12345678-1234-1234-1234-123456789abc"
-build = Torch("2.13.0", "cuda", "13.0", "NVIDIA GeForce RTX 4070", (8, 9), ("sm_86",))
+build = TorchBuild("2.13.0", "cuda", "13.0", "NVIDIA GeForce RTX 4070", (8, 9), ("sm_86",))
 device = preflight.Device(build, "bfloat16", lookup("RTX 4070", "bfloat16"), uuid)
 config = load_config(Path(sys.argv[1]))
 found = {f.check: asdict(f) for f in preflight.examine(config, device, count_training_tokens)}
@@ -196,7 +195,7 @@ def test_a_checkpoint_has_the_bytes_that_the_disk_check_counts(tmp_path: Path) -
     (written,) = checkpoints.done()
     assert isinstance(written, Written)
     size = written.bytes
-    counted = writes_of(config, None, "").checkpoint
+    counted = writes_of(config, config.to_spec(), None).checkpoint
     assert counted <= size < 1.01 * counted
 
 
@@ -237,11 +236,11 @@ def test_the_log_grows_no_faster_than_the_disk_check_counts() -> None:
 def test_a_night_on_a_gpu_writes_its_checkpoints_and_its_readings() -> None:
     """20,000 steps in a predicted 20 h or more: the readings are most of the log."""
     config, steps = documented_config(), documented_config().train.max_steps
-    writes = writes_of(config, lookup("RTX 4070", "bfloat16"), "bfloat16")
+    writes = writes_of(config, config.to_spec(), lookup("RTX 4070", "bfloat16"))
     assert writes.copies == 4
     assert writes.checkpoint == 12 * 40_953_216
     assert writes.log > LOG_BYTES_PER_STEP * steps + LOG_BYTES_PER_SECOND * 70_000
-    assert writes_of(config, CPU, "float32").log == LOG_BYTES_PER_STEP * steps
+    assert writes_of(config, config.to_spec("float32"), CPU).log == LOG_BYTES_PER_STEP * steps
 
 
 def test_a_run_folder_that_cannot_be_made_is_no_go(tmp_path: Path) -> None:
@@ -287,7 +286,7 @@ def test_before_training_only_what_is_not_go_is_said(
 
     def consulted(*findings: Finding, force: bool = False) -> str:
         monkeypatch.setattr(preflight, "examine", lambda *_: list(findings))
-        device = Device(Torch("2.13.0", "cpu", None))
+        device = Device(TorchBuild("2.13.0", "cpu", None))
         consult(documented_config(), device, count_training_tokens, force)
         return capsys.readouterr().out
 

@@ -113,13 +113,13 @@ def test_columns_and_notes_become_a_workload(tmp_path: Path) -> None:
         flash_attn="FA3",
     )
     shape = llama.work.shape
-    assert (shape.kv_heads, shape.mlp_matrices, shape.tied) == (4, 3, False)
+    assert (shape.n_kv_head, shape.mlp_matrices, shape.tied_head) == (4, 3, False)
     assert count_parameters(shape).total == pytest.approx(150e6, rel=0.01)
     assert shape.attended == pytest.approx(2 / 3)
     assert not shape.position_table
     assert llama.work.dropout == 0.1
     assert (llama.work.optimizer, llama.work.sharding) == ("muon", "optimizer")
-    assert (llama.work.attention, llama.work.wide_residual) == ("flash3", False)
+    assert (llama.work.attention, llama.work.program.wide_residual) == ("flash3", False)
     assert llama.work.tokens_per_step == 16 * 1024 * 4 * 4
 
 
@@ -198,6 +198,6 @@ def test_the_same_model_is_what_its_source_described_before(tmp_path: Path) -> N
     second = first | {"id": "longer", "source_detail": "same model, other batch"}
     runs, _, _ = read_runs(table(tmp_path, first, second))
     assert runs[0].work.shape == runs[1].work.shape
-    assert (runs[1].work.shape.kv_heads, runs[1].work.shape.mlp_width) == (4, 1024)
+    assert (runs[1].work.shape.n_kv_head, runs[1].work.shape.mlp_width) == (4, 1024)
     other, _, _ = read_runs(table(tmp_path, first, second | {"source": "somebody else"}))
-    assert other[1].work.shape.kv_heads == 8
+    assert other[1].work.shape.n_kv_head == 8

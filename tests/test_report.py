@@ -15,14 +15,14 @@ from commands import log_lines, run
 from examples import (
     SEED_CLAIMS,
     SHARED,
-    documented_config,
     documented_prediction,
+    documented_spec,
     needs_shared,
 )
 from runs import documented_log, nanogpt_log
 
 from nanogauge.runlog.folder import create
-from nanogauge.runlog.reader import RunLog
+from nanogauge.runlog.writer import RunLog
 from nanogauge.schema import End, Start, Step
 
 
@@ -197,7 +197,7 @@ def test_the_run_folder_is_whole_and_reports_again_by_itself(
 ) -> None:
     """The claims lie in it, so that a later report needs nothing but the folder."""
     assert (folder / "claims.toml").read_bytes() == SEED_CLAIMS.read_bytes()
-    names = ("config.toml", "machine.json", "prediction.json", "log.jsonl", "report.html")
+    names = ("spec.json", "machine.json", "prediction.json", "log.jsonl", "report.html")
     assert all((folder / name).stat().st_size > 0 for name in names)
     assert not list(folder.glob("*.tmp"))
     done = run("report.py", folder, "--json")
@@ -238,7 +238,7 @@ def test_importing_again_replaces_the_earlier_import(tmp_path: Path) -> None:
 def test_importing_over_a_trained_run_is_refused(tmp_path: Path) -> None:
     """A night of training is not overwritten by a slip in --out."""
     out = tmp_path / "run"
-    trained = create(out, documented_config(), {}, documented_prediction())
+    trained = create(out, documented_spec(), {}, documented_prediction())
     start = Start(max_steps=20_000, prediction_sha256=trained.prediction_sha256, device="RTX 4070")
     with RunLog(out) as log:
         log.write(start)

@@ -11,8 +11,7 @@ from commands import run
 from examples import DOCUMENTED, SEED_CLAIMS
 from runs import event, make_finished, make_folder, nanogpt_log, steps, write
 
-from nanogauge.analysis.report_model import Report
-from nanogauge.analysis.schema import report_schema
+from nanogauge.analysis.report_model import Report, report_schema
 
 SCHEMA = report_schema()
 UNDERSTOOD = {

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from commands import ROOT, run
-from examples import documented_config
+from examples import documented_spec
 
 from nanogauge.hardware import lookup
 from nanogauge.prediction.prediction import predict
@@ -31,10 +32,8 @@ def test_a_compiled_step_hides_no_exchange_of_gradients() -> None:
     """
 
     def exchange(compile_it: bool) -> float:
-        config = documented_config()
-        section = config.run.model_copy(update={"compile": compile_it})
-        config = config.model_copy(update={"run": section})
-        parts = predict(config, lookup("RTX 4070", "bfloat16"), "bfloat16", 2).step_parts
+        spec = replace(documented_spec(), compile=compile_it, world_size=2)
+        parts = predict(spec, lookup("RTX 4070", "bfloat16")).step_parts
         return sum(part.value for part in parts if part.name == "gradient synchronisation")
 
     gradients = 4 * 40_953_216

@@ -12,15 +12,15 @@ import struct
 import sys
 import termios
 import time
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 from commands import DEMO, ROOT, TINY, command, log_lines
-from examples import documented_config, documented_prediction
+from examples import documented_prediction, documented_spec
 from rich.console import Console
 
-from nanogauge.config import Config
 from nanogauge.schema import Checkpoint, Eval, Sensor, Step
 from trainer.run.progress import ProgressDisplay, clock_times, flow
 
@@ -39,21 +39,21 @@ class Night:
         first_step: int = 0,
         before_seconds: float | None = None,
         columns: int | None = None,
+        log_every: int = 10,
         **train: int,
     ) -> None:
         self.elapsed = 0.0
-        config = documented_config()
-        section = config.train.model_copy(update=train)
-        self.config: Config = config.model_copy(update={"train": section})
+        self.spec = replace(documented_spec(), **train)
         self.file = io.StringIO()
         console = None
         if columns is not None:
             console = Console(file=self.file, force_terminal=True, width=columns, height=24)
         self.screen = ProgressDisplay(
-            self.config,
+            self.spec,
             documented_prediction(),
             first_step,
             before_seconds,
+            log_every=log_every,
             elapsed_seconds=lambda: self.elapsed,
             wall=lambda: EVENING + self.elapsed,
             terminal=lambda: console,
@@ -84,7 +84,7 @@ def steps_in(text: str) -> list[int]:
 
 def test_plain_lines_come_on_the_grid_where_it_is_rare(capsys: pytest.CaptureFixture[str]) -> None:
     """One line every log_every steps, with the first and the last step, as it always was."""
-    night = Night(max_steps=35, log_every=10)
+    night = Night(steps=35, log_every=10)
     for i in range(35):
         night.step(i)
     night.screen.close()
@@ -95,7 +95,7 @@ def test_plain_lines_of_quick_steps_are_two_seconds_apart(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A file of a night in which a line came every 10 ms is read by nobody."""
-    night = Night(max_steps=20_000, log_every=1)
+    night = Night(steps=20_000, log_every=1)
     for i in range(1000):
         night.step(i, 0.01)
     assert steps_in(capsys.readouterr().out) == pytest.approx([0, 200, 400, 600, 800], abs=4)
@@ -167,7 +167,7 @@ def test_the_finish_stands_beside_the_predicted_one(capsys: pytest.CaptureFixtur
 
 def test_time_left_counts_evaluations_and_checkpoints_to_come() -> None:
     """Evaluations at 0, 5, 10 and 12, checkpoints at 4, 8 and 12: as the loop makes them."""
-    night = Night(max_steps=12, eval_every=5, checkpoint_every=4)
+    night = Night(steps=12, eval_every=5, checkpoint_every=4)
     night.screen.evaluated(Eval(step=0, seconds=100.0))
     night.screen.checkpointed(Checkpoint(step=4, seconds=1000.0))
     left = [night.screen.seconds_left(step, 1.0) for step in (0, 3, 4, 7, 9, 11)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ MADE = MadeUp(steps=40)
 
 
 def prediction(gpus: int) -> Prediction:
-    return predict(MADE.config, lookup("RTX 4070", "bfloat16"), "bfloat16", gpus)
+    return predict(replace(MADE.spec, world_size=gpus), lookup("RTX 4070", "bfloat16"))
 
 
 def recorded(ranks: int, cards: int | None, *more: LogLine) -> Recorded:
@@ -37,12 +38,12 @@ def recorded(ranks: int, cards: int | None, *more: LogLine) -> Recorded:
 
 
 def measured(ranks: int, cards: int | None, predicted: int) -> Measurements:
-    return measure(recorded(ranks, cards), MADE.config, prediction(predicted))
+    return measure(recorded(ranks, cards), MADE.spec, prediction(predicted))
 
 
 def panel(run: Recorded, gpus: int) -> dict[str, Instrument]:
-    found = measure(run, MADE.config, prediction(gpus))
-    return {i.id: i for i in instruments(run, MADE.config, prediction(gpus), found)}
+    found = measure(run, MADE.spec, prediction(gpus))
+    return {i.id: i for i in instruments(run, MADE.spec, prediction(gpus), found)}
 
 
 @pytest.mark.parametrize("cards", [None, 2])
@@ -51,7 +52,7 @@ def test_the_power_of_some_cards_is_not_held_against_that_of_all(cards: int | No
     found = measured(4, cards, predicted=4)
     for row in ("power_watts", "energy_kwh", "cost"):
         assert row not in found.values
-        assert f"those of {cards or 1} GPU" in found.missing[row]
+        assert f"sensors cover {cards or 1} GPU" in found.missing[row]
         assert "4 trained" in found.missing[row]
     assert panel(recorded(4, cards), 4).keys().isdisjoint({"joules_per_token"})
 
@@ -91,7 +92,7 @@ def test_the_slowest_and_the_fullest_rank_are_named_with_their_spread() -> None:
     assert found["rank_forward_seconds"].text == "1 s, rank 2; the least is 25 % lower"
     assert found["rank_peak_allocated_bytes"].text.startswith("6.00 GiB, rank 3; ")
     assert "rank_data_wait_seconds" not in found
-    whole = measure(recorded(4, 4, *lines), MADE.config, prediction(4))
+    whole = measure(recorded(4, 4, *lines), MADE.spec, prediction(4))
     assert whole.values["peak_allocated_bytes"].value == 6 * GIB
 
 

@@ -23,9 +23,9 @@ from torch.profiler import ProfilerActivity, profile
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from model import GPT
-from nanogauge.config import ModelSection, OptimizerSection
+from nanogauge.config import ModelSection, OptimizerSection, shape_of
 from nanogauge.prediction.memory import predict_memory
-from nanogauge.prediction.workload import Workload, shape_of
+from nanogauge.prediction.workload import Workload
 from trainer.step.fsdp import ShardedLoss, full_tensor
 from trainer.step.optimizer import make_optimizer, update
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from examples import CPU, DOCUMENTED, beyond_gpt2, documented_config
+from examples import CPU, DOCUMENTED, beyond_gpt2, documented_spec
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -18,11 +18,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from model import GPT
-from nanogauge.config import ModelSection, OptimizerSection, load_config
+from nanogauge.config import ModelSection, OptimizerSection, load_config, program_of, shape_of
 from nanogauge.hardware import lookup
-from nanogauge.prediction.options import MUON_BYTES, MUON_KERNELS, Extra, of_layer, of_logits
-from nanogauge.prediction.step_time import predict_step_time
-from nanogauge.prediction.workload import Workload, program_of, shape_of, workload_of
+from nanogauge.prediction.step_time import (
+    MUON_BYTES,
+    MUON_KERNELS,
+    Extra,
+    of_layer,
+    of_logits,
+    predict_step_time,
+)
+from nanogauge.prediction.workload import Workload, workload_of
 from trainer.step.chunked_cross_entropy import chunked_loss, plain_loss
 from trainer.step.optimizer import make_optimizer, update
 
@@ -192,10 +198,9 @@ def test_the_documented_step_is_what_it_was_to_the_bit(
     compiled: bool, on_gpu: bool, seconds: float
 ) -> None:
     """Before other models than GPT-2 were known, with a plain head: only a fit may change it."""
-    config = documented_config()
-    config = config.model_copy(update={"run": config.run.model_copy(update={"compile": compiled})})
+    spec = replace(documented_spec(), compile=compiled, dtype="bfloat16" if on_gpu else "float32")
     hardware = lookup("RTX 4070", "bfloat16") if on_gpu else CPU
-    work = workload_of(config, "bfloat16" if on_gpu else "float32", on_gpu)
+    work = workload_of(spec, on_gpu)
     step = predict_step_time(replace(work, head="plain"), hardware)
     assert step is not None and step.seconds == seconds
 
@@ -221,7 +226,9 @@ def test_a_plan_counts_what_an_option_costs(
     for hardware, dtype in ((lookup("RTX 4070", "bfloat16"), "bfloat16"), (CPU, "float32")):
         on_gpu = hardware.kind != "cpu"
         without, changed = (
-            predict_step_time(workload_of(load_config(DOCUMENTED, over), dtype, on_gpu), hardware)
+            predict_step_time(
+                workload_of(load_config(DOCUMENTED, over).to_spec(dtype), on_gpu), hardware
+            )
             for over in ({"run": {"compile": compiled}}, overrides)
         )
         assert without is not None and changed is not None

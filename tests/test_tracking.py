@@ -34,7 +34,7 @@ from mirrored import (
 
 from nanogauge.analysis.report_model import build_report
 from nanogauge.errors import BadInput
-from nanogauge.report.terminal import write_report
+from nanogauge.report.html import write_report
 from nanogauge.schema import End
 from nanogauge.sinks.mirror import OUTPUT_NAME, Mirror, new_run_id
 from nanogauge.sinks.process import main
@@ -67,7 +67,7 @@ def test_every_value_in_wandb_is_the_logs(folder: Path) -> None:
     (begun,) = [r.run for r in records if r.WhichOneof("record_type") == "run"][:1]
     config = items(begun.config.update)
     assert (begun.project, begun.display_name, begun.run_id) == ("nights", "night", RUN_ID)
-    assert config["train"]["max_steps"] == STEPS
+    assert config["steps"] == STEPS
     assert config["prediction"]["step_seconds"]["high"] == 4.4
 
     summary = summary_in(records)
@@ -78,7 +78,14 @@ def test_every_value_in_wandb_is_the_logs(folder: Path) -> None:
     assert {row_id: summary[f"final/{row_id}"] for row_id in final} == final
     assert summary["final/headline"] == report.run.headline
     kept = offline_files(folder)[0].parent / "files"
-    for name in ("config.toml", "prediction.json", "machine.json", "report.html", "report.json"):
+    for name in (
+        "spec.json",
+        "config.toml",
+        "prediction.json",
+        "machine.json",
+        "report.html",
+        "report.json",
+    ):
         assert (kept / name).read_bytes() == (folder / name).read_bytes()
         assert not (kept / name).is_symlink(), "an offline run may be carried elsewhere"
     (table,) = kept.glob("media/table/report/verdicts*.json")
@@ -256,7 +263,7 @@ def test_an_id_is_what_wandb_takes_and_never_the_same() -> None:
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="config.toml"):
+    with pytest.raises(BadInput, match="prediction.json"):
         main([str(tmp_path)])
     make_folder(tmp_path / "run")
     (tmp_path / "run" / "prediction.json").unlink()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from mirrored import CONFIG, GOLDEN, PREDICTION, TOKENS, lines_of_a_run, start_line
+from mirrored import GOLDEN, PREDICTION, SPEC, TOKENS, lines_of_a_run, start_line
 
 from nanogauge.schema import Checkpoint, Compile, End, Eval, Line, LogLine, Sensor, Start, Step
 from nanogauge.sinks import rows as tracking_rows
@@ -13,7 +13,7 @@ Row = dict[str, float]
 
 
 def rows_of(*lines: LogLine, log_every: int = 1) -> list[Row]:
-    rows = Rows(CONFIG, PREDICTION, log_every)
+    rows = Rows(SPEC, PREDICTION, log_every)
     return [row for line in lines if (row := rows.row(line))]
 
 
@@ -129,7 +129,7 @@ def test_a_reason_for_throttling_falls_back_to_zero() -> None:
 def test_on_a_cpu_the_process_is_the_host_s() -> None:
     hardware = PREDICTION.hardware.model_copy(update={"kind": "cpu"})
     prediction = PREDICTION.model_copy(update={"hardware": hardware})
-    row = Rows(CONFIG, prediction, 1).row(Step(step=0, peak_host_bytes=7))
+    row = Rows(SPEC, prediction, 1).row(Step(step=0, peak_host_bytes=7))
     assert row["memory/peak_process_bytes"] == row["memory/peak_host_bytes"] == 7
 
 

@@ -38,6 +38,7 @@ def test_a_run_folder_holds_what_the_contract_says(tiny_run: Path) -> None:
     """Other tools read the run folder: its files and the kinds of its lines are a contract."""
     names = {path.name for path in tiny_run.iterdir()}
     assert names >= {
+        "spec.json",
         "config.toml",
         "machine.json",
         "prediction.json",

@@ -99,6 +99,9 @@ def test_a_mirror_of_the_hub_names_no_file_outside_of_its_folder(tmp_path: Path)
         fetch_file("some/texts", "../../x.bin", "0" * 40, None, tmp_path)
 
 
+FOLDER = ["spec.json", "config.toml", "machine.json", "prediction.json", "log.jsonl"]
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("trained")
@@ -111,7 +114,7 @@ def copy(trained: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained, tmp_path / "demo"))
 
 
-@pytest.mark.parametrize("name", ["config.toml", "machine.json", "prediction.json", "log.jsonl"])
+@pytest.mark.parametrize("name", FOLDER)
 def test_a_link_out_of_a_run_folder_is_refused(copy: Path, name: str) -> None:
     """machine.json as a link to a file with passwords was shown on the page and uploaded."""
     shutil.move(copy / name, copy.parent / name)
@@ -141,7 +144,7 @@ def test_a_resumed_run_writes_to_no_log_outside_the_run_folder(copy: Path) -> No
     assert (copy.parent / "log.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize("name", ["config.toml", "machine.json", "prediction.json", "log.jsonl"])
+@pytest.mark.parametrize("name", FOLDER)
 def test_a_pipe_instead_of_a_file_is_refused(copy: Path, name: str) -> None:
     """Reading it blocked."""
     (copy / name).unlink()

@@ -84,7 +84,7 @@ MADE = MadeUp(steps=100, every=50, evaluation=9.0, checkpoint=2.0, step=lambda n
 
 def our_rows(run: MadeUp = MADE) -> Rows:
     """What W&B exports of the run that our mirror sent."""
-    rows = tracking_rows.Rows(run.config, run.prediction, 10)
+    rows = tracking_rows.Rows(run.spec, run.prediction, 10)
     sent = ((line, rows.row(line)) for line in run.lines())
     return [
         {"_step": 100 * n, "_runtime": 3.0 * n, **row} for n, (_, row) in enumerate(sent) if row

@@ -31,8 +31,9 @@ from wandb_stub import ENTITY, Mood, WandbStub
 
 from nanogauge.analysis.report_model import build_report
 from nanogauge.errors import RunFailed
-from nanogauge.report.terminal import write_report
-from nanogauge.runlog.reader import FILE_NAME, RunLog
+from nanogauge.report.html import write_report
+from nanogauge.runlog.reader import FILE_NAME
+from nanogauge.runlog.writer import RunLog
 from nanogauge.schema import End, Step
 from nanogauge.sinks.mirror import OUTPUT_NAME, Mirror, upload
 

@@ -8,7 +8,7 @@ import time
 from dataclasses import replace
 
 import pytest
-from examples import CPU, documented_config
+from examples import CPU, documented_config, documented_spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from runs import GIB, MadeUp
@@ -21,13 +21,14 @@ from nanogauge.config import Config, add_config_flags, config_overrides
 from nanogauge.hardware import lookup
 from nanogauge.prediction.prediction import predict
 from nanogauge.runlog.history import Recorded
+from nanogauge.runspec import RunSpec
 from nanogauge.schema import Compile, Prediction
 
 
 def scenarios(run: MadeUp, prediction: Prediction | None = None) -> dict[str, Scenario]:
-    recorded, config = run.recorded(), run.config
+    recorded, spec = run.recorded(), run.spec
     prediction = prediction or run.prediction
-    rows = what_if(config, prediction, measure(recorded, config, prediction), recorded)
+    rows = what_if(spec, prediction, measure(recorded, spec, prediction), recorded)
     assert len({row.id for row in rows}) == len(rows) <= 6
     return {row.id: row for row in rows}
 
@@ -64,19 +65,21 @@ def test_a_step_that_was_slower_than_predicted_makes_other_shapes_slower_too() -
     row = scenarios(run)["gpt2"]
     card = lookup("RTX 4070", "bfloat16")
     here, there = (
-        predict(c, card, "bfloat16").quantities["step_seconds"].expected
-        for c in (run.config, with_flags(run.config, row.change))
+        predict(spec, card).quantities["step_seconds"].expected
+        for spec in (run.spec, with_flags(row.change))
     )
     assert row.step_seconds.expected == pytest.approx(2 * 3.9 / here * there)
 
 
-def with_flags(config: Config, change: str) -> Config:
+def with_flags(change: str) -> RunSpec:
+    """Return the run of MadeUp() with these flags."""
     parser = Parser("")
     add_config_flags(parser)
-    values = config.model_dump()
+    values = documented_config().model_dump()
+    values["train"] |= {"max_steps": 60, "eval_every": 20, "checkpoint_every": 20}
     for section, keys in config_overrides(parser.parse(change.split())).items():
         values[section] |= keys
-    return Config.model_validate(values)
+    return Config.model_validate(values).to_spec()
 
 
 def test_the_flags_of_a_scenario_make_a_valid_configuration_of_its_kind() -> None:
@@ -84,9 +87,9 @@ def test_the_flags_of_a_scenario_make_a_valid_configuration_of_its_kind() -> Non
     run = MadeUp()
     for row in scenarios(run).values():
         if row.change.startswith("--") and "--gpu" not in row.change:
-            changed = with_flags(run.config, row.change)
-            assert changed != run.config
-            assert changed.tokens_per_step == run.config.tokens_per_step, row.id
+            changed = with_flags(row.change)
+            assert changed != run.spec
+            assert changed.tokens_per_step == run.spec.tokens_per_step, row.id
 
 
 def test_another_card_is_predicted_without_this_cards_correction() -> None:
@@ -97,7 +100,7 @@ def test_another_card_is_predicted_without_this_cards_correction() -> None:
         assert not quick[name].corrected
         assert "says nothing of another card" in quick[name].why
     card = lookup("RTX 4070 SUPER", "bfloat16")
-    planned = predict(MadeUp().config, card, "bfloat16").quantities
+    planned = predict(MadeUp().spec, card).quantities
     row = quick["card_rtx_4070_super"]
     assert row.total_seconds == planned["total_seconds"]
     assert row.energy_kwh == planned["energy_kwh"]
@@ -127,16 +130,14 @@ def test_a_measured_peak_decides_what_fits() -> None:
 def test_a_larger_micro_batch_is_advised_where_it_is_sure_to_fit_and_saves_time() -> None:
     """The advice and the row are one saving: they cannot differ."""
     run = MadeUp(scale={"process_used_bytes": 0.5})
-    config = run.config
-    train = config.train.model_copy(update={"micro_batch": 1, "grad_accum": 512})
-    config = config.model_copy(update={"train": train})
-    prediction = predict(config, lookup("RTX 4070", "bfloat16"), "bfloat16")
+    spec = replace(run.spec, micro_batch=1, grad_accum=512)
+    prediction = predict(spec, lookup("RTX 4070", "bfloat16"))
     recorded = run.recorded()
-    found = measure(recorded, config, prediction)
-    rows = {row.id: row for row in what_if(config, prediction, found, recorded)}
+    found = measure(recorded, spec, prediction)
+    rows = {row.id: row for row in what_if(spec, prediction, found, recorded)}
     row = rows["micro_batch"]
     assert row.verdict == "fits"
-    told = attribute(prediction, found, config, recorded, list(rows.values()))
+    told = attribute(prediction, found, spec, recorded, list(rows.values()))
     assert told is not None
     advice = next(p.advice for p in told.parts if p.cause == "step: efficiency")
     assert advice is not None and row.change in advice
@@ -156,8 +157,9 @@ def test_another_micro_batch_evaluates_as_many_tokens() -> None:
     """A larger micro-batch would enlarge the evaluation, and look dearer for it."""
     run = MadeUp()
     row = scenarios(run)["micro_batch"]
-    train = with_flags(run.config, row.change).train
-    assert train.eval_batches * train.micro_batch == 200 * 16
+    spec = with_flags(row.change)
+    assert spec.eval_batches is not None
+    assert spec.eval_batches * spec.micro_batch == 200 * 16
     assert row.delta_s < 0
 
 
@@ -168,14 +170,12 @@ def test_a_run_that_went_on_without_compilation_is_corrected_as_such() -> None:
     for line in run.lines():
         eager = line.model_copy(update={"mode": "eager"}) if isinstance(line, Compile) else line
         recorded.add(eager)
-    found = measure(recorded, run.config, run.prediction)
-    rows = {row.id: row for row in what_if(run.config, run.prediction, found, recorded)}
+    found = measure(recorded, run.spec, run.prediction)
+    rows = {row.id: row for row in what_if(run.spec, run.prediction, found, recorded)}
     factor = re.match(r"a step took ([\d.]+) times", rows["again"].why)
     assert factor is not None
-    eager_config = run.config.model_copy(
-        update={"run": run.config.run.model_copy(update={"compile": False})}
-    )
-    expected = predict(eager_config, run.prediction.hardware, "bfloat16").quantities["step_seconds"]
+    eager_run = predict(replace(run.spec, compile=False), run.prediction.hardware)
+    expected = eager_run.quantities["step_seconds"]
     assert float(factor[1]) == pytest.approx(3.9 / expected.expected, abs=1e-3)
 
 
@@ -185,13 +185,13 @@ def test_nothing_is_said_without_a_steady_step_or_a_prediction() -> None:
     assert scenarios(run, nothing) == {}
     recorded = Recorded()
     recorded.add(run.lines()[0])
-    found = measure(recorded, run.config, run.prediction)
-    assert what_if(run.config, run.prediction, found, recorded) == []
+    found = measure(recorded, run.spec, run.prediction)
+    assert what_if(run.spec, run.prediction, found, recorded) == []
 
 
 def test_a_run_on_a_cpu_has_no_cards_and_no_watts() -> None:
     run = MadeUp(sensors=False)
-    rows = scenarios(run, predict(run.config, CPU, "float32"))
+    rows = scenarios(run, predict(replace(run.spec, dtype="float32"), CPU))
     assert not [name for name in rows if name.startswith("card")]
     assert all(row.energy_kwh is None for row in rows.values())
     assert "more_tokens" in rows
@@ -200,11 +200,11 @@ def test_a_run_on_a_cpu_has_no_cards_and_no_watts() -> None:
 def test_the_whole_of_it_takes_less_than_150_ms() -> None:
     """A report is there in under two seconds; this is a small part of it."""
     run = MadeUp()
-    recorded, config, prediction = run.recorded(), documented_config(), run.prediction
-    found = measure(recorded, config, prediction)
+    recorded, spec, prediction = run.recorded(), documented_spec(), run.prediction
+    found = measure(recorded, spec, prediction)
     took = []
     for _ in range(5):
         begin = time.perf_counter()
-        what_if(config, prediction, found, recorded)
+        what_if(spec, prediction, found, recorded)
         took.append(time.perf_counter() - begin)
     assert statistics.median(took) < 0.15

@@ -24,12 +24,11 @@ from torch.nn import functional as F
 
 from model import GPT, Block, through
 from nanogauge.config import Config, RunSection
-from nanogauge.doctor.environment import cpu_name, total_memory_bytes
+from nanogauge.doctor.checks import TorchBuild
 from nanogauge.doctor.preflight import Device
-from nanogauge.doctor.toolchain import Torch
 from nanogauge.errors import BadInput
 from nanogauge.hardware import find_gpu, from_properties, from_row
-from nanogauge.measure.host import process_bytes
+from nanogauge.measure.host import cpu_name, process_bytes, total_memory_bytes
 from nanogauge.measure.sensors import DriverInfo, driver_info
 from nanogauge.prediction.calibrated import (
     COPY,
@@ -99,7 +98,7 @@ def measure_device(config: Config, device: torch.device, dtype: str, name: str) 
         BadInput: if the device has not enough memory, or torch.compile is on and fails.
     """
     began = time.perf_counter()
-    work = workload_of(config, dtype, on_gpu=device.type != "cpu")
+    work = workload_of(config.to_spec(dtype), on_gpu=device.type != "cpu")
     torch.set_float32_matmul_precision("high")  # as train.py
     torch.manual_seed(config.run.seed)
     try:
@@ -135,18 +134,18 @@ def measure_operations(work: Workload, device: torch.device, dtype: torch.dtype)
     figures = [_matmul_figure(f"{name}, square", 1024, 1024, 1024, dtype, device)]
     affordable = figures[0].value * SECONDS_EACH / 4  # FLOPs of one repetition
     for title, inner, outer in (
-        ("query, key, value", shape.width, 3 * shape.width),
-        ("attention projection", shape.width, shape.width),
-        ("MLP", shape.width, shape.mlp_width),
-        ("MLP projection", shape.mlp_width, shape.width),
-        ("vocabulary head", shape.width, shape.vocabulary),
+        ("query, key, value", shape.n_embd, 3 * shape.n_embd),
+        ("attention projection", shape.n_embd, shape.n_embd),
+        ("MLP", shape.n_embd, shape.mlp_width),
+        ("MLP projection", shape.mlp_width, shape.n_embd),
+        ("vocabulary head", shape.n_embd, shape.vocabulary),
     ):
         rows = min(work.tokens, max(1, int(affordable / (2 * inner * outer))))
         figures.append(_matmul_figure(f"{name}, {title}", rows, inner, outer, dtype, device))
 
-    per_sequence = 7 * 2 * shape.context**2 * shape.width  # two products forward, five backward
+    per_sequence = 7 * 2 * shape.context**2 * shape.n_embd  # two products forward, five backward
     sequences = min(work.micro_batch, max(1, int(affordable / per_sequence)))
-    heads = (sequences, shape.heads, shape.context, shape.head_size)
+    heads = (sequences, shape.n_head, shape.context, shape.head_size)
     q, k, v = (torch.randn(heads, device=device, dtype=dtype, requires_grad=True) for _ in "qkv")
 
     def attend() -> None:
@@ -280,8 +279,8 @@ def measure_parts(
     Both are stepped in turn, so that a disturbance affects both. The figure is the time of their
     compilation.
     """
-    layers = min(STACKED_LAYERS, work.shape.layers)
-    both = replace(work.shape, layers=1 + layers)
+    layers = min(STACKED_LAYERS, work.shape.n_layer)
+    both = replace(work.shape, n_layer=1 + layers)
     micro_batches = min(MOST_MICRO_BATCHES, work.grad_accum)
     flops = micro_batches * work.tokens * flops_per_token_palm(both)
     expected_seconds = flops / (flops_per_second / 2)
@@ -454,14 +453,14 @@ def probe(run: RunSection) -> Device:
         warnings.simplefilter("ignore")  # a check reports a driver that is too old
         device = choose_device(run.device)
     if device is None:
-        return Device(Torch(torch.__version__, None, torch.version.cuda))
+        return Device(TorchBuild(torch.__version__, None, torch.version.cuda))
     dtype = choose_dtype(run.dtype, device)
     if device.type != "cuda":
         hardware = describe_hardware(device, dtype)[0] if device.type != "cpu" else None
-        build = Torch(torch.__version__, device.type, torch.version.cuda)
+        build = TorchBuild(torch.__version__, device.type, torch.version.cuda)
         return Device(build, dtype, hardware)
     gpu = torch.cuda.get_device_properties(device)
-    build = Torch(
+    build = TorchBuild(
         version=torch.__version__,
         device="cuda",
         cuda=torch.version.cuda,

@@ -1,151 +1,94 @@
-"""What a run log says of each quantity: a figure with how it was measured, or why there is none."""
+"""Measure every row of the report from the run log, or say why it cannot be measured."""
 
 from __future__ import annotations
 
-import statistics
+import math
+from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
-from nanogauge.analysis.figures import Measured, quantile
-from nanogauge.analysis.quality import quality_figures, quality_notes
+from nanogauge.analysis.ledger import (
+    Ledger,
+    Measured,
+    build_ledger,
+    describe_run_time,
+    steady_seconds,
+    steady_steps,
+)
 from nanogauge.analysis.telemetry import energy_figures, memory_figures
-from nanogauge.config import Config
 from nanogauge.prediction.flops import MFU_CONVENTIONS, flops_per_token_6n, flops_per_token_palm
-from nanogauge.prediction.workload import shape_of
-from nanogauge.quantities import QUANTITIES, format_seconds, mfu
+from nanogauge.quantities import QUANTITIES, mfu
 from nanogauge.runlog.history import Recorded
-from nanogauge.schema import Prediction, Stored
+from nanogauge.runspec import RunSpec
+from nanogauge.schema import Benchmark, Prediction, Stored
 
+QUALITY = "quality_vs_gpt2"
+GPT2 = "gpt2"
+HELD_OUT = "held_out"
 SPEEDUP_AFTER_SECONDS = 600
 SPEEDUP_WINDOW_SECONDS = 60
 NOT_IN_LOG = "not_in_log"
-"""what an event is called that says why an imported log has no figure for the row it is about"""
-
-
-class Ledger(Stored):
-    """Where the wall time went, in seconds; None where the log cannot tell a part from another."""
-
-    compile_s: float | None
-    step_s: float | None
-    """without waiting for data"""
-    eval_s: float | None
-    checkpoint_s: float | None
-    data_wait_s: float | None
-    lost_s: float | None
-    """work that a later process made again"""
-    startup_s: float | None
-    """of the processes after the first: until their first step began, without compilation and
-    evaluation"""
-    gap_s: float | None
-    """between the processes, when none ran; None where the log does not tell"""
-    other_s: float | None
-    wall_s: float | None
-    """from the first line to the last; without gap_s where that is not known. None where nothing in
-    the log has a time"""
-
-    @property
-    def ran_s(self) -> float | None:
-        """Of wall_s: the time in which a process ran."""
-        return None if self.wall_s is None else self.wall_s - (self.gap_s or 0.0)
-
-
-LEDGER_NAMES = {
-    "step_s": "steps",
-    "data_wait_s": "waiting for data",
-    "eval_s": "evaluation",
-    "checkpoint_s": "checkpoints",
-    "compile_s": "compilation",
-    "lost_s": "work made again",
-    "startup_s": "starting again",
-    "gap_s": "no process ran",
-    "other_s": "everything else",
-}
-"""the parts of a ledger in words, in the order in which they are shown"""
+"""Name of the event that says why an imported log has no value for a row."""
 
 
 class Measurements(Stored):
     values: dict[str, Measured]
     missing: dict[str, str]
-    """row id -> why it was not measured"""
+    """Row id -> reason why it was not measured."""
     refused: list[str]
-    """row ids whose figure cannot be true; missing says why"""
+    """Row ids with an impossible value; `missing` has the reason."""
     ledger: Ledger
     median_step_seconds: float | None
     steps_done: int
     timed_whole: bool
-    """an imported log's ledger may lack evaluations, or how the run began"""
+    """Whether the ledger covers the whole run; that of an imported log may not."""
     status: str
-    """finished, stopped, failed, or unfinished: it died or is still running"""
+    """finished, stopped or failed; unfinished if the run died or is still running."""
     notes: dict[str, list[str]]
-    """row id -> what the log's events say about it"""
+    """Row id -> texts of logged events about it."""
 
 
-def steady(recorded: Recorded) -> npt.NDArray[np.bool_]:
-    """Which of the steps are steady: timed, and not the first of a process, which warms up.
-
-    A step that waited for a compilation is none either, though that has a time of its own.
-    """
-    left_out = {start.first_step for start in recorded.starts}
-    left_out |= {c.step for c in recorded.compiles if c.step is not None}
-    timed = ~np.isnan(recorded.steps.column("step_seconds"))
-    return timed & ~np.isin(recorded.steps.column("step"), list(left_out))
-
-
-def steady_seconds(recorded: Recorded, first_step: int = 0) -> npt.NDArray[np.float64]:
-    """The times of the steady steps from this one on."""
-    wanted = steady(recorded) & (recorded.steps.column("step") >= first_step)
-    return recorded.steps.column("step_seconds")[wanted]
-
-
-def measure(recorded: Recorded, config: Config, prediction: Prediction) -> Measurements:
-    """Every quantity of a run, from its log."""
+def measure(recorded: Recorded, spec: RunSpec, prediction: Prediction) -> Measurements:
+    """Measure every quantity of a run."""
     steps = recorded.steps
     end = recorded.end
     steps_done = end.steps if end is not None else (steps[-1].step + 1 if steps else 0)
     status = end.status if end is not None else "unfinished"
     seconds = steady_seconds(recorded)
     median = float(np.median(seconds)) if len(seconds) else None
-    ledger = _ledger(recorded, steps_done, median)
+    ledger = build_ledger(recorded, steps_done, median)
     values: dict[str, Measured] = {}
     missing: dict[str, str] = {}
     refused: list[str] = []
 
-    unique = recorded.starts[-1].train_tokens or config.data.tokens
-    _count(values, missing, config, prediction, steps_done, unique)
+    unique = recorded.starts[-1].train_tokens or spec.unique_tokens
+    _measure_counts(values, missing, spec, prediction, steps_done, unique)
     if median is None:
         for row in ("step_seconds", "mfu_palm", "mfu_6n"):
             missing[row] = "no steady step is in the log yet"
     else:
         values["step_seconds"] = Measured(
             value=median,
-            p10=quantile(seconds, 0.1),
-            p90=quantile(seconds, 0.9),
+            p10=float(np.quantile(seconds, 0.1)),
+            p90=float(np.quantile(seconds, 0.9)),
             n=len(seconds),
             how=f"median of {len(seconds):,} steps without compilation, evaluation or checkpoint",
         )
-        refused = _utilisation(values, missing, config, prediction, median)
-    _first_step(values, missing, recorded, median)
-    _total(values, missing, recorded, config, status, steps_done, ledger)
+        refused = _measure_mfu(values, missing, spec, prediction, median)
+    _measure_first_step(values, missing, recorded, median)
+    _measure_total(values, missing, recorded, spec, status, steps_done, ledger)
     for found, absent in (
         memory_figures(recorded, prediction),
-        energy_figures(recorded, config, prediction, ledger.ran_s),
+        energy_figures(recorded, spec, prediction, ledger.ran_s),
         quality_figures(recorded.benchmarks),
     ):
         values |= found
         missing |= absent
-    _speedup(values, missing, recorded)
-    if not recorded.evals:
-        missing["val_loss"] = "no evaluation is in the log yet"
-    elif (last := recorded.evals[-1]).val_bits_per_byte is not None:
-        bits = f"{last.val_bits_per_byte:.4f} bits per byte after {last.step:,} steps"
-        missing["val_loss"] = f"not in this log: it has {bits}, and not the bytes per token"
-    elif last.val_loss is None:
-        missing["val_loss"] = f"it was not finite after {last.step:,} steps"
-    else:
-        how = f"evaluation after {last.step:,} steps"
-        values["val_loss"] = Measured(value=last.val_loss, how=how)
-    notes = quality_notes(recorded.benchmarks)
+    _measure_speedup(values, missing, recorded)
+    _measure_val_loss(values, missing, recorded)
+    notes: dict[str, list[str]] = {}
+    if compared := _gpt2_benchmarks(recorded.benchmarks):
+        notes[QUALITY] = [describe_benchmark(b) for b in compared]
     timed_whole = ledger.other_s is not None or ledger.eval_s is not None
     for event in recorded.events:
         if event.about is not None and event.what == NOT_IN_LOG:
@@ -167,122 +110,45 @@ def measure(recorded: Recorded, config: Config, prediction: Prediction) -> Measu
     )
 
 
-def _ledger(recorded: Recorded, steps_done: int, median: float | None) -> Ledger:
-    """Book every recorded second; steps and evaluations without a time of their own count median.
-
-    What is left of the time of the processes is other_s. A log without a clock has no wall time of
-    its own: its wall_s is the sum of the parts.
-    """
-    first_step = min((s.first_step for s in recorded.starts), default=0)
-    timed = recorded.steps.known("step_seconds")
-    waits = recorded.steps.known("data_wait_seconds")
-    untimed = steps_done - first_step - len(timed)
-    data_wait = float(waits.sum()) if len(waits) else None
-    step = None
-    if len(timed) or not untimed:
-        step = float(timed.sum()) - (data_wait or 0.0) + untimed * (median or 0.0)
-    known = [e.seconds for e in recorded.evals if e.seconds is not None]
-    evaluation = None
-    if known:
-        unknown = len(recorded.evals) - len(known)
-        evaluation = sum(known) + unknown * statistics.median(known)
-    elif not recorded.evals:
-        evaluation = 0.0
-    saved = [c.seconds for c in recorded.checkpoints if c.seconds is not None]
-    compiled = [c.seconds for c in recorded.compiles]
-    # Our own log books whatever there was; in another's, no line may mean that it does not tell.
-    nothing = 0.0 if recorded.starts[0].source == "train" else None
-    checkpoint = sum(saved) if saved else nothing
-    compile_s = sum(compiled) if compiled else nothing
-    sessions = [s for s in recorded.session_seconds if s is not None]
-    clocked = len(sessions) == len(recorded.session_seconds)
-    lost = startup = None if len(recorded.starts) > 1 else 0.0  # a log without a clock
-    if clocked:
-        lost, startup = recorded.lost_seconds, _starting_again(recorded)
-    parts = (step, evaluation, checkpoint, compile_s, data_wait, lost, startup)
-    booked = sum(part for part in parts if part is not None)
-    gaps = recorded.gap_seconds
-    gap = None if None in gaps else sum(seconds for seconds in gaps if seconds is not None)
-    return Ledger(
-        compile_s=compile_s,
-        step_s=step,
-        eval_s=evaluation,
-        checkpoint_s=checkpoint,
-        data_wait_s=data_wait,
-        lost_s=lost,
-        startup_s=startup,
-        gap_s=gap,
-        other_s=sum(sessions) - booked if clocked else None,
-        wall_s=sum(sessions) + (gap or 0.0) if clocked else (None if step is None else booked),
-    )
-
-
-def _total(
+def _measure_total(
     values: dict[str, Measured],
     missing: dict[str, str],
     recorded: Recorded,
-    config: Config,
+    spec: RunSpec,
     status: str,
     steps_done: int,
     ledger: Ledger,
 ) -> None:
     if status != "finished":
-        missing["total_seconds"] = (
-            f"the run is at step {steps_done:,} of {config.train.max_steps:,}"
-        )
+        missing["total_seconds"] = f"the run is at step {steps_done:,} of {spec.steps:,}"
     elif ledger.eval_s is None and ledger.other_s is None:
         missing["total_seconds"] = "no evaluation has a time of its own in this log"
-    elif ledger.wall_s is not None:
-        sampled = len(recorded.steps.known("step_seconds"))
+    elif ledger.ran_s is not None:
+        timed = len(recorded.steps.known("step_seconds"))
         how = (
-            _time_it_ran(recorded, ledger)
+            describe_run_time(recorded, ledger)
             if ledger.other_s is not None
-            else f"reconstructed: {steps_done:,} steps from {sampled} printed ones, each "
+            else f"reconstructed: {steps_done:,} steps from {timed} printed ones, each "
             f"evaluation{', and compilation' if recorded.compiles else ''}"
         )
-        assert ledger.ran_s is not None
         values["total_seconds"] = Measured(value=ledger.ran_s, how=how)
     else:
-        missing["total_seconds"] = "no steady step is in this log to count the others by"
+        missing["total_seconds"] = "no steady step in this log gives the time of the others"
 
 
-def _time_it_ran(recorded: Recorded, ledger: Ledger) -> str:
-    """How the total was measured, and what is not in it."""
-    count = len(recorded.processes)
-    if count == 1:
-        return "wall time of the run"
-    if ledger.gap_s is not None:
-        between = f"the {format_seconds(ledger.gap_s)} between them, when none ran, are not in it"
-    else:
-        between = (
-            "the time between them is not in it, and not known: the log names no time of day, or "
-            "the clock that tells it was set"
-        )
-    return f"wall time of the run's {count} processes; {between}"
-
-
-def _starting_again(recorded: Recorded) -> float:
-    """Seconds of the later processes before their first step; all of one that made none."""
-    total = 0.0
-    for startup, session in zip(recorded.startups[1:], recorded.session_seconds[1:], strict=True):
-        until = session if startup.first_step_began is None else startup.first_step_began
-        total += max((until or 0.0) - startup.booked_seconds, 0.0)
-    return total
-
-
-def _count(
+def _measure_counts(
     values: dict[str, Measured],
     missing: dict[str, str],
-    config: Config,
+    spec: RunSpec,
     prediction: Prediction,
     steps_done: int,
     unique_tokens: int | None,
 ) -> None:
-    """What follows from the steps that were really made."""
-    tokens = steps_done * config.tokens_per_step
-    how = f"counted: {steps_done:,} steps x {config.tokens_per_step:,} tokens"
+    """Fill the rows that follow from the number of steps and the configuration."""
+    tokens = steps_done * spec.tokens_per_step
+    how = f"counted: {steps_done:,} steps x {spec.tokens_per_step:,} tokens"
     values["tokens_per_step"] = Measured(
-        value=config.tokens_per_step, how="micro-batch x context x accumulation, as run"
+        value=spec.tokens_per_step, how="micro-batch x context x accumulation, as run"
     )
     values["tokens_total"] = Measured(value=tokens, how=how)
     if unique_tokens is not None:
@@ -296,26 +162,26 @@ def _count(
             value=prediction.quantities[row].expected, how="counted from the configuration"
         )
     for row, per_token in (
-        ("flops_total_6n", flops_per_token_6n(shape_of(config.model))),
-        ("flops_total_palm", flops_per_token_palm(shape_of(config.model))),
+        ("flops_total_6n", flops_per_token_6n(spec.shape)),
+        ("flops_total_palm", flops_per_token_palm(spec.shape)),
     ):
         values[row] = Measured(
             value=per_token * tokens, how=f"{how} x {per_token / 1e6:.1f} MFLOP per token"
         )
 
 
-def _utilisation(
+def _measure_mfu(
     values: dict[str, Measured],
     missing: dict[str, str],
-    config: Config,
+    spec: RunSpec,
     prediction: Prediction,
     median: float,
 ) -> list[str]:
-    """The shares of the peak; those above it are refused, and returned."""
+    """Fill the MFU rows; return those above 1, which are refused."""
     refused = []
     peak = prediction.peak_flops
     for row, per_token in MFU_CONVENTIONS.items():
-        flops = per_token(shape_of(config.model)) * config.tokens_per_step
+        flops = per_token(spec.shape) * spec.tokens_per_step
         achieved = f"{flops / median / 1e12:.3g}"
         if peak is None:
             missing[row] = f"{achieved} TFLOP/s, but the peak is {prediction.hardware.peak_name}"
@@ -334,14 +200,13 @@ def _utilisation(
     return refused
 
 
-def _first_step(
+def _measure_first_step(
     values: dict[str, Measured], missing: dict[str, str], recorded: Recorded, median: float | None
 ) -> None:
     row = "first_step_seconds"
-    begins = recorded.steps[:1]
-    first = begins[0] if begins and begins[0].step == 0 else None
+    first = recorded.steps[0] if recorded.steps else None
     compiling = sum(c.seconds for c in recorded.compiles[:1])
-    if first is None:
+    if first is None or first.step != 0:
         missing[row] = "step 0 is not in the log"
     elif first.step_seconds is not None:
         how = f"compilation {compiling:.3g} s + step {first.step_seconds:.3g} s"
@@ -351,11 +216,11 @@ def _first_step(
     elif first.printed_seconds is None:
         missing[row] = "the log has no time for step 0"
     elif median is None or not recorded.compiles:
-        how = "as printed; what of it is evaluation, the step and compilation, no log line tells"
+        how = "as printed; the log does not separate evaluation, step and compilation"
         values[row] = Measured(value=first.printed_seconds, how=how)
     else:
-        inside = first.printed_seconds - compiling - median
-        evaluating = f"an evaluation of about {inside:.3g} s, " if inside > 1e-6 else ""
+        rest = first.printed_seconds - compiling - median
+        evaluating = f"an evaluation of about {rest:.3g} s, " if rest > 1e-6 else ""
         how = (
             f"as printed; of it {evaluating}a step of {median:.3g} s and {compiling:.3g} s that "
             "are left for compilation"
@@ -363,12 +228,14 @@ def _first_step(
         values[row] = Measured(value=first.printed_seconds, how=how)
 
 
-def _speedup(values: dict[str, Measured], missing: dict[str, str], recorded: Recorded) -> None:
-    """Steady speed after ten minutes over the speed in the first minute after the first step."""
+def _measure_speedup(
+    values: dict[str, Measured], missing: dict[str, str], recorded: Recorded
+) -> None:
+    """Compare the step time after ten minutes with that of the first minute."""
     row = "speedup_after_warmup"
-    wanted = steady(recorded) & ~np.isnan(recorded.steps.column("elapsed_seconds"))
-    ends = recorded.steps.column("elapsed_seconds")[wanted]
-    seconds = recorded.steps.column("step_seconds")[wanted]
+    timed = steady_steps(recorded) & ~np.isnan(recorded.steps.column("elapsed_seconds"))
+    ends = recorded.steps.column("elapsed_seconds")[timed]
+    seconds = recorded.steps.column("step_seconds")[timed]
     if not len(ends):
         numbers = [s.step for s in recorded.steps[:2]]
         between = f" between steps {numbers[0]} and {numbers[1]}" if len(numbers) > 1 else ""
@@ -387,3 +254,73 @@ def _speedup(values: dict[str, Measured], missing: dict[str, str], recorded: Rec
             n=len(early),
             how=f"median of {len(early)} steps in the first minute over that after 10 minutes",
         )
+
+
+def _measure_val_loss(
+    values: dict[str, Measured], missing: dict[str, str], recorded: Recorded
+) -> None:
+    row = "val_loss"
+    if not recorded.evals:
+        missing[row] = "no evaluation is in the log yet"
+        return
+    last = recorded.evals[-1]
+    if last.val_bits_per_byte is not None:
+        bits = f"{last.val_bits_per_byte:.4f} bits per byte after {last.step:,} steps"
+        missing[row] = f"not in this log: it has {bits}, and not the bytes per token"
+    elif last.val_loss is None:
+        missing[row] = f"non-finite after {last.step:,} steps"
+    else:
+        values[row] = Measured(value=last.val_loss, how=f"evaluation after {last.step:,} steps")
+
+
+def quality_figures(benchmarks: Sequence[Benchmark]) -> tuple[dict[str, Measured], dict[str, str]]:
+    """Return the score ratio to GPT-2 124M (above 1: the run is better), or why there is none.
+
+    The geometric mean over the tasks of score / GPT-2's score, of each task's main metric.
+    Without tasks, GPT-2's bits per byte on the run's held-out text over those of the run.
+    """
+    compared = _gpt2_benchmarks(benchmarks)
+    if not compared:
+        others = sorted({b.against for b in benchmarks if b.against not in (None, GPT2)}, key=str)
+        absent = "no benchmark was run"
+        if others:
+            absent = f"benchmarks were compared with {', '.join(map(str, others))}, not GPT-2 124M"
+        return {}, {QUALITY: absent}
+    tasks = [b for b in compared if b.name != HELD_OUT]
+    counted = tasks or compared
+    ratios = [ratio for b in counted if (ratio := _score_ratio(b)) is not None]
+    how = f"score over GPT-2 124M's: {', '.join(f'{b.name} ({b.metric})' for b in counted)}"
+    if not tasks:
+        how = f"GPT-2 124M's over the run's own {counted[0].metric} on the run's held-out text"
+    elif len(tasks) > 1:
+        how = f"geometric mean of the {how}"
+    value = math.prod(ratios) ** (1 / len(ratios))
+    n = counted[0].n if len(counted) == 1 else None
+    return {QUALITY: Measured(value=value, n=n, how=how)}, {}
+
+
+def _gpt2_benchmarks(benchmarks: Sequence[Benchmark]) -> list[Benchmark]:
+    return [b for b in benchmarks if b.main and b.against == GPT2 and _score_ratio(b) is not None]
+
+
+def describe_benchmark(line: Benchmark) -> str:
+    """Format both scores and whether their difference may be chance."""
+    text = f"{line.name} {line.metric} {line.value:.4f}"
+    if line.against_value is None:
+        return text
+    text += f" against {line.against_value:.4f} of {line.against} (n = {line.n:,}"
+    if line.difference_low is not None and line.difference_high is not None:
+        text += (
+            f", 95 % of the difference: {line.difference_low:+.4f} to {line.difference_high:+.4f}"
+        )
+        if line.difference_low <= 0 <= line.difference_high:
+            text += ", which may be chance"
+    return text + f"; step {line.step:,})"
+
+
+def _score_ratio(line: Benchmark) -> float | None:
+    """Return how many times better the run scored; None without a positive score to compare."""
+    better, worse = line.value, line.against_value
+    if worse is not None and line.better == "lower":
+        better, worse = worse, better
+    return better / worse if worse is not None and worse > 0 else None

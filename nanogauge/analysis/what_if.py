@@ -1,20 +1,18 @@
 """Predict the same run at other settings, with the engine of plan.py.
 
-On the run's own hardware the prediction is calibrated by this run, as every finished run calibrates
-the next one, and memory is scaled by the measured peak. Another GPU is predicted uncalibrated: the
-error of one says nothing about another.
+On the run's own hardware this run calibrates the prediction, and memory is scaled by the measured
+peak. Another GPU is predicted without calibration: the error of one says nothing about another.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 from nanogauge.analysis.measured import Measurements
-from nanogauge.config import Config
 from nanogauge.hardware import Gpu, all_gpus, find_gpu, from_row, usually_free_bytes
 from nanogauge.prediction.calibrated import Calibration, FinishedRun
-from nanogauge.prediction.deadline import trained_on, with_steps
 from nanogauge.prediction.parameters import count_parameters
 from nanogauge.prediction.prediction import predict
 from nanogauge.prediction.search import (
@@ -23,107 +21,114 @@ from nanogauge.prediction.search import (
     is_expected_to_fit,
     largest_micro_batch,
     memory_of,
+    trained_on,
     with_micro_batch,
-    with_train,
 )
-from nanogauge.prediction.workload import shape_of, workload_of
+from nanogauge.prediction.workload import resolve_dtype, workload_of
 from nanogauge.quantities import Interval
 from nanogauge.runlog.history import Recorded
+from nanogauge.runspec import SETTINGS, RunSpec, with_shape
 from nanogauge.schema import Hardware, Prediction, Stored
 
-GPT2_SHAPE = {"n_layer": 12, "n_head": 12, "n_embd": 768}
+_GPT2 = {
+    "n_layer": 12,
+    "n_head": 12,
+    "n_kv_head": 12,
+    "n_embd": 768,
+    "head_size": 64,
+    "mlp_width": 3072,
+}
 GPT2_VOCABULARY = 50_257
 DATACENTER_GPUS = ("H100 SXM", "A100 80GB")
-"""The first that is not the run's own stands for a rented one."""
+"""Rented GPU to compare with: the first that the run did not use."""
 MORE_TOKENS = 4
 
 
 class Scenario(Stored):
-    """One run that could be made instead, and its prediction."""
+    """Prediction of an alternative run."""
 
     id: str
     label: str
     change: str
-    """flags of plan.py and train.py; empty where nothing changes"""
+    """Flags of plan.py and train.py; empty if nothing changes."""
     step_seconds: Interval
     total_seconds: Interval
     delta_s: float
-    """expected difference from the same run made again; negative where it would be shorter"""
+    """Expected difference from repeating the same run; negative if shorter."""
     peak_process_bytes: float
-    """expected"""
+    """Expected peak."""
     verdict: Verdict | None
-    """whether it fits into the memory; None where the memory's size is not known"""
+    """Whether it fits into memory; None if the size of the memory is unknown."""
     energy_kwh: Interval | None
-    """of the boards; None where their power is not predicted"""
+    """Energy of the boards; None if their power is not predicted."""
     cost: Interval | None
-    """in the currency of the configuration; None without a tariff or without energy"""
+    """Cost in the configured currency; None without a price or an energy."""
     corrected: bool
-    """whether this run calibrated it"""
+    """Whether this run calibrated it."""
     why: str
 
 
 def what_if(
-    config: Config, prediction: Prediction, measurements: Measurements, recorded: Recorded
+    spec: RunSpec, prediction: Prediction, measurements: Measurements, recorded: Recorded
 ) -> list[Scenario]:
-    """Return at most six runs, the same one made again first.
-
-    Empty where no step was predicted or measured.
-    """
+    """Predict at most six runs, the same one first; none if no step was predicted or measured."""
     step = measurements.values.get("step_seconds")
     if not prediction.ledger or step is None:
         return []
+    spec, own = spec.resolved(prediction.dtype, prediction.gpus), prediction.hardware
     if recorded.compiles and recorded.compiles[-1].mode == "eager":
-        config = config.model_copy(update={"run": config.run.model_copy(update={"compile": False})})
-    own, dtype, gpus = prediction.hardware, prediction.dtype, prediction.gpus
+        spec = replace(spec, compile=False)
     on_gpu, finished = own.kind != "cpu", recorded.starts[-1].unix_time or 0.0
     run = FinishedRun(
-        name=config.run.name,
-        workload=workload_of(config, dtype, on_gpu, gpus),
+        name=spec.name or "",
+        workload=workload_of(spec, on_gpu),
         step_seconds=step.value,
         p10_seconds=step.value if step.p10 is None else step.p10,
         p90_seconds=step.value if step.p90 is None else step.p90,
         n=step.n or 1,
         finished_unix=finished,
     )
-    known = Calibration(device=own.name, torch="", threads=None, created_unix=finished, runs=(run,))
-    slower = step.value / predict(config, own, dtype, gpus).quantities["step_seconds"].expected
+    calibration = Calibration(
+        device=own.name, torch="", threads=None, created_unix=finished, runs=(run,)
+    )
+    slower = step.value / predict(spec, own).quantities["step_seconds"].expected
     peak = measurements.values.get("peak_process_bytes")
-    peak_factor = peak.value / memory_of(config, own, dtype, gpus).process.expected if peak else 1.0
+    peak_factor = peak.value / memory_of(spec, own).process.expected if peak else 1.0
     rows: list[Scenario] = []
-    for name, label, hardware, wanted, why in _candidates(config, own, dtype, slower):
+    for name, label, hardware, wanted, why in _candidates(spec, own, slower):
         here = hardware is own
         factor, free = peak_factor if here else 1.0, _free_bytes(hardware, recorded)
-        device = (hardware, dtype, math.inf if free is None else free / factor, gpus)
-        other = wanted
-        if name == "micro_batch" or not (name == "again" or is_expected_to_fit(wanted, *device)):
-            current = wanted.train.micro_batch
-            micro = largest_micro_batch(wanted, *device, "high") or 0  # sure to fit
-            if micro <= current:
-                micro = largest_micro_batch(wanted, *device) or 0
-            if micro == 0 or (name == "micro_batch" and (free is None or micro <= current)):
+        usable = math.inf if free is None else free / factor
+        other: RunSpec | None = wanted
+        if name == "micro_batch":
+            other = _with_fitting_micro_batch(wanted, hardware, usable) if free else None
+            if other is None or other.micro_batch <= wanted.micro_batch:
                 continue
-            other = _in_micro_batches(wanted, micro)
-        found = predict(other, hardware, dtype, gpus, known if here else None)
-        step_seconds, total = found.best("step_seconds"), found.best("total_seconds")
-        if step_seconds is None or total is None:
+        elif name != "again" and not is_expected_to_fit(wanted, hardware, usable):
+            other = _with_fitting_micro_batch(wanted, hardware, usable)
+        if other is None:
             continue
-        memory = memory_of(other, hardware, dtype, gpus).process
-        verdict = fit_verdict(memory, device[2]) if free is not None else None
-        if here and peak and workload_of(other, dtype, on_gpu, gpus) == run.workload:
+        predicted = predict(other, hardware, calibration if here else None)
+        other_step, total = predicted.best("step_seconds"), predicted.best("total_seconds")
+        if other_step is None or total is None:
+            continue
+        memory = memory_of(other, hardware).process
+        verdict = fit_verdict(memory, usable) if free is not None else None
+        if here and peak and workload_of(other, on_gpu) == run.workload:
             verdict = "fits"  # it ran
         gpu = "" if here else f'--gpu "{hardware.name}" '
         rows.append(
             Scenario(
                 id=name,
                 label=label,
-                change=(gpu + _flags(config, other)).strip(),
-                step_seconds=step_seconds,
+                change=(gpu + _flags(spec, other)).strip(),
+                step_seconds=other_step,
                 total_seconds=total,
                 delta_s=total.expected - rows[0].total_seconds.expected if rows else 0.0,
                 peak_process_bytes=factor * memory.expected,
                 verdict=verdict,
-                energy_kwh=found.best("energy_kwh"),
-                cost=found.best("cost"),
+                energy_kwh=predicted.best("energy_kwh"),
+                cost=predicted.best("cost"),
                 corrected=here,
                 why=why,
             )
@@ -132,31 +137,31 @@ def what_if(
 
 
 def _candidates(
-    config: Config, own: Hardware, dtype: str, slower: float
-) -> Iterator[tuple[str, str, Hardware, Config, str]]:
-    """Yield id, label, hardware, configuration and why of each row."""
-    model, train = config.model, config.train
-    tokens = config.tokens_per_step * train.max_steps
-    ratio = tokens / count_parameters(shape_of(model)).without_positions
+    spec: RunSpec, own: Hardware, slower: float
+) -> Iterator[tuple[str, str, Hardware, RunSpec, str]]:
+    """Yield id, label, hardware, run and reason of each row."""
+    tokens = spec.tokens_per_step * spec.steps
+    ratio = tokens / count_parameters(spec.shape).without_positions
     why = f"a step took {slower:.3f} times what is predicted; no throttling, restarts, slow steps"
-    yield "again", "the same again", own, config, why
+    yield "again", "the same again", own, spec, why
     why = "the same tokens a step in fewer micro-batches: weights and gradients move less often"
-    yield "micro_batch", "a larger micro-batch", own, config, why
-    longer = with_steps(config, MORE_TOKENS * train.max_steps)
+    yield "micro_batch", "a larger micro-batch", own, spec, why
+    longer = replace(spec, steps=MORE_TOKENS * spec.steps)
     why = f"{MORE_TOKENS * tokens / 1e9:.3g} B tokens, {MORE_TOKENS * ratio:.3g} a parameter"
     yield "more_tokens", f"{MORE_TOKENS} times the tokens", own, longer, why
-    gpt2 = config.model_copy(update={"model": model.model_copy(update=GPT2_SHAPE)})
-    if model.vocab_size >= GPT2_VOCABULARY and gpt2.model != model:
+    gpt2 = with_shape(spec, **_GPT2)
+    if spec.shape.vocabulary >= GPT2_VOCABULARY and gpt2.shape != spec.shape:
         why = f"the same {ratio:.3g} tokens a parameter"
         yield "gpt2", "GPT-2's 124M: 12 layers of 768", own, trained_on(gpt2, ratio), why
     why = f"not corrected: the error on the {own.name} says nothing of another card"
+    dtype = resolve_dtype(spec, own.kind != "cpu")
     for gpu in other_gpus(own, dtype):
         name = "card_" + gpu.name.lower().replace(" ", "_")
-        yield name, gpu.name, from_row(gpu, dtype), config, why
+        yield name, gpu.name, from_row(gpu, dtype), spec, why
 
 
 def other_gpus(hardware: Hardware, dtype: str) -> list[Gpu]:
-    """Return the next faster GPU of the same family by its peak, and one of a data centre."""
+    """Return the next faster GPU of the same family, and a data centre GPU."""
     if hardware.kind == "cpu":
         return []
     own = find_gpu(hardware.name, hardware.memory_bytes)
@@ -175,30 +180,31 @@ def other_gpus(hardware: Hardware, dtype: str) -> list[Gpu]:
 
 
 def _free_bytes(hardware: Hardware, recorded: Recorded) -> float | None:
-    """Return the device's memory less what other programs held at the start of the run.
-
-    Without that reading, or for another GPU, a desktop's allowance is left out unless the GPU is
-    one of a data centre. None where the size is not known.
-    """
+    """Return the memory free at the start of the run, or what is usually free if unknown."""
     total, start = hardware.memory_bytes, recorded.starts[-1]
-    if total is None or hardware.kind == "cpu":
-        return total
-    if start.other_programs is not None and hardware.name == start.device:
+    same_gpu = hardware.kind != "cpu" and hardware.name == start.device
+    if same_gpu and total is not None and start.other_programs is not None:
         return total - sum(start.other_programs.values())
     return usually_free_bytes(hardware)
 
 
-def _in_micro_batches(config: Config, micro: int) -> Config:
-    """Keep the tokens of a step, and at least those of an evaluation."""
-    sequences = config.train.eval_batches * config.train.micro_batch
-    return with_train(with_micro_batch(config, micro), eval_batches=math.ceil(sequences / micro))
+def _with_fitting_micro_batch(spec: RunSpec, hardware: Hardware, free: float) -> RunSpec | None:
+    """Use the largest micro-batch that is sure to fit, or expected to if that is larger than now.
+
+    Keep the tokens per step, and at least those per evaluation. None if no micro-batch fits.
+    """
+    micro = largest_micro_batch(spec, hardware, free, "high") or 0
+    if micro <= spec.micro_batch:
+        micro = largest_micro_batch(spec, hardware, free) or 0
+    if not micro:
+        return None
+    sequences = (spec.eval_batches or 0) * spec.micro_batch
+    return replace(with_micro_batch(spec, micro), eval_batches=math.ceil(sequences / micro))
 
 
-def _flags(before: Config, after: Config) -> str:
+def _flags(before: RunSpec, after: RunSpec) -> str:
     """Return the flags that turn one configuration into the other."""
-    return " ".join(
-        f"--{section}.{key.replace('_', '-')} {value}"
-        for section in ("model", "train")
-        for key, value in getattr(after, section).model_dump().items()
-        if value != getattr(before, section).model_dump()[key]
+    changed = (
+        (key, after.setting(key)) for key in SETTINGS if after.setting(key) != before.setting(key)
     )
+    return " ".join(f"--{key.replace('_', '-')} {value}" for key, value in changed)

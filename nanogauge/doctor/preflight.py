@@ -21,30 +21,34 @@ from typing import Literal
 from nanogauge.config import Config, DataSection, RunSection
 from nanogauge.doctor import machine
 from nanogauge.doctor.checks import (
+    DiskUse,
     Finding,
-    Writes,
+    TorchBuild,
+    check_compiler,
     check_data,
     check_disk,
+    check_gpu,
     check_memory,
     check_power,
     check_sleep,
+    check_triton,
     check_wandb,
     check_wsl,
 )
-from nanogauge.doctor.environment import cpu_name, total_memory_bytes
-from nanogauge.doctor.toolchain import Card, Torch, check_compiler, check_gpu, check_triton
 from nanogauge.errors import BadInput
 from nanogauge.hardware import find_gpu
-from nanogauge.measure.host import process_bytes
+from nanogauge.measure.host import cpu_name, process_bytes, total_memory_bytes
 from nanogauge.measure.sensors import DriverInfo, driver_info
-from nanogauge.prediction.checkpoints import state_bytes
-from nanogauge.prediction.prediction import checkpoints, predict
+from nanogauge.prediction.overheads import state_bytes
+from nanogauge.prediction.prediction import predict
 from nanogauge.prediction.search import (
     fit_verdict,
     largest_micro_batch,
     memory_of,
     with_micro_batch,
 )
+from nanogauge.runspec import RunSpec
+from nanogauge.schedule import checkpoints
 from nanogauge.schema import Hardware
 
 DEFAULT_RUN = RunSection(name="NAME")
@@ -61,7 +65,7 @@ CountTokens = Callable[[DataSection], int]
 class Device:
     """The device that a run would train on, as torch sees it."""
 
-    torch: Torch
+    torch: TorchBuild
     dtype: str = ""
     """of the run; empty if the device is absent"""
     hardware: Hardware | None = None
@@ -90,21 +94,20 @@ def examine(
     """
     run = config.run if config is not None else DEFAULT_RUN
     driver = driver_info(device.uuid or 0)
-    card = Card(driver.name, driver.driver_version, driver.absent.get("name"), driver.cuda_version)
     key_from = machine.wandb_key_from(os.environ, Path.home())
     mode = config.wandb.mode if config is not None else "auto"
     kind, dtype = device.torch.device, device.dtype
     hardware = _unmeasured_cpu() if kind == "cpu" else device.hardware
     on_gpu = kind == "cuda"
     findings = [
-        check_gpu(run.device, device.torch, card, os.environ.get("CUDA_VISIBLE_DEVICES")),
+        check_gpu(run.device, device.torch, driver, os.environ.get("CUDA_VISIBLE_DEVICES")),
         *_check_compilation(run, kind),
         _check_memory(config, hardware, dtype, driver, gpus, beside)
         if hardware is not None
         else None,
         _check_disk(config, hardware, dtype, gpus),
         _check_data(config, count_tokens) if config is not None else None,
-        check_sleep(machine.sleep_facts(machine.ROOT, os.environ, machine.ask)),
+        check_sleep(machine.sleep_settings(machine.ROOT, os.environ, machine.command_output)),
         check_wsl(machine.is_wsl(), platform.system(), on_gpu),
         _check_power(driver) if on_gpu else None,
         check_wandb(mode, find_spec("wandb") is not None, key_from),
@@ -143,7 +146,7 @@ def _check_compilation(run: RunSection, device: str | None) -> list[Finding]:
     else:  # as torch._inductor chooses
         language, named = "C++", os.environ.get("CXX")
         tried = (named or {"Windows": "cl", "Darwin": "clang++"}.get(system, "g++"),)
-    compiler = machine.first_found(tried)
+    compiler = next((name for name in tried if shutil.which(name) is not None), None)
     return [
         check_triton(without_triton, wanted, found, error, system),
         check_compiler(unneeded, language, tried, compiler, machine.python_headers()),
@@ -166,13 +169,14 @@ def _check_memory(
     free = None if memory is None else memory.bytes
     if config is None or free is None:
         return check_memory(place, free, total, others, None, None, None)
-    peak = memory_of(config, hardware, dtype, gpus).process
+    spec = config.to_spec(dtype, gpus)
+    peak = memory_of(spec, hardware).process
     fit = fit_verdict(peak, free)
     end: Literal["high", "expected"] = "high" if fit == "doubtful" else "expected"
-    micro = largest_micro_batch(config, hardware, dtype, free, gpus, end)
+    micro = largest_micro_batch(spec, hardware, free, end)
     smaller = None
     if micro is not None:
-        accumulation = with_micro_batch(config, micro).train.grad_accum
+        accumulation = with_micro_batch(spec, micro).grad_accum
         smaller = f"--train.micro-batch {micro} --train.grad-accum {accumulation}"
     return check_memory(place, free, total, others, peak, fit, smaller)
 
@@ -186,22 +190,30 @@ def _check_disk(config: Config | None, hardware: Hardware | None, dtype: str, gp
     elif not os.access(nearest, os.W_OK | os.X_OK):
         obstacle = f"{nearest} is not writable"
     free = shutil.disk_usage(nearest).free
-    writes = writes_of(config, hardware, dtype, gpus) if config is not None else None
+    writes = None
+    if config is not None:
+        writes = writes_of(config, config.to_spec(dtype or None, gpus), hardware)
     return check_disk(folder, obstacle, free, writes)
 
 
-def writes_of(config: Config, hardware: Hardware | None, dtype: str, gpus: int = 1) -> Writes:
-    """What a run of this configuration will write; the sensors' lines only where time is known."""
+def writes_of(config: Config, spec: RunSpec, hardware: Hardware | None) -> DiskUse:
+    """Return what a run will write; the sensors' lines only where its time is predicted.
+
+    Args:
+        config: of the run.
+        spec: the same, on the devices that train.
+        hardware: of each device; None if there is none.
+    """
     log = LOG_BYTES_PER_STEP * config.train.max_steps
     if hardware is not None and hardware.kind != "cpu":
-        total = predict(config, hardware, dtype, gpus).quantities.get("total_seconds")
+        total = predict(spec, hardware).quantities.get("total_seconds")
         log += LOG_BYTES_PER_SECOND * math.ceil(total.high if total is not None else 0)
     there = (config.folder / "checkpoints").rglob("*")
     copies = config.train.keep_checkpoints + 2  # the best one, and the one that is being written
-    return Writes(
-        checkpoint=state_bytes(config),
-        copies=min(copies, checkpoints(config)),
-        there=sum(file.stat().st_size for file in there if file.is_file()),
+    return DiskUse(
+        checkpoint=state_bytes(spec),
+        copies=min(copies, checkpoints(spec)),
+        existing=sum(file.stat().st_size for file in there if file.is_file()),
         log=log,
     )
 

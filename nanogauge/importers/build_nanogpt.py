@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanogauge.analysis.measured import NOT_IN_LOG
-from nanogauge.importers import contradictions
+from nanogauge.importers import import_run as contradictions
 from nanogauge.importers.parsed import (
     Collector,
     Evaluation,

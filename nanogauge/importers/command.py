@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nanogauge.analysis.claims import load_claims
 from nanogauge.cli import shipped
-from nanogauge.config import Config, config_overrides, load_config
+from nanogauge.config import config_overrides, load_config
 from nanogauge.errors import BadInput
 from nanogauge.hardware import lookup
 from nanogauge.importers.build_nanogpt import read_build_nanogpt_log
@@ -16,7 +16,9 @@ from nanogauge.importers.import_run import import_log
 from nanogauge.importers.nanochat import read_nanochat_log
 from nanogauge.importers.nanogpt import read_nanogpt_log
 from nanogauge.importers.wandb_history import read_wandb_history
-from nanogauge.prediction.prediction import predict, resolve_dtype
+from nanogauge.prediction.prediction import predict
+from nanogauge.prediction.workload import resolve_dtype
+from nanogauge.runspec import RunSpec
 from nanogauge.schema import Hardware, Prediction
 
 _READERS = {
@@ -90,16 +92,16 @@ def import_given(
             raise BadInput(f"{_flag(name)} also needs {_flag(flag)}.")
     overrides = config_overrides(given)
     # None of these programs has a chunked head.
-    config = load_config(
+    spec = load_config(
         given.config, overrides | {"train": {"head": "plain"} | overrides.get("train", {})}
-    )
+    ).to_spec()
     claims = load_claims(given.claims) if given.claims is not None else None
-    prediction = _predict(config, given.gpu, measure_cpu if given.this_cpu else None, _flag(name))
+    prediction = _predict(spec, given.gpu, bool(given.this_cpu), _flag(name))
     out: Path = given.out
     import_log(
         _READERS[name][0],
         getattr(given, name),
-        config,
+        spec,
         prediction,
         claims,
         given.claims,
@@ -109,16 +111,14 @@ def import_given(
     return out
 
 
-def _predict(
-    config: Config, gpu: str | None, measure_cpu: Callable[[str], Hardware] | None, log: str
-) -> Prediction:
+def _predict(spec: RunSpec, gpu: str | None, this_cpu: bool, log: str) -> Prediction:
     """What would have been predicted of that run, on the device that the user names.
 
     Raises:
         BadInput: if no device is named, or two are.
     """
-    if config.run.device != "cpu":
-        if measure_cpu is not None:
+    if spec.device != "cpu":
+        if this_cpu:
             raise BadInput(
                 '--this-cpu is for a run on a CPU: its configuration has run.device = "cpu".'
             )
@@ -127,15 +127,17 @@ def _predict(
                 f"{log} also needs --gpu, the card it ran on; for a run on a CPU give "
                 "--run.device cpu instead."
             )
-        dtype = resolve_dtype(config, "gpu")
-        return predict(config, lookup(gpu, dtype), dtype)
+        return predict(spec, lookup(gpu, resolve_dtype(spec, on_gpu=True)))
     if gpu is not None:
         raise BadInput(
             '--gpu names a card, but the configuration has run.device = "cpu"; drop one of them.'
         )
-    dtype = resolve_dtype(config, "cpu")
-    hardware = measure_cpu(dtype) if measure_cpu is not None else _SOME_CPU
-    found = predict(config, hardware, dtype)
+    hardware = _SOME_CPU
+    if this_cpu:
+        from trainer.calibrate import this_processor
+
+        hardware = this_processor(resolve_dtype(spec, on_gpu=False))
+    found = predict(spec, hardware)
     # What a process holds before it makes its model is known of our own alone.
     row = "peak_process_bytes"
     told = {r: estimate for r, estimate in found.quantities.items() if r != row}

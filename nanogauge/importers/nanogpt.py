@@ -9,7 +9,7 @@ import math
 import re
 from pathlib import Path
 
-from nanogauge.importers import contradictions
+from nanogauge.importers import import_run as contradictions
 from nanogauge.importers.parsed import (
     Collector,
     Evaluation,

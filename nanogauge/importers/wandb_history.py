@@ -6,26 +6,299 @@ our own mirror are known by their names; of all others nothing is guessed.
 
 from __future__ import annotations
 
+import csv
 import math
 import statistics
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Protocol
 
+from nanogauge.analysis.measured import NOT_IN_LOG
 from nanogauge.errors import BadInput
 from nanogauge.importers.parsed import (
     Collector,
     Evaluation,
+    Form,
     Iteration,
     Printed,
     PrintedSession,
+    clocked,
+    number_of,
     warning,
 )
-from nanogauge.importers.tables import open_table
-from nanogauge.importers.text import shown
-from nanogauge.importers.wandb_columns import FLAVOURS, Flavour, form_of, not_in_log
+from nanogauge.importers.text import TextLines, open_log, shown
 from nanogauge.schema import Checkpoint, Compile, Event, Sensor
+from nanogauge.sinks.rows import CHECKPOINT_KEYS, COMPILE_KEYS, EVAL_KEYS, SENSOR_KEYS
+
+_Row_tables = dict[str, float]
+
+
+class ColumnTable(Protocol):
+    columns: list[str]
+    too_long: list[int]
+
+    def rows(self, wanted: Collection[str]) -> Iterator[tuple[int, _Row_tables | None]]:
+        """Each row with its number: the figures in the wanted columns; None where it is damaged.
+
+        Raises:
+            BadInput: if the file is damaged as a whole.
+        """
+
+
+def open_table(path: Path, what: str) -> ColumnTable:
+    """Open a table, whichever of the two it is.
+
+    Raises:
+        BadInput: if it cannot be read, or two of its columns bear one name.
+    """
+    with open_log(path, what) as file:
+        is_parquet = file.read(4) == b"PAR1"
+    table: ColumnTable = _Parquet(path) if is_parquet else _Csv(path, what)
+    twice = [name for name, n in Counter(table.columns).items() if name and n > 1]
+    if twice:
+        raise BadInput(f"{path} has two columns {shown(min(twice))}; export one run alone.")
+    return table
+
+
+class _Csv:
+    def __init__(self, path: Path, what: str) -> None:
+        self._path = path
+        self._lines = TextLines(path, what)
+        self.too_long = self._lines.too_long
+        self._reader = csv.reader(f"{line}\n" for _, line in self._lines)
+        header = next(self._guarded(), [])
+        self.columns = _without_run_name(path, header)
+
+    def rows(self, wanted: Collection[str]) -> Iterator[tuple[int, _Row_tables | None]]:
+        for cells in self._guarded():
+            if not cells:
+                continue
+            number = self._reader.line_num + len(self.too_long)
+            row = None
+            if len(cells) == len(self.columns):
+                named = zip(self.columns, cells, strict=True)
+                row = _figures({name: cell for name, cell in named if name in wanted})
+            yield number, row
+
+    def _guarded(self) -> Iterator[list[str]]:
+        try:
+            yield from self._reader
+        except csv.Error:
+            raise BadInput(
+                f"line {self._reader.line_num} of {self._path} is no line of a CSV file; "
+                "export it again."
+            ) from None
+
+
+def _without_run_name(path: Path, columns: list[str]) -> list[str]:
+    """The columns of an exported chart bear the run's name, and its step another name."""
+    named = {c.rsplit(" - ", 1)[0] for c in columns if " - " in c}
+    if len(named) > 1:
+        raise BadInput(f"{path} holds the columns of {len(named)} runs; export one run alone.")
+    plain = [c.rsplit(" - ", 1)[-1] for c in columns]
+    return ["_step" if c == "Step" and named else c for c in plain]
+
+
+class _Parquet:
+    def __init__(self, path: Path) -> None:
+        import pyarrow
+        import pyarrow.parquet
+
+        self._path = path
+        self._errors = (pyarrow.ArrowException, OSError, ValueError)
+        self.too_long: list[int] = []
+        try:
+            self._file = pyarrow.parquet.ParquetFile(path)
+            self.columns: list[str] = list(self._file.schema_arrow.names)
+        except self._errors:
+            raise self._refused() from None
+
+    def rows(self, wanted: Collection[str]) -> Iterator[tuple[int, _Row_tables | None]]:
+        names = [name for name in self.columns if name in wanted]
+        number = 0
+        batches = self._file.iter_batches(batch_size=4096, columns=names)
+        while True:
+            try:
+                batch = next(batches, None)
+                found = [] if batch is None else batch.to_pylist()
+            except self._errors:
+                raise self._refused() from None
+            if batch is None:
+                return
+            for row in found:
+                number += 1
+                yield number, _figures(row)
+
+    def _refused(self) -> BadInput:
+        return BadInput(f"{self._path} is a damaged Parquet file; export it again.")
+
+
+def _figures(cells: dict[str, object]) -> _Row_tables | None:
+    """The numbers of a row, without the empty ones; None where a cell holds anything else."""
+    found: _Row_tables = {}
+    for name, cell in cells.items():
+        if cell is None or cell == "":
+            continue
+        try:
+            if isinstance(cell, bool) or not isinstance(cell, str | int | float):
+                return None
+            value = number_of(cell) if isinstance(cell, str) else float(cell)
+        except (ValueError, OverflowError):
+            return None
+        if not math.isnan(value):
+            found[name] = value
+    return found
+
+
+CLOCK = ("_runtime", "_timestamp")
+"""W&B's own: seconds since its run began, and the time of day"""
+
+
+@dataclass(frozen=True)
+class Flavour:
+    """A program that logs to W&B; each mapping is from its column to a field of ours."""
+
+    program: str
+    step: str
+    """the column that counts its steps"""
+    marks: tuple[str, ...]
+    """columns that no other program has together"""
+    iteration: dict[str, str] = field(default_factory=dict)
+    evaluation: dict[str, str] = field(default_factory=dict)
+    sensor: dict[str, str] = field(default_factory=dict)
+    checkpoint: dict[str, str] = field(default_factory=dict)
+    compilation: dict[str, str] = field(default_factory=dict)
+    peaks: dict[str, tuple[str, int]] = field(default_factory=dict)
+    """column -> peak field of Session, and bytes per unit of the column"""
+    energy_from_counter: str = ""
+    """1 where the energy is the driver's counter, 0 where it is integrated power"""
+    first_step: int = 0
+    """the number of the first step in its count"""
+    elapsed: str = "_runtime"
+    """time since the run began"""
+    elapsed_unit_seconds: float = 1.0
+    compilation_inside: bool = False
+    remarks: tuple[str, ...] = ()
+    """what a reader of the report has to know"""
+
+    @property
+    def of_evaluations(self) -> bool:
+        """It logs nothing between its evaluations."""
+        return not self.iteration
+
+    @property
+    def known(self) -> set[str]:
+        """All columns that are read."""
+        mapped = {*self.iteration, *self.evaluation, *self.sensor, *self.checkpoint}
+        mapped |= {*self.compilation, *self.peaks}
+        single = {self.step, self.elapsed, self.energy_from_counter, *CLOCK}
+        return {name for name in mapped | single if name}
+
+
+_OTHER_MODEL = (
+    "{}'s model is not the GPT of the configuration: parameters, FLOPs, MFU and every prediction "
+    "are of the configuration that was given, and right as far as it is."
+)
+
+
+def _fields_of(keys: dict[str, str]) -> dict[str, str]:
+    return {column: name for name, column in keys.items()}
+
+
+FLAVOURS = (
+    Flavour(
+        program="nanogauge",
+        step="step",
+        marks=("perf/step_seconds",),
+        iteration={
+            "train/loss": "loss",
+            "train/learning_rate": "learning_rate",
+            "train/grad_norm": "grad_norm",
+            "perf/step_seconds": "seconds",
+            "perf/tokens_per_second": "tokens_per_second",
+        },
+        evaluation=_fields_of(EVAL_KEYS) | {"eval/val_bits_per_byte": "bits_per_byte"},
+        sensor=_fields_of(SENSOR_KEYS),
+        checkpoint=_fields_of(CHECKPOINT_KEYS),
+        compilation=_fields_of(COMPILE_KEYS),
+        peaks={
+            "memory/peak_allocated_bytes": ("peak_allocated_bytes", 1),
+            "memory/peak_reserved_bytes": ("peak_reserved_bytes", 1),
+        },
+        energy_from_counter="gpu/energy_from_counter",
+        elapsed="hours",
+        elapsed_unit_seconds=3600.0,
+    ),
+    Flavour(
+        program="torchtitan",
+        step="_step",
+        marks=("loss_metrics/global_avg_loss",),
+        iteration={
+            "loss_metrics/global_avg_loss": "loss",
+            "grad_norm": "grad_norm",
+            "time_metrics/end_to_end(s)": "seconds",
+            "throughput(tps)": "tokens_per_second",
+        },
+        first_step=1,
+        peaks={"memory/max_reserved(GiB)": ("peak_reserved_bytes", 2**30)},
+        remarks=(
+            _OTHER_MODEL.format("torchtitan"),
+            "A step's time is torchtitan's mean since its last row, with whatever lay between; the "
+            "first row's is left out, because it is divided by steps that were not made.",
+        ),
+    ),
+    Flavour(
+        program="nanochat",
+        step="step",
+        marks=("train/dt", "total_training_time"),
+        iteration={
+            "train/loss": "loss",
+            "train/dt": "seconds",
+            "train/tok_per_sec": "tokens_per_second",
+            "train/grad_norm": "grad_norm",
+        },
+        evaluation={"val/bpb": "bits_per_byte"},
+        compilation_inside=True,
+        remarks=(
+            _OTHER_MODEL.format("nanochat"),
+            "The losses are nanochat's running means.",
+        ),
+    ),
+    Flavour(
+        program="nanoGPT",
+        step="iter",
+        marks=("train/loss", "val/loss"),
+        evaluation={"train/loss": "train_loss", "val/loss": "val_loss"},
+    ),
+)
+
+
+def form_of(flavour: Flavour) -> Form:
+    def events(run: list[PrintedSession]) -> list[Event]:
+        said = [warning("columns", text) for text in flavour.remarks]
+        if flavour.elapsed == "_runtime" and clocked(run):
+            text = "The time of the whole is W&B's: from the start of its run to its last row."
+            said.append(warning("clock", text))
+        return said
+
+    return Form(
+        source="wandb_history",
+        program=f"W&B history of {flavour.program}",
+        what="the history of a W&B run",
+        evaluation_inside=False,
+        compilation_inside=flavour.compilation_inside,
+        note="The history does not name its device or software: the device is as given on the "
+        "command line.",
+        events=events,
+    )
+
+
+def not_in_log(row: str, why: str) -> Event:
+    return Event(what=NOT_IN_LOG, about=row, text=f"not in this log: {why}")
+
 
 _LATEST_UNIX = 2**33  # the year 2242
 _SAMPLED_ROWS = 500

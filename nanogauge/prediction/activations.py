@@ -43,8 +43,8 @@ def saved_for_backward(work: Workload, on_cpu: bool = False) -> Saved:
     """The bytes kept for the backward pass of one micro-batch on one device."""
     shape, program, n = work.shape, work.program, work.tokens
     e = work.element_bytes
-    r = 4 if work.wide_residual and work.master_weights else e
-    width, mlp = shape.width, shape.mlp_width
+    r = 4 if work.program.wide_residual and work.program.master_weights else e
+    width, mlp = shape.n_embd, shape.mlp_width
     # fp32: 1/deviation, and of an eager LayerNorm the mean too
     statistics = 4 if work.compiled or not shape.norm_weights else 8
 
@@ -63,7 +63,7 @@ def saved_for_backward(work: Workload, on_cpu: bool = False) -> Saved:
         # torchtitan's: attention's output and every second product are kept (its
         # torchtitan/parallelisms/parallelize_llama.py); q, v, the first and last of the MLP.
         last = width if shape.mlp_matrices == 3 else 0
-        kept = r * width + e * (2 * queries + keys + mlp + last) + 4 * shape.heads
+        kept = r * width + e * (2 * queries + keys + mlp + last) + 4 * shape.n_head
 
     # The head keeps its input; a chunked one the gradient of that, which is as wide as the stream.
     chunked = work.head == "chunked"
@@ -106,7 +106,7 @@ def _attention(work: Workload, on_cpu: bool) -> float:
     shape, e = work.shape, work.element_bytes
     half = e == 2
     queries, keys = shape.query_width, shape.key_width
-    scores = shape.heads * shape.context
+    scores = shape.n_head * shape.context
     # Queries, keys and values, and the output, which the projection after it shares.
     inputs, output = queries + 2 * keys, queries
     extra = _changed_queries_and_keys(work, on_cpu)
@@ -121,7 +121,7 @@ def _attention(work: Workload, on_cpu: bool) -> float:
         if work.dropout:
             kept += 1 if half else 5
         return extra + kept * scores + e * (inputs + output)
-    return extra + e * (inputs + output) + 4 * shape.heads  # logsumexp in fp32
+    return extra + e * (inputs + output) + 4 * shape.n_head  # logsumexp in fp32
 
 
 def _changed_queries_and_keys(work: Workload, on_cpu: bool) -> float:
@@ -135,7 +135,7 @@ def _changed_queries_and_keys(work: Workload, on_cpu: bool) -> float:
     if not (rotated or program.qk_norm):
         return 0.0
     changed = shape.query_width + shape.key_width
-    statistics = 4 * (shape.heads + shape.kv_heads) * program.qk_norm
+    statistics = 4 * (shape.n_head + shape.n_kv_head) * program.qk_norm
     if not program.fused_qkv:
         return e * changed * program.qk_norm
     if not on_cpu:
@@ -143,7 +143,7 @@ def _changed_queries_and_keys(work: Workload, on_cpu: bool) -> float:
     if work.compiled:
         # The partitioner keeps a copy of the output, which a CPU's kernel puts in another order;
         # rotated, also the projection's output in the place of the residual stream after it.
-        r = 4 if work.wide_residual and work.master_weights else e
+        r = 4 if work.program.wide_residual and work.program.master_weights else e
         copies = (2 * e - r if rotated else e) * shape.query_width
         if work.dropout:  # plain attention: no copy, and 16-bit keys normed alone are made again
             copies = 0 if rotated or e == 4 else -e * changed * program.qk_norm
@@ -169,8 +169,8 @@ def _chunk(work: Workload, on_cpu: bool) -> float:
 
     On one CPU the weight's gradient is summed up in place, elsewhere it is a tensor of its own.
     """
-    vocabulary, width, e = work.shape.vocabulary, work.shape.width, work.element_bytes
-    r = 4 if work.wide_residual and work.master_weights else e
+    vocabulary, width, e = work.shape.vocabulary, work.shape.n_embd, work.element_bytes
+    r = 4 if work.program.wide_residual and work.program.master_weights else e
     logits = _chunk_logits(work, on_cpu)
     chunk = logits / (e * vocabulary)
     weight = 0.0 if on_cpu and work.gpus == 1 else 4.0 * vocabulary * width

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from nanogauge.config import CostSection
 from nanogauge.hardware import find_gpu
 from nanogauge.quantities import Interval
+from nanogauge.runspec import Cost
 from nanogauge.schema import Estimate, Hardware
 
 Amount = TypeVar("Amount", float, Interval)
@@ -45,13 +45,13 @@ def kwh_of(watts: Amount, seconds: Amount) -> Amount:
     return watts * seconds / 3.6e6
 
 
-def cost_of(cost: CostSection, board_kwh: Amount, seconds: Amount) -> Amount:
+def cost_of(cost: Cost, board_kwh: Amount, seconds: Amount) -> Amount:
     """What a run costs, in cost.currency: its boards, and the rest of the machine where given."""
     assert cost.price_per_kwh is not None
     return (board_kwh + (cost.machine_watts or 0.0) * seconds / 3.6e6) * cost.price_per_kwh
 
 
-def cost_formula(cost: CostSection) -> str:
+def cost_formula(cost: Cost) -> str:
     """How cost_of computes, in words."""
     tariff = f"{cost.price_per_kwh:g} {cost.currency}/kWh"
     if cost.machine_watts is None:
@@ -60,7 +60,7 @@ def cost_formula(cost: CostSection) -> str:
 
 
 def predict_energy(
-    cost: CostSection, hardware: Hardware, total: Estimate | None, gpus: int
+    cost: Cost, hardware: Hardware, total: Estimate | None, gpus: int
 ) -> tuple[dict[str, Estimate], dict[str, str]]:
     """Power, energy and cost of all boards together; and of what is not predicted, why not."""
     limit = hardware.power_limit_watts

@@ -1,6 +1,6 @@
-"""Before a run: does it fit, what else would, when does it end, what would end in time.
+"""Plan a run: does it fit into memory, when does it end, and what would fit or end in time.
 
-Everything here is what plan.py prints with --json; nothing imports torch.
+These are the records that `nanogauge plan --json` prints.
 """
 
 from __future__ import annotations
@@ -10,36 +10,37 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
-from nanogauge.config import Config
-from nanogauge.doctor.machine import free_memory
 from nanogauge.errors import BadInput
-from nanogauge.prediction.deadline import IntervalEnd, Predictor, largest_model_in_time, most_steps
-from nanogauge.prediction.preparation import preparation_seconds
 from nanogauge.prediction.search import (
+    IntervalEnd,
+    Predictor,
     Verdict,
     deepest,
     fit_verdict,
     is_expected_to_fit,
     largest_micro_batch,
+    largest_model_in_time,
     largest_of_aspect,
     memory_of,
+    most_steps,
     widest,
 )
 from nanogauge.quantities import Interval, later, next_time
-from nanogauge.schema import FreeMemory, Hardware, Stored
+from nanogauge.runspec import RunSpec
+from nanogauge.schema import FreeMemory, Stored
 
-Search = Callable[[Config, Callable[[Config], bool]], Config | None]
-"""a function of predict/fit.py that looks for the largest model that passes"""
+Search = Callable[[RunSpec, Callable[[RunSpec], bool]], RunSpec | None]
+"""Returns the largest model that passes: widest, deepest or largest_of_aspect of search.py."""
 
 
 class Candidate(Stored):
-    """A model that could be trained instead, and what that would take."""
+    """A model that could be trained instead, and what it would need."""
 
     n_layer: int
     n_head: int
     n_embd: int
     parameters: int
-    """without position embeddings"""
+    """Without position embeddings."""
     micro_batch: int
     grad_accum: int
     max_steps: int
@@ -47,40 +48,40 @@ class Candidate(Stored):
     peak_process_bytes: float
     verdict: Verdict
     step_seconds: Interval | None
-    """None where no time is predicted on this hardware"""
+    """None if no time is predicted on this hardware."""
     total_seconds: Interval | None
 
 
 class FittingModels(Stored):
-    """The largest whose expected peak fits, at the given micro-batch; None where not even one."""
+    """The largest models whose expected peak fits at the given micro-batch; None if none does."""
 
     widest: Candidate | None
-    """same depth and head size"""
+    """Same depth and head size."""
     deepest: Candidate | None
-    """same width"""
+    """Same width."""
     same_aspect: Candidate | None
-    """same head size, and depth over width as near as can be"""
+    """Same head size, and about the same ratio of depth to width."""
 
 
 class Fit(Stored):
     fits: bool
-    """whether the expected peak does"""
+    """Whether the expected peak fits."""
     verdict: Verdict
-    """doubtful where the peak's interval holds the free memory"""
+    """Doubtful if the free memory lies inside the peak's interval."""
     certain: bool
     peak_process_bytes: float
     free_bytes: int
     free_source: str
     largest_micro_batch: int | None
-    """whose expected peak fits, at the same tokens per step"""
+    """Largest with an expected peak that fits, at the same tokens per step; None if none."""
     largest_sure_micro_batch: int | None
-    """whose peak fits even at the high end of its interval"""
+    """Largest with a peak that fits even at the high end; None if none."""
     models: FittingModels | None
-    """None where they were not asked for"""
+    """None unless requested."""
 
 
 class Finish(Stored):
-    """Local times with their offset; None where it is a century away."""
+    """Local times with their UTC offset; None if more than a century away."""
 
     low: datetime | None
     expected: datetime | None
@@ -88,9 +89,9 @@ class Finish(Stored):
 
 
 class Steps(Stored):
-    """The most optimizer steps that end in time: low even where each is slow, high if all are fast.
+    """The most optimizer steps that end in time: low if every step is slow, high if all are fast.
 
-    0 where not even one does.
+    0 if not even one does.
     """
 
     low: int
@@ -101,56 +102,38 @@ class Steps(Stored):
 class Deadline(Stored):
     start: datetime
     finish: Finish | None
-    """None where no time is predicted on this hardware"""
+    """None if no time is predicted on this hardware."""
     preparation_seconds: Interval | None
-    """of the data, before the run; None where it is there, or how much is needed is not known"""
+    """Time to prepare the data; None if it exists, or if its size is unknown."""
     by: datetime | None
     steps: Steps | None
     tokens: Steps | None
     tokens_per_parameter: float | None
     model: Candidate | None
-    """the largest of the same aspect that fits and ends in time with so many tokens"""
+    """The largest of about the same shape that fits and ends in time with these tokens."""
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What was asked for beside the plan itself."""
+    """The start, the deadline and the tokens per parameter that the user asked for."""
 
     start: datetime
     by: datetime | None
     tokens_per_parameter: float
 
 
-def memory_to_plan_with(hardware: Hardware, given_gib: float | None, gpus: int) -> FreeMemory:
-    """Return the free memory as given by the user, else as found by free_memory.
-
-    Raises:
-        BadInput: if what is given is no size of a memory, or nothing is given or found.
-    """
-    if given_gib is not None:
-        if not 0 < given_gib < 1e6:
-            raise BadInput("--free-vram-gib must be above 0, and a size that memory has.")
-        return FreeMemory(bytes=int(given_gib * 2**30), source="as --free-vram-gib says")
-    found = free_memory(hardware, gpus=gpus)
-    if found is None:
-        raise BadInput(
-            f"the memory of {hardware.name} varies; say what is free with --free-vram-gib."
-        )
-    return found
-
-
-def plan_fit(config: Config, predicted: Predictor, free: FreeMemory, models: bool) -> Fit:
-    """Whether the run fits into the free memory, and what else would."""
-    prediction = predicted(config)
-    hardware, dtype, gpus = prediction.hardware, prediction.dtype, prediction.gpus
-    memory = memory_of(config, hardware, dtype, gpus)
+def plan_fit(spec: RunSpec, predicted: Predictor, free: FreeMemory, models: bool) -> Fit:
+    """Return whether the run fits into the free memory, and which other models would."""
+    prediction = predicted(spec)
+    hardware = prediction.hardware
+    memory = memory_of(spec, hardware)
     verdict = fit_verdict(memory.process, free.bytes)
 
-    def fits(candidate: Config) -> bool:
-        return is_expected_to_fit(candidate, hardware, dtype, free.bytes, gpus)
+    def fits(candidate: RunSpec) -> bool:
+        return is_expected_to_fit(candidate, hardware, free.bytes)
 
     def largest(search: Search) -> Candidate | None:
-        found = search(config, fits)
+        found = search(spec, fits)
         return _candidate(found, predicted, free) if found is not None else None
 
     return Fit(
@@ -160,10 +143,8 @@ def plan_fit(config: Config, predicted: Predictor, free: FreeMemory, models: boo
         peak_process_bytes=memory.process.expected,
         free_bytes=free.bytes,
         free_source=free.source,
-        largest_micro_batch=largest_micro_batch(config, hardware, dtype, free.bytes, gpus),
-        largest_sure_micro_batch=largest_micro_batch(
-            config, hardware, dtype, free.bytes, gpus, "high"
-        ),
+        largest_micro_batch=largest_micro_batch(spec, hardware, free.bytes),
+        largest_sure_micro_batch=largest_micro_batch(spec, hardware, free.bytes, "high"),
         models=FittingModels(
             widest=largest(widest), deepest=largest(deepest), same_aspect=largest(largest_of_aspect)
         )
@@ -172,31 +153,43 @@ def plan_fit(config: Config, predicted: Predictor, free: FreeMemory, models: boo
     )
 
 
-def _candidate(config: Config, predicted: Predictor, free: FreeMemory) -> Candidate:
-    plan = predicted(config)
+def _candidate(spec: RunSpec, predicted: Predictor, free: FreeMemory) -> Candidate:
+    plan = predicted(spec)
     found = plan.quantities
-    model, train = config.model, config.train
+    shape = spec.shape
     return Candidate(
-        n_layer=model.n_layer,
-        n_head=model.n_head,
-        n_embd=model.n_embd,
+        n_layer=shape.n_layer,
+        n_head=shape.n_head,
+        n_embd=shape.n_embd,
         parameters=int(found["parameters"].expected),
-        micro_batch=train.micro_batch,
-        grad_accum=train.grad_accum,
-        max_steps=train.max_steps,
-        tokens=config.tokens_per_step * train.max_steps,
+        micro_batch=spec.micro_batch,
+        grad_accum=spec.grad_accum,
+        max_steps=spec.steps,
+        tokens=spec.tokens_per_step * spec.steps,
         peak_process_bytes=found["peak_process_bytes"].expected,
-        verdict=fit_verdict(
-            memory_of(config, plan.hardware, plan.dtype, plan.gpus).process, free.bytes
-        ),
+        verdict=fit_verdict(memory_of(spec, plan.hardware).process, free.bytes),
         step_seconds=plan.best("step_seconds"),
         total_seconds=plan.best("total_seconds"),
     )
 
 
-def plan_deadline(config: Config, predicted: Predictor, free: FreeMemory, wish: Wish) -> Deadline:
-    """When the run ends if it starts at wish.start, and what would end by wish.by."""
-    total = predicted(config).best("total_seconds")
+def plan_deadline(
+    spec: RunSpec,
+    predicted: Predictor,
+    free: FreeMemory,
+    wish: Wish,
+    preparation: Interval | None,
+) -> Deadline:
+    """Return when the run ends if it starts at wish.start, and what would end by wish.by.
+
+    Args:
+        spec: the run.
+        predicted: its prediction on the device that is planned for.
+        free: memory of each device.
+        wish: the start and the deadline.
+        preparation: time to prepare the data before the run; None if there is nothing to do.
+    """
+    total = predicted(spec).best("total_seconds")
     finish = steps = tokens = model = None
     if total is not None:
         ends = (later(wish.start, seconds) for seconds in (total.low, total.expected, total.high))
@@ -205,23 +198,23 @@ def plan_deadline(config: Config, predicted: Predictor, free: FreeMemory, wish: 
         seconds = wish.by.timestamp() - wish.start.timestamp()
 
         def in_time(end: IntervalEnd) -> int:
-            return most_steps(predicted, config, seconds, end)
+            return most_steps(predicted, spec, seconds, end)
 
         steps = Steps(low=in_time("high"), expected=in_time("expected"), high=in_time("low"))
-        per_step = config.tokens_per_step
+        per_step = spec.tokens_per_step
         tokens = Steps(
             low=per_step * steps.low,
             expected=per_step * steps.expected,
             high=per_step * steps.high,
         )
         largest = largest_model_in_time(
-            predicted, config, seconds, free.bytes, wish.tokens_per_parameter
+            predicted, spec, seconds, free.bytes, wish.tokens_per_parameter
         )
         model = _candidate(largest, predicted, free) if largest is not None else None
     return Deadline(
         start=wish.start,
         finish=finish,
-        preparation_seconds=_preparation(config),
+        preparation_seconds=preparation,
         by=wish.by,
         steps=steps,
         tokens=tokens,
@@ -230,20 +223,13 @@ def plan_deadline(config: Config, predicted: Predictor, free: FreeMemory, wish: 
     )
 
 
-def _preparation(config: Config) -> Interval | None:
-    data = config.data
-    if data.folder is None or data.tokens is None or data.folder.exists():
-        return None
-    return preparation_seconds(data.tokens)
-
-
 def make_wish(
     now: datetime, start: str | None, by: str | None, tokens_per_parameter: float
 ) -> Wish:
-    """The times of day on the command line as moments: start after now, by after start.
+    """Resolve the times of day of the command line: start is after now, by is after start.
 
     Raises:
-        BadInput: if one is no time of day, or the ratio is not positive.
+        BadInput: if one is not a time of day, or the ratio is not positive.
     """
     if not 0 < tokens_per_parameter < math.inf:
         raise BadInput("--tokens-per-parameter must be above 0; 20 is Chinchilla's.")

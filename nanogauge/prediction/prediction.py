@@ -1,92 +1,68 @@
-"""Everything a run will need, each with its interval, formula and source: the frozen prediction."""
+"""Predict a run: every quantity with its interval, formula and source."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import replace
 
-from nanogauge.config import Config, ModelSection
 from nanogauge.prediction.calibrated import CalibratedStep, Calibration, calibrated_step
-from nanogauge.prediction.checkpoints import state_bytes, waiting_seconds
 from nanogauge.prediction.energy import predict_energy
 from nanogauge.prediction.flops import MFU_CONVENTIONS, flops_per_token_6n, flops_per_token_palm
+from nanogauge.prediction.overheads import (
+    FIRST_STEP_EXTRA_SECONDS,
+    START_UP_SECONDS,
+    compile_seconds,
+    state_bytes,
+    waiting_seconds,
+)
 from nanogauge.prediction.parameters import count_parameters
 from nanogauge.prediction.search import memory_of
 from nanogauge.prediction.step_time import StepTime, predict_step_time
-from nanogauge.prediction.workload import shape_of, workload_of
-from nanogauge.quantities import QUANTITIES, Interval, mfu
+from nanogauge.prediction.workload import resolve_dtype, workload_of
+from nanogauge.quantities import QUANTITIES, Interval, format_range, format_seconds, mfu
+from nanogauge.runspec import RunSpec, Shape
+from nanogauge.schedule import checkpoints, evaluations
 from nanogauge.schema import Estimate, Hardware, Part, Prediction
-
-FIRST_STEP_EXTRA_SECONDS = Interval(0.0, 0.2, 3.0)  # allocations, libraries loaded on first use
-START_UP_SECONDS = Interval(3.0, 7.0, 30.0)  # imports, data, first allocation; 6 s for the demo
-
-
-def resolve_dtype(config: Config, hardware_kind: str) -> str:
-    """The dtype a run will use where the configuration leaves it to us: bfloat16 on a GPU."""
-    if config.run.dtype != "auto":
-        return config.run.dtype
-    return "float32" if hardware_kind == "cpu" else "bfloat16"
-
-
-def evaluations(config: Config) -> int:
-    """Before step 0, every eval_every steps, and after the last."""
-    return (config.train.max_steps - 1) // config.train.eval_every + 2
-
-
-def checkpoints(config: Config) -> int:
-    """Every checkpoint_every steps, and after the last."""
-    return (config.train.max_steps - 1) // config.train.checkpoint_every + 1
-
-
-def compile_seconds(config: Config, hardware: Hardware) -> Interval:
-    """Return the time until the compiled model runs.
-
-    Expected from the documented run (12 layers on an RTX 4070: 12.8 s). For a CPU one block is
-    compiled for all layers: 14.8, 14.9 and 15.3 s with 1, 4 and 12 of them on two cores of a Xeon,
-    2.4-2.7 s from a warm cache, for which low stands.
-    """
-    if not config.run.compile:
-        return Interval.exact(0.0)
-    expected = 16 if hardware.kind == "cpu" else 8 + 0.4 * config.model.n_layer
-    return Interval(0.1 * expected, expected, 4 * expected)
 
 
 def predict(
-    config: Config,
-    hardware: Hardware,
-    dtype: str,
-    gpus: int = 1,
-    calibration: Calibration | None = None,
+    spec: RunSpec, hardware: Hardware, calibration: Calibration | None = None
 ) -> Prediction:
-    """Predict every quantity that can be predicted, and say of each other one why not.
+    """Predict every quantity of a run; `unpredicted` gives the reason for each missing one.
 
-    Several GPUs of the same kind share the micro-batches of a step; memory is that of each of them.
-    With a calibration of this hardware, the times are predicted a second time, from what it knows.
+    Memory is per GPU. With a calibration of this hardware, `calibrated` holds the times predicted
+    a second time, from its measurements.
 
     Raises:
-        BadInput: if they cannot share the micro-batches equally.
+        BadInput: if the GPUs cannot share the micro-batches equally.
     """
-    quantities = _exact_quantities(config)
+    quantities = _exact_quantities(spec)
     unpredicted: dict[str, str] = {
         "val_loss": "no loss is predicted in this version",
         "quality_vs_gpt2": "no benchmark score is predicted in this version",
         "speedup_after_warmup": "no change of speed is expected after the first step",
     }
-    if config.data.tokens is None and "data_epochs" not in quantities:
+    if spec.unique_tokens is None and "data_epochs" not in quantities:
         unpredicted["data_epochs"] = "data.tokens is not given and there is no data to count yet"
-    work = workload_of(config, dtype, hardware.kind != "cpu", gpus)
-    memory = memory_of(config, hardware, dtype, gpus)
-    step = predict_step_time(work, hardware)
+    on_gpu, gpus = hardware.kind != "cpu", spec.world_size
+    work = workload_of(spec, on_gpu)
+    memory = memory_of(spec, hardware)
+    step = predict_step_time(work, hardware) if spec.compile is not None else None
     ledger: dict[str, float] = {}
     notes: list[str] = []
     parts: list[Part] = []
     if step is None:
         reason = "the peak, bandwidth or class of this device is not known"
+        if spec.compile is None:
+            reason = "it is not known whether the model is compiled"
         timed = ("first_step_seconds", "step_seconds", "total_seconds", "mfu_palm", "mfu_6n")
         unpredicted |= dict.fromkeys(timed, reason)
     else:
-        times, ledger = _times(config, hardware, step, gpus)
+        times, ledger = _times(spec, hardware, step)
         quantities |= times
+        if "total_seconds" not in times:
+            reason = "it is not known how often the run evaluates and writes checkpoints"
+            unpredicted["total_seconds"] = reason
         parts = step.parts
     known = None
     if calibration is not None:
@@ -110,17 +86,17 @@ def predict(
         else "allocated x what the allocator reserves (1.03-1.35) + CUDA context (0.29-0.67 GB)",
         "docs/prediction.md",
     )
-    energy, why_not = predict_energy(config.cost, hardware, quantities.get("total_seconds"), gpus)
+    energy, why_not = predict_energy(spec.cost, hardware, quantities.get("total_seconds"), gpus)
     quantities |= energy
     unpredicted |= why_not
     return Prediction(
         created_unix=time.time(),
         hardware=hardware,
         gpus=gpus,
-        dtype=dtype,
+        dtype=resolve_dtype(spec, on_gpu),
         quantities={row: quantities[row] for row in QUANTITIES if row in quantities},
         unpredicted=unpredicted,
-        calibrated=_calibrated(config, hardware, step, known, gpus) if known is not None else {},
+        calibrated=_calibrated(spec, hardware, step, known) if known is not None else {},
         step_parts=parts,
         memory_parts=memory.parts,
         ledger=ledger,
@@ -128,37 +104,36 @@ def predict(
     )
 
 
-def parameter_formula(model: ModelSection) -> str:
-    """Of the parameters without position embeddings."""
-    if model.norm == "rmsnorm":
-        return "12 L C^2 + V C" + " + 9 L C of biases" * model.bias
-    return "L (12 C^2 + 2 C) + V C + C" + " + 9 L C + (2 L + 1) C of biases" * model.bias
+def parameter_formula(shape: Shape) -> str:
+    """Return the formula of the parameters without position embeddings."""
+    if not shape.norm_weights:
+        return "12 L C^2 + V C" + " + 9 L C of biases" * shape.bias
+    return "L (12 C^2 + 2 C) + V C + C" + " + 9 L C + (2 L + 1) C of biases" * shape.bias
 
 
-def _exact_quantities(config: Config) -> dict[str, Estimate]:
-    model, train = config.model, config.train
-    shape = shape_of(model)
+def _exact_quantities(spec: RunSpec) -> dict[str, Estimate]:
+    shape = spec.shape
     counted = count_parameters(shape)
-    per_step, steps = config.tokens_per_step, train.max_steps
+    per_step, steps = spec.tokens_per_step, spec.steps
     tokens = per_step * steps
     flops_6n, flops_palm = flops_per_token_6n(shape), flops_per_token_palm(shape)
     exact: dict[str, tuple[float, str, str]] = {
         "tokens_per_step": (
             per_step,
-            f"{train.micro_batch} x {model.block_size} x {train.grad_accum}",
+            f"{spec.micro_batch} x {shape.context} x {spec.grad_accum}",
             "micro-batch x context x accumulation",
         ),
         "tokens_total": (tokens, f"{per_step:,} x {steps:,}", "tokens per step x steps"),
         "parameters": (
             counted.without_positions,
-            parameter_formula(model),
+            parameter_formula(shape),
             "model.py; the vocabulary head is tied"
-            if model.tied_head
+            if shape.tied_head
             else "model.py; the vocabulary head is counted, the embedding is only looked up",
         ),
         "parameters_total": (
             counted.total,
-            "N" + " + T C" * (model.positions == "learned") + " + V C" * (not model.tied_head),
+            "N" + " + T C" * shape.position_table + " + V C" * (not shape.tied_head),
             "model.py",
         ),
         "flops_total_6n": (
@@ -177,10 +152,10 @@ def _exact_quantities(config: Config) -> dict[str, Estimate]:
             "model.py",
         ),
     }
-    if config.data.tokens is not None:
+    if spec.unique_tokens is not None:
         exact["data_epochs"] = (
-            tokens / config.data.tokens,
-            f"{tokens:,} / {config.data.tokens:,}",
+            tokens / spec.unique_tokens,
+            f"{tokens:,} / {spec.unique_tokens:,}",
             "tokens of the run / unique tokens (data.tokens)",
         )
     return {
@@ -190,13 +165,13 @@ def _exact_quantities(config: Config) -> dict[str, Estimate]:
 
 
 def _times(
-    config: Config, hardware: Hardware, step: StepTime, gpus: int
+    spec: RunSpec, hardware: Hardware, step: StepTime
 ) -> tuple[dict[str, Estimate], dict[str, float]]:
-    steps = config.train.max_steps
-    eval_one = 2 * config.train.eval_batches * step.eval_batch_seconds
-    evals = evaluations(config)
-    compiling = compile_seconds(config, hardware)
-    saving = waiting_seconds(state_bytes(config), checkpoints(config))
+    steps, gpus = spec.steps, spec.world_size
+    eval_one = 2 * (spec.eval_batches or 0) * step.eval_batch_seconds
+    evals = evaluations(spec)
+    compiling = compile_seconds(spec, hardware)
+    saving = waiting_seconds(state_bytes(spec), checkpoints(spec))
     ledger = {
         "compile_s": compiling.expected,
         "step_s": steps * step.seconds,
@@ -222,28 +197,30 @@ def _times(
             device_work + compiling + saving + START_UP_SECONDS,
             f"{steps:,} steps + {evals} evaluations of {eval_one:.3g} s"
             f"{' on one GPU' if gpus > 1 else ''} + compilation "
-            f"+ {checkpoints(config)} copies for checkpoints, the last written + start-up",
+            f"+ {checkpoints(spec)} copies for checkpoints, the last written + start-up",
         ),
     }
     for row, per_token in MFU_CONVENTIONS.items():
-        flops = per_token(shape_of(config.model)) * config.tokens_per_step
+        flops = per_token(spec.shape) * spec.tokens_per_step
         reached = mfu(flops, step.interval, peak)
         estimated[row] = (
             Interval(reached.low, reached.expected, min(reached.high, 1.0)),
             f"FLOPs per step / step time / {f'{gpus} x ' if gpus > 1 else ''}peak; "
             f"{hardware.peak_name}",
         )
+    if None in (spec.eval_every, spec.eval_batches, spec.checkpoint_every):
+        del estimated["total_seconds"]
     result = {row: Estimate.of(row, *of_row, source) for row, of_row in estimated.items()}
     return result, ledger
 
 
 def _calibrated(
-    config: Config, hardware: Hardware, step: StepTime | None, known: CalibratedStep, gpus: int
+    spec: RunSpec, hardware: Hardware, step: StepTime | None, known: CalibratedStep
 ) -> dict[str, Estimate]:
-    """The step that follows from measurements, and all that follows from the step.
+    """Return the calibrated step time and the quantities derived from it.
 
-    An evaluation is taken to differ from its analytic time as the step does. An MFU above 100 %
-    says that the peak is wrong, and is not given.
+    Evaluations are scaled by the same factor as the step. An MFU above 100 % means that the peak
+    is wrong, and is left out.
     """
     seconds, source = known.seconds, known.source
     row = {"step_seconds": Estimate.of("step_seconds", seconds, known.formula, source)}
@@ -256,9 +233,38 @@ def _calibrated(
         eval_batch_seconds=factor * step.eval_batch_seconds,
         factor=seconds.scaled(1.0),
     )
-    times, _ = _times(config, hardware, scaled, gpus)
+    times, _ = _times(spec, hardware, scaled)
     possible = {r: e for r, e in times.items() if e.expected <= e.high}
-    paid, _ = predict_energy(config.cost, hardware, possible["total_seconds"], gpus)
+    paid, _ = predict_energy(spec.cost, hardware, possible.get("total_seconds"), spec.world_size)
     energy = {r: e for r, e in paid.items() if r != "power_watts"}
     found = {r: e.model_copy(update={"source": source}) for r, e in possible.items()}
     return found | row | energy
+
+
+def eager_total(
+    spec: RunSpec, hardware: Hardware, calibration: Calibration | None
+) -> Estimate | None:
+    """Return seconds of the whole run without compilation; None if the device has no prediction.
+
+    Args:
+        spec: the compiled run.
+        hardware: what it runs on.
+        calibration: measurements of this device; None for the analytic prediction.
+    """
+    return predict(replace(spec, compile=False), hardware, calibration).best("total_seconds")
+
+
+def eager_sentence(eager: Estimate, compiled: Estimate | None) -> str:
+    """Describe how long the run takes without compilation, and the difference.
+
+    Args:
+        eager: seconds of the whole run, as eager_total gives them.
+        compiled: the same with compilation; None if it was not predicted.
+    """
+    interval = format_range("total_seconds", eager.low, eager.high)
+    takes = f"Without compilation the whole run takes about {format_seconds(eager.expected)}"
+    if compiled is None:
+        return f"{takes} ({interval})."
+    more = eager.expected - compiled.expected
+    difference = f"{format_seconds(abs(more))} {'more' if more >= 0 else 'less'}"
+    return f"{takes} ({interval}), {difference} than was predicted with it."

@@ -1,77 +1,69 @@
-"""What fits into a device's memory: the verdict, the largest micro-batch, the largest models."""
+"""Search for what fits: into memory (micro-batch, model), and into the time until a deadline."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
-from nanogauge.config import Config
 from nanogauge.prediction.memory import Copied, Memory, predict_memory
 from nanogauge.prediction.parameters import count_parameters
-from nanogauge.prediction.workload import shape_of, workload_of
+from nanogauge.prediction.workload import workload_of
 from nanogauge.quantities import Interval
-from nanogauge.schema import Hardware
+from nanogauge.runspec import RunSpec, with_shape
+from nanogauge.schedule import checkpoints
+from nanogauge.schema import Hardware, Prediction
 
 Verdict = Literal["fits", "doubtful", "does not fit"]
 
 
 def fit_verdict(peak: Interval, free_bytes: float) -> Verdict:
-    """Whether a peak that is only known as an interval fits; doubtful where both are possible."""
+    """Return whether a predicted peak fits; doubtful if the free memory lies in its interval."""
     if peak.low > free_bytes:
         return "does not fit"
     return "fits" if peak.high <= free_bytes else "doubtful"
 
 
-def memory_of(config: Config, hardware: Hardware, dtype: str, gpus: int = 1) -> Memory:
-    """Peak memory of each of the devices that share this run."""
-    copied: Copied = "in training"
-    if config.train.checkpoint_every >= config.train.max_steps:
-        copied = "at the end"
-    work = workload_of(config, dtype, hardware.kind != "cpu", gpus)
-    return predict_memory(work, hardware, copied)
+def memory_of(spec: RunSpec, hardware: Hardware) -> Memory:
+    """Return the predicted peak memory on each device of the run."""
+    copies = checkpoints(spec)
+    copied: Copied = "in training" if copies > 1 else "at the end" if copies else "never"
+    return predict_memory(workload_of(spec, hardware.kind != "cpu"), hardware, copied)
 
 
-def is_expected_to_fit(
-    config: Config, hardware: Hardware, dtype: str, free_bytes: float, gpus: int = 1
-) -> bool:
-    return memory_of(config, hardware, dtype, gpus).process.expected <= free_bytes
+def is_expected_to_fit(spec: RunSpec, hardware: Hardware, free_bytes: float) -> bool:
+    return memory_of(spec, hardware).process.expected <= free_bytes
 
 
-def with_train(config: Config, **values: int) -> Config:
-    """Return the configuration with other values in its train section."""
-    return config.model_copy(update={"train": config.train.model_copy(update=values)})
-
-
-def with_micro_batch(config: Config, micro: int) -> Config:
-    """The same tokens per step in other micro-batches; micro divides the sequences of a step."""
-    sequences = config.train.micro_batch * config.train.grad_accum
-    return with_train(config, micro_batch=micro, grad_accum=sequences // micro)
+def with_micro_batch(spec: RunSpec, micro: int) -> RunSpec:
+    """Change the micro-batch at constant tokens per step; `micro` divides a step's sequences."""
+    sequences = spec.micro_batch * spec.grad_accum
+    return replace(spec, micro_batch=micro, grad_accum=sequences // micro)
 
 
 def largest_micro_batch(
-    config: Config,
+    spec: RunSpec,
     hardware: Hardware,
-    dtype: str,
     free: float,
-    gpus: int = 1,
     end: Literal["expected", "high"] = "expected",
 ) -> int | None:
-    """The largest micro-batch with the same tokens per step whose peak fits into free bytes.
+    """Return the largest micro-batch at the same tokens per step whose peak fits into `free` bytes.
 
-    Of the peak's interval, `end` has to fit: with "high" the micro-batch is sure to.
+    `end` is the end of the peak's interval that must fit: "expected", or "high" to be sure. None
+    if no micro-batch fits.
     """
-    sequences = config.train.micro_batch * config.train.grad_accum // gpus
+    sequences = spec.micro_batch * spec.grad_accum // spec.world_size
     below_root = [d for d in range(1, math.isqrt(sequences) + 1) if sequences % d == 0]
     for micro in sorted({*below_root, *(sequences // d for d in below_root)}, reverse=True):
-        peak = memory_of(with_micro_batch(config, micro), hardware, dtype, gpus).process
+        peak = memory_of(with_micro_batch(spec, micro), hardware).process
         if (peak.expected if end == "expected" else peak.high) <= free:
             return micro
     return None
 
 
 def largest_that(passes: Callable[[int], bool]) -> int:
-    """The largest n from 1 on that passes, 0 if none; whoever fails, all above it fail too."""
+    """Return the largest n >= 1 with passes(n), or 0. Binary search; `passes` must be monotonic."""
     beyond = 1
     while passes(beyond):
         beyond *= 2
@@ -82,47 +74,110 @@ def largest_that(passes: Callable[[int], bool]) -> int:
     return below
 
 
-def reshaped(config: Config, layers: int, heads: int) -> Config:
-    """A model of other depth and width, its heads of the same size."""
-    head_size = config.model.n_embd // config.model.n_head
-    shape = {"n_layer": layers, "n_head": heads, "n_embd": heads * head_size}
-    return config.model_copy(update={"model": config.model.model_copy(update=shape)})
+def reshaped(spec: RunSpec, layers: int, heads: int) -> RunSpec:
+    """Return the run with another depth and number of heads, at the same head size."""
+    shape = spec.shape
+    n_embd, n_kv_head, mlp_width = (
+        size * heads // shape.n_head for size in (shape.n_embd, shape.n_kv_head, shape.mlp_width)
+    )
+    return with_shape(
+        spec,
+        n_layer=layers,
+        n_head=heads,
+        n_embd=n_embd,
+        n_kv_head=max(1, n_kv_head),
+        mlp_width=mlp_width,
+    )
 
 
-def widest(config: Config, passes: Callable[[Config], bool]) -> Config | None:
-    """The widest model of the same depth and head size that passes."""
-    heads = largest_that(lambda h: passes(reshaped(config, config.model.n_layer, h)))
-    return reshaped(config, config.model.n_layer, heads) if heads else None
+def widest(spec: RunSpec, passes: Callable[[RunSpec], bool]) -> RunSpec | None:
+    """Return the widest model of the same depth and head size that passes."""
+    heads = largest_that(lambda h: passes(reshaped(spec, spec.shape.n_layer, h)))
+    return reshaped(spec, spec.shape.n_layer, heads) if heads else None
 
 
-def deepest(config: Config, passes: Callable[[Config], bool]) -> Config | None:
-    """The deepest model of the same width that passes."""
-    layers = largest_that(lambda n: passes(reshaped(config, n, config.model.n_head)))
-    return reshaped(config, layers, config.model.n_head) if layers else None
+def deepest(spec: RunSpec, passes: Callable[[RunSpec], bool]) -> RunSpec | None:
+    """Return the deepest model of the same width that passes."""
+    layers = largest_that(lambda n: passes(reshaped(spec, n, spec.shape.n_head)))
+    return reshaped(spec, layers, spec.shape.n_head) if layers else None
 
 
-def largest_of_aspect(config: Config, passes: Callable[[Config], bool]) -> Config | None:
-    """The largest model that passes, its depth over width as near as can be to the given one's.
+def largest_of_aspect(spec: RunSpec, passes: Callable[[RunSpec], bool]) -> RunSpec | None:
+    """Return the largest model that passes, with about the same ratio of depth to width.
 
-    As one more head is a large step, the depths between that of the widest model with the nearest
-    depth and that of the next width are tried at both widths.
+    One more head is a large step, so the search also tries the depths between the ratio's depth
+    at the widest passing width and at the next width, at both widths.
     """
-    model = config.model
+    shape = spec.shape
 
     def depth(heads: int) -> int:
-        return max(1, round(model.n_layer * heads / model.n_head))
+        return max(1, round(shape.n_layer * heads / shape.n_head))
 
-    heads = largest_that(lambda h: passes(reshaped(config, depth(h), h)))
+    heads = largest_that(lambda h: passes(reshaped(spec, depth(h), h)))
     if not heads:
         return None
     least = depth(heads)
     depths = max(1, depth(heads + 1) - least)
 
-    def deepest_of_width(width: int) -> Config | None:
-        many = largest_that(
-            lambda n: n <= depths and passes(reshaped(config, least + n - 1, width))
-        )
-        return reshaped(config, least + many - 1, width) if many else None
+    def deepest_of_width(width: int) -> RunSpec | None:
+        many = largest_that(lambda n: n <= depths and passes(reshaped(spec, least + n - 1, width)))
+        return reshaped(spec, least + many - 1, width) if many else None
 
     found = filter(None, (deepest_of_width(heads), deepest_of_width(heads + 1)))
-    return max(found, key=lambda c: count_parameters(shape_of(c.model)).without_positions)
+    return max(found, key=lambda c: count_parameters(c.shape).without_positions)
+
+
+TOKENS_PER_PARAMETER = 20.0
+"""Tokens per parameter with the lowest loss at fixed FLOPs. Source: Hoffmann et al. 2022."""
+
+IntervalEnd = Literal["low", "expected", "high"]
+Predictor = Callable[[RunSpec], Prediction]
+"""Predicts a run on the device being planned for."""
+
+
+def with_steps(spec: RunSpec, steps: int) -> RunSpec:
+    return replace(spec, steps=steps)
+
+
+def ends_within(predicted: Predictor, spec: RunSpec, seconds: float, end: IntervalEnd) -> bool:
+    """Return True if the chosen end of the run's total time is at most `seconds`."""
+    total = predicted(spec).best("total_seconds")
+    assert total is not None, "a deadline needs a predicted time"
+    return bool(getattr(total, end) <= seconds)
+
+
+def most_steps(predicted: Predictor, spec: RunSpec, seconds: float, end: IntervalEnd) -> int:
+    """Return the largest number of steps that end within `seconds`, or 0."""
+    return largest_that(lambda n: ends_within(predicted, with_steps(spec, n), seconds, end))
+
+
+def trained_on(spec: RunSpec, tokens_per_parameter: float) -> RunSpec:
+    """Set the steps for this many tokens per parameter, position embeddings not counted."""
+    parameters = count_parameters(spec.shape).without_positions
+    steps = math.ceil(tokens_per_parameter * parameters / spec.tokens_per_step)
+    return with_steps(spec, steps)
+
+
+def largest_model_in_time(
+    predicted: Predictor, spec: RunSpec, seconds: float, free: float, tokens_per_parameter: float
+) -> RunSpec | None:
+    """Return the largest model of about the same shape that is expected to fit and end in time.
+
+    It trains on `tokens_per_parameter` tokens per parameter, at the given micro-batch or the
+    largest that fits at the same tokens per step.
+    """
+    plan = predicted(spec)
+    device = (plan.hardware, free)
+
+    def made_to_fit(candidate: RunSpec) -> RunSpec | None:
+        if is_expected_to_fit(candidate, *device):
+            return candidate
+        micro = largest_micro_batch(candidate, *device)
+        return with_micro_batch(candidate, micro) if micro is not None else None
+
+    def passes(candidate: RunSpec) -> bool:
+        fitting = made_to_fit(trained_on(candidate, tokens_per_parameter))
+        return fitting is not None and ends_within(predicted, fitting, seconds, "expected")
+
+    found = largest_of_aspect(spec, passes)
+    return made_to_fit(trained_on(found, tokens_per_parameter)) if found is not None else None

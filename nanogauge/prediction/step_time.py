@@ -13,17 +13,103 @@ from dataclasses import dataclass
 
 from nanogauge.config import chunk_tokens
 from nanogauge.prediction.constants import FITTED, POWER_EXPONENT, Constants, DeviceClass
-from nanogauge.prediction.options import (
-    MUON_BYTES,
-    MUON_KERNELS,
-    is_beyond_gpt2,
-    of_layer,
-    of_logits,
-)
 from nanogauge.prediction.parameters import count_parameters, layer_matrices
 from nanogauge.prediction.workload import GPUS_OF_A_NODE, Workload
 from nanogauge.quantities import Interval
 from nanogauge.schema import Hardware, Part
+
+MUON_BYTES = 94.0
+"""per fp32 weight of Muon in train.py, one matrix after another: momentum and Nesterov's step 24,
+to 16 bits 6, to a norm of one 6, decay and update 18; copies of weight and momentum 16, and the
+choice between these and what became of them 24"""
+
+MUON_KERNELS = 31
+"""per matrix: 15 products of five iterations, and the operations above"""
+
+
+@dataclass(frozen=True)
+class Extra:
+    """Forward and backward pass together."""
+
+    bytes: float = 0.0
+    """per token, of one layer or of the head"""
+    kernels: float = 0.0
+    """of one layer"""
+
+    def __add__(self, other: Extra) -> Extra:
+        return Extra(self.bytes + other.bytes, self.kernels + other.kernels)
+
+
+def is_beyond_gpt2(work: Workload) -> bool:
+    """Whether a step has anything in it that is counted here."""
+    options = bool(work.program.logit_softcap) or of_layer(work, on_cpu=False) != Extra()
+    return options or (work.optimizer == "muon" and work.program.muon_restored)
+
+
+def of_layer(work: Workload, on_cpu: bool) -> Extra:
+    """Beyond a layer of GPT-2; below zero where an option spares more than it costs."""
+    extra = _queries_and_keys(work, on_cpu)
+    if not work.shape.norm_weights:
+        extra += _norms_without_weights(work, on_cpu)
+    if work.program.squared_relu and not work.compiled:
+        # ReLU and a square are two passes where GELU is one, and the gradient of a square, which is
+        # taken for a power, makes three more: 2 + 7 reads and writes.
+        extra += Extra(9 * work.element_bytes * work.shape.mlp_width, 4)
+    return extra
+
+
+def _queries_and_keys(work: Workload, on_cpu: bool) -> Extra:
+    """Of rotary positions and of the norm of queries and keys."""
+    rotated, normed = not work.shape.position_table, work.program.qk_norm
+    values, e = work.shape.query_width + work.shape.key_width, work.element_bytes
+    if work.compiled:
+        # A pass over them forward; the gradient's rotation is part of a pass that GPT-2 has too.
+        # The norm reads them once more, and backward slopes and values; the rotation goes along.
+        moved, kernels = (6.0, 3) if normed else (2.0 * rotated, 1 * rotated)
+        if on_cpu and (rotated or normed):  # whose attention wants copies in another order
+            moved, kernels = moved + 2.75, kernels + 6
+        return Extra(moved * e * values, kernels)
+    extra = Extra()
+    if normed and on_cpu:  # operation by operation in fp32, and casts to and from it
+        casts = 22 if e == 2 else 0
+        extra += Extra((25 * 4 + casts) * values, 35 + 8 * (e == 2))
+    elif normed:  # one fused kernel forward and one backward, in fp32 under autocast too
+        casts = 24 if e == 2 else 0
+        extra += Extra((5 * 4 + casts) * values, 4 + 8 * (e == 2))
+    if rotated:
+        # Of both halves four products, a sum, a difference, and putting them together: 9 reads and
+        # writes of a value; backward 10; on a CPU 3 more to bring them into attention's order.
+        wide = 4 if normed and not on_cpu else e  # what the norm made under autocast stays fp32
+        extra += Extra((22 if on_cpu else 19) * wide * values, 33 if on_cpu else 30)
+    return extra
+
+
+def _norms_without_weights(work: Workload, on_cpu: bool) -> Extra:
+    """Of the two RMS norms of a layer, in the place of LayerNorms with weights."""
+    width = work.shape.n_embd
+    r = 4 if work.program.wide_residual and work.program.master_weights else work.element_bytes
+    if on_cpu and not work.compiled:
+        # LayerNorm is a kernel of 2 reads and writes forward and 3 backward; this is 16 operations,
+        # in fp32, of which each goes through memory: 22.
+        return Extra(2 * 17 * 4 * width, 28)
+    # The gradient of a weight is a pass of its own over slopes and normalised values.
+    slopes = work.element_bytes if work.compiled else r
+    return Extra(-2 * (slopes + r) * width)
+
+
+def of_logits(work: Workload, on_cpu: bool) -> float:
+    """Bytes a token adds where a tanh caps its logits, beyond the loss without it."""
+    if not work.program.logit_softcap:
+        return 0.0
+    if work.head == "chunked":
+        # training/head.py, in fp32: seven operations in place and the product of two slopes. The
+        # compiler makes them part of passes that are there without; a CPU's head is not compiled.
+        fused = work.compiled and not on_cpu
+        return 0.0 if fused else 15 * 4.0 * work.shape.vocabulary
+    fused = work.compiled and work.program.compiled_loss
+    # Quotient, tanh and product: 6 reads and writes forward, 7 backward.
+    return 0.0 if fused else 13.0 * work.element_bytes * work.shape.vocabulary
+
 
 ARITHMETIC = ("matrix products of the blocks", "attention", "vocabulary head", "recomputation")
 """the parts of a step that go with the clock of the matrix units; the others wait for memory"""
@@ -80,7 +166,7 @@ def predict_step_time(
     on_cpu = hardware.kind == "cpu"
     each_byte = work.tokens / device.bandwidth  # seconds a byte of each token
     activations = work.tokens * device.wide / device.bandwidth  # and of one in 16 bits
-    options, layers = of_layer(work, on_cpu), work.shape.layers
+    options, layers = of_layer(work, on_cpu), work.shape.n_layer
     forward = {
         "matrix products of the blocks": _block_products(work, device, k),
         "attention": _attention(work, device, k),
@@ -203,8 +289,8 @@ def _products(
 
 
 def _block_products(work: Workload, device: _Device, k: Constants) -> float:
-    seconds = work.shape.layers * _products(layer_matrices(work.shape), work, device, k)
-    return seconds / k.fp8_speed if work.fp8_products else seconds
+    seconds = work.shape.n_layer * _products(layer_matrices(work.shape), work, device, k)
+    return seconds / k.fp8_speed if work.program.fp8_products else seconds
 
 
 def _vocabulary_head(work: Workload, device: _Device, k: Constants) -> float:
@@ -213,7 +299,7 @@ def _vocabulary_head(work: Workload, device: _Device, k: Constants) -> float:
     It adds to the fp32 gradient of the whole weight, which is read and written, and so are in 16
     bits what is added. The first addition is counted with the weights.
     """
-    width, vocabulary = work.shape.width, work.shape.vocabulary
+    width, vocabulary = work.shape.n_embd, work.shape.vocabulary
     seconds = _products([(width, vocabulary)], work, device, k)
     seconds *= k.unaligned_head if vocabulary % 8 else 1.0
     if work.head == "chunked":
@@ -234,7 +320,7 @@ def _weight_bytes(work: Workload, k: Constants) -> float:
     tables = work.shape.table_parameters
     looked_up = k.table_bytes * tables
     multiplied = k.weight_bytes * (count_parameters(work.shape).total - tables)
-    return (multiplied + looked_up) * (1 if work.master_weights else 0.5) / work.shards
+    return (multiplied + looked_up) * (1 if work.program.master_weights else 0.5) / work.shards
 
 
 def _attention(work: Workload, device: _Device, k: Constants) -> float:
@@ -242,15 +328,15 @@ def _attention(work: Workload, device: _Device, k: Constants) -> float:
     shape, n = work.shape, work.tokens
     queries = shape.query_width
     if work.attention == "plain":
-        flops = 12.0 * n * shape.context * queries * shape.layers
+        flops = 12.0 * n * shape.context * queries * shape.n_layer
         each = k.score_bytes if work.compiled else k.score_bytes_eager
         if work.dropout:
             each *= k.score_dropout
-        scores = n * shape.context * shape.heads * shape.layers * each * device.wide
+        scores = n * shape.context * shape.n_head * shape.n_layer * each * device.wide
         return flops / (device.ceiling * device.products) + scores / device.bandwidth
     context = shape.context * shape.attended
     half = 1 + 128 / context  # tiles on the diagonal are computed in full
-    flops = 7 * n * context * queries * shape.layers * half
+    flops = 7 * n * context * queries * shape.n_layer * half
     # Softmax takes one exponential a score, whatever the head size; efficiencies are for 128.
     narrow = (1 + device.even_head / shape.head_size) / (1 + device.even_head / 128)
     dropout = k.attention_dropout if work.dropout else 1.0
@@ -264,11 +350,11 @@ def _elementwise_bytes(work: Workload, k: Constants) -> float:
         per_width, per_mlp, dropout = k.norm_bytes, k.mlp_bytes, k.dropout_bytes
     else:
         per_width, per_mlp, dropout = k.norm_bytes_eager, k.mlp_bytes_eager, k.dropout_bytes_eager
-    if work.wide_residual and work.element_bytes == 2:
+    if work.program.wide_residual and work.element_bytes == 2:
         per_width += k.wide_residual_bytes if work.compiled else k.wide_residual_bytes_eager
-    per_layer = shape.width * (per_width + (dropout if work.dropout else 0.0))
+    per_layer = shape.n_embd * (per_width + (dropout if work.dropout else 0.0))
     per_layer += shape.mlp_width * per_mlp * (k.gated_mlp if shape.mlp_matrices == 3 else 1.0)
-    return shape.layers * per_layer
+    return shape.n_layer * per_layer
 
 
 def _recomputation(work: Workload, forward: dict[str, float], k: Constants) -> float:
@@ -288,17 +374,17 @@ def _optimizer(work: Workload, device: _Device, k: Constants) -> float:
     share = 1 / work.gpus if work.sharding == "optimizer" else 1 / work.shards
     newton_schulz = launches = 0.0
     if work.optimizer == "muon":
-        by_muon = MUON_BYTES if work.muon_restored else k.muon_bytes
+        by_muon = MUON_BYTES if work.program.muon_restored else k.muon_bytes
         moved += by_muon * counted.block_matrices * share
         matrices = layer_matrices(work.shape)
         newton_schulz = (
-            work.newton_schulz_steps
-            * work.shape.layers
-            * sum(_newton_schulz(a, b, work.muon_batched, device, k) for a, b in matrices)
+            work.program.newton_schulz_steps
+            * work.shape.n_layer
+            * sum(_newton_schulz(a, b, work.program.muon_batched, device, k) for a, b in matrices)
         )
-        if work.muon_restored:
-            launches = MUON_KERNELS * work.shape.layers * len(matrices) * device.launch_seconds
-    half = 1.0 if work.master_weights else 0.5
+        if work.program.muon_restored:
+            launches = MUON_KERNELS * work.shape.n_layer * len(matrices) * device.launch_seconds
+    half = 1.0 if work.program.master_weights else 0.5
     busy = half * moved / device.bandwidth + share * newton_schulz
     return busy + launches if device.on_cpu else max(busy, launches)
 
@@ -357,10 +443,10 @@ def _communication(
             seconds += 4 * total / work.shards * (nodes - 1) / nodes / network
         hidden = min(seconds, k.hidden_share_sharded * busy)
         return 0.0, seconds - hidden + k.interference * hidden
-    seconds = 2 * (4 if work.master_weights else 2) * total * ring / slowest
+    seconds = 2 * (4 if work.program.master_weights else 2) * total * ring / slowest
     hidden = min(seconds, k.hidden_share * 2 / 3 * busy) if work.overlapped else 0.0
     exposed = seconds - hidden + k.interference * hidden
-    return (0.0, exposed) if work.sync_every_micro_step else (exposed, 0.0)
+    return (0.0, exposed) if work.program.sync_every_micro_step else (exposed, 0.0)
 
 
 def _link(hardware: Hardware, k: Constants) -> float:

@@ -2,35 +2,97 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 
-from nanogauge.analysis.several import other_cards
-from nanogauge.analysis.telemetry import JOULES_PER_KWH, highest, peak
+from nanogauge.analysis.telemetry import JOULES_PER_KWH, max_or_none, run_peak, sensor_mismatch
 from nanogauge.analysis.verdicts import Row
-from nanogauge.config import Config
 from nanogauge.prediction.energy import cost_of
 from nanogauge.quantities import GIB, format_value, mfu
-from nanogauge.report.bars import Bar, bars
-from nanogauge.report.scale import Floats
-from nanogauge.report.svg import Band, Chart, Marks, Second, Series, line_chart
-from nanogauge.report.timeline import Timeline
+from nanogauge.report.svg import Band, Bar, Chart, Floats, Marks, Second, Series, bars, line_chart
 from nanogauge.runlog.history import Recorded, Table
+from nanogauge.runspec import RunSpec
 from nanogauge.schema import Prediction, Sensor, Stored
+
+_UNITS = ((3600.0, "hours", 7200.0), (60.0, "minutes", 300.0), (1.0, "seconds", 0.0))
+"""seconds of each, and of a run that is counted in it at least"""
+
+
+class Timeline:
+    """The x axis of a run: hours where every process has a clock, else the number of the step.
+
+    A short run counts in minutes or seconds. Each process counts from its own start, so that hours
+    add up what the earlier ones took; the
+    time between two of them, when nothing ran, is not in it.
+    """
+
+    def __init__(self, recorded: Recorded) -> None:
+        self._firsts = [
+            (number, start.first_step)
+            for number, starts in enumerate(recorded.processes)
+            for start in starts
+        ]
+        """the process of each start line, and the step that it goes on from"""
+        self._of_readings = recorded.processes_of_readings()
+        sessions = recorded.session_seconds
+        known = [seconds for seconds in sessions if seconds is not None]
+        self.has_clock = len(known) == len(sessions)
+        self._before = np.cumsum([0.0, *known[:-1]]) if self.has_clock else np.zeros(len(sessions))
+        self.seconds, unit = next(u for u in _UNITS if sum(known) >= u[2])[:2]
+        """in a unit of the axis"""
+        self.title = f"{unit} of the run" if self.has_clock else "step"
+        last = [recorded.steps.last("step") or 0, *(float(e.step) for e in recorded.evals)]
+        self.end = sum(known) / self.seconds if self.has_clock else max(last)
+        """where the run ends, so far"""
+
+    def of_steps(self, steps: Floats, elapsed: Floats) -> Floats:
+        """Places of lines that name their step; a step belongs to the last process that made it."""
+        if not self.has_clock:
+            return steps
+        process = np.zeros(len(steps), dtype=np.int64)
+        for number, first in self._firsts:
+            process[steps >= first] = number
+        return self._places(process, elapsed)
+
+    def of_readings(self, elapsed: Floats) -> Floats:
+        """Places of all sensor readings of the run, by their clocks.
+
+        Only a log with a clock has such lines.
+        """
+        return self._places(self._of_readings, elapsed)
+
+    def of_moments(self, moments: Sequence[tuple[int | None, float | None]]) -> Floats:
+        """Places of a few lines, each by its step and its clock; those that have neither left out.
+
+        Where one has no clock in a log that has, or no step in one that has none, it has no place.
+        """
+        told = [
+            (step if step is not None else self._firsts[-1][1], elapsed)
+            for step, elapsed in moments
+            if (elapsed if self.has_clock else step) is not None
+        ]
+        steps = np.array([step for step, _ in told], dtype=np.float64)
+        clocks = np.array([np.nan if at is None else at for _, at in told], dtype=np.float64)
+        return self.of_steps(steps, clocks)
+
+    def _places(self, process: npt.NDArray[np.int64], elapsed: Floats) -> Floats:
+        return (self._before[process] + elapsed) / self.seconds
 
 
 def pictures(
-    recorded: Recorded, config: Config, prediction: Prediction, rows: list[Row]
+    recorded: Recorded, spec: RunSpec, prediction: Prediction, rows: list[Row]
 ) -> list[Chart]:
     """All charts for which the log has something, in the order in which they are read."""
     timeline = Timeline(recorded)
     steps = recorded.steps
     places = timeline.of_steps(steps.column("step"), steps.column("elapsed_seconds"))
     found = [
-        _loss(recorded, config, timeline, places),
+        _loss(recorded, spec, timeline, places),
         _step_time(recorded, prediction, rows, timeline, places),
-        _utilisation(recorded, config, prediction, rows, timeline, places),
+        _utilisation(recorded, spec, prediction, rows, timeline, places),
     ]
     if len(recorded.sensors) and timeline.has_clock:
         hours = timeline.of_readings(recorded.sensors.column("elapsed_seconds"))
@@ -38,7 +100,7 @@ def pictures(
             _power(recorded, prediction, timeline, hours),
             _clock(recorded.sensors, prediction, timeline, hours),
             _temperature(recorded.sensors, timeline, hours),
-            _energy(recorded, config, prediction, timeline, hours),
+            _energy(recorded, spec, prediction, timeline, hours),
         ]
     found.append(_memory(recorded, prediction))
     return [chart for chart in found if chart is not None]
@@ -78,13 +140,13 @@ def _bands(prediction: Prediction, rows: list[Row], row_id: str, scale: float) -
     return found
 
 
-def _loss(recorded: Recorded, config: Config, timeline: Timeline, places: Floats) -> Chart | None:
+def _loss(recorded: Recorded, spec: RunSpec, timeline: Timeline, places: Floats) -> Chart | None:
     steps = recorded.steps
     evals = [e for e in recorded.evals if e.val_loss is not None]
     at = np.array([e.step for e in evals], dtype=np.float64)
     clocks = np.array([np.nan if e.elapsed_seconds is None else e.elapsed_seconds for e in evals])
     losses = np.array([np.nan if e.val_loss is None else e.val_loss for e in evals])
-    tokens = (steps.column("step") + 1) * config.tokens_per_step
+    tokens = (steps.column("step") + 1) * spec.tokens_per_step
     where = ~np.isnan(places)
     return line_chart(
         "loss",
@@ -137,7 +199,7 @@ def _moment(line: Stored) -> tuple[int | None, float | None]:
 
 def _utilisation(
     recorded: Recorded,
-    config: Config,
+    spec: RunSpec,
     prediction: Prediction,
     rows: list[Row],
     timeline: Timeline,
@@ -146,7 +208,7 @@ def _utilisation(
     peak_flops = prediction.peak_flops
     if peak_flops is None:
         return None
-    per_step = prediction.quantities["flops_total_palm"].expected / config.train.max_steps
+    per_step = prediction.quantities["flops_total_palm"].expected / spec.steps
     spans = recorded.steps.column("step_seconds")
     spans = np.where(spans > 0, spans, np.nan)  # a log that was tampered with may hold a 0
     shares = 100 * mfu(per_step, 1.0, peak_flops) / spans
@@ -167,7 +229,7 @@ def _power(
     recorded: Recorded, prediction: Prediction, timeline: Timeline, hours: Floats
 ) -> Chart | None:
     """Of other cards than the run's no prediction is drawn beside it."""
-    sensors, others = recorded.sensors, other_cards(recorded, prediction)
+    sensors, others = recorded.sensors, sensor_mismatch(recorded, prediction)
     return line_chart(
         "power",
         "Power of the board",
@@ -217,7 +279,7 @@ def _temperature(sensors: Table[Sensor], timeline: Timeline, hours: Floats) -> C
 
 def _energy(
     recorded: Recorded,
-    config: Config,
+    spec: RunSpec,
     prediction: Prediction,
     timeline: Timeline,
     hours: Floats,
@@ -231,14 +293,12 @@ def _energy(
     ended = np.where(anew, np.roll(joules, 1), 0.0)
     kwh = (joules + np.cumsum(ended)) / JOULES_PER_KWH
     cost, notes = None, []
-    if (others := other_cards(recorded, prediction)) is not None:
+    if (others := sensor_mismatch(recorded, prediction)) is not None:
         notes = [others]
-    elif config.cost.price_per_kwh is not None and kwh[-1] > 0:
-        paid = np.array(
-            [cost_of(config.cost, k, timeline.seconds * h) for k, h in _ends(kwh, hours)]
-        )
-        notes = [f"its cost: {paid[-1]:.2f} {config.cost.currency}"]
-        cost = Second(config.cost.currency, np.array([kwh[0], kwh[-1]]), paid)
+    elif spec.cost.price_per_kwh is not None and kwh[-1] > 0:
+        paid = np.array([cost_of(spec.cost, k, timeline.seconds * h) for k, h in _ends(kwh, hours)])
+        notes = [f"its cost: {paid[-1]:.2f} {spec.cost.currency}"]
+        cost = Second(spec.cost.currency, np.array([kwh[0], kwh[-1]]), paid)
     return line_chart(
         "energy",
         "Energy of the board" + (" and its cost" if cost is not None else ""),
@@ -277,13 +337,19 @@ def _memory(recorded: Recorded, prediction: Prediction) -> Chart | None:
     sensors = recorded.sensors
     on_cpu = prediction.hardware.kind == "cpu"
     if on_cpu:  # a card that is watched beside the processor has another memory
-        measured = [("measured, the process in main memory", peak(recorded, "peak_host_bytes"))]
+        measured = [("measured, the process in main memory", run_peak(recorded, "peak_host_bytes"))]
     else:
         measured = [
-            ("measured, tensors (allocated)", peak(recorded, "peak_allocated_bytes")),
-            ("measured, kept by the allocator (reserved)", peak(recorded, "peak_reserved_bytes")),
-            ("measured, this process on the card", highest(sensors.known("process_used_bytes"))),
-            ("measured, whole card", highest(sensors.known("device_used_bytes"))),
+            ("measured, tensors (allocated)", run_peak(recorded, "peak_allocated_bytes")),
+            (
+                "measured, kept by the allocator (reserved)",
+                run_peak(recorded, "peak_reserved_bytes"),
+            ),
+            (
+                "measured, this process on the card",
+                max_or_none(sensors.known("process_used_bytes")),
+            ),
+            ("measured, whole card", max_or_none(sensors.known("device_used_bytes"))),
         ]
     for name, size in measured:
         if size is not None:

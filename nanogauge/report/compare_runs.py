@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
@@ -25,7 +24,7 @@ from nanogauge.quantities import QUANTITIES, format_range, format_value
 from nanogauge.report.cells import MARKS, in_order
 from nanogauge.report.html import templates
 from nanogauge.report.terminal import COLOURS
-from nanogauge.schema import SCHEMA, Estimate, Stored
+from nanogauge.schema import SCHEMA, Estimate, Stored, TimeZone
 
 NAME = "comparison"
 BAR_WIDTH, BAR_HEIGHT = 140, 14
@@ -45,6 +44,8 @@ class Side(Stored):
     status: str
     state: str | None
     started_unix: float | None
+    time_zone: TimeZone
+    """of the machine that trained"""
     steps_done: int
     max_steps: int
     headline: str
@@ -119,6 +120,7 @@ def _side(folder: Path, report: Report, names: Counter[str]) -> Side:
         status=run.status,
         state=run.state,
         started_unix=run.started_unix,
+        time_zone=run.time_zone,
         steps_done=run.steps_done,
         max_steps=run.max_steps,
         headline=printable(run.headline),
@@ -249,7 +251,7 @@ def write_comparison(comparison: Comparison, out: Path) -> list[Path]:
     page = templates().get_template("side_by_side.html.j2")
     labels = {row.id: row.quantity for row in comparison.rows}
     html = page.render(
-        runs=[(side, date_and_time(side.started_unix)) for side in comparison.runs],
+        runs=[(side, date_and_time(side.started_unix, side.time_zone)) for side in comparison.runs],
         rows=[
             {"quantity": row.quantity, "cells": [_CellText(row, cell) for cell in row.cells]}
             for row in comparison.rows
@@ -274,10 +276,10 @@ def write_comparison(comparison: Comparison, out: Path) -> list[Path]:
     return paths
 
 
-def date_and_time(unix: float | None) -> str:
-    """A moment as date and time of day; empty where it is not known or has no date."""
+def date_and_time(unix: float | None, zone: TimeZone) -> str:
+    """Return a moment as date and time of day; empty where it is not known or has no date."""
     try:
-        return time.strftime("%Y-%m-%d %H:%M", time.localtime(unix)) if unix is not None else ""
+        return f"{zone.local(unix):%Y-%m-%d %H:%M}" if unix is not None else ""
     except (OverflowError, ValueError, OSError):
         return ""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from nanogauge.analysis.report_model import build_report, claims_of
+from nanogauge.doctor.machine import local_time_zone
 from nanogauge.errors import BadInput
 from nanogauge.files import without_secrets, write_atomic
 from nanogauge.quantities import format_range, format_seconds
@@ -15,7 +16,7 @@ from nanogauge.report.cells import MARKS
 from nanogauge.report.compare_runs import date_and_time, printable
 from nanogauge.report.html import templates
 from nanogauge.runlog.reader import FILE_NAME, last_written
-from nanogauge.schema import SCHEMA, Estimate, Stored
+from nanogauge.schema import SCHEMA, Estimate, Stored, TimeZone
 
 INDEX_NAME = "index.html"
 REPORT_NAME = "report.html"
@@ -35,6 +36,8 @@ class Entry(Stored):
     """why the run cannot be read; all that follows is then None"""
     device: str | None = None
     started_unix: float | None = None
+    time_zone: TimeZone = TimeZone()
+    """of the machine that trained"""
     status: str | None = None
     state: str | None = None
     steps_done: int | None = None
@@ -107,6 +110,7 @@ def _entry(root: Path, folder: Path) -> Entry:
         problem=None,
         device=printable(run.device),
         started_unix=run.started_unix,
+        time_zone=run.time_zone,
         status=run.status,
         state=run.state,
         steps_done=run.steps_done,
@@ -138,7 +142,7 @@ def write_index(entries: list[Entry], root: Path) -> Path:
         .get_template("index.html.j2")
         .render(
             folder=name,
-            made=date_and_time(time.time()),
+            made=date_and_time(time.time(), local_time_zone()),
             entries=[_shown(entry) for entry in entries],
         )
     )
@@ -164,8 +168,12 @@ def _shown(entry: Entry) -> dict[str, str | None]:
         "report": entry.report,
         "problem": entry.problem,
         "device": entry.device,
-        "when": date_and_time(entry.started_unix)
-        or (f"log of {date_and_time(entry.log_written_unix)}" if entry.log_written_unix else ""),
+        "when": date_and_time(entry.started_unix, entry.time_zone)
+        or (
+            f"log of {date_and_time(entry.log_written_unix, entry.time_zone)}"
+            if entry.log_written_unix
+            else ""
+        ),
         "status": entry.state or entry.status,
         "steps": f"{entry.steps_done or 0:,} of {entry.max_steps or 0:,} steps",
         "predicted": ""

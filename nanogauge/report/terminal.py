@@ -2,24 +2,41 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
+from datetime import datetime
 
 from rich.console import Console
+from rich.table import Table
 from rich.table import Table as TextTable
 from rich.text import Text
 
 from nanogauge.analysis.consistency import Inconsistency
 from nanogauge.analysis.report_model import Report
 from nanogauge.analysis.verdicts import Row
-from nanogauge.errors import BadInput
-from nanogauge.files import make_folder, without_secrets, write_atomic
+from nanogauge.prediction.compare_configs import Planned, cut_sentences, recipe_sentence
+from nanogauge.prediction.flops import (
+    flops_per_token_causal,
+    flops_per_token_executed,
+    flops_per_token_palm,
+)
+from nanogauge.prediction.plan import Candidate, Deadline, Fit, FittingModels, Steps
+from nanogauge.quantities import (
+    GIB,
+    Interval,
+    day_and_time,
+    format_range,
+    format_seconds,
+    format_value,
+)
 from nanogauge.report.cells import MARKS, Cells, in_order
-from nanogauge.report.first_screen import local_clock
-from nanogauge.report.html import render_html, render_markdown
-from nanogauge.runlog.folder import RunFolder
-from nanogauge.runlog.history import Recorded
+from nanogauge.report.html import (
+    WEEKDAY_TIME,
+    render_html,
+    render_report,
+    write_report,
+)
+from nanogauge.runspec import RunSpec
+from nanogauge.schema import Prediction
 
 __all__ = [
     "COLOURS",
@@ -34,32 +51,6 @@ __all__ = [
 
 WIDE_TERMINAL = 150
 COLOURS = {"held": "green", "missed": "red", "contradicted": "bold red"}
-
-
-def render_report(report: Report, run: RunFolder, recorded: Recorded) -> dict[str, str]:
-    """Return the report in its three forms by file name, with secrets removed."""
-    contents = {
-        "report.json": json.dumps(report.to_json(), indent=1, ensure_ascii=False, allow_nan=False),
-        "report.md": render_markdown(report, run, recorded),
-        "report.html": render_html(report, run, recorded),
-    }
-    return {name: without_secrets(text) for name, text in contents.items()}
-
-
-def write_report(report: Report, run: RunFolder, recorded: Recorded) -> list[Path]:
-    """Write the three files into the run folder and return their paths.
-
-    Raises:
-        BadInput: if the folder is not writable or its disk is full.
-    """
-    make_folder(run.path)
-    contents = render_report(report, run, recorded)
-    try:
-        for name, text in contents.items():
-            write_atomic(run.path / name, text.encode())
-    except OSError as error:
-        raise BadInput(f"cannot write the report to {run.path}: {error.strerror}.") from None
-    return [run.path / name for name in contents]
 
 
 def print_rows(
@@ -112,8 +103,12 @@ def print_report(report: Report, console: Console) -> None:
     for alarm in report.alarms:
         where = f" at step {alarm.step:,}" if alarm.step is not None else ""
         console.print(Text(f"‼ {alarm.what.replace('_', ' ')}{where}: {alarm.text}", style="red"))
-    for one in report.night.happenings:
-        when = "" if one.unix_time is None else f"{local_clock(one.unix_time)} "
+    for one in report.incidents.entries:
+        when = (
+            ""
+            if one.unix_time is None
+            else f"{report.run.time_zone.local(one.unix_time):{WEEKDAY_TIME}} "
+        )
         where = f" at step {one.step:,}" if one.step is not None else ""
         told = f"! {when}{one.what.replace('_', ' ')}{where}: {one.text}"
         console.print(Text(told, style="yellow"))
@@ -127,3 +122,226 @@ def print_findings(findings: list[Inconsistency], console: Console) -> None:
         console.print(Text("What cannot be true:", style="bold"))
     for finding in findings:
         console.print(Text(f"‼ {finding.why}"))
+
+
+def print_plan(
+    spec: RunSpec,
+    prediction: Prediction,
+    rows: list[Row],
+    findings: list[Inconsistency],
+    fit: Fit,
+    deadline: Deadline,
+    now: datetime,
+) -> None:
+    console = Console()
+    hardware, gpus = prediction.hardware, prediction.gpus
+    several = f"{gpus} x " if gpus > 1 else ""
+    console.print(Text(f"{spec.name} on {several}{hardware.name}", style="bold"))
+    console.print(Text(hardware.peak_name, style="dim"))
+    console.print(Text(recipe_sentence(spec), style="dim"))
+    console.print()
+    shown = [row for row in in_order(rows) if row.claimed is not None or row.analytic is not None]
+    print_rows(shown, ("expected", *predicted_columns(rows), "claimed"), console, planned=True)
+    console.print()
+    console.print(Text(fit_sentence(spec, prediction, fit)))
+    for sentence in deadline_sentences(spec, prediction, deadline, now):
+        console.print(Text(sentence))
+    if deadline.preparation_seconds is not None:
+        console.print(
+            Text(
+                f"Not in these times: {spec.dataset} is not there; preparing its tokens takes "
+                f"about {_time(deadline.preparation_seconds)} before the run."
+            )
+        )
+    console.print(Text(flops_sentence(spec), style="dim"))
+    if prediction.step_parts:
+        parts = ", ".join(
+            f"{p.name} {format_seconds(p.value)}" for p in prediction.step_parts if p.value
+        )
+        console.print(Text(f"One step: {parts}.", style="dim"))
+    if (step := prediction.calibrated.get("step_seconds")) is not None:
+        console.print(Text(f"Calibrated by {step.source}: {step.formula}.", style="dim"))
+    if fit.models is not None:
+        print_models(spec, fit.models, console)
+    for note in prediction.notes:
+        console.print(Text(f"! {note}", style="yellow"))
+    print_findings(findings, console)
+
+
+def flops_sentence(spec: RunSpec) -> str:
+    """A step by each of the named conventions."""
+    shape = spec.shape
+    palm, causal, executed = (
+        f"{spec.tokens_per_step * per_token(shape) / 1e12:,.4g}"
+        for per_token in (flops_per_token_palm, flops_per_token_causal, flops_per_token_executed)
+    )
+    return (
+        f"One step: {palm} TFLOP (6N + 12LCT); {causal} where only causal attention counts, "
+        f"{executed} as flash attention computes it."
+    )
+
+
+def fit_sentence(spec: RunSpec, prediction: Prediction, fit: Fit) -> str:
+    peak = prediction.quantities["peak_process_bytes"]
+    low, expected, high, free = (
+        f"{size / GIB:.1f}" for size in (peak.low, peak.expected, peak.high, fit.free_bytes)
+    )
+    largest, sure = fit.largest_micro_batch, fit.largest_sure_micro_batch
+    if largest is None:
+        advice = "No micro-batch is expected to fit: make the model smaller"
+    elif largest == sure:
+        advice = f"The largest micro-batch that fits at the same tokens per step is {largest}"
+    else:
+        advice = (
+            f"At the same tokens per step a micro-batch of {largest} is expected to fit, "
+            f"{sure or 'none'} is sure to"
+        )
+    each = " on each GPU" if prediction.gpus > 1 else ""
+    return (
+        f"Memory: {fit.verdict}: about {expected} ({low}-{high}) of {free} GiB free{each} "
+        f"({fit.free_source}) at micro-batch {spec.micro_batch}. {advice}."
+    )
+
+
+def deadline_sentences(
+    spec: RunSpec, prediction: Prediction, deadline: Deadline, now: datetime
+) -> list[str]:
+    """When it ends; and where a time was given, what would end by then."""
+    finish = deadline.finish
+    if finish is None:
+        return [f"Finish: not known: {prediction.unpredicted['total_seconds']}."]
+    start = day_and_time(deadline.start, now) if deadline.start > now else "now"
+    between = f", between {day_and_time(finish.low, now)} and {day_and_time(finish.high, now)}"
+    sentences = [
+        f"Finish: {day_and_time(finish.expected, now)}{between if finish.expected else ''}, "
+        f"if it starts {start}."
+    ]
+    if deadline.by is None or deadline.steps is None or deadline.tokens is None:
+        return sentences
+    by = day_and_time(deadline.by, now)
+    sentences += _steps_sentences(spec, by, deadline.steps, deadline.tokens)
+    ratio = f"{deadline.tokens_per_parameter:g} tokens for each parameter"
+    if deadline.model is None:
+        sentences.append(f"No model of this shape ends by {by} with {ratio}.")
+    else:
+        model = deadline.model
+        shape = f"{model.n_layer} layers x {model.n_embd} ({model.n_head} heads)"
+        sentences.append(
+            f"The largest model of this shape that ends by {by} with {ratio}: {shape}, "
+            f"{_parameters(model)} parameters, {model.max_steps:,} steps at micro-batch "
+            f"{model.micro_batch}, {_time(model.total_seconds)}; memory: {model.verdict}."
+        )
+    return sentences
+
+
+def _steps_sentences(spec: RunSpec, by: str, steps: Steps, tokens: Steps) -> list[str]:
+    """How much of the run ends by then; where it is not all, what to do about it."""
+    if not steps.high:
+        return [f"By {by}: not even one step of this model ends."]
+    planned, expected = spec.steps, steps.expected
+    total = format_value("tokens_total", tokens.expected)
+    made = f"{expected:,} of the {planned:,} steps of this run ({total} tokens)"
+    if expected >= planned:
+        made = f"all {planned:,} steps of this run; {expected:,} would end by then ({total} tokens)"
+    interval = f"{steps.low:,} even if it is as slow as can be, {steps.high:,} if as fast"
+    told = [f"By {by}: {made}; {interval}."]
+    if 0 < expected < planned:
+        told += cut_sentences(spec, expected, steps.low)
+    elif 0 < steps.low < planned:
+        told.append(f"To be sure that it ends by then: --train.max-steps {steps.low}.")
+    return told
+
+
+def print_models(spec: RunSpec, models: FittingModels, console: Console) -> None:
+    """The largest models that fit, as a table."""
+    console.print()
+    steps = f"{spec.steps:,} steps"
+    title = f"What is expected to fit at micro-batch {spec.micro_batch}, for {steps}:"
+    console.print(Text(title))
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("", "layers", "width", "heads", "parameters", "memory", "step", "whole run"):
+        table.add_column(column, no_wrap=True)
+    found = {
+        "widest": models.widest,
+        "deepest": models.deepest,
+        "same aspect": models.same_aspect,
+    }
+    for name, model in found.items():
+        if model is None:
+            table.add_row(name, "none")
+            continue
+        sizes = (f"{size:,}" for size in (model.n_layer, model.n_embd, model.n_head))
+        table.add_row(
+            name,
+            *sizes,
+            _parameters(model),
+            f"{model.peak_process_bytes / GIB:.1f} GiB",
+            *(
+                format_seconds(seconds.expected) if seconds is not None else "not known"
+                for seconds in (model.step_seconds, model.total_seconds)
+            ),
+        )
+    console.print(table)
+
+
+def _parameters(model: Candidate) -> str:
+    if model.parameters >= 1e9:
+        return f"{model.parameters / 1e9:.3g} G"
+    return f"{model.parameters / 1e6:.3g} M"
+
+
+def _time(seconds: Interval | None) -> str:
+    if seconds is None:
+        return "not known"
+    interval = format_range("total_seconds", seconds.low, seconds.high)
+    return f"{format_seconds(seconds.expected)} ({interval})"
+
+
+UNKNOWN = "not known"
+_COLUMNS = (
+    *("time", "between", "peak VRAM", "memory", "energy", "cost", "tokens"),
+    *("tokens per parameter", "tokens/s", "finish"),
+)
+
+
+def print_plans(plans: Sequence[Planned], device: str, gpus: int, now: datetime) -> None:
+    """Print the table, as wide as it is: nothing in it is cut."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("configuration", no_wrap=True)
+    for column in _COLUMNS:
+        table.add_column(column, no_wrap=True, justify="right")
+    for plan in plans:
+        table.add_row(plan.config, *_cells(plan, now))
+    wide = Console(width=1000)
+    console = Console(width=max(wide.measure(table).maximum, 80))
+    several = f"{gpus} x " if gpus > 1 else ""
+    console.print(Text(f"{len(plans)} configurations on {several}{device}", style="bold"))
+    console.print(table)
+    free = sorted({plan.free_bytes for plan in plans})
+    told = " or ".join(f"{size / GIB:.1f}" for size in free)
+    each = " on each" if gpus > 1 else ""
+    console.print(Text(f"Memory: {told} GiB are free{each}.", style="dim"))
+    for plan in plans:
+        if plan.recipe is not None:
+            console.print(Text(f"{plan.config}: {plan.recipe}", style="dim"))
+
+
+def _cells(plan: Planned, now: datetime) -> list[str]:
+    total, speed, finish = plan.total_seconds, plan.tokens_per_second, plan.finish
+    between = "" if total is None else format_range("total_seconds", total.low, total.high)
+    return [
+        UNKNOWN if total is None else format_seconds(total.expected),
+        between,
+        f"{plan.peak_process_bytes.expected / GIB:.1f} GiB",
+        plan.verdict,
+        _value("energy_kwh", plan.energy_kwh),
+        _value("cost", plan.cost, plan.currency),
+        format_value("tokens_total", plan.tokens),
+        f"{plan.tokens_per_parameter:.3g}",
+        UNKNOWN if speed is None else f"{speed.expected:,.0f}",
+        UNKNOWN if finish is None else day_and_time(finish.expected, now),
+    ]
+
+
+def _value(row_id: str, interval: Interval | None, currency: str = "") -> str:
+    return UNKNOWN if interval is None else format_value(row_id, interval.expected, currency)

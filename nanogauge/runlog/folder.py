@@ -1,4 +1,4 @@
-"""The run folder: config.toml, machine.json and prediction.json, written before the first step."""
+"""The run folder: what is written before the first step, and how it is read again."""
 
 from __future__ import annotations
 
@@ -7,13 +7,18 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanogauge.config import Config, load_config
+from nanogauge.config import load_config
 from nanogauge.errors import BadInput
 from nanogauge.files import make_folder, read_whole, refuse_to_lead_out, scrubbed, write_atomic
 from nanogauge.runlog.history import Recorded
 from nanogauge.runlog.reader import FILE_NAME as LOG_NAME
 from nanogauge.runlog.reader import LogReader, has_begun
-from nanogauge.schema import Prediction
+from nanogauge.runspec import RunSpec
+from nanogauge.schema import Prediction, TimeZone
+
+SPEC_NAME = "spec.json"
+CONFIG_TOML = "config.toml"
+"""Configuration of train.py; a folder of another program's run has none."""
 
 Machine = dict[str, object]
 """machine.json: names and versions, each a string, a number, None, or a list or dict of them"""
@@ -22,14 +27,35 @@ Machine = dict[str, object]
 @dataclass(frozen=True)
 class RunFolder:
     path: Path
-    config: Config
+    spec: RunSpec
     machine: Machine
     prediction: Prediction
     prediction_sha256: str
+    config_toml: str | None = None
+    """Text of config.toml; None if the folder has none."""
+
+    @property
+    def time_zone(self) -> TimeZone:
+        """Time zone of the machine that trained; UTC where machine.json has none."""
+        found = self.machine.get("time_zone")
+        return TimeZone.model_validate({} if found is None else found)
 
 
-def create(path: Path, config: Config, machine: Machine, prediction: Prediction) -> RunFolder:
-    """Write everything that is known before step 0; returns the folder with the frozen hash.
+def create(
+    path: Path,
+    spec: RunSpec,
+    machine: Machine,
+    prediction: Prediction,
+    config_toml: str | None = None,
+) -> RunFolder:
+    """Write everything that is known before step 0; return the folder with the frozen hash.
+
+    Args:
+        path: the folder; it is made if it does not exist.
+        spec: what the run is.
+        machine: what it runs on and with.
+        prediction: frozen from here on.
+        config_toml: configuration of train.py; None for another program's run.
 
     Raises:
         BadInput: if the folder cannot be written, or already holds a run.
@@ -44,12 +70,46 @@ def create(path: Path, config: Config, machine: Machine, prediction: Prediction)
     prediction = Prediction.model_validate(scrubbed(prediction.model_dump()))
     data = prediction.model_dump_json(indent=1).encode()
     try:
-        write_atomic(path / "config.toml", config.to_toml().encode())
+        if config_toml is not None:
+            write_atomic(path / CONFIG_TOML, config_toml.encode())
+        else:
+            (path / CONFIG_TOML).unlink(missing_ok=True)
+        write_spec(path, spec)
         write_atomic(path / "machine.json", json.dumps(machine, indent=1).encode())
         write_atomic(path / "prediction.json", data)
     except OSError as error:
         raise BadInput(f"cannot write to {path}: {error.strerror}; free space there.") from None
-    return RunFolder(path, config, machine, prediction, hashlib.sha256(data).hexdigest())
+    sha256 = hashlib.sha256(data).hexdigest()
+    return RunFolder(path, spec, machine, prediction, sha256, config_toml)
+
+
+def write_spec(path: Path, spec: RunSpec) -> None:
+    """Write spec.json into a run folder, without secrets."""
+    fields = scrubbed(spec.to_dict())
+    write_atomic(path / SPEC_NAME, json.dumps(fields, indent=1).encode())
+
+
+def read_spec(path: Path, prediction: Prediction) -> RunSpec:
+    """Return the spec of a run folder; of an older one without spec.json, from its config.toml.
+
+    Raises:
+        BadInput: if both are missing, or the one that is read is damaged.
+    """
+    try:
+        return RunSpec.from_json(read_whole(path / SPEC_NAME))
+    except FileNotFoundError:
+        if not (path / CONFIG_TOML).exists():
+            raise BadInput(
+                f"{path} has neither {SPEC_NAME} nor {CONFIG_TOML}; restore one of them."
+            ) from None
+        config = load_config(path / CONFIG_TOML)
+        return config.to_spec(prediction.dtype, prediction.gpus)
+    except OSError as error:
+        raise BadInput(f"cannot read {error.filename}: {error.strerror}.") from None
+    except ValueError:
+        raise BadInput(
+            f"{path / SPEC_NAME} is damaged or of a newer nanogauge; restore it, or update."
+        ) from None
 
 
 def load(path: Path) -> RunFolder:
@@ -64,22 +124,25 @@ def load(path: Path) -> RunFolder:
         raise BadInput(
             f"{path} is not a run folder: it has no {LOG_NAME}; give the folder of a run."
         )
-    for name in ("config.toml", "machine.json", "prediction.json", LOG_NAME):
+    for name in (SPEC_NAME, CONFIG_TOML, "machine.json", "prediction.json", LOG_NAME):
         refuse_to_lead_out(path / name)
-    config = load_config(path / "config.toml")
     try:
         machine = json.loads(read_whole(path / "machine.json"))
         if not isinstance(machine, dict):
             raise ValueError("machine.json holds no object")
+        TimeZone.model_validate(machine.get("time_zone") or {})
         data = read_whole(path / "prediction.json")
         prediction = Prediction.model_validate_json(data)
+        config = path / CONFIG_TOML
+        config_toml = read_whole(config).decode(errors="replace") if config.exists() else None
     except OSError as error:
         raise BadInput(f"cannot read {error.filename}: {error.strerror}.") from None
     except (ValueError, RecursionError):
         raise BadInput(
             f"machine.json or prediction.json in {path} is damaged; restore it."
         ) from None
-    return RunFolder(path, config, machine, prediction, hashlib.sha256(data).hexdigest())
+    spec, sha256 = read_spec(path, prediction), hashlib.sha256(data).hexdigest()
+    return RunFolder(path, spec, machine, prediction, sha256, config_toml)
 
 
 def load_with_log(path: Path, reader: LogReader | None = None) -> tuple[RunFolder, Recorded]:
@@ -96,3 +159,6 @@ def load_with_log(path: Path, reader: LogReader | None = None) -> tuple[RunFolde
             "in the log; restore the frozen prediction."
         )
     return folder, recorded
+
+
+CLAIMS_NAME = "claims.toml"

@@ -27,10 +27,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ValidationError
 
 from nanogauge.cli import Parser, run_command
-from nanogauge.config import Config, load_config
+from nanogauge.config import TrainSection, WandbSection, load_config
 from nanogauge.errors import BadInput, RunFailed
 from nanogauge.files import Scrubber, scrubbed, without_secrets, write_atomic
+from nanogauge.runlog.folder import CONFIG_TOML, SPEC_NAME, read_spec
 from nanogauge.runlog.reader import FILE_NAME, lines_of, read_log
+from nanogauge.runspec import RunSpec
 from nanogauge.schema import End, Event, LogLine, Prediction
 from nanogauge.sinks.mirror import POSITION_NAME, Mode
 from nanogauge.sinks.rows import (
@@ -51,7 +53,7 @@ _LAST_SECONDS = 60
 """how long a mirror whose run has died may still upload"""
 _PLACES_PER_LINE = 100
 """W&B takes rows in growing order alone; the gap leaves room for the report, sent again later"""
-_WRITTEN_BEFORE = ("config.toml", "prediction.json", "machine.json")
+_WRITTEN_BEFORE = (SPEC_NAME, CONFIG_TOML, "prediction.json", "machine.json")
 _REPORT = ("report.html", "report.md", "report.json")
 
 
@@ -117,7 +119,7 @@ class _Position:
 
 
 def _begin(
-    folder: Path, config: Config, prediction: Prediction, mode: Mode, project: str, run_id: str
+    folder: Path, spec: RunSpec, prediction: Prediction, mode: Mode, project: str, run_id: str
 ) -> tuple[wandb.Run, str]:
     """Begin W&B's run, offline if it cannot be had online; why so, where that was not asked for."""
     import wandb
@@ -126,11 +128,11 @@ def _begin(
         return wandb.init(
             mode=actual,
             project=project,
-            name=config.run.name,
+            name=spec.name or folder.name,
             id=run_id,
             resume="allow",
             dir=".",
-            config=scrubbed({**config.model_dump(), "prediction": _predicted(prediction)}),
+            config=scrubbed({**spec.to_dict(), "prediction": _predicted(prediction)}),
             settings=wandb.Settings(
                 init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT", _INIT_SECONDS)),
                 console="off",
@@ -262,6 +264,25 @@ def _mark_as_synced(folder: Path, run_id: str) -> None:
         path.with_name(f"{path.name}.synced").touch()
 
 
+def _planned(folder: Path) -> tuple[RunSpec, Prediction]:
+    try:
+        text = (folder / "prediction.json").read_text(encoding="utf-8")
+        prediction = Prediction.model_validate_json(text)
+    except (OSError, ValidationError):
+        raise BadInput(
+            f"{folder} holds no readable prediction.json; give a run's folder."
+        ) from None
+    return read_spec(folder, prediction), prediction
+
+
+def _configured(folder: Path) -> tuple[str, int]:
+    """Return project and log_every of config.toml, or the defaults where there is none."""
+    if not (folder / CONFIG_TOML).exists():
+        return WandbSection().project, TrainSection.model_fields["log_every"].default
+    config = load_config(folder / CONFIG_TOML)
+    return config.wandb.project, config.train.log_every
+
+
 def main(arguments: Sequence[str]) -> int:
     """Mirror one run folder; prints where W&B has it.
 
@@ -285,25 +306,20 @@ def main(arguments: Sequence[str]) -> int:
     )
     options = parser.parse(arguments)
     folder: Path = options.folder.resolve()
-    config = load_config(folder / "config.toml")
-    try:
-        text = (folder / "prediction.json").read_text(encoding="utf-8")
-        prediction = Prediction.model_validate_json(text)
-    except (OSError, ValidationError):
-        raise BadInput(
-            f"{folder} holds no readable prediction.json; give a run's folder."
-        ) from None
-    log_every = config.train.log_every if options.log_every is None else options.log_every
+    spec, prediction = _planned(folder)
+    project, log_every = _configured(folder)
+    project = options.project or project
+    log_every = log_every if options.log_every is None else options.log_every
     if log_every < 1:
         raise BadInput(f"--log-every must be at least 1, not {log_every}.")
-    run_id, project = options.id or _run_id(folder), options.project or config.wandb.project
+    run_id = options.id or _run_id(folder)
     _keep_private(folder)
     if options.attached is not None:
         os.nice(10)  # the loop comes first
     try:
-        run, offline_because = _begin(folder, config, prediction, options.mode, project, run_id)
+        run, offline_because = _begin(folder, spec, prediction, options.mode, project, run_id)
         log = _Log(folder / FILE_NAME, options.attached)
-        rows, position = Rows(config, prediction, log_every), _Position(folder, run_id)
+        rows, position = Rows(spec, prediction, log_every), _Position(folder, run_id)
         status = _mirror(run, log, rows, position, folder)
         if not log.complete:
             # Nobody waits for a mirror whose run has died; the kernel ends it even inside W&B.

@@ -15,9 +15,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from nanogauge.config import Config
 from nanogauge.prediction.flops import MFU_CONVENTIONS
-from nanogauge.prediction.workload import shape_of
 from nanogauge.quantities import (
     format_range,
     format_value,
@@ -25,6 +23,7 @@ from nanogauge.quantities import (
     mfu,
     tokens_per_second,
 )
+from nanogauge.runspec import RunSpec
 from nanogauge.schema import (
     Checkpoint,
     Compile,
@@ -135,11 +134,11 @@ VERDICT_COLUMNS = (
 class Rows:
     """Turns the lines of a log, from its first one on, into rows."""
 
-    def __init__(self, config: Config, prediction: Prediction, log_every: int) -> None:
-        self._config = config
+    def __init__(self, spec: RunSpec, prediction: Prediction, log_every: int) -> None:
+        self._spec = spec
         self._prediction = prediction
         self._log_every = log_every
-        shape, tokens = shape_of(config.model), config.tokens_per_step
+        shape, tokens = spec.shape, spec.tokens_per_step
         self._flops = {row: per_token(shape) * tokens for row, per_token in MFU_CONVENTIONS.items()}
         self._step = 0
         self._tokens = 0
@@ -163,7 +162,7 @@ class Rows:
         match line:
             case Step():
                 self._step = line.step
-                self._tokens = (line.step + 1) * self._config.tokens_per_step
+                self._tokens = (line.step + 1) * self._spec.tokens_per_step
                 detailed = line.forward_seconds is not None or line.peak_host_bytes is not None
                 if line.step % self._log_every != 0 and not detailed:
                     return {}
@@ -197,13 +196,13 @@ class Rows:
             cards = line.sensed_cards or 1
             self._all_sensed = line.ranks is None or cards == line.ranks
         self._step = line.first_step
-        self._tokens = line.first_step * self._config.tokens_per_step
+        self._tokens = line.first_step * self._spec.tokens_per_step
 
     def _axes(self, updates: int | None, elapsed_seconds: float | None) -> dict[str, float]:
         """Where a row stands: after so many updates, else at the last step seen."""
         step, tokens = self._step, self._tokens
         if updates is not None:
-            step, tokens = updates, updates * self._config.tokens_per_step
+            step, tokens = updates, updates * self._spec.tokens_per_step
         axes: dict[str, float] = {"step": step, "tokens": tokens}
         if elapsed_seconds is not None:
             axes["hours"] = (self._seconds_before + elapsed_seconds) / 3600
@@ -216,7 +215,7 @@ class Rows:
         seconds = line.step_seconds
         if seconds is None:
             return row
-        tokens = line.tokens or self._config.tokens_per_step
+        tokens = line.tokens or self._spec.tokens_per_step
         row["perf/tokens_per_second"] = tokens_per_second(tokens, seconds)
         row["perf/achieved_flops_per_second"] = self._flops["mfu_palm"] / seconds
         peak = self._prediction.peak_flops

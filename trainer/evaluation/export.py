@@ -57,7 +57,7 @@ def export_run(trained: Trained, out: Path, tokenizer: str | None) -> list[str]:
     lacks: list[str] = []
     files: dict[str, bytes] = {}
     try:
-        encoding = encoding_of(trained.folder.config.data, tokenizer)
+        encoding = encoding_of(trained.config.data, tokenizer)
     except (BadInput, RunFailed) as error:
         lacks.append(LACKS_TOKENIZER.format(why=str(error).rstrip(".")))
     else:
@@ -85,7 +85,7 @@ def export_run(trained: Trained, out: Path, tokenizer: str | None) -> list[str]:
 
 def model_card(trained: Trained, report: Report) -> str:
     """Return a model card with what the run measured."""
-    config, run = trained.folder.config, report.run
+    config, run = trained.config, report.run
     losses = [e.val_loss for e in trained.recorded.evals if e.step == trained.step]
     loss = next((f"{value:.4f} nats per token" for value in losses if value is not None), None)
     lines = [

@@ -186,15 +186,6 @@ def generate(
         tokens = [chosen]
 
 
-def is_sample_due(step: int, every: int, max_steps: int) -> bool:
-    """Return True if this evaluation is the first in a quarter of the run.
-
-    every: steps between evaluations.
-    """
-    quarter = 4 * step // max_steps
-    return step > 0 and quarter > 4 * max(0, (step - 1) // every * every) // max_steps
-
-
 def sample_text(model: GPT, encoding: tiktoken.Encoding, prompt: str, count: int, seed: int) -> str:
     """Return a prompt with up to `count` generated tokens; without a prompt, begin a document."""
     begin = encoding.encode_ordinary(prompt) or [encoding.eot_token]

@@ -8,9 +8,9 @@ from pathlib import Path
 import tiktoken
 
 from model import GPT
-from nanogauge.config import DataSection
+from nanogauge.config import Config, DataSection, load_config
 from nanogauge.errors import BadInput
-from nanogauge.runlog.folder import RunFolder, load_with_log
+from nanogauge.runlog.folder import CONFIG_TOML, RunFolder, load_with_log
 from nanogauge.runlog.history import Recorded
 from trainer.checkpoints.checkpoint import intact_meta, list_checkpoints, load_weights, step_of
 from trainer.data.dataset import byte_encoding, open_dataset
@@ -24,6 +24,7 @@ TOKENIZER_HELP = "if the run's data is missing: gpt2, or a file of ranks"
 @dataclass(frozen=True)
 class Trained:
     folder: RunFolder
+    config: Config
     recorded: Recorded
     step: int
     """Steps before the checkpoint."""
@@ -48,12 +49,13 @@ def open_trained(path: Path, which: str, device: str, half: bool) -> Trained:
     folder, recorded = load_with_log(path)
     checkpoint, skipped = find_checkpoint(path / "checkpoints", which)
     place = choose_device(device)
-    model = GPT(folder.config.model).to(place)
+    config = load_config(path / CONFIG_TOML)
+    model = GPT(config.model).to(place)
     load_weights(checkpoint, model, place)
     if half and place.type == "cuda":
         model.to(DTYPES[folder.prediction.dtype])
     step = step_of(checkpoint)
-    return Trained(folder, recorded, step, model.eval(), skipped)
+    return Trained(folder, config, recorded, step, model.eval(), skipped)
 
 
 def find_checkpoint(folder: Path, which: str) -> tuple[Path, list[str]]:

@@ -17,11 +17,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from nanogauge.config import Config
 from nanogauge.measure.detectors import SlidingMedian
 from nanogauge.prediction.flops import flops_per_token_palm
-from nanogauge.prediction.prediction import checkpoints, evaluations
-from nanogauge.prediction.workload import shape_of
 from nanogauge.quantities import (
     Interval,
     format_range,
@@ -31,6 +28,8 @@ from nanogauge.quantities import (
     mfu,
     tokens_per_second,
 )
+from nanogauge.runspec import RunSpec
+from nanogauge.schedule import checkpoints, evaluations
 from nanogauge.schema import Checkpoint, Eval, Prediction, Sensor, Step
 
 GO_AFTER_STEPS = 30
@@ -155,7 +154,8 @@ class ProgressDisplay:
     """Shows the plan, the progress of the run, and go or no-go after 30 steady steps.
 
     Args:
-        config: the configuration of the run.
+        spec: what the run is.
+        log_every: steps between lines, where standard output is no terminal.
         prediction: the frozen prediction.
         first_step: 0, or the step at which a resumed run continues.
         elapsed_before_seconds: wall time of earlier processes; None if it is not known: then the
@@ -167,17 +167,18 @@ class ProgressDisplay:
 
     def __init__(
         self,
-        config: Config,
+        spec: RunSpec,
         prediction: Prediction,
         first_step: int,
         elapsed_before_seconds: float | None = None,
         *,
+        log_every: int = 1,
         elapsed_seconds: Callable[[], float] | None = None,
         wall: Callable[[], float] = time.time,
         terminal: Callable[[], Console | None] = terminal_of_stdout,
     ) -> None:
-        self._config, self._prediction = config, prediction
-        self._first = first_step
+        self._spec, self._prediction = spec, prediction
+        self._first, self._log_every = first_step, log_every
         self._before_seconds = 0.0 if first_step == 0 else elapsed_before_seconds
         made = time.monotonic()
         self._elapsed = elapsed_seconds or (lambda: time.monotonic() - made)
@@ -190,8 +191,8 @@ class ProgressDisplay:
         self._pace = SlidingMedian(PACE_STEPS)
         self._steady_steps = 0
         ledger = prediction.ledger  # until they are measured
-        self._eval_seconds = ledger.get("eval_s", 0.0) / evaluations(config)
-        self._checkpoint_seconds = ledger.get("checkpoint_s", 0.0) / checkpoints(config)
+        self._eval_seconds = ledger.get("eval_s", 0.0) / max(evaluations(spec), 1)
+        self._checkpoint_seconds = ledger.get("checkpoint_s", 0.0) / max(checkpoints(spec), 1)
         self._reading = Sensor()
         self._host_bytes: int | None = None
         self._alarm: str | None = None
@@ -201,11 +202,11 @@ class ProgressDisplay:
 
     def plan(self) -> None:
         """Show the prediction, before the first step."""
-        self.say(f"{self._config.run.name} on {self._prediction.hardware.name}")
+        self.say(f"{self._spec.name} on {self._prediction.hardware.name}")
         self.say(f"  peak: {self._prediction.hardware.peak_name}")
         for row in _SHOWN_ROWS:
             if (e := self._prediction.best(row)) is not None:
-                text = format_range(row, e.low, e.high, self._config.cost.currency)
+                text = format_range(row, e.low, e.high, self._spec.cost.currency)
                 self.say(f"  {row.replace('_', ' '):22} {text}")
         if (predicted := self._seconds_to_predicted_finish()) is not None:
             ends = (predicted.expected, predicted.low, predicted.high)
@@ -255,13 +256,13 @@ class ProgressDisplay:
         if line.peak_host_bytes is not None:
             self._host_bytes = line.peak_host_bytes
         now = self._elapsed()
-        on_grid = line.step % self._config.train.log_every == 0
+        on_grid = line.step % self._log_every == 0
         if self._panel is not None:
             due = now - self._shown_at >= PANEL_SECONDS
         else:
             due = on_grid and now - self._shown_at >= PLAIN_SECONDS
         self._hidden = line
-        if due or line.step in (self._first, self._config.train.max_steps - 1):
+        if due or line.step in (self._first, self._spec.steps - 1):
             self._show(line)
             self._shown_at = now
         if self._steady_steps == GO_AFTER_STEPS and line.step > self._first:
@@ -276,14 +277,9 @@ class ProgressDisplay:
 
     def seconds_left(self, step: int, pace_seconds: float) -> float:
         """Return the time left after a step: steps at this pace, evaluations and checkpoints."""
-        train = self._config.train
-        left = (train.max_steps - step - 1) * pace_seconds
-        for every, seconds in (
-            (train.eval_every, self._eval_seconds),
-            (train.checkpoint_every, self._checkpoint_seconds),
-        ):
-            # At each multiple before the end, and at the end.
-            left += ((train.max_steps - 1) // every - step // every + 1) * seconds
+        left = (self._spec.steps - step - 1) * pace_seconds
+        left += evaluations(self._spec, first=step + 1) * self._eval_seconds
+        left += checkpoints(self._spec, first=step + 1) * self._checkpoint_seconds
         return left
 
     def projected_total_seconds(self, step: int, elapsed_seconds: float) -> float | None:
@@ -321,7 +317,7 @@ class ProgressDisplay:
         self._hidden = None
         pace = self._pace.median if len(self._pace) else line.step_seconds
         assert pace is not None
-        total = self._config.train.max_steps
+        total = self._spec.steps
         speed = [f"loss {_loss(line.loss)}", f"{format_seconds(pace)} a step", *self._speed(pace)]
         left = self.seconds_left(line.step, pace)
         finish = self._finish(left)
@@ -330,7 +326,7 @@ class ProgressDisplay:
             self.say("  ".join([*shown, ", ".join(finish)]))
             return
         content = Content(
-            title=f"{self._config.run.name} on {self._prediction.hardware.name}",
+            title=f"{self._spec.name} on {self._prediction.hardware.name}",
             progress=f"step {line.step:,}/{total:,}",
             share=(line.step + 1) / total,
             rows=(speed, self._machine(), finish),
@@ -340,8 +336,8 @@ class ProgressDisplay:
         self._write(lambda: panel.show(content))
 
     def _speed(self, pace_seconds: float) -> list[str]:
-        per_step = self._config.tokens_per_step
-        flops = flops_per_token_palm(shape_of(self._config.model)) * per_step
+        per_step = self._spec.tokens_per_step
+        flops = flops_per_token_palm(self._spec.shape) * per_step
         rate = flops / pace_seconds / 1e12
         parts = [
             f"{tokens_per_second(per_step, pace_seconds):,.0f} tokens/s",

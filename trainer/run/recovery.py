@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 from nanogauge.measure.alarms import Alarm
+from nanogauge.schedule import is_checkpointed
 from trainer.checkpoints.checkpoint import (
     load_checkpoint,
     newest_checkpoint,
@@ -32,7 +33,7 @@ def checkpoint_is_due(s: Session, step: int, leaving: bool) -> bool:
     train = s.config.train
     waited = s.recorder.clock.elapsed_seconds() - s.checkpoints.began_seconds
     by_time = train.checkpoint_minutes > 0 and s.ranks.any(waited >= 60 * train.checkpoint_minutes)
-    due = leaving or by_time or step % train.checkpoint_every == 0
+    due = leaving or by_time or is_checkpointed(step, s.run.folder.spec)
     return due and step != s.checkpoints.step
 
 

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
 from model import GPT
-from nanogauge.config import Config
-from nanogauge.doctor.environment import capture_environment
-from nanogauge.doctor.machine import free_memory
+from nanogauge.config import Config, load_config
+from nanogauge.doctor.machine import capture_environment, free_memory
 from nanogauge.errors import BadInput
 from nanogauge.files import make_folder
 from nanogauge.measure.alarms import Alarms
-from nanogauge.measure.gpus import Watched
+from nanogauge.measure.gpus import WatchedGpu
 from nanogauge.measure.sensors import DriverInfo, driver_info
 from nanogauge.prediction.calibration_store import load_calibration
 from nanogauge.prediction.prediction import predict
@@ -26,9 +25,10 @@ from nanogauge.prediction.search import (
     memory_of,
     with_micro_batch,
 )
-from nanogauge.runlog.folder import RunFolder, create, load_with_log
-from nanogauge.runlog.lock import RunLock, hold
+from nanogauge.runlog.folder import CONFIG_TOML, RunFolder, create, load_with_log
+from nanogauge.runlog.lock import RunLock, acquire_lock
 from nanogauge.runlog.reader import has_begun
+from nanogauge.runspec import RunSpec
 from nanogauge.schema import FreeMemory, Hardware, Prediction
 from trainer.calibrate import calibrated_threads, describe_hardware
 from trainer.checkpoints.checkpoint import newest_checkpoint
@@ -95,37 +95,36 @@ def open_run_folder(
     calibration, warning = load_calibration(
         hardware.name, torch.__version__, calibrated_threads(device)
     )
-    prediction = predict(config, hardware, dtype, ranks.world, calibration)
+    spec = config.to_spec(dtype, ranks.world)
+    prediction = predict(spec, hardware, calibration)
     if not force:
         free = _free_memory(hardware, device, ranks)
-        refuse_too_large(config, prediction, free, resumed=False)
+        refuse_too_large(spec, hardware, free, resumed=False)
     if warning is not None:
         notes = [*prediction.notes, warning]
         prediction = prediction.model_copy(update={"notes": notes})
     machine = capture_environment(hardware.name, driver, torch.get_num_threads())
     make_folder(config.folder)
-    lock = hold(config.folder)
-    return OpenedRun(create(config.folder, config, machine, prediction), lock)
+    lock = acquire_lock(config.folder)
+    folder = create(config.folder, spec, machine, prediction, config.to_toml())
+    return OpenedRun(folder, lock)
 
 
 def _open_to_resume(
     config: Config, device: torch.device, force: bool, allowed: Collection[str], ranks: Ranks
 ) -> OpenedRun:
-    lock = hold(config.folder)
+    lock = acquire_lock(config.folder)
     folder, recorded = load_with_log(config.folder)
-    changes = refuse_changes(folder.config, config, allowed)
+    changes = refuse_changes(load_config(config.folder / CONFIG_TOML), config, allowed)
+    hardware, dtype = folder.prediction.hardware, folder.prediction.dtype
     if not force:
-        prediction = folder.prediction.model_copy(update={"gpus": ranks.world})
-        refuse_too_large(
-            config,
-            prediction,
-            _free_memory(prediction.hardware, device, ranks),
-            resumed=True,
-        )
+        free = _free_memory(hardware, device, ranks)
+        refuse_too_large(config.to_spec(dtype, ranks.world), hardware, free, resumed=True)
     checkpoint, damaged = newest_checkpoint(config.folder / "checkpoints")
     ids = [start.wandb_id for start in recorded.starts if start.wandb_id is not None]
+    spec = config.to_spec(dtype, folder.prediction.gpus)
     return OpenedRun(
-        folder,
+        replace(folder, spec=spec, config_toml=config.to_toml()),
         lock,
         checkpoint,
         damaged,
@@ -162,8 +161,9 @@ def share_folder(config: Config, ranks: Ranks, open_folder: Callable[[], OpenedR
     evaluated, rollbacks = received["evaluated"], received["rollbacks"]
     assert isinstance(evaluated, list)
     assert isinstance(rollbacks, int)
+    spec = config.to_spec(prediction.dtype, prediction.gpus)
     return OpenedRun(
-        RunFolder(config.folder, config, {}, prediction, str(received["sha256"])),
+        RunFolder(config.folder, spec, {}, prediction, str(received["sha256"])),
         None,
         Path(str(received["checkpoint"])) if received["checkpoint"] else None,
         rollbacks=rollbacks,
@@ -180,26 +180,24 @@ def _free_memory(hardware: Hardware, device: torch.device, ranks: Ranks) -> Free
 
 
 def refuse_too_large(
-    config: Config, prediction: Prediction, free: FreeMemory | None, resumed: bool
+    spec: RunSpec, hardware: Hardware, free: FreeMemory | None, resumed: bool
 ) -> None:
     """Refuse a run if the low end of its predicted peak exceeds the free memory.
 
     Raises:
         BadInput: with the needed and free memory and the largest micro-batch that fits.
     """
-    hardware, dtype = prediction.hardware, prediction.dtype
-    gpus = prediction.gpus
-    peak = memory_of(config, hardware, dtype, gpus).process
+    peak = memory_of(spec, hardware).process
     if free is None or fit_verdict(peak, free.bytes) != "does not fit":
         return
     need = f"about {peak.expected / 2**30:.1f} GiB"
-    micro = largest_micro_batch(config, hardware, dtype, free.bytes, gpus)
+    micro = largest_micro_batch(spec, hardware, free.bytes)
     if resumed:
         advice = "free some"
     elif micro is None:
         advice = "no micro-batch fits: free some, or make the model smaller (--model.n-layer, ...)"
     else:
-        accumulation = with_micro_batch(config, micro).train.grad_accum
+        accumulation = with_micro_batch(spec, micro).grad_accum
         advice = (
             f"the largest micro-batch that is expected to fit at the same tokens per step is "
             f"{micro}: --train.micro-batch {micro} --train.grad-accum {accumulation}"
@@ -220,7 +218,7 @@ def make_alarms(prediction: Prediction, gpu: DriverInfo | None) -> Alarms:
     )
 
 
-def watched_gpus(config: Config, device: torch.device, ranks: Ranks = ALONE) -> list[Watched]:
+def watched_gpus(config: Config, device: torch.device, ranks: Ranks = ALONE) -> list[WatchedGpu]:
     """Return the GPUs of all ranks on this machine on rank 0, and none on other ranks.
 
     A collective. torchrun numbers the ranks of a machine consecutively, so the first `local_world`
@@ -231,11 +229,11 @@ def watched_gpus(config: Config, device: torch.device, ranks: Ranks = ALONE) -> 
         return []
     if named != "auto":
         names = [name.strip() for name in named.split(",")]
-        gpus = [Watched(int(name) if name.isdecimal() else name) for name in names]
+        gpus = [WatchedGpu(int(name) if name.isdecimal() else name) for name in names]
         return gpus if ranks.is_first else []
     own = [str(torch.cuda.get_device_properties(device).uuid), str(os.getpid())]
     on_machine = ranks.gather(own)[: ranks.local_world]
-    return [Watched(uuid, int(pid)) for uuid, pid in on_machine] if ranks.is_first else []
+    return [WatchedGpu(uuid, int(pid)) for uuid, pid in on_machine] if ranks.is_first else []
 
 
 def make_model(config: Config) -> GPT:

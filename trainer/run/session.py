@@ -99,10 +99,6 @@ class StepProgress:
     longest_seconds: float = FIRST_STEP_SECONDS
     """Longest step of this process; before the first, the high end of its prediction."""
 
-    def is_evaluation_due(self, step: int, every: int, max_steps: int) -> bool:
-        """Return True if an evaluation is due at this step and has not run yet."""
-        return (step % every == 0 or step == max_steps) and step != self.evaluated
-
 
 @dataclass
 class Checkpoints:

@@ -8,7 +8,6 @@ from functools import partial
 
 import torch
 
-from nanogauge.analysis.report_model import CLAIMS_NAME
 from nanogauge.config import Config
 from nanogauge.files import write_atomic
 from nanogauge.measure.alarms import Alarm
@@ -23,8 +22,9 @@ from nanogauge.measure.sensors import (
     open_sensors,
 )
 from nanogauge.prediction.calibration_store import load_calibration
-from nanogauge.prediction.eager import eager_sentence, eager_total
-from nanogauge.runlog.reader import RunLog
+from nanogauge.prediction.prediction import eager_sentence, eager_total
+from nanogauge.runlog.folder import CLAIMS_NAME, CONFIG_TOML, write_spec
+from nanogauge.runlog.writer import RunLog
 from nanogauge.schema import Compile
 from nanogauge.sinks.mirror import new_run_id
 from trainer.calibrate import calibrated_threads
@@ -126,10 +126,11 @@ def open_session(config: Config, options: Options, ranks: Ranks = ALONE) -> Sess
     recorder = Recorder(
         log=RunLog(folder.path, clock.elapsed_seconds) if ranks.is_first else SilentLog(),
         display=ProgressDisplay(
-            config,
+            folder.spec,
             prediction,
             steps.first,
             opened.earlier_seconds,
+            log_every=config.train.log_every,
             elapsed_seconds=clock.elapsed_seconds,
         ),
         clock=clock,
@@ -326,7 +327,8 @@ def log_start(
     for text in opened.damaged:
         recorder.log_event("checkpoint_damaged", text, "warning")
     if changes and s.ranks.is_first:
-        write_atomic(s.run.folder.path / "config.toml", s.config.to_toml().encode())
+        write_atomic(s.run.folder.path / CONFIG_TOML, s.config.to_toml().encode())
+        write_spec(s.run.folder.path, s.run.folder.spec)
     for text in changes:
         recorder.report("changed", text, "warning")
     if not same_ranks:
@@ -378,7 +380,7 @@ def compile_session(s: Session) -> None:
         calibration, _ = load_calibration(
             hardware.name, torch.__version__, calibrated_threads(state.device)
         )
-        eager = eager_total(s.config, hardware, state.dtype, calibration)
+        eager = eager_total(s.run.folder.spec, hardware, calibration)
         if eager is not None:
             predicted = s.run.folder.prediction.best("total_seconds")
             text = f"{text.rstrip('.')}. {eager_sentence(eager, predicted)}"

@@ -8,8 +8,7 @@ import time
 import numpy as np
 import torch
 
-from nanogauge.analysis.figures import quantile
-from nanogauge.analysis.measured import steady_seconds
+from nanogauge.analysis.ledger import steady_seconds
 from nanogauge.measure.alarms import Alarm
 from nanogauge.measure.host import peak_process_bytes
 from nanogauge.prediction.calibrated import Calibration, FinishedRun
@@ -213,10 +212,10 @@ def store_step_time(s: Session, recorded: Recorded) -> str | None:
     device = s.state.device
     run = FinishedRun(
         name=s.config.run.name,
-        workload=workload_of(s.config, s.state.dtype, device.type != "cpu", s.ranks.world),
+        workload=workload_of(s.run.folder.spec, device.type != "cpu"),
         step_seconds=float(np.median(seconds)),
-        p10_seconds=quantile(seconds, 0.1),
-        p90_seconds=quantile(seconds, 0.9),
+        p10_seconds=float(np.quantile(seconds, 0.1)),
+        p90_seconds=float(np.quantile(seconds, 0.9)),
         n=len(seconds),
         finished_unix=time.time(),
     )

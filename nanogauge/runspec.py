@@ -1,0 +1,352 @@
+"""What a training run is: shape, batch, steps, schedule, precision, devices, data and cost.
+
+Predictions, plans and reports take a RunSpec, whichever program trains. Where a log does not say
+what a field holds, the field is None, and only the rows that need it are absent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from operator import attrgetter
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter
+from pydantic.dataclasses import dataclass
+
+EMBEDDED_TEXT = "embedded"
+"""Name of the data set that train.py reads from Python's own documentation."""
+
+SETTINGS = {
+    "model.n_layer": "shape.n_layer",
+    "model.n_head": "shape.n_head",
+    "model.n_embd": "shape.n_embd",
+    "model.block_size": "shape.context",
+    "model.vocab_size": "shape.vocabulary",
+    "model.bias": "shape.bias",
+    "model.dropout": "dropout",
+    "model.logit_softcap": "program.logit_softcap",
+    "train.micro_batch": "micro_batch",
+    "train.grad_accum": "grad_accum",
+    "train.max_steps": "steps",
+    "train.eval_every": "eval_every",
+    "train.eval_batches": "eval_batches",
+    "train.checkpoint_every": "checkpoint_every",
+    "run.dtype": "dtype",
+    "run.compile": "compile",
+    "optimizer.learning_rate": "schedule.learning_rate",
+    "optimizer.min_learning_rate": "schedule.min_learning_rate",
+    "optimizer.warmup_steps": "schedule.warmup_steps",
+    "optimizer.decay_steps": "schedule.decay_steps",
+    "optimizer.decay_share": "schedule.decay_share",
+    "optimizer.matrix_learning_rate": "optimizer.matrix_learning_rate",
+    "optimizer.weight_decay": "optimizer.weight_decay",
+    "optimizer.beta1": "optimizer.beta1",
+    "optimizer.beta2": "optimizer.beta2",
+    "optimizer.momentum": "optimizer.momentum",
+    "optimizer.grad_clip": "optimizer.grad_clip",
+}
+"""Key of the configuration -> field of the RunSpec, for what both name."""
+
+
+def _whole(value: object) -> object:
+    """Return 3.68e9 as an int: TOML reads such a count as a float."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+_MOST = 10**15  # a larger count is a typing error
+PositiveInt = Annotated[int, BeforeValidator(_whole), Field(gt=0, le=_MOST)]
+NaturalNumber = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=_MOST)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Sharding = Literal["replicated", "optimizer", "full", "hybrid"]
+_FORBID = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, config=_FORBID)
+class Shape:
+    """A decoder-only transformer."""
+
+    n_layer: PositiveInt
+    n_embd: PositiveInt
+    n_head: PositiveInt
+    context: PositiveInt
+    """Context length in tokens."""
+    vocabulary: PositiveInt
+    """Rows of the embedding."""
+    n_kv_head: PositiveInt
+    """Heads of keys and values; fewer than n_head under grouped-query attention."""
+    head_size: PositiveInt
+    mlp_width: NaturalNumber
+    mlp_matrices: PositiveInt = 2
+    """2, or 3 for a gated MLP (SwiGLU)."""
+    tied_head: bool = True
+    """The vocabulary head is the embedding."""
+    position_table: bool = True
+    """Learned positions; False for rotary ones."""
+    bias: bool = False
+    norm_weights: bool = True
+    table_parameters: NaturalNumber = 0
+    """Parameters of look-up tables beside the embeddings (value embeddings): no FLOPs."""
+    attended: Positive = 1.0
+    """Mean share of the context that is attended to; below 1 with sliding windows."""
+
+    @property
+    def query_width(self) -> int:
+        """Width of all heads."""
+        return self.n_head * self.head_size
+
+    @property
+    def key_width(self) -> int:
+        """Width of all heads of keys, or of values."""
+        return self.n_kv_head * self.head_size
+
+
+@dataclass(frozen=True, config=_FORBID)
+class Program:
+    """What a training program does that its memory and time depend on."""
+
+    embeddings_16_bit: bool = False
+    """The embedding and its tables, with gradients and moments, are in 16 bits."""
+    fused_qkv: bool = True
+    """One matrix makes queries, keys and values."""
+    qk_norm: bool = False
+    """Queries and keys are normalised."""
+    squared_relu: bool = False
+    """The activation of the MLP is squared ReLU instead of GELU."""
+    learned_scales: NotNegative = 0.0
+    """Learned scales per layer on tensors of the model's width, each of which is kept."""
+    logit_softcap: NotNegative = 0.0
+    """Limit of the logits, by tanh; 0 for none."""
+    logits_kept: bool = False
+    """The loop holds the logits until the step ends, as nanoGPT's does."""
+    gradients_kept: bool = False
+    """zero_grad comes after the forward pass, during which the last gradients still exist."""
+    compiled_loss: bool = True
+    """Where the model is compiled, the loss is too."""
+    donated_buffers: bool = True
+    """Compiled: the backward pass overwrites what was saved for it (torch after 2.5)."""
+    fp32_exchange: bool = True
+    """FSDP gathers embedding and head, and reduces gradients, in fp32; False: in 16 bits."""
+    master_weights: bool = True
+    """Weights, gradients and moments are in fp32; False: all of them in 16 bits."""
+    wide_residual: bool = True
+    """The residual stream is fp32, as autocast leaves it; False: in 16 bits."""
+    newton_schulz_steps: PositiveInt = 5
+    """Iterations of Muon."""
+    muon_batched: bool = True
+    """Newton-Schulz runs on all matrices of a shape at once, instead of one after another."""
+    muon_restored: bool = False
+    """Muon's update can be undone, as train.py's: copies before it, and a choice after it."""
+    fp8_products: bool = False
+    """Matrix products of the blocks are in 8 bits, the rest in dtype."""
+    sync_every_micro_step: bool = False
+    """Gradients are averaged after every micro-batch instead of once a step."""
+    overlapped: bool | None = None
+    """All-reduce overlaps the backward pass; None: unless compiled, as with train.py's."""
+
+
+PLAIN = Program()
+
+
+@dataclass(frozen=True, kw_only=True, config=_FORBID)
+class Optimizer:
+    """The optimizer; None for what the log does not say."""
+
+    name: Literal["adamw", "adamw_foreach", "muon"] = "adamw"
+    """adamw is the fused one; muon trains the matrices of the blocks, AdamW the rest."""
+    beta1: Fraction | None = None
+    beta2: Fraction | None = None
+    momentum: Fraction | None = None
+    """Momentum of Muon."""
+    matrix_learning_rate: Positive | None = None
+    """Peak learning rate of Muon's matrices; None: that of the schedule."""
+    weight_decay: NotNegative | None = None
+    grad_clip: NotNegative | None = None
+    """Largest gradient norm; 0 for no clipping."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_FORBID)
+class Schedule:
+    """Learning rate over the run."""
+
+    learning_rate: Positive
+    """Peak learning rate."""
+    min_learning_rate: NotNegative = 0.0
+    """Learning rate at the end of the decay."""
+    warmup_steps: NaturalNumber = 0
+    """Steps of linear warm-up."""
+    decay_steps: PositiveInt | None = None
+    """Step at which min_learning_rate is reached; None: the last step."""
+    decay: Literal["cosine", "wsd", "constant"] = "cosine"
+    """Form of the decay after the warm-up; wsd is constant, then linear."""
+    decay_share: Annotated[float, Field(gt=0, le=1)] = 0.4
+    """Share of the steps up to decay_steps in which wsd decays."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_FORBID)
+class Cost:
+    """Electricity tariff."""
+
+    price_per_kwh: Positive | None = None
+    """Price in currency per kWh; None: no cost is computed."""
+    currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")] = "USD"
+    """ISO 4217 code."""
+    machine_watts: NotNegative | None = None
+    """Power of all but the GPU boards in watts; None: the cost is that of the boards alone."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_FORBID)
+class RunSpec:
+    """A training run, as it is predicted, measured and reported."""
+
+    schema_version: Literal[1] = 1
+    name: str | None = None
+    """Name of the run."""
+    shape: Shape
+    micro_batch: PositiveInt
+    """Sequences in one forward and backward pass on one device."""
+    grad_accum: PositiveInt = 1
+    """Gradient accumulation: micro-batches of an optimizer step, of all devices together."""
+    steps: PositiveInt
+    """Optimizer steps of the whole run."""
+    world_size: PositiveInt = 1
+    """Devices that share the micro-batches of a step."""
+    sharding: Sharding = "replicated"
+    """DDP; DDP with the optimizer's work divided; FSDP; FSDP within a node."""
+    device: Literal["cuda", "mps", "cpu"] | None = None
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    """Precision of matrix products; None: bfloat16 on a GPU, float32 on a CPU."""
+    compile: bool | None = None
+    """The model is compiled by torch.compile."""
+    dropout: Fraction | None = None
+    head: Literal["plain", "chunked"] = "plain"
+    """All logits at once, or the loss of a chunk of tokens at a time."""
+    recomputation: Literal["none", "selective", "full"] = "none"
+    """Activations recomputed in the backward pass: none, the cheap half, or all."""
+    attention: Literal["flash", "flash3", "plain"] = "flash"
+    """SDPA's fused kernel, FlashAttention 3, or T x T scores in memory."""
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule | None = None
+    zero_init: bool | None = None
+    """Projections into the residual stream start at zero."""
+    seed: NaturalNumber | None = None
+    eval_every: NaturalNumber | None = None
+    """Steps between evaluations; 0 for none."""
+    eval_batches: NaturalNumber | None = None
+    """Micro-batches of each of two splits that one evaluation reads."""
+    checkpoint_every: NaturalNumber | None = None
+    """Steps between checkpoints; 0 for none."""
+    dataset: str | None = None
+    """Folder or name of the data set."""
+    tokenizer: str | None = None
+    unique_tokens: PositiveInt | None = None
+    """Training tokens of the data set."""
+    validation_tokens: PositiveInt | None = None
+    cost: Cost = Cost()
+    program: Program = PLAIN
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of one optimizer step on all devices together."""
+        return self.micro_batch * self.shape.context * self.grad_accum
+
+    def resolved(self, dtype: str, world_size: int) -> RunSpec:
+        """Return the run in this precision on this many devices."""
+        return replace(self, dtype=dtype, world_size=world_size)  # type: ignore[arg-type]
+
+    @classmethod
+    def gpt(
+        cls,
+        *,
+        n_layer: int,
+        n_embd: int,
+        n_head: int,
+        context: int,
+        vocabulary: int,
+        micro_batch: int,
+        steps: int,
+        grad_accum: int = 1,
+        **settings: Any,
+    ) -> RunSpec:
+        """Return the spec of a GPT-2-shaped run, compiled and without dropout.
+
+        Args:
+            n_layer: Transformer blocks.
+            n_embd: Width of the residual stream.
+            n_head: Attention heads.
+            context: Context length in tokens.
+            vocabulary: Rows of the embedding.
+            micro_batch: Sequences in one forward and backward pass on one device.
+            steps: Optimizer steps of the whole run.
+            grad_accum: Micro-batches of an optimizer step, of all devices together.
+            settings: Other fields of RunSpec; evaluations and checkpoints are none by default.
+
+        Raises:
+            ValueError: for a value out of range, or an n_embd that n_head does not divide.
+        """
+        if n_head < 1 or n_embd % n_head:
+            raise ValueError(f"n_embd {n_embd} is not a multiple of n_head {n_head}")
+        shape = Shape(
+            n_layer=n_layer,
+            n_embd=n_embd,
+            n_head=n_head,
+            context=context,
+            vocabulary=vocabulary,
+            n_kv_head=n_head,
+            head_size=n_embd // n_head,
+            mlp_width=4 * n_embd,
+        )
+        usual = {"compile": True, "dropout": 0.0}
+        usual |= dict.fromkeys(("eval_every", "eval_batches", "checkpoint_every"), 0)
+        return cls(
+            shape=shape,
+            micro_batch=micro_batch,
+            grad_accum=grad_accum,
+            steps=steps,
+            **(usual | settings),
+        )
+
+    @classmethod
+    def from_toml(cls, path: Path | str) -> RunSpec:
+        """Return the spec of a configuration file.
+
+        Raises:
+            BadInput: as load_config.
+        """
+        from nanogauge.config import load_config
+
+        return load_config(Path(path)).to_spec()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> RunSpec:
+        """Return the spec that to_json wrote.
+
+        Raises:
+            ValueError: if it is damaged, or of a newer schema version.
+        """
+        return _ADAPTER.validate_json(data)
+
+    def to_json(self) -> bytes:
+        """Return the spec as spec.json holds it."""
+        return _ADAPTER.dump_json(self, indent=1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the spec as nested dictionaries of plain values."""
+        fields: dict[str, Any] = _ADAPTER.dump_python(self, mode="json")
+        return fields
+
+    def setting(self, key: str) -> Any:
+        """Return the value of a key of the configuration, as SETTINGS maps it; None if unknown."""
+        section, _, name = SETTINGS[key].rpartition(".")
+        owner = attrgetter(section)(self) if section else self
+        return None if owner is None else getattr(owner, name)
+
+
+_ADAPTER = TypeAdapter(RunSpec)
+
+
+def with_shape(spec: RunSpec, **changes: Any) -> RunSpec:
+    """Return the same run with another shape."""
+    return replace(spec, shape=replace(spec.shape, **changes))
