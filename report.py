@@ -24,7 +24,7 @@ from nanogauge.analysis.report_model import build_report, claims_of, report_sche
 from nanogauge.cli import Parser, run_command, shipped
 from nanogauge.config import add_config_flags, config_overrides, wandb_section
 from nanogauge.errors import BadInput
-from nanogauge.importers.command import add_import_flags, import_given
+from nanogauge.importers.command import add_import_flags, import_from_flags
 from nanogauge.report.html import write_report
 from nanogauge.report.terminal import print_report
 from nanogauge.report.views import add_view_flags, show_view
@@ -55,7 +55,8 @@ def main(arguments: Sequence[str]) -> int:
     if (status := show_view(given)) is not None:
         return status
     given.run = given.runs[0] if given.runs else None
-    folder = import_given(given, {"wandb"} if given.wandb else set(), measure_this_cpu) or given.run
+    allowed = {"wandb"} if given.wandb else set()
+    folder = import_from_flags(given, allowed, measure_this_cpu) or given.run
     if folder is None:
         raise BadInput("give the folder of a run, or a log with --nanogpt-log.")
     report, run, recorded = build_report(folder, claims_of(folder, given.claims))

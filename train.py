@@ -35,7 +35,7 @@ from nanogauge.quantities import finite
 from nanogauge.report.background import CPU_SECONDS, GPU_SECONDS, BackgroundReport
 from nanogauge.report.html import write_report
 from nanogauge.report.terminal import print_report
-from nanogauge.runlog.lock import refuse_held
+from nanogauge.runlog.lock import refuse_locked
 from nanogauge.schedule import is_evaluated, is_sampled, learning_rate
 from nanogauge.schema import Eval
 from nanogauge.sinks.mirror import Mirror
@@ -237,7 +237,7 @@ def run_whole(options: Options, config: Config, ranks: Ranks) -> int:
         rank_share(config.train.grad_accum, ranks.world)
         refuse_unshardable(config, ranks.world)
         if ranks.is_first:
-            refuse_held(config.folder)
+            refuse_locked(config.folder)
             device = probe(config.run)
             consult(config, device, options.force, ranks.world, ranks.local_world)
         session = open_session(config, options, ranks)

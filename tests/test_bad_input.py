@@ -87,10 +87,13 @@ def test_a_missing_configuration_is_said_to_be_missing(tmp_path: Path) -> None:
         (('key = "mfu_palm"', 'key = "mfu_plam"'), "did you mean mfu_palm?"),
         (('unit = "W"', 'unit = "horses"'), "unknown unit 'horses' for power_watts"),
         (("low = 15\nhigh = 20", "low = 20\nhigh = 15"), "low is above high"),
-        (('"6 * parameters * tokens_total"', '"__import__(1)"'), "is no arithmetic"),
+        (('"6 * parameters * tokens_total"', '"__import__(1)"'), "is not arithmetic"),
         (('"2 * parameters_total"', '"2 * parametres"'), "unknown name parametres"),
         (('key = "cost"', 'key = "power_watts"'), "unknown unit"),
-        (('key = "total_seconds.reported"', 'key = "total_seconds.expected"'), "stands twice"),
+        (
+            ('key = "total_seconds.reported"', 'key = "total_seconds.expected"'),
+            "duplicate key total_seconds.expected",
+        ),
     ],
 )
 def test_a_wrong_claim_is_named(tmp_path: Path, change: tuple[str, str], words: str) -> None:

@@ -91,7 +91,7 @@ def test_a_formula_is_arithmetic_and_nothing_else(
     formula: str, names: dict[str, float] | None
 ) -> None:
     """A claims file comes from a stranger: nothing in it is ever called or looked up."""
-    with pytest.raises(ValueError, match="is no arithmetic"):
+    with pytest.raises(ValueError, match="is not arithmetic"):
         evaluate(formula, names)
 
 
@@ -126,8 +126,8 @@ STEP = 'key = "step_seconds"\nunit = "s"\n'
         ([STEP + "value = nan"], "finite"),
         ([STEP + 'value = "three"'], "must be numbers"),
         ([STEP + 'low = "three"'], "low"),
-        ([STEP + "value = 3", STEP + "value = 4"], "step_seconds stands twice"),
-        ([STEP + 'value = 3\nformula = "exit()"'], "is no arithmetic"),
+        ([STEP + "value = 3", STEP + "value = 4"], "duplicate key step_seconds"),
+        ([STEP + 'value = 3\nformula = "exit()"'], "is not arithmetic"),
     ],
 )
 def test_a_wrong_claim_is_refused_in_one_sentence_that_names_it(

@@ -1,4 +1,4 @@
-"""A log on a full disk: the run goes on, and what the disk refuses is neither lost nor torn."""
+"""A log on a full disk: the run continues, and no line is lost or torn."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanogauge.runlog import writer as whole_lines
-from nanogauge.runlog.reader import FILE_NAME, RunLog, read_log
+from nanogauge.runlog import writer
+from nanogauge.runlog.reader import FILE_NAME, read_log
+from nanogauge.runlog.writer import RunLog
 from nanogauge.schema import End, Event, Sensor, Start, Step
 
 FIRST = Start(max_steps=10, prediction_sha256="ab" * 32, device="RTX 4070")
@@ -97,12 +98,12 @@ def test_who_closes_a_log_that_lacks_lines_is_told(tmp_path: Path) -> None:
     assert (tmp_path / FILE_NAME).read_bytes() == as_written(FIRST)
 
 
-def test_what_waits_is_bounded_and_readings_are_dropped_before_anything_else(
+def test_the_queue_is_bounded_and_only_readings_are_dropped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The oldest first, with a line that tells how many; a step is refused rather than dropped."""
-    monkeypatch.setattr(whole_lines, "WAITING_BYTES", 4000)
-    monkeypatch.setattr(whole_lines, "THINNED_BYTES", 3500)
+    """The oldest are dropped first, and an event counts them; a step is refused instead."""
+    monkeypatch.setattr(writer, "MAX_PENDING_BYTES", 4000)
+    monkeypatch.setattr(writer, "THINNED_BYTES", 3500)
     with RunLog(tmp_path) as log:
         log.write(FIRST)
         with room_until((tmp_path / FILE_NAME).stat().st_size):
@@ -147,7 +148,7 @@ def test_on_a_disk_that_is_really_full_nothing_is_lost(small_disk: Path) -> None
             log.write(Step(step=step, loss=4.0))
         assert log.problem is not None and os.strerror(28) in log.problem
         read = read_log(small_disk)
-        assert 0 < len(read.steps) < 400 and not read.cut
+        assert 0 < len(read.steps) < 400 and not read.truncated
         filler.unlink()
         log.write(Step(step=400, loss=4.0))
     assert [step.step for step in read_log(small_disk).steps] == list(range(401))

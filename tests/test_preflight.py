@@ -19,7 +19,7 @@ from test_shards import ORIGIN
 from model import GPT
 from nanogauge.config import Config, load_config
 from nanogauge.doctor import preflight
-from nanogauge.doctor.checks import Finding
+from nanogauge.doctor.checks import Finding, TorchBuild
 from nanogauge.doctor.preflight import (
     LOG_BYTES_PER_SECOND,
     LOG_BYTES_PER_STEP,
@@ -27,7 +27,6 @@ from nanogauge.doctor.preflight import (
     consult,
     writes_of,
 )
-from nanogauge.doctor.toolchain import Torch
 from nanogauge.errors import BadInput
 from nanogauge.hardware import lookup
 from nanogauge.schema import Sensor, Step
@@ -102,13 +101,13 @@ EXAMINE = """
 import json, sys
 from dataclasses import asdict
 from pathlib import Path
-from nanogauge import preflight
+from nanogauge.doctor import preflight
 from nanogauge.config import load_config
 from nanogauge.hardware import lookup
 from nanogauge.measure.sensors import driver_info
-from nanogauge.doctor.toolchain import Torch
+from nanogauge.doctor.checks import TorchBuild
 uuid = "12345678-1234-1234-1234-123456789abc"
-build = Torch("2.13.0", "cuda", "13.0", "NVIDIA GeForce RTX 4070", (8, 9), ("sm_86",))
+build = TorchBuild("2.13.0", "cuda", "13.0", "NVIDIA GeForce RTX 4070", (8, 9), ("sm_86",))
 device = preflight.Device(build, "bfloat16", lookup("RTX 4070", "bfloat16"), uuid)
 config = load_config(Path(sys.argv[1]))
 found = {f.check: asdict(f) for f in preflight.examine(config, device)}
@@ -285,7 +284,7 @@ def test_before_training_only_what_is_not_go_is_said(
 
     def consulted(*findings: Finding, force: bool = False) -> str:
         monkeypatch.setattr(preflight, "examine", lambda *_: list(findings))
-        consult(documented_config(), Device(Torch("2.13.0", "cpu", None)), force)
+        consult(documented_config(), Device(TorchBuild("2.13.0", "cpu", None)), force)
         return capsys.readouterr().out
 
     assert consulted(GO, GO) == "doctor: 2 checks, all go\n"

@@ -22,7 +22,7 @@ from examples import (
 from runs import documented_log, nanogpt_log
 
 from nanogauge.runlog.folder import create
-from nanogauge.runlog.reader import RunLog
+from nanogauge.runlog.writer import RunLog
 from nanogauge.schema import End, Start, Step
 
 

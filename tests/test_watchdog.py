@@ -38,7 +38,7 @@ def test_a_hang_ends_the_run_and_its_folder_tells_where_it_stood(tmp_path: Path)
         assert text.count("Traceback") == 0
     last = log_lines(tmp_path)[-1]
     assert (last["kind"], last["what"], last["level"]) == ("event", "hang", "alarm")
-    assert not read_log(tmp_path).cut
+    assert not read_log(tmp_path).truncated
 
 
 HANGS_TWICE = """

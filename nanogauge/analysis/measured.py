@@ -1,4 +1,4 @@
-"""What a run log says of each quantity: a figure with how it was measured, or why there is none."""
+"""Measure every row of the report from the run log, or say why it cannot be measured."""
 
 from __future__ import annotations
 
@@ -7,8 +7,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from nanogauge.analysis.figures import Measured, quantile
-from nanogauge.analysis.ledger import Ledger, _ledger, _time_it_ran, steady, steady_seconds
+from nanogauge.analysis.ledger import (
+    Ledger,
+    Measured,
+    build_ledger,
+    describe_run_time,
+    steady_seconds,
+    steady_steps,
+)
 from nanogauge.analysis.telemetry import energy_figures, memory_figures
 from nanogauge.prediction.flops import MFU_CONVENTIONS, flops_per_token_6n, flops_per_token_palm
 from nanogauge.quantities import QUANTITIES, mfu
@@ -16,123 +22,61 @@ from nanogauge.runlog.history import Recorded
 from nanogauge.runspec import RunSpec
 from nanogauge.schema import Benchmark, Prediction, Stored
 
-ROW = "quality_vs_gpt2"
+QUALITY = "quality_vs_gpt2"
 GPT2 = "gpt2"
 HELD_OUT = "held_out"
-
-
-def quality_figures(benchmarks: Sequence[Benchmark]) -> tuple[dict[str, Measured], dict[str, str]]:
-    """The score ratio to GPT-2 124M, above 1 where the run is better; else why there is none.
-
-    It is the geometric mean over the tasks of score / GPT-2's score, of the main metric of each.
-    Where no task was run, it is GPT-2's bits per byte over the run's own, on text of the kind that
-    the run was trained on and GPT-2 was not.
-    """
-    against = _against_gpt2(benchmarks)
-    if not against:
-        others = sorted({b.against for b in benchmarks if b.against not in (None, GPT2)}, key=str)
-        absent = "no benchmark was run"
-        if others:
-            absent = f"benchmarks were held against {', '.join(map(str, others))}, not GPT-2 124M"
-        return {}, {ROW: absent}
-    tasks = [b for b in against if b.name != HELD_OUT]
-    counted = tasks or against
-    ratios = [ratio for b in counted if (ratio := _ratio(b)) is not None]
-    how = f"score over GPT-2 124M's: {', '.join(f'{b.name} ({b.metric})' for b in counted)}"
-    if not tasks:
-        how = f"GPT-2 124M's over the run's own {counted[0].metric} on the run's held-out text"
-    elif len(tasks) > 1:
-        how = f"geometric mean of the {how}"
-    value = math.prod(ratios) ** (1 / len(ratios))
-    only = counted[0].n if len(counted) == 1 else None
-    return {ROW: Measured(value=value, n=only, how=how)}, {}
-
-
-def quality_notes(benchmarks: Sequence[Benchmark]) -> dict[str, list[str]]:
-    """A sentence on each benchmark that was held against GPT-2 124M, by row."""
-    sentences = [sentence(b) for b in _against_gpt2(benchmarks)]
-    return {ROW: sentences} if sentences else {}
-
-
-def _against_gpt2(benchmarks: Sequence[Benchmark]) -> list[Benchmark]:
-    return [b for b in benchmarks if b.main and b.against == GPT2 and _ratio(b) is not None]
-
-
-def sentence(line: Benchmark) -> str:
-    """A benchmark in words: both values, and whether their difference is more than chance."""
-    text = f"{line.name} {line.metric} {line.value:.4f}"
-    if line.against_value is None:
-        return text
-    text += f" against {line.against_value:.4f} of {line.against} (n = {line.n:,}"
-    if line.difference_low is not None and line.difference_high is not None:
-        text += (
-            f", 95 % of the difference: {line.difference_low:+.4f} to {line.difference_high:+.4f}"
-        )
-        if line.difference_low <= 0 <= line.difference_high:
-            text += ", which may be chance"
-    return text + f"; step {line.step:,})"
-
-
-def _ratio(line: Benchmark) -> float | None:
-    """How many times as good as the other; None without another, or beside nothing."""
-    better, worse = line.value, line.against_value
-    if worse is not None and line.better == "lower":
-        better, worse = worse, better
-    return better / worse if worse is not None and worse > 0 else None
-
-
 SPEEDUP_AFTER_SECONDS = 600
 SPEEDUP_WINDOW_SECONDS = 60
 NOT_IN_LOG = "not_in_log"
-"""what an event is called that says why an imported log has no figure for the row it is about"""
+"""Name of the event that says why an imported log has no value for a row."""
 
 
 class Measurements(Stored):
     values: dict[str, Measured]
     missing: dict[str, str]
-    """row id -> why it was not measured"""
+    """Row id -> reason why it was not measured."""
     refused: list[str]
-    """row ids whose figure cannot be true; missing says why"""
+    """Row ids with an impossible value; `missing` has the reason."""
     ledger: Ledger
     median_step_seconds: float | None
     steps_done: int
     timed_whole: bool
-    """an imported log's ledger may lack evaluations, or how the run began"""
+    """Whether the ledger covers the whole run; that of an imported log may not."""
     status: str
-    """finished, stopped, failed, or unfinished: it died or is still running"""
+    """finished, stopped or failed; unfinished if the run died or is still running."""
     notes: dict[str, list[str]]
-    """row id -> what the log's events say about it"""
+    """Row id -> texts of logged events about it."""
 
 
 def measure(recorded: Recorded, spec: RunSpec, prediction: Prediction) -> Measurements:
-    """Every quantity of a run, from its log."""
+    """Measure every quantity of a run."""
     steps = recorded.steps
     end = recorded.end
     steps_done = end.steps if end is not None else (steps[-1].step + 1 if steps else 0)
     status = end.status if end is not None else "unfinished"
     seconds = steady_seconds(recorded)
     median = float(np.median(seconds)) if len(seconds) else None
-    ledger = _ledger(recorded, steps_done, median)
+    ledger = build_ledger(recorded, steps_done, median)
     values: dict[str, Measured] = {}
     missing: dict[str, str] = {}
     refused: list[str] = []
 
     unique = recorded.starts[-1].train_tokens or spec.unique_tokens
-    _count(values, missing, spec, prediction, steps_done, unique)
+    _measure_counts(values, missing, spec, prediction, steps_done, unique)
     if median is None:
         for row in ("step_seconds", "mfu_palm", "mfu_6n"):
             missing[row] = "no steady step is in the log yet"
     else:
         values["step_seconds"] = Measured(
             value=median,
-            p10=quantile(seconds, 0.1),
-            p90=quantile(seconds, 0.9),
+            p10=float(np.quantile(seconds, 0.1)),
+            p90=float(np.quantile(seconds, 0.9)),
             n=len(seconds),
             how=f"median of {len(seconds):,} steps without compilation, evaluation or checkpoint",
         )
-        refused = _utilisation(values, missing, spec, prediction, median)
-    _first_step(values, missing, recorded, median)
-    _total(values, missing, recorded, spec, status, steps_done, ledger)
+        refused = _measure_mfu(values, missing, spec, prediction, median)
+    _measure_first_step(values, missing, recorded, median)
+    _measure_total(values, missing, recorded, spec, status, steps_done, ledger)
     for found, absent in (
         memory_figures(recorded, prediction),
         energy_figures(recorded, spec, prediction, ledger.ran_s),
@@ -140,18 +84,11 @@ def measure(recorded: Recorded, spec: RunSpec, prediction: Prediction) -> Measur
     ):
         values |= found
         missing |= absent
-    _speedup(values, missing, recorded)
-    if not recorded.evals:
-        missing["val_loss"] = "no evaluation is in the log yet"
-    elif (last := recorded.evals[-1]).val_bits_per_byte is not None:
-        bits = f"{last.val_bits_per_byte:.4f} bits per byte after {last.step:,} steps"
-        missing["val_loss"] = f"not in this log: it has {bits}, and not the bytes per token"
-    elif last.val_loss is None:
-        missing["val_loss"] = f"it was not finite after {last.step:,} steps"
-    else:
-        how = f"evaluation after {last.step:,} steps"
-        values["val_loss"] = Measured(value=last.val_loss, how=how)
-    notes = quality_notes(recorded.benchmarks)
+    _measure_speedup(values, missing, recorded)
+    _measure_val_loss(values, missing, recorded)
+    notes: dict[str, list[str]] = {}
+    if compared := _gpt2_benchmarks(recorded.benchmarks):
+        notes[QUALITY] = [describe_benchmark(b) for b in compared]
     timed_whole = ledger.other_s is not None or ledger.eval_s is not None
     for event in recorded.events:
         if event.about is not None and event.what == NOT_IN_LOG:
@@ -173,7 +110,7 @@ def measure(recorded: Recorded, spec: RunSpec, prediction: Prediction) -> Measur
     )
 
 
-def _total(
+def _measure_total(
     values: dict[str, Measured],
     missing: dict[str, str],
     recorded: Recorded,
@@ -186,21 +123,20 @@ def _total(
         missing["total_seconds"] = f"the run is at step {steps_done:,} of {spec.steps:,}"
     elif ledger.eval_s is None and ledger.other_s is None:
         missing["total_seconds"] = "no evaluation has a time of its own in this log"
-    elif ledger.wall_s is not None:
-        sampled = len(recorded.steps.known("step_seconds"))
+    elif ledger.ran_s is not None:
+        timed = len(recorded.steps.known("step_seconds"))
         how = (
-            _time_it_ran(recorded, ledger)
+            describe_run_time(recorded, ledger)
             if ledger.other_s is not None
-            else f"reconstructed: {steps_done:,} steps from {sampled} printed ones, each "
+            else f"reconstructed: {steps_done:,} steps from {timed} printed ones, each "
             f"evaluation{', and compilation' if recorded.compiles else ''}"
         )
-        assert ledger.ran_s is not None
         values["total_seconds"] = Measured(value=ledger.ran_s, how=how)
     else:
-        missing["total_seconds"] = "no steady step is in this log to count the others by"
+        missing["total_seconds"] = "no steady step in this log gives the time of the others"
 
 
-def _count(
+def _measure_counts(
     values: dict[str, Measured],
     missing: dict[str, str],
     spec: RunSpec,
@@ -208,7 +144,7 @@ def _count(
     steps_done: int,
     unique_tokens: int | None,
 ) -> None:
-    """What follows from the steps that were really made."""
+    """Fill the rows that follow from the number of steps and the configuration."""
     tokens = steps_done * spec.tokens_per_step
     how = f"counted: {steps_done:,} steps x {spec.tokens_per_step:,} tokens"
     values["tokens_per_step"] = Measured(
@@ -234,14 +170,14 @@ def _count(
         )
 
 
-def _utilisation(
+def _measure_mfu(
     values: dict[str, Measured],
     missing: dict[str, str],
     spec: RunSpec,
     prediction: Prediction,
     median: float,
 ) -> list[str]:
-    """The shares of the peak; those above it are refused, and returned."""
+    """Fill the MFU rows; return those above 1, which are refused."""
     refused = []
     peak = prediction.peak_flops
     for row, per_token in MFU_CONVENTIONS.items():
@@ -264,14 +200,13 @@ def _utilisation(
     return refused
 
 
-def _first_step(
+def _measure_first_step(
     values: dict[str, Measured], missing: dict[str, str], recorded: Recorded, median: float | None
 ) -> None:
     row = "first_step_seconds"
-    begins = recorded.steps[:1]
-    first = begins[0] if begins and begins[0].step == 0 else None
+    first = recorded.steps[0] if recorded.steps else None
     compiling = sum(c.seconds for c in recorded.compiles[:1])
-    if first is None:
+    if first is None or first.step != 0:
         missing[row] = "step 0 is not in the log"
     elif first.step_seconds is not None:
         how = f"compilation {compiling:.3g} s + step {first.step_seconds:.3g} s"
@@ -281,11 +216,11 @@ def _first_step(
     elif first.printed_seconds is None:
         missing[row] = "the log has no time for step 0"
     elif median is None or not recorded.compiles:
-        how = "as printed; what of it is evaluation, the step and compilation, no log line tells"
+        how = "as printed; the log does not separate evaluation, step and compilation"
         values[row] = Measured(value=first.printed_seconds, how=how)
     else:
-        inside = first.printed_seconds - compiling - median
-        evaluating = f"an evaluation of about {inside:.3g} s, " if inside > 1e-6 else ""
+        rest = first.printed_seconds - compiling - median
+        evaluating = f"an evaluation of about {rest:.3g} s, " if rest > 1e-6 else ""
         how = (
             f"as printed; of it {evaluating}a step of {median:.3g} s and {compiling:.3g} s that "
             "are left for compilation"
@@ -293,12 +228,14 @@ def _first_step(
         values[row] = Measured(value=first.printed_seconds, how=how)
 
 
-def _speedup(values: dict[str, Measured], missing: dict[str, str], recorded: Recorded) -> None:
-    """Steady speed after ten minutes over the speed in the first minute after the first step."""
+def _measure_speedup(
+    values: dict[str, Measured], missing: dict[str, str], recorded: Recorded
+) -> None:
+    """Compare the step time after ten minutes with that of the first minute."""
     row = "speedup_after_warmup"
-    wanted = steady(recorded) & ~np.isnan(recorded.steps.column("elapsed_seconds"))
-    ends = recorded.steps.column("elapsed_seconds")[wanted]
-    seconds = recorded.steps.column("step_seconds")[wanted]
+    timed = steady_steps(recorded) & ~np.isnan(recorded.steps.column("elapsed_seconds"))
+    ends = recorded.steps.column("elapsed_seconds")[timed]
+    seconds = recorded.steps.column("step_seconds")[timed]
     if not len(ends):
         numbers = [s.step for s in recorded.steps[:2]]
         between = f" between steps {numbers[0]} and {numbers[1]}" if len(numbers) > 1 else ""
@@ -317,3 +254,73 @@ def _speedup(values: dict[str, Measured], missing: dict[str, str], recorded: Rec
             n=len(early),
             how=f"median of {len(early)} steps in the first minute over that after 10 minutes",
         )
+
+
+def _measure_val_loss(
+    values: dict[str, Measured], missing: dict[str, str], recorded: Recorded
+) -> None:
+    row = "val_loss"
+    if not recorded.evals:
+        missing[row] = "no evaluation is in the log yet"
+        return
+    last = recorded.evals[-1]
+    if last.val_bits_per_byte is not None:
+        bits = f"{last.val_bits_per_byte:.4f} bits per byte after {last.step:,} steps"
+        missing[row] = f"not in this log: it has {bits}, and not the bytes per token"
+    elif last.val_loss is None:
+        missing[row] = f"non-finite after {last.step:,} steps"
+    else:
+        values[row] = Measured(value=last.val_loss, how=f"evaluation after {last.step:,} steps")
+
+
+def quality_figures(benchmarks: Sequence[Benchmark]) -> tuple[dict[str, Measured], dict[str, str]]:
+    """Return the score ratio to GPT-2 124M (above 1: the run is better), or why there is none.
+
+    The geometric mean over the tasks of score / GPT-2's score, of each task's main metric.
+    Without tasks, GPT-2's bits per byte on the run's held-out text over those of the run.
+    """
+    compared = _gpt2_benchmarks(benchmarks)
+    if not compared:
+        others = sorted({b.against for b in benchmarks if b.against not in (None, GPT2)}, key=str)
+        absent = "no benchmark was run"
+        if others:
+            absent = f"benchmarks were compared with {', '.join(map(str, others))}, not GPT-2 124M"
+        return {}, {QUALITY: absent}
+    tasks = [b for b in compared if b.name != HELD_OUT]
+    counted = tasks or compared
+    ratios = [ratio for b in counted if (ratio := _score_ratio(b)) is not None]
+    how = f"score over GPT-2 124M's: {', '.join(f'{b.name} ({b.metric})' for b in counted)}"
+    if not tasks:
+        how = f"GPT-2 124M's over the run's own {counted[0].metric} on the run's held-out text"
+    elif len(tasks) > 1:
+        how = f"geometric mean of the {how}"
+    value = math.prod(ratios) ** (1 / len(ratios))
+    n = counted[0].n if len(counted) == 1 else None
+    return {QUALITY: Measured(value=value, n=n, how=how)}, {}
+
+
+def _gpt2_benchmarks(benchmarks: Sequence[Benchmark]) -> list[Benchmark]:
+    return [b for b in benchmarks if b.main and b.against == GPT2 and _score_ratio(b) is not None]
+
+
+def describe_benchmark(line: Benchmark) -> str:
+    """Format both scores and whether their difference may be chance."""
+    text = f"{line.name} {line.metric} {line.value:.4f}"
+    if line.against_value is None:
+        return text
+    text += f" against {line.against_value:.4f} of {line.against} (n = {line.n:,}"
+    if line.difference_low is not None and line.difference_high is not None:
+        text += (
+            f", 95 % of the difference: {line.difference_low:+.4f} to {line.difference_high:+.4f}"
+        )
+        if line.difference_low <= 0 <= line.difference_high:
+            text += ", which may be chance"
+    return text + f"; step {line.step:,})"
+
+
+def _score_ratio(line: Benchmark) -> float | None:
+    """Return how many times better the run scored; None without a positive score to compare."""
+    better, worse = line.value, line.against_value
+    if worse is not None and line.better == "lower":
+        better, worse = worse, better
+    return better / worse if worse is not None and worse > 0 else None

@@ -1,9 +1,8 @@
-"""Rows of the report: what was claimed, what was predicted, what was measured, and the verdict."""
+"""Build the rows of the report: claim, prediction, measurement and verdict."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Literal
 
 from nanogauge.analysis.claims import Claim, Claims
@@ -15,8 +14,7 @@ from nanogauge.analysis.consistency import (
     inconsistencies,
     range_text,
 )
-from nanogauge.analysis.figures import Measured
-from nanogauge.analysis.ledger import LEDGER_NAMES, Ledger
+from nanogauge.analysis.ledger import LEDGER_NAMES, Ledger, Measured
 from nanogauge.analysis.measured import Measurements
 from nanogauge.quantities import QUANTITIES, format_range, format_seconds, format_value
 from nanogauge.runspec import RunSpec
@@ -27,10 +25,10 @@ RowVerdict = Literal["held", "missed", "contradicted", "not measured", "no claim
 
 class Claimed(Stored):
     low: float | None
-    """None where the range is open at this end"""
+    """None if this end is open."""
     high: float | None
     text: str
-    """the claim as a person reads it"""
+    """Formatted range."""
     quote: str
     english: str
     reading: str | None
@@ -39,21 +37,21 @@ class Claimed(Stored):
 class Row(Stored):
     id: str
     claim: str | None
-    """the claim's key"""
+    """Key of the claim."""
     quantity: str
     unit: str
     claimed: Claimed | None
     analytic: Estimate | None
     calibrated: Estimate | None
-    """from measurements on the device, made before the run"""
+    """Prediction from measurements on the device before the run."""
     measured: Measured | None
     verdict: RowVerdict
-    """on the claim"""
+    """Verdict on the claim."""
     prediction: Literal["held", "missed"] | None
-    """whether the measured figure lies in the analytic interval; None where either is absent"""
+    """Verdict on the analytic interval; None without a prediction or measurement."""
     factor: float | None
-    """measured (or computed) over the claimed number or the nearest end of its range, 1 inside it;
-    without a claim, measured over the analytic expectation"""
+    """Measured or computed value over the claimed number or nearest end, 1 inside the range.
+    Without a claim, measured over predicted value."""
     why: str
 
 
@@ -63,16 +61,16 @@ def build_rows(
     prediction: Prediction,
     measurements: Measurements | None,
 ) -> tuple[list[Row], list[Inconsistency]]:
-    """One row per claim, and one for each quantity without a claim; and what cannot be true.
+    """Return a row per claim and per quantity without one, and the claims that cannot be true.
 
-    Without measurements (a plan) every measured field is None.
+    A plan has no measurements.
     """
     findings = inconsistencies(claims, spec, prediction) if claims is not None else []
     rows: list[Row] = []
     for row_id in QUANTITIES:
-        about = [c for c in claims.claim if c.row == row_id] if claims is not None else []
-        candidates: Sequence[Claim | None] = about or [None]
-        for claim in candidates:
+        of_row: list[Claim | None] = []
+        of_row += [c for c in claims.claim if c.row == row_id] if claims is not None else []
+        for claim in of_row or [None]:
             rows.append(_row(row_id, claim, spec, prediction, measurements, findings))
     return rows, findings
 
@@ -88,9 +86,8 @@ def _row(
     analytic, calibrated = prediction.quantities.get(row_id), prediction.calibrated.get(row_id)
     measured = measurements.values.get(row_id) if measurements is not None else None
     if claim is not None and claim.formula is not None and not QUANTITIES[row_id].exact:
-        analytic = calibrated = measured = (
-            None  # a sum about some other run: this one is no answer to it
-        )
+        # The formula describes another run, which this one says nothing about.
+        analytic = calibrated = measured = None
     verdict: RowVerdict
     factor: float | None
     if claim is None:
@@ -115,7 +112,7 @@ def _row(
                 reasons.append(f"predicted {predicted}")
         if computed is None:
             reasons += _context(row_id, measured, measurements)
-            reasons += _what_speaks_against(claim, findings, measurements)
+            reasons += _counter_evidence(claim, findings, measurements)
     inside = None
     if analytic is not None and measured is not None:
         slack = 1e-3 * abs(analytic.expected) if QUANTITIES[row_id].exact else 0.0
@@ -140,7 +137,7 @@ def _row(
 
 
 def _label(row_id: str, prediction: Prediction) -> str:
-    """What the row is about; of several GPUs or processes, whether of each or of all."""
+    """Return the row's label; with several GPUs, whether it is per GPU or for all."""
     quantity, gpus = QUANTITIES[row_id], prediction.gpus
     if gpus == 1 or quantity.of_gpus is None:
         return quantity.label
@@ -170,7 +167,7 @@ def _not_measured(row_id: str, measurements: Measurements | None) -> str:
 
 
 def deviation_text(value: float, reference: float) -> str:
-    """How far a value lies above or below a reference: '12 % above', '1.97 times below'."""
+    """Format a deviation: '12 % above', '1.97 times below'."""
     ratio = value / reference
     if ratio == 0:
         return "nothing of"
@@ -223,7 +220,7 @@ def _against_prediction(
 def _context(
     row_id: str, measured: Measured | None, measurements: Measurements | None
 ) -> list[str]:
-    """What the reader should know beside the figure: its spread, its parts, its origin."""
+    """Return the spread, parts or origin of a measured value, and notes from the log."""
     if measured is None or measurements is None:
         return []
     match row_id:
@@ -243,7 +240,7 @@ def _context(
 
 
 def ledger_sentence(ledger: Ledger) -> str:
-    """The parts of the wall time that are not nothing, in words."""
+    """Format the non-negligible parts of the wall time."""
     parts = {name: getattr(ledger, key) for key, name in LEDGER_NAMES.items()}
     return ", ".join(
         f"{format_seconds(value)} of {name}"
@@ -252,10 +249,10 @@ def ledger_sentence(ledger: Ledger) -> str:
     )
 
 
-def _what_speaks_against(
+def _counter_evidence(
     claim: Claim, findings: list[Inconsistency], measurements: Measurements | None
 ) -> list[str]:
-    """The first finding about the claim, and the published figure that bears on it."""
+    """Return the first finding about the claim, and its published reference."""
     texts = [f.why.rstrip(".") for f in findings if f.ids[0] == claim.key][:1]
     reference = claim.reference
     if reference is not None:

@@ -20,21 +20,23 @@ from typing import Literal
 from nanogauge.config import Config, RunSection
 from nanogauge.doctor import machine
 from nanogauge.doctor.checks import (
+    DiskUse,
     Finding,
-    Writes,
+    TorchBuild,
+    check_compiler,
     check_data,
     check_disk,
+    check_gpu,
     check_memory,
     check_power,
     check_sleep,
+    check_triton,
     check_wandb,
     check_wsl,
 )
-from nanogauge.doctor.environment import cpu_name, total_memory_bytes
-from nanogauge.doctor.toolchain import Card, Torch, check_compiler, check_gpu, check_triton
 from nanogauge.errors import BadInput
 from nanogauge.hardware import find_gpu
-from nanogauge.measure.host import process_bytes
+from nanogauge.measure.host import cpu_name, process_bytes, total_memory_bytes
 from nanogauge.measure.sensors import DriverInfo, driver_info
 from nanogauge.prediction.overheads import state_bytes
 from nanogauge.prediction.prediction import predict
@@ -61,7 +63,7 @@ LOG_BYTES_PER_SECOND = 400
 class Device:
     """The device that a run would train on, as torch sees it."""
 
-    torch: Torch
+    torch: TorchBuild
     dtype: str = ""
     """of the run; empty if the device is absent"""
     hardware: Hardware | None = None
@@ -83,21 +85,20 @@ def examine(config: Config | None, device: Device, gpus: int = 1, beside: int = 
     """
     run = config.run if config is not None else DEFAULT_RUN
     driver = driver_info(device.uuid or 0)
-    card = Card(driver.name, driver.driver_version, driver.absent.get("name"), driver.cuda_version)
     key_from = machine.wandb_key_from(os.environ, Path.home())
     mode = config.wandb.mode if config is not None else "auto"
     kind, dtype = device.torch.device, device.dtype
     hardware = _unmeasured_cpu() if kind == "cpu" else device.hardware
     on_gpu = kind == "cuda"
     findings = [
-        check_gpu(run.device, device.torch, card, os.environ.get("CUDA_VISIBLE_DEVICES")),
+        check_gpu(run.device, device.torch, driver, os.environ.get("CUDA_VISIBLE_DEVICES")),
         *_check_compilation(run, kind),
         _check_memory(config, hardware, dtype, driver, gpus, beside)
         if hardware is not None
         else None,
         _check_disk(config, hardware, dtype, gpus),
         _check_data(config) if config is not None else None,
-        check_sleep(machine.sleep_facts(machine.ROOT, os.environ, machine.ask)),
+        check_sleep(machine.sleep_settings(machine.ROOT, os.environ, machine.command_output)),
         check_wsl(machine.is_wsl(), platform.system(), on_gpu),
         _check_power(driver) if on_gpu else None,
         check_wandb(mode, find_spec("wandb") is not None, key_from),
@@ -136,7 +137,7 @@ def _check_compilation(run: RunSection, device: str | None) -> list[Finding]:
     else:  # as torch._inductor chooses
         language, named = "C++", os.environ.get("CXX")
         tried = (named or {"Windows": "cl", "Darwin": "clang++"}.get(system, "g++"),)
-    compiler = machine.first_found(tried)
+    compiler = next((name for name in tried if shutil.which(name) is not None), None)
     return [
         check_triton(without_triton, wanted, found, error, system),
         check_compiler(unneeded, language, tried, compiler, machine.python_headers()),
@@ -186,7 +187,7 @@ def _check_disk(config: Config | None, hardware: Hardware | None, dtype: str, gp
     return check_disk(folder, obstacle, free, writes)
 
 
-def writes_of(config: Config, spec: RunSpec, hardware: Hardware | None) -> Writes:
+def writes_of(config: Config, spec: RunSpec, hardware: Hardware | None) -> DiskUse:
     """Return what a run will write; the sensors' lines only where its time is predicted.
 
     Args:
@@ -200,10 +201,10 @@ def writes_of(config: Config, spec: RunSpec, hardware: Hardware | None) -> Write
         log += LOG_BYTES_PER_SECOND * math.ceil(total.high if total is not None else 0)
     there = (config.folder / "checkpoints").rglob("*")
     copies = config.train.keep_checkpoints + 2  # the best one, and the one that is being written
-    return Writes(
+    return DiskUse(
         checkpoint=state_bytes(spec),
         copies=min(copies, checkpoints(spec)),
-        there=sum(file.stat().st_size for file in there if file.is_file()),
+        existing=sum(file.stat().st_size for file in there if file.is_file()),
         log=log,
     )
 

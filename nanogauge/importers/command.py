@@ -1,4 +1,4 @@
-"""The flags by which report.py makes a run folder of somebody else's log."""
+"""Command-line flags of the import, and the import itself."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ from nanogauge.cli import shipped
 from nanogauge.config import config_overrides, load_config
 from nanogauge.errors import BadInput
 from nanogauge.hardware import lookup
-from nanogauge.importers.build_nanogpt import read_build_nanogpt_log
+from nanogauge.importers.formats import BUILD_NANOGPT, NANOCHAT, NANOGPT
 from nanogauge.importers.import_run import import_log
-from nanogauge.importers.nanochat import read_nanochat_log
-from nanogauge.importers.nanogpt import read_nanogpt_log
 from nanogauge.importers.wandb_history import read_wandb_history
 from nanogauge.prediction.prediction import predict
 from nanogauge.prediction.workload import resolve_dtype
@@ -22,14 +20,14 @@ from nanogauge.runspec import RunSpec
 from nanogauge.schema import Hardware, Prediction
 
 _READERS = {
-    "nanogpt_log": (read_nanogpt_log, "LOG", "what nanoGPT printed"),
-    "nanochat_log": (read_nanochat_log, "LOG", "what nanochat's base_train printed"),
-    "build_nanogpt_log": (read_build_nanogpt_log, "LOG", "build-nanogpt's log.txt or its output"),
-    "wandb_history": (read_wandb_history, "FILE", "a run's history from W&B, CSV or Parquet"),
+    "nanogpt_log": (NANOGPT.read, "LOG", "output of nanoGPT"),
+    "nanochat_log": (NANOCHAT.read, "LOG", "output of nanochat's base_train"),
+    "build_nanogpt_log": (BUILD_NANOGPT.read, "LOG", "build-nanogpt's log.txt or output"),
+    "wandb_history": (read_wandb_history, "FILE", "history of a W&B run, CSV or Parquet"),
 }
-_NEEDED = ("config", "out")
-_ALL = (*_NEEDED, "gpu", "this_cpu", "run_number")
-_SOME_CPU = Hardware(
+_REQUIRED = ("config", "out")
+_ALL = (*_REQUIRED, "gpu", "this_cpu", "run_number")
+_UNNAMED_CPU = Hardware(
     name="CPU",
     kind="cpu",
     architecture="cpu",
@@ -45,9 +43,9 @@ _SOME_CPU = Hardware(
 
 def add_import_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("import the log of another program")
-    one = group.add_mutually_exclusive_group()
-    for name, (_, kind, words) in _READERS.items():
-        one.add_argument(_flag(name), type=shipped, metavar=kind, help=words)
+    formats = group.add_mutually_exclusive_group()
+    for name, (_, metavar, text) in _READERS.items():
+        formats.add_argument(_flag(name), type=shipped, metavar=metavar, help=text)
     group.add_argument("--config", type=shipped, help="configuration of that run")
     group.add_argument("--gpu", help="the GPU it ran on, as in nanogauge/hardware.toml")
     group.add_argument(
@@ -56,75 +54,66 @@ def add_import_flags(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="it ran on the CPU of this machine, which is measured now",
     )
-    group.add_argument("--out", type=Path, help="run folder to make of it")
+    group.add_argument("--out", type=Path, help="run folder to write")
     group.add_argument(
-        "--run-number", type=int, metavar="K", help="which run of a log that holds several"
+        "--run-number", type=int, metavar="K", help="number of the run in a log with several"
     )
 
 
-def import_given(
+def import_from_flags(
     given: argparse.Namespace, allowed: Set[str], measure_cpu: Callable[[str], Hardware]
 ) -> Path | None:
-    """Make a run folder of the log that was given; None where none was.
-
-    Nothing is written before everything was understood.
+    """Import the log that the flags name and return its run folder; None without such a flag.
 
     Args:
-        given: the command line.
-        allowed: sections of the configuration whose flags make sense without a log, too.
-        measure_cpu: measures the CPU of this machine in a dtype, for --this-cpu.
+        given: the parsed command line.
+        allowed: sections of the configuration whose flags are allowed without a log.
+        measure_cpu: measures this machine's CPU in a data type, for --this-cpu.
 
     Raises:
-        BadInput: if a flag is missing or out of place, or as import_log.
+        BadInput: if a flag is missing or out of place, or as import_log; nothing is written then.
     """
     name = next((n for n in _READERS if getattr(given, n) is not None), None)
     if name is None:
+        own = "belongs to --nanogpt-log and other logs; a run folder has its own."
         for flag in _ALL:
             if getattr(given, flag) is not None:
-                raise BadInput(f"{_flag(flag)} belongs to --nanogpt-log and other logs; {_OWN}")
-        if config_overrides(given).keys() - allowed:
-            raise BadInput(f"configuration flags belong to --nanogpt-log and other logs; {_OWN}")
+                raise BadInput(f"{_flag(flag)} {own}")
+        for section in config_overrides(given).keys() - allowed:
+            raise BadInput(f"a flag --{section}.KEY {own}")
         return None
     if given.run is not None:
         raise BadInput(f"give either a run folder or {_flag(name)}, not both.")
-    for flag in _NEEDED:
+    for flag in _REQUIRED:
         if getattr(given, flag) is None:
             raise BadInput(f"{_flag(name)} also needs {_flag(flag)}.")
     overrides = config_overrides(given)
-    # None of these programs has a chunked head.
-    spec = load_config(
-        given.config, overrides | {"train": {"head": "plain"} | overrides.get("train", {})}
-    ).to_spec()
+    # No other program has chunked cross-entropy.
+    overrides["train"] = {"head": "plain"} | overrides.get("train", {})
+    spec = load_config(given.config, overrides).to_spec()
     claims = load_claims(given.claims) if given.claims is not None else None
-    prediction = _predict(spec, given.gpu, bool(given.this_cpu), _flag(name))
-    out: Path = given.out
-    import_log(
-        _READERS[name][0],
-        getattr(given, name),
-        spec,
-        prediction,
-        claims,
-        given.claims,
-        out,
-        given.run_number,
-    )
-    return out
+    prediction = _predict(spec, given.gpu, measure_cpu if given.this_cpu else None, _flag(name))
+    read, log, out = _READERS[name][0], getattr(given, name), given.out
+    import_log(read, log, spec, prediction, claims, given.claims, out, given.run_number)
+    return Path(out)
 
 
-def _predict(spec: RunSpec, gpu: str | None, this_cpu: bool, log: str) -> Prediction:
-    """What would have been predicted of that run, on the device that the user names.
+def _predict(
+    spec: RunSpec, gpu: str | None, measure_cpu: Callable[[str], Hardware] | None, log_flag: str
+) -> Prediction:
+    """Predict the run on the device that the user names.
 
     Raises:
         BadInput: if no device is named, or two are.
     """
     if spec.device != "cpu":
-        if this_cpu:
+        if measure_cpu is not None:
             raise BadInput(
                 '--this-cpu is for a run on a CPU: its configuration has run.device = "cpu".'
             )
         if gpu is None:
             raise BadInput(
-                f"{log} also needs --gpu, the card it ran on; for a run on a CPU give "
+                f"{log_flag} also needs --gpu, the card it ran on; for a run on a CPU give "
                 "--run.device cpu instead."
             )
         return predict(spec, lookup(gpu, resolve_dtype(spec, on_gpu=True)))
@@ -132,20 +121,16 @@ def _predict(spec: RunSpec, gpu: str | None, this_cpu: bool, log: str) -> Predic
         raise BadInput(
             '--gpu names a card, but the configuration has run.device = "cpu"; drop one of them.'
         )
-    hardware = _SOME_CPU
-    if this_cpu:
-        from trainer.calibrate import this_processor
-
-        hardware = this_processor(resolve_dtype(spec, on_gpu=False))
-    found = predict(spec, hardware)
-    # What a process holds before it makes its model is known of our own alone.
+    hardware = _UNNAMED_CPU
+    if measure_cpu is not None:
+        hardware = measure_cpu(resolve_dtype(spec, on_gpu=False))
+    prediction = predict(spec, hardware)
+    # Host memory before the model is created is calibrated for our own process only.
     row = "peak_process_bytes"
-    told = {r: estimate for r, estimate in found.quantities.items() if r != row}
-    why = {**found.unpredicted, row: "what that program held before its model is not known"}
-    return found.model_copy(update={"quantities": told, "unpredicted": why})
-
-
-_OWN = "a run folder has its own."
+    quantities = {r: estimate for r, estimate in prediction.quantities.items() if r != row}
+    reason = "what that program held before its model is not known"
+    unpredicted = {**prediction.unpredicted, row: reason}
+    return prediction.model_copy(update={"quantities": quantities, "unpredicted": unpredicted})
 
 
 def _flag(name: str) -> str:

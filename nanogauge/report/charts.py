@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from nanogauge.analysis.telemetry import JOULES_PER_KWH, highest, other_cards, peak
+from nanogauge.analysis.telemetry import JOULES_PER_KWH, max_or_none, run_peak, sensor_mismatch
 from nanogauge.analysis.verdicts import Row
 from nanogauge.prediction.energy import cost_of
 from nanogauge.quantities import GIB, format_value, mfu
@@ -203,7 +203,7 @@ class _Run:
         )
 
     def power(self) -> Chart | None:
-        others = other_cards(self.recorded, self.prediction)
+        others = sensor_mismatch(self.recorded, self.prediction)
         return line_chart(
             ("power", "Power of the board", "W"),
             self.timeline.axis,
@@ -247,7 +247,7 @@ class _Run:
         earlier = np.cumsum(np.where(restarted, np.roll(joules, 1), 0.0))
         kwh = (joules + earlier) / JOULES_PER_KWH
         cost, axis, notes = self.spec.cost, None, []
-        others = other_cards(self.recorded, self.prediction)
+        others = sensor_mismatch(self.recorded, self.prediction)
         if others is not None:
             notes = [others]
         elif cost.price_per_kwh is not None and kwh[-1] > 0:
@@ -287,13 +287,19 @@ def _memory(recorded: Recorded, prediction: Prediction) -> Chart | None:
     sensors = recorded.sensors
     on_cpu = prediction.hardware.kind == "cpu"
     if on_cpu:  # a GPU that is watched meanwhile has another memory
-        measured = [("measured, the process in main memory", peak(recorded, "peak_host_bytes"))]
+        measured = [("measured, the process in main memory", run_peak(recorded, "peak_host_bytes"))]
     else:
         measured = [
-            ("measured, tensors (allocated)", peak(recorded, "peak_allocated_bytes")),
-            ("measured, kept by the allocator (reserved)", peak(recorded, "peak_reserved_bytes")),
-            ("measured, this process on the card", highest(sensors.known("process_used_bytes"))),
-            ("measured, whole card", highest(sensors.known("device_used_bytes"))),
+            ("measured, tensors (allocated)", run_peak(recorded, "peak_allocated_bytes")),
+            (
+                "measured, kept by the allocator (reserved)",
+                run_peak(recorded, "peak_reserved_bytes"),
+            ),
+            (
+                "measured, this process on the card",
+                max_or_none(sensors.known("process_used_bytes")),
+            ),
+            ("measured, whole card", max_or_none(sensors.known("device_used_bytes"))),
         ]
     for name, size in measured:
         if size is not None:

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from nanogauge.analysis.ledger import LEDGER_NAMES
 from nanogauge.analysis.report_model import Report, RunInfo, machine_lines
-from nanogauge.analysis.telemetry import JOULES_PER_KWH, sensed_others, total_over_processes
+from nanogauge.analysis.telemetry import JOULES_PER_KWH, mismatched_counts, total_over_processes
 from nanogauge.analysis.verdicts import Row
 from nanogauge.errors import BadInput
 from nanogauge.files import make_folder, without_secrets, write_atomic
@@ -151,7 +151,7 @@ def _so_far(row_id: str, report: Report, recorded: Recorded) -> str:
     if row_id == "total_seconds" and report.time_ledger.ran_s is not None:
         return format_seconds(report.time_ledger.ran_s)
     joules = total_over_processes(recorded, "energy_joules")
-    if row_id == "energy_kwh" and joules is not None and sensed_others(recorded) is None:
+    if row_id == "energy_kwh" and joules is not None and mismatched_counts(recorded) is None:
         return format_value(row_id, joules / JOULES_PER_KWH)
     return ""
 
@@ -336,7 +336,7 @@ def _context(report: Report, run: RunFolder, recorded: Recorded) -> dict[str, An
         "alarms": report.alarms[:MAX_LINES],
         "warnings": warnings[:MAX_LINES],
         "warnings_left_out": max(0, len(warnings) - MAX_LINES),
-        "incidents": report.night.happenings[:MAX_LINES],
+        "incidents": report.incidents.entries[:MAX_LINES],
         "groups": group_rows(report.rows),
         "calibrated": any(row.calibrated is not None for row in report.rows),
         "measured": _measured_quantities(report),

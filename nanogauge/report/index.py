@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from nanogauge.analysis.report_model import build_report, claims_of
-from nanogauge.doctor.environment import local_time_zone
+from nanogauge.doctor.machine import local_time_zone
 from nanogauge.errors import BadInput
 from nanogauge.files import without_secrets
 from nanogauge.quantities import format_range, format_seconds

@@ -93,7 +93,7 @@ def print_report(report: Report, console: Console) -> None:
     for alarm in report.alarms:
         words = _event_words(alarm.what, alarm.step)
         console.print(Text(f"‼ {words}: {alarm.text}", style="red"))
-    for incident in report.night.happenings:
+    for incident in report.incidents.entries:
         zone, unix = report.run.time_zone, incident.unix_time
         when = "" if unix is None else f"{zone.local(unix):{WEEKDAY_TIME}} "
         words = _event_words(incident.what, incident.step)

@@ -24,7 +24,7 @@ from nanogauge.measure.sensors import (
 from nanogauge.prediction.calibration_store import load_calibration
 from nanogauge.prediction.prediction import eager_sentence, eager_total
 from nanogauge.runlog.folder import CLAIMS_NAME, CONFIG_TOML, write_spec
-from nanogauge.runlog.reader import RunLog
+from nanogauge.runlog.writer import RunLog
 from nanogauge.schema import Compile
 from nanogauge.sinks.mirror import new_run_id
 from trainer.calibrate import calibrated_threads
