@@ -102,6 +102,7 @@ EXAMINE = """
 import json, sys
 from dataclasses import asdict
 from pathlib import Path
+from nanogauge.doctor import preflight
 from nanogauge.config import load_config
 from nanogauge.doctor import preflight
 from nanogauge.doctor.checks import TorchBuild
