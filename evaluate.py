@@ -35,7 +35,7 @@ from nanogauge.runlog.lock import acquire_lock
 from nanogauge.runlog.writer import RunLog
 from nanogauge.schema import Benchmark
 from trainer.checkpoints.pretrained import VOCABULARY_NAME, hugging_face_folder, open_pretrained
-from trainer.data.dataset import open_source
+from trainer.data.dataset import open_dataset
 from trainer.data.tokenizer import from_encoding, load_tokenizer
 from trainer.evaluation.benchmarks import (
     Items,
@@ -136,7 +136,7 @@ def benchmarks(
     examples = read_hellaswag(given.hellaswag, given.limit) if HELLASWAG in tasks else []
     began = time.perf_counter()
     shards, lengths = (
-        open_source(config.data).splits["val"],
+        open_dataset(config.data).splits["val"],
         _token_bytes(trained, given.tokenizer, warnings),
     )
     held_out = held_out_items(pair, shards, int(given.tokens), device, lengths)

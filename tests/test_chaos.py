@@ -12,12 +12,12 @@ from commands import ROOT, run
 from runs import imported
 from slow.broken_inputs import broken_inputs
 from slow.failing_writes import let_writes_fail
-from test_handed_over import shards
+from test_untrusted_files import shards
 
 from nanogauge.analysis.report_model import build_report
 from nanogauge.config import load_config
 from nanogauge.errors import BadInput
-from trainer.data.dataset import open_dataset
+from trainer.data.dataset import open_folder
 
 CONFIG = ROOT / "configs" / "demo.toml"
 
@@ -73,7 +73,7 @@ def test_an_array_that_is_none_is_refused(tmp_path: Path, data: bytes) -> None:
     np.save(tmp_path / "val_0.npy", np.arange(9, dtype=np.uint16))
     (tmp_path / "train_0.npy").write_bytes(data)
     with pytest.raises(BadInput, match="cannot read"):
-        open_dataset(tmp_path)
+        open_folder(tmp_path)
 
 
 def test_a_log_of_restarts_without_a_steady_step_has_no_total_and_says_so() -> None:

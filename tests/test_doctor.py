@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,88 +43,78 @@ def gpu(wanted: str, torch: TorchBuild, driver: DriverInfo, visible: str | None 
     return check_gpu(wanted, torch, driver, visible)
 
 
+def memory(need: Interval, fit: Any) -> Finding:
+    return check_memory("here", 5 * GIB, 6 * GIB, None, need, fit, None)
+
+
+def disk(free: int) -> Finding:
+    return check_disk(Path("x"), None, free, DiskUse(491 * 10**6, 3, 0, 10**7))
+
+
+def data(available: int, planned: int) -> Finding:
+    return check_data(20_000, 10**10, available, planned, "data", False)
+
+
+def triton(version: str | None, error: str | None = None) -> Finding:
+    return check_triton(None, "3.7.1", version, error, "Linux")
+
+
+def compiler(language: str, name: str | None, headers: Path | None) -> Finding:
+    return check_compiler(None, language, ("gcc", "clang"), name, headers)
+
+
+def sleep(**settings: Any) -> Finding:
+    return check_sleep(SleepSettings(**settings))
+
+
 OLD_DRIVER = DriverInfo(CARD.name, "550.54.14", (12, 4))
 OLD_TORCH = TorchBuild("2.4.0", "cuda", "12.4", "RTX 5090", (12, 0), ("sm_80", "sm_90", "sm_90a"))
-FAILING = {
-    "CPU build": (gpu("auto", CPU_BUILD, CARD), "no-go", "2.13.0+cpu is a CPU build"),
-    "old driver": (gpu("cuda", MISSING, OLD_DRIVER), "no-go", "driver 550.54.14 knows CUDA up to"),
-    "no GPU": (gpu("cuda", MISSING, NO_CARD), "no-go", "no CUDA GPU is visible to torch (no NV"),
-    "hidden": (gpu("cuda", MISSING, CARD, "3"), "no-go", "CUDA_VISIBLE_DEVICES=3 hides NVIDIA"),
-    "hidden, auto": (gpu("auto", BLIND, CARD, ""), "warn", "CUDA_VISIBLE_DEVICES= hides NVIDIA"),
-    "unusable": (gpu("auto", BLIND, CARD), "no-go", "and torch cannot use it"),
-    "no code": (gpu("cuda", OLD_TORCH, CARD), "no-go", "no code for RTX 5090, compute capability"),
-    "no NVML": (gpu("cuda", TORCH, NO_CARD), "warn", "its sensors are absent: no NVIDIA"),
-    "no mps": (gpu("mps", MISSING, NO_CARD), "no-go", "no mps device"),
-    "no Triton": (check_triton(None, "3.7.1", None, None, "Linux"), "warn", "not installed"),
-    "other Triton": (check_triton(None, "3.7.1", "3.2.0", None, "Linux"), "warn", "wants 3.7.1"),
-    "broken Triton": (
-        check_triton(None, "3.7.1", "3.7.1", "ImportError: libz", "Linux"),
-        "warn",
-        "cannot be imported (ImportError: libz)",
-    ),
-    "no compiler": (
-        check_compiler(None, "C++", ("g++",), None, Path("/usr/include")),
-        "warn",
-        "no C++ compiler (g++): training runs uncompiled",
-    ),
-    "no headers": (check_compiler(None, "C", ("gcc", "clang"), "gcc", None), "warn", "no Python.h"),
-    "doubtful": (
-        check_memory("here", 5 * GIB, 6 * GIB, None, Interval(4.0, 5.0, 7.0), "doubtful", None),
-        "warn",
-        "doubtful: the run peaks",
-    ),
-    "too large": (
-        check_memory("here", 5 * GIB, 6 * GIB, None, Interval(7.0, 8.0, 9.0), "does not fit", None),
-        "no-go",
-        "does not fit: the run peaks",
-    ),
-    "read-only": (check_disk(Path("x"), "it is not", 1, None), "no-go", "cannot make the folder"),
-    "full disk": (
-        check_disk(Path("x"), None, 10**9, DiskUse(491 * 10**6, 3, 0, 10**7)),
-        "no-go",
-        "1.0 GB free, the run needs up to 1.5 GB: 3 checkpoints of 491 MB, log 10 MB",
-    ),
-    "nearly full": (
-        check_disk(Path("x"), None, 2 * 10**9, DiskUse(491 * 10**6, 3, 0, 10**7)),
-        "warn",
-        "2.0 GB free, the run needs up to 1.5 GB",
-    ),
-    "fewer tokens": (
-        check_data(20_000, 10**10, 2 * 10**9, 4 * 10**9, "data", False),
+IDLE = {"desktop": "GNOME", "desktop_action": "suspend", "desktop_seconds": 1200}
+FAILING = [
+    (gpu("auto", CPU_BUILD, CARD), "no-go", "2.13.0+cpu is a CPU build"),
+    (gpu("cuda", MISSING, OLD_DRIVER), "no-go", "driver 550.54.14 knows CUDA up to"),
+    (gpu("cuda", MISSING, NO_CARD), "no-go", "no CUDA GPU is visible to torch (no NV"),
+    (gpu("cuda", MISSING, CARD, "3"), "no-go", "CUDA_VISIBLE_DEVICES=3 hides NVIDIA"),
+    (gpu("auto", BLIND, CARD, ""), "warn", "CUDA_VISIBLE_DEVICES= hides NVIDIA"),
+    (gpu("auto", BLIND, CARD), "no-go", "and torch cannot use it"),
+    (gpu("cuda", OLD_TORCH, CARD), "no-go", "no code for RTX 5090, compute capability"),
+    (gpu("cuda", TORCH, NO_CARD), "warn", "its sensors are absent: no NVIDIA"),
+    (gpu("mps", MISSING, NO_CARD), "no-go", "no mps device"),
+    (triton(None), "warn", "not installed"),
+    (triton("3.2.0"), "warn", "wants 3.7.1"),
+    (triton("3.7.1", "ImportError: libz"), "warn", "cannot be imported (ImportError: libz)"),
+    (compiler("C++", None, Path("/")), "warn", "no C++ compiler (gcc or clang): training runs"),
+    (compiler("C", "gcc", None), "warn", "no Python.h"),
+    (memory(Interval(4.0, 5.0, 7.0), "doubtful"), "warn", "doubtful: the run peaks"),
+    (memory(Interval(7.0, 8.0, 9.0), "does not fit"), "no-go", "does not fit: the run peaks"),
+    (check_disk(Path("x"), "it is not", 1, None), "no-go", "cannot make the folder"),
+    (disk(10**9), "no-go", "1.0 GB free, the run needs up to 1.5 GB: 3 checkpoints of 491 MB, log"),
+    (disk(2 * 10**9), "warn", "2.0 GB free, the run needs up to 1.5 GB"),
+    (
+        data(2 * 10**9, 4 * 10**9),
         "warn",
         "2 G training tokens in data: 5 passes, not the 2.5 over the 4 G of data.tokens",
     ),
-    "many passes": (
-        check_data(20_000, 10**10, 2 * 10**9, 2 * 10**9, "data", False),
-        "warn",
-        "5 passes; beyond 4, repeated tokens teach less",
-    ),
-    "battery": (check_sleep(SleepSettings(on_battery=True)), "warn", "runs on its battery"),
-    "logind": (check_sleep(SleepSettings(idle_action="suspend")), "warn", "logind does suspend"),
-    "GNOME": (
-        check_sleep(SleepSettings(desktop="GNOME", desktop_action="suspend", desktop_seconds=1200)),
-        "warn",
-        "GNOME does suspend after 20 min without input",
-    ),
-    "KDE": (check_sleep(SleepSettings(desktop="KDE")), "warn", "not known: when KDE suspends"),
-    "lid": (
-        check_sleep(SleepSettings(lid_action="suspend")),
-        "warn",
-        "closing the lid does suspend",
-    ),
-    "Windows": (check_sleep(SleepSettings(wsl=True)), "warn", "Windows' power plan decides"),
-    "macOS": (check_sleep(SleepSettings(system="Darwin")), "warn", "macOS decides"),
-    "WSL": (check_wsl(True, "Linux", True), "warn", "WSL's driver may move"),
-    "lowered": (check_power(150, 200, 200), "warn", "limited to 150 W where 200 W is this card's"),
-    "laptop": (check_power(80, 80, 140), "warn", "limited to 80 W where the datasheet has 140 W"),
-    "no wandb": (check_wandb("auto", False, None), "warn", "wandb is not installed"),
-    "no key": (check_wandb("online", True, None), "warn", "there is no key"),
-}
+    (data(2 * 10**9, 2 * 10**9), "warn", "5 passes; beyond 4, repeated tokens teach less"),
+    (sleep(on_battery=True), "warn", "runs on its battery"),
+    (sleep(idle_action="suspend"), "warn", "logind does suspend"),
+    (sleep(**IDLE), "warn", "GNOME does suspend after 20 min without input"),
+    (sleep(desktop="KDE"), "warn", "not known: when KDE suspends"),
+    (sleep(lid_action="suspend"), "warn", "closing the lid does suspend"),
+    (sleep(wsl=True), "warn", "Windows' power plan decides"),
+    (sleep(system="Darwin"), "warn", "macOS decides"),
+    (check_wsl(True, "Linux", True), "warn", "WSL's driver may move"),
+    (check_power(150, 200, 200), "warn", "limited to 150 W where 200 W is this card's"),
+    (check_power(80, 80, 140), "warn", "limited to 80 W where the datasheet has 140 W"),
+    (check_wandb("auto", False, None), "warn", "wandb is not installed"),
+    (check_wandb("online", True, None), "warn", "there is no key"),
+]
 
 
-@pytest.mark.parametrize("case", FAILING)
-def test_each_failing_check_gives_its_reason_and_a_remedy(case: str) -> None:
-    finding, verdict, words = FAILING[case]
+@pytest.mark.parametrize(("finding", "verdict", "words"), FAILING)
+def test_each_failing_check_gives_its_reason_and_a_remedy(
+    finding: Finding, verdict: str, words: str
+) -> None:
     assert finding.verdict == verdict
     assert words in finding.text
     assert finding.remedy
@@ -131,8 +122,7 @@ def test_each_failing_check_gives_its_reason_and_a_remedy(case: str) -> None:
 
 
 def test_no_two_failures_have_the_same_text() -> None:
-    texts = {finding.text for finding, _, _ in FAILING.values()}
-    assert len(texts) == len(FAILING)
+    assert len({finding.text for finding, _, _ in FAILING}) == len(FAILING)
 
 
 @pytest.mark.parametrize(
@@ -142,16 +132,16 @@ def test_no_two_failures_have_the_same_text() -> None:
         (gpu("auto", CPU_BUILD, NO_CARD), "trains on the processor"),
         (gpu("cpu", CPU_BUILD, CARD), "RTX 4070 stays unused"),
         (check_triton("no GPU", "3.7.1", None, None, "Linux"), "not needed: no GPU"),
-        (check_triton(None, "3.7.1", "3.7.1+git1", None, "Linux"), "as torch wants"),
-        (check_compiler(None, "C", ("gcc", "clang"), "clang", Path("/")), "clang, and Python.h"),
+        (triton("3.7.1+git1"), "as torch wants"),
+        (compiler("C", "clang", Path("/")), "clang, and Python.h"),
         (check_memory("here", None, None, None, None, None, None), "not known"),
         (check_disk(Path("x"), None, 10**12, DiskUse(10**9, 3, 0, 0)), "3 checkpoints of 1.0 GB"),
-        (check_data(20_000, 10**10, 4 * 10**9, 4 * 10**9, "data", False), "2.5 passes"),
+        (data(4 * 10**9, 4 * 10**9), "2.5 passes"),
         (check_data(20_000, 10**10, 10**6, None, "the demo", True), "in the demo"),
-        (check_sleep(SleepSettings()), "no setting suspends"),
-        (check_sleep(SleepSettings(container=True, idle_action="suspend")), "its host decides"),
-        (check_sleep(SleepSettings(masked=True, desktop="KDE")), "switched off"),
-        (check_sleep(SleepSettings(blocked=frozenset({"sleep"}), desktop="KDE")), "is blocked"),
+        (sleep(), "no setting suspends"),
+        (sleep(container=True, idle_action="suspend"), "its host decides"),
+        (sleep(masked=True, desktop="KDE"), "switched off"),
+        (sleep(blocked=frozenset({"sleep"}), desktop="KDE"), "is blocked"),
         (check_wsl(False, "Linux", True), "not WSL"),
         (check_wsl(True, "Linux", False), "uses no GPU"),
         (check_power(200, 200, 200), "200 W, the default"),

@@ -12,7 +12,9 @@ import pytest
 from commands import build_fake_driver
 from scripted import UUID_OF_TORCH, Run
 
+from nanogauge.measure.gpus import EnergySum
 from nanogauge.measure.nvml import throttle_words
+from nanogauge.measure.sensors import open_sensors
 
 pytestmark = pytest.mark.alone
 
@@ -363,3 +365,109 @@ def test_without_a_driver_there_are_no_readings_and_one_reason(tmp_path: Path) -
     assert said["reason"].startswith("no NVIDIA driver")
     assert set(said["absent"]) == set(said["measured"])
     assert [c["midway"] for c in said["changes"]] == [False]
+
+
+DIFFERENT = """
+cards 3
+0 watts 100
+card 1 0 watts 150
+card 2 0 watts 50
+card 1 0 celsius 83
+card 2 0 celsius 40
+card 2 0 used_bytes 9663676416
+card 0 0 sm_mhz 1980
+card 1 0 throttle_bits 0x4
+card 0 0 throttle_bits 0x20
+card 2 0 utilization_percent 37
+0 process 4242 1073741824 compute one
+card 2 0 process 4243 6442450944 compute two
+"""
+ALL = [(0, 4242), ("12345678-1234-1234-1234-123456789abd", 4242), ("00000000:03:00.0", 4243)]
+TROUBLE = """
+cards 2
+card 1 0 watts 300
+card 1 1.2 lost 30
+card 0 0 error fan 3
+"""
+
+
+@pytest.fixture(scope="module")
+def several(driver: Path) -> dict[str, Run]:
+    return {
+        "different": Run(driver, DIFFERENT, 2.3, ALL),
+        "trouble": Run(driver, TROUBLE, 3.4, [(0, None), (1, None)]),
+        "absent": Run(driver, "cards 2", 1.2, [(0, None), (7, None)]),
+    }
+
+
+def energies(said: dict[str, Any], name: str) -> list[float]:
+    return [r[name] for r in said["readings"] if r[name] is not None]
+
+
+def test_power_and_energy_of_several_gpus_are_sums(several: dict[str, Run]) -> None:
+    said = several["different"].said
+    last = said["readings"][-1]
+    for name in ("power_watts", "power_min_watts", "power_max_watts"):
+        assert last[name] == 300
+    assert last["power_limit_watts"] == 600
+    for name in ("energy_joules", "integral_joules"):
+        assert last[name] == pytest.approx(300 * last["elapsed_seconds"], rel=0.1)
+    assert last["energy_source"] == "counter"
+    assert {spread["mean_watts"] for spread in said["spreads"][::2]} == {300}
+
+
+def test_the_worst_value_is_given_with_the_number_of_its_gpu(several: dict[str, Run]) -> None:
+    """A mean temperature would hide the GPU that throttles and slows the others."""
+    last = several["different"].said["readings"][-1]
+    assert (last["temperature_celsius"], last["hottest_card"]) == (83, 1)
+    assert (last["device_used_bytes"], last["fullest_card"]) == (9 * GIB, 2)
+    assert (last["sm_clock_hz"], last["slowest_card"]) == (1.98e9, 0)
+    assert last["process_used_bytes"] == 6 * GIB, "each GPU's own process is measured"
+    assert last["utilization"] == pytest.approx((0.97 + 0.97 + 0.37) / 3, abs=1e-3)
+    assert last["throttle"] == ["thermal (software)", "power cap"]
+
+
+def test_no_sum_is_given_if_one_gpu_is_lost(several: dict[str, Run]) -> None:
+    said = several["trouble"].said
+    assert energies(said, "power_watts")[0] == pytest.approx(400)
+    assert said["readings"][-1]["power_watts"] is None
+    assert said["readings"][-1]["energy_joules"] is None
+    assert max(energies(said, "energy_joules")) < 400 * 2.1
+    assert "GPU 1: the driver lost the GPU from 1." in said["absent"]["power_watts"]
+    texts = [change["text"] for change in said["changes"]]
+    assert any("fan is not measured from the start: GPU 0: " in text for text in texts), texts
+    assert said["readings"][-1]["gap_seconds"] == pytest.approx(2.2, abs=0.5)
+
+
+def test_no_sum_is_given_if_one_gpu_does_not_exist(several: dict[str, Run]) -> None:
+    said = several["absent"].said
+    assert energies(said, "power_watts") == []
+    assert "GPU 1: the NVIDIA driver has no device 7" in said["absent"]["energy_joules"]
+
+
+def test_without_a_gpu_nothing_is_measured() -> None:
+    sensors = open_sensors(None, 10, time.monotonic)
+    assert sensors.reason == "no GPU"
+    assert [c.field for c in sensors.changes()] == ["gpu"]
+    assert sensors.changes() == sensors.close() == []
+
+
+def test_a_reset_of_the_counter_without_power_samples_is_a_gap() -> None:
+    energy = EnergySum(0.0, 1000.0, 0.5)
+    assert energy.read(1.0, 1100.0) == (100.0, "counter")
+    assert energy.read(2.0, 30.0) == (100.0, "counter")
+    assert energy.gap_seconds(2.0) == 1.0
+    assert energy.read(3.0, 130.0) == (200.0, "counter")
+    assert energy.gap_seconds(3.0) == 1.0
+    assert energy.integral_joules(3.0) is None
+
+
+def test_energy_stalls_instead_of_falling_when_the_counter_is_behind_the_integral() -> None:
+    """The integral, used while the counter could not be read, was a little too high."""
+    energy = EnergySum(0.0, 0.0, 0.5)
+    for tenth in range(11):
+        energy.add_power(tenth / 10, 102.0)
+    joules, source = energy.read(1.0, None)
+    assert (joules, source) == (pytest.approx(102.0), "integral")
+    assert energy.read(1.0, 100.0) == (joules, "counter")
+    assert energy.read(1.1, 110.0) == (110.0, "counter")

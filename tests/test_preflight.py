@@ -32,6 +32,7 @@ from nanogauge.hardware import lookup
 from nanogauge.schema import Sensor, Step
 from trainer.checkpoints.checkpoint import random_state
 from trainer.checkpoints.checkpoint_writer import CheckpointWriter, Written
+from trainer.data.dataset import count_training_tokens
 from trainer.data.shards import ShardWriter
 from trainer.step.optimizer import make_optimizer
 
@@ -103,20 +104,21 @@ from dataclasses import asdict
 from pathlib import Path
 from nanogauge.doctor import preflight
 from nanogauge.config import load_config
+from nanogauge.doctor import preflight
+from nanogauge.doctor.checks import TorchBuild
 from nanogauge.hardware import lookup
 from nanogauge.measure.sensors import driver_info
-from nanogauge.doctor.checks import TorchBuild
+from trainer.data.dataset import count_training_tokens
 uuid = "12345678-1234-1234-1234-123456789abc"
 build = TorchBuild("2.13.0", "cuda", "13.0", "NVIDIA GeForce RTX 4070", (8, 9), ("sm_86",))
 device = preflight.Device(build, "bfloat16", lookup("RTX 4070", "bfloat16"), uuid)
 config = load_config(Path(sys.argv[1]))
-found = {f.check: asdict(f) for f in preflight.examine(config, device)}
+found = {f.check: asdict(f) for f in preflight.examine(config, device, count_training_tokens)}
 print(json.dumps([found, asdict(driver_info(uuid))]))
 """
 
 
 def test_driver_memory_and_power_are_what_nvml_says(driver: str) -> None:
-    """Of the card with the UUID that torch gives; nobody but the driver knows them."""
     done = subprocess.run(
         [sys.executable, "-c", EXAMINE, str(DOCUMENTED)],
         env={**os.environ, "LD_LIBRARY_PATH": driver},
@@ -153,18 +155,18 @@ def test_shards_are_counted_and_damaged_ones_are_no_go(tmp_path: Path) -> None:
     config = documented_config().model_copy(update={"train": train})
     tokens = int(524_288 / 2.85)
     enough = shards(tmp_path / "enough", tokens)
-    found = preflight._check_data(with_data(config, enough, tokens))
+    found = preflight._check_data(with_data(config, enough, tokens), count_training_tokens)
     assert (found.verdict, found.remedy) == ("go", None)
     assert "2.85 passes" in found.text
     less = shards(tmp_path / "less", tokens // 10)
-    found = preflight._check_data(with_data(config, less, tokens))
+    found = preflight._check_data(with_data(config, less, tokens), count_training_tokens)
     assert found.verdict == "warn"
     assert "28.5 passes, not the 2.85" in found.text
-    found = preflight._check_data(with_data(config, less, None))
+    found = preflight._check_data(with_data(config, less, None), count_training_tokens)
     assert found.verdict == "warn"
     assert "beyond 4" in found.text
     next(enough.glob("*_train_*.bin")).unlink()
-    found = preflight._check_data(with_data(config, enough, tokens))
+    found = preflight._check_data(with_data(config, enough, tokens), count_training_tokens)
     assert found.verdict == "no-go"
     assert "is missing" in found.text
     assert found.remedy is not None and "prepare_fineweb.py" in found.remedy
@@ -284,7 +286,8 @@ def test_before_training_only_what_is_not_go_is_said(
 
     def consulted(*findings: Finding, force: bool = False) -> str:
         monkeypatch.setattr(preflight, "examine", lambda *_: list(findings))
-        consult(documented_config(), Device(TorchBuild("2.13.0", "cpu", None)), force)
+        device = Device(TorchBuild("2.13.0", "cpu", None))
+        consult(documented_config(), device, count_training_tokens, force)
         return capsys.readouterr().out
 
     assert consulted(GO, GO) == "doctor: 2 checks, all go\n"

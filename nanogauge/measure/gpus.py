@@ -197,7 +197,7 @@ class GpuGroup:
     """GPUs that are sampled together. Only `reasons` and `changes` are thread-safe.
 
     Args:
-        watched: at least one GPU.
+        watched: the GPUs.
         longest_gap: as for EnergySum, in seconds.
     """
 
@@ -222,7 +222,7 @@ class GpuGroup:
         """Sample the total power in watts; return it, and True if a GPU was lost just now."""
         samples = [gpu.sample(now) for gpu in self._gpus]
         powers = [watts for watts, _ in samples if watts is not None]
-        total = sum(powers) if len(powers) == len(samples) else None
+        total = sum(powers) if samples and len(powers) == len(samples) else None
         if total is not None:
             self._powers_watts.append(total)
         return total, any(lost for _, lost in samples)

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Protocol
 
 from nanogauge.measure.gpus import GpuGroup, WatchedGpu
 from nanogauge.measure.nvml import Absences, Change, Driver, NoDriver
@@ -45,85 +44,27 @@ class PowerSpread:
     n: int
 
 
-class Sensors(Protocol):
-    """Sensors as the training loop uses them; only `close` waits, for a second at most.
-
-    `cpu_seconds` is the processor time of the sampling so far, without opening the driver.
-    """
-
-    cpu_seconds: float
-
-    @property
-    def absent(self) -> Mapping[str, str]:
-        """Fields that are not measured now, with the reasons.
-
-        Two more keys explain energy_joules: energy_counter, why the driver's counter is not used,
-        and energy_gaps, how long the integral of power lacks samples.
-        """
-
-    @property
-    def reason(self) -> str | None:
-        """Why nothing is measured now; None while anything is."""
-
-    def changes(self) -> list[Change]:
-        """Return what became absent or available since the last call, in order."""
-
-    def readings(self) -> list[Sensor]:
-        """Return the readings since the last call, about one per second."""
-
-    def power_since_last(self) -> PowerSpread | None:
-        """Return the power samples since the last call in watts; None without any."""
-
-    def close(self) -> list[Sensor]:
-        """Stop, and return the last readings; the very last may span less than a second."""
-
-
-class NullSensors:
-    """Sensors that measure nothing, with the reason."""
-
-    cpu_seconds = 0.0
-
-    def __init__(self, reason: str, absent: Mapping[str, str] | None = None) -> None:
-        self.reason: str | None = reason
-        self.absent: Mapping[str, str] = absent or dict.fromkeys(MEASURED, reason)
-        absences = Absences()
-        absences.missing("gpu", 0.0, reason)
-        for name, why in self.absent.items():
-            if why != reason:
-                absences.missing(name, 0.0, why)
-        self._changes = absences.drain()
-
-    def changes(self) -> list[Change]:
-        drained, self._changes = self._changes, []
-        return drained
-
-    def readings(self) -> list[Sensor]:
-        return []
-
-    def power_since_last(self) -> PowerSpread | None:
-        return None
-
-    def close(self) -> list[Sensor]:
-        return []
-
-
-class Sampler:
+class Sensors:
     """Samples power at `hz` and reads the other fields once a second, in a thread.
 
     A reading holds the mean of the power samples since the previous reading, and all other fields
     as of `elapsed_seconds`. On most GPUs NVML's power is itself a mean over about the last second.
+    Only `close` waits, for a second at most.
 
     Args:
-        gpus: sampled together, at least one.
+        gpus: sampled together; empty to measure nothing.
         hz: power samples per second.
         clock: returns the seconds since the process began.
     """
 
     def __init__(self, gpus: Sequence[WatchedGpu], hz: float, clock: Callable[[], float]) -> None:
         self.cpu_seconds = 0.0
+        """Processor time of the sampling so far, without opening the driver."""
         self._hz = hz
         self._clock = clock
         self._absences = Absences()
+        if not gpus:
+            self._absences.missing("gpu", 0.0, "no GPU")
         self._gpus = GpuGroup(gpus, _GAP_PERIODS / hz)
         self._lock = threading.Lock()  # guards the next two, never held during a driver call
         self._readings: list[Sensor] = []
@@ -149,6 +90,11 @@ class Sampler:
 
     @property
     def absent(self) -> Mapping[str, str]:
+        """Fields that are not measured now, with the reasons.
+
+        Two more keys explain energy_joules: energy_counter, why the driver's counter is not used,
+        and energy_gaps, how long the integral of power lacks samples.
+        """
         reasons = self._reasons()
         whole, gpu = reasons.pop("driver", None), reasons.pop("gpu", None)
         absent: dict[str, str] = {}
@@ -166,19 +112,23 @@ class Sampler:
 
     @property
     def reason(self) -> str | None:
+        """Why nothing is measured now; None while anything is."""
         reasons = self._reasons()
         return reasons.get("driver") or reasons.get("gpu")
 
     def changes(self) -> list[Change]:
+        """Return what became absent or available since the last call, in order."""
         self._check_hang()
         return self._gpus.changes() + self._absences.drain()
 
     def readings(self) -> list[Sensor]:
+        """Return the readings since the last call, about one per second."""
         with self._lock:
             drained, self._readings = self._readings, []
         return drained
 
     def power_since_last(self) -> PowerSpread | None:
+        """Return the power samples since the last call in watts; None without any."""
         with self._lock:
             spread, self._spread = self._spread, None
         if spread is None:
@@ -187,6 +137,7 @@ class Sampler:
         return PowerSpread(round(total / n, 3), round(least, 3), round(most, 3), n)
 
     def close(self) -> list[Sensor]:
+        """Stop, and return the last readings; the very last may span less than a second."""
         if self._running.locked():
             self._running.release()
         self._thread.join(_CLOSE_SECONDS)
@@ -284,15 +235,9 @@ def open_sensors(
         hz: power samples per second.
         clock: returns the seconds since the process began.
     """
-    gpus = _watched(device)
-    if not gpus:
-        return NullSensors("no GPU")
-    sampler = Sampler(gpus, hz, clock)
-    opened = sampler.wait_opened(_OPEN_SECONDS)
-    reason = sampler.reason
-    if reason is not None and opened and not sampler.has_gpu:
-        return NullSensors(reason, sampler.absent)
-    return sampler
+    sensors = Sensors(_watched(device), hz, clock)
+    sensors.wait_opened(_OPEN_SECONDS)
+    return sensors
 
 
 @dataclass(frozen=True)
@@ -321,19 +266,19 @@ def measure_idle(device: str | int | Sequence[WatchedGpu], hz: float, seconds: f
     GPUs power is a mean over about a second, so the first samples include earlier work.
     """
     begin = time.monotonic()
-    sampler = Sampler(_watched(device), hz, time.monotonic)
-    opened = sampler.wait_opened(seconds)
+    sensors = Sensors(_watched(device), hz, time.monotonic)
+    opened = sensors.wait_opened(seconds)
     start = time.monotonic()
-    if opened and sampler.has_gpu:
+    if opened and sensors.has_gpu:
         time.sleep(max(0.0, begin + seconds - start))
-    readings = sampler.close()
-    spread = sampler.power_since_last()
+    readings = sensors.close()
+    spread = sensors.power_since_last()
     rates = [r.utilization for r in readings if r.utilization is not None]
     return Idle(
         power_watts=None if spread is None else spread.mean_watts,
         utilization=round(fmean(rates), 3) if rates else None,
         seconds=round(time.monotonic() - start, 6) if readings else 0.0,
-        reason=sampler.absent.get("power_watts") if spread is None else None,
+        reason=sensors.absent.get("power_watts") if spread is None else None,
     )
 
 

@@ -32,7 +32,7 @@ from nanogauge.runspec import RunSpec
 from nanogauge.schema import FreeMemory, Hardware, Prediction
 from trainer.calibrate import calibrated_threads, describe_hardware
 from trainer.checkpoints.checkpoint import newest_checkpoint
-from trainer.data.dataset import Source, open_source
+from trainer.data.dataset import Dataset, open_dataset
 from trainer.data.loader import Batches
 from trainer.run.resume import refuse_changes
 from trainer.step.distributed import Ranks, rank_share
@@ -262,14 +262,16 @@ def make_training(
     return loss, make_optimizer(model, config.optimizer), scaler
 
 
-def open_data(config: Config, device: torch.device, ranks: Ranks) -> tuple[Config, Source, Batches]:
+def open_data(
+    config: Config, device: torch.device, ranks: Ranks
+) -> tuple[Config, Dataset, Batches]:
     """Open this rank's data; return the configuration with its number of tokens if it had none.
 
     Raises:
         BadInput: if the data is missing, its tokenizer has more tokens than the model, or the world
             size does not divide the gradient accumulation.
     """
-    source = open_source(config.data)
+    source = open_dataset(config.data)
     model = config.model
     if source.vocab_size is not None and source.vocab_size > model.vocab_size:
         raise BadInput(
@@ -285,7 +287,7 @@ def open_data(config: Config, device: torch.device, ranks: Ranks) -> tuple[Confi
 
 def make_batches(
     config: Config,
-    source: Source,
+    source: Dataset,
     device: torch.device,
     ranks: Ranks,
     micro_batch: int | None = None,

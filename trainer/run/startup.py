@@ -31,7 +31,7 @@ from trainer.calibrate import calibrated_threads
 from trainer.checkpoints.checkpoint import Meta, load_checkpoint, read_meta
 from trainer.checkpoints.checkpoint_writer import CheckpointWriter
 from trainer.checkpoints.pretrained import load_pretrained
-from trainer.data.dataset import Source
+from trainer.data.dataset import Dataset
 from trainer.data.loader import Batches
 from trainer.run.flags import Options
 from trainer.run.progress import ProgressDisplay
@@ -182,7 +182,7 @@ def make_clock(device: torch.device, compile_timer: CompileTimer) -> Clock:
 
 def resume_batches(
     config: Config,
-    source: Source,
+    source: Dataset,
     batches: Batches,
     opened: OpenedRun,
     meta: Meta | None,
