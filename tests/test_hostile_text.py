@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from test_report import import_log, small_log
 
-from nanogauge.analysis.report_model import RaisedAlarm, Report, build_report, claims_of
+from nanogauge.analysis.report_model import Report, build_report, claims_of
+from nanogauge.analysis.status import ShownEvent
 from nanogauge.report.escape import LONGEST, markdown, visible
 from nanogauge.report.html import render_html, render_markdown
 from nanogauge.runlog.folder import RunFolder
@@ -192,7 +193,7 @@ def test_a_log_full_of_alarms_makes_a_page_that_can_be_mailed() -> None:
         for n in range(10_000)
         for level in ("alarm", "warning")
     ]
-    alarm = RaisedAlarm(what="w", step=1, elapsed_seconds=2.0, text="<" * 9000)
+    alarm = ShownEvent(what="w", step=1, elapsed_seconds=2.0, text="<" * 9000)
     changed = {"alarms": [alarm] * 10_000, "warnings": [f"{n}" * 9000 for n in range(999)]}
     log = Recorded(**{**vars(recorded), "events": events})
     page = render_html(report.model_copy(update=changed), folder, log)

@@ -77,7 +77,6 @@ def inconsistencies(claims: Claims, spec: RunSpec, prediction: Prediction) -> li
     """Return the claims, and combinations of claims, that cannot be true."""
     found: list[Inconsistency] = []
     not_exact: list[Claim] = []
-    refuted: list[Claim] = []
     for claim in claims.claim:
         value = computed_value(claim, spec, prediction)
         if value is None:
@@ -85,9 +84,7 @@ def inconsistencies(claims: Claims, spec: RunSpec, prediction: Prediction) -> li
         elif not claim.holds(value):
             label = QUANTITIES[claim.row].label
             sentence = arithmetic_sentence(claim, value, prediction)
-            why = f"{label}: {range_text(claim)} is wrong: {sentence}."
-            found.append(Inconsistency(ids=[claim.key], why=why))
-            refuted.append(claim)
+            found.append(_finding(f"{label}: {range_text(claim)} is wrong: {sentence}.", claim))
     for claim in not_exact:
         found += _check_hardware(claim, spec, prediction)
     for one, other in combinations(claims.claim, 2):
@@ -96,8 +93,11 @@ def inconsistencies(claims: Claims, spec: RunSpec, prediction: Prediction) -> li
     found += _check_mfu(not_exact, spec, prediction)
     found += _check_order(not_exact)
     found += _check_products(not_exact, spec)
-    found += _check_exact(refuted, spec)
     return found
+
+
+def _finding(why: str, *claims: Claim) -> Inconsistency:
+    return Inconsistency(ids=[claim.key for claim in claims], why=why)
 
 
 def _check_hardware(claim: Claim, spec: RunSpec, prediction: Prediction) -> Iterator[Inconsistency]:
@@ -110,30 +110,27 @@ def _check_hardware(claim: Claim, spec: RunSpec, prediction: Prediction) -> Iter
         share = mfu(flops, claim.low, peak)
         if share > 1 + _SLACK:
             causal = flops_per_token_causal(spec.shape) / per_token
-            yield Inconsistency(
-                ids=[claim.key],
-                why=f"{format_value(claim.row, claim.low)} would need "
+            yield _finding(
+                f"{format_value(claim.row, claim.low)} would need "
                 f"{flops / claim.low / 1e12:.1f} TFLOP/s (6N + 12LCT), {100 * share:.0f} % of the "
                 f"peak of {peak / 1e12:.1f}; with only the causal half of attention counted, "
                 f"{100 * share * causal:.0f} %.",
+                claim,
             )
     if claim.row.startswith("mfu") and (claim.low > 1 or 1 < claim.high < math.inf):
-        why = f"{range_text(claim)}: MFU cannot exceed 100 %."
-        yield Inconsistency(ids=[claim.key], why=why)
-    watts = hardware.power_limit_watts
-    limits = {
-        "power_watts": (
-            gpus * watts if watts is not None else None,
-            "the board's power limit" if gpus == 1 else f"the power limit of {gpus} boards,",
-        ),
-        "peak_allocated_bytes": (hardware.memory_bytes, "the card's memory"),
-        "peak_process_bytes": (hardware.memory_bytes, "the card's memory"),
-    }
-    limit, name = limits.get(claim.row, (None, ""))
+        yield _finding(f"{range_text(claim)}: MFU cannot exceed 100 %.", claim)
+    limit: float | None = hardware.memory_bytes
+    name = "the card's memory"
+    if claim.row == "power_watts":
+        watts = hardware.power_limit_watts
+        limit = None if watts is None else gpus * watts
+        name = "the board's power limit" if gpus == 1 else f"the power limit of {gpus} boards,"
+    elif claim.row not in ("peak_allocated_bytes", "peak_process_bytes"):
+        return
     top = claim.high if math.isfinite(claim.high) else claim.low
     if limit is not None and top > limit and hardware.kind != "cpu":
-        why = f"{format_value(claim.row, top)} is above {name} of {format_value(claim.row, limit)}."
-        yield Inconsistency(ids=[claim.key], why=why)
+        top_text, limit_text = format_value(claim.row, top), format_value(claim.row, limit)
+        yield _finding(f"{top_text} is above {name} of {limit_text}.", claim)
 
 
 def _check_same_row(one: Claim, other: Claim) -> Iterator[Inconsistency]:
@@ -142,11 +139,9 @@ def _check_same_row(one: Claim, other: Claim) -> Iterator[Inconsistency]:
         far, near = upper.value or upper.low, lower.value or lower.high
         factor = far / near if near > 0 else None
         apart = f" are {factor_text(factor)} apart and" if factor and factor > 1.5 else ""
-        yield Inconsistency(
-            ids=[one.key, other.key],
-            why=f"{QUANTITIES[one.row].label}: {range_text(one)} and {range_text(other)}{apart} "
-            "exclude each other.",
-        )
+        label = QUANTITIES[one.row].label
+        ranges = f"{range_text(one)} and {range_text(other)}"
+        yield _finding(f"{label}: {ranges}{apart} exclude each other.", one, other)
 
 
 def _ends(claim: Claim) -> tuple[float, float]:
@@ -180,16 +175,6 @@ def _check_mfu(
     if peak is None:
         return
     counts = {row: per_token(spec.shape) for row, per_token in MFU_CONVENTIONS.items()}
-    ratio = counts["mfu_palm"] / counts["mfu_6n"]
-    by_row = _by_row(claims)
-    for palm, plain in product(by_row.get("mfu_palm", []), by_row.get("mfu_6n", [])):
-        low, high = (ratio * end for end in _ends(plain))
-        if _disjoint(low, high, palm):
-            yield Inconsistency(
-                ids=[palm.key, plain.key],
-                why=f"6N + 12LCT is {ratio:.3g} times 6N, so that {range_text(plain)} by 6N "
-                f"means {_span_text(palm.row, low, high)}, not {range_text(palm)}.",
-            )
     times = {"step_seconds": 1, "total_seconds": spec.steps}
     for share, claim in product(claims, claims):
         if share.row not in counts or claim.row not in times:
@@ -198,19 +183,18 @@ def _check_mfu(
         implied = {}
         for row, per_token in counts.items():
             seconds = per_token * spec.tokens_per_step * times[claim.row] / peak
-            implied[row] = (
-                0.0 if math.isinf(most) else seconds / most,
-                seconds / least if least > 0 else math.inf,
-            )
+            high = seconds / least if least > 0 else math.inf
+            implied[row] = (0.0 if math.isinf(most) else seconds / most, high)
         low, high = implied[share.row]
         if _disjoint(low, math.inf if claim.row == "total_seconds" else high, claim):
             other = "mfu_6n" if share.row == "mfu_palm" else "mfu_palm"
-            yield Inconsistency(
-                ids=[share.key, claim.key],
-                why=f"MFU {range_text(share)} means {_span_text(claim.row, low, high)} "
-                f"({_span_text(claim.row, *implied[other])} counting "
-                f"{'6N' if other == 'mfu_6n' else '6N + 12LCT'}), "
+            count = "6N" if other == "mfu_6n" else "6N + 12LCT"
+            yield _finding(
+                f"MFU {range_text(share)} means {_span_text(claim.row, low, high)} "
+                f"({_span_text(claim.row, *implied[other])} counting {count}), "
                 f"not {range_text(claim)}: the two exclude each other.",
+                share,
+                claim,
             )
 
 
@@ -236,38 +220,8 @@ def _check_order(claims: list[Claim]) -> Iterator[Inconsistency]:
         for whole, part in product(by_row.get(larger, []), by_row.get(smaller, [])):
             if _disjoint(_ends(part)[0], math.inf, whole):
                 more, less = QUANTITIES[larger].label, QUANTITIES[smaller].label
-                yield Inconsistency(
-                    ids=[whole.key, part.key],
-                    why=f"{more}: {range_text(whole)}; {less}: {range_text(part)}; but {why}.",
-                )
-
-
-def _check_exact(refuted: list[Claim], spec: RunSpec) -> Iterator[Inconsistency]:
-    """Check exact quantities against each other, among claims the configuration refutes.
-
-    Several such claims may describe another run, and must then agree with each other.
-    """
-    by_row = _by_row(refuted)
-    steps, unique = spec.steps, spec.unique_tokens
-    relations: list[tuple[str, tuple[str, ...], float, str]] = [
-        ("tokens_total", ("tokens_per_step",), steps, f"{steps:,} steps of {{}} tokens"),
-        ("weights_bytes", ("parameters_total",), 2, "2 bytes for each of {} parameters"),
-        ("flops_total_6n", ("parameters", "tokens_total"), 6, "6 x {} parameters x {} tokens"),
-    ]
-    if unique is not None:
-        words = f"{{}} tokens over {unique:,} unique ones"
-        relations.append(("data_epochs", ("tokens_total",), 1 / unique, words))
-    for result, rows, factor, words in relations:
-        for whole, *parts in product(*(by_row.get(row, []) for row in (result, *rows))):
-            low = factor * math.prod(_ends(part)[0] for part in parts)
-            high = factor * math.prod(part.high for part in parts)
-            if _disjoint(low, high, whole):
-                made = words.format(*(range_text(part) for part in parts))
-                yield Inconsistency(
-                    ids=[whole.key, *(part.key for part in parts)],
-                    why=f"{QUANTITIES[result].label}: {made} make "
-                    f"{_span_text(result, low, high)}, not {range_text(whole)}.",
-                )
+                texts = f"{more}: {range_text(whole)}; {less}: {range_text(part)}"
+                yield _finding(f"{texts}; but {why}.", whole, part)
 
 
 def _check_products(claims: list[Claim], spec: RunSpec) -> Iterator[Inconsistency]:
@@ -277,21 +231,17 @@ def _check_products(claims: list[Claim], spec: RunSpec) -> Iterator[Inconsistenc
         steps = spec.steps
         least = _ends(step)[0] * steps
         if _disjoint(least, math.inf, total):
-            yield Inconsistency(
-                ids=[total.key, step.key],
-                why=f"{steps:,} steps of {range_text(step)} take at least "
-                f"{format_value('total_seconds', least)}, more than {range_text(total)}.",
-            )
+            took = f"{steps:,} steps of {range_text(step)} take at least"
+            text = format_value("total_seconds", least)
+            yield _finding(f"{took} {text}, more than {range_text(total)}.", total, step)
     for energy, watts, total in product(
         *(by_row.get(row, []) for row in ("energy_kwh", "power_watts", "total_seconds"))
     ):
         low, high = (w * s / 3.6e6 for w, s in zip(_ends(watts), _ends(total), strict=True))
         if _disjoint(low, high, energy):
-            yield Inconsistency(
-                ids=[energy.key, watts.key, total.key],
-                why=f"{range_text(watts)} over {range_text(total)} make "
-                f"{_span_text('energy_kwh', low, high)}, not {range_text(energy)}.",
-            )
+            made = f"{range_text(watts)} over {range_text(total)} make"
+            text = _span_text("energy_kwh", low, high)
+            yield _finding(f"{made} {text}, not {range_text(energy)}.", energy, watts, total)
     price, currency = spec.cost.price_per_kwh, spec.cost.currency
     for cost, energy in product(by_row.get("cost", []), by_row.get("energy_kwh", [])):
         if price is None:
@@ -300,13 +250,7 @@ def _check_products(claims: list[Claim], spec: RunSpec) -> Iterator[Inconsistenc
         if spec.cost.machine_watts is not None:
             most = math.inf  # the cost includes the rest of the machine
         if _disjoint(least * price, most * price, cost):
-            low = 0.0 if math.isinf(most) else _ends(cost)[0] / most
-            high = _ends(cost)[1] / least if least > 0 else math.inf
-            means = f"{low:.3g}-{high:.3g}"
-            if low == 0 or math.isinf(high):
-                means = f"at most {high:.3g}" if low == 0 else f"at least {low:.3g}"
-            yield Inconsistency(
-                ids=[cost.key, energy.key],
-                why=f"{range_text(cost, currency)} for {range_text(energy)} means {means} "
-                f"{currency}/kWh; the configured tariff is {price:g}.",
+            text = f"{range_text(cost, currency)} for {range_text(energy)}"
+            yield _finding(
+                f"{text} excludes the configured {price:g} {currency}/kWh.", cost, energy
             )
