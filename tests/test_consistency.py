@@ -182,7 +182,6 @@ RELATIONS = [
     (("peak_allocated_bytes", "peak_process_bytes"), 2.2),
     (("energy_kwh", "power_watts", "total_seconds"), 1 / 2),
     (("energy_kwh", "power_watts", "total_seconds"), 2),
-    (("cost", "energy_kwh"), 2),
 ]
 
 
@@ -228,12 +227,6 @@ def test_an_open_range_that_excludes_another_is_found() -> None:
     assert not {"inf", "nan"} & set(finding.why.replace("-", " ").split())
 
 
-def test_a_cost_that_does_not_fit_the_price_is_found() -> None:
-    (finding,) = findings(claim("cost", "currency", high=5), claim("energy_kwh", "kWh", low=400))
-    assert sorted(finding.ids) == ["cost", "energy_kwh"]
-    assert "excludes the configured 0.15" in finding.why
-
-
 def test_ranges_of_one_quantity_that_do_not_overlap_are_found() -> None:
     (finding,) = findings(
         claim("peak_process_bytes.a", "GB", 6, 7), claim("peak_process_bytes.b", "GB", 9, 10)
@@ -249,14 +242,3 @@ def test_the_limits_of_eight_gpus_are_eight_times_those_of_one() -> None:
     assert len(findings(*claims)) == 2
     with tempfile.TemporaryDirectory() as name:
         assert inconsistencies(claims_of(Path(name), *claims), spec, eight) == []
-
-
-def test_the_cost_of_the_whole_machine_may_exceed_that_of_the_board() -> None:
-    """4 kWh of the board cost 0.60."""
-    spec = documented_spec()
-    whole = replace(spec, cost=replace(spec.cost, machine_watts=100.0))
-    claims = [claim("cost", "currency", 0.9, 1.0), claim("energy_kwh", "kWh", 3.9, 4.1)]
-    with tempfile.TemporaryDirectory() as name:
-        read = claims_of(Path(name), *claims)
-    assert len(inconsistencies(read, spec, documented_prediction())) == 1
-    assert inconsistencies(read, whole, documented_prediction()) == []

@@ -243,4 +243,4 @@ def test_a_folder_without_a_prediction_is_refused(tmp_path: Path) -> None:
     make_folder(tmp_path / "run")
     (tmp_path / "run" / "prediction.json").unlink()
     with pytest.raises(BadInput, match="prediction.json"):
-        main([str(tmp_path / "run")])
+        main([str(tmp_path / "run"), "--mode=offline", "--project=p"])

@@ -225,7 +225,7 @@ def _check_order(claims: list[Claim]) -> Iterator[Inconsistency]:
 
 
 def _check_products(claims: list[Claim], spec: RunSpec) -> Iterator[Inconsistency]:
-    """Check total = steps x step, energy = power x time and cost = energy x price."""
+    """Check total = steps x step and energy = power x time."""
     by_row = _by_row(claims)
     for total, step in product(by_row.get("total_seconds", []), by_row.get("step_seconds", [])):
         steps = spec.steps
@@ -242,15 +242,3 @@ def _check_products(claims: list[Claim], spec: RunSpec) -> Iterator[Inconsistenc
             made = f"{range_text(watts)} over {range_text(total)} make"
             text = _span_text("energy_kwh", low, high)
             yield _finding(f"{made} {text}, not {range_text(energy)}.", energy, watts, total)
-    price, currency = spec.cost.price_per_kwh, spec.cost.currency
-    for cost, energy in product(by_row.get("cost", []), by_row.get("energy_kwh", [])):
-        if price is None:
-            continue
-        least, most = _ends(energy)
-        if spec.cost.machine_watts is not None:
-            most = math.inf  # the cost includes the rest of the machine
-        if _disjoint(least * price, most * price, cost):
-            text = f"{range_text(cost, currency)} for {range_text(energy)}"
-            yield _finding(
-                f"{text} excludes the configured {price:g} {currency}/kWh.", cost, energy
-            )

@@ -313,11 +313,11 @@ def _headline_of_prediction(actual: str, rows: list[Row], attribution: Attributi
 def _narrowest(claims: Claims | None, rows: list[Row], row_id: str) -> Row | None:
     """Return the row of the narrowest claim without a formula."""
     computed = {c.key for c in claims.claim if c.formula is not None} if claims else set()
-    widths: list[tuple[float, int]] = []
-    for index, row in enumerate(rows):
-        if row.id == row_id and row.claimed is not None and row.claim not in computed:
-            low, high = row.claimed.low, row.claimed.high
-            widths.append((float("inf") if low is None or high is None else high - low, index))
+    widths = [
+        (row.claimed.width, index)
+        for index, row in enumerate(rows)
+        if row.id == row_id and row.claimed is not None and row.claim not in computed
+    ]
     return rows[min(widths)[1]] if widths else None
 
 

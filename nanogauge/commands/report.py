@@ -20,7 +20,7 @@ from nanogauge.importers.command import (
     add_log_flags,
     import_given,
 )
-from nanogauge.report.compare_runs import compare_runs, print_comparison
+from nanogauge.report.compare_runs import Comparison
 from nanogauge.report.html import write_report
 from nanogauge.report.serve import serve
 from nanogauge.report.terminal import print_report
@@ -126,11 +126,11 @@ def _show_view(given: Namespace) -> int:
     if is_served:
         serve(given.serve, given.claims, DEFAULT_PORT if given.port is None else given.port)
         return 0
-    comparison = compare_runs(given.runs)
+    comparison = Comparison(given.runs)
     if given.json:
         _print_json(comparison.to_json())
     else:
-        print_comparison(comparison, Console())
+        comparison.show(Console())
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -133,7 +134,8 @@ def _headline(report: Report, recorded: Recorded, rows: Sequence[Row]) -> Headli
     if row.id == "energy_kwh" and cost is not None:
         details.append(("", Cells(cost).measured))
     verdict = row.prediction or ("no claim" if value else "not measured")
-    plot = range_plot(min(rows, key=_claim_width), NARROW_RANGE_WIDTH)
+    narrowest = min(rows, key=lambda r: r.claimed.width if r.claimed is not None else math.inf)
+    plot = range_plot(narrowest, NARROW_RANGE_WIDTH)
     return Headline(label, value, details, verdict, MARKS[verdict], plot)
 
 
@@ -147,14 +149,6 @@ def _so_far(row_id: str, report: Report, recorded: Recorded) -> str:
     if row_id == "energy_kwh" and joules is not None and mismatched_counts(recorded) is None:
         return format_value(row_id, joules / JOULES_PER_KWH)
     return ""
-
-
-def _claim_width(row: Row) -> float:
-    """Return the width of the claimed range; infinite for an open range or no claim."""
-    claimed = row.claimed
-    if claimed is None or claimed.low is None or claimed.high is None:
-        return float("inf")
-    return claimed.high - claimed.low
 
 
 def verdict_counts(report: Report) -> tuple[str, dict[str, int]]:
