@@ -18,12 +18,12 @@ MORE = "iter 600: loss 5.3000, time 3900.00ms, mfu 12.87%\n"
 
 
 def refused(script: str, *arguments: object, words: str) -> None:
-    """The command ends with 2 and one sentence that holds the words."""
+    """Check that the command exits with 2 and one sentence containing `words`."""
     check_refusal(run_here(script, *arguments), words)
 
 
 def process_refused(script: str, *arguments: object, words: str) -> None:
-    """The same of a process, whose imports, exit handlers and stderr are all its own."""
+    """Check the same in a process of its own, with its imports and exit handlers."""
     check_refusal(run(script, *arguments), words)
 
 
@@ -144,7 +144,6 @@ def test_a_report_of_nothing_is_refused(arguments: list[str], words: str) -> Non
 
 
 def test_training_without_its_data_says_how_to_get_it(tmp_path: Path) -> None:
-    """The first command of a new user, before any data is there."""
     flags = [f"--run.out={tmp_path}", "--run.device=cpu", f"--data.path={tmp_path / 'none'}"]
     process_refused("train.py", DOCUMENTED, *flags, words="python prepare_fineweb.py")
     assert not (tmp_path / "rtx4070_fineweb").exists()
@@ -158,7 +157,6 @@ def test_training_on_a_gpu_that_is_not_there_says_so(tmp_path: Path) -> None:
 
 
 def test_a_second_run_of_the_same_name_is_refused(tmp_path: Path) -> None:
-    """Nothing that a night computed is overwritten by the same command in the morning."""
     assert train_tiny(tmp_path, "--train.max-steps=2").returncode == 0
     before = (tmp_path / "demo" / "log.jsonl").read_bytes()
     flags = [f"--run.out={tmp_path}", *TINY]

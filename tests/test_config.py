@@ -1,4 +1,4 @@
-"""Configuration: what a file and flags say is what is read, and a mistake is named."""
+"""The configuration: files and flags are read back exactly, and errors name the key."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def models(draw: st.DrawFn) -> ModelSection:
 
 @st.composite
 def configs(draw: st.DrawFn) -> Config:
-    """Any valid configuration, with odd text wherever text is free."""
+    """Draw any valid configuration, with odd characters in free text."""
     path = draw(st.none() | WORDS)
     sharding = draw(st.sampled_from(["none", "full"]))
     return Config(
@@ -139,8 +139,8 @@ def load_text(text: str) -> Config:
         return load_config(path)
 
 
-def test_no_key_is_left_out_of_these_examples() -> None:
-    """Keys that came later were not drawn, so that nothing here held of them."""
+def test_the_strategy_draws_every_key() -> None:
+    """A key that is not drawn would escape the tests below."""
     drawn: dict[str, set[str]] = {}
 
     @settings(max_examples=200, deadline=None)
@@ -157,14 +157,12 @@ def test_no_key_is_left_out_of_these_examples() -> None:
 @settings(max_examples=40, deadline=None)
 @given(configs())
 def test_the_resolved_configuration_reads_back_equal(config: Config) -> None:
-    """config.toml in the run folder is enough to start the run again."""
     assert load_text(config.to_toml()) == config
 
 
 @settings(max_examples=40, deadline=None)
 @given(configs(), configs())
 def test_every_key_has_a_flag_that_beats_the_file(wanted: Config, in_file: Config) -> None:
-    """A file that says one thing, flags that say another of every key: the flags hold."""
     flags = []
     for section, values in wanted.model_dump().items():
         for key, value in values.items():
@@ -176,8 +174,7 @@ def test_every_key_has_a_flag_that_beats_the_file(wanted: Config, in_file: Confi
     add_config_flags(parser)
     overrides = config_overrides(parser.parse(flags))
     for section, values in wanted.model_dump().items():
-        # What no flag can say must not stand in the file either. model_copy does not validate: a
-        # file may be wrong as long as the flags complete it.
+        # A flag cannot set None. model_copy does not validate: flags may correct the file.
         absent = {key: None for key, value in values.items() if value is None}
         changed = getattr(in_file, section).model_copy(update=absent)
         in_file = in_file.model_copy(update={section: changed})
@@ -189,7 +186,7 @@ def test_every_key_has_a_flag_that_beats_the_file(wanted: Config, in_file: Confi
 
 
 def test_flags_of_a_command_beat_its_file() -> None:
-    """Dashes and underscores, `=` and a space, all mean the same key."""
+    """With dashes or underscores, and `=` or a space."""
     flags = ["--model.n-embd", 768, "--model.n_layer=3", "--train.max-steps=1e3"]
     done = run("plan.py", DOCUMENTED, "--gpu", "RTX 4070", "--json", *flags)
     assert done.returncode == 0, done.stderr
@@ -212,7 +209,6 @@ def test_flags_of_a_command_beat_its_file() -> None:
 def test_an_unknown_key_is_named_with_the_nearest_right_one(
     right: str, wrong: str, named: str, meant: str
 ) -> None:
-    """Also where the right key has no default, so that it is missing as well."""
     text = DOCUMENTED.read_text(encoding="utf-8")
     assert right in text
     with pytest.raises(BadInput) as refused:
@@ -245,8 +241,7 @@ def test_a_value_of_the_wrong_type_is_refused_by_its_key(
     assert named in str(refused.value)
 
 
-def test_whole_floats_are_counts_and_counts_are_floats() -> None:
-    """3.68e9 tokens and a learning rate of 1 are how people write them."""
+def test_counts_may_be_written_as_floats_and_floats_as_integers() -> None:
     text = DOCUMENTED.read_text(encoding="utf-8")
     config = load_text(text.replace("learning_rate = 1e-3", "learning_rate = 1", 1))
     assert config.data.tokens == 3_680_000_000
@@ -257,11 +252,11 @@ def test_whole_floats_are_counts_and_counts_are_floats() -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda p: p.stem)
 def test_every_shipped_configuration_is_valid(path: Path) -> None:
     config = load_config(path)
-    assert config.run.name == path.stem  # so that the run folder tells which file made it
+    assert config.run.name == path.stem  # the run folder shows which file it is from
 
 
 def test_the_documented_configuration_is_the_documented_run() -> None:
-    """The figures of the run whose estimates predictions/seed_zh.toml holds."""
+    """The run that the claims of predictions/seed_zh.toml are about."""
     config = load_config(DOCUMENTED)
     expected = {
         "run": {"dtype": "bfloat16", "compile": True},

@@ -18,7 +18,7 @@ import safetensors.torch
 from nanogauge.analysis.report_model import Report, build_report, claims_of
 from nanogauge.errors import BadInput, RunFailed
 from nanogauge.files import make_folder, write_atomic
-from nanogauge.report.cells import Cells, in_order
+from nanogauge.report.cells import Cells, sort_rows
 from nanogauge.report.escape import markdown
 from trainer.checkpoints.pretrained import CONFIG_NAME, WEIGHTS_NAME, to_hugging_face
 from trainer.data.tokenizer import END_OF_TEXT, PATTERNS, bytes_to_unicode
@@ -108,7 +108,7 @@ def model_card(trained: Trained, report: Report) -> str:
         "| quantity | measured | claimed | predicted | verdict |",
         "|---|---|---|---|---|",
     ]
-    for row in in_order(report.rows):
+    for row in sort_rows(report.rows):
         cells = Cells(row)
         if cells.measured:
             shown = (row.quantity, cells.measured, cells.claimed, cells.predicted, cells.verdict)
