@@ -22,10 +22,10 @@ def main(arguments: Sequence[str]) -> int:
 
 def load_tools() -> DeviceTools:
     # They import torch, which only --calibrate and --doctor need.
-    from trainer.calibrate import calibrate, probe, this_processor
+    from trainer.calibrate import calibrate, probe
     from trainer.data.dataset import count_training_tokens
 
-    return DeviceTools(calibrate, probe, count_training_tokens, this_processor)
+    return DeviceTools(calibrate, probe, count_training_tokens)
 
 
 if __name__ == "__main__":

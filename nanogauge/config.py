@@ -26,6 +26,7 @@ from nanogauge.errors import BadInput
 from nanogauge.files import from_home, read_whole, scrubbed, without_secrets
 from nanogauge.runspec import (
     EMBEDDED_TEXT,
+    SETTINGS,
     Cost,
     Fraction,
     NaturalNumber,
@@ -312,47 +313,30 @@ class Config(Section):
             world_size: Devices that share the micro-batches of a step.
         """
         model, train, optimizer = self.model, self.train, self.optimizer
-        dtype = dtype or (self.run.dtype if self.run.dtype != "auto" else None)
+        fields: dict[str, dict[str, Any]] = {}  # part of the spec -> field -> value
+        for key, path in SETTINGS.items():
+            section, _, name = key.partition(".")
+            part, _, field = path.rpartition(".")
+            fields.setdefault(part, {})[field] = getattr(getattr(self, section), name)
+        run_dtype = self.run.dtype if self.run.dtype != "auto" else None
+        fields[""]["dtype"] = dtype or run_dtype
         return RunSpec(
             name=self.run.name,
             shape=shape_of(model),
-            micro_batch=train.micro_batch,
-            grad_accum=train.grad_accum,
-            steps=train.max_steps,
             world_size=world_size,
             sharding="full" if train.sharding == "full" else "replicated",
             device=self.run.device if self.run.device != "auto" else None,
-            dtype=dtype,  # type: ignore[arg-type]  # checked on construction
-            compile=self.run.compile,
-            dropout=model.dropout,
             head=train.head,
             recomputation=train.checkpointing,
-            optimizer=Optimizer(
-                name=optimizer.name,
-                beta1=optimizer.beta1,
-                beta2=optimizer.beta2,
-                momentum=optimizer.momentum,
-                matrix_learning_rate=optimizer.matrix_learning_rate,
-                weight_decay=optimizer.weight_decay,
-                grad_clip=optimizer.grad_clip,
-            ),
-            schedule=Schedule(
-                learning_rate=optimizer.learning_rate,
-                min_learning_rate=optimizer.min_learning_rate,
-                warmup_steps=optimizer.warmup_steps,
-                decay_steps=optimizer.decay_steps,
-                decay=optimizer.schedule,
-                decay_share=optimizer.decay_share,
-            ),
+            optimizer=Optimizer(name=optimizer.name, **fields["optimizer"]),
+            schedule=Schedule(decay=optimizer.schedule, **fields["schedule"]),
             zero_init=model.zero_init,
             seed=self.run.seed,
-            eval_every=train.eval_every,
-            eval_batches=train.eval_batches,
-            checkpoint_every=train.checkpoint_every,
             dataset=EMBEDDED_TEXT if self.data.embedded else self.data.path,
             unique_tokens=self.data.tokens,
             cost=Cost(**self.cost.model_dump()),
             program=program_of(model),
+            **fields[""],
         )
 
     def to_toml(self) -> str:

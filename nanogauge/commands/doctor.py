@@ -28,7 +28,6 @@ class DeviceTools:
     calibrate: Callable[[Config, str | None], tuple[Hardware, str, Calibration, str | None]]
     probe: Callable[[RunSection], Device]
     count_training_tokens: Callable[[DataSection], int]
-    this_processor: Callable[[str], Hardware]
 
 
 LoadTools = Callable[[], DeviceTools]
