@@ -85,31 +85,20 @@ def noise(chance: random.Random, lines: list[bytes]) -> list[bytes]:
 MUTATIONS: list[Mutation] = [delete, repeat, flip, digits, shuffle, cut, noise]
 
 
-@pytest.mark.parametrize(
-    ("read", "data", "max_steps"),
-    [
-        (NANOGPT.read, DUMP.encode() + LOG.encode(), 1000),
-        (NANOCHAT.read, nanochat_log().encode(), STEPS),
-        (BUILD_NANOGPT.read, build_nanogpt_output().encode(), STEPS),
-        (BUILD_NANOGPT.read, build_nanogpt_file().encode(), STEPS),
-        (read_wandb_history, as_csv(our_rows()), 1000),
-        (read_wandb_history, as_csv(nanochat_rows()), 1000),
-        (read_wandb_history, as_parquet(our_rows()), 1000),
-        (read_wandb_history, as_csv(nanogpt_rows()), 1000),
-        (read_wandb_history, as_csv(torchtitan_rows()), 1000),
-    ],
-    ids=[
-        "nanogpt",
-        "nanochat",
-        "build",
-        "log.txt",
-        "ours",
-        "nanochat history",
-        "parquet",
-        "nanogpt history",
-        "torchtitan",
-    ],
-)
+LOGS: dict[str, tuple[Callable[[Path], ParsedLog], bytes, int]] = {
+    "nanoGPT": (NANOGPT.read, (DUMP + LOG).encode(), 1000),
+    "nanochat": (NANOCHAT.read, nanochat_log().encode(), STEPS),
+    "build-nanogpt": (BUILD_NANOGPT.read, build_nanogpt_output().encode(), STEPS),
+    "log.txt": (BUILD_NANOGPT.read, build_nanogpt_file().encode(), STEPS),
+    "our history": (read_wandb_history, as_csv(our_rows()), 1000),
+    "our history, Parquet": (read_wandb_history, as_parquet(our_rows()), 1000),
+    "nanochat's history": (read_wandb_history, as_csv(nanochat_rows()), 1000),
+    "nanoGPT's history": (read_wandb_history, as_csv(nanogpt_rows()), 1000),
+    "torchtitan's history": (read_wandb_history, as_csv(torchtitan_rows()), 1000),
+}
+
+
+@pytest.mark.parametrize(("read", "data", "max_steps"), LOGS.values(), ids=LOGS)
 @settings(max_examples=100, deadline=None)
 @given(seed=st.integers(0, 2**32), kinds=st.lists(st.sampled_from(MUTATIONS), max_size=3))
 def test_a_mutated_log_is_a_run_or_bad_input(

@@ -25,7 +25,7 @@ from nanogauge.doctor.preflight import (
     LOG_BYTES_PER_STEP,
     Device,
     consult,
-    writes_of,
+    disk_use_of,
 )
 from nanogauge.errors import BadInput
 from nanogauge.hardware import lookup
@@ -102,6 +102,7 @@ EXAMINE = """
 import json, sys
 from dataclasses import asdict
 from pathlib import Path
+from nanogauge.doctor import preflight
 from nanogauge.config import load_config
 from nanogauge.doctor import preflight
 from nanogauge.doctor.checks import TorchBuild
@@ -194,7 +195,7 @@ def test_a_checkpoint_has_the_bytes_that_the_disk_check_counts(tmp_path: Path) -
     (written,) = checkpoints.done()
     assert isinstance(written, Written)
     size = written.bytes
-    counted = writes_of(config, config.to_spec(), None).checkpoint
+    counted = disk_use_of(config, config.to_spec(), None).checkpoint
     assert counted <= size < 1.01 * counted
 
 
@@ -235,11 +236,11 @@ def test_the_log_grows_no_faster_than_the_disk_check_counts() -> None:
 def test_a_night_on_a_gpu_writes_its_checkpoints_and_its_readings() -> None:
     """20,000 steps in a predicted 20 h or more: the readings are most of the log."""
     config, steps = documented_config(), documented_config().train.max_steps
-    writes = writes_of(config, config.to_spec(), lookup("RTX 4070", "bfloat16"))
+    writes = disk_use_of(config, config.to_spec(), lookup("RTX 4070", "bfloat16"))
     assert writes.copies == 4
     assert writes.checkpoint == 12 * 40_953_216
     assert writes.log > LOG_BYTES_PER_STEP * steps + LOG_BYTES_PER_SECOND * 70_000
-    assert writes_of(config, config.to_spec("float32"), CPU).log == LOG_BYTES_PER_STEP * steps
+    assert disk_use_of(config, config.to_spec("float32"), CPU).log == LOG_BYTES_PER_STEP * steps
 
 
 def test_a_run_folder_that_cannot_be_made_is_no_go(tmp_path: Path) -> None:

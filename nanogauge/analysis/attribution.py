@@ -12,7 +12,7 @@ import numpy as np
 
 from nanogauge.analysis.claims import Claim, Claims
 from nanogauge.analysis.measured import Measurements
-from nanogauge.analysis.telemetry import MeasuredClock, arithmetic_share, clock_loss, measure_clock
+from nanogauge.analysis.telemetry import arithmetic_share, clock_loss, measure_clock
 from nanogauge.analysis.what_if import Scenario
 from nanogauge.hardware import find_gpu
 from nanogauge.prediction.overheads import compile_seconds
@@ -121,32 +121,24 @@ def _assumed_clock(hardware: Hardware) -> tuple[float, str] | None:
     )
 
 
+@dataclass
 class _Attributor:
     """Compute the causes and advice for one reference."""
 
-    def __init__(
-        self,
-        reference: _Reference,
-        prediction: Prediction,
-        measurements: Measurements,
-        spec: RunSpec,
-        recorded: Recorded,
-        scenarios: Sequence[Scenario],
-    ) -> None:
-        assert measurements.ledger.ran_s is not None
-        assert measurements.ledger.step_s is not None
-        self.reference = reference
-        self.prediction = prediction
-        self.measurements = measurements
-        self.ledger = measurements.ledger
-        self.spec = spec
-        self.recorded = recorded
-        self.scenarios = scenarios
-        self.ran_seconds = measurements.ledger.ran_s
-        self.step_seconds = measurements.ledger.step_s
-        self.share = arithmetic_share(prediction)
-        self.clock: MeasuredClock = measure_clock(recorded, self.share)
-        self.recompile_seconds = sum(s.compile_seconds for s in recorded.startups[1:])
+    reference: _Reference
+    prediction: Prediction
+    measurements: Measurements
+    spec: RunSpec
+    recorded: Recorded
+    scenarios: Sequence[Scenario]
+
+    def __post_init__(self) -> None:
+        self.ledger = self.measurements.ledger
+        self.ran_seconds = self.ledger.ran_s or 0.0
+        self.step_seconds = self.ledger.step_s or 0.0
+        self.share = arithmetic_share(self.prediction)
+        self.clock = measure_clock(self.recorded, self.share)
+        self.recompile_seconds = sum(s.compile_seconds for s in self.recorded.startups[1:])
 
     def result(self) -> Attribution:
         causes = [*self._step_causes(), *self._other_causes()]

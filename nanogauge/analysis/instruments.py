@@ -98,39 +98,25 @@ def _add_speed(
         ("causal", "6N + 6LCT, causal", flops_per_token_causal(shape)),
     ):
         flops = per_token * per_step
-        panel.add(
-            f"achieved_flops_{name}",
-            f"Achieved ({label})",
-            "FLOP/s",
-            flops / median,
-            f"{flops / median / 1e12:.3g} TFLOP/s",
-            f"{per_token / 1e6:.4g} MFLOP per token x {per_step:,} tokens / median step",
-        )
+        achieved, title = flops / median, f"Achieved ({label})"
+        how = f"{per_token / 1e6:.4g} MFLOP per token x {per_step:,} tokens / median step"
+        text = f"{achieved / 1e12:.3g} TFLOP/s"
+        panel.add(f"achieved_flops_{name}", title, "FLOP/s", achieved, text, how)
         if peak_flops is None:
             continue
         if name == "causal":
             share = mfu(flops, median, peak_flops)
-            panel.add(
-                "mfu_causal",
-                f"MFU ({label})",
-                "1",
-                share,
-                f"{100 * share:.3g} %",
-                f"of {peak_flops / 1e12:.3g} TFLOP/s; {prediction.hardware.peak_name}",
-            )
+            how = f"of {peak_flops / 1e12:.3g} TFLOP/s; {prediction.hardware.peak_name}"
+            panel.add("mfu_causal", f"MFU ({label})", "1", share, f"{100 * share:.3g} %", how)
         if len(clocks) and boost_hz is not None:
             clock_hz = float(np.median(clocks))
             at_clock = peak_flops * clock_hz / boost_hz
-            share = mfu(flops, median, at_clock)
-            panel.add(
-                f"mfu_{name}_at_clock",
-                f"MFU at the measured clock ({label})",
-                "1",
-                share,
-                f"{100 * share:.3g} %",
+            share, title = mfu(flops, median, at_clock), f"MFU at the measured clock ({label})"
+            how = (
                 f"of {at_clock / 1e12:.3g} TFLOP/s at the median SM clock of "
-                f"{clock_hz / 1e9:.3f} GHz instead of {boost_hz / 1e9:.3f}",
+                f"{_gigahertz(clock_hz)} instead of {boost_hz / 1e9:.3f}"
             )
+            panel.add(f"mfu_{name}_at_clock", title, "1", share, f"{100 * share:.3g} %", how)
 
 
 def _add_step_parts(panel: _Panel, recorded: Recorded) -> None:
@@ -143,35 +129,19 @@ def _add_step_parts(panel: _Panel, recorded: Recorded) -> None:
         seconds = steps.column(f"{name}_seconds")[split]
         share = float(seconds.sum() / durations[split].sum())
         median = float(np.median(seconds))
-        panel.add(
-            f"{name}_seconds",
-            f"{name.capitalize()} of a step",
-            "s",
-            median,
-            f"{format_seconds(median)} ({100 * share:.0f} %)",
-            f"median of {len(seconds):,} steps that timed their parts",
-        )
+        text = f"{format_seconds(median)} ({_percent(share)})"
+        how = f"median of {len(seconds):,} steps that timed their parts"
+        panel.add(f"{name}_seconds", f"{name.capitalize()} of a step", "s", median, text, how)
     waits = steps.column("data_wait_seconds")
     waited = steady & ~np.isnan(waits)
     if waited.any():
         share = float(waits[waited].sum() / durations[waited].sum())
-        panel.add(
-            "data_wait_share",
-            "Waiting for data, of a step",
-            "1",
-            share,
-            f"{100 * share:.2g} %",
-            "how long the device waited for its batches, including their copy",
-        )
+        text, how = f"{100 * share:.2g} %", "wait of the device for its batches and their copy"
+        panel.add("data_wait_share", "Waiting for data, of a step", "1", share, text, how)
     recompiled = [c.seconds for c in recorded.compiles if c.step is not None]
-    panel.add(
-        "recompilations",
-        "Recompilations",
-        "1",
-        len(recompiled),
-        f"{len(recompiled)}" + (f", {format_seconds(sum(recompiled))}" if recompiled else ""),
-        "counted by the compiler's own announcements",
-    )
+    count, took = len(recompiled), f", {format_seconds(sum(recompiled))}" if recompiled else ""
+    how = "as the compiler reports them"
+    panel.add("recompilations", "Recompilations", "1", count, f"{count}{took}", how)
 
 
 def _add_ranks(panel: _Panel, recorded: Recorded) -> None:
@@ -180,16 +150,16 @@ def _add_ranks(panel: _Panel, recorded: Recorded) -> None:
     The first step of each process warms up and is excluded if there are others.
     """
     ranks, steps = recorded.ranks.column("rank"), recorded.ranks.column("step")
-    for name, label, how in (
+    for name, label, note in (
         (
             "step_seconds",
             "Step of the slowest rank",
-            "all ranks end a step together, so that these differ little",
+            "; all ranks end a step together, so that these differ little",
         ),
         (
             "forward_seconds",
             "Forward passes of the slowest rank",
-            "no rank waits for another in these; the others wait for the slowest afterwards",
+            "; no rank waits for another in these; the others wait for the slowest afterwards",
         ),
         ("data_wait_seconds", "Waiting for data, of the rank that waits longest", ""),
         ("peak_allocated_bytes", "VRAM, peak of tensors, of the fullest rank", ""),
@@ -209,66 +179,40 @@ def _add_ranks(panel: _Panel, recorded: Recorded) -> None:
         unit = "B" if name.endswith("bytes") else "s"
         size = f"{value / GIB:.2f} GiB" if unit == "B" else format_seconds(value)
         spread = 100 * (value - min(medians.values())) / value
-        panel.add(
-            f"rank_{name}",
-            label,
-            unit,
-            value,
-            f"{size}, rank {worst}; the least is {spread:.2g} % lower",
-            f"medians of {count:,} step{'s' * (count > 1)} of each rank" + f"; {how}" * bool(how),
-        )
+        text = f"{size}, rank {worst}; the least is {spread:.2g} % lower"
+        how = f"medians of {count:,} step{'s' * (count > 1)} of each rank{note}"
+        panel.add(f"rank_{name}", label, unit, value, text, how)
+
+
+_END_LINE = "only the end line has it"
 
 
 def _add_memory(panel: _Panel, recorded: Recorded, prediction: Prediction) -> None:
-    only_at_the_end = "only the end line has it"
     if prediction.hardware.kind != "cpu":
         reserved = run_peak(recorded, "peak_reserved_bytes")
         panel.add_bytes("peak_reserved_bytes", "VRAM, peak reserved", reserved, "torch's allocator")
         inactive = run_peak(recorded, "peak_inactive_bytes")
-        panel.add_bytes(
-            "peak_inactive_bytes",
-            "VRAM lost to fragmentation, peak",
-            inactive,
-            "reserved and free, in pieces of blocks that are in use"
-            if inactive is not None
-            else only_at_the_end,
-        )
+        how = "reserved and free, in pieces of blocks that are in use"
+        how = how if inactive is not None else _END_LINE
+        label = "VRAM lost to fragmentation, peak"
+        panel.add_bytes("peak_inactive_bytes", label, inactive, how)
         retries = run_peak(recorded, "allocation_retries")
-        panel.add(
-            "allocation_retries",
-            "Allocation retries",
-            "1",
-            retries,
-            f"{retries}",
-            "how often the allocator freed its cache and tried again"
-            if retries is not None
-            else only_at_the_end,
-        )
+        how = "allocations for which the allocator freed its cache and tried again"
+        how = how if retries is not None else _END_LINE
+        panel.add("allocation_retries", "Allocation retries", "1", retries, f"{retries}", how)
     used = max_or_none(recorded.sensors.known("device_used_bytes"))
     if used is not None or prediction.hardware.kind != "cpu":
         fullest = ", of the fullest" * bool(len(recorded.sensors.known("fullest_card")))
-        panel.add_bytes(
-            "peak_device_bytes",
-            f"VRAM in use, whole card, peak{fullest}",
-            used,
-            "as the driver sees it, other programs included"
-            if used is not None
-            else absence_reason(recorded, "device_used_bytes"),
-        )
+        how = "as the driver sees it, other programs included"
+        how = how if used is not None else absence_reason(recorded, "device_used_bytes")
+        label = f"VRAM in use, whole card, peak{fullest}"
+        panel.add_bytes("peak_device_bytes", label, used, how)
     if others := recorded.starts[-1].other_programs:
         programs = ", ".join(f"{name} {size / GIB:.2f} GiB" for name, size in others.items())
-        panel.add_bytes(
-            "other_programs_bytes",
-            "VRAM of other programs, at the start",
-            sum(others.values()),
-            programs,
-        )
-    panel.add_bytes(
-        "peak_host_bytes",
-        "Memory of the process on the host, peak",
-        run_peak(recorded, "peak_host_bytes"),
-        "resident memory, as the operating system counts it",
-    )
+        label = "VRAM of other programs, at the start"
+        panel.add_bytes("other_programs_bytes", label, sum(others.values()), programs)
+    label, how = "Memory of the process on the host, peak", "resident memory of the process"
+    panel.add_bytes("peak_host_bytes", label, run_peak(recorded, "peak_host_bytes"), how)
 
 
 def _add_energy(panel: _Panel, recorded: Recorded, tokens: int) -> None:
@@ -280,12 +224,8 @@ def _add_energy(panel: _Panel, recorded: Recorded, tokens: int) -> None:
     if "integral" not in recorded.sensors.distinct("energy_source"):
         counted = total_over_processes(recorded, "energy_joules")
     integral = total_over_processes(recorded, "integral_joules")
-    panel.add_kwh(
-        "energy_counter_kwh",
-        "Energy by the driver's counter",
-        counted,
-        absence_reason(recorded, "energy_counter") if counted is None else f"{boards} alone",
-    )
+    how = absence_reason(recorded, "energy_counter") if counted is None else f"{boards} alone"
+    panel.add_kwh("energy_counter_kwh", "Energy by the driver's counter", counted, how)
     how = absent
     if integral is not None:
         gaps = total_over_processes(recorded, "gap_seconds") or 0.0
@@ -306,23 +246,17 @@ def _add_energy(panel: _Panel, recorded: Recorded, tokens: int) -> None:
     panel.add("idle_power_watts", "Power of the idle board", "W", watts, text, how)
     if joules is not None and watts is not None:
         seconds = total_over_processes(recorded, "elapsed_seconds") or 0.0
-        panel.add_kwh(
-            "energy_marginal_kwh",
-            "Energy beyond idling",
-            joules - watts * seconds,
-            f"energy less {watts:.3g} W of an idle board for as long",
-        )
+        marginal, how = joules - watts * seconds, f"energy less {watts:.3g} W of an idle board"
+        panel.add_kwh("energy_marginal_kwh", "Energy beyond idling", marginal, how)
     if joules is not None and tokens:
         per_token = joules_per_token(joules, tokens)
         how = f"energy of {boards} / {tokens:,} tokens, evaluation and compilation included"
         if recorded.lost_steps:
             how += ", and repeated steps"
         panel.add("joules_per_token", "Energy per token", "J", per_token, f"{per_token:.3g} J", how)
-        per_million = per_token * 1e6 / 3600
-        text = f"{per_million:.3g} Wh"
-        panel.add(
-            "wh_per_million_tokens", "Energy per million tokens", "Wh", per_million, text, how
-        )
+        watt_hours, label = per_token * 1e6 / 3600, "Energy per million tokens"
+        text = f"{watt_hours:.3g} Wh"
+        panel.add("wh_per_million_tokens", label, "Wh", watt_hours, text, how)
 
 
 def _gigahertz(hz: float) -> str:
@@ -377,12 +311,6 @@ def _add_throttling(panel: _Panel, recorded: Recorded) -> None:
 
     reasons = sorted({reason for found in logged for reason in found})
     how = ", ".join(f"{reason} {format_seconds(seconds_of(reason))}" for reason in reasons)
+    how = absent or how or f"in none of {int((codes > 0).sum()):,} readings"
     seconds = None if absent else seconds_of(None)
-    panel.add(
-        "throttled_seconds",
-        "Throttled",
-        "s",
-        seconds,
-        format_seconds(seconds or 0.0),
-        absent or how or f"in none of {int((codes > 0).sum()):,} readings",
-    )
+    panel.add("throttled_seconds", "Throttled", "s", seconds, format_seconds(seconds or 0.0), how)

@@ -10,13 +10,12 @@ from nanogauge.analysis.consistency import (
     Inconsistency,
     arithmetic_sentence,
     computed_value,
-    factor_text,
     inconsistencies,
     range_text,
 )
 from nanogauge.analysis.ledger import LEDGER_NAMES, Ledger, Measured
 from nanogauge.analysis.measured import Measurements
-from nanogauge.quantities import QUANTITIES, format_range, format_seconds, format_value
+from nanogauge.quantities import QUANTITIES, finite, format_range, format_seconds, format_value
 from nanogauge.runspec import RunSpec
 from nanogauge.schema import Estimate, Prediction, Stored
 
@@ -117,14 +116,12 @@ def _row(
     if analytic is not None and measured is not None:
         slack = 1e-3 * abs(analytic.expected) if QUANTITIES[row_id].exact else 0.0
         inside = analytic.low - slack <= measured.value <= analytic.high + slack
-    quantity = QUANTITIES[row_id]
+    label, unit = _label(row_id, prediction), QUANTITIES[row_id].unit
     return Row(
         id=row_id,
         claim=claim.key if claim is not None else None,
-        quantity=": ".join(
-            filter(None, (_label(row_id, prediction), claim.label if claim else None))
-        ),
-        unit=spec.cost.currency if quantity.unit == "currency" else quantity.unit,
+        quantity=f"{label}: {claim.label}" if claim is not None and claim.label else label,
+        unit=spec.cost.currency if unit == "currency" else unit,
         claimed=_claimed(claim, spec.cost.currency),
         analytic=analytic,
         calibrated=calibrated,
@@ -149,10 +146,9 @@ def _label(row_id: str, prediction: Prediction) -> str:
 def _claimed(claim: Claim | None, currency: str) -> Claimed | None:
     if claim is None:
         return None
-    low, high = (v if math.isfinite(v) else None for v in (claim.low, claim.high))
     return Claimed(
-        low=low,
-        high=high,
+        low=finite(claim.low),
+        high=finite(claim.high),
         text=range_text(claim, currency),
         quote=claim.quote,
         english=claim.english,
@@ -167,13 +163,13 @@ def _not_measured(row_id: str, measurements: Measurements | None) -> str:
 
 
 def deviation_text(value: float, reference: float) -> str:
-    """Format a deviation: '12 % above', '1.97 times below'."""
+    """Format a deviation: '12 % above', '1.97 times'."""
     ratio = value / reference
     if ratio == 0:
         return "nothing of"
     if 0.67 < ratio < 1.5:
         return f"{abs(ratio - 1) * 100:.2g} % {'above' if ratio > 1 else 'below'}"
-    return factor_text(ratio) + (" above" if ratio > 1 else " below")
+    return f"{ratio:,.0f} times" if ratio >= 10 else f"{ratio:.3g} times"
 
 
 def _against_claim(claim: Claim, measured: Measured, factor: float | None) -> str:
@@ -198,23 +194,16 @@ def _against_prediction(
         return _not_measured(row_id, measurements)
     if analytic is None:
         return f"not predicted: {prediction.unpredicted.get(row_id, 'it was not frozen')}"
-    if analytic.low == analytic.high:
-        same = math.isclose(measured.value, analytic.expected, rel_tol=1e-3)
-        return (
-            "as the configuration has it"
-            if same
-            else (
-                f"{deviation_text(measured.value, analytic.expected)} the planned "
-                f"{format_value(row_id, analytic.expected)}"
-            )
-        )
-    off = deviation_text(measured.value, analytic.expected)
-    held = analytic.low <= measured.value <= analytic.high
+    exact = analytic.low == analytic.high
+    if exact and math.isclose(measured.value, analytic.expected, rel_tol=1e-3):
+        return "as the configuration has it"
+    deviation = deviation_text(measured.value, analytic.expected)
+    expected = format_value(row_id, analytic.expected)
+    if exact:
+        return f"{deviation} the planned {expected}"
+    where = "inside" if analytic.contains(measured.value) else "outside"
     interval = format_range(row_id, analytic.low, analytic.high)
-    return (
-        f"{off} the expected {format_value(row_id, analytic.expected)}, "
-        f"{'inside' if held else 'outside'} the predicted {interval}"
-    )
+    return f"{deviation} the expected {expected}, {where} the predicted {interval}"
 
 
 def _context(
@@ -255,13 +244,11 @@ def _counter_evidence(
     """Return the first finding about the claim, and its published reference."""
     texts = [f.why.rstrip(".") for f in findings if f.ids[0] == claim.key][:1]
     reference = claim.reference
-    if reference is not None:
-        seen = measurements.values.get(reference.row) if measurements is not None else None
-        label = QUANTITIES[reference.row].label.lower()
-        if seen is not None:
-            texts.append(
-                f"{label} {format_value(reference.row, seen.value)} against {reference.text} "
-                f"{format_value(reference.row, reference.value)} ({reference.source})"
-                + (" does not support it" if seen.value > reference.value else "")
-            )
-    return texts
+    if reference is None or measurements is None or reference.row not in measurements.values:
+        return texts
+    row, value = reference.row, measurements.values[reference.row].value
+    text = (
+        f"{QUANTITIES[row].label.lower()} {format_value(row, value)} against {reference.text} "
+        f"{format_value(row, reference.value)} ({reference.source})"
+    )
+    return [*texts, text + " does not support it" * (value > reference.value)]

@@ -8,7 +8,7 @@ from pathlib import Path
 from nanogauge.cli import Parser
 from nanogauge.commands.report import report_run
 from nanogauge.config import add_config_flags
-from nanogauge.importers.command import FORMATS, add_import_flags, import_as
+from nanogauge.importers.command import LOG_FORMATS, add_import_flags, import_as
 
 _EXAMPLES = """
   %(prog)s train.log --config configs/rtx4070_fineweb.toml --gpu "RTX 4070" --out runs/imported
@@ -22,7 +22,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("log", type=Path, metavar="LOG", help="log of the run")
     parser.add_argument(
         "--format",
-        choices=FORMATS,
+        choices=LOG_FORMATS,
         help="format of the log (default: wandb_history for .csv and .parquet, else nanogpt_log)",
     )
     parser.add_argument("--claims", type=Path, help="claims to compare with the run")

@@ -152,9 +152,9 @@ def _check_torch(run: RunSection, torch: TorchBuild | None, driver: DriverInfo) 
     unneeded = None if run.compile else "run.compile is false"
     system, wanted = platform.system(), machine.required_version("triton", "torch")
     without_triton = unneeded or (None if device == "cuda" else "the run is on the processor")
-    found = error = None
+    version = error = None
     if without_triton is None:
-        found, error = machine.imported_version("triton")
+        version, error = machine.imported_version("triton")
     if device == "cuda":  # as Triton chooses
         language, named = "C", os.environ.get("CC")
         tried = (named,) if named else ("cl", "gcc", "clang") if system == "Windows" else C_TRIED
@@ -164,20 +164,19 @@ def _check_torch(run: RunSection, torch: TorchBuild | None, driver: DriverInfo) 
     compiler = next((name for name in tried if shutil.which(name) is not None), None)
     return [
         gpu,
-        check_triton(without_triton, wanted, found, error, system),
+        check_triton(without_triton, wanted, version, error, system),
         check_compiler(unneeded, language, tried, compiler, machine.python_headers()),
     ]
 
 
 def _check_driver(run: RunSection, driver: DriverInfo) -> Finding:
-    """Check that the driver reports a GPU, where torch cannot be asked."""
+    """Check that the driver reports a GPU, without torch."""
     if driver.name is not None or run.device not in ("auto", "cuda"):
-        text = f"{driver.name or 'no NVIDIA GPU'}; torch is checked in a checkout alone"
+        text = f"{driver.name or 'no NVIDIA GPU'}; torch is checked only in a checkout"
         return Finding("gpu", "go", text)
     verdict: Literal["no-go", "warn"] = "no-go" if run.device == "cuda" else "warn"
     remedy = "check nvidia-smi and the driver, or train with --run.device cpu"
-    reason = driver.absent.get("name", "no driver")
-    return Finding("gpu", verdict, f"no NVIDIA GPU ({reason})", remedy)
+    return Finding("gpu", verdict, f"no NVIDIA GPU ({driver.absent['name']})", remedy)
 
 
 def _check_memory(
@@ -217,30 +216,30 @@ def _check_disk(config: Config | None, hardware: Hardware | None, dtype: str, gp
     elif not os.access(nearest, os.W_OK | os.X_OK):
         obstacle = f"{nearest} is not writable"
     free = shutil.disk_usage(nearest).free
-    writes = None
+    use = None
     if config is not None:
-        writes = writes_of(config, config.to_spec(dtype or None, gpus), hardware)
-    return check_disk(folder, obstacle, free, writes)
+        use = disk_use_of(config, config.to_spec(dtype or None, gpus), hardware)
+    return check_disk(folder, obstacle, free, use)
 
 
-def writes_of(config: Config, spec: RunSpec, hardware: Hardware | None) -> DiskUse:
-    """Return what a run will write; the sensors' lines only where its time is predicted.
+def disk_use_of(config: Config, spec: RunSpec, hardware: Hardware | None) -> DiskUse:
+    """Return the disk use of a run; its sensor lines count only if its time is predicted.
 
     Args:
-        config: of the run.
-        spec: the same, on the devices that train.
-        hardware: of each device; None if there is none.
+        config: Configuration of the run.
+        spec: The same run on its devices.
+        hardware: Hardware of each device; None if the device is absent.
     """
     log = LOG_BYTES_PER_STEP * config.train.max_steps
     if hardware is not None and hardware.kind != "cpu":
         total = predict(spec, hardware).quantities.get("total_seconds")
         log += LOG_BYTES_PER_SECOND * math.ceil(total.high if total is not None else 0)
-    there = (config.folder / "checkpoints").rglob("*")
-    copies = config.train.keep_checkpoints + 2  # the best one, and the one that is being written
+    existing = (config.folder / "checkpoints").rglob("*")
+    copies = config.train.keep_checkpoints + 2  # the best one, and the one being written
     return DiskUse(
         checkpoint=state_bytes(spec),
         copies=min(copies, checkpoints(spec)),
-        existing=sum(file.stat().st_size for file in there if file.is_file()),
+        existing=sum(file.stat().st_size for file in existing if file.is_file()),
         log=log,
     )
 
@@ -288,9 +287,9 @@ def consult(
     configuration that would fit.
 
     Args:
-        config: of the run.
-        device: as for examine, like count_tokens, gpus and beside.
-        force: start in spite of a no-go.
+        config: Configuration of the run.
+        device: As for examine, like count_tokens, gpus and beside.
+        force: Start in spite of a no-go.
 
     Raises:
         BadInput: for a no-go without force.

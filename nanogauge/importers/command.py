@@ -18,7 +18,7 @@ from nanogauge.prediction.workload import resolve_dtype
 from nanogauge.runspec import RunSpec
 from nanogauge.schema import Hardware, Prediction
 
-FORMATS = {
+LOG_FORMATS = {
     "nanogpt_log": (NANOGPT.read, "LOG", "output of nanoGPT"),
     "nanochat_log": (NANOCHAT.read, "LOG", "output of nanochat's base_train"),
     "build_nanogpt_log": (BUILD_NANOGPT.read, "LOG", "log.txt or output of build-nanogpt"),
@@ -46,7 +46,7 @@ MeasureCpu = Callable[[str], Hardware]
 def add_log_flags(group: argparse._ArgumentGroup) -> None:
     """Add a flag per format, which names the log to import."""
     formats = group.add_mutually_exclusive_group()
-    for name, (_, metavar, words) in FORMATS.items():
+    for name, (_, metavar, words) in LOG_FORMATS.items():
         formats.add_argument(_flag(name), type=Path, metavar=metavar, help=words)
 
 
@@ -79,7 +79,7 @@ def import_given(
     Raises:
         BadInput: if a flag is missing or out of place, or as import_log; nothing is written then.
     """
-    name = next((n for n in FORMATS if getattr(given, n) is not None), None)
+    name = next((n for n in LOG_FORMATS if getattr(given, n) is not None), None)
     if name is not None:
         if given.run is not None:
             raise BadInput(f"give either a run folder or {_flag(name)}, not both.")
@@ -112,7 +112,7 @@ def import_as(
     claims = load_claims(given.claims) if given.claims is not None else None
     prediction = _predict(given, name, spec, measure_cpu)
     out: Path = given.out
-    reader = FORMATS[name][0]
+    reader = LOG_FORMATS[name][0]
     import_log(reader, log, spec, prediction, claims, given.claims, out, given.run_number)
     return out
 

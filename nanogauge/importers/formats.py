@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import re
-
 from nanogauge.analysis.measured import NOT_IN_LOG
 from nanogauge.importers.parsed import LoggedProcess, not_in_log, warning
 from nanogauge.importers.reader import TextFormat
 from nanogauge.schema import Event
-
-NANOGPT_PEAK_TFLOPS = 312
-"""nanoGPT's model.py divides by the bf16 peak of an A100, whatever the GPU."""
 
 _ALONE = r"(?<![\w./-])"  # not the end of a longer word, number or path
 _MORE = r"(?:[,|] .*)?$"  # figures that variants of a program append
@@ -39,8 +34,7 @@ def _printed_mfu(run: list[LoggedProcess], reason: str, zero_reason: str = "") -
 
 
 def _nanogpt_events(run: list[LoggedProcess]) -> list[Event]:
-    reason = f", because nanoGPT divides by an A100's {NANOGPT_PEAK_TFLOPS} TFLOP/s on every card"
-    return _printed_mfu(run, reason)
+    return _printed_mfu(run, ", because nanoGPT divides by an A100's 312 TFLOP/s on every card")
 
 
 def _nanochat_events(run: list[LoggedProcess]) -> list[Event]:
@@ -86,32 +80,25 @@ NANOGPT = TextFormat(
     what="nanoGPT's output",
     example="iter 200: loss 6.2977, time 3917.80ms, mfu 12.87%",
     steps=(
-        re.compile(
-            rf"{_ALONE}iter (?P<step>\d+): loss (?P<loss>{_4_DECIMALS}), "
-            r"time (?P<milliseconds>\d+\.\d\d)ms"
-            rf"(?:, mfu (?P<mfu_percent>-?\d+\.\d\d)%{_MORE}|$)"
-        ),
+        rf"{_ALONE}iter (?P<step>\d+): loss (?P<loss>{_4_DECIMALS}), "
+        rf"time (?P<milliseconds>\d+\.\d\d)ms(?:, mfu (?P<mfu_percent>-?\d+\.\d\d)%{_MORE}|$)",
     ),
     evaluations=(
-        re.compile(
-            rf"{_ALONE}step (?P<step>\d+): train loss (?P<train_loss>{_4_DECIMALS}), "
-            rf"val loss (?P<val_loss>{_4_DECIMALS}){_MORE}"
-        ),
+        rf"{_ALONE}step (?P<step>\d+): train loss (?P<train_loss>{_4_DECIMALS}), "
+        rf"val loss (?P<val_loss>{_4_DECIMALS}){_MORE}",
     ),
-    record_start=re.compile(r"(?:iter|step) \d+ *(?::|$)"),
+    record_start=r"(?:iter|step) \d+ *(?::|$)",
     header=(
-        re.compile(r"Overriding(?: config with|: )"),
-        re.compile(r"tokens per iteration will be: (?P<tokens_per_step>[\d,]+)$"),
-        re.compile(
-            r"number of parameters: (?P<parameters>[\d.]+M)$"
-            rf"|{_PARAMETER_TENSORS}"
-            r"|(?:found|defaulting to) vocab_size (?:=|of GPT-2 to) (?P<vocab_size>\d+) \("
-            r"|Initializing a new model from scratch$"
-            r"|(?P<resumed>Resuming training from )"
-        ),
+        r"Overriding(?: config with|: )",
+        r"tokens per iteration will be: (?P<tokens_per_step>[\d,]+)$",
+        r"number of parameters: (?P<parameters>[\d.]+M)$"
+        rf"|{_PARAMETER_TENSORS}"
+        r"|(?:found|defaulting to) vocab_size (?:=|of GPT-2 to) (?P<vocab_size>\d+) \("
+        r"|Initializing a new model from scratch$"
+        r"|(?P<resumed>Resuming training from )",
     ),
-    assignment=re.compile(r"(?:Overriding: )?([a-z_]\w*) *= *([^#]+)(?:#|$)"),
-    checkpoint=re.compile(r"(?<!\w)saving checkpoint to "),
+    assignment=r"(?:Overriding: )?([a-z_]\w*) *= *([^#]+)(?:#|$)",
+    checkpoint=r"(?<!\w)saving checkpoint to ",
     # The clock of a step stops after the evaluation and checkpoint before it.
     evaluation_inside=True,
     compilation_inside=True,
@@ -126,28 +113,24 @@ NANOCHAT = TextFormat(
     example="step 00010/21400 (0.05%) | loss: 8.123456 | lrm: 1.00 | dt: 1234.56ms | tok/sec: ...",
     # Where a terminal wrapped a line at a space, the space is missing.
     steps=(
-        re.compile(
-            r"^step (?P<step>\d+)/(?P<num_iterations>\d+)\s*\(\s*[\d.]+%\)\s*"
-            rf"\|\s*loss:\s*(?P<loss>{_6_DECIMALS})\s*"
-            r"(?:\|\s*grad\s*norm:\s*(?P<grad_norm>-?[\d.]+|-?inf|nan)\s*)?"
-            r"\|\s*lrm:\s*[\d.]+\s*"
-            r"\|\s*dt:\s*(?P<milliseconds>\d+\.\d\d)ms\s*"
-            r"\|\s*tok/sec:\s*(?P<tokens_per_second>[\d,]+)\s*"
-            r"\|\s*(?:bf16_)?mfu:\s*(?P<mfu_percent>\d+\.\d\d)\s*"
-            r"(?:\|\s*epoch:[^|]{1,60})?"
-            r"\|\s*total\s*time:\s*(?P<training_minutes>\d+\.\d\d)m"
-        ),
+        r"^step (?P<step>\d+)/(?P<num_iterations>\d+)\s*\(\s*[\d.]+%\)\s*"
+        rf"\|\s*loss:\s*(?P<loss>{_6_DECIMALS})\s*"
+        r"(?:\|\s*grad\s*norm:\s*(?P<grad_norm>-?[\d.]+|-?inf|nan)\s*)?"
+        r"\|\s*lrm:\s*[\d.]+\s*"
+        r"\|\s*dt:\s*(?P<milliseconds>\d+\.\d\d)ms\s*"
+        r"\|\s*tok/sec:\s*(?P<tokens_per_second>[\d,]+)\s*"
+        r"\|\s*(?:bf16_)?mfu:\s*(?P<mfu_percent>\d+\.\d\d)\s*"
+        r"(?:\|\s*epoch:[^|]{1,60})?"
+        r"\|\s*total\s*time:\s*(?P<training_minutes>\d+\.\d\d)m",
     ),
     evaluations=(
-        re.compile(
-            rf"{_ALONE}Step (?P<step>\d+) \| "
-            r"Validation bpb: (?P<bits_per_byte>\d+\.\d{4,})(?: |$)"
-        ),
+        rf"{_ALONE}Step (?P<step>\d+) \| "
+        r"Validation bpb: (?P<bits_per_byte>\d+\.\d{4,})(?: |$)",
     ),
-    record_start=re.compile(rf"{_ALONE}step \d{{5,}}(?:/|$)"),  # padded with zeros
-    header=(re.compile(r"(?P<resumed>Resuming optimization from step \d+)"),),
-    peak_mib=re.compile(rf"{_ALONE}Peak memory usage: (\d+\.\d\d)MiB$"),
-    other_stage=re.compile(rf"{_ALONE}step \d+ \(\d|{_ALONE}Step \d+/\d+ \|"),
+    record_start=rf"{_ALONE}step \d{{5,}}(?:/|$)",  # padded with zeros
+    header=(r"(?P<resumed>Resuming optimization from step \d+)",),
+    peak_mib=rf"{_ALONE}Peak memory usage: (\d+\.\d\d)MiB$",
+    other_stage=rf"{_ALONE}step \d+ \(\d|{_ALONE}Step \d+/\d+ \|",
     wraps=True,
     # The clock of a step stands still for evaluation and checkpoints.
     evaluation_inside=False,
@@ -165,25 +148,19 @@ BUILD_NANOGPT = TextFormat(
     example="100 train 6.123456' or 'step   100 | loss: 6.123456 | lr ...",
     # The output of train_gpt2.py, and its log.txt, which has losses without any time.
     steps=(
-        re.compile(
-            rf"{_ALONE}step +(?P<step>\d+) \| loss: (?P<loss>{_6_DECIMALS}) \| "
-            r"lr (?P<learning_rate>\d\.\d{4}e[-+]\d\d) \| "
-            r"norm: (?P<grad_norm>\d+\.\d{4}|inf|nan) \| "
-            r"dt: (?P<milliseconds>\d+\.\d\d)ms \| tok/sec: (?P<tokens_per_second>\d+\.\d\d)$"
-        ),
-        re.compile(rf"^(?P<step>\d+) train (?P<loss>{_6_DECIMALS})$"),
+        rf"{_ALONE}step +(?P<step>\d+) \| loss: (?P<loss>{_6_DECIMALS}) \| "
+        r"lr (?P<learning_rate>\d\.\d{4}e[-+]\d\d) \| norm: (?P<grad_norm>\d+\.\d{4}|inf|nan) \| "
+        r"dt: (?P<milliseconds>\d+\.\d\d)ms \| tok/sec: (?P<tokens_per_second>\d+\.\d\d)$",
+        rf"^(?P<step>\d+) train (?P<loss>{_6_DECIMALS})$",
     ),
     evaluations=(
-        re.compile(rf"{_ALONE}validation loss: (?P<val_loss>{_4_DECIMALS})$"),
-        re.compile(rf"{_ALONE}HellaSwag accuracy: \d+/\d+=(?P<accuracy>\d\.\d{{4}})$"),
-        re.compile(rf"^(?P<step>\d+) val (?P<val_loss>{_4_DECIMALS})$"),
-        re.compile(r"^(?P<step>\d+) hella (?P<accuracy>\d\.\d{4})$"),
+        rf"{_ALONE}validation loss: (?P<val_loss>{_4_DECIMALS})$",
+        rf"{_ALONE}HellaSwag accuracy: \d+/\d+=(?P<accuracy>\d\.\d{{4}})$",
+        rf"^(?P<step>\d+) val (?P<val_loss>{_4_DECIMALS})$",
+        r"^(?P<step>\d+) hella (?P<accuracy>\d\.\d{4})$",
     ),
-    record_start=re.compile(r"step +\d+ *(?:\||$)|\d+ (?:val|hella|train)\b"),
-    header=(
-        re.compile(r"total desired batch size: (?P<tokens_per_step>\d+)$"),
-        re.compile(_PARAMETER_TENSORS),
-    ),
+    record_start=r"step +\d+ *(?:\||$)|\d+ (?:val|hella|train)\b",
+    header=(r"total desired batch size: (?P<tokens_per_step>\d+)$", _PARAMETER_TENSORS),
     # The clock of a step starts before evaluation, HellaSwag and sampling.
     evaluation_inside=True,
     compilation_inside=True,

@@ -148,9 +148,7 @@ def _agree(name: str, value: _Value, ours: _Value) -> bool:
 
 
 def _format_value(value: _Value) -> str:
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    return str(value) if isinstance(value, str | bool) else f"{value:,.12g}"
 
 
 def import_log(

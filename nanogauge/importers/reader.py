@@ -36,19 +36,19 @@ class TextFormat(Format):
 
     example: str
     """A step's line, for messages."""
-    steps: tuple[re.Pattern[str], ...]
-    evaluations: tuple[re.Pattern[str], ...]
+    steps: tuple[str, ...]
+    evaluations: tuple[str, ...]
     """An evaluation without a step number precedes the step that is printed next."""
-    record_start: re.Pattern[str]
+    record_start: str
     """Start of a step's or evaluation's line, also of one that is cut."""
-    header: tuple[re.Pattern[str], ...] = ()
+    header: tuple[str, ...]
     """Lines before the first step, in the order of printing."""
-    assignment: re.Pattern[str] | None = None
+    assignment: str = ""
     """`name = value` in the dump of the configuration, which begins with the first header line."""
-    checkpoint: re.Pattern[str] | None = None
-    peak_mib: re.Pattern[str] | None = None
+    checkpoint: str = ""
+    peak_mib: str = ""
     """Peak allocated memory in MiB."""
-    other_stage: re.Pattern[str] | None = None
+    other_stage: str = ""
     """Line of a training stage that is not imported; the next step ends that stage."""
     wraps: bool = False
     """True if a step's line is long enough to be wrapped by a terminal."""
@@ -75,7 +75,7 @@ class TextFormat(Format):
         """Join the lines into which a terminal of any width has wrapped a step's line."""
         number, joined, count = 0, "", 0
         for n, line in lines:
-            if start := self.record_start.search(line):
+            if start := re.search(self.record_start, line):
                 if joined:
                     yield number, joined
                 number, joined, count = n, line[start.start() :], 1
@@ -116,13 +116,13 @@ class _Parser:
             self._take_step(number, line, match)
         elif match := _search(form.evaluations, line):
             self._take_evaluation(number, match)
-        elif form.checkpoint and form.checkpoint.search(line):
+        elif form.checkpoint and re.search(form.checkpoint, line):
             self.log.add_checkpoint()
-        elif form.record_start.match(line):
+        elif re.match(form.record_start, line):
             raise ValueError
-        elif form.other_stage and form.other_stage.search(line):
+        elif form.other_stage and re.search(form.other_stage, line):
             self._other_stage = True
-        elif form.peak_mib and (match := form.peak_mib.search(line)):
+        elif form.peak_mib and (match := re.search(form.peak_mib, line)):
             if self.log.current is not None and not self._other_stage:
                 self.log.current.peak_allocated_bytes = round(parse_number(match[1]) * 2**20)
         else:
@@ -172,30 +172,30 @@ class _Parser:
         before has ended, or will print the same.
         """
         for position, pattern in enumerate(self._format.header):
-            if match := pattern.match(line):
-                self._enter_header(number, position, match.groupdict())
+            if match := re.match(pattern, line):
+                self._enter_header(number, position, match)
                 break
         assignment = self._format.assignment
-        if self._header_position == 0 and assignment and (match := assignment.match(line)):
+        if self._header_position == 0 and assignment and (match := re.match(assignment, line)):
             self.log.add_setting(number, match[1], match[2].strip())
 
-    def _enter_header(self, number: int, position: int, printed: dict[str, str | None]) -> None:
-        resumed = printed.pop("resumed", None) is not None
+    def _enter_header(self, number: int, position: int, match: re.Match[str]) -> None:
+        printed = {name: value for name, value in match.groupdict().items() if value}
+        resumed = printed.pop("resumed", "") != ""
         self.log.begin_process(number, resumed, restarted=position < self._header_position)
         self._header_position = position
-        if decayed := printed.pop("decayed_parameters", None):
+        if decayed := printed.pop("decayed_parameters", ""):
             self._decayed_parameters = parse_number(decayed)
-        if other := printed.pop("other_parameters", None):
+        if other := printed.pop("other_parameters", ""):
             total = self._decayed_parameters + parse_number(other)
             if not math.isnan(total):
-                self.log.add_setting(number, "total_parameters", f"{total:.0f}")
+                printed["total_parameters"] = f"{total:.0f}"
         for name, value in printed.items():
-            if value is not None:
-                self.log.add_setting(number, name, value)
+            self.log.add_setting(number, name, value)
 
 
-def _search(patterns: tuple[re.Pattern[str], ...], text: str) -> re.Match[str] | None:
-    return next((match for pattern in patterns if (match := pattern.search(text))), None)
+def _search(patterns: tuple[str, ...], text: str) -> re.Match[str] | None:
+    return next((match for pattern in patterns if (match := re.search(pattern, text))), None)
 
 
 def _figures(match: re.Match[str]) -> dict[str, float]:

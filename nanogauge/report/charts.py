@@ -287,23 +287,18 @@ def _memory(recorded: Recorded, prediction: Prediction) -> Chart | None:
     sensors = recorded.sensors
     on_cpu = prediction.hardware.kind == "cpu"
     if on_cpu:  # a GPU that is watched meanwhile has another memory
-        measured = [("measured, the process in main memory", run_peak(recorded, "peak_host_bytes"))]
+        measured = {"the process in main memory": run_peak(recorded, "peak_host_bytes")}
     else:
-        measured = [
-            ("measured, tensors (allocated)", run_peak(recorded, "peak_allocated_bytes")),
-            (
-                "measured, kept by the allocator (reserved)",
-                run_peak(recorded, "peak_reserved_bytes"),
-            ),
-            (
-                "measured, this process on the card",
-                max_or_none(sensors.known("process_used_bytes")),
-            ),
-            ("measured, whole card", max_or_none(sensors.known("device_used_bytes"))),
-        ]
-    for name, size in measured:
+        measured = {
+            "tensors (allocated)": run_peak(recorded, "peak_allocated_bytes"),
+            "kept by the allocator (reserved)": run_peak(recorded, "peak_reserved_bytes"),
+            "this process on the card": max_or_none(sensors.known("process_used_bytes")),
+            "whole card": max_or_none(sensors.known("device_used_bytes")),
+        }
+    for name, size in measured.items():
         if size is not None:
-            bars.append(Bar(name, f"{size / GIB:.2f} GiB", [(name, float(size))]))
+            text = f"{size / GIB:.2f} GiB"
+            bars.append(Bar(f"measured, {name}", text, [(name, float(size))]))
     if not bars:
         return None
     capacity = prediction.hardware.memory_bytes

@@ -22,7 +22,7 @@ from nanogauge.files import without_secrets
 from nanogauge.quantities import QUANTITIES
 from nanogauge.report.cells import MARKS, range_cell, sort_rows, value_cell
 from nanogauge.report.escape import printable
-from nanogauge.report.html import date_and_time, templates, write_files
+from nanogauge.report.html import date_and_time, templates, write_texts
 from nanogauge.report.terminal import VERDICT_STYLES, make_table
 from nanogauge.schema import SCHEMA, Estimate, Stored, TimeZone
 
@@ -261,7 +261,7 @@ def write_comparison(comparison: Comparison, out: Path) -> list[Path]:
     )
     text = json.dumps(comparison.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
     contents = {f"{NAME}.json": text, f"{NAME}.html": html}
-    return write_files(out, {name: without_secrets(text) for name, text in contents.items()})
+    return write_texts(out, {name: without_secrets(text) for name, text in contents.items()})
 
 
 def _bar(error: float) -> Markup:

@@ -422,10 +422,10 @@ def write_report(report: Report, run: RunFolder, recorded: Recorded) -> list[Pat
     Raises:
         BadInput: if the folder is not writable or its disk is full.
     """
-    return write_files(run.path, render_report(report, run, recorded))
+    return write_texts(run.path, render_report(report, run, recorded))
 
 
-def write_files(folder: Path, contents: dict[str, str]) -> list[Path]:
+def write_texts(folder: Path, contents: dict[str, str]) -> list[Path]:
     """Write texts into a folder, by file name, and return their paths.
 
     Raises:

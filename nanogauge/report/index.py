@@ -15,7 +15,7 @@ from nanogauge.quantities import format_range, format_seconds
 from nanogauge.report.cells import MARKS, range_cell
 from nanogauge.report.compare_runs import run_fields
 from nanogauge.report.escape import printable
-from nanogauge.report.html import date_and_time, templates, write_files
+from nanogauge.report.html import date_and_time, templates, write_texts
 from nanogauge.runlog.reader import FILE_NAME, last_written
 from nanogauge.schema import SCHEMA, Estimate, Stored, TimeZone
 
@@ -138,7 +138,7 @@ def write_index(entries: list[Entry], root: Path) -> Path:
             entries=[_entry_text(entry) for entry in entries],
         )
     )
-    return write_files(root, {"index.html": without_secrets(html)})[0]
+    return write_texts(root, {"index.html": without_secrets(html)})[0]
 
 
 def _entry_text(entry: Entry) -> dict[str, object]:

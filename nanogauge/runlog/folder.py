@@ -1,4 +1,4 @@
-"""The run folder: what is written before the first step, and how it is read again."""
+"""Writing and reading of the files of a run folder that exist before the first step."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def create(
     prediction: Prediction,
     config_toml: str | None = None,
 ) -> RunFolder:
-    """Write everything that is known before step 0; return the folder with the frozen hash.
+    """Write the files of a new run and freeze its prediction.
 
     Args:
-        path: the folder; it is made if it does not exist.
-        spec: what the run is.
-        machine: what it runs on and with.
-        prediction: frozen from here on.
-        config_toml: configuration of train.py; None for another program's run.
+        path: The folder; it is created if needed.
+        spec: Description of the run.
+        machine: Content of machine.json.
+        prediction: Prediction to freeze.
+        config_toml: Configuration of train.py; None for another program's run.
 
     Raises:
         BadInput: if the folder cannot be written, or already holds a run.
@@ -90,10 +90,10 @@ def write_spec(path: Path, spec: RunSpec) -> None:
 
 
 def read_spec(path: Path, prediction: Prediction) -> RunSpec:
-    """Return the spec of a run folder; of an older one without spec.json, from its config.toml.
+    """Read spec.json, or in an older folder without it config.toml.
 
     Raises:
-        BadInput: if both are missing, or the one that is read is damaged.
+        BadInput: if both are missing, or the file is damaged.
     """
     try:
         return RunSpec.from_json(read_whole(path / SPEC_NAME))
@@ -113,7 +113,7 @@ def read_spec(path: Path, prediction: Prediction) -> RunSpec:
 
 
 def load(path: Path) -> RunFolder:
-    """Read what was written before step 0.
+    """Read the files that were written before the first step.
 
     Raises:
         BadInput: if the folder or one of its files is missing or damaged.
@@ -146,7 +146,11 @@ def load(path: Path) -> RunFolder:
 
 
 def load_with_log(path: Path, reader: LogReader | None = None) -> tuple[RunFolder, Recorded]:
-    """Read a run folder and its log, the latter by a reader that may know its beginning already.
+    """Read a run folder and its log.
+
+    Args:
+        path: The folder.
+        reader: Reads only new lines of a log that it has read before; None for a new reader.
 
     Raises:
         BadInput: as load and read_log, or if the prediction was changed after the run began.
