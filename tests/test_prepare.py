@@ -104,7 +104,7 @@ def test_a_filled_folder_is_refused_and_left_alone(tmp_path: Path) -> None:
         (["--shard-tokens", "3e9"], "a shard holds at most 2,147,483,647 tokens"),
         (["--tokenizer", "gpt5"], "there is no tokenizer 'gpt5'; give one of .*gpt2"),
         (["--tokenizer", "no.tiktoken"], "cannot read the tokenizer no.tiktoken"),
-        (["--tokenizer", "hf:any"], "pip install 'nanogauge.tokenizers.'|cannot load"),
+        (["--tokenizer", "hf:/no.json"], "pip install 'nanogauge.tokenizers.'|cannot load"),
     ],
 )
 def test_a_bad_argument_is_refused_before_anything_is_downloaded(

@@ -86,8 +86,8 @@ def open_dataset(data: DataSection) -> Dataset:
     return Dataset(splits, BYTES, byte_encoding().n_vocab, digest.hexdigest())
 
 
-def open_folder(folder: Path) -> Dataset:
-    """Memory-map all shards of a folder.
+def open_folder(folder: Path, allow_empty: bool = False) -> Dataset:
+    """Memory-map all shards of a folder; `allow_empty` splits for a preparation in progress.
 
     Raises:
         BadInput: if there are none, or one is missing or damaged.
@@ -98,7 +98,7 @@ def open_folder(folder: Path) -> Dataset:
     lines = [f"{shard.split} {shard.tokens} {shard.sha256}" for shard in manifest.shards]
     settings = manifest.settings
     return Dataset(
-        {split: open_split(folder, split) for split in get_args(Split)},
+        {split: open_split(folder, split, allow_empty) for split in get_args(Split)},
         manifest.tokenizer,
         manifest.vocab_size,
         _hash_lines(lines),

@@ -73,11 +73,7 @@ class Unit:
 
 
 def format_of(name: str) -> tuple[FileFormat, str | None]:
-    """Return the format and the compression of a file, from its name.
-
-    Raises:
-        BadInput: if it cannot be read.
-    """
+    """Return the format and compression of a file from its name; raise BadInput if unknown."""
     bare, compression = name, None
     if name.endswith(COMPRESSIONS):
         bare, _, compression = name.rpartition(".")
@@ -95,11 +91,7 @@ def read_documents(
 ) -> Iterator[Text]:
     """Yield the documents of a unit; rows without text are skipped.
 
-    Args:
-        unit: what to read.
-        column: column, or JSON key, of the text.
-        file: the open file, for Parquet.
-        huge_lock: held while a huge document is in memory.
+    `file` is the open file, for Parquet. `huge_lock` is held while a huge document is in memory.
 
     Raises:
         Damaged: if the file cannot be read to its end.

@@ -80,14 +80,7 @@ def as_interrupted(error: Exception) -> Interrupted | None:
 
 
 def fetch_range(url: str, name: str, begin: int, end: int, size: int) -> bytes:
-    """Return the bytes of a file on the hub from begin to end, and check that they are those.
-
-    Args:
-        url: of the file.
-        name: of the file in messages.
-        begin: first byte.
-        end: byte after the last.
-        size: of the whole file in bytes, as the hub lists it.
+    """Return the bytes from begin to end of a file on the hub; `size` is its listed size.
 
     Raises:
         BadInput: if the hub refuses it.
@@ -149,14 +142,7 @@ def _retry_after(headers: Any) -> float:
 def fetch_file(
     repository: str, name: str, revision: str, sha256: str | None, folder: Path | None = None
 ) -> Path:
-    """Return a whole file of a dataset, downloaded unless the client's cache holds it.
-
-    Args:
-        repository: of the dataset.
-        name: path in the repository.
-        revision: commit.
-        sha256: expected hash; None if the hub lists none.
-        folder: destination; None for the cache.
+    """Return a whole file of a dataset, downloaded to `folder` or else to the client's cache.
 
     Raises:
         BadInput: if the hub refuses it.
@@ -179,9 +165,8 @@ def _fetch_file(
             )
         )
     except client_errors() as error:
-        if (retryable := as_interrupted(error)) is not None:
-            raise retryable from None
-        raise BadInput(f"the hub has no {name} ({first_line(error)}).") from None
+        message = f"the hub has no {name} ({first_line(error)})."
+        raise as_interrupted(error) or BadInput(message) from None
     if sha256 is not None and sha256_file(path) != sha256:
         path.resolve().unlink()  # the cached copy, which a retry would return
         path.unlink(missing_ok=True)
@@ -204,9 +189,8 @@ def file_info(repository: str, name: str, revision: str) -> Any:
                 repository, [name], revision=revision, repo_type="dataset"
             )
         except client_errors() as error:
-            if (retryable := as_interrupted(error)) is not None:
-                raise retryable from None
-            raise BadInput(f"the hub refuses {repository} ({first_line(error)}).") from None
+            message = f"the hub refuses {repository} ({first_line(error)})."
+            raise as_interrupted(error) or BadInput(message) from None
 
     return next(iter(with_retries(repository, request)), None)
 

@@ -127,15 +127,9 @@ class ShardAssembler:
         return self._writer.tokens["train"] >= self._targets["train"]
 
     def add(self, segment: Segment, unit: tuple[int, int], files: tuple[SourceFile, ...]) -> None:
-        """Append the needed part of a segment to the shards.
+        """Append the needed part of the segment of the next unit to the shards.
 
-        Args:
-            segment: of the next unit.
-            unit: its `Unit.key`.
-            files: source files up to that of the unit.
-
-        Raises:
-            OSError: if a shard cannot be written.
+        `unit` is its `Unit.key`; `files` are the source files up to that of the unit.
         """
         writer, starts = self._writer, segment.starts
         if unit != (self.position.file, self.position.unit):  # the first unit of the next file
@@ -226,11 +220,7 @@ class ExistingOutput:
         return self.manifest.source_files[: self.next.file + 1]
 
     def check_settings(self, origin: Origin) -> None:
-        """Refuse a source, tokenizer or settings that differ from those of earlier runs.
-
-        Raises:
-            BadInput: naming the difference.
-        """
+        """Raise BadInput if source, tokenizer or settings differ from those of earlier runs."""
         if self.manifest is None:
             return
         was, now = self.manifest.settings, origin.settings
@@ -245,11 +235,7 @@ class ExistingOutput:
                 )
 
     def clean(self) -> None:
-        """Remove from the manifest the shards to be rewritten, and delete temporary files.
-
-        Raises:
-            OSError: if the folder is not writable.
-        """
+        """Remove from the manifest the shards to be rewritten, and delete temporary files."""
         if self.manifest is not None and len(self.shards) < len(self.manifest.shards):
             kept = {
                 "shards": self.shards,
@@ -391,19 +377,7 @@ def _write_shards(
 ) -> None:
     """Pass units to the workers, and their segments to the shards, until nothing is left to do.
 
-    Args:
-        folder: of the segments.
-        reusable: names of segments of earlier runs.
-        units: of the source.
-        pool: that tokenizes them.
-        writer: of the shards.
-        assembler: of segments into shards.
-        report: called regularly with the progress.
-
-    Raises:
-        BadInput: if the source is damaged or too short.
-        RunFailed: if a download fails.
-        OSError: if the disk fills up.
+    `folder` holds the segments; those named in `reusable` are of earlier runs.
     """
     before = sum(writer.tokens.values())
     dtype = writer.manifest.dtype
@@ -465,8 +439,7 @@ def _write_shards(
 def _segments_folder(out: Path, writer: ShardWriter) -> Iterator[Path]:
     """Create the folder of the segments, and delete it afterwards unless the run can be resumed.
 
-    Raises:
-        RunFailed: for OSError and RunFailed in the block, with what stays in `out`.
+    An OSError or RunFailed becomes a RunFailed that says what stays in `out`.
     """
     segments = out / SEGMENTS
     try:
@@ -499,11 +472,7 @@ def _what_stays(out: Path, manifest: Manifest) -> str:
 
 
 def _check_disk(options: PrepareOptions, existing: ExistingOutput) -> None:
-    """Check that the tokens and the segments of one shard fit on the disk.
-
-    Raises:
-        BadInput: if they do not.
-    """
+    """Raise BadInput unless the tokens and the segments of one shard fit on the disk."""
     if existing.done:
         return
     narrow = options.tokenizer in ("gpt2", "r50k_base", "p50k_base", "p50k_edit")
@@ -533,11 +502,7 @@ def _not_writable(out: Path, error: OSError) -> BadInput:
 
 @contextmanager
 def _locked_folder(out: Path) -> Iterator[None]:
-    """Create the folder and lock it against other preparations.
-
-    Raises:
-        BadInput: if it is not writable, or locked.
-    """
+    """Create the folder and lock it; raise BadInput if it is not writable, or locked."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out).close()

@@ -107,12 +107,7 @@ class Segment:
 
 
 def open_segment(path: Path, dtype: TokenDtype) -> Segment:
-    """Open a segment without checking its CRC.
-
-    Raises:
-        ValueError: if it is truncated.
-        OSError: if it cannot be read.
-    """
+    """Open a segment without checking its CRC."""
     with path.open("rb") as file:
         tokens, text_bytes, _, lengths = _read_footer(file, dtype)
     starts = np.concatenate(([0], np.cumsum(lengths)))

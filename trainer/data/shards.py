@@ -65,14 +65,12 @@ class ShardWriter:
         origin: Origin,
         *,
         shard_tokens: int,
-        prefix: str = "fineweb",
         finished: tuple[Shard, ...] = (),
     ) -> None:
         """`folder` exists and holds no shards except `finished`."""
         self._folder = folder
         self._origin = origin
         self._shard_tokens = shard_tokens
-        self._prefix = prefix
         self._finished = list(finished)
         self._open: _OpenShard | None = None
         self.tokens: dict[Split, int] = dict.fromkeys(get_args(Split), 0)
@@ -133,10 +131,10 @@ class ShardWriter:
     ) -> bool:
         """Append tokens to the open shard; finish it and return True if it is full.
 
-        Set `next` before: the manifest of a shard that is finished here holds it.
+        Call `start_split` and set `next` before; the manifest holds it if the shard is finished.
 
         Args:
-            split: that of the open shard (see `start_split`).
+            split: that of the open shard.
             tokens: at most `room`.
             documents: number of documents that begin in them.
             source: name of their source file.
@@ -144,7 +142,7 @@ class ShardWriter:
         """
         assert tokens.dtype.itemsize == self._origin.dtype.itemsize and tokens.size <= self.room
         if self._open is None:
-            name = f"{self._prefix}_{split}_{len(self._finished):06d}.bin"
+            name = f"fineweb_{split}_{len(self._finished):06d}.bin"
             self._open = _OpenShard(self._folder / name, split, self._origin.dtype, begins)
         self._open.append(tokens, documents, source)
         self.tokens[split] += tokens.size
@@ -237,11 +235,6 @@ class _OpenShard:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write a manifest atomically.
-
-    Raises:
-        OSError: if the disk is full or the folder is not writable.
-    """
     write_atomic(folder / MANIFEST_NAME, manifest.model_dump_json(indent=1).encode() + b"\n")
 
 
@@ -321,12 +314,12 @@ def open_shard(path: Path, remedy: str | None = None) -> Tokens:
     return tokens
 
 
-def open_split(folder: Path, split: Split) -> list[Tokens]:
+def open_split(folder: Path, split: Split, allow_empty: bool = False) -> list[Tokens]:
     """Memory-map all shards of a split, in order.
 
     Raises:
-        BadInput: if there is no manifest, the split has no tokens, or a shard is missing, damaged
-            or different from what the manifest lists.
+        BadInput: if there is no manifest, the split is empty unless `allow_empty`, or a shard is
+            missing, damaged or different from what the manifest lists.
     """
     opened = []
     for shard in read_manifest(folder).shards:
@@ -338,7 +331,7 @@ def open_split(folder: Path, split: Split) -> list[Tokens]:
                     f"lists {shard.tokens:,}; delete {folder} and {_remedy(folder)}"
                 )
             opened.append(tokens)
-    if not opened:
+    if not opened and not allow_empty:
         raise BadInput(
             f"{folder} holds no {split} tokens: its preparation was interrupted; "
             "run the same prepare_fineweb.py command again, which resumes."

@@ -72,11 +72,7 @@ class LocalSource:
     unit_bytes = LOCAL_UNIT_BYTES
 
     def __init__(self, dataset: str, paths: Sequence[Path] | None = None) -> None:
-        """`paths` selects files below the folder `dataset`.
-
-        Raises:
-            BadInput: if there are none.
-        """
+        """`paths` selects files below the folder `dataset`; raise BadInput if there are none."""
         self.dataset = dataset
         root = Path(dataset)
         if paths is None:
@@ -184,11 +180,7 @@ def _open_cached(dataset: str, config: str | None, revision: str | None) -> Text
 
 
 def _files_of_config(folder: Path, config: str) -> list[Path]:
-    """Return the training files of a configuration, from the dataset card in a folder.
-
-    Raises:
-        BadInput: if the card lists no such configuration, or none of its files exist.
-    """
+    """Return the training files of a configuration, from the dataset card in a folder."""
     from huggingface_hub import metadata_load
 
     card = folder / "README.md"
@@ -256,11 +248,7 @@ class UnitQueue:
         unit_bytes: int,
         column: str,
     ) -> None:
-        """`known`: files of an earlier run up to the start, which must be unchanged.
-
-        Raises:
-            BadInput: if the source now lists other files.
-        """
+        """`known` are the files of an earlier run up to the start; raise BadInput if changed."""
         self._source, self._column, self._unit_bytes = source, column, unit_bytes
         if [file.name for file in known] != list(source.names[: len(known)]):
             raise BadInput(

@@ -79,11 +79,7 @@ class Tokenizer:
     """True if a long text may be encoded in parts (see `split_safely`)."""
 
     def parts(self, text: Text) -> Iterator[str]:
-        """Split a document so that the tokens of the parts are the tokens of the whole.
-
-        Raises:
-            UnicodeDecodeError: if it is bytes that are not UTF-8.
-        """
+        """Split a document so that the tokens of the parts are the tokens of the whole."""
         if isinstance(text, str) and len(text) <= PART:
             return iter((text,))
         chunks = in_chunks(text) if isinstance(text, str | memoryview) else text
@@ -175,11 +171,7 @@ def ranks_of_merges(merges: str) -> dict[bytes, int]:
 
 
 def from_encoding(encoding: tiktoken.Encoding, name: str) -> Tokenizer:
-    """Return a tiktoken encoding as a Tokenizer.
-
-    Raises:
-        BadInput: if it has no end-of-text token.
-    """
+    """Return a tiktoken encoding as a Tokenizer; raise BadInput if it has no end-of-text token."""
     ranks, special = encoding._mergeable_ranks, encoding._special_tokens
     if END_OF_TEXT not in special:
         raise BadInput(f"the tokenizer {name} has no {END_OF_TEXT}, with which a document begins.")
@@ -353,11 +345,7 @@ def _last_safe(text: str) -> int:
 
 
 def in_chunks(text: str | memoryview, size: int = PART) -> Iterator[str]:
-    """Yield a text, or its UTF-8 bytes, in chunks.
-
-    Raises:
-        UnicodeDecodeError: if the bytes are not UTF-8.
-    """
+    """Yield a text, or its UTF-8 bytes, in chunks."""
     if isinstance(text, str):
         for begin in range(0, len(text), size):
             yield text[begin : begin + size]

@@ -133,26 +133,6 @@ def _check_vocabulary(folder: Path, manifest: Manifest) -> str:
     return f"The vocabulary of {name} is the one they were made with."
 
 
-def _open_present(folder: Path) -> tuple[Dataset, str]:
-    """Open the shards of a folder, of which a split may still be missing, and describe them."""
-    if has_no_manifest(folder):
-        dataset = open_folder(folder)
-        return dataset, str(dataset.assumed)
-    manifest = read_manifest(folder)
-    splits: dict[Split, list[Tokens]] = {split: [] for split in get_args(Split)}
-    for shard in manifest.shards:
-        splits[shard.split].append(open_shard(folder / shard.file))
-    settings = manifest.settings
-    dataset = Dataset(
-        {"train": splits["train"], "val": splits["val"]},
-        manifest.tokenizer,
-        manifest.vocab_size,
-        "",
-        pattern=(settings.pattern if settings is not None else None) or "gpt2",
-    )
-    return dataset, f"{manifest.dataset} {manifest.dataset_config}, tokenizer {manifest.tokenizer}"
-
-
 def show_stats(folder: Path, seed: int = 0) -> int:
     """Print tokens, document lengths, compression and a few documents; return exit status.
 
@@ -160,8 +140,12 @@ def show_stats(folder: Path, seed: int = 0) -> int:
         BadInput: if there are no shards, or one is missing, truncated or of another tokenizer.
         RunFailed: if the tokenizer cannot be loaded.
     """
-    dataset, title = _open_present(folder)
-    print(title)
+    dataset = open_folder(folder, allow_empty=True)
+    if dataset.assumed is not None:
+        print(dataset.assumed)
+    else:
+        manifest = read_manifest(folder)
+        print(f"{manifest.dataset} {manifest.dataset_config}, tokenizer {manifest.tokenizer}")
     if dataset.tokenizer is None:
         for split in get_args(Split):
             print(f"{split:5} {dataset.tokens(split):>15,} tokens")

@@ -85,14 +85,10 @@ def run_worker(
     report_vocabulary: bool,
     settings: WorkerSettings,
 ) -> None:
-    """Process units until the parent closes the connection.
+    """Receive a folder, then units, and send the result of each until the parent disconnects.
 
-    Args:
-        connection: receives a folder, then units; sends the result of each unit.
-        inherited: connections of other workers, which this process closes.
-        parent: process that started this one.
-        report_vocabulary: True in one worker of a pool.
-        settings: the same for all workers.
+    `inherited` are connections of other workers, which this process closes. One worker of a pool
+    reports its vocabulary first.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent ends the workers
     for other in inherited:
@@ -286,11 +282,7 @@ class WorkerPool:
         return min(self._load.values()) < UNITS_PER_WORKER
 
     def submit(self, unit: Unit) -> None:
-        """Assign a unit to the least loaded worker.
-
-        Raises:
-            RunFailed: if that worker was killed.
-        """
+        """Assign a unit to the least loaded worker; raise RunFailed if it was killed."""
         connection = min(self._load, key=self._load.__getitem__)
         self._load[connection] += 1
         try:
