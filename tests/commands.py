@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import importlib
@@ -9,11 +10,12 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -99,55 +101,143 @@ def run_main(
 
 
 def train_tiny(out: Path, *more: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Train the tiny model in out/demo, in a process of its own."""
+    """Train the tiny model in out/demo."""
     arguments = [str(a) for a in (DEMO, f"--run.out={out}", *TINY, *more)]
-    if environment or "--supervise" in arguments:  # which are looked at before all is imported
+    if environment or "--supervise" in arguments:  # read before train.py's imports
         return run("train.py", *arguments, **environment)
     return run_in_copy("train.py", arguments, out)
 
 
+def start_run(out: Path, *more: object) -> Copy:
+    """Start a tiny run of 20,000 steps in out/demo."""
+    arguments = [DEMO, f"--run.out={out}", *TINY, "--train.max-steps=20000", *more]
+    return Copy("train.py", list(map(str, arguments)), out)
+
+
 def run_in_copy(script: str, arguments: list[str], out: Path) -> subprocess.CompletedProcess[str]:
-    """Run a command in a copy of train_server.py's process, its output in files beside `out`."""
-    files = [out.with_name(f"{out.name}.{kind}") for kind in ("stdout", "stderr")]
-    for file in files:
-        file.unlink(missing_ok=True)
+    return Copy(script, arguments, out).result()
+
+
+_STORES: list[Any] = []
+"""keeps the stores that torchrun's agent would host"""
+
+
+def start_ranks(
+    ranks: int, arguments: Sequence[str], out: Path, script: str = "train.py"
+) -> list[Copy]:
+    """Start the processes that torchrun would start, each as a copy."""
+    from torch.distributed import TCPStore
+
+    _STORES.append(TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
+    world = {
+        "WORLD_SIZE": str(ranks),
+        "LOCAL_WORLD_SIZE": str(ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_STORES[-1].port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
+    return [
+        Copy(
+            script,
+            list(arguments),
+            out.with_name(f"{out.name}.rank{rank}"),
+            {**world, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(ranks)
+    ]
+
+
+def train_ranks(
+    ranks: int, arguments: Sequence[str], out: Path, script: str = "train.py"
+) -> subprocess.CompletedProcess[str]:
+    """Run start_ranks to the end; the first exit status that is not 0, and all output."""
+    done = [copy.result() for copy in start_ranks(ranks, arguments, out, script)]
+    status = next((each.returncode for each in done if each.returncode), 0)
+    said, errors = ("".join(getattr(d, name) for d in done) for name in ("stdout", "stderr"))
+    return subprocess.CompletedProcess(list(arguments), status, said, errors)
+
+
+class Copy:
+    """A command in a copy of train_server.py's process, with its output in files beside `out`.
+
+    Used like subprocess.Popen.
+    """
+
+    def __init__(
+        self,
+        script: str,
+        arguments: list[str],
+        out: Path,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self._arguments = arguments
+        self._files = [out.with_name(f"{out.name}.{kind}") for kind in ("stdout", "stderr")]
+        for file in self._files:
+            file.unlink(missing_ok=True)
+        request = {
+            "script": script,
+            "arguments": arguments,
+            "stdout": str(self._files[0]),
+            "stderr": str(self._files[1]),
+            "environment": {**os.environ, **(environment or {})},
+        }
+        self.pid: int = _ask_server(request)
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            self.returncode = _ask_server({"poll": self.pid})
+        return self.returncode
+
+    def wait(self, timeout: float = 300) -> int:
+        assert wait_until(lambda: self.poll() is not None, timeout), "the command has not ended"
+        assert self.returncode is not None
+        return self.returncode
+
+    def result(self) -> subprocess.CompletedProcess[str]:
+        if self.returncode is None:
+            self.returncode = _ask_server({"wait": self.pid})
+        texts = (file.read_text() for file in self._files)
+        return subprocess.CompletedProcess(self._arguments, self.returncode, *texts)
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def __enter__(self) -> Copy:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:
+            self.kill()
+        self.wait()
+
+
+def _ask_server(request: Mapping[str, object]) -> Any:
     server = _train_server()
     assert server.stdin is not None
     assert server.stdout is not None
-    request = {
-        "script": script,
-        "arguments": arguments,
-        "stdout": str(files[0]),
-        "stderr": str(files[1]),
-        "environment": dict(os.environ),
-    }
     server.stdin.write(json.dumps(request) + "\n")
     server.stdin.flush()
-    status = int(server.stdout.readline())
-    return subprocess.CompletedProcess(arguments, status, *(file.read_text() for file in files))
+    return json.loads(server.stdout.readline())
 
 
 @functools.cache
 def _train_server() -> subprocess.Popen[str]:
-    """The process of train_server.py, which ends when this one closes its input."""
-    return subprocess.Popen(
+    """Start train_server.py, which ends when its input is closed."""
+    server = subprocess.Popen(
         command("tests/train_server.py"),
         cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
-
-
-def start_run(out: Path, *more: object) -> subprocess.Popen[bytes]:
-    """Begin a tiny run that would take minutes."""
-    arguments = ["train.py", DEMO, f"--run.out={out}", *TINY, "--train.max-steps=20000", *more]
-    return subprocess.Popen(
-        command(*map(str, arguments)),
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    atexit.register(server.communicate)
+    return server
 
 
 def wait_for_step(folder: Path, step: int, process: int = 1) -> None:
@@ -167,7 +257,7 @@ def wait_until(true: Callable[[], bool], seconds: float = 120) -> bool:
     while not true():
         if time.monotonic() > deadline:
             return False
-        time.sleep(0.02)
+        time.sleep(0.01)
     return True
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import time
 from collections import deque
 from pathlib import Path
 
 import pytest
 import torch
-from commands import DEMO, TINY, log_lines, rows_of, run, steps_of
-from test_ranks import train_ranks
+from commands import DEMO, ROOT, TINY, log_lines, rows_of, run, steps_of
+from test_ranks import torchrun
 
 from nanogauge.measure.clock import Clock, Stopwatch
 from nanogauge.measure.sensors import MEASURED, driver_info, open_sensors
@@ -177,6 +178,12 @@ def test_a_run_on_a_card_resumes(trained: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def run_torchrun(ranks: int, out: Path, *flags: str) -> None:
+    command = torchrun(ranks, out, *flags)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="skipped: fewer than two GPUs")
 def test_two_cards_share_a_model_out_and_learn_what_one_learns(tmp_path: Path) -> None:
     """NCCL, 16 bits and blocks that are compiled between gathering and letting go; then one card.
@@ -185,15 +192,12 @@ def test_two_cards_share_a_model_out_and_learn_what_one_learns(tmp_path: Path) -
     """
     sizes = ["--model.n-layer=4", "--model.n-embd=256", "--model.n-head=4", "--run.compile=true"]
     flags = ["--run.device=cuda", "--run.dtype=bfloat16", *sizes, "--measure.split-every=1"]
-    one = train_ranks(1, tmp_path / "one", *flags)
-    assert one.returncode == 0, one.stderr
-    begun = train_ranks(2, tmp_path / "two", *flags, "--train.sharding=full", "--rehearse=12")
-    assert begun.returncode == 0, begun.stderr
-    peak = rows_of(tmp_path / "two" / "demo")["peak_allocated_bytes"]
+    flags += ["--train.max-steps=20"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    run_torchrun(1, one, *flags)
+    run_torchrun(2, two, *flags, "--train.sharding=full", "--rehearse=12")
+    peak = rows_of(two / "demo")["peak_allocated_bytes"]
     assert peak["measured"]["value"] < 1.1 * peak["analytic"]["high"]
-    done = train_ranks(
-        1, tmp_path / "two", *flags, "--resume=auto", "--allow-change", "train.sharding"
-    )
-    assert done.returncode == 0, done.stderr
-    losses = [[line["loss"] for line in steps_of(tmp_path / f / "demo")] for f in ("one", "two")]
+    run_torchrun(1, two, *flags, "--resume=auto", "--allow-change", "train.sharding")
+    losses = [[line["loss"] for line in steps_of(out / "demo")] for out in (one, two)]
     assert losses[1] == pytest.approx(losses[0], rel=0.01)
