@@ -1,4 +1,4 @@
-"""Run the project's commands as a user does, and a configuration small enough for every test."""
+"""Run the project's commands as a user does, and a small configuration for all tests."""
 
 from __future__ import annotations
 
@@ -48,20 +48,27 @@ def command(script: str, *arguments: object) -> list[str]:
 
 
 IN_A_COPY = ("train.py", "report.py", "plan.py", "export.py", "evaluate.py", "sample.py")
-"""commands that behave in a copy of train_server.py's process as in one of their own"""
+"""commands that behave in a copy of train_server.py's process as in a new process"""
 READ_AT_START = ("LD_LIBRARY_PATH", "LD_PRELOAD", "PYTHONPATH", "CUDA_VISIBLE_DEVICES")
+READ_AT_START += ("OMP_NUM_THREADS", "CXX", "HF_HOME", "HF_ENDPOINT")
 _AT_START = {name: os.environ.get(name) for name in READ_AT_START}
+
+
+def can_be_copied(script: str, arguments: Sequence[object], environment: Mapping[str, str]) -> bool:
+    """Return False for what is read before a script's imports: variables and --supervise."""
+    as_at_start = all(os.environ.get(name) == value for name, value in _AT_START.items())
+    late = as_at_start and not environment.keys() & _AT_START.keys()
+    return script in IN_A_COPY and late and "--supervise" not in arguments
 
 
 def run(
     script: str, *arguments: object, timeout: float = 300, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Run a script of the project to its end; its output as text."""
-    as_at_start = all(os.environ.get(name) == value for name, value in _AT_START.items())
-    read_first = "--supervise" in arguments  # before anything is imported
-    if script in IN_A_COPY and as_at_start and not environment and not read_first:
+    if can_be_copied(script, arguments, environment):
         with tempfile.TemporaryDirectory() as folder:
-            return run_in_copy(script, list(map(str, arguments)), Path(folder, "run"))
+            copy = Copy(script, list(map(str, arguments)), Path(folder, "run"), environment)
+            return copy.result()
     return subprocess.run(
         command(script, *arguments),
         cwd=ROOT,
@@ -76,7 +83,7 @@ def run(
 def run_here(
     script: str, *arguments: object, folder: Path = ROOT
 ) -> subprocess.CompletedProcess[str]:
-    """What `run` gives, without a process: for refusals, each of which is over in milliseconds."""
+    """Return what `run` does, from this process: for refusals, which take milliseconds."""
     main = importlib.import_module(Path(script).stem).main
     return run_main(main, script, *arguments, folder=folder)
 
@@ -84,7 +91,7 @@ def run_here(
 def run_main(
     main: Callable[[Sequence[str]], int], script: str, *arguments: object, folder: Path = ROOT
 ) -> subprocess.CompletedProcess[str]:
-    """Run a main function in this process as the command of that name."""
+    """Run a main function in this process as the command `script`."""
     out, err = io.StringIO(), io.StringIO()
     given = [script, *map(str, arguments)]
     with (
@@ -102,10 +109,7 @@ def run_main(
 
 def train_tiny(out: Path, *more: object, **environment: str) -> subprocess.CompletedProcess[str]:
     """Train the tiny model in out/demo."""
-    arguments = [str(a) for a in (DEMO, f"--run.out={out}", *TINY, *more)]
-    if environment or "--supervise" in arguments:  # read before train.py's imports
-        return run("train.py", *arguments, **environment)
-    return run_in_copy("train.py", arguments, out)
+    return run("train.py", DEMO, f"--run.out={out}", *TINY, *more, **environment)
 
 
 def start_run(out: Path, *more: object) -> Copy:
@@ -115,6 +119,7 @@ def start_run(out: Path, *more: object) -> Copy:
 
 
 def run_in_copy(script: str, arguments: list[str], out: Path) -> subprocess.CompletedProcess[str]:
+    """Run a script of the tests, or of the project, in a copy with its output beside `out`."""
     return Copy(script, arguments, out).result()
 
 
@@ -241,7 +246,7 @@ def _train_server() -> subprocess.Popen[str]:
 
 
 def wait_for_step(folder: Path, step: int, process: int = 1) -> None:
-    """Until the first, second ... process of a run has logged this step."""
+    """Wait until the first, second ... process of a run has logged this step."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         if (folder / "log.jsonl").exists():
@@ -270,16 +275,16 @@ def steps_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def rows_of(folder: Path) -> dict[str, dict[str, Any]]:
-    """The rows of report.json; the last where several share an id."""
+    """Return the rows of report.json by id; the last of several with the same id."""
     report = json.loads((folder / "report.json").read_text())
     return {row["id"]: row for row in report["rows"]}
 
 
 def build_fake_driver(folder: Path) -> Path:
-    """The scripted NVML of fake_nvml.c in a folder; LD_LIBRARY_PATH makes it the driver's."""
+    """Compile fake_nvml.c in a folder; LD_LIBRARY_PATH=folder makes it the driver's NVML."""
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
-        pytest.skip("no C compiler: the stand-in for the driver cannot be built")
+        pytest.skip("no C compiler for the fake driver")
     command = [
         compiler,
         "-shared",

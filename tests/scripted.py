@@ -1,4 +1,4 @@
-"""The sensors in a process of their own, on the scripted driver of fake_nvml.c."""
+"""The sensors in their own process, on the fake driver of fake_nvml.c."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ print(json.dumps({
 
 
 class Run:
-    """A process that reads the sensors for so long on a driver with this script."""
+    """A process that reads the sensors on a fake driver with this script."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class Run:
 
     @property
     def said(self) -> dict[str, Any]:
-        """What it prints at its end."""
+        """Return what the process prints at its end."""
         if self._said is None:
             out, err = self._process.communicate(timeout=60)
             assert (self._process.returncode, err) == (0, "")

@@ -1,4 +1,4 @@
-"""Checkpoints: any damage is found, each is a snapshot, and its copy costs what is predicted."""
+"""Checkpoints: damage is detected, each is a snapshot, and its copy takes the predicted memory."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_everything_comes_back_to_the_bit(tmp_path: Path) -> None:
-    """Weights, moments and random numbers go on as if nothing had happened; meta.json tells all."""
+def test_a_checkpoint_restores_every_bit(tmp_path: Path) -> None:
+    """Weights, moments and random state; meta.json holds the rest."""
     trained = Trained()
     trained.step()
     written = trained.save(CheckpointWriter(tmp_path, keep=1), 7, val_loss=3.5)
@@ -60,10 +60,10 @@ def test_everything_comes_back_to_the_bit(tmp_path: Path) -> None:
     assert (written.path / "model.safetensors").read_bytes() == by_the_library
 
 
-def test_each_rank_gets_its_own_random_numbers_and_another_number_of_ranks_none(
+def test_random_states_are_restored_per_rank_for_the_same_world_size(
     tmp_path: Path,
 ) -> None:
-    """With the states of other ranks, two ranks could draw the same dropout."""
+    """With states of other ranks, two ranks could draw the same dropout."""
     states: list[RandomState] = []
     expected = []
     for seed in (1, 2):
@@ -85,8 +85,8 @@ def test_each_rank_gets_its_own_random_numbers_and_another_number_of_ranks_none(
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "state.pt", "meta.json"])
-def test_no_damage_to_any_file_goes_unseen(two: Path, tmp_path: Path, name: str) -> None:
-    """Cut short or with one bit flipped, anywhere: the checkpoint before it is used, and told."""
+def test_any_damage_to_a_file_is_detected(two: Path, tmp_path: Path, name: str) -> None:
+    """Truncated, extended or with one bit flipped: the checkpoint before it is used."""
     folder = tmp_path / "checkpoints"
     shutil.copytree(two, folder)
     file, source = folder / "step_00000002" / name, random.Random(name)
@@ -99,16 +99,14 @@ def test_no_damage_to_any_file_goes_unseen(two: Path, tmp_path: Path, name: str)
     damaged += [data + b"\n", data.replace(b"\n", b"\r\n", 1) + b" ", b""]
     for content in damaged:
         file.write_bytes(content)
-        told = f"the checkpoint {file.parent} is damaged and was skipped"
-        assert newest_checkpoint(folder) == (folder / "step_00000001", [told])
+        warning = f"the checkpoint {file.parent} is damaged and was skipped"
+        assert newest_checkpoint(folder) == (folder / "step_00000001", [warning])
     file.write_bytes(data)
     assert newest_checkpoint(folder) == (folder / "step_00000002", [])
 
 
-def test_what_is_written_is_a_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training goes on while a checkpoint is written, which changes no bit of it; and the next one
-    goes into the memory of the first.
-    """
+def test_a_checkpoint_is_a_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps made while it is written change nothing, and the next one reuses its memory."""
     trained = Trained()
     trained.step()
     checkpoints = CheckpointWriter(tmp_path, keep=2)
@@ -135,11 +133,9 @@ def test_what_is_written_is_a_snapshot(tmp_path: Path, monkeypatch: pytest.Monke
     assert places[0] == places[1]
 
 
-def test_a_bug_in_the_writer_is_raised_in_the_loop(
+def test_an_exception_in_the_writer_thread_is_raised_in_the_loop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An exception in a thread would otherwise be a line on the screen, and no checkpoint."""
-
     def broken(*_: object) -> int:
         raise KeyError("a bug")
 
@@ -152,10 +148,8 @@ def test_a_bug_in_the_writer_is_raised_in_the_loop(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is reset, and the heap trimmed")
-def test_the_copy_takes_the_memory_that_is_predicted(tmp_path: Path) -> None:
-    """12 B per parameter from the first checkpoint on, no more with the second, and nothing beside
-    it while a checkpoint is written.
-    """
+def test_the_copy_takes_the_predicted_memory(tmp_path: Path) -> None:
+    """12 B per parameter from the first checkpoint on, and nothing more while one is written."""
     done = in_a_process(
         "import ctypes, json\n"
         "from nanogauge.measure.host import peak_process_bytes, process_bytes, reset_peak\n"

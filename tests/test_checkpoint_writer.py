@@ -1,4 +1,4 @@
-"""What is on the disk after checkpoints were written, or were not: no failure costs a good one."""
+"""Which checkpoints are on disk after writes that succeed or fail."""
 
 from __future__ import annotations
 
@@ -38,11 +38,12 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("call", "step"), [("fsync", 3), ("replace", 2)])
-def test_a_process_killed_in_a_write_leaves_the_checkpoints_before(
+def test_a_process_killed_in_a_write_keeps_earlier_checkpoints(
     two: Path, tmp_path: Path, call: str, step: int
 ) -> None:
-    """kill -9 before a file is flushed, and before the folder gets the name of one that has just
-    made way for it. The next write removes what was left.
+    """Killed before a file is flushed, or before the folder gets its final name.
+
+    The next write removes the rest.
     """
     folder = tmp_path / "checkpoints"
     shutil.copytree(two, folder)
@@ -70,7 +71,7 @@ def test_a_process_killed_in_a_write_leaves_the_checkpoints_before(
     st.integers(1, 5),
 )
 def test_the_newest_and_the_best_are_kept(losses: dict[int, float | None], keep: int) -> None:
-    """All of the newest, nothing with a loss above the least, and no more than that."""
+    """All of the newest, and at most one more with the least loss."""
     kept = kept_steps(losses, keep)
     newest = {step for step in losses if sum(other > step for other in losses) < keep}
     assert newest <= kept
@@ -86,10 +87,8 @@ def test_the_newest_and_the_best_are_kept(losses: dict[int, float | None], keep:
     st.lists(st.none() | st.sampled_from([3.0, 2.5, 2.0, float("inf")]), min_size=1, max_size=5),
     st.integers(1, 3),
 )
-def test_what_lies_on_the_disk_is_what_the_rule_keeps(
-    losses: list[float | None], keep: int
-) -> None:
-    """Whoever wrote them: a new process goes by what is in the folder."""
+def test_the_disk_holds_what_the_rule_keeps(losses: list[float | None], keep: int) -> None:
+    """Also after a restart, by the folders that exist."""
     trained = Trained()
     finite = {n: None if x == float("inf") else x for n, x in enumerate(losses, 1)}
     with tempfile.TemporaryDirectory() as name:
@@ -104,10 +103,8 @@ def test_what_lies_on_the_disk_is_what_the_rule_keeps(
         assert names(Path(name)) == [f"step_{step:08d}" for step in sorted(there)]
 
 
-def test_a_run_that_went_back_leaves_its_old_course(two: Path, tmp_path: Path) -> None:
-    """After a step back behind a checkpoint, a resumption must not find that one as the newest; and
-    a damaged one takes no good one's place.
-    """
+def test_checkpoints_after_a_rollback_replace_later_ones(two: Path, tmp_path: Path) -> None:
+    """A resumed run must not find the later one as the newest; a damaged one does not count."""
     folder = tmp_path / "checkpoints"
     shutil.copytree(two, folder)
     os.rename(folder / "step_00000002", folder / "step_00000009")
@@ -132,16 +129,14 @@ Usage = namedtuple("Usage", "total used free")
         ([4], 0.9, None),
     ],
 )
-def test_a_full_disk_costs_the_oldest_first_and_nothing_in_vain(
+def test_a_full_disk_removes_the_oldest_first_and_only_if_that_helps(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     there: list[int],
     free: float,
     left: list[int] | None,
 ) -> None:
-    """What is left when the fifth is written, by how many fit beside those there; None where it is
-    not written, and all stay.
-    """
+    """What is left when the fifth is written, by how many more fit; None if it is not written."""
     trained, checkpoints = Trained(), CheckpointWriter(tmp_path, keep=4)
     trained.step()
     sizes = [trained.save(checkpoints, step, val_loss=float(step)) for step in there]
@@ -171,10 +166,8 @@ def test_a_full_disk_costs_the_oldest_first_and_nothing_in_vain(
         assert seen == [[f"step_{step:08d}" for step in left]]
 
 
-def test_a_write_that_fails_midway_leaves_the_checkpoints_before(two: Path, tmp_path: Path) -> None:
-    """A limit on the size of files stands for a disk that fills up meanwhile: it falls into the
-    weights, or into the optimizer's state, whose writer hides the system's error behind its own.
-    """
+def test_a_failed_write_keeps_earlier_checkpoints(two: Path, tmp_path: Path) -> None:
+    """A limit on file sizes fails the write of the weights, or of the optimizer's state."""
     folder = tmp_path / "checkpoints"
     shutil.copytree(two, folder)
     done = in_a_process(
@@ -184,8 +177,8 @@ def test_a_write_that_fails_midway_leaves_the_checkpoints_before(two: Path, tmp_
         "    print(trained.save(checkpoints, 3))\n",
         folder,
     )
-    told = "NotWritten(step=3, reason='File too large')\n"
-    assert done.stdout == 2 * told, done.stderr
+    failure = "NotWritten(step=3, reason='File too large')\n"
+    assert done.stdout == 2 * failure, done.stderr
     assert names(folder) == ["step_00000001", "step_00000002"]
     assert newest_checkpoint(folder) == (folder / "step_00000002", [])
     sizes = {f.name: f.stat().st_size for f in (two / "step_00000002").iterdir()}

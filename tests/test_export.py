@@ -200,9 +200,9 @@ def test_a_run_begins_with_the_weights_of_a_gpt2_from_the_hub(tmp_path: Path) ->
 def test_a_run_of_another_shape_is_told_which_keys_to_set(tmp_path: Path) -> None:
     folder = gpt2_folder(tmp_path / "gpt2")
     model = GPT(ModelSection(n_layer=1, n_head=2, n_embd=16, block_size=64, vocab_size=50))
-    with pytest.raises(BadInput) as told:
+    with pytest.raises(BadInput) as refused:
         load_pretrained(model, str(folder))
-    flags = str(told.value).rpartition("; set ")[2]
+    flags = str(refused.value).rpartition("; set ")[2]
     assert flags == (
         "--model.n-layer 2 --model.bias true --model.gelu tanh --model.block-size 32 "
         "--model.vocab-size 300."

@@ -1,4 +1,4 @@
-"""A log on a full disk: the run goes on, and what the disk refuses is neither lost nor torn."""
+"""A log on a full disk: no line is lost or torn."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FIRST = Start(max_steps=10, prediction_sha256="ab" * 32, device="RTX 4070")
 
 @contextlib.contextmanager
 def room_until(size: int) -> Iterator[None]:
-    """No file can grow beyond so many bytes: a write there is cut short, the next one refused."""
+    """Limit the size of files: a write beyond it is cut short, the next one refused."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -43,13 +43,12 @@ def as_written(line: Start | Step | Event | Sensor | End) -> bytes:
     lengths=st.lists(st.integers(0, 90), min_size=1, max_size=25),
     rooms=st.lists(st.integers(0, 2500), min_size=25, max_size=25),
 )
-def test_the_file_is_always_a_prefix_in_whole_lines_of_what_was_written(
+def test_the_file_holds_a_prefix_of_the_log_in_complete_lines(
     lengths: list[int], rooms: list[int]
 ) -> None:
-    """The disk is full, has room for half a line, has room again, and so on, before every line.
+    """The free space changes before every line.
 
-    There is a problem exactly while something is missing from the file; with room to the end,
-    nothing is.
+    There is a problem while a line is missing from the file, and none is missing at the end.
     """
     with tempfile.TemporaryDirectory() as name:
         path, written = Path(name) / FILE_NAME, b""
@@ -66,25 +65,24 @@ def test_the_file_is_always_a_prefix_in_whole_lines_of_what_was_written(
         assert path.read_bytes() == written
 
 
-def test_a_problem_is_the_same_sentence_until_there_is_room(tmp_path: Path) -> None:
-    """So that whoever asks after each line can tell it once."""
+def test_a_problem_keeps_its_message_until_there_is_space(tmp_path: Path) -> None:
+    """A caller that asks after each line can report it once."""
     with RunLog(tmp_path) as log:
         log.write(FIRST)
         assert log.problem is None
-        told = set()
+        problems = set()
         with room_until((tmp_path / FILE_NAME).stat().st_size + 20):  # the first write is cut short
             for step in range(5):
                 log.write(Step(step=step, loss=4.0))
-                told.add(log.problem)
-        (sentence,) = told
+                problems.add(log.problem)
+        (sentence,) = problems
         assert sentence is not None and "free space" in sentence
         log.write(Step(step=5, loss=4.0))
         assert log.problem is None
     assert [step.step for step in read_log(tmp_path).steps] == list(range(6))
 
 
-def test_who_closes_a_log_that_lacks_lines_is_told(tmp_path: Path) -> None:
-    """The last lines of a run are its end: a report would call it dead."""
+def test_closing_a_log_with_missing_lines_raises(tmp_path: Path) -> None:
     log = RunLog(tmp_path)
     log.write(FIRST)
     with (
@@ -97,10 +95,10 @@ def test_who_closes_a_log_that_lacks_lines_is_told(tmp_path: Path) -> None:
     assert (tmp_path / FILE_NAME).read_bytes() == as_written(FIRST)
 
 
-def test_what_waits_is_bounded_and_readings_are_dropped_before_anything_else(
+def test_the_buffer_is_bounded_and_drops_sensor_readings_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The oldest first, with a line that tells how many; a step is refused rather than dropped."""
+    """Oldest readings first, with an event that counts them; other lines raise instead."""
     monkeypatch.setattr(whole_lines, "WAITING_BYTES", 4000)
     monkeypatch.setattr(whole_lines, "THINNED_BYTES", 3500)
     with RunLog(tmp_path) as log:
@@ -135,8 +133,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_on_a_disk_that_is_really_full_nothing_is_lost(small_disk: Path) -> None:
-    """Something else fills it in the middle of a run, and goes again."""
+def test_a_full_file_system_loses_no_line(small_disk: Path) -> None:
+    """Another program fills it during a run, and frees it."""
     with RunLog(small_disk) as log:
         log.write(FIRST)
         filler = small_disk / "filler"

@@ -1,4 +1,4 @@
-"""What makes the model and the optimizer others than GPT-2's and AdamW: each trains and goes on."""
+"""Options of model and optimizer beyond GPT-2 and AdamW: each trains and resumes."""
 
 from __future__ import annotations
 
@@ -63,10 +63,10 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
         (True, "ef959999acfaaffe", 5.556819915771484),
     ],
 )
-def test_the_default_model_is_the_one_from_before_the_options(
+def test_the_default_model_has_the_recorded_weights_and_loss(
     bias: bool, digest: str, loss: float
 ) -> None:
-    """The names and bits of its first weights, and the loss of a batch, as recorded before."""
+    """Names and bits of its initial weights, and the loss of a batch."""
     torch.manual_seed(1337)
     model = GPT(ModelSection(**SHAPE, bias=bias))
     found = hashlib.sha256()
@@ -78,10 +78,10 @@ def test_the_default_model_is_the_one_from_before_the_options(
 
 @pytest.mark.parametrize("key", OPTIONS)
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_each_option_lowers_the_loss_and_goes_on_from_its_checkpoint(
+def test_each_option_lowers_the_loss_and_resumes_to_the_same_bits(
     key: str, name: Any, tmp_path: Path
 ) -> None:
-    """Three updates, saved after the first: what is loaded makes the other two bit for bit."""
+    """Three updates, saved after the first."""
     section = ModelSection.model_validate({**SHAPE, key: OPTIONS[key]})
 
     def fresh(seed: int) -> Trained:

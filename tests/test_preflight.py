@@ -1,4 +1,4 @@
-"""The doctor at work: on this machine, on a scripted driver, on data and disks as they can be."""
+"""The doctor on this machine, on a fake driver, and on data and disks of all kinds."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ KEY = "0123456789abcdef0123456789abcdef01234567"
 
 
 def doctor(*arguments: object, status: int = 0, **environment: str) -> dict[str, dict[str, Any]]:
-    """What plan.py --doctor --json finds, by the name of the check."""
+    """Return the findings of plan.py --doctor --json by check."""
     done = run("plan.py", "--doctor", "--json", *arguments, **environment)
     assert done.returncode == status, done.stderr + done.stdout
     assert done.stderr == ""
@@ -53,7 +53,7 @@ def doctor(*arguments: object, status: int = 0, **environment: str) -> dict[str,
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The folder of a driver that has one RTX 4070 and knows CUDA up to 12.4."""
+    """Return the folder of a driver with one RTX 4070 and CUDA up to 12.4."""
     return str(build_fake_driver(tmp_path_factory.mktemp("driver")))
 
 
@@ -66,7 +66,6 @@ def shards(folder: Path, train_tokens: int) -> Path:
 
 
 def test_the_demo_can_start_here_and_each_check_is_one_line() -> None:
-    """On any machine that runs the tests; whatever sleeps or is full is a warning at most."""
     done = run("plan.py", "--doctor", DEMO)
     assert done.returncode == 0, done.stdout
     assert done.stderr == ""
@@ -90,7 +89,7 @@ def test_without_a_configuration_the_machine_alone_is_examined(tmp_path: Path) -
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="needs a build of torch without CUDA")
 def test_a_cpu_build_of_torch_beside_a_gpu_is_no_go(driver: str) -> None:
-    """Such a run would train on the processor, and nobody would know why it takes weeks."""
+    """The run would train on the CPU."""
     library = {"LD_LIBRARY_PATH": driver, "CUDA_VISIBLE_DEVICES": ""}
     found = doctor(status=1, **library)["gpu"]
     assert found["verdict"] == "no-go"
@@ -116,8 +115,8 @@ print(json.dumps([found, asdict(driver_info(uuid))]))
 """
 
 
-def test_driver_memory_and_power_are_what_nvml_says(driver: str) -> None:
-    """Of the card with the UUID that torch gives; nobody but the driver knows them."""
+def test_driver_memory_and_power_are_those_of_nvml(driver: str) -> None:
+    """For the GPU with the UUID that torch reports."""
     done = subprocess.run(
         [sys.executable, "-c", EXAMINE, str(DOCUMENTED)],
         env={**os.environ, "LD_LIBRARY_PATH": driver},
@@ -149,7 +148,7 @@ def test_missing_shards_are_no_go_with_the_command_that_makes_them(tmp_path: Pat
 
 
 def test_shards_are_counted_and_damaged_ones_are_no_go(tmp_path: Path) -> None:
-    """One step of 524,288 tokens passes 2.85 times over this data; over a tenth of it, 28.5."""
+    """One step of 524,288 tokens passes 2.85 times over this data."""
     train = documented_config().train.model_copy(update={"max_steps": 1})
     config = documented_config().model_copy(update={"train": train})
     tokens = int(524_288 / 2.85)
@@ -172,7 +171,7 @@ def test_shards_are_counted_and_damaged_ones_are_no_go(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_has_the_bytes_that_the_disk_check_counts(tmp_path: Path) -> None:
-    """Twelve a parameter, weights and two moments in fp32; the rest of the files is under 1 %."""
+    """12 B per parameter in fp32; the other files are below 1 %."""
     config = load_config(DEMO)
     model = GPT(config.model)
     optimizer = make_optimizer(model, config.optimizer)
@@ -199,7 +198,6 @@ def test_a_checkpoint_has_the_bytes_that_the_disk_check_counts(tmp_path: Path) -
 
 
 def test_the_log_grows_no_faster_than_the_disk_check_counts() -> None:
-    """Lines with everything in them that an ordinary step and reading of a GPU hold."""
     step = Step(
         elapsed_seconds=78123.45678901234,
         step=19_999,
@@ -232,8 +230,7 @@ def test_the_log_grows_no_faster_than_the_disk_check_counts() -> None:
     assert len(reading.model_dump_json(exclude_none=True)) < LOG_BYTES_PER_SECOND
 
 
-def test_a_night_on_a_gpu_writes_its_checkpoints_and_its_readings() -> None:
-    """20,000 steps in a predicted 20 h or more: the readings are most of the log."""
+def test_the_disk_check_counts_checkpoints_and_sensor_readings() -> None:
     config, steps = documented_config(), documented_config().train.max_steps
     writes = writes_of(config, config.to_spec(), lookup("RTX 4070", "bfloat16"))
     assert writes.copies == 4

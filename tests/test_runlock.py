@@ -1,4 +1,4 @@
-"""One writer for a run folder."""
+"""A run folder has one writer."""
 
 from __future__ import annotations
 
@@ -37,8 +37,7 @@ def frozen_files(folder: Path) -> dict[str, str]:
     return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
 
 
-def test_a_second_run_in_a_folder_is_refused_and_harms_no_file(tmp_path: Path) -> None:
-    """Two writers mixed their lines, and the second cut off the line the first was writing."""
+def test_a_second_run_in_a_folder_is_refused_and_changes_no_file(tmp_path: Path) -> None:
     folder = tmp_path / "demo"
     assert is_held(folder) is None
     with start_run(tmp_path) as process:
@@ -59,8 +58,8 @@ def test_a_second_run_in_a_folder_is_refused_and_harms_no_file(tmp_path: Path) -
     assert steps == list(range(len(steps)))
 
 
-def test_a_lock_dies_with_its_process_though_a_child_of_it_lives_on(tmp_path: Path) -> None:
-    """The W&B mirror may outlive a run that was killed; the run can go on all the same."""
+def test_a_lock_ends_with_its_process_even_if_a_child_survives(tmp_path: Path) -> None:
+    """The W&B mirror may outlive a killed run."""
     with subprocess.Popen(
         [sys.executable, "-c", HOLDS, str(tmp_path)], stdout=subprocess.PIPE, text=True
     ) as process:
@@ -77,8 +76,7 @@ def test_a_lock_dies_with_its_process_though_a_child_of_it_lives_on(tmp_path: Pa
             os.kill(child, signal.SIGKILL)
 
 
-def test_readers_never_keep_a_run_from_its_folder(tmp_path: Path) -> None:
-    """A report asks again and again; what it takes for an instant must not refuse a run."""
+def test_readers_never_block_a_run(tmp_path: Path) -> None:
     over = threading.Event()
 
     def read() -> None:
@@ -100,7 +98,7 @@ def test_readers_never_keep_a_run_from_its_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
-def test_a_file_system_without_locks_is_told_of_and_trained_on(
+def test_a_file_system_without_locks_gives_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     def refuse(descriptor: int, operation: int) -> None:
@@ -113,8 +111,7 @@ def test_a_file_system_without_locks_is_told_of_and_trained_on(
     lock.close()
 
 
-def test_of_a_folder_from_another_machine_nobody_can_tell(tmp_path: Path) -> None:
-    """A copy of a run that goes on elsewhere is not held, and yet the run is not dead."""
+def test_the_lock_state_of_a_folder_from_another_machine_is_unknown(tmp_path: Path) -> None:
     hold(tmp_path).close()
     assert is_held(tmp_path) is False
     written = json.loads((tmp_path / ".lock").read_text())
@@ -122,7 +119,7 @@ def test_of_a_folder_from_another_machine_nobody_can_tell(tmp_path: Path) -> Non
     assert is_held(tmp_path) is None
 
 
-def test_a_holder_that_leaves_at_once_is_waited_for(tmp_path: Path) -> None:
+def test_a_lock_released_within_a_moment_is_waited_for(tmp_path: Path) -> None:
     lock = hold(tmp_path)
     threading.Timer(0.2, lock.close).start()
     began = time.monotonic()
