@@ -13,16 +13,8 @@ from commands import ROOT
 
 from model import GPT
 from nanogauge.config import ModelSection, OptimizerSection
-from trainer.checkpoints.checkpoint import (
-    RandomState,
-    load_checkpoint,
-    random_state,
-)
-from trainer.checkpoints.checkpoint_writer import (
-    CheckpointWriter,
-    NotWritten,
-    Written,
-)
+from trainer.checkpoints.checkpoint import RandomState, load_checkpoint, random_state
+from trainer.checkpoints.checkpoint_writer import CheckpointWriter, NotWritten, Written
 from trainer.step.optimizer import make_optimizer
 
 CPU = torch.device("cpu")

@@ -18,16 +18,8 @@ from nanogauge.config import shape_of
 from nanogauge.prediction.memory import predict_memory
 from nanogauge.prediction.workload import Workload
 from trainer.checkpoints import checkpoint_writer
-from trainer.checkpoints.checkpoint import (
-    RandomState,
-    newest_checkpoint,
-    random_state,
-    read_meta,
-)
-from trainer.checkpoints.checkpoint_writer import (
-    CheckpointWriter,
-    Written,
-)
+from trainer.checkpoints.checkpoint import RandomState, newest_checkpoint, random_state, read_meta
+from trainer.checkpoints.checkpoint_writer import CheckpointWriter, Written
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +52,7 @@ def test_a_checkpoint_restores_every_bit(tmp_path: Path) -> None:
     assert (written.path / "model.safetensors").read_bytes() == by_the_library
 
 
-def test_random_states_are_restored_per_rank_for_the_same_world_size(
-    tmp_path: Path,
-) -> None:
+def test_random_states_are_restored_per_rank_for_the_same_world_size(tmp_path: Path) -> None:
     """With states of other ranks, two ranks could draw the same dropout."""
     states: list[RandomState] = []
     expected = []

@@ -17,16 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.checkpoints import checkpoint_writer
-from trainer.checkpoints.checkpoint import (
-    newest_checkpoint,
-    read_meta,
-)
-from trainer.checkpoints.checkpoint_writer import (
-    CheckpointWriter,
-    NotWritten,
-    Written,
-    kept_steps,
-)
+from trainer.checkpoints.checkpoint import newest_checkpoint, read_meta
+from trainer.checkpoints.checkpoint_writer import CheckpointWriter, NotWritten, Written, kept_steps
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +59,7 @@ def test_a_process_killed_in_a_write_keeps_earlier_checkpoints(
 
 
 @given(
-    st.dictionaries(st.integers(0, 99), st.none() | st.floats(0, 9), min_size=1),
-    st.integers(1, 5),
+    st.dictionaries(st.integers(0, 99), st.none() | st.floats(0, 9), min_size=1), st.integers(1, 5)
 )
 def test_the_newest_and_the_best_are_kept(losses: dict[int, float | None], keep: int) -> None:
     """All of the newest, and at most one more with the least loss."""

@@ -123,9 +123,7 @@ def test_the_random_order_has_not_changed() -> None:
 
 
 @pytest.mark.parametrize("order", ["permutation", "random"])
-def test_evaluations_read_the_same_windows_spread_over_the_split(
-    order: SampleOrder,
-) -> None:
+def test_evaluations_read_the_same_windows_spread_over_the_split(order: SampleOrder) -> None:
     shards = numbered(4000, 5000, 3000)
     data = batches(shards, 4, order=order, eval_batches=25, ahead=1)
 

@@ -213,9 +213,7 @@ def test_another_version_of_the_code_is_refused_unless_allowed(rehearsed: Path) 
     assert allowed.returncode == 0, allowed.stderr
 
 
-def test_a_run_resumed_without_a_checkpoint_starts_with_the_same_weights(
-    rehearsed: Path,
-) -> None:
+def test_a_run_resumed_without_a_checkpoint_starts_with_the_same_weights(rehearsed: Path) -> None:
     """Measuring the device after seeding drew random numbers in the first process alone."""
     shutil.rmtree(rehearsed / "checkpoints")
     assert train_tiny(rehearsed.parent, "--resume=auto").returncode == 0

@@ -72,11 +72,7 @@ def gradients(
     form=st.sampled_from(["autograd", "in_place"]),
 )
 def test_loss_and_gradients_are_those_of_the_plain_head_for_any_chunk_size(
-    tokens: int,
-    vocabulary: int,
-    chunk: int,
-    scale: float,
-    form: Literal["autograd", "in_place"],
+    tokens: int, vocabulary: int, chunk: int, scale: float, form: Literal["autograd", "in_place"]
 ) -> None:
     """Within 1e-6 of double precision, or as far from it as the plain head is.
 

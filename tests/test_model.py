@@ -75,13 +75,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def small_model(bias: bool = False, dropout: float = 0.0) -> GPT:
     return GPT(
         ModelSection(
-            n_layer=2,
-            n_head=2,
-            n_embd=16,
-            block_size=12,
-            vocab_size=37,
-            bias=bias,
-            dropout=dropout,
+            n_layer=2, n_head=2, n_embd=16, block_size=12, vocab_size=37, bias=bias, dropout=dropout
         )
     )
 

@@ -58,10 +58,7 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize(
     ("bias", "digest", "loss"),
-    [
-        (False, "8ca4a673a31591cf", 5.570401191711426),
-        (True, "ef959999acfaaffe", 5.556819915771484),
-    ],
+    [(False, "8ca4a673a31591cf", 5.570401191711426), (True, "ef959999acfaaffe", 5.556819915771484)],
 )
 def test_the_default_model_has_the_recorded_weights_and_loss(
     bias: bool, digest: str, loss: float

@@ -91,9 +91,7 @@ def test_slow_steps_print_a_line_every_log_every_steps(capsys: pytest.CaptureFix
     assert steps_in(capsys.readouterr().out) == [0, 10, 20, 30, 34]
 
 
-def test_quick_steps_print_a_line_every_two_seconds(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_quick_steps_print_a_line_every_two_seconds(capsys: pytest.CaptureFixture[str]) -> None:
     night = Night(steps=20_000, log_every=1)
     for i in range(1000):
         night.step(i, 0.01)

@@ -81,12 +81,7 @@ def traffic_of(work: Callable[[], object]) -> Traffic:
 
 def section(layers: int, **options: Any) -> ModelSection:
     return ModelSection(
-        n_layer=layers,
-        n_head=HEADS,
-        n_embd=WIDTH,
-        block_size=CONTEXT,
-        vocab_size=64,
-        **options,
+        n_layer=layers, n_head=HEADS, n_embd=WIDTH, block_size=CONTEXT, vocab_size=64, **options
     )
 
 

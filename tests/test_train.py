@@ -12,17 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands import (
-    DEMO,
-    ROOT,
-    TINY,
-    log_lines,
-    rows_of,
-    run,
-    run_in_copy,
-    steps_of,
-    train_tiny,
-)
+from commands import DEMO, ROOT, TINY, log_lines, rows_of, run, run_in_copy, steps_of, train_tiny
 from examples import GPT2_ORIGIN
 
 from trainer.data.shards import ShardWriter

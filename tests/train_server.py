@@ -36,6 +36,15 @@ from nanogauge.cli import run_command  # noqa: E402
 from nanogauge.report.html import templates  # noqa: E402
 
 
+def warm_up() -> None:
+    """Compile templates once, and measure the processor briefly in each copy."""
+    trainer.calibrate.SECONDS_EACH, trainer.calibrate.MATMUL_SIZES = 0.02, (512,)
+    trainer.calibrate.COPY_BYTES = 2**24
+    for environment in (templates(), templates(plain=True)):
+        for name in environment.list_templates():
+            environment.get_template(name)
+
+
 def train_in_copy(request: dict[str, Any], work: Callable[[], object]) -> int:
     """Fork a process that runs `work` with the request's arguments; return its process id."""
     sys.stdout.flush()
@@ -75,11 +84,7 @@ def exit_status(child: int, flags: int = 0) -> int | None:
 
 
 if __name__ == "__main__":
-    trainer.calibrate.SECONDS_EACH, trainer.calibrate.MATMUL_SIZES = 0.02, (512,)
-    trainer.calibrate.COPY_BYTES = 2**24
-    for environment in (templates(), templates(plain=True)):
-        for name in environment.list_templates():
-            environment.get_template(name)
+    warm_up()
     for line in sys.stdin:
         request = json.loads(line)
         if "script" in request:
