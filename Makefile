@@ -1,4 +1,4 @@
-# Two commands on a fresh machine: make demo, make test. They need Python 3.11+, make and pip.
+# On a fresh machine with Python 3.11 or newer, make and pip: make demo, make test.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -13,7 +13,7 @@ setup: .venv/.done
 	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
-# The demo's folder is made anew each time.
+# Replaces an earlier demo.
 demo: setup
 	@rm -rf runs/demo
 	$(BIN)/python train.py configs/demo.toml
@@ -28,18 +28,18 @@ test: setup
 	$(BIN)/python -m pytest -m 'not gpu and not alone' -n 2 --dist loadfile
 	$(BIN)/python -m pytest -m alone
 
-# Hours: thousands of broken inputs, runs killed at random, an hour of failures around a run.
+# Takes hours: thousands of broken inputs, runs killed at random, failing disks and networks.
 test-slow: setup
 	$(BIN)/python -m pytest tests/slow
 
-# The pinned packages against the known vulnerabilities; asks the package index, so it is no test.
+# Check the pinned packages for known vulnerabilities. It needs the network, so it is not a test.
 audit:
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
 	  $(PYTHON) -m venv "$$folder" && \
 	  "$$folder/bin/python" -m pip install --quiet --disable-pip-version-check pip-audit && \
 	  "$$folder/bin/pip-audit" --strict --disable-pip --no-deps --requirement constraints.txt
 
-# Everything that needs a real card; says "skipped: no GPU" where there is none.
+# Tests that need a real GPU; skipped without one.
 gpu-check: setup
 	$(BIN)/python -m pytest -m gpu -rs
 

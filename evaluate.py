@@ -26,16 +26,16 @@ import trainer.step.torch_env  # noqa: F401  before torch
 import numpy as np
 import tiktoken
 
-from nanogauge.analysis.measured import GPT2, HELD_OUT, sentence
+from nanogauge.analysis.measured import GPT2, HELD_OUT, describe_benchmark
 from nanogauge.analysis.report_model import build_report, claims_of
 from nanogauge.cli import Parser, run_command
 from nanogauge.errors import BadInput, RunFailed
 from nanogauge.report.html import write_report
-from nanogauge.runlog.lock import hold
-from nanogauge.runlog.reader import RunLog
+from nanogauge.runlog.lock import acquire_lock
+from nanogauge.runlog.writer import RunLog
 from nanogauge.schema import Benchmark
 from trainer.checkpoints.pretrained import VOCABULARY_NAME, hugging_face_folder, open_pretrained
-from trainer.data.dataset import open_source
+from trainer.data.dataset import open_dataset
 from trainer.data.tokenizer import from_encoding, load_tokenizer
 from trainer.evaluation.benchmarks import (
     Items,
@@ -88,13 +88,13 @@ def main(arguments: Sequence[str]) -> int:
     if folder is not None and encoding is not None:
         refuse_other_vocabulary(folder, encoding, str(given.against))
     lines = []
-    with closing(hold(given.run)) as lock, RunLog(given.run) as log:
+    with closing(acquire_lock(given.run)) as lock, RunLog(given.run) as log:
         warnings += [lock.warning] if lock.warning is not None else []
         for line in benchmarks(trained, pair, folder, encoding, tasks, given, warnings):
             log.write(line)
             lines.append(line)
             if not given.json:
-                print(sentence(line) + interval_text(line), flush=True)
+                print(describe_benchmark(line) + interval_text(line), flush=True)
     for text in warnings:
         print(f"! {text}", file=sys.stderr)
     run = trained.folder.path
@@ -136,7 +136,7 @@ def benchmarks(
     examples = read_hellaswag(given.hellaswag, given.limit) if HELLASWAG in tasks else []
     began = time.perf_counter()
     shards, lengths = (
-        open_source(config.data).splits["val"],
+        open_dataset(config.data).splits["val"],
         _token_bytes(trained, given.tokenizer, warnings),
     )
     held_out = held_out_items(pair, shards, int(given.tokens), device, lengths)

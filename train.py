@@ -35,11 +35,12 @@ from nanogauge.quantities import finite
 from nanogauge.report.background import CPU_SECONDS, GPU_SECONDS, BackgroundReport
 from nanogauge.report.html import write_report
 from nanogauge.report.terminal import print_report
-from nanogauge.runlog.lock import refuse_held
+from nanogauge.runlog.lock import refuse_locked
 from nanogauge.schedule import is_evaluated, is_sampled, learning_rate
 from nanogauge.schema import Eval
 from nanogauge.sinks.mirror import Mirror
 from trainer.calibrate import probe
+from trainer.data.dataset import count_training_tokens
 from trainer.data.manifest import Split
 from trainer.run.flags import Options, read_command
 from trainer.run.recovery import (
@@ -237,9 +238,16 @@ def run_whole(options: Options, config: Config, ranks: Ranks) -> int:
         rank_share(config.train.grad_accum, ranks.world)
         refuse_unshardable(config, ranks.world)
         if ranks.is_first:
-            refuse_held(config.folder)
+            refuse_locked(config.folder)
             device = probe(config.run)
-            consult(config, device, options.force, ranks.world, ranks.local_world)
+            consult(
+                config,
+                device,
+                count_training_tokens,
+                options.force,
+                ranks.world,
+                ranks.local_world,
+            )
         session = open_session(config, options, ranks)
         wandb = config.wandb
         if wandb.mode != "disabled" and ranks.is_first:

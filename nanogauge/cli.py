@@ -1,14 +1,12 @@
-"""What every command line shares: one sentence for an error, and the exit status that fits it."""
+"""What all command lines share: the argument parser, exit statuses and background processes."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
-import importlib
 import os
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, NoReturn
@@ -18,10 +16,13 @@ from nanogauge.files import without_keys
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one sentence, with the nearest flag for a wrong one."""
+    """Argument parser that raises errors as one sentence and suggests the nearest flag."""
 
-    def __init__(self, description: str, add_help: bool = True) -> None:
+    def __init__(self, description: str, add_help: bool = True, usage: str | None = None) -> None:
+        name = os.path.basename(sys.argv[0])
         super().__init__(
+            prog=f"python {name}" if name.endswith(".py") else name,
+            usage=usage,
             description=description,
             add_help=add_help,
             allow_abbrev=False,
@@ -32,36 +33,52 @@ class Parser(argparse.ArgumentParser):
         raise BadInput(message)
 
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
-        """Parse, and refuse what is left over.
+        """Parse the arguments.
 
         Raises:
-            BadInput: for an unknown flag, named together with the nearest one that exists.
+            BadInput: for an unknown flag; the message suggests the nearest existing one.
         """
         namespace, unknown = self.parse_known_args(list(arguments))
         if unknown:
             flag = unknown[0].split("=", 1)[0]
-            known = [name for action in self._actions for name in action.option_strings]
-            near = difflib.get_close_matches(flag, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else "see --help for those there are."
+            flags = [name for action in self._actions for name in action.option_strings]
+            near = difflib.get_close_matches(flag, flags, n=1)
+            hint = f"did you mean {near[0]}?" if near else "see --help for the existing ones."
             raise BadInput(f"unknown argument {flag}; {hint}")
         return namespace
 
 
-def shipped(text: str) -> Path:
-    """A file that is there; else the one of that name that was installed with the commands.
+def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:
+    """Run the main function of a command and exit with its status.
 
-    configs/demo.toml and examples/demo_claims.toml are thus found from any folder.
+    Bad input exits with 2 and a failed run with 1, each with one sentence on stderr. Any other
+    exception is a bug and keeps its traceback.
     """
-    path = Path(text)
-    installed = Path(sysconfig.get_path("data"), "share", "nanogauge", path)
-    return installed if not path.exists() and installed.is_file() else path
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except BadInput as error:
+        _print_error(_one_line(error))
+        sys.exit(2)
+    except RunFailed as error:
+        _print_error(_one_line(error))
+        sys.exit(1)
+    except KeyboardInterrupt:
+        _print_error("stopped by Ctrl-C.")
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of stdout has exited (`| head`); flushing at exit would raise again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
-def installed_command() -> NoReturn:
-    """Run the command that an installed script is named after: nanogauge-plan runs plan.py's."""
-    name = Path(sys.argv[0]).stem.removeprefix("nanogauge-")
-    module = importlib.import_module("prepare_fineweb" if name == "prepare" else name)
-    run_command(module.main)
+def _print_error(sentence: str) -> None:
+    print(f"{os.path.basename(sys.argv[0])}: {sentence}", file=sys.stderr)
+
+
+def _one_line(error: Exception) -> str:
+    """Return the message without secrets, line breaks and control characters."""
+    text = "".join(c if c.isprintable() else " " for c in without_keys(str(error)))
+    return " ".join(text.split())
 
 
 def start_module(
@@ -72,7 +89,7 @@ def start_module(
     Raises:
         OSError: if it cannot be started.
     """
-    # The package need not be installed, nor the current folder be the one it lies in.
+    # The package may be neither installed nor in the current folder.
     paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     return subprocess.Popen(
         [sys.executable, "-P", "-m", module, *arguments],
@@ -82,33 +99,3 @@ def start_module(
         stderr=errors,
         start_new_session=True,  # Ctrl-C reaches only the process in the foreground
     )
-
-
-def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:
-    """Run a command's main function and leave with its exit status.
-
-    Bad input ends with 2 and a failed run with 1, each with one sentence on stderr. Anything else
-    that is raised is a mistake of ours and keeps its traceback.
-    """
-    name = os.path.basename(sys.argv[0])
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except BadInput as error:
-        print(f"{name}: {_shown(error)}", file=sys.stderr)
-        sys.exit(2)
-    except RunFailed as error:
-        print(f"{name}: {_shown(error)}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print(f"{name}: stopped by Ctrl-C.", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
-        # The reader of our output went away (`| head`): nothing more can be said to it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-
-
-def _shown(error: Exception) -> str:
-    """The sentence of an error: on one line, whatever was quoted in it, and without keys."""
-    words = "".join(c if c.isprintable() else " " for c in without_keys(str(error)))
-    return " ".join(words.split())

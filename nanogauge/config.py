@@ -1,10 +1,11 @@
-"""One typed, frozen, validated configuration, from a TOML file and `--section.key value` flags."""
+"""The typed configuration of a run, from a TOML file and `--section.key value` flags."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
 import math
+import textwrap
 import tomllib
 import typing
 from collections.abc import Mapping
@@ -19,11 +20,13 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 
 from nanogauge.errors import BadInput
-from nanogauge.files import from_home, read_whole, scrubbed, without_secrets
+from nanogauge.files import expand_home, read_whole, scrubbed, without_secrets
 from nanogauge.runspec import (
     EMBEDDED_TEXT,
+    SETTINGS,
     Cost,
     Fraction,
     NaturalNumber,
@@ -39,13 +42,12 @@ from nanogauge.runspec import (
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """One finding of a validation, as a sentence naming the key and what would be right.
+    """Return one error of a validation as a sentence that names the key and suggests a correction.
 
-    A misspelt key comes first: it is often the cause of a missing one.
+    A misspelt key comes first, as it often causes a missing one.
     """
-    findings = error.errors()
-    misspelt = (finding for finding in findings if finding["type"] == "extra_forbidden")
-    first = next(misspelt, findings[0])
+    errors = error.errors()
+    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         near = _nearest(first["loc"], model)
@@ -61,14 +63,14 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def _nearest(where: tuple[int | str, ...], model: type[BaseModel]) -> str | None:
-    """The right name most like an unknown key: one beside it, else the same key elsewhere."""
+    """Return the most similar key of the same section, else the same key of another section."""
     owner: type[BaseModel] | None = model
     for part in where[:-1]:
         if owner is not None and isinstance(part, str):
             owner = _model_in(owner.model_fields[part].annotation)
     assert owner is not None, "an unknown key lies in a table"
-    key, beside = str(where[-1]), list(owner.model_fields)
-    if near := difflib.get_close_matches(key, beside, n=1):
+    key = str(where[-1])
+    if near := difflib.get_close_matches(key, owner.model_fields, n=1):
         in_list = any(isinstance(part, int) for part in where)
         return near[0] if in_list else ".".join([*map(str, where[:-1]), near[0]])
     for name, field in model.model_fields.items():
@@ -79,14 +81,14 @@ def _nearest(where: tuple[int | str, ...], model: type[BaseModel]) -> str | None
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """The model of a section, of a list's items, or of an optional one."""
+    """Return the model that an annotation contains, such as list[Model] or Model | None."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next(filter(None, map(_model_in, typing.get_args(annotation))), None)
 
 
 FolderPath = Annotated[str, Field(pattern=r"^[^\x00]+$"), AfterValidator(without_secrets)]
-"""of a folder, with ~ for the user's home, which no run folder names"""
+"""Path of a folder. The user's home is stored as ~, so that run folders do not reveal it."""
 
 
 class Section(BaseModel):
@@ -101,21 +103,21 @@ class Section(BaseModel):
 
 class RunSection(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    """name of the run, and of its folder"""
+    """name of the run and of its folder"""
     out: FolderPath = "runs"
     """folder that holds the run folders"""
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
-    """where to train; auto takes the first of cuda, mps, cpu that is there"""
+    """device to train on; auto: the first available of cuda, mps, cpu"""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """arithmetic of the matrix products; auto is bfloat16 on a GPU that has it, else float32"""
+    """precision of matrix products; auto: bfloat16 on a GPU that supports it, else float32"""
     compile: bool = True
     """use torch.compile"""
     init_from: Annotated[str, Field(pattern=r"^[^\x00]+$")] | None = None
-    """begin with the weights of a GPT-2: a Hugging Face folder, or a name on the hub as gpt2"""
+    """GPT-2 weights to start from: a Hugging Face folder or hub name; random if not given"""
     seed: NaturalNumber = 1337
-    """seed of the weights, of dropout and of the order of the data"""
+    """seed of initial weights, dropout and data order"""
     deterministic: bool = False
-    """on a GPU, use only kernels that give the same bits each time, slower; on a CPU all do"""
+    """use only deterministic kernels, which are slower on a GPU"""
 
 
 class ModelSection(Section):
@@ -134,29 +136,29 @@ class ModelSection(Section):
     dropout: Fraction = 0.0
     """dropout probability"""
     gelu: Literal["exact", "tanh"] = "exact"
-    """form of GELU; GPT-2's published weights are made for its approximation by tanh"""
+    """form of GELU; GPT-2's published weights need its tanh approximation"""
     positions: Literal["learned", "rotary"] = "learned"
-    """learned adds a table to the embeddings; rotary turns queries and keys by their position"""
+    """learned position embeddings, or rotary ones (RoPE)"""
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
-    """rmsnorm divides by the root mean square alone, and has no weights"""
+    """LayerNorm, or RMSNorm without weights"""
     qk_norm: bool = False
-    """divide each query and key by its root mean square"""
+    """apply RMSNorm to queries and keys"""
     activation: Literal["gelu", "relu2"] = "gelu"
-    """of the MLP; relu2 is the square of ReLU"""
+    """activation of the MLP; relu2 is squared ReLU"""
     tied_head: bool = True
-    """the vocabulary head is the embedding; false gives it weights of its own"""
+    """share the weights of the vocabulary head with the embedding"""
     zero_init: bool = False
-    """projections into the residual stream, and a head of its own, begin at zero"""
+    """initialize residual projections and an untied head with zeros"""
     logit_softcap: NotNegative = 0.0
-    """logits are kept within plus and minus this by a tanh; 0 leaves them alone"""
+    """largest magnitude of logits, limited by tanh; 0 for no limit"""
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> ModelSection:
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")
-        if self.positions == "rotary" and self.n_embd // self.n_head % 2:
-            size = self.n_embd // self.n_head
-            raise ValueError(f"rotary positions turn pairs, and a head of {size} has an odd one")
+        size = self.n_embd // self.n_head
+        if self.positions == "rotary" and size % 2:
+            raise ValueError(f"rotary positions need an even head size, not {size}")
         return self
 
 
@@ -164,12 +166,11 @@ class DataSection(Section):
     path: FolderPath | None = None
     """folder of token shards, as prepare_fineweb.py writes it"""
     tokens: PositiveInt | None = None
-    """unique training tokens the data has, or is planned to have"""
+    """unique training tokens of the data, present or planned"""
     embedded: bool = False
-    """train on the English text that ships with Python, byte by byte (the demo)"""
+    """train on bytes of the English text that ships with Python (the demo)"""
     order: Literal["permutation", "random"] = "permutation"
-    """permutation sees each window of tokens once in an epoch; random draws them with replacement,
-    as nanoGPT does"""
+    """permutation: each window of tokens once an epoch; random: with replacement, as in nanoGPT"""
 
     @model_validator(mode="after")
     def _one_source(self) -> DataSection:
@@ -179,101 +180,99 @@ class DataSection(Section):
 
     @property
     def folder(self) -> Path | None:
-        """The folder of token shards, where that is the source."""
-        return from_home(self.path) if self.path is not None else None
+        """Folder of token shards; None for the embedded text."""
+        return expand_home(self.path) if self.path is not None else None
 
 
 class TrainSection(Section):
     micro_batch: PositiveInt
     """sequences in one forward and backward pass"""
     grad_accum: PositiveInt = 1
-    """micro-batches whose gradients make one optimizer step"""
+    """gradient accumulation: micro-batches per optimizer step"""
     max_steps: PositiveInt
     """optimizer steps of the whole run"""
     head: Literal["chunked", "plain"] = "chunked"
-    """chunked computes the vocabulary head and its loss for a few tokens at a time and keeps no
-    logits; plain makes them all, as nanoGPT does"""
+    """chunked: head and loss for a few tokens at a time, no logits kept; plain: all at once"""
     checkpointing: Literal["none", "full"] = "none"
-    """full computes the blocks' activations a second time instead of keeping them: less memory"""
+    """activation checkpointing; full recomputes all activations of the blocks to save memory"""
     sharding: Literal["none", "full"] = "none"
-    """full divides weights, gradients and moments among the processes of torchrun (FSDP), for a
-    model that one card cannot hold"""
+    """full: FSDP over the processes of torchrun, for a model that exceeds the memory of a GPU"""
     eval_every: PositiveInt = 500
-    """steps between evaluations; the first is before the first step, the last after the last"""
+    """steps between evaluations; also before the first step and after the last"""
     eval_batches: PositiveInt = 200
-    """micro-batches of each split that one evaluation reads"""
+    """micro-batches of each split in an evaluation"""
     checkpoint_every: PositiveInt = 500
-    """steps between checkpoints; the last step always makes one"""
+    """steps between checkpoints; also after the last step"""
     checkpoint_minutes: NotNegative = 30.0
-    """minutes after a checkpoint in which another is made, whatever the step; 0 for steps alone"""
+    """longest time between checkpoints in minutes; 0 for no limit"""
     keep_checkpoints: PositiveInt = 2
-    """newest checkpoints that are kept, beside the one with the least validation loss"""
+    """newest checkpoints to keep, besides the one with the lowest validation loss"""
     max_skipped: PositiveInt = 10
-    """updates in a row that a loss or gradient which is not finite may cost; then the run goes back
-    to its last checkpoint and on with the data in another order"""
+    """non-finite updates in a row after which the run rolls back to its last checkpoint and changes
+    the data order"""
     max_rollbacks: NaturalNumber = 2
-    """times that the run goes back like that; then it stops"""
+    """rollbacks after which the run stops"""
     log_every: PositiveInt = 10
-    """steps between lines in the terminal; the run log holds every step"""
+    """steps between lines in the terminal; the run log has every step"""
     prompts: list[str] = []
-    """texts that the model goes on from, four times a run; without any it begins a document"""
+    """prompts of the text that is sampled four times a run; none: the start of a document"""
 
 
 class OptimizerSection(Section):
     name: Literal["adamw", "muon"] = "adamw"
-    """muon trains the matrices of the blocks with Muon, and the rest with AdamW"""
+    """muon: Muon for the matrices of the blocks, AdamW for the rest"""
     learning_rate: Positive = 6e-4
     """peak learning rate"""
     matrix_learning_rate: Positive | None = None
-    """that of Muon's matrices, scaled to updates as large as AdamW's; learning_rate if not given"""
+    """peak learning rate of Muon, scaled to AdamW's update size; learning_rate if not given"""
     min_learning_rate: NotNegative = 6e-5
     """learning rate at the end of the decay"""
     warmup_steps: NaturalNumber = 500
     """steps of linear warm-up"""
     decay_steps: PositiveInt | None = None
-    """step at which min_learning_rate is reached; max_steps where not given"""
+    """step at which min_learning_rate is reached; max_steps if not given"""
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"
-    """shape of the decay after the warm-up; wsd is stable, then goes down in a straight line"""
+    """decay after the warm-up; wsd (warmup-stable-decay) is constant, then linear"""
     decay_share: Annotated[float, Field(gt=0, le=1)] = 0.4
-    """share of the steps up to decay_steps in which wsd goes down"""
+    """share of the steps up to decay_steps in which wsd decays"""
     beta1: Fraction = 0.9
-    """AdamW beta1"""
+    """beta1 of AdamW"""
     beta2: Fraction = 0.95
-    """AdamW beta2"""
+    """beta2 of AdamW"""
     momentum: Fraction = 0.95
-    """Muon's"""
+    """momentum of Muon"""
     weight_decay: NotNegative = 0.1
     """weight decay of matrices; vectors have none"""
     grad_clip: NotNegative = 1.0
-    """largest gradient norm; 0 switches clipping off"""
+    """largest gradient norm; 0 for no clipping"""
 
 
 class MeasureSection(Section):
     power_hz: Annotated[float, Field(gt=0, le=100)] = 10.0
     """samples of the GPU's sensors per second"""
     gpu: Annotated[str, Field(min_length=1)] = "auto"
-    """whose sensors are read: auto is each GPU of this machine that trains; none; or an index, UUID
-    or PCI bus id, several of them with commas between"""
+    """GPUs whose sensors are read: auto (those that train), none, or indices, UUIDs or PCI bus ids
+    separated by commas"""
     idle_seconds: Annotated[float, Field(ge=0, le=600)] = 2.0
-    """how long the idle GPU's power is measured before the run; 0 does not"""
+    """seconds of idle power measurement before the run; 0 for none"""
     split_every: PositiveInt = 50
-    """steps between those that time forward, backward and optimizer, and read the memory peaks"""
+    """steps between those that time forward, backward and optimizer, and read memory peaks"""
     hang_minutes: NotNegative = 10.0
-    """minutes without progress after which the run counts as hung and ends; 0 waits for ever"""
+    """minutes without progress after which a hung run is stopped; 0 for no limit"""
 
 
 class CostSection(Section):
     price_per_kwh: Positive | None = None
-    """electricity tariff, in currency per kWh"""
+    """electricity tariff in currency per kWh"""
     currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")] = "USD"
     """ISO 4217 code of the currency"""
     machine_watts: NotNegative | None = None
-    """draw at the wall of all but the GPU boards; without it the cost is theirs alone"""
+    """power of all but the GPU boards in watts; if not given, the cost is that of the boards"""
 
 
 class WandbSection(Section):
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """auto is online where W&B knows a key, else offline"""
+    """auto: online if W&B has a key, else offline"""
     project: Annotated[str, Field(min_length=1)] = "nanogauge"
     """W&B project"""
 
@@ -292,73 +291,56 @@ class Config(Section):
     def _muon_has_whole_matrices(self) -> Config:
         if self.optimizer.name == "muon" and self.train.sharding == "full":
             raise ValueError(
-                "muon works on whole matrices, and with train.sharding = full no process has one; "
+                "muon needs whole matrices, which train.sharding = full divides; "
                 "set optimizer.name to adamw or train.sharding to none"
             )
         return self
 
     @property
     def tokens_per_step(self) -> int:
-        """micro_batch x block_size x grad_accum, on one device."""
+        """Tokens of an optimizer step."""
         return self.train.micro_batch * self.model.block_size * self.train.grad_accum
 
     @property
     def folder(self) -> Path:
-        return from_home(self.run.out) / self.run.name
+        return expand_home(self.run.out) / self.run.name
 
     def to_spec(self, dtype: str | None = None, world_size: int = 1) -> RunSpec:
-        """Return what the run is.
+        """Return the RunSpec of this configuration.
 
         Args:
-            dtype: Precision that run.dtype = auto was resolved to; None leaves it open.
+            dtype: Precision that run.dtype = auto resolves to; None leaves it open.
             world_size: Devices that share the micro-batches of a step.
         """
         model, train, optimizer = self.model, self.train, self.optimizer
-        dtype = dtype or (self.run.dtype if self.run.dtype != "auto" else None)
+        fields: dict[str, dict[str, Any]] = {}  # part of the spec -> field -> value
+        for key, path in SETTINGS.items():
+            section, _, name = key.partition(".")
+            part, _, field = path.rpartition(".")
+            fields.setdefault(part, {})[field] = getattr(getattr(self, section), name)
+        run_dtype = self.run.dtype if self.run.dtype != "auto" else None
+        fields[""]["dtype"] = dtype or run_dtype
         return RunSpec(
             name=self.run.name,
             shape=shape_of(model),
-            micro_batch=train.micro_batch,
-            grad_accum=train.grad_accum,
-            steps=train.max_steps,
             world_size=world_size,
             sharding="full" if train.sharding == "full" else "replicated",
             device=self.run.device if self.run.device != "auto" else None,
-            dtype=dtype,  # type: ignore[arg-type]  # checked on construction
-            compile=self.run.compile,
-            dropout=model.dropout,
             head=train.head,
             recomputation=train.checkpointing,
-            optimizer=Optimizer(
-                name=optimizer.name,
-                beta1=optimizer.beta1,
-                beta2=optimizer.beta2,
-                momentum=optimizer.momentum,
-                matrix_learning_rate=optimizer.matrix_learning_rate,
-                weight_decay=optimizer.weight_decay,
-                grad_clip=optimizer.grad_clip,
-            ),
-            schedule=Schedule(
-                learning_rate=optimizer.learning_rate,
-                min_learning_rate=optimizer.min_learning_rate,
-                warmup_steps=optimizer.warmup_steps,
-                decay_steps=optimizer.decay_steps,
-                decay=optimizer.schedule,
-                decay_share=optimizer.decay_share,
-            ),
+            optimizer=Optimizer(name=optimizer.name, **fields["optimizer"]),
+            schedule=Schedule(decay=optimizer.schedule, **fields["schedule"]),
             zero_init=model.zero_init,
             seed=self.run.seed,
-            eval_every=train.eval_every,
-            eval_batches=train.eval_batches,
-            checkpoint_every=train.checkpoint_every,
             dataset=EMBEDDED_TEXT if self.data.embedded else self.data.path,
             unique_tokens=self.data.tokens,
             cost=Cost(**self.cost.model_dump()),
             program=program_of(model),
+            **fields[""],
         )
 
     def to_toml(self) -> str:
-        """The resolved configuration as TOML; None has no TOML form, so those keys are left out."""
+        """Return the resolved configuration as TOML, without the keys whose value is None."""
         lines: list[str] = []
         for section, values in self.model_dump().items():
             lines.append(f"[{section}]")
@@ -387,7 +369,7 @@ def shape_of(model: ModelSection) -> Shape:
 
 
 def program_of(model: ModelSection) -> Program:
-    """Return what train.py and model.py do beyond the products of the shape."""
+    """Return the memory and time behaviour of train.py and model.py."""
     return Program(
         qk_norm=model.qk_norm,
         squared_relu=model.activation == "relu2",
@@ -398,7 +380,7 @@ def program_of(model: ModelSection) -> Program:
 
 
 def toml_value(value: object) -> str:
-    """A value of a configuration as TOML writes it."""
+    """Format a value of a configuration as TOML."""
     match value:
         case bool():
             return "true" if value else "false"
@@ -415,10 +397,15 @@ def toml_value(value: object) -> str:
 
 
 def read_toml(path: Path, what: str, hint: str) -> dict[str, Any]:
-    """Read a file that the user named; `what` it should be, and a hint where it is missing.
+    """Read a TOML file that the user named.
+
+    Args:
+        path: The file.
+        what: Kind of file, for messages.
+        hint: What to do if the file is missing.
 
     Raises:
-        BadInput: if it is missing, cannot be read, or is no TOML.
+        BadInput: if it is missing, unreadable or invalid.
     """
     try:
         return tomllib.loads(read_whole(path).decode())
@@ -434,10 +421,10 @@ def read_toml(path: Path, what: str, hint: str) -> dict[str, Any]:
 
 
 def load_config(path: Path, overrides: Mapping[str, Mapping[str, object]] | None = None) -> Config:
-    """Read a configuration file and lay the overrides of the command line over it.
+    """Read a configuration file and apply the overrides of the command line.
 
     Raises:
-        BadInput: if the file is missing or no TOML, a key is unknown or a value has a wrong type.
+        BadInput: if the file is missing or invalid, a key is unknown or a value has a wrong type.
     """
     values = read_toml(path, "configuration", "configs/ holds examples")
     for section, keys in (overrides or {}).items():
@@ -467,40 +454,85 @@ def wandb_section(
 
 
 def add_config_flags(parser: argparse.ArgumentParser) -> None:
-    """Give a parser one `--section.key` flag for each configuration key."""
-    for section, field in Config.model_fields.items():
-        assert isinstance(field.annotation, type) and issubclass(field.annotation, Section)
-        group = parser.add_argument_group(f"[{section}]")
-        for key, inner in field.annotation.model_fields.items():
-            group.add_argument(
+    """Add a `--section.key` flag for each key; --help-keys describes them."""
+    parser.add_argument(
+        "--help-keys", action=_HelpKeys, help="describe the keys of the configuration and exit"
+    )
+    lines = ["each key of the configuration is also a flag, as --train.max-steps 1000:"]
+    for section, keys in _sections().items():
+        for key in keys:
+            parser.add_argument(
                 f"--{section}.{key.replace('_', '-')}",
                 f"--{section}.{key}",
                 dest=f"{section}.{key}",
                 default=argparse.SUPPRESS,
-                metavar="VALUE",
-                help=(inner.description or "").replace("%", "%%"),
+                help=argparse.SUPPRESS,
             )
+        indent = " " * 15
+        names = textwrap.wrap(" ".join(keys), 98, initial_indent=indent, subsequent_indent=indent)
+        lines.append(f"  --{section}.".ljust(15) + "\n".join(names).lstrip())
+    parser.epilog = "\n".join(lines)
+
+
+def _sections() -> dict[str, dict[str, FieldInfo]]:
+    """Return the keys of each section of the configuration."""
+    sections = {}
+    for name, field in Config.model_fields.items():
+        assert isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+        sections[name] = field.annotation.model_fields
+    return sections
+
+
+class _HelpKeys(argparse.Action):
+    """Flag that prints every key of the configuration with its description and exits."""
+
+    def __init__(self, option_strings: list[str], dest: str, help: str) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        for section, keys in _sections().items():
+            print(f"[{section}]")
+            for key, field in keys.items():
+                words = " ".join((field.description or "").split())
+                print(
+                    textwrap.fill(
+                        words, 98, initial_indent=f"  {key:22}", subsequent_indent=" " * 24
+                    )
+                )
+        parser.exit()
+
+
+def given_config(namespace: argparse.Namespace) -> Config | None:
+    """Load the configuration that a command line names, with its flags; None if it names none.
+
+    Raises:
+        BadInput: as load_config, or for a flag of a key without a configuration.
+    """
+    if namespace.config is not None:
+        return load_config(namespace.config, config_overrides(namespace))
+    if flag := next((name for name in vars(namespace) if "." in name), None):
+        raise BadInput(f"--{flag} changes a configuration; give one.")
+    return None
 
 
 def config_overrides(namespace: argparse.Namespace) -> dict[str, dict[str, object]]:
-    """The configuration flags that were given, as {section: {key: value}}."""
+    """Return the configuration flags of a command line as {section: {key: value}}."""
+    sections = _sections()
     result: dict[str, dict[str, object]] = {}
     for dotted, text in vars(namespace).items():
         section, _, key = dotted.partition(".")
         if key:
-            section_type = Config.model_fields[section].annotation
-            assert isinstance(section_type, type) and issubclass(section_type, Section)
-            annotation = section_type.model_fields[key].annotation
+            annotation = sections[section][key].annotation
             result.setdefault(section, {})[key] = _from_text(text, annotation)
     return result
 
 
 def _from_text(text: str, annotation: Any) -> object:
-    """Read a flag's text the way TOML would, but leave it alone where a string is wanted."""
+    """Parse the text of a flag as TOML, unless its key holds a string."""
     kinds = [annotation, *typing.get_args(annotation)]
     kinds += [inner for kind in kinds for inner in typing.get_args(kind)]
-    as_it_is = str in kinds and typing.get_origin(annotation) is not list
-    if as_it_is or typing.get_origin(annotation) is Literal:
+    origin = typing.get_origin(annotation)
+    if origin is Literal or (str in kinds and origin is not list):
         return text
     try:
         return tomllib.loads(f"value = {text}")["value"]

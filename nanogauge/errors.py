@@ -1,9 +1,9 @@
-"""The two ways in which a command can end badly."""
+"""The two kinds of error that end a command with a message instead of a traceback."""
 
 
 class BadInput(ValueError):
-    """The user's mistake: the message is one sentence that says what to do (exit status 2)."""
+    """A mistake of the user; the message is one sentence that says what to do (exit status 2)."""
 
 
 class RunFailed(RuntimeError):
-    """A run that began and could not be finished (exit status 1)."""
+    """A failure of a run after it has started (exit status 1)."""

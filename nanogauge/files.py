@@ -1,8 +1,7 @@
-"""Files: safe reading of untrusted ones, atomic writes, hashes, and removal of secrets.
+"""Safe reading of untrusted files, atomic writes, hashes, and removal of secrets from texts.
 
-An untrusted file may be a pipe, be huge, or link out of its folder. A run folder and its reports
-are mailed, uploaded and shown, so texts lose keys, passwords and the home folder on their way to
-disk.
+An untrusted file may be a pipe, be huge, or link out of its folder. Run folders and reports are
+shared, so keys, passwords and the home folder are removed from texts before they are written.
 """
 
 from __future__ import annotations
@@ -21,28 +20,27 @@ from typing import IO, TextIO, TypeVar
 from nanogauge.errors import BadInput
 
 LARGEST_BYTES = 2**24
-"""of a file that is read whole: a configuration, claims, a prediction, a manifest"""
+"""Size limit of read_whole."""
 KEYS = ("WANDB_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-"""environment variables with secret values"""
+"""Environment variables with secret values."""
 HIDDEN = "***"
 _SHORTEST_KEY = 6
-"""characters; a shorter value is not a key and may be part of any word"""
+"""Characters; a shorter value of KEYS is ignored, as it may be part of any word."""
 _PASSWORD = re.compile(r"://[^/\s@\"'<>]+@")
-"""what an address has in front of its host: user, token, user:password"""
+"""User, token or password in front of the host of an address."""
 _TOKENS = (re.compile(r"hf_[A-Za-z0-9]{30,}"), re.compile(r"wandb_v\d_[A-Za-z0-9_]{30,}"))
-"""formats of the hub and of W&B"""
+"""Tokens of the Hugging Face hub and of W&B."""
 
 _Value = TypeVar("_Value")
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """Open a regular file to read.
+    """Open a regular file for reading, without blocking on a pipe or reading from a device.
 
     Raises:
-        OSError: if it cannot be opened or is not a regular file: a pipe would block, and a device
-            has no end.
+        OSError: if it cannot be opened or is not a regular file.
     """
-    # Not every system has pipes among its files, or a difference between text and bytes.
+    # Windows has no O_NONBLOCK, other systems no O_BINARY.
     flags = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     descriptor = os.open(path, os.O_RDONLY | flags)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -64,17 +62,17 @@ def read_whole(path: Path, largest_bytes: int = LARGEST_BYTES) -> bytes:
 
 
 def stays_below(name: str) -> bool:
-    """Return True if a path named in a file leads to a file below that file's folder."""
-    parts = PureWindowsPath(name)  # which also knows drives, and takes / as well as \
+    """Return True if a path in an untrusted file points below the folder of that file."""
+    parts = PureWindowsPath(name)  # also handles drives, and both / and \
     usable = name.isprintable() and parts.name not in ("", "..")
     return usable and not parts.anchor and ".." not in parts.parts
 
 
-def refuse_to_lead_out(path: Path) -> None:
-    """Refuse a link to a file elsewhere: what is read there would be shown and uploaded.
+def refuse_outside_link(path: Path) -> None:
+    """Refuse a link out of its folder, since the contents of the file are shown and uploaded.
 
     Raises:
-        BadInput: if it is one.
+        BadInput: for such a link.
     """
     folder = os.path.realpath(path.parent)
     if os.path.commonpath([folder, os.path.realpath(path)]) != folder:
@@ -98,14 +96,10 @@ def make_folder(path: Path) -> None:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that at every moment either the old or the new one is there, whole.
-
-    An existing file under the temporary name is removed first: in an untrusted folder it may be a
-    link to another file.
-    """
+    """Write a file atomically: after a crash it has either its old or its new contents."""
     temporary = path.with_name(path.name + ".tmp")
     try:
-        temporary.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)  # in an untrusted folder it may be a link
         with temporary.open("xb") as file:
             file.write(data)
             sync_file(file)
@@ -117,13 +111,13 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def sync_file(file: IO[bytes]) -> None:
-    """Flush a file to the disk."""
+    """Flush a file to disk."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush the names in a folder to the disk."""
+    """Flush the directory entries of a folder to disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -132,7 +126,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def sha256_file(path: Path) -> str:
-    """Return the SHA-256 of a regular file, in hexadecimal.
+    """Return the SHA-256 of a regular file in hexadecimal.
 
     Raises:
         OSError: as open_regular.
@@ -142,7 +136,7 @@ def sha256_file(path: Path) -> str:
 
 
 def without_keys(text: str) -> str:
-    """Replace known keys, tokens and passwords in a text by ***."""
+    """Replace the keys, tokens and passwords in a text by ***."""
     for name in KEYS:
         key = os.environ.get(name, "").strip()
         if len(key) >= _SHORTEST_KEY:
@@ -153,7 +147,7 @@ def without_keys(text: str) -> str:
 
 
 def without_secrets(text: str) -> str:
-    """Remove keys as without_keys does, and write ~ for the home folder."""
+    """Replace keys as without_keys does, and the home folder by ~."""
     text = without_keys(text)
     home = str(Path.home())
     for path in {home, os.path.realpath(home)} - {os.sep}:
@@ -163,7 +157,7 @@ def without_secrets(text: str) -> str:
 
 
 def scrubbed(value: _Value) -> _Value:
-    """Remove the secrets from every text in a JSON value; names of fields stay."""
+    """Apply without_secrets to every string in a JSON value, except field names."""
     match value:
         case str():
             return without_secrets(value)  # type: ignore[return-value]
@@ -175,14 +169,14 @@ def scrubbed(value: _Value) -> _Value:
             return value
 
 
-def from_home(path: str) -> Path:
-    """Return the path named in a configuration; ~/ is the user's home folder."""
+def expand_home(path: str) -> Path:
+    """Expand a leading ~/ to the home folder."""
     begin, _, rest = path.partition("/")
     return Path.home() / rest if begin == "~" else Path(path)
 
 
 class Scrubber(io.TextIOBase):
-    """Text stream that removes secrets from every write before it reaches the stream behind."""
+    """Text stream that applies without_secrets to every write to another stream."""
 
     def __init__(self, behind: TextIO) -> None:
         self._behind = behind

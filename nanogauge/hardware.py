@@ -1,7 +1,7 @@
-"""What is known about GPUs: hardware.toml, one row per card, found by its exact name.
+"""GPUs and their peaks: rows of hardware.toml, found by exact name.
 
-No name is ever matched by a part of it: "NVIDIA GeForce RTX 4070 Laptop GPU" is no RTX 4070. A
-card without a row is computed from its own properties where it is present.
+Names are never matched in part, as an "NVIDIA GeForce RTX 4070 Laptop GPU" is not an RTX 4070. The
+peak of a local GPU without a row is computed from its properties.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Kind = Literal["geforce", "workstation", "datacenter", "cpu", "other"]
 
 
 class Gpu(BaseModel):
-    """A row of hardware.toml; the head of that file says what its fields mean."""
+    """A row of hardware.toml, whose head documents the fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -44,22 +44,22 @@ class Gpu(BaseModel):
     source: str
 
     def peak_flops(self, dtype: str) -> float | None:
-        """Dense FLOP/s in this dtype with fp32 accumulation; None where the cores cannot do it.
+        """Return the dense FLOP/s in a dtype with fp32 accumulation; None if unsupported.
 
-        float32 means TF32 where the card has it, as the training loop allows.
+        float32 means TF32 if the GPU supports it, as the training loop enables it.
         """
         rate = self.flop_per_clock_per_sm.get(_arithmetic(self.flop_per_clock_per_sm, dtype))
         return None if rate is None else self.sms * rate * self.boost_ghz * 1e9
 
     @property
     def float32_flops(self) -> float:
-        """FLOP/s of the plain fp32 units."""
+        """FLOP/s of the fp32 units, without the matrix units."""
         return self.sms * self.flop_per_clock_per_sm["float32"] * self.boost_ghz * 1e9
 
 
-# Per clock and SM by compute capability, for a card without a row. Source: the white papers of the
-# architectures; workstation and GeForce chips of one capability differ by up to two in the rate of
-# their matrix units, so the GeForce rate is taken and the prediction says so.
+# FLOP per clock and SM by compute capability, for a GPU without a row. Source: the white papers of
+# the architectures. Matrix units of workstation chips are up to twice as fast as those of GeForce
+# chips of the same capability; the rates are GeForce's.
 _RATES: dict[tuple[int, int], tuple[str, dict[str, int]]] = {
     (6, 0): ("pascal", {"float32": 128}),
     (6, 1): ("pascal", {"float32": 256}),
@@ -76,12 +76,12 @@ _UNITS = {"cdna2": "CUs", "cdna3": "CUs", "rdna3": "CUs", "apple": "GPU cores"} 
 
 
 def _arithmetic(rates: dict[str, int], dtype: str) -> str:
-    """What a matrix product in this dtype runs as: the key of its rate."""
+    """Return the key of `rates` that matrix products in a dtype run at."""
     return "tf32" if dtype == "float32" and "tf32" in rates else dtype
 
 
 DESKTOP_BYTES = 2**30
-"""allowance for the desktop on a card that may drive a screen"""
+"""Allowance for the desktop on a GPU that may drive a screen."""
 
 
 @cache
@@ -90,20 +90,17 @@ def all_gpus() -> list[Gpu]:
     return [Gpu.model_validate(row) for row in tomllib.loads(text)["gpu"]]
 
 
-_MAKERS_WORDS = re.compile("nvidia|geforce|tesla|amd|radeon|instinct|apple|generation|gpu")
+_VENDOR_WORDS = re.compile("nvidia|geforce|tesla|amd|radeon|instinct|apple|generation|gpu")
 _SIZE = re.compile(r"(?<![a-z0-9])(\d+) ?(?:gb|gib|g)(?![a-z0-9])")
-# Drivers show 0-8 % less than is on the board: T4 14.7 of 16 GiB, GB10 119.7 of 128.
-_SHOWN_SHARE_OF_MEMORY = (0.88, 1.02)
+# Drivers report 0-8 % less than the board has: T4 14.7 of 16 GiB, GB10 119.7 of 128.
+_REPORTED_SHARE_OF_MEMORY = (0.88, 1.02)
 
 
 def _plain(name: str) -> tuple[str, float | None]:
-    """A name without makers' words, case and separators, and the GB that stand in it.
-
-    'NVIDIA A100-SXM4-40GB' -> ('a100sxm4', 40.0).
-    """
+    """Split 'NVIDIA A100-SXM4-40GB' into a name without vendor, 'a100sxm4', and its GB, 40.0."""
     lower = re.sub(r"[\s_-]+", " ", name.lower())
     size = _SIZE.search(lower)
-    rest = _MAKERS_WORDS.sub("", _SIZE.sub("", lower)).replace(" ", "")
+    rest = _VENDOR_WORDS.sub("", _SIZE.sub("", lower)).replace(" ", "")
     return rest, float(size[1]) if size else None
 
 
@@ -113,11 +110,11 @@ def _spellings() -> list[tuple[Gpu, frozenset[tuple[str, float | None]]]]:
 
 
 def find_gpu(name: str, memory_bytes: int | None = None) -> Gpu | None:
-    """The row with exactly this name, in the spelling of the driver, of torch or of people.
+    """Return the row of a GPU name as spelled by the driver, by torch or by people; None without.
 
-    A size in the name ("RTX 4090 24GB") must be the row's; Apple's varies, so any will do there.
-    Where one name is that of two boards (4060 Ti), memory_bytes decides between them, else the
-    first is meant; a card with another memory than all rows of its name has no row.
+    A size in the name ("RTX 4090 24GB") must match the row, except for Apple's, which vary.
+    memory_bytes selects among boards of one name (4060 Ti) and must match; without it, the first
+    row is returned.
     """
     plain, gb = _plain(name)
     rows = [
@@ -127,7 +124,7 @@ def find_gpu(name: str, memory_bytes: int | None = None) -> Gpu | None:
         or (gb is not None and (plain, None) in spellings and gpu.memory_gib in (gb, None))
     ]
     if memory_bytes is not None:
-        low, high = _SHOWN_SHARE_OF_MEMORY
+        low, high = _REPORTED_SHARE_OF_MEMORY
         rows = [
             gpu
             for gpu in rows
@@ -137,17 +134,17 @@ def find_gpu(name: str, memory_bytes: int | None = None) -> Gpu | None:
 
 
 def lookup(name: str, dtype: str) -> Hardware:
-    """The hardware of a plan, by the GPU's exact name.
+    """Return the hardware of a GPU by its exact name.
 
     Raises:
-        BadInput: for a name without a row, with the nearest rows and how to add one; or for a
-            dtype that the card has no matrix units for.
+        BadInput: for a name without a row, with the nearest names; or if the GPU has no matrix
+            units for the dtype.
     """
     gpu = find_gpu(name)
     if gpu is None:
-        asked = _plain(name)[0]
+        query = _plain(name)[0]
         plain_names = [(plain, gpu.name) for gpu, spelled in _spellings() for plain, _ in spelled]
-        close = [asked, *get_close_matches(asked, {p for p, _ in plain_names}, n=3, cutoff=0.4)]
+        close = [query, *get_close_matches(query, {p for p, _ in plain_names}, n=3, cutoff=0.4)]
         near = dict.fromkeys(row for c in close for plain, row in plain_names if plain == c)
         nearest = ", ".join(list(near)[:3]) or "none"
         raise BadInput(
@@ -158,10 +155,10 @@ def lookup(name: str, dtype: str) -> Hardware:
 
 
 def from_row(gpu: Gpu, dtype: str, power_limit_watts: float | None = None) -> Hardware:
-    """A row as the hardware of a prediction in this dtype.
+    """Return the hardware of a row for a prediction in this dtype.
 
     Raises:
-        BadInput: if the card has no matrix units for the dtype.
+        BadInput: if the GPU has no matrix units for the dtype.
     """
     rates = gpu.flop_per_clock_per_sm
     peak = gpu.peak_flops(dtype)
@@ -202,10 +199,10 @@ def from_properties(
     dtype: str,
     bandwidth_bytes_per_second: float | None = None,
 ) -> Hardware:
-    """The hardware of a card that is present but has no row: computed from what it says of itself.
+    """Return the hardware of a local GPU without a row, computed from its properties.
 
-    max_clock_hz is the driver's highest SM clock, which lies above the boost clock of datasheets;
-    without it, or for an unknown compute capability, the peak is None and MFU is not measured.
+    max_clock_hz is the driver's highest SM clock, above the boost clock of datasheets. Without it,
+    or for an unknown compute capability, the peak is None.
     """
     architecture, rates = _RATES.get(capability, ("unknown", {}))
     rate, float32_rate = rates.get(_arithmetic(rates, dtype)), rates.get("float32")
@@ -236,7 +233,7 @@ def from_properties(
 
 
 def usually_free_bytes(hardware: Hardware) -> int | None:
-    """Return the memory less the allowance for a desktop; None where its size is not known."""
+    """Return the memory without the allowance for a desktop; None if its size is unknown."""
     total = hardware.memory_bytes
     if total is None or hardware.kind in ("cpu", "datacenter"):
         return total

@@ -1,7 +1,6 @@
-"""The quantities of a run: what each row id means, its unit, and how a person reads it.
+"""Quantities of a run: their row ids and units, intervals, MFU, and formatting for people.
 
-SI units in the data; people see hours, GB, kWh. MFU, tokens/s and joules/token are defined here
-and nowhere else.
+Data is in SI units; people see hours, GB and kWh.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ GIB = 2**30
 
 
 class Interval(BaseModel):
-    """A value that is known as an interval; an exact one has all three equal.
+    """An uncertain value; low == expected == high if it is exact.
 
-    Arithmetic takes the ends together: everything is slow at once, or everything is fast.
+    Arithmetic combines low with low and high with high, as if all errors were fully correlated.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
@@ -50,7 +49,7 @@ class Interval(BaseModel):
         return self + -number
 
     def __mul__(self, other: Interval | float) -> Interval:
-        """Return the product with a factor that is not negative."""
+        """Return the product with a non-negative factor."""
         other = _as_interval(other)
         return Interval(
             self.low * other.low, self.expected * other.expected, self.high * other.high
@@ -70,7 +69,7 @@ class Interval(BaseModel):
         return Interval(min(one, other), function(self.expected), max(one, other))
 
     def scaled(self, expected: float) -> Interval:
-        """Return the interval around another expected value that is as wide in proportion."""
+        """Return an interval of the same relative width around another expected value."""
         return Interval(
             expected * self.low / self.expected, expected, expected * self.high / self.expected
         )
@@ -88,11 +87,11 @@ class Quantity:
     id: str
     label: str
     unit: str
-    """the unit in the data"""
+    """Unit in the data."""
     exact: bool = False
-    """follows from the configuration by arithmetic alone"""
+    """True if the configuration determines the value."""
     of_gpus: Literal["each", "all"] | None = None
-    """whether it is of each GPU or of all together, where there are several"""
+    """With several GPUs, whether the value is per GPU or of all; None if GPUs do not matter."""
 
 
 QUANTITIES: dict[str, Quantity] = {
@@ -133,11 +132,11 @@ UNITS: dict[str, dict[str, float]] = {
     "currency": {"currency": 1},
     "nat": {"nat": 1},
 }
-"""unit in the data -> the units a claim may be written in, each with its factor"""
+"""Unit in the data -> units that a claim may use -> factor."""
 
 
 def finite(value: float) -> float | None:
-    """The value, or None where it is infinite or no number: JSON has no word for those."""
+    """Return the value, or None if it is non-finite, which JSON cannot express."""
     return value if math.isfinite(value) else None
 
 
@@ -145,25 +144,23 @@ Seconds = TypeVar("Seconds", float, Interval)
 
 
 def mfu(flops: float, seconds: Seconds, peak_flops: float) -> Seconds:
-    """Model FLOPs utilisation: useful FLOPs over what the peak could have done in that time.
+    """Return the model FLOPs utilization; recomputed FLOPs do not count.
 
-    Source: Chowdhery et al., PaLM (2022), appendix B. Recomputation is not useful work.
+    Source: Chowdhery et al., PaLM (2022), appendix B.
     """
     return flops / seconds / peak_flops
 
 
 def tokens_per_second(tokens: float, seconds: float) -> float:
-    """Throughput of a whole job."""
     return tokens / seconds
 
 
 def joules_per_token(joules: float, tokens: float) -> float:
-    """Energy that a token of training took."""
     return joules / tokens
 
 
 def _digits(value: float, significant: int = 3) -> str:
-    """A number with so many significant digits, without an exponent, thousands apart by commas."""
+    """Format a number to significant digits, with thousands separators and without exponent."""
     if value == 0:
         return "0"
     decimals = significant - 1 - math.floor(math.log10(abs(value)))
@@ -182,7 +179,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def format_value(row_id: str, value: float, currency: str = "") -> str:
-    """A quantity as a person reads it, with its unit."""
+    """Format a value with its unit for people."""
     match QUANTITIES[row_id].unit:
         case "s":
             return format_seconds(value)
@@ -207,7 +204,7 @@ def format_value(row_id: str, value: float, currency: str = "") -> str:
 
 
 def format_range(row_id: str, low: float, high: float, currency: str = "") -> str:
-    """A range as a person reads it: the unit once, and one number where both ends read the same."""
+    """Format a range for people, with a common unit once and equal ends as one number."""
     low_text, high_text = (format_value(row_id, v, currency) for v in (low, high))
     if low_text == high_text:
         return low_text
@@ -217,36 +214,37 @@ def format_range(row_id: str, low: float, high: float, currency: str = "") -> st
 
 
 YEAR_SECONDS = 365.2425 * 86400
-FAR_SECONDS = 100 * YEAR_SECONDS  # what ends later needs no clock
+FAR_SECONDS = 100 * YEAR_SECONDS
+"""Time from now beyond which no date is shown."""
 
 
 def next_time(text: str, after: datetime, flag: str) -> datetime:
-    """The first moment after `after` at which the local clock shows this time of day.
+    """Return the first moment after `after` at which the local clock shows a time of day.
 
     Raises:
-        BadInput: if the text is no time of day.
+        BadInput: if the text of the flag is not a time of day.
     """
     try:
-        wanted = time.fromisoformat(text.zfill(5))  # 8:00 is 08:00
+        clock = time.fromisoformat(text.zfill(5))  # 8:00 is 08:00
     except ValueError:
-        wanted = None
-    if wanted is None or wanted.tzinfo is not None or ":" not in text:
+        clock = None
+    if clock is None or clock.tzinfo is not None or ":" not in text:
         raise BadInput(f"{flag} takes a time of day such as 08:00, not {text!r}.")
-    moment = datetime.combine(after.date(), wanted).astimezone()
+    moment = datetime.combine(after.date(), clock).astimezone()
     if moment <= after:
-        moment = datetime.combine(after.date() + timedelta(days=1), wanted).astimezone()
+        moment = datetime.combine(after.date() + timedelta(days=1), clock).astimezone()
     return moment
 
 
-def later(start: datetime, seconds: float) -> datetime | None:
-    """The local time so many seconds after start; None where it is too far away to have a date."""
+def time_after(start: datetime, seconds: float) -> datetime | None:
+    """Return the local time `seconds` after `start`; None beyond FAR_SECONDS."""
     if seconds > FAR_SECONDS:
         return None
     return datetime.fromtimestamp(start.timestamp() + seconds).astimezone()
 
 
 def day_and_time(moment: datetime | None, now: datetime) -> str:
-    """'today 23:10', 'tomorrow 01:24', 'Thu 01:24', or the date where it is a week away."""
+    """Format a moment as 'today 23:10', 'tomorrow 01:24', 'Thu 01:24', or with its date."""
     if moment is None:
         return f"in more than {FAR_SECONDS / YEAR_SECONDS:.0f} years"
     days = (moment.date() - now.date()).days

@@ -1,7 +1,7 @@
-"""What a training run is: shape, batch, steps, schedule, precision, devices, data and cost.
+"""RunSpec describes a training run: shape, batch, schedule, precision, devices, data and cost.
 
-Predictions, plans and reports take a RunSpec, whichever program trains. Where a log does not say
-what a field holds, the field is None, and only the rows that need it are absent.
+Predictions and reports take a RunSpec, whichever program trains. A field that a log does not
+contain is None, and only the quantities that need it are absent.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 EMBEDDED_TEXT = "embedded"
-"""Name of the data set that train.py reads from Python's own documentation."""
+"""Name of the data set that ships with Python: the text of its documentation."""
 
 SETTINGS = {
     "model.n_layer": "shape.n_layer",
@@ -46,11 +46,11 @@ SETTINGS = {
     "optimizer.momentum": "optimizer.momentum",
     "optimizer.grad_clip": "optimizer.grad_clip",
 }
-"""Key of the configuration -> field of the RunSpec, for what both name."""
+"""Key of the configuration -> field of RunSpec with the same meaning."""
 
 
 def _whole(value: object) -> object:
-    """Return 3.68e9 as an int: TOML reads such a count as a float."""
+    """Convert an integral float such as 3.68e9 to int, since TOML reads it as a float."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -66,7 +66,7 @@ _FORBID = ConfigDict(extra="forbid")
 
 @dataclass(frozen=True, config=_FORBID)
 class Shape:
-    """A decoder-only transformer."""
+    """Architecture of a decoder-only transformer."""
 
     n_layer: PositiveInt
     n_embd: PositiveInt
@@ -76,75 +76,75 @@ class Shape:
     vocabulary: PositiveInt
     """Rows of the embedding."""
     n_kv_head: PositiveInt
-    """Heads of keys and values; fewer than n_head under grouped-query attention."""
+    """Key-value heads; fewer than n_head with grouped-query attention."""
     head_size: PositiveInt
     mlp_width: NaturalNumber
     mlp_matrices: PositiveInt = 2
-    """2, or 3 for a gated MLP (SwiGLU)."""
+    """Weight matrices of an MLP: 2, or 3 if gated (SwiGLU)."""
     tied_head: bool = True
-    """The vocabulary head is the embedding."""
+    """The vocabulary head shares the weights of the embedding."""
     position_table: bool = True
-    """Learned positions; False for rotary ones."""
+    """Learned position embeddings; False for rotary ones."""
     bias: bool = False
     norm_weights: bool = True
     table_parameters: NaturalNumber = 0
-    """Parameters of look-up tables beside the embeddings (value embeddings): no FLOPs."""
+    """Parameters of other look-up tables, such as value embeddings, which cost no FLOPs."""
     attended: Positive = 1.0
-    """Mean share of the context that is attended to; below 1 with sliding windows."""
+    """Mean fraction of the context that is attended to; below 1 with sliding windows."""
 
     @property
     def query_width(self) -> int:
-        """Width of all heads."""
+        """Width of the queries of all heads."""
         return self.n_head * self.head_size
 
     @property
     def key_width(self) -> int:
-        """Width of all heads of keys, or of values."""
+        """Width of the keys of all heads, and of the values."""
         return self.n_kv_head * self.head_size
 
 
 @dataclass(frozen=True, config=_FORBID)
 class Program:
-    """What a training program does that its memory and time depend on."""
+    """Details of a training program that affect its memory and step time."""
 
     embeddings_16_bit: bool = False
-    """The embedding and its tables, with gradients and moments, are in 16 bits."""
+    """Embedding and look-up tables, with gradients and moments, are in 16 bits."""
     fused_qkv: bool = True
-    """One matrix makes queries, keys and values."""
+    """One matrix computes queries, keys and values."""
     qk_norm: bool = False
-    """Queries and keys are normalised."""
+    """Queries and keys are normalized."""
     squared_relu: bool = False
     """The activation of the MLP is squared ReLU instead of GELU."""
     learned_scales: NotNegative = 0.0
-    """Learned scales per layer on tensors of the model's width, each of which is kept."""
+    """Learned scales per layer, each of which saves an activation of the model's width."""
     logit_softcap: NotNegative = 0.0
-    """Limit of the logits, by tanh; 0 for none."""
+    """Largest magnitude of logits, limited by tanh; 0 for no limit."""
     logits_kept: bool = False
-    """The loop holds the logits until the step ends, as nanoGPT's does."""
+    """The loop keeps the logits until the end of the step, as in nanoGPT."""
     gradients_kept: bool = False
-    """zero_grad comes after the forward pass, during which the last gradients still exist."""
+    """The previous gradients still exist during the forward pass, as zero_grad follows it."""
     compiled_loss: bool = True
-    """Where the model is compiled, the loss is too."""
+    """torch.compile includes the loss."""
     donated_buffers: bool = True
-    """Compiled: the backward pass overwrites what was saved for it (torch after 2.5)."""
+    """A compiled backward pass reuses the buffers saved for it (torch after 2.5)."""
     fp32_exchange: bool = True
-    """FSDP gathers embedding and head, and reduces gradients, in fp32; False: in 16 bits."""
+    """FSDP gathers embedding and head and reduces gradients in fp32; False: in 16 bits."""
     master_weights: bool = True
-    """Weights, gradients and moments are in fp32; False: all of them in 16 bits."""
+    """Weights, gradients and moments are in fp32; False: in 16 bits."""
     wide_residual: bool = True
-    """The residual stream is fp32, as autocast leaves it; False: in 16 bits."""
+    """The residual stream is in fp32, as under autocast; False: in 16 bits."""
     newton_schulz_steps: PositiveInt = 5
-    """Iterations of Muon."""
+    """Newton-Schulz iterations of Muon."""
     muon_batched: bool = True
-    """Newton-Schulz runs on all matrices of a shape at once, instead of one after another."""
+    """Newton-Schulz processes all matrices of a shape as one batch."""
     muon_restored: bool = False
-    """Muon's update can be undone, as train.py's: copies before it, and a choice after it."""
+    """Muon keeps copies to undo a non-finite update, as in train.py."""
     fp8_products: bool = False
-    """Matrix products of the blocks are in 8 bits, the rest in dtype."""
+    """Matrix products of the blocks are in fp8, the rest in dtype."""
     sync_every_micro_step: bool = False
-    """Gradients are averaged after every micro-batch instead of once a step."""
+    """Gradients are all-reduced after every micro-batch instead of once a step."""
     overlapped: bool | None = None
-    """All-reduce overlaps the backward pass; None: unless compiled, as with train.py's."""
+    """The all-reduce overlaps the backward pass; None: only if not compiled, as in train.py."""
 
 
 PLAIN = Program()
@@ -152,16 +152,16 @@ PLAIN = Program()
 
 @dataclass(frozen=True, kw_only=True, config=_FORBID)
 class Optimizer:
-    """The optimizer; None for what the log does not say."""
+    """Optimizer and its hyperparameters; None for those that a log does not contain."""
 
     name: Literal["adamw", "adamw_foreach", "muon"] = "adamw"
-    """adamw is the fused one; muon trains the matrices of the blocks, AdamW the rest."""
+    """adamw is fused AdamW; muon is Muon for the matrices of the blocks, AdamW for the rest."""
     beta1: Fraction | None = None
     beta2: Fraction | None = None
     momentum: Fraction | None = None
     """Momentum of Muon."""
     matrix_learning_rate: Positive | None = None
-    """Peak learning rate of Muon's matrices; None: that of the schedule."""
+    """Peak learning rate of Muon; None: that of the schedule."""
     weight_decay: NotNegative | None = None
     grad_clip: NotNegative | None = None
     """Largest gradient norm; 0 for no clipping."""
@@ -169,7 +169,7 @@ class Optimizer:
 
 @dataclass(frozen=True, kw_only=True, config=_FORBID)
 class Schedule:
-    """Learning rate over the run."""
+    """Learning-rate schedule."""
 
     learning_rate: Positive
     """Peak learning rate."""
@@ -180,9 +180,9 @@ class Schedule:
     decay_steps: PositiveInt | None = None
     """Step at which min_learning_rate is reached; None: the last step."""
     decay: Literal["cosine", "wsd", "constant"] = "cosine"
-    """Form of the decay after the warm-up; wsd is constant, then linear."""
+    """Decay after the warm-up; wsd (warmup-stable-decay) is constant, then linear."""
     decay_share: Annotated[float, Field(gt=0, le=1)] = 0.4
-    """Share of the steps up to decay_steps in which wsd decays."""
+    """Fraction of decay_steps in which wsd decays."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_FORBID)
@@ -190,52 +190,51 @@ class Cost:
     """Electricity tariff."""
 
     price_per_kwh: Positive | None = None
-    """Price in currency per kWh; None: no cost is computed."""
+    """Price per kWh in `currency`; None: no cost is computed."""
     currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")] = "USD"
     """ISO 4217 code."""
     machine_watts: NotNegative | None = None
-    """Power of all but the GPU boards in watts; None: the cost is that of the boards alone."""
+    """Power of all but the GPU boards in watts; None: cost of the boards alone."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_FORBID)
 class RunSpec:
-    """A training run, as it is predicted, measured and reported."""
+    """Description of a training run."""
 
     schema_version: Literal[1] = 1
     name: str | None = None
-    """Name of the run."""
     shape: Shape
     micro_batch: PositiveInt
     """Sequences in one forward and backward pass on one device."""
     grad_accum: PositiveInt = 1
-    """Gradient accumulation: micro-batches of an optimizer step, of all devices together."""
+    """Gradient accumulation: micro-batches per optimizer step of all devices together."""
     steps: PositiveInt
     """Optimizer steps of the whole run."""
     world_size: PositiveInt = 1
     """Devices that share the micro-batches of a step."""
     sharding: Sharding = "replicated"
-    """DDP; DDP with the optimizer's work divided; FSDP; FSDP within a node."""
+    """DDP, DDP with a sharded optimizer, FSDP, or FSDP within a node."""
     device: Literal["cuda", "mps", "cpu"] | None = None
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     """Precision of matrix products; None: bfloat16 on a GPU, float32 on a CPU."""
     compile: bool | None = None
-    """The model is compiled by torch.compile."""
+    """The model is compiled with torch.compile."""
     dropout: Fraction | None = None
     head: Literal["plain", "chunked"] = "plain"
-    """All logits at once, or the loss of a chunk of tokens at a time."""
+    """Loss from all logits at once, or from a chunk of tokens at a time."""
     recomputation: Literal["none", "selective", "full"] = "none"
-    """Activations recomputed in the backward pass: none, the cheap half, or all."""
+    """Activations recomputed in the backward pass: none, the cheaper half, or all."""
     attention: Literal["flash", "flash3", "plain"] = "flash"
-    """SDPA's fused kernel, FlashAttention 3, or T x T scores in memory."""
+    """Fused SDPA kernel, FlashAttention 3, or attention with T x T scores in memory."""
     optimizer: Optimizer = Optimizer()
     schedule: Schedule | None = None
     zero_init: bool | None = None
-    """Projections into the residual stream start at zero."""
+    """Residual projections are initialized with zeros."""
     seed: NaturalNumber | None = None
     eval_every: NaturalNumber | None = None
     """Steps between evaluations; 0 for none."""
     eval_batches: NaturalNumber | None = None
-    """Micro-batches of each of two splits that one evaluation reads."""
+    """Micro-batches of each split, training and validation, in an evaluation."""
     checkpoint_every: NaturalNumber | None = None
     """Steps between checkpoints; 0 for none."""
     dataset: str | None = None
@@ -253,7 +252,7 @@ class RunSpec:
         return self.micro_batch * self.shape.context * self.grad_accum
 
     def resolved(self, dtype: str, world_size: int) -> RunSpec:
-        """Return the run in this precision on this many devices."""
+        """Return the spec with this precision and world size."""
         return replace(self, dtype=dtype, world_size=world_size)  # type: ignore[arg-type]
 
     @classmethod
@@ -280,8 +279,8 @@ class RunSpec:
             vocabulary: Rows of the embedding.
             micro_batch: Sequences in one forward and backward pass on one device.
             steps: Optimizer steps of the whole run.
-            grad_accum: Micro-batches of an optimizer step, of all devices together.
-            settings: Other fields of RunSpec; evaluations and checkpoints are none by default.
+            grad_accum: Micro-batches per optimizer step of all devices together.
+            settings: Other fields of RunSpec; by default without evaluations and checkpoints.
 
         Raises:
             ValueError: for a value out of range, or an n_embd that n_head does not divide.
@@ -298,14 +297,14 @@ class RunSpec:
             head_size=n_embd // n_head,
             mlp_width=4 * n_embd,
         )
-        usual = {"compile": True, "dropout": 0.0}
-        usual |= dict.fromkeys(("eval_every", "eval_batches", "checkpoint_every"), 0)
+        defaults = {"compile": True, "dropout": 0.0}
+        defaults |= dict.fromkeys(("eval_every", "eval_batches", "checkpoint_every"), 0)
         return cls(
             shape=shape,
             micro_batch=micro_batch,
             grad_accum=grad_accum,
             steps=steps,
-            **(usual | settings),
+            **(defaults | settings),
         )
 
     @classmethod
@@ -321,7 +320,7 @@ class RunSpec:
 
     @classmethod
     def from_json(cls, data: bytes) -> RunSpec:
-        """Return the spec that to_json wrote.
+        """Parse the output of to_json.
 
         Raises:
             ValueError: if it is damaged, or of a newer schema version.
@@ -329,7 +328,7 @@ class RunSpec:
         return _ADAPTER.validate_json(data)
 
     def to_json(self) -> bytes:
-        """Return the spec as spec.json holds it."""
+        """Serialize the spec as in spec.json."""
         return _ADAPTER.dump_json(self, indent=1)
 
     def to_dict(self) -> dict[str, Any]:
@@ -338,7 +337,7 @@ class RunSpec:
         return fields
 
     def setting(self, key: str) -> Any:
-        """Return the value of a key of the configuration, as SETTINGS maps it; None if unknown."""
+        """Return the value of a configuration key in SETTINGS; None if unknown."""
         section, _, name = SETTINGS[key].rpartition(".")
         owner = attrgetter(section)(self) if section else self
         return None if owner is None else getattr(owner, name)
@@ -348,5 +347,5 @@ _ADAPTER = TypeAdapter(RunSpec)
 
 
 def with_shape(spec: RunSpec, **changes: Any) -> RunSpec:
-    """Return the same run with another shape."""
+    """Return the spec with changes to its shape."""
     return replace(spec, shape=replace(spec.shape, **changes))

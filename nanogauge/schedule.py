@@ -1,4 +1,4 @@
-"""Learning rate of each step, and which steps evaluate, sample text and write a checkpoint."""
+"""Schedules: learning rate, and the steps that evaluate, sample text and save a checkpoint."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from nanogauge.runspec import RunSpec, Schedule
 def learning_rate(step: int, schedule: Schedule, steps: int) -> float:
     """Return the learning rate: linear warm-up, then decay to min_learning_rate, then constant.
 
-    The decay is a cosine, or, with "wsd", constant and then linear for the last decay_share.
+    The first step has 1 / (warmup_steps + 1) of the peak, as in nanoGPT. "wsd"
+    (warmup-stable-decay) is constant, then linear for the last decay_share.
 
     Source: Loshchilov and Hutter 2017 (cosine); Hu et al. 2024, MiniCPM, and Haegele et al. 2024
-    (warm-up, stable, decay); the first step is 1 / (warmup + 1), as in nanoGPT.
+    (wsd).
     """
     peak, least = schedule.learning_rate, schedule.min_learning_rate
     if step < schedule.warmup_steps:
@@ -32,32 +33,29 @@ def learning_rate(step: int, schedule: Schedule, steps: int) -> float:
 
 
 def is_evaluated(step: int, spec: RunSpec) -> bool:
-    """Return True if the model is evaluated after this number of steps: 0, multiples, the last."""
+    """Return True if an evaluation is due after `step` steps: at 0, multiples and the end."""
     return _is_due(step, spec.eval_every, spec.steps)
 
 
 def is_checkpointed(step: int, spec: RunSpec) -> bool:
-    """Return True if a checkpoint is due after this number of steps: multiples, and the last."""
+    """Return True if a checkpoint is due after `step` steps: at multiples and the end."""
     return step > 0 and _is_due(step, spec.checkpoint_every, spec.steps)
 
 
 def is_sampled(step: int, spec: RunSpec) -> bool:
-    """Return True if the evaluation at this step, a due one, is the first in a quarter of the run.
-
-    Text is sampled there.
-    """
+    """Return True if the evaluation due at this step samples text: the first in each quarter."""
     assert spec.eval_every
     before = max(0, (step - 1) // spec.eval_every * spec.eval_every)
     return step > 0 and 4 * step // spec.steps > 4 * before // spec.steps
 
 
 def evaluations(spec: RunSpec, first: int = 0) -> int:
-    """Count the evaluations from step `first` on; 0 if their cadence is unknown."""
+    """Count the evaluations from step `first` on; 0 if eval_every is unknown."""
     return _count(first, spec.eval_every, spec.steps)
 
 
 def checkpoints(spec: RunSpec, first: int = 1) -> int:
-    """Count the checkpoints from step `first` on; 0 if their cadence is unknown."""
+    """Count the checkpoints from step `first` on; 0 if checkpoint_every is unknown."""
     return _count(max(first, 1), spec.checkpoint_every, spec.steps)
 
 
@@ -66,5 +64,5 @@ def _is_due(step: int, every: int | None, steps: int) -> bool:
 
 
 def _count(first: int, every: int | None, steps: int) -> int:
-    """Count the multiples of `every` in first .. steps - 1, and the end of the run."""
+    """Count the multiples of `every` from `first` to steps - 1, plus the last step."""
     return (steps - 1) // every - (first - 1) // every + 1 if every else 0

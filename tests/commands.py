@@ -26,6 +26,8 @@ from nanogauge.cli import run_command
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "configs" / "demo.toml"
+# Processes that start in another folder import trainer and model, which are not installed.
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.getenv("PYTHONPATH")])])
 TINY = [
     "--model.n-layer=1",
     "--model.n-head=2",

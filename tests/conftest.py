@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from commands import train_tiny
+from gpt2_vocabulary import gpt2_vocabulary  # noqa: F401  (a fixture of every test)
 from hypothesis import settings
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # the runs of two tests share the cores
@@ -38,6 +39,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def gpt2_tokenizer(gpt2_vocabulary: Path) -> Iterator[None]:  # noqa: F811
+    """Let tiktoken find GPT-2's vocabulary."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TIKTOKEN_CACHE_DIR", str(gpt2_vocabulary))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@
    lines of one word stand in the order of their times.
 
    epoch UNIX_SECONDS           without a TIME: all times count from this moment of the wall clock,
-                                so that they go on where another process left off
+                                so that they continue those of another process
    cards COUNT                  without a TIME: so many GPUs, of indices 0 to COUNT - 1; the last
                                 digit of the UUID and the bus count on
    card INDEX LINE              any of the next lines, about this card alone; without it about all

@@ -11,7 +11,7 @@ import threading
 import time
 from pathlib import Path
 
-from nanogauge.runlog.reader import RunLog
+from nanogauge.runlog.writer import RunLog
 from nanogauge.schema import Event, Start, Step
 from trainer.run.watchdog import Watchdog
 

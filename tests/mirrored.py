@@ -1,4 +1,4 @@
-"""What the tests of the W&B mirror begin from: a run, and what W&B's own files say of it."""
+"""A run for the tests of the W&B mirror, and readers of W&B's own files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nanogauge.config import Config
 from nanogauge.hardware import lookup
 from nanogauge.prediction.prediction import predict
 from nanogauge.runlog.folder import write_spec
-from nanogauge.runlog.reader import RunLog
+from nanogauge.runlog.writer import RunLog
 from nanogauge.schema import (
     Checkpoint,
     Compile,
@@ -32,7 +32,7 @@ from nanogauge.schema import (
 
 STEPS = 20
 TOKENS = 4 * 8 * 2
-"""of a step"""
+"""Of one step."""
 RUN_ID = "night123"
 CONFIG = Config.model_validate(
     {
@@ -55,7 +55,7 @@ CHOSEN = {
     "peak_allocated_bytes": (8e9, 9e9, 1e10),
     "peak_process_bytes": (9e9, 1e10, 1.1e10),
 }
-"""low, expected and high of the predictions that the golden rows hold"""
+"""Low, expected and high of the predictions in the golden rows."""
 STEP_SECONDS = Estimate(
     low=3.6, expected=4.0, high=4.4, unit="s", formula="by hand", source="a calibration"
 )
@@ -75,7 +75,7 @@ PREDICTION_JSON = PREDICTION.model_dump_json()
 
 
 def make_folder(folder: Path) -> Path:
-    """A run folder as train.py leaves it before step 0."""
+    """Write a run folder as it is before step 0."""
     folder.mkdir(parents=True)
     (folder / "config.toml").write_text(CONFIG.to_toml())
     write_spec(folder, SPEC)
@@ -101,7 +101,7 @@ def start_line(first_step: int = 0) -> Start:
 
 
 def lines_of_a_run(first_step: int = 0, last_step: int = STEPS) -> Iterator[LogLine]:
-    """A process's lines, with every field that a log can hold somewhere among them."""
+    """Yield the lines of one process; every field of a log is in one of them."""
     yield start_line(first_step)
     yield Compile(elapsed_seconds=5.0, seconds=4.5, mode="compiled")
     for step in range(first_step, last_step):
@@ -173,10 +173,10 @@ END = End(
     allocation_retries=3,
     reason="none",
 )
-
+STOPPED = End(elapsed_seconds=50.0, status="stopped", steps=10, wall_seconds=50.0)
 
 GOLDEN = [json.loads(line) for line in (ROOT / "tests/data/wandb_rows.jsonl").open()]
-"""the rows that the mirror makes of lines_of_a_run(), every fifth step"""
+"""Rows of lines_of_a_run() with every fifth step."""
 
 
 def write(folder: Path, lines: Iterable[LogLine]) -> None:
@@ -186,7 +186,7 @@ def write(folder: Path, lines: Iterable[LogLine]) -> None:
 
 
 def records_of(path: Path) -> Iterator[Any]:
-    """W&B's own records in an offline file: a log in LevelDB's framing."""
+    """Yield W&B's records in an offline file, which has the framing of LevelDB's log."""
     from wandb.proto import wandb_internal_pb2
 
     data = path.read_bytes()
@@ -214,17 +214,17 @@ def items(entries: Any) -> dict[str, Any]:
 
 
 def offline_files(folder: Path) -> list[Path]:
-    """W&B's offline files, oldest first."""
+    """Return W&B's offline files, oldest first."""
     return sorted(folder.glob("wandb/offline-run-*/*.wandb"), key=os.path.getmtime)
 
 
 def recorded(folder: Path) -> list[Any]:
-    """The records of the newest offline file."""
+    """Return the records of the newest offline file."""
     return list(records_of(offline_files(folder)[-1]))
 
 
 def rows_in(records: Iterable[Any]) -> list[dict[str, Any]]:
-    """The rows of history, without that of the report."""
+    """Return the rows of history except the report."""
     rows = [items(r.history.item) for r in records if r.WhichOneof("record_type") == "history"]
     return [row for row in rows if not any(key.startswith("report/") for key in row)]
 
@@ -238,7 +238,7 @@ def summary_in(records: Iterable[Any]) -> dict[str, Any]:
 
 
 def processes_of(folder: Path) -> dict[int, str]:
-    """Process number and command line of all that a mirror of this folder is and started."""
+    """Return process id -> command line of a folder's mirror and the processes it started."""
     found = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -252,17 +252,16 @@ def processes_of(folder: Path) -> dict[int, str]:
 
 
 def all_gone(folder: Path) -> bool:
-    """W&B's own process sees the end of the mirror's a moment later, and ends too."""
+    """Return True once the mirror, and soon after it W&B's own process, have ended."""
     return wait_until(lambda: not processes_of(folder), 3)
 
 
 def cores_of(folder: Path) -> list[int]:
-    """W&B's own processes among them."""
     return [pid for pid, command in processes_of(folder).items() if "wandb-core" in command]
 
 
 def prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run folder; processes that the test starts carry its name, and know no W&B but this."""
+    """Make a run folder, and an environment with its name and without the user's W&B."""
     made = make_folder(tmp_path / "runs" / "night")
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)

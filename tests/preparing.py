@@ -1,7 +1,8 @@
-"""What the tests of preparing share: texts, a hub that has them, and the real command."""
+"""Texts, a hub that serves them, and the command, for the tests of prepare_fineweb.py."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import random
@@ -13,7 +14,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
+import tiktoken
 from hub import Hub
+
+from nanogauge.errors import BadInput
+from prepare_fineweb import main
+from trainer.data.shards import open_split
 
 ROOT = Path(__file__).parent.parent
 REPOSITORY = "HuggingFaceFW/fineweb-edu"
@@ -32,13 +39,13 @@ configs:
 ---
 # A dataset of educational web pages
 """
-# The client waits between its tries, for minutes in all; a test does not.
+# Retries do not wait in a test.
 IMPATIENT = (
     "import runpy, sys, time; time.sleep = lambda seconds: None; "
     "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
 )
 
-# Killed as soon as the first shard has its name, before a manifest lists it.
+# Killed when the first shard is renamed, before the manifest lists it.
 KILLED_AT_A_SHARD = (
     """import os, pathlib
 rename = pathlib.Path.replace
@@ -53,21 +60,10 @@ pathlib.Path.replace = replace
 
 
 def documents() -> list[list[str]]:
-    """The texts of three files: of many lengths, in several scripts, some of them equal."""
+    """Return the texts of three files: of many lengths and scripts, some of them equal."""
     chance = random.Random(7)
-    words = [
-        "the",
-        "cell",
-        " wall",
-        "Energie",
-        "\u80fd\u91cf",
-        "\n\n",
-        "don't",
-        "1,024",
-        "\U0001f30d",
-        "\u00e9",
-        "<|x|>",
-    ]
+    words = ["the", "cell", " wall", "Energie", "\u80fd\u91cf", "\n\n", "don't", "1,024"]
+    words += ["\U0001f30d", "\u00e9", "<|x|>"]
     files = []
     for file in range(3):
         lengths = [1, 2, *(chance.randrange(1, 200) for _ in range(38))]
@@ -81,7 +77,7 @@ TEXTS = [text for file in DOCUMENTS for text in file]
 
 
 def parquet(texts: list[str]) -> bytes:
-    """A file with FineWeb-Edu's columns, in row groups of ten documents."""
+    """Return a file with FineWeb-Edu's columns, in row groups of ten documents."""
     rows = [
         {
             "text": text,
@@ -114,13 +110,13 @@ def hub_of(
 
 
 def prepare(
-    hub: Hub | None, vocabulary: Path | None, home: Path, *arguments: object, **more: str
+    hub: Hub | None, home: Path, *arguments: object, **more: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run the real command; without a hub, at an address where nothing answers."""
+    """Run the command in a process; without a hub, no server answers."""
     return subprocess.run(
         command(*arguments),
         check=False,
-        env=environment(hub, vocabulary, home) | more,
+        env=environment(hub, home) | more,
         cwd=home,
         capture_output=True,
         text=True,
@@ -128,14 +124,26 @@ def prepare(
     )
 
 
-def prepare_until_a_shard(
-    hub: Hub | None, vocabulary: Path, home: Path, *arguments: object
-) -> None:
-    """Run the real command, which is killed at its first shard."""
+def prepare_here(home: Path, *arguments: object) -> None:
+    """Run the command in this process, which is faster; local datasets only."""
+    with contextlib.chdir(home):
+        assert main([str(argument) for argument in arguments]) == 0
+
+
+def refused(home: Path, *arguments: object) -> str:
+    """Return the sentence with which the command refuses its arguments."""
+    with pytest.raises(BadInput) as error:
+        prepare_here(home, *arguments)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def prepare_until_a_shard(hub: Hub | None, home: Path, *arguments: object) -> None:
+    """Run the command in a process that is killed at its first shard."""
     killed = command(*arguments)
     killed[2] = KILLED_AT_A_SHARD
-    variables = environment(hub, vocabulary, home)
-    assert subprocess.run(killed, check=False, env=variables, cwd=home).returncode == -9
+    done = subprocess.run(killed, check=False, env=environment(hub, home), cwd=home)
+    assert done.returncode == -9
 
 
 def command(*arguments: object) -> list[str]:
@@ -143,20 +151,19 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, "-c", IMPATIENT, script, *map(str, arguments)]
 
 
-def environment(hub: Hub | None, vocabulary: Path | None, home: Path) -> dict[str, str]:
+def environment(hub: Hub | None, home: Path) -> dict[str, str]:
     return os.environ | {
         "HF_ENDPOINT": hub.endpoint if hub else "http://127.0.0.1:9",
         "HF_HOME": str(home / "hf"),
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DOWNLOAD_TIMEOUT": "1",
-        "TIKTOKEN_CACHE_DIR": str(vocabulary or home / "no vocabulary"),
         "PYTHONPATH": str(ROOT),
     }
 
 
 def sentence(done: subprocess.CompletedProcess[str]) -> str:
-    """The last line on stderr, which is the command's own; no traceback is before it."""
+    """Return the last line on stderr, the command's own; there is no traceback before it."""
     assert "Traceback" not in done.stderr, done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("prepare_fineweb.py: "), done.stderr
@@ -165,9 +172,17 @@ def sentence(done: subprocess.CompletedProcess[str]) -> str:
 
 def texts_of(tokens: np.ndarray) -> list[str]:
     """Decode a stream of tokens document by document."""
-    import tiktoken
-
     encoding = tiktoken.get_encoding("gpt2")
     starts = np.flatnonzero(tokens == END_OF_TEXT)
     assert starts[0] == 0
     return [encoding.decode(part[1:].tolist()) for part in np.split(tokens, starts[1:])]
+
+
+def texts_in(folder: Path) -> list[str]:
+    """Decode the documents of a folder of shards, validation first."""
+    splits = [np.concatenate(open_split(folder, split)) for split in ("val", "train")]
+    return [text for split in splits for text in texts_of(split)]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}

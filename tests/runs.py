@@ -15,9 +15,9 @@ from examples import documented_prediction, documented_spec
 
 from nanogauge.analysis.measured import Measurements, measure
 from nanogauge.hardware import lookup
+from nanogauge.importers.formats import NANOGPT
 from nanogauge.importers.import_run import import_log
-from nanogauge.importers.nanogpt import read_nanogpt_log
-from nanogauge.importers.parsed import Printed
+from nanogauge.importers.parsed import ParsedLog
 from nanogauge.prediction.prediction import predict
 from nanogauge.runlog.folder import create
 from nanogauge.runlog.history import Recorded
@@ -317,7 +317,7 @@ def imported(
     text: str | bytes,
     max_steps: int = 1000,
     run_number: int | None = None,
-    read: Callable[[Path], Printed] = read_nanogpt_log,
+    read: Callable[[Path], ParsedLog] = NANOGPT.read,
     name: str = "nanogpt.txt",
 ) -> tuple[Recorded, Measurements]:
     """Import a log, and read back the run folder."""

@@ -1,4 +1,4 @@
-"""The sensors in their own process, on the fake driver of fake_nvml.c."""
+"""Run the sensors in a process of their own, on the scripted driver of fake_nvml.c."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ UUID_OF_TORCH = "12345678-1234-1234-1234-123456789abc"
 SAMPLE = """
 import json, sys, time
 import pynvml
-from nanogauge.measure.gpus import Watched
+from nanogauge.measure.gpus import WatchedGpu
 from nanogauge.measure.sensors import MEASURED, driver_info, measure_idle, open_sensors
 device, seconds, hz, jump_after, jump_seconds, idle = json.loads(sys.argv[1])
-several = [Watched(*card) for card in device] if isinstance(device, list) else device
+several = [WatchedGpu(*card) for card in device] if isinstance(device, list) else device
 begin = time.monotonic()
 def clock():
     t = time.monotonic() - begin
@@ -50,7 +50,7 @@ print(json.dumps({
 
 
 class Run:
-    """A process that reads the sensors on a fake driver with this script."""
+    """A process that reads the sensors for some seconds on a driver with this script."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class Run:
 
     @property
     def said(self) -> dict[str, Any]:
-        """Return what the process prints at its end."""
+        """The output of the process, after waiting for its end."""
         if self._said is None:
             out, err = self._process.communicate(timeout=60)
             assert (self._process.returncode, err) == (0, "")

@@ -1,4 +1,4 @@
-"""Why a total was not the predicted one: causes that add up, and what each says to change."""
+"""Attribution: causes that add up to the difference, and their advice."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from nanogauge.prediction.step_time import counted_clock_hz
 
 SECONDS = st.floats(0.001, 6.0)
 POSSIBLE = st.floats(3.2, 8.0)
-"""of a step that the card's peak allows, at 10 % less, too"""
+"""Steps within the GPU's peak, even 10 % faster."""
 
 
 @st.composite
 def runs(draw: st.DrawFn) -> MadeUp:
-    """Slow, fast and uneven steps, restarts, throttling, with a clock and without one."""
+    """Draw runs with uneven steps, restarts and throttling, with and without a clock."""
     base, other, every = draw(SECONDS), draw(SECONDS), draw(st.integers(2, 9))
     hot_from, hot_to = sorted((draw(st.floats(0, 300)), draw(st.floats(0, 300))))
     hot = (draw(st.floats(1e8, 3e9)), ["thermal (software)"])
@@ -54,11 +54,11 @@ def attribution(run: MadeUp, claims: Claims | None = None) -> Attribution:
     found = measure(recorded, spec, prediction)
     scenarios = what_if(spec, prediction, found, recorded)
     if claims is not None:
-        told = attribute_claim(claims, prediction, found, spec, recorded, scenarios)
+        result = attribute_claim(claims, prediction, found, spec, recorded, scenarios)
     else:
-        told = attribute(prediction, found, spec, recorded, scenarios)
-    assert told is not None
-    return told
+        result = attribute(prediction, found, spec, recorded, scenarios)
+    assert result is not None
+    return result
 
 
 def part(run: MadeUp, cause: str, claims: Claims | None = None) -> Cause:
@@ -66,23 +66,20 @@ def part(run: MadeUp, cause: str, claims: Claims | None = None) -> Cause:
     return found
 
 
-def left_of(told: Attribution) -> float:
-    """What the parts do not explain."""
-    return sum(p.seconds for p in told.parts) - (told.actual_s - told.predicted_s)
+def unexplained(result: Attribution) -> float:
+    return sum(p.seconds for p in result.parts) - (result.actual_s - result.predicted_s)
 
 
 @settings(max_examples=40, deadline=None)
 @given(run=runs())
-def test_the_causes_add_up_to_the_difference_whatever_happened(run: MadeUp) -> None:
+def test_the_causes_always_add_up_to_the_difference(run: MadeUp) -> None:
     for claims in (None, load_claims(SEED_CLAIMS)):
-        told = attribution(run, claims)
-        assert abs(left_of(told)) < 1e-6
+        assert abs(unexplained(attribution(run, claims))) < 1e-6
 
 
 @settings(max_examples=40, deadline=None)
 @given(run=runs())
-def test_the_ledger_adds_up_to_the_wall_time_whatever_happened(run: MadeUp) -> None:
-    """To the wall time from the first line to the last, with no part below nothing."""
+def test_the_ledger_always_adds_up_to_the_wall_time(run: MadeUp) -> None:
     ledger = run.measured().ledger.model_dump()
     wall = ledger.pop("wall_s")
     parts = [value for value in ledger.values() if value is not None]
@@ -92,11 +89,8 @@ def test_the_ledger_adds_up_to_the_wall_time_whatever_happened(run: MadeUp) -> N
 
 @settings(max_examples=20, deadline=None)
 @given(run=runs())
-def test_what_was_booked_is_what_happened(run: MadeUp) -> None:
-    """Everything else is the first start-up and the end: nothing is lost in between.
-
-    Nor counted twice where a process went back by itself, on the same clock.
-    """
+def test_the_ledger_has_the_generated_times(run: MadeUp) -> None:
+    """other_s is the first start-up and the end; a rollback on the same clock counts once."""
     measured = replace(run, clocked=True).measured()
     ledger = measured.ledger
     later = sum(place not in run.went_back for place in range(len(run.died_at)))
@@ -110,11 +104,11 @@ def test_what_was_booked_is_what_happened(run: MadeUp) -> None:
     assert total == pytest.approx((ledger.wall_s or 0.0) - (gap or 0.0), abs=1e-5)
 
 
-def test_a_lower_clock_is_told_from_a_lower_efficiency() -> None:
-    """Of a step at half the counted clock, the arithmetic took twice as long, the rest did not."""
-    counted = counted_clock_hz(lookup("RTX 4070", "bfloat16"))
-    assert counted == pytest.approx(2.475e9 * 1.06)  # Ada exceeds its datasheet's peak
-    run = MadeUp(clock_hz=counted / 2)
+def test_a_lower_clock_is_separated_from_a_lower_efficiency() -> None:
+    """At half the assumed clock, only the arithmetic takes twice as long."""
+    assumed = counted_clock_hz(lookup("RTX 4070", "bfloat16"))
+    assert assumed == pytest.approx(2.475e9 * 1.06)  # Ada exceeds its datasheet's peak
+    run = MadeUp(clock_hz=assumed / 2)
     expected = run.prediction.quantities["step_seconds"].expected
     share = arithmetic_share(run.prediction)
     assert share is not None
@@ -125,14 +119,14 @@ def test_a_lower_clock_is_told_from_a_lower_efficiency() -> None:
     assert "datasheet's 2.475 GHz" in clock.why
 
 
-def test_without_a_clock_the_two_are_one_part_that_says_so() -> None:
+def test_without_a_clock_efficiency_and_clock_are_one_part() -> None:
     for run in (MadeUp(sensors=False), MadeUp(clock_hz=None)):
         both = part(run, "step: clock and efficiency")
         assert "the clock was not measured" in both.why
 
 
-def test_throttling_is_taken_out_of_the_steps_that_it_slowed() -> None:
-    """A quarter of the steps at half the clock: their time is throttling, not unevenness."""
+def test_throttling_is_separated_from_uneven_steps() -> None:
+    """A quarter of the steps run at half the clock."""
     run = MadeUp()
     share = arithmetic_share(run.prediction)
     assert share is not None
@@ -142,19 +136,18 @@ def test_throttling_is_taken_out_of_the_steps_that_it_slowed() -> None:
         step=lambda step: slow if 40 < step <= 55 else 4.0,
         throttled=lambda now: (1.3e9, ["thermal (hardware)"]) if 240 < now <= 240 + 60 else None,
     )
-    told = part(hot, "throttling")
-    assert told.seconds == pytest.approx(60 * (1 - 1 / (1 + share)))
-    assert "thermal (hardware)" in told.why
-    assert told.advice is not None and "more air" in told.advice
+    throttling = part(hot, "throttling")
+    assert throttling.seconds == pytest.approx(60 * (1 - 1 / (1 + share)))
+    assert "thermal (hardware)" in throttling.why
+    assert throttling.advice is not None and "more air" in throttling.advice
     uneven = part(hot, "uneven steps")
-    assert uneven.seconds == pytest.approx(15 * (slow - 4.0) - told.seconds)
+    assert uneven.seconds == pytest.approx(15 * (slow - 4.0) - throttling.seconds)
     steady = [p for p in attribution(hot).parts if p.cause.startswith("step:")]
     calm = [p for p in attribution(replace(run, step=lambda _: 4.0)).parts if "step:" in p.cause]
     assert [p.seconds for p in steady] == pytest.approx([p.seconds for p in calm])
 
 
-def test_a_card_that_was_throttled_most_of_the_time_has_a_throttled_median() -> None:
-    """The median step itself was slow: the loss leaves the steady part, not the uneven one."""
+def test_throttling_for_most_of_the_run_is_taken_from_the_median_step() -> None:
     run = MadeUp(
         step=lambda step: 5.0 if step > 10 else 4.0,
         throttled=lambda now: (1.3e9, ["power brake"]) if now > 90 else None,
@@ -164,34 +157,33 @@ def test_a_card_that_was_throttled_most_of_the_time_has_a_throttled_median() -> 
 
 
 def test_throttling_takes_no_more_than_the_steps_lost() -> None:
-    """The clock alone would say 24 s, but every step took what the others did."""
+    """The clock alone would give 24 s, but all steps took the same time."""
     hot = MadeUp(throttled=lambda now: (1.3e9, ["power brake"]) if 60 < now < 120 else None)
     assert part(hot, "throttling").seconds == pytest.approx(0, abs=1e-9)
     assert part(hot, "uneven steps").seconds == pytest.approx(0, abs=1e-9)
 
 
 def test_a_power_cap_is_no_throttling() -> None:
-    """A card at its power limit works as it is meant to."""
-    told = part(MadeUp(throttled=lambda _: (2.0e9, ["power cap"])), "throttling")
-    assert (told.seconds, told.why) == (0, "in no reading")
+    throttling = part(MadeUp(throttled=lambda _: (2.0e9, ["power cap"])), "throttling")
+    assert (throttling.seconds, throttling.why) == (0, "in no reading")
 
 
-def test_throttling_without_a_clock_to_compare_with_costs_nothing_that_is_known() -> None:
-    told = part(MadeUp(throttled=lambda _: (1e9, ["power brake"])), "throttling")
-    assert told.seconds == 0
-    assert "not known" in told.why
+def test_throttling_without_an_unthrottled_clock_has_no_known_cost() -> None:
+    throttling = part(MadeUp(throttled=lambda _: (1e9, ["power brake"])), "throttling")
+    assert throttling.seconds == 0
+    assert "not known" in throttling.why
 
 
-def test_a_resumed_run_paid_for_what_it_made_again_and_for_starting_again() -> None:
+def test_a_restart_costs_repeated_work_start_up_and_compilation() -> None:
     run = MadeUp(died_at=[(35, 20)], start_up=9.0, checkpoint=2.0)
-    told = part(run, "restarts and lost work")
-    again = 15 * 3.9 + 15.0  # steps 20 to 34, and the evaluation before step 20
-    assert told.seconds == pytest.approx(again + 9.0 + 12.0)
-    assert "15 steps" in told.why
+    restarts = part(run, "restarts and lost work")
+    repeated = 15 * 3.9 + 15.0  # steps 20 to 34, and the evaluation before step 20
+    assert restarts.seconds == pytest.approx(repeated + 9.0 + 12.0)
+    assert "15 steps" in restarts.why
     assert part(run, "compilation").seconds == pytest.approx(
         12.0 - run.prediction.ledger["compile_s"]
     )
-    assert told.advice is not None and "every 10 steps instead of 20" in told.advice
+    assert restarts.advice is not None and "every 10 steps instead of 20" in restarts.advice
 
 
 def test_advice_says_what_it_would_have_saved() -> None:
@@ -208,13 +200,12 @@ def test_advice_says_what_it_would_have_saved() -> None:
     assert compilation is not None and "saves up to 10.8 s" in compilation
 
 
-def test_what_saves_too_little_is_not_advised() -> None:
+def test_small_savings_are_not_advised() -> None:
     run = MadeUp(evaluation=0.01, checkpoint=0.01, wait=0.0, compilation=0.1)
-    told = attribution(run).parts
-    assert [p.cause for p in told if p.advice is not None] == []
+    assert [p.cause for p in attribution(run).parts if p.advice is not None] == []
 
 
-def test_a_lowered_power_limit_is_advised_against_only_where_it_held_the_card_down() -> None:
+def test_raising_the_power_limit_is_advised_only_if_it_lowered_the_clock() -> None:
     low = part(MadeUp(clock_hz=2.0e9, watt_limit=160.0), "step: clock").advice
     assert low is not None
     assert "160 W is below the card's own 200 W" in low and "at most" in low
@@ -226,10 +217,10 @@ def test_a_run_on_a_cpu_has_causes_without_a_clock() -> None:
     run = MadeUp(sensors=False)
     spec = run.spec
     prediction = predict(replace(spec, dtype="float32"), CPU)
-    told = attribute(prediction, run.measured(), spec, run.recorded(), [])
-    assert told is not None
-    assert abs(left_of(told)) < 1e-6
-    assert told.parts[0].cause == "steady step"
+    result = attribute(prediction, run.measured(), spec, run.recorded(), [])
+    assert result is not None
+    assert abs(unexplained(result)) < 1e-6
+    assert result.parts[0].cause == "steady step"
 
 
 FOLLOWS = {
@@ -243,7 +234,7 @@ FOLLOWS = {
     "sm_clock_hz": set(),
     "loss": set(),
 }
-"""field of the log -> the rows that are computed from it, in a run whose lines have a clock"""
+"""Log field -> rows computed from it, if the log has a clock."""
 
 
 def measured_rows(run: MadeUp) -> dict[str, float]:
@@ -256,7 +247,6 @@ def measured_rows(run: MadeUp) -> dict[str, float]:
 def test_a_changed_figure_changes_its_rows_and_no_others(
     field: str, factor: float, base: float
 ) -> None:
-    """10 % more of one measured quantity: that row, those computed from it, and nothing else."""
     run = MadeUp(step=lambda _: base, compilation=0.0)
     before, after = measured_rows(run), measured_rows(replace(run, scale={field: factor}))
     assert before.keys() == after.keys()
@@ -274,9 +264,7 @@ def test_a_changed_figure_changes_its_rows_and_no_others(
         ("seconds", {"total_seconds"}),
     ],
 )
-def test_where_no_line_has_a_clock_the_total_follows_from_the_parts(
-    field: str, rows: set[str]
-) -> None:
+def test_without_a_clock_the_total_follows_from_the_parts(field: str, rows: set[str]) -> None:
     run = MadeUp(clocked=False, compilation=0.0, sensors=False)
     before, after = measured_rows(run), measured_rows(replace(run, scale={field: 1.1}))
     changed = {row for row in before if after[row] != pytest.approx(before[row], rel=1e-9)}

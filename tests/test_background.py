@@ -1,4 +1,4 @@
-"""The report of a run under way: rewritten by a background process, or served on request."""
+"""The report of a running job: rewritten by a background process, or served on request."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
 from commands import DEMO, ROOT, TINY, command, run
 from runs import make_finished, make_folder, steps, write
 
@@ -38,7 +37,7 @@ def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
 
 @contextmanager
 def training(out: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """Train with a short rewrite interval; yield the process and the id of its background one."""
+    """Train with a short rewrite interval; yield the process and the id of its child."""
     process = subprocess.Popen(
         [sys.executable, "-c", TRAIN, str(DEMO), f"--run.out={out}", *TINY, *LONG],
         cwd=ROOT,
@@ -60,7 +59,7 @@ def training(out: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
         process.communicate()
 
 
-def test_the_page_is_rewritten_while_the_run_goes_and_final_when_it_ends(tmp_path: Path) -> None:
+def test_the_page_is_rewritten_during_the_run_and_final_at_its_end(tmp_path: Path) -> None:
     page = tmp_path / "demo" / "report.html"
     with training(tmp_path) as (process, child):
         first = page.read_text()
@@ -76,7 +75,7 @@ def test_the_page_is_rewritten_while_the_run_goes_and_final_when_it_ends(tmp_pat
         assert "Stopped" in text
 
 
-def test_the_page_of_a_killed_run_says_so_and_the_background_process_ends(tmp_path: Path) -> None:
+def test_a_killed_run_gets_a_last_page_and_the_background_process_exits(tmp_path: Path) -> None:
     page = tmp_path / "demo" / "report.html"
     with training(tmp_path) as (process, child):
         process.kill()
@@ -87,7 +86,6 @@ def test_the_page_of_a_killed_run_says_so_and_the_background_process_ends(tmp_pa
 
 
 def test_the_death_of_the_background_process_does_not_affect_its_parent(tmp_path: Path) -> None:
-    """The training process calls nothing else of it than these two methods."""
     make_finished(tmp_path)
     background = BackgroundReport.start(tmp_path, 0.1)
     until((tmp_path / "report.html").exists)
@@ -100,7 +98,7 @@ def test_the_death_of_the_background_process_does_not_affect_its_parent(tmp_path
 
 @contextmanager
 def served(folder: Path) -> Iterator[int]:
-    """Serve a folder on a free port; nothing may be on stderr in the end."""
+    """Serve a folder on a free port; stderr must stay empty."""
     process = subprocess.Popen(
         command("report.py", "--serve", folder, "--port", 0),
         cwd=ROOT,
@@ -129,8 +127,7 @@ def get(port: int, target: str = "/", method: str = "GET", host: str = "") -> tu
         connection.close()
 
 
-def test_the_served_page_and_json_are_those_of_the_report(tmp_path: Path) -> None:
-    """Nothing else is served, and no host name but this machine's own is answered."""
+def test_only_the_page_and_its_json_are_served_and_only_to_loopback(tmp_path: Path) -> None:
     make_finished(tmp_path)
     assert run("report.py", tmp_path).returncode == 0
     with served(tmp_path) as port:
@@ -150,7 +147,7 @@ def test_the_served_page_and_json_are_those_of_the_report(tmp_path: Path) -> Non
             assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_the_served_page_grows_with_the_log_and_the_folder_stays_as_it_is(tmp_path: Path) -> None:
+def test_the_served_page_follows_the_log_and_writes_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with served(folder) as port:
         status, text = get(port)
@@ -168,14 +165,11 @@ def test_the_served_page_grows_with_the_log_and_the_folder_stays_as_it_is(tmp_pa
         assert sorted(folder.iterdir()) == names
 
 
-@pytest.mark.parametrize(("grown", "refreshes"), [(b"", True), (b"end", False)])
-def test_only_the_page_of_a_run_under_way_refreshes(
-    tmp_path: Path, grown: bytes, refreshes: bool
-) -> None:
-    if grown:
-        make_finished(tmp_path)
-    else:
-        make_folder(tmp_path)
-        write(tmp_path, steps(0, 30))
-    assert run("report.py", tmp_path).returncode == 0
-    assert (REFRESH in (tmp_path / "report.html").read_text()) == refreshes
+def test_only_the_page_of_a_running_job_refreshes(tmp_path: Path) -> None:
+    make_finished(tmp_path / "finished")
+    make_folder(tmp_path / "running")
+    write(tmp_path / "running", steps(0, 30))
+    for name in ("finished", "running"):
+        assert run("report.py", tmp_path / name).returncode == 0
+        page = (tmp_path / name / "report.html").read_text()
+        assert (REFRESH in page) == (name == "running")

@@ -7,7 +7,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from commands import DEMO, ROOT, TINY, run, run_here, train_tiny
+from commands import DEMO, ROOT, TINY, run, run_here, run_main, train_tiny
+
+from nanogauge.__main__ import main
 
 DOCUMENTED = ROOT / "configs" / "rtx4070_fineweb.toml"
 SEED = ROOT / "predictions" / "seed_zh.toml"
@@ -18,12 +20,12 @@ MORE = "iter 600: loss 5.3000, time 3900.00ms, mfu 12.87%\n"
 
 
 def refused(script: str, *arguments: object, words: str) -> None:
-    """The command ends with 2 and one sentence that holds the words."""
+    """Check that the command exits with 2 and one sentence containing `words`."""
     check_refusal(run_here(script, *arguments), words)
 
 
 def process_refused(script: str, *arguments: object, words: str) -> None:
-    """The same of a process, whose imports, exit handlers and stderr are all its own."""
+    """Check the same in a process of its own, with its imports and exit handlers."""
     check_refusal(run(script, *arguments), words)
 
 
@@ -87,10 +89,13 @@ def test_a_missing_configuration_is_said_to_be_missing(tmp_path: Path) -> None:
         (('key = "mfu_palm"', 'key = "mfu_plam"'), "did you mean mfu_palm?"),
         (('unit = "W"', 'unit = "horses"'), "unknown unit 'horses' for power_watts"),
         (("low = 15\nhigh = 20", "low = 20\nhigh = 15"), "low is above high"),
-        (('"6 * parameters * tokens_total"', '"__import__(1)"'), "is no arithmetic"),
+        (('"6 * parameters * tokens_total"', '"__import__(1)"'), "is not arithmetic"),
         (('"2 * parameters_total"', '"2 * parametres"'), "unknown name parametres"),
         (('key = "cost"', 'key = "power_watts"'), "unknown unit"),
-        (('key = "total_seconds.reported"', 'key = "total_seconds.expected"'), "stands twice"),
+        (
+            ('key = "total_seconds.reported"', 'key = "total_seconds.expected"'),
+            "duplicate key total_seconds.expected",
+        ),
     ],
 )
 def test_a_wrong_claim_is_named(tmp_path: Path, change: tuple[str, str], words: str) -> None:
@@ -140,8 +145,21 @@ def test_a_report_of_nothing_is_refused(arguments: list[str], words: str) -> Non
     refused("report.py", *arguments, words=words)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["plann"], "nanogauge: unknown command plann; did you mean plan?"),
+        (["import", "x"], "nanogauge import: an imported log also needs --config"),
+        (["plan", DEMO, "--gpuu", "T4"], "nanogauge plan: unknown argument --gpuu; did you mean"),
+    ],
+)
+def test_the_installed_command_names_itself_in_a_refusal(
+    arguments: list[object], words: str
+) -> None:
+    check_refusal(run_main(main, "nanogauge", *arguments), words)
+
+
 def test_training_without_its_data_says_how_to_get_it(tmp_path: Path) -> None:
-    """The first command of a new user, before any data is there."""
     flags = [f"--run.out={tmp_path}", "--run.device=cpu", f"--data.path={tmp_path / 'none'}"]
     process_refused("train.py", DOCUMENTED, *flags, words="python prepare_fineweb.py")
     assert not (tmp_path / "rtx4070_fineweb").exists()
@@ -155,7 +173,6 @@ def test_training_on_a_gpu_that_is_not_there_says_so(tmp_path: Path) -> None:
 
 
 def test_a_second_run_of_the_same_name_is_refused(tmp_path: Path) -> None:
-    """Nothing that a night computed is overwritten by the same command in the morning."""
     assert train_tiny(tmp_path, "--train.max-steps=2").returncode == 0
     before = (tmp_path / "demo" / "log.jsonl").read_bytes()
     flags = [f"--run.out={tmp_path}", *TINY]

@@ -12,12 +12,12 @@ from commands import ROOT, run
 from runs import imported
 from slow.broken_inputs import broken_inputs
 from slow.failing_writes import let_writes_fail
-from test_handed_over import shards
+from test_untrusted_files import shards
 
 from nanogauge.analysis.report_model import build_report
 from nanogauge.config import load_config
 from nanogauge.errors import BadInput
-from trainer.data.dataset import open_dataset
+from trainer.data.dataset import open_folder
 
 CONFIG = ROOT / "configs" / "demo.toml"
 
@@ -72,7 +72,7 @@ def test_an_invalid_array_file_is_refused(tmp_path: Path, data: bytes) -> None:
     np.save(tmp_path / "val_0.npy", np.arange(9, dtype=np.uint16))
     (tmp_path / "train_0.npy").write_bytes(data)
     with pytest.raises(BadInput, match="cannot read"):
-        open_dataset(tmp_path)
+        open_folder(tmp_path)
 
 
 def test_a_log_without_a_steady_step_has_no_total_with_a_reason() -> None:

@@ -1,4 +1,4 @@
-"""Charts show what is in the log: no spike is lost, every axis is labelled, hours add up."""
+"""Charts lose no spike, label every axis, and add up the time of a resumed run."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from hypothesis import strategies as st
 
 from nanogauge.analysis.ledger import LEDGER_NAMES
 from nanogauge.analysis.verdicts import build_rows
-from nanogauge.report.cells import grouped
-from nanogauge.report.charts import Timeline, pictures
-from nanogauge.report.html import MOST_SAMPLES, samples_of, spread, templates
+from nanogauge.report.cells import group_rows
+from nanogauge.report.charts import Timeline, make_charts
+from nanogauge.report.html import MAX_SAMPLES, samples_of, spread, templates
 from nanogauge.report.svg import (
     HEIGHT,
     TOP,
     Chart,
     Series,
+    downsample,
     exact_axis,
-    four_digits,
+    format_number,
     line_chart,
     round_axis,
     stacked_bar,
-    stretches,
 )
 from nanogauge.runlog.history import Recorded
 from nanogauge.schema import Compile, Eval, Event, Sensor, Start, Step
@@ -34,22 +34,21 @@ numbers = st.floats(-1e9, 1e9)
 START = Start(max_steps=20_000, prediction_sha256="x", device="RTX 4070", elapsed_seconds=1.0)
 
 
-def drawn(y: np.ndarray, clamped: bool = False) -> Chart:
+def drawn(y: np.ndarray, clipped: bool = False) -> Chart:
     x = np.arange(len(y), dtype=np.float64)
-    chart = line_chart("c", "A chart", "s", "step", x[-1], [Series("a", x, y)], clamped=clamped)
+    chart = line_chart(("c", "A chart", "s"), ("step", x[-1]), [Series("a", x, y)], clipped=clipped)
     assert chart is not None
     return chart
 
 
 @given(st.lists(numbers, min_size=1, max_size=300), st.integers(1, 40))
-def test_stretches_pass_over_no_value(values: list[float], most: int) -> None:
-    """Every stretch has its own lowest and highest, and together they cover the whole series."""
+def test_downsampling_keeps_the_extremes(values: list[float], most: int) -> None:
     y = np.array(values)
     x = np.arange(len(y), dtype=np.float64)
-    found = stretches(x, y, most)
+    found = downsample(x, y, most)
     assert len(found.x) <= most
-    assert (found.low <= found.middle).all()
-    assert (found.middle <= found.high).all()
+    assert (found.low <= found.median).all()
+    assert (found.median <= found.high).all()
     assert found.low.min() == y.min()
     assert found.high.max() == y.max()
     assert (np.diff(found.x) > 0).all()
@@ -57,33 +56,32 @@ def test_stretches_pass_over_no_value(values: list[float], most: int) -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 999_999))
-def test_one_slow_step_in_a_million_is_seen(where: int) -> None:
-    """It was lost where points were skipped: now its peak is in the picture."""
+def test_one_slow_step_in_a_million_is_visible(where: int) -> None:
     y = np.full(1_000_000, 4.0)
     y[where] = 5.0
     svg = drawn(y).svg
     assert len(svg) < 20_000
-    heights = [float(h) for h in re.findall(r"[\d.]+,([\d.]+)", re.search('d="M([^"]*)"', svg)[1])]
+    heights = [
+        float(h) for h in re.findall(r"[\d.]+,([\d.]+)", re.search('"area" d="M([^"]*)"', svg)[1])
+    ]
     top = TOP + (HEIGHT - TOP) / 3
     assert min(heights) < top < sorted(heights)[len(heights) // 2]
 
 
-def test_what_lies_beyond_a_clamped_axis_is_marked_and_counted() -> None:
-    """Two steps of a minute among thousands of four seconds do not flatten all others."""
+def test_outliers_beyond_a_clipped_axis_are_marked_and_counted() -> None:
     y = np.full(5000, 3.9)
     y[::7] = 4.0
     y[[100, 3000]] = 61.0
-    chart = drawn(y, clamped=True)
+    chart = drawn(y, clipped=True)
     assert chart.svg.count('class="beyond"') == 2
     assert "2 beyond the axis, marked at its end" in chart.notes
-    assert "most 61" in chart.svg
+    assert "max 61" in chart.svg
     ticks = [float(t) for t in re.findall('class="tick"[^>]*end">([0-9.]+)<', chart.svg)]
     assert max(ticks) < 5
 
 
 @given(st.one_of(numbers, st.sampled_from([0.0, 66.0, 3.9, 1e-6])), st.floats(0, 1e6))
-def test_an_axis_has_ticks_that_differ(low: float, span: float) -> None:
-    """A series that does not change had one tick, or none."""
+def test_the_ticks_of_an_axis_have_distinct_labels(low: float, span: float) -> None:
     axis = round_axis(low, low + span)
     texts = [axis.text(tick) for tick in axis.ticks]
     assert 3 <= len(texts) <= 8
@@ -94,8 +92,7 @@ def test_an_axis_has_ticks_that_differ(low: float, span: float) -> None:
 
 
 @pytest.mark.parametrize("value", [5e-324, 1e-300, -1e308, 1.7e308])
-def test_a_figure_that_cannot_be_true_is_drawn_all_the_same(value: float) -> None:
-    """A log may hold any finite number; it is no reason to have no report."""
+def test_any_finite_value_can_be_drawn(value: float) -> None:
     y = np.array([1.0, 2.0, value] * 300)
     assert f"{value:.3e}" in drawn(y).svg
     assert len(drawn(np.full(3, value)).svg) < 5000
@@ -109,23 +106,23 @@ def test_both_ends_of_the_x_axis_are_labelled(low: float, span: float) -> None:
     assert all(b > a for a, b in zip(axis.ticks, axis.ticks[1:], strict=False))
 
 
-def test_the_text_alternative_has_the_figures_of_the_line() -> None:
+def test_the_text_alternative_contains_the_statistics_of_a_line() -> None:
     chart = drawn(np.array([9.0, 3.0, 5.0, 4.0, 3.5]))
     spoken = re.search('aria-label="([^"]*)"', chart.svg)[1]
-    assert spoken == "A chart, over step 0 to 4. a: first 9, least 3, median 4, most 9, last 3.5 s."
-    assert chart.figures == ["a: first 9, least 3, median 4, most 9, last 3.5 s"]
+    assert spoken == "A chart, over step 0 to 4. a: first 9, min 3, median 4, max 9, last 3.5 s."
+    assert chart.figures == ["a: first 9, min 3, median 4, max 9, last 3.5 s"]
 
 
 @pytest.mark.parametrize(
     ("value", "text"),
     [(0, "0"), (5.813e-05, "0.00005813"), (3.90987, "3.91"), (20000, "20,000"), (-1.5, "-1.5")],
 )
-def test_a_figure_is_written_without_an_exponent(value: float, text: str) -> None:
-    assert four_digits(value) == text
+def test_numbers_are_formatted_without_an_exponent(value: float, text: str) -> None:
+    assert format_number(value) == text
 
 
 def resumed() -> Recorded:
-    """A run that died after step 5 of 100 s, and goes on from step 3 in a second process."""
+    """Return the log of a run that died after step 5 and was resumed from step 3."""
     log = Recorded()
     log.add(START)
     for step in range(6):
@@ -141,16 +138,15 @@ def resumed() -> Recorded:
     return log
 
 
-def test_the_hours_of_a_resumed_run_add_up() -> None:
-    """Its second process begins where the first one ended, whichever clock reads more."""
+def test_the_time_of_a_resumed_run_adds_up() -> None:
     log = resumed()
     timeline = Timeline(log)
     steps = log.steps
-    hours = timeline.of_steps(steps.column("step"), steps.column("elapsed_seconds"))
+    hours = timeline.x_of_steps(steps.column("step"), steps.column("elapsed_seconds"))
     assert hours * timeline.seconds == pytest.approx([50, 60, 70, 280, 290, 300])
-    readings = timeline.of_readings(log.sensors.column("elapsed_seconds"))
+    readings = timeline.x_of_readings(log.sensors.column("elapsed_seconds"))
     assert (readings * timeline.seconds)[-1] == pytest.approx(180)
-    assert timeline.end * timeline.seconds == pytest.approx(300)
+    assert timeline.axis[1] * timeline.seconds == pytest.approx(300)
 
 
 @pytest.mark.parametrize(
@@ -160,19 +156,20 @@ def test_the_hours_of_a_resumed_run_add_up() -> None:
 def test_a_short_run_is_drawn_over_minutes_or_seconds(
     seconds: float, title: str, end: float
 ) -> None:
-    """The demo's axis went from 0.00071 to 0.0015 hours."""
     log = Recorded()
     log.add(START)
     log.add(Step(step=0, elapsed_seconds=seconds))
     timeline = Timeline(log)
-    assert (timeline.title, timeline.end) == (title, end)
+    assert timeline.axis == (title, end)
 
 
-def test_the_energy_of_a_resumed_run_accumulates() -> None:
-    """The counter begins at zero in each process: the curve does not fall back."""
-    charts = pictures(resumed(), documented_spec(), documented_prediction(), [])
-    (energy,) = (chart for chart in charts if chart.id == "energy")
-    assert energy.figures == [f"energy so far: last {four_digits(8000 / 3.6e6)} kWh"]
+def charts_of(log: Recorded) -> dict[str, Chart]:
+    return {c.id: c for c in make_charts(log, documented_spec(), documented_prediction(), [])}
+
+
+def test_the_energy_of_a_resumed_run_is_that_of_all_its_processes() -> None:
+    figures = charts_of(resumed())["energy"].figures
+    assert figures == [f"energy so far: last {format_number(8000 / 3.6e6)} kWh"]
 
 
 def test_a_log_without_a_clock_is_drawn_over_steps() -> None:
@@ -181,7 +178,7 @@ def test_a_log_without_a_clock_is_drawn_over_steps() -> None:
     for step in (0, 200, 400):
         log.add(Step(step=step, step_seconds=4.0, loss=3.0))
     log.add(Eval(step=400, val_loss=3.1))
-    charts = {c.id: c for c in pictures(log, documented_spec(), documented_prediction(), [])}
+    charts = charts_of(log)
     assert "over step 0 to 400" in charts["loss"].svg
     assert {"loss", "step-time", "mfu", "memory"} == set(charts)
 
@@ -190,37 +187,31 @@ def test_recompilations_and_alarms_are_marked_where_they_happened() -> None:
     log = resumed()
     log.add(Compile(step=4, seconds=9.0, mode="compiled", elapsed_seconds=188.0))
     log.add(Event(level="alarm", what="slow", text="t", step=5, elapsed_seconds=200.0))
-    charts = pictures(log, documented_spec(), documented_prediction(), [])
-    (times,) = (chart for chart in charts if chart.id == "step-time")
+    times = charts_of(log)["step-time"]
     assert ("compile", "recompilations (1)") in times.legend
     assert ("alarm", "alarms (1)") in times.legend
     assert times.svg.count('class="alarm tip"') == 1
 
 
-def test_samples_are_in_order_and_what_was_written_again_replaces_the_first() -> None:
+def test_samples_are_in_order_without_repetitions_and_a_page_shows_some() -> None:
     log = resumed()
     log.add(Event(what="sample", step=2, text="early"))
     assert [(s.step, s.text) for s in samples_of(log)] == [(2, "early"), (4, "new")]
-
-
-def test_of_many_samples_the_first_and_the_last_are_shown() -> None:
-    log = resumed()
     for step in range(100, 200):
         log.add(Event(what="sample", step=step, text="t"))
     shown = spread(samples_of(log))
-    assert len(shown) == MOST_SAMPLES
-    assert (shown[0].step, shown[-1].step) == (4, 199)
+    assert len(shown) == MAX_SAMPLES
+    assert (shown[0].step, shown[-1].step) == (2, 199)
 
 
-def test_every_row_stands_in_one_group() -> None:
+def test_every_row_is_in_exactly_one_group() -> None:
     rows, _ = build_rows(None, documented_spec(), documented_prediction(), None)
-    groups = grouped(rows)
+    groups = group_rows(rows)
     assert sorted(c.row.id for g in groups for c in g.cells) == sorted(row.id for row in rows)
     assert [group.name for group in groups][:2] == ["Time", "Speed"]
 
 
-def test_every_part_of_a_ledger_has_a_colour_of_its_own() -> None:
-    """A ninth part was drawn like the first, and had none in the key."""
+def test_every_part_of_the_time_ledger_has_its_own_colour() -> None:
     bar = stacked_bar([(name, 1.0) for name in LEDGER_NAMES.values()])
     classes = re.findall(r'class="(s\d+)"', bar)
     assert len(set(classes)) == len(LEDGER_NAMES)

@@ -1,4 +1,4 @@
-"""Claims are data: any document's can be held against any run, and arithmetic decides."""
+"""Claims files: parsing, units, formulas and verdicts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NAMES = {"micro_batch": 16.0, "max_steps": 20000.0, "share": 0.35}
 
 @st.composite
 def formulas(draw: st.DrawFn, depth: int = 4) -> str:
-    """Arithmetic as Python has it, over floats and names."""
+    """Draw Python arithmetic over floats and names."""
     if depth == 0 or draw(st.integers(0, 3)) == 0:
         number = st.floats(0, 1e6, allow_subnormal=False).map(repr)
         return draw(number | st.sampled_from(sorted(NAMES)))
@@ -51,7 +51,7 @@ def formulas(draw: st.DrawFn, depth: int = 4) -> str:
 @settings(max_examples=150, deadline=None)
 @given(formulas())
 def test_a_formula_has_the_value_that_python_gives_it(formula: str) -> None:
-    """With Python's precedence; where Python finds no finite real number there is an error."""
+    """Without a finite real value in Python, it is an error."""
     try:
         expected = eval(formula, {"__builtins__": {}}, dict(NAMES))
     except ArithmeticError:
@@ -90,19 +90,19 @@ def test_a_formula_has_the_value_that_python_gives_it(formula: str) -> None:
 def test_a_formula_is_arithmetic_and_nothing_else(
     formula: str, names: dict[str, float] | None
 ) -> None:
-    """A claims file comes from a stranger: nothing in it is ever called or looked up."""
-    with pytest.raises(ValueError, match="is no arithmetic"):
+    """Claims files are untrusted: nothing in them is called or looked up."""
+    with pytest.raises(ValueError, match="is not arithmetic"):
         evaluate(formula, names)
 
 
 @pytest.mark.parametrize("formula", ["1 / 0", "9**9**9**9", "1e400", "(-8)**0.5", "0**-1"])
 def test_a_formula_without_a_finite_value_is_refused_at_once(formula: str) -> None:
-    """9**9**9**9 in whole numbers would not end; in floating point it overflows."""
+    """9**9**9**9 would not end in integers; in floating point it overflows."""
     with pytest.raises(ValueError, match="has no"):
         evaluate(formula, NAMES)
 
 
-def test_an_unknown_name_in_a_formula_is_refused_with_those_there_are() -> None:
+def test_an_unknown_name_in_a_formula_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match="unknown name max_step; known: .*max_steps"):
         evaluate("2.5 * max_step", NAMES)
 
@@ -126,8 +126,8 @@ STEP = 'key = "step_seconds"\nunit = "s"\n'
         ([STEP + "value = nan"], "finite"),
         ([STEP + 'value = "three"'], "must be numbers"),
         ([STEP + 'low = "three"'], "low"),
-        ([STEP + "value = 3", STEP + "value = 4"], "step_seconds stands twice"),
-        ([STEP + 'value = 3\nformula = "exit()"'], "is no arithmetic"),
+        ([STEP + "value = 3", STEP + "value = 4"], "duplicate key step_seconds"),
+        ([STEP + 'value = 3\nformula = "exit()"'], "is not arithmetic"),
     ],
 )
 def test_a_wrong_claim_is_refused_in_one_sentence_that_names_it(
@@ -138,7 +138,7 @@ def test_a_wrong_claim_is_refused_in_one_sentence_that_names_it(
     text = str(refused.value)
     assert words in text
     assert "\n" not in text
-    assert not re.search(r"\?\.|: :|::|\.\.$", text), "punctuation of two sentences in one"
+    assert not re.search(r"\?\.|: :|::|\.\.$", text), "two sentences run together"
 
 
 @settings(max_examples=60, deadline=None)
@@ -152,7 +152,6 @@ def test_a_wrong_claim_is_refused_in_one_sentence_that_names_it(
 def test_a_claim_holds_inside_its_range_in_any_unit(
     low: float, width: float, share: float, row: str, data: st.DataObject
 ) -> None:
-    """The factor is 1 inside, and the ratio to the nearest end outside."""
     unit, scale = data.draw(st.sampled_from(sorted(UNITS[QUANTITIES[row].unit].items())))
     assume(width > 1e-6 * abs(low) and not -1e-3 < share < 1e-3 and not 0.999 < share < 1.001)
     claim = Claim(key=row, unit=unit, low=low, high=low + width, quote="q", english="e").in_si()
@@ -193,8 +192,7 @@ OTHER_CLAIMS = claims_text(
 )
 
 
-def test_claims_about_another_run_need_no_change_of_code(tmp_path: Path) -> None:
-    """Other quantities, units and figures, about another model on another card."""
+def test_claims_about_another_model_and_gpu_are_judged(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text(OTHER_CONFIG)
     (tmp_path / "claims.toml").write_text(OTHER_CLAIMS)
     arguments = ["--gpu", "RTX 4090", "--claims", tmp_path / "claims.toml", "--json"]
@@ -224,7 +222,6 @@ def test_claims_about_another_run_need_no_change_of_code(tmp_path: Path) -> None
 def test_the_verdict_on_a_measured_claim_is_whether_it_lies_inside(
     low: float, width: float, step: float
 ) -> None:
-    """Held inside, missed outside, never contradicted: measuring is not arithmetic."""
     spec, prediction = documented_spec(), documented_prediction()
     recorded = Recorded()
     recorded.add(Start(max_steps=20000, prediction_sha256="", device="RTX 4070"))
@@ -242,12 +239,11 @@ def test_the_verdict_on_a_measured_claim_is_whether_it_lies_inside(
 
 
 def plain(text: str) -> str:
-    """Without markdown's asterisks and list dashes, its spaces one."""
+    """Remove Markdown asterisks and list dashes, and collapse spaces."""
     return " ".join(re.sub(r"\*\*|^- ", "", text, flags=re.MULTILINE).split())
 
 
-def test_the_shipped_claims_are_whole_and_in_english_too() -> None:
-    """Each with its quotation and what it says in English; each formula can be computed."""
+def test_the_shipped_claims_have_quotations_translations_and_rows() -> None:
     claims = load_claims(SEED_CLAIMS)
     assert len(claims.claim) >= 25
     for statement in (*claims.claim, *claims.unscored):
@@ -258,7 +254,7 @@ def test_the_shipped_claims_are_whole_and_in_english_too() -> None:
     assert {row.claim for row in rows if row.claim} == {claim.key for claim in claims.claim}
 
 
-def test_an_english_quotation_need_not_be_written_twice(tmp_path: Path) -> None:
+def test_the_translation_defaults_to_the_quotation(tmp_path: Path) -> None:
     (claim,) = claims_of(tmp_path, 'key = "parameters"\nunit = "M"\nvalue = 1').claim
     path = tmp_path / "claims.toml"
     path.write_text(path.read_text().replace('english = "e"\n', ""))
@@ -267,8 +263,7 @@ def test_an_english_quotation_need_not_be_written_twice(tmp_path: Path) -> None:
     assert short == claim.model_copy(update={"english": "q"})
 
 
-def test_a_claim_that_is_no_table_is_named_by_its_place(tmp_path: Path) -> None:
-    """It has no key by which it could be named."""
+def test_a_claim_without_a_key_is_named_by_its_number(tmp_path: Path) -> None:
     path = tmp_path / "claims.toml"
     path.write_text('claim = [1]\n[document]\ntitle = "t"\n')
     with pytest.raises(BadInput, match="claim 1: "):
@@ -276,8 +271,8 @@ def test_a_claim_that_is_no_table_is_named_by_its_place(tmp_path: Path) -> None:
 
 
 @needs_shared("seed.zh-Hant.txt")
-def test_the_shipped_quotations_stand_in_the_document() -> None:
-    """Word for word, but for markdown; `|` divides the cells of a table."""
+def test_the_shipped_quotations_are_in_the_document() -> None:
+    """Word for word, without Markdown; `|` separates table cells."""
     document = plain((SHARED / "seed.zh-Hant.txt").read_text(encoding="utf-8"))
     claims = load_claims(SEED_CLAIMS)
     for statement in (*claims.claim, *claims.unscored):

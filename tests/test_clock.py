@@ -1,4 +1,4 @@
-"""The clock: every second is booked once, and a device that is busy is never waited for."""
+"""The clock: every second is counted once, and the loop never waits for a busy device."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ pytestmark = pytest.mark.alone
 
 @dataclass
 class Machine:
-    """A host and a device with a queue, in whole milliseconds, so that sums are exact."""
+    """A host and a device with a queue, in whole milliseconds so that sums are exact."""
 
     host_ms: int = 0
     device_ms: int = 0
-    """when the device will have done what it was asked so far"""
+    """Time at which the device has done all queued work."""
     compiled_ms: int = 0
     waits: list[int] = field(default_factory=list)
-    """how long the host waited, each time"""
+    """Duration of each wait of the host."""
 
     def now(self) -> int:
         return self.host_ms
@@ -39,7 +39,7 @@ class Machine:
         self.compiled_ms += host_ms
 
     def launch(self, device_ms: int) -> None:
-        """Hand something to the device, which begins when it has done all else."""
+        """Queue work on the device."""
         self.device_ms = max(self.device_ms, self.host_ms) + device_ms
 
     def synchronize(self) -> None:
@@ -52,7 +52,7 @@ class Machine:
 
 @dataclass
 class Queue:
-    """The device's timeline: a mark is passed when the device comes by it."""
+    """The device's timeline."""
 
     machine: Machine
     lag: int = 1
@@ -78,7 +78,7 @@ def clock_of(machine: Machine, on_device: bool) -> Clock:
 
 
 Work = tuple[str, int, int, int]
-"""step or window; milliseconds of the host, of compilation, of the device"""
+"""Step or window; milliseconds of the host, of compilation, of the device."""
 WORK = st.tuples(st.sampled_from(["step", "window"]), *[st.integers(0, 50)] * 3)
 
 
@@ -94,20 +94,18 @@ def one_step(clock: Clock, machine: Machine, host: int, compiling: int, device: 
 
 
 @given(st.lists(WORK, max_size=30), st.booleans())
-def test_every_moment_is_booked_exactly_once(work: list[Work], on_device: bool) -> None:
-    """Steps, windows and compilation add up to the wall time to the last digit, wherever time is
-    taken and whatever order they come in: what is booked twice or not at all would falsify hours.
-    """
+def test_every_moment_is_counted_exactly_once(work: list[Work], on_device: bool) -> None:
+    """Steps, windows and compilation in any order add up exactly to the wall time."""
     machine = Machine()
     clock = clock_of(machine, on_device)
-    booked = 0.0
+    counted = 0.0
     under_way: deque[Stopwatch] = deque()
 
     def read(leave: int) -> None:
-        nonlocal booked
+        nonlocal counted
         while len(under_way) > leave:
             times = under_way.popleft().read()
-            booked += times.step_seconds + times.compile_seconds
+            counted += times.step_seconds + times.compile_seconds
 
     for what, host, compiling, device in work:
         if what == "step":
@@ -119,14 +117,13 @@ def test_every_moment_is_booked_exactly_once(work: list[Work], on_device: bool) 
                 machine.work(host)
                 machine.compile(compiling)
                 machine.launch(device)
-            booked += window.seconds + window.compile_seconds
+            counted += window.seconds + window.compile_seconds
     read(0)
     machine.synchronize()
-    assert booked == clock.elapsed_seconds()
+    assert counted == clock.elapsed_seconds()
 
 
-def test_a_busy_device_is_waited_for_one_step_late_and_for_nothing_else() -> None:
-    """A synchronisation in each step would leave the queue dry while the host prepares the next."""
+def test_the_host_waits_for_a_busy_device_only_once_and_one_step_late() -> None:
     machine = Machine()
     clock = clock_of(machine, on_device=True)
     under_way: deque[Stopwatch] = deque()
@@ -135,13 +132,12 @@ def test_a_busy_device_is_waited_for_one_step_late_and_for_nothing_else() -> Non
         under_way.append(one_step(clock, machine, host=10, compiling=0, device=100))
         while len(under_way) > clock.lag:
             times.append(under_way.popleft().read())
-    assert [t.step_seconds for t in times[1:]] == [100] * 18, "the device never stood still"
-    assert [t.data_wait_seconds for t in times] == [10] + [0] * 18, "but before the first batch"
+    assert [t.step_seconds for t in times[1:]] == [100] * 18, "the device was never idle"
+    assert [t.data_wait_seconds for t in times] == [10] + [0] * 18, "except before the first batch"
     assert len(machine.waits) == 19
 
 
-def test_a_device_that_has_to_wait_for_its_batches_is_seen_to() -> None:
-    """When the host is the slower one, the device's idle time is waiting for data, not work."""
+def test_the_wait_of_the_device_for_its_batches_is_measured() -> None:
     machine = Machine()
     clock = clock_of(machine, on_device=True)
     under_way: deque[Stopwatch] = deque()
@@ -155,8 +151,7 @@ def test_a_device_that_has_to_wait_for_its_batches_is_seen_to() -> None:
     ] * 18
 
 
-def test_a_compilation_stands_in_no_step() -> None:
-    """A recompilation of a minute would make one step the slowest of the night, with no reason."""
+def test_compilation_is_excluded_from_step_times() -> None:
     machine = Machine()
     clock = clock_of(machine, on_device=False)
     watch = one_step(clock, machine, host=5, compiling=700, device=20)
@@ -166,7 +161,7 @@ def test_a_compilation_stands_in_no_step() -> None:
 
 
 class FakeEvent:
-    """torch.Event of a device that is not here: each record is a millisecond after the last."""
+    """torch.Event of a fake device: each record is a millisecond after the last."""
 
     recorded = 0
 
@@ -179,15 +174,14 @@ class FakeEvent:
         self.at_ms = FakeEvent.recorded
 
     def synchronize(self) -> None:
-        assert self.at_ms is not None, "an event that was never recorded is waited for in vain"
+        assert self.at_ms is not None, "the event was never recorded"
 
     def elapsed_time(self, end: FakeEvent) -> float:
         assert self.at_ms is not None and end.at_ms is not None
         return end.at_ms - self.at_ms
 
 
-def test_events_are_recorded_and_read_in_milliseconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch's events tell milliseconds: taken for seconds, a step would last an hour."""
+def test_event_times_are_converted_from_milliseconds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "Event", FakeEvent)
     clock = Clock(lambda: None, timeline=EventTimeline(torch.device("cuda", 0)))
     assert clock.lag == 1
@@ -204,8 +198,8 @@ def test_events_are_recorded_and_read_in_milliseconds(monkeypatch: pytest.Monkey
     assert second.begin is first.end, "a step begins where the one before it ended"
 
 
-def test_each_compilation_is_announced_and_timed() -> None:
-    """Only the first one is made on purpose; a new shape compiles again, in whatever step it is."""
+def test_each_compilation_is_timed() -> None:
+    """A new shape compiles again."""
     watch = CompileTimer()
     watch.listen()
     seconds = watch.seconds

@@ -1,4 +1,4 @@
-"""A log of a run on a CPU is measured as any other, and nothing is made up of an unnamed CPU."""
+"""Import of a run on a CPU: measured, and predicted only for a CPU that is known."""
 
 from __future__ import annotations
 
@@ -54,10 +54,7 @@ def imported(folder: Path, *flags: str, device: str = "cpu") -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-def test_a_log_of_an_unnamed_processor_is_measured_and_its_time_not_predicted(
-    tmp_path: Path,
-) -> None:
-    """The reader's CPU is not the log's: to measure it would be to predict another run."""
+def test_the_time_on_an_unnamed_cpu_is_measured_and_not_predicted(tmp_path: Path) -> None:
     assert imported(tmp_path) == (0, "")
     rows = rows_of(tmp_path / "out")
     assert rows["step_seconds"]["measured"]["value"] == pytest.approx(0.05)
@@ -72,8 +69,8 @@ def test_a_log_of_an_unnamed_processor_is_measured_and_its_time_not_predicted(
     assert "gpu" not in machine
 
 
-def test_the_first_step_of_a_run_that_compiled_nothing_is_no_compilation(tmp_path: Path) -> None:
-    """Of 0.9 s an evaluation took 0.3; the rest is the step's own, and the parts add up."""
+def test_without_compilation_the_first_step_is_its_time_less_the_evaluation(tmp_path: Path) -> None:
+    """0.9 s - 0.3 s of evaluation; the ledger adds up to the total."""
     assert imported(tmp_path) == (0, "")
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     (first,) = [row for row in report["rows"] if row["id"] == "first_step_seconds"]
@@ -82,7 +79,7 @@ def test_the_first_step_of_a_run_that_compiled_nothing_is_no_compilation(tmp_pat
     assert report["time_ledger"]["wall_s"] == pytest.approx(0.9 + 3 * 0.05 + 0.35)
 
 
-def test_a_log_of_this_machine_is_held_against_its_processor(tmp_path: Path) -> None:
+def test_this_cpu_is_measured_for_the_prediction(tmp_path: Path) -> None:
     assert imported(tmp_path, "--this-cpu") == (0, "")
     rows = rows_of(tmp_path / "out")
     for row in TIMED:
@@ -108,8 +105,7 @@ def test_a_log_of_this_machine_is_held_against_its_processor(tmp_path: Path) -> 
 def test_a_log_is_not_imported_for_another_kind_of_device(
     tmp_path: Path, device: str, flags: list[str], words: str
 ) -> None:
-    """MFU would be a share of a peak that the run never had."""
-    status, said = imported(tmp_path, *flags, device=device)
+    status, message = imported(tmp_path, *flags, device=device)
     assert status == 2
-    assert words.format(log=tmp_path / "train.log") in said
+    assert words.format(log=tmp_path / "train.log") in message
     assert not (tmp_path / "out").exists()

@@ -38,7 +38,7 @@ NOT_RUN = {
     "--doctor": "of this machine, which need not be ready",
     "--calibrate": "of the documented card, which is not here",
     "--serve": "does not end by itself; tests/test_background.py",
-    "--wandb": "W&B's own process; tests/test_tracking.py",
+    "--wandb": "W&B's own process; tests/test_wandb_mirror.py",
     "--FORM": "stands for each form of log",
 }
 """what of a command has it not run here, and why"""
@@ -49,7 +49,7 @@ def commands_of(page: Path) -> Iterator[str]:
     text = page.read_text().replace("\\\n", " ")
     for line in text.splitlines():
         if line.startswith("    "):
-            yield line.split("   #")[0]
+            yield re.sub(r"^ *docker run .* nanogauge ", "", line.split("   #")[0])
         else:
             yield from re.findall(r"`([^`]+)`", line)
 

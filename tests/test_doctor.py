@@ -1,131 +1,128 @@
-"""Each of the doctor's checks fails on an input of its own, and says something of its own."""
+"""The doctor's checks and the facts they judge."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nanogauge.doctor.checks import (
+    DiskUse,
     Finding,
-    Writes,
+    TorchBuild,
+    check_compiler,
     check_data,
     check_disk,
+    check_gpu,
     check_memory,
     check_power,
     check_sleep,
+    check_triton,
     check_wandb,
     check_wsl,
     worst,
 )
-from nanogauge.doctor.machine import Sleep, ask, sleep_facts, wandb_key_from
-from nanogauge.doctor.toolchain import Card, Torch, check_compiler, check_gpu, check_triton
+from nanogauge.doctor.machine import SleepSettings, command_output, sleep_settings, wandb_key_from
+from nanogauge.measure.sensors import DriverInfo
 from nanogauge.quantities import Interval
 
 GIB = 2**30
-CARD = Card("NVIDIA GeForce RTX 4070", "580.65.06", None, (13, 0))
-NO_CARD = Card(None, None, "no NVIDIA driver")
+CARD = DriverInfo("NVIDIA GeForce RTX 4070", "580.65.06", (13, 0))
+NO_CARD = DriverInfo(absent={"name": "no NVIDIA driver"})
 ADA = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_120", "compute_120")
-TORCH = Torch("2.13.0", "cuda", "13.0", CARD.name, (8, 9), ADA)
-BLIND = Torch("2.13.0", "cpu", "13.0")
-CPU_BUILD = Torch("2.13.0+cpu", "cpu")
-MISSING = Torch("2.13.0", None, "13.0")
+TORCH = TorchBuild("2.13.0", "cuda", "13.0", CARD.name, (8, 9), ADA)
+BLIND = TorchBuild("2.13.0", "cpu", "13.0")
+CPU_BUILD = TorchBuild("2.13.0+cpu", "cpu")
+MISSING = TorchBuild("2.13.0", None, "13.0")
 
 
-def gpu(wanted: str, torch: Torch, card: Card, visible: str | None = None) -> Finding:
-    return check_gpu(wanted, torch, card, visible)
+def gpu(wanted: str, torch: TorchBuild, driver: DriverInfo, visible: str | None = None) -> Finding:
+    return check_gpu(wanted, torch, driver, visible)
 
 
-OLD_DRIVER = Card(CARD.name, "550.54.14", None, (12, 4))
-OLD_TORCH = Torch("2.4.0", "cuda", "12.4", "RTX 5090", (12, 0), ("sm_80", "sm_90", "sm_90a"))
-FAILING = {
-    "CPU build": (gpu("auto", CPU_BUILD, CARD), "no-go", "2.13.0+cpu is a CPU build"),
-    "old driver": (gpu("cuda", MISSING, OLD_DRIVER), "no-go", "driver 550.54.14 knows CUDA up to"),
-    "no GPU": (gpu("cuda", MISSING, NO_CARD), "no-go", "no CUDA GPU is visible to torch (no NV"),
-    "hidden": (gpu("cuda", MISSING, CARD, "3"), "no-go", "CUDA_VISIBLE_DEVICES=3 hides NVIDIA"),
-    "hidden, auto": (gpu("auto", BLIND, CARD, ""), "warn", "CUDA_VISIBLE_DEVICES= hides NVIDIA"),
-    "unusable": (gpu("auto", BLIND, CARD), "no-go", "and torch cannot use it"),
-    "no code": (gpu("cuda", OLD_TORCH, CARD), "no-go", "no code for RTX 5090, compute capability"),
-    "no NVML": (gpu("cuda", TORCH, NO_CARD), "warn", "its sensors are not there: no NVIDIA"),
-    "no mps": (gpu("mps", MISSING, NO_CARD), "no-go", "no mps device"),
-    "no Triton": (check_triton(None, "3.7.1", None, None, "Linux"), "warn", "not installed"),
-    "other Triton": (check_triton(None, "3.7.1", "3.2.0", None, "Linux"), "warn", "wants 3.7.1"),
-    "broken Triton": (
-        check_triton(None, "3.7.1", "3.7.1", "ImportError: libz", "Linux"),
-        "warn",
-        "cannot be imported (ImportError: libz)",
-    ),
-    "no compiler": (
-        check_compiler(None, "C++", ("g++",), None, Path("/usr/include")),
-        "warn",
-        "no C++ compiler (g++): training goes on uncompiled",
-    ),
-    "no headers": (check_compiler(None, "C", ("gcc", "clang"), "gcc", None), "warn", "no Python.h"),
-    "doubtful": (
-        check_memory("here", 5 * GIB, 6 * GIB, None, Interval(4.0, 5.0, 7.0), "doubtful", None),
-        "warn",
-        "doubtful: the run peaks",
-    ),
-    "too large": (
-        check_memory("here", 5 * GIB, 6 * GIB, None, Interval(7.0, 8.0, 9.0), "does not fit", None),
-        "no-go",
-        "does not fit: the run peaks",
-    ),
-    "read-only": (check_disk(Path("x"), "it is not", 1, None), "no-go", "cannot make the folder"),
-    "full disk": (
-        check_disk(Path("x"), None, 10**9, Writes(491 * 10**6, 3, 0, 10**7)),
-        "no-go",
-        "1.0 GB free, the run needs up to 1.5 GB: 3 checkpoints of 491 MB, log 10 MB",
-    ),
-    "nearly full": (
-        check_disk(Path("x"), None, 2 * 10**9, Writes(491 * 10**6, 3, 0, 10**7)),
-        "warn",
-        "2.0 GB free, the run needs up to 1.5 GB",
-    ),
-    "fewer tokens": (
-        check_data(20_000, 10**10, 2 * 10**9, 4 * 10**9, "data", False),
+def memory(need: Interval, fit: Any) -> Finding:
+    return check_memory("here", 5 * GIB, 6 * GIB, None, need, fit, None)
+
+
+def disk(free: int) -> Finding:
+    return check_disk(Path("x"), None, free, DiskUse(491 * 10**6, 3, 0, 10**7))
+
+
+def data(available: int, planned: int) -> Finding:
+    return check_data(20_000, 10**10, available, planned, "data", False)
+
+
+def triton(version: str | None, error: str | None = None) -> Finding:
+    return check_triton(None, "3.7.1", version, error, "Linux")
+
+
+def compiler(language: str, name: str | None, headers: Path | None) -> Finding:
+    return check_compiler(None, language, ("gcc", "clang"), name, headers)
+
+
+def sleep(**settings: Any) -> Finding:
+    return check_sleep(SleepSettings(**settings))
+
+
+OLD_DRIVER = DriverInfo(CARD.name, "550.54.14", (12, 4))
+OLD_TORCH = TorchBuild("2.4.0", "cuda", "12.4", "RTX 5090", (12, 0), ("sm_80", "sm_90", "sm_90a"))
+IDLE = {"desktop": "GNOME", "desktop_action": "suspend", "desktop_seconds": 1200}
+FAILING = [
+    (gpu("auto", CPU_BUILD, CARD), "no-go", "2.13.0+cpu is a CPU build"),
+    (gpu("cuda", MISSING, OLD_DRIVER), "no-go", "driver 550.54.14 knows CUDA up to"),
+    (gpu("cuda", MISSING, NO_CARD), "no-go", "no CUDA GPU is visible to torch (no NV"),
+    (gpu("cuda", MISSING, CARD, "3"), "no-go", "CUDA_VISIBLE_DEVICES=3 hides NVIDIA"),
+    (gpu("auto", BLIND, CARD, ""), "warn", "CUDA_VISIBLE_DEVICES= hides NVIDIA"),
+    (gpu("auto", BLIND, CARD), "no-go", "and torch cannot use it"),
+    (gpu("cuda", OLD_TORCH, CARD), "no-go", "no code for RTX 5090, compute capability"),
+    (gpu("cuda", TORCH, NO_CARD), "warn", "its sensors are absent: no NVIDIA"),
+    (gpu("mps", MISSING, NO_CARD), "no-go", "no mps device"),
+    (triton(None), "warn", "not installed"),
+    (triton("3.2.0"), "warn", "wants 3.7.1"),
+    (triton("3.7.1", "ImportError: libz"), "warn", "cannot be imported (ImportError: libz)"),
+    (compiler("C++", None, Path("/")), "warn", "no C++ compiler (gcc or clang): training runs"),
+    (compiler("C", "gcc", None), "warn", "no Python.h"),
+    (memory(Interval(4.0, 5.0, 7.0), "doubtful"), "warn", "doubtful: the run peaks"),
+    (memory(Interval(7.0, 8.0, 9.0), "does not fit"), "no-go", "does not fit: the run peaks"),
+    (check_disk(Path("x"), "it is not", 1, None), "no-go", "cannot make the folder"),
+    (disk(10**9), "no-go", "1.0 GB free, the run needs up to 1.5 GB: 3 checkpoints of 491 MB, log"),
+    (disk(2 * 10**9), "warn", "2.0 GB free, the run needs up to 1.5 GB"),
+    (
+        data(2 * 10**9, 4 * 10**9),
         "warn",
         "2 G training tokens in data: 5 passes, not the 2.5 over the 4 G of data.tokens",
     ),
-    "many passes": (
-        check_data(20_000, 10**10, 2 * 10**9, 2 * 10**9, "data", False),
-        "warn",
-        "5 passes; beyond 4, repeated tokens teach less",
-    ),
-    "battery": (check_sleep(Sleep(on_battery=True)), "warn", "runs on its battery"),
-    "logind": (check_sleep(Sleep(idle_action="suspend")), "warn", "logind does suspend"),
-    "GNOME": (
-        check_sleep(Sleep(desktop="GNOME", desktop_action="suspend", desktop_seconds=1200)),
-        "warn",
-        "GNOME does suspend after 20 min without input",
-    ),
-    "KDE": (check_sleep(Sleep(desktop="KDE")), "warn", "not known: when KDE suspends"),
-    "lid": (check_sleep(Sleep(lid_action="suspend")), "warn", "closing the lid does suspend"),
-    "Windows": (check_sleep(Sleep(wsl=True)), "warn", "Windows' power plan decides"),
-    "macOS": (check_sleep(Sleep(system="Darwin")), "warn", "macOS decides"),
-    "WSL": (check_wsl(True, "Linux", True), "warn", "WSL's driver may move"),
-    "lowered": (check_power(150, 200, 200), "warn", "limited to 150 W where 200 W is this card's"),
-    "laptop": (check_power(80, 80, 140), "warn", "limited to 80 W where the datasheet has 140 W"),
-    "no wandb": (check_wandb("auto", False, None), "warn", "wandb is not installed"),
-    "no key": (check_wandb("online", True, None), "warn", "no key is known"),
-}
+    (data(2 * 10**9, 2 * 10**9), "warn", "5 passes; beyond 4, repeated tokens teach less"),
+    (sleep(on_battery=True), "warn", "runs on its battery"),
+    (sleep(idle_action="suspend"), "warn", "logind does suspend"),
+    (sleep(**IDLE), "warn", "GNOME does suspend after 20 min without input"),
+    (sleep(desktop="KDE"), "warn", "not known: when KDE suspends"),
+    (sleep(lid_action="suspend"), "warn", "closing the lid does suspend"),
+    (sleep(wsl=True), "warn", "Windows' power plan decides"),
+    (sleep(system="Darwin"), "warn", "macOS decides"),
+    (check_wsl(True, "Linux", True), "warn", "WSL's driver may move"),
+    (check_power(150, 200, 200), "warn", "limited to 150 W where 200 W is this card's"),
+    (check_power(80, 80, 140), "warn", "limited to 80 W where the datasheet has 140 W"),
+    (check_wandb("auto", False, None), "warn", "wandb is not installed"),
+    (check_wandb("online", True, None), "warn", "there is no key"),
+]
 
 
-@pytest.mark.parametrize("case", FAILING)
-def test_each_check_fails_on_an_input_of_its_own_with_a_remedy(case: str) -> None:
-    finding, verdict, words = FAILING[case]
+@pytest.mark.parametrize(("finding", "verdict", "words"), FAILING)
+def test_each_failing_check_gives_its_reason_and_a_remedy(
+    finding: Finding, verdict: str, words: str
+) -> None:
     assert finding.verdict == verdict
     assert words in finding.text
     assert finding.remedy
     assert "\n" not in finding.text + finding.remedy
 
 
-def test_no_two_failures_say_the_same() -> None:
-    """What was found tells the reader which of the failures it is."""
-    texts = {finding.text for finding, _, _ in FAILING.values()}
-    assert len(texts) == len(FAILING)
+def test_no_two_failures_have_the_same_text() -> None:
+    assert len({finding.text for finding, _, _ in FAILING}) == len(FAILING)
 
 
 @pytest.mark.parametrize(
@@ -135,16 +132,16 @@ def test_no_two_failures_say_the_same() -> None:
         (gpu("auto", CPU_BUILD, NO_CARD), "trains on the processor"),
         (gpu("cpu", CPU_BUILD, CARD), "RTX 4070 stays unused"),
         (check_triton("no GPU", "3.7.1", None, None, "Linux"), "not needed: no GPU"),
-        (check_triton(None, "3.7.1", "3.7.1+git1", None, "Linux"), "as torch wants"),
-        (check_compiler(None, "C", ("gcc", "clang"), "clang", Path("/")), "clang, and Python.h"),
+        (triton("3.7.1+git1"), "as torch wants"),
+        (compiler("C", "clang", Path("/")), "clang, and Python.h"),
         (check_memory("here", None, None, None, None, None, None), "not known"),
-        (check_disk(Path("x"), None, 10**12, Writes(10**9, 3, 0, 0)), "3 checkpoints of 1.0 GB"),
-        (check_data(20_000, 10**10, 4 * 10**9, 4 * 10**9, "data", False), "2.5 passes"),
+        (check_disk(Path("x"), None, 10**12, DiskUse(10**9, 3, 0, 0)), "3 checkpoints of 1.0 GB"),
+        (data(4 * 10**9, 4 * 10**9), "2.5 passes"),
         (check_data(20_000, 10**10, 10**6, None, "the demo", True), "in the demo"),
-        (check_sleep(Sleep()), "nothing was found that suspends"),
-        (check_sleep(Sleep(container=True, idle_action="suspend")), "its host decides"),
-        (check_sleep(Sleep(masked=True, desktop="KDE")), "switched off"),
-        (check_sleep(Sleep(blocked=frozenset({"sleep"}), desktop="KDE")), "is blocked"),
+        (sleep(), "no setting suspends"),
+        (sleep(container=True, idle_action="suspend"), "its host decides"),
+        (sleep(masked=True, desktop="KDE"), "switched off"),
+        (sleep(blocked=frozenset({"sleep"}), desktop="KDE"), "is blocked"),
         (check_wsl(False, "Linux", True), "not WSL"),
         (check_wsl(True, "Linux", False), "uses no GPU"),
         (check_power(200, 200, 200), "200 W, the default"),
@@ -156,7 +153,7 @@ def test_no_two_failures_say_the_same() -> None:
         (check_wandb("online", True, "WANDB_API_KEY"), "with the key from WANDB_API_KEY"),
     ],
 )
-def test_what_is_as_it_should_be_is_go(finding: Finding, words: str) -> None:
+def test_a_check_without_a_problem_is_go(finding: Finding, words: str) -> None:
     assert finding.verdict == "go"
     assert words in finding.text
     assert finding.remedy is None
@@ -186,21 +183,21 @@ def test_code_runs_where_nvidia_says_it_does(
     capability: tuple[int, int], architectures: tuple[str, ...], runs: bool
 ) -> None:
     """Source: CUDA C++ programming guide, binary and PTX compatibility."""
-    torch = Torch("2.13.0", "cuda", "13.0", "a card", capability, architectures)
+    torch = TorchBuild("2.13.0", "cuda", "13.0", "a card", capability, architectures)
     assert (check_gpu("cuda", torch, CARD, None).verdict == "go") == runs
 
 
 def test_a_driver_of_the_same_major_version_is_new_enough() -> None:
-    """CUDA's minor version compatibility: a driver of 12.2 runs what was built for 12.8."""
-    unseen = Torch("2.9.0", None, "12.8")
-    same = gpu("cuda", unseen, Card("a card", "535.1", None, (12, 2)))
-    assert "torch cannot use it" in same.text, "there is another reason"
-    older = gpu("cuda", unseen, Card("a card", "470.1", None, (11, 4)))
+    """CUDA's minor version compatibility: a driver of 12.2 runs code built for 12.8."""
+    unseen = TorchBuild("2.9.0", None, "12.8")
+    same = gpu("cuda", unseen, DriverInfo("a card", "535.1", (12, 2)))
+    assert "torch cannot use it" in same.text, "the driver is not the reason"
+    older = gpu("cuda", unseen, DriverInfo("a card", "470.1", (11, 4)))
     assert older.remedy is not None
     assert "driver 525 or newer" in older.remedy
 
 
-def test_the_programs_that_hold_the_memory_are_named_the_largest_first() -> None:
+def test_programs_that_use_the_memory_are_named_largest_first() -> None:
     others = {"Xorg": GIB // 2, "firefox": 2 * GIB, "code": GIB // 4, "a": 1, "b": 2}
     flags = "--train.micro-batch 8 --train.grad-accum 64"
     need = Interval(7.0 * GIB, 8.0 * GIB, 10.0 * GIB)
@@ -210,11 +207,10 @@ def test_the_programs_that_hold_the_memory_are_named_the_largest_first() -> None
     assert finding.remedy == f"close firefox or {flags}"
 
 
-def test_a_resumed_run_counts_the_checkpoints_that_are_there() -> None:
-    """A disk that held the run until now is not too small for the rest of it."""
-    assert Writes(100, 3, 0, 7).total == 307
-    assert Writes(100, 3, 200, 7).total == 107
-    assert Writes(100, 3, 300, 7).total == 107
+def test_a_resumed_run_counts_its_existing_checkpoints() -> None:
+    assert DiskUse(100, 3, 0, 7).total == 307
+    assert DiskUse(100, 3, 200, 7).total == 107
+    assert DiskUse(100, 3, 300, 7).total == 107
 
 
 def write(root: Path, path: str, text: str) -> None:
@@ -222,32 +218,32 @@ def write(root: Path, path: str, text: str) -> None:
     (root / path).write_text(text)
 
 
-def silent(command: Sequence[str]) -> str | None:
-    return None
+def settings(root: Path) -> SleepSettings:
+    return sleep_settings(root, {}, lambda command: None)
 
 
-def test_logind_is_read_as_logind_reads_it(tmp_path: Path) -> None:
-    """Drop-ins go by name over the main file, and in /etc over the vendor's of the same name."""
+def test_logind_files_are_read_in_their_order_of_precedence(tmp_path: Path) -> None:
+    """Drop-ins override the main file, and those in /etc the vendor's of the same name."""
     write(tmp_path, "etc/systemd/logind.conf", "[Login]\n#IdleAction=suspend\nIdleAction=lock\n")
-    assert sleep_facts(tmp_path, {}, silent).idle_action == "lock"
+    assert settings(tmp_path).idle_action == "lock"
     write(tmp_path, "usr/lib/systemd/logind.conf.d/50.conf", "[Login]\nIdleAction = suspend\n")
-    assert sleep_facts(tmp_path, {}, silent).idle_action == "suspend"
+    assert settings(tmp_path).idle_action == "suspend"
     write(tmp_path, "etc/systemd/logind.conf.d/50.conf", "[Other]\nIdleAction=poweroff\n")
-    assert sleep_facts(tmp_path, {}, silent).idle_action == "lock"
+    assert settings(tmp_path).idle_action == "lock"
     write(tmp_path, "etc/systemd/logind.conf.d/60.conf", "[Login]\nIdleAction=\n")
-    assert sleep_facts(tmp_path, {}, silent).idle_action == "ignore", "empty is the default again"
+    assert settings(tmp_path).idle_action == "ignore", "empty is the default again"
 
 
-def test_a_lid_suspends_unless_logind_is_told_otherwise(tmp_path: Path) -> None:
-    assert sleep_facts(tmp_path, {}, silent).lid_action is None
+def test_a_closed_lid_suspends_unless_logind_ignores_it(tmp_path: Path) -> None:
+    assert settings(tmp_path).lid_action is None
     (tmp_path / "proc/acpi/button/lid/LID0").mkdir(parents=True)
-    assert sleep_facts(tmp_path, {}, silent).lid_action == "suspend"
+    assert settings(tmp_path).lid_action == "suspend"
     write(tmp_path, "etc/systemd/logind.conf", "[Login]\nHandleLidSwitch=ignore\n")
-    assert sleep_facts(tmp_path, {}, silent).lid_action == "ignore"
+    assert settings(tmp_path).lid_action == "ignore"
 
 
-def test_gnome_is_asked_where_it_is_the_desktop(tmp_path: Path) -> None:
-    """Its library's defaults say nothing of a machine that runs another desktop, or none."""
+def test_gnome_settings_are_read_only_if_gnome_is_the_desktop(tmp_path: Path) -> None:
+    """On another desktop gsettings only returns GNOME's unused defaults."""
 
     def gnome(command: Sequence[str]) -> str | None:
         key = command[-1]
@@ -258,49 +254,48 @@ def test_gnome_is_asked_where_it_is_the_desktop(tmp_path: Path) -> None:
         }
         return answers.get(key)
 
-    facts = sleep_facts(tmp_path, {"XDG_CURRENT_DESKTOP": "ubuntu:GNOME"}, gnome)
+    facts = sleep_settings(tmp_path, {"XDG_CURRENT_DESKTOP": "ubuntu:GNOME"}, gnome)
     assert (facts.desktop_action, facts.desktop_seconds) == ("suspend", 900)
     assert facts.blocked == {"handle-power-key", "idle", "sleep"}
-    assert sleep_facts(tmp_path, {"XDG_CURRENT_DESKTOP": "KDE"}, gnome).desktop_action is None
-    assert sleep_facts(tmp_path, {}, gnome).desktop is None
+    assert sleep_settings(tmp_path, {"XDG_CURRENT_DESKTOP": "KDE"}, gnome).desktop_action is None
+    assert sleep_settings(tmp_path, {}, gnome).desktop is None
     units = tmp_path / "etc/systemd/system"
     units.mkdir(parents=True)
     (units / "display-manager.service").symlink_to("/lib/systemd/system/gdm3.service")
-    assert sleep_facts(tmp_path, {}, gnome).desktop == "gdm3"
-    assert not sleep_facts(tmp_path, {}, gnome).masked
+    assert sleep_settings(tmp_path, {}, gnome).desktop == "gdm3"
+    assert not sleep_settings(tmp_path, {}, gnome).masked
     (units / "suspend.target").symlink_to("/dev/null")
-    assert sleep_facts(tmp_path, {}, gnome).masked
+    assert sleep_settings(tmp_path, {}, gnome).masked
 
 
-def test_an_empty_mouse_is_no_machine_on_battery(tmp_path: Path) -> None:
+def test_the_battery_of_a_mouse_is_ignored(tmp_path: Path) -> None:
     supplies = "sys/class/power_supply"
     for name, text in {"type": "Battery", "status": "Discharging", "scope": "Device"}.items():
         write(tmp_path, f"{supplies}/hidpp_battery_0/{name}", f"{text}\n")
-    assert not sleep_facts(tmp_path, {}, silent).on_battery
+    assert not settings(tmp_path).on_battery
     write(tmp_path, f"{supplies}/BAT0/type", "Battery\n")
     write(tmp_path, f"{supplies}/BAT0/status", "Charging\n")
-    assert not sleep_facts(tmp_path, {}, silent).on_battery
+    assert not settings(tmp_path).on_battery
     write(tmp_path, f"{supplies}/BAT0/status", "Discharging\n")
-    assert sleep_facts(tmp_path, {}, silent).on_battery
+    assert settings(tmp_path).on_battery
 
 
-def test_wsl_and_containers_are_told_from_a_machine_of_ones_own(tmp_path: Path) -> None:
-    assert not sleep_facts(tmp_path, {}, silent).container
+def test_wsl_and_containers_are_recognized(tmp_path: Path) -> None:
+    assert not settings(tmp_path).container
     write(tmp_path, "proc/version", "Linux version 5.15.153.1-microsoft-standard-WSL2\n")
-    assert sleep_facts(tmp_path, {}, silent).wsl
+    assert settings(tmp_path).wsl
     write(tmp_path, ".dockerenv", "")
-    assert sleep_facts(tmp_path, {}, silent).container
+    assert settings(tmp_path).container
 
 
-def test_a_command_that_hangs_or_fails_gives_nothing() -> None:
-    assert ask(["echo", "yes"]) == "yes"
-    assert ask(["sleep", "60"]) is None
-    assert ask(["false"]) is None
-    assert ask(["no-such-program"]) is None
+def test_a_command_that_hangs_or_fails_returns_none() -> None:
+    assert command_output(["echo", "yes"]) == "yes"
+    assert command_output(["sleep", "60"]) is None
+    assert command_output(["false"]) is None
+    assert command_output(["no-such-program"]) is None
 
 
-def test_the_key_of_wandb_is_found_and_never_told(tmp_path: Path) -> None:
-    """In the environment or in netrc, under its host; of the key itself nothing is kept."""
+def test_the_wandb_key_is_found_and_never_shown(tmp_path: Path) -> None:
     key = "0123456789abcdef"
     assert wandb_key_from({}, tmp_path) is None
     assert wandb_key_from({"WANDB_API_KEY": key}, tmp_path) == "WANDB_API_KEY"
@@ -317,10 +312,10 @@ def test_the_key_of_wandb_is_found_and_never_told(tmp_path: Path) -> None:
     assert key not in json.dumps(vars(check_wandb("online", True, found)))
 
 
-def test_a_folder_that_may_not_be_looked_into_is_no_obstacle(
+def test_a_folder_without_read_permission_counts_as_empty(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Containers hide /proc/acpi, and to a user who is not root that is an error, not a lack."""
+    """Containers hide /proc/acpi, which raises an error for a user without root."""
     hidden = "proc/acpi"
     (tmp_path / hidden / "button/lid/LID0").mkdir(parents=True)
     looked, real = [], Path.glob
@@ -331,7 +326,7 @@ def test_a_folder_that_may_not_be_looked_into_is_no_obstacle(
             raise PermissionError(13, "Permission denied", str(folder))
         return real(folder, pattern)
 
-    assert sleep_facts(tmp_path, {}, silent).lid_action == "suspend"
+    assert settings(tmp_path).lid_action == "suspend"
     monkeypatch.setattr(Path, "glob", glob)
-    assert sleep_facts(tmp_path, {}, silent).lid_action is None
+    assert settings(tmp_path).lid_action is None
     assert looked

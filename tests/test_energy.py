@@ -1,4 +1,4 @@
-"""Power, energy and cost: published watts lie in the interval, and the bill means one thing."""
+"""Predicted power against published runs, and the cost of electricity."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PUBLISHED_WATTS = [
 
 
 def board(architecture: str, own_watts: float, limit_watts: float) -> Hardware:
-    """A card of hardware.toml held as far below its own limit as the published one was."""
+    """Return an RTX 4070 limited to the same share of its default limit as the published GPU."""
     row = find_gpu("RTX 4070")
     assert row is not None
     assert row.power_watts is not None
@@ -38,10 +38,10 @@ def board(architecture: str, own_watts: float, limit_watts: float) -> Hardware:
 
 
 @pytest.mark.parametrize(("architecture", "own", "limit", "watts"), PUBLISHED_WATTS)
-def test_published_watts_lie_in_an_interval_of_fifteen_percent(
+def test_published_watts_lie_in_an_interval_of_15_percent(
     architecture: str, own: float, limit: float, watts: float
 ) -> None:
-    """An A40 held at a third of its limit draws 4 % more than that; GB10 waits for its memory."""
+    """An A40 at a third of its limit exceeds it by 4 %; GB10 is limited by its memory."""
     share = power_share(board(architecture, own, limit))
     low, expected, high = share.low, share.expected, share.high
     assert low <= watts / limit <= high
@@ -49,8 +49,8 @@ def test_published_watts_lie_in_an_interval_of_fifteen_percent(
     assert high - low <= 0.15 + 1e-9
 
 
-def test_the_rest_of_the_machine_is_paid_for_alike_in_prediction_and_measurement() -> None:
-    """300 W of board for an hour are 0.3 kWh; with 100 W of machine 0.4 kWh are paid for."""
+def test_prediction_and_measurement_add_the_same_power_of_the_machine_to_the_cost() -> None:
+    """300 W of GPU for an hour are 0.3 kWh; with 100 W of machine 0.4 kWh are paid."""
     spec, prediction = documented_spec(), documented_prediction()
     whole = replace(spec, cost=replace(spec.cost, machine_watts=100.0))
     reading = Sensor(

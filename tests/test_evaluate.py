@@ -161,7 +161,7 @@ def test_several_tasks_make_the_geometric_mean_of_their_ratios() -> None:
     assert quality_figures([held_out])[0]["quality_vs_gpt2"].value == pytest.approx(1.5)
     assert quality_figures([line("a", 1, 2, "gpt2-xl"), line("b", 1, None, None)]) == (
         {},
-        {"quality_vs_gpt2": "benchmarks were held against gpt2-xl, not GPT-2 124M"},
+        {"quality_vs_gpt2": "benchmarks were compared with gpt2-xl, not GPT-2 124M"},
     )
 
 
@@ -224,4 +224,4 @@ def test_a_task_of_the_harness_counts_both_models(copy: Path, tmp_path: Path) ->
     assert (found["metric"], found["n"], found["better"]) == ("acc_norm", 6, "higher")
     assert 0 <= found["against_value"] <= 1
     why = rows_of(copy)["quality_vs_gpt2"]["why"]
-    assert f"benchmarks were held against {other}, not GPT-2 124M" in why
+    assert f"benchmarks were compared with {other}, not GPT-2 124M" in why

@@ -1,4 +1,4 @@
-"""A log on a full disk: no line is lost or torn."""
+"""A log on a full disk: the run continues, and no line is lost or torn."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanogauge.runlog import writer as whole_lines
-from nanogauge.runlog.reader import FILE_NAME, RunLog, read_log
+from nanogauge.runlog import writer
+from nanogauge.runlog.reader import FILE_NAME, read_log
+from nanogauge.runlog.writer import RunLog
 from nanogauge.schema import End, Event, Sensor, Start, Step
 
 FIRST = Start(max_steps=10, prediction_sha256="ab" * 32, device="RTX 4070")
@@ -24,7 +25,7 @@ FIRST = Start(max_steps=10, prediction_sha256="ab" * 32, device="RTX 4070")
 
 @contextlib.contextmanager
 def room_until(size: int) -> Iterator[None]:
-    """Limit the size of files: a write beyond it is cut short, the next one refused."""
+    """Limit the size of files: the write at the limit is cut short and the next one refused."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -43,12 +44,13 @@ def as_written(line: Start | Step | Event | Sensor | End) -> bytes:
     lengths=st.lists(st.integers(0, 90), min_size=1, max_size=25),
     rooms=st.lists(st.integers(0, 2500), min_size=25, max_size=25),
 )
-def test_the_file_holds_a_prefix_of_the_log_in_complete_lines(
+def test_the_file_is_always_a_prefix_of_complete_lines(
     lengths: list[int], rooms: list[int]
 ) -> None:
-    """The free space changes before every line.
+    """The disk is full, has room for half a line, has room again, and so on, before every line.
 
-    There is a problem while a line is missing from the file, and none is missing at the end.
+    There is a problem exactly while something is missing from the file; with room to the end,
+    nothing is.
     """
     with tempfile.TemporaryDirectory() as name:
         path, written = Path(name) / FILE_NAME, b""
@@ -65,8 +67,7 @@ def test_the_file_holds_a_prefix_of_the_log_in_complete_lines(
         assert path.read_bytes() == written
 
 
-def test_a_problem_keeps_its_message_until_there_is_space(tmp_path: Path) -> None:
-    """A caller that asks after each line can report it once."""
+def test_the_problem_stays_the_same_sentence_until_there_is_room(tmp_path: Path) -> None:
     with RunLog(tmp_path) as log:
         log.write(FIRST)
         assert log.problem is None
@@ -82,7 +83,7 @@ def test_a_problem_keeps_its_message_until_there_is_space(tmp_path: Path) -> Non
     assert [step.step for step in read_log(tmp_path).steps] == list(range(6))
 
 
-def test_closing_a_log_with_missing_lines_raises(tmp_path: Path) -> None:
+def test_closing_a_log_that_lacks_lines_raises(tmp_path: Path) -> None:
     log = RunLog(tmp_path)
     log.write(FIRST)
     with (
@@ -95,12 +96,12 @@ def test_closing_a_log_with_missing_lines_raises(tmp_path: Path) -> None:
     assert (tmp_path / FILE_NAME).read_bytes() == as_written(FIRST)
 
 
-def test_the_buffer_is_bounded_and_drops_sensor_readings_first(
+def test_the_queue_is_bounded_and_only_readings_are_dropped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Oldest readings first, with an event that counts them; other lines raise instead."""
-    monkeypatch.setattr(whole_lines, "WAITING_BYTES", 4000)
-    monkeypatch.setattr(whole_lines, "THINNED_BYTES", 3500)
+    """The oldest are dropped first, and an event counts them; a step is refused instead."""
+    monkeypatch.setattr(writer, "MAX_PENDING_BYTES", 4000)
+    monkeypatch.setattr(writer, "THINNED_BYTES", 3500)
     with RunLog(tmp_path) as log:
         log.write(FIRST)
         with room_until((tmp_path / FILE_NAME).stat().st_size):
@@ -133,8 +134,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_file_system_loses_no_line(small_disk: Path) -> None:
-    """Another program fills it during a run, and frees it."""
+def test_nothing_is_lost_on_a_disk_that_another_file_fills(small_disk: Path) -> None:
     with RunLog(small_disk) as log:
         log.write(FIRST)
         filler = small_disk / "filler"
@@ -145,7 +145,7 @@ def test_a_full_file_system_loses_no_line(small_disk: Path) -> None:
             log.write(Step(step=step, loss=4.0))
         assert log.problem is not None and os.strerror(28) in log.problem
         read = read_log(small_disk)
-        assert 0 < len(read.steps) < 400 and not read.cut
+        assert 0 < len(read.steps) < 400 and not read.truncated
         filler.unlink()
         log.write(Step(step=400, loss=4.0))
     assert [step.step for step in read_log(small_disk).steps] == list(range(401))

@@ -1,4 +1,4 @@
-"""The sensors against a scripted driver library, which the real nvidia-ml-py finds by its name."""
+"""The sensors on a scripted driver library that the real nvidia-ml-py loads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import pytest
 from commands import build_fake_driver
 from scripted import UUID_OF_TORCH, Run
 
+from nanogauge.measure.gpus import EnergySum
 from nanogauge.measure.nvml import throttle_words
+from nanogauge.measure.sensors import open_sensors
 
 pytestmark = pytest.mark.alone
 
@@ -25,7 +27,7 @@ LONG = {
         0 watts 100
         6 watts 220 ramp
         9 watts 150            # falls at once
-        4 counter_joules 0     # the counter begins anew
+        4 counter_joules 0     # the counter is reset
         1.3 error temperature 999 2.5
         0 error fan 3
         0 error event_reasons 13   # an older driver
@@ -49,7 +51,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def long_runs(driver: Path) -> dict[str, Run]:
-    """They mostly sleep: all at once take as long as the longest."""
+    """Run all long scripts concurrently: they mostly sleep."""
     return {name: Run(driver, text, seconds, 0, hz) for name, (text, seconds, hz) in LONG.items()}
 
 
@@ -64,7 +66,7 @@ def trouble(long_runs: dict[str, Run]) -> dict[str, Any]:
 
 
 def scripted_joules(first: dict[str, Any], last: dict[str, Any]) -> float:
-    """The integral of 100 W + 50 W/s from one reading to the other."""
+    """Integrate 100 W + 50 W/s from one reading to the other."""
     t0, t1 = first["elapsed_seconds"], last["elapsed_seconds"]
     return 100 * (t1 - t0) + 25 * (t1**2 - t0**2)
 
@@ -75,8 +77,7 @@ def spent(readings: list[dict[str, Any]], name: str = "energy_joules") -> float:
     return float(values[-1] - values[0])
 
 
-def test_power_and_energy_are_what_the_driver_counted(ramp: dict[str, Any]) -> None:
-    """Milliwatts and millijoules become W and J, the counter counts from the start of the run."""
+def test_power_and_energy_follow_the_script(ramp: dict[str, Any]) -> None:
     first, second, last = ramp["readings"]
     assert ramp["early"] == 2, "one reading a second, and the rest when the sensors are closed"
     assert ramp["reason"] is None
@@ -90,8 +91,7 @@ def test_power_and_energy_are_what_the_driver_counted(ramp: dict[str, Any]) -> N
     assert {r["gap_seconds"] for r in ramp["readings"]} == {None}
 
 
-def test_each_sample_of_power_is_told_once(ramp: dict[str, Any]) -> None:
-    """A step's power is of the samples that fell into it; without one it is None, not the last."""
+def test_each_power_sample_is_returned_once(ramp: dict[str, Any]) -> None:
     spreads, repeated = ramp["spreads"][::2], ramp["spreads"][1::2]
     assert set(repeated) == {None}
     assert all(s["min_watts"] < s["mean_watts"] < s["max_watts"] for s in spreads)
@@ -99,8 +99,7 @@ def test_each_sample_of_power_is_told_once(ramp: dict[str, Any]) -> None:
     assert spreads[2]["mean_watts"] == pytest.approx(100 + 50 * 1.25, rel=0.03)
 
 
-def test_every_number_arrives_in_its_unit(driver: Path) -> None:
-    """MHz become Hz, percent a fraction; of the processes, this one's memory is taken."""
+def test_every_value_has_its_unit(driver: Path) -> None:
     said = Run(driver).said
     wanted = {
         "power_watts": 100.0,
@@ -142,7 +141,7 @@ def test_every_number_arrives_in_its_unit(driver: Path) -> None:
 
 
 def waking_seconds(wakings: int) -> float:
-    """What a thread takes of a core that wakes so often, ten times a second, and does nothing."""
+    """Return the processor time of a thread that only wakes, ten times a second."""
     spent: list[float] = []
 
     def wake() -> None:
@@ -156,12 +155,10 @@ def waking_seconds(wakings: int) -> float:
     return spent[0]
 
 
-def test_sampling_costs_next_to_nothing(trouble: dict[str, Any]) -> None:
-    """The sensors must not take a core from the loop, nor load torch into a measuring process.
+def test_sampling_takes_little_processor_time_and_no_torch(trouble: dict[str, Any]) -> None:
+    """Ten samples a second take 0.1-0.2 % of a core, and 0.05 % is for waking alone.
 
-    Ten samples a second cost one to two thousandths of a core, on a machine where a thread that
-    only wakes as often costs half of one. Waking costs fifteen times that on some virtual machines,
-    and sampling there 25 to 33 thousandths: what counts is how many wakings a sample is worth.
+    On some virtual machines both take 15 times as much, so the limit is in units of wakings.
     """
     wakings = 40
     waking_share = 10 * waking_seconds(wakings) / wakings
@@ -169,13 +166,10 @@ def test_sampling_costs_next_to_nothing(trouble: dict[str, Any]) -> None:
     assert not trouble["torch"]
 
 
-def test_a_counter_that_begins_anew_lets_energy_neither_fall_nor_jump(
+def test_energy_neither_falls_nor_jumps_when_the_counter_is_reset(
     trouble: dict[str, Any],
 ) -> None:
-    """Both sums stay within 1 % of the scripted integral over 12 s, a falling counter among them.
-
-    220 W falls to 150 W at 9 s; the power rises from 100 W on a line until 6 s.
-    """
+    """The power rises linearly from 100 W to 220 W at 6 s and falls to 150 W at 9 s."""
     readings = trouble["readings"]
 
     def scripted(t: float) -> float:
@@ -189,10 +183,10 @@ def test_a_counter_that_begins_anew_lets_energy_neither_fall_nor_jump(
     assert sources.count("integral") == 1 and sources[-1] == "counter"
 
 
-def test_an_error_that_passes_costs_its_field_some_seconds_and_nothing_else(
+def test_a_temporary_error_leaves_its_field_absent_for_some_seconds(
     trouble: dict[str, Any],
 ) -> None:
-    """What the driver does not support stays absent; any other error is asked about again."""
+    """A field that is not supported stays absent; after any other error it is read again."""
     readings = trouble["readings"]
     warm = [r["elapsed_seconds"] for r in readings if r["temperature_celsius"] is not None]
     assert [t for t in warm if 1.5 < t < 11.5] == []
@@ -202,17 +196,17 @@ def test_an_error_that_passes_costs_its_field_some_seconds_and_nothing_else(
     assert set(trouble["absent"]) == {"fan"}
 
 
-def test_each_change_is_told_once_with_since_when_and_why(trouble: dict[str, Any]) -> None:
-    told = [(c["field"], c["midway"]) for c in trouble["changes"]]
-    assert told == [("fan", False), ("temperature_celsius", True), ("temperature_celsius", True)]
+def test_each_change_is_reported_once_with_its_time_and_reason(trouble: dict[str, Any]) -> None:
+    changes = [(c["field"], c["midway"]) for c in trouble["changes"]]
+    assert changes == [("fan", False), ("temperature_celsius", True), ("temperature_celsius", True)]
     fan, lost, back = [c["text"] for c in trouble["changes"]]
     assert "from the start" in fan and "Not Supported" in fan
     assert " from 2." in lost and "Unknown Error" in lost
     assert "is measured from 1" in back
 
 
-def test_throttling_is_told_in_words_and_idling_is_none(trouble: dict[str, Any]) -> None:
-    """Also by drivers that know the older name of the call alone."""
+def test_throttle_reasons_are_words_and_idling_is_none(trouble: dict[str, Any]) -> None:
+    """Older drivers have the call under another name."""
     at = {round(r["elapsed_seconds"]): r["throttle"] for r in trouble["readings"]}
     assert at[1] == [] and at[2] == at[3] == ["power cap", "thermal (software)"]
     assert at[4] == [] and at[12] == []
@@ -221,8 +215,8 @@ def test_throttling_is_told_in_words_and_idling_is_none(trouble: dict[str, Any])
     assert throttle_words(0x10001) == ["reason 0x10000"]
 
 
-def test_a_gpu_that_is_lost_is_measured_again_when_it_is_back(long_runs: dict[str, Run]) -> None:
-    """Nobody knows what it drew meanwhile: that is a gap, whatever its counter says then."""
+def test_a_lost_gpu_is_measured_again_when_it_is_back(long_runs: dict[str, Run]) -> None:
+    """The time without the GPU is a gap, whatever its counter has afterwards."""
     said = long_runs["lost"].said
     readings = said["readings"]
     times = [r["elapsed_seconds"] for r in readings]
@@ -239,23 +233,21 @@ def test_a_gpu_that_is_lost_is_measured_again_when_it_is_back(long_runs: dict[st
     assert said["reason"] is None
 
 
-def test_a_gpu_that_stays_lost_ends_the_readings_and_nothing_else(driver: Path) -> None:
-    """A card that falls off the bus must not end, or stop, the run that writes its log."""
+def test_a_gpu_that_stays_lost_only_ends_the_readings(driver: Path) -> None:
     said = Run(driver, "1.2 lost 1e9", seconds=1.9).said
     assert [r["elapsed_seconds"] for r in said["readings"]] == pytest.approx(
         [1.0, 1.2, 1.9], abs=0.15
     )
     last = said["readings"][-1]
-    assert last["gap_seconds"] == pytest.approx(0.7, abs=0.15), "the last line tells of the gap"
+    assert last["gap_seconds"] == pytest.approx(0.7, abs=0.15), "the last line has the gap"
     assert last["energy_joules"] is None
     assert "GPU is lost" in said["reason"] and " from 1." in said["reason"]
     assert set(said["absent"]) >= set(said["measured"])
 
 
-def test_a_driver_that_hangs_holds_up_neither_the_run_nor_its_end(
+def test_a_driver_that_hangs_delays_neither_the_run_nor_its_end(
     long_runs: dict[str, Run],
 ) -> None:
-    """The sampling thread may wait for ever; the loop leaves it behind and says so."""
     said = long_runs["hangs"].said
     assert said["close_seconds"] < 1.5
     assert "does not answer from 1." in said["reason"]
@@ -272,7 +264,6 @@ def test_a_driver_that_hangs_from_the_start_is_not_waited_for(long_runs: dict[st
 
 
 def test_without_a_counter_energy_is_the_integral_of_power(driver: Path) -> None:
-    """Cards before Volta have no energy counter; the source of the number is named."""
     said = Run(driver, "0 watts 100\n10 watts 600 ramp\n0 error energy 3", seconds=1.6).said
     first, last = said["readings"]
     assert spent([first, last]) == pytest.approx(scripted_joules(first, last), rel=0.01)
@@ -282,8 +273,7 @@ def test_without_a_counter_energy_is_the_integral_of_power(driver: Path) -> None
     assert "energy_joules" not in said["absent"]
 
 
-def test_a_counter_that_fails_midway_is_carried_on_by_the_integral(driver: Path) -> None:
-    """Energy never falls back: the integral goes on from the counter's last number."""
+def test_a_counter_that_fails_midway_is_replaced_by_the_integral(driver: Path) -> None:
     said = Run(driver, "0 watts 150\n1.2 error energy 3", seconds=1.6).said
     first, last = said["readings"]
     assert [r["energy_source"] for r in said["readings"]] == ["counter", "integral"]
@@ -292,8 +282,7 @@ def test_a_counter_that_fails_midway_is_carried_on_by_the_integral(driver: Path)
     assert " s on: Not Supported" in said["absent"]["energy_counter"]
 
 
-def test_a_gap_between_samples_is_not_filled_with_invented_power(driver: Path) -> None:
-    """A trapezoid over an hour in which nothing was sampled would invent an hour of energy."""
+def test_a_gap_between_samples_adds_no_energy(driver: Path) -> None:
     said = Run(driver, "0 watts 150\n0 error energy 3", jump=(0.2, 3600.0), seconds=0.5).said
     last = said["readings"][-1]
     assert last["elapsed_seconds"] > 3600
@@ -302,8 +291,7 @@ def test_a_gap_between_samples_is_not_filled_with_invented_power(driver: Path) -
     assert "leaves out 3600." in said["absent"]["energy_gaps"]
 
 
-def test_one_number_that_is_not_supported_leaves_the_others(driver: Path) -> None:
-    """GeForce drivers leave numbers out; what is missing is None with its reason, never 0."""
+def test_a_field_that_is_not_supported_is_none_with_its_reason(driver: Path) -> None:
     said = Run(
         driver,
         "0 error temperature 3\n0 error utilization 3\n0 error version 3\n0 error graphics 3",
@@ -328,14 +316,14 @@ def test_neither_counter_nor_power_gives_no_energy(driver: Path) -> None:
 
 
 def test_a_process_the_driver_does_not_list_has_unknown_memory(driver: Path) -> None:
-    """In a container the driver lists the host's process numbers: 0 bytes would be a lie."""
+    """In a container the driver lists the host's process numbers."""
     said = Run(driver, "0 self_bytes -1").said
     assert said["readings"][-1]["process_used_bytes"] is None
     assert "container" in said["absent"]["process_used_bytes"]
 
 
-def test_other_programs_are_told_by_name_and_each_process_once(driver: Path) -> None:
-    """A browser that computes and draws is in both lists; nobody's name is its number."""
+def test_other_programs_are_named_and_each_process_counts_once(driver: Path) -> None:
+    """A browser that computes and draws is in both lists."""
     script = f"""
     0 process {os.getpid()} 1000 both -
     0 process 4194305 2000 graphics /usr/lib/xorg/Xorg
@@ -346,7 +334,7 @@ def test_other_programs_are_told_by_name_and_each_process_once(driver: Path) -> 
     assert info["others"] == {own: 1000, "Xorg": 2000, "process 4194306": 3000}
 
 
-def test_the_idle_card_is_measured_for_as_long_as_asked(driver: Path) -> None:
+def test_the_idle_gpu_is_measured_for_the_given_time(driver: Path) -> None:
     script = "0 watts 15\n2 watts 25 ramp\n0 utilization_percent 4"
     said = Run(driver, script, seconds=1.2, idle=True).said
     assert said["waited"] == pytest.approx(1.2, abs=0.3)
@@ -359,19 +347,17 @@ def test_the_idle_card_is_measured_for_as_long_as_asked(driver: Path) -> None:
 
 
 @pytest.mark.parametrize("device", ["GPU-" + UUID_OF_TORCH, "00000000:01:00.0"])
-def test_a_device_is_found_by_each_of_its_names(driver: Path, device: str | int) -> None:
+def test_a_device_is_found_by_uuid_and_bus_id(driver: Path, device: str | int) -> None:
     assert Run(driver, seconds=0, device=device).said["reason"] is None
 
 
-def test_an_unknown_device_is_none_of_the_others(driver: Path) -> None:
-    """Falling back to the first card would measure somebody else's."""
+def test_an_unknown_device_is_not_replaced_by_another(driver: Path) -> None:
     said = Run(driver, seconds=0, device="GPU-00000000-0000-0000-0000-000000000000").said
     assert said["reason"].startswith("the NVIDIA driver has no device GPU-0000")
     assert said["readings"] == []
 
 
 def test_without_a_driver_there_are_no_readings_and_one_reason(tmp_path: Path) -> None:
-    """A laptop without a GPU runs the same program; each field says why it is empty."""
     # An empty file hides the library of a machine that has one.
     (tmp_path / "libnvidia-ml.so.1").touch()
     said = Run(tmp_path, seconds=0).said
@@ -379,3 +365,109 @@ def test_without_a_driver_there_are_no_readings_and_one_reason(tmp_path: Path) -
     assert said["reason"].startswith("no NVIDIA driver")
     assert set(said["absent"]) == set(said["measured"])
     assert [c["midway"] for c in said["changes"]] == [False]
+
+
+DIFFERENT = """
+cards 3
+0 watts 100
+card 1 0 watts 150
+card 2 0 watts 50
+card 1 0 celsius 83
+card 2 0 celsius 40
+card 2 0 used_bytes 9663676416
+card 0 0 sm_mhz 1980
+card 1 0 throttle_bits 0x4
+card 0 0 throttle_bits 0x20
+card 2 0 utilization_percent 37
+0 process 4242 1073741824 compute one
+card 2 0 process 4243 6442450944 compute two
+"""
+ALL = [(0, 4242), ("12345678-1234-1234-1234-123456789abd", 4242), ("00000000:03:00.0", 4243)]
+TROUBLE = """
+cards 2
+card 1 0 watts 300
+card 1 1.2 lost 30
+card 0 0 error fan 3
+"""
+
+
+@pytest.fixture(scope="module")
+def several(driver: Path) -> dict[str, Run]:
+    return {
+        "different": Run(driver, DIFFERENT, 2.3, ALL),
+        "trouble": Run(driver, TROUBLE, 3.4, [(0, None), (1, None)]),
+        "absent": Run(driver, "cards 2", 1.2, [(0, None), (7, None)]),
+    }
+
+
+def energies(said: dict[str, Any], name: str) -> list[float]:
+    return [r[name] for r in said["readings"] if r[name] is not None]
+
+
+def test_power_and_energy_of_several_gpus_are_sums(several: dict[str, Run]) -> None:
+    said = several["different"].said
+    last = said["readings"][-1]
+    for name in ("power_watts", "power_min_watts", "power_max_watts"):
+        assert last[name] == 300
+    assert last["power_limit_watts"] == 600
+    for name in ("energy_joules", "integral_joules"):
+        assert last[name] == pytest.approx(300 * last["elapsed_seconds"], rel=0.1)
+    assert last["energy_source"] == "counter"
+    assert {spread["mean_watts"] for spread in said["spreads"][::2]} == {300}
+
+
+def test_the_worst_value_is_given_with_the_number_of_its_gpu(several: dict[str, Run]) -> None:
+    """A mean temperature would hide the GPU that throttles and slows the others."""
+    last = several["different"].said["readings"][-1]
+    assert (last["temperature_celsius"], last["hottest_card"]) == (83, 1)
+    assert (last["device_used_bytes"], last["fullest_card"]) == (9 * GIB, 2)
+    assert (last["sm_clock_hz"], last["slowest_card"]) == (1.98e9, 0)
+    assert last["process_used_bytes"] == 6 * GIB, "each GPU's own process is measured"
+    assert last["utilization"] == pytest.approx((0.97 + 0.97 + 0.37) / 3, abs=1e-3)
+    assert last["throttle"] == ["thermal (software)", "power cap"]
+
+
+def test_no_sum_is_given_if_one_gpu_is_lost(several: dict[str, Run]) -> None:
+    said = several["trouble"].said
+    assert energies(said, "power_watts")[0] == pytest.approx(400)
+    assert said["readings"][-1]["power_watts"] is None
+    assert said["readings"][-1]["energy_joules"] is None
+    assert max(energies(said, "energy_joules")) < 400 * 2.1
+    assert "GPU 1: the driver lost the GPU from 1." in said["absent"]["power_watts"]
+    texts = [change["text"] for change in said["changes"]]
+    assert any("fan is not measured from the start: GPU 0: " in text for text in texts), texts
+    assert said["readings"][-1]["gap_seconds"] == pytest.approx(2.2, abs=0.5)
+
+
+def test_no_sum_is_given_if_one_gpu_does_not_exist(several: dict[str, Run]) -> None:
+    said = several["absent"].said
+    assert energies(said, "power_watts") == []
+    assert "GPU 1: the NVIDIA driver has no device 7" in said["absent"]["energy_joules"]
+
+
+def test_without_a_gpu_nothing_is_measured() -> None:
+    sensors = open_sensors(None, 10, time.monotonic)
+    assert sensors.reason == "no GPU"
+    assert [c.field for c in sensors.changes()] == ["gpu"]
+    assert sensors.changes() == sensors.close() == []
+
+
+def test_a_reset_of_the_counter_without_power_samples_is_a_gap() -> None:
+    energy = EnergySum(0.0, 1000.0, 0.5)
+    assert energy.read(1.0, 1100.0) == (100.0, "counter")
+    assert energy.read(2.0, 30.0) == (100.0, "counter")
+    assert energy.gap_seconds(2.0) == 1.0
+    assert energy.read(3.0, 130.0) == (200.0, "counter")
+    assert energy.gap_seconds(3.0) == 1.0
+    assert energy.integral_joules(3.0) is None
+
+
+def test_energy_stalls_instead_of_falling_when_the_counter_is_behind_the_integral() -> None:
+    """The integral, used while the counter could not be read, was a little too high."""
+    energy = EnergySum(0.0, 0.0, 0.5)
+    for tenth in range(11):
+        energy.add_power(tenth / 10, 102.0)
+    joules, source = energy.read(1.0, None)
+    assert (joules, source) == (pytest.approx(102.0), "integral")
+    assert energy.read(1.0, 100.0) == (joules, "counter")
+    assert energy.read(1.1, 110.0) == (110.0, "counter")

@@ -1,4 +1,4 @@
-"""A log that nanoGPT printed becomes a run log of ours, its evaluations taken out of its steps."""
+"""Import of nanoGPT logs: evaluation and compilation are separated from the steps' times."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from runs import LOG, imported, nanogpt_log, spec_of
 
 from nanogauge.analysis.attribution import attribute
 from nanogauge.errors import BadInput
-from nanogauge.importers.nanogpt import read_nanogpt_log
+from nanogauge.importers.formats import NANOGPT
 
 
 @settings(max_examples=30, deadline=None)
@@ -27,7 +27,7 @@ from nanogauge.importers.nanogpt import read_nanogpt_log
     compiling=st.floats(0.2, 50),
     jitter=st.sampled_from([0.0, 0.003]),
 )
-def test_steps_evaluations_and_compilation_are_told_apart(
+def test_steps_evaluations_and_compilation_are_separated(
     lines: int,
     log_every: int,
     eval_every: int,
@@ -36,17 +36,14 @@ def test_steps_evaluations_and_compilation_are_told_apart(
     compiling: float,
     jitter: float,
 ) -> None:
-    """Whatever the cadence of printing and evaluating, the parts come back out of the sums.
-
-    nanoGPT prints two decimals of a millisecond, so half of 0.01 ms is lost on each number.
-    """
+    """At any interval of logging and evaluation; nanoGPT rounds times to 0.01 ms."""
 
     def time_of(i: int) -> float:
         return step_ms * (1 + jitter * math.sin(i))
 
     iterations = lines * log_every
     printed = range(0, iterations + 1, log_every)
-    assume(any(i % eval_every for i in printed))  # else no step is seen alone
+    assume(any(i % eval_every for i in printed))  # else every time includes an evaluation
     evaluated = range(0, iterations + 1, eval_every)
     text = nanogpt_log(
         iterations, log_every, eval_every, time_of, evaluation * step_ms, compiling * step_ms
@@ -62,27 +59,26 @@ def test_steps_evaluations_and_compilation_are_told_apart(
     assert [e.step for e in recorded.evals] == list(evaluated)
     assert measurements.steps_done == iterations + 1
     assert measurements.status == "finished"
-    if timed:  # the first iteration and the whole then add up as well
+    if timed:
         assert recorded.compiles[0].seconds == pytest.approx(
             compiling * step_ms / 1e3, abs=4 * exact
         )
         whole = sum(time_of(i) for i in range(iterations + 1)) / 1e3
         whole += (len(evaluated) * evaluation + compiling) * step_ms / 1e3
         share = 3 * jitter + 1e-3 * (1 / step_ms)
-        rounded = (iterations + 1 + 4 * len(evaluated)) * exact  # what the log left out
+        rounded = (iterations + 1 + 4 * len(evaluated)) * exact
         assert measurements.ledger.wall_s == pytest.approx(whole, rel=max(share, 1e-4), abs=rounded)
 
 
-def test_the_first_iteration_reads_as_it_was_printed() -> None:
-    """31 s, of them 2 of the step, 9 of the evaluation, and 20 that are left for compiling."""
+def test_the_first_iteration_is_step_evaluation_and_compilation() -> None:
+    """31 s = 2 s step + 9 s evaluation + 20 s compilation."""
     recorded, measurements = imported(LOG)
     assert measurements.values["first_step_seconds"].value == pytest.approx(31.0)
     assert recorded.compiles[0].seconds == pytest.approx(20.0)
-    assert recorded.steps[0].step_seconds is None  # it has no time of its own
+    assert recorded.steps[0].step_seconds is None
 
 
-def test_what_the_log_does_not_hold_is_not_measured() -> None:
-    """No memory, no power, no clock: a reason for each instead of a number."""
+def test_quantities_missing_from_the_log_are_not_measured() -> None:
     _, measurements = imported(LOG)
     for row in ("peak_allocated_bytes", "peak_process_bytes", "power_watts", "energy_kwh", "cost"):
         assert row not in measurements.values
@@ -92,13 +88,12 @@ def test_what_the_log_does_not_hold_is_not_measured() -> None:
     assert measurements.ledger.other_s is None
 
 
-def test_lines_of_other_programs_are_passed_over() -> None:
-    """A terminal's log holds more than nanoGPT's lines: warnings, W&B, tqdm, a prompt."""
+def test_lines_of_other_programs_are_skipped() -> None:
     noise = [
         "tokens per iteration will be: 524,288",
         "number of parameters: 40.56M",
         "wandb: Tracking run with wandb version 0.22.3",
-        "/usr/lib/python3/x.py:12: UserWarning: iter 7: is no line of ours",
+        "/usr/lib/python3/x.py:12: UserWarning: iter 7: is no step",
         "  7%|7         | 70/1000 [00:01<00:09, 99.12it/s]",
         "",
         "\x1b[32mdone\x1b[0m größer 大",
@@ -110,20 +105,15 @@ def test_lines_of_other_programs_are_passed_over() -> None:
     assert imported("\n".join(mixed))[0] == imported(LOG)[0]
 
 
-@pytest.mark.parametrize("end", ["\r\n", "\r", "\n   "])
-def test_line_ends_of_other_systems_make_no_difference(end: str) -> None:
-    assert imported(LOG.replace("\n", end))[0] == imported(LOG)[0]
-
-
-def test_a_run_that_stopped_early_is_not_called_finished() -> None:
+def test_a_run_that_stopped_early_is_not_finished() -> None:
     recorded, measurements = imported(LOG, max_steps=5000)
     assert measurements.status == "stopped"
     assert recorded.ends[0].steps == 1001
     assert "total_seconds" in measurements.missing
 
 
-def test_a_log_whose_last_iteration_is_not_printed_shows_its_end_by_an_evaluation() -> None:
-    """max_iters need be no multiple of log_interval: 900 is printed last, 1000 was evaluated."""
+def test_an_evaluation_after_the_last_printed_iteration_ends_the_run() -> None:
+    """max_iters may be no multiple of log_interval: iteration 900 is the last one printed."""
     text = nanogpt_log(1000, 300, 500, lambda _: 2000.0, 9000.0, 20_000.0)
     assert text.splitlines()[-2].startswith("step 1000")
     recorded, measurements = imported(text)
@@ -134,7 +124,7 @@ def test_a_log_whose_last_iteration_is_not_printed_shows_its_end_by_an_evaluatio
 
 @pytest.mark.parametrize("kind", ["iter 200", "step 500"])
 def test_a_cut_line_is_refused_with_its_number(tmp_path: Path, kind: str) -> None:
-    """A loss of 3.6 that was 3.6123 would be a wrong figure, not a rounded one."""
+    """Cut at any place, also within the decimals."""
     path = tmp_path / "log.txt"
     whole = next(line for line in LOG.splitlines() if line.startswith(kind))
     accepted, refused = [], []
@@ -142,7 +132,7 @@ def test_a_cut_line_is_refused_with_its_number(tmp_path: Path, kind: str) -> Non
         lines = [*LOG.splitlines()[:3], whole[:size], LOG.splitlines()[-1]]
         path.write_text("\n".join(lines), encoding="utf-8")
         try:
-            read_nanogpt_log(path)
+            NANOGPT.read(path)
             accepted.append(whole[:size])
         except BadInput as error:
             refused.append(str(error))
@@ -161,19 +151,17 @@ def test_a_cut_line_is_refused_with_its_number(tmp_path: Path, kind: str) -> Non
     ],
     ids=["empty", "prose", "evaluations alone", "binary", "one iteration"],
 )
-def test_a_file_that_is_no_nanogpt_log_is_refused(text: str, words: str) -> None:
+def test_a_file_without_nanogpt_steps_is_refused(text: str, words: str) -> None:
     with pytest.raises(BadInput, match=words):
         imported(text)
 
 
 def test_a_log_longer_than_its_configuration_is_refused() -> None:
-    """The configuration of another run would give every row a wrong number."""
     with pytest.raises(BadInput, match=r"train\.max_steps = 500"):
         imported(LOG, max_steps=500)
 
 
-def test_a_run_that_diverged_is_imported_without_its_losses() -> None:
-    """nanoGPT prints 'loss nan' and goes on; the times are as good as before."""
+def test_non_finite_losses_are_left_out_and_their_times_kept() -> None:
     early, late = LOG.split("iter 600")
     late = re.sub(r"loss [\d.]+", "loss nan", "iter 600" + late)
     recorded, measurements = imported(early + late)
@@ -183,18 +171,9 @@ def test_a_run_that_diverged_is_imported_without_its_losses() -> None:
     assert losses[600] is None
 
 
-def test_a_total_without_its_evaluations_is_not_given() -> None:
-    """Evaluations that no printed iteration contains have no time: a sum without them is no total,
-    and the first iteration's time is not all compilation.
-    """
-    log = nanogpt_log(
-        iterations=1000,
-        log_every=300,
-        eval_every=500,
-        step_ms=lambda _: 2000.0,
-        evaluation_ms=9000.0,
-        compile_ms=20_000.0,
-    )
+def test_evaluations_without_a_printed_time_leave_the_total_unknown() -> None:
+    """And the compilation, because the first iteration also includes an evaluation."""
+    log = nanogpt_log(1000, 300, 500, lambda _: 2000.0, 9000.0, 20_000.0)
     recorded, found = imported(log)
     assert not recorded.compiles
     assert found.ledger.eval_s is None

@@ -1,4 +1,4 @@
-"""Many runs: a start page that lists every one, and a comparison of those that are named."""
+"""Several runs: a start page that lists all of them, and a comparison of some."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import report
 from nanogauge.errors import BadInput
 from nanogauge.runlog.reader import FILE_NAME
 
-EVIL = "<script>alert(1)</script>"
+EVIL_FOLDER = "<script>alert(1)<_script>"
 
 
 class Links(HTMLParser):
@@ -35,15 +35,15 @@ class Links(HTMLParser):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two finished runs, one that died, and four folders in which something is wrong."""
+    """Make two finished runs, a dead one, four broken folders and one that is no run."""
     root = tmp_path_factory.mktemp("many") / "runs"
     make_finished(root / "old", name="old")
     make_folder(root / "new" / "nested", name="newest", unix_time=1.75e9)
     write(root / "new" / "nested", steps(0, 60, lambda step: 3.8 + 0.01 * (step % 7)))
     os.utime(root / "new" / "nested" / FILE_NAME, (1.76e9, 1.76e9))
-    make_finished(root / EVIL.replace("/", "_"), name="hostile", step_seconds=4.5)
-    assert run("report.py", root / "old").returncode == 0
-    assert run("report.py", root / EVIL.replace("/", "_")).returncode == 0
+    make_finished(root / EVIL_FOLDER, name="hostile", step_seconds=4.5)
+    for name in ("old", EVIL_FOLDER):
+        assert run("report.py", root / name).returncode == 0
     (root / "empty").mkdir()
     (root / "empty" / "machine.json").touch()
     make_finished(root / "damaged")
@@ -74,18 +74,16 @@ def entry(index: dict[str, Any], folder: str) -> dict[str, Any]:
 
 def test_every_run_folder_is_listed_and_nothing_else(index: dict[str, Any]) -> None:
     folders = {e["folder"] for e in index["runs"]}
-    evil = EVIL.replace("/", "_")
     broken = {"empty", "damaged", "changed", "javascript:alert(1)"}
-    assert folders == {"old", "new/nested", evil, *broken}
+    assert folders == {"old", "new/nested", EVIL_FOLDER, *broken}
     assert {e["folder"] for e in index["runs"] if e["problem"]} == broken
 
 
-def test_an_entry_says_what_its_report_says(runs: Path, index: dict[str, Any]) -> None:
-    """The same total, interval and judgement as in report.json."""
-    told = json.loads((runs / "old" / "report.json").read_text(encoding="utf-8"))
-    total = next(row for row in told["rows"] if row["id"] == "total_seconds")
+def test_an_entry_agrees_with_report_json(runs: Path, index: dict[str, Any]) -> None:
+    report_json = json.loads((runs / "old" / "report.json").read_text(encoding="utf-8"))
+    total = next(row for row in report_json["rows"] if row["id"] == "total_seconds")
     old = entry(index, "old")
-    assert old["headline"] == told["run"]["headline"]
+    assert old["headline"] == report_json["run"]["headline"]
     assert old["predicted_total"] == total["analytic"]
     assert old["actual_total_s"] == total["measured"]["value"]
     assert old["prediction"] == total["prediction"]
@@ -97,15 +95,14 @@ def test_an_entry_says_what_its_report_says(runs: Path, index: dict[str, Any]) -
     assert dead["report"] is None
 
 
-def test_the_newest_run_stands_first(index: dict[str, Any]) -> None:
-    """By the time it began; one that cannot be read, by when its log was last written to."""
+def test_the_newest_run_comes_first(index: dict[str, Any]) -> None:
     began = [e["started_unix"] or e["log_written_unix"] or 0.0 for e in index["runs"]]
     assert began == sorted(began, reverse=True)
     readable = [e["name"] for e in index["runs"] if not e["problem"]]
     assert readable[0] == "newest"
 
 
-def test_a_broken_folder_is_listed_with_one_sentence_of_why(index: dict[str, Any]) -> None:
+def test_a_broken_folder_is_listed_with_the_reason_in_one_sentence(index: dict[str, Any]) -> None:
     for folder, words in (
         ("empty", FILE_NAME),
         ("damaged", "is damaged"),
@@ -118,10 +115,9 @@ def test_a_broken_folder_is_listed_with_one_sentence_of_why(index: dict[str, Any
         assert "\n" not in problem
 
 
-def test_the_start_page_runs_and_loads_nothing_and_links_what_is_there(
+def test_the_start_page_has_no_script_and_links_only_existing_reports(
     runs: Path, index: dict[str, Any]
 ) -> None:
-    """A folder's name is text and a relative address, whatever it looks like."""
     page = (runs / "index.html").read_text(encoding="utf-8")
     links = Links(page)
     assert not links.tags & {"script", "link", "img", "iframe", "object"}
@@ -134,8 +130,7 @@ def test_the_start_page_runs_and_loads_nothing_and_links_what_is_there(
     assert not re.search(r"(?:url\(|@import)", page)
 
 
-def test_a_name_that_is_no_text_does_not_hide_the_others(tmp_path: Path) -> None:
-    """A file name of Linux may be any bytes: line ends, escape sequences, broken UTF-8."""
+def test_folder_names_may_be_any_bytes(tmp_path: Path) -> None:
     for name in (b"a\nb", b"\x1b[31mred", b"\xff\xfe"):
         folder = Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name)))
         make_finished(folder)
@@ -177,7 +172,7 @@ def test_a_folder_without_runs_has_an_empty_start_page(tmp_path: Path) -> None:
         (["--serve", "{runs}/old", "--json"], "--json does not go together with --serve"),
     ],
 )
-def test_what_does_not_go_together_is_said_in_one_sentence(
+def test_conflicting_flags_are_refused_in_one_sentence(
     runs: Path, arguments: list[str], words: str
 ) -> None:
     with pytest.raises(BadInput) as refused:
@@ -188,9 +183,9 @@ def test_what_does_not_go_together_is_said_in_one_sentence(
 
 @pytest.fixture(scope="module")
 def compared(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """Three runs that were given out of the order in which they began."""
+    """Compare three runs that are not given in order of their start."""
     out = tmp_path_factory.mktemp("out") / "comparison"
-    names = ("new/nested", "old", EVIL.replace("/", "_"))
+    names = ("new/nested", "old", EVIL_FOLDER)
     done = run("report.py", *(runs / name for name in names), "--out", out, "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -198,16 +193,15 @@ def compared(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     return out, found
 
 
-def test_runs_side_by_side_have_the_figures_of_their_own_reports(
+def test_compared_runs_are_in_order_and_agree_with_their_own_reports(
     runs: Path, compared: tuple[Path, dict[str, Any]]
 ) -> None:
-    """Prediction, figure, verdict and factor of each, in the order in which they began."""
     _, found = compared
     assert [side["label"] for side in found["runs"]] == ["old", "hostile", "newest"]
     rows = {row["id"]: row for row in found["rows"]}
-    for column, name in enumerate(("old", EVIL.replace("/", "_"))):
-        told = json.loads((runs / name / "report.json").read_text(encoding="utf-8"))
-        for row in told["rows"]:
+    for column, name in enumerate(("old", EVIL_FOLDER)):
+        report_json = json.loads((runs / name / "report.json").read_text(encoding="utf-8"))
+        for row in report_json["rows"]:
             if row["id"] not in rows:
                 continue
             cell = rows[row["id"]]["cells"][column]
@@ -222,7 +216,7 @@ def test_runs_side_by_side_have_the_figures_of_their_own_reports(
     assert "parameters" not in rows  # the same in each
 
 
-def test_the_trend_is_the_error_of_run_after_run(compared: tuple[Path, dict[str, Any]]) -> None:
+def test_a_trend_is_the_error_run_by_run(compared: tuple[Path, dict[str, Any]]) -> None:
     out, found = compared
     rows = {row["id"]: row for row in found["rows"]}
     trends = {trend["id"]: trend["errors"] for trend in found["trends"]}
@@ -236,11 +230,11 @@ def test_the_trend_is_the_error_of_run_after_run(compared: tuple[Path, dict[str,
     assert "<script" not in page
 
 
-def test_a_comparison_lies_beside_the_runs_unless_told_otherwise(runs: Path) -> None:
+def test_a_comparison_is_written_beside_the_runs_by_default(runs: Path) -> None:
     done = run("report.py", runs / "old", runs / "new" / "nested")
     assert done.returncode == 0, done.stderr
     assert (runs / "comparison.html").is_file()
-    for words in ("Time per step, steady", "newest", "held", "nearer than in the run before"):
+    for words in ("Time per step, steady", "newest", "held", "smaller than in the run before"):
         assert words in done.stdout
     (runs / "comparison.html").unlink()
     silent = run("report.py", runs / "old", runs / "new" / "nested", "--json")

@@ -1,4 +1,4 @@
-"""train.py from end to end with the sensors of a scripted card; and with a device read late."""
+"""train.py from end to end with the sensors of a scripted GPU."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from commands import (
 pytestmark = pytest.mark.alone
 
 SECONDS = 44
-"""from the start of the process to the signal that ends it"""
+"""From the start of the process to the signal that ends it."""
 SCRIPT = """
 0 watts 150
 30 watts 150
@@ -54,7 +54,7 @@ def scripted_joules(begin: float, end: float) -> float:
 
 @pytest.fixture(scope="module")
 def night(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run on the processor, beside a card that is watched."""
+    """Return the folder of a run on the CPU that measures a scripted GPU."""
     folder = tmp_path_factory.mktemp("night")
     driver = build_fake_driver(tmp_path_factory.mktemp("driver"))
     script = folder / "script.txt"
@@ -93,24 +93,23 @@ def instrument(folder: Path, name: str) -> dict[str, Any]:
     return found  # type: ignore[no-any-return]
 
 
-def test_the_report_has_the_watts_and_the_energy_of_the_script(night: Path) -> None:
-    """What the driver was told to say arrives in the morning, within one percent."""
+def test_the_report_has_the_power_and_energy_of_the_script(night: Path) -> None:
     (start,) = of_kind(night, "start")
     began = float((night.parent / "began.txt").read_text())
     sensors = of_kind(night, "sensor")
     offset = start["unix_time"] - start["elapsed_seconds"] - began
     first, last = sensors[0]["elapsed_seconds"] + offset, sensors[-1]["elapsed_seconds"] + offset
-    joules = scripted_joules(first - 1, last)  # a reading speaks of the second before it
+    joules = scripted_joules(first - 1, last)  # a reading is of the second before it
     rows = rows_of(night)
     assert rows["power_watts"]["measured"]["value"] == pytest.approx(
         joules / (last - first + 1), rel=0.01
     )
     for row, scripted in (("energy_kwh", joules / 3.6e6), ("cost", 0.2 * joules / 3.6e6)):
-        # The run was stopped: what it came to is no figure of the whole run.
+        # The run was stopped, so these are not the totals of the whole run.
         assert rows[row]["measured"] is None and "so far" in rows[row]["why"]
         number, unit = rows[row]["why"].split("not measured: ")[1].split()[:2]
-        told = float(number) * (1e-3 if unit == "Wh" else 1)
-        assert told == pytest.approx(scripted, rel=0.01, abs=5e-5 if unit == "Wh" else 0.005)
+        shown = float(number) * (1e-3 if unit == "Wh" else 1)
+        assert shown == pytest.approx(scripted, rel=0.01, abs=5e-5 if unit == "Wh" else 0.005)
     for name in ("energy_counter_kwh", "energy_integral_kwh"):
         assert instrument(night, name)["value"] == pytest.approx(joules / 3.6e6, rel=0.01)
     tokens = sum(step["tokens"] for step in steps_of(night))
@@ -120,7 +119,7 @@ def test_the_report_has_the_watts_and_the_energy_of_the_script(night: Path) -> N
 
 
 def test_every_step_has_the_power_of_the_samples_in_it(night: Path) -> None:
-    """Ten samples a second over steps of some milliseconds: most steps have none, and say so."""
+    """At ten samples a second most steps of some milliseconds have none."""
     steps = steps_of(night)
     with_power = [s for s in steps if "power_watts" in s]
     assert 0 < len(with_power) < len(steps)
@@ -129,40 +128,37 @@ def test_every_step_has_the_power_of_the_samples_in_it(night: Path) -> None:
         assert step["power_max_watts"] <= 190.1
 
 
-def test_throttling_is_timed_and_named(night: Path) -> None:
+def test_throttling_is_reported_with_duration_and_reason(night: Path) -> None:
     throttled = instrument(night, "throttled_seconds")
     assert throttled["value"] == pytest.approx(12, abs=1.6)
     assert "thermal" in throttled["how"]
 
 
-def test_each_alarm_is_raised_once_and_stands_in_log_terminal_and_report(night: Path) -> None:
-    """Heat, throttling and a full card each call once, not once a second all night."""
+def test_each_alarm_is_raised_once_in_log_terminal_and_report(night: Path) -> None:
     alarms = [line for line in of_kind(night, "event") if line["level"] == "alarm"]
     kinds = [line["what"] for line in alarms]
     for what in ("temperature", "throttling", "memory"):
         assert kinds.count(what) == 1, kinds
     output = (night.parent / "output.txt").read_text()
-    told = report_of(night)["alarms"]
     page = (night / "report.html").read_text()
     for line in alarms:
         assert line["text"][:40] in " ".join(output.split())
-        assert line["text"] in [alarm["text"] for alarm in told]
+        assert line["text"] in [alarm["text"] for alarm in report_of(night)["alarms"]]
     assert "throttling" in page
 
 
-def test_what_the_driver_does_not_give_is_absent_with_its_reason(night: Path) -> None:
-    """A fan of 0 % would be a broken card; a card without a fan sensor is none."""
+def test_a_field_that_the_driver_does_not_give_is_absent_with_its_reason(night: Path) -> None:
     assert all("fan" not in line for line in of_kind(night, "sensor"))
     fan = instrument(night, "fan")
     assert fan["value"] is None and fan["text"] == "not measured" and "Not Supported" in fan["how"]
 
 
-def test_the_idle_card_and_its_other_programs_are_known_before_the_run(night: Path) -> None:
+def test_idle_power_and_other_programs_are_logged_at_the_start(night: Path) -> None:
     (start,) = of_kind(night, "start")
     assert start["idle_power_watts"] == pytest.approx(150)
     assert start["other_programs"] == {"desktop": 1500000000}
     idle = instrument(night, "idle_power_watts")
-    assert "was not idle" in idle["how"], "the script keeps the card 97 % busy"
+    assert "was not idle" in idle["how"], "the scripted GPU is 97 % busy"
 
 
 def test_the_ledger_and_the_steps_add_up_to_the_wall_time(night: Path) -> None:
@@ -185,31 +181,19 @@ sys.exit(train.main(sys.argv[1:]))
 """
 
 
-def test_a_device_that_is_read_one_step_late_loses_no_step(tmp_path: Path) -> None:
-    """On a GPU a step is logged when the next one has been handed over: each must still be there
-    before the evaluation and checkpoint that follow it, and the losses be the same bits.
-    """
+def test_reading_steps_one_step_late_changes_no_result(tmp_path: Path) -> None:
+    """As on a GPU, whose steps are logged after the next one has been queued."""
     assert train_tiny(tmp_path / "now").returncode == 0
     arguments = [str(DEMO), f"--run.out={tmp_path / 'late'}", *TINY]
     late = subprocess.run(
         [sys.executable, "-c", LATE, *arguments], cwd=ROOT, capture_output=True, check=False
     )
     assert late.returncode == 0, late.stderr
-    shown = [
-        [
-            (line["kind"], line["step"], line.get("loss"), line.get("grad_norm"))
-            for line in log_lines(tmp_path / when / "demo")
-            if line["kind"] in ("step", "eval")
-        ]
-        for when in ("now", "late")
-    ]
-    assert shown[0] == shown[1]
-    saved = [
-        [
-            line["step"]
-            for line in log_lines(tmp_path / when / "demo")
-            if line["kind"] == "checkpoint"
-        ]
-        for when in ("now", "late")
-    ]
-    assert saved[0] == saved[1]
+    logs = [log_lines(tmp_path / when / "demo") for when in ("now", "late")]
+    keys = ("kind", "step", "loss", "grad_norm")
+    for kinds in (("step", "eval"), ("checkpoint",)):
+        now, late_lines = (
+            [[line.get(key) for key in keys] for line in log if line["kind"] in kinds]
+            for log in logs
+        )
+        assert now == late_lines

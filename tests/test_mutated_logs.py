@@ -1,4 +1,4 @@
-"""Whatever happens to a log, it is reported on or refused with a sentence; nothing else."""
+"""A damaged log is imported or refused with one sentence; nothing else happens."""
 
 from __future__ import annotations
 
@@ -26,11 +26,9 @@ from test_wandb_history import (
 
 from nanogauge.analysis.report_model import build_report
 from nanogauge.errors import BadInput
-from nanogauge.importers.build_nanogpt import read_build_nanogpt_log
+from nanogauge.importers.formats import BUILD_NANOGPT, NANOCHAT, NANOGPT
 from nanogauge.importers.import_run import import_log
-from nanogauge.importers.nanochat import read_nanochat_log
-from nanogauge.importers.nanogpt import read_nanogpt_log
-from nanogauge.importers.parsed import Printed
+from nanogauge.importers.parsed import ParsedLog
 from nanogauge.importers.wandb_history import read_wandb_history
 from nanogauge.report.html import write_report
 
@@ -55,7 +53,7 @@ def flip(chance: random.Random, lines: list[bytes]) -> list[bytes]:
 
 
 def digits(chance: random.Random, lines: list[bytes]) -> list[bytes]:
-    """Another figure in the right form: too large, too small, out of order."""
+    """Change figures: too large, too small, out of order."""
     data = bytearray(b"\n".join(lines))
     places = [i for i, byte in enumerate(data) if 48 <= byte < 58]
     for place in chance.sample(places, min(len(places), 3)):
@@ -87,37 +85,25 @@ def noise(chance: random.Random, lines: list[bytes]) -> list[bytes]:
 MUTATIONS: list[Mutation] = [delete, repeat, flip, digits, shuffle, cut, noise]
 
 
-@pytest.mark.parametrize(
-    ("read", "data", "max_steps"),
-    [
-        (read_nanogpt_log, DUMP.encode() + LOG.encode(), 1000),
-        (read_nanochat_log, nanochat_log().encode(), STEPS),
-        (read_build_nanogpt_log, build_nanogpt_output().encode(), STEPS),
-        (read_build_nanogpt_log, build_nanogpt_file().encode(), STEPS),
-        (read_wandb_history, as_csv(our_rows()), 1000),
-        (read_wandb_history, as_csv(nanochat_rows()), 1000),
-        (read_wandb_history, as_parquet(our_rows()), 1000),
-        (read_wandb_history, as_csv(nanogpt_rows()), 1000),
-        (read_wandb_history, as_csv(torchtitan_rows()), 1000),
-    ],
-    ids=[
-        "nanogpt",
-        "nanochat",
-        "build",
-        "log.txt",
-        "ours",
-        "nanochat history",
-        "parquet",
-        "nanogpt history",
-        "torchtitan",
-    ],
-)
+LOGS: dict[str, tuple[Callable[[Path], ParsedLog], bytes, int]] = {
+    "nanoGPT": (NANOGPT.read, (DUMP + LOG).encode(), 1000),
+    "nanochat": (NANOCHAT.read, nanochat_log().encode(), STEPS),
+    "build-nanogpt": (BUILD_NANOGPT.read, build_nanogpt_output().encode(), STEPS),
+    "log.txt": (BUILD_NANOGPT.read, build_nanogpt_file().encode(), STEPS),
+    "our history": (read_wandb_history, as_csv(our_rows()), 1000),
+    "our history, Parquet": (read_wandb_history, as_parquet(our_rows()), 1000),
+    "nanochat's history": (read_wandb_history, as_csv(nanochat_rows()), 1000),
+    "nanoGPT's history": (read_wandb_history, as_csv(nanogpt_rows()), 1000),
+    "torchtitan's history": (read_wandb_history, as_csv(torchtitan_rows()), 1000),
+}
+
+
+@pytest.mark.parametrize(("read", "data", "max_steps"), LOGS.values(), ids=LOGS)
 @settings(max_examples=100, deadline=None)
 @given(seed=st.integers(0, 2**32), kinds=st.lists(st.sampled_from(MUTATIONS), max_size=3))
 def test_a_mutated_log_is_a_run_or_bad_input(
-    read: Callable[[Path], Printed], data: bytes, max_steps: int, seed: int, kinds: list[Mutation]
+    read: Callable[[Path], ParsedLog], data: bytes, max_steps: int, seed: int, kinds: list[Mutation]
 ) -> None:
-    """Lines gone, doubled, moved or cut, bytes and figures changed: a report, or one sentence."""
     chance = random.Random(seed)
     lines = data.split(b"\n")
     for mutate in kinds:
@@ -125,29 +111,28 @@ def test_a_mutated_log_is_a_run_or_bad_input(
     with tempfile.TemporaryDirectory() as folder:
         path, out = Path(folder) / "log.txt", Path(folder) / "run"
         path.write_bytes(b"\n".join(lines))
-        prediction, said = documented_prediction(), None
+        prediction, message = documented_prediction(), None
         try:
             import_log(read, path, spec_of(max_steps), prediction, None, None, out)
         except BadInput as refused:
-            said = str(refused)
-        assert out.exists() == (said is None)
-        if said is not None:
-            assert said.isprintable()
+            message = str(refused)
+        assert out.exists() == (message is None)
+        if message is not None:
+            assert message.isprintable()
             assert kinds
             return
         report, run, recorded = build_report(out, None)
-        if seed % 5 == 0:  # the pages take longer than all the rest
+        if seed % 5 == 0:  # the pages are slow
             write_report(report, run, recorded)
 
 
-@pytest.mark.parametrize("read", [read_nanogpt_log, read_nanochat_log, read_build_nanogpt_log])
+@pytest.mark.parametrize("read", [NANOGPT.read, NANOCHAT.read, BUILD_NANOGPT.read])
 @pytest.mark.parametrize(
     "piece", ["[a]", "- ", "\x1b[1", "\x1b]", "9", "iter 0: ", "step 00000/", "step 1 | ", " ", "|"]
 )
-def test_a_line_of_a_megabyte_is_read_at_once(
-    tmp_path: Path, read: Callable[[Path], Printed], piece: str
+def test_a_line_of_a_megabyte_is_read_in_linear_time(
+    tmp_path: Path, read: Callable[[Path], ParsedLog], piece: str
 ) -> None:
-    """Patterns that try every way of reading a long line would take hours for it."""
     path = tmp_path / "log.txt"
     repeated = (piece * 2**20)[: 2**20 - 100]
     starts = ("", "iter 5: loss ", "step 00005/00010 (1", "step 5 | loss: ")
@@ -158,7 +143,7 @@ def test_a_line_of_a_megabyte_is_read_at_once(
     assert time.process_time() - before < 10
 
 
-def test_a_table_of_very_many_columns_is_refused_at_once(tmp_path: Path) -> None:
+def test_a_table_of_very_many_columns_is_refused_quickly(tmp_path: Path) -> None:
     path = tmp_path / "history.csv"
     path.write_text(",".join(f"c{i}" for i in range(130_000)) + "\n1,2\n", encoding="utf-8")
     before = time.process_time()

@@ -233,6 +233,6 @@ def test_rotary_positions_of_an_odd_head_are_refused_and_the_recipe_sees_no_toke
     demo = ROOT / "configs" / "demo.toml"
     odd = run_here("plan.py", demo, "--model.n-embd=12", "--model.positions=rotary")
     assert odd.returncode == 2
-    assert "a head of 3 has an odd one" in odd.stderr
+    assert "an even head size, not 3" in odd.stderr
     fast = load_config(ROOT / "configs" / "rtx4070_fineweb_fast.toml")
     assert fast.tokens_per_step * fast.train.max_steps < (fast.data.tokens or 0)

@@ -1,4 +1,4 @@
-"""Logs of nanochat and build-nanogpt become run folders: what they hold is measured, no more."""
+"""Import of nanochat and build-nanogpt logs."""
 
 from __future__ import annotations
 
@@ -14,10 +14,8 @@ from runs import imported, texts
 
 from nanogauge.analysis.measured import Measurements
 from nanogauge.errors import BadInput
-from nanogauge.importers.build_nanogpt import read_build_nanogpt_log
-from nanogauge.importers.nanochat import read_nanochat_log
-from nanogauge.importers.nanogpt import read_nanogpt_log
-from nanogauge.importers.parsed import Printed
+from nanogauge.importers.formats import BUILD_NANOGPT, NANOCHAT, NANOGPT
+from nanogauge.importers.parsed import ParsedLog
 from nanogauge.runlog.history import Recorded
 
 TOKENS = 16 * 1024 * 32
@@ -35,7 +33,7 @@ def nanochat_line(step: int, seconds: float, old: bool, mfu: float = 41.2) -> st
 
 
 def nanochat_log(old: bool = False, mfu: float = 41.2) -> str:
-    """What base_train prints: an evaluation every 20 steps and after the last, outside of dt."""
+    """Output of base_train: an evaluation every 20 steps and after the last, outside of dt."""
     lines = ["Vocab size: 65,536", "Number of parameters: 185,598,720"]
     for step in range(STEPS):
         if step % 20 == 0:
@@ -47,7 +45,7 @@ def nanochat_log(old: bool = False, mfu: float = 41.2) -> str:
 
 
 def from_nanochat(text: str, max_steps: int = STEPS) -> tuple[Recorded, Measurements]:
-    return imported(text, max_steps, read=read_nanochat_log)
+    return imported(text, max_steps, read=NANOCHAT.read)
 
 
 @pytest.mark.parametrize("old", [False, True])
@@ -65,8 +63,8 @@ def test_a_nanochat_log_gives_its_steps_and_its_memory(old: bool) -> None:
     assert recorded.steps[5].grad_norm == (0.4321 if old else None)
 
 
-def test_bits_per_byte_are_not_called_nats() -> None:
-    """One follows from the other only with the bytes per token, which the log does not tell."""
+def test_bits_per_byte_are_no_loss_in_nats() -> None:
+    """The log does not contain the bytes per token."""
     recorded, measurements = from_nanochat(nanochat_log())
     assert recorded.evals[-1].val_bits_per_byte == 1.2345
     assert recorded.evals[-1].val_loss is None
@@ -74,15 +72,14 @@ def test_bits_per_byte_are_not_called_nats() -> None:
     assert "1.2345 bits per byte after 60 steps" in measurements.missing["val_loss"]
 
 
-def test_a_clock_that_stands_still_gives_no_total() -> None:
-    """nanochat adds up its steps alone, from the eleventh on: it is shown as what it is."""
+def test_a_clock_that_excludes_evaluation_gives_no_total() -> None:
     _, measurements = from_nanochat(nanochat_log())
     assert "total_seconds" not in measurements.values
     assert "stands still" in measurements.missing["total_seconds"]
     assert "1.23 min" in measurements.missing["total_seconds"]
 
 
-def test_an_mfu_of_nothing_is_explained() -> None:
+def test_a_printed_mfu_of_zero_is_explained() -> None:
     for mfu, words in ((0.0, "printed 0.00 %, because nanochat does not know"), (41.2, "41.2")):
         _, measurements = from_nanochat(nanochat_log(mfu=mfu))
         assert words in measurements.notes["mfu_palm"][0]
@@ -105,17 +102,15 @@ def wrap_at_spaces(line: str, width: int) -> list[str]:
 
 @settings(max_examples=40, deadline=None)
 @given(width=st.integers(50, 220), way=st.sampled_from([wrap, wrap_at_spaces]), old=st.booleans())
-def test_a_terminal_of_any_width_makes_no_difference(
+def test_lines_wrapped_at_any_width_are_joined(
     width: int, way: Callable[[str, int], list[str]], old: bool
 ) -> None:
-    """Wrapped hard, in the middle of a number, or softly, between words."""
     whole = nanochat_log(old)
     wrapped = "\n".join(row for line in whole.splitlines() for row in way(line, width))
     assert from_nanochat(wrapped)[0] == from_nanochat(whole)[0]
 
 
-def test_the_other_stages_of_a_chat_are_not_its_pretraining() -> None:
-    """A recipe's log holds midtraining and finetuning after the pretraining."""
+def test_midtraining_and_finetuning_are_not_imported() -> None:
     chat = nanochat_log() + (
         "Step 00000 | Validation bpb: 0.6500\n"
         "step 00000 (0.00%) | loss: 1.234567 | lrm: 1.00 | dt: 900.00ms | tok/sec: 5 | mfu: 4.00 | "
@@ -128,7 +123,7 @@ def test_the_other_stages_of_a_chat_are_not_its_pretraining() -> None:
     assert from_nanochat(chat)[0] == from_nanochat(nanochat_log())[0]
 
 
-def test_a_log_of_other_steps_than_the_configuration_is_refused() -> None:
+def test_steps_of_another_number_or_size_are_refused() -> None:
     with pytest.raises(BadInput, match="num_iterations = 00060, .* train.max_steps = 70"):
         from_nanochat(nanochat_log(), max_steps=70)
     text = re.sub("tok/sec: [0-9,]+", "tok/sec: 43,690", nanochat_log())
@@ -138,20 +133,20 @@ def test_a_log_of_other_steps_than_the_configuration_is_refused() -> None:
 
 @needs_shared("data/rtx4070_nanochat_d12_train_log.txt")
 def test_the_end_of_a_public_nanochat_run() -> None:
-    """399 wrapped lines of a d12 on an RTX 4070: 199 whole steps of 1.18 s, the last one cut."""
-    printed = read_nanochat_log(SHARED / "data" / "rtx4070_nanochat_d12_train_log.txt")
-    (session,) = printed.sessions
-    assert (session.first, session.steps, len(session.iterations)) == (86_019, 86_218, 199)
-    assert not session.started
-    times = sorted(e.seconds or 0 for e in session.iterations)
+    """399 wrapped lines of a d12 on an RTX 4070: 199 steps of 1.18 s, and a cut one."""
+    parsed = NANOCHAT.read(SHARED / "data" / "rtx4070_nanochat_d12_train_log.txt")
+    (process,) = parsed.processes
+    assert (process.first_step, process.updates, len(process.steps)) == (86_019, 86_218, 199)
+    assert not process.start_logged
+    times = sorted(e.seconds or 0 for e in process.steps)
     assert times[99] == pytest.approx(1.1773, abs=2e-4)
-    assert {e.mfu for e in session.iterations} == {0.0}
-    assert session.training_seconds == pytest.approx(60 * 1690.84)
-    assert [e.what for e in printed.events] == ["cut_line"]
+    assert {e.mfu for e in process.steps} == {0.0}
+    assert process.training_seconds == pytest.approx(60 * 1690.84)
+    assert [e.what for e in parsed.events] == ["cut_line"]
 
 
 def build_nanogpt_output(steps: int = STEPS) -> str:
-    """What train_gpt2.py prints: the clock of a step begins before its evaluation."""
+    """Output of train_gpt2.py: a step's time includes the evaluation before it."""
     lines = ["total desired batch size: 524288", "=> calculated gradient accumulation steps: 32"]
     for step in range(steps):
         milliseconds = 2000.0 + 9000.0 * (step % 25 == 0 or step == steps - 1)
@@ -167,7 +162,7 @@ def build_nanogpt_output(steps: int = STEPS) -> str:
 
 
 def build_nanogpt_file(steps: int = STEPS) -> str:
-    """The log.txt that it writes."""
+    """log.txt of train_gpt2.py."""
     lines = []
     for step in range(steps):
         if step % 25 == 0 or step == steps - 1:
@@ -178,7 +173,7 @@ def build_nanogpt_file(steps: int = STEPS) -> str:
 
 
 def from_build_nanogpt(text: str, max_steps: int = STEPS) -> tuple[Recorded, Measurements]:
-    return imported(text, max_steps, read=read_build_nanogpt_log)
+    return imported(text, max_steps, read=BUILD_NANOGPT.read)
 
 
 def test_the_output_of_build_nanogpt_gives_steps_evaluations_and_compilation() -> None:
@@ -194,8 +189,7 @@ def test_the_output_of_build_nanogpt_gives_steps_evaluations_and_compilation() -
     assert "HellaSwag is 0.2548 after 59 steps" in measurements.missing["quality_vs_gpt2"]
 
 
-def test_log_txt_has_losses_and_no_time_at_all() -> None:
-    """Every row that needs a time says that it is not there; no second is made up."""
+def test_log_txt_has_losses_and_no_time() -> None:
     recorded, measurements = from_build_nanogpt(build_nanogpt_file())
     assert measurements.status == "finished"
     assert measurements.steps_done == STEPS
@@ -213,26 +207,25 @@ def test_a_batch_of_another_size_is_refused() -> None:
         from_build_nanogpt(text)
 
 
-READERS: list[tuple[Callable[[Path], Printed], str]] = [
-    (read_nanochat_log, nanochat_log()),
-    (read_build_nanogpt_log, build_nanogpt_output()),
-    (read_build_nanogpt_log, build_nanogpt_file()),
+READERS: list[tuple[Callable[[Path], ParsedLog], str]] = [
+    (NANOCHAT.read, nanochat_log()),
+    (BUILD_NANOGPT.read, build_nanogpt_output()),
+    (BUILD_NANOGPT.read, build_nanogpt_file()),
 ]
 
 
 @pytest.mark.parametrize(("read", "text"), READERS)
-def test_the_log_of_another_program_is_refused(read: Callable[[Path], Printed], text: str) -> None:
-    """A log under the wrong flag gives a sentence, not a report."""
-    for other, _ in [*READERS, (read_nanogpt_log, "")]:
-        if other is not read:
+def test_the_log_of_another_program_is_refused(
+    read: Callable[[Path], ParsedLog], text: str
+) -> None:
+    for other, _ in [*READERS, (NANOGPT.read, "")]:
+        if other != read:
             with pytest.raises(BadInput, match="is no .* log: it has no line like"):
                 imported(text, STEPS, read=other)
 
 
 @pytest.mark.parametrize(("read", "text"), READERS)
-def test_a_cut_line_is_tolerated_at_the_end_alone(
-    read: Callable[[Path], Printed], text: str
-) -> None:
+def test_only_the_last_line_may_be_cut(read: Callable[[Path], ParsedLog], text: str) -> None:
     lines = text.splitlines()
     place = max(i for i, line in enumerate(lines) if re.match(r"step|\d+ train", line))
     cut = [*lines[:place], lines[place][:-3] if "dt" not in lines[place] else lines[place][:60]]

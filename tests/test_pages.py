@@ -1,4 +1,4 @@
-"""The pages as a browser shows them, at both widths and in both colours."""
+"""The report page in a browser: narrow and wide, light and dark, on screen and on paper."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ for (const svg of document.querySelectorAll("figure svg")) {
 }
 return found;
 """
-CHECK = """
+SERIOUS_VIOLATIONS = """
 const done = arguments[arguments.length - 1];
 axe.run().then(found => done([found.passes.length, found.violations
   .filter(one => ["serious", "critical"].includes(one.impact))
@@ -74,7 +74,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The page of the documented run, of one with every sensor, and of one that died."""
+    """Make the pages of the documented run, of a run with every sensor and of a dead run."""
     folder = tmp_path_factory.mktemp("pages")
     (folder / "log.txt").write_text(documented_log(), encoding="utf-8")
     done = import_log(folder / "log.txt", folder / "documented")
@@ -94,10 +94,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize(("width", "height", "scheme"), SHOWN)
 @pytest.mark.parametrize("name", PAGES)
-def test_a_page_fits_its_window_and_the_console_stays_empty(
+def test_a_page_fits_its_window_without_overlaps_and_is_accessible(
     browser: Browser, pages: dict[str, Path], name: str, width: int, height: int, scheme: str
 ) -> None:
-    """Nothing is cut off at the right, nothing scrolls sideways, and no label lies on another."""
     browser.show(pages[name], width, height, scheme)
     whole, window, wide = browser.run(OVERFLOWING)
     assert window == width
@@ -105,48 +104,44 @@ def test_a_page_fits_its_window_and_the_console_stays_empty(
     assert wide == []
     assert browser.run(CUT_OFF) == []
     assert browser.run(OVERLAPPING) == []
+    assert browser.run(UNNAMED_PICTURES) == []
     assert browser.console() == []
     background = browser.run("return getComputedStyle(document.body).backgroundColor")
     light = sum(map(int, re.findall(r"\d+", background)[:3])) > 3 * 128
     assert light == (scheme == "light")
-
-
-@pytest.mark.parametrize(("width", "height", "scheme"), SHOWN)
-@pytest.mark.parametrize("name", PAGES)
-def test_a_page_is_accessible(
-    browser: Browser, pages: dict[str, Path], name: str, width: int, height: int, scheme: str
-) -> None:
-    """axe-core finds nothing serious or critical, and every picture says what it shows."""
-    source = axe_source()
-    browser.show(pages[name], width, height, scheme)
-    assert browser.run(UNNAMED_PICTURES) == []
-    browser.run(source)
-    passed, violations = browser.run_async(CHECK)
+    browser.run(axe_source())
+    passed, violations = browser.run_async(SERIOUS_VIOLATIONS)
     assert passed > 10
     assert violations == []
 
 
-def test_the_first_screen_tells_the_night(browser: Browser, pages: dict[str, Path]) -> None:
-    """How it ended, when, the judgement, the headline numbers, the counts: without scrolling."""
+def header(browser: Browser) -> str:
+    text = browser.run("return document.querySelector('header').innerText")
+    return str(text).replace("\u00a0", " ")
+
+
+def test_the_outcome_is_visible_without_scrolling(browser: Browser, pages: dict[str, Path]) -> None:
     browser.show(pages["documented"], 1440, 900, "light")
     inside = "return document.querySelector(arguments[0]).getBoundingClientRect().bottom"
     for part in (".say", ".facts", ".cards", "nav"):
         assert browser.run(inside, part) <= 900, part
-    text = browser.run("return document.querySelector('header').innerText").replace("\u00a0", " ")
+    text = header(browser)
     for words in ("Finished after 20,001 steps", "21.9 h", "2 contradicted", "3.91 s", "69 %"):
         assert words in text, words
 
 
-def test_the_first_screen_of_a_dead_run_says_so(browser: Browser, pages: dict[str, Path]) -> None:
-    """Where it died, what it took until then, and what the whole would have taken."""
+def test_the_first_screen_of_a_dead_run_has_its_step_and_projection(
+    browser: Browser, pages: dict[str, Path]
+) -> None:
     browser.show(pages["dead"], 390, 844, "dark")
-    text = browser.run("return document.querySelector('header').innerText").replace("\u00a0", " ")
+    text = header(browser)
     for words in ("Died at step 812 of 20,000", "Would take", "Time so far", "Energy so far"):
         assert words in text, words
 
 
-def test_a_section_opens_below_the_bar_that_stays(browser: Browser, pages: dict[str, Path]) -> None:
-    """A link of the navigation does not hide the heading it leads to."""
+def test_the_navigation_bar_covers_no_heading_it_links_to(
+    browser: Browser, pages: dict[str, Path]
+) -> None:
     browser.show(pages["gpu"], 390, 844, "light")
     for target in browser.run(
         "return [...document.querySelectorAll('nav a')].map(a => a.getAttribute('href'))"
@@ -161,12 +156,11 @@ def test_a_section_opens_below_the_bar_that_stays(browser: Browser, pages: dict[
         assert top >= bar - 1, target
 
 
-def test_paper_shows_all_of_a_page(browser: Browser, pages: dict[str, Path]) -> None:
-    """Printed, the bar is gone and the colours are those of paper, whatever the screen has."""
+def test_a_printed_page_is_white_without_navigation(
+    browser: Browser, pages: dict[str, Path]
+) -> None:
     browser.show(pages["gpu"], 700, 900, "dark")
-    browser.print_colours()
-    shown = browser.run("return getComputedStyle(document.querySelector('nav')).display")
-    assert shown == "none"
-    assert browser.run("return getComputedStyle(document.body).backgroundColor") == (
-        "rgb(255, 255, 255)"
-    )
+    browser.emulate_print()
+    style = "return getComputedStyle(document.querySelector(arguments[0]))[arguments[1]]"
+    assert browser.run(style, "nav", "display") == "none"
+    assert browser.run(style, "body", "backgroundColor") == "rgb(255, 255, 255)"

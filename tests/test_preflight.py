@@ -1,4 +1,4 @@
-"""The doctor on this machine, on a fake driver, and on data and disks of all kinds."""
+"""The doctor at work: on this machine, on a scripted driver, on data and disks as they can be."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from test_shards import ORIGIN
 from model import GPT
 from nanogauge.config import Config, load_config
 from nanogauge.doctor import preflight
-from nanogauge.doctor.checks import Finding
+from nanogauge.doctor.checks import Finding, TorchBuild
 from nanogauge.doctor.preflight import (
     LOG_BYTES_PER_SECOND,
     LOG_BYTES_PER_STEP,
     Device,
     consult,
-    writes_of,
+    disk_use_of,
 )
-from nanogauge.doctor.toolchain import Torch
 from nanogauge.errors import BadInput
 from nanogauge.hardware import lookup
 from nanogauge.schema import Sensor, Step
 from trainer.checkpoints.checkpoint import random_state
 from trainer.checkpoints.checkpoint_writer import CheckpointWriter, Written
+from trainer.data.dataset import count_training_tokens
 from trainer.data.shards import ShardWriter
 from trainer.step.optimizer import make_optimizer
 
@@ -40,7 +40,7 @@ KEY = "0123456789abcdef0123456789abcdef01234567"
 
 
 def doctor(*arguments: object, status: int = 0, **environment: str) -> dict[str, dict[str, Any]]:
-    """Return the findings of plan.py --doctor --json by check."""
+    """What plan.py --doctor --json finds, by the name of the check."""
     done = run("plan.py", "--doctor", "--json", *arguments, **environment)
     assert done.returncode == status, done.stderr + done.stdout
     assert done.stderr == ""
@@ -53,7 +53,7 @@ def doctor(*arguments: object, status: int = 0, **environment: str) -> dict[str,
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Return the folder of a driver with one RTX 4070 and CUDA up to 12.4."""
+    """The folder of a driver that has one RTX 4070 and knows CUDA up to 12.4."""
     return str(build_fake_driver(tmp_path_factory.mktemp("driver")))
 
 
@@ -66,6 +66,7 @@ def shards(folder: Path, train_tokens: int) -> Path:
 
 
 def test_the_demo_can_start_here_and_each_check_is_one_line() -> None:
+    """On any machine that runs the tests; whatever sleeps or is full is a warning at most."""
     done = run("plan.py", "--doctor", DEMO)
     assert done.returncode == 0, done.stdout
     assert done.stderr == ""
@@ -89,7 +90,7 @@ def test_without_a_configuration_the_machine_alone_is_examined(tmp_path: Path) -
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="needs a build of torch without CUDA")
 def test_a_cpu_build_of_torch_beside_a_gpu_is_no_go(driver: str) -> None:
-    """The run would train on the CPU."""
+    """Such a run would train on the processor, and nobody would know why it takes weeks."""
     library = {"LD_LIBRARY_PATH": driver, "CUDA_VISIBLE_DEVICES": ""}
     found = doctor(status=1, **library)["gpu"]
     assert found["verdict"] == "no-go"
@@ -101,22 +102,23 @@ EXAMINE = """
 import json, sys
 from dataclasses import asdict
 from pathlib import Path
-from nanogauge import preflight
+from nanogauge.doctor import preflight
 from nanogauge.config import load_config
+from nanogauge.doctor import preflight
+from nanogauge.doctor.checks import TorchBuild
 from nanogauge.hardware import lookup
 from nanogauge.measure.sensors import driver_info
-from nanogauge.doctor.toolchain import Torch
+from trainer.data.dataset import count_training_tokens
 uuid = "12345678-1234-1234-1234-123456789abc"
-build = Torch("2.13.0", "cuda", "13.0", "NVIDIA GeForce RTX 4070", (8, 9), ("sm_86",))
+build = TorchBuild("2.13.0", "cuda", "13.0", "NVIDIA GeForce RTX 4070", (8, 9), ("sm_86",))
 device = preflight.Device(build, "bfloat16", lookup("RTX 4070", "bfloat16"), uuid)
 config = load_config(Path(sys.argv[1]))
-found = {f.check: asdict(f) for f in preflight.examine(config, device)}
+found = {f.check: asdict(f) for f in preflight.examine(config, device, count_training_tokens)}
 print(json.dumps([found, asdict(driver_info(uuid))]))
 """
 
 
-def test_driver_memory_and_power_are_those_of_nvml(driver: str) -> None:
-    """For the GPU with the UUID that torch reports."""
+def test_driver_memory_and_power_are_what_nvml_says(driver: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", EXAMINE, str(DOCUMENTED)],
         env={**os.environ, "LD_LIBRARY_PATH": driver},
@@ -148,30 +150,30 @@ def test_missing_shards_are_no_go_with_the_command_that_makes_them(tmp_path: Pat
 
 
 def test_shards_are_counted_and_damaged_ones_are_no_go(tmp_path: Path) -> None:
-    """One step of 524,288 tokens passes 2.85 times over this data."""
+    """One step of 524,288 tokens passes 2.85 times over this data; over a tenth of it, 28.5."""
     train = documented_config().train.model_copy(update={"max_steps": 1})
     config = documented_config().model_copy(update={"train": train})
     tokens = int(524_288 / 2.85)
     enough = shards(tmp_path / "enough", tokens)
-    found = preflight._check_data(with_data(config, enough, tokens))
+    found = preflight._check_data(with_data(config, enough, tokens), count_training_tokens)
     assert (found.verdict, found.remedy) == ("go", None)
     assert "2.85 passes" in found.text
     less = shards(tmp_path / "less", tokens // 10)
-    found = preflight._check_data(with_data(config, less, tokens))
+    found = preflight._check_data(with_data(config, less, tokens), count_training_tokens)
     assert found.verdict == "warn"
     assert "28.5 passes, not the 2.85" in found.text
-    found = preflight._check_data(with_data(config, less, None))
+    found = preflight._check_data(with_data(config, less, None), count_training_tokens)
     assert found.verdict == "warn"
     assert "beyond 4" in found.text
     next(enough.glob("*_train_*.bin")).unlink()
-    found = preflight._check_data(with_data(config, enough, tokens))
+    found = preflight._check_data(with_data(config, enough, tokens), count_training_tokens)
     assert found.verdict == "no-go"
     assert "is missing" in found.text
     assert found.remedy is not None and "prepare_fineweb.py" in found.remedy
 
 
 def test_a_checkpoint_has_the_bytes_that_the_disk_check_counts(tmp_path: Path) -> None:
-    """12 B per parameter in fp32; the other files are below 1 %."""
+    """Twelve a parameter, weights and two moments in fp32; the rest of the files is under 1 %."""
     config = load_config(DEMO)
     model = GPT(config.model)
     optimizer = make_optimizer(model, config.optimizer)
@@ -193,11 +195,12 @@ def test_a_checkpoint_has_the_bytes_that_the_disk_check_counts(tmp_path: Path) -
     (written,) = checkpoints.done()
     assert isinstance(written, Written)
     size = written.bytes
-    counted = writes_of(config, config.to_spec(), None).checkpoint
+    counted = disk_use_of(config, config.to_spec(), None).checkpoint
     assert counted <= size < 1.01 * counted
 
 
 def test_the_log_grows_no_faster_than_the_disk_check_counts() -> None:
+    """Lines with everything in them that an ordinary step and reading of a GPU hold."""
     step = Step(
         elapsed_seconds=78123.45678901234,
         step=19_999,
@@ -230,13 +233,14 @@ def test_the_log_grows_no_faster_than_the_disk_check_counts() -> None:
     assert len(reading.model_dump_json(exclude_none=True)) < LOG_BYTES_PER_SECOND
 
 
-def test_the_disk_check_counts_checkpoints_and_sensor_readings() -> None:
+def test_a_night_on_a_gpu_writes_its_checkpoints_and_its_readings() -> None:
+    """20,000 steps in a predicted 20 h or more: the readings are most of the log."""
     config, steps = documented_config(), documented_config().train.max_steps
-    writes = writes_of(config, config.to_spec(), lookup("RTX 4070", "bfloat16"))
+    writes = disk_use_of(config, config.to_spec(), lookup("RTX 4070", "bfloat16"))
     assert writes.copies == 4
     assert writes.checkpoint == 12 * 40_953_216
     assert writes.log > LOG_BYTES_PER_STEP * steps + LOG_BYTES_PER_SECOND * 70_000
-    assert writes_of(config, config.to_spec("float32"), CPU).log == LOG_BYTES_PER_STEP * steps
+    assert disk_use_of(config, config.to_spec("float32"), CPU).log == LOG_BYTES_PER_STEP * steps
 
 
 def test_a_run_folder_that_cannot_be_made_is_no_go(tmp_path: Path) -> None:
@@ -282,7 +286,8 @@ def test_before_training_only_what_is_not_go_is_said(
 
     def consulted(*findings: Finding, force: bool = False) -> str:
         monkeypatch.setattr(preflight, "examine", lambda *_: list(findings))
-        consult(documented_config(), Device(Torch("2.13.0", "cpu", None)), force)
+        device = Device(TorchBuild("2.13.0", "cpu", None))
+        consult(documented_config(), device, count_training_tokens, force)
         return capsys.readouterr().out
 
     assert consulted(GO, GO) == "doctor: 2 checks, all go\n"

@@ -1,4 +1,4 @@
-"""prepare_fineweb.py, the real command with the real client: what is on disk is the dataset."""
+"""prepare_fineweb.py with the hub's real client."""
 
 from __future__ import annotations
 
@@ -10,20 +10,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gpt2_vocabulary import gpt2_vocabulary  # noqa: F401  (a fixture)
 from hub import REVISION, Hub
 from preparing import (
     CONFIG,
     END_OF_TEXT,
     REPOSITORY,
     TEXTS,
+    contents,
     hub_of,
     prepare,
+    refused,
     sentence,
     texts_of,
 )
 
+from prepare_fineweb import make_parser
 from trainer.data.shards import MANIFEST_NAME, open_split, read_manifest
+
+pytestmark = pytest.mark.usefixtures("gpt2_tokenizer")
 
 
 @pytest.fixture(scope="module")
@@ -34,17 +38,11 @@ def hub() -> Iterator[Hub]:
 
 @pytest.mark.parametrize(("tokens", "ended"), [(9_000, False), (1_000_000, True)])
 def test_the_shards_decode_to_the_documents_in_order_and_no_document_is_in_both_splits(
-    hub: Hub,
-    gpt2_vocabulary: Path,  # noqa: F811
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    tokens: int,
-    ended: bool,
+    hub: Hub, tmp_path: Path, tokens: int, ended: bool
 ) -> None:
-    """What is trained on is the dataset: each document once, whole, in its order, in one split."""
     out = tmp_path / "data" / "shards"
     sizes = ["--val-tokens", 1500, "--shard-tokens", "2e3", "--workers", 2]
-    done = prepare(hub, gpt2_vocabulary, tmp_path, "--tokens", tokens, "--out", out, *sizes)
+    done = prepare(hub, tmp_path, "--tokens", tokens, "--out", out, *sizes)
     assert done.returncode == 0, done.stderr
     assert f"--data.path {out}" in done.stdout
     assert ("dataset ended before" in done.stdout) is ended
@@ -62,7 +60,6 @@ def test_the_shards_decode_to_the_documents_in_order_and_no_document_is_in_both_
     assert manifest.shards[0].file == "fineweb_val_000000.bin"
     assert manifest.shards[1].file == "fineweb_train_000001.bin"
 
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(gpt2_vocabulary))
     val, train = (np.concatenate(open_split(out, split)) for split in ("val", "train"))
     assert manifest.total_tokens == val.size + train.size
     val_texts, train_texts = texts_of(val), texts_of(train)
@@ -80,20 +77,18 @@ def test_the_shards_decode_to_the_documents_in_order_and_no_document_is_in_both_
 
 
 def test_a_filled_folder_is_refused_and_left_alone(tmp_path: Path) -> None:
-    """Hours of preparation are not overwritten by a second call."""
     out = tmp_path / "shards"
     out.mkdir()
     (out / MANIFEST_NAME).write_text("the work of hours")
     (out / "fineweb_val_000000.bin").write_bytes(b"more of it")
-    before = {path: path.read_bytes() for path in out.iterdir()}
-    done = prepare(None, None, tmp_path, "--out", out)
-    assert done.returncode == 2
-    assert "is damaged" in sentence(done) and f"delete {out}" in sentence(done)
-    assert {path: path.read_bytes() for path in out.iterdir()} == before
+    before = contents(out)
+    message = refused(tmp_path, "--out", out)
+    assert "is damaged" in message and f"delete {out}" in message
+    assert contents(out) == before
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--tokens", "1e15"], r"need 2,000,0\d\d\.\d GB, and .* GB free"),
         (["--tokens", "1.5"], "'1.5' is no whole number"),
@@ -102,71 +97,67 @@ def test_a_filled_folder_is_refused_and_left_alone(tmp_path: Path) -> None:
         (["--tokens", "inf"], "'inf' is no whole number"),
         (["--token", "1e6"], "did you mean --tokens"),
         (["--tokens", "1e3", "--out", "/dev/null/x"], "cannot write to /dev/null/x: Not a dir"),
+        (["--val-tokens", "1", "--val-share", "0.1"], "not both"),
+        (["--val-share", "2"], "no share between 0 and 1"),
+        (["--memory", "much"], "'much' is no size"),
+        (["--memory", "1.2.3GB"], "is no size"),
+        (["--shard-tokens", "3e9"], "a shard holds at most 2,147,483,647 tokens"),
+        (["--tokenizer", "gpt5"], "there is no tokenizer 'gpt5'; give one of .*gpt2"),
+        (["--tokenizer", "no.tiktoken"], "cannot read the tokenizer no.tiktoken"),
+        (["--tokenizer", "hf:/no.json"], "pip install 'nanogauge.tokenizers.'|cannot load"),
     ],
 )
-def test_a_bad_argument_ends_before_anything_is_downloaded(
-    tmp_path: Path, arguments: list[str], said: str
+def test_a_bad_argument_is_refused_before_anything_is_downloaded(
+    tmp_path: Path, arguments: list[str], message: str
 ) -> None:
-    """Exit status 2, one sentence, nothing on disk; no network is needed to say so."""
-    done = prepare(None, None, tmp_path, *arguments)
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.count("\n") == 1
-    assert re.search(said, sentence(done)), done.stderr
-    assert not list(tmp_path.rglob("*.bin")) and not (tmp_path / "data").exists()
+    assert re.search(message, refused(tmp_path, *arguments))
+    assert not list(tmp_path.rglob("*.bin")) and not list(tmp_path.glob("data/*/*"))
+
+
+def test_sizes_have_units() -> None:
+    values = [make_parser().parse(["--memory", text]).memory for text in ("2GiB", "2.5GB", "2e9")]
+    assert values == [2**31, 2.5e9, 2e9]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--dataset", "nobody/nothing"], "nobody/nothing' doesn't exist on the Hub"),
         (["--name", "sample-11BT"], "'sample-11BT' not found. Available: .*'sample-10BT'"),
         (["--val-tokens", "1e6"], "give a smaller --val-tokens"),
     ],
 )
-def test_a_dataset_that_is_not_there_or_too_small_is_the_callers_mistake(
-    hub: Hub,
-    gpt2_vocabulary: Path,  # noqa: F811
-    tmp_path: Path,
-    arguments: list[str],
-    said: str,
+def test_a_missing_or_too_small_dataset_is_bad_input(
+    hub: Hub, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
-    """Exit status 2 and one sentence that names what the hub has instead."""
-    done = prepare(hub, gpt2_vocabulary, tmp_path, "--tokens", "1e6", "--out", "out", *arguments)
+    done = prepare(hub, tmp_path, "--tokens", "1e6", "--out", "out", *arguments)
     assert done.returncode == 2, done.stderr
-    assert re.search(said, sentence(done)), done.stderr
+    assert re.search(message, sentence(done)), done.stderr
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_a_hub_that_dies_midway_leaves_the_finished_shards(
-    gpt2_vocabulary: Path,  # noqa: F811
-    tmp_path: Path,
-) -> None:
-    """Exit status 1, one sentence that says what stays, and it can be trained on."""
+def test_finished_shards_stay_when_the_hub_dies(tmp_path: Path) -> None:
     chance = random.Random(3)
     documents = [
         [f"{file} {n} {chance.randbytes(100).hex()}" for n in range(700)] for file in range(3)
     ]
     with hub_of(documents, dies_at="002_00000.parquet") as hub:
         sizes = ["--val-tokens", 500, "--shard-tokens", 1000, "--tokens", "1e6", "--workers", 1]
-        done = prepare(hub, gpt2_vocabulary, tmp_path, "--out", "out", *sizes)
+        done = prepare(hub, tmp_path, "--out", "out", *sizes)
     assert hub.dead.is_set()
     assert done.returncode == 1, done.stderr
     manifest = read_manifest(tmp_path / "out")
-    said = sentence(done)
-    assert f"{len(manifest.shards)} finished shards" in said and "broke off" in said
-    assert "stay in out" in said
+    message = sentence(done)
+    assert f"{len(manifest.shards)} finished shards" in message and "broke off" in message
+    assert "stay in out" in message
     assert len(manifest.shards) >= 3
     assert not list((tmp_path / "out").glob("*.tmp"))
     tokens = open_split(tmp_path / "out", "train")
     assert [shard.size for shard in tokens] == [1000] * (len(manifest.shards) - 1)
 
 
-def test_no_network_is_a_failed_run_that_wrote_nothing(
-    gpt2_vocabulary: Path,  # noqa: F811
-    tmp_path: Path,
-) -> None:
-    """Exit status 1: the command was right, and the same command works later."""
-    done = prepare(None, gpt2_vocabulary, tmp_path, "--tokens", "1e6", "--out", "out")
+def test_without_a_network_the_run_fails_and_writes_nothing(tmp_path: Path) -> None:
+    done = prepare(None, tmp_path, "--tokens", "1e6", "--out", "out")
     assert done.returncode == 1, done.stderr
     assert "check the network" in sentence(done)
     assert not list((tmp_path / "out").iterdir())

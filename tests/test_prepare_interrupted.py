@@ -1,4 +1,4 @@
-"""Interrupted at any moment, damaged or out of room: what is good stays, the rest comes again."""
+"""Preparations that are killed, damaged or out of disk space, and resumed."""
 
 from __future__ import annotations
 
@@ -15,18 +15,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gpt2_vocabulary import gpt2_vocabulary  # noqa: F401  (a fixture)
 from preparing import (
     command,
+    contents,
     environment,
     parquet,
-    prepare,
+    prepare_here,
     prepare_until_a_shard,
-    sentence,
+    refused,
 )
 
 from nanogauge.errors import BadInput
+from trainer.data.prepare import SEGMENTS
 from trainer.data.shards import MANIFEST_NAME, open_split, read_manifest
+
+pytestmark = pytest.mark.usefixtures("gpt2_tokenizer")
 
 KILLS = 6
 SIZES = ["--dataset", "texts", "--tokens", 1_600_000, "--val-tokens", 60_000]
@@ -35,7 +38,7 @@ SIZES += ["--shard-tokens", 300_000, "--workers", 2]
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with four files of texts, of eight units and more."""
+    """A folder with four files of texts, each of eight units or more."""
     home = tmp_path_factory.mktemp("home")
     chance = random.Random(5)
     (home / "texts").mkdir()
@@ -56,169 +59,122 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(home: Path, gpt2_vocabulary: Path) -> Path:  # noqa: F811
-    done = prepare(None, gpt2_vocabulary, home, *SIZES, "--out", "whole")
-    assert done.returncode == 0, done.stderr
+def uninterrupted(home: Path, gpt2_tokenizer: None) -> Path:
+    prepare_here(home, *SIZES, "--out", "whole")
     return home / "whole"
 
 
-def progress(folder: Path) -> set[str]:
-    """Names of what is in a folder and its pieces: they change when there is more."""
-    return {path.name for path in folder.rglob("*")}
+@pytest.fixture
+def copy(uninterrupted: Path, tmp_path: Path) -> Path:
+    """A copy of the uninterrupted shards, to be damaged."""
+    return Path(shutil.copytree(uninterrupted, tmp_path / "copy"))
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def test_killed_at_random_moments_and_resumed_the_shards_are_the_same(
-    home: Path,
-    undisturbed: Path,
-    gpt2_vocabulary: Path,  # noqa: F811
+def test_shards_are_identical_after_kills_at_random_moments(
+    home: Path, uninterrupted: Path
 ) -> None:
-    """No document is lost or doubled: every file is byte-identical, the manifest as well."""
+    def files() -> set[str]:
+        return {path.name for path in (home / "killed").rglob("*")}
+
     chance = random.Random(11)
     flags = [*SIZES, "--out", "killed"]
-    variables = environment(None, gpt2_vocabulary, home)
     killed = 0
     for number in range(KILLS):
-        before = progress(home / "killed")
+        before = files()
         process = subprocess.Popen(
-            command(*flags), env=variables, cwd=home, start_new_session=True, stderr=-3, stdout=-3
+            command(*flags),
+            env=environment(None, home),
+            cwd=home,
+            start_new_session=True,
+            stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
         )
-        while process.poll() is None and progress(home / "killed") == before:
+        while process.poll() is None and files() == before:
             time.sleep(0.005)
         time.sleep(chance.uniform(0, 0.1))
         if number % 2:
-            process.kill()  # the workers are left alone, and must end by themselves
+            process.kill()  # the workers must end by themselves
         else:
             os.killpg(process.pid, signal.SIGKILL)
         killed += process.wait() == -signal.SIGKILL
     assert killed >= KILLS // 2
-    done = prepare(None, gpt2_vocabulary, home, *flags)
-    assert done.returncode == 0, done.stderr
-    assert contents(home / "killed") == contents(undisturbed)
-    again = prepare(None, gpt2_vocabulary, home, *flags)
-    assert again.returncode == 0 and "1,600,000 training tokens" in again.stdout
-    assert contents(home / "killed") == contents(undisturbed)
+    for _ in range(2):  # the second call finds nothing to do
+        prepare_here(home, *flags)
+        assert contents(home / "killed") == contents(uninterrupted)
 
 
-def test_killed_between_a_shard_and_its_entry_the_preparation_goes_on(
-    home: Path,
-    undisturbed: Path,
-    gpt2_vocabulary: Path,  # noqa: F811
+def test_a_preparation_resumes_after_a_kill_before_the_first_shard_is_listed(
+    home: Path, uninterrupted: Path
 ) -> None:
-    """A shard in a folder without a manifest was taken for another tool's, and refused."""
     flags = [*SIZES, "--out", "between"]
-    prepare_until_a_shard(None, gpt2_vocabulary, home, *flags)
+    prepare_until_a_shard(None, home, *flags)
     assert (home / "between" / "fineweb_val_000000.bin").exists()
     with pytest.raises(BadInput, match=r"run the same prepare_fineweb\.py command again"):
         open_split(home / "between", "val")
-    other = prepare(None, gpt2_vocabulary, home, *flags, "--dataset", "texts/a.jsonl")
-    assert other.returncode == 2
-    assert "was begun with another --dataset (texts, not texts/a.jsonl)" in sentence(other)
-    done = prepare(None, gpt2_vocabulary, home, *flags)
-    assert done.returncode == 0, done.stderr
-    assert contents(home / "between") == contents(undisturbed)
+    message = refused(home, *flags, "--dataset", "texts/a.jsonl")
+    assert "was begun with another --dataset (texts, not texts/a.jsonl)" in message
+    prepare_here(home, *flags)
+    assert contents(home / "between") == contents(uninterrupted)
 
 
-def test_pieces_that_no_manifest_tells_the_source_of_are_made_again(
-    home: Path,
-    undisturbed: Path,
-    gpt2_vocabulary: Path,  # noqa: F811
-) -> None:
-    """Pieces of another source, left by a call that was killed early, became part of the shards."""
-    (home / "other").mkdir()
-    (home / "other" / "a.jsonl").write_text(json.dumps({"text": "another " * 10**6}) + "\n")
-    flags = [*SIZES[2:], "--out", "early"]
-    process = subprocess.Popen(
-        command("--dataset", "other", *flags),
-        env=environment(None, gpt2_vocabulary, home),
-        cwd=home,
-        start_new_session=True,
-    )
-    while process.poll() is None and not list(home.glob("early/.pieces/*.piece")):
-        time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    (home / "early" / MANIFEST_NAME).unlink()
-    done = prepare(None, gpt2_vocabulary, home, "--dataset", "texts", *flags)
-    assert done.returncode == 0, done.stderr
-    assert contents(home / "early") == contents(undisturbed)
+def test_segments_without_a_manifest_are_not_reused(home: Path, uninterrupted: Path) -> None:
+    """Their source is unknown: segments of another source became part of the shards."""
+    segments = home / "early" / SEGMENTS
+    segments.mkdir(parents=True)
+    (segments / "00000_0000000.segment").write_bytes(b"of another source")
+    prepare_here(home, *SIZES, "--out", "early")
+    assert contents(home / "early") == contents(uninterrupted)
 
 
-def test_more_tokens_go_on_from_the_end_and_are_those_of_one_call(
-    home: Path,
-    undisturbed: Path,
-    gpt2_vocabulary: Path,  # noqa: F811
-) -> None:
-    """The last shard was cut at the former target: it is filled, and nothing else is done again."""
-    flags = [*SIZES, "--out", "less"]
-    flags[flags.index(1_600_000)] = 700_000
-    assert prepare(None, gpt2_vocabulary, home, *flags).returncode == 0
+def test_more_tokens_extend_the_shards(home: Path, uninterrupted: Path) -> None:
+    """The last shard was cut at the former target, so it is rewritten."""
+    prepare_here(home, *SIZES, "--out", "less", "--tokens", 700_000)
     assert read_manifest(home / "less").tokens("train") == 700_000
-    done = prepare(None, gpt2_vocabulary, home, *SIZES, "--out", "less")
-    assert done.returncode == 0, done.stderr
-    assert contents(home / "less") == contents(undisturbed)
+    prepare_here(home, *SIZES, "--out", "less")
+    assert contents(home / "less") == contents(uninterrupted)
 
 
-@pytest.fixture
-def damaged(undisturbed: Path, tmp_path: Path) -> Path:
-    """A copy, to be damaged, of the undisturbed shards."""
-    return Path(shutil.copytree(undisturbed, tmp_path / "damaged"))
-
-
-@pytest.mark.parametrize("damage", ["a flipped byte", "a truncated shard", "a missing shard"])
-def test_a_damaged_shard_is_named_and_made_again_alone(
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "missing"])
+def test_verify_names_a_damaged_shard_and_repair_rebuilds_it_alone(
     home: Path,
-    undisturbed: Path,
-    damaged: Path,
-    gpt2_vocabulary: Path,  # noqa: F811
+    uninterrupted: Path,
+    copy: Path,
     damage: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """One sentence with the remedy; the remedy gives the same bytes and touches no other shard."""
-    path = damaged / "fineweb_train_000003.bin"
-    if damage == "a flipped byte":
+    path = copy / "fineweb_train_000003.bin"
+    if damage == "flipped":
         tokens = np.memmap(path, np.uint8, "r+")
         tokens[7777] ^= 1
         tokens.flush()
-    elif damage == "a truncated shard":
+    elif damage == "truncated":
         os.truncate(path, 40_000)
     else:
         path.unlink()
-    others = {p: p.stat().st_mtime_ns for p in damaged.iterdir() if p != path}
+    others = {p: p.stat().st_mtime_ns for p in copy.iterdir() if p != path}
 
-    done = prepare(None, gpt2_vocabulary, home, "--verify", damaged)
-    assert done.returncode == 2, done.stderr
-    said = sentence(done)
-    assert f"1 of 7 shards in {damaged} are damaged: {path.name} (" in said
-    assert said.endswith(f"run: python prepare_fineweb.py --repair {damaged}")
-    assert prepare(None, gpt2_vocabulary, home, "--repair", damaged).returncode == 0
-    assert contents(damaged) == contents(undisturbed)
+    message = refused(home, "--verify", copy)
+    assert f"1 of 7 shards in {copy} are damaged: {path.name} (" in message
+    assert message.endswith(f"run: python prepare_fineweb.py --repair {copy}")
+    prepare_here(home, "--repair", copy, "--workers", 2)
+    assert contents(copy) == contents(uninterrupted)
     assert {p: p.stat().st_mtime_ns for p in others} == others
-    done = prepare(None, gpt2_vocabulary, home, "--verify", damaged)
-    assert done.returncode == 0 and "7 shards with" in done.stdout
+    prepare_here(home, "--verify", copy)
+    assert "7 shards with" in capsys.readouterr().out
 
 
-def test_a_manifest_of_another_tokenizer_is_refused(
-    home: Path,
-    damaged: Path,
-    gpt2_vocabulary: Path,  # noqa: F811
-) -> None:
-    """Tokens of two vocabularies in one folder would be noise that nothing notices."""
-    path = damaged / MANIFEST_NAME
+def test_a_manifest_of_another_tokenizer_is_refused(home: Path, copy: Path) -> None:
+    path = copy / MANIFEST_NAME
     manifest = json.loads(path.read_text())
     path.write_text(json.dumps(manifest | {"tokenizer_sha256": "0" * 64, "complete": False}))
-    checked = prepare(None, gpt2_vocabulary, home, "--verify", damaged)
-    assert checked.returncode == 2
-    assert "is of another tokenizer than the gpt2 that is here" in sentence(checked)
-    resumed = prepare(None, gpt2_vocabulary, home, *SIZES, "--out", damaged)
-    assert resumed.returncode == 2
-    assert "was begun with another vocabulary" in sentence(resumed)
+    message = refused(home, "--verify", copy)
+    assert "was made with another tokenizer than the gpt2 here" in message
+    message = refused(home, *SIZES, "--out", copy)
+    assert "was begun with another vocabulary" in message
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         (["--shard-tokens", 400_000], "another --shard-tokens (300000, not 400000)"),
         (["--val-tokens", 70_000], "another --val-tokens"),
@@ -226,40 +182,26 @@ def test_a_manifest_of_another_tokenizer_is_refused(
     ],
 )
 def test_other_settings_than_before_are_refused(
-    home: Path,
-    undisturbed: Path,
-    gpt2_vocabulary: Path,  # noqa: F811
-    flags: list[object],
-    said: str,
+    home: Path, uninterrupted: Path, flags: list[object], message: str
 ) -> None:
-    before = contents(undisturbed)
-    done = prepare(None, gpt2_vocabulary, home, *SIZES, "--out", "whole", *flags)
-    assert done.returncode == 2, done.stderr
-    assert said in sentence(done)
-    assert contents(undisturbed) == before
+    before = contents(uninterrupted)
+    assert message in refused(home, *SIZES, "--out", "whole", *flags)
+    assert contents(uninterrupted) == before
 
 
-def test_a_source_that_changed_in_between_is_refused(
-    home: Path,
-    damaged: Path,
-    gpt2_vocabulary: Path,  # noqa: F811
-    tmp_path: Path,
-) -> None:
-    """Going on in another file would lose some documents and double others."""
-    manifest = json.loads((damaged / MANIFEST_NAME).read_text())
-    (damaged / MANIFEST_NAME).write_text(json.dumps(manifest | {"complete": False}))
+def test_a_changed_source_is_refused(home: Path, copy: Path, tmp_path: Path) -> None:
+    """Documents would be lost or doubled."""
+    manifest = json.loads((copy / MANIFEST_NAME).read_text())
+    (copy / MANIFEST_NAME).write_text(json.dumps(manifest | {"complete": False}))
     shutil.copytree(home / "texts", tmp_path / "texts")
-    reached = manifest["source_files"][-1]["name"]
-    (tmp_path / "texts" / reached).write_bytes(parquet(["one more"]))
-    more = [*SIZES, "--out", damaged, "--tokens", 2_000_000]
-    done = prepare(None, gpt2_vocabulary, tmp_path, *more)
-    assert done.returncode == 2, done.stderr
-    assert reached.endswith(
-        ".parquet"
-    ) and f"{reached} is not the file that this preparation began with" in sentence(done)
+    last = manifest["source_files"][-1]["name"]
+    assert last.endswith(".parquet")
+    (tmp_path / "texts" / last).write_bytes(parquet(["one more"]))
+    flags = [*SIZES, "--out", copy, "--tokens", 2_000_000]
+    message = f"{last} is not the file that this preparation began with"
+    assert message in refused(tmp_path, *flags)
     (tmp_path / "texts" / "0.jsonl").write_text('{"text": "a new one"}\n')
-    done = prepare(None, gpt2_vocabulary, tmp_path, *more)
-    assert done.returncode == 2 and "has other files than when" in sentence(done)
+    assert "has other files than when" in refused(tmp_path, *flags)
 
 
 @pytest.fixture
@@ -269,29 +211,24 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     place.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(place)]
     if os.geteuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
-        pytest.skip("a small file system can be mounted by root alone")
+        pytest.skip("only root can mount a small file system")
     yield place
     subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
-def test_a_disk_that_fills_up_is_told_before_and_loses_nothing_if_it_comes_later(
-    home: Path,
-    undisturbed: Path,
-    gpt2_vocabulary: Path,  # noqa: F811
-    small_disk: Path,
+def test_a_full_disk_is_predicted_and_keeps_the_finished_shards(
+    home: Path, uninterrupted: Path, small_disk: Path
 ) -> None:
-    """Finished shards stay, and with more room the same command ends with the same bytes."""
     out = small_disk / "out"
     flags = [*SIZES, "--out", out]
-    told = prepare(None, gpt2_vocabulary, home, *flags, "--tokens", "1e7")
-    assert told.returncode == 2 and re.search(r"need \d\d.\d MB, and .* MB free", sentence(told))
+    assert re.search(r"need \d\d.\d MB, and .* MB free", refused(home, *flags, "--tokens", "1e7"))
     assert not out.exists()
 
-    # Small shards, so that they seem to fit; what else is written meanwhile fills the disk.
+    # The shards seem to fit; another file fills the disk meanwhile.
     flags += ["--shard-tokens", 60_000, "--workers", 1, "--tokens", 1_000_000]
     process = subprocess.Popen(
         command(*flags, "--memory", "1GiB"),
-        env=environment(None, gpt2_vocabulary, home),
+        env=environment(None, home),
         cwd=home,
         stderr=subprocess.PIPE,
         text=True,
@@ -304,30 +241,24 @@ def test_a_disk_that_fills_up_is_told_before_and_loses_nothing_if_it_comes_later
         while True:
             file.write(bytes(2**20))
             file.flush()
-    _, told_last = process.communicate(timeout=60)
-    assert process.returncode == 1, told_last
-    said = told_last.strip().splitlines()[-1]
-    assert "cannot write to" in said and "No space left on device" in said
-    assert "run the same command again" in said and "Traceback" not in told_last
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1, errors
+    message = errors.strip().splitlines()[-1]
+    assert "cannot write to" in message and "No space left on device" in message
+    assert "run the same command again" in message and "Traceback" not in errors
     assert read_manifest(out).tokens("val") >= 60_000
     (small_disk / "other").unlink()
-    done = prepare(None, gpt2_vocabulary, home, *flags)
-    assert done.returncode == 0, done.stderr
-    whole = np.concatenate(open_split(undisturbed, "train"))[:1_000_000]
+    prepare_here(home, *flags)
+    whole = np.concatenate(open_split(uninterrupted, "train"))[:1_000_000]
     assert np.array_equal(np.concatenate(open_split(out, "train")), whole)
 
 
-def test_two_calls_do_not_work_in_one_folder(
-    home: Path,
-    gpt2_vocabulary: Path,  # noqa: F811
-) -> None:
-    """The second is told, and the first is not disturbed."""
+def test_a_folder_is_locked_against_a_second_preparation(home: Path) -> None:
     import fcntl
 
-    (home / "held").mkdir()
-    held = os.open(home / "held", os.O_RDONLY)
-    fcntl.flock(held, fcntl.LOCK_EX)
-    done = prepare(None, gpt2_vocabulary, home, *SIZES, "--out", "held")
-    os.close(held)
-    assert done.returncode == 2
-    assert "another preparation is at work in held" in sentence(done)
+    (home / "locked").mkdir()
+    descriptor = os.open(home / "locked", os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    message = refused(home, *SIZES, "--out", "locked")
+    os.close(descriptor)
+    assert "another preparation is running in locked" in message

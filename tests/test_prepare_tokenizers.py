@@ -1,4 +1,4 @@
-"""A tokenizer.json of Hugging Face's prepares as well as tiktoken's encodings do."""
+"""Hugging Face tokenizers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from preparing import TEXTS, prepare, sentence
+from preparing import TEXTS, prepare_here, refused
 
 from trainer.data.shards import open_split, read_manifest
 from trainer.data.tokenizer import load_tokenizer
@@ -21,7 +21,7 @@ END = "<|endoftext|>"
 
 @pytest.fixture(scope="module")
 def described() -> dict[str, Any]:
-    """A byte-level vocabulary, as GPT-2 and Llama 3 have, with a few merges of its own."""
+    """A byte-level tokenizer.json, like those of GPT-2 and Llama 3, with a few merges."""
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
@@ -38,13 +38,9 @@ def described() -> dict[str, Any]:
 
 @pytest.mark.parametrize("padded", [False, True])
 def test_shards_of_a_tokenizer_json_decode_to_the_texts(
-    tmp_path: Path, described: dict[str, Any], padded: bool
+    tmp_path: Path, described: dict[str, Any], padded: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Special tokens in a text are letters, and a document begins with the end-of-text token.
-
-    A padded vocabulary leaves numbers out: its tokens were counted, so that one above 65,535 was
-    cut to 16 bits.
-    """
+    """Special tokens in a text are ordinary text, and a vocabulary may skip ids."""
     vocabulary = described["model"]["vocab"]
     last = max(vocabulary, key=vocabulary.__getitem__)
     if padded:
@@ -54,11 +50,9 @@ def test_shards_of_a_tokenizer_json_decode_to_the_texts(
     texts = [*TEXTS, f"not the end: {END} and no padding: <|pad|>", last.replace("\u0120", " ")]
     lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
     (tmp_path / "texts.jsonl").write_text(lines)
-    done = prepare(
-        *(None, None, tmp_path, "--dataset", "texts.jsonl", "--tokenizer", "hf:tokenizer.json"),
-        *("--val-tokens", 500, "--shard-tokens", 4000, "--out", "out", "--workers", 2),
-    )
-    assert done.returncode == 0, done.stderr
+    flags = ["--dataset", "texts.jsonl", "--tokenizer", "hf:tokenizer.json", "--out", "out"]
+    sizes = ["--val-tokens", 500, "--shard-tokens", 4000, "--workers", 2]
+    prepare_here(tmp_path, *flags, *sizes)
     manifest = read_manifest(tmp_path / "out")
     assert manifest.vocab_size == (70_001 if padded else len(vocabulary))
     splits = [np.concatenate(open_split(tmp_path / "out", split)) for split in ("val", "train")]
@@ -71,29 +65,28 @@ def test_shards_of_a_tokenizer_json_decode_to_the_texts(
     documents = [part[1:].tolist() for part in np.split(tokens, starts[1:])]
     assert [loaded.decode(part, skip_special_tokens=False) for part in documents] == texts
 
-    checked = prepare(None, None, tmp_path, "--verify", "out")
-    assert checked.returncode == 0, checked.stderr
-    assert "vocabulary of hf:tokenizer.json is the one" in checked.stdout
-    shown = prepare(None, None, tmp_path, "--stats", "out")
-    assert shown.returncode == 0, shown.stderr
+    prepare_here(tmp_path, "--verify", "out")
+    assert "vocabulary of hf:tokenizer.json is the one" in capsys.readouterr().out
+    prepare_here(tmp_path, "--stats", "out")
     size = sum(len(text.encode()) for text in texts)
-    assert f"{size:,} bytes" in shown.stdout
+    assert f"{size:,} bytes" in capsys.readouterr().out
 
 
-def test_a_tokenizer_that_takes_letters_for_the_end_of_a_text_is_refused(
+def test_an_end_of_text_token_that_is_not_special_is_refused(
     tmp_path: Path, described: dict[str, Any]
 ) -> None:
-    """An end that is not marked as special is found in texts too, and would part documents."""
+    """It would be found in texts too, and split documents."""
     added = [token | {"special": False} for token in described["added_tokens"]]
     (tmp_path / "tokenizer.json").write_text(json.dumps(described | {"added_tokens": added}))
     (tmp_path / "texts.txt").write_text("a text")
     flags = ["--dataset", "texts.txt", "--tokenizer", "hf:tokenizer.json", "--out", "out"]
-    done = prepare(None, None, tmp_path, *flags)
-    assert done.returncode == 2 and f"takes {END} in a text for the end" in sentence(done)
+    assert f"encodes {END} in a text as its end" in refused(tmp_path, *flags)
 
 
-def test_bytes_are_not_counted_where_a_token_has_none_of_its_own(tmp_path: Path) -> None:
-    """Metaspace drops the space of a text's first token: no token stands for bytes by itself."""
+def test_bytes_are_not_counted_for_a_tokenizer_whose_tokens_have_no_fixed_bytes(
+    tmp_path: Path,
+) -> None:
+    """Metaspace drops the space of a text's first token."""
     words = {END: 0, "<unk>": 1, "\u2581the": 2, "\u2581cell": 3}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()

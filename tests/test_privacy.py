@@ -1,4 +1,4 @@
-"""Nothing secret is in what a run writes: no key, no token, and not where the user's home is."""
+"""What a run writes contains no key, token, password or path of the home folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from commands import DEMO, run, train_tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanogauge.files import from_home, scrubbed, without_keys, without_secrets
+from nanogauge.files import expand_home, scrubbed, without_keys, without_secrets
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_AbCdEfGhIjKlMnOpQrStUvWxYz01234567"
@@ -23,7 +23,7 @@ STAGED = b"/.local/share/wandb/artifacts/staging/"
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    home = tmp_path / "somebody"
+    home = tmp_path / "user"
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("WANDB_API_KEY", KEY)
@@ -34,9 +34,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_no_file_of_a_run_holds_a_key_or_the_home_folder(home: Path) -> None:
-    """A run folder is what people mail and upload. It held the home folder's path in config.toml,
-    in the page and in W&B's files.
-    """
     shards = home / "shards"
     shards.mkdir()
     for split in ("train", "val"):
@@ -50,7 +47,7 @@ def test_no_file_of_a_run_holds_a_key_or_the_home_folder(home: Path) -> None:
     assert len([path for path in files if "wandb" in path.parts]) > 5
     for path in files:
         data = path.read_bytes()
-        if path.suffix == ".wandb":  # `wandb sync` has to find what it left there, and uploads none
+        if path.suffix == ".wandb":  # for `wandb sync`, which does not upload it
             data = data.replace(str(home).encode() + STAGED, b"")
         for secret in (KEY, TOKEN, PASSWORD, str(home)):
             assert secret.encode() not in data, (path, secret)
@@ -65,15 +62,14 @@ def test_no_file_of_a_run_holds_a_key_or_the_home_folder(home: Path) -> None:
     assert report.returncode == 0 and str(home) not in report.stdout
 
 
-def test_an_error_shows_no_password_of_an_address(home: Path) -> None:
-    """A mirror's address may hold one, and what a night prints goes to a file."""
+def test_an_error_shows_no_password_or_token(home: Path) -> None:
     done = run("train.py", DEMO, f"--run.out={HUB}\n\x1b[2J/x", f"--run.name={TOKEN}/")
     assert done.returncode == 2
     assert PASSWORD not in done.stderr and TOKEN not in done.stderr
     assert done.stderr.count("\n") == 1
 
 
-def test_a_home_folder_that_is_a_link_is_known_under_both_names(
+def test_a_linked_home_folder_is_hidden_under_both_names(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     link = home.parent / "link"
@@ -83,21 +79,20 @@ def test_a_home_folder_that_is_a_link_is_known_under_both_names(
 
 
 def test_only_the_home_folder_itself_becomes_a_tilde(home: Path) -> None:
-    """/home/an is no part of /home/anna, nor of /mnt/home/an."""
     for other in (f"{home}na/x", f"/mnt{home}/x", f"{home}-old", f"{home}.old/x"):
         assert without_secrets(other) == other
     assert without_secrets(f"in {home}.") == "in ~."
     assert without_secrets(f'"{home}"') == '"~"'
-    assert from_home(without_secrets(f"{home}/a b")) == home / "a b"
+    assert expand_home(without_secrets(f"{home}/a b")) == home / "a b"
 
 
 @given(text=st.text(), around=st.text())
 def test_a_key_is_hidden_wherever_it_stands(text: str, around: str) -> None:
-    """And what is no secret stays as it is, letter by letter."""
+    """And other text stays unchanged."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("WANDB_API_KEY", KEY)
         environment.setenv("HF_TOKEN", "")
-        environment.setenv("HOME", "/home/somebody")
+        environment.setenv("HOME", "/home/user")
         for inside in (KEY, "x".join([KEY, KEY])):
             hidden = scrubbed({"a": [f"{text}{inside}{around}"]})["a"][0]
             assert KEY not in hidden

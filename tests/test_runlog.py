@@ -1,4 +1,4 @@
-"""The run log: what is written is read, and a crash costs at most the line it cut."""
+"""The run log: every written line is read, and a crash costs at most the last one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanogauge.errors import BadInput
-from nanogauge.runlog.reader import FILE_NAME, LogReader, RunLog, lines_of, read_log
+from nanogauge.runlog.reader import FILE_NAME, LogReader, lines_of, read_log
+from nanogauge.runlog.writer import RunLog
 from nanogauge.schema import (
     Checkpoint,
     Compile,
@@ -32,7 +33,7 @@ FLOATS = st.floats(allow_nan=False, allow_infinity=False)
 
 
 def values_of(annotation: Any) -> st.SearchStrategy[Any]:
-    """Any value of a field's type; numbers are finite, for others are stored as None."""
+    """Draw any value of a field's type; numbers are finite."""
     if typing.get_origin(annotation) is Literal:
         return st.sampled_from(typing.get_args(annotation))
     if typing.get_origin(annotation) is typing.Annotated:
@@ -48,7 +49,7 @@ def values_of(annotation: Any) -> st.SearchStrategy[Any]:
 
 @st.composite
 def lines_of_kind(draw: st.DrawFn, kind: type[Stored]) -> Any:
-    """A line with any values, so that a kind or field that is added is covered too."""
+    """Draw a line of a kind with any values."""
     return kind(**{key: draw(values_of(f.annotation)) for key, f in kind.model_fields.items()})
 
 
@@ -70,7 +71,6 @@ def files_lines(path: Path) -> list[Any]:
 @settings(max_examples=120, deadline=None)
 @given(st.lists(ANY_LINE, max_size=4))
 def test_every_kind_of_line_reads_back_equal(lines: list[Any]) -> None:
-    """Any text and any finite number, to the last digit; fields that are None stay None."""
     with tempfile.TemporaryDirectory() as name:
         path = write(Path(name), lines)
         assert files_lines(path) == lines
@@ -82,8 +82,7 @@ def test_every_kind_of_line_reads_back_equal(lines: list[Any]) -> None:
             assert None not in dict(pairs).values()
 
 
-def test_every_kind_is_filed_where_a_report_looks_for_it() -> None:
-    """Each kind has a place of its own in what was read."""
+def test_each_kind_has_its_own_list() -> None:
     lines = [
         FIRST,
         Compile(seconds=1.5, mode="compiled"),
@@ -107,7 +106,7 @@ def test_every_kind_is_filed_where_a_report_looks_for_it() -> None:
         *read.events,
         *read.ends,
     ] == lines
-    assert not read.cut
+    assert not read.truncated
 
 
 SMALL_LOG = [
@@ -118,12 +117,8 @@ SMALL_LOG = [
 ]
 
 
-def test_a_log_cut_at_any_byte_reads_as_its_whole_lines(tmp_path: Path) -> None:
-    """Also inside a character of several bytes; a log without one whole line is refused.
-
-    What a report of the dead run counts is what the resumed run finds: reopening drops the same
-    tail, and writing goes on with a whole line.
-    """
+def test_a_log_cut_at_any_byte_reads_as_its_complete_lines(tmp_path: Path) -> None:
+    """A log without a complete line is refused, and a resumed run drops the same incomplete one."""
     path = write(tmp_path, SMALL_LOG)
     data = path.read_bytes()
     for size in range(len(data) + 1):
@@ -136,7 +131,7 @@ def test_a_log_cut_at_any_byte_reads_as_its_whole_lines(tmp_path: Path) -> None:
         read = read_log(tmp_path)
         found = [*read.starts, *read.steps[:1], *read.events, *read.steps[1:]]
         assert found == SMALL_LOG[:whole], size
-        assert read.cut == (data[size - 1 : size] != b"\n")
+        assert read.truncated == (data[size - 1 : size] != b"\n")
         write(tmp_path, [SMALL_LOG[-1]])
         assert files_lines(path) == [*SMALL_LOG[:whole], SMALL_LOG[-1]]
 
@@ -147,7 +142,6 @@ def test_a_log_cut_at_any_byte_reads_as_its_whole_lines(tmp_path: Path) -> None:
 def test_a_damaged_line_in_the_middle_is_refused_with_its_number(
     tmp_path: Path, damage: bytes
 ) -> None:
-    """A run never writes such a line: somebody else did, and a figure would silently be wrong."""
     path = write(tmp_path, SMALL_LOG)
     pieces = path.read_bytes().split(b"\n")
     pieces[2] = damage
@@ -156,7 +150,7 @@ def test_a_damaged_line_in_the_middle_is_refused_with_its_number(
         read_log(tmp_path)
 
 
-def test_what_is_no_log_of_a_run_is_refused(tmp_path: Path) -> None:
+def test_a_folder_or_file_that_is_no_run_log_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="not a run folder"):
         read_log(tmp_path)
     write(tmp_path, SMALL_LOG[1:])
@@ -164,7 +158,7 @@ def test_what_is_no_log_of_a_run_is_refused(tmp_path: Path) -> None:
         read_log(tmp_path)
 
 
-def test_lines_are_stamped_by_the_clock_and_keep_a_time_of_their_own(tmp_path: Path) -> None:
+def test_lines_get_the_time_of_the_clock_unless_they_have_one(tmp_path: Path) -> None:
     ticks = iter([0.5, 2.5])
     with RunLog(tmp_path, lambda: next(ticks)) as log:
         log.write(FIRST)
@@ -176,15 +170,14 @@ def test_lines_are_stamped_by_the_clock_and_keep_a_time_of_their_own(tmp_path: P
     assert read.session_seconds == [2.5]
 
 
-def test_a_reader_that_goes_on_reading_has_what_one_that_begins_has(tmp_path: Path) -> None:
-    """Byte after byte of a log that grows; and from the beginning again once it is another log."""
+def test_reading_a_growing_log_equals_reading_it_at_once(tmp_path: Path) -> None:
     path = write(tmp_path, [*SMALL_LOG, FIRST.model_copy(update={"first_step": 1})])
     data = path.read_bytes()
     reader = LogReader(tmp_path)
     for size in range(data.index(b"\n") + 1, len(data) + 1):
         path.write_bytes(data[:size])
         assert reader.read() == read_log(tmp_path), size
-    assert len(reader.read().steps) == 1  # a process began again from step 1
+    assert len(reader.read().steps) == 1  # a process resumed at step 1
     path.write_bytes(data.replace(b"10.8", b"10.9").replace(b'_sha256": "', b'_sha256": "0', 1))
     assert reader.read() == read_log(tmp_path)
     path.write_bytes(data[: data.index(b"\n") + 1])
@@ -193,10 +186,10 @@ def test_a_reader_that_goes_on_reading_has_what_one_that_begins_has(tmp_path: Pa
 
 @settings(max_examples=60, deadline=None)
 @given(died_at=st.integers(1, 12), saved_every=st.integers(1, 5), cut=st.booleans())
-def test_a_resumed_run_replaces_the_steps_it_makes_again(
+def test_a_resumed_run_replaces_the_steps_it_repeats(
     died_at: int, saved_every: int, cut: bool
 ) -> None:
-    """Every step and evaluation counts once, in its later version; both processes' time counts."""
+    """The time of both processes counts."""
     resumed_at = died_at // saved_every * saved_every
 
     def process(first: int, last: int, loss: float) -> list[Any]:
@@ -220,11 +213,10 @@ def test_a_resumed_run_replaces_the_steps_it_makes_again(
     assert sorted(e.step for e in read.evals) == list(range(0, 14, saved_every))
     assert all(e.val_loss == (2.0 if e.step >= resumed_at else 1.0) for e in read.evals)
     assert read.session_seconds == [float(died_at), float(14 - resumed_at)]
-    assert not read.cut
+    assert not read.truncated
 
 
-def test_a_number_that_is_not_finite_is_never_written(tmp_path: Path) -> None:
-    """NaN is no JSON: other readers would refuse the whole line."""
+def test_a_non_finite_number_is_never_written(tmp_path: Path) -> None:
     with RunLog(tmp_path) as log, pytest.raises(ValueError, match="JSON"):
         log.write(Step(step=0, loss=float("nan")))
     assert (tmp_path / FILE_NAME).read_bytes() == b""
@@ -246,8 +238,7 @@ def test_a_number_that_is_not_finite_is_never_written(tmp_path: Path) -> None:
         "[" * 100_000,
     ],
 )
-def test_of_the_damaged_lines_of_a_block_the_first_is_named(tmp_path: Path, damaged: str) -> None:
-    """Steps and readings are filed together, each by its own kind: the number is the line's."""
+def test_the_first_damaged_line_of_a_block_is_named(tmp_path: Path, damaged: str) -> None:
     start = '{"kind": "start", "max_steps": 9, "prediction_sha256": "x", "device": "d"}'
     step, reading = '{"kind": "step", "step": %d}', '{"kind": "sensor", "power_watts": 1}'
     lines = [start, step % 0, reading, step % 1, damaged, reading, step % 2]

@@ -1,4 +1,4 @@
-"""RunSpec and the schedule: what a run is, and at which steps it evaluates and checkpoints."""
+"""RunSpec, and the schedule of evaluations and checkpoints."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_a_configuration_is_the_same_run_as_json_and_by_every_key(path: Path) -> None:
+def test_a_spec_survives_json_and_agrees_with_its_configuration(path: Path) -> None:
     config, spec = load_config(path), RunSpec.from_toml(path)
     assert RunSpec.from_json(spec.to_json()) == spec
     assert spec.tokens_per_step == config.tokens_per_step
@@ -36,7 +36,7 @@ def test_a_configuration_is_the_same_run_as_json_and_by_every_key(path: Path) ->
 
 
 def test_a_run_is_described_in_one_call() -> None:
-    """The documented run, but for its dropout and its cadence."""
+    """The documented run, without evaluations and checkpoints."""
     spec = RunSpec.gpt(
         n_layer=12,
         n_embd=384,
@@ -72,7 +72,7 @@ def test_an_impossible_run_is_refused(field: dict[str, int]) -> None:
         ({"schedule": None, "dropout": None, "dtype": None, "zero_init": None}, set()),
     ],
 )
-def test_what_is_not_known_costs_the_rows_that_need_it(
+def test_an_unknown_field_removes_only_the_quantities_that_need_it(
     unknown: dict[str, None], absent: set[str]
 ) -> None:
     documented = documented_prediction()
@@ -87,7 +87,7 @@ def test_what_is_not_known_costs_the_rows_that_need_it(
     every=st.integers(1, 400),
     first=st.integers(0, 300),
 )
-def test_evaluations_and_checkpoints_are_counted_as_they_come(
+def test_counts_of_evaluations_and_checkpoints_match_the_due_steps(
     steps: int, every: int, first: int
 ) -> None:
     spec = replace(documented_spec(), steps=steps, eval_every=every, checkpoint_every=every)

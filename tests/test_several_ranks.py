@@ -52,7 +52,7 @@ def test_the_power_of_some_gpus_is_not_compared_with_that_of_all(cards: int | No
     found = measured(4, cards, predicted=4)
     for row in ("power_watts", "energy_kwh", "cost"):
         assert row not in found.values
-        assert f"those of {cards or 1} GPU" in found.missing[row]
+        assert f"sensors cover {cards or 1} GPU" in found.missing[row]
         assert "4 trained" in found.missing[row]
     assert panel(recorded(4, cards), 4).keys().isdisjoint({"joules_per_token"})
 

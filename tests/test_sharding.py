@@ -123,7 +123,7 @@ def test_what_cannot_be_sharded_is_refused_in_one_sentence(tmp_path: Path) -> No
     muon = ["--optimizer.name=muon", "--train.sharding=full", "--gpus=2", "--gpu=RTX 4070"]
     planned = run_here("plan.py", DEMO, *muon)
     assert planned.returncode == 2
-    assert "muon works on whole matrices" in planned.stderr
+    assert "muon needs whole matrices" in planned.stderr
     assert len(planned.stderr.splitlines()) == 1
     assert not (tmp_path / "demo").exists()
 

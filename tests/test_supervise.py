@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanogauge.config import load_config
-from nanogauge.runlog.reader import RunLog
+from nanogauge.runlog.writer import RunLog
 from nanogauge.schema import Start
 from trainer.run.resources import open_run_folder
 from trainer.run.supervisor import VARIABLE, LogState, Supervisor, wait_seconds

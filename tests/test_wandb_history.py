@@ -1,10 +1,11 @@
-"""A history exported from W&B: columns that are known are read, and no other is guessed."""
+"""Import of a history exported from W&B: known columns are read, others are listed."""
 
 from __future__ import annotations
 
 import csv
 import io
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,14 +19,14 @@ from nanogauge.analysis.measured import Measurements
 from nanogauge.errors import BadInput
 from nanogauge.importers.wandb_history import read_wandb_history
 from nanogauge.runlog.history import Recorded
-from nanogauge.sinks import rows as tracking_rows
+from nanogauge.sinks.rows import Rows as MirrorRows
 
 TOKENS = 16 * 1024 * 32
 Rows = list[dict[str, object]]
 
 
 def as_csv(rows: Rows) -> bytes:
-    """As a data frame writes it: an index without a name, nothing where there is no figure."""
+    """Write rows as pandas does: an unnamed index, empty cells for missing figures."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     file = io.StringIO()
     writer = csv.writer(file)
@@ -49,7 +50,7 @@ def history(data: Rows | bytes, max_steps: int = 1000) -> tuple[Recorded, Measur
 
 
 def nanogpt_rows() -> Rows:
-    """nanoGPT logs at its evaluations alone: 500 steps of 2 s and an evaluation of 10 s."""
+    """nanoGPT logs only at its evaluations: 500 steps of 2 s and an evaluation of 10 s."""
     return [
         {
             "_step": n,
@@ -83,12 +84,10 @@ MADE = MadeUp(steps=100, every=50, evaluation=9.0, checkpoint=2.0, step=lambda n
 
 
 def our_rows(run: MadeUp = MADE) -> Rows:
-    """What W&B exports of the run that our mirror sent."""
-    rows = tracking_rows.Rows(run.spec, run.prediction, 10)
-    sent = ((line, rows.row(line)) for line in run.lines())
-    return [
-        {"_step": 100 * n, "_runtime": 3.0 * n, **row} for n, (_, row) in enumerate(sent) if row
-    ]
+    """W&B's export of a run that our mirror sent."""
+    rows = MirrorRows(run.spec, run.prediction, 10)
+    sent = enumerate(rows.row(line) for line in run.lines())
+    return [{"_step": 100 * n, "_runtime": 3.0 * n, **row} for n, row in sent if row]
 
 
 def torchtitan_rows() -> Rows:
@@ -108,18 +107,16 @@ def torchtitan_rows() -> Rows:
 
 
 @pytest.mark.parametrize("rows", [nanogpt_rows, nanochat_rows, our_rows, torchtitan_rows])
-def test_csv_and_parquet_of_a_history_are_the_same_run(rows: object) -> None:
-    assert callable(rows)
+def test_csv_and_parquet_of_a_history_are_the_same_run(rows: Callable[[], Rows]) -> None:
     assert history(as_parquet(rows()))[0] == history(as_csv(rows()))[0]
 
 
-def test_nanogpt_logs_no_step_and_none_is_made_up() -> None:
-    """A row at each evaluation tells how long a step was with its share of it, and no more."""
+def test_nanogpt_has_no_step_times_but_a_mean_with_evaluation() -> None:
     recorded, measurements = history(nanogpt_rows())
     assert [(e.step, e.val_loss) for e in recorded.evals] == [(0, 9.5), (500, 8.5), (1000, 7.5)]
     assert recorded.steps == []
     for row in ("step_seconds", "mfu_palm", "mfu_6n"):
-        assert "a step took 2.02 s, with its share of it" in measurements.missing[row]
+        assert "a step took 2.02 s, with its share of the evaluation" in measurements.missing[row]
     assert measurements.values["total_seconds"].value == pytest.approx(2050.0)
     assert measurements.ledger.step_s is None
     assert measurements.values["val_loss"].value == 7.5
@@ -127,7 +124,7 @@ def test_nanogpt_logs_no_step_and_none_is_made_up() -> None:
     assert "from the start of its run to its last row" in texts(recorded, "clock")[0]
 
 
-def test_nanochat_logs_seconds_and_bits_per_byte() -> None:
+def test_nanochat_has_step_times_and_bits_per_byte() -> None:
     recorded, measurements = history(nanochat_rows())
     assert measurements.median_step_seconds == pytest.approx(4.0)
     assert recorded.compiles[0].seconds == pytest.approx(30.0)
@@ -137,8 +134,8 @@ def test_nanochat_logs_seconds_and_bits_per_byte() -> None:
 
 
 @pytest.mark.parametrize("run", [MADE, replace(MADE, died_at=[(75, 50)], start_up=8.0)])
-def test_what_our_own_mirror_sent_reads_back(run: MadeUp) -> None:
-    """Steps, losses, time, power, memory and energy of all processes, at the steps it sent."""
+def test_the_history_of_our_own_mirror_reads_back(run: MadeUp) -> None:
+    """Steps, losses, time, power, memory and energy of all processes, at the mirrored steps."""
     recorded, measured = history(our_rows(run), run.steps)
     sent = {step.step: step for step in run.recorded().steps if step.step % 10 == 0}
     assert {step.step: (step.loss, step.step_seconds) for step in recorded.steps} == {
@@ -157,14 +154,13 @@ def test_what_our_own_mirror_sent_reads_back(run: MadeUp) -> None:
         assert measured.values[row].value == pytest.approx(whole.values[row].value, rel=0.01), row
     for row in ("peak_allocated_bytes", "peak_process_bytes"):
         assert measured.values[row].value == whole.values[row].value, row
-    # The time of the last line, which is no row, is not in it.
+    # The log's last line is no row of the history.
     total = whole.values["total_seconds"].value
     assert measured.values["total_seconds"].value == pytest.approx(total, abs=1.0 + 1e-6)
     assert "at the steps that are in the log" in measured.values["power_watts"].how
 
 
-def test_the_golden_rows_read_back() -> None:
-    """The mirror of a log that has every field."""
+def test_the_mirror_of_a_log_with_every_field_reads_back() -> None:
     other_rate = "perf/tokens_per_second"  # not that of the documented run
     rows: Rows = [{k: v for k, v in row.items() if k != other_rate} for row in GOLDEN]
     recorded, measured = history(rows)
@@ -175,8 +171,8 @@ def test_the_golden_rows_read_back() -> None:
     assert measured.ledger.checkpoint_s == 0.5
 
 
-def test_torchtitan_counts_from_one_and_divides_its_first_row_wrongly() -> None:
-    """Its step 10 made update 10; its first row shares one step out among log_freq."""
+def test_torchtitan_counts_from_one_and_its_first_time_is_left_out() -> None:
+    """Its first row divides the time of one step by log_freq."""
     recorded, measurements = history(torchtitan_rows())
     assert [s.step for s in recorded.steps[:3]] == [0, 9, 19]
     assert recorded.steps[0].step_seconds is None
@@ -186,18 +182,18 @@ def test_torchtitan_counts_from_one_and_divides_its_first_row_wrongly() -> None:
     assert "peak_allocated_bytes" not in measurements.values
 
 
-def test_columns_that_are_not_known_are_listed_and_not_read(tmp_path: Path) -> None:
+def test_unknown_columns_are_listed_and_not_read(tmp_path: Path) -> None:
     rows = [{**row, "system/power": 5, "<b>\x1b[31m": 1} for row in torchtitan_rows()]
     path = tmp_path / "history.csv"
     path.write_bytes(as_csv(rows))
-    printed = read_wandb_history(path)
-    told = str(printed.told["columns_not_used"])
-    assert told.endswith("'memory/max_active(GiB)', 'system/power', '<b>\\x1b[31m'")
+    parsed = read_wandb_history(path)
+    unused = str(parsed.machine["columns_not_used"])
+    assert unused.endswith("'memory/max_active(GiB)', 'system/power', '<b>\\x1b[31m'")
     assert history(rows)[0] == history(torchtitan_rows())[0]
 
 
-def test_the_export_of_a_chart_bears_the_name_of_the_run() -> None:
-    """The interface writes NAME - column, its least and its most; of two runs none is meant."""
+def test_the_export_of_a_chart_is_read_without_its_run_name() -> None:
+    """Its columns are NAME - column, NAME - column__MIN and __MAX."""
     rows = [
         {("Step" if k == "_step" else f"night - 2 - {k}"): v for k, v in row.items()}
         for row in torchtitan_rows()
@@ -210,8 +206,8 @@ def test_the_export_of_a_chart_bears_the_name_of_the_run() -> None:
         history(two)
 
 
-def test_a_resumed_history_has_no_total_of_one_clock() -> None:
-    """W&B's clock counts on over both processes, and what was lost between them is in it."""
+def test_a_resumed_history_has_no_total() -> None:
+    """W&B's clock includes the time between the processes."""
     rows = nanogpt_rows()
     again = [{**row, "_runtime": 5000.0 + i} for i, row in enumerate(rows[1:])]
     recorded, measurements = history([*rows[:2], {**rows[2], "iter": 700}, *again])
@@ -220,9 +216,9 @@ def test_a_resumed_history_has_no_total_of_one_clock() -> None:
     assert "total_seconds" not in measurements.values
 
 
-def test_a_sampled_history_is_said_to_be_one() -> None:
+def test_a_sampled_history_gives_a_warning() -> None:
     rows = [{"iter": n, "train/loss": 5.0, "val/loss": 5.0} for n in range(500)]
-    assert "scan_history() gives all" in texts(history(rows)[0], "sampled")[0]
+    assert "scan_history() returns all" in texts(history(rows)[0], "sampled")[0]
     assert texts(history(rows[:-1])[0], "sampled") == []
 
 
@@ -244,19 +240,19 @@ def test_a_sampled_history_is_said_to_be_one() -> None:
         (b"iter,train/loss,val/loss\n0,5,5\n2000,5,5\n", "train.max_steps = 1,000"),
     ],
 )
-def test_a_file_that_is_no_history_is_refused(data: bytes, words: str) -> None:
+def test_a_file_without_a_known_history_is_refused(data: bytes, words: str) -> None:
     with pytest.raises(BadInput, match=words):
         history(data)
 
 
-def test_a_parquet_file_that_was_cut_is_refused() -> None:
+def test_a_cut_parquet_file_is_refused() -> None:
     data = as_parquet(our_rows())
     for size in (5, len(data) // 2, len(data) - 1):
         with pytest.raises(BadInput, match="damaged Parquet file"):
             history(data[:size])
 
 
-def test_a_loss_that_is_no_number_leaves_its_step() -> None:
+def test_a_step_with_an_infinite_loss_is_kept() -> None:
     rows = [{**row, "train/loss": math.inf} for row in nanochat_rows()]
     recorded, _ = history(rows)
     assert {s.loss for s in recorded.steps} == {None}

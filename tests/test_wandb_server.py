@@ -1,4 +1,4 @@
-"""The W&B mirror against a server: one that works, one that does not, and one that comes late."""
+"""The W&B mirror with a server that works, fails, or is slow."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from mirrored import (
     END,
     GOLDEN,
     RUN_ID,
+    STOPPED,
     all_gone,
     lines_of_a_run,
     make_folder,
@@ -32,11 +33,10 @@ from wandb_stub import ENTITY, Mood, WandbStub
 from nanogauge.analysis.report_model import build_report
 from nanogauge.errors import RunFailed
 from nanogauge.report.html import write_report
-from nanogauge.runlog.reader import FILE_NAME, RunLog
+from nanogauge.runlog.reader import FILE_NAME
+from nanogauge.runlog.writer import RunLog
 from nanogauge.schema import End, Step
 from nanogauge.sinks.mirror import OUTPUT_NAME, Mirror, upload
-
-STOPPED = End(elapsed_seconds=50.0, status="stopped", steps=10, wall_seconds=50.0)
 
 
 @pytest.fixture
@@ -61,7 +61,6 @@ def report(folder: Path) -> None:
 
 
 def mirror_to_its_end(folder: Path, first_step: int, last: End, mode: str = "auto") -> None:
-    """One process's mirror, from beginning to end."""
     mirror = start(folder, mode)
     write(folder, [*lines_of_a_run(first_step, last.steps), last])
     report(folder)
@@ -70,12 +69,11 @@ def mirror_to_its_end(folder: Path, first_step: int, last: End, mode: str = "aut
 
 
 def losses(rows: list[dict[str, float]]) -> list[float]:
-    """The steps whose loss is among the rows."""
+    """Return the steps whose loss is in the rows."""
     return [row["step"] for row in rows if "train/loss" in row]
 
 
 def test_all_of_a_run_is_on_the_server_when_it_ends(folder: Path, server: WandbStub) -> None:
-    """The rows of its log, the report, its figures, and how it ended."""
     mirror_to_its_end(folder, 0, END)
     seen = server.runs[RUN_ID]
     assert seen.rows == GOLDEN
@@ -97,8 +95,8 @@ def test_all_of_a_run_is_on_the_server_when_it_ends(folder: Path, server: WandbS
     assert all_gone(folder)
 
 
-def test_a_resumed_run_goes_on_in_the_same_run_of_wandb(folder: Path, server: WandbStub) -> None:
-    """Also where its first process was killed, and W&B has rows, but no end."""
+def test_a_resumed_run_is_the_same_run_in_wandb(folder: Path, server: WandbStub) -> None:
+    """Here W&B has no end of its first process, which was killed."""
     mirror = start(folder)
     write(folder, lines_of_a_run(last_step=10))
     mirror.finish()
@@ -110,13 +108,11 @@ def test_a_resumed_run_goes_on_in_the_same_run_of_wandb(folder: Path, server: Wa
     assert losses(seen.rows) == [0, 5, 8, 10, 15, 16]
     assert len(seen.alerts) == 4 and seen.exit_code == 0
     later = seen.rows[len(first) :]
-    assert later[0]["hours"] > 46 / 3600, "hours go on"
+    assert later[0]["hours"] > 46 / 3600, "hours continue"
 
 
-def test_an_upload_sends_what_the_server_lacks_and_the_report_anew(
-    folder: Path, server: WandbStub
-) -> None:
-    """However often: after a night that was mirrored live, only the report is sent again."""
+def test_an_upload_sends_missing_rows_and_the_report(folder: Path, server: WandbStub) -> None:
+    """At any number of uploads."""
     mirror_to_its_end(folder, 0, STOPPED)
     before = server.runs[RUN_ID].rows
     write(folder, [*lines_of_a_run(10), END])
@@ -129,7 +125,7 @@ def test_an_upload_sends_what_the_server_lacks_and_the_report_anew(
     assert seen.rows[: len(before)] == before
     assert losses(seen.rows) == [0, 5, 8, 10, 15, 16]
     assert len(seen.all_rows) - len(seen.rows) == 3, "a report each time"
-    assert len(seen.alerts) == 2, "an upload is no news"
+    assert len(seen.alerts) == 2, "uploads send no alerts"
     assert seen.summary["run/status"] == "finished"
 
 
@@ -145,10 +141,7 @@ def test_wandb_sync_makes_one_run_of_two_offline_folders(folder: Path, server: W
     assert seen.rows == [row for path in offline_files(folder) for row in rows_in(records_of(path))]
 
 
-def test_what_went_up_from_the_log_is_not_sent_again_from_an_offline_folder(
-    folder: Path, server: WandbStub
-) -> None:
-    """`wandb sync` appends: an offline night whose log was uploaded since must not go up twice."""
+def test_wandb_sync_sends_nothing_after_an_upload(folder: Path, server: WandbStub) -> None:
     mirror_to_its_end(folder, 0, END, "offline")
     place = upload(folder, "auto", "nights")
     assert place.startswith(server.url)
@@ -160,7 +153,7 @@ def test_what_went_up_from_the_log_is_not_sent_again_from_an_offline_folder(
 
 
 def loop(folder: Path) -> float:
-    """A loop that logs, as the training loop does, whether or not it is mirrored; its seconds."""
+    """Write a log as the training loop does; return the seconds it took."""
     numbers, began = random.Random(1), time.perf_counter()
     with RunLog(folder) as log:
         log.write(start_line())
@@ -175,7 +168,7 @@ TOO_LATE = "had not taken all of the run after 1 s"
 
 
 @pytest.mark.parametrize(
-    ("mood", "late", "said"),
+    ("mood", "late", "message"),
     [
         ("slow", False, None),
         ("errors", False, TOO_LATE),
@@ -187,14 +180,10 @@ TOO_LATE = "had not taken all of the run after 1 s"
         ("refuses", True, "refused the run's rows"),
     ],
 )
-def test_whatever_the_server_does_the_loop_does_not_notice(
-    folder: Path, server: WandbStub, mood: Mood, late: bool, said: str | None
+def test_no_server_slows_the_loop_or_its_end(
+    folder: Path, server: WandbStub, mood: Mood, late: bool, message: str | None
 ) -> None:
-    """The same losses in the same log in the same time, and an end that waits no longer than told.
-
-    From the start or, late, once W&B has begun the run. wandb.init alone waits 90 s for a server
-    that says nothing, and its exit hook for longer.
-    """
+    """From the start, or late: after wandb.init, which by default waits 90 s for a server."""
     plain = make_folder(folder.parent / "plain")
     alone = loop(plain)
     if not late:
@@ -206,40 +195,39 @@ def test_whatever_the_server_does_the_loop_does_not_notice(
     mirrored = loop(folder)
     assert mirrored < 2 * alone + 1
     assert (folder / FILE_NAME).read_bytes() == (plain / FILE_NAME).read_bytes()
-    limit = 1.0 if said == TOO_LATE else 10.0
+    limit = 1.0 if message == TOO_LATE else 10.0
     began = time.monotonic()
     warning = mirror.finish(limit)
     assert time.monotonic() - began < limit + 1.5
-    if said is None:
+    if message is None:
         assert warning is None, (warning, (folder / OUTPUT_NAME).read_text())
         assert len(losses(server.runs[RUN_ID].rows)) == 40
     else:
-        assert warning is not None and said in warning
+        assert warning is not None and message in warning
         assert f"report.py --wandb {folder}" in warning
     assert all_gone(folder)
 
 
 @pytest.mark.parametrize(
-    ("turn", "said"),
+    ("turn", "message"),
     [
         (("Viewer", "drops"), "mirrored offline: wandb sync"),
         (("UpsertBucket", "refuses"), "refused the run's rows"),
     ],
 )
-def test_an_upload_that_cannot_reach_wandb_ends_with_a_sentence(
-    folder: Path, server: WandbStub, turn: tuple[str, Mood], said: str
+def test_a_failed_upload_prints_one_sentence(
+    folder: Path, server: WandbStub, turn: tuple[str, Mood], message: str
 ) -> None:
-    """W&B itself prints two screens, and ends well where its server refuses the rows."""
+    """W&B itself prints two screens, and exits with 0 if its server refuses rows."""
     write(folder, [*lines_of_a_run(), END])
     server.turn = turn
     done = run("report.py", "--wandb", folder, WANDB_INIT_TIMEOUT="2")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
-    assert said in done.stderr
+    assert message in done.stderr
     assert (folder / "report.html").exists()
 
 
 def test_an_upload_has_a_time_limit(folder: Path, server: WandbStub) -> None:
-    """For a server that falls silent after it has said hello."""
     write(folder, [*lines_of_a_run(), END])
     server.turn = ("UpsertBucket", "hangs")
     with pytest.raises(RunFailed, match="had not taken all of the run after 3 s"):
@@ -247,8 +235,8 @@ def test_an_upload_has_a_time_limit(folder: Path, server: WandbStub) -> None:
     assert all_gone(folder)
 
 
-def test_a_run_that_was_kept_from_wandb_can_be_uploaded_later(folder: Path) -> None:
-    """wandb.mode disabled was for the night; a run that died is taken up to where it came."""
+def test_a_run_without_a_mirror_can_be_uploaded_later(folder: Path) -> None:
+    """Its wandb.mode was disabled, and it died."""
     write(folder, list(lines_of_a_run())[:-1])
     done = run("report.py", "--wandb", folder)
     assert done.returncode == 0, done.stderr
@@ -264,7 +252,7 @@ def test_a_run_that_was_kept_from_wandb_can_be_uploaded_later(folder: Path) -> N
     assert all_gone(folder)
 
 
-def test_an_upload_that_contradicts_itself_is_refused(folder: Path) -> None:
+def test_contradictory_upload_flags_are_refused(folder: Path) -> None:
     write(folder, lines_of_a_run())
     for flag in ("--wandb.mode=disabled", "--wandb.mode=nowhere", "--train.max-steps=3"):
         done = run("report.py", "--wandb", folder, flag)

@@ -37,7 +37,7 @@ def test_a_hang_ends_the_run_and_hang_txt_has_its_stack(tmp_path: Path) -> None:
         assert text.count("Traceback") == 0
     last = log_lines(tmp_path)[-1]
     assert (last["kind"], last["what"], last["level"]) == ("event", "hang", "alarm")
-    assert not read_log(tmp_path).cut
+    assert not read_log(tmp_path).truncated
 
 
 HANGS_TWICE = """

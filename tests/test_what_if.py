@@ -1,4 +1,4 @@
-"""The same run at other settings: plan.py's prediction, calibrated by one run on its own device."""
+"""Scenarios: predictions at other settings, calibrated by the run on its own device."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def scenarios(run: MadeUp, prediction: Prediction | None = None) -> dict[str, Sc
 
 @settings(max_examples=20, deadline=None)
 @given(step=st.floats(0.5, 9), evaluation=st.floats(0.1, 60), start_up=st.floats(0.1, 60))
-def test_the_measured_step_calibrates_every_row_of_its_own_card(
+def test_the_measured_step_calibrates_every_row_of_its_own_gpu(
     step: float, evaluation: float, start_up: float
 ) -> None:
     run = MadeUp(
@@ -59,8 +59,7 @@ def test_restarts_and_slow_steps_are_not_repeated() -> None:
     assert scenarios(rough)["again"].total_seconds.expected == pytest.approx(expected, rel=1e-6)
 
 
-def test_a_step_that_was_slower_than_predicted_makes_other_shapes_slower_too() -> None:
-    """By the same factor, as a finished run corrects the next prediction of its device."""
+def test_a_slower_step_makes_other_shapes_slower_by_the_same_factor() -> None:
     run = MadeUp(sensors=False, step=lambda _: 2 * 3.9)
     row = scenarios(run)["gpt2"]
     card = lookup("RTX 4070", "bfloat16")
@@ -72,7 +71,7 @@ def test_a_step_that_was_slower_than_predicted_makes_other_shapes_slower_too() -
 
 
 def with_flags(change: str) -> RunSpec:
-    """Return the run of MadeUp() with these flags."""
+    """Return the spec of MadeUp() with these flags."""
     parser = Parser("")
     add_config_flags(parser)
     values = documented_config().model_dump()
@@ -82,8 +81,7 @@ def with_flags(change: str) -> RunSpec:
     return Config.model_validate(values).to_spec()
 
 
-def test_the_flags_of_a_scenario_make_a_valid_configuration_of_its_kind() -> None:
-    """What is shown can be typed: the flags parse, and keep the tokens of a step."""
+def test_the_flags_of_a_scenario_parse_and_keep_the_tokens_per_step() -> None:
     run = MadeUp()
     for row in scenarios(run).values():
         if row.change.startswith("--") and "--gpu" not in row.change:
@@ -92,8 +90,7 @@ def test_the_flags_of_a_scenario_make_a_valid_configuration_of_its_kind() -> Non
             assert changed.tokens_per_step == run.spec.tokens_per_step, row.id
 
 
-def test_another_card_is_predicted_without_this_cards_correction() -> None:
-    """How slow one card was says nothing of another: the same figures whatever was measured."""
+def test_another_gpu_is_predicted_without_calibration() -> None:
     quick, slow = scenarios(MadeUp()), scenarios(MadeUp(step=lambda _: 9.0))
     for name in ("card_rtx_4070_super", "card_h100_sxm"):
         assert quick[name].total_seconds == slow[name].total_seconds
@@ -106,7 +103,7 @@ def test_another_card_is_predicted_without_this_cards_correction() -> None:
     assert row.energy_kwh == planned["energy_kwh"]
 
 
-def test_the_other_cards_are_the_next_of_the_family_and_one_of_a_data_centre() -> None:
+def test_the_other_gpus_are_the_next_of_the_family_and_a_data_centre_gpu() -> None:
     def names(card: str) -> list[str]:
         return [gpu.name for gpu in other_gpus(lookup(card, "bfloat16"), "bfloat16")]
 
@@ -116,8 +113,8 @@ def test_the_other_cards_are_the_next_of_the_family_and_one_of_a_data_centre() -
     assert "H100 SXM" not in names("H100 SXM")
 
 
-def test_a_measured_peak_decides_what_fits() -> None:
-    """A run that held more than predicted leaves less room, and fits itself, as it ran."""
+def test_the_measured_peak_decides_what_fits() -> None:
+    """The run itself fits, as it ran."""
     run = MadeUp()
     assert scenarios(run)["micro_batch"].verdict == "doubtful"
     rows = scenarios(replace(run, scale={"process_used_bytes": 10.9 / 6}))
@@ -127,8 +124,7 @@ def test_a_measured_peak_decides_what_fits() -> None:
     assert rows["gpt2"].change.count("--train.micro-batch") == 1  # made to fit
 
 
-def test_a_larger_micro_batch_is_advised_where_it_is_sure_to_fit_and_saves_time() -> None:
-    """The advice and the row are one saving: they cannot differ."""
+def test_a_larger_micro_batch_is_advised_if_it_is_sure_to_fit_and_saves_time() -> None:
     run = MadeUp(scale={"process_used_bytes": 0.5})
     spec = replace(run.spec, micro_batch=1, grad_accum=512)
     prediction = predict(spec, lookup("RTX 4070", "bfloat16"))
@@ -137,13 +133,13 @@ def test_a_larger_micro_batch_is_advised_where_it_is_sure_to_fit_and_saves_time(
     rows = {row.id: row for row in what_if(spec, prediction, found, recorded)}
     row = rows["micro_batch"]
     assert row.verdict == "fits"
-    told = attribute(prediction, found, spec, recorded, list(rows.values()))
-    assert told is not None
-    advice = next(p.advice for p in told.parts if p.cause == "step: efficiency")
+    result = attribute(prediction, found, spec, recorded, list(rows.values()))
+    assert result is not None
+    advice = next(p.advice for p in result.parts if p.cause == "step: efficiency")
     assert advice is not None and row.change in advice
 
 
-def test_energy_and_cost_are_those_of_the_calibrated_time() -> None:
+def test_energy_and_cost_follow_the_calibrated_time() -> None:
     rows = scenarios(MadeUp())
     again, longer = rows["again"], rows["more_tokens"]
     assert again.energy_kwh is not None and longer.energy_kwh is not None
@@ -154,7 +150,6 @@ def test_energy_and_cost_are_those_of_the_calibrated_time() -> None:
 
 
 def test_another_micro_batch_evaluates_as_many_tokens() -> None:
-    """A larger micro-batch would enlarge the evaluation, and look dearer for it."""
     run = MadeUp()
     row = scenarios(run)["micro_batch"]
     spec = with_flags(row.change)
@@ -163,8 +158,7 @@ def test_another_micro_batch_evaluates_as_many_tokens() -> None:
     assert row.delta_s < 0
 
 
-def test_a_run_that_went_on_without_compilation_is_corrected_as_such() -> None:
-    """Its slowness is that of an eager run, not of the card: other shapes are not blamed for it."""
+def test_an_eager_run_is_compared_with_an_eager_prediction() -> None:
     run = MadeUp(sensors=False)
     recorded = Recorded()
     for line in run.lines():
@@ -179,7 +173,7 @@ def test_a_run_that_went_on_without_compilation_is_corrected_as_such() -> None:
     assert float(factor[1]) == pytest.approx(3.9 / expected.expected, abs=1e-3)
 
 
-def test_nothing_is_said_without_a_steady_step_or_a_prediction() -> None:
+def test_there_are_no_scenarios_without_a_steady_step_or_a_prediction() -> None:
     run = MadeUp()
     nothing = run.prediction.model_copy(update={"ledger": {}})
     assert scenarios(run, nothing) == {}
@@ -189,7 +183,7 @@ def test_nothing_is_said_without_a_steady_step_or_a_prediction() -> None:
     assert what_if(run.spec, run.prediction, found, recorded) == []
 
 
-def test_a_run_on_a_cpu_has_no_cards_and_no_watts() -> None:
+def test_a_run_on_a_cpu_has_no_other_gpus_and_no_energy() -> None:
     run = MadeUp(sensors=False)
     rows = scenarios(run, predict(replace(run.spec, dtype="float32"), CPU))
     assert not [name for name in rows if name.startswith("card")]
@@ -197,8 +191,7 @@ def test_a_run_on_a_cpu_has_no_cards_and_no_watts() -> None:
     assert "more_tokens" in rows
 
 
-def test_the_whole_of_it_takes_less_than_150_ms() -> None:
-    """A report is there in under two seconds; this is a small part of it."""
+def test_all_scenarios_take_less_than_150_ms() -> None:
     run = MadeUp()
     recorded, spec, prediction = run.recorded(), documented_spec(), run.prediction
     found = measure(recorded, spec, prediction)

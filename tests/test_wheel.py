@@ -1,126 +1,127 @@
-"""The wheel holds all that the commands need, and they work from any folder."""
+"""The wheel: the package nanogauge alone, whose commands need neither torch nor a checkout."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-import sysconfig
-import tomllib
-import venv
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 from commands import ROOT
 
-COMMANDS = ["evaluate", "export", "plan", "prepare", "report", "sample", "train"]
-DATA = ("configs", "examples", "predictions")
-QUIET = ["--quiet", "--disable-pip-version-check"]
+SOURCES = ("pyproject.toml", "README.md", "LICENSE")
+HIDE = """
+import sys
+class Visible:
+    finders = list(sys.meta_path)
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name.partition(".")[0] in {names}:
+            return None
+        return next(filter(None, (f.find_spec(name, path, target) for f in cls.finders)), None)
+sys.meta_path[:] = [Visible]
+"""
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built without a network, of a copy: the build leaves traces beside the sources."""
+    """Built from a copy, since a build writes beside the sources."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in ("nanogauge", "trainer", *DATA):
-        shutil.copytree(ROOT / name, source / name)
-    for path in [*ROOT.glob("*.py"), ROOT / "pyproject.toml", ROOT / "README.md", ROOT / "LICENSE"]:
-        shutil.copy(path, source)
-    build = ["wheel", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", out]
-    pip(*build, source)
-    (made,) = out.glob("*.whl")
-    return made
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "nanogauge", source / "nanogauge", ignore=ignored)
+    for name in SOURCES:
+        shutil.copy(ROOT / name, source)
+    pip("wheel", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", out, source)
+    (path,) = out.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the installed wheel, and a start-up file that hides all undeclared packages."""
+    folder = tmp_path_factory.mktemp("installed")
+    pip("install", "--no-deps", "--no-index", "--no-compile", "--target", folder, wheel)
+    (distribution,) = metadata.distributions(path=[str(folder)])
+    allowed = required(distribution.requires or [])
+    owners = metadata.packages_distributions()
+    names = {top for top, dists in owners.items() if not {plain(d) for d in dists} & allowed}
+    names |= {path.stem for path in ROOT.glob("*.py")} | {"trainer"}
+    assert {"torch", "tiktoken", "wandb", "pyarrow", "model"} <= names
+    names -= {"nanogauge"}
+    (folder / "sitecustomize.py").write_text(HIDE.format(names=names))
+    return folder
 
 
 def pip(*arguments: object) -> None:
-    command = [sys.executable, "-m", "pip", *map(str, arguments), *QUIET]
+    quiet = ["--quiet", "--disable-pip-version-check"]
+    command = [sys.executable, "-m", "pip", *map(str, arguments), *quiet]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
-def files(package: str) -> list[Path]:
-    return sorted((ROOT / package).rglob("*"))
+def plain(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def test_every_file_of_the_project_is_in_the_wheel(wheel: Path) -> None:
-    """Each module and each file that a module reads: a package that is not listed is left out."""
+def required(requirements: list[str]) -> set[str]:
+    """Return the distributions that are required, directly or not, without extras."""
+    names: set[str] = set()
+    for requirement in requirements:
+        name = plain(re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0])
+        if "extra ==" in requirement or name in names:
+            continue
+        try:
+            names |= {name} | required(metadata.requires(name) or [])
+        except metadata.PackageNotFoundError:
+            continue  # of another platform
+    return names
+
+
+def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    written = {
-        str(path.relative_to(ROOT))
-        for path in [
-            *ROOT.glob("*.py"),
-            *(ROOT / "nanogauge").rglob("*"),
-            *(ROOT / "trainer").rglob("*"),
-        ]
-        if path.is_file() and "__pycache__" not in path.parts
-    }
-    assert not written - names
-    (data,) = {name.partition("/")[0] for name in names if ".data/" in name}
-    for path in [path for name in DATA for path in (ROOT / name).iterdir()]:
-        assert f"{data}/data/share/nanogauge/{path.relative_to(ROOT)}" in names
-    assert not [name for name in names if name.startswith(("tests", "bench"))]
+    package = {p for p in (ROOT / "nanogauge").rglob("*") if "__pycache__" not in p.parts}
+    files = {str(path.relative_to(ROOT)) for path in package if path.is_file()}
+    assert files == {name for name in names if ".dist-info/" not in name}
 
 
-def test_every_module_and_package_is_listed() -> None:
-    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    assert sorted(listed["py-modules"]) == sorted(path.stem for path in ROOT.glob("*.py"))
-    packages = {
-        path.parent for path in [*files("nanogauge"), *files("trainer")] if path.suffix == ".py"
-    }
-    assert sorted(listed["packages"]) == sorted(
-        ".".join(path.relative_to(ROOT).parts) for path in packages
-    )
-
-
-def test_installed_commands_work_from_any_folder(wheel: Path, tmp_path: Path) -> None:
-    """In an environment of their own, which has but the wheel and what it depends on.
-
-    Configurations, claims and logs that came with it are found by the names that they have here.
-    """
-    place = tmp_path / "environment"
-    venv.create(place, with_pip=False, symlinks=True)
-    scripts = place / ("Scripts" if os.name == "nt" else "bin")
-    site = sysconfig.get_path("purelib", vars={"base": str(place)})
-    dependencies = f"{sysconfig.get_path('purelib')}\n"
-    (Path(site) / "dependencies.pth").write_text(dependencies)
-    python = scripts / ("python.exe" if os.name == "nt" else "python")
-    pip("--python", python, "install", "--no-deps", "--no-index", wheel)
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-
-    def call(name: str, *arguments: str) -> str:
+def test_the_commands_work_without_torch_from_any_folder(installed: Path, tmp_path: Path) -> None:
+    def call(*arguments: object, status: int = 0) -> str:
         done = subprocess.run(
-            [str(scripts / f"nanogauge-{name}"), *arguments],
-            cwd=elsewhere,
+            [str(installed / "bin" / "nanogauge"), *map(str, arguments)],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(installed)},
             capture_output=True,
             text=True,
             check=False,
         )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        assert done.returncode == status, done.stderr
+        return done.stderr if status else done.stdout
 
-    for name in COMMANDS:
-        assert f"usage: nanogauge-{name}" in call(name, "--help")
-    claims = "--claims=predictions/seed_zh.toml"
-    planned = call("plan", "configs/rtx4070_fineweb.toml", "--gpu=RTX 4070", claims)
-    assert "RTX 4070" in planned
-    assert not list(elsewhere.iterdir())
-    log = "--nanogpt-log=examples/nanogpt_cpu.log"
-    call("report", log, "--config=examples/nanogpt_cpu.toml", "--out=imported")
-    assert (elsewhere / "imported" / "report.html").exists()
+    config = ROOT / "configs" / "rtx4070_fineweb.toml"
+    claims = f"--claims={ROOT / 'predictions' / 'seed_zh.toml'}"
+    assert "RTX 4070" in call("plan", config, "--gpu=RTX 4070", claims)
+    assert "needs a checkout" in call("plan", config, "--calibrate", status=2)
+    checks = json.loads(call("doctor", "--json"))["doctor"]
+    assert {"gpu", "memory", "disk"} <= {finding["check"] for finding in checks}
+    log = ROOT / "examples" / "nanogpt_cpu.log"
+    call("import", log, f"--config={log.with_suffix('.toml')}", "--out=imported")
+    written = (tmp_path / "imported" / "report.html").read_bytes()
+    call("report", "imported")
+    assert (tmp_path / "imported" / "report.html").read_bytes() == written
 
 
-def test_the_image_is_given_all_that_the_wheel_is_made_of() -> None:
-    """What .dockerignore holds back cannot be copied, and what is not copied is not installed."""
+def test_the_image_copies_what_its_environment_is_installed_from() -> None:
+    """Docker copies only what .dockerignore admits, and installs only what was copied."""
     copied: set[str] = set()
     for line in (ROOT / "Dockerfile").read_text().splitlines():
         if line.startswith("COPY"):
             copied |= {name.removeprefix("./") for name in line.split()[1:-1]}
-    let_through = re.findall("^!(.*)$", (ROOT / ".dockerignore").read_text(), re.M)
-    assert copied == set(let_through)
-    needed = ["*.py", "LICENSE", "README.md", "constraints.txt", "nanogauge", "pyproject.toml"]
-    assert sorted(copied) == sorted([*needed, *DATA])
+    admitted = re.findall("^!(.*)$", (ROOT / ".dockerignore").read_text(), re.M)
+    assert copied == set(admitted) == {*SOURCES, "constraints.txt", "nanogauge"}

@@ -1,7 +1,6 @@
-"""A W&B server on this machine: as much of one as wandb's client needs to accept it.
+"""A local W&B server with the operations that wandb's client needs.
 
-It keeps what a run sends (rows, summary, configuration, files, alerts) and answers as it is told
-to: as a server should, slowly, with errors, or not at all.
+It stores what a run sends, and answers by its mood: normally, slowly, with errors, or not at all.
 """
 
 from __future__ import annotations
@@ -18,30 +17,30 @@ from typing import Any, Literal
 
 Mood = Literal["fine", "slow", "errors", "refuses", "hangs", "drops"]
 SLOW_SECONDS = 0.5
-ENTITY = "somebody"
+ENTITY = "someone"
 
 
 @dataclass
 class StoredRun:
-    """What the server knows of one run."""
+    """The data of one run on the server."""
 
     config: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
     lines: dict[int, str] = field(default_factory=dict)
-    """history by line number, as the client numbers it: an old number overwrites"""
+    """History by the client's line number; a repeated number overwrites."""
     files: dict[str, bytes] = field(default_factory=dict)
     alerts: list[tuple[str, str]] = field(default_factory=list)
     exit_code: int | None = None
 
     @property
     def all_rows(self) -> list[dict[str, Any]]:
-        """History without what W&B adds to each row."""
+        """History without the keys that W&B adds."""
         decoded = (json.loads(self.lines[number]) for number in sorted(self.lines))
         return [{k: v for k, v in row.items() if not k.startswith("_")} for row in decoded]
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """Those that are not the report."""
+        """History without the report."""
         return [row for row in self.all_rows if not any(k.startswith("report/") for k in row)]
 
 
@@ -49,19 +48,19 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """The client may hang up, or be killed: that is what is tested."""
+        """Ignore clients that disconnect."""
 
 
 class WandbStub:
-    """The server; a context manager."""
+    """The server, running inside its context."""
 
     def __init__(self, mood: Mood = "fine") -> None:
         self.mood = mood
         self.turn: tuple[str, Mood] | None = None
-        """the operation after whose answer the mood changes, and to what"""
+        """Operation after which the mood changes, and the new mood."""
         self.runs: dict[str, StoredRun] = {}
         self.asked: list[str] = []
-        """operations and paths, in the order in which they came"""
+        """Operations and paths of all requests in order."""
         self._over = threading.Event()
         self._lock = threading.Lock()
         self._server = _Server(("127.0.0.1", 0), self._handler())
@@ -96,9 +95,9 @@ class WandbStub:
                         self.close_connection = True
                         return
                     case "errors":
-                        status, answer = 500, {"error": "the stub is told to fail"}
+                        status, answer = 500, {"error": "the stub fails"}
                     case "refuses" if self.path.endswith("/file_stream"):
-                        status, answer = 403, {"error": "the stub is told to refuse"}
+                        status, answer = 403, {"error": "the stub refuses"}
                     case mood:
                         if mood == "slow":
                             time.sleep(SLOW_SECONDS)
@@ -180,7 +179,7 @@ class WandbStub:
             case "ArtifactType":
                 return {"project": {"artifact": None}}
             case "CreateArtifact":
-                # As if it were there already: a table lies among the run's files too.
+                # As if it existed: a table is also among the run's files.
                 sequence = {"latestArtifact": None}
                 made = {"id": "a", "state": "COMMITTED", "artifactSequence": sequence}
                 return {"createArtifact": {"artifact": made}}

@@ -24,12 +24,11 @@ from torch.nn import functional as F
 
 from model import GPT, Block, through
 from nanogauge.config import Config, RunSection
-from nanogauge.doctor.environment import cpu_name, total_memory_bytes
+from nanogauge.doctor.checks import TorchBuild
 from nanogauge.doctor.preflight import Device
-from nanogauge.doctor.toolchain import Torch
 from nanogauge.errors import BadInput
 from nanogauge.hardware import find_gpu, from_properties, from_row
-from nanogauge.measure.host import process_bytes
+from nanogauge.measure.host import cpu_name, process_bytes, total_memory_bytes
 from nanogauge.measure.sensors import DriverInfo, driver_info
 from nanogauge.prediction.calibrated import (
     COPY,
@@ -454,14 +453,14 @@ def probe(run: RunSection) -> Device:
         warnings.simplefilter("ignore")  # a check reports a driver that is too old
         device = choose_device(run.device)
     if device is None:
-        return Device(Torch(torch.__version__, None, torch.version.cuda))
+        return Device(TorchBuild(torch.__version__, None, torch.version.cuda))
     dtype = choose_dtype(run.dtype, device)
     if device.type != "cuda":
         hardware = describe_hardware(device, dtype)[0] if device.type != "cpu" else None
-        build = Torch(torch.__version__, device.type, torch.version.cuda)
+        build = TorchBuild(torch.__version__, device.type, torch.version.cuda)
         return Device(build, dtype, hardware)
     gpu = torch.cuda.get_device_properties(device)
-    build = Torch(
+    build = TorchBuild(
         version=torch.__version__,
         device="cuda",
         cuda=torch.version.cuda,

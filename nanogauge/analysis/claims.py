@@ -1,7 +1,4 @@
-"""Claims about a run, as data: each a range with its quotation, some with a formula that checks it.
-
-A claims file can be written about any run; nothing here knows a particular document.
-"""
+"""Read claims files: claimed ranges with their quotations, and formulas that check them."""
 
 from __future__ import annotations
 
@@ -30,7 +27,7 @@ class _Data(BaseModel):
 
 
 class Reference(_Data):
-    """A published figure that bears on a claim which was not itself measured."""
+    """A published figure to compare with when the claim itself cannot be measured."""
 
     row: str
     value: Finite
@@ -41,29 +38,29 @@ class Reference(_Data):
 class _Statement(_Data):
     quote: str
     english: str
-    """the same in English; the quotation itself where that is left out"""
+    """English translation; defaults to the quotation."""
 
     @model_validator(mode="before")
     @classmethod
-    def _english_as_it_is(cls, values: object) -> object:
+    def _default_english(cls, values: object) -> object:
         if isinstance(values, dict) and "quote" in values:
             return {"english": values["quote"]} | values
         return values
 
 
 class Claim(_Statement):
-    """One statement about one quantity; low and high are in the row's SI unit once it is read."""
+    """A claimed range of one quantity; load_claims converts it to SI units."""
 
     key: str
     unit: str
     low: float = -math.inf
     high: float = math.inf
-    """an end that is not given is open"""
+    """An omitted end is open."""
     value: Finite | None = None
-    """the number itself where one was claimed, not a range"""
+    """The claimed number; None if a range was claimed."""
     rounding: Finite = 0
     label: str | None = None
-    """what the row says beside its quantity, where a claim rests on an assumption"""
+    """Assumption of the claim, shown beside the quantity."""
     formula: str | None = None
     reading: str | None = None
     reference: Reference | None = None
@@ -96,35 +93,33 @@ class Claim(_Statement):
 
     @property
     def row(self) -> str:
-        """The row id: the key up to its first dot."""
+        """Row id: the key up to its first dot."""
         return self.key.partition(".")[0]
 
     @property
     def middle(self) -> float | None:
-        """The middle of a range with two ends."""
+        """Middle of the range; None if an end is open."""
         middle = (self.low + self.high) / 2
         return middle if math.isfinite(middle) else None
 
     def holds(self, value: float) -> bool:
-        """Whether the value lies in the claimed range, its ends included."""
+        """Return True if the value lies in the claimed range, ends included."""
         slack = 1e-9 * abs(value)
         return self.low - slack <= value <= self.high + slack
 
     def factor(self, value: float) -> float | None:
-        """The value over the claimed number or the nearest end of the range; 1 where it holds.
-
-        None where that number is 0.
-        """
+        """Return value / claimed number or nearest end; 1 inside the range, None if that is 0."""
         if self.holds(value):
             return 1.0
         end = self.value or (self.low if value < self.low else self.high)
         return value / end if end else None
 
     def in_si(self) -> Claim:
+        """Convert from the claim's unit to the row's SI unit."""
         scale = UNITS[QUANTITIES[self.row].unit][self.unit]
 
         def convert(number: float) -> float:
-            return float(f"{number * scale:.12g}")  # 35 x 0.01 is 0.35
+            return float(f"{number * scale:.12g}")  # 35 x 0.01 must give 0.35
 
         value = None if self.value is None else convert(self.value)
         ends = {"low": convert(self.low), "high": convert(self.high), "value": value}
@@ -143,7 +138,7 @@ def _check_row(row: str) -> None:
 
 
 class Unscored(_Statement):
-    """A statement that no row can hold, with the reason."""
+    """A statement without a matching row, and the reason."""
 
     why: str
 
@@ -162,23 +157,23 @@ class Claims(_Data):
     @model_validator(mode="after")
     def _keys_are_unique(self) -> Claims:
         keys = [c.key for c in self.claim]
-        twice = sorted({k for k in keys if keys.count(k) > 1})
-        if twice:
-            raise ValueError(f"the key {twice[0]} stands twice; give each claim a key of its own")
+        duplicates = sorted({k for k in keys if keys.count(k) > 1})
+        if duplicates:
+            raise ValueError(f"duplicate key {duplicates[0]}; give each claim its own key")
         return self
 
 
 def load_claims(path: Path) -> Claims:
-    """Read a claims file; ranges are converted to SI units.
+    """Read a claims file and convert its ranges to SI units.
 
     Raises:
-        BadInput: if it is missing, no TOML, or has an unknown id, unit or key.
+        BadInput: if it is missing, not TOML, or has an unknown id, unit, key or formula.
     """
     values = read_toml(path, "claims", "predictions/ holds an example")
     try:
         claims = Claims.model_validate(values)
     except ValidationError as error:
-        raise BadInput(f"{path}: {_by_key(explain(error, Claims), values)}") from None
+        raise BadInput(f"{path}: {_name_claims(explain(error, Claims), values)}") from None
     for claim in claims.claim:
         if claim.formula is not None:
             try:
@@ -188,8 +183,8 @@ def load_claims(path: Path) -> Claims:
     return claims.model_copy(update={"claim": [claim.in_si() for claim in claims.claim]})
 
 
-def _by_key(sentence: str, values: dict[str, Any]) -> str:
-    """Name a claim by its own key instead of its number in the file."""
+def _name_claims(sentence: str, values: dict[str, Any]) -> str:
+    """Replace claim numbers in an error message by claim keys."""
 
     def named(match: re.Match[str]) -> str:
         claim = values["claim"][int(match[1])]
@@ -199,8 +194,8 @@ def _by_key(sentence: str, values: dict[str, Any]) -> str:
     return re.sub(r"\bclaim\.(\d+)", named, sentence)
 
 
-def names_for_formulas(spec: RunSpec, prediction: Prediction) -> dict[str, float]:
-    """Return what a formula may name: numbers of the configuration, and the exact rows."""
+def formula_names(spec: RunSpec, prediction: Prediction) -> dict[str, float]:
+    """Return the names a formula may use: numeric settings, data_tokens and exact rows."""
     names: dict[str, float] = {}
     for key in SETTINGS:
         value = spec.setting(key)
@@ -224,12 +219,12 @@ _OPERATORS: dict[type[ast.operator], Callable[[float, float], float]] = {
 
 
 def evaluate(formula: str, names: Mapping[str, float] | None) -> float:
-    """The value of an arithmetic formula: numbers, names, + - * / ** and parentheses.
+    """Evaluate arithmetic on numbers and names: + - * / ** and parentheses.
 
-    With names None only the form is checked, each name standing for 1.
+    If `names` is None, check the syntax only: every name counts as 1.
 
     Raises:
-        ValueError: for anything else, an unknown name, or a result that is no finite number.
+        ValueError: for other syntax, an unknown name, or a result that is not finite.
     """
 
     def value_of(node: ast.expr) -> float:
@@ -249,16 +244,16 @@ def evaluate(formula: str, names: Mapping[str, float] | None) -> float:
             case ast.UnaryOp(op=ast.UAdd(), operand=operand):
                 return value_of(operand)
             case _:
-                raise ValueError(f"{ast.unparse(node)!r} is no arithmetic")
+                raise ValueError(f"{ast.unparse(node)!r} is not arithmetic")
 
     try:
         tree = ast.parse(formula.strip(), mode="eval")
-    except (SyntaxError, MemoryError, RecursionError):  # nested too deeply, too
-        raise ValueError(f"{formula[:60]!r} is no arithmetic") from None
+    except (SyntaxError, MemoryError, RecursionError):  # the last two: nested too deeply
+        raise ValueError(f"{formula[:60]!r} is not arithmetic") from None
     try:
         result = value_of(tree.body)
     except (ZeroDivisionError, OverflowError, RecursionError) as error:
-        if names is None:  # ones for names may cancel where the real numbers do not
+        if names is None:  # with 1 for every name, a divisor may be 0 that really is not
             return math.nan
         raise ValueError(f"{formula!r} has no value: {error}") from None
     if names is not None and (isinstance(result, complex) or not math.isfinite(result)):

@@ -1,7 +1,7 @@
-"""Which claims cannot be true: against arithmetic, against the card, and against each other.
+"""Find claims that cannot be true: refuted by arithmetic, by the GPU or by each other.
 
-Ranges are carried through each relation by interval arithmetic; two claims exclude each other only
-where no number inside both ranges satisfies the relation.
+Each relation is checked by interval arithmetic: claims exclude each other only if no values within
+their ranges satisfy it.
 """
 
 from __future__ import annotations
@@ -10,24 +10,24 @@ import math
 from collections.abc import Iterator
 from itertools import combinations, product
 
-from nanogauge.analysis.claims import Claim, Claims, evaluate, names_for_formulas
+from nanogauge.analysis.claims import Claim, Claims, evaluate, formula_names
 from nanogauge.errors import BadInput
 from nanogauge.prediction.flops import MFU_CONVENTIONS, flops_per_token_causal, flops_per_token_palm
 from nanogauge.quantities import QUANTITIES, format_range, format_value, mfu
 from nanogauge.runspec import RunSpec
 from nanogauge.schema import Prediction, Stored
 
-_SLACK = 1e-9  # relative: ends that touch must not exclude each other for a rounding
+_SLACK = 1e-9  # relative, so that rounding does not separate ranges that touch
 
 
 class Inconsistency(Stored):
     ids: list[str]
-    """keys of the claims it is about"""
+    """Keys of the claims concerned."""
     why: str
 
 
 def range_text(claim: Claim, currency: str = "") -> str:
-    """A claimed range as a person reads it; an open end says so."""
+    """Format a claimed range; an open end reads 'at least' or 'at most'."""
     if claim.value is not None:
         return format_value(claim.row, claim.value, currency)
     if math.isinf(claim.high):
@@ -38,20 +38,20 @@ def range_text(claim: Claim, currency: str = "") -> str:
 
 
 def factor_text(factor: float) -> str:
-    """A factor in words, never below one: '1,001 times' or '1.12 times'."""
+    """Format a factor, or its inverse if below 1: '1,001 times', '1.12 times'."""
     factor = factor if factor >= 1 else 1 / factor
     return f"{factor:,.0f} times" if factor >= 10 else f"{factor:.3g} times"
 
 
 def computed_value(claim: Claim, spec: RunSpec, prediction: Prediction) -> float | None:
-    """What arithmetic says of a claim: its formula's value, or the exact row's; else None.
+    """Return the value of the claim's formula or exact row; None if it has neither.
 
     Raises:
-        BadInput: if the formula names something unknown or has no value.
+        BadInput: if the formula uses an unknown name or has no value.
     """
     if claim.formula is not None:
         try:
-            return evaluate(claim.formula, names_for_formulas(spec, prediction))
+            return evaluate(claim.formula, formula_names(spec, prediction))
         except ValueError as error:
             raise BadInput(f"the formula of the claim {claim.key}: {error}.") from None
     estimate = prediction.quantities.get(claim.row)
@@ -59,7 +59,7 @@ def computed_value(claim: Claim, spec: RunSpec, prediction: Prediction) -> float
 
 
 def arithmetic_sentence(claim: Claim, value: float, prediction: Prediction) -> str:
-    """How a claim compares with what its formula, or the exact row's, gives."""
+    """Compare a claim with the value of its formula or exact row."""
     if claim.formula:
         text = f"{claim.formula} = {format_value(claim.row, value)}"
     else:
@@ -68,46 +68,49 @@ def arithmetic_sentence(claim: Claim, value: float, prediction: Prediction) -> s
     if claim.holds(value):
         return text
     factor = claim.factor(value)
-    how_far = (
-        ""
-        if factor is None or factor <= 0
-        else (f", {factor_text(factor)} {'more' if factor > 1 else 'less'} than the claim")
-    )
-    return text + how_far
+    if factor is None or factor <= 0:
+        return text
+    return f"{text}, {factor_text(factor)} {'more' if factor > 1 else 'less'} than the claim"
 
 
 def inconsistencies(claims: Claims, spec: RunSpec, prediction: Prediction) -> list[Inconsistency]:
-    """Every claim, or pair of claims, that cannot be true, each with a sentence and its numbers."""
+    """Return the claims, and combinations of claims, that cannot be true."""
     found: list[Inconsistency] = []
-    about_the_run: list[Claim] = []
-    wrong: list[Claim] = []
+    not_exact: list[Claim] = []
+    refuted: list[Claim] = []
     for claim in claims.claim:
         value = computed_value(claim, spec, prediction)
         if value is None:
-            about_the_run.append(claim)
+            not_exact.append(claim)
         elif not claim.holds(value):
-            label = QUANTITIES[claim.row].label
             sentence = arithmetic_sentence(claim, value, prediction)
-            why = f"{label}: {range_text(claim)} is wrong: {sentence}."
-            found.append(Inconsistency(ids=[claim.key], why=why))
-            wrong.append(claim)
-    for claim in about_the_run:
-        found += _beyond_the_card(claim, spec, prediction)
+            found.append(
+                _finding(f"{_label(claim)}: {range_text(claim)} is wrong: {sentence}.", claim)
+            )
+            refuted.append(claim)
+    for claim in not_exact:
+        found += _check_hardware(claim, spec, prediction)
     for one, other in combinations(claims.claim, 2):
         if one.row == other.row and one.formula == other.formula:  # else: different assumptions
-            found += _same_row(one, other)
-    found += _time_and_mfu(about_the_run, spec, prediction)
-    found += _in_order(about_the_run)
-    found += _products(about_the_run, spec)
-    found += _sums(wrong, spec)
+            found += _check_same_row(one, other)
+    found += _check_mfu(not_exact, spec, prediction)
+    found += _check_order(not_exact)
+    found += _check_products(not_exact, spec)
+    found += _check_exact(refuted, spec)
     return found
 
 
-def _beyond_the_card(
-    claim: Claim, spec: RunSpec, prediction: Prediction
-) -> Iterator[Inconsistency]:
-    hardware = prediction.hardware
-    peak, gpus = prediction.peak_flops, prediction.gpus
+def _finding(why: str, *claims: Claim) -> Inconsistency:
+    return Inconsistency(ids=[claim.key for claim in claims], why=why)
+
+
+def _label(claim: Claim) -> str:
+    return QUANTITIES[claim.row].label
+
+
+def _check_hardware(claim: Claim, spec: RunSpec, prediction: Prediction) -> Iterator[Inconsistency]:
+    """Check a claim against the peak, memory and power limit of the hardware."""
+    hardware, peak, gpus = prediction.hardware, prediction.peak_flops, prediction.gpus
     steps = {"step_seconds": 1, "total_seconds": spec.steps}.get(claim.row)
     if peak is not None and steps is not None and claim.low > 0:
         per_token = flops_per_token_palm(spec.shape)
@@ -115,58 +118,52 @@ def _beyond_the_card(
         share = mfu(flops, claim.low, peak)
         if share > 1 + _SLACK:
             causal = flops_per_token_causal(spec.shape) / per_token
-            yield Inconsistency(
-                ids=[claim.key],
-                why=f"{format_value(claim.row, claim.low)} would need "
+            yield _finding(
+                f"{format_value(claim.row, claim.low)} would need "
                 f"{flops / claim.low / 1e12:.1f} TFLOP/s (6N + 12LCT), {100 * share:.0f} % of the "
                 f"peak of {peak / 1e12:.1f}; with only the causal half of attention counted, "
                 f"{100 * share * causal:.0f} %.",
+                claim,
             )
     if claim.row.startswith("mfu") and (claim.low > 1 or 1 < claim.high < math.inf):
-        why = f"{range_text(claim)}: nothing computes more than its peak."
-        yield Inconsistency(ids=[claim.key], why=why)
-    watts = hardware.power_limit_watts
-    limits = {
-        "power_watts": (
-            gpus * watts if watts is not None else None,
-            "the board's power limit" if gpus == 1 else f"the power limit of {gpus} boards,",
-        ),
-        "peak_allocated_bytes": (hardware.memory_bytes, "the card's memory"),
-        "peak_process_bytes": (hardware.memory_bytes, "the card's memory"),
-    }
-    limit, name = limits.get(claim.row, (None, ""))
+        yield _finding(f"{range_text(claim)}: MFU cannot exceed 100 %.", claim)
+    if hardware.kind == "cpu":
+        return
+    limit, name = None, "the card's memory"
+    if claim.row == "power_watts" and hardware.power_limit_watts is not None:
+        limit = gpus * hardware.power_limit_watts
+        name = "the board's power limit" if gpus == 1 else f"the power limit of {gpus} boards,"
+    elif claim.row in ("peak_allocated_bytes", "peak_process_bytes"):
+        limit = hardware.memory_bytes
     top = claim.high if math.isfinite(claim.high) else claim.low
-    if limit is not None and top > limit and hardware.kind != "cpu":
-        why = f"{format_value(claim.row, top)} is above {name} of {format_value(claim.row, limit)}."
-        yield Inconsistency(ids=[claim.key], why=why)
+    if limit is not None and top > limit:
+        top_text, limit_text = (format_value(claim.row, value) for value in (top, limit))
+        yield _finding(f"{top_text} is above {name} of {limit_text}.", claim)
 
 
-def _same_row(one: Claim, other: Claim) -> Iterator[Inconsistency]:
+def _check_same_row(one: Claim, other: Claim) -> Iterator[Inconsistency]:
     lower, upper = sorted((one, other), key=lambda c: c.low)
     if lower.high < upper.low:
         far, near = upper.value or upper.low, lower.value or lower.high
         factor = far / near if near > 0 else None
         apart = f" are {factor_text(factor)} apart and" if factor and factor > 1.5 else ""
-        yield Inconsistency(
-            ids=[one.key, other.key],
-            why=f"{QUANTITIES[one.row].label}: {range_text(one)} and {range_text(other)}{apart} "
-            "exclude each other.",
-        )
+        ranges = f"{range_text(one)} and {range_text(other)}"
+        yield _finding(f"{_label(one)}: {ranges}{apart} exclude each other.", one, other)
 
 
 def _ends(claim: Claim) -> tuple[float, float]:
-    """The range of a quantity that cannot be negative; an open upper end is infinite."""
+    """Return the range of a non-negative quantity; an open upper end is infinite."""
     return max(claim.low, 0.0), claim.high
 
 
-def _apart(low: float, high: float, claim: Claim) -> bool:
-    """Whether no number lies in both ranges; ends that touch belong to both."""
+def _disjoint(low: float, high: float, claim: Claim) -> bool:
+    """Return True if low..high and the claim's range do not touch."""
     claimed_low, claimed_high = _ends(claim)
     return low > claimed_high * (1 + _SLACK) or high < claimed_low * (1 - _SLACK)
 
 
 def _span_text(row_id: str, low: float, high: float) -> str:
-    """A computed range, of which an end may be open."""
+    """Format a computed range, which may have an open end."""
     if math.isinf(high):
         return f"at least {format_value(row_id, low)}"
     if low == 0:
@@ -174,27 +171,31 @@ def _span_text(row_id: str, low: float, high: float) -> str:
     return format_range(row_id, low, high)
 
 
-def _time_and_mfu(
+def _combinations(claims: list[Claim], *rows: str) -> Iterator[tuple[Claim, ...]]:
+    """Yield every combination of one claim per row."""
+    return product(*([claim for claim in claims if claim.row == row] for row in rows))
+
+
+def _check_mfu(
     claims: list[Claim], spec: RunSpec, prediction: Prediction
 ) -> Iterator[Inconsistency]:
-    """MFU x peak x time = FLOPs, for every claimed MFU and every claimed time.
+    """Check MFU x peak x time = FLOPs for every claimed MFU and time.
 
-    A total may exceed what the steps take, by evaluation and compilation; it may not fall below.
+    A total may exceed the time of the steps, by evaluation and compilation.
     """
     peak = prediction.peak_flops
     if peak is None:
         return
-    shape = spec.shape
-    counts = {row: per_token(shape) for row, per_token in MFU_CONVENTIONS.items()}
+    counts = {row: per_token(spec.shape) for row, per_token in MFU_CONVENTIONS.items()}
     ratio = counts["mfu_palm"] / counts["mfu_6n"]
-    by_row = _by_row(claims)
-    for palm, plain in product(by_row.get("mfu_palm", []), by_row.get("mfu_6n", [])):
+    for palm, plain in _combinations(claims, "mfu_palm", "mfu_6n"):
         low, high = (ratio * end for end in _ends(plain))
-        if _apart(low, high, palm):
-            yield Inconsistency(
-                ids=[palm.key, plain.key],
-                why=f"6N + 12LCT is {ratio:.3g} times 6N, so that {range_text(plain)} by 6N "
+        if _disjoint(low, high, palm):
+            yield _finding(
+                f"6N + 12LCT is {ratio:.3g} times 6N, so that {range_text(plain)} by 6N "
                 f"means {_span_text(palm.row, low, high)}, not {range_text(palm)}.",
+                palm,
+                plain,
             )
     times = {"step_seconds": 1, "total_seconds": spec.steps}
     for share, claim in product(claims, claims):
@@ -209,52 +210,41 @@ def _time_and_mfu(
                 seconds / least if least > 0 else math.inf,
             )
         low, high = implied[share.row]
-        if _apart(low, math.inf if claim.row == "total_seconds" else high, claim):
-            other = "mfu_6n" if share.row == "mfu_palm" else "mfu_palm"
-            yield Inconsistency(
-                ids=[share.key, claim.key],
-                why=f"MFU {range_text(share)} means {_span_text(claim.row, low, high)} "
-                f"({_span_text(claim.row, *implied[other])} counting "
-                f"{'6N' if other == 'mfu_6n' else '6N + 12LCT'}), "
+        if _disjoint(low, math.inf if claim.row == "total_seconds" else high, claim):
+            other, name = (
+                ("mfu_6n", "6N") if share.row == "mfu_palm" else ("mfu_palm", "6N + 12LCT")
+            )
+            yield _finding(
+                f"MFU {range_text(share)} means {_span_text(claim.row, low, high)} "
+                f"({_span_text(claim.row, *implied[other])} counting {name}), "
                 f"not {range_text(claim)}: the two exclude each other.",
+                share,
+                claim,
             )
 
 
 _AT_LEAST = {
-    ("first_step_seconds", "step_seconds"): "the first step is a step, and compiles besides",
-    ("total_seconds", "first_step_seconds"): "the run begins with its first step",
-    ("peak_process_bytes", "peak_allocated_bytes"): "the process holds its tensors, and more",
+    ("first_step_seconds", "step_seconds"): "the first step also compiles",
+    ("total_seconds", "first_step_seconds"): "the run includes its first step",
+    ("peak_process_bytes", "peak_allocated_bytes"): "the process includes its tensors",
 }
-"""pairs of rows of which the first is never less than the second, and why"""
+"""Pairs of rows whose first is at least the second, and why."""
 
 
-def _by_row(claims: list[Claim]) -> dict[str, list[Claim]]:
-    by_row: dict[str, list[Claim]] = {}
-    for claim in claims:
-        by_row.setdefault(claim.row, []).append(claim)
-    return by_row
+def _check_order(claims: list[Claim]) -> Iterator[Inconsistency]:
+    """Check pairs of quantities of which one includes the other."""
+    for rows, why in _AT_LEAST.items():
+        for whole, part in _combinations(claims, *rows):
+            if _disjoint(_ends(part)[0], math.inf, whole):
+                ranges = "; ".join(f"{_label(c)}: {range_text(c)}" for c in (whole, part))
+                yield _finding(f"{ranges}; but {why}.", whole, part)
 
 
-def _in_order(claims: list[Claim]) -> Iterator[Inconsistency]:
-    """Quantities of which one contains the other."""
-    by_row = _by_row(claims)
-    for (larger, smaller), why in _AT_LEAST.items():
-        for whole, part in product(by_row.get(larger, []), by_row.get(smaller, [])):
-            if _apart(_ends(part)[0], math.inf, whole):
-                more, less = QUANTITIES[larger].label, QUANTITIES[smaller].label
-                yield Inconsistency(
-                    ids=[whole.key, part.key],
-                    why=f"{more}: {range_text(whole)}; {less}: {range_text(part)}; but {why}.",
-                )
+def _check_exact(refuted: list[Claim], spec: RunSpec) -> Iterator[Inconsistency]:
+    """Check exact quantities against each other, among claims the configuration refutes.
 
-
-def _sums(wrong: list[Claim], spec: RunSpec) -> Iterator[Inconsistency]:
-    """Exact quantities that follow from each other, among claims that the configuration refutes.
-
-    One such claim is explained by its own finding; several may still be those of another run, and
-    are held against each other.
+    Several of these may describe another run, and must then agree with each other.
     """
-    by_row = _by_row(wrong)
     steps, unique = spec.steps, spec.unique_tokens
     relations: list[tuple[str, tuple[str, ...], float, str]] = [
         ("tokens_total", ("tokens_per_step",), steps, f"{steps:,} steps of {{}} tokens"),
@@ -265,55 +255,55 @@ def _sums(wrong: list[Claim], spec: RunSpec) -> Iterator[Inconsistency]:
         words = f"{{}} tokens over {unique:,} unique ones"
         relations.append(("data_epochs", ("tokens_total",), 1 / unique, words))
     for result, rows, factor, words in relations:
-        for whole, *parts in product(*(by_row.get(row, []) for row in (result, *rows))):
+        for whole, *parts in _combinations(refuted, result, *rows):
             low = factor * math.prod(_ends(part)[0] for part in parts)
             high = factor * math.prod(part.high for part in parts)
-            if _apart(low, high, whole):
+            if _disjoint(low, high, whole):
                 made = words.format(*(range_text(part) for part in parts))
-                yield Inconsistency(
-                    ids=[whole.key, *(part.key for part in parts)],
-                    why=f"{QUANTITIES[result].label}: {made} make "
-                    f"{_span_text(result, low, high)}, not {range_text(whole)}.",
+                yield _finding(
+                    f"{_label(whole)}: {made} make {_span_text(result, low, high)}, "
+                    f"not {range_text(whole)}.",
+                    whole,
+                    *parts,
                 )
 
 
-def _products(claims: list[Claim], spec: RunSpec) -> Iterator[Inconsistency]:
-    """Relations of the form a = b x c, for every triple of claims that has all three."""
-    by_row = _by_row(claims)
-    for total, step in product(by_row.get("total_seconds", []), by_row.get("step_seconds", [])):
-        steps = spec.steps
-        least = _ends(step)[0] * steps
-        if _apart(least, math.inf, total):
-            yield Inconsistency(
-                ids=[total.key, step.key],
-                why=f"{steps:,} steps of {range_text(step)} take at least "
+def _check_products(claims: list[Claim], spec: RunSpec) -> Iterator[Inconsistency]:
+    """Check total = steps x step, energy = power x time and cost = energy x price."""
+    for total, step in _combinations(claims, "total_seconds", "step_seconds"):
+        least = _ends(step)[0] * spec.steps
+        if _disjoint(least, math.inf, total):
+            yield _finding(
+                f"{spec.steps:,} steps of {range_text(step)} take at least "
                 f"{format_value('total_seconds', least)}, more than {range_text(total)}.",
+                total,
+                step,
             )
-    for energy, watts, total in product(
-        *(by_row.get(row, []) for row in ("energy_kwh", "power_watts", "total_seconds"))
-    ):
+    for group in _combinations(claims, "energy_kwh", "power_watts", "total_seconds"):
+        energy, watts, total = group
         low, high = (w * s / 3.6e6 for w, s in zip(_ends(watts), _ends(total), strict=True))
-        if _apart(low, high, energy):
-            yield Inconsistency(
-                ids=[energy.key, watts.key, total.key],
-                why=f"{range_text(watts)} over {range_text(total)} make "
+        if _disjoint(low, high, energy):
+            yield _finding(
+                f"{range_text(watts)} over {range_text(total)} make "
                 f"{_span_text('energy_kwh', low, high)}, not {range_text(energy)}.",
+                *group,
             )
     price, currency = spec.cost.price_per_kwh, spec.cost.currency
-    for cost, energy in product(by_row.get("cost", []), by_row.get("energy_kwh", [])):
-        if price is None:
-            continue
+    if price is None:
+        return
+    for cost, energy in _combinations(claims, "cost", "energy_kwh"):
         least, most = _ends(energy)
         if spec.cost.machine_watts is not None:
-            most = math.inf  # the rest of the machine is paid for, too
-        if _apart(least * price, most * price, cost):
+            most = math.inf  # the cost includes the rest of the machine
+        if _disjoint(least * price, most * price, cost):
             low = 0.0 if math.isinf(most) else _ends(cost)[0] / most
             high = _ends(cost)[1] / least if least > 0 else math.inf
             means = f"{low:.3g}-{high:.3g}"
             if low == 0 or math.isinf(high):
                 means = f"at most {high:.3g}" if low == 0 else f"at least {low:.3g}"
-            yield Inconsistency(
-                ids=[cost.key, energy.key],
-                why=f"{range_text(cost, currency)} for {range_text(energy)} means {means} "
-                f"{currency}/kWh; the configured tariff is {price:g}.",
+            yield _finding(
+                f"{range_text(cost, currency)} for {range_text(energy)} means {means} "
+                f"{currency}/kWh; the configured price is {price:g}.",
+                cost,
+                energy,
             )

@@ -1,183 +1,181 @@
-"""What happened in the night: how a run went on after a fault, and what that cost it."""
+"""List the faults a run recovered from, and what each cost."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 
+from pydantic import ConfigDict, Field
+
 from nanogauge.quantities import format_seconds
 from nanogauge.runlog.history import LostWork, Recorded, process_began
 from nanogauge.schema import End, Event, Line, Start, Stored
 
-SKIPPED = "update_skipped"
-BACK = "rollback"
-_COUNTED = {
+UPDATE_SKIPPED = "update_skipped"
+ROLLBACK = "rollback"
+_SUMMARIES = {
     "out_of_memory": "memory ran out {times}",
     "compile_failed": "compilation failed",
     "hung": "hung {times}",
     "disk_full": "the disk was full {times}",
-    "changed": "went on with another configuration",
+    "changed": "resumed with another configuration",
     "checkpoint_failed": "a checkpoint failed {times}",
     "checkpoint_damaged": "a checkpoint was damaged {times}",
     "loss_spike": "the loss rose {times}",
     "stopped": "stopped {times}",
     "readings_dropped": "sensor readings were dropped {times}",
 }
-"""events that are told, and what the summary says of them"""
+"""Other events that count as incidents, with their text in the summary."""
 
 
-class Happening(Stored):
+class Incident(Stored):
     what: str
-    """restart, rollback, update_skipped, or what the event in the log is called"""
+    """restart, rollback, update_skipped, or the name of a logged event."""
     step: int | None
     unix_time: float | None
-    """None where the log does not tell the time of day"""
+    """None if the log has no time of day."""
     text: str
 
 
-class Night(Stored):
+class Incidents(Stored):
+    model_config = ConfigDict(populate_by_name=True)
+
     summary: str
-    """one line; of a quiet night all there is"""
-    happenings: list[Happening]
-    """in the order of the log; updates that were skipped between two starts are one"""
+    """One line about the whole run."""
+    entries: list[Incident] = Field(alias="happenings")
+    """In the order of the log; updates skipped between two starts are one entry."""
 
 
-def tell_night(recorded: Recorded) -> Night:
-    """Everything that a run had to go on after, in the order of its log."""
-    told: list[Happening] = []
-    skipped: list[Happening] = []
+def list_incidents(recorded: Recorded) -> Incidents:
+    """Return the restarts, rollbacks, skipped updates and other incidents of a run."""
+    entries: list[Incident] = []
+    skipped: list[Incident] = []
     skipped_at = 0
-    before: list[Event | End] = []
-    """what the process has written since its last start line"""
+    since_start: list[Event | End] = []
     number, start = -1, recorded.starts[0]
-    for process, line in recorded.story:
+    for process, line in recorded.milestones:
         if isinstance(line, Start):
             number, start = number + 1, line
-            _tell_skipped(told, skipped, skipped_at)
-            loss = recorded.losses[number]
+            _insert_skipped(entries, skipped, skipped_at)
+            loss = recorded.lost_work[number]
             if line.continues:
-                _tell_back(told, line, loss)
+                _add_rollback(entries, line, loss)
             elif process > 0:
-                text = _restarted(recorded, process, before, loss)
-                told.append(_happening("restart", start, line.first_step, line, text))
-            before = []
+                text = _describe_restart(recorded, process, since_start, loss)
+                entries.append(_incident("restart", start, line.first_step, line, text))
+            since_start = []
             continue
-        before.append(line)
+        since_start.append(line)
         if not isinstance(line, Event):
             continue
-        if line.what == SKIPPED:
-            skipped_at = skipped_at if skipped else len(told)
-            skipped.append(_happening(SKIPPED, start, line.step, line, line.text))
-        elif line.what in _COUNTED or line.what == BACK:
-            told.append(_happening(line.what, start, line.step, line, line.text))
-    _tell_skipped(told, skipped, skipped_at)
-    return Night(summary=_summary(recorded, told), happenings=told)
+        if line.what == UPDATE_SKIPPED:
+            skipped_at = skipped_at if skipped else len(entries)
+            skipped.append(_incident(UPDATE_SKIPPED, start, line.step, line, line.text))
+        elif line.what in _SUMMARIES or line.what == ROLLBACK:
+            entries.append(_incident(line.what, start, line.step, line, line.text))
+    _insert_skipped(entries, skipped, skipped_at)
+    return Incidents(summary=_summary(recorded, entries), entries=entries)
 
 
 def skipped_updates(recorded: Recorded) -> int:
-    """Updates that were not made as loss or gradient was not finite; those of lost work, too."""
-    return sum(event.what == SKIPPED for event in recorded.events)
+    """Count the updates skipped for a non-finite loss or gradient, repeated ones included."""
+    return sum(event.what == UPDATE_SKIPPED for event in recorded.events)
 
 
 def rollbacks(recorded: Recorded) -> int:
-    """How often the run went back to a checkpoint to see its data in another order."""
+    """Count the rollbacks to a checkpoint."""
     return max(start.rollbacks or 0 for start in recorded.starts)
 
 
-def _happening(what: str, start: Start, step: int | None, line: Line, text: str) -> Happening:
-    """Something that the process of this start line wrote, with its time of day."""
+def _incident(what: str, start: Start, step: int | None, line: Line, text: str) -> Incident:
+    """Create an incident from a line of the process that `start` began."""
     began, elapsed = process_began(start), line.elapsed_seconds
     at = None if began is None or elapsed is None else began + elapsed
-    return Happening(what=what, step=step, unix_time=at, text=text)
+    return Incident(what=what, step=step, unix_time=at, text=text)
 
 
-def _tell_skipped(told: list[Happening], skipped: list[Happening], place: int) -> None:
-    """Put the updates that were skipped, as one, to where the first of them was."""
+def _insert_skipped(entries: list[Incident], skipped: list[Incident], place: int) -> None:
+    """Insert the skipped updates as one entry at the place of the first, and clear them."""
     if not skipped:
         return
-    one = skipped[0]
+    entry = skipped[0]
     if len(skipped) > 1:
         steps = [each.step for each in skipped if each.step is not None]
-        to = f", the last at step {steps[-1]:,}" if steps else ""
-        text = f"{len(skipped):,} updates were skipped{to}: their loss or gradient was not finite."
-        one = one.model_copy(update={"text": text})
-    told.insert(place, one)
+        last = f", the last at step {steps[-1]:,}" if steps else ""
+        text = f"{len(skipped):,} updates were skipped{last}: non-finite loss or gradient."
+        entry = entry.model_copy(update={"text": text})
+    entries.insert(place, entry)
     skipped.clear()
 
 
-def _tell_back(told: list[Happening], start: Start, loss: LostWork) -> None:
-    """What going back lost, beside the event that tells of it."""
-    lost = _made_again(loss)
-    if told and told[-1].what == BACK:
-        event = told.pop()
+def _add_rollback(entries: list[Incident], start: Start, loss: LostWork) -> None:
+    """Add the lost work to the rollback event, or an entry if there is no such event."""
+    lost = _repeated(loss)
+    if entries and entries[-1].what == ROLLBACK:
+        event = entries.pop()
         text = f"{event.text} {lost[0].upper()}{lost[1:]}."
-        told.append(event.model_copy(update={"text": text}))
+        entries.append(event.model_copy(update={"text": text}))
     else:
-        text = f"Went back to step {start.first_step:,}; {lost}."
-        told.append(_happening(BACK, start, start.first_step, start, text))
+        text = f"Rolled back to step {start.first_step:,}; {lost}."
+        entries.append(_incident(ROLLBACK, start, start.first_step, start, text))
 
 
-def _restarted(
+def _describe_restart(
     recorded: Recorded, process: int, before: Sequence[Event | End], loss: LostWork
 ) -> str:
     start, gap = recorded.processes[process][0], recorded.gap_seconds[process - 1]
     by = ""
     if start.source == "train":
         by = " by --supervise" if start.restart else " by hand"
-    when = "at a time that is not known," if gap is None else format_seconds(gap)
-    return (
-        f"Started again{by}, {when} after the process before {_how_it_ended(before)}; "
-        f"{_made_again(loss)}."
-    )
+    when = "at an unknown time," if gap is None else format_seconds(gap)
+    return f"Restarted{by}, {when} after the last process {_ending(before)}; {_repeated(loss)}."
 
 
-def _how_it_ended(lines: Sequence[Event | End]) -> str:
-    """How a process ended, by what it wrote."""
+def _ending(lines: Sequence[Event | End]) -> str:
+    """Say how a process ended, from its events and end line."""
     for line in lines:
         if isinstance(line, End):
             how = {"finished": "had finished", "stopped": "was stopped", "failed": "failed"}
             return how[line.status] + (f" ({line.reason})" if line.reason else "")
-    if lines and isinstance(lines[-1], Event) and lines[-1].what == BACK:
-        return "ended to go back"
-    if any(line.what == "hung" for line in lines if isinstance(line, Event)):
+    if lines and isinstance(lines[-1], Event) and lines[-1].what == ROLLBACK:
+        return "ended to roll back"
+    if any(isinstance(line, Event) and line.what == "hung" for line in lines):
         return "hung"
-    return "died without a word in the log: killed, crashed, or without power"
+    return "died without an end line: killed, crashed, or without power"
 
 
-def _made_again(loss: LostWork) -> str:
+def _repeated(loss: LostWork) -> str:
     if not loss.steps:
-        return "no step was made again"
+        return "no step was repeated"
     took = f" ({format_seconds(loss.seconds)})" if loss.seconds else ""
-    return f"{loss.steps:,} step{'s were' if loss.steps > 1 else ' was'} made again{took}"
+    return f"{loss.steps:,} step{'s were' if loss.steps > 1 else ' was'} repeated{took}"
 
 
-def _summary(recorded: Recorded, told: list[Happening]) -> str:
-    if not told:
+def _summary(recorded: Recorded, entries: list[Incident]) -> str:
+    if not entries:
         if recorded.starts[0].source != "train":
-            return "The log tells of one process; what else happened it would not tell."
+            return "The log has one process; it would not record other incidents."
         return "Nothing: one process, no update was skipped, and no checkpoint lost."
-    counted = Counter(one.what for one in told)
+    counted = Counter(entry.what for entry in entries)
     parts = []
     if restarts := counted["restart"]:
-        alone = sum(bool(starts[0].restart) for starts in recorded.processes[1:])
-        parts.append(
-            f"started again {_times(restarts)}"
-            + (f", {alone} of them by --supervise" * (alone > 0))
-        )
+        supervised = sum(bool(starts[0].restart) for starts in recorded.processes[1:])
+        by = f", {supervised} of them by --supervise" if supervised else ""
+        parts.append(f"restarted {_times(restarts)}{by}")
     if skipped := skipped_updates(recorded):
         parts.append(f"{skipped:,} update{'s' * (skipped > 1)} skipped")
-    if back := counted[BACK]:
-        parts.append(f"gone back {_times(back)}")
+    if back := counted[ROLLBACK]:
+        parts.append(f"rolled back {_times(back)}")
     if recorded.lost_steps:
-        parts.append(_made_again(LostWork(recorded.lost_steps, recorded.lost_seconds)))
+        parts.append(_repeated(LostWork(recorded.lost_steps, recorded.lost_seconds)))
     gaps = [seconds for seconds in recorded.gap_seconds if seconds is not None]
     if gaps:
         unknown = len(recorded.gap_seconds) - len(gaps)
-        more = f", and {unknown} time{'s' * (unknown > 1)} that is not known" if unknown else ""
+        more = f", and {unknown} unknown time{'s' * (unknown > 1)}" if unknown else ""
         parts.append(f"no process ran for {format_seconds(sum(gaps))}{more}")
     parts += [
         words.format(times=_times(counted[what]))
-        for what, words in _COUNTED.items()
+        for what, words in _SUMMARIES.items()
         if counted[what]
     ]
     text = "; ".join(parts)

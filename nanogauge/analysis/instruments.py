@@ -1,8 +1,4 @@
-"""What the instruments saw beside the rows: each figure with how it came about, or why it did not.
-
-These stand below the rows in every form of the report: nobody claims them and no prediction is
-judged by them, but they explain the ones that are.
-"""
+"""Additional measured values shown below the rows: speed, step parts, memory, energy, board."""
 
 from __future__ import annotations
 
@@ -10,17 +6,16 @@ from collections.abc import Callable
 
 import numpy as np
 
-from nanogauge.analysis.ledger import steady
+from nanogauge.analysis.ledger import steady_steps
 from nanogauge.analysis.measured import Measurements
 from nanogauge.analysis.telemetry import (
     JOULES_PER_KWH,
-    highest,
-    other_cards,
-    peak,
-    rank_figures,
+    absence_reason,
+    max_or_none,
+    run_peak,
     sensed_seconds,
+    sensor_mismatch,
     total_over_processes,
-    why_absent,
 )
 from nanogauge.prediction.flops import (
     flops_per_token_6n,
@@ -34,18 +29,20 @@ from nanogauge.schema import Prediction, Stored
 
 
 class Instrument(Stored):
+    """An additional measured value that no claim or prediction is compared with."""
+
     id: str
     quantity: str
     unit: str
     value: float | None
-    """None where it was not measured; how then says why"""
+    """None if it was not measured; `how` has the reason."""
     text: str
-    """the value as a person reads it"""
+    """Formatted value."""
     how: str
 
 
 class _Panel:
-    """Collects the figures of one run."""
+    """List of instruments under construction."""
 
     def __init__(self) -> None:
         self.shown: list[Instrument] = []
@@ -53,36 +50,44 @@ class _Panel:
     def add(
         self, name: str, label: str, unit: str, value: float | None, text: str, how: str
     ) -> None:
-        shown = text if value is not None else "not measured"
+        text = text if value is not None else "not measured"
         self.shown.append(
-            Instrument(id=name, quantity=label, unit=unit, value=value, text=shown, how=how)
+            Instrument(id=name, quantity=label, unit=unit, value=value, text=text, how=how)
         )
+
+    def add_bytes(self, name: str, label: str, value: float | None, how: str) -> None:
+        text = "" if value is None else f"{value / GIB:.2f} GiB"
+        self.add(name, label, "B", value, text, how)
+
+    def add_kwh(self, name: str, label: str, joules: float | None, how: str) -> None:
+        value = None if joules is None else joules / JOULES_PER_KWH
+        self.add(name, label, "kWh", value, "" if value is None else f"{value:.4g} kWh", how)
 
 
 def instruments(
-    recorded: Recorded, spec: RunSpec, prediction: Prediction, found: Measurements
+    recorded: Recorded, spec: RunSpec, prediction: Prediction, measurements: Measurements
 ) -> list[Instrument]:
-    """Every figure that the log has beside the rows; empty for a log of another program."""
+    """Return the instruments of a run of train.py; empty for an imported log."""
     if recorded.starts[0].source != "train":
         return []
     panel = _Panel()
-    _speed(panel, recorded, spec, prediction, found.median_step_seconds)
-    _parts_of_a_step(panel, recorded)
-    for figure in rank_figures(recorded):
-        panel.add(*figure)
-    _memory(panel, recorded, prediction)
-    on_a_gpu = prediction.hardware.kind != "cpu" or len(recorded.sensors.known("power_watts")) > 0
-    if on_a_gpu:
-        _energy(panel, recorded, spec, prediction, found)
-        _board(panel, recorded)
+    if measurements.median_step_seconds is not None:
+        _add_speed(panel, recorded, spec, prediction, measurements.median_step_seconds)
+    _add_step_parts(panel, recorded)
+    _add_ranks(panel, recorded)
+    _add_memory(panel, recorded, prediction)
+    if prediction.hardware.kind != "cpu" or len(recorded.sensors.known("power_watts")):
+        tokens = measurements.steps_done * spec.tokens_per_step
+        comparable = sensor_mismatch(recorded, prediction) is None
+        _add_energy(panel, recorded, tokens if comparable else 0)
+        _add_board(panel, recorded)
+        _add_throttling(panel, recorded)
     return panel.shown
 
 
-def _speed(
-    panel: _Panel, recorded: Recorded, spec: RunSpec, prediction: Prediction, median: float | None
+def _add_speed(
+    panel: _Panel, recorded: Recorded, spec: RunSpec, prediction: Prediction, median: float
 ) -> None:
-    if median is None:
-        return
     shape = spec.shape
     per_step = spec.tokens_per_step
     peak_flops, boost_hz = prediction.peak_flops, prediction.hardware.boost_clock_hz
@@ -93,267 +98,219 @@ def _speed(
         ("causal", "6N + 6LCT, causal", flops_per_token_causal(shape)),
     ):
         flops = per_token * per_step
-        panel.add(
-            f"achieved_flops_{name}",
-            f"Achieved ({label})",
-            "FLOP/s",
-            flops / median,
-            f"{flops / median / 1e12:.3g} TFLOP/s",
-            f"{per_token / 1e6:.4g} MFLOP per token x {per_step:,} tokens / median step",
-        )
+        achieved, title = flops / median, f"Achieved ({label})"
+        how = f"{per_token / 1e6:.4g} MFLOP per token x {per_step:,} tokens / median step"
+        text = f"{achieved / 1e12:.3g} TFLOP/s"
+        panel.add(f"achieved_flops_{name}", title, "FLOP/s", achieved, text, how)
         if peak_flops is None:
             continue
         if name == "causal":
             share = mfu(flops, median, peak_flops)
-            panel.add(
-                "mfu_causal",
-                f"MFU ({label})",
-                "1",
-                share,
-                f"{100 * share:.3g} %",
-                f"of {peak_flops / 1e12:.3g} TFLOP/s; {prediction.hardware.peak_name}",
-            )
+            how = f"of {peak_flops / 1e12:.3g} TFLOP/s; {prediction.hardware.peak_name}"
+            panel.add("mfu_causal", f"MFU ({label})", "1", share, f"{100 * share:.3g} %", how)
         if len(clocks) and boost_hz is not None:
             clock_hz = float(np.median(clocks))
             at_clock = peak_flops * clock_hz / boost_hz
-            share = mfu(flops, median, at_clock)
-            panel.add(
-                f"mfu_{name}_at_clock",
-                f"MFU at the measured clock ({label})",
-                "1",
-                share,
-                f"{100 * share:.3g} %",
+            share, title = mfu(flops, median, at_clock), f"MFU at the measured clock ({label})"
+            how = (
                 f"of {at_clock / 1e12:.3g} TFLOP/s at the median SM clock of "
-                f"{clock_hz / 1e9:.3f} GHz instead of {boost_hz / 1e9:.3f}",
+                f"{_gigahertz(clock_hz)} instead of {boost_hz / 1e9:.3f}"
             )
+            panel.add(f"mfu_{name}_at_clock", title, "1", share, f"{100 * share:.3g} %", how)
 
 
-def _parts_of_a_step(panel: _Panel, recorded: Recorded) -> None:
-    steps, wanted = recorded.steps, steady(recorded)
-    spans = steps.column("step_seconds")
+def _add_step_parts(panel: _Panel, recorded: Recorded) -> None:
+    steps, steady = recorded.steps, steady_steps(recorded)
+    durations = steps.column("step_seconds")
     for name in ("forward", "backward", "optimizer"):
-        split = wanted & ~np.isnan(steps.column(f"{name}_seconds"))
+        split = steady & ~np.isnan(steps.column(f"{name}_seconds"))
         if not split.any():
             continue
         seconds = steps.column(f"{name}_seconds")[split]
-        share = float(seconds.sum() / spans[split].sum())
-        middle = float(np.median(seconds))
-        panel.add(
-            f"{name}_seconds",
-            f"{name.capitalize()} of a step",
-            "s",
-            middle,
-            f"{format_seconds(middle)} ({100 * share:.0f} %)",
-            f"median of {len(seconds):,} steps that timed their parts",
-        )
+        share = float(seconds.sum() / durations[split].sum())
+        median = float(np.median(seconds))
+        text = f"{format_seconds(median)} ({_percent(share)})"
+        how = f"median of {len(seconds):,} steps that timed their parts"
+        panel.add(f"{name}_seconds", f"{name.capitalize()} of a step", "s", median, text, how)
     waits = steps.column("data_wait_seconds")
-    waited = wanted & ~np.isnan(waits)
+    waited = steady & ~np.isnan(waits)
     if waited.any():
-        share = float(waits[waited].sum() / spans[waited].sum())
-        panel.add(
-            "data_wait_share",
-            "Waiting for data, of a step",
-            "1",
-            share,
-            f"{100 * share:.2g} %",
-            "how long the device waited for its batches, their copy included",
-        )
-    again = [c for c in recorded.compiles if c.step is not None]
-    seconds_again = sum(c.seconds for c in again)
-    panel.add(
-        "recompilations",
-        "Compilations in the middle of the run",
-        "1",
-        len(again),
-        f"{len(again)}" + (f", {format_seconds(seconds_again)}" if again else ""),
-        "counted by the compiler's own announcements",
-    )
+        share = float(waits[waited].sum() / durations[waited].sum())
+        text, how = f"{100 * share:.2g} %", "wait of the device for its batches and their copy"
+        panel.add("data_wait_share", "Waiting for data, of a step", "1", share, text, how)
+    recompiled = [c.seconds for c in recorded.compiles if c.step is not None]
+    count, took = len(recompiled), f", {format_seconds(sum(recompiled))}" if recompiled else ""
+    how = "as the compiler reports them"
+    panel.add("recompilations", "Recompilations", "1", count, f"{count}{took}", how)
 
 
-def _memory(panel: _Panel, recorded: Recorded, prediction: Prediction) -> None:
-    def size(name: str, label: str, value: float | None, how: str) -> None:
-        text = "" if value is None else f"{value / GIB:.2f} GiB"
-        panel.add(name, label, "B", value, text, how)
+def _add_ranks(panel: _Panel, recorded: Recorded) -> None:
+    """Add the worst rank's median of each field of the rank lines.
 
+    The first step of each process warms up and is excluded if there are others.
+    """
+    ranks, steps = recorded.ranks.column("rank"), recorded.ranks.column("step")
+    for name, label, note in (
+        (
+            "step_seconds",
+            "Step of the slowest rank",
+            "; all ranks end a step together, so that these differ little",
+        ),
+        (
+            "forward_seconds",
+            "Forward passes of the slowest rank",
+            "; no rank waits for another in these; the others wait for the slowest afterwards",
+        ),
+        ("data_wait_seconds", "Waiting for data, of the rank that waits longest", ""),
+        ("peak_allocated_bytes", "VRAM, peak of tensors, of the fullest rank", ""),
+        ("peak_host_bytes", "Memory on the host, peak, of the fullest rank", ""),
+    ):
+        values = recorded.ranks.column(name)
+        selected = ~np.isnan(values)
+        warm = selected & ~np.isin(steps, [start.first_step for start in recorded.starts])
+        if warm.any():
+            selected = warm
+        by_rank = {int(rank): values[selected & (ranks == rank)] for rank in set(ranks[selected])}
+        medians = {rank: float(np.median(of_rank)) for rank, of_rank in by_rank.items()}
+        if not any(medians.values()):
+            continue
+        worst = max(medians, key=lambda rank: medians[rank])
+        value, count = medians[worst], min(len(of_rank) for of_rank in by_rank.values())
+        unit = "B" if name.endswith("bytes") else "s"
+        size = f"{value / GIB:.2f} GiB" if unit == "B" else format_seconds(value)
+        spread = 100 * (value - min(medians.values())) / value
+        text = f"{size}, rank {worst}; the least is {spread:.2g} % lower"
+        how = f"medians of {count:,} step{'s' * (count > 1)} of each rank{note}"
+        panel.add(f"rank_{name}", label, unit, value, text, how)
+
+
+_END_LINE = "only the end line has it"
+
+
+def _add_memory(panel: _Panel, recorded: Recorded, prediction: Prediction) -> None:
     if prediction.hardware.kind != "cpu":
-        reserved = peak(recorded, "peak_reserved_bytes")
-        size("peak_reserved_bytes", "VRAM, peak reserved", reserved, "torch's allocator")
-        inactive = peak(recorded, "peak_inactive_bytes")
-        size(
-            "peak_inactive_bytes",
-            "VRAM lost to fragmentation, peak",
-            inactive,
-            "reserved and free, in pieces of blocks that are in use"
-            if inactive is not None
-            else "it stands in the end line alone",
-        )
-        retries = peak(recorded, "allocation_retries")
-        panel.add(
-            "allocation_retries",
-            "Allocation retries",
-            "1",
-            retries,
-            f"{retries}",
-            "how often the allocator gave back what it kept and tried again"
-            if retries is not None
-            else "it stands in the end line alone",
-        )
-    used = highest(recorded.sensors.known("device_used_bytes"))
-    several = bool(len(recorded.sensors.known("fullest_card")))
+        reserved = run_peak(recorded, "peak_reserved_bytes")
+        panel.add_bytes("peak_reserved_bytes", "VRAM, peak reserved", reserved, "torch's allocator")
+        inactive = run_peak(recorded, "peak_inactive_bytes")
+        how = "reserved and free, in pieces of blocks that are in use"
+        how = how if inactive is not None else _END_LINE
+        label = "VRAM lost to fragmentation, peak"
+        panel.add_bytes("peak_inactive_bytes", label, inactive, how)
+        retries = run_peak(recorded, "allocation_retries")
+        how = "allocations for which the allocator freed its cache and tried again"
+        how = how if retries is not None else _END_LINE
+        panel.add("allocation_retries", "Allocation retries", "1", retries, f"{retries}", how)
+    used = max_or_none(recorded.sensors.known("device_used_bytes"))
     if used is not None or prediction.hardware.kind != "cpu":
-        size(
-            "peak_device_bytes",
-            "VRAM in use, whole card, peak" + (", of the fullest" if several else ""),
-            used,
-            "as the driver sees it, other programs included"
-            if used is not None
-            else why_absent(recorded, "device_used_bytes"),
-        )
-    others = recorded.starts[-1].other_programs
-    if others:
-        named = ", ".join(f"{name} {held / GIB:.2f} GiB" for name, held in others.items())
-        size(
-            "other_programs_bytes",
-            "VRAM of other programs, at the start",
-            sum(others.values()),
-            named,
-        )
-    size(
-        "peak_host_bytes",
-        "Memory of the process on the host, peak",
-        peak(recorded, "peak_host_bytes"),
-        "resident memory, as the operating system counts it",
-    )
+        fullest = ", of the fullest" * bool(len(recorded.sensors.known("fullest_card")))
+        how = "as the driver sees it, other programs included"
+        how = how if used is not None else absence_reason(recorded, "device_used_bytes")
+        label = f"VRAM in use, whole card, peak{fullest}"
+        panel.add_bytes("peak_device_bytes", label, used, how)
+    if others := recorded.starts[-1].other_programs:
+        programs = ", ".join(f"{name} {size / GIB:.2f} GiB" for name, size in others.items())
+        label = "VRAM of other programs, at the start"
+        panel.add_bytes("other_programs_bytes", label, sum(others.values()), programs)
+    label, how = "Memory of the process on the host, peak", "resident memory of the process"
+    panel.add_bytes("peak_host_bytes", label, run_peak(recorded, "peak_host_bytes"), how)
 
 
-def _energy(
-    panel: _Panel,
-    recorded: Recorded,
-    spec: RunSpec,
-    prediction: Prediction,
-    found: Measurements,
-) -> None:
-    sensors = recorded.sensors
-
-    def kwh(name: str, label: str, joules: float | None, how: str) -> float | None:
-        value = None if joules is None else joules / JOULES_PER_KWH
-        text = "" if value is None else f"{value:.4g} kWh"
-        panel.add(name, label, "kWh", value, text, how)
-        return value
-
-    absent = why_absent(recorded, "power_watts")
+def _add_energy(panel: _Panel, recorded: Recorded, tokens: int) -> None:
+    """Add energy figures; those per token only if `tokens` is not 0."""
+    absent = absence_reason(recorded, "power_watts")
     cards = recorded.starts[0].sensed_cards or 1
     boards = "the board" if cards == 1 else f"{cards} boards"
     counted = None
-    if "integral" not in sensors.distinct("energy_source"):
+    if "integral" not in recorded.sensors.distinct("energy_source"):
         counted = total_over_processes(recorded, "energy_joules")
     integral = total_over_processes(recorded, "integral_joules")
-    gaps = total_over_processes(recorded, "gap_seconds") or 0.0
-    kwh(
-        "energy_counter_kwh",
-        "Energy by the driver's counter",
-        counted,
-        why_absent(recorded, "energy_counter") if counted is None else f"{boards} alone",
-    )
+    how = absence_reason(recorded, "energy_counter") if counted is None else f"{boards} alone"
+    panel.add_kwh("energy_counter_kwh", "Energy by the driver's counter", counted, how)
     how = absent
     if integral is not None:
-        how = f"samples of power added up; {gaps:.1f} s without samples are left out"
+        gaps = total_over_processes(recorded, "gap_seconds") or 0.0
+        how = f"sampled power, integrated over time; {gaps:.1f} s without samples are left out"
         if counted:
             how += f"; {100 * (integral / counted - 1):+.2g} % against the counter"
-    kwh("energy_integral_kwh", "Energy by integration", integral, how)
+    panel.add_kwh("energy_integral_kwh", "Energy by integration", integral, how)
     joules = counted if counted is not None else integral
-    idle = [(s.idle_power_watts, s.idle_utilization) for s in recorded.starts]
-    watts = idle[-1][0]
-    busy = (idle[-1][1] or 0.0) > 0.05
-    panel.add(
-        "idle_power_watts",
-        "Power of the idle board",
-        "W",
-        watts,
-        f"{watts:.3g} W" if watts is not None else "",
-        f"just before the run; another program kept it {100 * (idle[-1][1] or 0):.0f} % busy, so "
-        "it was not idle"
-        if busy
-        else ("mean just before the run" if watts is not None else absent),
-    )
+    start = recorded.starts[-1]
+    watts, busy = start.idle_power_watts, start.idle_utilization or 0.0
+    how = absent if watts is None else "mean just before the run"
+    if busy > 0.05:
+        how = (
+            f"just before the run; another program kept it {100 * busy:.0f} % busy, so it was not "
+            "idle"
+        )
+    text = f"{watts:.3g} W" if watts is not None else ""
+    panel.add("idle_power_watts", "Power of the idle board", "W", watts, text, how)
     if joules is not None and watts is not None:
         seconds = total_over_processes(recorded, "elapsed_seconds") or 0.0
-        kwh(
-            "energy_marginal_kwh",
-            "Energy beyond idling",
-            joules - watts * seconds,
-            f"energy less {watts:.3g} W of an idle board for as long",
-        )
-    tokens = found.steps_done * spec.tokens_per_step
-    if joules is not None and tokens and other_cards(recorded, prediction) is None:
+        marginal, how = joules - watts * seconds, f"energy less {watts:.3g} W of an idle board"
+        panel.add_kwh("energy_marginal_kwh", "Energy beyond idling", marginal, how)
+    if joules is not None and tokens:
         per_token = joules_per_token(joules, tokens)
         how = f"energy of {boards} / {tokens:,} tokens, evaluation and compilation included"
         if recorded.lost_steps:
-            how += ", and the steps that were made again"
+            how += ", and repeated steps"
         panel.add("joules_per_token", "Energy per token", "J", per_token, f"{per_token:.3g} J", how)
-        per_million = per_token * 1e6 / 3600
-        panel.add(
-            "wh_per_million_tokens",
-            "Energy per million tokens",
-            "Wh",
-            per_million,
-            f"{per_million:.3g} Wh",
-            how,
-        )
+        watt_hours, label = per_token * 1e6 / 3600, "Energy per million tokens"
+        text = f"{watt_hours:.3g} Wh"
+        panel.add("wh_per_million_tokens", label, "Wh", watt_hours, text, how)
 
 
-def _board(panel: _Panel, recorded: Recorded) -> None:
-    worst = {"sm_clock_hz": "slowest_card", "temperature_celsius": "hottest_card"}
+def _gigahertz(hz: float) -> str:
+    return f"{hz / 1e9:.3f} GHz"
 
-    def spread(name: str, field: str, label: str, unit: str, show: Callable[[float], str]) -> None:
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+_BOARD: tuple[tuple[str, str, str, Callable[[float], str]], ...] = (
+    ("sm_clock_hz", "SM clock", "Hz", _gigahertz),
+    ("memory_clock_hz", "Memory clock", "Hz", _gigahertz),
+    ("temperature_celsius", "Temperature", "°C", "{:.0f} °C".format),
+    ("fan", "Fan", "1", _percent),
+    ("utilization", "Utilisation", "1", _percent),
+    ("power_limit_watts", "Power limit", "W", "{:.0f} W".format),
+    ("pcie_generation", "PCIe generation", "1", "{:.0f}".format),
+    ("pcie_width", "PCIe lanes", "1", "x{:.0f}".format),
+)
+_WORST_CARD = {"sm_clock_hz": "slowest_card", "temperature_celsius": "hottest_card"}
+
+
+def _add_board(panel: _Panel, recorded: Recorded) -> None:
+    """Add the median and range of each sensor field."""
+    for field, label, unit, show in _BOARD:
         values = recorded.sensors.known(field)
         if not len(values):
-            panel.add(name, label, unit, None, "", why_absent(recorded, field))
-            return
-        middle = float(np.median(values))
-        how = (
-            f"median of {len(values):,} readings; {show(float(values.min()))} to "
-            f"{show(float(values.max()))}"
-        )
-        cards = recorded.sensors.known(worst[field]) if field in worst else np.empty(0)
-        if len(cards):
-            which, counts = np.unique(cards.astype(int), return_counts=True)
-            often, share = which[counts.argmax()], counts.max() / len(cards)
-            kind = worst[field].removesuffix("_card")
-            how += f"; of the {kind} card, {100 * share:.0f} % of the time that of rank {often}"
-        panel.add(name, label, unit, middle, show(middle), how)
+            panel.add(field, label, unit, None, "", absence_reason(recorded, field))
+            continue
+        median, low, high = (float(f(values)) for f in (np.median, np.min, np.max))
+        how = f"median of {len(values):,} readings; {show(low)} to {show(high)}"
+        worst = _WORST_CARD.get(field)
+        cards = recorded.sensors.known(worst) if worst else np.empty(0)
+        if worst and len(cards):
+            ranks, counts = np.unique(cards.astype(int), return_counts=True)
+            often, share = ranks[counts.argmax()], counts.max() / len(cards)
+            which = worst.removesuffix("_card")
+            how += f"; of the {which} card, {100 * share:.0f} % of the time that of rank {often}"
+        panel.add(field, label, unit, median, show(median), how)
 
-    spread("sm_clock_hz", "sm_clock_hz", "SM clock", "Hz", lambda v: f"{v / 1e9:.3f} GHz")
-    spread(
-        "memory_clock_hz", "memory_clock_hz", "Memory clock", "Hz", lambda v: f"{v / 1e9:.3f} GHz"
-    )
-    spread(
-        "temperature_celsius", "temperature_celsius", "Temperature", "°C", lambda v: f"{v:.0f} °C"
-    )
-    spread("fan", "fan", "Fan", "1", lambda v: f"{100 * v:.0f} %")
-    spread("utilization", "utilization", "Utilisation", "1", lambda v: f"{100 * v:.0f} %")
-    spread("power_limit_watts", "power_limit_watts", "Power limit", "W", lambda v: f"{v:.0f} W")
-    spread("pcie_generation", "pcie_generation", "PCIe generation", "1", lambda v: f"{v:.0f}")
-    spread("pcie_width", "pcie_width", "PCIe lanes", "1", lambda v: f"x{v:.0f}")
-    codes, words = recorded.sensors.codes("throttle")
-    told = [words[code] for code in set(codes.tolist()) if words[code] is not None]
-    if not told:
-        panel.add("throttled_seconds", "Throttled", "s", None, "", why_absent(recorded, "throttle"))
-        return
 
-    def throttled(by: str | None) -> float:
-        """Seconds in which the clock was held down by this reason, or by any."""
-        wanted = [i for i, w in enumerate(words) if w and (by is None or by in w)]
-        return sensed_seconds(recorded.sensors, np.isin(codes, wanted))
+def _add_throttling(panel: _Panel, recorded: Recorded) -> None:
+    codes, values = recorded.sensors.codes("throttle")
+    logged = [values[code] for code in set(codes.tolist()) if values[code] is not None]
+    absent = None if logged else absence_reason(recorded, "throttle")
 
-    reasons = sorted({reason for reasons in told for reason in reasons})
-    seconds = throttled(None)
-    how = ", ".join(f"{reason} {format_seconds(throttled(reason))}" for reason in reasons)
-    panel.add(
-        "throttled_seconds",
-        "Throttled",
-        "s",
-        seconds,
-        format_seconds(seconds),
-        how or f"in none of {int((codes > 0).sum()):,} readings",
-    )
+    def seconds_of(reason: str | None) -> float:
+        """Return the seconds throttled for a reason; for any if None."""
+        matching = [i for i, v in enumerate(values) if v and (reason is None or reason in v)]
+        return sensed_seconds(recorded.sensors, np.isin(codes, matching))
+
+    reasons = sorted({reason for found in logged for reason in found})
+    how = ", ".join(f"{reason} {format_seconds(seconds_of(reason))}" for reason in reasons)
+    how = absent or how or f"in none of {int((codes > 0).sum()):,} readings"
+    seconds = None if absent else seconds_of(None)
+    panel.add("throttled_seconds", "Throttled", "s", seconds, format_seconds(seconds or 0.0), how)

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Split the wall time of a run into steps, evaluation, checkpoints, compilation, restarts, gaps."""
 
 from __future__ import annotations
 
@@ -12,30 +12,38 @@ from nanogauge.runlog.history import Recorded
 from nanogauge.schema import Stored
 
 
+class Measured(Stored):
+    """A measured value, its spread and how it was obtained."""
+
+    value: float
+    p10: float | None = None
+    p90: float | None = None
+    n: int | None = None
+    how: str
+
+
 class Ledger(Stored):
-    """Where the wall time went, in seconds; None where the log cannot tell a part from another."""
+    """Wall time in seconds by activity; a part is None if the log does not separate it."""
 
     compile_s: float | None
     step_s: float | None
-    """without waiting for data"""
+    """Training steps, without waiting for data."""
     eval_s: float | None
     checkpoint_s: float | None
     data_wait_s: float | None
     lost_s: float | None
-    """work that a later process made again"""
+    """Work that a later process repeated."""
     startup_s: float | None
-    """of the processes after the first: until their first step began, without compilation and
-    evaluation"""
+    """Later processes before their first step, without compilation and evaluation."""
     gap_s: float | None
-    """between the processes, when none ran; None where the log does not tell"""
+    """Between processes, while none ran; None if the log has no usable time of day."""
     other_s: float | None
     wall_s: float | None
-    """from the first line to the last; without gap_s where that is not known. None where nothing in
-    the log has a time"""
+    """First to last line, without an unknown gap_s; None if the log has no times."""
 
     @property
     def ran_s(self) -> float | None:
-        """Of wall_s: the time in which a process ran."""
+        """Time in which a process ran: wall_s without gap_s."""
         return None if self.wall_s is None else self.wall_s - (self.gap_s or 0.0)
 
 
@@ -45,36 +53,36 @@ LEDGER_NAMES = {
     "eval_s": "evaluation",
     "checkpoint_s": "checkpoints",
     "compile_s": "compilation",
-    "lost_s": "work made again",
-    "startup_s": "starting again",
+    "lost_s": "repeated work",
+    "startup_s": "restarting",
     "gap_s": "no process ran",
     "other_s": "everything else",
 }
-"""the parts of a ledger in words, in the order in which they are shown"""
+"""Ledger parts in display order, with their labels."""
 
 
-def steady(recorded: Recorded) -> npt.NDArray[np.bool_]:
-    """Which of the steps are steady: timed, and not the first of a process, which warms up.
+def steady_steps(recorded: Recorded) -> npt.NDArray[np.bool_]:
+    """Return a mask of the steady steps.
 
-    A step that waited for a compilation is none either, though that has a time of its own.
+    Steady steps are timed, are not the first of a process, and did not wait for a compilation.
     """
-    left_out = {start.first_step for start in recorded.starts}
-    left_out |= {c.step for c in recorded.compiles if c.step is not None}
+    excluded = {start.first_step for start in recorded.starts}
+    excluded |= {c.step for c in recorded.compiles if c.step is not None}
     timed = ~np.isnan(recorded.steps.column("step_seconds"))
-    return timed & ~np.isin(recorded.steps.column("step"), list(left_out))
+    return timed & ~np.isin(recorded.steps.column("step"), list(excluded))
 
 
 def steady_seconds(recorded: Recorded, first_step: int = 0) -> npt.NDArray[np.float64]:
-    """The times of the steady steps from this one on."""
-    wanted = steady(recorded) & (recorded.steps.column("step") >= first_step)
-    return recorded.steps.column("step_seconds")[wanted]
+    """Return the durations of the steady steps from `first_step` on."""
+    selected = steady_steps(recorded) & (recorded.steps.column("step") >= first_step)
+    return recorded.steps.column("step_seconds")[selected]
 
 
-def _ledger(recorded: Recorded, steps_done: int, median: float | None) -> Ledger:
-    """Book every recorded second; steps and evaluations without a time of their own count median.
+def build_ledger(recorded: Recorded, steps_done: int, median: float | None) -> Ledger:
+    """Assign every recorded second to a part; untimed steps and evaluations count as the median.
 
-    What is left of the time of the processes is other_s. A log without a clock has no wall time of
-    its own: its wall_s is the sum of the parts.
+    The unassigned rest of the processes' time is other_s. Without a clock, wall_s is the sum of
+    the parts.
     """
     first_step = min((s.first_step for s in recorded.starts), default=0)
     timed = recorded.steps.known("step_seconds")
@@ -84,26 +92,25 @@ def _ledger(recorded: Recorded, steps_done: int, median: float | None) -> Ledger
     step = None
     if len(timed) or not untimed:
         step = float(timed.sum()) - (data_wait or 0.0) + untimed * (median or 0.0)
-    known = [e.seconds for e in recorded.evals if e.seconds is not None]
+    evals = [e.seconds for e in recorded.evals if e.seconds is not None]
     evaluation = None
-    if known:
-        unknown = len(recorded.evals) - len(known)
-        evaluation = sum(known) + unknown * statistics.median(known)
+    if evals:
+        evaluation = sum(evals) + (len(recorded.evals) - len(evals)) * statistics.median(evals)
     elif not recorded.evals:
         evaluation = 0.0
     saved = [c.seconds for c in recorded.checkpoints if c.seconds is not None]
     compiled = [c.seconds for c in recorded.compiles]
-    # Our own log books whatever there was; in another's, no line may mean that it does not tell.
-    nothing = 0.0 if recorded.starts[0].source == "train" else None
-    checkpoint = sum(saved) if saved else nothing
-    compile_s = sum(compiled) if compiled else nothing
+    # train.py logs every checkpoint and compilation; other programs may not.
+    unlogged = 0.0 if recorded.starts[0].source == "train" else None
+    checkpoint = sum(saved) if saved else unlogged
+    compile_s = sum(compiled) if compiled else unlogged
     sessions = [s for s in recorded.session_seconds if s is not None]
     clocked = len(sessions) == len(recorded.session_seconds)
-    lost = startup = None if len(recorded.starts) > 1 else 0.0  # a log without a clock
+    lost = startup = None if len(recorded.starts) > 1 else 0.0
     if clocked:
-        lost, startup = recorded.lost_seconds, _starting_again(recorded)
+        lost, startup = recorded.lost_seconds, _restart_seconds(recorded)
     parts = (step, evaluation, checkpoint, compile_s, data_wait, lost, startup)
-    booked = sum(part for part in parts if part is not None)
+    assigned = sum(part for part in parts if part is not None)
     gaps = recorded.gap_seconds
     gap = None if None in gaps else sum(seconds for seconds in gaps if seconds is not None)
     return Ledger(
@@ -115,28 +122,28 @@ def _ledger(recorded: Recorded, steps_done: int, median: float | None) -> Ledger
         lost_s=lost,
         startup_s=startup,
         gap_s=gap,
-        other_s=sum(sessions) - booked if clocked else None,
-        wall_s=sum(sessions) + (gap or 0.0) if clocked else (None if step is None else booked),
+        other_s=sum(sessions) - assigned if clocked else None,
+        wall_s=sum(sessions) + (gap or 0.0) if clocked else (None if step is None else assigned),
     )
 
 
-def _time_it_ran(recorded: Recorded, ledger: Ledger) -> str:
-    """How the total was measured, and what is not in it."""
+def describe_run_time(recorded: Recorded, ledger: Ledger) -> str:
+    """Say how the total was measured and what it excludes."""
     count = len(recorded.processes)
     if count == 1:
         return "wall time of the run"
     if ledger.gap_s is not None:
-        between = f"the {format_seconds(ledger.gap_s)} between them, when none ran, are not in it"
+        gap = f"excludes the {format_seconds(ledger.gap_s)} between them, when none ran"
     else:
-        between = (
-            "the time between them is not in it, and not known: the log names no time of day, or "
-            "the clock that tells it was set"
+        gap = (
+            "excludes the time between them, which is not known: the log has no time of day, or "
+            "the machine's clock was changed"
         )
-    return f"wall time of the run's {count} processes; {between}"
+    return f"wall time of the run's {count} processes; {gap}"
 
 
-def _starting_again(recorded: Recorded) -> float:
-    """Seconds of the later processes before their first step; all of one that made none."""
+def _restart_seconds(recorded: Recorded) -> float:
+    """Return the seconds of later processes before their first step; all if there was no step."""
     total = 0.0
     for startup, session in zip(recorded.startups[1:], recorded.session_seconds[1:], strict=True):
         until = session if startup.first_step_began is None else startup.first_step_began

@@ -1,4 +1,4 @@
-"""What a run log says of each quantity: a figure with how it was measured, or why there is none."""
+"""Measure every row of the report from the run log, or say why it cannot be measured."""
 
 from __future__ import annotations
 
@@ -7,8 +7,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from nanogauge.analysis.figures import Measured, quantile
-from nanogauge.analysis.ledger import Ledger, _ledger, _time_it_ran, steady, steady_seconds
+from nanogauge.analysis.ledger import (
+    Ledger,
+    Measured,
+    build_ledger,
+    describe_run_time,
+    steady_seconds,
+    steady_steps,
+)
 from nanogauge.analysis.telemetry import energy_figures, memory_figures
 from nanogauge.prediction.flops import MFU_CONVENTIONS, flops_per_token_6n, flops_per_token_palm
 from nanogauge.quantities import QUANTITIES, mfu
@@ -16,50 +22,256 @@ from nanogauge.runlog.history import Recorded
 from nanogauge.runspec import RunSpec
 from nanogauge.schema import Benchmark, Prediction, Stored
 
-ROW = "quality_vs_gpt2"
+QUALITY = "quality_vs_gpt2"
 GPT2 = "gpt2"
 HELD_OUT = "held_out"
+SPEEDUP_AFTER_SECONDS = 600
+SPEEDUP_WINDOW_SECONDS = 60
+NOT_IN_LOG = "not_in_log"
+"""Name of the event that says why an imported log has no value for a row."""
+
+
+class Measurements(Stored):
+    values: dict[str, Measured]
+    missing: dict[str, str]
+    """Row id -> reason why it was not measured."""
+    refused: list[str]
+    """Row ids with an impossible value; `missing` has the reason."""
+    ledger: Ledger
+    median_step_seconds: float | None
+    steps_done: int
+    timed_whole: bool
+    """Whether the ledger covers the whole run; that of an imported log may not."""
+    status: str
+    """finished, stopped or failed; unfinished if the run died or is still running."""
+    notes: dict[str, list[str]]
+    """Row id -> texts of logged events about it."""
+
+
+def measure(recorded: Recorded, spec: RunSpec, prediction: Prediction) -> Measurements:
+    """Measure every quantity of a run."""
+    return _Measurer(recorded, spec, prediction).result()
+
+
+class _Measurer:
+    """Measure one run row by row into `values` and `missing`."""
+
+    def __init__(self, recorded: Recorded, spec: RunSpec, prediction: Prediction) -> None:
+        self.recorded, self.spec, self.prediction = recorded, spec, prediction
+        self.values: dict[str, Measured] = {}
+        self.missing: dict[str, str] = {}
+        end, steps = recorded.end, recorded.steps
+        self.steps_done = end.steps if end is not None else (steps[-1].step + 1 if steps else 0)
+        self.status = end.status if end is not None else "unfinished"
+        self.seconds = steady_seconds(recorded)
+        self.median = float(np.median(self.seconds)) if len(self.seconds) else None
+        self.ledger = build_ledger(recorded, self.steps_done, self.median)
+
+    def result(self) -> Measurements:
+        self._measure_counts()
+        refused = self._measure_step()
+        self._measure_first_step()
+        self._measure_total()
+        for found, absent in (
+            memory_figures(self.recorded, self.prediction),
+            energy_figures(self.recorded, self.spec, self.prediction, self.ledger.ran_s),
+            quality_figures(self.recorded.benchmarks),
+        ):
+            self.values |= found
+            self.missing |= absent
+        self._measure_speedup()
+        self._measure_val_loss()
+        notes: dict[str, list[str]] = {}
+        if compared := _gpt2_benchmarks(self.recorded.benchmarks):
+            notes[QUALITY] = [describe_benchmark(b) for b in compared]
+        timed_whole = self.ledger.other_s is not None or self.ledger.eval_s is not None
+        for event in self.recorded.events:
+            if event.about is not None and event.what == NOT_IN_LOG:
+                self.values.pop(event.about, None)
+                self.missing[event.about] = event.text
+                timed_whole &= event.about != "total_seconds"
+            elif event.about is not None:
+                notes.setdefault(event.about, []).append(event.text)
+        return Measurements(
+            values={row: self.values[row] for row in QUANTITIES if row in self.values},
+            missing=self.missing,
+            refused=refused,
+            ledger=self.ledger,
+            median_step_seconds=self.median,
+            steps_done=self.steps_done,
+            timed_whole=timed_whole,
+            status=self.status,
+            notes=notes,
+        )
+
+    def _add(self, row: str, value: float, how: str, n: int | None = None) -> None:
+        self.values[row] = Measured(value=value, n=n, how=how)
+
+    def _measure_counts(self) -> None:
+        """Fill the rows that follow from the number of steps and the configuration."""
+        shape, per_step = self.spec.shape, self.spec.tokens_per_step
+        tokens = self.steps_done * per_step
+        how = f"counted: {self.steps_done:,} steps x {per_step:,} tokens"
+        self._add("tokens_per_step", per_step, "micro-batch x context x accumulation, as run")
+        self._add("tokens_total", tokens, how)
+        unique = self.recorded.starts[-1].train_tokens or self.spec.unique_tokens
+        if unique is not None:
+            self._add("data_epochs", tokens / unique, f"{how} / {unique:,} unique tokens")
+        else:
+            self.missing["data_epochs"] = "the number of unique tokens is not known"
+        for row in ("parameters", "parameters_total", "weights_bytes"):
+            value = self.prediction.quantities[row].expected
+            self._add(row, value, "counted from the configuration")
+        for row, per_token in (
+            ("flops_total_6n", flops_per_token_6n(shape)),
+            ("flops_total_palm", flops_per_token_palm(shape)),
+        ):
+            self._add(row, per_token * tokens, f"{how} x {per_token / 1e6:.1f} MFLOP per token")
+
+    def _measure_step(self) -> list[str]:
+        """Fill the step time and MFU rows; return those with an MFU above 1, which are refused."""
+        if self.median is None:
+            why = "no steady step is in the log yet"
+            self.missing |= dict.fromkeys(("step_seconds", "mfu_palm", "mfu_6n"), why)
+            return []
+        n = len(self.seconds)
+        self.values["step_seconds"] = Measured(
+            value=self.median,
+            p10=float(np.quantile(self.seconds, 0.1)),
+            p90=float(np.quantile(self.seconds, 0.9)),
+            n=n,
+            how=f"median of {n:,} steps without compilation, evaluation or checkpoint",
+        )
+        refused = []
+        peak, name = self.prediction.peak_flops, self.prediction.hardware.peak_name
+        for row, per_token in MFU_CONVENTIONS.items():
+            flops = per_token(self.spec.shape) * self.spec.tokens_per_step
+            achieved = f"{flops / self.median / 1e12:.3g}"
+            if peak is None:
+                self.missing[row] = f"{achieved} TFLOP/s, but the peak is {name}"
+            elif (share := mfu(flops, self.median, peak)) > 1:
+                self.missing[row] = (
+                    f"{achieved} TFLOP/s is above the peak ({name}): the time, the FLOPs or the "
+                    "peak is wrong, so it is refused"
+                )
+                refused.append(row)
+            else:
+                how = f"{achieved} of {peak / 1e12:.3g} TFLOP/s at the median step; peak: {name}"
+                self._add(row, share, how)
+        return refused
+
+    def _measure_first_step(self) -> None:
+        row = "first_step_seconds"
+        compiles = self.recorded.compiles
+        first = self.recorded.steps[0] if self.recorded.steps else None
+        compiling = sum(c.seconds for c in compiles[:1])
+        if first is None or first.step != 0:
+            self.missing[row] = "step 0 is not in the log"
+        elif first.step_seconds is not None:
+            how = f"compilation {compiling:.3g} s + step {first.step_seconds:.3g} s"
+            if not compiles:
+                how = "the step alone: the log has no compilation"
+            self._add(row, compiling + first.step_seconds, how)
+        elif first.printed_seconds is None:
+            self.missing[row] = "the log has no time for step 0"
+        elif self.median is None or not compiles:
+            how = "as printed; the log does not separate evaluation, step and compilation"
+            self._add(row, first.printed_seconds, how)
+        else:
+            rest = first.printed_seconds - compiling - self.median
+            evaluating = f"an evaluation of about {rest:.3g} s, " if rest > 1e-6 else ""
+            how = (
+                f"as printed; of it {evaluating}a step of {self.median:.3g} s and "
+                f"{compiling:.3g} s that are left for compilation"
+            )
+            self._add(row, first.printed_seconds, how)
+
+    def _measure_total(self) -> None:
+        row, ledger = "total_seconds", self.ledger
+        if self.status != "finished":
+            self.missing[row] = f"the run is at step {self.steps_done:,} of {self.spec.steps:,}"
+        elif ledger.eval_s is None and ledger.other_s is None:
+            self.missing[row] = "no evaluation has a time of its own in this log"
+        elif ledger.ran_s is None:
+            self.missing[row] = "no steady step in this log gives the time of the others"
+        elif ledger.other_s is not None:
+            self._add(row, ledger.ran_s, describe_run_time(self.recorded, ledger))
+        else:
+            timed = len(self.recorded.steps.known("step_seconds"))
+            compiled = ", and compilation" if self.recorded.compiles else ""
+            how = f"{self.steps_done:,} steps from {timed} printed ones, each evaluation{compiled}"
+            self._add(row, ledger.ran_s, f"reconstructed: {how}")
+
+    def _measure_speedup(self) -> None:
+        """Compare the step time after ten minutes with that of the first minute."""
+        row, steps = "speedup_after_warmup", self.recorded.steps
+        timed = steady_steps(self.recorded) & ~np.isnan(steps.column("elapsed_seconds"))
+        ends, seconds = (steps.column(c)[timed] for c in ("elapsed_seconds", "step_seconds"))
+        if not len(ends):
+            numbers = [s.step for s in steps[:2]]
+            between = f" between steps {numbers[0]} and {numbers[1]}" if len(numbers) > 1 else ""
+            self.missing[row] = f"the log has no sample{between}, where a change would show"
+            return
+        begin = ends[0] - seconds[0]
+        early = seconds[ends <= begin + SPEEDUP_WINDOW_SECONDS]
+        late = seconds[ends > begin + SPEEDUP_AFTER_SECONDS]
+        if not len(late):
+            self.missing[row] = "the run was shorter than 10 minutes"
+        elif not len(early):
+            self.missing[row] = "no step ended within the first minute"
+        else:
+            n = len(early)
+            how = f"median of {n} steps in the first minute over that after 10 minutes"
+            self._add(row, float(np.median(early) / np.median(late)), how, n)
+
+    def _measure_val_loss(self) -> None:
+        row = "val_loss"
+        if not self.recorded.evals:
+            self.missing[row] = "no evaluation is in the log yet"
+            return
+        last = self.recorded.evals[-1]
+        after = f"after {last.step:,} steps"
+        if last.val_bits_per_byte is not None:
+            bits = f"{last.val_bits_per_byte:.4f} bits per byte {after}"
+            self.missing[row] = f"not in this log: it has {bits}, and not the bytes per token"
+        elif last.val_loss is None:
+            self.missing[row] = f"non-finite {after}"
+        else:
+            self._add(row, last.val_loss, f"evaluation {after}")
 
 
 def quality_figures(benchmarks: Sequence[Benchmark]) -> tuple[dict[str, Measured], dict[str, str]]:
-    """The score ratio to GPT-2 124M, above 1 where the run is better; else why there is none.
+    """Return the score ratio to GPT-2 124M (above 1: the run is better), or why there is none.
 
-    It is the geometric mean over the tasks of score / GPT-2's score, of the main metric of each.
-    Where no task was run, it is GPT-2's bits per byte over the run's own, on text of the kind that
-    the run was trained on and GPT-2 was not.
+    The geometric mean over the tasks of score / GPT-2's score, of each task's main metric.
+    Without tasks, GPT-2's bits per byte on the run's held-out text over those of the run.
     """
-    against = _against_gpt2(benchmarks)
-    if not against:
+    compared = _gpt2_benchmarks(benchmarks)
+    if not compared:
         others = sorted({b.against for b in benchmarks if b.against not in (None, GPT2)}, key=str)
         absent = "no benchmark was run"
         if others:
-            absent = f"benchmarks were held against {', '.join(map(str, others))}, not GPT-2 124M"
-        return {}, {ROW: absent}
-    tasks = [b for b in against if b.name != HELD_OUT]
-    counted = tasks or against
-    ratios = [ratio for b in counted if (ratio := _ratio(b)) is not None]
+            absent = f"benchmarks were compared with {', '.join(map(str, others))}, not GPT-2 124M"
+        return {}, {QUALITY: absent}
+    tasks = [b for b in compared if b.name != HELD_OUT]
+    counted = tasks or compared
+    ratios = [ratio for b in counted if (ratio := _score_ratio(b)) is not None]
     how = f"score over GPT-2 124M's: {', '.join(f'{b.name} ({b.metric})' for b in counted)}"
     if not tasks:
         how = f"GPT-2 124M's over the run's own {counted[0].metric} on the run's held-out text"
     elif len(tasks) > 1:
         how = f"geometric mean of the {how}"
     value = math.prod(ratios) ** (1 / len(ratios))
-    only = counted[0].n if len(counted) == 1 else None
-    return {ROW: Measured(value=value, n=only, how=how)}, {}
+    n = counted[0].n if len(counted) == 1 else None
+    return {QUALITY: Measured(value=value, n=n, how=how)}, {}
 
 
-def quality_notes(benchmarks: Sequence[Benchmark]) -> dict[str, list[str]]:
-    """A sentence on each benchmark that was held against GPT-2 124M, by row."""
-    sentences = [sentence(b) for b in _against_gpt2(benchmarks)]
-    return {ROW: sentences} if sentences else {}
+def _gpt2_benchmarks(benchmarks: Sequence[Benchmark]) -> list[Benchmark]:
+    return [b for b in benchmarks if b.main and b.against == GPT2 and _score_ratio(b) is not None]
 
 
-def _against_gpt2(benchmarks: Sequence[Benchmark]) -> list[Benchmark]:
-    return [b for b in benchmarks if b.main and b.against == GPT2 and _ratio(b) is not None]
-
-
-def sentence(line: Benchmark) -> str:
-    """A benchmark in words: both values, and whether their difference is more than chance."""
+def describe_benchmark(line: Benchmark) -> str:
+    """Format both scores and whether their difference may be chance."""
     text = f"{line.name} {line.metric} {line.value:.4f}"
     if line.against_value is None:
         return text
@@ -73,247 +285,9 @@ def sentence(line: Benchmark) -> str:
     return text + f"; step {line.step:,})"
 
 
-def _ratio(line: Benchmark) -> float | None:
-    """How many times as good as the other; None without another, or beside nothing."""
+def _score_ratio(line: Benchmark) -> float | None:
+    """Return how many times better the run scored; None without a positive score to compare."""
     better, worse = line.value, line.against_value
     if worse is not None and line.better == "lower":
         better, worse = worse, better
     return better / worse if worse is not None and worse > 0 else None
-
-
-SPEEDUP_AFTER_SECONDS = 600
-SPEEDUP_WINDOW_SECONDS = 60
-NOT_IN_LOG = "not_in_log"
-"""what an event is called that says why an imported log has no figure for the row it is about"""
-
-
-class Measurements(Stored):
-    values: dict[str, Measured]
-    missing: dict[str, str]
-    """row id -> why it was not measured"""
-    refused: list[str]
-    """row ids whose figure cannot be true; missing says why"""
-    ledger: Ledger
-    median_step_seconds: float | None
-    steps_done: int
-    timed_whole: bool
-    """an imported log's ledger may lack evaluations, or how the run began"""
-    status: str
-    """finished, stopped, failed, or unfinished: it died or is still running"""
-    notes: dict[str, list[str]]
-    """row id -> what the log's events say about it"""
-
-
-def measure(recorded: Recorded, spec: RunSpec, prediction: Prediction) -> Measurements:
-    """Every quantity of a run, from its log."""
-    steps = recorded.steps
-    end = recorded.end
-    steps_done = end.steps if end is not None else (steps[-1].step + 1 if steps else 0)
-    status = end.status if end is not None else "unfinished"
-    seconds = steady_seconds(recorded)
-    median = float(np.median(seconds)) if len(seconds) else None
-    ledger = _ledger(recorded, steps_done, median)
-    values: dict[str, Measured] = {}
-    missing: dict[str, str] = {}
-    refused: list[str] = []
-
-    unique = recorded.starts[-1].train_tokens or spec.unique_tokens
-    _count(values, missing, spec, prediction, steps_done, unique)
-    if median is None:
-        for row in ("step_seconds", "mfu_palm", "mfu_6n"):
-            missing[row] = "no steady step is in the log yet"
-    else:
-        values["step_seconds"] = Measured(
-            value=median,
-            p10=quantile(seconds, 0.1),
-            p90=quantile(seconds, 0.9),
-            n=len(seconds),
-            how=f"median of {len(seconds):,} steps without compilation, evaluation or checkpoint",
-        )
-        refused = _utilisation(values, missing, spec, prediction, median)
-    _first_step(values, missing, recorded, median)
-    _total(values, missing, recorded, spec, status, steps_done, ledger)
-    for found, absent in (
-        memory_figures(recorded, prediction),
-        energy_figures(recorded, spec, prediction, ledger.ran_s),
-        quality_figures(recorded.benchmarks),
-    ):
-        values |= found
-        missing |= absent
-    _speedup(values, missing, recorded)
-    if not recorded.evals:
-        missing["val_loss"] = "no evaluation is in the log yet"
-    elif (last := recorded.evals[-1]).val_bits_per_byte is not None:
-        bits = f"{last.val_bits_per_byte:.4f} bits per byte after {last.step:,} steps"
-        missing["val_loss"] = f"not in this log: it has {bits}, and not the bytes per token"
-    elif last.val_loss is None:
-        missing["val_loss"] = f"it was not finite after {last.step:,} steps"
-    else:
-        how = f"evaluation after {last.step:,} steps"
-        values["val_loss"] = Measured(value=last.val_loss, how=how)
-    notes = quality_notes(recorded.benchmarks)
-    timed_whole = ledger.other_s is not None or ledger.eval_s is not None
-    for event in recorded.events:
-        if event.about is not None and event.what == NOT_IN_LOG:
-            values.pop(event.about, None)
-            missing[event.about] = event.text
-            timed_whole &= event.about != "total_seconds"
-        elif event.about is not None:
-            notes.setdefault(event.about, []).append(event.text)
-    return Measurements(
-        values={row: values[row] for row in QUANTITIES if row in values},
-        missing=missing,
-        refused=refused,
-        ledger=ledger,
-        median_step_seconds=median,
-        steps_done=steps_done,
-        timed_whole=timed_whole,
-        status=status,
-        notes=notes,
-    )
-
-
-def _total(
-    values: dict[str, Measured],
-    missing: dict[str, str],
-    recorded: Recorded,
-    spec: RunSpec,
-    status: str,
-    steps_done: int,
-    ledger: Ledger,
-) -> None:
-    if status != "finished":
-        missing["total_seconds"] = f"the run is at step {steps_done:,} of {spec.steps:,}"
-    elif ledger.eval_s is None and ledger.other_s is None:
-        missing["total_seconds"] = "no evaluation has a time of its own in this log"
-    elif ledger.wall_s is not None:
-        sampled = len(recorded.steps.known("step_seconds"))
-        how = (
-            _time_it_ran(recorded, ledger)
-            if ledger.other_s is not None
-            else f"reconstructed: {steps_done:,} steps from {sampled} printed ones, each "
-            f"evaluation{', and compilation' if recorded.compiles else ''}"
-        )
-        assert ledger.ran_s is not None
-        values["total_seconds"] = Measured(value=ledger.ran_s, how=how)
-    else:
-        missing["total_seconds"] = "no steady step is in this log to count the others by"
-
-
-def _count(
-    values: dict[str, Measured],
-    missing: dict[str, str],
-    spec: RunSpec,
-    prediction: Prediction,
-    steps_done: int,
-    unique_tokens: int | None,
-) -> None:
-    """What follows from the steps that were really made."""
-    tokens = steps_done * spec.tokens_per_step
-    how = f"counted: {steps_done:,} steps x {spec.tokens_per_step:,} tokens"
-    values["tokens_per_step"] = Measured(
-        value=spec.tokens_per_step, how="micro-batch x context x accumulation, as run"
-    )
-    values["tokens_total"] = Measured(value=tokens, how=how)
-    if unique_tokens is not None:
-        values["data_epochs"] = Measured(
-            value=tokens / unique_tokens, how=f"{how} / {unique_tokens:,} unique tokens"
-        )
-    else:
-        missing["data_epochs"] = "the number of unique tokens is not known"
-    for row in ("parameters", "parameters_total", "weights_bytes"):
-        values[row] = Measured(
-            value=prediction.quantities[row].expected, how="counted from the configuration"
-        )
-    for row, per_token in (
-        ("flops_total_6n", flops_per_token_6n(spec.shape)),
-        ("flops_total_palm", flops_per_token_palm(spec.shape)),
-    ):
-        values[row] = Measured(
-            value=per_token * tokens, how=f"{how} x {per_token / 1e6:.1f} MFLOP per token"
-        )
-
-
-def _utilisation(
-    values: dict[str, Measured],
-    missing: dict[str, str],
-    spec: RunSpec,
-    prediction: Prediction,
-    median: float,
-) -> list[str]:
-    """The shares of the peak; those above it are refused, and returned."""
-    refused = []
-    peak = prediction.peak_flops
-    for row, per_token in MFU_CONVENTIONS.items():
-        flops = per_token(spec.shape) * spec.tokens_per_step
-        achieved = f"{flops / median / 1e12:.3g}"
-        if peak is None:
-            missing[row] = f"{achieved} TFLOP/s, but the peak is {prediction.hardware.peak_name}"
-        elif (share := mfu(flops, median, peak)) > 1:
-            missing[row] = (
-                f"{achieved} TFLOP/s is above the peak ({prediction.hardware.peak_name}): the "
-                "time, the FLOPs or the peak is wrong, so it is refused"
-            )
-            refused.append(row)
-        else:
-            values[row] = Measured(
-                value=share,
-                how=f"{achieved} of {peak / 1e12:.3g} TFLOP/s at the median step; "
-                f"peak: {prediction.hardware.peak_name}",
-            )
-    return refused
-
-
-def _first_step(
-    values: dict[str, Measured], missing: dict[str, str], recorded: Recorded, median: float | None
-) -> None:
-    row = "first_step_seconds"
-    begins = recorded.steps[:1]
-    first = begins[0] if begins and begins[0].step == 0 else None
-    compiling = sum(c.seconds for c in recorded.compiles[:1])
-    if first is None:
-        missing[row] = "step 0 is not in the log"
-    elif first.step_seconds is not None:
-        how = f"compilation {compiling:.3g} s + step {first.step_seconds:.3g} s"
-        if not recorded.compiles:
-            how = "the step alone: the log has no compilation"
-        values[row] = Measured(value=compiling + first.step_seconds, how=how)
-    elif first.printed_seconds is None:
-        missing[row] = "the log has no time for step 0"
-    elif median is None or not recorded.compiles:
-        how = "as printed; what of it is evaluation, the step and compilation, no log line tells"
-        values[row] = Measured(value=first.printed_seconds, how=how)
-    else:
-        inside = first.printed_seconds - compiling - median
-        evaluating = f"an evaluation of about {inside:.3g} s, " if inside > 1e-6 else ""
-        how = (
-            f"as printed; of it {evaluating}a step of {median:.3g} s and {compiling:.3g} s that "
-            "are left for compilation"
-        )
-        values[row] = Measured(value=first.printed_seconds, how=how)
-
-
-def _speedup(values: dict[str, Measured], missing: dict[str, str], recorded: Recorded) -> None:
-    """Steady speed after ten minutes over the speed in the first minute after the first step."""
-    row = "speedup_after_warmup"
-    wanted = steady(recorded) & ~np.isnan(recorded.steps.column("elapsed_seconds"))
-    ends = recorded.steps.column("elapsed_seconds")[wanted]
-    seconds = recorded.steps.column("step_seconds")[wanted]
-    if not len(ends):
-        numbers = [s.step for s in recorded.steps[:2]]
-        between = f" between steps {numbers[0]} and {numbers[1]}" if len(numbers) > 1 else ""
-        missing[row] = f"the log has no sample{between}, where a change of speed would show"
-        return
-    begin = ends[0] - seconds[0]
-    early = seconds[ends <= begin + SPEEDUP_WINDOW_SECONDS]
-    late = seconds[ends > begin + SPEEDUP_AFTER_SECONDS]
-    if not len(late):
-        missing[row] = "the run was shorter than 10 minutes"
-    elif not len(early):
-        missing[row] = "no step ended within the first minute"
-    else:
-        values[row] = Measured(
-            value=float(np.median(early) / np.median(late)),
-            n=len(early),
-            how=f"median of {len(early)} steps in the first minute over that after 10 minutes",
-        )

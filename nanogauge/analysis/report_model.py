@@ -1,4 +1,4 @@
-"""From a run folder to the report: everything the pages, the table and report.json show."""
+"""Build the report of a run folder: all that the pages, the terminal and report.json show."""
 
 from __future__ import annotations
 
@@ -7,23 +7,29 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict, Field
+
 from nanogauge.analysis.attribution import Attribution, attribute, attribute_claim
-from nanogauge.analysis.claims import Claims, Unscored
-from nanogauge.analysis.claims import load_claims as read_claims
+from nanogauge.analysis.claims import Claims, Unscored, load_claims
 from nanogauge.analysis.consistency import Inconsistency
-from nanogauge.analysis.incidents import SKIPPED, Night, rollbacks, skipped_updates, tell_night
+from nanogauge.analysis.incidents import (
+    UPDATE_SKIPPED,
+    Incidents,
+    list_incidents,
+    rollbacks,
+    skipped_updates,
+)
 from nanogauge.analysis.instruments import Instrument, instruments
 from nanogauge.analysis.ledger import Ledger
 from nanogauge.analysis.measured import Measurements, measure
 from nanogauge.analysis.status import (
     LastEvent,
+    Liveness,
     Projection,
-    Silence,
     State,
+    judge_liveness,
     last_events,
-    process_is_there,
-    project,
-    silence,
+    project_total,
     unfinished_headline,
     without_totals,
 )
@@ -38,6 +44,7 @@ from nanogauge.quantities import (
 )
 from nanogauge.runlog.folder import CLAIMS_NAME, Machine, RunFolder, load_with_log
 from nanogauge.runlog.history import Recorded
+from nanogauge.runlog.lock import is_locked
 from nanogauge.runlog.reader import LogReader, last_written
 from nanogauge.schema import SCHEMA, Prediction, Stored, TimeZone
 
@@ -50,54 +57,53 @@ class RunInfo(Stored):
     max_steps: int
     started_unix: float | None
     time_zone: TimeZone = TimeZone()
-    """of the machine that trained; UTC where machine.json has none"""
+    """Time zone of the machine that trained; UTC if machine.json has none."""
     device: str
     dtype: str
     compiled: bool | None
-    """None where the log does not say"""
+    """None if the log does not say."""
     tokens_per_second: float | None
     state: State | None
-    """of a run without an end in its log: what its silence says at the moment of the report"""
+    """State of a run without an end line at the time of the report."""
     last_line_age_s: float | None
-    """of such a run: how long ago, at that moment, its log was last written to"""
+    """Age of the last log line of such a run."""
     projected_total_s: float | None
-    """of an unfinished run: what it will take at the measured pace"""
+    """Total time of an unfinished run at the measured pace."""
     projected_low_s: float | None
     projected_high_s: float | None
     projected_how: str | None
     prediction_sha256: str
     document: str | None
-    """whose claims the rows hold"""
+    """Title of the document whose claims are compared."""
     restarts: int
-    """processes after the first"""
+    """Processes after the first."""
     lost_steps: int
-    """steps that were made again, after a restart or a rollback"""
+    """Steps repeated after a restart or a rollback."""
     skipped_updates: int | None
-    """as loss or gradient was not finite, those of lost work included; None where the log is that
-    of another program"""
+    """Updates skipped for a non-finite loss or gradient; None for an imported log."""
     rollbacks: int | None
-    """how often the run went back to a checkpoint, to see its data in another order"""
+    """Rollbacks to a checkpoint; None for an imported log."""
     verdicts: dict[str, int]
-    """how many claims have which verdict"""
+    """Number of claims by verdict."""
     not_measured: int
-    """rows without a figure"""
+    """Rows without a measured value."""
     predictions_held: int
     predictions_judged: int
-    """quantities that were both predicted and measured"""
+    """Quantities that were both predicted and measured."""
     headline: str
 
 
 class RaisedAlarm(Stored):
-    """What called for somebody in the night."""
-
     what: str
     step: int | None
     elapsed_seconds: float | None
-    """since the process began that raised it"""
+    """Since the start of the process that raised it."""
     text: str
 
 
 class Report(Stored):
+    model_config = ConfigDict(populate_by_name=True)
+
     run: RunInfo
     rows: list[Row]
     inconsistencies: list[Inconsistency]
@@ -105,32 +111,32 @@ class Report(Stored):
     attribution: Attribution | None
     attribution_of_claim: Attribution | None
     what_if: list[Scenario]
-    """the same night at other settings; empty where no step was predicted or measured"""
+    """The same run at other settings; empty if no step was predicted or measured."""
     time_ledger: Ledger
     instruments: list[Instrument]
-    """figures without a row: how the run's time, memory and energy came about"""
+    """Additional values without a row."""
     alarms: list[RaisedAlarm]
-    night: Night
-    """how the run went on after a fault, and what that cost"""
+    incidents: Incidents = Field(alias="night")
+    """Faults that the run recovered from."""
     last_events: list[LastEvent]
-    """of a run that has not finished: what it did last"""
+    """Last events of an unfinished run."""
     samples: list[str]
-    """text that the model generated, as logged"""
+    """Text that the model generated."""
     warnings: list[str]
 
     def other_warnings(self) -> list[str]:
-        """Those that the night does not tell of."""
-        told = [one.text for one in self.night.happenings]
-        return [w for w in self.warnings if not any(text.startswith(w) for text in told)]
+        """Return the warnings that are not among the incidents."""
+        shown = [entry.text for entry in self.incidents.entries]
+        return [w for w in self.warnings if not any(text.startswith(w) for text in shown)]
 
     def to_json(self) -> dict[str, Any]:
-        return {"schema": SCHEMA, **self.model_dump(mode="json")}
+        return {"schema": SCHEMA, **self.model_dump(mode="json", by_alias=True)}
 
 
 def claims_of(folder: Path, given: Path | None) -> Claims | None:
-    """The claims to hold against a run: those given, else those that lie in its folder."""
+    """Load the claims file that was given, else the one in the run folder, if any."""
     path = given or folder / CLAIMS_NAME
-    return read_claims(path) if given is not None or path.exists() else None
+    return load_claims(path) if given is not None or path.exists() else None
 
 
 def build_report(
@@ -139,19 +145,17 @@ def build_report(
     reader: LogReader | None = None,
     now_unix: float | None = None,
 ) -> tuple[Report, RunFolder, Recorded]:
-    """Read a run folder and compare.
+    """Read a run folder and build its report.
 
     Args:
-        folder: the run folder.
-        claims: what to hold against the run.
-        reader: one that has read a part of this run's log already, so that it need not read again.
-        now_unix: the moment of the report; only that of a run without an end depends on it.
+        reader: reader that has already read a part of this log.
+        now_unix: time of the report; it changes only the report of a run without an end line.
 
     Raises:
         BadInput: if the folder, its log, or a claim is unusable.
     """
     now = time.time() if now_unix is None else now_unix
-    alive = process_is_there(folder)  # before its log: it may end meanwhile
+    lock_held = is_locked(folder)  # before reading the log: the run may end in between
     written = last_written(folder)
     run, recorded = load_with_log(folder, reader)
     spec, prediction = run.spec, run.prediction
@@ -160,21 +164,25 @@ def build_report(
     scenarios = what_if(spec, prediction, measurements, recorded)
     attribution = attribute(prediction, measurements, spec, recorded, scenarios)
     of_claim = attribute_claim(claims, prediction, measurements, spec, recorded, scenarios)
-    quiet = silence(recorded, prediction, written, now, alive)
+    liveness = judge_liveness(recorded, prediction, written, now, lock_held)
     finished = measurements.status == "finished"
-    projection = None if finished else project(recorded, spec, prediction, measurements)
+    projection = None if finished else project_total(recorded, spec, prediction, measurements)
     headline = (
         _headline(claims, rows, measurements, attribution, prediction)
         if finished
         else unfinished_headline(
-            measurements, spec, prediction, quiet, projection, run.time_zone.local(now)
+            measurements, spec, prediction, liveness, projection, run.time_zone.local(now)
         )
     )
-    info = _run_info(run, recorded, claims, rows, measurements, quiet, projection, headline)
+    info = _run_info(run, recorded, claims, rows, measurements, liveness, projection, headline)
+    impossible = [
+        Inconsistency(ids=[row], why=f"{QUANTITIES[row].label}: {measurements.missing[row]}")
+        for row in measurements.refused
+    ]
     report = Report(
         run=info,
         rows=rows,
-        inconsistencies=[*findings, *impossible(measurements)],
+        inconsistencies=[*findings, *impossible],
         unscored=claims.unscored if claims is not None else [],
         attribution=attribution,
         attribution_of_claim=of_claim,
@@ -186,20 +194,12 @@ def build_report(
             for e in recorded.events
             if e.level == "alarm"
         ],
-        night=tell_night(recorded),
+        incidents=list_incidents(recorded),
         last_events=[] if finished else last_events(recorded, measurements),
         samples=[e.text for e in recorded.events if e.what == "sample"],
-        warnings=_warnings(recorded, prediction, quiet),
+        warnings=_warnings(recorded, prediction, liveness),
     )
     return report, run, recorded
-
-
-def impossible(measurements: Measurements) -> list[Inconsistency]:
-    """Figures of this run that cannot be true: more than the peak."""
-    return [
-        Inconsistency(ids=[row], why=f"{QUANTITIES[row].label}: {measurements.missing[row]}")
-        for row in measurements.refused
-    ]
 
 
 def _run_info(
@@ -208,7 +208,7 @@ def _run_info(
     claims: Claims | None,
     rows: list[Row],
     measurements: Measurements,
-    quiet: Silence | None,
+    liveness: Liveness | None,
     projection: Projection | None,
     headline: str,
 ) -> RunInfo:
@@ -227,8 +227,8 @@ def _run_info(
         dtype=run.prediction.dtype,
         compiled=recorded.compiles[-1].mode == "compiled" if recorded.compiles else None,
         tokens_per_second=tokens_per_second(spec.tokens_per_step, median) if median else None,
-        state=quiet.state if quiet is not None else None,
-        last_line_age_s=quiet.last_line_age_s if quiet is not None else None,
+        state=liveness.state if liveness is not None else None,
+        last_line_age_s=liveness.last_line_age_s if liveness is not None else None,
         projected_total_s=projection.total_s if projection is not None else None,
         projected_low_s=projection.low_s if projection is not None else None,
         projected_high_s=projection.high_s if projection is not None else None,
@@ -247,11 +247,11 @@ def _run_info(
     )
 
 
-def _warnings(recorded: Recorded, prediction: Prediction, quiet: Silence | None) -> list[str]:
-    events = [e for e in recorded.events if e.level == "warning" and e.what != SKIPPED]
+def _warnings(recorded: Recorded, prediction: Prediction, liveness: Liveness | None) -> list[str]:
+    events = [e for e in recorded.events if e.level == "warning" and e.what != UPDATE_SKIPPED]
     texts = [e.text for e in events] + prediction.notes
-    being_written = quiet is not None and quiet.state == "running"
-    if recorded.cut and not being_written:
+    running = liveness is not None and liveness.state == "running"
+    if recorded.truncated and not running:
         texts.append("The last line of the log is cut: the run died, or the disk was full.")
     return texts
 
@@ -263,7 +263,7 @@ def _headline(
     attribution: Attribution | None,
     prediction: Prediction,
 ) -> str:
-    """The judgement on a finished run, in one or two sentences."""
+    """Judge a finished run in one or two sentences."""
     device = "processor" if prediction.hardware.kind == "cpu" else "card"
     ledger, done = measurements.ledger, measurements.steps_done
     if "total_seconds" not in measurements.values:
@@ -284,13 +284,12 @@ def _headline(
             f": every step took {format_value('step_seconds', step.measured.value)} "
             f"instead of {step.claimed.text}"
         )
-    share = next((r.measured for r in rows if r.id == "mfu_palm" and r.measured), None)
-    if share is None:
+    mfu = next((r.measured for r in rows if r.id == "mfu_palm" and r.measured), None)
+    if mfu is None:
         return text + "."
-    text += f". The {device} worked at {format_value('mfu_palm', share.value)} of its peak"
-    own = next(r for r in rows if r.id == "step_seconds")
-    slower = total.factor is not None and total.factor > 1
-    if own.prediction == "held" and slower:
+    text += f". The {device} worked at {format_value('mfu_palm', mfu.value)} of its peak"
+    predicted = next(r for r in rows if r.id == "step_seconds").prediction
+    if predicted == "held" and total.factor is not None and total.factor > 1:
         text += f", as this hardware does: the estimate was too low, not the {device} too slow"
     return text + "."
 
@@ -318,18 +317,18 @@ def _headline_of_prediction(actual: str, rows: list[Row], attribution: Attributi
 
 
 def _narrowest(claims: Claims | None, rows: list[Row], row_id: str) -> Row | None:
-    """The row of the most specific claim about the run itself."""
-    sums = {c.key for c in claims.claim if c.formula is not None} if claims is not None else set()
+    """Return the row of the narrowest claim without a formula."""
+    computed = {c.key for c in claims.claim if c.formula is not None} if claims else set()
     widths: list[tuple[float, int]] = []
     for index, row in enumerate(rows):
-        if row.id == row_id and row.claimed is not None and row.claim not in sums:
+        if row.id == row_id and row.claimed is not None and row.claim not in computed:
             low, high = row.claimed.low, row.claimed.high
             widths.append((float("inf") if low is None or high is None else high - low, index))
     return rows[min(widths)[1]] if widths else None
 
 
 def machine_lines(machine: Machine) -> list[tuple[str, str]]:
-    """machine.json as lines for a person."""
+    """Return machine.json as pairs of label and text."""
     lines: list[tuple[str, str]] = []
     for key, value in machine.items():
         name = key.replace("_", " ")
@@ -344,9 +343,12 @@ def machine_lines(machine: Machine) -> list[tuple[str, str]]:
 
 
 def report_schema() -> dict[str, Any]:
-    """Return the JSON Schema of Report.to_json; keys it does not name may be added later."""
+    """Return the JSON Schema of report.json; later versions may add keys."""
     schema = Report.model_json_schema(mode="serialization")
-    version = {"const": SCHEMA, "description": "goes up when a key changes its meaning or goes"}
+    version = {
+        "const": SCHEMA,
+        "description": "incremented when a key changes or is removed",
+    }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "report.json of nanogauge",

@@ -1,8 +1,7 @@
-"""A run that has not finished: whether it still runs, how it will end, and what it last did.
+"""Status of an unfinished run: is it alive, when will it end, and what did it do last?
 
-Each figure says on what it stands. A process that was killed writes no line about it: that it died
-is known from the lock of its folder, which it held while it lived. In a folder without one it is
-inferred from a silence that is long beside anything the run did before.
+A killed process logs nothing about it. The lock of the run folder shows whether the process lives;
+in a folder without a lock, only the time since its last log line does.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -28,19 +26,18 @@ from nanogauge.quantities import (
     format_value,
 )
 from nanogauge.runlog.history import Recorded
-from nanogauge.runlog.lock import is_held
 from nanogauge.runspec import RunSpec
 from nanogauge.schedule import checkpoints, evaluations, is_checkpointed, is_evaluated
 from nanogauge.schema import Prediction, Stored
 
 STRETCHES = 20
-"""into so many the steady steps are cut, to see how much the pace of one differs from another's"""
+"""Parts that the steady steps are cut into, to see how much their means differ."""
 RUNNING_TIMES, RUNNING_SECONDS = 3, 10
-"""silent for less than so many times its longest piece of work, and so much more: it runs"""
+"""Running: silent for at most this multiple of the longest work, plus these seconds."""
 DIED_TIMES, DIED_SECONDS = 20, 300
-"""silent for longer than so many times that, and longer than so much: it died"""
-UNSEEN_WORK_SECONDS = 600
-"""the longest piece of work of a run that has shown none and has no prediction"""
+"""Dead or hung: silent for longer than both this multiple and these seconds."""
+DEFAULT_WORK_SECONDS = 600
+"""Longest work of a run without a step or a prediction."""
 LONGEST_EVENT_TEXT = 300
 EVENTS_SHOWN = 5
 
@@ -52,19 +49,19 @@ TOTALS = (
     "energy_kwh",
     "cost",
 )
-"""rows about the whole run that have a figure from its first step on"""
+"""Rows about the whole run that have a value from the first step on."""
 
 State = Literal["running", "silent", "hung", "died"]
 
 
-class Silence(Stored):
-    """How long a log without an end line was not written to, and what follows from it."""
+class Liveness(Stored):
+    """State of a run without an end line, from its lock and its silence."""
 
     state: State
     last_line_age_s: float
     why: str
     certain: bool
-    """whether the lock of the folder says if the process lives; else the silence alone"""
+    """Whether the folder's lock was used; else the silence alone."""
 
 
 class Projection(Stored):
@@ -72,7 +69,7 @@ class Projection(Stored):
     low_s: float
     high_s: float
     left_s: float
-    """of total_s: what is still to come"""
+    """Remaining part of total_s."""
     how: str
 
 
@@ -80,93 +77,78 @@ class LastEvent(Stored):
     what: str
     step: int | None
     elapsed_seconds: float | None
-    """since the process began that logged it"""
+    """Since the start of the process that logged it."""
     text: str
 
 
 def without_totals(measurements: Measurements, spec: RunSpec) -> Measurements:
-    """Of a run that has not finished: what it came to so far is no figure of the whole run.
-
-    Held against a total that was predicted or claimed it would be a miss that is none.
-    """
+    """Move the totals of an unfinished run to `missing`: they are not those of the whole run."""
     if measurements.status == "finished":
         return measurements
     done = f"{measurements.steps_done:,} of {spec.steps:,} steps"
-    missing = dict(measurements.missing)
+    values, missing = dict(measurements.values), dict(measurements.missing)
     for row in TOTALS:
-        if (so_far := measurements.values.get(row)) is not None:
+        if (so_far := values.pop(row, None)) is not None:
             text = format_value(row, so_far.value, spec.cost.currency)
             missing[row] = f"{text} so far, after {done}"
-    values = {row: figure for row, figure in measurements.values.items() if row not in TOTALS}
     return measurements.model_copy(update={"values": values, "missing": missing})
 
 
-def silence(
+def judge_liveness(
     recorded: Recorded,
     prediction: Prediction,
     written_unix: float,
     now_unix: float,
-    alive: bool | None = None,
-) -> Silence | None:
-    """Whether the run still runs; None where its log says how it ended, or is another program's.
+    lock_held: bool | None = None,
+) -> Liveness | None:
+    """Return the state of a run; None if its log has an end line or was imported.
 
     Args:
         written_unix: when the log was last written to.
-        now_unix: the moment to judge it at.
-        alive: whether its process is there, as process_is_there says.
+        lock_held: whether a process holds the folder's lock; None for a folder without one.
     """
     if recorded.end is not None or recorded.starts[0].source != "train":
         return None
     age = max(now_unix - written_unix, 0.0)
-    ago = f"last line {format_seconds(age)} ago"
-    if alive is False:
-        why = f"its process is gone, none on this machine holds the run's lock ({ago})"
-        return Silence(state="died", last_line_age_s=age, why=why, certain=True)
+    last_line = f"last line {format_seconds(age)} ago"
+    if lock_held is False:
+        why = f"its process is gone: no process on this machine holds the run's lock ({last_line})"
+        return Liveness(state="died", last_line_age_s=age, why=why, certain=True)
     longest, what = _longest_work(recorded, prediction)
     why = f"no line for {format_seconds(age)}, {what} {format_seconds(longest)}"
-    if alive:
-        why = f"its process is there, but {why}"
+    if lock_held:
+        why = f"its process is alive, but {why}"
     state: State = "silent"
     if age <= RUNNING_TIMES * longest + RUNNING_SECONDS:
-        state, why = "running", ago
+        state, why = "running", last_line
     elif age > max(DIED_TIMES * longest, DIED_SECONDS):
-        state = "hung" if alive else "died"
-    return Silence(state=state, last_line_age_s=age, why=why, certain=alive is not None)
-
-
-def process_is_there(folder: Path) -> bool | None:
-    """Whether the process of a run lives; None in a folder that never had a lock.
-
-    Such a folder is older, was imported, or was copied without it.
-    """
-    return is_held(folder)
+        state = "hung" if lock_held else "died"
+    return Liveness(state=state, last_line_age_s=age, why=why, certain=lock_held is not None)
 
 
 def _longest_work(recorded: Recorded, prediction: Prediction) -> tuple[float, str]:
-    """The longest time in which this run had nothing to log, or may have had."""
+    """Return the longest time between log lines to expect, and its description."""
     steps = recorded.steps.known("step_seconds")
     if not len(steps):
         first = prediction.best("first_step_seconds")
         if first is None:
-            return UNSEEN_WORK_SECONDS, "and its first step was given"
+            return DEFAULT_WORK_SECONDS, "and its first step was given"
         return first.high, "while the first step was predicted to take at most"
-    seen = [
+    done = [
         float(steps.max()),
         *(c.seconds for c in recorded.compiles),
         *(e.seconds for e in recorded.evals if e.seconds is not None),
         *(c.seconds for c in recorded.checkpoints if c.seconds is not None),
     ]
-    return max(seen), "while the longest piece of work before took"
+    return max(done), "while the longest piece of work before took"
 
 
-def project(
+def project_total(
     recorded: Recorded, spec: RunSpec, prediction: Prediction, measurements: Measurements
 ) -> Projection | None:
-    """The total of a run that goes on to its last step, from what it showed so far.
+    """Extrapolate the total time from the run so far; None without a steady step or a clock.
 
-    Every part that is still to come lies at its low end, or every one at its high end: the ends of
-    the interval are those of parts that slow down together. None without a steady step, or
-    where the log does not tell what the run took so far.
+    The interval takes all remaining parts at their low ends together, or at their high ends.
     """
     done, ran = measurements.steps_done, measurements.ledger.ran_s
     if ran is None or not measurements.timed_whole:
@@ -174,9 +156,7 @@ def project(
     pace = _pace(steady_seconds(recorded), prediction)
     if pace is None:
         return None
-    left = spec.steps - done
     evaluated = {e.step for e in recorded.evals if e.step >= done and is_evaluated(e.step, spec)}
-    evals_left = evaluations(spec, first=done) - len(evaluated)
     saved = {c.step for c in recorded.checkpoints if c.step >= done}
     saves_left = checkpoints(spec, first=done) - sum(is_checkpointed(step, spec) for step in saved)
     evaluation = _spread([e.seconds for e in recorded.evals])
@@ -188,8 +168,8 @@ def project(
     left_seconds = Interval.exact(0.0)
     pieces = []
     for name, count, each in (
-        ("step", left, pace),
-        ("evaluation", evals_left, evaluation),
+        ("step", spec.steps - done, pace),
+        ("evaluation", evaluations(spec, first=done) - len(evaluated), evaluation),
         ("checkpoint", saves_left, saving),
     ):
         if each is None or count == 0:
@@ -208,10 +188,10 @@ def project(
 
 
 def _pace(seconds: npt.NDArray[np.float64], prediction: Prediction) -> Interval | None:
-    """Seconds of a step to come: the stretches of the run so far, but for the two outermost.
+    """Return the duration of a coming step from the means of 20 stretches of the run.
 
-    While there are too few steps to see the spread, the interval is as wide, in proportion, as that
-    of the prediction.
+    The two extreme stretches are ignored. With fewer steps, the interval is at least as wide, in
+    proportion, as the predicted one.
     """
     if not len(seconds):
         return None
@@ -228,7 +208,7 @@ def _pace(seconds: npt.NDArray[np.float64], prediction: Prediction) -> Interval 
 
 
 def _spread(seconds: Sequence[float | None]) -> Interval | None:
-    """The shortest, the middle and the longest of what was timed."""
+    """Return the shortest, median and longest of the timed values."""
     timed = [s for s in seconds if s is not None]
     return Interval(min(timed), statistics.median(timed), max(timed)) if timed else None
 
@@ -248,66 +228,64 @@ def _predicted_checkpoint(spec: RunSpec, prediction: Prediction) -> Interval | N
 
 
 def last_events(recorded: Recorded, measurements: Measurements) -> list[LastEvent]:
-    """What a run that has not finished did last: one line of each kind, and the last events."""
-    told: list[LastEvent] = []
+    """Return the last step, evaluation, checkpoint and events of an unfinished run."""
+    last: list[LastEvent] = []
 
-    def tell(what: str, step: int | None, elapsed_seconds: float | None, text: str) -> None:
+    def add(what: str, step: int | None, elapsed_seconds: float | None, text: str) -> None:
         text = text if len(text) <= LONGEST_EVENT_TEXT else text[:LONGEST_EVENT_TEXT] + " ..."
-        told.append(LastEvent(what=what, step=step, elapsed_seconds=elapsed_seconds, text=text))
+        last.append(LastEvent(what=what, step=step, elapsed_seconds=elapsed_seconds, text=text))
 
     for step in recorded.steps[-1:]:
         loss = "no finite loss" if step.loss is None else f"loss {step.loss:.4g}"
         took = "" if step.step_seconds is None else f", {format_seconds(step.step_seconds)}"
-        tell("step", step.step, step.elapsed_seconds, loss + took)
+        add("step", step.step, step.elapsed_seconds, loss + took)
     for evaluated in recorded.evals[-1:]:
-        validation = evaluated.val_loss
-        text = "no finite validation loss"
-        if validation is not None:
-            text = f"validation loss {validation:.4g}"
-        tell("evaluation", evaluated.step, evaluated.elapsed_seconds, text)
+        value = evaluated.val_loss
+        text = "no finite validation loss" if value is None else f"validation loss {value:.4g}"
+        add("evaluation", evaluated.step, evaluated.elapsed_seconds, text)
     for saved in recorded.checkpoints[-1:]:
-        again = measurements.steps_done - saved.step
-        text = "no step was made since"
-        if again > 0:
-            text = f"{again:,} steps were made since; a resumed run makes them again"
-        tell("checkpoint", saved.step, saved.elapsed_seconds, text)
+        since = measurements.steps_done - saved.step
+        text = "no step since"
+        if since > 0:
+            text = f"{since:,} steps since; a resumed run repeats them"
+        add("checkpoint", saved.step, saved.elapsed_seconds, text)
     events = [e for e in recorded.events if e.what != "sample"]
     for event in events[-EVENTS_SHOWN:]:
-        tell(event.what.replace("_", " "), event.step, event.elapsed_seconds, event.text)
-    if recorded.end is not None:
-        end = recorded.end
-        tell(end.status, end.steps, end.elapsed_seconds, end.reason or "the log gives no reason")
-    return told
+        add(event.what.replace("_", " "), event.step, event.elapsed_seconds, event.text)
+    if (end := recorded.end) is not None:
+        add(end.status, end.steps, end.elapsed_seconds, end.reason or "the log gives no reason")
+    return last
 
 
 def unfinished_headline(
     measurements: Measurements,
     spec: RunSpec,
     prediction: Prediction,
-    quiet: Silence | None,
+    liveness: Liveness | None,
     projection: Projection | None,
     now: datetime,
 ) -> str:
-    """Where the run stands, and when it ends, or would at this pace."""
+    """Say how far the run is, and when it ends or would have ended."""
     where = f"step {measurements.steps_done:,} of {spec.steps:,}"
     ran = measurements.ledger.ran_s
     if ran is not None and measurements.timed_whole:
         where += f" after {format_seconds(ran)}"
-    if quiet is None:
-        began = {"stopped": "Stopped", "failed": "Failed"}.get(measurements.status, "The log ends")
-        text = f"{began} at {where}."
-    elif quiet.state == "running":
-        text = f"Running, {quiet.why}: {where}."
+    running = liveness is not None and liveness.state == "running"
+    if liveness is None:
+        word = {"stopped": "Stopped", "failed": "Failed"}.get(measurements.status, "The log ends")
+        text = f"{word} at {where}."
+    elif running:
+        text = f"Running, {liveness.why}: {where}."
     else:
-        word = {"died": "Died", "hung": "Hangs", "silent": "Silent"}[quiet.state]
-        doubt = ", and perhaps dead" if quiet.state == "silent" and not quiet.certain else ""
-        text = f"{word} at {where}{doubt}: {quiet.why}."
+        word = {"died": "Died", "hung": "Hangs", "silent": "Silent"}[liveness.state]
+        doubt = ", and perhaps dead" * (liveness.state == "silent" and not liveness.certain)
+        text = f"{word} at {where}{doubt}: {liveness.why}."
     if projection is None:
         return text
-    total = _with_interval(projection)
-    if quiet is None or quiet.state != "running":
+    total = _format_projection(projection)
+    if liveness is None or not running:
         return f"{text} At the measured pace the whole run takes {total}."
-    ahead = projection.left_s - quiet.last_line_age_s
+    ahead = projection.left_s - liveness.last_line_age_s
     done = now + timedelta(seconds=ahead) if ahead <= FAR_SECONDS else None
     text += f" At this pace the whole run takes {total}, done {day_and_time(done, now)}"
     predicted = prediction.best("total_seconds")
@@ -318,7 +296,7 @@ def unfinished_headline(
     return f"{text}; {'inside' if inside else 'outside'} the predicted {interval}."
 
 
-def _with_interval(projection: Projection) -> str:
+def _format_projection(projection: Projection) -> str:
     total, low, high = projection.total_s, projection.low_s, projection.high_s
     text = format_seconds(total)
     interval = format_range("total_seconds", low, high)

@@ -1,4 +1,4 @@
-"""Memory, power and energy: what the allocator, the driver and the system say of a run."""
+"""Memory, power, energy and clock figures from the sensor, rank and end lines of a log."""
 
 from __future__ import annotations
 
@@ -7,141 +7,69 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from nanogauge.analysis.figures import Measured, quantile
+from nanogauge.analysis.ledger import Measured
 from nanogauge.measure.alarms import POWER_CAP
 from nanogauge.prediction.energy import cost_formula, cost_of
 from nanogauge.prediction.step_time import ARITHMETIC
-from nanogauge.quantities import format_seconds
 from nanogauge.runlog.history import Recorded, Table
 from nanogauge.runspec import RunSpec
 from nanogauge.schema import End, Prediction, Rank, Sensor, Step
-
-
-def other_cards(recorded: Recorded, prediction: Prediction) -> str | None:
-    """Why power and energy in the log are not those of the run's GPUs; None where they are."""
-    if prediction.hardware.kind == "cpu" or (numbers := sensed_others(recorded)) is None:
-        return None
-    cards, ranks = numbers
-    these = "GPU" if cards == 1 else "GPUs"
-    return f"the sensors that were read are those of {cards} {these}, and {ranks} trained"
-
-
-def sensed_others(recorded: Recorded) -> tuple[int, int] | None:
-    """How many cards were sensed and how many ranks trained, where these are not as many."""
-    for begins in recorded.processes:
-        ranks, cards = begins[0].ranks, begins[0].sensed_cards or 1
-        if ranks is not None and cards != ranks:
-            return cards, ranks
-    return None
-
-
-def other_numbers(recorded: Recorded, prediction: Prediction) -> str | None:
-    """Why a mean over the run is not one over as many GPUs as predicted; None where it is."""
-    numbers = [begins[0].ranks for begins in recorded.processes]
-    if all(n is None or n == prediction.gpus for n in numbers):
-        return None
-    told = ", ".join(str(n) for n in numbers if n is not None)
-    return f"the processes of the run trained on {told} GPUs, not all on {prediction.gpus}"
-
-
-@dataclass(frozen=True)
-class Apart:
-    """One figure of all ranks, each rank's median over the steps that tell it."""
-
-    worst_rank: int
-    worst: float
-    least: float
-    steps: int
-    """that each of them told, or fewer"""
-
-    @property
-    def spread(self) -> float:
-        """How far the ranks are apart, as a share of the worst one's."""
-        return (self.worst - self.least) / self.worst if self.worst else 0.0
-
-
-def apart(recorded: Recorded, name: str) -> Apart | None:
-    """A field of the rank lines, of the rank where it is highest; None where it is not told.
-
-    The first step of each process, which warms up, is left out where there are others.
-    """
-    ranks, steps = recorded.ranks.column("rank"), recorded.ranks.column("step")
-    values = recorded.ranks.column(name)
-    known = ~np.isnan(values)
-    later = known & ~np.isin(steps, [start.first_step for start in recorded.starts])
-    if later.any():
-        known = later
-    if not known.any():
-        return None
-    medians = {int(rank): _median(values, known & (ranks == rank)) for rank in set(ranks[known])}
-    worst = max(medians, key=lambda rank: medians[rank])
-    counts = [int((known & (ranks == rank)).sum()) for rank in medians]
-    return Apart(worst, medians[worst], min(medians.values()), min(counts))
-
-
-def _median(values: npt.NDArray[np.float64], wanted: npt.NDArray[np.bool_]) -> float:
-    return float(np.median(values[wanted]))
-
-
-def rank_figures(recorded: Recorded) -> list[tuple[str, str, str, float, str, str]]:
-    """What the rank lines say, as the arguments of an instrument; empty for a single process."""
-    found: list[tuple[str, str, str, float, str, str]] = []
-    for name, label, how in (
-        (
-            "step_seconds",
-            "Step of the slowest rank",
-            "a step ends for all at once, so that these differ little",
-        ),
-        (
-            "forward_seconds",
-            "Forward passes of the slowest rank",
-            "in these no rank waits for another: the others wait for the slowest afterwards",
-        ),
-        ("data_wait_seconds", "Waiting for data, of the rank that waits longest", ""),
-        ("peak_allocated_bytes", "VRAM, peak of tensors, of the fullest rank", ""),
-        ("peak_host_bytes", "Memory on the host, peak, of the fullest rank", ""),
-    ):
-        figure = apart(recorded, name)
-        if figure is None or not figure.worst:
-            continue
-        unit = "B" if name.endswith("bytes") else "s"
-        size = f"{figure.worst / 2**30:.2f} GiB" if unit == "B" else format_seconds(figure.worst)
-        text = f"{size}, rank {figure.worst_rank}; the least is {100 * figure.spread:.2g} % lower"
-        steps = f"medians of {figure.steps:,} step{'s' if figure.steps > 1 else ''} of each rank"
-        found.append(
-            (f"rank_{name}", label, unit, figure.worst, text, "; ".join(filter(None, (steps, how))))
-        )
-    return found
-
 
 JOULES_PER_KWH = 3.6e6
 IMPORTED = "not in this log"
 
 
+def sensor_mismatch(recorded: Recorded, prediction: Prediction) -> str | None:
+    """Say why the sensors do not cover the GPUs of the run; None if they do."""
+    counts = mismatched_counts(recorded)
+    if prediction.hardware.kind == "cpu" or counts is None:
+        return None
+    sensed, ranks = counts
+    return f"the sensors cover {sensed} GPU{'s' * (sensed > 1)}, and {ranks} trained"
+
+
+def mismatched_counts(recorded: Recorded) -> tuple[int, int] | None:
+    """Return (sensed GPUs, ranks) of the first process where they differ, or None."""
+    for starts in recorded.processes:
+        ranks, sensed = starts[0].ranks, starts[0].sensed_cards or 1
+        if ranks is not None and sensed != ranks:
+            return sensed, ranks
+    return None
+
+
+def _world_size_mismatch(recorded: Recorded, prediction: Prediction) -> str | None:
+    """Say why mean power is not comparable with the prediction; None if it is."""
+    counts = [starts[0].ranks for starts in recorded.processes]
+    if all(n is None or n == prediction.gpus for n in counts):
+        return None
+    shown = ", ".join(str(n) for n in counts if n is not None)
+    return f"the processes of the run trained on {shown} GPUs, not all on {prediction.gpus}"
+
+
 def memory_figures(
     recorded: Recorded, prediction: Prediction
 ) -> tuple[dict[str, Measured], dict[str, str]]:
-    """The peaks that have a row of their own, and why one is absent."""
+    """Return the memory peaks by row id, and the reasons for missing ones."""
     on_cpu = prediction.hardware.kind == "cpu"
     fullest = ", of the fullest rank" if len(recorded.ranks) else ""
-    ways = {
+    sources = {
         "peak_allocated_bytes": (
-            peak(recorded, "peak_allocated_bytes"),
+            run_peak(recorded, "peak_allocated_bytes"),
             f"torch's allocator, at its highest{fullest}",
         ),
         "peak_process_bytes": (
-            peak(recorded, "peak_host_bytes"),
+            run_peak(recorded, "peak_host_bytes"),
             f"resident memory of the process, at its highest{fullest}",
         )
         if on_cpu
         else (
-            highest(recorded.sensors.known("process_used_bytes")),
+            max_or_none(recorded.sensors.known("process_used_bytes")),
             "this process's memory on the card as the driver sees it, at its highest sample",
         ),
     }
     values: dict[str, Measured] = {}
     missing: dict[str, str] = {}
-    for row, (value, how) in ways.items():
+    for row, (value, how) in sources.items():
         if value is not None:
             values[row] = Measured(value=value, how=how)
         elif on_cpu and row == "peak_allocated_bytes":
@@ -149,33 +77,32 @@ def memory_figures(
         elif recorded.starts[0].source != "train":
             missing[row] = IMPORTED
         elif row == "peak_process_bytes":
-            missing[row] = why_absent(recorded, "process_used_bytes")
+            missing[row] = absence_reason(recorded, "process_used_bytes")
         else:
             missing[row] = "no step has ended yet" if recorded.end is None else "not reported"
     return values, missing
 
 
-def highest(values: npt.NDArray[np.float64]) -> int | None:
-    """The highest of some sizes; None where there is none."""
+def max_or_none(values: npt.NDArray[np.float64]) -> int | None:
     return int(values.max()) if len(values) else None
 
 
-def peak(recorded: Recorded, name: str) -> int | None:
-    """The highest of a peak over all processes, by step, rank and end lines; None if none tells."""
-    told = [getattr(end, name) for end in recorded.ends]
+def run_peak(recorded: Recorded, name: str) -> int | None:
+    """Return the highest value of a peak field in all step, rank and end lines, or None."""
+    peaks = [getattr(end, name) for end in recorded.ends]
     if name in Step.model_fields:
-        told.append(highest(recorded.steps.known(name)))
+        peaks.append(max_or_none(recorded.steps.known(name)))
     if name in Rank.model_fields:
-        told.append(highest(recorded.ranks.known(name)))
-    return max((value for value in told if value is not None), default=None)
+        peaks.append(max_or_none(recorded.ranks.known(name)))
+    return max((peak for peak in peaks if peak is not None), default=None)
 
 
-def why_absent(recorded: Recorded, name: str) -> str:
-    """Why a sensor's number is not in the log, as the log last said of it or of all of the card."""
+def absence_reason(recorded: Recorded, name: str) -> str:
+    """Return the newest logged reason why a sensor field is missing."""
     about = (name, "driver", "gpu")
-    told = [e.text for e in recorded.events if e.what == "absent" and e.about in about]
-    if told:
-        return told[-1].partition(": ")[2].rstrip(".") or told[-1]
+    reasons = [e.text for e in recorded.events if e.what == "absent" and e.about in about]
+    if reasons:
+        return reasons[-1].partition(": ")[2].rstrip(".") or reasons[-1]
     if len(recorded.sensors):
         return "the driver did not give it"
     return "no sensor reading is in the log" + ("" if recorded.end else " yet")
@@ -184,46 +111,39 @@ def why_absent(recorded: Recorded, name: str) -> str:
 def energy_figures(
     recorded: Recorded, spec: RunSpec, prediction: Prediction, ran_seconds: float | None
 ) -> tuple[dict[str, Measured], dict[str, str]]:
-    """Power, energy and cost of all processes, and why one is absent.
-
-    Args:
-        recorded: the log.
-        config: whose tariff is paid.
-        prediction: of which GPUs power and energy are to be.
-        ran_seconds: for how long processes ran, and the rest of the machine drew power for them.
-    """
+    """Return power, energy and cost of all processes by row id, and reasons for missing ones."""
     rows = ("power_watts", "energy_kwh", "cost")
     trained_here = recorded.starts[0].source == "train"
     if not trained_here and not len(recorded.sensors):
         return {}, dict.fromkeys(rows, IMPORTED)
-    if len(recorded.sensors) and (why := other_cards(recorded, prediction)) is not None:
+    if len(recorded.sensors) and (why := sensor_mismatch(recorded, prediction)) is not None:
         return {}, dict.fromkeys(rows, why)
     values: dict[str, Measured] = {}
-    missing = dict.fromkeys(rows, why_absent(recorded, "power_watts"))
+    missing = dict.fromkeys(rows, absence_reason(recorded, "power_watts"))
     watts = recorded.sensors.known("power_watts")
-    cards = recorded.starts[0].sensed_cards or 1
-    boards = "the board" if cards == 1 else f"the {cards} boards"
-    power = "the board's power" if cards == 1 else f"the power of {cards} boards together"
-    if len(watts) and (why := other_numbers(recorded, prediction)) is not None:
+    gpus = recorded.starts[0].sensed_cards or 1
+    if len(watts) and (why := _world_size_mismatch(recorded, prediction)) is not None:
         missing["power_watts"] = why
     elif len(watts):
+        power = "the board's power" if gpus == 1 else f"the power of {gpus} boards together"
         values["power_watts"] = Measured(
             value=float(watts.mean()),
-            p10=quantile(watts, 0.1),
-            p90=quantile(watts, 0.9),
+            p10=float(np.quantile(watts, 0.1)),
+            p90=float(np.quantile(watts, 0.9)),
             n=len(watts),
             how=f"mean of {power} as the driver reports it, "
             + ("one reading a second" if trained_here else "at the steps that are in the log"),
         )
     joules = total_over_processes(recorded, "energy_joules")
     if joules is not None:
-        sources = {name for name in recorded.sensors.distinct("energy_source") if name is not None}
         names = {"counter": "the driver's energy counter", "integral": "power integrated over time"}
-        source = " and ".join(names[name] for name in sorted(sources))
+        used = {name for name in recorded.sensors.distinct("energy_source") if name is not None}
+        source = " and ".join(names[name] for name in sorted(used))
+        boards = "the board" if gpus == 1 else f"the {gpus} boards"
         kwh = joules / JOULES_PER_KWH
         values["energy_kwh"] = Measured(
             value=kwh,
-            how=f"{source}; {boards} alone, not the machine at the wall{whose_energy(recorded)}",
+            how=f"{source}; {boards} alone, not the machine at the wall{_energy_scope(recorded)}",
         )
         if spec.cost.price_per_kwh is None:
             missing["cost"] = "cost.price_per_kwh is not given"
@@ -236,114 +156,110 @@ def energy_figures(
 
 
 def total_over_processes(recorded: Recorded, name: str) -> float | None:
-    """The sum of a count that begins at zero in each process; None where no reading has it."""
+    """Sum the last reading of a counter that restarts with each process; None without readings."""
     counts = recorded.sensors.column(name)
-    of_processes = np.split(counts, recorded.first_readings[1:])
-    lasts = [known[-1] for known in (c[~np.isnan(c)] for c in of_processes) if len(known)]
-    return float(sum(lasts)) if lasts else None
+    by_process = np.split(counts, recorded.first_sensors[1:])
+    last = [known[-1] for known in (c[~np.isnan(c)] for c in by_process) if len(known)]
+    return float(sum(last)) if last else None
 
 
-def whose_energy(recorded: Recorded) -> str:
-    """Which work the energy is of, where that is more or less than one process without a break."""
+def _energy_scope(recorded: Recorded) -> str:
+    """Say what the energy of a run with restarts includes and lacks."""
     text = ""
     if len(recorded.processes) > 1:
         text += f"; of all {len(recorded.processes)} processes"
     if recorded.lost_steps:
-        text += f"; with {recorded.lost_steps:,} steps that were made again"
-    ended = {process for process, line in recorded.story if isinstance(line, End)}
+        text += f"; with {recorded.lost_steps:,} repeated steps"
+    ended = {process for process, line in recorded.milestones if isinstance(line, End)}
     died = sum(process not in ended for process in range(len(recorded.processes) - 1))
     if died:
-        whose = "a process" if died == 1 else f"{died} processes"
-        text += f"; what {whose} without an end in the log used after the last reading is not in it"
+        owner = "a process" if died == 1 else f"{died} processes"
+        text += f"; excludes what {owner} without an end line used after the last reading"
     return text
 
 
-def sensed_spans(sensors: Table[Sensor]) -> npt.NDArray[np.float64]:
-    """Seconds that each reading speaks of: the time since the one before it.
-
-    One after a gap, the first of a process, and one without a time speak of one second alone.
-    """
-    spans = np.diff(sensors.column("elapsed_seconds"), prepend=0.0)
-    spans[~((spans > 0) & (spans <= 1.5))] = 1.0
-    return spans
+def _reading_seconds(sensors: Table[Sensor]) -> npt.NDArray[np.float64]:
+    """Return the seconds since the previous reading; 1 after a gap, a start or without a time."""
+    seconds = np.diff(sensors.column("elapsed_seconds"), prepend=0.0)
+    seconds[~((seconds > 0) & (seconds <= 1.5))] = 1.0
+    return seconds
 
 
-def sensed_seconds(sensors: Table[Sensor], holds: npt.NDArray[np.bool_]) -> float:
-    """For how long a condition held."""
-    return float(sensed_spans(sensors)[holds].sum())
+def sensed_seconds(sensors: Table[Sensor], selected: npt.NDArray[np.bool_]) -> float:
+    """Return the total time of the selected readings."""
+    return float(_reading_seconds(sensors)[selected].sum())
 
 
 THROTTLING = ("thermal", "brake", "hardware")
-"""words of the reasons that are no part of a card's ordinary work: heat, power brake, its own
-slow-down. A card at its power limit works as it is meant to"""
+"""Words of throttle reasons that count as throttling; a power cap is normal operation."""
 
 
 @dataclass(frozen=True)
 class MeasuredClock:
+    """SM clock and throttling of a run."""
+
     hz: float | None
-    """median of the readings without throttling; None where there is none"""
+    """Median of the readings without throttling; None without such readings."""
     readings: int
-    """how many those are"""
+    """Number of readings behind `hz`."""
     absent: str
-    """why there is no clock, where there is none"""
+    """Reason for a missing clock."""
     reasons: tuple[str, ...]
-    """of the throttling, in the driver's words"""
+    """Reasons for throttling, in the driver's words."""
     throttled_seconds: float
     lost_seconds: float | None
-    """of throttled_seconds, estimated from the clock; None where the clock does not tell"""
+    """Part of throttled_seconds lost to the lower clock; None if it cannot be estimated."""
     mostly_throttled: bool
-    """more than half of the time, so that the median step was throttled too"""
+    """Throttled for more than half of the time, so that the median step was throttled too."""
     capped: bool
-    """the power limit held the clock down at some time"""
+    """Whether the power limit lowered the clock at any time."""
 
 
 def arithmetic_share(prediction: Prediction) -> float | None:
-    """The share of the predicted step that goes with the clock; None where no step is predicted."""
+    """Return the share of the predicted step that scales with the clock; None without a step."""
     total = sum(part.value for part in prediction.step_parts)
     if not total:
         return None
     return sum(part.value for part in prediction.step_parts if part.name in ARITHMETIC) / total
 
 
-def slowed(share: float, reference_hz: float, hz: float) -> float:
-    """The share of the time that a lower clock cost: the part that is arithmetic goes with it.
+def clock_loss(share: float, reference_hz: float, hz: float) -> float:
+    """Return the share of the time lost to a clock below the reference; negative if above.
 
-    A step of 1 s at the reference takes 1 - share + share x reference / clock; negative where the
-    clock is the higher one.
+    A step of 1 s at the reference takes 1 - share + share x reference / clock.
     """
     return 1 - 1 / (1 - share + share * reference_hz / hz)
 
 
 def measure_clock(recorded: Recorded, share: float | None) -> MeasuredClock:
-    """What the readings say of the clock; share is that of the step which goes with it."""
+    """Summarise clock and throttling; `share` of a step scales with the clock."""
     sensors = recorded.sensors
-    clocks, spans = sensors.column("sm_clock_hz"), sensed_spans(sensors)
-    codes, words = sensors.codes("throttle")
-    told = {code: words[code] or [] for code in set(codes.tolist()) if code}
+    clocks, seconds = sensors.column("sm_clock_hz"), _reading_seconds(sensors)
+    codes, values = sensors.codes("throttle")
+    reasons_of = {code: values[code] or [] for code in set(codes.tolist()) if code}
     throttling = {
         code: [reason for reason in reasons if any(word in reason for word in THROTTLING)]
-        for code, reasons in told.items()
+        for code, reasons in reasons_of.items()
     }
-    held = np.isin(codes, [code for code, reasons in throttling.items() if reasons])
-    free = clocks[~held & ~np.isnan(clocks)]
+    throttled = np.isin(codes, [code for code, reasons in throttling.items() if reasons])
+    free = clocks[~throttled & ~np.isnan(clocks)]
     hz = float(np.median(free)) if len(free) else None
     lost: float | None = 0.0
-    if held.any():
+    if throttled.any():
         lost = None
-        slow = held & (clocks > 0)
+        slow = throttled & (clocks > 0)
         if hz is not None and share is not None and slow.any():
-            pairs = zip(spans[slow].tolist(), clocks[slow].tolist(), strict=True)
-            lost = sum(span * slowed(share, hz, min(clock, hz)) for span, clock in pairs)
-    throttled = float(spans[held].sum())
+            pairs = zip(seconds[slow].tolist(), clocks[slow].tolist(), strict=True)
+            lost = sum(span * clock_loss(share, hz, min(clock, hz)) for span, clock in pairs)
+    throttled_seconds = float(seconds[throttled].sum())
+    imported = recorded.starts[0].source != "train"
     return MeasuredClock(
         hz=hz,
         readings=len(free),
-        absent="not in this log"
-        if recorded.starts[0].source != "train"
-        else why_absent(recorded, "sm_clock_hz"),
+        absent=IMPORTED if imported else absence_reason(recorded, "sm_clock_hz"),
         reasons=tuple(sorted({r for reasons in throttling.values() for r in reasons})),
-        throttled_seconds=throttled,
+        throttled_seconds=throttled_seconds,
         lost_seconds=lost,
-        mostly_throttled=throttled > spans.sum() / 2,
-        capped=any(POWER_CAP in reasons for reasons in told.values()),
+        mostly_throttled=throttled_seconds > seconds.sum() / 2,
+        capped=any(POWER_CAP in reasons for reasons in reasons_of.values()),
     )

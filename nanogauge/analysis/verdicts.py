@@ -1,9 +1,8 @@
-"""Rows of the report: what was claimed, what was predicted, what was measured, and the verdict."""
+"""Build the rows of the report: claim, prediction, measurement and verdict."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Literal
 
 from nanogauge.analysis.claims import Claim, Claims
@@ -11,14 +10,12 @@ from nanogauge.analysis.consistency import (
     Inconsistency,
     arithmetic_sentence,
     computed_value,
-    factor_text,
     inconsistencies,
     range_text,
 )
-from nanogauge.analysis.figures import Measured
-from nanogauge.analysis.ledger import LEDGER_NAMES, Ledger
+from nanogauge.analysis.ledger import LEDGER_NAMES, Ledger, Measured
 from nanogauge.analysis.measured import Measurements
-from nanogauge.quantities import QUANTITIES, format_range, format_seconds, format_value
+from nanogauge.quantities import QUANTITIES, finite, format_range, format_seconds, format_value
 from nanogauge.runspec import RunSpec
 from nanogauge.schema import Estimate, Prediction, Stored
 
@@ -27,10 +24,10 @@ RowVerdict = Literal["held", "missed", "contradicted", "not measured", "no claim
 
 class Claimed(Stored):
     low: float | None
-    """None where the range is open at this end"""
+    """None if this end is open."""
     high: float | None
     text: str
-    """the claim as a person reads it"""
+    """Formatted range."""
     quote: str
     english: str
     reading: str | None
@@ -39,21 +36,21 @@ class Claimed(Stored):
 class Row(Stored):
     id: str
     claim: str | None
-    """the claim's key"""
+    """Key of the claim."""
     quantity: str
     unit: str
     claimed: Claimed | None
     analytic: Estimate | None
     calibrated: Estimate | None
-    """from measurements on the device, made before the run"""
+    """Prediction from measurements on the device before the run."""
     measured: Measured | None
     verdict: RowVerdict
-    """on the claim"""
+    """Verdict on the claim."""
     prediction: Literal["held", "missed"] | None
-    """whether the measured figure lies in the analytic interval; None where either is absent"""
+    """Verdict on the analytic interval; None without a prediction or measurement."""
     factor: float | None
-    """measured (or computed) over the claimed number or the nearest end of its range, 1 inside it;
-    without a claim, measured over the analytic expectation"""
+    """Measured or computed value over the claimed number or nearest end, 1 inside the range.
+    Without a claim, measured over predicted value."""
     why: str
 
 
@@ -63,16 +60,16 @@ def build_rows(
     prediction: Prediction,
     measurements: Measurements | None,
 ) -> tuple[list[Row], list[Inconsistency]]:
-    """One row per claim, and one for each quantity without a claim; and what cannot be true.
+    """Return a row per claim and per quantity without one, and the claims that cannot be true.
 
-    Without measurements (a plan) every measured field is None.
+    A plan has no measurements.
     """
     findings = inconsistencies(claims, spec, prediction) if claims is not None else []
     rows: list[Row] = []
     for row_id in QUANTITIES:
-        about = [c for c in claims.claim if c.row == row_id] if claims is not None else []
-        candidates: Sequence[Claim | None] = about or [None]
-        for claim in candidates:
+        of_row: list[Claim | None] = []
+        of_row += [c for c in claims.claim if c.row == row_id] if claims is not None else []
+        for claim in of_row or [None]:
             rows.append(_row(row_id, claim, spec, prediction, measurements, findings))
     return rows, findings
 
@@ -88,9 +85,8 @@ def _row(
     analytic, calibrated = prediction.quantities.get(row_id), prediction.calibrated.get(row_id)
     measured = measurements.values.get(row_id) if measurements is not None else None
     if claim is not None and claim.formula is not None and not QUANTITIES[row_id].exact:
-        analytic = calibrated = measured = (
-            None  # a sum about some other run: this one is no answer to it
-        )
+        # The formula describes another run, which this one says nothing about.
+        analytic = calibrated = measured = None
     verdict: RowVerdict
     factor: float | None
     if claim is None:
@@ -115,19 +111,17 @@ def _row(
                 reasons.append(f"predicted {predicted}")
         if computed is None:
             reasons += _context(row_id, measured, measurements)
-            reasons += _what_speaks_against(claim, findings, measurements)
+            reasons += _counter_evidence(claim, findings, measurements)
     inside = None
     if analytic is not None and measured is not None:
         slack = 1e-3 * abs(analytic.expected) if QUANTITIES[row_id].exact else 0.0
         inside = analytic.low - slack <= measured.value <= analytic.high + slack
-    quantity = QUANTITIES[row_id]
+    label, unit = _label(row_id, prediction), QUANTITIES[row_id].unit
     return Row(
         id=row_id,
         claim=claim.key if claim is not None else None,
-        quantity=": ".join(
-            filter(None, (_label(row_id, prediction), claim.label if claim else None))
-        ),
-        unit=spec.cost.currency if quantity.unit == "currency" else quantity.unit,
+        quantity=f"{label}: {claim.label}" if claim is not None and claim.label else label,
+        unit=spec.cost.currency if unit == "currency" else unit,
         claimed=_claimed(claim, spec.cost.currency),
         analytic=analytic,
         calibrated=calibrated,
@@ -140,7 +134,7 @@ def _row(
 
 
 def _label(row_id: str, prediction: Prediction) -> str:
-    """What the row is about; of several GPUs or processes, whether of each or of all."""
+    """Return the row's label; with several GPUs, whether it is per GPU or for all."""
     quantity, gpus = QUANTITIES[row_id], prediction.gpus
     if gpus == 1 or quantity.of_gpus is None:
         return quantity.label
@@ -152,10 +146,9 @@ def _label(row_id: str, prediction: Prediction) -> str:
 def _claimed(claim: Claim | None, currency: str) -> Claimed | None:
     if claim is None:
         return None
-    low, high = (v if math.isfinite(v) else None for v in (claim.low, claim.high))
     return Claimed(
-        low=low,
-        high=high,
+        low=finite(claim.low),
+        high=finite(claim.high),
         text=range_text(claim, currency),
         quote=claim.quote,
         english=claim.english,
@@ -170,13 +163,13 @@ def _not_measured(row_id: str, measurements: Measurements | None) -> str:
 
 
 def deviation_text(value: float, reference: float) -> str:
-    """How far a value lies above or below a reference: '12 % above', '1.97 times below'."""
+    """Format a deviation: '12 % above', '1.97 times'."""
     ratio = value / reference
     if ratio == 0:
         return "nothing of"
     if 0.67 < ratio < 1.5:
         return f"{abs(ratio - 1) * 100:.2g} % {'above' if ratio > 1 else 'below'}"
-    return factor_text(ratio) + (" above" if ratio > 1 else " below")
+    return f"{ratio:,.0f} times" if ratio >= 10 else f"{ratio:.3g} times"
 
 
 def _against_claim(claim: Claim, measured: Measured, factor: float | None) -> str:
@@ -201,29 +194,22 @@ def _against_prediction(
         return _not_measured(row_id, measurements)
     if analytic is None:
         return f"not predicted: {prediction.unpredicted.get(row_id, 'it was not frozen')}"
-    if analytic.low == analytic.high:
-        same = math.isclose(measured.value, analytic.expected, rel_tol=1e-3)
-        return (
-            "as the configuration has it"
-            if same
-            else (
-                f"{deviation_text(measured.value, analytic.expected)} the planned "
-                f"{format_value(row_id, analytic.expected)}"
-            )
-        )
-    off = deviation_text(measured.value, analytic.expected)
-    held = analytic.low <= measured.value <= analytic.high
+    exact = analytic.low == analytic.high
+    if exact and math.isclose(measured.value, analytic.expected, rel_tol=1e-3):
+        return "as the configuration has it"
+    deviation = deviation_text(measured.value, analytic.expected)
+    expected = format_value(row_id, analytic.expected)
+    if exact:
+        return f"{deviation} the planned {expected}"
+    where = "inside" if analytic.contains(measured.value) else "outside"
     interval = format_range(row_id, analytic.low, analytic.high)
-    return (
-        f"{off} the expected {format_value(row_id, analytic.expected)}, "
-        f"{'inside' if held else 'outside'} the predicted {interval}"
-    )
+    return f"{deviation} the expected {expected}, {where} the predicted {interval}"
 
 
 def _context(
     row_id: str, measured: Measured | None, measurements: Measurements | None
 ) -> list[str]:
-    """What the reader should know beside the figure: its spread, its parts, its origin."""
+    """Return the spread, parts or origin of a measured value, and notes from the log."""
     if measured is None or measurements is None:
         return []
     match row_id:
@@ -243,7 +229,7 @@ def _context(
 
 
 def ledger_sentence(ledger: Ledger) -> str:
-    """The parts of the wall time that are not nothing, in words."""
+    """Format the non-negligible parts of the wall time."""
     parts = {name: getattr(ledger, key) for key, name in LEDGER_NAMES.items()}
     return ", ".join(
         f"{format_seconds(value)} of {name}"
@@ -252,19 +238,17 @@ def ledger_sentence(ledger: Ledger) -> str:
     )
 
 
-def _what_speaks_against(
+def _counter_evidence(
     claim: Claim, findings: list[Inconsistency], measurements: Measurements | None
 ) -> list[str]:
-    """The first finding about the claim, and the published figure that bears on it."""
+    """Return the first finding about the claim, and its published reference."""
     texts = [f.why.rstrip(".") for f in findings if f.ids[0] == claim.key][:1]
     reference = claim.reference
-    if reference is not None:
-        seen = measurements.values.get(reference.row) if measurements is not None else None
-        label = QUANTITIES[reference.row].label.lower()
-        if seen is not None:
-            texts.append(
-                f"{label} {format_value(reference.row, seen.value)} against {reference.text} "
-                f"{format_value(reference.row, reference.value)} ({reference.source})"
-                + (" does not support it" if seen.value > reference.value else "")
-            )
-    return texts
+    if reference is None or measurements is None or reference.row not in measurements.values:
+        return texts
+    row, value = reference.row, measurements.values[reference.row].value
+    text = (
+        f"{QUANTITIES[row].label.lower()} {format_value(row, value)} against {reference.text} "
+        f"{format_value(row, reference.value)} ({reference.source})"
+    )
+    return [*texts, text + " does not support it" * (value > reference.value)]

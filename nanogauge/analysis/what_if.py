@@ -1,8 +1,7 @@
 """Predict the same run at other settings, with the engine of plan.py.
 
-On the run's own hardware the prediction is calibrated by this run, as every finished run calibrates
-the next one, and memory is scaled by the measured peak. Another GPU is predicted uncalibrated: the
-error of one says nothing about another.
+On the run's own hardware this run calibrates the prediction, and memory is scaled by the measured
+peak. Another GPU is predicted without calibration: the error of one says nothing about another.
 """
 
 from __future__ import annotations
@@ -41,41 +40,38 @@ _GPT2 = {
 }
 GPT2_VOCABULARY = 50_257
 DATACENTER_GPUS = ("H100 SXM", "A100 80GB")
-"""The first that is not the run's own stands for a rented one."""
+"""Rented GPU to compare with: the first that the run did not use."""
 MORE_TOKENS = 4
 
 
 class Scenario(Stored):
-    """One run that could be made instead, and its prediction."""
+    """Prediction of an alternative run."""
 
     id: str
     label: str
     change: str
-    """flags of plan.py and train.py; empty where nothing changes"""
+    """Flags of plan.py and train.py; empty if nothing changes."""
     step_seconds: Interval
     total_seconds: Interval
     delta_s: float
-    """expected difference from the same run made again; negative where it would be shorter"""
+    """Expected difference from repeating the same run; negative if shorter."""
     peak_process_bytes: float
-    """expected"""
+    """Expected peak."""
     verdict: Verdict | None
-    """whether it fits into the memory; None where the memory's size is not known"""
+    """Whether it fits into memory; None if the size of the memory is unknown."""
     energy_kwh: Interval | None
-    """of the boards; None where their power is not predicted"""
+    """Energy of the boards; None if their power is not predicted."""
     cost: Interval | None
-    """in the currency of the configuration; None without a tariff or without energy"""
+    """Cost in the configured currency; None without a price or an energy."""
     corrected: bool
-    """whether this run calibrated it"""
+    """Whether this run calibrated it."""
     why: str
 
 
 def what_if(
     spec: RunSpec, prediction: Prediction, measurements: Measurements, recorded: Recorded
 ) -> list[Scenario]:
-    """Return at most six runs, the same one made again first.
-
-    Empty where no step was predicted or measured.
-    """
+    """Predict at most six runs, the same one first; none if no step was predicted or measured."""
     step = measurements.values.get("step_seconds")
     if not prediction.ledger or step is None:
         return []
@@ -92,7 +88,9 @@ def what_if(
         n=step.n or 1,
         finished_unix=finished,
     )
-    known = Calibration(device=own.name, torch="", threads=None, created_unix=finished, runs=(run,))
+    calibration = Calibration(
+        device=own.name, torch="", threads=None, created_unix=finished, runs=(run,)
+    )
     slower = step.value / predict(spec, own).quantities["step_seconds"].expected
     peak = measurements.values.get("peak_process_bytes")
     peak_factor = peak.value / memory_of(spec, own).process.expected if peak else 1.0
@@ -100,22 +98,22 @@ def what_if(
     for name, label, hardware, wanted, why in _candidates(spec, own, slower):
         here = hardware is own
         factor, free = peak_factor if here else 1.0, _free_bytes(hardware, recorded)
-        device = (hardware, math.inf if free is None else free / factor)
-        other = wanted
-        if name == "micro_batch" or not (name == "again" or is_expected_to_fit(wanted, *device)):
-            current = wanted.micro_batch
-            micro = largest_micro_batch(wanted, *device, "high") or 0  # sure to fit
-            if micro <= current:
-                micro = largest_micro_batch(wanted, *device) or 0
-            if micro == 0 or (name == "micro_batch" and (free is None or micro <= current)):
+        usable = math.inf if free is None else free / factor
+        other: RunSpec | None = wanted
+        if name == "micro_batch":
+            other = _with_fitting_micro_batch(wanted, hardware, usable) if free else None
+            if other is None or other.micro_batch <= wanted.micro_batch:
                 continue
-            other = _in_micro_batches(wanted, micro)
-        found = predict(other, hardware, known if here else None)
-        other_step, total = found.best("step_seconds"), found.best("total_seconds")
+        elif name != "again" and not is_expected_to_fit(wanted, hardware, usable):
+            other = _with_fitting_micro_batch(wanted, hardware, usable)
+        if other is None:
+            continue
+        predicted = predict(other, hardware, calibration if here else None)
+        other_step, total = predicted.best("step_seconds"), predicted.best("total_seconds")
         if other_step is None or total is None:
             continue
         memory = memory_of(other, hardware).process
-        verdict = fit_verdict(memory, device[1]) if free is not None else None
+        verdict = fit_verdict(memory, usable) if free is not None else None
         if here and peak and workload_of(other, on_gpu) == run.workload:
             verdict = "fits"  # it ran
         gpu = "" if here else f'--gpu "{hardware.name}" '
@@ -129,8 +127,8 @@ def what_if(
                 delta_s=total.expected - rows[0].total_seconds.expected if rows else 0.0,
                 peak_process_bytes=factor * memory.expected,
                 verdict=verdict,
-                energy_kwh=found.best("energy_kwh"),
-                cost=found.best("cost"),
+                energy_kwh=predicted.best("energy_kwh"),
+                cost=predicted.best("cost"),
                 corrected=here,
                 why=why,
             )
@@ -141,7 +139,7 @@ def what_if(
 def _candidates(
     spec: RunSpec, own: Hardware, slower: float
 ) -> Iterator[tuple[str, str, Hardware, RunSpec, str]]:
-    """Yield id, label, hardware, run and why of each row."""
+    """Yield id, label, hardware, run and reason of each row."""
     tokens = spec.tokens_per_step * spec.steps
     ratio = tokens / count_parameters(spec.shape).without_positions
     why = f"a step took {slower:.3f} times what is predicted; no throttling, restarts, slow steps"
@@ -163,7 +161,7 @@ def _candidates(
 
 
 def other_gpus(hardware: Hardware, dtype: str) -> list[Gpu]:
-    """Return the next faster GPU of the same family by its peak, and one of a data centre."""
+    """Return the next faster GPU of the same family, and a data centre GPU."""
     if hardware.kind == "cpu":
         return []
     own = find_gpu(hardware.name, hardware.memory_bytes)
@@ -182,10 +180,7 @@ def other_gpus(hardware: Hardware, dtype: str) -> list[Gpu]:
 
 
 def _free_bytes(hardware: Hardware, recorded: Recorded) -> float | None:
-    """Return the device's memory less what other programs held at the start of the run.
-
-    Without that reading, or for another GPU, as usually_free_bytes.
-    """
+    """Return the memory free at the start of the run, or what is usually free if unknown."""
     total, start = hardware.memory_bytes, recorded.starts[-1]
     same_gpu = hardware.kind != "cpu" and hardware.name == start.device
     if same_gpu and total is not None and start.other_programs is not None:
@@ -193,8 +188,16 @@ def _free_bytes(hardware: Hardware, recorded: Recorded) -> float | None:
     return usually_free_bytes(hardware)
 
 
-def _in_micro_batches(spec: RunSpec, micro: int) -> RunSpec:
-    """Keep the tokens of a step, and at least those of an evaluation."""
+def _with_fitting_micro_batch(spec: RunSpec, hardware: Hardware, free: float) -> RunSpec | None:
+    """Use the largest micro-batch that is sure to fit, or expected to if that is larger than now.
+
+    Keep the tokens per step, and at least those per evaluation. None if no micro-batch fits.
+    """
+    micro = largest_micro_batch(spec, hardware, free, "high") or 0
+    if micro <= spec.micro_batch:
+        micro = largest_micro_batch(spec, hardware, free) or 0
+    if not micro:
+        return None
     sequences = (spec.eval_batches or 0) * spec.micro_batch
     return replace(with_micro_batch(spec, micro), eval_batches=math.ceil(sequences / micro))
 

@@ -1,32 +1,36 @@
-"""The doctor's judgement: go, warn or no-go on what a night of training stands on.
+"""Checks of a machine before a run, each with a verdict: go, warn or no-go.
 
-Each check takes plain facts and knows no configuration and no prediction; measure/machine.py reads
-the facts, preflight.py brings both together. What is not known is said not to be.
+Each check takes plain facts, from machine.py, and knows no configuration and no prediction;
+preflight.py brings both together. Facts that are not known do not fail a check.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from nanogauge.doctor.machine import Sleep
+from nanogauge.doctor.machine import SleepSettings
+from nanogauge.measure.sensors import DriverInfo
 from nanogauge.quantities import Interval, format_seconds, format_value
 
 CheckVerdict = Literal["go", "warn", "no-go"]
 
-GOOD_PASSES = 4
-"""Muennighoff et al. 2023, Scaling Data-Constrained Language Models: up to four passes over the
-data are nearly as good as new data"""
+DRIVER_OF_CUDA = {11: 450, 12: 525, 13: 580}
+"""Oldest driver of each CUDA major version. Source: NVIDIA, CUDA compatibility, table 1."""
+GOOD_EPOCHS = 4
+"""Passes over the data that are nearly as good as new data. Source: Muennighoff et al. 2023,
+Scaling Data-Constrained Language Models."""
 KEEP_AWAKE = "start it as: systemd-inhibit --what=idle:sleep:handle-lid-switch python train.py ..."
 _NAMED_PROGRAMS = 4
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One check's result; a warning and a no-go have a remedy."""
+    """Result of one check; a warning and a no-go have a remedy."""
 
     check: str
     verdict: CheckVerdict
@@ -35,9 +39,197 @@ class Finding:
 
 
 def worst(findings: list[Finding]) -> CheckVerdict:
-    """The verdict of all checks together."""
+    """Return the overall verdict."""
     verdicts = {finding.verdict for finding in findings}
     return "no-go" if "no-go" in verdicts else "warn" if "warn" in verdicts else "go"
+
+
+@dataclass(frozen=True)
+class TorchBuild:
+    """What torch was built for, and the device that it would train on."""
+
+    version: str
+    device: str | None
+    """cuda, mps or cpu; None if the device of the configuration is absent."""
+    cuda: str | None = None
+    """CUDA version of the build; None for a build without CUDA."""
+    gpu: str | None = None
+    """Name of the device if it is a CUDA GPU."""
+    capability: tuple[int, int] | None = None
+    architectures: tuple[str, ...] = ()
+    """Architectures that it has code for: sm_89, compute_90, ..."""
+
+
+def check_gpu(wanted: str, torch: TorchBuild, driver: DriverInfo, visible: str | None) -> Finding:
+    """Check that the GPU, its driver and torch agree.
+
+    Args:
+        wanted: run.device.
+        torch: what torch reports.
+        driver: what the driver reports of the first GPU, or of the one that torch has.
+        visible: CUDA_VISIBLE_DEVICES; None if not set.
+    """
+    build = f"torch {torch.version}"
+    if wanted == "cpu":
+        unused = f"; {driver.name} stays unused" if driver.name is not None else ""
+        return Finding("gpu", "go", f"run.device is cpu, {build}{unused}")
+    if torch.device == "mps":
+        return Finding("gpu", "go", f"Apple's GPU, {build}")
+    if wanted == "mps":
+        remedy = "choose --run.device auto or cpu"
+        return Finding("gpu", "no-go", "torch has no mps device here", remedy)
+    if torch.gpu is None:
+        return _unusable_gpu(wanted, torch, driver, visible)
+    if torch.capability is not None and not _has_code(torch.capability, torch.architectures):
+        major, minor = torch.capability
+        return Finding(
+            "gpu",
+            "no-go",
+            f"{build} has no code for {torch.gpu}, compute capability {major}.{minor}: it is built "
+            f"for {', '.join(torch.architectures)}",
+            f"install a torch whose build has sm_{major}{minor}",
+        )
+    if torch.cuda is not None and driver.name is None:
+        return Finding(
+            "gpu",
+            "warn",
+            f"{torch.gpu} trains, but its sensors are absent: {driver.absent['name']}",
+            "power and temperature will not be measured; check that nvidia-smi works",
+        )
+    version = f", driver {driver.driver_version}" if driver.driver_version is not None else ""
+    cuda = f" (CUDA {torch.cuda})" if torch.cuda is not None else ""
+    return Finding("gpu", "go", f"{torch.gpu}{version}, {build}{cuda}")
+
+
+def _unusable_gpu(
+    wanted: str, torch: TorchBuild, driver: DriverInfo, visible: str | None
+) -> Finding:
+    """Explain why torch has no CUDA GPU."""
+    build, card = f"torch {torch.version}", driver.name
+    if torch.cuda is None and card is not None:
+        return Finding(
+            "gpu",
+            "no-go",
+            f"{build} is a CPU build but there is an NVIDIA GPU, {card}",
+            "install a CUDA build: pip install --force-reinstall "
+            f"torch=={_public(torch.version)}; or train on the processor with --run.device cpu",
+        )
+    known, built = driver.cuda_version, int((torch.cuda or "0").partition(".")[0])
+    if known is not None and known[0] < built:
+        needed = f"{DRIVER_OF_CUDA[built]} or newer" if built in DRIVER_OF_CUDA else "a newer one"
+        return Finding(
+            "gpu",
+            "no-go",
+            f"driver {driver.driver_version} knows CUDA up to {known[0]}.{known[1]}, and {build} "
+            f"is built for CUDA {torch.cuda}",
+            f"install the NVIDIA driver {needed}, or a torch that is built for CUDA {known[0]}",
+        )
+    if card is None and wanted == "cuda":
+        return Finding(
+            "gpu",
+            "no-go",
+            f"no CUDA GPU is visible to torch ({driver.absent['name']})",
+            "check nvidia-smi and the driver, or try the run on the processor with "
+            "--run.device cpu",
+        )
+    if card is None:
+        text = f"none ({driver.absent['name']}): {build} trains on the processor"
+        return Finding("gpu", "go", text)
+    if visible is not None:
+        return Finding(
+            "gpu",
+            "no-go" if wanted == "cuda" else "warn",
+            f"CUDA_VISIBLE_DEVICES={visible} hides {card}",
+            "unset CUDA_VISIBLE_DEVICES, or train on the processor with --run.device cpu",
+        )
+    return Finding(
+        "gpu",
+        "no-go",
+        f"the driver shows {card}, and torch cannot use it",
+        "after a suspend: sudo modprobe -r nvidia_uvm && sudo modprobe nvidia_uvm; else restart "
+        "the machine",
+    )
+
+
+def _public(version: str) -> str:
+    """Remove the local part of a version: 2.13.0+cpu is 2.13.0."""
+    return version.partition("+")[0]
+
+
+def _has_code(capability: tuple[int, int], architectures: tuple[str, ...]) -> bool:
+    """Return True if a build runs on a GPU of this compute capability.
+
+    Machine code (sm) runs on the same major and a later minor version, PTX (compute) on all later
+    ones. Unknown names count as code for it.
+    """
+    for name in architectures:
+        match = re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", name)
+        if match is None:
+            return True
+        code, exact = (int(match[2]), int(match[3])), match[4] == "a"
+        later = code < capability and not exact
+        if code == capability or (later and (match[1] == "compute" or code[0] == capability[0])):
+            return True
+    return not architectures
+
+
+def check_triton(
+    unneeded: str | None, wanted: str | None, version: str | None, error: str | None, system: str
+) -> Finding:
+    """Check that torch.compile finds the version of Triton that torch requires.
+
+    Args:
+        unneeded: why no Triton is needed; None if it is.
+        wanted: the version that torch requires.
+        version: the version that is installed.
+        error: why it cannot be imported.
+        system: as from platform.system().
+    """
+    if unneeded is not None:
+        return Finding("triton", "go", f"not needed: {unneeded}")
+    package = "triton-windows" if system == "Windows" else "triton"
+    install = f"pip install {package}" + (f"=={wanted}" if wanted is not None else "")
+    slower = "training runs uncompiled, slower"
+    if version is None:
+        return Finding("triton", "warn", f"Triton is not installed: {slower}", install)
+    if error is not None:
+        text = f"Triton {version} cannot be imported ({error}): {slower}"
+        return Finding("triton", "warn", text, f"{install} --force-reinstall")
+    if wanted is not None and _public(version) != wanted:
+        text = f"Triton {version} is installed, and torch wants {wanted}: it may not compile"
+        return Finding("triton", "warn", text, install)
+    return Finding("triton", "go", version + (", as torch wants" if wanted is not None else ""))
+
+
+def check_compiler(
+    unneeded: str | None,
+    language: str,
+    tried: tuple[str, ...],
+    compiler: str | None,
+    headers: Path | None,
+) -> Finding:
+    """Check that Inductor (C++ on a CPU) or Triton (C on a GPU) can build its generated code.
+
+    Args:
+        unneeded: why neither is needed; None if one is.
+        language: of the compiler.
+        tried: the programs to look for.
+        compiler: the one of them that is installed.
+        headers: the folder of Python.h.
+    """
+    if unneeded is not None:
+        return Finding("compiler", "go", f"not needed: {unneeded}")
+    missing = [] if compiler is not None else [f"no {language} compiler ({' or '.join(tried)})"]
+    missing += [] if headers is not None else ["no Python.h"]
+    if not missing:
+        return Finding("compiler", "go", f"{compiler}, and Python.h")
+    return Finding(
+        "compiler",
+        "warn",
+        f"{' and '.join(missing)}: training runs uncompiled, slower",
+        "sudo apt install build-essential python3-dev, or your system's equivalent; "
+        "--run.compile false if that is meant",
+    )
 
 
 def _gib(size: float) -> str:
@@ -53,22 +245,22 @@ def check_memory(
     fit: Literal["fits", "doubtful", "does not fit"] | None,
     smaller: str | None,
 ) -> Finding:
-    """What is free on the device against the predicted peak, and who holds the rest.
+    """Compare the free memory of the device with the predicted peak.
 
     Args:
-        place: what kind of memory it is.
-        free: bytes that this process can come to hold; None where nobody tells.
+        place: kind of memory.
+        free: bytes that this process can use; None if not reported.
         total: bytes of the device.
-        others: bytes that other programs hold, by name.
-        need: peak of this process; None without a run.
-        fit: what follows from need and free.
-        smaller: the flags of a micro-batch that fits.
+        others: bytes in use by other programs, by name.
+        need: predicted peak of this process in bytes; None without a run.
+        fit: whether need fits into free.
+        smaller: flags of a micro-batch that fits.
     """
     if free is None or total is None:
-        return Finding("memory", "go", f"not known: nobody tells what {place} is free")
+        return Finding("memory", "go", f"not known: how much {place} is free")
     largest = sorted((others or {}).items(), key=lambda item: -item[1])[:_NAMED_PROGRAMS]
-    held = ", ".join(f"{name} {_gib(size)}" for name, size in largest)
-    text = f"{_gib(free)} of {_gib(total)} GiB {place} free" + (f" ({held} GiB)" if held else "")
+    used = ", ".join(f"{name} {_gib(size)}" for name, size in largest)
+    text = f"{_gib(free)} of {_gib(total)} GiB {place} free" + (f" ({used} GiB)" if used else "")
     if need is None or fit is None:
         return Finding("memory", "go", text)
     low, expected, high = map(_gib, (need.low, need.expected, need.high))
@@ -86,77 +278,77 @@ def _gb(size: float) -> str:
 
 
 @dataclass(frozen=True)
-class Writes:
-    """What a run will still write, in bytes."""
+class DiskUse:
+    """Bytes that a run writes."""
 
     checkpoint: int
-    """one of them"""
+    """Size of one checkpoint."""
     copies: int
-    """as many as lie there at once, the one that is being written among them"""
-    there: int
-    """what is there already of those"""
+    """Checkpoints that exist at once, including the one being written."""
+    existing: int
+    """Size of the checkpoints that exist already."""
     log: int
 
     @property
     def total(self) -> int:
-        """A resumed run needs room for one more checkpoint, even where the older ones are there."""
-        return max(self.checkpoint * self.copies - self.there, self.checkpoint) + self.log
+        """Bytes still to write; a resumed run needs room for at least one more checkpoint."""
+        return max(self.checkpoint * self.copies - self.existing, self.checkpoint) + self.log
 
 
-def check_disk(folder: Path, obstacle: str | None, free: int, writes: Writes | None) -> Finding:
-    """Whether the run folder can be written, and has room for what is to come.
+def check_disk(folder: Path, obstacle: str | None, free: int, use: DiskUse | None) -> Finding:
+    """Check that the run folder is writable and its disk has room for the run.
 
     Args:
-        folder: the run folder, whether it is there or not.
-        obstacle: why it cannot be made or written, if so.
-        free: bytes on its disk.
-        writes: what the run will add to it; None without a run.
+        folder: the run folder, which need not exist.
+        obstacle: why it cannot be created or written; None if it can.
+        free: free bytes on its disk.
+        use: what the run will write; None without a run.
     """
     if obstacle is not None:
         remedy = "choose another with --run.out"
         return Finding("disk", "no-go", f"cannot make the folder {folder}: {obstacle}", remedy)
-    if writes is None:
+    if use is None:
         return Finding("disk", "go", f"{_gb(free)} free for {folder}")
     text = (
-        f"{_gb(free)} free, the run needs up to {_gb(writes.total)}: {writes.copies} checkpoints "
-        f"of {_gb(writes.checkpoint)}, log {_gb(writes.log)}"
+        f"{_gb(free)} free, the run needs up to {_gb(use.total)}: {use.copies} checkpoints "
+        f"of {_gb(use.checkpoint)}, log {_gb(use.log)}"
     )
-    if writes.total > free:
-        remedy = f"free {_gb(writes.total - free)} there, or take another disk with --run.out"
+    if use.total > free:
+        remedy = f"free {_gb(use.total - free)} there, or take another disk with --run.out"
         return Finding("disk", "no-go", text, remedy)
-    if free < 2 * writes.total:
-        remedy = "free some: what else is written in the night may fill the disk"
+    if free < 2 * use.total:
+        remedy = "free some: other programs may fill the disk during the night"
         return Finding("disk", "warn", text, remedy)
     return Finding("disk", "go", text)
 
 
 def check_data(
-    steps: int, run_tokens: int, found: int, planned: int | None, where: str, fixed: bool
+    steps: int, run_tokens: int, available: int, planned: int | None, where: str, fixed: bool
 ) -> Finding:
-    """Whether there are as many tokens as planned, and how often the run passes over them.
+    """Check that the planned tokens are available, and how many epochs the run takes.
 
     Args:
         steps: optimizer steps of the run.
-        run_tokens: tokens that they read.
-        found: training tokens that are there.
-        planned: training tokens of the plan.
-        where: their name or folder.
-        fixed: whether there can be no more of them.
+        run_tokens: tokens that the run reads.
+        available: training tokens in the data set.
+        planned: training tokens of the configuration.
+        where: name or folder of the data set.
+        fixed: the data set cannot be enlarged.
     """
-    passes = run_tokens / found
-    tokens = format_value("tokens_total", found)
-    text = f"{tokens} training tokens in {where}: {passes:.3g} passes"
+    epochs = run_tokens / available
+    tokens = format_value("tokens_total", available)
+    text = f"{tokens} training tokens in {where}: {epochs:.3g} passes"
     if fixed:
         return Finding("data", "go", text)
     prepare = "python prepare_fineweb.py --tokens {} --out ANOTHER_FOLDER"
-    if planned is not None and found < 0.99 * planned:
+    if planned is not None and available < 0.99 * planned:
         intended = format_value("tokens_total", planned)
         text += f", not the {run_tokens / planned:.3g} over the {intended} of data.tokens"
-        remedy = f"{prepare.format(planned)}, or plan with --data.tokens {found}"
+        remedy = f"{prepare.format(planned)}, or plan with --data.tokens {available}"
         return Finding("data", "warn", text, remedy)
-    if passes > GOOD_PASSES:
-        text += f"; beyond {GOOD_PASSES}, repeated tokens teach less and less"
-        enough, fewer = math.ceil(run_tokens / GOOD_PASSES), int(steps * GOOD_PASSES / passes)
+    if epochs > GOOD_EPOCHS:
+        text += f"; beyond {GOOD_EPOCHS}, repeated tokens teach less and less"
+        enough, fewer = math.ceil(run_tokens / GOOD_EPOCHS), int(steps * GOOD_EPOCHS / epochs)
         remedy = f"{prepare.format(enough)}, or --train.max-steps {max(fewer, 1)}"
         return Finding("data", "warn", text, remedy)
     return Finding("data", "go", text)
@@ -167,53 +359,53 @@ _SUSPENDS = frozenset(
 )
 
 
-def check_sleep(facts: Sleep) -> Finding:
-    """Whether something puts the machine to sleep in the middle of the night."""
+def check_sleep(settings: SleepSettings) -> Finding:
+    """Check that nothing suspends the machine during the run."""
     causes: list[str] = []
     remedies: list[str] = []
-    if facts.on_battery:
+    if settings.on_battery:
         causes.append("it runs on its battery")
         remedies.append("plug it in")
-    if facts.wsl or facts.system == "Windows":
+    if settings.wsl or settings.system == "Windows":
         causes.append("not known: Windows' power plan decides when it sleeps")
         remedies.append("in Windows: powercfg /change standby-timeout-ac 0")
-    elif facts.system == "Darwin":
+    elif settings.system == "Darwin":
         causes.append("not known: macOS decides when it sleeps")
         remedies.append("start it as: caffeinate -i python train.py ...")
-    elif sleepers := _sleepers(facts):
-        causes += sleepers
+    elif linux := _suspend_causes(settings):
+        causes += linux
         remedies.append(KEEP_AWAKE)
     if causes:
         return Finding("sleep", "warn", "; ".join(causes), "; ".join(remedies))
-    if facts.container:
+    if settings.container:
         return Finding("sleep", "go", "not known: this is a container, and its host decides")
-    if facts.masked:
+    if settings.masked:
         return Finding("sleep", "go", "sleep is switched off (masked in systemd)")
-    if "sleep" in facts.blocked:
-        return Finding("sleep", "go", "sleep is blocked as long as an inhibitor is held")
-    return Finding("sleep", "go", "nothing was found that suspends an idle machine")
+    if "sleep" in settings.blocked:
+        return Finding("sleep", "go", "sleep is blocked as long as an inhibitor is active")
+    return Finding("sleep", "go", "no setting suspends an idle machine")
 
 
-def _sleepers(facts: Sleep) -> list[str]:
-    """What sends a Linux of its own to sleep."""
-    if facts.container or facts.masked:
+def _suspend_causes(settings: SleepSettings) -> list[str]:
+    """Return what would suspend a Linux machine that is neither a container nor WSL."""
+    if settings.container or settings.masked:
         return []
     causes = []
-    if "sleep" not in facts.blocked:
-        if facts.idle_action in _SUSPENDS:
-            causes.append(f"logind does {facts.idle_action} when nobody types (IdleAction)")
-        if facts.desktop_action in _SUSPENDS and facts.desktop_seconds:
-            after = format_seconds(facts.desktop_seconds)
-            causes.append(f"GNOME does {facts.desktop_action} after {after} without input")
-        if facts.desktop is not None and facts.desktop_action is None:
-            causes.append(f"not known: when {facts.desktop} suspends an idle machine")
-    if facts.lid_action in _SUSPENDS and "handle-lid-switch" not in facts.blocked:
-        causes.append(f"closing the lid does {facts.lid_action}")
+    if "sleep" not in settings.blocked:
+        if settings.idle_action in _SUSPENDS:
+            causes.append(f"logind does {settings.idle_action} without input (IdleAction)")
+        if settings.desktop_action in _SUSPENDS and settings.desktop_seconds:
+            after = format_seconds(settings.desktop_seconds)
+            causes.append(f"GNOME does {settings.desktop_action} after {after} without input")
+        if settings.desktop is not None and settings.desktop_action is None:
+            causes.append(f"not known: when {settings.desktop} suspends an idle machine")
+    if settings.lid_action in _SUSPENDS and "handle-lid-switch" not in settings.blocked:
+        causes.append(f"closing the lid does {settings.lid_action}")
     return causes
 
 
 def check_wsl(wsl: bool, system: str, on_gpu: bool) -> Finding:
-    """Whether the driver may put into system memory what does not fit on the card.
+    """Check whether the driver may move GPU memory to system memory, as it does on Windows.
 
     Source: microsoft/WSL#11050 (the policy is not always honoured), #8447 (pinned memory).
     """
@@ -233,29 +425,28 @@ def check_wsl(wsl: bool, system: str, on_gpu: bool) -> Finding:
 
 
 def check_power(limit: float | None, default: float | None, datasheet: float | None) -> Finding:
-    """Whether the board may draw what it was made for; all in watts, None where not known."""
+    """Compare the power limit with the board's default and the datasheet, in watts."""
     if limit is None:
-        return Finding("power", "go", "not known: no power limit is told here")
+        return Finding("power", "go", "not known: the driver reports no power limit")
     longer = "steps may take longer than predicted"
     if default is not None and limit < default - 0.5:
         text = f"limited to {limit:g} W where {default:g} W is this card's default: {longer}"
-        return Finding(
-            "power", "warn", text, f"sudo nvidia-smi -pl {default:g}, unless it is meant"
-        )
+        remedy = f"sudo nvidia-smi -pl {default:g}, unless it is meant"
+        return Finding("power", "warn", text, remedy)
     if datasheet is not None and limit < datasheet - 0.5:
         text = f"limited to {limit:g} W where the datasheet has {datasheet:g} W: {longer}"
-        remedy = "python plan.py CONFIG --calibrate measures what it does with that"
+        remedy = "python plan.py CONFIG --calibrate measures the step time at that limit"
         return Finding("power", "warn", text, remedy)
     return Finding("power", "go", f"{limit:g} W" + (", the default" if limit == default else ""))
 
 
 def check_wandb(mode: str, installed: bool, key_from: str | None) -> Finding:
-    """Whether the dashboard will be there.
+    """Check that the run will be mirrored to W&B.
 
     Args:
         mode: wandb.mode.
-        installed: whether the package is there.
-        key_from: where W&B finds its key; never the key.
+        installed: the package is installed.
+        key_from: where W&B finds its key; never the key itself.
     """
     if mode == "disabled":
         return Finding("wandb", "go", "off: wandb.mode is disabled")
@@ -267,6 +458,6 @@ def check_wandb(mode: str, installed: bool, key_from: str | None) -> Finding:
     if key_from is not None:
         return Finding("wandb", "go", f"online, with the key from {key_from}")
     if mode == "auto":
-        return Finding("wandb", "go", "offline: no key is known; wandb login makes it online")
-    text = "wandb.mode is online, and no key is known: the run is mirrored offline"
+        return Finding("wandb", "go", "offline: there is no key; wandb login makes it online")
+    text = "wandb.mode is online, and there is no key: the run is mirrored offline"
     return Finding("wandb", "warn", text, "wandb login, or --wandb.mode offline")

@@ -1,17 +1,19 @@
-"""Facts of this machine that the doctor judges: system files, short commands, packages, NVML.
+"""Facts about this machine, from system files, short commands, packages and NVML.
 
-Everything here reads, and nothing writes; what cannot be read is None, False or empty. `root` is
-the folder in which the system's files lie.
+Nothing is written. What cannot be read is None, False or empty. `root` is the folder of the
+system's files.
 """
 
 from __future__ import annotations
 
 import netrc
+import os
 import platform
 import re
-import shutil
 import subprocess
+import sys
 import sysconfig
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module, metadata
@@ -19,35 +21,93 @@ from itertools import count
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from nanogauge import __version__
 from nanogauge.errors import BadInput
+from nanogauge.files import without_secrets
 from nanogauge.hardware import find_gpu, usually_free_bytes
-from nanogauge.measure.host import available_bytes, process_bytes
+from nanogauge.measure.host import (
+    available_bytes,
+    cpu_name,
+    process_bytes,
+    total_memory_bytes,
+)
 from nanogauge.measure.sensors import DriverInfo, driver_info
-from nanogauge.schema import FreeMemory, Hardware
+from nanogauge.schema import FreeMemory, Hardware, TimeZone
 
 ROOT = Path("/")
 COMMAND_SECONDS = 2.0
-"""a command that has not answered by then is taken for one that does not answer"""
+"""Longest wait for a command."""
+PACKAGES = ("torch", "numpy", "triton", "tiktoken", "datasets", "wandb", "nvidia-ml-py")
+"""Packages whose versions are stored in machine.json."""
 WANDB_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
-"""under either of which `wandb login` of some version writes its key"""
+"""Hosts under which `wandb login` stores its key, depending on its version."""
 
-Ask = Callable[[Sequence[str]], str | None]
-"""runs a command and gives what it printed; None where it is missing, fails or hangs"""
+Runner = Callable[[Sequence[str]], str | None]
+"""Runs a command and returns its output; None if it is missing, fails or hangs."""
 
 
-def ask(command: Sequence[str]) -> str | None:
+def command_output(command: Sequence[str], seconds: float = COMMAND_SECONDS) -> str | None:
+    """Return the output of a command; None if it is missing, fails or takes too long."""
     try:
         done = subprocess.run(
             command,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=COMMAND_SECONDS,
+            timeout=seconds,
             check=True,
         )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
+
+
+def capture_environment(
+    device: str, driver: DriverInfo | None, torch_threads: int
+) -> dict[str, object]:
+    """Return the content of machine.json: names and versions, without host, user or home folder.
+
+    Args:
+        device: name of the device.
+        driver: description of the GPU; None if the run uses no NVIDIA GPU.
+        torch_threads: torch's threads on the CPU.
+    """
+    status = _git("status", "--porcelain")
+    return {
+        "device": device,
+        "gpu_driver": driver.driver_version if driver is not None else None,
+        "gpu_memory_bytes": driver.total_bytes if driver is not None else None,
+        "cpu": cpu_name(),
+        "cpu_cores": os.cpu_count(),
+        "torch_threads": torch_threads,
+        "memory_bytes": total_memory_bytes(),
+        "os": f"{platform.system()} {platform.release()}",
+        "time_zone": local_time_zone().model_dump(),
+        "python": platform.python_version(),
+        "nanogauge": __version__,
+        **{package: _version(package) for package in PACKAGES},
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_dirty": None if status is None else bool(status),
+        "command": without_secrets(" ".join(sys.argv)),
+    }
+
+
+def local_time_zone() -> TimeZone:
+    """Return the time zone of this machine with its present offset."""
+    now = time.localtime()
+    return TimeZone(name=now.tm_zone, utc_offset_seconds=now.tm_gmtoff)
+
+
+def _git(*arguments: str) -> str | None:
+    """Run git in the checkout of this file; None outside of one."""
+    return command_output(["git", "-C", str(Path(__file__).parent), *arguments], seconds=10)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _read(path: Path) -> str:
@@ -57,8 +117,8 @@ def _read(path: Path) -> str:
         return ""
 
 
-def _inside(folder: Path, pattern: str = "*") -> list[Path]:
-    """What lies in a folder; nothing where it may not be looked into, as in some containers."""
+def _list(folder: Path, pattern: str = "*") -> list[Path]:
+    """List a folder; empty if it may not be read, as in some containers."""
     try:
         return list(folder.glob(pattern))
     except OSError:
@@ -66,7 +126,7 @@ def _inside(folder: Path, pattern: str = "*") -> list[Path]:
 
 
 def is_wsl(root: Path = ROOT) -> bool:
-    """Whether this Linux is the one inside Windows."""
+    """Return True on Linux inside of Windows."""
     return "microsoft" in _read(root / "proc/version").lower()
 
 
@@ -80,51 +140,50 @@ def is_container(root: Path, environment: Mapping[str, str]) -> bool:
 
 
 @dataclass(frozen=True)
-class Sleep:
-    """What can put this machine to sleep."""
+class SleepSettings:
+    """What can suspend this machine."""
 
     system: str = "Linux"
-    """as platform.system() has it"""
+    """As from platform.system()."""
     wsl: bool = False
     container: bool = False
     on_battery: bool = False
     masked: bool = False
-    """systemd was told never to sleep"""
+    """Sleep is masked in systemd."""
     blocked: frozenset[str] = frozenset()
-    """what inhibitors block now: sleep, idle, handle-lid-switch"""
+    """What inhibitors block now: sleep, idle, handle-lid-switch."""
     idle_action: str = "ignore"
-    """of logind"""
+    """logind's IdleAction."""
     lid_action: str | None = None
-    """of logind; None without a lid"""
+    """logind's action on a closed lid; None without a lid."""
     desktop: str | None = None
-    """its name, or that of its display manager; None where nobody can log in on a screen"""
+    """Name of the desktop or its display manager; None without a graphical login."""
     desktop_action: str | None = None
-    """what the desktop does to an idle machine; None where that is not known"""
+    """The desktop's action on an idle machine; None if unknown."""
     desktop_seconds: int = 0
-    """after which it does that; 0 is never"""
+    """Idle time before that action; 0 for never."""
 
 
-def sleep_facts(root: Path, environment: Mapping[str, str], ask: Ask) -> Sleep:
+def sleep_settings(root: Path, environment: Mapping[str, str], run: Runner) -> SleepSettings:
     logind = _logind(root)
     lid = logind.get("HandleLidSwitch", "suspend")
     desktop = _desktop(root, environment)
-    action, seconds = _gnome(ask) if desktop is not None and _is_gnome(desktop) else (None, 0)
-    masks = ("etc/systemd/system", "run/systemd/system")
-    return Sleep(
+    action, seconds = _gnome(run) if desktop is not None and _is_gnome(desktop) else (None, 0)
+    masks = [
+        root / folder / unit
+        for folder in ("etc/systemd/system", "run/systemd/system")
+        for unit in ("sleep.target", "suspend.target")
+    ]
+    return SleepSettings(
         system=platform.system(),
         wsl=is_wsl(root),
         container=is_container(root, environment),
         on_battery=_on_battery(root),
-        masked=any(
-            (root / folder / unit).is_symlink()
-            and (root / folder / unit).readlink() == Path("/dev/null")
-            for folder in masks
-            for unit in ("sleep.target", "suspend.target")
-        ),
-        blocked=_blocked(ask),
+        masked=any(m.is_symlink() and m.readlink() == Path("/dev/null") for m in masks),
+        blocked=_blocked(run),
         idle_action=logind.get("IdleAction", "ignore"),
         lid_action=logind.get("HandleLidSwitchExternalPower", lid)
-        if _inside(root / "proc/acpi/button/lid")
+        if _list(root / "proc/acpi/button/lid")
         else None,
         desktop=desktop,
         desktop_action=action,
@@ -133,11 +192,11 @@ def sleep_facts(root: Path, environment: Mapping[str, str], ask: Ask) -> Sleep:
 
 
 def _logind(root: Path) -> dict[str, str]:
-    """The [Login] section of logind's files, the later over the earlier; see logind.conf(5)."""
+    """Read the [Login] section of logind's files in order of precedence; see logind.conf(5)."""
     places = [root / name / "systemd" for name in ("usr/lib", "usr/local/lib", "run", "etc")]
     main = next((f for p in reversed(places) if (f := p / "logind.conf").exists()), None)
-    # Of drop-ins with the same name the one in /etc stands for all; then they go by name.
-    drop_ins = {f.name: f for p in places for f in _inside(p / "logind.conf.d", "*.conf")}
+    # A drop-in in /etc replaces those of the same name elsewhere; then they are sorted by name.
+    drop_ins = {f.name: f for p in places for f in _list(p / "logind.conf.d", "*.conf")}
     values: dict[str, str] = {}
     for file in [*([main] if main else []), *(drop_ins[name] for name in sorted(drop_ins))]:
         section = ""
@@ -147,30 +206,30 @@ def _logind(root: Path) -> dict[str, str]:
             elif section == "[Login]" and "=" in line and not line.startswith(("#", ";")):
                 key, _, value = (part.strip() for part in line.partition("="))
                 values[key] = value
-    return {key: value for key, value in values.items() if value}  # empty: the default again
+    return {key: value for key, value in values.items() if value}  # empty resets to the default
 
 
 def _on_battery(root: Path) -> bool:
-    for supply in _inside(root / "sys/class/power_supply"):
-        of_a_mouse = _read(supply / "scope") == "Device"
-        discharging = _read(supply / "status") == "Discharging"
-        if _read(supply / "type") == "Battery" and discharging and not of_a_mouse:
-            return True
-    return False
+    return any(
+        _read(supply / "type") == "Battery"
+        and _read(supply / "status") == "Discharging"
+        and _read(supply / "scope") != "Device"  # the battery of a mouse
+        for supply in _list(root / "sys/class/power_supply")
+    )
 
 
-def _blocked(ask: Ask) -> frozenset[str]:
-    """What systemd's inhibitors block at this moment; its answer is `s "idle:sleep"`."""
+def _blocked(run: Runner) -> frozenset[str]:
+    """Return what systemd's inhibitors block now; busctl prints it as `s "idle:sleep"`."""
     name = "org.freedesktop.login1"
     manager = [name, "/org/freedesktop/login1", f"{name}.Manager"]
-    told = ask(["busctl", "get-property", *manager, "BlockInhibited"]) or ""
-    return frozenset(told.removeprefix("s ").strip('"').split(":")) - {""}
+    output = run(["busctl", "get-property", *manager, "BlockInhibited"]) or ""
+    return frozenset(output.removeprefix("s ").strip('"').split(":")) - {""}
 
 
 def _desktop(root: Path, environment: Mapping[str, str]) -> str | None:
     if named := environment.get("XDG_CURRENT_DESKTOP"):
         return named
-    # Over ssh no variable tells; a greeter that waits for a log-in can send the machine to sleep.
+    # Not set over ssh; but a login screen can also suspend the machine.
     manager = root / "etc/systemd/system/display-manager.service"
     return manager.readlink().stem if manager.is_symlink() else None
 
@@ -179,57 +238,49 @@ def _is_gnome(desktop: str) -> bool:
     return bool({"gnome", "ubuntu", "unity"} & set(desktop.lower().split(":")))
 
 
-def _gnome(ask: Ask) -> tuple[str | None, int]:
-    """What GNOME does to an idle machine on mains, and after how many seconds."""
+def _gnome(run: Runner) -> tuple[str | None, int]:
+    """Return GNOME's action on an idle machine on mains power, and the idle time before it."""
     get = ["gsettings", "get", "org.gnome.settings-daemon.plugins.power"]
-    action = ask([*get, "sleep-inactive-ac-type"])
-    seconds = ask([*get, "sleep-inactive-ac-timeout"])
+    action = run([*get, "sleep-inactive-ac-type"])
+    seconds = run([*get, "sleep-inactive-ac-timeout"])
     if action is None or seconds is None or not (number := re.search(r"\d+$", seconds)):
         return None, 0
     return action.strip("'"), int(number[0])
 
 
-def first_found(names: Sequence[str]) -> str | None:
-    """The first of these programs that is there."""
-    return next((name for name in names if shutil.which(name) is not None), None)
-
-
 def python_headers() -> Path | None:
-    """The folder with Python.h; None where it is not installed."""
+    """Return the folder with Python.h; None if it is not installed."""
     folder = Path(sysconfig.get_path("include"))
     return folder if (folder / "Python.h").exists() else None
 
 
 def required_version(package: str, of: str) -> str | None:
-    """The version of a package that another, which is installed, asks for with ==."""
+    """Return the version of a package that the installed package `of` requires with ==."""
     try:
-        asked = metadata.requires(of) or []
+        requirements = metadata.requires(of) or []
     except metadata.PackageNotFoundError:
         return None
-    found = (re.match(rf"{package}\s*\(?==\s*([\w.]+)", line) for line in asked)
-    return next((match[1] for match in found if match), None)
+    matches = (re.match(rf"{package}\s*\(?==\s*([\w.]+)", line) for line in requirements)
+    return next((match[1] for match in matches if match), None)
 
 
 def imported_version(package: str) -> tuple[str | None, str | None]:
-    """The version of a package, if it can be imported; and why it cannot, where it is there."""
-    try:
-        version = metadata.version(package)
-    except metadata.PackageNotFoundError:
+    """Return the version of an installed package, and the error if it cannot be imported."""
+    version = _version(package)
+    if version is None:
         return None, None
     try:
         import_module(package)
     except Exception as error:  # a broken library can raise anything
-        return (
-            version,
-            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
-        )
+        first_line = str(error).partition("\n")[0]
+        return version, f"{type(error).__name__}: {first_line}"
     return version, None
 
 
 def wandb_key_from(environment: Mapping[str, str], home: Path) -> str | None:
-    """Where W&B would find its key, in words; None where it has none. The key itself stays there.
+    """Return where W&B would find its key, in words and without the key; None if nowhere.
 
-    As wandb looks for it, without importing it: the environment, else netrc.
+    The search is wandb's, without importing it: the environment, else netrc.
     """
     for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"):
         if environment.get(name):
@@ -240,11 +291,11 @@ def wandb_key_from(environment: Mapping[str, str], home: Path) -> str | None:
     if path is None:
         return None
     try:
-        known = netrc.netrc(str(path))
+        hosts = netrc.netrc(str(path))
     except (OSError, netrc.NetrcParseError):
         return None
     server = urlsplit(environment.get("WANDB_BASE_URL", "")).netloc
-    entries = (known.authenticators(host) for host in ([server] if server else WANDB_HOSTS))
+    entries = (hosts.authenticators(host) for host in ([server] if server else WANDB_HOSTS))
     return path.name if any(entry is not None and entry[2] for entry in entries) else None
 
 
@@ -254,21 +305,21 @@ def free_memory(
     gpus: int = 1,
     processes: int = 1,
 ) -> FreeMemory | None:
-    """Return the memory that a training process can use; None where its size is not known.
+    """Return the memory that a training process can use; None if unknown.
 
-    On a GPU this is what the driver reports of it, else the card less a desktop's share.
+    On a GPU the driver reports it, else it is the GPU's memory less a desktop's share.
 
     Args:
-        hardware: the device of the run.
-        cards: the devices, as the driver describes them; None for those of this name.
-        gpus: devices of the run, of which the fullest counts.
-        processes: those of the run that share the memory of this machine.
+        hardware: device of the run.
+        cards: the GPUs; None for those of this name in this machine.
+        gpus: GPUs of the run, of which the fullest counts.
+        processes: processes of the run that share the memory of this machine.
     """
     usual = usually_free_bytes(hardware)
     if hardware.kind == "cpu":
-        available, held = available_bytes(), process_bytes()
-        if available is not None and held is not None:
-            free = available // processes + held
+        available, own = available_bytes(), process_bytes()
+        if available is not None and own is not None:
+            free = available // processes + own
             return FreeMemory(bytes=free, source="what this machine has free now")
         source = "all of this machine's memory"
         return None if usual is None else FreeMemory(bytes=usual, source=source)
@@ -306,13 +357,13 @@ def memory_to_plan_with(hardware: Hardware, given_gib: float | None, gpus: int) 
 
 
 def _cards_named(hardware: Hardware) -> list[DriverInfo]:
-    """Return the cards of this name in this machine, in the driver's order."""
-    present = []
+    """Return the GPUs of this name in this machine, in the driver's order."""
+    cards = []
     for index in count():
         info = driver_info(index)
         if info.name is None:
             break
         row = find_gpu(info.name, info.total_bytes)
         if row is not None and row.name == hardware.name:
-            present.append(info)
-    return present
+            cards.append(info)
+    return cards

@@ -1,10 +1,4 @@
-"""The doctor at work: what this machine, and a run on it, stand on; before anything is started.
-
-    python plan.py --doctor                  # the machine alone
-    python plan.py CONFIG --doctor           # and whether this run has what it needs
-
-measure/ reads and judges; here configuration and prediction come to it. Nothing is written.
-"""
+"""Run the doctor's checks on this machine and on a run before it starts. Nothing is written."""
 
 from __future__ import annotations
 
@@ -12,29 +6,32 @@ import math
 import os
 import platform
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from nanogauge.config import Config, RunSection
+from nanogauge.config import Config, DataSection, RunSection
 from nanogauge.doctor import machine
 from nanogauge.doctor.checks import (
+    DiskUse,
     Finding,
-    Writes,
+    TorchBuild,
+    check_compiler,
     check_data,
     check_disk,
+    check_gpu,
     check_memory,
     check_power,
     check_sleep,
+    check_triton,
     check_wandb,
     check_wsl,
 )
-from nanogauge.doctor.environment import cpu_name, total_memory_bytes
-from nanogauge.doctor.toolchain import Card, Torch, check_compiler, check_gpu, check_triton
 from nanogauge.errors import BadInput
-from nanogauge.hardware import find_gpu
-from nanogauge.measure.host import process_bytes
+from nanogauge.hardware import find_gpu, from_row
+from nanogauge.measure.host import cpu_name, process_bytes, total_memory_bytes
 from nanogauge.measure.sensors import DriverInfo, driver_info
 from nanogauge.prediction.overheads import state_bytes
 from nanogauge.prediction.prediction import predict
@@ -47,57 +44,80 @@ from nanogauge.prediction.search import (
 from nanogauge.runspec import RunSpec
 from nanogauge.schedule import checkpoints
 from nanogauge.schema import Hardware
-from trainer.data.dataset import open_dataset
 
 DEFAULT_RUN = RunSection(name="NAME")
-"""examined without a configuration"""
+"""Examined without a configuration."""
+CountTokens = Callable[[DataSection], int]
+"""Counts the training tokens of a data set; raises BadInput if it is missing or damaged."""
 C_TRIED = ("gcc", "clang")
 LOG_BYTES_PER_STEP = 600
 LOG_BYTES_PER_SECOND = 400
-"""of the sensors' readings, which a GPU has"""
+"""Sensor readings, which only a GPU has."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """The device that a run would train on, as torch sees it."""
+    """The device that a run would train on."""
 
-    torch: Torch
+    torch: TorchBuild | None
+    """Facts of the torch build; None if it was not examined."""
     dtype: str = ""
-    """of the run; empty if the device is absent"""
+    """Precision of the run; empty if the device is absent."""
     hardware: Hardware | None = None
-    """None for a CPU, which is not measured here"""
+    """None for a CPU, which is not measured here."""
     uuid: str | None = None
-    """of the GPU"""
+    """UUID of the GPU."""
 
 
-def examine(config: Config | None, device: Device, gpus: int = 1, beside: int = 1) -> list[Finding]:
+def device_without_torch(run: RunSection) -> Device:
+    """Describe the first GPU as the driver reports it; without one, the CPU."""
+    driver = driver_info(0)
+    gpu = find_gpu(driver.name, driver.total_bytes) if driver.name is not None else None
+    dtype = run.dtype if run.dtype != "auto" else "float32"
+    if gpu is None or run.device == "cpu":
+        return Device(None, dtype)
+    if run.dtype == "auto" and "bfloat16" in gpu.flop_per_clock_per_sm:
+        dtype = "bfloat16"
+    return Device(None, dtype, from_row(gpu, dtype, driver.power_limit_watts))
+
+
+def examine(
+    config: Config | None,
+    device: Device,
+    count_tokens: CountTokens | None = None,
+    gpus: int = 1,
+    beside: int = 1,
+) -> list[Finding]:
     """Run all checks in a fixed order; without a configuration, those of the machine only.
 
-    Checks that need the device are skipped if it is absent.
+    Checks of the device are skipped if it is absent, those of torch if it was not examined.
 
     Args:
-        config: of the run.
-        device: that the run would train on.
-        gpus: world size.
-        beside: ranks on this machine, which share its memory if they train on the CPU.
+        config: Configuration of the run.
+        device: Device that the run would train on.
+        count_tokens: Opens the data set; None skips its check.
+        gpus: World size.
+        beside: Ranks on this machine, which share its memory if they train on the CPU.
     """
     run = config.run if config is not None else DEFAULT_RUN
     driver = driver_info(device.uuid or 0)
-    card = Card(driver.name, driver.driver_version, driver.absent.get("name"), driver.cuda_version)
     key_from = machine.wandb_key_from(os.environ, Path.home())
     mode = config.wandb.mode if config is not None else "auto"
-    kind, dtype = device.torch.device, device.dtype
-    hardware = _unmeasured_cpu() if kind == "cpu" else device.hardware
-    on_gpu = kind == "cuda"
+    torch, hardware = device.torch, device.hardware
+    kind = torch.device if torch is not None else "cpu" if hardware is None else "cuda"
+    if kind == "cpu":
+        hardware = _unmeasured_cpu()
+    dtype, on_gpu = device.dtype, kind == "cuda"
     findings = [
-        check_gpu(run.device, device.torch, card, os.environ.get("CUDA_VISIBLE_DEVICES")),
-        *_check_compilation(run, kind),
+        *_check_torch(run, torch, driver),
         _check_memory(config, hardware, dtype, driver, gpus, beside)
         if hardware is not None
         else None,
         _check_disk(config, hardware, dtype, gpus),
-        _check_data(config) if config is not None else None,
-        check_sleep(machine.sleep_facts(machine.ROOT, os.environ, machine.ask)),
+        _check_data(config, count_tokens)
+        if config is not None and count_tokens is not None
+        else None,
+        check_sleep(machine.sleep_settings(machine.ROOT, os.environ, machine.command_output)),
         check_wsl(machine.is_wsl(), platform.system(), on_gpu),
         _check_power(driver) if on_gpu else None,
         check_wandb(mode, find_spec("wandb") is not None, key_from),
@@ -121,26 +141,42 @@ def _unmeasured_cpu() -> Hardware:
     )
 
 
-def _check_compilation(run: RunSection, device: str | None) -> list[Finding]:
+def _check_torch(run: RunSection, torch: TorchBuild | None, driver: DriverInfo) -> list[Finding]:
+    """Check that the GPU, its driver, torch and the compilers work together."""
+    if torch is None:
+        return [_check_driver(run, driver)]
+    gpu = check_gpu(run.device, torch, driver, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    device = torch.device
     if device not in ("cuda", "cpu"):
-        return []
+        return [gpu]
     unneeded = None if run.compile else "run.compile is false"
     system, wanted = platform.system(), machine.required_version("triton", "torch")
     without_triton = unneeded or (None if device == "cuda" else "the run is on the processor")
-    found = error = None
+    version = error = None
     if without_triton is None:
-        found, error = machine.imported_version("triton")
+        version, error = machine.imported_version("triton")
     if device == "cuda":  # as Triton chooses
         language, named = "C", os.environ.get("CC")
         tried = (named,) if named else ("cl", "gcc", "clang") if system == "Windows" else C_TRIED
     else:  # as torch._inductor chooses
         language, named = "C++", os.environ.get("CXX")
         tried = (named or {"Windows": "cl", "Darwin": "clang++"}.get(system, "g++"),)
-    compiler = machine.first_found(tried)
+    compiler = next((name for name in tried if shutil.which(name) is not None), None)
     return [
-        check_triton(without_triton, wanted, found, error, system),
+        gpu,
+        check_triton(without_triton, wanted, version, error, system),
         check_compiler(unneeded, language, tried, compiler, machine.python_headers()),
     ]
+
+
+def _check_driver(run: RunSection, driver: DriverInfo) -> Finding:
+    """Check that the driver reports a GPU, without torch."""
+    if driver.name is not None or run.device not in ("auto", "cuda"):
+        text = f"{driver.name or 'no NVIDIA GPU'}; torch is checked only in a checkout"
+        return Finding("gpu", "go", text)
+    verdict: Literal["no-go", "warn"] = "no-go" if run.device == "cuda" else "warn"
+    remedy = "check nvidia-smi and the driver, or train with --run.device cpu"
+    return Finding("gpu", verdict, f"no NVIDIA GPU ({driver.absent['name']})", remedy)
 
 
 def _check_memory(
@@ -180,45 +216,40 @@ def _check_disk(config: Config | None, hardware: Hardware | None, dtype: str, gp
     elif not os.access(nearest, os.W_OK | os.X_OK):
         obstacle = f"{nearest} is not writable"
     free = shutil.disk_usage(nearest).free
-    writes = None
+    use = None
     if config is not None:
-        writes = writes_of(config, config.to_spec(dtype or None, gpus), hardware)
-    return check_disk(folder, obstacle, free, writes)
+        use = disk_use_of(config, config.to_spec(dtype or None, gpus), hardware)
+    return check_disk(folder, obstacle, free, use)
 
 
-def writes_of(config: Config, spec: RunSpec, hardware: Hardware | None) -> Writes:
-    """Return what a run will write; the sensors' lines only where its time is predicted.
+def disk_use_of(config: Config, spec: RunSpec, hardware: Hardware | None) -> DiskUse:
+    """Return the disk use of a run; its sensor lines count only if its time is predicted.
 
     Args:
-        config: of the run.
-        spec: the same, on the devices that train.
-        hardware: of each device; None if there is none.
+        config: Configuration of the run.
+        spec: The same run on its devices.
+        hardware: Hardware of each device; None if the device is absent.
     """
     log = LOG_BYTES_PER_STEP * config.train.max_steps
     if hardware is not None and hardware.kind != "cpu":
         total = predict(spec, hardware).quantities.get("total_seconds")
         log += LOG_BYTES_PER_SECOND * math.ceil(total.high if total is not None else 0)
-    there = (config.folder / "checkpoints").rglob("*")
-    copies = config.train.keep_checkpoints + 2  # the best one, and the one that is being written
-    return Writes(
+    existing = (config.folder / "checkpoints").rglob("*")
+    copies = config.train.keep_checkpoints + 2  # the best one, and the one being written
+    return DiskUse(
         checkpoint=state_bytes(spec),
         copies=min(copies, checkpoints(spec)),
-        there=sum(file.stat().st_size for file in there if file.is_file()),
+        existing=sum(file.stat().st_size for file in existing if file.is_file()),
         log=log,
     )
 
 
-def _check_data(config: Config) -> Finding:
+def _check_data(config: Config, count_tokens: CountTokens) -> Finding:
     data, steps = config.data, config.train.max_steps
     run_tokens = config.tokens_per_step * steps
-    if data.path is None or data.folder is None:
-        from trainer.data.dataset import embedded_tokens
-
-        found = embedded_tokens()[0].size
-        where = "the text that ships with Python"
-        return check_data(steps, run_tokens, found, data.tokens, where, fixed=True)
+    where = data.path or "the text that ships with Python"
     try:
-        found = open_dataset(data.folder).tokens("train")
+        tokens = count_tokens(data)
     except BadInput as error:
         text, prepares, remedy = str(error).rpartition("; ")
         if not prepares:
@@ -226,7 +257,7 @@ def _check_data(config: Config) -> Finding:
         ours = data.tokens is not None and "prepare_fineweb.py" in remedy
         amount = f" --tokens {data.tokens}" if ours else ""
         return Finding("data", "no-go", text, remedy + amount)
-    return check_data(steps, run_tokens, found, data.tokens, data.path, fixed=False)
+    return check_data(steps, run_tokens, tokens, data.tokens, where, fixed=data.embedded)
 
 
 def _check_power(driver: DriverInfo) -> Finding:
@@ -236,27 +267,34 @@ def _check_power(driver: DriverInfo) -> Finding:
 
 
 def print_checks(findings: list[Finding]) -> None:
-    """One line each: verdict, check, what was found, and what to do about it."""
+    """Print a line per finding: verdict, check, text and remedy."""
     for finding in findings:
         remedy = f"  → {finding.remedy}" if finding.remedy is not None else ""
         print(f"{finding.verdict:6} {finding.check:9} {finding.text}{remedy}")
 
 
-def consult(config: Config, device: Device, force: bool, gpus: int = 1, beside: int = 1) -> None:
+def consult(
+    config: Config,
+    device: Device,
+    count_tokens: CountTokens,
+    force: bool,
+    gpus: int = 1,
+    beside: int = 1,
+) -> None:
     """Examine a run before it starts: print one line if all is go, else every other finding.
 
-    A model that does not fit is printed here and refused where the run folder is opened, with the
+    A model that does not fit is reported here and refused when the run folder is opened, with a
     configuration that would fit.
 
     Args:
-        config: of the run.
-        device: as for examine, like gpus and beside.
-        force: start in spite of a no-go.
+        config: Configuration of the run.
+        device: As for examine, like count_tokens, gpus and beside.
+        force: Start in spite of a no-go.
 
     Raises:
         BadInput: for a no-go without force.
     """
-    findings = examine(config, device, gpus, beside)
+    findings = examine(config, device, count_tokens, gpus, beside)
     shown = [finding for finding in findings if finding.verdict != "go"]
     if not shown:
         print(f"doctor: {len(findings)} checks, all go")

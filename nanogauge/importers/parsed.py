@@ -1,4 +1,4 @@
-"""What a program printed of its steps and evaluations, process by process, whatever its form."""
+"""Steps and evaluations parsed from the log of another program, grouped by process."""
 
 from __future__ import annotations
 
@@ -10,33 +10,36 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
+from nanogauge.analysis.measured import NOT_IN_LOG
 from nanogauge.errors import BadInput
-from nanogauge.importers.text import shown
+from nanogauge.importers.text import quoted
 from nanogauge.schema import Event, LogLine
 
 
 @dataclass(frozen=True)
-class Iteration:
-    """One step, as printed; a figure that the line does not have is None."""
+class LoggedStep:
+    """One optimizer step; None for what its line does not contain."""
 
-    number: int
-    """from 0"""
+    step: int
+    """Number of the step, from 0."""
     loss: float | None = None
-    """nan or infinite where the program printed that"""
+    """Training loss in nats; NaN or infinite where the program printed that."""
     seconds: float | None = None
     mfu: float | None = None
-    """a fraction"""
+    """MFU as a fraction, by the program's own count."""
     tokens_per_second: float | None = None
     learning_rate: float | None = None
     grad_norm: float | None = None
     elapsed_seconds: float | None = None
+    """Time since the process started."""
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """An evaluation before step `number`, which is after so many updates."""
+class LoggedEvaluation:
+    """One evaluation; None for what its line does not contain."""
 
-    number: int
+    step: int
+    """Number of updates before it, which is the number of the step that follows."""
     train_loss: float | None = None
     val_loss: float | None = None
     bits_per_byte: float | None = None
@@ -45,199 +48,201 @@ class Evaluation:
 
 
 @dataclass
-class PrintedSession:
-    """What one process printed."""
+class LoggedProcess:
+    """The log of one process of a run."""
 
     line: int
-    """number of its first line"""
-    started: bool
-    """its start is in the log; a log may also begin in the middle of a run"""
-    iterations: list[Iteration] = field(default_factory=list)
-    evaluations: list[Evaluation] = field(default_factory=list)
+    """Number of its first line."""
+    start_logged: bool
+    """True if the log contains its start; a log may begin in the middle of a run."""
+    steps: list[LoggedStep] = field(default_factory=list)
+    evaluations: list[LoggedEvaluation] = field(default_factory=list)
     checkpoints: list[int] = field(default_factory=list)
+    """Numbers of updates before each checkpoint."""
     settings: dict[str, tuple[int, str]] = field(default_factory=dict)
-    """what it printed of its configuration: name -> number of the line, value as printed"""
-    others: list[LogLine] = field(default_factory=list)
-    """readings that are lines of ours already"""
+    """Its configuration as printed: name -> number of the line, value."""
+    other_lines: list[LogLine] = field(default_factory=list)
+    """Compilations, sensor readings and checkpoints that need no conversion."""
     peak_allocated_bytes: int | None = None
     peak_reserved_bytes: int | None = None
     training_seconds: float | None = None
-    """what the program itself has added up, in its own way"""
+    """Training time by the program's own sum."""
     accuracy: tuple[int, float] | None = None
-    """the last HellaSwag test: after so many updates, share of right answers"""
+    """Last HellaSwag evaluation: number of updates before it, accuracy as a fraction."""
     unix_time: float | None = None
-    """when it began"""
+    """When it started."""
 
     @property
-    def first(self) -> int:
-        """The first step it worked on."""
-        return min(entries[0].number for entries in (self.iterations, self.evaluations) if entries)
+    def first_step(self) -> int:
+        return min(records[0].step for records in (self.steps, self.evaluations) if records)
 
     @property
-    def steps(self) -> int:
-        """Updates made since step 0 when it ended, as far as it printed."""
-        after = self.iterations[-1].number + 1 if self.iterations else 0
-        return max(after, *(e.number for e in self.evaluations[-1:]), 0)
+    def last_step(self) -> int:
+        return max(records[-1].step for records in (self.steps, self.evaluations) if records)
 
     @property
-    def last(self) -> int:
-        """The last number it printed."""
-        return max(e[-1].number for e in (self.iterations, self.evaluations) if e)
+    def updates(self) -> int:
+        """Updates since step 0 at the end of its log."""
+        done = self.steps[-1].step + 1 if self.steps else 0
+        return max(done, *(e.step for e in self.evaluations[-1:]), 0)
 
 
 @dataclass(frozen=True)
-class Form:
-    """What is peculiar to a program's log."""
+class Format:
+    """What the log of one program contains."""
 
     source: Literal["nanogpt_log", "nanochat_log", "build_nanogpt_log", "wandb_history"]
     program: str
     what: str
-    """what file to give, in words"""
+    """Description of the file to give, for messages."""
     evaluation_inside: bool
-    """a printed time holds the evaluation, checkpoint and sampling before the step"""
+    """True if a step's time includes the evaluation, checkpoint and sampling before it."""
     compilation_inside: bool
-    """the time of a process's first step holds compilation"""
+    """True if the time of a process's first step includes compilation."""
     note: str
-    """for machine.json: on what the import stands"""
-    events: Callable[[list[PrintedSession]], list[Event]]
-    """what is to be said of a run"""
+    """Limits of the import, for machine.json."""
+    events: Callable[[list[LoggedProcess]], list[Event]]
+    """Returns the remarks about a run for its report."""
 
 
 @dataclass
-class Printed:
-    """A log, read: the processes that wrote it, and what is to be said of the file."""
+class ParsedLog:
+    """A log file after reading."""
 
-    form: Form
-    sessions: list[PrintedSession]
+    format: Format
+    processes: list[LoggedProcess]
     events: list[Event]
-    told: dict[str, object] = field(default_factory=dict)
-    """for machine.json"""
+    """Remarks about the file for the report."""
+    machine: dict[str, object] = field(default_factory=dict)
+    """Entries for machine.json."""
 
 
 class Collector:
-    """Takes the records of a log in their order and cuts them into processes.
+    """Group the records of a log, in their order, by process.
 
-    A process begins where the numbers fall back, and after what a program prints at its start. The
-    same record twice in a row was printed twice, not made twice.
+    A process begins where step numbers fall back, or after a line that a program prints at its
+    start. A record equal to the one before is a repeated line, not a repeated step.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._sessions: list[PrintedSession] = []
+        self._processes: list[LoggedProcess] = []
         self._damaged: tuple[int, str] | None = None
         self._settings: dict[str, tuple[int, str]] = {}
-        self._begins: int | None = None
+        self._start_line: int | None = None
         self._resumed = False
-        self._last: Iteration | Evaluation | None = None
-        self._early: list[LogLine] = []
+        self._previous: LoggedStep | LoggedEvaluation | None = None
+        self._early_lines: list[LogLine] = []
 
-    def begin(self, line: int, resumed: bool = False, anew: bool = False) -> None:
-        """A line that a program prints at its start.
+    def begin_process(self, line: int, resumed: bool = False, restarted: bool = False) -> None:
+        """Take a line that a program prints before its first step.
 
         Args:
             line: its number.
-            resumed: it says that a run goes on.
-            anew: it comes before those that were seen: the process that printed them is gone.
+            resumed: the line says that a run is resumed.
+            restarted: the process that printed the last such lines has ended without a step.
         """
         self._refuse_damage()
-        if self._begins is None or anew:
-            self._begins, self._settings, self._resumed = line, {}, False
+        if self._start_line is None or restarted:
+            self._start_line, self._settings, self._resumed = line, {}, False
         self._resumed |= resumed
 
-    def setting(self, line: int, name: str, value: str) -> None:
-        """What a program prints of its configuration before its first step."""
+    def add_setting(self, line: int, name: str, value: str) -> None:
+        """Take a value of the configuration, printed before the first step."""
         self._settings[name] = (line, value)
 
-    def iteration(self, line: int, entry: Iteration) -> None:
-        session = self._session(line, entry)
-        if session is not None:
-            session.iterations.append(entry)
+    def add_step(self, line: int, record: LoggedStep) -> None:
+        process = self._process_of(line, record)
+        if process is not None:
+            process.steps.append(record)
 
-    def evaluation(self, line: int, entry: Evaluation) -> None:
-        session = self._session(line, entry)
-        if session is not None:
-            session.evaluations.append(entry)
+    def add_evaluation(self, line: int, record: LoggedEvaluation) -> None:
+        process = self._process_of(line, record)
+        if process is not None:
+            process.evaluations.append(record)
 
-    def other(self, line: LogLine) -> None:
-        """A line of our own form; before the first step of a process it is that process's."""
-        (self._early if self.current is None else self.current.others).append(line)
+    def add_line(self, line: LogLine) -> None:
+        """Take a line that needs no conversion; before a process's first step it belongs to it."""
+        (self._early_lines if self.current is None else self.current.other_lines).append(line)
 
-    def checkpoint(self) -> None:
-        """One that follows an evaluation."""
+    def add_checkpoint(self) -> None:
+        """Take a checkpoint, which follows an evaluation."""
         if self.current is not None and self.current.evaluations:
-            step = self.current.evaluations[-1].number
+            step = self.current.evaluations[-1].step
             if step not in self.current.checkpoints[-1:]:
                 self.current.checkpoints.append(step)
 
-    def damage(self, line: int, text: str) -> None:
-        """A line that is cut or damaged; only the last of a log may be."""
+    def mark_damaged(self, line: int, text: str) -> None:
+        """Take a cut or damaged line.
+
+        Raises:
+            BadInput: if there was one before; only the last line of a log may be damaged.
+        """
         self._refuse_damage()
         self._damaged = (line, text)
 
     @property
-    def current(self) -> PrintedSession | None:
-        """The process that printed the last record; None where none did, or the next has begun."""
-        return self._sessions[-1] if self._sessions and self._begins is None else None
+    def current(self) -> LoggedProcess | None:
+        """The process of the last record; None before the first record of a process."""
+        return self._processes[-1] if self._processes and self._start_line is None else None
 
     def finish(
-        self, form: Form, too_long: list[int], example: str, steps_needed: bool = True
-    ) -> Printed:
-        """All that was collected.
+        self, format: Format, too_long: list[int], example: str, steps_needed: bool = True
+    ) -> ParsedLog:
+        """Return the collected processes.
 
         Raises:
-            BadInput: if no step was.
+            BadInput: if there is no step.
         """
-        if not any(s.iterations or not steps_needed for s in self._sessions):
+        if not any(p.steps or not steps_needed for p in self._processes):
             raise BadInput(
-                f"{self._path} is no {form.program} log: it has no line like '{example}'."
+                f"{self._path} is no {format.program} log: it has no line like '{example}'."
             )
         events = []
         if self._damaged is not None:
             line, text = self._damaged
-            said = f"Line {line:,}, the last of the log, is cut and left out: {shown(text)}."
-            events.append(warning("cut_line", said))
+            message = f"Line {line:,}, the last of the log, is cut and left out: {quoted(text)}."
+            events.append(warning("cut_line", message))
         if too_long:
             numbers = ", ".join(f"{n:,}" for n in too_long[:5])
             more = " and others" if len(too_long) > 5 else ""
-            said = f"Passed over, too long to be a line of a training log: line {numbers}{more}."
-            events.append(warning("long_line", said))
-        return Printed(form, self._sessions, events)
+            message = f"Skipped, too long for a line of a training log: line {numbers}{more}."
+            events.append(warning("long_line", message))
+        return ParsedLog(format, self._processes, events)
 
-    def _session(self, line: int, entry: Iteration | Evaluation) -> PrintedSession | None:
-        """The process that printed this; None where the same was printed just before."""
+    def _process_of(self, line: int, record: LoggedStep | LoggedEvaluation) -> LoggedProcess | None:
+        """Return the process that logged a record; None for a repeated line."""
         self._refuse_damage()
-        begins, settings, resumed = self._begins, self._settings, self._resumed
-        self._begins, self._settings, self._resumed = None, {}, False
-        session = self._sessions[-1] if self._sessions else None
-        if session is not None:
-            step = isinstance(entry, Iteration)
-            same = (session.iterations if step else session.evaluations)[-1:]
-            if begins is None and self._last == entry:
+        start_line, settings, resumed = self._start_line, self._settings, self._resumed
+        self._start_line, self._settings, self._resumed = None, {}, False
+        process = self._processes[-1] if self._processes else None
+        if process is not None:
+            if start_line is None and self._previous == record:
                 return None
-            # The evaluation of step k comes before step k: either may bear the number k.
-            behind = [e.number for e in same]
-            behind += [e.number - 1 for e in session.evaluations[-1:] if step]
-            behind += [e.number for e in session.iterations[-1:] if not step]
-            # Numbers that rise after a start: another rank's words, which came out late.
-            if entry.number > max(behind) and not resumed:
-                self._last = entry
-                return session
-        session = PrintedSession(
-            line=line if begins is None else begins,
-            started=session is not None or begins is not None or entry.number == 0,
+            is_step = isinstance(record, LoggedStep)
+            # The evaluation numbered k comes before step k, so that either may follow the other.
+            earlier = [s.step for s in process.steps[-1:]]
+            earlier += [e.step - is_step for e in process.evaluations[-1:]]
+            # Numbers that rise after a start: delayed output of another rank.
+            if record.step > max(earlier) and not resumed:
+                self._previous = record
+                return process
+        process = LoggedProcess(
+            line=line if start_line is None else start_line,
+            start_logged=process is not None or start_line is not None or record.step == 0,
             settings=settings,
-            others=self._early,
+            other_lines=self._early_lines,
         )
-        self._early = []
-        self._sessions.append(session)
-        self._last = entry
-        return session
+        self._early_lines = []
+        self._processes.append(process)
+        self._previous = record
+        return process
 
     def _refuse_damage(self) -> None:
         if self._damaged is not None:
             line, text = self._damaged
             raise BadInput(
-                f"line {line} of {self._path} is cut or damaged ({shown(text)}); "
+                f"line {line} of {self._path} is cut or damaged ({quoted(text)}); "
                 "remove it, or give the whole log."
             )
 
@@ -246,11 +251,16 @@ def warning(what: str, text: str, about: str | None = None) -> Event:
     return Event(level="warning", what=what, text=text, about=about)
 
 
-def number_of(text: str) -> float:
-    """A figure that was printed; commas group its digits.
+def not_in_log(row: str, reason: str) -> Event:
+    """Return the reason why a row of the report has no measurement."""
+    return Event(what=NOT_IN_LOG, about=row, text=f"not in this log: {reason}")
+
+
+def parse_number(text: str) -> float:
+    """Return a printed number; commas group its digits.
 
     Raises:
-        ValueError: if it is none, or too large to be one.
+        ValueError: if it is no number or overflows a float.
     """
     value = float(text.replace(",", ""))
     if math.isinf(value) and "inf" not in text.lower():
@@ -258,41 +268,28 @@ def number_of(text: str) -> float:
     return value
 
 
-def seconds_of(text: str, unit_seconds: float = 1.0) -> float:
-    """A time that was printed.
-
-    Raises:
-        ValueError: if it is not above 0: no step takes no time.
-    """
-    value = number_of(text) * unit_seconds
-    if not 0 < value < math.inf:
-        raise ValueError
-    return value
-
-
-def runs_of(sessions: list[PrintedSession]) -> list[list[PrintedSession]]:
-    """The processes of each run: one that begins at step 0 begins a run, others resume it."""
-    runs: list[list[PrintedSession]] = []
-    for session in sessions:
-        if not (session.iterations or session.evaluations):
+def split_runs(processes: list[LoggedProcess]) -> list[list[LoggedProcess]]:
+    """Group processes by run: one that starts at step 0 starts a run, the others resume it."""
+    runs: list[list[LoggedProcess]] = []
+    for process in processes:
+        if not (process.steps or process.evaluations):
             continue
-        if not runs or session.first == 0:
+        if not runs or process.first_step == 0:
             runs.append([])
-        runs[-1].append(session)
-    return [run for run in runs if any(session.iterations for session in run)] or runs[-1:]
+        runs[-1].append(process)
+    return [run for run in runs if any(process.steps for process in run)] or runs[-1:]
 
 
-def spacing_of(sessions: list[PrintedSession]) -> int | None:
-    """The usual distance of the steps that were printed; None where there are too few."""
-    between = Counter[int]()
-    for session in sessions:
-        numbers = [entry.number for entry in session.iterations]
-        between.update(b - a for a, b in pairwise(numbers))
-    return between.most_common(1)[0][0] if between.total() > 2 else None
+def log_interval(run: list[LoggedProcess]) -> int | None:
+    """Return the usual difference of successive step numbers; None for fewer than four steps."""
+    differences = Counter[int]()
+    for process in run:
+        differences.update(b.step - a.step for a, b in pairwise(process.steps))
+    return differences.most_common(1)[0][0] if differences.total() > 2 else None
 
 
-def clocked(run: list[PrintedSession]) -> bool:
-    """Whether records say when they were made."""
-    clocks = [e.elapsed_seconds for session in run for e in session.iterations]
-    clocks += [e.elapsed_seconds for session in run for e in session.evaluations]
+def has_clock(run: list[LoggedProcess]) -> bool:
+    """Return True if a record has the time since the start."""
+    clocks = [s.elapsed_seconds for process in run for s in process.steps]
+    clocks += [e.elapsed_seconds for process in run for e in process.evaluations]
     return any(clock is not None for clock in clocks)

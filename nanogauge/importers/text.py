@@ -1,25 +1,26 @@
-"""Lines of a file that anybody may have written: bounded, decoded, without control characters.
+"""Lines of an untrusted text file: limited in length, decoded, without control characters.
 
-A log may hold gigabytes in one line, a terminal's colours, progress bars that overwrite themselves,
-zeros where a machine lost power, or the UTF-16 that a Windows shell redirects into. What comes out
-are lines that can be matched and shown.
+A log may hold gigabytes in one line, terminal colours, progress bars that overwrite themselves,
+zeros written at a power failure, or the UTF-16 of a Windows shell's redirection.
 """
 
 from __future__ import annotations
 
 import codecs
+import io
 import re
 from collections.abc import Iterator
-from io import BufferedReader
+from itertools import chain
 from pathlib import Path
 
 from nanogauge.errors import BadInput
+from nanogauge.files import open_regular
 
 LINE_CHARACTERS = 2**20
-"""a longer line is no line of a training log, and is passed over"""
-_SHOWN_CHARACTERS = 60
+"""Longest line that is read; no training log needs a longer one."""
+_QUOTED_CHARACTERS = 60
 _PREFIXES = 8
-"""pieces of which what a logger writes before a line may consist"""
+"""Largest number of timestamps, levels and labels that are removed from one line."""
 
 _ESCAPE = re.compile(
     r"\x1b\[[0-?]*[ -/]*[@-~]"  # colours, cursor
@@ -40,16 +41,18 @@ _PREFIX = re.compile(
 )
 
 
-def open_log(path: Path, what: str) -> BufferedReader:
+def open_log(path: Path, what: str) -> io.BufferedReader:
     """Open a regular file to read.
 
+    Args:
+        path: the file.
+        what: description of the file to give, for the message.
+
     Raises:
-        BadInput: if there is none, or it cannot be read; `what` says what to give.
+        BadInput: if there is no such regular file or it cannot be read.
     """
     try:
-        if path.exists() and not path.is_file():
-            raise BadInput(f"{path} is no regular file; give the file with {what}.")
-        return path.open("rb")
+        return open_regular(path)
     except FileNotFoundError:
         raise BadInput(f"there is no log {path}; give the file with {what}.") from None
     except OSError as error:
@@ -57,51 +60,35 @@ def open_log(path: Path, what: str) -> BufferedReader:
 
 
 class TextLines:
-    """The lines of a file with their numbers, without their ends.
+    """The lines of a file with their numbers from 1, without line ends.
 
-    A line ends with LF, CR LF, or CR. Bytes that are no text become replacement characters.
+    A line ends with LF, CR LF or CR. Undecodable bytes become replacement characters.
     """
 
     def __init__(self, path: Path, what: str) -> None:
         self._path, self._what = path, what
         self.too_long: list[int] = []
-        """numbers of the lines that were passed over"""
+        """Numbers of the lines that were skipped for their length."""
 
     def __iter__(self) -> Iterator[tuple[int, str]]:
-        number = 1
-        kept, size = [], 0
-        for piece, ends in self._pieces():
-            size += len(piece)
-            if size <= LINE_CHARACTERS:
-                kept.append(piece)
-            if not ends:
-                continue
-            if size <= LINE_CHARACTERS:
-                yield number, "".join(kept)
-            else:
-                self.too_long.append(number)
-            number += 1
-            kept, size = [], 0
-
-    def _pieces(self) -> Iterator[tuple[str, bool]]:
-        """Parts of lines, none longer than a read, each with whether its line ends after it."""
-        after_return = False
-        for text in self._decoded():
-            rest = text
-            if after_return and rest.startswith("\n"):
-                rest = rest[1:]
-            after_return = text.endswith("\r")
-            whole = rest.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-            yield from ((piece, True) for piece in whole[:-1])
-            yield whole[-1], False
-        yield "", True
+        number, line = 1, ""
+        for text in chain(self._decoded(), "\n"):
+            rest_of_line, *next_lines = text.split("\n")
+            if len(line) <= LINE_CHARACTERS:
+                line += rest_of_line
+            for next_line in next_lines:
+                if len(line) <= LINE_CHARACTERS:
+                    yield number, line
+                else:
+                    self.too_long.append(number)
+                number, line = number + 1, next_line
 
     def _decoded(self) -> Iterator[str]:
+        """Yield the text in pieces, every line end as LF."""
         with open_log(self._path, self._what) as file:
-            begin = file.read(3)
-            file.seek(0)
-            wide = begin[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-            decoder = codecs.getincrementaldecoder("utf-16" if wide else "utf-8-sig")("replace")
+            utf_16 = file.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+            encoding = codecs.getincrementaldecoder("utf-16" if utf_16 else "utf-8-sig")
+            decoder = io.IncrementalNewlineDecoder(encoding("replace"), translate=True)
             try:
                 while data := file.read(2**16):
                     yield decoder.decode(data)
@@ -110,24 +97,26 @@ class TextLines:
             yield decoder.decode(b"", final=True)
 
 
-def plain(line: str) -> str:
-    """A line without colours, and with a space for every other control character."""
-    if "\x1b" in line:
-        line = _ESCAPE.sub("", line)
-    return line.translate(_CONTROLS).strip()
+def strip_controls(line: str) -> str:
+    """Remove terminal escapes and replace other control characters by spaces."""
+    if not line.isprintable():
+        line = _ESCAPE.sub("", line).translate(_CONTROLS)
+    return line.strip()
 
 
-def without_prefix(line: str) -> str:
-    """A line without the time, level and process that a logger or a shell wrote before it."""
+def strip_prefixes(line: str) -> str:
+    """Remove timestamps, log levels and process labels from the start of a line."""
     begin = 0
     for _ in range(_PREFIXES):
-        if match := _PREFIX.match(line, begin):
-            begin = match.end()
+        match = _PREFIX.match(line, begin)
+        if match is None:
+            break
+        begin = match.end()
     return line[begin:]
 
 
-def shown(text: str) -> str:
-    """A piece of somebody else's text for a sentence of ours: quoted, escaped and short."""
-    if len(text) > _SHOWN_CHARACTERS:
-        text = text[:_SHOWN_CHARACTERS] + "..."
+def quoted(text: str) -> str:
+    """Return an untrusted text quoted, escaped and shortened, for a message."""
+    if len(text) > _QUOTED_CHARACTERS:
+        text = text[:_QUOTED_CHARACTERS] + "..."
     return repr(text)

@@ -1,4 +1,4 @@
-"""Alarms: what is worth being woken for, each told once, with its cause where it is known."""
+"""Alarms for conditions that need attention; each is raised once, with its likely cause."""
 
 from __future__ import annotations
 
@@ -8,72 +8,71 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nanogauge.measure.detectors import (
-    COURSE_STEPS,
+    BASELINE_STEPS,
     LASTING_STEPS,
     RECENT_STEPS,
-    LossSpike,
-    SlowDown,
+    LossSpikeDetector,
+    SlowDownDetector,
 )
 from nanogauge.quantities import format_seconds
 from nanogauge.schema import Sensor
 
 READINGS = 60
-"""readings that are looked back on: about a minute"""
+"""Sensor readings that are kept: about one minute."""
 THROTTLED_READINGS = 10
-"""of these, that must tell a reason before it is an alarm: a clock dips for a moment on any card"""
+"""Readings of these that must name a throttle reason: every GPU lowers its clock for moments."""
 POWER_CAP = "power cap"
-"""the reason that is normal: a card at full load runs at its power limit, with a clock that is the
-steady one of this run. It is an alarm only where the clock fell by CAPPED_CLOCK or more"""
+"""Throttle reason of any GPU at full load; an alarm only if the clock falls by CAPPED_CLOCK."""
 CAPPED_CLOCK = 0.03
 LOWER_CLOCK = 0.01
-"""a clock that fell by as much is named as the cause of a slow-down"""
+"""Fall of the clock that is named as the cause of a slow-down, as a share."""
 WARMER_CELSIUS = 5.0
 HOT_CELSIUS = 85.0
-"""for a card whose driver does not tell the temperature at which it slows down"""
+"""Limit for a GPU whose driver does not report its slow-down temperature."""
 NEAR_CELSIUS = 5.0
 FULL_MEMORY = 0.97
-MOST_WAIT = 0.05
+MAX_DATA_WAIT = 0.05
 STEPS_BEFORE_PROJECTION = 30
 OUTSIDE_PROJECTIONS = 10
-"""in a row, before a finish outside of what was predicted is told"""
+"""Consecutive projections outside of the predicted interval before the alarm."""
 
 
 @dataclass(frozen=True)
 class Alarm:
     what: str
     """slow_down, throttling, temperature, memory, data_wait, finish_late, finish_early,
-    loss_not_finite or loss_spike, or what the loop itself has to tell"""
+    loss_not_finite, loss_spike, or an alarm of the training loop."""
     text: str
-    """one sentence: what is the matter, why where that is known, and what to do"""
+    """One sentence: the condition, its cause if known, and a remedy."""
     about: str | None = None
-    """the row id it bears on"""
+    """Id of the report row it concerns."""
     level: Literal["warning", "alarm"] = "alarm"
-    """a warning may wait until the morning"""
+    """A warning can wait until the morning."""
 
 
 @dataclass(frozen=True)
 class _Conditions:
-    """Under which steps are made; None where it is not measured."""
+    """State of the GPU and the data loader during a few steps; None for what is not measured."""
 
     clock_hz: float | None
     celsius: float | None
     wait_seconds: float | None
-    """for data, per step"""
+    """Wait for data per step."""
     reasons: tuple[str, ...]
-    """why the clock is lower than it could be"""
+    """Throttle reasons in most readings."""
 
 
 class Alarms:
-    """Watches the numbers of one process of a run; each method returns what is to be told now.
+    """Checks the measurements of one process; each method returns the alarms that are new.
 
-    Each kind is told once, throttling once for each reason. A slow-down is told again where steps
-    take another 10 % longer than was told, or where the run had become faster for good meanwhile; a
-    spike of the loss where the one before is over.
+    Each kind is raised once, throttling once for each reason. A slow-down is raised again if steps
+    become another 10 % slower, or if the run has become faster for good in between; a loss spike,
+    after the previous one has ended.
 
     Args:
-        predicted_total_seconds: the interval for the whole run, where there is one.
-        device_bytes: memory of the card; None where there is no card.
-        slowdown_celsius: the temperature at which the card slows down, where the driver tells.
+        predicted_total_seconds: interval for the whole run; None without a prediction.
+        device_bytes: memory of the GPU; None without a GPU.
+        slowdown_celsius: temperature at which the GPU slows down; None if not reported.
     """
 
     def __init__(
@@ -86,25 +85,25 @@ class Alarms:
         self._predicted = predicted_total_seconds
         self._device_bytes = device_bytes
         self._limit_celsius = slowdown_celsius
-        self._told: set[str] = set()
-        self._slow_down = SlowDown()
-        self._loss_spike = LossSpike()
+        self._raised: set[str] = set()
+        self._slow_down = SlowDownDetector()
+        self._loss_spike = LossSpikeDetector()
         self._steps = 0
         self._waits: deque[tuple[float, float]] = deque(maxlen=RECENT_STEPS)
         self._wait_seconds = self._waited_steps_seconds = 0.0
         self._readings: deque[Sensor] = deque(maxlen=READINGS)
         self._reasons: Counter[str] = Counter()
         self._steady: _Conditions | None = None
-        """of the steps that the steady median is of"""
+        """During the steps of the steady median."""
         self._late = self._early = 0
 
     def step(self, step: int, step_seconds: float, data_wait_seconds: float | None) -> list[Alarm]:
-        """A steady step was made: no compilation, evaluation or checkpoint lies in it.
+        """Check a steady step: one without compilation, evaluation or checkpoint.
 
         Args:
             step: its number, as in the log.
-            step_seconds: how long it took.
-            data_wait_seconds: how much of that it waited for its batches; None if not measured.
+            step_seconds: its duration.
+            data_wait_seconds: its wait for data; None if not measured.
         """
         self._steps += 1
         alarms = []
@@ -118,7 +117,7 @@ class Alarms:
         return alarms
 
     def sensor(self, reading: Sensor) -> list[Alarm]:
-        """The sensors were read, about a second after the reading before."""
+        """Check a sensor reading; they come about once a second."""
         if len(self._readings) == READINGS:
             self._reasons.subtract(self._readings[0].throttle or ())
         self._readings.append(reading)
@@ -126,18 +125,15 @@ class Alarms:
         alarms = []
         for reason in reading.throttle or ():
             alarms += self._throttled(reason)
-        celsius = reading.temperature_celsius
-        if celsius is not None and (text := _hot(celsius, self._limit_celsius)) is not None:
-            which = "" if reading.hottest_card is None else f" It is card {reading.hottest_card}."
-            alarms += self._once(Alarm("temperature", text + which))
-        used, card = reading.device_used_bytes, self._device_bytes
-        if used is not None and card is not None and used >= FULL_MEMORY * card:
-            text = _full(used, card, reading.process_used_bytes, reading.fullest_card)
+        alarms += self._hot(reading)
+        used, total = reading.device_used_bytes, self._device_bytes
+        if used is not None and total is not None and used >= FULL_MEMORY * total:
+            text = _full(used, total, reading.process_used_bytes, reading.fullest_card)
             alarms += self._once(Alarm("memory", text, "peak_process_bytes"))
         return alarms
 
     def projected(self, total_seconds: float) -> list[Alarm]:
-        """A whole run of so many seconds is expected now, as after every step."""
+        """Check the projected duration of the whole run after a step."""
         if self._predicted is None or self._steps < STEPS_BEFORE_PROJECTION:
             return []
         low, high = self._predicted
@@ -147,17 +143,17 @@ class Alarms:
         takes = f"The run will take {format_seconds(total_seconds)}"
         if self._late >= OUTSIDE_PROJECTIONS:
             text = (
-                f"{takes}, longer than {interval}: see whether another program uses the device; "
-                "plan.py --by tells what would end in time."
+                f"{takes}, longer than {interval}: check for other programs on the device; "
+                "plan.py --by finds a run that ends in time."
             )
             return self._once(Alarm("finish_late", text, "total_seconds"))
         if self._early >= OUTSIDE_PROJECTIONS:
-            text = f"{takes}, less than {interval}: nothing needs to be done."
+            text = f"{takes}, less than {interval}: no action is needed."
             return self._once(Alarm("finish_early", text, "total_seconds", "warning"))
         return []
 
     def loss(self, step: int, value: float | None) -> list[Alarm]:
-        """The loss of a step; None, infinite or no number where it is not finite."""
+        """Check the loss of a step; a non-finite one may also be None."""
         if value is None or not abs(value) < float("inf"):
             text = (
                 f"The loss of step {step:,} is not finite: such an update is skipped. If more "
@@ -168,18 +164,18 @@ class Alarms:
         if not self._loss_spike.add(step, value):
             return []
         text = (
-            f"The loss rose to {value:.4g} at step {step:,}, from {self._loss_spike.course:.4g} "
-            f"in the {COURSE_STEPS} steps before: it may come back by itself. If it does not, go "
-            "on from a checkpoint before it with a lower --optimizer.learning-rate."
+            f"The loss rose to {value:.4g} at step {step:,}, from {self._loss_spike.baseline:.4g} "
+            f"in the {BASELINE_STEPS} steps before. If it does not recover by itself, resume from "
+            "an earlier checkpoint with a lower --optimizer.learning-rate."
         )
         return [Alarm("loss_spike", text, "val_loss", "warning")]
 
     def _once(self, alarm: Alarm, detail: str = "") -> list[Alarm]:
-        """The alarm, where none of its kind and detail was told yet."""
+        """Return the alarm, or nothing if one of its kind and detail was raised before."""
         key = alarm.what + detail
-        if key in self._told:
+        if key in self._raised:
             return []
-        self._told.add(key)
+        self._raised.add(key)
         return [alarm]
 
     def _data_wait(self, step: int, step_seconds: float, waited: float) -> list[Alarm]:
@@ -190,11 +186,10 @@ class Alarms:
         self._waits.append((step_seconds, waited))
         self._waited_steps_seconds += step_seconds
         self._wait_seconds += waited
-        most = MOST_WAIT * self._waited_steps_seconds
-        if len(self._waits) < RECENT_STEPS or self._wait_seconds <= most:
-            return []
-        # One long wait, for a disk that had gone to sleep, is no lack of data.
-        if self._wait_seconds - max(wait for _, wait in self._waits) <= most:
+        most = MAX_DATA_WAIT * self._waited_steps_seconds
+        # The longest wait is left out: a disk that had to spin up is no lack of data.
+        longest = max(wait for _, wait in self._waits) if self._wait_seconds > most else 0.0
+        if len(self._waits) < RECENT_STEPS or self._wait_seconds - longest <= most:
             return []
         share = self._wait_seconds / self._waited_steps_seconds
         text = (
@@ -205,9 +200,9 @@ class Alarms:
         return self._once(Alarm("data_wait", text, "step_seconds"))
 
     def _conditions(self) -> _Conditions:
-        """Of the recent steps that are certain to be alike."""
-        alike = (RECENT_STEPS // 2 + LASTING_STEPS) * self._slow_down.recent_seconds
-        readings = list(self._readings)[-max(3, int(alike)) :]
+        """Return the conditions of the recent steps, back to the change of the step time."""
+        seconds = (RECENT_STEPS // 2 + LASTING_STEPS) * self._slow_down.recent_seconds
+        readings = list(self._readings)[-max(3, int(seconds)) :]
         clocks = [r.sm_clock_hz for r in readings if r.sm_clock_hz is not None]
         celsius = [r.temperature_celsius for r in readings if r.temperature_celsius is not None]
         waits = [wait for _, wait in list(self._waits)[-RECENT_STEPS // 2 :]]
@@ -222,11 +217,11 @@ class Alarms:
     def _slower(self, step: int) -> Alarm:
         steady, recent = self._slow_down.steady_seconds, self._slow_down.recent_seconds
         assert steady is not None and self._steady is not None
-        why = _why_slower(recent - steady, self._steady, self._conditions())
+        cause = _cause_of_slow_down(recent - steady, self._steady, self._conditions())
         text = (
             f"Steps take {format_seconds(recent)} at step {step:,}, "
             f"{100 * (recent / steady - 1):.1f} % more than the steady {format_seconds(steady)}: "
-            f"{why}."
+            f"{cause}."
         )
         return Alarm("slow_down", text, "step_seconds")
 
@@ -240,13 +235,13 @@ class Alarms:
                 return []
             clock = f", its clock is down from {_mhz(fallen[0])} to {_mhz(fallen[1])}"
         text = (
-            f"The card is throttled ({reason}) in {self._reasons[reason]} of the last "
+            f"The GPU is throttled ({reason}) in {self._reasons[reason]} of the last "
             f"{len(self._readings)} readings{clock}: {_remedy(reason)}."
         )
         return self._once(Alarm("throttling", text, "step_seconds"), reason)
 
     def _fallen_clock(self) -> tuple[float, float] | None:
-        """The steady clock, and the one under the power cap where it is much lower."""
+        """Return the steady clock and that under the power cap, if the latter is much lower."""
         capped = [
             r.sm_clock_hz
             for r in self._readings
@@ -257,19 +252,18 @@ class Alarms:
         steady, now = self._steady.clock_hz, statistics.median(capped)
         return (steady, now) if now <= (1 - CAPPED_CLOCK) * steady else None
 
+    def _hot(self, reading: Sensor) -> list[Alarm]:
+        celsius, limit = reading.temperature_celsius, self._limit_celsius
+        if celsius is None or celsius < (HOT_CELSIUS if limit is None else limit - NEAR_CELSIUS):
+            return []
+        gpu = "The GPU" if reading.hottest_card is None else f"GPU {reading.hottest_card}"
+        slows = "" if limit is None else f" and slows down at {limit:.0f} °C"
+        text = f"{gpu} is at {celsius:.0f} °C{slows}: improve its cooling."
+        return self._once(Alarm("temperature", text))
 
-def _hot(celsius: float, limit_celsius: float | None) -> str | None:
-    """What to say of a temperature that is too near to the one at which the card slows down."""
-    if limit_celsius is None and celsius >= HOT_CELSIUS:
-        return f"The card has {celsius:.0f} °C: give it more air."
-    if limit_celsius is not None and celsius >= limit_celsius - NEAR_CELSIUS:
-        slows = f"it slows down at {limit_celsius:.0f} °C"
-        return f"The card has {celsius:.0f} °C, and {slows}: give it more air."
-    return None
 
-
-def _why_slower(lost_seconds: float, then: _Conditions, now: _Conditions) -> str:
-    """The cause of a slow-down, and what to do."""
+def _cause_of_slow_down(lost_seconds: float, then: _Conditions, now: _Conditions) -> str:
+    """Return the likely cause of a slow-down, and a remedy."""
     waits = then.wait_seconds, now.wait_seconds
     if waits[0] is not None and waits[1] is not None and waits[1] - waits[0] >= lost_seconds / 2:
         return (
@@ -282,41 +276,41 @@ def _why_slower(lost_seconds: float, then: _Conditions, now: _Conditions) -> str
     warmer = f"{then.celsius:.0f} to {now.celsius:.0f} °C" if rise is not None and rise > 0 else ""
     if then.clock_hz is None or now.clock_hz is None:
         if rise is not None and rise >= WARMER_CELSIUS:
-            return f"the card went from {warmer}, give it more air"
-        return "the cause is not known, see whether another program uses the device"
+            return f"the GPU went from {warmer}, improve its cooling"
+        return "the cause is unknown, check for other programs on the device"
     if now.clock_hz > (1 - LOWER_CLOCK) * then.clock_hz:
         return (
-            f"the cause is not known, the SM clock is still {_mhz(now.clock_hz)}; "
-            "see whether another program uses the card"
+            f"the cause is unknown, the SM clock is still {_mhz(now.clock_hz)}; "
+            "check for other programs on the GPU"
         )
-    beside = ", ".join(filter(None, (*now.reasons, warmer)))
+    details = ", ".join(filter(None, (*now.reasons, warmer)))
     fell = f"the SM clock fell from {_mhz(then.clock_hz)} to {_mhz(now.clock_hz)}"
-    return f"{fell}{f' ({beside})' if beside else ''}, {_remedy(*now.reasons)}"
+    return f"{fell}{f' ({details})' if details else ''}, {_remedy(*now.reasons)}"
 
 
 def _remedy(*reasons: str) -> str:
-    """What to do about a clock that is lower than it could be."""
+    """Return what to do about these throttle reasons."""
     words = " ".join(reasons).lower()
     if "brake" in words:
         return "check the power supply and its cables"
     if "thermal" in words or "heat" in words or "temperature" in words:
-        return "give it more air"
+        return "improve its cooling"
     if POWER_CAP in words:
-        return "see whether its power limit was set lower (nvidia-smi -q -d POWER)"
-    return "nvidia-smi -q -d PERFORMANCE tells more"
+        return "check whether its power limit was lowered (nvidia-smi -q -d POWER)"
+    return "nvidia-smi -q -d PERFORMANCE shows more"
 
 
-def _full(used: int, card: int, process: int | None, number: int | None) -> str:
-    """Of several cards `process` may be about another one than the fullest, and is left out."""
+def _full(used: int, total: int, process: int | None, number: int | None) -> str:
+    """Describe a full GPU; `process` is left out for several: it may be of another GPU."""
     own = (
         f", {process / 2**30:.1f} GiB of them by this process"
         if process is not None
-        else ", the driver does not tell by whom"
+        else ", by processes that the driver does not report"
     )
-    of, own = ("the card", own) if number is None else (f"card {number}", "")
+    of, own = ("the GPU", own) if number is None else (f"GPU {number}", "")
     return (
-        f"{used / 2**30:.1f} of {of}'s {card / 2**30:.1f} GiB are in use{own}: close other "
-        "programs that use the card, or take a smaller --train.micro-batch."
+        f"{used / 2**30:.1f} of {of}'s {total / 2**30:.1f} GiB are in use{own}: close other "
+        "programs that use the GPU, or take a smaller --train.micro-batch."
     )
 
 

@@ -1,9 +1,9 @@
-"""The clock of a run: steps back to back on the device's own timeline, all else in windows.
+"""Timing of a run: consecutive steps on the device's timeline, everything else in windows.
 
-A window (evaluation, checkpoint) begins and ends with the device idle. A step begins where the
-work before it ended and ends with its own last operation, so the seconds of steps and windows add
-up to the time that passed, and nothing has to wait for a device that is still busy: on a GPU the
-end of a step is read when the next one has been handed over.
+A window (evaluation, checkpoint) begins and ends with an idle device. A step begins where the
+previous work ended and ends with its own last operation, so the seconds of steps and windows add
+up to the wall time. The loop never waits for a busy device: on a GPU the end of a step is read
+after the next step has been queued.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 Moment = Any
-"""a moment on a timeline, which alone knows what it is"""
+"""A point on a timeline, in a form of the timeline's own."""
 
 
-class _DeviceTimeline(Protocol):
-    """Moments in the order in which a device comes by them."""
+class DeviceTimeline(Protocol):
+    """Points in time in the order in which a device reaches them."""
 
     @property
     def lag(self) -> int:
-        """How many more steps are handed over before the end of one is awaited."""
+        """Steps to queue before waiting for the end of an earlier one."""
 
     def mark(self) -> Moment:
-        """The moment at which all that was asked of the device so far is done; does not wait."""
+        """Return the moment at which all work queued so far is done, without waiting for it."""
 
     def wait(self, moment: Moment) -> None:
-        """Until that moment has passed."""
+        """Wait until a moment has passed."""
 
     def seconds(self, begin: Moment, end: Moment) -> float:
-        """Between two moments that have passed."""
+        """Return the seconds between two moments that have passed."""
 
 
 class HostTimeline:
-    """Moments of the host's clock, at each of which the device is idle."""
+    """DeviceTimeline of the host's clock; each mark synchronizes the device."""
 
     lag = 0
 
@@ -48,7 +48,7 @@ class HostTimeline:
         return self._now()
 
     def wait(self, moment: Moment) -> None:
-        """A moment of the past has passed."""
+        """Return at once: every mark has passed."""
 
     def seconds(self, begin: Moment, end: Moment) -> float:
         return float(end - begin)
@@ -56,19 +56,19 @@ class HostTimeline:
 
 @dataclass
 class Window:
-    """Seconds of something that has ended; 0 until then."""
+    """Duration of work outside of steps; 0 until it ends."""
 
     seconds: float = 0.0
-    """without compilation"""
+    """Duration in seconds, without compilation."""
     compile_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class StepTimes:
-    """One step, in seconds; its parts are None where they were not timed."""
+    """Duration of one step and its parts in seconds; parts that were not timed are None."""
 
     step_seconds: float
-    """without compilation"""
+    """Duration without compilation."""
     compile_seconds: float
     data_wait_seconds: float
     forward_seconds: float | None
@@ -78,13 +78,13 @@ class StepTimes:
 
 @dataclass
 class Stopwatch:
-    """Follows one step.
+    """Times one step.
 
     Args:
-        split: whether forward, backward and optimizer are timed, which takes a mark for each.
+        split: time forward, backward and optimizer as well, which takes one mark for each.
     """
 
-    timeline: _DeviceTimeline
+    timeline: DeviceTimeline
     begin: Moment
     split: bool
     compiled_before: float
@@ -98,9 +98,9 @@ class Stopwatch:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """What is done inside brings a batch; it counts as far as the device waits for it.
+        """Time the loading of a batch, as far as the device waits for it.
 
-        A device that is still busy comes by both marks at once, and has waited for nothing.
+        A busy device passes both marks at once, so it has not waited.
         """
         begin = self.timeline.mark()
         yield
@@ -108,24 +108,24 @@ class Stopwatch:
         self.waits.append((begin, self._last))
 
     def lap(self, name: str) -> None:
-        """All since the lap or the batch before is this part of the step."""
+        """Book the time since the previous lap or batch to this part of the step."""
         if self.split:
             now = self.timeline.mark()
             self.laps.setdefault(name, []).append((self._last, now))
             self._last = now
 
     def read(self) -> StepTimes:
-        """Wait for the end of the step, and tell its times."""
+        """Wait for the end of the step and return its times."""
         self.timeline.wait(self.end)
         span = self.timeline.seconds(self.begin, self.end)
-        # A device that still had work while the host compiled did not wait for all of it.
+        # A device with queued work does not wait for all of a compilation on the host.
         compiling = min(self.compile_seconds, span)
         parts = {name: self._sum(pairs) for name, pairs in self.laps.items()}
         return StepTimes(
             step_seconds=span - compiling,
             compile_seconds=compiling,
             data_wait_seconds=self._sum(self.waits),
-            # What was compiled in the midst of a part would be booked twice.
+            # A part that contains a compilation would count its time twice.
             forward_seconds=None if compiling else parts.get("forward"),
             backward_seconds=None if compiling else parts.get("backward"),
             optimizer_seconds=None if compiling else parts.get("optimizer"),
@@ -136,20 +136,20 @@ class Stopwatch:
 
 
 class Clock:
-    """Times what the run does.
+    """Times steps and windows, and counts the seconds since its creation.
 
     Args:
-        synchronize: waits until the device is idle; a window ends only then.
+        synchronize: waits until the device is idle.
         now: a monotonic clock in seconds.
-        timeline: where steps are timed; the host's clock where none is given.
-        compiled_seconds: how long the process has compiled so far.
+        timeline: of the steps; the host's clock by default.
+        compiled_seconds: returns the time this process has spent compiling so far.
     """
 
     def __init__(
         self,
         synchronize: Callable[[], None],
         now: Callable[[], float] = time.perf_counter,
-        timeline: _DeviceTimeline | None = None,
+        timeline: DeviceTimeline | None = None,
         compiled_seconds: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._synchronize, self._now = synchronize, now
@@ -160,20 +160,15 @@ class Clock:
 
     @property
     def lag(self) -> int:
-        """How many steps may be under way before the first of them is read."""
+        """Steps to queue before reading the times of an earlier one."""
         return self._timeline.lag
 
     def elapsed_seconds(self) -> float:
-        """Since the clock was made."""
         return self._now() - self._began
 
     @contextmanager
     def window(self) -> Iterator[Window]:
-        """Time what is done inside, device work included.
-
-        Evaluation, checkpoints and start-up each stand in a window of their own, so none of them
-        is ever booked into a step or another window.
-        """
+        """Time work outside of steps, such as an evaluation, including its device work."""
         window = Window()
         self._synchronize()
         begin, compiled = self._now(), self._compiled_seconds()
@@ -184,11 +179,11 @@ class Clock:
         self._step_end = None
 
     def begin_step(self, split: bool) -> Stopwatch:
-        """A step begins where the one before it ended, or now if something else came between."""
+        """Begin a step at the end of the previous one, or now if a window came between."""
         begin = self._step_end if self._step_end is not None else self._timeline.mark()
         return Stopwatch(self._timeline, begin, split, self._compiled_seconds())
 
     def end_step(self, watch: Stopwatch) -> None:
-        """All that belongs to the step was asked of the device."""
+        """End a step whose work has all been queued."""
         watch.compile_seconds = self._compiled_seconds() - watch.compiled_before
         watch.end = self._step_end = self._timeline.mark()

@@ -1,9 +1,8 @@
-"""The cards that are sampled together: one, or those of all processes of a run on this machine.
+"""Sampling of one GPU, or of all GPUs of a run on this machine together.
 
-Of several cards power, its limit and energy are sums, utilisation is the mean; of everything else
-the card that is worst off is told: the hottest, the fullest, the slowest. A number that one of them
-does not give is None for all of them, and the reason names the card, counted from 0 in the order in
-which they were given.
+For several GPUs power, its limit and energy are sums and utilization is the mean; every other
+field is of the GPU with the worst value: the hottest, the fullest, the slowest. A field that one
+GPU does not give is None for all, and the reason names the GPU by its position, from 0.
 """
 
 from __future__ import annotations
@@ -17,13 +16,14 @@ from nanogauge.measure.nvml import Absences, Change, Driver, NoDriver
 
 
 class EnergySum:
-    """Joules since the start: neither sum ever falls, and none counts what nobody saw.
+    """Energy since the start in joules, by the driver's counter and by integration of power.
+
+    Both totals are monotonic; gaps without samples are excluded.
 
     Args:
         now: the start, in seconds.
-        counter_joules: the driver's counter then; None where it cannot be read.
-        longest_gap: samples of power further apart than so many seconds have an unknown power
-            between them.
+        counter_joules: the driver's counter at the start; None if it cannot be read.
+        longest_gap: seconds between power samples beyond which the power between is unknown.
     """
 
     def __init__(self, now: float, counter_joules: float | None, longest_gap: float) -> None:
@@ -37,10 +37,10 @@ class EnergySum:
         self._joules = 0.0
         self._integral_then = 0.0
         self._then = now
-        self._told_joules = 0.0
+        self._highest_joules = 0.0
 
     def add_power(self, now: float, watts: float) -> None:
-        """A sample; the power between two neighbours is taken to be on the line between them."""
+        """Add a power sample; power is interpolated linearly between neighbours."""
         if self._last_power is not None:
             then, before_watts = self._last_power
         else:
@@ -52,15 +52,15 @@ class EnergySum:
         self._last_power = (now, watts)
 
     def forget_counter(self) -> None:
-        """The driver began anew: nobody knows what its counter counted meanwhile."""
+        """Discard the counter's last value after the driver was reopened: it may have restarted."""
         self._counter_joules = None
 
     def read(
         self, now: float, counter_joules: float | None
     ) -> tuple[float, Literal["counter", "integral"]] | tuple[None, None]:
-        """Joules since the start, and who counted the last of them; None where nobody did.
+        """Return the energy since the start and the source of its last part; None if unknown.
 
-        Where the counter fell, or is not there, the sum goes on by the integral.
+        While the counter is absent, or when it fell, the total continues by the integral.
         """
         sampled = self._last_power is not None and now - self._last_power[0] <= self._longest_gap
         since_then = self._integral_joules - self._integral_then
@@ -81,19 +81,19 @@ class EnergySum:
                     self._gap_seconds += now - self._then
             self._joules, self._counter_joules = joules, counter_joules
             self._integral_then, self._then = self._integral_joules, now
-        self._told_joules = max(self._told_joules, joules)
-        return self._told_joules, source
+        self._highest_joules = max(self._highest_joules, joules)
+        return self._highest_joules, source
 
     def integral_joules(self, now: float) -> float | None:
-        """Joules since the start by the samples alone; None while there are none."""
+        """Return the energy since the start by integration of power; None without samples."""
         if self._last_power is None or now - self._last_power[0] > self._longest_gap:
             return None
         return self._integral_joules
 
     def gap_seconds(self, now: float) -> float:
-        """Time since the start in which no sample of power was near; an open gap counts to `now`.
+        """Return the time since the start without power samples, including an open gap.
 
-        For a card that never tells its power: the time in which its counter lost count.
+        For a GPU that never reports power: the time in which its counter lost count.
         """
         if self._last_power is None:
             return self._gap_seconds
@@ -101,27 +101,43 @@ class EnergySum:
         return self._gap_seconds + (waiting if waiting > self._longest_gap else 0.0)
 
 
-_SUMMED = ("energy_joules", "integral_joules", "power_limit_watts")
-_HIGHEST = ("temperature_celsius", "fan", "device_used_bytes", "process_used_bytes")
-_LOWEST = ("sm_clock_hz", "memory_clock_hz", "pcie_generation", "pcie_width")
-_MEAN = ("utilization",)
+_NUMBERS = (
+    *("power_limit_watts", "temperature_celsius", "fan", "sm_clock_hz", "memory_clock_hz"),
+    *("pcie_generation", "pcie_width"),
+)
+"""Fields of a reading that nvml.Driver.number gives."""
+_COMBINED: dict[str, Callable[[list[Any]], Any]] = {
+    **dict.fromkeys(("energy_joules", "integral_joules", "power_limit_watts"), sum),
+    **dict.fromkeys(("temperature_celsius", "fan", "device_used_bytes", "process_used_bytes"), max),
+    **dict.fromkeys(("sm_clock_hz", "memory_clock_hz", "pcie_generation", "pcie_width"), min),
+    "utilization": fmean,
+    "energy_source": max,  # "integral" if one is
+    "throttle": lambda lists: list(dict.fromkeys(word for words in lists for word in words)),
+}
+"""Field -> how the values of several GPUs become one."""
+_DIGITS = {
+    **dict.fromkeys(("power_watts", "power_min_watts", "power_max_watts", "power_limit_watts"), 3),
+    **dict.fromkeys(("energy_joules", "integral_joules"), 2),
+    **dict.fromkeys(("fan", "utilization"), 3),
+    **dict.fromkeys(("sm_clock_hz", "memory_clock_hz"), 0),
+}
 
 
 @dataclass(frozen=True)
-class Watched:
-    """A card to sample."""
+class WatchedGpu:
+    """A GPU to sample."""
 
     device: str | int
-    """as nvml.Driver names it"""
+    """UUID, PCI bus id or index, as for nvml.Driver."""
     pid: int | None = None
-    """the process whose memory on it is told; None for this one"""
+    """Process whose memory on it is measured; None for this one."""
 
 
-class _Card:
-    """One card: its driver, its energy, and what of it is absent."""
+class _Gpu:
+    """One GPU: its driver, its energy and its absent fields."""
 
-    def __init__(self, watched: Watched, whose: str, longest_gap: float) -> None:
-        self.absences = Absences(whose)
+    def __init__(self, watched: WatchedGpu, label: str, longest_gap: float) -> None:
+        self.absences = Absences(label)
         self.driver: Driver | None = None
         self._watched = watched
         self._longest_gap = longest_gap
@@ -135,43 +151,37 @@ class _Card:
             self.absences.missing("gpu", clock(), str(error))
             return
         now = clock()
-        self._energy = EnergySum(now, driver.energy_counter_joules(now), self._longest_gap)
+        self._energy = EnergySum(now, driver.number("energy_counter", now), self._longest_gap)
         self.driver = driver
 
-    def tick(self, now: float) -> tuple[float | None, bool]:
-        """Its power; and whether it was lost over this."""
+    def sample(self, now: float) -> tuple[float | None, bool]:
+        """Sample the power in watts; return it, and True if the GPU was lost just now."""
         if self.driver is None or self._energy is None:
             return None, False
         if self.driver.lost and self.driver.reopen(now):
             self._energy.forget_counter()
         was_lost = self.driver.lost
-        watts = self.driver.power_watts(now)
+        watts: float | None = self.driver.number("power_watts", now)
         if watts is not None:
             self._energy.add_power(now, watts)
             self._gave_power = True
         return watts, self.driver.lost and not was_lost
 
     def read(self, now: float) -> dict[str, Any]:
-        """All but power; a card that has not even given that since the last reading is lost."""
+        """Read all fields but power; a GPU without any value since the last reading is lost."""
         driver, energy = self.driver, self._energy
         if driver is None or energy is None:
             return {}
-        energy_joules, energy_source = energy.read(now, driver.energy_counter_joules(now))
+        joules, source = energy.read(now, driver.number("energy_counter", now))
         values = {
-            "energy_joules": energy_joules,
-            "energy_source": energy_source,
+            "energy_joules": joules,
+            "energy_source": source,
             "integral_joules": energy.integral_joules(now),
-            "power_limit_watts": driver.power_limit_watts(now),
-            "temperature_celsius": driver.temperature_celsius(now),
-            "fan": rounded(driver.fan(now), 3),
-            "sm_clock_hz": rounded(driver.sm_clock_hz(now), 0),
-            "memory_clock_hz": rounded(driver.memory_clock_hz(now), 0),
-            "utilization": rounded(driver.utilization(now), 3),
+            "utilization": driver.utilization(now),
             "throttle": driver.throttle(now),
-            "pcie_generation": driver.pcie_generation(now),
-            "pcie_width": driver.pcie_width(now),
             "device_used_bytes": driver.device_used_bytes(now),
             "process_used_bytes": driver.process_used_bytes(now),
+            **{name: driver.number(name, now) for name in _NUMBERS},
         }
         silent = all(value is None for value in values.values()) and not self._gave_power
         if silent and not driver.lost:
@@ -183,110 +193,87 @@ class _Card:
         return 0.0 if self._energy is None else self._energy.gap_seconds(now)
 
 
-class Cards:
-    """Samples some cards. Only `reasons` and `changes` may be asked by another thread.
+class GpuGroup:
+    """GPUs that are sampled together. Only `reasons` and `changes` are thread-safe.
 
     Args:
-        watched: at least one.
-        longest_gap: as of EnergySum, in seconds.
+        watched: the GPUs.
+        longest_gap: as for EnergySum, in seconds.
     """
 
-    def __init__(self, watched: Sequence[Watched], longest_gap: float) -> None:
+    def __init__(self, watched: Sequence[WatchedGpu], longest_gap: float) -> None:
         several = len(watched) > 1
-        self._cards = [
-            _Card(one, f"card {number}" if several else "", longest_gap)
+        self._gpus = [
+            _Gpu(one, f"GPU {number}" if several else "", longest_gap)
             for number, one in enumerate(watched)
         ]
-        self._powers_watts: list[float] = []  # of all cards together, since the last reading
+        self._powers_watts: list[float] = []  # totals since the last reading
 
     def open(self, clock: Callable[[], float]) -> None:
-        """Find their drivers."""
-        for card in self._cards:
-            card.open(clock)
+        for gpu in self._gpus:
+            gpu.open(clock)
 
     @property
     def found(self) -> bool:
-        """Whether a driver that knows one of them was found."""
-        return any(card.driver is not None for card in self._cards)
+        """True if a driver knows at least one of the GPUs."""
+        return any(gpu.driver is not None for gpu in self._gpus)
 
-    def tick(self, now: float) -> tuple[float | None, bool]:
-        """One sample of the power of all, in W; and whether one of them was lost over this."""
-        ticks = [card.tick(now) for card in self._cards]
-        total = _sum([watts for watts, _ in ticks])
+    def sample(self, now: float) -> tuple[float | None, bool]:
+        """Sample the total power in watts; return it, and True if a GPU was lost just now."""
+        samples = [gpu.sample(now) for gpu in self._gpus]
+        powers = [watts for watts, _ in samples if watts is not None]
+        total = sum(powers) if samples and len(powers) == len(samples) else None
         if total is not None:
             self._powers_watts.append(total)
-        return total, any(lost for _, lost in ticks)
+        return total, any(lost for _, lost in samples)
 
     def read(self, now: float) -> dict[str, Any]:
-        """The fields of a reading since the one before; empty where no card was found."""
+        """Return the fields of a reading since the previous one; empty if no GPU was found."""
         if not self.found:
             return {}
         powers, self._powers_watts = self._powers_watts, []
-        readings = [card.read(now) for card in self._cards]
-        values = readings[0] if len(readings) == 1 else _together(readings)
-        return {
-            "power_watts": rounded(fmean(powers) if powers else None, 3),
-            "power_min_watts": rounded(min(powers, default=None), 3),
-            "power_max_watts": rounded(max(powers, default=None), 3),
-            **values,
-            "energy_joules": rounded(values["energy_joules"], 2),
-            "integral_joules": rounded(values["integral_joules"], 2),
-            "power_limit_watts": rounded(values["power_limit_watts"], 3),
+        readings = [gpu.read(now) for gpu in self._gpus]
+        values = {
+            "power_watts": fmean(powers) if powers else None,
+            "power_min_watts": min(powers, default=None),
+            "power_max_watts": max(powers, default=None),
+            **(readings[0] if len(readings) == 1 else _combine(readings)),
         }
+        for name, digits in _DIGITS.items():
+            if values[name] is not None:
+                values[name] = round(values[name], digits)
+        return values
 
     def gap_seconds(self, now: float) -> float:
-        """As of EnergySum: of the card that misses most."""
-        return max(card.gap_seconds(now) for card in self._cards)
+        """Return the gap_seconds of EnergySum of the GPU with the most."""
+        return max(gpu.gap_seconds(now) for gpu in self._gpus)
 
     def reasons(self) -> dict[str, str]:
-        """Why fields are absent, by their names: what the first card that lacks one says of it."""
-        found: dict[str, str] = {}
-        for card in self._cards:
-            found = card.absences.reasons() | found
-        return found
+        """Return why fields are absent: the reason of the first GPU that lacks each."""
+        reasons: dict[str, str] = {}
+        for gpu in self._gpus:
+            reasons = gpu.absences.reasons() | reasons
+        return reasons
 
     def changes(self) -> list[Change]:
-        return [change for card in self._cards for change in card.absences.drain()]
+        return [change for gpu in self._gpus for change in gpu.absences.drain()]
 
     def close(self) -> None:
-        for card in self._cards:
-            if card.driver is not None:
-                card.driver.close()
+        for gpu in self._gpus:
+            if gpu.driver is not None:
+                gpu.driver.close()
 
 
-def _together(readings: list[dict[str, Any]]) -> dict[str, Any]:
-    """What several cards give as one reading."""
+def _combine(readings: list[dict[str, Any]]) -> dict[str, Any]:
+    """Combine the readings of several GPUs into one."""
 
-    def all_of(name: str) -> list[Any] | None:
+    def combined(name: str, combine: Callable[[list[Any]], Any]) -> Any:
         values = [reading.get(name) for reading in readings]
-        return None if None in values else values
+        return None if None in values else combine(values)
 
-    def card_with(choose: Callable[[list[Any]], Any], name: str) -> int | None:
-        values = all_of(name)
-        return None if values is None else values.index(choose(values))
-
-    combined: dict[str, Any] = {}
-    ways: dict[tuple[str, ...], Callable[[list[Any]], Any]]
-    ways = {_SUMMED: sum, _HIGHEST: max, _LOWEST: min, _MEAN: fmean}
-    for names, combine in ways.items():
-        for name in names:
-            values = all_of(name)
-            combined[name] = None if values is None else combine(values)
-    sources, reasons = all_of("energy_source"), all_of("throttle")
-    combined["energy_source"] = None if sources is None else max(sources)  # integral if one is
-    combined["throttle"] = None
-    if reasons is not None:
-        combined["throttle"] = list(dict.fromkeys(word for words in reasons for word in words))
-    combined["hottest_card"] = card_with(max, "temperature_celsius")
-    combined["fullest_card"] = card_with(max, "device_used_bytes")
-    combined["slowest_card"] = card_with(min, "sm_clock_hz")
-    return combined
-
-
-def _sum(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if len(known) == len(values) else None
-
-
-def rounded(value: float | None, digits: int) -> float | None:
-    return None if value is None else round(value, digits)
+    return {
+        **{name: combined(name, combine) for name, combine in _COMBINED.items()},
+        "hottest_card": combined("temperature_celsius", lambda v: v.index(max(v))),
+        "fullest_card": combined("device_used_bytes", lambda v: v.index(max(v))),
+        "slowest_card": combined("sm_clock_hz", lambda v: v.index(min(v))),
+    }

@@ -1,45 +1,67 @@
-"""Memory of this process, as the operating system counts it."""
+"""The host: its processor, its memory, and the resident memory of this process.
+
+Values that the operating system does not report are None.
+"""
 
 from __future__ import annotations
 
-import contextlib
+import os
+import platform
 import resource
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 
+def cpu_name() -> str | None:
+    return _proc_field("cpuinfo", "model name") or platform.processor() or None
+
+
+def total_memory_bytes() -> int | None:
+    with suppress(ValueError, OSError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return None
+
+
+def available_bytes() -> int | None:
+    """Return the memory that can be allocated without swapping (Linux only).
+
+    Source: MemAvailable of /proc/meminfo, the kernel's own estimate.
+    """
+    return _proc_bytes("meminfo", "MemAvailable")
+
+
 def process_bytes() -> int | None:
-    """Resident memory now; None where the system does not tell."""
-    try:
+    """Return the current resident memory of this process."""
+    with suppress(OSError):
         pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        return None
-    return pages * resource.getpagesize()
+        return pages * resource.getpagesize()
+    return None
 
 
 def reset_peak() -> None:
-    """Let the peak begin anew, so that what came before the run is not in it (Linux alone)."""
-    with contextlib.suppress(OSError):
+    """Reset the peak of peak_process_bytes to the current resident memory (Linux only)."""
+    with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_process_bytes() -> int:
-    """Resident memory at its highest since reset_peak, or, off Linux, since the process began."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
+    """Return the peak resident memory since reset_peak, or off Linux since the process began."""
+    if (peak := _proc_bytes("self/status", "VmHWM")) is not None:
+        return peak
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def available_bytes() -> int | None:
-    """Memory that new allocations can have without swapping; None where the system does not tell.
-
-    Source: MemAvailable of /proc/meminfo, the kernel's own estimate (Linux alone).
-    """
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
+def _proc_field(file: str, name: str) -> str | None:
+    """Return the first value of this name in a file of /proc."""
+    with suppress(OSError):
+        for line in Path("/proc", file).read_text().splitlines():
+            if line.startswith(name):
+                return line.partition(":")[2].strip()
     return None
+
+
+def _proc_bytes(file: str, name: str) -> int | None:
+    value = _proc_field(file, name)
+    return None if value is None else int(value.split()[0]) * 1024

@@ -1,8 +1,7 @@
-"""The sensors of the GPU, as the training loop sees them.
+"""The GPU sensors of a training loop: a sampling thread that never blocks or fails the loop.
 
-A number that nobody gives is None, and `absent` says why; where there is nothing to read the
-sensors are NullSensors. Nothing that happens to the driver is raised into the training loop, and
-no function here waits for a driver that hangs.
+A measurement that is absent is None, and `absent` holds the reason. No function waits for a driver
+that hangs, and no error of the driver reaches the loop.
 """
 
 from __future__ import annotations
@@ -12,29 +11,32 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Protocol
 
-from nanogauge.measure.gpus import Cards, Watched
+from nanogauge.measure.gpus import GpuGroup, WatchedGpu
 from nanogauge.measure.nvml import Absences, Change, Driver, NoDriver
 from nanogauge.schema import Sensor
 
 _NOT_MEASURED = ("kind", "elapsed_seconds", "energy_source", "gap_seconds")
 _OF_SEVERAL = ("hottest_card", "fullest_card", "slowest_card")
 MEASURED = tuple(n for n in Sensor.model_fields if n not in (*_NOT_MEASURED, *_OF_SEVERAL))
-"""the fields of a reading that are measured; `absent` speaks of them by these names"""
+"""Fields of a reading that are measured; the keys of `absent`."""
 _OF_POWER = ("power_min_watts", "power_max_watts", "integral_joules")
 
 _GAP_PERIODS = 5
-"""samples further apart than so many periods have an unknown power between them"""
+"""Periods between power samples beyond which the power between them is unknown."""
+_OPEN_SECONDS = 3.0
+"""Longest wait for the driver to open; a slower one continues to open in the sampling thread."""
 _HANG_SECONDS = 3.0
-"""a driver that answers nothing for so long is said to hang"""
+"""Time without an answer after which the driver counts as hanging."""
 _CLOSE_SECONDS = 1.0
-"""a driver that does not answer for so long at the end is left alone"""
+"""Longest wait for the driver at the end."""
+_DESCRIBE_SECONDS = 15.0
+"""Longest wait of driver_info: a driver that is not in use yet may take seconds to load."""
 
 
 @dataclass(frozen=True)
 class PowerSpread:
-    """Samples of power since the last time somebody asked."""
+    """Mean, minimum and maximum of `n` power samples."""
 
     mean_watts: float
     min_watts: float
@@ -42,51 +44,57 @@ class PowerSpread:
     n: int
 
 
-class Sampler:
-    """Samples power at `hz`, and reads the other numbers once a second.
+class Sensors:
+    """Samples power at `hz` and reads the other fields once a second, in a thread.
 
-    A reading holds the mean of the power samples since the reading before it, and everything else
-    as it is at `elapsed_seconds`. On most cards NVML's power is itself a mean over about the last
-    second. device_used_bytes holds what the driver keeps for itself, too.
+    A reading holds the mean of the power samples since the previous reading, and all other fields
+    as of `elapsed_seconds`. On most GPUs NVML's power is itself a mean over about the last second.
+    Only `close` waits, for a second at most.
 
     Args:
-        cards: what is sampled together, at least one.
-        hz: samples per second.
-        clock: seconds since the process began.
+        gpus: sampled together; empty to measure nothing.
+        hz: power samples per second.
+        clock: returns the seconds since the process began.
     """
 
-    def __init__(self, cards: Sequence[Watched], hz: float, clock: Callable[[], float]) -> None:
+    def __init__(self, gpus: Sequence[WatchedGpu], hz: float, clock: Callable[[], float]) -> None:
         self.cpu_seconds = 0.0
-        """what the sampling cost so far, in seconds of one core, without opening the driver"""
+        """Processor time of the sampling so far, without opening the driver."""
         self._hz = hz
         self._clock = clock
         self._absences = Absences()
-        self._cards = Cards(cards, _GAP_PERIODS / hz)
-        self._lock = threading.Lock()  # guards the next two, never held while the driver is asked
+        if not gpus:
+            self._absences.missing("gpu", 0.0, "no GPU")
+        self._gpus = GpuGroup(gpus, _GAP_PERIODS / hz)
+        self._lock = threading.Lock()  # guards the next two, never held during a driver call
         self._readings: list[Sensor] = []
-        self._spread: tuple[int, float, float, float] | None = None  # n, sum, least, most
+        self._spread: tuple[int, float, float, float] | None = None  # n, sum, min, max
         self._opened = threading.Event()
-        self._running = threading.Lock()  # let go to stop the thread; an Event wakes it dearer
+        self._running = threading.Lock()  # released to stop; waking an Event costs more
         self._running.acquire()
-        self._asking_since: float | None = clock()  # None while nothing is asked of the driver
+        self._call_since: float | None = clock()  # None while no driver call is under way
 
         self._window_start = 0.0
-        self._gap_seconds = 0.0  # as of the last reading, whether there was a line to tell it
-        self._told_gap_seconds = 0.0
+        self._gap_seconds = 0.0  # as of the last reading, logged or not
+        self._logged_gap_seconds = 0.0
         self._thread = threading.Thread(target=self._run, name="sensors", daemon=True)
         self._thread.start()
 
     def wait_opened(self, seconds: float) -> bool:
-        """Wait at most so long for the driver to be found, or not; whether there is an answer."""
+        """Wait for the driver to open or fail; return False if it takes longer than `seconds`."""
         return self._opened.wait(seconds)
 
     @property
     def has_gpu(self) -> bool:
-        """Whether a driver that knows the GPU, or one of them, was found."""
-        return self._cards.found
+        return self._gpus.found
 
     @property
     def absent(self) -> Mapping[str, str]:
+        """Fields that are not measured now, with the reasons.
+
+        Two more keys explain energy_joules: energy_counter, why the driver's counter is not used,
+        and energy_gaps, how long the integral of power lacks samples.
+        """
         reasons = self._reasons()
         whole, gpu = reasons.pop("driver", None), reasons.pop("gpu", None)
         absent: dict[str, str] = {}
@@ -104,19 +112,23 @@ class Sampler:
 
     @property
     def reason(self) -> str | None:
+        """Why nothing is measured now; None while anything is."""
         reasons = self._reasons()
         return reasons.get("driver") or reasons.get("gpu")
 
     def changes(self) -> list[Change]:
-        self._notice_hang()
-        return self._cards.changes() + self._absences.drain()
+        """Return what became absent or available since the last call, in order."""
+        self._check_hang()
+        return self._gpus.changes() + self._absences.drain()
 
     def readings(self) -> list[Sensor]:
+        """Return the readings since the last call, about one per second."""
         with self._lock:
             drained, self._readings = self._readings, []
         return drained
 
     def power_since_last(self) -> PowerSpread | None:
+        """Return the power samples since the last call in watts; None without any."""
         with self._lock:
             spread, self._spread = self._spread, None
         if spread is None:
@@ -125,23 +137,24 @@ class Sampler:
         return PowerSpread(round(total / n, 3), round(least, 3), round(most, 3), n)
 
     def close(self) -> list[Sensor]:
+        """Stop, and return the last readings; the very last may span less than a second."""
         if self._running.locked():
             self._running.release()
         self._thread.join(_CLOSE_SECONDS)
         if self._thread.is_alive():
-            self._tell_hang(self._asking_since)
+            self._record_hang(self._call_since)
         return self.readings()
 
     def _reasons(self) -> dict[str, str]:
-        self._notice_hang()
-        return self._cards.reasons() | self._absences.reasons()
+        self._check_hang()
+        return self._gpus.reasons() | self._absences.reasons()
 
-    def _notice_hang(self) -> None:
-        since = self._asking_since
+    def _check_hang(self) -> None:
+        since = self._call_since
         if since is not None and self._clock() - since > _HANG_SECONDS:
-            self._tell_hang(since)
+            self._record_hang(since)
 
-    def _tell_hang(self, since: float | None) -> None:
+    def _record_hang(self, since: float | None) -> None:
         now = self._clock() if since is None else since
         self._absences.missing("driver", now, "the driver does not answer")
 
@@ -151,16 +164,16 @@ class Sampler:
             if self.has_gpu:
                 self._sample_until_stopped()
         except Exception as error:
-            # Whatever it is, it must end neither the run nor unheard.
+            # Any error must be reported without ending the run.
             self._absences.missing("driver", self._clock(), "the sampling broke off", repr(error))
         finally:
-            self._asking_since = None
+            self._call_since = None
             self._opened.set()
 
     def _open(self) -> None:
-        self._cards.open(self._clock)
+        self._gpus.open(self._clock)
         now = self._window_start = self._clock()
-        self._tick(now)
+        self._sample(now)
         self._absences.present("driver", self._clock())
         self._opened.set()
 
@@ -170,22 +183,22 @@ class Sampler:
         now = self._clock()
         opening_seconds = time.thread_time()
         while True:
-            due = max(due + period, now)  # samples that were missed stay missed
-            self._asking_since = None
+            due = max(due + period, now)  # missed samples are not made up for
+            self._call_since = None
             stopping = self._running.acquire(timeout=due - now)
-            now = self._asking_since = self._clock()
+            now = self._call_since = self._clock()
             full = now - self._window_start >= 1 - period / 2
-            if self._tick(now) or full or stopping:
+            if self._sample(now) or full or stopping:
                 self._read(now, stopping)
                 self._absences.present("driver", now)
                 self.cpu_seconds = time.thread_time() - opening_seconds
             if stopping:
                 break
-        self._cards.close()
+        self._gpus.close()
 
-    def _tick(self, now: float) -> bool:
-        """One sample of what changes fast; whether a GPU was lost on it."""
-        watts, lost = self._cards.tick(now)
+    def _sample(self, now: float) -> bool:
+        """Sample the power; return True if a GPU was lost just now."""
+        watts, lost = self._gpus.sample(now)
         if watts is not None:
             with self._lock:
                 n, total, least, most = self._spread or (0, 0.0, watts, watts)
@@ -193,199 +206,123 @@ class Sampler:
         return lost
 
     def _read(self, now: float, closing: bool) -> None:
-        values = self._cards.read(now)
-        self._gap_seconds = round(self._cards.gap_seconds(now), 6)
+        values = self._gpus.read(now)
+        self._gap_seconds = round(self._gpus.gap_seconds(now), 6)
         measured = any(value is not None for value in values.values())
-        # The last line tells of a gap that nothing ended.
-        if measured or (closing and self._gap_seconds > self._told_gap_seconds):
+        # The last reading also records a gap that is still open.
+        if measured or (closing and self._gap_seconds > self._logged_gap_seconds):
             reading = Sensor(
                 elapsed_seconds=round(now, 6),
                 gap_seconds=self._gap_seconds or None,
                 **values,
             )
-            self._told_gap_seconds = self._gap_seconds
+            self._logged_gap_seconds = self._gap_seconds
             with self._lock:
                 self._readings.append(reading)
         self._window_start = now
 
 
-_OPEN_SECONDS = 3.0
-"""a driver that needs longer to be found is waited for in its own thread"""
-_DESCRIBE_SECONDS = 15.0
-"""a driver that nobody used yet may need some seconds to load"""
-
-
-class Sensors(Protocol):
-    """What the training loop sees of the sensors; no call but close waits, and that for a second.
-
-    `cpu_seconds` is what the sampling cost so far, in seconds of one core.
-    """
-
-    cpu_seconds: float
-
-    @property
-    def absent(self) -> Mapping[str, str]:
-        """What is not measured at the moment, and why, by the name of the field.
-
-        Two more names tell how energy_joules came about: energy_counter, why the driver's counter
-        is not used, and energy_gaps, for how long the integral of power misses samples.
-        """
-
-    @property
-    def reason(self) -> str | None:
-        """Why nothing is measured at the moment; None while anything is."""
-
-    def changes(self) -> list[Change]:
-        """What became absent, or came back, since the last call: each once, in that order."""
-
-    def readings(self) -> list[Sensor]:
-        """The readings since the last call, about one for each second."""
-
-    def power_since_last(self) -> PowerSpread | None:
-        """The samples of power, in W, since the last call; None if there is none."""
-
-    def close(self) -> list[Sensor]:
-        """Stop; the last readings, of which the very last may span less than a second."""
-
-
-class NullSensors:
-    """Sensors that are not there, and why."""
-
-    cpu_seconds = 0.0
-
-    def __init__(self, reason: str, absent: Mapping[str, str] | None = None) -> None:
-        self.reason: str | None = reason
-        self.absent: Mapping[str, str] = absent or dict.fromkeys(MEASURED, reason)
-        absences = Absences()
-        absences.missing("gpu", 0.0, reason)
-        for name, why in self.absent.items():
-            if why != reason:
-                absences.missing(name, 0.0, why)
-        self._changes = absences.drain()
-
-    def changes(self) -> list[Change]:
-        drained, self._changes = self._changes, []
-        return drained
-
-    def readings(self) -> list[Sensor]:
-        return []
-
-    def power_since_last(self) -> PowerSpread | None:
-        return None
-
-    def close(self) -> list[Sensor]:
-        return []
-
-
 def open_sensors(
-    device: str | int | Sequence[Watched] | None,
+    device: str | int | Sequence[WatchedGpu] | None,
     hz: float,
     clock: Callable[[], float],
 ) -> Sensors:
-    """Begin to sample GPUs, `hz` times a second, in a thread.
-
-    Waits for the driver to be found, at most 3 s; one that needs longer is read from when it
-    answers on.
+    """Start to sample GPUs; wait at most 3 s for the driver, which may also open later.
 
     Args:
-        device: the GPU's UUID (with or without "GPU-"), its PCI bus id, or its index as the driver
-            counts; None, or an empty list, reads no GPU. Of several the readings hold the sum of
-            power and energy, see cards.py.
-        hz: samples of power per second.
-        clock: gives the seconds since the process began.
+        device: UUID, PCI bus id or index of a GPU, as for nvml.Driver; several as WatchedGpu, which
+            are combined as in gpus.py; None or an empty list for none.
+        hz: power samples per second.
+        clock: returns the seconds since the process began.
     """
-    cards = _watched(device)
-    if not cards:
-        return NullSensors("no GPU")
-    sampler = Sampler(cards, hz, clock)
-    opened = sampler.wait_opened(_OPEN_SECONDS)
-    reason = sampler.reason
-    if reason is not None and opened and not sampler.has_gpu:
-        return NullSensors(reason, sampler.absent)
-    return sampler
+    sensors = Sensors(_watched(device), hz, clock)
+    sensors.wait_opened(_OPEN_SECONDS)
+    return sensors
 
 
 @dataclass(frozen=True)
 class Idle:
-    """Cards to which this program gave nothing to do; None where `reason` says why."""
+    """GPUs without work from this program; None where `reason` says why."""
 
     power_watts: float | None
-    """mean, of all of them together"""
+    """Mean total power."""
     utilization: float | None
-    """mean share of the time in which other programs used it, or them"""
+    """Mean share of the time in which other programs used them."""
     seconds: float
-    """how long it was measured"""
+    """Duration of the measurement."""
     reason: str | None
 
 
-def _watched(device: str | int | Sequence[Watched] | None) -> Sequence[Watched]:
+def _watched(device: str | int | Sequence[WatchedGpu] | None) -> Sequence[WatchedGpu]:
     if isinstance(device, (str, int)):
-        return [Watched(device)]
+        return [WatchedGpu(device)]
     return device or []
 
 
-def measure_idle(device: str | int | Sequence[Watched], hz: float, seconds: float) -> Idle:
-    """Measure GPUs, named as in open_sensors, for so many seconds, and wait for that.
+def measure_idle(device: str | int | Sequence[WatchedGpu], hz: float, seconds: float) -> Idle:
+    """Measure idle GPUs, named as for open_sensors, for `seconds`.
 
-    Returns at once if it cannot be read; waits a second longer at most if the driver hangs. On
-    most cards the driver's power is itself a mean over about a second, in which the first samples
-    still hold what was before.
+    Return at once if they cannot be read, and a second late at most if the driver hangs. On most
+    GPUs power is a mean over about a second, so the first samples include earlier work.
     """
     begin = time.monotonic()
-    sampler = Sampler(_watched(device), hz, time.monotonic)
-    opened = sampler.wait_opened(seconds)
+    sensors = Sensors(_watched(device), hz, time.monotonic)
+    opened = sensors.wait_opened(seconds)
     start = time.monotonic()
-    if opened and sampler.has_gpu:
+    if opened and sensors.has_gpu:
         time.sleep(max(0.0, begin + seconds - start))
-    readings = sampler.close()
-    spread = sampler.power_since_last()
+    readings = sensors.close()
+    spread = sensors.power_since_last()
     rates = [r.utilization for r in readings if r.utilization is not None]
     return Idle(
         power_watts=None if spread is None else spread.mean_watts,
         utilization=round(fmean(rates), 3) if rates else None,
         seconds=round(time.monotonic() - start, 6) if readings else 0.0,
-        reason=sampler.absent.get("power_watts") if spread is None else None,
+        reason=sensors.absent.get("power_watts") if spread is None else None,
     )
+
+
+_DESCRIBED_NUMBERS = (
+    *("max_sm_clock_hz", "power_limit_watts", "power_limit_default_watts", "slowdown_celsius"),
+    *("max_pcie_generation", "max_pcie_width"),
+)
 
 
 @dataclass(frozen=True)
 class DriverInfo:
-    """A GPU as the driver describes it; None where it does not, and `absent` says why."""
+    """Description of a GPU by its driver; None where `absent` holds the reason."""
 
     name: str | None = None
     driver_version: str | None = None
     cuda_version: tuple[int, int] | None = None
-    """the newest CUDA that the driver can run"""
+    """Newest CUDA version that the driver supports."""
     total_bytes: int | None = None
     max_sm_clock_hz: float | None = None
-    """the highest the card may be set to, above the boost clock of its datasheet"""
+    """Highest settable clock, above the boost clock of the datasheet."""
     power_limit_watts: float | None = None
-    """what is enforced now"""
+    """Limit in force."""
     power_limit_default_watts: float | None = None
-    """the limit the board is shipped with"""
+    """Limit that the board is shipped with."""
     slowdown_celsius: float | None = None
-    """from which temperature on the hardware lowers its clocks"""
+    """Temperature from which the hardware lowers its clocks."""
     max_pcie_generation: int | None = None
-    """the best that card and machine can do together, as with the next one"""
+    """Highest that both GPU and machine support, like the width."""
     max_pcie_width: int | None = None
     used_by_others_bytes: int | None = None
-    """what this process cannot have: in use by other processes, or kept by the driver; where the
-    driver cannot tell processes apart, this process counts among the others, so ask early"""
+    """Memory in use by other processes and the driver. It includes that of this process if the
+    driver does not list processes, so call driver_info early."""
     others: dict[str, int] | None = None
-    """bytes that other processes hold, by the name of their program"""
+    """Bytes in use by other processes, by the name of their program."""
     absent: dict[str, str] = field(default_factory=dict)
 
 
 def driver_info(device: str | int) -> DriverInfo:
-    """Describe a GPU, named as in open_sensors, as the driver sees it now.
-
-    A driver that has not answered after 15 s is left alone.
-    """
-    told: list[DriverInfo] = []
-    thread = threading.Thread(target=lambda: told.append(_describe(device)), daemon=True)
+    """Describe a GPU, named as for open_sensors; wait at most 15 s for the driver."""
+    results: list[DriverInfo] = []
+    thread = threading.Thread(target=lambda: results.append(_describe(device)), daemon=True)
     thread.start()
     thread.join(_DESCRIBE_SECONDS)
-    return told[0] if told else _undescribed("the driver does not answer")
+    return results[0] if results else _undescribed("the driver does not answer")
 
 
 def _undescribed(reason: str) -> DriverInfo:
@@ -407,14 +344,9 @@ def _describe(device: str | int) -> DriverInfo:
         driver_version=driver.driver_version(now),
         cuda_version=driver.cuda_version(now),
         total_bytes=driver.total_bytes(now),
-        max_sm_clock_hz=driver.max_sm_clock_hz(now),
-        power_limit_watts=driver.power_limit_watts(now),
-        power_limit_default_watts=driver.power_limit_default_watts(now),
-        slowdown_celsius=driver.slowdown_celsius(now),
-        max_pcie_generation=driver.max_pcie_generation(now),
-        max_pcie_width=driver.max_pcie_width(now),
         used_by_others_bytes=None if used_bytes is None else used_bytes - own_bytes,
         others=driver.others(now),
+        **{name: driver.number(name, now) for name in _DESCRIBED_NUMBERS},
     )
     driver.close()
     reasons = absences.reasons()

@@ -1,8 +1,8 @@
-"""What was measured on this device, and the step that follows from it.
+"""Measurements of one device, and the step time that follows from them.
 
-Evidence from the best to the weakest: a finished run of the very workload; its layer and all that
-is not a layer, measured; finished runs of other shapes, as one factor on the analytic step; and
-measured rates in place of the datasheet's. docs/prediction.md has how well each did.
+Evidence, strongest first: a finished run of the same workload; its parts measured by --calibrate
+(one layer, and the rest); finished runs of other shapes, as one factor on the analytic step; and
+measured rates instead of the datasheet's. docs/prediction.md says how accurate each is.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ SAME_RUN_TOLERANCE = 0.03  # the documented run: all samples of 20 hours within 
 PARTS_TOLERANCE = 0.10  # bench/calibrated_cpu.py: 11 of 12 steps of random shapes within 6 %
 OTHER_RUN_TOLERANCE = 0.05  # runs of other shapes on one RTX 4070 predict each other within 1-3 %
 OTHER_RUN_TOLERANCE_CPU = 0.60
-"""bench/calibrated_cpu.py, each shape by the others: four of six within 6 %, but shapes whose time
-is the vocabulary's took 1.4-1.6 times as long"""
+"""bench/calibrated_cpu.py, each shape predicted by the others: four of six within 6 %, but shapes
+dominated by the vocabulary head took 1.4-1.6 times as long."""
 COPY = "copy of memory"
 
 
@@ -41,24 +41,24 @@ class Figure(Stored):
 
 
 class MeasuredParts(Stored):
-    """A step in parts, so that it is known for any depth and accumulation of this workload."""
+    """A step measured in parts, which gives the step time at any depth and accumulation."""
 
     workload: Workload
     layer_seconds: float
-    """forward and backward of one layer, one micro-batch"""
+    """Forward and backward of one layer, one micro-batch."""
     rest_seconds: float
-    """the same of everything that is not a layer: data, embedding, head, loss"""
+    """Forward and backward of everything else: data, embedding, head, loss."""
     layer_update_seconds: float
-    """clipping and optimizer for the weights of one layer"""
+    """Clipping and optimizer for the weights of one layer."""
     rest_update_seconds: float
     spread: float
-    """(90th - 10th percentile) / median of the repetitions"""
+    """(90th - 10th percentile) / median of the repetitions."""
     sequences: int
-    """of a micro-batch as measured; the seconds are scaled up to the workload's"""
+    """Sequences of the measured micro-batch; the seconds are scaled to the workload's."""
     measured_unix: float
 
     def step_seconds(self, work: Workload) -> float:
-        """Of a workload that differs from the measured one in depth and accumulation alone."""
+        """Return the step time of a workload that differs only in depth and accumulation."""
         layers = work.shape.n_layer
         micro = layers * self.layer_seconds + self.rest_seconds
         update = layers * self.layer_update_seconds + self.rest_update_seconds
@@ -66,12 +66,12 @@ class MeasuredParts(Stored):
 
 
 class FinishedRun(Stored):
-    """The steady step of a run that trained to its end on this device."""
+    """The steady step time of a finished run on this device."""
 
     name: str
     workload: Workload
     step_seconds: float
-    """median"""
+    """Median."""
     p10_seconds: float
     p90_seconds: float
     n: int
@@ -79,21 +79,21 @@ class FinishedRun(Stored):
 
 
 class Calibration(Stored):
-    """All that is known of one device under one version of torch."""
+    """Everything measured on one device with one torch version."""
 
     device: str
     torch: str
     threads: int | None
-    """that torch computes with; None on a GPU"""
+    """Threads that torch computes with; None on a GPU."""
     clock_hz: float | None = None
-    """of the GPU's cores right after the matrix products"""
+    """GPU core clock right after the matrix products."""
     created_unix: float
     figures: tuple[Figure, ...] = ()
     parts: tuple[MeasuredParts, ...] = ()
     runs: tuple[FinishedRun, ...] = ()
 
     def updated(self, newer: Calibration) -> Calibration:
-        """Newer figures replace those of the same name, newer parts those of the same workload."""
+        """Merge both; newer figures and parts replace those of the same name and workload."""
         names = {figure.name for figure in newer.figures}
         measured = {_any_depth(parts.workload) for parts in newer.parts}
         return newer.model_copy(
@@ -114,11 +114,11 @@ class CalibratedStep:
     seconds: Interval
     formula: str
     source: str
-    """which figures, in a sentence without its full stop"""
+    """The measurements used, as a sentence without its full stop."""
 
 
 def matrix_product_name(dtype: str) -> str:
-    """How the names of the figures of matrix products in this dtype begin."""
+    """Return the prefix of the names of matrix-product figures in this dtype."""
     return f"{dtype} matrix product"
 
 
@@ -176,7 +176,7 @@ def _from_parts(work: Workload, calibration: Calibration) -> CalibratedStep | No
 def _from_other_runs(
     work: Workload, hardware: Hardware, calibration: Calibration, analytic: StepTime | None
 ) -> CalibratedStep | None:
-    """One factor: how much longer runs of this kind took than they are predicted now."""
+    """Scale the analytic step by the median ratio of measured to predicted earlier runs."""
     runs = [
         run
         for run in calibration.runs
@@ -187,7 +187,7 @@ def _from_other_runs(
     factors = []
     for run in runs:
         expected = predict_step_time(run.workload, hardware)
-        assert expected is not None, "what predicts one workload on this device predicts them all"
+        assert expected is not None, "a device with one predicted workload has them all"
         factors.append(run.step_seconds / expected.seconds)
     factor = statistics.median(factors)
     seconds = factor * analytic.seconds
@@ -208,15 +208,14 @@ def _from_other_runs(
 def _from_rates(
     work: Workload, hardware: Hardware, calibration: Calibration
 ) -> CalibratedStep | None:
-    """The analytic model with the best measured matrix product and the measured bandwidth."""
+    """Evaluate the analytic model with the measured matrix product and bandwidth."""
     prefix = matrix_product_name(work.dtype)
     products = [f.value for f in calibration.figures if f.name.startswith(prefix)]
     copies = [f.value for f in calibration.figures if f.name == COPY]
     if not products or not copies:
         return None
-    share = (
-        1.0 if hardware.kind == "cpu" else FITTED.bandwidth_share
-    )  # the model takes the datasheet's
+    # The model multiplies the datasheet's bandwidth by a share.
+    share = 1.0 if hardware.kind == "cpu" else FITTED.bandwidth_share
     measured = hardware.model_copy(
         update={
             "matmul_flops": max(products),
@@ -236,7 +235,7 @@ def _from_rates(
 
 
 def _any_depth(work: Workload) -> Workload:
-    """What workloads have in common that differ in depth and accumulation alone."""
+    """Return the workload with one layer and no accumulation, to compare the rest."""
     return replace(work, grad_accum=1, shape=replace(work.shape, n_layer=1))
 
 

@@ -1,6 +1,6 @@
-"""Where calibrations are kept: a file per device and version of torch, in the user's data folder.
+"""Store calibrations: one file per device and torch version, in the user's data folder.
 
-Another version of torch moves a step by 4-8 %, so each begins with nothing.
+Another torch version changes a step by 4-8 %, so each version starts without measurements.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from nanogauge.prediction.calibrated import Calibration
 
 
 def path_of(device: str, torch_version: str, threads: int | None) -> Path:
-    """Where the calibration of a device lies, whether there is one or not."""
+    """Return the path of a device's calibration, which may not exist."""
     computing = f" {threads} threads" if threads is not None else ""
     name = re.sub(r"[^A-Za-z0-9.+]+", "-", f"{device}{computing} torch {torch_version}").strip("-")
     return (
@@ -27,20 +27,23 @@ def path_of(device: str, torch_version: str, threads: int | None) -> Path:
 def load_calibration(
     device: str, torch_version: str, threads: int | None
 ) -> tuple[Calibration | None, str | None]:
-    """What is known of a device; and a warning, where there is a file that cannot be used."""
+    """Return the calibration of a device, and a warning if its file is damaged; None if absent."""
     path = path_of(device, torch_version, threads)
     try:
         return Calibration.model_validate_json(path.read_bytes()), None
     except FileNotFoundError:
         return None, None
     except (OSError, ValidationError):
-        return None, f"The calibration {path} is damaged: it is left out, and the next replaces it"
+        return (
+            None,
+            f"The calibration {path} is damaged: it is ignored, and the next one replaces it",
+        )
 
 
 def add_to_calibration(newer: Calibration) -> tuple[Calibration, str | None]:
-    """Keep newer figures with what is already known of their device; returns both together.
+    """Merge newer measurements into the stored calibration and return the result.
 
-    The second value is a warning, where they could not be written.
+    The second value is a warning if the file could not be written.
     """
     known, _ = load_calibration(newer.device, newer.torch, newer.threads)
     together = newer if known is None else known.updated(newer)

@@ -1,4 +1,4 @@
-"""Several configurations planned for the same card: what plan.py --compare says of each."""
+"""Plan several configurations for the same GPU: the table of plan.py --compare."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nanogauge.config import load_config
 from nanogauge.errors import BadInput
 from nanogauge.prediction.plan import Finish
 from nanogauge.prediction.search import Verdict, fit_verdict, memory_of
-from nanogauge.quantities import Interval, later, tokens_per_second
+from nanogauge.quantities import Interval, time_after, tokens_per_second
 from nanogauge.runspec import RunSpec, Schedule
 from nanogauge.schedule import learning_rate
 from nanogauge.schema import Prediction, Stored
@@ -60,7 +60,7 @@ def cut_sentences(spec: RunSpec, steps: int, sure: int) -> list[str]:
     Args:
         spec: the run as it is planned.
         steps: expected to end in time.
-        sure: certain to end in time; 0 if not even one step is.
+        sure: steps certain to end in time; 0 if not even one is.
     """
     schedule = spec.schedule
     safely = f" ({sure} to be sure)" if sure else ""
@@ -99,34 +99,31 @@ def _model_words(spec: RunSpec) -> str:
 
 
 class Planned(Stored):
-    """One configuration; each quantity by its best estimate, calibrated where it is."""
+    """The plan of one configuration; quantities are calibrated where a calibration exists."""
 
     config: str
-    """its file"""
+    """Path of the configuration."""
     name: str
-    """of the run"""
     recipe: str | None
-    """a sentence on it; None where it is GPT-2 by AdamW"""
+    """A sentence; None for GPT-2 trained by AdamW."""
     parameters: int
-    """without position embeddings"""
+    """Without position embeddings."""
     tokens: int
-    """of the whole run"""
     tokens_per_parameter: float
     step_seconds: Interval | None
-    """None, like all that follows from it, where no time is predicted on this hardware"""
+    """None, like the quantities derived from it, if no time is predicted on this hardware."""
     total_seconds: Interval | None
     tokens_per_second: Interval | None
-    """in a steady step, of all GPUs together"""
+    """In a steady step, all GPUs together."""
     finish: Finish | None
     peak_process_bytes: Interval
-    """on each GPU"""
+    """On each GPU."""
     free_bytes: int
     verdict: Verdict
-    """on whether it fits"""
     energy_kwh: Interval | None
-    """of all boards; None where their power is not known"""
+    """Of all boards; None if their power is unknown."""
     cost: Interval | None
-    """None without a tariff"""
+    """None without a tariff."""
     currency: str
 
 
@@ -138,18 +135,18 @@ def plan_all(
     start: datetime,
     world_size: int = 1,
 ) -> list[Planned]:
-    """Plan each configuration; the shortest run first, last those of which no time is predicted.
+    """Plan each configuration; shortest run first, those without a predicted time last.
 
     Args:
         paths: configuration files.
-        overrides: laid over each of them.
-        predicted: the prediction of one.
+        overrides: flags that apply to each of them.
+        predicted: predicts a run.
         free_bytes_of: returns the free memory of each GPU of a prediction, in bytes.
         start: when each would start.
         world_size: GPUs that share the micro-batches of each.
 
     Raises:
-        BadInput: for the first that is broken or cannot be planned, naming its file.
+        BadInput: for the first configuration that cannot be read or planned, naming its file.
     """
     plans = []
     for path in paths:
@@ -181,9 +178,9 @@ def _planned(
         speed = step.map(lambda seconds: tokens_per_second(per_step, seconds))
     if total is not None:
         finish = Finish(
-            low=later(start, total.low),
-            expected=later(start, total.expected),
-            high=later(start, total.high),
+            low=time_after(start, total.low),
+            expected=time_after(start, total.expected),
+            high=time_after(start, total.high),
         )
     return Planned(
         config=str(path),

@@ -20,15 +20,15 @@ class Operation:
     forward: int
     backward: int
     recomputed: int = 0
-    """what a fused kernel computes a second time in the backward pass"""
+    """FLOPs that a fused kernel recomputes in the backward pass."""
     causal: float = 1.0
-    """share of it that is left where a position attends only to those before it"""
+    """Share of the FLOPs that causal attention needs."""
 
 
 def operations(shape: Shape) -> list[Operation]:
-    """Every matrix product of the model; the backward pass has two for each of the forward's.
+    """Return every matrix product of the model; each has two in the backward pass.
 
-    forward + backward, summed, equal what torch's FlopCounterMode counts with plain attention.
+    The sum of forward and backward equals torch's FlopCounterMode with plain attention.
     """
     width, layers, mlp = shape.n_embd, shape.n_layer, shape.mlp_width
     queries = shape.query_width
@@ -52,26 +52,26 @@ def operations(shape: Shape) -> list[Operation]:
 
 
 def flops_per_token_6n(shape: Shape) -> int:
-    """6 FLOPs per parameter and token, norms too; N without position embeddings."""
+    """Return 6N, with N the parameters without position embeddings, norms included."""
     products = sum(o.forward + o.backward for o in operations(shape) if o.name != "attention")
     return products + 6 * count_parameters(shape).vectors
 
 
 def flops_per_token_palm(shape: Shape) -> int:
-    """6N + 12 LCT: with attention over the full context T."""
+    """Return 6N + 12 LCT: PaLM's count, with attention over the full context T."""
     attention = (o.forward + o.backward for o in operations(shape) if o.name == "attention")
     return flops_per_token_6n(shape) + sum(attention)
 
 
 def flops_per_token_causal(shape: Shape) -> float:
-    """6N + 6 LCT: only the attention that a causal model needs."""
+    """Return 6N + 6 LCT: with causal attention only."""
     return flops_per_token_6n(shape) + sum(
         o.causal * (o.forward + o.backward) for o in operations(shape) if o.name == "attention"
     )
 
 
 def flops_per_token_executed(shape: Shape) -> float:
-    """6N + 7 LCT: what flash attention really computes, with the scores it computes twice."""
+    """Return 6N + 7 LCT: what flash attention executes, recomputed scores included."""
     return flops_per_token_6n(shape) + sum(
         o.causal * (o.forward + o.backward + o.recomputed)
         for o in operations(shape)
@@ -80,4 +80,4 @@ def flops_per_token_executed(shape: Shape) -> float:
 
 
 MFU_CONVENTIONS = {"mfu_palm": flops_per_token_palm, "mfu_6n": flops_per_token_6n}
-"""row id of an MFU -> the FLOPs of a token that it counts"""
+"""Row id of an MFU -> its FLOPs per token."""

@@ -1,4 +1,4 @@
-"""What checkpoints cost a run: the seconds that the loop waits for them."""
+"""Time outside of the steps: start-up, compilation, checkpoints, data preparation."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from nanogauge.runspec import RunSpec
 from nanogauge.schema import Hardware
 
 FIRST_COPY_BYTES_PER_SECOND = Interval(0.4e9, 3.0e9, 10.0e9)
-"""Slow to fast: the first copy goes into memory that is only now allocated. Measured on two cores
-of a CPU: 4.6e9; page-locking memory for a GPU is slower, and was not measured."""
+"""The first copy also allocates its memory. Measured on two CPU cores: 4.6e9; page-locked memory
+for a GPU is slower and was not measured."""
 
 COPY_BYTES_PER_SECOND = Interval(1.5e9, 8.0e9, 20.0e9)
-"""Of every other copy. Measured there: 10e9; PCIe 4.0 carries 6e9 (four lanes) to 25e9."""
+"""Every later copy. Measured on the same cores: 10e9; PCIe 4.0 carries 6e9 (x4) to 25e9."""
 
 WRITE_BYTES_PER_SECOND = Interval(0.1e9, 0.4e9, 1.0e9)
-"""Hashed, written and flushed. Measured there: 0.13e9 to 0.46e9; the hash alone goes at 1.4e9."""
+"""Hash, write and fsync. Measured on the same machine: 0.13e9 to 0.46e9; the hash alone 1.4e9."""
 
 
 def state_bytes(spec: RunSpec) -> int:
-    """Of a checkpoint: each weight and its moments in fp32."""
+    """Return the bytes of a checkpoint: each weight and its optimizer moments in fp32."""
     state = training_state(workload_of(replace(spec, world_size=1, dtype="float32"), on_gpu=False))
     return int(state.weights + state.moments)
 
@@ -35,14 +35,14 @@ def waiting_seconds(bytes_each: float, count: int) -> Interval:
     return bytes_each * (copies + 1 / WRITE_BYTES_PER_SECOND)
 
 
-# Tokens a second that are read, tokenised and written. Measured by bench/prepare.py: 33 to 37 MB of
-# text a second with two workers, from start to end; web text has about 4.5 bytes a token. Low is a
-# quarter of that, on a machine that is busy otherwise; high the four workers of the default memory.
+# Tokens per second read, tokenized and written. bench/prepare.py measured 33 to 37 MB of text per
+# second with two workers; web text has about 4.5 bytes per token. Low is a quarter of that, on a
+# busy machine; high is four workers.
 TOKENS_PER_SECOND = Interval(2.0e6, 8.0e6, 16.0e6)
-# Parquet bytes per GPT-2 token: the card of FineWeb gives its sample-10BT as 27.6 GB.
+# Parquet bytes per GPT-2 token: FineWeb's data set card gives sample-10BT as 27.6 GB.
 SOURCE_BYTES_PER_TOKEN = 2.76
 LINE_BYTES_PER_SECOND = Interval(50e6 / 8, 100e6 / 8, 1e9 / 8)
-"""home connections of 50, 100 and 1,000 Mbit/s"""
+"""Home connections of 50, 100 and 1,000 Mbit/s."""
 
 
 def preparation_seconds(tokens: int) -> Interval:
@@ -57,17 +57,15 @@ def preparation_seconds(tokens: int) -> Interval:
 
 
 FIRST_STEP_EXTRA_SECONDS = Interval(0.0, 0.2, 3.0)  # allocations, libraries loaded on first use
-
-
 START_UP_SECONDS = Interval(3.0, 7.0, 30.0)  # imports, data, first allocation; 6 s for the demo
 
 
 def compile_seconds(spec: RunSpec, hardware: Hardware) -> Interval:
     """Return the time until the compiled model runs.
 
-    Expected from the documented run (12 layers on an RTX 4070: 12.8 s). For a CPU one block is
-    compiled for all layers: 14.8, 14.9 and 15.3 s with 1, 4 and 12 of them on two cores of a Xeon,
-    2.4-2.7 s from a warm cache, for which low stands.
+    GPU: from the documented run, 12.8 s for 12 layers on an RTX 4070. CPU: one block is compiled
+    for all layers, in 14.8, 14.9 and 15.3 s with 1, 4 and 12 layers on two cores of a Xeon. Low is
+    a warm cache, 2.4-2.7 s there.
     """
     if not spec.compile:
         return Interval.exact(0.0)

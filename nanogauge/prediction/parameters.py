@@ -1,4 +1,4 @@
-"""Parameters of a GPT, counted by formula; a test holds them against model.py."""
+"""Parameters of a GPT, by formula; a test compares them with model.py."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from nanogauge.runspec import Shape
 @dataclass(frozen=True)
 class Parameters:
     block_matrices: int
-    """weights of the matrix products of all blocks"""
+    """Weights of the matrix products of all blocks."""
     vocabulary: int
-    """the embedding, or the vocabulary head: V x C"""
+    """The embedding, or the vocabulary head: V x C."""
     tied: bool
     vectors: int
-    """norms and biases"""
+    """Norms and biases."""
     tables: int
-    """position and other tables that are only looked up"""
+    """Position and other tables that are looked up, not multiplied."""
 
     @property
     def matrices(self) -> int:
-        """weights of all matrix products, the vocabulary head once"""
+        """Weights of all matrix products, the vocabulary head once."""
         return self.block_matrices + self.vocabulary
 
     @property
     def without_positions(self) -> int:
-        """The N of 6N, as nanoGPT reports it; an untied embedding is looked up, not multiplied."""
+        """N of 6N, as nanoGPT reports it; an untied embedding is looked up, not multiplied."""
         return self.matrices + self.vectors
 
     @property
@@ -36,7 +36,7 @@ class Parameters:
 
 
 def layer_matrices(shape: Shape) -> list[tuple[int, int]]:
-    """Inputs and outputs of a block's matrices; those that share their input as one."""
+    """Return (inputs, outputs) of a block's matrices; those that share their input count as one."""
     return [
         (shape.n_embd, shape.query_width + 2 * shape.key_width),
         (shape.query_width, shape.n_embd),
@@ -46,9 +46,10 @@ def layer_matrices(shape: Shape) -> list[tuple[int, int]]:
 
 
 def count_parameters(shape: Shape) -> Parameters:
-    """model.py: L blocks of 12 C^2 (3 query-key-value, 1 projection, 8 MLP) and V x C, tied.
+    """Count the parameters: in model.py L blocks of 12 C^2 and V x C.
 
-    In general a block has C x D x (2 H + 2 H_kv) of attention and 2 or 3 C x F of MLP.
+    12 C^2 is 3 for queries, keys and values, 1 for the projection and 8 for the MLP. In general a
+    block has C x D x (2 H + 2 H_kv) of attention and 2 or 3 C x F of MLP.
     """
     width, layers, mlp = shape.n_embd, shape.n_layer, shape.mlp_width
     norms = (2 * layers + 1) * width if shape.norm_weights else 0

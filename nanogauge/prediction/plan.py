@@ -1,6 +1,6 @@
-"""Before a run: does it fit, what else would, when does it end, what would end in time.
+"""Plan a run: does it fit into memory, when does it end, and what would fit or end in time.
 
-Everything here is what plan.py prints with --json; nothing imports torch.
+These are the records that `nanogauge plan --json` prints.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from nanogauge.prediction.search import (
     most_steps,
     widest,
 )
-from nanogauge.quantities import Interval, later, next_time
+from nanogauge.quantities import Interval, next_time, time_after
 from nanogauge.runspec import RunSpec
 from nanogauge.schema import FreeMemory, Stored
 
 Search = Callable[[RunSpec, Callable[[RunSpec], bool]], RunSpec | None]
-"""a function of predict/fit.py that looks for the largest model that passes"""
+"""Returns the largest model that passes: widest, deepest or largest_of_aspect of search.py."""
 
 
 class Candidate(Stored):
-    """A model that could be trained instead, and what that would take."""
+    """A model that could be trained instead, and what it would need."""
 
     n_layer: int
     n_head: int
     n_embd: int
     parameters: int
-    """without position embeddings"""
+    """Without position embeddings."""
     micro_batch: int
     grad_accum: int
     max_steps: int
@@ -48,40 +48,40 @@ class Candidate(Stored):
     peak_process_bytes: float
     verdict: Verdict
     step_seconds: Interval | None
-    """None where no time is predicted on this hardware"""
+    """None if no time is predicted on this hardware."""
     total_seconds: Interval | None
 
 
 class FittingModels(Stored):
-    """The largest whose expected peak fits, at the given micro-batch; None where not even one."""
+    """The largest models whose expected peak fits at the given micro-batch; None if none does."""
 
     widest: Candidate | None
-    """same depth and head size"""
+    """Same depth and head size."""
     deepest: Candidate | None
-    """same width"""
+    """Same width."""
     same_aspect: Candidate | None
-    """same head size, and depth over width as near as can be"""
+    """Same head size, and about the same ratio of depth to width."""
 
 
 class Fit(Stored):
     fits: bool
-    """whether the expected peak does"""
+    """Whether the expected peak fits."""
     verdict: Verdict
-    """doubtful where the peak's interval holds the free memory"""
+    """Doubtful if the free memory lies inside the peak's interval."""
     certain: bool
     peak_process_bytes: float
     free_bytes: int
     free_source: str
     largest_micro_batch: int | None
-    """whose expected peak fits, at the same tokens per step"""
+    """Largest with an expected peak that fits, at the same tokens per step; None if none."""
     largest_sure_micro_batch: int | None
-    """whose peak fits even at the high end of its interval"""
+    """Largest with a peak that fits even at the high end; None if none."""
     models: FittingModels | None
-    """None where they were not asked for"""
+    """None unless requested."""
 
 
 class Finish(Stored):
-    """Local times with their offset; None where it is a century away."""
+    """Local times with their UTC offset; None if more than a century away."""
 
     low: datetime | None
     expected: datetime | None
@@ -89,9 +89,9 @@ class Finish(Stored):
 
 
 class Steps(Stored):
-    """The most optimizer steps that end in time: low even where each is slow, high if all are fast.
+    """The most optimizer steps that end in time: low if every step is slow, high if all are fast.
 
-    0 where not even one does.
+    0 if not even one does.
     """
 
     low: int
@@ -102,20 +102,20 @@ class Steps(Stored):
 class Deadline(Stored):
     start: datetime
     finish: Finish | None
-    """None where no time is predicted on this hardware"""
+    """None if no time is predicted on this hardware."""
     preparation_seconds: Interval | None
-    """of the data, before the run; None where it is there, or how much is needed is not known"""
+    """Time to prepare the data; None if it exists, or if its size is unknown."""
     by: datetime | None
     steps: Steps | None
     tokens: Steps | None
     tokens_per_parameter: float | None
     model: Candidate | None
-    """the largest of the same aspect that fits and ends in time with so many tokens"""
+    """The largest of about the same shape that fits and ends in time with these tokens."""
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What was asked for beside the plan itself."""
+    """The start, the deadline and the tokens per parameter that the user asked for."""
 
     start: datetime
     by: datetime | None
@@ -123,7 +123,7 @@ class Wish:
 
 
 def plan_fit(spec: RunSpec, predicted: Predictor, free: FreeMemory, models: bool) -> Fit:
-    """Whether the run fits into the free memory, and what else would."""
+    """Return whether the run fits into the free memory, and which other models would."""
     prediction = predicted(spec)
     hardware = prediction.hardware
     memory = memory_of(spec, hardware)
@@ -192,7 +192,9 @@ def plan_deadline(
     total = predicted(spec).best("total_seconds")
     finish = steps = tokens = model = None
     if total is not None:
-        ends = (later(wish.start, seconds) for seconds in (total.low, total.expected, total.high))
+        ends = (
+            time_after(wish.start, seconds) for seconds in (total.low, total.expected, total.high)
+        )
         finish = Finish(**dict(zip(("low", "expected", "high"), ends, strict=True)))
     if total is not None and wish.by is not None:
         seconds = wish.by.timestamp() - wish.start.timestamp()
@@ -226,10 +228,10 @@ def plan_deadline(
 def make_wish(
     now: datetime, start: str | None, by: str | None, tokens_per_parameter: float
 ) -> Wish:
-    """The times of day on the command line as moments: start after now, by after start.
+    """Resolve the times of day of the command line: start is after now, by is after start.
 
     Raises:
-        BadInput: if one is no time of day, or the ratio is not positive.
+        BadInput: if one is not a time of day, or the ratio is not positive.
     """
     if not 0 < tokens_per_parameter < math.inf:
         raise BadInput("--tokens-per-parameter must be above 0; 20 is Chinchilla's.")

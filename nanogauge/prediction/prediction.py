@@ -1,4 +1,4 @@
-"""Everything a run will need, each with its interval, formula and source: the frozen prediction."""
+"""Predict a run: every quantity with its interval, formula and source."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from nanogauge.schema import Estimate, Hardware, Part, Prediction
 def predict(
     spec: RunSpec, hardware: Hardware, calibration: Calibration | None = None
 ) -> Prediction:
-    """Predict every quantity that can be predicted, and say of each other one why not.
+    """Predict every quantity of a run; `unpredicted` gives the reason for each missing one.
 
-    Memory is that of each GPU. With a calibration of this hardware, the times are predicted a
-    second time, from its measurements.
+    Memory is per GPU. With a calibration of this hardware, `calibrated` holds the times predicted
+    a second time, from its measurements.
 
     Raises:
-        BadInput: if they cannot share the micro-batches equally.
+        BadInput: if the GPUs cannot share the micro-batches equally.
     """
     quantities = _exact_quantities(spec)
     unpredicted: dict[str, str] = {
@@ -217,10 +217,10 @@ def _times(
 def _calibrated(
     spec: RunSpec, hardware: Hardware, step: StepTime | None, known: CalibratedStep
 ) -> dict[str, Estimate]:
-    """The step that follows from measurements, and all that follows from the step.
+    """Return the calibrated step time and the quantities derived from it.
 
-    An evaluation is taken to differ from its analytic time as the step does. An MFU above 100 %
-    says that the peak is wrong, and is not given.
+    Evaluations are scaled by the same factor as the step. An MFU above 100 % means that the peak
+    is wrong, and is left out.
     """
     seconds, source = known.seconds, known.source
     row = {"step_seconds": Estimate.of("step_seconds", seconds, known.formula, source)}
@@ -249,17 +249,17 @@ def eager_total(
     Args:
         spec: the compiled run.
         hardware: what it runs on.
-        calibration: what is known of this device; without one it is the analytic prediction.
+        calibration: measurements of this device; None for the analytic prediction.
     """
     return predict(replace(spec, compile=False), hardware, calibration).best("total_seconds")
 
 
 def eager_sentence(eager: Estimate, compiled: Estimate | None) -> str:
-    """How long the run takes without compilation, and how much more that is.
+    """Describe how long the run takes without compilation, and the difference.
 
     Args:
         eager: seconds of the whole run, as eager_total gives them.
-        compiled: the same as it was predicted with compilation; None where it was not.
+        compiled: the same with compilation; None if it was not predicted.
     """
     interval = format_range("total_seconds", eager.low, eager.high)
     takes = f"Without compilation the whole run takes about {format_seconds(eager.expected)}"

@@ -1,4 +1,4 @@
-"""What fits into a device's memory: the verdict, the largest micro-batch, the largest models."""
+"""Search for what fits: into memory (micro-batch, model), and into the time until a deadline."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Verdict = Literal["fits", "doubtful", "does not fit"]
 
 
 def fit_verdict(peak: Interval, free_bytes: float) -> Verdict:
-    """Whether a peak that is only known as an interval fits; doubtful where both are possible."""
+    """Return whether a predicted peak fits; doubtful if the free memory lies in its interval."""
     if peak.low > free_bytes:
         return "does not fit"
     return "fits" if peak.high <= free_bytes else "doubtful"
 
 
 def memory_of(spec: RunSpec, hardware: Hardware) -> Memory:
-    """Return the peak memory of each of the devices that share this run."""
+    """Return the predicted peak memory on each device of the run."""
     copies = checkpoints(spec)
     copied: Copied = "in training" if copies > 1 else "at the end" if copies else "never"
     return predict_memory(workload_of(spec, hardware.kind != "cpu"), hardware, copied)
@@ -37,7 +37,7 @@ def is_expected_to_fit(spec: RunSpec, hardware: Hardware, free_bytes: float) -> 
 
 
 def with_micro_batch(spec: RunSpec, micro: int) -> RunSpec:
-    """The same tokens per step in other micro-batches; micro divides the sequences of a step."""
+    """Change the micro-batch at constant tokens per step; `micro` divides a step's sequences."""
     sequences = spec.micro_batch * spec.grad_accum
     return replace(spec, micro_batch=micro, grad_accum=sequences // micro)
 
@@ -48,9 +48,10 @@ def largest_micro_batch(
     free: float,
     end: Literal["expected", "high"] = "expected",
 ) -> int | None:
-    """The largest micro-batch with the same tokens per step whose peak fits into free bytes.
+    """Return the largest micro-batch at the same tokens per step whose peak fits into `free` bytes.
 
-    Of the peak's interval, `end` has to fit: with "high" the micro-batch is sure to.
+    `end` is the end of the peak's interval that must fit: "expected", or "high" to be sure. None
+    if no micro-batch fits.
     """
     sequences = spec.micro_batch * spec.grad_accum // spec.world_size
     below_root = [d for d in range(1, math.isqrt(sequences) + 1) if sequences % d == 0]
@@ -62,7 +63,7 @@ def largest_micro_batch(
 
 
 def largest_that(passes: Callable[[int], bool]) -> int:
-    """The largest n from 1 on that passes, 0 if none; whoever fails, all above it fail too."""
+    """Return the largest n >= 1 with passes(n), or 0. Binary search; `passes` must be monotonic."""
     beyond = 1
     while passes(beyond):
         beyond *= 2
@@ -74,7 +75,7 @@ def largest_that(passes: Callable[[int], bool]) -> int:
 
 
 def reshaped(spec: RunSpec, layers: int, heads: int) -> RunSpec:
-    """A model of other depth and width, its heads of the same size."""
+    """Return the run with another depth and number of heads, at the same head size."""
     shape = spec.shape
     n_embd, n_kv_head, mlp_width = (
         size * heads // shape.n_head for size in (shape.n_embd, shape.n_kv_head, shape.mlp_width)
@@ -90,22 +91,22 @@ def reshaped(spec: RunSpec, layers: int, heads: int) -> RunSpec:
 
 
 def widest(spec: RunSpec, passes: Callable[[RunSpec], bool]) -> RunSpec | None:
-    """The widest model of the same depth and head size that passes."""
+    """Return the widest model of the same depth and head size that passes."""
     heads = largest_that(lambda h: passes(reshaped(spec, spec.shape.n_layer, h)))
     return reshaped(spec, spec.shape.n_layer, heads) if heads else None
 
 
 def deepest(spec: RunSpec, passes: Callable[[RunSpec], bool]) -> RunSpec | None:
-    """The deepest model of the same width that passes."""
+    """Return the deepest model of the same width that passes."""
     layers = largest_that(lambda n: passes(reshaped(spec, n, spec.shape.n_head)))
     return reshaped(spec, layers, spec.shape.n_head) if layers else None
 
 
 def largest_of_aspect(spec: RunSpec, passes: Callable[[RunSpec], bool]) -> RunSpec | None:
-    """The largest model that passes, its depth over width as near as can be to the given one's.
+    """Return the largest model that passes, with about the same ratio of depth to width.
 
-    As one more head is a large step, the depths between that of the widest model with the nearest
-    depth and that of the next width are tried at both widths.
+    One more head is a large step, so the search also tries the depths between the ratio's depth
+    at the widest passing width and at the next width, at both widths.
     """
     shape = spec.shape
 
@@ -127,11 +128,11 @@ def largest_of_aspect(spec: RunSpec, passes: Callable[[RunSpec], bool]) -> RunSp
 
 
 TOKENS_PER_PARAMETER = 20.0
-"""where a fixed number of FLOPs gives the lowest loss. Source: Hoffmann et al. 2022 (Chinchilla)"""
+"""Tokens per parameter with the lowest loss at fixed FLOPs. Source: Hoffmann et al. 2022."""
 
 IntervalEnd = Literal["low", "expected", "high"]
 Predictor = Callable[[RunSpec], Prediction]
-"""what predicts a configuration on the device that is planned for"""
+"""Predicts a run on the device being planned for."""
 
 
 def with_steps(spec: RunSpec, steps: int) -> RunSpec:
@@ -139,19 +140,19 @@ def with_steps(spec: RunSpec, steps: int) -> RunSpec:
 
 
 def ends_within(predicted: Predictor, spec: RunSpec, seconds: float, end: IntervalEnd) -> bool:
-    """Whether the whole run takes at most so long; by the low, expected or high end of its time."""
+    """Return True if the chosen end of the run's total time is at most `seconds`."""
     total = predicted(spec).best("total_seconds")
-    assert total is not None, "only what has a time can have a deadline"
+    assert total is not None, "a deadline needs a predicted time"
     return bool(getattr(total, end) <= seconds)
 
 
 def most_steps(predicted: Predictor, spec: RunSpec, seconds: float, end: IntervalEnd) -> int:
-    """The most steps of this configuration that end in time; 0 where not even one does."""
+    """Return the largest number of steps that end within `seconds`, or 0."""
     return largest_that(lambda n: ends_within(predicted, with_steps(spec, n), seconds, end))
 
 
 def trained_on(spec: RunSpec, tokens_per_parameter: float) -> RunSpec:
-    """As many steps as give each parameter so many tokens; positions are not counted."""
+    """Set the steps for this many tokens per parameter, position embeddings not counted."""
     parameters = count_parameters(spec.shape).without_positions
     steps = math.ceil(tokens_per_parameter * parameters / spec.tokens_per_step)
     return with_steps(spec, steps)
@@ -160,10 +161,10 @@ def trained_on(spec: RunSpec, tokens_per_parameter: float) -> RunSpec:
 def largest_model_in_time(
     predicted: Predictor, spec: RunSpec, seconds: float, free: float, tokens_per_parameter: float
 ) -> RunSpec | None:
-    """The largest model of the same aspect that is expected to fit and to end in time.
+    """Return the largest model of about the same shape that is expected to fit and end in time.
 
-    It gets tokens_per_parameter tokens for each of its parameters, and the given micro-batch, or
-    the largest that fits at the same tokens per step.
+    It trains on `tokens_per_parameter` tokens per parameter, at the given micro-batch or the
+    largest that fits at the same tokens per step.
     """
     plan = predicted(spec)
     device = (plan.hardware, free)

@@ -1,4 +1,4 @@
-"""What one optimizer step has to compute: all that time, memory and FLOPs are predicted from."""
+"""One optimizer step as a device sees it: the input of the time, memory and FLOP predictions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from nanogauge.errors import BadInput
 from nanogauge.runspec import PLAIN, Program, RunSpec, Shape, Sharding
 
 GPUS_OF_A_NODE = 8
-"""of a machine: hybrid sharding is over them, and links between machines are slower"""
+"""GPUs of one machine: hybrid sharding spans them, and links between machines are slower."""
 
 Dtype = Literal["float32", "tf32", "float16", "bfloat16"]
 
@@ -20,50 +20,50 @@ class Workload:
 
     shape: Shape
     micro_batch: int
-    """sequences of a micro-batch on one device"""
+    """Sequences of a micro-batch on one device."""
     grad_accum: int
-    """micro-batches of a step on one device"""
+    """Micro-batches of a step on one device (gradient accumulation)."""
     dtype: Dtype = "bfloat16"
-    """arithmetic of the matrix products"""
+    """Precision of the matrix products."""
     compiled: bool = True
     attention: Literal["flash", "flash3", "plain"] = "flash"
-    """SDPA's fused kernel, FlashAttention 3, or T x T scores in memory"""
+    """SDPA's fused kernel, FlashAttention 3, or T x T scores in memory."""
     dropout: float = 0.0
     checkpointing: Literal["none", "selective", "full"] = "none"
-    """activations recomputed in the backward pass: none, the cheap half, or all"""
+    """Activations recomputed in the backward pass: none, the cheap half, or all."""
     head: Literal["plain", "chunked"] = "plain"
-    """all logits at once, or training/head.py's chunks of tokens"""
+    """All logits at once, or trainer/step/chunked_cross_entropy.py's chunks of tokens."""
     optimizer: Literal["adamw", "adamw_foreach", "muon"] = "adamw"
-    """adamw is the fused one"""
+    """adamw is the fused kernel."""
     clipped: bool = True
-    """gradients are scaled down to a largest norm"""
+    """Whether gradients are clipped by norm."""
     gpus: int = 1
     sharding: Sharding = "replicated"
-    """over the GPUs: DDP; DDP with the optimizer's work shared out; FSDP; FSDP within a node"""
+    """Over the GPUs: DDP; DDP with a sharded optimizer; FSDP; FSDP within a machine."""
     overlapped: bool = True
-    """gradients travel while the backward pass runs"""
+    """Whether the all-reduce of gradients overlaps with the backward pass."""
     program: Program = PLAIN
 
     @property
     def tokens(self) -> int:
-        """of one micro-batch on one device"""
+        """Tokens of one micro-batch on one device."""
         return self.micro_batch * self.shape.context
 
     @property
     def tokens_per_step(self) -> int:
-        """of all devices together"""
+        """Tokens of all devices together."""
         return self.tokens * self.grad_accum * self.gpus
 
     @property
     def shards(self) -> int:
-        """devices that weights and gradients are divided over"""
+        """Devices over which weights and gradients are sharded."""
         if self.sharding == "full":
             return self.gpus
         return min(self.gpus, GPUS_OF_A_NODE) if self.sharding == "hybrid" else 1
 
     @property
     def element_bytes(self) -> int:
-        """of an activation"""
+        """Bytes of one activation."""
         return 2 if self.dtype in ("bfloat16", "float16") else 4
 
 
@@ -104,7 +104,7 @@ def workload_of(spec: RunSpec, on_gpu: bool) -> Workload:
         clipped=spec.optimizer.grad_clip != 0,
         gpus=gpus,
         sharding=spec.sharding if gpus > 1 else "replicated",
-        # The backward pass of a compiled model is one operation, at whose end all gradients come.
+        # A compiled backward pass is one operation: all gradients are ready only at its end.
         overlapped=(gpus == 1 or not compiled) if overlapped is None else overlapped,
         program=spec.program,
     )

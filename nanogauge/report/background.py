@@ -72,12 +72,12 @@ def rewrite_until_parent_exits(folder: Path, seconds: float) -> None:
 
 def _is_released(folder: Path) -> bool:
     """Wait until no process holds the run lock; False if one still does, as after a restart."""
-    from nanogauge.runlog.lock import is_held
+    from nanogauge.runlog.lock import is_locked
 
     deadline = time.monotonic() + _EXIT_SECONDS
-    while is_held(folder) and time.monotonic() < deadline:
+    while is_locked(folder) and time.monotonic() < deadline:
         time.sleep(0.2)
-    return not is_held(folder)
+    return not is_locked(folder)
 
 
 if __name__ == "__main__":

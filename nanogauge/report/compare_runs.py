@@ -1,6 +1,6 @@
-"""Several runs side by side: each quantity predicted and measured, and whether predictions improve.
+"""Comparison of several runs: each quantity predicted and measured, and the trend of the error.
 
-The prediction is each run's own, frozen before it began; claims are left to the report of one run.
+Predictions are those frozen before each run. Claims are left to the report of one run.
 """
 
 from __future__ import annotations
@@ -11,80 +11,78 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from markupsafe import Markup
 from rich.console import Console
-from rich.table import Table as TextTable
 from rich.text import Text
 
-from nanogauge.analysis.report_model import Report, build_report
-from nanogauge.errors import BadInput
-from nanogauge.files import make_folder, without_secrets, write_atomic
-from nanogauge.quantities import QUANTITIES, format_range, format_value
-from nanogauge.report.cells import MARKS, in_order
-from nanogauge.report.html import templates
-from nanogauge.report.terminal import COLOURS
+from nanogauge.analysis.report_model import Report, RunInfo, build_report
+from nanogauge.files import without_secrets
+from nanogauge.quantities import QUANTITIES
+from nanogauge.report.cells import MARKS, range_cell, sort_rows, value_cell
+from nanogauge.report.escape import printable
+from nanogauge.report.html import date_and_time, templates, write_texts
+from nanogauge.report.terminal import VERDICT_STYLES, make_table
 from nanogauge.schema import SCHEMA, Estimate, Stored, TimeZone
 
 NAME = "comparison"
-BAR_WIDTH, BAR_HEIGHT = 140, 14
-_TIMES = ("total_seconds", "step_seconds")
-"""the trends that are told in words"""
-FULL_BAR = 0.5
-"""the error at which a bar is as long as it can be"""
+_BAR_WIDTH, _BAR_HEIGHT = 140, 14
+_FULL_BAR = 0.5
+"""Relative error at which a bar has its full length."""
+_TRENDS_IN_WORDS = ("total_seconds", "step_seconds")
 
 
-class Side(Stored):
-    """One run of the comparison."""
-
+class ComparedRun(Stored):
     label: str
-    """its name, or where several share one its folder"""
+    """Name of the run, or its folder if several have the same name."""
     folder: str
     device: str
     status: str
     state: str | None
     started_unix: float | None
     time_zone: TimeZone
-    """of the machine that trained"""
+    """Time zone of the machine that trained."""
     steps_done: int
     max_steps: int
     headline: str
 
 
-class Cell(Stored):
+class ComparedCell(Stored):
     """One quantity of one run."""
 
     analytic: Estimate | None
     calibrated: Estimate | None
     measured: float | None
     prediction: str | None
-    """held or missed, as in the run's own report: whether it lies in the analytic interval"""
+    """Verdict on the analytic interval: held or missed; None if there is nothing to judge."""
     factor: float | None
-    """measured over the analytic expectation"""
+    """Measured over the analytic expectation."""
     factor_calibrated: float | None
+    """Measured over the calibrated expectation."""
 
 
 class ComparedRow(Stored):
     id: str
     quantity: str
     unit: str
-    cells: list[Cell]
-    """of the runs, in their order"""
+    cells: list[ComparedCell]
+    """One for each run, in their order."""
 
 
 class Trend(Stored):
-    """How far off one prediction was in run after run."""
+    """Relative error of one prediction, run by run."""
 
     id: str
     basis: str
-    """analytic or calibrated"""
+    """analytic or calibrated."""
     errors: list[float | None]
-    """(measured - expected) / expected, of the runs in their order"""
+    """(measured - expected) / expected of each run; None if either is absent."""
 
 
 class Comparison(Stored):
-    runs: list[Side]
-    """in the order in which they began; those that do not say when come last, as given"""
+    runs: list[ComparedRun]
+    """In order of their start; runs without a start time come last."""
     rows: list[ComparedRow]
     trends: list[Trend]
 
@@ -92,51 +90,46 @@ class Comparison(Stored):
         return {"schema": SCHEMA, **self.model_dump(mode="json")}
 
 
-def printable(text: str) -> str:
-    """The text without characters that steer a terminal, or are half of one."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in text)
-
-
 def compare_runs(folders: Sequence[Path]) -> Comparison:
-    """Read the runs and put them into the order in which they began.
+    """Read the run folders and compare their reports.
 
     Raises:
         BadInput: if one of them cannot be read.
     """
     reports = [(folder, build_report(folder, None)[0]) for folder in folders]
-    reports.sort(key=lambda told: told[1].run.started_unix or float("inf"))
+    reports.sort(key=lambda pair: pair[1].run.started_unix or float("inf"))
     names = Counter(report.run.name for _, report in reports)
-    sides = [_side(folder, report, names) for folder, report in reports]
+    runs = [_compared_run(folder, report, names) for folder, report in reports]
     rows = _rows([report for _, report in reports])
-    return Comparison(runs=sides, rows=rows, trends=_trends(rows))
+    return Comparison(runs=runs, rows=rows, trends=_trends(rows))
 
 
-def _side(folder: Path, report: Report, names: Counter[str]) -> Side:
-    run = report.run
-    return Side(
-        label=printable(run.name if names[run.name] == 1 else str(folder)),
+def _compared_run(folder: Path, report: Report, names: Counter[str]) -> ComparedRun:
+    name = report.run.name
+    return ComparedRun(
+        label=printable(name if names[name] == 1 else str(folder)),
         folder=printable(str(folder)),
-        device=printable(run.device),
-        status=run.status,
-        state=run.state,
-        started_unix=run.started_unix,
-        time_zone=run.time_zone,
-        steps_done=run.steps_done,
-        max_steps=run.max_steps,
-        headline=printable(run.headline),
+        **run_fields(report.run),
     )
 
 
+def run_fields(run: RunInfo) -> dict[str, Any]:
+    """Return the fields of a run that the comparison and the start page share."""
+    names = {"status", "state", "started_unix", "time_zone", "steps_done", "max_steps"}
+    texts = {"device": printable(run.device), "headline": printable(run.headline)}
+    return {**run.model_dump(include=names), **texts}
+
+
 def _rows(reports: list[Report]) -> list[ComparedRow]:
-    """A row for each quantity that any run predicted or measured, but for plain sums all share."""
-    result = []
-    for first in in_order(reports[0].rows):
-        found = [next(row for row in report.rows if row.id == first.id) for report in reports]
+    """Return the quantities that any run predicted or measured, without equal exact ones."""
+    rows = []
+    for first in sort_rows(reports[0].rows):
         cells = []
-        for row in found:
+        for report in reports:
+            row = next(row for row in report.rows if row.id == first.id)
             measured = row.measured.value if row.measured is not None else None
             cells.append(
-                Cell(
+                ComparedCell(
                     analytic=row.analytic,
                     calibrated=row.calibrated,
                     measured=measured,
@@ -145,14 +138,13 @@ def _rows(reports: list[Report]) -> list[ComparedRow]:
                     factor_calibrated=_factor(measured, row.calibrated),
                 )
             )
-        told = any(c.analytic is not None or c.measured is not None for c in cells)
-        figures = {c.measured for c in cells if c.measured is not None}
-        same = len(figures) <= 1 and QUANTITIES[first.id].exact
-        if told and not same:
-            result.append(
+        is_known = any(c.analytic is not None or c.measured is not None for c in cells)
+        values = {c.measured for c in cells if c.measured is not None}
+        if is_known and not (QUANTITIES[first.id].exact and len(values) <= 1):
+            rows.append(
                 ComparedRow(id=first.id, quantity=first.quantity, unit=first.unit, cells=cells)
             )
-    return result
+    return rows
 
 
 def _factor(measured: float | None, estimate: Estimate | None) -> float | None:
@@ -162,7 +154,7 @@ def _factor(measured: float | None, estimate: Estimate | None) -> float | None:
 
 
 def _trends(rows: list[ComparedRow]) -> list[Trend]:
-    """The errors of each prediction that at least two runs can be held against."""
+    """Return the errors of each prediction that at least two runs measured."""
     trends = []
     for row in rows:
         if QUANTITIES[row.id].exact:
@@ -178,22 +170,22 @@ def _trends(rows: list[ComparedRow]) -> list[Trend]:
 
 
 def trend_sentences(comparison: Comparison) -> list[str]:
-    """From how far off the first run was to how far the newest is."""
+    """Describe each trend of a time by its first and last error."""
     sentences = []
     for trend in comparison.trends:
-        if trend.id not in _TIMES:
+        if trend.id not in _TRENDS_IN_WORDS:
             continue
         known = [
-            (error, side.label)
-            for error, side in zip(trend.errors, comparison.runs, strict=True)
+            (error, run.label)
+            for error, run in zip(trend.errors, comparison.runs, strict=True)
             if error is not None
         ]
         (first, earliest), (last, newest) = known[0], known[-1]
-        closer = sum(abs(after) < abs(before) for (before, _), (after, _) in pairwise(known))
+        smaller = sum(abs(after) < abs(before) for (before, _), (after, _) in pairwise(known))
         sentences.append(
-            f"{QUANTITIES[trend.id].label} ({trend.basis} prediction): {_percent(first)} in "
-            f"{earliest}, {_percent(last)} in {newest}; nearer than in the run before in {closer} "
-            f"of {len(known) - 1}."
+            f"{QUANTITIES[trend.id].label} ({trend.basis} prediction): error {_percent(first)} in "
+            f"{earliest}, {_percent(last)} in {newest}; smaller than in the run before in "
+            f"{smaller} of {len(known) - 1}."
         )
     return sentences
 
@@ -203,20 +195,22 @@ def _percent(error: float) -> str:
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
-    """Each quantity with a line for every run, and the trend below."""
-    table = TextTable(box=None, pad_edge=False, header_style="dim")
+    """Print each quantity with one line for every run, and the trends below."""
+    table = make_table()
     for name in ("quantity", "run", "predicted", "measured", "verdict"):
         table.add_column(name, overflow="fold")
     for row in comparison.rows:
-        for index, (side, cell) in enumerate(zip(comparison.runs, row.cells, strict=True)):
-            shown = _CellText(row, cell)
-            verdict = f"{shown.mark} {shown.verdict} {shown.factor}" if shown.verdict else ""
+        for index, (run, cell) in enumerate(zip(comparison.runs, row.cells, strict=True)):
+            text = _cell_text(row, cell)
             table.add_row(
                 Text("" if index else row.quantity),
-                Text(side.label),
-                Text(shown.predicted),
-                Text(shown.measured or "not measured", style="" if shown.measured else "dim"),
-                Text(verdict, style=COLOURS.get(shown.verdict, "")),
+                Text(run.label),
+                Text(text["predicted"]),
+                Text(text["measured"] or "not measured", style="" if text["measured"] else "dim"),
+                Text(
+                    f"{text['mark']} {text['verdict']} {text['factor']}".strip(),
+                    style=VERDICT_STYLES.get(text["verdict"], ""),
+                ),
             )
     console.print(table)
     console.print()
@@ -224,78 +218,63 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         console.print(Text(sentence))
 
 
-class _CellText:
-    """A cell as a person reads it."""
-
-    def __init__(self, row: ComparedRow, cell: Cell) -> None:
-        currency = row.unit if row.id == "cost" else ""
-        self.measured = ""
-        if cell.measured is not None:
-            self.measured = format_value(row.id, cell.measured, currency)
-        self.predicted, self.calibrated = (
-            "" if e is None else format_range(row.id, e.low, e.high, currency)
-            for e in (cell.analytic, cell.calibrated)
-        )
-        self.verdict = cell.prediction or ""
-        self.mark = MARKS.get(self.verdict, "")
-        self.factor = "" if cell.factor is None else f"{cell.factor:.3g}×"
+def _cell_text(row: ComparedRow, cell: ComparedCell) -> dict[str, str]:
+    currency = row.unit if row.id == "cost" else ""
+    return {
+        "measured": value_cell(row.id, cell.measured, currency),
+        "predicted": range_cell(row.id, cell.analytic, currency),
+        "calibrated": range_cell(row.id, cell.calibrated, currency),
+        "verdict": cell.prediction or "",
+        "mark": MARKS.get(cell.prediction or "", ""),
+        "factor": "" if cell.factor is None else f"{cell.factor:.3g}×",
+    }
 
 
 def write_comparison(comparison: Comparison, out: Path) -> list[Path]:
-    """Write comparison.html and comparison.json into a folder and return their paths.
+    """Write comparison.json and comparison.html into a folder and return their paths.
 
     Raises:
-        BadInput: if it cannot be written.
+        BadInput: if they cannot be written.
     """
-    make_folder(out)
-    page = templates().get_template("side_by_side.html.j2")
     labels = {row.id: row.quantity for row in comparison.rows}
-    html = page.render(
-        runs=[(side, date_and_time(side.started_unix, side.time_zone)) for side in comparison.runs],
-        rows=[
-            {"quantity": row.quantity, "cells": [_CellText(row, cell) for cell in row.cells]}
-            for row in comparison.rows
-        ],
-        trends=[
-            {
-                "quantity": labels[trend.id],
-                "basis": trend.basis,
-                "cells": [("", "") if e is None else (_percent(e), _bar(e)) for e in trend.errors],
-            }
-            for trend in comparison.trends
-        ],
-        sentences=trend_sentences(comparison),
+    html = (
+        templates()
+        .get_template("side_by_side.html.j2")
+        .render(
+            runs=[(run, date_and_time(run.started_unix, run.time_zone)) for run in comparison.runs],
+            rows=[
+                {"quantity": row.quantity, "cells": [_cell_text(row, cell) for cell in row.cells]}
+                for row in comparison.rows
+            ],
+            trends=[
+                {
+                    "quantity": labels[trend.id],
+                    "basis": trend.basis,
+                    "cells": [
+                        ("", "") if e is None else (_percent(e), _bar(e)) for e in trend.errors
+                    ],
+                }
+                for trend in comparison.trends
+            ],
+            sentences=trend_sentences(comparison),
+        )
     )
-    told = json.dumps(comparison.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
-    paths = [out / f"{NAME}.json", out / f"{NAME}.html"]
-    try:
-        for path, text in zip(paths, (told, html), strict=True):
-            write_atomic(path, without_secrets(text).encode())
-    except OSError as error:
-        raise BadInput(f"cannot write to {out}: {error.strerror}; give another --out.") from None
-    return paths
-
-
-def date_and_time(unix: float | None, zone: TimeZone) -> str:
-    """Return a moment as date and time of day; empty where it is not known or has no date."""
-    try:
-        return f"{zone.local(unix):%Y-%m-%d %H:%M}" if unix is not None else ""
-    except (OverflowError, ValueError, OSError):
-        return ""
+    text = json.dumps(comparison.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
+    contents = {f"{NAME}.json": text, f"{NAME}.html": html}
+    return write_texts(out, {name: without_secrets(text) for name, text in contents.items()})
 
 
 def _bar(error: float) -> Markup:
-    """The error as a bar from the middle, which is none; the figure stands beside it as text."""
-    middle = BAR_WIDTH / 2
-    length = min(abs(error) / FULL_BAR, 1.0) * middle
-    begin = middle if error > 0 else middle - length
+    """Draw a relative error as a bar to the left or right of zero; its number stands beside it."""
+    middle = _BAR_WIDTH / 2
+    length = min(abs(error) / _FULL_BAR, 1.0) * middle
     return Markup(
         '<svg viewBox="0 0 {w} {h}" aria-hidden="true">'
         '<rect class="err" x="{x:.1f}" y="3" width="{l:.1f}" height="8"/>'
         '<line class="zero" x1="{m}" x2="{m}" y1="0" y2="{h}"/></svg>'
-    ).format(w=BAR_WIDTH, h=BAR_HEIGHT, x=begin, l=length, m=middle)
+    ).format(w=_BAR_WIDTH, h=_BAR_HEIGHT, x=middle - length * (error <= 0), l=length, m=middle)
 
 
 def common_parent(folders: Sequence[Path]) -> Path:
-    """The folder in which all of the runs lie."""
+    """Return the deepest folder that contains all of the runs."""
     return Path(os.path.commonpath([folder.resolve().parent for folder in folders]))

@@ -1,4 +1,4 @@
-"""Text of others on our page: whatever is in it, it is seen, and it is text."""
+"""Escaping of untrusted text for HTML, SVG and Markdown, with every character visible."""
 
 from __future__ import annotations
 
@@ -8,22 +8,21 @@ from html import escape
 from markupsafe import Markup
 
 LONGEST = 5000
-"""characters of one text that a page shows; the run folder has the rest"""
-_PICTURES = {code: 0x2400 + code for code in range(0x20)} | {0x7F: 0x2421}
-for _kept in (0x09, 0x0A):
-    del _PICTURES[_kept]
+"""Characters of one text on a page; the run folder has the rest."""
+_CONTROL_PICTURES = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n"}
+_CONTROL_PICTURES[0x7F] = 0x2421
 _DIRECTIONS = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
 _SEPARATORS = (0x85, 0x2028, 0x2029)
-_NAMED = {code: f"⟨U+{code:04X}⟩" for code in (*_DIRECTIONS, *_SEPARATORS)}
-_UNSEEN = dict.fromkeys((*range(128, 133), *range(134, 160)), 65533)
-_VISIBLE: dict[int, int | str] = {**_PICTURES, **_NAMED, **_UNSEEN}
+_CODES = {code: f"⟨U+{code:04X}⟩" for code in (*_DIRECTIONS, *_SEPARATORS)}
+_C1_CONTROLS = dict.fromkeys((*range(0x80, 0x85), *range(0x86, 0xA0)), 0xFFFD)
+_VISIBLE: dict[int, int | str] = {**_CONTROL_PICTURES, **_CODES, **_C1_CONTROLS}
 _SURROGATES = re.compile("[\ud800-\udfff\ufffe\uffff]")
 
 
 def visible(text: str, longest: int = LONGEST) -> str:
-    """The text with a picture for every control character, and what turns the direction by name.
+    """Return the text, cut to `longest`, with symbols for its control characters.
 
-    No text of a run's can hide a part of itself, or reverse what stands beside it.
+    No text can hide a part of itself or reverse the text beside it.
     """
     if len(text) > longest:
         more = len(text) - longest
@@ -31,41 +30,46 @@ def visible(text: str, longest: int = LONGEST) -> str:
     return _SURROGATES.sub("\ufffd", text.replace("\r\n", "\n").translate(_VISIBLE))
 
 
-def visible_value(value: object) -> object:
-    """What a template shows of a value: markup of our own as it is, other text made visible."""
-    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+def printable(text: str) -> str:
+    """Return the text on one line, safe to print in a terminal."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 def escaped(text: str) -> str:
-    """Text for markup that is put together outside the templates."""
+    """Escape text for markup that is built outside the templates."""
     return escape(visible(text))
 
 
 _MARKS = re.compile(r"([\\`*~\[\]])|(?<![^\W_])_|_(?![^\W_])")
-_BEGINS = re.compile(r"^(|\d{1,9}(?=[.)](?:\s|$)))([#+=.)]|-(?!\d))")
+_LINE_STARTS = re.compile(r"^(|\d{1,9}(?=[.)](?:\s|$)))([#+=.)]|-(?!\d))")
 
 
 def markdown(text: str) -> str:
-    """Text on one line of Markdown, in a table or not, that is read as it stands."""
-    line = " ".join(visible(text).split())
+    """Escape text for one line of Markdown, inside a table or not; blank text becomes ␣."""
+    line = " ".join(visible(text).split()) or ("␣" if text else "")
     line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     line = _MARKS.sub(lambda mark: "\\" + mark[0], line).replace("|", "\\|")
-    return _BEGINS.sub(r"\1\\\2", line)
+    return _LINE_STARTS.sub(r"\1\\\2", line)
 
 
-def plain_text(value: object) -> object:
-    """What a Markdown template shows of a value: Markdown of our own as it is, all else as text."""
+def finalize_html(value: object) -> object:
+    """Make a template's string visible; Jinja escapes it afterwards."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def finalize_markdown(value: object) -> object:
+    """Escape a template's string for Markdown, except our own Markup."""
     return markdown(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def fenced(text: str) -> Markup:
-    """A block of text for Markdown, in a fence that is longer than any in it."""
+    """Return a Markdown code block whose fence is longer than any in the text."""
     fence = "`" * max(3, *(len(ticks) + 1 for ticks in re.findall("`+", text)), 0)
     return Markup(f"{fence}\n{visible(text)}\n{fence}")
 
 
 def unbroken(text: str) -> str:
-    """A number stays on one line with its unit, and a range with its ends."""
+    """Join each number to its unit, and both ends of a range, by no-break characters."""
     units = r"(?:s|ms|min|h|d|W|kWh|Wh|MB|GB|GiB|GHz|G|nat|nats|USD|J|TFLOP/s|tokens/s)\b|[%°]"
     text = re.sub(r"(?<=\d)–(?=\d)", "\u2060–\u2060", text)
     return re.sub(rf"(?<=\d) (?={units})", "\u00a0", text)

@@ -1,4 +1,4 @@
-"""From a report to the page and its Markdown: what the templates show."""
+"""report.html, report.md and report.json: what the templates show, and how they are written."""
 
 from __future__ import annotations
 
@@ -10,26 +10,22 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jinja2
+from markupsafe import Markup
 
-from nanogauge.analysis.attribution import Attribution
-from nanogauge.analysis.instruments import Instrument
-from nanogauge.analysis.ledger import LEDGER_NAMES, Ledger
+from nanogauge.analysis.ledger import LEDGER_NAMES
 from nanogauge.analysis.report_model import Report, RunInfo, machine_lines
-from nanogauge.analysis.telemetry import JOULES_PER_KWH, sensed_others, total_over_processes
+from nanogauge.analysis.telemetry import JOULES_PER_KWH, mismatched_counts, total_over_processes
 from nanogauge.analysis.verdicts import Row
 from nanogauge.errors import BadInput
 from nanogauge.files import make_folder, without_secrets, write_atomic
-from nanogauge.quantities import (
-    format_range,
-    format_seconds,
-    format_value,
-)
-from nanogauge.report.cells import MARKS, VERDICTS, Cells, grouped
-from nanogauge.report.charts import pictures
-from nanogauge.report.escape import fenced, plain_text, unbroken, visible, visible_value
-from nanogauge.report.svg import NARROW_RANGE, range_plot, stacked_bar, waterfall
+from nanogauge.quantities import GIB, format_range, format_seconds, format_value
+from nanogauge.report.cells import MARKS, VERDICTS, Cells, group_rows
+from nanogauge.report.charts import make_charts
+from nanogauge.report.escape import fenced, finalize_html, finalize_markdown, unbroken, visible
+from nanogauge.report.svg import NARROW_RANGE_WIDTH, range_plot, stacked_bar, waterfall
 from nanogauge.runlog.folder import Machine, RunFolder
 from nanogauge.runlog.history import Recorded, process_began
+from nanogauge.schema import TimeZone
 
 HEADLINES = {
     "total_seconds": "Time, whole run",
@@ -39,6 +35,11 @@ HEADLINES = {
     "peak_allocated_bytes": "Memory of tensors",
     "energy_kwh": "Energy",
 }
+EXPLAINED = {
+    "mfu_palm": "useful FLOP/s over peak FLOP/s",
+    "val_loss": "cross-entropy per token, natural log",
+}
+"""Explanations of headline quantities whose names do not explain them."""
 STATES = {
     "finished": ("✓", "Finished"),
     "stopped": ("■", "Stopped"),
@@ -49,56 +50,113 @@ STATES = {
     "hung": ("?", "Hangs"),
     "died": ("✕", "Died"),
 }
+"""Mark and word for each state of a run."""
+MAX_LINES = 40
+"""Alarms, incidents and warnings on a page, of each kind."""
+MAX_LINE_CHARACTERS = 1000
+MAX_SAMPLES = 12
+MAX_SAMPLE_CHARACTERS = 4000
+SMALL_SHARE = 1e-5
+"""Share of the actual time below which a part of an attribution is shown by name alone."""
+_SOURCES = {
+    "nanogpt_log": "nanoGPT log",
+    "build_nanogpt_log": "build-nanogpt log",
+    "wandb_history": "W&B history",
+}
+_MACHINE_GROUPS = {
+    "Machine": ("device", "gpu", "cpu", "torch_threads", "memory", "os", "time_zone"),
+    "Code": ("git", "command", "nanogauge"),
+    "Import": ("log", "imported", "note"),
+}
+"""Beginnings of the keys of machine.json in each group."""
+_INSTRUMENT_GROUPS = {
+    "Speed": ("achieved", "mfu"),
+    "Parts of a step": ("forward", "backward", "optimizer", "data_wait", "recompilations"),
+    "Memory": ("peak_", "allocation", "other_programs"),
+    "Energy": ("energy", "idle", "joules", "wh_"),
+}
+"""Beginnings of the ids of instruments in each group."""
+TERMS = (
+    "N: parameters without positions. 6N: FLOPs per token of training, without attention. 12LCT: "
+    "FLOPs per token of attention, for L layers of width C and context T (PaLM, appendix B). "
+    "MFU: FLOPs per second over the peak. nat: unit of the loss, with the natural logarithm."
+)
 ZONED = "%a %d %b %Y, %H:%M %Z"
 WEEKDAY_TIME = "%a %H:%M:%S"
+
+_T = TypeVar("_T")
+
+
+def date_and_time(unix: float | None, zone: TimeZone) -> str:
+    """Return a moment as date and time of day; empty if it is unknown or has no date."""
+    try:
+        return f"{zone.local(unix):%Y-%m-%d %H:%M}" if unix is not None else ""
+    except (OverflowError, ValueError, OSError):
+        return ""
 
 
 @dataclass(frozen=True)
 class Headline:
-    """A number that people ask for, beside what was said of it."""
+    """A card of the first screen: one quantity, measured and expected."""
 
     label: str
     value: str
-    """empty where it was not measured"""
-    said: list[tuple[str, str]]
-    """claimed, predicted, ...: what, and the range"""
+    """Empty if it was not measured."""
+    details: list[tuple[str, str]]
+    """Lines below the value: what a range is (claimed, predicted), and the range."""
     verdict: str
-    mark: str
     plot: str
 
 
-@dataclass(frozen=True)
-class Count:
-    verdict: str
-    mark: str
-    number: int
-
-
 def headlines(report: Report, recorded: Recorded) -> list[Headline]:
-    """The headline numbers that were measured or predicted, in the order of HEADLINES."""
-    found = []
-    for row_id, label in HEADLINES.items():
-        rows = [row for row in report.rows if row.id == row_id]
-        about = [row for row in rows if row.measured or row.analytic]
-        if about:
-            found.append(_headline(report, recorded, label, about))
-    return found
+    """Return the headline quantities that were measured or predicted."""
+    cards = []
+    for row_id in HEADLINES:
+        rows = [r for r in report.rows if r.id == row_id and (r.measured or r.analytic)]
+        if rows:
+            cards.append(_headline(report, recorded, rows))
+    return cards
+
+
+def _headline(report: Report, recorded: Recorded, rows: Sequence[Row]) -> Headline:
+    row, cells, run = rows[0], Cells(rows[0]), report.run
+    label, value = HEADLINES[row.id], cells.measured
+    details = [("", EXPLAINED[row.id])] if row.id in EXPLAINED else []
+    if not value and (so_far := _so_far(row.id, report, recorded)):
+        label, value = f"{label.partition(',')[0]} so far", so_far
+        if row.id == "total_seconds" and run.projected_total_s is not None:
+            details.append(("projected", _projected(run)))
+    claims = [Cells(r).claimed for r in rows if r.claim is not None]
+    ranges = {
+        "claimed": " or ".join(claims),
+        "predicted": cells.predicted,
+        "calibrated": cells.calibrated,
+    }
+    details += [(name, text) for name, text in ranges.items() if text]
+    if row.id == "step_seconds" and run.tokens_per_second is not None:
+        details.append(("", f"{run.tokens_per_second:,.0f} tokens/s"))
+    cost = next((r for r in report.rows if r.id == "cost" and r.measured), None)
+    if row.id == "energy_kwh" and cost is not None:
+        details.append(("", Cells(cost).measured))
+    verdict = row.prediction or ("no claim" if value else "not measured")
+    plot = range_plot(min(rows, key=_claim_width), NARROW_RANGE_WIDTH)
+    return Headline(label, value, details, verdict, plot)
 
 
 def _so_far(row_id: str, report: Report, recorded: Recorded) -> str:
-    """Of a run that has not finished, what it took until now; empty where that is not known."""
+    """Return the time or energy of an unfinished run until now; empty if it is unknown."""
     if report.run.status == "finished":
         return ""
     if row_id == "total_seconds" and report.time_ledger.ran_s is not None:
         return format_seconds(report.time_ledger.ran_s)
     joules = total_over_processes(recorded, "energy_joules")
-    if row_id == "energy_kwh" and joules is not None and sensed_others(recorded) is None:
+    if row_id == "energy_kwh" and joules is not None and mismatched_counts(recorded) is None:
         return format_value(row_id, joules / JOULES_PER_KWH)
     return ""
 
 
 def _projected(run: RunInfo) -> str:
-    """What the whole run would take, with its interval where that reads different."""
+    """Return the projected time of the whole run, with its interval if that differs."""
     assert run.projected_total_s is not None
     text = format_seconds(run.projected_total_s)
     if run.projected_low_s is None or run.projected_high_s is None:
@@ -107,75 +165,39 @@ def _projected(run: RunInfo) -> str:
     return text if interval == text else f"{text} ({interval})"
 
 
-def _headline(report: Report, recorded: Recorded, label: str, rows: Sequence[Row]) -> Headline:
-    first, run = Cells(rows[0]), report.run
-    value, said = first.measured, []
-    so_far = _so_far(rows[0].id, report, recorded) if not value else ""
-    if so_far:
-        label, value = f"{label.partition(',')[0]} so far", so_far
-    if so_far and rows[0].id == "total_seconds" and run.projected_total_s is not None:
-        said.append(("projected", _projected(run)))
-    claims = [Cells(row) for row in rows if row.claim is not None]
-    if claims:
-        said.append(("claimed", " or ".join(cells.claimed for cells in claims)))
-    if first.predicted:
-        said.append(("predicted", first.predicted))
-    if first.calibrated:
-        said.append(("calibrated", first.calibrated))
-    if rows[0].id == "step_seconds" and run.tokens_per_second is not None:
-        said.append(("", f"{run.tokens_per_second:,.0f} tokens/s"))
-    if rows[0].id == "energy_kwh":
-        cost = next((r.measured for r in report.rows if r.id == "cost" and r.measured), None)
-        if cost is not None:
-            unit = next(r.unit for r in report.rows if r.id == "cost")
-            said.append(("", format_value("cost", cost.value, unit)))
-    narrowest = min(rows, key=_width)
-    judged = rows[0].prediction or ("no claim" if value else "not measured")
-    return Headline(label, value, said, judged, MARKS[judged], range_plot(narrowest, NARROW_RANGE))
-
-
-def _width(row: Row) -> float:
-    """How wide a claim is; one with an open end, or none, is wider than all others."""
+def _claim_width(row: Row) -> float:
+    """Return the width of the claimed range; infinite for an open range or no claim."""
     claimed = row.claimed
     if claimed is None or claimed.low is None or claimed.high is None:
         return float("inf")
     return claimed.high - claimed.low
 
 
-def counts(report: Report) -> tuple[str, list[Count]]:
-    """What is counted, and how many of it held, missed and so on."""
+def verdict_counts(report: Report) -> tuple[str, dict[str, int]]:
+    """Return what was judged, claims or predictions, and the number with each verdict."""
     run = report.run
     if run.document is not None:
-        found = [Count(v, MARKS[v], run.verdicts.get(v, 0)) for v in VERDICTS]
-        return "claims", found
-    missed = run.predictions_judged - run.predictions_held
-    numbers = {"held": run.predictions_held, "missed": missed, "not measured": run.not_measured}
-    return "predictions", [Count(v, MARKS[v], number) for v, number in numbers.items()]
+        return "claims", {verdict: run.verdicts.get(verdict, 0) for verdict in VERDICTS}
+    held, missed = run.predictions_held, run.predictions_judged - run.predictions_held
+    return "predictions", {"held": held, "missed": missed, "not measured": run.not_measured}
 
 
-def ended_unix(recorded: Recorded) -> float | None:
-    """When the last line was written; None where the log does not tell the time of day."""
-    began, session = process_began(recorded.starts[-1]), recorded.session_seconds[-1]
-    return None if began is None or session is None else began + session
-
-
-def how_it_ended(report: Report, recorded: Recorded) -> tuple[str, str]:
-    """The mark of the run's state, and in words how far it came."""
+def state_line(report: Report, recorded: Recorded) -> str:
+    """Return the run's state with its mark, its progress and the number of restarts."""
     run = report.run
     mark, word = STATES[run.state or run.status]
     done = f"{run.steps_done:,}"
     if run.steps_done < run.max_steps:
         done += f" of {run.max_steps:,}"
-    text = f"{word} after {done} steps" if run.status == "finished" else f"{word} at step {done}"
+    where = f"after {done} steps" if run.status == "finished" else f"at step {done}"
     resumed = len(recorded.processes) - 1
-    if resumed:
-        text += ", resumed once" if resumed == 1 else f", resumed {resumed} times"
-    return mark, text
+    times = "once" if resumed == 1 else f"{resumed} times"
+    return f"{mark} {word} {where}" + (f", resumed {times}" if resumed else "")
 
 
 @dataclass(frozen=True)
 class FinishLine:
-    """When the run finished, or will."""
+    """When the run finished or is projected to finish."""
 
     label: str
     text: str
@@ -183,135 +205,150 @@ class FinishLine:
 
 
 def finish_line(report: Report, recorded: Recorded) -> FinishLine:
-    """When the run finished, or will at its pace, as far as the log tells."""
-    run, ran, ended = report.run, report.time_ledger.ran_s, ended_unix(recorded)
+    """Return the finish as date and time, or as a duration if the log has no time of day."""
+    run, ran = report.run, report.time_ledger.ran_s
+    began, session = process_began(recorded.starts[-1]), recorded.session_seconds[-1]
+    ended = None if began is None or session is None else began + session
     if run.status == "finished":
         if ended is None:
             took = "not in this log" if ran is None else format_seconds(ran)
-            return FinishLine("Took", took, "the log names no time of day")
+            return FinishLine("Took", took, "the log has no time of day")
         return FinishLine("Finished", f"{run.time_zone.local(ended):{ZONED}}")
     if run.projected_total_s is None or ran is None:
-        return FinishLine("Would finish", "not known", "no pace is in the log yet")
+        return FinishLine("Would finish", "not known", "the log has no pace yet")
     total = _projected(run)
     if ended is None or run.state not in ("running", "silent"):
-        return FinishLine("Would take", total, "at its pace, if it went on")
-    label = "Will finish" if run.state == "running" else "Would finish"
-    doubt = "" if run.state == "running" else ", if it still runs"
+        return FinishLine("Would take", total, "at its pace, if it continued")
     done = f"{run.time_zone.local(ended + run.projected_total_s - ran):{ZONED}}"
-    return FinishLine(label, done, f"at its pace{doubt}; {total} in all")
-
-
-Thing = TypeVar("Thing")
-
-SOURCES = {
-    "nanogpt_log": "nanoGPT log",
-    "build_nanogpt_log": "build-nanogpt log",
-    "wandb_history": "W&B history",
-}
-MOST_LINES = 40
-_LONGEST_LINE = 1000
-"""of alarms and of warnings: how many a page shows, and how much of each"""
-MOST_SAMPLES = 12
-LONGEST_SAMPLE = 4000
-_MACHINE_GROUPS = {
-    "Machine": ("device", "gpu", "cpu", "torch_threads", "memory", "os", "time_zone"),
-    "Code": ("git", "command", "nanogauge"),
-    "Import": ("log", "imported", "note"),
-}
-_INSTRUMENT_GROUPS = {
-    "Speed": ("achieved", "mfu"),
-    "Parts of a step": ("forward", "backward", "optimizer", "data_wait", "recompilations"),
-    "Memory": ("peak_", "allocation", "other_programs"),
-    "Energy": ("energy", "idle", "joules", "wh_"),
-}
-_BOARD = "The board"
+    if run.state == "running":
+        return FinishLine("Will finish", done, f"at its pace; {total} in all")
+    return FinishLine("Would finish", done, f"at its pace, if it still runs; {total} in all")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Text that the model wrote at one moment of its training."""
+    """Text that the model generated at one step of its training."""
 
     step: int | None
     text: str
 
 
-def render_html(report: Report, run: RunFolder, recorded: Recorded) -> str:
-    """The page of a run: one file that loads nothing."""
-    return templates().get_template("report.html.j2").render(_context(report, run, recorded))
+def samples_of(recorded: Recorded) -> list[Sample]:
+    """Return the samples by step. One from repeated work replaces the earlier one."""
+    samples: dict[int | None, Sample] = {}
+    for event in recorded.events:
+        if event.what == "sample":
+            samples[event.step] = Sample(event.step, visible(event.text, MAX_SAMPLE_CHARACTERS))
+    return sorted(samples.values(), key=lambda sample: sample.step or 0)
 
 
-def render_markdown(report: Report, run: RunFolder, recorded: Recorded) -> str:
-    """The same as GitHub's Markdown, for an issue or a terminal."""
-    return (
-        templates(plain=True).get_template("report.md.j2").render(_context(report, run, recorded))
-    )
+def spread(samples: list[Sample]) -> list[Sample]:
+    """Return at most MAX_SAMPLES samples, evenly spaced, with the first and the last."""
+    if len(samples) <= MAX_SAMPLES:
+        return samples
+    last = len(samples) - 1
+    return [samples[round(i * last / (MAX_SAMPLES - 1))] for i in range(MAX_SAMPLES)]
 
 
-@cache
-def templates(plain: bool = False) -> jinja2.Environment:
-    """The pages as templates, or the plain text; whatever is put into one is text in it."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
-        autoescape=not plain,
-        finalize=plain_text if plain else visible_value,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= {
-        "unbroken": lambda text: unbroken(visible(text)),
-        "seconds": format_seconds,
-        "plot": range_plot,
-        "words": lambda name: name.replace("_", " "),
-        "program": lambda source: SOURCES.get(source, source.replace("_", " ")),
-        "fenced": fenced,
+def _in_groups(
+    things: list[_T], key: Callable[[_T], str], groups: dict[str, tuple[str, ...]], rest: str
+) -> list[tuple[str, list[_T]]]:
+    """Group things by the beginning of their key; `rest` names the group of all others."""
+    members: dict[str, list[_T]] = {name: [] for name in (*groups, rest)}
+    for thing in things:
+        names = (name for name, begins in groups.items() if key(thing).startswith(begins))
+        members[next(names, rest)].append(thing)
+    return [(name, things) for name, things in members.items() if things]
+
+
+def machine_groups(machine: Machine) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return the lines of machine.json in groups, with sizes in GiB."""
+    readable: Machine = {
+        key: f"{value / GIB:.1f} GiB" if key.endswith("bytes") and type(value) is int else value
+        for key, value in machine.items()
     }
-    return environment
+    lines = list(zip(readable, machine_lines(readable), strict=True))
+    groups = _in_groups(lines, lambda line: line[0], _MACHINE_GROUPS, "Software")
+    return [
+        (name, [(k.removesuffix(" bytes"), v) for _, (k, v) in group]) for name, group in groups
+    ]
+
+
+def _waterfalls(report: Report) -> list[dict[str, Any]]:
+    """Return each attribution as a picture, with its parts and the names of the smallest ones."""
+    waterfalls = []
+    for one in (report.attribution_of_claim, report.attribution):
+        if one is not None:
+            begin = "claimed" if "claim" in one.reference else "predicted"
+            parts = [(part.cause, part.seconds) for part in one.parts]
+            least = SMALL_SHARE * one.actual_s
+            waterfalls.append(
+                {
+                    "attribution": one,
+                    "svg": waterfall((begin, one.predicted_s), parts, "actual"),
+                    "parts": [p for p in one.parts if abs(p.seconds) >= least],
+                    "least_seconds": least,
+                    "smaller": [p.cause for p in one.parts if abs(p.seconds) < least],
+                }
+            )
+    return waterfalls
+
+
+def _advice(report: Report) -> list[tuple[str, str]]:
+    """Return each piece of advice once, after the cause it is about."""
+    causes: dict[str, str] = {}
+    for attribution in (report.attribution, report.attribution_of_claim):
+        for part in attribution.parts if attribution is not None else ():
+            if part.advice is not None:
+                causes.setdefault(part.advice, part.cause)
+    return [(cause, advice) for advice, cause in causes.items()]
+
+
+def _measured_quantities(report: Report) -> list[tuple[str, str, str]]:
+    """Return name, value and method of each measured quantity, once for all claims about it."""
+    found: dict[str, tuple[str, str, str]] = {}
+    for row in report.rows:
+        if row.measured is not None:
+            label = row.quantity.partition(": ")[0]
+            found.setdefault(row.id, (label, Cells(row).measured, row.measured.how))
+    return list(found.values())
 
 
 def _context(report: Report, run: RunFolder, recorded: Recorded) -> dict[str, Any]:
-    ledger = _ledger_parts(report.time_ledger)
-    wall, ran, gap = (getattr(report.time_ledger, f"{name}_s") for name in ("wall", "ran", "gap"))
-    mark, ended = how_it_ended(report, recorded)
-    counted, numbers = counts(report)
-    started, zone = report.run.started_unix, report.run.time_zone
-    prediction = run.prediction
+    """Return the variables of both templates."""
+    ledger, zone, prediction = report.time_ledger, report.run.time_zone, run.prediction
+    known = {name: getattr(ledger, key) for key, name in LEDGER_NAMES.items()}
+    parts = [(name, seconds) for name, seconds in known.items() if (seconds or 0) > 0]
+    judged, counts = verdict_counts(report)
+    started = report.run.started_unix
     samples, warnings = samples_of(recorded), report.other_warnings()
     return {
         "r": report,
-        "state": {"mark": mark, "text": ended},
+        "state": state_line(report, recorded),
         "finish": finish_line(report, recorded),
         "started": None if started is None else f"{zone.local(started):{ZONED}}",
         "headlines": headlines(report, recorded),
-        "counted": counted,
-        "counts": numbers,
+        "judged": judged,
+        "counts": counts,
         "marks": MARKS,
-        "alarms": [
-            alarm.model_copy(update={"text": visible(alarm.text, _LONGEST_LINE)})
-            for alarm in report.alarms[:MOST_LINES]
-        ],
-        "warnings": [visible(text, _LONGEST_LINE) for text in warnings[:MOST_LINES]],
-        "warnings_left_out": max(0, len(warnings) - MOST_LINES),
-        "happenings": [
-            one.model_copy(update={"text": visible(one.text, _LONGEST_LINE)})
-            for one in report.night.happenings[:MOST_LINES]
-        ],
-        "groups": grouped(report.rows),
+        "terms": TERMS,
+        "alarms": report.alarms[:MAX_LINES],
+        "warnings": warnings[:MAX_LINES],
+        "warnings_left_out": max(0, len(warnings) - MAX_LINES),
+        "incidents": report.incidents.entries[:MAX_LINES],
+        "groups": group_rows(report.rows),
         "calibrated": any(row.calibrated is not None for row in report.rows),
-        "hows": _hows(report),
-        "charts": pictures(recorded, run.spec, prediction, report.rows),
+        "measured": _measured_quantities(report),
+        "charts": make_charts(recorded, run.spec, prediction, report.rows),
         "waterfalls": _waterfalls(report),
         "advice": _advice(report),
-        "ledger": [(name, format_seconds(v), v / wall) for name, v in ledger if wall],
-        "ledger_bar": stacked_bar(ledger),
-        "wall": format_seconds(wall) if wall is not None else None,
-        "ran": format_seconds(ran) if ran is not None else None,
-        "gap": format_seconds(gap) if gap else None,
-        "missing_parts": [
-            name for key, name in LEDGER_NAMES.items() if getattr(report.time_ledger, key) is None
-        ],
+        "ledger": [(name, seconds, seconds / ledger.wall_s) for name, seconds in parts]
+        if ledger.wall_s
+        else [],
+        "ledger_bar": stacked_bar(parts),
+        "missing_parts": [name for name, seconds in known.items() if seconds is None],
         "samples": spread(samples),
-        "samples_left_out": max(0, len(samples) - MOST_SAMPLES),
+        "samples_left_out": max(0, len(samples) - MAX_SAMPLES),
         "memory_parts": [
             (part.name, format_value("peak_process_bytes", part.value), part.formula)
             for part in prediction.memory_parts
@@ -323,7 +360,9 @@ def _context(report: Report, run: RunFolder, recorded: Recorded) -> dict[str, An
         ],
         "prediction": prediction,
         "frozen": f"{zone.local(prediction.created_unix):{ZONED}}",
-        "instruments": instrument_groups(report.instruments),
+        "instruments": _in_groups(
+            report.instruments, lambda one: one.id, _INSTRUMENT_GROUPS, "The board"
+        ),
         "machine": machine_groups(run.machine),
         "currency": run.spec.cost.currency,
         "config": run.config_toml or run.spec.to_json().decode(),
@@ -331,94 +370,43 @@ def _context(report: Report, run: RunFolder, recorded: Recorded) -> dict[str, An
     }
 
 
-def _ledger_parts(ledger: Ledger) -> list[tuple[str, float]]:
-    """The parts of the wall time that are known and more than nothing."""
-    return [
-        (name, value)
-        for key, name in LEDGER_NAMES.items()
-        if (value := getattr(ledger, key)) is not None and value > 0
-    ]
-
-
-def _hows(report: Report) -> list[tuple[str, str, str]]:
-    """Each measured quantity once, however many claims there are about it."""
-    found: dict[str, tuple[str, str, str]] = {}
-    for row in report.rows:
-        if row.measured is not None:
-            label = row.quantity.partition(": ")[0]
-            found.setdefault(row.id, (label, Cells(row).measured, row.measured.how))
-    return list(found.values())
-
-
-def _waterfalls(report: Report) -> list[tuple[str, str, Attribution]]:
-    result = []
-    for attribution in (report.attribution_of_claim, report.attribution):
-        if attribution is not None:
-            parts = [(part.cause, part.seconds) for part in attribution.parts]
-            begin = "claimed" if "claim" in attribution.reference else "predicted"
-            picture = waterfall((begin, attribution.predicted_s), parts, "actual")
-            result.append((attribution.reference, picture, attribution))
-    return result
-
-
-def _advice(report: Report) -> list[tuple[str, str]]:
-    """What to change, each once, with the cause it is about."""
-    found: dict[str, str] = {}
-    for attribution in (report.attribution, report.attribution_of_claim):
-        for part in attribution.parts if attribution is not None else ():
-            if part.advice is not None:
-                found.setdefault(part.advice, part.cause)
-    return [(cause, advice) for advice, cause in found.items()]
-
-
-def samples_of(recorded: Recorded) -> list[Sample]:
-    """What the model wrote, by step; what a resumed run wrote again replaces the first time."""
-    found: dict[int | None, Sample] = {}
-    for event in recorded.events:
-        if event.what == "sample":
-            found.pop(event.step, None)
-            found[event.step] = Sample(event.step, visible(event.text, LONGEST_SAMPLE))
-    return sorted(found.values(), key=lambda sample: sample.step or 0)
-
-
-def spread(samples: list[Sample]) -> list[Sample]:
-    """So many of them as a page shows, from the first to the last, equally far apart."""
-    if len(samples) <= MOST_SAMPLES:
-        return samples
-    last = len(samples) - 1
-    return [samples[round(i * last / (MOST_SAMPLES - 1))] for i in range(MOST_SAMPLES)]
-
-
-def instrument_groups(shown: list[Instrument]) -> list[tuple[str, list[Instrument]]]:
-    """Figures without a row by what they are about; what belongs nowhere else, to the board."""
-    return _in_groups(shown, lambda one: one.id, _INSTRUMENT_GROUPS, _BOARD)
-
-
-def machine_groups(machine: Machine) -> list[tuple[str, list[tuple[str, str]]]]:
-    """machine.json by what its lines are about; what belongs nowhere else, to the software."""
-    readable: Machine = {
-        key: f"{value / 2**30:.1f} GiB" if key.endswith("bytes") and type(value) is int else value
-        for key, value in machine.items()
+@cache
+def templates(plain: bool = False) -> jinja2.Environment:
+    """Return the environment of the HTML templates, or of the Markdown one if plain."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
+        autoescape=not plain,
+        finalize=finalize_markdown if plain else finalize_html,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {
+        "unbroken": lambda text: unbroken(visible(text)),
+        "short": lambda text: visible(text, MAX_LINE_CHARACTERS),
+        "seconds": format_seconds,
+        "signed": lambda s: Markup(f"{'+' if s > 0 else ''}{format_seconds(s)}"),
+        "plot": range_plot,
+        "words": lambda name: name.replace("_", " "),
+        "program": lambda source: _SOURCES.get(source, source.replace("_", " ")),
+        "fenced": fenced,
     }
-    keys = iter(readable)
-    lines = [(next(keys), line) for line in machine_lines(readable)]
-    groups = _in_groups(lines, lambda one: one[0], _MACHINE_GROUPS, "Software")
-    return [(name, [(k.removesuffix(" bytes"), v) for _, (k, v) in ones]) for name, ones in groups]
+    return environment
 
 
-def _in_groups(
-    things: list[Thing], key: Callable[[Thing], str], groups: dict[str, tuple[str, ...]], rest: str
-) -> list[tuple[str, list[Thing]]]:
-    """Things by the beginning of their key, in the order of the groups; none is left out."""
-    found: dict[str, list[Thing]] = {name: [] for name in (*groups, rest)}
-    for thing in things:
-        names = (name for name, begins in groups.items() if key(thing).startswith(begins))
-        found[next(names, rest)].append(thing)
-    return [(name, members) for name, members in found.items() if members]
+def render_html(report: Report, run: RunFolder, recorded: Recorded) -> str:
+    """Render the page of a run: one file that loads nothing."""
+    return templates().get_template("report.html.j2").render(_context(report, run, recorded))
+
+
+def render_markdown(report: Report, run: RunFolder, recorded: Recorded) -> str:
+    """Render the report as Markdown of GitHub's dialect."""
+    template = templates(plain=True).get_template("report.md.j2")
+    return template.render(_context(report, run, recorded))
 
 
 def render_report(report: Report, run: RunFolder, recorded: Recorded) -> dict[str, str]:
-    """Return the report in its three forms by file name, with secrets removed."""
+    """Render report.json, report.md and report.html; return the texts by file name."""
     contents = {
         "report.json": json.dumps(report.to_json(), indent=1, ensure_ascii=False, allow_nan=False),
         "report.md": render_markdown(report, run, recorded),
@@ -433,11 +421,19 @@ def write_report(report: Report, run: RunFolder, recorded: Recorded) -> list[Pat
     Raises:
         BadInput: if the folder is not writable or its disk is full.
     """
-    make_folder(run.path)
-    contents = render_report(report, run, recorded)
+    return write_texts(run.path, render_report(report, run, recorded))
+
+
+def write_texts(folder: Path, contents: dict[str, str]) -> list[Path]:
+    """Write texts into a folder, by file name, and return their paths.
+
+    Raises:
+        BadInput: if the folder is not writable or its disk is full.
+    """
+    make_folder(folder)
     try:
         for name, text in contents.items():
-            write_atomic(run.path / name, text.encode())
+            write_atomic(folder / name, text.encode())
     except OSError as error:
-        raise BadInput(f"cannot write the report to {run.path}: {error.strerror}.") from None
-    return [run.path / name for name in contents]
+        raise BadInput(f"cannot write to {folder}: {error.strerror}.") from None
+    return [folder / name for name in contents]

@@ -1,4 +1,4 @@
-"""The start page of a folder of runs: what each was, how it ended, and where its report lies."""
+"""Start page of a folder of runs: the device, start, state, time and report of each."""
 
 from __future__ import annotations
 
@@ -8,114 +8,106 @@ from pathlib import Path
 from urllib.parse import quote
 
 from nanogauge.analysis.report_model import build_report, claims_of
-from nanogauge.doctor.environment import local_time_zone
+from nanogauge.doctor.machine import local_time_zone
 from nanogauge.errors import BadInput
-from nanogauge.files import without_secrets, write_atomic
+from nanogauge.files import without_secrets
 from nanogauge.quantities import format_range, format_seconds
-from nanogauge.report.cells import MARKS
-from nanogauge.report.compare_runs import date_and_time, printable
-from nanogauge.report.html import templates
+from nanogauge.report.cells import MARKS, range_cell
+from nanogauge.report.compare_runs import run_fields
+from nanogauge.report.escape import printable
+from nanogauge.report.html import date_and_time, templates, write_texts
 from nanogauge.runlog.reader import FILE_NAME, last_written
 from nanogauge.schema import SCHEMA, Estimate, Stored, TimeZone
 
-INDEX_NAME = "index.html"
 REPORT_NAME = "report.html"
-_SIGNS = {FILE_NAME, "prediction.json", "machine.json"}
-"""a folder that holds one of them is, or was to be, that of a run"""
+_RUN_FILES = {FILE_NAME, "prediction.json", "machine.json"}
+"""A folder with one of these files is a run folder, perhaps a broken one."""
 
 
 class Entry(Stored):
     folder: str
-    """below the indexed one"""
+    """Path below the indexed folder."""
     name: str
     report: str | None
-    """the address of its report.html from the index; None where there is none yet"""
+    """Relative address of its report.html; None if it has none yet."""
     log_written_unix: float | None
-    """None where there is no log"""
+    """None if it has no log."""
     problem: str | None
-    """why the run cannot be read; all that follows is then None"""
+    """Reason why the run cannot be read; all later fields are None then."""
     device: str | None = None
     started_unix: float | None = None
     time_zone: TimeZone = TimeZone()
-    """of the machine that trained"""
+    """Time zone of the machine that trained."""
     status: str | None = None
     state: str | None = None
     steps_done: int | None = None
     max_steps: int | None = None
     headline: str | None = None
     predicted_total: Estimate | None = None
-    """the calibrated one where there is one"""
+    """Calibrated prediction of the time if there is one, else the analytic one."""
     actual_total_s: float | None = None
-    """of a finished run"""
+    """Time of a finished run."""
     projected_total_s: float | None = None
     projected_low_s: float | None = None
     projected_high_s: float | None = None
     prediction: str | None = None
-    """held or missed, of the total"""
-
-    @property
-    def began_unix(self) -> float:
-        """When it began, or where it does not say was last heard of."""
-        return self.started_unix or self.log_written_unix or 0.0
+    """Verdict on the predicted time: held or missed."""
 
 
 def find_runs(root: Path) -> list[Path]:
-    """Every run folder below root, also a broken one; none inside another.
+    """Return every run folder below root, broken ones included; none inside another.
 
     Raises:
-        BadInput: if root is no folder, or itself one of a run.
+        BadInput: if root is not a folder, or is a run folder itself.
     """
     if not root.is_dir():
-        raise BadInput(f"there is no folder {root}; give the one in which the runs lie.")
-    if _SIGNS & set(os.listdir(root)):
+        raise BadInput(f"there is no folder {root}; give the one that contains the runs.")
+    if _RUN_FILES & set(os.listdir(root)):
         raise BadInput(f"{root} is the folder of one run; --index takes the folder around it.")
-    found = []
-    for where, folders, files in os.walk(root):
-        if _SIGNS & set(files):
-            found.append(Path(where))
+    runs = []
+    for path, folders, files in os.walk(root):
+        if _RUN_FILES & set(files):
+            runs.append(Path(path))
             folders.clear()
         else:
             folders[:] = sorted(name for name in folders if not name.startswith("."))
-    return found
+    return runs
 
 
 def make_index(root: Path) -> list[Entry]:
-    """What there is to say of every run below root, the newest first.
+    """Return an entry for every run below root, the newest first.
 
     Raises:
         BadInput: as find_runs.
     """
     entries = [_entry(root, folder) for folder in find_runs(root)]
-    return sorted(entries, key=lambda entry: entry.began_unix, reverse=True)
+    return sorted(entries, key=lambda e: e.started_unix or e.log_written_unix or 0.0, reverse=True)
+
+
+def _printable_path(path: Path | str) -> str:
+    return printable(os.fsencode(path).decode(errors="replace"))
 
 
 def _entry(root: Path, folder: Path) -> Entry:
-    below = folder.relative_to(root)
-    report = None
-    if (folder / REPORT_NAME).is_file():
-        report = "./" + quote(os.fsencode(below / REPORT_NAME))
-    shown = printable(os.fsencode(below).decode(errors="replace"))
-    known = {"folder": shown, "report": report, "log_written_unix": last_written(folder) or None}
+    path = folder.relative_to(root)
+    has_report = (folder / REPORT_NAME).is_file()
+    known = {
+        "folder": _printable_path(path),
+        "report": "./" + quote(os.fsencode(path / REPORT_NAME)) if has_report else None,
+        "log_written_unix": last_written(folder) or None,
+    }
     try:
-        built, _, _ = build_report(folder, claims_of(folder, None))
-    except BadInput as error:
-        return Entry(name=shown, problem=printable(str(error)), **known)
+        report, _, _ = build_report(folder, claims_of(folder, None))
     except Exception as error:  # one broken run must not hide the others
-        text = f"it cannot be reported: {type(error).__name__}: {error}."
-        return Entry(name=shown, problem=printable(text), **known)
-    run = built.run
-    total = next(row for row in built.rows if row.id == "total_seconds")
+        problem = str(error)
+        if not isinstance(error, BadInput):
+            problem = f"it cannot be reported: {type(error).__name__}: {error}."
+        return Entry(name=_printable_path(path), problem=printable(problem), **known)
+    run = report.run
+    total = next(row for row in report.rows if row.id == "total_seconds")
     return Entry(
         name=printable(run.name),
         problem=None,
-        device=printable(run.device),
-        started_unix=run.started_unix,
-        time_zone=run.time_zone,
-        status=run.status,
-        state=run.state,
-        steps_done=run.steps_done,
-        max_steps=run.max_steps,
-        headline=printable(run.headline),
         predicted_total=total.calibrated or total.analytic,
         actual_total_s=total.measured.value if total.measured is not None else None,
         projected_total_s=run.projected_total_s,
@@ -123,6 +115,7 @@ def _entry(root: Path, folder: Path) -> Entry:
         projected_high_s=run.projected_high_s,
         prediction=total.prediction,
         **known,
+        **run_fields(run),
     )
 
 
@@ -136,51 +129,36 @@ def write_index(entries: list[Entry], root: Path) -> Path:
     Raises:
         BadInput: if it cannot be written.
     """
-    name = printable(os.fsencode(root.resolve().name).decode(errors="replace")) or "/"
     html = (
         templates()
         .get_template("index.html.j2")
         .render(
-            folder=name,
+            folder=_printable_path(root.resolve().name) or "/",
             made=date_and_time(time.time(), local_time_zone()),
-            entries=[_shown(entry) for entry in entries],
+            entries=[_entry_text(entry) for entry in entries],
         )
     )
-    path = root / INDEX_NAME
-    try:
-        write_atomic(path, without_secrets(html).encode())
-    except OSError as error:
-        raise BadInput(f"cannot write {path}: {error.strerror}.") from None
-    return path
+    return write_texts(root, {"index.html": without_secrets(html)})[0]
 
 
-def _shown(entry: Entry) -> dict[str, str | None]:
-    """An entry as a person reads it."""
-    predicted, actual = entry.predicted_total, ""
+def _entry_text(entry: Entry) -> dict[str, object]:
+    """Return the cells of an entry on the page."""
+    actual = ""
     if entry.actual_total_s is not None:
         actual = format_seconds(entry.actual_total_s)
     elif entry.projected_low_s is not None and entry.projected_high_s is not None:
         projected = format_range("total_seconds", entry.projected_low_s, entry.projected_high_s)
         actual = f"{projected} projected"
+    when = date_and_time(entry.started_unix, entry.time_zone)
+    if not when and entry.log_written_unix:
+        when = f"log of {date_and_time(entry.log_written_unix, entry.time_zone)}"
     return {
-        "folder": entry.folder,
-        "name": entry.name,
-        "report": entry.report,
-        "problem": entry.problem,
-        "device": entry.device,
-        "when": date_and_time(entry.started_unix, entry.time_zone)
-        or (
-            f"log of {date_and_time(entry.log_written_unix, entry.time_zone)}"
-            if entry.log_written_unix
-            else ""
-        ),
+        "entry": entry,
+        "when": when,
         "status": entry.state or entry.status,
         "steps": f"{entry.steps_done or 0:,} of {entry.max_steps or 0:,} steps",
-        "predicted": ""
-        if predicted is None
-        else format_range("total_seconds", predicted.low, predicted.high),
+        "predicted": range_cell("total_seconds", entry.predicted_total, ""),
         "actual": actual,
         "verdict": entry.prediction,
-        "mark": MARKS[entry.prediction] if entry.prediction is not None else "",
-        "headline": entry.headline,
+        "mark": MARKS.get(entry.prediction or "", ""),
     }

@@ -11,9 +11,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from nanogauge.analysis.report_model import build_report, claims_of
-from nanogauge.analysis.status import process_is_there
 from nanogauge.errors import BadInput
 from nanogauge.report.html import render_report
+from nanogauge.runlog.lock import is_locked
 from nanogauge.runlog.reader import LogReader, last_written
 
 _FILES = {"/": ("report.html", "text/html"), "/report.json": ("report.json", "application/json")}
@@ -48,7 +48,7 @@ class _Server(ThreadingHTTPServer):
     def contents(self) -> dict[str, str]:
         """Return the report's files by name; rebuild if the log grew or a minute has passed."""
         with self.lock:
-            now = (last_written(self.folder), process_is_there(self.folder), time.time() // 60)
+            now = (last_written(self.folder), is_locked(self.folder), time.time() // 60)
             if now != self.built[0]:
                 claims = claims_of(self.folder, self.claims)
                 self.built = (now, render_report(*build_report(self.folder, claims, self.reader)))

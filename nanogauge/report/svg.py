@@ -1,13 +1,12 @@
-"""Charts of a value over the run, as inline SVG coloured by the page's style sheet.
+"""Inline SVG: line charts over a run, waterfalls, range plots and bars, coloured by style.css.j2.
 
-Each chart says in words what it shows: its text alternative holds the first, least, median, most
-and last value of every line.
+Every picture has a text alternative with its figures.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -19,55 +18,86 @@ from nanogauge.quantities import format_value
 from nanogauge.report.escape import escaped
 
 Floats = npt.NDArray[np.float64]
-MOST_STRETCHES = 360
-"""about one for each unit of a chart's width"""
+MAX_BUCKETS = 360
+"""Points of a drawn line: about one for each unit of a chart's width."""
 SMALLEST, LARGEST = 1e-12, 1e15
-"""what an axis takes for nothing, and where every axis ends"""
-_ROUND = (1, 2, 2.5, 5, 10)
+"""Magnitudes below SMALLEST count as zero on an axis; every axis ends at LARGEST."""
+_ROUND_STEPS = (1, 2, 2.5, 5, 10)
+
+WIDTH, HEIGHT = 420, 236
+LEFT, RIGHT, TOP, BOTTOM = 46, 14, 22, 36
+LANE_HEIGHT = 9
+CLIPPED_SHARE = 0.005
+"""Share of a long series that may lie beyond either end of a clipped axis."""
+MAX_WATERFALL_PARTS = 7
+PART_COLOURS = 9
+"""Colours that the style sheet has for the parts of a bar."""
+RANGE_WIDTH, NARROW_RANGE_WIDTH, RANGE_HEIGHT = 250, 156, 44
+_CHARACTER_WIDTH = 6.4
+
+
+def _svg(
+    width: float, height: float, alternative: str, elements: Iterable[str], style: str = ""
+) -> str:
+    css = f'class="{style}" ' if style else ""
+    return (
+        f'<svg {css}viewBox="0 0 {width} {height}" role="img" '
+        f'aria-label="{escaped(alternative)}">{"".join(elements)}</svg>'
+    )
+
+
+def _text(x: float, y: float, text: str, style: str, anchor: str = "start") -> str:
+    where = "" if anchor == "start" else f' text-anchor="{anchor}"'
+    return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}"{where}>{escaped(text)}</text>'
+
+
+def _rect(
+    style: str, x: float, y: float, width: float, height: float, *, rounded: bool = True
+) -> str:
+    radius = ' rx="2"' if rounded else ""
+    return (
+        f'<rect class="{style}" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" '
+        f'height="{height:.1f}"{radius}/>'
+    )
+
+
+def _path(style: str, commands: str) -> str:
+    return f'<path class="{style}" d="{commands}"/>'
 
 
 @dataclass(frozen=True)
-class Stretches:
-    """A long series in equal stretches, each by its place and its lowest, middle and highest."""
+class Envelope:
+    """A downsampled series: mean x, and minimum, median and maximum y of each bucket."""
 
     x: Floats
     low: Floats
-    middle: Floats
+    median: Floats
     high: Floats
 
 
-def stretches(x: Floats, y: Floats, most: int = MOST_STRETCHES) -> Stretches:
-    """At most so many stretches of a series, in each of which no value is passed over."""
-    size = max(1, math.ceil(len(y) / most))
-    whole = len(y) // size * size
-    pieces = [y[:whole].reshape(-1, size)]
-    places = [x[:whole].reshape(-1, size)]
-    if whole < len(y):
-        pieces.append(y[None, whole:])
-        places.append(x[None, whole:])
-    return Stretches(
-        np.concatenate([piece.mean(axis=1) for piece in places]),
-        np.concatenate([piece.min(axis=1) for piece in pieces]),
-        np.concatenate([np.median(piece, axis=1) for piece in pieces]),
-        np.concatenate([piece.max(axis=1) for piece in pieces]),
+def downsample(x: Floats, y: Floats, most: int = MAX_BUCKETS) -> Envelope:
+    """Split a series into at most `most` buckets, whose extremes keep every spike."""
+    xs, ys = (np.array_split(values, min(len(y), most)) for values in (x, y))
+    return Envelope(
+        np.array([bucket.mean() for bucket in xs]),
+        np.array([bucket.min() for bucket in ys]),
+        np.array([np.median(bucket) for bucket in ys]),
+        np.array([bucket.max() for bucket in ys]),
     )
 
 
 @dataclass(frozen=True)
 class Axis:
-    """Round numbers from one end to the other."""
+    """Range of an axis with its ticks."""
 
     low: float
     high: float
     ticks: list[float]
     step: float
-
-    def share(self, value: float) -> float:
-        """Where a value lies, 0 at the low end and 1 at the high one."""
-        return (value - self.low) / (self.high - self.low)
+    """Distance between two round ticks."""
 
     def text(self, value: float) -> str:
-        """A tick's number, with as many decimals as tell it from the next tick."""
+        """Return the label of a tick, with the decimals that distinguish it from the next one."""
         scale, suffix = 1.0, ""
         largest = max(abs(self.low), abs(self.high))
         for factor, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -83,68 +113,68 @@ class Axis:
         return "0" if float(number) == 0 else f"{number}{suffix}"
 
 
-def round_step(span: float, count: int) -> float:
-    """A round distance that divides a span into about so many parts."""
+def _round_step(span: float, count: int) -> float:
+    """Return a round distance that divides a span into about `count` parts."""
     raw = span / count
     magnitude = 10.0 ** math.floor(math.log10(raw))
-    return next(m * magnitude for m in _ROUND if m * magnitude >= raw * (1 - 1e-9))
+    return next(m * magnitude for m in _ROUND_STEPS if m * magnitude >= raw * (1 - 1e-9))
 
 
 def round_axis(low: float, high: float, count: int = 4) -> Axis:
-    """An axis that begins and ends with a tick and holds both values.
+    """Return an axis that contains both values and has a round tick at either end.
 
-    A series that does not change is given a fifth of its value on either side, so that its ticks
-    are useful.
+    A constant series gets a margin of a fifth of its value.
     """
     largest = max(abs(low), abs(high))
     if high - low <= max(1e-3 * largest, SMALLEST):
-        around = 0.2 * largest if largest > SMALLEST else 1.0
-        low, high = low - around, high + around
-    step = round_step(high - low, count)
+        margin = 0.2 * largest if largest > SMALLEST else 1.0
+        low, high = low - margin, high + margin
+    step = _round_step(high - low, count)
     first = math.floor(low / step + 1e-9)
     last = math.ceil(high / step - 1e-9)
     ticks = [i * step for i in range(first, last + 1)]
     return Axis(ticks[0], ticks[-1], ticks, step)
 
 
-def exact_axis(low: float, high: float, count: int = 5, apart: float = 0.13) -> Axis:
-    """An axis from one value to another, both labelled, with round ticks between them.
-
-    Args:
-        apart: the least distance of a tick from the ends, as a share of the axis.
-    """
+def exact_axis(low: float, high: float, count: int = 5) -> Axis:
+    """Return an axis that ends at both values, each labelled, with round ticks between them."""
     if high <= low:
         high = low + (abs(low) or 1.0)
-    step = round_step(high - low, count)
-    inner = range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
-    margin = apart * (high - low)
-    between = [i * step for i in inner if low + margin <= i * step <= high - margin]
+    step = _round_step(high - low, count)
+    multiples = range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
+    margin = 0.13 * (high - low)  # room for the labels of the ends
+    between = [i * step for i in multiples if low + margin <= i * step <= high - margin]
     return Axis(low, high, [low, *between, high], step)
-
-
-_WIDTH, HEIGHT = 420, 236
-LEFT, RIGHT, TOP, BOTTOM = 46, 14, 22, 36
-LANE = 9
-CLAMPED_SHARE = 0.005
-"""of a long series, how much at either end may lie beyond a clamped axis"""
 
 
 @dataclass(frozen=True)
 class Series:
-    """Values over the x axis; both arrays are free of NaN."""
+    """Values over the x axis; neither array contains NaN."""
 
     name: str
     x: Floats
     y: Floats
     style: str = "line"
-    """line, limit (a dashed line), or dots"""
-    told: tuple[str, ...] = ("first", "least", "median", "most", "last")
-    """which figures of it are told in words"""
+    """line, limit (a dashed line) or dots"""
+    statistics: tuple[str, ...] = ("first", "min", "median", "max", "last")
+    """Statistics given as text below the chart."""
+
+    def in_words(self, unit: str) -> str:
+        """Return the statistics of the series as text."""
+        values = {
+            "first": self.y[0],
+            "min": self.y.min(),
+            "median": np.median(self.y),
+            "max": self.y.max(),
+            "last": self.y[-1],
+        }
+        figures = ", ".join(f"{s} {format_number(float(values[s]))}" for s in self.statistics)
+        return f"{self.name}: {figures} {unit}".rstrip()
 
 
 @dataclass(frozen=True)
 class Band:
-    """A range of values that was claimed or predicted."""
+    """Claimed or predicted range of the charted value."""
 
     name: str
     low: float
@@ -154,7 +184,7 @@ class Band:
 
 @dataclass(frozen=True)
 class Marks:
-    """Moments of the run: in a lane of their own below the chart, or as lines through it."""
+    """Moments of the run, drawn in a lane below the chart or as lines through it."""
 
     name: str
     x: Floats
@@ -163,46 +193,33 @@ class Marks:
 
 
 @dataclass(frozen=True)
-class Second:
-    """A second axis: values that go with places on the first one of its direction."""
+class SecondAxis:
+    """Another scale for an axis, by interpolation between pairs of positions and values."""
 
     title: str
-    at: Floats
-    """places, ascending"""
+    positions: Floats
+    """Ascending, on the first axis."""
     values: Floats
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A picture with what stands around it."""
+    """A picture with its title, legend and figures."""
 
     id: str
     title: str
     svg: str
     legend: list[tuple[str, str]]
-    """style and name of each line, band and mark"""
+    """Style and name of each line, band and mark."""
     figures: list[str]
-    """each line in numbers"""
+    """Statistics of each line as text."""
     notes: list[str]
     labelled: bool = False
-    """the picture itself names all figures"""
+    """Whether the picture itself shows all figures, so that the page need not repeat them."""
 
 
-def in_figures(one: Series, unit: str) -> str:
-    """A line in numbers: what a reader who does not see it needs, and others like to have."""
-    figures = {
-        "first": one.y[0],
-        "least": one.y.min(),
-        "median": np.median(one.y),
-        "most": one.y.max(),
-        "last": one.y[-1],
-    }
-    told = ", ".join(f"{name} {four_digits(float(figures[name]))}" for name in one.told)
-    return f"{one.name}: {told} {unit}".rstrip()
-
-
-def four_digits(value: float) -> str:
-    """A number with four significant digits, or all before its point, without an exponent."""
+def format_number(value: float) -> str:
+    """Format a number with four significant digits and no exponent."""
     if value == 0:
         return "0"
     if not SMALLEST < abs(value) < LARGEST:
@@ -213,108 +230,91 @@ def four_digits(value: float) -> str:
 
 
 def line_chart(
-    name: str,
-    title: str,
-    unit: str,
-    x_title: str,
-    x_end: float,
+    heading: tuple[str, str, str],
+    x_axis: tuple[str, float],
     series: Sequence[Series],
     *,
     bands: Sequence[Band] = (),
     marks: Sequence[Marks] = (),
-    top: Second | None = None,
-    right: Second | None = None,
-    clamped: bool = False,
+    top: SecondAxis | None = None,
+    right: SecondAxis | None = None,
+    clipped: bool = False,
     from_zero: bool = False,
     notes: Sequence[str] = (),
 ) -> Chart | None:
-    """Draw lines over the run; None where there is nothing to draw.
+    """Draw series over the run; return None if all are empty.
 
     Args:
-        name: the id of the chart in its page.
-        x_end: where the run ends on the x axis, which is the same for all its charts.
-        unit: of the values, as the y axis and the text alternative have it.
-        clamped: the axis may leave out rare values far from all others; they are marked at its end.
-        from_zero: the y axis begins at zero.
+        heading: id of the chart, its title, and the unit of the y axis.
+        x_axis: its title, and the end of the run on it.
+        clipped: leave rare outliers out of the y axis, and mark them at its end.
     """
     series = [one for one in series if len(one.x)]
     if not series:
         return None
     marks = [mark for mark in marks if len(mark.x)]
-    x_axis = _x_axis(series, x_end)
-    y_low, y_high = _range(series, bands, clamped)
-    y_axis = round_axis(0.0 if from_zero else y_low, y_high)
+    (chart_id, title, unit), (x_title, x_end) = heading, x_axis
+    x_low = min(float(one.x.min()) for one in series)
+    x = exact_axis(0.0 if 0 <= x_low < 0.5 * x_end else x_low, x_end)
+    y_low, y_high = _y_range(series, bands, clipped)
+    y = round_axis(0.0 if from_zero else y_low, y_high)
     lanes = [mark for mark in marks if not mark.through]
-    frame = _Frame(x_axis, y_axis, top is not None, right is not None, len(lanes))
-    out = [frame.band(band) for band in bands]
-    out += frame.axes(unit, x_title)
-    out += frame.seconds(top, right)
-    beyond = 0
+    plot = _Plot(x, y, top is not None, right is not None, len(lanes))
+    out = [plot.band(band) for band in bands]
+    out += plot.axes(unit, x_title)
+    out += plot.second_axes(top, right)
+    outliers = 0
     for one in series:
-        drawn, outside = frame.series(one)
-        out += drawn
-        beyond += outside
-    out += [line for mark in marks if mark.through for line in frame.through(mark)]
-    out += [frame.lane(number, mark) for number, mark in enumerate(lanes)]
-    figures = [in_figures(one, unit) for one in series]
-    told = list(notes)
-    if beyond:
-        told.append(f"{beyond:,} beyond the axis, marked at its end")
-    spoken = [f"{title}, over {x_title} {_ends(x_axis)}.", *(f"{f}." for f in figures)]
-    spoken += [f"{b.name}: {four_digits(b.low)} to {four_digits(b.high)} {unit}." for b in bands]
-    spoken += [f"{mark.name}: {len(mark.x):,}." for mark in marks]
-    spoken += [f"{note}." for note in told]
-    alone = len(series) + len(bands) + len(marks) == 1
-    legend = [] if alone else [(one.style, one.name) for one in series]
+        elements, beyond = plot.series(one)
+        out += elements
+        outliers += beyond
+    out += [element for mark in marks if mark.through for element in plot.through(mark)]
+    out += [plot.lane(number, mark) for number, mark in enumerate(lanes)]
+    figures = [one.in_words(unit) for one in series]
+    notes = list(notes)
+    if outliers:
+        notes.append(f"{outliers:,} beyond the axis, marked at its end")
+    words = [f"{title}, over {x_title} {x.text(x.low)} to {x.text(x.high)}."]
+    words += [f"{figure}." for figure in figures]
+    words += [f"{b.name}: {format_number(b.low)} to {format_number(b.high)} {unit}." for b in bands]
+    words += [f"{mark.name}: {len(mark.x):,}." for mark in marks]
+    words += [f"{note}." for note in notes]
+    is_alone = len(series) + len(bands) + len(marks) == 1
+    legend = [] if is_alone else [(one.style, one.name) for one in series]
     legend += [(band.style, band.name) for band in bands]
     legend += [(mark.style, f"{mark.name} ({len(mark.x):,})") for mark in marks]
-    svg = (
-        f'<svg viewBox="0 0 {_WIDTH} {frame.height}" role="img" '
-        f'aria-label="{escaped(" ".join(spoken))}">{"".join(out)}</svg>'
-    )
-    return Chart(name, title, svg, legend, figures, told)
+    svg = _svg(WIDTH, plot.height, " ".join(words), out)
+    return Chart(chart_id, title, svg, legend, figures, notes)
 
 
-def _x_axis(series: Sequence[Series], end: float) -> Axis:
-    low = min(float(one.x.min()) for one in series)
-    near_zero = 0 <= low < 0.5 * end
-    return exact_axis(0.0 if near_zero else low, end)
-
-
-def _ends(axis: Axis) -> str:
-    return f"{axis.text(axis.low)} to {axis.text(axis.high)}"
-
-
-def _range(series: Sequence[Series], bands: Sequence[Band], clamped: bool) -> tuple[float, float]:
-    """What the y axis has to hold: all values, or those that are not rare and far away."""
+def _y_range(series: Sequence[Series], bands: Sequence[Band], clipped: bool) -> tuple[float, float]:
+    """Return the range of all values and of the bands near them; without outliers if clipped."""
     low = min(float(one.y.min()) for one in series)
     high = max(float(one.y.max()) for one in series)
-    if clamped:
-        near = [np.quantile(one.y, (CLAMPED_SHARE, 1 - CLAMPED_SHARE)) for one in series]
-        near_low, near_high = float(min(n[0] for n in near)), float(max(n[1] for n in near))
-        low = near_low if low < 0.6 * near_low else low
-        high = near_high if high > 1.5 * near_high else high
-    held = [b for b in bands if b.high > low / 4 and b.low < 4 * high]
-    low, high = min([low, *(b.low for b in held)]), max([high, *(b.high for b in held)])
+    if clipped:
+        quantiles = [np.quantile(one.y, (CLIPPED_SHARE, 1 - CLIPPED_SHARE)) for one in series]
+        low_quantile = float(min(q[0] for q in quantiles))
+        high_quantile = float(max(q[1] for q in quantiles))
+        low = low_quantile if low < 0.6 * low_quantile else low
+        high = high_quantile if high > 1.5 * high_quantile else high
+    near = [b for b in bands if b.high > low / 4 and b.low < 4 * high]
+    low, high = min([low, *(b.low for b in near)]), max([high, *(b.high for b in near)])
     return min(max(low, -LARGEST), LARGEST), max(min(high, LARGEST), -LARGEST)
 
 
-class _Frame:
-    """Where things lie in a picture."""
+class _Plot:
+    """Coordinates and SVG elements of a line chart."""
 
     def __init__(self, x: Axis, y: Axis, top: bool, right: bool, lanes: int) -> None:
         self.x, self.y = x, y
-        self.left, self.right = LEFT, _WIDTH - (RIGHT + 32 * right)
+        self.left, self.right = LEFT, WIDTH - (RIGHT + 32 * right)
         self.above = TOP + 22 * top
         self.below = HEIGHT - BOTTOM
-        self.lanes = self.below + 4
-        self.height = HEIGHT + LANE * lanes + 4 * (lanes > 0)
-        self.tick_y = self.height - BOTTOM + 15
+        self.height = HEIGHT + LANE_HEIGHT * lanes + 4 * (lanes > 0)
 
     def x_of(self, values: Floats) -> Floats:
-        return self.left + (values - self.x.low) / (self.x.high - self.x.low) * (
-            self.right - self.left
-        )
+        share = (values - self.x.low) / (self.x.high - self.x.low)
+        return self.left + share * (self.right - self.left)
 
     def y_of(self, values: Floats) -> Floats:
         share = (values - self.y.low) / (self.y.high - self.y.low)
@@ -322,90 +322,78 @@ class _Frame:
 
     def band(self, band: Band) -> str:
         upper, lower = self.y_of(np.array([band.high, band.low]))
-        height = max(lower - upper, 1.5)
-        return (
-            f'<rect class="{band.style}" x="{self.left}" y="{upper:.1f}" '
-            f'width="{self.right - self.left}" height="{height:.1f}"/>'
-        )
+        height, width = max(lower - upper, 1.5), self.right - self.left
+        return _rect(band.style, self.left, upper, width, height, rounded=False)
 
     def axes(self, unit: str, x_title: str) -> list[str]:
         out = [_text(self.left - 40, self.above - 9, unit, "unit")]
-        for value in self.y.ticks:
-            y = float(self.y_of(np.array([value]))[0])
-            out.append(
-                f'<line class="grid" x1="{self.left}" x2="{self.right}" y1="{y:.1f}" y2="{y:.1f}"/>'
-            )
+        for value, y in zip(self.y.ticks, self.y_of(np.array(self.y.ticks)), strict=True):
+            out.append(_path("grid", f"M{self.left},{y:.1f}H{self.right}"))
             out.append(_text(self.left - 6, y + 4, self.y.text(value), "tick", "end"))
-        for value, place in zip(self.x.ticks, self.x_of(np.array(self.x.ticks)), strict=True):
-            at_end = value == self.x.high
-            out.append(
-                f'<line class="axis" x1="{place:.1f}" x2="{place:.1f}" '
-                f'y1="{self.below}" y2="{self.below + 4}"/>'
-            )
-            x = self.right + 4 if at_end else float(place)
-            out.append(_text(x, self.tick_y, self.x.text(value), "tick", _anchor(at_end)))
+        label_y = self.height - BOTTOM + 15
+        for value, x in zip(self.x.ticks, self.x_of(np.array(self.x.ticks)), strict=True):
+            out.append(_path("axis", f"M{x:.1f},{self.below}v4"))
+            place, anchor = (x, "middle") if value < self.x.high else (self.right + 4, "end")
+            out.append(_text(place, label_y, self.x.text(value), "tick", anchor))
         middle = (self.left + self.right) / 2
         return [*out, _text(middle, self.height - 5, x_title, "unit", "middle")]
 
-    def seconds(self, top: Second | None, right: Second | None) -> list[str]:
+    def second_axes(self, top: SecondAxis | None, right: SecondAxis | None) -> list[str]:
         out: list[str] = []
         if top is not None:
-            for value, place in _second_ticks(top, self.x):
-                x = float(self.x_of(np.array([place]))[0])
-                edge = self.above
-                tick = f'x1="{x:.1f}" x2="{x:.1f}" y1="{edge - 4}" y2="{edge}"'
-                out.append(f'<line class="axis" {tick}/>')
+            labels, positions = _second_ticks(top, self.x)
+            for label, x in zip(labels, self.x_of(positions), strict=True):
+                out.append(_path("axis", f"M{x:.1f},{self.above - 4}v4"))
                 anchor = "end" if x > self.right - 16 else "middle"
-                out.append(_text(x, edge - 7, value, "tick", anchor))
+                out.append(_text(x, self.above - 7, label, "tick", anchor))
             out.append(_text(self.right, self.above - 24, top.title, "unit", "end"))
         if right is not None:
-            for value, place in _second_ticks(right, self.y):
-                y = float(self.y_of(np.array([place]))[0])
-                out.append(_text(self.right + 5, y + 4, value, "tick"))
-            out.append(_text(_WIDTH, self.above - 9, right.title, "unit", "end"))
+            labels, positions = _second_ticks(right, self.y)
+            for label, y in zip(labels, self.y_of(positions), strict=True):
+                out.append(_text(self.right + 5, y + 4, label, "tick"))
+            out.append(_text(WIDTH, self.above - 9, right.title, "unit", "end"))
         return out
 
     def series(self, one: Series) -> tuple[list[str], int]:
-        """A line or dots, and how many values lie beyond the axis."""
-        dotted = one.style == "dots" and len(one.x) <= MOST_STRETCHES
-        if dotted or len(one.x) == 1:
+        """Return the elements of a line or of dots, and the number of values beyond the y axis."""
+        as_dots = one.style == "dots" and len(one.x) <= MAX_BUCKETS
+        if as_dots or len(one.x) == 1:
             points = zip(self.x_of(one.x), self.y_of(one.y), strict=True)
             out = [f'<circle class="dots" cx="{x:.1f}" cy="{y:.1f}" r="1.9"/>' for x, y in points]
         else:
             out = self._line(one)
         slack = 1e-9 * (self.y.high - self.y.low)
-        outside = 0
+        outliers = 0
         for beyond, y, tip in (
             (one.y > self.y.high + slack, self.above, -5),
             (one.y < self.y.low - slack, self.below, 5),
         ):
-            outside += int(beyond.sum())
-            for x in _apart(self.x_of(one.x[beyond]), 5):
-                out.append(f'<path class="beyond" d="M{x - 2.5:.1f},{y}h5l-2.5,{tip}z"/>')
-        return out, outside
+            outliers += int(beyond.sum())
+            for x in _thinned(self.x_of(one.x[beyond]), 5):
+                out.append(_path("beyond", f"M{x - 2.5:.1f},{y}h5l-2.5,{tip}z"))
+        return out, outliers
 
     def _line(self, one: Series) -> list[str]:
-        """A line; of a long series its middle, before an area from its lowest to its highest."""
-        drawn = stretches(one.x, one.y)
+        """Return a line; for a long series its medians, with the area between its extremes."""
+        drawn = downsample(one.x, one.y)
         xs = self.x_of(drawn.x)
-        line = f'<path class="{one.style}" d="M{_points(xs, self.y_of(drawn.middle))}"/>'
+        line = _path(one.style, f"M{_points(xs, self.y_of(drawn.median))}")
         if len(drawn.x) == len(one.x):
             return [line]
-        there = _points(xs, self.y_of(drawn.high))
-        back = _points(xs[::-1], self.y_of(drawn.low)[::-1])
-        return [f'<path class="area" d="M{there} {back}z"/>', line]
+        upper = _points(xs, self.y_of(drawn.high))
+        lower = _points(xs[::-1], self.y_of(drawn.low)[::-1])
+        return [_path("area", f"M{upper} {lower}z"), line]
 
     def lane(self, number: int, mark: Marks) -> str:
-        y = self.lanes + LANE * number
-        strokes = "".join(f"M{x:.1f},{y}v{LANE - 3}" for x in _apart(self.x_of(mark.x), 2))
-        return f'<path class="{mark.style}" d="{strokes}"/>'
+        y = self.below + 4 + LANE_HEIGHT * number
+        strokes = (f"M{x:.1f},{y}v{LANE_HEIGHT - 3}" for x in _thinned(self.x_of(mark.x), 2))
+        return _path(mark.style, "".join(strokes))
 
     def through(self, mark: Marks) -> list[str]:
         out = []
-        for x in _apart(self.x_of(mark.x), 2):
-            out.append(f'<path class="{mark.style}" d="M{x:.1f},{self.above}V{self.below}"/>')
-            tip = f"M{x - 4:.1f},{self.above - 6}h8l-4,6z"
-            out.append(f'<path class="{mark.style} tip" d="{tip}"/>')
+        for x in _thinned(self.x_of(mark.x), 2):
+            out.append(_path(mark.style, f"M{x:.1f},{self.above}V{self.below}"))
+            out.append(_path(f"{mark.style} tip", f"M{x - 4:.1f},{self.above - 6}h8l-4,6z"))
         return out
 
 
@@ -413,252 +401,189 @@ def _points(xs: Floats, ys: Floats) -> str:
     return " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(xs, ys, strict=True))
 
 
-def _apart(places: Floats, least: float) -> list[float]:
-    """One place for all that lie within so many units of each other."""
-    if not len(places):
+def _thinned(positions: Floats, distance: float) -> list[float]:
+    """Return one position for all that lie within `distance` of each other."""
+    if not len(positions):
         return []
-    _, first = np.unique(np.round(places / least), return_index=True)
-    return [float(place) for place in places[first]]
+    _, first = np.unique(np.round(positions / distance), return_index=True)
+    return [float(position) for position in positions[first]]
 
 
-def _second_ticks(second: Second, axis: Axis) -> list[tuple[str, float]]:
-    """Round values of a second axis, each with its place on the first."""
+def _second_ticks(second: SecondAxis, axis: Axis) -> tuple[list[str], Floats]:
+    """Return the labels of a second axis and their positions on the first one."""
     low, high = float(second.values[0]), float(second.values[-1])
     if high <= low:
-        return []
-    step = round_step(high - low, 4)
-    scale = Axis(low, high, [], step)
+        return [], np.array([])
+    step = _round_step(high - low, 4)
     values = np.arange(np.ceil(low / step - 1e-9), np.floor(high / step + 1e-9) + 1) * step
-    places = np.interp(values, second.values, second.at)
-    inside = (places >= axis.low) & (places <= axis.high)
-    ticks = zip(values[inside], places[inside], strict=True)
-    return [(scale.text(float(value)), float(place)) for value, place in ticks]
-
-
-def _anchor(at_end: bool) -> str:
-    return "end" if at_end else "middle"
-
-
-def _text(x: float, y: float, text: str, style: str, anchor: str = "start") -> str:
-    where = "" if anchor == "start" else f' text-anchor="{anchor}"'
-    return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}"{where}>{escaped(text)}</text>'
-
-
-WIDTH = 420
-MOST_PARTS = 7
-_COLOURS = 9
-"""of the style sheet, one for each part of a ledger"""
-RANGE_WIDTH, NARROW_RANGE, RANGE_HEIGHT = 250, 156, 44
-_GLYPH = 6.4
-"""about the width of a character of a label"""
+    positions = np.interp(values, second.values, second.positions)
+    inside = (positions >= axis.low) & (positions <= axis.high)
+    scale = Axis(low, high, [], step)
+    return [scale.text(float(value)) for value in values[inside]], positions[inside]
 
 
 def waterfall(begin: tuple[str, float], parts: Sequence[tuple[str, float]], end: str) -> str:
-    """From one total to another through parts that add up, all in the unit that is drawn.
+    """Draw how parts in seconds lead from one total to another.
 
-    The axis begins near the smaller total, so that the parts are seen; the totals are longer.
+    The axis begins near the smaller total, so that small parts are visible. All but the largest
+    parts are one.
     """
     unit, scale = ("h", 3600.0) if begin[1] >= 7200 else ("s", 1.0)
-    largest = sorted(parts, key=lambda part: -abs(part[1]))[:MOST_PARTS]
-    least = 5e-4 * begin[1]
+    largest = sorted(parts, key=lambda part: -abs(part[1]))[:MAX_WATERFALL_PARTS]
     shown = [
-        (name, value / scale)
-        for name, value in parts
-        if (name, value) in largest and abs(value) >= least
+        (name, seconds / scale)
+        for name, seconds in parts
+        if (name, seconds) in largest and abs(seconds) >= 5e-4 * begin[1]
     ]
-    rest = sum(v for _, v in parts) / scale - sum(v for _, v in shown)
+    rest = sum(seconds for _, seconds in parts) / scale - sum(value for _, value in shown)
     if abs(rest) > 1e-9:
         shown.append(("rest", rest))
     levels = [begin[1] / scale]
     for _, value in shown:
         levels.append(levels[-1] + value)
-    total = levels[-1]
-    bars: list[tuple[str, float | None, float, str, str]] = []
-    from_whom = "claim" if begin[0] == "claimed" else "pred"
-    bars.append((begin[0], None, levels[0], from_whom, f"{levels[0]:.3g} {unit}"))
-    for (name, value), (lower, upper) in zip(shown, pairwise(levels), strict=True):
-        label = f"{value:+.2f} {unit}" if abs(value) >= 0.005 else f"{value:+.1g} {unit}"
-        bars.append((name, lower, upper, "add" if value > 0 else "sub", label))
-    bars.append((end, None, total, "bar", f"{total:.3g} {unit}"))
-
-    spread = (max(levels) - min(levels)) or 0.1 * max(levels)
     left, right = 168.0, 350.0
+    spread = (max(levels) - min(levels)) or 0.1 * max(levels)
     low = max(0.0, min(levels) - 1.2 * spread)
-    high = max(levels)
 
     def x_of(value: float) -> float:
-        return left + (value - low) / (high - low) * (right - left)
+        return left + (value - low) / (max(levels) - low) * (right - left)
 
-    spoken = ", ".join(f"{name} {value:+.2f} {unit}" for name, value in shown)
+    begin_style = "claim" if begin[0] == "claimed" else "pred"
+    rows = [(begin[0], left, x_of(levels[0]), begin_style, f"{levels[0]:.3g} {unit}")]
+    for (name, value), (before, after) in zip(shown, pairwise(levels), strict=True):
+        label = f"{value:+.2f} {unit}" if abs(value) >= 0.005 else f"{value:+.1g} {unit}"
+        rows.append((name, x_of(before), x_of(after), "add" if value > 0 else "sub", label))
+    rows.append((end, left, x_of(levels[-1]), "bar", f"{levels[-1]:.3g} {unit}"))
     pitch = 25
-    height = pitch * len(bars) + 6
-    out = [
-        f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="From {levels[0]:.3g} {unit} '
-        f'({escaped(begin[0])}) to {total:.3g} {unit} ({escaped(end)}): {escaped(spoken)}">'
-    ]
-    for row, (name, before, after, style, label) in enumerate(bars):
-        y = 4 + pitch * row
-        ends = sorted((left if before is None else x_of(before), x_of(after)))
-        width = max(ends[1] - ends[0], 1.5)
-        out.append(
-            f'<rect class="{style}" x="{ends[0]:.1f}" y="{y}" width="{width:.1f}" height="16" '
-            'rx="2"/>'
-        )
-        if before is None and low > 0:  # the axis is cut, and so are the bars that reach its end
-            out.append(f'<path class="cut" d="M{left + 8},{y - 2}l-4,20m5,-20l-4,20"/>')
-        if row + 1 < len(bars):
-            x = x_of(after)
-            out.append(
-                f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{y + 16}" y2="{y + pitch}"/>'
-            )
-        out.append(
-            f'<text class="tick" x="{left - 8}" y="{y + 12}" text-anchor="end">'
-            f"{escaped(name)}</text>"
-        )
-        out.append(f'<text class="lab" x="{ends[1] + 6:.1f}" y="{y + 12}">{label}</text>')
-    return "".join([*out, "</svg>"])
+    out = []
+    for index, (name, start, stop, style, label) in enumerate(rows):
+        y = 4 + pitch * index
+        out.append(_rect(style, min(start, stop), y, max(abs(stop - start), 1.5), 16))
+        if start == left and low > 0:  # the axis is cut, and with it the bar of a total
+            out.append(_path("cut", f"M{left + 8},{y - 2}l-4,20m5,-20l-4,20"))
+        if index + 1 < len(rows):
+            out.append(_path("grid", f"M{stop:.1f},{y + 16}v{pitch - 16}"))
+        out.append(_text(left - 8, y + 12, name, "tick", "end"))
+        out.append(_text(max(start, stop) + 6, y + 12, label, "lab"))
+    words = ", ".join(f"{name} {value:+.2f} {unit}" for name, value in shown)
+    alternative = (
+        f"From {levels[0]:.3g} {unit} ({begin[0]}) to {levels[-1]:.3g} {unit} ({end}): {words}"
+    )
+    return _svg(WIDTH, pitch * len(rows) + 6, alternative, out)
 
 
 def range_plot(row: Row, width: int = RANGE_WIDTH) -> str:
-    """Claimed and predicted ranges and the measured figure of a row, on one axis from zero."""
-    claimed = (row.claimed.low, row.claimed.high) if row.claimed is not None else (None, None)
-    analytic, calibrated = row.analytic, row.calibrated
+    """Draw a row's claimed and predicted ranges and its measured value on one axis from zero."""
+    claimed, estimates = row.claimed, (row.analytic, row.calibrated)
     measured = row.measured.value if row.measured is not None else None
-    numbers = [*claimed, measured]
-    numbers += [end for e in (analytic, calibrated) if e is not None for end in (e.low, e.high)]
-    known = [v for v in numbers if v is not None]
+    values = [measured] + ([claimed.low, claimed.high] if claimed is not None else [])
+    values += [end for e in estimates if e is not None for end in (e.low, e.high)]
+    known = [value for value in values if value is not None]
     if not known or max(known) <= 0:
         return ""
     top = round_axis(0.0, max(known), 5).high
     currency = row.unit if row.id == "cost" else ""
 
-    def said(value: float) -> str:
+    def formatted(value: float) -> str:
         return format_value(row.id, value, currency)
 
-    label = [f"{row.quantity}, on an axis from 0 to {said(top)}"]
-    if row.claimed is not None:
-        label.append(f"claimed {row.claimed.text}")
-    for name, estimate in (("predicted", analytic), ("calibrated", calibrated)):
-        if estimate is not None:
-            label.append(f"{name} {said(estimate.low)} to {said(estimate.high)}")
-    label.append("not measured" if measured is None else f"measured {said(measured)}")
     left, right = 5.0, width - 5.0
 
     def x_of(value: float) -> float:
         return left + max(value, 0.0) / top * (right - left)
 
     out = [
-        f'<svg class="range" viewBox="0 0 {width} {RANGE_HEIGHT}" role="img" '
-        f'aria-label="{escaped("; ".join(label))}">'
-        f'<path class="axis" d="M{left},27V30H{right}V27"/>'
-        f'<text class="tick" x="{left - 4}" y="41">0</text>'
-        f'<text class="tick" x="{right + 4}" y="41" text-anchor="end">{escaped(said(top))}</text>'
+        _path("axis", f"M{left},27V30H{right}V27"),
+        _text(left - 4, 41, "0", "tick"),
+        _text(right + 4, 41, formatted(top), "tick", "end"),
     ]
 
-    def bar(low: float, high: float, y: int, height: int, css: str) -> None:
-        long = max(x_of(high) - x_of(low), 3.0)
-        x = min(x_of(low), right - long)
-        out.append(
-            f'<rect class="{css}" x="{x:.1f}" y="{y}" width="{long:.1f}" height="{height}" rx="2"/>'
-        )
+    def bar(low: float, high: float, y: int, height: int, style: str) -> None:
+        length = max(x_of(high) - x_of(low), 3.0)
+        out.append(_rect(style, min(x_of(low), right - length), y, length, height))
 
-    if row.claimed is not None:
-        low, high = claimed
-        bar(low if low is not None else 0.0, high if high is not None else top, 3, 9, "claim")
-    if analytic is not None:
-        bar(analytic.low, analytic.high, 16, 9, "pred")
-    if calibrated is not None:
-        bar(calibrated.low, calibrated.high, 18, 5, "cal")
-    best = calibrated or analytic
+    words = [f"{row.quantity}, on an axis from 0 to {formatted(top)}"]
+    if claimed is not None:
+        words.append(f"claimed {claimed.text}")
+        bar(claimed.low or 0.0, top if claimed.high is None else claimed.high, 3, 9, "claim")
+    for estimate, name, y, height, style in (
+        (row.analytic, "predicted", 16, 9, "pred"),
+        (row.calibrated, "calibrated", 18, 5, "cal"),
+    ):
+        if estimate is not None:
+            words.append(f"{name} {formatted(estimate.low)} to {formatted(estimate.high)}")
+            bar(estimate.low, estimate.high, y, height, style)
+    best = row.calibrated or row.analytic
     if best is not None and best.low < best.high:
-        x = x_of(best.expected)
-        out.append(f'<path class="mid" d="M{x:.1f},15V26"/>')
+        out.append(_path("mid", f"M{x_of(best.expected):.1f},15V26"))
     if measured is not None:
         x = x_of(measured)
-        out.append(f'<path class="meas" d="M{x:.1f},0V30"/>')
+        out.append(_path("meas", f"M{x:.1f},0V30"))
         out.append(f'<circle class="meas" cx="{x:.1f}" cy="14" r="3.6"/>')
-    return "".join([*out, "</svg>"])
+    words.append("not measured" if measured is None else f"measured {formatted(measured)}")
+    return _svg(width, RANGE_HEIGHT, "; ".join(words), out, "range")
 
 
 def stacked_bar(parts: Sequence[tuple[str, float]]) -> str:
-    """One bar split into its parts, named where there is room; empty without parts."""
+    """Draw one bar split into its parts, each named if there is room; empty without parts."""
     total = sum(value for _, value in parts)
     if total <= 0:
         return ""
-    spoken = ", ".join(f"{name} {100 * value / total:.3g} %" for name, value in parts)
-    return (
-        f'<svg viewBox="0 0 {WIDTH} 34" role="img" aria-label="{escaped(spoken)}">'
-        f"{_stacked(parts, 0.0, WIDTH / total, 2, 30)}</svg>"
-    )
+    words = ", ".join(f"{name} {100 * value / total:.3g} %" for name, value in parts)
+    return _svg(WIDTH, 34, words, _stacked(parts, WIDTH / total, 2, 30))
 
 
 def _stacked(
-    parts: Sequence[tuple[str, float]], x: float, scale: float, y: float, height: float
-) -> str:
-    out = []
+    parts: Sequence[tuple[str, float]], scale: float, y: float, height: float
+) -> list[str]:
+    out, x = [], 0.0
     for index, (name, value) in enumerate(parts):
         width = max(value * scale, 0.6)
-        out.append(
-            f'<rect class="s{index % _COLOURS}" x="{x:.2f}" y="{y}" width="{width:.2f}" '
-            f'height="{height}"/>'
-        )
-        if width > _GLYPH * len(name) + 10:
-            out.append(
-                f'<text class="on" x="{x + 6:.1f}" y="{y + height / 2 + 4:.1f}">'
-                f"{escaped(name)}</text>"
-            )
+        out.append(_rect(f"s{index % PART_COLOURS}", x, y, width, height, rounded=False))
+        if width > _CHARACTER_WIDTH * len(name) + 10:
+            out.append(_text(x + 6, y + height / 2 + 4, name, "on"))
         x += width
-    return "".join(out)
+    return out
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A row of bars on a common axis: one in parts, or one alone."""
+    """A named bar, in several parts or one."""
 
     name: str
     text: str
     parts: Sequence[tuple[str, float]]
     range: tuple[float, float] | None = None
-    """an interval, drawn below the parts"""
+    """Interval drawn below the bar; None for no interval."""
 
 
-def bars(title: str, rows: Sequence[Bar], limit: tuple[str, float] | None) -> str:
-    """Rows of bars from zero, and a limit that they are to stay below."""
-    totals = [sum(value for _, value in row.parts) for row in rows]
-    ends = [row.range[1] for row in rows if row.range is not None]
-    high = max([*totals, *ends, *([limit[1]] if limit is not None else [])])
-    scale = (WIDTH - 12) / high
-    pitch, bottom = 46, 46 * len(rows) + 4
-    told = [f"{row.name} {row.text}" for row in rows]
-    told += [f"{limit[0]}"] if limit is not None else []
-    out = [
-        f'<svg viewBox="0 0 {WIDTH} {bottom + 20}" role="img" '
-        f'aria-label="{escaped(title + ": " + "; ".join(told))}">'
-    ]
-    for number, row in enumerate(rows):
-        y = pitch * number
-        out.append(f'<text class="tick" x="0" y="{y + 13}">{escaped(row.name)}</text>')
-        end = totals[number] * scale
-        inside = end + _GLYPH * len(row.text) + 14 > (limit[1] * scale if limit else WIDTH)
-        style, x, anchor = ("in", end - 6, "end") if inside else ("lab", end + 6, "start")
-        value = (
-            f'<text class="{style}" x="{x:.1f}" y="{y + 32}" text-anchor="{anchor}">'
-            f"{escaped(row.text)}</text>"
-        )
-        if len(row.parts) > 1:
-            out.append(_stacked(row.parts, 0, scale, y + 19, 18))
+def bar_chart(title: str, bars: Sequence[Bar], limit: tuple[str, float] | None) -> str:
+    """Draw bars on one axis from zero, with an optional limit as a dashed line."""
+    totals = [sum(value for _, value in bar.parts) for bar in bars]
+    ends = [bar.range[1] for bar in bars if bar.range is not None]
+    scale = (WIDTH - 12) / max([*totals, *ends, limit[1] if limit is not None else 0.0])
+    pitch = 46
+    bottom = pitch * len(bars) + 4
+    limit_x = limit[1] * scale if limit is not None else WIDTH
+    out = []
+    for number, (bar, total) in enumerate(zip(bars, totals, strict=True)):
+        y, end = pitch * number, total * scale
+        out.append(_text(0, y + 13, bar.name, "tick"))
+        if len(bar.parts) > 1:
+            out += _stacked(bar.parts, scale, y + 19, 18)
         else:
-            width = max(totals[number] * scale, 1)
-            out.append(f'<rect class="bar" x="0" y="{y + 19}" width="{width:.1f}" height="18"/>')
-        out.append(value)
-        if row.range is not None:
-            x, end = row.range[0] * scale, row.range[1] * scale
-            out.append(f'<path class="whisker" d="M{x:.1f},{y + 38}v5m0,-2.5H{end:.1f}m0,-2.5v5"/>')
+            out.append(_rect("bar", 0, y + 19, max(end, 1), 18, rounded=False))
+        if end + _CHARACTER_WIDTH * len(bar.text) + 14 > limit_x:
+            out.append(_text(end - 6, y + 32, bar.text, "in", "end"))
+        else:
+            out.append(_text(end + 6, y + 32, bar.text, "lab"))
+        if bar.range is not None:
+            low, high = bar.range[0] * scale, bar.range[1] * scale
+            whisker = f"M{low:.1f},{y + 38}v5m0,-2.5H{high:.1f}m0,-2.5v5"
+            out.append(_path("whisker", whisker))
+    words = [f"{bar.name} {bar.text}" for bar in bars]
     if limit is not None:
-        x = limit[1] * scale
-        out.append(f'<path class="limit" d="M{x:.1f},17V{bottom}"/>')
-        out.append(
-            f'<text class="tick" x="{x + 4:.1f}" y="{bottom + 14}" text-anchor="end">'
-            f"{escaped(limit[0])}</text>"
-        )
-    return "".join([*out, "</svg>"])
+        words.append(limit[0])
+        out.append(_path("limit", f"M{limit_x:.1f},17V{bottom}"))
+        out.append(_text(limit_x + 4, bottom + 14, limit[0], "tick", "end"))
+    return _svg(WIDTH, bottom + 20, f"{title}: {'; '.join(words)}", out)

@@ -1,4 +1,4 @@
-"""report.html, report.md and report.json, written aside and renamed; and a terminal's table."""
+"""Reports and plans as text for a terminal."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from datetime import datetime
 
 from rich.console import Console
 from rich.table import Table
-from rich.table import Table as TextTable
 from rich.text import Text
 
 from nanogauge.analysis.consistency import Inconsistency
@@ -28,95 +27,86 @@ from nanogauge.quantities import (
     format_seconds,
     format_value,
 )
-from nanogauge.report.cells import MARKS, Cells, in_order
-from nanogauge.report.html import (
-    WEEKDAY_TIME,
-    render_html,
-    render_report,
-    write_report,
-)
+from nanogauge.report.cells import MARKS, Cells, sort_rows
+from nanogauge.report.html import WEEKDAY_TIME
 from nanogauge.runspec import RunSpec
 from nanogauge.schema import Prediction
 
-__all__ = [
-    "COLOURS",
-    "predicted_columns",
-    "print_findings",
-    "print_report",
-    "print_rows",
-    "render_html",
-    "render_report",
-    "write_report",
-]
-
 WIDE_TERMINAL = 150
-COLOURS = {"held": "green", "missed": "red", "contradicted": "bold red"}
+"""Columns from which on the reasons stand in the table and not below it."""
+VERDICT_STYLES = {"held": "green", "missed": "red", "contradicted": "bold red"}
+UNKNOWN = "not known"
+
+
+def make_table() -> Table:
+    return Table(box=None, pad_edge=False, header_style="dim")
 
 
 def print_rows(
     rows: list[Row], columns: Sequence[str], console: Console, planned: bool = False
 ) -> None:
-    """Rows for a terminal: with the reasons beside them where it is wide, else below.
+    """Print rows with their reasons, for missed and contradicted ones alone on a narrow terminal.
 
-    In a plan nothing is measured yet, so that only claims have a verdict.
+    In a plan nothing is measured yet, so only claims have a verdict.
     """
     wide = console.width >= WIDE_TERMINAL
-    table = TextTable(box=None, pad_edge=False, header_style="dim")
+    table = make_table()
     for name in ("quantity", *columns, "verdict", *(["why"] if wide else [])):
         table.add_column(name, no_wrap=wide and name not in ("quantity", "why"), overflow="fold")
     below: list[Text] = []
     absent: dict[str, list[str]] = {}
     for row in rows:
         cells = Cells(row)
-        judged = row.claim is not None or not planned
-        style = COLOURS.get(cells.verdict, "dim")
-        word = f"{cells.mark} {cells.verdict} {cells.factor}"
-        verdict = Text(word if judged else "", style=style)
-        values = [Text(getattr(cells, name)) for name in columns]
-        why = [Text(row.why, style="dim")] if wide else []
-        table.add_row(Text(row.quantity), *values, verdict, *why)
+        is_judged = row.claim is not None or not planned
+        verdict = f"{cells.mark} {cells.verdict} {cells.factor}" if is_judged else ""
+        table.add_row(
+            Text(row.quantity),
+            *(Text(getattr(cells, name)) for name in columns),
+            Text(verdict, style=VERDICT_STYLES.get(cells.verdict, "dim")),
+            *([Text(row.why, style="dim")] if wide else []),
+        )
         if not wide and cells.verdict in ("missed", "contradicted"):
             below.append(Text(f"{cells.mark} {row.quantity}: {row.why}."))
         elif not wide and cells.verdict == "not measured" and row.claim is None and not planned:
             absent.setdefault(row.why, []).append(row.quantity)
     console.print(table)
-    for reason, quantities in absent.items():
-        names = ", ".join(quantities)
-        below.append(Text(f"{MARKS['not measured']} {names}: {reason}.", style="dim"))
     for text in below:
         console.print(text)
+    for reason, quantities in absent.items():
+        names = ", ".join(quantities)
+        console.print(Text(f"{MARKS['not measured']} {names}: {reason}.", style="dim"))
 
 
 def predicted_columns(rows: Sequence[Row]) -> tuple[str, ...]:
-    """The analytic prediction, and beside it the calibrated one where there is any."""
+    """Return the columns of the analytic and, if there is one, the calibrated prediction."""
     calibrated = any(row.calibrated is not None for row in rows)
     return ("predicted", "calibrated") if calibrated else ("predicted",)
 
 
 def print_report(report: Report, console: Console) -> None:
-    """The judgement, the verdicts and what cannot be true, for a terminal."""
+    """Print the headline, the verdicts, contradictions, alarms, incidents and warnings."""
     console.print(Text(report.run.headline, style="bold"))
     console.print()
     columns = ("claimed", *predicted_columns(report.rows), "measured")
-    print_rows(in_order(report.rows), columns, console)
-    print_findings(report.inconsistencies, console)
+    print_rows(sort_rows(report.rows), columns, console)
+    _print_contradictions(report.inconsistencies, console)
     for alarm in report.alarms:
-        where = f" at step {alarm.step:,}" if alarm.step is not None else ""
-        console.print(Text(f"‼ {alarm.what.replace('_', ' ')}{where}: {alarm.text}", style="red"))
-    for one in report.night.happenings:
-        when = (
-            ""
-            if one.unix_time is None
-            else f"{report.run.time_zone.local(one.unix_time):{WEEKDAY_TIME}} "
-        )
-        where = f" at step {one.step:,}" if one.step is not None else ""
-        told = f"! {when}{one.what.replace('_', ' ')}{where}: {one.text}"
-        console.print(Text(told, style="yellow"))
+        words = _event_words(alarm.what, alarm.step)
+        console.print(Text(f"‼ {words}: {alarm.text}", style="red"))
+    for incident in report.incidents.entries:
+        zone, unix = report.run.time_zone, incident.unix_time
+        when = "" if unix is None else f"{zone.local(unix):{WEEKDAY_TIME}} "
+        words = _event_words(incident.what, incident.step)
+        console.print(Text(f"! {when}{words}: {incident.text}", style="yellow"))
     for warning in report.other_warnings():
         console.print(Text(f"! {warning}", style="yellow"))
 
 
-def print_findings(findings: list[Inconsistency], console: Console) -> None:
+def _event_words(what: str, step: int | None) -> str:
+    return what.replace("_", " ") + ("" if step is None else f" at step {step:,}")
+
+
+def _print_contradictions(findings: list[Inconsistency], console: Console) -> None:
     if findings:
         console.print()
         console.print(Text("What cannot be true:", style="bold"))
@@ -133,27 +123,28 @@ def print_plan(
     deadline: Deadline,
     now: datetime,
 ) -> None:
+    """Print a plan: the predicted rows, whether it fits, when it ends, and how a step is spent."""
     console = Console()
-    hardware, gpus = prediction.hardware, prediction.gpus
-    several = f"{gpus} x " if gpus > 1 else ""
-    console.print(Text(f"{spec.name} on {several}{hardware.name}", style="bold"))
-    console.print(Text(hardware.peak_name, style="dim"))
+    several = f"{prediction.gpus} x " if prediction.gpus > 1 else ""
+    console.print(Text(f"{spec.name} on {several}{prediction.hardware.name}", style="bold"))
+    console.print(Text(prediction.hardware.peak_name, style="dim"))
     console.print(Text(recipe_sentence(spec), style="dim"))
     console.print()
-    shown = [row for row in in_order(rows) if row.claimed is not None or row.analytic is not None]
+    shown = [row for row in sort_rows(rows) if row.claimed is not None or row.analytic is not None]
     print_rows(shown, ("expected", *predicted_columns(rows), "claimed"), console, planned=True)
     console.print()
-    console.print(Text(fit_sentence(spec, prediction, fit)))
-    for sentence in deadline_sentences(spec, prediction, deadline, now):
+    console.print(Text(_fit_sentence(spec, prediction, fit)))
+    for sentence in _deadline_sentences(spec, prediction, deadline, now):
         console.print(Text(sentence))
     if deadline.preparation_seconds is not None:
+        took = _time(deadline.preparation_seconds)
         console.print(
             Text(
-                f"Not in these times: {spec.dataset} is not there; preparing its tokens takes "
-                f"about {_time(deadline.preparation_seconds)} before the run."
+                f"These times exclude data preparation: {spec.dataset} is missing, and preparing "
+                f"its tokens takes about {took} before the run."
             )
         )
-    console.print(Text(flops_sentence(spec), style="dim"))
+    console.print(Text(_flops_sentence(spec), style="dim"))
     if prediction.step_parts:
         parts = ", ".join(
             f"{p.name} {format_seconds(p.value)}" for p in prediction.step_parts if p.value
@@ -162,26 +153,24 @@ def print_plan(
     if (step := prediction.calibrated.get("step_seconds")) is not None:
         console.print(Text(f"Calibrated by {step.source}: {step.formula}.", style="dim"))
     if fit.models is not None:
-        print_models(spec, fit.models, console)
+        _print_models(spec, fit.models, console)
     for note in prediction.notes:
         console.print(Text(f"! {note}", style="yellow"))
-    print_findings(findings, console)
+    _print_contradictions(findings, console)
 
 
-def flops_sentence(spec: RunSpec) -> str:
-    """A step by each of the named conventions."""
-    shape = spec.shape
+def _flops_sentence(spec: RunSpec) -> str:
     palm, causal, executed = (
-        f"{spec.tokens_per_step * per_token(shape) / 1e12:,.4g}"
+        f"{spec.tokens_per_step * per_token(spec.shape) / 1e12:,.4g}"
         for per_token in (flops_per_token_palm, flops_per_token_causal, flops_per_token_executed)
     )
     return (
-        f"One step: {palm} TFLOP (6N + 12LCT); {causal} where only causal attention counts, "
+        f"One step: {palm} TFLOP (6N + 12LCT); {causal} with only the causal half of attention, "
         f"{executed} as flash attention computes it."
     )
 
 
-def fit_sentence(spec: RunSpec, prediction: Prediction, fit: Fit) -> str:
+def _fit_sentence(spec: RunSpec, prediction: Prediction, fit: Fit) -> str:
     peak = prediction.quantities["peak_process_bytes"]
     low, expected, high, free = (
         f"{size / GIB:.1f}" for size in (peak.low, peak.expected, peak.high, fit.free_bytes)
@@ -203,10 +192,10 @@ def fit_sentence(spec: RunSpec, prediction: Prediction, fit: Fit) -> str:
     )
 
 
-def deadline_sentences(
+def _deadline_sentences(
     spec: RunSpec, prediction: Prediction, deadline: Deadline, now: datetime
 ) -> list[str]:
-    """When it ends; and where a time was given, what would end by then."""
+    """Return when the run ends and, for a given deadline, what would end by then."""
     finish = deadline.finish
     if finish is None:
         return [f"Finish: not known: {prediction.unpredicted['total_seconds']}."]
@@ -235,7 +224,7 @@ def deadline_sentences(
 
 
 def _steps_sentences(spec: RunSpec, by: str, steps: Steps, tokens: Steps) -> list[str]:
-    """How much of the run ends by then; where it is not all, what to do about it."""
+    """Return how many steps end by a deadline and, if not all, the flags that shorten the run."""
     if not steps.high:
         return [f"By {by}: not even one step of this model ends."]
     planned, expected = spec.steps, steps.expected
@@ -243,43 +232,38 @@ def _steps_sentences(spec: RunSpec, by: str, steps: Steps, tokens: Steps) -> lis
     made = f"{expected:,} of the {planned:,} steps of this run ({total} tokens)"
     if expected >= planned:
         made = f"all {planned:,} steps of this run; {expected:,} would end by then ({total} tokens)"
-    interval = f"{steps.low:,} even if it is as slow as can be, {steps.high:,} if as fast"
-    told = [f"By {by}: {made}; {interval}."]
+    interval = f"{steps.low:,} at the slow end of the prediction, {steps.high:,} at the fast end"
+    sentences = [f"By {by}: {made}; {interval}."]
     if 0 < expected < planned:
-        told += cut_sentences(spec, expected, steps.low)
+        sentences += cut_sentences(spec, expected, steps.low)
     elif 0 < steps.low < planned:
-        told.append(f"To be sure that it ends by then: --train.max-steps {steps.low}.")
-    return told
+        sentences.append(f"To be sure that it ends by then: --train.max-steps {steps.low}.")
+    return sentences
 
 
-def print_models(spec: RunSpec, models: FittingModels, console: Console) -> None:
-    """The largest models that fit, as a table."""
+def _print_models(spec: RunSpec, models: FittingModels, console: Console) -> None:
+    """Print the largest models that are expected to fit."""
     console.print()
-    steps = f"{spec.steps:,} steps"
-    title = f"What is expected to fit at micro-batch {spec.micro_batch}, for {steps}:"
-    console.print(Text(title))
-    table = Table(box=None, pad_edge=False, header_style="dim")
+    text = f"Expected to fit at micro-batch {spec.micro_batch}, for {spec.steps:,} steps:"
+    console.print(Text(text))
+    table = make_table()
     for column in ("", "layers", "width", "heads", "parameters", "memory", "step", "whole run"):
         table.add_column(column, no_wrap=True)
-    found = {
-        "widest": models.widest,
-        "deepest": models.deepest,
-        "same aspect": models.same_aspect,
-    }
-    for name, model in found.items():
+    for name, model in (
+        ("widest", models.widest),
+        ("deepest", models.deepest),
+        ("same aspect", models.same_aspect),
+    ):
         if model is None:
             table.add_row(name, "none")
             continue
-        sizes = (f"{size:,}" for size in (model.n_layer, model.n_embd, model.n_head))
         table.add_row(
             name,
-            *sizes,
+            *(f"{size:,}" for size in (model.n_layer, model.n_embd, model.n_head)),
             _parameters(model),
             f"{model.peak_process_bytes / GIB:.1f} GiB",
-            *(
-                format_seconds(seconds.expected) if seconds is not None else "not known"
-                for seconds in (model.step_seconds, model.total_seconds)
-            ),
+            _value("step_seconds", model.step_seconds),
+            _value("total_seconds", model.total_seconds),
         )
     console.print(table)
 
@@ -292,46 +276,46 @@ def _parameters(model: Candidate) -> str:
 
 def _time(seconds: Interval | None) -> str:
     if seconds is None:
-        return "not known"
+        return UNKNOWN
     interval = format_range("total_seconds", seconds.low, seconds.high)
     return f"{format_seconds(seconds.expected)} ({interval})"
 
 
-UNKNOWN = "not known"
-_COLUMNS = (
+def _value(row_id: str, interval: Interval | None, currency: str = "") -> str:
+    return UNKNOWN if interval is None else format_value(row_id, interval.expected, currency)
+
+
+_PLAN_COLUMNS = (
     *("time", "between", "peak VRAM", "memory", "energy", "cost", "tokens"),
     *("tokens per parameter", "tokens/s", "finish"),
 )
 
 
 def print_plans(plans: Sequence[Planned], device: str, gpus: int, now: datetime) -> None:
-    """Print the table, as wide as it is: nothing in it is cut."""
-    table = Table(box=None, pad_edge=False, header_style="dim")
+    """Print the plans of several configurations as a table at its full width."""
+    table = make_table()
     table.add_column("configuration", no_wrap=True)
-    for column in _COLUMNS:
+    for column in _PLAN_COLUMNS:
         table.add_column(column, no_wrap=True, justify="right")
     for plan in plans:
-        table.add_row(plan.config, *_cells(plan, now))
-    wide = Console(width=1000)
-    console = Console(width=max(wide.measure(table).maximum, 80))
+        table.add_row(plan.config, *_plan_cells(plan, now))
+    console = Console(width=max(Console(width=1000).measure(table).maximum, 80))
     several = f"{gpus} x " if gpus > 1 else ""
     console.print(Text(f"{len(plans)} configurations on {several}{device}", style="bold"))
     console.print(table)
-    free = sorted({plan.free_bytes for plan in plans})
-    told = " or ".join(f"{size / GIB:.1f}" for size in free)
+    free = " or ".join(f"{size / GIB:.1f}" for size in sorted({plan.free_bytes for plan in plans}))
     each = " on each" if gpus > 1 else ""
-    console.print(Text(f"Memory: {told} GiB are free{each}.", style="dim"))
+    console.print(Text(f"Memory: {free} GiB are free{each}.", style="dim"))
     for plan in plans:
         if plan.recipe is not None:
             console.print(Text(f"{plan.config}: {plan.recipe}", style="dim"))
 
 
-def _cells(plan: Planned, now: datetime) -> list[str]:
+def _plan_cells(plan: Planned, now: datetime) -> list[str]:
     total, speed, finish = plan.total_seconds, plan.tokens_per_second, plan.finish
-    between = "" if total is None else format_range("total_seconds", total.low, total.high)
     return [
-        UNKNOWN if total is None else format_seconds(total.expected),
-        between,
+        _value("total_seconds", total),
+        "" if total is None else format_range("total_seconds", total.low, total.high),
         f"{plan.peak_process_bytes.expected / GIB:.1f} GiB",
         plan.verdict,
         _value("energy_kwh", plan.energy_kwh),
@@ -341,7 +325,3 @@ def _cells(plan: Planned, now: datetime) -> list[str]:
         UNKNOWN if speed is None else f"{speed.expected:,.0f}",
         UNKNOWN if finish is None else day_and_time(finish.expected, now),
     ]
-
-
-def _value(row_id: str, interval: Interval | None, currency: str = "") -> str:
-    return UNKNOWN if interval is None else format_value(row_id, interval.expected, currency)

@@ -1,4 +1,4 @@
-"""The run folder: what is written before the first step, and how it is read again."""
+"""Writing and reading of the files of a run folder that exist before the first step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nanogauge.config import load_config
 from nanogauge.errors import BadInput
-from nanogauge.files import make_folder, read_whole, refuse_to_lead_out, scrubbed, write_atomic
+from nanogauge.files import make_folder, read_whole, refuse_outside_link, scrubbed, write_atomic
 from nanogauge.runlog.history import Recorded
 from nanogauge.runlog.reader import FILE_NAME as LOG_NAME
 from nanogauge.runlog.reader import LogReader, has_begun
@@ -48,14 +48,14 @@ def create(
     prediction: Prediction,
     config_toml: str | None = None,
 ) -> RunFolder:
-    """Write everything that is known before step 0; return the folder with the frozen hash.
+    """Write the files of a new run and freeze its prediction.
 
     Args:
-        path: the folder; it is made if it does not exist.
-        spec: what the run is.
-        machine: what it runs on and with.
-        prediction: frozen from here on.
-        config_toml: configuration of train.py; None for another program's run.
+        path: The folder; it is created if needed.
+        spec: Description of the run.
+        machine: Content of machine.json.
+        prediction: Prediction to freeze.
+        config_toml: Configuration of train.py; None for another program's run.
 
     Raises:
         BadInput: if the folder cannot be written, or already holds a run.
@@ -90,10 +90,10 @@ def write_spec(path: Path, spec: RunSpec) -> None:
 
 
 def read_spec(path: Path, prediction: Prediction) -> RunSpec:
-    """Return the spec of a run folder; of an older one without spec.json, from its config.toml.
+    """Read spec.json, or in an older folder without it config.toml.
 
     Raises:
-        BadInput: if both are missing, or the one that is read is damaged.
+        BadInput: if both are missing, or the file is damaged.
     """
     try:
         return RunSpec.from_json(read_whole(path / SPEC_NAME))
@@ -113,7 +113,7 @@ def read_spec(path: Path, prediction: Prediction) -> RunSpec:
 
 
 def load(path: Path) -> RunFolder:
-    """Read what was written before step 0.
+    """Read the files that were written before the first step.
 
     Raises:
         BadInput: if the folder or one of its files is missing or damaged.
@@ -125,7 +125,7 @@ def load(path: Path) -> RunFolder:
             f"{path} is not a run folder: it has no {LOG_NAME}; give the folder of a run."
         )
     for name in (SPEC_NAME, CONFIG_TOML, "machine.json", "prediction.json", LOG_NAME):
-        refuse_to_lead_out(path / name)
+        refuse_outside_link(path / name)
     try:
         machine = json.loads(read_whole(path / "machine.json"))
         if not isinstance(machine, dict):
@@ -146,7 +146,11 @@ def load(path: Path) -> RunFolder:
 
 
 def load_with_log(path: Path, reader: LogReader | None = None) -> tuple[RunFolder, Recorded]:
-    """Read a run folder and its log, the latter by a reader that may know its beginning already.
+    """Read a run folder and its log.
+
+    Args:
+        path: The folder.
+        reader: Reads only new lines of a log that it has read before; None for a new reader.
 
     Raises:
         BadInput: as load and read_log, or if the prediction was changed after the run began.

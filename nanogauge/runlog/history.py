@@ -1,4 +1,4 @@
-"""What a run log holds, read: each kind of line by itself, and what follows from their order."""
+"""The content of a run log in memory: a list or table for each kind of line, and derived facts."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from nanogauge.schema import (
 
 _Record = TypeVar("_Record", bound=Stored)
 _NAN = float("nan")
-_MOST = 2**53
+_EXACT = 2**53
+"""Largest whole number up to which float64 is exact."""
 
 
 class Table(Sequence[_Record], Generic[_Record]):
-    """Records of one model, in the order in which they came.
+    """Records of one model in order, stored by column.
 
-    A field that holds numbers is a column of float64, in which NaN stands for None: no record holds
-    a NaN. Whole numbers are exact up to 2**53. The values of any other field are kept as they are,
-    each distinct one once.
+    A numeric field is a column of float64 with NaN for None. Other fields are stored as codes into
+    a list of distinct values.
     """
 
     def __init__(self, model: type[_Record]) -> None:
@@ -47,10 +47,10 @@ class Table(Sequence[_Record], Generic[_Record]):
         self._length = 0
         self._numbers: dict[str, array[float]] = {}
         self._whole: set[str] = set()
-        self._others: dict[str, array[int]] = {}
+        self._codes: dict[str, array[int]] = {}
         self._checks: dict[str, TypeAdapter[Any]] = {}
         self._values: list[Any] = [None]
-        self._codes: dict[str, int] = {}
+        self._code_of: dict[str, int] = {}
         self._required: list[str] = []
         for name, info in model.model_fields.items():
             kinds = _kinds(info.annotation)
@@ -63,38 +63,30 @@ class Table(Sequence[_Record], Generic[_Record]):
                 if float not in kinds:
                     self._whole.add(name)
             else:
-                self._others[name] = array("q")
+                self._codes[name] = array("q")
                 self._checks[name] = TypeAdapter(info.annotation or Any)
 
     def append(self, record: _Record) -> None:
-        self.append_values(record.__dict__)
-
-    def append_values(self, values: Mapping[str, Any]) -> None:
-        """Append a record by its fields; names that are none are passed over.
-
-        Raises:
-            ValueError: if a required field is missing, or one that holds a number holds none.
-        """
-        self.extend_values([values])
+        self.extend_values([record.__dict__])
 
     def extend_values(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Append many records by their fields, all of them or, where one is refused, none.
+        """Append records by their fields, ignoring unknown ones; if one is invalid, append none.
 
-        A field at a time, which costs a tenth of what a record at a time does.
+        Working by column takes a tenth of the time of appending single records.
 
         Raises:
-            ValueError: as append_values.
+            ValueError: if a required field is missing, or a number is non-finite or mistyped.
         """
         columns = [self._column_of(name, [row.get(name) for row in rows]) for name in self._numbers]
-        codes = [self._codes_of(name, [row.get(name) for row in rows]) for name in self._others]
-        for known, more in zip(self._numbers.values(), columns, strict=True):
-            known.extend(more)
-        for other, coded in zip(self._others.values(), codes, strict=True):
-            other.extend(coded)
+        codes = [self._codes_of(name, [row.get(name) for row in rows]) for name in self._codes]
+        for column, more in zip(self._numbers.values(), columns, strict=True):
+            column.extend(more)
+        for coded, more_codes in zip(self._codes.values(), codes, strict=True):
+            coded.extend(more_codes)
         self._length += len(rows)
 
     def _column_of(self, name: str, values: list[Any]) -> array[float]:
-        """The values of a field of numbers, NaN for None."""
+        """Check the values of a numeric field, and replace None by NaN."""
         kinds = set(map(type, values))
         if type(None) in kinds:
             if name in self._required:
@@ -111,55 +103,55 @@ class Table(Sequence[_Record], Generic[_Record]):
         raise ValueError(f"{name} is no finite number")
 
     def _codes_of(self, name: str, values: list[Any]) -> array[int]:
-        """For each value of a field that holds no numbers its place in the list of values."""
+        """Return the codes of the values of a field that is not numeric."""
         codes = array("q")
         for value in values:
             if value is None:
                 codes.append(0)
                 continue
             key = f"{name} {value!r}"
-            if key not in self._codes:
+            if key not in self._code_of:
                 checked = self._checks[name].validate_python(value)
-                self._codes[key] = len(self._values)
+                self._code_of[key] = len(self._values)
                 self._values.append(checked)
-            codes.append(self._codes[key])
+            codes.append(self._code_of[key])
         return codes
 
     def column(self, name: str) -> npt.NDArray[np.float64]:
-        """All values of a field of numbers, NaN where a record has none."""
+        """Return a numeric field of all records, NaN for None."""
         return np.frombuffer(self._numbers[name], dtype=np.float64).copy()
 
     def known(self, name: str) -> npt.NDArray[np.float64]:
-        """The values of a field of numbers, without those that are None."""
+        """Return a numeric field of the records in which it is not None."""
         column = self.column(name)
         return column[~np.isnan(column)]
 
     def codes(self, name: str) -> tuple[npt.NDArray[np.int64], list[Any]]:
-        """A field that holds no numbers: for each record the place of its value in a list."""
-        return np.frombuffer(self._others[name], dtype=np.int64).copy(), self._values
+        """Return a field that is not numeric: the code of each record, and the values by code."""
+        return np.frombuffer(self._codes[name], dtype=np.int64).copy(), self._values
 
     def distinct(self, name: str) -> list[Any]:
-        """The different values of a field that holds no numbers; None among them if it occurs."""
-        return [self._values[code] for code in sorted(set(self._others[name]))]
+        """Return the distinct values of a field that is not numeric, including None."""
+        return [self._values[code] for code in sorted(set(self._codes[name]))]
 
     def last(self, name: str) -> float | None:
-        """A number of the newest record; None where it has none, or there is no record."""
+        """Return a numeric field of the newest record; None without a record."""
         if not self._length or isnan(value := self._numbers[name][-1]):
             return None
         return value
 
-    def cut(self, length: int) -> None:
-        """Forget the records after the first so many."""
+    def truncate(self, length: int) -> None:
+        """Drop all records but the first `length`."""
         for column in self._numbers.values():
             del column[length:]
-        for codes in self._others.values():
+        for codes in self._codes.values():
             del codes[length:]
         self._length = min(self._length, length)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Table | list) and list(self) == list(other)
 
-    __hash__ = None  # type: ignore[assignment]  # it grows
+    __hash__ = None  # type: ignore[assignment]  # mutable
 
     def __len__(self) -> int:
         return self._length
@@ -186,19 +178,19 @@ class Table(Sequence[_Record], Generic[_Record]):
             value = column[index]
             if not isnan(value):
                 values[name] = int(value) if name in self._whole else value
-        for name, codes in self._others.items():
+        for name, codes in self._codes.items():
             if codes[index]:
                 values[name] = self._values[codes[index]]
         return self._model(**values)
 
 
 def _exact(numbers: list[Any]) -> bool:
-    """Whether a column of float64 holds them exactly, where they are whole."""
-    return all(type(n) is float or -_MOST <= n <= _MOST for n in (min(numbers), max(numbers)))
+    """Return True if float64 holds all whole numbers among these exactly."""
+    return all(type(n) is float or -_EXACT <= n <= _EXACT for n in (min(numbers), max(numbers)))
 
 
 def _kinds(annotation: Any) -> set[Any]:
-    """The types of a field that may be None, without None."""
+    """Return the types that a field may have besides None."""
     if typing.get_origin(annotation) is Annotated:
         return _kinds(typing.get_args(annotation)[0])
     if typing.get_origin(annotation) in (types.UnionType, typing.Union):
@@ -207,34 +199,34 @@ def _kinds(annotation: Any) -> set[Any]:
 
 
 LONGEST_GAP_SECONDS = 366 * 86_400.0
-"""between two processes; what the clocks say beyond it, or below nothing, is a clock that was set
-"""
+"""Longest plausible time between two processes; a longer or negative one means that a clock was
+set."""
 
 
 @dataclass
 class Startup:
-    """A process up to its first step."""
+    """Start-up of a process: the time before its first step."""
 
     booked_seconds: float = 0.0
-    """evaluation and compilation in it, which have a time of their own"""
+    """Evaluation and compilation in it, which the time ledger counts separately."""
     compile_seconds: float = 0.0
-    """of these: compilation"""
+    """Compilation in booked_seconds."""
     first_step_began: float | None = None
-    """on the clock of the process; None where it made no step, or the log has no clock"""
+    """Elapsed seconds of the process; None without a step or a clock in the log."""
 
 
 @dataclass
 class LostWork:
-    """What a start line undid: work from the step on that it names, which is made again."""
+    """Work that a start line discards: everything from its first_step on."""
 
     steps: int = 0
     seconds: float = 0.0
-    """of these steps, and of evaluations and checkpoints, as far as they have a time"""
+    """Duration of these steps, evaluations and checkpoints, as far as it is logged."""
 
 
 @dataclass
 class Recorded:
-    """A run log, read: each kind of line in the order in which it was written."""
+    """The content of a run log: the lines of each kind in order."""
 
     starts: list[Start] = field(default_factory=list)
     compiles: list[Compile] = field(default_factory=list)
@@ -245,41 +237,40 @@ class Recorded:
     sensors: Table[Sensor] = field(default_factory=lambda: Table(Sensor))
     events: list[Event] = field(default_factory=list)
     benchmarks: list[Benchmark] = field(default_factory=list)
-    """the newest of each name, metric and model that was held against it"""
+    """Newest line of each name, metric and model of comparison."""
     ends: list[End] = field(default_factory=list)
     processes: list[list[Start]] = field(default_factory=list)
-    """the start lines of each process: one, and one more for each time it went back by itself"""
-    losses: list[LostWork] = field(default_factory=list)
-    """of each start line"""
-    story: list[tuple[int, Start | Event | End]] = field(default_factory=list)
-    """these lines in the order of the log, each with the number of its process"""
-    first_readings: list[int] = field(default_factory=list)
-    """where in sensors the readings of each process begin"""
+    """Start lines of each process: one, and one for each rollback."""
+    lost_work: list[LostWork] = field(default_factory=list)
+    """Of each start line."""
+    milestones: list[tuple[int, Start | Event | End]] = field(default_factory=list)
+    """Lines of these kinds in the order of the log, each with the number of its process."""
+    first_sensors: list[int] = field(default_factory=list)
+    """Index in `sensors` of the first reading of each process."""
     session_seconds: list[float | None] = field(default_factory=list)
-    """wall time of each process up to its last line; None where the log has no clock"""
+    """Wall time of each process up to its last line; None without a clock in the log."""
     startups: list[Startup] = field(default_factory=list)
-    """of each process"""
+    """Of each process."""
     end: End | None = None
-    """how the last process ended; None where it died, or is still running"""
-    cut: bool = False
-    """the last line was cut in the middle: the run died while it wrote it"""
+    """End line of the last process; None if it died or is still running."""
+    truncated: bool = False
+    """The last line is incomplete: the run died while writing it."""
 
     @property
     def lost_steps(self) -> int:
-        """Steps that were made again, from the checkpoint at which the run went on."""
-        return sum(loss.steps for loss in self.losses)
+        """Steps that were repeated after resuming from a checkpoint."""
+        return sum(lost.steps for lost in self.lost_work)
 
     @property
     def lost_seconds(self) -> float:
-        """Of all that was made again: of the lines that were made first."""
-        return sum(loss.seconds for loss in self.losses)
+        """Duration of the work that was repeated, the first time."""
+        return sum(lost.seconds for lost in self.lost_work)
 
     @property
     def gap_seconds(self) -> list[float | None]:
-        """Between each process and the next: from its last line until the clock of the next began.
+        """Time between each process's last line and the next process's start.
 
-        None where the log does not tell the time of day, or where the clock that tells it was set
-        meanwhile, so that the next process began before the last one ended, or a year later.
+        None if the log has no time of day, or the system clock was set in between.
         """
         gaps: list[float | None] = []
         for number, starts in enumerate(self.processes[1:], start=1):
@@ -288,12 +279,12 @@ class Recorded:
             gap = None
             if seconds is not None and ended is not None and began is not None:
                 gap = began - (ended + seconds)
-            known = gap is not None and 0 <= gap <= LONGEST_GAP_SECONDS
-            gaps.append(gap if known else None)
+            plausible = gap is not None and 0 <= gap <= LONGEST_GAP_SECONDS
+            gaps.append(gap if plausible else None)
         return gaps
 
     def add(self, line: LogLine) -> None:
-        """File one line under its kind; a step or evaluation done again replaces the first one."""
+        """Add one line; a repeated step or evaluation replaces the first one."""
         match line:
             case Start():
                 self.starts.append(line)
@@ -302,23 +293,23 @@ class Recorded:
                     self.processes[-1].append(line)
                 else:
                     self.processes.append([line])
-                    self.first_readings.append(len(self.sensors))
+                    self.first_sensors.append(len(self.sensors))
                     self.session_seconds.append(line.elapsed_seconds)
                     self.startups.append(Startup())
-                self._go_back_to(line.first_step)
+                self._discard_from(line.first_step)
             case Compile():
                 self.compiles.append(line)
-                self._booked(line)
+                self._add_to_startup(line)
             case Step():
                 self.steps.append(line)
-                self._stepped([vars(line)])
+                self._end_startup([vars(line)])
             case Rank():
                 self.ranks.append(line)
             case Eval():
-                again = [e for e in self.evals if e.step == line.step]
-                self.losses[-1].seconds += sum(e.seconds or 0.0 for e in again)
+                repeated = [e for e in self.evals if e.step == line.step]
+                self.lost_work[-1].seconds += sum(e.seconds or 0.0 for e in repeated)
                 self.evals = [e for e in self.evals if e.step != line.step] + [line]
-                self._booked(line)
+                self._add_to_startup(line)
             case Checkpoint():
                 self.checkpoints.append(line)
             case Sensor():
@@ -333,56 +324,56 @@ class Recorded:
                 self.ends.append(line)
                 self.end = line
         if isinstance(line, Start | Event | End):
-            self.story.append((len(self.processes) - 1, line))
-        self._passed(line.elapsed_seconds)
+            self.milestones.append((len(self.processes) - 1, line))
+        self._set_elapsed(line.elapsed_seconds)
 
     def add_numbers(
         self, kind: str, rows: Sequence[dict[str, Any]], elapsed_seconds: float | None
     ) -> None:
-        """File lines of a kind that comes by the thousand, by their fields alone.
+        """Add many step or sensor lines by their fields.
 
         Args:
             kind: step or sensor.
-            rows: the fields of each.
+            rows: fields of each line.
             elapsed_seconds: of the newest line that has any.
 
         Raises:
-            ValueError: if one of them does not make such a line; then none is filed.
+            ValueError: if one is invalid; then none is added.
         """
         table = self.steps if kind == "step" else self.sensors
         table.extend_values(rows)
         if kind == "step":
-            self._stepped(rows)
-        self._passed(elapsed_seconds)
+            self._end_startup(rows)
+        self._set_elapsed(elapsed_seconds)
 
-    def _go_back_to(self, first_step: int) -> None:
-        """Forget what is made again from this step on, but for the time it took."""
-        loss = LostWork()
+    def _discard_from(self, first_step: int) -> None:
+        """Drop work from a step on, which is repeated, and add its duration to lost_work."""
+        lost = LostWork()
         last = self.steps.last("step")
         if last is not None and last >= first_step:
-            loss.steps = int(last) + 1 - first_step
+            lost.steps = int(last) + 1 - first_step
         while (last := self.steps.last("step")) is not None and last >= first_step:
-            loss.seconds += self.steps.last("step_seconds") or 0.0
-            self.steps.cut(len(self.steps) - 1)
-        loss.seconds += sum(e.seconds or 0.0 for e in self.evals if e.step > first_step)
-        loss.seconds += sum(c.seconds or 0.0 for c in self.checkpoints if c.step > first_step)
-        self.losses.append(loss)
+            lost.seconds += self.steps.last("step_seconds") or 0.0
+            self.steps.truncate(len(self.steps) - 1)
+        lost.seconds += sum(e.seconds or 0.0 for e in self.evals if e.step > first_step)
+        lost.seconds += sum(c.seconds or 0.0 for c in self.checkpoints if c.step > first_step)
+        self.lost_work.append(lost)
         self.evals = [e for e in self.evals if e.step <= first_step]
         self.checkpoints = [c for c in self.checkpoints if c.step <= first_step]
 
     def processes_of_readings(self) -> npt.NDArray[np.int64]:
-        """Of each sensor reading the number of its process, (readings,)."""
+        """Return the number of the process of each sensor reading."""
         places = np.arange(len(self.sensors))
-        return np.searchsorted(self.first_readings, places, side="right") - 1
+        return np.searchsorted(self.first_sensors, places, side="right") - 1
 
-    def _booked(self, line: Compile | Eval) -> None:
+    def _add_to_startup(self, line: Compile | Eval) -> None:
         startup = self.startups[-1]
         if startup.first_step_began is None:
             startup.booked_seconds += line.seconds or 0.0
             if isinstance(line, Compile) and line.step is None:
                 startup.compile_seconds += line.seconds
 
-    def _stepped(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def _end_startup(self, rows: Sequence[Mapping[str, Any]]) -> None:
         startup = self.startups[-1]
         if startup.first_step_began is not None:
             return
@@ -392,14 +383,11 @@ class Recorded:
                 startup.first_step_began = ended - (values.get("step_seconds") or 0.0)
                 return
 
-    def _passed(self, elapsed_seconds: float | None) -> None:
+    def _set_elapsed(self, elapsed_seconds: float | None) -> None:
         if elapsed_seconds is not None:
             self.session_seconds[-1] = elapsed_seconds
 
 
 def process_began(start: Start) -> float | None:
-    """When the clock of a start line's process stood at zero, in seconds since 1970.
-
-    None where the log does not tell the time of day.
-    """
+    """Return the Unix time of the start of a process; None if the log has no time of day."""
     return None if start.unix_time is None else start.unix_time - (start.elapsed_seconds or 0.0)

@@ -1,7 +1,7 @@
-"""One writer for a run folder: a lock that the operating system takes back when its holder dies.
+"""Lock of a run folder for its only writer; the operating system releases it with the process.
 
-The lock lies on the file .lock in the run folder, which stays there for good: who holds it writes
-into it the process, the machine and the moment. A reader asks without waiting and keeps nothing.
+The lock is on the file .lock, which stays in the folder and names the process, machine and time of
+its last owner. Readers test it without waiting.
 """
 
 from __future__ import annotations
@@ -19,137 +19,128 @@ from pathlib import Path
 from nanogauge.errors import BadInput
 
 LOCK_NAME = ".lock"
-_PATIENCE_SECONDS = 1.0
-"""a reader holds the lock for an instant, and a process that was killed lets go of it in another"""
+_RETRY_SECONDS = 1.0
+"""Retry time: a reader locks for an instant, and so may a process that is being killed."""
 _UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
-"""what a file system answers that has no locks"""
+"""Errors of a file system without locks."""
 
 if sys.platform == "win32":
     import msvcrt
 
-    _LOCKED_BYTE = 2**30  # far behind the text: what is locked there nobody else can read
+    _LOCKED_BYTE = 2**30  # behind the text: other processes cannot read a locked byte
 
-    def _take(descriptor: int, alone: bool) -> None:
-        """Lock, or raise OSError at once; Windows has no lock to be shared."""
+    def _lock(descriptor: int, exclusive: bool) -> None:
+        """Lock or raise OSError at once; Windows has no shared locks."""
         os.lseek(descriptor, _LOCKED_BYTE, os.SEEK_SET)
         msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
 
 else:
     import fcntl
 
-    def _take(descriptor: int, alone: bool) -> None:
-        """Lock, alone or among readers, or raise OSError at once."""
-        fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    def _lock(descriptor: int, exclusive: bool) -> None:
+        """Lock, exclusively or shared, or raise OSError at once."""
+        fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
 
 
 @dataclass(frozen=True)
 class RunLock:
-    """Held until close(), or until the process ends in whatever way.
+    """A lock until close(), or until the process ends.
 
-    The descriptor is closed in every program that this process starts (PEP 446).
+    Child processes do not inherit the descriptor (PEP 446).
     """
 
     descriptor: int
     warning: str | None
-    """a sentence where the file system has no locks, so that nothing is held; else None"""
+    """A sentence if the file system has no locks, else None."""
 
     def close(self) -> None:
-        """Let go of the folder."""
         os.close(self.descriptor)
 
 
 @dataclass(frozen=True)
-class _Holder:
-    """What the last one to hold a lock wrote into its file."""
+class _Owner:
+    """Content of the lock file: the last owner of the lock."""
 
     pid: int
     host: str
     since_unix: float
 
 
-def hold(folder: Path) -> RunLock:
-    """Become the only writer of a run folder, which must exist.
-
-    Nothing but the lock's own file is touched. Where the file system has no locks the run goes on
-    without, and the lock's warning says so.
+def acquire_lock(folder: Path) -> RunLock:
+    """Lock an existing run folder for writing; without locks in the file system, return a warning.
 
     Raises:
-        BadInput: if another process writes there, with its id and since when.
-        OSError: if the lock's file cannot be made.
+        BadInput: if another process has locked it.
+        OSError: if the lock file cannot be created.
     """
     descriptor = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
-    deadline = time.monotonic() + _PATIENCE_SECONDS
+    deadline = time.monotonic() + _RETRY_SECONDS
     warning = None
     while True:
         try:
-            _take(descriptor, alone=True)
+            _lock(descriptor, exclusive=True)
             break
         except OSError as error:
             if error.errno in _UNSUPPORTED:
                 warning = (
                     f"The file system of {folder} has no locks ({error.strerror}): "
-                    "see to it yourself that no second run writes there."
+                    "make sure that no second run writes there."
                 )
                 break
             if time.monotonic() >= deadline:
                 os.close(descriptor)
-                raise _refusal(folder) from None
+                raise _locked_by(folder) from None
             time.sleep(0.02)
-    holder = {"pid": os.getpid(), "host": platform.node(), "since_unix": time.time()}
+    owner = {"pid": os.getpid(), "host": platform.node(), "since_unix": time.time()}
     os.ftruncate(descriptor, 0)
     os.lseek(descriptor, 0, os.SEEK_SET)
-    os.write(descriptor, json.dumps(holder).encode() + b"\n")
+    os.write(descriptor, json.dumps(owner).encode() + b"\n")
     return RunLock(descriptor, warning)
 
 
-def is_held(folder: Path) -> bool | None:
-    """Whether a process, this one included, writes to a run folder at this moment.
+def is_locked(folder: Path) -> bool | None:
+    """Return True if a process, possibly this one, has locked a run folder now.
 
-    Neither waits nor disturbs. None where nobody can tell: there is no lock's file, as in an
-    imported run; the file system has no locks; or the folder was copied from another machine, on
-    which the run may well go on.
+    None if unknown: there is no lock file, as in an imported run; the file system has no locks; or
+    the folder was copied from another machine, on which the run may continue.
     """
     try:
         descriptor = os.open(folder / LOCK_NAME, os.O_RDONLY)
     except OSError:
         return None
     try:
-        _take(descriptor, alone=False)
+        _lock(descriptor, exclusive=False)
     except OSError as error:
         return None if error.errno in _UNSUPPORTED else True
     finally:
         os.close(descriptor)
-    holder = _holder(folder)
-    return False if holder is not None and holder.host == platform.node() else None
+    owner = _owner(folder)
+    return False if owner is not None and owner.host == platform.node() else None
 
 
-def refuse_held(folder: Path) -> None:
-    """Say at once that a folder is taken, before any work is done for it.
-
-    Raises:
-        BadInput: as hold().
-    """
-    if is_held(folder):
-        raise _refusal(folder)
+def refuse_locked(folder: Path) -> None:
+    """Raise BadInput if another process has locked a run folder, before any work for it."""
+    if is_locked(folder):
+        raise _locked_by(folder)
 
 
-def _holder(folder: Path) -> _Holder | None:
-    """Who held a lock last; None where the file does not tell."""
+def _owner(folder: Path) -> _Owner | None:
+    """Return the last owner of a lock; None if its file is absent or damaged."""
     try:
         values = json.loads((folder / LOCK_NAME).read_bytes())
-        return _Holder(int(values["pid"]), str(values["host"]), float(values["since_unix"]))
+        return _Owner(int(values["pid"]), str(values["host"]), float(values["since_unix"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _refusal(folder: Path) -> BadInput:
-    holder = _holder(folder)
-    who = "another process"
-    if holder is not None:
-        since = datetime.fromtimestamp(holder.since_unix).astimezone()
-        host = "" if holder.host == platform.node() else f" on {holder.host}"
-        who = f"process {holder.pid}{host}, since {since:%Y-%m-%d %H:%M:%S},"
+def _locked_by(folder: Path) -> BadInput:
+    owner = _owner(folder)
+    process = "another process"
+    if owner is not None:
+        since = datetime.fromtimestamp(owner.since_unix).astimezone()
+        host = "" if owner.host == platform.node() else f" on {owner.host}"
+        process = f"process {owner.pid}{host}, since {since:%Y-%m-%d %H:%M:%S},"
     return BadInput(
-        f"{who} trains in {folder} already; wait for it or stop it, "
+        f"{process} trains in {folder} already; wait for it or stop it, "
         "or give this run another --run.name."
     )

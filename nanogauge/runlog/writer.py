@@ -1,83 +1,154 @@
-"""A file of whole lines that outlives a full disk: what it refuses waits in memory, in order."""
+"""Writing log.jsonl: one JSON object per line, append-only, robust against a full disk."""
 
 from __future__ import annotations
 
 import errno
+import json
 import os
 import threading
 from collections import deque
+from collections.abc import Callable
 from itertools import accumulate, islice
 from pathlib import Path
+from types import TracebackType
 
-WAITING_BYTES = 64 * 2**20
-"""of lines that wait at most"""
-THINNED_BYTES = WAITING_BYTES * 7 // 8
-"""down to so much expendable lines are dropped, so that not every new line has to look for some"""
+from nanogauge.files import scrubbed
+from nanogauge.runlog.reader import FILE_NAME
+from nanogauge.schema import End, Event, LogLine, Sensor, Start
+
+MAX_PENDING_BYTES = 64 * 2**20
+"""Limit for the lines that wait in memory while the disk is full."""
+THINNED_BYTES = MAX_PENDING_BYTES * 7 // 8
+"""Size to which droppable lines are thinned, so that not every new line has to search for some."""
 LINES_AT_ONCE = 1024
 
 
-class WholeLines:
-    """Appends lines to a file; at each moment it holds the first of them, each of them whole.
+class RunLog:
+    """Writes the log of one run; a context manager.
 
-    A line that the disk refuses is no error: it waits, each further line tries again, and once
-    there is space all that wait are written in their order. Of a line that was written in part, the
-    part is cut off. Several threads may append.
+    While the disk is full lines wait in memory, up to 64 MiB, and are written in order once there
+    is space. Beyond that the oldest sensor readings are dropped, and an event counts them.
 
     Args:
-        path: the file. A line that is cut at its end is removed: it is no line.
+        folder: the run folder.
+        elapsed_seconds: clock for the lines without a time; None to leave them without, as in an
+            imported log.
 
     Raises:
-        OSError: if it cannot be opened, read or cut.
+        OSError: if the file cannot be opened, or on exit if lines could not be written.
+    """
+
+    def __init__(self, folder: Path, elapsed_seconds: Callable[[], float] | None = None) -> None:
+        self._elapsed_seconds = elapsed_seconds
+        self._lines = LineFile(folder / FILE_NAME)
+        self._reported_drops = 0
+
+    @property
+    def problem(self) -> str | None:
+        """A sentence while lines wait for space on the disk, else None."""
+        refused = self._lines.refused
+        if refused is None:
+            return None
+        return (
+            f"{FILE_NAME} cannot be written ({refused.strerror}): its lines wait in memory, and "
+            "are lost if the run ends before; free space on its disk."
+        )
+
+    def write(self, line: LogLine) -> None:
+        """Append a line: pass it to the operating system, or queue it while there is a problem.
+
+        Raises:
+            OSError: if more than 64 MiB are queued, none of them sensor readings.
+        """
+        if line.elapsed_seconds is None and self._elapsed_seconds is not None:
+            line = line.model_copy(update={"elapsed_seconds": self._elapsed_seconds()})
+        values = {"kind": line.kind, **line.model_dump(mode="json", exclude_none=True)}
+        if isinstance(line, Start | Event | End):  # the only kinds with free text
+            values = scrubbed(values)
+        data = json.dumps(values, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        self._lines.append(data, droppable=isinstance(line, Sensor))
+        dropped = self._lines.dropped - self._reported_drops
+        if dropped and self._lines.refused is None:
+            self._reported_drops += dropped
+            text = (
+                f"While the disk was full, {dropped:,} sensor readings were dropped for lack of "
+                "memory: power, clock and temperature have a gap."
+            )
+            self.write(Event(level="warning", what="readings_dropped", text=text))
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._lines.close()
+
+
+class LineFile:
+    """Appends lines to a file, which at every moment holds a prefix of them, each complete.
+
+    A line that the disk refuses is queued; each further line retries, and once there is space all
+    are written in order. The written part of an incomplete line is cut off. Thread-safe.
+
+    Args:
+        path: the file; an incomplete last line in it is removed.
+
+    Raises:
+        OSError: if it cannot be opened, read or truncated.
     """
 
     def __init__(self, path: Path) -> None:
         self.refused: OSError | None = None
-        """why lines wait; None while none does"""
+        """Why lines are queued; None while none are."""
         self.dropped = 0
-        """expendable lines that were let go for want of memory, ever"""
+        """Droppable lines that were dropped so far."""
         self._lock = threading.Lock()
-        self._waiting: deque[tuple[bytes, bool]] = deque()
-        self._waiting_bytes = 0
+        self._queue: deque[tuple[bytes, bool]] = deque()
+        self._queue_bytes = 0
         no_link = getattr(os, "O_NOFOLLOW", 0)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | no_link, 0o644)
         self._size = path.read_bytes().rfind(b"\n") + 1
         self._torn = True
-        self._mend()
+        self._cut_torn_line()
 
-    def append(self, line: bytes, expendable: bool = False) -> None:
-        """Write a line, and before it those that wait; where the disk refuses them, all wait.
+    def append(self, line: bytes, droppable: bool = False) -> None:
+        """Write a line after those in the queue, or queue it.
 
         Args:
-            line: with its newline, and no other in it.
-            expendable: it may be dropped where more than WAITING_BYTES wait.
+            line: ends with its only newline.
+            droppable: may be dropped if the queue exceeds MAX_PENDING_BYTES.
 
         Raises:
-            OSError: if so much waits that is not expendable. The line is not taken.
+            OSError: if the queue is full of lines that are not droppable; this line is not queued.
         """
         with self._lock:
-            self._waiting.append((line, expendable))
-            self._waiting_bytes += len(line)
+            self._queue.append((line, droppable))
+            self._queue_bytes += len(line)
             self._write()
-            if self._waiting_bytes > WAITING_BYTES:
+            if self._queue_bytes > MAX_PENDING_BYTES:
                 self._thin()
-            if self._waiting_bytes > WAITING_BYTES:
+            if self._queue_bytes > MAX_PENDING_BYTES:
                 assert self.refused is not None
-                self._waiting.pop()
-                self._waiting_bytes -= len(line)
+                self._queue.pop()
+                self._queue_bytes -= len(line)
                 raise self.refused
 
     def close(self) -> None:
-        """Try once more to write what waits, and close the file.
+        """Retry the queue once and close the file.
 
         Raises:
-            OSError: if lines are lost, as they still cannot be written, or if the disk fails.
+            OSError: if lines of the queue are lost, or the disk fails.
         """
         with self._lock:
             self._write()
             try:
-                if self._waiting:
+                if self._queue:
                     assert self.refused is not None
-                    why, count = self.refused.strerror, len(self._waiting)
+                    why, count = self.refused.strerror, len(self._queue)
                     text = f"{why}: {count:,} lines of the log could not be written"
                     raise OSError(self.refused.errno, text)
                 os.fsync(self._file)
@@ -86,8 +157,8 @@ class WholeLines:
 
     def _write(self) -> None:
         try:
-            while self._waiting:
-                self._mend()
+            while self._queue:
+                self._cut_torn_line()
                 self._write_some()
         except OSError as error:
             self.refused = self.refused or error
@@ -95,40 +166,35 @@ class WholeLines:
             self.refused = None
 
     def _write_some(self) -> None:
-        """Write the first lines that wait, by one call.
-
-        Raises:
-            OSError: if not all of them went into the file.
-        """
-        lines = [line for line, _ in islice(self._waiting, LINES_AT_ONCE)]
+        """Write the first lines of the queue by one call; raise OSError unless all are written."""
+        lines = [line for line, _ in islice(self._queue, LINES_AT_ONCE)]
         data = b"".join(lines)
         written = os.write(self._file, data)
-        whole = 0
+        complete = 0
         for end in accumulate(map(len, lines)):
             if end > written:
                 break
-            whole = end
-            self._waiting.popleft()
-        self._size += whole
-        self._waiting_bytes -= whole
+            complete = end
+            self._queue.popleft()
+        self._size += complete
+        self._queue_bytes -= complete
         if written < len(data):
-            self._torn = whole < written
-            self._mend()
+            self._torn = complete < written
+            self._cut_torn_line()
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def _mend(self) -> None:
-        """Cut off what is no whole line."""
+    def _cut_torn_line(self) -> None:
         if self._torn:
             os.ftruncate(self._file, self._size)
             self._torn = False
 
     def _thin(self) -> None:
-        """Drop expendable lines, the oldest first."""
+        """Drop droppable lines, the oldest first."""
         kept: deque[tuple[bytes, bool]] = deque()
-        for line, expendable in self._waiting:
-            if expendable and self._waiting_bytes > THINNED_BYTES:
-                self._waiting_bytes -= len(line)
+        for line, droppable in self._queue:
+            if droppable and self._queue_bytes > THINNED_BYTES:
+                self._queue_bytes -= len(line)
                 self.dropped += 1
             else:
-                kept.append((line, expendable))
-        self._waiting = kept
+                kept.append((line, droppable))
+        self._queue = kept

@@ -1,7 +1,7 @@
-"""Weights & Biases: a best-effort mirror of the run log, in a process of its own.
+"""Control of the process that mirrors a run log to Weights & Biases.
 
-Here is that process as those hold it who start it: the training loop for the time of a run
-(Mirror), report.py for a run that has ended (upload). What it does is in tracking_process.py.
+The training loop starts one for the duration of a run (Mirror), report.py for a run that has ended
+(upload). Neither waits for W&B beyond a time limit. The process itself is nanogauge.sinks.process.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from nanogauge.runlog.reader import FILE_NAME
 Mode = Literal["auto", "online", "offline"]
 
 OUTPUT_NAME = "wandb.log"
-"""what the mirror's process and W&B print"""
+"""Output of the mirror process and of W&B."""
 POSITION_NAME = "wandb.json"
-"""how far the run is mirrored"""
+"""How much of the run is mirrored."""
 _MODULE = "nanogauge.sinks.process"
 _UPLOAD_SECONDS = 600.0
-_SPEAKER = "tracking_process.py: "
-"""begins the sentence with which the process ends when something went wrong"""
-_GIVEN_UP = "Fatal error while uploading data"
-"""what W&B prints, and nothing more, when a server refuses its rows"""
+_ERROR_PREFIX = "process.py: "
+"""Start of the line with which run_command ends a failed process."""
+_ROWS_REFUSED = "Fatal error while uploading data"
+"""W&B's only message when a server refuses rows."""
 
 
 def new_run_id() -> str:
-    """An id for a new run, such as W&B takes: eight lower-case letters and digits."""
+    """Return a random W&B run id: eight lower-case letters and digits."""
     return "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))
 
 
 class Mirror:
-    """The mirror's process, as the training loop holds it."""
+    """The mirror process of a run, as the training loop uses it."""
 
     def __init__(self, folder: Path, process: subprocess.Popen[bytes] | None, problem: str) -> None:
         self._folder = folder
@@ -50,16 +50,19 @@ class Mirror:
     def start(
         cls, folder: Path, mode: Mode, project: str, log_every: int, run_id: str | None = None
     ) -> Mirror:
-        """Start to mirror a run whose folder holds config.toml, prediction.json and a start line.
+        """Start mirroring; finish() reports any failure, and this call neither waits nor raises.
 
-        Every `log_every`-th step goes to W&B, and all else that is logged. A run that is resumed
-        goes on under the `run_id` that it had; without one it is that of the log. Does not wait
-        for W&B and never raises: what goes wrong is told by finish().
+        Args:
+            folder: a run folder with prediction.json and a start line in its log.
+            mode: whether to upload.
+            project: the W&B project.
+            log_every: mirror every so many steps, and everything else in the log.
+            run_id: W&B's id of the run; None for the id in the log.
         """
         log = folder / FILE_NAME
-        known_bytes = log.stat().st_size if log.exists() else 0
+        logged_bytes = log.stat().st_size if log.exists() else 0
         options = [str(folder), f"--mode={mode}", f"--project={project}"]
-        options += [f"--log-every={log_every}", f"--attached={known_bytes}"]
+        options += [f"--log-every={log_every}", f"--attached={logged_bytes}"]
         if run_id is not None:
             options.append(f"--id={run_id}")
         try:
@@ -69,52 +72,50 @@ class Mirror:
             return cls(folder, None, f"The W&B mirror could not be started: {error}.")
 
     def finish(self, timeout_seconds: float = 10.0) -> str | None:
-        """Let the mirror take the rest of the log and the report, for so long at most.
+        """Wait for the rest of the log and the report, both complete; return a warning or None.
 
-        Both are complete by now. Returns a sentence of warning when not all of the run is in W&B,
-        else None. Never raises.
+        The warning says why not all of the run is in W&B. Never raises.
         """
         if self._process is None:
             return self._problem
-        again = f"python report.py --wandb {self._folder} uploads the run"
+        advice = f"python report.py --wandb {self._folder} uploads the run"
         try:
-            # Whatever comes down the pipe says that the log and the report are complete.
+            # Any input means that the log and the report are complete.
             self._process.communicate(b"\n", timeout=timeout_seconds)
         except subprocess.TimeoutExpired:
             _kill(self._process)
-            return (
-                f"W&B had not taken all of the run after {timeout_seconds:.0f} s and was stopped; "
-                f"{again}."
-            )
+            return f"{_too_slow(timeout_seconds)}; {advice}."
         try:
             output = (self._folder / OUTPUT_NAME).read_text(encoding="utf-8", errors="replace")
         except OSError as error:
-            output = f"{_SPEAKER}the W&B mirror's words are lost: {error}."
+            output = f"{_ERROR_PREFIX}the output of the W&B mirror is lost: {error}."
         problem = _problem(self._process.returncode, output)
-        return None if problem is None else f"{problem} {again}."
+        return None if problem is None else f"{problem} {advice}."
 
 
 def upload(folder: Path, mode: Mode, project: str, timeout_seconds: float = _UPLOAD_SECONDS) -> str:
-    """Mirror a run as its log and report have it now; returns where W&B has it.
+    """Mirror the log and report as they are, and return the run's address in W&B.
 
     Raises:
-        RunFailed: if W&B could not be had as asked for, or not in time.
+        RunFailed: if W&B is not available in this mode, or not in time.
     """
     options = [str(folder), f"--mode={mode}", f"--project={project}"]
     process = start_module(_MODULE, options, subprocess.PIPE, subprocess.PIPE)
     try:
-        said, output = process.communicate(timeout=timeout_seconds)
+        address, errors = process.communicate(timeout=timeout_seconds)
     except BaseException as error:
         _kill(process)
         if isinstance(error, subprocess.TimeoutExpired):
-            raise RunFailed(
-                f"W&B had not taken all of the run after {timeout_seconds:.0f} s and was stopped."
-            ) from None
+            raise RunFailed(f"{_too_slow(timeout_seconds)}.") from None
         raise
-    problem = _problem(process.returncode, output.decode(errors="replace"))
+    problem = _problem(process.returncode, errors.decode(errors="replace"))
     if problem is not None:
         raise RunFailed(problem)
-    return said.decode().strip()
+    return address.decode().strip()
+
+
+def _too_slow(seconds: float) -> str:
+    return f"W&B had not taken all of the run after {seconds:.0f} s and was stopped"
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
@@ -126,12 +127,12 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def _problem(returncode: int, output: str) -> str | None:
-    """The sentence that says why a process that has ended did not do all; None if it did."""
-    said = [line for line in output.splitlines() if line.startswith(_SPEAKER)]
+    """Return why a finished mirror process did not send everything; None if it did."""
     if returncode == 0:
-        if _GIVEN_UP in output:
+        if _ROWS_REFUSED in output:
             return "W&B's server refused the run's rows, so that not all of them are there."
         return None
-    if said:
-        return said[-1].removeprefix(_SPEAKER)
-    return f"The W&B mirror failed: {(output.strip().splitlines() or ['it said nothing'])[-1]}."
+    errors = [line for line in output.splitlines() if line.startswith(_ERROR_PREFIX)]
+    if errors:
+        return errors[-1].removeprefix(_ERROR_PREFIX)
+    return f"The W&B mirror failed: {(output.strip().splitlines() or ['no output'])[-1]}."

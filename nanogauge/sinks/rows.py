@@ -1,12 +1,11 @@
-"""From lines of the run log to what W&B shows: rows of history, the summary, the verdict table.
+"""Conversion of run log lines to W&B's history rows, summary and verdict table.
 
-Every row carries three axes: `step`, `tokens` (trained on so far) and `hours` (over all processes
-of the run). A prediction stands beside what was measured of it, in the same row and under the same
-last name: perf/step_seconds and predicted/step_seconds, _low, _high. That of a quantity of the
-whole run, such as its energy, is where the measured one should come to in the end.
+Every row has three axes: `step`, `tokens` (trained on so far) and `hours` (over all processes of
+the run). A prediction is in the row of its measurement, under the same last name:
+perf/step_seconds and predicted/step_seconds, _low, _high.
 
-Every reading of the sensors is a row of its own: averaged into the steps it would lose its peaks.
-Of the steps, every log_every-th is a row, and each that was measured in more detail.
+Every sensor reading is a row of its own, because a mean over a step would hide its peaks. Of the
+steps, every log_every-th is a row, and each with detailed measurements.
 """
 
 from __future__ import annotations
@@ -38,74 +37,39 @@ from nanogauge.schema import (
 
 AXES = ("step", "tokens", "hours")
 
+
+def _keys(namespace: str, *fields: str) -> dict[str, str]:
+    return {name: f"{namespace}/{name}" for name in fields}
+
+
+_POWER = ("power_watts", "power_min_watts", "power_max_watts")
+_PEAKS = ("peak_allocated_bytes", "peak_reserved_bytes", "peak_host_bytes")
+_STEP_PARTS = ("forward_seconds", "backward_seconds", "optimizer_seconds")
+
+# Field of a log line -> W&B's key.
 STEP_KEYS = {
-    "loss": "train/loss",
-    "learning_rate": "train/learning_rate",
-    "grad_norm": "train/grad_norm",
-    "step_seconds": "perf/step_seconds",
-    "printed_seconds": "perf/printed_seconds",
-    "data_wait_seconds": "perf/data_wait_seconds",
-    "forward_seconds": "perf/forward_seconds",
-    "backward_seconds": "perf/backward_seconds",
-    "optimizer_seconds": "perf/optimizer_seconds",
-    "power_watts": "gpu/step_power_watts",
-    "power_min_watts": "gpu/step_power_min_watts",
-    "power_max_watts": "gpu/step_power_max_watts",
-    "peak_allocated_bytes": "memory/peak_allocated_bytes",
-    "peak_reserved_bytes": "memory/peak_reserved_bytes",
-    "peak_host_bytes": "memory/peak_host_bytes",
+    **_keys("train", "loss", "learning_rate", "grad_norm"),
+    **_keys("perf", "step_seconds", "printed_seconds", "data_wait_seconds", *_STEP_PARTS),
+    **{name: f"gpu/step_{name}" for name in _POWER},
+    **_keys("memory", *_PEAKS),
 }
-EVAL_KEYS = {
-    "train_loss": "eval/train_loss",
-    "val_loss": "eval/val_loss",
-    "val_bits_per_byte": "eval/val_bits_per_byte",
-    "seconds": "eval/seconds",
-}
-CHECKPOINT_KEYS = {
-    "seconds": "checkpoint/seconds",
-    "write_seconds": "checkpoint/write_seconds",
-    "bytes": "checkpoint/bytes",
-}
+EVAL_KEYS = _keys("eval", "train_loss", "val_loss", "val_bits_per_byte", "seconds")
+CHECKPOINT_KEYS = _keys("checkpoint", "seconds", "write_seconds", "bytes")
 COMPILE_KEYS = {"seconds": "perf/compile_seconds"}
 SENSOR_KEYS = {
-    "power_watts": "gpu/power_watts",
-    "power_min_watts": "gpu/power_min_watts",
-    "power_max_watts": "gpu/power_max_watts",
-    "energy_joules": "gpu/energy_joules",
-    "integral_joules": "gpu/integral_joules",
-    "gap_seconds": "gpu/gap_seconds",
-    "power_limit_watts": "gpu/power_limit_watts",
-    "temperature_celsius": "gpu/temperature_celsius",
-    "fan": "gpu/fan",
-    "sm_clock_hz": "gpu/sm_clock_hz",
-    "memory_clock_hz": "gpu/memory_clock_hz",
-    "utilization": "gpu/utilization",
-    "pcie_generation": "gpu/pcie_generation",
-    "pcie_width": "gpu/pcie_width",
-    "device_used_bytes": "memory/device_used_bytes",
-    "process_used_bytes": "memory/process_used_bytes",
-    "hottest_card": "gpu/hottest_card",
-    "fullest_card": "gpu/fullest_card",
-    "slowest_card": "gpu/slowest_card",
+    **_keys("gpu", *_POWER, "power_limit_watts", "energy_joules", "integral_joules", "gap_seconds"),
+    **_keys("gpu", "temperature_celsius", "fan", "sm_clock_hz", "memory_clock_hz", "utilization"),
+    **_keys("gpu", "pcie_generation", "pcie_width", "hottest_card", "fullest_card", "slowest_card"),
+    **_keys("memory", "device_used_bytes", "process_used_bytes"),
 }
 START_KEYS = {
     "device": "run/device",
     "train_tokens": "data/train_tokens",
-    "idle_power_watts": "gpu/idle_power_watts",
-    "idle_utilization": "gpu/idle_utilization",
-    "sensed_cards": "gpu/sensed_cards",
+    **_keys("gpu", "idle_power_watts", "idle_utilization", "sensed_cards"),
 }
 END_KEYS = {
-    "status": "run/status",
-    "reason": "run/reason",
-    "steps": "run/steps",
-    "wall_seconds": "run/wall_seconds",
-    "peak_allocated_bytes": "memory/peak_allocated_bytes",
-    "peak_reserved_bytes": "memory/peak_reserved_bytes",
-    "peak_process_bytes": "memory/peak_process_bytes",
-    "peak_host_bytes": "memory/peak_host_bytes",
-    "peak_inactive_bytes": "memory/peak_inactive_bytes",
-    "allocation_retries": "memory/allocation_retries",
+    **_keys("run", "status", "reason", "steps", "wall_seconds"),
+    **_keys("memory", *_PEAKS, "peak_process_bytes", "peak_inactive_bytes", "allocation_retries"),
 }
 PREDICTED_KEYS = {
     "perf/step_seconds": "step_seconds",
@@ -117,7 +81,7 @@ PREDICTED_KEYS = {
     "memory/peak_process_bytes": "peak_process_bytes",
     "eval/val_loss": "val_loss",
 }
-"""measured key -> row id of its prediction"""
+"""Key of a measurement -> row id of its prediction."""
 
 VERDICT_COLUMNS = (
     "quantity",
@@ -132,7 +96,7 @@ VERDICT_COLUMNS = (
 
 
 class Rows:
-    """Turns the lines of a log, from its first one on, into rows."""
+    """Convert the lines of a log, in order from the first, to rows."""
 
     def __init__(self, spec: RunSpec, prediction: Prediction, log_every: int) -> None:
         self._spec = spec
@@ -142,17 +106,16 @@ class Rows:
         self._flops = {row: per_token(shape) * tokens for row, per_token in MFU_CONVENTIONS.items()}
         self._step = 0
         self._tokens = 0
-        self._seconds_before = 0.0
-        """of the processes before this one"""
-        self._seconds = 0.0
-        self._joules_before = 0.0
-        self._joules = 0.0
+        self._seconds = self._joules = 0.0
+        """Of the current process."""
+        self._seconds_before = self._joules_before = 0.0
+        """Of the processes before it."""
         self._peak_process_bytes: int | None = None
         self._throttle_keys: set[str] = set()
         self._all_sensed = True
 
     def row(self, line: LogLine) -> dict[str, float]:
-        """The row that a line makes; empty if it makes none."""
+        """Return the row of a line; empty for a line without one."""
         measured: dict[str, float | None]
         if isinstance(line, Start):
             self._resume(line)
@@ -180,7 +143,7 @@ class Rows:
         row = {key: value for key, value in measured.items() if value is not None}
         for key, row_id in PREDICTED_KEYS.items():
             if key == "gpu/power_watts" and not self._all_sensed:
-                continue  # of some of the cards that are predicted
+                continue  # only some of the predicted GPUs
             if key in row and (estimate := self._prediction.best(row_id)) is not None:
                 row[f"predicted/{row_id}"] = estimate.expected
                 row[f"predicted/{row_id}_low"] = estimate.low
@@ -190,16 +153,14 @@ class Rows:
     def _resume(self, line: Start) -> None:
         if not line.continues:
             self._seconds_before += self._seconds
-            self._seconds = 0.0
             self._joules_before += self._joules
-            self._joules = 0.0
-            cards = line.sensed_cards or 1
-            self._all_sensed = line.ranks is None or cards == line.ranks
+            self._seconds = self._joules = 0.0
+            self._all_sensed = line.ranks is None or (line.sensed_cards or 1) == line.ranks
         self._step = line.first_step
         self._tokens = line.first_step * self._spec.tokens_per_step
 
     def _axes(self, updates: int | None, elapsed_seconds: float | None) -> dict[str, float]:
-        """Where a row stands: after so many updates, else at the last step seen."""
+        """Return the axes of a row after a number of updates; None for the last step's."""
         step, tokens = self._step, self._tokens
         if updates is not None:
             step, tokens = updates, updates * self._spec.tokens_per_step
@@ -220,9 +181,9 @@ class Rows:
         row["perf/achieved_flops_per_second"] = self._flops["mfu_palm"] / seconds
         peak = self._prediction.peak_flops
         for key, flops in self._flops.items():
-            # As in the report: above the peak it is the peak that is wrong, and no share of it.
-            if peak is not None and (share := mfu(flops, seconds, peak)) <= 1:
-                row[f"perf/{key}"] = share
+            # As in the report: an MFU above 1 means that the peak is wrong.
+            if peak is not None and (fraction := mfu(flops, seconds, peak)) <= 1:
+                row[f"perf/{key}"] = fraction
         if line.power_watts is not None and self._all_sensed:
             row["perf/joules_per_token"] = joules_per_token(line.power_watts * seconds, tokens)
         return row
@@ -238,31 +199,31 @@ class Rows:
             row["memory/peak_process_bytes"] = self._peak_process_bytes = highest
         if line.throttle is not None:
             row["gpu/throttled"] = int(bool(line.throttle))
-            now = {f"gpu/throttle_{_slug(reason)}" for reason in line.throttle}
-            self._throttle_keys |= now
-            row |= {key: int(key in now) for key in self._throttle_keys}
+            active = {f"gpu/throttle_{_slug(reason)}" for reason in line.throttle}
+            self._throttle_keys |= active
+            row |= {key: int(key in active) for key in self._throttle_keys}
         return row
 
 
 def summary_of(line: LogLine) -> dict[str, Any]:
-    """What a line adds to the summary of the run."""
+    """Return the entries of a line for the summary of the run."""
     match line:
         case Start():
-            held = line.other_programs
-            added = None if held is None else sum(held.values())
-            found = {**_renamed(line, START_KEYS), "memory/other_programs_bytes": added}
-            found["run/status"] = "running"
+            others = line.other_programs
+            others_bytes = None if others is None else sum(others.values())
+            entries = _renamed(line, START_KEYS)
+            entries |= {"run/status": "running", "memory/other_programs_bytes": others_bytes}
         case Compile():
-            found = {"run/mode": line.mode}
+            entries = {"run/mode": line.mode}
         case End():
-            found = _renamed(line, END_KEYS)
+            entries = _renamed(line, END_KEYS)
         case _:
-            found = {}
-    return {key: value for key, value in found.items() if value is not None}
+            entries = {}
+    return {key: value for key, value in entries.items() if value is not None}
 
 
 def final_summary(report: Mapping[str, Any]) -> dict[str, Any]:
-    """The final figures of report.json: what was measured, and how often who was right."""
+    """Return the measurements of report.json and the counts of its verdicts."""
     run = report["run"]
     final: dict[str, Any] = {
         "final/headline": run["headline"],
@@ -278,11 +239,10 @@ def final_summary(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def verdict_rows(report: Mapping[str, Any]) -> list[list[Any]]:
-    """The rows of report.json under VERDICT_COLUMNS, as a person reads them."""
+    """Return the rows of report.json as cells of VERDICT_COLUMNS, formatted."""
 
     def interval(row: Mapping[str, Any], name: str) -> str:
-        found = row[name]
-        if found is None:
+        if (found := row[name]) is None:
             return ""
         return format_range(row["id"], found["low"], found["high"], _currency(row))
 
@@ -312,5 +272,4 @@ def _renamed(line: LogLine, keys: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _slug(words: str) -> str:
-    """Words as part of a key."""
     return re.sub(r"[^a-z0-9]+", "_", words.lower()).strip("_")

@@ -20,7 +20,7 @@ from torch import Tensor
 from model import GPT
 from nanogauge.config import ModelSection
 from nanogauge.errors import BadInput, RunFailed
-from trainer.data.hub import client_errors, quiet, short
+from trainer.data.hub import client_errors, first_line, silence_client
 
 WEIGHTS_NAME, CONFIG_NAME, VOCABULARY_NAME = "model.safetensors", "config.json", "vocab.json"
 _PREFIX = "transformer."
@@ -75,7 +75,7 @@ def hugging_face_folder(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
-    quiet()
+    silence_client()
     try:
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
     except HFValidationError:
@@ -90,7 +90,7 @@ def hugging_face_folder(name: str) -> Path:
         ) from None
     except client_errors() as error:
         raise RunFailed(
-            f"the model {name} could not be fetched from the hub ({short(error)}); check the "
+            f"the model {name} could not be fetched from the hub ({first_line(error)}); check the "
             "network and HF_ENDPOINT, or give a folder that holds it."
         ) from error
 
@@ -148,8 +148,8 @@ def read_weights(folder: Path, config: ModelSection) -> dict[str, Tensor]:
         stored = safetensors.torch.load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
         raise BadInput(
-            f"cannot read the weights {path} ({short(error)}); give a folder whose weights are in "
-            "one file of that name."
+            f"cannot read the weights {path} ({first_line(error)}); give a folder whose weights "
+            "are in one file of that name."
         ) from None
     weights = {}
     for name, tensor in stored.items():

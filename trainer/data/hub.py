@@ -1,14 +1,14 @@
-"""Fetching from the Hugging Face hub, with patience: what breaks off is tried again.
+"""Download from the Hugging Face hub; interrupted requests are retried with exponential backoff.
 
-HF_ENDPOINT (a mirror), HF_TOKEN, HF_HOME, HF_HUB_OFFLINE, HF_HUB_DOWNLOAD_TIMEOUT and the usual
-proxy variables are honoured by the hub's own client, which makes every connection here.
+The hub's own client makes every connection, so HF_ENDPOINT (a mirror), HF_TOKEN, HF_HOME,
+HF_HUB_OFFLINE, HF_HUB_DOWNLOAD_TIMEOUT and the usual proxy variables apply.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,41 +17,40 @@ from nanogauge.errors import BadInput, RunFailed
 from nanogauge.files import sha256_file, stays_below
 
 TRIES = 10
-"""of one request; with the waits between them they take at least four minutes"""
+"""Attempts per request; the waits between them take at least four minutes."""
 _LONGEST_WAIT_SECONDS = 60.0
-_LATER = frozenset((408, 425, 429, 500, 502, 503, 504))
-"""what a server says when the same request may work later"""
+_RETRY_STATUSES = frozenset((408, 425, 429, 500, 502, 503, 504))
 
 _Value = TypeVar("_Value")
 
 
 class Interrupted(Exception):
-    """A request that may work later; the message says what happened."""
+    """A request that may succeed when it is retried."""
 
-    def __init__(self, why: str, wait_seconds: float = 0.0) -> None:
-        super().__init__(why)
+    def __init__(self, reason: str, wait_seconds: float = 0.0) -> None:
+        super().__init__(reason)
         self.wait_seconds = wait_seconds
 
 
-def patiently(what: str, request: Callable[[], _Value]) -> _Value:
-    """Make a request again, after longer and longer waits, while it is interrupted.
+def with_retries(name: str, request: Callable[[], _Value]) -> _Value:
+    """Make a request; while it raises Interrupted, retry it with exponential backoff.
 
     Raises:
-        RunFailed: if it was interrupted every time.
+        RunFailed: if the last attempt is interrupted too.
     """
-    for tried in range(TRIES):
+    for attempt in range(TRIES):
         try:
             return request()
         except Interrupted as error:
-            why = str(error)
-            wait = max(min(2.0**tried, _LONGEST_WAIT_SECONDS), error.wait_seconds)
-        if tried < TRIES - 1:
+            reason = str(error)
+            wait = max(min(2.0**attempt, _LONGEST_WAIT_SECONDS), error.wait_seconds)
+        if attempt < TRIES - 1:
             time.sleep(wait)
-    raise RunFailed(f"the download of {what} broke off ({why})")
+    raise RunFailed(f"the download of {name} broke off ({reason})")
 
 
-def quiet() -> None:
-    """Let the hub's client say nothing by itself: what matters is told in one sentence."""
+def silence_client() -> None:
+    """Disable the log messages and progress bars of the hub's client."""
     from huggingface_hub.utils.logging import set_verbosity
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
@@ -60,44 +59,37 @@ def quiet() -> None:
 
 
 def client_errors() -> tuple[type[Exception], ...]:
-    """What the hub's client raises for a network or a hub that fails."""
-    # The HTTP library's name changes with the client's version; the client tells which it is.
+    """Return the exceptions that the hub's client raises if the network or the hub fails."""
+    # The client re-exports its HTTP library, whose name changes with the client's version.
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
     return OSError, httpx.HTTPError
 
 
-def interrupted(error: Exception) -> Interrupted | None:
-    """An error of the hub's client as an interruption, unless trying again is of no use."""
+def as_interrupted(error: Exception) -> Interrupted | None:
+    """Return an error of the hub's client as Interrupted; None if a retry cannot help."""
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     response = getattr(error, "response", None)
-    if response is not None and response.status_code not in _LATER:
+    if response is not None and response.status_code not in _RETRY_STATUSES:
         return None
     if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
         return None
     wait = _retry_after(response.headers) if response is not None else 0.0
-    return Interrupted(short(error), wait)
+    return Interrupted(first_line(error), wait)
 
 
-def fetch_range(address: str, name: str, begin: int, end: int, size: int) -> bytes:
-    """Bytes of a file on the hub, from begin to end, checked to be just those.
-
-    Args:
-        address: where the file is.
-        name: what to call it.
-        begin: first byte.
-        end: behind the last byte.
-        size: bytes of the whole file, as the hub listed it.
+def fetch_range(url: str, name: str, begin: int, end: int, size: int) -> bytes:
+    """Return the bytes from begin to end of a file on the hub; `size` is its listed size.
 
     Raises:
         BadInput: if the hub refuses it.
-        RunFailed: if it cannot be had.
+        RunFailed: if it cannot be fetched.
     """
-    return patiently(name, lambda: _fetch_range(address, name, begin, end, size))
+    return with_retries(name, lambda: _fetch_range(url, name, begin, end, size))
 
 
-def _fetch_range(address: str, name: str, begin: int, end: int, size: int) -> bytes:
+def _fetch_range(url: str, name: str, begin: int, end: int, size: int) -> bytes:
     from huggingface_hub import constants, get_session
     from huggingface_hub.utils._headers import build_hf_headers
 
@@ -106,29 +98,29 @@ def _fetch_range(address: str, name: str, begin: int, end: int, size: int) -> by
         "Accept-Encoding": "identity",
     }
     parts: list[bytes] = []
-    held = 0
+    received = 0
     try:
         with get_session().stream(
-            "GET", address, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
+            "GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
         ) as response:
-            if response.status_code in _LATER:
+            if response.status_code in _RETRY_STATUSES:
                 raise Interrupted(
                     f"the server answered {response.status_code}", _retry_after(response.headers)
                 )
             if 400 <= response.status_code < 500:
                 raise BadInput(_refusal(response.status_code, name))
-            told = response.headers.get("Content-Range", "")
-            if response.status_code != 206 or told != f"bytes {begin}-{end - 1}/{size}":
-                raise Interrupted("the server sent something else than was asked for")
+            sent = response.headers.get("Content-Range", "")
+            if response.status_code != 206 or sent != f"bytes {begin}-{end - 1}/{size}":
+                raise Interrupted("the server did not send the requested bytes")
             for part in response.iter_raw():
                 parts.append(part)
-                held += len(part)
-                if held > end - begin:
-                    raise Interrupted("the server sent more than was asked for")
+                received += len(part)
+                if received > end - begin:
+                    raise Interrupted("the server sent more bytes than requested")
     except client_errors() as error:
-        raise Interrupted(short(error)) from None
-    if held < end - begin:
-        raise Interrupted(f"the connection was cut after {held:,} of {end - begin:,} bytes")
+        raise Interrupted(first_line(error)) from None
+    if received < end - begin:
+        raise Interrupted(f"the connection was cut after {received:,} of {end - begin:,} bytes")
     return b"".join(parts)
 
 
@@ -150,20 +142,13 @@ def _retry_after(headers: Any) -> float:
 def fetch_file(
     repository: str, name: str, revision: str, sha256: str | None, folder: Path | None = None
 ) -> Path:
-    """A whole file of a dataset on the hub, from the client's cache if it is there.
-
-    Args:
-        repository: of the dataset.
-        name: path in it.
-        revision: commit.
-        sha256: what the file must have; None where the hub tells none.
-        folder: where to put it in place of the cache.
+    """Return a whole file of a dataset, downloaded to `folder` or else to the client's cache.
 
     Raises:
         BadInput: if the hub refuses it.
-        RunFailed: if it cannot be had, or comes damaged again and again.
+        RunFailed: if it cannot be fetched, or is damaged in every attempt.
     """
-    return patiently(name, lambda: _fetch_file(repository, name, revision, sha256, folder))
+    return with_retries(name, lambda: _fetch_file(repository, name, revision, sha256, folder))
 
 
 def _fetch_file(
@@ -172,7 +157,7 @@ def _fetch_file(
     from huggingface_hub import hf_hub_download
 
     if not stays_below(name):
-        raise BadInput(f"{repository} lists {name!r}, which leads out of it; take another.")
+        raise BadInput(f"{repository} lists {name!r}, which leads out of it; give another dataset.")
     try:
         path = Path(
             hf_hub_download(
@@ -180,37 +165,37 @@ def _fetch_file(
             )
         )
     except client_errors() as error:
-        if (again := interrupted(error)) is not None:
-            raise again from None
-        raise BadInput(f"the hub has no {name} ({short(error)}).") from None
+        message = f"the hub has no {name} ({first_line(error)})."
+        raise as_interrupted(error) or BadInput(message) from None
     if sha256 is not None and sha256_file(path) != sha256:
-        path.resolve().unlink()  # the cache's own copy, which it would give again
+        path.resolve().unlink()  # the cached copy, which a retry would return
         path.unlink(missing_ok=True)
-        raise Interrupted(f"what came has not the sha256 that the hub lists, {sha256[:12]}...")
+        raise Interrupted(f"it does not have the sha256 that the hub lists, {sha256[:12]}...")
     return path
 
 
-def list_files(repository: str, names: list[str], revision: str) -> Iterator[Any]:
-    """What the hub knows of files of a dataset: each with path, size and lfs.
+def file_info(repository: str, name: str, revision: str) -> Any:
+    """Return path, size and lfs of a file of a dataset; None if it does not exist.
 
     Raises:
         BadInput: if the hub refuses it.
-        RunFailed: if it cannot be reached.
+        RunFailed: if the hub cannot be reached.
     """
     from huggingface_hub import HfApi
 
-    def ask() -> list[Any]:
+    def request() -> list[Any]:
         try:
-            return HfApi().get_paths_info(repository, names, revision=revision, repo_type="dataset")
+            return HfApi().get_paths_info(
+                repository, [name], revision=revision, repo_type="dataset"
+            )
         except client_errors() as error:
-            if (again := interrupted(error)) is not None:
-                raise again from None
-            raise BadInput(f"the hub refuses {repository} ({short(error)}).") from None
+            message = f"the hub refuses {repository} ({first_line(error)})."
+            raise as_interrupted(error) or BadInput(message) from None
 
-    return iter(patiently(repository, ask))
+    return next(iter(with_retries(repository, request)), None)
 
 
-def short(error: BaseException) -> str:
-    """The first line of a message, or the kind of an error that has none."""
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type if it has none."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__

@@ -1,23 +1,29 @@
-"""What a manifest says: of its shards, and of where their tokens come from, exactly enough to go on
-from there.
-"""
+"""Manifest of a folder of token shards: its shards, their source, and where preparation resumes."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from nanogauge.files import stays_below
 
-NARROW = np.dtype("<u2")
-WIDE = np.dtype("<u4")
 Split = Literal["train", "val"]
+Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
+TokenDtype = np.dtype[np.uint16] | np.dtype[np.uint32]
+NARROW: np.dtype[np.uint16] = np.dtype("<u2")
+WIDE: np.dtype[np.uint32] = np.dtype("<u4")
 _Count = Annotated[int, Field(ge=0)]
 
 
-def _below(name: str) -> str:
+def token_dtype(vocab_size: int) -> TokenDtype:
+    """Return the dtype of tokens on disk: uint16 if the vocabulary fits, else uint32."""
+    return NARROW if vocab_size <= 2**16 else WIDE
+
+
+def _inside_folder(name: str) -> str:
     if not stays_below(name):
         raise ValueError(f"{name[:60]!r} leads out of the folder")
     return name
@@ -30,50 +36,50 @@ class _Record(BaseModel):
 
 
 class Position(_Record):
-    """A place in the source: what comes before it has been used."""
+    """Position in the source, from which reading resumes."""
 
     file: _Count
-    """index into the source's files, as `Manifest.source_files` lists them"""
+    """Index into `Manifest.source_files`."""
     unit: _Count
-    """index of the piece of that file that a worker reads at once (see inputs.py)"""
+    """Index of the unit of that file (see sources.py)."""
     document: _Count
-    """documents of that unit before this place"""
+    """Documents of that unit before this position."""
     token: _Count = 0
-    """tokens of the document there before this place"""
+    """Tokens of that document before this position."""
 
 
 START = Position(file=0, unit=0, document=0)
 
 
 class SourceFile(_Record):
-    """A file of the source, as it was when it was read."""
+    """Source file as it was when it was read."""
 
     name: str
-    """path in the dataset's repository, or below the local folder"""
+    """Path in the dataset's repository, or below the local folder."""
     bytes: _Count
     sha256: str | None = None
-    """as the hub tells it; None where nobody does"""
+    """Hash that the hub lists; None for a local file, or if the hub lists none."""
 
 
-class Span(_Record):
-    """How much of one source file begins in a shard."""
+class FileShare(_Record):
+    """Number of documents of one source file that begin in a shard."""
 
     name: str
     documents: _Count
 
 
 class Settings(_Record):
-    """What an interrupted preparation must be given again so that it can go on."""
+    """Settings of a preparation, which must be the same when it resumes."""
 
     tokens: _Count
-    """training tokens"""
+    """Training tokens requested."""
     val_tokens: _Count
     shard_tokens: Annotated[int, Field(gt=0)]
     text_column: str
     unit_bytes: _Count
-    """bytes of text in a unit, about, which `Position` counts"""
+    """Approximate bytes of text per unit."""
     pattern: str | None = None
-    """how words are split, where the tokenizer is a file of ranks"""
+    """Encoding whose pre-tokenization a .tiktoken file uses; None for other tokenizers."""
 
     @model_validator(mode="before")
     @classmethod
@@ -85,66 +91,63 @@ class Settings(_Record):
 
 
 class Shard(_Record):
-    file: Annotated[str, AfterValidator(_below)]
-    """path of the file below the manifest's folder"""
+    file: Annotated[str, AfterValidator(_inside_folder)]
+    """Path of the file below the manifest's folder."""
     split: Split
     tokens: Annotated[int, Field(gt=0)]
-    documents: Annotated[int, Field(ge=0)]
-    """documents that begin in this shard; one may end in the next"""
+    documents: _Count
+    """Documents that begin in this shard; the last may end in the next shard."""
     sha256: str
-    """of the whole file, header and tokens, in hexadecimal"""
+    """SHA-256 of the whole file in hexadecimal."""
     begins: Position | None = None
-    """where in the source its first token is; None in a joined manifest and older ones"""
-    sources: tuple[Span, ...] = ()
-    """the source files whose documents begin in it"""
+    """Position of its first token in the source; None in joined and older manifests."""
+    sources: tuple[FileShare, ...] = ()
 
 
 class Origin(_Record):
-    """Where the tokens come from; the same for all shards of a folder."""
+    """Tokenizer and source of the tokens, the same for all shards of a folder."""
 
     tokenizer: str
     tokenizer_sha256: str | None = None
-    """of its vocabulary (see tokenizer.py); None in older manifests"""
+    """Hash of the vocabulary (`Tokenizer.sha256`); None in older manifests."""
     vocab_size: Annotated[int, Field(gt=0, le=2**32)]
-    """tokens the tokenizer knows, the end-of-text token among them"""
-    end_of_text: Annotated[int, Field(ge=0)]
-    """the token each document begins with"""
+    """Tokens of the tokenizer, including the end-of-text token."""
+    end_of_text: _Count
+    """Token that each document begins with."""
     dataset: str
-    """name of the dataset's repository"""
+    """Repository on the hub, or local path."""
     dataset_config: str
     revision: str | None = None
-    """commit of the dataset's repository; None where there is none, as for local files"""
+    """Commit of the repository; None for local files."""
     settings: Settings | None = None
-    """None for shards that were fetched or joined, and in older manifests"""
+    """None for downloaded or joined shards, and in older manifests."""
 
     @property
-    def dtype(self) -> np.dtype[np.uint16] | np.dtype[np.uint32]:
-        """Of the tokens on disk: two bytes where the vocabulary allows."""
-        return NARROW if self.vocab_size <= 2**16 else WIDE
+    def dtype(self) -> TokenDtype:
+        return token_dtype(self.vocab_size)
 
 
 class Manifest(Origin):
     schema_version: Literal[1] = 1
     total_tokens: int
-    """tokens of all shards together"""
+    """Tokens of all shards."""
     shards: tuple[Shard, ...]
     complete: bool = True
-    """whether nothing is left to do: the tokens are reached, or the source is used up"""
+    """True if the requested tokens are written or the source is exhausted."""
     next: Position | None = None
-    """where the source goes on after the last shard"""
+    """Position in the source after the last shard."""
     source_files: tuple[SourceFile, ...] = ()
-    """the files up to `next`, in order"""
+    """Files read so far, in order."""
 
     @model_validator(mode="after")
-    def _total_is_the_sum(self) -> Manifest:
+    def _check_total(self) -> Manifest:
         if self.total_tokens != sum(shard.tokens for shard in self.shards):
             raise ValueError("total_tokens is not the sum of the shards' tokens")
         return self
 
     def tokens(self, split: Split) -> int:
-        """Tokens of one split."""
         return sum(shard.tokens for shard in self.shards if shard.split == split)
 
     def documents(self, split: Split) -> int:
-        """Documents of one split; the last of the training split may be cut short."""
+        """Return the documents of a split; the last training document may be cut."""
         return sum(shard.documents for shard in self.shards if shard.split == split)

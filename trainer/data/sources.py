@@ -1,8 +1,8 @@
-"""The source's files in their order, and the units of work that they are taken apart into.
+"""Source files in order, and the units they are divided into.
 
-A unit is a run of row groups of a Parquet file, a range of bytes of a file of JSON lines, or a
-whole file of text or a compressed one. Units depend on the files and on unit_bytes alone, never on
-who reads them.
+A unit is a run of row groups of a Parquet file, a byte range of a file of JSON lines, or a whole
+text or compressed file. Units depend only on the files and unit_bytes, so the shards do not depend
+on the number of workers.
 """
 
 from __future__ import annotations
@@ -16,35 +16,34 @@ from pathlib import Path
 from typing import Protocol
 
 from nanogauge.errors import BadInput, RunFailed
-from trainer.data.documents import Damaged, Unit, kind_of
+from trainer.data.documents import COMPRESSIONS, FORMATS, Damaged, Unit, format_of
 from trainer.data.hub import (
     Interrupted,
+    as_interrupted,
     client_errors,
     fetch_file,
-    interrupted,
-    list_files,
-    patiently,
-    quiet,
-    short,
+    file_info,
+    first_line,
+    silence_client,
+    with_retries,
 )
 from trainer.data.manifest import Position, SourceFile
 
 LOCAL_UNIT_BYTES = 2**19
 REMOTE_UNIT_BYTES = 2**23
-_TEXT_COLUMN_KINDS = (".parquet", ".jsonl", ".ndjson", ".json", ".txt")
-_SUFFIXES = tuple(kind + packed for kind in _TEXT_COLUMN_KINDS for packed in ("", ".gz", ".zst"))
+_SUFFIXES = tuple(form + packed for form in FORMATS for packed in ("", *COMPRESSIONS))
 
 
 @dataclass(frozen=True)
-class Located:
+class LocatedFile:
     source: SourceFile
     path: str
-    """where it is: a local path, or an address"""
+    """Local path, or URL."""
     remote: bool
 
 
-class Inputs(Protocol):
-    """Files of texts, in order."""
+class TextSource(Protocol):
+    """An ordered collection of text files."""
 
     dataset: str
     config: str
@@ -56,117 +55,111 @@ class Inputs(Protocol):
     @property
     def names(self) -> Sequence[str]: ...
 
-    def locate(self, index: int) -> Located:
-        """Where a file is, fetched if it has to be as a whole.
+    def locate(self, index: int) -> LocatedFile:
+        """Return the location of a file, after downloading it if it is needed as a whole.
 
         Raises:
-            BadInput: if it is not there.
+            BadInput: if it does not exist.
             RunFailed: if it cannot be fetched.
         """
 
 
-class LocalInputs:
-    """A file, or all files of texts below a folder, by name."""
+class LocalSource:
+    """A file, or all text files below a folder sorted by name."""
 
     config = "local"
     revision: str | None = None
     unit_bytes = LOCAL_UNIT_BYTES
 
     def __init__(self, dataset: str, paths: Sequence[Path] | None = None) -> None:
-        """Files below the folder `dataset`, those of `paths` if given.
-
-        Raises:
-            BadInput: if there are none.
-        """
+        """`paths` selects files below the folder `dataset`; raise BadInput if there are none."""
         self.dataset = dataset
         root = Path(dataset)
-        self._root = root if root.is_dir() else root.parent
         if paths is None:
             paths = sorted(p for p in root.rglob("*") if _is_text(p)) if root.is_dir() else [root]
         if not paths:
-            raise BadInput(
-                f"{dataset} holds no files of texts; they end in {', '.join(_TEXT_COLUMN_KINDS)}, "
-                "and but for .parquet may have .gz or .zst behind."
-            )
+            raise BadInput(f"{dataset} holds no text files ({', '.join(FORMATS)}).")
         self._paths = paths
-        self.names = [os.path.relpath(path, self._root) for path in paths]
+        folder = root if root.is_dir() else root.parent
+        self.names = [os.path.relpath(path, folder) for path in paths]
         for name in self.names:
-            kind_of(name)
+            format_of(name)
 
-    def locate(self, index: int) -> Located:
+    def locate(self, index: int) -> LocatedFile:
         path = self._paths[index]
         try:
             size = path.stat().st_size
         except OSError as error:
             raise BadInput(f"cannot read {path}: {error.strerror}.") from None
-        return Located(SourceFile(name=self.names[index], bytes=size), str(path), remote=False)
+        return LocatedFile(SourceFile(name=self.names[index], bytes=size), str(path), remote=False)
 
 
 def _is_text(path: Path) -> bool:
     return path.name.endswith(_SUFFIXES) and not path.name.startswith((".", "_")) and path.is_file()
 
 
-class HubInputs:
-    """The training files of a dataset on the hub. Of Parquet files only what is read is fetched."""
+class HubSource:
+    """The training files of a dataset on the hub; Parquet files are read by byte ranges."""
 
-    def __init__(self, dataset: str, config: str, addresses: Sequence[str], whole: bool) -> None:
-        """`addresses` are hf://datasets/OWNER/NAME@COMMIT/PATH; `whole` fetches whole files."""
+    def __init__(self, dataset: str, config: str, urls: Sequence[str], whole: bool) -> None:
+        """`urls` are hf://datasets/OWNER/NAME@COMMIT/PATH; `whole` downloads whole files."""
         self.dataset, self.config = dataset, config
         start = f"hf://datasets/{dataset}@"
-        if not all(address.startswith(start) for address in addresses):
+        if not all(url.startswith(start) for url in urls):
             raise BadInput(f"{dataset} lists files outside of itself, which is not supported.")
-        parts = [address.removeprefix(start).partition("/") for address in addresses]
+        parts = [url.removeprefix(start).partition("/") for url in urls]
         self.revision: str = parts[0][0]
         self.names = [path for _, _, path in parts]
         for name in self.names:
-            kind_of(name)
+            format_of(name)
         self._whole = whole or not all(name.endswith(".parquet") for name in self.names)
         self.unit_bytes = LOCAL_UNIT_BYTES if self._whole else REMOTE_UNIT_BYTES
 
-    def locate(self, index: int) -> Located:
+    def locate(self, index: int) -> LocatedFile:
         from huggingface_hub import hf_hub_url
 
         name = self.names[index]
-        told = next(list_files(self.dataset, [name], self.revision), None)
-        if told is None:
-            raise BadInput(f"{self.dataset} has no file {name} any more.")
-        sha256 = told.lfs.sha256 if told.lfs is not None else None
-        source = SourceFile(name=name, bytes=told.size, sha256=sha256)
+        info = file_info(self.dataset, name, self.revision)
+        if info is None:
+            raise BadInput(f"{self.dataset} no longer has the file {name}.")
+        sha256 = info.lfs.sha256 if info.lfs is not None else None
+        source = SourceFile(name=name, bytes=info.size, sha256=sha256)
         if self._whole:
             path = fetch_file(self.dataset, name, self.revision, sha256)
-            return Located(source, str(path), remote=False)
-        address = hf_hub_url(self.dataset, name, repo_type="dataset", revision=self.revision)
-        return Located(source, address, remote=True)
+            return LocatedFile(source, str(path), remote=False)
+        url = hf_hub_url(self.dataset, name, repo_type="dataset", revision=self.revision)
+        return LocatedFile(source, url, remote=True)
 
 
-def open_inputs(
+def open_text_source(
     dataset: str, config: str | None, revision: str | None = None, whole: bool = False
-) -> Inputs:
-    """The files of a local file or folder, or of a dataset on the hub.
+) -> TextSource:
+    """Open a local file or folder, or a dataset on the hub.
 
     Args:
-        dataset: a path, or the name of a repository on the hub.
+        dataset: a path, or a repository on the hub.
         config: configuration of the dataset; None for its default, or for all local files.
         revision: commit or branch of the dataset; None for its newest commit.
-        whole: whether to fetch whole files, checked by their sha256, into the client's cache.
+        whole: download whole files into the client's cache and check their sha256.
 
     Raises:
-        BadInput: if there is no such dataset or configuration.
+        BadInput: if the dataset or the configuration does not exist.
         RunFailed: if the hub cannot be reached.
     """
     if Path(dataset).exists():
-        return LocalInputs(dataset, None if config is None else _of_card(Path(dataset), config))
-    quiet()
+        paths = None if config is None else _files_of_config(Path(dataset), config)
+        return LocalSource(dataset, paths)
+    silence_client()
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
-        return _cached(dataset, config, revision)
-    config_name, addresses = _listed(dataset, config, revision)
-    return HubInputs(dataset, config_name, addresses, whole)
+        return _open_cached(dataset, config, revision)
+    config_name, urls = _list_training_files(dataset, config, revision)
+    return HubSource(dataset, config_name, urls, whole)
 
 
-def _cached(dataset: str, config: str | None, revision: str | None) -> Inputs:
-    """What the hub's client holds of a dataset, without a connection."""
+def _open_cached(dataset: str, config: str | None, revision: str | None) -> TextSource:
+    """Open the files of a dataset in the hub client's cache, without a connection."""
     from huggingface_hub import snapshot_download
 
     try:
@@ -180,17 +173,14 @@ def _cached(dataset: str, config: str | None, revision: str | None) -> Inputs:
             f"HF_HUB_OFFLINE is set, and the client's cache holds nothing of {dataset}; "
             "unset it, or fetch the files first."
         ) from None
-    inputs = LocalInputs(str(folder), None if config is None else _of_card(folder, config))
-    inputs.dataset, inputs.revision = dataset, folder.name
-    return inputs
+    paths = None if config is None else _files_of_config(folder, config)
+    source = LocalSource(str(folder), paths)
+    source.dataset, source.revision = dataset, folder.name
+    return source
 
 
-def _of_card(folder: Path, config: str) -> list[Path]:
-    """The training files of a configuration, as the card of a dataset in a folder lists them.
-
-    Raises:
-        BadInput: if it lists no such configuration, or none of its files are there.
-    """
+def _files_of_config(folder: Path, config: str) -> list[Path]:
+    """Return the training files of a configuration, from the dataset card in a folder."""
     from huggingface_hub import metadata_load
 
     card = folder / "README.md"
@@ -215,21 +205,23 @@ def _of_card(folder: Path, config: str) -> list[Path]:
     return paths
 
 
-def _listed(dataset: str, config: str | None, revision: str | None) -> tuple[str, list[str]]:
-    """The name of the configuration, and its training files as `datasets` lists them."""
+def _list_training_files(
+    dataset: str, config: str | None, revision: str | None
+) -> tuple[str, list[str]]:
+    """Return the name of the configuration, and its training files as `datasets` lists them."""
     import datasets  # type: ignore[import-untyped,unused-ignore]
 
-    def ask() -> tuple[str, list[str]]:
+    def request() -> tuple[str, list[str]]:
         try:
             builder = datasets.load_dataset_builder(dataset, name=config, revision=revision)
         except (FileNotFoundError, ValueError, RuntimeError) as error:
             raise BadInput(
-                f"cannot open the dataset {dataset} {config or ''}: {short(error)}; "
+                f"cannot open the dataset {dataset} {config or ''}: {first_line(error)}; "
                 "give --dataset and --name as the hub lists them."
             ) from None
         except client_errors() as error:
-            raise interrupted(error) or BadInput(
-                f"the hub refuses {dataset} ({short(error)}); is HF_TOKEN needed?"
+            raise as_interrupted(error) or BadInput(
+                f"the hub refuses {dataset} ({first_line(error)}); is HF_TOKEN needed?"
             ) from None
         files = (builder.config.data_files or {}).get("train")
         if not files:
@@ -237,7 +229,7 @@ def _listed(dataset: str, config: str | None, revision: str | None) -> tuple[str
         return builder.config.name, [str(file) for file in files]
 
     try:
-        return patiently(dataset, ask)
+        return with_retries(dataset, request)
     except RunFailed as error:
         raise RunFailed(
             f"cannot reach the dataset {dataset} ({error}); nothing was written: "
@@ -245,33 +237,26 @@ def _listed(dataset: str, config: str | None, revision: str | None) -> tuple[str
         ) from error
 
 
-class Planner:
-    """Gives the units in order, from a position on.
-
-    The next file is located, and fetched if it has to be, while the units of one are done.
-    """
+class UnitQueue:
+    """Returns units in order from a position on, and locates the next file in a thread."""
 
     def __init__(
         self,
-        inputs: Inputs,
+        source: TextSource,
         start: Position,
         known: tuple[SourceFile, ...],
         unit_bytes: int,
         column: str,
     ) -> None:
-        """`known`: files of an earlier call up to the start, which must be the same still.
-
-        Raises:
-            BadInput: if other files are there by now.
-        """
-        self._inputs, self._column, self._unit_bytes = inputs, column, unit_bytes
-        if [file.name for file in known] != list(inputs.names[: len(known)]):
+        """`known` are the files of an earlier run up to the start; raise BadInput if changed."""
+        self._source, self._column, self._unit_bytes = source, column, unit_bytes
+        if [file.name for file in known] != list(source.names[: len(known)]):
             raise BadInput(
-                f"{inputs.dataset} has other files than when this preparation began; "
+                f"{source.dataset} has other files than when this preparation began; "
                 "give the same source, or another --out."
             )
         self.files = list(known[: start.file])
-        """files up to the one whose units are given now"""
+        """Files up to that of the units returned now."""
         self._known = known
         self._units: list[Unit] = []
         self._skip = start.unit
@@ -279,24 +264,23 @@ class Planner:
 
     @property
     def exhausted(self) -> bool:
-        """Whether all units have been given."""
-        return not self._units and len(self.files) == len(self._inputs.names)
+        return not self._units and len(self.files) == len(self._source.names)
 
-    def poll(self, wanted_bytes: float) -> Unit | None:
-        """The next unit; None if there is none, or its file has not been fetched yet.
+    def poll(self, needed_bytes: float) -> Unit | None:
+        """Return the next unit; None at the end, or while its file is being fetched.
 
         Args:
-            wanted_bytes: text that is still needed; no file is fetched beyond that.
+            needed_bytes: of text; no file is fetched beyond that.
 
         Raises:
-            BadInput: if a file is not there, cannot be read, or is not the one it was.
+            BadInput: if a file is missing, unreadable or has changed.
             RunFailed: if a file cannot be fetched.
         """
         while not self._units and self._next is not None and self._next.done():
             source, units = self._next.result()
             self._next = None
-            place = len(self.files)
-            if place < len(self._known) and self._known[place] != source:
+            index = len(self.files)
+            if index < len(self._known) and self._known[index] != source:
                 raise BadInput(
                     f"{source.name} is not the file that this preparation began with; "
                     "give the same source, or another --out."
@@ -307,58 +291,58 @@ class Planner:
         unit = self._units.pop() if self._units else None
         if (
             self._next is None
-            and len(self.files) < len(self._inputs.names)
-            and sum(unit.text_bytes for unit in self._units) < wanted_bytes
+            and len(self.files) < len(self._source.names)
+            and sum(unit.text_bytes for unit in self._units) < needed_bytes
         ):
-            self._look_ahead(len(self.files))
+            self._prefetch(len(self.files))
         return unit
 
-    def _look_ahead(self, place: int) -> None:
-        """Locate a file aside: in a thread that does not keep the program from ending."""
+    def _prefetch(self, index: int) -> None:
+        """Locate a file in a daemon thread, which does not block exit."""
         future: Future[tuple[SourceFile, list[Unit]]] = Future()
 
         def locate() -> None:
             try:
-                future.set_result(self._locate(place))
+                future.set_result(self._units_of(index))
             except BaseException as error:
                 future.set_exception(error)
 
         self._next = future
         threading.Thread(target=locate, daemon=True).start()
 
-    def _locate(self, place: int) -> tuple[SourceFile, list[Unit]]:
-        located = self._inputs.locate(place)
+    def _units_of(self, index: int) -> tuple[SourceFile, list[Unit]]:
+        located = self._source.locate(index)
         source = located.source
 
-        def cut() -> list[tuple[int, int, int]]:
+        def request() -> list[tuple[int, int, int]]:
             try:
-                return _cut(located, self._column, self._unit_bytes)
+                return _divide(located, self._column, self._unit_bytes)
             except Damaged as error:
                 if located.remote:
                     raise Interrupted(str(error)) from None
                 raise
 
         units = [
-            Unit(place, number, source.name, located.path, source.bytes, located.remote, *unit)
-            for number, unit in enumerate(patiently(source.name, cut))
+            Unit(index, number, source.name, located.path, source.bytes, located.remote, *unit)
+            for number, unit in enumerate(with_retries(source.name, request))
         ]
         return source, units
 
 
-def _cut(located: Located, column: str, unit_bytes: int) -> list[tuple[int, int, int]]:
-    """The units of a file: where each begins and ends, and its bytes of text."""
+def _divide(located: LocatedFile, column: str, unit_bytes: int) -> list[tuple[int, int, int]]:
+    """Return begin, end and approximate bytes of text of each unit of a file."""
     source = located.source
-    kind, compression = kind_of(source.name)
-    if kind == "parquet":
-        from trainer.data.documents import open_local, read_remote_footer, row_groups
+    form, compression = format_of(source.name)
+    if form == "parquet":
+        from trainer.data.parquet import open_local, read_remote_footer, split_row_groups
 
         opened = (
             read_remote_footer(located.path, source.name, source.bytes)
             if located.remote
             else open_local(located.path)
         )
-        return row_groups(opened, column, source.name, unit_bytes)
-    if kind == "text" or compression is not None:
+        return split_row_groups(opened, column, source.name, unit_bytes)
+    if form == "text" or compression is not None:
         return [(0, source.bytes, source.bytes)]
     begins = range(0, source.bytes, unit_bytes)
     return [(at, min(at + unit_bytes, source.bytes), unit_bytes) for at in begins]

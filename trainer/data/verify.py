@@ -1,11 +1,10 @@
-"""Looking at a folder of shards: whether it is what its manifest says, and what is in it."""
+"""Verify, repair and summarize folders of token shards."""
 
 from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
@@ -14,23 +13,23 @@ import numpy.typing as npt
 
 from nanogauge.errors import BadInput, RunFailed
 from nanogauge.files import sha256_file
-from trainer.data.dataset import is_foreign, open_dataset
-from trainer.data.manifest import Manifest, Shard, Split
-from trainer.data.prepare import EarlierOutput, Order, crew_of, prepare
-from trainer.data.shards import open_shard, read_manifest
+from trainer.data.dataset import Dataset, has_no_manifest, open_folder
+from trainer.data.manifest import Manifest, Shard, Split, Tokens
+from trainer.data.prepare import ExistingOutput, PrepareOptions, prepare
+from trainer.data.shards import MANIFEST_NAME, open_shard, read_manifest
 from trainer.data.tokenizer import Tokenizer, load_tokenizer
-from trainer.data.workers import Tokens
 
 GPT2_END_OF_TEXT = 50256
-"""the highest of GPT-2's tokens"""
+"""The highest token of GPT-2."""
+REPAIRED = ".repaired"
 _BLOCK_TOKENS = 2**22
 _SHOWN_DOCUMENTS = 3
 _SHOWN_CHARACTERS = 300
-_NAMED = 3
+_SHOWN_SHARDS = 3
 
 
-def damage_of(folder: Path, shard: Shard, manifest: Manifest) -> str | None:
-    """What is wrong with a shard, in a few words; None if it is what the manifest lists."""
+def find_damage(folder: Path, shard: Shard, manifest: Manifest) -> str | None:
+    """Describe the damage of a shard in a few words; None if it is what the manifest lists."""
     path = folder / shard.file
     try:
         tokens = open_shard(path)
@@ -40,9 +39,9 @@ def damage_of(folder: Path, shard: Shard, manifest: Manifest) -> str | None:
         return f"holds {tokens.size:,} tokens, not {shard.tokens:,}"
     if tokens.dtype != manifest.dtype:
         return f"its tokens are {tokens.dtype}, not {manifest.dtype}"
-    held = sha256_file(path)
-    if held != shard.sha256:
-        return f"its sha256 is {held[:12]}..., not {shard.sha256[:12]}..."
+    digest = sha256_file(path)
+    if digest != shard.sha256:
+        return f"its sha256 is {digest[:12]}..., not {shard.sha256[:12]}..."
     documents = 0
     for _, block in _blocks(tokens):
         if (highest := int(block.max())) >= manifest.vocab_size:
@@ -54,137 +53,111 @@ def damage_of(folder: Path, shard: Shard, manifest: Manifest) -> str | None:
 
 
 def verify(folder: Path) -> int:
-    """Check every shard of a folder against its manifest, and tell the result; the exit status.
+    """Check every shard of a folder against its manifest, print the result, return exit status.
 
-    Of a folder that another tool wrote, what can be checked without a manifest.
+    Without a manifest, check what is possible.
 
     Raises:
-        BadInput: if there are no shards, one is damaged or missing, or the tokenizer of that name
-            has another vocabulary here.
+        BadInput: if there are no shards, one is missing or damaged, or the installed tokenizer has
+            another vocabulary.
     """
-    if is_foreign(folder):
-        return _verify_foreign(folder)
+    if has_no_manifest(folder):
+        return _verify_without_manifest(folder)
     manifest = read_manifest(folder)
-    checked = _check_tokenizer(folder, manifest)
+    vocabulary = _check_vocabulary(folder, manifest)
     damaged = [
         f"{shard.file} ({damage})"
         for shard in manifest.shards
-        if (damage := damage_of(folder, shard, manifest)) is not None
+        if (damage := find_damage(folder, shard, manifest)) is not None
     ]
     if damaged:
-        others = f" and {len(damaged) - _NAMED} more" if len(damaged) > _NAMED else ""
+        more = f" and {len(damaged) - _SHOWN_SHARDS} more" if len(damaged) > _SHOWN_SHARDS else ""
+        remedy = f"run: python prepare_fineweb.py --repair {folder}"
+        if manifest.settings is None:
+            remedy = "run --repair on the part that holds them, or delete and fetch them again."
         raise BadInput(
             f"{len(damaged)} of {len(manifest.shards)} shards in {folder} are damaged: "
-            f"{', '.join(damaged[:_NAMED])}{others}; {_remedy(folder, manifest)}"
+            f"{', '.join(damaged[:_SHOWN_SHARDS])}{more}; {remedy}"
         )
     documents = manifest.documents("train") + manifest.documents("val")
     print(
         f"{len(manifest.shards)} shards with {manifest.total_tokens:,} tokens in "
-        f"{documents:,} documents: headers, counts, hashes and tokens are what the manifest lists."
+        f"{documents:,} documents: headers, counts, hashes and tokens match the manifest."
     )
-    print(checked)
+    print(vocabulary)
     if not manifest.complete:
-        print("The preparation was interrupted; the same command goes on with it.")
+        print("The preparation was interrupted; the same command resumes it.")
     return 0
 
 
-def _verify_foreign(folder: Path) -> int:
-    opened = open_dataset(folder)  # which checks names, forms, sizes and types
+def _verify_without_manifest(folder: Path) -> int:
+    dataset = open_folder(folder)  # checks names, formats, sizes and types
     documents, highest = 0, 0
     for split in get_args(Split):
-        for path, tokens in zip(opened.files[split], opened.splits[split], strict=True):
+        for path, tokens in zip(dataset.files[split], dataset.splits[split], strict=True):
             for _, block in _blocks(tokens):
                 highest = max(highest, int(block.max()))
                 documents += int(np.count_nonzero(block == GPT2_END_OF_TEXT))
-            if opened.tokenizer == "gpt2" and highest > GPT2_END_OF_TEXT:
+            if dataset.tokenizer == "gpt2" and highest > GPT2_END_OF_TEXT:
                 raise BadInput(
                     f"{path} holds the token {highest}, beyond GPT-2's {GPT2_END_OF_TEXT + 1:,}: "
                     "copy or make it again, or, if it is of another tokenizer, put an empty "
-                    "meta.pkl beside it, which says so."
+                    "meta.pkl beside it."
                 )
-    print(opened.assumed)
-    print(f"Sizes, forms and types are as they should be; the highest token is {highest:,}.")
-    if opened.tokenizer == "gpt2":
-        print(f"It is within GPT-2's vocabulary; {documents:,} of the tokens are its end of text.")
+    print(dataset.assumed)
+    print(f"Sizes, formats and types are valid; the highest token is {highest:,}.")
+    if dataset.tokenizer == "gpt2":
+        print(f"It is in GPT-2's vocabulary; {documents:,} tokens are GPT-2's end-of-text token.")
     else:
-        print("Not checked: whether that is within the vocabulary, as nothing tells the tokenizer.")
-    print("Not checked: hashes, counts and documents, as no manifest says what they should be.")
+        print("Not checked: whether it is in the vocabulary, as the tokenizer is unknown.")
+    print("Not checked: hashes and the numbers of tokens and documents, as there is no manifest.")
     return 0
 
 
-def _remedy(folder: Path, manifest: Manifest) -> str:
-    if manifest.settings is not None:
-        return f"run: python prepare_fineweb.py --repair {folder}"
-    return "run --repair on the part that holds them, or delete them and fetch them again."
-
-
-def _check_tokenizer(folder: Path, manifest: Manifest) -> str:
+def _check_vocabulary(folder: Path, manifest: Manifest) -> str:
     name = manifest.tokenizer
     if manifest.tokenizer_sha256 is None:
         return "The manifest has no hash of the tokenizer's vocabulary: not checked."
+    settings = manifest.settings
+    pattern = settings.pattern if settings is not None else None
     try:
-        tokenizer = _tokenizer_of(manifest)
+        digest = load_tokenizer(name, pattern or "gpt2").sha256()
     except (BadInput, RunFailed) as error:
         return f"The tokenizer's vocabulary was not checked: {error}"
-    if (held := tokenizer.sha256()) != manifest.tokenizer_sha256:
+    if digest != manifest.tokenizer_sha256:
         raise BadInput(
-            f"{folder} is of another tokenizer than the {name} that is here: its vocabulary has "
-            f"the sha256 {manifest.tokenizer_sha256[:12]}..., not {held[:12]}...; "
+            f"{folder} was made with another tokenizer than the {name} here: its vocabulary has "
+            f"the sha256 {manifest.tokenizer_sha256[:12]}..., not {digest[:12]}...; "
             "use the tokenizer it was made with."
         )
     return f"The vocabulary of {name} is the one they were made with."
 
 
-def _tokenizer_of(manifest: Manifest) -> Tokenizer:
-    settings = manifest.settings
-    pattern = settings.pattern if settings is not None else None
-    return load_tokenizer(manifest.tokenizer, pattern or "gpt2")
-
-
-@dataclass(frozen=True)
-class _Inside:
-    """What there is to show of a folder."""
-
-    title: str
-    splits: dict[Split, list[Tokens]]
-    tokenizer: Tokenizer | None
-    """None where nothing tells it"""
-
-
-def _inside(folder: Path) -> _Inside:
-    if is_foreign(folder):
-        opened = open_dataset(folder)
-        tokenizer = load_tokenizer(opened.tokenizer) if opened.tokenizer is not None else None
-        return _Inside(str(opened.assumed), opened.splits, tokenizer)
-    manifest = read_manifest(folder)
-    splits: dict[Split, list[Tokens]] = {split: [] for split in get_args(Split)}
-    for shard in manifest.shards:
-        splits[shard.split].append(open_shard(folder / shard.file))
-    title = f"{manifest.dataset} {manifest.dataset_config}, tokenizer {manifest.tokenizer}"
-    return _Inside(title, splits, _tokenizer_of(manifest))
-
-
 def show_stats(folder: Path, seed: int = 0) -> int:
-    """Print tokens, documents, their lengths, the compression and a few documents; exit status.
+    """Print tokens, document lengths, compression and a few documents; return exit status.
 
     Raises:
-        BadInput: if there are no shards, or one is missing, cut or of another tokenizer.
+        BadInput: if there are no shards, or one is missing, truncated or of another tokenizer.
         RunFailed: if the tokenizer cannot be loaded.
     """
-    inside = _inside(folder)
-    tokenizer = inside.tokenizer
-    print(inside.title)
-    if tokenizer is None:
+    dataset = open_folder(folder, allow_empty=True)
+    if dataset.assumed is not None:
+        print(dataset.assumed)
+    else:
+        manifest = read_manifest(folder)
+        print(f"{manifest.dataset} {manifest.dataset_config}, tokenizer {manifest.tokenizer}")
+    if dataset.tokenizer is None:
         for split in get_args(Split):
-            print(f"{split:5} {sum(shard.size for shard in inside.splits[split]):>15,} tokens")
-        print("Documents, bytes of text and texts are not shown: nothing tells the tokenizer.")
+            print(f"{split:5} {dataset.tokens(split):>15,} tokens")
+        print("Texts and lengths are not shown: the tokenizer is unknown.")
         return 0
+    tokenizer = load_tokenizer(dataset.tokenizer, dataset.pattern)
     bytes_of = tokenizer.token_bytes()
     lengths: list[npt.NDArray[np.int64]] = []
     text_bytes = total = disk_bytes = 0
     for split in get_args(Split):
-        ends, end = [np.zeros(0, np.int64)], 0
-        for shard in inside.splits[split]:
+        ends, size = [np.zeros(0, np.int64)], 0
+        for shard in dataset.splits[split]:
             for begin, block in _blocks(shard):
                 if (highest := int(block.max())) >= tokenizer.vocab_size:
                     raise BadInput(
@@ -192,45 +165,45 @@ def show_stats(folder: Path, seed: int = 0) -> int:
                         f"{tokenizer.name} ({tokenizer.vocab_size:,}), so it is damaged or of "
                         "another tokenizer; --verify names the file."
                     )
-                ends.append(np.flatnonzero(block == tokenizer.end_of_text) + end + begin)
+                ends.append(np.flatnonzero(block == tokenizer.end_of_text) + size + begin)
                 if bytes_of is not None:
                     text_bytes += int(bytes_of[block].sum())
-            end += shard.size
+            size += shard.size
             disk_bytes += shard.nbytes
-        found = np.concatenate(ends)
-        lengths.append(_lengths(found, end))
-        total += end
-        print(f"{split:5} {end:>15,} tokens {found.size:>12,} documents")
+        positions = np.concatenate(ends)
+        lengths.append(_document_lengths(positions, size))
+        total += size
+        print(f"{split:5} {size:>15,} tokens {positions.size:>12,} documents")
     all_lengths = np.concatenate(lengths)
     if not all_lengths.size:
         print("Lengths and documents are not shown: there is no end-of-text token.")
         return 0
     if bytes_of is None:
-        print("The bytes of text are not counted: a token of this tokenizer has none of its own.")
+        print("Bytes of text are not shown: this tokenizer's tokens have no fixed bytes.")
     else:
         print(
             f"text  {text_bytes:>15,} bytes, {text_bytes / (total - all_lengths.size or 1):.2f} a "
             f"token; a byte of text takes {disk_bytes / max(text_bytes, 1):.2f} bytes on disk"
         )
-    print("\ntokens in a document")
+    print("\ntokens per document")
     for line in _histogram(all_lengths):
         print(line)
-    for text in _some_documents(inside.splits, tokenizer, seed):
+    for text in _sample_documents(dataset, tokenizer, seed):
         print(f"\n--- a document\n{text}")
     return 0
 
 
 def _blocks(tokens: Tokens) -> Iterator[tuple[int, Tokens]]:
-    """Where each block begins, and its tokens."""
+    """Yield the first index and the tokens of each block."""
     for begin in range(0, tokens.size, _BLOCK_TOKENS):
         yield begin, tokens[begin : begin + _BLOCK_TOKENS]
 
 
-def _lengths(ends: npt.NDArray[np.int64], tokens: int) -> npt.NDArray[np.int64]:
-    """Tokens of each document, by the places of the end-of-text tokens in a split.
+def _document_lengths(ends: npt.NDArray[np.int64], tokens: int) -> npt.NDArray[np.int64]:
+    """Return the tokens of each document, from the positions of the end-of-text tokens.
 
-    Ours, llm.c and build-nanogpt put that token before a document, nanoGPT behind it: where the
-    split does not begin with one, they are behind, and a rest after the last one is left out.
+    We, llm.c and build-nanogpt write that token before a document, nanoGPT after it. It comes after
+    if the split does not begin with one; tokens after the last one are then not counted.
     """
     if not ends.size:
         return ends
@@ -240,28 +213,26 @@ def _lengths(ends: npt.NDArray[np.int64], tokens: int) -> npt.NDArray[np.int64]:
 
 
 def _histogram(lengths: npt.NDArray[np.int64]) -> Iterator[str]:
-    middle = np.percentile(lengths, (5, 50, 95)).round().astype(int).tolist()
+    percentiles = np.percentile(lengths, (5, 50, 95)).round().astype(int).tolist()
     bins = np.bincount(np.ceil(np.log2(np.maximum(lengths, 1))).astype(int))
     most = int(bins.max())
     for power, count in enumerate(bins.tolist()):
         if count:
             yield f"  up to {2**power:>9,} {count:>11,} {'#' * max(1, round(40 * count / most))}"
-    low, half, high = (f"{value:,}" for value in middle)
-    yield f"  5 %: {low}   half: {half}   95 %: {high}   longest: {lengths.max():,}"
+    low, median, high = (f"{value:,}" for value in percentiles)
+    yield f"  5 %: {low}   median: {median}   95 %: {high}   longest: {lengths.max():,}"
 
 
-def _some_documents(
-    splits: Mapping[Split, Sequence[Tokens]], tokenizer: Tokenizer, seed: int
-) -> Iterator[str]:
-    """The beginnings of a few documents, drawn at random."""
-    chance = np.random.default_rng(seed)
-    shards = [shard for split in splits.values() for shard in split]
+def _sample_documents(dataset: Dataset, tokenizer: Tokenizer, seed: int) -> Iterator[str]:
+    """Yield the beginnings of a few random documents."""
+    generator = np.random.default_rng(seed)
+    shards = [shard for split in dataset.splits.values() for shard in split]
     for _ in range(_SHOWN_DOCUMENTS):
-        tokens = shards[chance.integers(len(shards))]
+        tokens = shards[generator.integers(len(shards))]
         ends = np.flatnonzero(tokens[:-1] == tokenizer.end_of_text)
         if not ends.size:
             continue
-        begin = int(ends[chance.integers(ends.size)]) + 1
+        begin = int(ends[generator.integers(ends.size)]) + 1
         shown = tokens[begin : begin + _SHOWN_CHARACTERS].tolist()
         if tokenizer.end_of_text in shown:
             shown = shown[: shown.index(tokenizer.end_of_text)]
@@ -269,35 +240,32 @@ def _some_documents(
         yield text[:_SHOWN_CHARACTERS] + ("..." if len(text) > _SHOWN_CHARACTERS else "")
 
 
-REPAIRED = ".repaired"
-
-
 def repair(folder: Path, workers: int) -> int:
-    """Make every damaged or missing shard again, just as it was; the exit status.
+    """Rebuild every damaged or missing shard from the source; return exit status.
 
     Raises:
-        BadInput: if there is no manifest, or it does not tell where its shards begin.
-        RunFailed: if the source gives other tokens than it did; the shard stays as it is.
+        BadInput: if there is no manifest, or it does not say where its shards begin.
+        RunFailed: if the source now gives other tokens; the shard stays as it is.
     """
     manifest = read_manifest(folder)
-    damaged = [s for s in manifest.shards if damage_of(folder, s, manifest) is not None]
+    damaged = [s for s in manifest.shards if find_damage(folder, s, manifest) is not None]
     for shard in damaged:
-        print(f"making {shard.file} again", file=sys.stderr, flush=True)
-        _make_again(folder, manifest, shard, workers)
-    print(f"{len(damaged)} of {len(manifest.shards)} shards were made again in {folder}.")
+        print(f"rebuilding {shard.file}", file=sys.stderr, flush=True)
+        _rebuild(folder, manifest, shard, workers)
+    print(f"{len(damaged)} of {len(manifest.shards)} shards were rebuilt in {folder}.")
     return 0
 
 
-def _make_again(folder: Path, manifest: Manifest, shard: Shard, workers: int) -> None:
+def _rebuild(folder: Path, manifest: Manifest, shard: Shard, workers: int) -> None:
     settings = manifest.settings
     if settings is None or shard.begins is None:
         raise BadInput(
-            f"{folder / 'manifest.json'} does not tell where in the source {shard.file} begins; "
+            f"{folder / MANIFEST_NAME} does not say where in the source {shard.file} begins; "
             "repair the folder it was joined from, or delete it and fetch it again."
         )
-    aside = folder / REPAIRED
-    order = Order(
-        out=aside,
+    out = folder / REPAIRED
+    options = PrepareOptions(
+        out=out,
         tokens=shard.tokens,
         val_tokens=0,
         shard_tokens=shard.tokens,
@@ -308,7 +276,7 @@ def _make_again(folder: Path, manifest: Manifest, shard: Shard, workers: int) ->
         tokenizer=manifest.tokenizer,
         pattern=settings.pattern or "gpt2",
     )
-    as_if = manifest.model_copy(
+    begun = manifest.model_copy(
         update={
             "shards": (),
             "total_tokens": 0,
@@ -317,14 +285,14 @@ def _make_again(folder: Path, manifest: Manifest, shard: Shard, workers: int) ->
         }
     )
     try:
-        earlier = EarlierOutput(aside, as_if, False, (), shard.begins)
-        with crew_of(order) as crew:
-            made = prepare(order, lambda _: None, crew, earlier)
-        if [new.sha256 for new in made.shards] != [shard.sha256]:
+        existing = ExistingOutput(out, begun, False, (), shard.begins)
+        with options.worker_pool() as pool:
+            rebuilt = prepare(options, lambda _: None, pool, existing)
+        if [new.sha256 for new in rebuilt.shards] != [shard.sha256]:
             raise RunFailed(
                 f"{manifest.dataset} gives other tokens for {shard.file} than it did; its files "
                 "or the tokenizer have changed."
             )
-        (aside / made.shards[0].file).replace(folder / shard.file)
+        (out / rebuilt.shards[0].file).replace(folder / shard.file)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(out, ignore_errors=True)

@@ -1,199 +1,69 @@
-"""The workers, as the process that has them sees them: units go out, counts come back."""
+"""Worker processes that read and tokenize units, and the pool that the parent drives them with.
+
+Units go to the workers as JSON over pipes; the tokens stay on disk as segments.
+"""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
-import struct
-import zlib
+import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import numpy.typing as npt
 
 from nanogauge.errors import BadInput, RunFailed
-from trainer.data.documents import Damaged, Unit, documents, kind_of
+from trainer.data.documents import Damaged, Unit, format_of, read_documents
+from trainer.data.manifest import token_dtype
+from trainer.data.segments import SegmentWriter, segment_path
 from trainer.data.tokenizer import PART, Text, Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
-import multiprocessing
-import sys
-from contextlib import suppress
-from multiprocessing.connection import wait
-from types import TracebackType
-from typing import Self
 
-_FOOTER = struct.Struct("<8sQQQI")
-_MAGIC = b"ngpiece1"
-_BUFFER_TOKENS = 2**17
-_BLOCK_BYTES = 2**22
-
-TokenDtype = np.dtype[np.uint16] | np.dtype[np.uint32]
-Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
-
-
-def dtype_of(vocab_size: int) -> TokenDtype:
-    """How the tokens of a vocabulary lie on disk: in two bytes where they can."""
-    return np.dtype("<u2") if vocab_size <= 2**16 else np.dtype("<u4")
-
-
-def piece_path(folder: Path, file: int, unit: int) -> Path:
-    """Where the piece of a unit is, or will be."""
-    return folder / f"{file:05d}_{unit:07d}.piece"
-
-
-class PieceWriter:
-    """Writes one piece; nothing is there under its name before `finish`."""
-
-    def __init__(self, path: Path, dtype: TokenDtype) -> None:
-        self._path = path
-        self._aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        self._file = self._aside.open("wb")
-        self._buffer = cast(Tokens, np.empty(_BUFFER_TOKENS, dtype))
-        self._held = 0
-        self._crc = 0
-        self._lengths: list[npt.NDArray[np.int64]] = []
-        self.tokens = 0
-        self.text_bytes = 0
-        """of the documents, as UTF-8; the caller counts them"""
-
-    def begin_document(self, end_of_text: int) -> None:
-        """Begin a document that is written in parts."""
-        self.add_documents(np.array([end_of_text], np.uint32), end_of_text)
-
-    def go_on(self, tokens: npt.NDArray[np.uint32]) -> None:
-        """Go on with the last document; tokens lie within the vocabulary."""
-        self._lengths[-1][-1] += tokens.size
-        self._append(tokens)
-
-    def add_documents(self, tokens: npt.NDArray[np.uint32], end_of_text: int) -> None:
-        """Add whole documents: each begins with the end-of-text token, which is nowhere else."""
-        starts = np.flatnonzero(tokens == end_of_text)
-        assert starts.size and starts[0] == 0
-        self._lengths.append(np.diff(starts, append=tokens.size))
-        self._append(tokens)
-
-    def _append(self, tokens: npt.NDArray[np.uint32]) -> None:
-        self.tokens += tokens.size
-        while tokens.size:
-            part = tokens[: _BUFFER_TOKENS - self._held]
-            self._buffer[self._held : self._held + part.size] = part
-            self._held += part.size
-            tokens = tokens[part.size :]
-            if self._held == _BUFFER_TOKENS:
-                self._flush()
-
-    def _flush(self) -> None:
-        data = self._buffer[: self._held].data
-        self._crc = zlib.crc32(data, self._crc)
-        self._file.write(data)
-        self._held = 0
-
-    def finish(self) -> None:
-        with self._file as file:
-            self._flush()
-            lengths = np.concatenate((*self._lengths, np.zeros(0, np.int64))).astype("<i8")
-            file.write(lengths.data)
-            file.write(_FOOTER.pack(_MAGIC, self.tokens, lengths.size, self.text_bytes, self._crc))
-        self._aside.replace(self._path)
-
-    def drop(self) -> None:
-        """Leave nothing behind."""
-        self._file.close()
-        self._aside.unlink(missing_ok=True)
-
-
-@dataclass(frozen=True)
-class Piece:
-    path: Path
-    dtype: TokenDtype
-    tokens: int
-    text_bytes: int
-    starts: npt.NDArray[np.int64]
-    """where each document begins, and behind the last one the number of tokens"""
-
-    @property
-    def documents(self) -> int:
-        return self.starts.size - 1
-
-    def read(self, file: BinaryIO, begin: int, end: int) -> Tokens:
-        """The tokens from begin to end, of the piece's open file."""
-        file.seek(begin * self.dtype.itemsize)
-        data = file.read((end - begin) * self.dtype.itemsize)
-        return cast(Tokens, np.frombuffer(data, self.dtype))
-
-
-def open_piece(path: Path, dtype: TokenDtype) -> Piece:
-    """Open a piece that a worker has just finished.
-
-    Raises:
-        ValueError: if it is cut.
-        OSError: if it cannot be read.
-    """
-    with path.open("rb") as file:
-        tokens, text_bytes, _, lengths = _read_end(file, dtype)
-    starts = np.concatenate(([0], np.cumsum(lengths)))
-    return Piece(path, dtype, tokens, text_bytes, starts)
-
-
-def is_whole(path: Path, dtype: TokenDtype) -> bool:
-    """Whether a piece that was left by an earlier call is there and undamaged."""
-    try:
-        with path.open("rb") as file:
-            tokens, _, expected, _ = _read_end(file, dtype)
-            file.seek(0)
-            left, crc = tokens * dtype.itemsize, 0
-            while left:
-                data = file.read(min(left, _BLOCK_BYTES))
-                crc = zlib.crc32(data, crc)
-                left -= len(data)
-    except (OSError, ValueError):
-        return False
-    return crc == expected
-
-
-def _read_end(file: BinaryIO, dtype: TokenDtype) -> tuple[int, int, int, npt.NDArray[np.int64]]:
-    size = file.seek(0, os.SEEK_END)
-    if size < _FOOTER.size:
-        raise ValueError("no footer")
-    file.seek(size - _FOOTER.size)
-    magic, tokens, documents, text_bytes, crc = _FOOTER.unpack(file.read(_FOOTER.size))
-    if magic != _MAGIC or size != tokens * dtype.itemsize + documents * 8 + _FOOTER.size:
-        raise ValueError("no footer")
-    file.seek(tokens * dtype.itemsize)
-    lengths = np.frombuffer(file.read(documents * 8), "<i8")
-    if lengths.sum() != tokens:
-        raise ValueError("lengths that do not fit")
-    return tokens, text_bytes, crc, lengths
-
-
-_BATCH_CHARACTERS = 2**16
+START_METHOD = "fork" if sys.platform == "linux" else "spawn"
+"""A forked worker inherits imported modules and every open connection."""
+UNITS_PER_WORKER = 2
+"""Units assigned to a worker: one is tokenized while the next is fetched."""
 DAMAGED_TRIES = 4
-"""times that a unit is fetched before its source counts as damaged"""
+"""Fetches of a unit before its source counts as damaged."""
+_BATCH_CHARACTERS = 2**16
+
+# Measured by bench/prepare.py.
+_PARENT_BYTES = 250e6
+_WORKER_BYTES = 170e6
+_HUGE_BYTES = 1150e6  # for a document of 200 MB, of which only one is in memory at a time
+
+
+def workers_within(memory_bytes: float, requested: int) -> int:
+    """Return how many of the requested workers fit into the memory, at least one."""
+    room = memory_bytes - _PARENT_BYTES - _HUGE_BYTES
+    return max(1, min(requested, int(room // _WORKER_BYTES)))
 
 
 @dataclass(frozen=True)
-class Work:
-    """What a worker needs to know of the order; the rest is in the units."""
+class WorkerSettings:
+    """What a new worker process receives."""
 
     tokenizer: str
     pattern: str
     column: str
-    one_at_a_time: AbstractContextManager[Any]
-    """held while a huge document is in memory"""
+    huge_lock: AbstractContextManager[Any]
+    """Held while a huge document is in memory."""
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a worker tells of the tokenizer it has loaded."""
+    """Facts about the tokenizer, which the first worker reports."""
 
     vocab_size: int
     end_of_text: int
@@ -201,62 +71,59 @@ class Vocabulary:
 
 
 @dataclass(frozen=True)
-class Task:
-    """What is the same for all units of a worker."""
-
+class _WorkerState:
     tokenizer: Tokenizer
     folder: Path
     parent: int
-    column: str
-    one_at_a_time: AbstractContextManager[Any]
+    settings: WorkerSettings
 
 
-def work(
-    connection: Connection, others: list[Connection], parent: int, tells: bool, order: Work
+def run_worker(
+    connection: Connection,
+    inherited: list[Connection],
+    parent: int,
+    report_vocabulary: bool,
+    settings: WorkerSettings,
 ) -> None:
-    """Do units until the other end of the connection is closed.
+    """Receive a folder, then units, and send the result of each until the parent disconnects.
 
-    Args:
-        connection: gives a folder, then units, and takes what came of each.
-        others: ends of connections that this process inherited and must not hold open.
-        parent: process that started this one.
-        tells: whether to say what the tokenizer is; one of all workers does.
-        order: what is the same for all units.
+    `inherited` are connections of other workers, which this process closes. One worker of a pool
+    reports its vocabulary first.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which closes us down
-    for other in others:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent ends the workers
+    for other in inherited:
         other.close()
     try:
         try:
-            tokenizer = load_tokenizer(order.tokenizer, order.pattern)
+            tokenizer = load_tokenizer(settings.tokenizer, settings.pattern)
         except (BadInput, RunFailed) as error:
-            failed = {"no tokenizer": str(error), "bad": isinstance(error, BadInput)}
-            connection.send_bytes(json.dumps(failed).encode())
+            failure = {"no tokenizer": str(error), "bad": isinstance(error, BadInput)}
+            connection.send_bytes(json.dumps(failure).encode())
             return
-        if tells:
-            told = Vocabulary(tokenizer.vocab_size, tokenizer.end_of_text, tokenizer.sha256())
-            connection.send_bytes(json.dumps(asdict(told)).encode())
+        if report_vocabulary:
+            found = Vocabulary(tokenizer.vocab_size, tokenizer.end_of_text, tokenizer.sha256())
+            connection.send_bytes(json.dumps(asdict(found)).encode())
         folder = Path(connection.recv_bytes().decode())
-        task = Task(tokenizer, folder, parent, order.column, order.one_at_a_time)
-        for loaded in _ahead(_units(connection), connection, order.column):
-            connection.send_bytes(json.dumps(_answer(loaded, task)).encode())
+        state = _WorkerState(tokenizer, folder, parent, settings)
+        for loaded in _prefetch(_receive_units(connection), connection, settings.column):
+            connection.send_bytes(json.dumps(_process(loaded, state)).encode())
     except (EOFError, OSError):
-        pass  # the parent is gone
+        pass  # the parent has ended
 
 
-def _units(connection: Connection) -> Iterator[Unit]:
+def _receive_units(connection: Connection) -> Iterator[Unit]:
     while True:
         yield Unit(**json.loads(connection.recv_bytes()))
 
 
-Loaded = tuple[Unit, "Future[pq.ParquetFile | None]"]
+LoadedUnit = tuple[Unit, "Future[pq.ParquetFile | None]"]
 
 
-def _ahead(units: Iterator[Unit], connection: Connection, column: str) -> Iterator[Loaded]:
-    """Units and what was fetched for them: that of the next one while this one is tokenised."""
+def _prefetch(units: Iterator[Unit], connection: Connection, column: str) -> Iterator[LoadedUnit]:
+    """Yield units with their open files; fetch the next while the current is tokenized."""
     with ThreadPoolExecutor(max_workers=1) as pool:
 
-        def load(unit: Unit) -> Loaded:
+        def load(unit: Unit) -> LoadedUnit:
             return unit, pool.submit(_open_parquet, unit, column)
 
         current = load(next(units))
@@ -266,133 +133,118 @@ def _ahead(units: Iterator[Unit], connection: Connection, column: str) -> Iterat
             current = following if following is not None else load(next(units))
 
 
-_opened: dict[str, pq.ParquetFile] = {}
+_local_files: dict[str, pq.ParquetFile] = {}
+"""The local Parquet file opened last."""
 
 
 def _open_parquet(unit: Unit, column: str) -> pq.ParquetFile | None:
-    """The open file of a unit, with what it needs of a remote one in memory."""
-    if kind_of(unit.name)[0] != "parquet":
+    """Open the file of a unit, with the needed part of a remote one in memory."""
+    if format_of(unit.name)[0] != "parquet":
         return None
-    from trainer.data.documents import open_local, open_remote
+    from trainer.data.parquet import open_local, open_remote
 
     if unit.remote:
         return open_remote(unit, column)
-    if unit.path not in _opened:
-        _opened.clear()
-        _opened[unit.path] = open_local(unit.path)
-    return _opened[unit.path]
+    if unit.path not in _local_files:
+        _local_files.clear()
+        _local_files[unit.path] = open_local(unit.path)
+    return _local_files[unit.path]
 
 
-def _answer(loaded: Loaded, task: Task) -> dict[str, Any]:
+def _process(loaded: LoadedUnit, state: _WorkerState) -> dict[str, Any]:
+    """Write the segment of a unit and return the result; refetch a damaged remote unit."""
     unit, file = loaded
-    answer: dict[str, Any] = {"file": unit.file, "unit": unit.index, "retries": 0}
+    result: dict[str, Any] = {"file": unit.file, "unit": unit.index, "retries": 0}
     while True:
         try:
-            _do(unit, file.result(), task)
-            return answer
+            _write_segment(unit, file.result(), state)
+            return result
         except Damaged as error:
-            answer["retries"] += 1
-            if not unit.remote or answer["retries"] == DAMAGED_TRIES:
-                return answer | {"failed": str(error), "bad": not unit.remote}
-            # What came was not what the file holds: it is dropped and fetched again.
+            result["retries"] += 1
+            if not unit.remote or result["retries"] == DAMAGED_TRIES:
+                return result | {"failed": str(error), "bad": not unit.remote}
             file = Future()
             try:
-                file.set_result(_open_parquet(unit, task.column))
-            except (BadInput, RunFailed) as again:
-                file.set_exception(again)
+                file.set_result(_open_parquet(unit, state.settings.column))
+            except (BadInput, RunFailed) as reopening:
+                file.set_exception(reopening)
         except BadInput as error:
-            return answer | {"failed": str(error), "bad": True}
+            return result | {"failed": str(error), "bad": True}
         except RunFailed as error:
-            return answer | {"failed": str(error), "bad": False}
+            return result | {"failed": str(error), "bad": False}
         except OSError as error:
-            return answer | {"disk": [error.errno, error.strerror]}
+            return result | {"disk": [error.errno, error.strerror]}
 
 
-def _do(unit: Unit, file: pq.ParquetFile | None, task: Task) -> None:
-    tokenizer = task.tokenizer
-    path = piece_path(task.folder, unit.file, unit.index)
-    piece = PieceWriter(path, dtype_of(tokenizer.vocab_size))
+def _write_segment(unit: Unit, file: pq.ParquetFile | None, state: _WorkerState) -> None:
+    tokenizer, settings = state.tokenizer, state.settings
+    path = segment_path(state.folder, unit.file, unit.index)
+    segment = SegmentWriter(path, token_dtype(tokenizer.vocab_size))
     try:
-        _write(documents(unit, task.column, file, task.one_at_a_time), tokenizer, piece)
-        if os.getppid() != task.parent:
-            raise EOFError  # it was killed, and another call may be at work in its folder
-        piece.finish()
+        texts = read_documents(unit, settings.column, file, settings.huge_lock)
+        _tokenize(texts, tokenizer, segment)
+        if os.getppid() != state.parent:
+            raise EOFError  # the parent was killed, and another run may use the folder
+        segment.finish()
     except UnicodeDecodeError as error:
-        piece.drop()
-        raise Damaged(f"{unit.name} holds a text that is no UTF-8: {error}.") from None
+        segment.discard()
+        raise Damaged(f"{unit.name} holds a text that is not UTF-8: {error}.") from None
     except BaseException:
-        piece.drop()
+        segment.discard()
         raise
 
 
-def _write(texts: Iterator[Text], tokenizer: Tokenizer, piece: PieceWriter) -> None:
-    """Tokenise documents, short ones many at a time, long ones in parts."""
+def _tokenize(texts: Iterator[Text], tokenizer: Tokenizer, segment: SegmentWriter) -> None:
+    """Tokenize short documents in batches and long ones in parts."""
     batch: list[str] = []
-    held = 0
+    characters = 0
+    end_of_text = tokenizer.end_of_text
     for text in texts:
         if isinstance(text, str) and len(text) <= PART:
             batch.append(text)
-            held += len(text)
-            piece.text_bytes += _utf8_bytes(text)
-            if held < _BATCH_CHARACTERS:
+            characters += len(text)
+            segment.text_bytes += _utf8_bytes(text)
+            if characters < _BATCH_CHARACTERS:
                 continue
         if batch:
-            piece.add_documents(tokenizer.encode(batch), tokenizer.end_of_text)
-            batch, held = [], 0
+            segment.add_documents(tokenizer.encode(batch), end_of_text)
+            batch, characters = [], 0
         if isinstance(text, str) and len(text) <= PART:
             continue
-        piece.begin_document(tokenizer.end_of_text)
+        segment.add_documents(np.array([end_of_text], np.uint32), end_of_text)
         for part in tokenizer.parts(text):
-            piece.text_bytes += _utf8_bytes(part)
-            piece.go_on(tokenizer.encode([part])[1:])
+            segment.text_bytes += _utf8_bytes(part)
+            segment.extend_document(tokenizer.encode([part])[1:])
     if batch:
-        piece.add_documents(tokenizer.encode(batch), tokenizer.end_of_text)
+        segment.add_documents(tokenizer.encode(batch), end_of_text)
 
 
 def _utf8_bytes(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
-_PARENT_BYTES = 250e6
-_WORKER_BYTES = 170e6
-_HUGE_BYTES = 1150e6
-"""for one document of 200 MB, which one worker has at a time; all measured by bench/prepare.py"""
+class WorkerPool:
+    """Worker processes; a context manager that terminates them.
 
-START_METHOD = "fork" if sys.platform == "linux" else "spawn"
-"""how workers start; a forked one inherits what is imported, and every open connection"""
-
-AT_ONCE = 2
-"""units that a worker has: one that it tokenises, one that it fetches"""
-
-
-def workers_within(memory_bytes: float, wanted: int) -> int:
-    """How many workers fit into the memory; one in any case."""
-    room = memory_bytes - _PARENT_BYTES - _HUGE_BYTES
-    return max(1, min(wanted, int(room // _WORKER_BYTES)))
-
-
-class Crew:
-    """Processes that do units; a context manager that ends them.
-
-    On Linux they are forked, so make the crew before anything starts a thread. Elsewhere they
-    begin anew, and import what they need. They load the tokenizer meanwhile.
+    On Linux they are forked, so create the pool before any thread is started. Elsewhere they are
+    spawned.
     """
 
     def __init__(self, size: int, tokenizer: str, pattern: str, column: str) -> None:
         context: Any = multiprocessing.get_context(START_METHOD)
-        # Held on to: a spawned worker finds its lock by a name that goes with the last reference.
-        self._order = Work(tokenizer, pattern, column, context.Lock())
+        # A spawned worker opens the lock by name; the name disappears with the last reference.
+        self._settings = WorkerSettings(tokenizer, pattern, column, context.Lock())
         pairs = [context.Pipe() for _ in range(size)]
         self._connections: list[Connection] = [ours for ours, _ in pairs]
         self._processes = []
         for number, (_, theirs) in enumerate(pairs):
-            others = [end for pair in pairs for end in pair if end is not theirs]
-            if START_METHOD == "spawn":
-                others = []  # nothing is inherited
+            inherited = []
+            if START_METHOD == "fork":
+                inherited = [end for pair in pairs for end in pair if end is not theirs]
             self._processes.append(
                 context.Process(
-                    target=work,
-                    args=(theirs, others, os.getpid(), number == 0, self._order),
+                    target=run_worker,
+                    args=(theirs, inherited, os.getpid(), number == 0, self._settings),
                     name=f"worker {number}",
                 )
             )
@@ -403,22 +255,21 @@ class Crew:
         self.size = size
         self._load = dict.fromkeys(self._connections, 0)
         self.failures: dict[tuple[int, int], Exception] = {}
-        """by file and unit: BadInput for a source that is not what it should be, RunFailed for one
-        that cannot be fetched, OSError for a piece that cannot be written"""
+        """Exception by `Unit.key`: BadInput for a bad source, RunFailed for a failed download,
+        OSError for a segment that cannot be written."""
         self.retries = 0
-        """times that something damaged came and was fetched again"""
+        """Damaged units that were fetched again."""
 
     def vocabulary(self) -> Vocabulary:
-        """What the tokenizer is; to be asked once, before `begin`.
+        """Return facts about the tokenizer; call once, before `start`.
 
         Raises:
             BadInput, RunFailed: as `load_tokenizer`.
         """
-        answer = self._receive(self._connections[0])
-        return Vocabulary(**answer)
+        return Vocabulary(**self._receive(self._connections[0]))
 
-    def begin(self, folder: Path) -> None:
-        """Tell the folder for the pieces, which exists."""
+    def start(self, folder: Path) -> None:
+        """Let the workers write segments into an existing folder."""
         for connection in self._connections:
             connection.send_bytes(str(folder).encode())
 
@@ -428,60 +279,56 @@ class Crew:
 
     @property
     def has_room(self) -> bool:
-        return min(self._load.values()) < AT_ONCE
+        return min(self._load.values()) < UNITS_PER_WORKER
 
-    def give(self, unit: Unit) -> None:
-        """Give a unit to the worker that has the fewest.
-
-        Raises:
-            RunFailed: if that worker was killed.
-        """
+    def submit(self, unit: Unit) -> None:
+        """Assign a unit to the least loaded worker; raise RunFailed if it was killed."""
         connection = min(self._load, key=self._load.__getitem__)
         self._load[connection] += 1
         try:
             connection.send_bytes(json.dumps(asdict(unit)).encode())
         except OSError:
-            raise self._died(connection) from None
+            raise self._worker_ended(connection) from None
 
-    def done(self, seconds: float) -> list[tuple[int, int]]:
-        """Wait for units to be done, at most so long: file and unit of each, `failures` apart.
+    def wait_for_units(self, seconds: float) -> list[tuple[int, int]]:
+        """Wait at most `seconds`; return the keys of completed units. Others are in `failures`.
 
         Raises:
             RunFailed: if a worker was killed.
         """
-        finished = []
+        completed = []
         for connection in wait(self._connections, seconds):
             assert isinstance(connection, Connection)
-            answer = self._receive(connection)
+            result = self._receive(connection)
             self._load[connection] -= 1
-            self.retries += answer["retries"]
-            unit = (answer["file"], answer["unit"])
-            if "disk" in answer:
-                self.failures[unit] = OSError(*answer["disk"])
-            elif "failed" in answer:
-                kind = BadInput if answer["bad"] else RunFailed
-                self.failures[unit] = kind(answer["failed"])
+            self.retries += result["retries"]
+            unit = (result["file"], result["unit"])
+            if "disk" in result:
+                self.failures[unit] = OSError(*result["disk"])
+            elif "failed" in result:
+                kind = BadInput if result["bad"] else RunFailed
+                self.failures[unit] = kind(result["failed"])
             else:
-                finished.append(unit)
-        return finished
+                completed.append(unit)
+        return completed
 
     def _receive(self, connection: Connection) -> dict[str, Any]:
-        """What a worker says: an answer, or that it has no tokenizer, which is raised."""
+        """Return a worker's message; raise the error of a tokenizer that it could not load."""
         try:
-            answer: dict[str, Any] = json.loads(connection.recv_bytes())
+            message: dict[str, Any] = json.loads(connection.recv_bytes())
         except (EOFError, OSError):
-            raise self._died(connection) from None
-        if "no tokenizer" in answer:
-            raise (BadInput if answer["bad"] else RunFailed)(answer["no tokenizer"])
-        return answer
+            raise self._worker_ended(connection) from None
+        if "no tokenizer" in message:
+            raise (BadInput if message["bad"] else RunFailed)(message["no tokenizer"])
+        return message
 
-    def _died(self, connection: Connection) -> RunFailed:
+    def _worker_ended(self, connection: Connection) -> RunFailed:
         process = self._processes[self._connections.index(connection)]
         process.join(1)
         code = process.exitcode
-        why = f"by signal {-code}" if code is not None and code < 0 else f"with status {code}"
+        how = f"by signal {-code}" if code is not None and code < 0 else f"with status {code}"
         memory = "; was the memory full? --workers 1 needs less" if code == -9 else ""
-        return RunFailed(f"a worker ended {why}{memory}")
+        return RunFailed(f"a worker ended {how}{memory}")
 
     def __enter__(self) -> Self:
         return self

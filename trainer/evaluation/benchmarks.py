@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from model import GPT
 from nanogauge.errors import BadInput, RunFailed
 from nanogauge.schema import Benchmark
-from trainer.data.hub import client_errors, quiet, short
+from trainer.data.hub import client_errors, first_line, silence_client
 from trainer.data.loader import Batches
 from trainer.data.shards import Shards
 from trainer.step.device import autocast
@@ -202,14 +202,14 @@ def _from_hub() -> list[dict[str, Any]]:
     import pyarrow.parquet
     from huggingface_hub import HfApi, hf_hub_download
 
-    quiet()
+    silence_client()
     try:
         names = HfApi().list_repo_files(HELLASWAG_REPO, repo_type="dataset")
         files = sorted(n for n in names if "validation" in n and n.endswith(".parquet"))
         paths = [hf_hub_download(HELLASWAG_REPO, name, repo_type="dataset") for name in files]
     except client_errors() as error:
         raise RunFailed(
-            f"{HELLASWAG_REPO} could not be fetched ({short(error)}); check the network "
+            f"{HELLASWAG_REPO} could not be fetched ({first_line(error)}); check the network "
             "and HF_ENDPOINT, or give its hellaswag_val.jsonl with --hellaswag."
         ) from error
     return [row for path in paths for row in pyarrow.parquet.read_table(path).to_pylist()]

@@ -18,10 +18,10 @@ import safetensors.torch
 from nanogauge.analysis.report_model import Report, build_report, claims_of
 from nanogauge.errors import BadInput, RunFailed
 from nanogauge.files import make_folder, write_atomic
-from nanogauge.report.cells import Cells, in_order
+from nanogauge.report.cells import Cells, sort_rows
 from nanogauge.report.escape import markdown
 from trainer.checkpoints.pretrained import CONFIG_NAME, WEIGHTS_NAME, to_hugging_face
-from trainer.data.tokenizer import END_OF_TEXT, PATTERNS, byte_letters
+from trainer.data.tokenizer import END_OF_TEXT, PATTERNS, bytes_to_unicode
 from trainer.evaluation.load import Trained, encoding_of
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def model_card(trained: Trained, report: Report) -> str:
         "| quantity | measured | claimed | predicted | verdict |",
         "|---|---|---|---|---|",
     ]
-    for row in in_order(report.rows):
+    for row in sort_rows(report.rows):
         cells = Cells(row)
         if cells.measured:
             shown = (row.quantity, cells.measured, cells.claimed, cells.predicted, cells.verdict)
@@ -128,7 +128,7 @@ def tokenizer_files(encoding: tiktoken.Encoding, block_size: int) -> dict[str, b
     ranks = encoding._mergeable_ranks
     if encoding._pat_str != PATTERNS["gpt2"] and len(ranks) > 256:
         return None
-    letters = byte_letters()
+    letters = bytes_to_unicode()
     merges = []
     for token in sorted(ranks, key=ranks.__getitem__):
         if len(token) > 1:
@@ -185,7 +185,7 @@ def tokenizer_files(encoding: tiktoken.Encoding, block_size: int) -> dict[str, b
 
 def vocabulary_of(encoding: tiktoken.Encoding) -> dict[str, int]:
     """Return the contents of vocab.json: each token, its bytes as letters, and its id."""
-    letters = byte_letters()
+    letters = bytes_to_unicode()
     ranks = encoding._mergeable_ranks
     written = {"".join(letters[b] for b in token): rank for token, rank in ranks.items()}
     return {**written, END_OF_TEXT: encoding.eot_token}

@@ -94,9 +94,8 @@ def tokenizer_of(data: DataSection) -> tuple[str, str]:
     Raises:
         BadInput: if the data is missing or does not name it.
     """
-    assert data.folder is not None
     try:
-        opened = open_dataset(data.folder)
+        opened = open_dataset(data)
     except BadInput as error:
         raise BadInput(
             f"the run's data names its tokenizer, but cannot be opened ({error}) "

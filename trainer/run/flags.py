@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanogauge.analysis.claims import load_claims
-from nanogauge.cli import Parser, shipped
+from nanogauge.cli import Parser
 from nanogauge.config import Config, add_config_flags, config_overrides, load_config
 from nanogauge.errors import BadInput
 from trainer.run.resume import check_names
@@ -31,7 +31,7 @@ class Options:
 def train_parser(description: str) -> Parser:
     """Return the parser of train.py's command line."""
     parser = Parser(description)
-    parser.add_argument("config", type=shipped, help="configuration of the run")
+    parser.add_argument("config", type=Path, help="configuration of the run")
     parser.add_argument("--resume", choices=["auto"], help="continue from the newest checkpoint")
     parser.add_argument(
         "--allow-change",
@@ -43,9 +43,7 @@ def train_parser(description: str) -> Parser:
     )
     parser.add_argument("--init-from", dest="run.init_from", default=SUPPRESS, metavar="GPT2")
     parser.add_argument("--rehearse", type=int, metavar="N", help="stop after N steady steps")
-    parser.add_argument(
-        "--claims", type=shipped, help="claims to compare with the run in its report"
-    )
+    parser.add_argument("--claims", type=Path, help="claims to compare with the run in its report")
     parser.add_argument(
         "--force",
         action="store_true",

@@ -10,7 +10,7 @@ from nanogauge.measure.alarms import Alarm, Alarms
 from nanogauge.measure.clock import Clock
 from nanogauge.measure.sensors import Sensors
 from nanogauge.quantities import format_seconds
-from nanogauge.runlog.reader import RunLog
+from nanogauge.runlog.writer import RunLog
 from nanogauge.schema import Compile, Event, LogLine
 from trainer.run.progress import ProgressDisplay
 

@@ -11,12 +11,11 @@ import torch
 
 from model import GPT
 from nanogauge.config import Config, load_config
-from nanogauge.doctor.environment import capture_environment
-from nanogauge.doctor.machine import free_memory
+from nanogauge.doctor.machine import capture_environment, free_memory
 from nanogauge.errors import BadInput
 from nanogauge.files import make_folder
 from nanogauge.measure.alarms import Alarms
-from nanogauge.measure.gpus import Watched
+from nanogauge.measure.gpus import WatchedGpu
 from nanogauge.measure.sensors import DriverInfo, driver_info
 from nanogauge.prediction.calibration_store import load_calibration
 from nanogauge.prediction.prediction import predict
@@ -27,13 +26,13 @@ from nanogauge.prediction.search import (
     with_micro_batch,
 )
 from nanogauge.runlog.folder import CONFIG_TOML, RunFolder, create, load_with_log
-from nanogauge.runlog.lock import RunLock, hold
+from nanogauge.runlog.lock import RunLock, acquire_lock
 from nanogauge.runlog.reader import has_begun
 from nanogauge.runspec import RunSpec
 from nanogauge.schema import FreeMemory, Hardware, Prediction
 from trainer.calibrate import calibrated_threads, describe_hardware
 from trainer.checkpoints.checkpoint import newest_checkpoint
-from trainer.data.dataset import Source, open_source
+from trainer.data.dataset import Dataset, open_dataset
 from trainer.data.loader import Batches
 from trainer.run.resume import refuse_changes
 from trainer.step.distributed import Ranks, rank_share
@@ -106,7 +105,7 @@ def open_run_folder(
         prediction = prediction.model_copy(update={"notes": notes})
     machine = capture_environment(hardware.name, driver, torch.get_num_threads())
     make_folder(config.folder)
-    lock = hold(config.folder)
+    lock = acquire_lock(config.folder)
     folder = create(config.folder, spec, machine, prediction, config.to_toml())
     return OpenedRun(folder, lock)
 
@@ -114,7 +113,7 @@ def open_run_folder(
 def _open_to_resume(
     config: Config, device: torch.device, force: bool, allowed: Collection[str], ranks: Ranks
 ) -> OpenedRun:
-    lock = hold(config.folder)
+    lock = acquire_lock(config.folder)
     folder, recorded = load_with_log(config.folder)
     changes = refuse_changes(load_config(config.folder / CONFIG_TOML), config, allowed)
     hardware, dtype = folder.prediction.hardware, folder.prediction.dtype
@@ -219,7 +218,7 @@ def make_alarms(prediction: Prediction, gpu: DriverInfo | None) -> Alarms:
     )
 
 
-def watched_gpus(config: Config, device: torch.device, ranks: Ranks = ALONE) -> list[Watched]:
+def watched_gpus(config: Config, device: torch.device, ranks: Ranks = ALONE) -> list[WatchedGpu]:
     """Return the GPUs of all ranks on this machine on rank 0, and none on other ranks.
 
     A collective. torchrun numbers the ranks of a machine consecutively, so the first `local_world`
@@ -230,11 +229,11 @@ def watched_gpus(config: Config, device: torch.device, ranks: Ranks = ALONE) -> 
         return []
     if named != "auto":
         names = [name.strip() for name in named.split(",")]
-        gpus = [Watched(int(name) if name.isdecimal() else name) for name in names]
+        gpus = [WatchedGpu(int(name) if name.isdecimal() else name) for name in names]
         return gpus if ranks.is_first else []
     own = [str(torch.cuda.get_device_properties(device).uuid), str(os.getpid())]
     on_machine = ranks.gather(own)[: ranks.local_world]
-    return [Watched(uuid, int(pid)) for uuid, pid in on_machine] if ranks.is_first else []
+    return [WatchedGpu(uuid, int(pid)) for uuid, pid in on_machine] if ranks.is_first else []
 
 
 def make_model(config: Config) -> GPT:
@@ -263,14 +262,16 @@ def make_training(
     return loss, make_optimizer(model, config.optimizer), scaler
 
 
-def open_data(config: Config, device: torch.device, ranks: Ranks) -> tuple[Config, Source, Batches]:
+def open_data(
+    config: Config, device: torch.device, ranks: Ranks
+) -> tuple[Config, Dataset, Batches]:
     """Open this rank's data; return the configuration with its number of tokens if it had none.
 
     Raises:
         BadInput: if the data is missing, its tokenizer has more tokens than the model, or the world
             size does not divide the gradient accumulation.
     """
-    source = open_source(config.data)
+    source = open_dataset(config.data)
     model = config.model
     if source.vocab_size is not None and source.vocab_size > model.vocab_size:
         raise BadInput(
@@ -286,7 +287,7 @@ def open_data(config: Config, device: torch.device, ranks: Ranks) -> tuple[Confi
 
 def make_batches(
     config: Config,
-    source: Source,
+    source: Dataset,
     device: torch.device,
     ranks: Ranks,
     micro_batch: int | None = None,

@@ -15,7 +15,7 @@ from nanogauge.measure.clock import Stopwatch
 from nanogauge.runlog.folder import RunFolder
 from nanogauge.runlog.lock import RunLock
 from trainer.checkpoints.checkpoint_writer import CheckpointWriter
-from trainer.data.dataset import Source
+from trainer.data.dataset import Dataset
 from trainer.data.loader import Batches
 from trainer.run.recorder import Recorder
 from trainer.run.signals import StopSignal
@@ -121,7 +121,7 @@ class Session:
     ranks: Ranks
     run: RunContext
     state: ModelState
-    source: Source
+    source: Dataset
     batches: Batches
     steps: StepProgress
     recorder: Recorder

@@ -24,14 +24,14 @@ from nanogauge.measure.sensors import (
 from nanogauge.prediction.calibration_store import load_calibration
 from nanogauge.prediction.prediction import eager_sentence, eager_total
 from nanogauge.runlog.folder import CLAIMS_NAME, CONFIG_TOML, write_spec
-from nanogauge.runlog.reader import RunLog
+from nanogauge.runlog.writer import RunLog
 from nanogauge.schema import Compile
 from nanogauge.sinks.mirror import new_run_id
 from trainer.calibrate import calibrated_threads
 from trainer.checkpoints.checkpoint import Meta, load_checkpoint, read_meta
 from trainer.checkpoints.checkpoint_writer import CheckpointWriter
 from trainer.checkpoints.pretrained import load_pretrained
-from trainer.data.dataset import Source
+from trainer.data.dataset import Dataset
 from trainer.data.loader import Batches
 from trainer.run.flags import Options
 from trainer.run.progress import ProgressDisplay
@@ -180,7 +180,7 @@ def make_clock(device: torch.device, compile_timer: CompileTimer) -> Clock:
 
 def resume_batches(
     config: Config,
-    source: Source,
+    source: Dataset,
     batches: Batches,
     opened: OpenedRun,
     meta: Meta | None,

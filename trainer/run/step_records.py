@@ -8,7 +8,6 @@ import time
 import numpy as np
 import torch
 
-from nanogauge.analysis.figures import quantile
 from nanogauge.analysis.ledger import steady_seconds
 from nanogauge.measure.alarms import Alarm
 from nanogauge.measure.host import peak_process_bytes
@@ -215,8 +214,8 @@ def store_step_time(s: Session, recorded: Recorded) -> str | None:
         name=s.config.run.name,
         workload=workload_of(s.run.folder.spec, device.type != "cpu"),
         step_seconds=float(np.median(seconds)),
-        p10_seconds=quantile(seconds, 0.1),
-        p90_seconds=quantile(seconds, 0.9),
+        p10_seconds=float(np.quantile(seconds, 0.1)),
+        p90_seconds=float(np.quantile(seconds, 0.9)),
         n=len(seconds),
         finished_unix=time.time(),
     )

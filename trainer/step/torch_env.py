@@ -12,7 +12,6 @@ adds nothing to the memory.
 
 import os
 import sys
-from typing import NoReturn
 
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
@@ -40,11 +39,3 @@ def keep_pages() -> None:
     }
     os.environ[ALLOCATOR] = ":".join(f"{name}={value}" for name, value in settings.items())
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-
-
-def installed_train() -> NoReturn:
-    """Run train.py's command as the installed script nanogauge-train."""
-    keep_pages()
-    from nanogauge.cli import installed_command  # imports train, and with it torch
-
-    installed_command()

@@ -1,4 +1,4 @@
-"""From log lines to W&B's rows, without W&B."""
+"""Conversion of log lines to W&B's rows, without W&B."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from mirrored import GOLDEN, PREDICTION, SPEC, TOKENS, lines_of_a_run, start_line
 
 from nanogauge.schema import Checkpoint, Compile, End, Eval, Line, LogLine, Sensor, Start, Step
-from nanogauge.sinks import rows as tracking_rows
+from nanogauge.sinks import rows as sink_rows
 from nanogauge.sinks.rows import Rows, final_summary, summary_of, verdict_rows
 
 Row = dict[str, float]
@@ -33,8 +33,8 @@ NOT_MIRRORED = {
     Compile: set(),
     End: {"restartable"},
 }
-"""fields that are no measurement, or the axis itself"""
-TAKEN_OTHERWISE = {
+"""Fields that are no measurement, or an axis."""
+COMPUTED = {
     "other_programs": "memory/other_programs_bytes",
     "throttle": "gpu/throttled",
     "energy_source": "gpu/energy_from_counter",
@@ -44,19 +44,19 @@ TAKEN_OTHERWISE = {
 
 @pytest.mark.parametrize("kind", NOT_MIRRORED)
 def test_every_field_of_a_line_has_its_key(kind: type[Line]) -> None:
-    """A field added to the log is added here too, or named as one that is no measurement."""
-    table = getattr(tracking_rows, f"{kind.__name__.upper()}_KEYS")
+    """Or is listed above as no measurement."""
+    table = getattr(sink_rows, f"{kind.__name__.upper()}_KEYS")
     fields = kind.model_fields.keys() - {"kind", "step", "elapsed_seconds"} - NOT_MIRRORED[kind]
-    assert fields - TAKEN_OTHERWISE.keys() == table.keys()
-    keys = [*table.values(), *TAKEN_OTHERWISE.values()]
+    assert fields - COMPUTED.keys() == table.keys()
+    keys = [*table.values(), *COMPUTED.values()]
     assert all(key.split("/")[0] in NAMESPACES for key in keys)
 
 
 NAMESPACES = {"train", "perf", "gpu", "cpu", "memory", "eval", "checkpoint", "run", "data"}
 
 
-def test_a_process_that_goes_back_by_itself_keeps_its_clock_and_its_energy() -> None:
-    """Both go on counting: after a resumption they begin at zero."""
+def test_a_rollback_keeps_the_clock_and_the_energy() -> None:
+    """In a process that resumes the run both begin at zero."""
     back = start_line().model_copy(update={"first_step": 1, "elapsed_seconds": 3700.0})
     for continues, hours, kwh in ((True, 1.1, 1.1), (None, 2.1, 2.1)):
         again = back.model_copy(update={"continues": continues})
@@ -72,12 +72,10 @@ def test_a_process_that_goes_back_by_itself_keeps_its_clock_and_its_energy() -> 
 
 
 def test_the_rows_of_a_run_with_every_field_are_the_golden_ones() -> None:
-    """Three axes in every row; each reading, each fifth step, and those measured in detail."""
     assert rows_of(*lines_of_a_run(), log_every=5) == GOLDEN
 
 
-def test_hours_and_energy_go_on_where_the_process_before_ended() -> None:
-    """Each process's clock and energy count begin at zero; the run's do not."""
+def test_hours_and_energy_add_up_over_processes() -> None:
     rows = rows_of(
         start_line(),
         sensor(elapsed_seconds=3600.0, energy_joules=3.6e6),
@@ -91,31 +89,28 @@ def test_hours_and_energy_go_on_where_the_process_before_ended() -> None:
     assert [row["tokens"] for row in rows] == [0, 3 * TOKENS, 2 * TOKENS, 3 * TOKENS]
 
 
-def test_an_imported_log_has_no_hours_rather_than_wrong_ones() -> None:
+def test_an_imported_log_has_no_hours() -> None:
     (row,) = rows_of(Start(max_steps=5, prediction_sha256="0", device="x"), Step(step=3, loss=2.0))
     assert row == {"train/loss": 2.0, "step": 3, "tokens": 4 * TOKENS}
 
 
-def test_the_best_prediction_and_its_band_stand_beside_what_was_measured() -> None:
-    """The calibrated one where there is one; none where the row measures nothing of it."""
+def test_a_measurement_has_its_best_prediction_and_interval() -> None:
     (row,) = rows_of(Step(step=0, step_seconds=3.0, tokens=TOKENS))
     assert row["predicted/step_seconds"] == 4.0
     assert (row["predicted/step_seconds_low"], row["predicted/step_seconds_high"]) == (3.6, 4.4)
     assert row["predicted/mfu_6n"] == PREDICTION.quantities["mfu_6n"].expected
     assert "predicted/power_watts" not in row and "predicted/peak_allocated_bytes" not in row
     (row,) = rows_of(Eval(step=0, val_loss=4.0))
-    assert row == {"eval/val_loss": 4.0, "step": 0, "tokens": 0}, "nobody predicted the loss"
+    assert row == {"eval/val_loss": 4.0, "step": 0, "tokens": 0}, "the loss has no prediction"
 
 
-def test_a_share_of_a_peak_that_cannot_be_right_is_left_out() -> None:
-    """More FLOP/s than the peak means a wrong peak: the FLOP/s are shown, no share of them."""
+def test_an_mfu_above_1_is_left_out() -> None:
     (row,) = rows_of(Step(step=0, step_seconds=1e-9, tokens=TOKENS))
     assert row["perf/achieved_flops_per_second"] > 58.3e12
     assert not {"perf/mfu_palm", "perf/mfu_6n"} & row.keys()
 
 
-def test_a_reason_for_throttling_falls_back_to_zero() -> None:
-    """A curve that is only there while it is one never shows that it ended."""
+def test_a_past_reason_for_throttling_is_zero() -> None:
     hot, cool = ["thermal slowdown (hardware)"], ["power limit"]
     rows = rows_of(*(sensor(throttle=words) for words in ([], hot, cool, [])))
     assert [row["gpu/throttled"] for row in rows] == [0, 1, 1, 0]
@@ -123,17 +118,17 @@ def test_a_reason_for_throttling_falls_back_to_zero() -> None:
     assert [row.get(key) for row in rows] == [None, 1, 0, 0]
     assert [row.get("gpu/throttle_power_limit") for row in rows] == [None, None, 1, 0]
     (row,) = rows_of(sensor(power_watts=1.0))
-    assert "gpu/throttled" not in row, "a card that does not say is not one that is fine"
+    assert "gpu/throttled" not in row, "unknown, not zero"
 
 
-def test_on_a_cpu_the_process_is_the_host_s() -> None:
+def test_on_a_cpu_the_process_memory_is_host_memory() -> None:
     hardware = PREDICTION.hardware.model_copy(update={"kind": "cpu"})
     prediction = PREDICTION.model_copy(update={"hardware": hardware})
     row = Rows(SPEC, prediction, 1).row(Step(step=0, peak_host_bytes=7))
     assert row["memory/peak_process_bytes"] == row["memory/peak_host_bytes"] == 7
 
 
-def test_what_was_before_the_run_is_in_the_summary() -> None:
+def test_the_start_is_in_the_summary() -> None:
     assert summary_of(start_line()) == {
         "run/device": "RTX 4070",
         "run/status": "running",
@@ -144,7 +139,7 @@ def test_what_was_before_the_run_is_in_the_summary() -> None:
     }
 
 
-def test_the_verdicts_read_as_in_the_report() -> None:
+def test_the_verdicts_are_formatted_as_in_the_report() -> None:
     absent = dict.fromkeys(("claimed", "analytic", "calibrated", "measured", "factor"))
     cost = {
         "id": "cost",

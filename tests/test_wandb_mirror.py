@@ -1,4 +1,4 @@
-"""The W&B mirror: what it writes, and that nothing W&B does reaches the run."""
+"""The W&B mirror offline: what it writes, and that no failure of W&B reaches the run."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from mirrored import (
     GOLDEN,
     RUN_ID,
     STEPS,
+    STOPPED,
     all_gone,
     cores_of,
     items,
@@ -35,7 +36,6 @@ from mirrored import (
 from nanogauge.analysis.report_model import build_report
 from nanogauge.errors import BadInput
 from nanogauge.report.html import write_report
-from nanogauge.schema import End
 from nanogauge.sinks.mirror import OUTPUT_NAME, Mirror, new_run_id
 from nanogauge.sinks.process import main
 
@@ -49,8 +49,7 @@ def start(folder: Path) -> Mirror:
     return Mirror.start(folder, "offline", "nights", 5, RUN_ID)
 
 
-def test_every_value_in_wandb_is_the_logs(folder: Path) -> None:
-    """The mirror of a run says what its log says: a key mixed up would mislead all night."""
+def test_every_value_in_wandb_is_that_of_the_log(folder: Path) -> None:
     mirror = start(folder)
     write(folder, [*lines_of_a_run(), END])
     report, run_folder, log = build_report(folder, None)
@@ -96,18 +95,17 @@ def test_every_value_in_wandb_is_the_logs(folder: Path) -> None:
     assert all_gone(folder)
 
 
-def test_without_a_report_the_run_is_mirrored_all_the_same(folder: Path) -> None:
+def test_a_run_without_a_report_is_mirrored(folder: Path) -> None:
     mirror = start(folder)
     write(folder, [*lines_of_a_run(), END])
     (folder / "machine.json").unlink()
     assert mirror.finish() is None
-    said = (folder / OUTPUT_NAME).read_text()
-    assert "mirrored without report.html" in said and "mirrored without machine.json" in said
+    output = (folder / OUTPUT_NAME).read_text()
+    assert "mirrored without report.html" in output and "mirrored without machine.json" in output
     assert rows_in(recorded(folder)) == GOLDEN
 
 
-def test_without_a_key_auto_is_offline_and_online_says_so(folder: Path) -> None:
-    """Nobody who has no account is asked for one; who asked for online learns it was not."""
+def test_without_a_key_auto_is_offline_and_online_warns(folder: Path) -> None:
     write(folder, [*lines_of_a_run(), END])
     for mode, warned in (("auto", False), ("online", True)):
         mirror = Mirror.start(folder, mode, "nights", 5, f"{mode:0<8}")  # type: ignore[arg-type]
@@ -133,7 +131,7 @@ time.sleep(60)
 
 
 def test_the_mirror_of_a_killed_run_ends_by_itself(folder: Path) -> None:
-    """A run killed for memory writes no end line; its mirror must not wait for one for ever."""
+    """Its log has no end line to wait for."""
     write(folder, lines_of_a_run())
     (folder / "report.json").write_text("{}")
     with subprocess.Popen(
@@ -145,47 +143,40 @@ def test_the_mirror_of_a_killed_run_ends_by_itself(folder: Path) -> None:
         os.kill(parent.pid, signal.SIGKILL)
     assert wait_until(lambda: not processes_of(folder), 10), processes_of(folder)
     records = recorded(folder)
-    assert rows_in(records) == GOLDEN, "all that was logged is mirrored"
+    assert rows_in(records) == GOLDEN, "the whole log is mirrored"
     assert summary_in(records)["run/status"] == "unfinished"
     assert [r.exit.exit_code for r in records if r.WhichOneof("record_type") == "exit"] == [1]
     (kept,) = folder.glob("wandb/offline-run-*/files")
-    assert not (kept / "report.json").exists(), "a report from before is none of this run"
+    assert not (kept / "report.json").exists(), "an earlier report is not of this run"
 
 
-def test_a_resumed_run_goes_on_under_its_id_with_no_row_and_no_alert_twice(folder: Path) -> None:
-    """Offline each process leaves a folder; `wandb sync` of both makes one run of them.
-
-    It appends, so that what lies in both would be there twice; an old warning must wake nobody.
-    """
-    stopped = End(elapsed_seconds=50.0, status="stopped", steps=10, wall_seconds=50.0)
+def test_a_resumed_run_keeps_its_id_and_repeats_no_row_and_no_alert(folder: Path) -> None:
+    """Offline each process writes a folder, and `wandb sync` appends the second to the first."""
     mirror = start(folder)
-    write(folder, [*lines_of_a_run(last_step=10), stopped])
+    write(folder, [*lines_of_a_run(last_step=10), STOPPED])
     assert mirror.finish() is None, (folder / OUTPUT_NAME).read_text()
     mirror = start(folder)
-    time.sleep(1.0)  # an old end line must not end the new mirror
+    time.sleep(1.0)  # the old end line does not end the new mirror
     write(folder, [*lines_of_a_run(first_step=10), END])
     assert mirror.finish() is None, (folder / OUTPUT_NAME).read_text()
     old, new = (list(records_of(path)) for path in offline_files(folder))
     first, later = rows_in(old), rows_in(new)
     assert first == GOLDEN[: len(first)]
-    assert len(first) + len(later) == len(GOLDEN) + 1, "its start compiled, too"
+    assert len(first) + len(later) == len(GOLDEN) + 1, "both processes compiled"
     seen = [[row["step"] for row in rows if "train/loss" in row] for rows in (first, later)]
     assert seen == [[0, 5, 8], [10, 15, 16]]
-    assert later[0]["hours"] == pytest.approx((50.0 + 5.0) / 3600), "hours go on"
+    assert later[0]["hours"] == pytest.approx((50.0 + 5.0) / 3600), "hours continue"
     energy = [row["gpu/energy_kwh"] for row in later if "gpu/energy_kwh" in row]
-    assert energy[0] == pytest.approx((7000 + 700) / 3.6e6), "and so does the energy"
+    assert energy[0] == pytest.approx((7000 + 700) / 3.6e6), "energy continues"
     for records in (old, new):
         (begun,) = [r.run for r in records if r.WhichOneof("record_type") == "run"][:1]
         assert begun.run_id == RUN_ID
         assert len([r for r in records if r.WhichOneof("record_type") == "alert"]) == 2
 
 
-def test_a_run_that_was_not_mirrored_before_is_mirrored_whole_when_it_is_resumed(
-    folder: Path,
-) -> None:
-    """Its first process ran with W&B switched off; only its alerts are too old to be sent."""
-    stopped = End(elapsed_seconds=50.0, status="stopped", steps=10, wall_seconds=50.0)
-    write(folder, [*lines_of_a_run(last_step=10), stopped])
+def test_a_resumed_run_without_an_earlier_mirror_is_mirrored_whole(folder: Path) -> None:
+    """Except for the alerts of its first process."""
+    write(folder, [*lines_of_a_run(last_step=10), STOPPED])
     mirror = start(folder)
     write(folder, [*lines_of_a_run(first_step=10), END])
     assert mirror.finish() is None, (folder / OUTPUT_NAME).read_text()
@@ -195,27 +186,27 @@ def test_a_run_that_was_not_mirrored_before_is_mirrored_whole_when_it_is_resumed
     assert len([r for r in records if r.WhichOneof("record_type") == "alert"]) == 2
 
 
-def test_a_mirror_that_fails_leaves_the_run_alone_and_says_why(folder: Path) -> None:
-    """W&B's process may be killed for memory: the log goes on, and the end names the cause."""
+def test_a_warning_names_the_failure_of_a_mirror(folder: Path) -> None:
+    """Here W&B's process is killed, as for want of memory."""
     mirror = start(folder)
     assert wait_until(lambda: bool(list((folder / "wandb").glob("*/*.wandb"))), 15)
     for pid in cores_of(folder):
         os.kill(pid, signal.SIGKILL)
     write(folder, [*lines_of_a_run(), END])
     warning = mirror.finish()
-    assert warning is not None and "W&B failed before the end" in warning, warning
+    assert warning is not None and warning.startswith("W&B failed before the end"), warning
     assert f"report.py --wandb {folder}" in warning
     assert all_gone(folder)
 
 
 def at_start_up(folder: Path, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have every Python process that the test starts run some code first."""
+    """Make every Python process that the test starts run some code first."""
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(code)
     monkeypatch.setenv("PYTHONPATH", str(folder))
 
 
-def test_a_wandb_that_is_not_installed_costs_nothing_and_is_told(
+def test_a_missing_wandb_gives_a_warning(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     at_start_up(tmp_path / "hook", "import sys; sys.modules['wandb'] = None", monkeypatch)
@@ -227,10 +218,10 @@ def test_a_wandb_that_is_not_installed_costs_nothing_and_is_told(
     assert all_gone(folder)
 
 
-def test_files_in_a_temporary_folder_are_no_secret(
+def test_files_in_a_temporary_folder_give_a_warning(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """W&B goes to the system's temporary folder where it may not write, which empties itself."""
+    """W&B writes to the system's temporary folder if it cannot write to the run's."""
     where = f"os.path.realpath(p) != {str(folder)!r}"
     code = f"import os; real = os.access; os.access = lambda p, m: {where}"
     at_start_up(tmp_path / "hook", code + " and real(p, m)", monkeypatch)
@@ -243,26 +234,25 @@ def test_files_in_a_temporary_folder_are_no_secret(
     assert all_gone(folder)
 
 
-def test_a_folder_without_room_for_the_mirror_says_so_at_the_end(folder: Path) -> None:
+def test_a_mirror_that_cannot_start_gives_a_warning(folder: Path) -> None:
     (folder / OUTPUT_NAME).mkdir()
     warning = start(folder).finish()
     assert warning is not None and "could not be started" in warning
 
 
-def test_tracking_loads_neither_wandb_nor_torch() -> None:
-    """The loop imports this module: half a second of wandb belongs to the mirror alone."""
+def test_starting_a_mirror_imports_neither_wandb_nor_torch() -> None:
     code = "import sys, nanogauge.sinks.mirror; print({'wandb', 'torch'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True)
     assert done.stdout == b"set()\n"
 
 
-def test_an_id_is_what_wandb_takes_and_never_the_same() -> None:
+def test_ids_are_unique_and_valid() -> None:
     made = {new_run_id() for _ in range(1000)}
     assert len(made) == 1000
     assert all(len(i) == 8 and i.isalnum() and i.isascii() and i == i.lower() for i in made)
 
 
-def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="prediction.json"):
         main([str(tmp_path)])
     make_folder(tmp_path / "run")

@@ -1,4 +1,4 @@
-"""A run without an end: what is known of it, whether it still runs, and how it would end."""
+"""Unfinished runs: state, projected total, last events."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NOW = 1.8e9
 
 
 def report_of(folder: Path, age: float = 0.0) -> Report:
-    """The report at NOW of a log that was last written to `age` seconds before."""
+    """Report at NOW on a log last written `age` seconds before."""
     os.utime(folder / FILE_NAME, (NOW - age, NOW - age))
     return build_report(folder, None, now_unix=NOW)[0]
 
@@ -40,13 +40,13 @@ def report_of(folder: Path, age: float = 0.0) -> Report:
         (50.0, "running", "Running, last line 50 s ago: step 120 of 1,000"),
         (90.0, "silent", "Silent at step 120 of 1,000 after 8.92 min, and perhaps dead: no line"),
         (3 * 3600.0, "died", "Died at step 120 of 1,000 after 8.92 min: no line for 3 h, while"),
-        (-3600.0, "running", "Running, last line 0 s ago"),  # a clock that was set back
+        (-3600.0, "running", "Running, last line 0 s ago"),  # the clock was set back
     ],
 )
-def test_a_run_died_only_when_it_was_silent_far_longer_than_ever_before(
+def test_a_run_is_dead_only_after_a_silence_far_longer_than_its_longest_work(
     tmp_path: Path, age: float, state: str, words: str
 ) -> None:
-    """Its longest piece of work is an evaluation of 15 s: a silence of one says nothing."""
+    """The longest work is an evaluation of 15 s."""
     make_folder(tmp_path)
     write(tmp_path, steps(0, 120))
     run = report_of(tmp_path, age).run
@@ -57,8 +57,7 @@ def test_a_run_died_only_when_it_was_silent_far_longer_than_ever_before(
     assert ("15 s" in run.headline) == (state != "running")
 
 
-def test_a_run_whose_first_step_takes_long_is_not_dead(tmp_path: Path) -> None:
-    """Before any step there is nothing to compare with but the prediction of the first."""
+def test_before_the_first_step_silence_is_compared_with_its_prediction(tmp_path: Path) -> None:
     make_folder(tmp_path)
     assert report_of(tmp_path, 60.0).run.state == "running"
     dead = report_of(tmp_path, 10 * 3600.0).run
@@ -67,8 +66,7 @@ def test_a_run_whose_first_step_takes_long_is_not_dead(tmp_path: Path) -> None:
     assert dead.projected_total_s is None
 
 
-def test_a_run_with_an_end_does_not_depend_on_the_time_of_its_report(tmp_path: Path) -> None:
-    """Made again a year later, the report of a finished run is the same to the byte."""
+def test_the_report_of_a_finished_run_does_not_depend_on_its_time(tmp_path: Path) -> None:
     make_finished(tmp_path)
     first = render_report(*build_report(tmp_path, None, now_unix=NOW))
     assert render_report(*build_report(tmp_path, None, now_unix=NOW + 3e7)) == first
@@ -76,8 +74,7 @@ def test_a_run_with_an_end_does_not_depend_on_the_time_of_its_report(tmp_path: P
     assert run.state is run.last_line_age_s is run.projected_total_s is run.projected_how is None
 
 
-def test_totals_of_a_run_that_has_not_finished_are_held_against_nothing(tmp_path: Path) -> None:
-    """Before, 12 % of the tokens were a prediction missed by a factor of 8."""
+def test_totals_of_an_unfinished_run_are_not_compared(tmp_path: Path) -> None:
     make_folder(tmp_path)
     write(tmp_path, steps(0, 120) + end("stopped", 120, 535.0))
     report = report_of(tmp_path)
@@ -91,8 +88,7 @@ def test_totals_of_a_run_that_has_not_finished_are_held_against_nothing(tmp_path
     assert report.run.state is None
 
 
-def test_a_log_cut_after_any_line_and_within_it_is_reported(tmp_path: Path) -> None:
-    """At any moment, also after kill -9. A log without a step once divided by zero."""
+def test_a_log_cut_within_any_line_is_reported(tmp_path: Path) -> None:
     make_folder(tmp_path)
     whole = (tmp_path / FILE_NAME).read_bytes() + steps(0, EVERY + 3)
     pieces = whole.splitlines(keepends=True)
@@ -103,12 +99,12 @@ def test_a_log_cut_after_any_line_and_within_it_is_reported(tmp_path: Path) -> N
             texts = render_report(report, *build_report(tmp_path, None)[1:])
             assert "of 1,000" in texts["report.html"]
             cut = [text for text in report.warnings if "cut" in text]
-            assert bool(cut) == (age > 0)  # half a line of a run that goes on is no damage
+            assert bool(cut) == (age > 0)  # a running process may be writing the line
 
 
 @pytest.mark.parametrize("done", [60, 100, 450, 900, 999])
-def test_the_projected_interval_holds_the_total_that_follows(tmp_path: Path, done: int) -> None:
-    """Steps that wander by 2 % and jitter by 1 %, evaluations by 5 %: known only at the end."""
+def test_the_projected_interval_contains_the_actual_total(tmp_path: Path, done: int) -> None:
+    """Steps drift by 2 % and jitter by 1 %, evaluations vary by 5 %."""
     jitter = random.Random(7)
     noise = [jitter.gauss(0, 0.01) for _ in range(1000)]
 
@@ -134,7 +130,6 @@ def test_the_projected_interval_holds_the_total_that_follows(tmp_path: Path, don
 
 
 def test_a_few_steps_give_an_interval_as_wide_as_the_prediction(tmp_path: Path) -> None:
-    """Three equal steps do not show how much steps differ."""
     make_folder(tmp_path)
     write(tmp_path, steps(0, 4))
     report = report_of(tmp_path)
@@ -147,15 +142,14 @@ def test_a_few_steps_give_an_interval_as_wide_as_the_prediction(tmp_path: Path) 
     assert run.projected_low_s > step.low / step.expected * run.projected_total_s
 
 
-def test_what_a_dead_run_did_last_is_told(tmp_path: Path) -> None:
-    """Its last step, evaluation, checkpoint and events, and what a resumption would do again."""
+def test_the_last_events_of_a_dead_run_are_listed(tmp_path: Path) -> None:
     make_folder(tmp_path)
     write(tmp_path, steps(0, 112) + event("first") + event("x" * 5000, "warning"))
-    told = {e.what: e for e in report_of(tmp_path, 1e6).last_events}
-    assert told["step"].step == 111
-    assert told["step"].text == "loss 4, 3.9 s"
-    assert told["evaluation"].step == 100
-    assert told["checkpoint"].text.startswith("12 steps were made since")
-    assert len(told["told"].text) < 400
+    last = {e.what: e for e in report_of(tmp_path, 1e6).last_events}
+    assert last["step"].step == 111
+    assert last["step"].text == "loss 4, 3.9 s"
+    assert last["evaluation"].step == 100
+    assert last["checkpoint"].text.startswith("12 steps since")
+    assert len(last["told"].text) < 400
     make_finished(tmp_path / "other")
     assert build_report(tmp_path / "other", None)[0].last_events == []

@@ -1,4 +1,4 @@
-"""What happened in the night: told in order, counted, and only where there is something to tell."""
+"""Incidents of a run: restarts, rollbacks, skipped updates, and their cost."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from nanogauge.analysis.report_model import Report, build_report
 from nanogauge.report.html import render_report
 from nanogauge.runlog.folder import load
 from nanogauge.runlog.history import LONGEST_GAP_SECONDS
-from nanogauge.runlog.lock import hold
+from nanogauge.runlog.lock import acquire_lock
 from nanogauge.runlog.reader import FILE_NAME
 from nanogauge.schema import Event, Sensor, Start, Step
 
 BEGAN = 1.7e9 - 1.0
-"""when the clock of a made run's first process stood at zero"""
+"""Unix time at which the clock of the first process was zero."""
 
 
 def start(folder: Path, first_step: int, began: float | None, elapsed: float, **more: Any) -> bytes:
-    """A start line of a process whose clock stood at zero at `began`."""
+    """Return a start line of a process whose clock was zero at `began`."""
     line = Start(
         elapsed_seconds=elapsed,
         unix_time=None if began is None else began + elapsed,
@@ -47,7 +47,7 @@ def step(number: int, elapsed: float) -> bytes:
 
 
 def eventful(folder: Path) -> None:
-    """Two updates skipped, went back by itself; hung, and started again; died, and by hand."""
+    """Write a run with skipped updates, a rollback, and restarts after a hang and a death."""
     make_folder(folder)
     write(folder, steps(0, 112))  # a checkpoint after 100 steps
     write(folder, event("update_skipped", 110, 480.0, "The update of step 110 was skipped."))
@@ -64,29 +64,26 @@ def eventful(folder: Path) -> None:
 
 
 def report_of(folder: Path) -> dict[str, Any]:
-    """report.json as the command writes it."""
     assert run("report.py", folder).returncode == 0
-    told: dict[str, Any] = json.loads((folder / "report.json").read_text("utf-8"))
-    return told
+    report: dict[str, Any] = json.loads((folder / "report.json").read_text("utf-8"))
+    return report
 
 
-def test_the_night_is_told_in_order_with_clock_time_step_and_cost(tmp_path: Path) -> None:
-    """Each fault once: how the process before ended, who started again, what was made again."""
+def test_incidents_are_listed_in_order_with_time_step_and_cost(tmp_path: Path) -> None:
     eventful(tmp_path)
     report = report_of(tmp_path)
     night = report["night"]
-    told = [(h["what"], h["step"], h["unix_time"], h["text"]) for h in night["happenings"]]
-    skipped = "2 updates were skipped, the last at step 111: their loss or gradient was not finite."
-    back = "Back to step 100, the data in another order. 12 steps were made again (46.8 s)."
+    entries = [(h["what"], h["step"], h["unix_time"], h["text"]) for h in night["happenings"]]
+    skipped = "2 updates were skipped, the last at step 111: non-finite loss or gradient."
+    back = "Back to step 100, the data in another order. 12 steps were repeated (46.8 s)."
     hung = (
-        "Started again by --supervise, 35 s after the process before hung; 2 steps were made again "
-        "(7.8 s)."
+        "Restarted by --supervise, 35 s after the last process hung; 2 steps were repeated (7.8 s)."
     )
     died = (
-        "Started again by hand, 60 min after the process before died without a word in the log: "
-        "killed, crashed, or without power; 1 step was made again (3.9 s)."
+        "Restarted by hand, 60 min after the last process died without an end line: "
+        "killed, crashed, or without power; 1 step was repeated (3.9 s)."
     )
-    assert told == [
+    assert entries == [
         ("update_skipped", 110, BEGAN + 480, skipped),
         ("checkpoint_failed", 111, BEGAN + 481, "No checkpoint at step 111: full."),
         ("rollback", 111, BEGAN + 490, back),
@@ -95,8 +92,8 @@ def test_the_night_is_told_in_order_with_clock_time_step_and_cost(tmp_path: Path
         ("restart", 100, BEGAN + 1147 + 3600, died),
     ]
     assert night["summary"] == (
-        "Started again 2 times, 1 of them by --supervise; 2 updates skipped; gone back once; "
-        "15 steps were made again (58.5 s); no process ran for 60.6 min; hung once; a checkpoint "
+        "Restarted 2 times, 1 of them by --supervise; 2 updates skipped; rolled back once; "
+        "15 steps were repeated (58.5 s); no process ran for 60.6 min; hung once; a checkpoint "
         "failed once."
     )
     counted = {name: report["run"][name] for name in ("restarts", "lost_steps", "rollbacks")}
@@ -104,14 +101,16 @@ def test_the_night_is_told_in_order_with_clock_time_step_and_cost(tmp_path: Path
     assert report["run"]["skipped_updates"] == 2
     for name in ("report.html", "report.md"):
         text = (tmp_path / name).read_text("utf-8").replace("\u00a0", " ")
-        assert f" {told[1][3]}</p>" not in text and f"> {told[1][3]}" not in text  # a warning, too
+        assert (
+            f" {entries[1][3]}</p>" not in text and f"> {entries[1][3]}" not in text
+        )  # not a warning
         section = text.partition("What happened in the night")[2]
-        places = [section.find(one[3][:40]) for one in told]
+        places = [section.find(one[3][:40]) for one in entries]
         assert -1 not in places and places == sorted(places)
 
 
-def test_a_process_that_goes_back_by_itself_counts_its_time_once(tmp_path: Path) -> None:
-    """Its clock goes on: 1,100 s are no 490 + 1,100 s."""
+def test_the_time_before_a_rollback_is_counted_once(tmp_path: Path) -> None:
+    """The clock continues: wall time is 1,100 s, not 490 + 1,100 s."""
     eventful(tmp_path)
     ledger = report_of(tmp_path)["time_ledger"]
     assert ledger["gap_s"] == pytest.approx(35 + 3600)
@@ -120,7 +119,7 @@ def test_a_process_that_goes_back_by_itself_counts_its_time_once(tmp_path: Path)
     assert parts == pytest.approx(ledger["wall_s"])
 
 
-def test_a_quiet_night_is_one_line(tmp_path: Path) -> None:
+def test_a_run_without_incidents_has_only_a_summary(tmp_path: Path) -> None:
     make_finished(tmp_path)
     report = report_of(tmp_path)
     assert report["night"] == {
@@ -132,7 +131,7 @@ def test_a_quiet_night_is_one_line(tmp_path: Path) -> None:
 
 
 def finished_after(folder: Path, began: float | None) -> Report:
-    """A run that died after 60 steps, and finished in a process that began then."""
+    """Report on a run that died after 60 steps and finished in a process begun at `began`."""
     make_folder(folder, max_steps=100)
     write(folder, steps(0, 60))
     write(folder, start(folder, 50, began, 2.0))
@@ -141,40 +140,35 @@ def finished_after(folder: Path, began: float | None) -> Report:
     return build_report(folder, None)[0]
 
 
-def test_the_total_is_the_time_in_which_a_process_ran_and_names_the_gap(tmp_path: Path) -> None:
-    """Nothing was predicted of a machine that was off: the gap is no part of the difference."""
+def test_the_total_excludes_the_gap_between_processes_and_names_it(tmp_path: Path) -> None:
     died = 20.0 + 60 * 3.9 + 2 * 15.0 + 1.0
     report = finished_after(tmp_path, BEGAN + died + 7200.0)
     total = next(row.measured for row in report.rows if row.id == "total_seconds")
     assert total is not None and report.attribution is not None
     assert total.value == pytest.approx(died + 210.0)
-    assert "the run's 2 processes; the 2 h between them, when none ran, are not in it" in total.how
+    assert "the run's 2 processes; excludes the 2 h between them, when none ran" in total.how
     assert report.time_ledger.wall_s == pytest.approx(died + 210.0 + 7200.0)
-    told = report.attribution
-    assert told.actual_s == total.value
-    assert sum(part.seconds for part in told.parts) == pytest.approx(
-        told.actual_s - told.predicted_s
-    )
+    assert report.attribution.actual_s == total.value
+    difference = report.attribution.actual_s - report.attribution.predicted_s
+    assert sum(part.seconds for part in report.attribution.parts) == pytest.approx(difference)
 
 
 @pytest.mark.parametrize(
     "began", [None, BEGAN + 100.0, BEGAN - 1e8, BEGAN + 2 * LONGEST_GAP_SECONDS]
 )
-def test_a_gap_of_a_clock_that_was_set_is_not_measured(tmp_path: Path, began: float | None) -> None:
-    """The next process began before the last one ended, or years later; or no line tells."""
+def test_an_implausible_or_unlogged_gap_is_not_measured(
+    tmp_path: Path, began: float | None
+) -> None:
     report = finished_after(tmp_path, began)
     assert report.time_ledger.gap_s is None
     total = next(row.measured for row in report.rows if row.id == "total_seconds")
     assert total is not None and "not known" in total.how
     assert report.time_ledger.wall_s == pytest.approx(total.value)
-    assert "at a time that is not known" in report.night.happenings[0].text
-    assert "no process ran" not in report.night.summary
+    assert "at an unknown time" in report.incidents.entries[0].text
+    assert "no process ran" not in report.incidents.summary
 
 
-def test_energy_is_of_all_processes_also_where_the_next_ones_clock_reads_more(
-    tmp_path: Path,
-) -> None:
-    """The first died after 3 s, the next has its first reading at 9 s: they were one process."""
+def test_energy_sums_processes_even_if_the_next_clock_starts_higher(tmp_path: Path) -> None:
     spec, _ = prediction_of(100)
     make_folder(tmp_path, max_steps=100)
 
@@ -193,32 +187,31 @@ def test_energy_is_of_all_processes_also_where_the_next_ones_clock_reads_more(
     assert energy.value == pytest.approx(1.25)
     assert cost.value == pytest.approx(1.25 * spec.cost.price_per_kwh)
     assert energy.how.endswith(
-        "of all 2 processes; with 2 steps that were made again; what a process without an end in "
-        "the log used after the last reading is not in it"
+        "of all 2 processes; with 2 repeated steps; excludes what a process without an end line "
+        "used after the last reading"
     )
 
 
 def state(folder: Path, age: float) -> tuple[str | None, str]:
     now = 1.8e9
     os.utime(folder / FILE_NAME, (now - age, now - age))
-    told = build_report(folder, None, now_unix=now)[0]
-    render_report(told, *build_report(folder, None)[1:])
-    return told.run.state, told.run.headline
+    report, run_folder, recorded = build_report(folder, None, now_unix=now)
+    render_report(report, run_folder, recorded)
+    return report.run.state, report.run.headline
 
 
 @pytest.mark.parametrize(("age", "word"), [(0.0, "running"), (90.0, "silent"), (1e5, "hung")])
-def test_a_run_whose_lock_is_held_is_not_dead(tmp_path: Path, age: float, word: str) -> None:
-    """However long it is silent; it may hang. The lock goes with the process: then it is dead."""
+def test_a_run_is_dead_exactly_when_its_lock_is_free(tmp_path: Path, age: float, word: str) -> None:
     make_folder(tmp_path)
     write(tmp_path, steps(0, 120))
-    assert state(tmp_path, 0.0)[0] == "running"  # without a lock: by its silence
-    lock = hold(tmp_path)
+    assert state(tmp_path, 0.0)[0] == "running"  # no lock: judged by silence
+    lock = acquire_lock(tmp_path)
     found, headline = state(tmp_path, age)
     assert found == word
-    assert ("its process is there, but no line for" in headline) == (word != "running")
+    assert ("its process is alive, but no line for" in headline) == (word != "running")
     lock.close()
     found, headline = state(tmp_path, age)
     assert found == "died"
-    assert "its process is gone, none on this machine holds the run's lock (last line" in headline
+    assert "its process is gone: no process on this machine holds the run's lock" in headline
     write(tmp_path, end("stopped", 120, 535.0))
     assert state(tmp_path, age)[0] is None

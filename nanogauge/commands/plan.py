@@ -1,0 +1,211 @@
+"""Predict a run before it starts: time, memory, energy, cost, loss, and what else would fit."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from nanogauge.analysis.claims import load_claims
+from nanogauge.analysis.verdicts import build_rows
+from nanogauge.cli import Parser
+from nanogauge.commands.doctor import LoadTools, check_machine
+from nanogauge.config import add_config_flags, config_overrides, given_config
+from nanogauge.doctor.machine import memory_to_plan_with
+from nanogauge.errors import BadInput
+from nanogauge.hardware import lookup
+from nanogauge.prediction.calibrated import Calibration
+from nanogauge.prediction.calibration_store import load_calibration
+from nanogauge.prediction.compare_configs import plan_all
+from nanogauge.prediction.overheads import preparation_seconds
+from nanogauge.prediction.plan import make_wish, plan_deadline, plan_fit
+from nanogauge.prediction.prediction import predict
+from nanogauge.prediction.search import TOKENS_PER_PARAMETER
+from nanogauge.prediction.workload import resolve_dtype
+from nanogauge.report.terminal import print_plan, print_plans
+from nanogauge.runspec import RunSpec
+from nanogauge.schema import SCHEMA, Hardware, Prediction
+
+_EXAMPLES = """
+  %(prog)s configs/rtx4070_fineweb.toml --gpu "RTX 4070" --claims predictions/seed_zh.toml
+  %(prog)s configs/rtx4070_fineweb.toml --gpu "RTX 4070" --fit --by 08:00
+  %(prog)s --compare configs/*.toml --gpu "RTX 4070"
+  %(prog)s --doctor configs/demo.toml
+"""
+
+
+def _make_parser() -> Parser:
+    parser = Parser(f"{__doc__}\n{_EXAMPLES}", usage="%(prog)s [CONFIG] [--gpu GPU] [options]")
+    parser.add_argument("config", type=Path, nargs="?", help="configuration of the run")
+    parser.add_argument("--gpu", help='name of a row of nanogauge/hardware.toml: "RTX 4070"')
+    parser.add_argument(
+        "--gpus", type=int, default=1, metavar="N", help="number of GPUs that share each step"
+    )
+    parser.add_argument("--free-vram-gib", type=float, metavar="GIB", help="free memory per GPU")
+    parser.add_argument("--claims", type=Path, help="claims to compare with the plan")
+    parser.add_argument("--fit", action="store_true", help="show the largest models that fit")
+    parser.add_argument("--by", metavar="08:00", help="show what would end by this time")
+    parser.add_argument("--start", metavar="22:00", help="start of the run (default: now)")
+    parser.add_argument(
+        "--tokens-per-parameter",
+        type=float,
+        default=TOKENS_PER_PARAMETER,
+        metavar="N",
+        help="ratio for the largest model that ends --by then (default: Chinchilla's 20)",
+    )
+    parser.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="measure the local device for up to a minute and plan for it",
+    )
+    parser.add_argument(
+        "--compare",
+        type=Path,
+        nargs="+",
+        metavar="CONFIG",
+        help="print a table of several configurations, shortest first",
+    )
+    parser.add_argument(
+        "--doctor", action="store_true", help="check whether this machine is ready for a run"
+    )
+    parser.add_argument("--json", action="store_true", help="print only JSON")
+    add_config_flags(parser)
+    return parser
+
+
+def main(arguments: Sequence[str], load_tools: LoadTools | None = None) -> int:
+    given = _make_parser().parse(arguments)
+    if given.doctor:
+        _refuse_flags(given, "doctor", ("config", "json"), "a plan; --doctor checks this machine.")
+        return check_machine(given_config(given), given.json, load_tools)
+    if given.gpus < 1:
+        raise BadInput("--gpus takes a number of GPUs above 0.")
+    if given.compare is not None:
+        return _compare(given)
+    return _plan(given, load_tools)
+
+
+def _plan(given: Namespace, load_tools: LoadTools | None) -> int:
+    """Print the plan of one run."""
+    config = given_config(given)
+    if config is None:
+        raise BadInput("give the configuration of a run: configs/ holds examples.")
+    now = datetime.now().astimezone().replace(microsecond=0)
+    wish = make_wish(now, given.start, given.by, given.tokens_per_parameter)
+    spec = config.to_spec()
+    claims = load_claims(given.claims) if given.claims is not None else None
+    if given.calibrate:
+        if load_tools is None:
+            raise BadInput("--calibrate needs a checkout of nanogauge: use plan.py there.")
+        target = Target(*load_tools().calibrate(config, given.gpu))
+    else:
+        target = _named_target(spec, given.gpu)
+    spec = spec.resolved(target.dtype, given.gpus)
+    prediction = target.predict(spec)
+    rows, findings = build_rows(claims, spec, prediction, None)
+    free = memory_to_plan_with(prediction.hardware, given.free_vram_gib, given.gpus)
+    fit = plan_fit(spec, target.predict, free, models=given.fit)
+    data, preparation = config.data, None
+    if data.folder is not None and data.tokens is not None and not data.folder.exists():
+        preparation = preparation_seconds(data.tokens)
+    deadline = plan_deadline(spec, target.predict, free, wish, preparation)
+    if not given.json:
+        print_plan(spec, prediction, rows, findings, fit, deadline, now)
+        return 0
+    plan = {
+        "schema": SCHEMA,
+        "gpus": given.gpus,
+        "rows": [row.model_dump(mode="json") for row in rows],
+        "fit": fit.model_dump(mode="json"),
+        "deadline": deadline.model_dump(mode="json"),
+        "inconsistencies": [finding.model_dump(mode="json") for finding in findings],
+    }
+    print(json.dumps(plan, indent=1, ensure_ascii=False))
+    return 0
+
+
+def _compare(given: Namespace) -> int:
+    """Print the plans of several configurations in one table.
+
+    Raises:
+        BadInput: if a configuration is invalid, or for a flag that concerns a single run.
+    """
+    shared = ("config", "compare", "gpu", "gpus", "free_vram_gib", "start", "json")
+    _refuse_flags(given, "compare", shared, "the plan of one run; leave it or --compare out.")
+    paths = [path for path in (given.config, *given.compare) if path is not None]
+    now = datetime.now().astimezone().replace(microsecond=0)
+    start = make_wish(now, given.start, None, TOKENS_PER_PARAMETER).start
+
+    def predicted(spec: RunSpec) -> Prediction:
+        return _named_target(spec, given.gpu).predict(spec)
+
+    def free_bytes_of(prediction: Prediction) -> int:
+        hardware = prediction.hardware
+        return memory_to_plan_with(hardware, given.free_vram_gib, prediction.gpus).bytes
+
+    overrides = config_overrides(given)
+    plans = plan_all(paths, overrides, predicted, free_bytes_of, start, given.gpus)
+    if not given.json:
+        print_plans(plans, given.gpu, given.gpus, now)
+        return 0
+    table = {
+        "schema": SCHEMA,
+        "gpus": given.gpus,
+        "start": start.isoformat(),
+        "plans": [plan.model_dump(mode="json") for plan in plans],
+    }
+    print(json.dumps(table, indent=1, ensure_ascii=False))
+    return 0
+
+
+def _refuse_flags(given: Namespace, mode: str, allowed: Sequence[str], belongs_to: str) -> None:
+    """Refuse the flags of a plan that a mode ignores.
+
+    Raises:
+        BadInput: for the first of them.
+    """
+    defaults = _make_parser()
+    for name, value in vars(given).items():
+        ignored = "." not in name and name not in (mode, *allowed)
+        if ignored and value != defaults.get_default(name):
+            raise BadInput(f"--{name.replace('_', '-')} belongs to {belongs_to}")
+
+
+@dataclass(frozen=True)
+class Target:
+    """The device to plan for, with its calibration if it has been measured."""
+
+    hardware: Hardware
+    dtype: str
+    calibration: Calibration | None
+    warning: str | None
+
+    def predict(self, spec: RunSpec) -> Prediction:
+        prediction = predict(spec, self.hardware, self.calibration)
+        if self.warning is None:
+            return prediction
+        return prediction.model_copy(update={"notes": [*prediction.notes, self.warning]})
+
+
+def _named_target(spec: RunSpec, gpu: str | None) -> Target:
+    """Return the GPU of this name, with the calibration that this machine has stored for it.
+
+    Raises:
+        BadInput: without a name, or for one that has no row.
+    """
+    if gpu is None:
+        raise BadInput(
+            "--gpu is missing: name the GPU to plan for, or measure the local device with "
+            "--calibrate."
+        )
+    dtype = resolve_dtype(spec, on_gpu=True)
+    hardware = lookup(gpu, dtype)
+    try:
+        torch_version = version("torch")
+    except PackageNotFoundError:
+        return Target(hardware, dtype, None, None)  # calibrations are stored per torch version
+    return Target(hardware, dtype, *load_calibration(hardware.name, torch_version, None))

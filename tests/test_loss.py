@@ -1,0 +1,400 @@
+"""Final loss: laws of the prediction, its limits, the forecast, the search and both benches."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import ROOT, run
+from examples import SHARED
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nanogauge.prediction.best_run import best_runs
+from nanogauge.prediction.forecast import departs_from_plan, forecast_loss, forecast_sigma, joined
+from nanogauge.prediction.loss import (
+    CONSTANTS,
+    EVIDENCE,
+    FITTED_CURVES,
+    FITTED_RUNS,
+    GPT2_124M,
+    HELLASWAG_PARITY,
+    VALUES,
+    FinishedLoss,
+    LossEstimate,
+    LossInputs,
+    NoEstimate,
+    Recipe,
+    effective_tokens,
+    gpt_parameters,
+    hellaswag_accuracy,
+    multipliers,
+    predict_loss,
+)
+
+RUNS = SHARED / "data" / "loss_runs_dev.csv"
+CURVES = SHARED / "data" / "loss_curves_dev.csv"
+FAST = Recipe(tuned_rotary=True, muon=True, modern_blocks=True)
+SHAPE: dict[str, Any] = {"parameters": gpt_parameters(12, 768), "layers": 12, "width": 768}
+GPT2 = LossInputs(**SHAPE, tokens=10e9, steps=19_073, dataset="FineWeb", recipe=Recipe())
+
+sizes = st.floats(12e6, 1.6e9)
+token_counts = st.floats(1e8, 1e12)
+recipes = st.builds(Recipe, *[st.booleans()] * 5) | st.none()
+
+
+def number(run: LossInputs, finished: FinishedLoss | None = None) -> LossEstimate:
+    estimate = predict_loss(run, finished)
+    assert isinstance(estimate, LossEstimate), estimate
+    return estimate
+
+
+@given(sizes, token_counts, st.floats(1.01, 10), recipes)
+def test_more_parameters_or_tokens_never_raise_the_expected_loss(
+    parameters: float, tokens: float, factor: float, recipe: Recipe | None
+) -> None:
+    run = replace(GPT2, parameters=parameters, tokens=tokens, recipe=recipe)
+    assert replace(run, parameters=parameters * factor).laws()[1] < run.laws()[1]
+    assert replace(run, tokens=tokens * factor).laws()[1] < run.laws()[1]
+
+
+@given(sizes, token_counts, st.floats(500, 1e6), recipes, st.floats(0, 1), st.floats(1e3, 1e9))
+def test_the_interval_contains_the_expected_loss(
+    parameters: float, tokens: float, steps: float, recipe: Recipe | None, end: float, val: float
+) -> None:
+    run = replace(GPT2, parameters=parameters, tokens=tokens, steps=steps, recipe=recipe)
+    estimate = predict_loss(replace(run, end_rate=end, validation_tokens=val))
+    if isinstance(estimate, LossEstimate):
+        assert 0 < estimate.low < estimate.expected < estimate.high
+        assert estimate.high - estimate.low >= 0.119
+        below = [estimate.probability_below(mark) for mark in (0.5, estimate.expected, 9.0)]
+        assert below == sorted(below)
+        assert below[1] == pytest.approx(0.5)
+        assert estimate.probability_below(estimate.high) == pytest.approx(0.95, abs=0.001)
+        assert estimate.probability_below(estimate.low) == pytest.approx(0.05, abs=0.001)
+
+
+@given(token_counts, token_counts)
+def test_repeated_tokens_are_worth_less_than_unique_ones(tokens: float, unique: float) -> None:
+    worth = effective_tokens(tokens, unique)
+    assert min(tokens, unique) * (1 - 1e-9) <= worth <= tokens * (1 + 1e-9)
+    assert worth <= 16.39 * unique * (1 + 1e-9)
+    assert effective_tokens(2 * tokens, unique) >= worth
+
+
+@given(recipes)
+def test_a_recipe_is_worth_at_least_its_tokens(recipe: Recipe | None) -> None:
+    least, expected, most = multipliers(recipe)
+    assert 1 <= least <= expected <= most < 7
+    if recipe in EVIDENCE:
+        assert least == most
+
+
+def test_each_constant_has_a_source_and_a_deviation() -> None:
+    for name, constant in CONSTANTS.items():
+        assert constant.source, name
+        assert (constant.sigma > 0) == ("fit to" in constant.source), name
+        assert constant.sigma < 0.3 * abs(constant.value), name
+    assert len(FITTED_RUNS) > 30
+    assert len(FITTED_CURVES) > 20
+    assert all(mark.source for mark in GPT2_124M.values())
+    assert hellaswag_accuracy(HELLASWAG_PARITY.loss) == pytest.approx(0.2945, abs=0.002)
+    assert hellaswag_accuracy(2.5) is hellaswag_accuracy(4.0) is None
+
+
+# Published: karpathy/llm.c at 10 G tokens; KellerJordan/modded-nanogpt, 2024-10-14.
+@pytest.mark.parametrize(
+    ("run", "loss"),
+    [(GPT2, 3.2847), (replace(GPT2, tokens=2.6739e9, steps=5100, recipe=FAST), 3.2741)],
+)
+def test_known_runs_are_within_their_interval(run: LossInputs, loss: float) -> None:
+    estimate = number(run)
+    assert estimate.expected == pytest.approx(loss, abs=0.03)
+    assert estimate.low < loss < estimate.high
+    assert not estimate.caveats
+
+
+def test_the_documented_run_is_not_expected_to_reach_gpt2() -> None:
+    smaller = replace(GPT2, parameters=gpt_parameters(12, 384), width=384, dataset="FineWeb-Edu")
+    documented = replace(smaller, tokens=10.4858e9, steps=20_000, unique_tokens=3.68e9)
+    assert documented.parameters == pytest.approx(40.55e6, rel=1e-3)
+    estimate = number(documented)
+    assert estimate.expected == pytest.approx(3.42, abs=0.02)
+    assert estimate.probability_below(GPT2_124M["FineWeb-Edu"].loss) < 0.001
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"tokens": 0.5e9}, "tokens a parameter"),
+        ({"steps": 400}, "400 steps"),
+        ({"parameters": 5e6}, "5 M parameters"),
+        ({"parameters": 15e6, "tokens": 9e7}, "90 M tokens"),
+        ({"layers": 3}, "3 layers"),
+        ({"unique_tokens": 0.4e9}, "25 passes over 0.4 G"),
+        ({"rate_ratio": 4.0}, "diverges"),
+        ({"dataset": "tiny Shakespeare"}, "tiny Shakespeare"),
+        ({"tokenizer": "bytes"}, "bytes"),
+        ({"context": 2048}, "2,048"),
+    ],
+)
+def test_outside_the_law_there_is_no_number_and_a_reason(
+    changes: dict[str, Any], reason: str
+) -> None:
+    estimate = predict_loss(replace(GPT2, **changes))
+    assert isinstance(estimate, NoEstimate)
+    assert reason in estimate.why
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"tokens": 0.9e9}, "validated from 8"),
+        ({"tokens": 60e9}, "validated to 400"),
+        ({"steps": 700}, "0.14-0.27"),
+        ({"steps": 900}, "validated from 1,000"),
+        ({"parameters": 30e6, "tokens": 0.9e9}, "0.9 G tokens"),
+        ({"parameters": 30e6, "tokens": 0.3e9}, "0.3 G tokens"),
+        ({"layers": 5}, "5 layers"),
+        ({"layers": 6, "width": 768}, "validated to 96"),
+        ({"layers": 64}, "validated from 13"),
+        ({"parameters": 20e6}, "20 M parameters"),
+        ({"recipe": FAST, "parameters": 40e6}, "40 M parameters"),
+        ({"steps": 8_000}, "1.2 M tokens a step"),
+        ({"steps": 100_000}, "0.1 M tokens a step"),
+        ({"unique_tokens": 0.4e9 - 1, "tokens": 4e9}, "10 passes"),
+        ({"end_rate": 0.5}, "0.5 of its peak"),
+        ({"rate_ratio": 0.2}, "0.2 times the usual rate"),
+        ({"recipe": None}, "recipe not known"),
+        ({"recipe": Recipe(muon=True)}, "combines"),
+        ({"validation_tokens": 0.5e6}, "500,000 validation tokens"),
+    ],
+)
+def test_outside_the_validated_range_the_interval_is_wider_and_says_why(
+    changes: dict[str, Any], reason: str
+) -> None:
+    estimate = number(replace(GPT2, **changes))
+    assert any(reason in caveat for caveat in estimate.caveats), estimate.caveats
+    assert estimate.high - estimate.low > 0.122
+
+
+def test_an_unfinished_schedule_costs_loss_and_a_small_validation_set_certainty() -> None:
+    assert number(replace(GPT2, end_rate=1.0)).expected > number(GPT2).expected + 0.05
+    sets = [number(replace(GPT2, validation_tokens=tokens)) for tokens in (1e9, 1e7, 1e6, 1e5)]
+    widths = [estimate.high - estimate.low for estimate in sets]
+    assert widths == sorted(widths)
+    assert widths[-1] > 1.2 * widths[0]
+
+
+def test_a_finished_run_sets_the_level_of_unknown_data() -> None:
+    """The demo's own data, tokenizer and size have no law, and repeat what they did once."""
+    demo = replace(GPT2, parameters=1e6, tokens=2e6, steps=300, dataset="demo", tokenizer="bytes")
+    assert isinstance(predict_loss(demo), NoEstimate)
+    again = number(demo, FinishedLoss(demo, 1.62))
+    assert again.expected == pytest.approx(1.62)
+    assert again.high - again.low == pytest.approx(0.1)
+    assert "finished run" in again.caveats[0]
+    longer = number(replace(demo, tokens=3e6), FinishedLoss(demo, 1.62))
+    assert longer.expected < again.expected
+    assert longer.high - longer.low > again.high - again.low
+    other = FinishedLoss(replace(demo, dataset="other"), 1.62)
+    assert isinstance(predict_loss(demo, other), NoEstimate)
+    offset = number(GPT2, FinishedLoss(GPT2, number(GPT2).expected + 0.1))
+    assert offset.expected == pytest.approx(number(GPT2).expected + 0.1)
+
+
+def rate(total: int, warmup: int, late_decay: bool) -> Callable[[float], float]:
+    def share(step: float) -> float:
+        if step < warmup:
+            return step / warmup
+        if late_decay:
+            return min(1.0, (total - step) / (0.28 * total))
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
+
+    return share
+
+
+@pytest.mark.parametrize("late_decay", [False, True])
+def test_the_forecast_recovers_a_curve_of_its_own_form(late_decay: bool) -> None:
+    total, kind = 20_000, "wsd" if late_decay else "cosine"
+    share = rate(total, 500, late_decay)
+
+    def loss(step: float) -> float:
+        power = (step / total) ** -VALUES[f"{kind}_exponent"]
+        return 3.0 + 0.05 * power + VALUES[f"{kind}_rate_loss"] * share(step)
+
+    for done in (3000, 5000, 10_000, 18_000, total):
+        steps = list(range(250, done + 1, 250))
+        found = forecast_loss(steps, [loss(s) for s in steps], share, total, 500)
+        assert isinstance(found, LossEstimate)
+        assert found.expected == pytest.approx(loss(total), abs=1e-6)
+
+
+def test_there_is_no_forecast_before_enough_steps_and_evaluations() -> None:
+    share = rate(20_000, 1000, False)
+    for steps in ([], [500, 1000, 2500], [1000, 3000, 10_000]):
+        found = forecast_loss(steps, [4.0] * len(steps), share, 20_000, 1000)
+        assert isinstance(found, NoEstimate)
+    assert isinstance(forecast_loss([5000, 6000], [math.nan] * 2, share, 20_000, 1000), NoEstimate)
+
+
+def test_a_forecast_and_the_plan_are_joined_by_their_variances() -> None:
+    plan = LossEstimate(3.2, 3.25, 3.32, ("caveat",))
+    close, far = LossEstimate(3.18, 3.2, 3.22), LossEstimate(3.0, 3.2, 3.4)
+    both = joined(plan, close)
+    assert close.expected < both.expected < (plan.expected + close.expected) / 2
+    assert both.high - both.low < close.high - close.low
+    assert joined(plan, far).expected > both.expected
+    assert both.caveats == plan.caveats
+    deviations = [forecast_sigma(share) for share in (0.05, 0.1, 0.15, 0.25, 0.4, 0.5, 1.0)]
+    assert deviations == sorted(deviations, reverse=True)
+    assert departs_from_plan(plan, LossEstimate(3.3, 3.34, 3.4), 0.25)
+    assert not departs_from_plan(plan, LossEstimate(3.3, 3.34, 3.4), 0.2)
+    assert not departs_from_plan(plan, close, 0.5)
+
+
+LIKE = replace(GPT2, recipe=FAST, dataset="FineWeb-Edu", validation_tokens=1e7)
+
+
+def time_of(layers: int, width: int) -> tuple[float, float]:
+    """Start-up and step of 0.5 M tokens on a device of 35 TFLOP/s."""
+    flops = 6 * gpt_parameters(layers, width) + 6 * layers * width * 1024
+    return 60.0, 524_288 * flops / 35e12
+
+
+def full_grid(seconds: float) -> float:
+    """Return the lowest expected loss of every depth and every width in heads of 64."""
+    lowest = math.inf
+    for layers in range(6, 37):
+        for width in range(64 * math.ceil(13 * layers / 64), 80 * layers + 1, 64):
+            start, step = time_of(layers, width)
+            tokens, parameters = (seconds - start) / step * 524_288, gpt_parameters(layers, width)
+            if tokens >= max(1e9, 10 * parameters):
+                shape = replace(LIKE, layers=layers, width=width, steps=tokens / 524_288)
+                estimate = predict_loss(replace(shape, parameters=parameters, tokens=tokens))
+                if isinstance(estimate, LossEstimate):
+                    lowest = min(lowest, estimate.expected)
+    return lowest
+
+
+@pytest.mark.parametrize("hours", [4, 8, 24, 72])
+def test_the_best_run_is_that_of_a_full_grid_and_inside_its_bounds(hours: int) -> None:
+    begun = time.perf_counter()
+    runs = best_runs(3600 * hours, time_of, lambda layers, width: True, LIKE, 524_288)
+    assert time.perf_counter() - begun < 1
+    lowest = full_grid(3600 * hours)
+    assert runs[0].loss.expected <= lowest + 0.005
+    for found in runs:
+        shape = found.inputs
+        assert found.seconds <= 3600 * hours
+        assert shape.tokens >= max(1e9, 10 * shape.parameters)
+        assert 13 <= shape.width / shape.layers <= 80
+        assert found.loss.expected <= lowest + 0.02
+
+
+def test_the_search_heeds_memory_and_data_and_may_find_nothing() -> None:
+    def small(layers: int, width: int) -> bool:
+        return gpt_parameters(layers, width) < 60e6
+
+    runs = best_runs(8 * 3600, time_of, small, LIKE, 524_288)
+    assert runs
+    assert all(found.inputs.parameters < 60e6 for found in runs)
+    scarce = replace(LIKE, unique_tokens=0.1e9)
+    for found in best_runs(8 * 3600, time_of, small, scarce, 524_288):
+        assert found.inputs.passes <= 15
+    assert best_runs(100.0, time_of, small, LIKE, 524_288) == []
+    assert best_runs(8 * 3600, lambda layers, width: None, small, LIKE, 524_288) == []
+
+
+@pytest.mark.parametrize("module", ["loss", "forecast", "best_run"])
+def test_the_loss_is_predicted_without_numpy_or_torch(module: str) -> None:
+    code = f"import sys, nanogauge.prediction.{module}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True)
+    assert not {"numpy", "torch"} & set(done.stdout.decode().split())
+
+
+COLUMNS = (
+    "use,source,dataset,val_tokens,tokenizer,metric,n_layer,n_embd,context,tied,params_n_m,"
+    "params_total_m,tokens_b,unique_tokens_b,batch_tokens,recipe,schedule,final_val_loss,"
+    "final_train_loss,note"
+)
+PUBLISHED = (
+    "fit,one,FineWeb,10M,gpt2,nats/token,12,768,1024,yes,123.568,"
+    "123.57,10,10,524288,gpt2-adamw,cosine to 0.1,3.30,,"
+)
+ROW = dict(zip(COLUMNS.split(","), PUBLISHED.split(","), strict=True))
+
+
+def table(path: Path, *rows: dict[str, str]) -> Path:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, ["id", *ROW])
+        writer.writeheader()
+        writer.writerows({"id": f"row-{i}"} | ROW | row for i, row in enumerate(rows))
+    return path
+
+
+def bench(script: str, *arguments: object) -> Any:
+    done = run(script, *arguments, "--json", PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)["results"]
+
+
+def test_the_benches_take_any_such_table_and_refuse_others(tmp_path: Path) -> None:
+    rows = [
+        {},
+        {"source": "two", "dataset": "FineWeb-Edu", "final_val_loss": "3.10"},
+        {"source": "two", "recipe": "modern-muon", "tokens_b": "2.67", "final_val_loss": "3.27"},
+        {"use": "no", "recipe": "unheard of"},
+        {"use": "grid", "dataset": "C4", "tokens_b": "5", "final_val_loss": "3.5"},
+        {"use": "grid", "dataset": "C4", "final_val_loss": "3.45"},
+        {"use": "reference", "tokens_b": "", "n_layer": ""},
+    ]
+    runs = table(tmp_path / "runs.csv", *rows)
+    validated = bench("bench/validate_loss.py", runs)
+    headline = {row["id"]: row for row in validated}
+    assert headline["loss_median_error"]["n"] == 3, "the runs with use = fit"
+    assert headline["loss_worst_error"]["value"] < 0.1
+    assert any("C4" in row["case"] for row in validated)
+    fitted = {row["id"]: row for row in bench("bench/fit_loss.py", runs)}
+    assert fitted["irreducible"]["value"] == pytest.approx(2.2, abs=0.2)
+    assert fitted["muon"]["low"] < fitted["muon"]["value"] < fitted["muon"]["high"]
+    other = tmp_path / "other.csv"
+    other.write_text("a,b\n1,2\n")
+    for path in (other, tmp_path / "missing.csv", table(tmp_path / "none.csv", {"use": "no"})):
+        for script in ("bench/validate_loss.py", "bench/fit_loss.py"):
+            refused = run(script, path, PYTHONPATH=str(ROOT))
+            assert refused.returncode == 2
+            assert str(path) in refused.stderr
+            assert "Traceback" not in refused.stderr
+
+
+needs_runs = pytest.mark.skipif(not CURVES.exists(), reason="the published losses are not here")
+
+
+@needs_runs
+def test_published_losses_are_predicted_within_the_bars() -> None:
+    results = bench("bench/validate_loss.py", RUNS, "--curves", CURVES)
+    headline = {row["id"]: row for row in results}
+    bars = {"median_error": 0.02, "p90_error": 0.04, "worst_error": 0.06, "width": 0.15}
+    for name, bar in bars.items():
+        assert headline[f"loss_{name}"]["value"] <= bar, name
+    assert headline["loss_coverage"]["value"] >= 0.92
+    assert headline["loss_coverage"]["n"] >= 33
+    medians = {r["case"]: r["value"] for r in results if r["id"] == "forecast_median_error"}
+    for case, bar in {"15 %": 0.045, "25 %": 0.022, "50 %": 0.013}.items():
+        assert medians[case] <= bar, case
+
+
+@needs_runs
+def test_the_constants_are_those_that_the_bench_fits() -> None:
+    for row in bench("bench/fit_loss.py", RUNS, "--curves", CURVES):
+        assert VALUES[row["id"]] == pytest.approx(row["value"], rel=1e-3), row["id"]
