@@ -110,7 +110,7 @@ def test_the_best_evidence_is_taken() -> None:
 def test_parts_add_up_for_any_depth_and_accumulation(
     layer: float, rest: float, update: float, layers: int, accumulation: int
 ) -> None:
-    """Measured once, a layer and the rest give the step of every depth of that shape."""
+    """A layer and the rest, measured once, give the step of every depth of that shape."""
     shape = replace(WORK.shape, n_layer=layers)
     work = replace(WORK, shape=shape, grad_accum=accumulation)
     expected = accumulation * (layers * layer + rest) + (layers + 1) * update
@@ -131,7 +131,7 @@ def test_a_run_of_another_kind_is_no_evidence() -> None:
 
 
 def test_measured_rates_replace_those_of_the_datasheet() -> None:
-    """The datasheet's own rates, measured, give the analytic step again."""
+    """The datasheet's rates as measurements give the analytic step."""
     ceiling, bandwidth = 5e13, CARD.bandwidth_bytes_per_second
     assert bandwidth is not None
     rated = CARD.model_copy(update={"matmul_flops": ceiling})

@@ -1,4 +1,4 @@
-"""evaluate.py counts a run's model and another on the same items, into the log and the report."""
+"""evaluate.py scores the model of a run and another on the same items, for log and report."""
 
 from __future__ import annotations
 
@@ -53,7 +53,6 @@ def gpt2_of_bytes(folder: Path) -> Path:
 
 
 def test_gpt2_of_the_hub_decides_the_claim(copy: Path, tmp_path: Path) -> None:
-    """The row that was "not measured" has a verdict, from HellaSwag; the losses are logged too."""
     assert rows_of(copy)["quality_vs_gpt2"]["verdict"] == "not measured"
     examples = tmp_path / "hellaswag.jsonl"
     examples.write_text("\n".join(map(json.dumps, EXAMPLES)))
@@ -153,7 +152,7 @@ def line(name: str, value: float, against: float | None, model: str | None = "gp
 
 
 def test_several_tasks_make_the_geometric_mean_of_their_ratios() -> None:
-    """Held-out text is of the kind that the run was trained on: it counts where no task does."""
+    """Held-out text resembles the training data: it counts only without a task."""
     held_out, task, other = line("held_out", 2, 3), line("a", 0.2, 0.4), line("b", 0.8, 0.2)
     assert quality_figures([held_out, task, other])[0]["quality_vs_gpt2"].value == pytest.approx(
         2**0.5
@@ -166,7 +165,7 @@ def test_several_tasks_make_the_geometric_mean_of_their_ratios() -> None:
 
 
 def test_a_model_of_another_vocabulary_is_refused(copy: Path, tmp_path: Path) -> None:
-    """Losses of tokens that mean something else cannot be compared; nothing is logged."""
+    """Losses over different tokens are not comparable; nothing is logged."""
     other = gpt2_of_bytes(tmp_path / "other")
     before = log_lines(copy)
     vocabulary = json.loads((other / "vocab.json").read_text(encoding="utf-8"))
