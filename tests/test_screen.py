@@ -24,8 +24,6 @@ from rich.console import Console
 from nanogauge.schema import Checkpoint, Eval, Sensor, Step
 from trainer.run.progress import ProgressDisplay, clock_times, flow
 
-pytestmark = pytest.mark.alone
-
 EVENING = datetime(2026, 7, 1, 20, 10).timestamp()
 STEP_SECONDS = 3.91
 
@@ -267,6 +265,7 @@ def test_a_closed_terminal_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch)
     night.screen.close()
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("columns", [None, 100])
 def test_a_step_that_is_not_shown_costs_less_than_50_microseconds(columns: int | None) -> None:
     night = Night(log_every=10, columns=columns)
