@@ -1,4 +1,4 @@
-"""Batches: what a run sees depends on its seed and the number of a sample, and on nothing else."""
+"""Batches depend only on the seed and the number of a sample."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ORDERS = st.sampled_from(["permutation", "random"])
 
 
 def numbered(*lengths: int) -> list[np.ndarray]:
-    """Shards in which every token tells where it stands, up to 65,535."""
+    """Return shards in which every token is its own position, up to 65,535."""
     ends = np.cumsum(lengths)
     return [np.arange(e - n, e, dtype=np.uint16) for n, e in zip(lengths, ends, strict=True)]
 
@@ -35,13 +35,13 @@ def batches(
     order: SampleOrder = "permutation",
     **more: int | str | None,
 ) -> Batches:
-    """Batches of any tokens, which validate on the same ones."""
+    """Return batches of these tokens, which are also the validation split."""
     splits = {"train": train, "val": train}
     return Batches(splits, micro_batch, block_size, 2**16, 7, CPU, order=order, **more)  # type: ignore[arg-type]
 
 
 def rows(data: Batches, step: int, micro: int) -> list[list[int]]:
-    """The windows of a batch, targets held against inputs on the way."""
+    """Return the windows of a batch; assert that the targets are the next inputs."""
     inputs, targets = data.batch("train", step, micro)
     assert inputs.shape == targets.shape == (data.micro_batch, data.block_size)
     assert torch.equal(inputs[:, 1:], targets[:, :-1])
@@ -49,7 +49,7 @@ def rows(data: Batches, step: int, micro: int) -> list[list[int]]:
 
 
 def step_of(ranks: list[Batches], step: int) -> list[list[int]]:
-    """All windows of a step in their order: micro-batch by micro-batch, rank by rank."""
+    """Return all windows of a step in order, by micro-batch and rank."""
     micros = range(ranks[0].grad_accum)
     return [row for micro in micros for rank in ranks for row in rows(rank, step, micro)]
 
@@ -64,7 +64,6 @@ def step_of(ranks: list[Batches], step: int) -> list[list[int]]:
 def test_ranks_and_micro_batches_share_a_step_without_changing_it(
     world: int, micro_batch: int, lengths: list[int], step: int
 ) -> None:
-    """A run on one GPU is repeated on four, or with a micro-batch that fits, sample by sample."""
     shards = numbered(*lengths)
     alone = step_of([batches(shards, 48)], step)
     share = {"grad_accum": 48 // world // micro_batch, "world": world}
@@ -80,10 +79,10 @@ def test_ranks_and_micro_batches_share_a_step_without_changing_it(
     st.integers(0, 400),
     st.integers(0, 2),
 )
-def test_a_resumption_anywhere_sees_what_the_run_would_have_seen(
+def test_a_run_resumed_at_any_step_has_the_same_batches(
     order: SampleOrder, grad_accum: int, lengths: list[int], step: int, ahead: int
 ) -> None:
-    """A batch asked for alone is the same as in the stream, read ahead or not."""
+    """With and without prefetch."""
     shards = numbered(*lengths)
     begun = batches(shards, 3, order=order, grad_accum=grad_accum, ahead=0)
     stream = [rows(begun, s, m) for s in range(step, step + 3) for m in range(grad_accum)]
@@ -95,7 +94,7 @@ def test_a_resumption_anywhere_sees_what_the_run_would_have_seen(
 
 
 def test_an_epoch_sees_every_window_once() -> None:
-    """Without replacement over all shards, and the next epoch begins in the middle of a batch."""
+    """Without replacement over all shards; the next epoch begins within a batch."""
     data = batches(numbered(1000, 50, 333), 5)
     windows = data.grids["train"].windows
     seen = [row[0] for step in range(2 * windows // 5 + 1) for row in rows(data, step, 0)]
@@ -106,8 +105,8 @@ def test_an_epoch_sees_every_window_once() -> None:
     assert seen[:windows] != seen[windows : 2 * windows]
 
 
-def test_the_random_order_is_what_it_was() -> None:
-    """Runs that were begun before there was another order can be repeated bit by bit."""
+def test_the_random_order_has_not_changed() -> None:
+    """Runs of older versions can be repeated."""
     shards = numbered(1000, 4, 333, 2000)
     long_enough = [shard for shard in shards if len(shard) > 8]
     ends = np.cumsum([len(shard) - 8 for shard in long_enough])
@@ -124,10 +123,7 @@ def test_the_random_order_is_what_it_was() -> None:
 
 
 @pytest.mark.parametrize("order", ["permutation", "random"])
-def test_an_evaluation_reads_the_same_windows_spread_over_all_of_the_split(
-    order: SampleOrder,
-) -> None:
-    """Two validation losses differ by the model alone; training in between changes nothing."""
+def test_evaluations_read_the_same_windows_spread_over_the_split(order: SampleOrder) -> None:
     shards = numbered(4000, 5000, 3000)
     data = batches(shards, 4, order=order, eval_batches=25, ahead=1)
 
@@ -149,8 +145,8 @@ def test_an_evaluation_reads_the_same_windows_spread_over_all_of_the_split(
 
 
 @pytest.mark.parametrize("ahead", [0, 2])
-def test_a_token_beyond_the_vocabulary_is_refused_with_the_batch_that_holds_it(ahead: int) -> None:
-    """As the same sentence from the thread; earlier batches of the same block are trained on."""
+def test_a_token_beyond_the_vocabulary_is_refused_with_its_batch(ahead: int) -> None:
+    """With the same message from the prefetch thread; earlier batches are used."""
     tokens = np.zeros(4000, dtype=np.uint16)
     tokens[2000] = 300
     data = Batches({"train": [tokens]}, 4, 8, 300, 7, CPU, ahead=ahead)
@@ -167,8 +163,8 @@ def test_a_token_beyond_the_vocabulary_is_refused_with_the_batch_that_holds_it(a
     data.close()
 
 
-def test_tokens_come_from_mapped_files_of_either_width_wherever_they_begin() -> None:
-    """Hints to the system name whole pages of the file, whose tokens begin behind a header."""
+def test_tokens_are_read_from_mapped_files_of_either_width_at_any_offset() -> None:
+    """Advice to the kernel names whole pages of the file."""
     with tempfile.TemporaryDirectory() as name:
         for dtype in (np.uint16, np.uint32):
             for offset in (0, 128, 1024, 2**16 + 2 * 8):
@@ -184,8 +180,8 @@ def test_tokens_come_from_mapped_files_of_either_width_wherever_they_begin() -> 
                 )
 
 
-def test_prefetching_makes_each_thing_once_and_in_order() -> None:
-    """What was made for a place that the run leapt from is let go; an error waits for its turn."""
+def test_prefetch_makes_each_item_once_and_in_order() -> None:
+    """Items for a position that the run left are dropped; an error waits for its turn."""
     made = []
 
     def make(number: int) -> int:
@@ -207,8 +203,7 @@ def test_prefetching_makes_each_thing_once_and_in_order() -> None:
     assert not [t for t in threading.enumerate() if t.name.startswith("prefetch")]
 
 
-def test_the_position_counts_samples_whatever_the_ranks() -> None:
-    """A checkpoint says where in the data a run is, and on which."""
+def test_the_position_counts_samples_for_any_world_size() -> None:
     shards = numbered(1000, 500)
     one = batches(shards, 4, grad_accum=4, fingerprint="f").position(30)
     four = batches(shards, 2, grad_accum=2, world=4, rank=3, fingerprint="f").position(30)
@@ -219,8 +214,7 @@ def test_the_position_counts_samples_whatever_the_ranks() -> None:
     refuse_other_data(one, four)
 
 
-def test_a_resumption_on_other_data_is_refused_with_both_side_by_side() -> None:
-    """Half a run on one text and half on another is a result of neither."""
+def test_resuming_on_other_data_is_refused_and_names_both() -> None:
     old = batches(numbered(1000), fingerprint="a" * 64).position(8)
     new = batches(numbered(1001), fingerprint="b" * 64).position(8)
     with pytest.raises(BadInput) as refused:
@@ -232,8 +226,8 @@ def test_a_resumption_on_other_data_is_refused_with_both_side_by_side() -> None:
         refuse_other_data({}, new)
 
 
-def test_what_an_epoch_leaves_out_is_told() -> None:
-    """Tokens before and behind the windows of a shard, and shards too short for one."""
+def test_the_tokens_left_out_of_an_epoch_are_reported() -> None:
+    """Those around the windows of a shard, and shards shorter than a window."""
     text = describe_order(batches(numbered(100, 5)))
     assert "8 tokens of 11 windows" in text
     assert "12 of the 100 training tokens (12.00%)" in text
@@ -244,7 +238,7 @@ def test_what_an_epoch_leaves_out_is_told() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_gpu_gets_the_same_batches_from_pinned_memory() -> None:
-    """Copies that nobody waits for still hold what was read, while the memory is used again."""
+    """Asynchronous copies hold the data although the memory is reused."""
     shards = numbered(30_000, 20_000)
     cuda = Batches({"train": shards}, 16, 1024, 2**16, 7, torch.device("cuda"), grad_accum=4)
     plain = batches(shards, 16, 1024, grad_accum=4)

@@ -90,7 +90,7 @@ def test_without_a_configuration_the_machine_alone_is_examined(tmp_path: Path) -
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="needs a build of torch without CUDA")
 def test_a_cpu_build_of_torch_beside_a_gpu_is_no_go(driver: str) -> None:
-    """Such a run would train on the processor, and nobody would know why it takes weeks."""
+    """The run would train on the CPU."""
     library = {"LD_LIBRARY_PATH": driver, "CUDA_VISIBLE_DEVICES": ""}
     found = doctor(status=1, **library)["gpu"]
     assert found["verdict"] == "no-go"
