@@ -17,7 +17,6 @@ from test_nanogpt_variants import DUMP
 from test_other_logs import STEPS, build_nanogpt_file, build_nanogpt_output, nanochat_log
 from test_wandb_history import (
     as_csv,
-    as_parquet,
     nanochat_rows,
     nanogpt_rows,
     our_rows,
@@ -91,7 +90,6 @@ LOGS: dict[str, tuple[Callable[[Path], ParsedLog], bytes, int]] = {
     "build-nanogpt": (BUILD_NANOGPT.read, build_nanogpt_output().encode(), STEPS),
     "log.txt": (BUILD_NANOGPT.read, build_nanogpt_file().encode(), STEPS),
     "our history": (read_wandb_history, as_csv(our_rows()), 1000),
-    "our history, Parquet": (read_wandb_history, as_parquet(our_rows()), 1000),
     "nanochat's history": (read_wandb_history, as_csv(nanochat_rows()), 1000),
     "nanoGPT's history": (read_wandb_history, as_csv(nanogpt_rows()), 1000),
     "torchtitan's history": (read_wandb_history, as_csv(torchtitan_rows()), 1000),
