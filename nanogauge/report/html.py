@@ -105,7 +105,6 @@ class Headline:
     details: list[tuple[str, str]]
     """Lines below the value: what a range is (claimed, predicted), and the range."""
     verdict: str
-    mark: str
     plot: str
 
 
@@ -141,7 +140,7 @@ def _headline(report: Report, recorded: Recorded, rows: Sequence[Row]) -> Headli
         details.append(("", Cells(cost).measured))
     verdict = row.prediction or ("no claim" if value else "not measured")
     plot = range_plot(min(rows, key=_claim_width), NARROW_RANGE_WIDTH)
-    return Headline(label, value, details, verdict, MARKS[verdict], plot)
+    return Headline(label, value, details, verdict, plot)
 
 
 def _so_far(row_id: str, report: Report, recorded: Recorded) -> str:
