@@ -1,8 +1,7 @@
-"""Batches depend only on the seed and the number of a sample."""
+"""Batches depend on the seed and the number of a sample, and on nothing else."""
 
 from __future__ import annotations
 
-import tempfile
 import threading
 from pathlib import Path
 
@@ -23,7 +22,7 @@ ORDERS = st.sampled_from(["permutation", "random"])
 
 
 def numbered(*lengths: int) -> list[np.ndarray]:
-    """Return shards in which every token is its own position, up to 65,535."""
+    """Return shards in which every token is its position, up to 65,535."""
     ends = np.cumsum(lengths)
     return [np.arange(e - n, e, dtype=np.uint16) for n, e in zip(lengths, ends, strict=True)]
 
@@ -35,13 +34,11 @@ def batches(
     order: SampleOrder = "permutation",
     **more: int | str | None,
 ) -> Batches:
-    """Return batches of these tokens, which are also the validation split."""
     splits = {"train": train, "val": train}
     return Batches(splits, micro_batch, block_size, 2**16, 7, CPU, order=order, **more)  # type: ignore[arg-type]
 
 
 def rows(data: Batches, step: int, micro: int) -> list[list[int]]:
-    """Return the windows of a batch; assert that the targets are the next inputs."""
     inputs, targets = data.batch("train", step, micro)
     assert inputs.shape == targets.shape == (data.micro_batch, data.block_size)
     assert torch.equal(inputs[:, 1:], targets[:, :-1])
@@ -49,12 +46,11 @@ def rows(data: Batches, step: int, micro: int) -> list[list[int]]:
 
 
 def step_of(ranks: list[Batches], step: int) -> list[list[int]]:
-    """Return all windows of a step in order, by micro-batch and rank."""
     micros = range(ranks[0].grad_accum)
     return [row for micro in micros for rank in ranks for row in rows(rank, step, micro)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     st.sampled_from([1, 2, 4]),
     st.sampled_from([1, 2, 3, 4, 6, 12]),
@@ -71,7 +67,7 @@ def test_ranks_and_micro_batches_share_a_step_without_changing_it(
     assert step_of(ranks, step) == alone
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     ORDERS,
     st.integers(1, 5),
@@ -79,10 +75,9 @@ def test_ranks_and_micro_batches_share_a_step_without_changing_it(
     st.integers(0, 400),
     st.integers(0, 2),
 )
-def test_a_run_resumed_at_any_step_has_the_same_batches(
+def test_a_resumption_anywhere_sees_what_the_run_would_have_seen(
     order: SampleOrder, grad_accum: int, lengths: list[int], step: int, ahead: int
 ) -> None:
-    """With and without prefetch."""
     shards = numbered(*lengths)
     begun = batches(shards, 3, order=order, grad_accum=grad_accum, ahead=0)
     stream = [rows(begun, s, m) for s in range(step, step + 3) for m in range(grad_accum)]
@@ -94,7 +89,6 @@ def test_a_run_resumed_at_any_step_has_the_same_batches(
 
 
 def test_an_epoch_sees_every_window_once() -> None:
-    """Without replacement over all shards; the next epoch begins within a batch."""
     data = batches(numbered(1000, 50, 333), 5)
     windows = data.grids["train"].windows
     seen = [row[0] for step in range(2 * windows // 5 + 1) for row in rows(data, step, 0)]
@@ -105,8 +99,7 @@ def test_an_epoch_sees_every_window_once() -> None:
     assert seen[:windows] != seen[windows : 2 * windows]
 
 
-def test_the_random_order_has_not_changed() -> None:
-    """Runs of older versions can be repeated."""
+def test_the_random_order_is_what_it_was() -> None:
     shards = numbered(1000, 4, 333, 2000)
     long_enough = [shard for shard in shards if len(shard) > 8]
     ends = np.cumsum([len(shard) - 8 for shard in long_enough])
@@ -123,7 +116,9 @@ def test_the_random_order_has_not_changed() -> None:
 
 
 @pytest.mark.parametrize("order", ["permutation", "random"])
-def test_evaluations_read_the_same_windows_spread_over_the_split(order: SampleOrder) -> None:
+def test_an_evaluation_reads_the_same_windows_spread_over_all_of_the_split(
+    order: SampleOrder,
+) -> None:
     shards = numbered(4000, 5000, 3000)
     data = batches(shards, 4, order=order, eval_batches=25, ahead=1)
 
@@ -145,8 +140,7 @@ def test_evaluations_read_the_same_windows_spread_over_the_split(order: SampleOr
 
 
 @pytest.mark.parametrize("ahead", [0, 2])
-def test_a_token_beyond_the_vocabulary_is_refused_with_its_batch(ahead: int) -> None:
-    """With the same message from the prefetch thread; earlier batches are used."""
+def test_a_token_beyond_the_vocabulary_is_refused_with_the_batch_that_holds_it(ahead: int) -> None:
     tokens = np.zeros(4000, dtype=np.uint16)
     tokens[2000] = 300
     data = Batches({"train": [tokens]}, 4, 8, 300, 7, CPU, ahead=ahead)
@@ -163,25 +157,19 @@ def test_a_token_beyond_the_vocabulary_is_refused_with_its_batch(ahead: int) -> 
     data.close()
 
 
-def test_tokens_are_read_from_mapped_files_of_either_width_at_any_offset() -> None:
-    """Advice to the kernel names whole pages of the file."""
-    with tempfile.TemporaryDirectory() as name:
-        for dtype in (np.uint16, np.uint32):
-            for offset in (0, 128, 1024, 2**16 + 2 * 8):
-                tokens = np.arange(60_000).astype(dtype)
-                path = Path(name) / f"{offset}.bin"
-                path.write_bytes(bytes(offset) + tokens.tobytes())
-                mapped = np.memmap(path, dtype=dtype, mode="r", offset=offset)
-                data, plain = (batches([t], 16, 64, eval_batches=3) for t in (mapped, tokens))
-                for step in (0, 1, 10, 70):
-                    assert rows(data, step, 0) == rows(plain, step, 0)
-                assert torch.equal(
-                    data.evaluation_batch("val", 2)[0], plain.evaluation_batch("val", 2)[0]
-                )
+def test_tokens_of_mapped_files_are_those_in_memory(tmp_path: Path) -> None:
+    for offset, dtype in ((0, np.uint16), (1024, np.uint32), (2**16 + 16, np.uint16)):
+        tokens = np.arange(60_000).astype(dtype)
+        (tmp_path / "file").write_bytes(bytes(offset) + tokens.tobytes())
+        mapped = np.memmap(tmp_path / "file", dtype=dtype, mode="r", offset=offset)
+        data, plain = (batches([t], 16, 64, eval_batches=3) for t in (mapped, tokens))
+        for step in (0, 10, 70):
+            assert rows(data, step, 0) == rows(plain, step, 0)
+        evaluated = [each.evaluation_batch("val", 2)[0] for each in (data, plain)]
+        assert torch.equal(*evaluated)
 
 
-def test_prefetch_makes_each_item_once_and_in_order() -> None:
-    """Items for a position that the run left are dropped; an error waits for its turn."""
+def test_prefetching_makes_each_thing_once_and_in_order() -> None:
     made = []
 
     def make(number: int) -> int:
@@ -203,7 +191,7 @@ def test_prefetch_makes_each_item_once_and_in_order() -> None:
     assert not [t for t in threading.enumerate() if t.name.startswith("prefetch")]
 
 
-def test_the_position_counts_samples_for_any_world_size() -> None:
+def test_the_position_counts_samples_whatever_the_ranks() -> None:
     shards = numbered(1000, 500)
     one = batches(shards, 4, grad_accum=4, fingerprint="f").position(30)
     four = batches(shards, 2, grad_accum=2, world=4, rank=3, fingerprint="f").position(30)
@@ -214,7 +202,7 @@ def test_the_position_counts_samples_for_any_world_size() -> None:
     refuse_other_data(one, four)
 
 
-def test_resuming_on_other_data_is_refused_and_names_both() -> None:
+def test_a_resumption_on_other_data_is_refused_with_both_side_by_side() -> None:
     old = batches(numbered(1000), fingerprint="a" * 64).position(8)
     new = batches(numbered(1001), fingerprint="b" * 64).position(8)
     with pytest.raises(BadInput) as refused:
@@ -226,8 +214,7 @@ def test_resuming_on_other_data_is_refused_and_names_both() -> None:
         refuse_other_data({}, new)
 
 
-def test_the_tokens_left_out_of_an_epoch_are_reported() -> None:
-    """Those around the windows of a shard, and shards shorter than a window."""
+def test_the_tokens_that_an_epoch_leaves_out_are_counted() -> None:
     text = describe_order(batches(numbered(100, 5)))
     assert "8 tokens of 11 windows" in text
     assert "12 of the 100 training tokens (12.00%)" in text
@@ -238,7 +225,6 @@ def test_the_tokens_left_out_of_an_epoch_are_reported() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_gpu_gets_the_same_batches_from_pinned_memory() -> None:
-    """Asynchronous copies hold the data although the memory is reused."""
     shards = numbered(30_000, 20_000)
     cuda = Batches({"train": shards}, 16, 1024, 2**16, 7, torch.device("cuda"), grad_accum=4)
     plain = batches(shards, 16, 1024, grad_accum=4)
