@@ -19,10 +19,12 @@ from nanogauge.prediction.calibrated import (
     Figure,
     FinishedRun,
     MeasuredParts,
+    add_to_calibration,
     calibrated_step,
+    load_calibration,
     matrix_product_name,
+    path_of,
 )
-from nanogauge.prediction.calibration_store import add_to_calibration, load_calibration, path_of
 from nanogauge.prediction.constants import FITTED
 from nanogauge.prediction.prediction import predict
 from nanogauge.prediction.step_time import predict_step_time

@@ -56,7 +56,7 @@ def data(available: int, planned: int) -> Finding:
 
 
 def triton(version: str | None, error: str | None = None) -> Finding:
-    return check_triton(None, "3.7.1", version, error, "Linux")
+    return check_triton(None, "3.7.1", version, error)
 
 
 def compiler(language: str, name: str | None, headers: Path | None) -> Finding:
@@ -103,7 +103,7 @@ FAILING = [
     (sleep(lid_action="suspend"), "warn", "closing the lid does suspend"),
     (sleep(wsl=True), "warn", "Windows' power plan decides"),
     (sleep(system="Darwin"), "warn", "macOS decides"),
-    (check_wsl(True, "Linux", True), "warn", "WSL's driver may move"),
+    (check_wsl(True, True), "warn", "WSL's driver may move"),
     (check_power(150, 200, 200), "warn", "limited to 150 W where 200 W is this card's"),
     (check_power(80, 80, 140), "warn", "limited to 80 W where the datasheet has 140 W"),
     (check_wandb("auto", False, None), "warn", "wandb is not installed"),
@@ -131,7 +131,7 @@ def test_no_two_failures_have_the_same_text() -> None:
         (gpu("cuda", TORCH, CARD), "RTX 4070, driver 580.65.06, torch 2.13.0 (CUDA 13.0)"),
         (gpu("auto", CPU_BUILD, NO_CARD), "trains on the processor"),
         (gpu("cpu", CPU_BUILD, CARD), "RTX 4070 stays unused"),
-        (check_triton("no GPU", "3.7.1", None, None, "Linux"), "not needed: no GPU"),
+        (check_triton("no GPU", "3.7.1", None, None), "not needed: no GPU"),
         (triton("3.7.1+git1"), "as torch wants"),
         (compiler("C", "clang", Path("/")), "clang, and Python.h"),
         (check_memory("here", None, None, None, None, None, None), "not known"),
@@ -142,8 +142,8 @@ def test_no_two_failures_have_the_same_text() -> None:
         (sleep(container=True, idle_action="suspend"), "its host decides"),
         (sleep(masked=True, desktop="KDE"), "switched off"),
         (sleep(blocked=frozenset({"sleep"}), desktop="KDE"), "is blocked"),
-        (check_wsl(False, "Linux", True), "not WSL"),
-        (check_wsl(True, "Linux", False), "uses no GPU"),
+        (check_wsl(False, True), "not WSL"),
+        (check_wsl(True, False), "uses no GPU"),
         (check_power(200, 200, 200), "200 W, the default"),
         (check_power(215, 215, 200), "215 W"),
         (check_power(None, None, 200), "not known"),

@@ -13,13 +13,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from model import GPT
 from nanogauge.config import ModelSection, shape_of
 from nanogauge.prediction.flops import (
+    count_parameters,
     flops_per_token_6n,
     flops_per_token_causal,
     flops_per_token_executed,
     flops_per_token_palm,
     operations,
 )
-from nanogauge.prediction.parameters import count_parameters
 from nanogauge.runspec import Shape
 
 pytestmark = pytest.mark.usefixtures("one_thread")

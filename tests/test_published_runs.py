@@ -13,7 +13,7 @@ from commands import run
 from examples import SHARED, needs_shared
 
 from bench.published_runs import COLUMNS, PublishedRun, read_runs
-from nanogauge.prediction.parameters import count_parameters
+from nanogauge.prediction.flops import count_parameters
 from nanogauge.prediction.step_time import predict_step_time
 
 BENCH = "bench/validate_predictions.py"
