@@ -1,4 +1,4 @@
-"""Log and report of a run on several ranks and GPUs."""
+"""The log and the report of a run of several processes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def prediction(gpus: int) -> Prediction:
 
 
 def recorded(ranks: int, cards: int | None, *more: LogLine) -> Recorded:
-    """Return a synthetic run on `ranks` processes whose sensors read `cards` GPUs."""
+    """Return the made-up run as if of several ranks and sensed GPUs."""
     result = Recorded()
     for line in MADE.lines():
         of_several = {"ranks": ranks, "sensed_cards": cards}
@@ -47,8 +47,8 @@ def panel(run: Recorded, gpus: int) -> dict[str, Instrument]:
 
 
 @pytest.mark.parametrize("cards", [None, 2])
-def test_the_power_of_some_gpus_is_not_compared_with_that_of_all(cards: int | None) -> None:
-    """On several machines, and in older logs, the sensors read fewer GPUs than trained."""
+def test_power_of_some_gpus_is_not_compared_with_that_of_all(cards: int | None) -> None:
+    """The sensors of several machines, and of older logs, cover fewer GPUs than trained."""
     found = measured(4, cards, predicted=4)
     for row in ("power_watts", "energy_kwh", "cost"):
         assert row not in found.values
@@ -57,7 +57,7 @@ def test_the_power_of_some_gpus_is_not_compared_with_that_of_all(cards: int | No
     assert panel(recorded(4, cards), 4).keys().isdisjoint({"joules_per_token"})
 
 
-def test_the_power_of_all_gpus_is_compared_with_that_of_all() -> None:
+def test_power_of_all_gpus_is_compared_with_that_of_all() -> None:
     found = measured(4, 4, predicted=4)
     assert found.values["power_watts"].value == 190
     assert "4 boards together" in found.values["power_watts"].how
@@ -73,7 +73,6 @@ def test_a_run_resumed_on_fewer_gpus_has_energy_but_no_mean_power() -> None:
 
 
 def test_the_slowest_and_the_fullest_rank_are_named_with_their_spread() -> None:
-    """The medians exclude the first step."""
     lines = [
         Rank(
             step=step,
@@ -96,7 +95,6 @@ def test_the_slowest_and_the_fullest_rank_are_named_with_their_spread() -> None:
 
 
 def test_the_doctor_and_the_refusal_count_the_same_memory(tmp_path: Path) -> None:
-    """The doctor did not count DDP's gradient buckets, 1.1 GiB of this model."""
     large = ["--model.n-embd=2048", "--model.n-layer=4", "--train.keep-checkpoints=1"]
     large += ["--model.vocab-size=50304", "--train.micro-batch=65536"]
     done = train_ranks(2, small(tmp_path / "out", *large), tmp_path / "out")
@@ -109,7 +107,6 @@ def test_the_doctor_and_the_refusal_count_the_same_memory(tmp_path: Path) -> Non
 
 @pytest.mark.alone  # it compares the times of two processes
 def test_each_rank_logs_its_times_and_rank_0_reads_all_gpus(tmp_path: Path) -> None:
-    """Two processes on a machine whose driver has two GPUs."""
     script = tmp_path / "script.txt"
     script.write_text("cards 2\ncard 1 0 watts 150\ncard 1 0 celsius 77\n")
     driver = {"FAKE_NVML_SCRIPT": str(script), "LD_LIBRARY_PATH": str(build_fake_driver(tmp_path))}

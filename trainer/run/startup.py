@@ -21,7 +21,7 @@ from nanogauge.measure.sensors import (
     measure_idle,
     open_sensors,
 )
-from nanogauge.prediction.calibration_store import load_calibration
+from nanogauge.prediction.calibrated import load_calibration
 from nanogauge.prediction.prediction import eager_sentence, eager_total
 from nanogauge.runlog.folder import CLAIMS_NAME, CONFIG_TOML, write_spec
 from nanogauge.runlog.writer import RunLog
