@@ -23,7 +23,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from nanogauge.errors import BadInput
-from nanogauge.files import from_home, read_whole, scrubbed, without_secrets
+from nanogauge.files import expand_home, read_whole, scrubbed, without_secrets
 from nanogauge.runspec import (
     EMBEDDED_TEXT,
     SETTINGS,
@@ -181,7 +181,7 @@ class DataSection(Section):
     @property
     def folder(self) -> Path | None:
         """Folder of token shards; None for the embedded text."""
-        return from_home(self.path) if self.path is not None else None
+        return expand_home(self.path) if self.path is not None else None
 
 
 class TrainSection(Section):
@@ -303,15 +303,10 @@ class Config(Section):
 
     @property
     def folder(self) -> Path:
-        return from_home(self.run.out) / self.run.name
+        return expand_home(self.run.out) / self.run.name
 
     def to_spec(self, dtype: str | None = None, world_size: int = 1) -> RunSpec:
-        """Return the RunSpec of this configuration.
-
-        Args:
-            dtype: Precision that run.dtype = auto resolves to; None leaves it open.
-            world_size: Devices that share the micro-batches of a step.
-        """
+        """Return the RunSpec; `dtype` is what run.dtype = auto resolves to, None if open."""
         model, train, optimizer = self.model, self.train, self.optimizer
         fields: dict[str, dict[str, Any]] = {}  # part of the spec -> field -> value
         for key, path in SETTINGS.items():
@@ -397,12 +392,7 @@ def toml_value(value: object) -> str:
 
 
 def read_toml(path: Path, what: str, hint: str) -> dict[str, Any]:
-    """Read a TOML file that the user named.
-
-    Args:
-        path: The file.
-        what: Kind of file, for messages.
-        hint: What to do if the file is missing.
+    """Read a TOML file that the user named; messages use its kind, and a hint if it is missing.
 
     Raises:
         BadInput: if it is missing, unreadable or invalid.

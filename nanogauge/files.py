@@ -40,9 +40,7 @@ def open_regular(path: Path) -> BufferedReader:
     Raises:
         OSError: if it cannot be opened or is not a regular file.
     """
-    # Windows has no O_NONBLOCK, other systems no O_BINARY.
-    flags = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    descriptor = os.open(path, os.O_RDONLY | flags)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "it is no regular file", str(path))
@@ -68,7 +66,7 @@ def stays_below(name: str) -> bool:
     return usable and not parts.anchor and ".." not in parts.parts
 
 
-def refuse_to_lead_out(path: Path) -> None:
+def refuse_outside_link(path: Path) -> None:
     """Refuse a link out of its folder, since the contents of the file are shown and uploaded.
 
     Raises:
@@ -169,7 +167,7 @@ def scrubbed(value: _Value) -> _Value:
             return value
 
 
-def from_home(path: str) -> Path:
+def expand_home(path: str) -> Path:
     """Expand a leading ~/ to the home folder."""
     begin, _, rest = path.partition("/")
     return Path.home() / rest if begin == "~" else Path(path)

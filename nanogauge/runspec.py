@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from operator import attrgetter
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter
@@ -269,18 +268,9 @@ class RunSpec:
         grad_accum: int = 1,
         **settings: Any,
     ) -> RunSpec:
-        """Return the spec of a GPT-2-shaped run, compiled and without dropout.
+        """Return the spec of a GPT-2-shaped run from fields of Shape and RunSpec.
 
-        Args:
-            n_layer: Transformer blocks.
-            n_embd: Width of the residual stream.
-            n_head: Attention heads.
-            context: Context length in tokens.
-            vocabulary: Rows of the embedding.
-            micro_batch: Sequences in one forward and backward pass on one device.
-            steps: Optimizer steps of the whole run.
-            grad_accum: Micro-batches per optimizer step of all devices together.
-            settings: Other fields of RunSpec; by default without evaluations and checkpoints.
+        By default it is compiled, without dropout, evaluations and checkpoints.
 
         Raises:
             ValueError: for a value out of range, or an n_embd that n_head does not divide.
@@ -306,17 +296,6 @@ class RunSpec:
             steps=steps,
             **(defaults | settings),
         )
-
-    @classmethod
-    def from_toml(cls, path: Path | str) -> RunSpec:
-        """Return the spec of a configuration file.
-
-        Raises:
-            BadInput: as load_config.
-        """
-        from nanogauge.config import load_config
-
-        return load_config(Path(path)).to_spec()
 
     @classmethod
     def from_json(cls, data: bytes) -> RunSpec:

@@ -1,9 +1,8 @@
-"""A small Hugging Face hub on the loopback interface: just what its clients ask for.
+"""A small Hugging Face hub on the loopback interface.
 
 It serves one repository, of a dataset or a model, from memory: its revision, its file tree and its
-files, whole or in ranges. Everything else, and every other repository, is answered 404 as the hub
-answers it. A list of faults makes it a bad one: each is what happens to one request for a file's
-bytes.
+files, whole or in ranges. Other requests are answered 404, as by the hub. Each of a
+list of faults damages one response with a file's bytes.
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ _DATE = "2026-01-01T00:00:00.000Z"
 class Hub:
     """A context manager: the server runs between enter and exit, at `endpoint`.
 
-    `dies_at`: once the first row group of a file with this path is asked for, the server closes
-    every connection without an answer, as one does that lost its power.
+    `dies_at`: from the first request for the first row group of this file on, the server closes
+    every connection without an answer.
 
-    `faults`: what is done to the next requests for a file's bytes, one each: "cut" (half of them,
-    then nothing), "stall" (half of them, then silence), "garbage" (as many other bytes), "page"
-    (a web page that says all is well), or a status such as "429" or "503".
+    `faults` damages the next responses with a file's bytes, one each: "cut" (half), "stall"
+    (half of them, then silence), "garbage" (as many random bytes), "page" (a web page with status
+    200), or a status such as "429".
     """
 
     def __init__(
@@ -47,7 +46,7 @@ class Hub:
         self.dies_at = dies_at
         self.faults = list(faults)
         self.good_answers: int | None = None
-        """how many requests for a file's bytes are still answered well; None for all"""
+        """Requests for a file's bytes that still succeed; None for all."""
         self.served_bytes = 0
         self.requests: list[str] = []
         self.dead = threading.Event()
@@ -68,7 +67,7 @@ class Hub:
         self._server.server_close()
 
     def tree(self, folder: str) -> list[dict[str, Any]]:
-        """The entries below a folder, as the hub's tree lists them; each file with its etag."""
+        """Return the entries below a folder, as the hub's tree lists them."""
         inside = f"{folder}/" if folder else ""
         names = [name for name in self.files if name.startswith(inside)]
         folders = {
@@ -82,8 +81,8 @@ class Hub:
     def entry(self, name: str) -> dict[str, Any]:
         data = self.files[name]
         lfs = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
-        told = {"type": "file", "path": name, "size": len(data), "oid": etag(data)}
-        return told if name.endswith(".md") else told | {"lfs": lfs}
+        entry = {"type": "file", "path": name, "size": len(data), "oid": etag(data)}
+        return entry if name.endswith(".md") else entry | {"lfs": lfs}
 
 
 def etag(data: bytes) -> str:
@@ -185,6 +184,6 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 self.wfile.write(data)
 
         def log_message(self, format: str, *args: Any) -> None:
-            """Requests are kept in hub.requests; the test's output stays clean."""
+            """Print nothing; hub.requests lists the requests."""
 
     return Handler

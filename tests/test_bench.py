@@ -12,7 +12,7 @@ from gpt2_vocabulary import gpt2_vocabulary  # noqa: F401  (a fixture)
 from test_published_runs import GPT2, table
 
 TOOLS = {"fitting", "make_run", "power_sweep", "results", "training_pair"}
-"""not benchmarks, or with a test file of their own"""
+"""Not benchmarks, or with a test file of their own."""
 BENCHES = sorted(path.stem for path in (ROOT / "bench").glob("*.py") if path.stem not in TOOLS)
 NANOGPT = os.environ.get("NANOGPT")
 NEED_NANOGPT = {"first_step", "sample", "step_vs_nanogpt"}

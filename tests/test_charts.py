@@ -68,7 +68,7 @@ def test_outliers_beyond_a_clipped_axis_are_marked_and_counted() -> None:
     chart = drawn(y, clipped=True)
     assert chart.svg.count('class="beyond"') == 2
     assert "2 beyond the axis, marked at its end" in chart.notes
-    assert "most 61" in chart.svg
+    assert "max 61" in chart.svg
     ticks = [float(t) for t in re.findall('class="tick"[^>]*end">([0-9.]+)<', chart.svg)]
     assert max(ticks) < 5
 
@@ -101,7 +101,7 @@ def test_both_ends_of_the_x_axis_are_labelled(low: float, span: float) -> None:
 
 def test_the_text_alternative_contains_the_statistics_of_a_line() -> None:
     spoken = re.search('aria-label="([^"]*)"', drawn(np.array([9.0, 3.0, 5.0, 4.0, 3.5])).svg)[1]
-    assert spoken == "A chart, over step 0 to 4. a: first 9, least 3, median 4, most 9, last 3.5 s."
+    assert spoken == "A chart, over step 0 to 4. a: first 9, min 3, median 4, max 9, last 3.5 s."
     numbers = (0, 5.813e-05, 3.90987, 20000, -1.5)
     texts = [format_number(value) for value in numbers]
     assert texts == ["0", "0.00005813", "3.91", "20,000", "-1.5"], "no exponents"

@@ -82,9 +82,10 @@ def inconsistencies(claims: Claims, spec: RunSpec, prediction: Prediction) -> li
         if value is None:
             not_exact.append(claim)
         elif not claim.holds(value):
-            label = QUANTITIES[claim.row].label
             sentence = arithmetic_sentence(claim, value, prediction)
-            found.append(_finding(f"{label}: {range_text(claim)} is wrong: {sentence}.", claim))
+            found.append(
+                _finding(f"{_label(claim)}: {range_text(claim)} is wrong: {sentence}.", claim)
+            )
     for claim in not_exact:
         found += _check_hardware(claim, spec, prediction)
     for one, other in combinations(claims.claim, 2):
@@ -100,9 +101,13 @@ def _finding(why: str, *claims: Claim) -> Inconsistency:
     return Inconsistency(ids=[claim.key for claim in claims], why=why)
 
 
+def _label(claim: Claim) -> str:
+    return QUANTITIES[claim.row].label
+
+
 def _check_hardware(claim: Claim, spec: RunSpec, prediction: Prediction) -> Iterator[Inconsistency]:
-    hardware = prediction.hardware
-    peak, gpus = prediction.peak_flops, prediction.gpus
+    """Check a claim against the peak, memory and power limit of the hardware."""
+    hardware, peak, gpus = prediction.hardware, prediction.peak_flops, prediction.gpus
     steps = {"step_seconds": 1, "total_seconds": spec.steps}.get(claim.row)
     if peak is not None and steps is not None and claim.low > 0:
         per_token = flops_per_token_palm(spec.shape)
@@ -119,17 +124,17 @@ def _check_hardware(claim: Claim, spec: RunSpec, prediction: Prediction) -> Iter
             )
     if claim.row.startswith("mfu") and (claim.low > 1 or 1 < claim.high < math.inf):
         yield _finding(f"{range_text(claim)}: MFU cannot exceed 100 %.", claim)
-    limit: float | None = hardware.memory_bytes
-    name = "the card's memory"
-    if claim.row == "power_watts":
-        watts = hardware.power_limit_watts
-        limit = None if watts is None else gpus * watts
-        name = "the board's power limit" if gpus == 1 else f"the power limit of {gpus} boards,"
-    elif claim.row not in ("peak_allocated_bytes", "peak_process_bytes"):
+    if hardware.kind == "cpu":
         return
+    limit, name = None, "the card's memory"
+    if claim.row == "power_watts" and hardware.power_limit_watts is not None:
+        limit = gpus * hardware.power_limit_watts
+        name = "the board's power limit" if gpus == 1 else f"the power limit of {gpus} boards,"
+    elif claim.row in ("peak_allocated_bytes", "peak_process_bytes"):
+        limit = hardware.memory_bytes
     top = claim.high if math.isfinite(claim.high) else claim.low
-    if limit is not None and top > limit and hardware.kind != "cpu":
-        top_text, limit_text = format_value(claim.row, top), format_value(claim.row, limit)
+    if limit is not None and top > limit:
+        top_text, limit_text = (format_value(claim.row, value) for value in (top, limit))
         yield _finding(f"{top_text} is above {name} of {limit_text}.", claim)
 
 
@@ -139,9 +144,8 @@ def _check_same_row(one: Claim, other: Claim) -> Iterator[Inconsistency]:
         far, near = upper.value or upper.low, lower.value or lower.high
         factor = far / near if near > 0 else None
         apart = f" are {factor_text(factor)} apart and" if factor and factor > 1.5 else ""
-        label = QUANTITIES[one.row].label
         ranges = f"{range_text(one)} and {range_text(other)}"
-        yield _finding(f"{label}: {ranges}{apart} exclude each other.", one, other)
+        yield _finding(f"{_label(one)}: {ranges}{apart} exclude each other.", one, other)
 
 
 def _ends(claim: Claim) -> tuple[float, float]:
@@ -164,6 +168,11 @@ def _span_text(row_id: str, low: float, high: float) -> str:
     return format_range(row_id, low, high)
 
 
+def _combinations(claims: list[Claim], *rows: str) -> Iterator[tuple[Claim, ...]]:
+    """Yield every combination of one claim per row."""
+    return product(*([claim for claim in claims if claim.row == row] for row in rows))
+
+
 def _check_mfu(
     claims: list[Claim], spec: RunSpec, prediction: Prediction
 ) -> Iterator[Inconsistency]:
@@ -183,15 +192,18 @@ def _check_mfu(
         implied = {}
         for row, per_token in counts.items():
             seconds = per_token * spec.tokens_per_step * times[claim.row] / peak
-            high = seconds / least if least > 0 else math.inf
-            implied[row] = (0.0 if math.isinf(most) else seconds / most, high)
+            implied[row] = (
+                0.0 if math.isinf(most) else seconds / most,
+                seconds / least if least > 0 else math.inf,
+            )
         low, high = implied[share.row]
         if _disjoint(low, math.inf if claim.row == "total_seconds" else high, claim):
-            other = "mfu_6n" if share.row == "mfu_palm" else "mfu_palm"
-            count = "6N" if other == "mfu_6n" else "6N + 12LCT"
+            other, name = (
+                ("mfu_6n", "6N") if share.row == "mfu_palm" else ("mfu_palm", "6N + 12LCT")
+            )
             yield _finding(
                 f"MFU {range_text(share)} means {_span_text(claim.row, low, high)} "
-                f"({_span_text(claim.row, *implied[other])} counting {count}), "
+                f"({_span_text(claim.row, *implied[other])} counting {name}), "
                 f"not {range_text(claim)}: the two exclude each other.",
                 share,
                 claim,
@@ -206,39 +218,32 @@ _AT_LEAST = {
 """Pairs of rows whose first is at least the second, and why."""
 
 
-def _by_row(claims: list[Claim]) -> dict[str, list[Claim]]:
-    by_row: dict[str, list[Claim]] = {}
-    for claim in claims:
-        by_row.setdefault(claim.row, []).append(claim)
-    return by_row
-
-
 def _check_order(claims: list[Claim]) -> Iterator[Inconsistency]:
     """Check pairs of quantities of which one includes the other."""
-    by_row = _by_row(claims)
-    for (larger, smaller), why in _AT_LEAST.items():
-        for whole, part in product(by_row.get(larger, []), by_row.get(smaller, [])):
+    for rows, why in _AT_LEAST.items():
+        for whole, part in _combinations(claims, *rows):
             if _disjoint(_ends(part)[0], math.inf, whole):
-                more, less = QUANTITIES[larger].label, QUANTITIES[smaller].label
-                texts = f"{more}: {range_text(whole)}; {less}: {range_text(part)}"
-                yield _finding(f"{texts}; but {why}.", whole, part)
+                ranges = "; ".join(f"{_label(c)}: {range_text(c)}" for c in (whole, part))
+                yield _finding(f"{ranges}; but {why}.", whole, part)
 
 
 def _check_products(claims: list[Claim], spec: RunSpec) -> Iterator[Inconsistency]:
     """Check total = steps x step and energy = power x time."""
-    by_row = _by_row(claims)
-    for total, step in product(by_row.get("total_seconds", []), by_row.get("step_seconds", [])):
-        steps = spec.steps
-        least = _ends(step)[0] * steps
+    for total, step in _combinations(claims, "total_seconds", "step_seconds"):
+        least = _ends(step)[0] * spec.steps
         if _disjoint(least, math.inf, total):
-            took = f"{steps:,} steps of {range_text(step)} take at least"
-            text = format_value("total_seconds", least)
-            yield _finding(f"{took} {text}, more than {range_text(total)}.", total, step)
-    for energy, watts, total in product(
-        *(by_row.get(row, []) for row in ("energy_kwh", "power_watts", "total_seconds"))
-    ):
+            yield _finding(
+                f"{spec.steps:,} steps of {range_text(step)} take at least "
+                f"{format_value('total_seconds', least)}, more than {range_text(total)}.",
+                total,
+                step,
+            )
+    for group in _combinations(claims, "energy_kwh", "power_watts", "total_seconds"):
+        energy, watts, total = group
         low, high = (w * s / 3.6e6 for w, s in zip(_ends(watts), _ends(total), strict=True))
         if _disjoint(low, high, energy):
-            made = f"{range_text(watts)} over {range_text(total)} make"
-            text = _span_text("energy_kwh", low, high)
-            yield _finding(f"{made} {text}, not {range_text(energy)}.", energy, watts, total)
+            yield _finding(
+                f"{range_text(watts)} over {range_text(total)} make "
+                f"{_span_text('energy_kwh', low, high)}, not {range_text(energy)}.",
+                *group,
+            )

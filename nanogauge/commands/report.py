@@ -15,9 +15,11 @@ from nanogauge.cli import Parser
 from nanogauge.config import add_config_flags, config_overrides, wandb_section
 from nanogauge.errors import BadInput
 from nanogauge.importers.command import (
+    LOG_FORMATS,
     MeasureCpu,
     add_import_flags,
     add_log_flags,
+    import_as,
     import_given,
 )
 from nanogauge.report.compare_runs import Comparison
@@ -34,6 +36,10 @@ _EXAMPLES = """
   %(prog)s --serve runs/NAME
   %(prog)s --wandb runs/NAME
   %(prog)s --nanogpt-log LOG --config CONFIG --gpu "RTX 4070" --out runs/imported
+"""
+_IMPORT_EXAMPLES = """
+  %(prog)s train.log --config configs/rtx4070_fineweb.toml --gpu "RTX 4070" --out runs/imported
+  %(prog)s history.csv --config CONFIG --run.device cpu --out runs/imported
 """
 
 
@@ -74,13 +80,29 @@ def main(arguments: Sequence[str], measure_cpu: MeasureCpu | None = None) -> int
     return 0
 
 
-def report_run(folder: Path, claims: Path | None, as_json: bool) -> None:
-    """Write the report of a run into its folder, and print it.
+def import_main(arguments: Sequence[str]) -> int:
+    """Make a run folder and a report from the log of another program."""
+    usage = "%(prog)s LOG --config CONFIG --out FOLDER [options]"
+    parser = Parser(f"{import_main.__doc__}\n{_IMPORT_EXAMPLES}", usage=usage)
+    parser.add_argument("log", type=Path, metavar="LOG", help="log of the run")
+    parser.add_argument(
+        "--format",
+        choices=LOG_FORMATS,
+        help="format of the log (default: wandb_history for .csv and .parquet, else nanogpt_log)",
+    )
+    parser.add_argument("--claims", type=Path, help="claims to compare with the run")
+    parser.add_argument("--json", action="store_true", help="print only report.json")
+    add_import_flags(parser)
+    add_config_flags(parser)
+    given = parser.parse(arguments)
+    is_table = given.log.suffix in (".csv", ".parquet")
+    name = given.format or ("wandb_history" if is_table else "nanogpt_log")
+    report_run(import_as(given, name, given.log, None), None, given.json)
+    return 0
 
-    Args:
-        folder: Folder of the run.
-        claims: File of claims; None for the claims in the folder, if any.
-        as_json: Print report.json instead of text.
+
+def report_run(folder: Path, claims: Path | None, as_json: bool) -> None:
+    """Write the report of a run into its folder, and print it as text or JSON.
 
     Raises:
         BadInput: if the folder or the claims are unusable.

@@ -219,7 +219,9 @@ class _Run:
         boost_hz = self.prediction.hardware.boost_clock_hz
         if boost_hz is not None and len(lines[0].x):
             ends = lines[0].x[[0, -1]]
-            lines.append(_limit(Series("boost, of the peak", ends, np.full(2, boost_hz / 1e9))))
+            lines.append(
+                _limit(Series("boost clock, used for the peak", ends, np.full(2, boost_hz / 1e9)))
+            )
         x = self.x_of_readings
         return line_chart(
             ("clock", "SM clock", "GHz"),

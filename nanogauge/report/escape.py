@@ -45,8 +45,8 @@ _LINE_STARTS = re.compile(r"^(|\d{1,9}(?=[.)](?:\s|$)))([#+=.)]|-(?!\d))")
 
 
 def markdown(text: str) -> str:
-    """Escape text for one line of Markdown, inside a table or not."""
-    line = " ".join(visible(text).split())
+    """Escape text for one line of Markdown, inside a table or not; blank text becomes ␣."""
+    line = " ".join(visible(text).split()) or ("␣" if text else "")
     line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     line = _MARKS.sub(lambda mark: "\\" + mark[0], line).replace("|", "\\|")
     return _LINE_STARTS.sub(r"\1\\\2", line)

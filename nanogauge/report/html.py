@@ -98,7 +98,6 @@ class Headline:
     details: list[tuple[str, str]]
     """Lines below the value: what a range is (claimed, predicted), and the range."""
     verdict: str
-    mark: str
     plot: str
 
 
@@ -136,7 +135,7 @@ def _headline(report: Report, recorded: Recorded, rows: Sequence[Row]) -> Headli
     verdict = row.prediction or ("no claim" if value else "not measured")
     narrowest = min(rows, key=lambda r: r.claimed.width if r.claimed is not None else math.inf)
     plot = range_plot(narrowest, NARROW_RANGE_WIDTH)
-    return Headline(label, value, details, verdict, MARKS[verdict], plot)
+    return Headline(label, value, details, verdict, plot)
 
 
 def _so_far(row_id: str, report: Report, recorded: Recorded) -> str:

@@ -145,16 +145,16 @@ class Series:
     y: Floats
     style: str = "line"
     """line, limit (a dashed line) or dots"""
-    statistics: tuple[str, ...] = ("first", "least", "median", "most", "last")
+    statistics: tuple[str, ...] = ("first", "min", "median", "max", "last")
     """Statistics given as text below the chart."""
 
     def in_words(self, unit: str) -> str:
         """Return the statistics of the series as text."""
         values = {
             "first": self.y[0],
-            "least": self.y.min(),
+            "min": self.y.min(),
             "median": np.median(self.y),
-            "most": self.y.max(),
+            "max": self.y.max(),
             "last": self.y[-1],
         }
         figures = ", ".join(f"{s} {format_number(float(values[s]))}" for s in self.statistics)

@@ -210,10 +210,9 @@ def summary_of(line: LogLine) -> dict[str, Any]:
     match line:
         case Start():
             others = line.other_programs
-            entries = _renamed(line, START_KEYS) | {"run/status": "running"}
-            entries["memory/other_programs_bytes"] = (
-                None if others is None else sum(others.values())
-            )
+            others_bytes = None if others is None else sum(others.values())
+            entries = _renamed(line, START_KEYS)
+            entries |= {"run/status": "running", "memory/other_programs_bytes": others_bytes}
         case Compile():
             entries = {"run/mode": line.mode}
         case End():

@@ -80,14 +80,7 @@ def as_interrupted(error: Exception) -> Interrupted | None:
 
 
 def fetch_range(url: str, name: str, begin: int, end: int, size: int) -> bytes:
-    """Return the bytes of a file on the hub from begin to end, and check that they are those.
-
-    Args:
-        url: of the file.
-        name: of the file in messages.
-        begin: first byte.
-        end: byte after the last.
-        size: of the whole file in bytes, as the hub lists it.
+    """Return the bytes from begin to end of a file on the hub; `size` is its listed size.
 
     Raises:
         BadInput: if the hub refuses it.
@@ -146,42 +139,26 @@ def _retry_after(headers: Any) -> float:
     return 0.0
 
 
-def fetch_file(
-    repository: str, name: str, revision: str, sha256: str | None, folder: Path | None = None
-) -> Path:
-    """Return a whole file of a dataset, downloaded unless the client's cache holds it.
-
-    Args:
-        repository: of the dataset.
-        name: path in the repository.
-        revision: commit.
-        sha256: expected hash; None if the hub lists none.
-        folder: destination; None for the cache.
+def fetch_file(repository: str, name: str, revision: str, sha256: str | None) -> Path:
+    """Return a whole file of a dataset, downloaded to the client's cache.
 
     Raises:
         BadInput: if the hub refuses it.
         RunFailed: if it cannot be fetched, or is damaged in every attempt.
     """
-    return with_retries(name, lambda: _fetch_file(repository, name, revision, sha256, folder))
+    return with_retries(name, lambda: _fetch_file(repository, name, revision, sha256))
 
 
-def _fetch_file(
-    repository: str, name: str, revision: str, sha256: str | None, folder: Path | None
-) -> Path:
+def _fetch_file(repository: str, name: str, revision: str, sha256: str | None) -> Path:
     from huggingface_hub import hf_hub_download
 
     if not stays_below(name):
         raise BadInput(f"{repository} lists {name!r}, which leads out of it; give another dataset.")
     try:
-        path = Path(
-            hf_hub_download(
-                repository, name, repo_type="dataset", revision=revision, local_dir=folder
-            )
-        )
+        path = Path(hf_hub_download(repository, name, repo_type="dataset", revision=revision))
     except client_errors() as error:
-        if (retryable := as_interrupted(error)) is not None:
-            raise retryable from None
-        raise BadInput(f"the hub has no {name} ({first_line(error)}).") from None
+        message = f"the hub has no {name} ({first_line(error)})."
+        raise as_interrupted(error) or BadInput(message) from None
     if sha256 is not None and sha256_file(path) != sha256:
         path.resolve().unlink()  # the cached copy, which a retry would return
         path.unlink(missing_ok=True)
@@ -204,9 +181,8 @@ def file_info(repository: str, name: str, revision: str) -> Any:
                 repository, [name], revision=revision, repo_type="dataset"
             )
         except client_errors() as error:
-            if (retryable := as_interrupted(error)) is not None:
-                raise retryable from None
-            raise BadInput(f"the hub refuses {repository} ({first_line(error)}).") from None
+            message = f"the hub refuses {repository} ({first_line(error)})."
+            raise as_interrupted(error) or BadInput(message) from None
 
     return next(iter(with_retries(repository, request)), None)
 

@@ -65,11 +65,7 @@ class RangeFile(io.RawIOBase):
 
 
 def open_local(path: str) -> pq.ParquetFile:
-    """Open a local file.
-
-    Raises:
-        Damaged: if it is not a Parquet file.
-    """
+    """Open a local file; raise Damaged if it is not a Parquet file."""
     try:
         return pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, page_checksum_verification=True)
     except (OSError, pa.ArrowException) as error:

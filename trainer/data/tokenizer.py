@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import codecs
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,8 +19,8 @@ from nanogauge.errors import BadInput, RunFailed
 from nanogauge.files import read_whole
 
 Encoded = npt.NDArray[np.uint32]
-Text = str | memoryview | Iterator[str]
-"""A document: whole, as UTF-8, or in chunks."""
+Text = str | Iterator[str]
+"""A document: whole, or in chunks."""
 END_OF_TEXT = "<|endoftext|>"
 HUGGING_FACE = "hf:"
 LARGEST_RANKS_BYTES = 2**27
@@ -79,14 +78,10 @@ class Tokenizer:
     """True if a long text may be encoded in parts (see `split_safely`)."""
 
     def parts(self, text: Text) -> Iterator[str]:
-        """Split a document so that the tokens of the parts are the tokens of the whole.
-
-        Raises:
-            UnicodeDecodeError: if it is bytes that are not UTF-8.
-        """
+        """Split a document so that the tokens of the parts are the tokens of the whole."""
         if isinstance(text, str) and len(text) <= PART:
             return iter((text,))
-        chunks = in_chunks(text) if isinstance(text, str | memoryview) else text
+        chunks = in_chunks(text) if isinstance(text, str) else text
         return split_safely(chunks) if self.splittable else iter(("".join(chunks),))
 
 
@@ -175,11 +170,7 @@ def ranks_of_merges(merges: str) -> dict[bytes, int]:
 
 
 def from_encoding(encoding: tiktoken.Encoding, name: str) -> Tokenizer:
-    """Return a tiktoken encoding as a Tokenizer.
-
-    Raises:
-        BadInput: if it has no end-of-text token.
-    """
+    """Return a tiktoken encoding as a Tokenizer; raise BadInput if it has no end-of-text token."""
     ranks, special = encoding._mergeable_ranks, encoding._special_tokens
     if END_OF_TEXT not in special:
         raise BadInput(f"the tokenizer {name} has no {END_OF_TEXT}, with which a document begins.")
@@ -352,20 +343,8 @@ def _last_safe(text: str) -> int:
         reach *= 16
 
 
-def in_chunks(text: str | memoryview, size: int = PART) -> Iterator[str]:
-    """Yield a text, or its UTF-8 bytes, in chunks.
-
-    Raises:
-        UnicodeDecodeError: if the bytes are not UTF-8.
-    """
-    if isinstance(text, str):
-        for begin in range(0, len(text), size):
-            yield text[begin : begin + size]
-        return
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    for begin in range(0, len(text), size):
-        yield decoder.decode(text[begin : begin + size])
-    yield decoder.decode(b"", final=True)
+def in_chunks(text: str, size: int = PART) -> Iterator[str]:
+    return (text[begin : begin + size] for begin in range(0, len(text), size))
 
 
 _MARK = 0x1F  # a control character: not white space, and rare in texts
