@@ -30,7 +30,7 @@ from trainer.data.shards import MANIFEST_NAME, open_split, read_manifest
 
 pytestmark = pytest.mark.usefixtures("gpt2_tokenizer")
 
-KILLS = 6
+KILLS = 4
 SIZES = ["--dataset", "texts", "--tokens", 1_600_000, "--val-tokens", 60_000]
 SIZES += ["--shard-tokens", 300_000, "--workers", 2]
 

@@ -85,7 +85,7 @@ def test_spawned_workers_write_the_same_bytes_and_report_errors(
     assert "cannot read the tokenizer none.tiktoken" in refused(tmp_path, *flags)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(
     texts=st.lists(st.text(max_size=30), min_size=1, max_size=12),
     unit=st.integers(1, 60),
@@ -155,7 +155,7 @@ def test_an_unreadable_source_is_named_and_nothing_stays(
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_a_missing_column_is_refused_with_those_that_exist(tmp_path: Path) -> None:
+def test_a_missing_column_is_refused_with_the_existing_ones(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(parquet(["x"]))
     flags = ["--dataset", "a.parquet", "--out", "out", "--text-column"]
     assert "has no column 'body', only text, id" in refused(tmp_path, *flags, "body")

@@ -34,7 +34,7 @@ ORIGIN = Origin(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     documents=st.lists(st.lists(st.integers(0, 2**16 - 1), min_size=1, max_size=12), max_size=12),
     val_documents=st.integers(0, 12),

@@ -18,7 +18,7 @@ from trainer.data.manifest import TokenDtype, Tokens
 from trainer.data.tokenizer import Encoded
 
 _FOOTER = struct.Struct("<QQQ")
-_BUFFER_TOKENS = 2**17
+_BUFFER_BYTES = 2**18
 
 
 def segment_path(folder: Path, file: int, unit: int) -> Path:
@@ -29,9 +29,8 @@ class SegmentWriter:
     """Writes the segment of one unit."""
 
     def __init__(self, path: Path, dtype: TokenDtype) -> None:
-        self._file = path.open("wb")
-        self._buffer = cast(Tokens, np.empty(_BUFFER_TOKENS, dtype))
-        self._buffered = 0
+        self._file = path.open("wb", _BUFFER_BYTES)
+        self._dtype = dtype
         self._lengths: list[npt.NDArray[np.int64]] = []
         self.tokens = 0
         self.text_bytes = 0
@@ -51,21 +50,10 @@ class SegmentWriter:
 
     def _append(self, tokens: Encoded) -> None:
         self.tokens += tokens.size
-        while tokens.size:
-            part = tokens[: _BUFFER_TOKENS - self._buffered]
-            self._buffer[self._buffered : self._buffered + part.size] = part
-            self._buffered += part.size
-            tokens = tokens[part.size :]
-            if self._buffered == _BUFFER_TOKENS:
-                self._flush()
-
-    def _flush(self) -> None:
-        self._file.write(self._buffer[: self._buffered].data)
-        self._buffered = 0
+        self._file.write(tokens.astype(self._dtype, copy=False).data)
 
     def finish(self) -> None:
         with self._file as file:
-            self._flush()
             lengths = np.concatenate((*self._lengths, np.zeros(0, np.int64))).astype("<i8")
             file.write(lengths.data)
             file.write(_FOOTER.pack(self.tokens, lengths.size, self.text_bytes))

@@ -269,10 +269,10 @@ def _divide(located: LocatedFile, column: str, unit_bytes: int) -> list[tuple[in
     source = located.source
     form, compression = format_of(source.name)
     if form == "parquet":
-        from trainer.data.parquet import open_local, read_remote_footer, split_row_groups
+        from trainer.data.parquet import open_local, open_range_file, split_row_groups
 
         opened = (
-            read_remote_footer(located.path, source.name, source.bytes)
+            open_range_file(located.path, source.name, source.bytes)[1]
             if located.remote
             else open_local(located.path)
         )

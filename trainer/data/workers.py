@@ -144,10 +144,8 @@ def _process(loaded: LoadedUnit, state: _WorkerState) -> dict[str, Any]:
                 file.set_result(_open_parquet(unit, state.column))
             except (BadInput, RunFailed) as reopening:
                 file.set_exception(reopening)
-        except BadInput as error:
-            return result | {"failed": str(error), "bad": True}
-        except RunFailed as error:
-            return result | {"failed": str(error), "bad": False}
+        except (BadInput, RunFailed) as error:
+            return result | {"failed": str(error), "bad": isinstance(error, BadInput)}
         except OSError as error:
             return result | {"disk": [error.errno, error.strerror]}
 
