@@ -12,7 +12,7 @@ from nanogauge.config import load_config
 from nanogauge.errors import BadInput
 from nanogauge.prediction.plan import Finish
 from nanogauge.prediction.search import Verdict, fit_verdict, memory_of
-from nanogauge.quantities import Interval, later, tokens_per_second
+from nanogauge.quantities import Interval, time_after, tokens_per_second
 from nanogauge.runspec import RunSpec, Schedule
 from nanogauge.schedule import learning_rate
 from nanogauge.schema import Prediction, Stored
@@ -178,9 +178,9 @@ def _planned(
         speed = step.map(lambda seconds: tokens_per_second(per_step, seconds))
     if total is not None:
         finish = Finish(
-            low=later(start, total.low),
-            expected=later(start, total.expected),
-            high=later(start, total.high),
+            low=time_after(start, total.low),
+            expected=time_after(start, total.expected),
+            high=time_after(start, total.high),
         )
     return Planned(
         config=str(path),

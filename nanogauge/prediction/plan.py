@@ -25,7 +25,7 @@ from nanogauge.prediction.search import (
     most_steps,
     widest,
 )
-from nanogauge.quantities import Interval, later, next_time
+from nanogauge.quantities import Interval, next_time, time_after
 from nanogauge.runspec import RunSpec
 from nanogauge.schema import FreeMemory, Stored
 
@@ -192,7 +192,9 @@ def plan_deadline(
     total = predicted(spec).best("total_seconds")
     finish = steps = tokens = model = None
     if total is not None:
-        ends = (later(wish.start, seconds) for seconds in (total.low, total.expected, total.high))
+        ends = (
+            time_after(wish.start, seconds) for seconds in (total.low, total.expected, total.high)
+        )
         finish = Finish(**dict(zip(("low", "expected", "high"), ends, strict=True)))
     if total is not None and wish.by is not None:
         seconds = wish.by.timestamp() - wish.start.timestamp()
