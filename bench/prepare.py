@@ -1,12 +1,12 @@
 """Compare the speed and memory of data preparation with other programs on the same texts.
 
-python bench/prepare.py [--nanogpt DIR] [--build-nanogpt DIR] [--megabytes 50] [--huge] [--json]
+python bench/prepare.py [--nanogpt DIR] [--build-nanogpt DIR] [--megabytes 50] [--json]
 
 The texts are excerpts of Python's library and documentation. Each figure is that of a whole
 process: prepare_fineweb.py with two workers, from JSON lines to hashed shards; one process that
 only calls tiktoken's encode_ordinary; and the scripts of nanoGPT and build-nanogpt with two workers
 and these texts as their dataset. Rounds are interleaved. A ratio is peer / ours, the median over
-rounds. --huge adds the peak memory for one document of 200 MB.
+rounds.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from results import ROOT, Bench, Result, result
 
 from nanogauge.errors import BadInput, RunFailed
 
-HUGE_BYTES = 200_000_000
 SAMPLE_SECONDS = 0.02
 PLAIN = """
 import json, sys, tiktoken
@@ -123,10 +122,10 @@ def run_measured(
     return seconds, peak
 
 
-def our_command(texts: Path, out: Path, *more: object) -> list[str]:
+def our_command(texts: Path, out: Path) -> list[str]:
     shutil.rmtree(out, ignore_errors=True)
     flags = ["--dataset", texts, "--out", out, "--tokens", "1e9", "--val-tokens", "1e5"]
-    flags += ["--shard-tokens", "1e8", "--workers", 2, *more]
+    flags += ["--shard-tokens", "1e8", "--workers", 2]
     return [sys.executable, "prepare_fineweb.py", *map(str, flags)]
 
 
@@ -176,16 +175,6 @@ def peers(args: Any, folder: Path, texts: Path) -> list[Case]:
     return cases
 
 
-def huge_document(folder: Path) -> Path:
-    """Write JSON lines with one document of 200 MB."""
-    text = "".join(library_texts(20))
-    path = folder / "huge.jsonl"
-    with path.open("w") as file:
-        for document in ("a small one", (text * 11)[:HUGE_BYTES], "another small one"):
-            file.write(json.dumps({"text": document}, ensure_ascii=False) + "\n")
-    return path
-
-
 def run(args: Any) -> list[Result]:
     with tempfile.TemporaryDirectory() as name:
         return measure(args, Path(name))
@@ -221,11 +210,6 @@ def measure(args: Any, folder: Path) -> list[Result]:
     others = ", ".join(f"{peer} {peak / 2**30:.2f} GiB" for peer, peak in peaks.items())
     _, peak = run_measured(our_command(texts, folder / "out"), {}, sample=True)
     results.append(result("tree_peak_bytes", size, [peak], others))
-    if args.huge:
-        document = huge_document(folder)
-        command = our_command(document, folder / "out", "--val-tokens", 1)
-        _, peak = run_measured(command, {}, sample=True)
-        results.append(result("tree_peak_bytes", "a document of 200 MB", [peak], "limit 2 GiB"))
     return results
 
 
@@ -235,5 +219,4 @@ if __name__ == "__main__":
     bench.add_argument("--build-nanogpt", type=Path, help="build-nanogpt's repository")
     bench.add_size("--megabytes", 50.0, 0.5, "megabytes of text")
     bench.add_size("--rounds", 5, 1, "counted rounds, after one that warms up")
-    bench.add_argument("--huge", action="store_true", help="also measure one document of 200 MB")
     bench.run(run)

@@ -37,7 +37,7 @@ from torch import nn
 from model import GPT
 from nanogauge.config import Config, load_config
 from nanogauge.errors import BadInput
-from nanogauge.prediction.parameters import count_parameters
+from nanogauge.prediction.flops import count_parameters
 from nanogauge.schedule import learning_rate
 from trainer.data.loader import Batches
 from trainer.data.manifest import Split

@@ -306,12 +306,7 @@ class Config(Section):
         return expand_home(self.run.out) / self.run.name
 
     def to_spec(self, dtype: str | None = None, world_size: int = 1) -> RunSpec:
-        """Return the RunSpec of this configuration.
-
-        Args:
-            dtype: Precision that run.dtype = auto resolves to; None leaves it open.
-            world_size: Devices that share the micro-batches of a step.
-        """
+        """Return the RunSpec; `dtype` is what run.dtype = auto resolves to, None if open."""
         model, train, optimizer = self.model, self.train, self.optimizer
         fields: dict[str, dict[str, Any]] = {}  # part of the spec -> field -> value
         for key, path in SETTINGS.items():
@@ -397,12 +392,7 @@ def toml_value(value: object) -> str:
 
 
 def read_toml(path: Path, what: str, hint: str) -> dict[str, Any]:
-    """Read a TOML file that the user named.
-
-    Args:
-        path: The file.
-        what: Kind of file, for messages.
-        hint: What to do if the file is missing.
+    """Read a TOML file that the user named; messages use its kind, and a hint if it is missing.
 
     Raises:
         BadInput: if it is missing, unreadable or invalid.

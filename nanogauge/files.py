@@ -40,9 +40,7 @@ def open_regular(path: Path) -> BufferedReader:
     Raises:
         OSError: if it cannot be opened or is not a regular file.
     """
-    # Windows has no O_NONBLOCK, other systems no O_BINARY.
-    flags = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    descriptor = os.open(path, os.O_RDONLY | flags)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "it is no regular file", str(path))

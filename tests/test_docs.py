@@ -1,10 +1,9 @@
-"""The commands, flags, files and links of the documentation exist, and quick commands run."""
+"""The commands, options and links of the documentation exist, and the commands run."""
 
 from __future__ import annotations
 
 import functools
 import glob
-import itertools
 import re
 import shlex
 import shutil
@@ -32,21 +31,21 @@ PLACEHOLDER = re.compile(r"[A-Z]{3,}|/X\b|\.\.\.")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 TYPED = re.compile(r"(?:\.venv/bin/)?python ((?:bench/)?[a-z_]+\.py)\b(.*)")
 NOT_RUN = {
-    "prepare_fineweb.py": "downloads from a hub; tests/test_prepare.py has its own",
-    "train.py": "needs the documented GPU; see tests/test_train.py",
-    "evaluate.py": "downloads GPT-2; tests/test_evaluate.py creates one",
-    "bench/": "takes minutes, and needs other programs or measurements",
-    "--doctor": "depends on this machine",
-    "--calibrate": "needs the documented GPU",
-    "--serve": "does not end by itself; see tests/test_background.py",
-    "--wandb": "starts W&B; see tests/test_wandb_mirror.py",
-    "--FORM": "is a placeholder for each log format",
+    "prepare_fineweb.py": "downloads from a hub; tests/test_prepare.py has a local one",
+    "train.py": "needs the documented GPU for a day; tests/test_train.py does not",
+    "evaluate.py": "downloads GPT-2; tests/test_evaluate.py makes one",
+    "bench/": "takes minutes, or needs other programs",
+    "--doctor": "this machine need not be ready",
+    "--calibrate": "the documented GPU is not here",
+    "--serve": "does not end; tests/test_background.py",
+    "--wandb": "W&B's own process; tests/test_wandb_mirror.py",
+    "--FORM": "stands for each form of log",
 }
-"""parts of a command that prevent running it here, with the reason"""
+"""Part of a command that keeps it from being run here -> why."""
 
 
 def commands_of(page: Path) -> Iterator[str]:
-    """Yield indented lines and inline code, with continued lines joined."""
+    """Yield the code of a page, inline or indented, with continued lines joined."""
     text = page.read_text().replace("\\\n", " ")
     for line in text.splitlines():
         if line.startswith("    "):
@@ -57,7 +56,7 @@ def commands_of(page: Path) -> Iterator[str]:
 
 @functools.cache
 def flags_of(script: str) -> set[str]:
-    """Return the flags in a command's help, or in a benchmark's source."""
+    """Return the flags of a command's help, or of a benchmark's source."""
     if "/" in script:
         sources = ((ROOT / path).read_text() for path in (script, "bench/results.py"))
         return {flag for text in sources for flag in re.findall(r'"--([a-z][\w-]*)"', text)}
@@ -67,23 +66,22 @@ def flags_of(script: str) -> set[str]:
 
 
 def is_key(flag: str) -> bool:
-    """Return True if a flag sets a configuration key."""
     section, _, key = flag.partition(".")
-    field = Config.model_fields.get(section)
-    fields = getattr(field.annotation, "model_fields", {}) if field is not None else {}
+    known = Config.model_fields.get(section)
+    fields = getattr(known.annotation, "model_fields", {}) if known is not None else {}
     return key.replace("-", "_") in fields
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
-def test_each_flag_and_file_in_a_command_of_a_page_exists(page: Path) -> None:
+def test_each_option_in_a_command_exists(page: Path) -> None:
     wrong = []
     for command in commands_of(page):
         scripts = [s for s in SCRIPT.findall(command) if "/" in s or s in COMMANDS]
-        flags = set(FLAG.findall(command))
+        named = set(FLAG.findall(command))
         if not scripts and FOREIGN.match(command.strip()):
             continue
-        existing = {flag for script in scripts or COMMANDS for flag in flags_of(script)}
-        wrong += [f"{command}: --{flag}" for flag in flags - existing if not is_key(flag)]
+        known = {flag for script in scripts or COMMANDS for flag in flags_of(script)}
+        wrong += [f"{command}: --{flag}" for flag in named - known if not is_key(flag)]
         wrong += [
             f"{command}: there is no {name}"
             for name in FILE.findall(command)
@@ -93,9 +91,9 @@ def test_each_flag_and_file_in_a_command_of_a_page_exists(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
-def test_each_link_of_a_page_has_a_target(page: Path) -> None:
-    local = [link for link in LINK.findall(page.read_text()) if "://" not in link]
-    dead = [link for link in local if not (page.parent / link.partition("#")[0]).exists()]
+def test_each_link_has_a_target(page: Path) -> None:
+    wanted = [link for link in LINK.findall(page.read_text()) if "://" not in link]
+    dead = [link for link in wanted if not (page.parent / link.partition("#")[0]).exists()]
     assert dead == []
 
 
@@ -105,15 +103,14 @@ def test_the_index_has_every_page() -> None:
     assert missing == set()
 
 
-def test_claims_md_lists_every_row_with_its_units() -> None:
+def test_the_rows_and_units_of_claims_are_documented() -> None:
     rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \|", (ROOT / "docs/claims.md").read_text(), re.M)
-    listed = {row: units.strip().split(", ") for row, units in rows if row in QUANTITIES}
-    assert listed == {row: list(UNITS[q.unit]) for row, q in QUANTITIES.items()}
+    documented = {row: units.strip().split(", ") for row, units in rows if row in QUANTITIES}
+    assert documented == {row: list(UNITS[q.unit]) for row, q in QUANTITIES.items()}
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Train a small run that, like the documented one, declares the tokens of its data."""
     out = tmp_path_factory.mktemp("trained")
     done = train_tiny(out, "--data.tokens=1e6")
     assert done.returncode == 0, done.stderr
@@ -121,7 +118,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def checkout(trained: Path, tmp_path: Path) -> Path:
+def desk(trained: Path, tmp_path: Path) -> Path:
     """Return a folder like a checkout, with a run under each name that a page uses."""
     for name in ("configs", "predictions", "examples"):
         (tmp_path / name).symlink_to(ROOT / name)
@@ -133,27 +130,27 @@ def checkout(trained: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_each_reason_not_to_run_a_command_applies_to_a_page() -> None:
+def test_every_exception_is_used() -> None:
     lines = [line for page in PAGES for line in typed(page)]
     assert [mark for mark in NOT_RUN if not any(mark in line for line in lines)] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
-def test_each_quick_command_of_a_page_runs(page: Path, checkout: Path) -> None:
+def test_each_short_command_succeeds(page: Path, desk: Path) -> None:
     failed = []
     for line in typed(page):
         if any(mark in line for mark in NOT_RUN):
             continue
-        script, *arguments = shlex.split(line)
-        expanded = (glob.glob(a, root_dir=checkout) if "*" in a else [a] for a in arguments)
-        done = run_here(script, *itertools.chain(*expanded), folder=checkout)
+        script, *given = shlex.split(line)
+        found = [glob.glob(word, root_dir=desk) if "*" in word else [word] for word in given]
+        done = run_here(script, *(word for words in found for word in words), folder=desk)
         if done.returncode:
             failed.append(f"{line}: {done.stderr}")
     assert failed == []
 
 
 def typed(page: Path) -> Iterator[str]:
-    """Yield the python commands of a page without optional arguments in brackets and comments."""
+    """Yield the commands that name the interpreter, without its name."""
     text = re.sub(r"\\\n +", "", page.read_text())
     for line in re.findall(r"^    (\S.*)$", text, re.M) + re.findall(r"`(python [^`]+)`", text):
         if match := TYPED.match(line):

@@ -1,4 +1,4 @@
-"""The examples give the verdicts that examples/README.md documents."""
+"""The examples have the verdicts that their README lists."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DEMO_CLAIMS = ROOT / "examples" / "demo_claims.toml"
 NANOGPT_CLAIMS = ROOT / "examples" / "nanogpt_cpu_claims.toml"
 
 
-def test_arithmetic_alone_refutes_the_demo_claims_that_the_readme_names() -> None:
+def test_arithmetic_refutes_the_claims_about_the_demo_that_the_readme_names() -> None:
     spec = load_config(ROOT / "configs" / "demo.toml").to_spec()
     rows, findings = build_rows(load_claims(DEMO_CLAIMS), spec, predict(spec, CPU), None)
     verdicts = {row.claim: row.verdict for row in rows if row.claim is not None}
@@ -30,23 +30,21 @@ def test_arithmetic_alone_refutes_the_demo_claims_that_the_readme_names() -> Non
     assert ["total_seconds.detail", "total_seconds.summary"] in [f.ids for f in findings]
 
 
-def test_the_nanogpt_log_gives_the_verdicts_of_the_readme(tmp_path: Path) -> None:
+def test_the_log_of_nanogpt_gives_the_verdicts_of_the_readme(tmp_path: Path) -> None:
     (command,) = re.findall(r"python (report\.py --nanogpt-log .*?)\n\n", README, re.S)
     words = command.replace("\\\n", " ").split()
     words[words.index("--out") + 1] = str(tmp_path / "out")
     done = run_here(*words)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    reported = [
-        (row["claim"], row["verdict"]) for row in report["rows"] if row["claim"] is not None
-    ]
+    found = [(row["claim"], row["verdict"]) for row in report["rows"] if row["claim"] is not None]
     table = re.findall(r"^\| `(\S+)` \|.*\| ([a-z ]+) \|$", README, re.M)
-    assert sorted(reported) == sorted(table)
+    assert sorted(found) == sorted(table)
     measured = {row["id"] for row in report["rows"] if row["measured"] is not None}
     assert {"step_seconds", "first_step_seconds", "total_seconds", "val_loss"} <= measured
 
 
-def test_names_of_quantities_are_not_broken_on_a_terminal_of_80_columns() -> None:
+def test_names_of_quantities_stay_whole_on_a_terminal_of_80_columns() -> None:
     flags = ["--gpu=RTX 4070", f"--claims={NANOGPT_CLAIMS}"]
     done = run("plan.py", "configs/demo.toml", *flags, COLUMNS="80")
     assert done.returncode == 0, done.stderr

@@ -273,15 +273,6 @@ def test_without_a_counter_energy_is_the_integral_of_power(driver: Path) -> None
     assert "energy_joules" not in said["absent"]
 
 
-def test_a_counter_that_fails_midway_is_replaced_by_the_integral(driver: Path) -> None:
-    said = Run(driver, "0 watts 150\n1.2 error energy 3", seconds=1.6).said
-    first, last = said["readings"]
-    assert [r["energy_source"] for r in said["readings"]] == ["counter", "integral"]
-    joules = 150 * (last["elapsed_seconds"] - first["elapsed_seconds"])
-    assert spent([first, last]) == pytest.approx(joules, rel=0.02)
-    assert " s on: Not Supported" in said["absent"]["energy_counter"]
-
-
 def test_a_gap_between_samples_adds_no_energy(driver: Path) -> None:
     said = Run(driver, "0 watts 150\n0 error energy 3", jump=(0.2, 3600.0), seconds=0.5).said
     last = said["readings"][-1]

@@ -68,7 +68,7 @@ def files_lines(path: Path) -> list[Any]:
     return list(lines_of(path.read_bytes(), path))
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(ANY_LINE, max_size=4))
 def test_every_kind_of_line_reads_back_equal(lines: list[Any]) -> None:
     with tempfile.TemporaryDirectory() as name:
@@ -136,20 +136,6 @@ def test_a_log_cut_at_any_byte_reads_as_its_complete_lines(tmp_path: Path) -> No
         assert files_lines(path) == [*SMALL_LOG[:whole], SMALL_LOG[-1]]
 
 
-@pytest.mark.parametrize(
-    "damage", [b"", b"{", b"\xff\xfe", b"[]", b'{"kind": "stpe"}', b'{"kind": "step"}', b"null"]
-)
-def test_a_damaged_line_in_the_middle_is_refused_with_its_number(
-    tmp_path: Path, damage: bytes
-) -> None:
-    path = write(tmp_path, SMALL_LOG)
-    pieces = path.read_bytes().split(b"\n")
-    pieces[2] = damage
-    path.write_bytes(b"\n".join(pieces))
-    with pytest.raises(BadInput, match=r"line 3 of .* is damaged"):
-        read_log(tmp_path)
-
-
 def test_a_folder_or_file_that_is_no_run_log_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="not a run folder"):
         read_log(tmp_path)
@@ -184,7 +170,7 @@ def test_reading_a_growing_log_equals_reading_it_at_once(tmp_path: Path) -> None
     assert reader.read() == read_log(tmp_path)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(died_at=st.integers(1, 12), saved_every=st.integers(1, 5), cut=st.booleans())
 def test_a_resumed_run_replaces_the_steps_it_repeats(
     died_at: int, saved_every: int, cut: bool
@@ -225,6 +211,11 @@ def test_a_non_finite_number_is_never_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "damaged",
     [
+        "",
+        "{",
+        "\udcff",
+        "null",
+        '{"kind": "stpe"}',
         '{"kind": []}',
         "[]",
         '{"kind": "step"}',
@@ -243,6 +234,7 @@ def test_the_first_damaged_line_of_a_block_is_named(tmp_path: Path, damaged: str
     step, reading = '{"kind": "step", "step": %d}', '{"kind": "sensor", "power_watts": 1}'
     lines = [start, step % 0, reading, step % 1, damaged, reading, step % 2]
     lines += ['{"kind": "sensor", "power_watts": "b"}', '{"kind": "step"}']
-    (tmp_path / FILE_NAME).write_text("\n".join(lines) + "\n")
-    with pytest.raises(BadInput, match="line 5 "):
+    text = "\n".join(lines) + "\n"
+    (tmp_path / FILE_NAME).write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(BadInput, match=r"line 5 of .* is damaged"):
         read_log(tmp_path)

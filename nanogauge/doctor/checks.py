@@ -63,11 +63,7 @@ class TorchBuild:
 def check_gpu(wanted: str, torch: TorchBuild, driver: DriverInfo, visible: str | None) -> Finding:
     """Check that the GPU, its driver and torch agree.
 
-    Args:
-        wanted: run.device.
-        torch: what torch reports.
-        driver: what the driver reports of the first GPU, or of the one that torch has.
-        visible: CUDA_VISIBLE_DEVICES; None if not set.
+    `wanted` is run.device, and `visible` CUDA_VISIBLE_DEVICES, None if not set.
     """
     build = f"torch {torch.version}"
     if wanted == "cpu":
@@ -174,7 +170,7 @@ def _has_code(capability: tuple[int, int], architectures: tuple[str, ...]) -> bo
 
 
 def check_triton(
-    unneeded: str | None, wanted: str | None, version: str | None, error: str | None, system: str
+    unneeded: str | None, wanted: str | None, version: str | None, error: str | None
 ) -> Finding:
     """Check that torch.compile finds the version of Triton that torch requires.
 
@@ -183,12 +179,10 @@ def check_triton(
         wanted: the version that torch requires.
         version: the version that is installed.
         error: why it cannot be imported.
-        system: as from platform.system().
     """
     if unneeded is not None:
         return Finding("triton", "go", f"not needed: {unneeded}")
-    package = "triton-windows" if system == "Windows" else "triton"
-    install = f"pip install {package}" + (f"=={wanted}" if wanted is not None else "")
+    install = "pip install triton" + (f"=={wanted}" if wanted is not None else "")
     slower = "training runs uncompiled, slower"
     if version is None:
         return Finding("triton", "warn", f"Triton is not installed: {slower}", install)
@@ -214,8 +208,8 @@ def check_compiler(
         unneeded: why neither is needed; None if one is.
         language: of the compiler.
         tried: the programs to look for.
-        compiler: the one of them that is installed.
-        headers: the folder of Python.h.
+        compiler: the one of them that is installed; None if none is.
+        headers: the folder of Python.h; None if it is not installed.
     """
     if unneeded is not None:
         return Finding("compiler", "go", f"not needed: {unneeded}")
@@ -296,13 +290,9 @@ class DiskUse:
 
 
 def check_disk(folder: Path, obstacle: str | None, free: int, use: DiskUse | None) -> Finding:
-    """Check that the run folder is writable and its disk has room for the run.
+    """Check that the run folder is writable, and that its disk has room for what a run writes.
 
-    Args:
-        folder: the run folder, which need not exist.
-        obstacle: why it cannot be created or written; None if it can.
-        free: free bytes on its disk.
-        use: what the run will write; None without a run.
+    `obstacle` says why it cannot be created or written; None if it can.
     """
     if obstacle is not None:
         remedy = "choose another with --run.out"
@@ -327,13 +317,7 @@ def check_data(
 ) -> Finding:
     """Check that the planned tokens are available, and how many epochs the run takes.
 
-    Args:
-        steps: optimizer steps of the run.
-        run_tokens: tokens that the run reads.
-        available: training tokens in the data set.
-        planned: training tokens of the configuration.
-        where: name or folder of the data set.
-        fixed: the data set cannot be enlarged.
+    `where` names the data set; `fixed` is True if it cannot be enlarged.
     """
     epochs = run_tokens / available
     tokens = format_value("tokens_total", available)
@@ -366,7 +350,7 @@ def check_sleep(settings: SleepSettings) -> Finding:
     if settings.on_battery:
         causes.append("it runs on its battery")
         remedies.append("plug it in")
-    if settings.wsl or settings.system == "Windows":
+    if settings.wsl:
         causes.append("not known: Windows' power plan decides when it sleeps")
         remedies.append("in Windows: powercfg /change standby-timeout-ac 0")
     elif settings.system == "Darwin":
@@ -404,20 +388,19 @@ def _suspend_causes(settings: SleepSettings) -> list[str]:
     return causes
 
 
-def check_wsl(wsl: bool, system: str, on_gpu: bool) -> Finding:
+def check_wsl(wsl: bool, on_gpu: bool) -> Finding:
     """Check whether the driver may move GPU memory to system memory, as it does on Windows.
 
     Source: microsoft/WSL#11050 (the policy is not always honoured), #8447 (pinned memory).
     """
-    where = "WSL" if wsl else "Windows"
-    if not wsl and system != "Windows":
+    if not wsl:
         return Finding("wsl", "go", "not WSL")
     if not on_gpu:
-        return Finding("wsl", "go", f"{where}, but the run uses no GPU")
+        return Finding("wsl", "go", "WSL, but the run uses no GPU")
     return Finding(
         "wsl",
         "warn",
-        f"{where}'s driver may move what does not fit on the card into system memory, many times "
+        "WSL's driver may move what does not fit on the card into system memory, many times "
         "slower, instead of running out of memory; pinned memory is scarce",
         'NVIDIA Control Panel: "CUDA - Sysmem Fallback Policy" to "Prefer No Sysmem Fallback"; it '
         "is not always honoured, so leave a micro-batch of room",
@@ -441,13 +424,7 @@ def check_power(limit: float | None, default: float | None, datasheet: float | N
 
 
 def check_wandb(mode: str, installed: bool, key_from: str | None) -> Finding:
-    """Check that the run will be mirrored to W&B.
-
-    Args:
-        mode: wandb.mode.
-        installed: the package is installed.
-        key_from: where W&B finds its key; never the key itself.
-    """
+    """Check that the run will be mirrored to W&B; `key_from` says where W&B finds its key."""
     if mode == "disabled":
         return Finding("wandb", "go", "off: wandb.mode is disabled")
     if not installed:

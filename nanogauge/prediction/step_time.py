@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from nanogauge.config import chunk_tokens
 from nanogauge.prediction.constants import FITTED, POWER_EXPONENT, Constants, DeviceClass
-from nanogauge.prediction.parameters import count_parameters, layer_matrices
+from nanogauge.prediction.flops import count_parameters, layer_matrices
 from nanogauge.prediction.workload import GPUS_OF_A_NODE, Workload
 from nanogauge.quantities import Interval
 from nanogauge.schema import Hardware, Part

@@ -48,14 +48,7 @@ def create(
     prediction: Prediction,
     config_toml: str | None = None,
 ) -> RunFolder:
-    """Write the files of a new run and freeze its prediction.
-
-    Args:
-        path: The folder; it is created if needed.
-        spec: Description of the run.
-        machine: Content of machine.json.
-        prediction: Prediction to freeze.
-        config_toml: Configuration of train.py; None for another program's run.
+    """Create the folder of a new run, write its files and freeze its prediction.
 
     Raises:
         BadInput: if the folder cannot be written, or already holds a run.
@@ -146,11 +139,7 @@ def load(path: Path) -> RunFolder:
 
 
 def load_with_log(path: Path, reader: LogReader | None = None) -> tuple[RunFolder, Recorded]:
-    """Read a run folder and its log.
-
-    Args:
-        path: The folder.
-        reader: Reads only new lines of a log that it has read before; None for a new reader.
+    """Read a run folder and its log; a `reader` that has read it before reads only new lines.
 
     Raises:
         BadInput: as load and read_log, or if the prediction was changed after the run began.
