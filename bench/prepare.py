@@ -146,7 +146,7 @@ def source_of(repository: Path, path: str) -> tuple[str, str]:
 
 
 def peers(args: Any, folder: Path, texts: Path) -> list[Case]:
-    """Return tiktoken and the peers whose repositories are args."""
+    """Return tiktoken and the peers with a repository on the command line."""
     plain = folder / "plain.py"
     plain.write_text(PLAIN)
     command = [sys.executable, str(plain), str(texts)]

@@ -24,12 +24,7 @@ from nanogauge.cli import Parser, run_command  # noqa: E402
 
 Result = dict[str, Any]
 """keys: id, case, value, low, high, n, peer"""
-SMALLEST_SHAPE = {
-    "model.n_layer": 1,
-    "model.n_head": 2,
-    "model.n_embd": 32,
-    "model.block_size": 32,
-}
+SMALLEST_SHAPE = {"model.n_layer": 1, "model.n_head": 2, "model.n_embd": 32, "model.block_size": 32}
 
 
 def result(
@@ -91,7 +86,6 @@ def print_table(results: Sequence[Result]) -> None:
 
 
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    """Return ours / theirs for each round."""
     return [a / b for a, b in zip(ours, theirs, strict=True)]
 
 
