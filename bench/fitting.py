@@ -1,102 +1,207 @@
-"""Fits the constants of the step-time roofline to published runs, each held near its prior.
+"""Fit the constants of the step-time roofline to published runs: a hierarchical model.
 
-The prior of a constant is what physics or a data sheet says; `spread` is how far, as a factor, a
-fit may comfortably move it. With few runs per constant a fit without priors would follow noise.
+python bench/fitting.py RUNS.csv [MORE.csv ...] [--write]
+
+The log of a step's time is the roofline's, plus effects of the device class, the GPU and the
+source, each with a prior around 0. The prior of a constant is its default in
+nanogauge/prediction/constants.py. A run therefore moves its own GPU most, its class less and the
+others little. Prints each constant with its prior; --write puts the numbers into that file.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
-from published_runs import PublishedRun
+from published_runs import PublishedRun, read_runs
 
-from nanogauge.prediction.constants import Constants, DeviceClass
+import nanogauge.prediction.constants as constants_module
+from nanogauge.cli import Parser, run_command
+from nanogauge.prediction.constants import Constants, Effect, effect_class, get, put
 from nanogauge.prediction.step_time import predict_step_time
 
-# name: (prior, spread). "class.field" is a field of a device class.
-FREE: dict[str, tuple[float, float]] = {
-    "products": (0.915, 1.05),
-    "bandwidth_share": (0.85, 1.05),
-    "exposed_per_100_sms": (0.65, 1.4),
-    "kernel_tail_seconds": (2e-6, 1.4),
-    "hidden_sms": (40, 1.3),
-    "loss_bytes": (8.0, 1.3),
-    "loss_bytes_eager": (32.0, 1.4),
-    "norm_bytes": (60.0, 1.3),
-    "norm_bytes_eager": (238.0, 1.3),
-    "score_bytes": (24.0, 1.4),
-    "score_bytes_eager": (80.0, 1.4),
-    "unaligned_head": (1.3, 1.2),
-    "newton_schulz": (0.65, 1.2),
-    "newton_schulz_alone": (0.3, 1.4),
-    "fp8_speed": (1.4, 1.2),
-    "interference": (0.15, 1.5),
-    "hidden_share_sharded": (0.9, 1.1),
-    "ada.attention": (0.8, 1.2),
-    "a100.attention": (0.4, 1.4),
-    "hopper.attention": (0.22, 1.4),
-    "hopper.attention_best": (0.33, 1.3),
-    "b200.attention": (0.125, 1.4),
-    "ampere.slowdown": (1.0, 1.3),
-    "b200.slowdown": (1.0, 1.3),
-    "ada.slowdown": (1.0, 1.05),
+SPREADS = {
+    "products": 1.02,
+    "bandwidth_share": 1.06,
+    "overlap": 1.15,
+    "idle_per_sm": 1.25,
+    "softmax_clocks": 1.08,
+    "kernel_tail_seconds": 1.4,
+    "gap_seconds": 1.6,
+    "cached": 1.4,
+    "loss_bytes": 1.2,
+    "returned_logits_bytes": 1.3,
+    "loss_bytes_eager": 1.15,
+    "norm_bytes": 1.1,
+    "norm_bytes_eager": 1.1,
+    "weight_bytes": 1.15,
+    "accumulation_bytes": 1.15,
+    "score_bytes": 1.3,
+    "score_bytes_eager": 1.3,
+    "unaligned_head": 1.2,
+    "newton_schulz": 1.2,
+    "newton_schulz_alone": 1.4,
+    "fp8_speed": 1.2,
+    "interference": 1.5,
+    "pcie_share": 1.4,
+    "ada.attention": 1.1,
+    "a100.attention": 1.15,
+    "hopper.attention": 1.15,
+    "hopper.attention_best": 1.15,
+    "b200.attention": 1.15,
 }
-RUN_SPREAD = 0.08  # of the log of a run's time: set-ups, drivers and torch versions
+"""How far, as a factor, a fit may comfortably move a constant away from its prior."""
+
+# Standard deviations of the logs. The source's is heavy-tailed: some sources are odd altogether.
+CLASS, CARD, SOURCE, RUN = 0.06, 0.06, 0.04, 0.04
+ROUNDS, INNER_ROUNDS = 5, 4
 
 
-def get(constants: Constants, name: str) -> float:
-    owner, _, field = name.rpartition(".")
-    return float(getattr(constants.classes[owner] if owner else constants, field))
+@dataclass(frozen=True)
+class Fit:
+    constants: Constants
+    source_effects: dict[str, float]
+    """logs"""
 
 
-def put(constants: Constants, values: dict[str, float]) -> Constants:
-    classes: dict[str, DeviceClass] = dict(constants.classes)
-    own: dict[str, float] = {}
-    for name, value in values.items():
-        owner, _, field = name.rpartition(".")
-        if owner:
-            classes[owner] = replace(classes[owner], **{field: value})  # type: ignore[arg-type]
-        else:
-            own[name] = value
-    return replace(constants, classes=classes, **own)
-
-
-def fitted_to(runs: Sequence[PublishedRun]) -> list[PublishedRun]:
-    """The runs that a fit uses: 16-bit arithmetic, a time, a known class of device."""
+def usable_runs(runs: Sequence[PublishedRun]) -> list[PublishedRun]:
+    """Return the runs that a fit uses: 16-bit arithmetic, a time, a known class of device."""
     return [
         run
         for run in runs
-        if run.work.dtype == "bfloat16"
+        if run.work.element_bytes == 2
         and run.step_seconds is not None
         and predict_step_time(run.work, run.hardware) is not None
     ]
 
 
-def fit(runs: Sequence[PublishedRun], constants: Constants, rounds: int = 6) -> Constants:
-    """Constants with every one of FREE fitted: robust least squares in logarithms, with priors."""
-    names = list(FREE)
-    prior = np.log([FREE[n][0] for n in names])
-    stiff = 1 / np.log([FREE[n][1] for n in names])
-    actual = np.log([run.step_seconds or math.nan for run in runs])
+def fit(runs: Sequence[PublishedRun]) -> Fit:
+    """Fit the constants of SPREADS and the effects of classes, cards and sources together.
 
-    trust = np.array([0.3 if run.confidence == "low" else 1.0 for run in runs])
+    Robust least squares: a run far off counts less, and so does the prior of an odd source.
+    """
+    names, prior_constants = list(SPREADS), Constants()
+    prior = np.log([get(prior_constants, name) for name in names])
+    stiff = np.log([SPREADS[name] for name in names]) ** -2.0
+    actual = np.log([run.step_seconds or math.nan for run in runs])
+    trust = np.array([_trust(run) for run in runs])
+    groups = (
+        (CLASS, [_class(run) for run in runs]),
+        (CARD, [run.hardware.name for run in runs]),
+        (SOURCE, [run.owner for run in runs]),
+    )
+    labels = [(kind, name) for kind, (_, of) in enumerate(groups) for name in sorted(set(of))]
+    member = np.array([[name == o for o in groups[kind][1]] for kind, name in labels], float).T
+    spreads = np.array([groups[kind][0] for kind, _ in labels])
+    of_source = np.array([kind == 2 for kind, _ in labels])
 
     def predicted(logs: np.ndarray) -> np.ndarray:
-        trial = put(constants, dict(zip(names, np.exp(logs).tolist(), strict=True)))
+        trial = put(prior_constants, dict(zip(names, np.exp(logs).tolist(), strict=True)))
         steps = [predict_step_time(run.work, run.hardware, trial) for run in runs]
         return np.log([step.seconds for step in steps if step is not None])
 
-    x = prior.copy()
-    for _ in range(rounds):
+    x, effects = prior.copy(), np.zeros(len(labels))
+    precision = np.eye(len(names) + len(labels))
+    for _ in range(ROUNDS):
         here = predicted(x)
-        residual = here - actual
         moved = [(predicted(x + h) - here) / 0.01 for h in 0.01 * np.eye(len(names))]
-        jacobian = np.stack(moved, axis=1)
-        weight = trust / np.maximum(1.0, np.abs(residual) / RUN_SPREAD) / RUN_SPREAD**2  # Huber
-        left = jacobian.T @ (weight[:, None] * jacobian) + np.diag(stiff**2)
-        right = -jacobian.T @ (weight * residual) - stiff**2 * (x - prior)
-        x = x + np.clip(np.linalg.solve(left, right), -0.3, 0.3)
-    return put(constants, dict(zip(names, np.exp(x).tolist(), strict=True)))
+        design = np.hstack([np.stack(moved, axis=1), member])
+        for _ in range(INNER_ROUNDS):
+            residual = here + member @ effects - actual
+            weight = trust / (1 + (residual / (1.5 * RUN)) ** 2) / RUN**2
+            odd = 1 + np.where(of_source, effects / spreads, 0.0) ** 2
+            pull = np.concatenate([stiff, spreads**-2.0 / odd])
+            away = np.concatenate([x - prior, effects])
+            precision = design.T @ (weight[:, None] * design) + np.diag(pull)
+            change = -np.linalg.solve(precision, design.T @ (weight * residual) + pull * away)
+            step = np.clip(change[: len(names)], -0.2, 0.2)
+            x, here = x + step, here + design[:, : len(names)] @ step
+            effects = effects + change[len(names) :]
+    values = dict(zip(names, np.exp(x).tolist(), strict=True))
+    covariance = np.linalg.inv(precision)[len(names) :, len(names) :]
+    found = _effects(runs, labels, effects, covariance)
+    sources = {name: float(e) for (kind, name), e in zip(labels, effects, strict=True) if kind == 2}
+    return Fit(replace(put(prior_constants, values), effects=_NOT_FITTED | found), sources)
+
+
+# Classes whose runs no fit uses: fp32 alone (one run on Pascal), or on a CPU.
+_NOT_FITTED = {"cpu": Effect(1.0, 0.3, 0), "pascal": Effect(2.0, 0.33, 1)}
+
+
+def _class(run: PublishedRun) -> str:
+    return effect_class(run.hardware.architecture, run.hardware.kind)
+
+
+def _trust(run: PublishedRun) -> float:
+    """Return the weight of a run: less where its row is unsure or leaves something out."""
+    return (0.2 if run.confidence == "low" else 1.0) * (1.0 if run.complete else 0.5)
+
+
+def _effects(
+    runs: Sequence[PublishedRun],
+    labels: list[tuple[int, str]],
+    effects: np.ndarray,
+    covariance: np.ndarray,
+) -> dict[str, Effect]:
+    """Return the effects of classes, for a card without runs, and of each card with its class's."""
+    place = {label: i for i, label in enumerate(labels)}
+    found = {}
+    for kind, name in labels:
+        if kind == 0:
+            members = [place[0, name]]
+            owners = {run.owner for run in runs if _class(run) == name}
+        elif kind == 1:
+            of_class = next(_class(run) for run in runs if run.hardware.name == name)
+            members = [place[0, of_class], place[1, name]]
+            owners = {run.owner for run in runs if run.hardware.name == name}
+        else:
+            continue
+        variance = covariance[np.ix_(members, members)].sum() + (CARD**2 if kind == 0 else 0.0)
+        factor = math.exp(effects[members].sum())
+        found[name] = Effect(round(factor, 3), round(math.sqrt(variance), 3), len(owners))
+    return found
+
+
+def write(constants: Constants, path: Path) -> None:
+    """Replace the fitted numbers at the end of constants.py."""
+    values = "".join(f'    "{name}": {get(constants, name):.4g},\n' for name in SPREADS)
+    effects = "".join(
+        f'    "{name}": Effect({e.factor}, {e.spread}, {e.sources}),\n'
+        for name, e in constants.effects.items()
+    )
+    text = path.read_text(encoding="utf-8")
+    for name, lines in (
+        ("_VALUES: dict[str, float]", values),
+        ("_EFFECTS: dict[str, Effect]", effects),
+    ):
+        pattern = re.escape(name) + r" = \{.*?\}"
+        text = re.sub(pattern, f"{name} = {{\n{lines}}}", text, flags=re.S)
+    path.write_text(text, encoding="utf-8")
+
+
+def main(arguments: Sequence[str]) -> int:
+    assert __doc__ is not None
+    parser = Parser(__doc__)
+    parser.add_argument("runs", type=Path, nargs="+", help="CSV of published runs")
+    parser.add_argument("--write", action="store_true", help="write the numbers to constants.py")
+    given = parser.parse(arguments)
+    runs = usable_runs([run for path in given.runs for run in read_runs(path)[0]])
+    fitted = fit(runs)
+    print(f"{len(runs)} runs from {len({run.owner for run in runs})} sources")
+    for name in SPREADS:
+        print(f"{name}: {get(Constants(), name):.4g} -> {get(fitted.constants, name):.4g}")
+    for name, effect in fitted.constants.effects.items():
+        print(f"{name}: x {effect.factor} +- {effect.spread} ({effect.sources} sources)")
+    for name, log in fitted.source_effects.items():
+        print(f"source {name}: x {math.exp(log):.3f}")
+    if given.write:
+        write(fitted.constants, Path(constants_module.__file__))
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

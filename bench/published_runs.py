@@ -17,6 +17,7 @@ from typing import Literal
 from nanogauge.errors import BadInput
 from nanogauge.hardware import find_gpu, from_row
 from nanogauge.prediction.flops import count_parameters, flops_per_token_palm
+from nanogauge.prediction.memory import predict_memory
 from nanogauge.prediction.workload import Dtype, Workload
 from nanogauge.runspec import Program, Shape
 from nanogauge.schema import Hardware
@@ -45,6 +46,11 @@ class PublishedRun:
     @property
     def complete(self) -> bool:
         return not self.assumed
+
+    @property
+    def owner(self) -> str:
+        """The person or group behind the source; of an issue its reporter."""
+        return self.source if re.search(r"[#(]", self.source) else re.split(r"[/.]", self.source)[0]
 
 
 @dataclass(frozen=True)
@@ -133,6 +139,8 @@ def _run(name: str, row: _Row, described: str) -> PublishedRun:
     step = _step_seconds(row, work)
     memory = _number(row["peak_vram_mib"])
     peak = memory * 2**20 if memory else None
+    if "compile (yes)" in assumed and peak is not None:
+        work = _compiled_by_memory(work, hardware, peak)
     of_process = bool(re.search(r"nvidia-smi: python process|process accounting", notes))
     of_allocator = "torchtitan" in notes  # its memory is torch.cuda's max_reserved
     if step is None and peak is None:
@@ -149,6 +157,15 @@ def _run(name: str, row: _Row, described: str) -> PublishedRun:
         peak_reserved_bytes=peak if of_allocator else None,
         peak_process_bytes=peak if of_process else None,
     )
+
+
+def _compiled_by_memory(work: Workload, hardware: Hardware, peak: float) -> Workload:
+    """The workload, compiled or not: whichever is predicted nearer to the published peak."""
+
+    def distance(candidate: Workload) -> float:
+        return abs(math.log(predict_memory(candidate, hardware).allocated.expected / peak))
+
+    return min(work, replace(work, compiled=False), key=distance)
 
 
 def _number(text: str) -> float | None:
@@ -323,14 +340,15 @@ def _workload(
         clipped="clip" in named or not re.search(r"modded-nanogpt|nanochat|muon", notes.lower()),
         gpus=gpus,
         sharding=_sharding(notes, named),
-        overlapped="not overlapped" not in notes,
+        # nanochat's optimizers exchange gradients in their own step.
+        overlapped=not re.search(r"not overlapped|nanochat", notes),
         program=replace(
             published_program(notes),
             fp32_exchange=False,
             master_weights=master,
             wide_residual=master and bool(re.search(r"autocast|mixed|amp", precision)),
             newton_schulz_steps=_found(r"(\d+) NS iter", notes) or 5,
-            muon_batched=not re.search(_ALONE, notes),
+            muon_batched=not re.search(rf"{_ALONE}|per param", notes),
             fp8_products="fp8" in precision,
             sync_every_micro_step="no no_sync" in notes,
         ),
@@ -412,15 +430,18 @@ _PROGRAMS = (
     (r"torchtitan", Program(fused_qkv=False, compiled_loss=False)),
     # manavsehgal/ai-field-notes, vanilla_train.py and sweep.py.
     (r"ai-field-notes", Program(logits_kept=True, gradients_kept=True)),
-    # torch 2.5 has no donated buffers. karpathy/nanoGPT's train.py: `logits, loss = model(X, Y)`.
-    (r"torch 2\.[0-5]\b", Program(donated_buffers=False)),
+    # karpathy/build-nanogpt, train_gpt2.py: `logits, loss = model(x, y)`, x.to(device).
+    (r"build-nanogpt", Program(logits_kept=True, waits_for_batch=True)),
+    # Their train_gpt2.py: forward returns logits only where it is asked to.
+    (r"modded-nanogpt|nanogpt-speedrun|llm\.c", Program()),
+    # karpathy/nanoGPT's train.py: `logits, loss = model(X, Y)`.
     (r"nanogpt|jekyll-ai-blog", Program(logits_kept=True)),
 )
 
 
 def published_program(notes: str) -> Program:
     """The program that a run's notes name; train.py's habits where none is known."""
-    for pattern, program in _PROGRAMS:
-        if re.search(pattern, notes, re.IGNORECASE):
-            return program
-    return Program()
+    found = (p for pattern, p in _PROGRAMS if re.search(pattern, notes, re.IGNORECASE))
+    program = next(found, Program())
+    # torch 2.5 has no donated buffers.
+    return replace(program, donated_buffers=not re.search(r"torch 2\.[0-5]\b", notes))

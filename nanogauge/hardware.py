@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Sequence
 from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nanogauge.errors import BadInput
 from nanogauge.schema import Hardware
@@ -90,6 +92,29 @@ def all_gpus() -> list[Gpu]:
     return [Gpu.model_validate(row) for row in tomllib.loads(text)["gpu"]]
 
 
+def read_gpus(path: Path) -> list[Gpu]:
+    """Read GPU rows from a user's TOML file: [[gpu]] tables with the fields of hardware.toml.
+
+    Raises:
+        BadInput: if the file cannot be read or a row is invalid.
+    """
+    try:
+        rows = tomllib.loads(path.read_text(encoding="utf-8")).get("gpu")
+        gpus = [Gpu.model_validate(row) for row in rows] if isinstance(rows, list) else []
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise BadInput(f"{path}: {reason}; give a TOML file of [[gpu]] rows.") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise BadInput(
+            f"{path}: {field}: {first['msg']}; rows have the fields of nanogauge/hardware.toml."
+        ) from None
+    if not gpus:
+        raise BadInput(f"{path}: no [[gpu]] row; give one with the fields of hardware.toml.")
+    return gpus
+
+
 _VENDOR_WORDS = re.compile("nvidia|geforce|tesla|amd|radeon|instinct|apple|generation|gpu")
 _SIZE = re.compile(r"(?<![a-z0-9])(\d+) ?(?:gb|gib|g)(?![a-z0-9])")
 # Drivers report 0-8 % less than the board has: T4 14.7 of 16 GiB, GB10 119.7 of 128.
@@ -104,22 +129,31 @@ def _plain(name: str) -> tuple[str, float | None]:
     return rest, float(size[1]) if size else None
 
 
+_Spelled = list[tuple[Gpu, frozenset[tuple[str, float | None]]]]
+
+
+def _spell(gpus: Sequence[Gpu]) -> _Spelled:
+    return [(g, frozenset(_plain(name) for name in (g.name, *g.driver_names))) for g in gpus]
+
+
 @cache
-def _spellings() -> list[tuple[Gpu, frozenset[tuple[str, float | None]]]]:
-    return [(g, frozenset(_plain(name) for name in (g.name, *g.driver_names))) for g in all_gpus()]
+def _spellings() -> _Spelled:
+    return _spell(all_gpus())
 
 
-def find_gpu(name: str, memory_bytes: int | None = None) -> Gpu | None:
+def find_gpu(
+    name: str, memory_bytes: int | None = None, own: Sequence[Gpu] | None = None
+) -> Gpu | None:
     """Return the row of a GPU name as spelled by the driver, by torch or by people; None without.
 
     A size in the name ("RTX 4090 24GB") must match the row, except for Apple's, which vary.
     memory_bytes selects among boards of one name (4060 Ti) and must match; without it, the first
-    row is returned.
+    row is returned. Only the rows of `own` are searched if it is given.
     """
     plain, gb = _plain(name)
     rows = [
         gpu
-        for gpu, spellings in _spellings()
+        for gpu, spellings in (_spellings() if own is None else _spell(own))
         if (plain, gb) in spellings
         or (gb is not None and (plain, None) in spellings and gpu.memory_gib in (gb, None))
     ]
@@ -133,14 +167,16 @@ def find_gpu(name: str, memory_bytes: int | None = None) -> Gpu | None:
     return rows[0] if rows else None
 
 
-def lookup(name: str, dtype: str) -> Hardware:
-    """Return the hardware of a GPU by its exact name.
+def lookup(
+    name: str, dtype: str, power_limit_watts: float | None = None, own: Sequence[Gpu] = ()
+) -> Hardware:
+    """Return the hardware of a GPU by its exact name, among the user's own rows first.
 
     Raises:
         BadInput: for a name without a row, with the nearest names; or if the GPU has no matrix
             units for the dtype.
     """
-    gpu = find_gpu(name)
+    gpu = find_gpu(name, own=own) or find_gpu(name)
     if gpu is None:
         query = _plain(name)[0]
         plain_names = [(plain, gpu.name) for gpu, spelled in _spellings() for plain, _ in spelled]
@@ -149,9 +185,9 @@ def lookup(name: str, dtype: str) -> Hardware:
         nearest = ", ".join(list(near)[:3]) or "none"
         raise BadInput(
             f"no GPU is named {name!r} in nanogauge/hardware.toml; nearest: {nearest}; "
-            "or add a [[gpu]] of your own there, with the fields of its neighbours."
+            "or give plan.py a --gpu-file with a [[gpu]] row of your own."
         )
-    return from_row(gpu, dtype)
+    return from_row(gpu, dtype, power_limit_watts)
 
 
 def from_row(gpu: Gpu, dtype: str, power_limit_watts: float | None = None) -> Hardware:
@@ -183,6 +219,7 @@ def from_row(gpu: Gpu, dtype: str, power_limit_watts: float | None = None) -> Ha
         memory_bytes=int(gpu.memory_gib * 2**30) if gpu.memory_gib else None,
         bandwidth_bytes_per_second=bandwidth * 1e9 if bandwidth else None,
         power_limit_watts=power_limit_watts or gpu.power_watts,
+        board_power_watts=gpu.power_watts,
         interconnect=gpu.interconnect,
         interconnect_bytes_per_second=link * 1e9 if link else None,
         source=gpu.source,
@@ -228,7 +265,7 @@ def from_properties(
         memory_bytes=memory_bytes,
         bandwidth_bytes_per_second=bandwidth_bytes_per_second,
         power_limit_watts=power_limit_watts,
-        source="the device's own properties; add a row to nanogauge/hardware.toml to name its peak",
+        source="the device's own properties; a row of a plan.py --gpu-file names its peak",
     )
 
 

@@ -126,6 +126,8 @@ class Program:
     """torch.compile includes the loss."""
     donated_buffers: bool = True
     """A compiled backward pass reuses the buffers saved for it (torch after 2.5)."""
+    waits_for_batch: bool = False
+    """Each micro-batch is copied from pageable memory, which waits for the GPU to become idle."""
     fp32_exchange: bool = True
     """FSDP gathers embedding and head and reduces gradients in fp32; False: in 16 bits."""
     master_weights: bool = True

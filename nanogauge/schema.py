@@ -63,6 +63,8 @@ class Hardware(Stored):
     memory_bytes: int | None
     bandwidth_bytes_per_second: float | None
     power_limit_watts: float | None
+    board_power_watts: float | None = None
+    """the limit that the maker ships the board with, in W; None where it is not known"""
     interconnect: str | None = None
     """link to other devices: PCIe 4.0 x16, NVLink 4"""
     interconnect_bytes_per_second: float | None = None

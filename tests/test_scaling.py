@@ -9,6 +9,7 @@ from commands import ROOT, run
 from examples import documented_spec
 
 from nanogauge.hardware import lookup
+from nanogauge.prediction.constants import FITTED
 from nanogauge.prediction.prediction import predict
 
 PAGE = ROOT / "docs" / "scaling.md"
@@ -33,5 +34,5 @@ def test_a_compiled_step_hides_no_gradient_synchronisation() -> None:
         return sum(part.value for part in parts if part.name == "gradient synchronisation")
 
     gradients = 4 * 40_953_216
-    assert exchange(True) == 2 * gradients * (1 / 2) / (0.3 * 32e9)
+    assert exchange(True) == 2 * gradients * (1 / 2) / (FITTED.pcie_share * 32e9)
     assert exchange(False) < exchange(True) / 4

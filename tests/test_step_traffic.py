@@ -180,10 +180,10 @@ def test_gpt2_adds_nothing(
 @pytest.mark.parametrize(
     ("compiled", "on_gpu", "seconds"),
     [
-        (True, True, 4.096280145650353),
-        (False, True, 7.176519930010509),
-        (True, False, 2776.260861311985),
-        (False, False, 3030.2771105126253),
+        (True, True, 3.8279292986934883),
+        (False, True, 7.482263370919012),
+        (True, False, 2588.1082221642114),
+        (False, False, 2907.089220581824),
     ],
 )
 def test_the_documented_step_time_has_not_changed(

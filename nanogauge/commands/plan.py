@@ -17,7 +17,7 @@ from nanogauge.commands.doctor import LoadTools, check_machine
 from nanogauge.config import add_config_flags, config_overrides, given_config
 from nanogauge.doctor.machine import memory_to_plan_with
 from nanogauge.errors import BadInput
-from nanogauge.hardware import lookup
+from nanogauge.hardware import lookup, read_gpus
 from nanogauge.prediction.calibrated import Calibration, load_calibration
 from nanogauge.prediction.overheads import preparation_seconds
 from nanogauge.prediction.plan import make_wish, plan_all, plan_deadline, plan_fit
@@ -40,6 +40,10 @@ def _make_parser() -> Parser:
     parser = Parser(f"{__doc__}\n{_EXAMPLES}", usage="%(prog)s [CONFIG] [--gpu GPU] [options]")
     parser.add_argument("config", type=Path, nargs="?", help="configuration of the run")
     parser.add_argument("--gpu", help='name of a row of nanogauge/hardware.toml: "RTX 4070"')
+    parser.add_argument(
+        "--gpu-file", type=Path, metavar="FILE", help="TOML file with [[gpu]] rows of your own"
+    )
+    parser.add_argument("--power-limit", type=float, metavar="W", help="power limit of the GPU")
     parser.add_argument(
         "--gpus", type=int, default=1, metavar="N", help="number of GPUs that share each step"
     )
@@ -99,9 +103,14 @@ def _plan(given: Namespace, load_tools: LoadTools | None) -> int:
     if given.calibrate:
         if load_tools is None:
             raise BadInput("--calibrate needs a checkout of nanogauge: use plan.py there.")
+        if given.gpu_file is not None or given.power_limit is not None:
+            raise BadInput(
+                "--calibrate measures the local GPU at its own limit; leave out --gpu-file and "
+                "--power-limit."
+            )
         target = Target(*load_tools().calibrate(config, given.gpu))
     else:
-        target = _named_target(spec, given.gpu)
+        target = _named_target(spec, given)
     spec = spec.resolved(target.dtype, given.gpus)
     prediction = target.predict(spec)
     rows, findings = build_rows(claims, spec, prediction, None)
@@ -132,14 +141,15 @@ def _compare(given: Namespace) -> int:
     Raises:
         BadInput: if a configuration is invalid, or for a flag that concerns a single run.
     """
-    shared = ("config", "compare", "gpu", "gpus", "free_vram_gib", "start", "json")
+    devices = ("gpu", "gpu_file", "power_limit", "gpus", "free_vram_gib")
+    shared = ("config", "compare", *devices, "start", "json")
     _refuse_flags(given, "compare", shared, "the plan of one run; leave it or --compare out.")
     paths = [path for path in (given.config, *given.compare) if path is not None]
     now = datetime.now().astimezone().replace(microsecond=0)
     start = make_wish(now, given.start, None, TOKENS_PER_PARAMETER).start
 
     def predicted(spec: RunSpec) -> Prediction:
-        return _named_target(spec, given.gpu).predict(spec)
+        return _named_target(spec, given).predict(spec)
 
     def free_bytes_of(prediction: Prediction) -> int:
         hardware = prediction.hardware
@@ -189,19 +199,24 @@ class Target:
         return prediction.model_copy(update={"notes": [*prediction.notes, self.warning]})
 
 
-def _named_target(spec: RunSpec, gpu: str | None) -> Target:
-    """Return the GPU of this name, with the calibration that this machine has stored for it.
+def _named_target(spec: RunSpec, given: Namespace) -> Target:
+    """Return the GPU that the flags name, with the calibration this machine has stored for it.
 
     Raises:
-        BadInput: without a name, or for one that has no row.
+        BadInput: without a name, for one that has no row, or for a power limit that is not above 0.
     """
-    if gpu is None:
+    if given.gpu is None:
         raise BadInput(
             "--gpu is missing: name the GPU to plan for, or measure the local device with "
             "--calibrate."
         )
+    if given.power_limit is not None and not given.power_limit > 0:
+        raise BadInput("--power-limit takes watts above 0.")
     dtype = resolve_dtype(spec, on_gpu=True)
-    hardware = lookup(gpu, dtype)
+    own = read_gpus(given.gpu_file) if given.gpu_file is not None else ()
+    hardware = lookup(given.gpu, dtype, given.power_limit, own)
+    if given.power_limit is not None:
+        return Target(hardware, dtype, None, None)  # calibrations hold for the limit they ran at
     try:
         torch_version = version("torch")
     except PackageNotFoundError:

@@ -192,12 +192,14 @@ def _logits(work: Workload) -> tuple[float, float]:
 
     Eager: the logits are there until forward returns, with their fp32 copy and the log-softmax;
     the backward pass has the log-softmax, its gradient and the gradient of its input, all in fp32.
-    Compiled: only the logits; their gradient is written over them where they may be.
+    Compiled: only the logits; their gradient is written over them where they may be. Where forward
+    returns them too, autograd makes zeros of their size as the gradient of that output.
     """
     vocabulary, program, e = work.shape.vocabulary, work.program, work.element_bytes
     if work.compiled and program.compiled_loss:
         in_place = program.donated_buffers and not program.logits_kept
-        return e * vocabulary, (e if in_place else 2 * e) * vocabulary
+        tensors = 3 if program.logits_kept else 1 if in_place else 2
+        return e * vocabulary, tensors * e * vocabulary
     capped = e if program.logit_softcap else 0  # tanh keeps its result
     forward = e + 4 + (4 if e == 2 else 0)
     backward = 12 + (e if program.logits_kept else 0)

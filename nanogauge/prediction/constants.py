@@ -1,96 +1,95 @@
 """What devices reach and what operations move: the constants of the step-time roofline.
 
-Those of bench/fitting.py were fitted to 46 published runs from 16 sources, each held near a prior
-that comes from counting or from a data sheet; docs/prediction.md has the priors, the fit, and the
-errors with every source left out in turn. Bytes are per 16-bit value unless said otherwise.
+The defaults are priors: counts of reads and writes, data sheets, published measurements of parts.
+`bench/fitting.py --write` fits some of them to published runs and writes the numbers at the end of
+this file. docs/prediction.md has the fit and its errors with every source and class left out in
+turn. Bytes are per 16-bit value unless said otherwise.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 
 @dataclass(frozen=True)
 class DeviceClass:
-    """What a class of devices reaches."""
+    """What an architecture reaches."""
 
     ceiling_of_peak: float
-    """a large matrix product over the peak, where none was measured on the card itself.
-    Source: the median of the class in github.com/zzc0721/torch-performance-test-data"""
+    """large matrix product over the peak where power is no limit"""
+    clock_at_watt: float | None
+    """GHz of the SM clock that one watt per SM sustains in matrix products of 512 FLOP per clock;
+    None where power is not modelled"""
     attention: float
-    """causal flash attention through SDPA, over that ceiling"""
+    """products inside causal flash attention through SDPA, over that ceiling"""
     attention_best: float
     """the same by the best kernel there is (FlashAttention 3, cuDNN)"""
-    low: float = 0.86
-    high: float = 1.18
-    """the interval, as factors of the expected time"""
-    caveat: str | None = None
+    l2_bytes_per_sm: float = 0.0
+    """of the cache that all SMs share, where it is large enough to hold activations"""
     products: float = 1.0
     """a model's matrix products, relative to what other devices reach"""
-    slowdown: float = 1.0
-    """what published runs of the class took over all that is explained here"""
-    even_head: float = 8.0
-    """head size at which the exponentials of softmax take as long as attention's products: 4 D
-    FLOPs a score at the class's FLOP per clock and SM, against one of 16 exponentials a clock.
-    Source: CUDA C++ programming guide, throughput of native arithmetic instructions"""
-    full_power_watts: float | None = None
-    """board power at which ceiling_of_peak is reached"""
+    unseen_spread: float = 0.15
+    """standard deviation of the log of a step's time before any published run of the class. Source:
+    the errors of NVIDIA's classes since Ampere, each left out; twice as much for the others"""
 
 
-_UNSEEN = "no published run of this class has been predicted yet: the interval is a guess"
+_CLASSES = {
+    "ada": DeviceClass(1.06, 1.26, 0.88, 0.88, 0.7e6),
+    "blackwell": DeviceClass(1.08, 1.45, 0.88, 0.88, 0.6e6),
+    "ampere": DeviceClass(1.08, 0.84, 0.88, 0.88, 0.07e6),
+    "a100": DeviceClass(0.85, 0.94, 0.58, 0.58, 0.37e6),
+    "hopper": DeviceClass(0.96, 0.98, 0.363, 0.67, 0.38e6),
+    "b200": DeviceClass(0.96, 0.98, 0.18, 0.67, 0.85e6),
+    "gb10": DeviceClass(0.80, None, 0.80, 0.80, 0.5e6),
+    "cdna2": DeviceClass(0.60, None, 0.27, 0.27, unseen_spread=0.33),
+    "cdna3": DeviceClass(0.55, None, 0.22, 0.22, unseen_spread=0.33),
+    "rdna3": DeviceClass(0.75, None, 0.27, 0.27, unseen_spread=0.33),
+    "apple": DeviceClass(0.80, None, 0.27, 0.27, unseen_spread=0.5),
+    "turing": DeviceClass(1.06, 0.89, 0.27, 0.27, unseen_spread=0.33),
+    "volta": DeviceClass(0.80, 0.69, 0.27, 0.27, unseen_spread=0.33),
+    "pascal": DeviceClass(0.85, None, 0.27, 0.27, unseen_spread=0.33),
+    "cpu": DeviceClass(1.0, None, 0.26, 0.26, products=0.78),
+}
 
 
-def _classes() -> dict[str, DeviceClass]:
-    return {
-        "ada": DeviceClass(1.06, 0.84, 0.84, slowdown=1.01),
-        "blackwell": DeviceClass(1.06, 0.84, 0.84, 0.70, 1.40, _UNSEEN),
-        "ampere": DeviceClass(
-            *(1.06, 0.84, 0.84, 0.65, 1.30),
-            "the only two runs known of this class, on GeForce 30, were 1.5 times slower than "
-            "the others let expect; their slowness is in this figure",
-            slowdown=1.53,
-        ),
-        "a100": DeviceClass(0.84, 0.38, 0.38, even_head=32),
-        "hopper": DeviceClass(0.80, 0.233, 0.357, even_head=64, full_power_watts=700),
-        "b200": DeviceClass(
-            *(0.755, 0.112, 0.33, 0.78, 1.35),
-            "one published run of this class is known",
-            slowdown=1.24,
-            even_head=64,
-        ),
-        "gb10": DeviceClass(0.80, 0.80, 0.80, even_head=16),
-        "cdna2": DeviceClass(0.60, 0.25, 0.25, 0.60, 1.80, _UNSEEN),
-        "cdna3": DeviceClass(0.55, 0.20, 0.20, 0.60, 1.80, _UNSEEN),
-        "rdna3": DeviceClass(0.75, 0.25, 0.25, 0.60, 1.80, _UNSEEN),
-        "apple": DeviceClass(0.80, 0.25, 0.25, 0.50, 2.50, _UNSEEN),
-        "turing": DeviceClass(0.65, 0.25, 0.25, 0.60, 1.80, _UNSEEN),
-        "volta": DeviceClass(0.75, 0.25, 0.25, 0.60, 1.80, _UNSEEN),
-        "pascal": DeviceClass(0.85, 0.25, 0.25, 0.50, 1.80, _UNSEEN, slowdown=2.0),
-        "cpu": DeviceClass(
-            *(1.0, 0.28, 0.28, 0.60, 1.70),
-            "CPUs differ much in small operations; plan.py --calibrate measures this one",
-            products=0.78,
-        ),
-    }
+@dataclass(frozen=True)
+class Effect:
+    """What runs of a class or a card take over all that the model explains."""
+
+    factor: float
+    spread: float
+    """standard deviation of the log of that factor for a card of this class, or for this card"""
+    sources: int
+    """independent sources of published runs behind it"""
 
 
 @dataclass(frozen=True)
 class Constants:
-    classes: dict[str, DeviceClass] = field(default_factory=_classes)
-    products: float = 0.91
+    classes: dict[str, DeviceClass] = field(default_factory=lambda: dict(_CLASSES))
+    effects: dict[str, Effect] = field(default_factory=dict)
+    """by effect_class, and by the name of a card with published runs of its own"""
+    products: float = 0.98
     """matrix products in a model's shapes over the ceiling"""
     bandwidth_share: float = 0.85
     """reachable share of a data sheet's memory bandwidth"""
     float32_of_peak: float = 0.95
     """fp32 matrix product over the peak of the fp32 units: A100 0.93-0.98, 4090 0.65 (power)"""
-    exposed_per_100_sms: float = 0.87
-    hidden_sms: float = 41
-    """share of the matrix products' traffic that is not hidden behind arithmetic, by the number of
-    SMs above hidden_sms: the more tiles run at once, the more memory they wait for together"""
+    overlap: float = 3.0
+    """a matrix product takes (arithmetic^overlap + traffic^overlap)^(1/overlap)"""
+    cached: float = 0.3
+    """of the traffic between layers' operations the share that the L2 cache spares where a tensor
+    of activations is small beside it; half of that where it is as large"""
+    idle_per_sm: float = 1e-3
+    """share of a model's matrix products that each SM adds to their time, waiting for the last
+    tiles of a wave"""
+    softmax_clocks: float = 0.68
+    """of an SM for the softmax of one score, forward and backward. Source: FlashAttention-2 on A100
+    and H100 at head sizes 64 and 128 (Dao 2023, arXiv 2307.08691)"""
 
     # Bytes a token moves. Counted: norm and residual stream 36 in 16 bits and 56 with an fp32
     # residual, transposes about 24; MLP 5 reads and writes of its width; eager adds casts.
-    norm_bytes: float = 61.0
+    norm_bytes: float = 56.0
     wide_residual_bytes: float = 20.0
     norm_bytes_eager: float = 227.0
     wide_residual_bytes_eager: float = 20.0
@@ -100,8 +99,11 @@ class Constants:
     """8 reads and writes for 5"""
     dropout_bytes: float = 10.0
     dropout_bytes_eager: float = 40.0
-    loss_bytes: float = 7.4
-    loss_bytes_eager: float = 32.0
+    loss_bytes: float = 6.0
+    """logits read once forward and once backward, their gradient written"""
+    returned_logits_bytes: float = 4.0
+    """where forward returns the logits too: zeros written and read as the gradient of that"""
+    loss_bytes_eager: float = 40.0
     unaligned_head: float = 1.41
     """a vocabulary that is no multiple of 8 (50,257) makes its matrix product slower"""
     score_bytes: float = 24.0
@@ -112,8 +114,10 @@ class Constants:
     """fp32 eager traffic over that of autocast: values twice as wide, and no casts"""
 
     # Bytes per fp32 parameter.
-    weight_bytes: float = 16.0
-    """each micro-batch: cast 4 -> 2, gradient written, read, and added to the fp32 one"""
+    weight_bytes: float = 12.0
+    """each micro-batch: cast 4 -> 2, gradient cast 2 -> 4"""
+    accumulation_bytes: float = 12.0
+    """each micro-batch after the first: its gradient read and added to the one before"""
     table_bytes: float = 8.0
     """each micro-batch, of a table that is looked up"""
     adamw_bytes: float = 28.0
@@ -132,12 +136,14 @@ class Constants:
     launch_seconds: float = 7e-6
     launch_seconds_cpu: float = 12e-6
     kernel_tail_seconds: float = 2e-6
+    gap_seconds: float = 2e-3
+    """from a copy that waited for the GPU to the first kernel after it"""
     kernels_per_layer: float = 28
     kernels_per_layer_eager: float = 150
     kernels: float = 40
 
     pcie_bytes_per_second: float = 32e9
-    pcie_share: float = 0.3
+    pcie_share: float = 0.2
     """GeForce cards have no peer-to-peer copies: a collective goes through the host's memory"""
     link_share: float = 0.8
     network_bytes_per_second: float = 50e9
@@ -150,8 +156,113 @@ class Constants:
     """what hidden communication still costs"""
 
 
-FITTED = Constants()
+def effect_class(architecture: str, kind: str) -> str:
+    """Return the class whose cards are expected to be alike: GeForce cards, or the makers' others.
 
-POWER_EXPONENT = 0.28
-"""of the watts a board may draw, in the matrix products it does. Source: H100 PCIe, 350 W, and SXM,
-700 W, in github.com/zzc0721/torch-performance-test-data"""
+    Boards for workstations and data centres have full matrix rates, lower clocks and slower memory.
+    """
+    mixed = architecture in ("ada", "ampere", "blackwell", "turing")
+    return f"{architecture} professional" if mixed and kind in _PROFESSIONAL else architecture
+
+
+_PROFESSIONAL = ("workstation", "datacenter")
+
+
+def get(constants: Constants, name: str) -> float:
+    """Return a constant by name; "class.field" is a field of a device class."""
+    owner, _, field_name = name.rpartition(".")
+    return float(getattr(constants.classes[owner] if owner else constants, field_name))
+
+
+def put(constants: Constants, values: dict[str, float]) -> Constants:
+    """Return the constants with these values in their places."""
+    classes, own = dict(constants.classes), dict[str, Any]()
+    for name, value in values.items():
+        owner, _, field_name = name.rpartition(".")
+        if owner:
+            classes[owner] = replace(classes[owner], **{field_name: value})
+        else:
+            own[name] = value
+    return replace(constants, classes=classes, **own)
+
+
+POWER_EXPONENT = 0.55
+"""of the watts per SM, in the sustained clock; 1/3 where voltage follows the clock, 1 at the lowest
+voltage"""
+RATE_EXPONENT = 0.25
+"""of 512 over the FLOP per clock and SM, in the same: wider matrix units draw more per clock.
+Source of both and of clock_at_watt: 62 large products measured on cards of 45 to 1,000 W,
+github.com/zzc0721/torch-performance-test-data, mean error 3.8 %"""
+STATIC_SHARE = 0.2
+"""of a board's own power limit that memory, fans and converters draw at any clock"""
+
+# Written by `python bench/fitting.py RUNS.csv ... --write`.
+_VALUES: dict[str, float] = {
+    "products": 0.9678,
+    "bandwidth_share": 0.8037,
+    "overlap": 2.954,
+    "idle_per_sm": 0.001243,
+    "softmax_clocks": 0.7075,
+    "kernel_tail_seconds": 2.151e-06,
+    "gap_seconds": 0.002097,
+    "cached": 0.254,
+    "loss_bytes": 6.393,
+    "returned_logits_bytes": 4.06,
+    "loss_bytes_eager": 42.22,
+    "norm_bytes": 57.41,
+    "norm_bytes_eager": 235.3,
+    "weight_bytes": 12.07,
+    "accumulation_bytes": 12.16,
+    "score_bytes": 21.74,
+    "score_bytes_eager": 107.1,
+    "unaligned_head": 1.477,
+    "newton_schulz": 0.6556,
+    "newton_schulz_alone": 0.1725,
+    "fp8_speed": 1.382,
+    "interference": 0.1243,
+    "pcie_share": 0.1927,
+    "ada.attention": 0.8702,
+    "a100.attention": 0.5654,
+    "hopper.attention": 0.3649,
+    "hopper.attention_best": 0.6633,
+    "b200.attention": 0.1739,
+}
+_EFFECTS: dict[str, Effect] = {
+    "cpu": Effect(1.0, 0.3, 0),
+    "pascal": Effect(2.0, 0.33, 1),
+    "a100": Effect(1.033, 0.071, 8),
+    "ada": Effect(1.023, 0.071, 7),
+    "ada professional": Effect(1.075, 0.073, 1),
+    "ampere": Effect(1.018, 0.075, 3),
+    "ampere professional": Effect(1.02, 0.07, 1),
+    "b200": Effect(1.032, 0.083, 1),
+    "blackwell professional": Effect(0.981, 0.076, 2),
+    "gb10": Effect(0.994, 0.078, 1),
+    "hopper": Effect(1.001, 0.069, 8),
+    "volta": Effect(1.024, 0.082, 1),
+    "A100 40GB": Effect(1.063, 0.042, 3),
+    "A100 80GB": Effect(1.014, 0.03, 5),
+    "A40": Effect(1.046, 0.035, 1),
+    "A800 PCIe": Effect(1.059, 0.048, 1),
+    "B200": Effect(1.065, 0.076, 1),
+    "GB10": Effect(0.989, 0.051, 1),
+    "H100 96GB HBM2e": Effect(0.994, 0.044, 1),
+    "H100 NVL": Effect(1.013, 0.046, 1),
+    "H100 PCIe": Effect(1.003, 0.036, 1),
+    "H100 SXM": Effect(0.994, 0.028, 7),
+    "H200": Effect(1.004, 0.034, 2),
+    "L40S": Effect(1.122, 0.038, 1),
+    "RTX 3080 Ti": Effect(1.044, 0.072, 1),
+    "RTX 3090": Effect(1.01, 0.038, 2),
+    "RTX 4000 Ada": Effect(1.106, 0.037, 1),
+    "RTX 4070": Effect(0.977, 0.038, 3),
+    "RTX 4080": Effect(1.013, 0.048, 1),
+    "RTX 4090": Effect(1.104, 0.045, 3),
+    "RTX A4000": Effect(0.994, 0.035, 1),
+    "RTX A5000": Effect(1.039, 0.035, 1),
+    "RTX PRO 6000 Blackwell": Effect(0.963, 0.037, 2),
+    "V100 32GB": Effect(1.049, 0.074, 1),
+}
+SETUP_SPREAD = 0.1
+"""standard deviation of the log of a step's time between set-ups of one card"""
+FITTED = replace(put(Constants(), _VALUES), effects=_EFFECTS)

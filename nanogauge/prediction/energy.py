@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from nanogauge.hardware import find_gpu
 from nanogauge.quantities import Interval
 from nanogauge.runspec import Cost
 from nanogauge.schema import Estimate, Hardware
@@ -34,8 +33,7 @@ def power_share(hardware: Hardware) -> Interval:
     """Return the mean power of a board that trains, as a share of the limit in force."""
     if hardware.architecture == "gb10":
         return SHARE_OF_STARVED_LIMIT
-    row, limit = find_gpu(hardware.name), hardware.power_limit_watts
-    own_limit = row.power_watts if row is not None else None
+    own_limit, limit = hardware.board_power_watts, hardware.power_limit_watts
     lowered = limit is not None and own_limit is not None and limit < own_limit
     return SHARE_OF_LOWERED_LIMIT if lowered else SHARE_OF_OWN_LIMIT
 

@@ -50,7 +50,7 @@ def training_state(work: Workload) -> TrainingState:
     counted = count_parameters(shape)
     master = 4 if work.program.master_weights else 2
     narrow = 0  # parameters in 16 bits although the rest is in fp32
-    if work.program.embeddings_16_bit and work.program.master_weights:
+    if work.program.embeddings_16_bit and work.program.master_weights and work.element_bytes == 2:
         narrow = counted.vocabulary + shape.table_parameters
     weights = master * counted.total - 2 * narrow
     moments = 2 * weights
@@ -118,11 +118,15 @@ from the end of training, or already from its middle"""
 ALLOCATED_FACTOR = Interval(0.92, 1.0, 1.08)
 """Factors of the expected peak. Source: docs/prediction.md, 16 published peaks."""
 
-RESERVED_OVER_ALLOCATED = {False: Interval(1.05, 1.20, 1.35), True: Interval(1.03, 1.12, 1.35)}
-"""What the allocator reserves, compiled or not. Source: torch.cuda.max_memory_reserved over
+EAGER_RESERVED = Interval(1.05, 1.20, 1.35)
+SHARDED_RESERVED = Interval(1.03, 1.12, 1.35)
+COMPILED_RESERVED = Interval(1.00, 1.03, 1.15)
+"""What the allocator reserves over what is allocated. Source: torch.cuda.max_memory_reserved over
 max_memory_allocated of eager runs, 1.15-1.33, median 1.23 (manavsehgal/ai-field-notes,
-nemo-framework-on-spark and baseline-training-loop-on-spark); compiled 1.14 of the allocation
-predicted for torchtitan's Llama 3.1 8B (benchmarks/llama3_h100_202412_torchtitan.md)."""
+nemo-framework-on-spark and baseline-training-loop-on-spark); sharded 1.14 of the allocation
+predicted for torchtitan's Llama 3.1 8B (benchmarks/llama3_h100_202412_torchtitan.md); compiled on
+one GPU the growth of a process with its micro-batch from 8 to 128 sequences, beside _broken_block
+(one script on ten cards)."""
 
 CUDA_CONTEXT = Interval(0.287e9, 0.35 * 2**30, 0.667e9)
 """Driver, libraries and kernels of a process. Source: pytorch/pytorch#86509, 287,047,680 bytes with
@@ -177,9 +181,29 @@ def predict_memory(work: Workload, hardware: Hardware, copied: Copied = "never")
         if work.compiled:
             process += COMPILER_BYTES
     else:
-        reserved = RESERVED_OVER_ALLOCATED[work.compiled] * allocated
+        broken = _broken_block(work, state)
+        reserved = _reserved_over_allocated(work) * allocated
+        reserved += Interval(0.0, broken, ALLOCATED_FACTOR.high * broken)
         process = reserved + CUDA_CONTEXT
     return Memory(parts, moment, allocated, reserved, process)
+
+
+def _reserved_over_allocated(work: Workload) -> Interval:
+    if not work.compiled:
+        return EAGER_RESERVED
+    return SHARDED_RESERVED if work.shards > 1 else COMPILED_RESERVED
+
+
+def _broken_block(work: Workload, state: TrainingState) -> float:
+    """Return the bytes that the allocator loses to fragmentation, compiled on one GPU.
+
+    Gradients and moments are first allocated after the first backward pass, in a block that held
+    logits. The next pass needs a new block, and the rest of the old one stays unused.
+    """
+    if not work.compiled or work.shards > 1 or work.head == "chunked":
+        return 0.0
+    logits = work.element_bytes * work.shape.vocabulary * work.tokens
+    return max(0.0, logits - state.gradients - state.moments)
 
 
 def _moments(

@@ -12,7 +12,17 @@ import math
 from dataclasses import dataclass
 
 from nanogauge.config import chunk_tokens
-from nanogauge.prediction.constants import FITTED, POWER_EXPONENT, Constants, DeviceClass
+from nanogauge.prediction.constants import (
+    FITTED,
+    POWER_EXPONENT,
+    RATE_EXPONENT,
+    SETUP_SPREAD,
+    STATIC_SHARE,
+    Constants,
+    DeviceClass,
+    Effect,
+    effect_class,
+)
 from nanogauge.prediction.flops import count_parameters, layer_matrices
 from nanogauge.prediction.workload import GPUS_OF_A_NODE, Workload
 from nanogauge.quantities import Interval
@@ -51,6 +61,9 @@ def of_layer(work: Workload, on_cpu: bool) -> Extra:
     extra = _queries_and_keys(work, on_cpu)
     if not work.shape.norm_weights:
         extra += _norms_without_weights(work, on_cpu)
+    # The gradient of a learned scale is a sum over tokens of what it scales times its gradient.
+    scaled = 3 * work.element_bytes * work.shape.n_embd
+    extra += Extra(scaled * work.program.learned_scales, 2 * work.program.learned_scales)
     if work.program.squared_relu and not work.compiled:
         # ReLU and a square are two passes where GELU is one, and the gradient of a square, which is
         # taken for a power, makes three more: 2 + 7 reads and writes.
@@ -113,6 +126,8 @@ def of_logits(work: Workload, on_cpu: bool) -> float:
 
 ARITHMETIC = ("matrix products of the blocks", "attention", "vocabulary head", "recomputation")
 """the parts of a step that go with the clock of the matrix units; the others wait for memory"""
+EAGER_SPREAD = 0.08
+"""standard deviation of the log of an eager step's time that a compiled one does not have"""
 
 
 @dataclass(frozen=True)
@@ -141,13 +156,15 @@ class _Device:
     """What this device reaches in this workload's arithmetic; bandwidth in B/s."""
 
     ceiling: float
-    attention_ceiling: float
+    attention: float
+    """of the ceiling, by the products inside flash attention"""
     bandwidth: float
     products: float
     """of the ceiling, by matrix products in a model's shapes"""
-    exposed: float
-    """share of the matrix products' traffic that is not hidden behind arithmetic"""
-    even_head: float
+    softmax: float
+    """head size whose products take as long as softmax, at the full ceiling"""
+    uncached: float
+    """share of the traffic between a layer's operations that goes to memory"""
     wide: float
     """traffic over that of 16-bit activations"""
     launch_seconds: float
@@ -173,8 +190,8 @@ def predict_step_time(
         "vocabulary head": _vocabulary_head(work, device, k),
         "softmax and loss": _loss_bytes(work, k) * activations
         + of_logits(work, on_cpu) * each_byte,
-        "norms and elementwise": _elementwise_bytes(work, k) * activations
-        + layers * options.bytes * each_byte,
+        "norms and elementwise": device.uncached
+        * (_elementwise_bytes(work, k) * activations + layers * options.bytes * each_byte),
     }
     micro = forward | {
         "weights and gradients": _weight_bytes(work, k) / device.bandwidth,
@@ -186,6 +203,7 @@ def predict_step_time(
     launches = kernels * device.launch_seconds
     tails = 0.0 if on_cpu else kernels * k.kernel_tail_seconds
     micro["launching kernels"] = launches if on_cpu else tails + max(0.0, launches - busy - tails)
+    micro["waiting for the batch"] = k.gap_seconds * work.program.waits_for_batch
     per_step = {"optimizer": _optimizer(work, device, k)}
     if work.gpus > 1:
         once, each = _communication(work, hardware, busy, k)
@@ -214,8 +232,7 @@ def counted_clock_hz(hardware: Hardware) -> float | None:
     reached, peak = FITTED.classes.get(hardware.architecture), hardware.peak_flops
     if reached is None or peak is None or hardware.boost_clock_hz is None:
         return None
-    ceiling = hardware.matmul_flops or reached.ceiling_of_peak * peak
-    return hardware.boost_clock_hz * max(1.0, ceiling / peak)
+    return hardware.boost_clock_hz * max(1.0, _ceiling(hardware, reached, peak) / peak)
 
 
 _FORMULAS = {
@@ -226,9 +243,10 @@ _FORMULAS = {
     "/ bandwidth)",
     "softmax and loss": "accumulation x n V bytes / bandwidth",
     "norms and elementwise": "accumulation x n L C bytes / bandwidth",
-    "weights and gradients": "accumulation x 16 B per parameter / bandwidth",
+    "weights and gradients": "(24 B x accumulation - 12 B) per parameter / bandwidth",
     "recomputation": "accumulation x the forward pass that is computed again",
     "launching kernels": "accumulation x kernels x time of a launch, where it is not hidden",
+    "waiting for the batch": "accumulation x the host's time between a copy and the first kernel",
     "optimizer": "bytes per parameter / bandwidth, and Muon's Newton-Schulz products",
     "gradient synchronisation": "gradient bytes / link, less what the backward pass hides",
 }
@@ -239,10 +257,9 @@ def _device(work: Workload, hardware: Hardware, k: Constants) -> _Device | None:
     peak, datasheet = hardware.peak_flops, hardware.bandwidth_bytes_per_second
     if reached is None or peak is None or datasheet is None:
         return None
-    ceiling = hardware.matmul_flops or reached.ceiling_of_peak * peak * _power(hardware, reached)
+    ceiling = _ceiling(hardware, reached, peak)
     if work.dtype == "float32" and hardware.float32_flops is not None:
         ceiling = k.float32_of_peak * hardware.float32_flops
-    ceiling /= reached.slowdown
     attention = reached.attention
     if work.attention == "flash3":
         attention = max(attention, reached.attention_best)
@@ -250,29 +267,65 @@ def _device(work: Workload, hardware: Hardware, k: Constants) -> _Device | None:
     wide = work.element_bytes / 2
     if wide == 2 and not work.compiled and not on_cpu:
         wide = k.eager_float32
+    rate, slowdown = _rate(hardware, peak), _effect(hardware, k).factor
+    idle = 0.0 if on_cpu else k.idle_per_sm * (hardware.sms or 0)
+    tensor = work.tokens * work.shape.n_embd * work.element_bytes
+    cache = reached.l2_bytes_per_sm * (hardware.sms or 0)
     return _Device(
         wide=wide,
-        even_head=reached.even_head,
-        ceiling=ceiling,
-        attention_ceiling=ceiling * attention,
-        products=k.products * reached.products,
-        bandwidth=datasheet * (1.0 if on_cpu else k.bandwidth_share) / reached.slowdown,
-        exposed=max(0.0, k.exposed_per_100_sms * ((hardware.sms or 0) - k.hidden_sms) / 100),
+        uncached=1 - k.cached * cache / (cache + tensor),
+        softmax=k.softmax_clocks * rate / 14 if rate else 0.0,
+        ceiling=ceiling / slowdown,
+        attention=attention,
+        products=k.products * reached.products / (1 + idle),
+        bandwidth=datasheet * (1.0 if on_cpu else k.bandwidth_share) / slowdown,
         sms=hardware.sms or 1,
         on_cpu=on_cpu,
         launch_seconds=k.launch_seconds_cpu if on_cpu else k.launch_seconds,
     )
 
 
-def _power(hardware: Hardware, reached: DeviceClass) -> float:
-    """What is left of the class's ceiling where the board is allowed less power than its full one.
+def _effect(hardware: Hardware, k: Constants) -> Effect:
+    """That of the card where runs of it are published, else that of its class."""
+    unseen = Effect(1.0, k.classes[hardware.architecture].unseen_spread, 0)
+    of_class = k.effects.get(effect_class(hardware.architecture, hardware.kind), unseen)
+    return k.effects.get(hardware.name, of_class)
 
-    H100 PCIe, 350 W, reaches 0.656 of its peak where the SXM board of 700 W reaches 0.80.
+
+def _rate(hardware: Hardware, peak: float) -> float | None:
+    """FLOP per clock and SM of the matrix units; None on a CPU."""
+    if hardware.sms is None or hardware.boost_clock_hz is None:
+        return None
+    return peak / (hardware.sms * hardware.boost_clock_hz)
+
+
+def _ceiling(hardware: Hardware, reached: DeviceClass, peak: float) -> float:
+    """FLOP/s of a large matrix product under the power limit in force.
+
+    That of the class, or what was measured on such a card, less what a lowered limit takes.
     """
-    if reached.full_power_watts is None or hardware.power_limit_watts is None:
-        return 1.0
-    share = hardware.power_limit_watts / reached.full_power_watts
-    return float(min(1.0, share**POWER_EXPONENT))
+    under_limit = _by_class(hardware, reached, peak, hardware.power_limit_watts)
+    if hardware.matmul_flops is None:
+        return under_limit
+    board = _by_class(hardware, reached, peak, hardware.board_power_watts)
+    return hardware.matmul_flops * under_limit / board
+
+
+def _by_class(
+    hardware: Hardware, reached: DeviceClass, peak: float, limit_watts: float | None
+) -> float:
+    """FLOP/s at the clock that the board's watts per SM sustain, or at the class's highest."""
+    rate, board = _rate(hardware, peak), hardware.board_power_watts
+    highest = reached.ceiling_of_peak * peak
+    limit = limit_watts or board
+    if rate is None or limit is None or reached.clock_at_watt is None:
+        return highest
+    assert hardware.sms is not None
+    board = board or limit
+    dynamic = (limit - STATIC_SHARE * board) / (1 - STATIC_SHARE)
+    watts = max(dynamic, 0.1 * board) / hardware.sms
+    clock = 1e9 * reached.clock_at_watt * watts**POWER_EXPONENT * (512 / rate) ** RATE_EXPONENT
+    return float(min(highest, hardware.sms * rate * clock))
 
 
 def _products(
@@ -282,10 +335,15 @@ def _products(
 
     Each of the three reads and writes n a and n b values.
     """
-    n = work.tokens
-    flops = sum(6 * n * a * b for a, b in matrices)
-    traffic = sum(3 * n * (a + b) for a, b in matrices) * work.element_bytes
-    return flops / (device.ceiling * device.products) + device.exposed * traffic / device.bandwidth
+    n, seconds = work.tokens, 0.0
+    for a, b in matrices:
+        arithmetic = 6 * n * a * b / (device.ceiling * device.products)
+        moved = device.uncached * n * (a + b) + a * b
+        traffic = 3 * moved * work.element_bytes / device.bandwidth
+        if device.on_cpu:  # whose rate was measured with its traffic
+            traffic = 0.0
+        seconds += (arithmetic**k.overlap + traffic**k.overlap) ** (1 / k.overlap)
+    return seconds
 
 
 def _block_products(work: Workload, device: _Device, k: Constants) -> float:
@@ -312,14 +370,18 @@ def _vocabulary_head(work: Workload, device: _Device, k: Constants) -> float:
 
 def _loss_bytes(work: Workload, k: Constants) -> float:
     """Bytes a token moves through softmax and cross-entropy, in 16 bits."""
-    return work.shape.vocabulary * (k.loss_bytes if work.compiled else k.loss_bytes_eager)
+    if not work.compiled:
+        return work.shape.vocabulary * k.loss_bytes_eager
+    returned = k.returned_logits_bytes if work.program.logits_kept else 0.0
+    return work.shape.vocabulary * (k.loss_bytes + returned)
 
 
 def _weight_bytes(work: Workload, k: Constants) -> float:
-    """Bytes a micro-batch moves to cast the weights and to accumulate their gradients."""
+    """Mean bytes a micro-batch moves to cast the weights and to accumulate their gradients."""
     tables = work.shape.table_parameters
     looked_up = k.table_bytes * tables
-    multiplied = k.weight_bytes * (count_parameters(work.shape).total - tables)
+    added = k.accumulation_bytes * (1 - 1 / work.grad_accum)
+    multiplied = (k.weight_bytes + added) * (count_parameters(work.shape).total - tables)
     return (multiplied + looked_up) * (1 if work.program.master_weights else 0.5) / work.shards
 
 
@@ -337,10 +399,10 @@ def _attention(work: Workload, device: _Device, k: Constants) -> float:
     context = shape.context * shape.attended
     half = 1 + 128 / context  # tiles on the diagonal are computed in full
     flops = 7 * n * context * queries * shape.n_layer * half
-    # Softmax takes one exponential a score, whatever the head size; efficiencies are for 128.
-    narrow = (1 + device.even_head / shape.head_size) / (1 + device.even_head / 128)
+    # Softmax takes as long per score at any head size, and overlaps with the products.
+    slower = math.hypot(1 / device.attention, device.softmax / shape.head_size)
     dropout = k.attention_dropout if work.dropout else 1.0
-    return flops * dropout * narrow / device.attention_ceiling
+    return flops * dropout * slower / device.ceiling
 
 
 def _elementwise_bytes(work: Workload, k: Constants) -> float:
@@ -463,18 +525,26 @@ def _over_pcie(hardware: Hardware) -> bool:
 
 def _interval(work: Workload, hardware: Hardware, k: Constants) -> tuple[Interval, tuple[str, ...]]:
     """The interval as factors, and in words why it is wider than the best known classes have it."""
-    reached = k.classes[hardware.architecture]
-    low, high = reached.low, reached.high
-    caveats = [reached.caveat] if reached.caveat else []
-    others = hardware.kind in ("workstation", "datacenter")
-    if others and hardware.architecture == "ada":
-        low, high = min(low, 0.70), max(high, 1.40)
-        caveats.append("its class is known from GeForce cards alone")
-    if hardware.kind != "cpu" and not work.compiled:
-        high = max(high, 1.25)
+    effect, on_cpu = _effect(hardware, k), hardware.kind == "cpu"
+    spread = math.hypot(SETUP_SPREAD, effect.spread)
+    caveats = []
+    if on_cpu:
+        caveats.append(
+            "CPUs differ much in small operations; plan.py --calibrate measures this one"
+        )
+    elif effect.sources == 0:
+        caveats.append("no published run of this class has been predicted yet: a wide guess")
+    elif hardware.name not in k.effects:
+        sources = f"{effect.sources} source{'s' * (effect.sources > 1)}"
+        caveats.append(f"no run of this card is known; its class is known from {sources}")
+    elif effect.sources == 1:
+        caveats.append("runs of this card are known from one source alone")
+    if not on_cpu and not work.compiled:
+        spread = math.hypot(spread, EAGER_SPREAD)
         caveats.append("without torch.compile programs differ more from each other")
-    if hardware.kind != "cpu" and is_beyond_gpt2(work):
+    if not on_cpu and is_beyond_gpt2(work):
         caveats.append("what this model and optimizer do beyond GPT-2 was counted, not measured")
-    if work.gpus > 1 and hardware.kind != "cpu" and _over_pcie(hardware):
-        caveats.append("one of two published runs of several cards over PCIe took a quarter longer")
-    return Interval(low, 1.0, high), tuple(caveats)
+    if work.gpus > 1 and not on_cpu and _over_pcie(hardware):
+        caveats.append("one of three sources with several cards over PCIe took a quarter longer")
+    factor = math.exp(1.645 * spread)  # nine in ten of a normal distribution
+    return Interval(1 / factor, 1.0, factor), tuple(caveats)
