@@ -134,12 +134,7 @@ def find_gpu(name: str, memory_bytes: int | None = None) -> Gpu | None:
 
 
 def lookup(name: str, dtype: str) -> Hardware:
-    """Return the hardware of a GPU by its exact name.
-
-    Raises:
-        BadInput: for a name without a row, with the nearest names; or if the GPU has no matrix
-            units for the dtype.
-    """
+    """Return the hardware of a GPU by its exact name."""
     gpu = find_gpu(name)
     if gpu is None:
         query = _plain(name)[0]
@@ -155,11 +150,7 @@ def lookup(name: str, dtype: str) -> Hardware:
 
 
 def from_row(gpu: Gpu, dtype: str, power_limit_watts: float | None = None) -> Hardware:
-    """Return the hardware of a row for a prediction in this dtype.
-
-    Raises:
-        BadInput: if the GPU has no matrix units for the dtype.
-    """
+    """Return the hardware of a row for a prediction in this dtype."""
     rates = gpu.flop_per_clock_per_sm
     peak = gpu.peak_flops(dtype)
     if peak is None:

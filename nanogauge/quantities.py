@@ -219,11 +219,7 @@ FAR_SECONDS = 100 * YEAR_SECONDS
 
 
 def next_time(text: str, after: datetime, flag: str) -> datetime:
-    """Return the first moment after `after` at which the local clock shows a time of day.
-
-    Raises:
-        BadInput: if the text of the flag is not a time of day.
-    """
+    """Return the first moment after `after` at which the local clock shows a time of day."""
     try:
         clock = time.fromisoformat(text.zfill(5))  # 8:00 is 08:00
     except ValueError:

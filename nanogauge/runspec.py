@@ -300,11 +300,7 @@ class RunSpec:
 
     @classmethod
     def from_toml(cls, path: Path | str) -> RunSpec:
-        """Return the spec of a configuration file.
-
-        Raises:
-            BadInput: as load_config.
-        """
+        """Return the spec of a configuration file."""
         from nanogauge.config import load_config
 
         return load_config(Path(path)).to_spec()

@@ -31,7 +31,6 @@ LONG = {
         1.3 error temperature 999 2.5
         0 error fan 3
         0 error event_reasons 13   # an older driver
-        0 error compute 13
         1.5 throttle_bits 0x24
         3.5 throttle_bits 0x3
         """,

@@ -127,11 +127,7 @@ def _plan(given: Namespace, load_tools: LoadTools | None) -> int:
 
 
 def _compare(given: Namespace) -> int:
-    """Print the plans of several configurations in one table.
-
-    Raises:
-        BadInput: if a configuration is invalid, or for a flag that concerns a single run.
-    """
+    """Print the plans of several configurations in one table."""
     shared = ("config", "compare", "gpu", "gpus", "free_vram_gib", "start", "json")
     _refuse_flags(given, "compare", shared, "the plan of one run; leave it or --compare out.")
     paths = [path for path in (given.config, *given.compare) if path is not None]
@@ -161,11 +157,7 @@ def _compare(given: Namespace) -> int:
 
 
 def _refuse_flags(given: Namespace, mode: str, allowed: Sequence[str], belongs_to: str) -> None:
-    """Refuse the flags of a plan that a mode ignores.
-
-    Raises:
-        BadInput: for the first of them.
-    """
+    """Refuse the flags of a plan that a mode ignores."""
     defaults = _make_parser()
     for name, value in vars(given).items():
         ignored = "." not in name and name not in (mode, *allowed)
@@ -190,11 +182,7 @@ class Target:
 
 
 def _named_target(spec: RunSpec, gpu: str | None) -> Target:
-    """Return the GPU of this name, with the calibration that this machine has stored for it.
-
-    Raises:
-        BadInput: without a name, or for one that has no row.
-    """
+    """Return the GPU of this name, with the calibration that this machine has stored for it."""
     if gpu is None:
         raise BadInput(
             "--gpu is missing: name the GPU to plan for, or measure the local device with "
