@@ -180,17 +180,3 @@ def test_the_bench_works_on_any_such_table_and_refuses_others(tmp_path: Path) ->
         refused = run(BENCH, str(path))
         assert refused.returncode == 2
         assert str(path) in refused.stderr and "Traceback" not in refused.stderr
-
-
-def test_the_same_model_refers_to_an_earlier_row_of_its_source(tmp_path: Path) -> None:
-    first = GPT2 | {
-        "source_detail": "8q/4kv heads hd64, MLP 2x ReLU2",
-        "n_head": "8",
-        "n_embd": "512",
-    }
-    second = first | {"id": "longer", "source_detail": "same model, other batch"}
-    runs, _, _ = read_runs(table(tmp_path, first, second))
-    assert runs[0].work.shape == runs[1].work.shape
-    assert (runs[1].work.shape.n_kv_head, runs[1].work.shape.mlp_width) == (4, 1024)
-    other, _, _ = read_runs(table(tmp_path, first, second | {"source": "someone else"}))
-    assert other[1].work.shape.n_kv_head == 8
