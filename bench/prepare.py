@@ -1,13 +1,13 @@
 """How fast texts become shards, beside what others do with the same texts, and in how much memory.
 
-python bench/prepare.py [--nanogpt DIR] [--build-nanogpt DIR] [--megabytes 50] [--huge] [--kills 20]
+python bench/prepare.py [--nanogpt DIR] [--build-nanogpt DIR] [--megabytes 50] [--kills 20]
 
 The texts are Python's own library and its documentation, repeated with variation. Every figure is a
 whole process, its start among it: prepare_fineweb.py with two workers, from JSON lines to hashed
 shards; one process that only calls tiktoken's encode_ordinary on each text; and the scripts of
 nanoGPT and build-nanogpt, run from those repositories (bare or not) with their dataset replaced by
 the same texts and two workers. Rounds are interleaved; a ratio is the median over rounds of
-peer / ours. --huge adds the memory for one document of 200 MB, --kills a test of resuming.
+peer / ours. --kills adds a test of resuming.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from results import ROOT, Bench, Result, result
 
 from nanogauge.errors import BadInput, RunFailed
 
-HUGE_BYTES = 200_000_000
 SAMPLED_SECONDS = 0.02
 PLAIN = """
 import json, sys, tiktoken
@@ -227,16 +226,6 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def huge_document(folder: Path) -> Path:
-    """JSON lines with one document of 200 MB among small ones."""
-    text = "".join(library_texts(20))
-    path = folder / "huge.jsonl"
-    with path.open("w") as file:
-        for document in ("a small one", (text * 11)[:HUGE_BYTES], "another small one"):
-            file.write(json.dumps({"text": document}, ensure_ascii=False) + "\n")
-    return path
-
-
 def measure(given: Any) -> list[Result]:
     with tempfile.TemporaryDirectory() as name:
         return measure_in(given, Path(name))
@@ -273,10 +262,6 @@ def measure_in(given: Any, folder: Path) -> list[Result]:
     beside = ", ".join(f"{peer} {peak / 2**30:.2f} GiB" for peer, peak in peaks.items())
     own_peak = peak_of(ours(texts, folder / "out"))
     results.append(result("tree_peak_bytes", size, [own_peak], beside))
-    if given.huge:
-        document = huge_document(folder)
-        peak = peak_of(ours(document, folder / "out", "--val-tokens", 1))
-        results.append(result("tree_peak_bytes", "a document of 200 MB", [peak], "limit 2 GiB"))
     if given.kills:
         compared = killed_and_resumed(texts, folder, given.kills)
         whole = f"{compared} times to the end, all files identical to an undisturbed call's"
@@ -290,6 +275,5 @@ if __name__ == "__main__":
     bench.add_argument("--build-nanogpt", type=Path, help="build-nanogpt's repository")
     bench.add_size("--megabytes", 50.0, 0.5, "of text (50)")
     bench.add_size("--rounds", 5, 1, "rounds that count, after one more")
-    bench.add_argument("--huge", action="store_true", help="one document of 200 MB, too")
     bench.add_argument("--kills", type=int, default=0, help="kills -9, then resumed")
     bench.run(measure)

@@ -23,7 +23,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from nanogauge.errors import BadInput
-from nanogauge.files import from_home, read_whole, scrubbed, without_secrets
+from nanogauge.files import expand_home, read_whole, scrubbed, without_secrets
 from nanogauge.runspec import (
     EMBEDDED_TEXT,
     SETTINGS,
@@ -181,7 +181,7 @@ class DataSection(Section):
     @property
     def folder(self) -> Path | None:
         """Folder of token shards; None for the embedded text."""
-        return from_home(self.path) if self.path is not None else None
+        return expand_home(self.path) if self.path is not None else None
 
 
 class TrainSection(Section):
@@ -303,7 +303,7 @@ class Config(Section):
 
     @property
     def folder(self) -> Path:
-        return from_home(self.run.out) / self.run.name
+        return expand_home(self.run.out) / self.run.name
 
     def to_spec(self, dtype: str | None = None, world_size: int = 1) -> RunSpec:
         """Return the RunSpec; `dtype` is what run.dtype = auto resolves to, None if open."""

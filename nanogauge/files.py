@@ -66,7 +66,7 @@ def stays_below(name: str) -> bool:
     return usable and not parts.anchor and ".." not in parts.parts
 
 
-def refuse_to_lead_out(path: Path) -> None:
+def refuse_outside_link(path: Path) -> None:
     """Refuse a link out of its folder, since the contents of the file are shown and uploaded."""
     folder = os.path.realpath(path.parent)
     if os.path.commonpath([folder, os.path.realpath(path)]) != folder:
@@ -155,7 +155,7 @@ def scrubbed(value: _Value) -> _Value:
             return value
 
 
-def from_home(path: str) -> Path:
+def expand_home(path: str) -> Path:
     """Expand a leading ~/ to the home folder."""
     begin, _, rest = path.partition("/")
     return Path.home() / rest if begin == "~" else Path(path)

@@ -232,7 +232,7 @@ def next_time(text: str, after: datetime, flag: str) -> datetime:
     return moment
 
 
-def later(start: datetime, seconds: float) -> datetime | None:
+def time_after(start: datetime, seconds: float) -> datetime | None:
     """Return the local time `seconds` after `start`; None beyond FAR_SECONDS."""
     if seconds > FAR_SECONDS:
         return None

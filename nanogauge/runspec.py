@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from operator import attrgetter
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter
@@ -297,13 +296,6 @@ class RunSpec:
             steps=steps,
             **(defaults | settings),
         )
-
-    @classmethod
-    def from_toml(cls, path: Path | str) -> RunSpec:
-        """Return the spec of a configuration file."""
-        from nanogauge.config import load_config
-
-        return load_config(Path(path)).to_spec()
 
     @classmethod
     def from_json(cls, data: bytes) -> RunSpec:

@@ -30,17 +30,11 @@ def _zone_name(name: str) -> str:
     return name if re.fullmatch(r"[A-Za-z0-9+-]{1,10}", name) else "local time"
 
 
-def _utc_offset(seconds: int) -> int:
-    if abs(seconds) >= 86400:
-        raise ValueError("a time zone is less than a day from UTC")
-    return seconds
-
-
 class TimeZone(Stored):
     """Time zone of the machine that trained; reports show times in it."""
 
     name: Annotated[str, AfterValidator(_zone_name)] = "UTC"
-    utc_offset_seconds: Annotated[int, AfterValidator(_utc_offset)] = 0
+    utc_offset_seconds: Annotated[int, Field(gt=-86400, lt=86400)] = 0
 
     def local(self, unix: float) -> datetime:
         """Convert a Unix time to this time zone."""

@@ -7,7 +7,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from commands import DEMO, ROOT, TINY, run, run_here, train_tiny
+from commands import DEMO, ROOT, TINY, run, run_here, run_main, train_tiny
+
+from nanogauge.__main__ import main
 
 DOCUMENTED = ROOT / "configs" / "rtx4070_fineweb.toml"
 SEED = ROOT / "predictions" / "seed_zh.toml"
@@ -141,6 +143,20 @@ def test_a_missing_log_is_named(tmp_path: Path) -> None:
 )
 def test_a_report_without_a_run_is_refused(arguments: list[str], words: str) -> None:
     refused("report.py", *arguments, words=words)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["plann"], "nanogauge: unknown command plann; did you mean plan?"),
+        (["import", "x"], "nanogauge import: an imported log also needs --config"),
+        (["plan", DEMO, "--gpuu", "T4"], "nanogauge plan: unknown argument --gpuu; did you mean"),
+    ],
+)
+def test_the_installed_command_names_itself_in_a_refusal(
+    arguments: list[object], words: str
+) -> None:
+    check_refusal(run_main(main, "nanogauge", *arguments), words)
 
 
 def test_training_without_its_data_says_how_to_get_it(tmp_path: Path) -> None:

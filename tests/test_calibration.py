@@ -100,12 +100,7 @@ def calibrated_seconds(work: Workload, calibration: Calibration) -> float:
 
 def test_the_best_evidence_is_taken() -> None:
     rates = (figure(matrix_product_name("bfloat16"), 4e13, "FLOP/s"), figure(COPY, 3e11, "B/s"))
-    left = [
-        *rates,
-        finished(OTHER, 2.0),
-        measured(WORK, 0.005, 0.05, 0.001),
-        finished(WORK, 3.9),
-    ]
+    left = [*rates, finished(OTHER, 2.0), measured(WORK, 0.005, 0.05, 0.001), finished(WORK, 3.9)]
     for words in ("the same workload", "a layer, the rest", "of other shapes", "matrix products"):
         found = calibrated_step(WORK, CARD, known(*left), predict_step_time(WORK, CARD))
         assert found is not None

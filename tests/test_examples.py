@@ -11,9 +11,9 @@ from examples import CPU
 
 from nanogauge.analysis.claims import load_claims
 from nanogauge.analysis.verdicts import build_rows
+from nanogauge.config import load_config
 from nanogauge.prediction.prediction import predict
 from nanogauge.quantities import QUANTITIES
-from nanogauge.runspec import RunSpec
 
 README = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
 DEMO_CLAIMS = ROOT / "examples" / "demo_claims.toml"
@@ -21,7 +21,7 @@ NANOGPT_CLAIMS = ROOT / "examples" / "nanogpt_cpu_claims.toml"
 
 
 def test_arithmetic_refutes_the_claims_about_the_demo_that_the_readme_names() -> None:
-    spec = RunSpec.from_toml(ROOT / "configs" / "demo.toml")
+    spec = load_config(ROOT / "configs" / "demo.toml").to_spec()
     rows, findings = build_rows(load_claims(DEMO_CLAIMS), spec, predict(spec, CPU), None)
     verdicts = {row.claim: row.verdict for row in rows if row.claim is not None}
     assert verdicts["flops_total_6n.scientific"] == "contradicted"

@@ -17,7 +17,6 @@ from examples import DOCUMENTED, documented_config, documented_prediction, docum
 from nanogauge.config import load_config
 from nanogauge.errors import BadInput
 from nanogauge.hardware import lookup
-from nanogauge.runspec import RunSpec
 from nanogauge.schedule import learning_rate
 from nanogauge.schema import FreeMemory
 from trainer.run.resources import open_run_folder, refuse_too_large
@@ -153,7 +152,7 @@ def night(*flags: str) -> tuple[str, dict[str, Any]]:
 
 def test_a_deadline_before_the_end_names_the_steps_and_moves_the_decay() -> None:
     said, deadline = night("--start=01:00", "--by=07:00")
-    planned = RunSpec.from_toml(FAST)
+    planned = load_config(FAST).to_spec()
     assert planned.schedule is not None
     steps, sure = deadline["steps"]["expected"], deadline["steps"]["low"]
     assert 0 < sure < steps < planned.steps

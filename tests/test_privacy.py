@@ -12,7 +12,7 @@ from commands import DEMO, run, train_tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanogauge.files import from_home, scrubbed, without_keys, without_secrets
+from nanogauge.files import expand_home, scrubbed, without_keys, without_secrets
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_AbCdEfGhIjKlMnOpQrStUvWxYz01234567"
@@ -83,7 +83,7 @@ def test_only_the_home_folder_itself_becomes_a_tilde(home: Path) -> None:
         assert without_secrets(other) == other
     assert without_secrets(f"in {home}.") == "in ~."
     assert without_secrets(f'"{home}"') == '"~"'
-    assert from_home(without_secrets(f"{home}/a b")) == home / "a b"
+    assert expand_home(without_secrets(f"{home}/a b")) == home / "a b"
 
 
 @given(text=st.text(), around=st.text())

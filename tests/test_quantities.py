@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanogauge.quantities import Interval, day_and_time, later, mfu, next_time
+from nanogauge.quantities import Interval, day_and_time, mfu, next_time, time_after
 
 
 def intervals() -> st.SearchStrategy[Interval]:
@@ -57,7 +57,7 @@ def test_a_night_is_an_hour_shorter_or_longer_when_summer_time_changes(
     start = next_time("22:00", local(*evening, 20), "--start")
     by = next_time("8:00", start, "--by")
     assert by.timestamp() - start.timestamp() == hours * 3600
-    assert later(start, hours * 3600) == by
+    assert time_after(start, hours * 3600) == by
 
 
 @given(
@@ -83,4 +83,4 @@ def test_moments_are_formatted_by_how_many_days_ahead_they_are() -> None:
         "2026-07-09 07:40": local(2026, 7, 9, 7, 40),
     }
     assert {day_and_time(moment, now): moment for moment in moments.values()} == moments
-    assert day_and_time(later(now, 1e12), now) == "in more than 100 years"
+    assert day_and_time(time_after(now, 1e12), now) == "in more than 100 years"

@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from commands import ROOT, build_fake_driver, log_lines, rows_of
+from commands import ROOT, build_fake_driver, log_lines, rows_of, train_ranks
 from runs import GIB, MadeUp
-from test_ranks import torchrun, train_ranks
+from test_ranks import small, torchrun
 
 from nanogauge.analysis.instruments import Instrument, instruments
 from nanogauge.analysis.measured import Measurements, measure
@@ -97,16 +97,16 @@ def test_the_slowest_and_the_fullest_rank_are_named_with_their_spread() -> None:
 def test_the_doctor_and_the_refusal_count_the_same_memory(tmp_path: Path) -> None:
     large = ["--model.n-embd=2048", "--model.n-layer=4", "--train.keep-checkpoints=1"]
     large += ["--model.vocab-size=50304", "--train.micro-batch=65536"]
-    done = train_ranks(2, tmp_path, *large)
-    predicted = re.search(r"the run peaks at ([\d.]+) GiB", done.stdout)
+    done = train_ranks(2, small(tmp_path / "out", *large), tmp_path / "out")
+    checked = re.search(r"the run peaks at ([\d.]+) GiB", done.stdout)
     refused = re.search(r"needs about ([\d.]+) GiB of memory", done.stderr)
-    assert predicted is not None, done.stdout
+    assert checked is not None, done.stdout
     assert refused is not None, done.stderr
-    assert float(predicted[1]) == pytest.approx(float(refused[1]), abs=0.3)
+    assert float(checked[1]) == pytest.approx(float(refused[1]), abs=0.3)
 
 
-@pytest.mark.alone  # it compares the times of two processes, which are to have the cores
-def test_each_rank_logs_its_times_and_rank_zero_reads_all_gpus(tmp_path: Path) -> None:
+@pytest.mark.alone  # it compares the times of two processes
+def test_each_rank_logs_its_times_and_rank_0_reads_all_gpus(tmp_path: Path) -> None:
     script = tmp_path / "script.txt"
     script.write_text("cards 2\ncard 1 0 watts 150\ncard 1 0 celsius 77\n")
     driver = {"FAKE_NVML_SCRIPT": str(script), "LD_LIBRARY_PATH": str(build_fake_driver(tmp_path))}

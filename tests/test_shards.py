@@ -122,13 +122,6 @@ def test_a_damaged_folder_is_refused_with_what_to_do(tmp_path: Path, damage: str
     assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_folder_without_training_tokens_is_refused(tmp_path: Path) -> None:
-    with ShardWriter(tmp_path, ORIGIN, shard_tokens=5) as writer:
-        writer.write("val", np.arange(4, dtype=np.uint16))
-    with pytest.raises(BadInput, match="no train tokens"):
-        open_split(tmp_path, "train")
-
-
 def test_a_shard_has_the_header_of_llm_c(tmp_path: Path) -> None:
     write_shards(tmp_path)
     data = (tmp_path / SHARD).read_bytes()

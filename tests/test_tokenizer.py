@@ -68,13 +68,6 @@ def test_the_parts_have_the_tokens_of_the_whole(
         assert tokens == encoding.encode_ordinary(text)
 
 
-@settings(max_examples=100, deadline=None)
-@given(text=texts, chunk=st.integers(1, 12))
-def test_bytes_and_strings_arrive_as_the_same_text(text: str, chunk: int) -> None:
-    """Chunks may cut through a character."""
-    assert "".join(in_chunks(memoryview(text.encode()), chunk)) == text
-
-
 def test_texts_of_words_are_split() -> None:
     english, chinese = "some words, and more of them " * 50, "\u80fd\u91cf\uff0c" * 400
     for text in (english, chinese, english.replace(" ", "\n")):

@@ -83,10 +83,10 @@ def inconsistencies(claims: Claims, spec: RunSpec, prediction: Prediction) -> li
         if value is None:
             not_exact.append(claim)
         elif not claim.holds(value):
-            label = QUANTITIES[claim.row].label
             sentence = arithmetic_sentence(claim, value, prediction)
-            why = f"{label}: {range_text(claim)} is wrong: {sentence}."
-            found.append(Inconsistency(ids=[claim.key], why=why))
+            found.append(
+                _finding(f"{_label(claim)}: {range_text(claim)} is wrong: {sentence}.", claim)
+            )
             refuted.append(claim)
     for claim in not_exact:
         found += _check_hardware(claim, spec, prediction)
@@ -100,9 +100,17 @@ def inconsistencies(claims: Claims, spec: RunSpec, prediction: Prediction) -> li
     return found
 
 
+def _finding(why: str, *claims: Claim) -> Inconsistency:
+    return Inconsistency(ids=[claim.key for claim in claims], why=why)
+
+
+def _label(claim: Claim) -> str:
+    return QUANTITIES[claim.row].label
+
+
 def _check_hardware(claim: Claim, spec: RunSpec, prediction: Prediction) -> Iterator[Inconsistency]:
-    hardware = prediction.hardware
-    peak, gpus = prediction.peak_flops, prediction.gpus
+    """Check a claim against the peak, memory and power limit of the hardware."""
+    hardware, peak, gpus = prediction.hardware, prediction.peak_flops, prediction.gpus
     steps = {"step_seconds": 1, "total_seconds": spec.steps}.get(claim.row)
     if peak is not None and steps is not None and claim.low > 0:
         per_token = flops_per_token_palm(spec.shape)
@@ -110,30 +118,27 @@ def _check_hardware(claim: Claim, spec: RunSpec, prediction: Prediction) -> Iter
         share = mfu(flops, claim.low, peak)
         if share > 1 + _SLACK:
             causal = flops_per_token_causal(spec.shape) / per_token
-            yield Inconsistency(
-                ids=[claim.key],
-                why=f"{format_value(claim.row, claim.low)} would need "
+            yield _finding(
+                f"{format_value(claim.row, claim.low)} would need "
                 f"{flops / claim.low / 1e12:.1f} TFLOP/s (6N + 12LCT), {100 * share:.0f} % of the "
                 f"peak of {peak / 1e12:.1f}; with only the causal half of attention counted, "
                 f"{100 * share * causal:.0f} %.",
+                claim,
             )
     if claim.row.startswith("mfu") and (claim.low > 1 or 1 < claim.high < math.inf):
-        why = f"{range_text(claim)}: MFU cannot exceed 100 %."
-        yield Inconsistency(ids=[claim.key], why=why)
-    watts = hardware.power_limit_watts
-    limits = {
-        "power_watts": (
-            gpus * watts if watts is not None else None,
-            "the board's power limit" if gpus == 1 else f"the power limit of {gpus} boards,",
-        ),
-        "peak_allocated_bytes": (hardware.memory_bytes, "the card's memory"),
-        "peak_process_bytes": (hardware.memory_bytes, "the card's memory"),
-    }
-    limit, name = limits.get(claim.row, (None, ""))
+        yield _finding(f"{range_text(claim)}: MFU cannot exceed 100 %.", claim)
+    if hardware.kind == "cpu":
+        return
+    limit, name = None, "the card's memory"
+    if claim.row == "power_watts" and hardware.power_limit_watts is not None:
+        limit = gpus * hardware.power_limit_watts
+        name = "the board's power limit" if gpus == 1 else f"the power limit of {gpus} boards,"
+    elif claim.row in ("peak_allocated_bytes", "peak_process_bytes"):
+        limit = hardware.memory_bytes
     top = claim.high if math.isfinite(claim.high) else claim.low
-    if limit is not None and top > limit and hardware.kind != "cpu":
-        why = f"{format_value(claim.row, top)} is above {name} of {format_value(claim.row, limit)}."
-        yield Inconsistency(ids=[claim.key], why=why)
+    if limit is not None and top > limit:
+        top_text, limit_text = (format_value(claim.row, value) for value in (top, limit))
+        yield _finding(f"{top_text} is above {name} of {limit_text}.", claim)
 
 
 def _check_same_row(one: Claim, other: Claim) -> Iterator[Inconsistency]:
@@ -142,11 +147,8 @@ def _check_same_row(one: Claim, other: Claim) -> Iterator[Inconsistency]:
         far, near = upper.value or upper.low, lower.value or lower.high
         factor = far / near if near > 0 else None
         apart = f" are {factor_text(factor)} apart and" if factor and factor > 1.5 else ""
-        yield Inconsistency(
-            ids=[one.key, other.key],
-            why=f"{QUANTITIES[one.row].label}: {range_text(one)} and {range_text(other)}{apart} "
-            "exclude each other.",
-        )
+        ranges = f"{range_text(one)} and {range_text(other)}"
+        yield _finding(f"{_label(one)}: {ranges}{apart} exclude each other.", one, other)
 
 
 def _ends(claim: Claim) -> tuple[float, float]:
@@ -169,6 +171,11 @@ def _span_text(row_id: str, low: float, high: float) -> str:
     return format_range(row_id, low, high)
 
 
+def _combinations(claims: list[Claim], *rows: str) -> Iterator[tuple[Claim, ...]]:
+    """Yield every combination of one claim per row."""
+    return product(*([claim for claim in claims if claim.row == row] for row in rows))
+
+
 def _check_mfu(
     claims: list[Claim], spec: RunSpec, prediction: Prediction
 ) -> Iterator[Inconsistency]:
@@ -181,14 +188,14 @@ def _check_mfu(
         return
     counts = {row: per_token(spec.shape) for row, per_token in MFU_CONVENTIONS.items()}
     ratio = counts["mfu_palm"] / counts["mfu_6n"]
-    by_row = _by_row(claims)
-    for palm, plain in product(by_row.get("mfu_palm", []), by_row.get("mfu_6n", [])):
+    for palm, plain in _combinations(claims, "mfu_palm", "mfu_6n"):
         low, high = (ratio * end for end in _ends(plain))
         if _disjoint(low, high, palm):
-            yield Inconsistency(
-                ids=[palm.key, plain.key],
-                why=f"6N + 12LCT is {ratio:.3g} times 6N, so that {range_text(plain)} by 6N "
+            yield _finding(
+                f"6N + 12LCT is {ratio:.3g} times 6N, so that {range_text(plain)} by 6N "
                 f"means {_span_text(palm.row, low, high)}, not {range_text(palm)}.",
+                palm,
+                plain,
             )
     times = {"step_seconds": 1, "total_seconds": spec.steps}
     for share, claim in product(claims, claims):
@@ -204,13 +211,15 @@ def _check_mfu(
             )
         low, high = implied[share.row]
         if _disjoint(low, math.inf if claim.row == "total_seconds" else high, claim):
-            other = "mfu_6n" if share.row == "mfu_palm" else "mfu_palm"
-            yield Inconsistency(
-                ids=[share.key, claim.key],
-                why=f"MFU {range_text(share)} means {_span_text(claim.row, low, high)} "
-                f"({_span_text(claim.row, *implied[other])} counting "
-                f"{'6N' if other == 'mfu_6n' else '6N + 12LCT'}), "
+            other, name = (
+                ("mfu_6n", "6N") if share.row == "mfu_palm" else ("mfu_palm", "6N + 12LCT")
+            )
+            yield _finding(
+                f"MFU {range_text(share)} means {_span_text(claim.row, low, high)} "
+                f"({_span_text(claim.row, *implied[other])} counting {name}), "
                 f"not {range_text(claim)}: the two exclude each other.",
+                share,
+                claim,
             )
 
 
@@ -222,32 +231,20 @@ _AT_LEAST = {
 """Pairs of rows whose first is at least the second, and why."""
 
 
-def _by_row(claims: list[Claim]) -> dict[str, list[Claim]]:
-    by_row: dict[str, list[Claim]] = {}
-    for claim in claims:
-        by_row.setdefault(claim.row, []).append(claim)
-    return by_row
-
-
 def _check_order(claims: list[Claim]) -> Iterator[Inconsistency]:
     """Check pairs of quantities of which one includes the other."""
-    by_row = _by_row(claims)
-    for (larger, smaller), why in _AT_LEAST.items():
-        for whole, part in product(by_row.get(larger, []), by_row.get(smaller, [])):
+    for rows, why in _AT_LEAST.items():
+        for whole, part in _combinations(claims, *rows):
             if _disjoint(_ends(part)[0], math.inf, whole):
-                more, less = QUANTITIES[larger].label, QUANTITIES[smaller].label
-                yield Inconsistency(
-                    ids=[whole.key, part.key],
-                    why=f"{more}: {range_text(whole)}; {less}: {range_text(part)}; but {why}.",
-                )
+                ranges = "; ".join(f"{_label(c)}: {range_text(c)}" for c in (whole, part))
+                yield _finding(f"{ranges}; but {why}.", whole, part)
 
 
 def _check_exact(refuted: list[Claim], spec: RunSpec) -> Iterator[Inconsistency]:
     """Check exact quantities against each other, among claims the configuration refutes.
 
-    Several such claims may describe another run, and must then agree with each other.
+    Several of these may describe another run, and must then agree with each other.
     """
-    by_row = _by_row(refuted)
     steps, unique = spec.steps, spec.unique_tokens
     relations: list[tuple[str, tuple[str, ...], float, str]] = [
         ("tokens_total", ("tokens_per_step",), steps, f"{steps:,} steps of {{}} tokens"),
@@ -258,44 +255,43 @@ def _check_exact(refuted: list[Claim], spec: RunSpec) -> Iterator[Inconsistency]
         words = f"{{}} tokens over {unique:,} unique ones"
         relations.append(("data_epochs", ("tokens_total",), 1 / unique, words))
     for result, rows, factor, words in relations:
-        for whole, *parts in product(*(by_row.get(row, []) for row in (result, *rows))):
+        for whole, *parts in _combinations(refuted, result, *rows):
             low = factor * math.prod(_ends(part)[0] for part in parts)
             high = factor * math.prod(part.high for part in parts)
             if _disjoint(low, high, whole):
                 made = words.format(*(range_text(part) for part in parts))
-                yield Inconsistency(
-                    ids=[whole.key, *(part.key for part in parts)],
-                    why=f"{QUANTITIES[result].label}: {made} make "
-                    f"{_span_text(result, low, high)}, not {range_text(whole)}.",
+                yield _finding(
+                    f"{_label(whole)}: {made} make {_span_text(result, low, high)}, "
+                    f"not {range_text(whole)}.",
+                    whole,
+                    *parts,
                 )
 
 
 def _check_products(claims: list[Claim], spec: RunSpec) -> Iterator[Inconsistency]:
     """Check total = steps x step, energy = power x time and cost = energy x price."""
-    by_row = _by_row(claims)
-    for total, step in product(by_row.get("total_seconds", []), by_row.get("step_seconds", [])):
-        steps = spec.steps
-        least = _ends(step)[0] * steps
+    for total, step in _combinations(claims, "total_seconds", "step_seconds"):
+        least = _ends(step)[0] * spec.steps
         if _disjoint(least, math.inf, total):
-            yield Inconsistency(
-                ids=[total.key, step.key],
-                why=f"{steps:,} steps of {range_text(step)} take at least "
+            yield _finding(
+                f"{spec.steps:,} steps of {range_text(step)} take at least "
                 f"{format_value('total_seconds', least)}, more than {range_text(total)}.",
+                total,
+                step,
             )
-    for energy, watts, total in product(
-        *(by_row.get(row, []) for row in ("energy_kwh", "power_watts", "total_seconds"))
-    ):
+    for group in _combinations(claims, "energy_kwh", "power_watts", "total_seconds"):
+        energy, watts, total = group
         low, high = (w * s / 3.6e6 for w, s in zip(_ends(watts), _ends(total), strict=True))
         if _disjoint(low, high, energy):
-            yield Inconsistency(
-                ids=[energy.key, watts.key, total.key],
-                why=f"{range_text(watts)} over {range_text(total)} make "
+            yield _finding(
+                f"{range_text(watts)} over {range_text(total)} make "
                 f"{_span_text('energy_kwh', low, high)}, not {range_text(energy)}.",
+                *group,
             )
     price, currency = spec.cost.price_per_kwh, spec.cost.currency
-    for cost, energy in product(by_row.get("cost", []), by_row.get("energy_kwh", [])):
-        if price is None:
-            continue
+    if price is None:
+        return
+    for cost, energy in _combinations(claims, "cost", "energy_kwh"):
         least, most = _ends(energy)
         if spec.cost.machine_watts is not None:
             most = math.inf  # the cost includes the rest of the machine
@@ -305,8 +301,9 @@ def _check_products(claims: list[Claim], spec: RunSpec) -> Iterator[Inconsistenc
             means = f"{low:.3g}-{high:.3g}"
             if low == 0 or math.isinf(high):
                 means = f"at most {high:.3g}" if low == 0 else f"at least {low:.3g}"
-            yield Inconsistency(
-                ids=[cost.key, energy.key],
-                why=f"{range_text(cost, currency)} for {range_text(energy)} means {means} "
-                f"{currency}/kWh; the configured tariff is {price:g}.",
+            yield _finding(
+                f"{range_text(cost, currency)} for {range_text(energy)} means {means} "
+                f"{currency}/kWh; the configured price is {price:g}.",
+                cost,
+                energy,
             )

@@ -22,7 +22,7 @@ LOG_FORMATS = {
     "nanogpt_log": (NANOGPT.read, "LOG", "output of nanoGPT"),
     "nanochat_log": (NANOCHAT.read, "LOG", "output of nanochat's base_train"),
     "build_nanogpt_log": (BUILD_NANOGPT.read, "LOG", "log.txt or output of build-nanogpt"),
-    "wandb_history": (read_wandb_history, "FILE", "history of a W&B run, CSV or Parquet"),
+    "wandb_history": (read_wandb_history, "FILE", "history of a W&B run as CSV"),
 }
 """Flag of a format -> its reader, and its metavar and help."""
 _REQUIRED = ("config", "out")
@@ -104,13 +104,13 @@ def import_as(
     """
     for flag in _REQUIRED:
         if getattr(given, flag) is None:
-            raise BadInput(f"{_flag(name)} also needs {_flag(flag)}.")
+            raise BadInput(f"an imported log also needs {_flag(flag)}.")
     overrides = config_overrides(given)
     # None of these programs has a chunked head.
     overrides["train"] = {"head": "plain"} | overrides.get("train", {})
     spec = load_config(given.config, overrides).to_spec()
     claims = load_claims(given.claims) if given.claims is not None else None
-    prediction = _predict(given, name, spec, measure_cpu)
+    prediction = _predict(given, spec, measure_cpu)
     out: Path = given.out
     reader = LOG_FORMATS[name][0]
     import_log(reader, log, spec, prediction, claims, given.claims, out, given.run_number)
@@ -118,7 +118,7 @@ def import_as(
 
 
 def _predict(
-    given: argparse.Namespace, name: str, spec: RunSpec, measure_cpu: MeasureCpu | None
+    given: argparse.Namespace, spec: RunSpec, measure_cpu: MeasureCpu | None
 ) -> Prediction:
     """Return the prediction of an imported run on the device that the user names.
 
@@ -132,7 +132,7 @@ def _predict(
             )
         if given.gpu is None:
             raise BadInput(
-                f"{_flag(name)} also needs --gpu, the card it ran on; for a run on a CPU give "
+                "an imported log also needs --gpu, the card it ran on; for a run on a CPU give "
                 "--run.device cpu instead."
             )
         return predict(spec, lookup(given.gpu, resolve_dtype(spec, on_gpu=True)))

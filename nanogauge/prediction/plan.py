@@ -27,7 +27,7 @@ from nanogauge.prediction.search import (
     most_steps,
     widest,
 )
-from nanogauge.quantities import Interval, later, next_time
+from nanogauge.quantities import Interval, next_time, time_after
 from nanogauge.runspec import RunSpec, Schedule
 from nanogauge.schedule import learning_rate
 from nanogauge.schema import FreeMemory, Prediction, Stored
@@ -92,7 +92,7 @@ class Finish(Stored):
 
     @classmethod
     def after(cls, start: datetime, seconds: Interval) -> Finish:
-        ends = [later(start, value) for value in (seconds.low, seconds.expected, seconds.high)]
+        ends = [time_after(start, value) for value in (seconds.low, seconds.expected, seconds.high)]
         return cls(low=ends[0], expected=ends[1], high=ends[2])
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nanogauge.config import load_config
 from nanogauge.errors import BadInput
-from nanogauge.files import make_folder, read_whole, refuse_to_lead_out, scrubbed, write_atomic
+from nanogauge.files import make_folder, read_whole, refuse_outside_link, scrubbed, write_atomic
 from nanogauge.runlog.history import Recorded
 from nanogauge.runlog.reader import FILE_NAME as LOG_NAME
 from nanogauge.runlog.reader import LogReader, has_begun
@@ -106,7 +106,7 @@ def load(path: Path) -> RunFolder:
             f"{path} is not a run folder: it has no {LOG_NAME}; give the folder of a run."
         )
     for name in (SPEC_NAME, CONFIG_TOML, "machine.json", "prediction.json", LOG_NAME):
-        refuse_to_lead_out(path / name)
+        refuse_outside_link(path / name)
     try:
         machine = json.loads(read_whole(path / "machine.json"))
         if not isinstance(machine, dict):

@@ -24,8 +24,8 @@ from nanogauge.quantities import (
     format_range,
     format_seconds,
     format_value,
-    later,
     mfu,
+    time_after,
     tokens_per_second,
 )
 from nanogauge.runspec import RunSpec
@@ -139,7 +139,7 @@ def _numbers_bold(text: str) -> Text:
 def clock_times(now: datetime, *seconds: float) -> list[str]:
     """Format local times of day, given in seconds after now; name the day where it changes."""
     day, texts = now.date(), []
-    for moment in (later(now, s) for s in seconds):
+    for moment in (time_after(now, s) for s in seconds):
         if moment is None:
             texts.append("in more than 100 years")
             continue

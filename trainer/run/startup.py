@@ -162,9 +162,7 @@ def open_session(config: Config, options: Options, ranks: Ranks = ALONE) -> Sess
         ),
         stop=StopSignal(),
         watchdog=Watchdog(
-            folder.path,
-            hang_seconds,
-            lambda text: recorder.log_event("hung", text, "alarm"),
+            folder.path, hang_seconds, lambda text: recorder.log_event("hung", text, "alarm")
         ),
     )
     log_start(session, opened, sensing, changes, same_ranks)
