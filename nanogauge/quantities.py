@@ -151,14 +151,6 @@ def mfu(flops: float, seconds: Seconds, peak_flops: float) -> Seconds:
     return flops / seconds / peak_flops
 
 
-def tokens_per_second(tokens: float, seconds: float) -> float:
-    return tokens / seconds
-
-
-def joules_per_token(joules: float, tokens: float) -> float:
-    return joules / tokens
-
-
 def _digits(value: float, significant: int = 3) -> str:
     """Format a number to significant digits, with thousands separators and without exponent."""
     if value == 0:

@@ -50,7 +50,7 @@ DEFAULT_RUN = RunSection(name="NAME")
 CountTokens = Callable[[DataSection], int]
 """Counts the training tokens of a data set; raises BadInput if it is missing or damaged."""
 LOG_BYTES_PER_STEP = 600
-LOG_BYTES_PER_SECOND = 400
+LOG_BYTES_PER_SECOND = 500
 """Sensor readings, which only a GPU has."""
 
 
