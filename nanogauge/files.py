@@ -67,22 +67,14 @@ def stays_below(name: str) -> bool:
 
 
 def refuse_outside_link(path: Path) -> None:
-    """Refuse a link out of its folder, since the contents of the file are shown and uploaded.
-
-    Raises:
-        BadInput: for such a link.
-    """
+    """Refuse a link out of its folder, since the contents of the file are shown and uploaded."""
     folder = os.path.realpath(path.parent)
     if os.path.commonpath([folder, os.path.realpath(path)]) != folder:
         raise BadInput(f"{path} is a link that leads out of its folder; put the file itself there.")
 
 
 def make_folder(path: Path) -> None:
-    """Create a folder to write into.
-
-    Raises:
-        BadInput: if it cannot be created or written to.
-    """
+    """Create a folder to write into."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -124,11 +116,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def sha256_file(path: Path) -> str:
-    """Return the SHA-256 of a regular file in hexadecimal.
-
-    Raises:
-        OSError: as open_regular.
-    """
+    """Return the SHA-256 of a regular file in hexadecimal."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

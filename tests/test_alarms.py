@@ -17,7 +17,6 @@ from nanogauge.measure.alarms import Alarm, Alarms
 from nanogauge.measure.detectors import (
     BASELINE_STEPS,
     LossSpikeDetector,
-    SlowDownDetector,
 )
 from nanogauge.schema import Sensor
 
@@ -257,37 +256,6 @@ def test_a_non_finite_loss_is_raised_once(value: float | None) -> None:
     assert watch.loss(6, 3.5) == []
     assert [alarm.what for alarm in watch.loss(7, value)] == ["loss_not_finite"]
     assert watch.loss(8, value) == []
-
-
-@given(
-    st.lists(
-        st.tuples(
-            st.floats(1e-6, 1e6), st.none() | st.floats(0, 1e6), st.none() | st.floats(20, 120)
-        ),
-        max_size=300,
-    )
-)
-@settings(max_examples=30, deadline=None)
-def test_each_kind_is_raised_once_for_any_input(
-    steps: list[tuple[float, float | None, float | None]],
-) -> None:
-    watch, found = alarms(predicted=(1.0, 2.0)), []
-    for i, (seconds, waited, celsius) in enumerate(steps):
-        found += watch.sensor(reading(temperature_celsius=celsius))
-        found += watch.step(i, seconds, waited)
-        found += watch.projected(seconds)
-    kinds = [alarm.what for alarm in found if alarm.what != "slow_down"]
-    assert len(kinds) == len(set(kinds))
-    assert all(alarm.text.endswith(".") for alarm in found)
-
-
-def test_a_slow_down_is_raised_once_although_a_faster_level_is_confirmed_in_it() -> None:
-    counts: list[int] = []
-    for faster in range(40, 101, 5):
-        detector = SlowDownDetector()
-        times = [0.040] * 400 + [0.036] * faster + [0.1] * 200
-        counts.append(sum(detector.add(seconds) for seconds in times))
-    assert set(counts) == {1}
 
 
 def test_an_alarm_names_its_gpu() -> None:

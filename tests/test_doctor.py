@@ -124,7 +124,6 @@ def test_each_failing_check_gives_its_reason_and_a_remedy(
     ("finding", "words"),
     [
         (gpu("cuda", TORCH, CARD), "RTX 4070, driver 580.65.06, torch 2.13.0 (CUDA 13.0)"),
-        (gpu("auto", CPU_BUILD, NO_CARD), "trains on the processor"),
         (gpu("cpu", CPU_BUILD, CARD), "RTX 4070 stays unused"),
         (check_triton("no GPU", "3.7.1", None, None), "not needed: no GPU"),
         (triton("3.7.1+git1"), "as torch wants"),
@@ -136,16 +135,11 @@ def test_each_failing_check_gives_its_reason_and_a_remedy(
         (check_data(20_000, 10**10, 10**6, None, "the demo", True), "in the demo"),
         (sleep(), "no setting suspends"),
         (sleep(container=True, idle_action="suspend"), "its host decides"),
-        (sleep(masked=True, desktop="KDE"), "switched off"),
         (sleep(blocked=frozenset({"sleep"}), desktop="KDE"), "is blocked"),
         (check_wsl(False, True), "not WSL"),
-        (check_wsl(True, False), "uses no GPU"),
         (check_power(200, 200, 200), "200 W, the default"),
-        (check_power(215, 215, 200), "215 W"),
         (check_power(None, None, 200), "not known"),
-        (check_wandb("disabled", False, None), "off"),
         (check_wandb("auto", True, None), "wandb login makes it online"),
-        (check_wandb("offline", True, "netrc"), "offline"),
         (check_wandb("online", True, "WANDB_API_KEY"), "with the key from WANDB_API_KEY"),
     ],
 )
@@ -162,10 +156,8 @@ def test_a_check_without_a_problem_is_go(finding: Finding, words: str) -> None:
         ((8, 0), ("sm_86",), False),  # but not on earlier ones
         ((9, 0), ("sm_80", "sm_86"), False),  # nor on another major version
         ((12, 0), ("sm_80", "compute_90"), True),  # where only PTX does
-        ((8, 0), ("compute_90",), False),
         ((9, 0), ("sm_90a",), True),
         ((10, 3), ("sm_100a",), False),  # architecture-specific code is for that one alone
-        ((12, 0), ("sm_120",), True),
     ],
 )
 def test_code_runs_where_nvidia_says_it_does(
@@ -299,17 +291,10 @@ def test_a_folder_without_read_permission_counts_as_empty(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Containers hide /proc/acpi, which raises an error for a user without root."""
-    hidden = "proc/acpi"
-    (tmp_path / hidden / "button/lid/LID0").mkdir(parents=True)
-    looked, real = [], Path.glob
+    (tmp_path / "proc/acpi/button/lid/LID0").mkdir(parents=True)
 
-    def glob(folder: Path, pattern: str) -> Iterator[Path]:
-        if hidden in str(folder):
-            looked.append(folder)
-            raise PermissionError(13, "Permission denied", str(folder))
-        return real(folder, pattern)
+    def refuse(folder: Path, pattern: str) -> Iterator[Path]:
+        raise PermissionError(13, "Permission denied", str(folder))
 
-    assert settings(tmp_path).lid_action == "suspend"
-    monkeypatch.setattr(Path, "glob", glob)
+    monkeypatch.setattr(Path, "glob", refuse)
     assert settings(tmp_path).lid_action is None
-    assert looked

@@ -90,7 +90,7 @@ def test_eager_keeps_what_the_saved_tensor_hooks_count(
     assert sum(s.nbytes() for s in kept.values()) == pytest.approx(expected, rel=0.01)
 
 
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(workloads(compiled=True))
 def test_compiled_keeps_the_outputs_of_the_forward_graph(
     case: tuple[ModelSection, Workload],

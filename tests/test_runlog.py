@@ -16,13 +16,10 @@ from nanogauge.errors import BadInput
 from nanogauge.runlog.reader import FILE_NAME, LogReader, lines_of, read_log
 from nanogauge.runlog.writer import RunLog
 from nanogauge.schema import (
-    Checkpoint,
-    Compile,
     End,
     Eval,
     Event,
     LogLine,
-    Sensor,
     Start,
     Step,
     Stored,
@@ -80,33 +77,6 @@ def test_every_kind_of_line_reads_back_equal(lines: list[Any]) -> None:
             pairs = json.loads(piece, object_pairs_hook=list)
             assert pairs[0] == ("kind", line.kind)
             assert None not in dict(pairs).values()
-
-
-def test_each_kind_has_its_own_list() -> None:
-    lines = [
-        FIRST,
-        Compile(seconds=1.5, mode="compiled"),
-        Step(step=0, loss=1.0, step_seconds=0.5),
-        Eval(step=0, val_loss=2.0, seconds=3.0),
-        Checkpoint(step=1, seconds=0.1, bytes=10, path="checkpoints/step_00000001"),
-        Sensor(power_watts=180.0),
-        Event(what="note", text="größer, 大"),
-        End(status="finished", steps=1),
-    ]
-    with tempfile.TemporaryDirectory() as name:
-        write(Path(name), lines)
-        read = read_log(Path(name))
-    assert [
-        *read.starts,
-        *read.compiles,
-        *read.steps,
-        *read.evals,
-        *read.checkpoints,
-        *read.sensors,
-        *read.events,
-        *read.ends,
-    ] == lines
-    assert not read.truncated
 
 
 SMALL_LOG = [

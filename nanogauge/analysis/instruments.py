@@ -18,7 +18,7 @@ from nanogauge.analysis.telemetry import (
     total_over_processes,
 )
 from nanogauge.prediction.flops import flops_per_token_causal, flops_per_token_palm
-from nanogauge.quantities import GIB, format_seconds, joules_per_token, mfu
+from nanogauge.quantities import GIB, format_seconds, mfu
 from nanogauge.runlog.history import Recorded
 from nanogauge.runspec import RunSpec
 from nanogauge.schema import Prediction, Stored
@@ -213,7 +213,7 @@ def _add_energy(panel: _Panel, recorded: Recorded, tokens: int) -> None:
     text = f"{watts:.3g} W" if watts is not None else ""
     panel.add("idle_power_watts", "Power of the idle board", "W", watts, text, how)
     if joules is not None and tokens:
-        per_token = joules_per_token(joules, tokens)
+        per_token = joules / tokens
         how = f"energy of {boards} / {tokens:,} tokens, evaluation and compilation included"
         if recorded.lost_steps:
             how += ", and repeated steps"

@@ -40,7 +40,6 @@ from nanogauge.quantities import (
     format_range,
     format_seconds,
     format_value,
-    tokens_per_second,
 )
 from nanogauge.runlog.folder import CLAIMS_NAME, RunFolder, load_with_log
 from nanogauge.runlog.history import Recorded
@@ -220,7 +219,7 @@ def _run_info(
         device=start.device,
         dtype=run.prediction.dtype,
         compiled=recorded.compiles[-1].mode == "compiled" if recorded.compiles else None,
-        tokens_per_second=tokens_per_second(spec.tokens_per_step, median) if median else None,
+        tokens_per_second=spec.tokens_per_step / median if median else None,
         state=liveness and liveness.state,
         last_line_age_s=liveness and liveness.last_line_age_s,
         projected_total_s=projection and projection.total_s,

@@ -102,11 +102,7 @@ def import_main(arguments: Sequence[str]) -> int:
 
 
 def report_run(folder: Path, claims: Path | None, as_json: bool) -> None:
-    """Write the report of a run into its folder, and print it as text or JSON.
-
-    Raises:
-        BadInput: if the folder or the claims are unusable.
-    """
+    """Write the report of a run into its folder, and print it as text or JSON."""
     report, run, recorded = build_report(folder, claims_of(folder, claims))
     paths = write_report(report, run, recorded)
     if as_json:
@@ -120,9 +116,6 @@ def _wandb_destination(folder: Path, overrides: dict[str, dict[str, object]]) ->
     """Return W&B's mode and project for an upload.
 
     The mode of the run's configuration is ignored: it was about the run, not this upload.
-
-    Raises:
-        BadInput: if a flag is invalid, or disables the upload.
     """
     wandb = wandb_section(folder / CONFIG_TOML, overrides)
     mode = wandb.mode if "mode" in overrides.get("wandb", {}) else "auto"

@@ -332,11 +332,7 @@ def free_memory(
 
 
 def memory_to_plan_with(hardware: Hardware, given_gib: float | None, gpus: int) -> FreeMemory:
-    """Return the free memory as given by the user, else as found by free_memory.
-
-    Raises:
-        BadInput: if what is given is no size of a memory, or nothing is given or found.
-    """
+    """Return the free memory as given by the user, else as found by free_memory."""
     if given_gib is not None:
         if not 0 < given_gib < 1e6:
             raise BadInput("--free-vram-gib must be above 0, and a size that memory has.")

@@ -50,7 +50,7 @@ DEFAULT_RUN = RunSection(name="NAME")
 CountTokens = Callable[[DataSection], int]
 """Counts the training tokens of a data set; raises BadInput if it is missing or damaged."""
 LOG_BYTES_PER_STEP = 600
-LOG_BYTES_PER_SECOND = 400
+LOG_BYTES_PER_SECOND = 500
 """Sensor readings, which only a GPU has."""
 
 
@@ -89,14 +89,9 @@ def examine(
 ) -> list[Finding]:
     """Run all checks in a fixed order; without a configuration, those of the machine only.
 
-    Checks of the device are skipped if it is absent, those of torch if it was not examined.
-
-    Args:
-        config: Configuration of the run.
-        device: Device that the run would train on.
-        count_tokens: Opens the data set; None skips its check.
-        gpus: World size.
-        beside: Ranks on this machine, which share its memory if they train on the CPU.
+    Checks of the device are skipped if it is absent, those of torch if it was not examined, that of
+    the data without count_tokens. `gpus` is the world size, and `beside` the ranks on this machine,
+    which share its memory if they train on the CPU.
     """
     run = config.run if config is not None else DEFAULT_RUN
     driver = driver_info(device.uuid or 0)
@@ -109,19 +104,15 @@ def examine(
     dtype, on_gpu = device.dtype, kind == "cuda"
     findings = [
         *_check_torch(run, torch, driver),
-        _check_memory(config, hardware, dtype, driver, gpus, beside)
-        if hardware is not None
-        else None,
+        hardware and _check_memory(config, hardware, dtype, driver, gpus, beside),
         _check_disk(config, hardware, dtype, gpus),
-        _check_data(config, count_tokens)
-        if config is not None and count_tokens is not None
-        else None,
+        config and count_tokens and _check_data(config, count_tokens),
         check_sleep(machine.sleep_settings(machine.ROOT, os.environ, machine.command_output)),
         check_wsl(machine.is_wsl(), on_gpu),
         _check_power(driver) if on_gpu else None,
         check_wandb(mode, find_spec("wandb") is not None, key_from),
     ]
-    return [finding for finding in findings if finding is not None]
+    return [finding for finding in findings if finding]
 
 
 def _unmeasured_cpu() -> Hardware:
@@ -197,8 +188,7 @@ def _check_memory(
     spec = config.to_spec(dtype, gpus)
     peak = memory_of(spec, hardware).process
     fit = fit_verdict(peak, free)
-    end: Literal["high", "expected"] = "high" if fit == "doubtful" else "expected"
-    micro = largest_micro_batch(spec, hardware, free, end)
+    micro = largest_micro_batch(spec, hardware, free, "high" if fit == "doubtful" else "expected")
     smaller = None
     if micro is not None:
         accumulation = with_micro_batch(spec, micro).grad_accum
@@ -278,9 +268,6 @@ def consult(
 
     A model that does not fit is reported here and refused when the run folder is opened, with a
     configuration that would fit.
-
-    Raises:
-        BadInput: for a no-go without force.
     """
     findings = examine(config, device, count_tokens, gpus, beside)
     shown = [finding for finding in findings if finding.verdict != "go"]

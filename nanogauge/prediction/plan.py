@@ -224,11 +224,7 @@ def plan_deadline(
 def make_wish(
     now: datetime, start: str | None, by: str | None, tokens_per_parameter: float
 ) -> Wish:
-    """Resolve the times of day of the command line: start is after now, by is after start.
-
-    Raises:
-        BadInput: if one is not a time of day, or the ratio is not positive.
-    """
+    """Resolve the times of day of the command line: start is after now, by is after start."""
     if not 0 < tokens_per_parameter < math.inf:
         raise BadInput("--tokens-per-parameter must be above 0; 20 is Chinchilla's.")
     begin = next_time(start, now, "--start") if start is not None else now
@@ -353,9 +349,6 @@ def plan_all(
     """Plan each configuration; shortest run first, those without a predicted time last.
 
     The overrides apply to each; `free_bytes_of` returns the free memory of each GPU in bytes.
-
-    Raises:
-        BadInput: for the first configuration that cannot be read or planned, naming its file.
     """
     plans = []
     for path in paths:

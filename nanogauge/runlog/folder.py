@@ -48,11 +48,7 @@ def create(
     prediction: Prediction,
     config_toml: str | None = None,
 ) -> RunFolder:
-    """Create the folder of a new run, write its files and freeze its prediction.
-
-    Raises:
-        BadInput: if the folder cannot be written, or already holds a run.
-    """
+    """Create the folder of a new run, write its files and freeze its prediction."""
     make_folder(path)
     if has_begun(path):
         raise BadInput(
@@ -83,11 +79,7 @@ def write_spec(path: Path, spec: RunSpec) -> None:
 
 
 def read_spec(path: Path, prediction: Prediction) -> RunSpec:
-    """Read spec.json, or in an older folder without it config.toml.
-
-    Raises:
-        BadInput: if both are missing, or the file is damaged.
-    """
+    """Read spec.json, or in an older folder without it config.toml."""
     try:
         return RunSpec.from_json(read_whole(path / SPEC_NAME))
     except FileNotFoundError:
@@ -106,11 +98,7 @@ def read_spec(path: Path, prediction: Prediction) -> RunSpec:
 
 
 def load(path: Path) -> RunFolder:
-    """Read the files that were written before the first step.
-
-    Raises:
-        BadInput: if the folder or one of its files is missing or damaged.
-    """
+    """Read the files that were written before the first step."""
     if not path.is_dir():
         raise BadInput(f"there is no run folder {path}; runs/ holds those that were trained.")
     if not (path / LOG_NAME).exists():
