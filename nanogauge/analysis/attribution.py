@@ -66,10 +66,10 @@ def attribute(
     scenarios: Sequence[Scenario] = (),
     claims: Claims | None = None,
 ) -> Attribution | None:
-    """Compare with the prediction, or with the narrowest claimed total if claims are given.
+    """Attribute the difference between the measured and the expected total time to causes.
 
-    The middle of the claim is taken as steps only. None if the total was not measured, claimed or
-    predicted.
+    Expected is the prediction, or with `claims` the middle of the narrowest claimed total, counted
+    as if all of it were steps. None if the measured or the expected total is missing.
     """
     reference = _predicted(prediction, spec) if claims is None else _claimed(claims, spec)
     if reference is None or not {"total_seconds", "step_seconds"} <= measurements.values.keys():
@@ -97,8 +97,8 @@ def _claimed(claims: Claims, spec: RunSpec) -> _Reference | None:
     ]
     if not totals:
         return None
-    _, middle, key = min(totals)
-    return _Reference(f"middle of the claim {key}", middle, middle / spec.steps, {}, None)
+    _, middle, _ = min(totals)
+    return _Reference("middle of the claimed total", middle, middle / spec.steps, {}, None)
 
 
 def _assumed_clock(hardware: Hardware) -> tuple[float, str] | None:
@@ -272,7 +272,7 @@ class _Attributor:
         return text if seconds >= MIN_SAVED_SHARE * self.ran_seconds else None
 
     def _evaluation_advice(self) -> str | None:
-        """Evaluate half as often."""
+        """Suggest evaluating half as often; None if that saves too little."""
         spent, done = self.ledger.eval_s, len(self.recorded.evals)
         if not spent or not done:
             return None
@@ -286,7 +286,7 @@ class _Attributor:
         return self._if_worth(saved, text)
 
     def _checkpoint_advice(self) -> str | None:
-        """Write half as many checkpoints, unless this run lost work."""
+        """Suggest half as many checkpoints; None if this run lost work or that saves too little."""
         if not self.ledger.checkpoint_s or self.recorded.lost_steps:
             return None
         every = self.spec.checkpoint_every or 0

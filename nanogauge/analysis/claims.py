@@ -195,7 +195,11 @@ def _name_claims(sentence: str, values: dict[str, Any]) -> str:
 
 
 def formula_names(spec: RunSpec, prediction: Prediction) -> dict[str, float]:
-    """Return the names a formula may use: numeric settings, data_tokens and exact rows."""
+    """Return the values that a claim's formula may use, by name.
+
+    Numeric settings, data_tokens (the unique tokens), and quantities that follow exactly from the
+    configuration.
+    """
     names: dict[str, float] = {}
     for key in SETTINGS:
         value = spec.setting(key)

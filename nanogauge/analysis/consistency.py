@@ -44,7 +44,7 @@ def factor_text(factor: float) -> str:
 
 
 def computed_value(claim: Claim, spec: RunSpec, prediction: Prediction) -> float | None:
-    """Return the value of the claim's formula or exact row; None if it has neither.
+    """Return the claim's value by its formula or by exact arithmetic; None if it has neither.
 
     Raises:
         BadInput: if the formula uses an unknown name or has no value.

@@ -286,7 +286,7 @@ def describe_benchmark(line: Benchmark) -> str:
 
 
 def _score_ratio(line: Benchmark) -> float | None:
-    """Return how many times better the run scored; None without a positive score to compare."""
+    """Return the factor by which the run beats the reference; None if undefined."""
     better, worse = line.value, line.against_value
     if worse is not None and line.better == "lower":
         better, worse = worse, better

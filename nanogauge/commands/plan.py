@@ -1,4 +1,4 @@
-"""Predict a run before it starts: time, memory, energy, cost, loss, and what else would fit."""
+"""Predict a run before it starts: time, memory, energy, cost, and what else would fit."""
 
 from __future__ import annotations
 

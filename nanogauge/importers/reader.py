@@ -72,7 +72,7 @@ class TextFormat(Format):
         return parser.log.finish(self, lines.too_long, self.example)
 
     def _unwrapped(self, lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:
-        """Join the lines into which a terminal of any width has wrapped a step's line."""
+        """Rejoin step lines that a terminal has wrapped over several lines."""
         number, joined, count = 0, "", 0
         for n, line in lines:
             if start := re.search(self.record_start, line):

@@ -136,7 +136,7 @@ class SlowDownDetector:
         return abs(change) >= STANDARD_ERRORS * _ERROR_OF_STEPS * spread
 
     def _collect_steady(self, seconds: float) -> None:
-        """Collect the steady steps: the first after the machine settled, or faster ones later."""
+        """Update the steady step time: once settled, and again if steps get faster."""
         if self._candidates is None:
             settled = self._steps >= SETTLING_STEPS or self._seconds >= SETTLING_SECONDS
             if self.steady_seconds is None and settled:

@@ -252,10 +252,11 @@ def _watched(device: str | int | Sequence[WatchedGpu] | None) -> Sequence[Watche
 
 
 def measure_idle(device: str | int | Sequence[WatchedGpu], hz: float, seconds: float) -> Idle:
-    """Measure idle GPUs, named as for open_sensors, for `seconds`.
+    """Measure power and utilization of idle GPUs for `seconds`.
 
-    Return at once if they cannot be read, and a second late at most if the driver hangs. On most
-    GPUs power is a mean over about a second, so the first samples include earlier work.
+    Returns at once if the GPUs cannot be read; if the driver hangs, at most one second after
+    `seconds`. On most GPUs power is a mean over about a second, so the first samples include
+    earlier work. `device` is as for open_sensors.
     """
     begin = time.monotonic()
     sensors = Sensors(_watched(device), hz, time.monotonic)

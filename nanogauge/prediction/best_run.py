@@ -29,8 +29,8 @@ class BestRun:
     loss: LossEstimate
 
     @property
-    def from_evidence(self) -> float:
-        """Distance from the nearest published shape, in logarithms."""
+    def distance_from_evidence(self) -> float:
+        """Log-scale distance of layers and width from the nearest published run."""
         shape = self.inputs
         return min(
             math.hypot(math.log(shape.layers / layers), math.log(shape.width / width))
@@ -81,5 +81,7 @@ def best_runs(
     found = [run for run in found if run.inputs.tokens >= LEAST_TOKENS] or found
     lowest = min((run.loss.expected for run in found), default=math.inf)
     near = [run for run in found if run.loss.expected <= lowest + ALTERNATIVE]
-    near.sort(key=lambda run: (run.loss.expected > lowest + INDIFFERENT, run.from_evidence))
+    near.sort(
+        key=lambda run: (run.loss.expected > lowest + INDIFFERENT, run.distance_from_evidence)
+    )
     return near[:most]

@@ -1,7 +1,7 @@
 """Watts, kilowatt-hours and money of a run: the boards' share of their power limit, and time.
 
-What is predicted and what report/measured.py measures are the same: energy is that of the boards
-alone; the cost adds the rest of the machine only where the configuration says what that draws.
+Energy is that of the boards alone, predicted here and measured in analysis/telemetry.py. The cost
+adds the rest of the machine only if the configuration says what it draws.
 """
 
 from __future__ import annotations

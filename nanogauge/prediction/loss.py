@@ -149,7 +149,10 @@ def effective_tokens(tokens: float, unique_tokens: float, values: Values = VALUE
 def scaling_law(
     parameters: float, effective: float, multiplier: float, values: Values = VALUES
 ) -> float:
-    """Return the part of the loss that depends on the model and the tokens, not on the data."""
+    """Return the loss above data_level(): its terms in model size and token count.
+
+    `effective` is the result of effective_tokens(), `multiplier` a factor on those tokens.
+    """
     of_size = math.pow(parameters / 1e8, -values["parameter_exponent"])
     of_tokens = math.pow(multiplier * effective / 5e9, -values["token_exponent"])
     return values["parameter_scale"] * of_size + values["token_scale"] * of_tokens

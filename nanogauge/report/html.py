@@ -197,7 +197,7 @@ def finish_line(report: Report, recorded: Recorded) -> tuple[str, str, str]:
 
 
 def samples_of(recorded: Recorded) -> list[tuple[int | None, str]]:
-    """Return step and text of each sample. One from repeated work replaces the earlier one."""
+    """Return each sample's step and text; a repeated step keeps only its last sample."""
     samples = {
         event.step: visible(event.text, MAX_SAMPLE_CHARACTERS)
         for event in recorded.events

@@ -350,7 +350,7 @@ def _points(xs: Floats, ys: Floats) -> str:
 
 
 def _thinned(positions: Floats, distance: float) -> list[float]:
-    """Return one position for all that lie within `distance` of each other."""
+    """Return one position per interval of length `distance`."""
     if not len(positions):
         return []
     _, first = np.unique(np.round(positions / distance), return_index=True)

@@ -4,8 +4,8 @@ Every row has three axes: `step`, `tokens` (trained on so far) and `hours` (over
 the run). A prediction is in the row of its measurement, under the same last name:
 perf/step_seconds and predicted/step_seconds, _low, _high.
 
-Every sensor reading is a row of its own, because a mean over a step would hide its peaks. Of the
-steps, every log_every-th is a row, and each with detailed measurements.
+Every sensor reading is a row of its own, because a mean over a step would hide its peaks. A step
+is a row if it is a multiple of log_every or has detailed measurements.
 """
 
 from __future__ import annotations
@@ -113,7 +113,10 @@ class Rows:
         self._all_sensed = True
 
     def row(self, line: LogLine) -> dict[str, float]:
-        """Return the row of a line; empty for a line without one."""
+        """Return the W&B history row of a log line; empty if the line has none.
+
+        Call it once per line, in order: it updates the running step, tokens and time.
+        """
         measured: dict[str, float | None]
         if isinstance(line, Start):
             self._resume(line)

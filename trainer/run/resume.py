@@ -133,12 +133,12 @@ def _short(value: object) -> str:
 def refuse_other_data(
     old: Mapping[str, object], new: Mapping[str, object], allowed: Collection[str] = ()
 ) -> list[str]:
-    """Compare a checkpoint's position in the data with that of its step in the present data.
+    """Refuse to resume on other data than the checkpoint was trained on.
 
-    Returns a sentence if they differ and that is allowed.
+    Returns one sentence about the difference if it is allowed, and nothing if there is none.
 
     Raises:
-        BadInput: if they differ and that is not allowed, with both.
+        BadInput: if the data differs and `allowed` does not name it; the message describes both.
     """
     if old == new:
         return []

@@ -36,7 +36,7 @@ class InPlaceGradient:
         self._kept: Tensor | None = None
 
     def zeroed(self) -> Tensor:
-        """Return weight.grad, zeros after zero_grad()."""
+        """Return weight.grad, as zeros if it holds no gradient yet."""
         total, accumulated = self.buffer()
         return total if accumulated else total.zero_()
 
@@ -169,7 +169,10 @@ def losses_and_grad_logits(logits: Tensor, targets: Tensor, cap: float = 0.0) ->
 
 
 def fusible_losses_and_grad_logits(logits: Tensor, targets: Tensor, cap: float = 0.0) -> Tensor:
-    """Do the same for torch.compile, which fuses it into two passes without intermediates."""
+    """Compute the same as losses_and_grad_logits in a form that torch.compile fuses.
+
+    It takes two passes without intermediates, and overwrites the logits.
+    """
     bent = torch.tanh(logits.float() / cap) if cap else None
     wide = logits.float() if bent is None else cap * bent
     largest = wide.amax(-1, keepdim=True)
