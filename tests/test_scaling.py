@@ -16,7 +16,7 @@ PAGE = ROOT / "docs" / "scaling.md"
 
 
 def test_the_tables_of_the_page_are_those_of_the_engine() -> None:
-    """After a constant was fitted anew, bench/scaling.py --write brings them up to date."""
+    """After a new fit of the constants, bench/scaling.py --write brings them up to date."""
     done = run("bench/scaling.py")
     assert done.returncode == 0, done.stderr
     assert done.stdout in PAGE.read_text(encoding="utf-8")
