@@ -1,5 +1,5 @@
-# The environment of train.py on a CUDA GPU; the checkout itself is mounted. The driver stays on the
-# host and is mounted by the NVIDIA Container Toolkit:
+# Environment for train.py on a CUDA GPU. Mount the checkout; the NVIDIA Container Toolkit mounts the
+# host's driver:
 #   docker build -t nanogauge .
 #   docker run --gpus all --ipc=host --user "$(id -u):$(id -g)" -v "$PWD:/work" nanogauge \
 #       python train.py configs/rtx4070_fineweb.toml
@@ -17,7 +17,7 @@ COPY nanogauge ./nanogauge
 # PyPI's torch for Linux is the CUDA build, with the CUDA libraries.
 RUN pip install --no-cache-dir --constraint constraints.txt ".[train,wandb]"
 
-# The user of the host owns what is written; caches go to folders that every user may write to.
+# The container runs as the host's user: caches go to folders that any user can write.
 ENV HOME=/tmp \
     XDG_DATA_HOME=/work/.nanogauge \
     PYTHONUNBUFFERED=1

@@ -13,7 +13,7 @@ setup: .venv/.done
 	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
-# Replaces an earlier demo.
+# Train the demo; deletes an earlier one.
 demo: setup
 	@rm -rf runs/demo
 	$(BIN)/python train.py configs/demo.toml
@@ -28,18 +28,18 @@ test: setup
 	$(BIN)/python -m pytest -m 'not gpu and not alone' -n 2 --dist loadfile
 	$(BIN)/python -m pytest -m alone
 
-# Takes hours: thousands of broken inputs, runs killed at random, failing disks and networks.
+# Hours: thousands of broken inputs, runs killed at random, failing disks and networks.
 test-slow: setup
 	$(BIN)/python -m pytest tests/slow
 
-# Check the pinned packages for known vulnerabilities. It needs the network, so it is not a test.
+# Check the pinned packages for known vulnerabilities (needs the network).
 audit:
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
 	  $(PYTHON) -m venv "$$folder" && \
 	  "$$folder/bin/python" -m pip install --quiet --disable-pip-version-check pip-audit && \
 	  "$$folder/bin/pip-audit" --strict --disable-pip --no-deps --requirement constraints.txt
 
-# Tests that need a real GPU; skipped without one.
+# Run the tests that need a GPU.
 gpu-check: setup
 	$(BIN)/python -m pytest -m gpu -rs
 

@@ -23,7 +23,7 @@ import torch
 
 from nanogauge.cli import Parser, run_command
 from nanogauge.errors import BadInput
-from nanogauge.quantities import format_seconds, tokens_per_second
+from nanogauge.quantities import format_seconds
 from trainer.evaluation.generation import Choice, generate, text_tokens
 from trainer.evaluation.load import CHECKPOINT_HELP, encoding_of, open_trained
 
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str]) -> int:
             count += of_tokens
         seconds += time.perf_counter() - began
     print()
-    speed = tokens_per_second(count, seconds)
+    speed = count / seconds
     text = f"{count:,} tokens in {format_seconds(seconds)}: {speed:,.0f} tokens/s"
     print(f"step {trained.step:,}, {text}", file=sys.stderr)
     return 0

@@ -1,9 +1,9 @@
-"""Seconds from the start of the process to the end of its first compiled step, and nanoGPT's.
+"""Compare the time from process start to the end of the first compiled step with nanoGPT's.
 
 python bench/first_step.py PATH-TO-nanoGPT [--rounds 3] [--json]
 
-Cold: the compiler's caches are empty. Warm: the same command again. Both programs evaluate a batch
-before the first step, as their train.py do, and have each a cache of its own. The shape is the
+Cold: the compiler's caches are empty. Warm: the same command a second time. Each program has its
+own cache and evaluates a batch before the first step, as its train.py does. The shape is the
 documented model's at 2 x 256 tokens, in fp32.
 """
 
@@ -21,11 +21,11 @@ from results import ROOT, Bench, Result, ratios, result
 from step_vs_nanogpt import SHAPES, SMALLEST, nanogpt_folder
 from training_pair import Task
 
-from nanogauge.errors import BadInput
+from nanogauge.errors import RunFailed
 
 
 def first_step_seconds(task: Task, cache: Path) -> float:
-    """Time the first step of a fresh process that compiles with this cache."""
+    """Time the first step of a new process that compiles with this cache."""
     command = [sys.executable, str(ROOT / "bench" / "training_pair.py"), task.to_json()]
     environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(cache)}
     begin = time.perf_counter()
@@ -33,15 +33,15 @@ def first_step_seconds(task: Task, cache: Path) -> float:
         command, input="step\n", text=True, capture_output=True, env=environment, check=False
     )
     if done.returncode:
-        raise BadInput(f"the training process failed: {done.stderr.strip().splitlines()[-1]}.")
+        raise RunFailed(f"the training process failed: {done.stderr.strip().splitlines()[-1]}.")
     return time.perf_counter() - begin
 
 
-def measure(given: Any) -> list[Result]:
-    model, micro_batch, _ = SHAPES[SMALLEST if given.smallest else "documented-4x2x256"]
-    programs = {"nanogauge": "nanogauge", "nanoGPT": str(given.nanogpt)}
+def measure(args: Any) -> list[Result]:
+    model, micro_batch, _ = SHAPES[SMALLEST if args.smallest else "documented-4x2x256"]
+    programs = {"nanogauge": "nanogauge", "nanoGPT": str(args.nanogpt)}
     seconds: dict[tuple[str, str], list[float]] = {}
-    for _ in range(given.rounds):
+    for _ in range(args.rounds):
         with tempfile.TemporaryDirectory() as folder:
             weights = str(Path(folder) / "weights.pt")
             for state in ("cold", "warm"):
@@ -64,5 +64,5 @@ def measure(given: Any) -> list[Result]:
 if __name__ == "__main__":
     bench = Bench(__doc__)
     bench.add_argument("nanogpt", type=nanogpt_folder, help="folder of nanoGPT, with its model.py")
-    bench.add_size("--rounds", 3, 1, "cold and warm starts of each")
+    bench.add_size("--rounds", 3, 1, "cold and warm starts of each program")
     bench.run(measure)

@@ -8,17 +8,17 @@ Uses the rows with use = fit. --write rewrites the constants in nanogauge/predic
 from __future__ import annotations
 
 import csv
-import json
 import math
 import re
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from results import Bench, Result, result
 
-from nanogauge.cli import Parser, run_command
 from nanogauge.errors import BadInput
 from nanogauge.prediction import loss as loss_module
 from nanogauge.prediction.forecast import forecast_loss
@@ -52,7 +52,7 @@ PRIORS: dict[str, tuple[float, float]] = {
 }
 ADDITIVE = ("irreducible", "fineweb_edu", "openwebtext", "parameter_exponent", "token_exponent")
 LABORATORY_SIGMA = 0.015
-"""Nats by which one recipe differs between laboratories; larger residuals weigh less (Huber)."""
+"""Spread of one recipe between laboratories in nats; larger residuals weigh less (Huber)."""
 SHARES = (0.15, 0.25, 0.35, 0.5, 0.75)
 COLUMNS = (
     "id use source dataset val_tokens tokenizer metric n_layer n_embd context tied params_n_m "
@@ -63,7 +63,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class PublishedLoss:
-    """A run's final loss; None for what was not published."""
+    """A published run with its final loss; None for unpublished figures."""
 
     id: str
     use: str
@@ -76,7 +76,7 @@ class PublishedLoss:
     context: int | None
     recipe: Recipe | None
     parameters: float | None
-    """N; of a grid without it all parameters."""
+    """N, or all parameters where a grid does not give N."""
     tokens: float | None
     unique_tokens: float | None
     batch_tokens: float | None
@@ -115,7 +115,7 @@ def _published(row: dict[str, str]) -> PublishedLoss:
     validation = float(size[1]) * {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}[size[2]] if size else None
     loss, train_loss = _number(row["final_val_loss"]), _number(row["final_train_loss"])
     if validation is not None and validation < 1e6 and train_loss is not None:
-        loss, validation = train_loss, None  # evaluated on more tokens, without dropout
+        loss, validation = train_loss, None  # it covers more tokens, without dropout
     dump = re.fullmatch(r"([\w-]+)( (CC-MAIN|sample)\S*)?", row["dataset"])
     end = re.search(r"\bto (\d[\d.]*)", row["schedule"])
     layers, width, context = (_number(row[name]) for name in ("n_layer", "n_embd", "context"))
@@ -141,7 +141,7 @@ def _published(row: dict[str, str]) -> PublishedLoss:
 
 
 def _recipe(row: dict[str, str]) -> Recipe | None:
-    """Return the parts of a recipe; None for a family that is not in the table."""
+    """Return the parts of a recipe; None for an unknown family."""
     name = re.fullmatch(r"(gpt2|modern)-(adamw|muon|soap)(-untied|-skips)?", row["recipe"])
     if name is None:
         return None
@@ -156,7 +156,7 @@ def _recipe(row: dict[str, str]) -> Recipe | None:
 
 
 def usable(runs: Sequence[PublishedLoss]) -> list[PublishedLoss]:
-    """Return the runs that a fit can use: those with use = fit and every figure of the law."""
+    """Return the runs with use = fit and every figure that the law needs."""
     return [
         run
         for run in runs
@@ -168,7 +168,7 @@ def usable(runs: Sequence[PublishedLoss]) -> list[PublishedLoss]:
 
 
 def law(run: PublishedLoss, values: Values) -> float:
-    """Return the loss that the law gives a run."""
+    """Return the loss of a run by the scaling law."""
     assert run.parameters is not None and run.tokens is not None
     seen = effective_tokens(run.tokens, run.unique_tokens or run.tokens, values)
     multiplier = multipliers(run.recipe, values)[1]
@@ -191,12 +191,12 @@ def fit(runs: Sequence[PublishedLoss]) -> tuple[dict[str, float], dict[str, floa
 
     x, curvature = prior.copy(), np.diag(spread**-2)
     for _ in range(8):
-        here = predicted(x)
-        residual = here - actual
-        moved = [(predicted(x + h) - here) / 1e-4 for h in 1e-4 * np.eye(len(names))]
-        jacobian = np.stack(moved, axis=1)
-        outlying = np.maximum(1.0, np.abs(residual) / (1.5 * LABORATORY_SIGMA))
-        weight = 1 / outlying / LABORATORY_SIGMA**2
+        at_x = predicted(x)
+        residual = at_x - actual
+        columns = [(predicted(x + h) - at_x) / 1e-4 for h in 1e-4 * np.eye(len(names))]
+        jacobian = np.stack(columns, axis=1)
+        huber = np.maximum(1.0, np.abs(residual) / (1.5 * LABORATORY_SIGMA))
+        weight = 1 / huber / LABORATORY_SIGMA**2
         curvature = jacobian.T @ (weight[:, None] * jacobian) + np.diag(spread**-2)
         step = jacobian.T @ (weight * residual) + (x - prior) / spread**2
         x = x - np.linalg.solve(curvature, step)
@@ -221,7 +221,7 @@ class Curve:
     losses: tuple[float, ...]
 
     def rate_share(self, step: float) -> float:
-        """Return the learning rate of a step over its peak."""
+        """Return the learning rate of a step relative to its peak."""
         if step < self.warmup_steps:
             return step / self.warmup_steps
         if self.schedule == "wsd":
@@ -234,16 +234,16 @@ class Curve:
 
     def forecast(self, share: float, values: Values) -> LossEstimate | None:
         """Forecast the final loss from the evaluations of a share of the steps."""
-        done = sum(step <= share * self.total_steps for step in self.steps)
-        found = forecast_loss(
-            self.steps[:done],
-            self.losses[:done],
+        count = sum(step <= share * self.total_steps for step in self.steps)
+        estimate = forecast_loss(
+            self.steps[:count],
+            self.losses[:count],
             self.rate_share,
             self.total_steps,
             self.warmup_steps,
             values,
         )
-        return found if isinstance(found, LossEstimate) else None
+        return estimate if isinstance(estimate, LossEstimate) else None
 
 
 CURVE_COLUMNS = "id source steps_total schedule warmup_steps decay_steps min_lr_share step loss"
@@ -276,7 +276,7 @@ def _curve(rows: list[dict[str, str]]) -> Curve:
 
 
 class CurveFit:
-    """Constants of the forecast for one kind of schedule, by search over a grid."""
+    """Grid search for the constants of the forecast of one kind of schedule."""
 
     exponents = np.arange(0.1, 1.65, 0.1)
     rate_losses = np.arange(0, 0.305, 0.02)
@@ -284,18 +284,18 @@ class CurveFit:
     def __init__(self, kind: str, curves: Sequence[Curve]) -> None:
         self.kind = kind
         self.curves = [c for c in curves if (c.schedule == "wsd") == (kind == "wsd")]
-        # A forecast is linear in the loss per rate, so two of them give all.
-        self._errors = [self._of(curve) for curve in self.curves]
+        # A forecast is linear in the rate loss, so two of them give all.
+        self._errors = [self._errors_of(curve) for curve in self.curves]
 
-    def _of(self, curve: Curve) -> np.ndarray:
-        """Return errors by share, exponent and rate loss."""
+    def _errors_of(self, curve: Curve) -> np.ndarray:
+        """Return forecast errors by share, exponent and rate loss."""
         rows = []
         for share in SHARES:
             row = []
             for exponent in self.exponents:
-                at = {f"{self.kind}_exponent": exponent, f"{self.kind}_rate_loss": 0.0}
-                zero = curve.forecast(share, VALUES | at)
-                one = curve.forecast(share, VALUES | at | {f"{self.kind}_rate_loss": 1.0})
+                constants = {f"{self.kind}_exponent": exponent, f"{self.kind}_rate_loss": 0.0}
+                zero = curve.forecast(share, VALUES | constants)
+                one = curve.forecast(share, VALUES | constants | {f"{self.kind}_rate_loss": 1.0})
                 if zero is not None and one is not None:
                     slope = one.expected - zero.expected
                     row.append(zero.expected + slope * self.rate_losses - curve.losses[-1])
@@ -304,9 +304,9 @@ class CurveFit:
         return np.array(rows).reshape(-1, len(self.exponents), len(self.rate_losses))
 
     def fit(self, used: Callable[[Curve], bool] = lambda curve: True) -> dict[str, float]:
-        """Return the constants of the least mean error, each error counted to 0.08 at most."""
+        """Return the constants with the least mean error, each error clipped at 0.08."""
         pairs = zip(self.curves, self._errors, strict=True)
-        errors = np.concatenate([found for curve, found in pairs if used(curve)])
+        errors = np.concatenate([errors for curve, errors in pairs if used(curve)])
         cost = np.minimum(np.abs(errors), 0.08).mean(axis=0)
         row, column = np.unravel_index(int(cost.argmin()), cost.shape)
         return {
@@ -315,13 +315,8 @@ class CurveFit:
         }
 
 
-def _written(
-    text: str,
-    values: Values,
-    sigmas: Values,
-    names: dict[str, Sequence[str]],
-) -> str:
-    """Return the source of loss.py with these constants and these names of runs."""
+def _rewrite(text: str, values: Values, sigmas: Values, names: dict[str, Sequence[str]]) -> str:
+    """Return the source of loss.py with these constants and names of runs."""
     for name in sigmas:
         numbers = f"{values[name]:.4g}, {sigmas[name]:.1g}"
         row = rf'("{name}": Constant\()[^,]+, [^,]+(?=,)'
@@ -335,49 +330,34 @@ def _written(
     return text
 
 
-def main(arguments: Sequence[str]) -> int:
-    assert __doc__ is not None
-    parser = Parser(__doc__)
-    parser.add_argument("runs", type=Path, help="CSV of published final losses")
-    parser.add_argument("--curves", type=Path, help="CSV of published curves")
-    parser.add_argument("--write", action="store_true", help="rewrite the constants in loss.py")
-    parser.add_argument("--json", action="store_true", help="print JSON, and nothing else")
-    given = parser.parse(arguments)
-    runs = usable(read_losses(given.runs))
+def measure(args: Any) -> list[Result]:
+    runs = usable(read_losses(args.runs))
     if not runs:
-        raise BadInput(f"{given.runs} has no row with use = fit that the law can use")
+        raise BadInput(f"{args.runs} has no row with use = fit that the law can use")
     values, sigmas = fit(runs)
     names: dict[str, Sequence[str]] = {"_RUN_NAMES": [run.id for run in runs]}
-    if given.curves is not None:
-        curves = read_curves(given.curves)
+    if args.curves is not None:
+        curves = read_curves(args.curves)
         for kind in ("cosine", "wsd"):
-            found = CurveFit(kind, curves).fit()
-            values |= found
+            constants = CurveFit(kind, curves).fit()
+            values |= constants
             steps = (np.diff(CurveFit.exponents)[0], np.diff(CurveFit.rate_losses)[0])
-            sigmas |= dict(zip(found, (float(step) for step in steps), strict=True))
+            sigmas |= dict(zip(constants, (float(step) for step in steps), strict=True))
         names["_CURVE_NAMES"] = [curve.id for curve in curves]
-    results = [
-        {
-            "id": name,
-            "case": CONSTANTS[name].source,
-            "value": values[name],
-            "low": values[name] - sigma,
-            "high": values[name] + sigma,
-            "n": len(runs),
-            "peer": None,
-        }
-        for name, sigma in sigmas.items()
-    ]
-    if given.json:
-        print(json.dumps({"bench": "fit_loss", "results": results}, indent=1))
-    else:
-        for name, sigma in sigmas.items():
-            print(f"{name:20} {values[name]:8.4f} +- {sigma:.4f}  (was {VALUES[name]:.4g})")
-    if given.write:
+    if args.write:
         path = Path(loss_module.__file__)
-        path.write_text(_written(path.read_text(), values, sigmas, names))
-    return 0
+        path.write_text(_rewrite(path.read_text(), values, sigmas, names))
+    results = []
+    for name, sigma in sigmas.items():
+        interval = [values[name] - sigma, values[name] + sigma]
+        row = result(name, CONSTANTS[name].source, interval, None, values[name])
+        results.append(row | {"n": len(runs)})
+    return results
 
 
 if __name__ == "__main__":
-    run_command(main)
+    bench = Bench(__doc__)
+    bench.add_argument("runs", type=Path, help="CSV of published final losses")
+    bench.add_argument("--curves", type=Path, help="CSV of published curves")
+    bench.add_argument("--write", action="store_true", help="rewrite the constants in loss.py")
+    bench.run(measure)

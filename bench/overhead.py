@@ -1,14 +1,15 @@
-"""What the instruments cost: training steps with all of them, against the same steps with none.
+"""Measure the overhead of measurement: training steps with it against the same steps without.
 
 python bench/overhead.py [--json] [--blocks 12]
 
-Both loops run in one process on the same model, in turns of a few seconds, and a step is made as
-long as `--step-ms`. With instruments it is train.py's own loop: clock, sensors at 10 Hz, run log,
-alarms, terminal. Without a card the sensors read a stand-in for the driver (tests/fake_nvml.c).
+Both loops alternate in one process on the same model, in blocks of a few seconds. Gradient
+accumulation makes a step as long as --step-ms. The measured loop is train.py's own: clock, sensors
+at 10 Hz, run log, alarms, terminal. Without a GPU the sensors read a stand-in for the driver
+(tests/fake_nvml.c).
 
-Wall time on a machine that others use is unsteady, so the processor time that the instruments take
-is printed beside it: in the loop's thread, as the difference of both loops where the model is one
-number, and in the sampling thread.
+Wall time needs an idle machine. The CPU time of measurement is therefore printed too: that of the
+loop's thread, as the difference of both loops on a model of one number, and that of the sampling
+thread.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ from trainer.run.session import Session
 from trainer.run.startup import open_session
 from trainer.step.device import autocast
 
-PEER = "the same steps without instruments"
+PEER = "the same steps without measurement"
 
 
 def bare(s: Session, begin: int, end: int) -> None:
-    """The steps alone, as the shortest loop that trains."""
+    """Train without measurement."""
     config, state = s.config, s.state
     parameters = list(state.model.parameters())
     schedule = s.run.folder.spec.schedule
@@ -68,8 +69,8 @@ def bare(s: Session, begin: int, end: int) -> None:
             raise ValueError(f"the loss became {total.item()}")
 
 
-def instrumented(s: Session, begin: int, end: int) -> None:
-    """The same steps in train.py's loop, which ends here without a checkpoint."""
+def measured(s: Session, begin: int, end: int) -> None:
+    """Train the same steps in train.py's loop."""
     s.steps.done = s.steps.first = begin
     s.steps.last = end
     with contextlib.redirect_stdout(io.StringIO()):
@@ -79,21 +80,21 @@ def instrumented(s: Session, begin: int, end: int) -> None:
 
 
 def timed(loop: Callable[[Session, int, int], None], s: Session, begin: int, end: int) -> float:
-    """Seconds of one step."""
+    """Return the wall time of a step in seconds."""
     began = time.perf_counter()
     loop(s, begin, end)
     return (time.perf_counter() - began) / (end - begin)
 
 
 def thread_seconds(loop: Callable[[Session, int, int], None], s: Session, steps: int) -> float:
-    """Processor time of this thread for one step."""
+    """Return the CPU time of a step in this thread, in seconds."""
     began = time.thread_time()
     loop(s, 1, 1 + steps)
     return (time.thread_time() - began) / steps
 
 
 class OneNumber(nn.Module):
-    """A model whose step costs next to nothing, so that what is around it can be seen."""
+    """A model of one parameter: its step time is almost all overhead."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,7 +105,7 @@ class OneNumber(nn.Module):
 
 
 def open_run(folder: Path, name: str, accumulation: int, smallest: bool) -> Session:
-    """The demo's model, eager, without evaluations and checkpoints, with a card's sensors."""
+    """Open a run of the demo, eager, without evaluations and checkpoints, with GPU sensors."""
     on_gpu = torch.cuda.is_available()
     overrides: dict[str, dict[str, object]] = {
         "run": {"name": name, "out": str(folder), "compile": False},
@@ -126,8 +127,8 @@ def open_run(folder: Path, name: str, accumulation: int, smallest: bool) -> Sess
         return open_session(config, Options(force=True))
 
 
-def run(given: Any) -> list[Result]:
-    vars(train)["save"] = lambda *_, **__: None  # nothing is saved
+def run(args: Any) -> list[Result]:
+    vars(train)["save"] = lambda *_, **__: None  # no checkpoint at the end of a block
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if not torch.cuda.is_available():
@@ -135,32 +136,32 @@ def run(given: Any) -> list[Result]:
             build = ["cc", "-shared", "-fPIC", f"-Wl,-soname,{library.name}", "-o", str(library)]
             subprocess.run([*build, str(ROOT / "tests" / "fake_nvml.c"), "-lm"], check=True)
             ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
-        return measure(folder, given)
+        return measure(folder, args)
 
 
-def measure(folder: Path, given: Any) -> list[Result]:
-    """Measure each result over the blocks."""
-    blocks, step_seconds, dry_steps = given.blocks, given.step_ms / 1e3, given.steps
+def measure(folder: Path, args: Any) -> list[Result]:
+    """Choose the gradient accumulation for the step length, then time both loops in turn."""
+    blocks, step_seconds, dry_steps = args.blocks, args.step_ms / 1e3, args.steps
     spans = []
     for accumulation in (1, 9):
-        s = open_run(folder, f"probe{accumulation}", accumulation, given.smallest)
+        s = open_run(folder, f"probe{accumulation}", accumulation, args.smallest)
         s.recorder.sensors.close()
         spans.append(min(timed(bare, s, 10 * i, 10 * i + 10) for i in range(min(6, blocks))))
     per_micro_batch = (spans[1] - spans[0]) / 8
     accumulation = 1 + round((step_seconds - spans[0]) / per_micro_batch)
-    s = open_run(folder, "paired", max(1, accumulation), given.smallest)
-    cards, hz = watched_gpus(s.config, s.state.device), s.config.measure.power_hz
+    s = open_run(folder, "paired", max(1, accumulation), args.smallest)
+    gpus, hz = watched_gpus(s.config, s.state.device), s.config.measure.power_hz
     log = s.run.folder.path / "log.jsonl"
     s.recorder.sensors.close()
-    steps = max(5, round(given.block_seconds / step_seconds))
+    steps = max(5, round(args.block_seconds / step_seconds))
     wall, sampling, growth = [], [], []
     shown = 0.0
     for block in range(blocks + 1):
         begin = 1 + 2 * block * steps
         without = timed(bare, s, begin, begin + steps)
-        s.recorder.sensors = open_sensors(cards, hz, s.recorder.clock.elapsed_seconds)
+        s.recorder.sensors = open_sensors(gpus, hz, s.recorder.clock.elapsed_seconds)
         size, began = log.stat().st_size, time.perf_counter()
-        with_all = timed(instrumented, s, begin + steps, begin + 2 * steps)
+        with_all = timed(measured, s, begin + steps, begin + 2 * steps)
         passed = time.perf_counter() - began
         s.recorder.sensors.close()
         if block:
@@ -173,31 +174,28 @@ def measure(folder: Path, given: Any) -> list[Result]:
     s.state.reduced_loss = model
     s.state.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     s.batches.batch = lambda *_: (model.number, model.number)  # type: ignore[method-assign]
-    s.recorder.sensors = open_sensors(cards, hz, s.recorder.clock.elapsed_seconds)
+    s.recorder.sensors = open_sensors(gpus, hz, s.recorder.clock.elapsed_seconds)
     s.batches.grad_accum = 1
     dry = []
     for _ in range(blocks):
         without = thread_seconds(bare, s, dry_steps)
-        dry.append((thread_seconds(instrumented, s, dry_steps) - without) / step_seconds)
+        dry.append((thread_seconds(measured, s, dry_steps) - without) / step_seconds)
     s.recorder.sensors.close()
     case = f"steps of {1e3 * shown:.0f} ms, sensors at {hz:g} Hz"
     return [
         result("overhead_fraction", f"wall time, {case}", wall, PEER),
-        result("loop_cpu_fraction", f"processor time of the loop, of {step_seconds} s", dry, PEER),
+        result("loop_cpu_fraction", f"CPU time of the loop, of {step_seconds} s", dry, PEER),
         result(
-            "sampler_cpu_fraction",
-            "processor time of the sampling thread, of a core",
-            sampling,
-            PEER,
+            "sampler_cpu_fraction", "CPU time of the sampling thread, of a core", sampling, PEER
         ),
-        result("log_growth_bytes", f"of the log for each step, {case}", growth, PEER),
+        result("log_growth_bytes", f"log bytes per step, {case}", growth, PEER),
     ]
 
 
 if __name__ == "__main__":
     bench = Bench(__doc__)
-    bench.add_size("--blocks", 12, 1, "turns of each loop that count")
-    bench.add_size("--step-ms", 100.0, 10.0, "length of a step")
-    bench.add_size("--block-seconds", 2.5, 0.05, "length of a turn")
-    bench.add_size("--steps", 500, 20, "steps in which the loop's processor time is measured")
+    bench.add_size("--blocks", 12, 1, "counted blocks of each loop, after one that warms up")
+    bench.add_size("--step-ms", 100.0, 10.0, "length of a step in ms")
+    bench.add_size("--block-seconds", 2.5, 0.05, "length of a block in s")
+    bench.add_size("--steps", 500, 20, "steps per block of the CPU time measurement")
     bench.run(run)

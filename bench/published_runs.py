@@ -16,9 +16,8 @@ from typing import Literal
 
 from nanogauge.errors import BadInput
 from nanogauge.hardware import find_gpu, from_row
-from nanogauge.prediction.flops import flops_per_token_palm
+from nanogauge.prediction.flops import count_parameters, flops_per_token_palm
 from nanogauge.prediction.memory import predict_memory
-from nanogauge.prediction.parameters import count_parameters
 from nanogauge.prediction.workload import Dtype, Workload
 from nanogauge.runspec import Program, Shape
 from nanogauge.schema import Hardware

@@ -1,6 +1,6 @@
-"""What the benchmarks share: the command line, the form of a result, its table and its JSON.
+"""Command line, result format, table and JSON that the benchmarks share.
 
-Import it before torch and nanogauge: it finds this repository's modules and sets torch's threads.
+Import it before torch and nanogauge: it puts this repository on sys.path and sets torch's threads.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ from nanogauge.cli import Parser, run_command  # noqa: E402
 
 Result = dict[str, Any]
 """keys: id, case, value, low, high, n, peer"""
+SMALLEST_SHAPE = {"model.n_layer": 1, "model.n_head": 2, "model.n_embd": 32, "model.block_size": 32}
 
 
 def result(
     name: str, case: str, values: Sequence[float], peer: str | None, value: float | None = None
 ) -> Result:
-    """Return a result over some rounds; its value is their median unless given.
+    """Return a result over several rounds; its value is their median unless given.
 
-    peer is what the figure is compared with, None for a figure of its own.
+    peer names what the figure is compared with; None for an absolute figure.
     """
     return {
         "id": name,
@@ -45,28 +46,28 @@ def result(
 
 
 class Bench(Parser):
-    """The command line of a benchmark, with --json and --smallest."""
+    """Command line of a benchmark, with --json and --smallest."""
 
     def __init__(self, description: str | None) -> None:
         super().__init__(description or "")
-        self.add_argument("--json", action="store_true", help="print JSON, and nothing else")
-        self.add_argument("--smallest", action="store_true", help="see that it runs, in seconds")
+        self.add_argument("--json", action="store_true", help="print only JSON")
+        self.add_argument("--smallest", action="store_true", help="run in seconds, as a test")
         self._smallest: dict[str, Any] = {}
 
     def add_size(self, flag: str, default: float, smallest: float, help: str) -> None:
-        """Add a number whose default is another one with --smallest."""
+        """Add a number with a second default for --smallest."""
         action = self.add_argument(flag, type=type(default), default=default, help=help)
         self._smallest[action.dest] = smallest
 
     def run(self, measure: Callable[[Any], Sequence[Result]]) -> NoReturn:
-        """Measure by the command line, print the results and leave."""
+        """Parse the command line, measure, print the results and exit."""
 
         def main(arguments: Sequence[str]) -> int:
             if "--smallest" in arguments:
                 self.set_defaults(**self._smallest)
-            given = self.parse(arguments)
-            results = measure(given)
-            if given.json:
+            args = self.parse(arguments)
+            results = measure(args)
+            if args.json:
                 print(json.dumps({"bench": Path(sys.argv[0]).stem, "results": results}))
             else:
                 print_table(results)
@@ -76,7 +77,7 @@ class Bench(Parser):
 
 
 def print_table(results: Sequence[Result]) -> None:
-    """Print a line per result: value, lowest and highest, rounds, case and peer."""
+    """Print one line per result: value, lowest, highest, rounds, case and peer."""
     for r in results:
         numbers = ["-" if r[key] is None else f"{r[key]:.4g}" for key in ("value", "low", "high")]
         peer = f" / {r['peer']}" if r["peer"] else ""
@@ -85,17 +86,21 @@ def print_table(results: Sequence[Result]) -> None:
 
 
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    """Return the ratio of each round."""
     return [a / b for a, b in zip(ours, theirs, strict=True)]
 
 
 def flags_of(settings: Mapping[str, object]) -> list[str]:
-    """Return the flags that set these keys of a configuration."""
+    """Return the command-line flags that set these configuration keys."""
     return [f"--{key.replace('_', '-')}={value}" for key, value in settings.items()]
 
 
+def case_of(shape: Mapping[str, object]) -> str:
+    """Return the name of a result about a model of this shape."""
+    return " ".join(f"{key.split('.')[1].replace('_', '-')} {n}" for key, n in shape.items())
+
+
 def run_script(script: str, *arguments: object, **environment: str) -> str:
-    """Run a command of this repository to its end; return its standard output."""
+    """Run a command of this repository and return its standard output."""
     return subprocess.run(
         [sys.executable, script, *map(str, arguments)],
         cwd=ROOT,

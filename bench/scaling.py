@@ -1,9 +1,9 @@
-"""From one card to a thousand, as the prediction engine has it: the tables of docs/scaling.md.
+"""Predict runs on one to 1,024 GPUs: the tables of docs/scaling.md.
 
 python bench/scaling.py            # print them
 python bench/scaling.py --write    # put them into docs/scaling.md
 
-No card is needed: nothing is measured here. The published figures are held against the same engine.
+It measures nothing and needs no GPU. Published steps are compared with the same predictions.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from results import result
@@ -35,13 +36,11 @@ DTYPE = "bfloat16"
 
 @dataclass(frozen=True)
 class Case:
-    """A run of train.py."""
-
     gpu: str
     gpus: int
     micro_batch: int
     each: int
-    """micro-batches of a step that each GPU takes"""
+    """Micro-batches per step on each GPU."""
 
 
 SMALL = {"n_layer": 12, "n_head": 12, "n_embd": 768}
@@ -53,20 +52,20 @@ STRONG = (
     *(Case("A100 80GB", 1, 64, 8), Case("A100 80GB", 8, 64, 1)),
     *(Case("H100 SXM", 1, 64, 8), Case("H100 SXM", 8, 64, 1), Case("H100 SXM", 64, 8, 1)),
 )
-"""GPT-2 124M, 524,288 tokens a step, shared by ever more cards"""
+"""GPT-2 124M, strong scaling: 524,288 tokens per step"""
 WEAK = tuple(Case("H100 SXM", gpus, 4, 4) for gpus in (1, 8, 64, 256, 1024))
-"""GPT-2 1.5B, the same work on each card"""
+"""GPT-2 1.5B, weak scaling"""
 HUGE = {"n_layer": 32, "n_head": 32, "n_embd": 4096}
 TOO_LARGE = (
     *(("GPT-2 1.5B", LARGE, Case("RTX 4090", n, 1, each)) for n, each in ((2, 32), (8, 8))),
     *(("GPT of 6.7 B", HUGE, Case("H100 SXM", n, 4, 4)) for n in (8, 64)),
 )
-"""models that one card cannot hold, the same work on each card"""
+"""models larger than one GPU's memory, weak scaling"""
 
 
 @dataclass(frozen=True)
 class Published:
-    """A step of several cards that somebody measured, and what it computed."""
+    """A published step time on several GPUs, and its workload."""
 
     what: str
     gpu: str
@@ -76,20 +75,15 @@ class Published:
 
 
 _GPT2 = Shape(12, 768, 12, 1024, 50_304, 12, 64, 3072)
-_LLAMA3_8B = Shape(
-    32, 4096, 32, 8192, 128_256, 8, 128, 14_336, 3, tied_head=False, position_table=False
-)
-_LLAMA2_7B = Shape(
-    32, 4096, 32, 4096, 32_000, 32, 128, 11_008, 3, tied_head=False, position_table=False
-)
-_LLAMA2_13B = replace(
-    _LLAMA2_7B, n_layer=40, n_embd=5120, n_head=40, n_kv_head=40, mlp_width=13_824
-)
-_SHARDED = Workload(
-    _LLAMA3_8B,
-    micro_batch=1,
+_llama = partial(Shape, mlp_matrices=3, tied_head=False, position_table=False)
+_LLAMA3_8B = _llama(32, 4096, 32, 8192, 128_256, 8, 128, 14_336)
+_LLAMA2_7B = _llama(32, 4096, 32, 4096, 32_000, 32, 128, 11_008)
+_LLAMA2_13B = _llama(40, 5120, 40, 4096, 32_000, 40, 128, 13_824)
+_FOREACH = Workload(_GPT2, 32, 4, optimizer="adamw_foreach")
+_FSDP = replace(
+    _FOREACH,
+    micro_batch=2,
     grad_accum=1,
-    optimizer="adamw_foreach",
     sharding="full",
     program=Program(fp32_exchange=False, wide_residual=False),
 )
@@ -99,26 +93,19 @@ PUBLISHED = (
         "RTX 4090",
         1.19134,
         "tyler-romero/nanogpt-speedrun, logs/4c627c0d",
-        Workload(
-            _GPT2,
-            32,
-            4,
-            optimizer="adamw_foreach",
-            gpus=2,
-            program=Program(sync_every_micro_step=True),
-        ),
+        replace(_FOREACH, gpus=2, program=Program(sync_every_micro_step=True)),
     ),
     Published(
         "GPT-2 124M, DDP",
         "A100 40GB",
         0.56315,
         "karpathy/nanoGPT, issue 110",
-        Workload(
-            replace(_GPT2, vocabulary=50_257),
-            12,
-            5,
+        replace(
+            _FOREACH,
+            shape=replace(_GPT2, vocabulary=50_257),
+            micro_batch=12,
+            grad_accum=5,
             attention="plain",
-            optimizer="adamw_foreach",
             gpus=8,
         ),
     ),
@@ -128,7 +115,7 @@ PUBLISHED = (
         0.13861,
         "KellerJordan/modded-nanogpt, 2024-10-29_Optimizers",
         Workload(
-            replace(_GPT2, n_head=6, n_kv_head=6, head_size=128, position_table=False),
+            Shape(12, 768, 6, 1024, 50_304, 6, 128, 3072, position_table=False),
             64,
             1,
             clipped=False,
@@ -140,21 +127,21 @@ PUBLISHED = (
         "A100 80GB",
         64 * 8192 / 185_856,
         "pytorch/torchtitan, docs/performance.md",
-        replace(_SHARDED, checkpointing="selective", gpus=64),
+        replace(_FSDP, shape=_LLAMA3_8B, micro_batch=1, checkpointing="selective", gpus=64),
     ),
     Published(
         "Llama 2 13B, FSDP, selective checkpointing",
         "H100 SXM",
         1.68907,
         "foundation-model-stack/fms-fsdp",
-        replace(_SHARDED, shape=_LLAMA2_13B, micro_batch=2, checkpointing="selective", gpus=96),
+        replace(_FSDP, shape=_LLAMA2_13B, checkpointing="selective", gpus=96),
     ),
     Published(
         "Llama 2 7B, HSDP",
         "A100 80GB",
         1.8004,
         "foundation-model-stack/fms-fsdp",
-        replace(_SHARDED, shape=_LLAMA2_7B, micro_batch=2, sharding="hybrid", gpus=128),
+        replace(_FSDP, shape=_LLAMA2_7B, sharding="hybrid", gpus=128),
     ),
 )
 
@@ -162,7 +149,7 @@ PUBLISHED = (
 def spec_of(
     case: Case, model: dict[str, int], tokens: float, sharding: Sharding = "replicated"
 ) -> RunSpec:
-    """Return the run of this case over that many tokens, evaluated every 500 steps."""
+    """Return the run of a case over this number of tokens."""
     sequences = case.micro_batch * case.each * case.gpus
     return RunSpec.gpt(
         **model,
@@ -186,8 +173,10 @@ def spec_of(
 def case_rows(cases: Sequence[Case], model: dict[str, int], tokens: float) -> Iterator[list[str]]:
     for case in cases:
         spec, hardware = spec_of(case, model, tokens), lookup(case.gpu, DTYPE)
-        found = predict(spec, hardware).quantities
-        step, total, energy = (found[n] for n in ("step_seconds", "total_seconds", "energy_kwh"))
+        quantities = predict(spec, hardware).quantities
+        step, total, energy = (
+            quantities[n] for n in ("step_seconds", "total_seconds", "energy_kwh")
+        )
         work = workload_of(spec, on_gpu=True)
         alone = predict_step_time(replace(work, gpus=1), hardware)
         assert alone is not None
@@ -219,7 +208,7 @@ def sharding_rows() -> Iterator[list[str]]:
 
 
 def _peak(work: Workload, hardware: Hardware) -> str:
-    """What a process holds at most, and whether a card has that."""
+    """Format the peak memory of a process and whether the GPU holds it."""
     peak = predict_memory(work, hardware).process
     assert hardware.memory_bytes is not None
     desktop = GIB if hardware.kind == "geforce" else 0
@@ -228,7 +217,7 @@ def _peak(work: Workload, hardware: Hardware) -> str:
 
 
 def published_steps() -> Iterator[tuple[Published, Interval]]:
-    """Yield each published run with the low, expected and high seconds of its step."""
+    """Yield each published run with its predicted step time in seconds."""
     for run in PUBLISHED:
         step = predict_step_time(run.work, lookup(run.gpu, DTYPE))
         assert step is not None
@@ -250,13 +239,10 @@ def published_rows() -> Iterator[list[str]]:
 
 def links(gpus: Sequence[str]) -> Iterator[list[str]]:
     for name in gpus:
-        hardware: Hardware = lookup(name, DTYPE)
+        hardware = lookup(name, DTYPE)
         assert hardware.interconnect_bytes_per_second is not None
-        yield [
-            name,
-            str(hardware.interconnect),
-            f"{hardware.interconnect_bytes_per_second / 1e9:.0f} GB/s",
-        ]
+        rate = f"{hardware.interconnect_bytes_per_second / 1e9:.0f} GB/s"
+        yield [name, str(hardware.interconnect), rate]
 
 
 def _seconds(estimate: Estimate) -> str:
@@ -275,25 +261,25 @@ def table(header: Sequence[str], rows: Iterator[list[str]]) -> str:
 
 
 CASE_COLUMNS = (
-    *("cards", "tokens a step", "step", "tokens/s", "of one card's speed", "whole run"),
-    *("energy of the boards", "peak on each card"),
+    *("GPUs", "tokens per step", "step", "tokens/s", "of one GPU's speed", "whole run"),
+    *("energy of the boards", "peak per GPU"),
 )
 
 
 def tables() -> str:
-    """All of it, as Markdown."""
+    """Return all tables as Markdown."""
     parts = [
-        "**GPT-2 124M, 10 B tokens, 524,288 tokens a step, shared by ever more cards (DDP):**\n",
+        "**GPT-2 124M, 10 B tokens, 524,288 tokens per step, shared by the GPUs (DDP):**\n",
         table(CASE_COLUMNS, case_rows(STRONG, SMALL, SMALL_TOKENS)),
-        "**GPT-2 1.5B, 30 B tokens, the same work on each card (DDP):**\n",
+        "**GPT-2 1.5B, 30 B tokens, the same work on each GPU (DDP):**\n",
         table(CASE_COLUMNS, case_rows(WEAK, LARGE, LARGE_TOKENS)),
-        "**Models that one card cannot hold, with `train.sharding` none (DDP) and full (FSDP):**\n",
-        table(("model", "cards", "sharding", "step", "peak on each card"), sharding_rows()),
-        "**Steps of several cards that were measured and published, and what the engine says:**\n",
-        table(("cards", "what", "published", "predicted", "off by", "source"), published_rows()),
-        "**The links that are counted with, in one direction, of one card:**\n",
+        "**Models larger than one GPU, with `train.sharding` none (DDP) and full (FSDP):**\n",
+        table(("model", "GPUs", "sharding", "step", "peak per GPU"), sharding_rows()),
+        "**Published step times on several GPUs, and our predictions:**\n",
+        table(("GPUs", "what", "published", "predicted", "error", "source"), published_rows()),
+        "**The interconnect of one GPU, in one direction:**\n",
         table(
-            ("card", "between the cards of a machine", "as the datasheet has it"),
+            ("GPU", "link within a machine", "datasheet bandwidth"),
             links(("RTX 4070", "RTX 4090", "A100 80GB", "H100 SXM")),
         ),
     ]
@@ -304,20 +290,15 @@ def main(arguments: Sequence[str]) -> int:
     parser = Parser(__doc__ or "")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/scaling.md")
     parser.add_argument("--json", action="store_true", help="print the published steps as JSON")
-    given = parser.parse(arguments)
-    if given.json:
-        results = [
-            result(
-                "step_seconds",
-                run.what,
-                [step.low, step.high],
-                f"{run.seconds} s, {run.source}",
-                step.expected,
-            )
-            for run, step in published_steps()
-        ]
+    args = parser.parse(arguments)
+    if args.json:
+        results = []
+        for run, step in published_steps():
+            peer = f"{run.seconds} s, {run.source}"
+            interval = [step.low, step.high]
+            results.append(result("step_seconds", run.what, interval, peer, step.expected))
         print(json.dumps({"bench": "scaling", "results": results}))
-    elif given.write:
+    elif args.write:
         before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
         _, _, after = rest.partition(END)
         PAGE.write_text(before + BEGIN + "\n" + tables() + "\n" + END + after, encoding="utf-8")

@@ -1,12 +1,11 @@
-"""A training step against nanoGPT's: the same weights, batches and arithmetic, step for step.
+"""Compare a training step with nanoGPT's on the same weights and batches.
 
 python bench/step_vs_nanogpt.py PATH-TO-nanoGPT [--case NAME ...] [--steps 20] [--json]
 
-Every program has a process of its own, and they step in turn; all ratios are to the eager step of
-nanoGPT in the same dtype that came just before. Wall time needs an idle machine; on a shared one
-the ratio of processor time is the steadier figure. The peak is of the whole process, and the share
-of a matrix product is the causal FLOPs of a step (6N + 6LCT) over its time, over the best product
-of the same process.
+Each program runs in its own process, and they step in turn. Ratios are to the preceding eager step
+of nanoGPT in the same dtype. Wall time needs an idle machine; on a shared one the ratio of CPU time
+is steadier. Peak memory is that of the process. matrix_product_share is the causal FLOP/s of a step
+(6N + 6LCT) over those of the fastest matrix product in the same process.
 """
 
 from __future__ import annotations
@@ -29,15 +28,8 @@ from nanogauge.prediction.flops import flops_per_token_causal
 
 
 def sizes(layers: int, heads: int, width: int, block: int, vocabulary: int) -> dict[str, Any]:
-    return {
-        "n_layer": layers,
-        "n_head": heads,
-        "n_embd": width,
-        "block_size": block,
-        "vocab_size": vocabulary,
-        "bias": False,
-        "dropout": 0.0,
-    }
+    shape = {"n_layer": layers, "n_head": heads, "n_embd": width, "block_size": block}
+    return {**shape, "vocab_size": vocabulary, "bias": False, "dropout": 0.0}
 
 
 SHAPES: dict[str, tuple[dict[str, Any], int, int]] = {
@@ -46,7 +38,7 @@ SHAPES: dict[str, tuple[dict[str, Any], int, int]] = {
     "gpt2-1x512": (sizes(12, 12, 768, 512, 50304), 1, 1),
     "10m-8x256": (sizes(6, 6, 384, 256, 65), 8, 1),
 }
-"""model, micro-batch, accumulation"""
+"""model, micro-batch, gradient accumulation"""
 SMALLEST = "10m-8x256"
 FORMS: dict[str, dict[str, Any]] = {
     "eager": {},
@@ -54,7 +46,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "low-memory": {"low_memory": True},
     "one-pass": {"one_pass": True},
 }
-"""of our program: as it is, compiled, with recomputed blocks, all sequences of a step at once"""
+"""of our program: as it is, compiled, recomputing blocks, all sequences of a step in one pass"""
 CASES = [
     f"{shape}-{dtype}-{form}" for shape in SHAPES for dtype in ("fp32", "bf16") for form in FORMS
 ]
@@ -62,7 +54,7 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 
 class Trainer:
-    """A process that trains."""
+    """A training process that steps on request."""
 
     def __init__(self, task: Task) -> None:
         command = [sys.executable, str(ROOT / "bench" / "training_pair.py"), task.to_json()]
@@ -75,7 +67,7 @@ class Trainer:
         print("product", file=self._process.stdin, flush=True)
         line = self._process.stdout.readline()
         if not line:
-            raise BadInput("a training process ended early; what it said is above.")
+            raise BadInput("a training process ended early; its output is above.")
         self.answers.append(json.loads(line))
 
     def close(self) -> None:
@@ -85,7 +77,7 @@ class Trainer:
 
 
 def measure(path: Path, shape: str, dtype: str, forms: Sequence[str], steps: int) -> list[Result]:
-    """Time nanoGPT's eager step and ours in each form, in turn; the first two steps warm up."""
+    """Time nanoGPT's eager step and each of our forms in turn, after two warm-up steps."""
     model, micro_batch, grad_accum = SHAPES[shape]
     with tempfile.TemporaryDirectory() as folder:
         weights = str(Path(folder) / "weights.pt")
@@ -97,7 +89,7 @@ def measure(path: Path, shape: str, dtype: str, forms: Sequence[str], steps: int
         trainers: dict[str, Trainer] = {}
         for form in forms:
             trainers[form] = Trainer(task("nanogauge", **FORMS[form]))
-            trainers[form].step()  # which also makes the weights
+            trainers[form].step()  # creates the weights
         peer = trainers["nanoGPT"] = Trainer(task(str(path)))
         peer.step()
         for _ in range(steps - 1):
@@ -107,57 +99,56 @@ def measure(path: Path, shape: str, dtype: str, forms: Sequence[str], steps: int
             trainer.close()
     flops = flops_per_token_causal(shape_of(ModelSection(**model)))
     flops *= micro_batch * model["block_size"] * grad_accum
-    found = []
+    results = []
     for form in (*forms, "nanoGPT"):
         answers, case = trainers[form].answers, f"{shape}-{dtype}-{form}"
         steady = list(zip(answers[2:], peer.answers[2:], strict=True))
         best = max(answer["product_flops"] for answer in answers)
         shares = [flops / answer["seconds"] / best for answer, _ in steady]
-        found.append(result("matrix_product_share", case, shares, None))
-        found.append(result("step_seconds", case, [a["seconds"] for a, _ in steady], None))
+        results.append(result("matrix_product_share", case, shares, None))
+        results.append(result("step_seconds", case, [a["seconds"] for a, _ in steady], None))
         if form == "nanoGPT":
             continue
         peak = answers[-1]["peak_bytes"] / peer.answers[-1]["peak_bytes"]
-        apart = [abs(a["loss"] / b["loss"] - 1) for a, b in zip(answers, peer.answers, strict=True)]
+        pairs = zip(answers, peer.answers, strict=True)
+        differences = [abs(a["loss"] / b["loss"] - 1) for a, b in pairs]
         for name, values in (
             ("step_time_ratio", [a["seconds"] / b["seconds"] for a, b in steady]),
             ("step_cpu_ratio", [a["cpu_seconds"] / b["cpu_seconds"] for a, b in steady]),
             ("peak_memory_ratio", [peak]),
-            ("loss_difference", [max(apart)]),
+            ("loss_difference", [max(differences)]),
         ):
-            found.append(result(name, case, values, f"nanoGPT, eager, {dtype}"))
-    return found
+            results.append(result(name, case, values, f"nanoGPT, eager, {dtype}"))
+    return results
 
 
 def nanogpt_folder(text: str) -> Path:
-    """Return the folder of a clone of nanoGPT.
-
-    Raises:
-        BadInput: if it holds no model.py.
-    """
+    """Return the folder of a clone of nanoGPT; raise BadInput if it holds no model.py."""
     if not (Path(text) / "model.py").exists():
         raise BadInput(f"there is no model.py in {text}; give the folder of nanoGPT.")
     return Path(text)
 
 
-def run(given: Any) -> list[Result]:
-    chosen = given.case or ([f"{SMALLEST}-fp32-eager"] if given.smallest else CASES)
+def run(args: Any) -> list[Result]:
+    chosen = args.case or ([f"{SMALLEST}-fp32-eager"] if args.smallest else CASES)
     if unknown := set(chosen) - set(CASES):
         raise BadInput(f"there is no case {min(unknown)}; --help names them.")
-    if given.steps < 3:
+    if args.steps < 3:
         raise BadInput("--steps takes a number above 2.")
     results: list[Result] = []
     for shape in SHAPES:
         for dtype in DTYPES:
             forms = [form for form in FORMS if f"{shape}-{dtype}-{form}" in chosen]
             if forms:
-                results += measure(given.nanogpt, shape, dtype, forms, given.steps)
+                results += measure(args.nanogpt, shape, dtype, forms, args.steps)
     return results
 
 
 if __name__ == "__main__":
     bench = Bench(__doc__)
     bench.add_argument("nanogpt", type=nanogpt_folder, help="folder of nanoGPT, with its model.py")
-    bench.add_argument("--case", action="append", metavar="NAME", help="of: " + ", ".join(CASES))
-    bench.add_size("--steps", 20, 3, "steps of each program; two warm up")
+    bench.add_argument(
+        "--case", action="append", metavar="NAME", help="one of: " + ", ".join(CASES)
+    )
+    bench.add_size("--steps", 20, 3, "steps of each program, two of them to warm up")
     bench.run(run)

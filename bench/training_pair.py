@@ -1,9 +1,9 @@
-"""One training process of step_vs_nanogpt.py and first_step.py: our loop, or nanoGPT's model.
+"""Run one training process of step_vs_nanogpt.py or first_step.py: our step, or nanoGPT's.
 
 python bench/training_pair.py '{"program": "nanogauge" or a path to nanoGPT, "weights": FILE, ...}'
 
-A line on stdin asks for a step; the answer is a line of JSON. Both programs start from the weights
-in one file and read the same batches, and each steps as its own train.py does.
+Each line on stdin requests a step; the answer is a line of JSON. Both programs load the same
+weights, read the same batches, and step as their own train.py does.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ sys.path.insert(0, str(ROOT))
 
 @dataclass(frozen=True)
 class Task:
-    """What a process trains, and how."""
+    """Model, batch and form of a training process."""
 
     program: str
-    """nanogauge, or the path of nanoGPT"""
+    """The word nanogauge, or the path of nanoGPT."""
     weights: str
-    """file of a state dict; it is made where it is not there"""
+    """File of a state dict; nanogauge creates it if missing."""
     model: dict[str, Any]
-    """as the section of a configuration"""
+    """Keys of the [model] section."""
     micro_batch: int
     grad_accum: int
     dtype: str
     compile: bool
     low_memory: bool = False
     one_pass: bool = False
-    """of ours: the sequences of all micro-batches of a step at once"""
+    """Process all micro-batches of a step in one pass (nanogauge only)."""
     evaluate: bool = False
-    """a batch is evaluated before the first step, as both programs do"""
+    """Evaluate a batch before the first step."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -61,7 +61,7 @@ LEARNING_RATE, CLIP = 1e-3, 1.0
 
 
 def batch(task: Task, step: int, micro: int) -> tuple[Tensor, Tensor]:
-    """Random tokens, the first of the vocabulary far more often than the last, as in a text."""
+    """Draw random tokens; low ids are the most frequent, as in a text."""
     random = np.random.default_rng([step, micro])
     size = (task.micro_batch, task.model["block_size"] + 1)
     tokens = torch.from_numpy((task.model["vocab_size"] * random.random(size) ** 3).astype(int))
@@ -73,7 +73,7 @@ def load(model: nn.Module, path: str) -> None:
 
 
 def ours(task: Task) -> Step:
-    """The step of train.py, without its clock and its log."""
+    """Return the step of train.py without measurement."""
     from model import GPT
     from nanogauge.config import ModelSection, OptimizerSection
     from trainer.step.compile import compile_loss
@@ -119,7 +119,6 @@ def ours(task: Task) -> Step:
 
 
 def load_nanogpt(folder: Path) -> Any:
-    """Import nanoGPT's model.py."""
     spec = importlib.util.spec_from_file_location("nanogpt_model", folder / "model.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -129,7 +128,7 @@ def load_nanogpt(folder: Path) -> Any:
 
 
 def nanogpt(task: Task) -> Step:
-    """The step of nanoGPT's train.py, which holds the last logits, on its model and optimizer."""
+    """Return the step of nanoGPT's train.py, which keeps the last logits in memory."""
     module = load_nanogpt(Path(task.program))
     with contextlib.redirect_stdout(sys.stderr):
         model = module.GPT(module.GPTConfig(**task.model))
@@ -164,7 +163,7 @@ def nanogpt(task: Task) -> Step:
 
 
 def best_product_flops() -> float:
-    """FLOP/s of a large fp32 matrix product, the best of three."""
+    """Return the FLOP/s of a large fp32 matrix product, the best of three."""
     a = torch.ones(1536, 1536)
     seconds = []
     for _ in range(3):

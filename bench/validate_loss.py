@@ -1,27 +1,24 @@
-"""Compare predicted final losses with published ones, each run's source left out of the fit.
+"""Compare predicted final losses with published ones, leaving each run's source out of the fit.
 
 python bench/validate_loss.py LOSS_RUNS.csv [--curves LOSS_CURVES.csv] [--json]
 
-The headline is of the rows with use = fit. A run that the constants were fitted to is predicted
-with constants refitted without its source; where no other source has its data set, the source's
-first run on it stays in the fit and is not counted ("strict": it leaves too). Other runs are
-predicted with the constants as they are. Rows of scaling-law grids get the level of one run of
-their grid.
+The headline covers the rows with use = fit. A run that the constants were fitted to is predicted
+with constants refitted without its source. Where no other source has its data set, the source's
+first run on it stays in the fit and is not counted ("strict": it is left out too). Other runs are
+predicted with the current constants. Runs of a scaling-law grid use the level of one run of it.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from fit_loss import Curve, CurveFit, PublishedLoss, fit, read_curves, read_losses, usable
-from results import result
+from results import Bench, Result, result
 
-from nanogauge.cli import Parser, run_command
 from nanogauge.errors import BadInput
 from nanogauge.prediction.loss import (
     FITTED_CURVES,
@@ -58,7 +55,7 @@ class Compared:
 
 
 def inputs(run: PublishedLoss) -> LossInputs | NoEstimate:
-    """Return what the prediction needs of a published run, or say what is missing."""
+    """Return the inputs of the prediction, or why they are incomplete."""
     if run.metric != "nats/token":
         return NoEstimate(f"in {run.metric}")
     if run.loss is None or run.parameters is None or run.tokens is None or run.layers is None:
@@ -82,7 +79,7 @@ def inputs(run: PublishedLoss) -> LossInputs | NoEstimate:
 
 
 def predicted(run: PublishedLoss, values: Values = VALUES) -> Compared | NoEstimate:
-    """Predict a published run, or say why there is no number to compare."""
+    """Predict a published run, or return why it cannot be compared."""
     of_run = inputs(run)
     if isinstance(of_run, NoEstimate):
         return of_run
@@ -102,7 +99,7 @@ Outcomes = dict[str, Compared | NoEstimate]
 
 
 def left_out(runs: Sequence[PublishedLoss], strict: bool) -> Outcomes:
-    """Predict each fitted run without its source; `strict` keeps no run of it in the fit."""
+    """Predict each fitted run with its source left out; strict leaves out all of it."""
     fitted = [run for run in usable(runs) if run.id in FITTED_RUNS]
     found: Outcomes = {}
     for source in dict.fromkeys(run.source for run in fitted):
@@ -125,69 +122,66 @@ def left_out(runs: Sequence[PublishedLoss], strict: bool) -> Outcomes:
 
 
 def grid(runs: Sequence[PublishedLoss]) -> tuple[Outcomes, Outcomes]:
-    """Predict a grid's runs on one data set with the level of one of them, which is not counted.
+    """Predict a grid's runs on one data set from one of them, which is not counted.
 
-    That is the one nearest to 100 M parameters and 40 tokens for each. Runs outside the validated
-    range, which have caveats, come second.
+    That is the run nearest to 100 M parameters and 40 tokens per parameter. Returns the runs inside
+    and outside the validated range.
     """
-    found: Outcomes = {}
-    departing: Outcomes = {}
-    known: list[tuple[PublishedLoss, LossInputs]] = []
+    inside: Outcomes = {}
+    outside: Outcomes = {}
+    complete: list[tuple[PublishedLoss, LossInputs]] = []
     for run in runs:
         of_run = inputs(run)
         if isinstance(of_run, NoEstimate):
-            found[run.id] = of_run
+            inside[run.id] = of_run
         else:
-            known.append((run, replace(of_run, recipe=Recipe())))
-    if not known:
-        return found, departing
+            complete.append((run, replace(of_run, recipe=Recipe())))
+    if not complete:
+        return inside, outside
 
     def distance(of_run: LossInputs) -> float:
         ratio = of_run.tokens / of_run.parameters
         return float(np.hypot(np.log(of_run.parameters / 1e8), np.log(ratio / 40)))
 
-    anchor, of_anchor = min(known, key=lambda pair: distance(pair[1]))
+    anchor, of_anchor = min(complete, key=lambda pair: distance(pair[1]))
     assert anchor.loss is not None
-    for run, of_run in known:
+    for run, of_run in complete:
         estimate = predict_loss(of_run, FinishedLoss(of_anchor, anchor.loss))
         alone = predict_loss(replace(of_run, dataset="FineWeb", tokenizer="gpt2", context=1024))
         if run is anchor:
-            found[run.id] = NoEstimate("gives its level to the others")
+            inside[run.id] = NoEstimate("gives its level to the others")
         elif isinstance(alone, NoEstimate):
-            found[run.id] = alone
+            inside[run.id] = alone
         else:
-            (departing if alone.caveats else found)[run.id] = _compared(run, estimate)
-    return found, departing
+            (outside if alone.caveats else inside)[run.id] = _compared(run, estimate)
+    return inside, outside
 
 
 def repeated(runs: Sequence[PublishedLoss]) -> Outcomes:
-    """Predict runs on repeated data from the one of their size with the most unique tokens."""
-    found: Outcomes = {}
+    """Predict runs on repeated data from the run of their size with the most unique tokens."""
+    outcomes: Outcomes = {}
     for run in runs:
         alike = [r for r in runs if (r.parameters, r.tokens) == (run.parameters, run.tokens)]
         most = max(alike, key=lambda r: r.unique_tokens or 0)
         if not (run.parameters and run.tokens and run.unique_tokens and run.loss and most.loss):
-            found[run.id] = NoEstimate("figures not published")
+            outcomes[run.id] = NoEstimate("figures not published")
         elif run is most or most.unique_tokens == run.unique_tokens or not most.unique_tokens:
-            found[run.id] = NoEstimate("has the most unique tokens of its size")
+            outcomes[run.id] = NoEstimate("has the most unique tokens of its size")
         elif run.tokens / run.unique_tokens > 15:
-            found[run.id] = NoEstimate("more than 15 passes")
+            outcomes[run.id] = NoEstimate("more than 15 epochs")
         else:
             law, other = (
                 scaling_law(run.parameters, effective_tokens(run.tokens, unique), 1.0)
                 for unique in (run.unique_tokens, most.unique_tokens)
             )
             expected = most.loss + law - other
-            around = LossEstimate(expected - 0.05, expected, expected + 0.05)
-            found[run.id] = Compared(run.id, run.loss, around)
-    return found
+            estimate = LossEstimate(expected - 0.05, expected, expected + 0.05)
+            outcomes[run.id] = Compared(run.id, run.loss, estimate)
+    return outcomes
 
 
 def forecasts(curves: Sequence[Curve], share: float) -> list[Compared]:
-    """Forecast each curve; those with late decay without themselves, others without their source.
-
-    Curves that the constants were not fitted to are forecast with the constants as they are.
-    """
+    """Forecast each curve; a fitted one with itself (wsd) or its source (cosine) left out."""
     fitted = [curve for curve in curves if curve.id in FITTED_CURVES]
     values: dict[str, Values] = {}
     for kind in ("cosine", "wsd"):
@@ -199,53 +193,46 @@ def forecasts(curves: Sequence[Curve], share: float) -> list[Compared]:
 
             if any(other(c) for c in search.curves):
                 values[curve.id] = VALUES | search.fit(other)
-    found = []
+    compared = []
     for curve in curves:
         estimate = curve.forecast(share, values.get(curve.id, VALUES))
         if estimate is not None:
-            found.append(Compared(curve.id, curve.losses[-1], estimate))
-    return found
+            compared.append(Compared(curve.id, curve.losses[-1], estimate))
+    return compared
 
 
-def summary(prefix: str, case: str, compared: Sequence[Compared]) -> list[dict[str, Any]]:
-    """Return errors, coverage and width of a set of comparisons."""
+def summary(prefix: str, case: str, compared: Sequence[Compared]) -> list[Result]:
+    """Return the errors, coverage and width of a set of comparisons."""
     if not compared:
         return []
     errors = [abs(c.error) for c in compared]
     widths = [c.estimate.high - c.estimate.low for c in compared]
     inside = [float(c.inside) for c in compared]
-    rows: list[tuple[str, list[float], Callable[[list[float]], Any]]] = [
-        ("median_error", errors, np.median),
-        ("p90_error", errors, lambda values: np.quantile(values, 0.9)),
-        ("worst_error", errors, max),
-        ("coverage", inside, np.mean),
-        ("width", widths, np.mean),
-    ]
+    rows = (
+        ("median_error", errors, np.median(errors)),
+        ("p90_error", errors, np.quantile(errors, 0.9)),
+        ("worst_error", errors, max(errors)),
+        ("coverage", inside, np.mean(inside)),
+        ("width", widths, np.mean(widths)),
+    )
     return [
-        result(f"{prefix}_{name}", case, values, "published") | {"value": float(of(values))}
-        for name, values, of in rows
+        result(f"{prefix}_{name}", case, values, "published", float(value))
+        for name, values, value in rows
     ]
 
 
-def main(arguments: Sequence[str]) -> int:
-    assert __doc__ is not None
-    parser = Parser(__doc__)
-    parser.add_argument("runs", type=Path, help="CSV of published final losses")
-    parser.add_argument("--curves", type=Path, help="CSV of published curves")
-    parser.add_argument("--json", action="store_true", help="print JSON, and nothing else")
-    given = parser.parse(arguments)
-    runs = read_losses(given.runs)
+def measure(args: Any) -> list[Result]:
+    runs = read_losses(args.runs)
     by_use: dict[str, list[PublishedLoss]] = {}
     for run in runs:
         by_use.setdefault(run.use, []).append(run)
-    sets: dict[str, Outcomes] = {}
     headline = {run.id: predicted(run) for run in by_use.pop("fit", [])}
     if not headline:
-        raise BadInput(f"{given.runs} has no row with use = fit")
-    strict = headline | left_out(runs, strict=True)
-    headline |= left_out(runs, strict=False)
-    sets[HEADLINE] = headline
-    sets[STRICT] = strict
+        raise BadInput(f"{args.runs} has no row with use = fit")
+    sets: dict[str, Outcomes] = {
+        HEADLINE: headline | left_out(runs, strict=False),
+        STRICT: headline | left_out(runs, strict=True),
+    }
     for use, group in sorted(by_use.items()):
         if use == "grid":
             for key in dict.fromkeys((run.source, run.dataset) for run in group):
@@ -256,34 +243,35 @@ def main(arguments: Sequence[str]) -> int:
             sets["use = grid-repeat, difference from the most unique tokens"] = repeated(group)
         else:
             sets[f"use = {use}"] = {run.id: predicted(run) for run in group}
-    results: list[dict[str, Any]] = []
+    results: list[Result] = []
     for case, outcomes in sets.items():
         prefix = {HEADLINE: "loss", STRICT: "strict_loss"}.get(case, "group_loss")
         results += summary(prefix, case, [c for c in outcomes.values() if isinstance(c, Compared)])
-    for share in (0.15, 0.25, 0.5) if given.curves is not None else ():
-        compared = forecasts(read_curves(given.curves), share)
+        if not args.json:
+            print_outcomes(case, outcomes)
+    for share in (0.15, 0.25, 0.5) if args.curves is not None else ():
+        compared = forecasts(read_curves(args.curves), share)
         results += summary("forecast", f"{100 * share:.0f} %", compared)
-    if given.json:
-        print(json.dumps({"bench": "validate_loss", "results": results}, indent=1))
-        return 0
-    for case, outcomes in sets.items():
-        print(f"\n{case}")
-        for name, outcome in outcomes.items():
-            if isinstance(outcome, NoEstimate):
-                print(f"  {name:28} not compared: {outcome.why}")
-                continue
-            e = outcome.estimate
-            print(
-                f"  {name:28} {outcome.measured:.3f}  predicted {e.expected:.3f} "
-                f"({e.low:.3f} - {e.high:.3f})  {outcome.error:+.3f}"
-                + ("" if outcome.inside else "  outside")
-                + "".join(f"  {why}" for why in e.caveats)
-            )
-    print()
-    for row in results:
-        print(f"{row['id']}: {row['value']:.4g}  ({row['case']}, n = {row['n']})")
-    return 0
+    return results
+
+
+def print_outcomes(case: str, outcomes: Outcomes) -> None:
+    print(f"\n{case}")
+    for name, outcome in outcomes.items():
+        if isinstance(outcome, NoEstimate):
+            print(f"  {name:28} not compared: {outcome.why}")
+            continue
+        e = outcome.estimate
+        print(
+            f"  {name:28} {outcome.measured:.3f}  predicted {e.expected:.3f} "
+            f"({e.low:.3f} - {e.high:.3f})  {outcome.error:+.3f}"
+            + ("" if outcome.inside else "  outside")
+            + "".join(f"  {why}" for why in e.caveats)
+        )
 
 
 if __name__ == "__main__":
-    run_command(main)
+    bench = Bench(__doc__)
+    bench.add_argument("runs", type=Path, help="CSV of published final losses")
+    bench.add_argument("--curves", type=Path, help="CSV of published curves")
+    bench.run(measure)

@@ -13,12 +13,18 @@ from nanogauge.cli import run_command
 from nanogauge.errors import BadInput
 
 COMMANDS = {
-    "plan": ("plan", "predict time, memory, energy, cost and loss of a run"),
-    "report": ("report", "compare a finished or running run with its prediction and with claims"),
-    "import": ("import_log", "make a run folder and a report from the log of another program"),
-    "doctor": ("doctor", "check whether this machine is ready for a run"),
+    "plan": ("plan.main", "predict time, memory, energy, cost and loss of a run"),
+    "report": (
+        "report.main",
+        "compare a run with its prediction and with claims",
+    ),
+    "import": (
+        "report.import_main",
+        "make a run folder and a report from the log of another program",
+    ),
+    "doctor": ("doctor.main", "check whether this machine is ready for a run"),
 }
-"""Subcommand -> its module in nanogauge/commands/, and what it does."""
+"""Subcommand -> its module in nanogauge/commands/ and function, and what it does."""
 
 HELP = """usage: nanogauge COMMAND ...
 
@@ -47,8 +53,9 @@ def main(arguments: Sequence[str]) -> int:
         hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(COMMANDS)}."
         raise BadInput(f"unknown command {name}; {hint}")
     sys.argv[0] = f"nanogauge {name}"
-    command = import_module(f"nanogauge.commands.{COMMANDS[name][0]}")
-    status: int = command.main(arguments[1:])
+    module, _, function = COMMANDS[name][0].partition(".")
+    command = import_module(f"nanogauge.commands.{module}")
+    status: int = getattr(command, function)(arguments[1:])
     return status
 
 

@@ -33,11 +33,7 @@ class Parser(argparse.ArgumentParser):
         raise BadInput(message)
 
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
-        """Parse the arguments.
-
-        Raises:
-            BadInput: for an unknown flag; the message suggests the nearest existing one.
-        """
+        """Parse the arguments."""
         namespace, unknown = self.parse_known_args(list(arguments))
         if unknown:
             flag = unknown[0].split("=", 1)[0]

@@ -306,12 +306,7 @@ class Config(Section):
         return expand_home(self.run.out) / self.run.name
 
     def to_spec(self, dtype: str | None = None, world_size: int = 1) -> RunSpec:
-        """Return the RunSpec of this configuration.
-
-        Args:
-            dtype: Precision that run.dtype = auto resolves to; None leaves it open.
-            world_size: Devices that share the micro-batches of a step.
-        """
+        """Return the RunSpec; `dtype` is what run.dtype = auto resolves to, None if open."""
         model, train, optimizer = self.model, self.train, self.optimizer
         fields: dict[str, dict[str, Any]] = {}  # part of the spec -> field -> value
         for key, path in SETTINGS.items():
@@ -397,16 +392,7 @@ def toml_value(value: object) -> str:
 
 
 def read_toml(path: Path, what: str, hint: str) -> dict[str, Any]:
-    """Read a TOML file that the user named.
-
-    Args:
-        path: The file.
-        what: Kind of file, for messages.
-        hint: What to do if the file is missing.
-
-    Raises:
-        BadInput: if it is missing, unreadable or invalid.
-    """
+    """Read a TOML file that the user named; messages use its kind, and a hint if it is missing."""
     try:
         return tomllib.loads(read_whole(path).decode())
     except FileNotFoundError:
@@ -421,11 +407,7 @@ def read_toml(path: Path, what: str, hint: str) -> dict[str, Any]:
 
 
 def load_config(path: Path, overrides: Mapping[str, Mapping[str, object]] | None = None) -> Config:
-    """Read a configuration file and apply the overrides of the command line.
-
-    Raises:
-        BadInput: if the file is missing or invalid, a key is unknown or a value has a wrong type.
-    """
+    """Read a configuration file and apply the overrides of the command line."""
     values = read_toml(path, "configuration", "configs/ holds examples")
     for section, keys in (overrides or {}).items():
         target = values.setdefault(section, {})
@@ -440,11 +422,7 @@ def load_config(path: Path, overrides: Mapping[str, Mapping[str, object]] | None
 def wandb_section(
     path: Path, overrides: Mapping[str, Mapping[str, object]] | None = None
 ) -> WandbSection:
-    """Return the W&B settings of a configuration, or the defaults if there is no such file.
-
-    Raises:
-        BadInput: as load_config.
-    """
+    """Return the W&B settings of a configuration, or the defaults if there is no such file."""
     if path.exists():
         return load_config(path, overrides).wandb
     try:
@@ -503,11 +481,7 @@ class _HelpKeys(argparse.Action):
 
 
 def given_config(namespace: argparse.Namespace) -> Config | None:
-    """Load the configuration that a command line names, with its flags; None if it names none.
-
-    Raises:
-        BadInput: as load_config, or for a flag of a key without a configuration.
-    """
+    """Load the configuration that a command line names, with its flags; None if it names none."""
     if namespace.config is not None:
         return load_config(namespace.config, config_overrides(namespace))
     if flag := next((name for name in vars(namespace) if "." in name), None):

@@ -2,7 +2,10 @@
 
 
 class BadInput(ValueError):
-    """A mistake of the user; the message is one sentence that says what to do (exit status 2)."""
+    """A mistake of the user; the message is one sentence that says what to do (exit status 2).
+
+    Any function that reads flags, files or names from the user may raise it.
+    """
 
 
 class RunFailed(RuntimeError):

@@ -40,9 +40,7 @@ def open_regular(path: Path) -> BufferedReader:
     Raises:
         OSError: if it cannot be opened or is not a regular file.
     """
-    # Windows has no O_NONBLOCK, other systems no O_BINARY.
-    flags = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    descriptor = os.open(path, os.O_RDONLY | flags)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "it is no regular file", str(path))
@@ -69,22 +67,14 @@ def stays_below(name: str) -> bool:
 
 
 def refuse_outside_link(path: Path) -> None:
-    """Refuse a link out of its folder, since the contents of the file are shown and uploaded.
-
-    Raises:
-        BadInput: for such a link.
-    """
+    """Refuse a link out of its folder, since the contents of the file are shown and uploaded."""
     folder = os.path.realpath(path.parent)
     if os.path.commonpath([folder, os.path.realpath(path)]) != folder:
         raise BadInput(f"{path} is a link that leads out of its folder; put the file itself there.")
 
 
 def make_folder(path: Path) -> None:
-    """Create a folder to write into.
-
-    Raises:
-        BadInput: if it cannot be created or written to.
-    """
+    """Create a folder to write into."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -126,11 +116,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def sha256_file(path: Path) -> str:
-    """Return the SHA-256 of a regular file in hexadecimal.
-
-    Raises:
-        OSError: as open_regular.
-    """
+    """Return the SHA-256 of a regular file in hexadecimal."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

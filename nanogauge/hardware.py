@@ -191,11 +191,7 @@ def lookup(
 
 
 def from_row(gpu: Gpu, dtype: str, power_limit_watts: float | None = None) -> Hardware:
-    """Return the hardware of a row for a prediction in this dtype.
-
-    Raises:
-        BadInput: if the GPU has no matrix units for the dtype.
-    """
+    """Return the hardware of a row for a prediction in this dtype."""
     rates = gpu.flop_per_clock_per_sm
     peak = gpu.peak_flops(dtype)
     if peak is None:

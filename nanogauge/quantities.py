@@ -151,14 +151,6 @@ def mfu(flops: float, seconds: Seconds, peak_flops: float) -> Seconds:
     return flops / seconds / peak_flops
 
 
-def tokens_per_second(tokens: float, seconds: float) -> float:
-    return tokens / seconds
-
-
-def joules_per_token(joules: float, tokens: float) -> float:
-    return joules / tokens
-
-
 def _digits(value: float, significant: int = 3) -> str:
     """Format a number to significant digits, with thousands separators and without exponent."""
     if value == 0:
@@ -219,11 +211,7 @@ FAR_SECONDS = 100 * YEAR_SECONDS
 
 
 def next_time(text: str, after: datetime, flag: str) -> datetime:
-    """Return the first moment after `after` at which the local clock shows a time of day.
-
-    Raises:
-        BadInput: if the text of the flag is not a time of day.
-    """
+    """Return the first moment after `after` at which the local clock shows a time of day."""
     try:
         clock = time.fromisoformat(text.zfill(5))  # 8:00 is 08:00
     except ValueError:

@@ -270,18 +270,9 @@ class RunSpec:
         grad_accum: int = 1,
         **settings: Any,
     ) -> RunSpec:
-        """Return the spec of a GPT-2-shaped run, compiled and without dropout.
+        """Return the spec of a GPT-2-shaped run from fields of Shape and RunSpec.
 
-        Args:
-            n_layer: Transformer blocks.
-            n_embd: Width of the residual stream.
-            n_head: Attention heads.
-            context: Context length in tokens.
-            vocabulary: Rows of the embedding.
-            micro_batch: Sequences in one forward and backward pass on one device.
-            steps: Optimizer steps of the whole run.
-            grad_accum: Micro-batches per optimizer step of all devices together.
-            settings: Other fields of RunSpec; by default without evaluations and checkpoints.
+        By default it is compiled, without dropout, evaluations and checkpoints.
 
         Raises:
             ValueError: for a value out of range, or an n_embd that n_head does not divide.

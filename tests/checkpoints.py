@@ -1,4 +1,4 @@
-"""A tiny model in training, and how a test saves it; some of them in a process of its own."""
+"""A tiny model in training and its checkpoints."""
 
 from __future__ import annotations
 
@@ -13,16 +13,8 @@ from commands import ROOT
 
 from model import GPT
 from nanogauge.config import ModelSection, OptimizerSection
-from trainer.checkpoints.checkpoint import (
-    RandomState,
-    load_checkpoint,
-    random_state,
-)
-from trainer.checkpoints.checkpoint_writer import (
-    CheckpointWriter,
-    NotWritten,
-    Written,
-)
+from trainer.checkpoints.checkpoint import RandomState, load_checkpoint, random_state
+from trainer.checkpoints.checkpoint_writer import CheckpointWriter, NotWritten, Written
 from trainer.step.optimizer import make_optimizer
 
 CPU = torch.device("cpu")
@@ -80,7 +72,7 @@ class Trained:
         return load_checkpoint(path, self.model, self.optimizer, self.scaler, CPU, rank, world)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """All tensors of model and optimizer, as they are now."""
+        """Return copies of all tensors of model and optimizer."""
         found = copy.deepcopy(dict(self.model.state_dict()))
         for index, moments in self.optimizer.state_dict()["state"].items():
             found |= {f"{index} {name}": value.clone() for name, value in moments.items()}
@@ -117,7 +109,7 @@ def in_a_process(code: str, *arguments: object) -> subprocess.CompletedProcess[s
 
 
 def write_two(folder: Path) -> None:
-    """Intact checkpoints at steps 1 and 2."""
+    """Write intact checkpoints at steps 1 and 2."""
     trained, checkpoints = Trained(), CheckpointWriter(folder, keep=2)
     for step in (1, 2):
         trained.step()

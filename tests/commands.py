@@ -1,7 +1,8 @@
-"""Run the project's commands as a user does, and a configuration small enough for every test."""
+"""Run the project's commands as a user does, and a small configuration for all tests."""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import importlib
@@ -9,11 +10,12 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -48,20 +50,27 @@ def command(script: str, *arguments: object) -> list[str]:
 
 
 IN_A_COPY = ("train.py", "report.py", "plan.py", "export.py", "evaluate.py", "sample.py")
-"""commands that behave in a copy of train_server.py's process as in one of their own"""
+"""commands that behave in a copy of train_server.py's process as in a new process"""
 READ_AT_START = ("LD_LIBRARY_PATH", "LD_PRELOAD", "PYTHONPATH", "CUDA_VISIBLE_DEVICES")
+READ_AT_START += ("OMP_NUM_THREADS", "CXX", "HF_HOME", "HF_ENDPOINT")
 _AT_START = {name: os.environ.get(name) for name in READ_AT_START}
+
+
+def can_be_copied(script: str, arguments: Sequence[object], environment: Mapping[str, str]) -> bool:
+    """Return False for what is read before a script's imports: variables and --supervise."""
+    as_at_start = all(os.environ.get(name) == value for name, value in _AT_START.items())
+    late = as_at_start and not environment.keys() & _AT_START.keys()
+    return script in IN_A_COPY and late and "--supervise" not in arguments
 
 
 def run(
     script: str, *arguments: object, timeout: float = 300, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Run a script of the project to its end; its output as text."""
-    as_at_start = all(os.environ.get(name) == value for name, value in _AT_START.items())
-    read_first = "--supervise" in arguments  # before anything is imported
-    if script in IN_A_COPY and as_at_start and not environment and not read_first:
+    if can_be_copied(script, arguments, environment):
         with tempfile.TemporaryDirectory() as folder:
-            return run_in_copy(script, list(map(str, arguments)), Path(folder, "run"))
+            copy = Copy(script, list(map(str, arguments)), Path(folder, "run"), environment)
+            return copy.result()
     return subprocess.run(
         command(script, *arguments),
         cwd=ROOT,
@@ -76,7 +85,7 @@ def run(
 def run_here(
     script: str, *arguments: object, folder: Path = ROOT
 ) -> subprocess.CompletedProcess[str]:
-    """What `run` gives, without a process: for refusals, each of which is over in milliseconds."""
+    """Return what `run` does, from this process: for refusals, which take milliseconds."""
     main = importlib.import_module(Path(script).stem).main
     return run_main(main, script, *arguments, folder=folder)
 
@@ -84,7 +93,7 @@ def run_here(
 def run_main(
     main: Callable[[Sequence[str]], int], script: str, *arguments: object, folder: Path = ROOT
 ) -> subprocess.CompletedProcess[str]:
-    """Run a main function in this process as the command of that name."""
+    """Run a main function in this process as the command `script`."""
     out, err = io.StringIO(), io.StringIO()
     given = [script, *map(str, arguments)]
     with (
@@ -101,59 +110,145 @@ def run_main(
 
 
 def train_tiny(out: Path, *more: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Train the tiny model in out/demo, in a process of its own."""
-    arguments = [str(a) for a in (DEMO, f"--run.out={out}", *TINY, *more)]
-    if environment or "--supervise" in arguments:  # which are looked at before all is imported
-        return run("train.py", *arguments, **environment)
-    return run_in_copy("train.py", arguments, out)
+    """Train the tiny model in out/demo."""
+    return run("train.py", DEMO, f"--run.out={out}", *TINY, *more, **environment)
+
+
+def start_run(out: Path, *more: object) -> Copy:
+    """Start a tiny run of 20,000 steps in out/demo."""
+    arguments = [DEMO, f"--run.out={out}", *TINY, "--train.max-steps=20000", *more]
+    return Copy("train.py", list(map(str, arguments)), out)
 
 
 def run_in_copy(script: str, arguments: list[str], out: Path) -> subprocess.CompletedProcess[str]:
-    """Run a command in a copy of train_server.py's process, its output in files beside `out`."""
-    files = [out.with_name(f"{out.name}.{kind}") for kind in ("stdout", "stderr")]
-    for file in files:
-        file.unlink(missing_ok=True)
+    """Run a script of the tests, or of the project, in a copy with its output beside `out`."""
+    return Copy(script, arguments, out).result()
+
+
+_STORES: list[Any] = []
+"""keeps the stores that torchrun's agent would host"""
+
+
+def start_ranks(
+    ranks: int, arguments: Sequence[str], out: Path, script: str = "train.py"
+) -> list[Copy]:
+    """Start the processes that torchrun would start, each as a copy."""
+    from torch.distributed import TCPStore
+
+    _STORES.append(TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
+    world = {
+        "WORLD_SIZE": str(ranks),
+        "LOCAL_WORLD_SIZE": str(ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_STORES[-1].port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
+    return [
+        Copy(
+            script,
+            list(arguments),
+            out.with_name(f"{out.name}.rank{rank}"),
+            {**world, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(ranks)
+    ]
+
+
+def train_ranks(
+    ranks: int, arguments: Sequence[str], out: Path, script: str = "train.py"
+) -> subprocess.CompletedProcess[str]:
+    """Run start_ranks to the end; the first exit status that is not 0, and all output."""
+    done = [copy.result() for copy in start_ranks(ranks, arguments, out, script)]
+    status = next((each.returncode for each in done if each.returncode), 0)
+    said, errors = ("".join(getattr(d, name) for d in done) for name in ("stdout", "stderr"))
+    return subprocess.CompletedProcess(list(arguments), status, said, errors)
+
+
+class Copy:
+    """A command in a copy of train_server.py's process, with its output in files beside `out`.
+
+    Used like subprocess.Popen.
+    """
+
+    def __init__(
+        self,
+        script: str,
+        arguments: list[str],
+        out: Path,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self._arguments = arguments
+        self._files = [out.with_name(f"{out.name}.{kind}") for kind in ("stdout", "stderr")]
+        for file in self._files:
+            file.unlink(missing_ok=True)
+        request = {
+            "script": script,
+            "arguments": arguments,
+            "stdout": str(self._files[0]),
+            "stderr": str(self._files[1]),
+            "environment": {**os.environ, **(environment or {})},
+        }
+        self.pid: int = _ask_server(request)
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            self.returncode = _ask_server({"poll": self.pid})
+        return self.returncode
+
+    def wait(self, timeout: float = 300) -> int:
+        assert wait_until(lambda: self.poll() is not None, timeout), "the command has not ended"
+        assert self.returncode is not None
+        return self.returncode
+
+    def result(self) -> subprocess.CompletedProcess[str]:
+        if self.returncode is None:
+            self.returncode = _ask_server({"wait": self.pid})
+        texts = (file.read_text() for file in self._files)
+        return subprocess.CompletedProcess(self._arguments, self.returncode, *texts)
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def __enter__(self) -> Copy:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:
+            self.kill()
+        self.wait()
+
+
+def _ask_server(request: Mapping[str, object]) -> Any:
     server = _train_server()
     assert server.stdin is not None
     assert server.stdout is not None
-    request = {
-        "script": script,
-        "arguments": arguments,
-        "stdout": str(files[0]),
-        "stderr": str(files[1]),
-        "environment": dict(os.environ),
-    }
     server.stdin.write(json.dumps(request) + "\n")
     server.stdin.flush()
-    status = int(server.stdout.readline())
-    return subprocess.CompletedProcess(arguments, status, *(file.read_text() for file in files))
+    return json.loads(server.stdout.readline())
 
 
 @functools.cache
 def _train_server() -> subprocess.Popen[str]:
-    """The process of train_server.py, which ends when this one closes its input."""
-    return subprocess.Popen(
+    """Start train_server.py, which ends when its input is closed."""
+    server = subprocess.Popen(
         command("tests/train_server.py"),
         cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
-
-
-def start_run(out: Path, *more: object) -> subprocess.Popen[bytes]:
-    """Begin a tiny run that would take minutes."""
-    arguments = ["train.py", DEMO, f"--run.out={out}", *TINY, "--train.max-steps=20000", *more]
-    return subprocess.Popen(
-        command(*map(str, arguments)),
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    atexit.register(server.communicate)
+    return server
 
 
 def wait_for_step(folder: Path, step: int, process: int = 1) -> None:
-    """Until the first, second ... process of a run has logged this step."""
+    """Wait until the first, second ... process of a run has logged this step."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         if (folder / "log.jsonl").exists():
@@ -169,7 +264,7 @@ def wait_until(true: Callable[[], bool], seconds: float = 120) -> bool:
     while not true():
         if time.monotonic() > deadline:
             return False
-        time.sleep(0.02)
+        time.sleep(0.01)
     return True
 
 
@@ -182,16 +277,16 @@ def steps_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def rows_of(folder: Path) -> dict[str, dict[str, Any]]:
-    """The rows of report.json; the last where several share an id."""
+    """Return the rows of report.json by id; the last of several with the same id."""
     report = json.loads((folder / "report.json").read_text())
     return {row["id"]: row for row in report["rows"]}
 
 
 def build_fake_driver(folder: Path) -> Path:
-    """The scripted NVML of fake_nvml.c in a folder; LD_LIBRARY_PATH makes it the driver's."""
+    """Compile fake_nvml.c in a folder; LD_LIBRARY_PATH=folder makes it the driver's NVML."""
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
-        pytest.skip("no C compiler: the stand-in for the driver cannot be built")
+        pytest.skip("no C compiler for the fake driver")
     command = [
         compiler,
         "-shared",

@@ -1,12 +1,18 @@
 """train.py with a model that fails; train_server.py runs it with FAULT ARGUMENTS...
 
-nan:A-B makes the loss of the A-th to the B-th training pass of the process no number, room:N has no
-memory for more than N sequences in one pass, late_room:N none for them from the 8th training pass
-on, and evaluation_room:N none in an evaluation.
+Training passes of the process are counted from 1. The faults:
+
+    kill:N             the process kills itself in pass N
+    nan:A-B            the loss of passes A to B is NaN
+    room:N             more than N sequences in a pass run out of memory
+    late_room:N        the same, from pass 8 on
+    evaluation_room:N  the same, in evaluations alone
 """
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -30,6 +36,8 @@ def faulty(self: TrainingLoss, tokens: Tensor, targets: Tensor) -> Tensor:
     global passes  # noqa: PLW0603
     training = torch.is_grad_enabled()
     passes += training
+    if fault == "kill" and training and passes == int(value):
+        os.kill(os.getpid(), signal.SIGKILL)
     crowded = "room" in fault and len(tokens) > int(value)
     meant = {"room": True, "late_room": passes >= 8, "evaluation_room": not training}
     if crowded and meant[fault]:

@@ -1,6 +1,6 @@
 """A loop under the watchdog: python hanging.py FOLDER LIMIT_SECONDS STEP_SECONDS HANG_AT
 
-It makes steps of STEP_SECONDS and hangs in step HANG_AT, as a call that never comes back; step 2
+It makes steps of STEP_SECONDS and hangs in step HANG_AT, in a call that never returns; step 2
 announces that it takes three times the limit, and does. After step 7 it ends.
 """
 

@@ -257,6 +257,7 @@ def all_gone(folder: Path) -> bool:
 
 
 def cores_of(folder: Path) -> list[int]:
+    """Return the ids of W&B's own processes."""
     return [pid for pid, command in processes_of(folder).items() if "wandb-core" in command]
 
 

@@ -1,6 +1,6 @@
-"""Two ranks that share out a small model, without a run: what test_sharding.py asks of them.
+"""Two ranks that shard a small model, without a run; test_sharding.py asserts what they measure.
 
-python -m torch.distributed.run --standalone --nproc-per-node=2 tests/sharded.py FILE   # JSON
+Each rank runs `main` with the name of the JSON file that rank 0 writes.
 """
 
 from __future__ import annotations
@@ -8,8 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,13 +49,13 @@ def new_loss(model: GPT) -> ShardedLoss:
 
 
 def gradients(model: GPT) -> Tensor:
-    """All of them as one vector."""
+    """Return all gradients as one vector."""
     parts = [full_tensor(p.grad) for p in model.parameters() if p.grad is not None]
     return torch.cat([part.flatten() for part in parts])
 
 
 def gradients_of_one(world: int) -> Tensor:
-    """Those of a process that holds the whole model and takes the batches of all ranks."""
+    """Return the gradients of an unsharded model over the batches of all ranks."""
     model = new_model()
     loss = TrainingLoss(model, "plain", world, CPU, alone=False)
     for rank in range(world):
@@ -65,7 +64,7 @@ def gradients_of_one(world: int) -> Tensor:
 
 
 def gradients_after_failure(rank: int) -> tuple[str | None, Tensor]:
-    """Of a model that was to be compiled, which failed in its second block on all ranks."""
+    """Return the error of a compilation that fails in the second block, and the gradients then."""
 
     def broken(forward: Any) -> Any:
         broken.blocks += 1  # type: ignore[attr-defined]
@@ -81,19 +80,19 @@ def gradients_after_failure(rank: int) -> tuple[str | None, Tensor]:
 
 
 def share(tensors: Iterable[Tensor]) -> float:
-    """Of all their elements that this rank holds."""
+    """Return the share of all elements that this rank holds."""
     held = [(local_tensor(tensor).numel(), tensor.numel()) for tensor in tensors]
     return sum(own for own, _ in held) / sum(of_all for _, of_all in held)
 
 
 def update_twice(ranks: Ranks) -> dict[str, Any]:
-    """An update with a gradient that is not finite on rank 1 alone, then one without."""
+    """Update with a gradient that is infinite on rank 1 only, then with a finite one."""
     model = new_model()
     loss = new_loss(model)
     optimizer = make_optimizer(model, OptimizerSection())
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     parameters = list(model.parameters())
-    told: dict[str, Any] = {"changed": [], "norms": []}
+    measured: dict[str, Any] = {"changed": [], "norms": []}
     for poisoned in (True, False):
         before = [full_tensor(p).detach().clone() for p in parameters]
         loss(batch(ranks.rank), batch(ranks.rank)).backward()  # type: ignore[no-untyped-call]
@@ -103,20 +102,20 @@ def update_twice(ranks: Ranks) -> dict[str, Any]:
         held = [p.grad for p in parameters if p.grad is not None]
         norm = full_tensor(nn.utils.clip_grad_norm_(parameters, 1.0))
         update(optimizer, scaler, torch.isfinite(norm))
-        told["norms"].append(ranks.gather(float(norm)))
+        measured["norms"].append(ranks.gather(float(norm)))
         pairs = zip(parameters, before, strict=True)
-        told["changed"].append([not torch.equal(full_tensor(p), old) for p, old in pairs])
-        told["gradients"] = ranks.gather(share(held))
+        measured["changed"].append([not torch.equal(full_tensor(p), old) for p, old in pairs])
+        measured["gradients"] = ranks.gather(share(held))
         optimizer.zero_grad(set_to_none=True)
     moments = [m for state in optimizer.state.values() for m in state.values() if m.dim()]
-    told["moments"] = ranks.gather(share(moments))
+    measured["moments"] = ranks.gather(share(moments))
     with torch.no_grad():
         loss(batch(0), batch(0))
-    told["weights"] = ranks.gather(share(model.parameters()))  # after an evaluation, too
-    return told
+    measured["weights"] = ranks.gather(share(model.parameters()))  # after an evaluation, too
+    return measured
 
 
-def main(file: Path) -> None:
+def main(arguments: Sequence[str]) -> int:
     with open_ranks("cpu") as ranks:
         rank, one = ranks.rank, gradients_of_one(ranks.world)
         distances: dict[str, float] = {}
@@ -127,7 +126,7 @@ def main(file: Path) -> None:
         for recompute, compiled in ((False, False), (True, False), (True, True)):
             model = new_model(recompute)
             loss = new_loss(model)
-            if compiled:  # without inductor, whose code is not what is asked about
+            if compiled:  # inductor is not the subject
                 quick = partial(torch.compile, backend="aot_eager")
                 with mock.patch.object(torch, "compile", quick):
                     loss.compile()
@@ -135,10 +134,7 @@ def main(file: Path) -> None:
             compare(f"recomputed {recompute}, compiled {compiled}", gradients(model))
         failure, after = gradients_after_failure(rank)
         compare("compilation failed", after)
-        told = {"distances": distances, "failure": failure, **update_twice(ranks)}
+        measured = {"distances": distances, "failure": failure, **update_twice(ranks)}
         if ranks.is_first:
-            file.write_text(json.dumps(told))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+            Path(arguments[0]).write_text(json.dumps(measured))
+    return 0

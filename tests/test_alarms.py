@@ -17,8 +17,6 @@ from nanogauge.measure.alarms import Alarm, Alarms
 from nanogauge.measure.detectors import (
     BASELINE_STEPS,
     LossSpikeDetector,
-    SlidingMedian,
-    SlowDownDetector,
 )
 from nanogauge.schema import Sensor
 
@@ -57,19 +55,7 @@ def times(
         yield noisy * (1 + spike) if draw.random() < spike_share else noisy
 
 
-def test_a_sliding_median_is_the_median_of_the_last_values() -> None:
-    window, seen = SlidingMedian(5), []
-    for value in [3.0, 1.0, 3.0, 3.0, 2.0, 9.0, 3.0, 1.0, 1.0]:
-        window.add(value)
-        seen.append(value)
-        last = sorted(seen[-5:])
-        assert window.values() == last
-        middle = len(last) // 2
-        expected = last[middle] if len(last) % 2 else (last[middle - 1] + last[middle]) / 2
-        assert window.median == expected
-
-
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
     base=st.floats(1e-3, 1e3),
@@ -87,7 +73,7 @@ def test_a_slow_down_of_3_percent_is_raised_once_within_50_steps(
     assert start <= found[0][0] < start + 50
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
     jitter=st.sampled_from([0.002, 0.01, 0.05, 0.2]),
@@ -99,7 +85,7 @@ def test_jitter_and_spikes_over_20000_steps_raise_nothing(
     assert raised(alarms(), times(seed, 20_000, lambda i: 1.0, jitter, *spikes)) == []
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 def test_correlated_noise_is_no_slow_down(seed: int) -> None:
     """With noise correlated over ten steps medians of 50 vary by 0.7 %; the spread of single steps
     predicts 0.2 %.
@@ -113,9 +99,7 @@ def test_correlated_noise_is_no_slow_down(seed: int) -> None:
 
 def test_a_slow_drift_is_raised_once_beyond_two_percent() -> None:
     level = lambda i: 1 + 1e-4 * max(0, i - 500)  # noqa: E731
-    found = raised(alarms(), times(0, 1500, level, 0.002))
-    assert len(found) == 1
-    step, alarm = found[0]
+    ((step, alarm),) = raised(alarms(), times(0, 1500, level, 0.002))
     assert 700 <= step < 760
     assert "2.1 % more than the steady 1 s" in alarm.text
 
@@ -191,8 +175,6 @@ def test_a_slow_down_names_its_cause() -> None:
     assert "unknown, the SM clock is still 2,700 MHz" in slowed(cool, cool, (0.01, 0.01))
     silent = Sensor()
     assert "the cause is unknown" in slowed(silent, silent, (None, None))
-    warm, warmer = Sensor(temperature_celsius=60.0), Sensor(temperature_celsius=80.0)
-    assert "the GPU went from 60 to 80 °C" in slowed(warm, warmer, (None, None))
 
 
 def whats(found: Iterable[list[Alarm]]) -> list[str]:
@@ -233,12 +215,12 @@ def test_a_hot_gpu_is_raised_once(limit: float | None, cool: float, hot: float) 
     assert found == ["temperature"]
 
 
-def test_a_full_gpu_is_raised_with_the_memory_of_this_process() -> None:
+def test_a_full_gpu_is_raised_once() -> None:
     watch = alarms()
     assert watch.sensor(reading(device_used_bytes=int(0.969 * 12 * GIB))) == []
-    full = reading(device_used_bytes=int(0.98 * 12 * GIB), process_used_bytes=9 * GIB)
+    full = reading(device_used_bytes=int(0.98 * 12 * GIB))
     (alarm,) = watch.sensor(full)
-    assert "11.8 of the GPU's 12.0 GiB are in use, 9.0 GiB of them by this process" in alarm.text
+    assert "11.8 of the GPU's 12.0 GiB are in use" in alarm.text
     assert alarm.about == "peak_process_bytes"
     assert watch.sensor(full) == []
     assert alarms(device_bytes=None).sensor(full) == []
@@ -255,7 +237,7 @@ def test_a_lasting_wait_for_data_is_raised() -> None:
     assert whats(alarms().step(i, 1.0, None) for i in range(100)) == []
 
 
-def test_a_projection_outside_the_prediction_is_raised_once_for_each_side() -> None:
+def test_a_projection_above_the_prediction_is_raised_once() -> None:
     watch = alarms(predicted=(3600.0, 7200.0))
     assert watch.projected(1e9) == []
     for i in range(30):
@@ -265,8 +247,6 @@ def test_a_projection_outside_the_prediction_is_raised_once_for_each_side() -> N
     late = [alarm for _ in range(100) for alarm in watch.projected(7300.0)]
     assert [(alarm.what, alarm.level) for alarm in late] == [("finish_late", "alarm")]
     assert "will take 2.03 h, longer than the predicted 60 min to 2 h" in late[0].text
-    early = [alarm for _ in range(100) for alarm in watch.projected(3000.0)]
-    assert [(alarm.what, alarm.level) for alarm in early] == [("finish_early", "warning")]
     assert alarms(predicted=None).projected(1e9) == []
 
 
@@ -278,46 +258,10 @@ def test_a_non_finite_loss_is_raised_once(value: float | None) -> None:
     assert watch.loss(8, value) == []
 
 
-@given(
-    st.lists(
-        st.tuples(
-            st.floats(1e-6, 1e6), st.none() | st.floats(0, 1e6), st.none() | st.floats(20, 120)
-        ),
-        max_size=300,
-    )
-)
-@settings(max_examples=30, deadline=None)
-def test_each_kind_is_raised_once_for_any_input(
-    steps: list[tuple[float, float | None, float | None]],
-) -> None:
-    watch, found = alarms(predicted=(1.0, 2.0)), []
-    for i, (seconds, waited, celsius) in enumerate(steps):
-        found += watch.sensor(reading(temperature_celsius=celsius))
-        found += watch.step(i, seconds, waited)
-        found += watch.projected(seconds)
-    kinds = [alarm.what for alarm in found if alarm.what != "slow_down"]
-    assert len(kinds) == len(set(kinds))
-    assert all(alarm.text.endswith(".") for alarm in found)
-
-
-def test_a_slow_down_is_raised_once_although_a_faster_level_is_confirmed_in_it() -> None:
-    counts: list[int] = []
-    for faster in range(40, 101, 5):
-        detector = SlowDownDetector()
-        times = [0.040] * 400 + [0.036] * faster + [0.1] * 200
-        counts.append(sum(detector.add(seconds) for seconds in times))
-    assert set(counts) == {1}
-
-
 def test_an_alarm_names_its_gpu() -> None:
-    """The memory of this process is left out: the fullest GPU may be of another process."""
     watch = alarms(device_bytes=10 * GIB)
     several = Sensor(
-        temperature_celsius=88,
-        hottest_card=1,
-        device_used_bytes=10 * GIB,
-        fullest_card=2,
-        process_used_bytes=9 * GIB,
+        temperature_celsius=88, hottest_card=1, device_used_bytes=10 * GIB, fullest_card=2
     )
     hot, full = watch.sensor(several)
     assert hot.text.startswith("GPU 1 is at 88 °C and slows down at 90 °C")
@@ -362,7 +306,7 @@ def test_no_recorded_run_has_a_spike(name: str) -> None:
     assert spikes(losses) == []
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
     noise=st.sampled_from([0.0, 0.003, 0.03, 0.3]),
@@ -377,7 +321,7 @@ def test_a_smooth_curve_with_noise_and_odd_batches_has_no_spike(
     assert spikes(curve(seed, 10_000, noise, lambda step: rise[step])) == []
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
     noise=st.floats(0, 0.03),
@@ -395,10 +339,6 @@ def test_a_lasting_rise_is_reported_at_its_third_step_and_the_next_after_it_is_o
 
     found = spikes(curve(seed, second + 1000, noise, extra))
     assert found == [begin + 2, second + 2]
-
-
-def test_a_run_that_diverges_is_reported_once() -> None:
-    assert spikes(curve(0, 5000, 0.02, lambda step: 3.0 * (step >= 1000))) == [1002]
 
 
 def test_a_rollback_is_no_spike() -> None:

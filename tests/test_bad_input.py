@@ -76,7 +76,7 @@ def test_a_wrong_configuration_is_named_by_its_key(tmp_path: Path, text: str, wo
     refused("plan.py", path, "--gpu", "RTX 4070", words=words)
 
 
-def test_a_missing_configuration_is_said_to_be_missing(tmp_path: Path) -> None:
+def test_a_missing_configuration_is_named(tmp_path: Path) -> None:
     path = tmp_path / "no.toml"
     words = "there is no configuration file"
     process_refused("train.py", path, words=words)
@@ -125,7 +125,7 @@ def test_a_log_that_cannot_be_read_makes_no_folder(tmp_path: Path, text: str, wo
     assert not out.exists()
 
 
-def test_a_log_that_is_not_there_is_said_not_to_be(tmp_path: Path) -> None:
+def test_a_missing_log_is_named(tmp_path: Path) -> None:
     words = "there is no log"
     process_refused("report.py", *import_arguments(tmp_path / "no", tmp_path / "out"), words=words)
 
@@ -141,7 +141,7 @@ def test_a_log_that_is_not_there_is_said_not_to_be(tmp_path: Path) -> None:
         (["--nonsense"], "unknown argument --nonsense"),
     ],
 )
-def test_a_report_of_nothing_is_refused(arguments: list[str], words: str) -> None:
+def test_a_report_without_a_run_is_refused(arguments: list[str], words: str) -> None:
     refused("report.py", *arguments, words=words)
 
 

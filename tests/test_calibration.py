@@ -1,14 +1,16 @@
-"""The calibrated prediction: its arithmetic, its order of evidence, its store, and the commands."""
+"""The calibrated prediction: arithmetic, order of evidence, its store, and the commands."""
 
 from __future__ import annotations
 
+import shutil
 import time
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import pytest
-from commands import DEMO, TINY, rows_of, run, steps_of, train_tiny
-from examples import documented_prediction, documented_spec
+from commands import DEMO, TINY, rows_of, run, run_here, steps_of, train_tiny
+from examples import DOCUMENTED, documented_prediction, documented_spec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,10 +21,12 @@ from nanogauge.prediction.calibrated import (
     Figure,
     FinishedRun,
     MeasuredParts,
+    add_to_calibration,
     calibrated_step,
+    load_calibration,
     matrix_product_name,
+    path_of,
 )
-from nanogauge.prediction.calibration_store import add_to_calibration, load_calibration, path_of
 from nanogauge.prediction.constants import FITTED
 from nanogauge.prediction.prediction import predict
 from nanogauge.prediction.step_time import predict_step_time
@@ -95,14 +99,8 @@ def calibrated_seconds(work: Workload, calibration: Calibration) -> float:
 
 
 def test_the_best_evidence_is_taken() -> None:
-    """A run of this workload before its measured parts, those before other runs, then rates."""
     rates = (figure(matrix_product_name("bfloat16"), 4e13, "FLOP/s"), figure(COPY, 3e11, "B/s"))
-    left = [
-        *rates,
-        finished(OTHER, 2.0),
-        measured(WORK, 0.005, 0.05, 0.001),
-        finished(WORK, 3.9),
-    ]
+    left = [*rates, finished(OTHER, 2.0), measured(WORK, 0.005, 0.05, 0.001), finished(WORK, 3.9)]
     for words in ("the same workload", "a layer, the rest", "of other shapes", "matrix products"):
         found = calibrated_step(WORK, CARD, known(*left), predict_step_time(WORK, CARD))
         assert found is not None
@@ -115,7 +113,6 @@ def test_the_best_evidence_is_taken() -> None:
 def test_parts_add_up_for_any_depth_and_accumulation(
     layer: float, rest: float, update: float, layers: int, accumulation: int
 ) -> None:
-    """Measured once, a layer and the rest give the step of every depth of that shape."""
     shape = replace(WORK.shape, n_layer=layers)
     work = replace(WORK, shape=shape, grad_accum=accumulation)
     expected = accumulation * (layers * layer + rest) + (layers + 1) * update
@@ -125,19 +122,17 @@ def test_parts_add_up_for_any_depth_and_accumulation(
 
 @given(st.floats(0.5, 2))
 def test_one_run_corrects_other_shapes_by_its_own_error(factor: float) -> None:
-    """What the analytic model misses on a card it misses alike for every shape."""
+    """The analytic error of a device is about the same for every shape."""
     calibration = known(finished(OTHER, factor * analytic_seconds(OTHER)))
     assert calibrated_seconds(WORK, calibration) == pytest.approx(factor * analytic_seconds(WORK))
 
 
 def test_a_run_of_another_kind_is_no_evidence() -> None:
-    """Eager steps miss their prediction by other factors than compiled ones."""
     calibration = known(finished(replace(OTHER, compiled=False), 9.0))
     assert calibrated_step(WORK, CARD, calibration, predict_step_time(WORK, CARD)) is None
 
 
 def test_measured_rates_replace_those_of_the_datasheet() -> None:
-    """The datasheet's own rates, measured, give the analytic step again."""
     ceiling, bandwidth = 5e13, CARD.bandwidth_bytes_per_second
     assert bandwidth is not None
     rated = CARD.model_copy(update={"matmul_flops": ceiling})
@@ -151,8 +146,7 @@ def test_measured_rates_replace_those_of_the_datasheet() -> None:
     assert calibrated_seconds(WORK, calibration) == pytest.approx(expected.seconds)
 
 
-def test_everything_that_follows_from_the_step_is_calibrated_with_it() -> None:
-    """Twice the analytic step: so the evaluations, and half the MFU; the rest stays."""
+def test_quantities_derived_from_the_step_are_calibrated() -> None:
     spec, plain = documented_spec(), documented_prediction()
     twice = 2 * plain.quantities["step_seconds"].expected
     prediction = predict(spec, CARD, known(finished(WORK, twice)))
@@ -170,7 +164,6 @@ def test_everything_that_follows_from_the_step_is_calibrated_with_it() -> None:
 
 
 def test_a_step_that_the_peak_does_not_allow_has_no_mfu() -> None:
-    """An MFU above 100 % is refused as a measurement, and so it is as a prediction."""
     fast = 0.4 * documented_prediction().quantities["step_seconds"].expected
     prediction = predict(documented_spec(), CARD, known(finished(WORK, fast)))
     assert prediction.quantities["mfu_palm"].expected > 0.4
@@ -178,8 +171,7 @@ def test_a_step_that_the_peak_does_not_allow_has_no_mfu() -> None:
     assert prediction.calibrated["step_seconds"].expected == fast
 
 
-def test_a_device_without_a_known_peak_is_calibrated_all_the_same() -> None:
-    """An unknown card has no analytic time; what was measured on it is a time."""
+def test_a_device_without_a_known_peak_is_calibrated() -> None:
     unknown = CARD.model_copy(update={"peak_flops": None, "architecture": "unknown"})
     prediction = predict(documented_spec(), unknown, known(finished(WORK, 4.0)))
     assert "step_seconds" not in prediction.quantities
@@ -187,7 +179,6 @@ def test_a_device_without_a_known_peak_is_calibrated_all_the_same() -> None:
 
 
 def test_newer_measurements_replace_older_ones_and_runs_gather() -> None:
-    """Of the same shape in another depth too: the newer layer is the layer."""
     deeper = replace(WORK, shape=replace(WORK.shape, n_layer=99))
     old = known(measured(WORK, 1, 1, 1), measured(OTHER, 2, 2, 2), finished(WORK, 4.0))
     new = known(measured(deeper, 3, 3, 3), finished(WORK, 4.2), figure(COPY, 1e9, "B/s"))
@@ -197,10 +188,9 @@ def test_newer_measurements_replace_older_ones_and_runs_gather() -> None:
     assert calibrated_seconds(WORK, both) == pytest.approx(4.1)
 
 
-def test_a_calibration_is_kept_and_a_damaged_one_is_named_and_replaced(
+def test_a_calibration_is_stored_and_a_damaged_one_is_named_and_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file that was cut or edited costs its figures, and no plan or run."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     assert load_calibration(CARD.name, "2.13.0", None) == (None, None)
     calibration = known(finished(WORK, 4.0), measured(OTHER, 1, 2, 3))
@@ -213,23 +203,23 @@ def test_a_calibration_is_kept_and_a_damaged_one_is_named_and_replaced(
     assert none is None
     assert warning is not None
     assert str(path) in warning
+    shutil.copy(path, path_of(CARD.name, metadata.version("torch"), None))
+    printed = run_here("plan.py", DOCUMENTED, "--gpu", CARD.name).stdout
+    assert "is damaged" in " ".join(printed.split())
     add_to_calibration(known(finished(WORK, 5.0)))
     assert load_calibration(CARD.name, "2.13.0", None) == (known(finished(WORK, 5.0)), None)
 
 
 def test_a_plan_calibrates_this_machine_and_a_run_refines_it(tmp_path: Path) -> None:
-    """plan.py --calibrate needs no card and under a minute; the run begins with what it measured;
-    the run after it with what that run took, and a run too short to tell anything is forgotten.
-    """
     home = {"XDG_DATA_HOME": str(tmp_path / "data")}
     arguments = (DEMO, *TINY, "--train.max-steps=30", f"--run.out={tmp_path}")
     began = time.monotonic()
     done = run("plan.py", *arguments, "--calibrate", **home)
     assert time.monotonic() - began < 60
     assert done.returncode == 0, done.stderr
-    told = " ".join(done.stdout.split())
-    assert "quantity expected predicted calibrated claimed" in told
-    assert "Calibrated by a layer, the rest and the update of this shape measured" in told
+    printed = " ".join(done.stdout.split())
+    assert "quantity expected predicted calibrated claimed" in printed
+    assert "Calibrated by a layer, the rest and the update of this shape measured" in printed
 
     assert train_tiny(tmp_path, "--train.max-steps=30", **home).returncode == 0
     rows = rows_of(tmp_path / "demo")
@@ -250,17 +240,6 @@ def test_a_plan_calibrates_this_machine_and_a_run_refines_it(tmp_path: Path) -> 
     assert seen["expected"] == row["measured"]["value"]
 
 
-def test_a_damaged_calibration_is_told_before_a_run(tmp_path: Path) -> None:
-    """The run goes on without it, and its plan says which file it was."""
-    home = {"XDG_DATA_HOME": str(tmp_path / "data")}
-    assert train_tiny(tmp_path, "--train.max-steps=30", **home).returncode == 0
-    (file,) = (tmp_path / "data").rglob("*.json")
-    file.write_text("{}")
-    done = train_tiny(tmp_path, "--run.name=next", "--train.max-steps=2", **home)
-    assert done.returncode == 0
-    assert f"{file} is damaged" in done.stdout
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -270,8 +249,7 @@ def test_a_damaged_calibration_is_told_before_a_run(tmp_path: Path) -> None:
     ],
 )
 def test_a_plan_without_its_device_is_refused(arguments: tuple[str, ...], words: str) -> None:
-    """One sentence that says what to do: a card that is not here cannot be measured."""
-    done = run("plan.py", DEMO, *arguments)
+    done = run_here("plan.py", DEMO, *arguments)
     assert done.returncode == 2
     assert words in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

@@ -30,7 +30,7 @@ def test_broken_inputs_of_every_kind_end_with_a_report_or_one_sentence(tmp_path:
 
 
 def test_runs_whose_writes_fail_resume_to_the_same_weights(tmp_path: Path) -> None:
-    """An error of the disk at any write costs no file that was there, and not the run."""
+    """A disk error at any write damages no file and does not end the run for good."""
     writes, ends, problems = let_writes_fail(tmp_path, 4, seed=3)
     assert not problems, "\n".join(problems)
     assert writes > 100 and ends.total() == 4
@@ -43,7 +43,7 @@ def test_runs_whose_writes_fail_resume_to_the_same_weights(tmp_path: Path) -> No
 def test_a_value_that_is_too_deep_or_too_long_is_refused(
     tmp_path: Path, value: str, words: str
 ) -> None:
-    """Both ended with a traceback: the reader of TOML recurses, and int() refuses 5,000 digits."""
+    """The TOML reader recurses, and int() refuses 5,000 digits."""
     path = tmp_path / "run.toml"
     path.write_text(CONFIG.read_text().replace("n_layer = ", f"n_layer = {value}", 1))
     with pytest.raises(BadInput, match=words):
@@ -51,7 +51,6 @@ def test_a_value_that_is_too_deep_or_too_long_is_refused(
 
 
 def test_statistics_of_tokens_beyond_the_vocabulary_are_refused(tmp_path: Path) -> None:
-    """They ended with a traceback: the token had no length to add."""
     ranks = tmp_path / "bytes.tiktoken"
     encoded = (np.array([byte], np.uint8).tobytes() for byte in range(256))
     ranks.write_text("".join(f"{b64encode(one).decode()} {n}\n" for n, one in enumerate(encoded)))
@@ -68,18 +67,17 @@ def test_statistics_of_tokens_beyond_the_vocabulary_are_refused(tmp_path: Path) 
 @pytest.mark.parametrize(
     "data", [b"PK\x03\x04", b"\x93NUMPY\x01\x00v\x00{'descr': ('a'" + b" " * 106 + b"\n"]
 )
-def test_an_array_that_is_none_is_refused(tmp_path: Path, data: bytes) -> None:
-    """NumPy took the first for an archive, and let through what tokenize said of the second."""
+def test_an_invalid_array_file_is_refused(tmp_path: Path, data: bytes) -> None:
+    """NumPy takes the first for an archive; the header of the second is no Python."""
     np.save(tmp_path / "val_0.npy", np.arange(9, dtype=np.uint16))
     (tmp_path / "train_0.npy").write_bytes(data)
     with pytest.raises(BadInput, match="cannot read"):
         open_folder(tmp_path)
 
 
-def test_a_log_of_restarts_without_a_steady_step_has_no_total_and_says_so() -> None:
-    """Its report ended with a traceback: the total was neither measured nor missing."""
-    told = [(0, 9.0), (40, 7.0), (20, 8.0), (30, 7.5), (10, 8.5)]
-    lines = [f"iter {step}: loss {loss:.4f}, time 3900.00ms, mfu 12.50%" for step, loss in told]
+def test_a_log_without_a_steady_step_has_no_total_with_a_reason() -> None:
+    logged = [(0, 9.0), (40, 7.0), (20, 8.0), (30, 7.5), (10, 8.5)]
+    lines = [f"iter {step}: loss {loss:.4f}, time 3900.00ms, mfu 12.50%" for step, loss in logged]
     begin = "step 0: train loss 9.0000, val loss 9.1000"
     finish = "step 50: train loss 6.5000, val loss 9.1000"
     last = "iter 50: loss 6.5000, time 3900.00ms, mfu 12.50%"
@@ -89,7 +87,7 @@ def test_a_log_of_restarts_without_a_steady_step_has_no_total_and_says_so() -> N
 
 
 def test_a_step_that_timed_only_some_of_its_parts_is_reported(tmp_path: Path) -> None:
-    """A line without optimizer_seconds made the median of all of them no number: a traceback."""
+    """A line without optimizer_seconds made the median of all NaN."""
     folder = tmp_path / "run"
     made = run("bench/make_run.py", 60, folder, "--sensors", 2, PYTHONPATH=str(ROOT))
     assert made.returncode == 0, made.stderr

@@ -1,33 +1,33 @@
-"""Checkpoints: any damage is found, each is a snapshot, and its copy costs what is predicted."""
+"""Checkpoints: damage is detected, each is a snapshot, and a failed write keeps earlier ones."""
 
 from __future__ import annotations
 
 import json
+import os
 import random
+import re
 import shutil
+import signal
 import sys
+import tempfile
+from collections import namedtuple
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
 from checkpoints import CPU, WIDE, Trained, in_a_process, names, same, write_two
 from examples import CPU as PROCESSOR
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nanogauge.config import shape_of
 from nanogauge.prediction.memory import predict_memory
 from nanogauge.prediction.workload import Workload
 from trainer.checkpoints import checkpoint_writer
-from trainer.checkpoints.checkpoint import (
-    RandomState,
-    newest_checkpoint,
-    random_state,
-    read_meta,
-)
-from trainer.checkpoints.checkpoint_writer import (
-    CheckpointWriter,
-    Written,
-)
+from trainer.checkpoints.checkpoint import RandomState, newest_checkpoint, random_state, read_meta
+from trainer.checkpoints.checkpoint_writer import CheckpointWriter, NotWritten, Written, kept_steps
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +38,8 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_everything_comes_back_to_the_bit(tmp_path: Path) -> None:
-    """Weights, moments and random numbers go on as if nothing had happened; meta.json tells all."""
+def test_a_checkpoint_restores_every_bit(tmp_path: Path) -> None:
+    """Weights, moments and random state; meta.json holds the rest."""
     trained = Trained()
     trained.step()
     written = trained.save(CheckpointWriter(tmp_path, keep=1), 7, val_loss=3.5)
@@ -60,10 +60,8 @@ def test_everything_comes_back_to_the_bit(tmp_path: Path) -> None:
     assert (written.path / "model.safetensors").read_bytes() == by_the_library
 
 
-def test_each_rank_gets_its_own_random_numbers_and_another_number_of_ranks_none(
-    tmp_path: Path,
-) -> None:
-    """With the states of other ranks, two ranks could draw the same dropout."""
+def test_random_states_are_restored_per_rank_for_the_same_world_size(tmp_path: Path) -> None:
+    """With states of other ranks, two ranks could draw the same dropout."""
     states: list[RandomState] = []
     expected = []
     for seed in (1, 2):
@@ -85,8 +83,8 @@ def test_each_rank_gets_its_own_random_numbers_and_another_number_of_ranks_none(
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "state.pt", "meta.json"])
-def test_no_damage_to_any_file_goes_unseen(two: Path, tmp_path: Path, name: str) -> None:
-    """Cut short or with one bit flipped, anywhere: the checkpoint before it is used, and told."""
+def test_any_damage_to_a_file_is_detected(two: Path, tmp_path: Path, name: str) -> None:
+    """Truncated, extended or with one bit flipped: the checkpoint before it is used."""
     folder = tmp_path / "checkpoints"
     shutil.copytree(two, folder)
     file, source = folder / "step_00000002" / name, random.Random(name)
@@ -99,16 +97,14 @@ def test_no_damage_to_any_file_goes_unseen(two: Path, tmp_path: Path, name: str)
     damaged += [data + b"\n", data.replace(b"\n", b"\r\n", 1) + b" ", b""]
     for content in damaged:
         file.write_bytes(content)
-        told = f"the checkpoint {file.parent} is damaged and was skipped"
-        assert newest_checkpoint(folder) == (folder / "step_00000001", [told])
+        warning = f"the checkpoint {file.parent} is damaged and was skipped"
+        assert newest_checkpoint(folder) == (folder / "step_00000001", [warning])
     file.write_bytes(data)
     assert newest_checkpoint(folder) == (folder / "step_00000002", [])
 
 
-def test_what_is_written_is_a_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training goes on while a checkpoint is written, which changes no bit of it; and the next one
-    goes into the memory of the first.
-    """
+def test_a_checkpoint_is_a_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps made while it is written change nothing, and the next one reuses its memory."""
     trained = Trained()
     trained.step()
     checkpoints = CheckpointWriter(tmp_path, keep=2)
@@ -135,11 +131,9 @@ def test_what_is_written_is_a_snapshot(tmp_path: Path, monkeypatch: pytest.Monke
     assert places[0] == places[1]
 
 
-def test_a_bug_in_the_writer_is_raised_in_the_loop(
+def test_an_exception_in_the_writer_thread_is_raised_in_the_loop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An exception in a thread would otherwise be a line on the screen, and no checkpoint."""
-
     def broken(*_: object) -> int:
         raise KeyError("a bug")
 
@@ -152,10 +146,8 @@ def test_a_bug_in_the_writer_is_raised_in_the_loop(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is reset, and the heap trimmed")
-def test_the_copy_takes_the_memory_that_is_predicted(tmp_path: Path) -> None:
-    """12 B per parameter from the first checkpoint on, no more with the second, and nothing beside
-    it while a checkpoint is written.
-    """
+def test_the_copy_takes_the_predicted_memory(tmp_path: Path) -> None:
+    """12 B per parameter from the first checkpoint on, and nothing more while one is written."""
     done = in_a_process(
         "import ctypes, json\n"
         "from nanogauge.measure.host import peak_process_bytes, process_bytes, reset_peak\n"
@@ -180,3 +172,150 @@ def test_the_copy_takes_the_memory_that_is_predicted(tmp_path: Path) -> None:
     assert second - again < 0.05 * (first - before)
     last = predict_memory(work, PROCESSOR, "at the end")
     assert plain.allocated.low <= last.allocated.low <= copied.allocated.low
+
+
+@pytest.mark.parametrize(("call", "step"), [("fsync", 3), ("replace", 2)])
+def test_a_process_killed_in_a_write_keeps_earlier_checkpoints(
+    two: Path, tmp_path: Path, call: str, step: int
+) -> None:
+    """Killed before a file is flushed, or before the folder gets its final name.
+
+    The next write removes the rest.
+    """
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(two, folder)
+    killed = in_a_process(
+        f"import os, signal\nreally = os.{call}\n"
+        "def deadly(first, *rest):\n"
+        "    if isinstance(first, int) or '.step_' in str(first):\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return really(first, *rest)\n"
+        f"os.{call} = deadly\ntrained.save(checkpoints, {step})\n",
+        folder,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    newest, damaged = newest_checkpoint(folder)
+    assert newest is not None and read_meta(newest).step == 2
+    assert damaged == []
+    assert any(name.endswith(".tmp") for name in names(folder))
+    assert isinstance(Trained().save(CheckpointWriter(folder, keep=3), 3), Written)
+    assert names(folder) == ["step_00000001", "step_00000002", "step_00000003"]
+    assert newest_checkpoint(folder) == (folder / "step_00000003", [])
+
+
+@given(
+    st.dictionaries(st.integers(0, 99), st.none() | st.floats(0, 9), min_size=1), st.integers(1, 5)
+)
+def test_the_newest_and_the_best_are_kept(losses: dict[int, float | None], keep: int) -> None:
+    """All of the newest, and at most one more with the least loss."""
+    kept = kept_steps(losses, keep)
+    newest = {step for step in losses if sum(other > step for other in losses) < keep}
+    assert newest <= kept
+    known = [loss for loss in losses.values() if loss is not None]
+    others = kept - newest
+    assert len(others) <= 1
+    assert all(losses[step] == min(known) for step in others)
+    assert not known or min(known) in [losses[step] for step in kept]
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    st.lists(st.none() | st.sampled_from([3.0, 2.5, 2.0, float("inf")]), min_size=1, max_size=5),
+    st.integers(1, 3),
+)
+def test_the_disk_holds_what_the_rule_keeps(losses: list[float | None], keep: int) -> None:
+    """Also after a restart, by the folders that exist."""
+    trained = Trained()
+    finite = {n: None if x == float("inf") else x for n, x in enumerate(losses, 1)}
+    with tempfile.TemporaryDirectory() as name:
+        checkpoints = CheckpointWriter(Path(name), keep)
+        there: dict[int, float | None] = {}
+        for step, loss in enumerate(losses, 1):
+            if step == 3:
+                checkpoints = CheckpointWriter(Path(name), keep)
+            trained.save(checkpoints, step, loss)
+            there[step] = finite[step]
+            there = {step: there[step] for step in kept_steps(there, keep)}
+        assert names(Path(name)) == [f"step_{step:08d}" for step in sorted(there)]
+
+
+def test_checkpoints_after_a_rollback_replace_later_ones(two: Path, tmp_path: Path) -> None:
+    """A resumed run must not find the later one as the newest; a damaged one does not count."""
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(two, folder)
+    os.rename(folder / "step_00000002", folder / "step_00000009")
+    shutil.copytree(folder / "step_00000001", folder / "step_00000004")
+    (folder / "step_00000004" / "state.pt").write_bytes(b"")
+    (folder / "step_00000001_of_mine").mkdir()
+    trained = Trained()
+    assert isinstance(trained.save(CheckpointWriter(folder, keep=2), 5), Written)
+    assert names(folder) == ["step_00000001", "step_00000001_of_mine", "step_00000005"]
+
+
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.mark.parametrize(
+    ("there", "free", "left"),
+    [
+        ([1, 2, 3, 4], 1.2, [1, 2, 3, 4]),
+        ([1, 2, 3, 4], 0.2, [1, 4]),  # the best, and the newest
+        ([1, 4], 0.2, [4]),
+        ([1, 4], 0.0, None),  # with the best removed there would still be too little
+        ([4], 0.9, None),
+    ],
+)
+def test_a_full_disk_removes_the_oldest_first_and_only_if_that_helps(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    there: list[int],
+    free: float,
+    left: list[int] | None,
+) -> None:
+    """What is left when the fifth is written, by how many more fit; None if it is not written."""
+    trained, checkpoints = Trained(), CheckpointWriter(tmp_path, keep=4)
+    trained.step()
+    sizes = [trained.save(checkpoints, step, val_loss=float(step)) for step in there]
+    assert isinstance(sizes[0], Written)
+    one = sizes[0].bytes
+    before = names(tmp_path)
+    seen: list[list[str]] = []
+    really = checkpoint_writer.write_files
+
+    def usage(folder: Path) -> Usage:
+        held = sum(file.stat().st_size for file in folder.rglob("*.*") if file.is_file())
+        return Usage(0, 0, max(int((len(there) + free) * one) - held, 0))
+
+    def write_files(*arguments: Any) -> int:
+        seen.append([name for name in names(tmp_path) if not name.startswith(".")])
+        return really(*arguments)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    monkeypatch.setattr(checkpoint_writer, "write_files", write_files)
+    ended = trained.save(checkpoints, 5, val_loss=9.0)
+    if left is None:
+        assert isinstance(ended, NotWritten)
+        assert re.fullmatch(r"needs 0\.\d MB and 0\.\d MB are free", ended.reason)
+        assert names(tmp_path) == before
+    else:
+        assert isinstance(ended, Written)
+        assert seen == [[f"step_{step:08d}" for step in left]]
+
+
+def test_a_failed_write_keeps_earlier_checkpoints(two: Path, tmp_path: Path) -> None:
+    """A limit on file sizes fails the write of the weights, or of the optimizer's state."""
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(two, folder)
+    done = in_a_process(
+        "from resource import *\n"
+        "for kilobytes in (20, 100):\n"
+        "    setrlimit(RLIMIT_FSIZE, (kilobytes * 1024, RLIM_INFINITY))\n"
+        "    print(trained.save(checkpoints, 3))\n",
+        folder,
+    )
+    failure = "NotWritten(step=3, reason='File too large')\n"
+    assert done.stdout == 2 * failure, done.stderr
+    assert names(folder) == ["step_00000001", "step_00000002"]
+    assert newest_checkpoint(folder) == (folder / "step_00000002", [])
+    sizes = {f.name: f.stat().st_size for f in (two / "step_00000002").iterdir()}
+    assert 20 * 1024 < sizes["model.safetensors"] < 100 * 1024 < sizes["state.pt"]

@@ -27,7 +27,7 @@ from nanogauge.analysis.verdicts import build_rows
 from nanogauge.errors import BadInput
 from nanogauge.quantities import QUANTITIES, UNITS
 from nanogauge.runlog.history import Recorded
-from nanogauge.schema import End, Start, Step
+from nanogauge.schema import Start, Step
 
 NAMES = {"micro_batch": 16.0, "max_steps": 20000.0, "share": 0.35}
 
@@ -48,10 +48,9 @@ def formulas(draw: st.DrawFn, depth: int = 4) -> str:
             return f"{draw(inner)} {sign} {draw(inner)}"
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(formulas())
 def test_a_formula_has_the_value_that_python_gives_it(formula: str) -> None:
-    """Without a finite real value in Python, it is an error."""
     try:
         expected = eval(formula, {"__builtins__": {}}, dict(NAMES))
     except ArithmeticError:
@@ -66,43 +65,23 @@ def test_a_formula_has_the_value_that_python_gives_it(formula: str) -> None:
 @pytest.mark.parametrize(
     "formula",
     [
-        "__import__('os').getcwd()",
-        "max(1, 2)",
-        "tokens.real",
-        "[1][0]",
-        "1 if 2 else 3",
-        "'a' * 9",
-        "True",
-        "1 < 2",
-        "7 // 2",
-        "7 % 2",
-        "2j",
-        "lambda: 1",
-        "(x := 3)",
-        "",
-        "1 +",
-        "1; 2",
-        "(" * 500 + "1" + ")" * 500,
-        "-" * 100_000 + "1",
+        *("__import__('os').getcwd()", "max(1, 2)", "tokens.real", "[1][0]", "1 if 2 else 3"),
+        *("'a' * 9", "True", "1 < 2", "7 // 2", "7 % 2", "2j", "lambda: 1", "(x := 3)", "", "1 +"),
+        *("1; 2", "(" * 500 + "1" + ")" * 500, "-" * 100_000 + "1"),
     ],
 )
-@pytest.mark.parametrize("names", [None, NAMES], ids=["form alone", "value"])
-def test_a_formula_is_arithmetic_and_nothing_else(
-    formula: str, names: dict[str, float] | None
-) -> None:
+def test_a_formula_is_arithmetic_and_nothing_else(formula: str) -> None:
     """Claims files are untrusted: nothing in them is called or looked up."""
-    with pytest.raises(ValueError, match="is not arithmetic"):
-        evaluate(formula, names)
+    for names in (None, NAMES):
+        with pytest.raises(ValueError, match="is not arithmetic"):
+            evaluate(formula, names)
 
 
-@pytest.mark.parametrize("formula", ["1 / 0", "9**9**9**9", "1e400", "(-8)**0.5", "0**-1"])
-def test_a_formula_without_a_finite_value_is_refused_at_once(formula: str) -> None:
+def test_a_formula_without_a_finite_value_or_with_an_unknown_name_is_refused() -> None:
     """9**9**9**9 would not end in integers; in floating point it overflows."""
-    with pytest.raises(ValueError, match="has no"):
-        evaluate(formula, NAMES)
-
-
-def test_an_unknown_name_in_a_formula_is_refused_with_the_known_ones() -> None:
+    for formula in ("1 / 0", "9**9**9**9", "1e400", "(-8)**0.5", "0**-1"):
+        with pytest.raises(ValueError, match="has no"):
+            evaluate(formula, NAMES)
     with pytest.raises(ValueError, match="unknown name max_step; known: .*max_steps"):
         evaluate("2.5 * max_step", NAMES)
 
@@ -217,24 +196,21 @@ def test_claims_about_another_model_and_gpu_are_judged(tmp_path: Path) -> None:
     assert ("tokens_per_step",) not in found
 
 
-@settings(max_examples=40, deadline=None)
-@given(low=st.floats(0.1, 10), width=st.floats(0, 10), step=st.floats(0.1, 20))
+@pytest.mark.parametrize(("step", "verdict"), [(2.0, "held"), (3.0, "held"), (3.1, "missed")])
 def test_the_verdict_on_a_measured_claim_is_whether_it_lies_inside(
-    low: float, width: float, step: float
+    step: float, verdict: str
 ) -> None:
     spec, prediction = documented_spec(), documented_prediction()
     recorded = Recorded()
     recorded.add(Start(max_steps=20000, prediction_sha256="", device="RTX 4070"))
     for number in range(4):
         recorded.add(Step(step=number, step_seconds=step, elapsed_seconds=(number + 1) * step))
-    recorded.add(End(status="finished", steps=4, elapsed_seconds=4 * step))
-    claim = Claim(key="step_seconds", unit="s", low=low, high=low + width, quote="", english="")
+    claim = Claim(key="step_seconds", unit="s", low=2.0, high=3.0, quote="", english="")
     claims = load_claims(SEED_CLAIMS).model_copy(update={"claim": [claim]})
     rows, _ = build_rows(claims, spec, prediction, measure(recorded, spec, prediction))
     row = next(row for row in rows if row.id == "step_seconds")
-    assert row.measured is not None
-    assert row.measured.value == step
-    assert row.verdict == ("held" if low <= step <= low + width else "missed")
+    assert row.measured is not None and row.measured.value == step
+    assert row.verdict == verdict
     assert len(rows) == len(QUANTITIES)
 
 
@@ -255,12 +231,11 @@ def test_the_shipped_claims_have_quotations_translations_and_rows() -> None:
 
 
 def test_the_translation_defaults_to_the_quotation(tmp_path: Path) -> None:
-    (claim,) = claims_of(tmp_path, 'key = "parameters"\nunit = "M"\nvalue = 1').claim
+    claims_of(tmp_path, 'key = "parameters"\nunit = "M"\nvalue = 1')
     path = tmp_path / "claims.toml"
     path.write_text(path.read_text().replace('english = "e"\n', ""))
-    (short,) = load_claims(path).claim
-    assert (short.quote, short.english) == ("q", "q")
-    assert short == claim.model_copy(update={"english": "q"})
+    (claim,) = load_claims(path).claim
+    assert (claim.quote, claim.english) == ("q", "q")
 
 
 def test_a_claim_without_a_key_is_named_by_its_number(tmp_path: Path) -> None:

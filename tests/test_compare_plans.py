@@ -1,4 +1,4 @@
-"""plan.py --compare sets plans beside each other, each as it would be by itself."""
+"""plan.py --compare: each line equals the plan of its configuration."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ SPAN = ("low", "expected", "high")
 
 
 def test_each_line_of_a_comparison_is_that_configurations_own_plan(tmp_path: Path) -> None:
-    """GPU, number of GPUs and overrides hold for all; the shortest run comes first."""
     wider = tmp_path / "wider.toml"
     wider.write_text(DOCUMENTED.read_text().replace("n_embd = 384", "n_embd = 768"))
     files = [str(wider), str(DOCUMENTED), str(DEMO)]
     done = run_here("plan.py", "--compare", *files, *FLAGS, "--json")
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    plans = told["plans"]
+    table = json.loads(done.stdout)
+    plans = table["plans"]
     assert [plan["config"] for plan in plans] == [str(DEMO), str(DOCUMENTED), str(wider)]
     for plan in plans:
         alone = json.loads(run_here("plan.py", plan["config"], *FLAGS, "--json").stdout)
@@ -35,13 +34,12 @@ def test_each_line_of_a_comparison_is_that_configurations_own_plan(tmp_path: Pat
         assert plan["tokens_per_parameter"] == pytest.approx(tokens / parameters)
         per_step, seconds = rows["tokens_per_step"]["expected"], rows["step_seconds"]["low"]
         assert plan["tokens_per_second"]["high"] == pytest.approx(per_step / seconds)
-        start = datetime.fromisoformat(told["start"])
+        start = datetime.fromisoformat(table["start"])
         took = datetime.fromisoformat(plan["finish"]["expected"]) - start
         assert took.total_seconds() == pytest.approx(rows["total_seconds"]["expected"], abs=1)
 
 
 def test_the_table_is_as_wide_as_its_figures() -> None:
-    """A narrow terminal would cut the very numbers that are to be compared."""
     done = run_here("plan.py", "--compare", DEMO, DOCUMENTED, *FLAGS)
     title, header, first, second, memory = done.stdout.splitlines()
     assert title == "2 configurations on 2 x RTX 4070"
@@ -54,8 +52,7 @@ def test_the_table_is_as_wide_as_its_figures() -> None:
     assert memory == "Memory: 11.0 GiB are free on each."
 
 
-def test_another_recipe_is_told_beside_its_row() -> None:
-    """A third of the time is no faster card: fewer tokens, by another recipe, which is named."""
+def test_another_recipe_is_named_below_the_table() -> None:
     fast = ROOT / "configs" / "rtx4070_fineweb_fast.toml"
     arguments = ["--compare", DOCUMENTED, fast, "--gpu", "RTX 4070"]
     lines = run_here("plan.py", *arguments).stdout.splitlines()
@@ -63,15 +60,14 @@ def test_another_recipe_is_told_beside_its_row() -> None:
     assert (quick.split()[0], slow.split()[0]) == (str(fast), str(DOCUMENTED))
     assert quick[: header.index("tokens") + len("tokens")].endswith(" 3.4603 G")
     assert " ".join(lines[5:]).startswith(f"{fast}: Recipe: GPT-2 with rotary positions")
-    told = json.loads(run_here("plan.py", *arguments, "--json").stdout)["plans"]
-    assert [plan["recipe"] is None for plan in told] == [False, True]
-    first, second = (plan["step_seconds"]["expected"] for plan in told)
+    table = json.loads(run_here("plan.py", *arguments, "--json").stdout)["plans"]
+    assert [plan["recipe"] is None for plan in table] == [False, True]
+    first, second = (plan["step_seconds"]["expected"] for plan in table)
     assert first != second, "the same tokens a step, by other operations"
-    assert told[0]["tokens"] / told[1]["tokens"] == pytest.approx(0.33)
+    assert table[0]["tokens"] / table[1]["tokens"] == pytest.approx(0.33)
 
 
 def test_a_broken_configuration_is_named_in_one_sentence(tmp_path: Path) -> None:
-    """Of many files the one that is wrong, whether it cannot be read or cannot be planned."""
     broken = tmp_path / "broken.toml"
     broken.write_text(DOCUMENTED.read_text().replace("n_embd", "n_emb"))
     for file, flag, words in (
@@ -88,7 +84,7 @@ def test_a_broken_configuration_is_named_in_one_sentence(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("flag", ["--calibrate", "--fit", "--by=08:00", "--claims=x.toml"])
-def test_what_asks_about_one_run_is_refused_for_several(flag: str) -> None:
+def test_flags_of_a_single_run_are_refused(flag: str) -> None:
     done = run_here("plan.py", "--compare", DEMO, "--gpu", "RTX 4070", flag)
     assert done.returncode == 2
     assert f"{flag.split('=', maxsplit=1)[0]} belongs to the plan of one run" in done.stderr

@@ -51,55 +51,35 @@ def found() -> dict[tuple[str, ...], str]:
     }
 
 
-def test_an_error_of_a_factor_1000_is_contradicted(found: dict[tuple[str, ...], str]) -> None:
-    """2,550 PFLOP are 2.55e18 FLOPs; the document also has 2.55e15 and 2.5 PFLOP."""
-    assert "1,001 times" in found[("flops_total_6n.scientific",)]
-    assert "1,021 times" in found[("flops_total_6n.summary",)]
-    assert ("flops_total_6n.pflop",) not in found
-    assert ("flops_total_6n.pflop", "flops_total_6n.scientific") in found
-
-
-def test_an_mfu_that_excludes_the_step_time_is_found(
+def test_what_cannot_be_true_in_the_document_is_found_and_nothing_else(
     found: dict[tuple[str, ...], str],
 ) -> None:
-    """20-35 % of 58.3 TFLOP/s give 7.71-13.5 s by PaLM's count and 6.25-10.9 s by 6N."""
-    for key in ("step_seconds.range", "step_seconds.usual"):
-        why = found[("mfu_palm", key)]
-        for number in ("20", "35 %", "7.71", "13.5 s", "6.25", "10.9 s"):
-            assert number in why, why
-    assert "2.5–4.5 s" in found[("mfu_palm", "step_seconds.range")]
-    assert ("mfu_palm", "total_seconds.expected") in found
+    """2,550 PFLOP are 2.55e18 FLOPs; the document also has 2.55e15 and 2.5 PFLOP.
 
-
-def test_a_step_faster_than_the_card_is_found(found: dict[tuple[str, ...], str]) -> None:
-    """2.5 s need 62.9 TFLOP/s, 108 % of the peak; 98 % with causal attention halved."""
-    why = found[("step_seconds.range",)]
-    for number in ("2.5 s", "62.9 TFLOP/s", "108 %", "58.3", "98 %"):
-        assert number in why, why
-    assert ("step_seconds.usual",) not in found
-
-
-def test_power_above_the_board_limit_is_found(found: dict[tuple[str, ...], str]) -> None:
-    assert "220 W" in found[("power_watts",)]
-    assert "200 W" in found[("power_watts",)]
-
-
-def test_nothing_else_in_the_document_is_found(found: dict[tuple[str, ...], str]) -> None:
-    blamed = {key for ids in found for key in ids}
-    assert blamed == {
-        "flops_total_6n.pflop",  # only beside the two that contradict it
-        "flops_total_6n.scientific",
-        "flops_total_6n.summary",
-        "mfu_palm",
-        "step_seconds.range",
-        "step_seconds.usual",
-        "total_seconds.expected",
-        "total_seconds.reported",
-        "power_watts",
+    20-35 % of 58.3 TFLOP/s give 7.71-13.5 s by PaLM's count and 6.25-10.9 s by 6N. 2.5 s need 62.9
+    TFLOP/s, 108 % of the peak; 98 % with causal attention halved.
+    """
+    for key, words in {
+        ("flops_total_6n.scientific",): ["1,001 times"],
+        ("flops_total_6n.summary",): ["1,021 times"],
+        ("flops_total_6n.pflop", "flops_total_6n.scientific"): [],
+        ("mfu_palm", "step_seconds.range"): ["20", "35 %", "7.71", "13.5 s", "2.5–4.5 s"],
+        ("mfu_palm", "step_seconds.usual"): ["6.25", "10.9 s"],
+        ("mfu_palm", "total_seconds.expected"): [],
+        ("step_seconds.range",): ["2.5 s", "62.9 TFLOP/s", "108 %", "58.3", "98 %"],
+        ("power_watts",): ["220 W", "200 W"],
+    }.items():
+        for word in words:
+            assert word in found[key], found[key]
+    for key in ("flops_total_6n.pflop", "step_seconds.usual"):
+        assert (key,) not in found
+    assert {key for ids in found for key in ids} == {
+        *("flops_total_6n.pflop", "flops_total_6n.scientific", "flops_total_6n.summary"),
+        *("mfu_palm", "step_seconds.range", "step_seconds.usual", "power_watts"),
+        *("total_seconds.expected", "total_seconds.reported"),
     }
 
 
-SHARES = st.floats(0.05, 0.95)
 WIDTHS = st.floats(1.0, 1.5)
 
 
@@ -173,7 +153,7 @@ def true_claims(draw: st.DrawFn) -> list[str]:
     ]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(claims=true_claims())
 def test_claims_that_hold_for_one_run_have_no_findings(claims: list[str]) -> None:
     assert findings(*claims) == []
@@ -195,7 +175,6 @@ RELATIONS = [
     (("total_seconds",), 1 / 100),
     (("mfu_palm",), 30),
     (("step_seconds", "mfu_palm"), 2),
-    (("mfu_6n", "mfu_palm"), 1 / 2),
     (("total_seconds", "mfu_palm"), 1 / 2),
     (("total_seconds", "step_seconds"), 1 / 2),
     (("first_step_seconds", "step_seconds"), 1 / 1000),
@@ -203,12 +182,11 @@ RELATIONS = [
     (("peak_allocated_bytes", "peak_process_bytes"), 2.2),
     (("energy_kwh", "power_watts", "total_seconds"), 1 / 2),
     (("energy_kwh", "power_watts", "total_seconds"), 2),
-    (("cost", "energy_kwh"), 2),
 ]
 
 
 @pytest.mark.parametrize(("rows", "factor"), RELATIONS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(data=st.data())
 def test_one_wrong_value_is_one_finding(
     rows: tuple[str, ...], factor: float, data: st.DataObject
@@ -229,26 +207,12 @@ def test_one_wrong_value_is_one_finding(
     assert finding.why.endswith(".")
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    mfu=SHARES,
-    shift=st.floats(1.2, 10),
-    faster=st.booleans(),
-    ends=st.sampled_from(["both", "near"]),
-)
-def test_an_mfu_out_of_reach_of_the_step_time_is_found(
-    mfu: float, shift: float, faster: bool, ends: str
-) -> None:
+def test_an_open_mfu_out_of_reach_of_the_step_time_is_found() -> None:
     """One end is enough: "at most 35 %" bounds the time from below."""
-    step = step_flops() / (PEAK * mfu)
-    near = mfu * 1.1 * shift if faster else mfu / 1.1 / shift
-    assume(near < 1)
+    step = step_flops() / (PEAK * 0.5)
     times = claim("step_seconds", "s", step, step * 1.1)
-    if faster:
-        share = claim("mfu_palm", "1", low=near, high=1.0 if ends == "both" else math.inf)
-    else:
-        share = claim("mfu_palm", "1", low=near / 2 if ends == "both" else -math.inf, high=near)
-    assert [finding.ids for finding in findings(share, times)] == [["mfu_palm", "step_seconds"]]
+    for share in (claim("mfu_palm", "1", low=0.6), claim("mfu_palm", "1", high=0.4)):
+        assert [finding.ids for finding in findings(share, times)] == [["mfu_palm", "step_seconds"]]
 
 
 def test_an_open_range_that_excludes_another_is_found() -> None:
@@ -263,37 +227,11 @@ def test_an_open_range_that_excludes_another_is_found() -> None:
     assert not {"inf", "nan"} & set(finding.why.replace("-", " ").split())
 
 
-def test_a_cost_that_does_not_fit_the_price_is_found() -> None:
-    """At most 5 for at least 400 kWh is at most 0.0125 per kWh; configured is 0.15."""
-    (finding,) = findings(claim("cost", "currency", high=5), claim("energy_kwh", "kWh", low=400))
-    assert sorted(finding.ids) == ["cost", "energy_kwh"]
-    assert "0.0125" in finding.why
-    assert "nan" not in finding.why
-
-
-def test_steps_that_take_longer_than_the_whole_run_are_found() -> None:
-    (finding,) = findings(claim("step_seconds", "s", 4, 5), claim("total_seconds", "h", 16, 20))
-    assert sorted(finding.ids) == ["step_seconds", "total_seconds"]
-    assert "22.2 h" in finding.why
-
-
 def test_ranges_of_one_quantity_that_do_not_overlap_are_found() -> None:
     (finding,) = findings(
         claim("peak_process_bytes.a", "GB", 6, 7), claim("peak_process_bytes.b", "GB", 9, 10)
     )
     assert finding.ids == ["peak_process_bytes.a", "peak_process_bytes.b"]
-
-
-def test_refuted_exact_claims_are_checked_against_each_other() -> None:
-    """5 G tokens are 1.36 passes over 3.68 G, not 10."""
-    tokens = claim("tokens_total", "Gtokens", 4.99, 5.01)
-    agreeing = findings(tokens, claim("data_epochs", "1", 1.35, 1.37))
-    assert [finding.ids for finding in agreeing] == [["tokens_total"], ["data_epochs"]]
-    *own, pair = findings(tokens, claim("data_epochs", "1", 10, 11))
-    assert [finding.ids for finding in own] == [["tokens_total"], ["data_epochs"]]
-    assert pair.ids == ["data_epochs", "tokens_total"]
-    assert "3,680,000,000" in pair.why
-    assert "1.36" in pair.why
 
 
 def test_the_limits_of_eight_gpus_are_eight_times_those_of_one() -> None:
@@ -304,14 +242,3 @@ def test_the_limits_of_eight_gpus_are_eight_times_those_of_one() -> None:
     assert len(findings(*claims)) == 2
     with tempfile.TemporaryDirectory() as name:
         assert inconsistencies(claims_of(Path(name), *claims), spec, eight) == []
-
-
-def test_the_cost_of_the_whole_machine_may_exceed_that_of_the_board() -> None:
-    """4 kWh of the board cost 0.60."""
-    spec = documented_spec()
-    whole = replace(spec, cost=replace(spec.cost, machine_watts=100.0))
-    claims = [claim("cost", "currency", 0.9, 1.0), claim("energy_kwh", "kWh", 3.9, 4.1)]
-    with tempfile.TemporaryDirectory() as name:
-        read = claims_of(Path(name), *claims)
-    assert len(inconsistencies(read, spec, documented_prediction())) == 1
-    assert inconsistencies(read, whole, documented_prediction()) == []

@@ -1,4 +1,4 @@
-"""The commands of the pages are those that there are, and do what they are there for."""
+"""The commands, options and links of the documentation exist, and the commands run."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ PLACEHOLDER = re.compile(r"[A-Z]{3,}|/X\b|\.\.\.")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 TYPED = re.compile(r"(?:\.venv/bin/)?python ((?:bench/)?[a-z_]+\.py)\b(.*)")
 NOT_RUN = {
-    "prepare_fineweb.py": "fetches from a hub; tests/test_prepare.py has one of its own",
-    "train.py": "wants the documented card and its night; tests/test_train.py does without",
-    "evaluate.py": "fetches GPT-2; tests/test_evaluate.py makes one",
-    "bench/": "minutes, other people's programs or their measurements",
-    "--doctor": "of this machine, which need not be ready",
-    "--calibrate": "of the documented card, which is not here",
-    "--serve": "does not end by itself; tests/test_background.py",
+    "prepare_fineweb.py": "downloads from a hub; tests/test_prepare.py has a local one",
+    "train.py": "needs the documented GPU for a day; tests/test_train.py does not",
+    "evaluate.py": "downloads GPT-2; tests/test_evaluate.py makes one",
+    "bench/": "takes minutes, or needs other programs",
+    "--doctor": "this machine need not be ready",
+    "--calibrate": "the documented GPU is not here",
+    "--serve": "does not end; tests/test_background.py",
     "--wandb": "W&B's own process; tests/test_wandb_mirror.py",
     "--FORM": "stands for each form of log",
 }
-"""what of a command has it not run here, and why"""
+"""Part of a command that keeps it from being run here -> why."""
 
 
 def commands_of(page: Path) -> Iterator[str]:
-    """What stands in code, of a line or indented, continued lines as one."""
+    """Yield the code of a page, inline or indented, with continued lines joined."""
     text = page.read_text().replace("\\\n", " ")
     for line in text.splitlines():
         if line.startswith("    "):
@@ -56,7 +56,7 @@ def commands_of(page: Path) -> Iterator[str]:
 
 @functools.cache
 def flags_of(script: str) -> set[str]:
-    """Return the flags of a command: those of its help, or of a benchmark's source."""
+    """Return the flags of a command's help, or of a benchmark's source."""
     if "/" in script:
         sources = ((ROOT / path).read_text() for path in (script, "bench/results.py"))
         return {flag for text in sources for flag in re.findall(r'"--([a-z][\w-]*)"', text)}
@@ -66,7 +66,6 @@ def flags_of(script: str) -> set[str]:
 
 
 def is_key(flag: str) -> bool:
-    """Whether a flag sets a key of a configuration."""
     section, _, key = flag.partition(".")
     known = Config.model_fields.get(section)
     fields = getattr(known.annotation, "model_fields", {}) if known is not None else {}
@@ -74,8 +73,7 @@ def is_key(flag: str) -> bool:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
-def test_each_command_of_a_page_has_the_options_that_it_is_given(page: Path) -> None:
-    """Somebody types them in at night as they stand there."""
+def test_each_option_in_a_command_exists(page: Path) -> None:
     wrong = []
     for command in commands_of(page):
         scripts = [s for s in SCRIPT.findall(command) if "/" in s or s in COMMANDS]
@@ -93,7 +91,7 @@ def test_each_command_of_a_page_has_the_options_that_it_is_given(page: Path) -> 
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
-def test_each_link_of_a_page_leads_somewhere(page: Path) -> None:
+def test_each_link_has_a_target(page: Path) -> None:
     wanted = [link for link in LINK.findall(page.read_text()) if "://" not in link]
     dead = [link for link in wanted if not (page.parent / link.partition("#")[0]).exists()]
     assert dead == []
@@ -105,15 +103,14 @@ def test_the_index_has_every_page() -> None:
     assert missing == set()
 
 
-def test_the_rows_and_units_of_claims_are_those_that_there_are() -> None:
+def test_the_rows_and_units_of_claims_are_documented() -> None:
     rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \|", (ROOT / "docs/claims.md").read_text(), re.M)
-    told = {row: units.strip().split(", ") for row, units in rows if row in QUANTITIES}
-    assert told == {row: list(UNITS[q.unit]) for row, q in QUANTITIES.items()}
+    documented = {row: units.strip().split(", ") for row, units in rows if row in QUANTITIES}
+    assert documented == {row: list(UNITS[q.unit]) for row, q in QUANTITIES.items()}
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small run which, like the documented one, says how many tokens its data has."""
     out = tmp_path_factory.mktemp("trained")
     done = train_tiny(out, "--data.tokens=1e6")
     assert done.returncode == 0, done.stderr
@@ -122,7 +119,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def desk(trained: Path, tmp_path: Path) -> Path:
-    """A checkout as far as commands see one, with a run under each name that a page speaks of."""
+    """Return a folder like a checkout, with a run under each name that a page uses."""
     for name in ("configs", "predictions", "examples"):
         (tmp_path / name).symlink_to(ROOT / name)
     for name in ("demo", "NAME", "ONE", "OTHER", "rtx4070_fineweb"):
@@ -133,17 +130,13 @@ def desk(trained: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_what_is_not_run_stands_on_some_page() -> None:
-    """A reason that no command needs any more would hide the next one."""
+def test_every_exception_is_used() -> None:
     lines = [line for page in PAGES for line in typed(page)]
     assert [mark for mark in NOT_RUN if not any(mark in line for line in lines)] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
-def test_each_command_of_a_page_that_takes_seconds_does_what_it_is_there_for(
-    page: Path, desk: Path
-) -> None:
-    """Word for word, but for what stands in brackets or behind three spaces."""
+def test_each_short_command_succeeds(page: Path, desk: Path) -> None:
     failed = []
     for line in typed(page):
         if any(mark in line for mark in NOT_RUN):
@@ -157,7 +150,7 @@ def test_each_command_of_a_page_that_takes_seconds_does_what_it_is_there_for(
 
 
 def typed(page: Path) -> Iterator[str]:
-    """The commands that name the interpreter, in a block or a sentence, without its name."""
+    """Yield the commands that name the interpreter, without its name."""
     text = re.sub(r"\\\n +", "", page.read_text())
     for line in re.findall(r"^    (\S.*)$", text, re.M) + re.findall(r"`(python [^`]+)`", text):
         if match := TYPED.match(line):

@@ -1,4 +1,4 @@
-"""What it costs that the compilation failed."""
+"""Prediction of the total time without compilation."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from nanogauge.prediction.prediction import eager_sentence, eager_total, predict
 from nanogauge.quantities import format_seconds
 
 
-def test_the_total_without_compilation_is_the_prediction_of_such_a_run() -> None:
-    """The documented run takes longer, by as many hours as the sentence says."""
+def test_the_total_without_compilation_is_the_prediction_of_an_eager_run() -> None:
     spec, hardware = documented_spec(), lookup("RTX 4070", "bfloat16")
     eager = eager_total(spec, hardware, None)
     again = predict(replace(spec, compile=False), hardware)

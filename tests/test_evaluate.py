@@ -1,4 +1,4 @@
-"""evaluate.py counts a run's model and another on the same items, into the log and the report."""
+"""evaluate.py scores the model of a run and another on the same items, for log and report."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ EXAMPLES = [
 
 @pytest.fixture
 def copy(tiny_run: Path, tmp_path: Path) -> Path:
-    """The tiny run, to be written to, with a claim that it is better than GPT-2."""
+    """Return a writable copy of the tiny run with a claim that it is better than GPT-2."""
     folder = tmp_path / "demo"
     shutil.copytree(tiny_run, folder)
     claim = 'key = "quality_vs_gpt2"\nunit = "1"\nlow = 1'
@@ -43,7 +43,7 @@ def copy(tiny_run: Path, tmp_path: Path) -> Path:
 
 
 def gpt2_of_bytes(folder: Path) -> Path:
-    """A stand-in for GPT-2 with the tokenizer of the demo."""
+    """Return a substitute for GPT-2 with the demo's tokenizer."""
     gpt2_folder(folder, vocab_size=264, block_size=48)
     files = tokenizer_files(byte_encoding(), 48)
     assert files is not None
@@ -53,7 +53,6 @@ def gpt2_of_bytes(folder: Path) -> Path:
 
 
 def test_gpt2_of_the_hub_decides_the_claim(copy: Path, tmp_path: Path) -> None:
-    """The row that was "not measured" has a verdict, from HellaSwag; the losses are logged too."""
     assert rows_of(copy)["quality_vs_gpt2"]["verdict"] == "not measured"
     examples = tmp_path / "hellaswag.jsonl"
     examples.write_text("\n".join(map(json.dumps, EXAMPLES)))
@@ -92,7 +91,7 @@ def test_gpt2_of_the_hub_decides_the_claim(copy: Path, tmp_path: Path) -> None:
     assert "95 % of the difference" in row["why"]
 
 
-def test_the_held_out_loss_is_the_models_on_the_held_out_tokens(copy: Path) -> None:
+def test_the_held_out_loss_covers_every_window_of_the_validation_split_once(copy: Path) -> None:
     """Over the windows of the validation split, none twice; a byte a token but for the ends."""
     assert main([str(copy), "--tokens=1e9", "--device=cpu", "--json"]) == 0
     found = {x["metric"]: x for x in log_lines(copy) if x["kind"] == "benchmark"}
@@ -116,8 +115,8 @@ def test_the_held_out_loss_is_the_models_on_the_held_out_tokens(copy: Path) -> N
     assert found["bits_per_byte"]["value"] == pytest.approx(bits / size, rel=1e-5)
 
 
-def test_an_ending_is_scored_as_by_itself() -> None:
-    """Padding beside longer rows changes nothing; of a row too long the beginning is lost."""
+def test_an_ending_has_the_same_score_in_any_batch() -> None:
+    """Padding changes nothing; a row that is too long loses its beginning."""
     model = small_model().eval()
     fill_by_formula(model)
     scorer = Scorer(model, "float32")
@@ -130,8 +129,8 @@ def test_an_ending_is_scored_as_by_itself() -> None:
         assert means[k] == pytest.approx(losses[-len(ending) :].mean().item(), rel=1e-5)
 
 
-def test_what_is_hard_for_both_does_not_widen_the_difference() -> None:
-    """The bootstrap is paired, and its interval of a mean is the textbook's."""
+def test_the_bootstrap_is_paired() -> None:
+    """The interval of a mean is that of the textbook."""
     chance = np.random.default_rng(2)
     hard = chance.normal(3, 1, 400)
     better = hard - 0.1 + chance.normal(0, 0.01, 400)
@@ -153,7 +152,7 @@ def line(name: str, value: float, against: float | None, model: str | None = "gp
 
 
 def test_several_tasks_make_the_geometric_mean_of_their_ratios() -> None:
-    """Held-out text is of the kind that the run was trained on: it counts where no task does."""
+    """Held-out text resembles the training data: it counts only without a task."""
     held_out, task, other = line("held_out", 2, 3), line("a", 0.2, 0.4), line("b", 0.8, 0.2)
     assert quality_figures([held_out, task, other])[0]["quality_vs_gpt2"].value == pytest.approx(
         2**0.5
@@ -166,7 +165,7 @@ def test_several_tasks_make_the_geometric_mean_of_their_ratios() -> None:
 
 
 def test_a_model_of_another_vocabulary_is_refused(copy: Path, tmp_path: Path) -> None:
-    """Losses of tokens that mean something else cannot be compared; nothing is logged."""
+    """Losses over different tokens are not comparable; nothing is logged."""
     other = gpt2_of_bytes(tmp_path / "other")
     before = log_lines(copy)
     vocabulary = json.loads((other / "vocab.json").read_text(encoding="utf-8"))
@@ -197,7 +196,7 @@ metric_list:
 
 
 def test_a_task_of_the_harness_counts_both_models(copy: Path, tmp_path: Path) -> None:
-    """A task file of one's own, through the exported model and a folder held against it."""
+    """A custom task file, the exported model and a folder to compare with."""
     pytest.importorskip("lm_eval")
     rows = tmp_path / "rows.jsonl"
     texts = [

@@ -1,16 +1,16 @@
-"""A run is the same bits each time, whatever interrupts it; real processes, on the CPU."""
+"""A run has the same bits each time, also when it was killed and resumed."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import subprocess
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from commands import DEMO, ROOT, command, log_lines, run, steps_of, wait_for_step
+from commands import DEMO, log_lines, run, steps_of
 
 from trainer.step.device import choose_algorithms, seed_rank, set_cublas_workspace
 
@@ -22,62 +22,46 @@ SMALL = [
     "--model.dropout=0.1",
     "--train.micro-batch=8",
     "--train.grad-accum=2",
-    "--train.max-steps=60",
-    "--train.eval-every=30",
+    "--train.max-steps=12",
+    "--train.eval-every=6",
     "--train.eval-batches=2",
-    "--train.checkpoint-every=5",
+    "--train.checkpoint-every=4",
 ]
 
 
-def small(out: Path, *more: object) -> list[object]:
-    return ["train.py", DEMO, f"--run.out={out}", *SMALL, *more]
-
-
-def train_small(out: Path, *more: object) -> None:
-    script, *arguments = small(out, *more)
-    done = run(str(script), *arguments)
-    assert done.returncode == 0, done.stderr
-
-
-def weights(folder: Path, step: int) -> str:
-    file = folder / "checkpoints" / f"step_{step:08d}" / "model.safetensors"
-    return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
 def test_a_killed_and_resumed_compiled_run_ends_with_the_same_bits(tmp_path: Path) -> None:
-    """kill -9, then --resume auto: losses, dropout and weights are those of an undisturbed run.
+    """Losses, dropout and weights are those of an undisturbed run.
 
-    Compiled runs differed in the last bits, killed or not: the gradient of the embedding was added
-    up by several threads in whatever order they came.
+    Compiled code added up the embedding's gradient with several threads, in any order.
     """
-    flag = "--run.compile=true"
-    train_small(tmp_path / "whole", flag)
-    out = tmp_path / "killed"
-    begun = command(*map(str, small(out, flag)))
-    quiet = subprocess.DEVNULL
-    with subprocess.Popen(begun, cwd=ROOT, stdout=quiet, stderr=quiet) as process:
-        wait_for_step(out / "demo", 12)
-        process.kill()
-    assert process.returncode == -9, "it was to be killed before its end"
-    train_small(out, flag, "--resume=auto")
+    whole, killed, eager = (tmp_path / name / "demo" for name in ("whole", "killed", "eager"))
 
-    whole, killed = tmp_path / "whole" / "demo", out / "demo"
+    def train(folder: Path, *more: str, fault: tuple[str, ...] = ()) -> int:
+        script = "tests/faulty_train.py" if fault else "train.py"
+        flags = (*fault, DEMO, f"--run.out={folder.parent}", *SMALL, *more)
+        return run(script, *flags, OMP_NUM_THREADS="2").returncode
+
+    assert train(whole) == 0
+    assert train(killed, fault=("kill:21",)) == -signal.SIGKILL
+    assert train(killed, "--resume=auto") == 0
     starts = [line["first_step"] for line in log_lines(killed) if line["kind"] == "start"]
-    assert starts[0] == 0
-    assert starts[1] >= 5
+    assert starts[0] == 0 and starts[1] >= 4
     before, after = steps_of(whole), {line["step"]: line for line in steps_of(killed)}
     for key in ("loss", "grad_norm"):
-        assert [line[key] for line in before] == [after[step][key] for step in range(60)]
-    assert weights(whole, 60) == weights(killed, 60)
+        assert [line[key] for line in before] == [after[step][key] for step in range(12)]
+    assert weights(whole) == weights(killed)
 
-    # Compilation changes the time of a step, not its loss, and has a time of its own.
-    (compiled,) = [line for line in log_lines(whole) if line["kind"] == "compile"]
-    assert compiled["mode"] == "compiled"
-    assert compiled["seconds"] > 0.1
-    train_small(tmp_path / "eager", "--run.compile=false", "--rehearse=1")
-    eager = steps_of(tmp_path / "eager" / "demo")[0]["loss"]
+    (compilation,) = [line for line in log_lines(whole) if line["kind"] == "compile"]
+    assert compilation["mode"] == "compiled"
+    assert compilation["seconds"] > 0.1
+    assert train(eager, "--run.compile=false", "--rehearse=1") == 0
     # Dropout draws other numbers in compiled code, so the first loss is near, not equal.
-    assert before[0]["loss"] == pytest.approx(eager, abs=0.05)
+    assert before[0]["loss"] == pytest.approx(steps_of(eager)[0]["loss"], abs=0.05)
+
+
+def weights(folder: Path) -> str:
+    file = folder / "checkpoints" / "step_00000012" / "model.safetensors"
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 @pytest.fixture
@@ -91,27 +75,27 @@ def _torch_as_it_was() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_torch_as_it_was")
-def test_a_gpu_is_slowed_down_for_the_same_bits_only_where_that_is_asked_for() -> None:
-    """On a processor exactness costs nothing; on a card it is the person's choice."""
-    for device, wanted, exact in (
+def test_deterministic_algorithms_are_used_on_the_cpu_and_on_request_on_a_gpu() -> None:
+    """They slow a GPU down, and cost nothing on a CPU."""
+    for device, requested, exact in (
         ("cpu", False, True),
         ("cpu", True, True),
         ("cuda", False, False),
         ("cuda", True, True),
     ):
-        choose_algorithms(torch.device(device), wanted)
-        assert torch.are_deterministic_algorithms_enabled() is exact, (device, wanted)
-        assert torch.backends.cudnn.deterministic is exact, (device, wanted)
+        choose_algorithms(torch.device(device), requested)
+        assert torch.are_deterministic_algorithms_enabled() is exact, (device, requested)
+        assert torch.backends.cudnn.deterministic is exact, (device, requested)
 
 
 @pytest.mark.parametrize(
     ("before", "after"),
     [(None, ":4096:8"), (":4096:2:16:8", ":4096:8"), (":16:8", ":16:8"), (":4096:8", ":4096:8")],
 )
-def test_cublas_gets_a_workspace_with_one_order_of_its_sums(
+def test_cublas_gets_a_deterministic_workspace(
     monkeypatch: pytest.MonkeyPatch, before: str | None, after: str
 ) -> None:
-    """torch refuses to multiply otherwise; the smaller of the two that NVIDIA names may be kept."""
+    """One of the two sizes that NVIDIA documents as deterministic; torch requires one."""
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", before or "")
     set_cublas_workspace()
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == after

@@ -1,4 +1,4 @@
-"""The examples say what they are said to: the README beside them tells their verdicts."""
+"""The examples have the verdicts that their README lists."""
 
 from __future__ import annotations
 
@@ -20,19 +20,17 @@ DEMO_CLAIMS = ROOT / "examples" / "demo_claims.toml"
 NANOGPT_CLAIMS = ROOT / "examples" / "nanogpt_cpu_claims.toml"
 
 
-def test_of_the_claims_about_the_demo_arithmetic_refutes_those_that_the_readme_names() -> None:
-    """On any machine: FLOPs 1,000 times too few, and two totals that exclude each other."""
+def test_arithmetic_refutes_the_claims_about_the_demo_that_the_readme_names() -> None:
     spec = load_config(ROOT / "configs" / "demo.toml").to_spec()
     rows, findings = build_rows(load_claims(DEMO_CLAIMS), spec, predict(spec, CPU), None)
-    told = {row.claim: row.verdict for row in rows if row.claim is not None}
-    assert told["flops_total_6n.scientific"] == "contradicted"
+    verdicts = {row.claim: row.verdict for row in rows if row.claim is not None}
+    assert verdicts["flops_total_6n.scientific"] == "contradicted"
     exact = ("parameters", "tokens_per_step", "tokens_total", "flops_total_6n.detail")
-    assert {told[claim] for claim in exact} == {"held"}
+    assert {verdicts[claim] for claim in exact} == {"held"}
     assert ["total_seconds.detail", "total_seconds.summary"] in [f.ids for f in findings]
 
 
 def test_the_log_of_nanogpt_gives_the_verdicts_of_the_readme(tmp_path: Path) -> None:
-    """The command of the README, but for the folder: its table is that of report.json."""
     (command,) = re.findall(r"python (report\.py --nanogpt-log .*?)\n\n", README, re.S)
     words = command.replace("\\\n", " ").split()
     words[words.index("--out") + 1] = str(tmp_path / "out")
@@ -47,7 +45,6 @@ def test_the_log_of_nanogpt_gives_the_verdicts_of_the_readme(tmp_path: Path) -> 
 
 
 def test_names_of_quantities_stay_whole_on_a_terminal_of_80_columns() -> None:
-    """Long figures once left the names three letters a line."""
     flags = ["--gpu=RTX 4070", f"--claims={NANOGPT_CLAIMS}"]
     done = run("plan.py", "configs/demo.toml", *flags, COLUMNS="80")
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""export.py makes a folder that transformers reads as the same model; GPT-2s come in that way."""
+"""export.py writes a folder for transformers; GPT-2 weights are read from such a folder."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def test_transformers_gives_the_same_logits(bias: bool, gelu: str, tmp_path: Pat
         torch.testing.assert_close(theirs(tokens).logits, ours, rtol=0, atol=1e-5)
 
 
-def test_an_exported_run_is_whole_in_transformers(exported: Path, tiny_run: Path) -> None:
-    """Weights, tokenizer and generation, through the classes that a user calls."""
+def test_an_exported_run_works_in_transformers(exported: Path, tiny_run: Path) -> None:
+    """Weights, tokenizer and generation, through the public classes."""
     transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(exported).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(exported)
@@ -72,7 +72,7 @@ def test_an_exported_run_is_whole_in_transformers(exported: Path, tiny_run: Path
 
 
 def test_the_model_card_has_the_figures_of_the_report(exported: Path, tiny_run: Path) -> None:
-    """Those that were measured; the others are named, without a figure."""
+    """Unmeasured quantities are named without a figure."""
     card = (exported / "README.md").read_text(encoding="utf-8")
     report = json.loads((tiny_run / "report.json").read_text(encoding="utf-8"))
     table = [line for line in card.splitlines() if line.startswith("| ")][1:]
@@ -84,7 +84,7 @@ def test_the_model_card_has_the_figures_of_the_report(exported: Path, tiny_run: 
     assert f"Its validation loss at that step: {loss:.4f} nats per token." in card
 
 
-def test_a_folder_that_holds_something_is_left_alone(exported: Path, tiny_run: Path) -> None:
+def test_a_folder_that_is_not_empty_is_left_alone(exported: Path, tiny_run: Path) -> None:
     before = (exported / "config.json").read_bytes()
     done = run("export.py", tiny_run, f"--out={exported}")
     assert done.returncode == 2
@@ -93,7 +93,7 @@ def test_a_folder_that_holds_something_is_left_alone(exported: Path, tiny_run: P
 
 
 def ranks_file(folder: Path) -> Path:
-    """A vocabulary of bytes and a few merges, as tiktoken writes one."""
+    """Write a vocabulary of bytes and a few merges in the format of tiktoken."""
     import base64
 
     merged = [b"th", b" t", b" th", b" the", b"ei", b"\xe6\x97", b"\xe6\x97\xa5", b"port", b"po"]
@@ -107,7 +107,7 @@ def ranks_file(folder: Path) -> Path:
 
 
 def test_tokenizer_files_split_text_as_tiktoken_does(tmp_path: Path) -> None:
-    """Merges are worked out from ranks alone."""
+    """The merges follow from the ranks."""
     transformers = pytest.importorskip("transformers")
     encoding = load_encoding(str(ranks_file(tmp_path)))
     files = tokenizer_files(encoding, 64)
@@ -126,7 +126,7 @@ def test_gpt2s_merges_are_found_from_its_ranks(
     gpt2_vocabulary: Path,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """All 50,000, in the order of the file that OpenAI published."""
+    """All 50,000, in the order of the published file."""
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(gpt2_vocabulary))
     files = tokenizer_files(load_encoding("gpt2"), 1024)
     assert files is not None
@@ -140,7 +140,7 @@ def test_gpt2s_merges_are_found_from_its_ranks(
 
 
 def test_a_vocabulary_that_gpt2s_files_cannot_hold_is_not_written(tmp_path: Path) -> None:
-    """Words split in another way, or a token that no merge leads to."""
+    """Another split of words, or a token that no merge gives."""
     path = ranks_file(tmp_path)
     assert tokenizer_files(load_encoding(str(path), "cl100k_base"), 64) is None
     with path.open("ab") as file:
@@ -149,7 +149,7 @@ def test_a_vocabulary_that_gpt2s_files_cannot_hold_is_not_written(tmp_path: Path
 
 
 def test_the_weights_of_a_gpt2_are_those_that_transformers_reads(tmp_path: Path) -> None:
-    """With its biases and the GELU by tanh; files with and without the prefix of the names."""
+    """With biases and the tanh GELU; with and without the prefix of the names."""
     transformers = pytest.importorskip("transformers")
     folder = gpt2_folder(tmp_path / "gpt2")
     theirs = transformers.GPT2LMHeadModel.from_pretrained(folder).eval()
@@ -171,7 +171,7 @@ SHAPE = [
 
 
 def test_a_run_begins_with_the_weights_of_a_gpt2_from_the_hub(tmp_path: Path) -> None:
-    """Named as on the hub, fetched from where HF_ENDPOINT says; the run's folder keeps the name."""
+    """The run folder keeps the name of the model."""
     folder = gpt2_folder(tmp_path / "gpt2", vocab_size=257)
     hub_home = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
     still = ["--train.max-steps=1", "--optimizer.learning-rate=1e-30", "--train.eval-every=1"]
@@ -197,12 +197,12 @@ def test_a_run_begins_with_the_weights_of_a_gpt2_from_the_hub(tmp_path: Path) ->
     torch.testing.assert_close(trained.model.hidden(tokens), gpt2.hidden(tokens))
 
 
-def test_a_run_of_another_shape_is_told_which_keys_to_set(tmp_path: Path) -> None:
+def test_a_run_of_another_shape_is_refused_with_the_keys_to_set(tmp_path: Path) -> None:
     folder = gpt2_folder(tmp_path / "gpt2")
     model = GPT(ModelSection(n_layer=1, n_head=2, n_embd=16, block_size=64, vocab_size=50))
-    with pytest.raises(BadInput) as told:
+    with pytest.raises(BadInput) as refused:
         load_pretrained(model, str(folder))
-    flags = str(told.value).rpartition("; set ")[2]
+    flags = str(refused.value).rpartition("; set ")[2]
     assert flags == (
         "--model.n-layer 2 --model.bias true --model.gelu tanh --model.block-size 32 "
         "--model.vocab-size 300."

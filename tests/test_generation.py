@@ -1,4 +1,4 @@
-"""Text made from what the blocks keep of the past is what the whole model would say."""
+"""Cached generation gives the text of the whole model."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def formula_model(bias: bool = False) -> GPT:
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("prompt", [1, 5, BLOCK, BLOCK + 8])
 def test_each_next_token_has_the_logits_of_the_whole_model(bias: bool, prompt: int) -> None:
-    """To 1e-5, within a block and beyond: then on the context that is documented.
+    """To 1e-5, within a block and beyond.
 
-    A full context goes on from the newer half of it, of which the newest token is one.
+    A full context continues with its newer half, which ends with the newest token.
     """
     model = formula_model(bias)
     context, seen = Context(model), [(5 * i + 3) % 37 for i in range(prompt)]
@@ -56,8 +56,7 @@ def test_the_likeliest_text_is_that_of_the_whole_model() -> None:
     assert [4, *made] == expected
 
 
-def test_generation_follows_its_seed_and_the_last_block_of_the_prompt() -> None:
-    """The same seed gives the same text; what lies further back than the block has no effect."""
+def test_generation_depends_on_the_seed_and_the_last_block_of_the_prompt() -> None:
     model = formula_model()
 
     def text(prompt: Sequence[int], seed: int, count: int = 30) -> list[int]:
@@ -76,7 +75,7 @@ def test_generation_follows_its_seed_and_the_last_block_of_the_prompt() -> None:
     assert any(text(near, seed, 1) != text(prompt, seed, 1) for seed in range(40))
 
 
-def test_a_text_ends_where_the_model_ends_it() -> None:
+def test_a_text_ends_at_the_end_token() -> None:
     model = formula_model()
     made = list(generate(model, [4], 8, LIKELIEST, torch.Generator()))
     end = made[5]
@@ -94,7 +93,7 @@ def test_a_text_ends_where_the_model_ends_it() -> None:
 def test_only_tokens_that_top_k_and_top_p_leave_are_drawn(
     logits: list[float], temperature: float, top_k: int | None, top_p: float | None
 ) -> None:
-    """Of k tokens the likeliest; of these as few as together have p, which is at least one."""
+    """The k likeliest tokens; of these the fewest with a total probability of p."""
     choice = Choice(temperature, top_k, top_p)
     chance = torch.Generator().manual_seed(3)
     drawn = {choice.draw(torch.tensor(logits), chance) for _ in range(60)}
@@ -105,7 +104,7 @@ def test_only_tokens_that_top_k_and_top_p_leave_are_drawn(
     assert all(logits[token] >= least - 1e-6 for token in drawn)  # equal in fp32's probabilities
 
 
-def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
+def test_tokens_are_drawn_by_their_probability() -> None:
     """Temperature 0.5 squares the odds: 1 to 3 become 1 to 9."""
     chance = torch.Generator().manual_seed(1)
     logits = torch.tensor([1.0, 3.0]).log()
@@ -114,8 +113,8 @@ def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
 
 
 @torch.no_grad()
-def test_a_model_that_has_diverged_writes_nothing() -> None:
-    """Its probabilities are no numbers: the run's sample of text must not end the run."""
+def test_a_diverged_model_generates_nothing() -> None:
+    """The text sample must not end the run."""
     model = formula_model()
     model.embedding.weight[3] = math.nan
     assert list(generate(model, [3], 8, Choice(), torch.Generator())) == []

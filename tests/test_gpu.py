@@ -1,17 +1,18 @@
-"""What needs a real card: make gpu-check."""
+"""Tests that need a GPU: make gpu-check."""
 
 from __future__ import annotations
 
 import json
 import os
+import subprocess
 import time
 from collections import deque
 from pathlib import Path
 
 import pytest
 import torch
-from commands import DEMO, TINY, log_lines, rows_of, run, steps_of
-from test_ranks import train_ranks
+from commands import DEMO, ROOT, TINY, log_lines, rows_of, run, steps_of
+from test_ranks import torchrun
 
 from nanogauge.measure.clock import Clock, Stopwatch
 from nanogauge.measure.sensors import MEASURED, driver_info, open_sensors
@@ -25,7 +26,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small compiled bf16 run of some seconds on the card."""
+    """Return the folder of a small compiled bf16 run on the GPU."""
     out = tmp_path_factory.mktemp("runs")
     flags = ["--run.device=cuda", "--run.dtype=auto", "--run.compile=true"]
     flags += ["--model.n-embd=256", "--model.block-size=256", "--train.micro-batch=32"]
@@ -35,8 +36,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out / "demo"
 
 
-def test_a_card_is_measured_by_allocator_driver_and_sensors(trained: Path) -> None:
-    """On a card nothing is missing but what the driver says it does not have."""
+def test_a_gpu_run_is_measured_by_allocator_driver_and_sensors(trained: Path) -> None:
     rows = rows_of(trained)
     for row in ("step_seconds", "mfu_palm", "peak_allocated_bytes", "peak_process_bytes"):
         assert rows[row]["measured"] is not None, rows[row]["why"]
@@ -51,7 +51,7 @@ def test_a_card_is_measured_by_allocator_driver_and_sensors(trained: Path) -> No
 
 
 def busy(seconds: float) -> None:
-    """Keep the card at matrix products for so long."""
+    """Run matrix products on the GPU for this time."""
     a = torch.randn(4096, 4096, device="cuda", dtype=torch.bfloat16)
     until = time.monotonic() + seconds
     while time.monotonic() < until:
@@ -61,7 +61,6 @@ def busy(seconds: float) -> None:
 
 
 def test_the_energy_counter_and_the_integral_of_power_agree() -> None:
-    """Two ways to the same joules: where they are apart, one of them misleads, and is named."""
     begin = time.monotonic()
     uuid = str(torch.cuda.get_device_properties(0).uuid)
     sensors = open_sensors(uuid, 10.0, lambda: time.monotonic() - begin)
@@ -70,7 +69,7 @@ def test_the_energy_counter_and_the_integral_of_power_agree() -> None:
         pytest.skip(f"skipped: {dict(sensors.absent)}")
     busy(20)
     readings = [r for r in sensors.close() if r.energy_source == "counter"]
-    first, last = readings[4], readings[-1]  # a board tells the mean of a second or so
+    first, last = readings[4], readings[-1]  # a board reports the mean of about a second
     assert first.energy_joules is not None and last.energy_joules is not None
     assert first.integral_joules is not None and last.integral_joules is not None
     counted = last.energy_joules - first.energy_joules
@@ -80,8 +79,7 @@ def test_the_energy_counter_and_the_integral_of_power_agree() -> None:
     assert last.gap_seconds in (None, 0)
 
 
-def test_events_and_the_hosts_clock_tell_the_same_time() -> None:
-    """Steps are timed by the device's clock and the whole run by the host's: they must agree."""
+def test_cuda_events_agree_with_the_host_clock() -> None:
     device = torch.device("cuda", torch.cuda.current_device())
     a = torch.randn(4096, 4096, device=device)
     clock = Clock(torch.cuda.synchronize, timeline=EventTimeline(device))
@@ -105,7 +103,7 @@ def test_events_and_the_hosts_clock_tell_the_same_time() -> None:
     assert total == pytest.approx(passed, rel=0.01)
 
 
-def test_the_driver_sees_what_the_allocator_reserved_and_a_context() -> None:
+def test_the_driver_counts_the_reserved_memory_and_a_context() -> None:
     device = torch.device("cuda", torch.cuda.current_device())
     held = torch.zeros(2**30, dtype=torch.uint8, device=device)
     reserved = allocator_peaks(device).reserved_bytes
@@ -122,8 +120,7 @@ def test_the_driver_sees_what_the_allocator_reserved_and_a_context() -> None:
     assert now < seen[-1] < now + 2**30
 
 
-def test_each_sensor_of_a_card_gives_a_number_or_its_reason() -> None:
-    """Real drivers leave out what the scripted one is told to."""
+def test_each_sensor_has_a_value_or_a_reason() -> None:
     begin = time.monotonic()
     uuid = str(torch.cuda.get_device_properties(0).uuid)
     sensors = open_sensors(uuid, 10, lambda: time.monotonic() - begin)
@@ -141,14 +138,12 @@ def test_the_compiled_model_is_what_trains(trained: Path) -> None:
     assert mode == "compiled"
 
 
-def test_the_allocator_peaks_where_memory_is_predicted(trained: Path) -> None:
-    """The components were counted on a CPU; a card's allocator has the last word."""
+def test_the_allocator_peak_is_the_predicted_one(trained: Path) -> None:
     peak = rows_of(trained)["peak_allocated_bytes"]
     assert peak["analytic"]["low"] <= peak["measured"]["value"] <= peak["analytic"]["high"]
 
 
-def test_a_calibrated_plan_names_this_card_and_its_measurements() -> None:
-    """Events, clocks and GradScaler paths that no CPU takes."""
+def test_a_calibrated_plan_names_this_gpu_and_its_measurements() -> None:
     done = run("plan.py", DEMO, "--calibrate", "--run.device=cuda", "--run.dtype=auto", "--json")
     assert done.returncode == 0, done.stderr
     rows = {row["id"]: row for row in json.loads(done.stdout)["rows"]}
@@ -157,8 +152,7 @@ def test_a_calibrated_plan_names_this_card_and_its_measurements() -> None:
     assert "measured" in step["source"]
 
 
-def test_a_run_on_a_card_resumes(trained: Path) -> None:
-    """Weights, optimizer and random states go to the card and back."""
+def test_a_run_on_a_gpu_resumes(trained: Path) -> None:
     done = run(
         "train.py",
         DEMO,
@@ -177,23 +171,26 @@ def test_a_run_on_a_card_resumes(trained: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="skipped: fewer than two GPUs")
-def test_two_cards_share_a_model_out_and_learn_what_one_learns(tmp_path: Path) -> None:
-    """NCCL, 16 bits and blocks that are compiled between gathering and letting go; then one card.
+def run_torchrun(ranks: int, out: Path, *flags: str) -> None:
+    command = torchrun(ranks, out, *flags)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
-    16-bit products round, and the weights of the blocks' norms are rounded in addition.
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="skipped: fewer than two GPUs")
+def test_two_gpus_shard_a_model_and_have_the_losses_of_one(tmp_path: Path) -> None:
+    """With NCCL, 16 bits and compiled blocks; then resumed on one GPU.
+
+    16-bit products round, and so do the weights of the norms.
     """
     sizes = ["--model.n-layer=4", "--model.n-embd=256", "--model.n-head=4", "--run.compile=true"]
     flags = ["--run.device=cuda", "--run.dtype=bfloat16", *sizes, "--measure.split-every=1"]
-    one = train_ranks(1, tmp_path / "one", *flags)
-    assert one.returncode == 0, one.stderr
-    begun = train_ranks(2, tmp_path / "two", *flags, "--train.sharding=full", "--rehearse=12")
-    assert begun.returncode == 0, begun.stderr
-    peak = rows_of(tmp_path / "two" / "demo")["peak_allocated_bytes"]
+    flags += ["--train.max-steps=20"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    run_torchrun(1, one, *flags)
+    run_torchrun(2, two, *flags, "--train.sharding=full", "--rehearse=12")
+    peak = rows_of(two / "demo")["peak_allocated_bytes"]
     assert peak["measured"]["value"] < 1.1 * peak["analytic"]["high"]
-    done = train_ranks(
-        1, tmp_path / "two", *flags, "--resume=auto", "--allow-change", "train.sharding"
-    )
-    assert done.returncode == 0, done.stderr
-    losses = [[line["loss"] for line in steps_of(tmp_path / f / "demo")] for f in ("one", "two")]
+    run_torchrun(1, two, *flags, "--resume=auto", "--allow-change", "train.sharding")
+    losses = [[line["loss"] for line in steps_of(out / "demo")] for out in (one, two)]
     assert losses[1] == pytest.approx(losses[0], rel=0.01)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from commands import build_fake_driver
-from scripted import UUID_OF_TORCH, Run
+from scripted import Run
 
 from nanogauge.measure.gpus import EnergySum
 from nanogauge.measure.nvml import throttle_words
@@ -31,7 +30,6 @@ LONG = {
         1.3 error temperature 999 2.5
         0 error fan 3
         0 error event_reasons 13   # an older driver
-        0 error compute 13
         1.5 throttle_bits 0x24
         3.5 throttle_bits 0x3
         """,
@@ -140,29 +138,9 @@ def test_every_value_has_its_unit(driver: Path) -> None:
     }
 
 
-def waking_seconds(wakings: int) -> float:
-    """Return the processor time of a thread that only wakes, ten times a second."""
-    spent: list[float] = []
-
-    def wake() -> None:
-        for _ in range(wakings):
-            threading.Event().wait(0.1)
-        spent.append(time.thread_time())
-
-    thread = threading.Thread(target=wake)
-    thread.start()
-    thread.join()
-    return spent[0]
-
-
 def test_sampling_takes_little_processor_time_and_no_torch(trouble: dict[str, Any]) -> None:
-    """Ten samples a second take 0.1-0.2 % of a core, and 0.05 % is for waking alone.
-
-    On some virtual machines both take 15 times as much, so the limit is in units of wakings.
-    """
-    wakings = 40
-    waking_share = 10 * waking_seconds(wakings) / wakings
-    assert 0 < trouble["cpu_seconds"] / 12.8 <= max(0.004, 10 * waking_share)
+    """Ten samples a second take 0.1-0.2 % of a core, on some virtual machines 15 times as much."""
+    assert 0 < trouble["cpu_seconds"] / 12.8 <= 0.03
     assert not trouble["torch"]
 
 
@@ -273,15 +251,6 @@ def test_without_a_counter_energy_is_the_integral_of_power(driver: Path) -> None
     assert "energy_joules" not in said["absent"]
 
 
-def test_a_counter_that_fails_midway_is_replaced_by_the_integral(driver: Path) -> None:
-    said = Run(driver, "0 watts 150\n1.2 error energy 3", seconds=1.6).said
-    first, last = said["readings"]
-    assert [r["energy_source"] for r in said["readings"]] == ["counter", "integral"]
-    joules = 150 * (last["elapsed_seconds"] - first["elapsed_seconds"])
-    assert spent([first, last]) == pytest.approx(joules, rel=0.02)
-    assert " s on: Not Supported" in said["absent"]["energy_counter"]
-
-
 def test_a_gap_between_samples_adds_no_energy(driver: Path) -> None:
     said = Run(driver, "0 watts 150\n0 error energy 3", jump=(0.2, 3600.0), seconds=0.5).said
     last = said["readings"][-1]
@@ -346,11 +315,6 @@ def test_the_idle_gpu_is_measured_for_the_given_time(driver: Path) -> None:
     assert hidden["power_watts"] is None and "Not Supported" in hidden["reason"]
 
 
-@pytest.mark.parametrize("device", ["GPU-" + UUID_OF_TORCH, "00000000:01:00.0"])
-def test_a_device_is_found_by_uuid_and_bus_id(driver: Path, device: str | int) -> None:
-    assert Run(driver, seconds=0, device=device).said["reason"] is None
-
-
 def test_an_unknown_device_is_not_replaced_by_another(driver: Path) -> None:
     said = Run(driver, seconds=0, device="GPU-00000000-0000-0000-0000-000000000000").said
     assert said["reason"].startswith("the NVIDIA driver has no device GPU-0000")
@@ -396,7 +360,6 @@ def several(driver: Path) -> dict[str, Run]:
     return {
         "different": Run(driver, DIFFERENT, 2.3, ALL),
         "trouble": Run(driver, TROUBLE, 3.4, [(0, None), (1, None)]),
-        "absent": Run(driver, "cards 2", 1.2, [(0, None), (7, None)]),
     }
 
 
@@ -437,12 +400,6 @@ def test_no_sum_is_given_if_one_gpu_is_lost(several: dict[str, Run]) -> None:
     texts = [change["text"] for change in said["changes"]]
     assert any("fan is not measured from the start: GPU 0: " in text for text in texts), texts
     assert said["readings"][-1]["gap_seconds"] == pytest.approx(2.2, abs=0.5)
-
-
-def test_no_sum_is_given_if_one_gpu_does_not_exist(several: dict[str, Run]) -> None:
-    said = several["absent"].said
-    assert energies(said, "power_watts") == []
-    assert "GPU 1: the NVIDIA driver has no device 7" in said["absent"]["energy_joules"]
 
 
 def test_without_a_gpu_nothing_is_measured() -> None:

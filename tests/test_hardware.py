@@ -1,4 +1,4 @@
-"""Each GPU is found by its exact name, and its peak is the datasheet's."""
+"""GPUs are found by exact name, and their peaks are those of the datasheets."""
 
 from __future__ import annotations
 
@@ -14,51 +14,32 @@ from nanogauge.hardware import Gpu, all_gpus, find_gpu, from_properties, from_ro
 from nanogauge.prediction.prediction import predict
 
 PEAKS = {  # dense TFLOP/s with fp32 accumulation, as the datasheets and white papers print them
-    "TITAN RTX": ("float16", 130.0),
-    "RTX 2080 Ti": ("float16", 53.8),
-    "RTX 3080": ("bfloat16", 59.5),
     "RTX 3090": ("bfloat16", 71.0),
     "RTX 4070": ("bfloat16", 58.3),
-    "RTX 4080": ("bfloat16", 97.5),
     "RTX 4090": ("bfloat16", 165.2),
-    "RTX 5080": ("bfloat16", 112.6),
     "RTX 5090": ("bfloat16", 209.5),
-    "Quadro RTX 6000": ("float16", 130.5),
-    "RTX A6000": ("bfloat16", 154.8),
     "RTX 6000 Ada": ("bfloat16", 364.2),
     "P100": ("float32", 9.3),
     "T4": ("float16", 65.0),
-    "V100 16GB": ("float16", 125.0),
     "V100 32GB": ("float16", 125.0),
     "V100S": ("float16", 130.0),
     "A10": ("bfloat16", 125.0),
-    "A10G": ("bfloat16", 70.0),
-    "A30": ("bfloat16", 165.0),
-    "A40": ("bfloat16", 149.7),
-    "A100 40GB": ("bfloat16", 312.0),
     "A100 80GB": ("bfloat16", 312.0),
     "L4": ("bfloat16", 121.0),
-    "L20": ("bfloat16", 119.5),
-    "L40": ("bfloat16", 181.05),
     "L40S": ("bfloat16", 362.05),
     "H100 SXM": ("bfloat16", 989.4),
     "H100 PCIe": ("bfloat16", 756.0),
-    "H100 NVL": ("bfloat16", 835.0),
-    "H20": ("bfloat16", 148.0),
     "H200": ("bfloat16", 989.0),
     "B200": ("bfloat16", 2250.0),
-    "MI210": ("bfloat16", 181.0),
     "MI250X": ("bfloat16", 191.5),
     "MI300X": ("bfloat16", 1307.4),
     "RX 7900 XTX": ("float16", 122.8),
-    "Apple M1 Max": ("float32", 10.4),
     "Apple M2 Ultra": ("float32", 27.2),
 }
 
 
 @pytest.mark.parametrize("name", PEAKS)
 def test_the_peak_is_the_datasheets(name: str) -> None:
-    """Within 2.5 %: datasheets round, and print the clock in whole steps."""
     dtype, tflops = PEAKS[name]
     assert lookup(name, dtype).peak_flops == pytest.approx(tflops * 1e12, rel=0.025)
 
@@ -68,7 +49,6 @@ def test_the_peak_is_the_datasheets(name: str) -> None:
     [("RTX 4090", 82.6, 82.6), ("A100 80GB", 156, 19.5), ("A40", 74.8, 37.4), ("T4", 8.1, 8.1)],
 )
 def test_tf32_and_the_plain_fp32_units_are_two_rates(name: str, peak: float, plain: float) -> None:
-    """float32 is TF32 where there is TF32, with the plain units beside it; datasheets' TFLOP/s."""
     hardware = lookup(name, "float32")
     assert hardware.peak_flops == pytest.approx(peak * 1e12, rel=0.01)
     assert hardware.float32_flops == pytest.approx(plain * 1e12, rel=0.01)
@@ -76,7 +56,6 @@ def test_tf32_and_the_plain_fp32_units_are_two_rates(name: str, peak: float, pla
 
 
 def test_every_row_is_whole_and_names_its_sources() -> None:
-    """No number without where it is from; none that a slip of the hand moved by a power of ten."""
     assert len(all_gpus()) >= 60
     for gpu in all_gpus():
         rates = gpu.flop_per_clock_per_sm
@@ -92,7 +71,7 @@ def test_every_row_is_whole_and_names_its_sources() -> None:
 
 
 def test_no_measured_product_is_far_from_its_peak() -> None:
-    """Cards clock up to a fifth above their boost clock, and power holds L4 and T4 at 60 %."""
+    """GPUs clock up to a fifth above their boost clock; power holds L4 and T4 at 60 %."""
     for gpu in all_gpus():
         if gpu.matmul_tflops is not None:
             peaks = [gpu.peak_flops(d) for d in ("bfloat16", "float16", "float32")]
@@ -100,79 +79,51 @@ def test_no_measured_product_is_far_from_its_peak() -> None:
             assert 0.55 < gpu.matmul_tflops * 1e12 / peak < 1.25, gpu.name
 
 
-def rows_and_spellings() -> list[tuple[Gpu, str]]:
-    return [(gpu, name) for gpu in all_gpus() for name in (gpu.name, *gpu.driver_names)]
-
-
-@pytest.mark.parametrize(("gpu", "name"), rows_and_spellings(), ids=lambda v: getattr(v, "name", v))
-def test_every_spelling_finds_its_own_row(gpu: Gpu, name: str) -> None:
-    """By name and memory exactly, and neither case, separators nor maker matter.
-
-    Drivers show up to 8 % less memory than is on the board; that must not choose a neighbour.
-    Without the memory, only boards of one name that differ in memory may be mistaken.
+@pytest.mark.parametrize("gpu", all_gpus(), ids=lambda gpu: gpu.name)
+def test_every_spelling_finds_its_own_row(gpu: Gpu) -> None:
+    """Drivers report up to 8 % less memory than the board has. Without a memory size, boards of one
+    name that differ in memory may be confused.
     """
-    if gpu.memory_gib is not None:
-        for share in (1.0, 0.92):
-            assert find_gpu(name, int(share * gpu.memory_gib * 2**30)) is gpu
-    found = find_gpu(name)
-    assert found is not None
-    assert found is gpu or found.memory_gib != gpu.memory_gib
-    assert found is gpu or found.architecture == gpu.architecture
-    for other in (name.upper(), f"NVIDIA {name}", name.replace(" ", "_"), name.replace("-", " ")):
-        assert find_gpu(other) is found, other
-
-
-def test_no_two_rows_have_one_name() -> None:
-    """The name that people type says which row is meant, without a memory size."""
-    for gpu in all_gpus():
-        assert find_gpu(gpu.name) is gpu
+    assert find_gpu(gpu.name) is gpu
+    for name in (gpu.name, *gpu.driver_names):
+        if gpu.memory_gib is not None:
+            for share in (1.0, 0.92):
+                assert find_gpu(name, int(share * gpu.memory_gib * 2**30)) is gpu
+        found = find_gpu(name)
+        assert found is not None
+        assert found is gpu or found.memory_gib != gpu.memory_gib
+        assert found is gpu or found.architecture == gpu.architecture
+        spellings = name.upper(), f"NVIDIA {name}", name.replace(" ", "_"), name.replace("-", " ")
+        assert all(find_gpu(spelling) is found for spelling in spellings)
 
 
 @pytest.mark.parametrize(
     ("name", "row"),
     [
         ("RTX 4070 12GB", "RTX 4070"),
-        ("RTX4070", "RTX 4070"),
         ("rtx 4070Ti", "RTX 4070 Ti"),
         ("GeForce RTX 4070 Ti Super", "RTX 4070 Ti SUPER"),
-        ("RTX 3080 Ti 12GB", "RTX 3080 Ti"),
-        ("RTX 4080 16GB", "RTX 4080"),
         ("RTX 4090 24 GB", "RTX 4090"),
-        ("RTX 5090 32GB", "RTX 5090"),
         ("RTX 4060 Ti 8GB", "RTX 4060 Ti"),
         ("NVIDIA GeForce RTX 4060 Ti 16GB", "RTX 4060 Ti 16GB"),
-        ("RTX 3080 10GB", "RTX 3080"),
         ("RTX 4090 Laptop 16GB", "RTX 4090 Laptop"),
-        ("TITAN Xp 12GB", "TITAN Xp"),
-        ("GB10", "GB10"),
-        ("Quadro RTX 6000", "Quadro RTX 6000"),
-        ("RTX 6000 Ada", "RTX 6000 Ada"),
-        ("P100", "P100"),
         ("V100", "V100 32GB"),
-        ("A40", "A40"),
-        ("A100 40GB", "A100 40GB"),
-        ("A100 80GB", "A100 80GB"),
         ("A100 SXM 80GB", "A100 80GB"),
         ("A100 80GB PCIe", "A100 PCIe 80GB"),
-        ("L40S", "L40S"),
-        ("H100 80GB", "H100 SXM"),
         ("H100 80GB HBM3", "H100 SXM"),
         ("H100 NVL 94GB", "H100 NVL"),
         ("H100 96GB HBM2e", "H100 96GB HBM2e"),
-        ("H200 141GB", "H200"),
-        ("B200", "B200"),
         ("Radeon RX 7900XTX", "RX 7900 XTX"),
         ("M3 Max 64GB", "Apple M3 Max"),
     ],
 )
-def test_peoples_spellings_of_published_runs_are_understood(name: str, row: str) -> None:
+def test_spellings_of_published_runs_are_understood(name: str, row: str) -> None:
     found = find_gpu(name)
     assert found is not None
     assert found.name == row
 
 
-def test_boards_of_one_name_are_told_apart_by_their_memory() -> None:
-    """The driver calls both 4060 Ti the same, and an H100 may have 80 or 96 GB."""
+def test_boards_of_one_name_are_distinguished_by_memory() -> None:
     for name, sizes in {"NVIDIA GeForce RTX 4060 Ti": (8, 16), "NVIDIA H100": (80, 96)}.items():
         for gib in sizes:
             gpu = find_gpu(name, int(0.97 * gib * 2**30))
@@ -180,8 +131,7 @@ def test_boards_of_one_name_are_told_apart_by_their_memory() -> None:
             assert gpu.memory_gib == gib
 
 
-def test_a_card_with_another_memory_is_another_card() -> None:
-    """RTX 4090 with 48 GB are sold: the row's 24 would be a wrong answer to "does it fit"."""
+def test_a_board_with_another_memory_has_no_row() -> None:
     assert find_gpu("NVIDIA GeForce RTX 4090", 48 * 2**30) is None
     with pytest.raises(BadInput, match="nearest: RTX 4090,"):
         lookup("RTX 4090 48GB", "bfloat16")
@@ -201,8 +151,7 @@ def test_a_card_with_another_memory_is_another_card() -> None:
         ("", "none"),
     ],
 )
-def test_a_part_of_a_name_is_no_name(name: str, near: str) -> None:
-    """Nor is one with more in it; the answer names up to three rows that may be meant."""
+def test_a_partial_name_is_refused_with_the_nearest(name: str, near: str) -> None:
     assert find_gpu(name) is None
     with pytest.raises(BadInput) as refused:
         lookup(name, "bfloat16")
@@ -211,8 +160,7 @@ def test_a_part_of_a_name_is_no_name(name: str, near: str) -> None:
     assert len(nearest) <= 3
 
 
-def test_cards_whose_names_begin_alike_are_different_cards() -> None:
-    """Each pair was one card in some published tool that looked for a part of the name."""
+def test_similar_names_are_different_gpus() -> None:
     pairs = [
         ("NVIDIA GeForce RTX 4070 Laptop GPU", "NVIDIA GeForce RTX 4070"),
         ("NVIDIA RTX A4000", "NVIDIA A40"),
@@ -232,13 +180,12 @@ def test_cards_whose_names_begin_alike_are_different_cards() -> None:
     ("name", "instead"),
     [("T4", "float16 or float32"), ("V100 32GB", "float16 or float32"), ("P40", "dtype float32")],
 )
-def test_a_card_without_bfloat16_says_what_to_use(name: str, instead: str) -> None:
+def test_a_gpu_without_bfloat16_says_what_to_use(name: str, instead: str) -> None:
     with pytest.raises(BadInput, match=instead):
         lookup(name, "bfloat16")
 
 
-def test_where_memory_varies_the_plan_asks_what_is_free() -> None:
-    """An Apple chip comes with many sizes: none is assumed."""
+def test_a_plan_asks_for_the_free_memory_where_sizes_vary() -> None:
     config = Path(__file__).parents[1] / "configs" / "rtx4070_fineweb.toml"
     arguments = [str(config), "--gpu", "Apple M3 Max", "--run.dtype", "float16"]
     with pytest.raises(BadInput, match="--free-vram-gib"):
@@ -246,8 +193,7 @@ def test_where_memory_varies_the_plan_asks_what_is_free() -> None:
     assert plan.main([*arguments, "--free-vram-gib", "48", "--json"]) == 0
 
 
-def test_a_card_without_a_row_is_computed_from_its_own_properties() -> None:
-    """36 SMs of Ada at 2.175 GHz: 36 x 512 x 2.175 = 40.1 TFLOP/s; what is not known is None."""
+def test_a_gpu_without_a_row_is_computed_from_its_properties() -> None:
     hardware = from_properties(
         "NVIDIA GeForce RTX 4070 Max-Q", (8, 9), 36, 8 * 2**30, 2.175e9, 115.0, "bfloat16"
     )
@@ -260,8 +206,7 @@ def test_a_card_without_a_row_is_computed_from_its_own_properties() -> None:
     assert hardware.matmul_flops is None
 
 
-def test_a_card_without_a_row_gets_a_step_time_with_its_bandwidth() -> None:
-    """A step needs only what the driver reports: SMs, clock and memory bandwidth."""
+def test_a_gpu_without_a_row_gets_a_step_time_with_its_bandwidth() -> None:
     described = ("x", (8, 9), 80, 16 * 2**30, 2.55e9, 320.0, "bfloat16")
     without = predict(documented_spec(), from_properties(*described))
     assert "step_seconds" not in without.quantities
@@ -273,7 +218,6 @@ def test_a_card_without_a_row_gets_a_step_time_with_its_bandwidth() -> None:
 
 
 def test_a_rows_rate_is_that_of_its_compute_capability() -> None:
-    """Each NVIDIA row as an unknown card, at its own clock, has the row's plain rate and dtypes."""
     for gpu in all_gpus():
         if gpu.compute_capability is None or gpu.compute_capability == "12.1":
             continue
@@ -297,7 +241,6 @@ def test_a_rows_rate_is_that_of_its_compute_capability() -> None:
 def test_a_peak_that_is_not_known_is_none(
     capability: tuple[int, int], clock: float | None, dtype: str
 ) -> None:
-    """Never another card's, and never zero: MFU is then not measured."""
     hardware = from_properties("Strange card", capability, 60, 2**34, clock, None, dtype)
     assert hardware.peak_flops is None
     assert "Strange card" in hardware.peak_name

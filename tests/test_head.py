@@ -1,4 +1,4 @@
-"""The chunked head gives the plain head's loss and gradients, and keeps no logits."""
+"""The chunked head has the plain head's loss and gradients, and keeps no logits."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def gradients(
     dtype: torch.dtype = torch.float32,
     bfloat16: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss, and gradients of the hidden states and of the weight, of one and the same batch."""
+    """Return the loss, and the gradients of the hidden states and of the weight, of one batch."""
     random = torch.Generator().manual_seed(tokens * 1000 + vocabulary)
     hidden = (scale * torch.randn(tokens, 24, generator=random)).to(dtype).requires_grad_()
     weight = nn.Parameter(torch.randn(vocabulary, 24, generator=random).to(dtype))
@@ -71,14 +71,10 @@ def gradients(
     scale=st.sampled_from([0.01, 1.0, 30.0]),
     form=st.sampled_from(["autograd", "in_place"]),
 )
-def test_loss_and_gradients_are_the_plain_ones_at_any_border_of_chunks(
-    tokens: int,
-    vocabulary: int,
-    chunk: int,
-    scale: float,
-    form: Literal["autograd", "in_place"],
+def test_loss_and_gradients_are_those_of_the_plain_head_for_any_chunk_size(
+    tokens: int, vocabulary: int, chunk: int, scale: float, form: Literal["autograd", "in_place"]
 ) -> None:
-    """Within 1e-6 of those computed in double precision, or as far from them as the plain form is.
+    """Within 1e-6 of double precision, or as far from it as the plain head is.
 
     At a scale of 30 most probabilities are 0 in fp32, and some losses above 500.
     """
@@ -92,7 +88,7 @@ def test_loss_and_gradients_are_the_plain_ones_at_any_border_of_chunks(
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(20, 90), st.integers(50, 300), st.integers(7, 64))
-def test_in_bfloat16_it_is_as_near_to_fp32_as_the_plain_form(
+def test_bfloat16_is_as_near_to_fp32_as_in_the_plain_head(
     tokens: int, vocabulary: int, chunk: int
 ) -> None:
     true = gradients("plain", tokens, vocabulary, chunk)
@@ -102,8 +98,7 @@ def test_in_bfloat16_it_is_as_near_to_fp32_as_the_plain_form(
         assert relative(ours, exact) < 1.1 * relative(theirs, exact) + 1e-6
 
 
-def test_its_softmax_is_the_one_that_a_compiler_fuses() -> None:
-    """Two forms of the same function, one for eager torch and one that a GPU's compiler gets."""
+def test_the_fusible_softmax_equals_the_eager_one() -> None:
     for dtype, exact in ((torch.float32, 1e-6), (torch.bfloat16, 4e-3)):
         logits = (5 * torch.randn(9, 1000, generator=torch.Generator().manual_seed(1))).to(dtype)
         targets = torch.arange(9)
@@ -114,7 +109,7 @@ def test_its_softmax_is_the_one_that_a_compiler_fuses() -> None:
 
 
 class Largest(TorchDispatchMode):
-    """Remembers the largest tensor that any operation returned."""
+    """Records the size of the largest tensor that any operation returned."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -129,7 +124,7 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_no_operation_makes_all_logits(training: bool) -> None:
-    """Neither in training nor in evaluation is any tensor larger than a chunk's logits."""
+    """No tensor is larger than a chunk's logits."""
     hidden = torch.randn(600, 8, requires_grad=True)
     weight = nn.Parameter(torch.randn(500, 8))
     with Largest() as seen, torch.set_grad_enabled(training):
@@ -147,10 +142,8 @@ def test_the_documented_chunk_is_a_small_part_of_its_logits() -> None:
 
 
 @given(tokens=st.integers(1, 20_000), vocabulary=st.integers(1, 200_000))
-def test_the_chunks_of_a_cpu_are_equal_but_for_what_their_alignment_asks(
-    tokens: int, vocabulary: int
-) -> None:
-    """They hold all tokens, in as few chunks as fit, and none is a remainder by much."""
+def test_cpu_chunks_are_equal_up_to_their_alignment(tokens: int, vocabulary: int) -> None:
+    """As few chunks as fit, none of which is a small remainder."""
     chunk = chunk_tokens(tokens, vocabulary, "cpu")
     assert chunk == 16 or 4 * vocabulary * chunk <= CHUNK_BYTES["cpu"]
     count = math.ceil(tokens / chunk)
@@ -160,7 +153,7 @@ def test_the_chunks_of_a_cpu_are_equal_but_for_what_their_alignment_asks(
 def step(
     head: Literal["plain", "chunked"], recompute: bool = False, dropout: float = 0.0
 ) -> tuple[list[float], dict[str, Tensor]]:
-    """Losses and gradients of a step of three micro-batches, the second of two such steps."""
+    """Return losses and gradients of the second of two steps of three micro-batches."""
     torch.manual_seed(3)
     model = GPT(SMALL.model_copy(update={"dropout": dropout}))
     model.recompute = recompute
@@ -178,12 +171,12 @@ def step(
 
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_a_step_has_the_plain_step_s_gradients_also_with_recomputed_blocks(
+def test_a_step_has_the_gradients_of_the_plain_head_with_and_without_recomputation(
     recompute: bool, dropout: float
 ) -> None:
-    """Of the tied weight both parts, summed over the micro-batches, and nothing of the last step.
+    """The tied weight sums both parts over the micro-batches of this step alone.
 
-    What a checkpoint saves comes back as a detached copy: a gradient added to that one is lost.
+    A recomputed tensor is a detached copy: a gradient added to it would be lost.
     """
     plain, expected = step("plain", dropout=dropout)
     losses, found = step("chunked", recompute, dropout)
@@ -194,24 +187,23 @@ def test_a_step_has_the_plain_step_s_gradients_also_with_recomputed_blocks(
 
 
 def test_the_same_step_has_the_same_bits() -> None:
-    """A resumed run on a CPU is the run that was not interrupted."""
     one, other = step("chunked", dropout=0.2), step("chunked", dropout=0.2)
     assert one[0] == other[0]
     assert all(torch.equal(g, other[1][name]) for name, g in one[1].items())
 
 
-def test_a_loss_that_is_no_equal_share_of_its_step_is_refused() -> None:
-    """Its weight's gradient was added with that share already."""
+def test_a_loss_that_is_not_an_equal_share_of_its_step_is_refused() -> None:
+    """The weight's gradient was added with that share already."""
     loss = TrainingLoss(GPT(SMALL), "chunked", 4, CPU)(*torch.zeros((2, 1, 8), dtype=torch.long))
     with pytest.raises(AssertionError, match=r"1\.0, not with 0\.25"):
         loss.backward()  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_a_plain_head_is_compiled_where_the_model_is(
+def test_a_plain_head_is_compiled_with_the_model(
     device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was not, so that it kept the loss in fp32: of the documented run 13 GB, with 6 planned."""
+    """Uncompiled it kept the loss in fp32: 13 GB of the documented run instead of 6."""
     compiled: list[object] = []
 
     def compile_it(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -223,7 +215,7 @@ def test_a_plain_head_is_compiled_where_the_model_is(
     assert plain_loss in compiled
 
 
-def test_configurations_say_which_head() -> None:
+def test_the_configuration_chooses_the_head() -> None:
     demo = Path(__file__).parents[1] / "configs" / "demo.toml"
     assert load_config(demo).train.head == "chunked"
     assert load_config(demo, {"train": {"head": "plain"}}).train.head == "plain"

@@ -138,11 +138,9 @@ def test_the_documented_run_is_not_expected_to_reach_gpt2() -> None:
         ({"tokens": 0.5e9}, "tokens a parameter"),
         ({"steps": 400}, "400 steps"),
         ({"parameters": 5e6}, "5 M parameters"),
-        ({"parameters": 15e6, "tokens": 9e7}, "90 M tokens"),
         ({"layers": 3}, "3 layers"),
         ({"unique_tokens": 0.4e9}, "25 passes over 0.4 G"),
         ({"rate_ratio": 4.0}, "diverges"),
-        ({"dataset": "tiny Shakespeare"}, "tiny Shakespeare"),
         ({"tokenizer": "bytes"}, "bytes"),
         ({"context": 2048}, "2,048"),
     ],
@@ -161,16 +159,10 @@ def test_outside_the_law_there_is_no_number_and_a_reason(
         ({"tokens": 0.9e9}, "validated from 8"),
         ({"tokens": 60e9}, "validated to 400"),
         ({"steps": 700}, "0.14-0.27"),
-        ({"steps": 900}, "validated from 1,000"),
-        ({"parameters": 30e6, "tokens": 0.9e9}, "0.9 G tokens"),
         ({"parameters": 30e6, "tokens": 0.3e9}, "0.3 G tokens"),
         ({"layers": 5}, "5 layers"),
-        ({"layers": 6, "width": 768}, "validated to 96"),
-        ({"layers": 64}, "validated from 13"),
-        ({"parameters": 20e6}, "20 M parameters"),
         ({"recipe": FAST, "parameters": 40e6}, "40 M parameters"),
         ({"steps": 8_000}, "1.2 M tokens a step"),
-        ({"steps": 100_000}, "0.1 M tokens a step"),
         ({"unique_tokens": 0.4e9 - 1, "tokens": 4e9}, "10 passes"),
         ({"end_rate": 0.5}, "0.5 of its peak"),
         ({"rate_ratio": 0.2}, "0.2 times the usual rate"),
@@ -315,9 +307,8 @@ def test_the_search_heeds_memory_and_data_and_may_find_nothing() -> None:
     assert best_runs(8 * 3600, lambda layers, width: None, small, LIKE, 524_288) == []
 
 
-@pytest.mark.parametrize("module", ["loss", "forecast", "best_run"])
-def test_the_loss_is_predicted_without_numpy_or_torch(module: str) -> None:
-    code = f"import sys, nanogauge.prediction.{module}; print(*sys.modules)"
+def test_the_loss_is_predicted_without_numpy_or_torch() -> None:
+    code = "import sys; from nanogauge.prediction import best_run, forecast; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True)
     assert not {"numpy", "torch"} & set(done.stdout.decode().split())
 

@@ -24,6 +24,8 @@ from commands import (
     train_tiny,
 )
 
+from nanogauge.doctor.preflight import LOG_BYTES_PER_SECOND, LOG_BYTES_PER_STEP
+
 pytestmark = pytest.mark.alone
 
 SECONDS = 44
@@ -126,6 +128,14 @@ def test_every_step_has_the_power_of_the_samples_in_it(night: Path) -> None:
     for step in with_power:
         assert 149.9 <= step["power_min_watts"] <= step["power_watts"] <= step["power_max_watts"]
         assert step["power_max_watts"] <= 190.1
+
+
+def test_the_log_grows_no_faster_than_the_doctor_counts(night: Path) -> None:
+    lines = (night / "log.jsonl").read_text().splitlines()
+    limits = {"step": LOG_BYTES_PER_STEP, "sensor": LOG_BYTES_PER_SECOND}
+    for kind, limit in limits.items():
+        sizes = [len(line) for line in lines if line.startswith(f'{{"kind": "{kind}"')]
+        assert 0 < sum(sizes) < limit * len(sizes)
 
 
 def test_throttling_is_reported_with_duration_and_reason(night: Path) -> None:

@@ -1,4 +1,4 @@
-"""The model is nanoGPT's, and does what a causal language model must."""
+"""The model is nanoGPT's, and causal."""
 
 from __future__ import annotations
 
@@ -75,26 +75,20 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def small_model(bias: bool = False, dropout: float = 0.0) -> GPT:
     return GPT(
         ModelSection(
-            n_layer=2,
-            n_head=2,
-            n_embd=16,
-            block_size=12,
-            vocab_size=37,
-            bias=bias,
-            dropout=dropout,
+            n_layer=2, n_head=2, n_embd=16, block_size=12, vocab_size=37, bias=bias, dropout=dropout
         )
     )
 
 
 def formula_tokens() -> tuple[Tensor, Tensor]:
-    """Three sequences of twelve tokens and their targets, without a random number."""
+    """Return three sequences of twelve tokens and their targets."""
     i = torch.arange(3 * 12)
     return ((7 * i + i * i) % 37).view(3, 12), ((5 * i + 3) % 37).view(3, 12)
 
 
 @torch.no_grad()
 def fill_by_formula(model: GPT) -> None:
-    """Weights without a random number, of full rank: 0.2 sin(0.37 i + 0.011 i^2 + k), norms at 1.
+    """Set weights of full rank: 0.2 sin(0.37 i + 0.011 i^2 + k), norms around 1.
 
     i counts the elements of a parameter, k the parameters in the order of their registration.
     """
@@ -128,7 +122,7 @@ def test_loss_and_gradients_are_those_of_nanogpt(bias: bool) -> None:
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_a_new_model_is_initialised_as_gpt2_was(bias: bool) -> None:
+def test_a_new_model_is_initialised_like_gpt2(bias: bool) -> None:
     """N(0, 0.02), projections into the residual stream by 1/sqrt(2L) less, norms 1, biases 0."""
     torch.manual_seed(1)
     layers = 8
@@ -151,7 +145,7 @@ def test_a_new_model_is_initialised_as_gpt2_was(bias: bool) -> None:
 
 
 def test_the_vocabulary_head_is_the_embedding() -> None:
-    """One tensor: what trains one trains the other, and it is counted and clipped once."""
+    """It is one tensor, counted and clipped once."""
     model = small_model()
     assert model.lm_head.weight is model.embedding.weight
     assert "lm_head.weight" not in dict(model.named_parameters())
@@ -162,7 +156,7 @@ def test_the_vocabulary_head_is_the_embedding() -> None:
 
 
 def test_no_position_sees_a_later_token() -> None:
-    """Another token at position t changes the states from t on, and none before it."""
+    """Another token at position t changes the states from t on, and no earlier one."""
     torch.manual_seed(2)
     model = small_model().eval()
     tokens, _ = formula_tokens()

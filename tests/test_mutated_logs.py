@@ -17,7 +17,6 @@ from test_nanogpt_variants import DUMP
 from test_other_logs import STEPS, build_nanogpt_file, build_nanogpt_output, nanochat_log
 from test_wandb_history import (
     as_csv,
-    as_parquet,
     nanochat_rows,
     nanogpt_rows,
     our_rows,
@@ -32,57 +31,41 @@ from nanogauge.importers.parsed import ParsedLog
 from nanogauge.importers.wandb_history import read_wandb_history
 from nanogauge.report.html import write_report
 
-Mutation = Callable[[random.Random, list[bytes]], list[bytes]]
+Mutation = Callable[[random.Random, bytes], bytes]
 
 
-def delete(chance: random.Random, lines: list[bytes]) -> list[bytes]:
-    return [line for line in lines if chance.random() > 0.2]
-
-
-def repeat(chance: random.Random, lines: list[bytes]) -> list[bytes]:
-    begin, end = sorted(chance.sample(range(len(lines) + 1), 2))
-    place = chance.randint(0, len(lines))
-    return [*lines[:place], *lines[begin:end], *lines[place:]]
-
-
-def flip(chance: random.Random, lines: list[bytes]) -> list[bytes]:
-    data = bytearray(b"\n".join(lines))
+def lines(chance: random.Random, data: bytes) -> bytes:
+    """Delete, repeat and reorder lines, and add others."""
+    junk = [b"<script>", b"\x1b[2J=1+1\x00", chance.randbytes(40), b"\r" * 9]
+    rows = [row for row in data.split(b"\n") if chance.random() > 0.1]
     for _ in range(chance.randint(1, 5)):
-        data[chance.randrange(len(data))] = chance.randrange(256)
-    return bytes(data).split(b"\n")
+        place = chance.randint(0, len(rows))
+        rows.insert(place, chance.choice([*rows[place : place + 6], *junk]))
+    return b"\n".join(rows)
 
 
-def digits(chance: random.Random, lines: list[bytes]) -> list[bytes]:
+def flip(chance: random.Random, data: bytes) -> bytes:
+    changed = bytearray(data)
+    for _ in range(chance.randint(1, 5)):
+        changed[chance.randrange(len(changed))] = chance.randrange(256)
+    return bytes(changed)
+
+
+def digits(chance: random.Random, data: bytes) -> bytes:
     """Change figures: too large, too small, out of order."""
-    data = bytearray(b"\n".join(lines))
-    places = [i for i, byte in enumerate(data) if 48 <= byte < 58]
+    changed = bytearray(data)
+    places = [i for i, byte in enumerate(changed) if 48 <= byte < 58]
     for place in chance.sample(places, min(len(places), 3)):
-        data[place : place + 1] = chance.choice([b"0", b"9", b"99999999", b""])
-    return bytes(data).split(b"\n")
+        changed[place : place + 1] = chance.choice([b"0", b"9", b"99999999", b""])
+    return bytes(changed)
 
 
-def shuffle(chance: random.Random, lines: list[bytes]) -> list[bytes]:
-    begin = chance.randrange(len(lines))
-    part = lines[begin : begin + 6]
-    chance.shuffle(part)
-    return [*lines[:begin], *part, *lines[begin + 6 :]]
+def cut(chance: random.Random, data: bytes) -> bytes:
+    begin, end = sorted(chance.sample(range(len(data) + 1), 2))
+    return data[begin:end]
 
 
-def cut(chance: random.Random, lines: list[bytes]) -> list[bytes]:
-    data = b"\n".join(lines)
-    begin, end = sorted(chance.sample(range(len(data)), 2))
-    return data[begin:end].split(b"\n")
-
-
-def noise(chance: random.Random, lines: list[bytes]) -> list[bytes]:
-    lines = list(lines)
-    for _ in range(3):
-        junk = chance.choice([b"<script>", b"\x1b[2J=1+1\x00", chance.randbytes(40), b"\r" * 9])
-        lines.insert(chance.randrange(len(lines)), junk)
-    return lines
-
-
-MUTATIONS: list[Mutation] = [delete, repeat, flip, digits, shuffle, cut, noise]
+MUTATIONS: list[Mutation] = [lines, flip, digits, cut]
 
 
 LOGS: dict[str, tuple[Callable[[Path], ParsedLog], bytes, int]] = {
@@ -91,7 +74,6 @@ LOGS: dict[str, tuple[Callable[[Path], ParsedLog], bytes, int]] = {
     "build-nanogpt": (BUILD_NANOGPT.read, build_nanogpt_output().encode(), STEPS),
     "log.txt": (BUILD_NANOGPT.read, build_nanogpt_file().encode(), STEPS),
     "our history": (read_wandb_history, as_csv(our_rows()), 1000),
-    "our history, Parquet": (read_wandb_history, as_parquet(our_rows()), 1000),
     "nanochat's history": (read_wandb_history, as_csv(nanochat_rows()), 1000),
     "nanoGPT's history": (read_wandb_history, as_csv(nanogpt_rows()), 1000),
     "torchtitan's history": (read_wandb_history, as_csv(torchtitan_rows()), 1000),
@@ -99,18 +81,17 @@ LOGS: dict[str, tuple[Callable[[Path], ParsedLog], bytes, int]] = {
 
 
 @pytest.mark.parametrize(("read", "data", "max_steps"), LOGS.values(), ids=LOGS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**32), kinds=st.lists(st.sampled_from(MUTATIONS), max_size=3))
 def test_a_mutated_log_is_a_run_or_bad_input(
     read: Callable[[Path], ParsedLog], data: bytes, max_steps: int, seed: int, kinds: list[Mutation]
 ) -> None:
     chance = random.Random(seed)
-    lines = data.split(b"\n")
     for mutate in kinds:
-        lines = mutate(chance, lines) if len(lines) > 1 and any(lines) else lines
+        data = mutate(chance, data) if data else data
     with tempfile.TemporaryDirectory() as folder:
         path, out = Path(folder) / "log.txt", Path(folder) / "run"
-        path.write_bytes(b"\n".join(lines))
+        path.write_bytes(data)
         prediction, message = documented_prediction(), None
         try:
             import_log(read, path, spec_of(max_steps), prediction, None, None, out)
@@ -127,19 +108,18 @@ def test_a_mutated_log_is_a_run_or_bad_input(
 
 
 @pytest.mark.parametrize("read", [NANOGPT.read, NANOCHAT.read, BUILD_NANOGPT.read])
-@pytest.mark.parametrize(
-    "piece", ["[a]", "- ", "\x1b[1", "\x1b]", "9", "iter 0: ", "step 00000/", "step 1 | ", " ", "|"]
-)
-def test_a_line_of_a_megabyte_is_read_in_linear_time(
-    tmp_path: Path, read: Callable[[Path], ParsedLog], piece: str
+def test_very_long_lines_are_read_in_linear_time(
+    tmp_path: Path, read: Callable[[Path], ParsedLog]
 ) -> None:
     path = tmp_path / "log.txt"
-    repeated = (piece * 2**20)[: 2**20 - 100]
+    pieces = ("[a]", "- ", "\x1b[1", "9", "iter 0: ", "step 00000/", "step 1 | ", " ", "|")
     starts = ("", "iter 5: loss ", "step 00005/00010 (1", "step 5 | loss: ")
-    path.write_text("\n".join(start + repeated for start in starts), encoding="utf-8")
     before = time.process_time()
-    with pytest.raises(BadInput):
-        read(path)
+    for piece in pieces:
+        repeated = (piece * 2**18)[: 2**18]
+        path.write_text("\n".join(start + repeated for start in starts), encoding="utf-8")
+        with pytest.raises(BadInput):
+            read(path)
     assert time.process_time() - before < 10
 
 

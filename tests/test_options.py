@@ -1,4 +1,4 @@
-"""What makes the model and the optimizer others than GPT-2's and AdamW: each trains and goes on."""
+"""Options of model and optimizer beyond GPT-2 and AdamW: each trains and resumes."""
 
 from __future__ import annotations
 
@@ -58,15 +58,12 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize(
     ("bias", "digest", "loss"),
-    [
-        (False, "8ca4a673a31591cf", 5.570401191711426),
-        (True, "ef959999acfaaffe", 5.556819915771484),
-    ],
+    [(False, "8ca4a673a31591cf", 5.570401191711426), (True, "ef959999acfaaffe", 5.556819915771484)],
 )
-def test_the_default_model_is_the_one_from_before_the_options(
+def test_the_default_model_has_the_recorded_weights_and_loss(
     bias: bool, digest: str, loss: float
 ) -> None:
-    """The names and bits of its first weights, and the loss of a batch, as recorded before."""
+    """Names and bits of its initial weights, and the loss of a batch."""
     torch.manual_seed(1337)
     model = GPT(ModelSection(**SHAPE, bias=bias))
     found = hashlib.sha256()
@@ -78,10 +75,10 @@ def test_the_default_model_is_the_one_from_before_the_options(
 
 @pytest.mark.parametrize("key", OPTIONS)
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_each_option_lowers_the_loss_and_goes_on_from_its_checkpoint(
+def test_each_option_lowers_the_loss_and_resumes_to_the_same_bits(
     key: str, name: Any, tmp_path: Path
 ) -> None:
-    """Three updates, saved after the first: what is loaded makes the other two bit for bit."""
+    """Three updates, saved after the first."""
     section = ModelSection.model_validate({**SHAPE, key: OPTIONS[key]})
 
     def fresh(seed: int) -> Trained:
@@ -109,10 +106,10 @@ def test_each_option_lowers_the_loss_and_goes_on_from_its_checkpoint(
     assert same(first.state(), second.state())
 
 
-def test_a_whole_run_of_the_recipe_resumes_to_the_same_bits_and_is_read_by_the_other_commands(
+def test_a_run_of_all_options_resumes_to_the_same_bits_and_is_read_by_other_commands(
     tmp_path: Path,
 ) -> None:
-    """train.py, stopped and resumed, against an uninterrupted run; then sample.py and export.py."""
+    """Compared with an uninterrupted run; then sample.py and export.py."""
     whole = train_tiny(tmp_path / "whole", *RECIPE)
     assert whole.returncode == 0, whole.stderr
     begun = train_tiny(tmp_path / "cut", *RECIPE, "--rehearse=6")
@@ -134,8 +131,7 @@ def test_a_whole_run_of_the_recipe_resumes_to_the_same_bits_and_is_read_by_the_o
 
 
 @pytest.mark.parametrize("prompt", [1, 16, 21])
-def test_text_of_the_recipe_is_that_of_the_whole_model(prompt: int) -> None:
-    """Rotated keys that are kept, and logits that are capped, say what the forward pass says."""
+def test_cached_generation_with_all_options_is_that_of_the_whole_model(prompt: int) -> None:
     torch.manual_seed(3)
     model = GPT(ModelSection.model_validate({**SHAPE, **OPTIONS, "zero_init": False})).eval()
     for parameter in model.parameters():
@@ -167,8 +163,8 @@ def test_rotated_products_depend_on_the_distance_alone() -> None:
     assert other != pytest.approx(product[0], rel=1e-3)
 
 
-def test_the_slopes_of_capped_logits_are_those_of_autograd() -> None:
-    """Against softcap and cross-entropy in fp64, as torch differentiates them."""
+def test_the_gradients_of_capped_logits_are_those_of_autograd() -> None:
+    """Compared with softcap and cross-entropy in fp64."""
     torch.manual_seed(4)
     logits, targets = 20 * torch.randn(6, 40), torch.arange(6)
     exact = logits.double().requires_grad_()
@@ -185,7 +181,7 @@ def test_the_slopes_of_capped_logits_are_those_of_autograd() -> None:
 
 @pytest.mark.parametrize("cap", [0.0, 15.0])
 def test_an_untied_chunked_head_has_the_gradients_of_the_plain_one(cap: float) -> None:
-    """Embedding and head each their own, summed up in place on a CPU."""
+    """On a CPU each is accumulated in place."""
     grads = []
     for head in ("chunked", "plain"):
         torch.manual_seed(5)
@@ -197,8 +193,8 @@ def test_an_untied_chunked_head_has_the_gradients_of_the_plain_one(cap: float) -
         torch.testing.assert_close(chunked, plain, rtol=1e-5, atol=1e-8)
 
 
-def test_muon_leaves_everything_as_it_was_where_a_gradient_is_not_finite() -> None:
-    """Weights, momenta and counts; and an update that broke off between two matrices is seen."""
+def test_muon_skips_a_non_finite_update() -> None:
+    """Weights, momenta and counts stay; an update interrupted between two matrices is detected."""
     trained = Trained(ModelSection(**SHAPE))
     trained.optimizer = make_optimizer(trained.model, OptimizerSection(name="muon"))
     trained.step()
@@ -232,7 +228,6 @@ def test_the_stable_rate_goes_down_in_a_straight_line_at_the_end() -> None:
 
 
 def test_rotary_positions_of_an_odd_head_are_refused_and_the_recipe_sees_no_token_twice() -> None:
-    """A head of odd size has no pairs to turn."""
     demo = ROOT / "configs" / "demo.toml"
     odd = run_here("plan.py", demo, "--model.n-embd=12", "--model.positions=rotary")
     assert odd.returncode == 2

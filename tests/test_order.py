@@ -1,4 +1,4 @@
-"""The order of windows: a permutation for any size, another for each seed and epoch, of quality."""
+"""The order of windows: a permutation for any size, seed and epoch, without correlations."""
 
 from __future__ import annotations
 
@@ -17,23 +17,21 @@ def whole(n: int, seed: int, epoch: int) -> np.ndarray:
     return permute(n, seed, epoch, np.arange(n))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.integers(1, 5000), SEEDS, EPOCHS)
 @example(1, 0, 0)
 @example(2, 0, 0)
 @example(4096, 0, 0)
 @example(4097, 0, 0)
 def test_the_order_is_a_permutation_for_any_size(n: int, seed: int, epoch: int) -> None:
-    """Each window once in an epoch, none left out, whatever the number of windows is."""
     assert np.array_equal(np.sort(whole(n, seed, epoch)), np.arange(n))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.integers(1, 10**15), SEEDS, EPOCHS, st.data())
-def test_any_position_can_be_asked_for_alone(
+def test_positions_of_an_order_of_any_size_are_computed_alone(
     n: int, seed: int, epoch: int, data: st.DataObject
 ) -> None:
-    """No array of n stands behind it: a resumption begins anywhere, at any size, at no cost."""
     few = data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=20, unique=True))
     together = permute(n, seed, epoch, np.array(few))
     assert together.min() >= 0 and together.max() < n
@@ -43,18 +41,16 @@ def test_any_position_can_be_asked_for_alone(
 
 
 def test_the_order_never_changes_with_a_version() -> None:
-    """A run that is resumed after an upgrade of anything must go on where it was."""
     assert whole(10, 1337, 0).tolist() == [8, 7, 2, 1, 4, 3, 0, 6, 9, 5]
     assert permute(3_593_748, 1337, 2, np.arange(4)).tolist() == [348566, 1425071, 2790284, 2142153]
     assert Grid([1000, 2000], 64, 1337).begins(3).tolist() == [13, 37]
 
 
-@pytest.mark.parametrize("n", [97, 1000, 6543, 20_011])
+@pytest.mark.parametrize("n", [97, 6543])
 def test_value_and_position_are_uncorrelated(n: int) -> None:
-    """Neither with the position itself nor from one position to the next, nor between epochs.
+    """A correlation of a random permutation has standard deviation 1 / sqrt(n - 1).
 
-    A correlation of a random permutation has standard deviation 1 / sqrt(n - 1); of 200 here, each
-    kind's mean square must be what chance makes of it, within five of its standard errors.
+    The mean square of 200 must be within five of its standard errors of that.
     """
     kinds: dict[str, list[float]] = {"position": [], "next": [], "epoch": [], "seed": []}
     for seed in range(200):
@@ -72,36 +68,6 @@ def test_value_and_position_are_uncorrelated(n: int) -> None:
         assert abs(mean_square - 1) < 5 * np.sqrt(2 / 200), kind
 
 
-@pytest.mark.parametrize("n", [13, 64, 250, 6543])
-def test_the_first_batch_is_drawn_evenly_over_the_windows(n: int) -> None:
-    """Over seeds, every window is as likely as any other to be among the first.
-
-    Chi-square of the windows of the first batches in 13 to 64 bins, within five standard
-    deviations of its mean on either side: too even would be as wrong.
-    """
-    bins = min(n, 64)
-    first = np.concatenate([permute(n, seed, 0, np.arange(min(8, n // 4))) for seed in range(4000)])
-    observed = np.bincount(first * bins // n, minlength=bins)
-    sizes = np.bincount(np.arange(n) * bins // n, minlength=bins)
-    expected = first.size * sizes / n
-    chi_square = float(((observed - expected) ** 2 / expected).sum())
-    # Drawn without replacement, a batch spreads more evenly than independent draws would.
-    mean = (bins - 1) * (n - min(8, n // 4)) / (n - 1)
-    assert abs(chi_square - mean) < 5 * np.sqrt(2 * mean)
-
-
-def test_neighbours_of_a_batch_come_from_all_over() -> None:
-    """Two windows that lie beside each other are no more often in one batch than by chance."""
-    n, batch = 4000, 20
-    together = 0
-    for seed in range(60):
-        where = np.empty(n, dtype=int)
-        where[whole(n, seed, 0)] = np.arange(n) // batch
-        together += int((where[:-1] == where[1:]).sum())
-    expected = 60 * (n - 1) * (batch - 1) / (n - 1)
-    assert abs(together - expected) < 5 * np.sqrt(expected)
-
-
 @st.composite
 def grids(draw: st.DrawFn) -> Grid:
     block = draw(st.integers(1, 9))
@@ -109,12 +75,11 @@ def grids(draw: st.DrawFn) -> Grid:
     return Grid(lengths, block, draw(SEEDS))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(grids(), st.integers(0, 50))
-def test_an_epoch_predicts_each_token_at_most_once_and_counts_those_it_does_not(
+def test_an_epoch_predicts_each_token_at_most_once_and_counts_the_others(
     grid: Grid, epoch: int
 ) -> None:
-    """Windows tile every shard: no token is predicted twice, and what is left out is counted."""
     samples = np.arange(epoch * grid.windows, (epoch + 1) * grid.windows)
     shards, begins = grid.locate(samples)
     predicted = set()
@@ -126,22 +91,19 @@ def test_an_epoch_predicts_each_token_at_most_once_and_counts_those_it_does_not(
     assert grid.unseen_tokens <= 2 * grid.block_size * len(grid.lengths)
 
 
-def test_the_cuts_between_windows_fall_elsewhere_in_each_epoch() -> None:
-    """Otherwise the same token would be the one without any context in all epochs."""
+def test_windows_are_cut_elsewhere_in_each_epoch() -> None:
     grid = Grid([10_000], 16, 1)
-    begins = [int(grid.begins(epoch)[0]) for epoch in range(400)]
-    assert set(begins) == set(range(16))
+    assert {int(grid.begins(epoch)[0]) for epoch in range(400)} == set(range(16))
     seen = set()
     for epoch in range(40):
         _, first = grid.locate(np.arange(epoch * grid.windows, (epoch + 1) * grid.windows))
         seen |= {int(b) + 1 + i for b in first for i in range(16)}
-    assert seen == set(range(1, 10_000))  # all but the very first token, which nothing precedes
+    assert seen == set(range(1, 10_000))  # no token precedes the first
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(grids(), st.integers(1, 40))
-def test_windows_spread_evenly_are_as_far_apart_as_they_can_be(grid: Grid, of: int) -> None:
-    """An evaluation sees all of the validation set alike, not its beginning."""
+def test_the_windows_of_an_evaluation_are_spread_evenly(grid: Grid, of: int) -> None:
     shards, begins = grid.spread(np.arange(of), of)
     ends = np.cumsum([(length // grid.block_size - 1) or 1 for length in grid.lengths])
     starts = np.concatenate(([0], ends[:-1]))

@@ -1,16 +1,17 @@
-"""plan.py says what fits and what ends in time; asked again, its answers hold and no more does."""
+"""plan.py: what fits, what ends in time, and refusals. Its answers are checked by further plans."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
+import time
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import DEMO, ROOT, build_fake_driver, run
+from commands import DEMO, ROOT, build_fake_driver, run, run_here
 from examples import DOCUMENTED, documented_config, documented_prediction, documented_spec
 
 from nanogauge.config import load_config
@@ -25,10 +26,20 @@ GIB = 2**30
 FAST = ROOT / "configs" / "rtx4070_fineweb_fast.toml"
 
 
+@pytest.fixture(autouse=True)
+def without_summer_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+
+
 def plan(*flags: object, gpu: str = "RTX 4070", **environment: str) -> dict[str, Any]:
-    """The plan of the documented run, as JSON; clocks show UTC."""
+    """Return the plan of the documented run as JSON."""
     arguments = [DOCUMENTED, "--gpu", gpu, "--json", *flags]
-    done = run("plan.py", *arguments, **{"TZ": "UTC", **environment})
+    done = (
+        run("plan.py", *arguments, **environment)
+        if environment
+        else run_here("plan.py", *arguments)
+    )
     assert done.returncode == 0, done.stderr
     result: dict[str, Any] = json.loads(done.stdout)
     return result
@@ -39,12 +50,12 @@ def estimates(planned: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def micro_batch(micro: int) -> list[str]:
-    """The documented 512 sequences of a step, in micro-batches of this size."""
+    """Return the flags of this micro-batch at the documented 512 sequences a step."""
     return [f"--train.micro-batch={micro}", f"--train.grad-accum={512 // micro}"]
 
 
 def shape(model: dict[str, Any], layers: int = 0, heads: int = 0) -> list[str]:
-    """The flags of a model, with more layers or heads of its head size."""
+    """Return the flags of a model, with more layers or heads of its head size."""
     size = model["n_embd"] // model["n_head"]
     return [
         f"--model.n-layer={model['n_layer'] + layers}",
@@ -54,7 +65,6 @@ def shape(model: dict[str, Any], layers: int = 0, heads: int = 0) -> list[str]:
 
 
 def test_the_largest_micro_batch_fits_by_its_own_plan_and_the_next_does_not() -> None:
-    """Both that of the expected peak and that of its high end."""
     free = "--free-vram-gib=9"
     fit = plan(free)["fit"]
     largest, sure = fit["largest_micro_batch"], fit["largest_sure_micro_batch"]
@@ -66,14 +76,10 @@ def test_the_largest_micro_batch_fits_by_its_own_plan_and_the_next_does_not() ->
 
 
 def test_a_fit_is_doubtful_where_the_interval_holds_the_free_memory() -> None:
-    """Below the low end it does not fit, above the high end it does."""
     peak = estimates(plan())["peak_process_bytes"]
-    for size, verdict in (
-        (0.99 * peak["low"], "does not fit"),
-        (1.01 * peak["low"], "doubtful"),
-        (0.99 * peak["high"], "doubtful"),
-        (1.01 * peak["high"], "fits"),
-    ):
+    low, high = peak["low"], peak["high"]
+    sizes = {0.99 * low: "does not fit", 0.99 * high: "doubtful", 1.01 * high: "fits"}
+    for size, verdict in sizes.items():
         fit = plan(f"--free-vram-gib={size / GIB}")["fit"]
         assert fit["verdict"] == verdict
         assert fit["certain"] == (verdict != "doubtful")
@@ -106,10 +112,7 @@ def test_the_largest_models_fit_by_their_own_plans_and_the_next_do_not() -> None
 
 
 def test_as_many_steps_end_by_the_given_time_as_it_says() -> None:
-    """From 22:00 to 08:00 are ten hours: the plan of so many steps ends in them, of 1 % more not.
-
-    Even the slowest run ends its "low" steps in time, only the fastest its "high" ones.
-    """
+    """The slowest run still ends its "low" steps in time, only the fastest its "high" ones."""
     deadline = plan("--start=22:00", "--by=08:00")["deadline"]
     span = datetime.fromisoformat(deadline["by"]) - datetime.fromisoformat(deadline["start"])
     assert span.total_seconds() == 36_000
@@ -124,7 +127,6 @@ def test_as_many_steps_end_by_the_given_time_as_it_says() -> None:
 
 
 def test_the_largest_model_by_a_time_ends_fits_and_has_its_tokens() -> None:
-    """At ten tokens a parameter; one more layer and head would not end in time."""
     flags = ["--start=22:00", "--by=08:00", "--tokens-per-parameter=10"]
     model = plan(*flags)["deadline"]["model"]
     steps = 10 * model["parameters"] / documented_config().tokens_per_step
@@ -140,28 +142,15 @@ def test_the_largest_model_by_a_time_ends_fits_and_has_its_tokens() -> None:
     assert estimates(larger)["total_seconds"]["expected"] > 36_000
 
 
-def test_a_plan_says_when_the_run_would_finish() -> None:
-    """The start, and the predicted seconds after it; in words for people."""
-    planned = plan("--start=22:00")
-    start = datetime.fromisoformat(planned["deadline"]["start"])
-    assert f"{start:%H:%M}" == "22:00"
-    for end, moment in planned["deadline"]["finish"].items():
-        seconds = (datetime.fromisoformat(moment) - start).total_seconds()
-        assert seconds == pytest.approx(estimates(planned)["total_seconds"][end], abs=1)
-    said = run("plan.py", DOCUMENTED, "--gpu", "RTX 4070").stdout
-    assert re.search(r"Finish: \S+ \d\d:\d\d, between \S+ \d\d:\d\d", " ".join(said.split()))
-
-
 def night(*flags: str) -> tuple[str, dict[str, Any]]:
-    """What the plan of the fast recipe says on one line, and the deadline in its JSON."""
+    """Return the terminal output of the fast recipe, and the deadline in its JSON."""
     arguments = [FAST, "--gpu", "RTX 4070", *flags]
-    said, told = run("plan.py", *arguments), run("plan.py", *arguments, "--json")
-    assert (said.returncode, told.returncode) == (0, 0), said.stderr + told.stderr
-    return " ".join(said.stdout.split()), json.loads(told.stdout)["deadline"]
+    said, data = run_here("plan.py", *arguments), run_here("plan.py", *arguments, "--json")
+    assert (said.returncode, data.returncode) == (0, 0), said.stderr + data.stderr
+    return " ".join(said.stdout.split()), json.loads(data.stdout)["deadline"]
 
 
-def test_a_night_that_is_too_short_names_the_steps_and_moves_the_decay() -> None:
-    """Only stopped, such a run would have missed its decay, which is where the loss comes down."""
+def test_a_deadline_before_the_end_names_the_steps_and_moves_the_decay() -> None:
     said, deadline = night("--start=01:00", "--by=07:00")
     planned = load_config(FAST).to_spec()
     assert planned.schedule is not None
@@ -183,7 +172,7 @@ def test_a_night_that_is_too_short_names_the_steps_and_moves_the_decay() -> None
     assert f"--train.max-steps {steps} --optimizer.decay-steps {steps}" in fixed
 
 
-def test_a_night_that_is_long_enough_says_so_and_how_to_be_sure() -> None:
+def test_a_deadline_after_the_end_says_so_and_how_to_be_sure() -> None:
     said, deadline = night("--start=20:00", "--by=07:00")
     assert deadline["steps"]["low"] > 6600
     assert "all 6,600 steps of this run" in said
@@ -193,25 +182,24 @@ def test_a_night_that_is_long_enough_says_so_and_how_to_be_sure() -> None:
     assert f"To be sure that it ends by then: --train.max-steps {deadline['steps']['low']}." in said
 
 
-def test_a_plan_says_which_recipe_it_is_and_what_of_it_no_card_has_run() -> None:
+def test_a_plan_names_its_recipe_and_what_of_it_was_not_measured() -> None:
     said, _ = night()
     for words in ("rotary positions", "squared ReLU", "Muon for the matrices", "logits within 15"):
         assert words in said.partition("quantity")[0], words
     assert "beyond GPT-2 was counted, not measured" in said
-    documented = " ".join(run("plan.py", DOCUMENTED, "--gpu", "RTX 4070").stdout.split())
+    documented = " ".join(run_here("plan.py", DOCUMENTED, "--gpu", "RTX 4070").stdout.split())
     recipe = "Recipe: GPT-2 with dropout 0.1; AdamW; learning rate up to 0.001 in 500 steps, "
     assert f"{recipe}down along a cosine to 0.0001 at step 20,000." in documented
     assert "beyond GPT-2" not in documented
+    assert re.search(r"Finish: \S+ \d\d:\d\d, between \S+ \d\d:\d\d", documented)
 
 
 def test_a_run_of_centuries_has_no_clock_time() -> None:
-    """A slip of the hand in max_steps must not end in an error about the year 10,000."""
     finish = plan("--train.max-steps=1e15")["deadline"]["finish"]
     assert finish == {"low": None, "expected": None, "high": None}
 
 
 def test_several_gpus_share_the_micro_batches_and_add_up_their_power() -> None:
-    """Memory is each one's, with buckets for the exchange; MFU is against all eight peaks."""
     eight, flags = plan("--gpus=8"), ["--train.grad-accum=4"]
     one, many = estimates(plan(*flags)), estimates(eight)
     buckets = 4 * one["parameters_total"]["expected"]  # DDP's copy of the gradients
@@ -255,8 +243,8 @@ def test_a_lowered_power_limit_takes_longer_and_less_power(tmp_path: Path) -> No
         (["--calibrate", "--power-limit=150"], "leave out --gpu-file and --power-limit"),
     ],
 )
-def test_a_plan_refuses_times_and_numbers_that_are_none(flags: list[str], words: str) -> None:
-    done = run("plan.py", DOCUMENTED, "--gpu", "RTX 4070", *flags)
+def test_a_plan_refuses_invalid_times_and_numbers(flags: list[str], words: str) -> None:
+    done = run_here("plan.py", DOCUMENTED, "--gpu", "RTX 4070", *flags)
     assert done.returncode == 2
     assert words in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -264,12 +252,11 @@ def test_a_plan_refuses_times_and_numbers_that_are_none(flags: list[str], words:
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a driver that has one RTX 4070, 2 of its 12 GiB used by others."""
+    """Return the folder of a driver with one RTX 4070, 2 of its 12 GiB used by others."""
     return build_fake_driver(tmp_path_factory.mktemp("driver"))
 
 
-def test_free_memory_is_the_drivers_for_that_very_card_alone(driver: Path) -> None:
-    """Another card's free memory says nothing; a data-centre card drives no screen."""
+def test_free_memory_is_reported_by_the_driver_of_the_same_gpu(driver: Path) -> None:
     library = {"LD_LIBRARY_PATH": str(driver)}
     present = plan(**library)["fit"]
     assert present["free_bytes"] == 10 * GIB
@@ -281,7 +268,7 @@ def test_free_memory_is_the_drivers_for_that_very_card_alone(driver: Path) -> No
 
 
 def test_a_run_that_cannot_fit_is_refused_with_the_flags_that_would(tmp_path: Path) -> None:
-    """4,096 x 64 logits of 50,304 need more than any test machine has; nothing is written."""
+    """4,096 x 1,024 logits of 50,304 exceed the memory of any test machine."""
     flags = ["--run.name=big", "--model.vocab-size=50304", "--train.micro-batch=4096"]
     flags += ["--model.block-size=1024"]
     done = run("train.py", DEMO, f"--run.out={tmp_path / 'runs'}", *flags)
@@ -298,7 +285,6 @@ def test_a_run_that_cannot_fit_is_refused_with_the_flags_that_would(tmp_path: Pa
 def test_a_forced_run_that_cannot_fit_gets_its_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """--force tries all the same: with a megabyte free, only it comes as far as the prediction."""
     free = FreeMemory(bytes=2**20, source="")
     monkeypatch.setattr("trainer.run.resources.free_memory", lambda *_, **__: free)
     config = load_config(DEMO, {"run": {"out": str(tmp_path)}})
@@ -310,8 +296,7 @@ def test_a_forced_run_that_cannot_fit_gets_its_folder(
     assert (folder.path / "prediction.json").exists()
 
 
-def test_a_run_to_be_resumed_is_told_no_other_micro_batch() -> None:
-    """It could not be resumed with one."""
+def test_a_resumed_run_is_not_advised_another_micro_batch() -> None:
     with pytest.raises(BadInput, match="free some") as refused:
         free, card = FreeMemory(bytes=GIB, source=""), lookup("RTX 4070", "bfloat16")
         refuse_too_large(documented_spec(), card, free, resumed=True)

@@ -1,4 +1,4 @@
-"""The prediction: near the documented run, monotonic, honest in its sums and intervals."""
+"""The prediction: near the documented run, monotonic, and consistent with its parts."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import math
 from dataclasses import replace
 
 import pytest
-import torch
 from examples import (
     CPU,
     beyond_gpt2,
-    documented_config,
     documented_prediction,
     documented_spec,
     optimizers,
@@ -18,7 +16,6 @@ from examples import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model import GPT
 from nanogauge.config import (
     Config,
     CostSection,
@@ -29,14 +26,11 @@ from nanogauge.config import (
 )
 from nanogauge.hardware import Gpu, all_gpus, from_row, lookup
 from nanogauge.prediction.constants import FITTED
-from nanogauge.prediction.memory import predict_memory
 from nanogauge.prediction.prediction import predict
 from nanogauge.prediction.search import largest_micro_batch, memory_of
-from nanogauge.prediction.workload import workload_of
 from nanogauge.quantities import QUANTITIES
 from nanogauge.runspec import RunSpec, with_shape
 from nanogauge.schema import Hardware, Prediction
-from trainer.step.optimizer import make_optimizer
 
 DTYPES = ("bfloat16", "float16", "float32")
 TIMED_GPUS = [gpu for gpu in all_gpus() if gpu.architecture in FITTED.classes]
@@ -44,7 +38,6 @@ TIMED_GPUS = [gpu for gpu in all_gpus() if gpu.architecture in FITTED.classes]
 
 @st.composite
 def specs(draw: st.DrawFn) -> RunSpec:
-    """Anything from a toy to a model of a few billion parameters."""
     heads = draw(st.sampled_from([1, 4, 12]))
     config = Config(
         run=RunSection(name="x", compile=draw(st.booleans())),
@@ -77,7 +70,6 @@ def specs(draw: st.DrawFn) -> RunSpec:
 
 @st.composite
 def devices(draw: st.DrawFn) -> tuple[Hardware, str]:
-    """A row of hardware.toml in a dtype that it has, or a measured CPU."""
     if draw(st.integers(0, 4)) == 0:
         return CPU, "float32"
     gpu = draw(st.sampled_from(TIMED_GPUS))
@@ -85,8 +77,8 @@ def devices(draw: st.DrawFn) -> tuple[Hardware, str]:
     return from_row(gpu, dtype), dtype
 
 
-def test_the_documented_run_is_predicted_before_it_happens() -> None:
-    """Measured: 3.9098 s a step, 78,838 s in all, 32.0 s for the first (public log, see report)."""
+def test_the_documented_run_is_in_the_predicted_intervals() -> None:
+    """The public log has 3.9098 s a step, 32.0 s for the first, 78,838 s in all."""
     found = documented_prediction().quantities
     measured = {"step_seconds": 3.9098, "total_seconds": 78_838, "first_step_seconds": 32.025}
     for row, value in measured.items():
@@ -98,10 +90,9 @@ def test_the_documented_run_is_predicted_before_it_happens() -> None:
     assert found["mfu_palm"].low < 0.690 < found["mfu_palm"].high
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(specs(), devices())
 def test_a_prediction_is_whole_and_adds_up(spec: RunSpec, device: tuple[Hardware, str]) -> None:
-    """Every quantity has an estimate or a reason, low <= expected <= high, parts that add up."""
     hardware, dtype = device
     prediction = predict(replace(spec, dtype=dtype), hardware)
     quantities = prediction.quantities
@@ -124,41 +115,15 @@ def test_a_prediction_is_whole_and_adds_up(spec: RunSpec, device: tuple[Hardware
     assert all(part.value >= 0 for part in (*prediction.step_parts, *prediction.memory_parts))
 
 
-def test_weights_gradients_and_moments_take_what_torch_gives_them() -> None:
-    """Byte for byte, after one step of a real model with the real optimizer."""
-    sizes = ModelSection(n_layer=2, n_head=2, n_embd=16, block_size=8, vocab_size=32, bias=True)
-    config = documented_config().model_copy(update={"model": sizes})
-    model = GPT(sizes)
-    optimizer = make_optimizer(model, config.optimizer)
-    tokens = torch.zeros(1, 8, dtype=torch.long)
-    model(tokens, tokens).backward()
-    optimizer.step()
-    weights = list(model.parameters())
-    moments = [
-        value for state in optimizer.state.values() for value in state.values() if value.dim() > 0
-    ]
-    real = {
-        "weights": sum(w.nbytes for w in weights),
-        "gradients": sum(w.grad.nbytes for w in weights if w.grad is not None),
-        "AdamW moments": sum(m.nbytes for m in moments),
-    }
-    parts = predict_memory(
-        workload_of(config.to_spec(), on_gpu=True), lookup("RTX 4070", "bfloat16")
-    ).parts
-    assert {part.name: part.value for part in parts if part.name in real} == real
-
-
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(specs(), devices())
 def test_a_prediction_reads_back_equal(spec: RunSpec, device: tuple[Hardware, str]) -> None:
-    """What is frozen in prediction.json is what was predicted, to the last digit."""
     hardware, dtype = device
     prediction = predict(replace(spec, dtype=dtype), hardware)
     assert Prediction.model_validate_json(prediction.model_dump_json(indent=1)) == prediction
 
 
 def larger(spec: RunSpec, what: str, by: int) -> RunSpec:
-    """Return the run with more of one thing."""
     grown = {"n_embd": ("n_embd", "head_size", "mlp_width")}.get(what, (what,))
     if what in MODEL_SIZES:
         return with_shape(spec, **{size: by * getattr(spec.shape, size) for size in grown})
@@ -169,7 +134,7 @@ MODEL_SIZES = ["n_layer", "n_embd", "context", "vocabulary"]
 TRAIN_SIZES = ["micro_batch", "grad_accum", "steps", "eval_batches"]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     spec=specs(),
     device=devices(),
@@ -179,7 +144,6 @@ TRAIN_SIZES = ["micro_batch", "grad_accum", "steps", "eval_batches"]
 def test_more_of_anything_never_takes_less_time_or_memory(
     spec: RunSpec, device: tuple[Hardware, str], what: str, by: int
 ) -> None:
-    """Of layers, width, context, vocabulary or tokens: each part of the ledger, and the memory."""
     hardware, dtype = device
     spec = replace(spec, dtype=dtype)
     small, large = predict(spec, hardware), predict(larger(spec, what, by), hardware)
@@ -191,14 +155,14 @@ def test_more_of_anything_never_takes_less_time_or_memory(
             assert after >= before * (1 - 1e-12), (row, end)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     spec=specs(),
     device=devices(),
     compute=st.floats(1, 4),
     bandwidth=st.floats(1, 4),
 )
-def test_a_faster_card_is_never_slower(
+def test_a_faster_gpu_is_never_slower(
     spec: RunSpec, device: tuple[Hardware, str], compute: float, bandwidth: float
 ) -> None:
     hardware, dtype = device
@@ -219,19 +183,17 @@ def test_a_faster_card_is_never_slower(
 
 
 @pytest.mark.parametrize("gpu", TIMED_GPUS, ids=lambda gpu: gpu.name)
-def test_no_card_is_expected_to_exceed_its_peak(gpu: Gpu) -> None:
-    """The documented run in each dtype the card has."""
+def test_no_gpu_is_expected_to_exceed_its_peak(gpu: Gpu) -> None:
     for dtype in (d for d in DTYPES if gpu.peak_flops(d) is not None):
         found = predict(replace(documented_spec(), dtype=dtype), from_row(gpu, dtype)).quantities
         assert found["mfu_6n"].expected < found["mfu_palm"].expected < 1
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(spec=specs(), device=devices(), gib=st.floats(0.5, 80))
 def test_the_largest_micro_batch_fits_and_the_next_does_not(
     spec: RunSpec, device: tuple[Hardware, str], gib: float
 ) -> None:
-    """At the same tokens per step: it divides the sequences of a step, and no larger one fits."""
     hardware, dtype = device
     free = int(gib * 2**30)
     spec = replace(spec, dtype=dtype)
@@ -247,7 +209,6 @@ def test_the_largest_micro_batch_fits_and_the_next_does_not(
 
 
 def test_a_device_without_a_known_peak_has_no_time_and_says_why() -> None:
-    """An unknown card gets its memory and its exact quantities, and no invented second."""
     known = lookup("RTX 4070", "bfloat16")
     unknown = known.model_copy(update={"peak_flops": None, "architecture": "unknown"})
     prediction = predict(documented_spec(), unknown)

@@ -1,4 +1,4 @@
-"""The doctor at work: on this machine, on a scripted driver, on data and disks as they can be."""
+"""The doctor on this machine, on a scripted driver, and on data and disks in several states."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands import DEMO, ROOT, build_fake_driver, run
+from commands import DEMO, ROOT, build_fake_driver, run, run_here
 from examples import CPU, DOCUMENTED, documented_config
 from test_shards import ORIGIN
 
@@ -29,7 +29,6 @@ from nanogauge.doctor.preflight import (
 )
 from nanogauge.errors import BadInput
 from nanogauge.hardware import lookup
-from nanogauge.schema import Sensor, Step
 from trainer.checkpoints.checkpoint import random_state
 from trainer.checkpoints.checkpoint_writer import CheckpointWriter, Written
 from trainer.data.dataset import count_training_tokens
@@ -40,20 +39,20 @@ KEY = "0123456789abcdef0123456789abcdef01234567"
 
 
 def doctor(*arguments: object, status: int = 0, **environment: str) -> dict[str, dict[str, Any]]:
-    """What plan.py --doctor --json finds, by the name of the check."""
+    """Return the findings of plan.py --doctor --json by the name of the check."""
     done = run("plan.py", "--doctor", "--json", *arguments, **environment)
     assert done.returncode == status, done.stderr + done.stdout
     assert done.stderr == ""
-    said = json.loads(done.stdout)
-    assert said["schema"] == 1
-    verdicts = [finding["verdict"] for finding in said["doctor"]]
-    assert said["verdict"] == max(verdicts, key=["go", "warn", "no-go"].index)
-    return {finding["check"]: finding for finding in said["doctor"]}
+    found = json.loads(done.stdout)
+    assert found["schema"] == 1
+    verdicts = [finding["verdict"] for finding in found["doctor"]]
+    assert found["verdict"] == max(verdicts, key=["go", "warn", "no-go"].index)
+    return {finding["check"]: finding for finding in found["doctor"]}
 
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The folder of a driver that has one RTX 4070 and knows CUDA up to 12.4."""
+    """Return the folder of a driver with one RTX 4070 that supports CUDA up to 12.4."""
     return str(build_fake_driver(tmp_path_factory.mktemp("driver")))
 
 
@@ -66,7 +65,7 @@ def shards(folder: Path, train_tokens: int) -> Path:
 
 
 def test_the_demo_can_start_here_and_each_check_is_one_line() -> None:
-    """On any machine that runs the tests; whatever sleeps or is full is a warning at most."""
+    """On any machine that runs the tests there is a warning at most."""
     done = run("plan.py", "--doctor", DEMO)
     assert done.returncode == 0, done.stdout
     assert done.stderr == ""
@@ -76,7 +75,7 @@ def test_the_demo_can_start_here_and_each_check_is_one_line() -> None:
     assert {words[0] for words in lines} <= {"go", "warn"}
 
 
-def test_without_a_configuration_the_machine_alone_is_examined(tmp_path: Path) -> None:
+def test_without_a_configuration_only_the_machine_is_examined(tmp_path: Path) -> None:
     (tmp_path / "netrc").write_text(f"machine api.wandb.ai login user password {KEY}\n")
     environment = {"CUDA_VISIBLE_DEVICES": "", "WANDB_API_KEY": "", "WANDB_BASE_URL": ""}
     environment |= {"NETRC": str(tmp_path / "netrc"), "WANDB_IDENTITY_TOKEN_FILE": ""}
@@ -90,7 +89,6 @@ def test_without_a_configuration_the_machine_alone_is_examined(tmp_path: Path) -
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="needs a build of torch without CUDA")
 def test_a_cpu_build_of_torch_beside_a_gpu_is_no_go(driver: str) -> None:
-    """Such a run would train on the processor, and nobody would know why it takes weeks."""
     library = {"LD_LIBRARY_PATH": driver, "CUDA_VISIBLE_DEVICES": ""}
     found = doctor(status=1, **library)["gpu"]
     assert found["verdict"] == "no-go"
@@ -102,7 +100,6 @@ EXAMINE = """
 import json, sys
 from dataclasses import asdict
 from pathlib import Path
-from nanogauge.doctor import preflight
 from nanogauge.config import load_config
 from nanogauge.doctor import preflight
 from nanogauge.doctor.checks import TorchBuild
@@ -118,7 +115,7 @@ print(json.dumps([found, asdict(driver_info(uuid))]))
 """
 
 
-def test_driver_memory_and_power_are_what_nvml_says(driver: str) -> None:
+def test_driver_memory_and_power_are_those_of_nvml(driver: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", EXAMINE, str(DOCUMENTED)],
         env={**os.environ, "LD_LIBRARY_PATH": driver},
@@ -150,7 +147,7 @@ def test_missing_shards_are_no_go_with_the_command_that_makes_them(tmp_path: Pat
 
 
 def test_shards_are_counted_and_damaged_ones_are_no_go(tmp_path: Path) -> None:
-    """One step of 524,288 tokens passes 2.85 times over this data; over a tenth of it, 28.5."""
+    """A step of 524,288 tokens passes 2.85 times over these data."""
     train = documented_config().train.model_copy(update={"max_steps": 1})
     config = documented_config().model_copy(update={"train": train})
     tokens = int(524_288 / 2.85)
@@ -173,7 +170,7 @@ def test_shards_are_counted_and_damaged_ones_are_no_go(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_has_the_bytes_that_the_disk_check_counts(tmp_path: Path) -> None:
-    """Twelve a parameter, weights and two moments in fp32; the rest of the files is under 1 %."""
+    """12 a parameter: weights and two moments in fp32; the rest of the files is under 1 %."""
     config = load_config(DEMO)
     model = GPT(config.model)
     optimizer = make_optimizer(model, config.optimizer)
@@ -199,42 +196,7 @@ def test_a_checkpoint_has_the_bytes_that_the_disk_check_counts(tmp_path: Path) -
     assert counted <= size < 1.01 * counted
 
 
-def test_the_log_grows_no_faster_than_the_disk_check_counts() -> None:
-    """Lines with everything in them that an ordinary step and reading of a GPU hold."""
-    step = Step(
-        elapsed_seconds=78123.45678901234,
-        step=19_999,
-        loss=3.5215613842010498,
-        step_seconds=3.912345678901234,
-        data_wait_seconds=0.01234567890123456,
-        learning_rate=0.00012345678901234567,
-        grad_norm=0.3456789012345678,
-        tokens=524_288,
-        power_watts=195.12345678901234,
-        power_min_watts=180.12345678901234,
-        power_max_watts=201.12345678901234,
-        peak_allocated_bytes=9_876_543_210,
-        peak_reserved_bytes=10_876_543_210,
-        peak_host_bytes=1_876_543_210,
-    )
-    reading = Sensor(
-        elapsed_seconds=78123.45678901234,
-        power_watts=195.12345678901234,
-        energy_joules=15_123_456.789,
-        energy_source="counter",
-        power_limit_watts=200.0,
-        temperature_celsius=70.0,
-        sm_clock_hz=2_475_000_000.0,
-        utilization=0.99,
-        device_used_bytes=10_876_543_210,
-        process_used_bytes=10_376_543_210,
-    )
-    assert len(step.model_dump_json(exclude_none=True)) < LOG_BYTES_PER_STEP
-    assert len(reading.model_dump_json(exclude_none=True)) < LOG_BYTES_PER_SECOND
-
-
-def test_a_night_on_a_gpu_writes_its_checkpoints_and_its_readings() -> None:
-    """20,000 steps in a predicted 20 h or more: the readings are most of the log."""
+def test_disk_use_includes_sensor_readings_on_a_gpu() -> None:
     config, steps = documented_config(), documented_config().train.max_steps
     writes = disk_use_of(config, config.to_spec(), lookup("RTX 4070", "bfloat16"))
     assert writes.copies == 4
@@ -259,18 +221,11 @@ def test_a_run_folder_that_cannot_be_made_is_no_go(tmp_path: Path) -> None:
         (["--gpu", "RTX 4070"], "give the configuration of a run"),
     ],
 )
-def test_a_doctor_plans_nothing_and_a_plan_needs_its_configuration(
-    arguments: list[object], words: str
-) -> None:
-    done = run("plan.py", *arguments)
+def test_flags_that_do_not_go_together_are_refused(arguments: list[object], words: str) -> None:
+    done = run_here("plan.py", *arguments)
     assert done.returncode == 2
     assert words in done.stderr
     assert len(done.stderr.splitlines()) == 1
-
-
-def test_a_plan_does_not_wait_for_the_doctors_torch() -> None:
-    code = "import sys, plan, nanogauge.doctor.preflight; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
 GO = Finding("gpu", "go", "a card")
@@ -279,10 +234,10 @@ NO_GO = Finding("disk", "no-go", "it is full", "free some")
 TOO_LARGE = Finding("memory", "no-go", "does not fit", "make it smaller")
 
 
-def test_before_training_only_what_is_not_go_is_said(
+def test_before_training_only_findings_that_are_not_go_are_printed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A no-go ends the command unless forced; what does not fit is the session's to refuse."""
+    """What does not fit is refused later, by the session."""
 
     def consulted(*findings: Finding, force: bool = False) -> str:
         monkeypatch.setattr(preflight, "examine", lambda *_: list(findings))

@@ -95,14 +95,3 @@ def test_parts_of_another_tokenizer_and_unfinished_parts_are_not_joined(
     path.write_text(text.replace(was, now))
     with pytest.raises(BadInput, match=message):
         join_parts(tmp_path)
-
-
-def test_a_manifest_written_by_a_rank_is_still_read(tmp_path: Path) -> None:
-    """Manifests once recorded the rank and world size of a shared preparation."""
-    settings = {"tokens": 4, "val_tokens": 4, "shard_tokens": 5, "text_column": "text"}
-    folder = shards(tmp_path / "data")
-    values = json.loads((folder / "manifest.json").read_text())
-    values["settings"] = settings | {"unit_bytes": 1, "rank": 1, "world": 2}
-    (folder / "manifest.json").write_text(json.dumps(values))
-    read = read_manifest(folder).settings
-    assert read is not None and read.tokens == 4

@@ -1,4 +1,4 @@
-"""Published runs: read without inventing, predicted within the bars, skipped by name and reason."""
+"""Published runs: read without guesses, predicted within the bars, skipped with a reason."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from commands import run
 from examples import SHARED, needs_shared
 
 from bench.published_runs import COLUMNS, PublishedRun, read_runs
+from nanogauge.prediction.flops import count_parameters
 from nanogauge.prediction.memory import predict_memory
-from nanogauge.prediction.parameters import count_parameters
 from nanogauge.prediction.step_time import predict_step_time
 
 BENCH = "bench/validate_predictions.py"
@@ -25,7 +25,7 @@ needs_runs = needs_shared("data/runs_dev2.csv")
 
 GPT2 = {
     "id": "gpt2",
-    "source": "somebody/nanoGPT",
+    "source": "someone/nanoGPT",
     "gpu": "RTX 4090 24GB (350W limit)",
     "n_gpus": "1",
     "precision": "bf16 autocast",
@@ -70,7 +70,6 @@ def validated() -> dict[str, dict[str, Any]]:
 
 @needs_runs
 def test_the_published_runs_are_predicted_within_the_bars() -> None:
-    """What docs/prediction.md promises, from the bench that anybody can run on any such table."""
     found = {name: result["value"] for name, result in validated().items()}
     assert found["step_time_median_error"] <= 0.05
     assert found["step_time_p90_error"] <= 0.19
@@ -88,8 +87,7 @@ def test_the_published_runs_are_predicted_within_the_bars() -> None:
 
 
 @needs_runs
-def test_two_models_on_one_card_predict_each_other_within_three_percent() -> None:
-    """After one finished run a card is known: one scale factor carries over to other shapes."""
+def test_two_models_on_one_gpu_predict_each_other_within_three_percent() -> None:
     runs = {run.id: run for run in read_runs(RUNS[0])[0]}
     ratios = []
     for name in ("owner-4070-gpt-d384-drop0.1", "owner-4070-nanochat-d12"):
@@ -101,7 +99,6 @@ def test_two_models_on_one_card_predict_each_other_within_three_percent() -> Non
 
 
 def test_columns_and_notes_become_a_workload(tmp_path: Path) -> None:
-    """Grouped heads, a gated MLP, windows, sharding and power limits stand in the notes alone."""
     plain = read_one(tmp_path)
     assert plain.complete
     assert plain.step_seconds == 0.6
@@ -130,8 +127,7 @@ def test_columns_and_notes_become_a_workload(tmp_path: Path) -> None:
     assert llama.work.tokens_per_step == 16 * 1024 * 4 * 4
 
 
-def test_a_time_comes_from_whatever_was_published(tmp_path: Path) -> None:
-    """Milliseconds, tokens per second of the whole job, an MFU of a named peak, or a total."""
+def test_the_step_time_is_read_from_any_published_figure(tmp_path: Path) -> None:
     tokens = 16 * 1024 * 4
     assert read_one(tmp_path, iter_ms="", tokens_per_sec="100000").step_seconds == tokens / 100_000
     total = "total_training_time: total_training_time 1000 s / 500 steps"
@@ -170,15 +166,13 @@ def test_a_row_that_cannot_be_predicted_is_named_with_its_reason(
     assert reason in skipped[0].reason
 
 
-def test_what_a_row_leaves_out_is_assumed_aloud(tmp_path: Path) -> None:
-    """Compilation and the attention kernel matter too much to be guessed silently."""
+def test_assumptions_are_listed(tmp_path: Path) -> None:
     run = read_one(tmp_path, precision="", compile="", flash_attn="", optimizer="")
     assert len(run.assumed) == 4
     assert run.work.compiled and run.work.attention == "flash"
 
 
 def test_the_bench_works_on_any_such_table_and_refuses_others(tmp_path: Path) -> None:
-    """Every row is predicted, or skipped with its reason; a figure that no row gives is null."""
     mixed = str(table(tmp_path, GPT2, GPT2 | {"id": "x", "gpu": "Abacus"}))
     done = run(BENCH, mixed, "--json")
     assert done.returncode == 0, done.stderr
@@ -195,8 +189,7 @@ def test_the_bench_works_on_any_such_table_and_refuses_others(tmp_path: Path) ->
         assert str(path) in refused.stderr and "Traceback" not in refused.stderr
 
 
-def test_the_same_model_is_what_its_source_described_before(tmp_path: Path) -> None:
-    """Else a table that says it once would be read as another architecture in its next row."""
+def test_the_same_model_refers_to_an_earlier_row_of_its_source(tmp_path: Path) -> None:
     first = GPT2 | {
         "source_detail": "8q/4kv heads hd64, MLP 2x ReLU2",
         "n_head": "8",
@@ -206,7 +199,7 @@ def test_the_same_model_is_what_its_source_described_before(tmp_path: Path) -> N
     runs, _, _ = read_runs(table(tmp_path, first, second))
     assert runs[0].work.shape == runs[1].work.shape
     assert (runs[1].work.shape.n_kv_head, runs[1].work.shape.mlp_width) == (4, 1024)
-    other, _, _ = read_runs(table(tmp_path, first, second | {"source": "somebody else"}))
+    other, _, _ = read_runs(table(tmp_path, first, second | {"source": "someone else"}))
     assert other[1].work.shape.n_kv_head == 8
 
 

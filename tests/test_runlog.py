@@ -16,13 +16,10 @@ from nanogauge.errors import BadInput
 from nanogauge.runlog.reader import FILE_NAME, LogReader, lines_of, read_log
 from nanogauge.runlog.writer import RunLog
 from nanogauge.schema import (
-    Checkpoint,
-    Compile,
     End,
     Eval,
     Event,
     LogLine,
-    Sensor,
     Start,
     Step,
     Stored,
@@ -68,7 +65,7 @@ def files_lines(path: Path) -> list[Any]:
     return list(lines_of(path.read_bytes(), path))
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(ANY_LINE, max_size=4))
 def test_every_kind_of_line_reads_back_equal(lines: list[Any]) -> None:
     with tempfile.TemporaryDirectory() as name:
@@ -80,33 +77,6 @@ def test_every_kind_of_line_reads_back_equal(lines: list[Any]) -> None:
             pairs = json.loads(piece, object_pairs_hook=list)
             assert pairs[0] == ("kind", line.kind)
             assert None not in dict(pairs).values()
-
-
-def test_each_kind_has_its_own_list() -> None:
-    lines = [
-        FIRST,
-        Compile(seconds=1.5, mode="compiled"),
-        Step(step=0, loss=1.0, step_seconds=0.5),
-        Eval(step=0, val_loss=2.0, seconds=3.0),
-        Checkpoint(step=1, seconds=0.1, bytes=10, path="checkpoints/step_00000001"),
-        Sensor(power_watts=180.0),
-        Event(what="note", text="größer, 大"),
-        End(status="finished", steps=1),
-    ]
-    with tempfile.TemporaryDirectory() as name:
-        write(Path(name), lines)
-        read = read_log(Path(name))
-    assert [
-        *read.starts,
-        *read.compiles,
-        *read.steps,
-        *read.evals,
-        *read.checkpoints,
-        *read.sensors,
-        *read.events,
-        *read.ends,
-    ] == lines
-    assert not read.truncated
 
 
 SMALL_LOG = [
@@ -134,20 +104,6 @@ def test_a_log_cut_at_any_byte_reads_as_its_complete_lines(tmp_path: Path) -> No
         assert read.truncated == (data[size - 1 : size] != b"\n")
         write(tmp_path, [SMALL_LOG[-1]])
         assert files_lines(path) == [*SMALL_LOG[:whole], SMALL_LOG[-1]]
-
-
-@pytest.mark.parametrize(
-    "damage", [b"", b"{", b"\xff\xfe", b"[]", b'{"kind": "stpe"}', b'{"kind": "step"}', b"null"]
-)
-def test_a_damaged_line_in_the_middle_is_refused_with_its_number(
-    tmp_path: Path, damage: bytes
-) -> None:
-    path = write(tmp_path, SMALL_LOG)
-    pieces = path.read_bytes().split(b"\n")
-    pieces[2] = damage
-    path.write_bytes(b"\n".join(pieces))
-    with pytest.raises(BadInput, match=r"line 3 of .* is damaged"):
-        read_log(tmp_path)
 
 
 def test_a_folder_or_file_that_is_no_run_log_is_refused(tmp_path: Path) -> None:
@@ -184,7 +140,7 @@ def test_reading_a_growing_log_equals_reading_it_at_once(tmp_path: Path) -> None
     assert reader.read() == read_log(tmp_path)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(died_at=st.integers(1, 12), saved_every=st.integers(1, 5), cut=st.booleans())
 def test_a_resumed_run_replaces_the_steps_it_repeats(
     died_at: int, saved_every: int, cut: bool
@@ -225,6 +181,11 @@ def test_a_non_finite_number_is_never_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "damaged",
     [
+        "",
+        "{",
+        "\udcff",
+        "null",
+        '{"kind": "stpe"}',
         '{"kind": []}',
         "[]",
         '{"kind": "step"}',
@@ -243,6 +204,7 @@ def test_the_first_damaged_line_of_a_block_is_named(tmp_path: Path, damaged: str
     step, reading = '{"kind": "step", "step": %d}', '{"kind": "sensor", "power_watts": 1}'
     lines = [start, step % 0, reading, step % 1, damaged, reading, step % 2]
     lines += ['{"kind": "sensor", "power_watts": "b"}', '{"kind": "step"}']
-    (tmp_path / FILE_NAME).write_text("\n".join(lines) + "\n")
-    with pytest.raises(BadInput, match="line 5 "):
+    text = "\n".join(lines) + "\n"
+    (tmp_path / FILE_NAME).write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(BadInput, match=r"line 5 of .* is damaged"):
         read_log(tmp_path)

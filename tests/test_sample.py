@@ -1,4 +1,4 @@
-"""sample.py writes what the model of a run goes on with."""
+"""sample.py continues prompts with the model of a run."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def sample(folder: Path, *arguments: object, code: int = 0) -> tuple[str, str]:
     return done.stdout, done.stderr
 
 
-def test_a_prompt_is_gone_on_with_alike_for_alike_seeds(tiny_run: Path) -> None:
-    """The text alone is on stdout, the speed on stderr."""
-    once, told = sample(tiny_run, "--prompt=The import ", "--tokens=40", "--seed=2")
+def test_the_same_seed_continues_a_prompt_with_the_same_text(tiny_run: Path) -> None:
+    """The text is on stdout, the speed on stderr."""
+    once, errors = sample(tiny_run, "--prompt=The import ", "--tokens=40", "--seed=2")
     assert once.startswith("The import ")
-    assert re.search(r"^step 12, \d+ tokens in .* tokens/s$", told.strip())
+    assert re.search(r"^step 12, \d+ tokens in .* tokens/s$", errors.strip())
     assert sample(tiny_run, "--prompt=The import ", "--tokens=40", "--seed=2")[0] == once
     assert sample(tiny_run, "--prompt=The import ", "--tokens=40", "--seed=3")[0] != once
 
@@ -36,24 +36,24 @@ def test_a_prompt_is_gone_on_with_alike_for_alike_seeds(tiny_run: Path) -> None:
 def test_each_line_of_a_file_is_a_prompt(tiny_run: Path, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("One\n\nZwei äöü\n", encoding="utf-8")
-    out, told = sample(tiny_run, f"--prompts={prompts}", "--tokens=5", "--temperature=0")
+    out, errors = sample(tiny_run, f"--prompts={prompts}", "--tokens=5", "--temperature=0")
     first, second = out.split("\n---\n")
     assert first.startswith("One")
     assert second.startswith("Zwei äöü")
-    assert "10 tokens" in told
+    assert "10 tokens" in errors
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_told(tiny_run: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_skipped_with_a_warning(tiny_run: Path, tmp_path: Path) -> None:
     copy = tmp_path / "demo"
     shutil.copytree(tiny_run, copy)
     with (copy / "checkpoints" / "step_00000012" / "model.safetensors").open("r+b") as file:
         file.seek(-1, 2)
         file.write(b"\x7f")
-    _, told = sample(copy, "--tokens=3")
-    assert "step_00000012 is damaged and was skipped" in told
-    assert "\nstep 8, " in told
-    _, told = sample(copy, "--tokens=3", "--checkpoint=12", code=2)
-    assert "has no intact checkpoint: the checkpoint" in told
+    _, errors = sample(copy, "--tokens=3")
+    assert "step_00000012 is damaged and was skipped" in errors
+    assert "\nstep 8, " in errors
+    _, errors = sample(copy, "--tokens=3", "--checkpoint=12", code=2)
+    assert "has no intact checkpoint: the checkpoint" in errors
 
 
 @pytest.mark.parametrize(
@@ -65,17 +65,14 @@ def test_a_damaged_checkpoint_is_passed_over_and_told(tiny_run: Path, tmp_path: 
         (["--prompts=/nowhere.txt"], "cannot read the prompts /nowhere.txt"),
     ],
 )
-def test_what_cannot_be_sampled_is_refused(
-    tiny_run: Path, arguments: list[str], sentence: str
-) -> None:
+def test_wrong_arguments_are_refused(tiny_run: Path, arguments: list[str], sentence: str) -> None:
     with pytest.raises(BadInput, match=re.escape(sentence)):
         main([str(tiny_run), "--device=cpu", *arguments])
 
 
-def test_the_tokenizer_is_told_by_data_that_lies_in_the_home_folder(
+def test_the_tokenizer_is_read_from_data_in_the_home_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run folder names it by ~/, which was looked for as a folder of that name."""
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "data").mkdir()
     with ShardWriter(tmp_path / "data", GPT2_ORIGIN, shard_tokens=5) as writer:

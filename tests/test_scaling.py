@@ -1,4 +1,4 @@
-"""docs/scaling.md says what the engine says, and the engine what others measured."""
+"""The tables of docs/scaling.md are those of the prediction."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from nanogauge.prediction.prediction import predict
 PAGE = ROOT / "docs" / "scaling.md"
 
 
-def test_the_tables_of_the_page_are_those_of_the_engine() -> None:
-    """After a new fit of the constants, bench/scaling.py --write brings them up to date."""
+def test_the_tables_of_the_page_are_those_of_the_prediction() -> None:
+    """bench/scaling.py --write updates them."""
     done = run("bench/scaling.py")
     assert done.returncode == 0, done.stderr
     assert done.stdout in PAGE.read_text(encoding="utf-8")
@@ -26,11 +26,7 @@ def test_the_tables_of_the_page_are_those_of_the_engine() -> None:
     assert all(abs(int(off)) <= 15 for off in published)
 
 
-def test_a_compiled_step_hides_no_exchange_of_gradients() -> None:
-    """All gradients of a compiled model come at the end of its backward pass.
-
-    The plan of two cards over PCIe had up to 0.6 of that pass hide the exchange.
-    """
+def test_a_compiled_step_hides_no_gradient_synchronisation() -> None:
 
     def exchange(compile_it: bool) -> float:
         spec = replace(documented_spec(), compile=compile_it, world_size=2)

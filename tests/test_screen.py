@@ -1,4 +1,4 @@
-"""What a person sees of a run: plain lines at a sane rate, or a panel that a terminal survives."""
+"""The display of a run: plain lines at a limited rate, or a panel in a terminal."""
 
 from __future__ import annotations
 
@@ -24,14 +24,12 @@ from rich.console import Console
 from nanogauge.schema import Checkpoint, Eval, Sensor, Step
 from trainer.run.progress import ProgressDisplay, clock_times, flow
 
-pytestmark = pytest.mark.alone
-
 EVENING = datetime(2026, 7, 1, 20, 10).timestamp()
 STEP_SECONDS = 3.91
 
 
 class Night:
-    """The documented run on a screen whose time is told, not waited for."""
+    """The documented run on a display with a simulated clock."""
 
     def __init__(
         self,
@@ -65,7 +63,7 @@ class Night:
         self.screen.step(Step.model_validate(line))
 
     def shown(self) -> str:
-        """What went to the terminal since the last call, without its control sequences."""
+        """Return the output since the last call, without control sequences."""
         text = self.file.getvalue()
         self.file.truncate(0)
         self.file.seek(0)
@@ -77,13 +75,13 @@ def without_controls(text: str) -> str:
 
 
 def steps_in(text: str) -> list[int]:
-    """The numbers of the plain lines of steps."""
+    """Return the step numbers of the plain lines."""
     found = re.findall(r"^step +([\d,]+)/", text, re.MULTILINE)
     return [int(number.replace(",", "")) for number in found]
 
 
-def test_plain_lines_come_on_the_grid_where_it_is_rare(capsys: pytest.CaptureFixture[str]) -> None:
-    """One line every log_every steps, with the first and the last step, as it always was."""
+def test_slow_steps_print_a_line_every_log_every_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    """Also the first and the last step."""
     night = Night(steps=35, log_every=10)
     for i in range(35):
         night.step(i)
@@ -91,10 +89,7 @@ def test_plain_lines_come_on_the_grid_where_it_is_rare(capsys: pytest.CaptureFix
     assert steps_in(capsys.readouterr().out) == [0, 10, 20, 30, 34]
 
 
-def test_plain_lines_of_quick_steps_are_two_seconds_apart(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """A file of a night in which a line came every 10 ms is read by nobody."""
+def test_quick_steps_print_a_line_every_two_seconds(capsys: pytest.CaptureFixture[str]) -> None:
     night = Night(steps=20_000, log_every=1)
     for i in range(1000):
         night.step(i, 0.01)
@@ -105,7 +100,7 @@ def test_plain_lines_of_quick_steps_are_two_seconds_apart(
     assert capsys.readouterr().out == ""
 
 
-def test_a_plain_line_tells_what_was_measured(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plain_line_shows_what_was_measured(capsys: pytest.CaptureFixture[str]) -> None:
     night = Night()
     night.screen.sensor(
         Sensor(
@@ -127,14 +122,13 @@ def test_a_plain_line_tells_what_was_measured(capsys: pytest.CaptureFixture[str]
     assert re.search(f"  2\\d\\.\\d h left, {finish}\n$", line)
 
 
-def test_a_loss_that_is_not_finite_is_shown_as_that(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_non_finite_loss_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     night = Night()
     night.step(0, loss=None)
     assert "loss not finite" in capsys.readouterr().out
 
 
 def test_what_was_not_measured_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    """Without sensors there is no power or temperature, and the host's memory where it is known."""
     night = Night(log_every=1)
     night.step(0)
     assert not re.search(r" W |°C|GiB|kWh", capsys.readouterr().out)
@@ -150,8 +144,7 @@ def test_clock_times_name_the_day_where_it_changes() -> None:
     assert clock_times(evening, 170 * hour, 1e12) == ["2026-07-08 22:10", "in more than 100 years"]
 
 
-def test_the_finish_stands_beside_the_predicted_one(capsys: pytest.CaptureFixture[str]) -> None:
-    """Both are clock times of this night, whatever was slow up to now."""
+def test_the_finish_is_shown_beside_the_predicted_one(capsys: pytest.CaptureFixture[str]) -> None:
     night = Night()
     total = documented_prediction().quantities["total_seconds"]
     now = datetime.fromtimestamp(EVENING).astimezone()
@@ -166,7 +159,7 @@ def test_the_finish_stands_beside_the_predicted_one(capsys: pytest.CaptureFixtur
 
 
 def test_time_left_counts_evaluations_and_checkpoints_to_come() -> None:
-    """Evaluations at 0, 5, 10 and 12, checkpoints at 4, 8 and 12: as the loop makes them."""
+    """Evaluations at 0, 5, 10 and 12, checkpoints at 4, 8 and 12."""
     night = Night(steps=12, eval_every=5, checkpoint_every=4)
     night.screen.evaluated(Eval(step=0, seconds=100.0))
     night.screen.checkpointed(Checkpoint(step=4, seconds=1000.0))
@@ -174,8 +167,7 @@ def test_time_left_counts_evaluations_and_checkpoints_to_come() -> None:
     assert left == [3311, 3308, 2307, 2204, 1202, 1100]
 
 
-def test_a_resumed_run_is_projected_with_the_time_before_it() -> None:
-    """5,000 steps were made in another process: the whole run has that time, too."""
+def test_the_projection_of_a_resumed_run_includes_its_earlier_time() -> None:
     whole, resumed = Night(), Night(first_step=5000, before_seconds=5000 * STEP_SECONDS)
     unknown = Night(first_step=5000)
     for night, first in ((whole, 0), (resumed, 5000), (unknown, 5000)):
@@ -193,7 +185,7 @@ def test_a_resumed_run_is_projected_with_the_time_before_it() -> None:
     assert resumed.screen.go_or_no_go(5039, resumed.elapsed).startswith("Go: at 3.91 s a step")
 
 
-def test_go_or_no_go_is_said_once_after_30_steady_steps(
+def test_the_verdict_is_printed_once_after_30_steady_steps(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     for seconds, verdict in ((STEP_SECONDS, "Go: at 3.91 s"), (20.0, "No-go: at 20 s")):
@@ -216,7 +208,7 @@ def test_the_panel_is_drawn_once_a_second_and_lines_scroll_above_it() -> None:
     assert "the run takes" in drawn
 
 
-def test_the_panel_tells_everything_and_the_last_alarm() -> None:
+def test_the_panel_shows_all_values_and_the_last_alarm() -> None:
     night = Night(columns=100)
     night.screen.sensor(
         Sensor(
@@ -244,7 +236,7 @@ def test_the_panel_tells_everything_and_the_last_alarm() -> None:
 
 @pytest.mark.parametrize("columns", [12, 20, 40, 60])
 def test_a_narrow_terminal_breaks_rows_between_texts(columns: int) -> None:
-    """Each line of the panel is as wide as the terminal: a longer one would tear it apart."""
+    """No line is longer than the terminal is wide."""
     night = Night(columns=columns)
     night.screen.sensor(Sensor(power_watts=198.4, temperature_celsius=71, energy_joules=1e6))
     night.step(0)
@@ -261,9 +253,7 @@ def test_a_row_flows_into_as_many_lines_as_it_needs() -> None:
     assert flow([], 4) == []
 
 
-def test_a_terminal_that_is_gone_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The window was closed at night; the training and its log go on."""
-
+def test_a_closed_terminal_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     class Gone(io.StringIO):
         def write(self, text: str) -> int:
             raise BrokenPipeError
@@ -275,6 +265,7 @@ def test_a_terminal_that_is_gone_does_not_end_the_run(monkeypatch: pytest.Monkey
     night.screen.close()
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("columns", [None, 100])
 def test_a_step_that_is_not_shown_costs_less_than_50_microseconds(columns: int | None) -> None:
     night = Night(log_every=10, columns=columns)
@@ -289,7 +280,7 @@ def test_a_step_that_is_not_shown_costs_less_than_50_microseconds(columns: int |
 
 
 class Terminal:
-    """A run of the tiny demo in a terminal of its own."""
+    """A run of the tiny demo in a pseudo-terminal."""
 
     def __init__(
         self, folder: Path, columns: int, *more: str, term: str = "xterm-256color"
@@ -307,7 +298,7 @@ class Terminal:
         fcntl.ioctl(self.descriptor, termios.TIOCSWINSZ, size)
 
     def read(self, until: str | None = None, seconds: float = 120) -> str:
-        """What the run writes, up to a text or to its end."""
+        """Read the output up to a text or to its end."""
         deadline = time.monotonic() + seconds
         while until is None or until not in self.text:
             ready, _, _ = select.select([self.descriptor], [], [], deadline - time.monotonic())
@@ -319,7 +310,7 @@ class Terminal:
         return self.text
 
     def close(self) -> int:
-        """Wait for the end; the exit status."""
+        """Wait for the end and return the exit status."""
         self.read()
         _, status = os.waitpid(self.pid, 0)
         os.close(self.descriptor)
@@ -327,7 +318,7 @@ class Terminal:
 
 
 @pytest.mark.parametrize("columns", [100, 40])
-def test_a_run_in_a_terminal_shows_its_panel_and_gives_the_cursor_back(
+def test_a_run_in_a_terminal_shows_its_panel_and_restores_the_cursor(
     tmp_path: Path, columns: int
 ) -> None:
     terminal = Terminal(tmp_path, columns)
@@ -340,11 +331,8 @@ def test_a_run_in_a_terminal_shows_its_panel_and_gives_the_cursor_back(
 
 
 @pytest.mark.parametrize("more", [[], ["--supervise"]])
-def test_ctrl_c_in_a_terminal_gives_the_cursor_back(tmp_path: Path, more: list[str]) -> None:
-    """A shell without a cursor is what a run must not leave behind.
-
-    Under --supervise it is passed on to the run, once: twice would cost the checkpoint.
-    """
+def test_ctrl_c_in_a_terminal_restores_the_cursor(tmp_path: Path, more: list[str]) -> None:
+    """Under --supervise the run receives it once: twice would lose the checkpoint."""
     terminal = Terminal(tmp_path, 80, "--train.max-steps=20000", *more)
     terminal.read(until="\x1b[?25l")
     os.write(terminal.descriptor, b"\x03")

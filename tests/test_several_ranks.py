@@ -1,4 +1,4 @@
-"""What the log and the report of a run of several processes say of each, and of all cards."""
+"""The log and the report of a run of several processes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from commands import ROOT, build_fake_driver, log_lines, rows_of
+from commands import ROOT, build_fake_driver, log_lines, rows_of, train_ranks
 from runs import GIB, MadeUp
-from test_ranks import torchrun, train_ranks
+from test_ranks import small, torchrun
 
 from nanogauge.analysis.instruments import Instrument, instruments
 from nanogauge.analysis.measured import Measurements, measure
@@ -27,7 +27,7 @@ def prediction(gpus: int) -> Prediction:
 
 
 def recorded(ranks: int, cards: int | None, *more: LogLine) -> Recorded:
-    """The made-up run, as of so many processes whose sensors were those of so many cards."""
+    """Return the made-up run as if of several ranks and sensed GPUs."""
     result = Recorded()
     for line in MADE.lines():
         of_several = {"ranks": ranks, "sensed_cards": cards}
@@ -47,8 +47,8 @@ def panel(run: Recorded, gpus: int) -> dict[str, Instrument]:
 
 
 @pytest.mark.parametrize("cards", [None, 2])
-def test_the_power_of_some_cards_is_not_held_against_that_of_all(cards: int | None) -> None:
-    """On several machines, and in older logs, the sensors are those of fewer cards than trained."""
+def test_power_of_some_gpus_is_not_compared_with_that_of_all(cards: int | None) -> None:
+    """The sensors of several machines, and of older logs, cover fewer GPUs than trained."""
     found = measured(4, cards, predicted=4)
     for row in ("power_watts", "energy_kwh", "cost"):
         assert row not in found.values
@@ -57,7 +57,7 @@ def test_the_power_of_some_cards_is_not_held_against_that_of_all(cards: int | No
     assert panel(recorded(4, cards), 4).keys().isdisjoint({"joules_per_token"})
 
 
-def test_the_power_of_all_cards_is_held_against_that_of_all() -> None:
+def test_power_of_all_gpus_is_compared_with_that_of_all() -> None:
     found = measured(4, 4, predicted=4)
     assert found.values["power_watts"].value == 190
     assert "4 boards together" in found.values["power_watts"].how
@@ -65,8 +65,7 @@ def test_the_power_of_all_cards_is_held_against_that_of_all() -> None:
     assert "joules_per_token" in panel(recorded(4, 4), 4)
 
 
-def test_a_run_that_went_on_with_fewer_cards_has_energy_but_no_mean_power() -> None:
-    """What all processes used adds up; the mean over two and four cards is neither's."""
+def test_a_run_resumed_on_fewer_gpus_has_energy_but_no_mean_power() -> None:
     found = measured(2, 2, predicted=4)
     assert "power_watts" not in found.values
     assert "trained on 2 GPUs, not all on 4" in found.missing["power_watts"]
@@ -74,7 +73,6 @@ def test_a_run_that_went_on_with_fewer_cards_has_energy_but_no_mean_power() -> N
 
 
 def test_the_slowest_and_the_fullest_rank_are_named_with_their_spread() -> None:
-    """Medians without the first step, in which all warm up."""
     lines = [
         Rank(
             step=step,
@@ -97,20 +95,18 @@ def test_the_slowest_and_the_fullest_rank_are_named_with_their_spread() -> None:
 
 
 def test_the_doctor_and_the_refusal_count_the_same_memory(tmp_path: Path) -> None:
-    """The doctor did not know of the buckets in which gradients travel, 1.1 GiB of this model."""
     large = ["--model.n-embd=2048", "--model.n-layer=4", "--train.keep-checkpoints=1"]
     large += ["--model.vocab-size=50304", "--train.micro-batch=65536"]
-    done = train_ranks(2, tmp_path, *large)
-    told = re.search(r"the run peaks at ([\d.]+) GiB", done.stdout)
+    done = train_ranks(2, small(tmp_path / "out", *large), tmp_path / "out")
+    checked = re.search(r"the run peaks at ([\d.]+) GiB", done.stdout)
     refused = re.search(r"needs about ([\d.]+) GiB of memory", done.stderr)
-    assert told is not None, done.stdout
+    assert checked is not None, done.stdout
     assert refused is not None, done.stderr
-    assert float(told[1]) == pytest.approx(float(refused[1]), abs=0.3)
+    assert float(checked[1]) == pytest.approx(float(refused[1]), abs=0.3)
 
 
-@pytest.mark.alone  # it compares the times of two processes, which are to have the cores
-def test_each_rank_tells_its_times_and_rank_zero_reads_all_cards(tmp_path: Path) -> None:
-    """Two processes on a machine whose driver has two cards; the report says what is of which."""
+@pytest.mark.alone  # it compares the times of two processes
+def test_each_rank_logs_its_times_and_rank_0_reads_all_gpus(tmp_path: Path) -> None:
     script = tmp_path / "script.txt"
     script.write_text("cards 2\ncard 1 0 watts 150\ncard 1 0 celsius 77\n")
     driver = {"FAKE_NVML_SCRIPT": str(script), "LD_LIBRARY_PATH": str(build_fake_driver(tmp_path))}
@@ -125,8 +121,8 @@ def test_each_rank_tells_its_times_and_rank_zero_reads_all_cards(tmp_path: Path)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "demo"
     lines = log_lines(folder)
-    told = [(line["step"], line["rank"]) for line in lines if line["kind"] == "rank"]
-    assert told == [(0, 0), (0, 1), (10, 0), (10, 1)]
+    logged = [(line["step"], line["rank"]) for line in lines if line["kind"] == "rank"]
+    assert logged == [(0, 0), (0, 1), (10, 0), (10, 1)]
     steps = {line["step"]: line for line in lines if line["kind"] == "step"}
     for line in (line for line in lines if line["kind"] == "rank"):
         assert line["step_seconds"] == pytest.approx(steps[line["step"]]["step_seconds"], rel=0.5)

@@ -1,24 +1,21 @@
-"""Weights, gradients and moments shared out among the ranks, on the CPU with gloo."""
+"""Weights, gradients and moments sharded over the ranks, on the CPU with gloo."""
 
 from __future__ import annotations
 
 import copy
 import gc
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import torch
 import torch.distributed as dist
-from commands import DEMO, ROOT, log_lines, run_here, train_tiny, wait_for_step
+from commands import DEMO, log_lines, run_here, run_in_copy, train_ranks
 from examples import CPU
-from test_ranks import SMALL, pids, torchrun
+from test_ranks import small
 from torch.profiler import ProfilerActivity, profile
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -30,13 +27,13 @@ from trainer.step.fsdp import ShardedLoss, full_tensor
 from trainer.step.optimizer import make_optimizer, update
 
 CHANGED = ["--allow-change", "train.sharding"]
-LONG = [*SMALL, "--model.dropout=0", "--train.max-steps=20000", "--optimizer.decay-steps=20"]
+NO_DROPOUT = "--model.dropout=0"
 UNTIED = {"n_layer": 3, "n_embd": 64, "vocab_size": 8192, "block_size": 16, "tied_head": False}
 FIGURES = {"step": ("loss", "grad_norm"), "eval": ("train_loss", "val_loss")}
 
 
 def figures(folder: Path) -> list[dict[tuple[str, int], list[float]]]:
-    """What each process of a run logged of its steps and evaluations."""
+    """Return the steps and evaluations that each process of a run logged."""
     processes: list[dict[tuple[str, int], list[float]]] = []
     for line in log_lines(folder):
         kind = line["kind"]
@@ -47,83 +44,69 @@ def figures(folder: Path) -> list[dict[tuple[str, int], list[float]]]:
     return processes
 
 
-def test_a_sharded_run_is_the_run_of_one_process_and_they_go_on_for_each_other(
+def test_a_run_continued_with_or_without_sharding_has_the_losses_of_one_process(
     tmp_path: Path,
 ) -> None:
-    """One process, two that share the model out and are killed, two again, then one: as if one.
+    """One process, two that shard the model and are killed, two again, then one.
 
-    What the killed and the resumed process both made has the same bits. Checkpoints are those of
-    any run: a process without the others samples from one.
+    Steps that two processes repeat have the same bits. A single process reads their checkpoints.
     """
-    whole = train_tiny(tmp_path / "one", *LONG, "--rehearse=19")
+    one, out = tmp_path / "one", tmp_path / "several"
+    whole = run_in_copy("train.py", small(one, NO_DROPOUT), one)
     assert whole.returncode == 0, whole.stderr
-    out = tmp_path / "several"
-    assert train_tiny(out, *LONG, "--rehearse=2").returncode == 0
-    two = torchrun(2, out, *LONG, "--train.sharding=full", *CHANGED, "--resume=auto")
-    pipe = subprocess.PIPE
-    with subprocess.Popen(two, cwd=ROOT, stdout=pipe, stderr=pipe) as process:
-        wait_for_step(out / "demo", 8, process=2)
-        for pid in [*pids(process.pid).values(), process.pid]:
-            os.kill(pid, signal.SIGKILL)
-    again = [*two, "--rehearse=6"]
-    done = subprocess.run(again, cwd=ROOT, capture_output=True, text=True, check=False)
+    begun = run_in_copy("train.py", small(out, NO_DROPOUT, "--rehearse=1"), out)
+    assert begun.returncode == 0, begun.stderr
+    resumed = small(out, NO_DROPOUT, *CHANGED, "--resume=auto")
+    sharded = [*resumed, "--train.sharding=full"]
+    killed = train_ranks(2, ["kill:17", *sharded], out, "faulty_train.py")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    done = train_ranks(2, [*sharded, "--rehearse=5"], out)
     assert done.returncode == 0, done.stderr
     sampled = run_here("sample.py", out / "demo", "--prompt=The import ", "--tokens=5")
     assert sampled.stdout.startswith("The import "), sampled.stderr
-    steps = 20 - max(step for _, step in figures(out / "demo")[2]) - 1
-    last = train_tiny(out, *LONG, *CHANGED, "--resume=auto", f"--rehearse={steps - 1}")
+    last = run_in_copy("train.py", resumed, out)
     assert last.returncode == 0, last.stderr
 
-    (one,) = figures(tmp_path / "one" / "demo")
+    (expected,) = figures(one / "demo")
     several = figures(out / "demo")
     assert len(several) == 4
     twice = several[1].keys() & several[2].keys()
     assert twice
     assert all(several[1][key] == several[2][key] for key in twice)
-    assert {key for process in several for key in process} == one.keys()
+    assert {key for process in several for key in process} == expected.keys()
     for process in several:
         for key, values in process.items():
-            assert values == pytest.approx(one[key], rel=1e-6), key
-    begun = [line for line in log_lines(out / "demo") if line["kind"] == "start"]
-    assert [line["ranks"] for line in begun] == [1, 2, 2, 1]
+            assert values == pytest.approx(expected[key], rel=1e-6), key
+    begun_by = [line["ranks"] for line in log_lines(out / "demo") if line["kind"] == "start"]
+    assert begun_by == [1, 2, 2, 1]
 
 
 @pytest.fixture(scope="module")
 def shared_out(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What two ranks of sharded.py tell."""
-    file = tmp_path_factory.mktemp("sharded") / "told.json"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    done = subprocess.run(
-        [*launcher, "--nproc-per-node=2", str(ROOT / "tests" / "sharded.py"), str(file)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    """The measurements of two ranks of sharded.py."""
+    file = tmp_path_factory.mktemp("sharded") / "measured.json"
+    done = train_ranks(2, [str(file)], file, "sharded.py")
     assert done.returncode == 0, done.stderr
-    told: dict[str, Any] = json.loads(file.read_text())
-    return told
+    measured: dict[str, Any] = json.loads(file.read_text())
+    return measured
 
 
 def test_gradients_are_those_of_one_process(shared_out: dict[str, Any]) -> None:
-    """Recomputed, compiled, and after a compilation that broke off in the midst of a pass."""
+    """With recomputation, compiled, and after a compilation that failed within a pass."""
     assert shared_out["failure"] == "ValueError: no compiler"
     assert len(shared_out["distances"]) == 4
     assert max(shared_out["distances"].values()) < 1e-6, shared_out["distances"]
 
 
 def test_each_rank_holds_half_of_weights_gradients_and_moments(shared_out: dict[str, Any]) -> None:
-    """The rows of a parameter that are odd in number give one rank more: 265 of the embedding."""
+    """One rank has one of the embedding's 265 rows more."""
     for what in ("weights", "gradients", "moments"):
         assert sum(shared_out[what]) == pytest.approx(1), what
         assert shared_out[what] == pytest.approx([0.5, 0.5], abs=0.001), what
 
 
-def test_a_gradient_that_is_not_finite_on_one_rank_is_skipped_by_all(
-    shared_out: dict[str, Any],
-) -> None:
-    """Of a norm over what it holds itself each rank would have its own opinion."""
+def test_a_non_finite_gradient_on_one_rank_is_skipped_by_all(shared_out: dict[str, Any]) -> None:
+    """The norm is taken over all shards."""
     skipped, made = shared_out["norms"]
     assert skipped == [float("inf"), float("inf")]
     assert made[0] == made[1] > 0
@@ -145,8 +128,8 @@ def test_what_cannot_be_sharded_is_refused_in_one_sentence(tmp_path: Path) -> No
     assert not (tmp_path / "demo").exists()
 
 
-def test_a_plan_of_sharded_cards_takes_less_memory_and_tells_what_it_costs() -> None:
-    """A model of 1.5 B parameters on two cards of 24 GB: only sharded does it fit at all."""
+def test_a_sharded_plan_takes_less_memory_and_more_time() -> None:
+    """A model of 1.5 B parameters fits on two GPUs of 24 GB only if it is sharded."""
     found = {}
     for sharding in ("none", "full"):
         model = ["--model.n-layer=48", "--model.n-head=25", "--model.n-embd=1600"]
@@ -177,25 +160,25 @@ def test_a_plan_of_sharded_cards_takes_less_memory_and_tells_what_it_costs() -> 
         (8, UNTIED, 2, 1, "none"),
     ],
 )
-def test_the_peak_of_a_rank_is_what_the_allocator_sees(
+def test_the_peak_of_a_rank_is_what_the_allocator_measures(
     ranks: int,
     section: dict[str, Any],
     micro_batch: int,
     grad_accum: int,
     checkpointing: Literal["none", "full"],
 ) -> None:
-    """Within 5 %, whichever moment it is: activations, a layer on its way, or the embedding's
-    gradient. torch's stand-in for other ranks sends nothing, and so has no threads of its own whose
-    allocations the profiler would not see.
+    """Within 5 %, whether activations, a gathered layer or the embedding's gradient decide.
+
+    torch's fake process group has no threads whose allocations the profiler would miss.
     """
-    gc.collect()  # else what an earlier test has left is freed in the midst of this one
+    gc.collect()  # otherwise memory of earlier tests is freed during this one
     model = GPT(ModelSection(n_head=4, **section))
     model.recompute = checkpointing == "full"
     dist.init_process_group("fake", rank=0, world_size=ranks, store=FakeStore())
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     try:
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-            copied = copy.deepcopy(model)  # so that its weights are seen, too
+            copied = copy.deepcopy(model)  # so that its weights are recorded
             loss = ShardedLoss(copied, "chunked", grad_accum, torch.device("cpu"), "float32")
             optimizer = make_optimizer(copied, OptimizerSection())
             tokens = torch.randint(section["vocab_size"], (micro_batch, section["block_size"]))

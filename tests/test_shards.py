@@ -34,7 +34,7 @@ ORIGIN = Origin(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     documents=st.lists(st.lists(st.integers(0, 2**16 - 1), min_size=1, max_size=12), max_size=12),
     val_documents=st.integers(0, 12),
@@ -120,13 +120,6 @@ def test_a_damaged_folder_is_refused_with_what_to_do(tmp_path: Path, damage: str
     with pytest.raises(BadInput, match="run: python prepare_fineweb.py --out") as caught:
         open_split(folder, "train")
     assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_a_folder_without_training_tokens_is_refused(tmp_path: Path) -> None:
-    with ShardWriter(tmp_path, ORIGIN, shard_tokens=5) as writer:
-        writer.write("val", np.arange(4, dtype=np.uint16))
-    with pytest.raises(BadInput, match="no train tokens"):
-        open_split(tmp_path, "train")
 
 
 def test_a_shard_has_the_header_of_llm_c(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The SLURM script of docs/scaling.md: the time's end reaches the ranks, and the job goes on."""
+"""The SLURM script of docs/scaling.md: the time limit reaches the ranks and requeues the job."""
 
 from __future__ import annotations
 
@@ -32,10 +32,9 @@ def script() -> str:
     [(100, 0, False), (5, 0, True), (5, 3, True)],
     ids=["its time is up", "finished", "failed"],
 )
-def test_a_job_is_queued_again_where_its_time_was_up_and_only_there(
+def test_a_job_is_requeued_only_at_its_time_limit(
     tmp_path: Path, tenths: int, status: int, in_time: bool
 ) -> None:
-    """After a failure it would fail all night, and before the checkpoint steps would be lost."""
     for name, body in STAND_INS.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / name).chmod(0o755)

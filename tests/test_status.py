@@ -102,7 +102,7 @@ def test_a_log_cut_within_any_line_is_reported(tmp_path: Path) -> None:
             assert bool(cut) == (age > 0)  # a running process may be writing the line
 
 
-@pytest.mark.parametrize("done", [60, 100, 450, 900, 999])
+@pytest.mark.parametrize("done", [60, 450, 999])
 def test_the_projected_interval_contains_the_actual_total(tmp_path: Path, done: int) -> None:
     """Steps drift by 2 % and jitter by 1 %, evaluations vary by 5 %."""
     jitter = random.Random(7)
@@ -120,12 +120,10 @@ def test_the_projected_interval_contains_the_actual_total(tmp_path: Path, done: 
     total = START_SECONDS + sum(step_seconds(step) for step in range(1000))
     total += sum(evaluation_seconds(step) for step in range(0, 1001, EVERY)) + 1000 / EVERY - 1
     total += 1  # the last checkpoint
-    assert run.projected_low_s is not None
-    assert run.projected_total_s is not None
-    assert run.projected_high_s is not None
-    assert run.projected_low_s < total < run.projected_high_s
+    low, high = run.projected_low_s, run.projected_high_s
+    assert low is not None and high is not None
+    assert low < total < high < low + 0.1 * total
     assert run.projected_total_s == pytest.approx(total, rel=0.01)
-    assert run.projected_high_s - run.projected_low_s < 0.1 * total
     assert f"{1000 - done:,} step" in str(run.projected_how)
 
 
@@ -134,12 +132,9 @@ def test_a_few_steps_give_an_interval_as_wide_as_the_prediction(tmp_path: Path) 
     write(tmp_path, steps(0, 4))
     report = report_of(tmp_path)
     step = next(row.analytic for row in report.rows if row.id == "step_seconds")
-    run = report.run
-    assert step is not None
-    assert run.projected_low_s is not None
-    assert run.projected_total_s is not None
-    assert run.projected_low_s < 0.95 * run.projected_total_s
-    assert run.projected_low_s > step.low / step.expected * run.projected_total_s
+    low, total = report.run.projected_low_s, report.run.projected_total_s
+    assert step is not None and low is not None and total is not None
+    assert step.low / step.expected * total < low < 0.95 * total
 
 
 def test_the_last_events_of_a_dead_run_are_listed(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What options beyond GPT-2 add to a step is what torch really does, operation by operation."""
+"""The predicted memory traffic of options beyond GPT-2 is that of torch, by operation."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ PRODUCTS = ("mm", "addmm", "addmm_", "_scaled_dot_product_flash_attention_for_cp
 
 
 class Traffic(TorchDispatchMode):
-    """Bytes that operations read and write, and how many there are; views move nothing."""
+    """Counts operations and the bytes that they read and write; views move none."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Traffic(TorchDispatchMode):
 
 
 def size(tensor: Tensor) -> int:
-    """Bytes of its values; one that is expanded lies in memory once."""
+    """Return the bytes of a tensor; an expanded dimension counts once."""
     sizes = zip(tensor.shape, tensor.stride(), strict=True)
     return tensor.element_size() * math.prod(n for n, step in sizes if step)
 
@@ -81,17 +81,12 @@ def traffic_of(work: Callable[[], object]) -> Traffic:
 
 def section(layers: int, **options: Any) -> ModelSection:
     return ModelSection(
-        n_layer=layers,
-        n_head=HEADS,
-        n_embd=WIDTH,
-        block_size=CONTEXT,
-        vocab_size=64,
-        **options,
+        n_layer=layers, n_head=HEADS, n_embd=WIDTH, block_size=CONTEXT, vocab_size=64, **options
     )
 
 
 def layer_traffic(dtype: str, **options: Any) -> Extra:
-    """Of the second of two layers, per token, as it runs eager on a CPU."""
+    """Return the traffic of the second of two layers per token, eager on a CPU."""
     found = []
     for layers in (1, 2):
         with FakeTensorMode():
@@ -118,8 +113,8 @@ def work_of(model: ModelSection, **how: Any) -> Workload:
     options={"positions": "rotary", "norm": "rmsnorm", "qk_norm": True, "activation": "relu2"},
     dtype="float32",
 )
-def test_a_layer_moves_what_is_counted_below_autograd(options: dict[str, Any], dtype: Any) -> None:
-    """Eager on a CPU: bytes and kernels beyond those of GPT-2's layer, within 3 %."""
+def test_the_predicted_traffic_of_a_layer_is_counted(options: dict[str, Any], dtype: Any) -> None:
+    """Bytes and kernels beyond those of a GPT-2 layer, within 3 %."""
     expected = of_layer(work_of(section(2, **options), dtype=dtype, compiled=False), on_cpu=True)
     plain, counted = layer_traffic(dtype), layer_traffic(dtype, **options)
     assert counted.bytes - plain.bytes == pytest.approx(expected.bytes, rel=0.03)
@@ -127,11 +122,8 @@ def test_a_layer_moves_what_is_counted_below_autograd(options: dict[str, Any], d
 
 
 @pytest.mark.parametrize("head", ["plain", "chunked"])
-def test_a_soft_cap_moves_what_is_counted_below_autograd(head: Literal["plain", "chunked"]) -> None:
-    """Beside the loss without it, within 1 %, but for what is as long as the tokens.
-
-    No target is so unlikely that its probability is not trusted, which would cost another pass.
-    """
+def test_the_predicted_traffic_of_a_soft_cap_is_counted(head: Literal["plain", "chunked"]) -> None:
+    """Beyond the loss without it, within 1 %, without tensors as long as the tokens."""
     hidden = torch.randn(TOKENS, WIDTH, requires_grad=True)
     weight, targets = torch.randn(4000, WIDTH) / WIDTH, torch.zeros(TOKENS, dtype=torch.long)
 
@@ -148,7 +140,7 @@ def test_a_soft_cap_moves_what_is_counted_below_autograd(head: Literal["plain", 
 
 
 def muon_traffic(matrices: int) -> Traffic:
-    """Of the second update of so many matrices."""
+    """Return the traffic of the second update of this many matrices."""
     names = [f"matrix {i}" for i in range(matrices)]
     model = torch.nn.ParameterDict({name: torch.randn(WIDTH, 3 * WIDTH) for name in names})
     model["vector"] = torch.nn.Parameter(torch.ones(WIDTH))
@@ -160,8 +152,8 @@ def muon_traffic(matrices: int) -> Traffic:
     return traffic_of(lambda: update(optimizer, scaler, torch.tensor(True)))
 
 
-def test_an_update_by_muon_moves_what_is_counted() -> None:
-    """With all that takes it back where a gradient is not finite; products are counted apart."""
+def test_the_predicted_traffic_of_a_muon_update_is_counted() -> None:
+    """With the undo for a non-finite gradient; products are counted separately."""
     one, two = muon_traffic(1), muon_traffic(2)
     assert two.products - one.products == 15
     assert two.operations - one.operations + 15 == MUON_KERNELS
@@ -178,7 +170,7 @@ def test_an_update_by_muon_moves_what_is_counted() -> None:
 def test_gpt2_adds_nothing(
     compiled: bool, on_cpu: bool, bias: bool, dropout: float, dtype: Any
 ) -> None:
-    """All its traffic is in the fitted constants, and its prediction has not moved by a bit."""
+    """Its traffic is in the fitted constants."""
     model = section(2, bias=bias, dropout=dropout)
     work = work_of(model, compiled=compiled, dtype=dtype, dropout=dropout)
     assert of_layer(work, on_cpu) == Extra()
@@ -194,10 +186,10 @@ def test_gpt2_adds_nothing(
         (False, False, 2907.089220581824),
     ],
 )
-def test_the_documented_step_is_what_it_was_to_the_bit(
+def test_the_documented_step_time_has_not_changed(
     compiled: bool, on_gpu: bool, seconds: float
 ) -> None:
-    """Before other models than GPT-2 were known, with a plain head: only a fit may change it."""
+    """With a plain head; only a fit may change it."""
     spec = replace(documented_spec(), compile=compiled, dtype="bfloat16" if on_gpu else "float32")
     hardware = lookup("RTX 4070", "bfloat16") if on_gpu else CPU
     work = workload_of(spec, on_gpu)
@@ -220,7 +212,7 @@ def test_the_documented_step_is_what_it_was_to_the_bit(
 def test_a_plan_counts_what_an_option_costs(
     overrides: dict[str, dict[str, object]], compiled: bool
 ) -> None:
-    """The documented run takes longer with it, on a card and a CPU, or as long where it fuses."""
+    """The step takes longer on a GPU and a CPU, or the same where the option is fused."""
     overrides = {"run": {"compile": compiled}} | overrides
     (option,) = overrides.get("model", {"optimizer": ""})
     for hardware, dtype in ((lookup("RTX 4070", "bfloat16"), "bfloat16"), (CPU, "float32")):

@@ -1,4 +1,4 @@
-"""train.py --supervise: what is started again, after which wait, and what is not."""
+"""train.py --supervise: what is restarted, and after which backoff."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KILLED = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
 
 
 class Watched:
-    """A Supervisor of `python -c`, with its waits and words noted instead of waited and said."""
+    """A Supervisor of `python -c` that notes its waits and messages."""
 
     def __init__(self, code: str, seen: Sequence[LogState], max_restarts: int = 10) -> None:
         self.waits: list[float] = []
@@ -43,22 +43,22 @@ class Watched:
 
 
 @pytest.mark.parametrize("status", [0, 2, 129, 130, 143])
-def test_what_ended_on_purpose_is_not_started_again(status: int) -> None:
-    """Done, bad input and stopped: a second attempt would be unwanted or fail the same."""
+def test_intended_ends_are_not_restarted(status: int) -> None:
+    """Finished, bad input and stopped."""
     watched = Watched(f"import sys; sys.exit({status})", [])
     assert (watched.status, watched.waits, watched.said) == (status, [], [])
 
 
-def test_what_was_once_taken_is_tried_again_when_it_is_refused() -> None:
-    """A graphics card's memory that something else holds for a minute must not end the night."""
+def test_a_refusal_after_an_accepted_start_is_retried() -> None:
+    """Another program may hold GPU memory for a minute."""
     code = f"import os, sys; sys.exit(1 if os.environ['{VARIABLE}'] == '0' else 2)"
     watched = Watched(code, [LogState(), *[LogState(starts=1, steps=3)] * 9], max_restarts=3)
     assert (watched.status, watched.waits) == (2, [5, 10, 20])
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_a_run_that_died_of_being_stopped_is_not_started_again(name: str) -> None:
-    """Before its first step a run does not listen yet, and a signal ends it by itself."""
+def test_a_run_killed_by_a_stop_signal_is_not_restarted(name: str) -> None:
+    """Before its first step a run does not handle signals."""
     number = getattr(signal, name)
     code = f"import os, signal; signal.signal({number:d}, signal.SIG_DFL); os.kill(os.getpid(), "
     watched = Watched(code + f"{number:d})", [])
@@ -66,23 +66,22 @@ def test_a_run_that_died_of_being_stopped_is_not_started_again(name: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("code", "status", "told"),
+    ("code", "status", "message"),
     [("import sys; sys.exit(1)", 1, "exit status 1"), (KILLED, 137, "SIGKILL")],
 )
-def test_a_crash_without_progress_is_tried_again_until_it_is_given_up(
-    code: str, status: int, told: str
+def test_crashes_without_progress_are_retried_up_to_the_limit(
+    code: str, status: int, message: str
 ) -> None:
     watched = Watched(code, [], max_restarts=3)
     assert watched.status == status
     assert watched.waits == [5, 10, 20]
     assert len(watched.said) == 4
-    assert all(told in text for text in watched.said)
+    assert all(message in text for text in watched.said)
     assert "restart 3 follows in 20 s" in watched.said[2]
     assert "given up after 3 restarts without a new step" in watched.said[3]
 
 
-def test_each_new_step_makes_the_waits_short_again() -> None:
-    """A run that crashes once a night for weeks must not be given up after ten nights."""
+def test_a_new_step_resets_the_backoff() -> None:
     seen = [
         LogState(),
         *(LogState(starts=i, steps=s) for i, s in enumerate((9, 9, 7, 12, 12), start=1)),
@@ -95,22 +94,20 @@ def test_each_new_step_makes_the_waits_short_again() -> None:
 
 
 @given(st.integers(1, 10_000))
-def test_no_wait_is_shorter_than_the_one_before_or_longer_than_five_minutes(attempt: int) -> None:
+def test_the_backoff_grows_up_to_five_minutes(attempt: int) -> None:
     assert 5 <= wait_seconds(attempt) <= wait_seconds(attempt + 1) <= 300
 
 
-def test_a_run_resumes_only_what_it_has_begun(tmp_path: Path) -> None:
-    """A crash at the start must not go on with another run that lies in the folder, which the
-    command, without --resume, was to be refused for.
-    """
-    told = tmp_path / "told.txt"
+def test_a_restart_resumes_only_a_run_that_it_has_started(tmp_path: Path) -> None:
+    """A crash at the start must not resume another run in the folder."""
+    log = tmp_path / "starts.txt"
     code = (
         "import os, sys; open(sys.argv[1], 'a').write(f'{os.environ[\"NANOGAUGE_RESTART\"]} "
         "{sys.argv[2:]}\\n'); sys.exit(1)"
     )
     looks = iter([LogState(starts=4), LogState(starts=4), LogState(starts=5), LogState(starts=6)])
     supervisor = Supervisor(
-        [sys.executable, "-c", code, str(told)],
+        [sys.executable, "-c", code, str(log)],
         lambda: next(looks),
         2,
         lambda _: None,
@@ -118,7 +115,7 @@ def test_a_run_resumes_only_what_it_has_begun(tmp_path: Path) -> None:
     )
     assert supervisor.run() == 1
     resume = "['--resume', 'auto']"
-    assert told.read_text().splitlines() == ["0 []", "1 []", f"2 {resume}"]
+    assert log.read_text().splitlines() == ["0 []", "1 []", f"2 {resume}"]
 
 
 def test_a_log_that_cannot_be_read_counts_as_no_progress() -> None:
@@ -147,8 +144,8 @@ def resident_bytes(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def test_a_run_that_is_killed_goes_on_by_itself_to_its_end(tmp_path: Path) -> None:
-    """As the system kills it when memory runs out: here before its first checkpoint."""
+def test_a_killed_run_is_restarted_and_finishes(tmp_path: Path) -> None:
+    """It is killed before its first checkpoint."""
     folder = tmp_path / "demo"
     flags = ["--train.max-steps=300", "--train.eval-every=300", "--train.checkpoint-every=10000"]
     with supervised(tmp_path, *flags) as process:
@@ -168,7 +165,7 @@ def test_a_run_that_is_killed_goes_on_by_itself_to_its_end(tmp_path: Path) -> No
 
 
 def test_a_supervised_run_is_stopped_through_its_supervisor(tmp_path: Path) -> None:
-    """The signal is passed on once: the run saves its checkpoint, and its status is passed back."""
+    """The supervisor forwards the signal once and returns the exit status of the run."""
     folder = tmp_path / "demo"
     with supervised(tmp_path, "--train.max-steps=20000") as process:
         wait_for_step(folder, 3)
@@ -181,8 +178,7 @@ def test_a_supervised_run_is_stopped_through_its_supervisor(tmp_path: Path) -> N
     assert (folder / "checkpoints" / f"step_{end['steps']:08d}").is_dir()
 
 
-def test_a_run_whose_numbers_failed_is_not_started_again(tmp_path: Path) -> None:
-    """The same numbers would fail ten times more."""
+def test_a_diverged_run_is_not_restarted(tmp_path: Path) -> None:
     flags = ["--optimizer.learning-rate=1e30", "--optimizer.warmup-steps=0", "--run.seed=1"]
     began = time.monotonic()
     done = train_tiny(tmp_path, *flags, "--supervise", "--max-restarts=3")
@@ -194,8 +190,7 @@ def test_a_run_whose_numbers_failed_is_not_started_again(tmp_path: Path) -> None
     assert time.monotonic() - began < 60
 
 
-def test_a_run_that_died_before_its_first_line_can_be_started_again(tmp_path: Path) -> None:
-    """It left a log with nothing in it, which was neither to be resumed nor to be begun anew."""
+def test_a_run_that_died_before_its_first_log_line_can_be_resumed(tmp_path: Path) -> None:
     config = load_config(DEMO, {"run": {"out": str(tmp_path)}})
     config.folder.mkdir()
     (config.folder / "log.jsonl").write_bytes(b'{"kind": "sta')
@@ -209,15 +204,15 @@ def test_a_run_that_died_before_its_first_line_can_be_started_again(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         (["--max-restarts=2"], "--max-restarts is for --supervise; give both."),
         (["--supervise", "--max-restarts=-1"], "--max-restarts takes a number from 0 on."),
         (["--supervise", "--trian.max-steps=3"], "did you mean --train.max-steps?"),
     ],
 )
-def test_wrong_flags_are_refused_once(flags: list[str], told: str) -> None:
+def test_wrong_flags_are_refused_once(flags: list[str], message: str) -> None:
     done = run("train.py", DEMO, *flags)
     assert done.returncode == 2
-    assert told in done.stderr
+    assert message in done.stderr
     assert done.stderr.count("\n") == 1

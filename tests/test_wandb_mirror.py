@@ -77,14 +77,8 @@ def test_every_value_in_wandb_is_that_of_the_log(folder: Path) -> None:
     assert {row_id: summary[f"final/{row_id}"] for row_id in final} == final
     assert summary["final/headline"] == report.run.headline
     kept = offline_files(folder)[0].parent / "files"
-    for name in (
-        "spec.json",
-        "config.toml",
-        "prediction.json",
-        "machine.json",
-        "report.html",
-        "report.json",
-    ):
+    names = ("spec.json", "config.toml", "prediction.json", "machine.json")
+    for name in (*names, "report.html", "report.json"):
         assert (kept / name).read_bytes() == (folder / name).read_bytes()
         assert not (kept / name).is_symlink(), "an offline run may be carried elsewhere"
     (table,) = kept.glob("media/table/report/verdicts*.json")
@@ -95,14 +89,19 @@ def test_every_value_in_wandb_is_that_of_the_log(folder: Path) -> None:
     assert all_gone(folder)
 
 
-def test_a_run_without_a_report_is_mirrored(folder: Path) -> None:
+def test_a_run_without_a_report_or_an_earlier_mirror_is_mirrored_whole(folder: Path) -> None:
+    """Except for the alerts of its first process."""
+    write(folder, [*lines_of_a_run(last_step=10), STOPPED])
     mirror = start(folder)
-    write(folder, [*lines_of_a_run(), END])
+    write(folder, [*lines_of_a_run(first_step=10), END])
     (folder / "machine.json").unlink()
-    assert mirror.finish() is None
+    assert mirror.finish() is None, (folder / OUTPUT_NAME).read_text()
     output = (folder / OUTPUT_NAME).read_text()
     assert "mirrored without report.html" in output and "mirrored without machine.json" in output
-    assert rows_in(recorded(folder)) == GOLDEN
+    records = recorded(folder)
+    losses = [row["step"] for row in rows_in(records) if "train/loss" in row]
+    assert losses == [0, 5, 8, 10, 15, 16]
+    assert len([r for r in records if r.WhichOneof("record_type") == "alert"]) == 2
 
 
 def test_without_a_key_auto_is_offline_and_online_warns(folder: Path) -> None:
@@ -174,18 +173,6 @@ def test_a_resumed_run_keeps_its_id_and_repeats_no_row_and_no_alert(folder: Path
         assert len([r for r in records if r.WhichOneof("record_type") == "alert"]) == 2
 
 
-def test_a_resumed_run_without_an_earlier_mirror_is_mirrored_whole(folder: Path) -> None:
-    """Except for the alerts of its first process."""
-    write(folder, [*lines_of_a_run(last_step=10), STOPPED])
-    mirror = start(folder)
-    write(folder, [*lines_of_a_run(first_step=10), END])
-    assert mirror.finish() is None, (folder / OUTPUT_NAME).read_text()
-    records = recorded(folder)
-    losses = [row["step"] for row in rows_in(records) if "train/loss" in row]
-    assert losses == [0, 5, 8, 10, 15, 16]
-    assert len([r for r in records if r.WhichOneof("record_type") == "alert"]) == 2
-
-
 def test_a_warning_names_the_failure_of_a_mirror(folder: Path) -> None:
     """Here W&B's process is killed, as for want of memory."""
     mirror = start(folder)
@@ -206,16 +193,21 @@ def at_start_up(folder: Path, code: str, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("PYTHONPATH", str(folder))
 
 
+def mirrored(folder: Path) -> str:
+    """Mirror a whole run; return the warning."""
+    mirror = start(folder)
+    write(folder, [*lines_of_a_run(), END])
+    warning = mirror.finish()
+    assert all_gone(folder)
+    return warning or ""
+
+
 def test_a_missing_wandb_gives_a_warning(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     at_start_up(tmp_path / "hook", "import sys; sys.modules['wandb'] = None", monkeypatch)
-    mirror = start(folder)
-    write(folder, [*lines_of_a_run(), END])
-    warning = mirror.finish()
-    assert warning is not None and "W&B cannot be used" in warning, warning
-    assert "the run is in its log alone" in warning
-    assert all_gone(folder)
+    warning = mirrored(folder)
+    assert "W&B cannot be used" in warning and "the run is in its log alone" in warning, warning
 
 
 def test_files_in_a_temporary_folder_give_a_warning(
@@ -226,18 +218,14 @@ def test_files_in_a_temporary_folder_give_a_warning(
     code = f"import os; real = os.access; os.access = lambda p, m: {where}"
     at_start_up(tmp_path / "hook", code + " and real(p, m)", monkeypatch)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    mirror = start(folder)
-    write(folder, [*lines_of_a_run(), END])
-    warning = mirror.finish()
-    assert warning is not None and "W&B cannot write to ~/runs/night" in warning, warning
+    warning = mirrored(folder)
+    assert "W&B cannot write to ~/runs/night" in warning, warning
     assert "keeps its files of the run in ~/wandb" in warning
-    assert all_gone(folder)
 
 
 def test_a_mirror_that_cannot_start_gives_a_warning(folder: Path) -> None:
     (folder / OUTPUT_NAME).mkdir()
-    warning = start(folder).finish()
-    assert warning is not None and "could not be started" in warning
+    assert "could not be started" in mirrored(folder)
 
 
 def test_starting_a_mirror_imports_neither_wandb_nor_torch() -> None:
@@ -246,16 +234,13 @@ def test_starting_a_mirror_imports_neither_wandb_nor_torch() -> None:
     assert done.stdout == b"set()\n"
 
 
-def test_ids_are_unique_and_valid() -> None:
-    made = {new_run_id() for _ in range(1000)}
-    assert len(made) == 1000
-    assert all(len(i) == 8 and i.isalnum() and i.isascii() and i == i.lower() for i in made)
+def test_an_id_is_valid() -> None:
+    made = new_run_id()
+    assert len(made) == 8 and made.isalnum() and made.isascii() and made == made.lower()
 
 
-def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="prediction.json"):
-        main([str(tmp_path)])
+def test_a_folder_without_a_prediction_is_refused(tmp_path: Path) -> None:
     make_folder(tmp_path / "run")
     (tmp_path / "run" / "prediction.json").unlink()
     with pytest.raises(BadInput, match="prediction.json"):
-        main([str(tmp_path / "run")])
+        main([str(tmp_path / "run"), "--mode=offline", "--project=p"])

@@ -59,13 +59,13 @@ def test_a_rollback_keeps_the_clock_and_the_energy() -> None:
     """In a process that resumes the run both begin at zero."""
     back = start_line().model_copy(update={"first_step": 1, "elapsed_seconds": 3700.0})
     for continues, hours, kwh in ((True, 1.1, 1.1), (None, 2.1, 2.1)):
-        again = back.model_copy(update={"continues": continues})
-        *_, row = rows_of(
+        lines = [
             start_line(),
             sensor(elapsed_seconds=3600.0, energy_joules=3.6e6),
-            again,
+            back.model_copy(update={"continues": continues}),
             sensor(elapsed_seconds=3960.0, energy_joules=3.96e6),
-        )
+        ]
+        row = rows_of(*lines)[-1]
         assert row["gpu/energy_kwh"] == pytest.approx(kwh)
         assert row["hours"] == pytest.approx(hours, abs=0.03)
         assert row["step"] == 1
@@ -142,33 +142,20 @@ def test_the_start_is_in_the_summary() -> None:
 def test_the_verdicts_are_formatted_as_in_the_report() -> None:
     absent = dict.fromkeys(("claimed", "analytic", "calibrated", "measured", "factor"))
     cost = {
-        "id": "cost",
-        "quantity": "Cost of electricity",
-        "unit": "EUR",
-        "claimed": {"text": "0.50–1.00 EUR"},
+        **{"id": "cost", "quantity": "Cost", "unit": "EUR", "verdict": "held", "why": "it is"},
+        **{"claimed": {"text": "0.50–1.00 EUR"}, "measured": {"value": 0.55}, "factor": 1.0},
         "analytic": {"low": 0.4, "expected": 0.5, "high": 0.6},
-        "measured": {"value": 0.55},
-        "verdict": "held",
-        "factor": 1.0,
-        "why": "it lies within",
     }
     loss = {"id": "val_loss", "quantity": "Loss", "unit": "nat", "verdict": "not measured"}
-    counted = {"predictions_held": 3, "predictions_judged": 4}
-    verdicts = {"held": 2, "not measured": 1}
+    run = {"headline": "5 h.", "predictions_held": 3, "predictions_judged": 4}
     report = {
-        "run": {"headline": "5 h.", **counted, "verdicts": verdicts},
+        "run": run | {"verdicts": {"held": 2, "not measured": 1}},
         "rows": [absent | cost, absent | loss | {"why": "no evaluation"}],
     }
-    words = ["Cost of electricity", "0.50–1.00 EUR", "0.40–0.60 EUR", "", "0.55 EUR", "held"]
     assert verdict_rows(report) == [
-        [*words, 1.0, "it lies within"],
+        ["Cost", "0.50–1.00 EUR", "0.40–0.60 EUR", "", "0.55 EUR", "held", 1.0, "it is"],
         ["Loss", "", "", "", "", "not measured", None, "no evaluation"],
     ]
-    assert final_summary(report) == {
-        "final/headline": "5 h.",
-        "final/predictions_held": 3,
-        "final/predictions_judged": 4,
-        "final/claims_held": 2,
-        "final/claims_not_measured": 1,
-        "final/cost": 0.55,
-    }
+    claims = {"final/claims_held": 2, "final/claims_not_measured": 1}
+    figures = {f"final/{name}": value for name, value in run.items()}
+    assert final_summary(report) == figures | claims | {"final/cost": 0.55}

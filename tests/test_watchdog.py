@@ -26,8 +26,7 @@ def begin(folder: Path, limit: float, step: float, hang_at: int) -> subprocess.P
     )
 
 
-def test_a_hang_ends_the_run_and_its_folder_tells_where_it_stood(tmp_path: Path) -> None:
-    """A driver that stops answering cost the rest of the night, without a line in the log."""
+def test_a_hang_ends_the_run_and_hang_txt_has_its_stack(tmp_path: Path) -> None:
     with begin(tmp_path, limit=2, step=0.01, hang_at=1) as process:
         _, errors = process.communicate(timeout=30)
     assert process.returncode == 1
@@ -51,8 +50,8 @@ threading.Event().wait()
 """
 
 
-def test_a_hang_that_cannot_be_told_ends_the_run_all_the_same(tmp_path: Path) -> None:
-    """Where the disk hangs, the event in the log hangs with it."""
+def test_a_hang_ends_the_run_even_if_the_log_hangs(tmp_path: Path) -> None:
+    """Both hang if the disk does."""
     done = subprocess.run(
         [sys.executable, "-c", HANGS_TWICE, str(tmp_path)],
         cwd=ROOT,
@@ -63,8 +62,8 @@ def test_a_hang_that_cannot_be_told_ends_the_run_all_the_same(tmp_path: Path) ->
     assert done.returncode == 1
 
 
-def test_slow_steps_that_are_within_the_limit_or_announced_are_no_hang(tmp_path: Path) -> None:
-    """Compilation, an evaluation: their length is known beforehand."""
+def test_slow_steps_within_the_limit_or_announced_are_no_hang(tmp_path: Path) -> None:
+    """Compilation and evaluations announce their length."""
     with begin(tmp_path, limit=1, step=0.4, hang_at=-1) as process:
         _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (0, "")
@@ -72,8 +71,8 @@ def test_slow_steps_that_are_within_the_limit_or_announced_are_no_hang(tmp_path:
     assert not (tmp_path / "hang.txt").exists()
 
 
-def test_a_process_that_was_stopped_for_long_did_not_hang(tmp_path: Path) -> None:
-    """Ctrl-Z frees the card for an hour; so does a laptop whose lid is closed."""
+def test_a_suspended_process_is_no_hang(tmp_path: Path) -> None:
+    """Ctrl-Z, or a laptop that sleeps."""
     with begin(tmp_path, limit=1, step=0.2, hang_at=-1) as process:
         time.sleep(1)
         process.send_signal(signal.SIGSTOP)

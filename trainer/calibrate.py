@@ -35,9 +35,9 @@ from nanogauge.prediction.calibrated import (
     Calibration,
     Figure,
     MeasuredParts,
+    add_to_calibration,
     matrix_product_name,
 )
-from nanogauge.prediction.calibration_store import add_to_calibration
 from nanogauge.prediction.flops import flops_per_token_palm
 from nanogauge.prediction.workload import Workload, workload_of
 from nanogauge.schema import Hardware

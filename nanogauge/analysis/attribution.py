@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from nanogauge.analysis.claims import Claim, Claims
+from nanogauge.analysis.claims import Claims
 from nanogauge.analysis.measured import Measurements
 from nanogauge.analysis.telemetry import arithmetic_share, clock_loss, measure_clock
 from nanogauge.analysis.what_if import Scenario
@@ -64,48 +64,41 @@ def attribute(
     spec: RunSpec,
     recorded: Recorded,
     scenarios: Sequence[Scenario] = (),
+    claims: Claims | None = None,
 ) -> Attribution | None:
-    """Compare with the analytic prediction; None if the total was not measured or predicted."""
-    if not prediction.ledger or not _is_measured(measurements):
+    """Compare with the prediction, or with the narrowest claimed total if claims are given.
+
+    The middle of the claim is taken as steps only. None if the total was not measured, claimed or
+    predicted.
+    """
+    reference = _predicted(prediction, spec) if claims is None else _claimed(claims, spec)
+    if reference is None or not {"total_seconds", "step_seconds"} <= measurements.values.keys():
         return None
-    reference = _Reference(
+    return _Attributor(reference, prediction, measurements, spec, recorded, scenarios).result()
+
+
+def _predicted(prediction: Prediction, spec: RunSpec) -> _Reference | None:
+    if not prediction.ledger:
+        return None
+    return _Reference(
         name="analytic prediction",
         total_seconds=sum(prediction.ledger.values()),
         step_seconds=prediction.ledger["step_s"] / spec.steps,
         ledger=prediction.ledger,
         clock=_assumed_clock(prediction.hardware),
     )
-    return _Attributor(reference, prediction, measurements, spec, recorded, scenarios).result()
 
 
-def attribute_claim(
-    claims: Claims | None,
-    prediction: Prediction,
-    measurements: Measurements,
-    spec: RunSpec,
-    recorded: Recorded,
-    scenarios: Sequence[Scenario] = (),
-) -> Attribution | None:
-    """Compare with the middle of the narrowest claimed total, taken as steps only."""
-    totals: list[tuple[float, float, Claim]] = []
-    for claim in claims.claim if claims is not None else []:
-        if claim.row == "total_seconds" and claim.formula is None and claim.middle is not None:
-            totals.append((claim.high - claim.low, claim.middle, claim))
-    if not totals or not _is_measured(measurements):
+def _claimed(claims: Claims, spec: RunSpec) -> _Reference | None:
+    totals = [
+        (claim.high - claim.low, claim.middle, claim.key)
+        for claim in claims.claim
+        if claim.row == "total_seconds" and claim.formula is None and claim.middle is not None
+    ]
+    if not totals:
         return None
-    _, middle, claim = min(totals, key=lambda t: t[0])
-    reference = _Reference(
-        name=f"middle of the claim {claim.key}",
-        total_seconds=middle,
-        step_seconds=middle / spec.steps,
-        ledger={},
-        clock=None,
-    )
-    return _Attributor(reference, prediction, measurements, spec, recorded, scenarios).result()
-
-
-def _is_measured(measurements: Measurements) -> bool:
-    return {"total_seconds", "step_seconds"} <= measurements.values.keys()
+    _, middle, key = min(totals)
+    return _Reference(f"middle of the claim {key}", middle, middle / spec.steps, {}, None)
 
 
 def _assumed_clock(hardware: Hardware) -> tuple[float, str] | None:
@@ -279,20 +272,17 @@ class _Attributor:
         return text if seconds >= MIN_SAVED_SHARE * self.ran_seconds else None
 
     def _evaluation_advice(self) -> str | None:
-        """Evaluate half as often, or on half the batches."""
+        """Evaluate half as often."""
         spent, done = self.ledger.eval_s, len(self.recorded.evals)
         if not spent or not done:
             return None
-        every, batches = self.spec.eval_every or 0, self.spec.eval_batches or 0
+        every = self.spec.eval_every or 0
         fewer = evaluations(self.spec) - evaluations(replace(self.spec, eval_every=2 * every))
         saved = fewer * spent / done
         text = (
             f"evaluation every {2 * every:,} steps instead of {every:,} saves "
             f"{format_seconds(saved)}"
         )
-        if batches > 1:
-            half = spent * (batches - batches // 2) / batches
-            text += f"; {batches // 2:,} batches instead of {batches:,} save {format_seconds(half)}"
         return self._if_worth(saved, text)
 
     def _checkpoint_advice(self) -> str | None:

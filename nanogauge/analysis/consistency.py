@@ -77,7 +77,6 @@ def inconsistencies(claims: Claims, spec: RunSpec, prediction: Prediction) -> li
     """Return the claims, and combinations of claims, that cannot be true."""
     found: list[Inconsistency] = []
     not_exact: list[Claim] = []
-    refuted: list[Claim] = []
     for claim in claims.claim:
         value = computed_value(claim, spec, prediction)
         if value is None:
@@ -87,7 +86,6 @@ def inconsistencies(claims: Claims, spec: RunSpec, prediction: Prediction) -> li
             found.append(
                 _finding(f"{_label(claim)}: {range_text(claim)} is wrong: {sentence}.", claim)
             )
-            refuted.append(claim)
     for claim in not_exact:
         found += _check_hardware(claim, spec, prediction)
     for one, other in combinations(claims.claim, 2):
@@ -96,7 +94,6 @@ def inconsistencies(claims: Claims, spec: RunSpec, prediction: Prediction) -> li
     found += _check_mfu(not_exact, spec, prediction)
     found += _check_order(not_exact)
     found += _check_products(not_exact, spec)
-    found += _check_exact(refuted, spec)
     return found
 
 
@@ -187,16 +184,6 @@ def _check_mfu(
     if peak is None:
         return
     counts = {row: per_token(spec.shape) for row, per_token in MFU_CONVENTIONS.items()}
-    ratio = counts["mfu_palm"] / counts["mfu_6n"]
-    for palm, plain in _combinations(claims, "mfu_palm", "mfu_6n"):
-        low, high = (ratio * end for end in _ends(plain))
-        if _disjoint(low, high, palm):
-            yield _finding(
-                f"6N + 12LCT is {ratio:.3g} times 6N, so that {range_text(plain)} by 6N "
-                f"means {_span_text(palm.row, low, high)}, not {range_text(palm)}.",
-                palm,
-                plain,
-            )
     times = {"step_seconds": 1, "total_seconds": spec.steps}
     for share, claim in product(claims, claims):
         if share.row not in counts or claim.row not in times:
@@ -240,36 +227,8 @@ def _check_order(claims: list[Claim]) -> Iterator[Inconsistency]:
                 yield _finding(f"{ranges}; but {why}.", whole, part)
 
 
-def _check_exact(refuted: list[Claim], spec: RunSpec) -> Iterator[Inconsistency]:
-    """Check exact quantities against each other, among claims the configuration refutes.
-
-    Several of these may describe another run, and must then agree with each other.
-    """
-    steps, unique = spec.steps, spec.unique_tokens
-    relations: list[tuple[str, tuple[str, ...], float, str]] = [
-        ("tokens_total", ("tokens_per_step",), steps, f"{steps:,} steps of {{}} tokens"),
-        ("weights_bytes", ("parameters_total",), 2, "2 bytes for each of {} parameters"),
-        ("flops_total_6n", ("parameters", "tokens_total"), 6, "6 x {} parameters x {} tokens"),
-    ]
-    if unique is not None:
-        words = f"{{}} tokens over {unique:,} unique ones"
-        relations.append(("data_epochs", ("tokens_total",), 1 / unique, words))
-    for result, rows, factor, words in relations:
-        for whole, *parts in _combinations(refuted, result, *rows):
-            low = factor * math.prod(_ends(part)[0] for part in parts)
-            high = factor * math.prod(part.high for part in parts)
-            if _disjoint(low, high, whole):
-                made = words.format(*(range_text(part) for part in parts))
-                yield _finding(
-                    f"{_label(whole)}: {made} make {_span_text(result, low, high)}, "
-                    f"not {range_text(whole)}.",
-                    whole,
-                    *parts,
-                )
-
-
 def _check_products(claims: list[Claim], spec: RunSpec) -> Iterator[Inconsistency]:
-    """Check total = steps x step, energy = power x time and cost = energy x price."""
+    """Check total = steps x step and energy = power x time."""
     for total, step in _combinations(claims, "total_seconds", "step_seconds"):
         least = _ends(step)[0] * spec.steps
         if _disjoint(least, math.inf, total):
@@ -287,23 +246,4 @@ def _check_products(claims: list[Claim], spec: RunSpec) -> Iterator[Inconsistenc
                 f"{range_text(watts)} over {range_text(total)} make "
                 f"{_span_text('energy_kwh', low, high)}, not {range_text(energy)}.",
                 *group,
-            )
-    price, currency = spec.cost.price_per_kwh, spec.cost.currency
-    if price is None:
-        return
-    for cost, energy in _combinations(claims, "cost", "energy_kwh"):
-        least, most = _ends(energy)
-        if spec.cost.machine_watts is not None:
-            most = math.inf  # the cost includes the rest of the machine
-        if _disjoint(least * price, most * price, cost):
-            low = 0.0 if math.isinf(most) else _ends(cost)[0] / most
-            high = _ends(cost)[1] / least if least > 0 else math.inf
-            means = f"{low:.3g}-{high:.3g}"
-            if low == 0 or math.isinf(high):
-                means = f"at most {high:.3g}" if low == 0 else f"at least {low:.3g}"
-            yield _finding(
-                f"{range_text(cost, currency)} for {range_text(energy)} means {means} "
-                f"{currency}/kWh; the configured price is {price:g}.",
-                cost,
-                energy,
             )

@@ -17,12 +17,8 @@ from nanogauge.analysis.telemetry import (
     sensor_mismatch,
     total_over_processes,
 )
-from nanogauge.prediction.flops import (
-    flops_per_token_6n,
-    flops_per_token_causal,
-    flops_per_token_palm,
-)
-from nanogauge.quantities import GIB, format_seconds, joules_per_token, mfu
+from nanogauge.prediction.flops import flops_per_token_causal, flops_per_token_palm
+from nanogauge.quantities import GIB, format_seconds, mfu
 from nanogauge.runlog.history import Recorded
 from nanogauge.runspec import RunSpec
 from nanogauge.schema import Prediction, Stored
@@ -56,12 +52,11 @@ class _Panel:
         )
 
     def add_bytes(self, name: str, label: str, value: float | None, how: str) -> None:
-        text = "" if value is None else f"{value / GIB:.2f} GiB"
-        self.add(name, label, "B", value, text, how)
+        self.add(name, label, "B", value, f"{(value or 0) / GIB:.2f} GiB", how)
 
     def add_kwh(self, name: str, label: str, joules: float | None, how: str) -> None:
         value = None if joules is None else joules / JOULES_PER_KWH
-        self.add(name, label, "kWh", value, "" if value is None else f"{value:.4g} kWh", how)
+        self.add(name, label, "kWh", value, f"{value or 0:.4g} kWh", how)
 
 
 def instruments(
@@ -88,35 +83,28 @@ def instruments(
 def _add_speed(
     panel: _Panel, recorded: Recorded, spec: RunSpec, prediction: Prediction, median: float
 ) -> None:
-    shape = spec.shape
-    per_step = spec.tokens_per_step
-    peak_flops, boost_hz = prediction.peak_flops, prediction.hardware.boost_clock_hz
-    clocks = recorded.sensors.known("sm_clock_hz")
-    for name, label, per_token in (
-        ("palm", "6N + 12LCT", float(flops_per_token_palm(shape))),
-        ("6n", "6N", float(flops_per_token_6n(shape))),
-        ("causal", "6N + 6LCT, causal", flops_per_token_causal(shape)),
-    ):
-        flops = per_token * per_step
-        achieved, title = flops / median, f"Achieved ({label})"
-        how = f"{per_token / 1e6:.4g} MFLOP per token x {per_step:,} tokens / median step"
-        text = f"{achieved / 1e12:.3g} TFLOP/s"
-        panel.add(f"achieved_flops_{name}", title, "FLOP/s", achieved, text, how)
-        if peak_flops is None:
-            continue
-        if name == "causal":
-            share = mfu(flops, median, peak_flops)
-            how = f"of {peak_flops / 1e12:.3g} TFLOP/s; {prediction.hardware.peak_name}"
-            panel.add("mfu_causal", f"MFU ({label})", "1", share, f"{100 * share:.3g} %", how)
-        if len(clocks) and boost_hz is not None:
-            clock_hz = float(np.median(clocks))
-            at_clock = peak_flops * clock_hz / boost_hz
-            share, title = mfu(flops, median, at_clock), f"MFU at the measured clock ({label})"
-            how = (
-                f"of {at_clock / 1e12:.3g} TFLOP/s at the median SM clock of "
-                f"{_gigahertz(clock_hz)} instead of {boost_hz / 1e9:.3f}"
-            )
-            panel.add(f"mfu_{name}_at_clock", title, "1", share, f"{100 * share:.3g} %", how)
+    shape, tokens, peak_flops = spec.shape, spec.tokens_per_step, prediction.peak_flops
+    per_token = flops_per_token_palm(shape)
+    achieved = per_token * tokens / median
+    how = f"{per_token / 1e6:.4g} MFLOP per token (6N + 12LCT) x {tokens:,} tokens / median step"
+    text = f"{achieved / 1e12:.3g} TFLOP/s"
+    panel.add("achieved_flops_palm", "Achieved", "FLOP/s", achieved, text, how)
+    if peak_flops is None:
+        return
+    share = mfu(flops_per_token_causal(shape) * tokens, median, peak_flops)
+    how = f"of {peak_flops / 1e12:.3g} TFLOP/s; {prediction.hardware.peak_name}"
+    panel.add("mfu_causal", "MFU (6N + 6LCT, causal)", "1", share, f"{100 * share:.3g} %", how)
+    clocks, boost_hz = recorded.sensors.known("sm_clock_hz"), prediction.hardware.boost_clock_hz
+    if len(clocks) and boost_hz is not None:
+        clock_hz = float(np.median(clocks))
+        at_clock = peak_flops * clock_hz / boost_hz
+        share = achieved / at_clock
+        how = (
+            f"of {at_clock / 1e12:.3g} TFLOP/s at the median SM clock of {_gigahertz(clock_hz)} "
+            f"instead of {boost_hz / 1e9:.3f}"
+        )
+        label = "MFU at the measured clock (6N + 12LCT)"
+        panel.add("mfu_palm_at_clock", label, "1", share, f"{100 * share:.3g} %", how)
 
 
 def _add_step_parts(panel: _Panel, recorded: Recorded) -> None:
@@ -150,20 +138,12 @@ def _add_ranks(panel: _Panel, recorded: Recorded) -> None:
     The first step of each process warms up and is excluded if there are others.
     """
     ranks, steps = recorded.ranks.column("rank"), recorded.ranks.column("step")
-    for name, label, note in (
-        (
-            "step_seconds",
-            "Step of the slowest rank",
-            "; all ranks end a step together, so that these differ little",
-        ),
-        (
-            "forward_seconds",
-            "Forward passes of the slowest rank",
-            "; no rank waits for another in these; the others wait for the slowest afterwards",
-        ),
-        ("data_wait_seconds", "Waiting for data, of the rank that waits longest", ""),
-        ("peak_allocated_bytes", "VRAM, peak of tensors, of the fullest rank", ""),
-        ("peak_host_bytes", "Memory on the host, peak, of the fullest rank", ""),
+    for name, label in (
+        ("step_seconds", "Step of the slowest rank"),
+        ("forward_seconds", "Forward passes of the slowest rank, without waiting for others"),
+        ("data_wait_seconds", "Waiting for data, of the rank that waits longest"),
+        ("peak_allocated_bytes", "VRAM, peak of tensors, of the fullest rank"),
+        ("peak_host_bytes", "Memory on the host, peak, of the fullest rank"),
     ):
         values = recorded.ranks.column(name)
         selected = ~np.isnan(values)
@@ -180,26 +160,14 @@ def _add_ranks(panel: _Panel, recorded: Recorded) -> None:
         size = f"{value / GIB:.2f} GiB" if unit == "B" else format_seconds(value)
         spread = 100 * (value - min(medians.values())) / value
         text = f"{size}, rank {worst}; the least is {spread:.2g} % lower"
-        how = f"medians of {count:,} step{'s' * (count > 1)} of each rank{note}"
+        how = f"medians of {count:,} step{'s' * (count > 1)} of each rank"
         panel.add(f"rank_{name}", label, unit, value, text, how)
-
-
-_END_LINE = "only the end line has it"
 
 
 def _add_memory(panel: _Panel, recorded: Recorded, prediction: Prediction) -> None:
     if prediction.hardware.kind != "cpu":
         reserved = run_peak(recorded, "peak_reserved_bytes")
         panel.add_bytes("peak_reserved_bytes", "VRAM, peak reserved", reserved, "torch's allocator")
-        inactive = run_peak(recorded, "peak_inactive_bytes")
-        how = "reserved and free, in pieces of blocks that are in use"
-        how = how if inactive is not None else _END_LINE
-        label = "VRAM lost to fragmentation, peak"
-        panel.add_bytes("peak_inactive_bytes", label, inactive, how)
-        retries = run_peak(recorded, "allocation_retries")
-        how = "allocations for which the allocator freed its cache and tried again"
-        how = how if retries is not None else _END_LINE
-        panel.add("allocation_retries", "Allocation retries", "1", retries, f"{retries}", how)
     used = max_or_none(recorded.sensors.known("device_used_bytes"))
     if used is not None or prediction.hardware.kind != "cpu":
         fullest = ", of the fullest" * bool(len(recorded.sensors.known("fullest_card")))
@@ -244,19 +212,12 @@ def _add_energy(panel: _Panel, recorded: Recorded, tokens: int) -> None:
         )
     text = f"{watts:.3g} W" if watts is not None else ""
     panel.add("idle_power_watts", "Power of the idle board", "W", watts, text, how)
-    if joules is not None and watts is not None:
-        seconds = total_over_processes(recorded, "elapsed_seconds") or 0.0
-        marginal, how = joules - watts * seconds, f"energy less {watts:.3g} W of an idle board"
-        panel.add_kwh("energy_marginal_kwh", "Energy beyond idling", marginal, how)
     if joules is not None and tokens:
-        per_token = joules_per_token(joules, tokens)
+        per_token = joules / tokens
         how = f"energy of {boards} / {tokens:,} tokens, evaluation and compilation included"
         if recorded.lost_steps:
             how += ", and repeated steps"
         panel.add("joules_per_token", "Energy per token", "J", per_token, f"{per_token:.3g} J", how)
-        watt_hours, label = per_token * 1e6 / 3600, "Energy per million tokens"
-        text = f"{watt_hours:.3g} Wh"
-        panel.add("wh_per_million_tokens", label, "Wh", watt_hours, text, how)
 
 
 def _gigahertz(hz: float) -> str:
@@ -274,8 +235,6 @@ _BOARD: tuple[tuple[str, str, str, Callable[[float], str]], ...] = (
     ("fan", "Fan", "1", _percent),
     ("utilization", "Utilisation", "1", _percent),
     ("power_limit_watts", "Power limit", "W", "{:.0f} W".format),
-    ("pcie_generation", "PCIe generation", "1", "{:.0f}".format),
-    ("pcie_width", "PCIe lanes", "1", "x{:.0f}".format),
 )
 _WORST_CARD = {"sm_clock_hz": "slowest_card", "temperature_celsius": "hottest_card"}
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ConfigDict, Field
 
-from nanogauge.analysis.attribution import Attribution, attribute, attribute_claim
+from nanogauge.analysis.attribution import Attribution, attribute
 from nanogauge.analysis.claims import Claims, Unscored, load_claims
 from nanogauge.analysis.consistency import Inconsistency
 from nanogauge.analysis.incidents import (
@@ -23,9 +23,9 @@ from nanogauge.analysis.instruments import Instrument, instruments
 from nanogauge.analysis.ledger import Ledger
 from nanogauge.analysis.measured import Measurements, measure
 from nanogauge.analysis.status import (
-    LastEvent,
     Liveness,
     Projection,
+    ShownEvent,
     State,
     judge_liveness,
     last_events,
@@ -40,9 +40,8 @@ from nanogauge.quantities import (
     format_range,
     format_seconds,
     format_value,
-    tokens_per_second,
 )
-from nanogauge.runlog.folder import CLAIMS_NAME, Machine, RunFolder, load_with_log
+from nanogauge.runlog.folder import CLAIMS_NAME, RunFolder, load_with_log
 from nanogauge.runlog.history import Recorded
 from nanogauge.runlog.lock import is_locked
 from nanogauge.runlog.reader import LogReader, last_written
@@ -93,14 +92,6 @@ class RunInfo(Stored):
     headline: str
 
 
-class RaisedAlarm(Stored):
-    what: str
-    step: int | None
-    elapsed_seconds: float | None
-    """Since the start of the process that raised it."""
-    text: str
-
-
 class Report(Stored):
     model_config = ConfigDict(populate_by_name=True)
 
@@ -115,10 +106,10 @@ class Report(Stored):
     time_ledger: Ledger
     instruments: list[Instrument]
     """Additional values without a row."""
-    alarms: list[RaisedAlarm]
+    alarms: list[ShownEvent]
     incidents: Incidents = Field(alias="night")
     """Faults that the run recovered from."""
-    last_events: list[LastEvent]
+    last_events: list[ShownEvent]
     """Last events of an unfinished run."""
     samples: list[str]
     """Text that the model generated."""
@@ -163,7 +154,9 @@ def build_report(
     rows, findings = build_rows(claims, spec, prediction, measurements)
     scenarios = what_if(spec, prediction, measurements, recorded)
     attribution = attribute(prediction, measurements, spec, recorded, scenarios)
-    of_claim = attribute_claim(claims, prediction, measurements, spec, recorded, scenarios)
+    of_claim = None
+    if claims is not None:
+        of_claim = attribute(prediction, measurements, spec, recorded, scenarios, claims)
     liveness = judge_liveness(recorded, prediction, written, now, lock_held)
     finished = measurements.status == "finished"
     projection = None if finished else project_total(recorded, spec, prediction, measurements)
@@ -190,7 +183,7 @@ def build_report(
         time_ledger=measurements.ledger,
         instruments=instruments(recorded, spec, prediction, measurements),
         alarms=[
-            RaisedAlarm(what=e.what, step=e.step, elapsed_seconds=e.elapsed_seconds, text=e.text)
+            ShownEvent(what=e.what, step=e.step, elapsed_seconds=e.elapsed_seconds, text=e.text)
             for e in recorded.events
             if e.level == "alarm"
         ],
@@ -226,13 +219,13 @@ def _run_info(
         device=start.device,
         dtype=run.prediction.dtype,
         compiled=recorded.compiles[-1].mode == "compiled" if recorded.compiles else None,
-        tokens_per_second=tokens_per_second(spec.tokens_per_step, median) if median else None,
-        state=liveness.state if liveness is not None else None,
-        last_line_age_s=liveness.last_line_age_s if liveness is not None else None,
-        projected_total_s=projection.total_s if projection is not None else None,
-        projected_low_s=projection.low_s if projection is not None else None,
-        projected_high_s=projection.high_s if projection is not None else None,
-        projected_how=projection.how if projection is not None else None,
+        tokens_per_second=spec.tokens_per_step / median if median else None,
+        state=liveness and liveness.state,
+        last_line_age_s=liveness and liveness.last_line_age_s,
+        projected_total_s=projection and projection.total_s,
+        projected_low_s=projection and projection.low_s,
+        projected_high_s=projection and projection.high_s,
+        projected_how=projection and projection.how,
         prediction_sha256=run.prediction_sha256,
         document=claims.document.title if claims is not None else None,
         restarts=len(recorded.processes) - 1,
@@ -319,27 +312,12 @@ def _headline_of_prediction(actual: str, rows: list[Row], attribution: Attributi
 def _narrowest(claims: Claims | None, rows: list[Row], row_id: str) -> Row | None:
     """Return the row of the narrowest claim without a formula."""
     computed = {c.key for c in claims.claim if c.formula is not None} if claims else set()
-    widths: list[tuple[float, int]] = []
-    for index, row in enumerate(rows):
-        if row.id == row_id and row.claimed is not None and row.claim not in computed:
-            low, high = row.claimed.low, row.claimed.high
-            widths.append((float("inf") if low is None or high is None else high - low, index))
+    widths = [
+        (row.claimed.width, index)
+        for index, row in enumerate(rows)
+        if row.id == row_id and row.claimed is not None and row.claim not in computed
+    ]
     return rows[min(widths)[1]] if widths else None
-
-
-def machine_lines(machine: Machine) -> list[tuple[str, str]]:
-    """Return machine.json as pairs of label and text."""
-    lines: list[tuple[str, str]] = []
-    for key, value in machine.items():
-        name = key.replace("_", " ")
-        if isinstance(value, dict):
-            text = ", ".join(f"{k} {v}" for k, v in value.items())
-        elif isinstance(value, bool):
-            text = "yes" if value else "no"
-        else:
-            text = "not known" if value is None else str(value)
-        lines.append((name, text))
-    return lines
 
 
 def report_schema() -> dict[str, Any]:

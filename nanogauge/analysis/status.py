@@ -16,7 +16,6 @@ import numpy.typing as npt
 
 from nanogauge.analysis.ledger import steady_seconds
 from nanogauge.analysis.measured import Measurements
-from nanogauge.prediction.overheads import waiting_seconds
 from nanogauge.quantities import (
     FAR_SECONDS,
     Interval,
@@ -28,7 +27,7 @@ from nanogauge.quantities import (
 from nanogauge.runlog.history import Recorded
 from nanogauge.runspec import RunSpec
 from nanogauge.schedule import checkpoints, evaluations, is_checkpointed, is_evaluated
-from nanogauge.schema import Prediction, Stored
+from nanogauge.schema import Checkpoint, Eval, Prediction, Stored
 
 STRETCHES = 20
 """Parts that the steady steps are cut into, to see how much their means differ."""
@@ -73,7 +72,7 @@ class Projection(Stored):
     how: str
 
 
-class LastEvent(Stored):
+class ShownEvent(Stored):
     what: str
     step: int | None
     elapsed_seconds: float | None
@@ -159,18 +158,12 @@ def project_total(
     evaluated = {e.step for e in recorded.evals if e.step >= done and is_evaluated(e.step, spec)}
     saved = {c.step for c in recorded.checkpoints if c.step >= done}
     saves_left = checkpoints(spec, first=done) - sum(is_checkpointed(step, spec) for step in saved)
-    evaluation = _spread([e.seconds for e in recorded.evals])
-    if evaluation is None:
-        evaluation = _predicted_evaluation(spec, prediction)
-    saving = _spread([c.seconds for c in recorded.checkpoints])
-    if saving is None and recorded.starts[0].source == "train":
-        saving = _predicted_checkpoint(spec, prediction)
     left_seconds = Interval.exact(0.0)
     pieces = []
     for name, count, each in (
         ("step", spec.steps - done, pace),
-        ("evaluation", evaluations(spec, first=done) - len(evaluated), evaluation),
-        ("checkpoint", saves_left, saving),
+        ("evaluation", evaluations(spec, first=done) - len(evaluated), _spread(recorded.evals)),
+        ("checkpoint", saves_left, _spread(recorded.checkpoints)),
     ):
         if each is None or count == 0:
             continue
@@ -207,33 +200,19 @@ def _pace(seconds: npt.NDArray[np.float64], prediction: Prediction) -> Interval 
     return Interval(means[1], statistics.median(means), means[-2])
 
 
-def _spread(seconds: Sequence[float | None]) -> Interval | None:
-    """Return the shortest, median and longest of the timed values."""
-    timed = [s for s in seconds if s is not None]
+def _spread(lines: Sequence[Eval] | Sequence[Checkpoint]) -> Interval | None:
+    """Return the shortest, median and longest of the timed lines; None without one."""
+    timed = [line.seconds for line in lines if line.seconds is not None]
     return Interval(min(timed), statistics.median(timed), max(timed)) if timed else None
 
 
-def _predicted_evaluation(spec: RunSpec, prediction: Prediction) -> Interval | None:
-    step, count = prediction.best("step_seconds"), evaluations(spec)
-    if step is None or not count or "eval_s" not in prediction.ledger:
-        return None
-    return step.scaled(prediction.ledger["eval_s"] / count)
-
-
-def _predicted_checkpoint(spec: RunSpec, prediction: Prediction) -> Interval | None:
-    count = checkpoints(spec)
-    if not count or "checkpoint_s" not in prediction.ledger:
-        return None
-    return waiting_seconds(1.0, count).scaled(prediction.ledger["checkpoint_s"] / count)
-
-
-def last_events(recorded: Recorded, measurements: Measurements) -> list[LastEvent]:
+def last_events(recorded: Recorded, measurements: Measurements) -> list[ShownEvent]:
     """Return the last step, evaluation, checkpoint and events of an unfinished run."""
-    last: list[LastEvent] = []
+    last: list[ShownEvent] = []
 
     def add(what: str, step: int | None, elapsed_seconds: float | None, text: str) -> None:
         text = text if len(text) <= LONGEST_EVENT_TEXT else text[:LONGEST_EVENT_TEXT] + " ..."
-        last.append(LastEvent(what=what, step=step, elapsed_seconds=elapsed_seconds, text=text))
+        last.append(ShownEvent(what=what, step=step, elapsed_seconds=elapsed_seconds, text=text))
 
     for step in recorded.steps[-1:]:
         loss = "no finite loss" if step.loss is None else f"loss {step.loss:.4g}"
@@ -282,7 +261,7 @@ def unfinished_headline(
         text = f"{word} at {where}{doubt}: {liveness.why}."
     if projection is None:
         return text
-    total = _format_projection(projection)
+    total = projection_text(projection.total_s, projection.low_s, projection.high_s)
     if liveness is None or not running:
         return f"{text} At the measured pace the whole run takes {total}."
     ahead = projection.left_s - liveness.last_line_age_s
@@ -296,9 +275,11 @@ def unfinished_headline(
     return f"{text}; {'inside' if inside else 'outside'} the predicted {interval}."
 
 
-def _format_projection(projection: Projection) -> str:
-    total, low, high = projection.total_s, projection.low_s, projection.high_s
+def projection_text(total: float, low: float | None, high: float | None) -> str:
+    """Format a projected time with its interval."""
     text = format_seconds(total)
+    if low is None or high is None:
+        return text
     interval = format_range("total_seconds", low, high)
     if interval == text:
         interval = f"within {100 * max(total - low, high - total) / total:.2g} %"

@@ -32,6 +32,11 @@ class Claimed(Stored):
     english: str
     reading: str | None
 
+    @property
+    def width(self) -> float:
+        """Width of the range; infinite if an end is open."""
+        return math.inf if self.low is None or self.high is None else self.high - self.low
+
 
 class Row(Stored):
     id: str

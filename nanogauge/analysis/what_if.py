@@ -13,7 +13,7 @@ from dataclasses import replace
 from nanogauge.analysis.measured import Measurements
 from nanogauge.hardware import Gpu, all_gpus, find_gpu, from_row, usually_free_bytes
 from nanogauge.prediction.calibrated import Calibration, FinishedRun
-from nanogauge.prediction.parameters import count_parameters
+from nanogauge.prediction.flops import count_parameters
 from nanogauge.prediction.prediction import predict
 from nanogauge.prediction.search import (
     Verdict,

@@ -18,11 +18,9 @@ from nanogauge.config import add_config_flags, config_overrides, given_config
 from nanogauge.doctor.machine import memory_to_plan_with
 from nanogauge.errors import BadInput
 from nanogauge.hardware import lookup, read_gpus
-from nanogauge.prediction.calibrated import Calibration
-from nanogauge.prediction.calibration_store import load_calibration
-from nanogauge.prediction.compare_configs import plan_all
+from nanogauge.prediction.calibrated import Calibration, load_calibration
 from nanogauge.prediction.overheads import preparation_seconds
-from nanogauge.prediction.plan import make_wish, plan_deadline, plan_fit
+from nanogauge.prediction.plan import make_wish, plan_all, plan_deadline, plan_fit
 from nanogauge.prediction.prediction import predict
 from nanogauge.prediction.search import TOKENS_PER_PARAMETER
 from nanogauge.prediction.workload import resolve_dtype
@@ -173,11 +171,7 @@ def _compare(given: Namespace) -> int:
 
 
 def _refuse_flags(given: Namespace, mode: str, allowed: Sequence[str], belongs_to: str) -> None:
-    """Refuse the flags of a plan that a mode ignores.
-
-    Raises:
-        BadInput: for the first of them.
-    """
+    """Refuse the flags of a plan that a mode ignores."""
     defaults = _make_parser()
     for name, value in vars(given).items():
         ignored = "." not in name and name not in (mode, *allowed)

@@ -15,19 +15,15 @@ from nanogauge.cli import Parser
 from nanogauge.config import add_config_flags, config_overrides, wandb_section
 from nanogauge.errors import BadInput
 from nanogauge.importers.command import (
+    LOG_FORMATS,
     MeasureCpu,
     add_import_flags,
     add_log_flags,
+    import_as,
     import_given,
 )
-from nanogauge.report.compare_runs import (
-    common_parent,
-    compare_runs,
-    print_comparison,
-    write_comparison,
-)
+from nanogauge.report.compare_runs import Comparison
 from nanogauge.report.html import write_report
-from nanogauge.report.index import index_json, make_index, write_index
 from nanogauge.report.serve import serve
 from nanogauge.report.terminal import print_report
 from nanogauge.runlog.folder import CONFIG_TOML
@@ -37,10 +33,13 @@ DEFAULT_PORT = 8642
 _EXAMPLES = """
   %(prog)s runs/NAME --claims predictions/seed_zh.toml
   %(prog)s runs/ONE runs/OTHER
-  %(prog)s --index runs/
   %(prog)s --serve runs/NAME
   %(prog)s --wandb runs/NAME
   %(prog)s --nanogpt-log LOG --config CONFIG --gpu "RTX 4070" --out runs/imported
+"""
+_IMPORT_EXAMPLES = """
+  %(prog)s train.log --config configs/rtx4070_fineweb.toml --gpu "RTX 4070" --out runs/imported
+  %(prog)s history.csv --config CONFIG --run.device cpu --out runs/imported
 """
 
 
@@ -51,7 +50,6 @@ def _make_parser() -> Parser:
     parser.add_argument("--json", action="store_true", help="print only report.json")
     parser.add_argument("--wandb", action="store_true", help="upload the run to W&B")
     parser.add_argument("--schema", action="store_true", help="print the schema of report.json")
-    parser.add_argument("--index", type=Path, metavar="FOLDER", help="write a page of all its runs")
     parser.add_argument("--serve", type=Path, metavar="RUN", help="serve the report on localhost")
     parser.add_argument("--port", type=int, help=f"of --serve: {DEFAULT_PORT}, or 0 for a free one")
     group = parser.add_argument_group("import the log of another program")
@@ -66,7 +64,7 @@ def main(arguments: Sequence[str], measure_cpu: MeasureCpu | None = None) -> int
     if given.schema:
         _print_json(report_schema())
         return 0
-    if given.index is not None or given.serve is not None or len(given.runs) > 1:
+    if given.serve is not None or len(given.runs) > 1:
         return _show_view(given)
     if given.port is not None:
         raise BadInput("--port belongs to --serve.")
@@ -82,17 +80,29 @@ def main(arguments: Sequence[str], measure_cpu: MeasureCpu | None = None) -> int
     return 0
 
 
+def import_main(arguments: Sequence[str]) -> int:
+    """Make a run folder and a report from the log of another program."""
+    usage = "%(prog)s LOG --config CONFIG --out FOLDER [options]"
+    parser = Parser(f"{import_main.__doc__}\n{_IMPORT_EXAMPLES}", usage=usage)
+    parser.add_argument("log", type=Path, metavar="LOG", help="log of the run")
+    parser.add_argument(
+        "--format",
+        choices=LOG_FORMATS,
+        help="format of the log (default: wandb_history for .csv and .parquet, else nanogpt_log)",
+    )
+    parser.add_argument("--claims", type=Path, help="claims to compare with the run")
+    parser.add_argument("--json", action="store_true", help="print only report.json")
+    add_import_flags(parser)
+    add_config_flags(parser)
+    given = parser.parse(arguments)
+    is_table = given.log.suffix in (".csv", ".parquet")
+    name = given.format or ("wandb_history" if is_table else "nanogpt_log")
+    report_run(import_as(given, name, given.log, None), None, given.json)
+    return 0
+
+
 def report_run(folder: Path, claims: Path | None, as_json: bool) -> None:
-    """Write the report of a run into its folder, and print it.
-
-    Args:
-        folder: Folder of the run.
-        claims: File of claims; None for the claims in the folder, if any.
-        as_json: Print report.json instead of text.
-
-    Raises:
-        BadInput: if the folder or the claims are unusable.
-    """
+    """Write the report of a run into its folder, and print it as text or JSON."""
     report, run, recorded = build_report(folder, claims_of(folder, claims))
     paths = write_report(report, run, recorded)
     if as_json:
@@ -106,9 +116,6 @@ def _wandb_destination(folder: Path, overrides: dict[str, dict[str, object]]) ->
     """Return W&B's mode and project for an upload.
 
     The mode of the run's configuration is ignored: it was about the run, not this upload.
-
-    Raises:
-        BadInput: if a flag is invalid, or disables the upload.
     """
     wandb = wandb_section(folder / CONFIG_TOML, overrides)
     mode = wandb.mode if "mode" in overrides.get("wandb", {}) else "auto"
@@ -118,53 +125,28 @@ def _wandb_destination(folder: Path, overrides: dict[str, dict[str, object]]) ->
 
 
 def _show_view(given: Namespace) -> int:
-    """Run --index, --serve or the comparison of several runs.
+    """Run --serve or the comparison of several runs.
 
     Raises:
         BadInput: for flags that do not go together.
     """
-    if given.index is not None and given.serve is not None:
-        raise BadInput("give either --index or --serve, not both.")
-    view = "index" if given.index is not None else "serve" if given.serve is not None else None
-    if view is not None and given.runs:
-        raise BadInput(f"--{view} takes a folder of its own; give no other run.")
-    allowed = {"index": {"json"}, "serve": {"claims", "port"}, None: {"runs", "out", "json"}}[view]
+    is_served = given.serve is not None
+    if is_served and given.runs:
+        raise BadInput("--serve takes a folder of its own; give no other run.")
+    allowed = {"serve", "claims", "port"} if is_served else {"runs", "json"}
     ignored = [n for n, v in vars(given).items() if v not in (None, False, []) and n not in allowed]
-    if ignored := sorted(name for name in ignored if name != view):
-        what = f"--{view}" if view is not None else "several runs"
-        raise BadInput(f"--{ignored[0].replace('_', '-')} does not go together with {what}.")
-    if view == "serve":
+    if ignored:
+        what = "--serve" if is_served else "several runs"
+        raise BadInput(f"--{min(ignored).replace('_', '-')} does not go together with {what}.")
+    if is_served:
         serve(given.serve, given.claims, DEFAULT_PORT if given.port is None else given.port)
-    elif view == "index":
-        _write_index(given.index, given.json)
-    else:
-        _compare_runs(given.runs, given.out, given.json)
-    return 0
-
-
-def _write_index(folder: Path, as_json: bool) -> None:
-    entries = make_index(folder)
-    path = write_index(entries, folder)
-    if as_json:
-        _print_json(index_json(entries))
-        return
-    unreadable = [entry for entry in entries if entry.problem is not None]
-    for entry in unreadable:
-        print(f"! {entry.folder}: {entry.problem}")
-    print(f"{path}  ({len(entries)} runs, {len(unreadable)} of them unreadable)")
-
-
-def _compare_runs(runs: list[Path], out: Path | None, as_json: bool) -> None:
-    """Print the comparison; write its files beside the runs, or with --json only to --out."""
-    comparison = compare_runs(runs)
-    if out is None and not as_json:
-        out = common_parent(runs)
-    paths = write_comparison(comparison, out) if out is not None else []
-    if as_json:
+        return 0
+    comparison = Comparison(given.runs)
+    if given.json:
         _print_json(comparison.to_json())
     else:
-        print_comparison(comparison, Console())
-        print(f"\n{paths[-1]}  (also .json)")
+        comparison.show(Console())
+    return 0
 
 
 def _print_json(value: object) -> None:

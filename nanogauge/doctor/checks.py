@@ -63,11 +63,7 @@ class TorchBuild:
 def check_gpu(wanted: str, torch: TorchBuild, driver: DriverInfo, visible: str | None) -> Finding:
     """Check that the GPU, its driver and torch agree.
 
-    Args:
-        wanted: run.device.
-        torch: what torch reports.
-        driver: what the driver reports of the first GPU, or of the one that torch has.
-        visible: CUDA_VISIBLE_DEVICES; None if not set.
+    `wanted` is run.device, and `visible` CUDA_VISIBLE_DEVICES, None if not set.
     """
     build = f"torch {torch.version}"
     if wanted == "cpu":
@@ -82,20 +78,15 @@ def check_gpu(wanted: str, torch: TorchBuild, driver: DriverInfo, visible: str |
         return _unusable_gpu(wanted, torch, driver, visible)
     if torch.capability is not None and not _has_code(torch.capability, torch.architectures):
         major, minor = torch.capability
-        return Finding(
-            "gpu",
-            "no-go",
+        text = (
             f"{build} has no code for {torch.gpu}, compute capability {major}.{minor}: it is built "
-            f"for {', '.join(torch.architectures)}",
-            f"install a torch whose build has sm_{major}{minor}",
+            f"for {', '.join(torch.architectures)}"
         )
+        return Finding("gpu", "no-go", text, f"install a torch whose build has sm_{major}{minor}")
     if torch.cuda is not None and driver.name is None:
-        return Finding(
-            "gpu",
-            "warn",
-            f"{torch.gpu} trains, but its sensors are absent: {driver.absent['name']}",
-            "power and temperature will not be measured; check that nvidia-smi works",
-        )
+        text = f"{torch.gpu} trains, but its sensors are absent: {driver.absent['name']}"
+        remedy = "power and temperature will not be measured; check that nvidia-smi works"
+        return Finding("gpu", "warn", text, remedy)
     version = f", driver {driver.driver_version}" if driver.driver_version is not None else ""
     cuda = f" (CUDA {torch.cuda})" if torch.cuda is not None else ""
     return Finding("gpu", "go", f"{torch.gpu}{version}, {build}{cuda}")
@@ -107,48 +98,33 @@ def _unusable_gpu(
     """Explain why torch has no CUDA GPU."""
     build, card = f"torch {torch.version}", driver.name
     if torch.cuda is None and card is not None:
-        return Finding(
-            "gpu",
-            "no-go",
-            f"{build} is a CPU build but there is an NVIDIA GPU, {card}",
-            "install a CUDA build: pip install --force-reinstall "
-            f"torch=={_public(torch.version)}; or train on the processor with --run.device cpu",
-        )
+        text = f"{build} is a CPU build but there is an NVIDIA GPU, {card}"
+        install = f"pip install --force-reinstall torch=={_public(torch.version)}"
+        remedy = f"install a CUDA build: {install}; or train on the processor: --run.device cpu"
+        return Finding("gpu", "no-go", text, remedy)
     known, built = driver.cuda_version, int((torch.cuda or "0").partition(".")[0])
     if known is not None and known[0] < built:
         needed = f"{DRIVER_OF_CUDA[built]} or newer" if built in DRIVER_OF_CUDA else "a newer one"
-        return Finding(
-            "gpu",
-            "no-go",
+        text = (
             f"driver {driver.driver_version} knows CUDA up to {known[0]}.{known[1]}, and {build} "
-            f"is built for CUDA {torch.cuda}",
-            f"install the NVIDIA driver {needed}, or a torch that is built for CUDA {known[0]}",
+            f"is built for CUDA {torch.cuda}"
         )
+        remedy = f"install the NVIDIA driver {needed}, or a torch built for CUDA {known[0]}"
+        return Finding("gpu", "no-go", text, remedy)
     if card is None and wanted == "cuda":
-        return Finding(
-            "gpu",
-            "no-go",
-            f"no CUDA GPU is visible to torch ({driver.absent['name']})",
-            "check nvidia-smi and the driver, or try the run on the processor with "
-            "--run.device cpu",
-        )
+        text = f"no CUDA GPU is visible to torch ({driver.absent['name']})"
+        remedy = "check nvidia-smi and the driver, or try the processor: --run.device cpu"
+        return Finding("gpu", "no-go", text, remedy)
     if card is None:
         text = f"none ({driver.absent['name']}): {build} trains on the processor"
         return Finding("gpu", "go", text)
     if visible is not None:
-        return Finding(
-            "gpu",
-            "no-go" if wanted == "cuda" else "warn",
-            f"CUDA_VISIBLE_DEVICES={visible} hides {card}",
-            "unset CUDA_VISIBLE_DEVICES, or train on the processor with --run.device cpu",
-        )
-    return Finding(
-        "gpu",
-        "no-go",
-        f"the driver shows {card}, and torch cannot use it",
-        "after a suspend: sudo modprobe -r nvidia_uvm && sudo modprobe nvidia_uvm; else restart "
-        "the machine",
-    )
+        verdict: CheckVerdict = "no-go" if wanted == "cuda" else "warn"
+        remedy = "unset CUDA_VISIBLE_DEVICES, or train on the processor with --run.device cpu"
+        return Finding("gpu", verdict, f"CUDA_VISIBLE_DEVICES={visible} hides {card}", remedy)
+    text = f"the driver shows {card}, and torch cannot use it"
+    reload = "sudo modprobe -r nvidia_uvm && sudo modprobe nvidia_uvm"
+    return Finding("gpu", "no-go", text, f"after a suspend: {reload}; else restart the machine")
 
 
 def _public(version: str) -> str:
@@ -174,21 +150,15 @@ def _has_code(capability: tuple[int, int], architectures: tuple[str, ...]) -> bo
 
 
 def check_triton(
-    unneeded: str | None, wanted: str | None, version: str | None, error: str | None, system: str
+    unneeded: str | None, wanted: str | None, version: str | None, error: str | None
 ) -> Finding:
     """Check that torch.compile finds the version of Triton that torch requires.
 
-    Args:
-        unneeded: why no Triton is needed; None if it is.
-        wanted: the version that torch requires.
-        version: the version that is installed.
-        error: why it cannot be imported.
-        system: as from platform.system().
+    `unneeded` says why no Triton is needed, None if it is; `error` why it cannot be imported.
     """
     if unneeded is not None:
         return Finding("triton", "go", f"not needed: {unneeded}")
-    package = "triton-windows" if system == "Windows" else "triton"
-    install = f"pip install {package}" + (f"=={wanted}" if wanted is not None else "")
+    install = "pip install triton" + (f"=={wanted}" if wanted is not None else "")
     slower = "training runs uncompiled, slower"
     if version is None:
         return Finding("triton", "warn", f"Triton is not installed: {slower}", install)
@@ -210,12 +180,8 @@ def check_compiler(
 ) -> Finding:
     """Check that Inductor (C++ on a CPU) or Triton (C on a GPU) can build its generated code.
 
-    Args:
-        unneeded: why neither is needed; None if one is.
-        language: of the compiler.
-        tried: the programs to look for.
-        compiler: the one of them that is installed.
-        headers: the folder of Python.h.
+    `unneeded` says why neither is needed, None if one is; `compiler` is the one of `tried` that is
+    installed; `headers` is the folder of Python.h.
     """
     if unneeded is not None:
         return Finding("compiler", "go", f"not needed: {unneeded}")
@@ -247,14 +213,9 @@ def check_memory(
 ) -> Finding:
     """Compare the free memory of the device with the predicted peak.
 
-    Args:
-        place: kind of memory.
-        free: bytes that this process can use; None if not reported.
-        total: bytes of the device.
-        others: bytes in use by other programs, by name.
-        need: predicted peak of this process in bytes; None without a run.
-        fit: whether need fits into free.
-        smaller: flags of a micro-batch that fits.
+    Of `total` bytes this process can use `free`, and `others` are used by other programs, by name.
+    `need` is the predicted peak, None without a run; `smaller` are flags of a micro-batch that
+    fits.
     """
     if free is None or total is None:
         return Finding("memory", "go", f"not known: how much {place} is free")
@@ -296,13 +257,9 @@ class DiskUse:
 
 
 def check_disk(folder: Path, obstacle: str | None, free: int, use: DiskUse | None) -> Finding:
-    """Check that the run folder is writable and its disk has room for the run.
+    """Check that the run folder is writable, and that its disk has room for what a run writes.
 
-    Args:
-        folder: the run folder, which need not exist.
-        obstacle: why it cannot be created or written; None if it can.
-        free: free bytes on its disk.
-        use: what the run will write; None without a run.
+    `obstacle` says why it cannot be created or written; None if it can.
     """
     if obstacle is not None:
         remedy = "choose another with --run.out"
@@ -327,13 +284,7 @@ def check_data(
 ) -> Finding:
     """Check that the planned tokens are available, and how many epochs the run takes.
 
-    Args:
-        steps: optimizer steps of the run.
-        run_tokens: tokens that the run reads.
-        available: training tokens in the data set.
-        planned: training tokens of the configuration.
-        where: name or folder of the data set.
-        fixed: the data set cannot be enlarged.
+    `where` names the data set; `fixed` is True if it cannot be enlarged.
     """
     epochs = run_tokens / available
     tokens = format_value("tokens_total", available)
@@ -366,7 +317,7 @@ def check_sleep(settings: SleepSettings) -> Finding:
     if settings.on_battery:
         causes.append("it runs on its battery")
         remedies.append("plug it in")
-    if settings.wsl or settings.system == "Windows":
+    if settings.wsl:
         causes.append("not known: Windows' power plan decides when it sleeps")
         remedies.append("in Windows: powercfg /change standby-timeout-ac 0")
     elif settings.system == "Darwin":
@@ -404,20 +355,19 @@ def _suspend_causes(settings: SleepSettings) -> list[str]:
     return causes
 
 
-def check_wsl(wsl: bool, system: str, on_gpu: bool) -> Finding:
+def check_wsl(wsl: bool, on_gpu: bool) -> Finding:
     """Check whether the driver may move GPU memory to system memory, as it does on Windows.
 
     Source: microsoft/WSL#11050 (the policy is not always honoured), #8447 (pinned memory).
     """
-    where = "WSL" if wsl else "Windows"
-    if not wsl and system != "Windows":
+    if not wsl:
         return Finding("wsl", "go", "not WSL")
     if not on_gpu:
-        return Finding("wsl", "go", f"{where}, but the run uses no GPU")
+        return Finding("wsl", "go", "WSL, but the run uses no GPU")
     return Finding(
         "wsl",
         "warn",
-        f"{where}'s driver may move what does not fit on the card into system memory, many times "
+        "WSL's driver may move what does not fit on the card into system memory, many times "
         "slower, instead of running out of memory; pinned memory is scarce",
         'NVIDIA Control Panel: "CUDA - Sysmem Fallback Policy" to "Prefer No Sysmem Fallback"; it '
         "is not always honoured, so leave a micro-batch of room",
@@ -441,13 +391,7 @@ def check_power(limit: float | None, default: float | None, datasheet: float | N
 
 
 def check_wandb(mode: str, installed: bool, key_from: str | None) -> Finding:
-    """Check that the run will be mirrored to W&B.
-
-    Args:
-        mode: wandb.mode.
-        installed: the package is installed.
-        key_from: where W&B finds its key; never the key itself.
-    """
+    """Check that the run will be mirrored to W&B; `key_from` says where W&B finds its key."""
     if mode == "disabled":
         return Finding("wandb", "go", "off: wandb.mode is disabled")
     if not installed:

@@ -67,10 +67,7 @@ def capture_environment(
 ) -> dict[str, object]:
     """Return the content of machine.json: names and versions, without host, user or home folder.
 
-    Args:
-        device: name of the device.
-        driver: description of the GPU; None if the run uses no NVIDIA GPU.
-        torch_threads: torch's threads on the CPU.
+    `driver` describes the GPU; None if the run uses no NVIDIA GPU.
     """
     status = _git("status", "--porcelain")
     return {
@@ -307,13 +304,9 @@ def free_memory(
 ) -> FreeMemory | None:
     """Return the memory that a training process can use; None if unknown.
 
-    On a GPU the driver reports it, else it is the GPU's memory less a desktop's share.
-
-    Args:
-        hardware: device of the run.
-        cards: the GPUs; None for those of this name in this machine.
-        gpus: GPUs of the run, of which the fullest counts.
-        processes: processes of the run that share the memory of this machine.
+    On a GPU the driver reports it, else it is the GPU's memory less a desktop's share. Of several
+    GPUs the fullest counts. `cards` are the GPUs; None for those of this name in this machine.
+    `processes` of the run share the memory of a CPU.
     """
     usual = usually_free_bytes(hardware)
     if hardware.kind == "cpu":
@@ -339,11 +332,7 @@ def free_memory(
 
 
 def memory_to_plan_with(hardware: Hardware, given_gib: float | None, gpus: int) -> FreeMemory:
-    """Return the free memory as given by the user, else as found by free_memory.
-
-    Raises:
-        BadInput: if what is given is no size of a memory, or nothing is given or found.
-    """
+    """Return the free memory as given by the user, else as found by free_memory."""
     if given_gib is not None:
         if not 0 < given_gib < 1e6:
             raise BadInput("--free-vram-gib must be above 0, and a size that memory has.")

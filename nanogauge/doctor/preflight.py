@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-import platform
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -49,9 +49,8 @@ DEFAULT_RUN = RunSection(name="NAME")
 """Examined without a configuration."""
 CountTokens = Callable[[DataSection], int]
 """Counts the training tokens of a data set; raises BadInput if it is missing or damaged."""
-C_TRIED = ("gcc", "clang")
 LOG_BYTES_PER_STEP = 600
-LOG_BYTES_PER_SECOND = 400
+LOG_BYTES_PER_SECOND = 500
 """Sensor readings, which only a GPU has."""
 
 
@@ -90,14 +89,9 @@ def examine(
 ) -> list[Finding]:
     """Run all checks in a fixed order; without a configuration, those of the machine only.
 
-    Checks of the device are skipped if it is absent, those of torch if it was not examined.
-
-    Args:
-        config: Configuration of the run.
-        device: Device that the run would train on.
-        count_tokens: Opens the data set; None skips its check.
-        gpus: World size.
-        beside: Ranks on this machine, which share its memory if they train on the CPU.
+    Checks of the device are skipped if it is absent, those of torch if it was not examined, that of
+    the data without count_tokens. `gpus` is the world size, and `beside` the ranks on this machine,
+    which share its memory if they train on the CPU.
     """
     run = config.run if config is not None else DEFAULT_RUN
     driver = driver_info(device.uuid or 0)
@@ -110,19 +104,15 @@ def examine(
     dtype, on_gpu = device.dtype, kind == "cuda"
     findings = [
         *_check_torch(run, torch, driver),
-        _check_memory(config, hardware, dtype, driver, gpus, beside)
-        if hardware is not None
-        else None,
+        hardware and _check_memory(config, hardware, dtype, driver, gpus, beside),
         _check_disk(config, hardware, dtype, gpus),
-        _check_data(config, count_tokens)
-        if config is not None and count_tokens is not None
-        else None,
+        config and count_tokens and _check_data(config, count_tokens),
         check_sleep(machine.sleep_settings(machine.ROOT, os.environ, machine.command_output)),
-        check_wsl(machine.is_wsl(), platform.system(), on_gpu),
+        check_wsl(machine.is_wsl(), on_gpu),
         _check_power(driver) if on_gpu else None,
         check_wandb(mode, find_spec("wandb") is not None, key_from),
     ]
-    return [finding for finding in findings if finding is not None]
+    return [finding for finding in findings if finding]
 
 
 def _unmeasured_cpu() -> Hardware:
@@ -150,21 +140,21 @@ def _check_torch(run: RunSection, torch: TorchBuild | None, driver: DriverInfo) 
     if device not in ("cuda", "cpu"):
         return [gpu]
     unneeded = None if run.compile else "run.compile is false"
-    system, wanted = platform.system(), machine.required_version("triton", "torch")
+    wanted = machine.required_version("triton", "torch")
     without_triton = unneeded or (None if device == "cuda" else "the run is on the processor")
     version = error = None
     if without_triton is None:
         version, error = machine.imported_version("triton")
     if device == "cuda":  # as Triton chooses
         language, named = "C", os.environ.get("CC")
-        tried = (named,) if named else ("cl", "gcc", "clang") if system == "Windows" else C_TRIED
+        tried = (named,) if named else ("gcc", "clang")
     else:  # as torch._inductor chooses
         language, named = "C++", os.environ.get("CXX")
-        tried = (named or {"Windows": "cl", "Darwin": "clang++"}.get(system, "g++"),)
+        tried = (named or ("clang++" if sys.platform == "darwin" else "g++"),)
     compiler = next((name for name in tried if shutil.which(name) is not None), None)
     return [
         gpu,
-        check_triton(without_triton, wanted, version, error, system),
+        check_triton(without_triton, wanted, version, error),
         check_compiler(unneeded, language, tried, compiler, machine.python_headers()),
     ]
 
@@ -198,8 +188,7 @@ def _check_memory(
     spec = config.to_spec(dtype, gpus)
     peak = memory_of(spec, hardware).process
     fit = fit_verdict(peak, free)
-    end: Literal["high", "expected"] = "high" if fit == "doubtful" else "expected"
-    micro = largest_micro_batch(spec, hardware, free, end)
+    micro = largest_micro_batch(spec, hardware, free, "high" if fit == "doubtful" else "expected")
     smaller = None
     if micro is not None:
         accumulation = with_micro_batch(spec, micro).grad_accum
@@ -223,13 +212,7 @@ def _check_disk(config: Config | None, hardware: Hardware | None, dtype: str, gp
 
 
 def disk_use_of(config: Config, spec: RunSpec, hardware: Hardware | None) -> DiskUse:
-    """Return the disk use of a run; its sensor lines count only if its time is predicted.
-
-    Args:
-        config: Configuration of the run.
-        spec: The same run on its devices.
-        hardware: Hardware of each device; None if the device is absent.
-    """
+    """Return the disk use of a run; its sensor lines count only if its time is predicted."""
     log = LOG_BYTES_PER_STEP * config.train.max_steps
     if hardware is not None and hardware.kind != "cpu":
         total = predict(spec, hardware).quantities.get("total_seconds")
@@ -285,14 +268,6 @@ def consult(
 
     A model that does not fit is reported here and refused when the run folder is opened, with a
     configuration that would fit.
-
-    Args:
-        config: Configuration of the run.
-        device: As for examine, like count_tokens, gpus and beside.
-        force: Start in spite of a no-go.
-
-    Raises:
-        BadInput: for a no-go without force.
     """
     findings = examine(config, device, count_tokens, gpus, beside)
     shown = [finding for finding in findings if finding.verdict != "go"]

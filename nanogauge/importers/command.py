@@ -22,7 +22,7 @@ LOG_FORMATS = {
     "nanogpt_log": (NANOGPT.read, "LOG", "output of nanoGPT"),
     "nanochat_log": (NANOCHAT.read, "LOG", "output of nanochat's base_train"),
     "build_nanogpt_log": (BUILD_NANOGPT.read, "LOG", "log.txt or output of build-nanogpt"),
-    "wandb_history": (read_wandb_history, "FILE", "history of a W&B run, CSV or Parquet"),
+    "wandb_history": (read_wandb_history, "FILE", "history of a W&B run as CSV"),
 }
 """Flag of a format -> its reader, and its metavar and help."""
 _REQUIRED = ("config", "out")

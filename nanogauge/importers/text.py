@@ -41,24 +41,6 @@ _PREFIX = re.compile(
 )
 
 
-def open_log(path: Path, what: str) -> io.BufferedReader:
-    """Open a regular file to read.
-
-    Args:
-        path: the file.
-        what: description of the file to give, for the message.
-
-    Raises:
-        BadInput: if there is no such regular file or it cannot be read.
-    """
-    try:
-        return open_regular(path)
-    except FileNotFoundError:
-        raise BadInput(f"there is no log {path}; give the file with {what}.") from None
-    except OSError as error:
-        raise BadInput(f"cannot read the log {path}: {error.strerror}.") from None
-
-
 class TextLines:
     """The lines of a file with their numbers from 1, without line ends.
 
@@ -85,16 +67,20 @@ class TextLines:
 
     def _decoded(self) -> Iterator[str]:
         """Yield the text in pieces, every line end as LF."""
-        with open_log(self._path, self._what) as file:
-            utf_16 = file.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-            encoding = codecs.getincrementaldecoder("utf-16" if utf_16 else "utf-8-sig")
-            decoder = io.IncrementalNewlineDecoder(encoding("replace"), translate=True)
-            try:
+        try:
+            with open_regular(self._path) as file:
+                utf_16 = file.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+                encoding = codecs.getincrementaldecoder("utf-16" if utf_16 else "utf-8-sig")
+                decoder = io.IncrementalNewlineDecoder(encoding("replace"), translate=True)
                 while data := file.read(2**16):
                     yield decoder.decode(data)
-            except OSError as error:
-                raise BadInput(f"cannot read the log {self._path}: {error.strerror}.") from None
-            yield decoder.decode(b"", final=True)
+                yield decoder.decode(b"", final=True)
+        except FileNotFoundError:
+            raise BadInput(
+                f"there is no log {self._path}; give the file with {self._what}."
+            ) from None
+        except OSError as error:
+            raise BadInput(f"cannot read the log {self._path}: {error.strerror}.") from None
 
 
 def strip_controls(line: str) -> str:

@@ -1,4 +1,4 @@
-"""Reader of a run's history exported from W&B as CSV or Parquet: one row for each call of log().
+"""Reader of a run's history exported from W&B as CSV: one row for each call of log().
 
 A column means what the program that logged it means. The columns of the programs in PROGRAMS are
 read; all others are listed and ignored.
@@ -14,7 +14,6 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Protocol
 
 from nanogauge.errors import BadInput
 from nanogauge.importers.parsed import (
@@ -29,7 +28,7 @@ from nanogauge.importers.parsed import (
     parse_number,
     warning,
 )
-from nanogauge.importers.text import TextLines, open_log, quoted
+from nanogauge.importers.text import TextLines, quoted
 from nanogauge.schema import Checkpoint, Compile, Event, Sensor
 from nanogauge.sinks.rows import CHECKPOINT_KEYS, COMPILE_KEYS, EVAL_KEYS, SENSOR_KEYS
 
@@ -45,36 +44,33 @@ _MAY_BE_INFINITE = {"loss", "grad_norm", "train_loss", "val_loss", "bits_per_byt
 _Row = dict[str, float]
 
 
-class _Table(Protocol):
-    columns: list[str]
-    too_long: list[int]
-    """Numbers of the lines that were skipped for their length."""
+class _Table:
+    """The rows of a CSV file.
 
-    def rows(self, names: Collection[str]) -> Iterator[tuple[int, _Row | None]]:
-        """Yield each row's number and its figures in the named columns; None for a damaged row.
+    Raises:
+        BadInput: if it cannot be read, is damaged, or has a column twice.
+    """
 
-        Raises:
-            BadInput: if the file is damaged.
-        """
-
-
-class _Csv:
     def __init__(self, path: Path) -> None:
         self._path = path
         lines = TextLines(path, _WHAT)
         self.too_long = lines.too_long
+        """Numbers of the lines that were skipped for their length."""
         self._reader = csv.reader(f"{line}\n" for _, line in lines)
         self.columns = _without_run_name(path, next(self._lines(), []))
+        repeated = [name for name, n in Counter(self.columns).items() if name and n > 1]
+        if repeated:
+            raise BadInput(f"{path} has two columns {quoted(min(repeated))}; export one run alone.")
 
     def rows(self, names: Collection[str]) -> Iterator[tuple[int, _Row | None]]:
+        """Yield each row's number and its figures in the named columns; None for a damaged row."""
         for cells in self._lines():
-            if not cells:
-                continue
-            row = None
-            if len(cells) == len(self.columns):
-                named = zip(self.columns, cells, strict=True)
-                row = _figures({name: cell for name, cell in named if name in names})
-            yield self._reader.line_num + len(self.too_long), row
+            if cells:
+                row = None
+                if len(cells) == len(self.columns):
+                    named = zip(self.columns, cells, strict=True)
+                    row = _figures({name: cell for name, cell in named if cell and name in names})
+                yield self._reader.line_num + len(self.too_long), row
 
     def _lines(self) -> Iterator[list[str]]:
         try:
@@ -95,59 +91,13 @@ def _without_run_name(path: Path, columns: list[str]) -> list[str]:
     return ["_step" if c == "Step" and names else c for c in short]
 
 
-class _Parquet:
-    def __init__(self, path: Path) -> None:
-        import pyarrow
-        import pyarrow.parquet
-
-        self._path = path
-        self._errors = (pyarrow.ArrowException, OSError, ValueError)
-        self.too_long: list[int] = []
-        try:
-            self._file = pyarrow.parquet.ParquetFile(path)
-            self.columns: list[str] = list(self._file.schema_arrow.names)
-        except self._errors:
-            raise self._damaged() from None
-
-    def rows(self, names: Collection[str]) -> Iterator[tuple[int, _Row | None]]:
-        columns = [name for name in self.columns if name in names]
-        batches = self._file.iter_batches(batch_size=4096, columns=columns)
-        try:
-            rows = (row for batch in batches for row in batch.to_pylist())
-            for number, row in enumerate(rows, start=1):
-                yield number, _figures(row)
-        except self._errors:
-            raise self._damaged() from None
-
-    def _damaged(self) -> BadInput:
-        return BadInput(f"{self._path} is a damaged Parquet file; export it again.")
-
-
-def _open_table(path: Path) -> _Table:
-    with open_log(path, _WHAT) as file:
-        is_parquet = file.read(4) == b"PAR1"
-    table: _Table = _Parquet(path) if is_parquet else _Csv(path)
-    repeated = [name for name, n in Counter(table.columns).items() if name and n > 1]
-    if repeated:
-        raise BadInput(f"{path} has two columns {quoted(min(repeated))}; export one run alone.")
-    return table
-
-
-def _figures(cells: dict[str, object]) -> _Row | None:
-    """Return the numbers of a row without empty and NaN cells; None if a cell is no number."""
-    row: _Row = {}
-    for name, cell in cells.items():
-        if cell is None or cell == "":
-            continue
-        try:
-            if isinstance(cell, bool) or not isinstance(cell, str | int | float):
-                return None
-            value = parse_number(cell) if isinstance(cell, str) else float(cell)
-        except (ValueError, OverflowError):
-            return None
-        if not math.isnan(value):
-            row[name] = value
-    return row
+def _figures(cells: dict[str, str]) -> _Row | None:
+    """Return the numbers of a row without NaN; None if a cell is no number."""
+    try:
+        row = {name: parse_number(cell) for name, cell in cells.items()}
+    except ValueError:
+        return None
+    return {name: value for name, value in row.items() if not math.isnan(value)}
 
 
 @dataclass(frozen=True)
@@ -281,12 +231,12 @@ PROGRAMS = (
 
 
 def read_wandb_history(path: Path) -> ParsedLog:
-    """Read a history that was exported as CSV or Parquet.
+    """Read a history that was exported as CSV.
 
     Raises:
         BadInput: if the file cannot be read, is of no known program, or a row is damaged.
     """
-    table = _open_table(path)
+    table = _Table(path)
     columns = _columns_of(path, table.columns)
     parser, known = _Parser(columns, Collector(path)), columns.all_columns
     rows = 0

@@ -26,22 +26,21 @@ POWER_CAP = "power cap"
 CAPPED_CLOCK = 0.03
 LOWER_CLOCK = 0.01
 """Fall of the clock that is named as the cause of a slow-down, as a share."""
-WARMER_CELSIUS = 5.0
 HOT_CELSIUS = 85.0
 """Limit for a GPU whose driver does not report its slow-down temperature."""
 NEAR_CELSIUS = 5.0
 FULL_MEMORY = 0.97
 MAX_DATA_WAIT = 0.05
 STEPS_BEFORE_PROJECTION = 30
-OUTSIDE_PROJECTIONS = 10
-"""Consecutive projections outside of the predicted interval before the alarm."""
+LATE_PROJECTIONS = 10
+"""Consecutive projections above the predicted interval before the alarm."""
 
 
 @dataclass(frozen=True)
 class Alarm:
     what: str
-    """slow_down, throttling, temperature, memory, data_wait, finish_late, finish_early,
-    loss_not_finite, loss_spike, or an alarm of the training loop."""
+    """slow_down, throttling, temperature, memory, data_wait, finish_late, loss_not_finite,
+    loss_spike, or an alarm of the training loop."""
     text: str
     """One sentence: the condition, its cause if known, and a remedy."""
     about: str | None = None
@@ -95,16 +94,10 @@ class Alarms:
         self._reasons: Counter[str] = Counter()
         self._steady: _Conditions | None = None
         """During the steps of the steady median."""
-        self._late = self._early = 0
+        self._late = 0
 
     def step(self, step: int, step_seconds: float, data_wait_seconds: float | None) -> list[Alarm]:
-        """Check a steady step: one without compilation, evaluation or checkpoint.
-
-        Args:
-            step: its number, as in the log.
-            step_seconds: its duration.
-            data_wait_seconds: its wait for data; None if not measured.
-        """
+        """Check a steady step: one without compilation, evaluation or checkpoint."""
         self._steps += 1
         alarms = []
         if data_wait_seconds is not None:
@@ -128,7 +121,11 @@ class Alarms:
         alarms += self._hot(reading)
         used, total = reading.device_used_bytes, self._device_bytes
         if used is not None and total is not None and used >= FULL_MEMORY * total:
-            text = _full(used, total, reading.process_used_bytes, reading.fullest_card)
+            gpu = "the GPU" if reading.fullest_card is None else f"GPU {reading.fullest_card}"
+            text = (
+                f"{used / 2**30:.1f} of {gpu}'s {total / 2**30:.1f} GiB are in use: close other "
+                "programs that use the GPU, or take a smaller --train.micro-batch."
+            )
             alarms += self._once(Alarm("memory", text, "peak_process_bytes"))
         return alarms
 
@@ -138,19 +135,14 @@ class Alarms:
             return []
         low, high = self._predicted
         self._late = self._late + 1 if total_seconds > high else 0
-        self._early = self._early + 1 if total_seconds < low else 0
-        interval = f"the predicted {format_seconds(low)} to {format_seconds(high)}"
-        takes = f"The run will take {format_seconds(total_seconds)}"
-        if self._late >= OUTSIDE_PROJECTIONS:
-            text = (
-                f"{takes}, longer than {interval}: check for other programs on the device; "
-                "plan.py --by finds a run that ends in time."
-            )
-            return self._once(Alarm("finish_late", text, "total_seconds"))
-        if self._early >= OUTSIDE_PROJECTIONS:
-            text = f"{takes}, less than {interval}: no action is needed."
-            return self._once(Alarm("finish_early", text, "total_seconds", "warning"))
-        return []
+        if self._late < LATE_PROJECTIONS:
+            return []
+        text = (
+            f"The run will take {format_seconds(total_seconds)}, longer than the predicted "
+            f"{format_seconds(low)} to {format_seconds(high)}: check for other programs on the "
+            "device; plan.py --by finds a run that ends in time."
+        )
+        return self._once(Alarm("finish_late", text, "total_seconds"))
 
     def loss(self, step: int, value: float | None) -> list[Alarm]:
         """Check the loss of a step; a non-finite one may also be None."""
@@ -270,19 +262,16 @@ def _cause_of_slow_down(lost_seconds: float, then: _Conditions, now: _Conditions
             f"the wait for data rose from {format_seconds(waits[0])} to "
             f"{format_seconds(waits[1])} a step, put the shards on a faster disk"
         )
-    rise = None
-    if then.celsius is not None and now.celsius is not None:
-        rise = now.celsius - then.celsius
-    warmer = f"{then.celsius:.0f} to {now.celsius:.0f} °C" if rise is not None and rise > 0 else ""
     if then.clock_hz is None or now.clock_hz is None:
-        if rise is not None and rise >= WARMER_CELSIUS:
-            return f"the GPU went from {warmer}, improve its cooling"
         return "the cause is unknown, check for other programs on the device"
     if now.clock_hz > (1 - LOWER_CLOCK) * then.clock_hz:
         return (
             f"the cause is unknown, the SM clock is still {_mhz(now.clock_hz)}; "
             "check for other programs on the GPU"
         )
+    warmer = ""
+    if then.celsius is not None and now.celsius is not None and now.celsius > then.celsius:
+        warmer = f"{then.celsius:.0f} to {now.celsius:.0f} °C"
     details = ", ".join(filter(None, (*now.reasons, warmer)))
     fell = f"the SM clock fell from {_mhz(then.clock_hz)} to {_mhz(now.clock_hz)}"
     return f"{fell}{f' ({details})' if details else ''}, {_remedy(*now.reasons)}"
@@ -298,20 +287,6 @@ def _remedy(*reasons: str) -> str:
     if POWER_CAP in words:
         return "check whether its power limit was lowered (nvidia-smi -q -d POWER)"
     return "nvidia-smi -q -d PERFORMANCE shows more"
-
-
-def _full(used: int, total: int, process: int | None, number: int | None) -> str:
-    """Describe a full GPU; `process` is left out for several: it may be of another GPU."""
-    own = (
-        f", {process / 2**30:.1f} GiB of them by this process"
-        if process is not None
-        else ", by processes that the driver does not report"
-    )
-    of, own = ("the GPU", own) if number is None else (f"GPU {number}", "")
-    return (
-        f"{used / 2**30:.1f} of {of}'s {total / 2**30:.1f} GiB are in use{own}: close other "
-        "programs that use the GPU, or take a smaller --train.micro-batch."
-    )
 
 
 def _mhz(clock_hz: float) -> str:

@@ -194,12 +194,7 @@ class _Gpu:
 
 
 class GpuGroup:
-    """GPUs that are sampled together. Only `reasons` and `changes` are thread-safe.
-
-    Args:
-        watched: the GPUs.
-        longest_gap: as for EnergySum, in seconds.
-    """
+    """GPUs that are sampled together. Only `reasons` and `changes` are thread-safe."""
 
     def __init__(self, watched: Sequence[WatchedGpu], longest_gap: float) -> None:
         several = len(watched) > 1

@@ -124,12 +124,9 @@ _NUMBERS: dict[str, tuple[str, str | None, float]] = {
 
 _COMPUTE = "nvmlDeviceGetComputeRunningProcesses_v3"
 _GRAPHICS = "nvmlDeviceGetGraphicsRunningProcesses_v3"
-_OLDER_NAMES = {
-    "nvmlDeviceGetCurrentClocksEventReasons": "nvmlDeviceGetCurrentClocksThrottleReasons",
-    _COMPUTE: "nvmlDeviceGetComputeRunningProcesses_v2",
-    _GRAPHICS: "nvmlDeviceGetGraphicsRunningProcesses_v2",
-}
-"""Names of the same functions in older drivers."""
+_THROTTLE = "nvmlDeviceGetCurrentClocksEventReasons"
+_OLDER_NAMES = {_THROTTLE: "nvmlDeviceGetCurrentClocksThrottleReasons"}
+"""Names of the same functions in older drivers, which still run torch for CUDA 12."""
 
 
 class NoDriver(Exception):
@@ -223,7 +220,7 @@ class Driver:
 
     def throttle(self, now: float) -> list[str] | None:
         """Return why the clocks are lowered, in words; empty if they are not."""
-        bits = self._call("throttle", now, "nvmlDeviceGetCurrentClocksEventReasons")
+        bits = self._call("throttle", now, _THROTTLE)
         return None if bits is None else throttle_words(bits)
 
     def device_used_bytes(self, now: float) -> int | None:

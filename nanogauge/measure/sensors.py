@@ -49,12 +49,7 @@ class Sensors:
 
     A reading holds the mean of the power samples since the previous reading, and all other fields
     as of `elapsed_seconds`. On most GPUs NVML's power is itself a mean over about the last second.
-    Only `close` waits, for a second at most.
-
-    Args:
-        gpus: sampled together; empty to measure nothing.
-        hz: power samples per second.
-        clock: returns the seconds since the process began.
+    Only `close` waits, for a second at most. `clock` returns the seconds since the process began.
     """
 
     def __init__(self, gpus: Sequence[WatchedGpu], hz: float, clock: Callable[[], float]) -> None:
@@ -229,11 +224,8 @@ def open_sensors(
 ) -> Sensors:
     """Start to sample GPUs; wait at most 3 s for the driver, which may also open later.
 
-    Args:
-        device: UUID, PCI bus id or index of a GPU, as for nvml.Driver; several as WatchedGpu, which
-            are combined as in gpus.py; None or an empty list for none.
-        hz: power samples per second.
-        clock: returns the seconds since the process began.
+    A GPU is named as for nvml.Driver. Several are combined as in gpus.py; None or an empty list
+    measures nothing. `hz` and `clock` are those of Sensors.
     """
     sensors = Sensors(_watched(device), hz, clock)
     sensors.wait_opened(_OPEN_SECONDS)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nanogauge.prediction.activations import Saved, saved_for_backward
-from nanogauge.prediction.parameters import count_parameters, layer_matrices
+from nanogauge.prediction.flops import count_parameters, layer_matrices
 from nanogauge.prediction.workload import Workload
 from nanogauge.quantities import Interval
 from nanogauge.schema import Hardware, Part

@@ -1,4 +1,4 @@
-"""Plan a run: does it fit into memory, when does it end, and what would fit or end in time.
+"""Plan a run: does it fit, when does it end, what would; or several configurations in one table.
 
 These are the records that `nanogauge plan --json` prints.
 """
@@ -6,10 +6,12 @@ These are the records that `nanogauge plan --json` prints.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
+from pathlib import Path
 
+from nanogauge.config import load_config
 from nanogauge.errors import BadInput
 from nanogauge.prediction.search import (
     IntervalEnd,
@@ -26,8 +28,9 @@ from nanogauge.prediction.search import (
     widest,
 )
 from nanogauge.quantities import Interval, next_time, time_after
-from nanogauge.runspec import RunSpec
-from nanogauge.schema import FreeMemory, Stored
+from nanogauge.runspec import RunSpec, Schedule
+from nanogauge.schedule import learning_rate
+from nanogauge.schema import FreeMemory, Prediction, Stored
 
 Search = Callable[[RunSpec, Callable[[RunSpec], bool]], RunSpec | None]
 """Returns the largest model that passes: widest, deepest or largest_of_aspect of search.py."""
@@ -87,9 +90,14 @@ class Finish(Stored):
     expected: datetime | None
     high: datetime | None
 
+    @classmethod
+    def after(cls, start: datetime, seconds: Interval) -> Finish:
+        ends = [time_after(start, value) for value in (seconds.low, seconds.expected, seconds.high)]
+        return cls(low=ends[0], expected=ends[1], high=ends[2])
+
 
 class Steps(Stored):
-    """The most optimizer steps that end in time: low if every step is slow, high if all are fast.
+    """The most optimizer steps that end in time, or their tokens: low if every step is slow.
 
     0 if not even one does.
     """
@@ -182,20 +190,12 @@ def plan_deadline(
 ) -> Deadline:
     """Return when the run ends if it starts at wish.start, and what would end by wish.by.
 
-    Args:
-        spec: the run.
-        predicted: its prediction on the device that is planned for.
-        free: memory of each device.
-        wish: the start and the deadline.
-        preparation: time to prepare the data before the run; None if there is nothing to do.
+    `preparation` is the time to prepare the data before the run; None if there is nothing to do.
     """
     total = predicted(spec).best("total_seconds")
     finish = steps = tokens = model = None
     if total is not None:
-        ends = (
-            time_after(wish.start, seconds) for seconds in (total.low, total.expected, total.high)
-        )
-        finish = Finish(**dict(zip(("low", "expected", "high"), ends, strict=True)))
+        finish = Finish.after(wish.start, total)
     if total is not None and wish.by is not None:
         seconds = wish.by.timestamp() - wish.start.timestamp()
 
@@ -203,12 +203,8 @@ def plan_deadline(
             return most_steps(predicted, spec, seconds, end)
 
         steps = Steps(low=in_time("high"), expected=in_time("expected"), high=in_time("low"))
-        per_step = spec.tokens_per_step
-        tokens = Steps(
-            low=per_step * steps.low,
-            expected=per_step * steps.expected,
-            high=per_step * steps.high,
-        )
+        in_tokens = {end: spec.tokens_per_step * n for end, n in steps.model_dump().items()}
+        tokens = Steps(**in_tokens)
         largest = largest_model_in_time(
             predicted, spec, seconds, free.bytes, wish.tokens_per_parameter
         )
@@ -228,13 +224,176 @@ def plan_deadline(
 def make_wish(
     now: datetime, start: str | None, by: str | None, tokens_per_parameter: float
 ) -> Wish:
-    """Resolve the times of day of the command line: start is after now, by is after start.
-
-    Raises:
-        BadInput: if one is not a time of day, or the ratio is not positive.
-    """
+    """Resolve the times of day of the command line: start is after now, by is after start."""
     if not 0 < tokens_per_parameter < math.inf:
         raise BadInput("--tokens-per-parameter must be above 0; 20 is Chinchilla's.")
     begin = next_time(start, now, "--start") if start is not None else now
     end = next_time(by, begin, "--by") if by is not None else None
     return Wish(start=begin, by=end, tokens_per_parameter=tokens_per_parameter)
+
+
+def recipe_sentence(spec: RunSpec) -> str:
+    """Return a sentence on what distinguishes the run from others of its size."""
+    by = "AdamW"
+    if spec.optimizer.name == "muon":
+        by = "Muon for the matrices of the blocks and AdamW for the rest"
+    sentence = f"Recipe: {_model_words(spec)}; {by}"
+    if spec.schedule is None:
+        return f"{sentence}."
+    return f"{sentence}; learning rate {schedule_words(spec.schedule, spec.steps)}."
+
+
+def is_another_recipe(spec: RunSpec) -> bool:
+    """Return True if the model is not GPT-2's, dropout aside, or the optimizer is not AdamW."""
+    return spec.optimizer.name == "muon" or _model_words(replace(spec, dropout=None)) != "GPT-2"
+
+
+def schedule_words(schedule: Schedule, steps: int) -> str:
+    """Describe the learning rate over a run of this many steps."""
+    warmup = schedule.warmup_steps
+    words = f"{schedule.learning_rate:g} from the first step on"
+    if warmup:
+        words = f"up to {schedule.learning_rate:g} in {warmup:,} steps"
+    if steps <= warmup:
+        return f"{words}, of which there are {steps:,}"
+    if schedule.decay == "constant":
+        return f"{words}, level to the end"
+    end = schedule.decay_steps or steps
+    if schedule.decay == "wsd":
+        level = max(warmup, round((1 - schedule.decay_share) * end))
+        way = f"level to step {level:,}, straight down"
+    else:
+        way = "down along a cosine"
+    beyond = ", after the end of the run" if end > steps else ""
+    return f"{words}, {way} to {schedule.min_learning_rate:g} at step {end:,}{beyond}"
+
+
+def cut_sentences(spec: RunSpec, steps: int, sure: int) -> list[str]:
+    """Return the flags for a run of fewer steps, and what a run that just stops there misses.
+
+    `steps` are expected to end in time, and `sure` steps end in time even at the high end.
+    """
+    schedule = spec.schedule
+    safely = f" ({sure} to be sure)" if sure else ""
+    if schedule is None:
+        return [f"For a run of these steps: --train.max-steps {steps}{safely}."]
+    flags, shorter = f"--train.max-steps {steps}", schedule
+    if schedule.decay_steps is not None and schedule.decay != "constant":
+        flags += f" --optimizer.decay-steps {steps}"
+        shorter = replace(schedule, decay_steps=steps)
+    words = schedule_words(shorter, steps)
+    sentences = [f"For a run of these steps: {flags}{safely}; learning rate {words}."]
+    there = learning_rate(steps, schedule, spec.steps)
+    decays = schedule.decay != "constant" and steps >= schedule.warmup_steps
+    if decays and there > schedule.min_learning_rate:
+        sentences.append(
+            f"Stopped then without that, it would still have a learning rate of {there:.2g}, "
+            f"{100 * there / schedule.learning_rate:.0f} % of the peak."
+        )
+    return sentences
+
+
+def _model_words(spec: RunSpec) -> str:
+    shape, program = spec.shape, spec.program
+    changes = {
+        "rotary positions": not shape.position_table,
+        "RMS norm without weights": not shape.norm_weights,
+        "queries and keys normed": program.qk_norm,
+        "squared ReLU": program.squared_relu,
+        "a head of its own": not shape.tied_head,
+        "projections zero at first": bool(spec.zero_init),
+        f"logits within {program.logit_softcap:g}": program.logit_softcap > 0,
+        f"dropout {spec.dropout or 0:g}": bool(spec.dropout),
+    }
+    made = [words for words, is_so in changes.items() if is_so]
+    return f"GPT-2 with {', '.join(made)}" if made else "GPT-2"
+
+
+class Planned(Stored):
+    """The plan of one configuration; quantities are calibrated where a calibration exists."""
+
+    config: str
+    """Path of the configuration."""
+    name: str
+    recipe: str | None
+    """A sentence; None for GPT-2 trained by AdamW."""
+    parameters: int
+    """Without position embeddings."""
+    tokens: int
+    tokens_per_parameter: float
+    step_seconds: Interval | None
+    """None, like the quantities derived from it, if no time is predicted on this hardware."""
+    total_seconds: Interval | None
+    tokens_per_second: Interval | None
+    """In a steady step, all GPUs together."""
+    finish: Finish | None
+    peak_process_bytes: Interval
+    """On each GPU."""
+    free_bytes: int
+    verdict: Verdict
+    energy_kwh: Interval | None
+    """Of all boards; None if their power is unknown."""
+    cost: Interval | None
+    """None without a tariff."""
+    currency: str
+
+
+def plan_all(
+    paths: Sequence[Path],
+    overrides: Mapping[str, Mapping[str, object]],
+    predicted: Callable[[RunSpec], Prediction],
+    free_bytes_of: Callable[[Prediction], int],
+    start: datetime,
+    world_size: int = 1,
+) -> list[Planned]:
+    """Plan each configuration; shortest run first, those without a predicted time last.
+
+    The overrides apply to each; `free_bytes_of` returns the free memory of each GPU in bytes.
+    """
+    plans = []
+    for path in paths:
+        try:
+            spec = load_config(path, overrides).to_spec(world_size=world_size)
+            plans.append(_planned(path, spec, predicted(spec), free_bytes_of, start))
+        except BadInput as error:
+            text = str(error)
+            raise (error if str(path) in text else BadInput(f"{path}: {text}")) from None
+    return sorted(plans, key=lambda p: p.total_seconds.expected if p.total_seconds else math.inf)
+
+
+def _planned(
+    path: Path,
+    spec: RunSpec,
+    prediction: Prediction,
+    free_bytes_of: Callable[[Prediction], int],
+    start: datetime,
+) -> Planned:
+    hardware = prediction.hardware
+    free = free_bytes_of(prediction)
+    memory = memory_of(spec, hardware)
+    step, total = prediction.best("step_seconds"), prediction.best("total_seconds")
+    parameters = int(prediction.quantities["parameters"].expected)
+    tokens = spec.tokens_per_step * spec.steps
+    speed = finish = None
+    if step is not None:
+        speed = step.map(lambda seconds: spec.tokens_per_step / seconds)
+    if total is not None:
+        finish = Finish.after(start, total)
+    return Planned(
+        config=str(path),
+        name=spec.name or path.stem,
+        recipe=recipe_sentence(spec) if is_another_recipe(spec) else None,
+        parameters=parameters,
+        tokens=tokens,
+        tokens_per_parameter=tokens / parameters,
+        step_seconds=step,
+        total_seconds=total,
+        tokens_per_second=speed,
+        finish=finish,
+        peak_process_bytes=memory.process,
+        free_bytes=free,
+        verdict=fit_verdict(memory.process, free),
+        energy_kwh=prediction.best("energy_kwh"),
+        cost=prediction.best("cost"),
+        currency=spec.cost.currency,
+    )

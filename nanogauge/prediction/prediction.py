@@ -7,7 +7,12 @@ from dataclasses import replace
 
 from nanogauge.prediction.calibrated import CalibratedStep, Calibration, calibrated_step
 from nanogauge.prediction.energy import predict_energy
-from nanogauge.prediction.flops import MFU_CONVENTIONS, flops_per_token_6n, flops_per_token_palm
+from nanogauge.prediction.flops import (
+    MFU_CONVENTIONS,
+    count_parameters,
+    flops_per_token_6n,
+    flops_per_token_palm,
+)
 from nanogauge.prediction.overheads import (
     FIRST_STEP_EXTRA_SECONDS,
     START_UP_SECONDS,
@@ -15,7 +20,6 @@ from nanogauge.prediction.overheads import (
     state_bytes,
     waiting_seconds,
 )
-from nanogauge.prediction.parameters import count_parameters
 from nanogauge.prediction.search import memory_of
 from nanogauge.prediction.step_time import StepTime, predict_step_time
 from nanogauge.prediction.workload import resolve_dtype, workload_of
@@ -244,23 +248,12 @@ def _calibrated(
 def eager_total(
     spec: RunSpec, hardware: Hardware, calibration: Calibration | None
 ) -> Estimate | None:
-    """Return seconds of the whole run without compilation; None if the device has no prediction.
-
-    Args:
-        spec: the compiled run.
-        hardware: what it runs on.
-        calibration: measurements of this device; None for the analytic prediction.
-    """
+    """Return seconds of the whole run without compilation; None if the device has no prediction."""
     return predict(replace(spec, compile=False), hardware, calibration).best("total_seconds")
 
 
 def eager_sentence(eager: Estimate, compiled: Estimate | None) -> str:
-    """Describe how long the run takes without compilation, and the difference.
-
-    Args:
-        eager: seconds of the whole run, as eager_total gives them.
-        compiled: the same with compilation; None if it was not predicted.
-    """
+    """Describe how long the run takes without compilation, and the difference to `compiled`."""
     interval = format_range("total_seconds", eager.low, eager.high)
     takes = f"Without compilation the whole run takes about {format_seconds(eager.expected)}"
     if compiled is None:

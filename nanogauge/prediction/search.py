@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
+from nanogauge.prediction.flops import count_parameters
 from nanogauge.prediction.memory import Copied, Memory, predict_memory
-from nanogauge.prediction.parameters import count_parameters
 from nanogauge.prediction.workload import workload_of
 from nanogauge.quantities import Interval
 from nanogauge.runspec import RunSpec, with_shape
@@ -135,10 +135,6 @@ Predictor = Callable[[RunSpec], Prediction]
 """Predicts a run on the device being planned for."""
 
 
-def with_steps(spec: RunSpec, steps: int) -> RunSpec:
-    return replace(spec, steps=steps)
-
-
 def ends_within(predicted: Predictor, spec: RunSpec, seconds: float, end: IntervalEnd) -> bool:
     """Return True if the chosen end of the run's total time is at most `seconds`."""
     total = predicted(spec).best("total_seconds")
@@ -148,14 +144,14 @@ def ends_within(predicted: Predictor, spec: RunSpec, seconds: float, end: Interv
 
 def most_steps(predicted: Predictor, spec: RunSpec, seconds: float, end: IntervalEnd) -> int:
     """Return the largest number of steps that end within `seconds`, or 0."""
-    return largest_that(lambda n: ends_within(predicted, with_steps(spec, n), seconds, end))
+    return largest_that(lambda n: ends_within(predicted, replace(spec, steps=n), seconds, end))
 
 
 def trained_on(spec: RunSpec, tokens_per_parameter: float) -> RunSpec:
     """Set the steps for this many tokens per parameter, position embeddings not counted."""
     parameters = count_parameters(spec.shape).without_positions
     steps = math.ceil(tokens_per_parameter * parameters / spec.tokens_per_step)
-    return with_steps(spec, steps)
+    return replace(spec, steps=steps)
 
 
 def largest_model_in_time(

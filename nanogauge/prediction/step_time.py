@@ -23,7 +23,7 @@ from nanogauge.prediction.constants import (
     Effect,
     effect_class,
 )
-from nanogauge.prediction.parameters import count_parameters, layer_matrices
+from nanogauge.prediction.flops import count_parameters, layer_matrices
 from nanogauge.prediction.workload import GPUS_OF_A_NODE, Workload
 from nanogauge.quantities import Interval
 from nanogauge.schema import Hardware, Part

@@ -19,7 +19,6 @@ from nanogauge.report.svg import (
     Chart,
     Floats,
     Marks,
-    SecondAxis,
     Series,
     bar_chart,
     line_chart,
@@ -154,8 +153,6 @@ class _Run:
     def loss(self) -> Chart | None:
         steps, evals = self.recorded.steps, self.recorded.evals
         x = self.x_of_steps
-        known = ~np.isnan(x)
-        tokens = (steps.column("step") + 1) * self.spec.tokens_per_step
         evals = [e for e in evals if e.val_loss is not None]
         eval_x = self.timeline.x_of_steps(
             _floats([e.step for e in evals]), _floats([e.elapsed_seconds for e in evals])
@@ -165,7 +162,6 @@ class _Run:
             ("loss", "Loss", "nats per token"),
             self.timeline.axis,
             [_series("training", x, steps.column("loss")), validation],
-            top=SecondAxis("tokens", x[known], tokens[known]) if known.any() else None,
         )
 
     def step_time(self) -> Chart | None:
@@ -180,8 +176,8 @@ class _Run:
             marks=[
                 Marks("evaluations", x_of(recorded.evals), "eval"),
                 Marks("checkpoints", x_of(recorded.checkpoints), "checkpoint"),
-                Marks("recompilations", recompilations, "compile", through=True),
-                Marks("alarms", alarms, "alarm", through=True),
+                Marks("recompilations", recompilations, "compile"),
+                Marks("alarms", alarms, "alarm"),
             ],
             clipped=True,
         )
@@ -248,22 +244,18 @@ class _Run:
         restarted = np.diff(process, prepend=process[:1]) > 0  # the counter begins at zero
         earlier = np.cumsum(np.where(restarted, np.roll(joules, 1), 0.0))
         kwh = (joules + earlier) / JOULES_PER_KWH
-        cost, axis, notes = self.spec.cost, None, []
+        cost, notes = self.spec.cost, []
         others = sensor_mismatch(self.recorded, self.prediction)
         if others is not None:
             notes = [others]
         elif cost.price_per_kwh is not None and kwh[-1] > 0:
-            paid = [
-                cost_of(cost, float(kwh[i]), self.timeline.seconds * float(x[i])) for i in (0, -1)
-            ]
-            notes = [f"its cost: {paid[1]:.2f} {cost.currency}"]
-            axis = SecondAxis(cost.currency, kwh[[0, -1]], np.array(paid))
+            paid = cost_of(cost, float(kwh[-1]), self.timeline.seconds * float(x[-1]))
+            notes = [f"its cost: {paid:.2f} {cost.currency}"]
         return line_chart(
-            ("energy", f"Energy of the board{' and its cost' if axis else ''}", "kWh"),
+            ("energy", "Energy of the board", "kWh"),
             self.timeline.axis,
             [Series("energy so far", x, kwh, statistics=("last",))],
             bands=self.bands("energy_kwh", with_claim=False) if others is None else [],
-            right=axis,
             from_zero=True,
             notes=notes,
         )

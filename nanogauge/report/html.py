@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -13,19 +14,19 @@ import jinja2
 from markupsafe import Markup
 
 from nanogauge.analysis.ledger import LEDGER_NAMES
-from nanogauge.analysis.report_model import Report, RunInfo, machine_lines
+from nanogauge.analysis.report_model import Report
+from nanogauge.analysis.status import projection_text
 from nanogauge.analysis.telemetry import JOULES_PER_KWH, mismatched_counts, total_over_processes
 from nanogauge.analysis.verdicts import Row
 from nanogauge.errors import BadInput
 from nanogauge.files import make_folder, without_secrets, write_atomic
-from nanogauge.quantities import GIB, format_range, format_seconds, format_value
+from nanogauge.quantities import GIB, format_seconds, format_value
 from nanogauge.report.cells import MARKS, VERDICTS, Cells, group_rows
 from nanogauge.report.charts import make_charts
 from nanogauge.report.escape import fenced, finalize_html, finalize_markdown, unbroken, visible
 from nanogauge.report.svg import NARROW_RANGE_WIDTH, range_plot, stacked_bar, waterfall
 from nanogauge.runlog.folder import Machine, RunFolder
 from nanogauge.runlog.history import Recorded, process_began
-from nanogauge.schema import TimeZone
 
 HEADLINES = {
     "total_seconds": "Time, whole run",
@@ -73,7 +74,7 @@ _INSTRUMENT_GROUPS = {
     "Speed": ("achieved", "mfu"),
     "Parts of a step": ("forward", "backward", "optimizer", "data_wait", "recompilations"),
     "Memory": ("peak_", "allocation", "other_programs"),
-    "Energy": ("energy", "idle", "joules", "wh_"),
+    "Energy": ("energy", "idle", "joules"),
 }
 """Beginnings of the ids of instruments in each group."""
 TERMS = (
@@ -85,14 +86,6 @@ ZONED = "%a %d %b %Y, %H:%M %Z"
 WEEKDAY_TIME = "%a %H:%M:%S"
 
 _T = TypeVar("_T")
-
-
-def date_and_time(unix: float | None, zone: TimeZone) -> str:
-    """Return a moment as date and time of day; empty if it is unknown or has no date."""
-    try:
-        return f"{zone.local(unix):%Y-%m-%d %H:%M}" if unix is not None else ""
-    except (OverflowError, ValueError, OSError):
-        return ""
 
 
 @dataclass(frozen=True)
@@ -125,7 +118,8 @@ def _headline(report: Report, recorded: Recorded, rows: Sequence[Row]) -> Headli
     if not value and (so_far := _so_far(row.id, report, recorded)):
         label, value = f"{label.partition(',')[0]} so far", so_far
         if row.id == "total_seconds" and run.projected_total_s is not None:
-            details.append(("projected", _projected(run)))
+            total, low, high = run.projected_total_s, run.projected_low_s, run.projected_high_s
+            details.append(("projected", projection_text(total, low, high)))
     claims = [Cells(r).claimed for r in rows if r.claim is not None]
     ranges = {
         "claimed": " or ".join(claims),
@@ -139,7 +133,8 @@ def _headline(report: Report, recorded: Recorded, rows: Sequence[Row]) -> Headli
     if row.id == "energy_kwh" and cost is not None:
         details.append(("", Cells(cost).measured))
     verdict = row.prediction or ("no claim" if value else "not measured")
-    plot = range_plot(min(rows, key=_claim_width), NARROW_RANGE_WIDTH)
+    narrowest = min(rows, key=lambda r: r.claimed.width if r.claimed is not None else math.inf)
+    plot = range_plot(narrowest, NARROW_RANGE_WIDTH)
     return Headline(label, value, details, verdict, plot)
 
 
@@ -153,24 +148,6 @@ def _so_far(row_id: str, report: Report, recorded: Recorded) -> str:
     if row_id == "energy_kwh" and joules is not None and mismatched_counts(recorded) is None:
         return format_value(row_id, joules / JOULES_PER_KWH)
     return ""
-
-
-def _projected(run: RunInfo) -> str:
-    """Return the projected time of the whole run, with its interval if that differs."""
-    assert run.projected_total_s is not None
-    text = format_seconds(run.projected_total_s)
-    if run.projected_low_s is None or run.projected_high_s is None:
-        return text
-    interval = format_range("total_seconds", run.projected_low_s, run.projected_high_s)
-    return text if interval == text else f"{text} ({interval})"
-
-
-def _claim_width(row: Row) -> float:
-    """Return the width of the claimed range; infinite for an open range or no claim."""
-    claimed = row.claimed
-    if claimed is None or claimed.low is None or claimed.high is None:
-        return float("inf")
-    return claimed.high - claimed.low
 
 
 def verdict_counts(report: Report) -> tuple[str, dict[str, int]]:
@@ -195,59 +172,44 @@ def state_line(report: Report, recorded: Recorded) -> str:
     return f"{mark} {word} {where}" + (f", resumed {times}" if resumed else "")
 
 
-@dataclass(frozen=True)
-class FinishLine:
-    """When the run finished or is projected to finish."""
+def finish_line(report: Report, recorded: Recorded) -> tuple[str, str, str]:
+    """Return label, text and detail of the actual or projected finish.
 
-    label: str
-    text: str
-    detail: str = ""
-
-
-def finish_line(report: Report, recorded: Recorded) -> FinishLine:
-    """Return the finish as date and time, or as a duration if the log has no time of day."""
+    It is a date and time, or a duration if the log has no time of day.
+    """
     run, ran = report.run, report.time_ledger.ran_s
     began, session = process_began(recorded.starts[-1]), recorded.session_seconds[-1]
     ended = None if began is None or session is None else began + session
     if run.status == "finished":
         if ended is None:
             took = "not in this log" if ran is None else format_seconds(ran)
-            return FinishLine("Took", took, "the log has no time of day")
-        return FinishLine("Finished", f"{run.time_zone.local(ended):{ZONED}}")
+            return "Took", took, "the log has no time of day"
+        return "Finished", f"{run.time_zone.local(ended):{ZONED}}", ""
     if run.projected_total_s is None or ran is None:
-        return FinishLine("Would finish", "not known", "the log has no pace yet")
-    total = _projected(run)
+        return "Would finish", "not known", "the log has no pace yet"
+    total = projection_text(run.projected_total_s, run.projected_low_s, run.projected_high_s)
     if ended is None or run.state not in ("running", "silent"):
-        return FinishLine("Would take", total, "at its pace, if it continued")
+        return "Would take", total, "at its pace, if it continued"
     done = f"{run.time_zone.local(ended + run.projected_total_s - ran):{ZONED}}"
     if run.state == "running":
-        return FinishLine("Will finish", done, f"at its pace; {total} in all")
-    return FinishLine("Would finish", done, f"at its pace, if it still runs; {total} in all")
+        return "Will finish", done, f"at its pace; {total} in all"
+    return "Would finish", done, f"at its pace, if it still runs; {total} in all"
 
 
-@dataclass(frozen=True)
-class Sample:
-    """Text that the model generated at one step of its training."""
-
-    step: int | None
-    text: str
-
-
-def samples_of(recorded: Recorded) -> list[Sample]:
-    """Return the samples by step. One from repeated work replaces the earlier one."""
-    samples: dict[int | None, Sample] = {}
-    for event in recorded.events:
-        if event.what == "sample":
-            samples[event.step] = Sample(event.step, visible(event.text, MAX_SAMPLE_CHARACTERS))
-    return sorted(samples.values(), key=lambda sample: sample.step or 0)
+def samples_of(recorded: Recorded) -> list[tuple[int | None, str]]:
+    """Return step and text of each sample. One from repeated work replaces the earlier one."""
+    samples = {
+        event.step: visible(event.text, MAX_SAMPLE_CHARACTERS)
+        for event in recorded.events
+        if event.what == "sample"
+    }
+    return sorted(samples.items(), key=lambda sample: sample[0] or 0)
 
 
-def spread(samples: list[Sample]) -> list[Sample]:
+def spread(samples: list[tuple[int | None, str]]) -> list[tuple[int | None, str]]:
     """Return at most MAX_SAMPLES samples, evenly spaced, with the first and the last."""
-    if len(samples) <= MAX_SAMPLES:
-        return samples
-    last = len(samples) - 1
-    return [samples[round(i * last / (MAX_SAMPLES - 1))] for i in range(MAX_SAMPLES)]
+    last, count = len(samples) - 1, min(len(samples), MAX_SAMPLES)
+    return [samples[round(i * last / max(count - 1, 1))] for i in range(count)]
 
 
 def _in_groups(
@@ -262,16 +224,22 @@ def _in_groups(
 
 
 def machine_groups(machine: Machine) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Return the lines of machine.json in groups, with sizes in GiB."""
-    readable: Machine = {
-        key: f"{value / GIB:.1f} GiB" if key.endswith("bytes") and type(value) is int else value
-        for key, value in machine.items()
-    }
-    lines = list(zip(readable, machine_lines(readable), strict=True))
-    groups = _in_groups(lines, lambda line: line[0], _MACHINE_GROUPS, "Software")
-    return [
-        (name, [(k.removesuffix(" bytes"), v) for _, (k, v) in group]) for name, group in groups
-    ]
+    """Return the entries of machine.json as label and text in groups, with sizes in GiB."""
+    groups = _in_groups(list(machine), lambda key: key, _MACHINE_GROUPS, "Software")
+    labels = {key: key.removesuffix("_bytes").replace("_", " ") for key in machine}
+    return [(name, [(labels[key], _text(machine, key)) for key in keys]) for name, keys in groups]
+
+
+def _text(machine: Machine, key: str) -> str:
+    match machine[key]:
+        case dict() as values:
+            return ", ".join(f"{name} {value}" for name, value in values.items())
+        case bool() as value:
+            return "yes" if value else "no"
+        case int() as size if key.endswith("bytes"):
+            return f"{size / GIB:.1f} GiB"
+        case value:
+            return "not known" if value is None else str(value)
 
 
 def _waterfalls(report: Report) -> list[dict[str, Any]]:
@@ -421,19 +389,11 @@ def write_report(report: Report, run: RunFolder, recorded: Recorded) -> list[Pat
     Raises:
         BadInput: if the folder is not writable or its disk is full.
     """
-    return write_texts(run.path, render_report(report, run, recorded))
-
-
-def write_texts(folder: Path, contents: dict[str, str]) -> list[Path]:
-    """Write texts into a folder, by file name, and return their paths.
-
-    Raises:
-        BadInput: if the folder is not writable or its disk is full.
-    """
-    make_folder(folder)
+    make_folder(run.path)
+    contents = render_report(report, run, recorded)
     try:
         for name, text in contents.items():
-            write_atomic(folder / name, text.encode())
+            write_atomic(run.path / name, text.encode())
     except OSError as error:
-        raise BadInput(f"cannot write to {folder}: {error.strerror}.") from None
-    return [folder / name for name in contents]
+        raise BadInput(f"cannot write to {run.path}: {error.strerror}.") from None
+    return [run.path / name for name in contents]

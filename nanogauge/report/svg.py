@@ -65,25 +65,14 @@ def _path(style: str, commands: str) -> str:
     return f'<path class="{style}" d="{commands}"/>'
 
 
-@dataclass(frozen=True)
-class Envelope:
-    """A downsampled series: mean x, and minimum, median and maximum y of each bucket."""
+def downsample(x: Floats, y: Floats, most: int = MAX_BUCKETS) -> tuple[Floats, ...]:
+    """Split a series into at most `most` buckets, whose extremes keep every spike.
 
-    x: Floats
-    low: Floats
-    median: Floats
-    high: Floats
-
-
-def downsample(x: Floats, y: Floats, most: int = MAX_BUCKETS) -> Envelope:
-    """Split a series into at most `most` buckets, whose extremes keep every spike."""
+    Return the mean x, and the minimum, median and maximum y of each.
+    """
     xs, ys = (np.array_split(values, min(len(y), most)) for values in (x, y))
-    return Envelope(
-        np.array([bucket.mean() for bucket in xs]),
-        np.array([bucket.min() for bucket in ys]),
-        np.array([np.median(bucket) for bucket in ys]),
-        np.array([bucket.max() for bucket in ys]),
-    )
+    of_y = [np.array([f(bucket) for bucket in ys]) for f in (np.min, np.median, np.max)]
+    return np.array([bucket.mean() for bucket in xs]), *of_y
 
 
 @dataclass(frozen=True)
@@ -184,22 +173,11 @@ class Band:
 
 @dataclass(frozen=True)
 class Marks:
-    """Moments of the run, drawn in a lane below the chart or as lines through it."""
+    """Moments of the run, drawn in a lane below the chart."""
 
     name: str
     x: Floats
     style: str
-    through: bool = False
-
-
-@dataclass(frozen=True)
-class SecondAxis:
-    """Another scale for an axis, by interpolation between pairs of positions and values."""
-
-    title: str
-    positions: Floats
-    """Ascending, on the first axis."""
-    values: Floats
 
 
 @dataclass(frozen=True)
@@ -236,8 +214,6 @@ def line_chart(
     *,
     bands: Sequence[Band] = (),
     marks: Sequence[Marks] = (),
-    top: SecondAxis | None = None,
-    right: SecondAxis | None = None,
     clipped: bool = False,
     from_zero: bool = False,
     notes: Sequence[str] = (),
@@ -258,18 +234,15 @@ def line_chart(
     x = exact_axis(0.0 if 0 <= x_low < 0.5 * x_end else x_low, x_end)
     y_low, y_high = _y_range(series, bands, clipped)
     y = round_axis(0.0 if from_zero else y_low, y_high)
-    lanes = [mark for mark in marks if not mark.through]
-    plot = _Plot(x, y, top is not None, right is not None, len(lanes))
+    plot = _Plot(x, y, len(marks))
     out = [plot.band(band) for band in bands]
     out += plot.axes(unit, x_title)
-    out += plot.second_axes(top, right)
     outliers = 0
     for one in series:
         elements, beyond = plot.series(one)
         out += elements
         outliers += beyond
-    out += [element for mark in marks if mark.through for element in plot.through(mark)]
-    out += [plot.lane(number, mark) for number, mark in enumerate(lanes)]
+    out += [plot.lane(number, mark) for number, mark in enumerate(marks)]
     figures = [one.in_words(unit) for one in series]
     notes = list(notes)
     if outliers:
@@ -305,11 +278,9 @@ def _y_range(series: Sequence[Series], bands: Sequence[Band], clipped: bool) -> 
 class _Plot:
     """Coordinates and SVG elements of a line chart."""
 
-    def __init__(self, x: Axis, y: Axis, top: bool, right: bool, lanes: int) -> None:
+    def __init__(self, x: Axis, y: Axis, lanes: int) -> None:
         self.x, self.y = x, y
-        self.left, self.right = LEFT, WIDTH - (RIGHT + 32 * right)
-        self.above = TOP + 22 * top
-        self.below = HEIGHT - BOTTOM
+        self.left, self.right, self.above, self.below = LEFT, WIDTH - RIGHT, TOP, HEIGHT - BOTTOM
         self.height = HEIGHT + LANE_HEIGHT * lanes + 4 * (lanes > 0)
 
     def x_of(self, values: Floats) -> Floats:
@@ -338,22 +309,6 @@ class _Plot:
         middle = (self.left + self.right) / 2
         return [*out, _text(middle, self.height - 5, x_title, "unit", "middle")]
 
-    def second_axes(self, top: SecondAxis | None, right: SecondAxis | None) -> list[str]:
-        out: list[str] = []
-        if top is not None:
-            labels, positions = _second_ticks(top, self.x)
-            for label, x in zip(labels, self.x_of(positions), strict=True):
-                out.append(_path("axis", f"M{x:.1f},{self.above - 4}v4"))
-                anchor = "end" if x > self.right - 16 else "middle"
-                out.append(_text(x, self.above - 7, label, "tick", anchor))
-            out.append(_text(self.right, self.above - 24, top.title, "unit", "end"))
-        if right is not None:
-            labels, positions = _second_ticks(right, self.y)
-            for label, y in zip(labels, self.y_of(positions), strict=True):
-                out.append(_text(self.right + 5, y + 4, label, "tick"))
-            out.append(_text(WIDTH, self.above - 9, right.title, "unit", "end"))
-        return out
-
     def series(self, one: Series) -> tuple[list[str], int]:
         """Return the elements of a line or of dots, and the number of values beyond the y axis."""
         as_dots = one.style == "dots" and len(one.x) <= MAX_BUCKETS
@@ -375,26 +330,19 @@ class _Plot:
 
     def _line(self, one: Series) -> list[str]:
         """Return a line; for a long series its medians, with the area between its extremes."""
-        drawn = downsample(one.x, one.y)
-        xs = self.x_of(drawn.x)
-        line = _path(one.style, f"M{_points(xs, self.y_of(drawn.median))}")
-        if len(drawn.x) == len(one.x):
+        x, low, median, high = downsample(one.x, one.y)
+        xs = self.x_of(x)
+        line = _path(one.style, f"M{_points(xs, self.y_of(median))}")
+        if len(x) == len(one.x):
             return [line]
-        upper = _points(xs, self.y_of(drawn.high))
-        lower = _points(xs[::-1], self.y_of(drawn.low)[::-1])
+        upper = _points(xs, self.y_of(high))
+        lower = _points(xs[::-1], self.y_of(low)[::-1])
         return [_path("area", f"M{upper} {lower}z"), line]
 
     def lane(self, number: int, mark: Marks) -> str:
         y = self.below + 4 + LANE_HEIGHT * number
         strokes = (f"M{x:.1f},{y}v{LANE_HEIGHT - 3}" for x in _thinned(self.x_of(mark.x), 2))
         return _path(mark.style, "".join(strokes))
-
-    def through(self, mark: Marks) -> list[str]:
-        out = []
-        for x in _thinned(self.x_of(mark.x), 2):
-            out.append(_path(mark.style, f"M{x:.1f},{self.above}V{self.below}"))
-            out.append(_path(f"{mark.style} tip", f"M{x - 4:.1f},{self.above - 6}h8l-4,6z"))
-        return out
 
 
 def _points(xs: Floats, ys: Floats) -> str:
@@ -407,19 +355,6 @@ def _thinned(positions: Floats, distance: float) -> list[float]:
         return []
     _, first = np.unique(np.round(positions / distance), return_index=True)
     return [float(position) for position in positions[first]]
-
-
-def _second_ticks(second: SecondAxis, axis: Axis) -> tuple[list[str], Floats]:
-    """Return the labels of a second axis and their positions on the first one."""
-    low, high = float(second.values[0]), float(second.values[-1])
-    if high <= low:
-        return [], np.array([])
-    step = _round_step(high - low, 4)
-    values = np.arange(np.ceil(low / step - 1e-9), np.floor(high / step + 1e-9) + 1) * step
-    positions = np.interp(values, second.values, second.positions)
-    inside = (positions >= axis.low) & (positions <= axis.high)
-    scale = Axis(low, high, [], step)
-    return [scale.text(float(value)) for value in values[inside]], positions[inside]
 
 
 def waterfall(begin: tuple[str, float], parts: Sequence[tuple[str, float]], end: str) -> str:

@@ -12,13 +12,21 @@ from rich.text import Text
 from nanogauge.analysis.consistency import Inconsistency
 from nanogauge.analysis.report_model import Report
 from nanogauge.analysis.verdicts import Row
-from nanogauge.prediction.compare_configs import Planned, cut_sentences, recipe_sentence
 from nanogauge.prediction.flops import (
     flops_per_token_causal,
     flops_per_token_executed,
     flops_per_token_palm,
 )
-from nanogauge.prediction.plan import Candidate, Deadline, Fit, FittingModels, Steps
+from nanogauge.prediction.plan import (
+    Candidate,
+    Deadline,
+    Fit,
+    FittingModels,
+    Planned,
+    Steps,
+    cut_sentences,
+    recipe_sentence,
+)
 from nanogauge.quantities import (
     GIB,
     Interval,

@@ -48,18 +48,7 @@ def create(
     prediction: Prediction,
     config_toml: str | None = None,
 ) -> RunFolder:
-    """Write the files of a new run and freeze its prediction.
-
-    Args:
-        path: The folder; it is created if needed.
-        spec: Description of the run.
-        machine: Content of machine.json.
-        prediction: Prediction to freeze.
-        config_toml: Configuration of train.py; None for another program's run.
-
-    Raises:
-        BadInput: if the folder cannot be written, or already holds a run.
-    """
+    """Create the folder of a new run, write its files and freeze its prediction."""
     make_folder(path)
     if has_begun(path):
         raise BadInput(
@@ -90,11 +79,7 @@ def write_spec(path: Path, spec: RunSpec) -> None:
 
 
 def read_spec(path: Path, prediction: Prediction) -> RunSpec:
-    """Read spec.json, or in an older folder without it config.toml.
-
-    Raises:
-        BadInput: if both are missing, or the file is damaged.
-    """
+    """Read spec.json, or in an older folder without it config.toml."""
     try:
         return RunSpec.from_json(read_whole(path / SPEC_NAME))
     except FileNotFoundError:
@@ -113,11 +98,7 @@ def read_spec(path: Path, prediction: Prediction) -> RunSpec:
 
 
 def load(path: Path) -> RunFolder:
-    """Read the files that were written before the first step.
-
-    Raises:
-        BadInput: if the folder or one of its files is missing or damaged.
-    """
+    """Read the files that were written before the first step."""
     if not path.is_dir():
         raise BadInput(f"there is no run folder {path}; runs/ holds those that were trained.")
     if not (path / LOG_NAME).exists():
@@ -146,11 +127,7 @@ def load(path: Path) -> RunFolder:
 
 
 def load_with_log(path: Path, reader: LogReader | None = None) -> tuple[RunFolder, Recorded]:
-    """Read a run folder and its log.
-
-    Args:
-        path: The folder.
-        reader: Reads only new lines of a log that it has read before; None for a new reader.
+    """Read a run folder and its log; a `reader` that has read it before reads only new lines.
 
     Raises:
         BadInput: as load and read_log, or if the prediction was changed after the run began.

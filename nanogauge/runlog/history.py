@@ -330,12 +330,7 @@ class Recorded:
     def add_numbers(
         self, kind: str, rows: Sequence[dict[str, Any]], elapsed_seconds: float | None
     ) -> None:
-        """Add many step or sensor lines by their fields.
-
-        Args:
-            kind: step or sensor.
-            rows: fields of each line.
-            elapsed_seconds: of the newest line that has any.
+        """Add many step or sensor lines by their fields; elapsed_seconds is that of the newest.
 
         Raises:
             ValueError: if one is invalid; then none is added.

@@ -7,10 +7,10 @@ its last owner. Readers test it without waiting.
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import platform
-import sys
 import time
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,23 +23,6 @@ _RETRY_SECONDS = 1.0
 """Retry time: a reader locks for an instant, and so may a process that is being killed."""
 _UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 """Errors of a file system without locks."""
-
-if sys.platform == "win32":
-    import msvcrt
-
-    _LOCKED_BYTE = 2**30  # behind the text: other processes cannot read a locked byte
-
-    def _lock(descriptor: int, exclusive: bool) -> None:
-        """Lock or raise OSError at once; Windows has no shared locks."""
-        os.lseek(descriptor, _LOCKED_BYTE, os.SEEK_SET)
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-
-else:
-    import fcntl
-
-    def _lock(descriptor: int, exclusive: bool) -> None:
-        """Lock, exclusively or shared, or raise OSError at once."""
-        fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
 
 
 @dataclass(frozen=True)
@@ -57,15 +40,6 @@ class RunLock:
         os.close(self.descriptor)
 
 
-@dataclass(frozen=True)
-class _Owner:
-    """Content of the lock file: the last owner of the lock."""
-
-    pid: int
-    host: str
-    since_unix: float
-
-
 def acquire_lock(folder: Path) -> RunLock:
     """Lock an existing run folder for writing; without locks in the file system, return a warning.
 
@@ -78,7 +52,7 @@ def acquire_lock(folder: Path) -> RunLock:
     warning = None
     while True:
         try:
-            _lock(descriptor, exclusive=True)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
         except OSError as error:
             if error.errno in _UNSUPPORTED:
@@ -109,13 +83,13 @@ def is_locked(folder: Path) -> bool | None:
     except OSError:
         return None
     try:
-        _lock(descriptor, exclusive=False)
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError as error:
         return None if error.errno in _UNSUPPORTED else True
     finally:
         os.close(descriptor)
     owner = _owner(folder)
-    return False if owner is not None and owner.host == platform.node() else None
+    return False if owner is not None and owner[1] == platform.node() else None
 
 
 def refuse_locked(folder: Path) -> None:
@@ -124,11 +98,11 @@ def refuse_locked(folder: Path) -> None:
         raise _locked_by(folder)
 
 
-def _owner(folder: Path) -> _Owner | None:
-    """Return the last owner of a lock; None if its file is absent or damaged."""
+def _owner(folder: Path) -> tuple[int, str, float] | None:
+    """Return the process, machine and time of the last owner; None if the file is damaged."""
     try:
         values = json.loads((folder / LOCK_NAME).read_bytes())
-        return _Owner(int(values["pid"]), str(values["host"]), float(values["since_unix"]))
+        return int(values["pid"]), str(values["host"]), float(values["since_unix"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -137,9 +111,10 @@ def _locked_by(folder: Path) -> BadInput:
     owner = _owner(folder)
     process = "another process"
     if owner is not None:
-        since = datetime.fromtimestamp(owner.since_unix).astimezone()
-        host = "" if owner.host == platform.node() else f" on {owner.host}"
-        process = f"process {owner.pid}{host}, since {since:%Y-%m-%d %H:%M:%S},"
+        pid, host, since_unix = owner
+        since = datetime.fromtimestamp(since_unix).astimezone()
+        where = "" if host == platform.node() else f" on {host}"
+        process = f"process {pid}{where}, since {since:%Y-%m-%d %H:%M:%S},"
     return BadInput(
         f"{process} trains in {folder} already; wait for it or stop it, "
         "or give this run another --run.name."

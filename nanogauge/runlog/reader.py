@@ -66,12 +66,7 @@ class LogReader:
         self._block = _Block(self._recorded, self._path)
 
     def read(self) -> Recorded:
-        """Return the content of the log up to its last complete line.
-
-        Raises:
-            BadInput: if there is no log, it has no complete line, a line is damaged, or the first
-                one is no start line.
-        """
+        """Return the content of the log up to its last complete line."""
         try:
             with open_regular(self._path) as file:
                 if not self._is_same(file):
@@ -118,11 +113,7 @@ class LogReader:
 
 
 def read_log(folder: Path) -> Recorded:
-    """Read the log of a run folder.
-
-    Raises:
-        BadInput: as LogReader.read.
-    """
+    """Read the log of a run folder."""
     return LogReader(folder).read()
 
 
@@ -183,11 +174,7 @@ class _Block:
             self.flush()
 
     def flush(self) -> None:
-        """Add the pending lines.
-
-        Raises:
-            BadInput: if one is damaged, with its number.
-        """
+        """Add the pending lines."""
         refused: list[int] = []
         for kind, pending in self._pending.items():
             if not pending:

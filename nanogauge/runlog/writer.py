@@ -109,18 +109,14 @@ class LineFile:
         self._lock = threading.Lock()
         self._queue: deque[tuple[bytes, bool]] = deque()
         self._queue_bytes = 0
-        no_link = getattr(os, "O_NOFOLLOW", 0)
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | no_link, 0o644)
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+        self._file = os.open(path, flags, 0o644)
         self._size = path.read_bytes().rfind(b"\n") + 1
         self._torn = True
         self._cut_torn_line()
 
     def append(self, line: bytes, droppable: bool = False) -> None:
-        """Write a line after those in the queue, or queue it.
-
-        Args:
-            line: ends with its only newline.
-            droppable: may be dropped if the queue exceeds MAX_PENDING_BYTES.
+        """Write a line, which ends with its only newline, after those in the queue, or queue it.
 
         Raises:
             OSError: if the queue is full of lines that are not droppable; this line is not queued.

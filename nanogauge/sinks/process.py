@@ -1,6 +1,6 @@
 """Process that mirrors a run log to Weights & Biases; no other module imports wandb.
 
-python -m nanogauge.sinks.process runs/NAME [--mode online]
+python -m nanogauge.sinks.process runs/NAME --mode online --project NAME
 
 It follows runs/NAME/log.jsonl, so that W&B can neither slow nor stop the training loop. Without a
 training loop it sends what the log contains and ends. A row's step in W&B's history follows from
@@ -19,6 +19,7 @@ import shutil
 import signal
 import sys
 import traceback
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ValidationError
 
 from nanogauge.cli import Parser, run_command
-from nanogauge.config import TrainSection, WandbSection, load_config
+from nanogauge.config import TrainSection, load_config
 from nanogauge.errors import BadInput, RunFailed
 from nanogauge.files import Scrubber, scrubbed, without_secrets, write_atomic
 from nanogauge.runlog.folder import CONFIG_TOML, SPEC_NAME, read_spec
@@ -120,7 +121,7 @@ class _Position:
 
 
 def _init_run(
-    folder: Path, spec: RunSpec, prediction: Prediction, mode: Mode, project: str, run_id: str
+    folder: Path, spec: RunSpec, prediction: Prediction, options: Namespace, run_id: str
 ) -> tuple[wandb.Run, str]:
     """Start W&B's run, offline if it is not available; return it and the reason for a warning."""
     import wandb
@@ -128,7 +129,7 @@ def _init_run(
     def init(actual: Literal["online", "offline"]) -> wandb.Run:
         return wandb.init(
             mode=actual,
-            project=project,
+            project=options.project,
             name=spec.name or folder.name,
             id=run_id,
             resume="allow",
@@ -147,6 +148,7 @@ def _init_run(
             ),
         )
 
+    mode: Mode = options.mode
     if mode == "offline" or (mode == "auto" and os.environ.get("WANDB_MODE") == "offline"):
         return init("offline"), ""
     try:
@@ -262,8 +264,8 @@ def _mark_as_synced(folder: Path, run_id: str) -> None:
         path.with_name(f"{path.name}.synced").touch()
 
 
-def _read_folder(folder: Path) -> tuple[RunSpec, Prediction, str, int]:
-    """Return spec, prediction, W&B project and log interval of a run folder.
+def _read_folder(folder: Path) -> tuple[RunSpec, Prediction, int]:
+    """Return spec, prediction and log interval of a run folder.
 
     Raises:
         BadInput: if the folder has no readable prediction, spec or configuration.
@@ -275,11 +277,10 @@ def _read_folder(folder: Path) -> tuple[RunSpec, Prediction, str, int]:
         raise BadInput(
             f"{folder} holds no readable prediction.json; give a run's folder."
         ) from None
-    project, log_every = WandbSection().project, TrainSection.model_fields["log_every"].default
+    log_every = TrainSection.model_fields["log_every"].default
     if (folder / CONFIG_TOML).exists():
-        config = load_config(folder / CONFIG_TOML)
-        project, log_every = config.wandb.project, config.train.log_every
-    return read_spec(folder, prediction), prediction, project, log_every
+        log_every = load_config(folder / CONFIG_TOML).train.log_every
+    return read_spec(folder, prediction), prediction, log_every
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -291,8 +292,8 @@ def main(arguments: Sequence[str]) -> int:
     """
     parser = Parser("Mirror the log of a run to Weights & Biases.")
     parser.add_argument("folder", type=Path, help="folder of the run")
-    parser.add_argument("--mode", choices=("auto", "online", "offline"), default="auto")
-    parser.add_argument("--project", help="W&B project (default: that of config.toml)")
+    parser.add_argument("--mode", choices=("auto", "online", "offline"), required=True)
+    parser.add_argument("--project", required=True, help="W&B project")
     parser.add_argument("--id", help="W&B's id of the run (default: that in the log)")
     parser.add_argument(
         "--log-every", type=int, help="mirror every so many steps (default: train.log_every)"
@@ -305,19 +306,16 @@ def main(arguments: Sequence[str]) -> int:
     )
     options = parser.parse(arguments)
     folder: Path = options.folder.resolve()
-    spec, prediction, project, log_every = _read_folder(folder)
-    project = options.project or project
-    log_every = log_every if options.log_every is None else options.log_every
-    if log_every < 1:
-        raise BadInput(f"--log-every must be at least 1, not {log_every}.")
+    spec, prediction, log_every = _read_folder(folder)
     run_id = options.id or _run_id(folder)
     _keep_private(folder)
     if options.attached is not None:
         os.nice(10)  # give way to the training loop
     try:
-        run, offline_reason = _init_run(folder, spec, prediction, options.mode, project, run_id)
+        run, offline_reason = _init_run(folder, spec, prediction, options, run_id)
         log = _LogFollower(folder / FILE_NAME, options.attached)
-        rows, position = Rows(spec, prediction, log_every), _Position(folder, run_id)
+        rows = Rows(spec, prediction, options.log_every or log_every)
+        position = _Position(folder, run_id)
         status = _mirror(run, log, rows, position, folder)
         if not log.complete:
             # The run's process has died: the alarm ends this one even inside W&B.

@@ -18,9 +18,7 @@ from nanogauge.prediction.flops import MFU_CONVENTIONS
 from nanogauge.quantities import (
     format_range,
     format_value,
-    joules_per_token,
     mfu,
-    tokens_per_second,
 )
 from nanogauge.runspec import RunSpec
 from nanogauge.schema import (
@@ -177,7 +175,7 @@ class Rows:
         if seconds is None:
             return row
         tokens = line.tokens or self._spec.tokens_per_step
-        row["perf/tokens_per_second"] = tokens_per_second(tokens, seconds)
+        row["perf/tokens_per_second"] = tokens / seconds
         row["perf/achieved_flops_per_second"] = self._flops["mfu_palm"] / seconds
         peak = self._prediction.peak_flops
         for key, flops in self._flops.items():
@@ -185,7 +183,7 @@ class Rows:
             if peak is not None and (fraction := mfu(flops, seconds, peak)) <= 1:
                 row[f"perf/{key}"] = fraction
         if line.power_watts is not None and self._all_sensed:
-            row["perf/joules_per_token"] = joules_per_token(line.power_watts * seconds, tokens)
+            row["perf/joules_per_token"] = line.power_watts * seconds / tokens
         return row
 
     def _of_sensor(self, line: Sensor) -> dict[str, float | None]:

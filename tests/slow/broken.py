@@ -1,7 +1,7 @@
 """Make broken inputs of every kind that a command reads, each from a seed.
 
-A kind is a function that fills a folder and returns the command line for it. All start from valid
-inputs (`make_originals`), so that most of a broken input is still valid.
+A kind is a function that fills a folder and returns the command line for it. It damages valid
+inputs (`make_originals`), so that most of the input stays valid.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 from commands import ROOT, run
-from slow.sample_logs import LOG_STEPS, LOGS
 
 from trainer.data.manifest import Origin, Split
 from trainer.data.shards import ShardWriter
@@ -94,12 +93,12 @@ def _make_shards(folder: Path, ranks: Path) -> None:
 
 
 def damaged(chance: random.Random, data: bytes) -> bytes:
-    """Flip, cut, repeat, insert or move bytes; change digits; drop, repeat or swap lines."""
+    """Cut, repeat, insert or move bytes; change digits; drop, repeat or swap lines."""
     for _ in range(chance.randint(1, 4)):
-        size = len(data)
-        begin, end = sorted((chance.randint(0, size), chance.randint(0, size)))
+        begin, end = sorted(chance.randint(0, len(data)) for _ in range(2))
         lines = data.split(b"\n")
         first, second = chance.randrange(len(lines)), chance.randrange(len(lines))
+        long = (lines[first] or b"x") * (2**20 // (len(lines[first]) + 1))
         match chance.randrange(11):
             case 0:
                 data = data[:begin]
@@ -109,19 +108,14 @@ def damaged(chance: random.Random, data: bytes) -> bytes:
                 data = data[:end] + data[begin:]
             case 3:
                 data = data[:begin] + chance.choice(PIECES) + data[begin:]
-            case 4 if size:
-                place = chance.randrange(size)
-                data = data[:place] + bytes([chance.randrange(256)]) + data[place + 1 :]
+            case 4:
+                data = data[:begin] + bytes([chance.randrange(256)]) + data[begin + 1 :]
             case 5:
                 lines[first], lines[second] = lines[second], lines[first]
                 data = b"\n".join(lines)
-            case 6:
-                data = b"\n".join([*lines[:first], *lines[first + 1 :]])
-            case 7:
-                data = b"\n".join([*lines[:first], lines[second], *lines[first:]])
-            case 8:
-                long = (lines[first] or b"x") * (2**20 // (len(lines[first]) + 1))
-                data = b"\n".join([*lines[:first], long, *lines[first:]])
+            case 6 | 7 | 8 as case:
+                more = {6: [], 7: [lines[second], lines[first]], 8: [long, lines[first]]}[case]
+                data = b"\n".join([*lines[:first], *more, *lines[first + 1 :]])
             case _:
                 places = [place for place, byte in enumerate(data) if 48 <= byte < 58]
                 for place in sorted(chance.sample(places, min(3, len(places))), reverse=True):
@@ -182,11 +176,15 @@ def configuration(chance: random.Random, originals: Path, folder: Path) -> Comma
     return OPEN_DATA, [str(path), f"--data.path={originals / 'shards'}", "--run.device=cpu"]
 
 
+def _config(folder: Path) -> str:
+    (folder / "run.toml").write_text(CONFIG, encoding="utf-8")
+    return str(folder / "run.toml")
+
+
 def claims(chance: random.Random, originals: Path, folder: Path) -> Command:
-    path, config = folder / "claims.toml", folder / "run.toml"
+    path = folder / "claims.toml"
     path.write_bytes(_damaged_toml(chance, CLAIMS))
-    config.write_text(CONFIG, encoding="utf-8")
-    return "plan.py", [str(config), "--gpu", GPU, "--claims", str(path)]
+    return "plan.py", [_config(folder), "--gpu", GPU, "--claims", str(path)]
 
 
 def run_log(chance: random.Random, originals: Path, folder: Path) -> Command:
@@ -286,9 +284,7 @@ def _spoil_shard(chance: random.Random, path: Path) -> None:
 def _reader_of(chance: random.Random, folder: Path, data: Path) -> Command:
     if chance.random() < 0.6:
         return "prepare_fineweb.py", [chance.choice(["--verify", "--stats"]), str(data)]
-    config = folder / "run.toml"
-    config.write_text(CONFIG, encoding="utf-8")
-    return OPEN_DATA, [str(config), f"--data.path={data}", "--run.device=cpu"]
+    return OPEN_DATA, [_config(folder), f"--data.path={data}", "--run.device=cpu"]
 
 
 def foreign_shards(chance: random.Random, originals: Path, folder: Path) -> Command:
@@ -299,22 +295,51 @@ def foreign_shards(chance: random.Random, originals: Path, folder: Path) -> Comm
     else:
         content = damaged(chance, path.read_bytes())
         path.write_bytes(chance.choice([b"", b"PK\x03\x04", b"\x80\x04", b"\x93NUMPY"]) + content)
-    config = folder / "run.toml"
-    config.write_text(CONFIG, encoding="utf-8")
-    return OPEN_DATA, [str(config), f"--data.path={data}", "--run.device=cpu"]
+    return OPEN_DATA, [_config(folder), f"--data.path={data}", "--run.device=cpu"]
 
 
 def other_logs(chance: random.Random, originals: Path, folder: Path) -> Command:
     flag = chance.choice(sorted(LOGS))
-    path, config = folder / "log.csv", folder / "run.toml"
+    path = folder / "log.csv"
     path.write_bytes(damaged(chance, LOGS[flag].encode()))
     if chance.random() < 0.05:
         _spoil(chance, path, path)
-    config.write_text(CONFIG, encoding="utf-8")
-    more = ["--config", str(config), "--gpu", GPU, "--out", str(folder / "out")]
+    more = ["--config", _config(folder), "--gpu", GPU, "--out", str(folder / "out")]
     return "report.py", [flag, str(path), *more, f"--train.max-steps={LOG_STEPS}"]
 
 
+LOG_STEPS = 50
+_NANOCHAT = "step {n:05d}/00050 ({p:.2f}%) | loss: {loss:.6f} | lrm: 1.00 | dt: 1500.00ms | "
+_NANOCHAT += "tok/sec: 349,525 | bf16_mfu: 41.20 | epoch: 1 pq: 9 rg: 772 | total time: 0.50m"
+_BUILD = "step {n:5d} | loss: {loss:.6f} | lr 6.0000e-04 | norm: 1.2345 | dt: 2000.00ms | "
+_BUILD += "tok/sec: 262144.00"
+_FORMS = {
+    "--nanogpt-log": (
+        "iter {n}: loss {loss:.4f}, time 3900.00ms, mfu 12.50%",
+        "step {n}: train loss {loss:.4f}, val loss 9.1000",
+    ),
+    "--nanochat-log": (_NANOCHAT, "Step {n:05d} | Validation bpb: {loss:.4f}"),
+    "--build-nanogpt-log": (_BUILD, "validation loss: {loss:.4f}"),
+    "--wandb-history": ("{n},{p},{time},{n},{loss},9.5,0.001,12.5", None),
+}
+"""a step's line in each log that report.py imports, and the line of an evaluation before it"""
+
+
+def _log(step: str, evaluation: str | None) -> str:
+    lines = []
+    for n in range(0, LOG_STEPS + 1, 5):
+        values = {"n": n, "p": 2 * n, "loss": 9 - n / 20, "time": 1.7e9 + 4 * n}
+        if evaluation is not None and n % 25 == 0:
+            lines.append(evaluation.format(**values))
+        lines.append(step.format(**values))
+    return "\n".join(lines) + "\n"
+
+
+LOGS = {flag: _log(*forms) for flag, forms in _FORMS.items()}
+"""a valid log by the flag that imports it"""
+LOGS["--wandb-history"] = (
+    "_step,_runtime,_timestamp,iter,train/loss,val/loss,lr,mfu\n" + LOGS["--wandb-history"]
+)
 KINDS: dict[str, Kind] = {
     "configuration": configuration,
     "claims": claims,

@@ -1,7 +1,7 @@
-/* Stands before the C library and lets one of the writes into a folder fail, or several in a row.
+/* Make writes below a folder fail, for LD_PRELOAD. Off until fail_writes is called.
 
-Loaded with LD_PRELOAD; off until fail_writes is called. What is counted: making, opening for
-writing, writing, flushing, cutting and renaming of files below the folder, and making folders. */
+Counted are: making, opening for writing, writing, flushing, cutting and renaming files, and making
+folders. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -22,7 +22,7 @@ static atomic_long seen;
 static long first, last;
 static int error;
 
-/* From the first-th to the last-th write below this folder, counted from 1, errno is `number`. */
+/* Fail the writes below this folder from the first to the last, counted from 1, with this errno. */
 void fail_writes(const char *below, long from, long to, int number) {
     strncpy(folder, below, sizeof folder - 1);
     first = from, last = to, error = number;
@@ -32,14 +32,9 @@ void fail_writes(const char *below, long from, long to, int number) {
 
 long writes_seen(void) { return atomic_load(&seen); }
 
-static int below(const char *path) {
-    return length && path[0] == '/' && strncmp(path, folder, length) == 0;
-}
-
-/* Whether this write is to fail. What has a name, EACCES may refuse; an open file has other errors.
- */
-static int fails(int counted, int named) {
-    if (!counted) return 0;
+/* EACCES is an error of names; for an open file it becomes EIO. */
+static int fails(const char *path, int named) {
+    if (!length || path[0] != '/' || strncmp(path, folder, length)) return 0;
     long number = atomic_fetch_add(&seen, 1) + 1;
     if (number < first || number > last) return 0;
     errno = error == EACCES && !named ? EIO : error;
@@ -47,59 +42,39 @@ static int fails(int counted, int named) {
 }
 
 static int file_fails(int file) {
-    char link[64], path[PATH_MAX];
-    if (!length) return 0;
+    char link[64], path[PATH_MAX] = "";
     int before = errno;
     snprintf(link, sizeof link, "/proc/self/fd/%d", file);
-    ssize_t read = readlink(link, path, sizeof path - 1);
+    if (length && readlink(link, path, sizeof path - 1) < 0) path[0] = 0;
     errno = before;
-    if (read < 0) return 0;
-    path[read] = 0;
-    return fails(below(path), 0);
+    return fails(path, 0);
 }
 
-#define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
+#define WRAP(type, name, parameters, failed, ...)                                       \
+    type name parameters {                                                              \
+        if (failed) return -1;                                                          \
+        return ((__typeof__(&name))dlsym(RTLD_NEXT, #name))(__VA_ARGS__);               \
+    }
+WRAP(ssize_t, write, (int f, const void *d, size_t n), file_fails(f), f, d, n)
+WRAP(ssize_t, writev, (int f, const struct iovec *p, int n), file_fails(f), f, p, n)
+WRAP(ssize_t, pwrite, (int f, const void *d, size_t n, off_t at), file_fails(f), f, d, n, at)
+WRAP(ssize_t, pwrite64, (int f, const void *d, size_t n, off64_t at), file_fails(f), f, d, n, at)
+WRAP(int, fsync, (int f), file_fails(f), f)
+WRAP(int, fdatasync, (int f), file_fails(f), f)
+WRAP(int, ftruncate, (int f, off_t n), file_fails(f), f, n)
+WRAP(int, ftruncate64, (int f, off64_t n), file_fails(f), f, n)
+WRAP(int, mkdir, (const char *path, mode_t mode), fails(path, 1), path, mode)
+WRAP(int, rename, (const char *from, const char *to), fails(to, 1), from, to)
+WRAP(int, renameat, (int a, const char *from, int b, const char *to), fails(to, 1), a, from, b, to)
 
-ssize_t write(int file, const void *data, size_t size) {
-    return file_fails(file) ? -1 : REAL(write)(file, data, size);
-}
-ssize_t writev(int file, const struct iovec *parts, int count) {
-    return file_fails(file) ? -1 : REAL(writev)(file, parts, count);
-}
-ssize_t pwrite(int file, const void *data, size_t size, off_t at) {
-    return file_fails(file) ? -1 : REAL(pwrite)(file, data, size, at);
-}
-ssize_t pwrite64(int file, const void *data, size_t size, off64_t at) {
-    return file_fails(file) ? -1 : REAL(pwrite64)(file, data, size, at);
-}
-int fsync(int file) { return file_fails(file) ? -1 : REAL(fsync)(file); }
-int fdatasync(int file) { return file_fails(file) ? -1 : REAL(fdatasync)(file); }
-int ftruncate(int file, off_t size) { return file_fails(file) ? -1 : REAL(ftruncate)(file, size); }
-int ftruncate64(int file, off64_t size) {
-    return file_fails(file) ? -1 : REAL(ftruncate64)(file, size);
-}
-int mkdir(const char *path, mode_t mode) {
-    return fails(below(path), 1) ? -1 : REAL(mkdir)(path, mode);
-}
-int rename(const char *from, const char *to) {
-    return fails(below(to), 1) ? -1 : REAL(rename)(from, to);
-}
-int renameat(int folder_from, const char *from, int folder_to, const char *to) {
-    return fails(below(to), 1) ? -1 : REAL(renameat)(folder_from, from, folder_to, to);
-}
-
-#define OPENING(name, parameters, ...)                              \
-    int name parameters {                                           \
-        mode_t mode = 0;                                            \
-        if (flags & O_CREAT) {                                      \
-            va_list more;                                           \
-            va_start(more, flags);                                  \
-            mode = va_arg(more, mode_t);                            \
-            va_end(more);                                           \
-        }                                                           \
-        int writes = (flags & O_ACCMODE) != O_RDONLY;               \
-        if (fails(writes && below(path), 1)) return -1;             \
-        return REAL(name)(__VA_ARGS__, mode);                       \
+#define OPENING(name, parameters, ...)                                                  \
+    int name parameters {                                                               \
+        va_list more;                                                                   \
+        va_start(more, flags);                                                          \
+        mode_t mode = flags & O_CREAT ? va_arg(more, mode_t) : 0;                       \
+        va_end(more);                                                                   \
+        if ((flags & O_ACCMODE) != O_RDONLY && fails(path, 1)) return -1;               \
+        return ((__typeof__(&name))dlsym(RTLD_NEXT, #name))(__VA_ARGS__, mode);         \
     }
 OPENING(open, (const char *path, int flags, ...), path, flags)
 OPENING(open64, (const char *path, int flags, ...), path, flags)

@@ -115,8 +115,9 @@ def let_writes_fail(scratch: Path, count: int, seed: int) -> tuple[int, Counter[
 def serve() -> None:
     """Answer requests from stdin, each in a forked copy of this process."""
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-    from train_server import run_command, train, train_in_copy
+    from train_server import run_command, train, train_in_copy, warm_up
 
+    warm_up()
     shim = ctypes.CDLL(None)
     for line in sys.stdin:
         request = json.loads(line)

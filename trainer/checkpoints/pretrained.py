@@ -24,14 +24,7 @@ from trainer.data.hub import client_errors, first_line, silence_client
 
 WEIGHTS_NAME, CONFIG_NAME, VOCABULARY_NAME = "model.safetensors", "config.json", "vocab.json"
 _PREFIX = "transformer."
-BEYOND_GPT2 = (
-    "positions",
-    "norm",
-    "qk_norm",
-    "activation",
-    "tied_head",
-    "logit_softcap",
-)
+BEYOND_GPT2 = ("positions", "norm", "qk_norm", "activation", "tied_head", "logit_softcap")
 """Model options that GPT-2 has only in their default."""
 _DEFAULTS = ModelSection.model_fields
 _TIED = "lm_head.weight"
@@ -80,11 +73,7 @@ def hugging_face_folder(name: str) -> Path:
     if Path(name).is_dir():
         return Path(name)
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
     silence_client()
     try:

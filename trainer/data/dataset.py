@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -49,8 +49,6 @@ class Dataset:
     """Encoding whose pre-tokenization a .tiktoken file uses."""
     assumed: str | None = None
     """Sentence on what was assumed about the tokens; None if nothing was."""
-    files: dict[Split, list[Path]] = field(default_factory=dict)
-    """File of each shard; empty for the embedded text."""
 
     def tokens(self, split: Split) -> int:
         return sum(len(shard) for shard in self.splits[split])
@@ -86,23 +84,22 @@ def open_dataset(data: DataSection) -> Dataset:
     return Dataset(splits, BYTES, byte_encoding().n_vocab, digest.hexdigest())
 
 
-def open_folder(folder: Path, allow_empty: bool = False) -> Dataset:
-    """Memory-map all shards of a folder; `allow_empty` splits for a preparation in progress.
+def open_folder(folder: Path) -> Dataset:
+    """Memory-map all shards of a folder.
 
     Raises:
         BadInput: if there are none, or one is missing or damaged.
     """
-    if has_no_manifest(folder):
+    if _token_files(folder) and not (folder / MANIFEST_NAME).exists():
         return _open_without_manifest(folder)
     manifest = read_manifest(folder)
     lines = [f"{shard.split} {shard.tokens} {shard.sha256}" for shard in manifest.shards]
-    settings = manifest.settings
     return Dataset(
-        {split: open_split(folder, split, allow_empty) for split in get_args(Split)},
+        {split: open_split(folder, split) for split in get_args(Split)},
         manifest.tokenizer,
         manifest.vocab_size,
         _hash_lines(lines),
-        pattern=(settings.pattern if settings is not None else None) or "gpt2",
+        pattern=manifest.pattern,
     )
 
 
@@ -140,18 +137,12 @@ def embedded_tokens() -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint16]]:
     return train, val
 
 
-def has_no_manifest(folder: Path) -> bool:
-    """Return True if a folder holds token files without a manifest, as other programs write."""
-    return bool(_token_files(folder)) and not (folder / MANIFEST_NAME).exists()
-
-
 def _token_files(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.glob("*")) if path.suffix in (".bin", ".npy")]
 
 
 def _open_without_manifest(folder: Path) -> Dataset:
     splits: dict[Split, list[Tokens]] = {split: [] for split in get_args(Split)}
-    files: dict[Split, list[Path]] = {split: [] for split in splits}
     lines, formats, ignored = [], set(), []
     for path in _token_files(folder):
         named = _SPLIT_IN_NAME.search(path.stem.lower())
@@ -161,7 +152,6 @@ def _open_without_manifest(folder: Path) -> Dataset:
         tokens, form = _open_file(path)
         split: Split = "train" if named[1] == "train" else "val"
         splits[split].append(tokens)
-        files[split].append(path)
         formats.add(form)
         ends = hashlib.sha256(tokens[:_HASHED_TOKENS].tobytes())
         ends.update(tokens[-_HASHED_TOKENS:].tobytes())
@@ -193,7 +183,6 @@ def _open_without_manifest(folder: Path) -> Dataset:
         None,
         _hash_lines(lines),
         assumed=f"{assumed}.",
-        files=files,
     )
 
 

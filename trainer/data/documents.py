@@ -12,9 +12,8 @@ import io
 import json
 import zlib
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any, Literal, cast
+from typing import IO, TYPE_CHECKING, Literal, cast
 
 from nanogauge.errors import BadInput
 
@@ -26,10 +25,6 @@ if TYPE_CHECKING:
 FileFormat = Literal["parquet", "lines", "text"]
 SEPARATOR = "<|endoftext|>"
 """Separates the documents of a .txt file."""
-LONG = 2**20
-"""Bytes above which a document is not converted to one string."""
-HUGE = 2**25
-"""Bytes above which only one worker at a time may hold a document."""
 FORMATS: dict[str, FileFormat] = {
     ".parquet": "parquet",
     ".jsonl": "lines",
@@ -86,12 +81,10 @@ def format_of(name: str) -> tuple[FileFormat, str | None]:
     return form, compression
 
 
-def read_documents(
-    unit: Unit, column: str, file: pq.ParquetFile | None, huge_lock: AbstractContextManager[Any]
-) -> Iterator[Text]:
+def read_documents(unit: Unit, column: str, file: pq.ParquetFile | None) -> Iterator[Text]:
     """Yield the documents of a unit; rows without text are skipped.
 
-    `file` is the open file, for Parquet. `huge_lock` is held while a huge document is in memory.
+    `file` is the open file, for Parquet.
 
     Raises:
         Damaged: if the file cannot be read to its end.
@@ -101,9 +94,9 @@ def read_documents(
     try:
         if form == "parquet":
             assert file is not None
-            yield from _read_parquet(unit, column, file, huge_lock)
+            yield from _read_parquet(unit, column, file)
         elif form == "lines":
-            yield from _read_lines(unit, column, compression, huge_lock)
+            yield from _read_lines(unit, column, compression)
         else:
             yield from _read_text(unit, compression)
     except _damage_errors(form, compression) as error:
@@ -120,25 +113,12 @@ def _damage_errors(form: FileFormat, compression: str | None) -> tuple[type[Exce
     return *errors, pa.ArrowException
 
 
-def _read_parquet(
-    unit: Unit, column: str, file: pq.ParquetFile, huge_lock: AbstractContextManager[Any]
-) -> Iterator[Text]:
+def _read_parquet(unit: Unit, column: str, file: pq.ParquetFile) -> Iterator[Text]:
     groups = range(unit.begin, unit.end)
     rows = sum(file.metadata.row_group(group).num_rows for group in groups)
     size = max(1, min(1024, _BATCH_BYTES * rows // max(unit.text_bytes, 1)))
-    batches = file.iter_batches(size, groups, [column], use_threads=False)
-    with huge_lock if unit.text_bytes >= HUGE else nullcontext():
-        for batch in batches:
-            yield from _texts_of_column(batch.column(0))
-
-
-def _texts_of_column(texts: Any) -> Iterator[Text]:
-    if texts.nbytes < LONG:
-        yield from filter(None, texts.to_pylist())
-        return
-    for text in texts:
-        if text.is_valid and (data := text.as_buffer()).size:
-            yield str(text) if data.size < LONG else memoryview(data)
+    for batch in file.iter_batches(size, groups, [column], use_threads=False):
+        yield from filter(None, batch.column(0).to_pylist())
 
 
 def _open(unit: Unit, compression: str | None) -> IO[bytes]:
@@ -151,9 +131,7 @@ def _open(unit: Unit, compression: str | None) -> IO[bytes]:
     return open(unit.path, "rb")
 
 
-def _read_lines(
-    unit: Unit, column: str, compression: str | None, huge_lock: AbstractContextManager[Any]
-) -> Iterator[Text]:
+def _read_lines(unit: Unit, column: str, compression: str | None) -> Iterator[str]:
     """Yield the texts of the lines that begin in a unit; the last line may end after it."""
     with _open(unit, compression) as file:
         at = unit.begin
@@ -167,14 +145,8 @@ def _read_lines(
             line = file.readline()
             if not line:
                 break
-            if len(line) < HUGE:
-                text = _parse_line(line, column, unit.name, at)
-                if text:
-                    yield text
-            else:
-                with huge_lock:
-                    if data := _parse_huge_line(line, column, unit.name, at):
-                        yield data
+            if text := _parse_line(line, column, unit.name, at):
+                yield text
             at += len(line)
 
 
@@ -192,25 +164,6 @@ def _parse_line(line: bytes, column: str, name: str, at: int) -> str | None:
             "give --text-column."
         )
     return cast("str | None", row[column])
-
-
-def _parse_huge_line(line: bytes, column: str, name: str, at: int) -> memoryview:
-    """Return the text as UTF-8; a Python string takes up to four bytes per character."""
-    import pyarrow as pa
-    from pyarrow import json as arrow_json
-
-    try:
-        table = arrow_json.read_json(
-            pa.BufferReader(line),
-            arrow_json.ReadOptions(use_threads=False, block_size=len(line) + 1),
-            arrow_json.ParseOptions(
-                explicit_schema=pa.schema([(column, pa.string())]),
-                unexpected_field_behavior="ignore",
-            ),
-        )
-        return memoryview(table[column][0].as_buffer() or b"")
-    except pa.ArrowException as error:
-        raise BadInput(f"{name} holds no JSON in the line at byte {at:,} ({error}).") from None
 
 
 def _read_text(unit: Unit, compression: str | None) -> Iterator[Iterator[str]]:

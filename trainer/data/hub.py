@@ -139,39 +139,31 @@ def _retry_after(headers: Any) -> float:
     return 0.0
 
 
-def fetch_file(
-    repository: str, name: str, revision: str, sha256: str | None, folder: Path | None = None
-) -> Path:
-    """Return a whole file of a dataset, downloaded to `folder` or else to the client's cache.
+def fetch_file(repository: str, name: str, revision: str, sha256: str | None) -> Path:
+    """Return a whole file of a dataset, downloaded to the client's cache.
 
     Raises:
         BadInput: if the hub refuses it.
         RunFailed: if it cannot be fetched, or is damaged in every attempt.
     """
-    return with_retries(name, lambda: _fetch_file(repository, name, revision, sha256, folder))
-
-
-def _fetch_file(
-    repository: str, name: str, revision: str, sha256: str | None, folder: Path | None
-) -> Path:
     from huggingface_hub import hf_hub_download
 
     if not stays_below(name):
         raise BadInput(f"{repository} lists {name!r}, which leads out of it; give another dataset.")
-    try:
-        path = Path(
-            hf_hub_download(
-                repository, name, repo_type="dataset", revision=revision, local_dir=folder
-            )
-        )
-    except client_errors() as error:
-        message = f"the hub has no {name} ({first_line(error)})."
-        raise as_interrupted(error) or BadInput(message) from None
-    if sha256 is not None and sha256_file(path) != sha256:
-        path.resolve().unlink()  # the cached copy, which a retry would return
-        path.unlink(missing_ok=True)
-        raise Interrupted(f"it does not have the sha256 that the hub lists, {sha256[:12]}...")
-    return path
+
+    def request() -> Path:
+        try:
+            path = Path(hf_hub_download(repository, name, repo_type="dataset", revision=revision))
+        except client_errors() as error:
+            message = f"the hub has no {name} ({first_line(error)})."
+            raise as_interrupted(error) or BadInput(message) from None
+        if sha256 is not None and sha256_file(path) != sha256:
+            path.resolve().unlink()  # the cached copy, which a retry would return
+            path.unlink(missing_ok=True)
+            raise Interrupted(f"it does not have the sha256 that the hub lists, {sha256[:12]}...")
+        return path
+
+    return with_retries(name, request)
 
 
 def file_info(repository: str, name: str, revision: str) -> Any:

@@ -30,9 +30,8 @@ def _inside_folder(name: str) -> str:
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
-    )
+    # Manifests of earlier versions have more keys.
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
 
 class Position(_Record):
@@ -61,13 +60,6 @@ class SourceFile(_Record):
     """Hash that the hub lists; None for a local file, or if the hub lists none."""
 
 
-class FileShare(_Record):
-    """Number of documents of one source file that begin in a shard."""
-
-    name: str
-    documents: _Count
-
-
 class Settings(_Record):
     """Settings of a preparation, which must be the same when it resumes."""
 
@@ -81,14 +73,6 @@ class Settings(_Record):
     pattern: str | None = None
     """Encoding whose pre-tokenization a .tiktoken file uses; None for other tokenizers."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_ranks(cls, values: object) -> object:
-        """Read manifests written when a preparation could be shared between ranks."""
-        if isinstance(values, dict):
-            return {k: v for k, v in values.items() if k not in ("rank", "world")}
-        return values
-
 
 class Shard(_Record):
     file: Annotated[str, AfterValidator(_inside_folder)]
@@ -101,7 +85,6 @@ class Shard(_Record):
     """SHA-256 of the whole file in hexadecimal."""
     begins: Position | None = None
     """Position of its first token in the source; None in joined and older manifests."""
-    sources: tuple[FileShare, ...] = ()
 
 
 class Origin(_Record):
@@ -120,7 +103,12 @@ class Origin(_Record):
     revision: str | None = None
     """Commit of the repository; None for local files."""
     settings: Settings | None = None
-    """None for downloaded or joined shards, and in older manifests."""
+    """None for joined shards, and in older manifests."""
+
+    @property
+    def pattern(self) -> str:
+        """Encoding whose pre-tokenization the tokenizer uses, if that is a .tiktoken file."""
+        return (self.settings.pattern if self.settings is not None else None) or "gpt2"
 
     @property
     def dtype(self) -> TokenDtype:

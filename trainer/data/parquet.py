@@ -79,18 +79,13 @@ def open_remote(unit: Unit, column: str) -> pq.ParquetFile:
         Damaged: if the received bytes are not a Parquet file.
         RunFailed: if it cannot be fetched.
     """
-    file, opened = _open_range_file(unit.path, unit.name, unit.size)
+    file, opened = open_range_file(unit.path, unit.name, unit.size)
     index = column_index(opened, column, unit.name)
     chunks = [opened.metadata.row_group(g).column(index) for g in range(unit.begin, unit.end)]
     if sum(chunk.total_compressed_size for chunk in chunks) <= _PREFETCH_BYTES:
         for begin, end in _merge_ranges(map(_byte_range, chunks)):
             file.prefetch(begin, end)
     return opened
-
-
-def read_remote_footer(url: str, name: str, size: int) -> pq.ParquetFile:
-    """Open a file on the hub for its metadata; raises as `open_remote`."""
-    return _open_range_file(url, name, size)[1]
 
 
 def _byte_range(chunk: Any) -> tuple[int, int]:
@@ -112,7 +107,9 @@ def _merge_ranges(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     return merged
 
 
-def _open_range_file(url: str, name: str, size: int) -> tuple[RangeFile, pq.ParquetFile]:
+def open_range_file(url: str, name: str, size: int) -> tuple[RangeFile, pq.ParquetFile]:
+    """Open a file on the hub and fetch its metadata; raises as `open_remote`."""
+
     def fetch(begin: int, end: int) -> bytes:
         return fetch_range(url, name, begin, end, size)
 

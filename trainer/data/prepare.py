@@ -13,9 +13,10 @@ import sys
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
@@ -31,20 +32,21 @@ from trainer.data.manifest import (
     SourceFile,
     Split,
 )
-from trainer.data.segments import SUFFIX, Segment, is_intact, open_segment, segment_path
+from trainer.data.segments import Segment, open_segment, segment_path
 from trainer.data.shards import (
     MANIFEST_NAME,
     ShardWriter,
     open_shard,
+    open_split,
     read_manifest,
     refuse_existing_shards,
     write_manifest,
 )
 from trainer.data.sources import UnitQueue, open_text_source
-from trainer.data.workers import WorkerPool
+from trainer.data.workers import UNITS_PER_WORKER, WorkerPool
 
 SEGMENTS = ".segments"
-"""Folder of the segments, below that of the shards."""
+"""Beginning of the name of the segments' folder, below that of the shards."""
 _BLOCK_TOKENS = 2**20
 _BYTES_PER_TOKEN = 4.0  # of text, until it has been measured
 _UNITS_AHEAD = 4  # per worker, before the shards; bounds the segments on disk
@@ -75,16 +77,12 @@ class PrepareOptions:
     """Configuration of the dataset; None for its default."""
     revision: str | None = None
     """Commit of the dataset; None for its newest."""
-    workers: int = 1
     text_column: str = "text"
     tokenizer: str = "gpt2"
     pattern: str = "gpt2"
     """Encoding whose pre-tokenization a .tiktoken file uses."""
     whole_files: bool = False
     """Download whole files and check their sha256, not only the byte ranges that are read."""
-
-    def worker_pool(self) -> WorkerPool:
-        return WorkerPool(self.workers, self.tokenizer, self.pattern, self.text_column)
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,6 @@ class ShardAssembler:
         self.position = start
         """Position of the next token in the source."""
         self._targets: dict[Split, int] = {"train": tokens, "val": val_tokens}
-        self._consumed: list[Path] = []
         self.documents = 0
         """Documents written to shards."""
         self.text_bytes = 0.0
@@ -139,22 +136,18 @@ class ShardAssembler:
         with segment.path.open("rb") as file:
             while at < segment.tokens and not self.done:
                 split = self._next_split()
-                if writer.start_split(split):
-                    self._delete_consumed()
+                writer.start_split(split)
                 end = min(at + min(writer.room, _BLOCK_TOKENS), self._limit(segment, at, split))
                 before = self.position
                 self.position = self._position_at(segment, start, end)
                 writer.next = self.position
                 writer.source_files = files[: self.position.file + 1]
                 begins = int(np.searchsorted(starts, end) - np.searchsorted(starts, at))
-                name = files[start.file].name
                 self.documents += begins
-                if writer.append(split, segment.read(file, at, end), begins, name, before):
-                    self._delete_consumed()
+                writer.append(split, segment.read(file, at, end), begins, before)
                 at = end
         if at == segment.tokens:
             self.position = Position(file=start.file, unit=start.unit + 1, document=0)
-            self._consumed.append(segment.path)
         self.text_bytes += segment.text_bytes * (at - first) / max(segment.tokens, 1)
 
     def _next_split(self) -> Split:
@@ -178,12 +171,6 @@ class ShardAssembler:
         document = int(np.searchsorted(segment.starts, token, "right")) - 1
         token -= int(segment.starts[document])
         return Position(file=start.file, unit=start.unit, document=document, token=token)
-
-    def _delete_consumed(self) -> None:
-        """Delete segments whose tokens are all in finished shards."""
-        for path in self._consumed:
-            path.unlink(missing_ok=True)
-        self._consumed.clear()
 
 
 @dataclass(frozen=True)
@@ -248,24 +235,6 @@ class ExistingOutput:
         for path in self.folder.glob("*.tmp"):
             path.unlink()
 
-    def reusable_segments(self, folder: Path, start: Position) -> frozenset[str]:
-        """Return the names of reusable segments, and delete the others.
-
-        Without a manifest, the source and tokenizer of a segment are unknown.
-        """
-        kept = set()
-        for path in folder.iterdir():
-            file, _, unit = path.stem.partition("_")
-            if (
-                self.manifest is not None
-                and path.suffix == SUFFIX
-                and (int(file), int(unit)) >= (start.file, start.unit)
-            ):
-                kept.add(path.name)
-            else:
-                path.unlink()
-        return frozenset(kept)
-
 
 def read_existing(folder: Path, tokens: int) -> ExistingOutput:
     """Read what a folder holds of a preparation with so many training tokens.
@@ -278,12 +247,8 @@ def read_existing(folder: Path, tokens: int) -> ExistingOutput:
     if manifest is None or settings is None:
         refuse_existing_shards(folder)
         return ExistingOutput(folder, None, done=False)
-    remedy = f"run: python prepare_fineweb.py --repair {folder}"
-    for shard in manifest.shards:
-        if open_shard(folder / shard.file, remedy).size != shard.tokens:
-            raise BadInput(
-                f"{folder / shard.file} has another length than {MANIFEST_NAME} lists; {remedy}"
-            )
+    for split in get_args(Split):
+        open_split(folder, split, allow_empty=True)  # checks the lengths
     shards, following = manifest.shards, manifest.next
     if manifest.complete:
         written = manifest.tokens("train")
@@ -299,7 +264,6 @@ def prepare(
     options: PrepareOptions,
     report: Callable[[Progress], None],
     pool: WorkerPool,
-    existing: ExistingOutput | None = None,
 ) -> Manifest:
     """Write validation shards, then training shards, disjoint by document; resume earlier runs.
 
@@ -309,8 +273,7 @@ def prepare(
     Args:
         options: what to prepare.
         report: called regularly with the progress.
-        pool: a new pool of `options.worker_pool`.
-        existing: replaces what earlier runs wrote to the folder.
+        pool: a new pool with the tokenizer and column of the options.
 
     Raises:
         BadInput: before anything is written, if the folder is not writable or holds something else,
@@ -318,8 +281,8 @@ def prepare(
             ends before the training tokens begin.
         RunFailed: if a download fails or the disk fills up; finished shards stay.
     """
-    existing = existing or read_existing(options.out, options.tokens)
-    _check_disk(options, existing)
+    existing = read_existing(options.out, options.tokens)
+    _check_disk(options, existing, pool.size)
     with _locked_folder(options.out):
         vocabulary = pool.vocabulary()
         settings = Settings(
@@ -360,25 +323,20 @@ def prepare(
             pool.start(segments)
             start = existing.next or START
             units = UnitQueue(source, start, existing.source_files, unit_bytes, options.text_column)
-            reusable = existing.reusable_segments(segments, start)
             assembler = ShardAssembler(writer, start, options.tokens, options.val_tokens)
-            _write_shards(segments, reusable, units, pool, writer, assembler, report)
+            _write_shards(segments, units, pool, writer, assembler, report)
         return writer.manifest
 
 
 def _write_shards(
     folder: Path,
-    reusable: frozenset[str],
     units: UnitQueue,
     pool: WorkerPool,
     writer: ShardWriter,
     assembler: ShardAssembler,
     report: Callable[[Progress], None],
 ) -> None:
-    """Pass units to the workers, and their segments to the shards, until nothing is left to do.
-
-    `folder` holds the segments; those named in `reusable` are of earlier runs.
-    """
+    """Pass units to the workers, and their segments to the shards, until nothing is left to do."""
     before = sum(writer.tokens.values())
     dtype = writer.manifest.dtype
     queue: deque[Unit] = deque()
@@ -400,11 +358,7 @@ def _write_shards(
                     break
                 queue.append(unit)
                 queued_bytes += unit.text_bytes
-                path = segment_path(folder, unit.file, unit.index)
-                if path.name in reusable and is_intact(path, dtype):
-                    ready.add(unit.key)
-                else:
-                    pool.submit(unit)
+                pool.submit(unit)
             if not queue and units.exhausted:
                 break
             if queue and queue[0].key in pool.failures:
@@ -417,6 +371,7 @@ def _write_shards(
                 ready.remove(unit.key)
                 segment = open_segment(segment_path(folder, unit.file, unit.index), dtype)
                 assembler.add(segment, unit.key, tuple(units.files))
+                segment.path.unlink()
             tokens = sum(writer.tokens.values())
             report(
                 Progress(
@@ -437,20 +392,18 @@ def _write_shards(
 
 @contextmanager
 def _segments_folder(out: Path, writer: ShardWriter) -> Iterator[Path]:
-    """Create the folder of the segments, and delete it afterwards unless the run can be resumed.
+    """Create a folder for the segments, and delete it afterwards.
 
     An OSError or RunFailed becomes a RunFailed that says what stays in `out`.
     """
-    segments = out / SEGMENTS
+    _delete_segments(out)
     try:
-        segments.mkdir(exist_ok=True)
-        yield segments
-        shutil.rmtree(segments)
+        # Workers of a killed run may still write to its folder.
+        yield Path(tempfile.mkdtemp(prefix=SEGMENTS, dir=out))
     except RunFailed as error:
         raise RunFailed(f"{error}; {_what_stays(out, writer.manifest)}") from error
     except BadInput:
         if not writer.manifest.shards:
-            shutil.rmtree(segments, ignore_errors=True)
             (out / MANIFEST_NAME).unlink(missing_ok=True)
         raise
     except OSError as error:  # errors of the source are BadInput or RunFailed
@@ -458,8 +411,12 @@ def _segments_folder(out: Path, writer: ShardWriter) -> Iterator[Path]:
             f"cannot write to {out}: {error.strerror}; {_what_stays(out, writer.manifest)}"
         ) from error
     finally:
-        with suppress(OSError):
-            segments.rmdir()  # if it is empty
+        _delete_segments(out)
+
+
+def _delete_segments(out: Path) -> None:
+    for folder in out.glob(f"{SEGMENTS}*"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _what_stays(out: Path, manifest: Manifest) -> str:
@@ -471,13 +428,13 @@ def _what_stays(out: Path, manifest: Manifest) -> str:
     )
 
 
-def _check_disk(options: PrepareOptions, existing: ExistingOutput) -> None:
-    """Raise BadInput unless the tokens and the segments of one shard fit on the disk."""
+def _check_disk(options: PrepareOptions, existing: ExistingOutput, workers: int) -> None:
+    """Raise BadInput unless the tokens and the segments fit on the disk."""
     if existing.done:
         return
     narrow = options.tokenizer in ("gpt2", "r50k_base", "p50k_base", "p50k_edit")
     tokens = options.tokens + options.val_tokens
-    segments = min(options.shard_tokens, tokens) + _UNITS_AHEAD * options.workers * 2**21
+    segments = (_UNITS_AHEAD + UNITS_PER_WORKER) * workers * 2**21
     needed_bytes = (2 if narrow else 4) * max(tokens + segments - existing.tokens, 0)
     try:
         parents = (options.out, *options.out.absolute().parents)

@@ -25,7 +25,6 @@ from nanogauge.files import open_regular, read_whole, sha256_file, sync_file, wr
 from trainer.data.manifest import (
     NARROW,
     WIDE,
-    FileShare,
     Manifest,
     Origin,
     Position,
@@ -114,22 +113,15 @@ class ShardWriter:
             self.append(split, part, begins)
             begins = 0
 
-    def start_split(self, split: Split) -> bool:
-        """Finish the open shard if it is of another split; return True if it was."""
-        if self._open is None or self._open.split == split:
-            return False
-        self._finish()
-        return True
+    def start_split(self, split: Split) -> None:
+        """Finish the open shard if it is of another split."""
+        if self._open is not None and self._open.split != split:
+            self._finish()
 
     def append(
-        self,
-        split: Split,
-        tokens: Tokens,
-        documents: int,
-        source: str | None = None,
-        begins: Position | None = None,
-    ) -> bool:
-        """Append tokens to the open shard; finish it and return True if it is full.
+        self, split: Split, tokens: Tokens, documents: int, begins: Position | None = None
+    ) -> None:
+        """Append tokens to the open shard, and finish it if it is full.
 
         Call `start_split` and set `next` before; the manifest holds it if the shard is finished.
 
@@ -137,19 +129,16 @@ class ShardWriter:
             split: that of the open shard.
             tokens: at most `room`.
             documents: number of documents that begin in them.
-            source: name of their source file.
             begins: their position in the source.
         """
         assert tokens.dtype.itemsize == self._origin.dtype.itemsize and tokens.size <= self.room
         if self._open is None:
             name = f"fineweb_{split}_{len(self._finished):06d}.bin"
             self._open = _OpenShard(self._folder / name, split, self._origin.dtype, begins)
-        self._open.append(tokens, documents, source)
+        self._open.append(tokens, documents)
         self.tokens[split] += tokens.size
-        if self.room:
-            return False
-        self._finish()
-        return True
+        if not self.room:
+            self._finish()
 
     def complete(self) -> None:
         """Finish the open shard and mark the manifest as complete."""
@@ -192,19 +181,16 @@ class _OpenShard:
         self.tokens = 0
         self._documents = 0
         self._begins = begins
-        self._sources: dict[str, int] = {}
         self._dtype = dtype
         self._path = path
         self._temporary = path.with_name(f"{path.name}.tmp")
         self._file = self._temporary.open("w+b")
         self._file.write(bytes(HEADER_BYTES))  # `finish` writes the header, with the count
 
-    def append(self, tokens: Tokens, documents: int, source: str | None) -> None:
+    def append(self, tokens: Tokens, documents: int) -> None:
         self._file.write(tokens.astype(self._dtype, copy=False).data)
         self.tokens += tokens.size
         self._documents += documents
-        if source is not None:
-            self._sources[source] = self._sources.get(source, 0) + documents
 
     def finish(self) -> Shard:
         header = np.zeros(HEADER_BYTES // 4, dtype="<i4")
@@ -225,7 +211,6 @@ class _OpenShard:
             documents=self._documents,
             sha256=digest,
             begins=self._begins,
-            sources=tuple(FileShare(name=n, documents=d) for n, d in self._sources.items()),
         )
 
     def discard(self) -> None:

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from nanogauge.errors import BadInput, RunFailed
 from trainer.data.documents import COMPRESSIONS, FORMATS, Damaged, Unit, format_of
@@ -42,50 +41,26 @@ class LocatedFile:
     remote: bool
 
 
-class TextSource(Protocol):
-    """An ordered collection of text files."""
-
-    dataset: str
-    config: str
-    unit_bytes: int
-
-    @property
-    def revision(self) -> str | None: ...
-
-    @property
-    def names(self) -> Sequence[str]: ...
-
-    def locate(self, index: int) -> LocatedFile:
-        """Return the location of a file, after downloading it if it is needed as a whole.
-
-        Raises:
-            BadInput: if it does not exist.
-            RunFailed: if it cannot be fetched.
-        """
-
-
 class LocalSource:
     """A file, or all text files below a folder sorted by name."""
 
-    config = "local"
     revision: str | None = None
     unit_bytes = LOCAL_UNIT_BYTES
 
-    def __init__(self, dataset: str, paths: Sequence[Path] | None = None) -> None:
-        """`paths` selects files below the folder `dataset`; raise BadInput if there are none."""
+    def __init__(self, dataset: str) -> None:
+        """Raise BadInput if there are no files, or one has no supported format."""
         self.dataset = dataset
         root = Path(dataset)
-        if paths is None:
-            paths = sorted(p for p in root.rglob("*") if _is_text(p)) if root.is_dir() else [root]
-        if not paths:
-            raise BadInput(f"{dataset} holds no text files ({', '.join(FORMATS)}).")
-        self._paths = paths
         folder = root if root.is_dir() else root.parent
-        self.names = [os.path.relpath(path, folder) for path in paths]
+        self._paths = sorted(filter(_is_text, root.rglob("*"))) if root.is_dir() else [root]
+        if not self._paths:
+            raise BadInput(f"{dataset} holds no text files ({', '.join(FORMATS)}).")
+        self.names = [os.path.relpath(path, folder) for path in self._paths]
         for name in self.names:
             format_of(name)
 
     def locate(self, index: int) -> LocatedFile:
+        """Return the location of a file; raise BadInput if it does not exist."""
         path = self._paths[index]
         try:
             size = path.stat().st_size
@@ -101,9 +76,9 @@ def _is_text(path: Path) -> bool:
 class HubSource:
     """The training files of a dataset on the hub; Parquet files are read by byte ranges."""
 
-    def __init__(self, dataset: str, config: str, urls: Sequence[str], whole: bool) -> None:
+    def __init__(self, dataset: str, urls: Sequence[str], whole: bool) -> None:
         """`urls` are hf://datasets/OWNER/NAME@COMMIT/PATH; `whole` downloads whole files."""
-        self.dataset, self.config = dataset, config
+        self.dataset = dataset
         start = f"hf://datasets/{dataset}@"
         if not all(url.startswith(start) for url in urls):
             raise BadInput(f"{dataset} lists files outside of itself, which is not supported.")
@@ -116,6 +91,12 @@ class HubSource:
         self.unit_bytes = LOCAL_UNIT_BYTES if self._whole else REMOTE_UNIT_BYTES
 
     def locate(self, index: int) -> LocatedFile:
+        """Return the location of a file, after downloading it if it is needed as a whole.
+
+        Raises:
+            BadInput: if it does not exist.
+            RunFailed: if it cannot be fetched.
+        """
         from huggingface_hub import hf_hub_url
 
         name = self.names[index]
@@ -131,6 +112,9 @@ class HubSource:
         return LocatedFile(source, url, remote=True)
 
 
+TextSource = LocalSource | HubSource
+
+
 def open_text_source(
     dataset: str, config: str | None, revision: str | None = None, whole: bool = False
 ) -> TextSource:
@@ -138,7 +122,7 @@ def open_text_source(
 
     Args:
         dataset: a path, or a repository on the hub.
-        config: configuration of the dataset; None for its default, or for all local files.
+        config: configuration of the dataset on the hub; None for its default.
         revision: commit or branch of the dataset; None for its newest commit.
         whole: download whole files into the client's cache and check their sha256.
 
@@ -147,71 +131,22 @@ def open_text_source(
         RunFailed: if the hub cannot be reached.
     """
     if Path(dataset).exists():
-        paths = None if config is None else _files_of_config(Path(dataset), config)
-        return LocalSource(dataset, paths)
+        if config is not None:
+            raise BadInput("--name is for a dataset on the hub; give the folder of its files.")
+        return LocalSource(dataset)
     silence_client()
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
-        return _open_cached(dataset, config, revision)
-    config_name, urls = _list_training_files(dataset, config, revision)
-    return HubSource(dataset, config_name, urls, whole)
+        raise BadInput("HF_HUB_OFFLINE is set: give the folder of the files as --dataset.")
+    return HubSource(dataset, _list_training_files(dataset, config, revision), whole)
 
 
-def _open_cached(dataset: str, config: str | None, revision: str | None) -> TextSource:
-    """Open the files of a dataset in the hub client's cache, without a connection."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = Path(
-            snapshot_download(
-                dataset, repo_type="dataset", revision=revision, local_files_only=True
-            )
-        )
-    except client_errors():
-        raise BadInput(
-            f"HF_HUB_OFFLINE is set, and the client's cache holds nothing of {dataset}; "
-            "unset it, or fetch the files first."
-        ) from None
-    paths = None if config is None else _files_of_config(folder, config)
-    source = LocalSource(str(folder), paths)
-    source.dataset, source.revision = dataset, folder.name
-    return source
-
-
-def _files_of_config(folder: Path, config: str) -> list[Path]:
-    """Return the training files of a configuration, from the dataset card in a folder."""
-    from huggingface_hub import metadata_load
-
-    card = folder / "README.md"
-    configs = (metadata_load(card) or {}).get("configs", []) if card.is_file() else []
-    listed = {each["config_name"]: each.get("data_files", []) for each in configs}
-    if config not in listed:
-        raise BadInput(
-            f"the card of {folder} lists no configuration {config!r}, only "
-            f"{', '.join(listed) or 'none'}; give --name as it lists them, or none."
-        )
-    splits = listed[config]
-    if not isinstance(splits, list) or not all(isinstance(each, dict) for each in splits):
-        splits = [{"split": "train", "path": splits}]
-    patterns: str | list[str] = next(
-        (each["path"] for each in splits if each["split"] == "train"), []
-    )
-    if isinstance(patterns, str):
-        patterns = [patterns]
-    paths = sorted({path for pattern in patterns for path in folder.glob(pattern)})
-    if not paths:
-        raise BadInput(f"{folder} holds none of the training files that {config} lists.")
-    return paths
-
-
-def _list_training_files(
-    dataset: str, config: str | None, revision: str | None
-) -> tuple[str, list[str]]:
-    """Return the name of the configuration, and its training files as `datasets` lists them."""
+def _list_training_files(dataset: str, config: str | None, revision: str | None) -> list[str]:
+    """Return the training files of a configuration as `datasets` lists them."""
     import datasets  # type: ignore[import-untyped,unused-ignore]
 
-    def request() -> tuple[str, list[str]]:
+    def request() -> list[str]:
         try:
             builder = datasets.load_dataset_builder(dataset, name=config, revision=revision)
         except (FileNotFoundError, ValueError, RuntimeError) as error:
@@ -226,7 +161,7 @@ def _list_training_files(
         files = (builder.config.data_files or {}).get("train")
         if not files:
             raise BadInput(f"the dataset {dataset} {config or ''} has no files of a train split.")
-        return builder.config.name, [str(file) for file in files]
+        return [str(file) for file in files]
 
     try:
         return with_retries(dataset, request)
@@ -334,10 +269,10 @@ def _divide(located: LocatedFile, column: str, unit_bytes: int) -> list[tuple[in
     source = located.source
     form, compression = format_of(source.name)
     if form == "parquet":
-        from trainer.data.parquet import open_local, read_remote_footer, split_row_groups
+        from trainer.data.parquet import open_local, open_range_file, split_row_groups
 
         opened = (
-            read_remote_footer(located.path, source.name, source.bytes)
+            open_range_file(located.path, source.name, source.bytes)[1]
             if located.remote
             else open_local(located.path)
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import codecs
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,8 +19,8 @@ from nanogauge.errors import BadInput, RunFailed
 from nanogauge.files import read_whole
 
 Encoded = npt.NDArray[np.uint32]
-Text = str | memoryview | Iterator[str]
-"""A document: whole, as UTF-8, or in chunks."""
+Text = str | Iterator[str]
+"""A document: whole, or in chunks."""
 END_OF_TEXT = "<|endoftext|>"
 HUGGING_FACE = "hf:"
 LARGEST_RANKS_BYTES = 2**27
@@ -82,7 +81,7 @@ class Tokenizer:
         """Split a document so that the tokens of the parts are the tokens of the whole."""
         if isinstance(text, str) and len(text) <= PART:
             return iter((text,))
-        chunks = in_chunks(text) if isinstance(text, str | memoryview) else text
+        chunks = in_chunks(text) if isinstance(text, str) else text
         return split_safely(chunks) if self.splittable else iter(("".join(chunks),))
 
 
@@ -344,16 +343,8 @@ def _last_safe(text: str) -> int:
         reach *= 16
 
 
-def in_chunks(text: str | memoryview, size: int = PART) -> Iterator[str]:
-    """Yield a text, or its UTF-8 bytes, in chunks."""
-    if isinstance(text, str):
-        for begin in range(0, len(text), size):
-            yield text[begin : begin + size]
-        return
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    for begin in range(0, len(text), size):
-        yield decoder.decode(text[begin : begin + size])
-    yield decoder.decode(b"", final=True)
+def in_chunks(text: str, size: int = PART) -> Iterator[str]:
+    return (text[begin : begin + size] for begin in range(0, len(text), size))
 
 
 _MARK = 0x1F  # a control character: not white space, and rare in texts

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import signal
 import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -38,28 +37,6 @@ DAMAGED_TRIES = 4
 """Fetches of a unit before its source counts as damaged."""
 _BATCH_CHARACTERS = 2**16
 
-# Measured by bench/prepare.py.
-_PARENT_BYTES = 250e6
-_WORKER_BYTES = 170e6
-_HUGE_BYTES = 1150e6  # for a document of 200 MB, of which only one is in memory at a time
-
-
-def workers_within(memory_bytes: float, requested: int) -> int:
-    """Return how many of the requested workers fit into the memory, at least one."""
-    room = memory_bytes - _PARENT_BYTES - _HUGE_BYTES
-    return max(1, min(requested, int(room // _WORKER_BYTES)))
-
-
-@dataclass(frozen=True)
-class WorkerSettings:
-    """What a new worker process receives."""
-
-    tokenizer: str
-    pattern: str
-    column: str
-    huge_lock: AbstractContextManager[Any]
-    """Held while a huge document is in memory."""
-
 
 @dataclass(frozen=True)
 class Vocabulary:
@@ -74,16 +51,16 @@ class Vocabulary:
 class _WorkerState:
     tokenizer: Tokenizer
     folder: Path
-    parent: int
-    settings: WorkerSettings
+    column: str
 
 
 def run_worker(
     connection: Connection,
     inherited: list[Connection],
-    parent: int,
     report_vocabulary: bool,
-    settings: WorkerSettings,
+    tokenizer_name: str,
+    pattern: str,
+    column: str,
 ) -> None:
     """Receive a folder, then units, and send the result of each until the parent disconnects.
 
@@ -95,7 +72,7 @@ def run_worker(
         other.close()
     try:
         try:
-            tokenizer = load_tokenizer(settings.tokenizer, settings.pattern)
+            tokenizer = load_tokenizer(tokenizer_name, pattern)
         except (BadInput, RunFailed) as error:
             failure = {"no tokenizer": str(error), "bad": isinstance(error, BadInput)}
             connection.send_bytes(json.dumps(failure).encode())
@@ -103,9 +80,8 @@ def run_worker(
         if report_vocabulary:
             found = Vocabulary(tokenizer.vocab_size, tokenizer.end_of_text, tokenizer.sha256())
             connection.send_bytes(json.dumps(asdict(found)).encode())
-        folder = Path(connection.recv_bytes().decode())
-        state = _WorkerState(tokenizer, folder, parent, settings)
-        for loaded in _prefetch(_receive_units(connection), connection, settings.column):
+        state = _WorkerState(tokenizer, Path(connection.recv_bytes().decode()), column)
+        for loaded in _prefetch(_receive_units(connection), connection, column):
             connection.send_bytes(json.dumps(_process(loaded, state)).encode())
     except (EOFError, OSError):
         pass  # the parent has ended
@@ -165,33 +141,26 @@ def _process(loaded: LoadedUnit, state: _WorkerState) -> dict[str, Any]:
                 return result | {"failed": str(error), "bad": not unit.remote}
             file = Future()
             try:
-                file.set_result(_open_parquet(unit, state.settings.column))
+                file.set_result(_open_parquet(unit, state.column))
             except (BadInput, RunFailed) as reopening:
                 file.set_exception(reopening)
-        except BadInput as error:
-            return result | {"failed": str(error), "bad": True}
-        except RunFailed as error:
-            return result | {"failed": str(error), "bad": False}
+        except (BadInput, RunFailed) as error:
+            return result | {"failed": str(error), "bad": isinstance(error, BadInput)}
         except OSError as error:
             return result | {"disk": [error.errno, error.strerror]}
 
 
 def _write_segment(unit: Unit, file: pq.ParquetFile | None, state: _WorkerState) -> None:
-    tokenizer, settings = state.tokenizer, state.settings
+    tokenizer = state.tokenizer
     path = segment_path(state.folder, unit.file, unit.index)
     segment = SegmentWriter(path, token_dtype(tokenizer.vocab_size))
     try:
-        texts = read_documents(unit, settings.column, file, settings.huge_lock)
-        _tokenize(texts, tokenizer, segment)
-        if os.getppid() != state.parent:
-            raise EOFError  # the parent was killed, and another run may use the folder
+        _tokenize(read_documents(unit, state.column, file), tokenizer, segment)
         segment.finish()
     except UnicodeDecodeError as error:
-        segment.discard()
         raise Damaged(f"{unit.name} holds a text that is not UTF-8: {error}.") from None
-    except BaseException:
-        segment.discard()
-        raise
+    finally:
+        segment.close()
 
 
 def _tokenize(texts: Iterator[Text], tokenizer: Tokenizer, segment: SegmentWriter) -> None:
@@ -232,8 +201,6 @@ class WorkerPool:
 
     def __init__(self, size: int, tokenizer: str, pattern: str, column: str) -> None:
         context: Any = multiprocessing.get_context(START_METHOD)
-        # A spawned worker opens the lock by name; the name disappears with the last reference.
-        self._settings = WorkerSettings(tokenizer, pattern, column, context.Lock())
         pairs = [context.Pipe() for _ in range(size)]
         self._connections: list[Connection] = [ours for ours, _ in pairs]
         self._processes = []
@@ -244,7 +211,7 @@ class WorkerPool:
             self._processes.append(
                 context.Process(
                     target=run_worker,
-                    args=(theirs, inherited, os.getpid(), number == 0, self._settings),
+                    args=(theirs, inherited, number == 0, tokenizer, pattern, column),
                     name=f"worker {number}",
                 )
             )

@@ -26,7 +26,6 @@ from nanogauge.quantities import (
     format_value,
     mfu,
     time_after,
-    tokens_per_second,
 )
 from nanogauge.runspec import RunSpec
 from nanogauge.schedule import checkpoints, evaluations
@@ -340,7 +339,7 @@ class ProgressDisplay:
         flops = flops_per_token_palm(self._spec.shape) * per_step
         rate = flops / pace_seconds / 1e12
         parts = [
-            f"{tokens_per_second(per_step, pace_seconds):,.0f} tokens/s",
+            f"{per_step / pace_seconds:,.0f} tokens/s",
             f"{rate:,.0f} TFLOP/s" if rate >= 100 else f"{rate:.3g} TFLOP/s",
         ]
         peak = self._prediction.peak_flops

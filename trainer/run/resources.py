@@ -17,7 +17,7 @@ from nanogauge.files import make_folder
 from nanogauge.measure.alarms import Alarms
 from nanogauge.measure.gpus import WatchedGpu
 from nanogauge.measure.sensors import DriverInfo, driver_info
-from nanogauge.prediction.calibration_store import load_calibration
+from nanogauge.prediction.calibrated import load_calibration
 from nanogauge.prediction.prediction import predict
 from nanogauge.prediction.search import (
     fit_verdict,

@@ -21,7 +21,7 @@ from nanogauge.measure.sensors import (
     measure_idle,
     open_sensors,
 )
-from nanogauge.prediction.calibration_store import load_calibration
+from nanogauge.prediction.calibrated import load_calibration
 from nanogauge.prediction.prediction import eager_sentence, eager_total
 from nanogauge.runlog.folder import CLAIMS_NAME, CONFIG_TOML, write_spec
 from nanogauge.runlog.writer import RunLog
@@ -162,9 +162,7 @@ def open_session(config: Config, options: Options, ranks: Ranks = ALONE) -> Sess
         ),
         stop=StopSignal(),
         watchdog=Watchdog(
-            folder.path,
-            hang_seconds,
-            lambda text: recorder.log_event("hung", text, "alarm"),
+            folder.path, hang_seconds, lambda text: recorder.log_event("hung", text, "alarm")
         ),
     )
     log_start(session, opened, sensing, changes, same_ranks)

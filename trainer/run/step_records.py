@@ -11,8 +11,7 @@ import torch
 from nanogauge.analysis.ledger import steady_seconds
 from nanogauge.measure.alarms import Alarm
 from nanogauge.measure.host import peak_process_bytes
-from nanogauge.prediction.calibrated import Calibration, FinishedRun
-from nanogauge.prediction.calibration_store import add_to_calibration
+from nanogauge.prediction.calibrated import Calibration, FinishedRun, add_to_calibration
 from nanogauge.prediction.workload import workload_of
 from nanogauge.quantities import finite
 from nanogauge.runlog.history import Recorded
