@@ -49,7 +49,7 @@ class PublishedRun:
 
     @property
     def owner(self) -> str:
-        """The person or group behind the source; of an issue its reporter."""
+        """Person or group behind the source; for an issue, its reporter."""
         return self.source if re.search(r"[#(]", self.source) else re.split(r"[/.]", self.source)[0]
 
 
@@ -160,7 +160,7 @@ def _run(name: str, row: _Row, described: str) -> PublishedRun:
 
 
 def _compiled_by_memory(work: Workload, hardware: Hardware, peak: float) -> Workload:
-    """The workload, compiled or not: whichever is predicted nearer to the published peak."""
+    """Return the workload, compiled or eager, whose predicted peak is closer to the peak."""
 
     def distance(candidate: Workload) -> float:
         return abs(math.log(predict_memory(candidate, hardware).allocated.expected / peak))

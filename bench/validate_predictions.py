@@ -30,7 +30,7 @@ from nanogauge.prediction.memory import predict_memory
 from nanogauge.prediction.step_time import predict_step_time
 from nanogauge.quantities import Interval
 
-ONE_MFU = 0.39  # the median of the published runs: what the rule would be told
+ONE_MFU = 0.39  # the median of the published runs
 TRUSTED = ("high", "medium")
 CASE = "bf16, high or medium confidence"
 # Where a row leaves out how it was run, the interval is at least this wide.
@@ -85,7 +85,7 @@ def peaks(runs: Sequence[PublishedRun]) -> list[Compared]:
 def left_out(
     runs: Sequence[PublishedRun], group: Callable[[PublishedRun], str]
 ) -> dict[str, Compared]:
-    """Each run predicted with constants fitted to the runs of all other groups."""
+    """Predict each run with constants fitted to the runs of all other groups."""
     found: dict[str, Compared] = {}
     usable = usable_runs(runs)
     for name in sorted({group(run) for run in usable}):
@@ -99,7 +99,7 @@ def left_out(
 
 
 def class_of(run: PublishedRun) -> str:
-    """The class of device in the table by class: its architecture and the kind of board."""
+    """Return the class of the table by class: architecture and kind of board."""
     return f"{run.hardware.architecture}, {run.hardware.kind}"
 
 

@@ -64,7 +64,7 @@ class Hardware(Stored):
     bandwidth_bytes_per_second: float | None
     power_limit_watts: float | None
     board_power_watts: float | None = None
-    """the limit that the maker ships the board with, in W; None where it is not known"""
+    """default power limit of the board in W; None if unknown"""
     interconnect: str | None = None
     """link to other devices: PCIe 4.0 x16, NVLink 4"""
     interconnect_bytes_per_second: float | None = None

@@ -258,14 +258,17 @@ def own_rows(folder: Path, **changed: object) -> Path:
     return path
 
 
-def test_a_card_of_the_users_own_is_read_from_a_file(tmp_path: Path) -> None:
+def test_a_users_file_adds_gpu_rows(tmp_path: Path) -> None:
     """Its rows come before the shipped ones; a broken file is refused with the reason."""
     own = read_gpus(own_rows(tmp_path, sms=50))
     hardware = lookup("my card", "bfloat16", own=own)
     assert (hardware.sms, hardware.board_power_watts) == (50, 200)
     assert lookup("RTX 4070", "bfloat16", own=own).sms == 46
-    for broken, said in ((own_rows(tmp_path, sms="x"), "sms"), (tmp_path / "none", "No such file")):
-        with pytest.raises(BadInput, match=said):
+    for broken, message in (
+        (own_rows(tmp_path, sms="x"), "sms"),
+        (tmp_path / "none", "No such file"),
+    ):
+        with pytest.raises(BadInput, match=message):
             read_gpus(broken)
     for text in ("", "gpu = 1", "[gpu]"):
         own_rows(tmp_path).write_text(text)
@@ -273,7 +276,7 @@ def test_a_card_of_the_users_own_is_read_from_a_file(tmp_path: Path) -> None:
             read_gpus(tmp_path / "my.toml")
 
 
-def test_less_power_is_never_faster_and_full_power_is_none_at_all() -> None:
+def test_a_lower_power_limit_lengthens_the_step() -> None:
     """A 3090 trains nanochat's d12 1.116 times as long at 250 W as at its own 350 W.
 
     Source: github.com/marcinbogdanski/nanochat-repro, two cards, 4,686 and 5,230 ms.

@@ -218,6 +218,18 @@ def test_several_gpus_share_the_micro_batches_and_add_up_their_power() -> None:
     assert "all 8 GPUs" in labels["power_watts"]
 
 
+def test_a_lowered_power_limit_takes_longer_and_less_power(tmp_path: Path) -> None:
+    """For a row of the user's own file too."""
+    file = tmp_path / "my.toml"
+    rows = (ROOT / "nanogauge" / "hardware.toml").read_text(encoding="utf-8")
+    file.write_text(rows.replace('"RTX 4070"', '"My GPU"'), encoding="utf-8")
+    shipped, own = estimates(plan()), estimates(plan("--gpu-file", file, gpu="my gpu"))
+    lowered = estimates(plan("--gpu-file", file, "--power-limit=150", gpu="my gpu"))
+    assert own["power_watts"] == shipped["power_watts"]
+    assert lowered["power_watts"]["expected"] == pytest.approx(0.97 * 150)
+    assert lowered["step_seconds"]["expected"] > 1.05 * own["step_seconds"]["expected"]
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
@@ -227,6 +239,8 @@ def test_several_gpus_share_the_micro_batches_and_add_up_their_power() -> None:
         (["--by=08:00", "--tokens-per-parameter=0"], "must be above 0"),
         (["--gpus=0"], "--gpus takes a number of GPUs"),
         (["--gpus=3"], "set --train.grad-accum to a multiple of 3"),
+        (["--power-limit=0"], "--power-limit takes watts above 0"),
+        (["--calibrate", "--power-limit=150"], "leave out --gpu-file and --power-limit"),
     ],
 )
 def test_a_plan_refuses_invalid_times_and_numbers(flags: list[str], words: str) -> None:

@@ -223,7 +223,7 @@ def fitted_factors(*paths: Path) -> dict[str, float]:
 
 @needs_runs
 def test_slow_runs_move_their_card_most_and_its_class_less(tmp_path: Path) -> None:
-    """Others hardly at all: one odd source is not the truth about a class."""
+    """Other classes hardly move: one odd source does not define a class."""
     with RUNS[1].open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     for row in rows:

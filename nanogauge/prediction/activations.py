@@ -192,8 +192,8 @@ def _logits(work: Workload) -> tuple[float, float]:
 
     Eager: the logits are there until forward returns, with their fp32 copy and the log-softmax;
     the backward pass has the log-softmax, its gradient and the gradient of its input, all in fp32.
-    Compiled: only the logits; their gradient is written over them where they may be. Where forward
-    returns them too, autograd makes zeros of their size as the gradient of that output.
+    Compiled: only the logits; their gradient is written over them where they may be. If forward
+    returns them too, autograd allocates zeros of their size as the gradient of that output.
     """
     vocabulary, program, e = work.shape.vocabulary, work.program, work.element_bytes
     if work.compiled and program.compiled_loss:

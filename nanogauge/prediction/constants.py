@@ -14,24 +14,24 @@ from typing import Any
 
 @dataclass(frozen=True)
 class DeviceClass:
-    """What an architecture reaches."""
+    """Rates that a GPU architecture reaches."""
 
     ceiling_of_peak: float
-    """large matrix product over the peak where power is no limit"""
+    """Rate of a large matrix product over the peak, where power does not limit it."""
     clock_at_watt: float | None
-    """GHz of the SM clock that one watt per SM sustains in matrix products of 512 FLOP per clock;
-    None where power is not modelled"""
+    """SM clock in GHz that one watt per SM sustains in matrix products of 512 FLOP per clock; None
+    if power is not modelled."""
     attention: float
-    """products inside causal flash attention through SDPA, over that ceiling"""
+    """Rate of the products inside SDPA's causal flash attention, over that ceiling."""
     attention_best: float
-    """the same by the best kernel there is (FlashAttention 3, cuDNN)"""
+    """The same for the best kernel (FlashAttention 3, cuDNN)."""
     l2_bytes_per_sm: float = 0.0
-    """of the cache that all SMs share, where it is large enough to hold activations"""
+    """L2 cache per SM in bytes; 0 if it is too small to hold activations."""
     products: float = 1.0
-    """a model's matrix products, relative to what other devices reach"""
+    """Rate of a model's matrix products, relative to that of other classes."""
     unseen_spread: float = 0.15
-    """standard deviation of the log of a step's time before any published run of the class. Source:
-    the errors of NVIDIA's classes since Ampere, each left out; twice as much for the others"""
+    """Standard deviation of the log of the step time without a published run of the class.
+    Source: the errors of NVIDIA's classes since Ampere, each left out; twice that for others."""
 
 
 _CLASSES = {
@@ -55,37 +55,36 @@ _CLASSES = {
 
 @dataclass(frozen=True)
 class Effect:
-    """What runs of a class or a card take over all that the model explains."""
+    """Measured over predicted step time of a class or a GPU, from published runs."""
 
     factor: float
     spread: float
-    """standard deviation of the log of that factor for a card of this class, or for this card"""
+    """Standard deviation of the log of the factor for a GPU of this class, or for this GPU."""
     sources: int
-    """independent sources of published runs behind it"""
+    """Independent sources of the published runs."""
 
 
 @dataclass(frozen=True)
 class Constants:
     classes: dict[str, DeviceClass] = field(default_factory=lambda: dict(_CLASSES))
     effects: dict[str, Effect] = field(default_factory=dict)
-    """by effect_class, and by the name of a card with published runs of its own"""
+    """By effect_class, and by the name of a GPU with published runs."""
     products: float = 0.98
-    """matrix products in a model's shapes over the ceiling"""
+    """Rate of matrix products in a model's shapes over the ceiling."""
     bandwidth_share: float = 0.85
-    """reachable share of a data sheet's memory bandwidth"""
+    """Reachable fraction of a data sheet's memory bandwidth."""
     float32_of_peak: float = 0.95
-    """fp32 matrix product over the peak of the fp32 units: A100 0.93-0.98, 4090 0.65 (power)"""
+    """Rate of an fp32 matrix product over the fp32 peak: A100 0.93-0.98, 4090 0.65 (power)."""
     overlap: float = 3.0
-    """a matrix product takes (arithmetic^overlap + traffic^overlap)^(1/overlap)"""
+    """Exponent p of (arithmetic^p + traffic^p)^(1/p), the time of a matrix product."""
     cached: float = 0.3
-    """of the traffic between layers' operations the share that the L2 cache spares where a tensor
-    of activations is small beside it; half of that where it is as large"""
+    """Fraction of the traffic between operations that the L2 cache saves for small activations;
+    half of it for a tensor as large as the cache."""
     idle_per_sm: float = 1e-3
-    """share of a model's matrix products that each SM adds to their time, waiting for the last
-    tiles of a wave"""
+    """Fraction by which each SM lengthens matrix products, idle in the last wave of tiles."""
     softmax_clocks: float = 0.68
-    """of an SM for the softmax of one score, forward and backward. Source: FlashAttention-2 on A100
-    and H100 at head sizes 64 and 128 (Dao 2023, arXiv 2307.08691)"""
+    """SM clocks per attention score for softmax, forward and backward. Source: FlashAttention-2 on
+    A100 and H100 at head sizes 64 and 128 (Dao 2023, arXiv 2307.08691)."""
 
     # Bytes a token moves. Counted: norm and residual stream 36 in 16 bits and 56 with an fp32
     # residual, transposes about 24; MLP 5 reads and writes of its width; eager adds casts.
@@ -102,7 +101,7 @@ class Constants:
     loss_bytes: float = 6.0
     """logits read once forward and once backward, their gradient written"""
     returned_logits_bytes: float = 4.0
-    """where forward returns the logits too: zeros written and read as the gradient of that"""
+    """If forward also returns the logits: autograd writes and reads zeros as their gradient."""
     loss_bytes_eager: float = 40.0
     unaligned_head: float = 1.41
     """a vocabulary that is no multiple of 8 (50,257) makes its matrix product slower"""
@@ -117,7 +116,7 @@ class Constants:
     weight_bytes: float = 12.0
     """each micro-batch: cast 4 -> 2, gradient cast 2 -> 4"""
     accumulation_bytes: float = 12.0
-    """each micro-batch after the first: its gradient read and added to the one before"""
+    """Each micro-batch after the first: its gradient is added to the accumulated one."""
     table_bytes: float = 8.0
     """each micro-batch, of a table that is looked up"""
     adamw_bytes: float = 28.0
@@ -137,14 +136,14 @@ class Constants:
     launch_seconds_cpu: float = 12e-6
     kernel_tail_seconds: float = 2e-6
     gap_seconds: float = 2e-3
-    """from a copy that waited for the GPU to the first kernel after it"""
+    """Time from a copy that waited for the GPU to the first kernel after it."""
     kernels_per_layer: float = 28
     kernels_per_layer_eager: float = 150
     kernels: float = 40
 
     pcie_bytes_per_second: float = 32e9
     pcie_share: float = 0.2
-    """GeForce cards have no peer-to-peer copies: a collective goes through the host's memory"""
+    """Low, as GeForce GPUs have no peer-to-peer copies: a collective passes through host memory."""
     link_share: float = 0.8
     network_bytes_per_second: float = 50e9
     network_bytes_per_second_a100: float = 25e9
@@ -157,9 +156,9 @@ class Constants:
 
 
 def effect_class(architecture: str, kind: str) -> str:
-    """Return the class whose cards are expected to be alike: GeForce cards, or the makers' others.
+    """Return the class of GPUs that share an effect: an architecture, professional boards apart.
 
-    Boards for workstations and data centres have full matrix rates, lower clocks and slower memory.
+    Workstation and data-centre boards have full matrix rates, lower clocks and slower memory.
     """
     mixed = architecture in ("ada", "ampere", "blackwell", "turing")
     return f"{architecture} professional" if mixed and kind in _PROFESSIONAL else architecture
@@ -175,7 +174,7 @@ def get(constants: Constants, name: str) -> float:
 
 
 def put(constants: Constants, values: dict[str, float]) -> Constants:
-    """Return the constants with these values in their places."""
+    """Return the constants with values replaced by name."""
     classes, own = dict(constants.classes), dict[str, Any]()
     for name, value in values.items():
         owner, _, field_name = name.rpartition(".")
@@ -187,14 +186,14 @@ def put(constants: Constants, values: dict[str, float]) -> Constants:
 
 
 POWER_EXPONENT = 0.55
-"""of the watts per SM, in the sustained clock; 1/3 where voltage follows the clock, 1 at the lowest
-voltage"""
+"""Exponent of the watts per SM in the sustained clock: 1/3 if voltage scales with the clock, 1 at
+the lowest voltage."""
 RATE_EXPONENT = 0.25
-"""of 512 over the FLOP per clock and SM, in the same: wider matrix units draw more per clock.
-Source of both and of clock_at_watt: 62 large products measured on cards of 45 to 1,000 W,
-github.com/zzc0721/torch-performance-test-data, mean error 3.8 %"""
+"""Exponent of 512 / (FLOP per clock and SM) in it: wider matrix units draw more power per clock.
+Source of both and of clock_at_watt: 62 large products measured on GPUs of 45 to 1,000 W,
+github.com/zzc0721/torch-performance-test-data, mean error 3.8 %."""
 STATIC_SHARE = 0.2
-"""of a board's own power limit that memory, fans and converters draw at any clock"""
+"""Fraction of a board's default power limit that memory, fans and converters draw at any clock."""
 
 # Written by `python bench/fitting.py RUNS.csv ... --write`.
 _VALUES: dict[str, float] = {
@@ -264,5 +263,5 @@ _EFFECTS: dict[str, Effect] = {
     "V100 32GB": Effect(1.049, 0.074, 1),
 }
 SETUP_SPREAD = 0.1
-"""standard deviation of the log of a step's time between set-ups of one card"""
+"""Standard deviation of the log of the step time between set-ups of one GPU."""
 FITTED = replace(put(Constants(), _VALUES), effects=_EFFECTS)

@@ -87,7 +87,7 @@ def predict(
         memory.process,
         "resident memory before the model + libraries and compiler + tensors + copy for checkpoints"
         if hardware.kind == "cpu"
-        else "what the allocator reserves for it + CUDA context (0.29-0.67 GB)",
+        else "what the allocator reserves + CUDA context (0.29-0.67 GB)",
         "docs/prediction.md",
     )
     energy, why_not = predict_energy(spec.cost, hardware, quantities.get("total_seconds"), gpus)

@@ -1,9 +1,9 @@
 """Seconds of one optimizer step: a roofline per kind of operation, added up.
 
 n is the tokens of a micro-batch, C the width, L the layers, T the context, V the vocabulary, F the
-width of the MLP, P the parameters. The ceiling of the matrix products is what somebody measured on
-such a card, or the class's share of its peak. Constants and their sources: constants.py; their
-errors: docs/prediction.md.
+width of the MLP, P the parameters. The ceiling of the matrix products is a published
+measurement on such a GPU, or the clock that its power sustains. Constants and their sources:
+constants.py; their errors: docs/prediction.md.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def of_logits(work: Workload, on_cpu: bool) -> float:
 ARITHMETIC = ("matrix products of the blocks", "attention", "vocabulary head", "recomputation")
 """the parts of a step that go with the clock of the matrix units; the others wait for memory"""
 EAGER_SPREAD = 0.08
-"""standard deviation of the log of an eager step's time that a compiled one does not have"""
+"""Standard deviation of the log of the step time that eager execution adds."""
 
 
 @dataclass(frozen=True)
@@ -157,14 +157,14 @@ class _Device:
 
     ceiling: float
     attention: float
-    """of the ceiling, by the products inside flash attention"""
+    """Rate of the products inside flash attention, over the ceiling."""
     bandwidth: float
     products: float
-    """of the ceiling, by matrix products in a model's shapes"""
+    """Rate of matrix products in a model's shapes, over the ceiling."""
     softmax: float
-    """head size whose products take as long as softmax, at the full ceiling"""
+    """Head size whose products at the ceiling take as long as softmax."""
     uncached: float
-    """share of the traffic between a layer's operations that goes to memory"""
+    """Fraction of the traffic between a layer's operations that reaches memory."""
     wide: float
     """traffic over that of 16-bit activations"""
     launch_seconds: float
@@ -286,23 +286,23 @@ def _device(work: Workload, hardware: Hardware, k: Constants) -> _Device | None:
 
 
 def _effect(hardware: Hardware, k: Constants) -> Effect:
-    """That of the card where runs of it are published, else that of its class."""
+    """Return the effect of the GPU if runs of it are published, else of its class."""
     unseen = Effect(1.0, k.classes[hardware.architecture].unseen_spread, 0)
     of_class = k.effects.get(effect_class(hardware.architecture, hardware.kind), unseen)
     return k.effects.get(hardware.name, of_class)
 
 
 def _rate(hardware: Hardware, peak: float) -> float | None:
-    """FLOP per clock and SM of the matrix units; None on a CPU."""
+    """Return the FLOP per clock and SM of the matrix units; None on a CPU."""
     if hardware.sms is None or hardware.boost_clock_hz is None:
         return None
     return peak / (hardware.sms * hardware.boost_clock_hz)
 
 
 def _ceiling(hardware: Hardware, reached: DeviceClass, peak: float) -> float:
-    """FLOP/s of a large matrix product under the power limit in force.
+    """Return the FLOP/s of a large matrix product under the power limit in force.
 
-    That of the class, or what was measured on such a card, less what a lowered limit takes.
+    A measurement on such a GPU replaces the class's value; a lowered limit scales either.
     """
     under_limit = _by_class(hardware, reached, peak, hardware.power_limit_watts)
     if hardware.matmul_flops is None:
@@ -314,7 +314,7 @@ def _ceiling(hardware: Hardware, reached: DeviceClass, peak: float) -> float:
 def _by_class(
     hardware: Hardware, reached: DeviceClass, peak: float, limit_watts: float | None
 ) -> float:
-    """FLOP/s at the clock that the board's watts per SM sustain, or at the class's highest."""
+    """Return the FLOP/s at the clock that the watts per SM sustain, at most the class's ceiling."""
     rate, board = _rate(hardware, peak), hardware.board_power_watts
     highest = reached.ceiling_of_peak * peak
     limit = limit_watts or board
@@ -377,7 +377,7 @@ def _loss_bytes(work: Workload, k: Constants) -> float:
 
 
 def _weight_bytes(work: Workload, k: Constants) -> float:
-    """Mean bytes a micro-batch moves to cast the weights and to accumulate their gradients."""
+    """Return the mean bytes per micro-batch for casting weights and accumulating gradients."""
     tables = work.shape.table_parameters
     looked_up = k.table_bytes * tables
     added = k.accumulation_bytes * (1 - 1 / work.grad_accum)
@@ -524,7 +524,7 @@ def _over_pcie(hardware: Hardware) -> bool:
 
 
 def _interval(work: Workload, hardware: Hardware, k: Constants) -> tuple[Interval, tuple[str, ...]]:
-    """The interval as factors, and in words why it is wider than the best known classes have it."""
+    """Return the interval as factors of the expected time, and the reasons for its width."""
     effect, on_cpu = _effect(hardware, k), hardware.kind == "cpu"
     spread = math.hypot(SETUP_SPREAD, effect.spread)
     caveats = []
@@ -533,7 +533,7 @@ def _interval(work: Workload, hardware: Hardware, k: Constants) -> tuple[Interva
             "CPUs differ much in small operations; plan.py --calibrate measures this one"
         )
     elif effect.sources == 0:
-        caveats.append("no published run of this class has been predicted yet: a wide guess")
+        caveats.append("no published run of this class is known: the interval is a guess")
     elif hardware.name not in k.effects:
         sources = f"{effect.sources} source{'s' * (effect.sources > 1)}"
         caveats.append(f"no run of this card is known; its class is known from {sources}")
