@@ -25,7 +25,6 @@ def sample(folder: Path, *arguments: object, code: int = 0) -> tuple[str, str]:
 
 
 def test_the_same_seed_continues_a_prompt_with_the_same_text(tiny_run: Path) -> None:
-    """The text is on stdout, the speed on stderr."""
     once, errors = sample(tiny_run, "--prompt=The import ", "--tokens=40", "--seed=2")
     assert once.startswith("The import ")
     assert re.search(r"^step 12, \d+ tokens in .* tokens/s$", errors.strip())

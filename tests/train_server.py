@@ -78,11 +78,6 @@ def run_script(script: str) -> None:
     run_command(importlib.import_module(Path(script).stem).main)
 
 
-def exit_status(child: int, flags: int = 0) -> int | None:
-    pid, status = os.waitpid(child, flags)
-    return os.waitstatus_to_exitcode(status) if pid else None
-
-
 if __name__ == "__main__":
     warm_up()
     for line in sys.stdin:
@@ -90,8 +85,8 @@ if __name__ == "__main__":
         if "script" in request:
             os.environ.clear()  # a variable that the test has removed is not there either
             answer = train_in_copy(request, functools.partial(run_script, request["script"]))
-        elif "wait" in request:
-            answer = exit_status(request["wait"])
         else:
-            answer = exit_status(request["poll"], os.WNOHANG)
+            wait = request.get("wait")
+            child, status = os.waitpid(wait or request["poll"], 0 if wait else os.WNOHANG)
+            answer = os.waitstatus_to_exitcode(status) if child else None
         print(json.dumps(answer), flush=True)

@@ -5,45 +5,33 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
-from commands import ROOT
+from commands import DEMO, command
 
 from trainer.checkpoints.checkpoint import intact_meta, list_checkpoints
 
 
 def begin(*flags: object, **environment: str) -> subprocess.Popen[str]:
     """Start train.py on the demo's configuration."""
-    return subprocess.Popen(
-        [sys.executable, "train.py", "configs/demo.toml", "--force", *map(str, flags)],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def is_json(data: bytes) -> bool:
-    try:
-        json.loads(data)
-    except ValueError:
-        return False
-    return True
+    started = command("train.py", DEMO, "--force", *flags)
+    quiet, pipe, variables = subprocess.DEVNULL, subprocess.PIPE, {**os.environ, **environment}
+    return subprocess.Popen(started, env=variables, stdout=quiet, stderr=pipe, text=True)
 
 
 def damaged(folder: Path) -> list[str]:
     """Return the files of a run folder that have their final name but are not intact."""
-    found = [
-        path.name for path in list_checkpoints(folder / "checkpoints") if intact_meta(path) is None
-    ]
-    for name in ("prediction.json", "report.json"):
-        if (folder / name).exists() and not is_json((folder / name).read_bytes()):
-            found.append(name)
-    log = folder / "log.jsonl"
+    checkpoints = list_checkpoints(folder / "checkpoints")
+    found = [path.name for path in checkpoints if intact_meta(path) is None]
+    log, files = folder / "log.jsonl", ("prediction.json", "report.json")
+    texts = [(name, (folder / name).read_bytes()) for name in files if (folder / name).exists()]
     lines = log.read_bytes().split(b"\n")[:-1] if log.exists() else []
-    return found + [f"log.jsonl: {line[:200]!r}" for line in lines if not is_json(line)]
+    for name, text in texts + [("log.jsonl", line) for line in lines]:
+        try:
+            json.loads(text)
+        except ValueError:
+            found.append(f"{name}: {text[:200]!r}")
+    return found
 
 
 def weights(folder: Path, step: int) -> bytes:
