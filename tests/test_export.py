@@ -185,21 +185,16 @@ def test_a_run_of_another_shape_is_refused_with_the_keys_to_set(tmp_path: Path) 
     assert flags == shape + "--model.vocab-size 300."
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "reason"),
-    [
+def test_a_folder_that_holds_no_gpt2_is_refused(tmp_path: Path) -> None:
+    folder = gpt2_folder(tmp_path / "gpt2")
+    config = json.loads((folder / "config.json").read_text())
+    for key, value, reason in (
         ("model_type", "llama", "model_type is 'llama'; give a GPT-2"),
         ("activation_function", "relu", "activation_function is 'relu'; give a GPT-2"),
         ("n_inner", 40, "n_inner is 40; give a GPT-2"),
         ("n_head", 3, "n_head is 3; give a GPT-2"),
         ("n_layer", 3, "does not hold the weights that its config.json describes"),
-    ],
-)
-def test_a_folder_that_holds_no_gpt2_is_refused(
-    tmp_path: Path, key: str, value: object, reason: str
-) -> None:
-    folder = gpt2_folder(tmp_path / "gpt2")
-    config = json.loads((folder / "config.json").read_text()) | {key: value}
-    (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(BadInput, match=reason):
-        open_pretrained(str(folder), torch.device("cpu"))
+    ):
+        (folder / "config.json").write_text(json.dumps(config | {key: value}))
+        with pytest.raises(BadInput, match=reason):
+            open_pretrained(str(folder), torch.device("cpu"))
