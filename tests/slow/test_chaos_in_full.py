@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from slow.broken_inputs import broken_inputs
+from slow.demo_runs import begin, damaged, weights
 from slow.failing_writes import let_writes_fail
-from slow.runs import begin, damaged, weights
 
 from nanogauge.runlog.reader import read_log
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from commands import build_fake_driver, fill_disk, run, small_disk, succeed
-from slow.runs import begin, damaged
+from slow.demo_runs import begin, damaged
 from wandb_stub import Mood, WandbStub
 
 from nanogauge.analysis.report_model import Report
