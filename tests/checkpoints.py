@@ -98,13 +98,9 @@ trained.step()
 
 
 def in_a_process(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", BEGIN + code, *map(str, arguments)]
     return subprocess.run(
-        [sys.executable, "-c", BEGIN + code, *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
+        command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
     )
 
 

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -29,19 +29,10 @@ DEMO = ROOT / "configs" / "demo.toml"
 # Processes that start in another folder import trainer and model, which are not installed.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.getenv("PYTHONPATH")])])
 TINY = [
-    "--model.n-layer=1",
-    "--model.n-head=2",
-    "--model.n-embd=32",
-    "--model.block-size=32",
-    "--model.dropout=0.1",
-    "--train.micro-batch=4",
-    "--train.grad-accum=2",
-    "--train.max-steps=12",
-    "--train.eval-every=5",
-    "--train.eval-batches=2",
-    "--train.checkpoint-every=4",
-    "--train.log-every=1",
-    "--run.compile=false",
+    *("--model.n-layer=1", "--model.n-head=2", "--model.n-embd=32", "--model.block-size=32"),
+    *("--model.dropout=0.1", "--train.micro-batch=4", "--train.grad-accum=2"),
+    *("--train.max-steps=12", "--train.eval-every=5", "--train.eval-batches=2"),
+    *("--train.checkpoint-every=4", "--train.log-every=1", "--run.compile=false"),
 ]
 
 
@@ -80,6 +71,12 @@ def run(
         timeout=timeout,
         check=False,
     )
+
+
+def succeed(done: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
+    """Return a finished process, which must have exit status 0."""
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 def run_here(
@@ -136,22 +133,15 @@ def start_ranks(
     from torch.distributed import TCPStore
 
     _STORES.append(TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
-    world = {
-        "WORLD_SIZE": str(ranks),
-        "LOCAL_WORLD_SIZE": str(ranks),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_STORES[-1].port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
-    }
-    return [
-        Copy(
-            script,
-            list(arguments),
-            out.with_name(f"{out.name}.rank{rank}"),
-            {**world, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(ranks)
-    ]
+    world = dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(ranks))
+    world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_STORES[-1].port)}
+    world["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+    copies = []
+    for rank in map(str, range(ranks)):
+        environment = world | {"RANK": rank, "LOCAL_RANK": rank}
+        file = out.with_name(f"{out.name}.rank{rank}")
+        copies.append(Copy(script, list(arguments), file, environment))
+    return copies
 
 
 def train_ranks(
@@ -176,6 +166,7 @@ class Copy:
         arguments: list[str],
         out: Path,
         environment: Mapping[str, str] | None = None,
+        preload: str = "",
     ) -> None:
         self._arguments = arguments
         self._files = [out.with_name(f"{out.name}.{kind}") for kind in ("stdout", "stderr")]
@@ -188,12 +179,13 @@ class Copy:
             "stderr": str(self._files[1]),
             "environment": {**os.environ, **(environment or {})},
         }
-        self.pid: int = _ask_server(request)
+        self._ask = functools.partial(_ask_server, preload)
+        self.pid: int = self._ask(request)
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
         if self.returncode is None:
-            self.returncode = _ask_server({"poll": self.pid})
+            self.returncode = self._ask({"poll": self.pid})
         return self.returncode
 
     def wait(self, timeout: float = 300) -> int:
@@ -202,8 +194,11 @@ class Copy:
         return self.returncode
 
     def result(self) -> subprocess.CompletedProcess[str]:
-        if self.returncode is None:
-            self.returncode = _ask_server({"wait": self.pid})
+        try:
+            self.wait()
+        except AssertionError:
+            os.kill(self.pid, signal.SIGKILL)
+            raise
         texts = (file.read_text() for file in self._files)
         return subprocess.CompletedProcess(self._arguments, self.returncode, *texts)
 
@@ -223,22 +218,21 @@ class Copy:
         self.wait()
 
 
-def _ask_server(request: Mapping[str, object]) -> Any:
-    server = _train_server()
-    assert server.stdin is not None
-    assert server.stdout is not None
-    server.stdin.write(json.dumps(request) + "\n")
-    server.stdin.flush()
+def _ask_server(preload: str, request: Mapping[str, object]) -> Any:
+    server = _train_server(preload)
+    assert server.stdin is not None and server.stdout is not None
+    print(json.dumps(request), file=server.stdin, flush=True)
     return json.loads(server.stdout.readline())
 
 
 @functools.cache
-def _train_server() -> subprocess.Popen[str]:
+def _train_server(preload: str) -> subprocess.Popen[str]:
     """Start train_server.py, which ends when its input is closed."""
+    variables = {"OMP_NUM_THREADS": "1", **({"LD_PRELOAD": preload} if preload else {})}
     server = subprocess.Popen(
         command("tests/train_server.py"),
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, **variables},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -249,14 +243,35 @@ def _train_server() -> subprocess.Popen[str]:
 
 def wait_for_step(folder: Path, step: int, process: int = 1) -> None:
     """Wait until the first, second ... process of a run has logged this step."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        if (folder / "log.jsonl").exists():
-            sessions = (folder / "log.jsonl").read_text().split('"kind": "start"')
-            if len(sessions) > process and f'"step": {step},' in sessions[process]:
-                return
-        time.sleep(0.002)  # steps take some 10 ms
-    raise AssertionError(f"step {step} was not reached")
+    log = folder / "log.jsonl"
+
+    def reached() -> bool:
+        sessions = log.read_text().split('"kind": "start"') if log.exists() else []
+        return len(sessions) > process and f'"step": {step},' in sessions[process]
+
+    assert wait_until(reached), f"step {step} was not reached"
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """Mount a file system that can be filled, or skip the test."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("only root may mount a file system")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill_disk(path: Path) -> None:
+    """Write zeros to a file until the disk is full."""
+    with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
+        while file.write(b"\0" * 4096):
+            pass
 
 
 def wait_until(true: Callable[[], bool], seconds: float = 120) -> bool:
@@ -264,7 +279,7 @@ def wait_until(true: Callable[[], bool], seconds: float = 120) -> bool:
     while not true():
         if time.monotonic() > deadline:
             return False
-        time.sleep(0.01)
+        time.sleep(0.002)  # steps take some 10 ms
     return True
 
 
@@ -287,13 +302,7 @@ def build_fake_driver(folder: Path) -> Path:
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler for the fake driver")
-    command = [
-        compiler,
-        "-shared",
-        "-fPIC",
-        "-Wl,-soname,libnvidia-ml.so.1",
-        "-o",
-        str(folder / "libnvidia-ml.so.1"),
-    ]
+    name = "libnvidia-ml.so.1"
+    command = [compiler, "-shared", "-fPIC", f"-Wl,-soname,{name}", "-o", str(folder / name)]
     subprocess.run([*command, str(Path(__file__).with_name("fake_nvml.c")), "-lm"], check=True)
     return folder

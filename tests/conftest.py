@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from commands import train_tiny
+from commands import succeed, train_tiny
 from gpt2_vocabulary import gpt2_vocabulary  # noqa: F401  (a fixture of every test)
 from hypothesis import settings
 
@@ -53,6 +53,5 @@ def gpt2_tokenizer(gpt2_vocabulary: Path) -> Iterator[None]:  # noqa: F811
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the tiny model's run, twelve steps long; not to be written to."""
     out = tmp_path_factory.mktemp("tiny")
-    done = train_tiny(out)
-    assert done.returncode == 0, done.stderr
+    succeed(train_tiny(out))
     return out / "demo"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -65,22 +66,16 @@ class Run:
         path = folder / f"{abs(hash(script))}.txt"
         path.write_text(script)
         variables = {"FAKE_NVML_SCRIPT": str(path), "LD_LIBRARY_PATH": str(folder)}
-        arguments = json.dumps([device, seconds, hz, *jump, idle])
+        command = [sys.executable, "-c", SAMPLE, json.dumps([device, seconds, hz, *jump, idle])]
+        pipe, there = subprocess.PIPE, {**os.environ, **variables}
         self._process = subprocess.Popen(
-            [sys.executable, "-c", SAMPLE, arguments],
-            env={**os.environ, **variables},
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+            command, env=there, cwd=ROOT, stdout=pipe, stderr=pipe, text=True
         )
-        self._said: dict[str, Any] | None = None
 
-    @property
+    @functools.cached_property
     def said(self) -> dict[str, Any]:
         """The output of the process, after waiting for its end."""
-        if self._said is None:
-            out, err = self._process.communicate(timeout=60)
-            assert (self._process.returncode, err) == (0, "")
-            self._said = json.loads(out)
-        return self._said
+        out, err = self._process.communicate(timeout=60)
+        assert (self._process.returncode, err) == (0, "")
+        found: dict[str, Any] = json.loads(out)
+        return found

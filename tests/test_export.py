@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
-from commands import run, train_tiny
+from commands import run, succeed, train_tiny
 from gpt2_shaped import gpt2_folder, hub_of_model
 from gpt2_vocabulary import gpt2_vocabulary  # noqa: F401  (a fixture)
 from test_model import fill_by_formula
@@ -28,8 +29,7 @@ TEXT = "An import statement, isn't it?  \n\t“Größe” 1,024 日本 🌍 <|x|
 @pytest.fixture(scope="module")
 def exported(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("exported") / "folder"
-    done = run("export.py", tiny_run, f"--out={out}")
-    assert done.returncode == 0, done.stderr
+    done = succeed(run("export.py", tiny_run, f"--out={out}"))
     assert done.stdout.strip() == f"{out}  (step 12)"
     assert not done.stderr
     return out
@@ -38,7 +38,6 @@ def exported(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("gelu", ["exact", "tanh"])
 def test_transformers_gives_the_same_logits(bias: bool, gelu: str, tmp_path: Path) -> None:
-    """To 1e-5, for every form of the model."""
     transformers = pytest.importorskip("transformers")
     shape = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 12, "vocab_size": 37}
     model = GPT(ModelSection.model_validate({**shape, "bias": bias, "gelu": gelu})).eval()
@@ -54,7 +53,6 @@ def test_transformers_gives_the_same_logits(bias: bool, gelu: str, tmp_path: Pat
 
 
 def test_an_exported_run_works_in_transformers(exported: Path, tiny_run: Path) -> None:
-    """Weights, tokenizer and generation, through the public classes."""
     transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(exported).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(exported)
@@ -72,7 +70,6 @@ def test_an_exported_run_works_in_transformers(exported: Path, tiny_run: Path) -
 
 
 def test_the_model_card_has_the_figures_of_the_report(exported: Path, tiny_run: Path) -> None:
-    """Unmeasured quantities are named without a figure."""
     card = (exported / "README.md").read_text(encoding="utf-8")
     report = json.loads((tiny_run / "report.json").read_text(encoding="utf-8"))
     table = [line for line in card.splitlines() if line.startswith("| ")][1:]
@@ -94,20 +91,17 @@ def test_a_folder_that_is_not_empty_is_left_alone(exported: Path, tiny_run: Path
 
 def ranks_file(folder: Path) -> Path:
     """Write a vocabulary of bytes and a few merges in the format of tiktoken."""
-    import base64
-
     merged = [b"th", b" t", b" th", b" the", b"ei", b"\xe6\x97", b"\xe6\x97\xa5", b"port", b"po"]
     merged.sort(key=len)
     merged.insert(0, b"rt")
     tokens = [*(bytes([i]) for i in range(256)), *merged]
     path = folder / "small.tiktoken"
-    rows = (base64.b64encode(token) + f" {rank}\n".encode() for rank, token in enumerate(tokens))
+    rows = (b64encode(token) + f" {rank}\n".encode() for rank, token in enumerate(tokens))
     path.write_bytes(b"".join(rows))
     return path
 
 
 def test_tokenizer_files_split_text_as_tiktoken_does(tmp_path: Path) -> None:
-    """The merges follow from the ranks."""
     transformers = pytest.importorskip("transformers")
     encoding = load_encoding(str(ranks_file(tmp_path)))
     files = tokenizer_files(encoding, 64)
@@ -126,16 +120,11 @@ def test_gpt2s_merges_are_found_from_its_ranks(
     gpt2_vocabulary: Path,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """All 50,000, in the order of the published file."""
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(gpt2_vocabulary))
     files = tokenizer_files(load_encoding("gpt2"), 1024)
     assert files is not None
-    published = next(
-        data
-        for path in gpt2_vocabulary.iterdir()
-        if (data := path.read_bytes()).startswith(b"#version")
-    )
-    assert files["merges.txt"] == published
+    published = (path.read_bytes() for path in gpt2_vocabulary.iterdir())
+    assert files["merges.txt"] == next(data for data in published if data.startswith(b"#version"))
     assert json.loads(files["vocab.json"])["<|endoftext|>"] == 50256
 
 
@@ -161,30 +150,19 @@ def test_the_weights_of_a_gpt2_are_those_that_transformers_reads(tmp_path: Path)
 
 
 SHAPE = [
-    "--model.n-layer=2",
-    "--model.n-head=2",
-    "--model.n-embd=16",
-    "--model.bias=true",
-    "--model.gelu=tanh",
-    "--model.vocab-size=264",
+    *("--model.n-layer=2", "--model.n-head=2", "--model.n-embd=16", "--model.bias=true"),
+    *("--model.gelu=tanh", "--model.vocab-size=264", "--train.max-steps=1"),
+    *("--train.eval-every=1", "--optimizer.learning-rate=1e-30"),
+    "--optimizer.min-learning-rate=0",
 ]
 
 
 def test_a_run_begins_with_the_weights_of_a_gpt2_from_the_hub(tmp_path: Path) -> None:
-    """The run folder keeps the name of the model."""
     folder = gpt2_folder(tmp_path / "gpt2", vocab_size=257)
-    hub_home = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
-    still = ["--train.max-steps=1", "--optimizer.learning-rate=1e-30", "--train.eval-every=1"]
     with hub_of_model("gpt2", folder) as hub:
-        done = train_tiny(
-            tmp_path,
-            *SHAPE,
-            *still,
-            "--optimizer.min-learning-rate=0",
-            "--init-from=gpt2",
-            HF_ENDPOINT=hub.endpoint,
-            **hub_home,
-        )
+        home = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "hf")}
+        home["HF_HUB_DISABLE_XET"] = "1"
+        done = train_tiny(tmp_path, *SHAPE, "--init-from=gpt2", **home)
     assert done.returncode == 0, done.stderr
     trained = open_trained(tmp_path / "demo", "newest", "cpu", half=False)
     assert trained.config.run.init_from == "gpt2"
@@ -203,27 +181,20 @@ def test_a_run_of_another_shape_is_refused_with_the_keys_to_set(tmp_path: Path) 
     with pytest.raises(BadInput) as refused:
         load_pretrained(model, str(folder))
     flags = str(refused.value).rpartition("; set ")[2]
-    assert flags == (
-        "--model.n-layer 2 --model.bias true --model.gelu tanh --model.block-size 32 "
-        "--model.vocab-size 300."
-    )
+    shape = "--model.n-layer 2 --model.bias true --model.gelu tanh --model.block-size 32 "
+    assert flags == shape + "--model.vocab-size 300."
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [("model_type", "llama"), ("activation_function", "relu"), ("n_inner", 40), ("n_head", 3)],
-)
-def test_a_folder_that_holds_no_gpt2_is_refused(tmp_path: Path, key: str, value: object) -> None:
+def test_a_folder_that_holds_no_gpt2_is_refused(tmp_path: Path) -> None:
     folder = gpt2_folder(tmp_path / "gpt2")
-    config = json.loads((folder / "config.json").read_text()) | {key: value}
-    (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(BadInput, match=f"{key} is {value!r}; give a GPT-2"):
-        open_pretrained(str(folder), torch.device("cpu"))
-
-
-def test_weights_of_another_shape_than_their_configuration_are_refused(tmp_path: Path) -> None:
-    folder = gpt2_folder(tmp_path / "gpt2")
-    config = json.loads((folder / "config.json").read_text()) | {"n_layer": 3}
-    (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(BadInput, match="does not hold the weights that its config.json describes"):
-        open_pretrained(str(folder), torch.device("cpu"))
+    config = json.loads((folder / "config.json").read_text())
+    for key, value, reason in (
+        ("model_type", "llama", "model_type is 'llama'; give a GPT-2"),
+        ("activation_function", "relu", "activation_function is 'relu'; give a GPT-2"),
+        ("n_inner", 40, "n_inner is 40; give a GPT-2"),
+        ("n_head", 3, "n_head is 3; give a GPT-2"),
+        ("n_layer", 3, "does not hold the weights that its config.json describes"),
+    ):
+        (folder / "config.json").write_text(json.dumps(config | {key: value}))
+        with pytest.raises(BadInput, match=reason):
+            open_pretrained(str(folder), torch.device("cpu"))

@@ -6,12 +6,12 @@ import contextlib
 import json
 import os
 import resource
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from commands import fill_disk, small_disk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -47,11 +47,7 @@ def as_written(line: Start | Step | Event | Sensor | End) -> bytes:
 def test_the_file_is_always_a_prefix_of_complete_lines(
     lengths: list[int], rooms: list[int]
 ) -> None:
-    """The disk is full, has room for half a line, has room again, and so on, before every line.
-
-    There is a problem exactly while something is missing from the file; with room to the end,
-    nothing is.
-    """
+    """Before every line the disk is full, has room for half a line, or has room again."""
     with tempfile.TemporaryDirectory() as name:
         path, written = Path(name) / FILE_NAME, b""
         with RunLog(Path(name)) as log:
@@ -65,22 +61,6 @@ def test_the_file_is_always_a_prefix_of_complete_lines(
                 assert data == b"" or data.endswith(b"\n")
                 assert (log.problem is None) == (data == written)
         assert path.read_bytes() == written
-
-
-def test_the_problem_stays_the_same_sentence_until_there_is_room(tmp_path: Path) -> None:
-    with RunLog(tmp_path) as log:
-        log.write(FIRST)
-        assert log.problem is None
-        problems = set()
-        with room_until((tmp_path / FILE_NAME).stat().st_size + 20):  # the first write is cut short
-            for step in range(5):
-                log.write(Step(step=step, loss=4.0))
-                problems.add(log.problem)
-        (sentence,) = problems
-        assert sentence is not None and "free space" in sentence
-        log.write(Step(step=5, loss=4.0))
-        assert log.problem is None
-    assert [step.step for step in read_log(tmp_path).steps] == list(range(6))
 
 
 def test_closing_a_log_that_lacks_lines_raises(tmp_path: Path) -> None:
@@ -120,32 +100,20 @@ def test_the_queue_is_bounded_and_only_readings_are_dropped(
     assert event.what == "readings_dropped" and "60 sensor readings" in event.text
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
-    try:
-        subprocess.run(mount, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("only root may mount a file system")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
-def test_nothing_is_lost_on_a_disk_that_another_file_fills(small_disk: Path) -> None:
-    with RunLog(small_disk) as log:
+def test_nothing_is_lost_on_a_disk_that_another_file_fills(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "64k") as disk, RunLog(disk) as log:
         log.write(FIRST)
-        filler = small_disk / "filler"
-        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
-            while file.write(b"\0" * 4096):
-                pass
+        filler = disk / "filler"
+        fill_disk(filler)
+        problems = set()
         for step in range(400):  # 20 KB: the log's own page is full soon
             log.write(Step(step=step, loss=4.0))
-        assert log.problem is not None and os.strerror(28) in log.problem
-        read = read_log(small_disk)
+            problems.add(log.problem)
+        (sentence,) = problems - {None}
+        assert sentence is not None and os.strerror(28) in sentence and "free space" in sentence
+        read = read_log(disk)
         assert 0 < len(read.steps) < 400 and not read.truncated
         filler.unlink()
         log.write(Step(step=400, loss=4.0))
-    assert [step.step for step in read_log(small_disk).steps] == list(range(401))
+        assert log.problem is None
+        assert [step.step for step in read_log(disk).steps] == list(range(401))

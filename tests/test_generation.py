@@ -32,10 +32,7 @@ def formula_model(bias: bool = False) -> GPT:
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("prompt", [1, 5, BLOCK, BLOCK + 8])
 def test_each_next_token_has_the_logits_of_the_whole_model(bias: bool, prompt: int) -> None:
-    """To 1e-5, within a block and beyond.
-
-    A full context continues with its newer half, which ends with the newest token.
-    """
+    """A full context continues with its newer half, which ends with the newest token."""
     model = formula_model(bias)
     context, seen = Context(model), [(5 * i + 3) % 37 for i in range(prompt)]
     found, seen = context.next_logits(seen), seen[-BLOCK:]
@@ -45,15 +42,6 @@ def test_each_next_token_has_the_logits_of_the_whole_model(bias: bool, prompt: i
         token = int(found.argmax() + len(seen)) % 37
         found = context.next_logits([token])
         seen = [*seen, token] if len(seen) < BLOCK else [*seen, token][-BLOCK // 2 :]
-
-
-def test_the_likeliest_text_is_that_of_the_whole_model() -> None:
-    model = formula_model()
-    expected = [4]
-    for _ in range(BLOCK - 1):
-        expected.append(int(whole_logits(model, expected).argmax()))
-    made = generate(model, [4], BLOCK - 1, LIKELIEST, torch.Generator())
-    assert [4, *made] == expected
 
 
 def test_generation_depends_on_the_seed_and_the_last_block_of_the_prompt() -> None:
@@ -75,12 +63,15 @@ def test_generation_depends_on_the_seed_and_the_last_block_of_the_prompt() -> No
     assert any(text(near, seed, 1) != text(prompt, seed, 1) for seed in range(40))
 
 
-def test_a_text_ends_at_the_end_token() -> None:
-    model = formula_model()
-    made = list(generate(model, [4], 8, LIKELIEST, torch.Generator()))
+def test_the_likeliest_text_is_that_of_the_whole_model_up_to_the_end_token() -> None:
+    model, expected = formula_model(), [4]
+    for _ in range(BLOCK - 1):
+        expected.append(int(whole_logits(model, expected).argmax()))
+    made = list(generate(model, [4], BLOCK - 1, LIKELIEST, torch.Generator()))
+    assert [4, *made] == expected
     end = made[5]
-    first = made.index(end)
-    assert list(generate(model, [4], 8, LIKELIEST, torch.Generator(), end)) == made[:first]
+    ended = list(generate(model, [4], BLOCK - 1, LIKELIEST, torch.Generator(), end))
+    assert ended == made[: made.index(end)]
 
 
 @settings(max_examples=30, deadline=None)

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import DEMO, ROOT, TINY, log_lines, rows_of, run, steps_of
+from commands import DEMO, ROOT, TINY, log_lines, rows_of, run, steps_of, succeed
 from test_ranks import torchrun
 
 from nanogauge.measure.clock import Clock, Stopwatch
-from nanogauge.measure.sensors import MEASURED, driver_info, open_sensors
+from nanogauge.measure.sensors import MEASURED, Sensors, driver_info, open_sensors
 from trainer.step.device import EventTimeline, allocator_peaks
 
 pytestmark = [
@@ -24,26 +24,37 @@ pytestmark = [
 ]
 
 
+FLAGS = [
+    *(*TINY, "--run.device=cuda", "--run.dtype=auto", "--run.compile=true", "--model.n-embd=256"),
+    *("--model.block-size=256", "--train.micro-batch=32", "--train.max-steps=400"),
+]
+
+
+def opened_sensors() -> Sensors:
+    begin = time.monotonic()
+    uuid = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
+    return open_sensors(uuid, 10.0, lambda: time.monotonic() - begin)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a small compiled bf16 run on the GPU."""
     out = tmp_path_factory.mktemp("runs")
-    flags = ["--run.device=cuda", "--run.dtype=auto", "--run.compile=true"]
-    flags += ["--model.n-embd=256", "--model.block-size=256", "--train.micro-batch=32"]
-    done = run("train.py", DEMO, f"--run.out={out}", *TINY, *flags, "--train.max-steps=400")
-    assert done.returncode == 0, done.stderr
+    done = succeed(run("train.py", DEMO, f"--run.out={out}", *FLAGS))
     print(done.stdout)
     return out / "demo"
 
 
-def test_a_gpu_run_is_measured_by_allocator_driver_and_sensors(trained: Path) -> None:
+def test_a_compiled_gpu_run_is_measured_and_its_peak_is_the_predicted_one(
+    trained: Path,
+) -> None:
     rows = rows_of(trained)
     for row in ("step_seconds", "mfu_palm", "peak_allocated_bytes", "peak_process_bytes"):
         assert rows[row]["measured"] is not None, rows[row]["why"]
-    assert (
-        rows["peak_process_bytes"]["measured"]["value"]
-        > (rows["peak_allocated_bytes"]["measured"]["value"])
-    )
+    peak = rows["peak_allocated_bytes"]
+    assert rows["peak_process_bytes"]["measured"]["value"] > peak["measured"]["value"]
+    assert peak["analytic"]["low"] <= peak["measured"]["value"] <= peak["analytic"]["high"]
+    (mode,) = [line["mode"] for line in log_lines(trained) if line["kind"] == "compile"]
+    assert mode == "compiled"
     info = driver_info(str(torch.cuda.get_device_properties(0).uuid))
     if info.power_limit_watts is not None and "power_watts" not in info.absent:
         watts = rows["power_watts"]["measured"]["value"]
@@ -51,7 +62,6 @@ def test_a_gpu_run_is_measured_by_allocator_driver_and_sensors(trained: Path) ->
 
 
 def busy(seconds: float) -> None:
-    """Run matrix products on the GPU for this time."""
     a = torch.randn(4096, 4096, device="cuda", dtype=torch.bfloat16)
     until = time.monotonic() + seconds
     while time.monotonic() < until:
@@ -61,9 +71,7 @@ def busy(seconds: float) -> None:
 
 
 def test_the_energy_counter_and_the_integral_of_power_agree() -> None:
-    begin = time.monotonic()
-    uuid = str(torch.cuda.get_device_properties(0).uuid)
-    sensors = open_sensors(uuid, 10.0, lambda: time.monotonic() - begin)
+    sensors = opened_sensors()
     if "energy_counter" in sensors.absent or "power_watts" in sensors.absent:
         sensors.close()
         pytest.skip(f"skipped: {dict(sensors.absent)}")
@@ -108,9 +116,7 @@ def test_the_driver_counts_the_reserved_memory_and_a_context() -> None:
     held = torch.zeros(2**30, dtype=torch.uint8, device=device)
     reserved = allocator_peaks(device).reserved_bytes
     assert reserved is not None and reserved >= held.numel()
-    begin = time.monotonic()
-    uuid = str(torch.cuda.get_device_properties(device).uuid)
-    sensors = open_sensors(uuid, 10.0, lambda: time.monotonic() - begin)
+    sensors = opened_sensors()
     time.sleep(1.2)
     seen = [r.process_used_bytes for r in sensors.close() if r.process_used_bytes is not None]
     if not seen:
@@ -121,9 +127,7 @@ def test_the_driver_counts_the_reserved_memory_and_a_context() -> None:
 
 
 def test_each_sensor_has_a_value_or_a_reason() -> None:
-    begin = time.monotonic()
-    uuid = str(torch.cuda.get_device_properties(0).uuid)
-    sensors = open_sensors(uuid, 10, lambda: time.monotonic() - begin)
+    sensors = opened_sensors()
     time.sleep(5.3)
     reading = sensors.close()[-2]
     print(reading, dict(sensors.absent), f"{sensors.cpu_seconds / 5:.3%} of a core")
@@ -133,19 +137,10 @@ def test_each_sensor_has_a_value_or_a_reason() -> None:
         assert reading.energy_joules == pytest.approx(reading.integral_joules, rel=0.2)
 
 
-def test_the_compiled_model_is_what_trains(trained: Path) -> None:
-    (mode,) = [line["mode"] for line in log_lines(trained) if line["kind"] == "compile"]
-    assert mode == "compiled"
-
-
-def test_the_allocator_peak_is_the_predicted_one(trained: Path) -> None:
-    peak = rows_of(trained)["peak_allocated_bytes"]
-    assert peak["analytic"]["low"] <= peak["measured"]["value"] <= peak["analytic"]["high"]
-
-
 def test_a_calibrated_plan_names_this_gpu_and_its_measurements() -> None:
-    done = run("plan.py", DEMO, "--calibrate", "--run.device=cuda", "--run.dtype=auto", "--json")
-    assert done.returncode == 0, done.stderr
+    done = succeed(
+        run("plan.py", DEMO, "--calibrate", "--run.device=cuda", "--run.dtype=auto", "--json")
+    )
     rows = {row["id"]: row for row in json.loads(done.stdout)["rows"]}
     step = rows["step_seconds"]["calibrated"]
     assert 0 < step["low"] < step["expected"] < step["high"]
@@ -153,22 +148,9 @@ def test_a_calibrated_plan_names_this_gpu_and_its_measurements() -> None:
 
 
 def test_a_run_on_a_gpu_resumes(trained: Path) -> None:
-    done = run(
-        "train.py",
-        DEMO,
-        f"--run.out={trained.parent}",
-        "--resume=auto",
-        *TINY,
-        "--run.device=cuda",
-        "--run.dtype=auto",
-        "--run.compile=true",
-        "--model.n-embd=256",
-        "--model.block-size=256",
-        "--train.micro-batch=32",
-        "--train.max-steps=400",
-        CUDA_VISIBLE_DEVICES=os.environ.get("CUDA_VISIBLE_DEVICES", "0"),
-    )
-    assert done.returncode == 0, done.stderr
+    flags = [f"--run.out={trained.parent}", "--resume=auto", *FLAGS]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+    succeed(run("train.py", DEMO, *flags, CUDA_VISIBLE_DEVICES=visible))
 
 
 def run_torchrun(ranks: int, out: Path, *flags: str) -> None:
@@ -179,10 +161,7 @@ def run_torchrun(ranks: int, out: Path, *flags: str) -> None:
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="skipped: fewer than two GPUs")
 def test_two_gpus_shard_a_model_and_have_the_losses_of_one(tmp_path: Path) -> None:
-    """With NCCL, 16 bits and compiled blocks; then resumed on one GPU.
-
-    16-bit products round, and so do the weights of the norms.
-    """
+    """With NCCL, 16 bits, which round, and compiled blocks; then resumed on one GPU."""
     sizes = ["--model.n-layer=4", "--model.n-embd=256", "--model.n-head=4", "--run.compile=true"]
     flags = ["--run.device=cuda", "--run.dtype=bfloat16", *sizes, "--measure.split-every=1"]
     flags += ["--train.max-steps=20"]

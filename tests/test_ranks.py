@@ -17,6 +17,7 @@ from commands import (
     run_in_copy,
     start_ranks,
     steps_of,
+    succeed,
     train_ranks,
     wait_for_step,
 )
@@ -24,21 +25,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanogauge.errors import BadInput
-from trainer.step.distributed import Ranks, rank_share
+from trainer.step.distributed import rank_share
 
 SMALL = [
-    "--run.compile=false",
-    "--model.n-layer=1",
-    "--model.n-head=2",
-    "--model.n-embd=32",
-    "--model.block-size=32",
-    "--train.micro-batch=4",
-    "--train.grad-accum=6",
-    "--train.max-steps=12",
-    "--train.eval-every=6",
-    "--train.eval-batches=5",
-    "--train.checkpoint-every=4",
-    "--optimizer.learning-rate=1e-3",
+    *("--run.compile=false", "--model.n-layer=1", "--model.n-head=2", "--model.n-embd=32"),
+    *("--model.block-size=32", "--train.micro-batch=4", "--train.grad-accum=6"),
+    *("--train.max-steps=12", "--train.eval-every=6", "--train.eval-batches=5"),
+    *("--train.checkpoint-every=4", "--optimizer.learning-rate=1e-3"),
 ]
 
 
@@ -52,12 +45,6 @@ def torchrun(ranks: int, out: Path, *more: object) -> list[str]:
     return [*launcher, f"--nproc-per-node={ranks}", *script]
 
 
-def process_of_rank(launcher: int, rank: int) -> int:
-    listed = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
-    (pid,) = (p for p in listed if f"\0RANK={rank}\0" in Path(f"/proc/{p}/environ").read_text())
-    return int(pid)
-
-
 def figures(folder: Path) -> list[float]:
     """Return losses and gradient norms of all steps, then the losses of the evaluations."""
     steps = [line[key] for line in steps_of(folder) for key in ("loss", "grad_norm")]
@@ -68,17 +55,12 @@ def figures(folder: Path) -> list[float]:
 def test_a_run_continued_with_another_world_size_has_the_losses_of_one_process(
     tmp_path: Path,
 ) -> None:
-    """Two ranks, one, then three; rank 0 alone logs and prints."""
-    whole = run_in_copy("train.py", small(tmp_path / "one"), tmp_path / "one")
-    assert whole.returncode == 0, whole.stderr
+    succeed(run_in_copy("train.py", small(tmp_path / "one"), tmp_path / "one"))
     out = tmp_path / "several"
-    first = train_ranks(2, small(out, "--rehearse=3"), out)
-    assert first.returncode == 0, first.stderr
+    first = succeed(train_ranks(2, small(out, "--rehearse=3"), out))
     assert first.stdout.count("doctor:") == 1
-    then = run_in_copy("train.py", small(out, "--rehearse=3", "--resume=auto"), out)
-    assert then.returncode == 0, then.stderr
-    last = train_ranks(3, small(out, "--resume=auto"), out)
-    assert last.returncode == 0, last.stderr
+    succeed(run_in_copy("train.py", small(out, "--rehearse=3", "--resume=auto"), out))
+    last = succeed(train_ranks(3, small(out, "--resume=auto"), out))
     assert last.stdout.count("report.html") == 1
 
     one, folder = tmp_path / "one" / "demo", out / "demo"
@@ -91,18 +73,13 @@ def test_a_run_continued_with_another_world_size_has_the_losses_of_one_process(
 
 
 def test_killed_and_resumed_ranks_end_with_the_same_bits(tmp_path: Path) -> None:
-    """With three ranks a sum has other last bits if DDP orders its buckets otherwise.
-
-    DDP reorders them after the first backward pass, so a resumed run had another order.
-    """
+    """DDP reorders its buckets after the first backward pass; a resumed run had another order."""
     dropout = "--model.dropout=0.1"
     whole, out = tmp_path / "whole", tmp_path / "killed"
-    done = train_ranks(3, small(whole, dropout), whole)
-    assert done.returncode == 0, done.stderr
+    succeed(train_ranks(3, small(whole, dropout), whole))
     killed = train_ranks(3, ["kill:21", *small(out, dropout)], out, "faulty_train.py")
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    resumed = train_ranks(3, small(out, dropout, "--resume=auto"), out)
-    assert resumed.returncode == 0, resumed.stderr
+    succeed(train_ranks(3, small(out, dropout, "--resume=auto"), out))
     starts = [line["first_step"] for line in log_lines(out / "demo") if line["kind"] == "start"]
     assert starts[0] == 0 and starts[1] >= 4
     before, after = ({s["step"]: s for s in steps_of(each / "demo")} for each in (whole, out))
@@ -111,12 +88,14 @@ def test_killed_and_resumed_ranks_end_with_the_same_bits(tmp_path: Path) -> None
 
 
 def test_torchrun_ends_the_run_when_a_rank_dies(tmp_path: Path) -> None:
-    """One sentence and the log say why."""
     command = torchrun(2, tmp_path, "--train.max-steps=20000")
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True) as process:
         wait_for_step(tmp_path / "demo", 3)
-        os.kill(process_of_rank(process.pid, 1), signal.SIGKILL)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        ranks = {Path(f"/proc/{pid}/environ").read_text(): int(pid) for pid in children}
+        (second,) = (pid for variables, pid in ranks.items() if "\0RANK=1\0" in variables)
+        os.kill(second, signal.SIGKILL)
         _, errors = process.communicate(timeout=120)
     assert process.returncode == 1
     (sentence,) = re.findall(r"^train\.py: .*", errors, re.MULTILINE)
@@ -147,7 +126,6 @@ def test_ranks_that_cannot_share_a_step_are_refused_in_one_sentence(tmp_path: Pa
 
 @given(st.integers(1, 10**6), st.integers(1, 1000))
 def test_the_advised_gradient_accumulation_can_be_shared(grad_accum: int, world: int) -> None:
-    """It is the nearest below, if there is one, and the nearest above."""
     try:
         assert rank_share(grad_accum, world) * world == grad_accum
     except BadInput as error:
@@ -155,11 +133,3 @@ def test_the_advised_gradient_accumulation_can_be_shared(grad_accum: int, world:
         assert all(n > 0 and rank_share(n, world) for n in advised)
         assert all(abs(n - grad_accum) < world for n in advised)
         assert len(advised) == (2 if grad_accum > world else 1)
-
-
-def test_the_collectives_of_a_single_process_do_nothing() -> None:
-    with Ranks() as ranks:
-        assert ranks.is_first
-        assert ranks.any(True)
-        assert not ranks.any(False)
-        assert ranks.gather({"a": 1}) == [{"a": 1}]

@@ -97,7 +97,6 @@ def test_a_change_is_refused_unless_allowed_and_loadable(pair: tuple[Config, Con
 def test_an_allowed_change_of_the_optimizer_takes_effect(
     model: ModelSection, before: OptimizerSection, after: OptimizerSection
 ) -> None:
-    """torch loads weight decay and betas with the moments."""
     after = after.model_copy(update={"name": before.name, "weight_decay": 0.3, "beta2": 0.5})
     gpt = GPT(model)
     optimizer, fresh = make_optimizer(gpt, after), make_optimizer(gpt, after)

@@ -25,7 +25,6 @@ def sample(folder: Path, *arguments: object, code: int = 0) -> tuple[str, str]:
 
 
 def test_the_same_seed_continues_a_prompt_with_the_same_text(tiny_run: Path) -> None:
-    """The text is on stdout, the speed on stderr."""
     once, errors = sample(tiny_run, "--prompt=The import ", "--tokens=40", "--seed=2")
     assert once.startswith("The import ")
     assert re.search(r"^step 12, \d+ tokens in .* tokens/s$", errors.strip())
@@ -56,18 +55,15 @@ def test_a_damaged_checkpoint_is_skipped_with_a_warning(tiny_run: Path, tmp_path
     assert "has no intact checkpoint: the checkpoint" in errors
 
 
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (["--checkpoint=5"], "no checkpoint of step 5; there are: 8, 12."),
-        (["--checkpoint=latest"], "--checkpoint takes newest, best or a step, not 'latest'."),
-        (["--top-p=1.5"], "--top-p takes a number above 0 and up to 1, not 1.5."),
-        (["--prompts=/nowhere.txt"], "cannot read the prompts /nowhere.txt"),
-    ],
-)
-def test_wrong_arguments_are_refused(tiny_run: Path, arguments: list[str], sentence: str) -> None:
-    with pytest.raises(BadInput, match=re.escape(sentence)):
-        main([str(tiny_run), "--device=cpu", *arguments])
+def test_wrong_arguments_are_refused(tiny_run: Path) -> None:
+    for argument, sentence in (
+        ("--checkpoint=5", "no checkpoint of step 5; there are: 8, 12."),
+        ("--checkpoint=latest", "--checkpoint takes newest, best or a step, not 'latest'."),
+        ("--top-p=1.5", "--top-p takes a number above 0 and up to 1, not 1.5."),
+        ("--prompts=/nowhere.txt", "cannot read the prompts /nowhere.txt"),
+    ):
+        with pytest.raises(BadInput, match=re.escape(sentence)):
+            main([str(tiny_run), "--device=cpu", argument])
 
 
 def test_the_tokenizer_is_read_from_data_in_the_home_folder(

@@ -8,12 +8,12 @@ import json
 import re
 import signal
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from commands import DEMO, log_lines, run_here, run_in_copy, train_ranks
+from commands import DEMO, log_lines, run_here, run_in_copy, succeed, train_ranks
 from examples import CPU
 from test_ranks import small
 from torch.profiler import ProfilerActivity, profile
@@ -28,6 +28,7 @@ from trainer.step.optimizer import make_optimizer, update
 
 CHANGED = ["--allow-change", "train.sharding"]
 NO_DROPOUT = "--model.dropout=0"
+SMALL_VOCABULARY = {"n_layer": 4, "n_embd": 256, "vocab_size": 512, "block_size": 16}
 UNTIED = {"n_layer": 3, "n_embd": 64, "vocab_size": 8192, "block_size": 16, "tied_head": False}
 FIGURES = {"step": ("loss", "grad_norm"), "eval": ("train_loss", "val_loss")}
 
@@ -47,25 +48,18 @@ def figures(folder: Path) -> list[dict[tuple[str, int], list[float]]]:
 def test_a_run_continued_with_or_without_sharding_has_the_losses_of_one_process(
     tmp_path: Path,
 ) -> None:
-    """One process, two that shard the model and are killed, two again, then one.
-
-    Steps that two processes repeat have the same bits. A single process reads their checkpoints.
-    """
+    """One process, two that shard the model and are killed, two again, then one."""
     one, out = tmp_path / "one", tmp_path / "several"
-    whole = run_in_copy("train.py", small(one, NO_DROPOUT), one)
-    assert whole.returncode == 0, whole.stderr
-    begun = run_in_copy("train.py", small(out, NO_DROPOUT, "--rehearse=1"), out)
-    assert begun.returncode == 0, begun.stderr
+    succeed(run_in_copy("train.py", small(one, NO_DROPOUT), one))
+    succeed(run_in_copy("train.py", small(out, NO_DROPOUT, "--rehearse=1"), out))
     resumed = small(out, NO_DROPOUT, *CHANGED, "--resume=auto")
     sharded = [*resumed, "--train.sharding=full"]
     killed = train_ranks(2, ["kill:17", *sharded], out, "faulty_train.py")
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    done = train_ranks(2, [*sharded, "--rehearse=5"], out)
-    assert done.returncode == 0, done.stderr
+    succeed(train_ranks(2, [*sharded, "--rehearse=5"], out))
     sampled = run_here("sample.py", out / "demo", "--prompt=The import ", "--tokens=5")
     assert sampled.stdout.startswith("The import "), sampled.stderr
-    last = run_in_copy("train.py", resumed, out)
-    assert last.returncode == 0, last.stderr
+    succeed(run_in_copy("train.py", resumed, out))
 
     (expected,) = figures(one / "demo")
     several = figures(out / "demo")
@@ -81,38 +75,22 @@ def test_a_run_continued_with_or_without_sharding_has_the_losses_of_one_process(
     assert begun_by == [1, 2, 2, 1]
 
 
-@pytest.fixture(scope="module")
-def shared_out(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The measurements of two ranks of sharded.py."""
-    file = tmp_path_factory.mktemp("sharded") / "measured.json"
-    done = train_ranks(2, [str(file)], file, "sharded.py")
-    assert done.returncode == 0, done.stderr
-    measured: dict[str, Any] = json.loads(file.read_text())
-    return measured
-
-
-def test_gradients_are_those_of_one_process(shared_out: dict[str, Any]) -> None:
-    """With recomputation, compiled, and after a compilation that failed within a pass."""
-    assert shared_out["failure"] == "ValueError: no compiler"
-    assert len(shared_out["distances"]) == 4
-    assert max(shared_out["distances"].values()) < 1e-6, shared_out["distances"]
-
-
-def test_each_rank_holds_half_of_weights_gradients_and_moments(shared_out: dict[str, Any]) -> None:
-    """One rank has one of the embedding's 265 rows more."""
+def test_two_ranks_have_the_gradients_of_one_process_and_skip_together(tmp_path: Path) -> None:
+    """Each holds half; a gradient that is non-finite on one rank is skipped by both."""
+    file = tmp_path / "measured.json"
+    succeed(train_ranks(2, [str(file)], file, "sharded.py"))
+    measured = json.loads(file.read_text())
+    assert measured["failure"] == "ValueError: no compiler"
+    assert len(measured["distances"]) == 4
+    assert max(measured["distances"].values()) < 1e-6, measured["distances"]
     for what in ("weights", "gradients", "moments"):
-        assert sum(shared_out[what]) == pytest.approx(1), what
-        assert shared_out[what] == pytest.approx([0.5, 0.5], abs=0.001), what
-
-
-def test_a_non_finite_gradient_on_one_rank_is_skipped_by_all(shared_out: dict[str, Any]) -> None:
-    """The norm is taken over all shards."""
-    skipped, made = shared_out["norms"]
+        assert sum(measured[what]) == pytest.approx(1), what
+        assert measured[what] == pytest.approx([0.5, 0.5], abs=0.001), what  # 265 rows
+    skipped, made = measured["norms"]
     assert skipped == [float("inf"), float("inf")]
     assert made[0] == made[1] > 0
-    skipped, made = shared_out["changed"]
-    assert not any(skipped)
-    assert all(made)
+    skipped, made = measured["changed"]
+    assert not any(skipped) and all(made)
 
 
 def test_what_cannot_be_sharded_is_refused_in_one_sentence(tmp_path: Path) -> None:
@@ -135,8 +113,7 @@ def test_a_sharded_plan_takes_less_memory_and_more_time() -> None:
         model = ["--model.n-layer=48", "--model.n-head=25", "--model.n-embd=1600"]
         cards = ["--gpu=RTX 4090", "--gpus=2", f"--train.sharding={sharding}", "--json"]
         sizes = ["--model.vocab-size=50304", "--model.block-size=1024", "--train.micro-batch=1"]
-        done = run_here("plan.py", DEMO, *model, *sizes, "--train.grad-accum=16", *cards)
-        assert done.returncode == 0, done.stderr
+        done = succeed(run_here("plan.py", DEMO, *model, *sizes, "--train.grad-accum=16", *cards))
         found[sharding] = json.loads(done.stdout)
     rows = {s: {row["id"]: row["analytic"] for row in plan["rows"]} for s, plan in found.items()}
     peaks = {s: of["peak_allocated_bytes"]["expected"] for s, of in rows.items()}
@@ -154,23 +131,16 @@ def test_a_sharded_plan_takes_less_memory_and_more_time() -> None:
     [
         (2, {"n_layer": 4, "n_embd": 64, "vocab_size": 512, "block_size": 64}, 4, 1, "none"),
         (2, {"n_layer": 4, "n_embd": 128, "vocab_size": 1024, "block_size": 32}, 4, 2, "full"),
-        (8, {"n_layer": 4, "n_embd": 256, "vocab_size": 512, "block_size": 16}, 2, 2, "none"),
-        (8, {"n_layer": 4, "n_embd": 256, "vocab_size": 512, "block_size": 16}, 2, 1, "full"),
+        (8, SMALL_VOCABULARY, 2, 2, "none"),
+        (8, SMALL_VOCABULARY, 2, 1, "full"),
         (2, {"n_layer": 3, "n_embd": 64, "vocab_size": 8192, "block_size": 16}, 2, 1, "full"),
         (8, UNTIED, 2, 1, "none"),
     ],
 )
 def test_the_peak_of_a_rank_is_what_the_allocator_measures(
-    ranks: int,
-    section: dict[str, Any],
-    micro_batch: int,
-    grad_accum: int,
-    checkpointing: Literal["none", "full"],
+    ranks: int, section: dict[str, Any], micro_batch: int, grad_accum: int, checkpointing: Any
 ) -> None:
-    """Within 5 %, whether activations, a gathered layer or the embedding's gradient decide.
-
-    torch's fake process group has no threads whose allocations the profiler would miss.
-    """
+    """torch's fake process group has no threads whose allocations the profiler would miss."""
     gc.collect()  # otherwise memory of earlier tests is freed during this one
     model = GPT(ModelSection(n_head=4, **section))
     model.recompute = checkpointing == "full"
@@ -199,15 +169,7 @@ def test_the_peak_of_a_rank_is_what_the_allocator_measures(
         now += event.nbytes()
         if event.start_ns() > begin:
             highest = max(highest, now)
-    work = Workload(
-        shape=shape_of(model.config),
-        micro_batch=micro_batch,
-        grad_accum=grad_accum,
-        dtype="float32",
-        compiled=False,
-        checkpointing=checkpointing,
-        head="chunked",
-        gpus=ranks,
-        sharding="full",
-    )
+    how: dict[str, Any] = {"dtype": "float32", "compiled": False, "checkpointing": checkpointing}
+    how |= {"head": "chunked", "gpus": ranks, "sharding": "full"}
+    work = Workload(shape_of(model.config), micro_batch, grad_accum, **how)
     assert predict_memory(work, CPU).allocated.expected == pytest.approx(highest, rel=0.05)

@@ -20,13 +20,6 @@ STAND_INS = {
 }
 
 
-def script() -> str:
-    (text,) = re.findall(
-        r"```\n(#!/bin/bash\n.*?)```", (ROOT / "docs/scaling.md").read_text(), re.S
-    )
-    return str(text)
-
-
 @pytest.mark.parametrize(
     ("tenths", "status", "in_time"),
     [(100, 0, False), (5, 0, True), (5, 3, True)],
@@ -38,19 +31,12 @@ def test_a_job_is_requeued_only_at_its_time_limit(
     for name, body in STAND_INS.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / name).chmod(0o755)
-    (tmp_path / "job").write_text(script())
-    job = subprocess.Popen(
-        ["bash", "job"],
-        cwd=tmp_path,
-        env={
-            **os.environ,
-            "PATH": f"{tmp_path}:{os.environ['PATH']}",
-            "SLURM_JOB_ID": "7",
-            "SLURM_NNODES": "1",
-            "TENTHS": str(tenths),
-            "STATUS": str(status),
-        },
-    )
+    guide = (ROOT / "docs/scaling.md").read_text()
+    (script,) = re.findall(r"```\n(#!/bin/bash\n.*?)```", guide, re.S)
+    (tmp_path / "job").write_text(script)
+    variables = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    variables |= {"SLURM_NNODES": "1", "TENTHS": str(tenths), "STATUS": str(status)}
+    job = subprocess.Popen(["bash", "job"], cwd=tmp_path, env={**os.environ, **variables})
     while not (tmp_path / "state").exists():
         assert job.poll() is None
         time.sleep(0.02)

@@ -12,11 +12,6 @@ from commands import log_lines, start_run, steps_of, wait_for_step, wait_until
 from trainer.run.signals import SAME_REQUEST_SECONDS
 
 
-def began(folder: Path) -> bool:
-    """Return True if the run has started: compilation or an evaluation follows."""
-    return '"data_order"' in log_of(folder)
-
-
 def log_of(folder: Path) -> str:
     path = folder / "log.jsonl"
     return path.read_text() if path.exists() else ""
@@ -36,16 +31,13 @@ def test_a_stop_before_the_first_line_leaves_nothing_behind(tmp_path: Path) -> N
 def test_a_stop_does_not_wait_for_a_compilation_or_an_evaluation(
     tmp_path: Path, stage: str, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each can take minutes, after which a service manager kills the run.
-
-    This evaluation would take an hour, and the compilation has an empty cache.
-    """
+    """This evaluation would take an hour, and the compilation has an empty cache."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
     folder = tmp_path / "demo"
     compiling = ["--run.compile=true", "--model.n-layer=4"]
     flags = {"compilation": compiling, "evaluation": ["--train.eval-batches=1000000"]}[stage]
     with start_run(tmp_path, *flags) as process:
-        assert wait_until(lambda: began(folder))
+        assert wait_until(lambda: '"data_order"' in log_of(folder))  # compilation follows
         time.sleep(0.3)
         asked = time.monotonic()
         process.send_signal(number)
@@ -73,10 +65,7 @@ def test_a_second_ctrl_c_ends_the_run_within_a_step(tmp_path: Path) -> None:
 
 
 def test_two_sigterms_in_a_row_count_as_one(tmp_path: Path) -> None:
-    """A service manager signals the supervisor and the run, and the supervisor forwards it.
-
-    The run still saves its checkpoint. A rehearsal stopped before its end also ends with 143.
-    """
+    """A service manager signals the supervisor and the run, and the supervisor forwards it."""
     folder = tmp_path / "demo"
     with start_run(tmp_path, "--train.checkpoint-every=10000", "--rehearse=15000") as process:
         wait_for_step(folder, 3)

@@ -18,7 +18,6 @@ KEEP = "from trainer.step.torch_env import keep_pages; keep_pages()"
 
 
 def run(code: str, *arguments: str, **environment: str) -> tuple[int, str]:
-    """Run code in a new process; return its process id and output."""
     variables = {name: value for name, value in os.environ.items() if name != ALLOCATOR}
     command = [sys.executable, "-c", code, *arguments]
     with subprocess.Popen(
@@ -36,8 +35,7 @@ def test_the_process_re_executes_once_with_the_same_id_and_arguments() -> None:
     assert printed.splitlines() == expected
 
 
-def test_malloc_settings_of_the_user_are_kept() -> None:
-    """The process is not re-executed."""
+def test_malloc_settings_of_the_user_are_kept_without_a_restart() -> None:
     code = f"import os; print('started'); {KEEP}; print(os.environ['{ALLOCATOR}'])"
     chosen = "glibc.malloc.arena_max=2"
     assert run(code, **{ALLOCATOR: chosen})[1].splitlines() == ["started", chosen]

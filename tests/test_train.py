@@ -8,11 +8,22 @@ import os
 import signal
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from commands import DEMO, ROOT, TINY, log_lines, rows_of, run, run_in_copy, steps_of, train_tiny
+from commands import (
+    DEMO,
+    ROOT,
+    TINY,
+    log_lines,
+    rows_of,
+    run,
+    run_in_copy,
+    small_disk,
+    steps_of,
+    succeed,
+    train_tiny,
+)
 from examples import GPT2_ORIGIN
 
 from trainer.data.shards import ShardWriter
@@ -24,34 +35,19 @@ def losses(folder: Path) -> dict[int, float]:
 
 
 def test_a_run_folder_has_the_documented_files_and_lines(tiny_run: Path) -> None:
-    names = {path.name for path in tiny_run.iterdir()}
-    assert names >= {
-        "spec.json",
-        "config.toml",
-        "machine.json",
-        "prediction.json",
-        "log.jsonl",
-        "checkpoints",
-        "report.html",
-        "report.md",
-        "report.json",
-    }
+    files = ("spec.json", "config.toml", "machine.json", "prediction.json", "log.jsonl")
+    made = (*files, "checkpoints", "report.html", "report.md", "report.json")
+    assert {path.name for path in tiny_run.iterdir()} >= set(made)
     text = (tiny_run / "log.jsonl").read_text()
     assert all(line.startswith('{"kind": "') for line in text.splitlines())
-    kinds = [line["kind"] for line in log_lines(tiny_run)]
-    assert kinds[0] == "start"
-    assert kinds[-1] == "end"
+    lines = log_lines(tiny_run)
+    assert (lines[0]["kind"], lines[-1]["kind"]) == ("start", "end")
     assert [line["step"] for line in steps_of(tiny_run)] == list(range(12))
-    evaluated = [line["step"] for line in log_lines(tiny_run) if line["kind"] == "eval"]
-    assert evaluated == [0, 5, 10, 12]
-    saved = [line["path"] for line in log_lines(tiny_run) if line["kind"] == "checkpoint"]
+    assert [line["step"] for line in lines if line["kind"] == "eval"] == [0, 5, 10, 12]
+    saved = [line["path"] for line in lines if line["kind"] == "checkpoint"]
     assert saved == [f"checkpoints/step_{n:08d}" for n in (4, 8, 12)]
-
-
-def test_the_prediction_is_frozen_before_step_0(tiny_run: Path) -> None:
-    """The first log line holds its hash."""
     frozen = hashlib.sha256((tiny_run / "prediction.json").read_bytes()).hexdigest()
-    assert log_lines(tiny_run)[0]["prediction_sha256"] == frozen
+    assert lines[0]["prediction_sha256"] == frozen, "the prediction was made before step 0"
 
 
 def test_the_ledger_adds_up_to_the_wall_time(tiny_run: Path) -> None:
@@ -69,10 +65,10 @@ def test_the_ledger_adds_up_to_the_wall_time(tiny_run: Path) -> None:
 
 
 def test_a_report_without_a_gpu_measures_time_and_not_power(tiny_run: Path) -> None:
-    """An unmeasured quantity has a reason, and no value of 0."""
     rows = rows_of(tiny_run)
     for row in ("step_seconds", "total_seconds", "mfu_palm", "peak_process_bytes", "val_loss"):
         assert rows[row]["measured"]["value"] > 0, row
+        assert rows[row]["analytic"] is not None or row == "val_loss", row
     for row in ("power_watts", "energy_kwh", "cost", "peak_allocated_bytes"):
         assert rows[row]["measured"] is None
         assert rows[row]["why"] == "not measured: no GPU"
@@ -84,32 +80,27 @@ def test_a_report_without_a_gpu_measures_time_and_not_power(tiny_run: Path) -> N
 
 
 def test_a_killed_run_is_reported_and_resumes_exactly(tiny_run: Path, tmp_path: Path) -> None:
-    """The report says how far it got, and after --resume every loss has the same bits."""
     folder = tmp_path / "demo"
     flags = [str(DEMO), f"--run.out={tmp_path}", *TINY]
     killed = run_in_copy("faulty_train.py", ["kill:22", *flags], tmp_path / "out")
     assert killed.returncode == -signal.SIGKILL
-    done = run("report.py", folder)
-    assert done.returncode == 0, done.stderr
+    succeed(run("report.py", folder))
     report = json.loads((folder / "report.json").read_text())
     assert report["run"]["status"] == "unfinished"
     assert report["run"]["steps_done"] == 10
     assert report["run"]["projected_total_s"] > report["time_ledger"]["wall_s"]
     assert "of 12" in report["run"]["headline"]
 
-    resumed = train_tiny(tmp_path, "--resume=auto")
-    assert resumed.returncode == 0, resumed.stderr
+    succeed(train_tiny(tmp_path, "--resume=auto"))
     starts = [line for line in log_lines(folder) if line["kind"] == "start"]
     assert starts[1]["first_step"] in (4, 8)
     assert losses(folder) == losses(tiny_run)
 
 
 def test_a_resumed_run_logs_every_step_once(tmp_path: Path) -> None:
-    rehearsed = train_tiny(tmp_path, "--rehearse=3")
-    assert rehearsed.returncode == 0, rehearsed.stderr
+    succeed(train_tiny(tmp_path, "--rehearse=3"))
     assert steps_of(tmp_path / "demo")[-1]["step"] == 3
-    resumed = train_tiny(tmp_path, "--resume=auto")
-    assert resumed.returncode == 0, resumed.stderr
+    succeed(train_tiny(tmp_path, "--resume=auto"))
     assert [line["step"] for line in steps_of(tmp_path / "demo")] == list(range(12))
     report = json.loads((tmp_path / "demo" / "report.json").read_text())
     assert report["run"]["status"] == "finished"
@@ -121,13 +112,11 @@ def test_a_resumed_run_logs_every_step_once(tmp_path: Path) -> None:
 
 
 def test_a_damaged_checkpoint_is_skipped(tiny_run: Path, tmp_path: Path) -> None:
-    """The run resumes from the checkpoint before it and logs a warning."""
     folder = tmp_path / "demo"
     subprocess.run(["cp", "-r", str(tiny_run), str(folder)], check=True)
     damaged = folder / "checkpoints" / "step_00000012" / "state.pt"
     os.truncate(damaged, damaged.stat().st_size // 2)
-    done = train_tiny(tmp_path, "--resume=auto")
-    assert done.returncode == 0, done.stderr
+    succeed(train_tiny(tmp_path, "--resume=auto"))
     starts = [line for line in log_lines(folder) if line["kind"] == "start"]
     assert starts[1]["first_step"] == 8
     warnings = [line["text"] for line in log_lines(folder) if line.get("level") == "warning"]
@@ -154,15 +143,8 @@ def test_compiled_code_is_kept_in_the_user_cache_unless_a_folder_is_set(
 def test_without_a_compiler_training_falls_back_to_eager_mode_with_a_warning(
     tmp_path: Path,
 ) -> None:
-    cache = tmp_path / "cache"
-    done = train_tiny(
-        tmp_path,
-        "--run.compile=true",
-        "--train.max-steps=2",
-        CXX="/nonexistent/c++",
-        TORCHINDUCTOR_CACHE_DIR=str(cache),
-    )
-    assert done.returncode == 0, done.stderr
+    environment = {"CXX": "/nonexistent/c++", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    succeed(train_tiny(tmp_path, "--run.compile=true", "--train.max-steps=2", **environment))
     lines = log_lines(tmp_path / "demo")
     assert [line["mode"] for line in lines if line["kind"] == "compile"] == ["eager"]
     report = json.loads((tmp_path / "demo" / "report.json").read_text())
@@ -178,30 +160,19 @@ def test_the_documented_configuration_trains_on_shards(tmp_path: Path) -> None:
                 document = generator.integers(0, 500, 1000, dtype=np.uint16)
                 document[0] = 50256
                 writer.write(split, document)  # type: ignore[arg-type]
-    done = run(
-        "train.py",
-        ROOT / "configs" / "rtx4070_fineweb.toml",
-        f"--run.out={tmp_path}",
-        "--run.device=cpu",
-        "--run.dtype=float32",
-        f"--data.path={tmp_path / 'data'}",
-        *TINY,
-        "--train.max-steps=3",
-        "--optimizer.warmup-steps=1",
-        "--wandb.mode=offline",
-        TIKTOKEN_CACHE_DIR=str(tmp_path / "no-vocabulary"),
-        HTTPS_PROXY="http://127.0.0.1:9",
-        https_proxy="http://127.0.0.1:9",
-    )
-    assert done.returncode == 0, done.stderr
+    flags = [f"--run.out={tmp_path}", "--run.device=cpu", "--run.dtype=float32", *TINY]
+    flags += [f"--data.path={tmp_path / 'data'}", "--train.max-steps=3", "--wandb.mode=offline"]
+    offline = dict.fromkeys(("HTTPS_PROXY", "https_proxy"), "http://127.0.0.1:9")
+    offline["TIKTOKEN_CACHE_DIR"] = str(tmp_path / "no-vocabulary")
+    config = ROOT / "configs" / "rtx4070_fineweb.toml"
+    succeed(run("train.py", config, *flags, "--optimizer.warmup-steps=1", **offline))
     folder = tmp_path / "rtx4070_fineweb"
     assert len(steps_of(folder)) == 3
     assert rows_of(folder)["data_epochs"]["measured"]["value"] == pytest.approx(768 / 12000)
     assert list((folder / "wandb").glob("offline-run-*/*.wandb"))
     report = json.loads((folder / "report.json").read_text())
-    assert any(
-        "holds 12,000 training tokens, not the 3,680,000,000" in w for w in report["warnings"]
-    )
+    warned = "holds 12,000 training tokens, not the 3,680,000,000"
+    assert any(warned in text for text in report["warnings"])
     events = [line["what"] for line in log_lines(folder) if line["kind"] == "event"]
     assert "no_sample" in events  # the vocabulary is not available here
 
@@ -212,35 +183,15 @@ def test_claims_passed_to_a_run_are_in_its_report(tmp_path: Path) -> None:
         '[document]\ntitle = "a colleague"\n[[claim]]\nkey = "step_seconds"\nunit = "h"\n'
         'low = 1\nhigh = 2\nquote = "an hour or two"\nenglish = "an hour or two"\n'
     )
-    done = train_tiny(tmp_path, "--train.max-steps=3", f"--claims={claims}")
-    assert done.returncode == 0, done.stderr
+    succeed(train_tiny(tmp_path, "--train.max-steps=3", f"--claims={claims}"))
     row = rows_of(tmp_path / "demo")["step_seconds"]
     assert row["verdict"] == "missed"
     assert row["claimed"]["quote"] == "an hour or two"
     assert row["factor"] < 1e-3
 
 
-def test_a_diverged_run_ends_without_a_checkpoint(tmp_path: Path) -> None:
-    done = train_tiny(
-        tmp_path, "--optimizer.learning-rate=1e30", "--optimizer.warmup-steps=0", "--run.seed=1"
-    )
-    assert done.returncode == 1
-    assert "whose updates were skipped, and there is no checkpoint to roll back to" in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
-    end: dict[str, Any] = log_lines(tmp_path / "demo")[-1]
-    assert end["status"] == "failed"
-    assert (tmp_path / "demo" / "report.html").exists()
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
 def test_a_full_disk_loses_checkpoints_but_not_the_run(tmp_path: Path) -> None:
-    """The last good checkpoint stays, training continues, and the log says so."""
-    small = tmp_path / "small"
-    small.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=320k", "tmpfs", str(small)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
-        pytest.skip("no disk can be mounted here")
-    try:
+    with small_disk(tmp_path / "small", "320k") as small:
         done = train_tiny(small, "--force")  # past the doctor
         assert done.returncode in (0, 2), done.stderr  # 2: no room is left for the report
         assert "Traceback" not in done.stderr
@@ -248,25 +199,16 @@ def test_a_full_disk_loses_checkpoints_but_not_the_run(tmp_path: Path) -> None:
         texts = [line["text"] for line in log_lines(folder) if line["kind"] == "event"]
         assert any(text.startswith("No checkpoint at step") for text in texts), texts
         assert [line["step"] for line in steps_of(folder)] == list(range(12))
-        whole = list((folder / "checkpoints").glob("step_*"))
-        assert [sorted(p.name for p in path.iterdir()) for path in whole] == [
-            ["meta.json", "model.safetensors", "state.pt"]
-        ]
-        assert not list((folder / "checkpoints").glob(".step_*"))
-    finally:
-        subprocess.run(["umount", str(small)], check=True)
+        (whole,) = (folder / "checkpoints").iterdir()
+        files = ["meta.json", "model.safetensors", "state.pt"]
+        assert sorted(p.name for p in whole.iterdir()) == files
 
 
-def test_the_demo_learns_and_its_report_is_complete(tmp_path: Path) -> None:
-    """A sixth of `make demo`: the loss falls from 5.5, and each row has its prediction."""
+def test_the_demo_learns(tmp_path: Path) -> None:
+    """A sixth of `make demo`: the loss falls from 5.5."""
     steps = ["--train.max-steps=200", "--train.eval-every=200", "--train.checkpoint-every=200"]
-    done = run("train.py", DEMO, f"--run.out={tmp_path}", *steps, timeout=900)
-    assert done.returncode == 0, done.stderr
+    succeed(run("train.py", DEMO, f"--run.out={tmp_path}", *steps, timeout=900))
     rows = rows_of(tmp_path / "demo")
     assert rows["val_loss"]["measured"]["value"] < 2.7
-    for row in ("step_seconds", "total_seconds", "mfu_palm", "peak_process_bytes"):
-        assert rows[row]["analytic"] is not None, row
-        assert rows[row]["measured"] is not None, row
-    assert rows["power_watts"]["measured"] is None
     report = json.loads((tmp_path / "demo" / "report.json").read_text())
     assert len(report["samples"][0]) > 100

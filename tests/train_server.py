@@ -67,6 +67,10 @@ def leave(work: Callable[[], object]) -> NoReturn:
         status = left.code if isinstance(left.code, int) else 1
     except BaseException:
         traceback.print_exc()
+    # A copy may wait for a thread that only the process it was forked from has.
+    deadline = threading.Timer(60, os._exit, (status,))
+    deadline.daemon = True
+    deadline.start()
     threading._shutdown()  # type: ignore[attr-defined]  # waits for threads as Python does
     atexit._run_exitfuncs()
     sys.stdout.flush()
@@ -78,11 +82,6 @@ def run_script(script: str) -> None:
     run_command(importlib.import_module(Path(script).stem).main)
 
 
-def exit_status(child: int, flags: int = 0) -> int | None:
-    pid, status = os.waitpid(child, flags)
-    return os.waitstatus_to_exitcode(status) if pid else None
-
-
 if __name__ == "__main__":
     warm_up()
     for line in sys.stdin:
@@ -90,8 +89,7 @@ if __name__ == "__main__":
         if "script" in request:
             os.environ.clear()  # a variable that the test has removed is not there either
             answer = train_in_copy(request, functools.partial(run_script, request["script"]))
-        elif "wait" in request:
-            answer = exit_status(request["wait"])
         else:
-            answer = exit_status(request["poll"], os.WNOHANG)
+            child, status = os.waitpid(request["poll"], os.WNOHANG)
+            answer = os.waitstatus_to_exitcode(status) if child else None
         print(json.dumps(answer), flush=True)

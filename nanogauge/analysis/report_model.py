@@ -283,7 +283,9 @@ def _headline(
     text += f". The {device} worked at {format_value('mfu_palm', mfu.value)} of its peak"
     predicted = next(r for r in rows if r.id == "step_seconds").prediction
     if predicted == "held" and total.factor is not None and total.factor > 1:
-        text += f", as this hardware does: the claimed time was too short, not the {device} too slow"
+        text += (
+            f", as this hardware does: the claimed time was too short, not the {device} too slow"
+        )
     return text + "."
 
 

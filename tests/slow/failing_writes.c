@@ -1,7 +1,4 @@
-/* Make writes below a folder fail, for LD_PRELOAD. Off until fail_writes is called.
-
-Counted are: making, opening for writing, writing, flushing, cutting and renaming files, and making
-folders. */
+/* Make writes below a folder fail, for LD_PRELOAD. Off until fail_writes is called. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -19,11 +16,10 @@ folders. */
 static char folder[PATH_MAX];
 static size_t length;
 static atomic_long seen;
-static long first, last;
-static int error;
+static long first, last, error;
 
 /* Fail the writes below this folder from the first to the last, counted from 1, with this errno. */
-void fail_writes(const char *below, long from, long to, int number) {
+void fail_writes(const char *below, long from, long to, long number) {
     strncpy(folder, below, sizeof folder - 1);
     first = from, last = to, error = number;
     atomic_store(&seen, 0);

@@ -11,9 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import pytest
-from commands import build_fake_driver, run
-from slow.runs import begin, damaged
+from commands import build_fake_driver, fill_disk, run, small_disk, succeed
+from slow.demo_runs import begin, damaged
 from wandb_stub import Mood, WandbStub
 
 from nanogauge.analysis.report_model import Report
@@ -38,30 +37,13 @@ BYTES_PER_HOUR = 20e6
 """growth that an hour may show; a leak of one kilobyte a step is above it"""
 
 
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 512 MB that can be filled."""
-    folder = tmp_path / "out"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=512m", "tmpfs", str(folder)]
-    try:
-        subprocess.run(mount, capture_output=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("only root may mount a file system")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def test_an_hour_of_failures_loses_nothing_and_leaks_nothing(disk: Path, tmp_path: Path) -> None:
-    folder = disk / "soak"
-    with WandbStub() as server:
-        environment = {
-            "LD_LIBRARY_PATH": str(build_fake_driver(tmp_path)),
-            "FAKE_NVML_SCRIPT": str(tmp_path / "driver.txt"),
-            "WANDB_BASE_URL": server.url,
-            "WANDB_API_KEY": "a" * 40,
-            "XDG_DATA_HOME": str(tmp_path / "data"),
-        }
+def test_an_hour_of_failures_loses_nothing_and_leaks_nothing(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "out", "512m") as disk, WandbStub() as server:
+        folder = disk / "soak"
+        driver = str(tmp_path / "driver.txt")
+        environment = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "a" * 40}
+        environment |= {"XDG_DATA_HOME": str(tmp_path / "data"), "FAKE_NVML_SCRIPT": driver}
+        environment["LD_LIBRARY_PATH"] = str(build_fake_driver(tmp_path))
         (tmp_path / "driver.txt").write_text(failing_driver(random.Random(1)))
         process = begin(f"--run.out={disk}", *FLAGS, **environment)
         try:
@@ -71,19 +53,17 @@ def test_an_hour_of_failures_loses_nothing_and_leaks_nothing(disk: Path, tmp_pat
         finally:
             process.kill()
         assert process.returncode == 128 + signal.SIGTERM, said
-        uploaded = run("report.py", "--wandb", folder, **environment)
-        assert uploaded.returncode == 0, uploaded.stderr
-        rows = {
-            r["step"] for stored in server.runs.values() for r in stored.rows if "train/loss" in r
-        }
+        succeed(run("report.py", "--wandb", folder, **environment))
+        uploads = [row for stored in server.runs.values() for row in stored.rows]
+        rows = {row["step"] for row in uploads if "train/loss" in row}
 
-    recorded = read_log(folder)
-    assert [step.step for step in recorded.steps] == list(range(len(recorded.steps)))
-    assert {s.step for s in recorded.steps if s.step % LOG_EVERY == 0} <= rows
-    assert all(reading.power_watts != 0 for reading in recorded.sensors)
-    assert damaged(folder) == []
-    assert len(list_checkpoints(folder / "checkpoints")) <= KEPT + 1
-    assert Report.model_validate_json((folder / "report.json").read_bytes()).rows
+        recorded = read_log(folder)
+        assert [step.step for step in recorded.steps] == list(range(len(recorded.steps)))
+        assert {s.step for s in recorded.steps if s.step % LOG_EVERY == 0} <= rows
+        assert all(reading.power_watts != 0 for reading in recorded.sensors)
+        assert damaged(folder) == []
+        assert len(list_checkpoints(folder / "checkpoints")) <= KEPT + 1
+        assert Report.model_validate_json((folder / "report.json").read_bytes()).rows
     for name, column, most in (("bytes", 1, BYTES_PER_HOUR), ("files", 2, 1), ("threads", 3, 1)):
         slope, error = per_hour(samples[:, 0], samples[:, column])
         assert slope - error < most, f"{name} grow by {slope:.1f} +- {error:.1f} an hour"
@@ -116,7 +96,7 @@ def disturb(
             other_mood = now + chance.uniform(5, 40)
         if now > fills:
             fills = now + (chance.uniform(30, 120) if filler.exists() else chance.uniform(2, 10))
-            filler.unlink() if filler.exists() else fill(filler)
+            filler.unlink() if filler.exists() else fill_disk(filler)
         if (disk / "soak" / "log.jsonl").exists():
             (disk / "soak" / "log.jsonl").read_bytes()  # a reader beside the writer
             status = Path(f"/proc/{process.pid}/status").read_text()
@@ -126,16 +106,6 @@ def disturb(
         time.sleep(2)
     filler.unlink(missing_ok=True)
     server.mood = "fine"
-
-
-def fill(path: Path) -> None:
-    """Write zeros until the disk is full."""
-    with path.open("wb", buffering=0) as file:
-        try:
-            while file.write(b"\0" * 2**20):
-                pass
-        except OSError:
-            return
 
 
 def per_hour(seconds: np.ndarray, values: Sequence[float]) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""A run killed a hundred times at random moments ends as the undisturbed run."""
+"""A hundred kills, a hundred runs with failing writes, and ten thousand broken inputs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
-from slow.runs import begin, damaged, weights
+from slow.broken_inputs import broken_inputs
+from slow.demo_runs import begin, damaged, weights
+from slow.failing_writes import let_writes_fail
 
 from nanogauge.runlog.reader import read_log
 
@@ -35,7 +37,7 @@ def test_a_run_killed_again_and_again_has_the_bits_of_the_undisturbed_one(
     for kill in range(KILLS):
         resumed = ["--resume=auto"] if kill else []
         assert kill_once(folder, chance, *killed, *resumed), f"it ended before kill {kill}"
-        assert damaged_lines(folder) == []
+        assert not [name for name in damaged(folder) if name.startswith("log.jsonl")]
     finish("--resume=auto", *killed)
 
     folders = (tmp_path / "undisturbed", folder)
@@ -54,10 +56,15 @@ def finish(*flags: str) -> None:
 
 
 def kill_once(folder: Path, chance: random.Random, *flags: str) -> bool:
-    """Start a run and kill it, one time in three while it writes a checkpoint.
+    """Kill a run, one time in three in a checkpoint; return False if it ended before."""
 
-    Return False if it ended before.
-    """
+    def writes_checkpoint() -> bool:
+        for path in (folder / "checkpoints").glob(".step_*"):
+            with contextlib.suppress(OSError):  # it was renamed in between
+                if path.stat().st_mtime > began:
+                    return True
+        return False
+
     log = folder / "log.jsonl"
     size = log.stat().st_size if log.exists() else 0
     began = time.time()
@@ -68,7 +75,7 @@ def kill_once(folder: Path, chance: random.Random, *flags: str) -> bool:
     in_checkpoint = chance.random() < 1 / 3
     while process.poll() is None and time.monotonic() < ends:
         time.sleep(0.002)
-    while in_checkpoint and process.poll() is None and not writes_checkpoint(folder, began):
+    while in_checkpoint and process.poll() is None and not writes_checkpoint():
         time.sleep(0.0005)
     alive = process.poll() is None
     process.kill()
@@ -77,14 +84,11 @@ def kill_once(folder: Path, chance: random.Random, *flags: str) -> bool:
     return alive
 
 
-def writes_checkpoint(folder: Path, began: float) -> bool:
-    """Return whether an unfinished checkpoint is newer than the start of the process."""
-    for path in (folder / "checkpoints").glob(".step_*"):
-        with contextlib.suppress(OSError):  # it was renamed in between
-            if path.stat().st_mtime > began:
-                return True
-    return False
+def test_ten_thousand_broken_inputs_end_with_a_report_or_one_sentence(tmp_path: Path) -> None:
+    _, failures = broken_inputs(tmp_path, range(1, 10_001))
+    assert not failures, "\n".join(failures)
 
 
-def damaged_lines(folder: Path) -> list[str]:
-    return [name for name in damaged(folder) if name.startswith("log.jsonl")]
+def test_a_hundred_runs_with_failing_writes_resume_to_the_same_weights(tmp_path: Path) -> None:
+    _, _, problems = let_writes_fail(tmp_path, 100, seed=1)
+    assert not problems, "\n".join(problems)
