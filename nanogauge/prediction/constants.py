@@ -14,24 +14,25 @@ from typing import Any
 
 @dataclass(frozen=True)
 class DeviceClass:
-    """What an architecture reaches."""
+    """Performance that GPUs of one architecture reach."""
 
     ceiling_of_peak: float
-    """large matrix product over the peak where power is no limit"""
+    """throughput of a large matrix product over the peak, where power is no limit"""
     clock_at_watt: float | None
-    """GHz of the SM clock that one watt per SM sustains in matrix products of 512 FLOP per clock;
-    None where power is not modelled"""
+    """SM clock in GHz that one watt per SM sustains in matrix products of 512 FLOP per clock; None
+    where power is not modelled"""
     attention: float
-    """products inside causal flash attention through SDPA, over that ceiling"""
+    """throughput of the matrix products in causal SDPA flash attention over a large one's"""
     attention_best: float
-    """the same by the best kernel there is (FlashAttention 3, cuDNN)"""
+    """like `attention`, with the fastest kernel available (FlashAttention 3, cuDNN)"""
     l2_bytes_per_sm: float = 0.0
-    """of the cache that all SMs share, where it is large enough to hold activations"""
+    """size of the shared L2 cache per SM; 0 where it is too small to hold activations"""
     products: float = 1.0
-    """a model's matrix products, relative to what other devices reach"""
+    """efficiency of a model's matrix products relative to other devices"""
     unseen_spread: float = 0.15
-    """standard deviation of the log of a step's time before any published run of the class. Source:
-    the errors of NVIDIA's classes since Ampere, each left out; twice as much for the others"""
+    """standard deviation of the log step time for a class without published runs. Source: the
+    errors of NVIDIA's classes since Ampere, each left out of the fit; twice as much for the
+    others"""
 
 
 _CLASSES = {
@@ -55,37 +56,37 @@ _CLASSES = {
 
 @dataclass(frozen=True)
 class Effect:
-    """What runs of a class or a card take over all that the model explains."""
+    """Factor between published and modelled step times, for a class of GPUs or one GPU model."""
 
     factor: float
     spread: float
-    """standard deviation of the log of that factor for a card of this class, or for this card"""
+    """standard deviation of the factor's log among the GPUs of the class, or for this GPU model"""
     sources: int
-    """independent sources of published runs behind it"""
+    """independent sources of published runs that determine the factor"""
 
 
 @dataclass(frozen=True)
 class Constants:
     classes: dict[str, DeviceClass] = field(default_factory=lambda: dict(_CLASSES))
     effects: dict[str, Effect] = field(default_factory=dict)
-    """by effect_class, and by the name of a card with published runs of its own"""
+    """keyed by effect_class(), or by the name of a GPU that has published runs"""
     products: float = 0.98
-    """matrix products in a model's shapes over the ceiling"""
+    """throughput of matrix products in a model's shapes over that of a large one"""
     bandwidth_share: float = 0.85
-    """reachable share of a data sheet's memory bandwidth"""
+    """reachable fraction of the datasheet's memory bandwidth"""
     float32_of_peak: float = 0.95
-    """fp32 matrix product over the peak of the fp32 units: A100 0.93-0.98, 4090 0.65 (power)"""
+    """throughput of an fp32 matrix product over the fp32 peak: A100 0.93-0.98, 4090 0.65 (power)"""
     overlap: float = 3.0
-    """a matrix product takes (arithmetic^overlap + traffic^overlap)^(1/overlap)"""
+    """exponent in the time of a matrix product: (arithmetic^overlap +
+    traffic^overlap)^(1/overlap)"""
     cached: float = 0.3
-    """of the traffic between layers' operations the share that the L2 cache spares where a tensor
-    of activations is small beside it; half of that where it is as large"""
+    """fraction of the traffic between a layer's operations that the L2 cache saves if an activation
+    tensor is much smaller than the cache; half of that if both are equally large"""
     idle_per_sm: float = 1e-3
-    """share of a model's matrix products that each SM adds to their time, waiting for the last
-    tiles of a wave"""
+    """relative slow-down of matrix products per SM, since SMs idle during the last wave of tiles"""
     softmax_clocks: float = 0.68
-    """of an SM for the softmax of one score, forward and backward. Source: FlashAttention-2 on A100
-    and H100 at head sizes 64 and 128 (Dao 2023, arXiv 2307.08691)"""
+    """SM clocks for the softmax of one attention score, forward and backward. Source:
+    FlashAttention-2 on A100 and H100 at head sizes 64 and 128 (Dao 2023, arXiv 2307.08691)"""
 
     # Bytes a token moves. Counted: norm and residual stream 36 in 16 bits and 56 with an fp32
     # residual, transposes about 24; MLP 5 reads and writes of its width; eager adds casts.
@@ -96,30 +97,31 @@ class Constants:
     mlp_bytes: float = 10.0
     mlp_bytes_eager: float = 25.0
     gated_mlp: float = 1.6
-    """8 reads and writes for 5"""
+    """traffic of a gated MLP over that of a plain one: 8 reads and writes instead of 5"""
     dropout_bytes: float = 10.0
     dropout_bytes_eager: float = 40.0
     loss_bytes: float = 6.0
-    """logits read once forward and once backward, their gradient written"""
+    """the logits are read once forward and once backward, and their gradient is written"""
     returned_logits_bytes: float = 4.0
-    """where forward returns the logits too: zeros written and read as the gradient of that"""
+    """extra if forward also returns the logits: zeros are written and read as their gradient"""
     loss_bytes_eager: float = 40.0
     unaligned_head: float = 1.41
-    """a vocabulary that is no multiple of 8 (50,257) makes its matrix product slower"""
+    """slow-down of the head's product if the vocabulary is not a multiple of 8 (50,257)"""
     score_bytes: float = 24.0
     score_bytes_eager: float = 113.0
     score_dropout: float = 1.3
     attention_dropout: float = 1.08
     eager_float32: float = 1.1
-    """fp32 eager traffic over that of autocast: values twice as wide, and no casts"""
+    """traffic of eager fp32 over that of autocast: values are twice as wide, but there are no
+    casts"""
 
     # Bytes per fp32 parameter.
     weight_bytes: float = 12.0
-    """each micro-batch: cast 4 -> 2, gradient cast 2 -> 4"""
+    """per micro-batch: weights cast from 4 to 2 bytes, gradients from 2 to 4"""
     accumulation_bytes: float = 12.0
-    """each micro-batch after the first: its gradient read and added to the one before"""
+    """per micro-batch after the first: the gradient is read and added to the accumulated one"""
     table_bytes: float = 8.0
-    """each micro-batch, of a table that is looked up"""
+    """per micro-batch, for look-up tables"""
     adamw_bytes: float = 28.0
     """reads weight, gradient and two moments, writes three of them"""
     adamw_foreach_bytes: float = 48.0
@@ -128,36 +130,36 @@ class Constants:
     """reads for the norm, reads and writes for the scaling"""
     newton_schulz: float = 0.66
     newton_schulz_alone: float = 0.245
-    """Newton-Schulz products over the ceiling: batched, and one matrix at a time"""
+    """throughput of Newton-Schulz products over a large product's: batched; one matrix at a time"""
 
     fp8_speed: float = 1.43
     selective: float = 0.4
-    """share of the forward pass that selective checkpointing computes again"""
+    """fraction of the forward pass that selective activation checkpointing recomputes"""
     launch_seconds: float = 7e-6
     launch_seconds_cpu: float = 12e-6
     kernel_tail_seconds: float = 2e-6
     gap_seconds: float = 2e-3
-    """from a copy that waited for the GPU to the first kernel after it"""
+    """time from a copy that waited for the GPU to the first kernel after it"""
     kernels_per_layer: float = 28
     kernels_per_layer_eager: float = 150
     kernels: float = 40
 
     pcie_bytes_per_second: float = 32e9
     pcie_share: float = 0.2
-    """GeForce cards have no peer-to-peer copies: a collective goes through the host's memory"""
+    """GeForce GPUs have no peer-to-peer copies, so a collective goes through host memory"""
     link_share: float = 0.8
     network_bytes_per_second: float = 50e9
     network_bytes_per_second_a100: float = 25e9
-    """per GPU between machines: 400 and 200 Gb/s, as in DGX H100 and DGX A100"""
+    """network bandwidth per GPU: 400 and 200 Gb/s, as in DGX H100 and DGX A100"""
     hidden_share: float = 0.6
     hidden_share_sharded: float = 0.95
-    """share of the backward pass, or of all work under FSDP, that can hide communication"""
+    """fraction of the backward pass (under FSDP, of all work) that can hide communication"""
     interference: float = 0.13
-    """what hidden communication still costs"""
+    """fraction of hidden communication that still slows the step"""
 
 
 def effect_class(architecture: str, kind: str) -> str:
-    """Return the class whose cards are expected to be alike: GeForce cards, or the makers' others.
+    """Return the class of GPUs expected to behave alike: GeForce cards, or the maker's others.
 
     Boards for workstations and data centres have full matrix rates, lower clocks and slower memory.
     """
@@ -169,13 +171,13 @@ _PROFESSIONAL = ("workstation", "datacenter")
 
 
 def get(constants: Constants, name: str) -> float:
-    """Return a constant by name; "class.field" is a field of a device class."""
+    """Return a constant by name; "class.field" names a field of a device class."""
     owner, _, field_name = name.rpartition(".")
     return float(getattr(constants.classes[owner] if owner else constants, field_name))
 
 
 def put(constants: Constants, values: dict[str, float]) -> Constants:
-    """Return the constants with these values in their places."""
+    """Return the constants with the named ones replaced."""
     classes, own = dict(constants.classes), dict[str, Any]()
     for name, value in values.items():
         owner, _, field_name = name.rpartition(".")
@@ -187,14 +189,14 @@ def put(constants: Constants, values: dict[str, float]) -> Constants:
 
 
 POWER_EXPONENT = 0.55
-"""of the watts per SM, in the sustained clock; 1/3 where voltage follows the clock, 1 at the lowest
-voltage"""
+"""exponent of watts per SM in the sustained clock; 1/3 where voltage follows the clock, 1 at the
+lowest voltage"""
 RATE_EXPONENT = 0.25
-"""of 512 over the FLOP per clock and SM, in the same: wider matrix units draw more per clock.
+"""exponent of 512 / (FLOP per clock and SM) in the clock: wider matrix units draw more per clock.
 Source of both and of clock_at_watt: 62 large products measured on cards of 45 to 1,000 W,
 github.com/zzc0721/torch-performance-test-data, mean error 3.8 %"""
 STATIC_SHARE = 0.2
-"""of a board's own power limit that memory, fans and converters draw at any clock"""
+"""fraction of a board's default power limit that memory, fans and converters draw at any clock"""
 
 # Written by `python bench/fitting.py RUNS.csv ... --write`.
 _VALUES: dict[str, float] = {
@@ -264,5 +266,5 @@ _EFFECTS: dict[str, Effect] = {
     "V100 32GB": Effect(1.049, 0.074, 1),
 }
 SETUP_SPREAD = 0.1
-"""standard deviation of the log of a step's time between set-ups of one card"""
+"""standard deviation of the log step time between set-ups with the same GPU"""
 FITTED = replace(put(Constants(), _VALUES), effects=_EFFECTS)

@@ -68,7 +68,7 @@ class Comparison:
 
 
 def _rows(reports: list[Report]) -> list[list[Row]]:
-    """Return the quantities that any run predicted or measured, without equal exact ones."""
+    """Return the quantities predicted or measured by any run, less those equal by configuration."""
     columns = [sort_rows(report.rows) for report in reports]
     found = []
     for rows in (list(of_all) for of_all in zip(*columns, strict=True)):

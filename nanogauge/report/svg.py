@@ -350,7 +350,7 @@ def _points(xs: Floats, ys: Floats) -> str:
 
 
 def _thinned(positions: Floats, distance: float) -> list[float]:
-    """Return one position for all that lie within `distance` of each other."""
+    """Return the positions with those closer than `distance` to each other merged into one."""
     if not len(positions):
         return []
     _, first = np.unique(np.round(positions / distance), return_index=True)
@@ -361,7 +361,7 @@ def waterfall(begin: tuple[str, float], parts: Sequence[tuple[str, float]], end:
     """Draw how parts in seconds lead from one total to another.
 
     The axis begins near the smaller total, so that small parts are visible. All but the largest
-    parts are one.
+    parts are merged.
     """
     unit, scale = ("h", 3600.0) if begin[1] >= 7200 else ("s", 1.0)
     largest = sorted(parts, key=lambda part: -abs(part[1]))[:MAX_WATERFALL_PARTS]
