@@ -1,3 +1,3 @@
-"""Say what a training run will cost, measure what it did cost, explain the difference."""
+"""Predict the time, memory, energy and cost of a training run, measure them, explain errors."""
 
 __version__ = "0.1.0"

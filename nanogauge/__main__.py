@@ -24,7 +24,7 @@ COMMANDS = {
     ),
     "doctor": ("doctor.main", "check whether this machine is ready for a run"),
 }
-"""Subcommand -> its module in nanogauge/commands/ and function, and what it does."""
+"""Subcommand -> its module and function in nanogauge/commands/, and a description."""
 
 HELP = """usage: nanogauge COMMAND ...
 
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def run() -> NoReturn:
-    """Run the command line of the installed script."""
+    """Run the subcommand named on the command line, and exit with its status."""
     run_command(main)
 
 

@@ -1,4 +1,4 @@
-"""What all command lines share: the argument parser, exit statuses and background processes."""
+"""Shared parts of all command lines: argument parser, exit statuses and background processes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,6 @@ class Parser(argparse.ArgumentParser):
         raise BadInput(message)
 
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
-        """Parse the arguments."""
         namespace, unknown = self.parse_known_args(list(arguments))
         if unknown:
             flag = unknown[0].split("=", 1)[0]
@@ -72,7 +71,7 @@ def _print_error(sentence: str) -> None:
 
 
 def _one_line(error: Exception) -> str:
-    """Return the message without secrets, line breaks and control characters."""
+    """Return an error message on one line, without secrets and control characters."""
     text = "".join(c if c.isprintable() else " " for c in without_keys(str(error)))
     return " ".join(text.split())
 

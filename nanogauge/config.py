@@ -42,7 +42,7 @@ from nanogauge.runspec import (
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """Return one error of a validation as a sentence that names the key and suggests a correction.
+    """Return a validation's first error as a sentence with the key and a suggested correction.
 
     A misspelt key comes first, as it often causes a missing one.
     """
@@ -81,7 +81,7 @@ def _nearest(where: tuple[int | str, ...], model: type[BaseModel]) -> str | None
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """Return the model that an annotation contains, such as list[Model] or Model | None."""
+    """Return the pydantic model class in an annotation such as list[Model] or Model | None."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next(filter(None, map(_model_in, typing.get_args(annotation))), None)
@@ -306,7 +306,7 @@ class Config(Section):
         return expand_home(self.run.out) / self.run.name
 
     def to_spec(self, dtype: str | None = None, world_size: int = 1) -> RunSpec:
-        """Return the RunSpec; `dtype` is what run.dtype = auto resolves to, None if open."""
+        """Return the RunSpec; `dtype` replaces run.dtype = auto, None leaves it open."""
         model, train, optimizer = self.model, self.train, self.optimizer
         fields: dict[str, dict[str, Any]] = {}  # part of the spec -> field -> value
         for key, path in SETTINGS.items():
@@ -346,7 +346,7 @@ class Config(Section):
 
 
 def shape_of(model: ModelSection) -> Shape:
-    """Return the architecture of model.py."""
+    """Return the architecture that model.py builds from these settings."""
     return Shape(
         n_layer=model.n_layer,
         n_embd=model.n_embd,
@@ -364,7 +364,7 @@ def shape_of(model: ModelSection) -> Shape:
 
 
 def program_of(model: ModelSection) -> Program:
-    """Return the memory and time behaviour of train.py and model.py."""
+    """Return the properties of train.py and model.py that affect memory and time."""
     return Program(
         qk_norm=model.qk_norm,
         squared_relu=model.activation == "relu2",
@@ -392,7 +392,7 @@ def toml_value(value: object) -> str:
 
 
 def read_toml(path: Path, what: str, hint: str) -> dict[str, Any]:
-    """Read a TOML file that the user named; messages use its kind, and a hint if it is missing."""
+    """Read a user's TOML file; errors say `what` it is, and give `hint` if it is missing."""
     try:
         return tomllib.loads(read_whole(path).decode())
     except FileNotFoundError:
@@ -502,7 +502,7 @@ def config_overrides(namespace: argparse.Namespace) -> dict[str, dict[str, objec
 
 
 def _from_text(text: str, annotation: Any) -> object:
-    """Parse the text of a flag as TOML, unless its key holds a string."""
+    """Parse a flag's text as TOML; the text of a string key is taken literally."""
     kinds = [annotation, *typing.get_args(annotation)]
     kinds += [inner for kind in kinds for inner in typing.get_args(kind)]
     origin = typing.get_origin(annotation)

@@ -67,7 +67,7 @@ def stays_below(name: str) -> bool:
 
 
 def refuse_outside_link(path: Path) -> None:
-    """Refuse a link out of its folder, since the contents of the file are shown and uploaded."""
+    """Reject a symlink out of its folder, since the contents of the file are shown and uploaded."""
     folder = os.path.realpath(path.parent)
     if os.path.commonpath([folder, os.path.realpath(path)]) != folder:
         raise BadInput(f"{path} is a link that leads out of its folder; put the file itself there.")

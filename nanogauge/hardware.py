@@ -144,7 +144,7 @@ def _spellings() -> _Spelled:
 def find_gpu(
     name: str, memory_bytes: int | None = None, own: Sequence[Gpu] | None = None
 ) -> Gpu | None:
-    """Return the row of a GPU name as spelled by the driver, by torch or by people; None without.
+    """Return the row for a GPU name as spelled by the driver, torch or people, or None.
 
     A size in the name ("RTX 4090 24GB") must match the row, except for Apple's, which vary.
     memory_bytes selects among boards of one name (4060 Ti) and must match; without it, the first

@@ -1,6 +1,7 @@
 """Quantities of a run: their row ids and units, intervals, MFU, and formatting for people.
 
-Data is in SI units; people see hours, GB and kWh.
+A row id names a quantity and its row in the report. Data is in SI units; people see hours, GB and
+kWh.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ class Quantity:
     id: str
     label: str
     unit: str
-    """Unit in the data."""
+    """Unit of stored values."""
     exact: bool = False
     """True if the configuration determines the value."""
     of_gpus: Literal["each", "all"] | None = None

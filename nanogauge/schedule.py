@@ -43,7 +43,7 @@ def is_checkpointed(step: int, spec: RunSpec) -> bool:
 
 
 def is_sampled(step: int, spec: RunSpec) -> bool:
-    """Return True if the evaluation due at this step samples text: the first in each quarter."""
+    """Return True if the evaluation at this step samples text: the first in each quarter."""
     assert spec.eval_every
     before = max(0, (step - 1) // spec.eval_every * spec.eval_every)
     return step > 0 and 4 * step // spec.steps > 4 * before // spec.steps

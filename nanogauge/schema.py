@@ -56,7 +56,7 @@ class Hardware(Stored):
     boost_clock_hz: float | None = None
     """clock in peak_flops; None if the peak was measured or is unknown"""
     matmul_flops: float | None
-    """FLOP/s of a large matrix product as measured on such a device; None if not measured"""
+    """FLOP/s of a large matrix product measured on this device model; None if not measured"""
     sms: int | None = None
     float32_flops: float | None = None
     """FLOP/s of the fp32 units, without the matrix units"""
@@ -220,19 +220,19 @@ class Step(Line):
     power_min_watts: float | None = None
     power_max_watts: float | None = None
     peak_allocated_bytes: Count | None = None
-    """peak so far, as in the end line, which a run that dies lacks"""
+    """peak so far; also in the end line, which a killed run does not write"""
     peak_reserved_bytes: Count | None = None
     peak_host_bytes: Count | None = None
 
 
 class Rank(Line):
-    """One rank's part in every measure.split_every-th step of a multi-process run."""
+    """One rank's measurements of every measure.split_every-th step in a multi-process run."""
 
     kind: Literal["rank"] = "rank"
     step: Count
     rank: Count
     step_seconds: float
-    """step time on the rank's own clock; the all-reduce ends a step for all ranks at once"""
+    """step time on the rank's own clock; about equal for all, as an all-reduce ends each step"""
     data_wait_seconds: float
     forward_seconds: float | None = None
     """all forward passes of the step, in which no rank waits for another"""

@@ -1,6 +1,7 @@
-"""Attribute the difference between predicted and actual total time to causes that add up exactly.
+"""Attribute the difference between the predicted and the actual duration of a run to causes.
 
-Each cause may carry an advice: a change and the time it would have saved in this run.
+The parts add up exactly. A cause may carry advice: a change and the time it would have saved in
+this run.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from nanogauge.schedule import checkpoints, evaluations
 from nanogauge.schema import Hardware, Prediction, Stored
 
 MIN_SAVED_SHARE = 0.0025
-"""Share of the run's time that an advice must save to be shown."""
+"""Smallest saving that is shown as advice, as a fraction of the run's time."""
 
 
 class Cause(Stored):
@@ -32,30 +33,30 @@ class Cause(Stored):
     seconds: float
     why: str
     advice: str | None = None
-    """What to change and the time it would have saved; None if that is too little."""
+    """Suggested change and the time it would have saved; None without advice worth showing."""
 
 
 class Attribution(Stored):
     predicted_s: float
     actual_s: float
-    """Time in which a process ran."""
+    """Total time during which a process of the run was alive, in seconds."""
     parts: list[Cause]
-    """Adds up to actual_s - predicted_s."""
+    """Causes and their seconds, which add up to actual_s - predicted_s."""
     reference: str
-    """What predicted_s is."""
+    """Description of the prediction or claim that predicted_s comes from."""
 
 
 @dataclass(frozen=True)
 class _Reference:
-    """Expected total that the actual one is compared with."""
+    """Expected duration of the run, from the prediction or a claim, as the reference."""
 
     name: str
     total_seconds: float
     step_seconds: float
     ledger: dict[str, float]
-    """Expected seconds of the other ledger parts."""
+    """Expected seconds of the ledger parts other than steps."""
     clock: tuple[float, str] | None
-    """Assumed SM clock in Hz and its description; None for a claim, which names none."""
+    """Assumed SM clock in Hz and its description; None for a claim, which states no clock."""
 
 
 def attribute(
@@ -147,7 +148,7 @@ class _Attributor:
         )
 
     def _step_causes(self) -> Iterator[Cause]:
-        """Yield the causes in the steps, without waiting for data."""
+        """Yield the causes within the steps, except waiting for data."""
         done, median = self.measurements.steps_done, self.measurements.median_step_seconds
         assert median is not None
         steady = median * done - (self.ledger.data_wait_s or 0.0)
@@ -175,7 +176,7 @@ class _Attributor:
         )
 
     def _steady_causes(self, steady: float) -> Iterator[Cause]:
-        """Split the steady steps into clock and efficiency."""
+        """Split the deviation of the steady steps into SM clock and efficiency."""
         done, expected, clock = self.measurements.steps_done, self.reference, self.clock
         difference = steady - expected.step_seconds * done
         took = (
@@ -303,7 +304,7 @@ class _Attributor:
         return (self.ledger.checkpoint_s or 0.0) / max(timed, 1)
 
     def _restart_advice(self) -> str | None:
-        """Write twice as many checkpoints, which halves the lost work."""
+        """Return advice to write twice as many checkpoints, which halves the lost work."""
         lost, every = self.ledger.lost_s or 0.0, self.spec.checkpoint_every or 0
         if not self.recorded.lost_steps or every < 2:
             return None
@@ -326,7 +327,7 @@ class _Attributor:
         )
 
     def _compile_advice(self) -> str | None:
-        """Reuse the compiler cache; the low end of the prediction is for a warm one."""
+        """Return advice to use the compiler cache; the predicted low end assumes a warm cache."""
         spent = (self.ledger.compile_s or 0.0) - self.recompile_seconds
         predicted = compile_seconds(self.spec, self.prediction.hardware)
         if not predicted.expected:
@@ -349,7 +350,7 @@ class _Attributor:
         return self._if_worth(lost, f"{change} saves about {format_seconds(lost)}")
 
     def _power_limit_advice(self) -> str | None:
-        """Raise a limit below the card's default, if the clock was below the assumed one."""
+        """Return advice to raise a lowered power limit, if the clock was below the assumed one."""
         limits = self.recorded.sensors.known("power_limit_watts")
         gpu = find_gpu(self.prediction.hardware.name)
         hz, assumed = self.clock.hz, counted_clock_hz(self.prediction.hardware)
@@ -372,7 +373,7 @@ class _Attributor:
         )
 
     def _micro_batch_advice(self) -> str | None:
-        """Use the larger micro-batch, if it is sure to fit and expected to be faster."""
+        """Return advice to use a larger micro-batch, if it surely fits and should be faster."""
         by_id = {scenario.id: scenario for scenario in self.scenarios}
         larger = by_id.get("micro_batch")
         if larger is None or larger.verdict != "fits":

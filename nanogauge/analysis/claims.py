@@ -55,7 +55,7 @@ class Claim(_Statement):
     unit: str
     low: float = -math.inf
     high: float = math.inf
-    """An omitted end is open."""
+    """Upper end of the claimed range; infinite, like `low`, if omitted."""
     value: Finite | None = None
     """The claimed number; None if a range was claimed."""
     rounding: Finite = 0
@@ -93,7 +93,7 @@ class Claim(_Statement):
 
     @property
     def row(self) -> str:
-        """Row id: the key up to its first dot."""
+        """Id of the report row that the claim is about: its key up to the first dot."""
         return self.key.partition(".")[0]
 
     @property
@@ -108,14 +108,14 @@ class Claim(_Statement):
         return self.low - slack <= value <= self.high + slack
 
     def factor(self, value: float) -> float | None:
-        """Return value / claimed number or nearest end; 1 inside the range, None if that is 0."""
+        """Return value / claimed number or nearest end of its range; 1 inside, None if it is 0."""
         if self.holds(value):
             return 1.0
         end = self.value or (self.low if value < self.low else self.high)
         return value / end if end else None
 
     def in_si(self) -> Claim:
-        """Convert from the claim's unit to the row's SI unit."""
+        """Return the claim converted to the SI unit of its report row."""
         scale = UNITS[QUANTITIES[self.row].unit][self.unit]
 
         def convert(number: float) -> float:
@@ -138,7 +138,7 @@ def _check_row(row: str) -> None:
 
 
 class Unscored(_Statement):
-    """A statement without a matching row, and the reason."""
+    """A statement of the document that has no matching report row, and the reason."""
 
     why: str
 
@@ -184,7 +184,7 @@ def load_claims(path: Path) -> Claims:
 
 
 def _name_claims(sentence: str, values: dict[str, Any]) -> str:
-    """Replace claim numbers in an error message by claim keys."""
+    """Replace positions of claims in an error message by the claims' keys."""
 
     def named(match: re.Match[str]) -> str:
         claim = values["claim"][int(match[1])]

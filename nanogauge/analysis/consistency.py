@@ -22,7 +22,7 @@ _SLACK = 1e-9  # relative, so that rounding does not separate ranges that touch
 
 class Inconsistency(Stored):
     ids: list[str]
-    """Keys of the claims concerned."""
+    """Keys of the claims that cannot be true, or not together."""
     why: str
 
 
@@ -59,7 +59,7 @@ def computed_value(claim: Claim, spec: RunSpec, prediction: Prediction) -> float
 
 
 def arithmetic_sentence(claim: Claim, value: float, prediction: Prediction) -> str:
-    """Compare a claim with the value of its formula or exact row."""
+    """Return a sentence that compares a claim with its value from computed_value()."""
     if claim.formula:
         text = f"{claim.formula} = {format_value(claim.row, value)}"
     else:
@@ -74,7 +74,7 @@ def arithmetic_sentence(claim: Claim, value: float, prediction: Prediction) -> s
 
 
 def inconsistencies(claims: Claims, spec: RunSpec, prediction: Prediction) -> list[Inconsistency]:
-    """Return the claims, and combinations of claims, that cannot be true."""
+    """Return the claims, and combinations of claims, that cannot be true, with the reasons."""
     found: list[Inconsistency] = []
     not_exact: list[Claim] = []
     for claim in claims.claim:
@@ -215,11 +215,11 @@ _AT_LEAST = {
     ("total_seconds", "first_step_seconds"): "the run includes its first step",
     ("peak_process_bytes", "peak_allocated_bytes"): "the process includes its tensors",
 }
-"""Pairs of rows whose first is at least the second, and why."""
+"""(larger row id, smaller row id) -> why the first quantity is at least the second."""
 
 
 def _check_order(claims: list[Claim]) -> Iterator[Inconsistency]:
-    """Check pairs of quantities of which one includes the other."""
+    """Check claims on pairs of quantities of which one includes the other."""
     for rows, why in _AT_LEAST.items():
         for whole, part in _combinations(claims, *rows):
             if _disjoint(_ends(part)[0], math.inf, whole):
@@ -228,7 +228,7 @@ def _check_order(claims: list[Claim]) -> Iterator[Inconsistency]:
 
 
 def _check_products(claims: list[Claim], spec: RunSpec) -> Iterator[Inconsistency]:
-    """Check total = steps x step and energy = power x time."""
+    """Check claims against total time = steps x step time and energy = power x time."""
     for total, step in _combinations(claims, "total_seconds", "step_seconds"):
         least = _ends(step)[0] * spec.steps
         if _disjoint(least, math.inf, total):

@@ -25,7 +25,7 @@ _SUMMARIES = {
     "stopped": "stopped {times}",
     "readings_dropped": "sensor readings were dropped {times}",
 }
-"""Other events that count as incidents, with their text in the summary."""
+"""Other logged events that count as incidents -> their text in the summary."""
 
 
 class Incident(Stored):
@@ -33,7 +33,7 @@ class Incident(Stored):
     """restart, rollback, update_skipped, or the name of a logged event."""
     step: int | None
     unix_time: float | None
-    """None if the log has no time of day."""
+    """Time of the incident; None if the log has no time of day."""
     text: str
 
 
@@ -41,9 +41,9 @@ class Incidents(Stored):
     model_config = ConfigDict(populate_by_name=True)
 
     summary: str
-    """One line about the whole run."""
+    """One line about the incidents of the whole run."""
     entries: list[Incident] = Field(alias="happenings")
-    """In the order of the log; updates skipped between two starts are one entry."""
+    """Incidents in log order; updates skipped between two process starts are one entry."""
 
 
 def list_incidents(recorded: Recorded) -> Incidents:
@@ -78,7 +78,7 @@ def list_incidents(recorded: Recorded) -> Incidents:
 
 
 def skipped_updates(recorded: Recorded) -> int:
-    """Count the updates skipped for a non-finite loss or gradient, repeated ones included."""
+    """Count the updates skipped for non-finite values, including those of repeated steps."""
     return sum(event.what == UPDATE_SKIPPED for event in recorded.events)
 
 
@@ -95,7 +95,7 @@ def _incident(what: str, start: Start, step: int | None, line: Line, text: str) 
 
 
 def _insert_skipped(entries: list[Incident], skipped: list[Incident], place: int) -> None:
-    """Insert the skipped updates as one entry at the place of the first, and clear them."""
+    """Insert the skipped updates as one entry at index `place`, and clear `skipped`."""
     if not skipped:
         return
     entry = skipped[0]
@@ -109,7 +109,7 @@ def _insert_skipped(entries: list[Incident], skipped: list[Incident], place: int
 
 
 def _add_rollback(entries: list[Incident], start: Start, loss: LostWork) -> None:
-    """Add the lost work to the rollback event, or an entry if there is no such event."""
+    """Add the steps lost in a rollback to its logged event, or add an entry if there is none."""
     lost = _repeated(loss)
     if entries and entries[-1].what == ROLLBACK:
         event = entries.pop()
@@ -132,7 +132,7 @@ def _describe_restart(
 
 
 def _ending(lines: Sequence[Event | End]) -> str:
-    """Say how a process ended, from its events and end line."""
+    """Return a text on how a process ended, from its events and end line."""
     for line in lines:
         if isinstance(line, End):
             how = {"finished": "had finished", "stopped": "was stopped", "failed": "failed"}

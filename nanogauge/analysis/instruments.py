@@ -1,4 +1,4 @@
-"""Additional measured values shown below the rows: speed, step parts, memory, energy, board."""
+"""Additional measured values of the report: speed, step parts, memory, energy, GPU sensors."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from nanogauge.schema import Prediction, Stored
 
 
 class Instrument(Stored):
-    """An additional measured value that no claim or prediction is compared with."""
+    """A measured value shown in the report that no claim or prediction is compared with."""
 
     id: str
     quantity: str
     unit: str
     value: float | None
-    """None if it was not measured; `how` has the reason."""
+    """Measured value; None if it was not measured, with the reason in `how`."""
     text: str
     """Formatted value."""
     how: str
 
 
 class _Panel:
-    """List of instruments under construction."""
+    """Builder of the list of instruments."""
 
     def __init__(self) -> None:
         self.shown: list[Instrument] = []
@@ -62,7 +62,7 @@ class _Panel:
 def instruments(
     recorded: Recorded, spec: RunSpec, prediction: Prediction, measurements: Measurements
 ) -> list[Instrument]:
-    """Return the instruments of a run of train.py; empty for an imported log."""
+    """Return the additional measured values of a train.py run; empty for an imported log."""
     if recorded.starts[0].source != "train":
         return []
     panel = _Panel()
@@ -133,7 +133,7 @@ def _add_step_parts(panel: _Panel, recorded: Recorded) -> None:
 
 
 def _add_ranks(panel: _Panel, recorded: Recorded) -> None:
-    """Add the worst rank's median of each field of the rank lines.
+    """Add the median of the worst rank for each field of the per-rank log lines.
 
     The first step of each process warms up and is excluded if there are others.
     """
@@ -240,7 +240,7 @@ _WORST_CARD = {"sm_clock_hz": "slowest_card", "temperature_celsius": "hottest_ca
 
 
 def _add_board(panel: _Panel, recorded: Recorded) -> None:
-    """Add the median and range of each sensor field."""
+    """Add the median and range of each GPU sensor field."""
     for field, label, unit, show in _BOARD:
         values = recorded.sensors.known(field)
         if not len(values):
@@ -264,7 +264,7 @@ def _add_throttling(panel: _Panel, recorded: Recorded) -> None:
     absent = None if logged else absence_reason(recorded, "throttle")
 
     def seconds_of(reason: str | None) -> float:
-        """Return the seconds throttled for a reason; for any if None."""
+        """Return the seconds throttled for `reason`, or for any reason if it is None."""
         matching = [i for i, v in enumerate(values) if v and (reason is None or reason in v)]
         return sensed_seconds(recorded.sensors, np.isin(codes, matching))
 

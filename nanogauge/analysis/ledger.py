@@ -32,18 +32,18 @@ class Ledger(Stored):
     checkpoint_s: float | None
     data_wait_s: float | None
     lost_s: float | None
-    """Work that a later process repeated."""
+    """Work lost in a crash or rollback and done again later."""
     startup_s: float | None
-    """Later processes before their first step, without compilation and evaluation."""
+    """Time of resumed processes before their first step, without compilation and evaluation."""
     gap_s: float | None
-    """Between processes, while none ran; None if the log has no usable time of day."""
+    """Time between processes, while none ran; None if the log has no usable time of day."""
     other_s: float | None
     wall_s: float | None
-    """First to last line, without an unknown gap_s; None if the log has no times."""
+    """Time of all processes plus, if it is known, gap_s; None if the log has no times."""
 
     @property
     def ran_s(self) -> float | None:
-        """Time in which a process ran: wall_s without gap_s."""
+        """Total time during which a process of the run was alive: wall_s without gap_s."""
         return None if self.wall_s is None else self.wall_s - (self.gap_s or 0.0)
 
 
@@ -79,7 +79,7 @@ def steady_seconds(recorded: Recorded, first_step: int = 0) -> npt.NDArray[np.fl
 
 
 def build_ledger(recorded: Recorded, steps_done: int, median: float | None) -> Ledger:
-    """Assign every recorded second to a part; untimed steps and evaluations count as the median.
+    """Split the recorded time by activity; untimed steps and evaluations count as the median.
 
     The unassigned rest of the processes' time is other_s. Without a clock, wall_s is the sum of
     the parts.
@@ -128,7 +128,7 @@ def build_ledger(recorded: Recorded, steps_done: int, median: float | None) -> L
 
 
 def describe_run_time(recorded: Recorded, ledger: Ledger) -> str:
-    """Say how the total was measured and what it excludes."""
+    """Return a text on how the total was measured and what it excludes."""
     count = len(recorded.processes)
     if count == 1:
         return "wall time of the run"
@@ -143,7 +143,7 @@ def describe_run_time(recorded: Recorded, ledger: Ledger) -> str:
 
 
 def _restart_seconds(recorded: Recorded) -> float:
-    """Return the seconds of later processes before their first step; all if there was no step."""
+    """Return the time of resumed processes before their first step; all if they made none."""
     total = 0.0
     for startup, session in zip(recorded.startups[1:], recorded.session_seconds[1:], strict=True):
         until = session if startup.first_step_began is None else startup.first_step_began

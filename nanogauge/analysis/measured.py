@@ -36,12 +36,12 @@ class Measurements(Stored):
     missing: dict[str, str]
     """Row id -> reason why it was not measured."""
     refused: list[str]
-    """Row ids with an impossible value; `missing` has the reason."""
+    """Row ids with an impossible measured value; `missing` has the reason."""
     ledger: Ledger
     median_step_seconds: float | None
     steps_done: int
     timed_whole: bool
-    """Whether the ledger covers the whole run; that of an imported log may not."""
+    """True if the ledger covers the whole run, which an imported log may not."""
     status: str
     """finished, stopped or failed; unfinished if the run died or is still running."""
     notes: dict[str, list[str]]
@@ -54,7 +54,7 @@ def measure(recorded: Recorded, spec: RunSpec, prediction: Prediction) -> Measur
 
 
 class _Measurer:
-    """Measure one run row by row into `values` and `missing`."""
+    """Fill `values`, or `missing` with a reason, for each quantity of one run."""
 
     def __init__(self, recorded: Recorded, spec: RunSpec, prediction: Prediction) -> None:
         self.recorded, self.spec, self.prediction = recorded, spec, prediction
@@ -203,7 +203,7 @@ class _Measurer:
             self._add(row, ledger.ran_s, f"reconstructed: {how}")
 
     def _measure_speedup(self) -> None:
-        """Compare the step time after ten minutes with that of the first minute."""
+        """Fill the row comparing the step time after ten minutes with that of the first minute."""
         row, steps = "speedup_after_warmup", self.recorded.steps
         timed = steady_steps(self.recorded) & ~np.isnan(steps.column("elapsed_seconds"))
         ends, seconds = (steps.column(c)[timed] for c in ("elapsed_seconds", "step_seconds"))
@@ -241,7 +241,7 @@ class _Measurer:
 
 
 def quality_figures(benchmarks: Sequence[Benchmark]) -> tuple[dict[str, Measured], dict[str, str]]:
-    """Return the score ratio to GPT-2 124M (above 1: the run is better), or why there is none.
+    """Return the run's score over GPT-2 124M's (above 1: the run is better), or why it is missing.
 
     The geometric mean over the tasks of score / GPT-2's score, of each task's main metric.
     Without tasks, GPT-2's bits per byte on the run's held-out text over those of the run.
@@ -271,7 +271,7 @@ def _gpt2_benchmarks(benchmarks: Sequence[Benchmark]) -> list[Benchmark]:
 
 
 def describe_benchmark(line: Benchmark) -> str:
-    """Format both scores and whether their difference may be chance."""
+    """Describe the run's and the reference model's scores, and if chance may explain them."""
     text = f"{line.name} {line.metric} {line.value:.4f}"
     if line.against_value is None:
         return text

@@ -63,9 +63,9 @@ class RunInfo(Stored):
     """None if the log does not say."""
     tokens_per_second: float | None
     state: State | None
-    """State of a run without an end line at the time of the report."""
+    """Liveness of a run whose log has no end line, when the report was made."""
     last_line_age_s: float | None
-    """Age of the last log line of such a run."""
+    """Seconds since the last log line of a run without an end line."""
     projected_total_s: float | None
     """Total time of an unfinished run at the measured pace."""
     projected_low_s: float | None
@@ -77,7 +77,7 @@ class RunInfo(Stored):
     restarts: int
     """Processes after the first."""
     lost_steps: int
-    """Steps repeated after a restart or a rollback."""
+    """Steps done again after a restart or a rollback."""
     skipped_updates: int | None
     """Updates skipped for a non-finite loss or gradient; None for an imported log."""
     rollbacks: int | None
@@ -102,10 +102,10 @@ class Report(Stored):
     attribution: Attribution | None
     attribution_of_claim: Attribution | None
     what_if: list[Scenario]
-    """The same run at other settings; empty if no step was predicted or measured."""
+    """Predictions of this run at other settings; empty if no step time is known."""
     time_ledger: Ledger
     instruments: list[Instrument]
-    """Additional values without a row."""
+    """Additional measured values that have no report row."""
     alarms: list[ShownEvent]
     incidents: Incidents = Field(alias="night")
     """Faults that the run recovered from."""
@@ -116,7 +116,7 @@ class Report(Stored):
     warnings: list[str]
 
     def other_warnings(self) -> list[str]:
-        """Return the warnings that are not among the incidents."""
+        """Return the warnings that are not listed as incidents."""
         shown = [entry.text for entry in self.incidents.entries]
         return [w for w in self.warnings if not any(text.startswith(w) for text in shown)]
 
@@ -125,7 +125,7 @@ class Report(Stored):
 
 
 def claims_of(folder: Path, given: Path | None) -> Claims | None:
-    """Load the claims file that was given, else the one in the run folder, if any."""
+    """Load the given claims file, or else the one in the run folder; None without either."""
     path = given or folder / CLAIMS_NAME
     return load_claims(path) if given is not None or path.exists() else None
 
@@ -256,7 +256,7 @@ def _headline(
     attribution: Attribution | None,
     prediction: Prediction,
 ) -> str:
-    """Judge a finished run in one or two sentences."""
+    """Return one or two sentences that judge a finished run."""
     device = "processor" if prediction.hardware.kind == "cpu" else "card"
     ledger, done = measurements.ledger, measurements.steps_done
     if "total_seconds" not in measurements.values:
@@ -312,7 +312,7 @@ def _headline_of_prediction(actual: str, rows: list[Row], attribution: Attributi
 
 
 def _narrowest(claims: Claims | None, rows: list[Row], row_id: str) -> Row | None:
-    """Return the row of the narrowest claim without a formula."""
+    """Return the row with the narrowest claimed range of a quantity, without formula claims."""
     computed = {c.key for c in claims.claim if c.formula is not None} if claims else set()
     widths = [
         (row.claimed.width, index)

@@ -30,13 +30,14 @@ from nanogauge.schedule import checkpoints, evaluations, is_checkpointed, is_eva
 from nanogauge.schema import Checkpoint, Eval, Prediction, Stored
 
 STRETCHES = 20
-"""Parts that the steady steps are cut into, to see how much their means differ."""
+"""Equal parts of the steady steps whose mean step times are compared, to estimate their spread."""
 RUNNING_TIMES, RUNNING_SECONDS = 3, 10
-"""Running: silent for at most this multiple of the longest work, plus these seconds."""
+"""A run counts as alive until silent for this multiple of its longest work, plus these seconds."""
 DIED_TIMES, DIED_SECONDS = 20, 300
-"""Dead or hung: silent for longer than both this multiple and these seconds."""
+"""A run counts as dead or hung once silent for this multiple of its longest work and these
+seconds."""
 DEFAULT_WORK_SECONDS = 600
-"""Longest work of a run without a step or a prediction."""
+"""Longest expected time between log lines if there is neither a step nor a prediction."""
 LONGEST_EVENT_TEXT = 300
 EVENTS_SHOWN = 5
 
@@ -48,19 +49,19 @@ TOTALS = (
     "energy_kwh",
     "cost",
 )
-"""Rows about the whole run that have a value from the first step on."""
+"""Row ids of whole-run totals, which have a value from the first step on."""
 
 State = Literal["running", "silent", "hung", "died"]
 
 
 class Liveness(Stored):
-    """State of a run without an end line, from its lock and its silence."""
+    """State of a run without an end line, judged by its lock and its last log line."""
 
     state: State
     last_line_age_s: float
     why: str
     certain: bool
-    """Whether the folder's lock was used; else the silence alone."""
+    """True if judged by the folder's lock; False if only by the time since the last log line."""
 
 
 class Projection(Stored):
@@ -68,7 +69,7 @@ class Projection(Stored):
     low_s: float
     high_s: float
     left_s: float
-    """Remaining part of total_s."""
+    """Remaining part of total_s, in seconds."""
     how: str
 
 
@@ -76,12 +77,12 @@ class ShownEvent(Stored):
     what: str
     step: int | None
     elapsed_seconds: float | None
-    """Since the start of the process that logged it."""
+    """Time since the start of the process that logged the event."""
     text: str
 
 
 def without_totals(measurements: Measurements, spec: RunSpec) -> Measurements:
-    """Move the totals of an unfinished run to `missing`: they are not those of the whole run."""
+    """Return the measurements with whole-run totals of an unfinished run moved to `missing`."""
     if measurements.status == "finished":
         return measurements
     done = f"{measurements.steps_done:,} of {spec.steps:,} steps"
@@ -181,7 +182,7 @@ def project_total(
 
 
 def _pace(seconds: npt.NDArray[np.float64], prediction: Prediction) -> Interval | None:
-    """Return the duration of a coming step from the means of 20 stretches of the run.
+    """Estimate the duration of the remaining steps from the mean step times of 20 parts of the run.
 
     The two extreme stretches are ignored. With fewer steps, the interval is at least as wide, in
     proportion, as the predicted one.
@@ -201,7 +202,7 @@ def _pace(seconds: npt.NDArray[np.float64], prediction: Prediction) -> Interval 
 
 
 def _spread(lines: Sequence[Eval] | Sequence[Checkpoint]) -> Interval | None:
-    """Return the shortest, median and longest of the timed lines; None without one."""
+    """Return the shortest, median and longest duration of timed log lines; None without any."""
     timed = [line.seconds for line in lines if line.seconds is not None]
     return Interval(min(timed), statistics.median(timed), max(timed)) if timed else None
 
@@ -244,7 +245,7 @@ def unfinished_headline(
     projection: Projection | None,
     now: datetime,
 ) -> str:
-    """Say how far the run is, and when it ends or would have ended."""
+    """Return a sentence on how far the run is, and when it ends or would have ended."""
     where = f"step {measurements.steps_done:,} of {spec.steps:,}"
     ran = measurements.ledger.ran_s
     if ran is not None and measurements.timed_whole:

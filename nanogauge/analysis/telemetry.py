@@ -20,7 +20,7 @@ IMPORTED = "not in this log"
 
 
 def sensor_mismatch(recorded: Recorded, prediction: Prediction) -> str | None:
-    """Say why the sensors do not cover the GPUs of the run; None if they do."""
+    """Return why the sensor readings do not cover the run's GPUs; None if they do."""
     counts = mismatched_counts(recorded)
     if prediction.hardware.kind == "cpu" or counts is None:
         return None
@@ -29,7 +29,7 @@ def sensor_mismatch(recorded: Recorded, prediction: Prediction) -> str | None:
 
 
 def mismatched_counts(recorded: Recorded) -> tuple[int, int] | None:
-    """Return (sensed GPUs, ranks) of the first process where they differ, or None."""
+    """Return (GPUs with sensors, ranks) of the first process where they differ, or None."""
     for starts in recorded.processes:
         ranks, sensed = starts[0].ranks, starts[0].sensed_cards or 1
         if ranks is not None and sensed != ranks:
@@ -38,7 +38,7 @@ def mismatched_counts(recorded: Recorded) -> tuple[int, int] | None:
 
 
 def _world_size_mismatch(recorded: Recorded, prediction: Prediction) -> str | None:
-    """Say why mean power is not comparable with the prediction; None if it is."""
+    """Return why the measured mean power is not comparable with the prediction; None if it is."""
     counts = [starts[0].ranks for starts in recorded.processes]
     if all(n is None or n == prediction.gpus for n in counts):
         return None
@@ -164,7 +164,7 @@ def total_over_processes(recorded: Recorded, name: str) -> float | None:
 
 
 def _energy_scope(recorded: Recorded) -> str:
-    """Say what the energy of a run with restarts includes and lacks."""
+    """Return a text on what the measured energy of a run with restarts includes and omits."""
     text = ""
     if len(recorded.processes) > 1:
         text += f"; of all {len(recorded.processes)} processes"
@@ -179,19 +179,19 @@ def _energy_scope(recorded: Recorded) -> str:
 
 
 def _reading_seconds(sensors: Table[Sensor]) -> npt.NDArray[np.float64]:
-    """Return the seconds since the previous reading; 1 after a gap, a start or without a time."""
+    """Return the seconds each reading covers: since the previous one, or 1 if that is unknown."""
     seconds = np.diff(sensors.column("elapsed_seconds"), prepend=0.0)
     seconds[~((seconds > 0) & (seconds <= 1.5))] = 1.0
     return seconds
 
 
 def sensed_seconds(sensors: Table[Sensor], selected: npt.NDArray[np.bool_]) -> float:
-    """Return the total time of the selected readings."""
+    """Return the total time that the selected readings cover."""
     return float(_reading_seconds(sensors)[selected].sum())
 
 
 THROTTLING = ("thermal", "brake", "hardware")
-"""Words of throttle reasons that count as throttling; a power cap is normal operation."""
+"""Words in throttle reasons that count as throttling; a power cap is normal operation."""
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ class MeasuredClock:
 
 
 def arithmetic_share(prediction: Prediction) -> float | None:
-    """Return the share of the predicted step that scales with the clock; None without a step."""
+    """Return the fraction of the predicted step that scales with the SM clock; None if unknown."""
     total = sum(part.value for part in prediction.step_parts)
     if not total:
         return None
@@ -224,7 +224,7 @@ def arithmetic_share(prediction: Prediction) -> float | None:
 
 
 def clock_loss(share: float, reference_hz: float, hz: float) -> float:
-    """Return the share of the time lost to a clock below the reference; negative if above.
+    """Return the fraction of the time lost to an SM clock below the reference; negative if above.
 
     A step of 1 s at the reference takes 1 - share + share x reference / clock.
     """
@@ -232,7 +232,7 @@ def clock_loss(share: float, reference_hz: float, hz: float) -> float:
 
 
 def measure_clock(recorded: Recorded, share: float | None) -> MeasuredClock:
-    """Summarise clock and throttling; `share` of a step scales with the clock."""
+    """Summarize SM clock and throttling; `share` is the clock-bound fraction of a step."""
     sensors = recorded.sensors
     clocks, seconds = sensors.column("sm_clock_hz"), _reading_seconds(sensors)
     codes, values = sensors.codes("throttle")

@@ -1,4 +1,4 @@
-"""Build the rows of the report: claim, prediction, measurement and verdict."""
+"""Build the report's rows: a quantity each, with its claim, prediction, measurement and verdict."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RowVerdict = Literal["held", "missed", "contradicted", "not measured", "no claim
 
 class Claimed(Stored):
     low: float | None
-    """None if this end is open."""
+    """Lower end of the range; None if open."""
     high: float | None
     text: str
     """Formatted range."""
@@ -41,7 +41,7 @@ class Claimed(Stored):
 class Row(Stored):
     id: str
     claim: str | None
-    """Key of the claim."""
+    """Key of the claim; None without one."""
     quantity: str
     unit: str
     claimed: Claimed | None
@@ -65,9 +65,9 @@ def build_rows(
     prediction: Prediction,
     measurements: Measurements | None,
 ) -> tuple[list[Row], list[Inconsistency]]:
-    """Return a row per claim and per quantity without one, and the claims that cannot be true.
+    """Return a row per claim and per unclaimed quantity, and the claims that cannot be true.
 
-    A plan has no measurements.
+    `measurements` is None for a plan, which is made before the run.
     """
     findings = inconsistencies(claims, spec, prediction) if claims is not None else []
     rows: list[Row] = []
@@ -139,7 +139,7 @@ def _row(
 
 
 def _label(row_id: str, prediction: Prediction) -> str:
-    """Return the row's label; with several GPUs, whether it is per GPU or for all."""
+    """Return the row's label; with several GPUs it says if the value is per GPU or for all."""
     quantity, gpus = QUANTITIES[row_id], prediction.gpus
     if gpus == 1 or quantity.of_gpus is None:
         return quantity.label
@@ -214,7 +214,7 @@ def _against_prediction(
 def _context(
     row_id: str, measured: Measured | None, measurements: Measurements | None
 ) -> list[str]:
-    """Return the spread, parts or origin of a measured value, and notes from the log."""
+    """Return remarks on a measured value: its spread, parts or origin, and notes from the log."""
     if measured is None or measurements is None:
         return []
     match row_id:
@@ -246,7 +246,7 @@ def ledger_sentence(ledger: Ledger) -> str:
 def _counter_evidence(
     claim: Claim, findings: list[Inconsistency], measurements: Measurements | None
 ) -> list[str]:
-    """Return the first finding about the claim, and its published reference."""
+    """Return the first inconsistency that concerns the claim, and its published reference."""
     texts = [f.why.rstrip(".") for f in findings if f.ids[0] == claim.key][:1]
     reference = claim.reference
     if reference is None or measurements is None or reference.row not in measurements.values:

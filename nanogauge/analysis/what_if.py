@@ -54,9 +54,9 @@ class Scenario(Stored):
     step_seconds: Interval
     total_seconds: Interval
     delta_s: float
-    """Expected difference from repeating the same run; negative if shorter."""
+    """Expected change in duration from repeating this run unchanged; negative if shorter."""
     peak_process_bytes: float
-    """Expected peak."""
+    """Expected peak memory of the process."""
     verdict: Verdict | None
     """Whether it fits into memory; None if the size of the memory is unknown."""
     energy_kwh: Interval | None
@@ -64,14 +64,14 @@ class Scenario(Stored):
     cost: Interval | None
     """Cost in the configured currency; None without a price or an energy."""
     corrected: bool
-    """Whether this run calibrated it."""
+    """True if this run's measurements calibrated the prediction."""
     why: str
 
 
 def what_if(
     spec: RunSpec, prediction: Prediction, measurements: Measurements, recorded: Recorded
 ) -> list[Scenario]:
-    """Predict at most six runs, the same one first; none if no step was predicted or measured."""
+    """Predict up to six variants, first an unchanged repeat; empty without a step time."""
     step = measurements.values.get("step_seconds")
     if not prediction.ledger or step is None:
         return []
@@ -139,7 +139,7 @@ def what_if(
 def _candidates(
     spec: RunSpec, own: Hardware, slower: float
 ) -> Iterator[tuple[str, str, Hardware, RunSpec, str]]:
-    """Yield id, label, hardware, run and reason of each row."""
+    """Yield id, label, hardware, spec and reason of each variant to predict."""
     tokens = spec.tokens_per_step * spec.steps
     ratio = tokens / count_parameters(spec.shape).without_positions
     why = f"a step took {slower:.3f} times what is predicted; no throttling, restarts, slow steps"
@@ -161,7 +161,7 @@ def _candidates(
 
 
 def other_gpus(hardware: Hardware, dtype: str) -> list[Gpu]:
-    """Return the next faster GPU of the same family, and a data centre GPU."""
+    """Return the next faster GPU of the same family, and a rented data-centre GPU."""
     if hardware.kind == "cpu":
         return []
     own = find_gpu(hardware.name, hardware.memory_bytes)
@@ -180,7 +180,7 @@ def other_gpus(hardware: Hardware, dtype: str) -> list[Gpu]:
 
 
 def _free_bytes(hardware: Hardware, recorded: Recorded) -> float | None:
-    """Return the memory free at the start of the run, or what is usually free if unknown."""
+    """Return the memory that was free when the run started, or the usual free memory if unknown."""
     total, start = hardware.memory_bytes, recorded.starts[-1]
     same_gpu = hardware.kind != "cpu" and hardware.name == start.device
     if same_gpu and total is not None and start.other_programs is not None:

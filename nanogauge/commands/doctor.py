@@ -23,7 +23,7 @@ from nanogauge.schema import SCHEMA, Hardware
 
 @dataclass(frozen=True)
 class DeviceTools:
-    """Measurements of the local device with torch, which a checkout has."""
+    """Functions that measure the local device with torch; available in a source checkout only."""
 
     calibrate: Callable[[Config, str | None], tuple[Hardware, str, Calibration, str | None]]
     probe: Callable[[RunSection], Device]
@@ -31,7 +31,7 @@ class DeviceTools:
 
 
 LoadTools = Callable[[], DeviceTools]
-"""Imports the tools, and with them torch, when a command needs them."""
+"""Imports the DeviceTools, and with them torch, when a command needs them."""
 
 
 def main(arguments: Sequence[str], load_tools: LoadTools | None = None) -> int:
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str], load_tools: LoadTools | None = None) -> int:
 
 
 def check_machine(config: Config | None, as_json: bool, load_tools: LoadTools | None) -> int:
-    """Print the findings on this machine; return 1 if one of them is a no-go."""
+    """Print the findings on this machine; return 1 if any of them is a no-go."""
     run = config.run if config is not None else DEFAULT_RUN
     if load_tools is None:
         findings = examine(config, device_without_torch(run))

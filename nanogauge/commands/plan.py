@@ -171,7 +171,7 @@ def _compare(given: Namespace) -> int:
 
 
 def _refuse_flags(given: Namespace, mode: str, allowed: Sequence[str], belongs_to: str) -> None:
-    """Refuse the flags of a plan that a mode ignores."""
+    """Reject flags of a plan that the chosen mode would ignore."""
     defaults = _make_parser()
     for name, value in vars(given).items():
         ignored = "." not in name and name not in (mode, *allowed)

@@ -125,7 +125,7 @@ def _wandb_destination(folder: Path, overrides: dict[str, dict[str, object]]) ->
 
 
 def _show_view(given: Namespace) -> int:
-    """Run --serve or the comparison of several runs.
+    """Serve the report (--serve), or print the comparison of several runs.
 
     Raises:
         BadInput: for flags that do not go together.

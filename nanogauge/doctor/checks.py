@@ -46,7 +46,7 @@ def worst(findings: list[Finding]) -> CheckVerdict:
 
 @dataclass(frozen=True)
 class TorchBuild:
-    """What torch was built for, and the device that it would train on."""
+    """Properties of the installed torch build, and the device that it would train on."""
 
     version: str
     device: str | None
@@ -57,7 +57,7 @@ class TorchBuild:
     """Name of the device if it is a CUDA GPU."""
     capability: tuple[int, int] | None = None
     architectures: tuple[str, ...] = ()
-    """Architectures that it has code for: sm_89, compute_90, ..."""
+    """GPU architectures that the build has code for: sm_89, compute_90, ..."""
 
 
 def check_gpu(wanted: str, torch: TorchBuild, driver: DriverInfo, visible: str | None) -> Finding:
@@ -243,11 +243,11 @@ class DiskUse:
     """Bytes that a run writes."""
 
     checkpoint: int
-    """Size of one checkpoint."""
+    """Size of one checkpoint in bytes."""
     copies: int
     """Checkpoints that exist at once, including the one being written."""
     existing: int
-    """Size of the checkpoints that exist already."""
+    """Bytes of checkpoints that exist already."""
     log: int
 
     @property

@@ -123,7 +123,7 @@ def _list(folder: Path, pattern: str = "*") -> list[Path]:
 
 
 def is_wsl(root: Path = ROOT) -> bool:
-    """Return True on Linux inside of Windows."""
+    """Return True on Linux inside Windows (WSL)."""
     return "microsoft" in _read(root / "proc/version").lower()
 
 
@@ -332,7 +332,7 @@ def free_memory(
 
 
 def memory_to_plan_with(hardware: Hardware, given_gib: float | None, gpus: int) -> FreeMemory:
-    """Return the free memory as given by the user, else as found by free_memory."""
+    """Return the free memory given by the user, or else the result of free_memory."""
     if given_gib is not None:
         if not 0 < given_gib < 1e6:
             raise BadInput("--free-vram-gib must be above 0, and a size that memory has.")

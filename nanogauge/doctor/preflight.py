@@ -46,12 +46,12 @@ from nanogauge.schedule import checkpoints
 from nanogauge.schema import Hardware
 
 DEFAULT_RUN = RunSection(name="NAME")
-"""Examined without a configuration."""
+"""Settings that are examined if no configuration is given."""
 CountTokens = Callable[[DataSection], int]
 """Counts the training tokens of a data set; raises BadInput if it is missing or damaged."""
 LOG_BYTES_PER_STEP = 600
 LOG_BYTES_PER_SECOND = 500
-"""Sensor readings, which only a GPU has."""
+"""Growth of the log through sensor readings; a run without a GPU has none."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Device:
     dtype: str = ""
     """Precision of the run; empty if the device is absent."""
     hardware: Hardware | None = None
-    """None for a CPU, which is not measured here."""
+    """Hardware of the device; None for a CPU, which is not measured here."""
     uuid: str | None = None
     """UUID of the GPU."""
 
@@ -264,7 +264,7 @@ def consult(
     gpus: int = 1,
     beside: int = 1,
 ) -> None:
-    """Examine a run before it starts: print one line if all is go, else every other finding.
+    """Check a run before it starts; print one line if all is go, else each finding that is not.
 
     A model that does not fit is reported here and refused when the run folder is opened, with a
     configuration that would fit.

@@ -80,9 +80,9 @@ class _StepTimes:
 
     printed: dict[int, float]
     mixed: set[int]
-    """Steps whose time includes, or may include, more than the step."""
+    """Steps whose printed time includes, or may include, more than the step."""
     with_evaluation: dict[int, float]
-    """Times of a step and an evaluation, without anything of a process's start."""
+    """Step number -> printed time of the step and an evaluation, without process start-up."""
     first_evaluated: bool
 
     @classmethod
@@ -155,7 +155,7 @@ def _finite(value: float | None) -> float | None:
 
 
 def _absent(run: list[LoggedProcess], timed: bool) -> Iterator[Event]:
-    """Yield the rows of the report that the log has no figure for."""
+    """Yield an event for each report row that the log has no value for."""
     if not timed:
         for row in ("step_seconds", "mfu_palm", "mfu_6n", "first_step_seconds"):
             yield not_in_log(row, "no step has a time")
@@ -171,7 +171,7 @@ def _absent(run: list[LoggedProcess], timed: bool) -> Iterator[Event]:
 
 
 def _gaps(run: list[LoggedProcess]) -> Iterator[Event]:
-    """Yield a warning for each part of the run that is not in the log, or is there twice."""
+    """Yield a warning for each part of the run that the log lacks or contains twice."""
     if run[0].first_step > 0:
         yield warning(
             "begins_late",

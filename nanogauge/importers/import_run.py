@@ -203,7 +203,7 @@ def import_log(
 def _select_run(
     log: ParsedLog, path: Path, run_number: int | None
 ) -> tuple[list[LoggedProcess], list[Event]]:
-    """Return one run of the file, and a warning if it contains others."""
+    """Return one run of the file, and a warning if the file contains others."""
     runs = split_runs(log.processes)
     number = len(runs) if run_number is None else run_number
     if not 1 <= number <= len(runs):

@@ -118,7 +118,7 @@ class ParsedLog:
 
 
 class Collector:
-    """Group the records of a log, in their order, by process.
+    """Collect the records of a log in order and group them by process.
 
     A process begins where step numbers fall back, or after a line that a program prints at its
     start. A record equal to the one before is a repeated line, not a repeated step.
@@ -135,7 +135,7 @@ class Collector:
         self._early_lines: list[LogLine] = []
 
     def begin_process(self, line: int, resumed: bool = False, restarted: bool = False) -> None:
-        """Take a line that a program prints before its first step.
+        """Record a line that a program prints before its first step.
 
         Args:
             line: its number.
@@ -148,7 +148,7 @@ class Collector:
         self._resumed |= resumed
 
     def add_setting(self, line: int, name: str, value: str) -> None:
-        """Take a value of the configuration, printed before the first step."""
+        """Record a configuration value that was printed before the first step."""
         self._settings[name] = (line, value)
 
     def add_step(self, line: int, record: LoggedStep) -> None:
@@ -162,18 +162,18 @@ class Collector:
             process.evaluations.append(record)
 
     def add_line(self, line: LogLine) -> None:
-        """Take a line that needs no conversion; before a process's first step it belongs to it."""
+        """Record a line that needs no conversion; before any step it is the next process's."""
         (self._early_lines if self.current is None else self.current.other_lines).append(line)
 
     def add_checkpoint(self) -> None:
-        """Take a checkpoint, which follows an evaluation."""
+        """Record a checkpoint at the position of the last evaluation."""
         if self.current is not None and self.current.evaluations:
             step = self.current.evaluations[-1].step
             if step not in self.current.checkpoints[-1:]:
                 self.current.checkpoints.append(step)
 
     def mark_damaged(self, line: int, text: str) -> None:
-        """Take a cut or damaged line.
+        """Record a cut or damaged line.
 
         Raises:
             BadInput: if there was one before; only the last line of a log may be damaged.
@@ -252,7 +252,7 @@ def warning(what: str, text: str, about: str | None = None) -> Event:
 
 
 def not_in_log(row: str, reason: str) -> Event:
-    """Return the reason why a row of the report has no measurement."""
+    """Return an event with the reason why a report row has no measurement."""
     return Event(what=NOT_IN_LOG, about=row, text=f"not in this log: {reason}")
 
 

@@ -97,7 +97,7 @@ class _Parser:
         self.log = log
         self._format = format
         self._pending: dict[str, float] = {}
-        """Results of an evaluation whose step number is in the next step's line."""
+        """Values of an evaluation whose step number follows in the next step's line."""
         self._previous: tuple[int, str, bool] | None = None
         """Last step's line, and whether it contains an MFU."""
         self._header_position = -1
@@ -105,7 +105,7 @@ class _Parser:
         self._other_stage = False
 
     def parse(self, number: int, line: str) -> None:
-        """Take one line.
+        """Parse one line.
 
         Raises:
             ValueError: if the line is cut or damaged.
@@ -166,10 +166,10 @@ class _Parser:
             self.log.current.accuracy = (step, accuracy)
 
     def _take_header(self, number: int, line: str) -> None:
-        """Take a line of the header, which every rank prints.
+        """Parse a header line, which every rank prints.
 
-        A line that comes before one that was printed already is of another process: the one
-        before has ended, or will print the same.
+        A line that precedes an already printed one in header order is from another process: the
+        previous process has ended, or another rank prints the same lines.
         """
         for position, pattern in enumerate(self._format.header):
             if match := re.match(pattern, line):

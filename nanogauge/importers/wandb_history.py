@@ -299,7 +299,7 @@ class _Parser:
         self._latest_step = 0
 
     def parse(self, number: int, row: _Row) -> None:
-        """Take one row: a step, an evaluation, or what was measured beside them.
+        """Parse one row: a step, an evaluation, or other values logged with them.
 
         Raises:
             ValueError: if a figure does not fit its column.
@@ -392,7 +392,7 @@ def _remove_clock(processes: list[LoggedProcess]) -> None:
 
 
 def _times_between_evaluations(processes: list[LoggedProcess]) -> Iterator[Event]:
-    """Yield why rows have no figure, with the mean time of a step that includes evaluation."""
+    """Yield an event per report row without a value, with the step time incl. evaluation."""
     seconds_per_step = [
         (b.elapsed_seconds - a.elapsed_seconds) / (b.step - a.step)
         for process in processes

@@ -18,14 +18,14 @@ from nanogauge.quantities import format_seconds
 from nanogauge.schema import Sensor
 
 READINGS = 60
-"""Sensor readings that are kept: about one minute."""
+"""Number of newest sensor readings to keep: about one minute."""
 THROTTLED_READINGS = 10
-"""Readings of these that must name a throttle reason: every GPU lowers its clock for moments."""
+"""Kept readings that must name a throttle reason, since every GPU lowers its clock for moments."""
 POWER_CAP = "power cap"
 """Throttle reason of any GPU at full load; an alarm only if the clock falls by CAPPED_CLOCK."""
 CAPPED_CLOCK = 0.03
 LOWER_CLOCK = 0.01
-"""Fall of the clock that is named as the cause of a slow-down, as a share."""
+"""Smallest fall of the clock that is named as the cause of a slow-down, as a fraction."""
 HOT_CELSIUS = 85.0
 """Limit for a GPU whose driver does not report its slow-down temperature."""
 NEAR_CELSIUS = 5.0
@@ -93,7 +93,7 @@ class Alarms:
         self._readings: deque[Sensor] = deque(maxlen=READINGS)
         self._reasons: Counter[str] = Counter()
         self._steady: _Conditions | None = None
-        """During the steps of the steady median."""
+        """Conditions in the steps that defined the steady step time."""
         self._late = 0
 
     def step(self, step: int, step_seconds: float, data_wait_seconds: float | None) -> list[Alarm]:
@@ -233,7 +233,7 @@ class Alarms:
         return self._once(Alarm("throttling", text, "step_seconds"), reason)
 
     def _fallen_clock(self) -> tuple[float, float] | None:
-        """Return the steady clock and that under the power cap, if the latter is much lower."""
+        """Return (steady clock, clock under the power cap) if the latter is much lower, or None."""
         capped = [
             r.sm_clock_hz
             for r in self._readings
@@ -278,7 +278,7 @@ def _cause_of_slow_down(lost_seconds: float, then: _Conditions, now: _Conditions
 
 
 def _remedy(*reasons: str) -> str:
-    """Return what to do about these throttle reasons."""
+    """Return the remedy for the given throttle reasons."""
     words = " ".join(reasons).lower()
     if "brake" in words:
         return "check the power supply and its cables"

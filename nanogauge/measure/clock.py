@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 Moment = Any
-"""A point on a timeline, in a form of the timeline's own."""
+"""A point in time, in the representation of its timeline."""
 
 
 class DeviceTimeline(Protocol):
-    """Points in time in the order in which a device reaches them."""
+    """Timestamps in the order in which a device reaches them, such as CUDA events in a stream."""
 
     @property
     def lag(self) -> int:
@@ -68,7 +68,7 @@ class StepTimes:
     """Duration of one step and its parts in seconds; parts that were not timed are None."""
 
     step_seconds: float
-    """Duration without compilation."""
+    """Duration of the step, without compilation."""
     compile_seconds: float
     data_wait_seconds: float
     forward_seconds: float | None
@@ -108,7 +108,7 @@ class Stopwatch:
         self.waits.append((begin, self._last))
 
     def lap(self, name: str) -> None:
-        """Book the time since the previous lap or batch to this part of the step."""
+        """Assign the time since the previous lap or batch to the named part of the step."""
         if self.split:
             now = self.timeline.mark()
             self.laps.setdefault(name, []).append((self._last, now))

@@ -61,7 +61,7 @@ LASTING_STEPS = 10
 """Consecutive steps for which the medians must differ. By then most of the recent steps are slow,
 so their median shows the full size of a sudden slow-down."""
 WORSE = 1.10
-"""Factor by which steps must become slower before a slow-down is reported once more."""
+"""Factor by which steps must become slower before a slow-down is reported again."""
 STANDARD_ERRORS = 5
 SMALL_BLOCK = 25
 BLOCKS = 64
@@ -85,7 +85,7 @@ class SlowDownDetector:
         self._steps, self._seconds = 0, 0.0
         self._recent = SlidingMedian(RECENT_STEPS)
         self._candidates: list[float] | None = None
-        """Step times that may become the steady ones; None while none are collected."""
+        """Step times that may define a new steady step time; None while none are collected."""
         self._blocks = [_Blocks(size) for size in (SMALL_BLOCK, RECENT_STEPS, STEADY_STEPS)]
         self._spread_seconds = 0.0
         self._noise_seconds = 0.0
@@ -122,7 +122,7 @@ class SlowDownDetector:
         return True
 
     def _is_news(self) -> bool:
-        """Return True if this slow-down, or how bad it is, has not been reported."""
+        """Return True if this slow-down, or its present size, has not been reported yet."""
         reported, now = self._reported_seconds, self._recent.median
         if reported is not None and self._steps - self._reported_at < RECENT_STEPS:
             # The median may still rise to the full size of the slow-down that was reported.

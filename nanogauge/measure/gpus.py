@@ -114,7 +114,7 @@ _COMBINED: dict[str, Callable[[list[Any]], Any]] = {
     "energy_source": max,  # "integral" if one is
     "throttle": lambda lists: list(dict.fromkeys(word for words in lists for word in words)),
 }
-"""Field -> how the values of several GPUs become one."""
+"""Field -> function that combines the values of several GPUs into one."""
 _DIGITS = {
     **dict.fromkeys(("power_watts", "power_min_watts", "power_max_watts", "power_limit_watts"), 3),
     **dict.fromkeys(("energy_joules", "integral_joules"), 2),
@@ -134,7 +134,7 @@ class WatchedGpu:
 
 
 class _Gpu:
-    """One GPU: its driver, its energy and its absent fields."""
+    """State of one sampled GPU: its driver, its energy and its absent fields."""
 
     def __init__(self, watched: WatchedGpu, label: str, longest_gap: float) -> None:
         self.absences = Absences(label)
@@ -210,7 +210,7 @@ class GpuGroup:
 
     @property
     def found(self) -> bool:
-        """True if a driver knows at least one of the GPUs."""
+        """True if the driver recognizes at least one of the GPUs."""
         return any(gpu.driver is not None for gpu in self._gpus)
 
     def sample(self, now: float) -> tuple[float | None, bool]:

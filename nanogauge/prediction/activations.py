@@ -1,7 +1,7 @@
-"""What the forward pass keeps for the backward pass, and what the loss adds to that, in bytes.
+"""Predict activation memory: tensors saved for the backward pass, logits and loss, in bytes.
 
-Counted, not assumed: eager with torch's saved-tensor hooks, compiled in the graphs that
-AOTAutograd's partitioner hands to inductor; tests hold the formulas against both counts.
+The formulas come from counts: in eager mode with torch's saved-tensor hooks, compiled in the graphs
+that AOTAutograd's partitioner passes to Inductor. Tests compare them with both counts.
 
 Symbols: C width, F width of the MLP, H heads, Q and K widths of all queries and of all keys, T
 context, V vocabulary, e bytes of an activation, r bytes of the residual stream.
@@ -17,30 +17,30 @@ from nanogauge.prediction.workload import Workload
 
 @dataclass(frozen=True)
 class Saved:
-    """Bytes of one micro-batch; per layer where they say so."""
+    """Activation bytes of one micro-batch."""
 
     layer: float
-    """of one layer, when nothing is recomputed"""
+    """saved by one layer for its backward pass, without activation checkpointing"""
     kept: float
-    """of one layer, from its forward to its backward pass: less than `layer` with checkpointing"""
+    """kept by one layer from its forward to its backward pass; below `layer` with checkpointing"""
     edges: float
-    """before the first and after the last layer, without the logits"""
+    """saved before the first and after the last layer, without the logits"""
     final_norm: float
-    """of these what the norm after the last layer keeps, until its own backward pass is done"""
+    """part of `edges` that the final norm saves; freed after its backward pass"""
     logits_forward: float
-    """logits and what the loss makes of them, at the end of the forward pass; of a chunked head
-    what a chunk needs, and its gradient of the weight where that is a tensor of its own"""
+    """logits and loss tensors at the end of the forward pass; with a chunked head, the tensors of
+    one chunk, and its weight gradient if that is a separate tensor"""
     logits_backward: float
-    """the same where the loss's gradient is computed"""
+    """logits and loss tensors while the gradient of the loss is computed"""
     logits_kept: float
-    """of these what stays at all other times"""
+    """part of the logits and loss tensors that stays allocated for the rest of the step"""
     layer_gradients: float
-    """gradients on their way through the last product of a layer's MLP and that of its weight,
-    beyond what the layer had saved"""
+    """gradients during the backward pass of the last matrix product of a layer's MLP, beyond what
+    the layer had saved"""
 
 
 def saved_for_backward(work: Workload, on_cpu: bool = False) -> Saved:
-    """The bytes kept for the backward pass of one micro-batch on one device."""
+    """Return the bytes saved for the backward pass of one micro-batch on one device."""
     shape, program, n = work.shape, work.program, work.tokens
     e = work.element_bytes
     r = 4 if work.program.wide_residual and work.program.master_weights else e
@@ -95,14 +95,14 @@ def saved_for_backward(work: Workload, on_cpu: bool = False) -> Saved:
 
 
 def _mask_bytes(work: Workload, on_cpu: bool, element: int) -> int:
-    """A dropout's mask, per element: a byte, but eager on a CPU an element of its input's type."""
+    """Return the bytes per element of a dropout mask: 1, or `element` in eager mode on a CPU."""
     if not work.dropout:
         return 0
     return element if on_cpu and not work.compiled else 1
 
 
 def _attention(work: Workload, on_cpu: bool) -> float:
-    """Bytes per token of one layer's attention, from its projections' output to its own."""
+    """Return the bytes per token of a layer's attention, from the QKV projections to its output."""
     shape, e = work.shape, work.element_bytes
     half = e == 2
     queries, keys = shape.query_width, shape.key_width
@@ -125,10 +125,10 @@ def _attention(work: Workload, on_cpu: bool) -> float:
 
 
 def _changed_queries_and_keys(work: Workload, on_cpu: bool) -> float:
-    """Bytes per token that normalised or rotated queries and keys add in one layer.
+    """Return the bytes per token that normalized or rotated queries and keys add in one layer.
 
-    Where one product makes queries, keys and values, the values are a view of it, which so stays
-    whole beside the new tensors; what the norm keeps is then a view of it too.
+    If one matrix computes queries, keys and values, the values are a view of its output, which
+    therefore stays allocated beside the new tensors. What the norm saves is then a view of it too.
     """
     shape, program, e = work.shape, work.program, work.element_bytes
     rotated = not shape.position_table
@@ -165,9 +165,9 @@ def _chunk_logits(work: Workload, on_cpu: bool) -> float:
 
 
 def _chunk(work: Workload, on_cpu: bool) -> float:
-    """Bytes at the fullest moment of training/head.py's forward pass, beyond what is kept.
+    """Return the peak bytes within the chunked head's forward pass, beyond what it keeps.
 
-    On one CPU the weight's gradient is summed up in place, elsewhere it is a tensor of its own.
+    On one CPU process the weight gradient accumulates in place, elsewhere it is a separate tensor.
     """
     vocabulary, width, e = work.shape.vocabulary, work.shape.n_embd, work.element_bytes
     r = 4 if work.program.wide_residual and work.program.master_weights else e
@@ -188,7 +188,8 @@ def _chunk(work: Workload, on_cpu: bool) -> float:
 
 
 def _logits(work: Workload) -> tuple[float, float]:
-    """Bytes per token of logits and loss: at the end of the forward pass, and in its backward.
+    """Return the bytes per token of logits and loss: after the forward pass, and in the backward
+    pass.
 
     Eager: the logits are there until forward returns, with their fp32 copy and the log-softmax;
     the backward pass has the log-softmax, its gradient and the gradient of its input, all in fp32.

@@ -11,15 +11,15 @@ from nanogauge.prediction.loss import LossEstimate, LossInputs, gpt_parameters, 
 LAYERS = (*range(6, 17), 18, 20, 22, 24, 28, 32, 36)
 HEAD_WIDTH = 64
 ASPECTS = (13, 80)
-"""Least and greatest width over depth."""
+"""Smallest and largest ratio of width to depth."""
 LEAST_TOKENS_PER_PARAMETER = 10.0
-"""The law has its minimum at fewer, where it is known to be too low."""
+"""Smallest ratio to search; with fewer tokens the scaling law predicts too low a loss."""
 LEAST_TOKENS = 1e9
 MOST_PASSES = 15.0
 EVIDENCE_SHAPES = ((6, 384), (12, 384), (12, 768), (16, 1024), (24, 1024), (52, 1536))
-"""Layers and width of published runs that the law was fitted to."""
+"""(layers, width) of published runs that the scaling law was fitted to."""
 INDIFFERENT, ALTERNATIVE = 0.004, 0.015
-"""Nats above the lowest loss: chosen by evidence; offered as an alternative."""
+"""Nats above the lowest loss within which a run counts as equally good, or as an alternative."""
 
 
 @dataclass(frozen=True)
@@ -49,17 +49,17 @@ def best_runs(
 ) -> list[BestRun]:
     """Return the run with the lowest expected loss that ends in time, then its alternatives.
 
-    None is returned with fewer than 10 tokens a parameter, nor with fewer than 1 G tokens where
-    others have more. The first is the nearest to evidence within 0.004 of the lowest loss.
+    Runs below 10 tokens per parameter are excluded, as are those below 1 G tokens where
+    others have more. Within 0.004 of the lowest loss, the nearest to EVIDENCE_SHAPES is first.
 
     Args:
-        seconds: time that there is.
+        seconds: available time.
         time_of: start-up time and time per step of layers and width; None without a prediction.
         fits: whether a model of these layers and this width fits the device's memory.
         like: data, recipe and schedule; size, tokens and steps are replaced.
         batch_tokens: tokens of a step.
         vocabulary: rows of the head.
-        most: runs to return.
+        most: largest number of runs to return.
     """
     found = []
     for layers in LAYERS:

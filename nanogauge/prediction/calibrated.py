@@ -29,8 +29,9 @@ SAME_RUN_TOLERANCE = 0.03  # the documented run: all samples of 20 hours within 
 PARTS_TOLERANCE = 0.10  # bench/calibrated_cpu.py: 11 of 12 steps of random shapes within 6 %
 OTHER_RUN_TOLERANCE = 0.05  # runs of other shapes on one RTX 4070 predict each other within 1-3 %
 OTHER_RUN_TOLERANCE_CPU = 0.60
-"""bench/calibrated_cpu.py, each shape predicted by the others: four of six within 6 %, but shapes
-dominated by the vocabulary head took 1.4-1.6 times as long."""
+"""Tolerance of a step predicted from other runs on a CPU. Source: bench/calibrated_cpu.py, each
+shape predicted by the others: four of six within 6 %, but shapes dominated by the vocabulary head
+took 1.4-1.6 times as long."""
 COPY = "copy of memory"
 
 
@@ -77,7 +78,7 @@ class FinishedRun(Stored):
     name: str
     workload: Workload
     step_seconds: float
-    """Median."""
+    """Median time of a steady step."""
     p10_seconds: float
     p90_seconds: float
     n: int
@@ -131,7 +132,7 @@ def matrix_product_name(dtype: str) -> str:
 def calibrated_step(
     work: Workload, hardware: Hardware, calibration: Calibration, analytic: StepTime | None
 ) -> CalibratedStep | None:
-    """The step of this workload by the best evidence there is; None where there is none."""
+    """Return the step time by the strongest evidence in the calibration; None without evidence."""
     return (
         _from_same_runs(work, calibration)
         or _from_parts(work, calibration)
@@ -241,7 +242,7 @@ def _from_rates(
 
 
 def _any_depth(work: Workload) -> Workload:
-    """Return the workload with one layer and no accumulation, to compare the rest."""
+    """Return the workload with one layer and no accumulation, to compare all other properties."""
     return replace(work, grad_accum=1, shape=replace(work.shape, n_layer=1))
 
 

@@ -95,30 +95,31 @@ class Constants:
     mlp_bytes: float = 10.0
     mlp_bytes_eager: float = 25.0
     gated_mlp: float = 1.6
-    """8 reads and writes for 5"""
+    """traffic of a gated MLP over that of a plain one: 8 reads and writes instead of 5"""
     dropout_bytes: float = 10.0
     dropout_bytes_eager: float = 40.0
     loss_bytes: float = 6.0
-    """logits read once forward and once backward, their gradient written"""
+    """the logits are read once forward and once backward, and their gradient is written"""
     returned_logits_bytes: float = 4.0
     """If forward also returns the logits: autograd writes and reads zeros as their gradient."""
     loss_bytes_eager: float = 40.0
     unaligned_head: float = 1.41
-    """a vocabulary that is no multiple of 8 (50,257) makes its matrix product slower"""
+    """slow-down of the head's product if the vocabulary is not a multiple of 8 (50,257)"""
     score_bytes: float = 24.0
     score_bytes_eager: float = 113.0
     score_dropout: float = 1.3
     attention_dropout: float = 1.08
     eager_float32: float = 1.1
-    """fp32 eager traffic over that of autocast: values twice as wide, and no casts"""
+    """traffic of eager fp32 over that of autocast: values are twice as wide, but there are no
+    casts"""
 
     # Bytes per fp32 parameter.
     weight_bytes: float = 12.0
-    """each micro-batch: cast 4 -> 2, gradient cast 2 -> 4"""
+    """per micro-batch: weights cast from 4 to 2 bytes, gradients from 2 to 4"""
     accumulation_bytes: float = 12.0
     """Each micro-batch after the first: its gradient is added to the accumulated one."""
     table_bytes: float = 8.0
-    """each micro-batch, of a table that is looked up"""
+    """per micro-batch, for look-up tables"""
     adamw_bytes: float = 28.0
     """reads weight, gradient and two moments, writes three of them"""
     adamw_foreach_bytes: float = 48.0
@@ -127,11 +128,11 @@ class Constants:
     """reads for the norm, reads and writes for the scaling"""
     newton_schulz: float = 0.66
     newton_schulz_alone: float = 0.245
-    """Newton-Schulz products over the ceiling: batched, and one matrix at a time"""
+    """throughput of Newton-Schulz products over a large product's: batched; one matrix at a time"""
 
     fp8_speed: float = 1.43
     selective: float = 0.4
-    """share of the forward pass that selective checkpointing computes again"""
+    """fraction of the forward pass that selective activation checkpointing recomputes"""
     launch_seconds: float = 7e-6
     launch_seconds_cpu: float = 12e-6
     kernel_tail_seconds: float = 2e-6
@@ -147,12 +148,12 @@ class Constants:
     link_share: float = 0.8
     network_bytes_per_second: float = 50e9
     network_bytes_per_second_a100: float = 25e9
-    """per GPU between machines: 400 and 200 Gb/s, as in DGX H100 and DGX A100"""
+    """network bandwidth per GPU: 400 and 200 Gb/s, as in DGX H100 and DGX A100"""
     hidden_share: float = 0.6
     hidden_share_sharded: float = 0.95
-    """share of the backward pass, or of all work under FSDP, that can hide communication"""
+    """fraction of the backward pass (under FSDP, of all work) that can hide communication"""
     interference: float = 0.13
-    """what hidden communication still costs"""
+    """fraction of hidden communication that still slows the step"""
 
 
 def effect_class(architecture: str, kind: str) -> str:
@@ -168,7 +169,7 @@ _PROFESSIONAL = ("workstation", "datacenter")
 
 
 def get(constants: Constants, name: str) -> float:
-    """Return a constant by name; "class.field" is a field of a device class."""
+    """Return a constant by name; "class.field" names a field of a device class."""
     owner, _, field_name = name.rpartition(".")
     return float(getattr(constants.classes[owner] if owner else constants, field_name))
 

@@ -1,4 +1,4 @@
-"""Watts, kilowatt-hours and money of a run: the boards' share of their power limit, and time.
+"""Predict power, energy and cost of a run from the boards' share of their power limit, and time.
 
 Energy is that of the boards alone, predicted here and measured in analysis/telemetry.py. The cost
 adds the rest of the machine only if the configuration says what it draws.
@@ -44,13 +44,13 @@ def kwh_of(watts: Amount, seconds: Amount) -> Amount:
 
 
 def cost_of(cost: Cost, board_kwh: Amount, seconds: Amount) -> Amount:
-    """What a run costs, in cost.currency: its boards, and the rest of the machine where given."""
+    """Return the cost in cost.currency: the boards', plus the rest of the machine if given."""
     assert cost.price_per_kwh is not None
     return (board_kwh + (cost.machine_watts or 0.0) * seconds / 3.6e6) * cost.price_per_kwh
 
 
 def cost_formula(cost: Cost) -> str:
-    """How cost_of computes, in words."""
+    """Describe in words how cost_of computes."""
     tariff = f"{cost.price_per_kwh:g} {cost.currency}/kWh"
     if cost.machine_watts is None:
         return f"energy x {tariff}; {BOARD_ALONE}"
@@ -60,7 +60,7 @@ def cost_formula(cost: Cost) -> str:
 def predict_energy(
     cost: Cost, hardware: Hardware, total: Estimate | None, gpus: int
 ) -> tuple[dict[str, Estimate], dict[str, str]]:
-    """Power, energy and cost of all boards together; and of what is not predicted, why not."""
+    """Return estimates of the boards' power, energy and cost, and reasons for missing ones."""
     limit = hardware.power_limit_watts
     if limit is None or total is None:
         reason = "no GPU" if hardware.kind == "cpu" else "the power limit or the time is not known"

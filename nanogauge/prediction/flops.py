@@ -30,7 +30,7 @@ class Parameters:
 
     @property
     def without_positions(self) -> int:
-        """N of 6N, as nanoGPT reports it; an untied embedding is looked up, not multiplied."""
+        """N in 6N as nanoGPT counts it; an untied embedding is excluded, being a look-up only."""
         return self.matrices + self.vectors
 
     @property

@@ -1,4 +1,4 @@
-"""Final loss of a run under way, from its evaluations, its schedule and its plan."""
+"""Forecast the final loss of a running job from its evaluations, its schedule and its plan."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def forecast_loss(
     warmup_steps: int,
     values: Values = VALUES,
 ) -> LossEstimate | NoEstimate:
-    """Forecast the final loss from a curve's evaluations and its learning-rate schedule.
+    """Forecast the final loss from evaluations so far and the learning-rate schedule.
 
     A power law of the steps plus a loss proportional to the learning rate, through the second
     half of the steps done, evenly in their logarithm. `rate_share` gives the rate of a step over
@@ -59,7 +59,7 @@ def forecast_sigma(share: float) -> float:
 
 
 def joined(plan: LossEstimate, forecast: LossEstimate) -> LossEstimate:
-    """Return the mean of two estimates, each weighted by the inverse of its variance."""
+    """Return the inverse-variance weighted mean of two estimates."""
     halves = [(e.high - e.low) / 2 for e in (plan, forecast)]
     weights = [1 / half**2 for half in halves]
     total = sum(weights)
@@ -69,5 +69,5 @@ def joined(plan: LossEstimate, forecast: LossEstimate) -> LossEstimate:
 
 
 def departs_from_plan(plan: LossEstimate, forecast: LossEstimate, share: float) -> bool:
-    """Return True if plan and curve differ by more than 0.08 from a quarter of the run on."""
+    """Return True if plan and forecast differ by over 0.08 nats, from a quarter of the run on."""
     return share >= 0.25 and abs(plan.expected - forecast.expected) > 0.08

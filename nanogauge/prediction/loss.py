@@ -91,10 +91,10 @@ HELLASWAG_PARITY = Mark(3.17, "hellaswag_accuracy() is GPT-2 124M's 0.2945 here"
 
 @dataclass(frozen=True)
 class Recipe:
-    """Departures from GPT-2 trained by AdamW at 6e-4."""
+    """Differences of a training recipe from GPT-2 trained by AdamW at 6e-4."""
 
     tuned_rotary: bool = False
-    """Rotary positions and a tuned rate, 1.5e-3 or more for AdamW."""
+    """Rotary positions and a tuned learning rate, 1.5e-3 or more for AdamW."""
     muon: bool = False
     """Muon, or SOAP, for the matrices of the blocks."""
     modern_blocks: bool = False
@@ -119,9 +119,9 @@ EVIDENCE: dict[Recipe, tuple[float, float]] = {
     Recipe(tuned_rotary=True, muon=True, modern_blocks=True, untied_head=True): _AT_124M,
     Recipe(True, True, True, True, True): _AT_124M,
 }
-"""Recipes with published runs, and the range of N in which these lie."""
+"""Recipes with published runs -> range of N in these runs."""
 MOST_UNKNOWN = 3.4
-"""Largest multiplier assumed of a recipe that is not known."""
+"""Largest multiplier assumed for an unknown recipe."""
 
 
 def multipliers(recipe: Recipe | None, values: Values = VALUES) -> tuple[float, float, float]:
@@ -189,18 +189,18 @@ class LossInputs:
     """What the final loss of a run depends on."""
 
     parameters: float
-    """N, as of gpt_parameters()."""
+    """N, as counted by gpt_parameters()."""
     tokens: float
     """Tokens seen, repeated ones included."""
     steps: float
     layers: int
     width: int
     dataset: str | None
-    """A name of DATASETS; any other data, tokenizer or context needs a finished run."""
+    """A name in DATASETS; any other data, tokenizer or context needs a FinishedLoss."""
     recipe: Recipe | None
-    """None where it is not known."""
+    """Training recipe; None if unknown."""
     unique_tokens: float | None = None
-    """Of the training set; None for no repetition."""
+    """Unique tokens of the training set; None if no token is repeated."""
     context: int = 1024
     tokenizer: str = "gpt2"
     end_rate: float = 0.0
@@ -208,7 +208,7 @@ class LossInputs:
     rate_ratio: float = 1.0
     """Peak learning rate over the recipe's usual one."""
     validation_tokens: float | None = None
-    """None where that is not known."""
+    """Tokens of the validation set; None if unknown."""
 
     @property
     def unique(self) -> float:
@@ -220,7 +220,7 @@ class LossInputs:
 
     @property
     def evaluated_on(self) -> tuple[str | None, str, int]:
-        """Runs that agree in this have comparable losses."""
+        """Key of comparability: only losses of runs with an equal key are comparable."""
         return self.dataset, self.tokenizer, self.context
 
     def laws(self, values: Values = VALUES) -> list[float]:
@@ -251,7 +251,7 @@ def validation_error(validation_tokens: float) -> float:
 def predict_loss(
     run: LossInputs, finished: FinishedLoss | None = None, values: Values = VALUES
 ) -> LossEstimate | NoEstimate:
-    """Predict the final validation loss of a run, or say why there is no number."""
+    """Predict the final validation loss of a run, or return why it cannot be predicted."""
     laws, outside, widened = run.laws(values), _refusal(run), _departures(run)
     below, above = 0.05, 0.07
     if finished is not None and finished.inputs.evaluated_on == run.evaluated_on:
@@ -288,7 +288,7 @@ def predict_loss(
 
 
 def _refusal(run: LossInputs) -> str | None:
-    """Say why the law does not apply, or return None."""
+    """Return why the scaling law does not apply to the run; None if it does."""
     ratio, unique = run.tokens / run.parameters, run.unique
     if run.parameters < 12e6:
         return f"{run.parameters / 1e6:.3g} M parameters: the law begins at 12 M"
@@ -308,7 +308,7 @@ def _refusal(run: LossInputs) -> str | None:
 
 
 def _departures(run: LossInputs) -> list[tuple[float, float, str]]:
-    """Return what leaves the validated range: nats wider below, above, and why."""
+    """Return departures from the validated range: nats to widen below, above, and the reason."""
     ratio, aspect = run.tokens / run.parameters, run.width / run.layers
     millions, billions = run.parameters / 1e6, run.tokens / 1e9
     a_step = run.tokens / run.steps / 1e6

@@ -1,8 +1,9 @@
-"""Bytes at the peak, by component: what tensors allocate, and what the process holds.
+"""Predict the peak memory by component: allocated tensors, and the whole process.
 
-The peak is the highest of a few moments of a step, each with what is there then. Gradients are not
-there during a step's first backward pass unless an earlier micro-batch left them; the logits are
-gone when the last gradient is made. docs/prediction.md has the derivation and the validation.
+The peak is the highest of a few moments of a step, each computed from the tensors that exist then.
+Gradients do not exist during a step's first backward pass unless an earlier micro-batch left them;
+the logits are freed before the last gradient exists. docs/prediction.md has the derivation and the
+validation.
 """
 
 from __future__ import annotations
@@ -23,21 +24,21 @@ class TrainingState:
     gradients: float
     moments: float
     casts: float
-    """16-bit copies of weights that are there from the forward to the backward pass"""
+    """16-bit copies of weights that exist from the forward to the backward pass"""
     buckets: float
-    """gradients on their way to other GPUs"""
+    """gradient buckets for communication with other GPUs"""
     embedding_gradient: float
     layer_gradients: float
-    """of the matrices of one layer"""
+    """gradients of one layer's matrices"""
     layer_casts: float
-    """of the 16-bit copies those that are let go with one layer's backward pass"""
+    """part of `casts` that is freed with one layer's backward pass"""
     head_casts: float
-    """of the 16-bit copies those of the vocabulary head"""
+    """part of `casts` that belongs to the vocabulary head"""
     gathered_layers: float
-    """FSDP in fp32: of the copies two layers, of which one is there between the passes"""
+    """FSDP in fp32: gathered copies of two layers, of which one stays between the passes"""
     whole_tables: float
-    """FSDP in fp32: at the end of a backward pass, the gradients of embedding and head, which are
-    whole until then, with their sum where they are tied, else with a copy to be exchanged"""
+    """FSDP in fp32: gradients of embedding and head at the end of a backward pass, unsharded until
+    then, with their sum if they are tied, else with a copy for communication"""
     optimizer_temporary: float
     weight_formula: str
     moment_formula: str
@@ -45,7 +46,7 @@ class TrainingState:
 
 
 def training_state(work: Workload) -> TrainingState:
-    """The state of one training process, sharded where the workload says so."""
+    """Return the weights, gradients, moments and copies of one process, sharded as configured."""
     shape = work.shape
     counted = count_parameters(shape)
     master = 4 if work.program.master_weights else 2
@@ -112,16 +113,16 @@ def training_state(work: Workload) -> TrainingState:
 
 
 Copied = Literal["never", "at the end", "in training"]
-"""from when on a copy of the state, from which checkpoints are written, lies in the host's memory:
-from the end of training, or already from its middle"""
+"""when the host memory holds the copy of the state that checkpoints are written from: never, from
+the end of training on, or already during training"""
 
 ALLOCATED_FACTOR = Interval(0.92, 1.0, 1.08)
-"""Factors of the expected peak. Source: docs/prediction.md, 16 published peaks."""
+"""Interval of actual over predicted peaks. Source: docs/prediction.md, 16 published peaks."""
 
 EAGER_RESERVED = Interval(1.05, 1.20, 1.35)
 SHARDED_RESERVED = Interval(1.03, 1.12, 1.35)
 COMPILED_RESERVED = Interval(1.00, 1.03, 1.15)
-"""What the allocator reserves over what is allocated. Source: torch.cuda.max_memory_reserved over
+"""Reserved over allocated bytes of the allocator. Source: torch.cuda.max_memory_reserved over
 max_memory_allocated of eager runs, 1.15-1.33, median 1.23 (manavsehgal/ai-field-notes,
 nemo-framework-on-spark and baseline-training-loop-on-spark); sharded 1.14 of the allocation
 predicted for torchtitan's Llama 3.1 8B (benchmarks/llama3_h100_202412_torchtitan.md); compiled on
@@ -135,31 +136,31 @@ that a training step needs."""
 
 CPU_LIBRARIES_BYTES = Interval(0.10e9, 0.13e9, 0.19e9)
 COMPILER_BYTES = Interval(0.05e9, 0.075e9, 0.12e9)
-"""What the process loads after it was measured: of torch's compiler the optimizer already loads a
-part. Source: bench/cpu_memory.py, as is the next."""
+"""Memory of torch's compiler that is loaded after Hardware.process_bytes was measured, beyond the
+part that the optimizer loads anyway. Source: bench/cpu_memory.py, as for HEAP_OVER_ALLOCATED."""
 
 HEAP_OVER_ALLOCATED = Interval(1.0, 1.05, 1.3)
-"""What glibc's heap takes for tensors that come and go."""
+"""Size of glibc's heap over the bytes of the tensors that are allocated and freed in it."""
 
 
 @dataclass(frozen=True)
 class Memory:
     parts: list[Part]
-    """of the expected peak that tensors allocate"""
+    """components of the expected allocated peak"""
     moment: str
-    """when in a step the peak is"""
+    """moment of a step at which the peak occurs"""
     allocated: Interval
-    """peak that tensors allocate"""
+    """peak bytes allocated to tensors"""
     reserved: Interval
-    """what the allocator takes from the device; on a CPU what the heap takes for tensors"""
+    """bytes that the allocator reserves on the device; on a CPU, the heap for tensors"""
     process: Interval
-    """bytes of the process at its peak"""
+    """peak bytes of the process"""
 
 
 def predict_memory(work: Workload, hardware: Hardware, copied: Copied = "never") -> Memory:
-    """Peak memory of training on this device; on a CPU the process's resident memory.
+    """Predict the peak memory of training on this device; on a CPU, the process's resident memory.
 
-    The copy for checkpoints counts on a CPU alone: a GPU's lies in other memory.
+    `copied` counts on a CPU only: on a GPU the copy for checkpoints is in host memory.
     """
     on_cpu = hardware.kind == "cpu"
     state, saved = training_state(work), saved_for_backward(work, on_cpu)
@@ -209,7 +210,7 @@ def _broken_block(work: Workload, state: TrainingState) -> float:
 def _moments(
     work: Workload, state: TrainingState, saved: Saved, on_cpu: bool
 ) -> dict[str, dict[str, float]]:
-    """What is there at each moment of a step that can be its peak, in bytes by component."""
+    """Return the bytes by component at each moment of a step that can be its peak."""
     accumulating = work.grad_accum > 1
     accumulated = state.gradients if accumulating else 0.0
     before = state.gradients if work.program.gradients_kept else accumulated

@@ -11,14 +11,14 @@ from nanogauge.runspec import RunSpec
 from nanogauge.schema import Hardware
 
 FIRST_COPY_BYTES_PER_SECOND = Interval(0.4e9, 3.0e9, 10.0e9)
-"""The first copy also allocates its memory. Measured on two CPU cores: 4.6e9; page-locked memory
-for a GPU is slower and was not measured."""
+"""First copy of a checkpoint, which also allocates its memory. Measured on two CPU cores: 4.6e9;
+page-locked memory for a GPU is slower and was not measured."""
 
 COPY_BYTES_PER_SECOND = Interval(1.5e9, 8.0e9, 20.0e9)
-"""Every later copy. Measured on the same cores: 10e9; PCIe 4.0 carries 6e9 (x4) to 25e9."""
+"""Later copies. Measured on two CPU cores: 10e9; PCIe 4.0 carries 6e9 (x4) to 25e9."""
 
 WRITE_BYTES_PER_SECOND = Interval(0.1e9, 0.4e9, 1.0e9)
-"""Hash, write and fsync. Measured on the same machine: 0.13e9 to 0.46e9; the hash alone 1.4e9."""
+"""Hash, write and fsync. Measured on two CPU cores: 0.13e9 to 0.46e9; the hash alone 1.4e9."""
 
 
 def state_bytes(spec: RunSpec) -> int:
@@ -28,7 +28,7 @@ def state_bytes(spec: RunSpec) -> int:
 
 
 def waiting_seconds(bytes_each: float, count: int) -> Interval:
-    """Return the time the loop waits for the copy of each checkpoint and the write of the last."""
+    """Return the time training waits for the copy of each checkpoint and the write of the last."""
     if not count:
         return Interval.exact(0.0)
     copies = 1 / FIRST_COPY_BYTES_PER_SECOND + (count - 1) / COPY_BYTES_PER_SECOND
@@ -63,9 +63,9 @@ START_UP_SECONDS = Interval(3.0, 7.0, 30.0)  # imports, data, first allocation; 
 def compile_seconds(spec: RunSpec, hardware: Hardware) -> Interval:
     """Return the time until the compiled model runs.
 
-    GPU: from the documented run, 12.8 s for 12 layers on an RTX 4070. CPU: one block is compiled
-    for all layers, in 14.8, 14.9 and 15.3 s with 1, 4 and 12 layers on two cores of a Xeon. Low is
-    a warm cache, 2.4-2.7 s there.
+    GPU: fitted to 12.8 s for 12 layers on an RTX 4070 (one run). CPU: one block is compiled
+    for all layers, in 14.8, 14.9 and 15.3 s with 1, 4 and 12 layers on two cores of a Xeon. The low
+    end is a warm compiler cache: 2.4-2.7 s on that CPU.
     """
     if not spec.compile:
         return Interval.exact(0.0)

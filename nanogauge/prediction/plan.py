@@ -1,4 +1,4 @@
-"""Plan a run: does it fit, when does it end, what would; or several configurations in one table.
+"""Plan runs: whether each fits into memory, when it ends, and what would end by a deadline.
 
 These are the records that `nanogauge plan --json` prints.
 """
@@ -33,7 +33,7 @@ from nanogauge.schedule import learning_rate
 from nanogauge.schema import FreeMemory, Prediction, Stored
 
 Search = Callable[[RunSpec, Callable[[RunSpec], bool]], RunSpec | None]
-"""Returns the largest model that passes: widest, deepest or largest_of_aspect of search.py."""
+"""Returns the largest model for which a check passes: widest, deepest, ... of search.py."""
 
 
 class Candidate(Stored):
@@ -43,7 +43,7 @@ class Candidate(Stored):
     n_head: int
     n_embd: int
     parameters: int
-    """Without position embeddings."""
+    """Parameters without position embeddings."""
     micro_batch: int
     grad_accum: int
     max_steps: int
@@ -59,16 +59,16 @@ class FittingModels(Stored):
     """The largest models whose expected peak fits at the given micro-batch; None if none does."""
 
     widest: Candidate | None
-    """Same depth and head size."""
+    """Widest model of the same depth and head size."""
     deepest: Candidate | None
-    """Same width."""
+    """Deepest model of the same width."""
     same_aspect: Candidate | None
-    """Same head size, and about the same ratio of depth to width."""
+    """Largest model of the same head size and about the same ratio of depth to width."""
 
 
 class Fit(Stored):
     fits: bool
-    """Whether the expected peak fits."""
+    """True if the expected peak fits into the free memory."""
     verdict: Verdict
     """Doubtful if the free memory lies inside the peak's interval."""
     certain: bool
@@ -76,15 +76,15 @@ class Fit(Stored):
     free_bytes: int
     free_source: str
     largest_micro_batch: int | None
-    """Largest with an expected peak that fits, at the same tokens per step; None if none."""
+    """Largest micro-batch whose expected peak fits, at the same tokens per step; None if none."""
     largest_sure_micro_batch: int | None
-    """Largest with a peak that fits even at the high end; None if none."""
+    """Largest micro-batch that fits even at the high end of the peak's interval; None if none."""
     models: FittingModels | None
-    """None unless requested."""
+    """Largest models that fit; None unless requested."""
 
 
 class Finish(Stored):
-    """Local times with their UTC offset; None if more than a century away."""
+    """Local times of the end of a run, with UTC offset; None if more than a century away."""
 
     low: datetime | None
     expected: datetime | None
@@ -97,10 +97,7 @@ class Finish(Stored):
 
 
 class Steps(Stored):
-    """The most optimizer steps that end in time, or their tokens: low if every step is slow.
-
-    0 if not even one does.
-    """
+    """Most optimizer steps, or their tokens, that end in time (0 if none); low: slow steps."""
 
     low: int
     expected: int
@@ -118,7 +115,7 @@ class Deadline(Stored):
     tokens: Steps | None
     tokens_per_parameter: float | None
     model: Candidate | None
-    """The largest of about the same shape that fits and ends in time with these tokens."""
+    """Largest model of about the same proportions that fits and ends in time with these tokens."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +185,7 @@ def plan_deadline(
     wish: Wish,
     preparation: Interval | None,
 ) -> Deadline:
-    """Return when the run ends if it starts at wish.start, and what would end by wish.by.
+    """Return when the run ends if it starts at wish.start, and which runs would end by wish.by.
 
     `preparation` is the time to prepare the data before the run; None if there is nothing to do.
     """
@@ -233,7 +230,7 @@ def make_wish(
 
 
 def recipe_sentence(spec: RunSpec) -> str:
-    """Return a sentence on what distinguishes the run from others of its size."""
+    """Return a sentence on the architecture, optimizer and learning rate of the run."""
     by = "AdamW"
     if spec.optimizer.name == "muon":
         by = "Muon for the matrices of the blocks and AdamW for the rest"
@@ -316,25 +313,25 @@ class Planned(Stored):
     """Path of the configuration."""
     name: str
     recipe: str | None
-    """A sentence; None for GPT-2 trained by AdamW."""
+    """Sentence on architecture and optimizer; None for GPT-2 trained by AdamW."""
     parameters: int
-    """Without position embeddings."""
+    """Parameters without position embeddings."""
     tokens: int
     tokens_per_parameter: float
     step_seconds: Interval | None
-    """None, like the quantities derived from it, if no time is predicted on this hardware."""
+    """Step time; None, like all derived quantities, if no time is predicted on this hardware."""
     total_seconds: Interval | None
     tokens_per_second: Interval | None
-    """In a steady step, all GPUs together."""
+    """Tokens per second of all GPUs together, in a steady step."""
     finish: Finish | None
     peak_process_bytes: Interval
-    """On each GPU."""
+    """Peak memory of the process on each GPU."""
     free_bytes: int
     verdict: Verdict
     energy_kwh: Interval | None
-    """Of all boards; None if their power is unknown."""
+    """Energy of all boards; None if their power is unknown."""
     cost: Interval | None
-    """None without a tariff."""
+    """Cost of the run; None without a tariff."""
     currency: str
 
 

@@ -248,7 +248,7 @@ def _calibrated(
 def eager_total(
     spec: RunSpec, hardware: Hardware, calibration: Calibration | None
 ) -> Estimate | None:
-    """Return seconds of the whole run without compilation; None if the device has no prediction."""
+    """Predict the run's duration without compilation; None if no step time is predicted."""
     return predict(replace(spec, compile=False), hardware, calibration).best("total_seconds")
 
 

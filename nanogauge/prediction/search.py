@@ -37,7 +37,7 @@ def is_expected_to_fit(spec: RunSpec, hardware: Hardware, free_bytes: float) -> 
 
 
 def with_micro_batch(spec: RunSpec, micro: int) -> RunSpec:
-    """Change the micro-batch at constant tokens per step; `micro` divides a step's sequences."""
+    """Return the run at a micro-batch of `micro`, a divisor of the unchanged sequences per step."""
     sequences = spec.micro_batch * spec.grad_accum
     return replace(spec, micro_batch=micro, grad_accum=sequences // micro)
 
@@ -148,7 +148,7 @@ def most_steps(predicted: Predictor, spec: RunSpec, seconds: float, end: Interva
 
 
 def trained_on(spec: RunSpec, tokens_per_parameter: float) -> RunSpec:
-    """Set the steps for this many tokens per parameter, position embeddings not counted."""
+    """Return the run with steps for this many tokens per parameter, positions excluded."""
     parameters = count_parameters(spec.shape).without_positions
     steps = math.ceil(tokens_per_parameter * parameters / spec.tokens_per_step)
     return replace(spec, steps=steps)

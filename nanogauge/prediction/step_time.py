@@ -1,4 +1,4 @@
-"""Seconds of one optimizer step: a roofline per kind of operation, added up.
+"""Predict the time of one optimizer step: the sum of a roofline for each kind of operation.
 
 n is the tokens of a micro-batch, C the width, L the layers, T the context, V the vocabulary, F the
 width of the MLP, P the parameters. The ceiling of the matrix products is a published
@@ -29,35 +29,35 @@ from nanogauge.quantities import Interval
 from nanogauge.schema import Hardware, Part
 
 MUON_BYTES = 94.0
-"""per fp32 weight of Muon in train.py, one matrix after another: momentum and Nesterov's step 24,
-to 16 bits 6, to a norm of one 6, decay and update 18; copies of weight and momentum 16, and the
-choice between these and what became of them 24"""
+"""bytes per fp32 weight moved by Muon in train.py, one matrix at a time: momentum and Nesterov step
+24, cast to 16 bits 6, normalization 6, decay and update 18; copies of weight and momentum 16, and
+the choice between copies and results 24"""
 
 MUON_KERNELS = 31
-"""per matrix: 15 products of five iterations, and the operations above"""
+"""kernels per matrix: 15 products in five Newton-Schulz iterations, and those of MUON_BYTES"""
 
 
 @dataclass(frozen=True)
 class Extra:
-    """Forward and backward pass together."""
+    """Additional work of a forward and backward pass compared with GPT-2."""
 
     bytes: float = 0.0
-    """per token, of one layer or of the head"""
+    """memory traffic per token, of one layer or of the head"""
     kernels: float = 0.0
-    """of one layer"""
+    """kernel launches of one layer"""
 
     def __add__(self, other: Extra) -> Extra:
         return Extra(self.bytes + other.bytes, self.kernels + other.kernels)
 
 
 def is_beyond_gpt2(work: Workload) -> bool:
-    """Whether a step has anything in it that is counted here."""
+    """Return True if a step contains work that GPT-2's does not."""
     options = bool(work.program.logit_softcap) or of_layer(work, on_cpu=False) != Extra()
     return options or (work.optimizer == "muon" and work.program.muon_restored)
 
 
 def of_layer(work: Workload, on_cpu: bool) -> Extra:
-    """Beyond a layer of GPT-2; below zero where an option spares more than it costs."""
+    """Return a layer's work beyond GPT-2's; negative where an option saves more than it adds."""
     extra = _queries_and_keys(work, on_cpu)
     if not work.shape.norm_weights:
         extra += _norms_without_weights(work, on_cpu)
@@ -72,7 +72,7 @@ def of_layer(work: Workload, on_cpu: bool) -> Extra:
 
 
 def _queries_and_keys(work: Workload, on_cpu: bool) -> Extra:
-    """Of rotary positions and of the norm of queries and keys."""
+    """Return the additional work of rotary positions and of normalized queries and keys."""
     rotated, normed = not work.shape.position_table, work.program.qk_norm
     values, e = work.shape.query_width + work.shape.key_width, work.element_bytes
     if work.compiled:
@@ -98,7 +98,7 @@ def _queries_and_keys(work: Workload, on_cpu: bool) -> Extra:
 
 
 def _norms_without_weights(work: Workload, on_cpu: bool) -> Extra:
-    """Of the two RMS norms of a layer, in the place of LayerNorms with weights."""
+    """Return the work of a layer's two RMSNorms less that of LayerNorms with weights."""
     width = work.shape.n_embd
     r = 4 if work.program.wide_residual and work.program.master_weights else work.element_bytes
     if on_cpu and not work.compiled:
@@ -111,7 +111,7 @@ def _norms_without_weights(work: Workload, on_cpu: bool) -> Extra:
 
 
 def of_logits(work: Workload, on_cpu: bool) -> float:
-    """Bytes a token adds where a tanh caps its logits, beyond the loss without it."""
+    """Return the additional bytes per token if the logits are soft-capped by tanh."""
     if not work.program.logit_softcap:
         return 0.0
     if work.head == "chunked":
@@ -125,7 +125,7 @@ def of_logits(work: Workload, on_cpu: bool) -> float:
 
 
 ARITHMETIC = ("matrix products of the blocks", "attention", "vocabulary head", "recomputation")
-"""the parts of a step that go with the clock of the matrix units; the others wait for memory"""
+"""parts of a step that scale with the clock of the matrix units; the others are memory-bound"""
 EAGER_SPREAD = 0.08
 """Standard deviation of the log of the step time that eager execution adds."""
 
@@ -133,11 +133,11 @@ EAGER_SPREAD = 0.08
 @dataclass(frozen=True)
 class StepTime:
     parts: list[Part]
-    """seconds of one optimizer step, by kind of operation"""
+    """seconds of one optimizer step by kind of operation"""
     eval_batch_seconds: float
-    """forward pass of one micro-batch"""
+    """seconds of one micro-batch's forward pass"""
     factor: Interval
-    """of the expected time; 1 where it is expected"""
+    """interval of the step time, as a factor of the expected one"""
     caveats: tuple[str, ...]
 
     @property
@@ -153,7 +153,7 @@ class StepTime:
 
 @dataclass(frozen=True)
 class _Device:
-    """What this device reaches in this workload's arithmetic; bandwidth in B/s."""
+    """Performance of a device in a workload; bandwidth in B/s."""
 
     ceiling: float
     attention: float
@@ -166,7 +166,7 @@ class _Device:
     uncached: float
     """Fraction of the traffic between a layer's operations that reaches memory."""
     wide: float
-    """traffic over that of 16-bit activations"""
+    """activation traffic relative to that of 16-bit activations"""
     launch_seconds: float
     sms: int
     on_cpu: bool
@@ -175,7 +175,7 @@ class _Device:
 def predict_step_time(
     work: Workload, hardware: Hardware, constants: Constants = FITTED
 ) -> StepTime | None:
-    """The expected step on this device; None where its peak, bandwidth or class is not known."""
+    """Predict the step time on this device; None if its peak, bandwidth or class is unknown."""
     device = _device(work, hardware, constants)
     if device is None:
         return None
@@ -224,10 +224,10 @@ def predict_step_time(
 
 
 def counted_clock_hz(hardware: Hardware) -> float | None:
-    """The SM clock that a prediction counts with: the lowest at which its ceiling is possible.
+    """Return the SM clock that a prediction assumes: the lowest at which its ceiling is possible.
 
-    The datasheet's boost clock; above it where such cards were measured to do more than the
-    datasheet's peak, as Ada does. None where the ceiling, or the clock of the peak, is not known.
+    It is the datasheet's boost clock, or higher if the GPU model was measured above its datasheet
+    peak, as Ada was. None if the ceiling, or the clock of the peak, is unknown.
     """
     reached, peak = FITTED.classes.get(hardware.architecture), hardware.peak_flops
     if reached is None or peak is None or hardware.boost_clock_hz is None:
@@ -331,7 +331,7 @@ def _by_class(
 def _products(
     matrices: list[tuple[int, int]], work: Workload, device: _Device, k: Constants
 ) -> float:
-    """Seconds of n x (a -> b) products, forward and both of the backward pass.
+    """Return the seconds of n x (a -> b) matrix products, forward and both of the backward pass.
 
     Each of the three reads and writes n a and n b values.
     """
@@ -352,10 +352,10 @@ def _block_products(work: Workload, device: _Device, k: Constants) -> float:
 
 
 def _vocabulary_head(work: Workload, device: _Device, k: Constants) -> float:
-    """Seconds of its products; for a chunked head also what each chunk after the first costs.
+    """Return the seconds of the vocabulary head's products, including the overhead of chunks.
 
-    It adds to the fp32 gradient of the whole weight, which is read and written, and so are in 16
-    bits what is added. The first addition is counted with the weights.
+    Each chunk after the first reads and writes the fp32 gradient of the whole weight, and writes
+    and reads its own contribution in 16 bits. The first addition is counted with the weights.
     """
     width, vocabulary = work.shape.n_embd, work.shape.vocabulary
     seconds = _products([(width, vocabulary)], work, device, k)
@@ -369,7 +369,7 @@ def _vocabulary_head(work: Workload, device: _Device, k: Constants) -> float:
 
 
 def _loss_bytes(work: Workload, k: Constants) -> float:
-    """Bytes a token moves through softmax and cross-entropy, in 16 bits."""
+    """Return the bytes per token moved by softmax and cross-entropy, in 16 bits."""
     if not work.compiled:
         return work.shape.vocabulary * k.loss_bytes_eager
     returned = k.returned_logits_bytes if work.program.logits_kept else 0.0
@@ -386,7 +386,7 @@ def _weight_bytes(work: Workload, k: Constants) -> float:
 
 
 def _attention(work: Workload, device: _Device, k: Constants) -> float:
-    """Fused: the causal half of 2 products forward, 5 backward. Plain: T x T scores in memory."""
+    """Return the seconds of attention: fused (causal half of 2 + 5 products) or plain (T x T)."""
     shape, n = work.shape, work.tokens
     queries = shape.query_width
     if work.attention == "plain":
@@ -406,7 +406,7 @@ def _attention(work: Workload, device: _Device, k: Constants) -> float:
 
 
 def _elementwise_bytes(work: Workload, k: Constants) -> float:
-    """Bytes a token moves through norms, activations, residuals and dropout, in 16 bits."""
+    """Return the bytes per token moved by norms, activations, residuals and dropout, in 16 bits."""
     shape = work.shape
     if work.compiled:
         per_width, per_mlp, dropout = k.norm_bytes, k.mlp_bytes, k.dropout_bytes
@@ -420,7 +420,7 @@ def _elementwise_bytes(work: Workload, k: Constants) -> float:
 
 
 def _recomputation(work: Workload, forward: dict[str, float], k: Constants) -> float:
-    """Full checkpointing computes the blocks' forward pass again; selective its cheap part."""
+    """Return the seconds of recomputing the blocks' forward pass: full, or selective in part."""
     if work.checkpointing == "none":
         return 0.0
     again = forward["matrix products of the blocks"] / 3 + forward["norms and elementwise"] / 3
@@ -452,7 +452,7 @@ def _optimizer(work: Workload, device: _Device, k: Constants) -> float:
 
 
 def _newton_schulz(a: int, b: int, batched: bool, device: _Device, k: Constants) -> float:
-    """Seconds of one iteration on an a x b matrix: X X^T, its square, and the product with X.
+    """Return the seconds of one Newton-Schulz iteration on an a x b matrix.
 
     One matrix alone is so small that the tiles of a product, 128 x 128, leave SMs idle; a CPU does
     these products, in 16 bits, as it does a model's.
@@ -478,10 +478,10 @@ def _newton_schulz(a: int, b: int, batched: bool, device: _Device, k: Constants)
 def _communication(
     work: Workload, hardware: Hardware, busy: float, k: Constants
 ) -> tuple[float, float]:
-    """Seconds of exchanging gradients (and weights, where sharded) that the computation does not
-    hide: per step, and per micro-step.
+    """Return the seconds of communication not hidden by computation: per step, per micro-batch.
 
-    A ring all-reduce moves 2 (w - 1) / w of the bytes over each device's link.
+    Gradients are exchanged, and weights too if sharded. A ring all-reduce moves 2 (w - 1) / w of
+    the bytes over each device's link.
     """
     counted = count_parameters(work.shape)
     total = counted.total
@@ -512,7 +512,7 @@ def _communication(
 
 
 def _link(hardware: Hardware, k: Constants) -> float:
-    """B/s that a collective reaches over the link between the cards of one machine."""
+    """Return the B/s that a collective reaches over the link between the GPUs of one machine."""
     if _over_pcie(hardware):
         return k.pcie_share * (hardware.interconnect_bytes_per_second or k.pcie_bytes_per_second)
     assert hardware.interconnect_bytes_per_second is not None

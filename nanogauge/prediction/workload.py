@@ -9,7 +9,7 @@ from nanogauge.errors import BadInput
 from nanogauge.runspec import PLAIN, Program, RunSpec, Shape, Sharding
 
 GPUS_OF_A_NODE = 8
-"""GPUs of one machine: hybrid sharding spans them, and links between machines are slower."""
+"""GPUs of one machine, over which hybrid sharding shards; links between machines are slower."""
 
 Dtype = Literal["float32", "tf32", "float16", "bfloat16"]
 
@@ -39,7 +39,7 @@ class Workload:
     """Whether gradients are clipped by norm."""
     gpus: int = 1
     sharding: Sharding = "replicated"
-    """Over the GPUs: DDP; DDP with a sharded optimizer; FSDP; FSDP within a machine."""
+    """Sharding over GPUs: DDP; DDP with a sharded optimizer; FSDP; FSDP within a machine."""
     overlapped: bool = True
     """Whether the all-reduce of gradients overlaps with the backward pass."""
     program: Program = PLAIN
@@ -68,7 +68,7 @@ class Workload:
 
 
 def resolve_dtype(spec: RunSpec, on_gpu: bool) -> str:
-    """Return the precision of the run, bfloat16 on a GPU and float32 on a CPU where it is open."""
+    """Return the spec's precision; if it is not set, bfloat16 on a GPU and float32 on a CPU."""
     return spec.dtype or ("bfloat16" if on_gpu else "float32")
 
 

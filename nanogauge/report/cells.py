@@ -1,4 +1,4 @@
-"""Rows of the report as text: the words, marks and groups that all its forms share."""
+"""Report rows as text: the words, marks and groups that HTML, Markdown and terminal share."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _ORDER = (
 
 
 def _is_sum(row: Row) -> bool:
-    """Return True if the claim is about another run and was judged by arithmetic alone."""
+    """Return True if the claim was judged by arithmetic alone, as it is about another run."""
     return row.verdict in ("held", "contradicted") and not (row.measured or row.analytic)
 
 
 def sort_rows(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows with the most asked-for quantities first and plain arithmetic last."""
+    """Return the rows with the quantities most often asked for first and plain arithmetic last."""
 
     def place(row: Row) -> int:
         if _is_sum(row):
@@ -79,7 +79,7 @@ def range_cell(row_id: str, estimate: Estimate | None, currency: str) -> str:
 
 
 def _expected_cell(row_id: str, estimate: Estimate | None, currency: str) -> str:
-    """Return the expected value; empty if the interval is that one number."""
+    """Return the expected value as text; empty if the interval is a single number."""
     if estimate is None or estimate.low >= estimate.high:
         return ""
     return format_value(row_id, estimate.expected, currency)
@@ -94,7 +94,7 @@ class Group:
 
     @property
     def counts(self) -> list[tuple[str, int]]:
-        """The number of rows with each verdict."""
+        """Each verdict with its number of rows."""
         counter = Counter(cell.verdict for cell in self.cells)
         return [(verdict, counter[verdict]) for verdict in VERDICTS if counter[verdict]]
 

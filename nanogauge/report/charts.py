@@ -50,10 +50,10 @@ class Timeline:
         self.has_clock = len(known) == len(sessions)
         self._before = np.cumsum([0.0, *known[:-1]]) if self.has_clock else np.zeros(len(sessions))
         self.seconds, unit = next(u for u in _UNITS if sum(known) >= u[2])[:2]
-        """Seconds in one unit of the axis."""
+        """Length of the axis unit in seconds."""
         last = [recorded.steps.last("step") or 0, *(float(e.step) for e in recorded.evals)]
         self.axis = ("step", max(last))
-        """Title of the axis, and end of the run on it."""
+        """Title of the x axis, and its value at the end of the run."""
         if self.has_clock:
             self.axis = (f"{unit} of the run", sum(known) / self.seconds)
 
@@ -67,7 +67,7 @@ class Timeline:
         return self._x(process, elapsed)
 
     def x_of_readings(self, elapsed: Floats) -> Floats:
-        """Return the positions of all sensor readings of the run; needs a clock."""
+        """Return the positions of all sensor readings; requires that every process has a clock."""
         return self._x(self._process_of_readings, elapsed)
 
     def x_of_lines(self, lines: Sequence[Checkpoint | Compile | Eval | Event]) -> Floats:

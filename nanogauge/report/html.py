@@ -151,7 +151,7 @@ def _so_far(row_id: str, report: Report, recorded: Recorded) -> str:
 
 
 def verdict_counts(report: Report) -> tuple[str, dict[str, int]]:
-    """Return what was judged, claims or predictions, and the number with each verdict."""
+    """Return what was judged, claims or predictions, and the number of rows by verdict."""
     run = report.run
     if run.document is not None:
         return "claims", {verdict: run.verdicts.get(verdict, 0) for verdict in VERDICTS}
@@ -263,7 +263,7 @@ def _waterfalls(report: Report) -> list[dict[str, Any]]:
 
 
 def _advice(report: Report) -> list[tuple[str, str]]:
-    """Return each piece of advice once, after the cause it is about."""
+    """Return each piece of advice once, together with its cause."""
     causes: dict[str, str] = {}
     for attribution in (report.attribution, report.attribution_of_claim):
         for part in attribution.parts if attribution is not None else ():
@@ -363,7 +363,7 @@ def templates(plain: bool = False) -> jinja2.Environment:
 
 
 def render_html(report: Report, run: RunFolder, recorded: Recorded) -> str:
-    """Render the page of a run: one file that loads nothing."""
+    """Render the page of a run as a single file without external resources."""
     return templates().get_template("report.html.j2").render(_context(report, run, recorded))
 
 

@@ -361,7 +361,7 @@ def waterfall(begin: tuple[str, float], parts: Sequence[tuple[str, float]], end:
     """Draw how parts in seconds lead from one total to another.
 
     The axis begins near the smaller total, so that small parts are visible. All but the largest
-    parts are one.
+    parts are merged.
     """
     unit, scale = ("h", 3600.0) if begin[1] >= 7200 else ("s", 1.0)
     largest = sorted(parts, key=lambda part: -abs(part[1]))[:MAX_WATERFALL_PARTS]

@@ -41,7 +41,7 @@ from nanogauge.runspec import RunSpec
 from nanogauge.schema import Prediction
 
 WIDE_TERMINAL = 150
-"""Columns from which on the reasons stand in the table and not below it."""
+"""Terminal width in columns from which the reasons are a table column instead of text below."""
 VERDICT_STYLES = {"held": "green", "missed": "red", "contradicted": "bold red"}
 UNKNOWN = "not known"
 
@@ -53,7 +53,7 @@ def make_table() -> Table:
 def print_rows(
     rows: list[Row], columns: Sequence[str], console: Console, planned: bool = False
 ) -> None:
-    """Print rows with their reasons, for missed and contradicted ones alone on a narrow terminal.
+    """Print rows with reasons; on a narrow terminal only missed and contradicted rows have them.
 
     In a plan nothing is measured yet, so only claims have a verdict.
     """
@@ -203,7 +203,7 @@ def _fit_sentence(spec: RunSpec, prediction: Prediction, fit: Fit) -> str:
 def _deadline_sentences(
     spec: RunSpec, prediction: Prediction, deadline: Deadline, now: datetime
 ) -> list[str]:
-    """Return when the run ends and, for a given deadline, what would end by then."""
+    """Return when the run ends and, if a deadline was given, which runs would end by it."""
     finish = deadline.finish
     if finish is None:
         return [f"Finish: not known: {prediction.unpredicted['total_seconds']}."]

@@ -237,20 +237,20 @@ class Recorded:
     sensors: Table[Sensor] = field(default_factory=lambda: Table(Sensor))
     events: list[Event] = field(default_factory=list)
     benchmarks: list[Benchmark] = field(default_factory=list)
-    """Newest line of each name, metric and model of comparison."""
+    """Newest line for each benchmark name, metric and comparison model."""
     ends: list[End] = field(default_factory=list)
     processes: list[list[Start]] = field(default_factory=list)
     """Start lines of each process: one, and one for each rollback."""
     lost_work: list[LostWork] = field(default_factory=list)
-    """Of each start line."""
+    """Work discarded by each start line."""
     milestones: list[tuple[int, Start | Event | End]] = field(default_factory=list)
-    """Lines of these kinds in the order of the log, each with the number of its process."""
+    """Start, event and end lines in log order, each with the number of its process."""
     first_sensors: list[int] = field(default_factory=list)
     """Index in `sensors` of the first reading of each process."""
     session_seconds: list[float | None] = field(default_factory=list)
-    """Wall time of each process up to its last line; None without a clock in the log."""
+    """Wall time of each process until its last line; None without a clock in the log."""
     startups: list[Startup] = field(default_factory=list)
-    """Of each process."""
+    """Start-up of each process."""
     end: End | None = None
     """End line of the last process; None if it died or is still running."""
     truncated: bool = False
@@ -263,7 +263,7 @@ class Recorded:
 
     @property
     def lost_seconds(self) -> float:
-        """Duration of the work that was repeated, the first time."""
+        """Seconds spent on work that was lost and later repeated."""
         return sum(lost.seconds for lost in self.lost_work)
 
     @property
@@ -342,7 +342,7 @@ class Recorded:
         self._set_elapsed(elapsed_seconds)
 
     def _discard_from(self, first_step: int) -> None:
-        """Drop work from a step on, which is repeated, and add its duration to lost_work."""
+        """Drop the records from a step on, which is repeated; add their time to lost_work."""
         lost = LostWork()
         last = self.steps.last("step")
         if last is not None and last >= first_step:

@@ -89,7 +89,7 @@ class LogReader:
         return self._recorded
 
     def _is_same(self, file: BinaryIO) -> bool:
-        """Return True for the log that was read so far, positioned at its first new byte.
+        """Return True if the file is the log read so far, and seek to its first new byte.
 
         Its first line contains the hash of the run's prediction.
         """

@@ -24,7 +24,7 @@ Mode = Literal["auto", "online", "offline"]
 OUTPUT_NAME = "wandb.log"
 """Output of the mirror process and of W&B."""
 POSITION_NAME = "wandb.json"
-"""How much of the run is mirrored."""
+"""File that records how much of the run W&B has."""
 _MODULE = "nanogauge.sinks.process"
 _UPLOAD_SECONDS = 600.0
 _ERROR_PREFIX = "process.py: "

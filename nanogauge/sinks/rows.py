@@ -94,7 +94,7 @@ VERDICT_COLUMNS = (
 
 
 class Rows:
-    """Convert the lines of a log, in order from the first, to rows."""
+    """Converter of log lines, passed in order from the first, to W&B rows."""
 
     def __init__(self, spec: RunSpec, prediction: Prediction, log_every: int) -> None:
         self._spec = spec
@@ -105,9 +105,9 @@ class Rows:
         self._step = 0
         self._tokens = 0
         self._seconds = self._joules = 0.0
-        """Of the current process."""
+        """Time and energy of the current process."""
         self._seconds_before = self._joules_before = 0.0
-        """Of the processes before it."""
+        """Time and energy of all earlier processes."""
         self._peak_process_bytes: int | None = None
         self._throttle_keys: set[str] = set()
         self._all_sensed = True
@@ -161,7 +161,7 @@ class Rows:
         self._tokens = line.first_step * self._spec.tokens_per_step
 
     def _axes(self, updates: int | None, elapsed_seconds: float | None) -> dict[str, float]:
-        """Return the axes of a row after a number of updates; None for the last step's."""
+        """Return the axes of a row after `updates` updates, or after the last step's if None."""
         step, tokens = self._step, self._tokens
         if updates is not None:
             step, tokens = updates, updates * self._spec.tokens_per_step
