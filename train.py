@@ -61,7 +61,7 @@ from trainer.step.optimizer import set_learning_rate, update
 
 
 def train(s: Session) -> tuple[Status, str | None]:
-    """Train until steps.last; return how training ended and why."""
+    """Train until s.steps.last, a stop request or a failure; return the status and the reason."""
     config, clock, state, steps = s.config, s.recorder.clock, s.state, s.steps
     accumulation, parameters = s.batches.grad_accum, list(state.model.parameters())
     spec, schedule = s.run.folder.spec, s.run.folder.spec.schedule
@@ -69,6 +69,8 @@ def train(s: Session) -> tuple[Status, str | None]:
     step = steps.done
     while True:
         # 1. Evaluation and checkpoint, each timed separately and outside of every step.
+        # stopping: a signal asked any rank to stop. leaving: training ends at this step, for that
+        # reason or because it is the last one; a last checkpoint is written before returning.
         stopping = s.ranks.any(s.stop.reason is not None)
         leaving = stopping or step == steps.last
         evaluating = not stopping and step != steps.evaluated and is_evaluated(step, spec)
@@ -122,9 +124,9 @@ def train(s: Session) -> tuple[Status, str | None]:
 
 
 def evaluate(s: Session, step: int) -> None:
-    """Log the loss on both splits, and at some evaluations a generated text.
+    """Evaluate the loss on both splits and log it, at some steps with generated texts.
 
-    Nothing is logged if a stop was requested meanwhile: the resumed run repeats the evaluation.
+    Nothing is logged if a stop is requested meanwhile, as the resumed run repeats the evaluation.
     """
     steps, recorder = s.steps, s.recorder
     with recorder.clock.window() as evaluation:
@@ -152,9 +154,10 @@ def evaluate(s: Session, step: int) -> None:
 def mean_loss(s: Session, split: Split) -> float:
     """Return the mean loss over the evaluation windows of a split, in nats per token.
 
-    The ranks share the batches, and the losses are summed in the same order for every world size.
-    NaN if a stop was requested: the remaining batches are skipped. With a sharded model every pass
-    is a collective: ranks without remaining batches repeat one and discard its loss.
+    The batches are divided among the ranks; the order of the sum does not depend on the world size.
+    If a stop is requested, the remaining batches are skipped and NaN is returned. With a sharded
+    model every forward pass is a collective, so ranks without remaining batches repeat one and
+    discard its loss.
     """
     state = s.state
     state.model.eval()
@@ -176,10 +179,10 @@ def mean_loss(s: Session, split: Split) -> float:
 
 
 def run(s: Session) -> tuple[Status, str | None]:
-    """Train and close the log; return how the run ended and why.
+    """Train with signal handling and watchdog, then log the end; return status and reason.
 
     Raises:
-        RunFailed: on ranks other than 0, if the rank itself failed.
+        RunFailed: on ranks other than 0 that ran out of memory.
     """
     restartable = None
     with s.recorder.log:
@@ -206,7 +209,10 @@ def run(s: Session) -> tuple[Status, str | None]:
 
 
 def train_within_memory(s: Session) -> tuple[Status, str | None]:
-    """Compile and train; after an out-of-memory error, retry with a smaller micro-batch."""
+    """Compile and train; after an out-of-memory error, retry with a smaller micro-batch.
+
+    Only a single rank can retry; with several ranks the run fails. Returns status and reason.
+    """
     while True:
         try:
             if s.state.compilation == "pending":
