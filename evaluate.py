@@ -108,7 +108,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def make_pair(trained: Trained, against: str | None) -> tuple[Pair, Path | None]:
-    """Return both models on the run's device, and the folder of the one to compare with."""
+    """Return the run's model and that of `against` on the run's device, and the latter's folder."""
     device = trained.model.embedding.weight.device
     dtype = trained.folder.prediction.dtype if device.type == "cuda" else "float32"
     pair = Pair(Scorer(trained.model, dtype), None, None, trained.step)
@@ -130,7 +130,7 @@ def benchmarks(
     given: Any,
     warnings: list[str],
 ) -> Iterator[Benchmark]:
-    """Yield the log lines of each benchmark when it is done."""
+    """Run the benchmarks; yield the log lines of each when it is complete."""
     config = trained.config
     device = pair.own.model.embedding.weight.device
     examples = read_hellaswag(given.hellaswag, given.limit) if HELLASWAG in tasks else []

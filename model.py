@@ -39,7 +39,7 @@ def make_norm(config: ModelSection) -> nn.Module:
 
 
 def softcap(logits: Tensor, cap: float) -> Tensor:
-    """Return cap * tanh(logits / cap), or the logits unchanged if cap is 0."""
+    """Return cap * tanh(logits / cap), which bounds them by cap; unchanged if cap is 0."""
     return cap * torch.tanh(logits / cap) if cap else logits
 
 
@@ -80,7 +80,10 @@ class CausalSelfAttention(nn.Module):
             self.rotary = Rotary(config.block_size, config.n_embd // config.n_head)
 
     def prepared(self, x: Tensor, begin: int = 0) -> Tensor:
-        """Normalise and rotate queries or keys (B H T D); `begin` is their first position."""
+        """Apply QK norm and rotary embedding, if configured, to queries or keys (B H T D).
+
+        `begin` is the position in the sequence of x[:, :, 0].
+        """
         if self.qk_norm:
             x = F.rms_norm(x, x.shape[-1:], eps=NORM_EPSILON)
         return x if self.rotary is None else self.rotary(x, begin)
@@ -126,7 +129,7 @@ class Block(nn.Module):
 
 
 def through(blocks: Iterable[Callable[[Tensor], Tensor]], x: Tensor, recompute: bool) -> Tensor:
-    """Apply the blocks in order; with recompute, store only their inputs (B T C each).
+    """Apply the blocks in order; with `recompute`, store only block inputs (B T C each).
 
     The backward pass then repeats each block's forward pass: a third more FLOPs in the blocks.
     """
@@ -143,7 +146,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.recompute = False
-        """Activation checkpointing of the blocks."""
+        """Whether blocks use activation checkpointing."""
         self.transformer = nn.ModuleDict({"wte": nn.Embedding(config.vocab_size, config.n_embd)})
         if config.positions == "learned":
             self.transformer["wpe"] = nn.Embedding(config.block_size, config.n_embd)
@@ -191,7 +194,7 @@ class GPT(nn.Module):
     ) -> Tensor:
         """Return the final hidden states, B T C, of token embeddings, B T C.
 
-        blocks: to run instead of the model's own, for example compiled ones.
+        blocks: blocks to run instead of the model's own, for example compiled ones.
         """
         if "wpe" in self.transformer:
             x = x + self.transformer["wpe"](torch.arange(x.shape[1], device=x.device))

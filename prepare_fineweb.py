@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from trainer.data.prepare import Progress
 
 MOST_SHARD_TOKENS = 2**31 - 1
-"""The largest token count of a shard's header."""
+"""Largest token count that fits into the header of a shard."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -113,7 +113,7 @@ class ProgressPrinter:
 
 
 def format_progress(progress: Progress, total_tokens: int, seconds: float) -> str:
-    """Return one line of progress; the rates are of this process, which has run for `seconds`."""
+    """Return a line of progress; rates are averages over this process's running time, `seconds`."""
     from nanogauge.quantities import format_seconds
 
     rate = progress.new_tokens / seconds

@@ -78,7 +78,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def checked_choice(temperature: float, top_k: int | None, top_p: float | None) -> Choice:
-    """Return the sampling options.
+    """Return the sampling options as a Choice.
 
     Raises:
         BadInput: if one is out of range.
@@ -109,7 +109,7 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def stream(tokens: Iterator[int], encoding: tiktoken.Encoding) -> Iterator[tuple[str, int]]:
-    """Yield text with its number of tokens; a character may need several tokens."""
+    """Yield the text that each token completes ("" within a character) and its token count."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for token in tokens:
         known = b"".join(map(encoding.decode_single_token_bytes, text_tokens([token], encoding)))

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from nanogauge.cli import run_command
 from trainer.run.supervisor import supervise
-from trainer.step.torch_env import keep_pages  # its import sets what torch reads
+from trainer.step.torch_env import keep_pages  # the import sets variables that torch reads
 
 if __name__ == "__main__":
     if "--supervise" in sys.argv[1:]:
@@ -61,7 +61,7 @@ from trainer.step.optimizer import set_learning_rate, update
 
 
 def train(s: Session) -> tuple[Status, str | None]:
-    """Train until steps.last; return how training ended and why."""
+    """Train until s.steps.last, a stop request or a failure; return the status and the reason."""
     config, clock, state, steps = s.config, s.recorder.clock, s.state, s.steps
     accumulation, parameters = s.batches.grad_accum, list(state.model.parameters())
     spec, schedule = s.run.folder.spec, s.run.folder.spec.schedule
@@ -69,6 +69,8 @@ def train(s: Session) -> tuple[Status, str | None]:
     step = steps.done
     while True:
         # 1. Evaluation and checkpoint, each timed separately and outside of every step.
+        # stopping: a signal asked any rank to stop. leaving: training ends at this step, for that
+        # reason or because it is the last one; a last checkpoint is written before returning.
         stopping = s.ranks.any(s.stop.reason is not None)
         leaving = stopping or step == steps.last
         evaluating = not stopping and step != steps.evaluated and is_evaluated(step, spec)
@@ -115,16 +117,16 @@ def train(s: Session) -> tuple[Status, str | None]:
         metrics = to_host(torch.stack([total, norm]))
         clock.end_step(watch)
 
-        # 3. Record it, to the log and then to the display; on a GPU while the next step runs.
+        # 3. Log and show completed steps; on a GPU a step is recorded while the next one runs.
         steps.pending.append(PendingStep(step, rate, metrics, watch))
         record_steps(s, leave=clock.lag)
         step += 1
 
 
 def evaluate(s: Session, step: int) -> None:
-    """Log the loss on both splits, and at some evaluations a generated text.
+    """Evaluate the loss on both splits and log it, at some steps with generated texts.
 
-    Nothing is logged if a stop was requested meanwhile: the resumed run repeats the evaluation.
+    Nothing is logged if a stop is requested meanwhile, as the resumed run repeats the evaluation.
     """
     steps, recorder = s.steps, s.recorder
     with recorder.clock.window() as evaluation:
@@ -152,9 +154,10 @@ def evaluate(s: Session, step: int) -> None:
 def mean_loss(s: Session, split: Split) -> float:
     """Return the mean loss over the evaluation windows of a split, in nats per token.
 
-    The ranks share the batches, and the losses are summed in the same order for every world size.
-    NaN if a stop was requested: the remaining batches are skipped. With a sharded model every pass
-    is a collective: ranks without remaining batches repeat one and discard its loss.
+    The batches are divided among the ranks; the order of the sum does not depend on the world size.
+    If a stop is requested, the remaining batches are skipped and NaN is returned. With a sharded
+    model every forward pass is a collective, so ranks without remaining batches repeat one and
+    discard its loss.
     """
     state = s.state
     state.model.eval()
@@ -176,10 +179,10 @@ def mean_loss(s: Session, split: Split) -> float:
 
 
 def run(s: Session) -> tuple[Status, str | None]:
-    """Train and close the log; return how the run ended and why.
+    """Train with signal handling and watchdog, then log the end; return status and reason.
 
     Raises:
-        RunFailed: on ranks other than 0, if the rank itself failed.
+        RunFailed: on ranks other than 0 that ran out of memory.
     """
     restartable = None
     with s.recorder.log:
@@ -206,7 +209,10 @@ def run(s: Session) -> tuple[Status, str | None]:
 
 
 def train_within_memory(s: Session) -> tuple[Status, str | None]:
-    """Compile and train; after an out-of-memory error, retry with a smaller micro-batch."""
+    """Compile and train; after an out-of-memory error, retry with a smaller micro-batch.
+
+    Only a single rank can retry; with several ranks the run fails. Returns status and reason.
+    """
     while True:
         try:
             if s.state.compilation == "pending":
@@ -217,7 +223,7 @@ def train_within_memory(s: Session) -> tuple[Status, str | None]:
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            if s.ranks.world > 1 and s.ranks.is_first:  # the other ranks are within their step
+            if s.ranks.world > 1 and s.ranks.is_first:  # others cannot retry in mid-step
                 return "failed", memory_advice(s)
             if s.ranks.world > 1:
                 raise RunFailed(f"{memory_advice(s)}.") from error
@@ -258,7 +264,7 @@ def run_whole(options: Options, config: Config, ranks: Ranks) -> int:
             background = BackgroundReport.start(config.folder, seconds)
         status, reason = run(session)
         if not ranks.is_first:
-            return 0  # the ranks ended together, and rank 0 reports how
+            return 0  # rank 0 reports the outcome for all ranks
         background.stop()
         report, folder, recorded = build_report(config.folder, claims_of(config.folder, None))
         paths = write_report(report, folder, recorded)

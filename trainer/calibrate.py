@@ -1,6 +1,6 @@
 """Describe and calibrate this device: a CPU's peak in two seconds, a step by parts in a minute.
 
-The parts of a step run as train.py runs them: same model, batches, optimizer, clipping and waits.
+The parts of a step are timed with the model, batches, optimizer and clipping of train.py.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def measure_cpu(
 ) -> Hardware:
     """Measure this CPU as the hardware of a prediction.
 
-    Its peak is the best rate of square matrix products of a few sizes in the run's dtype, on
-    torch's threads; its bandwidth is that of a copy far larger than the caches, read and written.
+    Peak FLOP/s is the best rate of square matrix products of a few sizes, in the run's dtype and on
+    torch's threads. Bandwidth counts the bytes read and written by a copy that exceeds all caches.
     """
     cpu = torch.device("cpu")
     rates = {}
@@ -128,7 +128,7 @@ def measure_device(config: Config, device: torch.device, dtype: str, name: str) 
 def measure_operations(work: Workload, device: torch.device, dtype: torch.dtype) -> list[Figure]:
     """Measure matrix products in the model's shapes, attention, cross-entropy and a memory copy.
 
-    Operations that would take long on this device have fewer rows (tokens) than a micro-batch.
+    On a slow device, long operations are measured with fewer tokens than a micro-batch has.
     """
     shape, name = work.shape, matrix_product_name(work.dtype)
     figures = [_matmul_figure(f"{name}, square", 1024, 1024, 1024, dtype, device)]
@@ -221,14 +221,14 @@ def _repeat(work: Callable[[], object], device: torch.device) -> list[float]:
 
 
 def _middle(values: Sequence[float]) -> tuple[float, float]:
-    """10th and 90th percentile."""
+    """Return the 10th and 90th percentile."""
     low, high = np.quantile(values, (0.1, 0.9))
     return float(low), float(high)
 
 
 @dataclass
 class StepPart:
-    """A part of the model with its own weights, trained as in train.py."""
+    """A part of the model that is timed alone, with its own weights and optimizer."""
 
     module: nn.Module
     optimizer: torch.optim.AdamW
@@ -237,7 +237,7 @@ class StepPart:
     """Run the forward and backward pass of a micro-batch, given step and micro-batch numbers."""
 
     def step(self, number: int, micro_batches: int, device: torch.device) -> tuple[float, float]:
-        """Return the seconds of a micro-batch, and of clipping and the optimizer."""
+        """Run a step; return the seconds per micro-batch, and of clipping and update together."""
         synchronize(device)
         begin = time.perf_counter()
         total = torch.zeros((), device=device)
@@ -255,7 +255,7 @@ class StepPart:
 
 
 class Stack(nn.Module):
-    """Blocks one after the other, and nothing else."""
+    """Transformer blocks in sequence, without embedding and head."""
 
     def __init__(self, config: Config, layers: int) -> None:
         super().__init__()
@@ -274,10 +274,10 @@ def measure_parts(
     flops_per_second: float,
     deadline: float,
 ) -> tuple[MeasuredParts, Figure | None]:
-    """Measure a layer, from a stack of layers, and the rest, from a one-layer model minus a layer.
+    """Measure a step's time per layer, and of embedding, head and all else outside the layers.
 
-    Both are stepped in turn, so that a disturbance affects both. The figure is the time of their
-    compilation.
+    A stack of layers gives the first; a one-layer model minus one layer gives the second. Their
+    steps alternate, so that other programs slow both down. The returned Figure is the compile time.
     """
     layers = min(STACKED_LAYERS, work.shape.n_layer)
     both = replace(work.shape, n_layer=1 + layers)
@@ -330,14 +330,14 @@ def measure_parts(
 
 
 def undisturbed(seconds: Sequence[float]) -> float:
-    """Return the lower quartile: other programs only add to a time, at times to most samples."""
+    """Return the lower quartile of step times, as other programs can only add to a time."""
     return float(np.quantile(seconds, 0.25))
 
 
 def whole_piece(
     config: Config, sequences: int, micro_batches: int, device: torch.device, dtype: str
 ) -> StepPart:
-    """Return a model of one layer: all parts of a step except its other layers."""
+    """Return a one-layer model with embedding, head and optimizer, ready to be timed."""
     sizes = config.model.model_copy(update={"n_layer": 1})
     model = GPT(sizes).to(device)
     model.recompute = config.train.checkpointing == "full"
@@ -372,7 +372,7 @@ def whole_piece(
 def stack_piece(
     config: Config, layers: int, sequences: int, device: torch.device, dtype: str
 ) -> StepPart:
-    """Return a stack of layers between a given input and a given gradient."""
+    """Return layers alone, ready to be timed with a fixed input and a fixed output gradient."""
     stack = Stack(config, layers).to(device)
     run = with_advice(torch.compile(stack)) if config.run.compile else stack
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == "float16")
@@ -391,10 +391,10 @@ def stack_piece(
 
 
 def with_advice(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Wrap a function that compiles in its first call, to raise BadInput if that fails.
+    """Wrap `run`, which compiles in its first call, so that it raises BadInput if that fails.
 
     Raises:
-        BadInput: from that call, if compilation fails.
+        BadInput: in the call of the returned function in which compilation fails.
     """
     torch._dynamo.reset()
 
@@ -411,7 +411,7 @@ def with_advice(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def describe_hardware(device: torch.device, dtype: str) -> tuple[Hardware, DriverInfo | None]:
-    """Return the hardware to predict for: the GPU's row, else its properties; a CPU is measured."""
+    """Return the hardware to predict for: a GPU's table entry or properties, or a measured CPU."""
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         driver = driver_info(str(properties.uuid))
@@ -443,7 +443,7 @@ def this_processor(dtype: str) -> Hardware:
 
 
 def probe(run: RunSection) -> Device:
-    """Describe the device of run.device for the doctor, without measuring a CPU.
+    """Return a description of run.device for the doctor's checks, without measuring a CPU.
 
     Raises:
         BadInput: if the device does not support run.dtype.
@@ -477,16 +477,16 @@ def calibrated_threads(device: torch.device) -> int | None:
 
 
 def calibrate(config: Config, gpu: str | None) -> tuple[Hardware, str, Calibration, str | None]:
-    """Measure the device of this configuration and store the calibration, in under a minute.
+    """Measure this configuration's device in under a minute and store the result for predictions.
 
     Returns the hardware, the dtype of a run on it, all its calibrations, and a warning if the
     calibration could not be stored.
 
     Args:
-        gpu: the GPU that a plan was requested for; None for any.
+        gpu: name of the GPU that the user asked a plan for; None accepts any.
 
     Raises:
-        BadInput: if that GPU is not the one in this machine, or the device cannot run this.
+        BadInput: if `gpu` is not this machine's GPU, or the device cannot run the configuration.
     """
     device = choose_device(config.run.device)
     dtype = choose_dtype(config.run.dtype, device)

@@ -26,7 +26,7 @@ from trainer.step.optimizer import load_state
 
 WEIGHTS, STATE, META = "model.safetensors", "state.pt", "meta.json"
 REPLACED = ".replaced"
-"""Suffix of a checkpoint while one of the same step replaces it."""
+"""Suffix of the old folder while a new checkpoint of the same step takes its name."""
 _NAME = re.compile(rf"step_(\d{{8,}})({re.escape(REPLACED)})?")
 _OWN_DIGEST = "sha256_of_the_above"
 _HEAD = "lm_head.weight"
@@ -38,7 +38,7 @@ class RandomState(TypedDict):
 
     cpu: torch.Tensor
     device: torch.Tensor | None
-    """Of the rank's GPU; None on a CPU."""
+    """Random state of the rank's GPU; None on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ class Meta:
     """The contents of meta.json without its hashes."""
 
     step: int
-    """Steps before the checkpoint."""
+    """Number of steps made before the checkpoint."""
     data: Mapping[str, object]
-    """Position in the data."""
+    """Position in the training data, as Batches.position returns it."""
     run: Mapping[str, Any]
-    """State of the run beyond its tensors."""
+    """State of the run that is not a tensor, such as the number of rollbacks."""
     val_loss: float | None
     """Validation loss at this step in nats per token; None without one, or if non-finite."""
 
@@ -65,7 +65,7 @@ def random_state(device: torch.device) -> RandomState:
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
-    """Return the newest intact checkpoint, and a sentence for each damaged one skipped."""
+    """Return the newest intact checkpoint (None without one) and a sentence per damaged one."""
     damaged: list[str] = []
     for path in reversed(list_checkpoints(folder)):
         if intact_meta(path) is not None:
@@ -78,7 +78,7 @@ def read_meta(path: Path) -> Meta:
     """Read the meta.json of a checkpoint.
 
     Raises:
-        OSError: if there is no such checkpoint.
+        OSError: if the checkpoint does not exist.
         ValueError: if its meta.json is damaged.
     """
     content = _content(path)
@@ -94,12 +94,12 @@ def load_checkpoint(
     rank: int = 0,
     world: int = 1,
 ) -> bool:
-    """Restore model, optimizer, scaler and random states.
+    """Restore model, optimizer, scaler and random states from a checkpoint.
 
-    Of a sharded model each rank reads its rows, also from an unsharded checkpoint.
+    If the model is sharded, each rank reads only its shard; the checkpoint is never sharded.
 
-    Returns False, without restoring random states, if the checkpoint has another world size or kind
-    of device.
+    Returns True if random states were restored, False if the checkpoint has another world size or
+    kind of device.
     """
     sharded = is_sharded(next(model.parameters()))
     state: dict[str, Any] = torch.load(
@@ -129,7 +129,7 @@ def load_weights(path: Path, model: nn.Module, device: torch.device) -> None:
 
 
 def own_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the weights by name, without the second name of a tied head."""
+    """Return the weights by name; a head tied to the embedding is listed once."""
     weights: dict[str, torch.Tensor] = dict(model.state_dict())
     if local_tensor(weights[_HEAD]).data_ptr() == local_tensor(weights[_EMBEDDING]).data_ptr():
         del weights[_HEAD]
@@ -137,7 +137,7 @@ def own_weights(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints in a folder by step, intact or not."""
+    """Return the checkpoint folders in a folder, sorted by step, without checking for damage."""
     if not folder.is_dir():
         return []
     paths = [path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()]
@@ -188,7 +188,7 @@ def _sha256(path: Path) -> str:
 
 
 _CHUNK_BYTES = 2**22
-"""Hashed and written together, while in the CPU's cache."""
+"""Bytes hashed and written at a time, so that both read them from the CPU's cache."""
 _SAFETENSORS_NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -205,16 +205,16 @@ def write_files(
     state: Mapping[str, object],
     content: Mapping[str, object],
 ) -> int:
-    """Stream the files of a checkpoint into an empty folder and sync them; return their bytes.
+    """Write the files of a checkpoint into an empty folder and fsync them; return their size.
 
     Tensors are not copied, and the interpreter lock is free while bytes are hashed and written, so
     that training continues meanwhile.
 
     Args:
-        folder: of the files, synced as well.
-        weights: by name, in host memory.
+        folder: empty folder to write to; it is fsynced as well.
+        weights: tensors by name, in host memory.
         state: optimizer, scaler and random states, in host memory.
-        content: of meta.json, without hashes.
+        content: entries of meta.json, without the hashes.
 
     Raises:
         OSError: if a file cannot be written completely.
@@ -236,7 +236,7 @@ def write_files(
 
 
 def flush_folder(folder: Path) -> None:
-    """Sync a folder's names to disk."""
+    """Fsync a folder, so that new and renamed files in it survive a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -275,10 +275,10 @@ class _HashedFile:
         return len(view)
 
     def flush(self) -> None:
-        """Do nothing: torch's writer calls it, finish() flushes."""
+        """Do nothing, as torch's writer calls this often; finish() flushes."""
 
     def finish(self) -> None:
-        """Sync and close the file.
+        """Fsync and close the file.
 
         Raises:
             OSError: if any write failed.

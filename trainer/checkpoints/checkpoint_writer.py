@@ -38,36 +38,36 @@ from trainer.step.device import synchronize
 from trainer.step.fsdp import full_tensor
 
 _BYTES_PER_TENSOR, _BYTES_EXTRA = 512, 2**13
-"""Headers and padding in the files; twice what was measured with 37 and with 301 tensors."""
+"""Upper bounds of file headers and padding; twice the sizes measured with 37 and 301 tensors."""
 
 
 @dataclass(frozen=True)
 class Written:
-    """A checkpoint that is complete and on disk."""
+    """Outcome of a checkpoint that is complete and on disk."""
 
     step: int
     path: Path
     bytes: int
     write_seconds: float
-    """From its copy in memory to its final name on disk."""
+    """Time from the end of the copy in memory to the final rename."""
 
 
 @dataclass(frozen=True)
 class NotWritten:
-    """A checkpoint that failed; earlier ones are kept."""
+    """Outcome of a checkpoint that could not be written; earlier checkpoints are kept."""
 
     step: int
     reason: str
-    """The system's message ("No space left on device"), or the missing space."""
+    """The operating system's error message, or how much disk space is missing."""
 
 
 def kept_steps(val_losses: Mapping[int, float | None], keep: int, best: bool = True) -> set[int]:
     """Return the steps of the newest `keep` checkpoints and of the one with the lowest loss.
 
     Args:
-        val_losses: by step; None without an evaluation.
-        keep: at least 1.
-        best: whether to keep the one with the lowest loss.
+        val_losses: validation loss of each checkpoint, by step; None without an evaluation.
+        keep: number of newest checkpoints to keep, at least 1.
+        best: also keep the checkpoint with the lowest validation loss.
     """
     newest = set(sorted(val_losses)[-keep:])
     losses = [(loss, -step) for step, loss in val_losses.items() if loss is not None]
@@ -84,7 +84,7 @@ class CheckpointWriter:
         self._ended: SimpleQueue[Written | NotWritten] = SimpleQueue()
         self._error: BaseException | None = None
         self._metas: dict[Path, Meta | None] = {}
-        """Contents of meta.json of the checkpoints on disk; None for damaged ones."""
+        """Parsed meta.json of each checkpoint on disk; None if the checkpoint is damaged."""
 
     def begin(
         self,
@@ -98,19 +98,19 @@ class CheckpointWriter:
         run: Mapping[str, object],
         val_loss: float | None,
     ) -> None:
-        """Copy the state after `step` steps and start writing it; done() returns the outcome.
+        """Copy the state after `step` steps and start writing it; done() later returns the outcome.
 
-        Waits for an earlier checkpoint to be written, whose copy uses the same memory.
+        Waits first for an earlier checkpoint to reach the disk, as both use one host buffer.
 
         Args:
             step: number of steps made.
-            model: to copy the weights of.
-            optimizer: to copy the state of.
-            scaler: to copy the state of.
-            random_states: one per rank.
-            position: in the data; JSON values for meta.json.
-            run: state of the run beyond its tensors; JSON values for meta.json.
-            val_loss: of an evaluation at this step, in nats per token; None without one.
+            model: model whose weights are copied.
+            optimizer: optimizer whose state is copied.
+            scaler: gradient scaler whose state is copied.
+            random_states: random state of each rank, by rank.
+            position: Batches.position(step), JSON values for meta.json.
+            run: state of the run that is not a tensor, JSON values for meta.json.
+            val_loss: validation loss at this step in nats per token; None without an evaluation.
         """
         self.wait()
         device = next(model.parameters()).device
@@ -128,7 +128,7 @@ class CheckpointWriter:
         self._thread.start()
 
     def done(self) -> list[Written | NotWritten]:
-        """Return the checkpoints that ended since the last call, without waiting."""
+        """Return the outcomes of checkpoints that ended since the last call, without waiting."""
         self._raise_error()
         ended = []
         while not self._ended.empty():
@@ -188,7 +188,7 @@ class CheckpointWriter:
         return Written(step, final, size, seconds)
 
     def _tidy_up(self) -> None:
-        """Remove the incomplete checkpoints of a killed process."""
+        """Remove incomplete checkpoints left by a killed process."""
         for path in self._folder.glob(".step_*.tmp"):
             shutil.rmtree(path)
         for path in self._folder.glob(f"step_*{REPLACED}"):
@@ -201,7 +201,7 @@ class CheckpointWriter:
     def _make_room(self, step: int, needed: int) -> str | None:
         """Free space for a checkpoint, if necessary by removing all but the newest.
 
-        Removes nothing if that is not enough. Returns what is missing, or None.
+        Returns None if there is room; else removes nothing and returns a text on the missing space.
         """
         for keep, best in ((self._keep, True), (1, True), (1, False)):
             free = shutil.disk_usage(self._folder).free
@@ -217,9 +217,9 @@ class CheckpointWriter:
         return f"needs {_megabytes(needed)} and {_megabytes(free)} are free"
 
     def _kept(self, step: int, keep: int, best: bool) -> set[Path]:
-        """Return the intact checkpoints to keep.
+        """Return the intact checkpoints to keep when `step` is written; see kept_steps.
 
-        Those of later steps, from before a rollback, count only if there are no others.
+        Checkpoints of later steps, written before a rollback, count only if there are no others.
         """
         intact: dict[int, Path] = {}
         val_losses: dict[int, float | None] = {}
@@ -237,7 +237,7 @@ class CheckpointWriter:
                 self._remove(path)
 
     def _remove(self, path: Path) -> None:
-        """Rename it first, so that a half-removed checkpoint does not count as damaged."""
+        """Delete a checkpoint; rename it first, as a half-deleted one would count as damaged."""
         nameless = path.with_name(f".{path.name}.tmp")
         os.replace(path, nameless)
         self._metas.pop(path, None)
@@ -253,7 +253,7 @@ def _megabytes(size: int) -> str:
 
 
 class HostCopy:
-    """Reused host buffers for the tensors of a nested state.
+    """Host buffers that receive the tensors of a nested state dict and are reused.
 
     They are pinned for a CUDA device; torch rounds each pinned buffer up to a power of two.
     """
@@ -273,8 +273,8 @@ class HostCopy:
     def take(self, state: Mapping[str, object], device: torch.device) -> Any:
         """Copy a state of mappings, lists, tensors and plain values, and wait for the copy.
 
-        Sharded tensors are gathered, for which the other ranks call join_gather. The next call
-        overwrites the tensors of the copy.
+        Returns the same nesting with host tensors, which the next call overwrites. Sharded tensors
+        are gathered, for which the other ranks call join_gather meanwhile.
         """
         copied = self._copy(state, ())
         synchronize(device)

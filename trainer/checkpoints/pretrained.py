@@ -1,7 +1,7 @@
-"""GPT-2's weights from and to a folder in Hugging Face's layout.
+"""Read and write GPT-2's weights in a folder with Hugging Face's layout.
 
-Each linear layer of a block is a Conv1D there, with the weight of nn.Linear transposed, and every
-layer and norm has a bias. Source: transformers, models/gpt2/modeling_gpt2.py.
+In that layout each linear layer of a block is a Conv1D, whose weight is nn.Linear's transposed,
+and every layer and norm has a bias. Source: transformers, models/gpt2/modeling_gpt2.py.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from trainer.data.hub import client_errors, first_line, silence_client
 WEIGHTS_NAME, CONFIG_NAME, VOCABULARY_NAME = "model.safetensors", "config.json", "vocab.json"
 _PREFIX = "transformer."
 BEYOND_GPT2 = ("positions", "norm", "qk_norm", "activation", "tied_head", "logit_softcap")
-"""Model options that GPT-2 has only in their default."""
+"""Model options that must have their default value for a model to be a GPT-2."""
 _DEFAULTS = ModelSection.model_fields
 _TIED = "lm_head.weight"
 _TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
@@ -64,7 +64,7 @@ class HuggingFaceConfig(BaseModel):
 
 
 def hugging_face_folder(name: str) -> Path:
-    """Return a local folder, or download a model from the hub into its cache.
+    """Return the folder of a model: a local one, or the cache after a download from the hub.
 
     Raises:
         BadInput: if the model does not exist.
@@ -96,10 +96,10 @@ def hugging_face_folder(name: str) -> Path:
 
 
 def read_config(folder: Path) -> ModelSection:
-    """Read the shape of the GPT-2 in a folder.
+    """Return the model configuration of the GPT-2 in a folder.
 
     Raises:
-        BadInput: if there is none, or model.py cannot represent it.
+        BadInput: if the folder has no GPT-2, or model.py cannot represent it.
     """
     path = folder / CONFIG_NAME
     try:
@@ -180,11 +180,12 @@ def open_pretrained(name: str, device: torch.device) -> GPT:
 def load_pretrained(model: GPT, name: str) -> None:
     """Initialise a model with the weights of a GPT-2.
 
-    Its context may be shorter and its vocabulary padded: padding rows are the mean of the others.
+    The model may have a shorter context and a padded vocabulary. Padding rows of the embedding are
+    set to the mean of the other rows.
     (GPT-2's logits are far below zero, so that zero rows would have the highest logits.)
 
     Raises:
-        BadInput: if the model has another shape, with the keys to set.
+        BadInput: if the model has another shape; the message names the keys to set.
     """
     folder = hugging_face_folder(name)
     pretrained, own = read_config(folder), model.config
@@ -251,7 +252,7 @@ def to_hugging_face(model: GPT) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _zero_biases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the biases that Hugging Face's GPT-2 requires, for a model without biases."""
+    """Return zero biases for a model without biases, as Hugging Face's GPT-2 requires them."""
     return {
         name.removesuffix("weight") + "bias": tensor.new_zeros(tensor.shape[-1])
         for name, tensor in tensors.items()

@@ -1,4 +1,4 @@
-"""Open the tokens of a run: the embedded text, our shards, or token files of other programs.
+"""Open the tokens of a run: Python's help texts, nanogauge's shards, or other programs' files.
 
 Files of nanoGPT, build-nanogpt, llm.c and modded-nanogpt have no manifest. Their split comes from
 the file names and their tokenizer is assumed. They have no hashes, so damage that keeps the size of
@@ -28,7 +28,7 @@ from trainer.data.shards import MAGICS, MANIFEST_NAME, Shards, open_shard, open_
 BYTES = "bytes"
 """Name of the tokenizer of the embedded text."""
 VALIDATION_EVERY = 8
-"""Every eighth topic of the embedded text, in alphabetical order, is validation data."""
+"""Every n-th topic of the embedded text, in alphabetical order, is validation data."""
 _END_OF_TEXT = 256
 _SPLIT_IN_NAME = re.compile(r"(?:^|[^a-z])(train|val)(?:[^a-z]|$)")
 _HASHED_TOKENS = 4096  # at either end of a file without a hash
@@ -40,15 +40,15 @@ class Dataset:
 
     splits: dict[Split, Shards]
     tokenizer: str | None
-    """Name as `load_tokenizer` takes it, or `BYTES`; None if unknown."""
+    """Name to pass to `load_tokenizer`, or `BYTES`; None if unknown."""
     vocab_size: int | None
-    """Tokens of the tokenizer; None if unknown."""
+    """Number of tokens in the vocabulary; None if unknown."""
     fingerprint: str
     """Hash that identifies the tokens, in hexadecimal."""
     pattern: str = "gpt2"
-    """Encoding whose pre-tokenization a .tiktoken file uses."""
+    """Encoding whose pre-tokenization pattern a .tiktoken file uses."""
     assumed: str | None = None
-    """Sentence on what was assumed about the tokens; None if nothing was."""
+    """Sentence on assumptions about the tokens, such as the tokenizer; None without any."""
 
     def tokens(self, split: Split) -> int:
         return sum(len(shard) for shard in self.splits[split])
@@ -57,7 +57,7 @@ class Dataset:
         """Load the tokenizer, which may need a download.
 
         Raises:
-            BadInput: if it is unknown, or not one of tiktoken's.
+            BadInput: if the tokenizer is unknown, or not one of tiktoken's.
             RunFailed: if a download fails.
         """
         if self.tokenizer == BYTES:
@@ -70,7 +70,7 @@ class Dataset:
 
 
 def open_dataset(data: DataSection) -> Dataset:
-    """Open the shards of data.path, or the embedded text.
+    """Open the shards at data.path, or the help texts embedded in Python if no path is set.
 
     Raises:
         BadInput: if the shards are missing, empty or damaged.
@@ -88,7 +88,7 @@ def open_folder(folder: Path) -> Dataset:
     """Memory-map all shards of a folder.
 
     Raises:
-        BadInput: if there are none, or one is missing or damaged.
+        BadInput: if the folder has no shards, or a shard is missing or damaged.
     """
     if _token_files(folder) and not (folder / MANIFEST_NAME).exists():
         return _open_without_manifest(folder)
@@ -187,7 +187,7 @@ def _open_without_manifest(folder: Path) -> Dataset:
 
 
 def _open_file(path: Path) -> tuple[Tokens, str]:
-    """Return the tokens of another program's file, and the name of its format."""
+    """Return the tokens of a file that another program wrote, and the name of its format."""
     try:
         if path.suffix == ".npy":
             open_regular(path).close()

@@ -37,12 +37,12 @@ _BATCH_BYTES = 2**22
 
 
 class Damaged(BadInput):
-    """A damaged file; a remote one may be intact when it is fetched again."""
+    """Raised for a damaged file; a remote file may be intact when downloaded again."""
 
 
 @dataclass(frozen=True)
 class Unit:
-    """Part of a source file that one worker tokenizes; depends only on the file and unit_bytes."""
+    """A piece of a source file for one worker: the division depends on file and unit_bytes only."""
 
     file: int
     """Index of the source file."""
@@ -56,11 +56,11 @@ class Unit:
     """Size of the whole file in bytes."""
     remote: bool
     begin: int
-    """First row group, or first byte."""
+    """First row group of a Parquet file, or first byte of any other file."""
     end: int
-    """Row group, or byte, after the last one."""
+    """Row group or byte at which the unit ends, exclusive."""
     text_bytes: int
-    """Approximate bytes of text."""
+    """Approximate bytes of text in the unit."""
 
     @property
     def key(self) -> tuple[int, int]:
@@ -82,13 +82,13 @@ def format_of(name: str) -> tuple[FileFormat, str | None]:
 
 
 def read_documents(unit: Unit, column: str, file: pq.ParquetFile | None) -> Iterator[Text]:
-    """Yield the documents of a unit; rows without text are skipped.
+    """Yield the documents of a unit, skipping table rows and lines without text.
 
-    `file` is the open file, for Parquet.
+    `file` is the open Parquet file; None for other formats.
 
     Raises:
         Damaged: if the file cannot be read to its end.
-        BadInput: if it does not hold such texts.
+        BadInput: if the file has no text in `column`.
     """
     form, compression = format_of(unit.name)
     try:
@@ -132,7 +132,7 @@ def _open(unit: Unit, compression: str | None) -> IO[bytes]:
 
 
 def _read_lines(unit: Unit, column: str, compression: str | None) -> Iterator[str]:
-    """Yield the texts of the lines that begin in a unit; the last line may end after it."""
+    """Yield the text of each JSON line that begins in a unit; the last may end beyond it."""
     with _open(unit, compression) as file:
         at = unit.begin
         if at:
@@ -167,7 +167,7 @@ def _parse_line(line: bytes, column: str, name: str, at: int) -> str | None:
 
 
 def _read_text(unit: Unit, compression: str | None) -> Iterator[Iterator[str]]:
-    """Yield the documents of a text file in chunks; consume each before the next."""
+    """Yield each document of a text file as an iterator of chunks; exhaust it before the next."""
     with _open(unit, compression) as file:
         reader = _TextReader(file)
         while reader.begin_document():
@@ -175,7 +175,7 @@ def _read_text(unit: Unit, compression: str | None) -> Iterator[Iterator[str]]:
 
 
 class _TextReader:
-    """Splits a text at the separators, chunk by chunk."""
+    """Splits a .txt file into documents at each separator, chunk by chunk."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -189,7 +189,7 @@ class _TextReader:
         self._at_end = not data
 
     def begin_document(self) -> bool:
-        """Skip separators, each with a newline after it; return False at the end."""
+        """Skip separators and the newline after each; return False at the end of the file."""
         while True:
             while len(self._buffer) <= len(SEPARATOR) and not self._at_end:
                 self._fill()

@@ -25,7 +25,7 @@ _Value = TypeVar("_Value")
 
 
 class Interrupted(Exception):
-    """A request that may succeed when it is retried."""
+    """Raised for a failed request that may succeed on a retry."""
 
     def __init__(self, reason: str, wait_seconds: float = 0.0) -> None:
         super().__init__(reason)
@@ -33,7 +33,7 @@ class Interrupted(Exception):
 
 
 def with_retries(name: str, request: Callable[[], _Value]) -> _Value:
-    """Make a request; while it raises Interrupted, retry it with exponential backoff.
+    """Call `request` and return its value; while it raises Interrupted, retry with backoff.
 
     Raises:
         RunFailed: if the last attempt is interrupted too.
@@ -67,7 +67,7 @@ def client_errors() -> tuple[type[Exception], ...]:
 
 
 def as_interrupted(error: Exception) -> Interrupted | None:
-    """Return an error of the hub's client as Interrupted; None if a retry cannot help."""
+    """Convert an error of the hub's client to Interrupted; return None if a retry cannot help."""
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     response = getattr(error, "response", None)
@@ -80,7 +80,7 @@ def as_interrupted(error: Exception) -> Interrupted | None:
 
 
 def fetch_range(url: str, name: str, begin: int, end: int, size: int) -> bytes:
-    """Return the bytes from begin to end of a file on the hub; `size` is its listed size.
+    """Return bytes [begin, end) of a file on the hub; `size` is the file size the hub lists.
 
     Raises:
         BadInput: if the hub refuses it.
@@ -167,7 +167,7 @@ def fetch_file(repository: str, name: str, revision: str, sha256: str | None) ->
 
 
 def file_info(repository: str, name: str, revision: str) -> Any:
-    """Return path, size and lfs of a file of a dataset; None if it does not exist.
+    """Return the hub's entry (path, size, lfs) for a file of a dataset; None if there is no file.
 
     Raises:
         BadInput: if the hub refuses it.

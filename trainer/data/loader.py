@@ -40,12 +40,12 @@ _STREAM = {"train": 0, "val": 1}
 
 @dataclass(frozen=True)
 class _Block:
-    """Consecutive batches on the device, read together."""
+    """Consecutive batches that were read and copied to the device together."""
 
     key: tuple[Split, int]
     batches: list[tuple[Tensor, Tensor]]
     highest: list[int]
-    """Highest token of each batch."""
+    """Highest token id of each batch, to be checked against the vocabulary."""
 
     def batch(self, index: int, vocab_size: int) -> tuple[Tensor, Tensor]:
         if self.highest[index] >= vocab_size:
@@ -62,20 +62,20 @@ class Batches:
 
     Args:
         splits: shards of token ids, memory-mapped or in memory.
-        micro_batch: windows of a batch.
-        block_size: tokens of a window, without the last target.
+        micro_batch: number of windows in a batch.
+        block_size: number of inputs in a window, which has one more token as the last target.
         vocab_size: rows of the model's embedding; reading a higher token raises BadInput.
-        seed: of the order.
-        device: that the batches are copied to.
-        grad_accum: micro-batches per step and rank.
+        seed: selects the order of the windows.
+        device: device that the batches are copied to.
+        grad_accum: number of micro-batches per step and rank.
         order: "permutation" sees each window once in an epoch; "random" draws windows with
             replacement, as nanoGPT does, and depends on micro_batch.
-        eval_batches: micro-batches of an evaluation.
-        rank: of this process.
+        eval_batches: number of micro-batches in an evaluation.
+        rank: rank of this process.
         world: number of ranks that share each step.
         fingerprint: identifies the data in checkpoints.
-        ahead: blocks to prefetch; None is BLOCKS_AHEAD for a GPU and 0 elsewhere, where the
-            thread would compete with training for the CPU.
+        ahead: number of blocks to prefetch; None is BLOCKS_AHEAD for a GPU and 0 elsewhere, where
+            the thread would compete with training for the CPU.
 
     Raises:
         BadInput: if a split has no shard that is longer than one window.
@@ -105,7 +105,7 @@ class Batches:
         self.rank, self.world, self.fingerprint = rank, world, fingerprint
         self.shards: dict[Split, Shards] = {}
         self.short: dict[Split, int] = {}
-        """Tokens in shards that are too short for a window, which are not read."""
+        """Number of tokens of each split in shards too short for one window, which are not read."""
         self.grids: dict[Split, Grid] = {}
         self._ends: dict[Split, Int64Array] = {}
         for split, shards in splits.items():
@@ -133,7 +133,7 @@ class Batches:
         return self.tokens("train")
 
     def tokens(self, split: Split) -> int:
-        """Return the tokens of the shards that are long enough for a window."""
+        """Return the number of a split's tokens in shards that are long enough for a window."""
         return sum(len(s) for s in self.shards[split])
 
     def position(self, step: int) -> dict[str, object]:
@@ -152,7 +152,7 @@ class Batches:
         }
 
     def batch(self, split: Split, step: int, micro: int) -> tuple[Tensor, Tensor]:
-        """Return inputs and targets, micro_batch x block_size int64, targets one token later.
+        """Return inputs and targets (micro_batch x block_size, int64), shifted by one token.
 
         Raises:
             BadInput: if a token lies beyond the vocabulary.
@@ -166,7 +166,7 @@ class Batches:
         return self._held.batch(index, self.vocab_size)
 
     def evaluation_batch(self, split: Split, index: int) -> tuple[Tensor, Tensor]:
-        """Return the index-th batch of an evaluation."""
+        """Return inputs and targets of the index-th batch of an evaluation."""
         indices = np.arange(index * self.micro_batch, (index + 1) * self.micro_batch)
         of = self.eval_batches * self.micro_batch
         if index == 0:
@@ -180,9 +180,10 @@ class Batches:
             self._prefetch.close()
 
     def _make(self, split: Split, block: int) -> Tensor:
-        """Read a block of this rank's micro-batches, numbered from the run's beginning.
+        """Read a block of this rank's micro-batches; return its windows in host memory.
 
-        The system is advised to read the next block from disk meanwhile.
+        Blocks are numbered from the run's first step. The system is advised to read the next one
+        from disk meanwhile.
         """
         windows = {}
         for key in ((split, block), (split, block + 1)):
@@ -205,7 +206,7 @@ class Batches:
         return self.grids[split].locate(samples.ravel())
 
     def _drawn(self, split: Split, micro: int) -> Windows:
-        """Draw windows with replacement, from anywhere in any shard."""
+        """Return the places of a micro-batch's windows, drawn with replacement from all shards."""
         step, micro = divmod(micro, self.grad_accum * self.world)
         generator = np.random.default_rng([self.seed, _STREAM[split], step, micro])
         ends = self._ends[split]
@@ -214,7 +215,7 @@ class Batches:
         return shards, positions - np.concatenate(([0], ends))[shards]
 
     def _will_need(self, split: Split, windows: Windows) -> None:
-        """Advise the system to read windows of mapped files ahead."""
+        """Advise the operating system to read windows of memory-mapped files ahead."""
         mapped = any(isinstance(shard, np.memmap) for shard in self.shards[split])
         if not mapped or not hasattr(mmap, "MADV_WILLNEED"):
             return
@@ -227,7 +228,7 @@ class Batches:
                 tokens.base.madvise(mmap.MADV_WILLNEED, aligned, length)
 
     def _read(self, split: Split, windows: Windows) -> Tensor:
-        """Copy windows into host memory, pinned for a GPU."""
+        """Return the tokens of windows as a tensor in host memory, pinned for a GPU."""
         length, shards = self.block_size + 1, self.shards[split]
         # Rows of even length: compiled code is specialised on the alignment of the first batch.
         shape = len(windows[0]), length + length % 2
@@ -239,7 +240,7 @@ class Batches:
         return both
 
     def _to_device(self, key: tuple[Split, int], read: Tensor) -> _Block:
-        """Copy a block to the device and split it now: after a step all caches are cold."""
+        """Copy a block to the device and split it into batches while it is in the CPU's caches."""
         highest = read.numpy().reshape(len(read) // self.micro_batch, -1).max(axis=1)
         on_device = read.to(self.device, non_blocking=self.device.type == "cuda")
         inputs, targets = on_device[:, : self.block_size], on_device[:, 1 : self.block_size + 1]
@@ -250,14 +251,14 @@ class Batches:
 ROUNDS = 8
 Int64Array = npt.NDArray[np.int64]
 Windows = tuple[Int64Array, Int64Array]
-"""Shard and first token of each window."""
+"""Index of the shard, and of the first token in it, for each window."""
 _Words = npt.NDArray[np.uint64]
 
 
 def permute(n: int, seed: int, epoch: int, positions: Int64Array) -> Int64Array:
-    """Return values of a permutation of 0 ... n - 1, one per seed and epoch, at some positions.
+    """Return the values at `positions` of a pseudorandom permutation of 0 ... n - 1.
 
-    Needs memory for the positions only, whatever n is.
+    Each seed and epoch has its own permutation. Memory grows with the positions, not with n.
     """
     # The domain is rows x columns, the smallest near-square one of at least n values. The cipher
     # gives a value of n or above about once in sqrt(n) times: encipher again until it is below n.
@@ -276,7 +277,7 @@ def permute(n: int, seed: int, epoch: int, positions: Int64Array) -> Int64Array:
 
 
 def _encipher(values: _Words, rows: np.uint64, columns: np.uint64, keys: _Words) -> _Words:
-    """Shift the row by a function of the column and vice versa, in rounds."""
+    """Permute the values of a rows x columns table, by the rounds of a Feistel cipher."""
     row, column = np.divmod(values, columns)
     for key in keys.reshape(-1, 2):
         row = (row + _mixed(column ^ key[0]) % rows) % rows
@@ -300,14 +301,14 @@ def _keys(seed: int, epoch: int, purpose: str) -> _Words:
 class Grid:
     """Consecutive windows of block_size + 1 tokens over each shard, and their order.
 
-    A window's last token is the next one's first, so each token is predicted once. In each epoch
-    the grid of a shard begins at another of its first block_size tokens, so that windows are cut
-    elsewhere. The number of windows is constant. An epoch does not predict the tokens before and
-    after the grid, fewer than 2 x block_size of a shard.
+    A window's last token is the first of the next window, so an epoch predicts each token once.
+    The first window of a shard begins at one of its first block_size tokens, drawn per epoch, so
+    that text is cut at different places. The number of windows is constant. Tokens before the first
+    and after the last window, fewer than 2 x block_size per shard, are not predicted in that epoch.
     """
 
     lengths: Sequence[int]
-    """Tokens of each shard, each above block_size."""
+    """Number of tokens in each shard, all above block_size."""
     block_size: int
     seed: int
     _counts: Int64Array = field(init=False)
@@ -321,16 +322,16 @@ class Grid:
 
     @property
     def windows(self) -> int:
-        """Windows per epoch."""
+        """Number of windows in an epoch."""
         return int(self._ends[-1])
 
     @property
     def unseen_tokens(self) -> int:
-        """Tokens that are not predicted in an epoch, different ones in each."""
+        """Number of tokens that an epoch does not predict; which tokens differs between epochs."""
         return sum(self.lengths) - self.windows * self.block_size
 
     def begins(self, epoch: int) -> Int64Array:
-        """Return the token of each shard at which its grid begins."""
+        """Return the index of the token at which the first window of each shard begins."""
         # A shard shorter than two windows has one window, anywhere in it.
         room = np.array(self.lengths, dtype=np.int64) - self._counts * self.block_size
         choices = np.minimum(room, self.block_size).astype(np.uint64)
@@ -340,7 +341,7 @@ class Grid:
         return drawn.astype(np.int64)
 
     def locate(self, samples: Int64Array) -> Windows:
-        """Return the windows of samples, given in ascending order from the run's beginning."""
+        """Return the windows of samples, given by ascending numbers from the run's start."""
         shards, begins = np.empty_like(samples), np.empty_like(samples)
         epochs, positions = np.divmod(samples, self.windows)
         for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
@@ -351,9 +352,10 @@ class Grid:
         return shards, begins
 
     def spread(self, indices: Int64Array, of: int) -> Windows:
-        """Return some of `of` windows that are spread evenly over all shards.
+        """Return the windows at `indices` among `of` windows spread evenly over all shards.
 
-        The grid begins at each shard's first token. Windows repeat if `of` exceeds their number.
+        The first window of a shard begins at its first token. Windows repeat if `of` exceeds the
+        number of windows.
         """
         return self._place((2 * indices + 1) * self.windows // (2 * of))
 
@@ -367,9 +369,9 @@ Item = TypeVar("Item")
 
 
 class Prefetch(Generic[Item]):
-    """Makes numbered items in order in a thread, `depth` of them ahead of the last get().
+    """Computes items 0, 1, 2 ... in a thread, up to `depth` items ahead of the last get().
 
-    An item must depend on its number only. An error while making it is raised by its get().
+    An item must depend on its number only. An error while computing it is raised by get().
     """
 
     def __init__(self, make: Callable[[int], Item], depth: int) -> None:
@@ -378,7 +380,7 @@ class Prefetch(Generic[Item]):
         self._ahead: deque[tuple[int, Future[Item]]] = deque()
 
     def get(self, number: int) -> Item:
-        """Return an item; after a leap, discard those made ahead."""
+        """Return the item; if `number` does not follow the last one, discard prefetched items."""
         if self._ahead and self._ahead[0][0] != number:
             self._discard()
         following = self._ahead[-1][0] + 1 if self._ahead else number

@@ -1,4 +1,4 @@
-"""Manifest of a folder of token shards: its shards, their source, and where preparation resumes."""
+"""Manifest of a folder of token shards: the shards, their source, where preparation resumes."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ class _Record(BaseModel):
 
 
 class Position(_Record):
-    """Position in the source, from which reading resumes."""
+    """Position in the source files, from which reading can resume."""
 
     file: _Count
     """Index into `Manifest.source_files`."""
     unit: _Count
-    """Index of the unit of that file (see sources.py)."""
+    """Index of the unit, a piece of that file (see sources.py)."""
     document: _Count
-    """Documents of that unit before this position."""
+    """Number of documents of that unit before this position."""
     token: _Count = 0
-    """Tokens of that document before this position."""
+    """Number of tokens of that document before this position."""
 
 
 START = Position(file=0, unit=0, document=0)
 
 
 class SourceFile(_Record):
-    """Source file as it was when it was read."""
+    """Source file, with the properties that show whether it changed since it was read."""
 
     name: str
     """Path in the dataset's repository, or below the local folder."""
@@ -61,7 +61,7 @@ class SourceFile(_Record):
 
 
 class Settings(_Record):
-    """Settings of a preparation, which must be the same when it resumes."""
+    """Settings of a preparation; on resuming, only `tokens` and `unit_bytes` may differ."""
 
     tokens: _Count
     """Training tokens requested."""
@@ -69,7 +69,7 @@ class Settings(_Record):
     shard_tokens: Annotated[int, Field(gt=0)]
     text_column: str
     unit_bytes: _Count
-    """Approximate bytes of text per unit."""
+    """Approximate bytes of text per unit, the piece of a source file that one worker tokenizes."""
     pattern: str | None = None
     """Encoding whose pre-tokenization a .tiktoken file uses; None for other tokenizers."""
 
@@ -80,34 +80,34 @@ class Shard(_Record):
     split: Split
     tokens: Annotated[int, Field(gt=0)]
     documents: _Count
-    """Documents that begin in this shard; the last may end in the next shard."""
+    """Number of documents that begin in this shard; the last may end in the next shard."""
     sha256: str
     """SHA-256 of the whole file in hexadecimal."""
     begins: Position | None = None
-    """Position of its first token in the source; None in joined and older manifests."""
+    """Position of the shard's first token in the source; None in joined and older manifests."""
 
 
 class Origin(_Record):
-    """Tokenizer and source of the tokens, the same for all shards of a folder."""
+    """Tokenizer and source of the tokens in a folder's shards."""
 
     tokenizer: str
     tokenizer_sha256: str | None = None
     """Hash of the vocabulary (`Tokenizer.sha256`); None in older manifests."""
     vocab_size: Annotated[int, Field(gt=0, le=2**32)]
-    """Tokens of the tokenizer, including the end-of-text token."""
+    """Size of the vocabulary, including the end-of-text token."""
     end_of_text: _Count
-    """Token that each document begins with."""
+    """Id of the end-of-text token, which each document begins with."""
     dataset: str
     """Repository on the hub, or local path."""
     dataset_config: str
     revision: str | None = None
     """Commit of the repository; None for local files."""
     settings: Settings | None = None
-    """None for joined shards, and in older manifests."""
+    """Settings of the preparation; None for joined shards, and in older manifests."""
 
     @property
     def pattern(self) -> str:
-        """Encoding whose pre-tokenization the tokenizer uses, if that is a .tiktoken file."""
+        """Encoding whose pre-tokenization pattern is used, if the tokenizer is a .tiktoken file."""
         return (self.settings.pattern if self.settings is not None else None) or "gpt2"
 
     @property
@@ -118,14 +118,14 @@ class Origin(_Record):
 class Manifest(Origin):
     schema_version: Literal[1] = 1
     total_tokens: int
-    """Tokens of all shards."""
+    """Number of tokens in all shards."""
     shards: tuple[Shard, ...]
     complete: bool = True
-    """True if the requested tokens are written or the source is exhausted."""
+    """True if all requested tokens are written, or the source has no more."""
     next: Position | None = None
     """Position in the source after the last shard."""
     source_files: tuple[SourceFile, ...] = ()
-    """Files read so far, in order."""
+    """Source files read so far, in order."""
 
     @model_validator(mode="after")
     def _check_total(self) -> Manifest:
@@ -137,5 +137,5 @@ class Manifest(Origin):
         return sum(shard.tokens for shard in self.shards if shard.split == split)
 
     def documents(self, split: Split) -> int:
-        """Return the documents of a split; the last training document may be cut."""
+        """Return the number of documents in a split; the last training document may be cut."""
         return sum(shard.documents for shard in self.shards if shard.split == split)

@@ -1,4 +1,4 @@
-"""Parquet files, local or on the hub; of a remote file only the needed byte ranges are fetched."""
+"""Open Parquet files, local or on the hub; from the hub only the needed byte ranges are fetched."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _BUFFER_BYTES = 2**20
 _GAP_BYTES = 2**18
 
 _footers: dict[str, tuple[int, bytes]] = {}
-"""Position and bytes of the footer of the file opened last, by its URL."""
+"""Position and bytes of the footer of the last opened file, by URL."""
 
 
 class RangeFile(io.RawIOBase):
     """Seekable file that fetches byte ranges on demand and caches some of them."""
 
     def __init__(self, fetch: Callable[[int, int], bytes], size: int) -> None:
-        """`fetch` returns the bytes from begin to end."""
+        """`fetch` takes begin and end and returns the bytes in [begin, end); `size` is in bytes."""
         super().__init__()
         self._fetch = fetch
         self._size = size
@@ -73,7 +73,7 @@ def open_local(path: str) -> pq.ParquetFile:
 
 
 def open_remote(unit: Unit, column: str) -> pq.ParquetFile:
-    """Open a file on the hub and prefetch the text of the unit's row groups if it is small.
+    """Open a file on the hub; prefetch the unit's text column if it is small.
 
     Raises:
         Damaged: if the received bytes are not a Parquet file.
@@ -97,7 +97,7 @@ def _byte_range(chunk: Any) -> tuple[int, int]:
 
 
 def _merge_ranges(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Merge ranges with small gaps: a request costs more than the bytes of the gap."""
+    """Merge byte ranges with small gaps, as fetching a gap is faster than another request."""
     merged: list[tuple[int, int]] = []
     for begin, end in ranges:
         if merged and begin - merged[-1][1] <= _GAP_BYTES:
@@ -139,7 +139,7 @@ def _not_parquet(name: str, error: Exception) -> Damaged:
 
 
 def column_index(file: pq.ParquetFile, column: str, name: str) -> int:
-    """Return the index of the text column among the column chunks of a row group.
+    """Return the index of the text column in each row group's list of column chunks.
 
     Raises:
         BadInput: if the column is missing or does not hold text.
@@ -158,9 +158,9 @@ def column_index(file: pq.ParquetFile, column: str, name: str) -> int:
 def split_row_groups(
     file: pq.ParquetFile, column: str, name: str, unit_bytes: int
 ) -> list[tuple[int, int, int]]:
-    """Group row groups into units of about unit_bytes of text.
+    """Divide a file into units: consecutive row groups with about unit_bytes of text.
 
-    Returns the first row group, the one after the last, and the bytes of text of each unit.
+    Returns for each unit its first row group, the one after its last, and its bytes of text.
 
     Raises:
         BadInput: as `column_index`.

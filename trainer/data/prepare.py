@@ -1,8 +1,9 @@
 """Stream documents to token shards: download, tokenize and write concurrently; resumable, with
 byte-identical output.
 
-Workers turn units of the source into segments (workers.py). This process joins the segments into
-shards in the order of the source, so the shards do not depend on the number of workers.
+Source files are divided into units. A worker tokenizes a unit into a temporary file, its segment
+(workers.py). This process copies the segments into shards in the order of the source, so the shards
+do not depend on the number of workers.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from trainer.data.sources import UnitQueue, open_text_source
 from trainer.data.workers import UNITS_PER_WORKER, WorkerPool
 
 SEGMENTS = ".segments"
-"""Beginning of the name of the segments' folder, below that of the shards."""
+"""Name prefix of the temporary folder for segments, inside the folder of the shards."""
 _BLOCK_TOKENS = 2**20
 _BYTES_PER_TOKEN = 4.0  # of text, until it has been measured
 _UNITS_AHEAD = 4  # per worker, before the shards; bounds the segments on disk
@@ -67,9 +68,9 @@ _FLAGS = {
 class PrepareOptions:
     out: Path
     tokens: int
-    """Training tokens."""
+    """Number of training tokens to write."""
     val_tokens: int
-    """Least validation tokens; the document that reaches them is kept whole."""
+    """Minimum number of validation tokens; the document that reaches it is kept whole."""
     shard_tokens: int
     dataset: str
     """Repository on the hub, or a local file or folder."""
@@ -82,26 +83,26 @@ class PrepareOptions:
     pattern: str = "gpt2"
     """Encoding whose pre-tokenization a .tiktoken file uses."""
     whole_files: bool = False
-    """Download whole files and check their sha256, not only the byte ranges that are read."""
+    """Download whole files and check their sha256, instead of fetching the needed byte ranges."""
 
 
 @dataclass(frozen=True)
 class Progress:
     documents: int
-    """Documents written by this process."""
+    """Number of documents written by this process."""
     tokens: int
-    """Tokens in all shards."""
+    """Number of tokens in all shards, including those of earlier processes."""
     new_tokens: int
-    """Tokens written by this process."""
+    """Number of tokens written by this process."""
     text_bytes: float
     """Approximate bytes of text tokenized by this process."""
     left_tokens: int
     retries: int
-    """Damaged units that were fetched again."""
+    """Number of units that were damaged and fetched again."""
 
 
 class ShardAssembler:
-    """Copies segments into shards: first validation documents, then training tokens."""
+    """Copies workers' segments into shards: first validation documents, then training tokens."""
 
     def __init__(self, writer: ShardWriter, start: Position, tokens: int, val_tokens: int) -> None:
         """`start` is the position of the first segment; see PrepareOptions for the targets."""
@@ -110,7 +111,7 @@ class ShardAssembler:
         """Position of the next token in the source."""
         self._targets: dict[Split, int] = {"train": tokens, "val": val_tokens}
         self.documents = 0
-        """Documents written to shards."""
+        """Number of documents written to shards."""
         self.text_bytes = 0.0
         """Approximate bytes of text written to shards."""
 
@@ -124,9 +125,10 @@ class ShardAssembler:
         return self._writer.tokens["train"] >= self._targets["train"]
 
     def add(self, segment: Segment, unit: tuple[int, int], files: tuple[SourceFile, ...]) -> None:
-        """Append the needed part of the segment of the next unit to the shards.
+        """Append the next unit's segment to the shards, up to the requested tokens.
 
-        `unit` is its `Unit.key`; `files` are the source files up to that of the unit.
+        `unit` is the `Unit.key` of the segment's unit; `files` are the source files up to the
+        unit's own.
         """
         writer, starts = self._writer, segment.starts
         if unit != (self.position.file, self.position.unit):  # the first unit of the next file
@@ -158,7 +160,7 @@ class ShardAssembler:
         return "val" if not written["train"] and (short or inside) else "train"
 
     def _limit(self, segment: Segment, at: int, split: Split) -> int:
-        """Return the token of a segment at which a split reaches its target."""
+        """Return the index of the segment's token at which the split has all requested tokens."""
         missing = max(self._targets[split] - self._writer.tokens[split], 0)
         end = min(at + missing, segment.tokens)
         if split == "train":
@@ -175,14 +177,14 @@ class ShardAssembler:
 
 @dataclass(frozen=True)
 class ExistingOutput:
-    """What earlier runs of the command have written to a folder."""
+    """Output of earlier runs of the command in a folder, from which this run resumes."""
 
     folder: Path
     manifest: Manifest | None
     done: bool
     """True if nothing is left to do."""
     shards: tuple[Shard, ...] = ()
-    """Shards to keep."""
+    """Finished shards to keep."""
     next: Position | None = None
     """Position in the source after the kept shards."""
 
@@ -237,10 +239,10 @@ class ExistingOutput:
 
 
 def read_existing(folder: Path, tokens: int) -> ExistingOutput:
-    """Read what a folder holds of a preparation with so many training tokens.
+    """Return the earlier output in a folder that a run for `tokens` training tokens can keep.
 
     Raises:
-        BadInput: if it holds damaged shards, or shards that a preparation cannot resume from.
+        BadInput: if the folder has damaged shards, or shards that no preparation can resume from.
     """
     manifest = read_manifest(folder) if (folder / MANIFEST_NAME).exists() else None
     settings = manifest.settings if manifest is not None else None
@@ -336,7 +338,7 @@ def _write_shards(
     assembler: ShardAssembler,
     report: Callable[[Progress], None],
 ) -> None:
-    """Pass units to the workers, and their segments to the shards, until nothing is left to do."""
+    """Submit units to the workers and copy the segments into shards until all is written."""
     before = sum(writer.tokens.values())
     dtype = writer.manifest.dtype
     queue: deque[Unit] = deque()
@@ -394,7 +396,7 @@ def _write_shards(
 def _segments_folder(out: Path, writer: ShardWriter) -> Iterator[Path]:
     """Create a folder for the segments, and delete it afterwards.
 
-    An OSError or RunFailed becomes a RunFailed that says what stays in `out`.
+    An OSError or RunFailed is converted to a RunFailed whose message says what stays in `out`.
     """
     _delete_segments(out)
     try:
@@ -484,10 +486,10 @@ def _locked_folder(out: Path) -> Iterator[None]:
 
 
 def join_parts(out: Path) -> Manifest:
-    """Write one manifest for all prepared folders directly below `out`; validation shards first.
+    """Write and return one manifest for all prepared folders directly below `out`.
 
     Raises:
-        BadInput: if there are none, or one is damaged, incomplete or of another tokenizer.
+        BadInput: if there are none, or a folder is damaged, incomplete or has another tokenizer.
     """
     folders = sorted(path.parent for path in out.glob(f"*/{MANIFEST_NAME}"))
     if not folders:

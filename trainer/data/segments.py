@@ -1,4 +1,4 @@
-"""Segments: the tokens of one unit, which a worker leaves on disk for the shards.
+"""Segment files: a worker's tokens of one unit, a piece of a source file, to be copied into shards.
 
 A segment file holds the tokens, then the length of each document, then a footer with the counts.
 """
@@ -26,7 +26,7 @@ def segment_path(folder: Path, file: int, unit: int) -> Path:
 
 
 class SegmentWriter:
-    """Writes the segment of one unit."""
+    """Writes the tokens of one unit to a segment file."""
 
     def __init__(self, path: Path, dtype: TokenDtype) -> None:
         self._file = path.open("wb", _BUFFER_BYTES)
@@ -34,7 +34,7 @@ class SegmentWriter:
         self._lengths: list[npt.NDArray[np.int64]] = []
         self.tokens = 0
         self.text_bytes = 0
-        """UTF-8 bytes of the documents, counted by the caller."""
+        """UTF-8 bytes of the documents' text, set by the caller."""
 
     def add_documents(self, tokens: Encoded, end_of_text: int) -> None:
         """Add whole documents; each begins with the end-of-text token, which occurs only there."""
@@ -69,14 +69,14 @@ class Segment:
     tokens: int
     text_bytes: int
     starts: npt.NDArray[np.int64]
-    """First token of each document, then the number of tokens."""
+    """Index of each document's first token, followed by the total number of tokens."""
 
     @property
     def documents(self) -> int:
         return self.starts.size - 1
 
     def read(self, file: BinaryIO, begin: int, end: int) -> Tokens:
-        """Return the tokens from begin to end; `file` is the segment's open file."""
+        """Return tokens [begin, end) from `file`, the open segment file."""
         file.seek(begin * self.dtype.itemsize)
         data = file.read((end - begin) * self.dtype.itemsize)
         return cast(Tokens, np.frombuffer(data, self.dtype))

@@ -73,7 +73,7 @@ class ShardWriter:
         self._finished = list(finished)
         self._open: _OpenShard | None = None
         self.tokens: dict[Split, int] = dict.fromkeys(get_args(Split), 0)
-        """Tokens of each split, including the open shard."""
+        """Number of tokens written to each split, including the open shard."""
         for shard in finished:
             self.tokens[shard.split] += shard.tokens
         self.next: Position | None = None
@@ -96,11 +96,11 @@ class ShardWriter:
 
     @property
     def room(self) -> int:
-        """Tokens that still fit into the open shard, or into a new one."""
+        """Number of tokens that still fit into the open shard; a full shard's if none is open."""
         return self._shard_tokens - (self._open.tokens if self._open is not None else 0)
 
     def write(self, split: Split, document: Tokens) -> None:
-        """Append a document (1-D, not empty), across as many shards as it needs.
+        """Append a document (1-D, not empty), which may extend over several shards.
 
         Raises:
             OSError: if the disk is full or the folder is not writable.
@@ -123,13 +123,13 @@ class ShardWriter:
     ) -> None:
         """Append tokens to the open shard, and finish it if it is full.
 
-        Call `start_split` and set `next` before; the manifest holds it if the shard is finished.
+        Call `start_split` and set `self.next` first, as filling the shard writes the manifest.
 
         Args:
-            split: that of the open shard.
+            split: the split of the open shard.
             tokens: at most `room`.
-            documents: number of documents that begin in them.
-            begins: their position in the source.
+            documents: number of documents that begin in `tokens`.
+            begins: position of the first token in the source.
         """
         assert tokens.dtype.itemsize == self._origin.dtype.itemsize and tokens.size <= self.room
         if self._open is None:
@@ -267,7 +267,7 @@ def open_shard(path: Path, remedy: str | None = None) -> Tokens:
     Checks magic, version and the file size, but not the hash.
 
     Args:
-        path: of the shard.
+        path: path of the shard.
         remedy: advice at the end of an error message; None advises to prepare the folder again.
 
     Raises:

@@ -1,8 +1,8 @@
 """Source files in order, and the units they are divided into.
 
-A unit is a run of row groups of a Parquet file, a byte range of a file of JSON lines, or a whole
-text or compressed file. Units depend only on the files and unit_bytes, so the shards do not depend
-on the number of workers.
+A unit is what a worker tokenizes at a time: consecutive row groups of a Parquet file, a byte range
+of a file of JSON lines, or a whole text or compressed file. Units depend only on the files and
+unit_bytes, so the shards do not depend on the number of workers.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def _list_training_files(dataset: str, config: str | None, revision: str | None)
 
 
 class UnitQueue:
-    """Returns units in order from a position on, and locates the next file in a thread."""
+    """Returns units in order from a start position, and locates the next file in a thread."""
 
     def __init__(
         self,
@@ -183,7 +183,7 @@ class UnitQueue:
         unit_bytes: int,
         column: str,
     ) -> None:
-        """`known` are the files of an earlier run up to the start; raise BadInput if changed."""
+        """Start at `start`; raise BadInput if `known`, the files read by earlier runs, changed."""
         self._source, self._column, self._unit_bytes = source, column, unit_bytes
         if [file.name for file in known] != list(source.names[: len(known)]):
             raise BadInput(
@@ -191,7 +191,7 @@ class UnitQueue:
                 "give the same source, or another --out."
             )
         self.files = list(known[: start.file])
-        """Files up to that of the units returned now."""
+        """Source files up to the one whose units are being returned."""
         self._known = known
         self._units: list[Unit] = []
         self._skip = start.unit
@@ -205,7 +205,7 @@ class UnitQueue:
         """Return the next unit; None at the end, or while its file is being fetched.
 
         Args:
-            needed_bytes: of text; no file is fetched beyond that.
+            needed_bytes: bytes of text still needed; no file beyond them is fetched.
 
         Raises:
             BadInput: if a file is missing, unreadable or has changed.
@@ -233,7 +233,7 @@ class UnitQueue:
         return unit
 
     def _prefetch(self, index: int) -> None:
-        """Locate a file in a daemon thread, which does not block exit."""
+        """Start to locate a file in a daemon thread, which does not block the process's exit."""
         future: Future[tuple[SourceFile, list[Unit]]] = Future()
 
         def locate() -> None:
@@ -265,7 +265,7 @@ class UnitQueue:
 
 
 def _divide(located: LocatedFile, column: str, unit_bytes: int) -> list[tuple[int, int, int]]:
-    """Return begin, end and approximate bytes of text of each unit of a file."""
+    """Divide a file into units; return begin, end and approximate bytes of text of each."""
     source = located.source
     form, compression = format_of(source.name)
     if form == "parquet":

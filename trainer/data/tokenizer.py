@@ -20,7 +20,7 @@ from nanogauge.files import read_whole
 
 Encoded = npt.NDArray[np.uint32]
 Text = str | Iterator[str]
-"""A document: whole, or in chunks."""
+"""The text of a document, whole or as an iterator of chunks."""
 END_OF_TEXT = "<|endoftext|>"
 HUGGING_FACE = "hf:"
 LARGEST_RANKS_BYTES = 2**27
@@ -45,7 +45,7 @@ SPLITTABLE = frozenset(PATTERNS.values())
 PART = 2**18
 """Characters encoded at once; a shorter text is never split."""
 LONGEST_RUN = 2**20
-"""Characters after which a run without a safe split point is split anywhere."""
+"""Number of characters without a safe split point after which the text is split anywhere."""
 
 # Letters that every version of Unicode knows as letters: Latin, Greek, Cyrillic, kana, CJK
 # ideographs, Hangul. Python's white space is a superset of the tokenizers'.
@@ -63,7 +63,7 @@ class Tokenizer:
     name: str
     """Value of --tokenizer."""
     vocab_size: int
-    """Tokens, including the end-of-text token."""
+    """Number of tokens, including the end-of-text token."""
     end_of_text: int
     sha256: Callable[[], str]
     """Return the hash of the vocabulary: bytes and id of each token, and the special tokens."""
@@ -78,7 +78,7 @@ class Tokenizer:
     """True if a long text may be encoded in parts (see `split_safely`)."""
 
     def parts(self, text: Text) -> Iterator[str]:
-        """Split a document so that the tokens of the parts are the tokens of the whole."""
+        """Yield parts of a document whose tokens, concatenated, are those of the whole document."""
         if isinstance(text, str) and len(text) <= PART:
             return iter((text,))
         chunks = in_chunks(text) if isinstance(text, str) else text
@@ -144,7 +144,7 @@ def gpt2_encoding() -> tiktoken.Encoding:
 
 
 def bytes_to_unicode() -> list[str]:
-    """Return the letter of each byte: itself if printable, else one from U+0100 on.
+    """Return the letter that stands for each byte: itself if printable, else one from U+0100 on.
 
     Source: openai/gpt-2, src/encoder.py (bytes_to_unicode).
     """
@@ -312,12 +312,12 @@ def _from_hugging_face(loaded: Any, name: str) -> Tokenizer:
 def split_safely(
     chunks: Iterable[str], part: int = PART, longest: int = LONGEST_RUN
 ) -> Iterator[str]:
-    """Split a text where a splittable tokenizer begins a new token in any case.
+    """Yield parts of a text, cut where a splittable tokenizer always begins a new token.
 
     Args:
         chunks: the text, in chunks of any length.
-        part: least characters of a part, except the last.
-        longest: characters at which a part without a safe split point is split anywhere.
+        part: minimum number of characters in a part, except in the last.
+        longest: number of characters at which a part without a safe split point is cut anywhere.
     """
     buffer = ""
     for chunk in chunks:

@@ -20,7 +20,7 @@ _SHOWN_TOKENS = 100
 
 
 def find_damage(folder: Path, shard: Shard, manifest: Manifest) -> str | None:
-    """Describe the damage of a shard in a few words; None if it is what the manifest lists."""
+    """Return a phrase describing a shard's damage; None if the shard matches the manifest."""
     path = folder / shard.file
     try:
         tokens = open_shard(path)
@@ -141,6 +141,6 @@ def show_stats(folder: Path) -> int:
 
 
 def _blocks(tokens: Tokens) -> Iterator[tuple[int, Tokens]]:
-    """Yield the first index and the tokens of each block."""
+    """Yield the tokens in blocks, each with the index of its first token."""
     for begin in range(0, tokens.size, _BLOCK_TOKENS):
         yield begin, tokens[begin : begin + _BLOCK_TOKENS]

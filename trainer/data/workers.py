@@ -1,6 +1,7 @@
 """Worker processes that read and tokenize units, and the pool that the parent drives them with.
 
-Units go to the workers as JSON over pipes; the tokens stay on disk as segments.
+A unit is a piece of a source file, sent to a worker as JSON over a pipe. The worker writes its
+tokens to a file, the unit's segment.
 """
 
 from __future__ import annotations
@@ -30,17 +31,17 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"
-"""A forked worker inherits imported modules and every open connection."""
+"""Start method of workers; a forked worker inherits imported modules and open connections."""
 UNITS_PER_WORKER = 2
-"""Units assigned to a worker: one is tokenized while the next is fetched."""
+"""Units assigned to a worker at a time: it tokenizes one and fetches the next meanwhile."""
 DAMAGED_TRIES = 4
-"""Fetches of a unit before its source counts as damaged."""
+"""Number of times a unit is fetched before its source counts as damaged."""
 _BATCH_CHARACTERS = 2**16
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Facts about the tokenizer, which the first worker reports."""
+    """Properties of the tokenizer, which the first worker reports to the parent."""
 
     vocab_size: int
     end_of_text: int
@@ -62,10 +63,11 @@ def run_worker(
     pattern: str,
     column: str,
 ) -> None:
-    """Receive a folder, then units, and send the result of each until the parent disconnects.
+    """Tokenize units received from the parent, and send back the result of each.
 
-    `inherited` are connections of other workers, which this process closes. One worker of a pool
-    reports its vocabulary first.
+    The first message is the folder for segments; the loop ends when the parent disconnects.
+    `inherited` are other workers' connections, which this process closes. With `report_vocabulary`
+    the worker first sends its tokenizer's Vocabulary.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent ends the workers
     for other in inherited:
@@ -110,11 +112,11 @@ def _prefetch(units: Iterator[Unit], connection: Connection, column: str) -> Ite
 
 
 _local_files: dict[str, pq.ParquetFile] = {}
-"""The local Parquet file opened last."""
+"""The last opened local Parquet file, by path."""
 
 
 def _open_parquet(unit: Unit, column: str) -> pq.ParquetFile | None:
-    """Open the file of a unit, with the needed part of a remote one in memory."""
+    """Open the Parquet file of a unit; None for other formats."""
     if format_of(unit.name)[0] != "parquet":
         return None
     from trainer.data.parquet import open_local, open_remote
@@ -228,7 +230,7 @@ class WorkerPool:
         """Damaged units that were fetched again."""
 
     def vocabulary(self) -> Vocabulary:
-        """Return facts about the tokenizer; call once, before `start`.
+        """Return the tokenizer's properties; call once, before `start`.
 
         Raises:
             BadInput, RunFailed: as `load_tokenizer`.
@@ -236,7 +238,7 @@ class WorkerPool:
         return Vocabulary(**self._receive(self._connections[0]))
 
     def start(self, folder: Path) -> None:
-        """Let the workers write segments into an existing folder."""
+        """Send the workers the existing folder that they write segments to."""
         for connection in self._connections:
             connection.send_bytes(str(folder).encode())
 
@@ -258,7 +260,7 @@ class WorkerPool:
             raise self._worker_ended(connection) from None
 
     def wait_for_units(self, seconds: float) -> list[tuple[int, int]]:
-        """Wait at most `seconds`; return the keys of completed units. Others are in `failures`.
+        """Wait at most `seconds` and return the keys of completed units; see `failures` for others.
 
         Raises:
             RunFailed: if a worker was killed.
@@ -280,7 +282,7 @@ class WorkerPool:
         return completed
 
     def _receive(self, connection: Connection) -> dict[str, Any]:
-        """Return a worker's message; raise the error of a tokenizer that it could not load."""
+        """Return a worker's message; raise the error if it could not load the tokenizer."""
         try:
             message: dict[str, Any] = json.loads(connection.recv_bytes())
         except (EOFError, OSError):

@@ -1,4 +1,4 @@
-"""Benchmarks of a model, alone or compared with another on the same items, with intervals.
+"""Benchmark a model, alone or compared with another on the same items, with 95 % intervals.
 
 An interval is the middle 95 % of 2,000 bootstrap samples of the items. Two models are compared on
 the same samples (a paired bootstrap), so that items hard for both do not widen the difference.
@@ -39,9 +39,10 @@ EXAMPLES_AT_ONCE = 8
 
 @dataclass(frozen=True)
 class Items:
-    """The result of each item of a benchmark, for a model and optionally another.
+    """Per-item results of a benchmark, for the run's model and optionally another.
 
-    A metric is sum(own) / sum(of), over all items or a sample of them.
+    `own` and `other` are the two models' totals per item; `of` is its number of tokens, bytes or
+    examples. The metric is sum(own) / sum(of), over all items or a bootstrap sample.
     """
 
     own: Numbers
@@ -49,7 +50,7 @@ class Items:
     of: Numbers
 
     def figures(self) -> dict[str, float | None]:
-        """Return the fields of a Benchmark line: values and intervals."""
+        """Return the values and intervals, as fields of the log's Benchmark line."""
         chance = np.random.default_rng(SEED)
         values = [self._values(slice(None))]
         values += [
@@ -71,7 +72,7 @@ class Items:
 
 @dataclass(frozen=True)
 class Pair:
-    """The model of a run, and the one it is compared with."""
+    """The model of a run, and optionally a model to compare it with."""
 
     own: Scorer
     other: Scorer | None
@@ -108,9 +109,10 @@ class Pair:
 def windows_of(
     pair: Pair, shards: Shards, tokens: int, device: torch.device
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield windows of held-out tokens and their targets, B T each, evenly spread.
+    """Yield batches of held-out tokens and their targets (B T each), evenly spread.
 
-    They hold up to `tokens` tokens, do not overlap, and have the shorter context of the two models.
+    Windows do not overlap and have at most `tokens` tokens together. T is the shorter of the two
+    models' contexts.
     """
     block = min(scorer.model.config.block_size for scorer in pair.scorers)
     vocabulary = min(scorer.model.config.vocab_size for scorer in pair.scorers)
@@ -130,7 +132,7 @@ def windows_of(
 def held_out_items(
     pair: Pair, shards: Shards, tokens: int, device: torch.device, token_bytes: Numbers | None
 ) -> dict[str, Items]:
-    """Return nats_per_token and, if the bytes of each token are given, bits_per_byte, by window.
+    """Return nats_per_token and, if `token_bytes` is given, bits_per_byte; an item is a window.
 
     Bits exclude tokens without bytes, such as end-of-text.
     """
@@ -161,7 +163,7 @@ def _items(parts: list[list[Numbers]], of: list[Numbers]) -> Items:
 
 @dataclass(frozen=True)
 class Example:
-    """A context and its endings, one of which is right."""
+    """An example of HellaSwag: a context and its candidate endings, one of them right."""
 
     context: str
     endings: list[str]
@@ -218,7 +220,7 @@ def _from_hub() -> list[dict[str, Any]]:
 def hellaswag_items(
     pair: Pair, examples: Sequence[Example], encoding: tiktoken.Encoding
 ) -> dict[str, Items]:
-    """Return acc_norm and acc, defined as in build-nanogpt's hellaswag.py.
+    """Return the items of acc_norm and acc, defined as in build-nanogpt's hellaswag.py.
 
     An ending, after a space, completes its context. acc_norm is the share of examples whose right
     ending has the lowest mean loss per token, acc the share whose right ending has the lowest sum.
@@ -250,7 +252,7 @@ def hellaswag_items(
 
 @dataclass(frozen=True)
 class Scorer:
-    """A model in eval mode, and the dtype of its matrix products."""
+    """Computes losses with a model in eval mode; matrix products are in `dtype`."""
 
     model: GPT
     dtype: str
@@ -266,12 +268,12 @@ class Scorer:
     def ending_losses(
         self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]
     ) -> tuple[list[float], list[float]]:
-        """Return sum and mean of the losses of each ending's tokens after its context.
+        """Return, for each row, the sum and the mean of its ending's token losses.
 
-        A context that is too long loses its beginning.
+        If context and ending are longer than the model's context, the beginning is cut.
 
         Args:
-            rows: context and ending, at least one token each.
+            rows: pairs of context and ending tokens, at least one token each.
         """
         block = self.model.config.block_size
         cut = [[*context, *ending][-block - 1 :] for context, ending in rows]

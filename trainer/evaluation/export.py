@@ -36,15 +36,15 @@ LACKS_TOKENIZER = (
 
 
 def export_run(trained: Trained, out: Path, tokenizer: str | None) -> list[str]:
-    """Write the folder; return sentences on what it lacks.
+    """Write the Hugging Face folder; return a sentence on each file or feature it lacks.
 
-    Padding rows of the embedding are kept, so that the model stays the same function; the
-    generation settings suppress them.
+    Embedding rows beyond the tokenizer's vocabulary are kept, so that logits do not change. The
+    generation settings exclude these tokens.
 
     Args:
         trained: the model, on the CPU in fp32.
         out: a new or empty folder.
-        tokenizer: the user's choice; None for that of the run's data.
+        tokenizer: name of the tokenizer to export; None for the one of the run's data.
 
     Raises:
         BadInput: if the folder is not empty, or cannot be written.
@@ -120,10 +120,10 @@ def model_card(trained: Trained, report: Report) -> str:
 
 
 def tokenizer_files(encoding: tiktoken.Encoding, block_size: int) -> dict[str, bytes] | None:
-    """Return names and contents of the tokenizer files, or None if GPT-2's form cannot hold it.
+    """Return names and contents of the tokenizer files; None if GPT-2's file format cannot hold it.
 
-    It cannot if the tokenizer splits words in another way than GPT-2's (unless it has single bytes
-    only), or has a token that no merge produces.
+    That is the case if its pre-tokenization differs from GPT-2's (unless all tokens are single
+    bytes), or if it has a token that no merge produces.
     """
     ranks = encoding._mergeable_ranks
     if encoding._pat_str != PATTERNS["gpt2"] and len(ranks) > 256:
@@ -184,7 +184,7 @@ def tokenizer_files(encoding: tiktoken.Encoding, block_size: int) -> dict[str, b
 
 
 def vocabulary_of(encoding: tiktoken.Encoding) -> dict[str, int]:
-    """Return the contents of vocab.json: each token, its bytes as letters, and its id."""
+    """Return the contents of vocab.json: ids by token, whose bytes are written as letters."""
     letters = bytes_to_unicode()
     ranks = encoding._mergeable_ranks
     written = {"".join(letters[b] for b in token): rank for token, rank in ranks.items()}

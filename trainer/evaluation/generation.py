@@ -52,14 +52,14 @@ class Choice:
 
 
 SMALL_WIDTH = 256
-"""Up to this width one CPU thread is faster than several."""
+"""Model width up to which generation is faster on one CPU thread than on several."""
 Affine = tuple[Tensor, Tensor | None]
-"""Weight and bias."""
+"""Weight and bias of a linear layer or norm."""
 Norm = Callable[[Tensor], Tensor]
 
 
 class _Weights:
-    """The weights of a block; looking them up in modules takes as long as using them."""
+    """The weights of a block, collected once, as module look-ups take as long as the arithmetic."""
 
     def __init__(self, block: Block) -> None:
         self.ln_1, self.ln_2 = _norm(block.ln_1), _norm(block.ln_2)
@@ -115,7 +115,7 @@ class Context:
 
     @torch.inference_mode()
     def next_logits(self, tokens: Sequence[int]) -> Tensor:
-        """Append a token, or several to begin with; return the next logits (V, fp32, CPU)."""
+        """Append tokens, several only in the first call; return the next logits (V, fp32, CPU)."""
         assert len(tokens) == 1 or not self._seen
         if len(self._seen) + len(tokens) > self._block_size:
             room = self._block_size // 2 if self._seen else self._block_size
@@ -132,7 +132,7 @@ class Context:
         return logits.float().cpu()
 
     def _run(self, tokens: Sequence[int]) -> Tensor:
-        """Return the final hidden state, C, of the last of these tokens."""
+        """Run `tokens` through the model; return the final hidden state (C) of the last one."""
         begin, count = len(self._seen), len(tokens)
         end = begin + count
         ids = torch.tensor(tokens, device=self._embedding.device)
@@ -162,16 +162,16 @@ def generate(
     generator: torch.Generator,
     end: int | None = None,
 ) -> Iterator[int]:
-    """Generate up to `count` tokens after a prompt of at least one token, without dropout.
+    """Yield up to `count` generated tokens after a prompt of at least one token, without dropout.
 
     Ends early at the end-of-text token, or if the logits are non-finite.
 
     Args:
-        model: to sample from.
-        prompt: tokens to begin with.
-        count: of the tokens to generate.
-        choice: how to sample.
-        generator: on the CPU, so that a seed gives the same random numbers on every device.
+        model: model to sample from.
+        prompt: tokens of the prompt.
+        count: maximum number of tokens to generate.
+        choice: sampling options.
+        generator: CPU generator, so that a seed gives the same random numbers on every device.
         end: the end-of-text token, which is not returned; None continues after it.
     """
     context, tokens = Context(model), prompt
@@ -187,7 +187,7 @@ def generate(
 
 
 def sample_text(model: GPT, encoding: tiktoken.Encoding, prompt: str, count: int, seed: int) -> str:
-    """Return a prompt with up to `count` generated tokens; without a prompt, begin a document."""
+    """Return the text of a prompt and up to `count` generated tokens; "" begins a document."""
     begin = encoding.encode_ordinary(prompt) or [encoding.eot_token]
     generator = torch.Generator().manual_seed(seed)
     made = generate(model, begin, count, Choice(), generator, encoding.eot_token)
@@ -195,5 +195,5 @@ def sample_text(model: GPT, encoding: tiktoken.Encoding, prompt: str, count: int
 
 
 def text_tokens(tokens: Iterable[int], encoding: tiktoken.Encoding) -> Iterator[int]:
-    """Drop tokens without text: padding rows of the embedding can be sampled as well."""
+    """Yield the tokens that have text; ids beyond the tokenizer's vocabulary can be sampled too."""
     return (token for token in tokens if token < encoding.n_vocab)

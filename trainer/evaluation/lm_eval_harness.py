@@ -22,16 +22,16 @@ def harness_items(
     dtype: str,
     limit: int | None,
 ) -> tuple[str, bool, Items]:
-    """Return a task's main metric, whether higher is better, and the result of each document.
+    """Run a task; return the name of its main metric, whether higher is better, and its items.
 
     The main metric is the first of acc_norm, acc and exact_match that the task has, else its first.
 
     Args:
-        folders: of a model, and optionally of the one it is compared with.
+        folders: folder of a model, optionally followed by that of a model to compare it with.
         task: name of the task.
-        task_folder: with the user's task files.
-        device: to run on.
-        dtype: of the weights.
+        task_folder: folder with the user's own task files; None for the harness's tasks only.
+        device: device to run on.
+        dtype: dtype of the weights.
         limit: number of documents; None for all.
 
     Raises:

@@ -27,7 +27,7 @@ class Trained:
     config: Config
     recorded: Recorded
     step: int
-    """Steps before the checkpoint."""
+    """Number of steps made before the checkpoint."""
     model: GPT
     """In eval mode, on the device."""
     skipped: list[str]
@@ -35,12 +35,12 @@ class Trained:
 
 
 def open_trained(path: Path, which: str, device: str, half: bool) -> Trained:
-    """Load the model of a run.
+    """Load a run's model from a checkpoint, in eval mode.
 
     Args:
         path: the run folder.
-        which: newest, best, or a step.
-        device: as run.device.
+        which: "newest", "best" (lowest validation loss), or a step number.
+        device: name of a device, with the values of run.device.
         half: on a GPU, convert the weights to the run's dtype.
 
     Raises:
@@ -59,7 +59,7 @@ def open_trained(path: Path, which: str, device: str, half: bool) -> Trained:
 
 
 def find_checkpoint(folder: Path, which: str) -> tuple[Path, list[str]]:
-    """Return the requested checkpoint, and a sentence for each damaged one skipped.
+    """Return the checkpoint that `which` selects, and a sentence for each damaged one skipped.
 
     Raises:
         BadInput: if no intact one exists, or `which` is invalid.
@@ -89,7 +89,7 @@ def find_checkpoint(folder: Path, which: str) -> tuple[Path, list[str]]:
 
 
 def tokenizer_of(data: DataSection) -> tuple[str, str]:
-    """Return the tokenizer of a run's data, as load_tokenizer takes it, and its word pattern.
+    """Return the arguments of load_tokenizer, name and pattern, for the tokenizer of a run's data.
 
     Raises:
         BadInput: if the data is missing or does not name it.
@@ -110,8 +110,8 @@ def encoding_of(data: DataSection, given: str | None) -> tiktoken.Encoding:
     """Return the tokenizer of a run as a tiktoken encoding.
 
     Args:
-        data: of the run's configuration.
-        given: the user's choice, as load_tokenizer takes it; None for that of the data.
+        data: data section of the run's configuration.
+        given: name of another tokenizer, as load_tokenizer takes it; None for the data's own.
 
     Raises:
         BadInput: if the data does not name it, or it is not one of tiktoken's.

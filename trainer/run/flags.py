@@ -1,4 +1,4 @@
-"""The command line of train.py; without torch, as the supervisor parses it too."""
+"""Parse the command line of train.py, without importing torch, as the supervisor parses it too."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from trainer.run.resume import check_names
 
 @dataclass(frozen=True)
 class Options:
-    """How to start a run, apart from its configuration."""
+    """Command-line options of train.py that are not part of the run's configuration."""
 
     resume: bool = False
-    """Continue from the newest checkpoint, if the run has begun."""
+    """Resume from the newest checkpoint; if the run folder is empty, start a new run."""
     rehearse: int | None = None
-    """Steady steps after which to stop; None for the whole run."""
+    """Number of steps in the steady state after which to stop; None for the whole run."""
     claims: Path | None = None
     force: bool = False
     allow_change: Collection[str] = ()
-    """What may differ from the run to resume."""
+    """Configuration keys and names of resume.IDENTITY that may differ from the run to resume."""
 
 
 def train_parser(description: str) -> Parser:
@@ -68,7 +68,7 @@ def read_command(arguments: Sequence[str], description: str | None) -> tuple[Opt
     """Parse the command line and load the configuration of the run.
 
     Raises:
-        BadInput: if either is wrong.
+        BadInput: if an argument or the configuration is invalid.
     """
     assert description is not None
     given = train_parser(description).parse(arguments)

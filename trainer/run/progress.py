@@ -33,11 +33,11 @@ from nanogauge.schema import Checkpoint, Eval, Prediction, Sensor, Step
 
 GO_AFTER_STEPS = 30
 PACE_STEPS = 100
-"""Steps of the median step time that is shown."""
+"""Number of latest steps whose median step time is shown."""
 PLAIN_SECONDS = 2.0
-"""Least time between two plain lines of steps."""
+"""Minimum time between two plain lines about steps."""
 PANEL_SECONDS = 1.0
-"""Least time between two updates of the panel, which take about 1 ms."""
+"""Minimum time between two updates of the panel; an update takes about 1 ms."""
 _SHOWN_ROWS = (
     "parameters",
     "tokens_total",
@@ -68,9 +68,9 @@ class Content:
     title: str
     progress: str
     share: float
-    """Share of the steps that is done."""
+    """Fraction of the run's steps that is done, 0 to 1."""
     rows: Sequence[Sequence[str]]
-    """Rows of short texts, wrapped between texts in a narrow terminal."""
+    """Lines of the panel, each a list of short texts; a narrow terminal wraps between texts."""
     alarm: str | None
 
 
@@ -119,7 +119,7 @@ class LivePanel:
 
 
 def flow(parts: Sequence[str], width: int, gap: str = "   ") -> list[str]:
-    """Put texts side by side, in as many lines as they need at this width."""
+    """Join texts to lines of at most `width` characters, separated by `gap`; return the lines."""
     lines: list[str] = []
     for part in parts:
         if lines and len(lines[-1]) + len(gap) + len(part) <= width:
@@ -150,15 +150,15 @@ def clock_times(now: datetime, *seconds: float) -> list[str]:
 
 
 class ProgressDisplay:
-    """Shows the plan, the progress of the run, and go or no-go after 30 steady steps.
+    """Shows prediction and progress; after 30 steps in the steady state, also go or no-go.
 
     Args:
-        spec: what the run is.
-        log_every: steps between lines, where standard output is no terminal.
+        spec: specification of the run: model, steps, batch sizes.
+        log_every: number of steps between lines, where standard output is no terminal.
         prediction: the frozen prediction.
         first_step: 0, or the step at which a resumed run continues.
-        elapsed_before_seconds: wall time of earlier processes; None if it is not known: then the
-            run is not compared with its prediction.
+        elapsed_before_seconds: wall time of earlier processes; None if unknown, which disables the
+            comparison with the prediction.
         elapsed_seconds: returns the time since this process began; the default counts from now.
         wall: returns the time in seconds since the epoch.
         terminal: returns the terminal to draw on; None for plain lines.
@@ -197,7 +197,7 @@ class ProgressDisplay:
         self._alarm: str | None = None
         self._shown_at = float("-inf")
         self._hidden: Step | None = None
-        """The newest step, if it was not shown."""
+        """The last step, if it has not been shown; else None."""
 
     def plan(self) -> None:
         """Show the prediction, before the first step."""
@@ -247,7 +247,7 @@ class ProgressDisplay:
         self.say(f"step {line.step:>7,}  checkpoint  ({took}{size})")
 
     def step(self, line: Step) -> None:
-        """Count a step, and show it if it is due."""
+        """Count a step; show it if enough steps and time have passed since the last one shown."""
         assert line.step_seconds is not None
         if line.step > self._first:
             self._pace.add(line.step_seconds)
@@ -275,16 +275,16 @@ class ProgressDisplay:
             self._write(self._panel.close)
 
     def seconds_left(self, step: int, pace_seconds: float) -> float:
-        """Return the time left after a step: steps at this pace, evaluations and checkpoints."""
+        """Return the time from `step` to the end of the run, with evaluations and checkpoints."""
         left = (self._spec.steps - step - 1) * pace_seconds
         left += evaluations(self._spec, first=step + 1) * self._eval_seconds
         left += checkpoints(self._spec, first=step + 1) * self._checkpoint_seconds
         return left
 
     def projected_total_seconds(self, step: int, elapsed_seconds: float) -> float | None:
-        """Return the projected wall time of the run, earlier processes included.
+        """Return the projected wall time of the whole run in seconds, earlier processes included.
 
-        None before the first steady step, or if the time of earlier processes is not known.
+        Returns None before the steady state, or if the time of earlier processes is unknown.
 
         Args:
             step: the last step.
@@ -296,7 +296,7 @@ class ProgressDisplay:
         return self._before_seconds + elapsed_seconds + left
 
     def go_or_no_go(self, step: int, elapsed_seconds: float) -> str:
-        """Compare the projected time of the run with the predicted interval."""
+        """Return a sentence that compares the run's projected time with the predicted interval."""
         pace = self._pace.median
         step_text = f"{format_value('step_seconds', pace)} a step"
         (finish,) = clock_times(self._now(), self.seconds_left(step, pace))
@@ -348,7 +348,7 @@ class ProgressDisplay:
         return parts
 
     def _machine(self) -> list[str]:
-        """Format the latest sensor readings."""
+        """Return the latest sensor readings as short texts."""
         r, parts = self._reading, []
         if r.power_watts is not None:
             parts.append(f"{r.power_watts:.0f} W")
@@ -370,7 +370,7 @@ class ProgressDisplay:
         return parts
 
     def _finish(self, left_seconds: float) -> list[str]:
-        """Format the time left, the projected and, if comparable, the predicted finish."""
+        """Return texts on the time left, the projected finish and the predicted one, if known."""
         left = f"{format_seconds(left_seconds)} left"
         predicted = self._seconds_to_predicted_finish()
         if predicted is None:
@@ -381,7 +381,7 @@ class ProgressDisplay:
         return [left, f"finish {finish}", f"predicted {expected} ({low} to {high})"]
 
     def _seconds_to_predicted_finish(self) -> Interval | None:
-        """Return the time to the expected, earliest and latest predicted finish."""
+        """Return the seconds until the predicted finish: expected, earliest and latest."""
         total = self._prediction.best("total_seconds")
         if total is None or self._before_seconds is None:
             return None
@@ -392,7 +392,7 @@ class ProgressDisplay:
         return datetime.fromtimestamp(self._wall()).astimezone()
 
     def _write(self, action: Callable[[], None]) -> None:
-        """Write to standard output; once that fails, the run continues without it."""
+        """Call `action`, which writes to standard output; after an error, write nothing more."""
         if self._silent:
             return
         try:

@@ -1,4 +1,4 @@
-"""The recorder of one process: log, display, clock, sensors and alarms."""
+"""Recording of one process: its log, display, clock, sensors and alarms."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Recorder:
     energy_joules: float | None = None
     """Energy of this process so far, from its sensors; None without a reading."""
     log_problem_raised: bool = False
-    """Whether the current problem of the log (a full disk) has raised its alarm."""
+    """Whether the current problem of writing the log, such as a full disk, has raised its alarm."""
 
     def log_event(
         self,
@@ -84,13 +84,13 @@ class Recorder:
         self.report(alarm.what, alarm.text, alarm.level, step, alarm.about)
 
     def log_compilation(self, step: int, seconds: float) -> None:
-        """Log the time of a recompilation during the run, apart from what it interrupted."""
+        """Log the time of a recompilation at this step, as it is not part of the step's time."""
         if seconds > 0:
             self.log.write(Compile(step=step, seconds=seconds, mode="compiled"))
             self.display.say(f"recompiled at step {step:,}: {format_seconds(seconds)}")
 
     def log_sensors(self, step: int) -> None:
-        """Log the readings since the last call, sensors that became absent, and their alarms."""
+        """Log sensor readings since the last call and lost sensors, and raise alarms on them."""
         for change in self.sensors.changes():
             if change.midway:
                 self.report("absent", f"{change.text}.", "warning", step, change.field)
@@ -105,7 +105,7 @@ class Recorder:
                 self.raise_alarm(alarm, step)
 
     def close_sensors(self, step: int) -> None:
-        """Stop the sensors and log their last readings."""
+        """Stop reading the sensors and log the last readings."""
         for reading in self.sensors.close():
             self.log.write(reading)
         self.log_sensors(step)

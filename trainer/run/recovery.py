@@ -1,4 +1,4 @@
-"""Checkpoints, rollback after non-finite gradients, and smaller micro-batches out of memory."""
+"""Save checkpoints, roll back after non-finite gradients, reduce the micro-batch to fit memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LONGEST_WRITE_SECONDS = 1800.0
 
 
 def checkpoint_is_due(s: Session, step: int, leaving: bool) -> bool:
-    """Return True if a checkpoint is due at this step: by step, by time, or as the last one.
+    """Return True if a checkpoint is due: by step, by time, or because training ends here.
 
     A collective; all ranks get the same answer.
     """
@@ -38,9 +38,9 @@ def checkpoint_is_due(s: Session, step: int, leaving: bool) -> bool:
 
 
 def save(s: Session, step: int, wait: bool) -> None:
-    """Begin a checkpoint; wait for its copy in memory, or with `wait` until it is on disk.
+    """Copy the state to host memory and write it in the background; `wait` until it is on disk.
 
-    Rank 0 writes it, with the random states of all ranks and their shards of a sharded model.
+    A collective: rank 0 writes, and gathers the random states and model shards of all ranks.
     """
     state, steps, checkpoints = s.state, s.steps, s.checkpoints
     clock = s.recorder.clock
@@ -81,9 +81,9 @@ def save(s: Session, step: int, wait: bool) -> None:
 
 
 def roll_back(s: Session) -> str | None:
-    """Return to the newest intact checkpoint and continue with the data in another order.
+    """Load the newest intact checkpoint and continue from there with the data in another order.
 
-    Returns the reason if the run has to end instead.
+    Returns None if training can continue, else the reason for ending the run.
     """
     steps = s.steps
     skipped = list(steps.skipped)
@@ -134,7 +134,7 @@ def roll_back(s: Session) -> str | None:
 def use_smaller_micro_batch(s: Session) -> str | None:
     """After an out-of-memory error, use a smaller micro-batch and more gradient accumulation.
 
-    Returns the reason if the run has to end instead.
+    Returns None if training can continue, else the reason for ending the run.
     """
     record_steps(s)  # those before the step that failed
     state, step = s.state, s.steps.done
@@ -175,7 +175,7 @@ def _replace_batches(s: Session, micro_batch: int) -> None:
 
 
 def memory_advice(s: Session) -> str:
-    """Return what to do when one of several ranks ran out of memory and cannot continue."""
+    """Return an error message for a multi-rank run out of memory, with the setting to change."""
     micro, passes = s.batches.micro_batch, s.batches.grad_accum * s.ranks.world
     return (
         f"memory ran out with a micro-batch of {micro} in process {s.ranks.rank}; continue with "

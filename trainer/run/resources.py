@@ -1,4 +1,4 @@
-"""What a run needs: its folder, data, free memory, watched GPUs, model and optimizer."""
+"""Open what a run needs: its folder, data, free memory, monitored GPUs, model and optimizer."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ class OpenedRun:
 
     folder: RunFolder
     lock: RunLock | None
-    """Taken before anything in the folder is written; None on ranks other than 0."""
+    """Lock of the run folder, taken before writing there; None on ranks other than 0."""
     checkpoint: Path | None = None
     """The newest intact checkpoint; None for a new run."""
     damaged: list[str] = field(default_factory=list)
     """A sentence for each damaged checkpoint that was skipped."""
     changes: list[str] = field(default_factory=list)
-    """A sentence for each allowed difference from the run's configuration."""
+    """A sentence for each difference from the run's earlier configuration that the user allowed."""
     earlier_seconds: float | None = None
     """Wall time of the earlier processes; None for a new run."""
     wandb_id: str | None = None
@@ -78,13 +78,13 @@ def open_run_folder(
     """Create a run folder with its frozen prediction, or open the one to resume.
 
     Args:
-        config: of the run.
-        device: to predict for and train on.
-        dtype: of the matrix products.
-        resume: continue the run in the folder, if it has begun.
+        config: configuration of the run.
+        device: device to predict for and train on.
+        dtype: dtype of the matrix products.
+        resume: resume the run in the folder, if there is one.
         force: start even if the memory is too small.
-        allowed: keys of the configuration that may differ from those of the run.
-        ranks: that share the run.
+        allowed: configuration keys whose values may differ from the run to resume.
+        ranks: the ranks that share the run.
 
     Raises:
         BadInput: if the folder cannot be used, or the run does not fit and is not forced.
@@ -137,9 +137,9 @@ def _open_to_resume(
 
 
 def share_folder(config: Config, ranks: Ranks, open_folder: Callable[[], OpenedRun]) -> OpenedRun:
-    """Open the run folder on rank 0 and send the other ranks what they need of it.
+    """Call `open_folder` on rank 0 only; send its prediction, checkpoint and counts to all ranks.
 
-    All ranks read the checkpoint: on several machines the folder must be on a shared disk.
+    A collective. Each rank reads the checkpoint itself, so several machines need a shared disk.
     """
     if ranks.world == 1:
         return open_folder()
@@ -172,7 +172,7 @@ def share_folder(config: Config, ranks: Ranks, open_folder: Callable[[], OpenedR
 
 
 def _free_memory(hardware: Hardware, device: torch.device, ranks: Ranks) -> FreeMemory | None:
-    """Return the memory that this process can use: its share of the host's, or its own GPU's."""
+    """Return this rank's free memory: its share of the host's, or that of its GPU."""
     cards = []
     if device.type == "cuda":
         cards = [driver_info(str(torch.cuda.get_device_properties(device).uuid))]
@@ -185,7 +185,7 @@ def refuse_too_large(
     """Refuse a run if the low end of its predicted peak exceeds the free memory.
 
     Raises:
-        BadInput: with the needed and free memory and the largest micro-batch that fits.
+        BadInput: if so; the message has both and the largest micro-batch that fits.
     """
     peak = memory_of(spec, hardware).process
     if free is None or fit_verdict(peak, free.bytes) != "does not fit":
@@ -219,7 +219,7 @@ def make_alarms(prediction: Prediction, gpu: DriverInfo | None) -> Alarms:
 
 
 def watched_gpus(config: Config, device: torch.device, ranks: Ranks = ALONE) -> list[WatchedGpu]:
-    """Return the GPUs of all ranks on this machine on rank 0, and none on other ranks.
+    """Return the GPUs whose sensors this rank reads: on rank 0 those of its machine, else none.
 
     A collective. torchrun numbers the ranks of a machine consecutively, so the first `local_world`
     ranks are those on rank 0's machine.
@@ -246,7 +246,7 @@ def make_model(config: Config) -> GPT:
 def make_loss(
     config: Config, model: GPT, batches: Batches, dtype: str, ranks: Ranks
 ) -> TrainingLoss:
-    """Return the loss of a micro-batch; moves the model, or this rank's shard, to the device."""
+    """Return the training loss; moves the model, or this rank's shard of it, to the device."""
     head, accumulation, device = config.train.head, batches.grad_accum, batches.device
     if config.train.sharding == "full":
         return ShardedLoss(model, head, accumulation, device, dtype)
@@ -256,7 +256,7 @@ def make_loss(
 def make_training(
     config: Config, model: GPT, batches: Batches, dtype: str, ranks: Ranks
 ) -> tuple[TrainingLoss, torch.optim.AdamW, torch.amp.GradScaler]:
-    """Return the loss, the optimizer and the loss scaler, which only float16 enables."""
+    """Return training loss, optimizer and gradient scaler; only float16 enables the scaler."""
     loss = make_loss(config, model, batches, dtype, ranks)  # may shard the parameters: first
     scaler = torch.amp.GradScaler(batches.device.type, enabled=dtype == "float16")
     return loss, make_optimizer(model, config.optimizer), scaler
@@ -265,7 +265,7 @@ def make_training(
 def open_data(
     config: Config, device: torch.device, ranks: Ranks
 ) -> tuple[Config, Dataset, Batches]:
-    """Open this rank's data; return the configuration with its number of tokens if it had none.
+    """Open the data; return the configuration with its token count filled in, data and batches.
 
     Raises:
         BadInput: if the data is missing, its tokenizer has more tokens than the model, or the world
@@ -293,19 +293,19 @@ def make_batches(
     micro_batch: int | None = None,
     rollbacks: int = 0,
 ) -> Batches:
-    """Return this rank's batches.
+    """Return the loader of this rank's batches.
 
     Args:
-        config: of the run.
-        source: of the tokens.
-        device: that the batches are copied to.
-        ranks: that share each step.
-        micro_batch: a divisor of the sequences per step, if the configured one does not fit; the
-            windows of a step and of an evaluation stay the same.
-        rollbacks: each selects another order of the training data.
+        config: configuration of the run.
+        source: the tokens.
+        device: device that the batches are copied to.
+        ranks: the ranks that share each step.
+        micro_batch: replaces the configured one if that does not fit into memory. It divides the
+            sequences per step; steps and evaluations read the same windows with either.
+        rollbacks: number of rollbacks so far; each count selects another order of training data.
 
     Raises:
-        BadInput: as open_data.
+        BadInput: as for open_data.
     """
     train, model = config.train, config.model
     micro_batch = micro_batch or train.micro_batch
@@ -329,7 +329,7 @@ def make_batches(
 
 
 def describe_order(batches: Batches) -> str:
-    """Say what an epoch is and which tokens it leaves out."""
+    """Return a sentence on the length of an epoch and the tokens that it leaves out."""
     grid, block = batches.grids["train"], batches.block_size
     if batches.order == "random":
         text = f"Windows of {block:,} tokens are drawn from the training data with replacement."

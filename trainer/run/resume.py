@@ -1,4 +1,4 @@
-"""What may differ between a run and its resumption: nothing that changes the numbers."""
+"""Check that a resumed run would compute the same numbers as the run that it continues."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ SHAPING_KEYS = (
     *("model.n_layer", "model.n_embd", "model.vocab_size", "model.bias", "model.positions"),
     *("model.norm", "model.tied_head", "optimizer.name"),
 )
-"""Determine the tensors of a checkpoint; block_size too, with learned positions."""
+"""Keys that determine the tensors of a checkpoint; with learned positions, block_size too."""
 IDENTITY = {
     "code": "the code that trains",
     "torch": "torch",
     "device": "kind of device",
     "dtype": "arithmetic",
 }
-"""What a run depends on besides its configuration, and its name in messages."""
+"""Names in messages of what a run's numbers depend on besides its configuration."""
 DATA = "data"
 _ROOT = Path(__file__).parents[2]
 _CODE = ("model.py", "train.py", "trainer/data/loader.py", "nanogauge/schedule.py")
 
 
 def code_sha256() -> str:
-    """Return the hash of the files that determine a run's numbers."""
+    """Return the SHA-256 of the source files that determine a run's numbers."""
     digest = hashlib.sha256()
     files = [_ROOT / name for name in _CODE]
     for path in [*files, *sorted((_ROOT / "trainer" / "step").glob("*.py"))]:
@@ -69,7 +69,7 @@ def check_names(allowed: Collection[str]) -> None:
 
 
 def refuse_changes(old: Config, new: Config, allowed: Collection[str] = ()) -> list[str]:
-    """Compare the configuration in the run folder with the requested one.
+    """Compare the configuration in the run folder, `old`, with the requested one, `new`.
 
     Returns a sentence for each difference that matters and is allowed by name.
 
@@ -108,7 +108,7 @@ def refuse_other_identity(
     Returns a sentence for each difference that is allowed by name.
 
     Raises:
-        BadInput: for the first one that is not.
+        BadInput: for the first difference that is not allowed.
     """
     changes = []
     for name, words in IDENTITY.items():
@@ -162,11 +162,11 @@ def _describe(position: Mapping[str, object]) -> str:
 
 
 def micro_batch_to_use(config: Config, run: Mapping[str, object]) -> int:
-    """Return the micro-batch that fitted when memory ran out with this one, or the configured one.
+    """Return the micro-batch to resume with: a reduced one if the configured one did not fit.
 
     Args:
-        config: of the run.
-        run: the run's entry of a checkpoint's meta.json; empty for a new run.
+        config: configuration of the run.
+        run: Meta.run of the checkpoint; empty for a new run.
     """
     configured = config.train.micro_batch
     if run.get("configured_micro_batch") != configured:

@@ -1,4 +1,4 @@
-"""The state of one process of a run, in parts that each have one reason to change."""
+"""State of one process of a run, which the training loop passes to its helpers."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class RunContext:
 
 @dataclass
 class ModelState:
-    """What is trained, on which device, and how."""
+    """Model, optimizer and loss, with their device and dtype."""
 
     device: torch.device
     dtype: str
@@ -56,12 +56,12 @@ class ModelState:
     loss: TrainingLoss
     """Loss of a micro-batch, compiled or eager."""
     reduced_loss: LossFunction
-    """The loss whose gradients are averaged over the ranks."""
+    """The training loss wrapped so that backward() averages gradients over the ranks."""
     optimizer: torch.optim.AdamW
     scaler: torch.amp.GradScaler
     compile_timer: CompileTimer
     compilation: Literal["pending", "compiled", "eager"]
-    """Eager if compilation failed or is switched off."""
+    """Whether the loss is compiled; "eager" if compilation failed or is switched off."""
 
 
 @dataclass(frozen=True)
@@ -71,51 +71,51 @@ class PendingStep:
     step: int
     learning_rate: float
     metrics: torch.Tensor
-    """Loss and gradient norm, in host memory once the step has ended."""
+    """Loss and gradient norm (2), in host memory; valid once the device has finished the step."""
     watch: Stopwatch
 
 
 @dataclass
 class StepProgress:
-    """Which steps and evaluations were done."""
+    """Range of steps of this process, and steps and evaluations completed so far."""
 
     first: int
     """Step at which this process began."""
     last: int
-    """Step at which to stop: max_steps, or fewer in a rehearsal."""
+    """Step before which to stop: max_steps, or fewer in a rehearsal."""
     done: int
-    """Recorded steps since step 0, including skipped updates."""
+    """Number of recorded steps of the run, including those whose update was skipped."""
     evaluated: int | None
     """Step of the last evaluation; None before the first."""
     best_val_loss: float | None
     """Lowest validation loss of the run; None before the first evaluation."""
     rollbacks: int
-    """Rollbacks of the run after non-finite gradients, earlier processes included."""
+    """Number of rollbacks after non-finite gradients, earlier processes included."""
     val_loss: float | None = None
-    """Validation loss of the last evaluation; None if another process made it."""
+    """Last validation loss in this process; None without an evaluation or after a rollback."""
     pending: deque[PendingStep] = field(default_factory=deque)
     skipped: list[int] = field(default_factory=list)
-    """The latest consecutive steps whose updates were skipped."""
+    """Latest consecutive steps whose updates were skipped as loss or gradients were non-finite."""
     longest_seconds: float = FIRST_STEP_SECONDS
-    """Longest step of this process; before the first, the high end of its prediction."""
+    """Longest step of this process in seconds; before the first step, a predicted upper bound."""
 
 
 @dataclass
 class Checkpoints:
-    """The checkpoint writer and when the last checkpoint began."""
+    """The checkpoint writer, and step and time of the last checkpoint."""
 
     writer: CheckpointWriter
     step: int
-    """Step of the last checkpoint, or where this process began."""
+    """Step of the last checkpoint, or the first step of this process."""
     began_seconds: float
-    """When the last checkpoint began, on the clock."""
+    """Time at which the last checkpoint began, in seconds since the process's start."""
     waited_seconds: dict[int, float] = field(default_factory=dict)
-    """Time that the loop waited for each checkpoint that is being written, by step."""
+    """Seconds that the loop waited for each checkpoint still being written, by step."""
 
 
 @dataclass
 class Session:
-    """Everything that the training loop uses."""
+    """State of this process's run, passed to all functions of the training loop."""
 
     config: Config
     ranks: Ranks

@@ -6,23 +6,23 @@ import signal
 import time
 
 SAME_REQUEST_SECONDS = 1.0
-"""A service manager signals each process of a group, and parents forward the signal: signals within
-this time count as one request."""
+"""Signals within this time count as one request: a service manager signals each process of a group,
+and parents forward the signal."""
 _NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(BaseException):
-    """A signal ended a run before its first step; there is nothing to keep."""
+    """Raised when a signal arrives before the first step, when there is nothing to save."""
 
 
 class StopSignal:
-    """Request to stop the run, set by a signal."""
+    """Request to stop the run, set by SIGINT or SIGTERM."""
 
     reason: str | None = None
-    """Which signal was received; None until then."""
+    """Sentence that names the received signal; None before one is received."""
     number: signal.Signals | None = None
     repeated = False
-    """Whether a second signal was received: do not wait for anything any more."""
+    """Whether a second signal was received; the process then exits without waiting for uploads."""
 
     def __init__(self) -> None:
         self._stepping = False
@@ -30,16 +30,16 @@ class StopSignal:
 
     @property
     def exit_status(self) -> int:
-        """130 after SIGINT and 143 after SIGTERM, as in shells; 0 without a signal."""
+        """Exit status for the process: 130 after SIGINT, 143 after SIGTERM, 0 without a signal."""
         return 0 if self.number is None else 128 + self.number
 
     def listen(self) -> None:
-        """Handle SIGINT and SIGTERM: the first raises Stopped until let_steps_end() is called."""
+        """Handle SIGINT and SIGTERM; until let_steps_end() is called, the first raises Stopped."""
         for number in _NUMBERS:
             signal.signal(number, self._on_signal)
 
     def let_steps_end(self) -> None:
-        """From now on only note the first signal, for the loop to check."""
+        """From now on store the first signal in `reason`, so that the loop stops after its step."""
         self._stepping = True
 
     def _on_signal(self, number: int, frame: object) -> None:

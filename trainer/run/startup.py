@@ -1,4 +1,4 @@
-"""From a configuration to the first step: the run folder, sensors, model, log and compilation."""
+"""Prepare a run up to its first step: run folder, sensors, model, log and compilation."""
 
 from __future__ import annotations
 
@@ -80,11 +80,11 @@ from trainer.step.distributed import Ranks
 from trainer.step.loss import LossModule
 
 COMPILE_SECONDS = 1800.0
-"""Time that compilation may take before the run counts as hung: minutes on a slow CPU."""
+"""Time that compilation may take before the run counts as hung; a slow CPU needs minutes."""
 
 
 def open_session(config: Config, options: Options, ranks: Ranks = ALONE) -> Session:
-    """Set up a run up to its first step; the prediction is on disk before the model exists.
+    """Set up a run up to its first step; write the prediction before creating the model.
 
     All ranks call it. Only rank 0 opens the run folder, reads sensors and writes.
 
@@ -170,7 +170,7 @@ def open_session(config: Config, options: Options, ranks: Ranks = ALONE) -> Sess
 
 
 def make_clock(device: torch.device, compile_timer: CompileTimer) -> Clock:
-    """Return the clock of a run: CUDA events on a GPU, the host's clock elsewhere."""
+    """Return the clock that times steps: with CUDA events on a GPU, else the host's clock."""
     return Clock(
         partial(synchronize, device),
         timeline=EventTimeline(device) if device.type == "cuda" else None,
@@ -186,7 +186,7 @@ def resume_batches(
     meta: Meta | None,
     ranks: Ranks,
 ) -> Batches:
-    """Return the batches with the micro-batch and data order that earlier processes ended with."""
+    """Return a loader with the micro-batch and data order in which the run stopped."""
     micro_batch = micro_batch_to_use(config, meta.run if meta is not None else {})
     if not opened.rollbacks and micro_batch == config.train.micro_batch:
         return batches
@@ -196,19 +196,19 @@ def resume_batches(
 
 @dataclass(frozen=True)
 class Sensing:
-    """The sensors that this rank reads, and the idle state of their GPUs."""
+    """The sensors that this rank reads, and the power and utilization of idle GPUs."""
 
     sensors: Sensors
     gpu: DriverInfo | None
-    """The first GPU; None if no GPU is watched."""
+    """Driver data of the first GPU; None if this rank reads no GPU's sensors."""
     gpus: int
-    """Number of watched GPUs."""
+    """Number of GPUs whose sensors this rank reads."""
     idle: Idle | None
-    """Power and utilization before the run; None if they were not measured."""
+    """Power and utilization of the GPUs before the run; None if not measured."""
 
 
 def open_sensing(config: Config, device: torch.device, clock: Clock, ranks: Ranks) -> Sensing:
-    """Measure the idle GPUs and open their sensors."""
+    """Measure the GPUs while they are idle, then start reading their sensors and the host's."""
     gpus, measure = watched_gpus(config, device, ranks), config.measure
     gpu = driver_info(gpus[0].device) if gpus else None
     idle = None
@@ -222,12 +222,12 @@ def open_sensing(config: Config, device: torch.device, clock: Clock, ranks: Rank
 def check_checkpoint(
     meta: Meta | None, identity: dict[str, str], batches: Batches, allowed: Collection[str]
 ) -> list[str]:
-    """Compare a checkpoint with this code, torch, device and data.
+    """Check that a checkpoint was written with the present code, torch, device, dtype and data.
 
     Returns a sentence for each difference that is allowed by name.
 
     Raises:
-        BadInput: for one that is not.
+        BadInput: for a difference that is not allowed.
     """
     if meta is None:
         return []
@@ -243,7 +243,7 @@ def make_state(
     ranks: Ranks,
     pretrained: bool,
 ) -> ModelState:
-    """Initialise the model, with `pretrained` from run.init_from, its loss and its optimizer."""
+    """Create model, loss and optimizer; with `pretrained`, load the weights of run.init_from."""
     device = batches.device
     # Loads the compiler's front end, whose memory the prediction includes: after the prediction.
     choose_algorithms(device, config.run.deterministic)
@@ -270,8 +270,8 @@ def restore_state(
 ) -> bool:
     """Load the checkpoint, if there is one, and the random state of this rank.
 
-    Returns False if the checkpoint has another world size: random states are then reseeded, and the
-    run differs from one that was not interrupted.
+    Returns False if the checkpoint has another world size or kind of device. Random states are then
+    reseeded, and results differ from those of an uninterrupted run.
     """
     if opened.checkpoint is None or meta is None:
         if ranks.world > 1:
@@ -287,7 +287,7 @@ def restore_state(
 def make_steps(
     config: Config, opened: OpenedRun, meta: Meta | None, rehearse_steps: int | None
 ) -> StepProgress:
-    """Return where the loop begins and ends; a rehearsal ends after its steady steps."""
+    """Return the initial progress: first and last step, and counts stored in the checkpoint."""
     first, last = meta.step if meta is not None else 0, config.train.max_steps
     if rehearse_steps is not None:
         last = min(last, first + rehearse_steps + 1)
@@ -308,7 +308,7 @@ def make_steps(
 def log_start(
     s: Session, opened: OpenedRun, sensing: Sensing, changes: list[str], same_ranks: bool
 ) -> None:
-    """Log the start line and what the user has to know before the first step."""
+    """Log the start line and all warnings that the user should see before the first step."""
     micro, idle, recorder = s.batches.micro_batch, sensing.idle, s.recorder
     fields = {
         "idle_power_watts": idle.power_watts if idle is not None else None,
@@ -339,7 +339,7 @@ def log_start(
 
 
 def log_data(s: Session) -> None:
-    """Log the order of the data, assumptions about it, and a size other than the planned one."""
+    """Log the order of the data, assumptions about it, and a size that differs from the plan's."""
     if s.source.assumed is not None:
         s.recorder.report("data_assumed", s.source.assumed)
     s.recorder.log_event("data_order", describe_order(s.batches))
@@ -386,12 +386,12 @@ def compile_session(s: Session) -> None:
 
 
 def _first_failure(ranks: Ranks, failure: str | None) -> str | None:
-    """Return the failure of the first rank that had one; a collective."""
+    """Return the failure of the lowest rank that has one, else None; a collective."""
     return next((each for each in ranks.gather(failure) if each is not None), None)
 
 
 def average_gradients(s: Session) -> None:
-    """Average the gradients of reduced_loss over all ranks from now on."""
+    """Wrap the loss in DDP as state.reduced_loss, which averages gradients over the ranks."""
     if s.ranks.world == 1 or s.config.train.sharding == "full":
         return  # one rank, or FSDP averages them
     state = s.state

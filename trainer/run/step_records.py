@@ -1,4 +1,4 @@
-"""From the loop to the log: steps that have ended, checkpoints on disk, samples, and the end."""
+"""Log completed steps, written checkpoints, generated samples and the end of the run."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from trainer.step.device import AllocatorPeaks, allocator_peaks
 
 SAMPLE_TOKENS = 200
 STEPS_TO_STORE = 20
-"""Steady steps that a run needs for its step time to be stored."""
+"""Minimum number of steady-state steps for a run's step time to be stored."""
 
 
 def start_line(s: Session, first_step: int) -> Start:
-    """Return the log line of a process that starts or rolls back to a step."""
+    """Return the log line for starting, resuming or rolling back to `first_step`."""
     return Start(
         unix_time=time.time(),
         max_steps=s.config.train.max_steps,
@@ -43,10 +43,10 @@ def start_line(s: Session, first_step: int) -> Start:
 
 
 def record_steps(s: Session, leave: int = 0) -> None:
-    """Log all pending steps but the last `leave`; wait until each has ended.
+    """Log pending steps except the last `leave`, each once the device has completed it.
 
-    A step whose loss or gradient norm is non-finite made no update; the latest such steps in a row
-    are in `s.steps.skipped`.
+    If the loss or gradient norm of a step is non-finite, its update was skipped. The latest
+    consecutive skipped steps are stored in `s.steps.skipped`.
     """
     recorder, steps = s.recorder, s.steps
     s.watchdog.beat(2 * steps.longest_seconds)
@@ -60,7 +60,7 @@ def record_steps(s: Session, leave: int = 0) -> None:
 
 
 def record_step(s: Session, pending: PendingStep) -> None:
-    """Wait for a step, log it, show it and raise its alarms."""
+    """Wait until the device has completed a step; log it, show it and raise its alarms."""
     recorder, steps, step = s.recorder, s.steps, pending.step
     times = pending.watch.read()
     if step == steps.first:
@@ -114,9 +114,9 @@ def record_step(s: Session, pending: PendingStep) -> None:
 
 
 def record_ranks(s: Session, line: Step) -> None:
-    """Log the step times and memory of every rank, if there are several.
+    """Log the step time and memory of each rank; do nothing in a single-rank run.
 
-    A collective that all ranks call after the same steps. On a GPU the next step runs meanwhile.
+    A collective: all ranks call it for the same step. On a GPU the next step runs meanwhile.
     """
     if s.ranks.world == 1:
         return
@@ -148,9 +148,9 @@ def record_checkpoints(s: Session) -> None:
 
 
 def record_samples(s: Session, step: int) -> None:
-    """Log texts that the model generates; an event gives the reason if there are none.
+    """Generate texts and log them; if that is not possible, log the reason.
 
-    A sharded model generates none: each token would gather all weights on all ranks.
+    A sharded model generates no texts, as each token would gather all weights on all ranks.
     """
     recorder = s.recorder
     if s.config.train.sharding == "full":
@@ -175,7 +175,7 @@ def record_samples(s: Session, step: int) -> None:
 
 
 def record_end(s: Session, status: Status, reason: str | None, restartable: bool | None) -> None:
-    """Log the last lines: pending checkpoints, last sensor readings, peaks and the end."""
+    """Wait for checkpoints; log them, the last sensor readings, memory peaks and the end line."""
     s.checkpoints.writer.wait()
     record_checkpoints(s)
     s.recorder.close_sensors(s.steps.done)

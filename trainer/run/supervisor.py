@@ -35,7 +35,7 @@ READ_SECONDS = 300.0
 _STOP_SIGNALS = [n for n in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, n)]
 _BAD_INPUT = 2
 _INTENDED_ENDS = (0, *(128 + getattr(signal, name) for name in _STOP_SIGNALS))
-"""Finished or stopped: a restart would not change the outcome."""
+"""Exit statuses of a finished run or one that the user stopped, which is not restarted."""
 
 
 def restart_number() -> int | None:
@@ -46,12 +46,12 @@ def restart_number() -> int | None:
 
 @dataclass(frozen=True)
 class LogState:
-    """What the log of a run holds at one moment."""
+    """Counts read from the log of a run, to see whether a restart makes progress."""
 
     starts: int = 0
     ends: int = 0
     steps: int = 0
-    """Last logged step plus 1."""
+    """Number of steps made: the last logged step plus 1."""
     restartable: bool = False
     """Whether the last end line says that a restart may help."""
 
@@ -62,11 +62,11 @@ def wait_seconds(attempt: int) -> float:
 
 
 class Supervisor:
-    """Run a command until it ends on purpose.
+    """Runs a command, and restarts it until it finishes, is stopped or fails too often.
 
     Args:
         command: starts the run.
-        read_log: returns what its log holds; None if the log cannot be read.
+        read_log: returns the state of the run's log; None if the log cannot be read.
         max_restarts: number of restarts in a row without a new step after which to give up.
         say: prints a line for the user.
         sleep: waits for a number of seconds, less if a signal arrives.
@@ -87,7 +87,7 @@ class Supervisor:
         self._received: int | None = None
 
     def listen(self) -> None:
-        """Handle the stop signals, except ignored ones (nohup), and the terminal's Ctrl-Z."""
+        """Forward stop signals, except ignored ones (nohup), and the terminal's Ctrl-Z."""
         for name in _STOP_SIGNALS:
             number = getattr(signal, name)
             if signal.getsignal(number) != signal.SIG_IGN:
@@ -174,12 +174,12 @@ def _describe_exit(status: int) -> str:
 
 
 def read_in_subprocess(arguments: Sequence[str]) -> LogState | None:
-    """Return what the log of train.py's run holds; None if it cannot be read.
+    """Return the state of the run's log, read by a subprocess; None if it cannot be read.
 
-    An error is left to the run itself, which reports it.
+    Errors are not reported here, as the run itself reports them.
 
     Args:
-        arguments: of train.py.
+        arguments: command-line arguments of train.py.
     """
     paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     try:
@@ -199,7 +199,7 @@ def read_in_subprocess(arguments: Sequence[str]) -> LogState | None:
 
 
 def print_log_state(arguments: Sequence[str]) -> int:
-    """Print as JSON what the log of train.py's run holds.
+    """Print the LogState of a run as JSON; return the exit status.
 
     Raises:
         BadInput: if the arguments are wrong or the log is damaged.
@@ -225,10 +225,10 @@ def print_log_state(arguments: Sequence[str]) -> int:
 
 
 def supervise(arguments: Sequence[str]) -> int:
-    """Run this command without --supervise, and restart it when it crashes.
+    """Run train.py without --supervise and restart it when it crashes; return its exit status.
 
     Args:
-        arguments: of the command line, sys.argv[1:].
+        arguments: command-line arguments, sys.argv[1:].
 
     Raises:
         BadInput: if --max-restarts is negative.

@@ -1,4 +1,4 @@
-"""Ends a run that hangs: a driver that does not respond, a lost disk, a lock never released.
+"""End a run that hangs, for example on a driver that does not respond or a lost disk.
 
 A thread checks every few seconds for a heartbeat of the loop. After too long without one it writes
 the stack of every thread to hang.txt and ends the process with status 1, so that --supervise
@@ -22,14 +22,14 @@ from pathlib import Path
 HANG_NAME = "hang.txt"
 LONGEST_CHECK_SECONDS = 5.0
 CHECKS = 8
-"""Least number of checks within the limit, which is kept to within an eighth."""
+"""Minimum number of checks within the time limit, so that a hang is found at most 1/8 late."""
 DUMP_SECONDS = 30.0
 """Time for writing hang.txt; if the disk hangs, the process ends without it."""
 _STDERR = 2
 
 
 class Watchdog:
-    """Watches one loop from its own thread.
+    """Thread that ends the process when the training loop sends no heartbeats.
 
     Args:
         folder: the run folder; hang.txt is appended to there.
@@ -46,17 +46,17 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def beat(self, expect_seconds: float = 0.0) -> None:
-        """Send a heartbeat; the next one may take longer by expect_seconds."""
+        """Send a heartbeat; the next may come expect_seconds later than the limit allows."""
         self._beat = [expect_seconds]
 
     def start(self) -> None:
-        """Start watching."""
+        """Start the thread, unless the limit is 0."""
         if self._limit_seconds > 0:
             self.beat()
             self._thread.start()
 
     def close(self) -> None:
-        """Stop watching."""
+        """Stop the thread."""
         self._closed.set()
 
     def _watch(self) -> None:
@@ -69,7 +69,7 @@ class Watchdog:
                 self._end(silent_seconds)
 
     def _end(self, silent_seconds: float) -> None:
-        """Write the stacks of all threads and end the process; does not return."""
+        """Write the stacks of all threads to hang.txt and end the process; does not return."""
         last_resort = threading.Timer(DUMP_SECONDS, os._exit, (1,))
         last_resort.daemon = True
         last_resort.start()

@@ -1,9 +1,10 @@
-"""Vocabulary head and cross-entropy in chunks of tokens, without storing the logits.
+"""Compute vocabulary head and cross-entropy in chunks of tokens, without storing all logits.
 
 The plain head stores N x V logits, their log-softmax and both gradients: 0.8 GB each for 4,096
 tokens of GPT-2's vocabulary in fp32. Here the forward pass computes each chunk's logits, turns them
 into softmax minus one-hot, and multiplies that into the gradients of hidden states and weight. The
-result is mathematically the same, and the order of the sums is fixed: the same bits each time.
+result is mathematically equal to the plain head's; its sums have a fixed order, so it is bitwise
+reproducible.
 
 Shapes: N tokens, C width, V vocabulary, n tokens of a chunk.
 """
@@ -28,10 +29,10 @@ LossKernel = Callable[[Tensor, Tensor, float], Tensor]
 
 
 class InPlaceGradient:
-    """A weight gradient that is accumulated in place, in memory kept between steps."""
+    """Accumulates a weight's gradient in place, in a buffer that is reused by all steps."""
 
     def __init__(self, weight: Tensor, share: float) -> None:
-        """share: of one micro-batch in a step's gradient; its backward() is called with it."""
+        """share: factor of a micro-batch's gradient in the step's, 1 / (micro-batches per step)."""
         self.weight, self.share = weight, share
         self._kept: Tensor | None = None
 
@@ -41,7 +42,7 @@ class InPlaceGradient:
         return total if accumulated else total.zero_()
 
     def buffer(self) -> tuple[Tensor, bool]:
-        """Return weight.grad and whether it holds a gradient; if not, overwrite it."""
+        """Return weight.grad and whether it holds a gradient; if not, its values are arbitrary."""
         if self.weight.grad is not None:
             return self.weight.grad, True
         self._kept = torch.empty_like(self.weight) if self._kept is None else self._kept
@@ -50,7 +51,7 @@ class InPlaceGradient:
 
 
 class LogitsMemory:
-    """Memory for the logits of a chunk on a CPU, kept between losses where glibc would free it."""
+    """CPU buffer for a chunk's logits, reused if it is so large that free() would unmap it."""
 
     def __init__(self) -> None:
         self._kept: Tensor | None = None
@@ -67,7 +68,7 @@ class LogitsMemory:
 
 
 def plain_loss(hidden: Tensor, weight: Tensor, targets: Tensor, cap: float = 0.0) -> Tensor:
-    """Return the mean cross-entropy in nats of hidden states (N C), all logits at once.
+    """Return the mean cross-entropy in nats of hidden states (N C), computing all logits at once.
 
     cap: soft cap of the logits; 0 for none.
     """
@@ -84,18 +85,18 @@ def chunked_loss(
     cap: float = 0.0,
     memory: LogitsMemory | None = None,
 ) -> Tensor:
-    """Return plain_loss computed in chunks; the forward pass computes the gradients as well.
+    """Return the loss as plain_loss does, in chunks; the forward pass also computes the gradients.
 
     Args:
         hidden: N x C.
         weight: V x C.
         targets: N token ids.
         chunk: tokens of a chunk.
-        in_place: accumulates the weight gradient at once, which saves a tensor of its size and a
-            pass over it; the loss must then go through backward(). None leaves it to autograd.
+        in_place: adds the weight gradient to weight.grad in the forward pass, which saves a tensor
+            of its size; backward() must then be called on the loss. None leaves it to autograd.
         loss_kernel: losses_and_grad_logits, or fusible_losses_and_grad_logits compiled.
         cap: soft cap of the logits; 0 for none.
-        memory: for the logits on a CPU; None allocates them.
+        memory: buffer for the logits on a CPU; None allocates them in each call.
     """
     dtype = hidden.dtype
     if torch.is_autocast_enabled(hidden.device.type):
@@ -123,29 +124,29 @@ def chunked_loss(
 
 
 def embed_tokens(tokens: Tensor, in_place: InPlaceGradient) -> Tensor:
-    """Return the rows of the weight (V x C) for tokens (B T); accumulate their gradient in place.
+    """Return the embeddings (B T C) of tokens (B T); backward() adds to weight.grad in place.
 
-    The plain embedding computes a gradient of all V rows, nearly all of them zero, and adds it.
+    torch's embedding computes and adds a V x C gradient instead, nearly all rows of which are zero.
     """
     rows: Tensor = _Embed.apply(tokens, in_place.weight, in_place)  # type: ignore[no-untyped-call]
     return rows
 
 
 def _logits(buffer: Tensor, hidden: Tensor, weight: Tensor) -> Tensor:
-    """Compute n x V logits into the buffer."""
+    """Compute a chunk's logits (n V) in the buffer and return them."""
     return torch.mm(hidden, weight.t(), out=buffer[: len(hidden)])
 
 
 def losses_and_grad_logits(logits: Tensor, targets: Tensor, cap: float = 0.0) -> Tensor:
-    """Return losses (n) in fp32; overwrite the logits (n V) by their gradient.
+    """Return the losses (n, fp32) of a chunk and overwrite its logits (n V) by their gradient.
 
     The gradient is softmax minus one-hot. With a soft cap it is that of the values before the tanh:
     multiplied by 1 - tanh^2.
 
     A loss is the log of the sum of exponentials minus the target's logit, both minus the largest
     logit m, so that nothing overflows and no log of a probability rounded to 0 is taken. The sum is
-    recovered from a softmax value: the target's, or where that is too small the largest one, whose
-    exponential is exp(m - m).
+    recovered from a softmax value: the target's or, where that is too small, the largest logit's,
+    whose exponential is exp(m - m) = 1.
     """
     wide = logits.float()  # fp32 logits themselves
     cap_gradient = None

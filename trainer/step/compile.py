@@ -1,4 +1,4 @@
-"""Compilation before the first step, so that its time is measured separately."""
+"""Compile the loss before the first step, so that compile time is measured separately."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CACHE = "TORCHINDUCTOR_CACHE_DIR"
 
 
 def persist_compile_cache() -> None:
-    """Keep compiled code in the user's cache folder, unless the environment names a folder.
+    """Set torch's compile cache to the user's cache folder, unless the environment names one.
 
     torch's default is a temporary folder, which a reboot empties; it stays the default if the cache
     folder is not writable.
@@ -35,7 +35,7 @@ def persist_compile_cache() -> None:
 
 
 class CompileTimer:
-    """Measures the time that torch compiles in this process.
+    """Measures the total time that torch.compile spends compiling in this process.
 
     A new shape, a changed flag or a first backward pass may trigger compilation during a run;
     dynamo calls back at the start and end of each.
@@ -48,7 +48,7 @@ class CompileTimer:
         self._listening = False
 
     def listen(self) -> None:
-        """Measure from now on; loads the compiler's front end, which takes 75 MB."""
+        """Start measuring; this imports torch's compiler front end, which takes 75 MB of memory."""
         from torch._dynamo.callback import callback_handler
 
         if self._listening:
@@ -58,7 +58,7 @@ class CompileTimer:
         callback_handler.register_end_callback(self._on_end)
 
     def seconds(self) -> float:
-        """Return the compile time so far, including a compilation in progress."""
+        """Return the compile time since listen(), including a compilation in progress."""
         under_way = 0.0 if self._began is None else self._now() - self._began
         return self._done_seconds + under_way
 
@@ -70,10 +70,10 @@ class CompileTimer:
 
 
 def try_compiler(device: torch.device) -> str | None:
-    """Compile a product on this rank only; return the reason if it fails.
+    """Compile a trivial function on this rank; return the error message if that fails, else None.
 
-    Before all ranks compile a collective together: a rank without a compiler would leave the others
-    waiting during a pass.
+    Call it before all ranks compile code with collectives: a rank without a working compiler would
+    leave the other ranks waiting.
     """
     try:
         torch.compile(lambda x: 2 * x)(torch.zeros(8, device=device))
@@ -90,10 +90,10 @@ def compile_loss(
     targets: Tensor,
     autocast: Callable[[], object],
 ) -> str | None:
-    """Compile for training and evaluation by running each once on a batch (B T, B T).
+    """Compile the loss for training and evaluation, by running both once on a batch (B T each).
 
     Weights, gradients and random states are unchanged afterwards. If compilation fails (no C++
-    compiler, no Triton, a bug), the loss stays eager and the reason is returned.
+    compiler, no Triton, a bug), the loss stays eager and the error message is returned.
     """
     loss.compile()
     try:
@@ -120,9 +120,9 @@ def run_once(
     targets: Tensor,
     autocast: Callable[[], object],
 ) -> None:
-    """Run a loss for training and evaluation without side effects.
+    """Run a loss once with and once without gradients, and undo all side effects.
 
-    grad_accum: micro-batches per step, by which the loss is divided.
+    grad_accum: number of micro-batches per step; the loss is divided by it before backward().
     """
     devices = [tokens.device] if tokens.device.type == "cuda" else []
     try:

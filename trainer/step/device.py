@@ -1,4 +1,4 @@
-"""cuda, mps and cpu behind one interface: device, dtype, synchronisation, exactness, memory.
+"""Common interface to cuda, mps and cpu: device, dtype, synchronisation, determinism, memory.
 
 Eager training on a CPU is bitwise reproducible. Compiled training is not by default: inductor turns
 the backward pass of the embedding into atomic additions of several threads, in random order.
@@ -25,7 +25,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device of run.device.
+    """Return the device that the value of run.device selects.
 
     Raises:
         BadInput: if a named device is absent.
@@ -73,7 +73,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return True for a failed allocation; only CUDA has an exception type for it.
+    """Return True if the error is a failed allocation; only CUDA has an exception type for it.
 
     Source of the other messages: c10/core/impl/alloc_cpu.cpp, aten/src/ATen/mps/MPSAllocator.mm.
     """
@@ -94,12 +94,12 @@ def release_memory(device: torch.device) -> None:
 
 
 def to_host(tensor: Tensor) -> Tensor:
-    """Start a copy to host memory, complete once the device has passed the next mark."""
+    """Start an asynchronous copy to host memory; synchronise with the device before reading it."""
     return tensor.to("cpu", non_blocking=True)
 
 
 class EventTimeline:
-    """Moments as CUDA events, read one step late so that the device's queue never runs empty."""
+    """Time stamps as CUDA events, read one step late so that the device's queue never runs dry."""
 
     lag = 1
 
@@ -125,9 +125,9 @@ class AllocatorPeaks:
     allocated_bytes: int | None = None
     reserved_bytes: int | None = None
     inactive_bytes: int | None = None
-    """Reserved but unusable because of fragmentation."""
+    """Bytes reserved but unusable because of fragmentation."""
     retries: int | None = None
-    """Allocations that had to free cached memory first."""
+    """Number of allocations that succeeded only after cached memory was freed."""
 
 
 def allocator_peaks(device: torch.device) -> AllocatorPeaks:
@@ -149,22 +149,22 @@ _EXACT_WORKSPACES = (":4096:8", ":16:8")
 def set_cublas_workspace() -> None:
     """Select a deterministic cuBLAS workspace; call it before CUDA is initialised.
 
-    A deterministic one that the environment already names is kept.
+    A deterministic workspace that the environment already selects is kept.
     """
     if os.environ.get(_WORKSPACE) not in _EXACT_WORKSPACES:
         os.environ[_WORKSPACE] = _EXACT_WORKSPACES[0]
 
 
 def seed_rank(seed: int, rank: int, step: int) -> None:
-    """Seed this rank's random numbers, different for each rank and step."""
+    """Seed torch's random numbers with a seed that differs for each rank and step."""
     digest = hashlib.blake2b(f"{seed} {rank} {step} dropout".encode(), digest_size=8).digest()
     torch.manual_seed(int.from_bytes(digest, "little"))
 
 
 def choose_algorithms(device: torch.device, deterministic: bool) -> None:
-    """Use deterministic kernels on a CPU, and on a GPU with run.deterministic.
+    """Select torch's deterministic kernels: always on a CPU, with run.deterministic on a GPU.
 
-    torch then raises for an operation that has none; model.py uses no such operation.
+    torch then raises for operations without a deterministic kernel, which model.py does not use.
     """
     exact = deterministic or device.type == "cpu"
     torch.use_deterministic_algorithms(exact)

@@ -26,18 +26,18 @@ if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
 TIMEOUT = timedelta(minutes=30)
-"""Time that a rank waits for the others, which may compile, write or evaluate, before it fails."""
+"""Time that a rank waits in a collective before it fails; others may still compile or evaluate."""
 LOST = "another process of this run has ended or no longer answers"
 _T = TypeVar("_T")
 
 
 class Ranks:
-    """The ranks of a run, as seen by one of them; here the only one. A context manager."""
+    """Rank, world size and collectives of a run with a single rank; a context manager."""
 
     rank = 0
     world = 1
     local_world = 1
-    """Ranks on this machine."""
+    """Number of ranks on this machine."""
 
     @property
     def is_first(self) -> bool:
@@ -45,22 +45,22 @@ class Ranks:
         return self.rank == 0
 
     def wrap(self, module: nn.Module, warm_up: Callable[[nn.Module], None]) -> nn.Module:
-        """Return a module whose gradients are averaged over the ranks.
+        """Return the module, wrapped in DDP if there are several ranks.
 
         Args:
-            module: with the same weights on all ranks.
-            warm_up: runs it forward and backward once, without leaving gradients.
+            module: module with equal weights on all ranks.
+            warm_up: runs a module forward and backward once and removes the gradients.
         """
         return module
 
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
-        """Return a context for a forward and backward pass: all-reduce only in a step's last."""
+        """Return a context for a micro-batch; the `last` one of a step all-reduces gradients."""
         return contextlib.nullcontext()
 
     def turns(self, count: int, together: bool) -> range:
-        """Return which of `count` indices this rank takes, round-robin.
+        """Return the indices below `count` that this rank processes, assigned round-robin.
 
-        together: give all ranks equally many, for collectives; the last may be `count` or above.
+        together: give all ranks equally many indices, for collectives; the last may be >= count.
         """
         whole_rounds = -(-count // self.world) * self.world
         return range(self.rank, whole_rounds if together else count, self.world)
@@ -78,14 +78,14 @@ class Ranks:
         return flag
 
     def gather(self, thing: _T) -> list[_T]:
-        """Return the object of each rank, by rank: numbers, strings, tensors, lists and dicts.
+        """Return a list with each rank's object: numbers, strings, tensors, lists or dicts.
 
         Other classes are refused, so that unpickling runs no code.
         """
         return [thing]
 
     def is_lost(self, error: BaseException) -> bool:
-        """Return True if an error means that another rank is gone."""
+        """Return True if the error was raised because another rank has ended."""
         return False
 
     def close(self) -> None:
@@ -163,7 +163,7 @@ class _Joined(Ranks):
         return [_read(part[:size]) for part, size in zip(parts, sizes.tolist(), strict=True)]
 
     def is_lost(self, error: BaseException) -> bool:
-        """Gloo reports a lost connection as a RuntimeError that names gloo."""
+        """Return True for a DistError, and for Gloo's plain RuntimeError on a lost connection."""
         if isinstance(error, self._dist.DistError):
             return True
         return isinstance(error, RuntimeError) and "gloo" in str(error).lower()
@@ -177,9 +177,9 @@ class _Joined(Ranks):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Leave; only the first rank that fails reports its error.
+        """Leave the process group; only the first rank that fails reports its error.
 
-        The others fail as its consequence, and exit with their status only.
+        The failures of other ranks are its consequence: they exit without a message.
         """
         if error is None:
             self.close()
@@ -192,7 +192,7 @@ class _Joined(Ranks):
 
 
 def open_ranks(device: str) -> Ranks:
-    """Join the ranks that torchrun started, or return the only one.
+    """Join the process group of torchrun's ranks, or return a single rank.
 
     Ranks other than 0 print nothing on standard output from here on.
 
@@ -210,12 +210,12 @@ def open_ranks(device: str) -> Ranks:
 
 
 def is_reported_by_rank_0() -> bool:
-    """Return True on a rank other than 0, whose input errors rank 0 reports as well."""
+    """Return True on ranks other than 0, which leave the message of an input error to rank 0."""
     return os.environ.get("RANK", "0") != "0"
 
 
 def rank_share(grad_accum: int, world: int) -> int:
-    """Return each rank's share of the gradient accumulation.
+    """Return the number of micro-batches per step that each rank processes.
 
     Raises:
         BadInput: if the world size does not divide it, with the nearest values that it divides.
@@ -245,7 +245,7 @@ def _read(data: Tensor) -> Any:
 
 
 def _reports_first(store: Store) -> bool:
-    """Return True on the first rank that calls it: the cause of the others' failures."""
+    """Return True on the first rank that calls it, whose error caused the others' failures."""
     try:
         return int(store.add("sentences", 1)) == 1
     except RuntimeError:  # rank 0, which held the store, is gone

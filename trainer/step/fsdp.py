@@ -1,4 +1,4 @@
-"""FSDP2: a model too large for one GPU, sharded over the ranks.
+"""Shard a model that is too large for one GPU over the ranks, with FSDP2.
 
 With torch.distributed.fsdp.fully_shard each rank holds some rows of every parameter, its gradient
 and its moments. A block is gathered for its forward pass and again for its backward pass, and freed
@@ -48,16 +48,17 @@ def refuse_unshardable(config: Config, world: int) -> None:
 
 
 class ShardedLoss(TrainingLoss):
-    """The loss of a model that it shards over the ranks. Create it before the optimizer, as the
-    parameters are replaced.
+    """Training loss that shards its model over the ranks when it is created.
 
-    Gradients are reduced over the ranks after each micro-batch. Reducing only after the last one
+    Create it before the optimizer, as it replaces the model's parameters.
+
+    Gradients are reduce-scattered after each micro-batch. Reducing only after a step's last one
     would save traffic, but each rank would hold all gradients in fp32 meanwhile: the memory that
     sharding is to save.
 
-    With a 16-bit dtype the blocks are gathered in 16 bits: their products see the same numbers as
-    under autocast, and the weights of their norms are rounded as well. All else (embeddings, head,
-    last norm, residual stream, reduction of gradients) stays in fp32.
+    With a 16-bit dtype the blocks are gathered in 16 bits: their matrix products have the same
+    inputs as under autocast, and the weights of their norms are rounded as well. Embeddings, head,
+    last norm, residual stream and the reduction of gradients stay in fp32.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class ShardedLoss(TrainingLoss):
         device: torch.device,
         dtype: str,
     ) -> None:
-        """model: in host memory; its blocks are moved to the device one by one."""
+        """model: model in host memory, whose blocks are moved to the device one by one."""
         from torch.distributed import get_world_size
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -85,16 +86,16 @@ class ShardedLoss(TrainingLoss):
         self._root = shard(self._module)
 
     def compile(self) -> None:
-        """Compile the blocks from the next call on, each between gather and free.
+        """Compile the forward pass of each block, without the gathering and freeing of its weights.
 
-        All layers share one compiled program.
+        Compilation happens in the next call; all layers share one compiled program.
         """
         for block in self._blocks:
             block.forward = torch.compile(block.forward)
         self.compile_head()
 
     def undo_compile(self) -> None:
-        """Undo compile(), also after a failure during a pass on all ranks."""
+        """Return to eager mode, also after a forward or backward pass that failed on all ranks."""
         self._root.reset_iter_state()
         for block in self._blocks:
             vars(block).pop("forward", None)
@@ -123,7 +124,7 @@ def is_sharded(tensor: Tensor) -> bool:
 
 
 def join_gather(state: object) -> None:
-    """Take part in gathering a nested state that rank 0 copies, tensor by tensor."""
+    """Take part in the collectives by which HostCopy.take on rank 0 gathers a nested state."""
     if isinstance(state, Tensor):
         full_tensor(state)
     elif isinstance(state, Mapping):
@@ -135,7 +136,7 @@ def join_gather(state: object) -> None:
 
 
 def local_rows(sharded: Tensor) -> slice:
-    """Return this rank's rows of a tensor sharded by FSDP, which splits as torch.chunk does."""
+    """Return the slice of rows that this rank holds; FSDP splits rows as torch.chunk does."""
     mesh = sharded.device_mesh  # type: ignore[attr-defined]
     each = -(-len(sharded) // mesh.size())
     begin = min(mesh.get_local_rank() * each, len(sharded))
@@ -144,7 +145,7 @@ def local_rows(sharded: Tensor) -> slice:
 
 @torch.no_grad()
 def load_shards(file: Path, weights: Mapping[str, Tensor]) -> None:
-    """Load this rank's rows of the weights from a checkpoint, a tensor at a time."""
+    """Copy this rank's rows of a safetensors file into sharded weights, one tensor at a time."""
     with safetensors.safe_open(file, "pt") as stored:
         assert set(stored.keys()) == weights.keys()
         for name, sharded in weights.items():
@@ -154,7 +155,7 @@ def load_shards(file: Path, weights: Mapping[str, Tensor]) -> None:
 
 
 def sharded_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """Cut the state_dict of an unsharded optimizer to this rank's rows of its moments."""
+    """Return an unsharded optimizer's state_dict with its moments cut to this rank's shards."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     numbers = [number for group in state["param_groups"] for number in group["params"]]
     moments = {}
@@ -166,7 +167,7 @@ def sharded_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> di
 
 
 def _sharded(value: Any, parameter: nn.Parameter) -> Any:
-    """Cut a moment to the rows of its parameter; copy a count of updates off the file."""
+    """Return this rank's shard of a moment; clone other tensors, to release the mapped file."""
     if not isinstance(value, Tensor):
         return value
     if value.shape != parameter.shape:

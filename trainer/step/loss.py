@@ -1,4 +1,4 @@
-"""The training loss: the model's cross-entropy with a chunked head, compiled or eager."""
+"""Training loss: cross-entropy of the model with a chunked or plain head, compiled or eager."""
 
 from __future__ import annotations
 
@@ -41,15 +41,16 @@ class TrainingLoss:
     """Mean cross-entropy, in nats, of predicting targets (B T) from tokens (B T).
 
     With the chunked head on a CPU, the gradients of embedding and head are accumulated in place,
-    which saves passes over V x C values that compute nothing. A loss computed with gradients
-    enabled must then go through backward(), divided by grad_accum.
+    which saves passes over V x C values. Each loss computed with gradients enabled must then be
+    divided by grad_accum and used in backward().
 
     Args:
-        model: to train.
+        model: model to train.
         head: "chunked" or "plain" cross-entropy.
         grad_accum: micro-batches per step and rank.
-        device: of the model.
-        alone: whether this is the only rank; DDP needs autograd to produce the gradients.
+        device: device of the model.
+        alone: whether this is the only rank; with DDP no gradient is accumulated in place, as it
+            needs autograd to produce them.
     """
 
     def __init__(
@@ -76,10 +77,10 @@ class TrainingLoss:
         self.grad_accum = grad_accum
 
     def compile(self) -> None:
-        """Compile from the next call on.
+        """Use torch.compile; compilation happens in the next call.
 
-        On a CPU compile a block, once for all layers; on a GPU the trunk and the softmax. A plain
-        head is compiled on both, so that its fp32 loss is never stored.
+        On a CPU the blocks are compiled, once for all layers; on a GPU all blocks together, and the
+        softmax. A plain head is compiled on both, so that its fp32 log-softmax is never stored.
         """
         self.compile_head()
         if self._device.type == "cpu":
@@ -95,7 +96,7 @@ class TrainingLoss:
             self._loss_kernel = torch.compile(fusible_losses_and_grad_logits)
 
     def undo_compile(self) -> None:
-        """Undo compile()."""
+        """Return to eager mode."""
         self._trunk = self._model.trunk
         self._loss_kernel, self._plain = losses_and_grad_logits, plain_loss
 
@@ -124,7 +125,7 @@ class TrainingLoss:
 
 
 class LossModule(nn.Module):
-    """A loss as a module that owns the model's parameters, for wrappers such as DDP."""
+    """A loss function as an nn.Module with the model's parameters, so that DDP can wrap it."""
 
     def __init__(self, model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()

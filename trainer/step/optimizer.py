@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from nanogauge.config import OptimizerSection
 
 _RATE_SHARE = "rate_share"
-"""Key of a parameter group: its learning rate relative to the others."""
+"""Key of a parameter group for its learning rate as a factor of the scheduled one."""
 
 
 def make_optimizer(model: nn.Module, config: OptimizerSection) -> torch.optim.AdamW:
-    """Return fused AdamW; with "muon", Muon updates the matrices of the blocks.
+    """Return fused AdamW; if the configuration selects "muon", Muon updates the blocks' matrices.
 
     A tied vocabulary head is one parameter and decays once.
     """
@@ -39,7 +39,7 @@ def make_optimizer(model: nn.Module, config: OptimizerSection) -> torch.optim.Ad
 
 
 class AdamWAndMuon(torch.optim.AdamW):
-    """AdamW with Muon for its last parameter group: one state, one list of groups, one step.
+    """AdamW that updates its last parameter group with Muon, with one state_dict for both.
 
     Muon updates a matrix by its orthogonalised momentum. Source: Jordan et al. 2024,
     https://kellerjordan.github.io/posts/muon/, as in torch.optim.Muon. Its updates are scaled to
@@ -50,7 +50,7 @@ class AdamWAndMuon(torch.optim.AdamW):
     def __init__(
         self, groups: list[dict[str, Any]], matrices: list[nn.Parameter], config: OptimizerSection
     ) -> None:
-        """matrices: at least one, each two-dimensional."""
+        """groups: parameter groups for AdamW. matrices: two-dimensional parameters for Muon."""
         rate = config.learning_rate
         of_matrices = config.matrix_learning_rate or rate
         self._muon = torch.optim.Muon(
@@ -65,7 +65,7 @@ class AdamWAndMuon(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """Update the parameters, unless found_inf is set and 1."""
+        """Update the parameters, except if self.found_inf exists and is 1."""
         assert closure is None
         *others, last = groups = self.param_groups
         for matrix in last["params"]:
@@ -82,9 +82,9 @@ class AdamWAndMuon(torch.optim.AdamW):
             self._muon_step(matrix, last, found_inf)
 
     def _muon_step(self, matrix: Tensor, group: dict[str, Any], found_inf: Tensor | None) -> None:
-        """Update a matrix and then its count, so that the counts show an interrupted update.
+        """Update a matrix, then its step count, so that unequal counts show an interrupted update.
 
-        Muon has no found_inf: the matrix and its momentum are restored if the update is skipped.
+        torch's Muon does not support found_inf, so matrix and momentum are restored if it is 1.
         """
         state = self.state[matrix]
         changed = (matrix, state["momentum_buffer"])
@@ -98,7 +98,7 @@ class AdamWAndMuon(torch.optim.AdamW):
 
 
 def _matrices(model: nn.Module) -> list[nn.Parameter]:
-    """Return the matrices between the embedding and the vocabulary head."""
+    """Return the two-dimensional weights of the blocks, without embeddings and vocabulary head."""
     tables = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
     outer = {id(table) for table in tables}
     return [
@@ -109,7 +109,7 @@ def _matrices(model: nn.Module) -> list[nn.Parameter]:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of each parameter group for a step."""
+    """Set the learning rate of each parameter group to `rate` times the group's factor."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get(_RATE_SHARE, 1.0)
 
@@ -117,7 +117,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 def update(optimizer: torch.optim.AdamW, scaler: torch.amp.GradScaler, finite: Tensor) -> None:
     """Update the parameters, unless `finite` (a bool on the device) is false.
 
-    Nothing synchronises: the fused optimizer reads the flag as that of a loss scaler.
+    The host does not wait for the device: the fused optimizer reads the flag there, as found_inf.
     """
     if scaler.is_enabled():
         scaler.step(optimizer)  # checks the gradients itself
@@ -130,7 +130,8 @@ def update(optimizer: torch.optim.AdamW, scaler: torch.amp.GradScaler, finite: T
 def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Restore moments and counts, but keep the configured learning rates and weight decays.
 
-    torch's load_state_dict would restore those as well, against --allow-change.
+    torch's load_state_dict would also restore the old learning rates and weight decays, and thereby
+    undo changes that the user made with --allow-change.
     """
     options = [
         {name: value for name, value in group.items() if name != "params"}
@@ -144,7 +145,7 @@ def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
 def is_half_updated(optimizer: torch.optim.AdamW) -> bool:
     """Return True if an update was interrupted between parameter groups or Muon's matrices.
 
-    State that an interrupted first update allocated but did not use is dropped.
+    If the first update was interrupted before any parameter changed, clears the optimizer's state.
     """
     counts = {float(state["step"]) for state in optimizer.state.values() if "step" in state}
     if counts <= {0.0}:
