@@ -20,7 +20,7 @@ from nanogauge.config import Config, load_config
 from nanogauge.hardware import lookup
 from nanogauge.prediction.prediction import predict
 from nanogauge.runlog.folder import create
-from nanogauge.runlog.reader import FILE_NAME
+from nanogauge.runlog.reader import LOG_NAME
 
 ROOT = Path(__file__).parents[1]
 SEED = 20_000
@@ -68,7 +68,7 @@ def make_run(folder: Path, steps: int, sensors: int, until: int | None = None) -
         "device": "RTX 4070",
         "idle_power_watts": 12.0,
     }
-    with (folder / FILE_NAME).open("w", encoding="utf-8") as file:
+    with (folder / LOG_NAME).open("w", encoding="utf-8") as file:
         file.write(json.dumps({"kind": "start", **start}) + "\n")
         for kind, values in _lines(config, sensors, steps if until is None else until):
             file.write(json.dumps({"kind": kind, **values}, ensure_ascii=False) + "\n")

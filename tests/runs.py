@@ -20,8 +20,8 @@ from nanogauge.importers.import_run import import_log
 from nanogauge.importers.parsed import ParsedLog
 from nanogauge.prediction.prediction import predict
 from nanogauge.runlog.folder import create
-from nanogauge.runlog.history import Recorded
-from nanogauge.runlog.reader import FILE_NAME, read_log
+from nanogauge.runlog.history import RunHistory
+from nanogauge.runlog.reader import LOG_NAME, read_log
 from nanogauge.runspec import RunSpec
 from nanogauge.schema import (
     Checkpoint,
@@ -93,8 +93,8 @@ class MadeUp:
     def prediction(self) -> Prediction:
         return prediction_of(self.steps, self.every)[1]
 
-    def recorded(self) -> Recorded:
-        recorded = Recorded()
+    def recorded(self) -> RunHistory:
+        recorded = RunHistory()
         for line in self.lines():
             recorded.add(line)
         return recorded
@@ -201,7 +201,7 @@ def encoded(*records: LogLine) -> bytes:
 
 def write(folder: Path, data: bytes) -> None:
     """Append to the log of a run."""
-    with (folder / FILE_NAME).open("ab") as file:
+    with (folder / LOG_NAME).open("ab") as file:
         file.write(data)
 
 
@@ -319,7 +319,7 @@ def imported(
     run_number: int | None = None,
     read: Callable[[Path], ParsedLog] = NANOGPT.read,
     name: str = "nanogpt.txt",
-) -> tuple[Recorded, Measurements]:
+) -> tuple[RunHistory, Measurements]:
     """Import a log, and read back the run folder."""
     spec, prediction = spec_of(max_steps), documented_prediction()
     with tempfile.TemporaryDirectory() as folder:
@@ -330,6 +330,6 @@ def imported(
     return recorded, measure(recorded, spec, prediction)
 
 
-def texts(recorded: Recorded, what: str) -> list[str]:
+def texts(recorded: RunHistory, what: str) -> list[str]:
     """What the events of this kind say."""
     return [event.text for event in recorded.events if event.what == what]

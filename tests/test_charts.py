@@ -25,7 +25,7 @@ from nanogauge.report.svg import (
     round_axis,
     stacked_bar,
 )
-from nanogauge.runlog.history import Recorded
+from nanogauge.runlog.history import RunHistory
 from nanogauge.schema import Compile, Eval, Event, Sensor, Start, Step
 
 numbers = st.floats(-1e9, 1e9)
@@ -107,9 +107,9 @@ def test_the_text_alternative_contains_the_statistics_of_a_line() -> None:
     assert texts == ["0", "0.00005813", "3.91", "20,000", "-1.5"], "no exponents"
 
 
-def resumed() -> Recorded:
+def resumed() -> RunHistory:
     """Return the log of a run that died after step 5 and was resumed from step 3."""
-    log = Recorded()
+    log = RunHistory()
     log.add(START)
     for step in range(6):
         log.add(Step(step=step, elapsed_seconds=50.0 + 10 * step, step_seconds=10.0, loss=4.0))
@@ -135,7 +135,7 @@ def test_the_time_of_a_resumed_run_adds_up() -> None:
     assert timeline.axis == ("minutes of the run", pytest.approx(5))
 
 
-def charts_of(log: Recorded) -> dict[str, Chart]:
+def charts_of(log: RunHistory) -> dict[str, Chart]:
     return {c.id: c for c in make_charts(log, documented_spec(), documented_prediction(), [])}
 
 
@@ -145,7 +145,7 @@ def test_the_energy_of_a_resumed_run_is_that_of_all_its_processes() -> None:
 
 
 def test_a_log_without_a_clock_is_drawn_over_steps() -> None:
-    log = Recorded()
+    log = RunHistory()
     log.add(START.model_copy(update={"elapsed_seconds": None}))
     for step in (0, 200, 400):
         log.add(Step(step=step, step_seconds=4.0, loss=3.0))

@@ -26,7 +26,7 @@ from nanogauge.analysis.measured import measure
 from nanogauge.analysis.verdicts import build_rows
 from nanogauge.errors import BadInput
 from nanogauge.quantities import QUANTITIES, UNITS
-from nanogauge.runlog.history import Recorded
+from nanogauge.runlog.history import RunHistory
 from nanogauge.schema import Start, Step
 
 NAMES = {"micro_batch": 16.0, "max_steps": 20000.0, "share": 0.35}
@@ -201,7 +201,7 @@ def test_the_verdict_on_a_measured_claim_is_whether_it_lies_inside(
     step: float, verdict: str
 ) -> None:
     spec, prediction = documented_spec(), documented_prediction()
-    recorded = Recorded()
+    recorded = RunHistory()
     recorded.add(Start(max_steps=20000, prediction_sha256="", device="RTX 4070"))
     for number in range(4):
         recorded.add(Step(step=number, step_seconds=step, elapsed_seconds=(number + 1) * step))

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanogauge.runlog import writer
-from nanogauge.runlog.reader import FILE_NAME, read_log
+from nanogauge.runlog.reader import LOG_NAME, read_log
 from nanogauge.runlog.writer import RunLog
 from nanogauge.schema import End, Event, Sensor, Start, Step
 
@@ -49,7 +49,7 @@ def test_the_file_is_always_a_prefix_of_complete_lines(
 ) -> None:
     """Before every line the disk is full, has room for half a line, or has room again."""
     with tempfile.TemporaryDirectory() as name:
-        path, written = Path(name) / FILE_NAME, b""
+        path, written = Path(name) / LOG_NAME, b""
         with RunLog(Path(name)) as log:
             for length, room in zip(lengths, rooms, strict=False):
                 line = Event(what="note", text="字" * length)
@@ -68,12 +68,12 @@ def test_closing_a_log_that_lacks_lines_raises(tmp_path: Path) -> None:
     log.write(FIRST)
     with (
         pytest.raises(OSError, match="2 lines of the log could not be written"),
-        room_until((tmp_path / FILE_NAME).stat().st_size),
+        room_until((tmp_path / LOG_NAME).stat().st_size),
         log,
     ):
         log.write(Step(step=0, loss=4.0))
         log.write(End(status="finished", steps=1))
-    assert (tmp_path / FILE_NAME).read_bytes() == as_written(FIRST)
+    assert (tmp_path / LOG_NAME).read_bytes() == as_written(FIRST)
 
 
 def test_the_queue_is_bounded_and_only_readings_are_dropped(
@@ -84,7 +84,7 @@ def test_the_queue_is_bounded_and_only_readings_are_dropped(
     monkeypatch.setattr(writer, "THINNED_BYTES", 3500)
     with RunLog(tmp_path) as log:
         log.write(FIRST)
-        with room_until((tmp_path / FILE_NAME).stat().st_size):
+        with room_until((tmp_path / LOG_NAME).stat().st_size):
             for step in range(60):
                 log.write(Sensor(power_watts=float(step)))
                 if step % 2:

@@ -23,7 +23,7 @@ from nanogauge.analysis.status import ShownEvent
 from nanogauge.report.escape import LONGEST, markdown, visible
 from nanogauge.report.html import render_html, render_markdown, write_report
 from nanogauge.runlog.folder import RunFolder
-from nanogauge.runlog.history import Recorded
+from nanogauge.runlog.history import RunHistory
 from nanogauge.schema import Event, Prediction
 
 WORDS_OF_OURS = {"id", "verdict", "status", "source", "prediction", "kind", "unit", "level"}
@@ -50,7 +50,7 @@ UNSEEN = re.compile(
 
 
 @cache
-def whole() -> tuple[Report, RunFolder, Recorded]:
+def whole() -> tuple[Report, RunFolder, RunHistory]:
     """Return a run that fills every part of a page."""
     folder = Path(mkdtemp())
     done = run("bench/make_run.py", 120, folder / "run", "--sensors", 40, PYTHONPATH=str(ROOT))
@@ -75,7 +75,7 @@ def with_text(value: Any, text: str) -> Any:
             return value
 
 
-def hostile(text: str) -> tuple[Report, RunFolder, Recorded]:
+def hostile(text: str) -> tuple[Report, RunFolder, RunHistory]:
     """Return the run with this text in every field that holds one."""
     report, folder, recorded = whole()
     machine = {f"{key} {text}": with_text(value, text) for key, value in folder.machine.items()}
@@ -94,7 +94,7 @@ def hostile(text: str) -> tuple[Report, RunFolder, Recorded]:
         for e in ("info", "alarm")
         for w in (text, "sample")
     ]
-    log = Recorded(**{**vars(recorded), "events": events, "end": None})
+    log = RunHistory(**{**vars(recorded), "events": events, "end": None})
     changed = Report.model_validate(with_text(report.model_dump(), text))
     running = changed.run.model_copy(update={"status": "unfinished"})
     return changed.model_copy(update={"run": running}), copied, log
@@ -179,7 +179,7 @@ def test_a_log_full_of_alarms_makes_a_page_that_can_be_mailed() -> None:
     ]
     alarm = ShownEvent(what="w", step=1, elapsed_seconds=2.0, text="<" * 9000)
     changed = {"alarms": [alarm] * 10_000, "warnings": [f"{n}" * 9000 for n in range(999)]}
-    log = Recorded(**{**vars(recorded), "events": events})
+    log = RunHistory(**{**vars(recorded), "events": events})
     page = render_html(report.model_copy(update=changed), folder, log)
     assert len(page.encode()) < 1_500_000
     assert "9,960 more in the log" in page

@@ -14,7 +14,7 @@ from nanogauge.report.html import render_report
 from nanogauge.runlog.folder import load
 from nanogauge.runlog.history import LONGEST_GAP_SECONDS
 from nanogauge.runlog.lock import acquire_lock
-from nanogauge.runlog.reader import FILE_NAME
+from nanogauge.runlog.reader import LOG_NAME
 from nanogauge.schema import Event, Sensor, Start, Step
 
 BEGAN = 1.7e9 - 1.0
@@ -189,7 +189,7 @@ def test_energy_sums_processes_even_if_the_next_clock_starts_higher(tmp_path: Pa
 
 def state(folder: Path, age: float) -> tuple[str | None, str]:
     now = 1.8e9
-    os.utime(folder / FILE_NAME, (now - age, now - age))
+    os.utime(folder / LOG_NAME, (now - age, now - age))
     report, run_folder, recorded = build_report(folder, None, now_unix=now)
     render_report(report, run_folder, recorded)
     return report.run.state, report.run.headline

@@ -9,7 +9,7 @@ from examples import documented_prediction, documented_spec
 
 from nanogauge.analysis.measured import Measurements, measure
 from nanogauge.analysis.verdicts import build_rows
-from nanogauge.runlog.history import Recorded
+from nanogauge.runlog.history import RunHistory
 from nanogauge.schema import Checkpoint, Compile, End, Eval, LogLine, Start, Step
 
 
@@ -31,8 +31,8 @@ def steps(begin: int, end: int, **more: Any) -> list[LogLine]:
     ]
 
 
-def read(*lines: LogLine) -> Recorded:
-    recorded = Recorded()
+def read(*lines: LogLine) -> RunHistory:
+    recorded = RunHistory()
     for line in lines:
         recorded.add(line)
     return recorded

@@ -17,7 +17,7 @@ from nanogauge.analysis.measured import Measurements
 from nanogauge.errors import BadInput
 from nanogauge.importers.formats import BUILD_NANOGPT, NANOCHAT, NANOGPT
 from nanogauge.importers.parsed import ParsedLog
-from nanogauge.runlog.history import Recorded
+from nanogauge.runlog.history import RunHistory
 
 TOKENS = 16 * 1024 * 32
 STEPS = 60
@@ -45,7 +45,7 @@ def nanochat_log(old: bool = False, mfu: float = 41.2) -> str:
     return "\n".join(lines) + "\n"
 
 
-def from_nanochat(text: str, max_steps: int = STEPS) -> tuple[Recorded, Measurements]:
+def from_nanochat(text: str, max_steps: int = STEPS) -> tuple[RunHistory, Measurements]:
     return imported(text, max_steps, read=NANOCHAT.read)
 
 
@@ -149,7 +149,7 @@ def build_nanogpt_file() -> str:
     return "\n".join(lines) + "\n"
 
 
-def from_build_nanogpt(text: str) -> tuple[Recorded, Measurements]:
+def from_build_nanogpt(text: str) -> tuple[RunHistory, Measurements]:
     return imported(text, STEPS, read=BUILD_NANOGPT.read)
 
 

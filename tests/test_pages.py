@@ -14,7 +14,7 @@ from commands import ROOT, run
 from runs import documented_log
 from test_report import import_log
 
-from nanogauge.runlog.reader import FILE_NAME
+from nanogauge.runlog.reader import LOG_NAME
 
 pytestmark = pytest.mark.alone
 
@@ -81,7 +81,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             ["report.py", folder / name],
         ):
             if name == "dead" and command[0] == "report.py":
-                os.utime(folder / name / FILE_NAME, (long_ago, long_ago))
+                os.utime(folder / name / LOG_NAME, (long_ago, long_ago))
             done = run(*map(str, command), PYTHONPATH=str(ROOT))
             assert done.returncode == 0, done.stderr
     return {name: folder / name / "report.html" for name in PAGES}

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanogauge.errors import BadInput
-from nanogauge.runlog.reader import FILE_NAME, LogReader, lines_of, read_log
+from nanogauge.runlog.reader import LOG_NAME, LogReader, lines_of, read_log
 from nanogauge.runlog.writer import RunLog
 from nanogauge.schema import (
     End,
@@ -58,7 +58,7 @@ def write(folder: Path, lines: list[Any]) -> Path:
     with RunLog(folder) as log:
         for line in lines:
             log.write(line)
-    return folder / FILE_NAME
+    return folder / LOG_NAME
 
 
 def files_lines(path: Path) -> list[Any]:
@@ -175,7 +175,7 @@ def test_a_resumed_run_replaces_the_steps_it_repeats(
 def test_a_non_finite_number_is_never_written(tmp_path: Path) -> None:
     with RunLog(tmp_path) as log, pytest.raises(ValueError, match="JSON"):
         log.write(Step(step=0, loss=float("nan")))
-    assert (tmp_path / FILE_NAME).read_bytes() == b""
+    assert (tmp_path / LOG_NAME).read_bytes() == b""
 
 
 @pytest.mark.parametrize(
@@ -205,6 +205,6 @@ def test_the_first_damaged_line_of_a_block_is_named(tmp_path: Path, damaged: str
     lines = [start, step % 0, reading, step % 1, damaged, reading, step % 2]
     lines += ['{"kind": "sensor", "power_watts": "b"}', '{"kind": "step"}']
     text = "\n".join(lines) + "\n"
-    (tmp_path / FILE_NAME).write_bytes(text.encode(errors="surrogateescape"))
+    (tmp_path / LOG_NAME).write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(BadInput, match=r"line 5 of .* is damaged"):
         read_log(tmp_path)

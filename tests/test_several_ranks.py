@@ -16,7 +16,7 @@ from nanogauge.analysis.instruments import Instrument, instruments
 from nanogauge.analysis.measured import Measurements, measure
 from nanogauge.hardware import lookup
 from nanogauge.prediction.prediction import predict
-from nanogauge.runlog.history import Recorded
+from nanogauge.runlog.history import RunHistory
 from nanogauge.schema import LogLine, Prediction, Rank, Start
 
 MADE = MadeUp(steps=40)
@@ -26,9 +26,9 @@ def prediction(gpus: int) -> Prediction:
     return predict(replace(MADE.spec, world_size=gpus), lookup("RTX 4070", "bfloat16"))
 
 
-def recorded(ranks: int, cards: int | None, *more: LogLine) -> Recorded:
+def recorded(ranks: int, cards: int | None, *more: LogLine) -> RunHistory:
     """Return the made-up run as if of several ranks and sensed GPUs."""
-    result = Recorded()
+    result = RunHistory()
     for line in MADE.lines():
         of_several = {"ranks": ranks, "sensed_cards": cards}
         result.add(line.model_copy(update=of_several) if isinstance(line, Start) else line)
@@ -41,7 +41,7 @@ def measured(ranks: int, cards: int | None, predicted: int) -> Measurements:
     return measure(recorded(ranks, cards), MADE.spec, prediction(predicted))
 
 
-def panel(run: Recorded, gpus: int) -> dict[str, Instrument]:
+def panel(run: RunHistory, gpus: int) -> dict[str, Instrument]:
     found = measure(run, MADE.spec, prediction(gpus))
     return {i.id: i for i in instruments(run, MADE.spec, prediction(gpus), found)}
 

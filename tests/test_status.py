@@ -22,14 +22,14 @@ from runs import (
 
 from nanogauge.analysis.report_model import Report, build_report
 from nanogauge.report.html import render_report
-from nanogauge.runlog.reader import FILE_NAME
+from nanogauge.runlog.reader import LOG_NAME
 
 NOW = 1.8e9
 
 
 def report_of(folder: Path, age: float = 0.0) -> Report:
     """Report at NOW on a log last written `age` seconds before."""
-    os.utime(folder / FILE_NAME, (NOW - age, NOW - age))
+    os.utime(folder / LOG_NAME, (NOW - age, NOW - age))
     return build_report(folder, None, now_unix=NOW)[0]
 
 
@@ -90,10 +90,10 @@ def test_totals_of_an_unfinished_run_are_not_compared(tmp_path: Path) -> None:
 
 def test_a_log_cut_within_any_line_is_reported(tmp_path: Path) -> None:
     make_folder(tmp_path)
-    whole = (tmp_path / FILE_NAME).read_bytes() + steps(0, EVERY + 3)
+    whole = (tmp_path / LOG_NAME).read_bytes() + steps(0, EVERY + 3)
     pieces = whole.splitlines(keepends=True)
     for count in [*range(1, 8), len(pieces) - 2, len(pieces)]:
-        (tmp_path / FILE_NAME).write_bytes(b"".join(pieces[:count]) + b'{"kind": "st')
+        (tmp_path / LOG_NAME).write_bytes(b"".join(pieces[:count]) + b'{"kind": "st')
         for age in (0.0, 1e5):
             report = report_of(tmp_path, age)
             texts = render_report(report, *build_report(tmp_path, None)[1:])

@@ -15,7 +15,7 @@ from runs import MadeUp, imported, texts
 from nanogauge.analysis.measured import Measurements
 from nanogauge.errors import BadInput
 from nanogauge.importers.wandb_history import read_wandb_history
-from nanogauge.runlog.history import Recorded
+from nanogauge.runlog.history import RunHistory
 from nanogauge.sinks.rows import Rows as MirrorRows
 
 TOKENS = 16 * 1024 * 32
@@ -33,7 +33,7 @@ def as_csv(rows: Rows) -> bytes:
     return file.getvalue().encode()
 
 
-def history(data: Rows | bytes, max_steps: int = 1000) -> tuple[Recorded, Measurements]:
+def history(data: Rows | bytes, max_steps: int = 1000) -> tuple[RunHistory, Measurements]:
     text = data if isinstance(data, bytes) else as_csv(data)
     return imported(text, max_steps, read=read_wandb_history, name="history.csv")
 

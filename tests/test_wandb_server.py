@@ -33,7 +33,7 @@ from wandb_stub import ENTITY, Mood, WandbStub
 from nanogauge.analysis.report_model import build_report
 from nanogauge.errors import RunFailed
 from nanogauge.report.html import write_report
-from nanogauge.runlog.reader import FILE_NAME
+from nanogauge.runlog.reader import LOG_NAME
 from nanogauge.runlog.writer import RunLog
 from nanogauge.schema import End, Step
 from nanogauge.sinks.mirror import OUTPUT_NAME, Mirror, upload
@@ -187,7 +187,7 @@ def test_no_server_slows_the_loop_or_its_end(
         assert wait_until(lambda: server.mood == mood, 15)
     mirrored = loop(folder)
     assert mirrored < 2 * alone + 1
-    assert (folder / FILE_NAME).read_bytes() == (plain / FILE_NAME).read_bytes()
+    assert (folder / LOG_NAME).read_bytes() == (plain / LOG_NAME).read_bytes()
     limit = 1.0 if message == TOO_LATE else 10.0
     began = time.monotonic()
     warning = mirror.finish(limit)

@@ -16,7 +16,7 @@ from nanogauge.cli import Parser
 from nanogauge.config import Config, add_config_flags, config_overrides
 from nanogauge.hardware import lookup
 from nanogauge.prediction.prediction import predict
-from nanogauge.runlog.history import Recorded
+from nanogauge.runlog.history import RunHistory
 from nanogauge.runspec import RunSpec
 from nanogauge.schema import Compile, Prediction
 
@@ -145,7 +145,7 @@ def test_energy_and_cost_follow_the_calibrated_time() -> None:
 
 def test_an_eager_run_is_compared_with_an_eager_prediction() -> None:
     run = MadeUp(sensors=False)
-    recorded = Recorded()
+    recorded = RunHistory()
     for line in run.lines():
         eager = line.model_copy(update={"mode": "eager"}) if isinstance(line, Compile) else line
         recorded.add(eager)
@@ -162,7 +162,7 @@ def test_there_are_no_scenarios_without_a_steady_step_or_a_prediction() -> None:
     run = MadeUp()
     nothing = run.prediction.model_copy(update={"ledger": {}})
     assert scenarios(run, nothing) == {}
-    recorded = Recorded()
+    recorded = RunHistory()
     recorded.add(run.lines()[0])
     found = measure(recorded, run.spec, run.prediction)
     assert what_if(run.spec, run.prediction, found, recorded) == []

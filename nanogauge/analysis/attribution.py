@@ -19,7 +19,7 @@ from nanogauge.hardware import find_gpu
 from nanogauge.prediction.overheads import compile_seconds
 from nanogauge.prediction.step_time import counted_clock_hz
 from nanogauge.quantities import format_seconds
-from nanogauge.runlog.history import Recorded
+from nanogauge.runlog.history import RunHistory
 from nanogauge.runspec import EMBEDDED_TEXT, RunSpec
 from nanogauge.schedule import checkpoints, evaluations
 from nanogauge.schema import Hardware, Prediction, Stored
@@ -63,7 +63,7 @@ def attribute(
     prediction: Prediction,
     measurements: Measurements,
     spec: RunSpec,
-    recorded: Recorded,
+    recorded: RunHistory,
     scenarios: Sequence[Scenario] = (),
     claims: Claims | None = None,
 ) -> Attribution | None:
@@ -123,7 +123,7 @@ class _Attributor:
     prediction: Prediction
     measurements: Measurements
     spec: RunSpec
-    recorded: Recorded
+    recorded: RunHistory
     scenarios: Sequence[Scenario]
 
     def __post_init__(self) -> None:

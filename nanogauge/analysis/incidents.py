@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pydantic import ConfigDict, Field
 
 from nanogauge.quantities import format_seconds
-from nanogauge.runlog.history import LostWork, Recorded, process_began
+from nanogauge.runlog.history import LostWork, RunHistory, process_began
 from nanogauge.schema import End, Event, Line, Start, Stored
 
 UPDATE_SKIPPED = "update_skipped"
@@ -46,7 +46,7 @@ class Incidents(Stored):
     """Incidents in log order; updates skipped between two process starts are one entry."""
 
 
-def list_incidents(recorded: Recorded) -> Incidents:
+def list_incidents(recorded: RunHistory) -> Incidents:
     """Return the restarts, rollbacks, skipped updates and other incidents of a run."""
     entries: list[Incident] = []
     skipped: list[Incident] = []
@@ -77,12 +77,12 @@ def list_incidents(recorded: Recorded) -> Incidents:
     return Incidents(summary=_summary(recorded, entries), entries=entries)
 
 
-def skipped_updates(recorded: Recorded) -> int:
+def skipped_updates(recorded: RunHistory) -> int:
     """Count the updates skipped for non-finite values, including those of repeated steps."""
     return sum(event.what == UPDATE_SKIPPED for event in recorded.events)
 
 
-def rollbacks(recorded: Recorded) -> int:
+def rollbacks(recorded: RunHistory) -> int:
     """Count the rollbacks to a checkpoint."""
     return max(start.rollbacks or 0 for start in recorded.starts)
 
@@ -121,7 +121,7 @@ def _add_rollback(entries: list[Incident], start: Start, loss: LostWork) -> None
 
 
 def _describe_restart(
-    recorded: Recorded, process: int, before: Sequence[Event | End], loss: LostWork
+    recorded: RunHistory, process: int, before: Sequence[Event | End], loss: LostWork
 ) -> str:
     start, gap = recorded.processes[process][0], recorded.gap_seconds[process - 1]
     by = ""
@@ -151,7 +151,7 @@ def _repeated(loss: LostWork) -> str:
     return f"{loss.steps:,} step{'s were' if loss.steps > 1 else ' was'} repeated{took}"
 
 
-def _summary(recorded: Recorded, entries: list[Incident]) -> str:
+def _summary(recorded: RunHistory, entries: list[Incident]) -> str:
     if not entries:
         if recorded.starts[0].source != "train":
             return "The log has one process; it would not record other incidents."

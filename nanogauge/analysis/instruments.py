@@ -19,7 +19,7 @@ from nanogauge.analysis.telemetry import (
 )
 from nanogauge.prediction.flops import flops_per_token_causal, flops_per_token_palm
 from nanogauge.quantities import GIB, format_seconds, mfu
-from nanogauge.runlog.history import Recorded
+from nanogauge.runlog.history import RunHistory
 from nanogauge.runspec import RunSpec
 from nanogauge.schema import Prediction, Stored
 
@@ -60,7 +60,7 @@ class _Panel:
 
 
 def instruments(
-    recorded: Recorded, spec: RunSpec, prediction: Prediction, measurements: Measurements
+    recorded: RunHistory, spec: RunSpec, prediction: Prediction, measurements: Measurements
 ) -> list[Instrument]:
     """Return the additional measured values of a train.py run; empty for an imported log."""
     if recorded.starts[0].source != "train":
@@ -81,7 +81,7 @@ def instruments(
 
 
 def _add_speed(
-    panel: _Panel, recorded: Recorded, spec: RunSpec, prediction: Prediction, median: float
+    panel: _Panel, recorded: RunHistory, spec: RunSpec, prediction: Prediction, median: float
 ) -> None:
     shape, tokens, peak_flops = spec.shape, spec.tokens_per_step, prediction.peak_flops
     per_token = flops_per_token_palm(shape)
@@ -107,7 +107,7 @@ def _add_speed(
         panel.add("mfu_palm_at_clock", label, "1", share, f"{100 * share:.3g} %", how)
 
 
-def _add_step_parts(panel: _Panel, recorded: Recorded) -> None:
+def _add_step_parts(panel: _Panel, recorded: RunHistory) -> None:
     steps, steady = recorded.steps, steady_steps(recorded)
     durations = steps.column("step_seconds")
     for name in ("forward", "backward", "optimizer"):
@@ -132,7 +132,7 @@ def _add_step_parts(panel: _Panel, recorded: Recorded) -> None:
     panel.add("recompilations", "Recompilations", "1", count, f"{count}{took}", how)
 
 
-def _add_ranks(panel: _Panel, recorded: Recorded) -> None:
+def _add_ranks(panel: _Panel, recorded: RunHistory) -> None:
     """Add the median of the worst rank for each field of the per-rank log lines.
 
     The first step of each process warms up and is excluded if there are others.
@@ -164,7 +164,7 @@ def _add_ranks(panel: _Panel, recorded: Recorded) -> None:
         panel.add(f"rank_{name}", label, unit, value, text, how)
 
 
-def _add_memory(panel: _Panel, recorded: Recorded, prediction: Prediction) -> None:
+def _add_memory(panel: _Panel, recorded: RunHistory, prediction: Prediction) -> None:
     if prediction.hardware.kind != "cpu":
         reserved = run_peak(recorded, "peak_reserved_bytes")
         panel.add_bytes("peak_reserved_bytes", "VRAM, peak reserved", reserved, "torch's allocator")
@@ -183,7 +183,7 @@ def _add_memory(panel: _Panel, recorded: Recorded, prediction: Prediction) -> No
     panel.add_bytes("peak_host_bytes", label, run_peak(recorded, "peak_host_bytes"), how)
 
 
-def _add_energy(panel: _Panel, recorded: Recorded, tokens: int) -> None:
+def _add_energy(panel: _Panel, recorded: RunHistory, tokens: int) -> None:
     """Add energy figures; those per token only if `tokens` is not 0."""
     absent = absence_reason(recorded, "power_watts")
     cards = recorded.starts[0].sensed_cards or 1
@@ -239,7 +239,7 @@ _BOARD: tuple[tuple[str, str, str, Callable[[float], str]], ...] = (
 _WORST_CARD = {"sm_clock_hz": "slowest_card", "temperature_celsius": "hottest_card"}
 
 
-def _add_board(panel: _Panel, recorded: Recorded) -> None:
+def _add_board(panel: _Panel, recorded: RunHistory) -> None:
     """Add the median and range of each GPU sensor field."""
     for field, label, unit, show in _BOARD:
         values = recorded.sensors.known(field)
@@ -258,7 +258,7 @@ def _add_board(panel: _Panel, recorded: Recorded) -> None:
         panel.add(field, label, unit, median, show(median), how)
 
 
-def _add_throttling(panel: _Panel, recorded: Recorded) -> None:
+def _add_throttling(panel: _Panel, recorded: RunHistory) -> None:
     codes, values = recorded.sensors.codes("throttle")
     logged = [values[code] for code in set(codes.tolist()) if values[code] is not None]
     absent = None if logged else absence_reason(recorded, "throttle")

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nanogauge.quantities import format_seconds
-from nanogauge.runlog.history import Recorded
+from nanogauge.runlog.history import RunHistory
 from nanogauge.schema import Stored
 
 
@@ -61,7 +61,7 @@ LEDGER_NAMES = {
 """Ledger parts in display order, with their labels."""
 
 
-def steady_steps(recorded: Recorded) -> npt.NDArray[np.bool_]:
+def steady_steps(recorded: RunHistory) -> npt.NDArray[np.bool_]:
     """Return a mask of the steady steps.
 
     Steady steps are timed, are not the first of a process, and did not wait for a compilation.
@@ -72,13 +72,13 @@ def steady_steps(recorded: Recorded) -> npt.NDArray[np.bool_]:
     return timed & ~np.isin(recorded.steps.column("step"), list(excluded))
 
 
-def steady_seconds(recorded: Recorded, first_step: int = 0) -> npt.NDArray[np.float64]:
+def steady_seconds(recorded: RunHistory, first_step: int = 0) -> npt.NDArray[np.float64]:
     """Return the durations of the steady steps from `first_step` on."""
     selected = steady_steps(recorded) & (recorded.steps.column("step") >= first_step)
     return recorded.steps.column("step_seconds")[selected]
 
 
-def build_ledger(recorded: Recorded, steps_done: int, median: float | None) -> Ledger:
+def build_ledger(recorded: RunHistory, steps_done: int, median: float | None) -> Ledger:
     """Split the recorded time by activity; untimed steps and evaluations count as the median.
 
     The unassigned rest of the processes' time is other_s. Without a clock, wall_s is the sum of
@@ -127,7 +127,7 @@ def build_ledger(recorded: Recorded, steps_done: int, median: float | None) -> L
     )
 
 
-def describe_run_time(recorded: Recorded, ledger: Ledger) -> str:
+def describe_run_time(recorded: RunHistory, ledger: Ledger) -> str:
     """Return a text on how the total was measured and what it excludes."""
     count = len(recorded.processes)
     if count == 1:
@@ -142,7 +142,7 @@ def describe_run_time(recorded: Recorded, ledger: Ledger) -> str:
     return f"wall time of the run's {count} processes; {gap}"
 
 
-def _restart_seconds(recorded: Recorded) -> float:
+def _restart_seconds(recorded: RunHistory) -> float:
     """Return the time of resumed processes before their first step; all if they made none."""
     total = 0.0
     for startup, session in zip(recorded.startups[1:], recorded.session_seconds[1:], strict=True):

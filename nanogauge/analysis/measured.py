@@ -18,7 +18,7 @@ from nanogauge.analysis.ledger import (
 from nanogauge.analysis.telemetry import energy_figures, memory_figures
 from nanogauge.prediction.flops import MFU_CONVENTIONS, flops_per_token_6n, flops_per_token_palm
 from nanogauge.quantities import QUANTITIES, mfu
-from nanogauge.runlog.history import Recorded
+from nanogauge.runlog.history import RunHistory
 from nanogauge.runspec import RunSpec
 from nanogauge.schema import Benchmark, Prediction, Stored
 
@@ -48,7 +48,7 @@ class Measurements(Stored):
     """Row id -> texts of logged events about it."""
 
 
-def measure(recorded: Recorded, spec: RunSpec, prediction: Prediction) -> Measurements:
+def measure(recorded: RunHistory, spec: RunSpec, prediction: Prediction) -> Measurements:
     """Measure every quantity of a run."""
     return _Measurer(recorded, spec, prediction).result()
 
@@ -56,7 +56,7 @@ def measure(recorded: Recorded, spec: RunSpec, prediction: Prediction) -> Measur
 class _Measurer:
     """Fill `values`, or `missing` with a reason, for each quantity of one run."""
 
-    def __init__(self, recorded: Recorded, spec: RunSpec, prediction: Prediction) -> None:
+    def __init__(self, recorded: RunHistory, spec: RunSpec, prediction: Prediction) -> None:
         self.recorded, self.spec, self.prediction = recorded, spec, prediction
         self.values: dict[str, Measured] = {}
         self.missing: dict[str, str] = {}

@@ -42,7 +42,7 @@ from nanogauge.quantities import (
     format_value,
 )
 from nanogauge.runlog.folder import CLAIMS_NAME, RunFolder, load_with_log
-from nanogauge.runlog.history import Recorded
+from nanogauge.runlog.history import RunHistory
 from nanogauge.runlog.lock import is_locked
 from nanogauge.runlog.reader import LogReader, last_written
 from nanogauge.schema import SCHEMA, Prediction, Stored, TimeZone
@@ -135,7 +135,7 @@ def build_report(
     claims: Claims | None,
     reader: LogReader | None = None,
     now_unix: float | None = None,
-) -> tuple[Report, RunFolder, Recorded]:
+) -> tuple[Report, RunFolder, RunHistory]:
     """Read a run folder and build its report.
 
     Args:
@@ -197,7 +197,7 @@ def build_report(
 
 def _run_info(
     run: RunFolder,
-    recorded: Recorded,
+    recorded: RunHistory,
     claims: Claims | None,
     rows: list[Row],
     measurements: Measurements,
@@ -240,7 +240,7 @@ def _run_info(
     )
 
 
-def _warnings(recorded: Recorded, prediction: Prediction, liveness: Liveness | None) -> list[str]:
+def _warnings(recorded: RunHistory, prediction: Prediction, liveness: Liveness | None) -> list[str]:
     events = [e for e in recorded.events if e.level == "warning" and e.what != UPDATE_SKIPPED]
     texts = [e.text for e in events] + prediction.notes
     running = liveness is not None and liveness.state == "running"

@@ -24,7 +24,7 @@ from nanogauge.quantities import (
     format_seconds,
     format_value,
 )
-from nanogauge.runlog.history import Recorded
+from nanogauge.runlog.history import RunHistory
 from nanogauge.runspec import RunSpec
 from nanogauge.schedule import checkpoints, evaluations, is_checkpointed, is_evaluated
 from nanogauge.schema import Checkpoint, Eval, Prediction, Stored
@@ -95,7 +95,7 @@ def without_totals(measurements: Measurements, spec: RunSpec) -> Measurements:
 
 
 def judge_liveness(
-    recorded: Recorded,
+    recorded: RunHistory,
     prediction: Prediction,
     written_unix: float,
     now_unix: float,
@@ -126,7 +126,7 @@ def judge_liveness(
     return Liveness(state=state, last_line_age_s=age, why=why, certain=lock_held is not None)
 
 
-def _longest_work(recorded: Recorded, prediction: Prediction) -> tuple[float, str]:
+def _longest_work(recorded: RunHistory, prediction: Prediction) -> tuple[float, str]:
     """Return the longest time between log lines to expect, and its description."""
     steps = recorded.steps.known("step_seconds")
     if not len(steps):
@@ -144,7 +144,7 @@ def _longest_work(recorded: Recorded, prediction: Prediction) -> tuple[float, st
 
 
 def project_total(
-    recorded: Recorded, spec: RunSpec, prediction: Prediction, measurements: Measurements
+    recorded: RunHistory, spec: RunSpec, prediction: Prediction, measurements: Measurements
 ) -> Projection | None:
     """Extrapolate the total time from the run so far; None without a steady step or a clock.
 
@@ -207,7 +207,7 @@ def _spread(lines: Sequence[Eval] | Sequence[Checkpoint]) -> Interval | None:
     return Interval(min(timed), statistics.median(timed), max(timed)) if timed else None
 
 
-def last_events(recorded: Recorded, measurements: Measurements) -> list[ShownEvent]:
+def last_events(recorded: RunHistory, measurements: Measurements) -> list[ShownEvent]:
     """Return the last step, evaluation, checkpoint and events of an unfinished run."""
     last: list[ShownEvent] = []
 

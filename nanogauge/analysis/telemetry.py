@@ -11,7 +11,7 @@ from nanogauge.analysis.ledger import Measured
 from nanogauge.measure.alarms import POWER_CAP
 from nanogauge.prediction.energy import cost_formula, cost_of
 from nanogauge.prediction.step_time import ARITHMETIC
-from nanogauge.runlog.history import Recorded, Table
+from nanogauge.runlog.history import RunHistory, Table
 from nanogauge.runspec import RunSpec
 from nanogauge.schema import End, Prediction, Rank, Sensor, Step
 
@@ -19,7 +19,7 @@ JOULES_PER_KWH = 3.6e6
 IMPORTED = "not in this log"
 
 
-def sensor_mismatch(recorded: Recorded, prediction: Prediction) -> str | None:
+def sensor_mismatch(recorded: RunHistory, prediction: Prediction) -> str | None:
     """Return why the sensor readings do not cover the run's GPUs; None if they do."""
     counts = mismatched_counts(recorded)
     if prediction.hardware.kind == "cpu" or counts is None:
@@ -28,7 +28,7 @@ def sensor_mismatch(recorded: Recorded, prediction: Prediction) -> str | None:
     return f"the sensors cover {sensed} GPU{'s' * (sensed > 1)}, and {ranks} trained"
 
 
-def mismatched_counts(recorded: Recorded) -> tuple[int, int] | None:
+def mismatched_counts(recorded: RunHistory) -> tuple[int, int] | None:
     """Return (GPUs with sensors, ranks) of the first process where they differ, or None."""
     for starts in recorded.processes:
         ranks, sensed = starts[0].ranks, starts[0].sensed_cards or 1
@@ -37,7 +37,7 @@ def mismatched_counts(recorded: Recorded) -> tuple[int, int] | None:
     return None
 
 
-def _world_size_mismatch(recorded: Recorded, prediction: Prediction) -> str | None:
+def _world_size_mismatch(recorded: RunHistory, prediction: Prediction) -> str | None:
     """Return why the measured mean power is not comparable with the prediction; None if it is."""
     counts = [starts[0].ranks for starts in recorded.processes]
     if all(n is None or n == prediction.gpus for n in counts):
@@ -47,7 +47,7 @@ def _world_size_mismatch(recorded: Recorded, prediction: Prediction) -> str | No
 
 
 def memory_figures(
-    recorded: Recorded, prediction: Prediction
+    recorded: RunHistory, prediction: Prediction
 ) -> tuple[dict[str, Measured], dict[str, str]]:
     """Return the memory peaks by row id, and the reasons for missing ones."""
     on_cpu = prediction.hardware.kind == "cpu"
@@ -87,7 +87,7 @@ def max_or_none(values: npt.NDArray[np.float64]) -> int | None:
     return int(values.max()) if len(values) else None
 
 
-def run_peak(recorded: Recorded, name: str) -> int | None:
+def run_peak(recorded: RunHistory, name: str) -> int | None:
     """Return the highest value of a peak field in all step, rank and end lines, or None."""
     peaks = [getattr(end, name) for end in recorded.ends]
     if name in Step.model_fields:
@@ -97,7 +97,7 @@ def run_peak(recorded: Recorded, name: str) -> int | None:
     return max((peak for peak in peaks if peak is not None), default=None)
 
 
-def absence_reason(recorded: Recorded, name: str) -> str:
+def absence_reason(recorded: RunHistory, name: str) -> str:
     """Return the newest logged reason why a sensor field is missing."""
     about = (name, "driver", "gpu")
     reasons = [e.text for e in recorded.events if e.what == "absent" and e.about in about]
@@ -109,7 +109,7 @@ def absence_reason(recorded: Recorded, name: str) -> str:
 
 
 def energy_figures(
-    recorded: Recorded, spec: RunSpec, prediction: Prediction, ran_seconds: float | None
+    recorded: RunHistory, spec: RunSpec, prediction: Prediction, ran_seconds: float | None
 ) -> tuple[dict[str, Measured], dict[str, str]]:
     """Return power, energy and cost of all processes by row id, and reasons for missing ones."""
     rows = ("power_watts", "energy_kwh", "cost")
@@ -155,7 +155,7 @@ def energy_figures(
     return values, missing
 
 
-def total_over_processes(recorded: Recorded, name: str) -> float | None:
+def total_over_processes(recorded: RunHistory, name: str) -> float | None:
     """Sum the last reading of a counter that restarts with each process; None without readings."""
     counts = recorded.sensors.column(name)
     by_process = np.split(counts, recorded.first_sensors[1:])
@@ -163,7 +163,7 @@ def total_over_processes(recorded: Recorded, name: str) -> float | None:
     return float(sum(last)) if last else None
 
 
-def _energy_scope(recorded: Recorded) -> str:
+def _energy_scope(recorded: RunHistory) -> str:
     """Return a text on what the measured energy of a run with restarts includes and omits."""
     text = ""
     if len(recorded.processes) > 1:
@@ -231,7 +231,7 @@ def clock_loss(share: float, reference_hz: float, hz: float) -> float:
     return 1 - 1 / (1 - share + share * reference_hz / hz)
 
 
-def measure_clock(recorded: Recorded, share: float | None) -> MeasuredClock:
+def measure_clock(recorded: RunHistory, share: float | None) -> MeasuredClock:
     """Summarize SM clock and throttling; `share` is the clock-bound fraction of a step."""
     sensors = recorded.sensors
     clocks, seconds = sensors.column("sm_clock_hz"), _reading_seconds(sensors)

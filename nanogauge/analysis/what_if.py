@@ -26,7 +26,7 @@ from nanogauge.prediction.search import (
 )
 from nanogauge.prediction.workload import resolve_dtype, workload_of
 from nanogauge.quantities import Interval
-from nanogauge.runlog.history import Recorded
+from nanogauge.runlog.history import RunHistory
 from nanogauge.runspec import SETTINGS, RunSpec, with_shape
 from nanogauge.schema import Hardware, Prediction, Stored
 
@@ -69,7 +69,7 @@ class Scenario(Stored):
 
 
 def what_if(
-    spec: RunSpec, prediction: Prediction, measurements: Measurements, recorded: Recorded
+    spec: RunSpec, prediction: Prediction, measurements: Measurements, recorded: RunHistory
 ) -> list[Scenario]:
     """Predict up to six variants, first an unchanged repeat; empty without a step time."""
     step = measurements.values.get("step_seconds")
@@ -179,7 +179,7 @@ def other_gpus(hardware: Hardware, dtype: str) -> list[Gpu]:
     return [*faster[:1], *([rented] if rented is not None and rented not in faster[:1] else [])]
 
 
-def _free_bytes(hardware: Hardware, recorded: Recorded) -> float | None:
+def _free_bytes(hardware: Hardware, recorded: RunHistory) -> float | None:
     """Return the memory that was free when the run started, or the usual free memory if unknown."""
     total, start = hardware.memory_bytes, recorded.starts[-1]
     same_gpu = hardware.kind != "cpu" and hardware.name == start.device

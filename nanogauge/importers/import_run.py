@@ -16,7 +16,7 @@ from nanogauge.importers.convert import to_run_log
 from nanogauge.importers.parsed import LoggedProcess, ParsedLog, parse_number, split_runs, warning
 from nanogauge.importers.text import quoted
 from nanogauge.runlog.folder import CLAIMS_NAME, create
-from nanogauge.runlog.reader import FILE_NAME, read_log
+from nanogauge.runlog.reader import LOG_NAME, read_log
 from nanogauge.runlog.writer import RunLog
 from nanogauge.runspec import RunSpec
 from nanogauge.schema import Event, Prediction, Start
@@ -177,11 +177,11 @@ def import_log(
     build_rows(claims, spec, prediction, None)  # raises for a claim that cannot be computed
     device = prediction.hardware.name
     lines = to_run_log(log.format, run, spec, device)
-    if (out / FILE_NAME).exists():
+    if (out / LOG_NAME).exists():
         if read_log(out).starts[0].source == "train":
             raise BadInput(f"{out} holds a run that was trained here; choose another --out.")
         make_folder(out)
-        (out / FILE_NAME).unlink()
+        (out / LOG_NAME).unlink()
     machine: dict[str, object] = {
         ("device" if prediction.hardware.kind == "cpu" else "gpu"): device,
         "log": log_path.name,

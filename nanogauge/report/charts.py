@@ -23,7 +23,7 @@ from nanogauge.report.svg import (
     bar_chart,
     line_chart,
 )
-from nanogauge.runlog.history import Recorded
+from nanogauge.runlog.history import RunHistory
 from nanogauge.runspec import RunSpec
 from nanogauge.schema import Checkpoint, Compile, Eval, Event, Prediction
 
@@ -38,7 +38,7 @@ class Timeline:
     processes, without the gaps between them.
     """
 
-    def __init__(self, recorded: Recorded) -> None:
+    def __init__(self, recorded: RunHistory) -> None:
         self._first_steps = [
             (process, start.first_step)
             for process, starts in enumerate(recorded.processes)
@@ -85,7 +85,7 @@ class Timeline:
 
 
 def make_charts(
-    recorded: Recorded, spec: RunSpec, prediction: Prediction, rows: list[Row]
+    recorded: RunHistory, spec: RunSpec, prediction: Prediction, rows: list[Row]
 ) -> list[Chart]:
     """Return the charts for which the log has data, in reading order."""
     run = _Run(recorded, spec, prediction, rows, Timeline(recorded))
@@ -114,7 +114,7 @@ def _limit(one: Series) -> Series:
 class _Run:
     """The data of a run that its line charts are drawn from."""
 
-    recorded: Recorded
+    recorded: RunHistory
     spec: RunSpec
     prediction: Prediction
     rows: list[Row]
@@ -261,7 +261,7 @@ class _Run:
         )
 
 
-def _memory(recorded: Recorded, prediction: Prediction) -> Chart | None:
+def _memory(recorded: RunHistory, prediction: Prediction) -> Chart | None:
     """Draw the predicted peak in its parts above every measured peak."""
     predicted = prediction.quantities.get("peak_allocated_bytes")
     bars: list[Bar] = []

@@ -26,7 +26,7 @@ from nanogauge.report.charts import make_charts
 from nanogauge.report.escape import fenced, finalize_html, finalize_markdown, unbroken, visible
 from nanogauge.report.svg import NARROW_RANGE_WIDTH, range_plot, stacked_bar, waterfall
 from nanogauge.runlog.folder import Machine, RunFolder
-from nanogauge.runlog.history import Recorded, process_began
+from nanogauge.runlog.history import RunHistory, process_began
 
 HEADLINES = {
     "total_seconds": "Time, whole run",
@@ -101,7 +101,7 @@ class Headline:
     plot: str
 
 
-def headlines(report: Report, recorded: Recorded) -> list[Headline]:
+def headlines(report: Report, recorded: RunHistory) -> list[Headline]:
     """Return the headline quantities that were measured or predicted."""
     cards = []
     for row_id in HEADLINES:
@@ -111,7 +111,7 @@ def headlines(report: Report, recorded: Recorded) -> list[Headline]:
     return cards
 
 
-def _headline(report: Report, recorded: Recorded, rows: Sequence[Row]) -> Headline:
+def _headline(report: Report, recorded: RunHistory, rows: Sequence[Row]) -> Headline:
     row, cells, run = rows[0], Cells(rows[0]), report.run
     label, value = HEADLINES[row.id], cells.measured
     details = [("", EXPLAINED[row.id])] if row.id in EXPLAINED else []
@@ -138,7 +138,7 @@ def _headline(report: Report, recorded: Recorded, rows: Sequence[Row]) -> Headli
     return Headline(label, value, details, verdict, plot)
 
 
-def _so_far(row_id: str, report: Report, recorded: Recorded) -> str:
+def _so_far(row_id: str, report: Report, recorded: RunHistory) -> str:
     """Return the time or energy of an unfinished run until now; empty if it is unknown."""
     if report.run.status == "finished":
         return ""
@@ -159,7 +159,7 @@ def verdict_counts(report: Report) -> tuple[str, dict[str, int]]:
     return "predictions", {"held": held, "missed": missed, "not measured": run.not_measured}
 
 
-def state_line(report: Report, recorded: Recorded) -> str:
+def state_line(report: Report, recorded: RunHistory) -> str:
     """Return the run's state with its mark, its progress and the number of restarts."""
     run = report.run
     mark, word = STATES[run.state or run.status]
@@ -172,7 +172,7 @@ def state_line(report: Report, recorded: Recorded) -> str:
     return f"{mark} {word} {where}" + (f", resumed {times}" if resumed else "")
 
 
-def finish_line(report: Report, recorded: Recorded) -> tuple[str, str, str]:
+def finish_line(report: Report, recorded: RunHistory) -> tuple[str, str, str]:
     """Return label, text and detail of the actual or projected finish.
 
     It is a date and time, or a duration if the log has no time of day.
@@ -196,7 +196,7 @@ def finish_line(report: Report, recorded: Recorded) -> tuple[str, str, str]:
     return "Would finish", done, f"at its pace, if it still runs; {total} in all"
 
 
-def samples_of(recorded: Recorded) -> list[tuple[int | None, str]]:
+def samples_of(recorded: RunHistory) -> list[tuple[int | None, str]]:
     """Return each sample's step and text; a repeated step keeps only its last sample."""
     samples = {
         event.step: visible(event.text, MAX_SAMPLE_CHARACTERS)
@@ -282,7 +282,7 @@ def _measured_quantities(report: Report) -> list[tuple[str, str, str]]:
     return list(found.values())
 
 
-def _context(report: Report, run: RunFolder, recorded: Recorded) -> dict[str, Any]:
+def _context(report: Report, run: RunFolder, recorded: RunHistory) -> dict[str, Any]:
     """Return the variables of both templates."""
     ledger, zone, prediction = report.time_ledger, report.run.time_zone, run.prediction
     known = {name: getattr(ledger, key) for key, name in LEDGER_NAMES.items()}
@@ -362,18 +362,18 @@ def templates(plain: bool = False) -> jinja2.Environment:
     return environment
 
 
-def render_html(report: Report, run: RunFolder, recorded: Recorded) -> str:
+def render_html(report: Report, run: RunFolder, recorded: RunHistory) -> str:
     """Render the page of a run as a single file without external resources."""
     return templates().get_template("report.html.j2").render(_context(report, run, recorded))
 
 
-def render_markdown(report: Report, run: RunFolder, recorded: Recorded) -> str:
+def render_markdown(report: Report, run: RunFolder, recorded: RunHistory) -> str:
     """Render the report as Markdown of GitHub's dialect."""
     template = templates(plain=True).get_template("report.md.j2")
     return template.render(_context(report, run, recorded))
 
 
-def render_report(report: Report, run: RunFolder, recorded: Recorded) -> dict[str, str]:
+def render_report(report: Report, run: RunFolder, recorded: RunHistory) -> dict[str, str]:
     """Render report.json, report.md and report.html; return the texts by file name."""
     contents = {
         "report.json": json.dumps(report.to_json(), indent=1, ensure_ascii=False, allow_nan=False),
@@ -383,7 +383,7 @@ def render_report(report: Report, run: RunFolder, recorded: Recorded) -> dict[st
     return {name: without_secrets(text) for name, text in contents.items()}
 
 
-def write_report(report: Report, run: RunFolder, recorded: Recorded) -> list[Path]:
+def write_report(report: Report, run: RunFolder, recorded: RunHistory) -> list[Path]:
     """Write the three files into the run folder and return their paths.
 
     Raises:

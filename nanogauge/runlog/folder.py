@@ -10,9 +10,8 @@ from pathlib import Path
 from nanogauge.config import load_config
 from nanogauge.errors import BadInput
 from nanogauge.files import make_folder, read_whole, refuse_outside_link, scrubbed, write_atomic
-from nanogauge.runlog.history import Recorded
-from nanogauge.runlog.reader import FILE_NAME as LOG_NAME
-from nanogauge.runlog.reader import LogReader, has_begun
+from nanogauge.runlog.history import RunHistory
+from nanogauge.runlog.reader import LOG_NAME, LogReader, has_begun
 from nanogauge.runspec import RunSpec
 from nanogauge.schema import Prediction, TimeZone
 
@@ -126,7 +125,7 @@ def load(path: Path) -> RunFolder:
     return RunFolder(path, spec, machine, prediction, sha256, config_toml)
 
 
-def load_with_log(path: Path, reader: LogReader | None = None) -> tuple[RunFolder, Recorded]:
+def load_with_log(path: Path, reader: LogReader | None = None) -> tuple[RunFolder, RunHistory]:
     """Read a run folder and its log; a `reader` that has read it before reads only new lines.
 
     Raises:

@@ -225,7 +225,7 @@ class LostWork:
 
 
 @dataclass
-class Recorded:
+class RunHistory:
     """The content of a run log: the lines of each kind in order."""
 
     starts: list[Start] = field(default_factory=list)

@@ -14,10 +14,10 @@ from pydantic_core import from_json
 
 from nanogauge.errors import BadInput
 from nanogauge.files import open_regular
-from nanogauge.runlog.history import Recorded
+from nanogauge.runlog.history import RunHistory
 from nanogauge.schema import LogLine, Start
 
-FILE_NAME = "log.jsonl"
+LOG_NAME = "log.jsonl"
 MAX_LINE_BYTES = 2**24
 """The longest line of a run is a text sample."""
 BLOCK_LINES = 4096
@@ -55,17 +55,17 @@ class LogReader:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / FILE_NAME
+        self._path = folder / LOG_NAME
         self._begin()
 
     def _begin(self) -> None:
-        self._recorded = Recorded()
+        self._recorded = RunHistory()
         self._lines = 0
         self._offset = 0
         self._first = self._last = b""
         self._block = _Block(self._recorded, self._path)
 
-    def read(self) -> Recorded:
+    def read(self) -> RunHistory:
         """Return the content of the log up to its last complete line."""
         try:
             with open_regular(self._path) as file:
@@ -79,7 +79,7 @@ class LogReader:
             raise
         except FileNotFoundError:
             raise BadInput(
-                f"{self._path.parent} is not a run folder: it has no {FILE_NAME}; "
+                f"{self._path.parent} is not a run folder: it has no {LOG_NAME}; "
                 "give the folder of a run."
             ) from None
         except OSError as error:
@@ -112,7 +112,7 @@ class LogReader:
             self._last = piece
 
 
-def read_log(folder: Path) -> Recorded:
+def read_log(folder: Path) -> RunHistory:
     """Read the log of a run folder."""
     return LogReader(folder).read()
 
@@ -124,7 +124,7 @@ def has_begun(folder: Path) -> bool:
         OSError: if there is a log that cannot be read.
     """
     try:
-        with (folder / FILE_NAME).open("rb") as file:
+        with (folder / LOG_NAME).open("rb") as file:
             return file.readline(MAX_LINE_BYTES).endswith(b"\n")
     except FileNotFoundError:
         return False
@@ -133,7 +133,7 @@ def has_begun(folder: Path) -> bool:
 def last_written(folder: Path) -> float:
     """Return the modification time of the log in Unix time; 0 without a log."""
     try:
-        return (folder / FILE_NAME).stat().st_mtime
+        return (folder / LOG_NAME).stat().st_mtime
     except OSError:
         return 0.0
 
@@ -141,7 +141,7 @@ def last_written(folder: Path) -> float:
 class _Block:
     """Adds lines to a history, the frequent step and sensor lines many at a time."""
 
-    def __init__(self, recorded: Recorded, path: Path) -> None:
+    def __init__(self, recorded: RunHistory, path: Path) -> None:
         self._recorded = recorded
         self._path = path
         self._pending: dict[str, list[tuple[int, dict[str, Any]]]] = {"step": [], "sensor": []}

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 
 from nanogauge.files import scrubbed
-from nanogauge.runlog.reader import FILE_NAME
+from nanogauge.runlog.reader import LOG_NAME
 from nanogauge.schema import End, Event, LogLine, Sensor, Start
 
 MAX_PENDING_BYTES = 64 * 2**20
@@ -40,7 +40,7 @@ class RunLog:
 
     def __init__(self, folder: Path, elapsed_seconds: Callable[[], float] | None = None) -> None:
         self._elapsed_seconds = elapsed_seconds
-        self._lines = LineFile(folder / FILE_NAME)
+        self._lines = LineFile(folder / LOG_NAME)
         self._reported_drops = 0
 
     @property
@@ -50,7 +50,7 @@ class RunLog:
         if refused is None:
             return None
         return (
-            f"{FILE_NAME} cannot be written ({refused.strerror}): its lines wait in memory, and "
+            f"{LOG_NAME} cannot be written ({refused.strerror}): its lines wait in memory, and "
             "are lost if the run ends before; free space on its disk."
         )
 

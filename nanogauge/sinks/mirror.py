@@ -17,7 +17,7 @@ from typing import Literal
 
 from nanogauge.cli import start_module
 from nanogauge.errors import RunFailed
-from nanogauge.runlog.reader import FILE_NAME
+from nanogauge.runlog.reader import LOG_NAME
 
 Mode = Literal["auto", "online", "offline"]
 
@@ -59,7 +59,7 @@ class Mirror:
             log_every: mirror every so many steps, and everything else in the log.
             run_id: W&B's id of the run; None for the id in the log.
         """
-        log = folder / FILE_NAME
+        log = folder / LOG_NAME
         logged_bytes = log.stat().st_size if log.exists() else 0
         options = [str(folder), f"--mode={mode}", f"--project={project}"]
         options += [f"--log-every={log_every}", f"--attached={logged_bytes}"]

@@ -31,7 +31,7 @@ from nanogauge.config import TrainSection, load_config
 from nanogauge.errors import BadInput, RunFailed
 from nanogauge.files import Scrubber, scrubbed, without_secrets, write_atomic
 from nanogauge.runlog.folder import CONFIG_TOML, SPEC_NAME, read_spec
-from nanogauge.runlog.reader import FILE_NAME, lines_of, read_log
+from nanogauge.runlog.reader import LOG_NAME, lines_of, read_log
 from nanogauge.runspec import RunSpec
 from nanogauge.schema import End, Event, LogLine, Prediction
 from nanogauge.sinks.mirror import POSITION_NAME, Mode
@@ -313,7 +313,7 @@ def main(arguments: Sequence[str]) -> int:
         os.nice(10)  # give way to the training loop
     try:
         run, offline_reason = _init_run(folder, spec, prediction, options, run_id)
-        log = _LogFollower(folder / FILE_NAME, options.attached)
+        log = _LogFollower(folder / LOG_NAME, options.attached)
         rows = Rows(spec, prediction, options.log_every or log_every)
         position = _Position(folder, run_id)
         status = _mirror(run, log, rows, position, folder)

@@ -11,7 +11,7 @@ from model import GPT
 from nanogauge.config import Config, DataSection, load_config
 from nanogauge.errors import BadInput
 from nanogauge.runlog.folder import CONFIG_TOML, RunFolder, load_with_log
-from nanogauge.runlog.history import Recorded
+from nanogauge.runlog.history import RunHistory
 from trainer.checkpoints.checkpoint import intact_meta, list_checkpoints, load_weights, step_of
 from trainer.data.dataset import byte_encoding, open_dataset
 from trainer.data.tokenizer import load_encoding
@@ -25,7 +25,7 @@ TOKENIZER_HELP = "if the run's data is missing: gpt2, or a file of ranks"
 class Trained:
     folder: RunFolder
     config: Config
-    recorded: Recorded
+    recorded: RunHistory
     step: int
     """Number of steps made before the checkpoint."""
     model: GPT

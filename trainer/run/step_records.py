@@ -14,7 +14,7 @@ from nanogauge.measure.host import peak_process_bytes
 from nanogauge.prediction.calibrated import Calibration, FinishedRun, add_to_calibration
 from nanogauge.prediction.workload import workload_of
 from nanogauge.quantities import finite
-from nanogauge.runlog.history import Recorded
+from nanogauge.runlog.history import RunHistory
 from nanogauge.schema import Checkpoint, End, Rank, Start, Step
 from trainer.calibrate import calibrated_threads
 from trainer.checkpoints.checkpoint_writer import Written
@@ -198,7 +198,7 @@ def record_end(s: Session, status: Status, reason: str | None, restartable: bool
     )
 
 
-def store_step_time(s: Session, recorded: Recorded) -> str | None:
+def store_step_time(s: Session, recorded: RunHistory) -> str | None:
     """Store the steady step time of a finished run, on which the next prediction is based.
 
     Only the steps of this process count. A run that fell back to eager mode is another workload
