@@ -247,12 +247,7 @@ def run_whole(options: Options, config: Config, ranks: Ranks) -> int:
             refuse_locked(config.folder)
             device = probe(config.run)
             consult(
-                config,
-                device,
-                count_training_tokens,
-                options.force,
-                ranks.world,
-                ranks.local_world,
+                config, device, count_training_tokens, options.force, ranks.world, ranks.local_world
             )
         session = open_session(config, options, ranks)
         wandb = config.wandb

@@ -14,10 +14,7 @@ from nanogauge.errors import BadInput
 
 COMMANDS = {
     "plan": ("plan.main", "predict time, memory, energy, cost and loss of a run"),
-    "report": (
-        "report.main",
-        "compare a run with its prediction and with claims",
-    ),
+    "report": ("report.main", "compare a run with its prediction and with claims"),
     "import": (
         "report.import_main",
         "make a run folder and a report from the log of another program",

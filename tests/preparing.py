@@ -79,11 +79,7 @@ TEXTS = [text for file in DOCUMENTS for text in file]
 def parquet(texts: list[str]) -> bytes:
     """Return a file with some of FineWeb-Edu's columns, in row groups of ten documents."""
     rows = [
-        {
-            "text": text,
-            "id": f"<urn:uuid:{index}>",
-            "score": 3.1,
-        }
+        {"text": text, "id": f"<urn:uuid:{index}>", "score": 3.1}
         for index, text in enumerate(texts)
     ]
     buffer = io.BytesIO()
@@ -92,9 +88,7 @@ def parquet(texts: list[str]) -> bytes:
 
 
 def hub_of(
-    documents: list[list[str]] = DOCUMENTS,
-    dies_at: str | None = None,
-    faults: Sequence[str] = (),
+    documents: list[list[str]] = DOCUMENTS, dies_at: str | None = None, faults: Sequence[str] = ()
 ) -> Hub:
     files = {"README.md": CARD.encode(), "data/CC-MAIN-2013-20/000.parquet": parquet(["other"])}
     for number, texts in enumerate(documents):

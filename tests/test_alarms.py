@@ -14,10 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanogauge.measure.alarms import Alarm, Alarms
-from nanogauge.measure.detectors import (
-    BASELINE_STEPS,
-    LossSpikeDetector,
-)
+from nanogauge.measure.detectors import BASELINE_STEPS, LossSpikeDetector
 from nanogauge.schema import Sensor
 
 GIB = 2**30
@@ -268,10 +265,7 @@ def test_an_alarm_names_its_gpu() -> None:
     assert full.text.startswith("10.0 of GPU 2's 10.0 GiB are in use: close other")
 
 
-LOGS = {
-    "rtx4070_fineweb_train_log.txt": 101,
-    "rtx4070_nanochat_d12_train_log.txt": 200,
-}
+LOGS = {"rtx4070_fineweb_train_log.txt": 101, "rtx4070_nanochat_d12_train_log.txt": 200}
 """Logs of undisturbed runs, and their minimum number of losses."""
 
 

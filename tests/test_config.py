@@ -18,13 +18,7 @@ from hypothesis import strategies as st
 from pydantic.fields import FieldInfo
 
 from nanogauge.cli import Parser
-from nanogauge.config import (
-    Config,
-    add_config_flags,
-    config_overrides,
-    load_config,
-    toml_value,
-)
+from nanogauge.config import Config, add_config_flags, config_overrides, load_config, toml_value
 from nanogauge.errors import BadInput
 
 WORDS = st.text(

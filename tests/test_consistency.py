@@ -142,11 +142,7 @@ def true_claims(draw: st.DrawFn) -> list[str]:
     return [
         draw(
             around(
-                row,
-                QUANTITIES[row].unit,
-                world[row],
-                least.get(row, 0.0),
-                MOST.get(row, math.inf),
+                row, QUANTITIES[row].unit, world[row], least.get(row, 0.0), MOST.get(row, math.inf)
             )
         )
         for row in rows

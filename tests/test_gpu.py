@@ -44,9 +44,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out / "demo"
 
 
-def test_a_compiled_gpu_run_is_measured_and_its_peak_is_the_predicted_one(
-    trained: Path,
-) -> None:
+def test_a_compiled_gpu_run_is_measured_and_its_peak_is_the_predicted_one(trained: Path) -> None:
     rows = rows_of(trained)
     for row in ("step_seconds", "mfu_palm", "peak_allocated_bytes", "peak_process_bytes"):
         assert rows[row]["measured"] is not None, rows[row]["why"]

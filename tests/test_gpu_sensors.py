@@ -144,9 +144,7 @@ def test_sampling_takes_little_processor_time_and_no_torch(trouble: dict[str, An
     assert not trouble["torch"]
 
 
-def test_energy_neither_falls_nor_jumps_when_the_counter_is_reset(
-    trouble: dict[str, Any],
-) -> None:
+def test_energy_neither_falls_nor_jumps_when_the_counter_is_reset(trouble: dict[str, Any]) -> None:
     """The power rises linearly from 100 W to 220 W at 6 s and falls to 150 W at 9 s."""
     readings = trouble["readings"]
 
@@ -223,9 +221,7 @@ def test_a_gpu_that_stays_lost_only_ends_the_readings(driver: Path) -> None:
     assert set(said["absent"]) >= set(said["measured"])
 
 
-def test_a_driver_that_hangs_delays_neither_the_run_nor_its_end(
-    long_runs: dict[str, Run],
-) -> None:
+def test_a_driver_that_hangs_delays_neither_the_run_nor_its_end(long_runs: dict[str, Run]) -> None:
     said = long_runs["hangs"].said
     assert said["close_seconds"] < 1.5
     assert "does not answer from 1." in said["reason"]

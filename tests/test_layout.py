@@ -93,13 +93,7 @@ def test_no_module_and_no_room_imports_in_a_circle() -> None:
     for level in (str, room):
         graph: dict[str, set[str]] = {}
         for name, path in every.items():
-            used = {
-                level(i)
-                for i in imports(
-                    path,
-                )
-                if i in every
-            } - {level(name)}
+            used = {level(i) for i in imports(path) if i in every} - {level(name)}
             graph.setdefault(level(name), set()).update(used)
         try:
             tuple(graphlib.TopologicalSorter(graph).static_order())

@@ -65,9 +65,7 @@ def loss_of(model: Any, work: Workload) -> torch.Tensor:
 
 @settings(max_examples=15, deadline=None)
 @given(workloads(compiled=False))
-def test_eager_keeps_what_the_saved_tensor_hooks_count(
-    case: tuple[ModelSection, Workload],
-) -> None:
+def test_eager_keeps_what_the_saved_tensor_hooks_count(case: tuple[ModelSection, Workload]) -> None:
     section, work = case
     model = GPT(section)
     its_own = [*model.parameters(), *model.buffers()]
@@ -228,18 +226,11 @@ NANOCHAT_D12 = Shape(
 # The script's loop holds the logits, and calls zero_grad between forward and backward.
 BY_HAND = Program(logits_kept=True, gradients_kept=True)
 NANOCHAT = Program(
-    embeddings_16_bit=True,
-    fused_qkv=False,
-    qk_norm=True,
-    logit_softcap=15.0,
-    wide_residual=False,
+    embeddings_16_bit=True, fused_qkv=False, qk_norm=True, logit_softcap=15.0, wide_residual=False
 )
 PUBLISHED = {
     # manavsehgal/ai-field-notes, nemo-framework-on-spark: peak_gpu_mem_gib 11.28, eager, autocast
-    "354M by hand": (
-        Workload(GPT2_MEDIUM, 4, 1, compiled=False, program=BY_HAND),
-        11.28 * 2**30,
-    ),
+    "354M by hand": (Workload(GPT2_MEDIUM, 4, 1, compiled=False, program=BY_HAND), 11.28 * 2**30),
     # the same, baseline-training-loop-on-spark: 25.63, all in bf16, Megatron's dropout of 0.1
     "354M in bf16": (
         Workload(

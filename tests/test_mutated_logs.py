@@ -15,13 +15,7 @@ from hypothesis import strategies as st
 from runs import LOG, spec_of
 from test_nanogpt_variants import DUMP
 from test_other_logs import STEPS, build_nanogpt_file, build_nanogpt_output, nanochat_log
-from test_wandb_history import (
-    as_csv,
-    nanochat_rows,
-    nanogpt_rows,
-    our_rows,
-    torchtitan_rows,
-)
+from test_wandb_history import as_csv, nanochat_rows, nanogpt_rows, our_rows, torchtitan_rows
 
 from nanogauge.analysis.report_model import build_report
 from nanogauge.errors import BadInput

@@ -6,13 +6,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from examples import (
-    CPU,
-    beyond_gpt2,
-    documented_prediction,
-    documented_spec,
-    optimizers,
-)
+from examples import CPU, beyond_gpt2, documented_prediction, documented_spec, optimizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -156,12 +150,7 @@ def test_more_of_anything_never_takes_less_time_or_memory(
 
 
 @settings(max_examples=30, deadline=None)
-@given(
-    spec=specs(),
-    device=devices(),
-    compute=st.floats(1, 4),
-    bandwidth=st.floats(1, 4),
-)
+@given(spec=specs(), device=devices(), compute=st.floats(1, 4), bandwidth=st.floats(1, 4))
 def test_a_faster_gpu_is_never_slower(
     spec: RunSpec, device: tuple[Hardware, str], compute: float, bandwidth: float
 ) -> None:

@@ -206,11 +206,7 @@ def test_a_full_disk_is_predicted_and_keeps_the_finished_shards(
     # The shards seem to fit; another file fills the disk meanwhile.
     flags += ["--shard-tokens", 60_000, "--workers", 1, "--tokens", 1_000_000]
     process = subprocess.Popen(
-        command(*flags),
-        env=environment(None, home),
-        cwd=home,
-        stderr=subprocess.PIPE,
-        text=True,
+        command(*flags), env=environment(None, home), cwd=home, stderr=subprocess.PIPE, text=True
     )
     while process.poll() is None and not (
         (out / MANIFEST_NAME).exists() and read_manifest(out).shards

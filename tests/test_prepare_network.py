@@ -8,12 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from huggingface_hub import constants
-from preparing import (
-    hub_of,
-    prepare,
-    refused,
-    sentence,
-)
+from preparing import hub_of, prepare, refused, sentence
 
 pytestmark = pytest.mark.usefixtures("gpt2_tokenizer")
 
@@ -65,9 +60,7 @@ def test_a_hub_that_sends_only_garbage_is_named(tmp_path: Path, whole: bool) -> 
     assert not shards_in(tmp_path / "out")
 
 
-def test_only_what_the_tokens_need_is_fetched(
-    tmp_path: Path,
-) -> None:
+def test_only_what_the_tokens_need_is_fetched(tmp_path: Path) -> None:
     noise = np.random.default_rng(1)
     documents = [[noise.bytes(6000).hex() for _ in range(200)] for _ in range(4)]
     with hub_of(documents) as hub:

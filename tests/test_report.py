@@ -12,11 +12,7 @@ from typing import Any
 
 import pytest
 from commands import log_lines, run
-from examples import (
-    SEED_CLAIMS,
-    SHARED,
-    needs_shared,
-)
+from examples import SEED_CLAIMS, SHARED, needs_shared
 from runs import documented_log, make_finished, nanogpt_log
 
 
@@ -146,7 +142,7 @@ def test_report_json_has_the_keys_of_its_contract(report: dict[str, Any]) -> Non
         assert (row["claim"] is None) == (row["claimed"] is None)
         assert all(row[key] is None or inner <= set(row[key]) for key, inner in keys.items())
     assert {row["id"] for row in report["rows"] if row["claim"] is None} >= {
-        *("parameters_total", "flops_total_palm", "mfu_6n", "val_loss"),
+        *("parameters_total", "flops_total_palm", "mfu_6n", "val_loss")
     }
 
 

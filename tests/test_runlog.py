@@ -15,15 +15,7 @@ from hypothesis import strategies as st
 from nanogauge.errors import BadInput
 from nanogauge.runlog.reader import LOG_NAME, LogReader, lines_of, read_log
 from nanogauge.runlog.writer import RunLog
-from nanogauge.schema import (
-    End,
-    Eval,
-    Event,
-    LogLine,
-    Start,
-    Step,
-    Stored,
-)
+from nanogauge.schema import End, Eval, Event, LogLine, Start, Step, Stored
 
 KINDS: tuple[type[Stored], ...] = typing.get_args(typing.get_args(LogLine)[0])
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)

@@ -83,11 +83,7 @@ def test_an_unknown_field_removes_only_the_quantities_that_need_it(
     assert gone <= found.unpredicted.keys()
 
 
-@given(
-    steps=st.integers(1, 300),
-    every=st.integers(1, 400),
-    first=st.integers(0, 300),
-)
+@given(steps=st.integers(1, 300), every=st.integers(1, 400), first=st.integers(0, 300))
 def test_counts_of_evaluations_and_checkpoints_match_the_due_steps(
     steps: int, every: int, first: int
 ) -> None:

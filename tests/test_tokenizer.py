@@ -105,9 +105,7 @@ def test_a_lone_surrogate_is_replaced_as_encode_ordinary_does(
 @settings(max_examples=100, deadline=None)
 @given(documents=st.lists(texts, min_size=1, max_size=6))
 def test_batches_have_the_tokens_of_encode_ordinary(
-    encodings: dict[str, tiktoken.Encoding],
-    tokenizers: dict[str, Tokenizer],
-    documents: list[str],
+    encodings: dict[str, tiktoken.Encoding], tokenizers: dict[str, Tokenizer], documents: list[str]
 ) -> None:
     """Including the mark, unusual white space and special tokens."""
     for name, encoding in encodings.items():

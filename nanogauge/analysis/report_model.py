@@ -35,12 +35,7 @@ from nanogauge.analysis.status import (
 )
 from nanogauge.analysis.verdicts import Row, build_rows, deviation_text
 from nanogauge.analysis.what_if import Scenario, what_if
-from nanogauge.quantities import (
-    QUANTITIES,
-    format_range,
-    format_seconds,
-    format_value,
-)
+from nanogauge.quantities import QUANTITIES, format_range, format_seconds, format_value
 from nanogauge.runlog.folder import CLAIMS_NAME, RunFolder, load_with_log
 from nanogauge.runlog.history import RunHistory
 from nanogauge.runlog.lock import is_locked
@@ -325,10 +320,7 @@ def _narrowest(claims: Claims | None, rows: list[Row], row_id: str) -> Row | Non
 def report_schema() -> dict[str, Any]:
     """Return the JSON Schema of report.json; later versions may add keys."""
     schema = Report.model_json_schema(mode="serialization")
-    version = {
-        "const": SCHEMA,
-        "description": "incremented when a key changes or is removed",
-    }
+    version = {"const": SCHEMA, "description": "incremented when a key changes or is removed"}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "report.json of nanogauge",

@@ -60,10 +60,7 @@ class Row(Stored):
 
 
 def build_rows(
-    claims: Claims | None,
-    spec: RunSpec,
-    prediction: Prediction,
-    measurements: Measurements | None,
+    claims: Claims | None, spec: RunSpec, prediction: Prediction, measurements: Measurements | None
 ) -> tuple[list[Row], list[Inconsistency]]:
     """Return a row per claim and per unclaimed quantity, and the claims that cannot be true.
 

@@ -25,12 +25,7 @@ from nanogauge import __version__
 from nanogauge.errors import BadInput
 from nanogauge.files import without_secrets
 from nanogauge.hardware import find_gpu, usually_free_bytes
-from nanogauge.measure.host import (
-    available_bytes,
-    cpu_name,
-    process_bytes,
-    total_memory_bytes,
-)
+from nanogauge.measure.host import available_bytes, cpu_name, process_bytes, total_memory_bytes
 from nanogauge.measure.sensors import DriverInfo, driver_info
 from nanogauge.schema import FreeMemory, Hardware, TimeZone
 
@@ -297,10 +292,7 @@ def wandb_key_from(environment: Mapping[str, str], home: Path) -> str | None:
 
 
 def free_memory(
-    hardware: Hardware,
-    cards: Sequence[DriverInfo] | None = None,
-    gpus: int = 1,
-    processes: int = 1,
+    hardware: Hardware, cards: Sequence[DriverInfo] | None = None, gpus: int = 1, processes: int = 1
 ) -> FreeMemory | None:
     """Return the memory that a training process can use; None if unknown.
 

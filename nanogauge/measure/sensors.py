@@ -207,9 +207,7 @@ class Sensors:
         # The last reading also records a gap that is still open.
         if measured or (closing and self._gap_seconds > self._logged_gap_seconds):
             reading = Sensor(
-                elapsed_seconds=round(now, 6),
-                gap_seconds=self._gap_seconds or None,
-                **values,
+                elapsed_seconds=round(now, 6), gap_seconds=self._gap_seconds or None, **values
             )
             self._logged_gap_seconds = self._gap_seconds
             with self._lock:
@@ -218,9 +216,7 @@ class Sensors:
 
 
 def open_sensors(
-    device: str | int | Sequence[WatchedGpu] | None,
-    hz: float,
-    clock: Callable[[], float],
+    device: str | int | Sequence[WatchedGpu] | None, hz: float, clock: Callable[[], float]
 ) -> Sensors:
     """Start to sample GPUs; wait at most 3 s for the driver, which may also open later.
 

@@ -168,11 +168,7 @@ def _from_parts(work: Workload, calibration: Calibration) -> CalibratedStep | No
     of = work.micro_batch
     part = f" with {parts.sequences} of {of} sequences" if parts.sequences < of else ""
     return CalibratedStep(
-        Interval(
-            low=seconds / (1 + tolerance),
-            expected=seconds,
-            high=seconds * (1 + tolerance),
-        ),
+        Interval(low=seconds / (1 + tolerance), expected=seconds, high=seconds * (1 + tolerance)),
         formula=f"{work.grad_accum} x ({layers} x {format_seconds(parts.layer_seconds)} a layer "
         f"+ {format_seconds(parts.rest_seconds)} for the rest) + update {format_seconds(update)}",
         source=f"a layer, the rest and the update of this shape measured{part} on this device "
@@ -224,10 +220,7 @@ def _from_rates(
     # The model multiplies the datasheet's bandwidth by a share.
     share = 1.0 if hardware.kind == "cpu" else FITTED.bandwidth_share
     measured = hardware.model_copy(
-        update={
-            "matmul_flops": max(products),
-            "bandwidth_bytes_per_second": copies[0] / share,
-        }
+        update={"matmul_flops": max(products), "bandwidth_bytes_per_second": copies[0] / share}
     )
     step = predict_step_time(work, measured)
     if step is None:

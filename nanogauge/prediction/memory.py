@@ -316,10 +316,7 @@ def _moments(
 
 
 def _with_copy(
-    work: Workload,
-    state: TrainingState,
-    moments: dict[str, dict[str, float]],
-    copied: Copied,
+    work: Workload, state: TrainingState, moments: dict[str, dict[str, float]], copied: Copied
 ) -> dict[str, dict[str, float]]:
     there = {"weights": state.weights, _moments_name(work): state.moments}
     copy = {"copy for checkpoints": work.shards * (state.weights + state.moments)}

@@ -179,11 +179,7 @@ def _candidate(spec: RunSpec, predicted: Predictor, free: FreeMemory) -> Candida
 
 
 def plan_deadline(
-    spec: RunSpec,
-    predicted: Predictor,
-    free: FreeMemory,
-    wish: Wish,
-    preparation: Interval | None,
+    spec: RunSpec, predicted: Predictor, free: FreeMemory, wish: Wish, preparation: Interval | None
 ) -> Deadline:
     """Return when the run ends if it starts at wish.start, and which runs would end by wish.by.
 

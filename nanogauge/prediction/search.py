@@ -43,10 +43,7 @@ def with_micro_batch(spec: RunSpec, micro: int) -> RunSpec:
 
 
 def largest_micro_batch(
-    spec: RunSpec,
-    hardware: Hardware,
-    free: float,
-    end: Literal["expected", "high"] = "expected",
+    spec: RunSpec, hardware: Hardware, free: float, end: Literal["expected", "high"] = "expected"
 ) -> int | None:
     """Return the largest micro-batch at the same tokens per step whose peak fits into `free` bytes.
 

@@ -13,16 +13,7 @@ from nanogauge.analysis.telemetry import JOULES_PER_KWH, max_or_none, run_peak, 
 from nanogauge.analysis.verdicts import Row
 from nanogauge.prediction.energy import cost_of
 from nanogauge.quantities import GIB, format_value, mfu
-from nanogauge.report.svg import (
-    Band,
-    Bar,
-    Chart,
-    Floats,
-    Marks,
-    Series,
-    bar_chart,
-    line_chart,
-)
+from nanogauge.report.svg import Band, Bar, Chart, Floats, Marks, Series, bar_chart, line_chart
 from nanogauge.runlog.history import RunHistory
 from nanogauge.runspec import RunSpec
 from nanogauge.schema import Checkpoint, Compile, Eval, Event, Prediction

@@ -15,11 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nanogauge.prediction.flops import MFU_CONVENTIONS
-from nanogauge.quantities import (
-    format_range,
-    format_value,
-    mfu,
-)
+from nanogauge.quantities import format_range, format_value, mfu
 from nanogauge.runspec import RunSpec
 from nanogauge.schema import (
     Checkpoint,

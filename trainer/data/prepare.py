@@ -263,9 +263,7 @@ def read_existing(folder: Path, tokens: int) -> ExistingOutput:
 
 
 def prepare(
-    options: PrepareOptions,
-    report: Callable[[Progress], None],
-    pool: WorkerPool,
+    options: PrepareOptions, report: Callable[[Progress], None], pool: WorkerPool
 ) -> Manifest:
     """Write validation shards, then training shards, disjoint by document; resume earlier runs.
 

@@ -59,12 +59,7 @@ class ShardWriter:
     """
 
     def __init__(
-        self,
-        folder: Path,
-        origin: Origin,
-        *,
-        shard_tokens: int,
-        finished: tuple[Shard, ...] = (),
+        self, folder: Path, origin: Origin, *, shard_tokens: int, finished: tuple[Shard, ...] = ()
     ) -> None:
         """`folder` exists and holds no shards except `finished`."""
         self._folder = folder
