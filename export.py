@@ -1,4 +1,4 @@
-"""A run's model as a Hugging Face GPT-2 folder, for transformers and whatever reads its layout.
+"""Export a run's model as a Hugging Face GPT-2 folder, for transformers and compatible programs.
 
 python export.py runs/NAME [--out DIR] [--checkpoint newest|best|STEP] [--tokenizer NAME]
 

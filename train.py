@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from nanogauge.cli import run_command
 from trainer.run.supervisor import supervise
-from trainer.step.torch_env import keep_pages  # its import sets what torch reads
+from trainer.step.torch_env import keep_pages  # the import sets variables that torch reads
 
 if __name__ == "__main__":
     if "--supervise" in sys.argv[1:]:
@@ -117,7 +117,7 @@ def train(s: Session) -> tuple[Status, str | None]:
         metrics = to_host(torch.stack([total, norm]))
         clock.end_step(watch)
 
-        # 3. Record it, to the log and then to the display; on a GPU while the next step runs.
+        # 3. Log and show completed steps; on a GPU a step is recorded while the next one runs.
         steps.pending.append(PendingStep(step, rate, metrics, watch))
         record_steps(s, leave=clock.lag)
         step += 1
@@ -223,7 +223,7 @@ def train_within_memory(s: Session) -> tuple[Status, str | None]:
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            if s.ranks.world > 1 and s.ranks.is_first:  # the other ranks are within their step
+            if s.ranks.world > 1 and s.ranks.is_first:  # others cannot retry in mid-step
                 return "failed", memory_advice(s)
             if s.ranks.world > 1:
                 raise RunFailed(f"{memory_advice(s)}.") from error
@@ -264,7 +264,7 @@ def run_whole(options: Options, config: Config, ranks: Ranks) -> int:
             background = BackgroundReport.start(config.folder, seconds)
         status, reason = run(session)
         if not ranks.is_first:
-            return 0  # the ranks ended together, and rank 0 reports how
+            return 0  # rank 0 reports the outcome for all ranks
         background.stop()
         report, folder, recorded = build_report(config.folder, claims_of(config.folder, None))
         paths = write_report(report, folder, recorded)

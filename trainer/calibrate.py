@@ -391,10 +391,10 @@ def stack_piece(
 
 
 def with_advice(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Wrap a function that compiles in its first call, to raise BadInput if that fails.
+    """Wrap `run`, which compiles in its first call, so that it raises BadInput if that fails.
 
     Raises:
-        BadInput: from that call, if compilation fails.
+        BadInput: in the call of the returned function in which compilation fails.
     """
     torch._dynamo.reset()
 
@@ -443,7 +443,7 @@ def this_processor(dtype: str) -> Hardware:
 
 
 def probe(run: RunSection) -> Device:
-    """Describe the device of run.device for the doctor, without measuring a CPU.
+    """Return a description of run.device for the doctor's checks, without measuring a CPU.
 
     Raises:
         BadInput: if the device does not support run.dtype.
@@ -483,10 +483,10 @@ def calibrate(config: Config, gpu: str | None) -> tuple[Hardware, str, Calibrati
     calibration could not be stored.
 
     Args:
-        gpu: the GPU that a plan was requested for; None for any.
+        gpu: name of the GPU that the user asked a plan for; None accepts any.
 
     Raises:
-        BadInput: if that GPU is not the one in this machine, or the device cannot run this.
+        BadInput: if `gpu` is not this machine's GPU, or the device cannot run the configuration.
     """
     device = choose_device(config.run.device)
     dtype = choose_dtype(config.run.dtype, device)

@@ -65,7 +65,7 @@ def random_state(device: torch.device) -> RandomState:
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
-    """Return the newest intact checkpoint, and a sentence for each damaged one skipped."""
+    """Return the newest intact checkpoint (None without one) and a sentence per damaged one."""
     damaged: list[str] = []
     for path in reversed(list_checkpoints(folder)):
         if intact_meta(path) is not None:
@@ -78,7 +78,7 @@ def read_meta(path: Path) -> Meta:
     """Read the meta.json of a checkpoint.
 
     Raises:
-        OSError: if there is no such checkpoint.
+        OSError: if the checkpoint does not exist.
         ValueError: if its meta.json is damaged.
     """
     content = _content(path)
@@ -275,7 +275,7 @@ class _HashedFile:
         return len(view)
 
     def flush(self) -> None:
-        """Do nothing: torch's writer calls it, finish() flushes."""
+        """Do nothing, as torch's writer calls this often; finish() flushes."""
 
     def finish(self) -> None:
         """Fsync and close the file.

@@ -104,9 +104,9 @@ class CheckpointWriter:
 
         Args:
             step: number of steps made.
-            model: to copy the weights of.
-            optimizer: to copy the state of.
-            scaler: to copy the state of.
+            model: model whose weights are copied.
+            optimizer: optimizer whose state is copied.
+            scaler: gradient scaler whose state is copied.
             random_states: random state of each rank, by rank.
             position: Batches.position(step), JSON values for meta.json.
             run: state of the run that is not a tensor, JSON values for meta.json.
@@ -273,8 +273,8 @@ class HostCopy:
     def take(self, state: Mapping[str, object], device: torch.device) -> Any:
         """Copy a state of mappings, lists, tensors and plain values, and wait for the copy.
 
-        Sharded tensors are gathered, for which the other ranks call join_gather. The next call
-        overwrites the tensors of the copy.
+        Returns the same nesting with host tensors, which the next call overwrites. Sharded tensors
+        are gathered, for which the other ranks call join_gather meanwhile.
         """
         copied = self._copy(state, ())
         synchronize(device)

@@ -1,4 +1,4 @@
-"""GPT-2's weights from and to a folder in Hugging Face's layout.
+"""Read and write GPT-2's weights in a folder with Hugging Face's layout.
 
 In that layout each linear layer of a block is a Conv1D, whose weight is nn.Linear's transposed,
 and every layer and norm has a bias. Source: transformers, models/gpt2/modeling_gpt2.py.
@@ -64,7 +64,7 @@ class HuggingFaceConfig(BaseModel):
 
 
 def hugging_face_folder(name: str) -> Path:
-    """Return a local folder, or download a model from the hub into its cache.
+    """Return the folder of a model: a local one, or the cache after a download from the hub.
 
     Raises:
         BadInput: if the model does not exist.
@@ -99,7 +99,7 @@ def read_config(folder: Path) -> ModelSection:
     """Return the model configuration of the GPT-2 in a folder.
 
     Raises:
-        BadInput: if there is none, or model.py cannot represent it.
+        BadInput: if the folder has no GPT-2, or model.py cannot represent it.
     """
     path = folder / CONFIG_NAME
     try:
@@ -185,7 +185,7 @@ def load_pretrained(model: GPT, name: str) -> None:
     (GPT-2's logits are far below zero, so that zero rows would have the highest logits.)
 
     Raises:
-        BadInput: if the model has another shape, with the keys to set.
+        BadInput: if the model has another shape; the message names the keys to set.
     """
     folder = hugging_face_folder(name)
     pretrained, own = read_config(folder), model.config
@@ -252,7 +252,7 @@ def to_hugging_face(model: GPT) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _zero_biases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the biases that Hugging Face's GPT-2 requires, for a model without biases."""
+    """Return zero biases for a model without biases, as Hugging Face's GPT-2 requires them."""
     return {
         name.removesuffix("weight") + "bias": tensor.new_zeros(tensor.shape[-1])
         for name, tensor in tensors.items()

@@ -28,7 +28,7 @@ from trainer.data.shards import MAGICS, MANIFEST_NAME, Shards, open_shard, open_
 BYTES = "bytes"
 """Name of the tokenizer of the embedded text."""
 VALIDATION_EVERY = 8
-"""Every eighth topic of the embedded text, in alphabetical order, is validation data."""
+"""Every n-th topic of the embedded text, in alphabetical order, is validation data."""
 _END_OF_TEXT = 256
 _SPLIT_IN_NAME = re.compile(r"(?:^|[^a-z])(train|val)(?:[^a-z]|$)")
 _HASHED_TOKENS = 4096  # at either end of a file without a hash
@@ -48,7 +48,7 @@ class Dataset:
     pattern: str = "gpt2"
     """Encoding whose pre-tokenization pattern a .tiktoken file uses."""
     assumed: str | None = None
-    """Sentence on what was assumed about the tokens; None if nothing was."""
+    """Sentence on assumptions about the tokens, such as the tokenizer; None without any."""
 
     def tokens(self, split: Split) -> int:
         return sum(len(shard) for shard in self.splits[split])
@@ -57,7 +57,7 @@ class Dataset:
         """Load the tokenizer, which may need a download.
 
         Raises:
-            BadInput: if it is unknown, or not one of tiktoken's.
+            BadInput: if the tokenizer is unknown, or not one of tiktoken's.
             RunFailed: if a download fails.
         """
         if self.tokenizer == BYTES:
@@ -88,7 +88,7 @@ def open_folder(folder: Path) -> Dataset:
     """Memory-map all shards of a folder.
 
     Raises:
-        BadInput: if there are none, or one is missing or damaged.
+        BadInput: if the folder has no shards, or a shard is missing or damaged.
     """
     if _token_files(folder) and not (folder / MANIFEST_NAME).exists():
         return _open_without_manifest(folder)

@@ -35,7 +35,7 @@ class _Record(BaseModel):
 
 
 class Position(_Record):
-    """Position in the source, from which reading resumes."""
+    """Position in the source files, from which reading can resume."""
 
     file: _Count
     """Index into `Manifest.source_files`."""
@@ -88,7 +88,7 @@ class Shard(_Record):
 
 
 class Origin(_Record):
-    """Tokenizer and source of the tokens, the same for all shards of a folder."""
+    """Tokenizer and source of the tokens in a folder's shards."""
 
     tokenizer: str
     tokenizer_sha256: str | None = None

@@ -242,7 +242,7 @@ def read_existing(folder: Path, tokens: int) -> ExistingOutput:
     """Return the earlier output in a folder that a run for `tokens` training tokens can keep.
 
     Raises:
-        BadInput: if it holds damaged shards, or shards that a preparation cannot resume from.
+        BadInput: if the folder has damaged shards, or shards that no preparation can resume from.
     """
     manifest = read_manifest(folder) if (folder / MANIFEST_NAME).exists() else None
     settings = manifest.settings if manifest is not None else None
@@ -489,7 +489,7 @@ def join_parts(out: Path) -> Manifest:
     """Write and return one manifest for all prepared folders directly below `out`.
 
     Raises:
-        BadInput: if there are none, or one is damaged, incomplete or of another tokenizer.
+        BadInput: if there are none, or a folder is damaged, incomplete or has another tokenizer.
     """
     folders = sorted(path.parent for path in out.glob(f"*/{MANIFEST_NAME}"))
     if not folders:

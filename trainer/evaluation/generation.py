@@ -170,8 +170,8 @@ def generate(
         model: model to sample from.
         prompt: tokens of the prompt.
         count: maximum number of tokens to generate.
-        choice: how to sample.
-        generator: on the CPU, so that a seed gives the same random numbers on every device.
+        choice: sampling options.
+        generator: CPU generator, so that a seed gives the same random numbers on every device.
         end: the end-of-text token, which is not returned; None continues after it.
     """
     context, tokens = Context(model), prompt

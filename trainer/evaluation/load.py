@@ -110,7 +110,7 @@ def encoding_of(data: DataSection, given: str | None) -> tiktoken.Encoding:
     """Return the tokenizer of a run as a tiktoken encoding.
 
     Args:
-        data: of the run's configuration.
+        data: data section of the run's configuration.
         given: name of another tokenizer, as load_tokenizer takes it; None for the data's own.
 
     Raises:

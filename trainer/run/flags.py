@@ -1,4 +1,4 @@
-"""The command line of train.py; without torch, as the supervisor parses it too."""
+"""Parse the command line of train.py, without importing torch, as the supervisor parses it too."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ class Recorder:
                 self.raise_alarm(alarm, step)
 
     def close_sensors(self, step: int) -> None:
-        """Stop the sensors and log their last readings."""
+        """Stop reading the sensors and log the last readings."""
         for reading in self.sensors.close():
             self.log.write(reading)
         self.log_sensors(step)

@@ -78,7 +78,7 @@ def open_run_folder(
     """Create a run folder with its frozen prediction, or open the one to resume.
 
     Args:
-        config: of the run.
+        config: configuration of the run.
         device: device to predict for and train on.
         dtype: dtype of the matrix products.
         resume: resume the run in the folder, if there is one.
@@ -185,7 +185,7 @@ def refuse_too_large(
     """Refuse a run if the low end of its predicted peak exceeds the free memory.
 
     Raises:
-        BadInput: with the needed and free memory and the largest micro-batch that fits.
+        BadInput: if so; the message has both and the largest micro-batch that fits.
     """
     peak = memory_of(spec, hardware).process
     if free is None or fit_verdict(peak, free.bytes) != "does not fit":
@@ -296,7 +296,7 @@ def make_batches(
     """Return the loader of this rank's batches.
 
     Args:
-        config: of the run.
+        config: configuration of the run.
         source: the tokens.
         device: device that the batches are copied to.
         ranks: the ranks that share each step.
@@ -305,7 +305,7 @@ def make_batches(
         rollbacks: number of rollbacks so far; each count selects another order of training data.
 
     Raises:
-        BadInput: as open_data.
+        BadInput: as for open_data.
     """
     train, model = config.train, config.model
     micro_batch = micro_batch or train.micro_batch

@@ -166,7 +166,7 @@ def micro_batch_to_use(config: Config, run: Mapping[str, object]) -> int:
     """Return the micro-batch to resume with: a reduced one if the configured one did not fit.
 
     Args:
-        config: of the run.
+        config: configuration of the run.
         run: Meta.run of the checkpoint; empty for a new run.
     """
     configured = config.train.micro_batch

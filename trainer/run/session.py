@@ -115,7 +115,7 @@ class Checkpoints:
 
 @dataclass
 class Session:
-    """Everything that the training loop uses."""
+    """State of this process's run, passed to all functions of the training loop."""
 
     config: Config
     ranks: Ranks

@@ -3,7 +3,8 @@
 The plain head stores N x V logits, their log-softmax and both gradients: 0.8 GB each for 4,096
 tokens of GPT-2's vocabulary in fp32. Here the forward pass computes each chunk's logits, turns them
 into softmax minus one-hot, and multiplies that into the gradients of hidden states and weight. The
-result is mathematically the same, and the order of the sums is fixed: the same bits each time.
+result is mathematically equal to the plain head's; its sums have a fixed order, so it is bitwise
+reproducible.
 
 Shapes: N tokens, C width, V vocabulary, n tokens of a chunk.
 """
@@ -31,7 +32,7 @@ class InPlaceGradient:
     """Accumulates a weight's gradient in place, in a buffer that is reused by all steps."""
 
     def __init__(self, weight: Tensor, share: float) -> None:
-        """share: factor of a micro-batch's gradient in the step's, 1 / (micro-batches per step)."""
+        """share: 1 / (micro-batches per step), the gradient that backward() must be given."""
         self.weight, self.share = weight, share
         self._kept: Tensor | None = None
 
@@ -144,8 +145,8 @@ def losses_and_grad_logits(logits: Tensor, targets: Tensor, cap: float = 0.0) ->
 
     A loss is the log of the sum of exponentials minus the target's logit, both minus the largest
     logit m, so that nothing overflows and no log of a probability rounded to 0 is taken. The sum is
-    recovered from a softmax value: the target's, or where that is too small the largest one, whose
-    exponential is exp(m - m).
+    recovered from a softmax value: the target's or, where that is too small, the largest logit's,
+    whose exponential is exp(m - m) = 1.
     """
     wide = logits.float()  # fp32 logits themselves
     cap_gradient = None

@@ -122,7 +122,7 @@ def run_once(
 ) -> None:
     """Run a loss once with and once without gradients, and undo all side effects.
 
-    grad_accum: micro-batches per step, by which the loss is divided.
+    grad_accum: number of micro-batches per step; the loss is divided by it before backward().
     """
     devices = [tokens.device] if tokens.device.type == "cuda" else []
     try:

@@ -1,4 +1,4 @@
-"""cuda, mps and cpu behind one interface: device, dtype, synchronisation, exactness, memory.
+"""Common interface to cuda, mps and cpu: device, dtype, synchronisation, determinism, memory.
 
 Eager training on a CPU is bitwise reproducible. Compiled training is not by default: inductor turns
 the backward pass of the embedding into atomic additions of several threads, in random order.

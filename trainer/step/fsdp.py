@@ -52,13 +52,13 @@ class ShardedLoss(TrainingLoss):
 
     Create it before the optimizer, as it replaces the model's parameters.
 
-    Gradients are reduced over the ranks after each micro-batch. Reducing only after the last one
+    Gradients are reduce-scattered after each micro-batch. Reducing only after a step's last one
     would save traffic, but each rank would hold all gradients in fp32 meanwhile: the memory that
     sharding is to save.
 
-    With a 16-bit dtype the blocks are gathered in 16 bits: their products see the same numbers as
-    under autocast, and the weights of their norms are rounded as well. All else (embeddings, head,
-    last norm, residual stream, reduction of gradients) stays in fp32.
+    With a 16-bit dtype the blocks are gathered in 16 bits: their matrix products have the same
+    inputs as under autocast, and the weights of their norms are rounded as well. Embeddings, head,
+    last norm, residual stream and the reduction of gradients stay in fp32.
     """
 
     def __init__(

@@ -125,7 +125,7 @@ class TrainingLoss:
 
 
 class LossModule(nn.Module):
-    """A loss as a module that owns the model's parameters, for wrappers such as DDP."""
+    """A loss function as an nn.Module with the model's parameters, so that DDP can wrap it."""
 
     def __init__(self, model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()
