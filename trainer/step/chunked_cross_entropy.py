@@ -32,7 +32,7 @@ class InPlaceGradient:
     """Accumulates a weight's gradient in place, in a buffer that is reused by all steps."""
 
     def __init__(self, weight: Tensor, share: float) -> None:
-        """share: factor of a micro-batch's gradient in the step's, 1 / (micro-batches per step)."""
+        """share: 1 / (micro-batches per step), the gradient that backward() must be given."""
         self.weight, self.share = weight, share
         self._kept: Tensor | None = None
 
