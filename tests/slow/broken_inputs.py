@@ -199,8 +199,8 @@ def run_folder(chance: random.Random, originals: Path, folder: Path) -> Command:
     names = sorted(path.name for path in run.iterdir())
     for _ in range(chance.randint(1, 2)):
         _spoil(chance, run / chance.choice(names), run / chance.choice(names))
-    compared = [str(run), str(originals / "run"), "--out", str(folder / "out")]
-    return "report.py", chance.choice([["--index", str(folder)], compared, [str(run)], [str(run)]])
+    compared = [str(run), str(originals / "run")]
+    return "report.py", chance.choice([compared, [str(run)], [str(run)]])
 
 
 def _spoil(chance: random.Random, path: Path, other: Path) -> None:
