@@ -115,8 +115,8 @@ def of_logits(work: Workload, on_cpu: bool) -> float:
     if not work.program.logit_softcap:
         return 0.0
     if work.head == "chunked":
-        # training/head.py, in fp32: seven operations in place and the product of two slopes. The
-        # compiler makes them part of passes that are there without; a CPU's head is not compiled.
+        # trainer/step/chunked_cross_entropy.py, in fp32: seven operations in place and the product
+        # of two gradients. The compiler fuses them into existing passes; a CPU's head is eager.
         fused = work.compiled and not on_cpu
         return 0.0 if fused else 15 * 4.0 * work.shape.vocabulary
     fused = work.compiled and work.program.compiled_loss

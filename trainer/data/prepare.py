@@ -8,9 +8,9 @@ do not depend on the number of workers.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
-import sys
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -465,11 +465,6 @@ def _locked_folder(out: Path) -> Iterator[None]:
         tempfile.TemporaryFile(dir=out).close()
     except OSError as error:
         raise _not_writable(out, error) from None
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
-
     descriptor = os.open(out, os.O_RDONLY | os.O_CLOEXEC)
     try:
         try:

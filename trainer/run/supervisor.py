@@ -92,8 +92,7 @@ class Supervisor:
             number = getattr(signal, name)
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._on_signal)
-        if sys.platform != "win32":
-            signal.signal(signal.SIGTSTP, self._on_pause)
+        signal.signal(signal.SIGTSTP, self._on_pause)
 
     def run(self) -> int:
         """Start the command and restart it while that may help; return its last exit status."""
