@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanogauge.measure.clock import Clock, StepTimes, Stopwatch
-from trainer.step.compile import CompileTimer
-from trainer.step.device import EventTimeline
+from nanogauge.measure.torch_device import CompileTimer, EventTimeline
 
 pytestmark = pytest.mark.alone
 

@@ -16,7 +16,7 @@ from test_ranks import torchrun
 
 from nanogauge.measure.clock import Clock, Stopwatch
 from nanogauge.measure.sensors import MEASURED, Sensors, driver_info, open_sensors
-from trainer.step.device import EventTimeline, allocator_peaks
+from nanogauge.measure.torch_device import EventTimeline, allocator_peaks
 
 pytestmark = [
     pytest.mark.gpu,

@@ -12,6 +12,7 @@ import torch
 from model import GPT
 from nanogauge.config import Config
 from nanogauge.measure.clock import Stopwatch
+from nanogauge.measure.torch_device import CompileTimer
 from nanogauge.runlog.folder import RunFolder
 from nanogauge.runlog.lock import RunLock
 from trainer.checkpoints.checkpoint_writer import CheckpointWriter
@@ -20,7 +21,7 @@ from trainer.data.loader import Batches
 from trainer.run.recorder import Recorder
 from trainer.run.signals import StopSignal
 from trainer.run.watchdog import Watchdog
-from trainer.step.compile import CompileTimer, LossFunction
+from trainer.step.compile import LossFunction
 from trainer.step.distributed import Ranks
 from trainer.step.loss import TrainingLoss
 

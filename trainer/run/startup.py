@@ -21,6 +21,7 @@ from nanogauge.measure.sensors import (
     measure_idle,
     open_sensors,
 )
+from nanogauge.measure.torch_device import CompileTimer, EventTimeline
 from nanogauge.prediction.calibrated import load_calibration
 from nanogauge.prediction.prediction import eager_sentence, eager_total
 from nanogauge.runlog.folder import CLAIMS_NAME, CONFIG_TOML, write_spec
@@ -60,15 +61,8 @@ from trainer.run.signals import StopSignal
 from trainer.run.step_records import start_line
 from trainer.run.supervisor import restart_number
 from trainer.run.watchdog import Watchdog
-from trainer.step.compile import (
-    CompileTimer,
-    compile_loss,
-    persist_compile_cache,
-    run_once,
-    try_compiler,
-)
+from trainer.step.compile import compile_loss, persist_compile_cache, run_once, try_compiler
 from trainer.step.device import (
-    EventTimeline,
     autocast,
     choose_algorithms,
     choose_device,

@@ -11,6 +11,7 @@ import torch
 from nanogauge.analysis.ledger import steady_seconds
 from nanogauge.measure.alarms import Alarm
 from nanogauge.measure.host import peak_process_bytes
+from nanogauge.measure.torch_device import AllocatorPeaks, allocator_peaks
 from nanogauge.prediction.calibrated import Calibration, FinishedRun, add_to_calibration
 from nanogauge.prediction.workload import workload_of
 from nanogauge.quantities import finite
@@ -20,7 +21,6 @@ from trainer.calibrate import calibrated_threads
 from trainer.checkpoints.checkpoint_writer import Written
 from trainer.evaluation.generation import sample_text
 from trainer.run.session import PendingStep, Session, Status
-from trainer.step.device import AllocatorPeaks, allocator_peaks
 
 SAMPLE_TOKENS = 200
 STEPS_TO_STORE = 20

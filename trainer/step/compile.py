@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 
 import platformdirs
@@ -32,41 +31,6 @@ def persist_compile_cache() -> None:
         return
     if os.access(folder, os.W_OK):
         os.environ[CACHE] = str(folder)
-
-
-class CompileTimer:
-    """Measures the total time that torch.compile spends compiling in this process.
-
-    A new shape, a changed flag or a first backward pass may trigger compilation during a run;
-    dynamo calls back at the start and end of each.
-    """
-
-    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
-        self._now = now
-        self._done_seconds = 0.0
-        self._began: float | None = None
-        self._listening = False
-
-    def listen(self) -> None:
-        """Start measuring; this imports torch's compiler front end, which takes 75 MB of memory."""
-        from torch._dynamo.callback import callback_handler
-
-        if self._listening:
-            return
-        self._listening = True
-        callback_handler.register_start_callback(self._on_start)
-        callback_handler.register_end_callback(self._on_end)
-
-    def seconds(self) -> float:
-        """Return the compile time since listen(), including a compilation in progress."""
-        under_way = 0.0 if self._began is None else self._now() - self._began
-        return self._done_seconds + under_way
-
-    def _on_start(self, _: object) -> None:
-        self._began = self._now()
-
-    def _on_end(self, _: object) -> None:
-        self._done_seconds, self._began = self.seconds(), None
 
 
 def try_compiler(device: torch.device) -> str | None:

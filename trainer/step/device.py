@@ -14,7 +14,6 @@ import gc
 import hashlib
 import os
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -96,50 +95,6 @@ def release_memory(device: torch.device) -> None:
 def to_host(tensor: Tensor) -> Tensor:
     """Start an asynchronous copy to host memory; synchronise with the device before reading it."""
     return tensor.to("cpu", non_blocking=True)
-
-
-class EventTimeline:
-    """Time stamps as CUDA events, read one step late so that the device's queue never runs dry."""
-
-    lag = 1
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-
-    def mark(self) -> torch.Event:
-        event = torch.Event(self._device, enable_timing=True)
-        event.record()
-        return event
-
-    def wait(self, moment: torch.Event) -> None:
-        moment.synchronize()
-
-    def seconds(self, begin: torch.Event, end: torch.Event) -> float:
-        return float(begin.elapsed_time(end)) / 1e3
-
-
-@dataclass(frozen=True)
-class AllocatorPeaks:
-    """Peaks of torch's CUDA allocator so far; None on other devices."""
-
-    allocated_bytes: int | None = None
-    reserved_bytes: int | None = None
-    inactive_bytes: int | None = None
-    """Bytes reserved but unusable because of fragmentation."""
-    retries: int | None = None
-    """Number of allocations that succeeded only after cached memory was freed."""
-
-
-def allocator_peaks(device: torch.device) -> AllocatorPeaks:
-    if device.type != "cuda":
-        return AllocatorPeaks()
-    stats = torch.cuda.memory_stats(device)
-    return AllocatorPeaks(
-        allocated_bytes=stats["allocated_bytes.all.peak"],
-        reserved_bytes=stats["reserved_bytes.all.peak"],
-        inactive_bytes=stats["inactive_split_bytes.all.peak"],
-        retries=stats["num_alloc_retries"],
-    )
 
 
 _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
