@@ -19,7 +19,8 @@ from nanogauge.hardware import find_gpu, from_row
 from nanogauge.prediction.flops import count_parameters, flops_per_token_palm
 from nanogauge.prediction.memory import predict_memory
 from nanogauge.prediction.workload import Dtype, Workload
-from nanogauge.runspec import Program, Shape
+from nanogauge.programs import TRAINING_PROGRAMS
+from nanogauge.runspec import PLAIN, Program, Shape
 from nanogauge.schema import Hardware
 
 COLUMNS = """
@@ -410,38 +411,21 @@ def _step_seconds(row: _Row, work: Workload) -> float | None:
     return None
 
 
-_NANOCHAT = Program(embeddings_16_bit=True, fused_qkv=False, qk_norm=True, logit_softcap=15.0)
 _PROGRAMS = (
-    # karpathy/nanochat, nanochat/gpt.py; karpathy/autoresearch has the same model.
-    (r"nanochat|autoresearch", _NANOCHAT),
-    # openai/parameter-golf, train_gpt.py: on attention, its queries, MLP and residual stream in
-    # each of 9 layers, and on 4 skips between them, learned scales: 4 + 4/9 a layer.
-    (
-        r"parameter-golf",
-        Program(
-            embeddings_16_bit=True,
-            fused_qkv=False,
-            qk_norm=True,
-            logit_softcap=15.0,
-            learned_scales=4 + 4 / 9,
-        ),
-    ),
-    # pytorch/torchtitan at the end of 2024 compiled block by block, and not the loss.
-    (r"torchtitan", Program(fused_qkv=False, compiled_loss=False)),
-    # manavsehgal/ai-field-notes, vanilla_train.py and sweep.py.
-    (r"ai-field-notes", Program(logits_kept=True, gradients_kept=True)),
-    # karpathy/build-nanogpt, train_gpt2.py: `logits, loss = model(x, y)`, x.to(device).
-    (r"build-nanogpt", Program(logits_kept=True, waits_for_batch=True)),
-    # Their train_gpt2.py: forward returns logits only where it is asked to.
-    (r"modded-nanogpt|nanogpt-speedrun|llm\.c", Program()),
-    # karpathy/nanoGPT's train.py: `logits, loss = model(X, Y)`.
-    (r"nanogpt|jekyll-ai-blog", Program(logits_kept=True)),
+    (r"nanochat|autoresearch", "nanochat"),
+    (r"parameter-golf", "parameter-golf"),
+    (r"torchtitan", "torchtitan"),
+    (r"ai-field-notes", "ai-field-notes"),
+    (r"build-nanogpt", "build-nanogpt"),
+    (r"modded-nanogpt|nanogpt-speedrun", "modded-nanogpt"),
+    (r"llm\.c", "llm.c"),
+    (r"nanogpt|jekyll-ai-blog", "nanogpt"),
 )
 
 
 def published_program(notes: str) -> Program:
-    """The program that a run's notes name; train.py's habits where none is known."""
-    found = (p for pattern, p in _PROGRAMS if re.search(pattern, notes, re.IGNORECASE))
-    program = next(found, Program())
+    """The program that a run's notes name; one with defaults where none is known."""
+    named = (name for pattern, name in _PROGRAMS if re.search(pattern, notes, re.IGNORECASE))
+    program = TRAINING_PROGRAMS.get(next(named, ""), PLAIN)
     # torch 2.5 has no donated buffers.
     return replace(program, donated_buffers=not re.search(r"torch 2\.[0-5]\b", notes))

@@ -9,6 +9,7 @@ import textwrap
 import tomllib
 import typing
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +18,7 @@ from pydantic.fields import FieldInfo
 
 from nanogauge.errors import BadInput
 from nanogauge.files import expand_home, read_whole, scrubbed, without_secrets
+from nanogauge.programs import TRAINING_PROGRAMS
 from nanogauge.runspec import (
     EMBEDDED_TEXT,
     SETTINGS,
@@ -358,12 +360,11 @@ def shape_of(model: ModelSection) -> Shape:
 
 def program_of(model: ModelSection) -> Program:
     """Return the properties of train.py and model.py that affect memory and time."""
-    return Program(
+    return replace(
+        TRAINING_PROGRAMS["nanogauge"],
         qk_norm=model.qk_norm,
         squared_relu=model.activation == "relu2",
         logit_softcap=model.logit_softcap,
-        muon_batched=False,
-        muon_restored=True,
     )
 
 

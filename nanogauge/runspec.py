@@ -104,8 +104,13 @@ class Shape:
 
 @dataclass(frozen=True, config=_FORBID)
 class Program:
-    """Details of a training program that affect its memory and step time."""
+    """A training program, and its details that affect memory and step time.
 
+    programs.toml has those of known programs.
+    """
+
+    name: str | None = None
+    """Name in programs.toml, such as nanogpt; None if unknown."""
     embeddings_16_bit: bool = False
     """Embedding and look-up tables, with gradients and moments, are in 16 bits."""
     fused_qkv: bool = True

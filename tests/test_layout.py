@@ -15,7 +15,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "nanogauge"
 TRAINER = ROOT / "trainer"
-FOUNDATION = ("errors", "files", "quantities", "runspec", "schema", "schedule", "config")
+FOUNDATION = {
+    *["errors", "files", "quantities", "runspec", "programs", "schema", "schedule", "config"]
+}
 ROOMS = ("prediction", "measure", "runlog", "analysis", "report", "importers", "sinks", "doctor")
 MEETING_PLACES = (
     "trainer.run.session",
