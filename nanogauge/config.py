@@ -162,6 +162,10 @@ class DataSection(Section):
     """folder of token shards, as prepare_fineweb.py writes it"""
     tokens: PositiveInt | None = None
     """unique training tokens of the data, present or planned"""
+    val_tokens: PositiveInt | None = None
+    """validation tokens of the data, present or planned"""
+    dataset: Annotated[str, Field(pattern=r"^[^\x00]+$")] | None = None
+    """name of the data set; a loss is predicted for FineWeb, FineWeb-Edu and OpenWebText"""
     embedded: bool = False
     """train on bytes of the English text that ships with Python (the demo)"""
     order: Literal["permutation", "random"] = "permutation"
@@ -322,8 +326,9 @@ class Config(Section):
             schedule=Schedule(decay=optimizer.schedule, **fields["schedule"]),
             zero_init=model.zero_init,
             seed=self.run.seed,
-            dataset=EMBEDDED_TEXT if self.data.embedded else self.data.path,
+            dataset=EMBEDDED_TEXT if self.data.embedded else self.data.dataset or self.data.path,
             unique_tokens=self.data.tokens,
+            validation_tokens=self.data.val_tokens,
             cost=Cost(**self.cost.model_dump()),
             program=program_of(model),
             **fields[""],

@@ -244,7 +244,7 @@ class RunSpec:
     checkpoint_every: NaturalNumber | None = None
     """Steps between checkpoints; 0 for none."""
     dataset: str | None = None
-    """Folder or name of the data set."""
+    """Name of the data set, such as FineWeb-Edu; without a name, its folder."""
     tokenizer: str | None = None
     unique_tokens: PositiveInt | None = None
     """Training tokens of the data set."""

@@ -154,7 +154,7 @@ def test_an_unknown_key_is_named_with_the_nearest_right_one(
         ("dropout = 0.1", "dropout = nan", "model.dropout"),
         ("tokens = 3.68e9", "tokens = inf", "data.tokens"),
         ('dtype = "bfloat16"', 'dtype = "bf16"', "run.dtype"),
-        ('path = "data/fineweb_edu"', "embedded = false", "give either path"),
+        ('path = "data/fineweb"', "embedded = false", "give either path"),
     ],
 )
 def test_a_value_of_the_wrong_type_is_refused_by_its_key(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -140,6 +141,24 @@ def test_the_fingerprint_identifies_the_data_wherever_it_is(tmp_path: Path) -> N
     assert write_ours(tmp_path / "a", 0).fingerprint == write_ours(tmp_path / "b", 0).fingerprint
     assert write_ours(tmp_path / "a", 0).fingerprint != write_ours(tmp_path / "c", 1).fingerprint
     assert write_ours(tmp_path / "a", 0).assumed is None
+
+
+def test_a_run_takes_the_name_of_its_data_from_the_manifest(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    write_ours(data, 0)
+    (data / "manifest.json").write_text(
+        (data / "manifest.json")
+        .read_text()
+        .replace("made by the test", "HuggingFaceFW/fineweb-edu")
+    )
+    flags = ["--data.embedded=false", f"--data.path={data}", "--train.max-steps=1"]
+    for name, warned in ((None, False), ("FineWeb", True)):
+        given = [f"--data.dataset={name}", "--run.name=other"] if name else []
+        done = train_tiny(tmp_path, *flags, *given, **OFFLINE)
+        assert done.returncode == 0, done.stderr
+        assert ("The data is FineWeb-Edu by its manifest, not FineWeb" in done.stdout) == warned
+        spec = json.loads((tmp_path / ("other" if name else "demo") / "spec.json").read_text())
+        assert (spec["dataset"], spec["validation_tokens"]) == (name or "FineWeb-Edu", 300)
 
 
 def write_ours(folder: Path, first: int) -> Dataset:

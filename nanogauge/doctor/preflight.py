@@ -33,6 +33,7 @@ from nanogauge.errors import BadInput
 from nanogauge.hardware import find_gpu, from_row
 from nanogauge.measure.host import cpu_name, process_bytes, total_memory_bytes
 from nanogauge.measure.sensors import DriverInfo, driver_info
+from nanogauge.prediction.loss import REPOSITORIES
 from nanogauge.prediction.overheads import state_bytes
 from nanogauge.prediction.prediction import predict
 from nanogauge.prediction.search import (
@@ -239,7 +240,9 @@ def _check_data(config: Config, count_tokens: CountTokens) -> Finding:
             return Finding("data", "no-go", str(error).rstrip("."), "make it readable")
         ours = data.tokens is not None and "prepare_fineweb.py" in remedy
         amount = f" --tokens {data.tokens}" if ours else ""
-        return Finding("data", "no-go", text, remedy + amount)
+        named = [path for path, name in REPOSITORIES.items() if name == data.dataset and ours]
+        source = f" --dataset {named[0]}" if named else ""
+        return Finding("data", "no-go", text, remedy + amount + source)
     return check_data(steps, run_tokens, tokens, data.tokens, where, fixed=data.embedded)
 
 

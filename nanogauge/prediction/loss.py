@@ -72,6 +72,12 @@ Values = Mapping[str, float]
 
 DATASETS = {"FineWeb": None, "FineWeb-Edu": "fineweb_edu", "OpenWebText": "openwebtext"}
 """Data sets with a known level -> the constant that is its distance from FineWeb's."""
+REPOSITORIES = {
+    "HuggingFaceFW/fineweb": "FineWeb",
+    "HuggingFaceFW/fineweb-edu": "FineWeb-Edu",
+    "Skylion007/openwebtext": "OpenWebText",
+}
+"""Repository on the Hugging Face hub -> data set."""
 
 
 @dataclass(frozen=True)

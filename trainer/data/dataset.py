@@ -49,6 +49,8 @@ class Dataset:
     """Encoding whose pre-tokenization pattern a .tiktoken file uses."""
     assumed: str | None = None
     """Sentence on assumptions about the tokens, such as the tokenizer; None without any."""
+    repository: str | None = None
+    """Hub repository or folder of the texts; None if unknown."""
 
     def tokens(self, split: Split) -> int:
         return sum(len(shard) for shard in self.splits[split])
@@ -100,6 +102,7 @@ def open_folder(folder: Path) -> Dataset:
         manifest.vocab_size,
         _hash_lines(lines),
         pattern=manifest.pattern,
+        repository=manifest.dataset,
     )
 
 

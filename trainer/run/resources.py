@@ -18,6 +18,7 @@ from nanogauge.measure.alarms import Alarms
 from nanogauge.measure.gpus import WatchedGpu
 from nanogauge.measure.sensors import DriverInfo, driver_info
 from nanogauge.prediction.calibrated import load_calibration
+from nanogauge.prediction.loss import REPOSITORIES
 from nanogauge.prediction.prediction import predict
 from nanogauge.prediction.search import (
     fit_verdict,
@@ -265,7 +266,7 @@ def make_training(
 def open_data(
     config: Config, device: torch.device, ranks: Ranks
 ) -> tuple[Config, Dataset, Batches]:
-    """Open the data; return the configuration with its token count filled in, data and batches.
+    """Open the data; return the configuration with the data's counts and name, data and batches.
 
     Raises:
         BadInput: if the data is missing, its tokenizer has more tokens than the model, or the world
@@ -279,10 +280,14 @@ def open_data(
             f"{model.vocab_size:,}; set it to that, padded to a multiple of 64."
         )
     batches = make_batches(config, source, device, ranks)
-    if config.data.tokens is None:
-        data = config.data.model_copy(update={"tokens": batches.train_tokens})
-        config = config.model_copy(update={"data": data})
-    return config, source, batches
+    present = {
+        "tokens": batches.train_tokens,
+        "val_tokens": source.tokens("val"),
+        "dataset": REPOSITORIES.get(source.repository or ""),
+    }
+    missing = {key: value for key, value in present.items() if getattr(config.data, key) is None}
+    data = config.data.model_copy(update=missing)
+    return config.model_copy(update={"data": data}), source, batches
 
 
 def make_batches(

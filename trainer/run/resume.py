@@ -14,6 +14,8 @@ FREE_SECTIONS = ("measure", "cost", "wandb")
 FREE_KEYS = (
     "run.name",
     "run.out",
+    "data.dataset",
+    "data.val_tokens",
     "train.log_every",
     "train.prompts",
     "train.checkpoint_every",

@@ -23,6 +23,7 @@ from nanogauge.measure.sensors import (
 )
 from nanogauge.measure.torch_device import CompileTimer, EventTimeline
 from nanogauge.prediction.calibrated import load_calibration
+from nanogauge.prediction.loss import REPOSITORIES
 from nanogauge.prediction.prediction import eager_sentence, eager_total
 from nanogauge.runlog.folder import CLAIMS_NAME, CONFIG_TOML, write_spec
 from nanogauge.runlog.writer import RunLog
@@ -333,7 +334,7 @@ def log_start(
 
 
 def log_data(s: Session) -> None:
-    """Log the order of the data, assumptions about it, and a size that differs from the plan's."""
+    """Log the order of the data, assumptions about it, and what differs from the plan's data."""
     if s.source.assumed is not None:
         s.recorder.report("data_assumed", s.source.assumed)
     s.recorder.log_event("data_order", describe_order(s.batches))
@@ -344,6 +345,12 @@ def log_data(s: Session) -> None:
             "passes over it are not those that were predicted."
         )
         s.recorder.report("data_size", text, "warning")
+    named, actual = s.config.data.dataset, REPOSITORIES.get(s.source.repository or "")
+    if actual is not None and named != actual:
+        text = (
+            f"The data is {actual} by its manifest, not {named}: the predicted loss is for {named}."
+        )
+        s.recorder.report("data_name", text, "warning")
 
 
 def compile_session(s: Session) -> None:
