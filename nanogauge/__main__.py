@@ -56,10 +56,10 @@ def main(arguments: Sequence[str]) -> int:
     return status
 
 
-def run() -> NoReturn:
+def run_subcommand() -> NoReturn:
     """Run the subcommand named on the command line, and exit with its status."""
     run_command(main)
 
 
 if __name__ == "__main__":
-    run()
+    run_subcommand()

@@ -134,6 +134,21 @@ class Prediction(Stored):
         """Return the calibrated estimate, else the analytic one, else None."""
         return self.calibrated.get(row_id, self.quantities.get(row_id))
 
+    def __getitem__(self, row_id: str) -> Estimate:
+        """Return best(row_id).
+
+        Raises:
+            KeyError: without an estimate, with the reason.
+        """
+        estimate = self.best(row_id)
+        if estimate is None:
+            raise KeyError(f"{row_id}: {self.unpredicted.get(row_id, 'no such quantity')}")
+        return estimate
+
+    def fits(self, free_gib: float) -> bool:
+        """Return whether the expected peak of the process fits into the free memory in GiB."""
+        return self["peak_process_bytes"].expected <= free_gib * 2**30
+
     @property
     def peak_flops(self) -> float | None:
         """FLOP/s of all devices together: the denominator of MFU."""
@@ -151,7 +166,7 @@ class Start(Line):
     kind: Literal["start"] = "start"
     unix_time: float | None = None
     source: Literal[
-        "train", "nanogpt_log", "nanochat_log", "build_nanogpt_log", "wandb_history"
+        "train", "library", "nanogpt_log", "nanochat_log", "build_nanogpt_log", "wandb_history"
     ] = "train"
     max_steps: int
     first_step: int = 0
@@ -180,6 +195,11 @@ class Start(Line):
     """GPUs that the sensor lines cover; None if unknown"""
     micro_batch: Count | None = None
     """micro-batch size chosen after running out of memory; None: that of the configuration"""
+
+    @property
+    def is_live(self) -> bool:
+        """True if the process itself was measured; False for an imported log."""
+        return self.source in ("train", "library")
 
 
 class Compile(Line):

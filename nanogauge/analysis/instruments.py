@@ -63,7 +63,7 @@ def instruments(
     recorded: RunHistory, spec: RunSpec, prediction: Prediction, measurements: Measurements
 ) -> list[Instrument]:
     """Return the additional measured values of a train.py run; empty for an imported log."""
-    if recorded.starts[0].source != "train":
+    if not recorded.starts[0].is_live:
         return []
     panel = _Panel()
     if measurements.median_step_seconds is not None:

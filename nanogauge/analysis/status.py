@@ -100,7 +100,7 @@ def judge_liveness(
         written_unix: when the log was last written to.
         lock_held: whether a process holds the folder's lock; None for a folder without one.
     """
-    if recorded.end is not None or recorded.starts[0].source != "train":
+    if recorded.end is not None or not recorded.starts[0].is_live:
         return None
     age = max(now_unix - written_unix, 0.0)
     last_line = f"last line {format_seconds(age)} ago"

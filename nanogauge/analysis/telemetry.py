@@ -74,7 +74,7 @@ def memory_figures(
             values[row] = Measured(value=value, how=how)
         elif on_cpu and row == "peak_allocated_bytes":
             missing[row] = "no GPU"
-        elif recorded.starts[0].source != "train":
+        elif not recorded.starts[0].is_live:
             missing[row] = IMPORTED
         elif row == "peak_process_bytes":
             missing[row] = absence_reason(recorded, "process_used_bytes")
@@ -113,7 +113,7 @@ def energy_figures(
 ) -> tuple[dict[str, Measured], dict[str, str]]:
     """Return power, energy and cost of all processes by row id, and reasons for missing ones."""
     rows = ("power_watts", "energy_kwh", "cost")
-    trained_here = recorded.starts[0].source == "train"
+    trained_here = recorded.starts[0].is_live
     if not trained_here and not len(recorded.sensors):
         return {}, dict.fromkeys(rows, IMPORTED)
     if len(recorded.sensors) and (why := sensor_mismatch(recorded, prediction)) is not None:
@@ -252,7 +252,7 @@ def measure_clock(recorded: RunHistory, share: float | None) -> MeasuredClock:
             pairs = zip(seconds[slow].tolist(), clocks[slow].tolist(), strict=True)
             lost = sum(span * clock_loss(share, hz, min(clock, hz)) for span, clock in pairs)
     throttled_seconds = float(seconds[throttled].sum())
-    imported = recorded.starts[0].source != "train"
+    imported = not recorded.starts[0].is_live
     return MeasuredClock(
         hz=hz,
         readings=len(free),

@@ -166,6 +166,14 @@ class Clock:
     def elapsed_seconds(self) -> float:
         return self._now() - self._began
 
+    def mark(self) -> Moment:
+        """Return the moment at which all work queued so far is done, without waiting for it."""
+        return self._timeline.mark()
+
+    def wait(self, moment: Moment) -> None:
+        """Wait until a moment has passed."""
+        self._timeline.wait(moment)
+
     @contextmanager
     def window(self) -> Iterator[Window]:
         """Time work outside of steps, such as an evaluation, including its device work."""

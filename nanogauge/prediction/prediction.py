@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
+from nanogauge.errors import BadInput
+from nanogauge.hardware import lookup
 from nanogauge.prediction.calibrated import CalibratedStep, Calibration, calibrated_step
 from nanogauge.prediction.energy import predict_energy
 from nanogauge.prediction.flops import (
@@ -30,16 +32,39 @@ from nanogauge.schema import Estimate, Hardware, Part, Prediction
 
 
 def predict(
-    spec: RunSpec, hardware: Hardware, calibration: Calibration | None = None
+    spec: RunSpec,
+    hardware: Hardware | None = None,
+    calibration: Calibration | None = None,
+    *,
+    gpu: str | None = None,
 ) -> Prediction:
     """Predict every quantity of a run; `unpredicted` gives the reason for each missing one.
 
     Memory is per GPU. With a calibration of this hardware, `calibrated` holds the times predicted
     a second time, from its measurements.
 
+    >>> spec = RunSpec.gpt(n_layer=12, n_embd=768, n_head=12, context=1024, vocabulary=50304,
+    ...                    micro_batch=8, grad_accum=64, steps=2000)
+    >>> plan = predict(spec, gpu="RTX 4070")
+    >>> plan["step_seconds"].low < plan["step_seconds"].expected < plan["step_seconds"].high
+    True
+    >>> plan.fits(free_gib=11)
+    True
+
+    Args:
+        spec: the run.
+        hardware: the device, as local_hardware and lookup return it.
+        calibration: measurements of this device.
+        gpu: name of a row of hardware.toml, in place of `hardware`.
+
     Raises:
-        BadInput: if the GPUs cannot share the micro-batches equally.
+        ValueError: without a device, for an unknown one, or if the GPUs cannot share the
+            micro-batches equally.
     """
+    if gpu is not None:
+        hardware = lookup(gpu, resolve_dtype(spec, on_gpu=True))
+    if hardware is None:
+        raise BadInput('name the device: predict(spec, gpu="RTX 4070")')
     quantities = _exact_quantities(spec)
     unpredicted: dict[str, str] = {
         "val_loss": "no loss is predicted in this version",

@@ -1,0 +1,69 @@
+"""Describe the device of this machine for a prediction, without torch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from nanogauge.hardware import find_gpu, from_properties, from_row
+from nanogauge.measure.host import cpu_name, process_bytes, total_memory_bytes
+from nanogauge.measure.sensors import driver_info
+from nanogauge.schema import Hardware
+
+_MATRIX = 1024
+_COPY_BYTES = 2**27
+_SECONDS = 0.3
+
+
+def local_hardware(dtype: str | None = None) -> Hardware:
+    """Return the first NVIDIA GPU of this machine, or else its CPU, which takes a second.
+
+    A CPU's peak is the best rate of an fp32 matrix product in numpy, and its bandwidth that of a
+    copy larger than the caches.
+
+    Args:
+        dtype: precision of the matrix products; None for bfloat16 on a GPU, float32 on a CPU.
+    """
+    driver = driver_info(0)
+    if driver.name is None or driver.total_bytes is None:
+        return _measured_cpu()
+    dtype = dtype or "bfloat16"
+    limit = driver.power_limit_watts
+    gpu = find_gpu(driver.name, driver.total_bytes)
+    if gpu is not None:
+        return from_row(gpu, dtype, limit)
+    return from_properties(driver.name, (0, 0), 0, driver.total_bytes, None, limit, dtype)
+
+
+def _measured_cpu() -> Hardware:
+    a = np.ones((_MATRIX, _MATRIX), np.float32)
+    product, source = np.empty_like(a), np.ones(_COPY_BYTES // 4, np.float32)
+    target = np.empty_like(source)
+    peak = 2 * _MATRIX**3 / _fastest(lambda: np.matmul(a, a, out=product))
+    return Hardware(
+        name=cpu_name() or "CPU",
+        kind="cpu",
+        architecture="cpu",
+        peak_flops=peak,
+        peak_name=f"fp32 matrix product of {_MATRIX} x {_MATRIX} measured with numpy: "
+        f"{peak / 1e9:.0f} GFLOP/s",
+        matmul_flops=peak,
+        memory_bytes=total_memory_bytes(),
+        bandwidth_bytes_per_second=2 * _COPY_BYTES / _fastest(lambda: np.copyto(target, source)),
+        power_limit_watts=None,
+        process_bytes=process_bytes(),
+        source="measured before the run, nanogauge/local_hardware.py",
+    )
+
+
+def _fastest(work: Callable[[], object]) -> float:
+    """Return the shortest time of a call in seconds, after a warm-up call."""
+    work()
+    seconds: list[float] = []
+    while sum(seconds) < _SECONDS:
+        began = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
