@@ -84,7 +84,7 @@ class Shard(_Record):
     sha256: str
     """SHA-256 of the whole file in hexadecimal."""
     begins: Position | None = None
-    """Position of the shard's first token in the source; None in joined and older manifests."""
+    """Position of the shard's first token in the source; None in older manifests."""
 
 
 class Origin(_Record):
@@ -103,7 +103,7 @@ class Origin(_Record):
     revision: str | None = None
     """Commit of the repository; None for local files."""
     settings: Settings | None = None
-    """Settings of the preparation; None for joined shards, and in older manifests."""
+    """Settings of the preparation; None in older manifests."""
 
     @property
     def pattern(self) -> str:

@@ -37,7 +37,6 @@ from trainer.data.segments import Segment, open_segment, segment_path
 from trainer.data.shards import (
     MANIFEST_NAME,
     ShardWriter,
-    open_shard,
     open_split,
     read_manifest,
     refuse_existing_shards,
@@ -476,40 +475,3 @@ def _locked_folder(out: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def join_parts(out: Path) -> Manifest:
-    """Write and return one manifest for all prepared folders directly below `out`.
-
-    Raises:
-        BadInput: if there are none, or a folder is damaged, incomplete or has another tokenizer.
-    """
-    folders = sorted(path.parent for path in out.glob(f"*/{MANIFEST_NAME}"))
-    if not folders:
-        raise BadInput(f"{out} holds no prepared folders; prepare each part below it first.")
-    parts = [read_manifest(folder) for folder in folders]
-    tokenizer = ("tokenizer", "tokenizer_sha256", "vocab_size", "end_of_text")
-    shards = []
-    for folder, part in zip(folders, parts, strict=True):
-        if not part.complete:
-            raise BadInput(f"{folder} is not complete; run its command again, then join.")
-        for key in tokenizer:
-            if getattr(part, key) != getattr(parts[0], key):
-                raise BadInput(
-                    f"{folders[0]} and {folder} do not belong together: their {key} is "
-                    f"{getattr(parts[0], key)} and {getattr(part, key)}."
-                )
-        for shard in part.shards:
-            open_shard(folder / shard.file)
-            update = {"file": f"{folder.name}/{shard.file}", "begins": None}
-            shards.append(shard.model_copy(update=update))
-    manifest = Manifest(
-        **{key: getattr(parts[0], key) for key in tokenizer},
-        dataset=os.path.commonpath([part.dataset for part in parts]),
-        dataset_config=parts[0].dataset_config,
-        total_tokens=sum(shard.tokens for shard in shards),
-        shards=tuple(sorted(shards, key=lambda shard: shard.split != "val")),
-        source_files=tuple(file for part in parts for file in part.source_files),
-    )
-    write_manifest(out, manifest)
-    return manifest
