@@ -1,0 +1,40 @@
+"""nanoGPT's config/*.py are parsed as literals, never executed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nanogauge.errors import BadInput
+from nanogauge.importers.nanogpt_config import literal, read_nanogpt_config
+
+
+def test_a_configuration_is_read_with_the_defaults_of_train_py(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "import os; os.remove(__file__)\n"
+        "batch_size = 8\ngradient_accumulation_steps = 5 * 8\nmax_iters = 2**10\n"
+        "lr_decay_iters = max_iters\nlearning_rate = 1e-3\nmin_lr = learning_rate / 10\n"
+        "dataset = 'shakespeare_char'\ndevice = 'cuda:1'\nvocab_size = len(open('x').read())\n"
+    )
+    keys = read_nanogpt_config(path)
+    assert path.exists()
+    assert keys["train.grad_accum"] == 40
+    assert keys["optimizer.decay_steps"] == keys["train.max_steps"] == 1024
+    assert keys["optimizer.min_learning_rate"] == pytest.approx(1e-4)
+    assert (keys["model.n_layer"], keys["run.device"]) == (12, "cuda")
+    assert "model.vocab_size" not in keys, "its characters are counted by prepare.py alone"
+
+
+@pytest.mark.parametrize(
+    "text", ["9**9**9", "f()", "1/0", "a", "(" * 500, "[1]", "'" * 3, "'a' * 10**9"]
+)
+def test_what_is_no_literal_has_no_value(text: str) -> None:
+    assert literal(text) is None
+
+
+def test_a_file_that_is_no_python_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "bad.py").write_text("n_layer = = 3")
+    with pytest.raises(BadInput, match="is not a Python file"):
+        read_nanogpt_config(tmp_path / "bad.py")
