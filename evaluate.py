@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import trainer.step.torch_env  # noqa: F401  before torch
+from nanogauge.cli import Parser, print_json, run_command
 
 # isort: split
 import numpy as np
@@ -28,7 +29,6 @@ import tiktoken
 
 from nanogauge.analysis.measured import GPT2, HELD_OUT, describe_benchmark
 from nanogauge.analysis.report_model import build_report, claims_of
-from nanogauge.cli import Parser, run_command
 from nanogauge.errors import BadInput, RunFailed
 from nanogauge.report.html import write_report
 from nanogauge.runlog.lock import acquire_lock
@@ -101,7 +101,7 @@ def main(arguments: Sequence[str]) -> int:
     report, written, recorded = build_report(run, claims_of(run, None))
     paths = write_report(report, written, recorded)
     if given.json:
-        print(json.dumps([line.model_dump(exclude_none=True) for line in lines], indent=1))
+        print_json([line.model_dump(exclude_none=True) for line in lines])
     else:
         print(f"\n{paths[-1]}  (also .md and .json)")
     return 0

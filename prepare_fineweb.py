@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from nanogauge.cli import Parser, run_command
 from nanogauge.errors import BadInput
+from nanogauge.shell import python_command
 
 if TYPE_CHECKING:
     from trainer.data.manifest import Manifest
@@ -47,10 +48,11 @@ def main(arguments: Sequence[str]) -> int:
             f"The dataset ended before {args.tokens:,} training tokens were reached; "
             f"plan with --data.tokens {train_tokens}."
         )
+    config = "configs/rtx4070_fineweb.toml"
     print(
         f"{len(manifest.shards)} shards with {train_tokens:,} training tokens and "
         f"{manifest.tokens('val'):,} validation tokens are in {args.out}.\n"
-        f"Next: python train.py configs/rtx4070_fineweb.toml --data.path {args.out}"
+        f"Next: {python_command('train.py', config, '--data.path', args.out)}"
     )
     return 0
 

@@ -16,12 +16,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import trainer.step.torch_env  # noqa: F401  before torch
+from nanogauge.cli import Parser, run_command
 
 # isort: split
 import tiktoken
 import torch
 
-from nanogauge.cli import Parser, run_command
 from nanogauge.errors import BadInput
 from nanogauge.quantities import format_seconds
 from trainer.evaluation.generation import Choice, generate, text_tokens

@@ -13,7 +13,7 @@ import math
 import sys
 from collections.abc import Sequence
 
-from nanogauge.cli import run_command
+from nanogauge.cli import outlive_terminal, run_command
 from trainer.run.supervisor import supervise
 from trainer.step.torch_env import keep_pages  # the import sets variables that torch reads
 
@@ -287,6 +287,7 @@ def run_whole(options: Options, config: Config, ranks: Ranks) -> int:
 
 
 def main(arguments: Sequence[str]) -> int:
+    outlive_terminal()
     try:
         options, config = read_command(arguments, __doc__)
         if config.run.deterministic:

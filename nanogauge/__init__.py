@@ -6,6 +6,7 @@ a training loop and writes its report. docs/library.md has examples.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,10 @@ _MODULES = {
     "predict": "prediction.prediction",
     "run": "instrument",
 }
+
+if sys.version_info < (3, 11):  # noqa: UP036  pip checks this, a checkout cannot
+    sys.stderr.write("nanogauge needs Python 3.11 or newer: run .venv/bin/python (make setup)\n")
+    sys.exit(2)
 
 
 def __getattr__(name: str) -> Any:

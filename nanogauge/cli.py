@@ -1,18 +1,27 @@
-"""Shared parts of all command lines: argument parser, exit statuses and background processes."""
+"""Shared parts of all command lines: argument parser, output, exit statuses, processes."""
 
 from __future__ import annotations
 
 import argparse
+import codecs
 import difflib
+import errno
+import io
+import json
 import os
+import shlex
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, NoReturn
+from types import TracebackType
+from typing import IO, Any, NoReturn
 
 from nanogauge.errors import BadInput, RunFailed
 from nanogauge.files import without_keys
+from nanogauge.shell import CHECKOUT, from_here, pip_install, python_command
 
 
 class Parser(argparse.ArgumentParser):
@@ -20,10 +29,11 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, description: str, add_help: bool = True, usage: str | None = None) -> None:
         name = os.path.basename(sys.argv[0])
+        prog = python_command(name) if name.endswith(".py") else name
         super().__init__(
-            prog=f"python {name}" if name.endswith(".py") else name,
+            prog=prog,
             usage=usage,
-            description=description,
+            description=description.replace(f"python {name}", prog),
             add_help=add_help,
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -49,8 +59,17 @@ def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:
     Bad input exits with 2 and a failed run with 1, each with one sentence on stderr. Any other
     exception is a bug and keeps its traceback.
     """
+    codecs.register_error("plain", _plain_characters)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the caller; the next file opened would get its number
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="plain")
     try:
-        sys.exit(main(sys.argv[1:]))
+        status = main(sys.argv[1:])
+        sys.stdout.flush()
+        sys.exit(status)
     except BadInput as error:
         _print_error(_one_line(error))
         sys.exit(2)
@@ -60,10 +79,87 @@ def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:
     except KeyboardInterrupt:
         _print_error("stopped by Ctrl-C.")
         sys.exit(130)
-    except BrokenPipeError:
-        # The reader of stdout has exited (`| head`); flushing at exit would raise again.
+    except OSError as error:
+        if error.filename is not None or error.errno not in (errno.EPIPE, errno.EIO, errno.ENOSPC):
+            raise
+        # The reader of stdout has exited (`| head`), or its disk is full: the flush at exit would
+        # raise again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.errno == errno.ENOSPC:
+            _print_error("the output is cut: no space is left on its disk.")
         sys.exit(1)
+
+
+_PLAIN = {
+    **{"→": "->", "×": "x", "·": ".", "°": "", "≈": "~", "≤": "<=", "≥": ">=", "■": "#", "▶": ">"},
+    **{"✓": "+", "✕": "x", "○": "o", "“": '"', "”": '"', "‘": "'", "’": "'"},
+    **dict.fromkeys("–—−─━", "-"),
+}
+
+
+def _plain_characters(error: UnicodeError) -> tuple[str, int]:
+    """Replace characters that the encoding of a stream lacks: codecs' error handler "plain"."""
+    assert isinstance(error, UnicodeEncodeError)
+    characters = error.object[error.start : error.end]
+    return "".join(_PLAIN.get(c) or _ascii(c) for c in characters), error.end
+
+
+def _ascii(character: str) -> str:
+    """Return a character without its accents, or a question mark."""
+    return unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode() or "?"
+
+
+class _LastingOutput(io.FileIO):
+    """Raw output that drops what a closed pipe, a closed terminal or a full disk does not take."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
+
+
+def outlive_terminal() -> None:
+    """Keep this process alive when the reader of its output exits, as a run must be."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            raw = _LastingOutput(stream.fileno(), "wb", closefd=False)
+            lasting = io.TextIOWrapper(
+                io.BufferedWriter(raw), stream.encoding, stream.errors, line_buffering=True
+            )
+            setattr(sys, name, lasting)
+
+
+def print_json(value: object) -> None:
+    """Print JSON, as ASCII where the output cannot hold all characters."""
+    is_unicode = (sys.stdout.encoding or "utf-8").lower().startswith("utf")
+    print(json.dumps(value, indent=1, ensure_ascii=not is_unicode, allow_nan=False))
+
+
+def _explain_missing_package(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Replace the traceback of a package that is not installed by one sentence and status 2."""
+    package = (getattr(error, "name", None) or "").partition(".")[0]
+    if not (isinstance(error, ModuleNotFoundError) and package and find_spec(package) is None):
+        sys.__excepthook__(kind, error, trace)
+        return
+    prepared = from_here(CHECKOUT / ".venv/bin/python")
+    _print_error(
+        f"this Python has no package {package}; run {shlex.join([prepared, *sys.orig_argv[1:]])} "
+        "after make setup, or install into this Python: "
+        f"{pip_install('-e', f'{from_here(CHECKOUT)}[train]')}"
+    )
+    sys.stderr.flush()
+    os._exit(2)
+
+
+if Path(getattr(sys.modules["__main__"], "__file__", None) or os.devnull).parent in (
+    CHECKOUT,
+    CHECKOUT / "nanogauge",
+):
+    sys.excepthook = _explain_missing_package
 
 
 def _print_error(sentence: str) -> None:

@@ -43,7 +43,7 @@ def command(script: str, *arguments: object) -> list[str]:
 IN_A_COPY = ("train.py", "report.py", "plan.py", "export.py", "evaluate.py", "sample.py")
 """commands that behave in a copy of train_server.py's process as in a new process"""
 READ_AT_START = ("LD_LIBRARY_PATH", "LD_PRELOAD", "PYTHONPATH", "CUDA_VISIBLE_DEVICES")
-READ_AT_START += ("OMP_NUM_THREADS", "CXX", "HF_HOME", "HF_ENDPOINT")
+READ_AT_START += ("OMP_NUM_THREADS", "CXX", "HF_HOME", "HF_ENDPOINT", "PYTHONIOENCODING")
 _AT_START = {name: os.environ.get(name) for name in READ_AT_START}
 
 

@@ -10,7 +10,6 @@ import re
 import select
 import signal
 import struct
-import sys
 import termios
 import time
 from dataclasses import replace
@@ -220,18 +219,6 @@ def test_a_narrow_terminal_breaks_rows_between_texts(columns: int) -> None:
     assert flow(["abc", "de", "f"], 8, " ") == ["abc de f"]
     assert flow(["abc", "de", "f"], 7, " ") == ["abc de", "f"]
     assert flow(["abcdefgh", "i"], 4, " ") == ["abcdefgh", "i"]
-
-
-def test_a_closed_terminal_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Gone(io.StringIO):
-        def write(self, text: str) -> int:
-            raise BrokenPipeError
-
-    night = Night(log_every=1)
-    monkeypatch.setattr(sys, "stdout", Gone())
-    for i in range(3):
-        night.step(i)
-    night.screen.close()
 
 
 @pytest.mark.alone

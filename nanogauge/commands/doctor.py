@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from nanogauge.cli import Parser
+from nanogauge.cli import Parser, print_json
 from nanogauge.config import Config, DataSection, RunSection, add_config_flags, given_config
 from nanogauge.doctor.checks import worst
 from nanogauge.doctor.preflight import (
@@ -54,7 +53,7 @@ def check_machine(config: Config | None, as_json: bool, load_tools: LoadTools | 
     verdict = worst(findings)
     if as_json:
         result = {"schema": SCHEMA, "doctor": [asdict(f) for f in findings], "verdict": verdict}
-        print(json.dumps(result, indent=1, ensure_ascii=False))
+        print_json(result)
     else:
         print_checks(findings)
     return 1 if verdict == "no-go" else 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from nanogauge.analysis.claims import load_claims
 from nanogauge.analysis.verdicts import build_rows
-from nanogauge.cli import Parser
+from nanogauge.cli import Parser, print_json
 from nanogauge.commands.doctor import LoadTools, check_machine
 from nanogauge.config import add_config_flags, config_overrides, given_config
 from nanogauge.doctor.machine import memory_to_plan_with
@@ -131,7 +130,7 @@ def _plan(given: Namespace, load_tools: LoadTools | None) -> int:
         "deadline": deadline.model_dump(mode="json"),
         "inconsistencies": [finding.model_dump(mode="json") for finding in findings],
     }
-    print(json.dumps(plan, indent=1, ensure_ascii=False))
+    print_json(plan)
     return 0
 
 
@@ -166,7 +165,7 @@ def _compare(given: Namespace) -> int:
         "start": start.isoformat(),
         "plans": [plan.model_dump(mode="json") for plan in plans],
     }
-    print(json.dumps(table, indent=1, ensure_ascii=False))
+    print_json(table)
     return 0
 
 

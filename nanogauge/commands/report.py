@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from nanogauge.analysis.report_model import build_report, claims_of, report_schema
-from nanogauge.cli import Parser
+from nanogauge.cli import Parser, print_json
 from nanogauge.config import add_config_flags, config_overrides, wandb_section
 from nanogauge.errors import BadInput
 from nanogauge.importers.command import (
@@ -62,7 +61,7 @@ def _make_parser() -> Parser:
 def main(arguments: Sequence[str], measure_cpu: MeasureCpu | None = None) -> int:
     given = _make_parser().parse(arguments)
     if given.schema:
-        _print_json(report_schema())
+        print_json(report_schema())
         return 0
     if given.serve is not None or len(given.runs) > 1:
         return _show_view(given)
@@ -106,7 +105,7 @@ def report_run(folder: Path, claims: Path | None, as_json: bool) -> None:
     report, run, recorded = build_report(folder, claims_of(folder, claims))
     paths = write_report(report, run, recorded)
     if as_json:
-        _print_json(report.to_json())
+        print_json(report.to_json())
     else:
         print_report(report, Console())
         print(f"\n{paths[-1]}  (also .md and .json)")
@@ -143,11 +142,7 @@ def _show_view(given: Namespace) -> int:
         return 0
     comparison = Comparison(given.runs)
     if given.json:
-        _print_json(comparison.to_json())
+        print_json(comparison.to_json())
     else:
         comparison.show(Console())
     return 0
-
-
-def _print_json(value: object) -> None:
-    print(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False))

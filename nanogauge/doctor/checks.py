@@ -16,6 +16,7 @@ from typing import Literal
 from nanogauge.doctor.machine import SleepSettings
 from nanogauge.measure.sensors import DriverInfo
 from nanogauge.quantities import Interval, format_seconds, format_value
+from nanogauge.shell import pip_install, python_command
 
 CheckVerdict = Literal["go", "warn", "no-go"]
 
@@ -24,7 +25,7 @@ DRIVER_OF_CUDA = {11: 450, 12: 525, 13: 580}
 GOOD_EPOCHS = 4
 """Passes over the data that are nearly as good as new data. Source: Muennighoff et al. 2023,
 Scaling Data-Constrained Language Models."""
-KEEP_AWAKE = "start it as: systemd-inhibit --what=idle:sleep:handle-lid-switch python train.py ..."
+KEEP_AWAKE = "systemd-inhibit --what=idle:sleep:handle-lid-switch"
 _NAMED_PROGRAMS = 4
 
 
@@ -99,7 +100,7 @@ def _unusable_gpu(
     build, card = f"torch {torch.version}", driver.name
     if torch.cuda is None and card is not None:
         text = f"{build} is a CPU build but there is an NVIDIA GPU, {card}"
-        install = f"pip install --force-reinstall torch=={_public(torch.version)}"
+        install = pip_install("--force-reinstall", f"torch=={_public(torch.version)}")
         remedy = f"install a CUDA build: {install}; or train on the processor: --run.device cpu"
         return Finding("gpu", "no-go", text, remedy)
     known, built = driver.cuda_version, int((torch.cuda or "0").partition(".")[0])
@@ -158,7 +159,7 @@ def check_triton(
     """
     if unneeded is not None:
         return Finding("triton", "go", f"not needed: {unneeded}")
-    install = "pip install triton" + (f"=={wanted}" if wanted is not None else "")
+    install = pip_install("triton" + (f"=={wanted}" if wanted is not None else ""))
     slower = "training runs uncompiled, slower"
     if version is None:
         return Finding("triton", "warn", f"Triton is not installed: {slower}", install)
@@ -291,16 +292,16 @@ def check_data(
     text = f"{tokens} training tokens in {where}: {epochs:.3g} passes"
     if fixed:
         return Finding("data", "go", text)
-    prepare = "python prepare_fineweb.py --tokens {} --out ANOTHER_FOLDER"
+    prepare = python_command("prepare_fineweb.py", "--out", "ANOTHER_FOLDER", "--tokens")
     if planned is not None and available < 0.99 * planned:
         intended = format_value("tokens_total", planned)
         text += f", not the {run_tokens / planned:.3g} over the {intended} of data.tokens"
-        remedy = f"{prepare.format(planned)}, or plan with --data.tokens {available}"
+        remedy = f"{prepare} {planned}, or plan with --data.tokens {available}"
         return Finding("data", "warn", text, remedy)
     if epochs > GOOD_EPOCHS:
         text += f"; beyond {GOOD_EPOCHS}, repeated tokens teach less and less"
         enough, fewer = math.ceil(run_tokens / GOOD_EPOCHS), int(steps * GOOD_EPOCHS / epochs)
-        remedy = f"{prepare.format(enough)}, or --train.max-steps {max(fewer, 1)}"
+        remedy = f"{prepare} {enough}, or --train.max-steps {max(fewer, 1)}"
         return Finding("data", "warn", text, remedy)
     return Finding("data", "go", text)
 
@@ -322,10 +323,10 @@ def check_sleep(settings: SleepSettings) -> Finding:
         remedies.append("in Windows: powercfg /change standby-timeout-ac 0")
     elif settings.system == "Darwin":
         causes.append("not known: macOS decides when it sleeps")
-        remedies.append("start it as: caffeinate -i python train.py ...")
+        remedies.append(f"start it as: caffeinate -i {python_command('train.py')} ...")
     elif linux := _suspend_causes(settings):
         causes += linux
-        remedies.append(KEEP_AWAKE)
+        remedies.append(f"start it as: {KEEP_AWAKE} {python_command('train.py')} ...")
     if causes:
         return Finding("sleep", "warn", "; ".join(causes), "; ".join(remedies))
     if settings.container:
@@ -385,7 +386,8 @@ def check_power(limit: float | None, default: float | None, datasheet: float | N
         return Finding("power", "warn", text, remedy)
     if datasheet is not None and limit < datasheet - 0.5:
         text = f"limited to {limit:g} W where the datasheet has {datasheet:g} W: {longer}"
-        remedy = "python plan.py CONFIG --calibrate measures the step time at that limit"
+        plan = python_command("plan.py", "CONFIG", "--calibrate")
+        remedy = f"{plan} measures the step time at that limit"
         return Finding("power", "warn", text, remedy)
     return Finding("power", "go", f"{limit:g} W" + (", the default" if limit == default else ""))
 
@@ -396,7 +398,8 @@ def check_wandb(mode: str, installed: bool, key_from: str | None) -> Finding:
         return Finding("wandb", "go", "off: wandb.mode is disabled")
     if not installed:
         text = "the package wandb is not installed: the run is not mirrored"
-        return Finding("wandb", "warn", text, "pip install wandb, or --wandb.mode disabled")
+        remedy = f"{pip_install('wandb')}, or --wandb.mode disabled"
+        return Finding("wandb", "warn", text, remedy)
     if mode == "offline":
         return Finding("wandb", "go", "offline: wandb sync uploads the run later")
     if key_from is not None:

@@ -48,7 +48,8 @@ def command_output(command: Sequence[str], seconds: float = COMMAND_SECONDS) -> 
             command,
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=seconds,
             check=True,
         )

@@ -294,7 +294,7 @@ class Driver:
         name = ""
         # The process may be of another PID namespace or have ended; a name may be any bytes.
         with contextlib.suppress(OSError, ValueError):
-            name = Path(f"/proc/{pid}/comm").read_text().strip()
+            name = Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
         if not name:
             with contextlib.suppress(self._nvml.NVMLError, ValueError):
                 name = re.split(r"[/\\]", str(self._nvml.nvmlSystemGetProcessName(pid)))[-1]

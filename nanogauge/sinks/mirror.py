@@ -18,6 +18,7 @@ from typing import Literal
 from nanogauge.cli import start_module
 from nanogauge.errors import RunFailed
 from nanogauge.runlog.reader import LOG_NAME
+from nanogauge.shell import python_command
 
 Mode = Literal["auto", "online", "offline"]
 
@@ -78,7 +79,7 @@ class Mirror:
         """
         if self._process is None:
             return self._problem
-        advice = f"python report.py --wandb {self._folder} uploads the run"
+        advice = f"{python_command('report.py', '--wandb', self._folder)} uploads the run"
         try:
             # Any input means that the log and the report are complete.
             self._process.communicate(b"\n", timeout=timeout_seconds)

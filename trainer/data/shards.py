@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from nanogauge.errors import BadInput
 from nanogauge.files import open_regular, read_whole, sha256_file, sync_file, write_atomic
+from nanogauge.shell import python_command
 from trainer.data.manifest import (
     NARROW,
     WIDE,
@@ -320,4 +321,4 @@ def open_split(folder: Path, split: Split, allow_empty: bool = False) -> list[To
 
 
 def _remedy(folder: Path) -> str:
-    return f"run: python prepare_fineweb.py --out {folder}"
+    return f"run: {python_command('prepare_fineweb.py', '--out', folder)}"

@@ -17,6 +17,7 @@ import tiktoken
 
 from nanogauge.errors import BadInput, RunFailed
 from nanogauge.files import read_whole
+from nanogauge.shell import pip_install
 
 Encoded = npt.NDArray[np.uint32]
 Text = str | Iterator[str]
@@ -254,7 +255,7 @@ def _load_hugging_face(name: str) -> Tokenizer:
     except ImportError:
         raise BadInput(
             f"{name} needs Hugging Face's tokenizers, which are not installed: "
-            "pip install 'nanogauge[tokenizers]'."
+            f"{pip_install('nanogauge[tokenizers]')}."
         ) from None
     where = name.removeprefix(HUGGING_FACE)
     try:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from nanogauge.errors import BadInput
+from nanogauge.shell import pip_install
 from trainer.evaluation.benchmarks import Items
 
 _FIRST = ("acc_norm", "acc", "exact_match")
@@ -43,7 +44,7 @@ def harness_items(
     except ImportError:
         raise BadInput(
             f"the task {task} needs lm-evaluation-harness, which is not installed: "
-            "pip install 'nanogauge[eval]'."
+            f"{pip_install('nanogauge[eval]')}."
         ) from None
     include = str(task_folder) if task_folder is not None else None
     manager = TaskManager(include_path=include)

@@ -185,7 +185,6 @@ class ProgressDisplay:
         self._began_unix = wall() - self._elapsed()
         console = terminal()
         self._panel = None if console is None else LivePanel(console)
-        self._silent = False
 
         self._pace = SlidingMedian(PACE_STEPS)
         self._steady_steps = 0
@@ -219,10 +218,9 @@ class ProgressDisplay:
     def say(self, text: str, style: str = "") -> None:
         """Print a line, above the panel if there is one; the style applies to terminals only."""
         if self._panel is None:
-            self._write(lambda: print(text, flush=True))
+            print(text, flush=True)
         else:
-            panel = self._panel
-            self._write(lambda: panel.say(text, style))
+            self._panel.say(text, style)
 
     def alarm(self, text: str) -> None:
         """Print an alarm and keep it in the panel."""
@@ -272,7 +270,7 @@ class ProgressDisplay:
         if self._hidden is not None:
             self._show(self._hidden)
         if self._panel is not None:
-            self._write(self._panel.close)
+            self._panel.close()
 
     def seconds_left(self, step: int, pace_seconds: float) -> float:
         """Return the time from `step` to the end of the run, with evaluations and checkpoints."""
@@ -331,8 +329,7 @@ class ProgressDisplay:
             rows=(speed, self._machine(), finish),
             alarm=self._alarm,
         )
-        panel = self._panel
-        self._write(lambda: panel.show(content))
+        self._panel.show(content)
 
     def _speed(self, pace_seconds: float) -> list[str]:
         per_step = self._spec.tokens_per_step
@@ -390,15 +387,6 @@ class ProgressDisplay:
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._wall()).astimezone()
-
-    def _write(self, action: Callable[[], None]) -> None:
-        """Call `action`, which writes to standard output; after an error, write nothing more."""
-        if self._silent:
-            return
-        try:
-            action()
-        except OSError:
-            self._silent = True
 
 
 def _loss(value: float | None) -> str:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from nanogauge.cli import Parser, run_command
+from nanogauge.cli import Parser, outlive_terminal, run_command
 from nanogauge.errors import BadInput
 
 VARIABLE = "NANOGAUGE_RESTART"
@@ -232,6 +232,7 @@ def supervise(arguments: Sequence[str]) -> int:
     Raises:
         BadInput: if --max-restarts is negative.
     """
+    outlive_terminal()
     parser = Parser("", add_help=False)
     parser.add_argument("--supervise", action="store_true")
     parser.add_argument("--max-restarts", type=int, default=MAX_RESTARTS)

@@ -1,0 +1,97 @@
+"""Output on streams of any kind, and the commands that messages name."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from commands import DEMO, ROOT, command, run, train_tiny
+
+from nanogauge.shell import pip_install, python_command
+
+PLAN = [ROOT / "configs" / "rtx4070_fineweb.toml", "--gpu", "RTX 4070"]
+CLAIMS = ["--claims", ROOT / "predictions" / "seed_zh.toml"]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "koi8-r", "shift_jis"])
+def test_no_character_ends_a_command(encoding: str) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    arguments = command("plan.py", *PLAN, *CLAIMS)
+    done = subprocess.run(arguments, env=environment, capture_output=True, check=True)
+    assert done.stderr == b""
+    assert "18.2-26 h" in done.stdout.decode(encoding).replace("\N{EN DASH}", "-")
+    found = subprocess.run([*arguments, "--json"], env=environment, capture_output=True, check=True)
+    (row, *_) = json.loads(found.stdout.decode(encoding))["rows"]
+    assert "每次迭代" in row["claimed"]["quote"], "JSON keeps every character"
+
+
+def test_a_run_ends_well_on_a_stream_that_cannot_hold_its_characters(tmp_path: Path) -> None:
+    done = train_tiny(tmp_path, "--train.max-steps=2", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.isascii()
+
+
+LASTING = "from nanogauge.cli import outlive_terminal; outlive_terminal(); "
+PRINTS = f"{LASTING}[print('x' * 99, flush=True) for _ in range(999)]; open('done', 'w').close()"
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_a_closed_pipe_and_a_full_disk_do_not_end_a_run(tmp_path: Path, full: bool) -> None:
+    if full:
+        with Path("/dev/full").open("wb") as output:
+            subprocess.run([sys.executable, "-c", PRINTS], cwd=tmp_path, stdout=output, check=True)
+    else:
+        reading, writing = os.pipe()
+        os.close(reading)
+        subprocess.run([sys.executable, "-c", PRINTS], cwd=tmp_path, stdout=writing, check=True)
+        os.close(writing)
+    assert (tmp_path / "done").exists()
+
+
+@pytest.mark.parametrize(
+    ("redirection", "status", "words"),
+    [(">&-", 0, ""), ("| head -c 1 >/dev/null", 1, ""), ("> /dev/full", 1, "no space is left")],
+)
+def test_a_command_ends_in_silence_where_nobody_reads(
+    redirection: str, status: int, words: str
+) -> None:
+    line = f"set -o pipefail; {shlex.join(command('plan.py', *PLAN))} {redirection}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+    assert done.returncode == status
+    assert "Traceback" not in done.stderr and "Exception" not in done.stderr
+    assert words in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("plan.py", *PLAN), ("prepare_fineweb.py", "--tokens", "1e3"), ("-m", "nanogauge", "report")],
+)
+def test_a_python_without_the_packages_is_told_in_a_sentence(arguments: tuple[object, ...]) -> None:
+    """-S leaves the packages of the environment out."""
+    given = [sys.executable, "-S", *map(str, arguments)]
+    done = subprocess.run(given, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "this Python has no package" in done.stderr
+    assert shlex.join(given[1:]) in done.stderr, "the command to type is complete"
+
+
+@pytest.mark.parametrize("name", ["my texts", "it's", "a$b"])
+def test_commands_in_messages_run_as_printed(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From any folder, with any name, by the interpreter that prints them."""
+    monkeypatch.chdir(tmp_path)
+    line = python_command("plan.py", DEMO, "--gpu", "T4", "--run.name", "x", "--claims", name)
+    done = subprocess.run(line, shell=True, capture_output=True, text=True, check=False)
+    assert f"there is no claims file {name};" in done.stderr
+    install = shlex.split(pip_install("nanogauge[eval]"))
+    assert Path(install[0]).samefile(sys.executable) and install[-1] == "nanogauge[eval]"
+    monkeypatch.chdir(ROOT)
+    missing = run("train.py", PLAN[0], f"--data.path={name}", "--run.device=cpu")
+    assert f"prepare_fineweb.py --out {shlex.quote(name)}" in missing.stderr
