@@ -393,6 +393,8 @@ class End(Line):
     """reserved memory that is free but fragmented"""
     allocation_retries: int | None = None
     """times that the allocator freed its cache and retried"""
+    others_processor_share: float | None = None
+    """mean share of all cores that other programs used after the first step; None if unknown"""
     reason: str | None = None
     restartable: bool | None = None
     """True if a failed run may succeed from its last checkpoint, so that --supervise restarts it;

@@ -171,6 +171,7 @@ END = End(
     peak_host_bytes=2_100_000_000,
     peak_inactive_bytes=400_000_000,
     allocation_retries=3,
+    others_processor_share=0.1,
     reason="none",
 )
 STOPPED = End(elapsed_seconds=50.0, status="stopped", steps=10, wall_seconds=50.0)

@@ -20,7 +20,6 @@ import trainer.step.torch_env  # noqa: F401  before torch
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from model import GPT, Block, through
 from nanogauge.config import Config, RunSection
@@ -28,17 +27,10 @@ from nanogauge.doctor.checks import TorchBuild
 from nanogauge.doctor.preflight import Device
 from nanogauge.errors import BadInput
 from nanogauge.hardware import find_gpu, from_properties, from_row
-from nanogauge.measure.host import cpu_name, process_bytes, total_memory_bytes
+from nanogauge.measure.host import ProcessorWatch, cpu_name, process_bytes, total_memory_bytes
 from nanogauge.measure.sensors import DriverInfo, driver_info
-from nanogauge.prediction.calibrated import (
-    COPY,
-    Calibration,
-    Figure,
-    MeasuredParts,
-    add_to_calibration,
-    matrix_product_name,
-)
-from nanogauge.prediction.flops import flops_per_token_palm
+from nanogauge.prediction.calibrated import Calibration, MeasuredParts, Rates, add_to_calibration
+from nanogauge.prediction.flops import flops_per_token_palm, layer_matrices
 from nanogauge.prediction.workload import Workload, workload_of
 from nanogauge.schema import Hardware
 from trainer.data.loader import Batches
@@ -102,94 +94,40 @@ def measure_device(config: Config, device: torch.device, dtype: str, name: str) 
     torch.set_float32_matmul_precision("high")  # as train.py
     torch.manual_seed(config.run.seed)
     try:
-        figures = measure_operations(work, device, DTYPES[dtype])
-        clock = torch.cuda.clock_rate(device) * 1e6 if device.type == "cuda" else None
-        parts, compiling = measure_parts(
-            config, work, device, dtype, _best_rate(figures), began + BUDGET_SECONDS
-        )
+        rates = measure_rates(work, device, DTYPES[dtype])
+        deadline = began + BUDGET_SECONDS
+        parts = measure_parts(config, work, device, dtype, rates.matmul_flops, deadline)
     except torch.OutOfMemoryError:
         raise BadInput(
             "the device has not enough free memory for one layer of this configuration; set "
             f"--train.micro-batch below {config.train.micro_batch}."
         ) from None
-    if compiling is not None:
-        figures.append(compiling)
     return Calibration(
         device=name,
         torch=torch.__version__,
         threads=torch.get_num_threads() if device.type == "cpu" else None,
-        clock_hz=clock,
-        created_unix=time.time(),
-        figures=tuple(figures),
+        rates=(rates,),
         parts=(parts,),
     )
 
 
-def measure_operations(work: Workload, device: torch.device, dtype: torch.dtype) -> list[Figure]:
-    """Measure matrix products in the model's shapes, attention, cross-entropy and a memory copy.
+def measure_rates(work: Workload, device: torch.device, dtype: torch.dtype) -> Rates:
+    """Measure matrix products, square and in the model's shapes, and a copy of memory.
 
-    On a slow device, long operations are measured with fewer tokens than a micro-batch has.
+    On a slow device, long products are measured with fewer tokens than a micro-batch has.
     """
-    shape, name = work.shape, matrix_product_name(work.dtype)
-    figures = [_matmul_figure(f"{name}, square", 1024, 1024, 1024, dtype, device)]
-    affordable = figures[0].value * SECONDS_EACH / 4  # FLOPs of one repetition
-    for title, inner, outer in (
-        ("query, key, value", shape.n_embd, 3 * shape.n_embd),
-        ("attention projection", shape.n_embd, shape.n_embd),
-        ("MLP", shape.n_embd, shape.mlp_width),
-        ("MLP projection", shape.mlp_width, shape.n_embd),
-        ("vocabulary head", shape.n_embd, shape.vocabulary),
-    ):
+    shape, size = work.shape, 1024
+    rates = [2 * size**3 / undisturbed(_repeat(_product(size, size, size, dtype, device), device))]
+    affordable = rates[0] * SECONDS_EACH / 4  # FLOPs of one repetition
+    for inner, outer in {*layer_matrices(shape), (shape.n_embd, shape.vocabulary)}:
         rows = min(work.tokens, max(1, int(affordable / (2 * inner * outer))))
-        figures.append(_matmul_figure(f"{name}, {title}", rows, inner, outer, dtype, device))
-
-    per_sequence = 7 * 2 * shape.context**2 * shape.n_embd  # two products forward, five backward
-    sequences = min(work.micro_batch, max(1, int(affordable / per_sequence)))
-    heads = (sequences, shape.n_head, shape.context, shape.head_size)
-    q, k, v = (torch.randn(heads, device=device, dtype=dtype, requires_grad=True) for _ in "qkv")
-
-    def attend() -> None:
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=work.dropout)
-        y.backward(v.detach())  # type: ignore[no-untyped-call]
-        q.grad = k.grad = v.grad = None
-
-    text = "forward and backward of one layer, {} x {} heads x {} x {}".format(*heads)
-    figures.append(_figure("attention", _repeat(attend, device), "s", text))
-
-    rows = min(work.tokens, max(1, 2**26 // shape.vocabulary))
-    logits = torch.randn(rows, shape.vocabulary, device=device, requires_grad=True)
-    targets = torch.randint(shape.vocabulary, (rows,), device=device)
-
-    def lose() -> None:
-        F.cross_entropy(logits, targets).backward()  # type: ignore[no-untyped-call]
-        logits.grad = None
-
-    text = f"forward and backward in fp32, {rows:,} x {shape.vocabulary:,}"
-    figures.append(_figure("cross-entropy", _repeat(lose, device), "s", text))
-    seconds = _repeat(_copy(device), device)
-    rates = [2 * COPY_BYTES / s for s in seconds]
-    figures.append(_figure(COPY, rates, "B/s", f"{COPY_BYTES >> 20} MiB read and written"))
-    return figures
-
-
-def _best_rate(figures: Sequence[Figure]) -> float:
-    return max(figure.value for figure in figures if figure.unit == "FLOP/s")
-
-
-def _figure(name: str, values: Sequence[float], unit: str, detail: str) -> Figure:
-    low, high = _middle(values)
-    median = statistics.median(values)
-    return Figure(
-        name=name, value=median, low=low, high=high, n=len(values), unit=unit, detail=detail
+        seconds = undisturbed(_repeat(_product(rows, inner, outer, dtype, device), device))
+        rates.append(2 * rows * inner * outer / seconds)
+    return Rates(
+        dtype=work.dtype,
+        matmul_flops=max(rates),
+        bandwidth_bytes_per_second=2 * COPY_BYTES / undisturbed(_repeat(_copy(device), device)),
     )
-
-
-def _matmul_figure(
-    name: str, rows: int, inner: int, outer: int, dtype: torch.dtype, device: torch.device
-) -> Figure:
-    seconds = _repeat(_product(rows, inner, outer, dtype, device), device)
-    rates = [2 * rows * inner * outer / s for s in seconds]
-    return _figure(name, rates, "FLOP/s", f"{rows} x {inner} x {outer}")
 
 
 def _product(
@@ -273,11 +211,11 @@ def measure_parts(
     dtype: str,
     flops_per_second: float,
     deadline: float,
-) -> tuple[MeasuredParts, Figure | None]:
+) -> MeasuredParts:
     """Measure a step's time per layer, and of embedding, head and all else outside the layers.
 
     A stack of layers gives the first; a one-layer model minus one layer gives the second. Their
-    steps alternate, so that other programs slow both down. The returned Figure is the compile time.
+    steps alternate, so that other programs slow both down.
     """
     layers = min(STACKED_LAYERS, work.shape.n_layer)
     both = replace(work.shape, n_layer=1 + layers)
@@ -292,9 +230,10 @@ def measure_parts(
         whole_piece(config, sequences, micro_batches, device, dtype),
         stack_piece(config, layers, sequences, device, dtype),
     ]
-    compiling = [piece.step(0, 1, device)[0] for piece in pieces] if config.run.compile else []
+    for piece in pieces:
+        piece.step(0, 1, device)  # compiles
 
-    rounds: list[list[tuple[float, float]]] = []
+    processor, rounds = ProcessorWatch(), list[list[tuple[float, float]]]()
     now = first = time.perf_counter()
     took = 0.0
     while len(rounds) < FEWEST_ROUNDS or (
@@ -313,7 +252,7 @@ def measure_parts(
         low, high = _middle(totals)
         spreads.append((high - low) / statistics.median(totals))
     scale = work.micro_batch / sequences
-    parts = MeasuredParts(
+    return MeasuredParts(
         workload=work,
         layer_seconds=scale * stack / layers,
         rest_seconds=scale * (whole - stack / layers),
@@ -322,11 +261,8 @@ def measure_parts(
         spread=max(spreads),
         sequences=sequences,
         measured_unix=time.time(),
+        others_share=processor.others_share() if device.type == "cpu" else None,
     )
-    if not compiling:
-        return parts, None
-    text = f"a model of one layer and {layers} layers, each with its first step"
-    return parts, _figure("compilation", compiling, "s", text)
 
 
 def undisturbed(seconds: Sequence[float]) -> float:

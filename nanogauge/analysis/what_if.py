@@ -87,10 +87,9 @@ def what_if(
         p90_seconds=step.value if step.p90 is None else step.p90,
         n=step.n or 1,
         finished_unix=finished,
+        others_share=0.0,  # what ran beside it would run beside its repetition
     )
-    calibration = Calibration(
-        device=own.name, torch="", threads=None, created_unix=finished, runs=(run,)
-    )
+    calibration = Calibration(device=own.name, torch="", threads=None, runs=(run,))
     slower = step.value / predict(spec, own).quantities["step_seconds"].expected
     peak = measurements.values.get("peak_process_bytes")
     peak_factor = peak.value / memory_of(spec, own).process.expected if peak else 1.0

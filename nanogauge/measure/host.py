@@ -53,6 +53,31 @@ def peak_process_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+class ProcessorWatch:
+    """The share of the processor that other programs use, from the creation of the watch on."""
+
+    def __init__(self) -> None:
+        self._before = _processor_seconds()
+
+    def others_share(self) -> float | None:
+        """Return their mean share of all cores; None off Linux."""
+        now = _processor_seconds()
+        if self._before is None or now is None:
+            return None
+        all_cores, busy, own = (b - a for a, b in zip(self._before, now, strict=True))
+        return min(1.0, max(0.0, busy - own) / all_cores) if all_cores > 0 else None
+
+
+def _processor_seconds() -> tuple[float, float, float] | None:
+    """Return seconds of all cores, those that were not idle, and those of this process."""
+    with suppress(OSError):
+        line = Path("/proc/stat").read_text().partition("\n")[0]
+        # user, nice, system, idle, iowait, irq, softirq, steal; the guests' are part of user's.
+        ticks = [int(value) / os.sysconf("SC_CLK_TCK") for value in line.split()[1:9]]
+        return sum(ticks), sum(ticks) - ticks[3] - ticks[4], sum(os.times()[:4])
+    return None
+
+
 def _proc_field(file: str, name: str) -> str | None:
     """Return the first value of this name in a file of /proc."""
     with suppress(OSError):

@@ -62,7 +62,7 @@ START_KEYS = {
     **_keys("gpu", "idle_power_watts", "idle_utilization", "sensed_cards"),
 }
 END_KEYS = {
-    **_keys("run", "status", "reason", "steps", "wall_seconds"),
+    **_keys("run", "status", "reason", "steps", "wall_seconds", "others_processor_share"),
     **_keys("memory", *_PEAKS, "peak_process_bytes", "peak_inactive_bytes", "allocation_retries"),
 }
 PREDICTED_KEYS = {

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Literal
 
 from nanogauge.measure.alarms import Alarm, Alarms
 from nanogauge.measure.clock import Clock
+from nanogauge.measure.host import ProcessorWatch
 from nanogauge.measure.sensors import Sensors
 from nanogauge.quantities import format_seconds
 from nanogauge.runlog.writer import RunLog
@@ -50,6 +51,8 @@ class Recorder:
     alarms: Alarms
     energy_joules: float | None = None
     """Energy of this process so far, from its sensors; None without a reading."""
+    processor: ProcessorWatch = field(default_factory=ProcessorWatch)
+    """Watches what other programs use of the processor after the first step."""
     log_problem_raised: bool = False
     """Whether the current problem of writing the log, such as a full disk, has raised its alarm."""
 

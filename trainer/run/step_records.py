@@ -10,7 +10,7 @@ import torch
 
 from nanogauge.analysis.ledger import steady_seconds
 from nanogauge.measure.alarms import Alarm
-from nanogauge.measure.host import peak_process_bytes
+from nanogauge.measure.host import ProcessorWatch, peak_process_bytes
 from nanogauge.measure.torch_device import AllocatorPeaks, allocator_peaks
 from nanogauge.prediction.calibrated import Calibration, FinishedRun, add_to_calibration
 from nanogauge.prediction.workload import workload_of
@@ -65,6 +65,7 @@ def record_step(s: Session, pending: PendingStep) -> None:
     times = pending.watch.read()
     if step == steps.first:
         steps.longest_seconds = 0.0  # it replaces the prediction
+        recorder.processor = ProcessorWatch()  # the processes that compiled were this run's
     steps.longest_seconds = max(steps.longest_seconds, times.step_seconds)
     loss, norm = pending.metrics.tolist()
     for alarm in recorder.alarms.loss(step, loss):
@@ -192,6 +193,9 @@ def record_end(s: Session, status: Status, reason: str | None, restartable: bool
             allocation_retries=peaks.retries,
             peak_process_bytes=host_bytes if device.type == "cpu" else None,
             peak_host_bytes=host_bytes,
+            others_processor_share=s.recorder.processor.others_share()
+            if s.ranks.world == 1
+            else None,  # other ranks of this machine would count as other programs
             reason=reason,
             restartable=restartable,
         )
@@ -217,13 +221,15 @@ def store_step_time(s: Session, recorded: RunHistory) -> str | None:
         p90_seconds=float(np.quantile(seconds, 0.9)),
         n=len(seconds),
         finished_unix=time.time(),
+        others_share=recorded.ends[-1].others_processor_share
+        if device.type == "cpu"
+        else recorded.starts[-1].idle_utilization,
     )
     _, warning = add_to_calibration(
         Calibration(
             device=s.run.folder.prediction.hardware.name,
             torch=torch.__version__,
             threads=calibrated_threads(device),
-            created_unix=time.time(),
             runs=(run,),
         )
     )
