@@ -53,7 +53,13 @@ from trainer.run.recovery import (
 from trainer.run.session import PendingStep, Session, Status
 from trainer.run.signals import Stopped
 from trainer.run.startup import average_gradients, compile_session, open_session
-from trainer.run.step_records import record_end, record_samples, record_steps, store_step_time
+from trainer.run.step_records import (
+    record_end,
+    record_samples,
+    record_steps,
+    store_final_loss,
+    store_step_time,
+)
 from trainer.step.device import autocast, is_out_of_memory, set_cublas_workspace, to_host
 from trainer.step.distributed import LOST, Ranks, is_reported_by_rank_0, open_ranks, rank_share
 from trainer.step.fsdp import full_tensor, refuse_unshardable
@@ -273,8 +279,10 @@ def run_whole(options: Options, config: Config, ranks: Ranks) -> int:
             warning = mirror.finish(0.0 if session.stop.repeated else 10.0)
             if warning is not None:
                 print(f"! {warning}", flush=True)  # the report is written, and uploaded as well
-    if status == "finished" and (warning := store_step_time(session, recorded)) is not None:
-        print(f"! {warning}")
+    if status == "finished":
+        for warning in (store_step_time(session, recorded), store_final_loss(session)):
+            if warning is not None:
+                print(f"! {warning}")
     print()
     print_report(report, Console())
     print(f"\n{paths[-1]}  (also .md and .json)")

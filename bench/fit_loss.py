@@ -2,7 +2,7 @@
 
 python bench/fit_loss.py LOSS_RUNS.csv [--curves LOSS_CURVES.csv] [--write]
 
-Uses the rows with use = fit. --write rewrites the constants in nanogauge/prediction/loss.py.
+Uses the rows with use = fit. --write rewrites the constants in nanogauge/loss.toml.
 """
 
 from __future__ import annotations
@@ -316,16 +316,16 @@ class CurveFit:
 
 
 def _rewrite(text: str, values: Values, sigmas: Values, names: dict[str, Sequence[str]]) -> str:
-    """Return the source of loss.py with these constants and names of runs."""
+    """Return the text of loss.toml with these constants and names of runs."""
     for name in sigmas:
-        numbers = f"{values[name]:.4g}, {sigmas[name]:.1g}"
-        row = rf'("{name}": Constant\()[^,]+, [^,]+(?=,)'
+        numbers = f"value = {values[name]:.4g}, sigma = {sigmas[name]:.1g}"
+        row = rf"(?m)^({name} = \{{ )value = [^,]+, sigma = [^,]+(?=,)"
         text, changed = re.subn(row, rf"\g<1>{numbers}", text)
         assert changed == 1, name
     for name, ids in names.items():
         lines = textwrap.fill(" ".join(ids), 98, break_on_hyphens=False)
         listed = f'{name} = """\n{lines}\n"""'
-        text, changed = re.subn(rf'{name} = """[^"]*"""', listed, text)
+        text, changed = re.subn(rf'(?m)^{name} = """[^"]*"""', listed, text)
         assert changed == 1, name
     return text
 
@@ -335,7 +335,7 @@ def measure(args: Any) -> list[Result]:
     if not runs:
         raise BadInput(f"{args.runs} has no row with use = fit that the law can use")
     values, sigmas = fit(runs)
-    names: dict[str, Sequence[str]] = {"_RUN_NAMES": [run.id for run in runs]}
+    names: dict[str, Sequence[str]] = {"runs": [run.id for run in runs]}
     if args.curves is not None:
         curves = read_curves(args.curves)
         for kind in ("cosine", "wsd"):
@@ -343,9 +343,9 @@ def measure(args: Any) -> list[Result]:
             values |= constants
             steps = (np.diff(CurveFit.exponents)[0], np.diff(CurveFit.rate_losses)[0])
             sigmas |= dict(zip(constants, (float(step) for step in steps), strict=True))
-        names["_CURVE_NAMES"] = [curve.id for curve in curves]
+        names["curves"] = [curve.id for curve in curves]
     if args.write:
-        path = Path(loss_module.__file__)
+        path = Path(loss_module.__file__).parents[1] / "loss.toml"
         path.write_text(_rewrite(path.read_text(), values, sigmas, names))
     results = []
     for name, sigma in sigmas.items():
@@ -359,5 +359,5 @@ if __name__ == "__main__":
     bench = Bench(__doc__)
     bench.add_argument("runs", type=Path, help="CSV of published final losses")
     bench.add_argument("--curves", type=Path, help="CSV of published curves")
-    bench.add_argument("--write", action="store_true", help="rewrite the constants in loss.py")
+    bench.add_argument("--write", action="store_true", help="rewrite the constants in loss.toml")
     bench.run(measure)

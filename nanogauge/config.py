@@ -325,6 +325,7 @@ class Config(Section):
             optimizer=Optimizer(name=optimizer.name, **fields["optimizer"]),
             schedule=Schedule(decay=optimizer.schedule, **fields["schedule"]),
             zero_init=model.zero_init,
+            init_from=self.run.init_from,
             seed=self.run.seed,
             dataset=EMBEDDED_TEXT if self.data.embedded else self.data.dataset or self.data.path,
             unique_tokens=self.data.tokens,

@@ -184,7 +184,9 @@ def format_value(row_id: str, value: float, currency: str = "") -> str:
             return f"{_digits(value / 1e9, 5)} G" if value >= 1e9 else f"{value:,.0f}"
         case "kWh" if value < 0.1:
             return f"{_digits(value * 1e3)} Wh"
-        case "W" | "kWh" | "nat" as unit:
+        case "nat":
+            return f"{value:.3f} nat"
+        case "W" | "kWh" as unit:
             return f"{_digits(value)} {unit}"
         case "currency":
             return f"{value:.2f} {currency}".rstrip()

@@ -236,6 +236,8 @@ class RunSpec:
     schedule: Schedule | None = None
     zero_init: bool | None = None
     """Residual projections are initialized with zeros."""
+    init_from: str | None = None
+    """Trained weights that the run starts from; None: random ones."""
     seed: NaturalNumber | None = None
     eval_every: NaturalNumber | None = None
     """Steps between evaluations; 0 for none."""

@@ -7,7 +7,6 @@ import json
 import math
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,6 @@ from examples import SHARED
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanogauge.prediction.best_run import best_runs
 from nanogauge.prediction.forecast import departs_from_plan, forecast_loss, forecast_sigma, joined
 from nanogauge.prediction.loss import (
     CONSTANTS,
@@ -254,61 +252,8 @@ def test_a_forecast_and_the_plan_are_joined_by_their_variances() -> None:
     assert not departs_from_plan(plan, close, 0.5)
 
 
-LIKE = replace(GPT2, recipe=FAST, dataset="FineWeb-Edu", validation_tokens=1e7)
-
-
-def time_of(layers: int, width: int) -> tuple[float, float]:
-    """Start-up and step of 0.5 M tokens on a device of 35 TFLOP/s."""
-    flops = 6 * gpt_parameters(layers, width) + 6 * layers * width * 1024
-    return 60.0, 524_288 * flops / 35e12
-
-
-def full_grid(seconds: float) -> float:
-    """Return the lowest expected loss of every depth and every width in heads of 64."""
-    lowest = math.inf
-    for layers in range(6, 37):
-        for width in range(64 * math.ceil(13 * layers / 64), 80 * layers + 1, 64):
-            start, step = time_of(layers, width)
-            tokens, parameters = (seconds - start) / step * 524_288, gpt_parameters(layers, width)
-            if tokens >= max(1e9, 10 * parameters):
-                shape = replace(LIKE, layers=layers, width=width, steps=tokens / 524_288)
-                estimate = predict_loss(replace(shape, parameters=parameters, tokens=tokens))
-                if isinstance(estimate, LossEstimate):
-                    lowest = min(lowest, estimate.expected)
-    return lowest
-
-
-@pytest.mark.parametrize("hours", [4, 8, 24, 72])
-def test_the_best_run_is_that_of_a_full_grid_and_inside_its_bounds(hours: int) -> None:
-    begun = time.perf_counter()
-    runs = best_runs(3600 * hours, time_of, lambda layers, width: True, LIKE, 524_288)
-    assert time.perf_counter() - begun < 1
-    lowest = full_grid(3600 * hours)
-    assert runs[0].loss.expected <= lowest + 0.005
-    for found in runs:
-        shape = found.inputs
-        assert found.seconds <= 3600 * hours
-        assert shape.tokens >= max(1e9, 10 * shape.parameters)
-        assert 13 <= shape.width / shape.layers <= 80
-        assert found.loss.expected <= lowest + 0.02
-
-
-def test_the_search_heeds_memory_and_data_and_may_find_nothing() -> None:
-    def small(layers: int, width: int) -> bool:
-        return gpt_parameters(layers, width) < 60e6
-
-    runs = best_runs(8 * 3600, time_of, small, LIKE, 524_288)
-    assert runs
-    assert all(found.inputs.parameters < 60e6 for found in runs)
-    scarce = replace(LIKE, unique_tokens=0.1e9)
-    for found in best_runs(8 * 3600, time_of, small, scarce, 524_288):
-        assert found.inputs.passes <= 15
-    assert best_runs(100.0, time_of, small, LIKE, 524_288) == []
-    assert best_runs(8 * 3600, lambda layers, width: None, small, LIKE, 524_288) == []
-
-
 def test_the_loss_is_predicted_without_numpy_or_torch() -> None:
-    code = "import sys; from nanogauge.prediction import best_run, forecast; print(*sys.modules)"
+    code = "import sys; from nanogauge.prediction import forecast; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True)
     assert not {"numpy", "torch"} & set(done.stdout.decode().split())
 

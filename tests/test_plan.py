@@ -126,22 +126,6 @@ def test_as_many_steps_end_by_the_given_time_as_it_says() -> None:
         assert seconds(steps) <= 36_000 < seconds(math.ceil(1.01 * steps))
 
 
-def test_the_largest_model_by_a_time_ends_fits_and_has_its_tokens() -> None:
-    flags = ["--start=22:00", "--by=08:00", "--tokens-per-parameter=10"]
-    model = plan(*flags)["deadline"]["model"]
-    steps = 10 * model["parameters"] / documented_config().tokens_per_step
-    assert model["max_steps"] == math.ceil(steps)
-    training = [*micro_batch(model["micro_batch"]), f"--train.max-steps={model['max_steps']}"]
-    own = plan(*shape(model), *training)
-    assert own["fit"]["fits"]
-    assert estimates(own)["total_seconds"]["expected"] == pytest.approx(
-        model["total_seconds"]["expected"]
-    )
-    assert model["total_seconds"]["expected"] <= 36_000
-    larger = plan(*shape(model, layers=1, heads=1), *training)
-    assert estimates(larger)["total_seconds"]["expected"] > 36_000
-
-
 def night(*flags: str) -> tuple[str, dict[str, Any]]:
     """Return the terminal output of the fast recipe, and the deadline in its JSON."""
     arguments = [FAST, "--gpu", "RTX 4070", *flags]
@@ -164,8 +148,6 @@ def test_a_deadline_before_the_end_names_the_steps_and_moves_the_decay() -> None
     for stays, end in ends:
         rates = [learning_rate(stays + i, planned.schedule, end) for i in (-1, 0, 2)]
         assert rates[0] == rates[1] == planned.schedule.learning_rate > rates[2]
-    there = learning_rate(steps, planned.schedule, planned.steps)
-    assert f"still have a learning rate of {there:.2g}" in said
     cut, _ = night("--start=01:00", "--by=07:00", f"--train.max-steps={steps}")
     assert f"all {steps:,} steps of this run" in cut
     fixed, _ = night("--start=01:00", "--by=07:00", "--optimizer.decay-steps=6600")
@@ -236,7 +218,6 @@ def test_a_lowered_power_limit_takes_longer_and_less_power(tmp_path: Path) -> No
         (["--by=25:00"], "--by takes a time of day such as 08:00"),
         (["--by=tomorrow"], "--by takes a time of day such as 08:00"),
         (["--start=8"], "--start takes a time of day such as 08:00"),
-        (["--by=08:00", "--tokens-per-parameter=0"], "must be above 0"),
         (["--gpus=0"], "--gpus takes a number of GPUs"),
         (["--gpus=3"], "set --train.grad-accum to a multiple of 3"),
         (["--power-limit=0"], "--power-limit takes watts above 0"),

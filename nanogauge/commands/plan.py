@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,10 +18,11 @@ from nanogauge.doctor.machine import memory_to_plan_with
 from nanogauge.errors import BadInput
 from nanogauge.hardware import lookup, read_gpus
 from nanogauge.prediction.calibrated import Calibration, load_calibration
+from nanogauge.prediction.loss import FinishedLoss
 from nanogauge.prediction.overheads import preparation_seconds
 from nanogauge.prediction.plan import make_wish, plan_all, plan_deadline, plan_fit
 from nanogauge.prediction.prediction import predict
-from nanogauge.prediction.search import TOKENS_PER_PARAMETER
+from nanogauge.prediction.quality import load_losses
 from nanogauge.prediction.workload import resolve_dtype
 from nanogauge.report.terminal import print_plan, print_plans
 from nanogauge.runspec import RunSpec
@@ -51,13 +52,6 @@ def _make_parser() -> Parser:
     parser.add_argument("--fit", action="store_true", help="show the largest models that fit")
     parser.add_argument("--by", metavar="08:00", help="show what would end by this time")
     parser.add_argument("--start", metavar="22:00", help="start of the run (default: now)")
-    parser.add_argument(
-        "--tokens-per-parameter",
-        type=float,
-        default=TOKENS_PER_PARAMETER,
-        metavar="N",
-        help="ratio for the largest model that ends --by then (default: Chinchilla's 20)",
-    )
     parser.add_argument(
         "--calibrate",
         action="store_true",
@@ -96,7 +90,7 @@ def _plan(given: Namespace, load_tools: LoadTools | None) -> int:
     if config is None:
         raise BadInput("give the configuration of a run: configs/ holds examples.")
     now = datetime.now().astimezone().replace(microsecond=0)
-    wish = make_wish(now, given.start, given.by, given.tokens_per_parameter)
+    wish = make_wish(now, given.start, given.by)
     spec = config.to_spec()
     claims = load_claims(given.claims) if given.claims is not None else None
     if given.calibrate:
@@ -118,7 +112,7 @@ def _plan(given: Namespace, load_tools: LoadTools | None) -> int:
     data, preparation = config.data, None
     if data.folder is not None and data.tokens is not None and not data.folder.exists():
         preparation = preparation_seconds(data.tokens)
-    deadline = plan_deadline(spec, target.predict, free, wish, preparation)
+    deadline = plan_deadline(spec, target.predict, wish, preparation)
     if not given.json:
         print_plan(spec, prediction, rows, findings, fit, deadline, now)
         return 0
@@ -145,7 +139,7 @@ def _compare(given: Namespace) -> int:
     _refuse_flags(given, "compare", shared, "the plan of one run; leave it or --compare out.")
     paths = [path for path in (given.config, *given.compare) if path is not None]
     now = datetime.now().astimezone().replace(microsecond=0)
-    start = make_wish(now, given.start, None, TOKENS_PER_PARAMETER).start
+    start = make_wish(now, given.start, None).start
 
     def predicted(spec: RunSpec) -> Prediction:
         return _named_target(spec, given).predict(spec)
@@ -186,9 +180,10 @@ class Target:
     dtype: str
     calibration: Calibration | None
     warning: str | None
+    losses: Sequence[FinishedLoss] = field(default_factory=load_losses)
 
     def predict(self, spec: RunSpec) -> Prediction:
-        prediction = predict(spec, self.hardware, self.calibration)
+        prediction = predict(spec, self.hardware, self.calibration, losses=self.losses)
         if self.warning is None:
             return prediction
         return prediction.model_copy(update={"notes": [*prediction.notes, self.warning]})

@@ -5,15 +5,18 @@
 N counts the blocks and one head, D the tokens seen, with repeated ones discounted. m is the
 recipe's multiplier: the tokens of GPT-2's own recipe that one of its tokens is worth.
 Source: Hoffmann et al. 2022, arXiv 2203.15556 (the form); Muennighoff et al. 2023, arXiv 2305.16264
-(repeated data). bench/fit_loss.py fits the constants, bench/validate_loss.py compares them with
-published runs.
+(repeated data). bench/fit_loss.py fits the constants of loss.toml to published runs, and
+bench/validate_loss.py compares them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
 
 Z90 = 1.645
 """Half the width of a normal distribution's central 90 %, in standard deviations."""
@@ -27,72 +30,32 @@ class Constant:
     source: str
 
 
-_RUNS = "fit to FITTED_RUNS; prior: "
-_CURVES = "fit to FITTED_CURVES"
-# bench/fit_loss.py --write rewrites the fitted values, their sigmas and both lists of names.
-CONSTANTS: dict[str, Constant] = {
-    "irreducible": Constant(2.207, 0.03, _RUNS + "arXiv 2203.15556, 2404.10102"),
-    "fineweb_edu": Constant(-0.1946, 0.009, _RUNS + "difference of GPT2_124M"),
-    "openwebtext": Constant(-0.2161, 0.009, _RUNS + "difference of GPT2_124M"),
-    "parameter_scale": Constant(0.7752, 0.03, _RUNS + "arXiv 2305.16264, 2404.10102"),
-    "parameter_exponent": Constant(0.3566, 0.01, _RUNS + "arXiv 2305.16264, 2404.10102"),
-    "token_scale": Constant(0.4358, 0.02, _RUNS + "arXiv 2305.16264, 2404.10102"),
-    "token_exponent": Constant(0.3459, 0.02, _RUNS + "arXiv 2305.16264, 2404.10102"),
-    "tuned_rotary": Constant(1.829, 0.1, _RUNS + "1.6, assumed"),
-    "muon": Constant(1.543, 0.1, _RUNS + "arXiv 2502.16982 (1.9), 2509.02046 (1.1-1.4)"),
-    "modern_blocks": Constant(1.227, 0.09, _RUNS + "1.2, assumed"),
-    "untied_head": Constant(1.442, 0.1, _RUNS + "1 to 1.7, all of its parameters"),
-    "shortcuts": Constant(1.18, 0.1, _RUNS + "1.2, assumed"),
-    "repeat_decay": Constant(15.39, 0, "arXiv 2305.16264"),
-    "cosine_exponent": Constant(0.8, 0.1, _CURVES),
-    "cosine_rate_loss": Constant(0.12, 0.02, _CURVES),
-    "wsd_exponent": Constant(0.4, 0.1, _CURVES),
-    "wsd_rate_loss": Constant(0.08, 0.02, _CURVES),
-}
-_RUN_NAMES = """
-llmc-124m-keller llmc-124m-orig llmc-350m mng-adamw-0606 mng-adamw-first mng-adam-1029 mng3-adam
-mng3-adamh mng-soap-1009 mng-muon-1010 mng-muon-1014 mng-muon-1018 mng-muon-1029 mng-muon-1103
-mng-muon-10b mng-short-1108 mng-short-6b mng-1b5-adam mng-1b5-muon mng3-muon-3600 mng3-muon-3250
-mng3-muon-3275 agndm-shuffled agndm-half agndm-smaller agndm-bigger agndm-2.5ep agndm-linear
-nanogpt-124m nanugpt-124m-300b nanugpt-124m-10b-a nanugpt-124m-llmc nanugpt-124m-keller
-documented-40m
-"""
-_CURVE_NAMES = """
-agndm-shuffled agndm-smaller agndm-bigger agndm-half_dataset agndm-group_weight_g2 agndm-no_warmup
-agndm-2.5ep llmc-keller llmc-350m documented(train-eval) documented(5.7k-val) mng-adamw-0606
-mng-soap mng-muon-1010 mng-muon-1014 mng-adam-1029 mng-untied-1103 mng-untied-10b mng-short-6b
-mng-short-1108 mng-d1024-1b7 mng-d1024-10b mng-1b5-adam mng-1b5-muon ty1erz-100m
-"""
-FITTED_RUNS = frozenset(_RUN_NAMES.split())
-FITTED_CURVES = frozenset(_CURVE_NAMES.split())
-"""Published runs, and curves, that the constants were fitted to."""
-
-VALUES: dict[str, float] = {name: constant.value for name, constant in CONSTANTS.items()}
-Values = Mapping[str, float]
-
-DATASETS = {"FineWeb": None, "FineWeb-Edu": "fineweb_edu", "OpenWebText": "openwebtext"}
-"""Data sets with a known level -> the constant that is its distance from FineWeb's."""
-REPOSITORIES = {
-    "HuggingFaceFW/fineweb": "FineWeb",
-    "HuggingFaceFW/fineweb-edu": "FineWeb-Edu",
-    "Skylion007/openwebtext": "OpenWebText",
-}
-"""Repository on the Hugging Face hub -> data set."""
-
-
 @dataclass(frozen=True)
 class Mark:
     loss: float
     source: str
 
 
-GPT2_124M: dict[str, Mark] = {
-    "FineWeb-Edu": Mark(3.2924, "OpenAI's checkpoint; karpathy/build-nanogpt, play.ipynb"),
-    "FineWeb": Mark(3.424958, "OpenAI's checkpoint; karpathy/llm.c, dev/vislog.ipynb"),
-    "OpenWebText": Mark(3.12, "OpenAI's checkpoint; karpathy/nanoGPT, README"),
-}
+_TABLE = tomllib.loads(files("nanogauge").joinpath("loss.toml").read_text(encoding="utf-8"))
+CONSTANTS = {name: Constant(**row) for name, row in _TABLE["constants"].items()}
+FITTED_RUNS, FITTED_CURVES = (frozenset(names.split()) for names in _TABLE["fitted"].values())
+"""Published runs, and curves, that the constants were fitted to."""
+DATASETS: dict[str, str | None] = {n: row.get("offset") for n, row in _TABLE["datasets"].items()}
+"""Data sets with a known level -> the constant that is its distance from FineWeb's."""
+REPOSITORIES: dict[str, str] = {row["repository"]: n for n, row in _TABLE["datasets"].items()}
+"""Repository on the Hugging Face hub -> data set."""
+GPT2_124M = {name: Mark(**row["gpt2_124m"]) for name, row in _TABLE["datasets"].items()}
 """GPT-2 124M's validation loss by data set. It was not trained on the first two."""
-HELLASWAG_PARITY = Mark(3.17, "hellaswag_accuracy() is GPT-2 124M's 0.2945 here")
+USUAL_RATES: dict[str, tuple[float, float]] = _TABLE["usual_rates"]
+"""Lowest and highest peak learning rate of published runs at 124 M parameters, by recipe."""
+VALUES: dict[str, float] = {name: constant.value for name, constant in CONSTANTS.items()}
+Values = Mapping[str, float]
+
+GPT2_124M_HELLASWAG = 0.2945
+"""GPT-2 124M's accuracy on HellaSwag. Source: karpathy/build-nanogpt."""
+HELLASWAG_PARITY = Mark(3.17, "hellaswag_accuracy() is GPT2_124M_HELLASWAG here")
+HELLASWAG_RMS = 0.003
+"""Scatter of accuracies about hellaswag_accuracy()."""
 
 
 @dataclass(frozen=True)
@@ -114,16 +77,9 @@ class Recipe:
         return tuple(name for name, present in vars(self).items() if present)
 
 
-_AT_124M = (100e6, 150e6)
 EVIDENCE: dict[Recipe, tuple[float, float]] = {
-    Recipe(): (29e6, 1.6e9),
-    Recipe(tuned_rotary=True): (100e6, 1.6e9),
-    Recipe(tuned_rotary=True, modern_blocks=True): _AT_124M,
-    Recipe(tuned_rotary=True, modern_blocks=True, untied_head=True): _AT_124M,
-    Recipe(tuned_rotary=True, muon=True): _AT_124M,
-    Recipe(tuned_rotary=True, muon=True, modern_blocks=True): (100e6, 1.6e9),
-    Recipe(tuned_rotary=True, muon=True, modern_blocks=True, untied_head=True): _AT_124M,
-    Recipe(True, True, True, True, True): _AT_124M,
+    Recipe(**dict.fromkeys(row["factors"], True)): tuple(row["parameters"])
+    for row in _TABLE["recipes"]
 }
 """Recipes with published runs -> range of N in these runs."""
 MOST_UNKNOWN = 3.4
@@ -214,7 +170,9 @@ class LossInputs:
     rate_ratio: float = 1.0
     """Peak learning rate over the recipe's usual one."""
     validation_tokens: float | None = None
-    """Tokens of the validation set; None if unknown."""
+    """Tokens of the validation set that an evaluation reads; None if unknown."""
+    pretrained: bool = False
+    """The run starts from trained weights."""
 
     @property
     def unique(self) -> float:
@@ -244,6 +202,7 @@ class FinishedLoss:
 
     inputs: LossInputs
     loss: float
+    name: str = ""
 
 
 def validation_error(validation_tokens: float) -> float:
@@ -268,11 +227,11 @@ def predict_loss(
         if outside:  # the law says how much may differ, not by how much it does
             away = abs(laws[1] + level - finished.loss)
             widened = [(away, away, f"{outside}; the level is that of the finished run")]
-    elif outside:
-        return NoEstimate(outside)
     elif run.dataset not in DATASETS:
         name = run.dataset or "this data set"
         return NoEstimate(f"no published run gives the level of {name}; a finished run on it will")
+    elif outside:
+        return NoEstimate(outside)
     elif run.tokenizer != "gpt2":
         return NoEstimate(f"no published run gives a loss per token of {run.tokenizer}")
     elif run.context != 1024:
@@ -293,67 +252,63 @@ def predict_loss(
     )
 
 
+def _quantities(run: LossInputs) -> dict[str, float]:
+    """Return the quantities that the tables `limits` and `departures` restrict."""
+    return {
+        "million_parameters": run.parameters / 1e6,
+        "tokens_per_parameter": run.tokens / run.parameters,
+        "billion_tokens": run.tokens / 1e9,
+        "million_tokens_a_step": run.tokens / run.steps / 1e6,
+        "steps": run.steps,
+        "layers": run.layers,
+        "aspect": run.width / run.layers,
+        "end_rate": run.end_rate,
+        "rate_ratio": run.rate_ratio,
+        "validation_tokens": run.validation_tokens or math.inf,
+    }
+
+
+def _rows(table: str, run: LossInputs) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield the rows of a table that apply to the run, and their reasons."""
+    quantities = _quantities(run)
+    for row in _TABLE[table]:
+        value = quantities[row["of"]]
+        if row.get("over", -math.inf) < value < row.get("under", math.inf):
+            yield row, row["why"].format(value)
+
+
 def _refusal(run: LossInputs) -> str | None:
     """Return why the scaling law does not apply to the run; None if it does."""
-    ratio, unique = run.tokens / run.parameters, run.unique
-    if run.parameters < 12e6:
-        return f"{run.parameters / 1e6:.3g} M parameters: the law begins at 12 M"
-    if ratio < 5:
-        return f"{ratio:.2g} tokens a parameter: the law begins at 5"
-    if run.steps < 500:
-        return f"{run.steps:,.0f} steps: the law begins at 500"
-    if run.tokens < 1e8:
-        return f"{run.tokens / 1e6:.3g} M tokens: the law begins at 100 M"
-    if run.layers < 4:
-        return f"{run.layers} layers: the law begins at 4"
+    unique = run.unique
+    if run.pretrained:
+        return "the run starts from trained weights: the law is of random ones"
     if run.passes > (35 if unique > 50 * run.parameters else 15):
         return f"{run.passes:.3g} passes over {unique / 1e9:.2g} G tokens: the model will overfit"
-    if run.rate_ratio >= 4:
-        return f"{run.rate_ratio:.2g} times the recipe's learning rate: training diverges"
-    return None
+    return next((why for _, why in _rows("limits", run)), None)
 
 
 def _departures(run: LossInputs) -> list[tuple[float, float, str]]:
     """Return departures from the validated range: nats to widen below, above, and the reason."""
-    ratio, aspect = run.tokens / run.parameters, run.width / run.layers
-    millions, billions = run.parameters / 1e6, run.tokens / 1e9
-    a_step = run.tokens / run.steps / 1e6
+    found = [(*row["widen"], why) for row, why in _rows("departures", run)]
     smallest, largest = EVIDENCE.get(run.recipe or Recipe(), EVIDENCE[Recipe()])
-    outside = max(smallest / run.parameters, run.parameters / largest, 1.0)
-    far = 0.03 * math.log2(outside)
-    rate = 0.08 if run.rate_ratio > 2 else 0.035 if run.rate_ratio >= 0.25 else 0.05
-    unseen = run.recipe is not None and run.recipe not in EVIDENCE
-    noisy = run.validation_tokens is not None and run.validation_tokens < 1e6
-    rows = [
-        (ratio < 8, 0.0, 0.06, f"{ratio:.2g} tokens a parameter: validated from 8"),
-        (ratio > 400, 0.03, 0.03, f"{ratio:,.0f} tokens a parameter: validated to 400"),
-        (run.steps < 800, 0.0, 0.27, f"{run.steps:,.0f} steps: 0.14-0.27 too low elsewhere"),
-        (800 <= run.steps < 1000, 0.0, 0.14, f"{run.steps:,.0f} steps: validated from 1,000"),
-        (billions < 0.4, 0.10, 0.15, f"{billions:.2g} G tokens: validated from 1 G"),
-        (0.4 <= billions < 1, 0.05, 0.05, f"{billions:.2g} G tokens: validated from 1 G"),
-        (run.layers < 6, 0.0, 0.09, f"{run.layers} layers: validated from 6"),
-        (aspect > 96, 0.0, 0.05, f"width {aspect:.0f} times the depth: validated to 96"),
-        (aspect < 13, 0.0, 0.03, f"width {aspect:.0f} times the depth: validated from 13"),
-        (far > 0, far, far, f"{millions:,.0f} M parameters: no published run of this recipe near"),
-        (
-            *(run.unique < 4e8 and run.passes > 4, 0.0, 0.15),
-            f"{run.passes:.2g} passes over {run.unique / 1e9:.2g} G: validated from 0.4 G",
-        ),
-        (a_step > 0.6, 0.0, 0.10, f"{a_step:.2g} M tokens a step: validated to 0.5 M"),
-        (a_step < 0.12, 0.03, 0.03, f"{a_step:.2g} M tokens a step: validated from 0.13 M"),
-        (run.end_rate > 0.1, 0.05, 0.05, f"the rate ends at {run.end_rate:.2g} of its peak"),
-        (not 0.5 <= run.rate_ratio <= 2, 0.0, rate, f"{run.rate_ratio:.2g} times the usual rate"),
-        (run.recipe is None, 0.0, 0.0, "recipe not known: a multiplier of 1 to 3.4"),
-        (unseen, 0.0, 0.0, "no published run combines these parts of a recipe"),
-        (noisy, 0.0, 0.0, f"{run.validation_tokens or 0:,.0f} validation tokens: noisy"),
-    ]
-    return [(low, high, why) for departs, low, high, why in rows if departs]
+    far = 0.03 * math.log2(max(smallest / run.parameters, run.parameters / largest, 1.0))
+    if far > 0:
+        millions = f"{run.parameters / 1e6:,.0f} M parameters"
+        found.append((far, far, f"{millions}: no published run of this recipe near"))
+    if run.unique < 4e8 and run.passes > 4:
+        passes = f"{run.passes:.2g} passes over {run.unique / 1e9:.2g} G"
+        found.append((0.0, 0.15, f"{passes}: validated from 0.4 G"))
+    if run.recipe is None:
+        found.append((0.0, 0.0, "recipe not known: a multiplier of 1 to 3.4"))
+    elif run.recipe not in EVIDENCE:
+        found.append((0.0, 0.0, "no published run combines these parts of a recipe"))
+    return found
 
 
 def hellaswag_accuracy(fineweb_edu_loss: float) -> float | None:
     """Return HellaSwag's accuracy at a loss on FineWeb-Edu; None outside 2.9-3.7.
 
-    A parabola through 698 evaluations of six runs of AGNDM/build-nanogpt, rms 0.003.
+    A parabola through 698 evaluations of six runs of AGNDM/build-nanogpt.
     """
     if not 2.9 <= fineweb_edu_loss <= 3.7:
         return None

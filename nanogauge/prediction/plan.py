@@ -21,7 +21,6 @@ from nanogauge.prediction.search import (
     fit_verdict,
     is_expected_to_fit,
     largest_micro_batch,
-    largest_model_in_time,
     largest_of_aspect,
     memory_of,
     most_steps,
@@ -29,7 +28,6 @@ from nanogauge.prediction.search import (
 )
 from nanogauge.quantities import Interval, next_time, time_after
 from nanogauge.runspec import RunSpec, Schedule
-from nanogauge.schedule import learning_rate
 from nanogauge.schema import FreeMemory, Prediction, Stored
 
 Search = Callable[[RunSpec, Callable[[RunSpec], bool]], RunSpec | None]
@@ -113,18 +111,14 @@ class Deadline(Stored):
     by: datetime | None
     steps: Steps | None
     tokens: Steps | None
-    tokens_per_parameter: float | None
-    model: Candidate | None
-    """Largest model of about the same proportions that fits and ends in time with these tokens."""
 
 
 @dataclass(frozen=True)
 class Wish:
-    """The start, the deadline and the tokens per parameter that the user asked for."""
+    """The start and the deadline that the user asked for."""
 
     start: datetime
     by: datetime | None
-    tokens_per_parameter: float
 
 
 def plan_fit(spec: RunSpec, predicted: Predictor, free: FreeMemory, models: bool) -> Fit:
@@ -179,14 +173,14 @@ def _candidate(spec: RunSpec, predicted: Predictor, free: FreeMemory) -> Candida
 
 
 def plan_deadline(
-    spec: RunSpec, predicted: Predictor, free: FreeMemory, wish: Wish, preparation: Interval | None
+    spec: RunSpec, predicted: Predictor, wish: Wish, preparation: Interval | None
 ) -> Deadline:
-    """Return when the run ends if it starts at wish.start, and which runs would end by wish.by.
+    """Return when the run ends if it starts at wish.start, and how much of it ends by wish.by.
 
     `preparation` is the time to prepare the data before the run; None if there is nothing to do.
     """
     total = predicted(spec).best("total_seconds")
-    finish = steps = tokens = model = None
+    finish = steps = tokens = None
     if total is not None:
         finish = Finish.after(wish.start, total)
     if total is not None and wish.by is not None:
@@ -198,10 +192,6 @@ def plan_deadline(
         steps = Steps(low=in_time("high"), expected=in_time("expected"), high=in_time("low"))
         in_tokens = {end: spec.tokens_per_step * n for end, n in steps.model_dump().items()}
         tokens = Steps(**in_tokens)
-        largest = largest_model_in_time(
-            predicted, spec, seconds, free.bytes, wish.tokens_per_parameter
-        )
-        model = _candidate(largest, predicted, free) if largest is not None else None
     return Deadline(
         start=wish.start,
         finish=finish,
@@ -209,20 +199,14 @@ def plan_deadline(
         by=wish.by,
         steps=steps,
         tokens=tokens,
-        tokens_per_parameter=wish.tokens_per_parameter if wish.by is not None else None,
-        model=model,
     )
 
 
-def make_wish(
-    now: datetime, start: str | None, by: str | None, tokens_per_parameter: float
-) -> Wish:
+def make_wish(now: datetime, start: str | None, by: str | None) -> Wish:
     """Resolve the times of day of the command line: start is after now, by is after start."""
-    if not 0 < tokens_per_parameter < math.inf:
-        raise BadInput("--tokens-per-parameter must be above 0; 20 is Chinchilla's.")
     begin = next_time(start, now, "--start") if start is not None else now
     end = next_time(by, begin, "--by") if by is not None else None
-    return Wish(start=begin, by=end, tokens_per_parameter=tokens_per_parameter)
+    return Wish(start=begin, by=end)
 
 
 def recipe_sentence(spec: RunSpec) -> str:
@@ -262,7 +246,7 @@ def schedule_words(schedule: Schedule, steps: int) -> str:
 
 
 def cut_sentences(spec: RunSpec, steps: int, sure: int) -> list[str]:
-    """Return the flags for a run of fewer steps, and what a run that just stops there misses.
+    """Return the flags for a run of fewer steps, and its learning rate.
 
     `steps` are expected to end in time, and `sure` steps end in time even at the high end.
     """
@@ -275,15 +259,7 @@ def cut_sentences(spec: RunSpec, steps: int, sure: int) -> list[str]:
         flags += f" --optimizer.decay-steps {steps}"
         shorter = replace(schedule, decay_steps=steps)
     words = schedule_words(shorter, steps)
-    sentences = [f"For a run of these steps: {flags}{safely}; learning rate {words}."]
-    there = learning_rate(steps, schedule, spec.steps)
-    decays = schedule.decay != "constant" and steps >= schedule.warmup_steps
-    if decays and there > schedule.min_learning_rate:
-        sentences.append(
-            f"Stopped then without that, it would still have a learning rate of {there:.2g}, "
-            f"{100 * there / schedule.learning_rate:.0f} % of the peak."
-        )
-    return sentences
+    return [f"For a run of these steps: {flags}{safely}; learning rate {words}."]
 
 
 def _model_words(spec: RunSpec) -> str:

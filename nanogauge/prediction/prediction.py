@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 from nanogauge.errors import BadInput
@@ -15,6 +16,7 @@ from nanogauge.prediction.flops import (
     flops_per_token_6n,
     flops_per_token_palm,
 )
+from nanogauge.prediction.loss import FinishedLoss
 from nanogauge.prediction.overheads import (
     FIRST_STEP_EXTRA_SECONDS,
     START_UP_SECONDS,
@@ -22,6 +24,7 @@ from nanogauge.prediction.overheads import (
     state_bytes,
     waiting_seconds,
 )
+from nanogauge.prediction.quality import predict_quality
 from nanogauge.prediction.search import memory_of
 from nanogauge.prediction.step_time import StepTime, predict_step_time
 from nanogauge.prediction.workload import resolve_dtype, workload_of
@@ -37,6 +40,7 @@ def predict(
     calibration: Calibration | None = None,
     *,
     gpu: str | None = None,
+    losses: Sequence[FinishedLoss] = (),
 ) -> Prediction:
     """Predict every quantity of a run; `unpredicted` gives the reason for each missing one.
 
@@ -56,6 +60,7 @@ def predict(
         hardware: the device, as local_hardware and lookup return it.
         calibration: measurements of this device.
         gpu: name of a row of hardware.toml, in place of `hardware`.
+        losses: finished runs, of which one on the same data calibrates the loss.
 
     Raises:
         ValueError: without a device, for an unknown one, or if the GPUs cannot share the
@@ -66,11 +71,9 @@ def predict(
     if hardware is None:
         raise BadInput('name the device: predict(spec, gpu="RTX 4070")')
     quantities = _exact_quantities(spec)
-    unpredicted: dict[str, str] = {
-        "val_loss": "no loss is predicted in this version",
-        "quality_vs_gpt2": "no benchmark score is predicted in this version",
-        "speedup_after_warmup": "no change of speed is expected after the first step",
-    }
+    quality, calibrated, unpredicted, notes = predict_quality(spec, losses)
+    quantities |= quality
+    unpredicted["speedup_after_warmup"] = "no change of speed is expected after the first step"
     if spec.unique_tokens is None and "data_epochs" not in quantities:
         unpredicted["data_epochs"] = "data.tokens is not given and there is no data to count yet"
     on_gpu, gpus = hardware.kind != "cpu", spec.world_size
@@ -78,7 +81,6 @@ def predict(
     memory = memory_of(spec, hardware)
     step = predict_step_time(work, hardware) if spec.compile is not None else None
     ledger: dict[str, float] = {}
-    notes: list[str] = []
     parts: list[Part] = []
     if step is None:
         reason = "the peak, bandwidth or class of this device is not known"
@@ -96,6 +98,8 @@ def predict(
     known = None
     if calibration is not None:
         known = calibrated_step(work, hardware, calibration, step)
+        if known is not None:
+            calibrated = _calibrated(spec, hardware, step, known) | calibrated
     if step is not None and known is None:
         notes += [f"Step time on {hardware.name}: {caveat}." for caveat in step.caveats]
     if hardware.kind == "cpu":
@@ -125,7 +129,7 @@ def predict(
         dtype=resolve_dtype(spec, on_gpu),
         quantities={row: quantities[row] for row in QUANTITIES if row in quantities},
         unpredicted=unpredicted,
-        calibrated=_calibrated(spec, hardware, step, known) if known is not None else {},
+        calibrated=calibrated,
         step_parts=parts,
         memory_parts=memory.parts,
         ledger=ledger,

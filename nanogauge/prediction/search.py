@@ -124,9 +124,6 @@ def largest_of_aspect(spec: RunSpec, passes: Callable[[RunSpec], bool]) -> RunSp
     return max(found, key=lambda c: count_parameters(c.shape).without_positions)
 
 
-TOKENS_PER_PARAMETER = 20.0
-"""Tokens per parameter with the lowest loss at fixed FLOPs. Source: Hoffmann et al. 2022."""
-
 IntervalEnd = Literal["low", "expected", "high"]
 Predictor = Callable[[RunSpec], Prediction]
 """Predicts a run on the device being planned for."""
@@ -149,28 +146,3 @@ def trained_on(spec: RunSpec, tokens_per_parameter: float) -> RunSpec:
     parameters = count_parameters(spec.shape).without_positions
     steps = math.ceil(tokens_per_parameter * parameters / spec.tokens_per_step)
     return replace(spec, steps=steps)
-
-
-def largest_model_in_time(
-    predicted: Predictor, spec: RunSpec, seconds: float, free: float, tokens_per_parameter: float
-) -> RunSpec | None:
-    """Return the largest model of about the same shape that is expected to fit and end in time.
-
-    It trains on `tokens_per_parameter` tokens per parameter, at the given micro-batch or the
-    largest that fits at the same tokens per step.
-    """
-    plan = predicted(spec)
-    device = (plan.hardware, free)
-
-    def made_to_fit(candidate: RunSpec) -> RunSpec | None:
-        if is_expected_to_fit(candidate, *device):
-            return candidate
-        micro = largest_micro_batch(candidate, *device)
-        return with_micro_batch(candidate, micro) if micro is not None else None
-
-    def passes(candidate: RunSpec) -> bool:
-        fitting = made_to_fit(trained_on(candidate, tokens_per_parameter))
-        return fitting is not None and ends_within(predicted, fitting, seconds, "expected")
-
-    found = largest_of_aspect(spec, passes)
-    return made_to_fit(trained_on(found, tokens_per_parameter)) if found is not None else None

@@ -27,6 +27,7 @@ from nanogauge.prediction.plan import (
     cut_sentences,
     recipe_sentence,
 )
+from nanogauge.prediction.quality import mark_sentence
 from nanogauge.quantities import (
     GIB,
     Interval,
@@ -152,6 +153,8 @@ def print_plan(
                 f"its tokens takes about {took} before the run."
             )
         )
+    if (mark := mark_sentence(spec.dataset, prediction.best("val_loss"))) is not None:
+        console.print(Text(mark))
     console.print(Text(_flops_sentence(spec), style="dim"))
     if prediction.step_parts:
         parts = ", ".join(
@@ -216,19 +219,7 @@ def _deadline_sentences(
     if deadline.by is None or deadline.steps is None or deadline.tokens is None:
         return sentences
     by = day_and_time(deadline.by, now)
-    sentences += _steps_sentences(spec, by, deadline.steps, deadline.tokens)
-    ratio = f"{deadline.tokens_per_parameter:g} tokens for each parameter"
-    if deadline.model is None:
-        sentences.append(f"No model of this shape ends by {by} with {ratio}.")
-    else:
-        model = deadline.model
-        shape = f"{model.n_layer} layers x {model.n_embd} ({model.n_head} heads)"
-        sentences.append(
-            f"The largest model of this shape that ends by {by} with {ratio}: {shape}, "
-            f"{_parameters(model)} parameters, {model.max_steps:,} steps at micro-batch "
-            f"{model.micro_batch}, {_time(model.total_seconds)}; memory: {model.verdict}."
-        )
-    return sentences
+    return sentences + _steps_sentences(spec, by, deadline.steps, deadline.tokens)
 
 
 def _steps_sentences(spec: RunSpec, by: str, steps: Steps, tokens: Steps) -> list[str]:

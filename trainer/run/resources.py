@@ -20,6 +20,7 @@ from nanogauge.measure.sensors import DriverInfo, driver_info
 from nanogauge.prediction.calibrated import load_calibration
 from nanogauge.prediction.loss import REPOSITORIES
 from nanogauge.prediction.prediction import predict
+from nanogauge.prediction.quality import load_losses
 from nanogauge.prediction.search import (
     fit_verdict,
     largest_micro_batch,
@@ -97,7 +98,7 @@ def open_run_folder(
         hardware.name, torch.__version__, calibrated_threads(device)
     )
     spec = config.to_spec(dtype, ranks.world)
-    prediction = predict(spec, hardware, calibration)
+    prediction = predict(spec, hardware, calibration, losses=load_losses())
     if not force:
         free = _free_memory(hardware, device, ranks)
         refuse_too_large(spec, hardware, free, resumed=False)

@@ -13,6 +13,8 @@ from nanogauge.measure.alarms import Alarm
 from nanogauge.measure.host import ProcessorWatch, peak_process_bytes
 from nanogauge.measure.torch_device import AllocatorPeaks, allocator_peaks
 from nanogauge.prediction.calibrated import Calibration, FinishedRun, add_to_calibration
+from nanogauge.prediction.loss import FinishedLoss
+from nanogauge.prediction.quality import loss_inputs, store_loss
 from nanogauge.prediction.workload import workload_of
 from nanogauge.quantities import finite
 from nanogauge.runlog.history import RunHistory
@@ -200,6 +202,17 @@ def record_end(s: Session, status: Status, reason: str | None, restartable: bool
             restartable=restartable,
         )
     )
+
+
+def store_final_loss(s: Session) -> str | None:
+    """Store the final loss of a finished run, which calibrates the next prediction on its data.
+
+    Returns a warning if the loss could not be stored.
+    """
+    if s.steps.val_loss is None or s.steps.done < STEPS_TO_STORE:
+        return None
+    inputs = loss_inputs(s.run.folder.spec)
+    return store_loss(FinishedLoss(inputs, s.steps.val_loss, s.config.run.name))
 
 
 def store_step_time(s: Session, recorded: RunHistory) -> str | None:
