@@ -25,7 +25,6 @@ from nanogauge.cli import Parser, print_json, run_command
 
 # isort: split
 import numpy as np
-import tiktoken
 
 from nanogauge.analysis.measured import GPT2, HELD_OUT, describe_benchmark
 from nanogauge.analysis.report_model import build_report, claims_of
@@ -36,7 +35,7 @@ from nanogauge.runlog.writer import RunLog
 from nanogauge.schema import Benchmark
 from trainer.checkpoints.pretrained import VOCABULARY_NAME, hugging_face_folder, open_pretrained
 from trainer.data.dataset import open_dataset
-from trainer.data.tokenizer import from_encoding, load_tokenizer
+from trainer.data.tokenizer import Tokenizer
 from trainer.evaluation.benchmarks import (
     Items,
     Numbers,
@@ -52,7 +51,6 @@ from trainer.evaluation.load import (
     CHECKPOINT_HELP,
     TOKENIZER_HELP,
     Trained,
-    encoding_of,
     open_trained,
     tokenizer_of,
 )
@@ -82,15 +80,15 @@ def main(arguments: Sequence[str]) -> int:
     trained = open_trained(given.run, given.checkpoint, given.device, half=False)
     warnings = [*trained.skipped]
     pair, folder = make_pair(trained, given.against)
-    encoding = None
+    tokenizer = None
     if folder is not None or HELLASWAG in tasks:
-        encoding = encoding_of(trained.config.data, given.tokenizer)
-    if folder is not None and encoding is not None:
-        refuse_other_vocabulary(folder, encoding, str(given.against))
+        tokenizer = tokenizer_of(trained.config.data, given.tokenizer)
+    if folder is not None and tokenizer is not None:
+        refuse_other_vocabulary(folder, tokenizer, str(given.against))
     lines = []
     with closing(acquire_lock(given.run)) as lock, RunLog(given.run) as log:
         warnings += [lock.warning] if lock.warning is not None else []
-        for line in benchmarks(trained, pair, folder, encoding, tasks, given, warnings):
+        for line in benchmarks(trained, pair, folder, tokenizer, tasks, given, warnings):
             log.write(line)
             lines.append(line)
             if not given.json:
@@ -125,7 +123,7 @@ def benchmarks(
     trained: Trained,
     pair: Pair,
     against: Path | None,
-    encoding: tiktoken.Encoding | None,
+    tokenizer: Tokenizer | None,
     tasks: Sequence[str],
     given: Any,
     warnings: list[str],
@@ -147,8 +145,8 @@ def benchmarks(
         began = time.perf_counter()
         better, metric = "higher", "acc_norm"
         if task == HELLASWAG:
-            assert encoding is not None
-            found = hellaswag_items(pair, examples, encoding)
+            assert tokenizer is not None
+            found = hellaswag_items(pair, examples, tokenizer)
         else:
             metric, is_higher, items = _of_harness(trained, against, task, given, pair.own.dtype)
             better, found = "higher" if is_higher else "lower", {metric: items}
@@ -179,12 +177,8 @@ def _lines(
 
 def _token_bytes(trained: Trained, given: str | None, warnings: list[str]) -> Numbers | None:
     """Return the bytes of text of each token; None with a warning if they are not known."""
-    data = trained.config.data
     try:
-        if data.embedded or given is not None:
-            tokenizer = from_encoding(encoding_of(data, given), given or "bytes")
-        else:
-            tokenizer = load_tokenizer(*tokenizer_of(data))
+        tokenizer = tokenizer_of(trained.config.data, given)
     except (BadInput, RunFailed) as error:
         warnings.append(f"no bits per byte: {error}")
         return None
@@ -197,7 +191,7 @@ def _token_bytes(trained: Trained, given: str | None, warnings: list[str]) -> Nu
     return lengths.astype(np.float64)
 
 
-def refuse_other_vocabulary(folder: Path, encoding: tiktoken.Encoding, name: str) -> None:
+def refuse_other_vocabulary(folder: Path, tokenizer: Tokenizer, name: str) -> None:
     """Check that the other model has the run's vocabulary: losses are compared token by token.
 
     Raises:
@@ -213,9 +207,9 @@ def refuse_other_vocabulary(folder: Path, encoding: tiktoken.Encoding, name: str
         ) from None
     except (OSError, ValueError):
         raise BadInput(f"{path} is damaged; fetch it again.") from None
-    if theirs != vocabulary_of(encoding):
+    if theirs != vocabulary_of(tokenizer):
         raise BadInput(
-            f"{name} has another vocabulary than the run ({encoding.name}): the losses of their "
+            f"{name} has another vocabulary than the run ({tokenizer.name}): the losses of their "
             "tokens cannot be compared; choose a model of the same tokenizer."
         )
 

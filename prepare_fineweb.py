@@ -1,7 +1,7 @@
 """Turn FineWeb-Edu, or other texts, into token shards in llm.c's format.
 
     python prepare_fineweb.py --tokens 3.68e9 --out data/fineweb_edu
-    python prepare_fineweb.py --dataset my_texts/ --tokens 1e8 --out data/mine
+    python prepare_fineweb.py --dataset input.txt --tokenizer chars --out data/mine
     python prepare_fineweb.py --verify data/fineweb_edu
     python prepare_fineweb.py --stats data/fineweb_edu
 
@@ -26,11 +26,15 @@ from nanogauge.errors import BadInput
 from nanogauge.shell import python_command
 
 if TYPE_CHECKING:
-    from trainer.data.manifest import Manifest
+    from trainer.data.manifest import Manifest, Shard
     from trainer.data.prepare import Progress
 
 MOST_SHARD_TOKENS = 2**31 - 1
 """Largest token count that fits into the header of a shard."""
+OWN_VOCABULARY = 320
+"""model.vocab_size of configs/own_text.toml."""
+FINEWEB = ("HuggingFaceFW/fineweb-edu", "HuggingFaceFW/fineweb")
+TOKENS = 3_680_000_000
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -43,34 +47,63 @@ def main(arguments: Sequence[str]) -> int:
         raise BadInput(f"a shard holds at most {MOST_SHARD_TOKENS:,} tokens; give --shard-tokens.")
     manifest = run_preparation(args)
     train_tokens = manifest.tokens("train")
-    if train_tokens < args.tokens:
+    if args.tokens is not None and train_tokens < args.tokens:
         print(
             f"The dataset ended before {args.tokens:,} training tokens were reached; "
             f"plan with --data.tokens {train_tokens}."
         )
-    config = "configs/rtx4070_fineweb.toml"
+    if _cuts_document(manifest.shards):
+        print(
+            f"A document was cut: its first part is the end of the {manifest.tokens('val'):,} "
+            "validation tokens, the rest is for training. Put <|endoftext|> between documents to "
+            "keep them whole."
+        )
     print(
         f"{len(manifest.shards)} shards with {train_tokens:,} training tokens and "
         f"{manifest.tokens('val'):,} validation tokens are in {args.out}.\n"
-        f"Next: {python_command('train.py', config, '--data.path', args.out)}"
+        f"Next: {next_command(manifest, args.out)}"
     )
     return 0
 
 
+def _cuts_document(shards: Sequence[Shard]) -> bool:
+    """Return whether the first training token is inside of a document."""
+    first = next((shard.begins for shard in shards if shard.split == "train"), None)
+    return first is not None and first.token > 0
+
+
+def next_command(manifest: Manifest, out: Path) -> str:
+    """Return the command that trains on the shards, as a shell takes it."""
+    large = manifest.tokenizer in ("gpt2", "r50k_base")
+    config = "configs/rtx4070_fineweb.toml" if large else "configs/own_text.toml"
+    arguments = [config, "--data.path", str(out)]
+    if not large and manifest.vocab_size > OWN_VOCABULARY:
+        arguments += ["--model.vocab-size", str(-(-manifest.vocab_size // 64) * 64)]
+    return python_command("train.py", *arguments)
+
+
 def run_preparation(args: argparse.Namespace) -> Manifest:
     """Download, tokenize and write the shards, with progress on stderr."""
+    from trainer.data.sources import is_local, read_characters
+    from trainer.data.tokenizer import CHARACTERS
     from trainer.data.workers import WorkerPool
 
-    with WorkerPool(args.workers, args.tokenizer, args.pattern, args.text_column) as pool:
+    local = is_local(args.dataset)  # before anything is loaded
+    characters = None
+    if args.tokenizer == CHARACTERS:
+        characters = read_characters(args.dataset, args.text_column)
+    with WorkerPool(
+        args.workers, args.tokenizer, args.pattern, args.text_column, characters or ""
+    ) as pool:
         # The workers load their tokenizer during these imports.
         from trainer.data.prepare import PrepareOptions, prepare
 
         config = args.name
-        if config is None and args.dataset.startswith("HuggingFaceFW/fineweb"):
+        if config is None and not local and args.dataset in FINEWEB:
             config = "sample-10BT"
         options = PrepareOptions(
             out=args.out,
-            tokens=args.tokens,
+            tokens=args.tokens or TOKENS,
             val_tokens=args.val_tokens,
             shard_tokens=args.shard_tokens,
             dataset=args.dataset,
@@ -79,9 +112,10 @@ def run_preparation(args: argparse.Namespace) -> Manifest:
             text_column=args.text_column,
             tokenizer=args.tokenizer,
             pattern=args.pattern,
+            characters=characters,
             whole_files=args.whole_files,
         )
-        printer = ProgressPrinter(options.tokens + options.val_tokens)
+        printer = ProgressPrinter(to_the_end=local and args.tokens is None)
         try:
             return prepare(options, printer.report, pool)
         finally:
@@ -91,8 +125,8 @@ def run_preparation(args: argparse.Namespace) -> Manifest:
 class ProgressPrinter:
     """Shows progress in a line on stderr: overwritten in a terminal, else every ten seconds."""
 
-    def __init__(self, total_tokens: int) -> None:
-        self._total = total_tokens
+    def __init__(self, to_the_end: bool) -> None:
+        self._to_the_end = to_the_end
         self._last: Progress | None = None
         self._start = self._shown = time.monotonic()
         self._terminal = sys.stderr.isatty()
@@ -109,22 +143,29 @@ class ProgressPrinter:
             self._show(self._last, "\n")
 
     def _show(self, progress: Progress, end: str) -> None:
-        line = format_progress(progress, self._total, max(time.monotonic() - self._start, 1e-9))
+        line = format_progress(
+            progress, max(time.monotonic() - self._start, 1e-9), self._to_the_end
+        )
         erase = "\r\x1b[K" if self._terminal else ""
         print(erase + line, end=end, file=sys.stderr, flush=True)
 
 
-def format_progress(progress: Progress, total_tokens: int, seconds: float) -> str:
-    """Return a line of progress; rates are averages over this process's running time, `seconds`."""
+def format_progress(progress: Progress, seconds: float, to_the_end: bool) -> str:
+    """Return a line of progress; rates are averages over this process's running time, `seconds`.
+
+    With `to_the_end` the number of tokens depends on the source, and is not known.
+    """
     from nanogauge.quantities import format_seconds
 
     rate = progress.new_tokens / seconds
     left = format_seconds(progress.left_tokens / rate) if rate else "unknown time"
     retries = f", {progress.retries} fetched again" if progress.retries else ""
+    of = "" if to_the_end else f" of {progress.tokens + progress.left_tokens:,}"
+    left = "" if to_the_end else f", {left} left"
     return (
-        f"{progress.tokens:,} of {total_tokens:,} tokens, {rate:,.0f} tokens/s, "
+        f"{progress.tokens:,}{of} tokens, {rate:,.0f} tokens/s, "
         f"{progress.documents / seconds:,.0f} documents/s, "
-        f"{progress.text_bytes / 1e6 / seconds:,.1f} MB/s, {left} left{retries}"
+        f"{progress.text_bytes / 1e6 / seconds:,.1f} MB/s{left}{retries}"
     )
 
 
@@ -146,14 +187,19 @@ def make_parser() -> Parser:
         action="store_true",
         help="download whole files into the hub client's cache and check their sha256",
     )
-    add("--tokens", type=count, default=3_680_000_000, help="training tokens (3.68e9)")
+    add("--tokens", type=count, help="training tokens (3.68e9, or all that there are)")
     add("--out", type=Path, default=Path("data/fineweb_edu"), help="folder (data/fineweb_edu)")
-    add("--val-tokens", type=count, default=10_000_000, help="validation tokens (1e7)")
+    add(
+        "--val-tokens",
+        type=count,
+        help="validation tokens (1e7, or a tenth of local files if that is less)",
+    )
     add("--shard-tokens", type=count, default=100_000_000, help="tokens per shard (1e8)")
     add(
         "--tokenizer",
         default="gpt2",
-        help="an encoding of tiktoken, a .tiktoken file, or hf: and a tokenizer.json (gpt2)",
+        help="bytes, chars, an encoding of tiktoken, a .tiktoken file, or hf: and a "
+        "tokenizer.json (gpt2)",
     )
     add("--pattern", default="gpt2", help="pre-tokenization of a .tiktoken file (gpt2)")
     add(

@@ -9,23 +9,21 @@ A text ends at the end-of-text token or after --tokens. Without a prompt it begi
 
 from __future__ import annotations
 
-import codecs
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import trainer.step.torch_env  # noqa: F401  before torch
 from nanogauge.cli import Parser, run_command
 
 # isort: split
-import tiktoken
 import torch
 
 from nanogauge.errors import BadInput
 from nanogauge.quantities import format_seconds
-from trainer.evaluation.generation import Choice, generate, text_tokens
-from trainer.evaluation.load import CHECKPOINT_HELP, encoding_of, open_trained
+from trainer.evaluation.generation import Choice, generate, stream_text
+from trainer.evaluation.load import CHECKPOINT_HELP, TOKENIZER_HELP, open_trained, tokenizer_of
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -45,9 +43,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=1337, help="of each text")
     parser.add_argument("--checkpoint", default="newest", help=CHECKPOINT_HELP)
     parser.add_argument("--device", default="auto", choices=["auto", "cuda", "mps", "cpu"])
-    parser.add_argument(
-        "--tokenizer", help="if the run's data is missing: gpt2, or a file of ranks"
-    )
+    parser.add_argument("--tokenizer", help=TOKENIZER_HELP)
     given = parser.parse(arguments)
     choice = checked_choice(given.temperature, given.top_k, given.top_p)
     if given.tokens < 1:
@@ -56,17 +52,18 @@ def main(arguments: Sequence[str]) -> int:
     trained = open_trained(given.run, given.checkpoint, given.device, half=True)
     for sentence in trained.skipped:
         print(f"! {sentence}", file=sys.stderr)
-    encoding = encoding_of(trained.config.data, given.tokenizer)
+    tokenizer = tokenizer_of(trained.config.data, given.tokenizer)
     count, seconds = 0, 0.0
     for number, prompt in enumerate(prompts or [""]):
         if number:
             print("\n---")
+        begin = tokenizer.prompt(prompt)
         print(prompt, end="", flush=True)
         generator = torch.Generator().manual_seed(given.seed)
-        begin = encoding.encode_ordinary(prompt) or [encoding.eot_token]
         began = time.perf_counter()
-        made = generate(trained.model, begin, given.tokens, choice, generator, encoding.eot_token)
-        for text, of_tokens in stream(made, encoding):
+        end = tokenizer.end_of_text
+        made = generate(trained.model, begin, given.tokens, choice, generator, end)
+        for text, of_tokens in stream_text(made, tokenizer):
             print(text, end="", flush=True)
             count += of_tokens
         seconds += time.perf_counter() - began
@@ -99,22 +96,13 @@ def read_prompts(path: Path) -> list[str]:
         BadInput: if it cannot be read, or has none.
     """
     try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no UTF-8"
         raise BadInput(f"cannot read the prompts {path}: {reason}.") from None
     if not lines:
         raise BadInput(f"{path} holds no prompt; write one a line.")
     return lines
-
-
-def stream(tokens: Iterator[int], encoding: tiktoken.Encoding) -> Iterator[tuple[str, int]]:
-    """Yield the text that each token completes ("" within a character) and its token count."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    for token in tokens:
-        known = b"".join(map(encoding.decode_single_token_bytes, text_tokens([token], encoding)))
-        yield decoder.decode(known), 1
-    yield decoder.decode(b"", final=True), 0
 
 
 if __name__ == "__main__":

@@ -25,6 +25,9 @@ _DATE = "2026-01-01T00:00:00.000Z"
 class Hub:
     """A context manager: the server runs between enter and exit, at `endpoint`.
 
+    `gated`: the files need a token of an account that accepted the conditions. `former` is a name
+    that the repository had before: the hub redirects.
+
     `dies_at`: from the first request for the first row group of this file on, the server closes
     every connection without an answer.
 
@@ -40,7 +43,10 @@ class Hub:
         dies_at: str | None = None,
         faults: Sequence[str] = (),
         kind: Literal["datasets", "models"] = "datasets",
+        gated: bool = False,
+        former: str = "",
     ) -> None:
+        self.gated, self.former = gated, former
         self.repository, self.kind = repository, kind
         self.files = dict(files)
         self.dies_at = dies_at
@@ -106,6 +112,11 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 hub.dead.set()
             if hub.dead.is_set():
                 self.close_connection = True
+            elif hub.former and hub.former in path:
+                location = self.path.replace(hub.former, hub.repository)
+                self.send(307, b"", {"Location": location})
+            elif hub.gated and ("/resolve/" in path or "/tree/" in path):
+                self.send(401, b"", {"X-Error-Code": "GatedRepo"})
             elif path in (api, f"{api}/revision/main", f"{api}/revision/{REVISION}"):
                 siblings = [{"rfilename": name} for name in hub.files]
                 self.json({"id": hub.repository, "sha": REVISION, "siblings": siblings})

@@ -81,8 +81,8 @@ def test_files_of_other_programs_are_memory_mapped(tmp_path: Path, name: str) ->
         assert fact in opened.assumed
     assert ("GPT-2 tokenizer assumed" in opened.assumed) == (tokenizer is not None)
     if tokenizer is None:
-        with pytest.raises(BadInput, match="does not name its tokenizer"):
-            opened.encoding()
+        with pytest.raises(BadInput, match="nothing in the data names its tokenizer"):
+            opened.load_tokenizer()
 
 
 def test_a_file_without_a_split_in_its_name_is_ignored_and_named(tmp_path: Path) -> None:

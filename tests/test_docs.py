@@ -39,6 +39,7 @@ NOT_RUN = {
     "--calibrate": "the documented GPU is not here",
     "--serve": "does not end; tests/test_background.py",
     "--wandb": "W&B's own process; tests/test_wandb_mirror.py",
+    "runs/own_text": "the run of a text; tests/test_own_text.py trains and samples it",
     "--FORM": "stands for each form of log",
 }
 """Part of a command that keeps it from being run here -> why."""

@@ -20,7 +20,8 @@ from evaluate import main
 from nanogauge.analysis.measured import quality_figures
 from nanogauge.errors import BadInput
 from nanogauge.schema import Benchmark
-from trainer.data.dataset import byte_encoding, embedded_tokens
+from trainer.data.dataset import embedded_tokens
+from trainer.data.tokenizer import byte_encoding
 from trainer.evaluation.benchmarks import Items, Scorer
 from trainer.evaluation.export import tokenizer_files
 from trainer.evaluation.load import open_trained

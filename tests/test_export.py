@@ -18,8 +18,7 @@ from model import GPT
 from nanogauge.config import ModelSection
 from nanogauge.errors import BadInput
 from trainer.checkpoints.pretrained import load_pretrained, open_pretrained, to_hugging_face
-from trainer.data.dataset import byte_encoding
-from trainer.data.tokenizer import load_encoding
+from trainer.data.tokenizer import byte_encoding, load_encoding
 from trainer.evaluation.export import tokenizer_files
 from trainer.evaluation.load import open_trained
 

@@ -116,7 +116,7 @@ def test_a_large_vocabulary_of_a_tiktoken_file_is_written_as_uint32(
     (tmp_path / "wide.tiktoken").write_text("\n".join(lines))
     (tmp_path / "texts.txt").write_text("the one<|endoftext|>the other")
     flags = ["--dataset", "texts.txt", "--tokenizer", "wide.tiktoken", "--pattern", "cl100k_base"]
-    prepare_here(tmp_path, *flags, "--val-tokens", 1, "--tokens", 100, "--out", "out")
+    prepare_here(tmp_path, *flags, "--val-tokens", 6, "--tokens", 100, "--out", "out")
     manifest = read_manifest(tmp_path / "out")
     assert manifest.vocab_size == 70_002 and manifest.end_of_text == 70_001
     (train,) = open_split(tmp_path / "out", "train")
@@ -152,7 +152,7 @@ def test_an_unreadable_source_is_named_and_nothing_stays(
 ) -> None:
     (tmp_path / name).write_bytes(data)
     assert re.search(message, refused(tmp_path, "--dataset", name, "--out", "out"))
-    assert not list((tmp_path / "out").iterdir())
+    assert not list((tmp_path / "out").glob("*"))
 
 
 def test_a_missing_column_is_refused_with_the_existing_ones(tmp_path: Path) -> None:

@@ -67,11 +67,11 @@ def test_wrong_arguments_are_refused(tiny_run: Path) -> None:
 
 
 def test_the_tokenizer_is_read_from_data_in_the_home_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpt2_tokenizer: None
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "data").mkdir()
     with ShardWriter(tmp_path / "data", GPT2_ORIGIN, shard_tokens=5) as writer:
         for split in ("val", "train"):
             writer.write(split, np.array([50256, 1, 2], np.uint16))
-    assert tokenizer_of(DataSection(path="~/data")) == ("gpt2", "gpt2")
+    assert tokenizer_of(DataSection(path="~/data"), None).name == "gpt2"

@@ -8,25 +8,33 @@ a file goes unnoticed.
 from __future__ import annotations
 
 import hashlib
+import pickletools
 import re
+import struct
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
-import tiktoken
 
 from nanogauge.config import DataSection
 from nanogauge.errors import BadInput
-from nanogauge.files import open_regular
+from nanogauge.files import open_regular, read_whole
 from trainer.data.manifest import NARROW, Split, Tokens
 from trainer.data.shards import MAGICS, MANIFEST_NAME, Shards, open_shard, open_split, read_manifest
+from trainer.data.tokenizer import (
+    BYTES,
+    NANOGPT_CHARACTERS,
+    Tokenizer,
+    byte_encoding,
+    load_tokenizer,
+)
 
-BYTES = "bytes"
-"""Name of the tokenizer of the embedded text."""
+META_NAME = "meta.pkl"
+"""File in which nanoGPT keeps the vocabulary of its character data."""
+LARGEST_META_BYTES = 2**24
 VALIDATION_EVERY = 8
 """Every n-th topic of the embedded text, in alphabetical order, is validation data."""
 _END_OF_TEXT = 256
@@ -40,13 +48,15 @@ class Dataset:
 
     splits: dict[Split, Shards]
     tokenizer: str | None
-    """Name to pass to `load_tokenizer`, or `BYTES`; None if unknown."""
+    """Name to pass to `load_tokenizer`; None if unknown."""
     vocab_size: int | None
     """Number of tokens in the vocabulary; None if unknown."""
     fingerprint: str
     """Hash that identifies the tokens, in hexadecimal."""
     pattern: str = "gpt2"
     """Encoding whose pre-tokenization pattern a .tiktoken file uses."""
+    characters: str = ""
+    """The vocabulary of a character tokenizer, in the order of its tokens."""
     assumed: str | None = None
     """Sentence on assumptions about the tokens, such as the tokenizer; None without any."""
     repository: str | None = None
@@ -55,20 +65,16 @@ class Dataset:
     def tokens(self, split: Split) -> int:
         return sum(len(shard) for shard in self.splits[split])
 
-    def encoding(self) -> tiktoken.Encoding:
+    def load_tokenizer(self) -> Tokenizer:
         """Load the tokenizer, which may need a download.
 
         Raises:
-            BadInput: if the tokenizer is unknown, or not one of tiktoken's.
+            BadInput: if the tokenizer is unknown or cannot be loaded.
             RunFailed: if a download fails.
         """
-        if self.tokenizer == BYTES:
-            return byte_encoding()
         if self.tokenizer is None:
-            raise BadInput("the data does not name its tokenizer.")
-        from trainer.data.tokenizer import load_encoding
-
-        return load_encoding(self.tokenizer, self.pattern)
+            raise BadInput("nothing in the data names its tokenizer.")
+        return load_tokenizer(self.tokenizer, self.pattern, self.characters)
 
 
 def open_dataset(data: DataSection) -> Dataset:
@@ -103,26 +109,13 @@ def open_folder(folder: Path) -> Dataset:
         _hash_lines(lines),
         pattern=manifest.pattern,
         repository=manifest.dataset,
+        characters=manifest.characters or "",
     )
 
 
 def count_training_tokens(data: DataSection) -> int:
     """Return the number of training tokens; raises as `open_dataset`."""
     return open_dataset(data).tokens("train")
-
-
-@cache
-def byte_encoding() -> tiktoken.Encoding:
-    """Return a tokenizer with one token per byte, and 256 for the end of a text.
-
-    Its loss in nats per token is also in nats per byte.
-    """
-    return tiktoken.Encoding(
-        BYTES,
-        pat_str=r"[\s\S]",
-        mergeable_ranks={bytes([i]): i for i in range(256)},
-        special_tokens={"<|endoftext|>": _END_OF_TEXT},
-    )
 
 
 def embedded_tokens() -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint16]]:
@@ -171,22 +164,57 @@ def _open_without_manifest(folder: Path) -> Dataset:
             "elsewhere; keep files of one format in a folder"
         )
     narrow = all(shard.dtype == NARROW for shards in splits.values() for shard in shards)
-    gpt2 = narrow and not (folder / "meta.pkl").exists()  # nanoGPT's, for another tokenizer
-    tokenizer = "GPT-2 tokenizer assumed" if gpt2 else "unknown tokenizer, so no text is sampled"
+    characters, tokenizer = "", "gpt2" if narrow else None
+    if (folder / META_NAME).exists():
+        characters = read_meta_characters(folder / META_NAME)
+        tokenizer = NANOGPT_CHARACTERS if characters else None
+    of = "unknown tokenizer, so no text is sampled"
+    if tokenizer is not None:
+        of = "GPT-2 tokenizer assumed" if not characters else f"the characters of {META_NAME}"
     sizes = " and ".join(f"{sum(s.size for s in splits[x]):,} {x}" for x in get_args(Split))
     assumed = (
         f"{folder} has no manifest: {formats.pop()}; {sizes} tokens, by the names of the files; "
-        f"{tokenizer}; no hashes, so damage is not noticed"
+        f"{of}; no hashes, so damage is not noticed"
     )
     if ignored:
         assumed += f"; ignored, as no split is in the name: {', '.join(ignored)}"
     return Dataset(
         {"train": splits["train"], "val": splits["val"]},
-        "gpt2" if gpt2 else None,
-        None,
+        tokenizer,
+        len(characters) or None,
         _hash_lines(lines),
+        characters=characters,
         assumed=f"{assumed}.",
     )
+
+
+def read_meta_characters(path: Path) -> str:
+    """Return the vocabulary in nanoGPT's meta.pkl, in the order of the tokens; "" without one.
+
+    Numbers and strings are read from the file in their order, and nothing is run: in the dictionary
+    `itos` each number is followed by its character.
+    """
+    values: list[object] = []
+    memo: dict[object, object] = {}
+    try:
+        for opcode, argument, _ in pickletools.genops(read_whole(path, LARGEST_META_BYTES)):
+            if opcode.name == "MEMOIZE":
+                memo[len(memo)] = values[-1]
+            elif opcode.name in ("BINPUT", "LONG_BINPUT"):
+                memo[argument] = values[-1]
+            elif opcode.name in ("BINGET", "LONG_BINGET"):
+                values.append(memo[argument])
+            elif isinstance(argument, int | str) or opcode.name == "EMPTY_DICT":
+                values.append(argument)
+    except (OSError, ValueError, LookupError, struct.error):
+        return ""
+    begin = values.index("itos") + 2 if "itos" in values else len(values)
+    characters: list[str] = []
+    for token, character in zip(values[begin::2], values[begin + 1 :: 2], strict=False):
+        if token != len(characters) or not isinstance(character, str) or len(character) != 1:
+            break
+        characters.append(character)
+    return "".join(characters) if len(set(characters)) == len(characters) else ""
 
 
 def _open_file(path: Path) -> tuple[Tokens, str]:

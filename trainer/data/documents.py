@@ -101,6 +101,8 @@ def read_documents(unit: Unit, column: str, file: pq.ParquetFile | None) -> Iter
             yield from _read_text(unit, compression)
     except _damage_errors(form, compression) as error:
         first = str(error).partition("\n")[0]
+        if isinstance(error, UnicodeDecodeError) and error.object[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            raise BadInput(f"{unit.name} is UTF-16; save it as UTF-8.") from None
         raise Damaged(f"{unit.name} is damaged or cannot be read ({first}).") from None
 
 
@@ -179,7 +181,7 @@ class _TextReader:
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
-        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
         self._buffer = ""
         self._at_end = False
 

@@ -7,6 +7,7 @@ HF_HUB_OFFLINE, HF_HUB_DOWNLOAD_TIMEOUT and the usual proxy variables apply.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,10 +15,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from nanogauge.errors import BadInput, RunFailed
-from nanogauge.files import sha256_file, stays_below
+from nanogauge.files import make_folder, sha256_file, stays_below
+from nanogauge.waiting import announced
 
 TRIES = 10
 """Attempts per request; the waits between them take at least four minutes."""
+RETRY_LIMIT_SECONDS = 300.0
+"""Time after whose end no attempt begins."""
 _LONGEST_WAIT_SECONDS = 60.0
 _RETRY_STATUSES = frozenset((408, 425, 429, 500, 502, 503, 504))
 
@@ -38,19 +42,25 @@ def with_retries(name: str, request: Callable[[], _Value]) -> _Value:
     Raises:
         RunFailed: if the last attempt is interrupted too.
     """
-    for attempt in range(TRIES):
-        try:
-            return request()
-        except Interrupted as error:
-            reason = str(error)
-            wait = max(min(2.0**attempt, _LONGEST_WAIT_SECONDS), error.wait_seconds)
-        if attempt < TRIES - 1:
+    ends = time.monotonic() + RETRY_LIMIT_SECONDS
+    with announced(name, RETRY_LIMIT_SECONDS) as because:
+        for attempt in range(TRIES):
+            try:
+                return request()
+            except Interrupted as error:
+                reason = str(error)
+                because(reason)
+                wait = max(min(2.0**attempt, _LONGEST_WAIT_SECONDS), error.wait_seconds)
+            if attempt == TRIES - 1 or time.monotonic() + wait > ends:
+                break
             time.sleep(wait)
     raise RunFailed(f"the download of {name} broke off ({reason})")
 
 
 def silence_client() -> None:
-    """Disable the log messages and progress bars of the hub's client."""
+    """Disable the messages, progress bars and telemetry of the hub's client; before its import."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
     from huggingface_hub.utils.logging import set_verbosity
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
@@ -64,6 +74,17 @@ def client_errors() -> tuple[type[Exception], ...]:
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
     return OSError, httpx.HTTPError
+
+
+def refuse_unwritable_cache(folder: str, variable: str) -> None:
+    """Raise BadInput if a cache folder, which an environment variable names, cannot be written."""
+    try:
+        make_folder(Path(folder))
+    except BadInput as error:
+        why = str(error).partition(";")[0]
+        raise BadInput(
+            f"downloads cannot be kept in {folder} ({why}); set {variable} to a folder of yours."
+        ) from None
 
 
 def as_interrupted(error: Exception) -> Interrupted | None:

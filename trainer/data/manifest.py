@@ -57,7 +57,8 @@ class SourceFile(_Record):
     """Path in the dataset's repository, or below the local folder."""
     bytes: _Count
     sha256: str | None = None
-    """Hash that the hub lists; None for a local file, or if the hub lists none."""
+    """Hash that the hub lists, or hash_file() of a local file; None in older manifests, or if the
+    hub lists none."""
 
 
 class Settings(_Record):
@@ -66,6 +67,7 @@ class Settings(_Record):
     tokens: _Count
     """Training tokens requested."""
     val_tokens: _Count
+    """Validation tokens; 0 until the length of a local source is known, of which it is a tenth."""
     shard_tokens: Annotated[int, Field(gt=0)]
     text_column: str
     unit_bytes: _Count
@@ -104,6 +106,8 @@ class Origin(_Record):
     """Commit of the repository; None for local files."""
     settings: Settings | None = None
     """Settings of the preparation; None in older manifests."""
+    characters: str | None = None
+    """The vocabulary of the tokenizer chars, in the order of its tokens; None for others."""
 
     @property
     def pattern(self) -> str:

@@ -9,11 +9,12 @@ do not depend on the number of workers.
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import shutil
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,8 @@ from trainer.data.shards import (
     refuse_existing_shards,
     write_manifest,
 )
-from trainer.data.sources import UnitQueue, open_text_source
+from trainer.data.sources import LocalSource, TextSource, UnitQueue, is_local, open_text_source
+from trainer.data.tokenizer import BYTES, CHARACTERS
 from trainer.data.workers import UNITS_PER_WORKER, WorkerPool
 
 SEGMENTS = ".segments"
@@ -50,6 +52,12 @@ SEGMENTS = ".segments"
 _BLOCK_TOKENS = 2**20
 _BYTES_PER_TOKEN = 4.0  # of text, until it has been measured
 _UNITS_AHEAD = 4  # per worker, before the shards; bounds the segments on disk
+VAL_TOKENS = 10_000_000
+"""Default number of validation tokens; of a local source a tenth, if that is less."""
+VAL_SHARE = 10
+_WINDOW_TOKENS = 1025  # of GPT-2's context: fewer validation tokens are no use
+_SMALL_SOURCE_BYTES = 2**29  # of text that surely holds fewer than VAL_SHARE * VAL_TOKENS tokens
+_NARROW = ("gpt2", "r50k_base", "p50k_base", "p50k_edit", BYTES, CHARACTERS)
 _FLAGS = {
     "tokenizer": "--tokenizer",
     "tokenizer_sha256": "vocabulary",
@@ -68,8 +76,9 @@ class PrepareOptions:
     out: Path
     tokens: int
     """Number of training tokens to write."""
-    val_tokens: int
-    """Minimum number of validation tokens; the document that reaches it is kept whole."""
+    val_tokens: int | None
+    """Minimum number of validation tokens; the document that reaches it is kept whole unless it is
+    longer than all of them. None: VAL_TOKENS, or a tenth of a local source if that is less."""
     shard_tokens: int
     dataset: str
     """Repository on the hub, or a local file or folder."""
@@ -81,6 +90,8 @@ class PrepareOptions:
     tokenizer: str = "gpt2"
     pattern: str = "gpt2"
     """Encoding whose pre-tokenization a .tiktoken file uses."""
+    characters: str | None = None
+    """The vocabulary, if the tokenizer is chars; None for others."""
     whole_files: bool = False
     """Download whole files and check their sha256, instead of fetching the needed byte ranges."""
 
@@ -95,7 +106,7 @@ class Progress:
     """Number of tokens written by this process."""
     text_bytes: float
     """Approximate bytes of text tokenized by this process."""
-    left_tokens: int
+    left_tokens: float
     retries: int
     """Number of units that were damaged and fetched again."""
 
@@ -104,24 +115,30 @@ class ShardAssembler:
     """Copies workers' segments into shards: first validation documents, then training tokens."""
 
     def __init__(self, writer: ShardWriter, start: Position, tokens: int, val_tokens: int) -> None:
-        """`start` is the position of the first segment; see PrepareOptions for the targets."""
+        """`start` is the position of the first segment; see PrepareOptions for the targets.
+
+        Set `val_tokens` before the first `add` if it is 0.
+        """
         self._writer = writer
         self.position = start
         """Position of the next token in the source."""
-        self._targets: dict[Split, int] = {"train": tokens, "val": val_tokens}
+        self._tokens, self.val_tokens = tokens, val_tokens
         self.documents = 0
         """Number of documents written to shards."""
         self.text_bytes = 0.0
         """Approximate bytes of text written to shards."""
 
     @property
-    def left_tokens(self) -> int:
+    def left_tokens(self) -> float:
+        """Number of tokens still requested; infinite while `val_tokens` is 0."""
         written = self._writer.tokens
-        return sum(max(target - written[split], 0) for split, target in self._targets.items())
+        if not self.val_tokens:
+            return math.inf
+        return max(self._tokens - written["train"], 0) + max(self.val_tokens - written["val"], 0)
 
     @property
     def done(self) -> bool:
-        return self._writer.tokens["train"] >= self._targets["train"]
+        return self._writer.tokens["train"] >= self._tokens
 
     def add(self, segment: Segment, unit: tuple[int, int], files: tuple[SourceFile, ...]) -> None:
         """Append the next unit's segment to the shards, up to the requested tokens.
@@ -136,9 +153,13 @@ class ShardAssembler:
         first = at = int(starts[start.document]) + start.token if segment.documents else 0
         with segment.path.open("rb") as file:
             while at < segment.tokens and not self.done:
-                split = self._next_split()
+                limit = self._end_of_val(segment, at)
+                split: Split = "val" if at < limit else "train"
+                if split == "train":
+                    left = self._tokens - writer.tokens["train"]
+                    limit = min(at + left, segment.tokens)
                 writer.start_split(split)
-                end = min(at + min(writer.room, _BLOCK_TOKENS), self._limit(segment, at, split))
+                end = min(at + min(writer.room, _BLOCK_TOKENS), limit)
                 before = self.position
                 self.position = self._position_at(segment, start, end)
                 writer.next = self.position
@@ -151,20 +172,24 @@ class ShardAssembler:
             self.position = Position(file=start.file, unit=start.unit + 1, document=0)
         self.text_bytes += segment.text_bytes * (at - first) / max(segment.tokens, 1)
 
-    def _next_split(self) -> Split:
-        written = self._writer.tokens
-        # The document that reaches the target is kept whole.
-        inside = written["val"] > 0 and self.position.token > 0
-        short = written["val"] < self._targets["val"]
-        return "val" if not written["train"] and (short or inside) else "train"
+    def _end_of_val(self, segment: Segment, at: int) -> int:
+        """Return the index at or after `at` of the segment's first training token.
 
-    def _limit(self, segment: Segment, at: int, split: Split) -> int:
-        """Return the index of the segment's token at which the split has all requested tokens."""
-        missing = max(self._targets[split] - self._writer.tokens[split], 0)
+        The document that reaches the target is kept whole, unless it is longer than the target. It
+        is then cut there, or after a tenth of it or a window if the target is even less.
+        """
+        written = self._writer.tokens
+        missing = max(self.val_tokens - written["val"], 0)
+        starts = segment.starts
+        if written["train"] or (not missing and at in starts):
+            return at
         end = min(at + missing, segment.tokens)
-        if split == "train":
-            return end
-        return int(segment.starts[np.searchsorted(segment.starts, end)])  # after a whole document
+        index = int(np.searchsorted(starts, end - 1 if missing else at, "right"))
+        begin, whole = int(starts[index - 1]), int(starts[index])
+        if whole - begin <= self.val_tokens:
+            return whole
+        least = min(_WINDOW_TOKENS, (whole - begin) // VAL_SHARE) - written["val"]
+        return min(max(end, at + least), whole)
 
     def _position_at(self, segment: Segment, start: Position, token: int) -> Position:
         if token == segment.tokens:
@@ -181,7 +206,9 @@ class ExistingOutput:
     folder: Path
     manifest: Manifest | None
     done: bool
-    """True if nothing is left to do."""
+    """True if all requested tokens are written."""
+    ended: bool = False
+    """True if the source ended before; nothing is left to do unless it has further files."""
     shards: tuple[Shard, ...] = ()
     """Finished shards to keep."""
     next: Position | None = None
@@ -222,17 +249,14 @@ class ExistingOutput:
                     "give the same again, another --out, or delete that folder."
                 )
 
+    @property
+    def val_tokens(self) -> int | None:
+        """`Settings.val_tokens`; None for a new folder."""
+        settings = self.manifest.settings if self.manifest is not None else None
+        return settings.val_tokens if settings is not None else None
+
     def clean(self) -> None:
-        """Remove from the manifest the shards to be rewritten, and delete temporary files."""
-        if self.manifest is not None and len(self.shards) < len(self.manifest.shards):
-            kept = {
-                "shards": self.shards,
-                "total_tokens": self.tokens,
-                "next": self.next,
-                "source_files": self.source_files,
-                "complete": False,
-            }
-            write_manifest(self.folder, self.manifest.model_copy(update=kept))
+        """Delete temporary files."""
         for path in self.folder.glob("*.tmp"):
             path.unlink()
 
@@ -253,12 +277,13 @@ def read_existing(folder: Path, tokens: int) -> ExistingOutput:
     shards, following = manifest.shards, manifest.next
     if manifest.complete:
         written = manifest.tokens("train")
-        if written < settings.tokens or tokens <= written or not shards:
-            return ExistingOutput(folder, manifest, True, shards, following)
+        if tokens <= written or not shards:
+            return ExistingOutput(folder, manifest, True, False, shards, following)
         if shards[-1].tokens < settings.shard_tokens:
-            # The last shard was cut at the former target, so it is rewritten.
+            # The last shard was cut at the former end, so it is rewritten.
             shards, following = shards[:-1], shards[-1].begins
-    return ExistingOutput(folder, manifest, False, shards, following)
+        return ExistingOutput(folder, manifest, False, written < settings.tokens, shards, following)
+    return ExistingOutput(folder, manifest, False, False, shards, following)
 
 
 def prepare(
@@ -276,17 +301,27 @@ def prepare(
 
     Raises:
         BadInput: before anything is written, if the folder is not writable or holds something else,
-            the disk is too small, or the source does not exist; later, if the source is damaged or
-            ends before the training tokens begin.
+            the disk is too small, or the source does not exist or has changed; later, if the source
+            is damaged or ends before the training tokens begin. Finished shards stay listed.
         RunFailed: if a download fails or the disk fills up; finished shards stay.
     """
     existing = read_existing(options.out, options.tokens)
-    _check_disk(options, existing, pool.size)
+    source: TextSource | None = None
+    if is_local(options.dataset):
+        source = local = open_text_source(options.dataset, options.config)
+        assert isinstance(local, LocalSource)
+        if existing.manifest is not None and existing.manifest.dataset == options.dataset:
+            local.check(existing.manifest.source_files)
+    _check_disk(options, existing, pool.size, source)
+    val_tokens = options.val_tokens if options.val_tokens is not None else existing.val_tokens
+    if val_tokens is None:
+        small = isinstance(source, LocalSource) and source.text_bytes <= _SMALL_SOURCE_BYTES
+        val_tokens = 0 if small else VAL_TOKENS
     with _locked_folder(options.out):
         vocabulary = pool.vocabulary()
         settings = Settings(
             tokens=options.tokens,
-            val_tokens=options.val_tokens,
+            val_tokens=val_tokens,
             shard_tokens=options.shard_tokens,
             text_column=options.text_column,
             unit_bytes=existing.unit_bytes,
@@ -301,13 +336,17 @@ def prepare(
             dataset_config=options.config or "default",
             revision=options.revision or existing.revision,
             settings=settings,
+            characters=options.characters,
         )
         existing.check_settings(origin)
         if existing.manifest is not None and existing.done:
             return existing.manifest
-        source = open_text_source(
+        source = source or open_text_source(
             options.dataset, options.config, origin.revision, whole=options.whole_files
         )
+        read = existing.manifest.source_files if existing.manifest is not None else ()
+        if existing.manifest is not None and existing.ended and len(read) == len(source.names):
+            return existing.manifest
         unit_bytes = existing.unit_bytes or source.unit_bytes
         settings = settings.model_copy(update={"unit_bytes": unit_bytes})
         origin = origin.model_copy(update={"revision": source.revision, "settings": settings})
@@ -315,14 +354,15 @@ def prepare(
             options.out, origin, shard_tokens=options.shard_tokens, finished=existing.shards
         )
         writer.next, writer.source_files = existing.next, existing.source_files
-        with _segments_folder(options.out, writer) as segments:
+        is_new = existing.manifest is None
+        with _segments_folder(options.out, writer, is_new) as segments:
             existing.clean()
-            if existing.manifest is None:
+            if is_new:
                 write_manifest(options.out, writer.manifest)  # what the next run must agree with
             pool.start(segments)
             start = existing.next or START
             units = UnitQueue(source, start, existing.source_files, unit_bytes, options.text_column)
-            assembler = ShardAssembler(writer, start, options.tokens, options.val_tokens)
+            assembler = ShardAssembler(writer, start, options.tokens, val_tokens)
             _write_shards(segments, units, pool, writer, assembler, report)
         return writer.manifest
 
@@ -335,7 +375,10 @@ def _write_shards(
     assembler: ShardAssembler,
     report: Callable[[Progress], None],
 ) -> None:
-    """Submit units to the workers and copy the segments into shards until all is written."""
+    """Submit units to the workers and copy the segments into shards until all is written.
+
+    Where the validation tokens are a share of the source, all of it is tokenized first.
+    """
     before = sum(writer.tokens.values())
     dtype = writer.manifest.dtype
     queue: deque[Unit] = deque()
@@ -345,7 +388,8 @@ def _write_shards(
         while not assembler.done:
             written = sum(writer.tokens.values()) - before
             ratio = assembler.text_bytes / written if written else _BYTES_PER_TOKEN
-            while pool.has_room and len(queue) < _UNITS_AHEAD * pool.size and not pool.failures:
+            most = _UNITS_AHEAD * pool.size if assembler.val_tokens else math.inf
+            while pool.has_room and len(queue) < most and not pool.failures:
                 needed = assembler.left_tokens * ratio - queued_bytes
                 try:
                     unit = units.poll(needed) if needed > 0 or not queue else None
@@ -360,10 +404,18 @@ def _write_shards(
                 pool.submit(unit)
             if not queue and units.exhausted:
                 break
-            if queue and queue[0].key in pool.failures:
-                raise pool.failures[queue[0].key]
-            if not queue or queue[0].key not in ready:
+            awaited = queue[0].key if queue else None
+            if not assembler.val_tokens:
+                awaited = next((unit.key for unit in queue if unit.key not in ready), awaited)
+            if awaited in pool.failures:
+                raise pool.failures[awaited]
+            if awaited not in ready:
                 ready.update(pool.wait_for_units(0.5 if pool.busy else 0.005))
+            if not assembler.val_tokens:
+                if not units.exhausted or len(ready) < len(queue):
+                    continue
+                paths = [segment_path(folder, unit.file, unit.index) for unit in queue]
+                _choose_val_tokens([open_segment(path, dtype) for path in paths], assembler, writer)
             while queue and queue[0].key in ready and not assembler.done:
                 unit = queue.popleft()
                 queued_bytes -= unit.text_bytes
@@ -383,14 +435,27 @@ def _write_shards(
                 )
             )
         if not writer.tokens["train"]:
+            tokens = writer.tokens["val"]
             raise BadInput(
-                f"{writer.manifest.dataset} ends after {writer.tokens['val']:,} tokens, which "
-                "leaves none to train on; give a smaller --val-tokens."
+                f"{writer.origin.dataset} ends after {tokens:,} tokens, which leaves none to train "
+                f"on; give a smaller --val-tokens, such as {max(tokens // VAL_SHARE, 1)}."
             )
 
 
+def _choose_val_tokens(
+    source: Sequence[Segment], assembler: ShardAssembler, writer: ShardWriter
+) -> None:
+    """Set the validation tokens to a share of those of the whole source."""
+    tokens = sum(segment.tokens for segment in source)
+    assembler.val_tokens = max(min(VAL_TOKENS, tokens // VAL_SHARE), 1)
+    settings = writer.origin.settings
+    assert settings is not None
+    settings = settings.model_copy(update={"val_tokens": assembler.val_tokens})
+    writer.origin = writer.origin.model_copy(update={"settings": settings})
+
+
 @contextmanager
-def _segments_folder(out: Path, writer: ShardWriter) -> Iterator[Path]:
+def _segments_folder(out: Path, writer: ShardWriter, is_new: bool) -> Iterator[Path]:
     """Create a folder for the segments, and delete it afterwards.
 
     An OSError or RunFailed is converted to a RunFailed whose message says what stays in `out`.
@@ -402,7 +467,7 @@ def _segments_folder(out: Path, writer: ShardWriter) -> Iterator[Path]:
     except RunFailed as error:
         raise RunFailed(f"{error}; {_what_stays(out, writer.manifest)}") from error
     except BadInput:
-        if not writer.manifest.shards:
+        if is_new and not writer.manifest.shards:
             (out / MANIFEST_NAME).unlink(missing_ok=True)
         raise
     except OSError as error:  # errors of the source are BadInput or RunFailed
@@ -427,12 +492,16 @@ def _what_stays(out: Path, manifest: Manifest) -> str:
     )
 
 
-def _check_disk(options: PrepareOptions, existing: ExistingOutput, workers: int) -> None:
+def _check_disk(
+    options: PrepareOptions, existing: ExistingOutput, workers: int, source: TextSource | None
+) -> None:
     """Raise BadInput unless the tokens and the segments fit on the disk."""
     if existing.done:
         return
-    narrow = options.tokenizer in ("gpt2", "r50k_base", "p50k_base", "p50k_edit")
-    tokens = options.tokens + options.val_tokens
+    narrow = options.tokenizer in _NARROW
+    tokens = options.tokens + (options.val_tokens or 0)
+    if isinstance(source, LocalSource):
+        tokens = min(tokens, 4 * source.text_bytes)  # far fewer are in it
     segments = (_UNITS_AHEAD + UNITS_PER_WORKER) * workers * 2**21
     needed_bytes = (2 if narrow else 4) * max(tokens + segments - existing.tokens, 0)
     try:

@@ -64,7 +64,8 @@ class ShardWriter:
     ) -> None:
         """`folder` exists and holds no shards except `finished`."""
         self._folder = folder
-        self._origin = origin
+        self.origin = origin
+        """Tokenizer and source in the manifest; may be replaced before the first shard."""
         self._shard_tokens = shard_tokens
         self._finished = list(finished)
         self._open: _OpenShard | None = None
@@ -82,7 +83,7 @@ class ShardWriter:
     def manifest(self) -> Manifest:
         """Manifest of the finished shards."""
         return Manifest(
-            **dict(self._origin),
+            **dict(self.origin),
             total_tokens=sum(shard.tokens for shard in self._finished),
             shards=tuple(self._finished),
             complete=self._complete,
@@ -127,10 +128,10 @@ class ShardWriter:
             documents: number of documents that begin in `tokens`.
             begins: position of the first token in the source.
         """
-        assert tokens.dtype.itemsize == self._origin.dtype.itemsize and tokens.size <= self.room
+        assert tokens.dtype.itemsize == self.origin.dtype.itemsize and tokens.size <= self.room
         if self._open is None:
             name = f"fineweb_{split}_{len(self._finished):06d}.bin"
-            self._open = _OpenShard(self._folder / name, split, self._origin.dtype, begins)
+            self._open = _OpenShard(self._folder / name, split, self.origin.dtype, begins)
         self._open.append(tokens, documents)
         self.tokens[split] += tokens.size
         if not self.room:
@@ -146,6 +147,10 @@ class ShardWriter:
 
     def _finish(self) -> None:
         assert self._open is not None
+        if self._open.path.exists():
+            # It is replaced by one with more tokens, and until then remains listed.
+            at = {"next": self._open.begins, "complete": False}
+            write_manifest(self._folder, self.manifest.model_copy(update=at))
         self._finished.append(self._open.finish())
         self._open = None
         write_manifest(self._folder, self.manifest)
@@ -176,9 +181,9 @@ class _OpenShard:
         self.split = split
         self.tokens = 0
         self._documents = 0
-        self._begins = begins
+        self.begins = begins
         self._dtype = dtype
-        self._path = path
+        self.path = path
         self._temporary = path.with_name(f"{path.name}.tmp")
         self._file = self._temporary.open("w+b")
         self._file.write(bytes(HEADER_BYTES))  # `finish` writes the header, with the count
@@ -199,14 +204,14 @@ class _OpenShard:
             file.write(header.tobytes())
             sync_file(file)
         digest = sha256_file(self._temporary)
-        self._temporary.replace(self._path)
+        self._temporary.replace(self.path)
         return Shard(
-            file=self._path.name,
+            file=self.path.name,
             split=self.split,
             tokens=self.tokens,
             documents=self._documents,
             sha256=digest,
-            begins=self._begins,
+            begins=self.begins,
         )
 
     def discard(self) -> None:

@@ -7,7 +7,10 @@ unit_bytes, so the shards do not depend on the number of workers.
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import os
+import re
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -15,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanogauge.errors import BadInput, RunFailed
-from trainer.data.documents import COMPRESSIONS, FORMATS, Damaged, Unit, format_of
+from nanogauge.files import open_regular
+from trainer.data.documents import COMPRESSIONS, FORMATS, Damaged, Unit, format_of, read_documents
 from trainer.data.hub import (
     Interrupted,
     as_interrupted,
@@ -23,14 +27,19 @@ from trainer.data.hub import (
     fetch_file,
     file_info,
     first_line,
+    refuse_unwritable_cache,
     silence_client,
     with_retries,
 )
 from trainer.data.manifest import Position, SourceFile
+from trainer.data.tokenizer import HUB_NAME, without_surrogates
 
 LOCAL_UNIT_BYTES = 2**19
 REMOTE_UNIT_BYTES = 2**23
 _SUFFIXES = tuple(form + packed for form in FORMATS for packed in ("", *COMPRESSIONS))
+_PACKED = (".parquet", *COMPRESSIONS)
+_PACKED_RATIO = 4  # bytes of text per byte of a compressed file, about
+_HASHED_BLOCKS, _HASHED_BLOCK_BYTES = 64, 2**20
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,38 @@ class LocalSource:
         for name in self.names:
             format_of(name)
 
+    @property
+    def text_bytes(self) -> int:
+        """Bytes of text, about: the sizes of the files, compressed ones multiplied."""
+        return sum(
+            (_PACKED_RATIO if path.name.endswith(_PACKED) else 1) * path.stat().st_size
+            for path in self._paths
+        )
+
+    def check(self, known: Sequence[SourceFile]) -> None:
+        """Raise BadInput unless the source begins with the files that earlier runs read."""
+        if [file.name for file in known] != self.names[: len(known)]:
+            raise _has_other_files(self.dataset)
+        for index, file in enumerate(known):
+            if not _is_same(file, self.locate(index).source):
+                raise _is_another(file.name)
+
+    def characters(self, column: str) -> str:
+        """Return the characters of all documents, sorted."""
+        found: set[str] = set()
+        for index, path in enumerate(self._paths):
+            source, units = located_units(self.locate(index), index, column, self.unit_bytes)
+            file = None
+            if format_of(source.name)[0] == "parquet":
+                from trainer.data.parquet import open_local
+
+                file = open_local(str(path))
+            for unit in units:
+                for text in read_documents(unit, column, file):
+                    for part in (text,) if isinstance(text, str) else text:
+                        found.update(without_surrogates(part))
+        return "".join(sorted(found))
+
     def locate(self, index: int) -> LocatedFile:
         """Return the location of a file; raise BadInput if it does not exist."""
         path = self._paths[index]
@@ -66,25 +107,64 @@ class LocalSource:
             size = path.stat().st_size
         except OSError as error:
             raise BadInput(f"cannot read {path}: {error.strerror}.") from None
-        return LocatedFile(SourceFile(name=self.names[index], bytes=size), str(path), remote=False)
+        source = SourceFile(name=self.names[index], bytes=size, sha256=hash_file(path))
+        return LocatedFile(source, str(path), remote=False)
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file; above 64 MiB, of 64 evenly spread MiB and the size."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        room = size - _HASHED_BLOCKS * _HASHED_BLOCK_BYTES
+        if room <= 0:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.sha256(str(size).encode())
+        for block in range(_HASHED_BLOCKS):
+            file.seek(block * _HASHED_BLOCK_BYTES + room * block // (_HASHED_BLOCKS - 1))
+            digest.update(file.read(_HASHED_BLOCK_BYTES))
+    return digest.hexdigest()
+
+
+def _is_same(known: SourceFile, now: SourceFile) -> bool:
+    hashes = {known.sha256, now.sha256} - {None}  # older manifests have none of local files
+    return (known.name, known.bytes) == (now.name, now.bytes) and len(hashes) < 2
+
+
+def _is_another(name: str) -> BadInput:
+    return BadInput(
+        f"{name} has changed: it is not the file that these shards were made of, which stay as "
+        "they are; bring it back, or give another --out for the new text."
+    )
+
+
+def _has_other_files(dataset: str) -> BadInput:
+    return BadInput(
+        f"{dataset} has other files than those that these shards were made of, which stay as they "
+        "are; give the same source, or another --out."
+    )
 
 
 def _is_text(path: Path) -> bool:
     return path.name.endswith(_SUFFIXES) and not path.name.startswith((".", "_")) and path.is_file()
 
 
+_HUB_URL = re.compile(r"hf://datasets/([^/@]+/[^/@]+)@([^/]+)/(.+)")
+
+
 class HubSource:
     """The training files of a dataset on the hub; Parquet files are read by byte ranges."""
 
     def __init__(self, dataset: str, urls: Sequence[str], whole: bool) -> None:
-        """`urls` are hf://datasets/OWNER/NAME@COMMIT/PATH; `whole` downloads whole files."""
-        self.dataset = dataset
-        start = f"hf://datasets/{dataset}@"
-        if not all(url.startswith(start) for url in urls):
+        """`urls` are hf://datasets/OWNER/NAME@COMMIT/PATH; `whole` downloads whole files.
+
+        A dataset that has moved has another OWNER/NAME there.
+        """
+        parts = [_HUB_URL.fullmatch(url) for url in urls]
+        places = {part and part.group(1, 2) for part in parts}
+        if len(places) != 1 or None in places:
             raise BadInput(f"{dataset} lists files outside of itself, which is not supported.")
-        parts = [url.removeprefix(start).partition("/") for url in urls]
-        self.revision: str = parts[0][0]
-        self.names = [path for _, _, path in parts]
+        self.dataset, self.revision = next(place for place in places if place)
+        self.names = [part[3] for part in parts if part]
         for name in self.names:
             format_of(name)
         self._whole = whole or not all(name.endswith(".parquet") for name in self.names)
@@ -115,6 +195,29 @@ class HubSource:
 TextSource = LocalSource | HubSource
 
 
+def is_local(dataset: str) -> bool:
+    """Return whether a dataset is a local file or folder; False for a name on the hub.
+
+    Raises:
+        BadInput: for a name that is neither: the hub is not asked for it.
+    """
+    if Path(dataset).exists():
+        return True
+    owner, _, name = dataset.partition("/")
+    on_hub = HUB_NAME.fullmatch(dataset) and name and not dataset.lower().endswith(_SUFFIXES)
+    if not on_hub or Path(owner).is_dir():
+        hint = "" if on_hub else ", and a dataset on the hub is OWNER/NAME"
+        raise BadInput(f"there is no file or folder {dataset} here{hint}; check --dataset.")
+    return False
+
+
+def read_characters(dataset: str, column: str) -> str:
+    """Return the characters of a local text, sorted; raise BadInput for a dataset on the hub."""
+    if not is_local(dataset):
+        raise BadInput("--tokenizer chars needs local files, as it reads all of them first.")
+    return LocalSource(dataset).characters(column)
+
+
 def open_text_source(
     dataset: str, config: str | None, revision: str | None = None, whole: bool = False
 ) -> TextSource:
@@ -130,7 +233,7 @@ def open_text_source(
         BadInput: if the dataset or the configuration does not exist.
         RunFailed: if the hub cannot be reached.
     """
-    if Path(dataset).exists():
+    if is_local(dataset):
         if config is not None:
             raise BadInput("--name is for a dataset on the hub; give the folder of its files.")
         return LocalSource(dataset)
@@ -139,6 +242,7 @@ def open_text_source(
 
     if constants.HF_HUB_OFFLINE:
         raise BadInput("HF_HUB_OFFLINE is set: give the folder of the files as --dataset.")
+    refuse_unwritable_cache(constants.HF_HUB_CACHE, "HF_HOME")
     return HubSource(dataset, _list_training_files(dataset, config, revision), whole)
 
 
@@ -150,18 +254,19 @@ def _list_training_files(dataset: str, config: str | None, revision: str | None)
         try:
             builder = datasets.load_dataset_builder(dataset, name=config, revision=revision)
         except (FileNotFoundError, ValueError, RuntimeError) as error:
-            raise BadInput(
-                f"cannot open the dataset {dataset} {config or ''}: {first_line(error)}; "
-                "give --dataset and --name as the hub lists them."
-            ) from None
+            raise BadInput(_why_not_open(dataset, config, error)) from None
         except client_errors() as error:
             raise as_interrupted(error) or BadInput(
                 f"the hub refuses {dataset} ({first_line(error)}); is HF_TOKEN needed?"
             ) from None
-        files = (builder.config.data_files or {}).get("train")
-        if not files:
-            raise BadInput(f"the dataset {dataset} {config or ''} has no files of a train split.")
-        return [str(file) for file in files]
+        splits = builder.config.data_files or {}
+        if not splits.get("train"):
+            raise BadInput(
+                f"the dataset {dataset} {config or ''} has no train split, only "
+                f"{', '.join(map(str, splits)) or 'files that are no texts'}; download the files "
+                "of one, and give their folder as --dataset."
+            )
+        return [str(file) for file in splits["train"]]
 
     try:
         return with_retries(dataset, request)
@@ -170,6 +275,25 @@ def _list_training_files(dataset: str, config: str | None, revision: str | None)
             f"cannot reach the dataset {dataset} ({error}); nothing was written: "
             "check the network, then run the same command again."
         ) from error
+
+
+def _why_not_open(dataset: str, config: str | None, error: Exception) -> str:
+    """Return a sentence that says why `datasets` cannot open a dataset, and what to do."""
+    text = str(error)
+    if "gated" in text:
+        return (
+            f"{dataset} is a gated dataset: accept the conditions on its page of the hub, then run "
+            "`hf auth login`, or set HF_TOKEN to a token of that account."
+        )
+    listed = re.search(r"available configs: (\[.*?\])", text, re.DOTALL)
+    if config is None and listed is not None:
+        names = ast.literal_eval(listed[1])
+        shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if names[20:] else "")
+        return f"{dataset} has several configurations; give one of them with --name: {shown}."
+    return (
+        f"cannot open the dataset {dataset} {config or ''}: {first_line(error)}; "
+        "give --dataset and --name as the hub lists them."
+    )
 
 
 class UnitQueue:
@@ -186,10 +310,7 @@ class UnitQueue:
         """Start at `start`; raise BadInput if `known`, the files read by earlier runs, changed."""
         self._source, self._column, self._unit_bytes = source, column, unit_bytes
         if [file.name for file in known] != list(source.names[: len(known)]):
-            raise BadInput(
-                f"{source.dataset} has other files than when this preparation began; "
-                "give the same source, or another --out."
-            )
+            raise _has_other_files(source.dataset)
         self.files = list(known[: start.file])
         """Source files up to the one whose units are being returned."""
         self._known = known
@@ -215,11 +336,8 @@ class UnitQueue:
             source, units = self._next.result()
             self._next = None
             index = len(self.files)
-            if index < len(self._known) and self._known[index] != source:
-                raise BadInput(
-                    f"{source.name} is not the file that this preparation began with; "
-                    "give the same source, or another --out."
-                )
+            if index < len(self._known) and not _is_same(self._known[index], source):
+                raise _is_another(source.name)
             self.files.append(source)
             self._units = units[self._skip :][::-1]
             self._skip = 0
@@ -246,22 +364,27 @@ class UnitQueue:
         threading.Thread(target=locate, daemon=True).start()
 
     def _units_of(self, index: int) -> tuple[SourceFile, list[Unit]]:
-        located = self._source.locate(index)
-        source = located.source
+        return located_units(self._source.locate(index), index, self._column, self._unit_bytes)
 
-        def request() -> list[tuple[int, int, int]]:
-            try:
-                return _divide(located, self._column, self._unit_bytes)
-            except Damaged as error:
-                if located.remote:
-                    raise Interrupted(str(error)) from None
-                raise
 
-        units = [
-            Unit(index, number, source.name, located.path, source.bytes, located.remote, *unit)
-            for number, unit in enumerate(with_retries(source.name, request))
-        ]
-        return source, units
+def located_units(
+    located: LocatedFile, index: int, column: str, unit_bytes: int
+) -> tuple[SourceFile, list[Unit]]:
+    """Return a file and its units; raises as `UnitQueue.poll`."""
+    source = located.source
+
+    def request() -> list[tuple[int, int, int]]:
+        try:
+            return _divide(located, column, unit_bytes)
+        except Damaged as error:
+            if located.remote:
+                raise Interrupted(str(error)) from None
+            raise
+
+    return source, [
+        Unit(index, number, source.name, located.path, source.bytes, located.remote, *unit)
+        for number, unit in enumerate(with_retries(source.name, request))
+    ]
 
 
 def _divide(located: LocatedFile, column: str, unit_bytes: int) -> list[tuple[int, int, int]]:

@@ -1,12 +1,16 @@
-"""Tokenizers: tiktoken's encodings, a local .tiktoken file, or Hugging Face's tokenizers."""
+"""Tokenizers: tiktoken's encodings, a local .tiktoken file, Hugging Face's tokenizers, the bytes
+of a text, or its characters.
+"""
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -18,12 +22,20 @@ import tiktoken
 from nanogauge.errors import BadInput, RunFailed
 from nanogauge.files import read_whole
 from nanogauge.shell import pip_install
+from nanogauge.waiting import announced
+from trainer.data.hub import RETRY_LIMIT_SECONDS, refuse_unwritable_cache
 
 Encoded = npt.NDArray[np.uint32]
 Text = str | Iterator[str]
 """The text of a document, whole or as an iterator of chunks."""
 END_OF_TEXT = "<|endoftext|>"
+CACHE_VARIABLE = "TIKTOKEN_CACHE_DIR"
 HUGGING_FACE = "hf:"
+BYTES, CHARACTERS = "bytes", "chars"
+NANOGPT_CHARACTERS = "meta.pkl"
+"""Name of the tokenizer of nanoGPT's character data, which has no end-of-text token."""
+HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+"""Form of the names of repositories on the hub."""
 LARGEST_RANKS_BYTES = 2**27
 _END_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 
@@ -42,6 +54,7 @@ _O200K = (
 PATTERNS = {"gpt2": _GPT2, "cl100k_base": _CL100K, "o200k_base": _O200K}
 """Pre-tokenization patterns; tiktoken's other encodings use one of them."""
 SPLITTABLE = frozenset(PATTERNS.values())
+_EACH_CHARACTER = r"[\s\S]"
 
 PART = 2**18
 """Characters encoded at once; a shorter text is never split."""
@@ -65,18 +78,32 @@ class Tokenizer:
     """Value of --tokenizer."""
     vocab_size: int
     """Number of tokens, including the end-of-text token."""
-    end_of_text: int
+    end_of_text: int | None
+    """Token that each document begins with; None in nanoGPT's character data."""
     sha256: Callable[[], str]
     """Return the hash of the vocabulary: bytes and id of each token, and the special tokens."""
     encode: Callable[[Sequence[str]], Encoded]
     """Return the tokens of documents, each after an end-of-text token. Special tokens in a text are
     encoded as ordinary text."""
+    encode_text: Callable[[str], Encoded]
+    """Return the tokens of a text alone; raise BadInput for a character without a token."""
     decode: Callable[[Sequence[int]], str]
     token_bytes: Callable[[], npt.NDArray[np.int64] | None]
     """Return the bytes of text of each token, 0 for special tokens; None if the bytes of a token
     depend on its neighbours."""
     splittable: bool
     """True if a long text may be encoded in parts (see `split_safely`)."""
+    library: Any
+    """The tiktoken.Encoding or tokenizers.Tokenizer that encodes."""
+
+    def prompt(self, text: str) -> list[int]:
+        """Return the tokens of a prompt; "" begins a document.
+
+        Without an end-of-text token, the first character of the vocabulary begins it: in nanoGPT's
+        data the newline, as in nanoGPT's sample.py.
+        """
+        tokens: list[int] = self.encode_text(text).tolist()
+        return tokens or [self.end_of_text or 0]
 
     def parts(self, text: Text) -> Iterator[str]:
         """Yield parts of a document whose tokens, concatenated, are those of the whole document."""
@@ -86,13 +113,14 @@ class Tokenizer:
         return split_safely(chunks) if self.splittable else iter(("".join(chunks),))
 
 
-def load_tokenizer(name: str, pattern: str = "gpt2") -> Tokenizer:
+def load_tokenizer(name: str, pattern: str = "gpt2", characters: str = "") -> Tokenizer:
     """Load a tokenizer.
 
     Args:
-        name: an encoding of tiktoken ("gpt2"), a .tiktoken file, or "hf:" and a tokenizer.json or
-            a repository on the hub.
+        name: an encoding of tiktoken ("gpt2"), a .tiktoken file, "hf:" and a tokenizer.json or a
+            repository on the hub, "bytes", or "chars".
         pattern: encoding whose pre-tokenization a .tiktoken file uses.
+        characters: the vocabulary of "chars", in the order of the tokens.
 
     Raises:
         BadInput: if it does not exist, has no end-of-text token, or is damaged.
@@ -100,27 +128,51 @@ def load_tokenizer(name: str, pattern: str = "gpt2") -> Tokenizer:
     """
     if name.startswith(HUGGING_FACE):
         return _load_hugging_face(name)
-    return from_encoding(load_encoding(name, pattern), name)
+    return from_encoding(load_encoding(name, pattern, characters), name)
 
 
-def load_encoding(name: str, pattern: str = "gpt2") -> tiktoken.Encoding:
+@cache
+def byte_encoding() -> tiktoken.Encoding:
+    """Return a tokenizer with one token per byte, and 256 for the end of a text.
+
+    Its loss in nats per token is also in nats per byte.
+    """
+    return _encoding_of_ranks(BYTES, {bytes([i]): i for i in range(256)})
+
+
+def _encoding_of_ranks(name: str, ranks: dict[bytes, int], end: bool = True) -> tiktoken.Encoding:
+    special = {END_OF_TEXT: len(ranks)} if end else {}
+    return tiktoken.Encoding(
+        name, pat_str=_EACH_CHARACTER, mergeable_ranks=ranks, special_tokens=special
+    )
+
+
+def load_encoding(name: str, pattern: str = "gpt2", characters: str = "") -> tiktoken.Encoding:
     """Load a tiktoken encoding; arguments and errors as for `load_tokenizer`."""
-    if name.startswith(HUGGING_FACE):
-        raise BadInput(f"{name} is a Hugging Face tokenizer; a tiktoken encoding is needed here.")
+    if name == BYTES:
+        return byte_encoding()
+    if name in (CHARACTERS, NANOGPT_CHARACTERS):
+        if not characters:
+            raise BadInput(f"the tokenizer {name} is in the run's data; bring it back.")
+        ranks = {character.encode(): token for token, character in enumerate(characters)}
+        return _encoding_of_ranks(name, ranks, end=name == CHARACTERS)
     if Path(name).suffix == ".tiktoken":
         return _load_ranks(Path(name), pattern)
     if name not in tiktoken.list_encoding_names():
-        known = ", ".join(tiktoken.list_encoding_names())
+        known = ", ".join((BYTES, CHARACTERS, *tiktoken.list_encoding_names()))
         raise BadInput(
             f"there is no tokenizer {name!r}; give one of {known}, a file that ends in .tiktoken, "
             "or hf: and a tokenizer.json."
         )
     try:
-        return gpt2_encoding() if name == "gpt2" else tiktoken.get_encoding(name)
+        with announced(f"the download of {name}'s vocabulary", RETRY_LIMIT_SECONDS):
+            return gpt2_encoding() if name == "gpt2" else tiktoken.get_encoding(name)
     except (OSError, ValueError) as error:  # no network, or a truncated download
+        if folder := os.environ.get(CACHE_VARIABLE):
+            refuse_unwritable_cache(folder, CACHE_VARIABLE)
         raise RunFailed(
             f"the {name} vocabulary could not be downloaded ({type(error).__name__}); check "
-            "the network, or set TIKTOKEN_CACHE_DIR to a folder that holds it."
+            f"the network, or set {CACHE_VARIABLE} to a folder that holds it."
         ) from error
 
 
@@ -173,41 +225,60 @@ def ranks_of_merges(merges: str) -> dict[bytes, int]:
 def from_encoding(encoding: tiktoken.Encoding, name: str) -> Tokenizer:
     """Return a tiktoken encoding as a Tokenizer; raise BadInput if it has no end-of-text token."""
     ranks, special = encoding._mergeable_ranks, encoding._special_tokens
-    if END_OF_TEXT not in special:
+    end = special.get(END_OF_TEXT)
+    if end is None and name != NANOGPT_CHARACTERS:
         raise BadInput(f"the tokenizer {name} has no {END_OF_TEXT}, with which a document begins.")
+    of_characters = name in (CHARACTERS, NANOGPT_CHARACTERS)
+    known = {token.decode() for token in ranks} if of_characters else set()
 
     def encode_text(text: str) -> Encoded:
-        try:
-            return encoding.encode_to_numpy(text, disallowed_special=())
-        except UnicodeEncodeError:  # a lone surrogate, which encode_ordinary replaces too
-            repaired = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-            return encoding.encode_to_numpy(repaired, disallowed_special=())
+        text = without_surrogates(text)
+        if of_characters and (unknown := sorted(set(text) - known)):
+            raise BadInput(
+                f"the text that the tokenizer {name} was made of has no {', '.join(unknown[:10])}; "
+                "leave these characters out."
+            )
+        return encoding.encode_to_numpy(text, disallowed_special=())
 
     def token_bytes() -> npt.NDArray[np.int64]:
         lengths = np.zeros(encoding.n_vocab, np.int64)
         lengths[list(ranks.values())] = [len(token) for token in ranks]
         return lengths
 
+    def decode(tokens: Sequence[int]) -> str:
+        return encoding.decode([token for token in tokens if token < encoding.n_vocab])
+
     fast = encoding._pat_str == PATTERNS["gpt2"]
     return Tokenizer(
         name=name,
         vocab_size=encoding.n_vocab,
-        end_of_text=special[END_OF_TEXT],
+        end_of_text=end,
         sha256=lambda: _hash_vocabulary(ranks, special),
         encode=FastGPT2Encoder(encoding, encode_text).encode
         if fast
-        else _encode_each(encode_text, special[END_OF_TEXT]),
-        decode=encoding.decode,
+        else _encode_each(encode_text, end),
+        encode_text=encode_text,
+        decode=decode,
         token_bytes=token_bytes,
-        splittable=encoding._pat_str in SPLITTABLE,
+        splittable=encoding._pat_str in SPLITTABLE or encoding._pat_str == _EACH_CHARACTER,
+        library=encoding,
     )
 
 
+def without_surrogates(text: str) -> str:
+    """Return a text with lone surrogates replaced, as tiktoken's encode_ordinary does."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
 def _encode_each(
-    encode_text: Callable[[str], Encoded], end: int
+    encode_text: Callable[[str], Encoded], end: int | None
 ) -> Callable[[Sequence[str]], Encoded]:
     """Return a function that encodes several documents, from one that encodes a text."""
-    end_token = np.array([end], np.uint32)
+    end_token = np.array([] if end is None else [end], np.uint32)
 
     def encode(texts: Sequence[str]) -> Encoded:
         return np.concatenate([part for text in texts for part in (end_token, encode_text(text))])
@@ -258,6 +329,8 @@ def _load_hugging_face(name: str) -> Tokenizer:
             f"{pip_install('nanogauge[tokenizers]')}."
         ) from None
     where = name.removeprefix(HUGGING_FACE)
+    if not Path(where).exists() and (where.endswith(".json") or not HUB_NAME.fullmatch(where)):
+        raise BadInput(f"cannot load the tokenizer {where}: there is no file of that name here.")
     try:
         loaded = (
             tokenizers.Tokenizer.from_file(where)
@@ -304,9 +377,11 @@ def _from_hugging_face(loaded: Any, name: str) -> Tokenizer:
         end_of_text=end,
         sha256=lambda: hashlib.sha256(loaded.to_str().encode()).hexdigest(),
         encode=_encode_each(encode_text, end),
+        encode_text=encode_text,
         decode=lambda tokens: str(loaded.decode(list(tokens), skip_special_tokens=False)),
         token_bytes=token_bytes,
         splittable=False,
+        library=loaded,
     )
 
 

@@ -79,7 +79,7 @@ def _check_vocabulary(folder: Path, manifest: Manifest) -> str:
     if manifest.tokenizer_sha256 is None:
         return "The manifest has no hash of the tokenizer's vocabulary: not checked."
     try:
-        digest = load_tokenizer(name, manifest.pattern).sha256()
+        digest = load_tokenizer(name, manifest.pattern, manifest.characters or "").sha256()
     except (BadInput, RunFailed) as error:
         return f"The tokenizer's vocabulary was not checked: {error}"
     if digest != manifest.tokenizer_sha256:
@@ -100,7 +100,7 @@ def show_stats(folder: Path) -> int:
     """
     manifest = read_manifest(folder)
     print(f"{manifest.dataset} {manifest.dataset_config}, tokenizer {manifest.tokenizer}")
-    tokenizer = load_tokenizer(manifest.tokenizer, manifest.pattern)
+    tokenizer = load_tokenizer(manifest.tokenizer, manifest.pattern, manifest.characters or "")
     bytes_of = tokenizer.token_bytes()
     lengths, beginnings = [], []
     text_bytes = disk_bytes = 0

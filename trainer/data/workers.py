@@ -61,6 +61,7 @@ def run_worker(
     report_vocabulary: bool,
     tokenizer_name: str,
     pattern: str,
+    characters: str,
     column: str,
 ) -> None:
     """Tokenize units received from the parent, and send back the result of each.
@@ -74,11 +75,12 @@ def run_worker(
         other.close()
     try:
         try:
-            tokenizer = load_tokenizer(tokenizer_name, pattern)
+            tokenizer = load_tokenizer(tokenizer_name, pattern, characters)
         except (BadInput, RunFailed) as error:
             failure = {"no tokenizer": str(error), "bad": isinstance(error, BadInput)}
             connection.send_bytes(json.dumps(failure).encode())
             return
+        assert tokenizer.end_of_text is not None
         if report_vocabulary:
             found = Vocabulary(tokenizer.vocab_size, tokenizer.end_of_text, tokenizer.sha256())
             connection.send_bytes(json.dumps(asdict(found)).encode())
@@ -170,6 +172,7 @@ def _tokenize(texts: Iterator[Text], tokenizer: Tokenizer, segment: SegmentWrite
     batch: list[str] = []
     characters = 0
     end_of_text = tokenizer.end_of_text
+    assert end_of_text is not None
     for text in texts:
         if isinstance(text, str) and len(text) <= PART:
             batch.append(text)
@@ -201,7 +204,9 @@ class WorkerPool:
     spawned.
     """
 
-    def __init__(self, size: int, tokenizer: str, pattern: str, column: str) -> None:
+    def __init__(
+        self, size: int, tokenizer: str, pattern: str, column: str, characters: str = ""
+    ) -> None:
         context: Any = multiprocessing.get_context(START_METHOD)
         pairs = [context.Pipe() for _ in range(size)]
         self._connections: list[Connection] = [ours for ours, _ in pairs]
@@ -213,7 +218,7 @@ class WorkerPool:
             self._processes.append(
                 context.Process(
                     target=run_worker,
-                    args=(theirs, inherited, number == 0, tokenizer, pattern, column),
+                    args=(theirs, inherited, number == 0, tokenizer, pattern, characters, column),
                     name=f"worker {number}",
                 )
             )

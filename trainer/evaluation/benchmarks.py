@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import tiktoken
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -27,6 +26,7 @@ from nanogauge.schema import Benchmark
 from trainer.data.hub import client_errors, first_line, silence_client
 from trainer.data.loader import Batches
 from trainer.data.shards import Shards
+from trainer.data.tokenizer import Tokenizer
 from trainer.step.device import autocast
 
 Numbers = npt.NDArray[np.float64]
@@ -218,7 +218,7 @@ def _from_hub() -> list[dict[str, Any]]:
 
 
 def hellaswag_items(
-    pair: Pair, examples: Sequence[Example], encoding: tiktoken.Encoding
+    pair: Pair, examples: Sequence[Example], tokenizer: Tokenizer
 ) -> dict[str, Items]:
     """Return the items of acc_norm and acc, defined as in build-nanogpt's hellaswag.py.
 
@@ -228,10 +228,11 @@ def hellaswag_items(
     right: dict[str, list[list[float]]] = {
         m: [[] for _ in pair.scorers] for m in ("acc", "acc_norm")
     }
+    encode = tokenizer.encode_text
     for begin in range(0, len(examples), EXAMPLES_AT_ONCE):
         some = examples[begin : begin + EXAMPLES_AT_ONCE]
         rows = [
-            (encoding.encode_ordinary(e.context), encoding.encode_ordinary(f" {ending}"))
+            (encode(e.context).tolist(), encode(f" {ending}").tolist())
             for e in some
             for ending in e.endings
         ]

@@ -1,8 +1,9 @@
 """Export a run's model as a Hugging Face folder: weights, configuration, tokenizer, model card.
 
-The tokenizer files are GPT-2's: a byte-level vocabulary and its merges. tiktoken stores no merges,
-but they follow from its ranks: a token's two parts are the result of merging its bytes in order of
-rank up to just below the token's own rank. Source: tiktoken, tiktoken/_educational.py (bpe_encode).
+The tokenizer files are Hugging Face's own, a table of characters, or GPT-2's: a byte-level
+vocabulary and its merges. tiktoken stores no merges, but they follow from its ranks: a token's two
+parts are the result of merging its bytes in order of rank up to just below the token's own rank.
+Source: tiktoken, tiktoken/_educational.py (bpe_encode).
 """
 
 from __future__ import annotations
@@ -21,8 +22,16 @@ from nanogauge.files import make_folder, write_atomic
 from nanogauge.report.cells import Cells, sort_rows
 from nanogauge.report.escape import markdown
 from trainer.checkpoints.pretrained import CONFIG_NAME, WEIGHTS_NAME, to_hugging_face
-from trainer.data.tokenizer import END_OF_TEXT, PATTERNS, bytes_to_unicode
-from trainer.evaluation.load import Trained, encoding_of
+from trainer.data.tokenizer import (
+    CHARACTERS,
+    END_OF_TEXT,
+    HUGGING_FACE,
+    NANOGPT_CHARACTERS,
+    PATTERNS,
+    Tokenizer,
+    bytes_to_unicode,
+)
+from trainer.evaluation.load import Trained, tokenizer_of
 
 if TYPE_CHECKING:
     import tiktoken
@@ -57,17 +66,18 @@ def export_run(trained: Trained, out: Path, tokenizer: str | None) -> list[str]:
     lacks: list[str] = []
     files: dict[str, bytes] = {}
     try:
-        encoding = encoding_of(trained.config.data, tokenizer)
+        used = tokenizer_of(trained.config.data, tokenizer)
     except (BadInput, RunFailed) as error:
         lacks.append(LACKS_TOKENIZER.format(why=str(error).rstrip(".")))
     else:
-        ends = {"bos_token_id": encoding.eot_token, "eos_token_id": encoding.eot_token}
+        end = used.end_of_text
+        ends = {} if end is None else {"bos_token_id": end, "eos_token_id": end}
         config |= ends
-        padding = list(range(encoding.n_vocab, trained.model.config.vocab_size))
+        padding = list(range(used.vocab_size, trained.model.config.vocab_size))
         generation |= ends | ({"suppress_tokens": padding} if padding else {})
-        made = tokenizer_files(encoding, trained.model.config.block_size)
+        made = files_of(used, trained.model.config.block_size)
         if made is None:
-            why = f"GPT-2's form of them cannot hold the vocabulary {encoding.name}"
+            why = f"GPT-2's form of them cannot hold the vocabulary {used.name}"
             lacks.append(LACKS_TOKENIZER.format(why=why))
         files |= made or {}
     report, _, _ = build_report(trained.folder.path, claims_of(trained.folder.path, None))
@@ -119,6 +129,43 @@ def model_card(trained: Trained, report: Report) -> str:
     return "\n".join([*lines, ""])
 
 
+def files_of(tokenizer: Tokenizer, block_size: int) -> dict[str, bytes] | None:
+    """Return names and contents of the tokenizer files; None if Hugging Face's cannot hold it."""
+    library, end = tokenizer.library, tokenizer.end_of_text
+    if tokenizer.name in (CHARACTERS, NANOGPT_CHARACTERS):
+        name = None if end is None else END_OF_TEXT
+        vocabulary = {token.decode(): rank for token, rank in library._mergeable_ranks.items()}
+        split = {"pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
+        described: str | bytes = _json(
+            {
+                "version": "1.0",
+                "added_tokens": [] if end is None else [_special(end)],
+                "pre_tokenizer": {"type": "Split", **split},
+                "decoder": {"type": "Fuse"},
+                "model": {
+                    "type": "WordLevel",
+                    "vocab": vocabulary | ({} if name is None else {name: end}),
+                    "unk_token": name or next(iter(vocabulary)),
+                },
+            }
+        )
+    elif tokenizer.name.startswith(HUGGING_FACE):
+        name, described = library.id_to_token(end), library.to_str(pretty=True)
+    else:
+        return tokenizer_files(library, block_size)
+    names = {} if name is None else {"bos_token": name, "eos_token": name}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": block_size}
+    return {
+        "tokenizer.json": described.encode() if isinstance(described, str) else described,
+        "tokenizer_config.json": _json(settings | {"clean_up_tokenization_spaces": False} | names),
+    }
+
+
+def _special(token: int) -> dict[str, Any]:
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"id": token, "content": END_OF_TEXT, **flags, "special": True}
+
+
 def tokenizer_files(encoding: tiktoken.Encoding, block_size: int) -> dict[str, bytes] | None:
     """Return names and contents of the tokenizer files; None if GPT-2's file format cannot hold it.
 
@@ -136,22 +183,13 @@ def tokenizer_files(encoding: tiktoken.Encoding, block_size: int) -> dict[str, b
             if parts is None:
                 return None
             merges.append(" ".join("".join(letters[b] for b in part) for part in parts))
-    vocabulary = vocabulary_of(encoding)
-    special = {
-        "id": encoding.eot_token,
-        "content": END_OF_TEXT,
-        "single_word": False,
-        "lstrip": False,
-        "rstrip": False,
-        "normalized": False,
-        "special": True,
-    }
+    vocabulary = _written(encoding)
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     tokenizer = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [special],
+        "added_tokens": [_special(encoding.eot_token)],
         "normalizer": None,
         "pre_tokenizer": {**level, "use_regex": True},
         "post_processor": {**level, "use_regex": True},
@@ -183,12 +221,19 @@ def tokenizer_files(encoding: tiktoken.Encoding, block_size: int) -> dict[str, b
     }
 
 
-def vocabulary_of(encoding: tiktoken.Encoding) -> dict[str, int]:
+def vocabulary_of(tokenizer: Tokenizer) -> dict[str, int]:
     """Return the contents of vocab.json: ids by token, whose bytes are written as letters."""
+    if tokenizer.name.startswith(HUGGING_FACE):
+        vocabulary: dict[str, int] = tokenizer.library.get_vocab(with_added_tokens=True)
+        return vocabulary
+    return _written(tokenizer.library)
+
+
+def _written(encoding: tiktoken.Encoding) -> dict[str, int]:
     letters = bytes_to_unicode()
     ranks = encoding._mergeable_ranks
     written = {"".join(letters[b] for b in token): rank for token, rank in ranks.items()}
-    return {**written, END_OF_TEXT: encoding.eot_token}
+    return written | encoding._special_tokens
 
 
 def parts_of(token: bytes, ranks: Mapping[bytes, int]) -> list[bytes] | None:

@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import tiktoken
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model import GPT, Block, softcap
+from trainer.data.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -186,14 +186,28 @@ def generate(
         tokens = [chosen]
 
 
-def sample_text(model: GPT, encoding: tiktoken.Encoding, prompt: str, count: int, seed: int) -> str:
+def sample_text(model: GPT, tokenizer: Tokenizer, prompt: str, count: int, seed: int) -> str:
     """Return the text of a prompt and up to `count` generated tokens; "" begins a document."""
-    begin = encoding.encode_ordinary(prompt) or [encoding.eot_token]
     generator = torch.Generator().manual_seed(seed)
-    made = generate(model, begin, count, Choice(), generator, encoding.eot_token)
-    return prompt + encoding.decode(list(text_tokens(made, encoding)), errors="replace")
+    begin, end = tokenizer.prompt(prompt), tokenizer.end_of_text
+    return prompt + tokenizer.decode(list(generate(model, begin, count, Choice(), generator, end)))
 
 
-def text_tokens(tokens: Iterable[int], encoding: tiktoken.Encoding) -> Iterator[int]:
-    """Yield the tokens that have text; ids beyond the tokenizer's vocabulary can be sampled too."""
-    return (token for token in tokens if token < encoding.n_vocab)
+SHOWN_TOKENS = 8
+"""Tokens that are decoded again with each new one, as a character may take several."""
+
+
+def stream_text(tokens: Iterable[int], tokenizer: Tokenizer) -> Iterator[tuple[str, int]]:
+    """Yield the text that each token completes ("" within a character) and its token count."""
+    last: list[int] = []
+    shown = text = ""
+    for token in tokens:
+        last.append(token)
+        text = tokenizer.decode(last)
+        if text.endswith("\ufffd"):
+            yield "", 1
+            continue
+        yield text[len(shown) :], 1
+        last = last[-SHOWN_TOKENS:]
+        shown = text = tokenizer.decode(last)
+    yield text[len(shown) :], 0

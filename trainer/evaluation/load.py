@@ -5,20 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import tiktoken
-
 from model import GPT
 from nanogauge.config import Config, DataSection, load_config
 from nanogauge.errors import BadInput
 from nanogauge.runlog.folder import CONFIG_TOML, RunFolder, load_with_log
 from nanogauge.runlog.history import RunHistory
 from trainer.checkpoints.checkpoint import intact_meta, list_checkpoints, load_weights, step_of
-from trainer.data.dataset import byte_encoding, open_dataset
-from trainer.data.tokenizer import load_encoding
+from trainer.data.dataset import open_dataset
+from trainer.data.tokenizer import Tokenizer, load_tokenizer
 from trainer.step.device import DTYPES, choose_device
 
 CHECKPOINT_HELP = "newest, best (the least validation loss of those that are kept), or a step"
-TOKENIZER_HELP = "if the run's data is missing: gpt2, or a file of ranks"
+TOKENIZER_HELP = "if the run's data is missing: its tokenizer, as prepare_fineweb.py takes it"
 
 
 @dataclass(frozen=True)
@@ -88,12 +86,19 @@ def find_checkpoint(folder: Path, which: str) -> tuple[Path, list[str]]:
     raise BadInput(f"{folder} has no intact checkpoint{extra}{damage}")
 
 
-def tokenizer_of(data: DataSection) -> tuple[str, str]:
-    """Return the arguments of load_tokenizer, name and pattern, for the tokenizer of a run's data.
+def tokenizer_of(data: DataSection, given: str | None) -> Tokenizer:
+    """Return the tokenizer of a run.
+
+    Args:
+        data: data section of the run's configuration.
+        given: name of another tokenizer, as load_tokenizer takes it; None for the data's own.
 
     Raises:
-        BadInput: if the data is missing or does not name it.
+        BadInput: if the data is missing or does not name it, or it cannot be loaded.
+        RunFailed: if a download fails.
     """
+    if given is not None:
+        return load_tokenizer(given)
     try:
         opened = open_dataset(data)
     except BadInput as error:
@@ -103,20 +108,4 @@ def tokenizer_of(data: DataSection) -> tuple[str, str]:
         ) from None
     if opened.tokenizer is None:
         raise BadInput(f"nothing in {data.path} names its tokenizer; name it with --tokenizer.")
-    return opened.tokenizer, opened.pattern
-
-
-def encoding_of(data: DataSection, given: str | None) -> tiktoken.Encoding:
-    """Return the tokenizer of a run as a tiktoken encoding.
-
-    Args:
-        data: data section of the run's configuration.
-        given: name of another tokenizer, as load_tokenizer takes it; None for the data's own.
-
-    Raises:
-        BadInput: if the data does not name it, or it is not one of tiktoken's.
-        RunFailed: if a download fails.
-    """
-    if given is not None:
-        return load_encoding(given)
-    return byte_encoding() if data.embedded else load_encoding(*tokenizer_of(data))
+    return opened.load_tokenizer()

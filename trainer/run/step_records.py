@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from nanogauge.analysis.ledger import steady_seconds
+from nanogauge.errors import BadInput
 from nanogauge.measure.alarms import Alarm
 from nanogauge.measure.host import ProcessorWatch, peak_process_bytes
 from nanogauge.measure.torch_device import AllocatorPeaks, allocator_peaks
@@ -165,15 +166,21 @@ def record_samples(s: Session, step: int) -> None:
         return
     with recorder.clock.window():
         try:
-            encoding = s.source.encoding()
+            tokenizer = s.source.load_tokenizer()
+            prompts = s.config.train.prompts or [""]
+            for prompt in prompts:
+                tokenizer.prompt(prompt)  # raises for a character that has no token
+        except BadInput as error:
+            recorder.log_event("no_sample", f"No sample of text: {error}", "warning", step)
+            return
         except Exception as error:  # the clients of a download raise many types
             text = (
                 f"No sample of text: the vocabulary could not be loaded ({type(error).__name__})."
             )
             recorder.log_event("no_sample", text, "warning", step)
             return
-        for prompt in s.config.train.prompts or [""]:
-            text = sample_text(s.state.model, encoding, prompt, SAMPLE_TOKENS, s.config.run.seed)
+        for prompt in prompts:
+            text = sample_text(s.state.model, tokenizer, prompt, SAMPLE_TOKENS, s.config.run.seed)
             recorder.log_event("sample", text, step=step)
 
 
