@@ -3,15 +3,14 @@
 python bench/fitting.py RUNS.csv [MORE.csv ...] [--write]
 
 The log of a step's time is the roofline's, plus effects of the device class, the GPU and the
-source, each with a prior around 0. The prior of a constant is its default in
+source, each with a prior around 0. The prior of a constant is in
 nanogauge/prediction/constants.py. A run therefore moves its own GPU most, its class less and the
-others little. Prints each constant with its prior; --write puts the numbers into that file.
+others little. Prints each constant with its prior; --write writes the numbers to constants.toml.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,9 +18,9 @@ from pathlib import Path
 import numpy as np
 from published_runs import PublishedRun, read_runs
 
-import nanogauge.prediction.constants as constants_module
+import nanogauge
 from nanogauge.cli import Parser, run_command
-from nanogauge.prediction.constants import Constants, Effect, effect_class, get, put
+from nanogauge.prediction.constants import PRIORS, Constants, Effect, effect_class, get, put
 from nanogauge.prediction.step_time import predict_step_time
 
 SPREADS = {
@@ -84,7 +83,7 @@ def fit(runs: Sequence[PublishedRun]) -> Fit:
 
     Robust least squares: a run far off counts less, and so does the prior of an odd source.
     """
-    names, prior_constants = list(SPREADS), Constants()
+    names, prior_constants = list(SPREADS), PRIORS
     prior = np.log([get(prior_constants, name) for name in names])
     stiff = np.log([SPREADS[name] for name in names]) ** -2.0
     actual = np.log([run.step_seconds or math.nan for run in runs])
@@ -167,39 +166,33 @@ def _effects(
 
 
 def write(constants: Constants, path: Path) -> None:
-    """Replace the fitted numbers at the end of constants.py."""
-    values = "".join(f'    "{name}": {get(constants, name):.4g},\n' for name in SPREADS)
+    """Replace the fitted numbers at the end of constants.toml."""
+    values = "".join(f'"{name}" = {get(constants, name):.4g}\n' for name in SPREADS)
     effects = "".join(
-        f'    "{name}": Effect({e.factor}, {e.spread}, {e.sources}),\n'
+        f'"{name}" = {{ factor = {e.factor}, spread = {e.spread}, sources = {e.sources} }}\n'
         for name, e in constants.effects.items()
     )
-    text = path.read_text(encoding="utf-8")
-    for name, lines in (
-        ("_VALUES: dict[str, float]", values),
-        ("_EFFECTS: dict[str, Effect]", effects),
-    ):
-        pattern = re.escape(name) + r" = \{.*?\}"
-        text = re.sub(pattern, f"{name} = {{\n{lines}}}", text, flags=re.S)
-    path.write_text(text, encoding="utf-8")
+    head, _, _ = path.read_text(encoding="utf-8").partition("[fitted]")
+    path.write_text(f"{head}[fitted]\n{values}\n[effects]\n{effects}", encoding="utf-8")
 
 
 def main(arguments: Sequence[str]) -> int:
     assert __doc__ is not None
     parser = Parser(__doc__)
     parser.add_argument("runs", type=Path, nargs="+", help="CSV of published runs")
-    parser.add_argument("--write", action="store_true", help="write the numbers to constants.py")
+    parser.add_argument("--write", action="store_true", help="write the numbers to constants.toml")
     given = parser.parse(arguments)
     runs = usable_runs([run for path in given.runs for run in read_runs(path)[0]])
     fitted = fit(runs)
     print(f"{len(runs)} runs from {len({run.owner for run in runs})} sources")
     for name in SPREADS:
-        print(f"{name}: {get(Constants(), name):.4g} -> {get(fitted.constants, name):.4g}")
+        print(f"{name}: {get(PRIORS, name):.4g} -> {get(fitted.constants, name):.4g}")
     for name, effect in fitted.constants.effects.items():
         print(f"{name}: x {effect.factor} +- {effect.spread} ({effect.sources} sources)")
     for name, log in fitted.source_effects.items():
         print(f"source {name}: x {math.exp(log):.3f}")
     if given.write:
-        write(fitted.constants, Path(constants_module.__file__))
+        write(fitted.constants, Path(nanogauge.__file__).with_name("constants.toml"))
     return 0
 
 

@@ -1,14 +1,16 @@
 """What devices reach and what operations move: the constants of the step-time roofline.
 
 The defaults are priors: counts of reads and writes, data sheets, published measurements of parts.
-`bench/fitting.py --write` fits some of them to published runs and writes the numbers at the end of
-this file. docs/prediction.md has the fit and its errors with every source and class left out in
-turn. Bytes are per 16-bit value unless said otherwise.
+`bench/fitting.py --write` fits some of them to published runs and writes the numbers to
+nanogauge/constants.toml. docs/prediction.md has the fit and its errors with every source and class
+left out in turn. Bytes are per 16-bit value unless said otherwise.
 """
 
 from __future__ import annotations
 
+import tomllib
 from dataclasses import dataclass, field, replace
+from importlib.resources import files
 from typing import Any
 
 
@@ -18,13 +20,13 @@ class DeviceClass:
 
     ceiling_of_peak: float
     """Rate of a large matrix product over the peak, where power does not limit it."""
-    clock_at_watt: float | None
-    """SM clock in GHz that one watt per SM sustains in matrix products of 512 FLOP per clock; None
-    if power is not modelled."""
     attention: float
     """Rate of the products inside SDPA's causal flash attention, over that ceiling."""
     attention_best: float
     """The same for the best kernel (FlashAttention 3, cuDNN)."""
+    clock_at_watt: float | None = None
+    """SM clock in GHz that one watt per SM sustains in matrix products of 512 FLOP per clock; None
+    if power is not modelled."""
     l2_bytes_per_sm: float = 0.0
     """L2 cache per SM in bytes; 0 if it is too small to hold activations."""
     products: float = 1.0
@@ -32,25 +34,6 @@ class DeviceClass:
     unseen_spread: float = 0.15
     """Standard deviation of the log of the step time without a published run of the class.
     Source: the errors of NVIDIA's classes since Ampere, each left out; twice that for others."""
-
-
-_CLASSES = {
-    "ada": DeviceClass(1.06, 1.26, 0.88, 0.88, 0.7e6),
-    "blackwell": DeviceClass(1.08, 1.45, 0.88, 0.88, 0.6e6),
-    "ampere": DeviceClass(1.08, 0.84, 0.88, 0.88, 0.07e6),
-    "a100": DeviceClass(0.85, 0.94, 0.58, 0.58, 0.37e6),
-    "hopper": DeviceClass(0.96, 0.98, 0.363, 0.67, 0.38e6),
-    "b200": DeviceClass(0.96, 0.98, 0.18, 0.67, 0.85e6),
-    "gb10": DeviceClass(0.80, None, 0.80, 0.80, 0.5e6),
-    "cdna2": DeviceClass(0.60, None, 0.27, 0.27, unseen_spread=0.33),
-    "cdna3": DeviceClass(0.55, None, 0.22, 0.22, unseen_spread=0.33),
-    "rdna3": DeviceClass(0.75, None, 0.27, 0.27, unseen_spread=0.33),
-    "apple": DeviceClass(0.80, None, 0.27, 0.27, unseen_spread=0.5),
-    "turing": DeviceClass(1.06, 0.89, 0.27, 0.27, unseen_spread=0.33),
-    "volta": DeviceClass(0.80, 0.69, 0.27, 0.27, unseen_spread=0.33),
-    "pascal": DeviceClass(0.85, None, 0.27, 0.27, unseen_spread=0.33),
-    "cpu": DeviceClass(1.0, None, 0.26, 0.26, products=0.78),
-}
 
 
 @dataclass(frozen=True)
@@ -66,7 +49,7 @@ class Effect:
 
 @dataclass(frozen=True)
 class Constants:
-    classes: dict[str, DeviceClass] = field(default_factory=lambda: dict(_CLASSES))
+    classes: dict[str, DeviceClass]
     effects: dict[str, Effect] = field(default_factory=dict)
     """By effect_class, and by the name of a GPU with published runs."""
     products: float = 0.98
@@ -196,73 +179,13 @@ github.com/zzc0721/torch-performance-test-data, mean error 3.8 %."""
 STATIC_SHARE = 0.2
 """Fraction of a board's default power limit that memory, fans and converters draw at any clock."""
 
-# Written by `python bench/fitting.py RUNS.csv ... --write`.
-_VALUES: dict[str, float] = {
-    "products": 0.9678,
-    "bandwidth_share": 0.8037,
-    "overlap": 2.954,
-    "idle_per_sm": 0.001243,
-    "softmax_clocks": 0.7075,
-    "kernel_tail_seconds": 2.151e-06,
-    "gap_seconds": 0.002097,
-    "cached": 0.254,
-    "loss_bytes": 6.393,
-    "returned_logits_bytes": 4.06,
-    "loss_bytes_eager": 42.22,
-    "norm_bytes": 57.41,
-    "norm_bytes_eager": 235.3,
-    "weight_bytes": 12.07,
-    "accumulation_bytes": 12.16,
-    "score_bytes": 21.74,
-    "score_bytes_eager": 107.1,
-    "unaligned_head": 1.477,
-    "newton_schulz": 0.6556,
-    "newton_schulz_alone": 0.1725,
-    "fp8_speed": 1.382,
-    "interference": 0.1243,
-    "pcie_share": 0.1927,
-    "ada.attention": 0.8702,
-    "a100.attention": 0.5654,
-    "hopper.attention": 0.3649,
-    "hopper.attention_best": 0.6633,
-    "b200.attention": 0.1739,
-}
-_EFFECTS: dict[str, Effect] = {
-    "cpu": Effect(1.0, 0.3, 0),
-    "pascal": Effect(2.0, 0.33, 1),
-    "a100": Effect(1.033, 0.071, 8),
-    "ada": Effect(1.023, 0.071, 7),
-    "ada professional": Effect(1.075, 0.073, 1),
-    "ampere": Effect(1.018, 0.075, 3),
-    "ampere professional": Effect(1.02, 0.07, 1),
-    "b200": Effect(1.032, 0.083, 1),
-    "blackwell professional": Effect(0.981, 0.076, 2),
-    "gb10": Effect(0.994, 0.078, 1),
-    "hopper": Effect(1.001, 0.069, 8),
-    "volta": Effect(1.024, 0.082, 1),
-    "A100 40GB": Effect(1.063, 0.042, 3),
-    "A100 80GB": Effect(1.014, 0.03, 5),
-    "A40": Effect(1.046, 0.035, 1),
-    "A800 PCIe": Effect(1.059, 0.048, 1),
-    "B200": Effect(1.065, 0.076, 1),
-    "GB10": Effect(0.989, 0.051, 1),
-    "H100 96GB HBM2e": Effect(0.994, 0.044, 1),
-    "H100 NVL": Effect(1.013, 0.046, 1),
-    "H100 PCIe": Effect(1.003, 0.036, 1),
-    "H100 SXM": Effect(0.994, 0.028, 7),
-    "H200": Effect(1.004, 0.034, 2),
-    "L40S": Effect(1.122, 0.038, 1),
-    "RTX 3080 Ti": Effect(1.044, 0.072, 1),
-    "RTX 3090": Effect(1.01, 0.038, 2),
-    "RTX 4000 Ada": Effect(1.106, 0.037, 1),
-    "RTX 4070": Effect(0.977, 0.038, 3),
-    "RTX 4080": Effect(1.013, 0.048, 1),
-    "RTX 4090": Effect(1.104, 0.045, 3),
-    "RTX A4000": Effect(0.994, 0.035, 1),
-    "RTX A5000": Effect(1.039, 0.035, 1),
-    "RTX PRO 6000 Blackwell": Effect(0.963, 0.037, 2),
-    "V100 32GB": Effect(1.049, 0.074, 1),
-}
 SETUP_SPREAD = 0.1
 """Standard deviation of the log of the step time between set-ups of one GPU."""
-FITTED = replace(put(Constants(), _VALUES), effects=_EFFECTS)
+
+_TABLES = tomllib.loads(files("nanogauge").joinpath("constants.toml").read_text(encoding="utf-8"))
+PRIORS = Constants({name: DeviceClass(**row) for name, row in _TABLES["classes"].items()})
+"""The constants before any fit."""
+FITTED = replace(
+    put(PRIORS, _TABLES["fitted"]),
+    effects={name: Effect(**row) for name, row in _TABLES["effects"].items()},
+)
