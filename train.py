@@ -110,7 +110,7 @@ def train(s: Session) -> tuple[Status, str | None]:
                 with autocast(state.device, state.dtype):
                     loss = state.reduced_loss(tokens, targets) / accumulation
                 watch.lap("forward")
-                state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                state.loss.backward(state.scaler.scale(loss))
             total += loss.detach()
             watch.lap("backward")
         total = s.ranks.mean(total)

@@ -526,9 +526,8 @@ before their next use. Logits above it are kept between losses on a CPU."""
 def chunk_tokens(tokens: int, vocabulary: int, device_type: str) -> int:
     """Return the tokens per chunk of the vocabulary head, a multiple of 16 (CPU) or 64 (GPU).
 
-    On a CPU all chunks of a loss are about equally large.
+    All chunks of a loss are about equally large: a small last one would leave most of a GPU idle.
     """
-    if device_type != "cpu":
-        return max(64, CHUNK_BYTES["cuda"] // (2 * vocabulary) // 64 * 64)
-    most = max(16, CHUNK_BYTES["cpu"] // (4 * vocabulary) // 16 * 16)
-    return math.ceil(tokens / math.ceil(tokens / most) / 16) * 16
+    kind, element, unit = ("cpu", 4, 16) if device_type == "cpu" else ("cuda", 2, 64)
+    most = max(unit, CHUNK_BYTES[kind] // (element * vocabulary) // unit * unit)
+    return math.ceil(tokens / math.ceil(tokens / most) / unit) * unit

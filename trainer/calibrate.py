@@ -298,9 +298,9 @@ def whole_piece(
     def micro_batch(step: int, micro: int) -> Tensor:
         inputs, targets = batches.batch("train", step, micro)
         with autocast(device, dtype):
-            loss = loss_of(inputs, targets)
-        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        return loss.detach()
+            value = loss_of(inputs, targets)
+        loss.backward(scaler.scale(value))
+        return value.detach()
 
     return StepPart(model, make_optimizer(model, config.optimizer), scaler, micro_batch)
 

@@ -35,11 +35,18 @@ class InPlaceGradient:
         """share: 1 / (micro-batches per step), the gradient that backward() must be given."""
         self.weight, self.share = weight, share
         self._kept: Tensor | None = None
+        self._narrow: Tensor | None = None
 
     def zeroed(self) -> Tensor:
         """Return weight.grad, as zeros if it holds no gradient yet."""
         total, accumulated = self.buffer()
         return total if accumulated else total.zero_()
+
+    def narrow(self, dtype: torch.dtype) -> Tensor:
+        """Return the weight in dtype; the same copy for all micro-batches of a step."""
+        if self._narrow is None or self._narrow.dtype != dtype or self.weight.grad is None:
+            self._narrow = self.weight.detach().to(dtype)
+        return self._narrow
 
     def buffer(self) -> tuple[Tensor, bool]:
         """Return weight.grad and whether it holds a gradient; if not, its values are arbitrary."""
@@ -93,7 +100,8 @@ def chunked_loss(
         targets: N token ids.
         chunk: tokens of a chunk.
         in_place: adds the weight gradient to weight.grad in the forward pass, which saves a tensor
-            of its size; backward() must then be called on the loss. None leaves it to autograd.
+            of its size; backward() must then be called on the loss / micro-batches per step, which
+            is checked on a CPU. None leaves it to autograd.
         loss_kernel: losses_and_grad_logits, or fusible_losses_and_grad_logits compiled.
         cap: soft cap of the logits; 0 for none.
         memory: buffer for the logits on a CPU; None allocates them in each call.
@@ -172,18 +180,25 @@ def losses_and_grad_logits(logits: Tensor, targets: Tensor, cap: float = 0.0) ->
 def fusible_losses_and_grad_logits(logits: Tensor, targets: Tensor, cap: float = 0.0) -> Tensor:
     """Compute the same as losses_and_grad_logits in a form that torch.compile fuses.
 
-    It takes two passes without intermediates, and overwrites the logits.
+    It takes two passes without intermediates, and overwrites the logits. The target's logit is a
+    masked sum: with gather(), Inductor could not make one kernel of both passes, whose second finds
+    the row in the GPU's L2 cache.
     """
     bent = torch.tanh(logits.float() / cap) if cap else None
     wide = logits.float() if bent is None else cap * bent
     largest = wide.amax(-1, keepdim=True)
     exponentials = (wide - largest).exp()
     total = exponentials.sum(-1, keepdim=True)
-    of_target = wide.gather(-1, targets[:, None]) - largest
     one_hot = torch.arange(wide.shape[-1], device=wide.device) == targets[:, None]
+    of_target = torch.where(one_hot, wide, 0.0).sum(-1, keepdim=True) - largest
     grad_logits = exponentials / total - one_hot.float()
     logits.copy_(grad_logits if bent is None else grad_logits * (1 - bent * bent))
     return (total.log() - of_target).squeeze(-1)
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor, beta: int, alpha: float) -> None:
+    """Compute beta total + alpha a b in total, whose dtype may be wider, in one pass on a GPU."""
+    torch.addmm(total, a, b, beta=beta, alpha=alpha, out_dtype=total.dtype, out=total)
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -200,8 +215,10 @@ class _ChunkedLoss(torch.autograd.Function):
     ) -> Tensor:
         chunk, dtype = len(buffer), buffer.dtype
         scale = 1 / len(targets)
-        factors, narrow = weight.to(dtype), hidden.to(dtype)
-        grad_hidden = torch.empty_like(hidden)
+        # cuBLAS adds products of 16-bit factors to an fp32 matrix, without a pass of its own.
+        on_gpu = hidden.device.type == "cuda" and dtype != weight.dtype
+        factors = in_place.narrow(dtype) if on_gpu and in_place else weight.to(dtype)
+        narrow, grad_hidden = hidden.to(dtype), torch.empty_like(hidden)
         if in_place is None:
             grad_weight, accumulated = torch.empty_like(weight), False
         else:
@@ -218,7 +235,10 @@ class _ChunkedLoss(torch.autograd.Function):
         ):
             grad_logits = _logits(buffer, part, factors)
             losses.append(loss_kernel(grad_logits, part_targets, cap))
-            if dtype == weight.dtype:
+            if on_gpu:
+                _add_product(grad_weight, grad_logits.t(), part, int(accumulated), scale)
+                _add_product(result, grad_logits, factors, 0, scale)
+            elif dtype == weight.dtype:
                 grad_weight.addmm_(grad_logits.t(), part, beta=int(accumulated), alpha=scale)
                 torch.mm(grad_logits, factors, out=result)
             else:  # 16-bit products, accumulated over the chunks in fp32
@@ -232,7 +252,7 @@ class _ChunkedLoss(torch.autograd.Function):
                     rows.add_(torch.mm(columns.t(), part), alpha=scale)
                 result.copy_(torch.mm(grad_logits, factors))
             accumulated = True
-        ctx.grad_hidden = grad_hidden.mul_(scale)
+        ctx.grad_hidden = grad_hidden if on_gpu else grad_hidden.mul_(scale)
         ctx.grad_weight = grad_weight if in_place is None else None
         ctx.share = None if in_place is None else in_place.share
         return torch.cat(losses).mean()
@@ -244,6 +264,8 @@ class _ChunkedLoss(torch.autograd.Function):
         if ctx.share is None:
             grad_weight, ctx.grad_weight = ctx.grad_weight, None  # may become weight.grad itself
             return ctx.grad_hidden.mul_(grad_output), grad_weight.mul_(grad_output), *none
+        if grad_output.device.type == "cuda":  # reading it would wait for the GPU
+            return ctx.grad_hidden, None, *none
         agreed = abs(grad_output.item() - ctx.share) <= 1e-6 * ctx.share
         assert agreed, f"backward() was called with {grad_output.item()}, not with {ctx.share}"
         return ctx.grad_hidden, None, *none

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Literal, Protocol
 
@@ -32,6 +32,7 @@ class Model(Protocol):
     def lm_head(self) -> nn.Linear: ...
     @property
     def blocks(self) -> nn.ModuleList: ...
+    def parameters(self) -> Iterator[nn.Parameter]: ...
     def trunk(
         self, x: Tensor, blocks: Iterable[Callable[[Tensor], Tensor]] | None = None
     ) -> Tensor: ...
@@ -40,9 +41,10 @@ class Model(Protocol):
 class TrainingLoss:
     """Mean cross-entropy, in nats, of predicting targets (B T) from tokens (B T).
 
-    With the chunked head on a CPU, the gradients of embedding and head are accumulated in place,
-    which saves passes over V x C values. Each loss computed with gradients enabled must then be
-    divided by grad_accum and used in backward().
+    The gradient of the embedding, and with the chunked head that of the head, is accumulated in
+    place, which saves passes over V x C values. Each loss computed with gradients enabled must then
+    be divided by grad_accum and used in backward(). Under float16 the head's is left to autograd,
+    as the gradient scaler multiplies the loss by a factor that the forward pass does not know.
 
     Args:
         model: model to train.
@@ -66,12 +68,13 @@ class TrainingLoss:
         self._memory = LogitsMemory() if device.type == "cpu" else None
         self._in_place: InPlaceGradient | None = None
         self._embedding_in_place: InPlaceGradient | None = None
-        if head == "chunked" and device.type == "cpu" and alone:
-            self._in_place = self._embedding_in_place = InPlaceGradient(
-                model.lm_head.weight, 1 / grad_accum
-            )
+        if alone and (head == "chunked" or device.type == "cuda"):
+            share = 1 / grad_accum
+            self._in_place = self._embedding_in_place = InPlaceGradient(model.lm_head.weight, share)
             if not model.config.tied_head:
-                self._embedding_in_place = InPlaceGradient(model.embedding.weight, 1 / grad_accum)
+                self._embedding_in_place = InPlaceGradient(model.embedding.weight, share)
+        self._together: list[nn.Parameter] = []
+        """Parameters whose gradients a compiled backward pass returns together."""
         self._trunk: Callable[[Tensor], Tensor] = model.trunk
         self._loss_kernel, self._plain = losses_and_grad_logits, plain_loss
         self.grad_accum = grad_accum
@@ -87,16 +90,24 @@ class TrainingLoss:
             blocks = [torch.compile(block) for block in self._model.blocks]
             self._trunk = partial(self._model.trunk, blocks=blocks)
         else:
-            self._trunk = torch.compile(self._model.trunk)
+            self._trunk = torch.compile(self._narrow_trunk, dynamic=False)
+            if self._embedding_in_place is not None:
+                held = {id(self._model.lm_head.weight), id(self._model.embedding.weight)}
+                self._together = [p for p in self._model.parameters() if id(p) not in held]
+
+    def _narrow_trunk(self, x: Tensor) -> Tensor:
+        """Return the hidden states in the precision of the head's products, without a pass more."""
+        return self._model.trunk(x).to(_product_dtype(x.device.type) or x.dtype)
 
     def compile_head(self) -> None:
         if self._head == "plain":
-            self._plain = torch.compile(plain_loss)
+            self._plain = torch.compile(plain_loss, dynamic=False)
         if self._device.type != "cpu":
-            self._loss_kernel = torch.compile(fusible_losses_and_grad_logits)
+            self._loss_kernel = torch.compile(fusible_losses_and_grad_logits, dynamic=False)
 
     def undo_compile(self) -> None:
         """Return to eager mode."""
+        self._together = []
         self._trunk = self._model.trunk
         self._loss_kernel, self._plain = losses_and_grad_logits, plain_loss
 
@@ -111,17 +122,39 @@ class TrainingLoss:
         flat_targets = targets.reshape(-1)
         if self._head == "plain":
             return self._plain(hidden, weight, flat_targets, self._cap)
+        scaled = _product_dtype(self._device.type) == torch.float16
+        in_place = None if scaled else self._in_place
         chunk = chunk_tokens(len(flat_targets), len(weight), self._device.type)
         return chunked_loss(
             hidden,
             weight,
             flat_targets,
             chunk,
-            self._in_place,
+            in_place,
             self._loss_kernel,
             self._cap,
             self._memory,
         )
+
+    def backward(self, loss: Tensor) -> None:
+        """Compute the gradients of a micro-batch's loss and add them to those of earlier ones.
+
+        Gradients that a compiled backward pass returns together are added together: by a few
+        kernels instead of one per parameter.
+        """
+        sums = {p: p.grad for p in self._together if p.grad is not None}
+        for parameter in sums:
+            parameter.grad = None
+        loss.backward()  # type: ignore[no-untyped-call]
+        if sums:
+            torch._foreach_add_(list(sums.values()), [p.grad for p in sums if p.grad is not None])
+        for parameter, total in sums.items():
+            parameter.grad = total
+
+
+def _product_dtype(kind: str) -> torch.dtype | None:
+    """Return autocast's precision of products on a kind of device; None without autocast."""
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
 class LossModule(nn.Module):
