@@ -29,9 +29,9 @@ from nanogauge.errors import BadInput
 from nanogauge.files import make_folder, write_atomic
 from nanogauge.local_hardware import local_hardware
 from nanogauge.measure.alarms import Alarm, Alarms
-from nanogauge.measure.clock import Clock, Moment, Stopwatch
+from nanogauge.measure.clock import Clock, Moment, StepTimes, Stopwatch
 from nanogauge.measure.host import peak_process_bytes, reset_peak
-from nanogauge.measure.sensors import driver_info, measure_idle, open_sensors
+from nanogauge.measure.sensors import PowerSpread, driver_info, measure_idle, open_sensors
 from nanogauge.measure.torch_device import (
     AllocatorPeaks,
     CompileTimer,
@@ -76,6 +76,9 @@ class _PendingStep:
     number: int
     watch: Stopwatch
     logged: _Logged = field(default_factory=_Logged)
+    times: StepTimes | None = None
+    """None until they are read."""
+    power: PowerSpread | None = None
 
 
 def run(
@@ -202,10 +205,14 @@ class Run:
         if self._silent:
             yield
             return
-        self._record_steps()
+        self._record_steps(leave=1)
         self._evaluation = _Logged() if name == "evaluation" else None
         with self._clock.window() as window:
+            if self._pending:  # its loss may still be logged
+                self._measure(self._pending[0])
             yield
+        self._record_steps()
+        self._sensors.power_since_last()  # drop samples taken outside of steps
         logged, self._evaluation = self._evaluation, None
         seconds = window.seconds
         if window.compile_seconds > 0 and name != "compilation":
@@ -230,25 +237,27 @@ class Run:
         waiting for it.
 
         Raises:
-            ValueError: for another name, or before the first step.
+            ValueError: for another name, before the first step, or outside of an evaluation.
         """
         if self._silent:
             return
-        evaluating = self._evaluation is not None
-        names = _OF_AN_EVALUATION if evaluating else _OF_A_STEP
-        if unknown := [name for name in values if name not in names]:
-            where = 'phase("evaluation")' if evaluating else "a step"
-            raise ValueError(f"{unknown[0]} is not a value of {where}: {', '.join(names)}")
-        if self._evaluation is None and not self._pending:
-            raise ValueError("log the loss inside or after `with run.step():`")
-        logged = self._evaluation or self._pending[-1].logged
         for name, value in values.items():
+            if name in _OF_A_STEP and self._pending:
+                logged = self._pending[-1].logged
+            elif name in _OF_AN_EVALUATION and self._evaluation is not None:
+                logged = self._evaluation
+            else:
+                raise ValueError(
+                    f"{name} cannot be logged here: {', '.join(_OF_A_STEP)} belong inside or after "
+                    f"`with run.step()`, {', '.join(_OF_AN_EVALUATION)} inside "
+                    '`with run.phase("evaluation")`'
+                )
             detach = getattr(value, "detach", None)
             if detach is not None:
                 value = detach().to("cpu", non_blocking=True)  # noqa: PLW2901
             logged.values[name] = value
-        if self._clock.lag:
-            logged.copied = self._clock.mark()
+            if self._clock.lag:
+                logged.copied = self._clock.mark()
 
     def finish(
         self,
@@ -313,17 +322,23 @@ class Run:
         else:
             self.finish("failed", f"{type(error).__name__}: {error}"[:300])
 
+    def _measure(self, pending: _PendingStep) -> None:
+        """Read the times and power of a step that the device has completed."""
+        pending.times = pending.watch.read()
+        pending.power = self._sensors.power_since_last()
+
     def _record_steps(self, leave: int = 0) -> None:
         """Log pending steps except the last `leave`, each once the device has completed it."""
         while len(self._pending) > leave:
             pending = self._pending.popleft()
-            times = pending.watch.read()
+            if pending.times is None:
+                self._measure(pending)
+            times, power, peaks = pending.times, pending.power, self._peaks()
+            assert times is not None
             if times.compile_seconds > 0:
                 self._log.write(
                     Compile(step=pending.number, seconds=times.compile_seconds, mode="compiled")
                 )
-            power = self._sensors.power_since_last()
-            peaks = self._peaks()
             line = Step(
                 step=pending.number,
                 step_seconds=times.step_seconds,

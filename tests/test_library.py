@@ -85,7 +85,7 @@ def test_ranks_other_than_0_write_nothing(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_misspelt_value_is_named_with_those_that_exist(tmp_path: Path) -> None:
     run = ng.run("mine", spec=SPEC, folder=tmp_path)
-    with pytest.raises(ValueError, match="lossy is not a value of a step: loss, learning_rate"):
+    with pytest.raises(ValueError, match="lossy cannot be logged here: loss, learning_rate"):
         run.log(lossy=1.0)
     run.finish()
 

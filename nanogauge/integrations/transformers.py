@@ -1,0 +1,119 @@
+"""Measure a transformers.Trainer: Trainer(..., callbacks=[NanogaugeCallback("mine")])."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    PreTrainedModel,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from nanogauge.instrument import Phase, Run, run
+from nanogauge.schema import Prediction
+from nanogauge.transformers_spec import spec_from_transformers
+
+
+class NanogaugeCallback(TrainerCallback):
+    """Predicts the run when training begins, measures it and writes its report at the end.
+
+    A step is an optimizer step with all of its micro-batches; evaluations and checkpoints are timed
+    apart from it. Its loss is the mean that the Trainer logs, in the step that ends a logging
+    interval.
+
+    Args:
+        name: name of the run; folder/name is its run folder.
+        context: tokens of a sequence; None for the length of the training set's first example.
+        plan: the prediction; None to predict the run for this machine's device.
+        folder: folder of all runs.
+        claims: claims file to compare the run with.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        context: int | None = None,
+        plan: Prediction | None = None,
+        folder: str | Path = "runs",
+        claims: str | Path | None = None,
+    ) -> None:
+        self._name, self._context = name, context
+        self._plan, self._folder, self._claims = plan, folder, claims
+        self._run: Run | None = None
+        self._open = ExitStack()
+        """The step or phase under way."""
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: PreTrainedModel | None = None,
+        train_dataloader: Any = None,
+        **_: Any,
+    ) -> None:
+        assert model is not None
+        context = self._context or len(train_dataloader.dataset[0]["input_ids"])
+        spec = spec_from_transformers(model.config, args, context, state.max_steps)
+        self._run = run(self._name, spec, self._plan, self._folder, self._claims)
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        assert self._run is not None
+        self._open.close()
+        self._open.enter_context(self._run.step())
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._open.close()
+        if control.should_evaluate:
+            self._begin("evaluation")
+        elif control.should_save:
+            self._begin("checkpoint")
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        names = ("loss", "learning_rate", "grad_norm")
+        values = {name: float(logs[name]) for name in names if logs and name in logs}
+        if values and self._run is not None:
+            self._run.log(**values)
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        if self._run is None or state.global_step == 0:
+            return
+        if metrics and "eval_loss" in metrics:
+            self._run.log(val_loss=metrics["eval_loss"])
+        self._open.close()
+        if control.should_save:
+            self._begin("checkpoint")
+
+    def on_save(self, *_: Any, **__: Any) -> None:
+        self._open.close()
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        self._open.close()
+        if self._run is not None:
+            self._run.finish()
+            self._run = None
+
+    def _begin(self, phase: Phase) -> None:
+        assert self._run is not None
+        self._open.enter_context(self._run.phase(phase))
