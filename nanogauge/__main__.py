@@ -19,6 +19,7 @@ COMMANDS = {
         "report.import_main",
         "make a run folder and a report from the log of another program",
     ),
+    "compare": ("report.compare_main", "say what changed between runs, beyond the noise"),
     "doctor": ("doctor.main", "check whether this machine is ready for a run"),
 }
 """Subcommand -> its module and function in nanogauge/commands/, and a description."""

@@ -1,10 +1,8 @@
-"""The report of a running job: rewritten by a background process, or served on request."""
+"""The report of a running job, rewritten by a background process."""
 
 from __future__ import annotations
 
-import http.client
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -13,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from commands import DEMO, ROOT, TINY, command, run
+from commands import DEMO, ROOT, TINY
 from runs import make_finished, make_folder, steps, write
 
 from nanogauge.analysis.report_model import build_report
@@ -96,75 +94,6 @@ def test_the_death_of_the_background_process_does_not_affect_its_parent(tmp_path
     process.kill()
     process.wait()
     background.stop()
-
-
-@contextmanager
-def served(folder: Path) -> Iterator[int]:
-    """Serve a folder on a free port; stderr must stay empty."""
-    process = subprocess.Popen(
-        command("report.py", "--serve", folder, "--port", 0),
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        found = re.search(r"http://127\.0\.0\.1:(\d+)/", process.stdout.readline())
-        assert found is not None
-        yield int(found[1])
-    finally:
-        process.terminate()
-        _, errors = process.communicate(timeout=10)
-    assert (process.returncode, errors) == (0, "")
-
-
-def get(port: int, target: str = "/", method: str = "GET", host: str = "") -> tuple[int, str]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
-    try:
-        connection.request(method, target, headers={"Host": host} if host else {})
-        answer = connection.getresponse()
-        return answer.status, answer.read().decode()
-    finally:
-        connection.close()
-
-
-def test_only_the_page_and_its_json_are_served_and_only_to_loopback(tmp_path: Path) -> None:
-    make_finished(tmp_path)
-    assert run("report.py", tmp_path).returncode == 0
-    with served(tmp_path) as port:
-        for host in ("", "localhost:1234", "LOCALHOST", "127.0.0.1"):
-            assert get(port, host=host) == (200, (tmp_path / "report.html").read_text())
-        json_text = (tmp_path / "report.json").read_text()
-        assert get(port, "/report.json") == (200, json_text)
-        for host in ("evil.example", "localhost.evil.example", "user@localhost", "192.168.0.7"):
-            assert get(port, host=host)[0] == 421
-        for target in ("/log.jsonl", "/../log.jsonl", "/report.html", f"{tmp_path}/log.jsonl"):
-            assert get(port, target)[0] == 404
-        assert get(port, method="POST")[0] == 501
-        for taken, words in ((port, "already in use"), (70_000, "0-65535")):
-            done = run("report.py", "--serve", tmp_path, "--port", taken, timeout=20)
-            assert done.returncode == 2
-            assert words in done.stderr
-            assert len(done.stderr.strip().splitlines()) == 1
-
-
-def test_the_served_page_follows_the_log_and_writes_nothing(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    with served(folder) as port:
-        status, text = get(port)
-        assert status == 503
-        assert "there is no run folder" in text
-        make_folder(folder)
-        write(folder, steps(0, 30))
-        names = sorted(folder.iterdir())
-        assert "step 30 of 1,000" in get(port)[1]
-        more = steps(30, 60)
-        write(folder, more[:-10])
-        assert "step 59 of 1,000" in get(port)[1]
-        write(folder, more[-10:])
-        assert "step 60 of 1,000" in get(port)[1]
-        assert sorted(folder.iterdir()) == names
 
 
 def test_only_the_page_of_a_running_job_refreshes(tmp_path: Path) -> None:

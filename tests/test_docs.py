@@ -37,7 +37,6 @@ NOT_RUN = {
     "bench/": "takes minutes, or needs other programs",
     "--doctor": "this machine need not be ready",
     "--calibrate": "the documented GPU is not here",
-    "--serve": "does not end; tests/test_background.py",
     "--wandb": "W&B's own process; tests/test_wandb_mirror.py",
     "runs/own_text": "the run of a text; tests/test_own_text.py trains and samples it",
     "--FORM": "stands for each form of log",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,16 +22,13 @@ from nanogauge.importers.command import (
 )
 from nanogauge.report.compare_runs import Comparison
 from nanogauge.report.html import write_report
-from nanogauge.report.serve import serve
 from nanogauge.report.terminal import print_report
 from nanogauge.runlog.folder import CONFIG_TOML
 from nanogauge.sinks.mirror import Mode, upload
 
-DEFAULT_PORT = 8642
 _EXAMPLES = """
   %(prog)s runs/NAME --claims predictions/seed_zh.toml
   %(prog)s runs/ONE runs/OTHER
-  %(prog)s --serve runs/NAME
   %(prog)s --wandb runs/NAME
   %(prog)s --nanogpt-log LOG --config CONFIG --gpu "RTX 4070" --out runs/imported
 """
@@ -49,8 +45,6 @@ def _make_parser() -> Parser:
     parser.add_argument("--json", action="store_true", help="print only report.json")
     parser.add_argument("--wandb", action="store_true", help="upload the run to W&B")
     parser.add_argument("--schema", action="store_true", help="print the schema of report.json")
-    parser.add_argument("--serve", type=Path, metavar="RUN", help="serve the report on localhost")
-    parser.add_argument("--port", type=int, help=f"of --serve: {DEFAULT_PORT}, or 0 for a free one")
     group = parser.add_argument_group("import the log of another program")
     add_log_flags(group)
     add_import_flags(group)
@@ -63,10 +57,15 @@ def main(arguments: Sequence[str], measure_cpu: MeasureCpu | None = None) -> int
     if given.schema:
         print_json(report_schema())
         return 0
-    if given.serve is not None or len(given.runs) > 1:
-        return _show_view(given)
-    if given.port is not None:
-        raise BadInput("--port belongs to --serve.")
+    if len(given.runs) > 1:
+        allowed = {"runs", "json"}
+        extra = [
+            n for n, v in vars(given).items() if v not in (None, False, []) and n not in allowed
+        ]
+        if extra:
+            flag = min(extra).replace("_", "-")
+            raise BadInput(f"--{flag} does not go together with several runs.")
+        return compare(given.runs, given.json)
     given.run = given.runs[0] if given.runs else None
     folder = import_given(given, {"wandb"} if given.wandb else set(), measure_cpu) or given.run
     if folder is None:
@@ -123,25 +122,20 @@ def _wandb_destination(folder: Path, overrides: dict[str, dict[str, object]]) ->
     return mode, wandb.project
 
 
-def _show_view(given: Namespace) -> int:
-    """Serve the report (--serve), or print the comparison of several runs.
+def compare_main(arguments: Sequence[str]) -> int:
+    """Compare runs: what changed, by how much, and whether it is more than the noise."""
+    parser = Parser(compare_main.__doc__ or "", usage="%(prog)s RUN RUN ... [--json]")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
+    parser.add_argument("--json", action="store_true", help="print only JSON")
+    given = parser.parse(arguments)
+    if len(given.runs) < 2:
+        raise BadInput("give the folders of two runs or more.")
+    return compare(given.runs, given.json)
 
-    Raises:
-        BadInput: for flags that do not go together.
-    """
-    is_served = given.serve is not None
-    if is_served and given.runs:
-        raise BadInput("--serve takes a folder of its own; give no other run.")
-    allowed = {"serve", "claims", "port"} if is_served else {"runs", "json"}
-    ignored = [n for n, v in vars(given).items() if v not in (None, False, []) and n not in allowed]
-    if ignored:
-        what = "--serve" if is_served else "several runs"
-        raise BadInput(f"--{min(ignored).replace('_', '-')} does not go together with {what}.")
-    if is_served:
-        serve(given.serve, given.claims, DEFAULT_PORT if given.port is None else given.port)
-        return 0
-    comparison = Comparison(given.runs)
-    if given.json:
+
+def compare(runs: Sequence[Path], as_json: bool) -> int:
+    comparison = Comparison(runs)
+    if as_json:
         print_json(comparison.to_json())
     else:
         comparison.show(Console())
