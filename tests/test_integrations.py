@@ -97,7 +97,7 @@ def test_a_transformers_trainer_is_measured(tmp_path: Path) -> None:
 
 def test_a_lightning_trainer_is_measured(tmp_path: Path) -> None:
     lightning = pytest.importorskip("lightning")
-    from nanogauge.integrations.lightning import NanogaugeCallback
+    from nanogauge.integrations.lightning import LightningCallback
 
     class Module(lightning.LightningModule):  # type: ignore[misc,name-defined]
         def __init__(self) -> None:
@@ -138,7 +138,7 @@ def test_a_lightning_trainer_is_measured(tmp_path: Path) -> None:
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[NanogaugeCallback("lightning", spec, folder=tmp_path)],
+        callbacks=[LightningCallback("lightning", spec, folder=tmp_path)],
     )
     loader = DataLoader(Sequences(256), batch_size=4)
     trainer.fit(Module(), loader, loader)

@@ -1,4 +1,4 @@
-"""Measure a lightning.Trainer: Trainer(..., callbacks=[NanogaugeCallback("mine", spec)])."""
+"""Measure a lightning.Trainer: Trainer(..., callbacks=[LightningCallback("mine", spec)])."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nanogauge.runspec import RunSpec
 from nanogauge.schema import Prediction
 
 
-class NanogaugeCallback(Callback):
+class LightningCallback(Callback):
     """Predicts the run when fitting begins, measures it and writes its report at the end.
 
     A step is an optimizer step with all of its batches; validations are timed apart from it. The
