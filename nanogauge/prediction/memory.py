@@ -169,6 +169,8 @@ def predict_memory(work: Workload, hardware: Hardware, copied: Copied = "never")
         moments = _with_copy(work, state, moments, copied)
     moment = max(moments, key=lambda name: sum(moments[name].values()))
     there = moments[moment]
+    if not on_cpu:
+        there = there | {"cuBLAS workspaces": _workspace_bytes(hardware)}
     formulas = _formulas(work, state, saved, there.get("logits and loss", 0.0))
     parts = [
         Part(name=name, value=value, formula=formulas[name])
@@ -187,6 +189,15 @@ def predict_memory(work: Workload, hardware: Hardware, copied: Copied = "never")
         reserved += Interval(0.0, broken, ALLOCATED_FACTOR.high * broken)
         process = reserved + CUDA_CONTEXT
     return Memory(parts, moment, allocated, reserved, process)
+
+
+def _workspace_bytes(hardware: Hardware) -> float:
+    """Return the workspaces of cuBLAS: one for the main thread, one for that of autograd.
+
+    Source: chooseWorkspaceSize of torch's aten/src/ATen/cuda/CublasHandlePool.cpp.
+    """
+    large = hardware.kind == "datacenter" and hardware.architecture in ("hopper", "blackwell")
+    return 2.0 * (8 * 4096 if large else 2 * 4096 + 8 * 16) * 1024
 
 
 def _reserved_over_allocated(work: Workload) -> Interval:
@@ -344,5 +355,6 @@ def _formulas(work: Workload, state: TrainingState, saved: Saved, logits: float)
         "activations": f"{per_unit:.1f} B x tokens x layers x width + the final norm",
         "logits and loss": head,
         "copy for checkpoints": "of weights and moments",
+        "cuBLAS workspaces": "one for each of two threads",
         "temporaries": "gradients of activations and of the embedding, optimizer",
     }
