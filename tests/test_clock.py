@@ -157,15 +157,15 @@ def test_compilation_is_excluded_from_step_times() -> None:
 
 
 class FakeEvent:
-    """torch.cuda.Event of a fake device: each record is a millisecond after the last."""
+    """torch.Event of a fake device: each record is a millisecond after the last."""
 
     recorded = 0
 
-    def __init__(self, enable_timing: bool, blocking: bool) -> None:
-        assert enable_timing and blocking
+    def __init__(self, device: torch.device, enable_timing: bool) -> None:
+        assert device.type == "cuda" and enable_timing
         self.at_ms: int | None = None
 
-    def record(self, stream: object) -> None:
+    def record(self) -> None:
         FakeEvent.recorded += 1
         self.at_ms = FakeEvent.recorded
 
@@ -178,8 +178,7 @@ class FakeEvent:
 
 
 def test_event_times_are_converted_from_milliseconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    monkeypatch.setattr(torch, "Event", FakeEvent)
     clock = Clock(lambda: None, timeline=EventTimeline(torch.device("cuda", 0)))
     assert clock.lag == 1
     first = clock.begin_step(split=True)

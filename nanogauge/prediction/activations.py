@@ -65,9 +65,9 @@ def saved_for_backward(work: Workload, on_cpu: bool = False) -> Saved:
         last = width if shape.mlp_matrices == 3 else 0
         kept = r * width + e * (2 * queries + keys + mlp + last) + 4 * shape.n_head
 
-    # The head keeps its input; a chunked one the gradient of that, which is as wide as the stream.
+    # The head keeps its input; a chunked one the gradient of that.
     chunked = work.head == "chunked"
-    final_norm = r * width + statistics + (r if chunked else e) * width
+    final_norm = r * width + statistics + (_hidden_bytes(work, on_cpu) if chunked else e) * width
     token_ids = 8 if work.compiled or chunked else 16  # int64; eager copies the targets
     edges = final_norm + token_ids + _mask_bytes(work, on_cpu, r) * width
     forward, backward = (n * each for each in _logits(work))
@@ -164,26 +164,33 @@ def _chunk_logits(work: Workload, on_cpu: bool) -> float:
     return work.element_bytes * vocabulary * min(work.tokens, tokens)
 
 
+def _hidden_bytes(work: Workload, on_cpu: bool) -> int:
+    """Return the bytes of a final hidden state: in 16 bits if train.py compiles its cast too."""
+    narrow = work.compiled and not on_cpu and work.shards == 1
+    wide = work.program.wide_residual and work.program.master_weights and not narrow
+    return 4 if wide else work.element_bytes
+
+
 def _chunk(work: Workload, on_cpu: bool) -> float:
     """Return the peak bytes within the chunked head's forward pass, beyond what it keeps.
 
-    On one CPU process the weight gradient accumulates in place, elsewhere it is a separate tensor.
+    If the weight gradient does not accumulate in place, it is a separate tensor.
     """
     vocabulary, width, e = work.shape.vocabulary, work.shape.n_embd, work.element_bytes
-    r = 4 if work.program.wide_residual and work.program.master_weights else e
     logits = _chunk_logits(work, on_cpu)
     chunk = logits / (e * vocabulary)
-    weight = 0.0 if on_cpu and work.gpus == 1 else 4.0 * vocabulary * width
-    # Soft-capped logits have the slope of their tanh beside them, while the softmax is made.
-    capped = 4.0 * vocabulary * chunk if work.program.logit_softcap else 0.0
-    product = capped if on_cpu or not work.compiled else 0.0
-    if e == 2:
-        product = max(product, 2.0 * vocabulary * width)
-        if on_cpu or not work.compiled:  # the softmax in fp32, which is gone when products begin
-            product = max(2.0 * vocabulary * width, 4.0 * vocabulary * chunk + capped)
-        if on_cpu:  # which cannot add 16 bits to 32 without a copy
-            product = max(product, 6.0 * vocabulary * width)
-    inputs = (r + (e if e == 2 else 0)) * width * work.tokens
+    weight = 0.0 if work.in_place else 4.0 * vocabulary * width
+    hidden = _hidden_bytes(work, on_cpu)
+    inputs = (hidden + (e if e < hidden else 0)) * width * work.tokens
+    # Soft-capped logits have the slope of their tanh beside them, while the softmax is made: in
+    # fp32, and gone when products begin.
+    softmax = 4.0 * vocabulary * chunk * (bool(work.program.logit_softcap) + (e == 2))
+    if on_cpu and e == 2:  # which cannot add 16 bits to 32 without a copy
+        product = max(6.0 * vocabulary * width, softmax)
+    elif on_cpu or not work.compiled:
+        product = softmax
+    else:
+        product = 0.0
     return logits + weight + product + inputs
 
 

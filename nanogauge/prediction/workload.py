@@ -62,6 +62,14 @@ class Workload:
         return min(self.gpus, GPUS_OF_A_NODE) if self.sharding == "hybrid" else 1
 
     @property
+    def in_place(self) -> bool:
+        """Whether gradients of embedding and head accumulate in place, as in trainer/step/loss.py.
+
+        A gradient scaler, which float16 needs, leaves the head's to autograd.
+        """
+        return self.head == "chunked" and self.gpus == 1 and self.dtype != "float16"
+
+    @property
     def element_bytes(self) -> int:
         """Bytes of one activation."""
         return 2 if self.dtype in ("bfloat16", "float16") else 4
