@@ -3,7 +3,6 @@
     python prepare_fineweb.py --tokens 3.68e9 --out data/fineweb_edu
     python prepare_fineweb.py --dataset input.txt --tokenizer chars --out data/mine
     python prepare_fineweb.py --verify data/fineweb_edu
-    python prepare_fineweb.py --stats data/fineweb_edu
 
 After an interruption the same command resumes; with more --tokens it continues from the end.
 HF_ENDPOINT (a mirror of the hub), HF_TOKEN, HF_HUB_OFFLINE and proxies apply. See
@@ -39,10 +38,10 @@ TOKENS = 3_680_000_000
 
 def main(arguments: Sequence[str]) -> int:
     args = make_parser().parse(arguments)
-    if args.verify is not None or args.stats is not None:
-        from trainer.data.verify import show_stats, verify
+    if args.verify is not None:
+        from trainer.data.verify import verify
 
-        return verify(args.verify) if args.verify is not None else show_stats(args.stats)
+        return verify(args.verify)
     if args.shard_tokens > MOST_SHARD_TOKENS:
         raise BadInput(f"a shard holds at most {MOST_SHARD_TOKENS:,} tokens; give --shard-tokens.")
     manifest = run_preparation(args)
@@ -208,9 +207,7 @@ def make_parser() -> Parser:
         default=os.cpu_count() or 1,
         help="processes that tokenize (one per core)",
     )
-    inspect = parser.add_argument_group("existing shards").add_argument
-    inspect("--verify", type=Path, metavar="DIR", help="check headers, counts, hashes and tokens")
-    inspect("--stats", type=Path, metavar="DIR", help="lengths, compression and a few documents")
+    add("--verify", type=Path, metavar="DIR", help="check existing shards: counts, hashes, tokens")
     return parser
 
 

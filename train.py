@@ -96,7 +96,8 @@ def train(s: Session) -> tuple[Status, str | None]:
             finished = step == spec.steps == steps.evaluated
             return "finished" if finished else "stopped", s.stop.reason
 
-        # 2. One optimizer step with gradient accumulation; nothing in it waits for the device.
+        # 2. One optimizer step with gradient accumulation. The device always has work queued: the
+        # host waits at most until the micro-batch before the last one has ended.
         if evaluating or saving or step == steps.first:
             s.recorder.sensors.power_since_last()  # drop samples taken outside of steps
         watch = clock.begin_step(split=(step - steps.first) % config.measure.split_every == 0)

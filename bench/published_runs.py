@@ -14,20 +14,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from nanogauge.commands.share import COLUMNS
 from nanogauge.errors import BadInput
 from nanogauge.hardware import find_gpu, from_row
 from nanogauge.prediction.flops import count_parameters, flops_per_token_palm
 from nanogauge.prediction.memory import predict_memory
-from nanogauge.prediction.workload import Dtype, Workload
+from nanogauge.prediction.workload import Dtype, Workload, workload_of
 from nanogauge.programs import TRAINING_PROGRAMS
-from nanogauge.runspec import PLAIN, Program, Shape
+from nanogauge.runspec import PLAIN, Program, RunSpec, Shape
 from nanogauge.schema import Hardware
-
-COLUMNS = """
-id source source_detail gpu n_gpus precision compile flash_attn n_layer n_head n_embd block_size
-vocab_size params_m micro_batch grad_accum world activation_ckpt optimizer iter_ms tokens_per_sec
-mfu_logged mfu_peak_used_tflops peak_vram_mib power_w confidence quote
-"""
 
 
 @dataclass(frozen=True)
@@ -134,9 +129,12 @@ def _run(name: str, row: _Row, described: str) -> PublishedRun:
     assumed: list[str] = []
     dtype, master = _arithmetic(row, assumed)
     hardware = _hardware(row, dtype)
-    same = described if "same model" in row["source_detail"] else ""
-    shape = _shape(row, f"{notes} {same}", assumed)
-    work = _workload(row, notes, shape, dtype, master, assumed)
+    if row.get("spec"):  # of `nanogauge share`
+        work = _shared(row, assumed)
+    else:
+        same = described if "same model" in row["source_detail"] else ""
+        shape = _shape(row, f"{notes} {same}", assumed)
+        work = _workload(row, notes, shape, dtype, master, assumed)
     step = _step_seconds(row, work)
     memory = _number(row["peak_vram_mib"])
     peak = memory * 2**20 if memory else None
@@ -158,6 +156,17 @@ def _run(name: str, row: _Row, described: str) -> PublishedRun:
         peak_reserved_bytes=peak if of_allocator else None,
         peak_process_bytes=peak if of_process else None,
     )
+
+
+def _shared(row: _Row, assumed: list[str]) -> Workload:
+    try:
+        spec = RunSpec.from_json(row["spec"].encode())
+        work = workload_of(spec, on_gpu=True)
+    except (ValueError, BadInput) as error:
+        raise _CannotPredict(f"its spec: {error}") from None
+    if spec.compile is None:
+        assumed.append("compile (yes)")
+    return replace(work, compiled=spec.compile is not False)
 
 
 def _compiled_by_memory(work: Workload, hardware: Hardware, peak: float) -> Workload:

@@ -20,6 +20,7 @@ COMMANDS = {
         "make a run folder and a report from the log of another program",
     ),
     "compare": ("report.compare_main", "say what changed between runs, beyond the noise"),
+    "share": ("share.main", "make an anonymous row of a run, to validate predictions with"),
     "doctor": ("doctor.main", "check whether this machine is ready for a run"),
 }
 """Subcommand -> its module and function in nanogauge/commands/, and a description."""

@@ -390,7 +390,7 @@ class End(Line):
     peak_host_bytes: int | None = None
     """resident memory of this process"""
     peak_inactive_bytes: int | None = None
-    """reserved memory that is free but fragmented"""
+    """reserved memory beyond the allocated, at the peaks of both"""
     allocation_retries: int | None = None
     """times that the allocator freed its cache and retried"""
     others_processor_share: float | None = None

@@ -42,8 +42,8 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { SUCCESS = 0, INVALID = 2, NO_PERMISSION = 4, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7,
-       GPU_IS_LOST = 15, MOST = 1000 };
+enum { SUCCESS = 0, INVALID = 2, NOT_SUPPORTED = 3, NO_PERMISSION = 4, NOT_FOUND = 6,
+       INSUFFICIENT_SIZE = 7, GPU_IS_LOST = 15, MOST = 1000 };
 
 static const char *UUID = "GPU-12345678-1234-1234-1234-123456789abc";
 static const char *BUS_ID = "00000000:01:00.0";
@@ -196,6 +196,8 @@ int nvmlInitWithFlags(unsigned flags) {
     if (code == SUCCESS) initialized_seconds = now_seconds();
     return code;
 }
+
+int nvmlInit_v2(void) { return nvmlInitWithFlags(0); }
 
 int nvmlShutdown(void) { return status("shutdown", 0); }
 
@@ -371,6 +373,26 @@ PROCESSES(nvmlDeviceGetComputeRunningProcesses_v3, "compute", 0)
 PROCESSES(nvmlDeviceGetComputeRunningProcesses_v2, "compute_v2", 0)
 PROCESSES(nvmlDeviceGetGraphicsRunningProcesses_v3, "graphics", 1)
 PROCESSES(nvmlDeviceGetGraphicsRunningProcesses_v2, "graphics_v2", 1)
+
+/* torch's own report of an out-of-memory error asks these; the card has no NVLink. */
+int nvmlDeviceGetComputeRunningProcesses(void *device, unsigned *count, struct process *list) {
+    return nvmlDeviceGetComputeRunningProcesses_v3(device, count, list);
+}
+
+int nvmlDeviceGetGpuFabricInfoV(void *device, void *fabric) {
+    (void)device, (void)fabric;
+    return NOT_SUPPORTED;
+}
+
+int nvmlDeviceGetNvLinkRemoteDeviceType(void *device, unsigned link, unsigned *type) {
+    (void)device, (void)link, (void)type;
+    return NOT_SUPPORTED;
+}
+
+int nvmlDeviceGetNvLinkRemotePciInfo_v2(void *device, unsigned link, void *pci) {
+    (void)device, (void)link, (void)pci;
+    return NOT_SUPPORTED;
+}
 
 int nvmlSystemGetProcessName(unsigned pid, char *name, unsigned size) {
     int code = status("process_name", 0);

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from base64 import b64encode
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +10,6 @@ from commands import ROOT, run
 from runs import imported
 from slow.broken_inputs import broken_inputs
 from slow.failing_writes import let_writes_fail
-from test_untrusted_files import shards
 
 from nanogauge.analysis.report_model import build_report
 from nanogauge.config import load_config
@@ -48,20 +45,6 @@ def test_a_value_that_is_too_deep_or_too_long_is_refused(
     path.write_text(CONFIG.read_text().replace("n_layer = ", f"n_layer = {value}", 1))
     with pytest.raises(BadInput, match=words):
         load_config(path)
-
-
-def test_statistics_of_tokens_beyond_the_vocabulary_are_refused(tmp_path: Path) -> None:
-    ranks = tmp_path / "bytes.tiktoken"
-    encoded = (np.array([byte], np.uint8).tobytes() for byte in range(256))
-    ranks.write_text("".join(f"{b64encode(one).decode()} {n}\n" for n, one in enumerate(encoded)))
-    folder = shards(tmp_path / "data")
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest |= {"tokenizer": str(ranks), "vocab_size": 257, "end_of_text": 256}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    path = folder / manifest["shards"][0]["file"]
-    path.write_bytes(path.read_bytes()[:-2] + (60_000).to_bytes(2, "little"))
-    done = run("prepare_fineweb.py", "--stats", folder)
-    assert done.returncode == 2 and "the token 60000, beyond the vocabulary" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -157,15 +157,15 @@ def test_compilation_is_excluded_from_step_times() -> None:
 
 
 class FakeEvent:
-    """torch.Event of a fake device: each record is a millisecond after the last."""
+    """torch.cuda.Event of a fake device: each record is a millisecond after the last."""
 
     recorded = 0
 
-    def __init__(self, device: torch.device, enable_timing: bool) -> None:
-        assert device.type == "cuda" and enable_timing
+    def __init__(self, enable_timing: bool, blocking: bool) -> None:
+        assert enable_timing and blocking
         self.at_ms: int | None = None
 
-    def record(self) -> None:
+    def record(self, stream: object) -> None:
         FakeEvent.recorded += 1
         self.at_ms = FakeEvent.recorded
 
@@ -178,7 +178,8 @@ class FakeEvent:
 
 
 def test_event_times_are_converted_from_milliseconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "Event", FakeEvent)
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
     clock = Clock(lambda: None, timeline=EventTimeline(torch.device("cuda", 0)))
     assert clock.lag == 1
     first = clock.begin_step(split=True)

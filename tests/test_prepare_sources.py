@@ -160,18 +160,3 @@ def test_a_missing_column_is_refused_with_the_existing_ones(tmp_path: Path) -> N
     flags = ["--dataset", "a.parquet", "--out", "out", "--text-column"]
     assert "has no column 'body', only text, id" in refused(tmp_path, *flags, "body")
     assert "holds double, not text" in refused(tmp_path, *flags, "score")
-
-
-def test_stats_count_bytes_and_documents(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "a.jsonl").write_bytes(FILES["texts.jsonl"](TEXTS))
-    prepare_all(tmp_path / "a.jsonl", tmp_path / "out")
-    capsys.readouterr()
-    prepare_here(tmp_path, "--stats", "out")
-    output = capsys.readouterr().out
-    size = sum(len(text.encode()) for text in TEXTS)
-    assert f"{size:,} bytes" in output
-    assert output.count("--- the beginning of a document") == 3
-    tokens = [len(tiktoken.get_encoding("gpt2").encode_ordinary(text)) for text in TEXTS]
-    assert f"longest {max(tokens):,}" in output

@@ -1,16 +1,12 @@
-"""The display of a run: plain lines at a limited rate, or a panel in a terminal."""
+"""The progress of a run: lines at a limited rate."""
 
 from __future__ import annotations
 
-import fcntl
-import io
 import os
 import pty
 import re
 import select
 import signal
-import struct
-import termios
 import time
 from dataclasses import replace
 from datetime import datetime
@@ -19,10 +15,9 @@ from pathlib import Path
 import pytest
 from commands import DEMO, ROOT, TINY, command, log_lines
 from examples import documented_prediction, documented_spec
-from rich.console import Console
 
 from nanogauge.schema import Checkpoint, Eval, Sensor, Step
-from trainer.run.progress import ProgressDisplay, clock_times, flow
+from trainer.run.progress import ProgressDisplay, clock_times
 
 EVENING = datetime(2026, 7, 1, 20, 10).timestamp()
 STEP_SECONDS = 3.91
@@ -35,37 +30,19 @@ class Night:
         self,
         first_step: int = 0,
         before_seconds: float | None = None,
-        columns: int | None = None,
         log_every: int = 10,
         **train: int,
     ) -> None:
         self.elapsed = 0.0
         self.spec = replace(documented_spec(), **train)
-        self.file = io.StringIO()
-        console = None
-        if columns is not None:
-            console = Console(file=self.file, force_terminal=True, width=columns, height=24)
         clocks = {"elapsed_seconds": lambda: self.elapsed, "wall": lambda: EVENING + self.elapsed}
         begun = (self.spec, documented_prediction(), first_step, before_seconds)
-        self.screen = ProgressDisplay(
-            *begun, log_every=log_every, terminal=lambda: console, **clocks
-        )
+        self.screen = ProgressDisplay(*begun, log_every=log_every, **clocks)
 
     def step(self, number: int, seconds: float = STEP_SECONDS, **more: object) -> None:
         self.elapsed += seconds
         line = {"step": number, "loss": 3.5, "step_seconds": seconds, **more}
         self.screen.step(Step.model_validate(line))
-
-    def shown(self) -> str:
-        """Return the output since the last call, without control sequences."""
-        text = self.file.getvalue()
-        self.file.truncate(0)
-        self.file.seek(0)
-        return without_controls(text)
-
-
-def without_controls(text: str) -> str:
-    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
 
 
 def steps_in(text: str) -> list[int]:
@@ -172,59 +149,9 @@ def test_the_verdict_is_printed_once_after_30_steady_steps(
         assert verdict in capsys.readouterr().out
 
 
-def test_the_panel_is_drawn_once_a_second_and_lines_scroll_above_it() -> None:
-    night = Night(columns=100)
-    for i in range(1000):
-        night.step(i, 0.01)
-    night.screen.close()
-    drawn = night.shown()
-    # And once more for the line of go or no-go, and at the end.
-    assert drawn.count("╭─") == pytest.approx(12, abs=1)
-    assert re.search(r"step 999/20,000 .* 5 %", drawn)
-    assert "the run takes" in drawn
-
-
-def test_the_panel_shows_all_values_and_the_last_alarm() -> None:
-    night = Night(columns=100)
-    measured = {"power_watts": 198.4, "process_used_bytes": 10**10}
-    night.screen.sensor(Sensor(temperature_celsius=71, energy_joules=1e6, **measured))
-    night.screen.alarm("The card has 86 °C.")
-    assert night.shown() == "ALARM: The card has 86 °C.\n"
-    night.step(0)
-    panel = night.shown()
-    for text in (
-        "rtx4070_fineweb on RTX 4070",
-        "step 0/20,000",
-        "loss 3.5000   3.91 s a step   134,089 tokens/s   40.2 TFLOP/s   MFU 69.0 %",
-        "198 W   process 9.3 GiB   71 °C   0.278 kWh",
-        " left   finish Thu ",
-        "   predicted ",
-        "! The card has 86 °C.",
-    ):
-        assert text in panel, text
-    night.screen.evaluated(Eval(step=0, val_loss=10.9))
-    assert night.shown().index("validation 10.9000") >= 0
-    night.screen.close()
-
-
-@pytest.mark.parametrize("columns", [12, 20, 40, 60])
-def test_a_narrow_terminal_breaks_rows_between_texts(columns: int) -> None:
-    night = Night(columns=columns)
-    night.screen.sensor(Sensor(power_watts=198.4, temperature_celsius=71, energy_joules=1e6))
-    night.step(0)
-    lines = [line for line in night.shown().splitlines() if line[:1] in "╭│╰" and line]
-    assert len(lines) > 5
-    assert {len(line) for line in lines} == {columns}
-    night.screen.close()
-    assert flow(["abc", "de", "f"], 8, " ") == ["abc de f"]
-    assert flow(["abc", "de", "f"], 7, " ") == ["abc de", "f"]
-    assert flow(["abcdefgh", "i"], 4, " ") == ["abcdefgh", "i"]
-
-
 @pytest.mark.alone
-@pytest.mark.parametrize("columns", [None, 100])
-def test_a_step_that_is_not_shown_costs_less_than_50_microseconds(columns: int | None) -> None:
-    night = Night(log_every=10, columns=columns)
+def test_a_step_that_is_not_shown_costs_less_than_50_microseconds() -> None:
+    night = Night(log_every=10)
     lines = [Step(step=i, loss=3.5, step_seconds=3.9 + i % 7) for i in range(20_000)]
     began = time.process_time()
     for line in lines:
@@ -238,19 +165,14 @@ def test_a_step_that_is_not_shown_costs_less_than_50_microseconds(columns: int |
 class Terminal:
     """A run of the tiny demo in a pseudo-terminal."""
 
-    def __init__(self, folder: Path, columns: int, *more: str, term: str = "xterm") -> None:
+    def __init__(self, folder: Path, *more: str) -> None:
         arguments = command("train.py", DEMO, f"--run.out={folder}", *TINY, *more)
         self.text = ""
         self.pid, self.descriptor = pty.fork()
         if self.pid == 0:
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's "&" has it ignored
             os.chdir(ROOT)
-            environment = {**os.environ, "TERM": term}
-            for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE"):
-                environment.pop(name, None)
-            os.execve(arguments[0], arguments, environment)
-        size = struct.pack("HHHH", 40, columns, 0, 0)
-        fcntl.ioctl(self.descriptor, termios.TIOCSWINSZ, size)
+            os.execv(arguments[0], arguments)
 
     def read(self, until: str | None = None, seconds: float = 120) -> str:
         """Read the output up to a text or to its end."""
@@ -272,32 +194,11 @@ class Terminal:
         return os.waitstatus_to_exitcode(status)
 
 
-@pytest.mark.parametrize("columns", [100, 40])
-def test_a_run_in_a_terminal_shows_its_panel_and_restores_the_cursor(
-    tmp_path: Path, columns: int
-) -> None:
-    terminal = Terminal(tmp_path, columns)
-    assert terminal.close() == 0, terminal.text
-    assert terminal.text.rfind("\x1b[?25h") > terminal.text.rfind("\x1b[?25l") > 0
-    text = without_controls(terminal.text)
-    for shown in ("step 11/12", "100 %", "loss ", "tokens/s", "TFLOP/s", "MFU ", "finish "):
-        assert shown in text, shown
-    assert len(log_lines(tmp_path / "demo")) > 12
-
-
 @pytest.mark.parametrize("more", [[], ["--supervise"]])
-def test_ctrl_c_in_a_terminal_restores_the_cursor(tmp_path: Path, more: list[str]) -> None:
+def test_ctrl_c_in_a_terminal_ends_with_a_checkpoint(tmp_path: Path, more: list[str]) -> None:
     """Under --supervise the run receives it once: twice would lose the checkpoint."""
-    terminal = Terminal(tmp_path, 80, "--train.max-steps=20000", *more)
-    terminal.read(until="\x1b[?25l")
+    terminal = Terminal(tmp_path, "--train.max-steps=20000", *more)
+    terminal.read(until="step       0/")
     os.write(terminal.descriptor, b"\x03")
     assert terminal.close() == 130
-    assert terminal.text.rfind("\x1b[?25h") > terminal.text.rfind("\x1b[?25l") > 0
     assert log_lines(tmp_path / "demo")[-1]["reason"] == "SIGINT was received"
-
-
-def test_a_terminal_without_a_movable_cursor_gets_plain_lines(tmp_path: Path) -> None:
-    terminal = Terminal(tmp_path, 80, term="dumb")
-    assert terminal.close() == 0, terminal.text
-    assert steps_in(terminal.text.replace("\r\n", "\n"))[0] == 0
-    assert "\x1b[?25l" not in terminal.text

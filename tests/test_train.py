@@ -25,6 +25,7 @@ from commands import (
     train_tiny,
 )
 from examples import GPT2_ORIGIN
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from trainer.data.shards import ShardWriter
 from trainer.step.compile import CACHE, persist_compile_cache
@@ -136,6 +137,7 @@ def test_compiled_code_is_kept_in_the_user_cache_unless_a_folder_is_set(
     persist_compile_cache()
     assert CACHE not in os.environ
     (tmp_path / "cache").unlink()
+    monkeypatch.setenv(CACHE, default_cache_dir())  # as importing dynamo does
     persist_compile_cache()
     assert os.environ[CACHE] == str(tmp_path / "cache" / "nanogauge" / "compiled")
 

@@ -34,7 +34,14 @@ from nanogauge.prediction.flops import flops_per_token_palm, layer_matrices
 from nanogauge.prediction.workload import Workload, workload_of
 from nanogauge.schema import Hardware
 from trainer.data.loader import Batches
-from trainer.step.device import DTYPES, autocast, choose_device, choose_dtype, synchronize
+from trainer.step.device import (
+    DTYPES,
+    autocast,
+    choose_device,
+    choose_dtype,
+    is_out_of_memory,
+    synchronize,
+)
 from trainer.step.loss import TrainingLoss
 from trainer.step.optimizer import make_optimizer
 
@@ -97,7 +104,9 @@ def measure_device(config: Config, device: torch.device, dtype: str, name: str) 
         rates = measure_rates(work, device, DTYPES[dtype])
         deadline = began + BUDGET_SECONDS
         parts = measure_parts(config, work, device, dtype, rates.matmul_flops, deadline)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         raise BadInput(
             "the device has not enough free memory for one layer of this configuration; set "
             f"--train.micro-batch below {config.train.micro_batch}."

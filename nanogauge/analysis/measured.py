@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -16,7 +17,9 @@ from nanogauge.analysis.ledger import (
     steady_steps,
 )
 from nanogauge.analysis.telemetry import energy_figures, memory_figures
+from nanogauge.prediction.calibrated import FinishedRun
 from nanogauge.prediction.flops import MFU_CONVENTIONS, flops_per_token_6n, flops_per_token_palm
+from nanogauge.prediction.workload import workload_of
 from nanogauge.quantities import QUANTITIES, mfu
 from nanogauge.runlog.history import RunHistory
 from nanogauge.runspec import RunSpec
@@ -51,6 +54,26 @@ class Measurements(Stored):
 def measure(recorded: RunHistory, spec: RunSpec, prediction: Prediction) -> Measurements:
     """Measure every quantity of a run."""
     return _Measurer(recorded, spec, prediction).result()
+
+
+def finished_run(
+    spec: RunSpec, prediction: Prediction, recorded: RunHistory, measurements: Measurements
+) -> FinishedRun:
+    """Return a run whose step time was measured as evidence for other predictions."""
+    step, start = measurements.values["step_seconds"], recorded.starts[-1]
+    spec = spec.resolved(prediction.dtype, prediction.gpus)
+    if recorded.compiles and recorded.compiles[-1].mode == "eager":
+        spec = replace(spec, compile=False)
+    return FinishedRun(
+        name=spec.name or "",
+        workload=workload_of(spec, prediction.hardware.kind != "cpu"),
+        step_seconds=step.value,
+        p10_seconds=step.value if step.p10 is None else step.p10,
+        p90_seconds=step.value if step.p90 is None else step.p90,
+        n=step.n or 1,
+        finished_unix=start.unix_time or 0.0,
+        others_share=start.idle_utilization,
+    )
 
 
 class _Measurer:

@@ -10,9 +10,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from nanogauge.analysis.measured import Measurements
+from nanogauge.analysis.measured import Measurements, finished_run
 from nanogauge.hardware import Gpu, all_gpus, find_gpu, from_row, usually_free_bytes
-from nanogauge.prediction.calibrated import Calibration, FinishedRun
+from nanogauge.prediction.calibrated import Calibration
 from nanogauge.prediction.flops import count_parameters
 from nanogauge.prediction.prediction import predict
 from nanogauge.prediction.search import (
@@ -78,17 +78,10 @@ def what_if(
     spec, own = spec.resolved(prediction.dtype, prediction.gpus), prediction.hardware
     if recorded.compiles and recorded.compiles[-1].mode == "eager":
         spec = replace(spec, compile=False)
-    on_gpu, finished = own.kind != "cpu", recorded.starts[-1].unix_time or 0.0
-    run = FinishedRun(
-        name=spec.name or "",
-        workload=workload_of(spec, on_gpu),
-        step_seconds=step.value,
-        p10_seconds=step.value if step.p10 is None else step.p10,
-        p90_seconds=step.value if step.p90 is None else step.p90,
-        n=step.n or 1,
-        finished_unix=finished,
-        others_share=0.0,  # what ran beside it would run beside its repetition
-    )
+    on_gpu = own.kind != "cpu"
+    run = finished_run(spec, prediction, recorded, measurements)
+    # What ran beside it would run beside its repetition.
+    run = run.model_copy(update={"others_share": 0.0})
     calibration = Calibration(device=own.name, torch="", threads=None, runs=(run,))
     slower = step.value / predict(spec, own).quantities["step_seconds"].expected
     peak = measurements.values.get("peak_process_bytes")

@@ -100,8 +100,11 @@ class Stopwatch:
     def waiting(self) -> Iterator[None]:
         """Time the loading of a batch, as far as the device waits for it.
 
-        A busy device passes both marks at once, so it has not waited.
+        A busy device passes both marks at once, so it has not waited. At most two batches are
+        queued on it: a host that is ahead sleeps here instead of spinning in a full queue.
         """
+        if self.waits:
+            self.timeline.wait(self.waits[-1][1])
         begin = self.timeline.mark()
         yield
         self._last = self.timeline.mark()

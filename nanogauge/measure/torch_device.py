@@ -15,24 +15,28 @@ if TYPE_CHECKING:
 
 
 class EventTimeline:
-    """Time stamps as CUDA events, read one step late so that the device's queue never runs dry."""
+    """Time stamps as CUDA events, read one step late so that the device's queue never runs dry.
+
+    The events are blocking: a thread that waits for one sleeps.
+    """
 
     lag = 1
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
-    def mark(self) -> torch.Event:
+    def mark(self) -> torch.cuda.Event:
         import torch
 
-        event = torch.Event(self._device, enable_timing=True)
-        event.record()
+        # torch.Event would ignore `blocking`.
+        event = torch.cuda.Event(enable_timing=True, blocking=True)  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self._device))
         return event
 
-    def wait(self, moment: torch.Event) -> None:
+    def wait(self, moment: torch.cuda.Event) -> None:
         moment.synchronize()
 
-    def seconds(self, begin: torch.Event, end: torch.Event) -> float:
+    def seconds(self, begin: torch.cuda.Event, end: torch.cuda.Event) -> float:
         return float(begin.elapsed_time(end)) / 1e3
 
 
@@ -43,7 +47,7 @@ class AllocatorPeaks:
     allocated_bytes: int | None = None
     reserved_bytes: int | None = None
     inactive_bytes: int | None = None
-    """Bytes reserved but unusable because of fragmentation."""
+    """Reserved bytes beyond the allocated ones, at the peaks of both: lost to fragmentation."""
     retries: int | None = None
     """Number of allocations that succeeded only after cached memory was freed."""
 
@@ -54,10 +58,11 @@ def allocator_peaks(device: torch.device) -> AllocatorPeaks:
     import torch
 
     stats = torch.cuda.memory_stats(device)
+    allocated, reserved = (stats[f"{kind}_bytes.all.peak"] for kind in ("allocated", "reserved"))
     return AllocatorPeaks(
-        allocated_bytes=stats["allocated_bytes.all.peak"],
-        reserved_bytes=stats["reserved_bytes.all.peak"],
-        inactive_bytes=stats["inactive_split_bytes.all.peak"],
+        allocated_bytes=allocated,
+        reserved_bytes=reserved,
+        inactive_bytes=reserved - allocated,
         retries=stats["num_alloc_retries"],
     )
 

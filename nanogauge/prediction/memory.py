@@ -139,12 +139,6 @@ COMPILER_BYTES = Interval(0.05e9, 0.075e9, 0.12e9)
 """Memory of torch's compiler that is loaded after Hardware.process_bytes was measured, beyond the
 part that the optimizer loads anyway. Source: bench/cpu_memory.py, as for HEAP_OVER_ALLOCATED."""
 
-CUBLAS_BYTES = 2 * (4096 * 2 * 1024 + 16 * 8 * 1024)
-CUBLAS_BYTES_HOPPER = 2 * 32 * 2**20
-"""Workspaces of cuBLAS, of the main thread and of autograd's: blocks of :4096:2:16:8 KiB, from
-sm_90 on of 32 MiB. Source: aten/src/ATen/cuda/CublasHandlePool.cpp."""
-_SINCE_HOPPER = ("hopper", "b200", "blackwell", "gb10")
-
 HEAP_OVER_ALLOCATED = Interval(1.0, 1.05, 1.3)
 """Size of glibc's heap over the bytes of the tensors that are allocated and freed in it."""
 
@@ -173,12 +167,10 @@ def predict_memory(work: Workload, hardware: Hardware, copied: Copied = "never")
     moments = _moments(work, state, saved, on_cpu)
     if on_cpu and copied != "never":
         moments = _with_copy(work, state, moments, copied)
-    if not on_cpu:
-        newest = hardware.architecture in _SINCE_HOPPER
-        workspaces = {"cuBLAS workspaces": CUBLAS_BYTES_HOPPER if newest else CUBLAS_BYTES}
-        moments = {name: there | workspaces for name, there in moments.items()}
     moment = max(moments, key=lambda name: sum(moments[name].values()))
     there = moments[moment]
+    if not on_cpu:
+        there = there | {"cuBLAS workspaces": _workspace_bytes(hardware)}
     formulas = _formulas(work, state, saved, there.get("logits and loss", 0.0))
     parts = [
         Part(name=name, value=value, formula=formulas[name])
@@ -197,6 +189,15 @@ def predict_memory(work: Workload, hardware: Hardware, copied: Copied = "never")
         reserved += Interval(0.0, broken, ALLOCATED_FACTOR.high * broken)
         process = reserved + CUDA_CONTEXT
     return Memory(parts, moment, allocated, reserved, process)
+
+
+def _workspace_bytes(hardware: Hardware) -> float:
+    """Return the workspaces of cuBLAS: one for the main thread, one for that of autograd.
+
+    Source: chooseWorkspaceSize of torch's aten/src/ATen/cuda/CublasHandlePool.cpp.
+    """
+    large = hardware.kind == "datacenter" and hardware.architecture in ("hopper", "blackwell")
+    return 2.0 * (8 * 4096 if large else 2 * 4096 + 8 * 16) * 1024
 
 
 def _reserved_over_allocated(work: Workload) -> Interval:
@@ -353,6 +354,6 @@ def _formulas(work: Workload, state: TrainingState, saved: Saved, logits: float)
         "activations": f"{per_unit:.1f} B x tokens x layers x width + the final norm",
         "logits and loss": head,
         "copy for checkpoints": "of weights and moments",
-        "cuBLAS workspaces": "of the main thread and of autograd's",
+        "cuBLAS workspaces": "one for each of two threads",
         "temporaries": "gradients of activations and of the embedding, optimizer",
     }

@@ -253,7 +253,7 @@ def shards(chance: random.Random, originals: Path, folder: Path) -> Command:
             content = content[:place] + chance.randbytes(4) + content[place + 4 :]
             path.write_bytes(content[: chance.choice([len(content), len(content) - 1, 1024, 10])])
     if chance.random() < 0.6:
-        return "prepare_fineweb.py", [chance.choice(["--verify", "--stats"]), str(data)]
+        return "prepare_fineweb.py", ["--verify", str(data)]
     return OPEN_DATA, [_config(folder), f"--data.path={data}", "--run.device=cpu"]
 
 

@@ -1,21 +1,10 @@
-"""The progress display of a run: a panel in a terminal, plain lines elsewhere."""
+"""The progress of a run on standard output: its prediction, and a line for some of the steps."""
 
 from __future__ import annotations
 
-import atexit
-import re
-import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from datetime import datetime
-
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.panel import Panel
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
 
 from nanogauge.measure.detectors import SlidingMedian
 from nanogauge.prediction.flops import flops_per_token_palm
@@ -34,10 +23,8 @@ from nanogauge.schema import Checkpoint, Eval, Prediction, Sensor, Step
 GO_AFTER_STEPS = 30
 PACE_STEPS = 100
 """Number of latest steps whose median step time is shown."""
-PLAIN_SECONDS = 2.0
-"""Minimum time between two plain lines about steps."""
-PANEL_SECONDS = 1.0
-"""Minimum time between two updates of the panel; an update takes about 1 ms."""
+LINE_SECONDS = 2.0
+"""Minimum time between two lines about steps."""
 _SHOWN_ROWS = (
     "parameters",
     "tokens_total",
@@ -50,89 +37,6 @@ _SHOWN_ROWS = (
     "energy_kwh",
     "cost",
 )
-_NUMBER = re.compile(r"(?<![A-Za-z])\d[\d,.:]*")
-_FRAME = 4  # columns that the panel's border and its padding take
-
-
-def terminal_of_stdout() -> Console | None:
-    """Return the terminal of standard output if its cursor can be moved, else None."""
-    console = Console()
-    can_move = console.is_terminal and not console.is_dumb_terminal
-    return console if can_move and sys.stdout.isatty() else None
-
-
-@dataclass(frozen=True)
-class Content:
-    """The contents of the panel."""
-
-    title: str
-    progress: str
-    share: float
-    """Fraction of the run's steps that is done, 0 to 1."""
-    rows: Sequence[Sequence[str]]
-    """Lines of the panel, each a list of short texts; a narrow terminal wraps between texts."""
-    alarm: str | None
-
-
-class LivePanel:
-    """A panel at the bottom of a terminal, redrawn in place by show(), without a thread.
-
-    From the first show() to close() the cursor is hidden, and other output to the terminal is
-    captured and printed above the panel.
-    """
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        captured = sys.stderr.isatty()  # leave stderr alone if it is a file
-        self._live = Live(console=console, auto_refresh=False, redirect_stderr=captured)
-
-    def show(self, content: Content) -> None:
-        if not self._live.is_started:
-            atexit.register(self.close)
-            self._live.start()
-        self._live.update(self._panel(content), refresh=True)
-
-    def say(self, text: str, style: str = "") -> None:
-        """Print a line above the panel."""
-        self._console.print(Text(text, style))
-
-    def close(self) -> None:
-        """Show the cursor again and leave the panel in place; may be called more than once."""
-        self._live.stop()
-
-    def _panel(self, content: Content) -> RenderableType:
-        width = self._console.width - _FRAME
-        bar = Table.grid(expand=True, padding=(0, 1))
-        bar.add_column(no_wrap=True)
-        bar.add_column(ratio=1)
-        bar.add_column(justify="right", no_wrap=True)
-        bar.add_row(
-            _numbers_bold(content.progress),
-            ProgressBar(total=1, completed=content.share, complete_style="cyan"),
-            _numbers_bold(f"{100 * content.share:.0f} %"),
-        )
-        lines = [_numbers_bold(line) for row in content.rows for line in flow(row, width)]
-        if content.alarm is not None:
-            lines.append(Text(f"! {content.alarm}", "bold red", no_wrap=True, overflow="ellipsis"))
-        panel = Panel(Group(bar, *lines), title=Text(content.title, "bold"), title_align="left")
-        return Group(panel, Text())  # a line for the cursor: an echoed ^C must not damage the panel
-
-
-def flow(parts: Sequence[str], width: int, gap: str = "   ") -> list[str]:
-    """Join texts to lines of at most `width` characters, separated by `gap`; return the lines."""
-    lines: list[str] = []
-    for part in parts:
-        if lines and len(lines[-1]) + len(gap) + len(part) <= width:
-            lines[-1] += gap + part
-        else:
-            lines.append(part)
-    return lines
-
-
-def _numbers_bold(text: str) -> Text:
-    styled = Text(text, no_wrap=True, overflow="ellipsis")
-    styled.highlight_regex(_NUMBER, "bold cyan")
-    return styled
 
 
 def clock_times(now: datetime, *seconds: float) -> list[str]:
@@ -154,14 +58,13 @@ class ProgressDisplay:
 
     Args:
         spec: specification of the run: model, steps, batch sizes.
-        log_every: number of steps between lines, where standard output is no terminal.
+        log_every: number of steps between lines.
         prediction: the frozen prediction.
         first_step: 0, or the step at which a resumed run continues.
         elapsed_before_seconds: wall time of earlier processes; None if unknown, which disables the
             comparison with the prediction.
         elapsed_seconds: returns the time since this process began; the default counts from now.
         wall: returns the time in seconds since the epoch.
-        terminal: returns the terminal to draw on; None for plain lines.
     """
 
     def __init__(
@@ -174,7 +77,6 @@ class ProgressDisplay:
         log_every: int = 1,
         elapsed_seconds: Callable[[], float] | None = None,
         wall: Callable[[], float] = time.time,
-        terminal: Callable[[], Console | None] = terminal_of_stdout,
     ) -> None:
         self._spec, self._prediction = spec, prediction
         self._first, self._log_every = first_step, log_every
@@ -183,8 +85,6 @@ class ProgressDisplay:
         self._elapsed = elapsed_seconds or (lambda: time.monotonic() - made)
         self._wall = wall
         self._began_unix = wall() - self._elapsed()
-        console = terminal()
-        self._panel = None if console is None else LivePanel(console)
 
         self._pace = SlidingMedian(PACE_STEPS)
         self._steady_steps = 0
@@ -193,7 +93,6 @@ class ProgressDisplay:
         self._checkpoint_seconds = ledger.get("checkpoint_s", 0.0) / max(checkpoints(spec), 1)
         self._reading = Sensor()
         self._host_bytes: int | None = None
-        self._alarm: str | None = None
         self._shown_at = float("-inf")
         self._hidden: Step | None = None
         """The last step, if it has not been shown; else None."""
@@ -215,17 +114,11 @@ class ProgressDisplay:
         for note in self._prediction.notes:
             self.say(f"  ! {note}")
 
-    def say(self, text: str, style: str = "") -> None:
-        """Print a line, above the panel if there is one; the style applies to terminals only."""
-        if self._panel is None:
-            print(text, flush=True)
-        else:
-            self._panel.say(text, style)
+    def say(self, text: str) -> None:
+        print(text, flush=True)
 
     def alarm(self, text: str) -> None:
-        """Print an alarm and keep it in the panel."""
-        self._alarm = text
-        self.say(f"ALARM: {text}", "bold red")
+        self.say(f"ALARM: {text}")
 
     def sensor(self, reading: Sensor) -> None:
         """Store a reading, to be shown with the next step."""
@@ -253,24 +146,18 @@ class ProgressDisplay:
         if line.peak_host_bytes is not None:
             self._host_bytes = line.peak_host_bytes
         now = self._elapsed()
-        on_grid = line.step % self._log_every == 0
-        if self._panel is not None:
-            due = now - self._shown_at >= PANEL_SECONDS
-        else:
-            due = on_grid and now - self._shown_at >= PLAIN_SECONDS
+        due = line.step % self._log_every == 0 and now - self._shown_at >= LINE_SECONDS
         self._hidden = line
         if due or line.step in (self._first, self._spec.steps - 1):
             self._show(line)
             self._shown_at = now
         if self._steady_steps == GO_AFTER_STEPS and line.step > self._first:
-            self.say(self.go_or_no_go(line.step, now), "bold")
+            self.say(self.go_or_no_go(line.step, now))
 
     def close(self) -> None:
-        """Show the last step and release the terminal; say() still works afterwards."""
+        """Show the last step; say() still works afterwards."""
         if self._hidden is not None:
             self._show(self._hidden)
-        if self._panel is not None:
-            self._panel.close()
 
     def seconds_left(self, step: int, pace_seconds: float) -> float:
         """Return the time from `step` to the end of the run, with evaluations and checkpoints."""
@@ -318,18 +205,8 @@ class ProgressDisplay:
         speed = [f"loss {_loss(line.loss)}", f"{format_seconds(pace)} a step", *self._speed(pace)]
         left = self.seconds_left(line.step, pace)
         finish = self._finish(left)
-        if self._panel is None:
-            shown = [f"step {line.step:>7,}/{total:,}", *speed, *self._machine()]
-            self.say("  ".join([*shown, ", ".join(finish)]))
-            return
-        content = Content(
-            title=f"{self._spec.name} on {self._prediction.hardware.name}",
-            progress=f"step {line.step:,}/{total:,}",
-            share=(line.step + 1) / total,
-            rows=(speed, self._machine(), finish),
-            alarm=self._alarm,
-        )
-        self._panel.show(content)
+        shown = [f"step {line.step:>7,}/{total:,}", *speed, *self._machine(), ", ".join(finish)]
+        self.say("  ".join(shown))
 
     def _speed(self, pace_seconds: float) -> list[str]:
         per_step = self._spec.tokens_per_step

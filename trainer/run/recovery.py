@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import torch
+
 from nanogauge.measure.alarms import Alarm
 from nanogauge.schedule import is_checkpointed
 from trainer.checkpoints.checkpoint import (
@@ -157,6 +159,8 @@ def use_smaller_micro_batch(s: Session) -> str | None:
     )
     if state.compilation == "compiled":
         state.compilation = "pending"  # to be compiled for the new shape
+    if state.compilation == "pending":
+        torch._dynamo.reset()  # else dynamo would see two sizes and make the batch symbolic
     release_memory(state.device)
     text = (
         f"Memory ran out with a micro-batch of {micro} at step {step:,}: from here on it is "

@@ -43,6 +43,7 @@ from trainer.step.loss import TrainingLoss
 from trainer.step.optimizer import make_optimizer
 
 ALONE = Ranks()
+INITIAL_SCALE = 2.0**12
 ROLLBACK_SEED = 1_000_003
 """Added to the seed for each rollback, so that the run continues with another order of the data."""
 
@@ -260,7 +261,8 @@ def make_training(
 ) -> tuple[TrainingLoss, torch.optim.AdamW, torch.amp.GradScaler]:
     """Return training loss, optimizer and gradient scaler; only float16 enables the scaler."""
     loss = make_loss(config, model, batches, dtype, ranks)  # may shard the parameters: first
-    scaler = torch.amp.GradScaler(batches.device.type, enabled=dtype == "float16")
+    # torch's initial scale, 2^16, may overflow in more steps in a row than a rollback waits for.
+    scaler = torch.amp.GradScaler(batches.device.type, INITIAL_SCALE, enabled=dtype == "float16")
     return loss, make_optimizer(model, config.optimizer), scaler
 
 

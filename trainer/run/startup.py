@@ -68,6 +68,7 @@ from trainer.step.device import (
     choose_algorithms,
     choose_device,
     choose_dtype,
+    reset_allocator_peaks,
     seed_rank,
     synchronize,
 )
@@ -371,6 +372,7 @@ def compile_session(s: Session) -> None:
             if (failure := _first_failure(ranks, own_failure)) is not None:
                 state.loss.undo_compile()
     state.compilation = "compiled" if failure is None else "eager"
+    reset_allocator_peaks(state.device)
     seconds = compiling.seconds + compiling.compile_seconds
     s.recorder.log.write(Compile(seconds=seconds, mode=state.compilation))
     if failure is not None:

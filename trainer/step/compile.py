@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 
@@ -17,12 +18,14 @@ CACHE = "TORCHINDUCTOR_CACHE_DIR"
 
 
 def persist_compile_cache() -> None:
-    """Set torch's compile cache to the user's cache folder, unless the environment names one.
+    """Set torch's compile cache to the user's cache folder, unless the user chose another one.
 
     torch's default is a temporary folder, which a reboot empties; it stays the default if the cache
-    folder is not writable.
+    folder is not writable. Importing dynamo writes that default into the environment.
     """
-    if CACHE in os.environ:
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    if os.environ.get(CACHE, default_cache_dir()) != default_cache_dir():
         return
     folder = platformdirs.user_cache_path("nanogauge", appauthor=False) / "compiled"
     try:
@@ -60,6 +63,8 @@ def compile_loss(
     compiler, no Triton, a bug), the loss stays eager and the error message is returned.
     """
     loss.compile()
+    # It would warn of an autotuning that is off: not enough SMs for max_autotune_gemm.
+    logging.getLogger("torch._inductor.utils").setLevel(logging.ERROR)
     try:
         run_once(model, loss, loss.grad_accum, tokens, targets, autocast)
     except Exception as error:  # inductor raises many types: fall back to eager mode

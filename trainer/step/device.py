@@ -71,16 +71,23 @@ def synchronize(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return True if the error is a failed allocation; only CUDA has an exception type for it.
+_OUT_OF_MEMORY = (
+    "DefaultCPUAllocator",  # c10/core/impl/alloc_cpu.cpp
+    "MPS backend out of memory",  # aten/src/ATen/mps/MPSAllocator.mm
+    "CUDA error: out of memory",  # a kernel that is loaded at its first launch
+    "CUDA driver error: out of memory",  # inductor's launcher
+    "Triton Error [CUDA]: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+"""Messages of failed allocations that are not torch.OutOfMemoryError."""
 
-    Source of the other messages: c10/core/impl/alloc_cpu.cpp, aten/src/ATen/mps/MPSAllocator.mm.
-    """
-    text = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError)
-        and ("DefaultCPUAllocator" in text or "MPS backend out of memory" in text)
-    )
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return True if the error is a failed allocation, by torch's allocator or by the driver."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    text = str(error)  # torch.compile's errors contain the messages of their causes
+    return isinstance(error, RuntimeError) and any(words in text for words in _OUT_OF_MEMORY)
 
 
 def release_memory(device: torch.device) -> None:
@@ -95,6 +102,12 @@ def release_memory(device: torch.device) -> None:
 def to_host(tensor: Tensor) -> Tensor:
     """Start an asynchronous copy to host memory; synchronise with the device before reading it."""
     return tensor.to("cpu", non_blocking=True)
+
+
+def reset_allocator_peaks(device: torch.device) -> None:
+    """Forget the peaks so far, among them the buffers of a compiler's benchmarks."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
