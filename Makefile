@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-slow standin audit gpu-check clean
+.PHONY: setup demo test standin audit gpu-check clean
 
 setup: .venv/.done
 
@@ -27,10 +27,6 @@ test: setup
 	$(BIN)/mypy bench/sample.py
 	$(BIN)/python -m pytest -m 'not gpu and not alone and not standin' -n 2 --dist loadfile
 	$(BIN)/python -m pytest -m alone
-
-# Hours: thousands of broken inputs, runs killed at random, failing disks and networks.
-test-slow: setup
-	$(BIN)/python -m pytest tests/slow
 
 # Run the CUDA branch without a GPU: torch for CUDA (4.7 GB, kept in the user's cache folder) on a
 # stand-in for an RTX 4070.

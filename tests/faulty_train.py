@@ -8,7 +8,7 @@ Training passes of the process are counted from 1. The faults:
     late_room:N        the same, from pass 8 on
     evaluation_room:N  the same, in evaluations alone
     writes:A-B-E       writes A to B in the parent PARENT of --run.out fail with errno E, with
-                       slow/failing_writes.c preloaded; PARENT.writes gets the number of all
+                       failing_writes.c preloaded; PARENT.writes gets the number of all
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Broken inputs and failing writes: a few of tests/slow, and cases that once failed."""
+"""Broken inputs and failing writes, from seeds, and cases that once failed."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from broken_inputs import broken_inputs
 from commands import ROOT, run
+from failing_writes import let_writes_fail
 from runs import imported
-from slow.broken_inputs import broken_inputs
-from slow.failing_writes import let_writes_fail
 
 from nanogauge.analysis.report_model import build_report
 from nanogauge.config import load_config

@@ -3,20 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from pathlib import Path
 
-from commands import DEMO, command
-
 from trainer.checkpoints.checkpoint import intact_meta, list_checkpoints
-
-
-def begin(*flags: object, **environment: str) -> subprocess.Popen[str]:
-    """Start train.py on the demo's configuration."""
-    started = command("train.py", DEMO, "--force", *flags)
-    quiet, pipe, variables = subprocess.DEVNULL, subprocess.PIPE, {**os.environ, **environment}
-    return subprocess.Popen(started, env=variables, stdout=quiet, stderr=pipe, text=True)
 
 
 def damaged(folder: Path) -> list[str]:

@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 from commands import DEMO, TINY, Copy
-from slow.demo_runs import damaged, weights
+from demo_runs import damaged, weights
 
 MAX_SECONDS = 60
 STEPS = 24
