@@ -44,13 +44,29 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
         namespace, unknown = self.parse_known_args(list(arguments))
-        if unknown:
-            flag = unknown[0].split("=", 1)[0]
-            flags = [name for action in self._actions for name in action.option_strings]
-            near = difflib.get_close_matches(flag, flags, n=1)
-            hint = f"did you mean {near[0]}?" if near else "see --help for the existing ones."
-            raise BadInput(f"unknown argument {flag}; {hint}")
+        wrong = [i for i, word in enumerate(unknown) if word.startswith("-") or not i]
+        if wrong:
+            ends = [*wrong[1:], len(unknown)]
+            words = (unknown[i:j] for i, j in zip(wrong, ends, strict=True))
+            raise BadInput(" ".join(self._hint(*part) for part in words))
         return namespace
+
+    def _hint(self, word: str, *values: str) -> str:
+        """Return a sentence on an unknown argument, with the flag that its name means."""
+        from nanogauge.names import exact_meaning, meaning_of  # only errors need it
+
+        flag, equals, value = word.partition("=")
+        flags = [name for action in self._actions for name in action.option_strings]
+        keys = [name[2:] for name in flags if "." in name and "-" not in name[2:]]
+        near = difflib.get_close_matches(flag, [name for name in flags if "." not in name], n=1)
+        meaning = (exact_meaning if near else meaning_of)(flag, keys) if keys else None
+        if meaning is None:
+            hint = f"did you mean {near[0]}?" if near else "see --help for the existing ones."
+            return f"unknown argument {flag}; {hint}"
+        key, _, remark = meaning.partition(":")
+        typed = shlex.join([f"--{key.replace('_', '-')}", *([value] if equals else values)])
+        meant = f"did you mean {typed} ({key})?" if "." in key else ""
+        return " ".join(filter(None, (f"unknown argument {flag};", meant, remark.strip())))
 
 
 def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import math
+import re
 import textwrap
 import tomllib
 import typing
@@ -17,7 +18,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic.fields import FieldInfo
 
 from nanogauge.errors import BadInput
-from nanogauge.files import expand_home, read_whole, scrubbed, without_secrets
+from nanogauge.files import decoded, expand_home, read_whole, scrubbed, without_secrets
+from nanogauge.names import meaning_of, nanogpt_names, value_meant
 from nanogauge.programs import TRAINING_PROGRAMS
 from nanogauge.runspec import (
     EMBEDDED_TEXT,
@@ -37,42 +39,48 @@ from nanogauge.runspec import (
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """Return a validation's first error as a sentence with the key and a suggested correction.
+    """Return a validation's errors as sentences with the key and a suggested correction.
 
-    A misspelt key comes first, as it often causes a missing one.
+    If keys are misspelt, only they are named, as they often cause the other errors.
     """
     errors = error.errors()
-    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
-    where = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        near = _nearest(first["loc"], model)
-        return f"unknown key {where}; {f'did you mean {near}?' if near else 'remove it.'}"
-    if first["type"] == "missing":
+    unknown = [e for e in errors if e["type"] == "extra_forbidden"]
+    return " ".join(_sentence(e, model) for e in unknown or errors)
+
+
+def _sentence(error: Mapping[str, Any], model: type[BaseModel]) -> str:
+    where, got = ".".join(str(part) for part in error["loc"]), error["input"]
+    if error["type"] == "extra_forbidden":
+        return f"unknown key {where}; {_right_key(error['loc'], model)}"
+    if error["type"] == "missing":
         return f"the key {where} is missing."
-    message = first["msg"].removeprefix("Value error, ")
+    message = error["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
-    got = first["input"]
     shown = "" if isinstance(got, dict) else f", not {got!r}"
+    if isinstance(got, str) and error["type"] == "literal_error":
+        choices = re.findall(r"'([^']+)'", error["ctx"]["expected"])
+        meant = value_meant(got, choices)
+        shown += f"; did you mean {meant}?" if meant is not None else ""
+    elif isinstance(got, str) and (match := _MULTIPLE.fullmatch(got)):
+        power = "kmgt".index(match[2].lower()) + 1
+        amounts = (f"{float(match[1]) * base**power:.0f}" for base in (1000, 1024))
+        shown += f"; write {' or '.join(amounts)}"
     sentence = ": ".join(filter(None, (where, message + shown)))
     return sentence if sentence.endswith("?") else sentence + "."
 
 
-def _nearest(where: tuple[int | str, ...], model: type[BaseModel]) -> str | None:
-    """Return the most similar key of the same section, else the same key of another section."""
+def _right_key(where: tuple[int | str, ...], model: type[BaseModel]) -> str:
+    """Return what to write instead of an unknown key, as a question or an advice."""
+    if model is Config:
+        meaning = meaning_of(".".join(map(str, where)), CONFIG_KEYS)
+        return "--help-config lists the keys." if meaning is None else f"did you mean {meaning}?"
     owner: type[BaseModel] | None = model
     for part in where[:-1]:
         if owner is not None and isinstance(part, str):
             owner = _model_in(owner.model_fields[part].annotation)
     assert owner is not None, "an unknown key lies in a table"
-    key = str(where[-1])
-    if near := difflib.get_close_matches(key, owner.model_fields, n=1):
-        in_list = any(isinstance(part, int) for part in where)
-        return near[0] if in_list else ".".join([*map(str, where[:-1]), near[0]])
-    for name, field in model.model_fields.items():
-        section = _model_in(field.annotation)
-        if section is not None and key in section.model_fields:
-            return f"{name}.{key}"
-    return None
+    near = difflib.get_close_matches(str(where[-1]), owner.model_fields, n=1)
+    return f"did you mean {near[0]}?" if near else "remove it."
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
@@ -185,7 +193,7 @@ class DataSection(Section):
 
 class TrainSection(Section):
     micro_batch: PositiveInt
-    """sequences in one forward and backward pass"""
+    """batch size: sequences in one forward and backward pass"""
     grad_accum: PositiveInt = 1
     """gradient accumulation: micro-batches per optimizer step"""
     max_steps: PositiveInt
@@ -394,16 +402,39 @@ def toml_value(value: object) -> str:
 def read_toml(path: Path, what: str, hint: str) -> dict[str, Any]:
     """Read a user's TOML file; errors say `what` it is, and give `hint` if it is missing."""
     try:
-        return tomllib.loads(read_whole(path).decode())
+        text = decoded(read_whole(path))
+        return tomllib.loads(text)
     except FileNotFoundError:
         raise BadInput(f"there is no {what} file {path}; {hint}.") from None
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = getattr(error, "strerror", None) or "it is no UTF-8; save it as UTF-8"
         raise BadInput(f"cannot read the {what} file {path}: {reason}.") from None
     except RecursionError:
         raise BadInput(f"{path} is nested too deeply to be a {what} file.") from None
     except ValueError as error:  # also of a number with thousands of digits
-        raise BadInput(f"{path} is not valid TOML: {error}.") from None
+        raise BadInput(f"{path} is not valid TOML: {error}{_toml_hint(text, error)}.") from None
+
+
+_TOML_SPELLING = (
+    (r"=\s*(True|False)\s*(#|$)", "write true or false"),
+    (r"=\s*(None|null)\s*(#|$)", "leave the key out"),
+    (r"=\s*[-+]?\.\d|=\s*[-+]?\d+\.(\D|$)", "write digits on both sides of the point, as 0.1"),
+    (r"=\s*[\d.]+\s*[a-zA-Z]+\s*(#|$)", "write the number in digits, as 64_000 or 1e9"),
+    (r"=\s*[\d.]+,\d", "write 50304 or 50_304, and a decimal point"),
+    (r"=\s*[A-Za-z_][^\"']*$", 'write text in quotes, as "auto"'),
+    (r"^\s*\w+\s*:", "write key = value"),
+)
+"""Pattern of a line that is no TOML -> what to write there."""
+
+
+def _toml_hint(text: str, error: ValueError) -> str:
+    """Return the line of a TOML error and what to write there; empty if unknown."""
+    place = re.search(r"at line (\d+)", str(error))
+    if place is None:
+        return ""
+    line = text.splitlines()[int(place[1]) - 1]
+    remedies = (remedy for pattern, remedy in _TOML_SPELLING if re.search(pattern, line))
+    return f": {line.strip()}" + "".join(f"; {remedy}" for remedy in [*remedies][:1])
 
 
 def load_config(path: Path, overrides: Mapping[str, Mapping[str, object]] | None = None) -> Config:
@@ -432,51 +463,76 @@ def wandb_section(
 
 
 def add_config_flags(parser: argparse.ArgumentParser) -> None:
-    """Add a `--section.key` flag for each key; --help-keys describes them."""
+    """Add a `--section.key` flag for each key; --help-config describes them."""
     parser.add_argument(
-        "--help-keys", action=_HelpKeys, help="describe the keys of the configuration and exit"
+        "--help-config", action=_HelpConfig, help="describe all keys of the configuration and exit"
     )
-    lines = ["each key of the configuration is also a flag, as --train.max-steps 1000:"]
-    for section, keys in _sections().items():
-        for key in keys:
-            parser.add_argument(
-                f"--{section}.{key.replace('_', '-')}",
-                f"--{section}.{key}",
-                dest=f"{section}.{key}",
-                default=argparse.SUPPRESS,
-                help=argparse.SUPPRESS,
-            )
-        indent = " " * 15
-        names = textwrap.wrap(" ".join(keys), 98, initial_indent=indent, subsequent_indent=indent)
-        lines.append(f"  --{section}.".ljust(15) + "\n".join(names).lstrip())
-    parser.epilog = "\n".join(lines)
+    for key in CONFIG_KEYS:
+        flags = dict.fromkeys((_flag(key), f"--{key}"))
+        parser.add_argument(*flags, dest=key, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    parser.epilog = (
+        f"each of the {len(CONFIG_KEYS)} keys of the configuration is also a flag "
+        "(all of them: --help-config):\n"
+    ) + "\n".join(_describe_key(key, CONFIG_KEYS[key]) for key in _PROMINENT_KEYS)
 
 
-def _sections() -> dict[str, dict[str, FieldInfo]]:
-    """Return the keys of each section of the configuration."""
-    sections = {}
-    for name, field in Config.model_fields.items():
-        assert isinstance(field.annotation, type) and issubclass(field.annotation, Section)
-        sections[name] = field.annotation.model_fields
-    return sections
+def _flag(key: str) -> str:
+    return f"--{key.replace('_', '-')}"
 
 
-class _HelpKeys(argparse.Action):
+_PROMINENT_KEYS = (
+    *("train.micro_batch", "train.grad_accum", "train.max_steps", "optimizer.learning_rate"),
+    *("model.n_layer", "model.n_embd", "model.block_size", "data.path", "run.name", "run.device"),
+)
+"""Keys that --help describes."""
+
+
+def _describe_key(key: str, field: FieldInfo) -> str:
+    """Return the lines of a key: flag, type or choices, meaning, default, nanoGPT's name."""
+    notes = ["required"] if field.is_required() else []
+    if not field.is_required() and field.default not in (None, []):
+        notes = [f"default {toml_value(field.default).strip(chr(34))}"]
+    if (name := nanogpt_names().get(key)) is not None and name != key.partition(".")[2]:
+        notes.append(f"nanoGPT: {name}")
+    words = " ".join((field.description or "").split())
+    words += f" ({'; '.join(notes)})" if notes else ""
+    head = f"  {_flag(key)} {_kind(field.annotation)}"
+    indent = " " * 32
+    lines = textwrap.fill(words, 98, initial_indent=indent, subsequent_indent=indent)
+    return f"{head}\n{lines}" if len(head) >= len(indent) else head + lines[len(head) :]
+
+
+def _kind(annotation: Any) -> str:
+    """Return the type of a key as help shows it: its choices, N, X, TEXT or a list."""
+    if typing.get_origin(annotation) is Literal:
+        return "|".join(typing.get_args(annotation))
+    if typing.get_origin(annotation) is list:
+        return "'[\"TEXT\", ...]'"
+    kinds = _kinds(annotation)
+    names = {bool: "true|false", int: "N", float: "X", str: "TEXT"}
+    return next(name for kind, name in names.items() if kind in kinds)
+
+
+def _kinds(annotation: Any) -> list[Any]:
+    """Return an annotation and all that it contains."""
+    inner = [kind for part in typing.get_args(annotation) for kind in _kinds(part)]
+    return [annotation, *inner]
+
+
+class _HelpConfig(argparse.Action):
     """Flag that prints every key of the configuration with its description and exits."""
 
     def __init__(self, option_strings: list[str], dest: str, help: str) -> None:
         super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help)
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        for section, keys in _sections().items():
-            print(f"[{section}]")
-            for key, field in keys.items():
-                words = " ".join((field.description or "").split())
-                print(
-                    textwrap.fill(
-                        words, 98, initial_indent=f"  {key:22}", subsequent_indent=" " * 24
-                    )
-                )
+        print("Keys of a configuration, in a file as key = value below [section], or as flags.")
+        section = ""
+        for key, field in CONFIG_KEYS.items():
+            if key.partition(".")[0] != section:
+                section = key.partition(".")[0]
+                print(f"\n[{section}]")
+            print(_describe_key(key, field))
         parser.exit()
 
 
@@ -491,28 +547,50 @@ def given_config(namespace: argparse.Namespace) -> Config | None:
 
 def config_overrides(namespace: argparse.Namespace) -> dict[str, dict[str, object]]:
     """Return the configuration flags of a command line as {section: {key: value}}."""
-    sections = _sections()
     result: dict[str, dict[str, object]] = {}
     for dotted, text in vars(namespace).items():
         section, _, key = dotted.partition(".")
         if key:
-            annotation = sections[section][key].annotation
-            result.setdefault(section, {})[key] = _from_text(text, annotation)
+            result.setdefault(section, {})[key] = _from_text(text, dotted)
     return result
 
 
-def _from_text(text: str, annotation: Any) -> object:
-    """Parse a flag's text as TOML; the text of a string key is taken literally."""
-    kinds = [annotation, *typing.get_args(annotation)]
-    kinds += [inner for kind in kinds for inner in typing.get_args(kind)]
-    origin = typing.get_origin(annotation)
-    if origin is Literal or (str in kinds and origin is not list):
+_MULTIPLE = re.compile(r"([\d.]+)([kKMGBT])")
+_FACTORS = {"k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12}
+
+
+def _from_text(text: str, dotted: str) -> object:
+    """Parse a flag's text by the type of its key; invalid text is returned for the validation.
+
+    Python's spelling of values is accepted as well as TOML's. Multiples such as 10B are decimal; in
+    the model's sizes they may mean powers of two, so they are left to the validation.
+    """
+    annotation = CONFIG_KEYS[dotted].annotation
+    kinds = _kinds(annotation)
+    if type(None) in kinds and text == "None":
+        return None
+    if typing.get_origin(annotation) is Literal:
         return text
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except (ValueError, RecursionError):
+        if typing.get_origin(annotation) is list:
+            return tomllib.loads(f"value = {text}")["value"]
+        if str in kinds:
+            return text
+        if bool in kinds:
+            return {"true": True, "false": False}[text.lower()]
+        if (match := _MULTIPLE.fullmatch(text)) and not dotted.startswith("model."):
+            return float(match[1]) * _FACTORS[match[2]]
+        return int(text) if text.lstrip("+-").isdecimal() else float(text)
+    except (ValueError, KeyError, RecursionError):
         return text
 
+
+CONFIG_KEYS: dict[str, FieldInfo] = {
+    f"{section}.{key}": info
+    for section, field in Config.model_fields.items()
+    for key, info in getattr(field.annotation, "model_fields", {}).items()
+}
+"""Every key of the configuration, as section.key."""
 
 CHUNK_BYTES = {"cpu": 36 * 2**20, "cuda": 512 * 2**20}
 """Largest logits of a chunk: fp32 on a CPU, 16-bit elsewhere. With smaller chunks, reading and

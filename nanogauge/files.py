@@ -6,6 +6,7 @@ shared, so keys, passwords and the home folder are removed from texts before the
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import hashlib
@@ -57,6 +58,18 @@ def read_whole(path: Path, largest_bytes: int = LARGEST_BYTES) -> bytes:
         if os.fstat(file.fileno()).st_size > largest_bytes:
             raise OSError(errno.EFBIG, f"it has more than {largest_bytes:,} bytes", str(path))
         return file.read()
+
+
+def decoded(data: bytes) -> str:
+    """Return UTF-8 text of a user without its byte order mark.
+
+    Raises:
+        OSError: if it is UTF-16.
+        UnicodeDecodeError: if it is not UTF-8.
+    """
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data[:4]:
+        raise OSError(errno.EILSEQ, "it is UTF-16; save it as UTF-8")
+    return data.decode("utf-8-sig")
 
 
 def stays_below(name: str) -> bool:

@@ -43,7 +43,7 @@ def import_arguments(log: Path, out: Path) -> list[object]:
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--model.n-embdd=5"], "did you mean --model.n-embd?"),
+        (["--model.n-embdd=5"], "did you mean --model.n-embd 5 (model.n_embd)?"),
         (["--model.n-embd=385"], "not a multiple of n_head"),
         (["--model.n-layer=twelve"], "model.n_layer"),
         (["--run.dtype=int8"], "run.dtype"),

@@ -16,7 +16,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "nanogauge"
 TRAINER = ROOT / "trainer"
 FOUNDATION = {
-    *["errors", "files", "quantities", "runspec", "programs", "schema", "schedule", "config"]
+    *["errors", "files", "quantities", "runspec", "programs", "schema", "schedule"],
+    *["config", "names"],
 }
 ROOMS = ("prediction", "measure", "runlog", "analysis", "report", "importers", "sinks", "doctor")
 MEETING_PLACES = (

@@ -30,7 +30,7 @@ class Options:
 
 def train_parser(description: str) -> Parser:
     """Return the parser of train.py's command line."""
-    parser = Parser(description)
+    parser = Parser(description, usage="%(prog)s CONFIG [options]")
     parser.add_argument("config", type=Path, help="configuration of the run")
     parser.add_argument("--resume", choices=["auto"], help="continue from the newest checkpoint")
     parser.add_argument(
@@ -41,7 +41,13 @@ def train_parser(description: str) -> Parser:
         help="resume although this key of the configuration, or code, torch, device, dtype or "
         "data, has changed",
     )
-    parser.add_argument("--init-from", dest="run.init_from", default=SUPPRESS, metavar="GPT2")
+    parser.add_argument(
+        "--init-from",
+        dest="run.init_from",
+        default=SUPPRESS,
+        metavar="GPT2",
+        help="weights to start from: a Hugging Face folder, or a hub name such as gpt2",
+    )
     parser.add_argument("--rehearse", type=int, metavar="N", help="stop after N steady steps")
     parser.add_argument("--claims", type=Path, help="claims to compare with the run in its report")
     parser.add_argument(
