@@ -271,9 +271,9 @@ def run_whole(options: Options, config: Config, ranks: Ranks) -> int:
         report, folder, recorded = build_report(config.folder, claims_of(config.folder, None))
         paths = write_report(report, folder, recorded)
     except OSError as error:
+        what = f"{error.filename or config.folder}: {error.strerror or error}"
         raise RunFailed(
-            f"{config.folder}: {error.strerror or error}; what was written is kept, "
-            "--resume auto continues from the newest checkpoint."
+            f"{what}; what was written is kept, --resume auto continues from the newest checkpoint."
         ) from error
     finally:
         if mirror is not None:

@@ -14,6 +14,7 @@ import io
 import os
 import re
 import stat
+import tempfile
 from io import BufferedReader
 from pathlib import Path, PureWindowsPath
 from typing import IO, TextIO, TypeVar
@@ -96,6 +97,17 @@ def make_folder(path: Path) -> None:
         ) from None
     if not os.access(path, os.W_OK | os.X_OK):
         raise BadInput(f"the folder {path} is not writable; choose another.")
+
+
+def obstacle(folder: Path) -> str | None:
+    """Return why a folder cannot be made or written, None if it can. Leaves nothing behind."""
+    path = folder.absolute()
+    existing = next(place for place in (path, *path.parents) if os.path.lexists(place))
+    try:
+        tempfile.TemporaryDirectory(dir=existing).cleanup()
+    except OSError as error:
+        return f"nothing can be written to {existing} ({error.strerror})"
+    return None
 
 
 def write_atomic(path: Path, data: bytes) -> None:

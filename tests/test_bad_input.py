@@ -178,9 +178,17 @@ def test_a_second_run_of_the_same_name_is_refused(tmp_path: Path) -> None:
     flags = [f"--run.out={tmp_path}", *TINY]
     process_refused("train.py", DEMO, *flags, words="already holds a run")
     assert (tmp_path / "demo" / "log.jsonl").read_bytes() == before
-    changed = "cannot resume with another train.max_steps: the run has 2, this command 12"
+    flags += ["--train.micro-batch=2", "--train.grad-accum=4", "--model.dropout=0"]
+    changed = "cannot resume with another model.dropout: the run has 0.1, this command 0.0; another"
     process_refused("train.py", DEMO, *flags, "--resume=auto", words=changed)
+    names = "model.dropout train.micro_batch train.grad_accum train.max_steps"
+    allowed = f"take all changes with --allow-change {names}"
+    more = ["--resume=auto", "--allow-change", "train.max_steps"]
+    process_refused("train.py", DEMO, *flags, *more, words="another model.dropout")
+    process_refused("train.py", DEMO, *flags, "--resume=auto", words=allowed)
     assert (tmp_path / "demo" / "log.jsonl").read_bytes() == before
+    done = run("train.py", DEMO, *flags, "--resume=auto", "--allow-change", *names.split())
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")

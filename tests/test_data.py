@@ -15,7 +15,7 @@ from nanogauge.errors import BadInput
 from trainer.data.loader import Batches, Prefetch, SampleOrder
 from trainer.data.shards import Shards
 from trainer.run.resources import describe_order
-from trainer.run.resume import refuse_other_data
+from trainer.run.resume import data_differences, refuse_differences
 
 CPU = torch.device("cpu")
 ORDERS = st.sampled_from(["permutation", "random"])
@@ -199,19 +199,19 @@ def test_the_position_counts_samples_whatever_the_ranks() -> None:
     windows = batches(shards).grids["train"].windows
     assert one["samples"] == 480
     assert (one["epoch"], one["window_of_epoch"]) == divmod(480, windows)
-    refuse_other_data(one, four)
+    assert data_differences(one, four) == []
 
 
 def test_a_resumption_on_other_data_is_refused_with_both_side_by_side() -> None:
     old = batches(numbered(1000), fingerprint="a" * 64).position(8)
     new = batches(numbered(1001), fingerprint="b" * 64).position(8)
     with pytest.raises(BadInput) as refused:
-        refuse_other_data(old, new)
+        refuse_differences(data_differences(old, new))
     sentence = str(refused.value)
     assert "1,000 training" in sentence and "1,001 training" in sentence
     assert "a" * 12 in sentence and "b" * 12 in sentence and "\n" not in sentence
     with pytest.raises(BadInput, match="does not describe"):
-        refuse_other_data({}, new)
+        refuse_differences(data_differences({}, new))
 
 
 def test_the_tokens_that_an_epoch_leaves_out_are_counted() -> None:

@@ -199,4 +199,4 @@ def test_a_run_on_nanogpts_files_logs_what_it_assumed_and_resumes_on_no_others(
     refused = run("train.py", DEMO, f"--run.out={tmp_path}", *TINY, *more, **OFFLINE)
     assert refused.returncode == 2
     assert refused.stderr.count("\n") == 1
-    assert "cannot resume on other data" in refused.stderr
+    assert "cannot resume with another data: the run was trained on" in refused.stderr

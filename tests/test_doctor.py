@@ -23,6 +23,7 @@ from nanogauge.doctor.checks import (
     check_triton,
     check_wandb,
     check_wsl,
+    remedies,
 )
 from nanogauge.doctor.machine import SleepSettings, command_output, sleep_settings, wandb_key_from
 from nanogauge.measure.sensors import DriverInfo
@@ -59,7 +60,7 @@ def triton(version: str | None, error: str | None = None) -> Finding:
 
 
 def compiler(language: str, name: str | None, headers: Path | None) -> Finding:
-    return check_compiler(None, language, ("gcc", "clang"), name, headers)
+    return check_compiler(None, language, ("gcc", "clang"), name, headers, "install one")
 
 
 def sleep(**settings: Any) -> Finding:
@@ -176,6 +177,39 @@ def test_a_driver_of_the_same_major_version_is_new_enough() -> None:
     older = gpu("cuda", unseen, DriverInfo("a card", "470.1", (11, 4)))
     assert older.remedy is not None
     assert "driver 525 or newer" in older.remedy
+
+
+@pytest.mark.parametrize(
+    ("capability", "remedy"),
+    [
+        ((6, 1), "torch==2.13.0 --index-url https://download.pytorch.org/whl/cu126; train with"),
+        ((7, 0), "torch==2.13.0 --index-url https://download.pytorch.org/whl/cu126; or train on"),
+        ((5, 2), "/whl/cu126; train with --run.compile false"),
+        ((12, 0), "torch==2.13.0 --index-url https://download.pytorch.org/whl/cu130; or train on"),
+        ((3, 7), "no current build of torch has code for it, so the card cannot train"),
+    ],
+)
+def test_the_build_that_has_code_for_a_card_is_named(
+    capability: tuple[int, int], remedy: str
+) -> None:
+    """Source: PyTorch's support matrix of CUDA builds."""
+    torch = TorchBuild("2.13.0+cu128", "cuda", "12.8", "a card", capability, ("sm_80",))
+    found = check_gpu("cuda", torch, CARD, None)
+    assert found.verdict == "no-go" and remedy in (found.remedy or "")
+
+
+@pytest.mark.parametrize(
+    ("system", "remedy"),
+    [
+        ("Linux", "-m pip install --force-reinstall torch==2.13.0; or train on the processor"),
+        ("Windows", "torch==2.13.0 --index-url https://download.pytorch.org/whl/cu130"),
+        ("Darwin", "macOS has no CUDA; choose --run.device mps or cpu"),
+    ],
+)
+def test_a_remedy_is_that_of_the_system(system: str, remedy: str) -> None:
+    assert remedy in (check_gpu("cuda", CPU_BUILD, CARD, None, system).remedy or "")
+    names = remedies()["installers"][system]
+    assert set(names) <= remedies()["compilers"].keys()
 
 
 def test_programs_that_use_the_memory_are_named_largest_first() -> None:

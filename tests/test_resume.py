@@ -10,16 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model import GPT
-from nanogauge.config import Config, ModelSection, OptimizerSection
+from nanogauge.config import CONFIG_KEYS, Config, ModelSection, OptimizerSection
 from nanogauge.errors import BadInput
-from trainer.run.resume import refuse_changes
+from trainer.run.resume import config_differences, refuse_differences
 from trainer.step.optimizer import load_state, make_optimizer
-
-EVERY_KEY = [
-    f"{section}.{key}"
-    for section, field in Config.model_fields.items()
-    for key in getattr(field.annotation, "model_fields", {})
-]
 
 
 @st.composite
@@ -79,17 +73,20 @@ def test_a_change_is_refused_unless_allowed_and_loadable(pair: tuple[Config, Con
         for key, value in values.items()
         if value != after[section][key]
     ]
+    found = config_differences(old, new)
     if not differ:
-        assert refuse_changes(old, new) == []
+        assert refuse_differences(found) == []
         return
-    with pytest.raises(BadInput, match=differ[0]):
-        refuse_changes(old, new)
+    with pytest.raises(BadInput) as refused:
+        refuse_differences(found)
+    assert all(name in str(refused.value) for name in differ), "all differences at once"
     if fits(old, new):
-        changes = refuse_changes(old, new, EVERY_KEY)
+        assert str(refused.value).endswith(f"with --allow-change {' '.join(differ)}")
+        changes = refuse_differences(found, CONFIG_KEYS)
         assert [sentence.split(" was ")[0] for sentence in changes] == differ
     else:
         with pytest.raises(BadInput, match="its checkpoints do not fit"):
-            refuse_changes(old, new, EVERY_KEY)
+            refuse_differences(found, CONFIG_KEYS)
 
 
 @settings(max_examples=30, deadline=None)

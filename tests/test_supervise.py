@@ -163,7 +163,7 @@ def test_a_run_that_died_before_its_first_log_line_can_be_resumed(tmp_path: Path
     config = load_config(DEMO, {"run": {"out": str(tmp_path)}})
     config.folder.mkdir()
     (config.folder / "log.jsonl").write_bytes(b'{"kind": "sta')
-    opened = open_run_folder(config, torch.device("cpu"), "float32", resume=True, force=False)
+    opened = open_run_folder(config, torch.device("cpu"), "float32", resume=True)
     folder = opened.folder
     assert (opened.earlier_seconds, opened.checkpoint) == (None, None)
     assert (folder.path / "prediction.json").exists()

@@ -127,18 +127,17 @@ def test_a_damaged_checkpoint_is_skipped(tiny_run: Path, tmp_path: Path) -> None
 def test_compiled_code_is_kept_in_the_user_cache_unless_a_folder_is_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """torch's default stays if the user's cache folder cannot be made."""
+    """torch's default stays if the user's folder cannot be made; an unneeded one is not used."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv(CACHE, "chosen")
-    persist_compile_cache()
-    assert os.environ[CACHE] == "chosen"
-    monkeypatch.delenv(CACHE)
+    monkeypatch.setenv(CACHE, "/dev/null/chosen")
+    persist_compile_cache(needed=True)
+    assert os.environ[CACHE] == "/dev/null/chosen"
     (tmp_path / "cache").write_text("no folder")
-    persist_compile_cache()
+    persist_compile_cache(needed=False)
     assert CACHE not in os.environ
     (tmp_path / "cache").unlink()
     monkeypatch.setenv(CACHE, default_cache_dir())  # as importing dynamo does
-    persist_compile_cache()
+    persist_compile_cache(needed=True)
     assert os.environ[CACHE] == str(tmp_path / "cache" / "nanogauge" / "compiled")
 
 

@@ -388,22 +388,22 @@ def this_processor(dtype: str) -> Hardware:
 
 
 def probe(run: RunSection) -> Device:
-    """Return a description of run.device for the doctor's checks, without measuring a CPU.
-
-    Raises:
-        BadInput: if the device does not support run.dtype.
-    """
+    """Return a description of run.device for the doctor's checks, without measuring a CPU."""
     device = None
     with warnings.catch_warnings(), contextlib.suppress(BadInput):
         warnings.simplefilter("ignore")  # a check reports a driver that is too old
         device = choose_device(run.device)
     if device is None:
         return Device(TorchBuild(torch.__version__, None, torch.version.cuda))
-    dtype = choose_dtype(run.dtype, device)
-    if device.type != "cuda":
+    dtype, hardware, problem = "", None, None
+    try:
+        dtype = choose_dtype(run.dtype, device)
         hardware = describe_hardware(device, dtype)[0] if device.type != "cpu" else None
+    except BadInput as error:
+        dtype, problem = "", str(error)
+    if device.type != "cuda":
         build = TorchBuild(torch.__version__, device.type, torch.version.cuda)
-        return Device(build, dtype, hardware)
+        return Device(build, dtype, hardware, dtype_problem=problem)
     gpu = torch.cuda.get_device_properties(device)
     build = TorchBuild(
         version=torch.__version__,
@@ -413,7 +413,7 @@ def probe(run: RunSection) -> Device:
         capability=(gpu.major, gpu.minor),
         architectures=tuple(torch.cuda.get_arch_list()),
     )
-    return Device(build, dtype, describe_hardware(device, dtype)[0], str(gpu.uuid))
+    return Device(build, dtype, hardware, str(gpu.uuid), problem)
 
 
 def calibrated_threads(device: torch.device) -> int | None:

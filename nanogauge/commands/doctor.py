@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nanogauge.cli import Parser, print_json
-from nanogauge.config import Config, DataSection, RunSection, add_config_flags, given_config
+from nanogauge.config import Config, RunSection, add_config_flags, given_config
 from nanogauge.doctor.checks import worst
 from nanogauge.doctor.preflight import (
     DEFAULT_RUN,
@@ -26,7 +26,7 @@ class DeviceTools:
 
     calibrate: Callable[[Config, str | None], tuple[Hardware, str, Calibration, str | None]]
     probe: Callable[[RunSection], Device]
-    count_training_tokens: Callable[[DataSection], int]
+    count_training_tokens: Callable[[Config], int]
 
 
 LoadTools = Callable[[], DeviceTools]

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 import re
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from nanogauge.doctor.machine import SleepSettings
 from nanogauge.measure.sensors import DriverInfo
@@ -61,10 +63,13 @@ class TorchBuild:
     """GPU architectures that the build has code for: sm_89, compute_90, ..."""
 
 
-def check_gpu(wanted: str, torch: TorchBuild, driver: DriverInfo, visible: str | None) -> Finding:
+def check_gpu(
+    wanted: str, torch: TorchBuild, driver: DriverInfo, visible: str | None, system: str = "Linux"
+) -> Finding:
     """Check that the GPU, its driver and torch agree.
 
-    `wanted` is run.device, and `visible` CUDA_VISIBLE_DEVICES, None if not set.
+    `wanted` is run.device, `visible` CUDA_VISIBLE_DEVICES, None if not set, and `system` is the
+    result of platform.system().
     """
     build = f"torch {torch.version}"
     if wanted == "cpu":
@@ -76,14 +81,14 @@ def check_gpu(wanted: str, torch: TorchBuild, driver: DriverInfo, visible: str |
         remedy = "choose --run.device auto or cpu"
         return Finding("gpu", "no-go", "torch has no mps device here", remedy)
     if torch.gpu is None:
-        return _unusable_gpu(wanted, torch, driver, visible)
+        return _unusable_gpu(wanted, torch, driver, visible, system)
     if torch.capability is not None and not _has_code(torch.capability, torch.architectures):
         major, minor = torch.capability
         text = (
             f"{build} has no code for {torch.gpu}, compute capability {major}.{minor}: it is built "
             f"for {', '.join(torch.architectures)}"
         )
-        return Finding("gpu", "no-go", text, f"install a torch whose build has sm_{major}{minor}")
+        return Finding("gpu", "no-go", text, _other_build(torch))
     if torch.cuda is not None and driver.name is None:
         text = f"{torch.gpu} trains, but its sensors are absent: {driver.absent['name']}"
         remedy = "power and temperature will not be measured; check that nvidia-smi works"
@@ -93,15 +98,38 @@ def check_gpu(wanted: str, torch: TorchBuild, driver: DriverInfo, visible: str |
     return Finding("gpu", "go", f"{torch.gpu}{version}, {build}{cuda}")
 
 
+def _other_build(torch: TorchBuild) -> str:
+    """Return what to do about a GPU that the installed build of torch has no code for."""
+    assert torch.capability is not None
+    processor = "train on the processor: --run.device cpu"
+    for index, (lowest, highest) in remedies()["wheels"].items():
+        if tuple(lowest) <= torch.capability <= tuple(highest):
+            wheel = f"torch=={_public(torch.version)}"
+            install = pip_install("--force-reinstall", wheel, "--index-url", index)
+            eager = "; train with --run.compile false" if torch.capability < (7, 0) else ""
+            return f"that build has it: {install}{eager}; or {processor}"
+    return f"no current build of torch has code for it, so the card cannot train; {processor}"
+
+
+@cache
+def remedies() -> dict[str, Any]:
+    """Return the tables of systems.toml."""
+    return tomllib.loads(Path(__file__).with_name("systems.toml").read_text(encoding="utf-8"))
+
+
 def _unusable_gpu(
-    wanted: str, torch: TorchBuild, driver: DriverInfo, visible: str | None
+    wanted: str, torch: TorchBuild, driver: DriverInfo, visible: str | None, system: str
 ) -> Finding:
     """Explain why torch has no CUDA GPU."""
     build, card = f"torch {torch.version}", driver.name
     if torch.cuda is None and card is not None:
         text = f"{build} is a CPU build but there is an NVIDIA GPU, {card}"
-        install = pip_install("--force-reinstall", f"torch=={_public(torch.version)}")
+        # The Python package index has CUDA builds for Linux alone.
+        index = [] if system == "Linux" else ["--index-url", list(remedies()["wheels"])[-1]]
+        install = pip_install("--force-reinstall", f"torch=={_public(torch.version)}", *index)
         remedy = f"install a CUDA build: {install}; or train on the processor: --run.device cpu"
+        if system == "Darwin":
+            remedy = "macOS has no CUDA; choose --run.device mps or cpu"
         return Finding("gpu", "no-go", text, remedy)
     known, built = driver.cuda_version, int((torch.cuda or "0").partition(".")[0])
     if known is not None and known[0] < built:
@@ -178,11 +206,12 @@ def check_compiler(
     tried: tuple[str, ...],
     compiler: str | None,
     headers: Path | None,
+    install: str,
 ) -> Finding:
     """Check that Inductor (C++ on a CPU) or Triton (C on a GPU) can build its generated code.
 
     `unneeded` says why neither is needed, None if one is; `compiler` is the one of `tried` that is
-    installed; `headers` is the folder of Python.h.
+    installed; `headers` is the folder of Python.h; `install` is the command that installs both.
     """
     if unneeded is not None:
         return Finding("compiler", "go", f"not needed: {unneeded}")
@@ -194,8 +223,7 @@ def check_compiler(
         "compiler",
         "warn",
         f"{' and '.join(missing)}: training runs uncompiled, slower",
-        "sudo apt install build-essential python3-dev, or your system's equivalent; "
-        "--run.compile false if that is meant",
+        f"{install}; --run.compile false if that is meant",
     )
 
 

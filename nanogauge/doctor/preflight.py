@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 import shutil
-import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from nanogauge.config import Config, DataSection, RunSection
+from nanogauge.config import Config, RunSection
 from nanogauge.doctor import machine
 from nanogauge.doctor.checks import (
     DiskUse,
@@ -28,8 +29,10 @@ from nanogauge.doctor.checks import (
     check_triton,
     check_wandb,
     check_wsl,
+    remedies,
 )
 from nanogauge.errors import BadInput
+from nanogauge.files import obstacle
 from nanogauge.hardware import find_gpu, from_row
 from nanogauge.measure.host import cpu_name, process_bytes, total_memory_bytes
 from nanogauge.measure.sensors import DriverInfo, driver_info
@@ -42,14 +45,15 @@ from nanogauge.prediction.search import (
     memory_of,
     with_micro_batch,
 )
+from nanogauge.runlog.reader import has_begun
 from nanogauge.runspec import RunSpec
 from nanogauge.schedule import checkpoints
 from nanogauge.schema import Hardware
 
 DEFAULT_RUN = RunSection(name="NAME")
 """Settings that are examined if no configuration is given."""
-CountTokens = Callable[[DataSection], int]
-"""Counts the training tokens of a data set; raises BadInput if it is missing or damaged."""
+CountTokens = Callable[[Config], int]
+"""Counts the training tokens of a run; raises BadInput if its data cannot be used."""
 LOG_BYTES_PER_STEP = 600
 LOG_BYTES_PER_SECOND = 500
 """Growth of the log through sensor readings; a run without a GPU has none."""
@@ -62,11 +66,13 @@ class Device:
     torch: TorchBuild | None
     """Facts of the torch build; None if it was not examined."""
     dtype: str = ""
-    """Precision of the run; empty if the device is absent."""
+    """Precision of the run; empty if the device is absent or does not support it."""
     hardware: Hardware | None = None
     """Hardware of the device; None for a CPU, which is not measured here."""
     uuid: str | None = None
     """UUID of the GPU."""
+    dtype_problem: str | None = None
+    """Why the device does not support run.dtype, and what to set; None if it does."""
 
 
 def device_without_torch(run: RunSection) -> Device:
@@ -105,12 +111,15 @@ def examine(
     dtype, on_gpu = device.dtype, kind == "cuda"
     findings = [
         *_check_torch(run, torch, driver),
+        _check_dtype(device),
         hardware and _check_memory(config, hardware, dtype, driver, gpus, beside),
         _check_disk(config, hardware, dtype, gpus),
+        torch and _check_caches(run.compile, on_gpu),
         config and count_tokens and _check_data(config, count_tokens),
         check_sleep(machine.sleep_settings(machine.ROOT, os.environ, machine.command_output)),
         check_wsl(machine.is_wsl(), on_gpu),
         _check_power(driver) if on_gpu else None,
+        config and _check_sensors(config.measure.gpu),
         check_wandb(mode, find_spec("wandb") is not None, key_from),
     ]
     return [finding for finding in findings if finding]
@@ -136,7 +145,8 @@ def _check_torch(run: RunSection, torch: TorchBuild | None, driver: DriverInfo) 
     """Check that the GPU, its driver, torch and the compilers work together."""
     if torch is None:
         return [_check_driver(run, driver)]
-    gpu = check_gpu(run.device, torch, driver, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    visible, system = os.environ.get("CUDA_VISIBLE_DEVICES"), platform.system()
+    gpu = check_gpu(run.device, torch, driver, visible, system)
     device = torch.device
     if device not in ("cuda", "cpu"):
         return [gpu]
@@ -146,18 +156,62 @@ def _check_torch(run: RunSection, torch: TorchBuild | None, driver: DriverInfo) 
     version = error = None
     if without_triton is None:
         version, error = machine.imported_version("triton")
+    usual: tuple[str, ...]
     if device == "cuda":  # as Triton chooses
-        language, named = "C", os.environ.get("CC")
-        tried = (named,) if named else ("gcc", "clang")
+        language, named, usual = "C", os.environ.get("CC"), ("gcc", "clang")
     else:  # as torch._inductor chooses
         language, named = "C++", os.environ.get("CXX")
-        tried = (named or ("clang++" if sys.platform == "darwin" else "g++"),)
+        usual = ({"Darwin": "clang++", "Windows": "cl"}.get(system, "g++"),)
+    tried = (named,) if named else usual
     compiler = next((name for name in tried if shutil.which(name) is not None), None)
+    installers = remedies()["installers"].get(system, ["apt-get"])
+    installer = next((name for name in installers if shutil.which(name)), installers[0])
     return [
         gpu,
         check_triton(without_triton, wanted, version, error),
-        check_compiler(unneeded, language, tried, compiler, machine.python_headers()),
+        check_compiler(
+            unneeded,
+            language,
+            tried,
+            compiler,
+            machine.python_headers(),
+            remedies()["compilers"][installer],
+        ),
     ]
+
+
+def _check_dtype(device: Device) -> Finding | None:
+    """Return a no-go if the device does not support the precision of the run."""
+    if device.dtype_problem is None:
+        return None
+    text, _, remedy = device.dtype_problem.rstrip(".").partition("; ")
+    return Finding("dtype", "no-go", text, remedy or "set another --run.dtype")
+
+
+def _check_caches(is_compiled: bool, on_gpu: bool) -> Finding:
+    """Check that folders of the compilers' caches and of temporary files can be written."""
+    variables = ["TORCHINDUCTOR_CACHE_DIR"] * is_compiled
+    variables += ["TRITON_CACHE_DIR"] * (is_compiled and on_gpu)
+    for name in variables:
+        folder = os.environ.get(name)
+        if folder is not None and (reason := obstacle(Path(folder))) is not None:
+            remedy = f"name another folder with {name}, or unset it"
+            return Finding("caches", "no-go", f"{name}={folder}: {reason}", remedy)
+    try:
+        return Finding("caches", "go", f"temporary files in {tempfile.gettempdir()}")
+    except OSError:
+        text = "no folder for temporary files can be written"
+        return Finding("caches", "no-go", text, "name one with TMPDIR")
+
+
+def _check_sensors(named: str) -> Finding | None:
+    """Return a warning if the driver lacks a GPU that measure.gpu names."""
+    names = [] if named in ("auto", "none") else [name.strip() for name in named.split(",")]
+    for name in names:
+        if driver_info(int(name) if name.isdecimal() else name).name is None:
+            text = f"measure.gpu names {name!r}, which the driver does not list"
+            return Finding("sensors", "warn", text, "nvidia-smi -L lists the GPUs")
+    return None
 
 
 def _check_driver(run: RunSection, driver: DriverInfo) -> Finding:
@@ -194,22 +248,19 @@ def _check_memory(
     if micro is not None:
         accumulation = with_micro_batch(spec, micro).grad_accum
         smaller = f"--train.micro-batch {micro} --train.grad-accum {accumulation}"
+        if has_begun(config.folder):
+            smaller += " --resume auto --allow-change train.micro_batch train.grad_accum"
     return check_memory(place, free, total, others, peak, fit, smaller)
 
 
 def _check_disk(config: Config | None, hardware: Hardware | None, dtype: str, gpus: int) -> Finding:
     folder = config.folder if config is not None else Path(DEFAULT_RUN.out)
     nearest = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
-    obstacle = None
-    if not nearest.is_dir():
-        obstacle = f"{nearest} is not a folder"
-    elif not os.access(nearest, os.W_OK | os.X_OK):
-        obstacle = f"{nearest} is not writable"
     free = shutil.disk_usage(nearest).free
     use = None
     if config is not None:
         use = disk_use_of(config, config.to_spec(dtype or None, gpus), hardware)
-    return check_disk(folder, obstacle, free, use)
+    return check_disk(folder, obstacle(folder), free, use)
 
 
 def disk_use_of(config: Config, spec: RunSpec, hardware: Hardware | None) -> DiskUse:
@@ -233,7 +284,7 @@ def _check_data(config: Config, count_tokens: CountTokens) -> Finding:
     run_tokens = config.tokens_per_step * steps
     where = data.path or "the text that ships with Python"
     try:
-        tokens = count_tokens(data)
+        tokens = count_tokens(config)
     except BadInput as error:
         text, prepares, remedy = str(error).rpartition("; ")
         if not prepares:
@@ -242,7 +293,7 @@ def _check_data(config: Config, count_tokens: CountTokens) -> Finding:
         amount = f" --tokens {data.tokens}" if ours else ""
         named = [path for path, name in REPOSITORIES.items() if name == data.dataset and ours]
         source = f" --dataset {named[0]}" if named else ""
-        return Finding("data", "no-go", text, remedy + amount + source)
+        return Finding("data", "no-go", text, remedy.rstrip(".") + amount + source)
     return check_data(steps, run_tokens, tokens, data.tokens, where, fixed=data.embedded)
 
 
@@ -269,14 +320,14 @@ def consult(
 ) -> None:
     """Check a run before it starts; print one line if all is go, else each finding that is not.
 
-    A model that does not fit is reported here and refused when the run folder is opened, with a
-    configuration that would fit.
+    Raises:
+        BadInput: for a no-go, unless `force`.
     """
     findings = examine(config, device, count_tokens, gpus, beside)
     shown = [finding for finding in findings if finding.verdict != "go"]
     if not shown:
         print(f"doctor: {len(findings)} checks, all go")
     print_checks(shown)
-    grave = [f for f in shown if f.verdict == "no-go" and f.check != "memory"]
+    grave = [f for f in shown if f.verdict == "no-go"]
     if grave and not force:
-        raise BadInput(f"{grave[0].text}; {grave[0].remedy}.")
+        raise BadInput(f"{grave[0].text}; {grave[0].remedy}, or start anyway with --force.")

@@ -126,7 +126,7 @@ def has_begun(folder: Path) -> bool:
     try:
         with (folder / LOG_NAME).open("rb") as file:
             return file.readline(MAX_LINE_BYTES).endswith(b"\n")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
 
 

@@ -19,7 +19,7 @@ from typing import get_args
 import numpy as np
 import numpy.typing as npt
 
-from nanogauge.config import DataSection
+from nanogauge.config import Config, DataSection
 from nanogauge.errors import BadInput
 from nanogauge.files import open_regular, read_whole
 from trainer.data.manifest import NARROW, Split, Tokens
@@ -113,9 +113,31 @@ def open_folder(folder: Path) -> Dataset:
     )
 
 
-def count_training_tokens(data: DataSection) -> int:
-    """Return the number of training tokens; raises as `open_dataset`."""
-    return open_dataset(data).tokens("train")
+def open_run_data(config: Config) -> Dataset:
+    """Open the data of a run.
+
+    Raises:
+        BadInput: as `open_dataset`; if its tokenizer has more tokens than the model, or a split has
+            no shard that is longer than a window.
+    """
+    source, model = open_dataset(config.data), config.model
+    if source.vocab_size is not None and source.vocab_size > model.vocab_size:
+        raise BadInput(
+            f"the data's tokenizer has {source.vocab_size:,} tokens but model.vocab_size is "
+            f"{model.vocab_size:,}; set it to that, padded to a multiple of 64."
+        )
+    for split, shards in source.splits.items():
+        if max(map(len, shards)) <= model.block_size:
+            raise BadInput(
+                f"the {split} data has no shard of more than {model.block_size} tokens; "
+                "prepare more tokens or make model.block_size smaller."
+            )
+    return source
+
+
+def count_training_tokens(config: Config) -> int:
+    """Return the number of training tokens; raises as `open_run_data`."""
+    return open_run_data(config).tokens("train")
 
 
 def embedded_tokens() -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint16]]:

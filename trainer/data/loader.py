@@ -76,9 +76,6 @@ class Batches:
         fingerprint: identifies the data in checkpoints.
         ahead: number of blocks to prefetch; None is BLOCKS_AHEAD for a GPU and 0 elsewhere, where
             the thread would compete with training for the CPU.
-
-    Raises:
-        BadInput: if a split has no shard that is longer than one window.
     """
 
     def __init__(
@@ -110,11 +107,7 @@ class Batches:
         self._ends: dict[Split, Int64Array] = {}
         for split, shards in splits.items():
             long_enough = [s for s in shards if len(s) > block_size]
-            if not long_enough:
-                raise BadInput(
-                    f"the {split} data has no shard of more than {block_size} tokens; "
-                    "prepare more tokens or make model.block_size smaller."
-                )
+            assert long_enough, "open_run_data refuses such data"
             self.shards[split] = long_enough
             self.short[split] = sum(len(s) for s in shards) - sum(len(s) for s in long_enough)
             self.grids[split] = Grid([len(s) for s in long_enough], block_size, seed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -11,32 +11,24 @@ import torch
 
 from model import GPT
 from nanogauge.config import Config, load_config
-from nanogauge.doctor.machine import capture_environment, free_memory
-from nanogauge.errors import BadInput
+from nanogauge.doctor.machine import capture_environment
 from nanogauge.files import make_folder
 from nanogauge.measure.alarms import Alarms
 from nanogauge.measure.gpus import WatchedGpu
-from nanogauge.measure.sensors import DriverInfo, driver_info
+from nanogauge.measure.sensors import DriverInfo
 from nanogauge.prediction.calibrated import load_calibration
 from nanogauge.prediction.loss import REPOSITORIES
 from nanogauge.prediction.prediction import predict
 from nanogauge.prediction.quality import load_losses
-from nanogauge.prediction.search import (
-    fit_verdict,
-    largest_micro_batch,
-    memory_of,
-    with_micro_batch,
-)
 from nanogauge.runlog.folder import CONFIG_TOML, RunFolder, create, load_with_log
 from nanogauge.runlog.lock import RunLock, acquire_lock
 from nanogauge.runlog.reader import has_begun
-from nanogauge.runspec import RunSpec
-from nanogauge.schema import FreeMemory, Hardware, Prediction
+from nanogauge.schema import Prediction
 from trainer.calibrate import calibrated_threads, describe_hardware
 from trainer.checkpoints.checkpoint import newest_checkpoint
-from trainer.data.dataset import Dataset, open_dataset
+from trainer.data.dataset import Dataset, open_run_data
 from trainer.data.loader import Batches
-from trainer.run.resume import refuse_changes
+from trainer.run.resume import Difference, config_differences
 from trainer.step.distributed import Ranks, rank_share
 from trainer.step.fsdp import ShardedLoss
 from trainer.step.loss import TrainingLoss
@@ -59,8 +51,8 @@ class OpenedRun:
     """The newest intact checkpoint; None for a new run."""
     damaged: list[str] = field(default_factory=list)
     """A sentence for each damaged checkpoint that was skipped."""
-    changes: list[str] = field(default_factory=list)
-    """A sentence for each difference from the run's earlier configuration that the user allowed."""
+    differences: list[Difference] = field(default_factory=list)
+    """Differences from the run's earlier configuration."""
     earlier_seconds: float | None = None
     """Wall time of the earlier processes; None for a new run."""
     wandb_id: str | None = None
@@ -70,13 +62,7 @@ class OpenedRun:
 
 
 def open_run_folder(
-    config: Config,
-    device: torch.device,
-    dtype: str,
-    resume: bool,
-    force: bool,
-    allowed: Collection[str] = (),
-    ranks: Ranks = ALONE,
+    config: Config, device: torch.device, dtype: str, resume: bool, ranks: Ranks = ALONE
 ) -> OpenedRun:
     """Create a run folder with its frozen prediction, or open the one to resume.
 
@@ -85,24 +71,19 @@ def open_run_folder(
         device: device to predict for and train on.
         dtype: dtype of the matrix products.
         resume: resume the run in the folder, if there is one.
-        force: start even if the memory is too small.
-        allowed: configuration keys whose values may differ from the run to resume.
         ranks: the ranks that share the run.
 
     Raises:
-        BadInput: if the folder cannot be used, or the run does not fit and is not forced.
+        BadInput: if the folder cannot be used.
     """
     if resume and has_begun(config.folder):
-        return _open_to_resume(config, device, force, allowed, ranks)
+        return _open_to_resume(config)
     hardware, driver = describe_hardware(device, dtype)
     calibration, warning = load_calibration(
         hardware.name, torch.__version__, calibrated_threads(device)
     )
     spec = config.to_spec(dtype, ranks.world)
     prediction = predict(spec, hardware, calibration, losses=load_losses())
-    if not force:
-        free = _free_memory(hardware, device, ranks)
-        refuse_too_large(spec, hardware, free, resumed=False)
     if warning is not None:
         notes = [*prediction.notes, warning]
         prediction = prediction.model_copy(update={"notes": notes})
@@ -113,25 +94,19 @@ def open_run_folder(
     return OpenedRun(folder, lock)
 
 
-def _open_to_resume(
-    config: Config, device: torch.device, force: bool, allowed: Collection[str], ranks: Ranks
-) -> OpenedRun:
+def _open_to_resume(config: Config) -> OpenedRun:
     lock = acquire_lock(config.folder)
     folder, recorded = load_with_log(config.folder)
-    changes = refuse_changes(load_config(config.folder / CONFIG_TOML), config, allowed)
-    hardware, dtype = folder.prediction.hardware, folder.prediction.dtype
-    if not force:
-        free = _free_memory(hardware, device, ranks)
-        refuse_too_large(config.to_spec(dtype, ranks.world), hardware, free, resumed=True)
+    differences = config_differences(load_config(config.folder / CONFIG_TOML), config)
     checkpoint, damaged = newest_checkpoint(config.folder / "checkpoints")
     ids = [start.wandb_id for start in recorded.starts if start.wandb_id is not None]
-    spec = config.to_spec(dtype, folder.prediction.gpus)
+    spec = config.to_spec(folder.prediction.dtype, folder.prediction.gpus)
     return OpenedRun(
         replace(folder, spec=spec, config_toml=config.to_toml()),
         lock,
         checkpoint,
         damaged,
-        changes,
+        differences,
         earlier_seconds=sum(seconds or 0.0 for seconds in recorded.session_seconds),
         wandb_id=ids[-1] if ids else None,
         rollbacks=max(start.rollbacks or 0 for start in recorded.starts),
@@ -171,43 +146,6 @@ def share_folder(config: Config, ranks: Ranks, open_folder: Callable[[], OpenedR
         Path(str(received["checkpoint"])) if received["checkpoint"] else None,
         rollbacks=rollbacks,
         evaluated=frozenset(evaluated),
-    )
-
-
-def _free_memory(hardware: Hardware, device: torch.device, ranks: Ranks) -> FreeMemory | None:
-    """Return this rank's free memory: its share of the host's, or that of its GPU."""
-    cards = []
-    if device.type == "cuda":
-        cards = [driver_info(str(torch.cuda.get_device_properties(device).uuid))]
-    return free_memory(hardware, cards, processes=ranks.local_world)
-
-
-def refuse_too_large(
-    spec: RunSpec, hardware: Hardware, free: FreeMemory | None, resumed: bool
-) -> None:
-    """Refuse a run if the low end of its predicted peak exceeds the free memory.
-
-    Raises:
-        BadInput: if so; the message has both and the largest micro-batch that fits.
-    """
-    peak = memory_of(spec, hardware).process
-    if free is None or fit_verdict(peak, free.bytes) != "does not fit":
-        return
-    need = f"about {peak.expected / 2**30:.1f} GiB"
-    micro = largest_micro_batch(spec, hardware, free.bytes)
-    if resumed:
-        advice = "free some"
-    elif micro is None:
-        advice = "no micro-batch fits: free some, or make the model smaller (--model.n-layer, ...)"
-    else:
-        accumulation = with_micro_batch(spec, micro).grad_accum
-        advice = (
-            f"the largest micro-batch that is expected to fit at the same tokens per step is "
-            f"{micro}: --train.micro-batch {micro} --train.grad-accum {accumulation}"
-        )
-    raise BadInput(
-        f"this run needs {need} of memory and {free.bytes / 2**30:.1f} GiB are free; {advice}, "
-        "or start anyway with --force."
     )
 
 
@@ -272,16 +210,9 @@ def open_data(
     """Open the data; return the configuration with the data's counts and name, data and batches.
 
     Raises:
-        BadInput: if the data is missing, its tokenizer has more tokens than the model, or the world
-            size does not divide the gradient accumulation.
+        BadInput: as `open_run_data`, or if the world size does not divide the accumulation.
     """
-    source = open_dataset(config.data)
-    model = config.model
-    if source.vocab_size is not None and source.vocab_size > model.vocab_size:
-        raise BadInput(
-            f"the data's tokenizer has {source.vocab_size:,} tokens but model.vocab_size is "
-            f"{model.vocab_size:,}; set it to that, padded to a multiple of 64."
-        )
+    source = open_run_data(config)
     batches = make_batches(config, source, device, ranks)
     present = {
         "tokens": batches.train_tokens,

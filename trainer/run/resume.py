@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from nanogauge.config import Config
+from nanogauge.config import CONFIG_KEYS, Config
 from nanogauge.errors import BadInput
 
 FREE_SECTIONS = ("measure", "cost", "wandb")
@@ -57,12 +58,7 @@ def check_names(allowed: Collection[str]) -> None:
     Raises:
         BadInput: for an unknown name, with the nearest one that exists.
     """
-    names = [
-        f"{section}.{key}"
-        for section, field in Config.model_fields.items()
-        for key in getattr(field.annotation, "model_fields", {})
-    ]
-    names += [*IDENTITY, DATA]
+    names = [*CONFIG_KEYS, *IDENTITY, DATA]
     for name in allowed:
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1)
@@ -70,61 +66,45 @@ def check_names(allowed: Collection[str]) -> None:
             raise BadInput(f"--allow-change {name}: there is nothing of that name; {hint}")
 
 
-def refuse_changes(old: Config, new: Config, allowed: Collection[str] = ()) -> list[str]:
-    """Compare the configuration in the run folder, `old`, with the requested one, `new`.
+@dataclass(frozen=True)
+class Difference:
+    """A difference between a run and the command that would resume it."""
 
-    Returns a sentence for each difference that matters and is allowed by name.
+    name: str
+    """Key of the configuration, name in IDENTITY, or DATA: as for --allow-change."""
+    text: str
+    """Old and new value, as in "the run has 2, this command 12"."""
+    change: str
+    """Sentence for the log of a run that resumes with it."""
+    fits: bool = True
+    """Whether the run's checkpoints can be loaded in spite of it."""
 
-    Raises:
-        BadInput: for the first difference that matters and is not allowed, or that does not fit the
-            checkpoints, with its old and new value.
-    """
-    changes = []
+
+def config_differences(old: Config, new: Config) -> list[Difference]:
+    """Compare the configuration in the run folder, `old`, with the requested one, `new`."""
+    found = []
     before, after = old.model_dump(), new.model_dump()
     shaping = SHAPING_KEYS + ("model.block_size",) * (old.model.positions == "learned")
-    for section, values in before.items():
-        for key, value in values.items():
-            name = f"{section}.{key}"
-            if section in FREE_SECTIONS or name in FREE_KEYS or value == after[section][key]:
-                continue
-            both = f"the run has {value!r}, this command {after[section][key]!r}"
-            if name in shaping:
-                raise BadInput(
-                    f"cannot resume with another {name}: {both}, and with that its checkpoints do "
-                    "not fit; use the old value, or begin a new run with --run.name."
-                )
-            if name not in allowed:
-                raise BadInput(
-                    f"cannot resume with another {name}: {both}; use the old value, begin a new "
-                    f"run with --run.name, or take the change with --allow-change {name}."
-                )
-            changes.append(f"{name} was {value!r} and is {after[section][key]!r} from here on.")
-    return changes
+    for name in CONFIG_KEYS:
+        section, _, key = name.partition(".")
+        was, value = before[section][key], after[section][key]
+        if section not in FREE_SECTIONS and name not in FREE_KEYS and was != value:
+            text = f"the run has {was!r}, this command {value!r}"
+            change = f"{name} was {was!r} and is {value!r} from here on."
+            found.append(Difference(name, text, change, fits=name not in shaping))
+    return found
 
 
-def refuse_other_identity(
-    old: Mapping[str, object], new: Mapping[str, object], allowed: Collection[str] = ()
-) -> list[str]:
-    """Compare the code, torch, device and dtype of a checkpoint with the present ones.
-
-    Returns a sentence for each difference that is allowed by name.
-
-    Raises:
-        BadInput: for the first difference that is not allowed.
-    """
-    changes = []
+def identity_differences(
+    old: Mapping[str, object], new: Mapping[str, object]
+) -> Iterator[Difference]:
+    """Compare the code, torch, device and dtype of a checkpoint with the present ones."""
     for name, words in IDENTITY.items():
         before, after = _short(old.get(name)), _short(new[name])
-        if before == after:
-            continue
-        if name not in allowed:
-            raise BadInput(
-                f"cannot resume with another {name}: the run has {before} as {words}, here it is "
-                f"{after}; go back to the old one, begin a new run with --run.name, or take the "
-                f"change with --allow-change {name}."
-            )
-        changes.append(f"{name} ({words}) was {before} and is {after} from here on.")
-    return changes
+        if before != after:
+            text = f"the run has {before} as {words}, here it is {after}"
+            change = f"{name} ({words}) was {before} and is {after} from here on."
+            yield Difference(name, text, change)
 
 
 def _short(value: object) -> str:
@@ -132,25 +112,40 @@ def _short(value: object) -> str:
     return text[:12] if len(text) == 64 else text  # the beginning of a sha256
 
 
-def refuse_other_data(
-    old: Mapping[str, object], new: Mapping[str, object], allowed: Collection[str] = ()
-) -> list[str]:
-    """Refuse to resume on other data than the checkpoint was trained on.
-
-    Returns one sentence about the difference if it is allowed, and nothing if there is none.
-
-    Raises:
-        BadInput: if the data differs and `allowed` does not name it; the message describes both.
-    """
+def data_differences(old: Mapping[str, object], new: Mapping[str, object]) -> list[Difference]:
+    """Compare the position in the data of a checkpoint with that of this command."""
     if old == new:
         return []
-    both = f"the run was trained on {_describe(old)}, this command reads {_describe(new)}"
-    if DATA not in allowed:
+    text = f"the run was trained on {_describe(old)}, this command reads {_describe(new)}"
+    return [Difference(DATA, text, f"The data is another from here on: {text}.")]
+
+
+def refuse_differences(
+    differences: Sequence[Difference], allowed: Collection[str] = ()
+) -> list[str]:
+    """Return a sentence for each difference, all of which must be allowed by name.
+
+    Raises:
+        BadInput: if not, or if the checkpoints do not fit; names all such differences and the flag
+            that allows them.
+    """
+    unfit = [d for d in differences if not d.fits]
+    refused = unfit + [d for d in differences if d.fits and d.name not in allowed]
+    if not refused:
+        return [d.change for d in differences]
+    each = "; ".join(f"another {d.name}: {d.text}" for d in refused)
+    old = "the old value" if len(refused) == 1 else "the old values"
+    if unfit:
+        one = ", ".join(d.name for d in unfit)
         raise BadInput(
-            f"cannot resume on other data: {both}; bring the old data back, begin a new run with "
-            "--run.name, or take the change with --allow-change data."
+            f"cannot resume with {each}; with another {one} its checkpoints do not fit; use {old}, "
+            "or begin a new run with --run.name."
         )
-    return [f"The data is another from here on: {both}."]
+    names = " ".join(dict.fromkeys([*allowed, *(d.name for d in refused)]))
+    raise BadInput(
+        f"cannot resume with {each}; use {old}, begin a new run with --run.name, or take all "
+        f"changes with --allow-change {names}"
+    )
 
 
 def _describe(position: Mapping[str, object]) -> str:

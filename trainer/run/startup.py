@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 
@@ -53,9 +52,10 @@ from trainer.run.resources import (
 )
 from trainer.run.resume import (
     code_sha256,
+    data_differences,
+    identity_differences,
     micro_batch_to_use,
-    refuse_other_data,
-    refuse_other_identity,
+    refuse_differences,
 )
 from trainer.run.session import Checkpoints, ModelState, RunContext, Session, StepProgress
 from trainer.run.signals import StopSignal
@@ -86,7 +86,7 @@ def open_session(config: Config, options: Options, ranks: Ranks = ALONE) -> Sess
 
     Raises:
         BadInput: if the device, the data, the folder or the checkpoint cannot be used, or the run
-            does not fit into the free memory and is not forced.
+            to resume differs in what is not allowed.
         OSError: if the run folder cannot be written.
     """
     device = choose_device(config.run.device)
@@ -96,25 +96,25 @@ def open_session(config: Config, options: Options, ranks: Ranks = ALONE) -> Sess
     clock = make_clock(device, compile_timer)
     config, source, batches = open_data(config, device, ranks)
     opened = share_folder(
-        config,
-        ranks,
-        lambda: open_run_folder(
-            config, device, dtype, options.resume, options.force, options.allow_change, ranks
-        ),
+        config, ranks, lambda: open_run_folder(config, device, dtype, options.resume, ranks)
     )
     meta = read_meta(opened.checkpoint) if opened.checkpoint is not None else None
     batches = resume_batches(config, source, batches, opened, meta, ranks)
-    if options.claims is not None and ranks.is_first:
-        write_atomic(opened.folder.path / CLAIMS_NAME, options.claims.read_bytes())
-    sensing = open_sensing(config, device, clock, ranks)
-    reset_peak()
     identity = {
         "code": code_sha256(),
         "torch": torch.__version__,
         "device": device.type,
         "dtype": dtype,
     }
-    changes = opened.changes + check_checkpoint(meta, identity, batches, options.allow_change)
+    differences = opened.differences
+    if meta is not None:
+        differences += identity_differences(meta.run["identity"], identity)
+        differences += data_differences(meta.data, batches.position(meta.step))
+    changes = refuse_differences(differences, options.allow_change)
+    if options.claims is not None and ranks.is_first:
+        write_atomic(opened.folder.path / CLAIMS_NAME, options.claims.read_bytes())
+    sensing = open_sensing(config, device, clock, ranks)
+    reset_peak()
     state = make_state(config, batches, dtype, compile_timer, ranks, pretrained=meta is None)
     same_ranks = restore_state(state, opened, meta, config.run.seed, ranks)
     steps = make_steps(config, opened, meta, options.rehearse)
@@ -215,22 +215,6 @@ def open_sensing(config: Config, device: torch.device, clock: Clock, ranks: Rank
     return Sensing(sensors, gpu, len(gpus), idle)
 
 
-def check_checkpoint(
-    meta: Meta | None, identity: dict[str, str], batches: Batches, allowed: Collection[str]
-) -> list[str]:
-    """Check that a checkpoint was written with the present code, torch, device, dtype and data.
-
-    Returns a sentence for each difference that is allowed by name.
-
-    Raises:
-        BadInput: for a difference that is not allowed.
-    """
-    if meta is None:
-        return []
-    changes = refuse_other_identity(meta.run["identity"], identity, allowed)
-    return changes + refuse_other_data(meta.data, batches.position(meta.step), allowed)
-
-
 def make_state(
     config: Config,
     batches: Batches,
@@ -242,6 +226,7 @@ def make_state(
     """Create model, loss and optimizer; with `pretrained`, load the weights of run.init_from."""
     device = batches.device
     # Loads the compiler's front end, whose memory the prediction includes: after the prediction.
+    persist_compile_cache(config.run.compile)
     choose_algorithms(device, config.run.deterministic)
     torch.manual_seed(config.run.seed)  # here, as measuring the device draws random numbers
     model = make_model(config)
@@ -357,7 +342,6 @@ def log_data(s: Session) -> None:
 def compile_session(s: Session) -> None:
     """Compile the model and time it separately; on failure, warn and fall back to eager mode."""
     state, ranks = s.state, s.ranks
-    persist_compile_cache()
     s.recorder.display.say("compiling ...")
     state.compile_timer.listen()
     s.watchdog.beat(COMPILE_SECONDS)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import platformdirs
 import torch
 from torch import Tensor, nn
 
+from nanogauge.files import obstacle
 from trainer.step.device import is_out_of_memory
 from trainer.step.loss import TrainingLoss
 
@@ -17,23 +20,22 @@ LossFunction = Callable[[Tensor, Tensor], Tensor]
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
 
 
-def persist_compile_cache() -> None:
+def persist_compile_cache(needed: bool) -> None:
     """Set torch's compile cache to the user's cache folder, unless the user chose another one.
 
     torch's default is a temporary folder, which a reboot empties; it stays the default if the cache
-    folder is not writable. Importing dynamo writes that default into the environment.
+    folder is not writable. Importing dynamo writes that default into the environment and makes the
+    folder, so a chosen one that cannot be made is ignored unless it is `needed`.
     """
-    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
-
-    if os.environ.get(CACHE, default_cache_dir()) != default_cache_dir():
+    default = os.path.join(tempfile.gettempdir(), "torchinductor_")
+    chosen = os.environ.get(CACHE, default)
+    if not chosen.startswith(default) and (needed or obstacle(Path(chosen)) is None):
         return
     folder = platformdirs.user_cache_path("nanogauge", appauthor=False) / "compiled"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return
-    if os.access(folder, os.W_OK):
+    if obstacle(folder) is None:
         os.environ[CACHE] = str(folder)
+    else:
+        os.environ.pop(CACHE, None)
 
 
 def try_compiler(device: torch.device) -> str | None:
