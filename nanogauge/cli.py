@@ -53,13 +53,13 @@ class Parser(argparse.ArgumentParser):
 
     def _hint(self, word: str, *values: str) -> str:
         """Return a sentence on an unknown argument, with the flag that its name means."""
-        from nanogauge.names import exact_meaning, meaning_of  # only errors need it
+        from nanogauge.names import meaning_of  # only errors need it
 
         flag, equals, value = word.partition("=")
         flags = [name for action in self._actions for name in action.option_strings]
         keys = [name[2:] for name in flags if "." in name and "-" not in name[2:]]
         near = difflib.get_close_matches(flag, [name for name in flags if "." not in name], n=1)
-        meaning = (exact_meaning if near else meaning_of)(flag, keys) if keys else None
+        meaning = meaning_of(flag, keys, is_exact=bool(near)) if keys else None
         if meaning is None:
             hint = f"did you mean {near[0]}?" if near else "see --help for the existing ones."
             return f"unknown argument {flag}; {hint}"

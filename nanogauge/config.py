@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 
 from nanogauge.errors import BadInput
 from nanogauge.files import decoded, expand_home, read_whole, scrubbed, without_secrets
-from nanogauge.names import meaning_of, nanogpt_names, value_meant
+from nanogauge.names import meaning_of, nanogpt_names, toml_remedies, value_meant
 from nanogauge.programs import TRAINING_PROGRAMS
 from nanogauge.runspec import (
     EMBEDDED_TEXT,
@@ -62,7 +62,7 @@ def _sentence(error: Mapping[str, Any], model: type[BaseModel]) -> str:
         meant = value_meant(got, choices)
         shown += f"; did you mean {meant}?" if meant is not None else ""
     elif isinstance(got, str) and (match := _MULTIPLE.fullmatch(got)):
-        power = "kmgt".index(match[2].lower()) + 1
+        power = "kmgt".index(match[2].lower().replace("b", "g")) + 1
         amounts = (f"{float(match[1]) * base**power:.0f}" for base in (1000, 1024))
         shown += f"; write {' or '.join(amounts)}"
     sentence = ": ".join(filter(None, (where, message + shown)))
@@ -415,26 +415,13 @@ def read_toml(path: Path, what: str, hint: str) -> dict[str, Any]:
         raise BadInput(f"{path} is not valid TOML: {error}{_toml_hint(text, error)}.") from None
 
 
-_TOML_SPELLING = (
-    (r"=\s*(True|False)\s*(#|$)", "write true or false"),
-    (r"=\s*(None|null)\s*(#|$)", "leave the key out"),
-    (r"=\s*[-+]?\.\d|=\s*[-+]?\d+\.(\D|$)", "write digits on both sides of the point, as 0.1"),
-    (r"=\s*[\d.]+\s*[a-zA-Z]+\s*(#|$)", "write the number in digits, as 64_000 or 1e9"),
-    (r"=\s*[\d.]+,\d", "write 50304 or 50_304, and a decimal point"),
-    (r"=\s*[A-Za-z_][^\"']*$", 'write text in quotes, as "auto"'),
-    (r"^\s*\w+\s*:", "write key = value"),
-)
-"""Pattern of a line that is no TOML -> what to write there."""
-
-
 def _toml_hint(text: str, error: ValueError) -> str:
     """Return the line of a TOML error and what to write there; empty if unknown."""
     place = re.search(r"at line (\d+)", str(error))
     if place is None:
         return ""
-    line = text.splitlines()[int(place[1]) - 1]
-    remedies = (remedy for pattern, remedy in _TOML_SPELLING if re.search(pattern, line))
-    return f": {line.strip()}" + "".join(f"; {remedy}" for remedy in [*remedies][:1])
+    line = text.splitlines()[int(place[1]) - 1].strip()
+    return "; ".join([f": {line}", *toml_remedies(line)[:1]])
 
 
 def load_config(path: Path, overrides: Mapping[str, Mapping[str, object]] | None = None) -> Config:
@@ -465,7 +452,10 @@ def wandb_section(
 def add_config_flags(parser: argparse.ArgumentParser) -> None:
     """Add a `--section.key` flag for each key; --help-config describes them."""
     parser.add_argument(
-        "--help-config", action=_HelpConfig, help="describe all keys of the configuration and exit"
+        "--help-config",
+        action="version",
+        version=_describe_keys(),
+        help="describe all keys of the configuration and exit",
     )
     for key in CONFIG_KEYS:
         flags = dict.fromkeys((_flag(key), f"--{key}"))
@@ -519,21 +509,14 @@ def _kinds(annotation: Any) -> list[Any]:
     return [annotation, *inner]
 
 
-class _HelpConfig(argparse.Action):
-    """Flag that prints every key of the configuration with its description and exits."""
-
-    def __init__(self, option_strings: list[str], dest: str, help: str) -> None:
-        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help)
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        print("Keys of a configuration, in a file as key = value below [section], or as flags.")
-        section = ""
-        for key, field in CONFIG_KEYS.items():
-            if key.partition(".")[0] != section:
-                section = key.partition(".")[0]
-                print(f"\n[{section}]")
-            print(_describe_key(key, field))
-        parser.exit()
+def _describe_keys() -> str:
+    """Return the description of all keys, by section."""
+    lines = ["Keys of a configuration, in a file as key = value below [section], or as flags."]
+    for section in Config.model_fields:
+        lines.append(f"\n[{section}]")
+        keys = (key for key in CONFIG_KEYS if key.startswith(f"{section}."))
+        lines += [_describe_key(key, CONFIG_KEYS[key]) for key in keys]
+    return "\n".join(lines)
 
 
 def given_config(namespace: argparse.Namespace) -> Config | None:
@@ -555,15 +538,13 @@ def config_overrides(namespace: argparse.Namespace) -> dict[str, dict[str, objec
     return result
 
 
-_MULTIPLE = re.compile(r"([\d.]+)([kKMGBT])")
-_FACTORS = {"k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12}
+_MULTIPLE = re.compile(r"([\d.]+)([kmgbt])", re.IGNORECASE)
 
 
 def _from_text(text: str, dotted: str) -> object:
     """Parse a flag's text by the type of its key; invalid text is returned for the validation.
 
-    Python's spelling of values is accepted as well as TOML's. Multiples such as 10B are decimal; in
-    the model's sizes they may mean powers of two, so they are left to the validation.
+    Python's spelling of values is accepted as well as TOML's.
     """
     annotation = CONFIG_KEYS[dotted].annotation
     kinds = _kinds(annotation)
@@ -578,8 +559,6 @@ def _from_text(text: str, dotted: str) -> object:
             return text
         if bool in kinds:
             return {"true": True, "false": False}[text.lower()]
-        if (match := _MULTIPLE.fullmatch(text)) and not dotted.startswith("model."):
-            return float(match[1]) * _FACTORS[match[2]]
         return int(text) if text.lstrip("+-").isdecimal() else float(text)
     except (ValueError, KeyError, RecursionError):
         return text

@@ -3,46 +3,34 @@
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-_HERE = Path(__file__).parent
 
-
-def exact_meaning(name: str, keys: Collection[str]) -> str | None:
-    """Return what to write for a name of another program or section; None if it is unknown.
+def meaning_of(name: str, keys: Collection[str], is_exact: bool = False) -> str | None:
+    """Return what to write instead of a name: "key", "key: remark" or ": remark"; None if unknown.
 
     Args:
         name: as written, such as train.batch_size, --lr or n-layer.
         keys: existing keys, as section.key.
-
-    Returns:
-        "key", "key: remark" or ": remark".
+        is_exact: whether misspelt names count as unknown.
     """
-    last = _normal(name).rpartition(".")[2]
-    same = (key for key in keys if key.endswith(f".{last}"))
-    return next(same, None) or foreign_names().get(last)
-
-
-def meaning_of(name: str, keys: Collection[str]) -> str | None:
-    """Return the same as exact_meaning, also for a misspelt name or section."""
-    if (exact := exact_meaning(name, keys)) is not None:
-        return exact
-    section, _, last = _normal(name).rpartition(".")
+    section, _, last = name.lstrip("-").lower().replace("-", "_").rpartition(".")
+    foreign = foreign_names()
+    meaning = next((key for key in keys if key.endswith(f".{last}")), None) or foreign.get(last)
+    if meaning is not None or is_exact:
+        return meaning
     sections = {key.partition(".")[0]: key.partition(".")[0] for key in keys}
     within = {key.partition(".")[2]: key for key in keys if key.startswith(f"{section}.")}
-    everywhere = {**foreign_names(), **{key.rpartition(".")[2]: key for key in keys}}
+    everywhere = {**foreign, **{key.rpartition(".")[2]: key for key in keys}}
     for names, cutoff in ((within, 0.6), (sections, 0.75), (everywhere, 0.8)):
         if near := difflib.get_close_matches(last, names, n=1, cutoff=cutoff):
             return names[near[0]]
     return None
-
-
-def _normal(name: str) -> str:
-    return name.lstrip("-").lower().replace("-", "_")
 
 
 @cache
@@ -55,8 +43,7 @@ def foreign_names() -> dict[str, str]:
 
 def nanogpt_names() -> dict[str, str]:
     """Return key of our configuration -> nanoGPT's name, for keys in its printed configuration."""
-    names = _read("importers/formats.toml")["nanogpt"]["names"]
-    return {key: name for name, key in names.items()}
+    return {key: name for name, key in _read("importers/formats.toml")["nanogpt"]["names"].items()}
 
 
 def value_meant(value: str, choices: Collection[str]) -> str | None:
@@ -65,6 +52,12 @@ def value_meant(value: str, choices: Collection[str]) -> str | None:
     return next(iter(difflib.get_close_matches(meant, choices, n=1)), None)
 
 
+def toml_remedies(line: str) -> list[str]:
+    """Return what to write instead of a line that is no TOML; empty if unknown."""
+    table = _read("names.toml")["toml"]
+    return [remedy for pattern, remedy in table.items() if re.search(pattern, line)]
+
+
 @cache
 def _read(name: str) -> dict[str, Any]:
-    return tomllib.loads((_HERE / name).read_text(encoding="utf-8"))
+    return tomllib.loads((Path(__file__).parent / name).read_text(encoding="utf-8"))

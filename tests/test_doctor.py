@@ -19,13 +19,12 @@ from nanogauge.doctor.checks import (
     check_gpu,
     check_memory,
     check_power,
-    check_sleep,
-    check_triton,
     check_wandb,
     check_wsl,
     remedies,
 )
-from nanogauge.doctor.machine import SleepSettings, command_output, sleep_settings, wandb_key_from
+from nanogauge.doctor.machine import command_output, is_wsl, wandb_key_from
+from nanogauge.doctor.sleep import check_sleep
 from nanogauge.measure.sensors import DriverInfo
 from nanogauge.quantities import Interval
 
@@ -55,21 +54,23 @@ def data(available: int, planned: int) -> Finding:
     return check_data(20_000, 10**10, available, planned, "data", False)
 
 
-def triton(version: str | None, error: str | None = None) -> Finding:
-    return check_triton(None, "3.7.1", version, error)
-
-
 def compiler(language: str, name: str | None, headers: Path | None) -> Finding:
     return check_compiler(None, language, ("gcc", "clang"), name, headers, "install one")
 
 
-def sleep(**settings: Any) -> Finding:
-    return check_sleep(SleepSettings(**settings))
+def sleep(*logind: str, root: Path = Path("/nowhere"), **environment: str) -> Finding:
+    """Check a machine whose logind has these properties, as busctl prints them."""
+    system = environment.pop("SYSTEM", "Linux")
+
+    def asked(command: Sequence[str]) -> str | None:
+        gnome = {"sleep-inactive-ac-type": "'suspend'", "sleep-inactive-ac-timeout": "uint32 1200"}
+        return gnome.get(command[-1], "\n".join(logind))
+
+    return check_sleep(root, environment, asked, system)
 
 
 OLD_DRIVER = DriverInfo(CARD.name, "550.54.14", (12, 4))
 OLD_TORCH = TorchBuild("2.4.0", "cuda", "12.4", "RTX 5090", (12, 0), ("sm_80", "sm_90", "sm_90a"))
-IDLE = {"desktop": "GNOME", "desktop_action": "suspend", "desktop_seconds": 1200}
 FAILING = [
     (gpu("auto", CPU_BUILD, CARD), "no-go", "2.13.0+cpu is a CPU build"),
     (gpu("cuda", MISSING, OLD_DRIVER), "no-go", "driver 550.54.14 knows CUDA up to"),
@@ -80,9 +81,6 @@ FAILING = [
     (gpu("cuda", OLD_TORCH, CARD), "no-go", "no code for RTX 5090, compute capability"),
     (gpu("cuda", TORCH, NO_CARD), "warn", "its sensors are absent: no NVIDIA"),
     (gpu("mps", MISSING, NO_CARD), "no-go", "no mps device"),
-    (triton(None), "warn", "not installed"),
-    (triton("3.2.0"), "warn", "wants 3.7.1"),
-    (triton("3.7.1", "ImportError: libz"), "warn", "cannot be imported (ImportError: libz)"),
     (compiler("C++", None, Path("/")), "warn", "no C++ compiler (gcc or clang): training runs"),
     (compiler("C", "gcc", None), "warn", "no Python.h"),
     (memory(Interval(4.0, 5.0, 7.0), "doubtful"), "warn", "doubtful: the run peaks"),
@@ -96,13 +94,11 @@ FAILING = [
         "2 G training tokens in data: 5 passes, not the 2.5 over the 4 G of data.tokens",
     ),
     (data(2 * 10**9, 2 * 10**9), "warn", "5 passes; beyond 4, repeated tokens teach less"),
-    (sleep(on_battery=True), "warn", "runs on its battery"),
-    (sleep(idle_action="suspend"), "warn", "logind does suspend"),
-    (sleep(**IDLE), "warn", "GNOME does suspend after 20 min without input"),
-    (sleep(desktop="KDE"), "warn", "not known: when KDE suspends"),
-    (sleep(lid_action="suspend"), "warn", "closing the lid does suspend"),
-    (sleep(wsl=True), "warn", "Windows' power plan decides"),
-    (sleep(system="Darwin"), "warn", "macOS decides"),
+    (sleep('s ""', 's ""', 's ""', "b false"), "warn", "runs on its battery"),
+    (sleep('s "suspend"'), "warn", "logind does suspend"),
+    (sleep(XDG_CURRENT_DESKTOP="ubuntu:GNOME"), "warn", "GNOME does suspend after 20 min without"),
+    (sleep(XDG_CURRENT_DESKTOP="KDE"), "warn", "not known: when KDE suspends"),
+    (sleep(SYSTEM="Darwin"), "warn", "macOS decides"),
     (check_wsl(True, True), "warn", "WSL's driver may move"),
     (check_power(150, 200, 200), "warn", "limited to 150 W where 200 W is this card's"),
     (check_power(80, 80, 140), "warn", "limited to 80 W where the datasheet has 140 W"),
@@ -126,8 +122,6 @@ def test_each_failing_check_gives_its_reason_and_a_remedy(
     [
         (gpu("cuda", TORCH, CARD), "RTX 4070, driver 580.65.06, torch 2.13.0 (CUDA 13.0)"),
         (gpu("cpu", CPU_BUILD, CARD), "RTX 4070 stays unused"),
-        (check_triton("no GPU", "3.7.1", None, None), "not needed: no GPU"),
-        (triton("3.7.1+git1"), "as torch wants"),
         (compiler("C", "clang", Path("/")), "clang, and Python.h"),
         (check_memory("here", None, None, None, None, None, None), "not known"),
         (check_disk(Path("x"), None, 10**12, DiskUse(10**9, 3, 0, 0)), "3 checkpoints of 1.0 GB"),
@@ -135,8 +129,8 @@ def test_each_failing_check_gives_its_reason_and_a_remedy(
         (check_disk(Path("x"), None, 10**9, DiskUse(100, 3, 300, 7)), "needs up to 0 MB"),
         (check_data(20_000, 10**10, 10**6, None, "the demo", True), "in the demo"),
         (sleep(), "no setting suspends"),
-        (sleep(container=True, idle_action="suspend"), "its host decides"),
-        (sleep(blocked=frozenset({"sleep"}), desktop="KDE"), "is blocked"),
+        (sleep('s "suspend"', container="podman"), "its host decides"),
+        (sleep(*['s ""'] * 3, "b true", 's "sleep"', XDG_CURRENT_DESKTOP="KDE"), "is blocked"),
         (check_wsl(False, True), "not WSL"),
         (check_power(200, 200, 200), "200 W, the default"),
         (check_power(None, None, 200), "not known"),
@@ -227,74 +221,30 @@ def write(root: Path, path: str, text: str) -> None:
     (root / path).write_text(text)
 
 
-def settings(root: Path) -> SleepSettings:
-    return sleep_settings(root, {}, lambda command: None)
-
-
-def test_logind_files_are_read_in_their_order_of_precedence(tmp_path: Path) -> None:
-    """Drop-ins override the main file, and those in /etc the vendor's of the same name."""
-    write(tmp_path, "etc/systemd/logind.conf", "[Login]\n#IdleAction=suspend\nIdleAction=lock\n")
-    assert settings(tmp_path).idle_action == "lock"
-    write(tmp_path, "usr/lib/systemd/logind.conf.d/50.conf", "[Login]\nIdleAction = suspend\n")
-    assert settings(tmp_path).idle_action == "suspend"
-    write(tmp_path, "etc/systemd/logind.conf.d/50.conf", "[Other]\nIdleAction=poweroff\n")
-    assert settings(tmp_path).idle_action == "lock"
-    write(tmp_path, "etc/systemd/logind.conf.d/60.conf", "[Login]\nIdleAction=\n")
-    assert settings(tmp_path).idle_action == "ignore", "empty is the default again"
-
-
-def test_a_closed_lid_suspends_unless_logind_ignores_it(tmp_path: Path) -> None:
-    assert settings(tmp_path).lid_action is None
+def test_the_lid_the_login_screen_and_masks_are_files_of_the_system(tmp_path: Path) -> None:
+    lid = "closing the lid does"
+    assert lid not in sleep('s ""', 's "suspend"', root=tmp_path).text
     (tmp_path / "proc/acpi/button/lid/LID0").mkdir(parents=True)
-    assert settings(tmp_path).lid_action == "suspend"
-    write(tmp_path, "etc/systemd/logind.conf", "[Login]\nHandleLidSwitch=ignore\n")
-    assert settings(tmp_path).lid_action == "ignore"
-
-
-def test_gnome_settings_are_read_only_if_gnome_is_the_desktop(tmp_path: Path) -> None:
-    """On another desktop gsettings only returns GNOME's unused defaults."""
-
-    def gnome(command: Sequence[str]) -> str | None:
-        key = command[-1]
-        answers = {
-            "sleep-inactive-ac-type": "'suspend'",
-            "sleep-inactive-ac-timeout": "uint32 900",
-            "BlockInhibited": 's "handle-power-key:idle:sleep"',
-        }
-        return answers.get(key)
-
-    facts = sleep_settings(tmp_path, {"XDG_CURRENT_DESKTOP": "ubuntu:GNOME"}, gnome)
-    assert (facts.desktop_action, facts.desktop_seconds) == ("suspend", 900)
-    assert facts.blocked == {"handle-power-key", "idle", "sleep"}
-    assert sleep_settings(tmp_path, {"XDG_CURRENT_DESKTOP": "KDE"}, gnome).desktop_action is None
-    assert sleep_settings(tmp_path, {}, gnome).desktop is None
+    assert f"{lid} suspend" in sleep(root=tmp_path).text, "logind's default"
+    assert f"{lid} hibernate" in sleep('s ""', 's "hibernate"', 's ""', root=tmp_path).text
+    assert lid not in sleep('s ""', 's "suspend"', 's "ignore"', root=tmp_path).text
+    inhibited = ('s ""', 's "suspend"', 's ""', "b true", 's "handle-lid-switch"')
+    assert lid not in sleep(*inhibited, root=tmp_path).text
     units = tmp_path / "etc/systemd/system"
     units.mkdir(parents=True)
     (units / "display-manager.service").symlink_to("/lib/systemd/system/gdm3.service")
-    assert sleep_settings(tmp_path, {}, gnome).desktop == "gdm3"
-    assert not sleep_settings(tmp_path, {}, gnome).masked
+    assert "when gdm3 suspends" in sleep(root=tmp_path).text
     (units / "suspend.target").symlink_to("/dev/null")
-    assert sleep_settings(tmp_path, {}, gnome).masked
-
-
-def test_the_battery_of_a_mouse_is_ignored(tmp_path: Path) -> None:
-    supplies = "sys/class/power_supply"
-    for name, text in {"type": "Battery", "status": "Discharging", "scope": "Device"}.items():
-        write(tmp_path, f"{supplies}/hidpp_battery_0/{name}", f"{text}\n")
-    assert not settings(tmp_path).on_battery
-    write(tmp_path, f"{supplies}/BAT0/type", "Battery\n")
-    write(tmp_path, f"{supplies}/BAT0/status", "Charging\n")
-    assert not settings(tmp_path).on_battery
-    write(tmp_path, f"{supplies}/BAT0/status", "Discharging\n")
-    assert settings(tmp_path).on_battery
+    assert sleep(root=tmp_path).text == "sleep is switched off (masked in systemd)"
 
 
 def test_wsl_and_containers_are_recognized(tmp_path: Path) -> None:
-    assert not settings(tmp_path).container
-    write(tmp_path, "proc/version", "Linux version 5.15.153.1-microsoft-standard-WSL2\n")
-    assert settings(tmp_path).wsl
     write(tmp_path, ".dockerenv", "")
-    assert settings(tmp_path).container
+    assert "this is a container" in sleep(root=tmp_path).text
+    assert not is_wsl(tmp_path)
+    write(tmp_path, "proc/version", "Linux version 5.15.153.1-microsoft-standard-WSL2\n")
+    assert is_wsl(tmp_path)
+    assert "Windows' power plan decides" in sleep(root=tmp_path).text
 
 
 def test_a_command_that_hangs_or_fails_returns_none() -> None:
@@ -331,4 +281,4 @@ def test_a_folder_without_read_permission_counts_as_empty(
         raise PermissionError(13, "Permission denied", str(folder))
 
     monkeypatch.setattr(Path, "glob", refuse)
-    assert settings(tmp_path).lid_action is None
+    assert sleep(root=tmp_path).verdict == "go"

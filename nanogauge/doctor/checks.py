@@ -15,9 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from nanogauge.doctor.machine import SleepSettings
 from nanogauge.measure.sensors import DriverInfo
-from nanogauge.quantities import Interval, format_seconds, format_value
+from nanogauge.quantities import Interval, format_value
 from nanogauge.shell import pip_install, python_command
 
 CheckVerdict = Literal["go", "warn", "no-go"]
@@ -27,7 +26,6 @@ DRIVER_OF_CUDA = {11: 450, 12: 525, 13: 580}
 GOOD_EPOCHS = 4
 """Passes over the data that are nearly as good as new data. Source: Muennighoff et al. 2023,
 Scaling Data-Constrained Language Models."""
-KEEP_AWAKE = "systemd-inhibit --what=idle:sleep:handle-lid-switch"
 _NAMED_PROGRAMS = 4
 
 
@@ -178,28 +176,6 @@ def _has_code(capability: tuple[int, int], architectures: tuple[str, ...]) -> bo
     return not architectures
 
 
-def check_triton(
-    unneeded: str | None, wanted: str | None, version: str | None, error: str | None
-) -> Finding:
-    """Check that torch.compile finds the version of Triton that torch requires.
-
-    `unneeded` says why no Triton is needed, None if it is; `error` why it cannot be imported.
-    """
-    if unneeded is not None:
-        return Finding("triton", "go", f"not needed: {unneeded}")
-    install = pip_install("triton" + (f"=={wanted}" if wanted is not None else ""))
-    slower = "training runs uncompiled, slower"
-    if version is None:
-        return Finding("triton", "warn", f"Triton is not installed: {slower}", install)
-    if error is not None:
-        text = f"Triton {version} cannot be imported ({error}): {slower}"
-        return Finding("triton", "warn", text, f"{install} --force-reinstall")
-    if wanted is not None and _public(version) != wanted:
-        text = f"Triton {version} is installed, and torch wants {wanted}: it may not compile"
-        return Finding("triton", "warn", text, install)
-    return Finding("triton", "go", version + (", as torch wants" if wanted is not None else ""))
-
-
 def check_compiler(
     unneeded: str | None,
     language: str,
@@ -332,56 +308,6 @@ def check_data(
         remedy = f"{prepare} {enough}, or --train.max-steps {max(fewer, 1)}"
         return Finding("data", "warn", text, remedy)
     return Finding("data", "go", text)
-
-
-_SUSPENDS = frozenset(
-    ("suspend", "hibernate", "hybrid-sleep", "suspend-then-hibernate", "poweroff", "halt", "reboot")
-)
-
-
-def check_sleep(settings: SleepSettings) -> Finding:
-    """Check that nothing suspends the machine during the run."""
-    causes: list[str] = []
-    remedies: list[str] = []
-    if settings.on_battery:
-        causes.append("it runs on its battery")
-        remedies.append("plug it in")
-    if settings.wsl:
-        causes.append("not known: Windows' power plan decides when it sleeps")
-        remedies.append("in Windows: powercfg /change standby-timeout-ac 0")
-    elif settings.system == "Darwin":
-        causes.append("not known: macOS decides when it sleeps")
-        remedies.append(f"start it as: caffeinate -i {python_command('train.py')} ...")
-    elif linux := _suspend_causes(settings):
-        causes += linux
-        remedies.append(f"start it as: {KEEP_AWAKE} {python_command('train.py')} ...")
-    if causes:
-        return Finding("sleep", "warn", "; ".join(causes), "; ".join(remedies))
-    if settings.container:
-        return Finding("sleep", "go", "not known: this is a container, and its host decides")
-    if settings.masked:
-        return Finding("sleep", "go", "sleep is switched off (masked in systemd)")
-    if "sleep" in settings.blocked:
-        return Finding("sleep", "go", "sleep is blocked as long as an inhibitor is active")
-    return Finding("sleep", "go", "no setting suspends an idle machine")
-
-
-def _suspend_causes(settings: SleepSettings) -> list[str]:
-    """Return what would suspend a Linux machine that is neither a container nor WSL."""
-    if settings.container or settings.masked:
-        return []
-    causes = []
-    if "sleep" not in settings.blocked:
-        if settings.idle_action in _SUSPENDS:
-            causes.append(f"logind does {settings.idle_action} without input (IdleAction)")
-        if settings.desktop_action in _SUSPENDS and settings.desktop_seconds:
-            after = format_seconds(settings.desktop_seconds)
-            causes.append(f"GNOME does {settings.desktop_action} after {after} without input")
-        if settings.desktop is not None and settings.desktop_action is None:
-            causes.append(f"not known: when {settings.desktop} suspends an idle machine")
-    if settings.lid_action in _SUSPENDS and "handle-lid-switch" not in settings.blocked:
-        causes.append(f"closing the lid does {settings.lid_action}")
-    return causes
 
 
 def check_wsl(wsl: bool, on_gpu: bool) -> Finding:

@@ -9,14 +9,12 @@ from __future__ import annotations
 import netrc
 import os
 import platform
-import re
 import subprocess
 import sys
 import sysconfig
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from importlib import import_module, metadata
+from importlib import metadata
 from itertools import count
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -110,164 +108,15 @@ def _read(path: Path) -> str:
         return ""
 
 
-def _list(folder: Path, pattern: str = "*") -> list[Path]:
-    """List a folder; empty if it may not be read, as in some containers."""
-    try:
-        return list(folder.glob(pattern))
-    except OSError:
-        return []
-
-
 def is_wsl(root: Path = ROOT) -> bool:
     """Return True on Linux inside Windows (WSL)."""
     return "microsoft" in _read(root / "proc/version").lower()
-
-
-def is_container(root: Path, environment: Mapping[str, str]) -> bool:
-    marks = (".dockerenv", "run/.containerenv", "run/systemd/container")
-    return (
-        "container" in environment
-        or "KUBERNETES_SERVICE_HOST" in environment
-        or any((root / mark).exists() for mark in marks)
-    )
-
-
-@dataclass(frozen=True)
-class SleepSettings:
-    """What can suspend this machine."""
-
-    system: str = "Linux"
-    """As from platform.system()."""
-    wsl: bool = False
-    container: bool = False
-    on_battery: bool = False
-    masked: bool = False
-    """Sleep is masked in systemd."""
-    blocked: frozenset[str] = frozenset()
-    """What inhibitors block now: sleep, idle, handle-lid-switch."""
-    idle_action: str = "ignore"
-    """logind's IdleAction."""
-    lid_action: str | None = None
-    """logind's action on a closed lid; None without a lid."""
-    desktop: str | None = None
-    """Name of the desktop or its display manager; None without a graphical login."""
-    desktop_action: str | None = None
-    """The desktop's action on an idle machine; None if unknown."""
-    desktop_seconds: int = 0
-    """Idle time before that action; 0 for never."""
-
-
-def sleep_settings(root: Path, environment: Mapping[str, str], run: Runner) -> SleepSettings:
-    logind = _logind(root)
-    lid = logind.get("HandleLidSwitch", "suspend")
-    desktop = _desktop(root, environment)
-    action, seconds = _gnome(run) if desktop is not None and _is_gnome(desktop) else (None, 0)
-    masks = [
-        root / folder / unit
-        for folder in ("etc/systemd/system", "run/systemd/system")
-        for unit in ("sleep.target", "suspend.target")
-    ]
-    return SleepSettings(
-        system=platform.system(),
-        wsl=is_wsl(root),
-        container=is_container(root, environment),
-        on_battery=_on_battery(root),
-        masked=any(m.is_symlink() and m.readlink() == Path("/dev/null") for m in masks),
-        blocked=_blocked(run),
-        idle_action=logind.get("IdleAction", "ignore"),
-        lid_action=logind.get("HandleLidSwitchExternalPower", lid)
-        if _list(root / "proc/acpi/button/lid")
-        else None,
-        desktop=desktop,
-        desktop_action=action,
-        desktop_seconds=seconds,
-    )
-
-
-def _logind(root: Path) -> dict[str, str]:
-    """Read the [Login] section of logind's files in order of precedence; see logind.conf(5)."""
-    places = [root / name / "systemd" for name in ("usr/lib", "usr/local/lib", "run", "etc")]
-    main = next((f for p in reversed(places) if (f := p / "logind.conf").exists()), None)
-    # A drop-in in /etc replaces those of the same name elsewhere; then they are sorted by name.
-    drop_ins = {f.name: f for p in places for f in _list(p / "logind.conf.d", "*.conf")}
-    values: dict[str, str] = {}
-    for file in [*([main] if main else []), *(drop_ins[name] for name in sorted(drop_ins))]:
-        section = ""
-        for line in map(str.strip, _read(file).splitlines()):
-            if line.startswith("["):
-                section = line
-            elif section == "[Login]" and "=" in line and not line.startswith(("#", ";")):
-                key, _, value = (part.strip() for part in line.partition("="))
-                values[key] = value
-    return {key: value for key, value in values.items() if value}  # empty resets to the default
-
-
-def _on_battery(root: Path) -> bool:
-    return any(
-        _read(supply / "type") == "Battery"
-        and _read(supply / "status") == "Discharging"
-        and _read(supply / "scope") != "Device"  # the battery of a mouse
-        for supply in _list(root / "sys/class/power_supply")
-    )
-
-
-def _blocked(run: Runner) -> frozenset[str]:
-    """Return what systemd's inhibitors block now; busctl prints it as `s "idle:sleep"`."""
-    name = "org.freedesktop.login1"
-    manager = [name, "/org/freedesktop/login1", f"{name}.Manager"]
-    output = run(["busctl", "get-property", *manager, "BlockInhibited"]) or ""
-    return frozenset(output.removeprefix("s ").strip('"').split(":")) - {""}
-
-
-def _desktop(root: Path, environment: Mapping[str, str]) -> str | None:
-    if named := environment.get("XDG_CURRENT_DESKTOP"):
-        return named
-    # Not set over ssh; but a login screen can also suspend the machine.
-    manager = root / "etc/systemd/system/display-manager.service"
-    return manager.readlink().stem if manager.is_symlink() else None
-
-
-def _is_gnome(desktop: str) -> bool:
-    return bool({"gnome", "ubuntu", "unity"} & set(desktop.lower().split(":")))
-
-
-def _gnome(run: Runner) -> tuple[str | None, int]:
-    """Return GNOME's action on an idle machine on mains power, and the idle time before it."""
-    get = ["gsettings", "get", "org.gnome.settings-daemon.plugins.power"]
-    action = run([*get, "sleep-inactive-ac-type"])
-    seconds = run([*get, "sleep-inactive-ac-timeout"])
-    if action is None or seconds is None or not (number := re.search(r"\d+$", seconds)):
-        return None, 0
-    return action.strip("'"), int(number[0])
 
 
 def python_headers() -> Path | None:
     """Return the folder with Python.h; None if it is not installed."""
     folder = Path(sysconfig.get_path("include"))
     return folder if (folder / "Python.h").exists() else None
-
-
-def required_version(package: str, of: str) -> str | None:
-    """Return the version of a package that the installed package `of` requires with ==."""
-    try:
-        requirements = metadata.requires(of) or []
-    except metadata.PackageNotFoundError:
-        return None
-    matches = (re.match(rf"{package}\s*\(?==\s*([\w.]+)", line) for line in requirements)
-    return next((match[1] for match in matches if match), None)
-
-
-def imported_version(package: str) -> tuple[str | None, str | None]:
-    """Return the version of an installed package, and the error if it cannot be imported."""
-    version = _version(package)
-    if version is None:
-        return None, None
-    try:
-        import_module(package)
-    except Exception as error:  # a broken library can raise anything
-        first_line = str(error).partition("\n")[0]
-        return version, f"{type(error).__name__}: {first_line}"
-    return version, None
 
 
 def wandb_key_from(environment: Mapping[str, str], home: Path) -> str | None:

@@ -25,12 +25,11 @@ from nanogauge.doctor.checks import (
     check_gpu,
     check_memory,
     check_power,
-    check_sleep,
-    check_triton,
     check_wandb,
     check_wsl,
     remedies,
 )
+from nanogauge.doctor.sleep import check_sleep
 from nanogauge.errors import BadInput
 from nanogauge.files import obstacle
 from nanogauge.hardware import find_gpu, from_row
@@ -116,7 +115,7 @@ def examine(
         _check_disk(config, hardware, dtype, gpus),
         torch and _check_caches(run.compile, on_gpu),
         config and count_tokens and _check_data(config, count_tokens),
-        check_sleep(machine.sleep_settings(machine.ROOT, os.environ, machine.command_output)),
+        check_sleep(machine.ROOT, os.environ, machine.command_output, platform.system()),
         check_wsl(machine.is_wsl(), on_gpu),
         _check_power(driver) if on_gpu else None,
         config and _check_sensors(config.measure.gpu),
@@ -151,11 +150,6 @@ def _check_torch(run: RunSection, torch: TorchBuild | None, driver: DriverInfo) 
     if device not in ("cuda", "cpu"):
         return [gpu]
     unneeded = None if run.compile else "run.compile is false"
-    wanted = machine.required_version("triton", "torch")
-    without_triton = unneeded or (None if device == "cuda" else "the run is on the processor")
-    version = error = None
-    if without_triton is None:
-        version, error = machine.imported_version("triton")
     usual: tuple[str, ...]
     if device == "cuda":  # as Triton chooses
         language, named, usual = "C", os.environ.get("CC"), ("gcc", "clang")
@@ -168,7 +162,6 @@ def _check_torch(run: RunSection, torch: TorchBuild | None, driver: DriverInfo) 
     installer = next((name for name in installers if shutil.which(name)), installers[0])
     return [
         gpu,
-        check_triton(without_triton, wanted, version, error),
         check_compiler(
             unneeded,
             language,
