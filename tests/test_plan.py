@@ -60,7 +60,7 @@ def shape(model: dict[str, Any], layers: int = 0, heads: int = 0) -> list[str]:
 
 
 def test_the_largest_micro_batch_fits_by_its_own_plan_and_the_next_does_not() -> None:
-    free = "--free-vram-gib=9"
+    free = "--free-vram-gib=8"
     fit = plan(free)["fit"]
     largest, sure = fit["largest_micro_batch"], fit["largest_sure_micro_batch"]
     assert 1 <= sure < largest < 512
@@ -179,7 +179,8 @@ def test_a_run_of_centuries_has_no_clock_time() -> None:
 def test_several_gpus_share_the_micro_batches_and_add_up_their_power() -> None:
     eight, flags = plan("--gpus=8"), ["--train.grad-accum=4"]
     one, many = estimates(plan(*flags)), estimates(eight)
-    buckets = 4 * one["parameters_total"]["expected"]  # DDP's copy of the gradients
+    # DDP's copy of the gradients, and the head's gradient of a micro-batch, elsewhere in place
+    buckets = 4 * (one["parameters_total"]["expected"] + 50304 * 384)
     more = many["peak_allocated_bytes"]["expected"] - one["peak_allocated_bytes"]["expected"]
     assert more == pytest.approx(buckets)
     assert many["power_watts"]["high"] == 8 * one["power_watts"]["high"]

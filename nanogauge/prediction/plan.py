@@ -237,7 +237,7 @@ def schedule_words(schedule: Schedule, steps: int) -> str:
         return f"{words}, level to the end"
     end = schedule.decay_steps or steps
     if schedule.decay == "wsd":
-        level = max(warmup, round((1 - schedule.decay_share) * end))
+        level = max(warmup, int(end - schedule.decay_share * end + 1e-6))
         way = f"level to step {level:,}, straight down"
     else:
         way = "down along a cosine"
