@@ -1,7 +1,6 @@
 r"""Compare a run with its prediction; the same as `nanogauge report`.
 
 python report.py runs/NAME --claims predictions/seed_zh.toml
-python report.py --serve runs/NAME
 python report.py runs/ONE runs/OTHER
 python report.py --nanogpt-log LOG --config configs/rtx4070_fineweb.toml --gpu "RTX 4070" \
     --out runs/imported

@@ -93,6 +93,8 @@ class Quantity:
     """True if the configuration determines the value."""
     of_gpus: Literal["each", "all"] | None = None
     """With several GPUs, whether the value is per GPU or of all; None if GPUs do not matter."""
+    optional: bool = False
+    """True if a report has a row of it only for a claim."""
 
 
 QUANTITIES: dict[str, Quantity] = {
@@ -101,11 +103,14 @@ QUANTITIES: dict[str, Quantity] = {
         Quantity("tokens_per_step", "Tokens per step", "tokens", exact=True),
         Quantity("tokens_total", "Tokens, whole run", "tokens", exact=True),
         Quantity("data_epochs", "Passes over the data", "1", exact=True),
+        Quantity("dataset", "Data set", "name", optional=True),
+        Quantity("setting", "Setting", "1", exact=True, optional=True),
         Quantity("parameters", "Parameters without positions", "1", exact=True),
         Quantity("parameters_total", "Parameters with positions", "1", exact=True),
         Quantity("flops_total_6n", "FLOPs, whole run (6N)", "FLOP", exact=True),
         Quantity("flops_total_palm", "FLOPs, whole run (6N + 12LCT)", "FLOP", exact=True),
         Quantity("first_step_seconds", "First step", "s"),
+        Quantity("compile_share", "Compilation in the first step", "1", optional=True),
         Quantity("step_seconds", "Time per step, steady", "s"),
         Quantity("total_seconds", "Time, whole run", "s"),
         Quantity("mfu_palm", "MFU (6N + 12LCT)", "1", of_gpus="all"),
@@ -116,7 +121,7 @@ QUANTITIES: dict[str, Quantity] = {
         Quantity("power_watts", "Power of the board, mean", "W", of_gpus="all"),
         Quantity("energy_kwh", "Energy of the board", "kWh", of_gpus="all"),
         Quantity("cost", "Cost of electricity", "currency"),
-        Quantity("speedup_after_warmup", "Speed-up after warm-up", "1"),
+        Quantity("speedup_after_warmup", "Speed-up after the first step", "1"),
         Quantity("val_loss", "Validation loss", "nat"),
         Quantity("quality_vs_gpt2", "Quality against GPT-2 124M", "1"),
     ]
@@ -132,6 +137,7 @@ UNITS: dict[str, dict[str, float]] = {
     "kWh": {"Wh": 1e-3, "kWh": 1},
     "currency": {"currency": 1},
     "nat": {"nat": 1},
+    "name": {"name": 1},
 }
 """Unit in the data -> units that a claim may use -> factor."""
 
@@ -152,7 +158,7 @@ def mfu(flops: float, seconds: Seconds, peak_flops: float) -> Seconds:
     return flops / seconds / peak_flops
 
 
-def _digits(value: float, significant: int = 3) -> str:
+def format_digits(value: float, significant: int = 3) -> str:
     """Format a number to significant digits, with thousands separators and without exponent."""
     if value == 0:
         return "0"
@@ -163,12 +169,12 @@ def _digits(value: float, significant: int = 3) -> str:
 
 def format_seconds(seconds: float) -> str:
     if abs(seconds) >= 2 * 3600:
-        return f"{_digits(seconds / 3600)} h"
+        return f"{format_digits(seconds / 3600)} h"
     if abs(seconds) >= 300:
-        return f"{_digits(seconds / 60)} min"
+        return f"{format_digits(seconds / 60)} min"
     if abs(seconds) >= 0.1 or seconds == 0:
-        return f"{_digits(seconds)} s"
-    return f"{_digits(seconds * 1e3)} ms"
+        return f"{format_digits(seconds)} s"
+    return f"{format_digits(seconds * 1e3)} ms"
 
 
 def format_value(row_id: str, value: float, currency: str = "") -> str:
@@ -177,35 +183,42 @@ def format_value(row_id: str, value: float, currency: str = "") -> str:
         case "s":
             return format_seconds(value)
         case "B":
-            return f"{_digits(value / 1e9)} GB" if value >= 1e9 else f"{_digits(value / 1e6)} MB"
+            return (
+                f"{format_digits(value / 1e9)} GB"
+                if value >= 1e9
+                else f"{format_digits(value / 1e6)} MB"
+            )
         case "FLOP":
-            return f"{value:.3e}".replace("e+", "e")
+            return f"{value:.3e} FLOP".replace("e+", "e")
         case "tokens":
-            return f"{_digits(value / 1e9, 5)} G" if value >= 1e9 else f"{value:,.0f}"
+            return f"{format_digits(value / 1e9, 5)} billion" if value >= 1e9 else f"{value:,.0f}"
         case "kWh" if value < 0.1:
-            return f"{_digits(value * 1e3)} Wh"
+            return f"{format_digits(value * 1e3)} Wh"
         case "nat":
             return f"{value:.3f} nat"
         case "W" | "kWh" as unit:
-            return f"{_digits(value)} {unit}"
+            return f"{format_digits(value)} {unit}"
         case "currency":
             return f"{value:.2f} {currency}".rstrip()
         case _:
-            if row_id.startswith("mfu"):
-                return f"{_digits(100 * value)} %"
+            if row_id.startswith("mfu") or row_id == "compile_share":
+                return f"{format_digits(100 * value)} %"
             if row_id.startswith("parameters"):
                 return f"{value:,.0f}"
-            return _digits(value, 4)
+            return format_digits(value, 4)
 
 
 def format_range(row_id: str, low: float, high: float, currency: str = "") -> str:
     """Format a range for people, with a common unit once and equal ends as one number."""
-    low_text, high_text = (format_value(row_id, v, currency) for v in (low, high))
-    if low_text == high_text:
-        return low_text
-    low_number, _, low_unit = low_text.partition(" ")
-    _, _, high_unit = high_text.partition(" ")
-    return f"{low_number}–{high_text}" if low_unit == high_unit else f"{low_text} – {high_text}"
+    return span_of(*(format_value(row_id, v, currency) for v in (low, high)))
+
+
+def span_of(low: str, high: str) -> str:
+    """Join two formatted values to a range, with a common unit once and equal ends as one."""
+    if low == high:
+        return low
+    low_number, _, low_unit = low.partition(" ")
+    return f"{low_number}–{high}" if low_unit == high.partition(" ")[2] else f"{low} – {high}"
 
 
 YEAR_SECONDS = 365.2425 * 86400

@@ -139,11 +139,6 @@ def charts_of(log: RunHistory) -> dict[str, Chart]:
     return {c.id: c for c in make_charts(log, documented_spec(), documented_prediction(), [])}
 
 
-def test_the_energy_of_a_resumed_run_is_that_of_all_its_processes() -> None:
-    figures = charts_of(resumed())["energy"].figures
-    assert figures == [f"energy so far: last {format_number(8000 / 3.6e6)} kWh"]
-
-
 def test_a_log_without_a_clock_is_drawn_over_steps() -> None:
     log = RunHistory()
     log.add(START.model_copy(update={"elapsed_seconds": None}))

@@ -125,7 +125,7 @@ def test_a_wrong_claim_is_refused_in_one_sentence_that_names_it(
     low=st.floats(-1e9, 1e9),
     width=st.floats(1e-6, 1e9),
     share=st.floats(-1, 2),
-    row=st.sampled_from(sorted(QUANTITIES)),
+    row=st.sampled_from(sorted(QUANTITIES.keys() - {"dataset"})),
     data=st.data(),
 )
 def test_a_claim_holds_inside_its_range_in_any_unit(
@@ -185,8 +185,8 @@ def test_claims_about_another_model_and_gpu_are_judged(tmp_path: Path) -> None:
         "parameters.round": "held",
         "weights_bytes": "contradicted",
         "total_seconds.sum": "held",
-        "step_seconds": "not measured",
-        "power_watts": "not measured",
+        "step_seconds": "likely",
+        "power_watts": "likely",
     }
     assert rows["tokens_total"]["factor"] == pytest.approx(0.016384 / 16.4)
     assert rows["tokens_total"]["claimed"]["low"] == pytest.approx(16.35e9)
@@ -211,7 +211,7 @@ def test_the_verdict_on_a_measured_claim_is_whether_it_lies_inside(
     row = next(row for row in rows if row.id == "step_seconds")
     assert row.measured is not None and row.measured.value == step
     assert row.verdict == verdict
-    assert len(rows) == len(QUANTITIES)
+    assert len(rows) == sum(not quantity.optional for quantity in QUANTITIES.values())
 
 
 def plain(text: str) -> str:
@@ -247,9 +247,9 @@ def test_a_claim_without_a_key_is_named_by_its_number(tmp_path: Path) -> None:
 
 @needs_shared("seed.zh-Hant.txt")
 def test_the_shipped_quotations_are_in_the_document() -> None:
-    """Word for word, without Markdown; `|` separates table cells."""
+    """Word for word, without Markdown; `|` separates table cells, `[…]` quotations."""
     document = plain((SHARED / "seed.zh-Hant.txt").read_text(encoding="utf-8"))
     claims = load_claims(SEED_CLAIMS)
     for statement in (*claims.claim, *claims.unscored):
-        for piece in statement.quote.split("|"):
+        for piece in re.split(r"\||\[…\]", statement.quote):
             assert plain(piece) in document, statement.quote

@@ -26,7 +26,17 @@ from nanogauge.runlog.folder import RunFolder
 from nanogauge.runlog.history import RunHistory
 from nanogauge.schema import Event, Prediction
 
-WORDS_OF_OURS = {"id", "verdict", "status", "source", "prediction", "kind", "unit", "level"}
+WORDS_OF_OURS = {
+    "id",
+    "verdict",
+    "judged_by",
+    "status",
+    "source",
+    "prediction",
+    "kind",
+    "unit",
+    "level",
+}
 """Fields with a fixed set of values, left unchanged."""
 MARKUP = [
     "<script>alert(1)</script>",

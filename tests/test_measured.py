@@ -70,7 +70,7 @@ def test_a_missing_checkpoint_line_is_zero_in_our_log_and_unknown_in_an_import()
 def test_a_run_before_its_first_step_has_a_report() -> None:
     rows, _ = build_rows(None, documented_spec(), documented_prediction(), measured(start(0)))
     (tokens,) = [row for row in rows if row.id == "tokens_total"]
-    assert tokens.why == "nothing of the planned 10.486 G"
+    assert tokens.why == "nothing of the planned 10.486 billion"
 
 
 def test_repeated_work_and_restarting_are_parts_of_the_ledger() -> None:

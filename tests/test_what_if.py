@@ -9,7 +9,6 @@ import pytest
 from examples import CPU, documented_config
 from runs import GIB, MadeUp
 
-from nanogauge.analysis.attribution import attribute
 from nanogauge.analysis.measured import measure
 from nanogauge.analysis.what_if import Scenario, other_gpus, what_if
 from nanogauge.cli import Parser
@@ -25,7 +24,7 @@ def scenarios(run: MadeUp, prediction: Prediction | None = None) -> dict[str, Sc
     recorded, spec = run.recorded(), run.spec
     prediction = prediction or run.prediction
     rows = what_if(spec, prediction, measure(recorded, spec, prediction), recorded)
-    assert len({row.id for row in rows}) == len(rows) <= 6
+    assert len({row.id for row in rows}) == len(rows) <= 5
     return {row.id: row for row in rows}
 
 
@@ -36,7 +35,8 @@ def test_the_measured_step_calibrates_every_row_of_its_own_gpu(step: float) -> N
     again = rows["again"]
     assert again.step_seconds.expected == pytest.approx(step)
     assert again.delta_s == 0
-    assert rows["more_tokens"].step_seconds == again.step_seconds
+    assert rows["evaluations"].step_seconds == again.step_seconds
+    assert rows["evaluations"].delta_s < 0
     for row in rows.values():
         span = row.total_seconds
         assert span.low <= span.expected <= span.high
@@ -48,17 +48,6 @@ def test_restarts_and_slow_steps_are_not_repeated() -> None:
     rough = replace(calm, died_at=[(35, 20)], step=lambda step: 3.9 if step % 10 else 30.0)
     expected = scenarios(calm)["again"].total_seconds.expected
     assert scenarios(rough)["again"].total_seconds.expected == pytest.approx(expected, rel=1e-6)
-
-
-def test_a_slower_step_makes_shapes_alike_slower_by_about_the_same_factor() -> None:
-    run = MadeUp(sensors=False, step=lambda _: 2 * 3.9)
-    row = scenarios(run)["gpt2"]
-    card = lookup("RTX 4070", "bfloat16")
-    here, there = (
-        predict(spec, card).quantities["step_seconds"].expected
-        for spec in (run.spec, with_flags(row.change))
-    )
-    assert row.step_seconds.expected == pytest.approx(2 * 3.9 / here * there, rel=0.12)
 
 
 def with_flags(change: str) -> RunSpec:
@@ -75,7 +64,7 @@ def with_flags(change: str) -> RunSpec:
 def test_the_flags_of_a_scenario_parse_and_keep_the_tokens_per_step() -> None:
     run = MadeUp()
     for row in scenarios(run).values():
-        if row.change.startswith("--") and "--gpu" not in row.change:
+        if row.change.startswith("--train"):
             changed = with_flags(row.change)
             assert changed != run.spec
             assert changed.tokens_per_step == run.spec.tokens_per_step, row.id
@@ -86,25 +75,23 @@ def test_the_flags_of_a_scenario_parse_and_keep_the_tokens_per_step() -> None:
 
 def test_another_gpu_is_predicted_without_calibration() -> None:
     quick, slow = scenarios(MadeUp()), scenarios(MadeUp(step=lambda _: 9.0))
-    for name in ("card_rtx_4070_super", "card_h100_sxm"):
+    for name in ("card_rtx_4070_super",):
         assert quick[name].total_seconds == slow[name].total_seconds
         assert not quick[name].corrected
         assert "says nothing of another card" in quick[name].why
     card = lookup("RTX 4070 SUPER", "bfloat16")
     planned = predict(MadeUp().spec, card).quantities
     row = quick["card_rtx_4070_super"]
-    assert row.total_seconds == planned["total_seconds"]
-    assert row.energy_kwh == planned["energy_kwh"]
+    assert row.total_seconds.expected == planned["total_seconds"].expected
 
 
-def test_the_other_gpus_are_the_next_of_the_family_and_a_data_centre_gpu() -> None:
+def test_the_other_gpu_is_the_next_of_the_family() -> None:
     def names(card: str) -> list[str]:
         return [gpu.name for gpu in other_gpus(lookup(card, "bfloat16"), "bfloat16")]
 
-    assert names("RTX 4070") == ["RTX 4070 SUPER", "H100 SXM"]
-    assert names("RTX 4090") == ["H100 SXM"]
-    assert names("RTX 4070 Laptop") == ["RTX 4080 Laptop", "H100 SXM"]
-    assert "H100 SXM" not in names("H100 SXM")
+    assert names("RTX 4070") == ["RTX 4070 SUPER"]
+    assert names("RTX 4090") == []
+    assert names("RTX 4070 Laptop") == ["RTX 4080 Laptop"]
 
 
 def test_the_measured_peak_decides_what_fits() -> None:
@@ -113,32 +100,25 @@ def test_the_measured_peak_decides_what_fits() -> None:
     assert scenarios(run)["micro_batch"].verdict == "doubtful"
     rows = scenarios(replace(run, scale={"process_used_bytes": 10.9 / 6}))
     assert rows["again"].peak_process_bytes == pytest.approx(10.9 * GIB)
-    assert rows["again"].verdict == rows["more_tokens"].verdict == "fits"
+    assert rows["again"].verdict == rows["evaluations"].verdict == "fits"
     assert "micro_batch" not in rows
-    assert rows["gpt2"].change.count("--train.micro-batch") == 1  # made to fit
 
 
-def test_a_larger_micro_batch_is_advised_if_it_is_sure_to_fit_and_saves_time() -> None:
-    run = MadeUp(scale={"process_used_bytes": 0.5})
-    spec = replace(run.spec, micro_batch=1, grad_accum=512)
-    prediction = predict(spec, lookup("RTX 4070", "bfloat16"))
-    recorded = run.recorded()
-    found = measure(recorded, spec, prediction)
-    rows = {row.id: row for row in what_if(spec, prediction, found, recorded)}
-    row = rows["micro_batch"]
-    assert row.verdict == "fits"
-    result = attribute(prediction, found, spec, recorded, list(rows.values()))
-    assert result is not None
-    advice = next(p.advice for p in result.parts if p.cause == "step: efficiency")
-    assert advice is not None and row.change in advice
+def test_a_lower_power_limit_is_slower_and_takes_less_energy() -> None:
+    rows = scenarios(MadeUp())
+    again, limited = rows["again"], rows["power_limit"]
+    assert limited.change == "--power-limit 160"
+    assert limited.step_seconds.expected > again.step_seconds.expected
+    assert limited.energy_kwh is not None and again.energy_kwh is not None
+    assert limited.energy_kwh.expected < again.energy_kwh.expected
 
 
 def test_energy_and_cost_follow_the_calibrated_time() -> None:
     rows = scenarios(MadeUp())
-    again, longer = rows["again"], rows["more_tokens"]
-    assert again.energy_kwh is not None and longer.energy_kwh is not None
-    ratio = longer.total_seconds.expected / again.total_seconds.expected
-    assert longer.energy_kwh.expected == pytest.approx(ratio * again.energy_kwh.expected)
+    again, shorter = rows["again"], rows["evaluations"]
+    assert again.energy_kwh is not None and shorter.energy_kwh is not None
+    ratio = shorter.total_seconds.expected / again.total_seconds.expected
+    assert shorter.energy_kwh.expected == pytest.approx(ratio * again.energy_kwh.expected)
     assert again.cost is not None
     assert again.cost.expected == pytest.approx(0.15 * again.energy_kwh.expected)
 
@@ -173,4 +153,4 @@ def test_a_run_on_a_cpu_has_no_other_gpus_and_no_energy() -> None:
     rows = scenarios(run, predict(replace(run.spec, dtype="float32"), CPU))
     assert not [name for name in rows if name.startswith("card")]
     assert all(row.energy_kwh is None for row in rows.values())
-    assert "more_tokens" in rows
+    assert "evaluations" in rows

@@ -6,26 +6,22 @@ this run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-
-import numpy as np
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from nanogauge.analysis.claims import Claims
 from nanogauge.analysis.measured import Measurements
 from nanogauge.analysis.telemetry import arithmetic_share, clock_loss, measure_clock
-from nanogauge.analysis.what_if import Scenario
-from nanogauge.hardware import find_gpu
-from nanogauge.prediction.overheads import compile_seconds
 from nanogauge.prediction.step_time import counted_clock_hz
 from nanogauge.quantities import format_seconds
 from nanogauge.runlog.history import RunHistory
-from nanogauge.runspec import EMBEDDED_TEXT, RunSpec
-from nanogauge.schedule import checkpoints, evaluations
+from nanogauge.runspec import RunSpec
 from nanogauge.schema import Hardware, Prediction, Stored
 
 MIN_SAVED_SHARE = 0.0025
-"""Smallest saving that is shown as advice, as a fraction of the run's time."""
+"""Smallest loss that has an advice, as a fraction of the run's time."""
+REMEDIES = {"brake": "a sufficient power supply and cables", "thermal": "more air for the card"}
+"""Word in the reason for throttling -> advice."""
 
 
 class Cause(Stored):
@@ -33,7 +29,7 @@ class Cause(Stored):
     seconds: float
     why: str
     advice: str | None = None
-    """Suggested change and the time it would have saved; None without advice worth showing."""
+    """Suggested change, which would have saved the seconds; None without one."""
 
 
 class Attribution(Stored):
@@ -64,7 +60,6 @@ def attribute(
     measurements: Measurements,
     spec: RunSpec,
     recorded: RunHistory,
-    scenarios: Sequence[Scenario] = (),
     claims: Claims | None = None,
 ) -> Attribution | None:
     """Attribute the difference between the measured and the expected total time to causes.
@@ -75,7 +70,7 @@ def attribute(
     reference = _predicted(prediction, spec) if claims is None else _claimed(claims, spec)
     if reference is None or not {"total_seconds", "step_seconds"} <= measurements.values.keys():
         return None
-    return _Attributor(reference, prediction, measurements, spec, recorded, scenarios).result()
+    return _Attributor(reference, prediction, measurements, spec, recorded).result()
 
 
 def _predicted(prediction: Prediction, spec: RunSpec) -> _Reference | None:
@@ -94,7 +89,7 @@ def _claimed(claims: Claims, spec: RunSpec) -> _Reference | None:
     totals = [
         (claim.high - claim.low, claim.middle, claim.key)
         for claim in claims.claim
-        if claim.row == "total_seconds" and claim.formula is None and claim.middle is not None
+        if claim.row == "total_seconds" and claim.is_about_this_run and claim.middle is not None
     ]
     if not totals:
         return None
@@ -124,7 +119,6 @@ class _Attributor:
     measurements: Measurements
     spec: RunSpec
     recorded: RunHistory
-    scenarios: Sequence[Scenario]
 
     def __post_init__(self) -> None:
         self.ledger = self.measurements.ledger
@@ -172,7 +166,7 @@ class _Attributor:
             cause="throttling",
             seconds=lost,
             why=self._throttling_reason(),
-            advice=self._throttling_advice(lost),
+            advice=self._remedy() if lost >= MIN_SAVED_SHARE * self.ran_seconds else None,
         )
 
     def _steady_causes(self, steady: float) -> Iterator[Cause]:
@@ -184,12 +178,11 @@ class _Attributor:
             f"{format_seconds(expected.step_seconds)}"
         )
         if expected.clock is None or clock.hz is None or self.share is None:
-            advice = self._power_limit_advice() or self._micro_batch_advice()
             cause = "steady step"
             if expected.clock is not None:
                 cause = "step: clock and efficiency"
                 took += f"; the clock was not measured ({clock.absent}), so they are not separated"
-            yield Cause(cause=cause, seconds=difference, why=took, advice=advice)
+            yield Cause(cause=cause, seconds=difference, why=took)
             return
         assumed_hz, words = expected.clock
         seconds = clock_loss(self.share, assumed_hz, clock.hz) * steady
@@ -199,15 +192,17 @@ class _Attributor:
             why=f"the SM clock was {clock.hz / 1e9:.3f} GHz (median of {clock.readings:,} "
             f"readings) instead of {words}; {100 * self.share:.0f} % of the step is arithmetic, "
             "which scales with it",
-            advice=self._power_limit_advice(),
         )
         yield Cause(
             cause="step: efficiency",
             seconds=difference - seconds,
             why=f"{took}; at the assumed clock it would have been "
             f"{format_seconds((steady - seconds) / done)}",
-            advice=self._micro_batch_advice(),
         )
+
+    def _remedy(self) -> str | None:
+        reasons = " ".join(self.clock.reasons)
+        return next((remedy for word, remedy in REMEDIES.items() if word in reasons), None)
 
     def _throttling_reason(self) -> str:
         clock = self.clock
@@ -227,12 +222,11 @@ class _Attributor:
             cause="waiting for data",
             seconds=waited or 0.0,
             why="none was predicted" if waited is not None else "part of the steps in this log",
-            advice=self._data_advice(),
         )
-        for key, cause, container, advice, elsewhere in (
-            ("compile_s", "compilation", "the first step", self._compile_advice(), recompiled),
-            ("eval_s", "evaluation", "the steps", self._evaluation_advice(), 0.0),
-            ("checkpoint_s", "checkpoints", "evaluation", self._checkpoint_advice(), 0.0),
+        for key, cause, container, elsewhere in (
+            ("compile_s", "compilation", "the first step", recompiled),
+            ("eval_s", "evaluation", "the steps", 0.0),
+            ("checkpoint_s", "checkpoints", "evaluation", 0.0),
         ):
             measured = getattr(ledger, key)
             actual = (measured or 0.0) - elsewhere
@@ -241,12 +235,11 @@ class _Attributor:
             if measured is None:
                 where = container if ledger.other_s is None else "everything else"
                 why = f"part of {where} in this log"
-            yield Cause(cause=cause, seconds=actual - expected, why=why, advice=advice)
+            yield Cause(cause=cause, seconds=actual - expected, why=why)
         yield Cause(
             cause="restarts and lost work",
             seconds=(ledger.lost_s or 0.0) + (ledger.startup_s or 0.0) + recompiled,
             why=self._restart_reason(),
-            advice=self._restart_advice(),
         )
 
     def _restart_reason(self) -> str:
@@ -267,119 +260,4 @@ class _Attributor:
             f"({recorded.lost_steps:,} steps), {format_seconds(ledger.startup_s)} to restart and "
             f"{format_seconds(self.recompile_seconds)} of compilation; the time of a process after "
             "its last line is not known and counts as time in which none ran"
-        )
-
-    def _if_worth(self, seconds: float, text: str) -> str | None:
-        return text if seconds >= MIN_SAVED_SHARE * self.ran_seconds else None
-
-    def _evaluation_advice(self) -> str | None:
-        """Suggest evaluating half as often; None if that saves too little."""
-        spent, done = self.ledger.eval_s, len(self.recorded.evals)
-        if not spent or not done:
-            return None
-        every = self.spec.eval_every or 0
-        fewer = evaluations(self.spec) - evaluations(replace(self.spec, eval_every=2 * every))
-        saved = fewer * spent / done
-        text = (
-            f"evaluation every {2 * every:,} steps instead of {every:,} saves "
-            f"{format_seconds(saved)}"
-        )
-        return self._if_worth(saved, text)
-
-    def _checkpoint_advice(self) -> str | None:
-        """Suggest half as many checkpoints; None if this run lost work or that saves too little."""
-        if not self.ledger.checkpoint_s or self.recorded.lost_steps:
-            return None
-        every = self.spec.checkpoint_every or 0
-        fewer = checkpoints(self.spec) - checkpoints(replace(self.spec, checkpoint_every=2 * every))
-        saved = fewer * self._seconds_per_checkpoint()
-        return self._if_worth(
-            saved,
-            f"a checkpoint every {2 * every:,} steps instead of {every:,} saves "
-            f"{format_seconds(saved)}, and a run that dies loses twice as much",
-        )
-
-    def _seconds_per_checkpoint(self) -> float:
-        timed = sum(line.seconds is not None for line in self.recorded.checkpoints)
-        return (self.ledger.checkpoint_s or 0.0) / max(timed, 1)
-
-    def _restart_advice(self) -> str | None:
-        """Return advice to write twice as many checkpoints, which halves the lost work."""
-        lost, every = self.ledger.lost_s or 0.0, self.spec.checkpoint_every or 0
-        if not self.recorded.lost_steps or every < 2:
-            return None
-        more = checkpoints(replace(self.spec, checkpoint_every=every // 2)) - checkpoints(self.spec)
-        overhead = more * self._seconds_per_checkpoint()
-        saved = lost / 2 - overhead
-        return self._if_worth(
-            saved,
-            f"a checkpoint every {every // 2:,} steps instead of {every:,} would have saved about "
-            f"{format_seconds(saved)}: half of the repeated work, less {format_seconds(overhead)} "
-            "of more checkpoints",
-        )
-
-    def _data_advice(self) -> str | None:
-        if self.spec.dataset == EMBEDDED_TEXT:  # in memory
-            return None
-        waited = self.ledger.data_wait_s or 0.0
-        return self._if_worth(
-            waited, f"reading the shards from a faster disk saves up to {format_seconds(waited)}"
-        )
-
-    def _compile_advice(self) -> str | None:
-        """Return advice to use the compiler cache; the predicted low end assumes a warm cache."""
-        spent = (self.ledger.compile_s or 0.0) - self.recompile_seconds
-        predicted = compile_seconds(self.spec, self.prediction.hardware)
-        if not predicted.expected:
-            return None
-        saved = (1 - predicted.low / predicted.expected) * spent
-        return self._if_worth(
-            saved,
-            f"the compiler cache (docs/install.md) saves up to {format_seconds(saved)} when this "
-            "model is trained again",
-        )
-
-    def _throttling_advice(self, lost: float) -> str | None:
-        reasons = " ".join(self.clock.reasons)
-        if "brake" in reasons:
-            change = "a sufficient power supply and cables (power brake)"
-        elif "thermal" in reasons:
-            change = "more air for the card"
-        else:
-            change = "finding out why (nvidia-smi -q -d PERFORMANCE)"
-        return self._if_worth(lost, f"{change} saves about {format_seconds(lost)}")
-
-    def _power_limit_advice(self) -> str | None:
-        """Return advice to raise a lowered power limit, if the clock was below the assumed one."""
-        limits = self.recorded.sensors.known("power_limit_watts")
-        gpu = find_gpu(self.prediction.hardware.name)
-        hz, assumed = self.clock.hz, counted_clock_hz(self.prediction.hardware)
-        default = gpu.power_watts if gpu is not None else None
-        if gpu is None or default is None or "Laptop" in gpu.name:
-            return None  # the maker of a laptop sets its limit
-        if hz is None or assumed is None or self.share is None or hz >= assumed:
-            return None
-        if not len(limits) or not self.clock.capped:
-            return None
-        limit = float(np.median(limits)) / (self.recorded.starts[-1].sensed_cards or 1)
-        if limit > default - 1:
-            return None
-        saved = clock_loss(self.share, assumed, hz) * self.step_seconds
-        return self._if_worth(
-            saved,
-            f"the power limit of {limit:.0f} W is below the card's own {default:.0f} W: raising it "
-            f"saves at most {format_seconds(saved)}, if the clock then rises from "
-            f"{hz / 1e9:.3f} to {assumed / 1e9:.3f} GHz",
-        )
-
-    def _micro_batch_advice(self) -> str | None:
-        """Return advice to use a larger micro-batch, if it surely fits and should be faster."""
-        by_id = {scenario.id: scenario for scenario in self.scenarios}
-        larger = by_id.get("micro_batch")
-        if larger is None or larger.verdict != "fits":
-            return None
-        saved = by_id["again"].step_seconds.expected - larger.step_seconds.expected
-        saved *= self.spec.steps
-        return self._if_worth(
-            saved, f"{larger.label} ({larger.change}) saves about {format_seconds(saved)}"
         )

@@ -7,7 +7,8 @@ import difflib
 import math
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, TypeGuard
 
@@ -15,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from nanogauge.config import explain, read_toml
 from nanogauge.errors import BadInput
-from nanogauge.quantities import QUANTITIES, UNITS
-from nanogauge.runspec import SETTINGS, RunSpec
+from nanogauge.quantities import QUANTITIES, UNITS, format_digits, format_value, span_of
+from nanogauge.runspec import SETTINGS, RunSpec, with_shape
 from nanogauge.schema import Prediction
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -26,17 +27,9 @@ class _Data(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class Reference(_Data):
-    """A published figure to compare with when the claim itself cannot be measured."""
-
-    row: str
-    value: Finite
-    text: str
-    source: str
-
-
 class _Statement(_Data):
     quote: str
+    """Verbatim quotation; " | " separates cells of a table, " […] " several quotations."""
     english: str
     """English translation; defaults to the quotation."""
 
@@ -52,18 +45,22 @@ class Claim(_Statement):
     """A claimed range of one quantity; load_claims converts it to SI units."""
 
     key: str
-    unit: str
+    unit: str = "name"
     low: float = -math.inf
     high: float = math.inf
     """Upper end of the claimed range; infinite, like `low`, if omitted."""
     value: Finite | None = None
     """The claimed number; None if a range was claimed."""
     rounding: Finite = 0
+    says: str | None = None
+    """The claimed name, of a quantity that has no number; else None."""
     label: str | None = None
-    """Assumption of the claim, shown beside the quantity."""
+    """Assumption or subject of the claim, shown beside the range."""
     formula: str | None = None
+    about: dict[str, int | float | str | bool] | None = None
+    """Settings in which the run that the claim is about differs from this run, and its gpu. Such a
+    claim is judged by a prediction for that run. None: it is about this run."""
     reading: str | None = None
-    reference: Reference | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -79,12 +76,16 @@ class Claim(_Statement):
 
     @model_validator(mode="after")
     def _known_and_ordered(self) -> Claim:
-        _check_row(self.row)
-        if self.reference is not None:
-            _check_row(self.reference.row)
+        _check_name("id", self.row, QUANTITIES)
         units = UNITS[QUANTITIES[self.row].unit]
         if self.unit not in units:
             raise ValueError(f"unknown unit {self.unit!r} for {self.row}; use {', '.join(units)}")
+        for key in self.about or ():
+            _check_name("setting in about", key, (*SETTINGS, "gpu"))
+        if (self.unit == "name") != (self.says is not None):
+            raise ValueError(f"{self.row} takes {'says' if self.unit == 'name' else 'a number'}")
+        if self.says is not None:
+            return self
         if math.isinf(self.low) and math.isinf(self.high):
             raise ValueError("give low or high, or both, or value")
         if math.isnan(self.low) or math.isnan(self.high) or self.low > self.high:
@@ -97,10 +98,34 @@ class Claim(_Statement):
         return self.key.partition(".")[0]
 
     @property
+    def is_about_this_run(self) -> bool:
+        return self.about is None and (self.formula is None or QUANTITIES[self.row].exact)
+
+    @property
     def middle(self) -> float | None:
         """Middle of the range; None if an end is open."""
         middle = (self.low + self.high) / 2
         return middle if math.isfinite(middle) else None
+
+    def text(self, value: float, currency: str = "") -> str:
+        """Format a value of the claim's row; FLOPs and counts in the unit of the document."""
+        unit = QUANTITIES[self.row].unit
+        scale = UNITS[unit][self.unit]
+        if unit not in ("FLOP", "1") or scale <= 1:
+            return format_value(self.row, value, currency)
+        return f"{format_digits(value / scale, 4)} {self.unit}"
+
+    def range_text(self, currency: str = "") -> str:
+        """Format the claimed range; an open end reads 'at least' or 'at most'."""
+        if self.says is not None:
+            return self.says
+        if self.value is not None:
+            return self.text(self.value, currency)
+        if math.isinf(self.high):
+            return f"at least {self.text(self.low, currency)}"
+        if math.isinf(self.low):
+            return f"at most {self.text(self.high, currency)}"
+        return span_of(self.text(self.low, currency), self.text(self.high, currency))
 
     def holds(self, value: float) -> bool:
         """Return True if the value lies in the claimed range, ends included."""
@@ -130,11 +155,11 @@ def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _check_row(row: str) -> None:
-    if row not in QUANTITIES:
-        near = difflib.get_close_matches(row, QUANTITIES, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known ids: {', '.join(QUANTITIES)}"
-        raise ValueError(f"unknown id {row!r}; {hint}")
+def _check_name(what: str, name: str, known: Collection[str]) -> None:
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known ones: {', '.join(known)}"
+        raise ValueError(f"unknown {what} {name!r}; {hint}")
 
 
 class Unscored(_Statement):
@@ -194,6 +219,21 @@ def _name_claims(sentence: str, values: dict[str, Any]) -> str:
     return re.sub(r"\bclaim\.(\d+)", named, sentence)
 
 
+def spec_of_subject(spec: RunSpec, about: Mapping[str, Any]) -> RunSpec:
+    """Return the run that a claim is about: `spec` with other settings."""
+    for key in about.keys() - {"gpu"}:
+        part, _, field = SETTINGS[key].rpartition(".")
+        changes: dict[str, Any] = {field: about[key]}
+        if part:
+            changes = {part: replace(getattr(spec, part), **changes)}
+        spec = replace(spec, **changes)
+    shape, given = spec.shape, about.get("model.n_embd", spec.shape.n_embd)
+    if "model.n_embd" in about or "model.n_head" in about:
+        heads = about.get("model.n_head", shape.n_head)
+        spec = with_shape(spec, n_kv_head=heads, head_size=given // heads, mlp_width=4 * given)
+    return spec
+
+
 def formula_names(spec: RunSpec, prediction: Prediction) -> dict[str, float]:
     """Return the values that a claim's formula may use, by name.
 
@@ -220,6 +260,12 @@ _OPERATORS: dict[type[ast.operator], Callable[[float, float], float]] = {
     ast.Div: operator.truediv,
     ast.Pow: operator.pow,
 }
+
+
+def formula_text(formula: str, names: Mapping[str, float]) -> str:
+    """Return the formula with its names replaced by their values."""
+    filled = re.sub(r"(?<![\w.])[A-Za-z_]\w*", lambda name: f"{names[name[0]]:,.12g}", formula)
+    return filled.replace("**", "^").replace("*", "x")
 
 
 def evaluate(formula: str, names: Mapping[str, float] | None) -> float:

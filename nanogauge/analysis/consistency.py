@@ -1,7 +1,7 @@
 """Find claims that cannot be true: refuted by arithmetic, by the GPU or by each other.
 
 Each relation is checked by interval arithmetic: claims exclude each other only if no values within
-their ranges satisfy it.
+their ranges satisfy it. Claims about another run are left out.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from itertools import combinations, product
 
-from nanogauge.analysis.claims import Claim, Claims, evaluate, formula_names
+from nanogauge.analysis.claims import Claim, Claims, evaluate, formula_names, formula_text
 from nanogauge.errors import BadInput
 from nanogauge.prediction.flops import MFU_CONVENTIONS, flops_per_token_causal, flops_per_token_palm
 from nanogauge.quantities import QUANTITIES, format_range, format_value, mfu
@@ -18,23 +18,20 @@ from nanogauge.runspec import RunSpec
 from nanogauge.schema import Prediction, Stored
 
 _SLACK = 1e-9  # relative, so that rounding does not separate ranges that touch
+_OVERCLOCKED = 1.2
+"""Highest clock of a sold board over its datasheet's. Boards of one GPU differ by up to 10 %."""
+_RAISED_POWER = 1.4
+"""Highest power limit of a sold board over the reference's: RTX 4090 boards go to 600 of 450 W."""
 
 
 class Inconsistency(Stored):
     ids: list[str]
     """Keys of the claims that cannot be true, or not together."""
     why: str
-
-
-def range_text(claim: Claim, currency: str = "") -> str:
-    """Format a claimed range; an open end reads 'at least' or 'at most'."""
-    if claim.value is not None:
-        return format_value(claim.row, claim.value, currency)
-    if math.isinf(claim.high):
-        return f"at least {format_value(claim.row, claim.low, currency)}"
-    if math.isinf(claim.low):
-        return f"at most {format_value(claim.row, claim.high, currency)}"
-    return format_range(claim.row, claim.low, claim.high, currency)
+    certain: bool = True
+    """False if a board better than the reference, or another count of FLOPs, could make it true."""
+    whole: bool = True
+    """False if it refutes only an end of the claimed range."""
 
 
 def factor_text(factor: float) -> str:
@@ -46,6 +43,8 @@ def factor_text(factor: float) -> str:
 def computed_value(claim: Claim, spec: RunSpec, prediction: Prediction) -> float | None:
     """Return the claim's value by its formula or by exact arithmetic; None if it has neither.
 
+    Passes over the data are not exact: the unique tokens are counted when the data is opened.
+
     Raises:
         BadInput: if the formula uses an unknown name or has no value.
     """
@@ -55,50 +54,63 @@ def computed_value(claim: Claim, spec: RunSpec, prediction: Prediction) -> float
         except ValueError as error:
             raise BadInput(f"the formula of the claim {claim.key}: {error}.") from None
     estimate = prediction.quantities.get(claim.row)
-    return estimate.expected if estimate is not None and QUANTITIES[claim.row].exact else None
+    exact = QUANTITIES[claim.row].exact and claim.row != "data_epochs"
+    return estimate.expected if estimate is not None and exact else None
 
 
-def arithmetic_sentence(claim: Claim, value: float, prediction: Prediction) -> str:
-    """Return a sentence that compares a claim with its value from computed_value()."""
+def arithmetic_sentence(
+    claim: Claim, value: float, spec: RunSpec, prediction: Prediction, *others: Claim
+) -> str:
+    """Return a sentence that compares claims of one formula with their value."""
+    sentence = f"the configuration gives {claim.text(value)}"
     if claim.formula:
-        text = f"{claim.formula} = {format_value(claim.row, value)}"
-    else:
-        formula = prediction.quantities[claim.row].formula
-        text = f"the configuration gives {format_value(claim.row, value)} ({formula})"
+        formula = formula_text(claim.formula, formula_names(spec, prediction))
+        sentence = f"{formula} = {claim.text(value)}"
     if claim.holds(value):
-        return text
-    factor = claim.factor(value)
-    if factor is None or factor <= 0:
-        return text
-    return f"{text}, {factor_text(factor)} {'more' if factor > 1 else 'less'} than the claim"
+        return sentence
+    factors = [one.factor(value) or 0.0 for one in (claim, *others)]
+    if min(factors) <= 0:
+        return sentence
+    words = " and ".join(factor_text(factor) for factor in factors)
+    if factors[0] > 1:
+        return f"{sentence}, {words} the claim"
+    return f"{sentence}; the claim is {words} that"
 
 
 def inconsistencies(claims: Claims, spec: RunSpec, prediction: Prediction) -> list[Inconsistency]:
-    """Return the claims, and combinations of claims, that cannot be true, with the reasons."""
+    """Return the claims, and combinations of claims, that cannot be true, each fact once."""
     found: list[Inconsistency] = []
     not_exact: list[Claim] = []
+    wrong: dict[tuple[str, str | None], list[tuple[Claim, float]]] = {}
     for claim in claims.claim:
+        if claim.about is not None or claim.says is not None:
+            continue
         value = computed_value(claim, spec, prediction)
         if value is None:
             not_exact.append(claim)
         elif not claim.holds(value):
-            sentence = arithmetic_sentence(claim, value, prediction)
-            found.append(
-                _finding(f"{_label(claim)}: {range_text(claim)} is wrong: {sentence}.", claim)
-            )
+            wrong.setdefault((claim.row, claim.formula), []).append((claim, value))
+    for group in wrong.values():
+        refuted, value = [claim for claim, _ in group], group[0][1]
+        ranges = " and ".join(claim.range_text() for claim in refuted)
+        verb = "are" if len(refuted) > 1 else "is"
+        sentence = arithmetic_sentence(refuted[0], value, spec, prediction, *refuted[1:])
+        why = f"{_label(refuted[0])}: {ranges} {verb} wrong: {sentence}."
+        found.append(_finding(why, *refuted))
     for claim in not_exact:
         found += _check_hardware(claim, spec, prediction)
-    for one, other in combinations(claims.claim, 2):
-        if one.row == other.row and one.formula == other.formula:  # else: different assumptions
+    for one, other in combinations(not_exact, 2):
+        if one.row == other.row:
             found += _check_same_row(one, other)
     found += _check_mfu(not_exact, spec, prediction)
-    found += _check_order(not_exact)
+    at_odds = {key for finding in found if len(finding.ids) > 1 for key in finding.ids}
+    found += _check_order([c for c in not_exact if c.key not in at_odds])
     found += _check_products(not_exact, spec)
     return found
 
 
-def _finding(why: str, *claims: Claim) -> Inconsistency:
-    return Inconsistency(ids=[claim.key for claim in claims], why=why)
+def _finding(why: str, *claims: Claim, certain: bool = True, whole: bool = True) -> Inconsistency:
+    return Inconsistency(ids=[claim.key for claim in claims], why=why, certain=certain, whole=whole)
 
 
 def _label(claim: Claim) -> str:
@@ -112,40 +124,45 @@ def _check_hardware(claim: Claim, spec: RunSpec, prediction: Prediction) -> Iter
     if peak is not None and steps is not None and claim.low > 0:
         per_token = flops_per_token_palm(spec.shape)
         flops = per_token * spec.tokens_per_step * steps
-        share = mfu(flops, claim.low, peak)
+        share, causal = mfu(flops, claim.low, peak), flops_per_token_causal(spec.shape) / per_token
         if share > 1 + _SLACK:
-            causal = flops_per_token_causal(spec.shape) / per_token
             yield _finding(
-                f"{format_value(claim.row, claim.low)} would need "
-                f"{flops / claim.low / 1e12:.1f} TFLOP/s (6N + 12LCT), {100 * share:.0f} % of the "
-                f"peak of {peak / 1e12:.1f}; with only the causal half of attention counted, "
-                f"{100 * share * causal:.0f} %.",
+                f"{format_value(claim.row, claim.low)} would need {100 * share:.0f} % of the peak "
+                f"by 6N + 12LCT, {100 * share * causal:.0f} % with attention's causal half alone.",
                 claim,
+                certain=share * causal > _OVERCLOCKED,
+                whole=mfu(flops, claim.high, peak) * causal > _OVERCLOCKED,
             )
     if claim.row.startswith("mfu") and (claim.low > 1 or 1 < claim.high < math.inf):
-        yield _finding(f"{range_text(claim)}: MFU cannot exceed 100 %.", claim)
+        why = f"{claim.range_text()}: MFU cannot exceed 100 %."
+        yield _finding(why, claim, whole=claim.low > 1)
     if hardware.kind == "cpu":
         return
-    limit, name = None, "the card's memory"
+    limit, name, margin = None, "the card's memory", 1.0
     if claim.row == "power_watts" and hardware.power_limit_watts is not None:
-        limit = gpus * hardware.power_limit_watts
-        name = "the board's power limit" if gpus == 1 else f"the power limit of {gpus} boards,"
+        limit, name = gpus * hardware.power_limit_watts, "the power limit"
+        if hardware.power_limit_watts == hardware.board_power_watts:
+            name, margin = "the reference board's power limit", _RAISED_POWER
     elif claim.row in ("peak_allocated_bytes", "peak_process_bytes"):
         limit = hardware.memory_bytes
     top = claim.high if math.isfinite(claim.high) else claim.low
     if limit is not None and top > limit:
         top_text, limit_text = (format_value(claim.row, value) for value in (top, limit))
-        yield _finding(f"{top_text} is above {name} of {limit_text}.", claim)
+        certain = top > margin * limit
+        allowed = "" if certain else "; other makers' boards allow more"
+        yield _finding(
+            f"{top_text} is above {name} of {limit_text}{allowed}.",
+            claim,
+            certain=certain,
+            whole=claim.low > margin * limit,
+        )
 
 
 def _check_same_row(one: Claim, other: Claim) -> Iterator[Inconsistency]:
     lower, upper = sorted((one, other), key=lambda c: c.low)
     if lower.high < upper.low:
-        far, near = upper.value or upper.low, lower.value or lower.high
-        factor = far / near if near > 0 else None
-        apart = f" are {factor_text(factor)} apart and" if factor and factor > 1.5 else ""
-        ranges = f"{range_text(one)} and {range_text(other)}"
-        yield _finding(f"{_label(one)}: {ranges}{apart} exclude each other.", one, other)
+        ranges = f"{one.range_text()} and {other.range_text()}"
+        yield _finding(f"{_label(one)}: {ranges} exclude each other.", one, other)
 
 
 def _ends(claim: Claim) -> tuple[float, float]:
@@ -176,37 +193,36 @@ def _combinations(claims: list[Claim], *rows: str) -> Iterator[tuple[Claim, ...]
 def _check_mfu(
     claims: list[Claim], spec: RunSpec, prediction: Prediction
 ) -> Iterator[Inconsistency]:
-    """Check MFU x peak x time = FLOPs for every claimed MFU and time.
+    """Check MFU x peak x time = FLOPs for every claimed MFU, with all claimed times at once.
 
     A total may exceed the time of the steps, by evaluation and compilation.
     """
     peak = prediction.peak_flops
     if peak is None:
         return
-    counts = {row: per_token(spec.shape) for row, per_token in MFU_CONVENTIONS.items()}
-    times = {"step_seconds": 1, "total_seconds": spec.steps}
-    for share, claim in product(claims, claims):
-        if share.row not in counts or claim.row not in times:
+    times = {"step_seconds": (1, " a step"), "total_seconds": (spec.steps, "")}
+    for share in claims:
+        per_token = MFU_CONVENTIONS.get(share.row)
+        if per_token is None:
             continue
         least, most = _ends(share)
-        implied = {}
-        for row, per_token in counts.items():
-            seconds = per_token * spec.tokens_per_step * times[claim.row] / peak
-            implied[row] = (
-                0.0 if math.isinf(most) else seconds / most,
-                seconds / least if least > 0 else math.inf,
-            )
-        low, high = implied[share.row]
-        if _disjoint(low, math.inf if claim.row == "total_seconds" else high, claim):
-            other, name = (
-                ("mfu_6n", "6N") if share.row == "mfu_palm" else ("mfu_palm", "6N + 12LCT")
-            )
+        implied, excluded = [], []
+        for row, (count, unit) in times.items():
+            seconds = per_token(spec.shape) * spec.tokens_per_step * count / peak
+            low = 0.0 if math.isinf(most) else seconds / most
+            high = seconds / least if least > 0 else math.inf
+            bound = math.inf if row == "total_seconds" else high
+            wrong = [c for c in claims if c.row == row and _disjoint(low, bound, c)]
+            excluded += wrong
+            if wrong:
+                implied.append(_span_text(row, low, high) + unit)
+        if excluded:
+            ranges = ", ".join(claim.range_text() for claim in excluded)
             yield _finding(
-                f"MFU {range_text(share)} means {_span_text(claim.row, low, high)} "
-                f"({_span_text(claim.row, *implied[other])} counting {name}), "
-                f"not {range_text(claim)}: the two exclude each other.",
+                f"MFU {share.range_text()} means {' and '.join(implied)}, not {ranges}: "
+                "they exclude each other.",
                 share,
-                claim,
+                *excluded,
             )
 
 
@@ -223,7 +239,7 @@ def _check_order(claims: list[Claim]) -> Iterator[Inconsistency]:
     for rows, why in _AT_LEAST.items():
         for whole, part in _combinations(claims, *rows):
             if _disjoint(_ends(part)[0], math.inf, whole):
-                ranges = "; ".join(f"{_label(c)}: {range_text(c)}" for c in (whole, part))
+                ranges = "; ".join(f"{_label(c)}: {c.range_text()}" for c in (whole, part))
                 yield _finding(f"{ranges}; but {why}.", whole, part)
 
 
@@ -233,8 +249,8 @@ def _check_products(claims: list[Claim], spec: RunSpec) -> Iterator[Inconsistenc
         least = _ends(step)[0] * spec.steps
         if _disjoint(least, math.inf, total):
             yield _finding(
-                f"{spec.steps:,} steps of {range_text(step)} take at least "
-                f"{format_value('total_seconds', least)}, more than {range_text(total)}.",
+                f"{spec.steps:,} steps of {step.range_text()} take at least "
+                f"{format_value('total_seconds', least)}, more than {total.range_text()}.",
                 total,
                 step,
             )
@@ -243,7 +259,7 @@ def _check_products(claims: list[Claim], spec: RunSpec) -> Iterator[Inconsistenc
         low, high = (w * s / 3.6e6 for w, s in zip(_ends(watts), _ends(total), strict=True))
         if _disjoint(low, high, energy):
             yield _finding(
-                f"{range_text(watts)} over {range_text(total)} make "
-                f"{_span_text('energy_kwh', low, high)}, not {range_text(energy)}.",
+                f"{watts.range_text()} over {total.range_text()} make "
+                f"{_span_text('energy_kwh', low, high)}, not {energy.range_text()}.",
                 *group,
             )

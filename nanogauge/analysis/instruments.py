@@ -17,8 +17,8 @@ from nanogauge.analysis.telemetry import (
     sensor_mismatch,
     total_over_processes,
 )
-from nanogauge.prediction.flops import flops_per_token_causal, flops_per_token_palm
-from nanogauge.quantities import GIB, format_seconds, mfu
+from nanogauge.prediction.flops import flops_per_token_palm
+from nanogauge.quantities import format_seconds
 from nanogauge.runlog.history import RunHistory
 from nanogauge.runspec import RunSpec
 from nanogauge.schema import Prediction, Stored
@@ -52,7 +52,7 @@ class _Panel:
         )
 
     def add_bytes(self, name: str, label: str, value: float | None, how: str) -> None:
-        self.add(name, label, "B", value, f"{(value or 0) / GIB:.2f} GiB", how)
+        self.add(name, label, "B", value, f"{(value or 0) / 1e9:.2f} GB", how)
 
     def add_kwh(self, name: str, label: str, joules: float | None, how: str) -> None:
         value = None if joules is None else joules / JOULES_PER_KWH
@@ -67,7 +67,7 @@ def instruments(
         return []
     panel = _Panel()
     if measurements.median_step_seconds is not None:
-        _add_speed(panel, recorded, spec, prediction, measurements.median_step_seconds)
+        _add_speed(panel, spec, measurements.median_step_seconds)
     _add_step_parts(panel, recorded)
     _add_ranks(panel, recorded)
     _add_memory(panel, recorded, prediction)
@@ -80,31 +80,13 @@ def instruments(
     return panel.shown
 
 
-def _add_speed(
-    panel: _Panel, recorded: RunHistory, spec: RunSpec, prediction: Prediction, median: float
-) -> None:
-    shape, tokens, peak_flops = spec.shape, spec.tokens_per_step, prediction.peak_flops
+def _add_speed(panel: _Panel, spec: RunSpec, median: float) -> None:
+    shape, tokens = spec.shape, spec.tokens_per_step
     per_token = flops_per_token_palm(shape)
     achieved = per_token * tokens / median
     how = f"{per_token / 1e6:.4g} MFLOP per token (6N + 12LCT) x {tokens:,} tokens / median step"
     text = f"{achieved / 1e12:.3g} TFLOP/s"
     panel.add("achieved_flops_palm", "Achieved", "FLOP/s", achieved, text, how)
-    if peak_flops is None:
-        return
-    share = mfu(flops_per_token_causal(shape) * tokens, median, peak_flops)
-    how = f"of {peak_flops / 1e12:.3g} TFLOP/s; {prediction.hardware.peak_name}"
-    panel.add("mfu_causal", "MFU (6N + 6LCT, causal)", "1", share, f"{100 * share:.3g} %", how)
-    clocks, boost_hz = recorded.sensors.known("sm_clock_hz"), prediction.hardware.boost_clock_hz
-    if len(clocks) and boost_hz is not None:
-        clock_hz = float(np.median(clocks))
-        at_clock = peak_flops * clock_hz / boost_hz
-        share = achieved / at_clock
-        how = (
-            f"of {at_clock / 1e12:.3g} TFLOP/s at the median SM clock of {_gigahertz(clock_hz)} "
-            f"instead of {boost_hz / 1e9:.3f}"
-        )
-        label = "MFU at the measured clock (6N + 12LCT)"
-        panel.add("mfu_palm_at_clock", label, "1", share, f"{100 * share:.3g} %", how)
 
 
 def _add_step_parts(panel: _Panel, recorded: RunHistory) -> None:
@@ -157,7 +139,7 @@ def _add_ranks(panel: _Panel, recorded: RunHistory) -> None:
         worst = max(medians, key=lambda rank: medians[rank])
         value, count = medians[worst], min(len(of_rank) for of_rank in by_rank.values())
         unit = "B" if name.endswith("bytes") else "s"
-        size = f"{value / GIB:.2f} GiB" if unit == "B" else format_seconds(value)
+        size = f"{value / 1e9:.2f} GB" if unit == "B" else format_seconds(value)
         spread = 100 * (value - min(medians.values())) / value
         text = f"{size}, rank {worst}; the least is {spread:.2g} % lower"
         how = f"medians of {count:,} step{'s' * (count > 1)} of each rank"
@@ -176,7 +158,7 @@ def _add_memory(panel: _Panel, recorded: RunHistory, prediction: Prediction) -> 
         label = f"VRAM in use, whole card, peak{fullest}"
         panel.add_bytes("peak_device_bytes", label, used, how)
     if others := recorded.starts[-1].other_programs:
-        programs = ", ".join(f"{name} {size / GIB:.2f} GiB" for name, size in others.items())
+        programs = ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in others.items())
         label = "VRAM of other programs, at the start"
         panel.add_bytes("other_programs_bytes", label, sum(others.values()), programs)
     label, how = "Memory of the process on the host, peak", "resident memory of the process"
@@ -203,13 +185,8 @@ def _add_energy(panel: _Panel, recorded: RunHistory, tokens: int) -> None:
     panel.add_kwh("energy_integral_kwh", "Energy by integration", integral, how)
     joules = counted if counted is not None else integral
     start = recorded.starts[-1]
-    watts, busy = start.idle_power_watts, start.idle_utilization or 0.0
+    watts = start.idle_power_watts
     how = absent if watts is None else "mean just before the run"
-    if busy > 0.05:
-        how = (
-            f"just before the run; another program kept it {100 * busy:.0f} % busy, so it was not "
-            "idle"
-        )
     text = f"{watts:.3g} W" if watts is not None else ""
     panel.add("idle_power_watts", "Power of the idle board", "W", watts, text, how)
     if joules is not None and tokens:
@@ -236,7 +213,6 @@ _BOARD: tuple[tuple[str, str, str, Callable[[float], str]], ...] = (
     ("utilization", "Utilisation", "1", _percent),
     ("power_limit_watts", "Power limit", "W", "{:.0f} W".format),
 )
-_WORST_CARD = {"sm_clock_hz": "slowest_card", "temperature_celsius": "hottest_card"}
 
 
 def _add_board(panel: _Panel, recorded: RunHistory) -> None:
@@ -248,13 +224,6 @@ def _add_board(panel: _Panel, recorded: RunHistory) -> None:
             continue
         median, low, high = (float(f(values)) for f in (np.median, np.min, np.max))
         how = f"median of {len(values):,} readings; {show(low)} to {show(high)}"
-        worst = _WORST_CARD.get(field)
-        cards = recorded.sensors.known(worst) if worst else np.empty(0)
-        if worst and len(cards):
-            ranks, counts = np.unique(cards.astype(int), return_counts=True)
-            often, share = ranks[counts.argmax()], counts.max() / len(cards)
-            which = worst.removesuffix("_card")
-            how += f"; of the {which} card, {100 * share:.0f} % of the time that of rank {often}"
         panel.add(field, label, unit, median, show(median), how)
 
 

@@ -20,6 +20,13 @@ class Measured(Stored):
     p90: float | None = None
     n: int | None = None
     how: str
+    predicted_part: float | None = None
+    """Part of the value that predictions are about; None: all of it."""
+
+    @property
+    def predictable(self) -> float:
+        """The value, or the part of it that predictions are about."""
+        return self.value if self.predicted_part is None else self.predicted_part
 
 
 class Ledger(Stored):

@@ -14,7 +14,6 @@ from nanogauge.analysis.ledger import (
     build_ledger,
     describe_run_time,
     steady_seconds,
-    steady_steps,
 )
 from nanogauge.analysis.telemetry import energy_figures, memory_figures
 from nanogauge.prediction.calibrated import FinishedRun
@@ -28,8 +27,8 @@ from nanogauge.schema import Benchmark, Prediction, Stored
 QUALITY = "quality_vs_gpt2"
 GPT2 = "gpt2"
 HELD_OUT = "held_out"
-SPEEDUP_AFTER_SECONDS = 600
-SPEEDUP_WINDOW_SECONDS = 60
+LEAST_VALIDATION_TOKENS = 1_000_000
+"""A loss on fewer tokens is too noisy to be compared with another."""
 NOT_IN_LOG = "not_in_log"
 """Name of the event that says why an imported log has no value for a row."""
 
@@ -42,6 +41,8 @@ class Measurements(Stored):
     """Row ids with an impossible measured value; `missing` has the reason."""
     ledger: Ledger
     median_step_seconds: float | None
+    train_loss: float | None
+    """Loss of the last evaluation on the training split; None without one."""
     steps_done: int
     timed_whole: bool
     """True if the ledger covers the whole run, which an imported log may not."""
@@ -102,7 +103,7 @@ class _Measurer:
         ):
             self.values |= found
             self.missing |= absent
-        self._measure_speedup()
+        self._measure_against_first_step()
         self._measure_val_loss()
         notes: dict[str, list[str]] = {}
         if compared := _gpt2_benchmarks(self.recorded.benchmarks):
@@ -121,6 +122,7 @@ class _Measurer:
             refused=refused,
             ledger=self.ledger,
             median_step_seconds=self.median,
+            train_loss=self.recorded.evals[-1].train_loss if self.recorded.evals else None,
             steps_done=self.steps_done,
             timed_whole=timed_whole,
             status=self.status,
@@ -137,11 +139,11 @@ class _Measurer:
         how = f"counted: {self.steps_done:,} steps x {per_step:,} tokens"
         self._add("tokens_per_step", per_step, "micro-batch x context x accumulation, as run")
         self._add("tokens_total", tokens, how)
-        unique = self.recorded.starts[-1].train_tokens or self.spec.unique_tokens
+        unique = self.recorded.starts[-1].train_tokens
         if unique is not None:
             self._add("data_epochs", tokens / unique, f"{how} / {unique:,} unique tokens")
         else:
-            self.missing["data_epochs"] = "the number of unique tokens is not known"
+            self.missing["data_epochs"] = "the log does not say how many tokens are unique"
         for row in ("parameters", "parameters_total", "weights_bytes"):
             value = self.prediction.quantities[row].expected
             self._add(row, value, "counted from the configuration")
@@ -179,7 +181,7 @@ class _Measurer:
                 )
                 refused.append(row)
             else:
-                how = f"{achieved} of {peak / 1e12:.3g} TFLOP/s at the median step; peak: {name}"
+                how = f"{achieved} of {peak / 1e12:.3g} TFLOP/s at the median step"
                 self._add(row, share, how)
         return refused
 
@@ -201,13 +203,14 @@ class _Measurer:
             how = "as printed; the log does not separate evaluation, step and compilation"
             self._add(row, first.printed_seconds, how)
         else:
-            rest = first.printed_seconds - compiling - self.median
-            evaluating = f"an evaluation of about {rest:.3g} s, " if rest > 1e-6 else ""
+            own = compiling + self.median
+            rest = first.printed_seconds - own
+            inside = f" with an evaluation of about {rest:.3g} s" if rest > 1e-6 else ""
             how = (
-                f"as printed; of it {evaluating}a step of {self.median:.3g} s and "
-                f"{compiling:.3g} s that are left for compilation"
+                f"as printed{inside}; without it {own:.3g} s: a step of {self.median:.3g} s and "
+                f"{compiling:.3g} s of compilation"
             )
-            self._add(row, first.printed_seconds, how)
+            self.values[row] = Measured(value=first.printed_seconds, how=how, predicted_part=own)
 
     def _measure_total(self) -> None:
         row, ledger = "total_seconds", self.ledger
@@ -225,27 +228,20 @@ class _Measurer:
             how = f"{self.steps_done:,} steps from {timed} printed ones, each evaluation{compiled}"
             self._add(row, ledger.ran_s, f"reconstructed: {how}")
 
-    def _measure_speedup(self) -> None:
-        """Fill the row comparing the step time after ten minutes with that of the first minute."""
-        row, steps = "speedup_after_warmup", self.recorded.steps
-        timed = steady_steps(self.recorded) & ~np.isnan(steps.column("elapsed_seconds"))
-        ends, seconds = (steps.column(c)[timed] for c in ("elapsed_seconds", "step_seconds"))
-        if not len(ends):
-            numbers = [s.step for s in steps[:2]]
-            between = f" between steps {numbers[0]} and {numbers[1]}" if len(numbers) > 1 else ""
-            self.missing[row] = f"the log has no sample{between}, where a change would show"
+    def _measure_against_first_step(self) -> None:
+        """Fill the rows that compare the first step with the steady ones and its compilation."""
+        first, compiles = self.values.get("first_step_seconds"), self.recorded.compiles
+        if first is None or self.median is None:
+            why = self.missing.get("first_step_seconds", "no steady step is in the log yet")
+            self.missing |= dict.fromkeys(("speedup_after_warmup", "compile_share"), why)
             return
-        begin = ends[0] - seconds[0]
-        early = seconds[ends <= begin + SPEEDUP_WINDOW_SECONDS]
-        late = seconds[ends > begin + SPEEDUP_AFTER_SECONDS]
-        if not len(late):
-            self.missing[row] = "the run was shorter than 10 minutes"
-        elif not len(early):
-            self.missing[row] = "no step ended within the first minute"
+        how = f"first step over a steady one: {first.value:.3g} / {self.median:.3g} s"
+        self._add("speedup_after_warmup", first.value / self.median, how)
+        if compiles:
+            how = f"{compiles[0].seconds:.3g} of {first.value:.3g} s"
+            self._add("compile_share", compiles[0].seconds / first.value, how)
         else:
-            n = len(early)
-            how = f"median of {n} steps in the first minute over that after 10 minutes"
-            self._add(row, float(np.median(early) / np.median(late)), how, n)
+            self.missing["compile_share"] = "the log has no compilation"
 
     def _measure_val_loss(self) -> None:
         row = "val_loss"
@@ -260,7 +256,13 @@ class _Measurer:
         elif last.val_loss is None:
             self.missing[row] = f"non-finite {after}"
         else:
-            self._add(row, last.val_loss, f"evaluation {after}")
+            how, train = f"evaluation {after}", last.train_loss
+            if (self.spec.validation_tokens or 0) >= LEAST_VALIDATION_TOKENS:
+                train = None
+            if train is not None:
+                how += ", on few or unknown tokens; the prediction is compared with the training "
+                how += f"split's {train:.3f}"
+            self.values[row] = Measured(value=last.val_loss, how=how, predicted_part=train)
 
 
 def quality_figures(benchmarks: Sequence[Benchmark]) -> tuple[dict[str, Measured], dict[str, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ConfigDict, Field
 
@@ -33,14 +33,15 @@ from nanogauge.analysis.status import (
     unfinished_headline,
     without_totals,
 )
-from nanogauge.analysis.verdicts import Row, build_rows, deviation_text
+from nanogauge.analysis.verdicts import Row, RowVerdict, build_rows, deviation_text
 from nanogauge.analysis.what_if import Scenario, what_if
 from nanogauge.quantities import QUANTITIES, format_range, format_seconds, format_value
 from nanogauge.runlog.folder import CLAIMS_NAME, RunFolder, load_with_log
 from nanogauge.runlog.history import RunHistory
 from nanogauge.runlog.lock import is_locked
 from nanogauge.runlog.reader import LogReader, last_written
-from nanogauge.schema import SCHEMA, Prediction, Stored, TimeZone
+from nanogauge.runspec import RunSpec
+from nanogauge.schema import SCHEMA, Prediction, Start, Stored, TimeZone
 
 
 class RunInfo(Stored):
@@ -67,6 +68,8 @@ class RunInfo(Stored):
     projected_high_s: float | None
     projected_how: str | None
     prediction_sha256: str
+    prediction_made: str = "before step 0"
+    """When the prediction was made, and what of it this very run served to fit."""
     document: str | None
     """Title of the document whose claims are compared."""
     restarts: int
@@ -79,6 +82,8 @@ class RunInfo(Stored):
     """Rollbacks to a checkpoint; None for an imported log."""
     verdicts: dict[str, int]
     """Number of claims by verdict."""
+    sums: dict[str, int] = Field(default_factory=dict)
+    """Number of the claims that arithmetic alone judges, by verdict; `verdicts` includes them."""
     not_measured: int
     """Rows without a measured value."""
     predictions_held: int
@@ -148,15 +153,15 @@ def build_report(
     measurements = without_totals(measure(recorded, spec, prediction), spec)
     rows, findings = build_rows(claims, spec, prediction, measurements)
     scenarios = what_if(spec, prediction, measurements, recorded)
-    attribution = attribute(prediction, measurements, spec, recorded, scenarios)
+    attribution = attribute(prediction, measurements, spec, recorded)
     of_claim = None
     if claims is not None:
-        of_claim = attribute(prediction, measurements, spec, recorded, scenarios, claims)
+        of_claim = attribute(prediction, measurements, spec, recorded, claims)
     liveness = judge_liveness(recorded, prediction, written, now, lock_held)
     finished = measurements.status == "finished"
     projection = None if finished else project_total(recorded, spec, prediction, measurements)
     headline = (
-        _headline(claims, rows, measurements, attribution, prediction)
+        _headline(rows, measurements, attribution, prediction)
         if finished
         else unfinished_headline(
             measurements, spec, prediction, liveness, projection, run.time_zone.local(now)
@@ -201,7 +206,7 @@ def _run_info(
     headline: str,
 ) -> RunInfo:
     spec, median = run.spec, measurements.median_step_seconds
-    start = recorded.starts[0]
+    start, claimed = recorded.starts[0], [row for row in rows if row.claim is not None]
     predictions = {row.id: row.prediction for row in rows if row.prediction is not None}
     return RunInfo(
         name=spec.name or run.path.name,
@@ -222,12 +227,14 @@ def _run_info(
         projected_high_s=projection and projection.high_s,
         projected_how=projection and projection.how,
         prediction_sha256=run.prediction_sha256,
+        prediction_made=_prediction_made(start, spec),
         document=claims.document.title if claims is not None else None,
         restarts=len(recorded.processes) - 1,
         lost_steps=recorded.lost_steps,
         skipped_updates=skipped_updates(recorded) if start.source == "train" else None,
         rollbacks=rollbacks(recorded) if start.source == "train" else None,
-        verdicts=dict(Counter(row.verdict for row in rows if row.claim is not None)),
+        verdicts=dict(Counter(row.verdict for row in claimed)),
+        sums=dict(Counter(row.verdict for row in claimed if row.judged_by == "arithmetic")),
         not_measured=sum(row.verdict == "not measured" for row in rows),
         predictions_held=sum(judged == "held" for judged in predictions.values()),
         predictions_judged=len(predictions),
@@ -244,14 +251,29 @@ def _warnings(recorded: RunHistory, prediction: Prediction, liveness: Liveness |
     return texts
 
 
+_FITTED_ON = {
+    ("nanogpt_log", "RTX 4070", 12, 384, 16): "constants were fitted on this run's compilation, "
+    "step time and loss, so their agreement is no success"
+}
+"""Source of a log, device, layers, width and micro-batch -> what the run served to fit."""
+
+
+def _prediction_made(start: Start, spec: RunSpec) -> str:
+    if start.source == "train":
+        return "before step 0"
+    shape = spec.shape
+    key = (start.source, start.device, shape.n_layer, shape.n_embd, spec.micro_batch)
+    fitted = f"; {_FITTED_ON[key]}" if key in _FITTED_ON else ""
+    return f"after the run, from its log{fitted}"
+
+
 def _headline(
-    claims: Claims | None,
     rows: list[Row],
     measurements: Measurements,
     attribution: Attribution | None,
     prediction: Prediction,
 ) -> str:
-    """Return one or two sentences that judge a finished run."""
+    """Return a few sentences that judge a finished run and the claims about it."""
     device = "processor" if prediction.hardware.kind == "cpu" else "card"
     ledger, done = measurements.ledger, measurements.steps_done
     if "total_seconds" not in measurements.values:
@@ -259,29 +281,47 @@ def _headline(
         return f"Finished after {done:,} steps; how long it took is not measured: {reason}."
     assert ledger.ran_s is not None
     actual = format_seconds(ledger.ran_s)
-    total = _narrowest(claims, rows, "total_seconds")
+    total = _narrowest(rows, "total_seconds")
     if total is None or total.claimed is None:
         return _headline_of_prediction(actual, rows, attribution)
-    claimed = total.claimed.text
-    if total.verdict == "held":
-        return f"{actual}, as claimed ({claimed})."
-    text = f"{actual}, not {claimed}"
-    step = _narrowest(claims, rows, "step_seconds")
-    if step is not None and step.claimed and step.measured and step.verdict == "missed":
-        text += (
-            f": every step took {format_value('step_seconds', step.measured.value)} "
-            f"instead of {step.claimed.text}"
-        )
+    as_claimed = total.verdict == "held"
+    text = f"{actual}, {'as claimed: ' if as_claimed else 'not '}{total.claimed.text}"
+    steps = _step_comparison(rows)
+    text += f": {steps}." if steps and not as_claimed else "."
     mfu = next((r.measured for r in rows if r.id == "mfu_palm" and r.measured), None)
-    if mfu is None:
-        return text + "."
-    text += f". The {device} worked at {format_value('mfu_palm', mfu.value)} of its peak"
     predicted = next(r for r in rows if r.id == "step_seconds").prediction
-    if predicted == "held" and total.factor is not None and total.factor > 1:
-        text += (
-            f", as this hardware does: the claimed time was too short, not the {device} too slow"
-        )
-    return text + "."
+    if mfu is not None and not as_claimed:
+        reached = f"{format_value('mfu_palm', mfu.value)} of its peak"
+        if predicted == "held" and total.factor is not None and total.factor > 1:
+            text += f" At {reached} the {device} was not slow; the estimate was."
+        else:
+            text += f" The {device} worked at {reached}."
+    return f"{text} {_claims_counted(rows)}"
+
+
+def _step_comparison(rows: list[Row]) -> str:
+    """Compare the measured step with its claims: inside one, above or below another."""
+    judged = [r for r in rows if r.id == "step_seconds" and r.judged_by == "measurement"]
+    words = []
+    for row in sorted(judged, key=lambda r: r.verdict):
+        assert row.claimed is not None and row.factor is not None
+        where = "inside" if row.verdict == "held" else "above" if row.factor > 1 else "below"
+        words.append(f"{where} the claimed {row.claimed.text}")
+    if not words or judged[0].measured is None:
+        return ""
+    took = f"a step took {format_value('step_seconds', judged[0].measured.value)}"
+    return f"{took}, {' but '.join(words)}"
+
+
+def _claims_counted(rows: list[Row]) -> str:
+    """Count the claims about the world by verdict, and apart from them the sums."""
+    claimed = [row for row in rows if row.claim is not None]
+    world = Counter(row.verdict for row in claimed if row.judged_by != "arithmetic")
+    sums = Counter(row.verdict for row in claimed if row.judged_by == "arithmetic")
+    counted = ", ".join(f"{world[v]} {v}" for v in get_args(RowVerdict) if world[v])
+    text = f"Of {world.total()} claim{'s' * (world.total() != 1)} about the world: {counted}"
+    wrong = sums["contradicted"]
+    return f"{text}; of {sums.total()} sums {wrong} cannot be true." if sums else f"{text}."
 
 
 def _headline_of_prediction(actual: str, rows: list[Row], attribution: Attribution | None) -> str:
@@ -306,15 +346,14 @@ def _headline_of_prediction(actual: str, rows: list[Row], attribution: Attributi
     )
 
 
-def _narrowest(claims: Claims | None, rows: list[Row], row_id: str) -> Row | None:
-    """Return the row with the narrowest claimed range of a quantity, without formula claims."""
-    computed = {c.key for c in claims.claim if c.formula is not None} if claims else set()
-    widths = [
+def _narrowest(rows: list[Row], row_id: str) -> Row | None:
+    """Return the row with the narrowest claimed range of a quantity that was measured."""
+    claimed = [
         (row.claimed.width, index)
         for index, row in enumerate(rows)
-        if row.id == row_id and row.claimed is not None and row.claim not in computed
+        if row.id == row_id and row.claimed is not None and row.judged_by == "measurement"
     ]
-    return rows[min(widths)[1]] if widths else None
+    return rows[min(claimed)[1]] if claimed else None
 
 
 def report_schema() -> dict[str, Any]:

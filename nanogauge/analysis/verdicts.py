@@ -5,21 +5,29 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from nanogauge.analysis.claims import Claim, Claims
+from nanogauge.analysis.claims import Claim, Claims, spec_of_subject
 from nanogauge.analysis.consistency import (
     Inconsistency,
     arithmetic_sentence,
     computed_value,
+    factor_text,
     inconsistencies,
-    range_text,
 )
-from nanogauge.analysis.ledger import LEDGER_NAMES, Ledger, Measured
-from nanogauge.analysis.measured import Measurements
-from nanogauge.quantities import QUANTITIES, finite, format_range, format_seconds, format_value
+from nanogauge.analysis.ledger import Measured
+from nanogauge.analysis.measured import QUALITY, Measurements
+from nanogauge.analysis.quality import quality_by_loss
+from nanogauge.errors import BadInput
+from nanogauge.hardware import lookup
+from nanogauge.prediction.loss import DATASETS
+from nanogauge.prediction.prediction import predict
+from nanogauge.quantities import QUANTITIES, finite, format_value, span_of
 from nanogauge.runspec import RunSpec
 from nanogauge.schema import Estimate, Prediction, Stored
 
-RowVerdict = Literal["held", "missed", "contradicted", "not measured", "no claim"]
+RowVerdict = Literal[
+    "held", "missed", "contradicted", "likely", "unlikely", "not measured", "no claim"
+]
+Judge = Literal["measurement", "configuration", "arithmetic", "limit", "prediction"]
 
 
 class Claimed(Stored):
@@ -31,6 +39,10 @@ class Claimed(Stored):
     quote: str
     english: str
     reading: str | None
+    label: str | None = None
+    """Assumption or subject of the claim."""
+    of_this_run: bool = True
+    """False if the claim is about another run than the reported one."""
 
     @property
     def width(self) -> float:
@@ -51,29 +63,54 @@ class Row(Stored):
     measured: Measured | None
     verdict: RowVerdict
     """Verdict on the claim."""
+    judged_by: Judge | None = None
+    """What the verdict on the claim stands on; None without a claim or a verdict. Claims judged by
+    arithmetic say nothing of the world: they are sums of the document, or follow from settings."""
     prediction: Literal["held", "missed"] | None
     """Verdict on the analytic interval; None without a prediction or measurement."""
     factor: float | None
-    """Measured or computed value over the claimed number or nearest end, 1 inside the range.
-    Without a claim, measured over predicted value."""
+    """Value or nearest end of the predicted interval over the claimed number or nearest end, 1
+    inside the range. Without a claim, measured over predicted value."""
     why: str
 
 
 def build_rows(
     claims: Claims | None, spec: RunSpec, prediction: Prediction, measurements: Measurements | None
 ) -> tuple[list[Row], list[Inconsistency]]:
-    """Return a row per claim and per unclaimed quantity, and the claims that cannot be true.
+    """Return a row per claim and per quantity without one, and the claims that cannot be true.
 
+    A quantity also has a row of its own if all claims about it are about other runs.
     `measurements` is None for a plan, which is made before the run.
+
+    Raises:
+        BadInput: if a claim's formula has no value, or its subject is no valid run.
     """
     findings = inconsistencies(claims, spec, prediction) if claims is not None else []
     rows: list[Row] = []
-    for row_id in QUANTITIES:
+    for row_id, quantity in QUANTITIES.items():
         of_row: list[Claim | None] = []
         of_row += [c for c in claims.claim if c.row == row_id] if claims is not None else []
-        for claim in of_row or [None]:
-            rows.append(_row(row_id, claim, spec, prediction, measurements, findings))
+        if not (quantity.optional or any(c is not None and c.is_about_this_run for c in of_row)):
+            of_row.insert(0, None)  # this run's own value
+        for claim in of_row:
+            if claim is None or claim.about is None:
+                rows.append(_row(row_id, claim, spec, prediction, measurements, findings))
+            else:
+                rows.append(_row(row_id, claim, *_subject(claim, spec, prediction), None, []))
     return rows, findings
+
+
+def _subject(claim: Claim, spec: RunSpec, prediction: Prediction) -> tuple[RunSpec, Prediction]:
+    """Return the run that a claim is about, and its prediction."""
+    about, hardware = claim.about or {}, prediction.hardware
+    try:
+        spec = spec_of_subject(spec.resolved(prediction.dtype, prediction.gpus), about)
+    except ValueError as error:
+        first = str(error).splitlines()[-1].strip()
+        raise BadInput(f"the claim {claim.key} is about no valid run: {first}") from None
+    if "gpu" in about:
+        hardware = lookup(str(about["gpu"]), prediction.dtype)
+    return spec, predict(spec, hardware)
 
 
 def _row(
@@ -86,38 +123,26 @@ def _row(
 ) -> Row:
     analytic, calibrated = prediction.quantities.get(row_id), prediction.calibrated.get(row_id)
     measured = measurements.values.get(row_id) if measurements is not None else None
-    if claim is not None and claim.formula is not None and not QUANTITIES[row_id].exact:
+    if claim is not None and not (claim.is_about_this_run or claim.about is not None):
         # The formula describes another run, which this one says nothing about.
         analytic = calibrated = measured = None
     verdict: RowVerdict
+    judged_by: Judge | None = None
     factor: float | None
     if claim is None:
         verdict = "no claim" if measured is not None else "not measured"
-        factor = measured.value / analytic.expected if measured and analytic else None
-        reasons = [_against_prediction(row_id, analytic, measured, measurements, prediction)]
+        factor = measured.predictable / analytic.expected if measured and analytic else None
+        why = _against_prediction(row_id, analytic, measured, measurements, prediction)
     else:
-        computed = computed_value(claim, spec, prediction)
-        if computed is not None:
-            verdict = "held" if claim.holds(computed) else "contradicted"
-            factor = claim.factor(computed)
-            reasons = [arithmetic_sentence(claim, computed, prediction)]
-        elif measured is not None:
-            verdict = "held" if claim.holds(measured.value) else "missed"
-            factor = claim.factor(measured.value)
-            reasons = [_against_claim(claim, measured, factor)]
-        else:
-            verdict, factor = "not measured", None
-            reasons = [_not_measured(row_id, measurements)]
-            if analytic is not None and measurements is not None:
-                predicted = format_range(row_id, analytic.low, analytic.high, spec.cost.currency)
-                reasons.append(f"predicted {predicted}")
-        if computed is None:
-            reasons += _context(row_id, measured, measurements)
-            reasons += _counter_evidence(claim, findings, measurements)
+        by_loss = quality_by_loss(spec, measurements) if row_id == QUALITY else None
+        estimate = by_loss or calibrated or analytic
+        verdict, judged_by, factor, why = _judge(
+            claim, spec, prediction, measurements, measured, estimate, findings
+        )
     inside = None
     if analytic is not None and measured is not None:
         slack = 1e-3 * abs(analytic.expected) if QUANTITIES[row_id].exact else 0.0
-        inside = analytic.low - slack <= measured.value <= analytic.high + slack
+        inside = analytic.low - slack <= measured.predictable <= analytic.high + slack
     label, unit = _label(row_id, prediction), QUANTITIES[row_id].unit
     return Row(
         id=row_id,
@@ -129,10 +154,70 @@ def _row(
         calibrated=calibrated,
         measured=measured,
         verdict=verdict,
+        judged_by=judged_by,
         prediction=None if inside is None else ("held" if inside else "missed"),
         factor=factor,
-        why="; ".join(r for r in reasons if r),
+        why=why,
     )
+
+
+_Verdict = tuple[RowVerdict, Judge | None, float | None, str]
+
+
+def _judge(
+    claim: Claim,
+    spec: RunSpec,
+    prediction: Prediction,
+    measurements: Measurements | None,
+    measured: Measured | None,
+    estimate: Estimate | None,
+    findings: list[Inconsistency],
+) -> _Verdict:
+    """Return the verdict on a claim, what it stands on, its factor and its reason.
+
+    Arithmetic comes first, then the measurement, then limits of the hardware, then the prediction.
+    """
+    if claim.says is not None:
+        return _judge_name(claim, spec)
+    computed = computed_value(claim, spec, prediction)
+    if computed is not None:
+        sentence = arithmetic_sentence(claim, computed, spec, prediction)
+        verdict: RowVerdict = "held" if claim.holds(computed) else "contradicted"
+        return verdict, "arithmetic", claim.factor(computed), sentence
+    currency = spec.cost.currency
+    if measured is not None:
+        factor = claim.factor(measured.value)
+        reasons = [_against_claim(claim, measured.value, "", currency)]
+        reasons += measurements.notes.get(claim.row, []) if measurements is not None else []
+        verdict = "held" if claim.holds(measured.value) else "missed"
+        return verdict, "measurement", factor, "; ".join(r for r in reasons if r)
+    limit = prediction.hardware.memory_bytes
+    ended = measurements is not None and measurements.status == "finished"
+    upper = claim.row == "peak_process_bytes" and math.isinf(claim.low)
+    if ended and upper and limit is not None and claim.high >= limit:
+        why = "the run reached its end, so its peak fitted into the memory"
+        return "held", "measurement", 1.0, why
+    for finding in findings:
+        if finding.ids == [claim.key] and finding.certain and finding.whole:
+            return "contradicted", "limit", None, finding.why.rstrip(".")
+    if estimate is not None:
+        near = min(max(claim.low, estimate.low), estimate.high)
+        verdict = "likely" if claim.holds(near) else "unlikely"
+        interval = span_of(*(claim.text(end, currency) for end in (estimate.low, estimate.high)))
+        why = _against_claim(claim, near, interval, currency)
+        why = estimate.formula if claim.row == QUALITY else why
+        return verdict, "prediction", claim.factor(near), why
+    reason = measurements.missing[claim.row] if measurements is not None else ""
+    return "not measured", None, None, reason or prediction.unpredicted.get(claim.row, "")
+
+
+def _judge_name(claim: Claim, spec: RunSpec) -> _Verdict:
+    """Judge the claimed name of the data set by the configuration or the log."""
+    if spec.dataset not in DATASETS:
+        return "not measured", None, None, "neither the log nor the configuration names the data"
+    held = claim.says == spec.dataset
+    why = "as the configuration has it" if held else f"the configuration has {spec.dataset}"
+    return ("held" if held else "missed"), "configuration", None, why
 
 
 def _label(row_id: str, prediction: Prediction) -> str:
@@ -151,10 +236,12 @@ def _claimed(claim: Claim | None, currency: str) -> Claimed | None:
     return Claimed(
         low=finite(claim.low),
         high=finite(claim.high),
-        text=range_text(claim, currency),
+        text=claim.range_text(currency),
         quote=claim.quote,
         english=claim.english,
         reading=claim.reading,
+        label=claim.label,
+        of_this_run=claim.is_about_this_run,
     )
 
 
@@ -174,15 +261,22 @@ def deviation_text(value: float, reference: float) -> str:
     return f"{ratio:,.0f} times" if ratio >= 10 else f"{ratio:.3g} times"
 
 
-def _against_claim(claim: Claim, measured: Measured, factor: float | None) -> str:
-    text = format_value(claim.row, measured.value)
-    if claim.holds(measured.value):
-        return f"{text} lies within {range_text(claim)}" if claim.value is None else text
-    end = claim.low if measured.value < claim.low else claim.high
+def _against_claim(claim: Claim, value: float, interval: str, currency: str) -> str:
+    """Compare a claim with a measured value, or with the nearest value of a predicted interval."""
+    if claim.holds(value):
+        return f"our prediction is {interval}" if interval else ""
+    claimed, factor = claim.range_text(currency), claim.factor(value)
     if factor is None or factor <= 0:
-        return f"{text}, not {range_text(claim)}"
-    which = "the lower end" if measured.value < claim.low else "the upper end"
-    return f"{deviation_text(measured.value, end)} {which} of {range_text(claim)}"
+        return f"our prediction is {interval}" if interval else f"not {claimed}"
+    below = value < claim.low
+    end, which = (claim.low, "lower") if below else (claim.high, "upper")
+    if interval and below:
+        return f"at least {factor_text(end / value)} our {interval}"
+    if interval:
+        return f"our {interval} are at least {factor_text(value / end)} that"
+    if claim.value is None:
+        return f"{deviation_text(value, end)} the {which} end"
+    return f"{deviation_text(value, claim.value)} the claim"
 
 
 def _against_prediction(
@@ -197,60 +291,10 @@ def _against_prediction(
     if analytic is None:
         return f"not predicted: {prediction.unpredicted.get(row_id, 'it was not frozen')}"
     exact = analytic.low == analytic.high
-    if exact and math.isclose(measured.value, analytic.expected, rel_tol=1e-3):
+    if exact and math.isclose(measured.predictable, analytic.expected, rel_tol=1e-3):
         return "as the configuration has it"
-    deviation = deviation_text(measured.value, analytic.expected)
+    deviation = deviation_text(measured.predictable, analytic.expected)
     expected = format_value(row_id, analytic.expected)
     if exact:
         return f"{deviation} the planned {expected}"
-    where = "inside" if analytic.contains(measured.value) else "outside"
-    interval = format_range(row_id, analytic.low, analytic.high)
-    return f"{deviation} the expected {expected}, {where} the predicted {interval}"
-
-
-def _context(
-    row_id: str, measured: Measured | None, measurements: Measurements | None
-) -> list[str]:
-    """Return remarks on a measured value: its spread, parts or origin, and notes from the log."""
-    if measured is None or measurements is None:
-        return []
-    match row_id:
-        case "step_seconds" if measured.p10 is not None and measured.p90 is not None:
-            spread = 100 * (measured.p90 - measured.p10) / measured.value
-            text = f"{spread:.2g}" if spread < 10 else f"{spread:.0f}"
-            return [f"the middle 80 % of {measured.n:,} steps lie {text} % apart"]
-        case "total_seconds":
-            return [ledger_sentence(measurements.ledger)]
-        case "first_step_seconds":
-            return [measured.how]
-        case "mfu_palm" | "mfu_6n":
-            achieved, _, _ = measured.how.partition(";")
-            return [achieved, *measurements.notes.get(row_id, [])]
-        case _:
-            return measurements.notes.get(row_id, [])
-
-
-def ledger_sentence(ledger: Ledger) -> str:
-    """Format the non-negligible parts of the wall time."""
-    parts = {name: getattr(ledger, key) for key, name in LEDGER_NAMES.items()}
-    return ", ".join(
-        f"{format_seconds(value)} of {name}"
-        for name, value in parts.items()
-        if value is not None and value > 1e-4 * (ledger.wall_s or 0.0)
-    )
-
-
-def _counter_evidence(
-    claim: Claim, findings: list[Inconsistency], measurements: Measurements | None
-) -> list[str]:
-    """Return the first inconsistency that concerns the claim, and its published reference."""
-    texts = [f.why.rstrip(".") for f in findings if f.ids[0] == claim.key][:1]
-    reference = claim.reference
-    if reference is None or measurements is None or reference.row not in measurements.values:
-        return texts
-    row, value = reference.row, measurements.values[reference.row].value
-    text = (
-        f"{QUANTITIES[row].label.lower()} {format_value(row, value)} against {reference.text} "
-        f"{format_value(row, reference.value)} ({reference.source})"
-    )
-    return [*texts, text + " does not support it" * (value > reference.value)]
+    return f"{deviation} the expected {expected}"

@@ -13,7 +13,6 @@ from dataclasses import replace
 from nanogauge.analysis.measured import Measurements, finished_run
 from nanogauge.hardware import Gpu, all_gpus, find_gpu, from_row, usually_free_bytes
 from nanogauge.prediction.calibrated import Calibration
-from nanogauge.prediction.flops import count_parameters
 from nanogauge.prediction.prediction import predict
 from nanogauge.prediction.search import (
     Verdict,
@@ -21,27 +20,17 @@ from nanogauge.prediction.search import (
     is_expected_to_fit,
     largest_micro_batch,
     memory_of,
-    trained_on,
     with_micro_batch,
 )
 from nanogauge.prediction.workload import resolve_dtype, workload_of
 from nanogauge.quantities import Interval
 from nanogauge.runlog.history import RunHistory
-from nanogauge.runspec import SETTINGS, RunSpec, with_shape
+from nanogauge.runspec import SETTINGS, RunSpec
 from nanogauge.schema import Hardware, Prediction, Stored
 
-_GPT2 = {
-    "n_layer": 12,
-    "n_head": 12,
-    "n_kv_head": 12,
-    "n_embd": 768,
-    "head_size": 64,
-    "mlp_width": 3072,
-}
-GPT2_VOCABULARY = 50_257
-DATACENTER_GPUS = ("H100 SXM", "A100 80GB")
-"""Rented GPU to compare with: the first that the run did not use."""
-MORE_TOKENS = 4
+_PREDICTED = ("step_seconds", "total_seconds", "energy_kwh", "cost")
+LOWER_POWER = 0.8
+"""Share of the power limit that is compared with it."""
 
 
 class Scenario(Stored):
@@ -71,7 +60,7 @@ class Scenario(Stored):
 def what_if(
     spec: RunSpec, prediction: Prediction, measurements: Measurements, recorded: RunHistory
 ) -> list[Scenario]:
-    """Predict up to six variants, first an unchanged repeat; empty without a step time."""
+    """Predict up to five variants, first an unchanged repeat; empty without a step time."""
     step = measurements.values.get("step_seconds")
     if not prediction.ledger or step is None:
         return []
@@ -88,27 +77,35 @@ def what_if(
     peak_factor = peak.value / memory_of(spec, own).process.expected if peak else 1.0
     rows: list[Scenario] = []
     for name, label, hardware, wanted, why in _candidates(spec, own, slower):
-        here = hardware is own
-        factor, free = peak_factor if here else 1.0, _free_bytes(hardware, recorded)
+        here, same_card = hardware is own, hardware.name == own.name
+        factor, free = peak_factor if same_card else 1.0, _free_bytes(hardware, recorded)
         usable = math.inf if free is None else free / factor
         other: RunSpec | None = wanted
         if name == "micro_batch":
             other = _with_fitting_micro_batch(wanted, hardware, usable) if free else None
             if other is None or other.micro_batch <= wanted.micro_batch:
                 continue
-        elif name != "again" and not is_expected_to_fit(wanted, hardware, usable):
+        elif not same_card and not is_expected_to_fit(wanted, hardware, usable):
             other = _with_fitting_micro_batch(wanted, hardware, usable)
         if other is None:
             continue
         predicted = predict(other, hardware, calibration if here else None)
-        other_step, total = predicted.best("step_seconds"), predicted.best("total_seconds")
+        scale = slower if same_card and not here else 1.0  # no calibration is of another limit
+        other_step, total, energy, cost = (
+            None if found is None else scale * found
+            for found in map(
+                predicted.best, ("step_seconds", "total_seconds", "energy_kwh", "cost")
+            )
+        )
         if other_step is None or total is None:
             continue
         memory = memory_of(other, hardware).process
         verdict = fit_verdict(memory, usable) if free is not None else None
-        if here and peak and workload_of(other, on_gpu) == run.workload:
+        if same_card and peak and workload_of(other, on_gpu) == run.workload:
             verdict = "fits"  # it ran
-        gpu = "" if here else f'--gpu "{hardware.name}" '
+        gpu = "" if same_card else f'--gpu "{hardware.name}" '
+        if same_card and not here:
+            gpu = f"--power-limit {hardware.power_limit_watts:.0f} "
         rows.append(
             Scenario(
                 id=name,
@@ -119,9 +116,9 @@ def what_if(
                 delta_s=total.expected - rows[0].total_seconds.expected if rows else 0.0,
                 peak_process_bytes=factor * memory.expected,
                 verdict=verdict,
-                energy_kwh=predicted.best("energy_kwh"),
-                cost=predicted.best("cost"),
-                corrected=here,
+                energy_kwh=energy,
+                cost=cost,
+                corrected=same_card,
                 why=why,
             )
         )
@@ -132,19 +129,18 @@ def _candidates(
     spec: RunSpec, own: Hardware, slower: float
 ) -> Iterator[tuple[str, str, Hardware, RunSpec, str]]:
     """Yield id, label, hardware, spec and reason of each variant to predict."""
-    tokens = spec.tokens_per_step * spec.steps
-    ratio = tokens / count_parameters(spec.shape).without_positions
-    why = f"a step took {slower:.3f} times what is predicted; no throttling, restarts, slow steps"
+    why = f"a step took {slower:.3f} times what is predicted; without restarts and slow steps"
     yield "again", "the same again", own, spec, why
     why = "the same tokens a step in fewer micro-batches: weights and gradients move less often"
     yield "micro_batch", "a larger micro-batch", own, spec, why
-    longer = replace(spec, steps=MORE_TOKENS * spec.steps)
-    why = f"{MORE_TOKENS * tokens / 1e9:.3g} B tokens, {MORE_TOKENS * ratio:.3g} a parameter"
-    yield "more_tokens", f"{MORE_TOKENS} times the tokens", own, longer, why
-    gpt2 = with_shape(spec, **_GPT2)
-    if spec.shape.vocabulary >= GPT2_VOCABULARY and gpt2.shape != spec.shape:
-        why = f"the same {ratio:.3g} tokens a parameter"
-        yield "gpt2", "GPT-2's 124M: 12 layers of 768", own, trained_on(gpt2, ratio), why
+    if spec.eval_every:
+        fewer = replace(spec, eval_every=2 * spec.eval_every)
+        yield "evaluations", "half as many evaluations", own, fewer, ""
+    if own.power_limit_watts is not None:
+        limit = LOWER_POWER * own.power_limit_watts
+        limited = own.model_copy(update={"power_limit_watts": limit})
+        why = "the clock follows the power by the model of docs/prediction.md"
+        yield "power_limit", f"{100 * LOWER_POWER:.0f} % of the power limit", limited, spec, why
     why = f"not corrected: the error on the {own.name} says nothing of another card"
     dtype = resolve_dtype(spec, own.kind != "cpu")
     for gpu in other_gpus(own, dtype):
@@ -153,9 +149,7 @@ def _candidates(
 
 
 def other_gpus(hardware: Hardware, dtype: str) -> list[Gpu]:
-    """Return the next faster GPU of the same family, and a rented data-centre GPU."""
-    if hardware.kind == "cpu":
-        return []
+    """Return the next faster GPU of the same family, if there is one."""
     own = find_gpu(hardware.name, hardware.memory_bytes)
     peak = (own.peak_flops(dtype) if own is not None else None) or math.inf
     faster = [
@@ -167,8 +161,7 @@ def other_gpus(hardware: Hardware, dtype: str) -> list[Gpu]:
         and (gpu.peak_flops(dtype) or 0) > peak
     ]
     faster.sort(key=lambda gpu: (gpu.peak_flops(dtype) or 0, -(gpu.memory_gib or 0)))
-    rented = find_gpu(next(name for name in DATACENTER_GPUS if name != hardware.name))
-    return [*faster[:1], *([rented] if rented is not None and rented not in faster[:1] else [])]
+    return faster[:1]
 
 
 def _free_bytes(hardware: Hardware, recorded: RunHistory) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Set
+from dataclasses import replace
 from pathlib import Path
 
 from nanogauge.analysis.claims import load_claims
@@ -15,6 +16,7 @@ from nanogauge.importers.import_run import import_log
 from nanogauge.importers.wandb_history import read_wandb_history
 from nanogauge.prediction.prediction import predict
 from nanogauge.prediction.workload import resolve_dtype
+from nanogauge.programs import program_named
 from nanogauge.runspec import RunSpec
 from nanogauge.schema import Hardware, Prediction
 
@@ -109,6 +111,9 @@ def import_as(
     # None of these programs has a chunked head.
     overrides["train"] = {"head": "plain"} | overrides.get("train", {})
     spec = load_config(given.config, overrides).to_spec()
+    if name.endswith("_log"):
+        program = name.removesuffix("_log").replace("_", "-")
+        spec = replace(spec, program=program_named(program))
     claims = load_claims(given.claims) if given.claims is not None else None
     prediction = _predict(given, spec, measure_cpu)
     out: Path = given.out

@@ -130,7 +130,7 @@ def predict_quality(
         found[1]["val_loss"] = _estimate("val_loss", calibrated, formula, source)
     for rows in found:
         if (loss := rows.get("val_loss")) is not None:
-            quality = _quality(run, loss)
+            quality = quality_at(run, loss)
             if isinstance(quality, Estimate):
                 rows["quality_vs_gpt2"] = quality
             else:
@@ -171,7 +171,7 @@ def _formula(run: LossInputs) -> str:
     )
 
 
-def _quality(run: LossInputs, loss: Estimate) -> Estimate | str:
+def quality_at(run: LossInputs, loss: Interval) -> Estimate | str:
     """Return the score on HellaSwag over GPT-2 124M's, or why there is none."""
     if run.dataset not in ("FineWeb", "FineWeb-Edu") or run.evaluated_on[1:] != ("gpt2", 1024):
         return "HellaSwag's accuracy is known as a function of FineWeb's loss alone"

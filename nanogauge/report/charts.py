@@ -9,10 +9,9 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from nanogauge.analysis.telemetry import JOULES_PER_KWH, max_or_none, run_peak, sensor_mismatch
+from nanogauge.analysis.telemetry import max_or_none, run_peak, sensor_mismatch
 from nanogauge.analysis.verdicts import Row
-from nanogauge.prediction.energy import cost_of
-from nanogauge.quantities import GIB, format_value, mfu
+from nanogauge.quantities import format_value, mfu
 from nanogauge.report.svg import Band, Bar, Chart, Floats, Marks, Series, bar_chart, line_chart
 from nanogauge.runlog.history import RunHistory
 from nanogauge.runspec import RunSpec
@@ -82,7 +81,7 @@ def make_charts(
     run = _Run(recorded, spec, prediction, rows, Timeline(recorded))
     charts = [run.loss(), run.step_time(), run.mfu()]
     if len(recorded.sensors) and run.timeline.has_clock:
-        charts += [run.power(), run.clock(), run.temperature(), run.energy()]
+        charts += [run.power(), run.clock(), run.temperature()]
     charts.append(_memory(recorded, prediction))
     return [chart for chart in charts if chart is not None]
 
@@ -95,10 +94,6 @@ def _series(name: str, x: Floats, y: Floats, style: str = "line") -> Series:
     """Return a series of the points whose coordinates are both known."""
     known = ~(np.isnan(x) | np.isnan(y))
     return Series(name, x[known], y[known], style)
-
-
-def _limit(one: Series) -> Series:
-    return replace(one, style="limit", statistics=("last",))
 
 
 @dataclass(frozen=True)
@@ -123,7 +118,7 @@ class _Run:
     def sensor(self, field: str, name: str, scale: float = 1.0) -> Series:
         return _series(name, self.x_of_readings, self.recorded.sensors.column(field) / scale)
 
-    def bands(self, row_id: str, scale: float = 1.0, *, with_claim: bool = True) -> list[Band]:
+    def bands(self, row_id: str, scale: float = 1.0) -> list[Band]:
         """Return the predicted intervals of a quantity and its narrowest claim."""
         bands = []
         for name, estimates, style in (
@@ -134,8 +129,12 @@ class _Run:
             if estimate is not None:
                 bands.append(Band(name, scale * estimate.low, scale * estimate.high, style))
         claims = [row.claimed for row in self.rows if row.id == row_id and row.claimed is not None]
-        ranges = [(c.low, c.high) for c in claims if c.low is not None and c.high is not None]
-        if ranges and with_claim:
+        ranges = [
+            (c.low, c.high)
+            for c in claims
+            if c.of_this_run and c.low is not None and c.high is not None
+        ]
+        if ranges:
             low, high = min(ranges, key=lambda ends: ends[1] - ends[0])
             name = "claimed" if len(ranges) == 1 else "claimed, the narrowest"
             bands.append(Band(name, scale * low, scale * high, "cband"))
@@ -186,7 +185,6 @@ class _Run:
             [_series("step", self.x_of_steps, 100 * mfu(per_step, 1.0, peak_flops) / seconds)],
             bands=self.bands("mfu_palm", 100.0),
             clipped=True,
-            notes=[f"of {self.prediction.hardware.peak_name}"],
         )
 
     def power(self) -> Chart | None:
@@ -196,60 +194,27 @@ class _Run:
             self.timeline.axis,
             [
                 self.sensor("power_watts", "mean of each reading"),
-                _limit(self.sensor("power_limit_watts", "limit")),
+                replace(self.sensor("power_limit_watts", "limit"), style="limit"),
             ],
             # The prediction is of the run's own GPUs.
-            bands=self.bands("power_watts", with_claim=False) if others is None else [],
+            bands=self.bands("power_watts") if others is None else [],
             notes=[] if others is None else [others],
         )
 
     def clock(self) -> Chart | None:
         codes, reasons = self.recorded.sensors.codes("throttle")
         throttled = np.isin(codes, [code for code, named in enumerate(reasons) if named])
-        lines = [self.sensor("sm_clock_hz", "clock", 1e9)]
-        boost_hz = self.prediction.hardware.boost_clock_hz
-        if boost_hz is not None and len(lines[0].x):
-            ends = lines[0].x[[0, -1]]
-            lines.append(
-                _limit(Series("boost clock, used for the peak", ends, np.full(2, boost_hz / 1e9)))
-            )
         x = self.x_of_readings
         return line_chart(
             ("clock", "SM clock", "GHz"),
             self.timeline.axis,
-            lines,
+            [self.sensor("sm_clock_hz", "clock", 1e9)],
             marks=[Marks("throttled readings", x[throttled & ~np.isnan(x)], "throttle")],
         )
 
     def temperature(self) -> Chart | None:
         series = [self.sensor("temperature_celsius", "temperature")]
         return line_chart(("temperature", "Temperature", "°C"), self.timeline.axis, series)
-
-    def energy(self) -> Chart | None:
-        joules, x = self.recorded.sensors.column("energy_joules"), self.x_of_readings
-        known = ~(np.isnan(joules) | np.isnan(x))
-        if not known.any():
-            return None
-        process = self.recorded.processes_of_readings()[known]
-        x, joules = x[known], joules[known]
-        restarted = np.diff(process, prepend=process[:1]) > 0  # the counter begins at zero
-        earlier = np.cumsum(np.where(restarted, np.roll(joules, 1), 0.0))
-        kwh = (joules + earlier) / JOULES_PER_KWH
-        cost, notes = self.spec.cost, []
-        others = sensor_mismatch(self.recorded, self.prediction)
-        if others is not None:
-            notes = [others]
-        elif cost.price_per_kwh is not None and kwh[-1] > 0:
-            paid = cost_of(cost, float(kwh[-1]), self.timeline.seconds * float(x[-1]))
-            notes = [f"its cost: {paid:.2f} {cost.currency}"]
-        return line_chart(
-            ("energy", "Energy of the board", "kWh"),
-            self.timeline.axis,
-            [Series("energy so far", x, kwh, statistics=("last",))],
-            bands=self.bands("energy_kwh", with_claim=False) if others is None else [],
-            from_zero=True,
-            notes=notes,
-        )
 
 
 def _memory(recorded: RunHistory, prediction: Prediction) -> Chart | None:
@@ -260,11 +225,11 @@ def _memory(recorded: RunHistory, prediction: Prediction) -> Chart | None:
     if predicted is not None and prediction.memory_parts:
         parts = sorted(prediction.memory_parts, key=lambda part: -part.value)
         total = sum(part.value for part in parts)
-        legend = [(f"s{i}", f"{p.name} {p.value / GIB:.2f} GiB") for i, p in enumerate(parts)]
+        legend = [(f"s{i}", f"{p.name} {p.value / 1e9:.2f} GB") for i, p in enumerate(parts)]
         bars.append(
             Bar(
                 "predicted, tensors at the peak",
-                f"{total / GIB:.2f} GiB",
+                f"{total / 1e9:.2f} GB",
                 [(part.name, part.value) for part in parts],
                 (predicted.low, predicted.high),
             )
@@ -282,7 +247,7 @@ def _memory(recorded: RunHistory, prediction: Prediction) -> Chart | None:
         }
     for name, size in measured.items():
         if size is not None:
-            text = f"{size / GIB:.2f} GiB"
+            text = f"{size / 1e9:.2f} GB"
             bars.append(Bar(f"measured, {name}", text, [(name, float(size))]))
     if not bars:
         return None
@@ -290,7 +255,7 @@ def _memory(recorded: RunHistory, prediction: Prediction) -> Chart | None:
     limit = None
     if capacity is not None:
         device = "the machine" if on_cpu else "the card"
-        limit = (f"{capacity / GIB:.3g} GiB: {device}", float(capacity))
+        limit = (f"{capacity / 1e9:.3g} GB: {device}", float(capacity))
     if predicted is not None:
         low, high = (
             format_value("peak_allocated_bytes", end) for end in (predicted.low, predicted.high)

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
+from nanogauge.analysis.consistency import factor_text
 from nanogauge.analysis.ledger import LEDGER_NAMES
 from nanogauge.analysis.report_model import Report
 from nanogauge.analysis.status import projection_text
 from nanogauge.analysis.telemetry import JOULES_PER_KWH, mismatched_counts, total_over_processes
-from nanogauge.analysis.verdicts import Row
 from nanogauge.errors import BadInput
 from nanogauge.files import make_folder, without_secrets, write_atomic
-from nanogauge.quantities import GIB, format_seconds, format_value
-from nanogauge.report.cells import MARKS, VERDICTS, Cells, group_rows
+from nanogauge.quantities import format_range, format_seconds, format_value
+from nanogauge.report.cells import (
+    MARKS,
+    VERDICTS,
+    Cells,
+    QuantityGroup,
+    group_quantities,
+    group_rows,
+    sort_rows,
+)
 from nanogauge.report.charts import make_charts
 from nanogauge.report.escape import fenced, finalize_html, finalize_markdown, unbroken, visible
 from nanogauge.report.svg import NARROW_RANGE_WIDTH, range_plot, stacked_bar, waterfall
@@ -36,10 +43,7 @@ HEADLINES = {
     "peak_allocated_bytes": "Memory of tensors",
     "energy_kwh": "Energy",
 }
-EXPLAINED = {
-    "mfu_palm": "useful FLOP/s over peak FLOP/s",
-    "val_loss": "cross-entropy per token, natural log",
-}
+EXPLAINED = {"mfu_palm": "useful over peak FLOP/s", "val_loss": "cross-entropy per token"}
 """Explanations of headline quantities whose names do not explain them."""
 STATES = {
     "finished": ("✓", "Finished"),
@@ -57,35 +61,15 @@ MAX_LINES = 40
 MAX_LINE_CHARACTERS = 1000
 MAX_SAMPLES = 12
 MAX_SAMPLE_CHARACTERS = 4000
-SMALL_SHARE = 1e-5
+SMALL_SHARE = 1e-3
 """Share of the actual time below which a part of an attribution is shown by name alone."""
 _SOURCES = {
     "nanogpt_log": "nanoGPT log",
     "build_nanogpt_log": "build-nanogpt log",
     "wandb_history": "W&B history",
 }
-_MACHINE_GROUPS = {
-    "Machine": ("device", "gpu", "cpu", "torch_threads", "memory", "os", "time_zone"),
-    "Code": ("git", "command", "nanogauge"),
-    "Import": ("log", "imported", "note"),
-}
-"""Beginnings of the keys of machine.json in each group."""
-_INSTRUMENT_GROUPS = {
-    "Speed": ("achieved", "mfu"),
-    "Parts of a step": ("forward", "backward", "optimizer", "data_wait", "recompilations"),
-    "Memory": ("peak_", "allocation", "other_programs"),
-    "Energy": ("energy", "idle", "joules"),
-}
-"""Beginnings of the ids of instruments in each group."""
-TERMS = (
-    "N: parameters without positions. 6N: FLOPs per token of training, without attention. 12LCT: "
-    "FLOPs per token of attention, for L layers of width C and context T (PaLM, appendix B). "
-    "MFU: FLOPs per second over the peak. nat: unit of the loss, with the natural logarithm."
-)
 ZONED = "%a %d %b %Y, %H:%M %Z"
 WEEKDAY_TIME = "%a %H:%M:%S"
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -103,16 +87,16 @@ class Headline:
 
 def headlines(report: Report, recorded: RunHistory) -> list[Headline]:
     """Return the headline quantities that were measured or predicted."""
-    cards = []
-    for row_id in HEADLINES:
-        rows = [r for r in report.rows if r.id == row_id and (r.measured or r.analytic)]
-        if rows:
-            cards.append(_headline(report, recorded, rows))
-    return cards
+    groups = {group.own.row.id: group for group in group_quantities(report.rows)}
+    return [
+        _headline(report, recorded, groups[row_id])
+        for row_id in HEADLINES
+        if groups[row_id].own.row.measured or groups[row_id].own.row.analytic
+    ]
 
 
-def _headline(report: Report, recorded: RunHistory, rows: Sequence[Row]) -> Headline:
-    row, cells, run = rows[0], Cells(rows[0]), report.run
+def _headline(report: Report, recorded: RunHistory, group: QuantityGroup) -> Headline:
+    row, cells, run = group.own.row, group.own, report.run
     label, value = HEADLINES[row.id], cells.measured
     details = [("", EXPLAINED[row.id])] if row.id in EXPLAINED else []
     if not value and (so_far := _so_far(row.id, report, recorded)):
@@ -120,9 +104,9 @@ def _headline(report: Report, recorded: RunHistory, rows: Sequence[Row]) -> Head
         if row.id == "total_seconds" and run.projected_total_s is not None:
             total, low, high = run.projected_total_s, run.projected_low_s, run.projected_high_s
             details.append(("projected", projection_text(total, low, high)))
-    claims = [Cells(r).claimed for r in rows if r.claim is not None]
+    claims = [c for c in group.cells if c.row.claimed is not None and c.row.claimed.of_this_run]
     ranges = {
-        "claimed": " or ".join(claims),
+        "claimed": " or ".join(c.claimed for c in claims),
         "predicted": cells.predicted,
         "calibrated": cells.calibrated,
     }
@@ -133,6 +117,7 @@ def _headline(report: Report, recorded: RunHistory, rows: Sequence[Row]) -> Head
     if row.id == "energy_kwh" and cost is not None:
         details.append(("", Cells(cost).measured))
     verdict = row.prediction or ("no claim" if value else "not measured")
+    rows = [c.row for c in claims] or [row]
     narrowest = min(rows, key=lambda r: r.claimed.width if r.claimed is not None else math.inf)
     plot = range_plot(narrowest, NARROW_RANGE_WIDTH)
     return Headline(label, value, details, verdict, plot)
@@ -150,13 +135,35 @@ def _so_far(row_id: str, report: Report, recorded: RunHistory) -> str:
     return ""
 
 
-def verdict_counts(report: Report) -> tuple[str, dict[str, int]]:
-    """Return what was judged, claims or predictions, and the number of rows by verdict."""
+def outcomes(report: Report) -> list[tuple[str, int, str]]:
+    """Return each verdict with its number of claims, and which claims about the world these are.
+
+    Claims that arithmetic refutes are listed too. Without claims, count the predictions.
+    """
     run = report.run
-    if run.document is not None:
-        return "claims", {verdict: run.verdicts.get(verdict, 0) for verdict in VERDICTS}
-    held, missed = run.predictions_held, run.predictions_judged - run.predictions_held
-    return "predictions", {"held": held, "missed": missed, "not measured": run.not_measured}
+    if run.document is None:
+        held, missed = run.predictions_held, run.predictions_judged - run.predictions_held
+        counts = {"held": held, "missed": missed, "not measured": run.not_measured}
+        return [(verdict, number, "") for verdict, number in counts.items()]
+    found = []
+    for verdict in VERDICTS:
+        cells = [Cells(r) for r in sort_rows(report.rows) if r.claim and r.verdict == verdict]
+        named = [_named(c) for c in cells if c.row.judged_by != "arithmetic" or verdict != "held"]
+        if len(named) < len(cells):
+            named.append(f"{len(cells) - len(named)} sums and counts")
+        if cells:
+            found.append((verdict, len(cells), "; ".join(named)))
+    return found
+
+
+def _named(cells: Cells) -> str:
+    """Return a claim in a few words, with what was measured instead if it was missed."""
+    label = cells.row.quantity.partition(":")[0].partition(",")[0]
+    instead = cells.measured if cells.verdict == "missed" else ""
+    if cells.verdict == "contradicted" and cells.row.factor:
+        instead = f"off by {factor_text(cells.row.factor)}"
+    notes = ", ".join(text for text in (cells.label, instead) if text)
+    return f"{label} {cells.claimed}" + f" ({notes})" * bool(notes)
 
 
 def state_line(report: Report, recorded: RunHistory) -> str:
@@ -212,22 +219,10 @@ def spread(samples: list[tuple[int | None, str]]) -> list[tuple[int | None, str]
     return [samples[round(i * last / max(count - 1, 1))] for i in range(count)]
 
 
-def _in_groups(
-    things: list[_T], key: Callable[[_T], str], groups: dict[str, tuple[str, ...]], rest: str
-) -> list[tuple[str, list[_T]]]:
-    """Group things by the beginning of their key; `rest` names the group of all others."""
-    members: dict[str, list[_T]] = {name: [] for name in (*groups, rest)}
-    for thing in things:
-        names = (name for name, begins in groups.items() if key(thing).startswith(begins))
-        members[next(names, rest)].append(thing)
-    return [(name, things) for name, things in members.items() if things]
-
-
-def machine_groups(machine: Machine) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Return the entries of machine.json as label and text in groups, with sizes in GiB."""
-    groups = _in_groups(list(machine), lambda key: key, _MACHINE_GROUPS, "Software")
+def machine_lines(machine: Machine) -> list[tuple[str, str]]:
+    """Return the entries of machine.json as label and text, with sizes in GB."""
     labels = {key: key.removesuffix("_bytes").replace("_", " ") for key in machine}
-    return [(name, [(labels[key], _text(machine, key)) for key in keys]) for name, keys in groups]
+    return [(label, _text(machine, key)) for key, label in labels.items()]
 
 
 def _text(machine: Machine, key: str) -> str:
@@ -237,7 +232,7 @@ def _text(machine: Machine, key: str) -> str:
         case bool() as value:
             return "yes" if value else "no"
         case int() as size if key.endswith("bytes"):
-            return f"{size / GIB:.1f} GiB"
+            return f"{size / 1e9:.1f} GB"
         case value:
             return "not known" if value is None else str(value)
 
@@ -262,32 +257,11 @@ def _waterfalls(report: Report) -> list[dict[str, Any]]:
     return waterfalls
 
 
-def _advice(report: Report) -> list[tuple[str, str]]:
-    """Return each piece of advice once, together with its cause."""
-    causes: dict[str, str] = {}
-    for attribution in (report.attribution, report.attribution_of_claim):
-        for part in attribution.parts if attribution is not None else ():
-            if part.advice is not None:
-                causes.setdefault(part.advice, part.cause)
-    return [(cause, advice) for advice, cause in causes.items()]
-
-
-def _measured_quantities(report: Report) -> list[tuple[str, str, str]]:
-    """Return name, value and method of each measured quantity, once for all claims about it."""
-    found: dict[str, tuple[str, str, str]] = {}
-    for row in report.rows:
-        if row.measured is not None:
-            label = row.quantity.partition(": ")[0]
-            found.setdefault(row.id, (label, Cells(row).measured, row.measured.how))
-    return list(found.values())
-
-
 def _context(report: Report, run: RunFolder, recorded: RunHistory) -> dict[str, Any]:
     """Return the variables of both templates."""
     ledger, zone, prediction = report.time_ledger, report.run.time_zone, run.prediction
     known = {name: getattr(ledger, key) for key, name in LEDGER_NAMES.items()}
     parts = [(name, seconds) for name, seconds in known.items() if (seconds or 0) > 0]
-    judged, counts = verdict_counts(report)
     started = report.run.started_unix
     samples, warnings = samples_of(recorded), report.other_warnings()
     return {
@@ -296,20 +270,24 @@ def _context(report: Report, run: RunFolder, recorded: RunHistory) -> dict[str, 
         "finish": finish_line(report, recorded),
         "started": None if started is None else f"{zone.local(started):{ZONED}}",
         "headlines": headlines(report, recorded),
-        "judged": judged,
-        "counts": counts,
+        "judged": "claims" if report.run.document is not None else "predictions",
+        "outcomes": outcomes(report),
         "marks": MARKS,
-        "terms": TERMS,
         "alarms": report.alarms[:MAX_LINES],
         "warnings": warnings[:MAX_LINES],
         "warnings_left_out": max(0, len(warnings) - MAX_LINES),
         "incidents": report.incidents.entries[:MAX_LINES],
         "groups": group_rows(report.rows),
         "calibrated": any(row.calibrated is not None for row in report.rows),
-        "measured": _measured_quantities(report),
+        "impossible": [f for f in report.inconsistencies if f.certain],
+        "doubtful": [f for f in report.inconsistencies if not f.certain],
         "charts": make_charts(recorded, run.spec, prediction, report.rows),
         "waterfalls": _waterfalls(report),
-        "advice": _advice(report),
+        "advice": [
+            (part.cause, part.advice)
+            for part in (report.attribution.parts if report.attribution is not None else ())
+            if part.advice is not None
+        ],
         "ledger": [(name, seconds, seconds / ledger.wall_s) for name, seconds in parts]
         if ledger.wall_s
         else [],
@@ -328,10 +306,8 @@ def _context(report: Report, run: RunFolder, recorded: RunHistory) -> dict[str, 
         ],
         "prediction": prediction,
         "frozen": f"{zone.local(prediction.created_unix):{ZONED}}",
-        "instruments": _in_groups(
-            report.instruments, lambda one: one.id, _INSTRUMENT_GROUPS, "The board"
-        ),
-        "machine": machine_groups(run.machine),
+        "instruments": report.instruments,
+        "machine": machine_lines(run.machine),
         "currency": run.spec.cost.currency,
         "config": run.config_toml or run.spec.to_json().decode(),
         "clock": lambda unix: f"{zone.local(unix):{WEEKDAY_TIME}}",
@@ -354,6 +330,7 @@ def templates(plain: bool = False) -> jinja2.Environment:
         "short": lambda text: visible(text, MAX_LINE_CHARACTERS),
         "seconds": format_seconds,
         "signed": lambda s: Markup(f"{'+' if s > 0 else ''}{format_seconds(s)}"),
+        "span": lambda seconds: format_range("total_seconds", seconds.low, seconds.high),
         "plot": range_plot,
         "words": lambda name: name.replace("_", " "),
         "program": lambda source: _SOURCES.get(source, source.replace("_", " ")),

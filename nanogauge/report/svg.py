@@ -145,8 +145,6 @@ class Series:
     y: Floats
     style: str = "line"
     """line, limit (a dashed line) or dots"""
-    statistics: tuple[str, ...] = ("first", "min", "median", "max", "last")
-    """Statistics given as text below the chart."""
 
     def in_words(self, unit: str) -> str:
         """Return the statistics of the series as text."""
@@ -157,7 +155,7 @@ class Series:
             "max": self.y.max(),
             "last": self.y[-1],
         }
-        figures = ", ".join(f"{s} {format_number(float(values[s]))}" for s in self.statistics)
+        figures = ", ".join(f"{name} {format_number(float(v))}" for name, v in values.items())
         return f"{self.name}: {figures} {unit}".rstrip()
 
 

@@ -12,11 +12,6 @@ from rich.text import Text
 from nanogauge.analysis.consistency import Inconsistency
 from nanogauge.analysis.report_model import Report
 from nanogauge.analysis.verdicts import Row
-from nanogauge.prediction.flops import (
-    flops_per_token_causal,
-    flops_per_token_executed,
-    flops_per_token_palm,
-)
 from nanogauge.prediction.plan import (
     Candidate,
     Deadline,
@@ -36,14 +31,19 @@ from nanogauge.quantities import (
     format_seconds,
     format_value,
 )
-from nanogauge.report.cells import MARKS, Cells, sort_rows
+from nanogauge.report.cells import MARKS, group_quantities
 from nanogauge.report.html import WEEKDAY_TIME
 from nanogauge.runspec import RunSpec
 from nanogauge.schema import Prediction
 
-WIDE_TERMINAL = 150
-"""Terminal width in columns from which the reasons are a table column instead of text below."""
-VERDICT_STYLES = {"held": "green", "missed": "red", "contradicted": "bold red"}
+VERDICT_STYLES = {
+    "held": "green",
+    "missed": "red",
+    "contradicted": "bold red",
+    "unlikely": "yellow",
+}
+REASONED = ("missed", "unlikely")
+"""Verdicts whose reasons stand below the table; contradictions have a list of their own."""
 UNKNOWN = "not known"
 
 
@@ -54,36 +54,41 @@ def make_table() -> Table:
 def print_rows(
     rows: list[Row], columns: Sequence[str], console: Console, planned: bool = False
 ) -> None:
-    """Print rows with reasons; on a narrow terminal only missed and contradicted rows have them.
+    """Print quantities with the claims about them, and below the reasons for REASONED verdicts.
 
     In a plan nothing is measured yet, so only claims have a verdict.
     """
-    wide = console.width >= WIDE_TERMINAL
     table = make_table()
-    for name in ("quantity", *columns, "verdict", *(["why"] if wide else [])):
-        table.add_column(name, no_wrap=wide and name not in ("quantity", "why"), overflow="fold")
+    for name in ("quantity", *columns, "verdict"):
+        table.add_column(name, overflow="fold")
     below: list[Text] = []
     absent: dict[str, list[str]] = {}
-    for row in rows:
-        cells = Cells(row)
-        is_judged = row.claim is not None or not planned
-        verdict = f"{cells.mark} {cells.verdict} {cells.factor}" if is_judged else ""
-        table.add_row(
-            Text(row.quantity),
-            *(Text(getattr(cells, name)) for name in columns),
-            Text(verdict, style=VERDICT_STYLES.get(cells.verdict, "dim")),
-            *([Text(row.why, style="dim")] if wide else []),
-        )
-        if not wide and cells.verdict in ("missed", "contradicted"):
-            below.append(Text(f"{cells.mark} {row.quantity}: {row.why}."))
-        elif not wide and cells.verdict == "not measured" and row.claim is None and not planned:
-            absent.setdefault(row.why, []).append(row.quantity)
+    for group in group_quantities(rows):
+        for index, cells in enumerate(group.cells):
+            row = cells.row
+            verdict = f"{cells.judged} {cells.factor}".strip()
+            claimed = f"{cells.claimed} ({cells.label})" if cells.label else cells.claimed
+            own = {name: "" if index else getattr(group.own, name) for name in columns}
+            if "claimed" in own:
+                own["claimed"] = claimed
+            table.add_row(
+                Text("" if index else group.label),
+                *map(Text, own.values()),
+                Text(
+                    verdict if row.claim is not None or not planned else "",
+                    style=VERDICT_STYLES.get(cells.verdict, "dim"),
+                ),
+            )
+            if cells.verdict in REASONED:
+                below.append(Text(f"{cells.mark} {group.label} {claimed}: {row.why}."))
+            elif cells.verdict == "not measured" and row.claim is None and not planned:
+                absent.setdefault(row.why, []).append(row.quantity)
     console.print(table)
-    for text in below:
-        console.print(text)
     for reason, quantities in absent.items():
         names = ", ".join(quantities)
-        console.print(Text(f"{MARKS['not measured']} {names}: {reason}.", style="dim"))
+        below.append(Text(f"{MARKS['not measured']} {names}: {reason}.", style="dim"))
+    for text in below:
+        console.print(text)
 
 
 def predicted_columns(rows: Sequence[Row]) -> tuple[str, ...]:
@@ -97,7 +102,7 @@ def print_report(report: Report, console: Console) -> None:
     console.print(Text(report.run.headline, style="bold"))
     console.print()
     columns = ("claimed", *predicted_columns(report.rows), "measured")
-    print_rows(sort_rows(report.rows), columns, console)
+    print_rows(report.rows, columns, console)
     _print_contradictions(report.inconsistencies, console)
     for alarm in report.alarms:
         words = _event_words(alarm.what, alarm.step)
@@ -116,11 +121,13 @@ def _event_words(what: str, step: int | None) -> str:
 
 
 def _print_contradictions(findings: list[Inconsistency], console: Console) -> None:
-    if findings:
-        console.print()
-        console.print(Text("What cannot be true:", style="bold"))
-    for finding in findings:
-        console.print(Text(f"‼ {finding.why}"))
+    for title, certain in (("What cannot be true:", True), ("What is unlikely:", False)):
+        shown = [finding for finding in findings if finding.certain == certain]
+        if shown:
+            console.print()
+            console.print(Text(title, style="bold"))
+        for finding in shown:
+            console.print(Text(f"{'‼' if certain else MARKS['unlikely']} {finding.why}"))
 
 
 def print_plan(
@@ -139,7 +146,7 @@ def print_plan(
     console.print(Text(prediction.hardware.peak_name, style="dim"))
     console.print(Text(recipe_sentence(spec), style="dim"))
     console.print()
-    shown = [row for row in sort_rows(rows) if row.claimed is not None or row.analytic is not None]
+    shown = [row for row in rows if row.claimed is not None or row.analytic is not None]
     print_rows(shown, ("expected", *predicted_columns(rows), "claimed"), console, planned=True)
     console.print()
     console.print(Text(_fit_sentence(spec, prediction, fit)))
@@ -155,7 +162,6 @@ def print_plan(
         )
     if (mark := mark_sentence(spec.dataset, prediction.best("val_loss"))) is not None:
         console.print(Text(mark))
-    console.print(Text(_flops_sentence(spec), style="dim"))
     if prediction.step_parts:
         parts = ", ".join(
             f"{p.name} {format_seconds(p.value)}" for p in prediction.step_parts if p.value
@@ -168,17 +174,6 @@ def print_plan(
     for note in prediction.notes:
         console.print(Text(f"! {note}", style="yellow"))
     _print_contradictions(findings, console)
-
-
-def _flops_sentence(spec: RunSpec) -> str:
-    palm, causal, executed = (
-        f"{spec.tokens_per_step * per_token(spec.shape) / 1e12:,.4g}"
-        for per_token in (flops_per_token_palm, flops_per_token_causal, flops_per_token_executed)
-    )
-    return (
-        f"One step: {palm} TFLOP (6N + 12LCT); {causal} with only the causal half of attention, "
-        f"{executed} as flash attention computes it."
-    )
 
 
 def _fit_sentence(spec: RunSpec, prediction: Prediction, fit: Fit) -> str:
