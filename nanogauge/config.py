@@ -343,13 +343,28 @@ class Config(Section):
             **fields[""],
         )
 
-    def to_toml(self) -> str:
-        """Return the resolved configuration as TOML, without the keys whose value is None."""
+    def with_spec(self, spec: RunSpec, **run: object) -> Config:
+        """Return the configuration with the settings of a spec, and with keys of [run]."""
+        sections = self.model_dump()
+        for key in SETTINGS:
+            section, _, name = key.partition(".")
+            sections[section][name] = spec.setting(key)
+        sections["run"] |= run
+        sections["data"]["tokens"] = spec.unique_tokens
+        return Config.model_validate(sections)
+
+    def to_toml(self, commented: bool = False) -> str:
+        """Return the resolved configuration as TOML, without the keys whose value is None.
+
+        With `commented`, a comment describes each key.
+        """
         lines: list[str] = []
         for section, values in self.model_dump().items():
             lines.append(f"[{section}]")
-            given = scrubbed({key: v for key, v in values.items() if v is not None})
-            lines += [f"{key} = {toml_value(value)}" for key, value in given.items()]
+            fields = getattr(self, section).__class__.model_fields
+            for key, value in scrubbed({k: v for k, v in values.items() if v is not None}).items():
+                words = " ".join((fields[key].description or "").split())
+                lines.append(f"{key} = {toml_value(value)}" + f" # {words}" * commented)
             lines.append("")
         return "\n".join(lines)
 

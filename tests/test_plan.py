@@ -14,9 +14,6 @@ import pytest
 from commands import DEMO, ROOT, build_fake_driver, run, run_here
 from examples import DOCUMENTED, documented_config, documented_prediction
 
-from nanogauge.config import load_config
-from nanogauge.schedule import learning_rate
-
 GIB = 2**30
 FAST = ROOT / "configs" / "rtx4070_fineweb_fast.toml"
 
@@ -49,16 +46,6 @@ def micro_batch(micro: int) -> list[str]:
     return [f"--train.micro-batch={micro}", f"--train.grad-accum={512 // micro}"]
 
 
-def shape(model: dict[str, Any], layers: int = 0, heads: int = 0) -> list[str]:
-    """Return the flags of a model, with more layers or heads of its head size."""
-    size = model["n_embd"] // model["n_head"]
-    return [
-        f"--model.n-layer={model['n_layer'] + layers}",
-        f"--model.n-head={model['n_head'] + heads}",
-        f"--model.n-embd={(model['n_head'] + heads) * size}",
-    ]
-
-
 def test_the_largest_micro_batch_fits_by_its_own_plan_and_the_next_does_not() -> None:
     free = "--free-vram-gib=8"
     fit = plan(free)["fit"]
@@ -81,86 +68,24 @@ def test_a_fit_is_doubtful_where_the_interval_holds_the_free_memory() -> None:
         assert fit["fits"] == (size >= peak["expected"])
 
 
-def test_the_largest_models_fit_by_their_own_plans_and_the_next_do_not() -> None:
-    free = "--free-vram-gib=11"
-    models = plan(free, "--fit")["fit"]["models"]
-    given = documented_config().model
-    assert models["widest"]["n_layer"] == given.n_layer
-    assert models["deepest"]["n_embd"] == given.n_embd
-    aspect = models["same_aspect"]["n_layer"] / models["same_aspect"]["n_embd"]
-    assert aspect == pytest.approx(given.n_layer / given.n_embd, rel=0.1)
-    larger = {"widest": {"heads": 1}, "deepest": {"layers": 1}, "same_aspect": {"layers": 1}}
-    for name, more in larger.items():
-        model = models[name]
-        assert model["n_embd"] / model["n_head"] == given.n_embd / given.n_head
-        own = plan(free, *shape(model))
-        assert own["fit"]["fits"]
-        assert own["fit"]["verdict"] == model["verdict"]
-        assert estimates(own)["parameters"]["expected"] == model["parameters"]
-        for row in ("step_seconds", "total_seconds"):
-            for end in ("low", "expected", "high"):
-                assert estimates(own)[row][end] == pytest.approx(model[row][end])
-        if name != "same_aspect":
-            assert not plan(free, *shape(model, **more))["fit"]["fits"]
-    wider = plan(free, *shape(models["same_aspect"], layers=1, heads=1))
-    assert not wider["fit"]["fits"]
+@pytest.mark.parametrize("sure", [False, True])
+def test_as_many_steps_of_the_given_run_end_by_a_time_as_it_says(sure: bool) -> None:
+    flags = ["--start=22:00", "--by=08:00", *["--sure"] * sure]
+    table = plan(*flags)
+    span = [datetime.fromisoformat(table["deadline"][end]) for end in ("start", "by")]
+    assert (span[1] - span[0]).total_seconds() == table["best"]["seconds"] == 36_000
+    given = table["best"]["runs"]["as given"]
+    assert (given["n_embd"], given["micro_batch"]) == (384, 16)
 
+    def seconds(n: int) -> float:
+        end = "high" if sure else "expected"
+        return estimates(plan(f"--train.max-steps={n}"))["total_seconds"][end]
 
-def test_as_many_steps_end_by_the_given_time_as_it_says() -> None:
-    """The slowest run still ends its "low" steps in time, only the fastest its "high" ones."""
-    deadline = plan("--start=22:00", "--by=08:00")["deadline"]
-    span = datetime.fromisoformat(deadline["by"]) - datetime.fromisoformat(deadline["start"])
-    assert span.total_seconds() == 36_000
-    for steps_end, time_end in (("low", "high"), ("expected", "expected"), ("high", "low")):
-        steps = deadline["steps"][steps_end]
-        assert deadline["tokens"][steps_end] == steps * documented_config().tokens_per_step
-
-        def seconds(n: int, end: str = time_end) -> float:
-            return estimates(plan(f"--train.max-steps={n}"))["total_seconds"][end]
-
-        assert seconds(steps) <= 36_000 < seconds(math.ceil(1.01 * steps))
-
-
-def night(*flags: str) -> tuple[str, dict[str, Any]]:
-    """Return the terminal output of the fast recipe, and the deadline in its JSON."""
-    arguments = [FAST, "--gpu", "RTX 4070", *flags]
-    said, data = run_here("plan.py", *arguments), run_here("plan.py", *arguments, "--json")
-    assert (said.returncode, data.returncode) == (0, 0), said.stderr + data.stderr
-    return " ".join(said.stdout.split()), json.loads(data.stdout)["deadline"]
-
-
-def test_a_deadline_before_the_end_names_the_steps_and_moves_the_decay() -> None:
-    said, deadline = night("--start=01:00", "--by=07:00")
-    planned = load_config(FAST).to_spec()
-    assert planned.schedule is not None
-    steps, sure = deadline["steps"]["expected"], deadline["steps"]["low"]
-    assert 0 < sure < steps < planned.steps
-    assert f"{steps:,} of the {planned.steps:,} steps of this run" in said
-    assert f"--train.max-steps {steps} ({sure} to be sure)" in said
-    level = re.findall(r"level to step ([\d,]+), straight down to 0 at step ([\d,]+)", said)
-    ends = [tuple(int(number.replace(",", "")) for number in pair) for pair in level]
-    assert [end for _, end in ends] == [planned.steps, steps]
-    for stays, end in ends:
-        rates = [learning_rate(stays + i, planned.schedule, end) for i in (-1, 0, 2)]
-        assert rates[0] == rates[1] == planned.schedule.learning_rate > rates[2]
-    cut, _ = night("--start=01:00", "--by=07:00", f"--train.max-steps={steps}")
-    assert f"all {steps:,} steps of this run" in cut
-    fixed, _ = night("--start=01:00", "--by=07:00", "--optimizer.decay-steps=6600")
-    assert f"--train.max-steps {steps} --optimizer.decay-steps {steps}" in fixed
-
-
-def test_a_deadline_after_the_end_says_so_and_how_to_be_sure() -> None:
-    said, deadline = night("--start=20:00", "--by=07:00")
-    assert deadline["steps"]["low"] > 6600
-    assert "all 6,600 steps of this run" in said
-    assert "--train.max-steps" not in said
-    said, deadline = night("--start=23:00", "--by=07:00")
-    assert deadline["steps"]["low"] < 6600 < deadline["steps"]["expected"]
-    assert f"To be sure that it ends by then: --train.max-steps {deadline['steps']['low']}." in said
+    assert seconds(given["max_steps"]) <= 36_000 < seconds(math.ceil(1.02 * given["max_steps"]))
 
 
 def test_a_plan_names_its_recipe_and_what_of_it_was_not_measured() -> None:
-    said, _ = night()
+    said = " ".join(run_here("plan.py", FAST, "--gpu", "RTX 4070").stdout.split())
     for words in ("rotary positions", "squared ReLU", "Muon for the matrices", "logits within 15"):
         assert words in said.partition("quantity")[0], words
     assert "beyond GPT-2 was counted, not measured" in said

@@ -7,31 +7,42 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
 from pathlib import Path
 
 from nanogauge.analysis.claims import load_claims
 from nanogauge.analysis.verdicts import build_rows
 from nanogauge.cli import Parser, print_json
 from nanogauge.commands.doctor import LoadTools, check_machine
-from nanogauge.config import add_config_flags, config_overrides, given_config
+from nanogauge.config import Config, add_config_flags, given_config
 from nanogauge.doctor.machine import memory_to_plan_with
 from nanogauge.errors import BadInput
+from nanogauge.files import write_atomic
 from nanogauge.hardware import lookup, read_gpus
 from nanogauge.prediction.calibrated import Calibration, load_calibration
 from nanogauge.prediction.loss import FinishedLoss
 from nanogauge.prediction.overheads import preparation_seconds
-from nanogauge.prediction.plan import make_wish, plan_all, plan_deadline, plan_fit
+from nanogauge.prediction.plan import (
+    BestPlan,
+    Wish,
+    best_toml,
+    make_wish,
+    parse_duration,
+    plan_best,
+    plan_deadline,
+    plan_fit,
+)
 from nanogauge.prediction.prediction import predict
 from nanogauge.prediction.quality import load_losses
 from nanogauge.prediction.workload import resolve_dtype
-from nanogauge.report.terminal import print_plan, print_plans
+from nanogauge.report.terminal import print_best, print_plan
 from nanogauge.runspec import RunSpec
 from nanogauge.schema import SCHEMA, Hardware, Prediction
 
 _EXAMPLES = """
   %(prog)s configs/rtx4070_fineweb.toml --gpu "RTX 4070" --claims predictions/seed_zh.toml
-  %(prog)s configs/rtx4070_fineweb.toml --gpu "RTX 4070" --fit --by 08:00
-  %(prog)s --compare configs/*.toml --gpu "RTX 4070"
+  %(prog)s configs/rtx4070_fineweb.toml --gpu "RTX 4070" --by 08:00
+  %(prog)s --best 8h --gpu "RTX 4070" --write MINE.toml
   %(prog)s --doctor configs/demo.toml
 """
 
@@ -49,20 +60,23 @@ def _make_parser() -> Parser:
     )
     parser.add_argument("--free-vram-gib", type=float, metavar="GIB", help="free memory per GPU")
     parser.add_argument("--claims", type=Path, help="claims to compare with the plan")
-    parser.add_argument("--fit", action="store_true", help="show the largest models that fit")
-    parser.add_argument("--by", metavar="08:00", help="show what would end by this time")
+    parser.add_argument(
+        "--best",
+        nargs="?",
+        const="",
+        metavar="8h",
+        help="find the run with the lowest predicted loss that ends in this time, or --by a time",
+    )
+    parser.add_argument("--sure", action="store_true", help="--best: even if the device is slow")
+    parser.add_argument(
+        "--write", type=Path, metavar="FILE", help="--best: write its configuration"
+    )
+    parser.add_argument("--by", metavar="08:00", help="show the best runs that end by this time")
     parser.add_argument("--start", metavar="22:00", help="start of the run (default: now)")
     parser.add_argument(
         "--calibrate",
         action="store_true",
         help="measure the local device for up to a minute and plan for it",
-    )
-    parser.add_argument(
-        "--compare",
-        type=Path,
-        nargs="+",
-        metavar="CONFIG",
-        help="print a table of several configurations, shortest first",
     )
     parser.add_argument(
         "--doctor", action="store_true", help="check whether this machine is ready for a run"
@@ -75,18 +89,20 @@ def _make_parser() -> Parser:
 def main(arguments: Sequence[str], load_tools: LoadTools | None = None) -> int:
     given = _make_parser().parse(arguments)
     if given.doctor:
-        _refuse_flags(given, "doctor", ("config", "json"), "a plan; --doctor checks this machine.")
+        _refuse_flags_of_a_plan(given)
         return check_machine(given_config(given), given.json, load_tools)
     if given.gpus < 1:
         raise BadInput("--gpus takes a number of GPUs above 0.")
-    if given.compare is not None:
-        return _compare(given)
     return _plan(given, load_tools)
 
 
 def _plan(given: Namespace, load_tools: LoadTools | None) -> int:
-    """Print the plan of one run."""
+    """Print the plan of one run, or of the best run in a given time."""
+    if given.best is not None and given.config is None:
+        given.config = Path(str(files("nanogauge").joinpath("base.toml")))
     config = given_config(given)
+    if given.best is None and given.write is not None:
+        raise BadInput("--write belongs to --best.")
     if config is None:
         raise BadInput("give the configuration of a run: configs/ holds examples.")
     now = datetime.now().astimezone().replace(microsecond=0)
@@ -105,16 +121,21 @@ def _plan(given: Namespace, load_tools: LoadTools | None) -> int:
     else:
         target = _named_target(spec, given)
     spec = spec.resolved(target.dtype, given.gpus)
-    prediction = target.predict(spec)
+    prediction, best = target.predict(spec), None
+    if given.best is not None or (wish.by is not None and prediction.best("total_seconds")):
+        best = _best(given, config, spec, target, wish)
     rows, findings = build_rows(claims, spec, prediction, None)
     free = memory_to_plan_with(prediction.hardware, given.free_vram_gib, given.gpus)
-    fit = plan_fit(spec, target.predict, free, models=given.fit)
+    fit = plan_fit(spec, target.predict, free)
     data, preparation = config.data, None
     if data.folder is not None and data.tokens is not None and not data.folder.exists():
         preparation = preparation_seconds(data.tokens)
     deadline = plan_deadline(spec, target.predict, wish, preparation)
     if not given.json:
-        print_plan(spec, prediction, rows, findings, fit, deadline, now)
+        if given.best is None:
+            print_plan(spec, prediction, rows, findings, fit, deadline, now)
+        if best is not None:
+            print_best(best, spec, target.hardware.name)
         return 0
     plan = {
         "schema": SCHEMA,
@@ -122,54 +143,41 @@ def _plan(given: Namespace, load_tools: LoadTools | None) -> int:
         "rows": [row.model_dump(mode="json") for row in rows],
         "fit": fit.model_dump(mode="json"),
         "deadline": deadline.model_dump(mode="json"),
+        "best": None if best is None else best.model_dump(mode="json"),
         "inconsistencies": [finding.model_dump(mode="json") for finding in findings],
     }
     print_json(plan)
     return 0
 
 
-def _compare(given: Namespace) -> int:
-    """Print the plans of several configurations in one table.
-
-    Raises:
-        BadInput: if a configuration is invalid, or for a flag that concerns a single run.
-    """
-    devices = ("gpu", "gpu_file", "power_limit", "gpus", "free_vram_gib")
-    shared = ("config", "compare", *devices, "start", "json")
-    _refuse_flags(given, "compare", shared, "the plan of one run; leave it or --compare out.")
-    paths = [path for path in (given.config, *given.compare) if path is not None]
-    now = datetime.now().astimezone().replace(microsecond=0)
-    start = make_wish(now, given.start, None).start
-
-    def predicted(spec: RunSpec) -> Prediction:
-        return _named_target(spec, given).predict(spec)
-
-    def free_bytes_of(prediction: Prediction) -> int:
-        hardware = prediction.hardware
-        return memory_to_plan_with(hardware, given.free_vram_gib, prediction.gpus).bytes
-
-    overrides = config_overrides(given)
-    plans = plan_all(paths, overrides, predicted, free_bytes_of, start, given.gpus)
-    if not given.json:
-        print_plans(plans, given.gpu, given.gpus, now)
-        return 0
-    table = {
-        "schema": SCHEMA,
-        "gpus": given.gpus,
-        "start": start.isoformat(),
-        "plans": [plan.model_dump(mode="json") for plan in plans],
-    }
-    print_json(table)
-    return 0
+def _best(given: Namespace, config: Config, spec: RunSpec, target: Target, wish: Wish) -> BestPlan:
+    """Return the runs with the lowest predicted loss in the time given, and write the best."""
+    if given.best:
+        seconds = parse_duration(given.best, "--best")
+    elif wish.by is not None:
+        seconds = wish.by.timestamp() - wish.start.timestamp()
+    else:
+        raise BadInput("--best needs a time: --best 8h, or --best --by 07:00.")
+    free = memory_to_plan_with(target.hardware, given.free_vram_gib, given.gpus)
+    plan, best = plan_best(spec, target.predict, free, seconds, given.sure)
+    if given.best is not None and best is None:
+        raise BadInput(plan.notes[-1])
+    if given.write is not None and best is not None:
+        if given.write.exists():
+            raise BadInput(f"{given.write} exists: --write takes the name of a new file.")
+        text = best_toml(config, best, plan, target.hardware.name, given.write.stem)
+        write_atomic(given.write, text.encode())
+    return plan
 
 
-def _refuse_flags(given: Namespace, mode: str, allowed: Sequence[str], belongs_to: str) -> None:
-    """Reject flags of a plan that the chosen mode would ignore."""
+def _refuse_flags_of_a_plan(given: Namespace) -> None:
+    """Reject flags that --doctor would ignore."""
     defaults = _make_parser()
     for name, value in vars(given).items():
-        ignored = "." not in name and name not in (mode, *allowed)
+        ignored = "." not in name and name not in ("doctor", "config", "json")
         if ignored and value != defaults.get_default(name):
-            raise BadInput(f"--{name.replace('_', '-')} belongs to {belongs_to}")
+            flag = name.replace("_", "-")
+            raise BadInput(f"--{flag} belongs to a plan; --doctor checks this machine.")
 
 
 @dataclass(frozen=True)

@@ -183,6 +183,15 @@ class LossInputs:
         return self.tokens / self.unique
 
     @property
+    def ratio(self) -> float:
+        """Tokens per parameter."""
+        return self.tokens / self.parameters
+
+    @property
+    def aspect(self) -> float:
+        return self.width / self.layers
+
+    @property
     def evaluated_on(self) -> tuple[str | None, str, int]:
         """Key of comparability: only losses of runs with an equal key are comparable."""
         return self.dataset, self.tokenizer, self.context
@@ -256,12 +265,12 @@ def _quantities(run: LossInputs) -> dict[str, float]:
     """Return the quantities that the tables `limits` and `departures` restrict."""
     return {
         "million_parameters": run.parameters / 1e6,
-        "tokens_per_parameter": run.tokens / run.parameters,
+        "tokens_per_parameter": run.ratio,
         "billion_tokens": run.tokens / 1e9,
         "million_tokens_a_step": run.tokens / run.steps / 1e6,
         "steps": run.steps,
         "layers": run.layers,
-        "aspect": run.width / run.layers,
+        "aspect": run.aspect,
         "end_rate": run.end_rate,
         "rate_ratio": run.rate_ratio,
         "validation_tokens": run.validation_tokens or math.inf,

@@ -6,32 +6,24 @@ These are the records that `nanogauge plan --json` prints.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import re
 from dataclasses import dataclass, replace
 from datetime import datetime
-from pathlib import Path
 
-from nanogauge.config import load_config
+from nanogauge.config import Config
 from nanogauge.errors import BadInput
+from nanogauge.prediction.best_run import LEAST_TOKENS_PER_PARAMETER, best_runs
+from nanogauge.prediction.loss import REPOSITORIES
 from nanogauge.prediction.search import (
-    IntervalEnd,
     Predictor,
     Verdict,
-    deepest,
     fit_verdict,
-    is_expected_to_fit,
     largest_micro_batch,
-    largest_of_aspect,
     memory_of,
-    most_steps,
-    widest,
 )
-from nanogauge.quantities import Interval, next_time, time_after
+from nanogauge.quantities import Interval, format_seconds, next_time, time_after
 from nanogauge.runspec import RunSpec, Schedule
 from nanogauge.schema import FreeMemory, Prediction, Stored
-
-Search = Callable[[RunSpec, Callable[[RunSpec], bool]], RunSpec | None]
-"""Returns the largest model for which a check passes: widest, deepest, ... of search.py."""
 
 
 class Candidate(Stored):
@@ -46,22 +38,14 @@ class Candidate(Stored):
     grad_accum: int
     max_steps: int
     tokens: int
-    peak_process_bytes: float
+    peak_process_bytes: Interval
+    """Peak memory of the process on each GPU."""
     verdict: Verdict
     step_seconds: Interval | None
     """None if no time is predicted on this hardware."""
     total_seconds: Interval | None
-
-
-class FittingModels(Stored):
-    """The largest models whose expected peak fits at the given micro-batch; None if none does."""
-
-    widest: Candidate | None
-    """Widest model of the same depth and head size."""
-    deepest: Candidate | None
-    """Deepest model of the same width."""
-    same_aspect: Candidate | None
-    """Largest model of the same head size and about the same ratio of depth to width."""
+    val_loss: Interval | None
+    """Final validation loss in nats per token; None if it is not predicted."""
 
 
 class Fit(Stored):
@@ -77,8 +61,6 @@ class Fit(Stored):
     """Largest micro-batch whose expected peak fits, at the same tokens per step; None if none."""
     largest_sure_micro_batch: int | None
     """Largest micro-batch that fits even at the high end of the peak's interval; None if none."""
-    models: FittingModels | None
-    """Largest models that fit; None unless requested."""
 
 
 class Finish(Stored):
@@ -94,14 +76,6 @@ class Finish(Stored):
         return cls(low=ends[0], expected=ends[1], high=ends[2])
 
 
-class Steps(Stored):
-    """Most optimizer steps, or their tokens, that end in time (0 if none); low: slow steps."""
-
-    low: int
-    expected: int
-    high: int
-
-
 class Deadline(Stored):
     start: datetime
     finish: Finish | None
@@ -109,8 +83,6 @@ class Deadline(Stored):
     preparation_seconds: Interval | None
     """Time to prepare the data; None if it exists, or if its size is unknown."""
     by: datetime | None
-    steps: Steps | None
-    tokens: Steps | None
 
 
 @dataclass(frozen=True)
@@ -121,19 +93,12 @@ class Wish:
     by: datetime | None
 
 
-def plan_fit(spec: RunSpec, predicted: Predictor, free: FreeMemory, models: bool) -> Fit:
-    """Return whether the run fits into the free memory, and which other models would."""
+def plan_fit(spec: RunSpec, predicted: Predictor, free: FreeMemory) -> Fit:
+    """Return whether the run fits into the free memory, and the largest micro-batch that does."""
     prediction = predicted(spec)
     hardware = prediction.hardware
     memory = memory_of(spec, hardware)
     verdict = fit_verdict(memory.process, free.bytes)
-
-    def fits(candidate: RunSpec) -> bool:
-        return is_expected_to_fit(candidate, hardware, free.bytes)
-
-    def largest(search: Search) -> Candidate | None:
-        found = search(spec, fits)
-        return _candidate(found, predicted, free) if found is not None else None
 
     return Fit(
         fits=memory.process.expected <= free.bytes,
@@ -144,61 +109,112 @@ def plan_fit(spec: RunSpec, predicted: Predictor, free: FreeMemory, models: bool
         free_source=free.source,
         largest_micro_batch=largest_micro_batch(spec, hardware, free.bytes),
         largest_sure_micro_batch=largest_micro_batch(spec, hardware, free.bytes, "high"),
-        models=FittingModels(
-            widest=largest(widest), deepest=largest(deepest), same_aspect=largest(largest_of_aspect)
-        )
-        if models
-        else None,
     )
 
 
-def _candidate(spec: RunSpec, predicted: Predictor, free: FreeMemory) -> Candidate:
-    plan = predicted(spec)
-    found = plan.quantities
-    shape = spec.shape
+def _candidate(spec: RunSpec, plan: Prediction, free_bytes: int) -> Candidate:
+    shape, memory = spec.shape, memory_of(spec, plan.hardware).process
     return Candidate(
         n_layer=shape.n_layer,
         n_head=shape.n_head,
         n_embd=shape.n_embd,
-        parameters=int(found["parameters"].expected),
+        parameters=int(plan["parameters"].expected),
         micro_batch=spec.micro_batch,
         grad_accum=spec.grad_accum,
         max_steps=spec.steps,
         tokens=spec.tokens_per_step * spec.steps,
-        peak_process_bytes=found["peak_process_bytes"].expected,
-        verdict=fit_verdict(memory_of(spec, plan.hardware).process, free.bytes),
+        peak_process_bytes=memory,
+        verdict=fit_verdict(memory, free_bytes),
         step_seconds=plan.best("step_seconds"),
         total_seconds=plan.best("total_seconds"),
+        val_loss=plan.best("val_loss"),
     )
+
+
+class BestPlan(Stored):
+    """Runs with the lowest predicted loss that end in time."""
+
+    seconds: float
+    """Available time."""
+    sure: bool
+    """The high end of the predicted time is in time, instead of the expected time."""
+    runs: dict[str, Candidate]
+    """Runs by name, as best_runs() returns them; all fit and end in time."""
+    notes: list[str]
+    """Caveats on the predictions of the best and the given run."""
+
+
+def plan_best(
+    spec: RunSpec, predicted: Predictor, free: FreeMemory, seconds: float, sure: bool
+) -> tuple[BestPlan, RunSpec | None]:
+    """Return the best runs as records, and the spec of the best if one is within the bounds."""
+    specs = best_runs(spec, predicted, free.bytes, seconds, sure)
+    plans = {name: predicted(run) for name, run in specs.items()}
+    best, notes = plans.get("best"), [f"As given: {note}" for note in plans["as given"].notes]
+    if best is None:
+        notes.append(
+            f"no other run of {format_seconds(seconds)} is within the bounds of the loss that can "
+            f"be predicted (from {LEAST_TOKENS_PER_PARAMETER:.0f} tokens a parameter, 100 M "
+            "tokens, 500 steps): give more time, a faster device or more data."
+        )
+    elif best.best("val_loss") is None:
+        why = best.unpredicted["val_loss"]
+        notes.append(f"No loss is predicted, only the order of the models: {why}.")
+    notes = [*best.notes, *(n for n in notes if n[10:] not in best.notes)] if best else notes
+    runs = {name: _candidate(run, plans[name], free.bytes) for name, run in specs.items()}
+    return BestPlan(seconds=seconds, sure=sure, runs=runs, notes=notes), specs.get("best")
+
+
+def best_toml(config: Config, spec: RunSpec, plan: BestPlan, device: str, name: str) -> str:
+    """Return the best run's configuration, with comments on the prediction and on each key."""
+    tokens = spec.tokens_per_step * spec.steps
+    spec = replace(spec, unique_tokens=spec.unique_tokens or math.ceil(tokens / 1e7) * 10**7)
+    data = config.data
+    source = next((path for path, known in REPOSITORIES.items() if known == data.dataset), None)
+    prepare = f"prepare_fineweb.py --dataset {source} --tokens {spec.unique_tokens} "
+    best = plan.runs["best"]
+    hours, loss = best.total_seconds, best.val_loss
+    assert hours is not None
+    expects = "not predicted"
+    if loss is not None:
+        expects = f"{loss.expected:.3f} ({loss.low:.2f}-{loss.high:.2f})"
+    lines = [
+        f"The lowest predicted loss of {format_seconds(plan.seconds)} on {device} "
+        f"(nanogauge plan --best). Predicted, not measured:",
+        f"{best.parameters / 1e6:.0f} M parameters on {tokens / 1e9:.2f} G tokens of "
+        f"{data.dataset or data.path}, {hours.expected / 3600:.1f} h "
+        f"({hours.low / 3600:.1f}-{hours.high / 3600:.1f}), "
+        f"{best.peak_process_bytes.expected / 2**30:.1f} GiB,",
+        f"validation loss {expects}.",
+        *(f"Caveat: {note}" for note in plan.notes),
+        f"python {prepare}--out {data.path}" if source else f"data: {data.path}",
+        f"python train.py configs/{name}.toml",
+    ]
+    head = "".join(f"# {line}\n" for line in lines)
+    return f"{head}\n{config.with_spec(spec, name=name).to_toml(commented=True)}"
+
+
+def parse_duration(text: str, flag: str) -> float:
+    """Return the seconds of a duration such as 8h, 7.5h, 90min or 2d."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(min|h|d)", text)
+    if found is None or not float(found[1]):
+        raise BadInput(f"{flag} takes a time such as 8h, 90min or 2d, not {text!r}.")
+    return float(found[1]) * {"min": 60, "h": 3600, "d": 86400}[found[2]]
 
 
 def plan_deadline(
     spec: RunSpec, predicted: Predictor, wish: Wish, preparation: Interval | None
 ) -> Deadline:
-    """Return when the run ends if it starts at wish.start, and how much of it ends by wish.by.
+    """Return when the run ends if it starts at wish.start.
 
     `preparation` is the time to prepare the data before the run; None if there is nothing to do.
     """
     total = predicted(spec).best("total_seconds")
-    finish = steps = tokens = None
-    if total is not None:
-        finish = Finish.after(wish.start, total)
-    if total is not None and wish.by is not None:
-        seconds = wish.by.timestamp() - wish.start.timestamp()
-
-        def in_time(end: IntervalEnd) -> int:
-            return most_steps(predicted, spec, seconds, end)
-
-        steps = Steps(low=in_time("high"), expected=in_time("expected"), high=in_time("low"))
-        in_tokens = {end: spec.tokens_per_step * n for end, n in steps.model_dump().items()}
-        tokens = Steps(**in_tokens)
     return Deadline(
         start=wish.start,
-        finish=finish,
+        finish=None if total is None else Finish.after(wish.start, total),
         preparation_seconds=preparation,
         by=wish.by,
-        steps=steps,
-        tokens=tokens,
     )
 
 
@@ -218,11 +234,6 @@ def recipe_sentence(spec: RunSpec) -> str:
     if spec.schedule is None:
         return f"{sentence}."
     return f"{sentence}; learning rate {schedule_words(spec.schedule, spec.steps)}."
-
-
-def is_another_recipe(spec: RunSpec) -> bool:
-    """Return True if the model is not GPT-2's, dropout aside, or the optimizer is not AdamW."""
-    return spec.optimizer.name == "muon" or _model_words(replace(spec, dropout=None)) != "GPT-2"
 
 
 def schedule_words(schedule: Schedule, steps: int) -> str:
@@ -245,23 +256,6 @@ def schedule_words(schedule: Schedule, steps: int) -> str:
     return f"{words}, {way} to {schedule.min_learning_rate:g} at step {end:,}{beyond}"
 
 
-def cut_sentences(spec: RunSpec, steps: int, sure: int) -> list[str]:
-    """Return the flags for a run of fewer steps, and its learning rate.
-
-    `steps` are expected to end in time, and `sure` steps end in time even at the high end.
-    """
-    schedule = spec.schedule
-    safely = f" ({sure} to be sure)" if sure else ""
-    if schedule is None:
-        return [f"For a run of these steps: --train.max-steps {steps}{safely}."]
-    flags, shorter = f"--train.max-steps {steps}", schedule
-    if schedule.decay_steps is not None and schedule.decay != "constant":
-        flags += f" --optimizer.decay-steps {steps}"
-        shorter = replace(schedule, decay_steps=steps)
-    words = schedule_words(shorter, steps)
-    return [f"For a run of these steps: {flags}{safely}; learning rate {words}."]
-
-
 def _model_words(spec: RunSpec) -> str:
     shape, program = spec.shape, spec.program
     changes = {
@@ -276,93 +270,3 @@ def _model_words(spec: RunSpec) -> str:
     }
     made = [words for words, is_so in changes.items() if is_so]
     return f"GPT-2 with {', '.join(made)}" if made else "GPT-2"
-
-
-class Planned(Stored):
-    """The plan of one configuration; quantities are calibrated where a calibration exists."""
-
-    config: str
-    """Path of the configuration."""
-    name: str
-    recipe: str | None
-    """Sentence on architecture and optimizer; None for GPT-2 trained by AdamW."""
-    parameters: int
-    """Parameters without position embeddings."""
-    tokens: int
-    tokens_per_parameter: float
-    step_seconds: Interval | None
-    """Step time; None, like all derived quantities, if no time is predicted on this hardware."""
-    total_seconds: Interval | None
-    tokens_per_second: Interval | None
-    """Tokens per second of all GPUs together, in a steady step."""
-    finish: Finish | None
-    peak_process_bytes: Interval
-    """Peak memory of the process on each GPU."""
-    free_bytes: int
-    verdict: Verdict
-    energy_kwh: Interval | None
-    """Energy of all boards; None if their power is unknown."""
-    cost: Interval | None
-    """Cost of the run; None without a tariff."""
-    currency: str
-
-
-def plan_all(
-    paths: Sequence[Path],
-    overrides: Mapping[str, Mapping[str, object]],
-    predicted: Callable[[RunSpec], Prediction],
-    free_bytes_of: Callable[[Prediction], int],
-    start: datetime,
-    world_size: int = 1,
-) -> list[Planned]:
-    """Plan each configuration; shortest run first, those without a predicted time last.
-
-    The overrides apply to each; `free_bytes_of` returns the free memory of each GPU in bytes.
-    """
-    plans = []
-    for path in paths:
-        try:
-            spec = load_config(path, overrides).to_spec(world_size=world_size)
-            plans.append(_planned(path, spec, predicted(spec), free_bytes_of, start))
-        except BadInput as error:
-            text = str(error)
-            raise (error if str(path) in text else BadInput(f"{path}: {text}")) from None
-    return sorted(plans, key=lambda p: p.total_seconds.expected if p.total_seconds else math.inf)
-
-
-def _planned(
-    path: Path,
-    spec: RunSpec,
-    prediction: Prediction,
-    free_bytes_of: Callable[[Prediction], int],
-    start: datetime,
-) -> Planned:
-    hardware = prediction.hardware
-    free = free_bytes_of(prediction)
-    memory = memory_of(spec, hardware)
-    step, total = prediction.best("step_seconds"), prediction.best("total_seconds")
-    parameters = int(prediction.quantities["parameters"].expected)
-    tokens = spec.tokens_per_step * spec.steps
-    speed = finish = None
-    if step is not None:
-        speed = step.map(lambda seconds: spec.tokens_per_step / seconds)
-    if total is not None:
-        finish = Finish.after(start, total)
-    return Planned(
-        config=str(path),
-        name=spec.name or path.stem,
-        recipe=recipe_sentence(spec) if is_another_recipe(spec) else None,
-        parameters=parameters,
-        tokens=tokens,
-        tokens_per_parameter=tokens / parameters,
-        step_seconds=step,
-        total_seconds=total,
-        tokens_per_second=speed,
-        finish=finish,
-        peak_process_bytes=memory.process,
-        free_bytes=free,
-        verdict=fit_verdict(memory.process, free),
-        energy_kwh=prediction.best("energy_kwh"),
-        cost=prediction.best("cost"),
-        currency=spec.cost.currency,
-    )

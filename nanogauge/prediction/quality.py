@@ -115,34 +115,35 @@ def predict_quality(
     run = loss_inputs(spec)
     nearest = nearest_finished(run, finished)
     analytic, calibrated = predict_loss(run), nearest and predict_loss(run, nearest)
-    found: list[dict[str, Estimate]] = [{}, {}]
-    unpredicted: dict[str, str] = {}
-    notes: list[str] = []
+    unpredicted = {"quality_vs_gpt2": "it follows from the loss, which is not predicted"}
     if isinstance(analytic, NoEstimate):
         unpredicted["val_loss"] = analytic.why
-    else:
-        source = "scaling law fitted to published runs, docs/prediction.md"
-        found[0]["val_loss"] = _estimate("val_loss", analytic, _formula(run), source)
-        notes += [f"Loss: {caveat}." for caveat in analytic.caveats]
-    if isinstance(calibrated, LossEstimate) and nearest is not None:
-        formula = f"{nearest.loss:.3f} of the finished run, and the law's difference to it"
-        source = f"the finished run {nearest.name} on the same data"
-        found[1]["val_loss"] = _estimate("val_loss", calibrated, formula, source)
-    for rows in found:
-        if (loss := rows.get("val_loss")) is not None:
-            quality = quality_at(run, loss)
+    found = []
+    for loss, formula, source in (
+        (analytic, _formula(run), "scaling law fitted to published runs, docs/prediction.md"),
+        (
+            calibrated,
+            "its loss, and the law's difference to it",
+            f"the finished run {nearest.name if nearest else ''} on the same data",
+        ),
+    ):
+        rows: dict[str, Estimate] = {}
+        if isinstance(loss, LossEstimate):
+            interval = Interval(loss.low, loss.expected, loss.high)
+            rows["val_loss"] = Estimate.of("val_loss", interval, formula, source)
+            quality = quality_at(run, interval)
             if isinstance(quality, Estimate):
                 rows["quality_vs_gpt2"] = quality
             else:
                 unpredicted["quality_vs_gpt2"] = quality
+        found.append(rows)
     if "quality_vs_gpt2" in found[0]:
-        unpredicted.pop("quality_vs_gpt2", None)
-    elif "val_loss" not in found[0]:
-        unpredicted["quality_vs_gpt2"] = "it follows from the loss, which is not predicted"
-    return found[0], found[1], unpredicted, notes
+        del unpredicted["quality_vs_gpt2"]
+    caveats = analytic.caveats if isinstance(analytic, LossEstimate) else ()
+    return found[0], found[1], unpredicted, [f"Loss: {caveat}." for caveat in caveats]
 
 
-def mark_sentence(dataset: str | None, loss: Estimate | None) -> str | None:
+def mark_sentence(dataset: str | None, loss: Interval | None) -> str | None:
     """Compare a predicted loss with GPT-2 124M's on the same data; None without one of them."""
     mark = GPT2_124M.get(dataset or "")
     if loss is None or mark is None:
@@ -156,18 +157,13 @@ def mark_sentence(dataset: str | None, loss: Estimate | None) -> str | None:
     )
 
 
-def _estimate(row: str, loss: LossEstimate, formula: str, source: str) -> Estimate:
-    return Estimate.of(row, Interval(loss.low, loss.expected, loss.high), formula, source)
-
-
 def _formula(run: LossInputs) -> str:
-    assert run.dataset is not None
     least, expected, most = multipliers(run.recipe)
     seen = effective_tokens(run.tokens, run.unique)
     worth = f"{expected:.2g}" if least == most else f"{expected:.2g} ({least:.2g}-{most:.2g})"
     return (
-        f"{data_level(run.dataset):.3f} of {run.dataset} + A N^-alpha + B (m D)^-beta, N "
-        f"{run.parameters / 1e6:.3g} M, D {seen / 1e9:.3g} G, m {worth}"
+        f"E of {run.dataset} + A N^-alpha + B (m D)^-beta, N {run.parameters / 1e6:.3g} M, "
+        f"D {seen / 1e9:.3g} G, m {worth}"
     )
 
 

@@ -12,16 +12,7 @@ from rich.text import Text
 from nanogauge.analysis.consistency import Inconsistency
 from nanogauge.analysis.report_model import Report
 from nanogauge.analysis.verdicts import Row
-from nanogauge.prediction.plan import (
-    Candidate,
-    Deadline,
-    Fit,
-    FittingModels,
-    Planned,
-    Steps,
-    cut_sentences,
-    recipe_sentence,
-)
+from nanogauge.prediction.plan import BestPlan, Candidate, Deadline, Fit, recipe_sentence
 from nanogauge.prediction.quality import mark_sentence
 from nanogauge.quantities import (
     GIB,
@@ -169,11 +160,43 @@ def print_plan(
         console.print(Text(f"One step: {parts}.", style="dim"))
     if (step := prediction.calibrated.get("step_seconds")) is not None:
         console.print(Text(f"Calibrated by {step.source}: {step.formula}.", style="dim"))
-    if fit.models is not None:
-        _print_models(spec, fit.models, console)
     for note in prediction.notes:
         console.print(Text(f"! {note}", style="yellow"))
     _print_contradictions(findings, console)
+
+
+def print_best(plan: BestPlan, spec: RunSpec, device: str) -> None:
+    """Print the best runs of a time beside the given model and the 20-tokens rule."""
+    console, hours = Console(), format_seconds(plan.seconds)
+    how = "even if it is as slow as predicted" if plan.sure else "expected"
+    console.print(Text(f"Lowest predicted loss of {hours} on {device} (end: {how})", style="bold"))
+    console.print(Text(recipe_sentence(spec), style="dim"))
+    table = make_table()
+    columns = ("", "layers", "width", "parameters", "tokens", "a parameter", "steps")
+    for column in (*columns, "micro-batch", "loss", "between", "time", "memory"):
+        table.add_column(column, no_wrap=True)
+    for name, model in plan.runs.items():
+        loss = model.val_loss
+        table.add_row(
+            name,
+            *(f"{size:,}" for size in (model.n_layer, model.n_embd)),
+            _parameters(model),
+            format_value("tokens_total", model.tokens),
+            f"{model.tokens / model.parameters:.3g}",
+            f"{model.max_steps:,}",
+            str(model.micro_batch),
+            _value("val_loss", loss),
+            "" if loss is None else format_range("val_loss", loss.low, loss.high),
+            _value("total_seconds", model.total_seconds),
+            f"{model.peak_process_bytes.expected / GIB:.1f} GiB",
+        )
+    Console(width=max(console.width, 140)).print(table)
+    best = plan.runs.get("best", plan.runs["as given"])
+    if (mark := mark_sentence(spec.dataset, best.val_loss)) is not None:
+        console.print(Text(mark))
+    console.print(Text("Predicted, not measured; the interval is that of a recipe that works."))
+    for note in plan.notes:
+        console.print(Text(f"! {note}", style="yellow"))
 
 
 def _fit_sentence(spec: RunSpec, prediction: Prediction, fit: Fit) -> str:
@@ -201,7 +224,7 @@ def _fit_sentence(spec: RunSpec, prediction: Prediction, fit: Fit) -> str:
 def _deadline_sentences(
     spec: RunSpec, prediction: Prediction, deadline: Deadline, now: datetime
 ) -> list[str]:
-    """Return when the run ends and, if a deadline was given, which runs would end by it."""
+    """Return when the run ends."""
     finish = deadline.finish
     if finish is None:
         return [f"Finish: not known: {prediction.unpredicted['total_seconds']}."]
@@ -211,55 +234,7 @@ def _deadline_sentences(
         f"Finish: {day_and_time(finish.expected, now)}{between if finish.expected else ''}, "
         f"if it starts {start}."
     ]
-    if deadline.by is None or deadline.steps is None or deadline.tokens is None:
-        return sentences
-    by = day_and_time(deadline.by, now)
-    return sentences + _steps_sentences(spec, by, deadline.steps, deadline.tokens)
-
-
-def _steps_sentences(spec: RunSpec, by: str, steps: Steps, tokens: Steps) -> list[str]:
-    """Return how many steps end by a deadline and, if not all, the flags that shorten the run."""
-    if not steps.high:
-        return [f"By {by}: not even one step of this model ends."]
-    planned, expected = spec.steps, steps.expected
-    total = format_value("tokens_total", tokens.expected)
-    made = f"{expected:,} of the {planned:,} steps of this run ({total} tokens)"
-    if expected >= planned:
-        made = f"all {planned:,} steps of this run; {expected:,} would end by then ({total} tokens)"
-    interval = f"{steps.low:,} at the slow end of the prediction, {steps.high:,} at the fast end"
-    sentences = [f"By {by}: {made}; {interval}."]
-    if 0 < expected < planned:
-        sentences += cut_sentences(spec, expected, steps.low)
-    elif 0 < steps.low < planned:
-        sentences.append(f"To be sure that it ends by then: --train.max-steps {steps.low}.")
     return sentences
-
-
-def _print_models(spec: RunSpec, models: FittingModels, console: Console) -> None:
-    """Print the largest models that are expected to fit."""
-    console.print()
-    text = f"Expected to fit at micro-batch {spec.micro_batch}, for {spec.steps:,} steps:"
-    console.print(Text(text))
-    table = make_table()
-    for column in ("", "layers", "width", "heads", "parameters", "memory", "step", "whole run"):
-        table.add_column(column, no_wrap=True)
-    for name, model in (
-        ("widest", models.widest),
-        ("deepest", models.deepest),
-        ("same aspect", models.same_aspect),
-    ):
-        if model is None:
-            table.add_row(name, "none")
-            continue
-        table.add_row(
-            name,
-            *(f"{size:,}" for size in (model.n_layer, model.n_embd, model.n_head)),
-            _parameters(model),
-            f"{model.peak_process_bytes / GIB:.1f} GiB",
-            _value("step_seconds", model.step_seconds),
-            _value("total_seconds", model.total_seconds),
-        )
-    console.print(table)
 
 
 def _parameters(model: Candidate) -> str:
@@ -277,45 +252,3 @@ def _time(seconds: Interval | None) -> str:
 
 def _value(row_id: str, interval: Interval | None, currency: str = "") -> str:
     return UNKNOWN if interval is None else format_value(row_id, interval.expected, currency)
-
-
-_PLAN_COLUMNS = (
-    *("time", "between", "peak VRAM", "memory", "energy", "cost", "tokens"),
-    *("tokens per parameter", "tokens/s", "finish"),
-)
-
-
-def print_plans(plans: Sequence[Planned], device: str, gpus: int, now: datetime) -> None:
-    """Print the plans of several configurations as a table at its full width."""
-    table = make_table()
-    table.add_column("configuration", no_wrap=True)
-    for column in _PLAN_COLUMNS:
-        table.add_column(column, no_wrap=True, justify="right")
-    for plan in plans:
-        table.add_row(plan.config, *_plan_cells(plan, now))
-    console = Console(width=max(Console(width=1000).measure(table).maximum, 80))
-    several = f"{gpus} x " if gpus > 1 else ""
-    console.print(Text(f"{len(plans)} configurations on {several}{device}", style="bold"))
-    console.print(table)
-    free = " or ".join(f"{size / GIB:.1f}" for size in sorted({plan.free_bytes for plan in plans}))
-    each = " on each" if gpus > 1 else ""
-    console.print(Text(f"Memory: {free} GiB are free{each}.", style="dim"))
-    for plan in plans:
-        if plan.recipe is not None:
-            console.print(Text(f"{plan.config}: {plan.recipe}", style="dim"))
-
-
-def _plan_cells(plan: Planned, now: datetime) -> list[str]:
-    total, speed, finish = plan.total_seconds, plan.tokens_per_second, plan.finish
-    return [
-        _value("total_seconds", total),
-        "" if total is None else format_range("total_seconds", total.low, total.high),
-        f"{plan.peak_process_bytes.expected / GIB:.1f} GiB",
-        plan.verdict,
-        _value("energy_kwh", plan.energy_kwh),
-        _value("cost", plan.cost, plan.currency),
-        format_value("tokens_total", plan.tokens),
-        f"{plan.tokens_per_parameter:.3g}",
-        UNKNOWN if speed is None else f"{speed.expected:,.0f}",
-        UNKNOWN if finish is None else day_and_time(finish.expected, now),
-    ]
