@@ -147,7 +147,7 @@ def test_a_log_without_a_clock_is_drawn_over_steps() -> None:
     log.add(Eval(step=400, val_loss=3.1))
     charts = charts_of(log)
     assert "over step 0 to 400" in charts["loss"].svg
-    assert {"loss", "step-time", "mfu", "memory"} == set(charts)
+    assert {"loss", "step-time", "mfu"} == set(charts)
 
 
 def test_recompilations_and_alarms_are_marked_where_they_happened() -> None:

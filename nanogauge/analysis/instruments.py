@@ -185,8 +185,10 @@ def _add_energy(panel: _Panel, recorded: RunHistory, tokens: int) -> None:
     panel.add_kwh("energy_integral_kwh", "Energy by integration", integral, how)
     joules = counted if counted is not None else integral
     start = recorded.starts[-1]
-    watts = start.idle_power_watts
+    watts, busy = start.idle_power_watts, start.idle_utilization or 0.0
     how = absent if watts is None else "mean just before the run"
+    if busy > 0.05:
+        how += f"; another program kept it {100 * busy:.0f} % busy, so it was not idle"
     text = f"{watts:.3g} W" if watts is not None else ""
     panel.add("idle_power_watts", "Power of the idle board", "W", watts, text, how)
     if joules is not None and tokens:

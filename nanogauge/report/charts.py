@@ -1,4 +1,4 @@
-"""The charts of a run: loss, step time, MFU, power, clock, temperature, energy and memory."""
+"""The charts of a run: loss, step time, MFU, power, clock and temperature."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from nanogauge.analysis.telemetry import max_or_none, run_peak, sensor_mismatch
+from nanogauge.analysis.telemetry import sensor_mismatch
 from nanogauge.analysis.verdicts import Row
-from nanogauge.quantities import format_value, mfu
-from nanogauge.report.svg import Band, Bar, Chart, Floats, Marks, Series, bar_chart, line_chart
+from nanogauge.quantities import mfu
+from nanogauge.report.svg import Band, Chart, Floats, Marks, Series, line_chart
 from nanogauge.runlog.history import RunHistory
 from nanogauge.runspec import RunSpec
 from nanogauge.schema import Checkpoint, Compile, Eval, Event, Prediction
@@ -82,7 +82,6 @@ def make_charts(
     charts = [run.loss(), run.step_time(), run.mfu()]
     if len(recorded.sensors) and run.timeline.has_clock:
         charts += [run.power(), run.clock(), run.temperature()]
-    charts.append(_memory(recorded, prediction))
     return [chart for chart in charts if chart is not None]
 
 
@@ -215,53 +214,3 @@ class _Run:
     def temperature(self) -> Chart | None:
         series = [self.sensor("temperature_celsius", "temperature")]
         return line_chart(("temperature", "Temperature", "°C"), self.timeline.axis, series)
-
-
-def _memory(recorded: RunHistory, prediction: Prediction) -> Chart | None:
-    """Draw the predicted peak in its parts above every measured peak."""
-    predicted = prediction.quantities.get("peak_allocated_bytes")
-    bars: list[Bar] = []
-    legend, notes = [], []
-    if predicted is not None and prediction.memory_parts:
-        parts = sorted(prediction.memory_parts, key=lambda part: -part.value)
-        total = sum(part.value for part in parts)
-        legend = [(f"s{i}", f"{p.name} {p.value / 1e9:.2f} GB") for i, p in enumerate(parts)]
-        bars.append(
-            Bar(
-                "predicted, tensors at the peak",
-                f"{total / 1e9:.2f} GB",
-                [(part.name, part.value) for part in parts],
-                (predicted.low, predicted.high),
-            )
-        )
-    sensors = recorded.sensors
-    on_cpu = prediction.hardware.kind == "cpu"
-    if on_cpu:  # a GPU that is watched meanwhile has another memory
-        measured = {"the process in main memory": run_peak(recorded, "peak_host_bytes")}
-    else:
-        measured = {
-            "tensors (allocated)": run_peak(recorded, "peak_allocated_bytes"),
-            "kept by the allocator (reserved)": run_peak(recorded, "peak_reserved_bytes"),
-            "this process on the card": max_or_none(sensors.known("process_used_bytes")),
-            "whole card": max_or_none(sensors.known("device_used_bytes")),
-        }
-    for name, size in measured.items():
-        if size is not None:
-            text = f"{size / 1e9:.2f} GB"
-            bars.append(Bar(f"measured, {name}", text, [(name, float(size))]))
-    if not bars:
-        return None
-    capacity = prediction.hardware.memory_bytes
-    limit = None
-    if capacity is not None:
-        device = "the machine" if on_cpu else "the card"
-        limit = (f"{capacity / 1e9:.3g} GB: {device}", float(capacity))
-    if predicted is not None:
-        low, high = (
-            format_value("peak_allocated_bytes", end) for end in (predicted.low, predicted.high)
-        )
-        notes.append(f"the whisker is the predicted interval, {low} to {high}")
-    figures = [f"{bar.name}: {bar.text}" for bar in bars]
-    title = "Memory at its peak"
-    svg = bar_chart(title, bars, limit)
-    return Chart("memory", title, svg, legend, figures, notes, labelled=True)

@@ -27,6 +27,7 @@ _ROUND_STEPS = (1, 2, 2.5, 5, 10)
 WIDTH, HEIGHT = 420, 236
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 22, 36
 LANE_HEIGHT = 9
+HOVER_COLUMNS = 50
 CLIPPED_SHARE = 0.005
 """Share of a long series that may lie beyond either end of a clipped axis."""
 MAX_WATERFALL_PARTS = 7
@@ -190,8 +191,6 @@ class Chart:
     figures: list[str]
     """Statistics of each line as text."""
     notes: list[str]
-    labelled: bool = False
-    """Whether the picture itself shows all figures, so that the page need not repeat them."""
 
 
 def format_number(value: float) -> str:
@@ -241,6 +240,7 @@ def line_chart(
         out += elements
         outliers += beyond
     out += [plot.lane(number, mark) for number, mark in enumerate(marks)]
+    out += plot.values_on_hover(series, unit, x_title)
     figures = [one.in_words(unit) for one in series]
     notes = list(notes)
     if outliers:
@@ -336,6 +336,24 @@ class _Plot:
         upper = _points(xs, self.y_of(high))
         lower = _points(xs[::-1], self.y_of(low)[::-1])
         return [_path("area", f"M{upper} {lower}z"), line]
+
+    def values_on_hover(self, series: Sequence[Series], unit: str, x_title: str) -> list[str]:
+        """Return invisible columns whose titles, shown on hover, have the values there."""
+        columns = min(HOVER_COLUMNS, max(len(one.x) for one in series))
+        width, out = (self.right - self.left) / columns, []
+        for column in range(columns):
+            x = self.x.low + (column + 0.5) / columns * (self.x.high - self.x.low)
+            nearest = [int(np.abs(one.x - x).argmin()) for one in series]
+            shown = (
+                f"{one.name} {format_number(float(one.y[i]))} {unit}"
+                for one, i in zip(series, nearest, strict=True)
+            )
+            at = format_number(float(series[0].x[nearest[0]]))
+            title = f"<title>{escaped(f'{x_title} {at}: ' + ', '.join(shown))}</title>"
+            left = self.left + column * width
+            rect = _rect("hover", left, self.above, width, self.below - self.above, rounded=False)
+            out.append(rect.replace("/>", f">{title}</rect>"))
+        return out
 
     def lane(self, number: int, mark: Marks) -> str:
         y = self.below + 4 + LANE_HEIGHT * number
@@ -477,46 +495,3 @@ def _stacked(
             out.append(_text(x + 6, y + height / 2 + 4, name, "on"))
         x += width
     return out
-
-
-@dataclass(frozen=True)
-class Bar:
-    """A named bar, in several parts or one."""
-
-    name: str
-    text: str
-    parts: Sequence[tuple[str, float]]
-    range: tuple[float, float] | None = None
-    """Interval drawn below the bar; None for no interval."""
-
-
-def bar_chart(title: str, bars: Sequence[Bar], limit: tuple[str, float] | None) -> str:
-    """Draw bars on one axis from zero, with an optional limit as a dashed line."""
-    totals = [sum(value for _, value in bar.parts) for bar in bars]
-    ends = [bar.range[1] for bar in bars if bar.range is not None]
-    scale = (WIDTH - 12) / max([*totals, *ends, limit[1] if limit is not None else 0.0])
-    pitch = 46
-    bottom = pitch * len(bars) + 4
-    limit_x = limit[1] * scale if limit is not None else WIDTH
-    out = []
-    for number, (bar, total) in enumerate(zip(bars, totals, strict=True)):
-        y, end = pitch * number, total * scale
-        out.append(_text(0, y + 13, bar.name, "tick"))
-        if len(bar.parts) > 1:
-            out += _stacked(bar.parts, scale, y + 19, 18)
-        else:
-            out.append(_rect("bar", 0, y + 19, max(end, 1), 18, rounded=False))
-        if end + _CHARACTER_WIDTH * len(bar.text) + 14 > limit_x:
-            out.append(_text(end - 6, y + 32, bar.text, "in", "end"))
-        else:
-            out.append(_text(end + 6, y + 32, bar.text, "lab"))
-        if bar.range is not None:
-            low, high = bar.range[0] * scale, bar.range[1] * scale
-            whisker = f"M{low:.1f},{y + 38}v5m0,-2.5H{high:.1f}m0,-2.5v5"
-            out.append(_path("whisker", whisker))
-    words = [f"{bar.name} {bar.text}" for bar in bars]
-    if limit is not None:
-        words.append(limit[0])
-        out.append(_path("limit", f"M{limit_x:.1f},17V{bottom}"))
-        out.append(_text(limit_x + 4, bottom + 14, limit[0], "tick", "end"))
-    return _svg(WIDTH, bottom + 20, f"{title}: {'; '.join(words)}", out)
