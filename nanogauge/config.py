@@ -36,6 +36,7 @@ from nanogauge.runspec import (
     Schedule,
     Shape,
 )
+from nanogauge.shell import python_command
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
@@ -441,7 +442,16 @@ def _toml_hint(text: str, error: ValueError) -> str:
 
 def load_config(path: Path, overrides: Mapping[str, Mapping[str, object]] | None = None) -> Config:
     """Read a configuration file and apply the overrides of the command line."""
-    values = read_toml(path, "configuration", "configs/ holds examples")
+    if path.suffix == ".py" and path.exists():
+        convert = python_command("plan.py", path, "--write", "configs/mine.toml")
+        raise BadInput(f"{path} is a configuration of nanoGPT; convert it: {convert}")
+    return make_config(read_toml(path, "configuration", "configs/ holds examples"), path, overrides)
+
+
+def make_config(
+    values: dict[str, Any], path: Path, overrides: Mapping[str, Mapping[str, object]] | None
+) -> Config:
+    """Return the configuration of these values of a file, changed by the command line."""
     for section, keys in (overrides or {}).items():
         target = values.setdefault(section, {})
         if isinstance(target, dict):

@@ -20,6 +20,13 @@ def python_command(script: str, *arguments: object) -> str:
     return f"{interpreter()} {shlex.join([shown, *map(str, arguments)])}"
 
 
+def tool_command(name: str, *arguments: object) -> str:
+    """Return the command that runs a program of this environment, such as wandb or torchrun."""
+    path = Path(sys.executable).with_name(name)
+    shown = from_here(path) if path.exists() and shutil.which(name) != str(path) else name
+    return shlex.join([shown, *map(str, arguments)])
+
+
 def pip_install(*arguments: str) -> str:
     """Return the command that installs packages into the environment of this interpreter."""
     if find_spec("pip") is None and shutil.which("uv") is not None:

@@ -26,7 +26,7 @@ FILE = re.compile(
     r"(?<![\w/.~-])(?:configs|predictions|examples|docs|bench|tests)/[\w./-]*\w(?![\w*])"
 )
 COMMANDS = [path.name for path in ROOT.glob("*.py") if path.name != "model.py"]
-FOREIGN = re.compile(r"(docker|pip|hf|xcode-select|python llama\.cpp|--standalone)\b")
+FOREIGN = re.compile(r"(docker|pip|\.venv/bin/hf|xcode-select|python llama\.cpp|--standalone)\b")
 PLACEHOLDER = re.compile(r"[A-Z]{3,}|/X\b|\.\.\.")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 TYPED = re.compile(r"(?:\.venv/bin/)?python ((?:bench/)?[a-z_]+\.py)\b(.*)")

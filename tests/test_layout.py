@@ -17,7 +17,7 @@ PACKAGE = ROOT / "nanogauge"
 TRAINER = ROOT / "trainer"
 FOUNDATION = {
     *["errors", "files", "quantities", "runspec", "programs", "schema", "schedule"],
-    *["config", "names"],
+    *["config", "names", "shell"],
 }
 ROOMS = ("prediction", "measure", "runlog", "analysis", "report", "importers", "sinks", "doctor")
 MEETING_PLACES = (

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from commands import run_here
 
+from nanogauge.config import load_config
 from nanogauge.errors import BadInput
 from nanogauge.importers.nanogpt_config import literal, read_nanogpt_config
 
@@ -25,6 +28,27 @@ def test_a_configuration_is_read_with_the_defaults_of_train_py(tmp_path: Path) -
     assert keys["optimizer.min_learning_rate"] == pytest.approx(1e-4)
     assert (keys["model.n_layer"], keys["run.device"]) == (12, "cuda")
     assert "model.vocab_size" not in keys, "its characters are counted by prepare.py alone"
+
+
+def test_a_configuration_is_converted_and_trains(tmp_path: Path) -> None:
+    """As nanoGPT's own files: one data set, one pretrained model, one of characters."""
+    source, target = tmp_path / "train gpt2.py", tmp_path / "new" / "mine.toml"
+    source.write_text("batch_size = 4\nblock_size = 64\nn_layer = 2\nwandb_log = True\n")
+    done = run_here("plan.py", source, "--write", target, "--train.max-steps", "9")
+    assert done.returncode == 0, done.stderr
+    config = load_config(target)
+    assert (config.run.name, config.data.path) == ("train_gpt2", "data/openwebtext")
+    assert (config.train.micro_batch, config.train.max_steps) == (4, 9)
+    assert (config.data.order, config.model.n_embd) == ("random", 768)
+    again = run_here("plan.py", source, "--write", target)
+    assert again.returncode == 2 and "exists already" in again.stderr
+    source.write_text("init_from = 'gpt2-xl'\ndataset = 'shakespeare'\n")
+    done = run_here("plan.py", source, "--gpu", "A100 40GB", "--json")
+    assert done.returncode == 0, done.stderr
+    rows = {row["id"]: row["analytic"] for row in json.loads(done.stdout)["rows"]}
+    assert rows["parameters"]["expected"] == pytest.approx(1.556e9, rel=1e-3)
+    source.write_text("dataset = 'shakespeare_char'\n")
+    assert "65 for shakespeare_char" in run_here("plan.py", source, "--gpu", "T4").stderr
 
 
 @pytest.mark.parametrize(

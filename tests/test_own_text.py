@@ -214,7 +214,7 @@ def hub_with(split: str, names: Sequence[str], **more: Any) -> Hub:
 @pytest.mark.parametrize(
     ("hub", "message"),
     [
-        (hub_with("train", ["default"], gated=True), "accept the conditions .* `hf auth login`"),
+        (hub_with("train", ["default"], gated=True), "accept the conditions .*hf auth login`"),
         (hub_with("train", ["fra_Latn", "deu_Latn"]), "with --name: fra_Latn, deu_Latn"),
         (hub_with("train", [f"c{n}" for n in range(25)]), "c19 and 5 more"),
         (hub_with("test", ["default"]), "has no train split, only test"),

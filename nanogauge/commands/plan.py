@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,11 +15,12 @@ from nanogauge.analysis.claims import load_claims
 from nanogauge.analysis.verdicts import build_rows
 from nanogauge.cli import Parser, print_json
 from nanogauge.commands.doctor import LoadTools, check_machine
-from nanogauge.config import Config, add_config_flags, given_config
+from nanogauge.config import Config, add_config_flags, config_overrides, given_config
 from nanogauge.doctor.machine import memory_to_plan_with
 from nanogauge.errors import BadInput
-from nanogauge.files import write_atomic
+from nanogauge.files import make_folder, write_atomic
 from nanogauge.hardware import lookup, read_gpus
+from nanogauge.importers.nanogpt_config import load_nanogpt_config
 from nanogauge.prediction.calibrated import Calibration, load_calibration
 from nanogauge.prediction.loss import FinishedLoss
 from nanogauge.prediction.overheads import preparation_seconds
@@ -44,6 +46,7 @@ _EXAMPLES = """
   %(prog)s configs/rtx4070_fineweb.toml --gpu "RTX 4070" --by 08:00
   %(prog)s --best 8h --gpu "RTX 4070" --write MINE.toml
   %(prog)s --doctor configs/demo.toml
+  %(prog)s config/train_gpt2.py --write configs/mine.toml      # a configuration of nanoGPT
 """
 
 
@@ -81,6 +84,9 @@ def _make_parser() -> Parser:
     parser.add_argument(
         "--doctor", action="store_true", help="check whether this machine is ready for a run"
     )
+    parser.add_argument(
+        "--write", type=Path, metavar="FILE", help="write the configuration, with all its keys"
+    )
     parser.add_argument("--json", action="store_true", help="print only JSON")
     add_config_flags(parser)
     return parser
@@ -100,11 +106,13 @@ def _plan(given: Namespace, load_tools: LoadTools | None) -> int:
     """Print the plan of one run, or of the best run in a given time."""
     if given.best is not None and given.config is None:
         given.config = Path(str(files("nanogauge").joinpath("base.toml")))
-    config = given_config(given)
-    if given.best is None and given.write is not None:
-        raise BadInput("--write belongs to --best.")
+    config = _given_config(given)
     if config is None:
         raise BadInput("give the configuration of a run: configs/ holds examples.")
+    if given.best is None and given.write is not None:
+        _write(f"# From {given.config}\n\n{config.to_toml()}", given.write)
+        if given.gpu is None and not given.calibrate:
+            return 0
     now = datetime.now().astimezone().replace(microsecond=0)
     wish = make_wish(now, given.start, given.by)
     spec = config.to_spec()
@@ -163,11 +171,23 @@ def _best(given: Namespace, config: Config, spec: RunSpec, target: Target, wish:
     if given.best is not None and best is None:
         raise BadInput(plan.notes[-1])
     if given.write is not None and best is not None:
-        if given.write.exists():
-            raise BadInput(f"{given.write} exists: --write takes the name of a new file.")
-        text = best_toml(config, best, plan, target.hardware.name, given.write.stem)
-        write_atomic(given.write, text.encode())
+        _write(best_toml(config, best, plan, target.hardware.name, given.write.stem), given.write)
     return plan
+
+
+def _given_config(given: Namespace) -> Config | None:
+    """Load the configuration that the command line names, which may be one of nanoGPT's."""
+    if given.config is not None and given.config.suffix == ".py":
+        return load_nanogpt_config(given.config, config_overrides(given))
+    return given_config(given)
+
+
+def _write(text: str, path: Path) -> None:
+    if path.exists():
+        raise BadInput(f"{path} exists: --write takes the name of a new file.")
+    make_folder(path.parent)
+    write_atomic(path, text.encode())
+    print(f"{path} holds the configuration.", file=sys.stderr)
 
 
 def _refuse_flags_of_a_plan(given: Namespace) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from nanogauge.measure.sensors import DriverInfo
 from nanogauge.quantities import Interval, format_value
-from nanogauge.shell import pip_install, python_command
+from nanogauge.shell import pip_install, python_command, tool_command
 
 CheckVerdict = Literal["go", "warn", "no-go"]
 
@@ -355,10 +355,12 @@ def check_wandb(mode: str, installed: bool, key_from: str | None) -> Finding:
         remedy = f"{pip_install('wandb')}, or --wandb.mode disabled"
         return Finding("wandb", "warn", text, remedy)
     if mode == "offline":
-        return Finding("wandb", "go", "offline: wandb sync uploads the run later")
+        sync = tool_command("wandb", "sync")
+        return Finding("wandb", "go", f"offline: {sync} uploads the run later")
+    login = tool_command("wandb", "login")
     if key_from is not None:
         return Finding("wandb", "go", f"online, with the key from {key_from}")
     if mode == "auto":
-        return Finding("wandb", "go", "offline: there is no key; wandb login makes it online")
+        return Finding("wandb", "go", f"offline: there is no key; {login} makes it online")
     text = "wandb.mode is online, and there is no key: the run is mirrored offline"
-    return Finding("wandb", "warn", text, "wandb login, or --wandb.mode offline")
+    return Finding("wandb", "warn", text, f"{login}, or --wandb.mode offline")

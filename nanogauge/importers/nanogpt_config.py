@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import operator
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from nanogauge.config import Config, make_config
 from nanogauge.errors import BadInput
 from nanogauge.files import read_whole
 
@@ -23,6 +25,13 @@ _OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.FloorDiv: operator.floordiv,
     ast.Pow: operator.pow,
 }
+_PRETRAINED = {
+    "gpt2": (12, 12, 768),
+    "gpt2-medium": (24, 16, 1024),
+    "gpt2-large": (36, 20, 1280),
+    "gpt2-xl": (48, 25, 1600),
+}
+"""Blocks, heads and width of each value of init_from."""
 _GPT2_ROWS = 50304
 """Rows of the embedding for a data set that brings no vocabulary of its own."""
 
@@ -79,7 +88,29 @@ def read_nanogpt_config(path: Path) -> dict[str, Value]:
                 value = literal(ast.unparse(node), settings)
                 if value is not None:
                     settings[name] = value
-    return nanogpt_keys(settings)
+    keys = nanogpt_keys(settings)
+    if (shape := _PRETRAINED.get(str(settings.get("init_from")))) is not None:
+        keys |= dict(zip(("model.n_layer", "model.n_head", "model.n_embd"), shape, strict=True))
+        keys |= {"run.init_from": settings["init_from"], "model.bias": True, "model.gelu": "tanh"}
+    return keys
+
+
+def load_nanogpt_config(path: Path, overrides: Mapping[str, Mapping[str, object]]) -> Config:
+    """Return the configuration that trains here what a nanoGPT config/*.py trains there.
+
+    Raises:
+        BadInput: as read_nanogpt_config, or if the file leaves a key open that `overrides` lacks.
+    """
+    values: dict[str, dict[str, object]] = {"run": {"name": re.sub(r"[^\w.-]", "_", path.stem)}}
+    for key, value in read_nanogpt_config(path).items():
+        values.setdefault(key.partition(".")[0], {})[key.partition(".")[2]] = value
+    values["data"] |= {"path": f"data/{values['data']['dataset']}", "order": "random"}
+    if not {"vocab_size"} & (values["model"].keys() | overrides.get("model", {}).keys()):
+        raise BadInput(
+            f"{path}: nanoGPT counts the characters of this data set when it trains; give their "
+            "number with --model.vocab-size: 65 for shakespeare_char."
+        )
+    return make_config(values, path, overrides)
 
 
 def nanogpt_keys(settings: Mapping[str, Value]) -> dict[str, Value]:

@@ -34,6 +34,7 @@ from nanogauge.runlog.folder import CONFIG_TOML, SPEC_NAME, read_spec
 from nanogauge.runlog.reader import LOG_NAME, lines_of, read_log
 from nanogauge.runspec import RunSpec
 from nanogauge.schema import End, Event, LogLine, Prediction
+from nanogauge.shell import tool_command
 from nanogauge.sinks.mirror import POSITION_NAME, Mode
 from nanogauge.sinks.rows import (
     AXES,
@@ -336,7 +337,7 @@ def main(arguments: Sequence[str]) -> int:
     if offline_reason:
         warnings.append(
             f"W&B is not available online ({offline_reason.splitlines()[0].rstrip('.')}), so the "
-            f"run is mirrored offline: wandb sync {stored_at} uploads it."
+            f"run is mirrored offline: {tool_command('wandb', 'sync', stored_at)} uploads it."
         )
     if not stored_at.is_relative_to(folder):
         warnings.append(
@@ -346,7 +347,8 @@ def main(arguments: Sequence[str]) -> int:
         raise RunFailed(" ".join(warnings))
     if not run.offline:
         _mark_as_synced(folder, run_id)
-    print(f"{stored_at}, which `wandb sync` uploads" if run.offline else run.url)
+    sync = tool_command("wandb", "sync")
+    print(f"{stored_at}, which `{sync}` uploads" if run.offline else run.url)
     return 0
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from nanogauge.errors import BadInput, RunFailed
 from nanogauge.files import open_regular
+from nanogauge.shell import tool_command
 from trainer.data.documents import COMPRESSIONS, FORMATS, Damaged, Unit, format_of, read_documents
 from trainer.data.hub import (
     Interrupted,
@@ -283,7 +284,7 @@ def _why_not_open(dataset: str, config: str | None, error: Exception) -> str:
     if "gated" in text:
         return (
             f"{dataset} is a gated dataset: accept the conditions on its page of the hub, then run "
-            "`hf auth login`, or set HF_TOKEN to a token of that account."
+            f"`{tool_command('hf', 'auth', 'login')}`, or set HF_TOKEN to a token of that account."
         )
     listed = re.search(r"available configs: (\[.*?\])", text, re.DOTALL)
     if config is None and listed is not None:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from model import GPT
 from nanogauge.config import Config
 from nanogauge.errors import BadInput
+from nanogauge.shell import tool_command
 from trainer.step.device import DTYPES, choose_device
 from trainer.step.loss import LossModule, TrainingLoss
 
@@ -38,7 +39,8 @@ def refuse_unshardable(config: Config, world: int) -> None:
     if world == 1:
         raise BadInput(
             "train.sharding = full divides the model among several processes, and this is the only "
-            "one; start it with torchrun --nproc-per-node N, or set --train.sharding none."
+            f"one; start it with {tool_command('torchrun', '--nproc-per-node', 'N')}, or set "
+            "--train.sharding none."
         )
     if config.run.dtype == "bfloat16" and choose_device(config.run.device).type == "cpu":
         raise BadInput(
