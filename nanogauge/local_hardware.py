@@ -42,19 +42,33 @@ def _measured_cpu() -> Hardware:
     product, source = np.empty_like(a), np.ones(_COPY_BYTES // 4, np.float32)
     target = np.empty_like(source)
     peak = 2 * _MATRIX**3 / _fastest(lambda: np.matmul(a, a, out=product))
+    how = f"fp32 matrix product of {_MATRIX} x {_MATRIX} measured with numpy"
+    bandwidth = 2 * _COPY_BYTES / _fastest(lambda: np.copyto(target, source))
+    return cpu_hardware(
+        peak, how, bandwidth, "measured before the run, nanogauge/local_hardware.py"
+    )
+
+
+def cpu_hardware(
+    peak_flops: float | None, how: str, bandwidth: float | None, source: str
+) -> Hardware:
+    """Describe the CPU of this machine, with its peak in FLOP/s and bandwidth in bytes/s.
+
+    `how` says how the peak was measured, `source` who did.
+    """
+    rate = "" if peak_flops is None else f": {peak_flops / 1e9:.0f} GFLOP/s"
     return Hardware(
         name=cpu_name() or "CPU",
         kind="cpu",
         architecture="cpu",
-        peak_flops=peak,
-        peak_name=f"fp32 matrix product of {_MATRIX} x {_MATRIX} measured with numpy: "
-        f"{peak / 1e9:.0f} GFLOP/s",
-        matmul_flops=peak,
+        peak_flops=peak_flops,
+        peak_name=f"{how}{rate}",
+        matmul_flops=peak_flops,
         memory_bytes=total_memory_bytes(),
-        bandwidth_bytes_per_second=2 * _COPY_BYTES / _fastest(lambda: np.copyto(target, source)),
+        bandwidth_bytes_per_second=bandwidth,
         power_limit_watts=None,
         process_bytes=process_bytes(),
-        source="measured before the run, nanogauge/local_hardware.py",
+        source=source,
     )
 
 

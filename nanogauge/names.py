@@ -36,28 +36,31 @@ def meaning_of(name: str, keys: Collection[str], is_exact: bool = False) -> str 
 @cache
 def foreign_names() -> dict[str, str]:
     """Return name in another program -> its meaning, as meaning_of returns it."""
-    logged = _read("importers/formats.toml").values()
+    logged = read_names("importers/formats.toml").values()
     names = {n: key for table in logged for n, key in table.get("names", {}).items() if "." in key}
-    return {**names, **_read("names.toml")["keys"]}
+    return {**names, **read_names()["keys"]}
 
 
 def nanogpt_names() -> dict[str, str]:
     """Return key of our configuration -> nanoGPT's name, for keys in its printed configuration."""
-    return {key: name for name, key in _read("importers/formats.toml")["nanogpt"]["names"].items()}
+    return {
+        key: name for name, key in read_names("importers/formats.toml")["nanogpt"]["names"].items()
+    }
 
 
 def value_meant(value: str, choices: Collection[str]) -> str | None:
     """Return the choice that a value of another spelling means; None if unknown."""
-    meant = _read("names.toml")["values"].get(value.lower(), value.lower())
+    meant = read_names()["values"].get(value.lower(), value.lower())
     return next(iter(difflib.get_close_matches(meant, choices, n=1)), None)
 
 
 def toml_remedies(line: str) -> list[str]:
     """Return what to write instead of a line that is no TOML; empty if unknown."""
-    table = _read("names.toml")["toml"]
+    table = read_names()["toml"]
     return [remedy for pattern, remedy in table.items() if re.search(pattern, line)]
 
 
 @cache
-def _read(name: str) -> dict[str, Any]:
+def read_names(name: str = "names.toml") -> dict[str, Any]:
+    """Return the tables of a file of names."""
     return tomllib.loads((Path(__file__).parent / name).read_text(encoding="utf-8"))

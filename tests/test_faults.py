@@ -146,7 +146,9 @@ def test_a_resumed_run_keeps_its_smaller_micro_batch(tmp_path: Path) -> None:
     starts = [line for line in log_lines(folder) if line["kind"] == "start"]
     assert starts[-1].get("micro_batch") is None
     changed = events(folder, "changed")[-3:]
-    assert changed[0]["text"] == "train.micro_batch was 4 and is 1 from here on."
+    assert changed[0]["text"] == (
+        "Resumed with another train.micro_batch: the run has 4, this command 1."
+    )
 
 
 def test_a_run_fails_if_one_sequence_runs_out_of_memory(tmp_path: Path) -> None:
@@ -178,7 +180,7 @@ def test_another_configuration_or_code_is_refused_unless_allowed_by_name(rehears
     assert "did you mean train.max_steps?" in misspelt.stderr
     succeed(train_tiny(rehearsed.parent, *longer, "--allow-change", "code", "train.max_steps"))
     changed, _ = (event["text"] for event in events(rehearsed, "changed"))
-    assert changed == "train.max_steps was 12 and is 14 from here on."
+    assert changed == "Resumed with another train.max_steps: the run has 12, this command 14."
     assert steps_of(rehearsed)[-1]["step"] == 13
 
 

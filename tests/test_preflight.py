@@ -107,7 +107,7 @@ def test_the_demo_can_start_here_and_each_check_is_one_line() -> None:
     assert done.returncode == 0, done.stdout
     assert done.stderr == ""
     lines = [line.split() for line in done.stdout.splitlines()]
-    checks = "gpu compiler memory disk caches data sleep wsl wandb"
+    checks = "gpu compiler memory disk caches data sleep wandb"
     assert " ".join(words[1] for words in lines) == checks
     assert {words[0] for words in lines} <= {"go", "warn"}
 

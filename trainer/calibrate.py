@@ -27,7 +27,8 @@ from nanogauge.doctor.checks import TorchBuild
 from nanogauge.doctor.preflight import Device
 from nanogauge.errors import BadInput
 from nanogauge.hardware import find_gpu, from_properties, from_row
-from nanogauge.measure.host import ProcessorWatch, cpu_name, process_bytes, total_memory_bytes
+from nanogauge.local_hardware import cpu_hardware
+from nanogauge.measure.host import ProcessorWatch, total_memory_bytes
 from nanogauge.measure.sensors import DriverInfo, driver_info
 from nanogauge.prediction.calibrated import Calibration, MeasuredParts, Rates, add_to_calibration
 from nanogauge.prediction.flops import flops_per_token_palm, layer_matrices
@@ -58,10 +59,8 @@ STACKED_LAYERS = 4  # blocks measured together; more change the time of one by 1
 MOST_MICRO_BATCHES = 2  # one that allocates the gradients and one that adds to them
 
 
-def measure_cpu(
-    name: str, dtype: str, memory_bytes: int | None, process_bytes: int | None
-) -> Hardware:
-    """Measure this CPU as the hardware of a prediction.
+def this_processor(dtype: str) -> Hardware:
+    """Measure the CPU of this machine as the hardware of a prediction, in about two seconds.
 
     Peak FLOP/s is the best rate of square matrix products of a few sizes, in the run's dtype and on
     torch's threads. Bandwidth counts the bytes read and written by a copy that exceeds all caches.
@@ -74,20 +73,9 @@ def measure_cpu(
     size, peak = max(rates.items(), key=lambda item: item[1])
     bandwidth = 2 * COPY_BYTES / min(_repeat(_copy(cpu), cpu))
     threads = torch.get_num_threads()
-    return Hardware(
-        name=name,
-        kind="cpu",
-        architecture="cpu",
-        peak_flops=peak,
-        peak_name=f"{dtype} matrix product of {size} x {size} measured on this CPU with "
-        f"{threads} thread{'s' if threads > 1 else ''}: {peak / 1e9:.0f} GFLOP/s",
-        matmul_flops=peak,
-        memory_bytes=memory_bytes,
-        bandwidth_bytes_per_second=bandwidth,
-        power_limit_watts=None,
-        process_bytes=process_bytes,
-        source="measured before the run, trainer/calibrate.py",
-    )
+    how = f"{dtype} matrix product of {size} x {size} measured on this CPU with {threads} thread"
+    how += "s" if threads > 1 else ""
+    return cpu_hardware(peak, how, bandwidth, "measured before the run, trainer/calibrate.py")
 
 
 def measure_device(config: Config, device: torch.device, dtype: str, name: str) -> Calibration:
@@ -380,11 +368,6 @@ def describe_hardware(device: torch.device, dtype: str) -> tuple[Hardware, Drive
         memory = total_memory_bytes() or 0
         return from_properties("Apple GPU", (0, 0), 0, memory, None, None, dtype), None
     return this_processor(dtype), None
-
-
-def this_processor(dtype: str) -> Hardware:
-    """Measure the CPU of this machine, in about two seconds."""
-    return measure_cpu(cpu_name() or "CPU", dtype, total_memory_bytes(), process_bytes())
 
 
 def probe(run: RunSection) -> Device:

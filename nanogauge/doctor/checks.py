@@ -177,20 +177,13 @@ def _has_code(capability: tuple[int, int], architectures: tuple[str, ...]) -> bo
 
 
 def check_compiler(
-    unneeded: str | None,
-    language: str,
-    tried: tuple[str, ...],
-    compiler: str | None,
-    headers: Path | None,
-    install: str,
+    language: str, tried: tuple[str, ...], compiler: str | None, headers: Path | None, install: str
 ) -> Finding:
     """Check that Inductor (C++ on a CPU) or Triton (C on a GPU) can build its generated code.
 
-    `unneeded` says why neither is needed, None if one is; `compiler` is the one of `tried` that is
-    installed; `headers` is the folder of Python.h; `install` is the command that installs both.
+    `compiler` is the one of `tried` that is installed; `headers` is the folder of Python.h;
+    `install` is the command that installs both.
     """
-    if unneeded is not None:
-        return Finding("compiler", "go", f"not needed: {unneeded}")
     missing = [] if compiler is not None else [f"no {language} compiler ({' or '.join(tried)})"]
     missing += [] if headers is not None else ["no Python.h"]
     if not missing:
@@ -310,15 +303,11 @@ def check_data(
     return Finding("data", "go", text)
 
 
-def check_wsl(wsl: bool, on_gpu: bool) -> Finding:
-    """Check whether the driver may move GPU memory to system memory, as it does on Windows.
+def warn_of_wsl() -> Finding:
+    """Warn that the driver may move GPU memory to system memory, as it does on Windows.
 
     Source: microsoft/WSL#11050 (the policy is not always honoured), #8447 (pinned memory).
     """
-    if not wsl:
-        return Finding("wsl", "go", "not WSL")
-    if not on_gpu:
-        return Finding("wsl", "go", "WSL, but the run uses no GPU")
     return Finding(
         "wsl",
         "warn",
@@ -329,19 +318,13 @@ def check_wsl(wsl: bool, on_gpu: bool) -> Finding:
     )
 
 
-def check_power(limit: float | None, default: float | None, datasheet: float | None) -> Finding:
-    """Compare the power limit with the board's default and the datasheet, in watts."""
+def check_power(limit: float | None, default: float | None) -> Finding:
+    """Compare the power limit with the board's default, in watts."""
     if limit is None:
         return Finding("power", "go", "not known: the driver reports no power limit")
-    longer = "steps may take longer than predicted"
     if default is not None and limit < default - 0.5:
-        text = f"limited to {limit:g} W where {default:g} W is this card's default: {longer}"
+        text = f"limited to {limit:g} W where {default:g} W is this card's default"
         remedy = f"sudo nvidia-smi -pl {default:g}, unless it is meant"
-        return Finding("power", "warn", text, remedy)
-    if datasheet is not None and limit < datasheet - 0.5:
-        text = f"limited to {limit:g} W where the datasheet has {datasheet:g} W: {longer}"
-        plan = python_command("plan.py", "CONFIG", "--calibrate")
-        remedy = f"{plan} measures the step time at that limit"
         return Finding("power", "warn", text, remedy)
     return Finding("power", "go", f"{limit:g} W" + (", the default" if limit == default else ""))
 

@@ -26,14 +26,15 @@ from nanogauge.doctor.checks import (
     check_memory,
     check_power,
     check_wandb,
-    check_wsl,
     remedies,
+    warn_of_wsl,
 )
 from nanogauge.doctor.sleep import check_sleep
 from nanogauge.errors import BadInput
 from nanogauge.files import obstacle
 from nanogauge.hardware import find_gpu, from_row
-from nanogauge.measure.host import cpu_name, process_bytes, total_memory_bytes
+from nanogauge.local_hardware import cpu_hardware
+from nanogauge.measure.host import total_memory_bytes
 from nanogauge.measure.sensors import DriverInfo, driver_info
 from nanogauge.prediction.loss import REPOSITORIES
 from nanogauge.prediction.overheads import state_bytes
@@ -106,7 +107,7 @@ def examine(
     torch, hardware = device.torch, device.hardware
     kind = torch.device if torch is not None else "cpu" if hardware is None else "cuda"
     if kind == "cpu":
-        hardware = _unmeasured_cpu()
+        hardware = cpu_hardware(None, "not measured", None, "this machine")
     dtype, on_gpu = device.dtype, kind == "cuda"
     findings = [
         *_check_torch(run, torch, driver),
@@ -116,28 +117,12 @@ def examine(
         torch and _check_caches(run.compile, on_gpu),
         config and count_tokens and _check_data(config, count_tokens),
         check_sleep(machine.ROOT, os.environ, machine.command_output, platform.system()),
-        check_wsl(machine.is_wsl(), on_gpu),
-        _check_power(driver) if on_gpu else None,
+        warn_of_wsl() if machine.is_wsl() and on_gpu else None,
+        on_gpu and check_power(driver.power_limit_watts, driver.power_limit_default_watts),
         config and _check_sensors(config.measure.gpu),
         check_wandb(mode, find_spec("wandb") is not None, key_from),
     ]
     return [finding for finding in findings if finding]
-
-
-def _unmeasured_cpu() -> Hardware:
-    return Hardware(
-        name=cpu_name() or "CPU",
-        kind="cpu",
-        architecture="cpu",
-        peak_flops=None,
-        peak_name="not measured",
-        matmul_flops=None,
-        memory_bytes=total_memory_bytes(),
-        bandwidth_bytes_per_second=None,
-        power_limit_watts=None,
-        process_bytes=process_bytes(),
-        source="this machine",
-    )
 
 
 def _check_torch(run: RunSection, torch: TorchBuild | None, driver: DriverInfo) -> list[Finding]:
@@ -147,9 +132,8 @@ def _check_torch(run: RunSection, torch: TorchBuild | None, driver: DriverInfo) 
     visible, system = os.environ.get("CUDA_VISIBLE_DEVICES"), platform.system()
     gpu = check_gpu(run.device, torch, driver, visible, system)
     device = torch.device
-    if device not in ("cuda", "cpu"):
+    if device not in ("cuda", "cpu") or not run.compile:
         return [gpu]
-    unneeded = None if run.compile else "run.compile is false"
     usual: tuple[str, ...]
     if device == "cuda":  # as Triton chooses
         language, named, usual = "C", os.environ.get("CC"), ("gcc", "clang")
@@ -160,17 +144,8 @@ def _check_torch(run: RunSection, torch: TorchBuild | None, driver: DriverInfo) 
     compiler = next((name for name in tried if shutil.which(name) is not None), None)
     installers = remedies()["installers"].get(system, ["apt-get"])
     installer = next((name for name in installers if shutil.which(name)), installers[0])
-    return [
-        gpu,
-        check_compiler(
-            unneeded,
-            language,
-            tried,
-            compiler,
-            machine.python_headers(),
-            remedies()["compilers"][installer],
-        ),
-    ]
+    install = remedies()["compilers"][installer]
+    return [gpu, check_compiler(language, tried, compiler, machine.python_headers(), install)]
 
 
 def _check_dtype(device: Device) -> Finding | None:
@@ -288,12 +263,6 @@ def _check_data(config: Config, count_tokens: CountTokens) -> Finding:
         source = f" --dataset {named[0]}" if named else ""
         return Finding("data", "no-go", text, remedy.rstrip(".") + amount + source)
     return check_data(steps, run_tokens, tokens, data.tokens, where, fixed=data.embedded)
-
-
-def _check_power(driver: DriverInfo) -> Finding:
-    row = find_gpu(driver.name, driver.total_bytes) if driver.name is not None else None
-    datasheet = row.power_watts if row is not None else None
-    return check_power(driver.power_limit_watts, driver.power_limit_default_watts, datasheet)
 
 
 def print_checks(findings: list[Finding]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from nanogauge.config import Config, make_config
 from nanogauge.errors import BadInput
 from nanogauge.files import read_whole
+from nanogauge.names import read_names
 
 Value = bool | int | float | str
 _LONGEST_EXPRESSION = 200
@@ -25,13 +26,6 @@ _OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.FloorDiv: operator.floordiv,
     ast.Pow: operator.pow,
 }
-_PRETRAINED = {
-    "gpt2": (12, 12, 768),
-    "gpt2-medium": (24, 16, 1024),
-    "gpt2-large": (36, 20, 1280),
-    "gpt2-xl": (48, 25, 1600),
-}
-"""Blocks, heads and width of each value of init_from."""
 _GPT2_ROWS = 50304
 """Rows of the embedding for a data set that brings no vocabulary of its own."""
 
@@ -88,11 +82,8 @@ def read_nanogpt_config(path: Path) -> dict[str, Value]:
                 value = literal(ast.unparse(node), settings)
                 if value is not None:
                     settings[name] = value
-    keys = nanogpt_keys(settings)
-    if (shape := _PRETRAINED.get(str(settings.get("init_from")))) is not None:
-        keys |= dict(zip(("model.n_layer", "model.n_head", "model.n_embd"), shape, strict=True))
-        keys |= {"run.init_from": settings["init_from"], "model.bias": True, "model.gelu": "tanh"}
-    return keys
+    pretrained: dict[str, Value] = read_names()["pretrained"].get(settings.get("init_from"), {})
+    return nanogpt_keys(settings) | pretrained
 
 
 def load_nanogpt_config(path: Path, overrides: Mapping[str, Mapping[str, object]]) -> Config:

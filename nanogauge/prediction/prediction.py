@@ -28,7 +28,7 @@ from nanogauge.prediction.quality import predict_quality
 from nanogauge.prediction.search import memory_of
 from nanogauge.prediction.step_time import StepTime, predict_step_time
 from nanogauge.prediction.workload import resolve_dtype, workload_of
-from nanogauge.quantities import QUANTITIES, Interval, format_range, format_seconds, mfu
+from nanogauge.quantities import QUANTITIES, Interval, mfu
 from nanogauge.runspec import RunSpec, Shape
 from nanogauge.schedule import checkpoints, evaluations
 from nanogauge.schema import Estimate, Hardware, Part, Prediction
@@ -272,21 +272,3 @@ def _calibrated(
     energy = {r: e for r, e in paid.items() if r != "power_watts"}
     found = {r: e.model_copy(update={"source": source}) for r, e in possible.items()}
     return found | row | energy
-
-
-def eager_total(
-    spec: RunSpec, hardware: Hardware, calibration: Calibration | None
-) -> Estimate | None:
-    """Predict the run's duration without compilation; None if no step time is predicted."""
-    return predict(replace(spec, compile=False), hardware, calibration).best("total_seconds")
-
-
-def eager_sentence(eager: Estimate, compiled: Estimate | None) -> str:
-    """Describe how long the run takes without compilation, and the difference to `compiled`."""
-    interval = format_range("total_seconds", eager.low, eager.high)
-    takes = f"Without compilation the whole run takes about {format_seconds(eager.expected)}"
-    if compiled is None:
-        return f"{takes} ({interval})."
-    more = eager.expected - compiled.expected
-    difference = f"{format_seconds(abs(more))} {'more' if more >= 0 else 'less'}"
-    return f"{takes} ({interval}), {difference} than was predicted with it."

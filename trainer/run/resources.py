@@ -66,13 +66,6 @@ def open_run_folder(
 ) -> OpenedRun:
     """Create a run folder with its frozen prediction, or open the one to resume.
 
-    Args:
-        config: configuration of the run.
-        device: device to predict for and train on.
-        dtype: dtype of the matrix products.
-        resume: resume the run in the folder, if there is one.
-        ranks: the ranks that share the run.
-
     Raises:
         BadInput: if the folder cannot be used.
     """
@@ -235,10 +228,6 @@ def make_batches(
     """Return the loader of this rank's batches.
 
     Args:
-        config: configuration of the run.
-        source: the tokens.
-        device: device that the batches are copied to.
-        ranks: the ranks that share each step.
         micro_batch: replaces the configured one if that does not fit into memory. It divides the
             sequences per step; steps and evaluations read the same windows with either.
         rollbacks: number of rollbacks so far; each count selects another order of training data.

@@ -74,8 +74,6 @@ class Difference:
     """Key of the configuration, name in IDENTITY, or DATA: as for --allow-change."""
     text: str
     """Old and new value, as in "the run has 2, this command 12"."""
-    change: str
-    """Sentence for the log of a run that resumes with it."""
     fits: bool = True
     """Whether the run's checkpoints can be loaded in spite of it."""
 
@@ -90,8 +88,7 @@ def config_differences(old: Config, new: Config) -> list[Difference]:
         was, value = before[section][key], after[section][key]
         if section not in FREE_SECTIONS and name not in FREE_KEYS and was != value:
             text = f"the run has {was!r}, this command {value!r}"
-            change = f"{name} was {was!r} and is {value!r} from here on."
-            found.append(Difference(name, text, change, fits=name not in shaping))
+            found.append(Difference(name, text, fits=name not in shaping))
     return found
 
 
@@ -103,8 +100,7 @@ def identity_differences(
         before, after = _short(old.get(name)), _short(new[name])
         if before != after:
             text = f"the run has {before} as {words}, here it is {after}"
-            change = f"{name} ({words}) was {before} and is {after} from here on."
-            yield Difference(name, text, change)
+            yield Difference(name, text)
 
 
 def _short(value: object) -> str:
@@ -117,7 +113,7 @@ def data_differences(old: Mapping[str, object], new: Mapping[str, object]) -> li
     if old == new:
         return []
     text = f"the run was trained on {_describe(old)}, this command reads {_describe(new)}"
-    return [Difference(DATA, text, f"The data is another from here on: {text}.")]
+    return [Difference(DATA, text)]
 
 
 def refuse_differences(
@@ -132,7 +128,7 @@ def refuse_differences(
     unfit = [d for d in differences if not d.fits]
     refused = unfit + [d for d in differences if d.fits and d.name not in allowed]
     if not refused:
-        return [d.change for d in differences]
+        return [f"Resumed with another {d.name}: {d.text}." for d in differences]
     each = "; ".join(f"another {d.name}: {d.text}" for d in refused)
     old = "the old value" if len(refused) == 1 else "the old values"
     if unfit:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -23,7 +23,8 @@ from nanogauge.measure.sensors import (
 from nanogauge.measure.torch_device import CompileTimer, EventTimeline
 from nanogauge.prediction.calibrated import load_calibration
 from nanogauge.prediction.loss import REPOSITORIES
-from nanogauge.prediction.prediction import eager_sentence, eager_total
+from nanogauge.prediction.prediction import predict
+from nanogauge.quantities import format_range
 from nanogauge.runlog.folder import CLAIMS_NAME, CONFIG_TOML, write_spec
 from nanogauge.runlog.writer import RunLog
 from nanogauge.schema import Compile
@@ -365,10 +366,11 @@ def compile_session(s: Session) -> None:
         calibration, _ = load_calibration(
             hardware.name, torch.__version__, calibrated_threads(state.device)
         )
-        eager = eager_total(s.run.folder.spec, hardware, calibration)
-        if eager is not None:
-            predicted = s.run.folder.prediction.best("total_seconds")
-            text = f"{text.rstrip('.')}. {eager_sentence(eager, predicted)}"
+        spec = replace(s.run.folder.spec, compile=False)
+        total = predict(spec, hardware, calibration).best("total_seconds")
+        if total is not None:
+            takes = format_range("total_seconds", total.low, total.high)
+            text = f"{text.rstrip('.')}. Without it the whole run takes {takes}."
         s.recorder.raise_alarm(Alarm("compile_failed", text, level="warning"), None)
 
 
