@@ -91,7 +91,7 @@ FAILING = [
     (
         data(2 * 10**9, 4 * 10**9),
         "warn",
-        "2 G training tokens in data: 5 passes, not the 2.5 over the 4 G of data.tokens",
+        "2 billion training tokens in data: 5 passes, not the 2.5 over the 4 billion of",
     ),
     (data(2 * 10**9, 2 * 10**9), "warn", "5 passes; beyond 4, repeated tokens teach less"),
     (sleep('s ""', 's ""', 's ""', "b false"), "warn", "runs on its battery"),

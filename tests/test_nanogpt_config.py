@@ -41,7 +41,7 @@ def test_a_configuration_is_converted_and_trains(tmp_path: Path) -> None:
     assert (config.train.micro_batch, config.train.max_steps) == (4, 9)
     assert (config.data.order, config.model.n_embd) == ("random", 768)
     again = run_here("plan.py", source, "--write", target)
-    assert again.returncode == 2 and "exists already" in again.stderr
+    assert again.returncode == 2 and "takes the name of a new file" in again.stderr
     source.write_text("init_from = 'gpt2-xl'\ndataset = 'shakespeare'\n")
     done = run_here("plan.py", source, "--gpu", "A100 40GB", "--json")
     assert done.returncode == 0, done.stderr

@@ -71,9 +71,6 @@ def _make_parser() -> Parser:
         help="find the run with the lowest predicted loss that ends in this time, or --by a time",
     )
     parser.add_argument("--sure", action="store_true", help="--best: even if the device is slow")
-    parser.add_argument(
-        "--write", type=Path, metavar="FILE", help="--best: write its configuration"
-    )
     parser.add_argument("--by", metavar="08:00", help="show the best runs that end by this time")
     parser.add_argument("--start", metavar="22:00", help="start of the run (default: now)")
     parser.add_argument(
