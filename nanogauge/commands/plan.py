@@ -164,7 +164,8 @@ def _best(given: Namespace, config: Config, spec: RunSpec, target: Target, wish:
     else:
         raise BadInput("--best needs a time: --best 8h, or --best --by 07:00.")
     free = memory_to_plan_with(target.hardware, given.free_vram_gib, given.gpus)
-    plan, best = plan_best(spec, target.predict, free, seconds, given.sure)
+    plan, specs = plan_best(spec, target.predict, free, seconds, given.sure)
+    best = specs.get("best")
     if given.best is not None and best is None:
         raise BadInput(plan.notes[-1])
     if given.write is not None and best is not None:

@@ -146,8 +146,8 @@ class BestPlan(Stored):
 
 def plan_best(
     spec: RunSpec, predicted: Predictor, free: FreeMemory, seconds: float, sure: bool
-) -> tuple[BestPlan, RunSpec | None]:
-    """Return the best runs as records, and the spec of the best if one is within the bounds."""
+) -> tuple[BestPlan, dict[str, RunSpec]]:
+    """Return the best runs as records, and their specs by the same names."""
     specs = best_runs(spec, predicted, free.bytes, seconds, sure)
     plans = {name: predicted(run) for name, run in specs.items()}
     best, notes = plans.get("best"), [f"As given: {note}" for note in plans["as given"].notes]
@@ -162,7 +162,7 @@ def plan_best(
         notes.append(f"No loss is predicted, only the order of the models: {why}.")
     notes = [*best.notes, *(n for n in notes if n[10:] not in best.notes)] if best else notes
     runs = {name: _candidate(run, plans[name], free.bytes) for name, run in specs.items()}
-    return BestPlan(seconds=seconds, sure=sure, runs=runs, notes=notes), specs.get("best")
+    return BestPlan(seconds=seconds, sure=sure, runs=runs, notes=notes), specs
 
 
 def best_toml(config: Config, spec: RunSpec, plan: BestPlan, device: str, name: str) -> str:
