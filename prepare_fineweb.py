@@ -91,10 +91,8 @@ def run_preparation(args: argparse.Namespace) -> Manifest:
     characters = None
     if args.tokenizer == CHARACTERS:
         characters = read_characters(args.dataset, args.text_column)
-    with WorkerPool(
-        args.workers, args.tokenizer, args.pattern, args.text_column, characters or ""
-    ) as pool:
-        # The workers load their tokenizer during these imports.
+    given = args.tokenizer, args.pattern, characters or ""
+    with WorkerPool(args.workers, given, args.text_column) as pool:
         from trainer.data.prepare import PrepareOptions, prepare
 
         config = args.name
@@ -112,7 +110,6 @@ def run_preparation(args: argparse.Namespace) -> Manifest:
             tokenizer=args.tokenizer,
             pattern=args.pattern,
             characters=characters,
-            whole_files=args.whole_files,
         )
         printer = ProgressPrinter(to_the_end=local and args.tokens is None)
         try:
@@ -181,11 +178,6 @@ def make_parser() -> Parser:
     source("--name", help="configuration of the dataset (FineWeb's sample-10BT, else its default)")
     source("--revision", help="commit of the dataset (its newest)")
     source("--text-column", default="text", help="column, or JSON key, of the text (text)")
-    source(
-        "--whole-files",
-        action="store_true",
-        help="download whole files into the hub client's cache and check their sha256",
-    )
     add("--tokens", type=count, help="training tokens (3.68e9, or all that there are)")
     add("--out", type=Path, default=Path("data/fineweb_edu"), help="folder (data/fineweb_edu)")
     add(

@@ -39,3 +39,4 @@ def announced(what: str, limit_seconds: float) -> Iterator[Callable[[str], None]
         yield add
     finally:
         timer.cancel()
+        timer.join()

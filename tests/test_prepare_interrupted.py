@@ -146,10 +146,7 @@ def test_a_manifest_of_another_tokenizer_is_refused(home: Path, copy: Path) -> N
     path = copy / MANIFEST_NAME
     manifest = json.loads(path.read_text())
     path.write_text(json.dumps(manifest | {"tokenizer_sha256": "0" * 64, "complete": False}))
-    message = refused(home, "--verify", copy)
-    assert "was made with another tokenizer than the gpt2 here" in message
-    message = refused(home, *SIZES, "--out", copy)
-    assert "was begun with another vocabulary" in message
+    assert "was begun with another vocabulary" in refused(home, *SIZES, "--out", copy)
 
 
 @pytest.mark.parametrize(

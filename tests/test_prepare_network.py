@@ -29,13 +29,11 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, gpt2_tokenizer: None
     return home / "out"
 
 
-@pytest.mark.parametrize("whole", [False, True])
 def test_failed_requests_are_retried_and_the_shards_are_the_same(
-    uninterrupted: Path, tmp_path: Path, whole: bool
+    uninterrupted: Path, tmp_path: Path
 ) -> None:
-    flags = [*SIZES, *(["--whole-files"] if whole else [])]
     with hub_of(faults=FAULTS) as hub:
-        done = prepare(hub, tmp_path, "--out", "out", *flags)
+        done = prepare(hub, tmp_path, "--out", "out", *SIZES)
         assert done.returncode == 0, done.stderr
         assert not hub.faults
     assert shards_in(tmp_path / "out") == shards_in(uninterrupted)
@@ -49,14 +47,15 @@ def test_without_a_connection_by_the_users_wish_the_folder_is_asked_for(
     assert message == "HF_HUB_OFFLINE is set: give the folder of the files as --dataset."
 
 
-@pytest.mark.parametrize("whole", [False, True])
-def test_a_hub_that_sends_only_garbage_is_named(tmp_path: Path, whole: bool) -> None:
-    flags = [*SIZES, *(["--whole-files"] if whole else [])]
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])  # in ranges, and as a whole
+def test_a_hub_that_sends_only_garbage_is_named(tmp_path: Path, suffix: str) -> None:
     with hub_of(faults=["garbage"] * 200) as hub:
-        done = prepare(hub, tmp_path, "--out", "out", *flags)
+        hub.files = {name.replace(".parquet", suffix): data for name, data in hub.files.items()}
+        done = prepare(hub, tmp_path, "--out", "out", *SIZES)
     assert done.returncode == 1, done.stderr
+    whole = suffix == ".jsonl"
     reason = "not have the sha256 that the hub lists" if whole else "is not a Parquet file"
-    assert "000_00000.parquet" in sentence(done) and reason in sentence(done)
+    assert f"000_00000{suffix}" in sentence(done) and reason in sentence(done)
     assert not shards_in(tmp_path / "out")
 
 

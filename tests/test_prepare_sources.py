@@ -125,10 +125,7 @@ def test_a_large_vocabulary_of_a_tiktoken_file_is_written_as_uint32(
     header = np.frombuffer((tmp_path / "out" / manifest.shards[1].file).read_bytes()[:12], "<i4")
     assert header.tolist() == [20240801, 7, 6]
     prepare_here(tmp_path, "--verify", "out")
-    assert "vocabulary of wide.tiktoken is the one" in capsys.readouterr().out
-
-    (tmp_path / "wide.tiktoken").write_text("\n".join(lines).replace(" 70000", " 70003"))
-    assert "was made with another tokenizer" in refused(tmp_path, "--verify", "out")
+    assert "tokens match the manifest" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -92,8 +92,6 @@ class PrepareOptions:
     """Encoding whose pre-tokenization a .tiktoken file uses."""
     characters: str | None = None
     """The vocabulary, if the tokenizer is chars; None for others."""
-    whole_files: bool = False
-    """Download whole files and check their sha256, instead of fetching the needed byte ranges."""
 
 
 @dataclass(frozen=True)
@@ -318,7 +316,8 @@ def prepare(
         small = isinstance(source, LocalSource) and source.text_bytes <= _SMALL_SOURCE_BYTES
         val_tokens = 0 if small else VAL_TOKENS
     with _locked_folder(options.out):
-        vocabulary = pool.vocabulary()
+        tokenizer = pool.tokenizer
+        assert tokenizer.end_of_text is not None
         settings = Settings(
             tokens=options.tokens,
             val_tokens=val_tokens,
@@ -329,9 +328,9 @@ def prepare(
         )
         origin = Origin(
             tokenizer=options.tokenizer,
-            tokenizer_sha256=vocabulary.sha256,
-            vocab_size=vocabulary.vocab_size,
-            end_of_text=vocabulary.end_of_text,
+            tokenizer_sha256=tokenizer.sha256(),
+            vocab_size=tokenizer.vocab_size,
+            end_of_text=tokenizer.end_of_text,
             dataset=options.dataset,
             dataset_config=options.config or "default",
             revision=options.revision or existing.revision,
@@ -341,9 +340,7 @@ def prepare(
         existing.check_settings(origin)
         if existing.manifest is not None and existing.done:
             return existing.manifest
-        source = source or open_text_source(
-            options.dataset, options.config, origin.revision, whole=options.whole_files
-        )
+        source = source or open_text_source(options.dataset, options.config, origin.revision)
         read = existing.manifest.source_files if existing.manifest is not None else ()
         if existing.manifest is not None and existing.ended and len(read) == len(source.names):
             return existing.manifest

@@ -155,11 +155,8 @@ _HUB_URL = re.compile(r"hf://datasets/([^/@]+/[^/@]+)@([^/]+)/(.+)")
 class HubSource:
     """The training files of a dataset on the hub; Parquet files are read by byte ranges."""
 
-    def __init__(self, dataset: str, urls: Sequence[str], whole: bool) -> None:
-        """`urls` are hf://datasets/OWNER/NAME@COMMIT/PATH; `whole` downloads whole files.
-
-        A dataset that has moved has another OWNER/NAME there.
-        """
+    def __init__(self, dataset: str, urls: Sequence[str]) -> None:
+        """`urls` are hf://datasets/OWNER/NAME@COMMIT/PATH; one that moved has a new name there."""
         parts = [_HUB_URL.fullmatch(url) for url in urls]
         places = {part and part.group(1, 2) for part in parts}
         if len(places) != 1 or None in places:
@@ -168,7 +165,7 @@ class HubSource:
         self.names = [part[3] for part in parts if part]
         for name in self.names:
             format_of(name)
-        self._whole = whole or not all(name.endswith(".parquet") for name in self.names)
+        self._whole = not all(name.endswith(".parquet") for name in self.names)
         self.unit_bytes = LOCAL_UNIT_BYTES if self._whole else REMOTE_UNIT_BYTES
 
     def locate(self, index: int) -> LocatedFile:
@@ -219,16 +216,13 @@ def read_characters(dataset: str, column: str) -> str:
     return LocalSource(dataset).characters(column)
 
 
-def open_text_source(
-    dataset: str, config: str | None, revision: str | None = None, whole: bool = False
-) -> TextSource:
+def open_text_source(dataset: str, config: str | None, revision: str | None = None) -> TextSource:
     """Open a local file or folder, or a dataset on the hub.
 
     Args:
         dataset: a path, or a repository on the hub.
         config: configuration of the dataset on the hub; None for its default.
         revision: commit or branch of the dataset; None for its newest commit.
-        whole: download whole files into the client's cache and check their sha256.
 
     Raises:
         BadInput: if the dataset or the configuration does not exist.
@@ -244,7 +238,7 @@ def open_text_source(
     if constants.HF_HUB_OFFLINE:
         raise BadInput("HF_HUB_OFFLINE is set: give the folder of the files as --dataset.")
     refuse_unwritable_cache(constants.HF_HUB_CACHE, "HF_HOME")
-    return HubSource(dataset, _list_training_files(dataset, config, revision), whole)
+    return HubSource(dataset, _list_training_files(dataset, config, revision))
 
 
 def _list_training_files(dataset: str, config: str | None, revision: str | None) -> list[str]:

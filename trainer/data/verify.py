@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from nanogauge.errors import BadInput, RunFailed
+from nanogauge.errors import BadInput
 from nanogauge.files import sha256_file
-from trainer.data.manifest import Manifest, Shard, Tokens
+from trainer.data.manifest import Manifest, Shard
 from trainer.data.shards import open_shard, read_manifest
-from trainer.data.tokenizer import load_tokenizer
 
 _BLOCK_TOKENS = 2**22
 
@@ -31,7 +29,8 @@ def find_damage(folder: Path, shard: Shard, manifest: Manifest) -> str | None:
     if digest != shard.sha256:
         return f"its sha256 is {digest[:12]}..., not {shard.sha256[:12]}..."
     documents = 0
-    for block in _blocks(tokens):
+    for begin in range(0, tokens.size, _BLOCK_TOKENS):
+        block = tokens[begin : begin + _BLOCK_TOKENS]
         if (highest := int(block.max())) >= manifest.vocab_size:
             return f"holds the token {highest}, beyond the vocabulary of {manifest.vocab_size}"
         documents += int(np.count_nonzero(block == manifest.end_of_text))
@@ -44,11 +43,9 @@ def verify(folder: Path) -> int:
     """Check every shard of a folder against its manifest, print the result, return exit status.
 
     Raises:
-        BadInput: if there are no shards, one is missing or damaged, or the installed tokenizer has
-            another vocabulary.
+        BadInput: if there are no shards, or one is missing or damaged.
     """
     manifest = read_manifest(folder)
-    vocabulary = _check_vocabulary(folder, manifest)
     damaged = [
         f"{shard.file} ({damage})"
         for shard in manifest.shards
@@ -65,29 +62,6 @@ def verify(folder: Path) -> int:
         f"{len(manifest.shards)} shards with {manifest.total_tokens:,} tokens in "
         f"{documents:,} documents: headers, counts, hashes and tokens match the manifest."
     )
-    print(vocabulary)
     if not manifest.complete:
         print("The preparation was interrupted; the same command resumes it.")
     return 0
-
-
-def _check_vocabulary(folder: Path, manifest: Manifest) -> str:
-    name = manifest.tokenizer
-    if manifest.tokenizer_sha256 is None:
-        return "The manifest has no hash of the tokenizer's vocabulary: not checked."
-    try:
-        digest = load_tokenizer(name, manifest.pattern, manifest.characters or "").sha256()
-    except (BadInput, RunFailed) as error:
-        return f"The tokenizer's vocabulary was not checked: {error}"
-    if digest != manifest.tokenizer_sha256:
-        raise BadInput(
-            f"{folder} was made with another tokenizer than the {name} here: its vocabulary has "
-            f"the sha256 {manifest.tokenizer_sha256[:12]}..., not {digest[:12]}...; "
-            "use the tokenizer it was made with."
-        )
-    return f"The vocabulary of {name} is the one they were made with."
-
-
-def _blocks(tokens: Tokens) -> Iterator[Tokens]:
-    for begin in range(0, tokens.size, _BLOCK_TOKENS):
-        yield tokens[begin : begin + _BLOCK_TOKENS]

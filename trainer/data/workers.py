@@ -40,15 +40,6 @@ _BATCH_CHARACTERS = 2**16
 
 
 @dataclass(frozen=True)
-class Vocabulary:
-    """Properties of the tokenizer, which the first worker reports to the parent."""
-
-    vocab_size: int
-    end_of_text: int
-    sha256: str
-
-
-@dataclass(frozen=True)
 class _WorkerState:
     tokenizer: Tokenizer
     folder: Path
@@ -58,32 +49,20 @@ class _WorkerState:
 def run_worker(
     connection: Connection,
     inherited: list[Connection],
-    report_vocabulary: bool,
-    tokenizer_name: str,
-    pattern: str,
-    characters: str,
+    tokenizer: Tokenizer | tuple[str, str, str],
     column: str,
 ) -> None:
     """Tokenize units received from the parent, and send back the result of each.
 
     The first message is the folder for segments; the loop ends when the parent disconnects.
-    `inherited` are other workers' connections, which this process closes. With `report_vocabulary`
-    the worker first sends its tokenizer's Vocabulary.
+    `inherited` are other workers' connections, which this process closes.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent ends the workers
     for other in inherited:
         other.close()
     try:
-        try:
-            tokenizer = load_tokenizer(tokenizer_name, pattern, characters)
-        except (BadInput, RunFailed) as error:
-            failure = {"no tokenizer": str(error), "bad": isinstance(error, BadInput)}
-            connection.send_bytes(json.dumps(failure).encode())
-            return
-        assert tokenizer.end_of_text is not None
-        if report_vocabulary:
-            found = Vocabulary(tokenizer.vocab_size, tokenizer.end_of_text, tokenizer.sha256())
-            connection.send_bytes(json.dumps(asdict(found)).encode())
+        if isinstance(tokenizer, tuple):  # spawned
+            tokenizer = load_tokenizer(*tokenizer)
         state = _WorkerState(tokenizer, Path(connection.recv_bytes().decode()), column)
         for loaded in _prefetch(_receive_units(connection), connection, column):
             connection.send_bytes(json.dumps(_process(loaded, state)).encode())
@@ -201,12 +180,12 @@ class WorkerPool:
     """Worker processes; a context manager that terminates them.
 
     On Linux they are forked, so create the pool before any thread is started. Elsewhere they are
-    spawned.
+    spawned. `arguments` are those of load_tokenizer.
     """
 
-    def __init__(
-        self, size: int, tokenizer: str, pattern: str, column: str, characters: str = ""
-    ) -> None:
+    def __init__(self, size: int, arguments: tuple[str, str, str], column: str) -> None:
+        self.tokenizer = load_tokenizer(*arguments)
+        given = self.tokenizer if START_METHOD == "fork" else arguments
         context: Any = multiprocessing.get_context(START_METHOD)
         pairs = [context.Pipe() for _ in range(size)]
         self._connections: list[Connection] = [ours for ours, _ in pairs]
@@ -218,7 +197,7 @@ class WorkerPool:
             self._processes.append(
                 context.Process(
                     target=run_worker,
-                    args=(theirs, inherited, number == 0, tokenizer, pattern, characters, column),
+                    args=(theirs, inherited, given, column),
                     name=f"worker {number}",
                 )
             )
@@ -233,14 +212,6 @@ class WorkerPool:
         OSError for a segment that cannot be written."""
         self.retries = 0
         """Damaged units that were fetched again."""
-
-    def vocabulary(self) -> Vocabulary:
-        """Return the tokenizer's properties; call once, before `start`.
-
-        Raises:
-            BadInput, RunFailed: as `load_tokenizer`.
-        """
-        return Vocabulary(**self._receive(self._connections[0]))
 
     def start(self, folder: Path) -> None:
         """Send the workers the existing folder that they write segments to."""
@@ -287,13 +258,10 @@ class WorkerPool:
         return completed
 
     def _receive(self, connection: Connection) -> dict[str, Any]:
-        """Return a worker's message; raise the error if it could not load the tokenizer."""
         try:
             message: dict[str, Any] = json.loads(connection.recv_bytes())
         except (EOFError, OSError):
             raise self._worker_ended(connection) from None
-        if "no tokenizer" in message:
-            raise (BadInput if message["bad"] else RunFailed)(message["no tokenizer"])
         return message
 
     def _worker_ended(self, connection: Connection) -> RunFailed:
