@@ -9,6 +9,10 @@ setup: .venv/.done
 .venv/.done: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "nanogauge needs Python 3.11 or newer: make setup PYTHON=python3.12" >&2; exit 2; }
+	@driver=$$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1); \
+	  [ -z "$$driver" ] || [ "$${driver%%.*}" -ge 580 ] || [ -n "$(OLD_DRIVER)" ] || \
+	  { echo "torch for CUDA 13 (4.6 GB) needs NVIDIA driver 580 or newer, here is $$driver: update" \
+	    "it first, or train on the CPU: make setup OLD_DRIVER=1" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
 	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
@@ -40,9 +44,12 @@ audit:
 	  "$$folder/bin/python" -m pip install --quiet --disable-pip-version-check pip-audit && \
 	  "$$folder/bin/pip-audit" --strict --disable-pip --no-deps --requirement constraints.txt
 
-# Run the tests that need a GPU.
+# Check an NVIDIA GPU and measure it, each part in at most 8 minutes: gpu-check.json, gpu-check.md.
+# NANOGPT=FOLDER, a checkout of nanoGPT, is measured beside it.
+PART ?= arithmetic speed
 gpu-check: setup
-	$(BIN)/python -m pytest -m gpu -rs
+	for part in $(PART); do \
+	  $(BIN)/python tests/gpu_check.py $$part $(if $(NANOGPT),--nanogpt "$(NANOGPT)") || exit; done
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

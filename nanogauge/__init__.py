@@ -30,6 +30,9 @@ _MODULES = {
 if sys.version_info < (3, 11):  # noqa: UP036  pip checks this, a checkout cannot
     sys.stderr.write("nanogauge needs Python 3.11 or newer: run .venv/bin/python (make setup)\n")
     sys.exit(2)
+if sys.platform == "win32":
+    sys.stderr.write("nanogauge does not run on Windows itself: install it inside WSL2\n")
+    sys.exit(2)
 
 
 def __getattr__(name: str) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import random
-import time
 from collections.abc import Callable, Iterable
 
 import pytest
@@ -94,11 +93,11 @@ def test_correlated_noise_is_no_slow_down(seed: int) -> None:
     assert raised(alarms(), steps) == []
 
 
-def test_a_slow_drift_is_raised_once_beyond_two_percent() -> None:
+def test_a_slow_drift_is_raised_once_beyond_two_and_a_half_percent() -> None:
     level = lambda i: 1 + 1e-4 * max(0, i - 500)  # noqa: E731
     ((step, alarm),) = raised(alarms(), times(0, 1500, level, 0.002))
-    assert 700 <= step < 760
-    assert "2.1 % more than the steady 1 s" in alarm.text
+    assert 750 <= step < 810
+    assert "2.6 % more than the steady 1 s" in alarm.text
 
 
 def test_a_slow_down_that_grows_by_a_tenth_is_raised_again() -> None:
@@ -113,7 +112,7 @@ def test_a_slow_down_that_grows_by_a_tenth_is_raised_again() -> None:
     assert 4000 <= found[1] < 4050
 
 
-@pytest.mark.parametrize(("first", "steps"), [(0.9, 60), (0.97, 150), (1.3, 60), (1.3, 200)])
+@pytest.mark.parametrize(("first", "steps"), [(0.9, 60), (0.98, 1000), (1.3, 60), (1.3, 200)])
 def test_the_warm_up_is_no_slow_down_and_hides_none(first: float, steps: int) -> None:
     level = lambda i: first if i < steps else (1.05 if i >= 3000 else 1.0)  # noqa: E731
     found = raised(alarms(), times(0, 4000, level, 0.002))
@@ -130,17 +129,6 @@ def test_a_run_that_becomes_faster_has_a_new_steady_median() -> None:
     found = raised(alarms(), times(0, 6000, level, 0.002))
     assert [4000 <= step < 4050 for step, _ in found] == [True]
     assert "5" in found[0][1].text and "the steady 1 s" in found[0][1].text
-
-
-def test_the_alarms_take_less_than_20_microseconds_a_step() -> None:
-    noisy = list(times(0, 20_000, lambda i: 1.0 + 0.05 * (i > 500), 0.05, 0.1, 0.5))
-    watch = alarms()
-    began = time.process_time()
-    for i, t in enumerate(noisy):
-        watch.step(i, t, 0.01)
-        watch.projected(1e5)
-        watch.loss(i, 3.5)
-    assert time.process_time() - began < 20_000 * 20e-6
 
 
 def reading(**fields: object) -> Sensor:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import os
 import re
+import shutil
 import subprocess
 import sys
 from importlib import metadata
@@ -198,3 +200,21 @@ def test_no_public_name_is_defined_in_two_modules() -> None:
         for name in public_names(path):
             where.setdefault(name, []).append(str(path.relative_to(ROOT)))
     assert {name: paths for name, paths in where.items() if len(paths) > 1} == {}
+
+
+def test_windows_and_an_old_driver_are_refused_before_anything_is_downloaded(
+    tmp_path: Path,
+) -> None:
+    read = {"capture_output": True, "text": True}
+    code = "import sys; sys.platform = 'win32'; import nanogauge"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, **read)
+    assert done.returncode == 2 and "inside WSL2" in done.stderr
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 550.54.14\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    found = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    make = ["make", "setup", f"PYTHON={sys.executable}"]
+    done = subprocess.run(make, cwd=tmp_path, env=found, check=False, **read)
+    assert done.returncode == 2 and "580 or newer, here is 550.54.14" in done.stderr
+    assert not (tmp_path / ".venv").exists()

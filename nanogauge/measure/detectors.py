@@ -55,8 +55,9 @@ RECENT_STEPS = 50
 STEADY_STEPS = 100
 SETTLING_STEPS, SETTLING_SECONDS = 150, 600.0
 """Warm-up, in which the clock of a GPU falls; it ends at whichever limit is reached first."""
-MIN_DRIFT = 0.02
-"""Smallest change of the median that counts as a slow-down, as a share of the steady median."""
+MIN_DRIFT = 0.025
+"""Smallest change of the median that counts as a slow-down, as a share of the steady median: above
+the 1-2 % by which the clock of a GPU falls in its first minutes, even in a run of short steps."""
 LASTING_STEPS = 10
 """Consecutive steps for which the medians must differ. By then most of the recent steps are slow,
 so their median shows the full size of a sudden slow-down."""

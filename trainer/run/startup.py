@@ -391,3 +391,4 @@ def average_gradients(s: Session) -> None:
             LossModule(state.model, state.loss),
             lambda loss: run_once(state.model, loss, accumulation, tokens, targets, context),
         )
+    reset_allocator_peaks(state.device)

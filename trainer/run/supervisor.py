@@ -32,7 +32,7 @@ FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 5.0, 300.0
 MAX_RESTARTS = 10
 READ_SECONDS = 300.0
 """Time limit for reading the log of a long run on a slow disk."""
-_STOP_SIGNALS = [n for n in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, n)]
+_STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")
 _BAD_INPUT = 2
 _INTENDED_ENDS = (0, *(128 + getattr(signal, name) for name in _STOP_SIGNALS))
 """Exit statuses of a finished run or one that the user stopped, which is not restarted."""
@@ -129,13 +129,13 @@ class Supervisor:
         """Run the command; return its exit status, negative for the signal that killed it.
 
         The child has its own process group, so that the terminal's Ctrl-C reaches this process
-        only, which forwards it once. (Windows cannot forward signals: both receive Ctrl-C.)
+        only, which forwards it once.
         """
         self._child = subprocess.Popen(
             command,
             env={**os.environ, VARIABLE: str(restart)},
             stdin=subprocess.DEVNULL,  # reading a terminal from the background stops a process
-            process_group=0 if os.name == "posix" else None,
+            process_group=0,
         )
         if self._received is not None:
             self._forward(self._received)  # it arrived before the child existed
@@ -154,9 +154,8 @@ class Supervisor:
         self._forward(signal.SIGCONT)
 
     def _forward(self, number: int) -> None:
-        child = self._child
-        if child is not None and os.name == "posix":
-            child.send_signal(number)
+        if self._child is not None:
+            self._child.send_signal(number)
 
     def _sleep_until_signal(self, seconds: float) -> None:
         until = time.monotonic() + seconds
