@@ -50,8 +50,7 @@ static void read_environment(void) {
     if ((s = getenv("STANDIN_FAIL"))) sscanf(s, "%15[a-z]:%d-%d", fail_kind, &fail_from, &fail_to);
 }
 
-/* Called at the first use and not when this is loaded, so that a forked process has its own. */
-static void configure(void) {
+static void configure(void) { /* at the first use: a forked process has its own environment */
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, read_environment);
 }
@@ -88,22 +87,20 @@ static int fails(const char *kind) {
 
 /* ---- Time: one queue for the whole card; copies to the host that are still to arrive */
 
-struct pending {
+static struct pending {
     u64 at_ns;
     void *to;
     const void *from;
     size_t n;
     struct pending *next;
-};
-static struct pending *first_pending, **last_pending = &first_pending;
+} *first_pending, **last_pending = &first_pending;
 
 static void arrive(u64 until_ns) {
     pthread_mutex_lock(&lock);
     while (first_pending && first_pending->at_ns <= until_ns) {
         struct pending *p = first_pending;
         memcpy(p->to, p->from, p->n);
-        first_pending = p->next;
-        if (!first_pending) last_pending = &first_pending;
+        if (!(first_pending = p->next)) last_pending = &first_pending;
         free(p);
     }
     pthread_mutex_unlock(&lock);
@@ -133,13 +130,12 @@ static void wait_for_all(void) { wait_until(enqueue(0)); }
 
 /* ---- Memory: address space that nothing touches, in pages of 2 MiB as on the card */
 
-struct range {
+static struct range {
     char *p;
     size_t n;
     int on_host;
     struct range *next;
-};
-static struct range *ranges;
+} *ranges;
 
 static size_t pages(size_t n) { return (n + 0x1fffff) & ~(size_t)0x1fffff; }
 
@@ -188,10 +184,7 @@ cudaError_t cudaMalloc(void **p, size_t n) { return allocate(p, n, 0); }
 cudaError_t cudaHostAlloc(void **p, size_t n, unsigned flags) { return allocate(p, n, 1); }
 cudaError_t cudaFreeHost(void *p) { return release(p); }
 
-cudaError_t cudaFree(void *p) {
-    wait_for_all();
-    return release(p);
-}
+cudaError_t cudaFree(void *p) { return wait_for_all(), release(p); }
 
 cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *a, const void *p) {
     struct range *r = find(p);
@@ -224,12 +217,9 @@ static cudaError_t copy(void *to, const void *from, size_t n, int is_async) {
         memset(to, 0xff, n); /* NaN for whom reads it too early */
         return cudaSuccess;
     }
-    if (from_device && (!is_async || pageable)) {
-        if (is_async) standin_log("sync pageable copy");
-        wait_until(end);
-    }
-    memcpy(to, from, n);
-    return cudaSuccess;
+    if (from_device && is_async && pageable) standin_log("sync pageable copy");
+    if (from_device && (pageable || !is_async)) wait_until(end);
+    return memcpy(to, from, n), cudaSuccess;
 }
 
 cudaError_t cudaMemcpy(void *to, const void *from, size_t n, enum cudaMemcpyKind) {
@@ -239,11 +229,6 @@ cudaError_t cudaMemcpy(void *to, const void *from, size_t n, enum cudaMemcpyKind
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, enum cudaMemcpyKind,
                             cudaStream_t) {
     return copy(to, from, n, 1);
-}
-
-cudaError_t cudaMemsetAsync(void *, int, size_t n, cudaStream_t) {
-    standin_log("memset %zu", n);
-    return enqueue(n / 400e3), cudaSuccess;
 }
 
 /* ---- The device, and all calls that have one answer */
@@ -256,10 +241,9 @@ cudaError_t cudaGetDeviceCount(int *count) {
     return *count ? cudaSuccess : cudaErrorInsufficientDriver;
 }
 
-cudaError_t cudaDeviceSynchronize(void) {
-    standin_log("sync device");
-    return wait_for_all(), cudaSuccess;
-}
+RUNTIME(cudaDeviceSynchronize, (void), (standin_log("sync device"), wait_for_all()))
+RUNTIME(cudaMemsetAsync, (void *p, int value, size_t n, cudaStream_t),
+        (standin_log("memset %zu", n), enqueue(n / 400e3)))
 
 const char *cudaGetErrorString(cudaError_t e) {
     return e == cudaErrorMemoryAllocation ? "out of memory" : "an error of the stand-in";
@@ -274,38 +258,22 @@ struct event {
     unsigned flags;
 };
 
-cudaError_t cudaStreamCreateWithPriority(cudaStream_t *stream, unsigned, int) {
-    static size_t made = 0x100;
-    *stream = (cudaStream_t)__atomic_add_fetch(&made, 0x10, __ATOMIC_RELAXED);
-    return cudaSuccess;
-}
+RUNTIME(cudaStreamCreateWithPriority, (cudaStream_t *stream, unsigned, int), *stream = malloc(1))
 
-cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
-    standin_log("sync stream %p", stream);
-    return wait_for_all(), cudaSuccess;
-}
+RUNTIME(cudaStreamSynchronize, (cudaStream_t s), (standin_log("sync stream %p", s), wait_for_all()))
 
-static cudaError_t query(u64 at_ns) {
-    if (now_ns() < at_ns) return cudaErrorNotReady;
-    return arrive(at_ns), cudaSuccess;
+static cudaError_t query(u64 t) {
+    return now_ns() < t ? cudaErrorNotReady : (arrive(t), cudaSuccess);
 }
-
 cudaError_t cudaStreamQuery(cudaStream_t) { return query(busy_until_ns); }
 cudaError_t cudaEventQuery(cudaEvent_t event) { return query(((struct event *)event)->at_ns); }
 
-cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned flags) {
-    struct event *e = calloc(1, sizeof *e);
-    e->flags = flags;
-    return *event = (cudaEvent_t)e, cudaSuccess;
-}
-
-cudaError_t cudaEventRecordWithFlags(cudaEvent_t event, cudaStream_t, unsigned) {
-    return ((struct event *)event)->at_ns = enqueue(0), cudaSuccess;
-}
-
-cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
-    return cudaEventRecordWithFlags(event, stream, 0);
-}
+RUNTIME(cudaEventCreateWithFlags, (cudaEvent_t *event, unsigned flags),
+        (*event = calloc(1, sizeof(struct event)), ((struct event *)*event)->flags = flags))
+RUNTIME(cudaEventRecordWithFlags, (cudaEvent_t event, cudaStream_t, unsigned),
+        ((struct event *)event)->at_ns = enqueue(0))
+RUNTIME(cudaEventRecord, (cudaEvent_t event, cudaStream_t),
+        ((struct event *)event)->at_ns = enqueue(0))
 
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
     struct event *e = (struct event *)event;
@@ -323,25 +291,19 @@ cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t begin, cudaEvent_t end) 
 
 /* ---- Kernels that come with torch: known by the address of their host function */
 
-enum { BUCKETS = 65536 };
-struct kernel {
+static struct kernel {
     const void *host;
     const char *name;
     struct kernel *next;
-};
-static struct kernel *kernels[BUCKETS];
-static _Thread_local struct launch {
-    dim3 grid, block;
-    size_t shared;
-    cudaStream_t stream;
-} pushed;
+} *kernels[65536];
+static _Thread_local cudaLaunchConfig_t pushed;
 
-static struct kernel **bucket(const void *host) { return &kernels[((size_t)host >> 4) % BUCKETS]; }
+static struct kernel **bucket(const void *host) { return &kernels[((size_t)host >> 4) % 65536]; }
 
 static const char *name_of(const void *host) {
     struct kernel *k = *bucket(host);
-    while (k && k->host != host) k = k->next;
-    return k ? k->name : "?";
+    while (k->host != host) k = k->next;
+    return k->name;
 }
 
 void __cudaRegisterFunction(void **, const char *host, char *, const char *name, int, uint3 *,
@@ -352,20 +314,18 @@ void __cudaRegisterFunction(void **, const char *host, char *, const char *name,
 }
 
 unsigned __cudaPushCallConfiguration(dim3 grid, dim3 block, size_t shared, struct CUstream_st *s) {
-    return pushed = (struct launch){grid, block, shared, s}, 0;
+    return pushed = (cudaLaunchConfig_t){grid, block, shared, s}, 0;
 }
 
-cudaError_t __cudaPopCallConfiguration(dim3 *grid, dim3 *block, size_t *shared, void *stream) {
-    *grid = pushed.grid, *block = pushed.block, *shared = pushed.shared;
-    return *(cudaStream_t *)stream = pushed.stream, cudaSuccess;
-}
+RUNTIME(__cudaPopCallConfiguration, (dim3 *grid, dim3 *block, size_t *shared, void *stream),
+        (*grid = pushed.gridDim, *block = pushed.blockDim, *shared = pushed.dynamicSmemBytes,
+         *(cudaStream_t *)stream = pushed.stream))
 
 static _Thread_local cudaError_t last_error;
 cudaError_t cudaPeekAtLastError(void) { return last_error; }
 
 cudaError_t cudaGetLastError(void) {
-    cudaError_t error = last_error;
-    return last_error = cudaSuccess, error;
+    return __atomic_exchange_n(&last_error, cudaSuccess, __ATOMIC_RELAXED);
 }
 
 /* Carry out a small fill: vectorized_elementwise_kernel(n, FillFunctor<type>, pointer). */
@@ -402,8 +362,7 @@ cudaError_t cudaGetDriverEntryPointByVersion(const char *name, void **function, 
                                              unsigned long long,
                                              enum cudaDriverEntryPointQueryResult *result) {
     *function = dlsym(RTLD_DEFAULT, name);
-    if (result)
-        *result = *function ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
+    if (result) *result = *function ? 0 : cudaDriverEntryPointSymbolNotFound;
     return cudaSuccess;
 }
 
@@ -428,23 +387,15 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig *c, CUfunction function, void **,
 }
 
 CUresult cuPointerGetAttribute(void *value, CUpointer_attribute attribute, CUdeviceptr p) {
-    if (attribute == CU_POINTER_ATTRIBUTE_DEVICE_POINTER)
-        *(CUdeviceptr *)value = p;
-    else
-        *(int *)value = CU_MEMORYTYPE_DEVICE;
-    return CUDA_SUCCESS;
+    if (attribute != CU_POINTER_ATTRIBUTE_DEVICE_POINTER) return CUDA_ERROR_INVALID_VALUE;
+    return *(CUdeviceptr *)value = p, CUDA_SUCCESS;
 }
 
 /* ---- cuBLAS and cuBLASLt: M x N x K products; types and computations as their enums' numbers */
 
-enum { ALLOC_FAILED = 3, DESC_TRANSA = 3 };
-struct layout {
-    int type;
-    u64 rows, columns;
-};
-struct description {
-    int compute, transposed_a;
-};
+enum { ALLOC_FAILED = 3, TRANSPOSE_A = 3 };
+struct layout { int type; u64 rows, columns; };
+struct description { int compute, transposed_a; };
 
 static int product(long m, long n, long k, long batch, int type, int result, int compute) {
     double us = 2.0 * m * n * k * batch / flop_per_us;
@@ -459,7 +410,7 @@ int cublasGemmEx(void *, int, int, int m, int n, int k, const void *, const void
     return product(m, n, k, 1, type, c_type, compute);
 }
 
-int cublasSgemm_v2(void *, int, int, int m, int n, int k, ...) {
+int cublasSgemm_v2(void *h, int, int, int m, int n, int k, ...) {
     return product(m, n, k, 1, 0, 0, 0);
 }
 
@@ -480,9 +431,8 @@ int cublasLtMatmulDescCreate(struct description **description, int compute, int)
     return **description = (struct description){compute, 0}, 0;
 }
 
-int cublasLtMatmulDescSetAttribute(struct description *description, int name, const int *value,
-                                   size_t) {
-    if (name == DESC_TRANSA) description->transposed_a = *value;
+int cublasLtMatmulDescSetAttribute(struct description *d, int name, const int *value, size_t) {
+    if (name == TRANSPOSE_A) d->transposed_a = *value;
     return 0;
 }
 

@@ -19,9 +19,7 @@ from test_shards import ORIGIN
 from trainer.data.shards import ShardWriter
 
 CACHE = Path(sys.prefix).parent / "compiled"
-ON_CARD = "libcuda.so.1" in os.environ.get("LD_PRELOAD", "")
 ON_CUDA = ("--run.device=cuda", "--measure.idle-seconds=0")
-LAUNCHES = ("kernel", "triton", "gemm", "memset")
 DOCUMENTED = ROOT / "configs" / "rtx4070_fineweb.toml"
 
 
@@ -29,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "standin" in item.path.parts:
             item.add_marker(pytest.mark.standin)
-            if not ON_CARD:
+            if "libcuda.so.1" not in os.environ.get("LD_PRELOAD", ""):
                 item.add_marker(pytest.mark.skip(reason="skipped: needs make standin"))
 
 
@@ -74,10 +72,6 @@ class Run:
         return [self.calls[i:j] for i, j in pairwise(ends)]
 
 
-def launches(calls: list[str]) -> int:
-    return sum(call.split()[0] in LAUNCHES for call in calls)
-
-
 def waits(calls: list[str]) -> list[str]:
     return [call for call in calls if call.startswith("sync")]
 
@@ -90,16 +84,13 @@ def train(
     log.unlink(missing_ok=True)
     arguments = [config, f"--run.out={out}", *ON_CUDA, *flags]
     variables = {"STANDIN_LOG": str(log), **variables}
-    if fresh:
-        environment = {**os.environ, **variables}
-        if "XDG_CACHE_HOME" in variables:
-            del environment["TORCHINDUCTOR_CACHE_DIR"]
-        words = command("train.py", *arguments)
-        done = subprocess.run(
-            words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-        )
-    else:
+    if not fresh:
         done = run("train.py", *arguments, **variables)
+    else:
+        words, there = command("train.py", *arguments), {**os.environ, **variables}
+        if "XDG_CACHE_HOME" in variables:
+            del there["TORCHINDUCTOR_CACHE_DIR"]
+        done = subprocess.run(words, cwd=ROOT, env=there, capture_output=True, text=True)  # noqa: PLW1510
     lines = [line.split(" ", 2) for line in log.read_text(errors="replace").splitlines()]
     first = float(lines[0][1]) if lines else math.inf
     return Run(done, out / config.stem, [call for _, _, call in lines], first)

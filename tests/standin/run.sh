@@ -11,13 +11,14 @@ lib=$folder/lib
 install() { "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@"; }
 others="numpy nvidia-ml-py pydantic rich jinja2 platformdirs tiktoken safetensors pytest pytest-xdist
   hypothesis"
-stamp=$(echo "$others" | cat - "$root/constraints.txt" | sha256sum)
+torch=$(sed -n 's/^torch==//p' "$root/constraints.txt")
+stamp="torch $torch $others"
 if [ "$(cat "$venv/made" 2>/dev/null)" != "$stamp" ]; then
   echo "installing torch for CUDA in $venv ..." >&2
   rm -rf "$venv"
   "${PYTHON:-python3}" -m venv "$venv"
   # Three equal signs: the package index's build, which is the one for CUDA, not a local one for CPUs.
-  install "torch===$(sed -n 's/^torch==//p' "$root/constraints.txt")"
+  install "torch===$torch"
   # shellcheck disable=SC2086  # a list of words
   install --constraint "$root/constraints.txt" $others
   echo "$stamp" >"$venv/made"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
-from commands import DEMO, log_lines, run, start_run, wait_for_step
-from conftest import ON_CUDA, Run, train_tiny, waits
+from commands import DEMO, ROOT, log_lines, run, start_run, wait_for_step
+from conftest import DOCUMENTED, ON_CUDA, Run, train_tiny, waits
 
 COMPILED = ("--run.compile=true", "--train.eval-every=12")
 WSL = """
@@ -179,3 +182,31 @@ def test_text_is_sampled_on_the_card(plain: Run) -> None:
     done = run("sample.py", plain.folder, "--prompt=A", "--tokens=5")
     assert done.returncode == 0, done.stderr
     assert done.stdout
+
+
+def test_a_finished_small_run_does_not_move_the_plan_of_a_large_one(tmp_path: Path) -> None:
+    there = {"XDG_DATA_HOME": str(tmp_path / "data")}
+    small = train_tiny(tmp_path / "r", "--run.dtype=bfloat16", "--train.max-steps=40", **there)
+    assert small.status == 0, small.text
+    plan = run("plan.py", DOCUMENTED, "--json", "--gpu=RTX 4070", "--run.compile=false", **there)
+    step = next(row for row in json.loads(plan.stdout)["rows"] if row["id"] == "step_seconds")
+    assert small.rows["step_seconds"]["factor"] > 2
+    moved = (step["calibrated"] or step["analytic"])["expected"] / step["analytic"]["expected"]
+    assert moved == pytest.approx(1, abs=0.1)
+
+
+def test_gpu_check_measures_each_variant_and_writes_a_page(tmp_path: Path) -> None:
+    flat = DEMO.read_text().replace("compile = true", "compile = false")
+    (tmp_path / "demo.toml").write_text(flat)
+    code = "import sys, gpu_check as g; g.TIMED_SECONDS = g.IDLE_SECONDS = 0.2; sys.exit(g.main())"
+    words = [sys.executable, "-c", code, "speed", "--config", str(tmp_path / "demo.toml")]
+    path = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    done = subprocess.run(
+        words, cwd=tmp_path, env=path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    speed = json.loads((tmp_path / "gpu-check.json").read_text())["speed"]
+    assert len(speed["variants"]) == 8 and speed["idle_watts"] == pytest.approx(100)
+    first = speed["variants"][0]["step_seconds"]
+    assert first["measured"] > 0 < first["low"] < first["high"]
+    assert "| head in 2 chunks | " in (tmp_path / "gpu-check.md").read_text()
