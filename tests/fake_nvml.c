@@ -379,20 +379,9 @@ int nvmlDeviceGetComputeRunningProcesses(void *device, unsigned *count, struct p
     return nvmlDeviceGetComputeRunningProcesses_v3(device, count, list);
 }
 
-int nvmlDeviceGetGpuFabricInfoV(void *device, void *fabric) {
-    (void)device, (void)fabric;
-    return NOT_SUPPORTED;
-}
-
-int nvmlDeviceGetNvLinkRemoteDeviceType(void *device, unsigned link, unsigned *type) {
-    (void)device, (void)link, (void)type;
-    return NOT_SUPPORTED;
-}
-
-int nvmlDeviceGetNvLinkRemotePciInfo_v2(void *device, unsigned link, void *pci) {
-    (void)device, (void)link, (void)pci;
-    return NOT_SUPPORTED;
-}
+int nvmlDeviceGetGpuFabricInfoV(void) { return NOT_SUPPORTED; }
+int nvmlDeviceGetNvLinkRemoteDeviceType(void) { return NOT_SUPPORTED; }
+int nvmlDeviceGetNvLinkRemotePciInfo_v2(void) { return NOT_SUPPORTED; }
 
 int nvmlSystemGetProcessName(unsigned pid, char *name, unsigned size) {
     int code = status("process_name", 0);

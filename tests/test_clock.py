@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanogauge.measure.clock import Clock, StepTimes, Stopwatch
-from nanogauge.measure.torch_device import CompileTimer, EventTimeline
+from nanogauge.measure.torch_device import CompileTimer
 
 pytestmark = pytest.mark.alone
 
@@ -154,45 +154,6 @@ def test_compilation_is_excluded_from_step_times() -> None:
     assert watch.read() == StepTimes(25, 700, 5, None, None, None)
     watch = one_step(clock, machine, host=5, compiling=0, device=20)
     assert watch.read() == StepTimes(25, 0, 5, 20, None, None)
-
-
-class FakeEvent:
-    """torch.cuda.Event of a fake device: each record is a millisecond after the last."""
-
-    recorded = 0
-
-    def __init__(self, enable_timing: bool, blocking: bool) -> None:
-        assert enable_timing and blocking
-        self.at_ms: int | None = None
-
-    def record(self, stream: object) -> None:
-        FakeEvent.recorded += 1
-        self.at_ms = FakeEvent.recorded
-
-    def synchronize(self) -> None:
-        assert self.at_ms is not None, "the event was never recorded"
-
-    def elapsed_time(self, end: FakeEvent) -> float:
-        assert self.at_ms is not None and end.at_ms is not None
-        return end.at_ms - self.at_ms
-
-
-def test_event_times_are_converted_from_milliseconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
-    clock = Clock(lambda: None, timeline=EventTimeline(torch.device("cuda", 0)))
-    assert clock.lag == 1
-    first = clock.begin_step(split=True)
-    with first.waiting():
-        pass
-    first.lap("forward")
-    clock.end_step(first)
-    times = first.read()
-    assert times.step_seconds == pytest.approx(4e-3)
-    assert times.data_wait_seconds == pytest.approx(1e-3)
-    assert times.forward_seconds == pytest.approx(1e-3)
-    second = clock.begin_step(split=False)
-    assert second.begin is first.end, "a step begins where the one before it ended"
 
 
 def test_each_compilation_is_timed() -> None:

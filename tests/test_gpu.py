@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-import json
-import os
+import math
 import subprocess
 import time
 from collections import deque
 from pathlib import Path
+from typing import Literal
+from unittest import mock
 
 import pytest
 import torch
 from commands import DEMO, ROOT, TINY, log_lines, rows_of, run, steps_of, succeed
 from test_ranks import torchrun
+from torch import Tensor, nn
 
+from model import GPT
+from nanogauge.config import ModelSection, OptimizerSection
 from nanogauge.measure.clock import Clock, Stopwatch
 from nanogauge.measure.sensors import MEASURED, Sensors, driver_info, open_sensors
 from nanogauge.measure.torch_device import EventTimeline, allocator_peaks
+from trainer.step.device import autocast
+from trainer.step.loss import TrainingLoss
+from trainer.step.optimizer import make_optimizer, update
 
 pytestmark = [
     pytest.mark.gpu,
@@ -57,6 +64,126 @@ def test_a_compiled_gpu_run_is_measured_and_its_peak_is_the_predicted_one(traine
     if info.power_limit_watts is not None and "power_watts" not in info.absent:
         watts = rows["power_watts"]["measured"]["value"]
         assert 0 < watts <= 1.05 * info.power_limit_watts
+
+
+SHAPE = ModelSection(n_layer=2, n_head=2, n_embd=128, block_size=128, vocab_size=5000)
+CUDA = torch.device("cuda")
+
+
+def loss_and_gradients(
+    head: Literal["plain", "chunked"], dtype: str, compiled: bool, cap: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return loss and gradients of 16 sequences in two micro-batches, the head in 3 chunks."""
+    torch.manual_seed(1)
+    model = GPT(SHAPE.model_copy(update={"logit_softcap": cap})).to(CUDA)
+    loss = TrainingLoss(model, head, 2, CUDA)
+    if compiled:
+        torch._dynamo.reset()
+        loss.compile()
+    values = []
+    with mock.patch("trainer.step.loss.chunk_tokens", return_value=384):
+        for tokens, targets in torch.randint(5000, (2, 2, 8, 128), device=CUDA):
+            with autocast(CUDA, dtype):
+                values.append(loss(tokens, targets) / 2)
+            values[-1].backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert gradients.keys() == dict(model.named_parameters()).keys()
+    return torch.stack(values).sum().detach(), gradients
+
+
+@pytest.mark.parametrize("cap", [0.0, 15.0])
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "error"), [("float32", 1e-4), ("bfloat16", 2e-2), ("float16", 4e-3)]
+)
+def test_the_chunked_head_has_the_plain_heads_loss_and_gradients(
+    dtype: str, error: float, compiled: bool, cap: float
+) -> None:
+    """Against the plain head, eager in fp32."""
+    loss, gradients = loss_and_gradients("plain", "float32", False, cap)
+    found, theirs = loss_and_gradients("chunked", dtype, compiled, cap)
+    assert float(found) == pytest.approx(float(loss), rel=error)
+    for name, gradient in gradients.items():
+        off = float((theirs[name] - gradient).norm() / gradient.norm())
+        print(f"{off:.2e} {name}")
+        assert off < error, name
+
+
+def train_on(device: str, out: Path, *flags: str) -> list[float]:
+    done = run("train.py", DEMO, f"--run.out={out}", *TINY, f"--run.device={device}", *flags)
+    assert done.returncode == 0, done.stderr
+    return [line["loss"] for line in steps_of(out / "demo")]
+
+
+def test_the_losses_are_those_of_the_cpu(tmp_path: Path) -> None:
+    flags = ("--train.max-steps=60", "--model.dropout=0", "--run.dtype=float32")
+    losses = [train_on(device, tmp_path / device, *flags) for device in ("cuda", "cpu")]
+    assert losses[0] == pytest.approx(losses[1], abs=0.02)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--run.dtype=float16"],
+        ["--optimizer.name=muon", "--run.dtype=bfloat16", "--run.compile=true"],
+        ["--run.deterministic=true"],
+        ["--train.checkpointing=full", "--run.compile=true"],
+    ],
+    ids=lambda flags: flags[0].removeprefix("--"),
+)
+def test_the_loss_falls(flags: list[str], tmp_path: Path) -> None:
+    losses = train_on("cuda", tmp_path, "--train.max-steps=60", *flags)
+    assert None not in losses
+    assert losses[-1] < losses[0] - 0.3
+
+
+def test_a_resumed_run_has_the_losses_of_an_undisturbed_one(tmp_path: Path) -> None:
+    exact = ("--run.deterministic=true", "--train.max-steps=24")
+    whole = train_on("cuda", tmp_path / "whole", *exact)
+    train_on("cuda", tmp_path / "parts", *exact, "--rehearse=10")
+    assert train_on("cuda", tmp_path / "parts", *exact, "--resume=auto") == whole
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_non_finite_gradient_leaves_every_weight_as_it_was(
+    name: Literal["adamw", "muon"], scaled: bool
+) -> None:
+    """And the step synchronizes the host with the device nowhere."""
+    model = GPT(SHAPE).to(CUDA)
+    optimizer = make_optimizer(model, OptimizerSection(name=name))
+    scaler = torch.amp.GradScaler("cuda", enabled=scaled)
+    tokens, targets = torch.randint(5000, (2, 8, 128), device=CUDA)
+    loss = TrainingLoss(model, "chunked", 1, CUDA)
+    for factor in (1.0, math.nan):
+        before = [p.detach().clone() for p in model.parameters()]
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            with autocast(CUDA, "float16" if scaled else "bfloat16"):
+                value = loss(tokens, targets)
+            scaler.scale(value).backward()
+            model.final_norm.weight.grad.mul_(factor)
+            scaler.unscale_(optimizer)
+            norm = nn.utils.clip_grad_norm_(list(model.parameters()), 1.0)
+            update(optimizer, scaler, torch.isfinite(norm))
+            optimizer.zero_grad(set_to_none=True)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        same = [torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True)]
+        assert not any(same) if factor == 1.0 else all(same)
+
+
+def test_out_of_memory_makes_the_micro_batch_smaller_and_no_shape_symbolic(tmp_path: Path) -> None:
+    free, _ = torch.cuda.mem_get_info()
+    held = torch.empty(max(0, free - 2**31), dtype=torch.uint8, device=CUDA)
+    flags = [f"--run.out={tmp_path}", *FLAGS, "--force", "--train.max-steps=20"]
+    large = ["--model.block-size=1024", "--model.n-layer=4", "--train.micro-batch=128"]
+    logs = {"TORCH_LOGS": "recompiles,dynamic"}
+    done = succeed(run("train.py", DEMO, *flags, *large, "--train.grad-accum=1", **logs))
+    del held
+    assert "Memory ran out" in done.stdout
+    assert "size mismatch" not in done.stderr and "create_symbol" not in done.stderr
 
 
 def busy(seconds: float) -> None:
@@ -133,22 +260,6 @@ def test_each_sensor_has_a_value_or_a_reason() -> None:
         assert (getattr(reading, name) is None) == (name in sensors.absent), name
     if reading.energy_source == "counter" and reading.integral_joules is not None:
         assert reading.energy_joules == pytest.approx(reading.integral_joules, rel=0.2)
-
-
-def test_a_calibrated_plan_names_this_gpu_and_its_measurements() -> None:
-    done = succeed(
-        run("plan.py", DEMO, "--calibrate", "--run.device=cuda", "--run.dtype=auto", "--json")
-    )
-    rows = {row["id"]: row for row in json.loads(done.stdout)["rows"]}
-    step = rows["step_seconds"]["calibrated"]
-    assert 0 < step["low"] < step["expected"] < step["high"]
-    assert "measured" in step["source"]
-
-
-def test_a_run_on_a_gpu_resumes(trained: Path) -> None:
-    flags = [f"--run.out={trained.parent}", "--resume=auto", *FLAGS]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
-    succeed(run("train.py", DEMO, *flags, CUDA_VISIBLE_DEVICES=visible))
 
 
 def run_torchrun(ranks: int, out: Path, *flags: str) -> None:

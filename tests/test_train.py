@@ -25,10 +25,8 @@ from commands import (
     train_tiny,
 )
 from examples import GPT2_ORIGIN
-from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from trainer.data.shards import ShardWriter
-from trainer.step.compile import CACHE, persist_compile_cache
 
 
 def losses(folder: Path) -> dict[int, float]:
@@ -122,23 +120,6 @@ def test_a_damaged_checkpoint_is_skipped(tiny_run: Path, tmp_path: Path) -> None
     assert starts[1]["first_step"] == 8
     warnings = [line["text"] for line in log_lines(folder) if line.get("level") == "warning"]
     assert any("step_00000012 is damaged" in text for text in warnings)
-
-
-def test_compiled_code_is_kept_in_the_user_cache_unless_a_folder_is_set(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """torch's default stays if the user's folder cannot be made; an unneeded one is not used."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv(CACHE, "/dev/null/chosen")
-    persist_compile_cache(needed=True)
-    assert os.environ[CACHE] == "/dev/null/chosen"
-    (tmp_path / "cache").write_text("no folder")
-    persist_compile_cache(needed=False)
-    assert CACHE not in os.environ
-    (tmp_path / "cache").unlink()
-    monkeypatch.setenv(CACHE, default_cache_dir())  # as importing dynamo does
-    persist_compile_cache(needed=True)
-    assert os.environ[CACHE] == str(tmp_path / "cache" / "nanogauge" / "compiled")
 
 
 def test_without_a_compiler_training_falls_back_to_eager_mode_with_a_warning(
