@@ -299,7 +299,7 @@ def _markdown(
     for c in compared:
         cells = (
             c.run.id + (" (" + ", ".join(c.run.assumed) + " assumed)" if c.run.assumed else ""),
-            c.run.source,
+            c.run.source.split(" (")[0],
             c.run.hardware.name,
             f"{scale * c.actual:{form}}",
             f"{scale * c.predicted.expected:{form}}",

@@ -203,7 +203,8 @@ def predict_step_time(
     kernels = (per_layer + options.kernels) * layers + k.kernels
     launches = kernels * device.launch_seconds
     tails = 0.0 if on_cpu else kernels * k.kernel_tail_seconds
-    micro["launching kernels"] = launches if on_cpu else tails + max(0.0, launches - busy - tails)
+    exposed = tails + max(0.0, launches - busy - tails) + k.step_gap_seconds / work.grad_accum
+    micro["launching kernels"] = launches if on_cpu else exposed
     micro["waiting for the batch"] = k.gap_seconds * work.program.waits_for_batch
     per_step = {"optimizer": _optimizer(work, device, k)}
     if work.gpus > 1:
@@ -220,7 +221,9 @@ def predict_step_time(
         + forward["attention"] * 2 / 7
     )
     forward_only = forward_seconds + launches / 3 if on_cpu else max(forward_seconds, launches / 3)
-    factor, caveats = _interval(work, hardware, constants)
+    launching = sum(p.value for p in parts if p.name == "launching kernels")
+    share = 0.0 if on_cpu else launching / sum(p.value for p in parts)
+    factor, caveats = _interval(work, hardware, constants, share)
     return StepTime([p for p in parts if p.value > 0], forward_only, factor, caveats)
 
 
@@ -246,7 +249,8 @@ _FORMULAS = {
     "norms and elementwise": "accumulation x n L C bytes / bandwidth",
     "weights and gradients": "(24 B x accumulation - 12 B) per parameter / bandwidth",
     "recomputation": "accumulation x the forward pass that is computed again",
-    "launching kernels": "accumulation x kernels x time of a launch, where it is not hidden",
+    "launching kernels": "accumulation x kernels x time of a launch, where it is not hidden, and "
+    "the host's work between two steps",
     "waiting for the batch": "accumulation x the host's time between a copy and the first kernel",
     "optimizer": "bytes per parameter / bandwidth, and Muon's Newton-Schulz products",
     "gradient synchronisation": "gradient bytes / link, less what the backward pass hides",
@@ -548,8 +552,13 @@ def _over_pcie(hardware: Hardware) -> bool:
     return hardware.interconnect is None or hardware.interconnect.startswith("PCIe")
 
 
-def _interval(work: Workload, hardware: Hardware, k: Constants) -> tuple[Interval, tuple[str, ...]]:
-    """Return the interval as factors of the expected time, and the reasons for its width."""
+def _interval(
+    work: Workload, hardware: Hardware, k: Constants, launching: float
+) -> tuple[Interval, tuple[str, ...]]:
+    """Return the interval as factors of the expected time, and the reasons for its width.
+
+    `launching` is the share of kernel launches on a GPU in the step.
+    """
     effect, on_cpu = _effect(hardware, k), hardware.kind == "cpu"
     spread = math.hypot(SETUP_SPREAD, effect.spread)
     caveats = []
@@ -564,6 +573,9 @@ def _interval(work: Workload, hardware: Hardware, k: Constants) -> tuple[Interva
         caveats.append(f"no run of this card is known; its class is known from {sources}")
     elif effect.sources == 1:
         caveats.append("runs of this card are known from one source alone")
+    if launching > 0.1:
+        share = f"{100 * launching:.0f} % of the step"
+        caveats.append(f"kernel launches take {share}, and their time differs most")
     if not on_cpu and not work.compiled:
         spread = math.hypot(spread, EAGER_SPREAD)
         caveats.append("without torch.compile programs differ more from each other")
