@@ -111,7 +111,7 @@ def test_the_written_configuration_is_the_best_run(tmp_path: Path) -> None:
         (["--best"], "--best 8h, or --best --by 07:00"),
         (["--best=soon"], "takes a time such as 8h"),
         (["--best=2min"], "no other run of 120 s is within the bounds"),
-        (["--write=x.toml"], "belongs to --best"),
+        (["--write=x.toml"], "give the configuration of a run"),
     ],
 )
 def test_a_search_that_finds_nothing_says_why(flags: list[str], words: str) -> None:

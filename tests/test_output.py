@@ -95,3 +95,12 @@ def test_commands_in_messages_run_as_printed(
     monkeypatch.chdir(ROOT)
     missing = run("train.py", PLAN[0], f"--data.path={name}", "--run.device=cpu")
     assert f"prepare_fineweb.py --out {shlex.quote(name)}" in missing.stderr
+
+
+@pytest.mark.parametrize("typed", ["plan.py --train.micro-batch", "train.py --resume"])
+def test_bash_completes_flags_and_keys(typed: str) -> None:
+    words = shlex.join([sys.executable, *typed[:-3].split()])
+    line = f"source nanogauge/completion.bash; COMP_CWORD=2 COMP_WORDS=({words}); _nanogauge"
+    shell = ["bash", "-c", f'{line}; echo "${{COMPREPLY[@]}}"']
+    done = subprocess.run(shell, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert typed.split()[1] in done.stdout.split()
