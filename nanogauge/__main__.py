@@ -22,6 +22,7 @@ COMMANDS = {
     "compare": ("report.compare_main", "say what changed between runs, beyond the noise"),
     "share": ("share.main", "make an anonymous row of a run, to validate predictions with"),
     "doctor": ("doctor.main", "check whether this machine is ready for a run"),
+    "claims": ("claims.main", "draft a claims file from a text, or check one"),
 }
 """Subcommand -> its module and function in nanogauge/commands/, and a description."""
 

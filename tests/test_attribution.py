@@ -160,11 +160,6 @@ def test_a_restart_costs_repeated_work_start_up_and_compilation() -> None:
     )
 
 
-def test_small_savings_are_not_advised() -> None:
-    run = MadeUp(evaluation=0.01, checkpoint=0.01, wait=0.0, compilation=0.1)
-    assert [p.cause for p in attribution(run).parts if p.advice is not None] == []
-
-
 def test_a_run_on_a_cpu_has_causes_without_a_clock() -> None:
     run = MadeUp(sensors=False)
     spec = run.spec

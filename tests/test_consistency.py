@@ -228,13 +228,6 @@ def test_an_open_range_that_excludes_another_is_found() -> None:
     assert not {"inf", "nan"} & set(finding.why.replace("-", " ").split())
 
 
-def test_ranges_of_one_quantity_that_do_not_overlap_are_found() -> None:
-    (finding,) = findings(
-        claim("peak_process_bytes.a", "GB", 6, 7), claim("peak_process_bytes.b", "GB", 9, 10)
-    )
-    assert finding.ids == ["peak_process_bytes.a", "peak_process_bytes.b"]
-
-
 def test_the_limits_of_eight_gpus_are_eight_times_those_of_one() -> None:
     """1,500 W and half a second per step exceed one RTX 4070, not eight."""
     spec = replace(documented_spec(), world_size=8)

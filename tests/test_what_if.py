@@ -113,16 +113,6 @@ def test_a_lower_power_limit_is_slower_and_takes_less_energy() -> None:
     assert limited.energy_kwh.expected < again.energy_kwh.expected
 
 
-def test_energy_and_cost_follow_the_calibrated_time() -> None:
-    rows = scenarios(MadeUp())
-    again, shorter = rows["again"], rows["evaluations"]
-    assert again.energy_kwh is not None and shorter.energy_kwh is not None
-    ratio = shorter.total_seconds.expected / again.total_seconds.expected
-    assert shorter.energy_kwh.expected == pytest.approx(ratio * again.energy_kwh.expected)
-    assert again.cost is not None
-    assert again.cost.expected == pytest.approx(0.15 * again.energy_kwh.expected)
-
-
 def test_an_eager_run_is_compared_with_an_eager_prediction() -> None:
     run = MadeUp(sensors=False)
     recorded = RunHistory()
