@@ -31,6 +31,7 @@ from nanogauge.analysis.report_model import build_report, claims_of
 from nanogauge.config import Config
 from nanogauge.doctor.preflight import consult
 from nanogauge.errors import BadInput, RunFailed
+from nanogauge.measure.alarms import Alarm
 from nanogauge.quantities import finite
 from nanogauge.report.background import CPU_SECONDS, GPU_SECONDS, BackgroundReport
 from nanogauge.report.html import write_report
@@ -147,8 +148,11 @@ def evaluate(s: Session, step: int) -> None:
         val_loss=finite(val_loss),
         seconds=evaluation.seconds,
     )
+    line, departure = s.final_loss.evaluated(line)
     recorder.log.write(line)
     recorder.display.evaluated(line)
+    if departure is not None:
+        recorder.raise_alarm(Alarm("loss_off_plan", departure, "val_loss"), step)
     steps.evaluated, steps.val_loss = step, line.val_loss
     if line.val_loss is None:
         return

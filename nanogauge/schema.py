@@ -271,6 +271,10 @@ class Eval(Line):
     """None if non-finite"""
     val_bits_per_byte: float | None = None
     """validation loss in bits per byte, as some programs print it instead of nats per token"""
+    final: float | None = None
+    """forecast of the final validation loss, from curve, schedule and plan; None too early"""
+    final_low: float | None = None
+    final_high: float | None = None
     seconds: float | None = None
 
 

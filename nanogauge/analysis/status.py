@@ -215,6 +215,8 @@ def last_events(recorded: RunHistory, measurements: Measurements) -> list[ShownE
     for evaluated in recorded.evals[-1:]:
         value = evaluated.val_loss
         text = "no finite validation loss" if value is None else f"validation loss {value:.4g}"
+        if evaluated.final is not None:
+            text += f", forecast of the final one {evaluated.final:.3f}"
         add("evaluation", evaluated.step, evaluated.elapsed_seconds, text)
     for saved in recorded.checkpoints[-1:]:
         since = measurements.steps_done - saved.step

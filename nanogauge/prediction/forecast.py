@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
 from nanogauge.prediction.loss import VALUES, Z90, LossEstimate, NoEstimate, Values
+from nanogauge.quantities import Interval
+from nanogauge.runspec import RunSpec
+from nanogauge.schedule import learning_rate
+from nanogauge.schema import Eval
 
 
 def forecast_loss(
@@ -68,6 +72,51 @@ def joined(plan: LossEstimate, forecast: LossEstimate) -> LossEstimate:
     return LossEstimate(expected - half, expected, expected + half, plan.caveats)
 
 
-def departs_from_plan(plan: LossEstimate, forecast: LossEstimate, share: float) -> bool:
-    """Return True if plan and forecast differ by over 0.08 nats, from a quarter of the run on."""
-    return share >= 0.25 and abs(plan.expected - forecast.expected) > 0.08
+DEPARTURE, DEPARTS_FROM = 0.08, 0.25
+"""Nats between curve and plan that raise an alarm, from this share of the steps on."""
+
+
+class FinalLoss:
+    """Forecast of a running job's final validation loss, from its evaluations and its plan.
+
+    Args:
+        spec: the run.
+        plan: predicted loss; None without one.
+        losses: validation loss of earlier evaluations, by step.
+    """
+
+    def __init__(self, spec: RunSpec, plan: Interval | None, losses: Mapping[int, float]) -> None:
+        self._spec, self._losses = spec, dict(losses)
+        self._plan = None if plan is None else LossEstimate(plan.low, plan.expected, plan.high)
+        self._alarmed = False
+
+    def evaluated(self, line: Eval) -> tuple[Eval, str | None]:
+        """Return an evaluation with the forecast, and the text of an alarm the first time."""
+        spec, schedule, plan = self._spec, self._spec.schedule, self._plan
+        self._losses = {step: loss for step, loss in self._losses.items() if step < line.step}
+        if line.val_loss is None or schedule is None:
+            return line, None
+        self._losses[line.step] = line.val_loss
+
+        def share(step: float) -> float:
+            rate = learning_rate(math.floor(step), schedule, spec.steps)
+            return rate / schedule.learning_rate
+
+        steps, losses = list(self._losses), list(self._losses.values())
+        curve = forecast_loss(steps, losses, share, spec.steps, schedule.warmup_steps)
+        if isinstance(curve, NoEstimate):
+            return line, None
+        both = curve if plan is None else joined(plan, curve)
+        forecast = {"final_low": both.low, "final": both.expected, "final_high": both.high}
+        line = line.model_copy(update=forecast)
+        early = line.step < DEPARTS_FROM * spec.steps
+        if early or self._alarmed or plan is None:
+            return line, None
+        if abs(plan.expected - curve.expected) <= DEPARTURE:
+            return line, None
+        self._alarmed = True
+        return line, (
+            f"The curve up to step {line.step:,} ends at a validation loss of "
+            f"{curve.expected:.3f}, the plan at {plan.expected:.3f}: check the order of the data, "
+            "the learning rate and the name of the data set (data.dataset)."
+        )

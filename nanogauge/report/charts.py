@@ -147,10 +147,12 @@ class _Run:
             _floats([e.step for e in evals]), _floats([e.elapsed_seconds for e in evals])
         )
         validation = _series("validation", eval_x, _floats([e.val_loss for e in evals]), "dots")
+        forecast = _series("forecast of the end", eval_x, _floats([e.final for e in evals]), "dots")
         return line_chart(
             ("loss", "Loss", "nats per token"),
             self.timeline.axis,
-            [_series("training", x, steps.column("loss")), validation],
+            [_series("training", x, steps.column("loss")), validation, forecast],
+            bands=self.bands("val_loss"),
         )
 
     def step_time(self) -> Chart | None:

@@ -47,7 +47,10 @@ STEP_KEYS = {
     **{name: f"gpu/step_{name}" for name in _POWER},
     **_keys("memory", *_PEAKS),
 }
-EVAL_KEYS = _keys("eval", "train_loss", "val_loss", "val_bits_per_byte", "seconds")
+EVAL_KEYS = {
+    **_keys("eval", "train_loss", "val_loss", "val_bits_per_byte", "seconds"),
+    **{name: f"eval/forecast_{name}" for name in ("final", "final_low", "final_high")},
+}
 CHECKPOINT_KEYS = _keys("checkpoint", "seconds", "write_seconds", "bytes")
 COMPILE_KEYS = {"seconds": "perf/compile_seconds"}
 SENSOR_KEYS = {

@@ -128,7 +128,8 @@ class ProgressDisplay:
         self._eval_seconds = line.seconds or 0.0
         self.say(
             f"step {line.step:>7,}  evaluation: train {_loss(line.train_loss)}, "
-            f"validation {_loss(line.val_loss)}  ({format_seconds(self._eval_seconds)})"
+            f"validation {_loss(line.val_loss)}{_forecast(line)}  "
+            f"({format_seconds(self._eval_seconds)})"
         )
 
     def checkpointed(self, line: Checkpoint) -> None:
@@ -264,6 +265,12 @@ class ProgressDisplay:
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._wall()).astimezone()
+
+
+def _forecast(line: Eval) -> str:
+    if line.final is None:
+        return ""
+    return f", final {line.final:.3f} ({line.final_low:.3f}-{line.final_high:.3f})"
 
 
 def _loss(value: float | None) -> str:

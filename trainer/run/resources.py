@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -57,8 +58,8 @@ class OpenedRun:
     """Wall time of the earlier processes; None for a new run."""
     wandb_id: str | None = None
     rollbacks: int = 0
-    evaluated: frozenset[int] = frozenset()
-    """Steps whose evaluation is in the log."""
+    evaluated: Mapping[int, float] = field(default_factory=dict)
+    """Step -> validation loss of each evaluation in the log; NaN if non-finite."""
 
 
 def open_run_folder(
@@ -103,7 +104,7 @@ def _open_to_resume(config: Config) -> OpenedRun:
         earlier_seconds=sum(seconds or 0.0 for seconds in recorded.session_seconds),
         wandb_id=ids[-1] if ids else None,
         rollbacks=max(start.rollbacks or 0 for start in recorded.starts),
-        evaluated=frozenset(e.step for e in recorded.evals),
+        evaluated={e.step: e.val_loss or math.nan for e in recorded.evals},
     )
 
 
@@ -122,7 +123,7 @@ def share_folder(config: Config, ranks: Ranks, open_folder: Callable[[], OpenedR
             "sha256": opened.folder.prediction_sha256,
             "checkpoint": str(opened.checkpoint or ""),
             "rollbacks": opened.rollbacks,
-            "evaluated": list(opened.evaluated),
+            "evaluated": dict(opened.evaluated),
         }
     received = ranks.gather(sent)[0]
     if opened is not None:
@@ -130,7 +131,7 @@ def share_folder(config: Config, ranks: Ranks, open_folder: Callable[[], OpenedR
     assert received is not None
     prediction = Prediction.model_validate_json(str(received["prediction"]))
     evaluated, rollbacks = received["evaluated"], received["rollbacks"]
-    assert isinstance(evaluated, list)
+    assert isinstance(evaluated, dict)
     assert isinstance(rollbacks, int)
     spec = config.to_spec(prediction.dtype, prediction.gpus)
     return OpenedRun(
@@ -138,7 +139,7 @@ def share_folder(config: Config, ranks: Ranks, open_folder: Callable[[], OpenedR
         None,
         Path(str(received["checkpoint"])) if received["checkpoint"] else None,
         rollbacks=rollbacks,
-        evaluated=frozenset(evaluated),
+        evaluated=evaluated,
     )
 
 

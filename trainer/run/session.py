@@ -13,6 +13,7 @@ from model import GPT
 from nanogauge.config import Config
 from nanogauge.measure.clock import Stopwatch
 from nanogauge.measure.torch_device import CompileTimer
+from nanogauge.prediction.forecast import FinalLoss
 from nanogauge.runlog.folder import RunFolder
 from nanogauge.runlog.lock import RunLock
 from trainer.checkpoints.checkpoint_writer import CheckpointWriter
@@ -125,6 +126,7 @@ class Session:
     source: Dataset
     batches: Batches
     steps: StepProgress
+    final_loss: FinalLoss
     recorder: Recorder
     checkpoints: Checkpoints
     stop: StopSignal

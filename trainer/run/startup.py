@@ -22,6 +22,7 @@ from nanogauge.measure.sensors import (
 )
 from nanogauge.measure.torch_device import CompileTimer, EventTimeline
 from nanogauge.prediction.calibrated import load_calibration
+from nanogauge.prediction.forecast import FinalLoss
 from nanogauge.prediction.loss import REPOSITORIES
 from nanogauge.prediction.prediction import predict
 from nanogauge.quantities import format_range
@@ -151,6 +152,7 @@ def open_session(config: Config, options: Options, ranks: Ranks = ALONE) -> Sess
         source=source,
         batches=batches,
         steps=steps,
+        final_loss=FinalLoss(folder.spec, prediction.best("val_loss"), opened.evaluated),
         recorder=recorder,
         checkpoints=Checkpoints(
             CheckpointWriter(folder.path / "checkpoints", config.train.keep_checkpoints),
