@@ -166,7 +166,6 @@ class Copy:
         arguments: list[str],
         out: Path,
         environment: Mapping[str, str] | None = None,
-        preload: str = "",
     ) -> None:
         self._arguments = arguments
         self._files = [out.with_name(f"{out.name}.{kind}") for kind in ("stdout", "stderr")]
@@ -179,13 +178,12 @@ class Copy:
             "stderr": str(self._files[1]),
             "environment": {**os.environ, **(environment or {})},
         }
-        self._ask = functools.partial(_ask_server, preload)
-        self.pid: int = self._ask(request)
+        self.pid: int = _ask_server(request)
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
         if self.returncode is None:
-            self.returncode = self._ask({"poll": self.pid})
+            self.returncode = _ask_server({"poll": self.pid})
         return self.returncode
 
     def wait(self, timeout: float = 300) -> int:
@@ -218,21 +216,20 @@ class Copy:
         self.wait()
 
 
-def _ask_server(preload: str, request: Mapping[str, object]) -> Any:
-    server = _train_server(preload)
+def _ask_server(request: Mapping[str, object]) -> Any:
+    server = _train_server()
     assert server.stdin is not None and server.stdout is not None
     print(json.dumps(request), file=server.stdin, flush=True)
     return json.loads(server.stdout.readline())
 
 
 @functools.cache
-def _train_server(preload: str) -> subprocess.Popen[str]:
+def _train_server() -> subprocess.Popen[str]:
     """Start train_server.py, which ends when its input is closed."""
-    variables = {"OMP_NUM_THREADS": "1", **({"LD_PRELOAD": preload} if preload else {})}
     server = subprocess.Popen(
         command("tests/train_server.py"),
         cwd=ROOT,
-        env={**os.environ, **variables},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -7,14 +7,10 @@ Training passes of the process are counted from 1. The faults:
     room:N             more than N sequences in a pass run out of memory
     late_room:N        the same, from pass 8 on
     evaluation_room:N  the same, in evaluations alone
-    writes:A-B-E       writes A to B in the parent PARENT of --run.out fail with errno E, with
-                       failing_writes.c preloaded; PARENT.writes gets the number of all
 """
 
 from __future__ import annotations
 
-import atexit
-import ctypes
 import os
 import signal
 import sys
@@ -53,10 +49,5 @@ def faulty(self: TrainingLoss, tokens: Tensor, targets: Tensor) -> Tensor:
     return loss
 
 
-if fault == "writes":
-    shim, limits = ctypes.CDLL(None), map(int, value.split("-"))
-    out = next(flag for flag in sys.argv if flag.startswith("--run.out=")).partition("=")[2]
-    shim.fail_writes(f"{Path(out).parent}/".encode(), *map(ctypes.c_long, limits))
-    atexit.register(lambda: Path(f"{Path(out).parent}.writes").write_text(str(shim.writes_seen())))
 TrainingLoss.__call__ = faulty  # type: ignore[method-assign]
 run_command(train.main)

@@ -1,4 +1,4 @@
-"""Broken inputs and failing writes, from seeds, and cases that once failed."""
+"""Broken inputs from seeds, and cases that once failed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from broken_inputs import broken_inputs
 from commands import ROOT, run
-from failing_writes import let_writes_fail
 from runs import imported
 
 from nanogauge.analysis.report_model import build_report
@@ -24,13 +23,6 @@ def test_broken_inputs_of_every_kind_end_with_a_report_or_one_sentence(tmp_path:
     assert not failures, "\n".join(failures)
     assert set(ends) == {"exit 0", "exit 2"} and ends.total() == 280
     assert min(ends.values()) > 20, "some are valid enough to be read"
-
-
-def test_runs_whose_writes_fail_resume_to_the_same_weights(tmp_path: Path) -> None:
-    """A disk error at any write damages no file and does not end the run for good."""
-    writes, ends, problems = let_writes_fail(tmp_path, 4, seed=3)
-    assert not problems, "\n".join(problems)
-    assert writes > 100 and ends.total() == 4
 
 
 @pytest.mark.parametrize(
