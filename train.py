@@ -46,6 +46,7 @@ from trainer.data.manifest import Split
 from trainer.run.flags import Options, read_command
 from trainer.run.recovery import (
     checkpoint_is_due,
+    end_by_failure,
     memory_advice,
     roll_back,
     save,
@@ -201,16 +202,20 @@ def run(s: Session) -> tuple[Status, str | None]:
             s.stop.listen()
             s.watchdog.start()
             status, reason = train_within_memory(s)
+            if s.stop.failed:
+                status = "failed"
             if status == "failed":
                 restartable = False  # a restart would fail again
             elif status == "stopped" and reason is None and s.steps.done < s.steps.last:
                 reason = "another process of the run was asked to stop"
         except Stopped:
             status, reason = "stopped", s.stop.reason
-        except RuntimeError as error:
-            if not (s.ranks.is_lost(error) and s.ranks.is_first):
+        except Exception as error:
+            if not s.ranks.is_first:
                 raise
             status, reason = "failed", LOST
+            if not s.ranks.is_lost(error):
+                reason, restartable = end_by_failure(s, error)
         finally:
             s.watchdog.close()
             s.recorder.display.close()

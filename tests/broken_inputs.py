@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from commands import ROOT, run, run_main
+from examples import write_document
 from runs import LOG
 from test_other_logs import build_nanogpt_output, nanochat_log
 
@@ -81,7 +82,7 @@ def make_originals(folder: Path) -> None:
     with ShardWriter(folder / "shards", origin, shard_tokens=2000) as writer:
         for split in ("val", "train", "train", "train", "train"):
             text = chance.integers(32, 127, 1499)
-            writer.write(split, np.array([END, *text], np.uint16))  # type: ignore[arg-type]
+            write_document(writer, split, np.array([END, *text], np.uint16))  # type: ignore[arg-type]
         writer.complete()
     for split in ("train", "val"):
         tokens = np.arange(2000, dtype="<u2")

@@ -16,7 +16,8 @@ from nanogauge.hardware import lookup
 from nanogauge.prediction.prediction import predict
 from nanogauge.runspec import RunSpec
 from nanogauge.schema import Hardware, Prediction
-from trainer.data.manifest import Origin
+from trainer.data.manifest import Origin, Split, Tokens
+from trainer.data.shards import ShardWriter
 
 DOCUMENTED = ROOT / "configs" / "rtx4070_fineweb.toml"
 SEED_CLAIMS = ROOT / "predictions" / "seed_zh.toml"
@@ -110,3 +111,13 @@ def claims_of(folder: Path, *claims: str) -> Claims:
     path = folder / "claims.toml"
     path.write_text(claims_text(*claims), encoding="utf-8")
     return load_claims(path)
+
+
+def write_document(writer: ShardWriter, split: Split, document: Tokens) -> None:
+    """Append a document, which may extend over several shards."""
+    writer.start_split(split)
+    begins = 1
+    while document.size:
+        part, document = document[: writer.room], document[writer.room :]
+        writer.append(split, part, begins)
+        begins = 0

@@ -3,6 +3,9 @@
 Training passes of the process are counted from 1. The faults:
 
     kill:N             the process kills itself in pass N
+    bug:N              pass N raises an error that nothing expects
+    late_scan:S        the look for tokens beyond the vocabulary ends S seconds after its start
+    no_scan:           it finds none
     nan:A-B            the loss of passes A to B is NaN
     room:N             more than N sequences in a pass run out of memory
     late_room:N        the same, from pass 8 on
@@ -14,7 +17,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -24,6 +29,8 @@ from torch import Tensor  # noqa: E402
 
 import train  # noqa: E402
 from nanogauge.cli import run_command  # noqa: E402
+from trainer.data import loader  # noqa: E402
+from trainer.run import startup  # noqa: E402
 from trainer.step.loss import TrainingLoss  # noqa: E402
 
 fault, _, value = sys.argv.pop(1).partition(":")
@@ -38,6 +45,8 @@ def faulty(self: TrainingLoss, tokens: Tensor, targets: Tensor) -> Tensor:
     passes += training
     if fault == "kill" and training and passes == int(value):
         os.kill(os.getpid(), signal.SIGKILL)
+    if fault == "bug" and training and passes == int(value):
+        raise KeyError("forgotten")
     crowded = "room" in fault and len(tokens) > int(value)
     meant = {"room": True, "late_room": passes >= 8, "evaluation_room": not training}
     if crowded and meant[fault]:
@@ -49,5 +58,13 @@ def faulty(self: TrainingLoss, tokens: Tensor, targets: Tensor) -> Tensor:
     return loss
 
 
+def late_scan(*given: Any) -> str | None:
+    time.sleep(float(value or 0))
+    return found(*given) if fault == "late_scan" else None
+
+
+found, startup.SCAN_SECONDS = loader.find_beyond, 0.1
+if "scan" in fault:
+    loader.find_beyond = late_scan
 TrainingLoss.__call__ = faulty  # type: ignore[method-assign]
 run_command(train.main)

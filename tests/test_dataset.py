@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import DEMO, TINY, log_lines, run, train_tiny
+from examples import write_document
 
 from nanogauge.errors import BadInput
 from trainer.data.dataset import Dataset, open_folder
@@ -173,8 +174,8 @@ def write_ours(folder: Path, first: int) -> Dataset:
             dataset_config="none",
         )
         with ShardWriter(folder, origin, shard_tokens=1500) as writer:
-            writer.write("val", np.full(300, 7, dtype=np.uint16))
-            writer.write("train", np.full(2000, first, dtype=np.uint16))
+            write_document(writer, "val", np.full(300, 7, dtype=np.uint16))
+            write_document(writer, "train", np.full(2000, first, dtype=np.uint16))
     return open_folder(folder)
 
 

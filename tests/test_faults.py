@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from checkpoints import Trained, same
@@ -198,3 +199,43 @@ def test_checkpoints_are_also_due_by_time(tmp_path: Path) -> None:
     saved = [line["step"] for line in log_lines(tmp_path / "demo") if line["kind"] == "checkpoint"]
     assert len(saved) > 2
     assert saved[-1] == 12
+
+
+def test_a_bug_leaves_an_end_line_a_report_and_its_traceback(tmp_path: Path) -> None:
+    done = train_faulty("bug:7", tmp_path)
+    assert done.returncode == 1 and "Traceback" in done.stderr
+    end = log_lines(tmp_path / "demo")[-1]
+    assert (end["status"], end["steps"], end["restartable"]) == ("failed", 3, True)
+    assert end["reason"] == "KeyError: 'forgotten'" and (tmp_path / "demo/report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("fault", "split"),
+    [
+        ("late_scan:0", "train"),
+        ("late_scan:0", "val"),
+        ("late_scan:4", "val"),
+        ("no_scan:", "train"),
+    ],
+)
+def test_a_token_beyond_the_vocabulary_is_found_before_step_0_or_ends_the_run_with_a_checkpoint(
+    tmp_path: Path, fault: str, split: str
+) -> None:
+    for name in ("train", "val"):
+        tokens = np.arange(30_000, dtype=np.uint16) % 250
+        tokens[15_000 if name == split else 0] = 999 if name == split else 0
+        tokens.tofile(tmp_path / f"{name}.bin")
+    (tmp_path / "meta.pkl").touch()
+    data = ["--data.embedded=false", f"--data.path={tmp_path}", "--train.max-steps=20000"]
+    done = train_faulty(fault, tmp_path, *data, "--train.eval-batches=1")
+    place = f" at position 15,000 of {tmp_path}/{split}.bin"
+    sentence = f"the {split} data holds the token 999{place if 'late' in fault else ''} but"
+    assert sentence in done.stderr and "Traceback" not in done.stderr
+    early = fault == "late_scan:0"
+    assert done.returncode == (2 if early else 1)
+    assert (tmp_path / "demo").exists() != early
+    if not early:
+        end = log_lines(tmp_path / "demo")[-1]
+        assert (end["status"], end["restartable"]) == ("failed", False)
+        assert sentence in end["reason"] and (tmp_path / "demo/report.html").exists()
+        assert (tmp_path / f"demo/checkpoints/step_{end['steps']:08d}").is_dir()

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from commands import DEMO, ROOT, build_fake_driver, run, run_here, train_tiny
-from examples import CPU, DOCUMENTED, documented_config
+from examples import CPU, DOCUMENTED, documented_config, write_document
 from test_shards import ORIGIN
 
 from model import GPT
@@ -96,8 +96,8 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> str:
 def shards(folder: Path, train_tokens: int) -> Path:
     folder.mkdir()
     with ShardWriter(folder, ORIGIN, shard_tokens=10**6) as writer:
-        writer.write("val", np.zeros(2000, dtype=np.uint16))
-        writer.write("train", np.zeros(train_tokens, dtype=np.uint16))
+        write_document(writer, "val", np.zeros(2000, dtype=np.uint16))
+        write_document(writer, "train", np.zeros(train_tokens, dtype=np.uint16))
     return folder
 
 

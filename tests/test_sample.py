@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import run
-from examples import GPT2_ORIGIN
+from examples import GPT2_ORIGIN, write_document
 
 from nanogauge.config import DataSection
 from nanogauge.errors import BadInput
@@ -73,5 +73,5 @@ def test_the_tokenizer_is_read_from_data_in_the_home_folder(
     (tmp_path / "data").mkdir()
     with ShardWriter(tmp_path / "data", GPT2_ORIGIN, shard_tokens=5) as writer:
         for split in ("val", "train"):
-            writer.write(split, np.array([50256, 1, 2], np.uint16))
+            write_document(writer, split, np.array([50256, 1, 2], np.uint16))
     assert tokenizer_of(DataSection(path="~/data"), None).name == "gpt2"

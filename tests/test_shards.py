@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from examples import write_document
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -52,7 +53,7 @@ def test_any_documents_come_back_from_shards_of_any_size(
         with ShardWriter(folder, ORIGIN, shard_tokens=shard_tokens) as writer:
             for split, of_split in splits.items():
                 for document in of_split:
-                    writer.write(split, np.array(document, dtype=np.uint16))
+                    write_document(writer, split, np.array(document, dtype=np.uint16))
         for split, of_split in splits.items():
             expected = [token for document in of_split for token in document]
             if not expected:
@@ -70,15 +71,15 @@ def test_any_documents_come_back_from_shards_of_any_size(
 def write_shards(folder: Path, train: int = 8) -> Manifest:
     """Write a validation shard of 4 tokens and training shards of 5."""
     with ShardWriter(folder, ORIGIN, shard_tokens=5) as writer:
-        writer.write("val", np.arange(4, dtype=np.uint16))
-        writer.write("train", np.arange(train, dtype=np.uint16))
+        write_document(writer, "val", np.arange(4, dtype=np.uint16))
+        write_document(writer, "train", np.arange(train, dtype=np.uint16))
     return writer.manifest
 
 
 def test_an_error_keeps_the_finished_shards_and_discards_the_open_one(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), ShardWriter(tmp_path, ORIGIN, shard_tokens=5) as writer:
-        writer.write("val", np.arange(4, dtype=np.uint16))
-        writer.write("train", np.arange(8, dtype=np.uint16))
+        write_document(writer, "val", np.arange(4, dtype=np.uint16))
+        write_document(writer, "train", np.arange(8, dtype=np.uint16))
         raise KeyboardInterrupt
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {MANIFEST_NAME, "fineweb_val_000000.bin", "fineweb_train_000001.bin"}

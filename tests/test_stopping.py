@@ -1,15 +1,19 @@
-"""SIGINT and SIGTERM at every stage of a run: time until its end, exit status, kept files."""
+"""SIGINT, SIGTERM and SIGHUP at each stage of a run: time until its end, status, kept files."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
+import subprocess
+import threading
 import time
 from pathlib import Path
 
 import pytest
-from commands import log_lines, start_run, steps_of, wait_for_step, wait_until
+from commands import DEMO, TINY, command, log_lines, start_run, steps_of, wait_for_step, wait_until
 
-from trainer.run.signals import SAME_REQUEST_SECONDS
+from trainer.run.signals import SAME_REQUEST_SECONDS, StopSignal, hangup_warning
 
 
 def log_of(folder: Path) -> str:
@@ -74,3 +78,69 @@ def test_two_sigterms_in_a_row_count_as_one(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 143
     assert (folder / "checkpoints" / f"step_{len(steps_of(folder)):08d}").is_dir()
+
+
+@pytest.mark.parametrize("how", ["kill", "closed terminal", "nohup"])
+def test_a_hangup_stops_a_run_with_a_checkpoint_and_a_report(tmp_path: Path, how: str) -> None:
+    """A closed terminal takes no more output."""
+    folder = tmp_path / "demo"
+    flags = [f"--run.out={tmp_path}", *TINY, "--train.max-steps=20000", "--train.eval-every=20000"]
+    given = command("train.py", DEMO, *flags, "--train.checkpoint-every=20000")
+    if how == "nohup":
+        given = ["nohup", *given]
+    controller, terminal = os.openpty()
+    with subprocess.Popen(
+        given, cwd=tmp_path, stdin=terminal, stdout=terminal, stderr=terminal
+    ) as process:
+        os.close(terminal)
+        reader = threading.Thread(target=read_until_closed, args=(controller,), daemon=True)
+        reader.start()
+        wait_for_step(folder, 3)
+        if how == "closed terminal":
+            os.close(controller)
+        process.send_signal(signal.SIGHUP)
+        if how == "nohup":
+            time.sleep(1.2 * SAME_REQUEST_SECONDS)
+            assert process.poll() is None
+            process.send_signal(signal.SIGTERM)
+        number = signal.SIGTERM if how == "nohup" else signal.SIGHUP
+        assert process.wait(60) == 128 + number
+    end = log_lines(folder)[-1]
+    assert (end["status"], end["reason"]) == ("stopped", f"{number.name} was received")
+    assert (folder / "checkpoints" / f"step_{end['steps']:08d}").is_dir()
+    assert (folder / "report.html").exists()
+
+
+def test_a_second_hangup_is_no_impatience() -> None:
+    """The kernel sends one, and the shell another."""
+    stop = StopSignal()
+    stop.let_steps_end()
+    stop._on_signal(signal.SIGHUP, None)
+    stop._received_seconds -= 10 * SAME_REQUEST_SECONDS
+    stop._on_signal(signal.SIGHUP, None)
+    assert (stop.repeated, stop.exit_status) == (False, 129)
+
+
+def read_until_closed(terminal: int) -> None:
+    with contextlib.suppress(OSError):
+        while os.read(terminal, 4096):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("variables", "warned"),
+    [
+        ({}, False),
+        ({"SSH_CONNECTION": "a 1 b 22"}, True),
+        ({"SSH_CONNECTION": "a 1 b 22", "TMUX": "/tmp/t"}, False),
+        ({"SSH_CONNECTION": "a 1 b 22", "STY": "1.pts"}, False),
+    ],
+)
+def test_a_run_over_ssh_says_how_to_outlive_the_connection(
+    variables: dict[str, str], warned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    controller, terminal = os.openpty()
+    with open(terminal) as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        assert (hangup_warning(variables) is not None) == warned
+    os.close(controller)

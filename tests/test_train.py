@@ -24,7 +24,7 @@ from commands import (
     succeed,
     train_tiny,
 )
-from examples import GPT2_ORIGIN
+from examples import GPT2_ORIGIN, write_document
 
 from trainer.data.shards import ShardWriter
 
@@ -141,7 +141,7 @@ def test_the_documented_configuration_trains_on_shards(tmp_path: Path) -> None:
             for _ in range(count):
                 document = generator.integers(0, 500, 1000, dtype=np.uint16)
                 document[0] = 50256
-                writer.write(split, document)  # type: ignore[arg-type]
+                write_document(writer, split, document)  # type: ignore[arg-type]
     flags = [f"--run.out={tmp_path}", "--run.device=cpu", "--run.dtype=float32", *TINY]
     flags += [f"--data.path={tmp_path / 'data'}", "--train.max-steps=3", "--wandb.mode=offline"]
     offline = dict.fromkeys(("HTTPS_PROXY", "https_proxy"), "http://127.0.0.1:9")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from commands import DEMO, ROOT, TINY, run
+from examples import write_document
 from hypothesis import example, given
 from hypothesis import strategies as st
 from test_shards import ORIGIN
@@ -73,7 +74,7 @@ def shards(folder: Path) -> Path:
     folder.mkdir()
     with ShardWriter(folder, ORIGIN, shard_tokens=5) as writer:
         for split in ("val", "train"):
-            writer.write(split, np.arange(4, dtype=np.uint16))
+            write_document(writer, split, np.arange(4, dtype=np.uint16))
         writer.complete()
     return folder
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nanogauge.cli import Parser, print_json
-from nanogauge.config import Config, RunSection, add_config_flags, given_config
+from nanogauge.config import Config, RunSection, add_config_flags
 from nanogauge.doctor.checks import worst
 from nanogauge.doctor.preflight import (
     DEFAULT_RUN,
@@ -18,6 +18,7 @@ from nanogauge.doctor.preflight import (
 )
 from nanogauge.prediction.calibrated import Calibration
 from nanogauge.schema import SCHEMA, Hardware
+from nanogauge.sinks.mode import obeying_config
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str], load_tools: LoadTools | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print only JSON")
     add_config_flags(parser)
     given = parser.parse(arguments)
-    return check_machine(given_config(given), given.json, load_tools)
+    return check_machine(obeying_config(given), given.json, load_tools)
 
 
 def check_machine(config: Config | None, as_json: bool, load_tools: LoadTools | None) -> int:

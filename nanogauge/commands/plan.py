@@ -40,6 +40,7 @@ from nanogauge.prediction.workload import resolve_dtype
 from nanogauge.report.terminal import print_best, print_plan
 from nanogauge.runspec import RunSpec
 from nanogauge.schema import SCHEMA, Hardware, Prediction
+from nanogauge.sinks.mode import obeying_config
 
 _EXAMPLES = """
   %(prog)s configs/rtx4070_fineweb.toml --gpu "RTX 4070" --claims predictions/seed_zh.toml
@@ -93,7 +94,7 @@ def main(arguments: Sequence[str], load_tools: LoadTools | None = None) -> int:
     given = _make_parser().parse(arguments)
     if given.doctor:
         _refuse_flags_of_a_plan(given)
-        return check_machine(given_config(given), given.json, load_tools)
+        return check_machine(obeying_config(given), given.json, load_tools)
     if given.gpus < 1:
         raise BadInput("--gpus takes a number of GPUs above 0.")
     return _plan(given, load_tools)

@@ -24,7 +24,8 @@ from nanogauge.report.compare_runs import Comparison
 from nanogauge.report.html import write_report
 from nanogauge.report.terminal import print_report
 from nanogauge.runlog.folder import CONFIG_TOML
-from nanogauge.sinks.mirror import Mode, upload
+from nanogauge.sinks.mirror import upload
+from nanogauge.sinks.mode import Mode, switched_off
 
 _EXAMPLES = """
   %(prog)s runs/NAME --claims predictions/seed_zh.toml
@@ -119,6 +120,12 @@ def _wandb_destination(folder: Path, overrides: dict[str, dict[str, object]]) ->
     mode = wandb.mode if "mode" in overrides.get("wandb", {}) else "auto"
     if mode == "disabled":
         raise BadInput("--wandb uploads the run and --wandb.mode disabled does not; drop one.")
+    if mode == "auto" and (switch := switched_off()) is not None:
+        if switch[0] == "disabled":
+            raise BadInput(
+                f"W&B is switched off ({switch[1]}); --wandb.mode online overrules that."
+            )
+        mode = switch[0]
     return mode, wandb.project
 
 

@@ -329,17 +329,23 @@ def check_power(limit: float | None, default: float | None) -> Finding:
     return Finding("power", "go", f"{limit:g} W" + (", the default" if limit == default else ""))
 
 
-def check_wandb(mode: str, installed: bool, key_from: str | None) -> Finding:
-    """Check that the run will be mirrored to W&B; `key_from` says where W&B finds its key."""
+def check_wandb(
+    mode: str, installed: bool, key_from: str | None, switch: tuple[str, str] | None = None
+) -> Finding:
+    """Check that the run will be mirrored to W&B.
+
+    `key_from` says where W&B finds its key; `switch` is one of W&B's own, and the mode it demands.
+    """
+    why = switch[1] if switch is not None and switch[0] == mode else f"wandb.mode is {mode}"
     if mode == "disabled":
-        return Finding("wandb", "go", "off: wandb.mode is disabled")
+        return Finding("wandb", "go", f"off: {why}")
     if not installed:
         text = "the package wandb is not installed: the run is not mirrored"
         remedy = f"{pip_install('wandb')}, or --wandb.mode disabled"
         return Finding("wandb", "warn", text, remedy)
     if mode == "offline":
         sync = tool_command("wandb", "sync")
-        return Finding("wandb", "go", f"offline: {sync} uploads the run later")
+        return Finding("wandb", "go", f"offline: {why}; {sync} uploads the run later")
     login = tool_command("wandb", "login")
     if key_from is not None:
         return Finding("wandb", "go", f"online, with the key from {key_from}")

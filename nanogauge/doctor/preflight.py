@@ -49,6 +49,7 @@ from nanogauge.runlog.reader import has_begun
 from nanogauge.runspec import RunSpec
 from nanogauge.schedule import checkpoints
 from nanogauge.schema import Hardware
+from nanogauge.sinks.mode import switched_off
 
 DEFAULT_RUN = RunSection(name="NAME")
 """Settings that are examined if no configuration is given."""
@@ -103,7 +104,8 @@ def examine(
     run = config.run if config is not None else DEFAULT_RUN
     driver = driver_info(device.uuid or 0)
     key_from = machine.wandb_key_from(os.environ, Path.home())
-    mode = config.wandb.mode if config is not None else "auto"
+    switch = switched_off()
+    mode = config.wandb.mode if config is not None else switch[0] if switch else "auto"
     torch, hardware = device.torch, device.hardware
     kind = torch.device if torch is not None else "cpu" if hardware is None else "cuda"
     if kind == "cpu":
@@ -120,7 +122,7 @@ def examine(
         warn_of_wsl() if machine.is_wsl() and on_gpu else None,
         on_gpu and check_power(driver.power_limit_watts, driver.power_limit_default_watts),
         config and _check_sensors(config.measure.gpu),
-        check_wandb(mode, find_spec("wandb") is not None, key_from),
+        check_wandb(mode, find_spec("wandb") is not None, key_from, switch),
     ]
     return [finding for finding in findings if finding]
 

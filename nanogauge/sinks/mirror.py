@@ -13,14 +13,13 @@ import signal
 import string
 import subprocess
 from pathlib import Path
-from typing import Literal
 
 from nanogauge.cli import start_module
 from nanogauge.errors import RunFailed
 from nanogauge.runlog.reader import LOG_NAME
 from nanogauge.shell import python_command
-
-Mode = Literal["auto", "online", "offline"]
+from nanogauge.sinks.mode import Mode
+from nanogauge.waiting import announced
 
 OUTPUT_NAME = "wandb.log"
 """Output of the mirror process and of W&B."""
@@ -81,8 +80,9 @@ class Mirror:
             return self._problem
         advice = f"{python_command('report.py', '--wandb', self._folder)} uploads the run"
         try:
-            # Any input means that the log and the report are complete.
-            self._process.communicate(b"\n", timeout=timeout_seconds)
+            with announced("W&B to take the rest of the run", timeout_seconds):
+                # Any input means that the log and the report are complete.
+                self._process.communicate(b"\n", timeout=timeout_seconds)
         except subprocess.TimeoutExpired:
             _kill(self._process)
             return f"{_too_slow(timeout_seconds)}; {advice}."
@@ -103,7 +103,8 @@ def upload(folder: Path, mode: Mode, project: str, timeout_seconds: float = _UPL
     options = [str(folder), f"--mode={mode}", f"--project={project}"]
     process = start_module(_MODULE, options, subprocess.PIPE, subprocess.PIPE)
     try:
-        address, errors = process.communicate(timeout=timeout_seconds)
+        with announced("W&B to take the run", timeout_seconds):
+            address, errors = process.communicate(timeout=timeout_seconds)
     except BaseException as error:
         _kill(process)
         if isinstance(error, subprocess.TimeoutExpired):

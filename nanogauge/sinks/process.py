@@ -35,7 +35,8 @@ from nanogauge.runlog.reader import LOG_NAME, lines_of, read_log
 from nanogauge.runspec import RunSpec
 from nanogauge.schema import End, Event, LogLine, Prediction
 from nanogauge.shell import tool_command
-from nanogauge.sinks.mirror import POSITION_NAME, Mode
+from nanogauge.sinks.mirror import POSITION_NAME
+from nanogauge.sinks.mode import Mode
 from nanogauge.sinks.rows import (
     AXES,
     VERDICT_COLUMNS,
@@ -125,6 +126,7 @@ def _init_run(
     folder: Path, spec: RunSpec, prediction: Prediction, options: Namespace, run_id: str
 ) -> tuple[wandb.Run, str]:
     """Start W&B's run, offline if it is not available; return it and the reason for a warning."""
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # to W&B's own maintainers
     import wandb
 
     def init(actual: Literal["online", "offline"]) -> wandb.Run:
@@ -150,7 +152,7 @@ def _init_run(
         )
 
     mode: Mode = options.mode
-    if mode == "offline" or (mode == "auto" and os.environ.get("WANDB_MODE") == "offline"):
+    if mode == "offline":
         return init("offline"), ""
     try:
         return init("online"), ""

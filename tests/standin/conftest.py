@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from commands import DEMO, ROOT, TINY, command, log_lines, rows_of, run
+from examples import write_document
 from test_shards import ORIGIN
 
 from trainer.data.shards import ShardWriter
@@ -108,5 +109,5 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
     random = np.random.default_rng(0)
     with ShardWriter(folder, ORIGIN, shard_tokens=10**7) as writer:
         for split, n in (("val", 300_000), ("train", 900_000)):
-            writer.write(split, random.integers(0, 50257, n).astype(np.uint16))
+            write_document(writer, split, random.integers(0, 50257, n).astype(np.uint16))
     return folder

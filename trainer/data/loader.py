@@ -15,8 +15,9 @@ from __future__ import annotations
 import hashlib
 import math
 import mmap
+import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,6 +35,7 @@ from trainer.data.shards import Shards
 SampleOrder = Literal["permutation", "random"]
 
 BLOCK_BYTES = 2**19  # small batches are read together, as most of their time is call overhead
+SCANNED_TOKENS = 2**22
 BLOCKS_AHEAD = 2  # prefetched into pinned memory while a GPU works
 _STREAM = {"train": 0, "val": 1}
 
@@ -49,12 +51,55 @@ class _Block:
 
     def batch(self, index: int, vocab_size: int) -> tuple[Tensor, Tensor]:
         if self.highest[index] >= vocab_size:
-            raise BadInput(
-                f"the {self.key[0]} data holds the token {self.highest[index]} but "
-                f"model.vocab_size is {vocab_size}; set it to the tokenizer's, padded, or prepare "
-                "the data again."
-            )
+            raise BadInput(beyond_vocabulary(self.key[0], self.highest[index], "", vocab_size))
         return self.batches[index]
+
+
+def beyond_vocabulary(split: Split, token: int, where: str, vocab_size: int) -> str:
+    """Return a sentence on a token that the model has no row for."""
+    return (
+        f"the {split} data holds the token {token}{where} but model.vocab_size is {vocab_size}; "
+        "set it to the tokenizer's, padded, or prepare the data again."
+    )
+
+
+def find_beyond(splits: Mapping[Split, Shards], vocab_size: int) -> str | None:
+    """Read all tokens; return a sentence on the first beyond the vocabulary, None without one."""
+    for split, shards in splits.items():
+        for shard in shards:
+            for begin in range(0, len(shard), SCANNED_TOKENS):
+                block = shard[begin : begin + SCANNED_TOKENS]
+                if int(block.max()) >= vocab_size:
+                    at = int(np.argmax(block >= vocab_size))
+                    file = getattr(shard, "filename", None)
+                    where = f" at position {begin + at:,}{f' of {file}' if file else ''}"
+                    return beyond_vocabulary(split, int(block[at]), where, vocab_size)
+    return None
+
+
+def scan_vocabulary(
+    splits: Mapping[Split, Shards], vocab_size: int, seconds: float, fail: Callable[[str], None]
+) -> None:
+    """Look for tokens beyond the vocabulary, as data without a manifest may hold some.
+
+    What takes longer than `seconds` continues in a thread, which calls `fail` with a sentence.
+
+    Raises:
+        BadInput: if one is found before.
+    """
+    found: Future[str | None] = Future()
+
+    def run() -> None:
+        found.set_result(find_beyond(splits, vocab_size))
+
+    threading.Thread(target=run, name="vocabulary", daemon=True).start()
+    try:
+        sentence = found.result(seconds)
+    except TimeoutError:
+        found.add_done_callback(lambda done: fail(late) if (late := done.result()) else None)
+    else:
+        if sentence is not None:
+            raise BadInput(sentence)
 
 
 class Batches:

@@ -221,10 +221,8 @@ class ExistingOutput:
         return self.manifest.revision if self.manifest is not None else None
 
     @property
-    def unit_bytes(self) -> int:
-        """`Settings.unit_bytes`; 0 for a new folder."""
-        settings = self.manifest.settings if self.manifest is not None else None
-        return settings.unit_bytes if settings is not None else 0
+    def settings(self) -> Settings | None:
+        return self.manifest.settings if self.manifest is not None else None
 
     @property
     def source_files(self) -> tuple[SourceFile, ...]:
@@ -246,12 +244,6 @@ class ExistingOutput:
                     f"{self.folder} was begun with another {flag} ({before}, not {after}); "
                     "give the same again, another --out, or delete that folder."
                 )
-
-    @property
-    def val_tokens(self) -> int | None:
-        """`Settings.val_tokens`; None for a new folder."""
-        settings = self.manifest.settings if self.manifest is not None else None
-        return settings.val_tokens if settings is not None else None
 
     def clean(self) -> None:
         """Delete temporary files."""
@@ -311,7 +303,9 @@ def prepare(
         if existing.manifest is not None and existing.manifest.dataset == options.dataset:
             local.check(existing.manifest.source_files)
     _check_disk(options, existing, pool.size, source)
-    val_tokens = options.val_tokens if options.val_tokens is not None else existing.val_tokens
+    was, val_tokens = existing.settings, options.val_tokens
+    if val_tokens is None and was is not None:
+        val_tokens = was.val_tokens
     if val_tokens is None:
         small = isinstance(source, LocalSource) and source.text_bytes <= _SMALL_SOURCE_BYTES
         val_tokens = 0 if small else VAL_TOKENS
@@ -323,7 +317,7 @@ def prepare(
             val_tokens=val_tokens,
             shard_tokens=options.shard_tokens,
             text_column=options.text_column,
-            unit_bytes=existing.unit_bytes,
+            unit_bytes=was.unit_bytes if was is not None else 0,
             pattern=options.pattern if options.tokenizer.endswith(".tiktoken") else None,
         )
         origin = Origin(
@@ -344,7 +338,7 @@ def prepare(
         read = existing.manifest.source_files if existing.manifest is not None else ()
         if existing.manifest is not None and existing.ended and len(read) == len(source.names):
             return existing.manifest
-        unit_bytes = existing.unit_bytes or source.unit_bytes
+        unit_bytes = settings.unit_bytes or source.unit_bytes
         settings = settings.model_copy(update={"unit_bytes": unit_bytes})
         origin = origin.model_copy(update={"revision": source.revision, "settings": settings})
         writer = ShardWriter(

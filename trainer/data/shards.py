@@ -96,20 +96,6 @@ class ShardWriter:
         """Number of tokens that still fit into the open shard; a full shard's if none is open."""
         return self._shard_tokens - (self._open.tokens if self._open is not None else 0)
 
-    def write(self, split: Split, document: Tokens) -> None:
-        """Append a document (1-D, not empty), which may extend over several shards.
-
-        Raises:
-            OSError: if the disk is full or the folder is not writable.
-        """
-        assert document.ndim == 1 and document.size > 0
-        self.start_split(split)
-        begins = 1
-        while document.size:
-            part, document = document[: self.room], document[self.room :]
-            self.append(split, part, begins)
-            begins = 0
-
     def start_split(self, split: Split) -> None:
         """Finish the open shard if it is of another split."""
         if self._open is not None and self._open.split != split:

@@ -80,10 +80,16 @@ class LocalSource:
     def check(self, known: Sequence[SourceFile]) -> None:
         """Raise BadInput unless the source begins with the files that earlier runs read."""
         if [file.name for file in known] != self.names[: len(known)]:
-            raise _has_other_files(self.dataset)
+            raise BadInput(
+                f"{self.dataset} has other files than those that these shards were made of, which "
+                "stay as they are; give the same source, or another --out."
+            )
         for index, file in enumerate(known):
             if not _is_same(file, self.locate(index).source):
-                raise _is_another(file.name)
+                raise BadInput(
+                    f"{file.name} has changed: it is not the file that these shards were made of, "
+                    "which stay as they are; bring it back, or give another --out for the new text."
+                )
 
     def characters(self, column: str) -> str:
         """Return the characters of all documents, sorted."""
@@ -129,20 +135,6 @@ def hash_file(path: Path) -> str:
 def _is_same(known: SourceFile, now: SourceFile) -> bool:
     hashes = {known.sha256, now.sha256} - {None}  # older manifests have none of local files
     return (known.name, known.bytes) == (now.name, now.bytes) and len(hashes) < 2
-
-
-def _is_another(name: str) -> BadInput:
-    return BadInput(
-        f"{name} has changed: it is not the file that these shards were made of, which stay as "
-        "they are; bring it back, or give another --out for the new text."
-    )
-
-
-def _has_other_files(dataset: str) -> BadInput:
-    return BadInput(
-        f"{dataset} has other files than those that these shards were made of, which stay as they "
-        "are; give the same source, or another --out."
-    )
 
 
 def _is_text(path: Path) -> bool:
@@ -302,13 +294,10 @@ class UnitQueue:
         unit_bytes: int,
         column: str,
     ) -> None:
-        """Start at `start`; raise BadInput if `known`, the files read by earlier runs, changed."""
+        """Start at `start`, after the files before it in `known`, which earlier runs read."""
         self._source, self._column, self._unit_bytes = source, column, unit_bytes
-        if [file.name for file in known] != list(source.names[: len(known)]):
-            raise _has_other_files(source.dataset)
         self.files = list(known[: start.file])
         """Source files up to the one whose units are being returned."""
-        self._known = known
         self._units: list[Unit] = []
         self._skip = start.unit
         self._next: Future[tuple[SourceFile, list[Unit]]] | None = None
@@ -324,15 +313,12 @@ class UnitQueue:
             needed_bytes: bytes of text still needed; no file beyond them is fetched.
 
         Raises:
-            BadInput: if a file is missing, unreadable or has changed.
+            BadInput: if a file is missing or unreadable.
             RunFailed: if a file cannot be fetched.
         """
         while not self._units and self._next is not None and self._next.done():
             source, units = self._next.result()
             self._next = None
-            index = len(self.files)
-            if index < len(self._known) and not _is_same(self._known[index], source):
-                raise _is_another(source.name)
             self.files.append(source)
             self._units = units[self._skip :][::-1]
             self._skip = 0
@@ -351,15 +337,14 @@ class UnitQueue:
 
         def locate() -> None:
             try:
-                future.set_result(self._units_of(index))
+                located = self._source.locate(index)
+                units = located_units(located, index, self._column, self._unit_bytes)
+                future.set_result(units)
             except BaseException as error:
                 future.set_exception(error)
 
         self._next = future
         threading.Thread(target=locate, daemon=True).start()
-
-    def _units_of(self, index: int) -> tuple[SourceFile, list[Unit]]:
-        return located_units(self._source.locate(index), index, self._column, self._unit_bytes)
 
 
 def located_units(

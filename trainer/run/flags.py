@@ -9,8 +9,9 @@ from pathlib import Path
 
 from nanogauge.analysis.claims import load_claims
 from nanogauge.cli import Parser
-from nanogauge.config import Config, add_config_flags, config_overrides, load_config
+from nanogauge.config import Config, add_config_flags
 from nanogauge.errors import BadInput
+from nanogauge.sinks.mode import obeying_config
 from trainer.run.resume import check_names
 
 
@@ -83,7 +84,8 @@ def read_command(arguments: Sequence[str], description: str | None) -> tuple[Opt
     if given.rehearse is not None and given.rehearse < 1:
         raise BadInput("--rehearse takes a number of steps above 0.")
     check_names(given.allow_change)
-    config = load_config(given.config, config_overrides(given))
+    config = obeying_config(given)
+    assert config is not None
     if given.claims is not None:
         load_claims(given.claims)
     options = Options(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import traceback
 from pathlib import Path
 
 import torch
 
+from nanogauge.errors import BadInput, RunFailed
 from nanogauge.measure.alarms import Alarm
 from nanogauge.schedule import is_checkpointed
 from trainer.checkpoints.checkpoint import (
@@ -80,6 +82,23 @@ def save(s: Session, step: int, wait: bool) -> None:
             checkpoints.writer.wait()
     checkpoints.waited_seconds[step] = saving.seconds
     record_checkpoints(s)
+
+
+def end_by_failure(s: Session, error: Exception) -> tuple[str, bool]:
+    """Return why a run failed, and whether a restart may help.
+
+    The state before the step is still there if the data was at fault: it is saved.
+    """
+    if isinstance(error, BadInput):
+        record_steps(s)
+        if s.ranks.world == 1 and s.checkpoints.step != s.steps.done:
+            save(s, s.steps.done, wait=True)
+        return str(error).rstrip("."), False
+    if isinstance(error, RunFailed):
+        return str(error).rstrip("."), True
+    traceback.print_exception(error)
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else 'without a message'}".rstrip("."), True
 
 
 def roll_back(s: Session) -> str | None:

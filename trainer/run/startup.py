@@ -35,7 +35,7 @@ from trainer.checkpoints.checkpoint import Meta, load_checkpoint, read_meta
 from trainer.checkpoints.checkpoint_writer import CheckpointWriter
 from trainer.checkpoints.pretrained import load_pretrained
 from trainer.data.dataset import Dataset
-from trainer.data.loader import Batches
+from trainer.data.loader import Batches, scan_vocabulary
 from trainer.run.flags import Options
 from trainer.run.progress import ProgressDisplay
 from trainer.run.recorder import Recorder, SilentLog
@@ -60,7 +60,7 @@ from trainer.run.resume import (
     refuse_differences,
 )
 from trainer.run.session import Checkpoints, ModelState, RunContext, Session, StepProgress
-from trainer.run.signals import StopSignal
+from trainer.run.signals import StopSignal, hangup_warning
 from trainer.run.step_records import start_line
 from trainer.run.supervisor import restart_number
 from trainer.run.watchdog import Watchdog
@@ -77,6 +77,8 @@ from trainer.step.device import (
 from trainer.step.distributed import Ranks
 from trainer.step.loss import LossModule
 
+SCAN_SECONDS = 3.0
+"""Time for a look at all tokens before the first step; what takes longer is done beside the run."""
 COMPILE_SECONDS = 1800.0
 """Time that compilation may take before the run counts as hung; a slow CPU needs minutes."""
 
@@ -97,6 +99,9 @@ def open_session(config: Config, options: Options, ranks: Ranks = ALONE) -> Sess
     compile_timer = CompileTimer()
     clock = make_clock(device, compile_timer)
     config, source, batches = open_data(config, device, ranks)
+    stop = StopSignal()
+    if source.assumed is not None and ranks.is_first:
+        scan_vocabulary(source.splits, config.model.vocab_size, SCAN_SECONDS, stop.fail)
     opened = share_folder(
         config, ranks, lambda: open_run_folder(config, device, dtype, options.resume, ranks)
     )
@@ -159,7 +164,7 @@ def open_session(config: Config, options: Options, ranks: Ranks = ALONE) -> Sess
             step=steps.first,
             began_seconds=clock.elapsed_seconds(),
         ),
-        stop=StopSignal(),
+        stop=stop,
         watchdog=Watchdog(
             folder.path, hang_seconds, lambda text: recorder.log_event("hung", text, "alarm")
         ),
@@ -305,6 +310,8 @@ def log_start(
     recorder.log.write(start_line(s, s.steps.first).model_copy(update=fields))
     if opened.lock is not None and opened.lock.warning is not None:
         recorder.report("no_lock", opened.lock.warning, "warning")
+    if (warning := hangup_warning()) is not None:
+        recorder.report("over_ssh", warning)
     log_data(s)
     for text in opened.damaged:
         recorder.log_event("checkpoint_damaged", text, "warning")
