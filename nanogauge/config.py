@@ -116,6 +116,8 @@ class RunSection(Section):
     """precision of matrix products; auto: bfloat16 on a GPU that supports it, else float32"""
     compile: bool = True
     """use torch.compile"""
+    tune: bool = False
+    """on a GPU, measure kernels for each matrix product while compiling, and keep the fastest"""
     init_from: Annotated[str, Field(pattern=r"^[^\x00]+$")] | None = None
     """GPT-2 weights to start from: a Hugging Face folder or hub name; random if not given"""
     seed: NaturalNumber = 1337
@@ -609,7 +611,11 @@ def chunk_tokens(tokens: int, vocabulary: int, device_type: str) -> int:
     """Return the tokens per chunk of the vocabulary head, a multiple of 16 (CPU) or 64 (GPU).
 
     All chunks of a loss are about equally large: a small last one would leave most of a GPU idle.
+    On a GPU they may be twice as large if there would be more than four.
     """
     kind, element, unit = ("cpu", 4, 16) if device_type == "cpu" else ("cuda", 2, 64)
     most = max(unit, CHUNK_BYTES[kind] // (element * vocabulary) // unit * unit)
-    return math.ceil(tokens / math.ceil(tokens / most) / unit) * unit
+    chunks = math.ceil(tokens / most)
+    if kind == "cuda" and chunks > 4:
+        chunks = max(4, math.ceil(tokens / (2 * most)))
+    return math.ceil(tokens / chunks / unit) * unit

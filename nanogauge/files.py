@@ -15,9 +15,11 @@ import os
 import re
 import stat
 import tempfile
+import tomllib
+from functools import cache
 from io import BufferedReader
 from pathlib import Path, PureWindowsPath
-from typing import IO, TextIO, TypeVar
+from typing import IO, Any, TextIO, TypeVar
 
 from nanogauge.errors import BadInput
 
@@ -34,6 +36,12 @@ _TOKENS = (re.compile(r"hf_[A-Za-z0-9]{30,}"), re.compile(r"wandb_v\d_[A-Za-z0-9
 """Tokens of the Hugging Face hub and of W&B."""
 
 _Value = TypeVar("_Value")
+
+
+@cache
+def package_table(name: str) -> dict[str, Any]:
+    """Read a TOML file of this package; the caller must not change it."""
+    return tomllib.loads((Path(__file__).parent / name).read_text(encoding="utf-8"))
 
 
 def open_regular(path: Path) -> BufferedReader:

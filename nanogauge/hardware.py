@@ -11,13 +11,13 @@ import tomllib
 from collections.abc import Sequence
 from difflib import get_close_matches
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nanogauge.errors import BadInput
+from nanogauge.files import package_table
 from nanogauge.schema import Hardware
 
 Kind = Literal["geforce", "workstation", "datacenter", "cpu", "other"]
@@ -88,8 +88,7 @@ DESKTOP_BYTES = 2**30
 
 @cache
 def all_gpus() -> list[Gpu]:
-    text = files("nanogauge").joinpath("hardware.toml").read_text(encoding="utf-8")
-    return [Gpu.model_validate(row) for row in tomllib.loads(text)["gpu"]]
+    return [Gpu.model_validate(row) for row in package_table("hardware.toml")["gpu"]]
 
 
 def read_gpus(path: Path) -> list[Gpu]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import difflib
 import re
-import tomllib
 from collections.abc import Collection
 from functools import cache
-from pathlib import Path
-from typing import Any
+
+from nanogauge.files import package_table
 
 
 def meaning_of(name: str, keys: Collection[str], is_exact: bool = False) -> str | None:
@@ -36,31 +35,26 @@ def meaning_of(name: str, keys: Collection[str], is_exact: bool = False) -> str 
 @cache
 def foreign_names() -> dict[str, str]:
     """Return name in another program -> its meaning, as meaning_of returns it."""
-    logged = read_names("importers/formats.toml").values()
+    logged = package_table("importers/formats.toml").values()
     names = {n: key for table in logged for n, key in table.get("names", {}).items() if "." in key}
-    return {**names, **read_names()["keys"]}
+    return {**names, **package_table("names.toml")["keys"]}
 
 
 def nanogpt_names() -> dict[str, str]:
     """Return key of our configuration -> nanoGPT's name, for keys in its printed configuration."""
     return {
-        key: name for name, key in read_names("importers/formats.toml")["nanogpt"]["names"].items()
+        key: name
+        for name, key in package_table("importers/formats.toml")["nanogpt"]["names"].items()
     }
 
 
 def value_meant(value: str, choices: Collection[str]) -> str | None:
     """Return the choice that a value of another spelling means; None if unknown."""
-    meant = read_names()["values"].get(value.lower(), value.lower())
+    meant = package_table("names.toml")["values"].get(value.lower(), value.lower())
     return next(iter(difflib.get_close_matches(meant, choices, n=1)), None)
 
 
 def toml_remedies(line: str) -> list[str]:
     """Return what to write instead of a line that is no TOML; empty if unknown."""
-    table = read_names()["toml"]
+    table = package_table("names.toml")["toml"]
     return [remedy for pattern, remedy in table.items() if re.search(pattern, line)]
-
-
-@cache
-def read_names(name: str = "names.toml") -> dict[str, Any]:
-    """Return the tables of a file of names."""
-    return tomllib.loads((Path(__file__).parent / name).read_text(encoding="utf-8"))

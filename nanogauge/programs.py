@@ -1,19 +1,11 @@
 """Training programs by name: rows of programs.toml."""
 
-from __future__ import annotations
-
-import tomllib
-from importlib.resources import files
-
+from nanogauge.files import package_table
 from nanogauge.runspec import Program
 
-
-def _read() -> dict[str, Program]:
-    text = files("nanogauge").joinpath("programs.toml").read_text(encoding="utf-8")
-    return {name: Program(name=name, **row) for name, row in tomllib.loads(text).items()}
-
-
-TRAINING_PROGRAMS = _read()
+TRAINING_PROGRAMS = {
+    name: Program(name=name, **row) for name, row in package_table("programs.toml").items()
+}
 """Programs whose memory and step time are known, by name."""
 
 

@@ -13,38 +13,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
+from nanogauge.files import package_table
+
 EMBEDDED_TEXT = "embedded"
 """Name of the data set that ships with Python: the text of its documentation."""
 
-SETTINGS = {
-    "model.n_layer": "shape.n_layer",
-    "model.n_head": "shape.n_head",
-    "model.n_embd": "shape.n_embd",
-    "model.block_size": "shape.context",
-    "model.vocab_size": "shape.vocabulary",
-    "model.bias": "shape.bias",
-    "model.dropout": "dropout",
-    "model.logit_softcap": "program.logit_softcap",
-    "train.micro_batch": "micro_batch",
-    "train.grad_accum": "grad_accum",
-    "train.max_steps": "steps",
-    "train.eval_every": "eval_every",
-    "train.eval_batches": "eval_batches",
-    "train.checkpoint_every": "checkpoint_every",
-    "run.dtype": "dtype",
-    "run.compile": "compile",
-    "optimizer.learning_rate": "schedule.learning_rate",
-    "optimizer.min_learning_rate": "schedule.min_learning_rate",
-    "optimizer.warmup_steps": "schedule.warmup_steps",
-    "optimizer.decay_steps": "schedule.decay_steps",
-    "optimizer.decay_share": "schedule.decay_share",
-    "optimizer.matrix_learning_rate": "optimizer.matrix_learning_rate",
-    "optimizer.weight_decay": "optimizer.weight_decay",
-    "optimizer.beta1": "optimizer.beta1",
-    "optimizer.beta2": "optimizer.beta2",
-    "optimizer.momentum": "optimizer.momentum",
-    "optimizer.grad_clip": "optimizer.grad_clip",
-}
+SETTINGS: dict[str, str] = package_table("settings.toml")
 """Key of the configuration -> field of RunSpec with the same meaning."""
 
 
@@ -60,6 +34,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Sharding = Literal["replicated", "optimizer", "full", "hybrid"]
+Head = Literal["plain", "chunked"]
 _FORBID = ConfigDict(extra="forbid")
 
 
@@ -225,8 +200,10 @@ class RunSpec:
     """Precision of matrix products; None: bfloat16 on a GPU, float32 on a CPU."""
     compile: bool | None = None
     """The model is compiled with torch.compile."""
+    tuned: bool | None = None
+    """Matrix products are tuned on the GPU, with activations fused into them."""
     dropout: Fraction | None = None
-    head: Literal["plain", "chunked"] = "plain"
+    head: Head = "plain"
     """Loss from all logits at once, or from a chunk of tokens at a time."""
     recomputation: Literal["none", "selective", "full"] = "none"
     """Activations recomputed in the backward pass: none, the cheaper half, or all."""

@@ -21,6 +21,7 @@ from nanogauge.prediction.activations import saved_for_backward
 from nanogauge.prediction.memory import predict_memory, training_state
 from nanogauge.prediction.search import fit_verdict
 from nanogauge.prediction.workload import Workload, workload_of
+from nanogauge.programs import TRAINING_PROGRAMS
 from nanogauge.runspec import Program, Shape
 from trainer.step.loss import TrainingLoss
 from trainer.step.optimizer import make_optimizer, update
@@ -228,6 +229,7 @@ BY_HAND = Program(logits_kept=True, gradients_kept=True)
 NANOCHAT = Program(
     embeddings_16_bit=True, fused_qkv=False, qk_norm=True, logit_softcap=15.0, wide_residual=False
 )
+DOCUMENTED = replace(workload_of(documented_spec(), on_gpu=True), head="plain")
 PUBLISHED = {
     # manavsehgal/ai-field-notes, nemo-framework-on-spark: peak_gpu_mem_gib 11.28, eager, autocast
     "354M by hand": (Workload(GPT2_MEDIUM, 4, 1, compiled=False, program=BY_HAND), 11.28 * 2**30),
@@ -243,6 +245,9 @@ PUBLISHED = {
         ),
         25.63 * 2**30,
     ),
+    # The documented run as nanoGPT trains it: max_memory_allocated of torch 2.13's CUDA build on
+    # the stand-in for a card, with nanoGPT's model and loop; 8.313e9 before AdamW has moments.
+    "documented nanoGPT": (replace(DOCUMENTED, program=TRAINING_PROGRAMS["nanogpt"]), 8.645e9),
     # lzwjava/zz, logs/nanochat_train_log.txt: "Peak memory usage: 9436.49MiB" on a 4070 of 12 GB
     "nanochat d12": (
         Workload(NANOCHAT_D12, 8, 4, optimizer="muon", program=NANOCHAT),
@@ -262,11 +267,10 @@ def test_published_peaks_are_predicted(name: str) -> None:
 def test_runs_that_fitted_are_predicted_to_fit() -> None:
     card = lookup("RTX 4070", "bfloat16")
     assert card.memory_bytes is not None
-    documented = replace(workload_of(documented_spec(), on_gpu=True), head="plain")
-    for work in (documented, PUBLISHED["nanochat d12"][0]):
+    for work in (DOCUMENTED, PUBLISHED["nanochat d12"][0]):
         assert fit_verdict(predict_memory(work, card).process, card.memory_bytes) != "does not fit"
-    assert fit_verdict(predict_memory(documented, card).process, 2 * card.memory_bytes) == "fits"
-    twice = replace(documented, micro_batch=4 * documented.micro_batch)
+    assert fit_verdict(predict_memory(DOCUMENTED, card).process, 2 * card.memory_bytes) == "fits"
+    twice = replace(DOCUMENTED, micro_batch=4 * DOCUMENTED.micro_batch)
     assert fit_verdict(predict_memory(twice, card).process, card.memory_bytes) == "does not fit"
 
 

@@ -57,6 +57,16 @@ def test_the_largest_micro_batch_fits_by_its_own_plan_and_the_next_does_not() ->
     assert plan(free, *micro_batch(2 * sure))["fit"]["verdict"] != "fits"
 
 
+def test_a_plan_names_faster_settings_that_train_the_same_and_are_sure_to_fit() -> None:
+    slow = plan("--train.head=plain")
+    flags = slow["fit"]["faster"][0].split()
+    assert flags[:2] == ["--train.head", "chunked"] and "--run.tune" in flags
+    fast = plan("--train.head=plain", *flags)
+    assert fast["fit"]["verdict"] == "fits" and fast["fit"]["faster"] is None
+    steps = [estimates(planned)["step_seconds"]["expected"] for planned in (fast, slow)]
+    assert steps[0] / steps[1] == pytest.approx(slow["fit"]["faster"][1])
+
+
 def test_a_fit_is_doubtful_where_the_interval_holds_the_free_memory() -> None:
     peak = estimates(plan())["peak_process_bytes"]
     low, high = peak["low"], peak["high"]

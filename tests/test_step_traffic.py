@@ -156,20 +156,6 @@ def test_the_predicted_traffic_of_a_muon_update_is_counted() -> None:
     assert (two.bytes - one.bytes) / (3 * WIDTH**2) == pytest.approx(MUON_BYTES, rel=0.001)
 
 
-@given(
-    *(st.booleans(), st.booleans(), st.booleans(), st.sampled_from([0.0, 0.1])),
-    st.sampled_from(["float32", "tf32", "bfloat16"]),
-)
-def test_gpt2_adds_nothing(
-    compiled: bool, on_cpu: bool, bias: bool, dropout: float, dtype: Any
-) -> None:
-    """Its traffic is in the fitted constants."""
-    model = section(2, bias=bias, dropout=dropout)
-    work = work_of(model, compiled=compiled, dtype=dtype, dropout=dropout)
-    assert of_layer(work, on_cpu) == Extra()
-    assert of_logits(work, on_cpu) == 0
-
-
 def test_the_documented_step_time_has_not_changed() -> None:
     """With a plain head; only a fit may change it."""
     for compiled, on_gpu, seconds in (

@@ -5,16 +5,13 @@ from __future__ import annotations
 import ast
 import operator
 import re
-import tomllib
 from collections.abc import Callable, Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from nanogauge.config import Config, make_config
 from nanogauge.errors import BadInput
-from nanogauge.files import read_whole
-from nanogauge.names import read_names
+from nanogauge.files import package_table, read_whole
 
 Value = bool | int | float | str
 _LONGEST_EXPRESSION = 200
@@ -82,7 +79,9 @@ def read_nanogpt_config(path: Path) -> dict[str, Value]:
                 value = literal(ast.unparse(node), settings)
                 if value is not None:
                     settings[name] = value
-    pretrained: dict[str, Value] = read_names()["pretrained"].get(settings.get("init_from"), {})
+    pretrained: dict[str, Value] = package_table("names.toml")["pretrained"].get(
+        settings.get("init_from"), {}
+    )
     return nanogpt_keys(settings) | pretrained
 
 
@@ -106,7 +105,7 @@ def load_nanogpt_config(path: Path, overrides: Mapping[str, Mapping[str, object]
 
 def nanogpt_keys(settings: Mapping[str, Value]) -> dict[str, Value]:
     """Return nanoGPT's settings, with its defaults, by key of our configuration."""
-    table = tomllib.loads(files(__package__).joinpath("formats.toml").read_text("utf-8"))["nanogpt"]
+    table = package_table("importers/formats.toml")["nanogpt"]
     names: dict[str, str] = table["names"]
     keys: dict[str, Value] = dict(table["defaults"])
     keys |= {names[name]: value for name, value in settings.items() if name in names}

@@ -8,10 +8,10 @@ left out in turn. Bytes are per 16-bit value unless said otherwise.
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass, field, replace
-from importlib.resources import files
 from typing import Any
+
+from nanogauge.files import package_table
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ STATIC_SHARE = 0.2
 SETUP_SPREAD = 0.1
 """Standard deviation of the log of the step time between set-ups of one GPU."""
 
-_TABLES = tomllib.loads(files("nanogauge").joinpath("constants.toml").read_text(encoding="utf-8"))
+_TABLES = package_table("constants.toml")
 PRIORS = Constants({name: DeviceClass(**row) for name, row in _TABLES["classes"].items()})
 """The constants before any fit."""
 FITTED = replace(

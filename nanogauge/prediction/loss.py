@@ -12,11 +12,11 @@ bench/validate_loss.py compares them.
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
+
+from nanogauge.files import package_table
 
 Z90 = 1.645
 """Half the width of a normal distribution's central 90 %, in standard deviations."""
@@ -36,7 +36,7 @@ class Mark:
     source: str
 
 
-_TABLE = tomllib.loads(files("nanogauge").joinpath("loss.toml").read_text(encoding="utf-8"))
+_TABLE = package_table("loss.toml")
 CONSTANTS = {name: Constant(**row) for name, row in _TABLE["constants"].items()}
 FITTED_RUNS, FITTED_CURVES = (frozenset(names.split()) for names in _TABLE["fitted"].values())
 """Published runs, and curves, that the constants were fitted to."""

@@ -13,7 +13,7 @@ from typing import Literal
 
 from nanogauge.prediction.activations import Saved, saved_for_backward
 from nanogauge.prediction.flops import count_parameters, layer_matrices
-from nanogauge.prediction.workload import Workload
+from nanogauge.prediction.workload import FORMULAS, Workload
 from nanogauge.quantities import Interval
 from nanogauge.schema import Hardware, Part
 
@@ -273,7 +273,9 @@ def _moments(
     moments = {
         "the vocabulary head" if chunked else "the end of the forward pass": in_backward
         | {
-            "16-bit copies": state.casts - state.gathered_layers / 2,
+            "16-bit copies": state.head_casts
+            if recomputing and work.compiled and work.shards == 1
+            else state.casts - state.gathered_layers / 2,
             "gradients": before,
             "logits and loss": saved.logits_forward,
         },
@@ -341,19 +343,14 @@ def _moments_name(work: Workload) -> str:
 
 def _formulas(work: Workload, state: TrainingState, saved: Saved, logits: float) -> dict[str, str]:
     per_unit = saved.kept / (work.tokens * work.shape.n_embd)
-    per_logit = logits / (work.tokens * work.shape.vocabulary)
-    head = f"{per_logit:g} B x tokens x vocabulary"
-    if work.head == "chunked":
-        head = "a chunk of tokens x vocabulary, and what the products make"
-    return {
+    formulas = FORMULAS["memory"] | {
         "weights": state.weight_formula,
         "gradients": state.weight_formula,
         _moments_name(work): state.moment_formula,
-        "gradient buckets": "gradients on their way to other GPUs",
         "16-bit copies": state.cast_formula,
         "activations": f"{per_unit:.1f} B x tokens x layers x width + the final norm",
-        "logits and loss": head,
-        "copy for checkpoints": "of weights and moments",
-        "cuBLAS workspaces": "one for each of two threads",
-        "temporaries": "gradients of activations and of the embedding, optimizer",
     }
+    if work.head == "plain":
+        per_logit = logits / (work.tokens * work.shape.vocabulary)
+        formulas["logits and loss"] = f"{per_logit:g} B x tokens x vocabulary"
+    return formulas

@@ -70,4 +70,6 @@ def compile_seconds(spec: RunSpec, hardware: Hardware) -> Interval:
     if not spec.compile:
         return Interval.exact(0.0)
     expected = 16 if hardware.kind == "cpu" else 8 + 0.4 * spec.shape.n_layer
+    if spec.tuned and hardware.kind != "cpu":  # an estimate: twenty candidates for each product
+        expected += 120
     return Interval(0.1 * expected, expected, 4 * expected)

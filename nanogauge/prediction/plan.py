@@ -17,6 +17,7 @@ from nanogauge.prediction.loss import REPOSITORIES
 from nanogauge.prediction.search import (
     Predictor,
     Verdict,
+    faster_flags,
     fit_verdict,
     largest_micro_batch,
     memory_of,
@@ -61,6 +62,8 @@ class Fit(Stored):
     """Largest micro-batch whose expected peak fits, at the same tokens per step; None if none."""
     largest_sure_micro_batch: int | None
     """Largest micro-batch that fits even at the high end of the peak's interval; None if none."""
+    faster: tuple[str, float] | None
+    """Flags that compute the same faster and are sure to fit, and their step over the plan's."""
 
 
 class Finish(Stored):
@@ -109,6 +112,7 @@ def plan_fit(spec: RunSpec, predicted: Predictor, free: FreeMemory) -> Fit:
         free_source=free.source,
         largest_micro_batch=largest_micro_batch(spec, hardware, free.bytes),
         largest_sure_micro_batch=largest_micro_batch(spec, hardware, free.bytes, "high"),
+        faster=faster_flags(spec, hardware, free.bytes),
     )
 
 

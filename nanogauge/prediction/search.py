@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal
+from itertools import product
+from typing import Literal, get_args
 
-from nanogauge.prediction.flops import count_parameters
 from nanogauge.prediction.memory import Copied, Memory, predict_memory
+from nanogauge.prediction.step_time import predict_step_time
 from nanogauge.prediction.workload import workload_of
 from nanogauge.quantities import Interval
-from nanogauge.runspec import RunSpec
+from nanogauge.runspec import Head, RunSpec
 from nanogauge.schedule import checkpoints
 from nanogauge.schema import Hardware, Prediction
 
@@ -59,13 +60,42 @@ def largest_micro_batch(
     return None
 
 
+FASTER_FLAGS = {
+    "head": "train.head",
+    "micro_batch": "train.micro-batch",
+    "grad_accum": "train.grad-accum",
+    "tuned": "run.tune",
+}
+"""Field of RunSpec -> flag of a setting that changes the speed and not what is computed."""
+
+
+def faster_flags(spec: RunSpec, hardware: Hardware, free: float) -> tuple[str, float] | None:
+    """Return the flags of the fastest settings that are sure to fit, and its step over the run's.
+
+    None if they save less than 1 %, or if the run is not train.py's on one GPU.
+    """
+    if spec.program.name != "nanogauge" or hardware.kind == "cpu" or spec.world_size > 1:
+        return None
+
+    def seconds(run: RunSpec) -> float:
+        step = predict_step_time(workload_of(run, on_gpu=True), hardware)
+        return step.seconds if step is not None else math.inf
+
+    sequences = spec.micro_batch * spec.grad_accum
+    micro_batches = [m for m in (spec.micro_batch, 2 * spec.micro_batch) if sequences % m == 0]
+    runs = [
+        replace(with_micro_batch(spec, micro), head=head, tuned=tuned)
+        for micro, head, tuned in product(micro_batches, get_args(Head), {spec.tuned, spec.compile})
+    ]
+    sure = [run for run in runs if memory_of(run, hardware).process.high <= free]
+    fastest = min(sure, key=seconds, default=spec)
+    if seconds(fastest) > 0.99 * seconds(spec):
+        return None
+    values = {flag: (getattr(spec, f), getattr(fastest, f)) for f, flag in FASTER_FLAGS.items()}
+    flags = [f"--{f} {str(new).lower()}" for f, (old, new) in values.items() if new != old]
+    return " ".join(flags), seconds(fastest) / seconds(spec)
+
+
 IntervalEnd = Literal["low", "expected", "high"]
 Predictor = Callable[[RunSpec], Prediction]
 """Predicts a run on the device being planned for."""
-
-
-def trained_on(spec: RunSpec, tokens_per_parameter: float) -> RunSpec:
-    """Return the run with steps for this many tokens per parameter, positions excluded."""
-    parameters = count_parameters(spec.shape).without_positions
-    steps = math.ceil(tokens_per_parameter * parameters / spec.tokens_per_step)
-    return replace(spec, steps=steps)

@@ -24,7 +24,7 @@ from nanogauge.prediction.constants import (
     effect_class,
 )
 from nanogauge.prediction.flops import count_parameters, layer_matrices
-from nanogauge.prediction.workload import GPUS_OF_A_NODE, Workload
+from nanogauge.prediction.workload import FORMULAS, GPUS_OF_A_NODE, Workload
 from nanogauge.quantities import Interval
 from nanogauge.schema import Hardware, Part
 
@@ -210,11 +210,9 @@ def predict_step_time(
     if work.gpus > 1:
         once, each = _communication(work, hardware, busy, k)
         per_step["gradient synchronisation"] = once + work.grad_accum * each
-    parts = [
-        Part(name=name, value=work.grad_accum * seconds, formula=_FORMULAS[name])
-        for name, seconds in micro.items()
-    ]
-    parts += [Part(name=name, value=s, formula=_FORMULAS[name]) for name, s in per_step.items()]
+    step = {name: work.grad_accum * seconds for name, seconds in micro.items()} | per_step
+    formulas = FORMULAS["step"]
+    parts = [Part(name=n, value=s, formula=formulas[n]) for n, s in step.items()]
     # A forward pass has a third of the products and of the traffic, 2 of 7 products of attention.
     forward_seconds = (
         sum(v for name, v in forward.items() if name != "attention") / 3
@@ -237,24 +235,6 @@ def counted_clock_hz(hardware: Hardware) -> float | None:
     if reached is None or peak is None or hardware.boost_clock_hz is None:
         return None
     return hardware.boost_clock_hz * max(1.0, _ceiling(hardware, reached, peak) / peak)
-
-
-_FORMULAS = {
-    "matrix products of the blocks": "accumulation x (6 n L (C D (2 H + 2 H_kv) + 2 or 3 C F) "
-    "/ ceiling + exposed traffic)",
-    "attention": "accumulation x 7 n T C L (1 + 128/T) / ceiling",
-    "vocabulary head": "accumulation x (6 n C V / ceiling + exposed traffic + chunks x C V bytes "
-    "/ bandwidth)",
-    "softmax and loss": "accumulation x n V bytes / bandwidth",
-    "norms and elementwise": "accumulation x n L C bytes / bandwidth",
-    "weights and gradients": "(24 B x accumulation - 12 B) per parameter / bandwidth",
-    "recomputation": "accumulation x the forward pass that is computed again",
-    "launching kernels": "accumulation x kernels x time of a launch, where it is not hidden, and "
-    "the host's work between two steps",
-    "waiting for the batch": "accumulation x the host's time between a copy and the first kernel",
-    "optimizer": "bytes per parameter / bandwidth, and Muon's Newton-Schulz products",
-    "gradient synchronisation": "gradient bytes / link, less what the backward pass hides",
-}
 
 
 def _device(work: Workload, hardware: Hardware, k: Constants) -> _Device | None:
@@ -400,7 +380,8 @@ def _loss_bytes(work: Workload, device: _Device, k: Constants) -> float:
 def _weight_bytes(work: Workload, device: _Device, k: Constants) -> float:
     """Return the mean bytes per micro-batch for casting weights and accumulating gradients.
 
-    In place, only the rows that were looked up are read and written: 12 B a value.
+    Tuned products write the blocks' gradients in fp32, without a cast of 2 + 4 bytes. In place,
+    only the rows that were looked up are read and written: 12 B a value.
     """
     tables = work.shape.table_parameters
     counted = count_parameters(work.shape)
@@ -411,6 +392,7 @@ def _weight_bytes(work: Workload, device: _Device, k: Constants) -> float:
         looked_up += 12.0 * work.tokens * work.shape.n_embd
     added = k.accumulation_bytes * (1 - 1 / work.grad_accum)
     moved = (k.weight_bytes + added) * multiplied + looked_up
+    moved -= 6.0 * counted.block_matrices * work.tuned
     return moved * (1 if work.program.master_weights else 0.5) / work.shards
 
 
@@ -439,6 +421,8 @@ def _elementwise_bytes(work: Workload, k: Constants) -> float:
     shape = work.shape
     if work.compiled:
         per_width, per_mlp, dropout = k.norm_bytes, k.mlp_bytes, k.dropout_bytes
+        # In products, the activation's input is not read, its gradient not written and read.
+        per_mlp -= 6.0 * work.tuned
     else:
         per_width, per_mlp, dropout = k.norm_bytes_eager, k.mlp_bytes_eager, k.dropout_bytes_eager
     if work.program.wide_residual and work.element_bytes == 2:
@@ -581,6 +565,8 @@ def _interval(
         caveats.append("without torch.compile programs differ more from each other")
     if not on_cpu and is_beyond_gpt2(work):
         caveats.append("what this model and optimizer do beyond GPT-2 was counted, not measured")
+    if work.tuned:
+        caveats.append("what tuned matrix products save was counted, not measured")
     if work.gpus > 1 and not on_cpu and _over_pcie(hardware):
         caveats.append("one of three sources with several cards over PCIe took a quarter longer")
     factor = math.exp(1.645 * spread)  # nine in ten of a normal distribution

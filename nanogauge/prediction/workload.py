@@ -6,10 +6,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nanogauge.errors import BadInput
+from nanogauge.files import package_table
 from nanogauge.runspec import PLAIN, Program, RunSpec, Shape, Sharding
 
 GPUS_OF_A_NODE = 8
 """GPUs of one machine, over which hybrid sharding shards; links between machines are slower."""
+
+FORMULAS: dict[str, dict[str, str]] = package_table("formulas.toml")
+"""What pages say of the parts of a step's time and memory, by kind and name of the part."""
 
 Dtype = Literal["float32", "tf32", "float16", "bfloat16"]
 
@@ -26,6 +30,8 @@ class Workload:
     dtype: Dtype = "bfloat16"
     """Precision of the matrix products."""
     compiled: bool = True
+    tuned: bool = False
+    """Whether activations of the MLP are fused into matrix products."""
     attention: Literal["flash", "flash3", "plain"] = "flash"
     """SDPA's fused kernel, FlashAttention 3, or T x T scores in memory."""
     dropout: float = 0.0
@@ -63,10 +69,7 @@ class Workload:
 
     @property
     def in_place(self) -> bool:
-        """Whether gradients of embedding and head accumulate in place, as in trainer/step/loss.py.
-
-        A gradient scaler, which float16 needs, leaves the head's to autograd.
-        """
+        """Whether gradients of embedding and head accumulate in place (trainer/step/loss.py)."""
         return self.head == "chunked" and self.gpus == 1 and self.dtype != "float16"
 
     @property
@@ -104,6 +107,7 @@ def workload_of(spec: RunSpec, on_gpu: bool) -> Workload:
         grad_accum=spec.grad_accum // gpus,
         dtype=resolved[resolve_dtype(spec, on_gpu)],
         compiled=compiled,
+        tuned=compiled and bool(spec.tuned) and on_gpu,
         attention=spec.attention,
         dropout=spec.dropout or 0.0,
         checkpointing=spec.recomputation,

@@ -214,10 +214,14 @@ def _fit_sentence(spec: RunSpec, prediction: Prediction, fit: Fit) -> str:
             f"At the same tokens per step a micro-batch of {largest} is expected to fit, "
             f"{sure or 'none'} is sure to"
         )
+    faster = ""
+    if fit.faster is not None:
+        flags, step = fit.faster
+        faster = f" The same training is predicted to take {1 - step:.1%} less with {flags}."
     each = " on each GPU" if prediction.gpus > 1 else ""
     return (
         f"Memory: {fit.verdict}: about {expected} ({low}-{high}) of {free} GiB free{each} "
-        f"({fit.free_source}) at micro-batch {spec.micro_batch}. {advice}."
+        f"({fit.free_source}) at micro-batch {spec.micro_batch}. {advice}.{faster}"
     )
 
 

@@ -185,7 +185,8 @@ def make_loss(
     head, accumulation, device = config.train.head, batches.grad_accum, batches.device
     if config.train.sharding == "full":
         return ShardedLoss(model, head, accumulation, device, dtype)
-    return TrainingLoss(model.to(device), head, accumulation, device, alone=ranks.world == 1)
+    alone, tune = ranks.world == 1, config.run.tune
+    return TrainingLoss(model.to(device), head, accumulation, device, alone, tune)
 
 
 def make_training(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from functools import partial
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from nanogauge.config import ModelSection, chunk_tokens
+from model import GPT
+from nanogauge.config import chunk_tokens
 from trainer.step.chunked_cross_entropy import (
     InPlaceGradient,
     LogitsMemory,
@@ -20,22 +21,12 @@ from trainer.step.chunked_cross_entropy import (
     plain_loss,
 )
 
-
-class Model(Protocol):
-    """The part of model.GPT that the loss uses."""
-
-    @property
-    def config(self) -> ModelSection: ...
-    @property
-    def embedding(self) -> nn.Embedding: ...
-    @property
-    def lm_head(self) -> nn.Linear: ...
-    @property
-    def blocks(self) -> nn.ModuleList: ...
-    def parameters(self) -> Iterator[nn.Parameter]: ...
-    def trunk(
-        self, x: Tensor, blocks: Iterable[Callable[[Tensor], Tensor]] | None = None
-    ) -> Tensor: ...
+_TUNED: dict[str, str | int | bool | Callable[..., object]] = {
+    "max_autotune_gemm": True,
+    "max_autotune_gemm_backends": "ATEN,TRITON",
+    "coordinate_descent_tuning": True,
+}
+"""Triton's products can take the activation of the MLP with them, cuBLAS's cannot."""
 
 
 class TrainingLoss:
@@ -53,16 +44,19 @@ class TrainingLoss:
         device: device of the model.
         alone: whether this is the only rank; with DDP no gradient is accumulated in place, as it
             needs autograd to produce them.
+        tune: on a GPU, compile() lets Inductor measure candidates for each matrix product.
     """
 
     def __init__(
         self,
-        model: Model,
+        model: GPT,
         head: Literal["chunked", "plain"],
         grad_accum: int,
         device: torch.device,
         alone: bool = True,
+        tune: bool = False,
     ) -> None:
+        self._options = _TUNED if tune and device.type == "cuda" else None
         self._model, self._head, self._device = model, head, device
         self._cap = model.config.logit_softcap
         self._memory = LogitsMemory() if device.type == "cpu" else None
@@ -90,7 +84,12 @@ class TrainingLoss:
             blocks = [torch.compile(block) for block in self._model.blocks]
             self._trunk = partial(self._model.trunk, blocks=blocks)
         else:
-            self._trunk = torch.compile(self._narrow_trunk, dynamic=False)
+            if self._options:
+                from torch._inductor import utils
+
+                # Inductor leaves GPUs with less than 68 SMs out, by a guess.
+                utils.is_big_gpu = lambda *_: True  # type: ignore[assignment]
+            self._trunk = torch.compile(self._narrow_trunk, dynamic=False, options=self._options)
             if self._embedding_in_place is not None:
                 held = {id(self._model.lm_head.weight), id(self._model.embedding.weight)}
                 self._together = [p for p in self._model.parameters() if id(p) not in held]
@@ -112,12 +111,8 @@ class TrainingLoss:
         self._loss_kernel, self._plain = losses_and_grad_logits, plain_loss
 
     def __call__(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        weight, embedding_in_place = self._model.lm_head.weight, self._embedding_in_place
-        x = (
-            self._model.embedding(tokens)
-            if embedding_in_place is None
-            else embed_tokens(tokens, embedding_in_place)
-        )
+        weight, table = self._model.lm_head.weight, self._embedding_in_place
+        x = self._model.embedding(tokens) if table is None else embed_tokens(tokens, table)
         hidden = self._trunk(x).flatten(0, 1)
         flat_targets = targets.reshape(-1)
         if self._head == "plain":
@@ -125,16 +120,8 @@ class TrainingLoss:
         scaled = _product_dtype(self._device.type) == torch.float16
         in_place = None if scaled else self._in_place
         chunk = chunk_tokens(len(flat_targets), len(weight), self._device.type)
-        return chunked_loss(
-            hidden,
-            weight,
-            flat_targets,
-            chunk,
-            in_place,
-            self._loss_kernel,
-            self._cap,
-            self._memory,
-        )
+        how = (chunk, in_place, self._loss_kernel, self._cap, self._memory)
+        return chunked_loss(hidden, weight, flat_targets, *how)
 
     def backward(self, loss: Tensor) -> None:
         """Compute the gradients of a micro-batch's loss and add them to those of earlier ones.
