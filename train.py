@@ -147,9 +147,10 @@ def evaluate(s: Session, step: int) -> None:
         step=step,
         train_loss=finite(train_loss),
         val_loss=finite(val_loss),
-        seconds=evaluation.seconds,
+        seconds=evaluation.seconds - recorder.standstill.seconds_within(evaluation.seconds),
     )
     line, departure = s.final_loss.evaluated(line)
+    recorder.log_standstills(step)
     recorder.log.write(line)
     recorder.display.evaluated(line)
     if departure is not None:
@@ -201,6 +202,7 @@ def run(s: Session) -> tuple[Status, str | None]:
         try:
             s.stop.listen()
             s.watchdog.start()
+            s.recorder.standstill.start()
             status, reason = train_within_memory(s)
             if s.stop.failed:
                 status = "failed"
@@ -218,6 +220,7 @@ def run(s: Session) -> tuple[Status, str | None]:
                 reason, restartable = end_by_failure(s, error)
         finally:
             s.watchdog.close()
+            s.recorder.standstill.close()
             s.recorder.display.close()
             s.batches.close()
         record_end(s, status, reason, restartable)

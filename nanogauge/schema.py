@@ -345,6 +345,8 @@ class Event(Line):
     step: int | None = None
     about: str | None = None
     """row id of the quantity concerned"""
+    seconds: float | None = None
+    """length of a standstill (measure/standstill.py); None for other events"""
 
 
 class Benchmark(Line):

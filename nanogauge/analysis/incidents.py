@@ -23,6 +23,9 @@ _SUMMARIES = {
     "checkpoint_damaged": "a checkpoint was damaged {times}",
     "loss_spike": "the loss rose {times}",
     "stopped": "stopped {times}",
+    "suspended": "stood still {times}",
+    "slept": "the machine slept {times}",
+    "clock_changed": "the clock was changed {times}",
     "readings_dropped": "sensor readings were dropped {times}",
 }
 """Other logged events that count as incidents -> their text in the summary."""

@@ -44,14 +44,18 @@ class Ledger(Stored):
     """Time of resumed processes before their first step, without compilation and evaluation."""
     gap_s: float | None
     """Time between processes, while none ran; None if the log has no usable time of day."""
+    asleep_s: float | None = None
+    """Time in which a process stood still: stopped or paused, or the machine slept."""
     other_s: float | None
     wall_s: float | None
-    """Time of all processes plus, if it is known, gap_s; None if the log has no times."""
+    """Time of all processes, while the machine slept, and, if known, gap_s; None without times."""
 
     @property
     def ran_s(self) -> float | None:
-        """Total time during which a process of the run was alive: wall_s without gap_s."""
-        return None if self.wall_s is None else self.wall_s - (self.gap_s or 0.0)
+        """Total time during which a process of the run was alive and awake."""
+        if self.wall_s is None:
+            return None
+        return self.wall_s - (self.gap_s or 0.0) - (self.asleep_s or 0.0)
 
 
 LEDGER_NAMES = {
@@ -63,6 +67,7 @@ LEDGER_NAMES = {
     "lost_s": "repeated work",
     "startup_s": "restarting",
     "gap_s": "no process ran",
+    "asleep_s": "asleep",
     "other_s": "everything else",
 }
 """Ledger parts in display order, with their labels."""
@@ -116,7 +121,11 @@ def build_ledger(recorded: RunHistory, steps_done: int, median: float | None) ->
     lost = startup = None if len(recorded.starts) > 1 else 0.0
     if clocked:
         lost, startup = recorded.lost_seconds, _restart_seconds(recorded)
-    parts = (step, evaluation, checkpoint, compile_s, data_wait, lost, startup)
+    asleep = {
+        what: sum(e.seconds or 0.0 for e in recorded.events if e.what == what)
+        for what in ("suspended", "slept")
+    }
+    parts = (step, evaluation, checkpoint, compile_s, data_wait, lost, startup, asleep["suspended"])
     assigned = sum(part for part in parts if part is not None)
     gaps = recorded.gap_seconds
     gap = None if None in gaps else sum(seconds for seconds in gaps if seconds is not None)
@@ -129,16 +138,20 @@ def build_ledger(recorded: RunHistory, steps_done: int, median: float | None) ->
         lost_s=lost,
         startup_s=startup,
         gap_s=gap,
+        asleep_s=sum(asleep.values()) if unlogged is not None else None,
         other_s=sum(sessions) - assigned if clocked else None,
-        wall_s=sum(sessions) + (gap or 0.0) if clocked else (None if step is None else assigned),
+        wall_s=sum(sessions) + (gap or 0.0) + asleep["slept"]
+        if clocked
+        else (None if step is None else assigned),
     )
 
 
 def describe_run_time(recorded: RunHistory, ledger: Ledger) -> str:
     """Return a text on how the total was measured and what it excludes."""
     count = len(recorded.processes)
+    asleep = f"; excludes {format_seconds(ledger.asleep_s)} asleep" if ledger.asleep_s else ""
     if count == 1:
-        return "wall time of the run"
+        return f"wall time of the run{asleep}"
     if ledger.gap_s is not None:
         gap = f"excludes the {format_seconds(ledger.gap_s)} between them, when none ran"
     else:
@@ -146,7 +159,7 @@ def describe_run_time(recorded: RunHistory, ledger: Ledger) -> str:
             "excludes the time between them, which is not known: the log has no time of day, or "
             "the machine's clock was changed"
         )
-    return f"wall time of the run's {count} processes; {gap}"
+    return f"wall time of the run's {count} processes; {gap}{asleep}"
 
 
 def _restart_seconds(recorded: RunHistory) -> float:

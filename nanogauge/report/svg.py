@@ -31,7 +31,7 @@ HOVER_COLUMNS = 50
 CLIPPED_SHARE = 0.005
 """Share of a long series that may lie beyond either end of a clipped axis."""
 MAX_WATERFALL_PARTS = 7
-PART_COLOURS = 9
+PART_COLOURS = 10
 """Colours that the style sheet has for the parts of a bar."""
 RANGE_WIDTH, NARROW_RANGE_WIDTH, RANGE_HEIGHT = 250, 156, 44
 _CHARACTER_WIDTH = 6.4

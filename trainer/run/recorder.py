@@ -10,6 +10,7 @@ from nanogauge.measure.alarms import Alarm, Alarms
 from nanogauge.measure.clock import Clock
 from nanogauge.measure.host import ProcessorWatch
 from nanogauge.measure.sensors import Sensors
+from nanogauge.measure.standstill import StandstillWatch
 from nanogauge.quantities import format_seconds
 from nanogauge.runlog.writer import RunLog
 from nanogauge.schema import Compile, Event, LogLine
@@ -49,6 +50,7 @@ class Recorder:
     clock: Clock
     sensors: Sensors
     alarms: Alarms
+    standstill: StandstillWatch
     energy_joules: float | None = None
     """Energy of this process so far, from its sensors; None without a reading."""
     processor: ProcessorWatch = field(default_factory=ProcessorWatch)
@@ -85,6 +87,12 @@ class Recorder:
     def raise_alarm(self, alarm: Alarm, step: int | None) -> None:
         """Write an alarm or warning to the log and show it."""
         self.report(alarm.what, alarm.text, alarm.level, step, alarm.about)
+
+    def log_standstills(self, step: int) -> None:
+        """Log that the process stood still since the last call, in or before this step."""
+        for event in self.standstill.new():
+            self.log.write(event.model_copy(update={"step": step}))
+            self.display.say(f"! {event.text}")
 
     def log_compilation(self, step: int, seconds: float) -> None:
         """Log the time of a recompilation at this step, as it is not part of the step's time."""

@@ -80,7 +80,8 @@ def save(s: Session, step: int, wait: bool) -> None:
         )
         if wait:
             checkpoints.writer.wait()
-    checkpoints.waited_seconds[step] = saving.seconds
+    asleep = s.recorder.standstill.seconds_within(saving.seconds)
+    checkpoints.waited_seconds[step] = saving.seconds - asleep
     record_checkpoints(s)
 
 

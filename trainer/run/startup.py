@@ -20,6 +20,7 @@ from nanogauge.measure.sensors import (
     measure_idle,
     open_sensors,
 )
+from nanogauge.measure.standstill import StandstillWatch
 from nanogauge.measure.torch_device import CompileTimer, EventTimeline
 from nanogauge.prediction.calibrated import load_calibration
 from nanogauge.prediction.forecast import FinalLoss
@@ -139,6 +140,7 @@ def open_session(config: Config, options: Options, ranks: Ranks = ALONE) -> Sess
         clock=clock,
         sensors=sensing.sensors,
         alarms=make_alarms(prediction, sensing.gpu),
+        standstill=StandstillWatch(),
     )
     recorder.display.plan()
     hang_seconds = 60 * config.measure.hang_minutes
@@ -368,6 +370,7 @@ def compile_session(s: Session) -> None:
     state.compilation = "compiled" if failure is None else "eager"
     reset_allocator_peaks(state.device)
     seconds = compiling.seconds + compiling.compile_seconds
+    seconds -= s.recorder.standstill.seconds_within(seconds)
     s.recorder.log.write(Compile(seconds=seconds, mode=state.compilation))
     if failure is not None:
         text = f"torch.compile failed, training continues without it: {failure}"

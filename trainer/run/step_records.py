@@ -11,6 +11,7 @@ import torch
 from nanogauge.analysis.ledger import steady_seconds
 from nanogauge.errors import BadInput
 from nanogauge.measure.alarms import Alarm
+from nanogauge.measure.clock import StepTimes
 from nanogauge.measure.host import ProcessorWatch, peak_process_bytes
 from nanogauge.measure.torch_device import AllocatorPeaks, allocator_peaks
 from nanogauge.prediction.calibrated import Calibration, FinishedRun, add_to_calibration
@@ -66,6 +67,11 @@ def record_step(s: Session, pending: PendingStep) -> None:
     """Wait until the device has completed a step; log it, show it and raise its alarms."""
     recorder, steps, step = s.recorder, s.steps, pending.step
     times = pending.watch.read()
+    if asleep := recorder.standstill.seconds_within(times.step_seconds):
+        net = times.step_seconds - asleep
+        data_wait = min(times.data_wait_seconds, net)
+        times = StepTimes(net, times.compile_seconds, data_wait, None, None, None)
+    recorder.log_standstills(step)
     if step == steps.first:
         steps.longest_seconds = 0.0  # it replaces the prediction
         recorder.processor = ProcessorWatch()  # the processes that compiled were this run's
@@ -188,6 +194,7 @@ def record_end(s: Session, status: Status, reason: str | None, restartable: bool
     """Wait for checkpoints; log them, the last sensor readings, memory peaks and the end line."""
     s.checkpoints.writer.wait()
     record_checkpoints(s)
+    s.recorder.log_standstills(s.steps.done)
     s.recorder.close_sensors(s.steps.done)
     device = s.state.device
     peaks, host_bytes = allocator_peaks(device), peak_process_bytes()
