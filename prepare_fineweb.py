@@ -204,9 +204,11 @@ def make_parser() -> Parser:
 
 
 def count(text: str) -> int:
-    """Parse a positive whole number: 3680000000, 3_680_000_000 or 3.68e9."""
+    """Parse a positive whole number: 3680000000, 3_680_000_000, 3.68e9 or 3.68B."""
+    powers = {"k": "e3", "m": "e6", "b": "e9", "g": "e9", "t": "e12"}
+    last = text[-1:].lower()
     try:
-        value = float(text)
+        value = float(text[:-1] + powers[last] if last in powers else text)
     except ValueError:
         value = math.nan
     if not (value > 0 and value.is_integer()):

@@ -40,7 +40,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        raise BadInput(message)
+        raise BadInput(f"{message}; --help shows how to call it.")
 
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
         namespace, unknown = self.parse_known_args(list(arguments))
@@ -53,20 +53,25 @@ class Parser(argparse.ArgumentParser):
 
     def _hint(self, word: str, *values: str) -> str:
         """Return a sentence on an unknown argument, with the flag that its name means."""
-        from nanogauge.names import meaning_of  # only errors need it
+        from nanogauge.files import package_table  # only errors need these
+        from nanogauge.names import meaning_of
 
         flag, equals, value = word.partition("=")
         flags = [name for action in self._actions for name in action.option_strings]
         keys = [name[2:] for name in flags if "." in name and "-" not in name[2:]]
+        alias = package_table("names.toml")["flags"].get(flag.lstrip("-").replace("-", "_"))
         near = difflib.get_close_matches(flag, [name for name in flags if "." not in name], n=1)
+        near = [alias] if alias in flags else near
         meaning = meaning_of(flag, keys, is_exact=bool(near)) if keys else None
         if meaning is None:
             hint = f"did you mean {near[0]}?" if near else "see --help for the existing ones."
             return f"unknown argument {flag}; {hint}"
-        key, _, remark = meaning.partition(":")
+        key, _, remark = meaning.partition(": ")
+        if remark and " " not in remark:  # the value that the name stands for
+            values, equals, remark = (remark,), "", ""
         typed = shlex.join([f"--{key.replace('_', '-')}", *([value] if equals else values)])
         meant = f"did you mean {typed} ({key})?" if "." in key else ""
-        return " ".join(filter(None, (f"unknown argument {flag};", meant, remark.strip())))
+        return " ".join(filter(None, (f"unknown argument {flag};", meant, remark and f"{remark}.")))
 
 
 def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:

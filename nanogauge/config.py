@@ -423,7 +423,9 @@ def read_toml(path: Path, what: str, hint: str) -> dict[str, Any]:
         text = decoded(read_whole(path))
         return tomllib.loads(text)
     except FileNotFoundError:
-        raise BadInput(f"there is no {what} file {path}; {hint}.") from None
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.toml")])
+        hint = f"did you mean {path.with_name(near[0])}?" if near else f"{hint}."
+        raise BadInput(f"there is no {what} file {path}; {hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no UTF-8; save it as UTF-8"
         raise BadInput(f"cannot read the {what} file {path}: {reason}.") from None

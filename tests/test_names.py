@@ -41,12 +41,18 @@ def refusal(script: str, *arguments: object) -> str:
         ("--per_device_train_batch_size 8", "--train.micro-batch 8"),
         ("--n_positions 128", "--model.block-size 128"),
         ("--num_train_epochs 3", "--train.max-steps 3 (train.max_steps)? epochs x tokens"),
-        ("--bf16 True", "(run.dtype)? bfloat16"),
+        ("--bf16 True", "--run.dtype bfloat16 (run.dtype)?"),
         ("--resume_from_checkpoint x", "--resume auto continues from the newest checkpoint"),
     ],
 )
 def test_the_flags_of_other_programs_are_answered_with_ours(given: str, meant: str) -> None:
     assert meant in refusal("train.py", DEMO, *given.split())
+
+
+def test_flags_of_commands_and_files_of_other_names_are_answered_too() -> None:
+    assert "did you mean --tokens?" in refusal("sample.py", "runs/x", "--max_new_tokens=9")
+    assert "did you mean --workers?" in refusal("prepare_fineweb.py", "--num_proc", "8")
+    assert f"did you mean {DEMO}?" in refusal("train.py", DEMO.with_suffix(""))
 
 
 def test_all_unknown_flags_are_answered_at_once() -> None:
@@ -68,6 +74,7 @@ def test_all_unknown_flags_are_answered_at_once() -> None:
         ('device = "cpu"', "compile = False", ["compile = False; write true or false"]),
         ("beta2 = 0.99", "beta2 = .99", ["beta2 = .99; write digits on both sides"]),
         ('device = "cpu"', "device = cpu", ["device = cpu; write text in quotes"]),
+        ("log_every = 50", "log_every = 50,", ["log_every = 50,; no comma ends a line"]),
         ("max_steps = ", "log_every = 64k\nmax_steps = ", ["log_every = 64k; write the number"]),
     ],
 )

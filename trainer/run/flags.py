@@ -33,7 +33,13 @@ def train_parser(description: str) -> Parser:
     """Return the parser of train.py's command line."""
     parser = Parser(description, usage="%(prog)s CONFIG [options]")
     parser.add_argument("config", type=Path, help="configuration of the run")
-    parser.add_argument("--resume", choices=["auto"], help="continue from the newest checkpoint")
+    parser.add_argument(
+        "--resume",
+        choices=["auto"],
+        nargs="?",
+        const="auto",
+        help="continue from the newest checkpoint",
+    )
     parser.add_argument(
         "--allow-change",
         nargs="+",
