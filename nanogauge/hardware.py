@@ -166,6 +166,12 @@ def find_gpu(
     return rows[0] if rows else None
 
 
+def auto_dtype(name: str, own: Sequence[Gpu] = ()) -> Literal["bfloat16", "float32"]:
+    """Return the precision of run.dtype = auto: bfloat16 on a GPU that has it, else float32."""
+    gpu = find_gpu(name, own=own) or find_gpu(name)
+    return "bfloat16" if gpu is None or gpu.peak_flops("bfloat16") is not None else "float32"
+
+
 def lookup(
     name: str, dtype: str, power_limit_watts: float | None = None, own: Sequence[Gpu] = ()
 ) -> Hardware:

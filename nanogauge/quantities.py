@@ -142,9 +142,9 @@ UNITS: dict[str, dict[str, float]] = {
 """Unit in the data -> units that a claim may use -> factor."""
 
 
-def finite(value: float) -> float | None:
+def finite(value: float | None) -> float | None:
     """Return the value, or None if it is non-finite, which JSON cannot express."""
-    return value if math.isfinite(value) else None
+    return value if value is not None and math.isfinite(value) else None
 
 
 Seconds = TypeVar("Seconds", float, Interval)

@@ -230,6 +230,19 @@ class RunSpec:
     validation_tokens: PositiveInt | None = None
     cost: Cost = Cost()
     program: Program = PLAIN
+    unknown: tuple[str, ...] = ()
+    """Keys of the configuration that neither a log nor the user gave; their fields mean nothing."""
+
+    def absent_rows(self) -> dict[str, str]:
+        """Return the report rows that need an unknown key, with the reason."""
+        of_model = {k for k in self.unknown if k.startswith("model.") and k != "model.block_size"}
+        tokens, all_but_batch = {"train.grad_accum"}, {*self.unknown} - {"train.micro_batch"}
+        needs = dict.fromkeys(("parameters", "parameters_total", "weights_bytes"), of_model)
+        needs |= dict.fromkeys(("tokens_per_step", "tokens_total", "data_epochs"), tokens)
+        needs |= dict.fromkeys(("flops_total_6n", "mfu_6n"), of_model | tokens)
+        needs |= dict.fromkeys(("flops_total_palm", "mfu_palm"), all_but_batch)
+        absent = {row: [k for k in self.unknown if k in keys] for row, keys in needs.items()}
+        return {row: f"the log does not say {', '.join(k)}" for row, k in absent.items() if k}
 
     @property
     def tokens_per_step(self) -> int:

@@ -165,9 +165,8 @@ class Start(Line):
 
     kind: Literal["start"] = "start"
     unix_time: float | None = None
-    source: Literal[
-        "train", "library", "nanogpt_log", "nanochat_log", "build_nanogpt_log", "wandb_history"
-    ] = "train"
+    source: Annotated[str, Field(pattern=r"^[a-z0-9._]+$")] = "train"
+    """train, library, or the log it was imported from: nanogpt_log, wandb_history"""
     max_steps: int
     first_step: int = 0
     """step that the process starts at; above 0 for a resumed run"""

@@ -9,19 +9,21 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
-from examples import documented_prediction, documented_spec
+from examples import DOCUMENTED, documented_spec
 
 from nanogauge.analysis.measured import Measurements, measure
 from nanogauge.hardware import lookup
-from nanogauge.importers.formats import NANOGPT
+from nanogauge.importers.described import Given
 from nanogauge.importers.import_run import import_log
-from nanogauge.importers.parsed import ParsedLog
+from nanogauge.prediction import prediction
 from nanogauge.prediction.prediction import predict
-from nanogauge.runlog.folder import create
+from nanogauge.runlog.folder import create, load_with_log
 from nanogauge.runlog.history import RunHistory
-from nanogauge.runlog.reader import LOG_NAME, read_log
+from nanogauge.runlog.reader import LOG_NAME
 from nanogauge.runspec import RunSpec
 from nanogauge.schema import (
     Checkpoint,
@@ -314,20 +316,17 @@ LOG = nanogpt_log(
 
 
 def imported(
-    text: str | bytes,
-    max_steps: int = 1000,
-    run_number: int | None = None,
-    read: Callable[[Path], ParsedLog] = NANOGPT.read,
-    name: str = "nanogpt.txt",
+    text: str | bytes, max_steps: int = 1000, run_number: int | None = None, name: str = "log.txt"
 ) -> tuple[RunHistory, Measurements]:
-    """Import a log, and read back the run folder."""
-    spec, prediction = spec_of(max_steps), documented_prediction()
+    """Import a log of the documented run with another length, and read back the run folder."""
+    given = Given(DOCUMENTED, {"train": {"max_steps": max_steps}}, "RTX 4070")
     with tempfile.TemporaryDirectory() as folder:
         path, out = Path(folder) / name, Path(folder) / "run"
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
-        import_log(read, path, spec, prediction, None, None, out, run_number)
-        recorded = read_log(out)
-    return recorded, measure(recorded, spec, prediction)
+        with patch.object(prediction, "time", SimpleNamespace(time=lambda: 0.0)):
+            import_log(path, given, None, out, run_number)
+        run, recorded = load_with_log(out)
+    return recorded, measure(recorded, run.spec, run.prediction)
 
 
 def texts(recorded: RunHistory, what: str) -> list[str]:

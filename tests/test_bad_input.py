@@ -16,7 +16,6 @@ SEED = ROOT / "predictions" / "seed_zh.toml"
 LOG = "step 0: train loss 10.9000, val loss 10.9000\n"
 LOG += "iter 0: loss 10.9000, time 32000.00ms, mfu -100.00%\n"
 LOG += "iter 200: loss 6.3000, time 3900.00ms, mfu 12.87%\n"
-MORE = "iter 600: loss 5.3000, time 3900.00ms, mfu 12.87%\n"
 
 
 def refused(script: str, *arguments: object, words: str) -> None:
@@ -109,13 +108,9 @@ def test_a_wrong_claim_is_named(tmp_path: Path, change: tuple[str, str], words: 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("hello\n", "is no nanoGPT log"),
-        ("", "is no nanoGPT log"),
-        (LOG + "iter 400: loss 6.3, ti\n" + MORE, "line 4"),
-        (LOG + "step 500: train loss 5.1234, val loss 5.12\n" + MORE, "line 4"),
-        (LOG.replace("3900.00ms", "0.00ms") + MORE, "line 3"),
+        ("hello\n", "is no log of a known program"),
+        ("", "is no log of a known program"),
         (LOG + "iter 90000: loss 6.3000, time 3900.00ms, mfu 12.87%\n", "train.max_steps = 20,000"),
-        (LOG.splitlines()[1], "none shows a step alone"),
     ],
 )
 def test_a_log_that_cannot_be_read_makes_no_folder(tmp_path: Path, text: str, words: str) -> None:
@@ -136,8 +131,8 @@ def test_a_missing_log_is_named(tmp_path: Path) -> None:
         ([], "give the folder of a run"),
         (["runs/no-such-run"], "there is no run folder"),
         (["nanogauge"], "it has no log.jsonl"),
-        (["nanogauge", "--gpu", "RTX 4070"], "belongs to --nanogpt-log"),
-        (["--nanogpt-log", "x"], "also needs --config"),
+        (["nanogauge", "--gpu", "RTX 4070"], "belongs to --log"),
+        (["--nanogpt-log", "x"], "also needs --out"),
         (["--nonsense"], "unknown argument --nonsense"),
     ],
 )
@@ -149,7 +144,7 @@ def test_a_report_without_a_run_is_refused(arguments: list[str], words: str) -> 
     ("arguments", "words"),
     [
         (["plann"], "nanogauge: unknown command plann; did you mean plan?"),
-        (["import", "x"], "nanogauge import: an imported log also needs --config"),
+        (["import", "x"], "nanogauge import: an imported log also needs --out"),
         (["plan", DEMO, "--gpuu", "T4"], "nanogauge plan: unknown argument --gpuu; did you mean"),
     ],
 )

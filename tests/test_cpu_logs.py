@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from commands import rows_of, run_here
-from examples import claims_text
 
 CONFIG = """
 [run]
@@ -74,27 +73,13 @@ def test_the_time_on_an_unnamed_cpu_is_measured_and_not_predicted(tmp_path: Path
     assert ledger["wall_s"] == pytest.approx(0.9 + 3 * 0.05 + 0.35)
 
 
-def test_this_cpu_is_measured_for_the_prediction(tmp_path: Path) -> None:
-    assert imported(tmp_path, "--this-cpu") == (0, "")
-    rows = rows_of(tmp_path / "out")
-    for row in TIMED:
-        assert rows[row]["analytic"] is not None, row
-    assert "measured on this CPU" in rows["mfu_palm"]["analytic"]["formula"]
-    assert rows["peak_process_bytes"]["analytic"] is None, "that program's libraries are not ours"
-    claims = tmp_path / "claims.toml"
-    claims.write_text(claims_text('key = "total_seconds"\nunit = "h"\nvalue = 1'))
-    done = run_here("report.py", tmp_path / "out", f"--claims={claims}")
-    assert "The processor worked at" in done.stdout
-
-
 @pytest.mark.parametrize(
     ("device", "flags", "words"),
     [
         ("cpu", ["--gpu=RTX 4070"], "--gpu names a card"),
-        ("cpu", ["--run.device=cuda"], "also needs --gpu, the card it ran on"),
-        ("cpu", ["--run.device=cuda", "--this-cpu"], "--this-cpu is for a run on a CPU"),
-        ("cpu", ["--run.device=auto", "--gpu=RTX 4070"], "line 1 of {log} has device = cpu"),
-        ("cuda:1", [], "line 1 of {log} has device = cuda:1"),
+        ("cpu", ["--run.device=cuda"], "{log}: line 1 has device = cpu, not cuda"),
+        ("cpu", ["--run.device=auto", "--gpu=RTX 4070"], "{log}: line 1 has device = cpu"),
+        ("cuda:1", [], "{log}: line 1 has device = cuda:1"),
     ],
 )
 def test_a_log_is_not_imported_for_another_kind_of_device(

@@ -39,7 +39,6 @@ NOT_RUN = {
     "--calibrate": "the documented GPU is not here",
     "--wandb": "W&B's own process; tests/test_wandb_mirror.py",
     "runs/own_text": "the run of a text; tests/test_own_text.py trains and samples it",
-    "--FORM": "stands for each form of log",
 }
 """Part of a command that keeps it from being run here -> why."""
 

@@ -17,8 +17,7 @@ def test_a_cut_last_line_is_left_out_with_a_warning(kind: str) -> None:
     lines = LOG.splitlines()
     place = next(i for i, line in enumerate(lines) if line.startswith(kind))
     recorded, _ = imported("\n".join([*lines[:place], lines[place][:-2]]))
-    (message,) = texts(recorded, "cut_line")
-    assert f"Line {place + 1}, the last of the log, is cut" in message
+    assert texts(recorded, "cut_line") == [f"Left out, cut or damaged: line {place + 1}."]
     assert recorded.steps[-1].step == 900
     assert recorded.ends[0].steps == (1000 if kind.startswith("iter") else 901)
 
@@ -103,7 +102,7 @@ SAME_RUN = {
     # PowerShell writes a byte order mark, and before version 6 UTF-16.
     **{name: LOG.replace("\n", "\r\n").encode(name) for name in ("utf-8-sig", "utf-16")},
     "repeated lines": re.sub("(.*\n)", r"\1\1", LOG),
-    "more figures of a fork": LOG.replace("%\n", "%, tok/s 123,456\n"),
+    "more figures of a fork": LOG.replace("%\n", "%, tok/s 262,144\n"),
     "zeros of a power failure": LOG.replace("iter 200", "\0" * 4096 + "iter 200"),
 }
 
@@ -126,9 +125,10 @@ def test_a_line_of_many_megabytes_is_skipped_with_a_warning() -> None:
 
 def test_control_characters_reach_no_message() -> None:
     lines = LOG.splitlines()
-    with pytest.raises(BadInput, match="line 7 of") as refused:
-        imported("\n".join([*lines[:6], "iter 200: \x1b]0;title\x07\x1b[2Jlo\x9bss", *lines[7:]]))
-    assert str(refused.value).isprintable()
+    name = "iter 200: \x1b]0;title\x07\x1b[2Jlo\x9bss"
+    (message,) = texts(imported("\n".join([*lines[:6], name, *lines[7:]]))[0], "cut_line")
+    assert "line 7." in message
+    assert message.isprintable()
 
 
 DUMP = """\

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 from commands import run
-from examples import SEED_CLAIMS, documented_prediction
+from examples import DOCUMENTED, SEED_CLAIMS
 from pydantic import ValidationError
-from runs import LOG, event, make_finished, make_folder, spec_of, steps, write
+from runs import LOG, event, make_finished, make_folder, steps, write
 
 from nanogauge.analysis.report_model import Report, build_report, report_schema
-from nanogauge.importers.formats import NANOGPT
+from nanogauge.importers.described import Given
 from nanogauge.importers.import_run import import_log
 
 SCHEMA = report_schema()
@@ -25,10 +25,8 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Return the report.json of an imported, a finished, a dead and a running job."""
     root = tmp_path_factory.mktemp("schema")
     (root / "log.txt").write_text(LOG)
-    spec, prediction = spec_of(1000), documented_prediction()
-    import_log(
-        NANOGPT.read, root / "log.txt", spec, prediction, None, SEED_CLAIMS, root / "imported", None
-    )
+    given = Given(DOCUMENTED, {"train": {"max_steps": 1000}}, "RTX 4070")
+    import_log(root / "log.txt", given, SEED_CLAIMS, root / "imported")
     make_finished(root / "finished")
     make_folder(root / "dead")
     write(root / "dead", steps(0, 60) + event("!", "alarm") + b'{"kind": "ste')

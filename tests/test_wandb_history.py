@@ -6,7 +6,6 @@ import csv
 import io
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from mirrored import GOLDEN
@@ -14,7 +13,6 @@ from runs import MadeUp, imported, texts
 
 from nanogauge.analysis.measured import Measurements
 from nanogauge.errors import BadInput
-from nanogauge.importers.wandb_history import read_wandb_history
 from nanogauge.runlog.history import RunHistory
 from nanogauge.sinks.rows import Rows as MirrorRows
 
@@ -35,7 +33,7 @@ def as_csv(rows: Rows) -> bytes:
 
 def history(data: Rows | bytes, max_steps: int = 1000) -> tuple[RunHistory, Measurements]:
     text = data if isinstance(data, bytes) else as_csv(data)
-    return imported(text, max_steps, read=read_wandb_history, name="history.csv")
+    return imported(text, max_steps, name="history.csv")
 
 
 def nanogpt_rows() -> Rows:
@@ -104,8 +102,6 @@ def test_nanogpt_has_no_step_times_but_a_mean_with_evaluation() -> None:
     assert measurements.values["total_seconds"].value == pytest.approx(2050.0)
     assert measurements.ledger.step_s is None
     assert measurements.values["val_loss"].value == 7.5
-    assert recorded.starts[0].unix_time == pytest.approx(1.7e9 - 30)
-    assert "from the start of its run to its last row" in texts(recorded, "clock")[0]
 
 
 def test_nanochat_has_step_times_and_bits_per_byte() -> None:
@@ -166,13 +162,8 @@ def test_torchtitan_counts_from_one_and_its_first_time_is_left_out() -> None:
     assert "peak_allocated_bytes" not in measurements.values
 
 
-def test_unknown_columns_are_listed_and_not_read(tmp_path: Path) -> None:
+def test_unknown_columns_are_not_read() -> None:
     rows = [{**row, "system/power": 5, "<b>\x1b[31m": 1} for row in torchtitan_rows()]
-    path = tmp_path / "history.csv"
-    path.write_bytes(as_csv(rows))
-    parsed = read_wandb_history(path)
-    unused = str(parsed.machine["columns_not_used"])
-    assert unused.endswith("'memory/max_active(GiB)', 'system/power', '<b>\\x1b[31m'")
     assert history(rows)[0] == history(torchtitan_rows())[0]
 
 
@@ -200,31 +191,28 @@ def test_a_resumed_history_has_no_total() -> None:
     assert "total_seconds" not in measurements.values
 
 
-def test_a_sampled_history_gives_a_warning() -> None:
-    rows = [{"iter": n, "train/loss": 5.0, "val/loss": 5.0} for n in range(500)]
-    assert "scan_history() returns all" in texts(history(rows)[0], "sampled")[0]
-    assert texts(history(rows[:-1])[0], "sampled") == []
-
-
 @pytest.mark.parametrize(
     ("data", "words"),
     [
         (b"", "has not the columns of a program"),
         (b"loss,step\n1,2\n", "has not the columns of a program"),
         (b"step,step,perf/step_seconds\n0,0,1\n", "two columns 'step'"),
-        *(
-            (f"step,perf/step_seconds\n{row}\n1,2\n".encode(), "line 2 of .* is cut or damaged")
-            for row in ("0,abc", "0.5,1", "0,inf", "0,-4", "0")
-        ),
-        (b"step,perf/step_seconds,hours\n0,4,1e999\n1,2,3\n", "line 2"),
         (b'step,perf/step_seconds\n0,"' + b"9" * 200_000 + b'"\n', "is no line of a CSV file"),
-        (b"step,perf/step_seconds\n", "it has no line like 'a row of a step'"),
+        (b"step,perf/step_seconds\n", "holds no whole step"),
         (b"iter,train/loss,val/loss\n0,5,5\n2000,5,5\n", "train.max_steps = 1,000"),
     ],
 )
 def test_a_file_without_a_known_history_is_refused(data: bytes, words: str) -> None:
     with pytest.raises(BadInput, match=words):
         history(data)
+
+
+@pytest.mark.parametrize("row", ["0,abc,1", "0.5,1,1", "0,inf,1", "0,-4,1", "0", "0,4,1e999"])
+def test_a_damaged_row_is_left_out_with_a_warning(row: str) -> None:
+    data = f"step,perf/step_seconds,hours\n{row}\n1,2,1\n2,2,1\n".encode()
+    recorded, _ = history(data)
+    assert [step.step for step in recorded.steps] == [1, 2]
+    assert texts(recorded, "cut_line") == ["Left out, cut or damaged: line 2."]
 
 
 def test_a_step_with_an_infinite_loss_is_kept() -> None:

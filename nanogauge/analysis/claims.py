@@ -221,6 +221,7 @@ def _name_claims(sentence: str, values: dict[str, Any]) -> str:
 
 def spec_of_subject(spec: RunSpec, about: Mapping[str, Any]) -> RunSpec:
     """Return the run that a claim is about: `spec` with other settings."""
+    spec = replace(spec, unknown=tuple(key for key in spec.unknown if key not in about))
     for key in about.keys() - {"gpu"}:
         part, _, field = SETTINGS[key].rpartition(".")
         changes: dict[str, Any] = {field: about[key]}
@@ -243,7 +244,8 @@ def formula_names(spec: RunSpec, prediction: Prediction) -> dict[str, float]:
     names: dict[str, float] = {}
     for key in SETTINGS:
         value = spec.setting(key)
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if is_number and key not in spec.unknown:
             names[key.partition(".")[2]] = value
     if spec.unique_tokens is not None:
         names["data_tokens"] = spec.unique_tokens

@@ -52,6 +52,8 @@ def computed_value(claim: Claim, spec: RunSpec, prediction: Prediction) -> float
         try:
             return evaluate(claim.formula, formula_names(spec, prediction))
         except ValueError as error:
+            if spec.unknown:  # a name of the formula may be
+                return None
             raise BadInput(f"the formula of the claim {claim.key}: {error}.") from None
     estimate = prediction.quantities.get(claim.row)
     exact = QUANTITIES[claim.row].exact and claim.row != "data_epochs"
@@ -121,7 +123,7 @@ def _check_hardware(claim: Claim, spec: RunSpec, prediction: Prediction) -> Iter
     """Check a claim against the peak, memory and power limit of the hardware."""
     hardware, peak, gpus = prediction.hardware, prediction.peak_flops, prediction.gpus
     steps = {"step_seconds": 1, "total_seconds": spec.steps}.get(claim.row)
-    if peak is not None and steps is not None and claim.low > 0:
+    if peak is not None and steps is not None and claim.low > 0 and not spec.unknown:
         per_token = flops_per_token_palm(spec.shape)
         flops = per_token * spec.tokens_per_step * steps
         share, causal = mfu(flops, claim.low, peak), flops_per_token_causal(spec.shape) / per_token
@@ -198,7 +200,7 @@ def _check_mfu(
     A total may exceed the time of the steps, by evaluation and compilation.
     """
     peak = prediction.peak_flops
-    if peak is None:
+    if peak is None or spec.unknown:
         return
     times = {"step_seconds": (1, " a step"), "total_seconds": (spec.steps, "")}
     for share in claims:

@@ -31,6 +31,8 @@ LEAST_VALIDATION_TOKENS = 1_000_000
 """A loss on fewer tokens is too noisy to be compared with another."""
 NOT_IN_LOG = "not_in_log"
 """Name of the event that says why an imported log has no value for a row."""
+NON_FINITE = "non_finite_to_the_end"
+"""Name of the event that says from which step on no loss is finite."""
 
 
 class Measurements(Stored):
@@ -116,6 +118,9 @@ class _Measurer:
                 timed_whole &= event.about != "total_seconds"
             elif event.about is not None:
                 notes.setdefault(event.about, []).append(event.text)
+        for row, reason in self.spec.absent_rows().items():
+            self.values.pop(row, None)
+            self.missing[row] = reason
         return Measurements(
             values={row: self.values[row] for row in QUANTITIES if row in self.values},
             missing=self.missing,
@@ -145,8 +150,9 @@ class _Measurer:
         else:
             self.missing["data_epochs"] = "the log does not say how many tokens are unique"
         for row in ("parameters", "parameters_total", "weights_bytes"):
-            value = self.prediction.quantities[row].expected
-            self._add(row, value, "counted from the configuration")
+            if row in self.prediction.quantities:
+                value = self.prediction.quantities[row].expected
+                self._add(row, value, "counted from the configuration")
         for row, per_token in (
             ("flops_total_6n", flops_per_token_6n(shape)),
             ("flops_total_palm", flops_per_token_palm(shape)),
@@ -177,7 +183,7 @@ class _Measurer:
             elif (share := mfu(flops, self.median, peak)) > 1:
                 self.missing[row] = (
                     f"{achieved} TFLOP/s is above the peak ({name}): the time, the FLOPs or the "
-                    "peak is wrong, so it is refused"
+                    "peak is wrong, or several GPUs shared the run, so it is refused"
                 )
                 refused.append(row)
             else:

@@ -21,7 +21,7 @@ from nanogauge.analysis.incidents import (
 )
 from nanogauge.analysis.instruments import Instrument, instruments
 from nanogauge.analysis.ledger import Ledger
-from nanogauge.analysis.measured import Measurements, measure
+from nanogauge.analysis.measured import NON_FINITE, Measurements, measure
 from nanogauge.analysis.status import (
     Liveness,
     Projection,
@@ -167,6 +167,8 @@ def build_report(
             measurements, spec, prediction, liveness, projection, run.time_zone.local(now)
         )
     )
+    non_finite = [e.text for e in recorded.events if e.what == NON_FINITE]
+    headline = " ".join([*non_finite, headline])
     info = _run_info(run, recorded, claims, rows, measurements, liveness, projection, headline)
     impossible = [
         Inconsistency(ids=[row], why=f"{QUANTITIES[row].label}: {measurements.missing[row]}")
@@ -219,7 +221,11 @@ def _run_info(
         device=start.device,
         dtype=run.prediction.dtype,
         compiled=recorded.compiles[-1].mode == "compiled" if recorded.compiles else None,
-        tokens_per_second=spec.tokens_per_step / median if median else None,
+        tokens_per_second=(
+            spec.tokens_per_step / median
+            if median and "tokens_per_step" not in spec.absent_rows()
+            else None
+        ),
         state=liveness and liveness.state,
         last_line_age_s=liveness and liveness.last_line_age_s,
         projected_total_s=projection and projection.total_s,

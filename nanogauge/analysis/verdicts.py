@@ -207,7 +207,8 @@ def _judge(
         why = _against_claim(claim, near, interval, currency)
         why = estimate.formula if claim.row == QUALITY else why
         return verdict, "prediction", claim.factor(near), why
-    reason = measurements.missing[claim.row] if measurements is not None else ""
+    unsaid = f"the log does not say {', '.join(spec.unknown)}"
+    reason = measurements.missing.get(claim.row, unsaid) if measurements is not None else ""
     return "not measured", None, None, reason or prediction.unpredicted.get(claim.row, "")
 
 

@@ -19,7 +19,7 @@ from nanogauge.config import Config, add_config_flags, config_overrides, given_c
 from nanogauge.doctor.machine import memory_to_plan_with
 from nanogauge.errors import BadInput
 from nanogauge.files import make_folder, write_atomic
-from nanogauge.hardware import lookup, read_gpus
+from nanogauge.hardware import auto_dtype, lookup, read_gpus
 from nanogauge.importers.nanogpt_config import load_nanogpt_config
 from nanogauge.prediction.calibrated import Calibration, load_calibration
 from nanogauge.prediction.loss import FinishedLoss
@@ -36,7 +36,6 @@ from nanogauge.prediction.plan import (
 )
 from nanogauge.prediction.prediction import predict
 from nanogauge.prediction.quality import load_losses
-from nanogauge.prediction.workload import resolve_dtype
 from nanogauge.report.terminal import print_best, print_plan
 from nanogauge.runspec import RunSpec
 from nanogauge.schema import SCHEMA, Hardware, Prediction
@@ -229,8 +228,8 @@ def _named_target(spec: RunSpec, given: Namespace) -> Target:
         )
     if given.power_limit is not None and not given.power_limit > 0:
         raise BadInput("--power-limit takes watts above 0.")
-    dtype = resolve_dtype(spec, on_gpu=True)
     own = read_gpus(given.gpu_file) if given.gpu_file is not None else ()
+    dtype = spec.dtype or auto_dtype(given.gpu, own)
     hardware = lookup(given.gpu, dtype, given.power_limit, own)
     if given.power_limit is not None:
         return Target(hardware, dtype, None, None)  # calibrations hold for the limit they ran at

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from argparse import Namespace, _ActionsContainer
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,14 +13,8 @@ from nanogauge.analysis.report_model import build_report, claims_of, report_sche
 from nanogauge.cli import Parser, print_json
 from nanogauge.config import add_config_flags, config_overrides, wandb_section
 from nanogauge.errors import BadInput
-from nanogauge.importers.command import (
-    LOG_FORMATS,
-    MeasureCpu,
-    add_import_flags,
-    add_log_flags,
-    import_as,
-    import_given,
-)
+from nanogauge.importers.described import Given
+from nanogauge.importers.import_run import import_log
 from nanogauge.report.compare_runs import Comparison
 from nanogauge.report.html import write_report
 from nanogauge.report.terminal import print_report
@@ -31,12 +26,15 @@ _EXAMPLES = """
   %(prog)s runs/NAME --claims predictions/seed_zh.toml
   %(prog)s runs/ONE runs/OTHER
   %(prog)s --wandb runs/NAME
-  %(prog)s --nanogpt-log LOG --config CONFIG --gpu "RTX 4070" --out runs/imported
+  %(prog)s --log LOG --gpu "RTX 4070" --out runs/imported
 """
 _IMPORT_EXAMPLES = """
-  %(prog)s train.log --config configs/rtx4070_fineweb.toml --gpu "RTX 4070" --out runs/imported
+  %(prog)s train.log --gpu "RTX 4070" --out runs/imported
   %(prog)s history.csv --config CONFIG --run.device cpu --out runs/imported
 """
+_LOG_FLAGS = ("--log", "--nanogpt-log", "--nanochat-log", "--build-nanogpt-log", "--wandb-history")
+_OF_A_LOG = ("config", "gpu", "gpus", "out", "run_number")
+"""Flags that describe the run of an imported log."""
 
 
 def _make_parser() -> Parser:
@@ -47,13 +45,13 @@ def _make_parser() -> Parser:
     parser.add_argument("--wandb", action="store_true", help="upload the run to W&B")
     parser.add_argument("--schema", action="store_true", help="print the schema of report.json")
     group = parser.add_argument_group("import the log of another program")
-    add_log_flags(group)
-    add_import_flags(group)
+    group.add_argument(*_LOG_FLAGS, dest="log", type=Path, metavar="LOG", help="log to import")
+    _add_import_flags(group)
     add_config_flags(parser)
     return parser
 
 
-def main(arguments: Sequence[str], measure_cpu: MeasureCpu | None = None) -> int:
+def main(arguments: Sequence[str]) -> int:
     given = _make_parser().parse(arguments)
     if given.schema:
         print_json(report_schema())
@@ -67,10 +65,18 @@ def main(arguments: Sequence[str], measure_cpu: MeasureCpu | None = None) -> int
             flag = min(extra).replace("_", "-")
             raise BadInput(f"--{flag} does not go together with several runs.")
         return compare(given.runs, given.json)
-    given.run = given.runs[0] if given.runs else None
-    folder = import_given(given, {"wandb"} if given.wandb else set(), measure_cpu) or given.run
+    folder = given.runs[0] if given.runs else None
+    if given.log is not None:
+        if folder is not None:
+            raise BadInput("give either a run folder or --log, not both.")
+        folder = _import(given)
+    elif misplaced := [name for name in _OF_A_LOG if getattr(given, name) is not None]:
+        flag = misplaced[0].replace("_", "-")
+        raise BadInput(f"--{flag} belongs to --log; a run folder has its own.")
+    elif config_overrides(given).keys() - ({"wandb"} if given.wandb else set()):
+        raise BadInput("a configuration flag belongs to --log; a run folder has its own.")
     if folder is None:
-        raise BadInput("give the folder of a run, or a log with --nanogpt-log.")
+        raise BadInput("give the folder of a run, or a log with --log.")
     destination = _wandb_destination(folder, config_overrides(given)) if given.wandb else None
     report_run(folder, given.claims, given.json)
     if destination is not None:
@@ -81,23 +87,36 @@ def main(arguments: Sequence[str], measure_cpu: MeasureCpu | None = None) -> int
 
 def import_main(arguments: Sequence[str]) -> int:
     """Make a run folder and a report from the log of another program."""
-    usage = "%(prog)s LOG --config CONFIG --out FOLDER [options]"
+    usage = "%(prog)s LOG --out FOLDER [options]"
     parser = Parser(f"{import_main.__doc__}\n{_IMPORT_EXAMPLES}", usage=usage)
     parser.add_argument("log", type=Path, metavar="LOG", help="log of the run")
-    parser.add_argument(
-        "--format",
-        choices=LOG_FORMATS,
-        help="format of the log (default: wandb_history for .csv and .parquet, else nanogpt_log)",
-    )
     parser.add_argument("--claims", type=Path, help="claims to compare with the run")
     parser.add_argument("--json", action="store_true", help="print only report.json")
-    add_import_flags(parser)
+    _add_import_flags(parser)
     add_config_flags(parser)
     given = parser.parse(arguments)
-    is_table = given.log.suffix in (".csv", ".parquet")
-    name = given.format or ("wandb_history" if is_table else "nanogpt_log")
-    report_run(import_as(given, name, given.log, None), None, given.json)
+    report_run(_import(given), None, given.json)
     return 0
+
+
+def _add_import_flags(group: _ActionsContainer) -> None:
+    group.add_argument("--config", type=Path, help="configuration of that run (default: the log's)")
+    group.add_argument("--gpu", help="the GPU it ran on, as in nanogauge/hardware.toml")
+    group.add_argument("--gpus", type=int, metavar="N", help="number of GPUs (default: the log's)")
+    group.add_argument("--out", type=Path, help="run folder to write")
+    group.add_argument("--run-number", type=int, metavar="K", help="one run of a log of several")
+
+
+def _import(given: Namespace) -> Path:
+    """Write a run folder from a log and return it; nothing is written on bad input."""
+    if given.out is None:
+        raise BadInput("an imported log also needs --out, the run folder to write.")
+    if given.gpus is not None and given.gpus < 1:
+        raise BadInput("--gpus takes a number of GPUs above 0.")
+    described = Given(given.config, config_overrides(given), given.gpu, given.gpus)
+    import_log(given.log, described, given.claims, given.out, given.run_number)
+    out: Path = given.out
+    return out
 
 
 def report_run(folder: Path, claims: Path | None, as_json: bool) -> None:

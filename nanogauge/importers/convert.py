@@ -8,15 +8,17 @@ compilation, or that step's own time if nothing was compiled.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from nanogauge.errors import BadInput
+from nanogauge.analysis.measured import NON_FINITE, NOT_IN_LOG
+from nanogauge.importers.described import evaluation_spacing
+from nanogauge.importers.formats import Format
 from nanogauge.importers.parsed import (
-    Format,
+    LoggedEvaluation,
     LoggedProcess,
     has_clock,
     log_interval,
@@ -31,71 +33,53 @@ from nanogauge.schema import Checkpoint, Compile, End, Eval, Event, LogLine, Sta
 def to_run_log(
     format: Format, run: list[LoggedProcess], spec: RunSpec, device: str
 ) -> list[LogLine]:
-    """Return the run as lines of our log; start lines have no hash of the prediction yet.
-
-    Raises:
-        BadInput: if every printed time includes more than a step, so that no step is clean.
-    """
-    all_times = [_StepTimes.of(format, process) for process in run]
+    """Return the run as lines of our log; start lines have no hash of the prediction yet."""
+    gaps = list(_gaps(format, run))
+    all_times = [_StepTimes(format, process) for process in run]
     clean = [t for times in all_times for i, t in times.printed.items() if i not in times.mixed]
-    if not clean and any(times.printed for times in all_times):
-        raise BadInput("every printed iteration contains an evaluation; none shows a step alone.")
     steady = statistics.median(clean) if clean else None
-    evaluations = [
-        t - steady for times in all_times for t in times.with_evaluation.values() if steady
-    ]
-    usual_evaluation = max(statistics.median(evaluations), 0.0) if evaluations else None
+    evaluations = [t - steady for x in all_times for t in x.with_evaluation.values() if steady]
+    evaluation = max(statistics.median(evaluations), 0.0) if evaluations else None
     lines: list[LogLine] = []
     for process, times in zip(run, all_times, strict=True):
         start = Start(
             source=format.source,
-            unix_time=process.unix_time,
             max_steps=spec.steps,
             first_step=process.first_step,
             prediction_sha256="",
             device=device,
         )
-        rest = _process_lines(format, process, times, steady, usual_evaluation, bool(spec.compile))
+        rest = _process_lines(format, process, times, steady, evaluation, spec.compile is not False)
         # By time, because the last line of a process determines its duration.
         lines += [start, *sorted(rest, key=lambda line: line.elapsed_seconds or 0.0)]
-    lines += [*_absent(run, timed=steady is not None), *_gaps(run), *format.events(run)]
+    timed = any(times.printed for times in all_times)
+    lines += [*_absent(run, timed, steady), *gaps, *_remarks(format, run)]
     updates = run[-1].updates
-    peaks = [p.peak_allocated_bytes for p in run if p.peak_allocated_bytes is not None]
-    reserved = [p.peak_reserved_bytes for p in run if p.peak_reserved_bytes is not None]
-    status: Literal["finished", "stopped"] = "finished" if updates >= spec.steps else "stopped"
-    lines.append(
-        End(
-            status=status,
-            steps=updates,
-            peak_allocated_bytes=max(peaks, default=None),
-            peak_reserved_bytes=max(reserved, default=None),
-        )
+    end = End(
+        elapsed_seconds=run[0].total_seconds if len(run) == 1 else None,
+        status="finished" if updates >= spec.steps else "stopped",
+        steps=updates,
+        peak_allocated_bytes=max(p.peak_allocated_bytes or 0 for p in run) or None,
+        peak_reserved_bytes=max(p.peak_reserved_bytes or 0 for p in run) or None,
     )
-    return lines
+    return [*lines, end]
 
 
-@dataclass(frozen=True)
 class _StepTimes:
     """Printed seconds of one process's steps, by step number."""
 
-    printed: dict[int, float]
-    mixed: set[int]
-    """Steps whose printed time includes, or may include, more than the step."""
-    with_evaluation: dict[int, float]
-    """Step number -> printed time of the step and an evaluation, without process start-up."""
-    first_evaluated: bool
-
-    @classmethod
-    def of(cls, format: Format, process: LoggedProcess) -> _StepTimes:
-        printed = {s.step: s.seconds for s in process.steps if s.seconds is not None}
+    def __init__(self, format: Format, process: LoggedProcess) -> None:
+        self.printed = {s.step: s.seconds for s in process.steps if s.seconds is not None}
         first = process.first_step
-        evaluated = {e.step for e in process.evaluations} if format.evaluation_inside else set()
-        mixed = evaluated & printed.keys()
+        inside = "evaluation" in format.step_time
+        evaluated = {e.step for e in process.evaluations} if inside else set()
+        self.mixed = evaluated & self.printed.keys()
+        """Steps whose printed time includes, or may include, more than the step."""
+        self.with_evaluation = {i: self.printed[i] for i in self.mixed if i != first}
         # If a log begins late, the evaluation before its first step may have been cut off.
-        if format.evaluation_inside or (format.compilation_inside and process.start_logged):
-            mixed |= {first} & printed.keys()
-        with_evaluation = {i: printed[i] for i in evaluated & printed.keys() if i != first}
-        return cls(printed, mixed, with_evaluation, first in evaluated)
+        if inside or ("compilation" in format.step_time and process.start_logged):
+            self.mixed |= {first} & self.printed.keys()
+        self.first_evaluated = first in evaluated
 
 
 def _process_lines(
@@ -106,31 +90,35 @@ def _process_lines(
     usual_evaluation: float | None,
     compiled: bool,
 ) -> Iterator[LogLine]:
-    first = times.printed.get(process.first_step)
+    begin = process.first_step
+    first = times.printed.get(begin)
     evaluation = usual_evaluation if times.first_evaluated else 0.0
-    first_step_seconds: float | None = None
-    if format.compilation_inside and process.start_logged:
-        if first is None or evaluation is None:
-            pass  # compilation and evaluation cannot be separated
-        elif not compiled:
-            first_step_seconds = max(first - evaluation, 0.0)
+    own: float | None = None
+    # Else compilation and evaluation cannot be separated.
+    if (
+        "compilation" in format.step_time
+        and process.start_logged
+        and first
+        and evaluation is not None
+    ):
+        if not compiled:
+            own = max(first - evaluation, 0.0)
         elif steady is not None:
             compilation = first - steady - evaluation
             # A resumed process without compilation looks like a log that lost its first step.
-            if process.first_step == 0 or compilation > 0.1 * steady:
+            if begin == 0 or compilation > 0.1 * steady:
                 mode: Literal["compiled", "eager"] = "compiled" if compilation > 0 else "eager"
                 yield Compile(seconds=max(compilation, 0.0), mode=mode)
     for step in process.steps:
         mixed = step.step in times.mixed
-        own = first_step_seconds if step.step == process.first_step else None
         yield Step(
             elapsed_seconds=step.elapsed_seconds,
             step=step.step,
-            loss=_finite(step.loss),
-            step_seconds=own if mixed else step.seconds,
+            loss=finite(step.loss),
+            step_seconds=step.seconds if not mixed else own if step.step == begin else None,
             printed_seconds=step.seconds if mixed else None,
             learning_rate=step.learning_rate,
-            grad_norm=_finite(step.grad_norm),
+            grad_norm=finite(step.grad_norm),
         )
     for logged in process.evaluations:
         seconds = logged.seconds
@@ -140,57 +128,95 @@ def _process_lines(
         yield Eval(
             elapsed_seconds=logged.elapsed_seconds,
             step=logged.step,
-            train_loss=_finite(logged.train_loss),
-            val_loss=_finite(logged.val_loss),
-            val_bits_per_byte=_finite(logged.bits_per_byte),
+            train_loss=finite(logged.train_loss),
+            val_loss=finite(logged.val_loss),
+            val_bits_per_byte=finite(logged.bits_per_byte),
             seconds=seconds,
         )
-    for updates in process.checkpoints:
-        yield Checkpoint(step=updates)
+    yield from (Checkpoint(step=updates) for updates in sorted(process.checkpoints))
     yield from process.other_lines
 
 
-def _finite(value: float | None) -> float | None:
-    return None if value is None else finite(value)
-
-
-def _absent(run: list[LoggedProcess], timed: bool) -> Iterator[Event]:
+def _absent(run: list[LoggedProcess], timed: bool, steady: float | None) -> Iterator[Event]:
     """Yield an event for each report row that the log has no value for."""
-    if not timed:
-        for row in ("step_seconds", "mfu_palm", "mfu_6n", "first_step_seconds"):
-            yield not_in_log(row, "no step has a time")
-    if not has_clock(run) and not timed:
+    if steady is None:
+        reason = "no step has a time"
+        if timed:
+            reason = "every printed time includes an evaluation or compilation"
+        for row in ("step_seconds", "mfu_palm", "mfu_6n"):
+            yield not_in_log(row, reason)
+        if not timed:
+            yield not_in_log("first_step_seconds", reason)
+    if not has_clock(run) and steady is None and run[0].total_seconds is None:
         yield not_in_log("total_seconds", "nothing in it has a time")
-    if run[0].first_step > 0:
+    if run[0].first_step > 0 and run[0].total_seconds is None:
         for row in ("first_step_seconds", "total_seconds"):
             yield not_in_log(row, f"it begins at step {run[0].first_step:,}")
 
 
-def _gaps(run: list[LoggedProcess]) -> Iterator[Event]:
-    """Yield a warning for each part of the run that the log lacks or contains twice."""
-    if run[0].first_step > 0:
-        yield warning(
-            "begins_late",
-            f"The log begins at step {run[0].first_step:,}: no figure of the whole run can be "
-            "computed from it.",
-        )
+def _remarks(format: Format, run: list[LoggedProcess]) -> Iterator[Event]:
+    """Yield what the format and the program's own figures say about the run."""
+    for text in format.remarks:
+        yield warning("remark", text)
+    seconds = max(process.training_seconds or 0.0 for process in run)
+    own = f"{format.title}'s own sum is {seconds:,.1f} s of training in {run[-1].updates:,} steps"
+    for row, reason in format.absent.items():
+        yield not_in_log(row, f"{reason} ({own})" if seconds else reason)
+    if seconds and not format.absent:
+        yield warning("training_time", f"{own}.")
+    evaluated = [process.accuracy for process in run if process.accuracy is not None]
+    if evaluated:
+        text = f"HellaSwag is {evaluated[-1][1]:.4f} after {evaluated[-1][0]:,} steps by the"
+        text += " program's own evaluation, which is not comparable with ours"
+        yield Event(what=NOT_IN_LOG, about="quality_vs_gpt2", text=text)
+    printed = [100 * m for p in run for s in p.steps if (m := finite(s.mfu)) is not None]
+    if printed:
+        text = f"{min(printed):.1f}-{max(printed):.1f} %, {format.mfu_note}"
+        if max(printed) == 0:
+            text = f"0.00 %, because {format.title} does not know this card's peak"
+        yield Event(what="logged_mfu", about="mfu_palm", text=f"the log itself printed {text}")
+    losses = [(s.step, s.loss) for process in run for s in process.steps if s.loss is not None]
+    last = next((i for i, (_, x) in reversed([*enumerate(losses)]) if math.isfinite(x)), -1)
+    if losses and last < len(losses) - 1:
+        text = f"No loss is finite from step {losses[last + 1][0]:,} on"
+        if last >= 0:
+            text += f"; the last finite one is {losses[last][1]:.4g} at step {losses[last][0]:,}"
+        yield warning(NON_FINITE, f"{text}.")
+
+
+def _gaps(format: Format, run: list[LoggedProcess]) -> Iterator[Event]:
+    """Yield a warning for each part of the run that the log lacks or contains twice.
+
+    Evaluations that a hole hides are added to the run, without values.
+    """
+    if (first := run[0].first_step) > 0:
+        yield warning("begins_late", f"The log begins at step {first:,}, and lacks what is before.")
     for before, after in pairwise(run):
         text = f"The run was resumed at step {after.first_step:,} (line {after.line:,} of the log)"
         if (repeated := before.updates - after.first_step) > 0:
             text += f": the {repeated:,} steps that were made twice count once"
-        text += (
-            "; the time of the interruption, of the second start and of repeated steps is not in "
-            "the total."
-        )
-        yield warning("resumed", text, about="total_seconds")
-    interval = log_interval(run)
+        text += "; the time of the interruption, of the second start and of repeated steps is not"
+        yield warning("resumed", f"{text} in the total.", about="total_seconds")
+    interval, spacing = log_interval(run), evaluation_spacing(run)
     numbers = sorted({step.step for process in run for step in process.steps})
     holes = [(a, b) for a, b in pairwise(numbers) if interval is not None and b - a > interval]
-    if holes:
-        a, b = max(holes, key=lambda hole: hole[1] - hole[0])
-        yield warning(
-            "gap",
-            f"The log goes from step {a:,} to {b:,}, and elsewhere by {interval:,}: steps between "
-            "count with the median time, and evaluations between are not counted.",
-            about="total_seconds",
-        )
+    if not holes:
+        return
+    a, b = max(holes, key=lambda hole: hole[1] - hole[0])
+    text = f"The log goes from step {a:,} to {b:,}, and elsewhere by {interval:,}: steps between"
+    text += " count with the median time"
+    logged = {e.step for process in run for e in process.evaluations}
+    due = [] if spacing is None else range(0, numbers[-1] + 1, spacing)
+    hidden = [k for k in due if k not in logged and any(a < k <= b for a, b in holes)]
+    if hidden:
+        text += f", and {len(hidden):,} evaluations between, one every {spacing:,} steps, too."
+        for process in run:
+            inside = [k for k in hidden if process.first_step < k <= process.last_step]
+            process.evaluations += [LoggedEvaluation(k) for k in inside]
+            process.evaluations.sort(key=lambda evaluation: evaluation.step)
+    elif spacing is None and logged and "evaluation" in format.step_time:
+        text += "."
+        yield not_in_log("total_seconds", f"steps {a:,} to {b:,}, or how often the run evaluated")
+    else:
+        text += "; no evaluation is due between."
+    yield warning("gap", text, about="total_seconds")

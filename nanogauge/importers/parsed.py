@@ -4,34 +4,26 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
-from pathlib import Path
-from typing import Literal
 
 from nanogauge.analysis.measured import NOT_IN_LOG
-from nanogauge.errors import BadInput
-from nanogauge.importers.text import quoted
+from nanogauge.importers.formats import Format
 from nanogauge.schema import Event, LogLine
 
 
 @dataclass(frozen=True)
 class LoggedStep:
-    """One optimizer step; None for what its line does not contain."""
+    """One optimizer step, from 0; None for what its line does not contain. MFU is a fraction."""
 
     step: int
-    """Number of the step, from 0."""
     loss: float | None = None
-    """Training loss in nats; NaN or infinite where the program printed that."""
     seconds: float | None = None
     mfu: float | None = None
-    """MFU as a fraction, by the program's own count."""
     tokens_per_second: float | None = None
     learning_rate: float | None = None
     grad_norm: float | None = None
     elapsed_seconds: float | None = None
-    """Time since the process started."""
 
 
 @dataclass(frozen=True)
@@ -57,20 +49,21 @@ class LoggedProcess:
     """True if the log contains its start; a log may begin in the middle of a run."""
     steps: list[LoggedStep] = field(default_factory=list)
     evaluations: list[LoggedEvaluation] = field(default_factory=list)
-    checkpoints: list[int] = field(default_factory=list)
-    """Numbers of updates before each checkpoint."""
-    settings: dict[str, tuple[int, str]] = field(default_factory=dict)
-    """Its configuration as printed: name -> number of the line, value."""
+    checkpoints: set[int] = field(default_factory=set)
+    settings: dict[str, tuple[int, str, str]] = field(default_factory=dict)
+    """Its configuration as printed: key -> line, name there, value."""
+    configuration_printed: bool = False
+    """True if the log has the settings that differ from the program's defaults."""
     other_lines: list[LogLine] = field(default_factory=list)
     """Compilations, sensor readings and checkpoints that need no conversion."""
+    # By the program's own count:
     peak_allocated_bytes: int | None = None
     peak_reserved_bytes: int | None = None
     training_seconds: float | None = None
-    """Training time by the program's own sum."""
+    total_seconds: float | None = None
+    made_updates: int | None = None
     accuracy: tuple[int, float] | None = None
     """Last HellaSwag evaluation: number of updates before it, accuracy as a fraction."""
-    unix_time: float | None = None
-    """When it started."""
 
     @property
     def first_step(self) -> int:
@@ -84,25 +77,7 @@ class LoggedProcess:
     def updates(self) -> int:
         """Updates since step 0 at the end of its log."""
         done = self.steps[-1].step + 1 if self.steps else 0
-        return max(done, *(e.step for e in self.evaluations[-1:]), 0)
-
-
-@dataclass(frozen=True)
-class Format:
-    """What the log of one program contains."""
-
-    source: Literal["nanogpt_log", "nanochat_log", "build_nanogpt_log", "wandb_history"]
-    program: str
-    what: str
-    """Description of the file to give, for messages."""
-    evaluation_inside: bool
-    """True if a step's time includes the evaluation, checkpoint and sampling before it."""
-    compilation_inside: bool
-    """True if the time of a process's first step includes compilation."""
-    note: str
-    """Limits of the import, for machine.json."""
-    events: Callable[[list[LoggedProcess]], list[Event]]
-    """Returns the remarks about a run for its report."""
+        return max(done, *(e.step for e in self.evaluations[-1:]), self.made_updates or 0)
 
 
 @dataclass
@@ -113,8 +88,6 @@ class ParsedLog:
     processes: list[LoggedProcess]
     events: list[Event]
     """Remarks about the file for the report."""
-    machine: dict[str, object] = field(default_factory=dict)
-    """Entries for machine.json."""
 
 
 class Collector:
@@ -124,127 +97,87 @@ class Collector:
     start. A record equal to the one before is a repeated line, not a repeated step.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._processes: list[LoggedProcess] = []
-        self._damaged: tuple[int, str] | None = None
-        self._settings: dict[str, tuple[int, str]] = {}
-        self._start_line: int | None = None
+    def __init__(self) -> None:
+        self.processes: list[LoggedProcess] = []
+        self.left_out: list[int] = []
+        """Numbers of cut and damaged lines."""
+        self._next: LoggedProcess | None = None
+        """What was printed before the first step of the next process."""
         self._resumed = False
         self._previous: LoggedStep | LoggedEvaluation | None = None
-        self._early_lines: list[LogLine] = []
-
-    def begin_process(self, line: int, resumed: bool = False, restarted: bool = False) -> None:
-        """Record a line that a program prints before its first step.
-
-        Args:
-            line: its number.
-            resumed: the line says that a run is resumed.
-            restarted: the process that printed the last such lines has ended without a step.
-        """
-        self._refuse_damage()
-        if self._start_line is None or restarted:
-            self._start_line, self._settings, self._resumed = line, {}, False
-        self._resumed |= resumed
-
-    def add_setting(self, line: int, name: str, value: str) -> None:
-        """Record a configuration value that was printed before the first step."""
-        self._settings[name] = (line, value)
-
-    def add_step(self, line: int, record: LoggedStep) -> None:
-        process = self._process_of(line, record)
-        if process is not None:
-            process.steps.append(record)
-
-    def add_evaluation(self, line: int, record: LoggedEvaluation) -> None:
-        process = self._process_of(line, record)
-        if process is not None:
-            process.evaluations.append(record)
-
-    def add_line(self, line: LogLine) -> None:
-        """Record a line that needs no conversion; before any step it is the next process's."""
-        (self._early_lines if self.current is None else self.current.other_lines).append(line)
-
-    def add_checkpoint(self) -> None:
-        """Record a checkpoint at the position of the last evaluation."""
-        if self.current is not None and self.current.evaluations:
-            step = self.current.evaluations[-1].step
-            if step not in self.current.checkpoints[-1:]:
-                self.current.checkpoints.append(step)
-
-    def mark_damaged(self, line: int, text: str) -> None:
-        """Record a cut or damaged line.
-
-        Raises:
-            BadInput: if there was one before; only the last line of a log may be damaged.
-        """
-        self._refuse_damage()
-        self._damaged = (line, text)
 
     @property
     def current(self) -> LoggedProcess | None:
         """The process of the last record; None before the first record of a process."""
-        return self._processes[-1] if self._processes and self._start_line is None else None
+        return self.processes[-1] if self.processes and self._next is None else None
 
-    def finish(
-        self, format: Format, too_long: list[int], example: str, steps_needed: bool = True
-    ) -> ParsedLog:
-        """Return the collected processes.
+    def begin_process(self, line: int, resumed: bool = False, restarted: bool = False) -> None:
+        """Record a line that a program prints before its first step.
 
-        Raises:
-            BadInput: if there is no step.
+        `restarted`: the process that printed the last such lines has ended without a step.
         """
-        if not any(p.steps or not steps_needed for p in self._processes):
-            raise BadInput(
-                f"{self._path} is no {format.program} log: it has no line like '{example}'."
-            )
-        events = []
-        if self._damaged is not None:
-            line, text = self._damaged
-            message = f"Line {line:,}, the last of the log, is cut and left out: {quoted(text)}."
-            events.append(warning("cut_line", message))
-        if too_long:
-            numbers = ", ".join(f"{n:,}" for n in too_long[:5])
-            more = " and others" if len(too_long) > 5 else ""
-            message = f"Skipped, too long for a line of a training log: line {numbers}{more}."
-            events.append(warning("long_line", message))
-        return ParsedLog(format, self._processes, events)
+        if self._next is None or restarted:
+            self._next, self._resumed = LoggedProcess(line, start_logged=True), False
+        self._resumed |= resumed
 
-    def _process_of(self, line: int, record: LoggedStep | LoggedEvaluation) -> LoggedProcess | None:
-        """Return the process that logged a record; None for a repeated line."""
-        self._refuse_damage()
-        start_line, settings, resumed = self._start_line, self._settings, self._resumed
-        self._start_line, self._settings, self._resumed = None, {}, False
-        process = self._processes[-1] if self._processes else None
+    def add_setting(
+        self, line: int, key: str, name: str, value: str, of_configuration: bool = False
+    ) -> None:
+        """Record a value that was printed before the first step, perhaps of the configuration."""
+        assert self._next is not None
+        self._next.settings[key] = (line, name, value)
+        self._next.configuration_printed |= of_configuration
+
+    def add_line(self, line: LogLine) -> None:
+        """Record a line that needs no conversion; before any step it is the next process's."""
+        if self.current is None and self._next is None:
+            self._next = LoggedProcess(0, start_logged=False)
+        process = self.current or self._next
+        assert process is not None
+        process.other_lines.append(line)
+
+    def add(self, line: int, record: LoggedStep | LoggedEvaluation) -> None:
+        """Record a step or an evaluation."""
+        begun, resumed = self._next, self._resumed
+        process = self.processes[-1] if self.processes else None
+        previous, self._previous = self._previous, record
+        if begun is None and previous and previous.step == record.step and previous == record:
+            return
+        is_step = isinstance(record, LoggedStep)
         if process is not None:
-            if start_line is None and self._previous == record:
-                return None
-            is_step = isinstance(record, LoggedStep)
             # The evaluation numbered k comes before step k, so that either may follow the other.
             earlier = [s.step for s in process.steps[-1:]]
             earlier += [e.step - is_step for e in process.evaluations[-1:]]
-            # Numbers that rise after a start: delayed output of another rank.
-            if record.step > max(earlier) and not resumed:
-                self._previous = record
-                return process
-        process = LoggedProcess(
-            line=line if start_line is None else start_line,
-            start_logged=process is not None or start_line is not None or record.step == 0,
-            settings=settings,
-            other_lines=self._early_lines,
-        )
-        self._early_lines = []
-        self._processes.append(process)
-        self._previous = record
-        return process
+        # Numbers that rise after a start: delayed output of another rank.
+        if process is None or record.step <= max(earlier, default=-1) or resumed:
+            known = process is not None or record.step == 0
+            process = begun or LoggedProcess(line, start_logged=known)
+            process.start_logged |= known
+            process.line = process.line or line
+            self.processes.append(process)
+        (process.steps if is_step else process.evaluations).append(record)  # type: ignore[arg-type]
+        self._next, self._resumed = None, False
 
-    def _refuse_damage(self) -> None:
-        if self._damaged is not None:
-            line, text = self._damaged
-            raise BadInput(
-                f"line {line} of {self._path} is cut or damaged ({quoted(text)}); "
-                "remove it, or give the whole log."
-            )
+    def remove(self, line: int, record: LoggedStep | LoggedEvaluation) -> None:
+        """Remove the last record, whose line is cut."""
+        process = self.processes[-1]
+        for records in (process.steps, process.evaluations):
+            if records and records[-1] is record:
+                del records[-1]
+                self.left_out.append(line)
+
+    def finish(self, format: Format, too_long: list[int]) -> ParsedLog:
+        """Return the collected processes."""
+        events = []
+        for what, numbers, why in (
+            ("cut_line", self.left_out, "Left out, cut or damaged"),
+            ("long_line", too_long, "Skipped, too long for a line of a training log"),
+        ):
+            if numbers:
+                listed = ", ".join(f"{n:,}" for n in numbers[:5])
+                more = f" and {len(numbers) - 5:,} more" if len(numbers) > 5 else ""
+                events.append(warning(what, f"{why}: line {listed}{more}."))
+        return ParsedLog(format, self.processes, events)
 
 
 def warning(what: str, text: str, about: str | None = None) -> Event:
@@ -257,11 +190,7 @@ def not_in_log(row: str, reason: str) -> Event:
 
 
 def parse_number(text: str) -> float:
-    """Return a printed number; commas group its digits.
-
-    Raises:
-        ValueError: if it is no number or overflows a float.
-    """
+    """Return a printed number; ValueError if it is none or too large. Commas group its digits."""
     value = float(text.replace(",", ""))
     if math.isinf(value) and "inf" not in text.lower():
         raise ValueError

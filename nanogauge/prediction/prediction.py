@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from nanogauge.errors import BadInput
-from nanogauge.hardware import lookup
+from nanogauge.hardware import auto_dtype, lookup
 from nanogauge.prediction.calibrated import CalibratedStep, Calibration, calibrated_step
 from nanogauge.prediction.energy import predict_energy
 from nanogauge.prediction.flops import (
@@ -67,6 +67,7 @@ def predict(
             micro-batches equally.
     """
     if gpu is not None:
+        spec = replace(spec, dtype=spec.dtype or auto_dtype(gpu))
         hardware = lookup(gpu, resolve_dtype(spec, on_gpu=True))
     if hardware is None:
         raise BadInput('name the device: predict(spec, gpu="RTX 4070")')
@@ -122,7 +123,7 @@ def predict(
     energy, why_not = predict_energy(spec.cost, hardware, quantities.get("total_seconds"), gpus)
     quantities |= energy
     unpredicted |= why_not
-    return Prediction(
+    prediction = Prediction(
         created_unix=time.time(),
         hardware=hardware,
         gpus=gpus,
@@ -135,6 +136,18 @@ def predict(
         ledger=ledger,
         notes=notes,
     )
+    return _of_known(spec, prediction) if spec.unknown else prediction
+
+
+def _of_known(spec: RunSpec, prediction: Prediction) -> Prediction:
+    """Return the rows that follow exactly from the known settings alone."""
+    absent, reason = spec.absent_rows(), f"the log does not say {', '.join(spec.unknown)}"
+    exact = {row for row, q in QUANTITIES.items() if q.exact and row not in absent}
+    known = {row: quantity for row, quantity in prediction.quantities.items() if row in exact}
+    unpredicted = dict.fromkeys(QUANTITIES.keys() - known.keys(), reason)
+    empty: dict[str, object] = {key: [] for key in ("step_parts", "memory_parts", "notes")}
+    empty |= {"quantities": known, "unpredicted": unpredicted, "calibrated": {}, "ledger": {}}
+    return prediction.model_copy(update=empty)
 
 
 def parameter_formula(shape: Shape) -> str:

@@ -175,7 +175,7 @@ class _Run:
 
     def mfu(self) -> Chart | None:
         peak_flops = self.prediction.peak_flops
-        if peak_flops is None:
+        if peak_flops is None or "flops_total_palm" not in self.prediction.quantities:
             return None
         per_step = self.prediction.quantities["flops_total_palm"].expected / self.spec.steps
         seconds = self.recorded.steps.column("step_seconds")
