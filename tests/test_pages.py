@@ -116,10 +116,10 @@ def header(browser: Browser) -> str:
 def test_the_first_screen_has_the_outcome(browser: Browser, pages: dict[str, Path]) -> None:
     browser.show(pages["documented"], 1440, 900, "light")
     inside = "return document.querySelector(arguments[0]).getBoundingClientRect().bottom"
-    for part in (".say", ".facts", ".cards", "nav"):
+    for part in (".say", ".outcomes", ".cards", "nav"):
         assert browser.run(inside, part) <= 900, part
     text = header(browser)
-    for words in ("Finished after 20,001 steps", "21.9 h", "2 contradicted", "3.91 s", "69 %"):
+    for words in ("Finished after 20,001 steps", "21.9 h", "4 contradicted", "3.91 s", "69 %"):
         assert words in text, words
     browser.show(pages["dead"], 390, 844, "dark")
     text = header(browser)

@@ -242,10 +242,16 @@ class _Measurer:
             self.missing |= dict.fromkeys(("speedup_after_warmup", "compile_share"), why)
             return
         how = f"first step over a steady one: {first.value:.3g} / {self.median:.3g} s"
-        self._add("speedup_after_warmup", first.value / self.median, how)
+        alone = first.predictable
+        self.values["speedup_after_warmup"] = Measured(
+            value=first.value / self.median, how=how, predicted_part=alone / self.median
+        )
         if compiles:
-            how = f"{compiles[0].seconds:.3g} of {first.value:.3g} s"
-            self._add("compile_share", compiles[0].seconds / first.value, how)
+            took = compiles[0].seconds
+            how = f"{took:.3g} of {first.value:.3g} s"
+            self.values["compile_share"] = Measured(
+                value=took / first.value, how=how, predicted_part=took / alone
+            )
         else:
             self.missing["compile_share"] = "the log has no compilation"
 

@@ -122,6 +122,7 @@ def _row(
     findings: list[Inconsistency],
 ) -> Row:
     analytic, calibrated = prediction.quantities.get(row_id), prediction.calibrated.get(row_id)
+    analytic = analytic or _of_first_step(row_id, prediction)
     measured = measurements.values.get(row_id) if measurements is not None else None
     if claim is not None and not (claim.is_about_this_run or claim.about is not None):
         # The formula describes another run, which this one says nothing about.
@@ -159,6 +160,17 @@ def _row(
         factor=factor,
         why=why,
     )
+
+
+def _of_first_step(row_id: str, prediction: Prediction) -> Estimate | None:
+    """Return what the predicted first step says of the rows that compare it with the others."""
+    first, step = prediction.best("first_step_seconds"), prediction.best("step_seconds")
+    if first is None or step is None or row_id not in ("speedup_after_warmup", "compile_share"):
+        return None
+    ratio, formula = first / step.expected, "first step / steady step"
+    if row_id == "compile_share":
+        ratio, formula = (1 / ratio).map(lambda share: max(1 - share, 0.0)), "1 - step / first step"
+    return Estimate.of(row_id, ratio, formula, first.source)
 
 
 _Verdict = tuple[RowVerdict, Judge | None, float | None, str]

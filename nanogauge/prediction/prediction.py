@@ -74,7 +74,7 @@ def predict(
     quantities = _exact_quantities(spec)
     quality, calibrated, unpredicted, notes = predict_quality(spec, losses)
     quantities |= quality
-    unpredicted["speedup_after_warmup"] = "no change of speed is expected after the first step"
+    unpredicted["speedup_after_warmup"] = "it follows from the first and the steady step"
     if spec.unique_tokens is None and "data_epochs" not in quantities:
         unpredicted["data_epochs"] = "data.tokens is not given and there is no data to count yet"
     on_gpu, gpus = hardware.kind != "cpu", spec.world_size
