@@ -23,9 +23,9 @@ def main(arguments: Sequence[str]) -> int:
 def load_tools() -> DeviceTools:
     # They import torch, which only --calibrate and --doctor need.
     from trainer.calibrate import calibrate, probe
-    from trainer.data.dataset import count_training_tokens
+    from trainer.data.dataset import count_tokens
 
-    return DeviceTools(calibrate, probe, count_training_tokens)
+    return DeviceTools(calibrate, probe, count_tokens)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ from nanogauge.schedule import is_evaluated, is_sampled, learning_rate
 from nanogauge.schema import Eval
 from nanogauge.sinks.mirror import Mirror
 from trainer.calibrate import probe
-from trainer.data.dataset import count_training_tokens
+from trainer.data.dataset import count_tokens
 from trainer.data.manifest import Split
 from trainer.run.flags import Options, read_command
 from trainer.run.recovery import (
@@ -265,9 +265,7 @@ def run_whole(options: Options, config: Config, ranks: Ranks) -> int:
         if ranks.is_first:
             refuse_locked(config.folder)
             device = probe(config.run)
-            consult(
-                config, device, count_training_tokens, options.force, ranks.world, ranks.local_world
-            )
+            consult(config, device, count_tokens, options.force, ranks.world, ranks.local_world)
         session = open_session(config, options, ranks)
         wandb = config.wandb
         if wandb.mode != "disabled" and ranks.is_first:

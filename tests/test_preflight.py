@@ -31,7 +31,7 @@ from nanogauge.errors import BadInput
 from nanogauge.hardware import lookup
 from trainer.checkpoints.checkpoint import random_state
 from trainer.checkpoints.checkpoint_writer import CheckpointWriter, Written
-from trainer.data.dataset import count_training_tokens
+from trainer.data.dataset import count_tokens
 from trainer.data.shards import ShardWriter
 from trainer.step.optimizer import make_optimizer
 
@@ -142,12 +142,12 @@ from nanogauge.doctor import preflight
 from nanogauge.doctor.checks import TorchBuild
 from nanogauge.hardware import lookup
 from nanogauge.measure.sensors import driver_info
-from trainer.data.dataset import count_training_tokens
+from trainer.data.dataset import count_tokens
 uuid = "12345678-1234-1234-1234-123456789abc"
 build = TorchBuild("2.13.0", "cuda", "13.0", "NVIDIA GeForce RTX 4070", (8, 9), ("sm_86",))
 device = preflight.Device(build, "bfloat16", lookup("RTX 4070", "bfloat16"), uuid)
 config = load_config(Path(sys.argv[1]))
-found = {f.check: asdict(f) for f in preflight.examine(config, device, count_training_tokens)}
+found = {f.check: asdict(f) for f in preflight.examine(config, device, count_tokens)}
 print(json.dumps([found, asdict(driver_info(uuid))]))
 """
 
@@ -183,24 +183,35 @@ def test_missing_shards_are_no_go_with_the_command_that_makes_them(tmp_path: Pat
     assert f"prepare_fineweb.py --out {tmp_path} --tokens 3680000000" in data["remedy"]
 
 
+def test_few_validation_tokens_are_a_warning_with_the_error_they_give() -> None:
+    """As few as the documented run's val.bin held."""
+    for validation, verdict in ((5_700, "warn"), (10_000_000, "go")):
+        counted = (3_680_000_000, validation)
+        found = preflight._check_data(documented_config(), lambda _, counted=counted: counted)
+        assert found.verdict == verdict
+        assert ("5,700 validation tokens, which gives the loss" in found.text) == (
+            verdict == "warn"
+        )
+
+
 def test_shards_are_counted_and_damaged_ones_are_no_go(tmp_path: Path) -> None:
     """A step of 524,288 tokens passes 2.85 times over these data."""
     train = documented_config().train.model_copy(update={"max_steps": 1})
     config = documented_config().model_copy(update={"train": train})
     tokens = int(524_288 / 2.85)
     enough = shards(tmp_path / "enough", tokens)
-    found = preflight._check_data(with_data(config, enough, tokens), count_training_tokens)
+    found = preflight._check_data(with_data(config, enough, tokens), count_tokens)
     assert (found.verdict, found.remedy) == ("go", None)
     assert "2.85 passes" in found.text
     less = shards(tmp_path / "less", tokens // 10)
-    found = preflight._check_data(with_data(config, less, tokens), count_training_tokens)
+    found = preflight._check_data(with_data(config, less, tokens), count_tokens)
     assert found.verdict == "warn"
     assert "28.5 passes, not the 2.85" in found.text
-    found = preflight._check_data(with_data(config, less, None), count_training_tokens)
+    found = preflight._check_data(with_data(config, less, None), count_tokens)
     assert found.verdict == "warn"
     assert "beyond 4" in found.text
     next(enough.glob("*_train_*.bin")).unlink()
-    found = preflight._check_data(with_data(config, enough, tokens), count_training_tokens)
+    found = preflight._check_data(with_data(config, enough, tokens), count_tokens)
     assert found.verdict == "no-go"
     assert "is missing" in found.text
     assert found.remedy is not None and "prepare_fineweb.py" in found.remedy
@@ -276,7 +287,7 @@ def test_before_training_only_findings_that_are_not_go_are_printed(
     def consulted(*findings: Finding, force: bool = False) -> str:
         monkeypatch.setattr(preflight, "examine", lambda *_: list(findings))
         device = Device(TorchBuild("2.13.0", "cpu", None))
-        consult(documented_config(), device, count_training_tokens, force)
+        consult(documented_config(), device, count_tokens, force)
         return capsys.readouterr().out
 
     assert consulted(GO, GO) == "doctor: 2 checks, all go\n"

@@ -13,7 +13,9 @@ from dataclasses import replace
 from nanogauge.analysis.measured import Measurements, finished_run
 from nanogauge.hardware import Gpu, all_gpus, find_gpu, from_row, usually_free_bytes
 from nanogauge.prediction.calibrated import Calibration
+from nanogauge.prediction.loss import FinishedLoss
 from nanogauge.prediction.prediction import predict
+from nanogauge.prediction.quality import loss_inputs
 from nanogauge.prediction.search import (
     Verdict,
     fit_verdict,
@@ -52,6 +54,8 @@ class Scenario(Stored):
     """Energy of the boards; None if their power is not predicted."""
     cost: Interval | None
     """Cost in the configured currency; None without a price or an energy."""
+    val_loss: Interval | None
+    """Final validation loss in nats per token; None if it is not predicted."""
     corrected: bool
     """True if this run's measurements calibrated the prediction."""
     why: str
@@ -75,6 +79,9 @@ def what_if(
     slower = step.value / predict(spec, own).quantities["step_seconds"].expected
     peak = measurements.values.get("peak_process_bytes")
     peak_factor = peak.value / memory_of(spec, own).process.expected if peak else 1.0
+    loss, losses = measurements.values.get("val_loss"), []
+    if loss is not None and measurements.status == "finished" and recorded.starts[-1].is_live:
+        losses = [FinishedLoss(loss_inputs(spec), loss.value, spec.name or "")]
     rows: list[Scenario] = []
     for name, label, hardware, wanted, why in _candidates(spec, own, slower):
         here, same_card = hardware is own, hardware.name == own.name
@@ -89,7 +96,7 @@ def what_if(
             other = _with_fitting_micro_batch(wanted, hardware, usable)
         if other is None:
             continue
-        predicted = predict(other, hardware, calibration if here else None)
+        predicted = predict(other, hardware, calibration if here else None, losses=losses)
         scale = slower if same_card and not here else 1.0  # no calibration is of another limit
         other_step, total, energy, cost = (
             None if found is None else scale * found
@@ -119,6 +126,7 @@ def what_if(
                 energy_kwh=energy,
                 cost=cost,
                 corrected=same_card,
+                val_loss=predicted.best("val_loss"),
                 why=why,
             )
         )

@@ -27,7 +27,7 @@ class DeviceTools:
 
     calibrate: Callable[[Config, str | None], tuple[Hardware, str, Calibration, str | None]]
     probe: Callable[[RunSection], Device]
-    count_training_tokens: Callable[[Config], int]
+    count_tokens: Callable[[Config], tuple[int, int]]
 
 
 LoadTools = Callable[[], DeviceTools]
@@ -50,7 +50,7 @@ def check_machine(config: Config | None, as_json: bool, load_tools: LoadTools | 
         findings = examine(config, device_without_torch(run))
     else:
         tools = load_tools()
-        findings = examine(config, tools.probe(run), tools.count_training_tokens)
+        findings = examine(config, tools.probe(run), tools.count_tokens)
     verdict = worst(findings)
     if as_json:
         result = {"schema": SCHEMA, "doctor": [asdict(f) for f in findings], "verdict": verdict}

@@ -36,7 +36,7 @@ from nanogauge.hardware import find_gpu, from_row
 from nanogauge.local_hardware import cpu_hardware
 from nanogauge.measure.host import total_memory_bytes
 from nanogauge.measure.sensors import DriverInfo, driver_info
-from nanogauge.prediction.loss import REPOSITORIES
+from nanogauge.prediction.loss import REPOSITORIES, validation_error
 from nanogauge.prediction.overheads import state_bytes
 from nanogauge.prediction.prediction import predict
 from nanogauge.prediction.search import (
@@ -53,8 +53,10 @@ from nanogauge.sinks.mode import switched_off
 
 DEFAULT_RUN = RunSection(name="NAME")
 """Settings that are examined if no configuration is given."""
-CountTokens = Callable[[Config], int]
-"""Counts the training tokens of a run; raises BadInput if its data cannot be used."""
+CountTokens = Callable[[Config], tuple[int, int]]
+"""Counts a run's training and validation tokens; raises BadInput if its data cannot be used."""
+WARNED_RUN_TOKENS, LEAST_EVALUATED_TOKENS = 10**8, 10**6
+"""Tokens of a run from which, and validation tokens below which, the doctor warns of noise."""
 LOG_BYTES_PER_STEP = 600
 LOG_BYTES_PER_SECOND = 500
 """Growth of the log through sensor readings; a run without a GPU has none."""
@@ -254,7 +256,7 @@ def _check_data(config: Config, count_tokens: CountTokens) -> Finding:
     run_tokens = config.tokens_per_step * steps
     where = data.path or "the text that ships with Python"
     try:
-        tokens = count_tokens(config)
+        tokens, validation = count_tokens(config)
     except BadInput as error:
         text, prepares, remedy = str(error).rpartition("; ")
         if not prepares:
@@ -264,7 +266,22 @@ def _check_data(config: Config, count_tokens: CountTokens) -> Finding:
         named = [path for path, name in REPOSITORIES.items() if name == data.dataset and ours]
         source = f" --dataset {named[0]}" if named else ""
         return Finding("data", "no-go", text, remedy.rstrip(".") + amount + source)
-    return check_data(steps, run_tokens, tokens, data.tokens, where, fixed=data.embedded)
+    train = config.train
+    evaluated = min(validation, train.eval_batches * train.micro_batch * config.model.block_size)
+    found = check_data(steps, run_tokens, tokens, data.tokens, where, fixed=data.embedded)
+    if (
+        found.verdict == "go"
+        and not data.embedded
+        and run_tokens >= WARNED_RUN_TOKENS
+        and evaluated < LEAST_EVALUATED_TOKENS
+    ):
+        text = (
+            f"{found.text}; an evaluation reads {evaluated:,} validation tokens, which gives the "
+            f"loss a standard error of {validation_error(evaluated):.3f}"
+        )
+        remedy = "prepare more --val-tokens" if evaluated == validation else "more eval_batches"
+        return Finding("data", "warn", text, f"{remedy}: a million tokens or more")
+    return found
 
 
 def print_checks(findings: list[Finding]) -> None:

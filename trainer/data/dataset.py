@@ -135,9 +135,10 @@ def open_run_data(config: Config) -> Dataset:
     return source
 
 
-def count_training_tokens(config: Config) -> int:
-    """Return the number of training tokens; raises as `open_run_data`."""
-    return open_run_data(config).tokens("train")
+def count_tokens(config: Config) -> tuple[int, int]:
+    """Return the numbers of training and validation tokens; raises as `open_run_data`."""
+    data = open_run_data(config)
+    return data.tokens("train"), data.tokens("val")
 
 
 def embedded_tokens() -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint16]]:
