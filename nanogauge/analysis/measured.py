@@ -25,6 +25,8 @@ from nanogauge.runspec import RunSpec
 from nanogauge.schema import Benchmark, Prediction, Stored
 
 QUALITY = "quality_vs_gpt2"
+PREDICTED_TASK = "hellaswag"
+"""Task whose score is predicted; only a figure of it is compared with the prediction."""
 GPT2 = "gpt2"
 HELD_OUT = "held_out"
 LEAST_VALIDATION_TOKENS = 1_000_000

@@ -14,7 +14,7 @@ from nanogauge.analysis.consistency import (
     inconsistencies,
 )
 from nanogauge.analysis.ledger import Measured
-from nanogauge.analysis.measured import QUALITY, Measurements
+from nanogauge.analysis.measured import PREDICTED_TASK, QUALITY, Measurements
 from nanogauge.analysis.quality import quality_by_loss
 from nanogauge.errors import BadInput
 from nanogauge.hardware import lookup
@@ -141,7 +141,8 @@ def _row(
             claim, spec, prediction, measurements, measured, estimate, findings
         )
     inside = None
-    if analytic is not None and measured is not None:
+    alike = measured is not None and (row_id != QUALITY or PREDICTED_TASK in measured.how)
+    if analytic is not None and measured is not None and alike:
         slack = 1e-3 * abs(analytic.expected) if QUANTITIES[row_id].exact else 0.0
         inside = analytic.low - slack <= measured.predictable <= analytic.high + slack
     label, unit = _label(row_id, prediction), QUANTITIES[row_id].unit
