@@ -31,13 +31,16 @@ VARIABLES: list[tuple[dict[str, str], str | None]] = [
 
 
 @pytest.mark.parametrize(("variables", "off"), VARIABLES)
-@pytest.mark.parametrize(("given", "flags"), [("auto", []), ("online", ["--wandb.mode=online"])])
+@pytest.mark.parametrize(
+    ("given", "flags"),
+    [(None, []), (None, ["--wandb.mode=auto"]), ("online", ["--wandb.mode=online"])],
+)
 def test_a_variable_switches_the_mirror_off_unless_a_flag_overrules_it(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     variables: dict[str, str],
     off: str | None,
-    given: str,
+    given: str | None,
     flags: list[str],
 ) -> None:
     for name in ("WANDB_MODE", "WANDB_DISABLED"):
@@ -48,7 +51,7 @@ def test_a_variable_switches_the_mirror_off_unless_a_flag_overrules_it(
     text = DEMO.read_text().replace('mode = "disabled"', 'mode = "auto"')
     (tmp_path / "config.toml").write_text(text)
     _, config = read_command([str(tmp_path / "config.toml"), *flags], "")
-    assert config.wandb.mode == (given if flags else off or "auto")
+    assert config.wandb.mode == (given or off or "auto")
 
 
 @pytest.mark.parametrize("folder", ["wandb", ".config/wandb"])

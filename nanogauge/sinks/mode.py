@@ -46,7 +46,7 @@ def switched_off(environment: Mapping[str, str] = os.environ) -> tuple[Off, str]
 def obeying_config(namespace: Namespace) -> Config | None:
     """Return the configuration of a command line; without a flag, wandb.mode obeys the switches."""
     config, switch = given_config(namespace), switched_off()
-    by_flag = "mode" in config_overrides(namespace).get("wandb", {})
+    by_flag = config_overrides(namespace).get("wandb", {}).get("mode", "auto") != "auto"
     if config is None or switch is None or by_flag or config.wandb.mode == "disabled":
         return config
     return config.model_copy(update={"wandb": config.wandb.model_copy(update={"mode": switch[0]})})
