@@ -51,7 +51,7 @@ def make(preset: dict[str, Any]) -> tuple[str, str]:
     name = next(published, "best")
     model, notes = plan.runs[name], predict(specs[name], device).notes
     plan = plan.model_copy(update={"runs": {"best": model}, "notes": notes})
-    text = best_toml(config, specs[name], plan, device.name, preset["name"])
+    text = best_toml(config, specs[name], plan, device.name, f"configs/{preset['name']}.toml")
     total, loss = model.total_seconds, model.val_loss
     assert total is not None and loss is not None
     cells = (

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import IO, Any, NoReturn
 
 from nanogauge.errors import BadInput, RunFailed
-from nanogauge.files import without_keys
+from nanogauge.files import package_table, without_keys
 from nanogauge.shell import CHECKOUT, from_here, pip_install, python_command
 
 
@@ -53,8 +53,7 @@ class Parser(argparse.ArgumentParser):
 
     def _hint(self, word: str, *values: str) -> str:
         """Return a sentence on an unknown argument, with the flag that its name means."""
-        from nanogauge.files import package_table  # only errors need these
-        from nanogauge.names import meaning_of
+        from nanogauge.names import meaning_of  # only errors need it
 
         flag, equals, value = word.partition("=")
         flags = [name for action in self._actions for name in action.option_strings]

@@ -39,6 +39,11 @@ from nanogauge.runspec import (
 from nanogauge.shell import python_command
 
 
+def run_name(path: Path) -> str:
+    """Return a valid run.name after a file."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", path.stem).lstrip("._-") or "run"
+
+
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """Return a validation's errors as sentences with the key and a suggested correction.
 

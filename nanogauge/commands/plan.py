@@ -169,7 +169,7 @@ def _best(given: Namespace, config: Config, spec: RunSpec, target: Target, wish:
     if given.best is not None and best is None:
         raise BadInput(plan.notes[-1])
     if given.write is not None and best is not None:
-        _write(best_toml(config, best, plan, target.hardware.name, given.write.stem), given.write)
+        _write(best_toml(config, best, plan, target.hardware.name, str(given.write)), given.write)
     return plan
 
 

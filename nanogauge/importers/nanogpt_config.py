@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import ast
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from nanogauge.analysis.claims import evaluate
-from nanogauge.config import Config, make_config
+from nanogauge.config import Config, make_config, run_name
 from nanogauge.errors import BadInput
 from nanogauge.files import package_table, read_whole
 from nanogauge.importers.formats import TEXT_FORMATS
@@ -73,7 +72,7 @@ def load_nanogpt_config(path: Path, overrides: Mapping[str, Mapping[str, object]
     Raises:
         BadInput: as read_nanogpt_config, or if the file leaves a key open that `overrides` lacks.
     """
-    values: dict[str, dict[str, object]] = {"run": {"name": re.sub(r"[^\w.-]", "_", path.stem)}}
+    values: dict[str, dict[str, object]] = {"run": {"name": run_name(path)}}
     for key, value in read_nanogpt_config(path).items():
         values.setdefault(key.partition(".")[0], {})[key.partition(".")[2]] = value
     values["data"] |= {"path": f"data/{values['data']['dataset']}", "order": "random"}

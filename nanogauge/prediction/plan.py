@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from dataclasses import dataclass, replace
 from datetime import datetime
+from pathlib import Path
 
-from nanogauge.config import Config
+from nanogauge.config import Config, run_name
 from nanogauge.errors import BadInput
 from nanogauge.prediction.best_run import LEAST_TOKENS_PER_PARAMETER, best_runs
 from nanogauge.prediction.loss import REPOSITORIES
@@ -169,8 +171,8 @@ def plan_best(
     return BestPlan(seconds=seconds, sure=sure, runs=runs, notes=notes), specs
 
 
-def best_toml(config: Config, spec: RunSpec, plan: BestPlan, device: str, name: str) -> str:
-    """Return the best run's configuration, with comments on the prediction and on each key."""
+def best_toml(config: Config, spec: RunSpec, plan: BestPlan, device: str, path: str) -> str:
+    """Return the best run's configuration for a file, with comments on prediction and keys."""
     tokens = spec.tokens_per_step * spec.steps
     spec = replace(spec, unique_tokens=spec.unique_tokens or math.ceil(tokens / 1e7) * 10**7)
     data = config.data
@@ -191,11 +193,11 @@ def best_toml(config: Config, spec: RunSpec, plan: BestPlan, device: str, name: 
         f"{best.peak_process_bytes.expected / 2**30:.1f} GiB,",
         f"validation loss {expects}.",
         *(f"Caveat: {note}" for note in plan.notes),
-        f"python {prepare}--out {data.path}" if source else f"data: {data.path}",
-        f"python train.py configs/{name}.toml",
+        f".venv/bin/python {prepare}--out {data.path}" if source else f"data: {data.path}",
+        f".venv/bin/python train.py {shlex.quote(path)}",
     ]
     head = "".join(f"# {line}\n" for line in lines)
-    return f"{head}\n{config.with_spec(spec, name=name).to_toml(commented=True)}"
+    return f"{head}\n{config.with_spec(spec, name=run_name(Path(path))).to_toml(commented=True)}"
 
 
 def parse_duration(text: str, flag: str) -> float:
