@@ -186,7 +186,8 @@ def test_text_is_sampled_on_the_card(plain: Run) -> None:
 
 def test_a_finished_small_run_does_not_move_the_plan_of_a_large_one(tmp_path: Path) -> None:
     there = {"XDG_DATA_HOME": str(tmp_path / "data")}
-    small = train_tiny(tmp_path / "r", "--run.dtype=bfloat16", "--train.max-steps=40", **there)
+    slow = {**there, "STANDIN_US": "200"}
+    small = train_tiny(tmp_path / "r", "--run.dtype=bfloat16", "--train.max-steps=40", **slow)
     assert small.status == 0, small.text
     plan = run("plan.py", DOCUMENTED, "--json", "--gpu=RTX 4070", "--run.compile=false", **there)
     step = next(row for row in json.loads(plan.stdout)["rows"] if row["id"] == "step_seconds")
