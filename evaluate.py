@@ -8,8 +8,6 @@ build-nanogpt; any other task is lm-evaluation-harness's (pip install 'nanogauge
 --against names a model in Hugging Face's layout with the run's tokenizer: a folder, or on the hub.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 import tempfile
@@ -36,24 +34,10 @@ from nanogauge.schema import Benchmark
 from trainer.checkpoints.pretrained import VOCABULARY_NAME, hugging_face_folder, open_pretrained
 from trainer.data.dataset import open_dataset
 from trainer.data.tokenizer import Tokenizer
-from trainer.evaluation.benchmarks import (
-    Items,
-    Numbers,
-    Pair,
-    Scorer,
-    held_out_items,
-    hellaswag_items,
-    read_hellaswag,
-)
+from trainer.evaluation.benchmarks import Items, Numbers, Pair, Scorer, held_out_items, hellaswag_items, read_hellaswag
 from trainer.evaluation.export import export_run, vocabulary_of
 from trainer.evaluation.lm_eval_harness import harness_items
-from trainer.evaluation.load import (
-    CHECKPOINT_HELP,
-    TOKENIZER_HELP,
-    Trained,
-    open_trained,
-    tokenizer_of,
-)
+from trainer.evaluation.load import CHECKPOINT_HELP, TOKENIZER_HELP, Trained, open_trained, tokenizer_of
 
 NAMES_OF_GPT2 = ("gpt2", "openai-community/gpt2")
 HELLASWAG = "hellaswag"
@@ -114,9 +98,7 @@ def make_pair(trained: Trained, against: str | None) -> tuple[Pair, Path | None]
         return pair, None
     folder = hugging_face_folder(against)
     name = GPT2 if against in NAMES_OF_GPT2 and not Path(against).is_dir() else against
-    return replace(
-        pair, other=Scorer(open_pretrained(str(folder), device), dtype), against=name
-    ), folder
+    return replace(pair, other=Scorer(open_pretrained(str(folder), device), dtype), against=name), folder
 
 
 def benchmarks(
@@ -133,14 +115,9 @@ def benchmarks(
     device = pair.own.model.embedding.weight.device
     examples = read_hellaswag(given.hellaswag, given.limit) if HELLASWAG in tasks else []
     began = time.perf_counter()
-    shards, lengths = (
-        open_dataset(config.data).splits["val"],
-        _token_bytes(trained, given.tokenizer, warnings),
-    )
+    shards, lengths = (open_dataset(config.data).splits["val"], _token_bytes(trained, given.tokenizer, warnings))
     held_out = held_out_items(pair, shards, int(given.tokens), device, lengths)
-    yield from _lines(
-        pair, HELD_OUT, held_out, time.perf_counter() - began, "bits_per_byte", "lower"
-    )
+    yield from _lines(pair, HELD_OUT, held_out, time.perf_counter() - began, "bits_per_byte", "lower")
     for task in tasks:
         began = time.perf_counter()
         better, metric = "higher", "acc_norm"
@@ -153,9 +130,7 @@ def benchmarks(
         yield from _lines(pair, task, found, time.perf_counter() - began, metric, better)
 
 
-def _of_harness(
-    trained: Trained, against: Path | None, task: str, given: Any, dtype: str
-) -> tuple[str, bool, Items]:
+def _of_harness(trained: Trained, against: Path | None, task: str, given: Any, dtype: str) -> tuple[str, bool, Items]:
     with tempfile.TemporaryDirectory() as aside:
         own = Path(aside) / "own"
         if lacks := export_run(trained, own, given.tokenizer):
@@ -165,14 +140,9 @@ def _of_harness(
         return harness_items(folders, task, given.task_folder, device, dtype, given.limit)
 
 
-def _lines(
-    pair: Pair, name: str, found: dict[str, Items], seconds: float, main: str, better: Any
-) -> list[Benchmark]:
+def _lines(pair: Pair, name: str, found: dict[str, Items], seconds: float, main: str, better: Any) -> list[Benchmark]:
     first = main if main in found else next(iter(found))
-    return [
-        pair.line(name, metric, items, seconds, better, metric == first)
-        for metric, items in found.items()
-    ]
+    return [pair.line(name, metric, items, seconds, better, metric == first) for metric, items in found.items()]
 
 
 def _token_bytes(trained: Trained, given: str | None, warnings: list[str]) -> Numbers | None:
@@ -184,9 +154,7 @@ def _token_bytes(trained: Trained, given: str | None, warnings: list[str]) -> Nu
         return None
     lengths = tokenizer.token_bytes()
     if lengths is None:
-        warnings.append(
-            f"no bits per byte: the bytes of a token of {tokenizer.name} are not known."
-        )
+        warnings.append(f"no bits per byte: the bytes of a token of {tokenizer.name} are not known.")
         return None
     return lengths.astype(np.float64)
 
@@ -202,8 +170,7 @@ def refuse_other_vocabulary(folder: Path, tokenizer: Tokenizer, name: str) -> No
         theirs = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise BadInput(
-            f"{name} has no {VOCABULARY_NAME}, so its tokens cannot be compared with the run's; "
-            "add it to the folder."
+            f"{name} has no {VOCABULARY_NAME}, so its tokens cannot be compared with the run's; add it to the folder."
         ) from None
     except (OSError, ValueError):
         raise BadInput(f"{path} is damaged; fetch it again.") from None

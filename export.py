@@ -7,8 +7,6 @@ runs/NAME/huggingface, or where --out says. llama.cpp's own converter makes a GG
 folder: docs/after.md.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from pathlib import Path

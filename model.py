@@ -16,8 +16,6 @@ Options that change the architecture, with their sources:
 - logit_softcap: Gemma Team 2024, Gemma 2, https://arxiv.org/abs/2408.00118
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable
 
@@ -134,10 +132,7 @@ def through(blocks: Iterable[Callable[[Tensor], Tensor]], x: Tensor, recompute: 
     The backward pass then repeats each block's forward pass: a third more FLOPs in the blocks.
     """
     for block in blocks:
-        if recompute and torch.is_grad_enabled():
-            x = checkpoint(block, x, use_reentrant=False)
-        else:
-            x = block(x)
+        x = checkpoint(block, x, use_reentrant=False) if recompute and torch.is_grad_enabled() else block(x)
     return x
 
 
@@ -189,9 +184,7 @@ class GPT(nn.Module):
         """Return the final hidden states, B T C, of token ids, B T."""
         return self.trunk(self.embedding(tokens))
 
-    def trunk(
-        self, x: Tensor, blocks: Iterable[Callable[[Tensor], Tensor]] | None = None
-    ) -> Tensor:
+    def trunk(self, x: Tensor, blocks: Iterable[Callable[[Tensor], Tensor]] | None = None) -> Tensor:
         """Return the final hidden states, B T C, of token embeddings, B T C.
 
         blocks: blocks to run instead of the model's own, for example compiled ones.

@@ -7,8 +7,6 @@ python plan.py --best 8h --gpu "RTX 4070" --write MINE.toml
 python plan.py --doctor configs/demo.toml
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from nanogauge.cli import run_command

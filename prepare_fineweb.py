@@ -139,9 +139,7 @@ class ProgressPrinter:
             self._show(self._last, "\n")
 
     def _show(self, progress: Progress, end: str) -> None:
-        line = format_progress(
-            progress, max(time.monotonic() - self._start, 1e-9), self._to_the_end
-        )
+        line = format_progress(progress, max(time.monotonic() - self._start, 1e-9), self._to_the_end)
         erase = "\r\x1b[K" if self._terminal else ""
         print(erase + line, end=end, file=sys.stderr, flush=True)
 
@@ -172,33 +170,22 @@ def make_parser() -> Parser:
     source(
         "--dataset",
         default="HuggingFaceFW/fineweb-edu",
-        help="dataset on the hub, or a local file or folder of .parquet, .jsonl or .txt "
-        "(HuggingFaceFW/fineweb-edu)",
+        help="dataset on the hub, or a local file or folder of .parquet, .jsonl or .txt (HuggingFaceFW/fineweb-edu)",
     )
     source("--name", help="configuration of the dataset (FineWeb's sample-10BT, else its default)")
     source("--revision", help="commit of the dataset (its newest)")
     source("--text-column", default="text", help="column, or JSON key, of the text (text)")
     add("--tokens", type=count, help="training tokens (3.68e9, or all that there are)")
     add("--out", type=Path, default=Path("data/fineweb_edu"), help="folder (data/fineweb_edu)")
-    add(
-        "--val-tokens",
-        type=count,
-        help="validation tokens (1e7, or a tenth of local files if that is less)",
-    )
+    add("--val-tokens", type=count, help="validation tokens (1e7, or a tenth of local files if that is less)")
     add("--shard-tokens", type=count, default=100_000_000, help="tokens per shard (1e8)")
     add(
         "--tokenizer",
         default="gpt2",
-        help="bytes, chars, an encoding of tiktoken, a .tiktoken file, or hf: and a "
-        "tokenizer.json (gpt2)",
+        help="bytes, chars, an encoding of tiktoken, a .tiktoken file, or hf: and a tokenizer.json (gpt2)",
     )
     add("--pattern", default="gpt2", help="pre-tokenization of a .tiktoken file (gpt2)")
-    add(
-        "--workers",
-        type=count,
-        default=os.cpu_count() or 1,
-        help="processes that tokenize (one per core)",
-    )
+    add("--workers", type=count, default=os.cpu_count() or 1, help="processes that tokenize (one per core)")
     add("--verify", type=Path, metavar="DIR", help="check existing shards: counts, hashes, tokens")
     return parser
 

@@ -5,8 +5,6 @@ python report.py runs/ONE runs/OTHER
 python report.py --log LOG --gpu "RTX 4070" --out runs/imported
 """
 
-from __future__ import annotations
-
 from nanogauge.cli import run_command
 from nanogauge.commands.report import main
 

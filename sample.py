@@ -7,8 +7,6 @@ A text ends at the end-of-text token or after --tokens. Without a prompt it begi
 --prompts takes one prompt a line. The speed is printed last, on stderr.
 """
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Sequence
@@ -33,13 +31,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--prompt", action="append", default=[], help="text to continue")
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="one prompt a line")
     parser.add_argument("--tokens", type=int, default=256, help="maximum tokens per text")
-    parser.add_argument(
-        "--temperature", type=float, default=0.8, help="0 takes the most likely token"
-    )
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the most likely token")
     parser.add_argument("--top-k", type=int, help="sample from the K most likely tokens")
-    parser.add_argument(
-        "--top-p", type=float, help="sample from the most likely tokens of total probability P"
-    )
+    parser.add_argument("--top-p", type=float, help="sample from the most likely tokens of total probability P")
     parser.add_argument("--seed", type=int, default=1337, help="of each text")
     parser.add_argument("--checkpoint", default="newest", help=CHECKPOINT_HELP)
     parser.add_argument("--device", default="auto", choices=["auto", "cuda", "mps", "cpu"])

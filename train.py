@@ -7,8 +7,6 @@ Everything is written to runs/NAME/: the prediction before the first step, a log
 checkpoints, and the report at the end.
 """
 
-from __future__ import annotations
-
 import math
 import sys
 from collections.abc import Sequence
@@ -55,13 +53,7 @@ from trainer.run.recovery import (
 from trainer.run.session import PendingStep, Session, Status
 from trainer.run.signals import Stopped
 from trainer.run.startup import average_gradients, compile_session, open_session
-from trainer.run.step_records import (
-    record_end,
-    record_samples,
-    record_steps,
-    store_final_loss,
-    store_step_time,
-)
+from trainer.run.step_records import record_end, record_samples, record_steps, store_final_loss, store_step_time
 from trainer.step.device import autocast, is_out_of_memory, set_cublas_workspace, to_host
 from trainer.step.distributed import LOST, Ranks, is_reported_by_rank_0, open_ranks, rank_share
 from trainer.step.fsdp import full_tensor, refuse_unshardable

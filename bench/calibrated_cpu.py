@@ -7,8 +7,6 @@ error is that of the calibrated prediction against the steady median of the log.
 calibrations start empty.
 """
 
-from __future__ import annotations
-
 import json
 import random
 import statistics
@@ -44,10 +42,7 @@ def run_shape(shape: dict[str, int], mode: str, steps: int, folder: Path) -> dic
     flags = flags_of(shape | {"run.compile": MODES[mode], "run.name": "x", "run.out": folder})
     flags += [f"--train.max-steps={steps}", "--train.eval-every=1000", "--train.eval-batches=1"]
     flags += ["--train.checkpoint-every=1000", "--wandb.mode=disabled"]
-    caches = {
-        "XDG_DATA_HOME": str(folder / "data"),
-        "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
-    }
+    caches = {"XDG_DATA_HOME": str(folder / "data"), "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}
     began = time.perf_counter()
     plan = run_script("plan.py", "configs/demo.toml", *flags, "--calibrate", "--json", **caches)
     calibration_seconds = time.perf_counter() - began
@@ -81,8 +76,7 @@ def measure(args: Any) -> list[Result]:
                 results.append(result(f"calibrated_step_{name}", case_of(shape), values, mode))
     for mode, rows in by_mode.items():
         errors, analytic, seconds = (
-            [row[name] for row in rows]
-            for name in ("error", "analytic_error", "calibration_seconds")
+            [row[name] for row in rows] for name in ("error", "analytic_error", "calibration_seconds")
         )
         results += [
             result("calibrated_step_median_error", mode, errors, "train.py"),

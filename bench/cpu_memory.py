@@ -7,8 +7,6 @@ vocabulary 264-50,304, each drawn log-uniformly. The error is that of the frozen
 expected peak against the kernel's VmHWM.
 """
 
-from __future__ import annotations
-
 import math
 import random
 import tempfile

@@ -7,8 +7,6 @@ own cache and evaluates a batch before the first step, as its train.py does. The
 documented model's at 2 x 256 tokens, in fp32.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -29,9 +27,7 @@ def first_step_seconds(task: Task, cache: Path) -> float:
     command = [sys.executable, str(ROOT / "bench" / "training_pair.py"), task.to_json()]
     environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(cache)}
     begin = time.perf_counter()
-    done = subprocess.run(
-        command, input="step\n", text=True, capture_output=True, env=environment, check=False
-    )
+    done = subprocess.run(command, input="step\n", text=True, capture_output=True, env=environment, check=False)
     if done.returncode:
         raise RunFailed(f"the training process failed: {done.stderr.strip().splitlines()[-1]}.")
     return time.perf_counter() - begin

@@ -5,8 +5,6 @@ python bench/fit_loss.py LOSS_RUNS.csv [--curves LOSS_CURVES.csv] [--write]
 Uses the rows with use = fit. --write rewrites the constants in nanogauge/loss.toml.
 """
 
-from __future__ import annotations
-
 import csv
 import math
 import re
@@ -236,12 +234,7 @@ class Curve:
         """Forecast the final loss from the evaluations of a share of the steps."""
         count = sum(step <= share * self.total_steps for step in self.steps)
         estimate = forecast_loss(
-            self.steps[:count],
-            self.losses[:count],
-            self.rate_share,
-            self.total_steps,
-            self.warmup_steps,
-            values,
+            self.steps[:count], self.losses[:count], self.rate_share, self.total_steps, self.warmup_steps, values
         )
         return estimate if isinstance(estimate, LossEstimate) else None
 

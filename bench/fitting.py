@@ -8,8 +8,6 @@ nanogauge/constants.toml. A run therefore moves its own GPU most, its class less
 others little. Prints each constant with its prior; --write writes the numbers to constants.toml.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -142,10 +140,7 @@ def _trust(run: PublishedRun) -> float:
 
 
 def _effects(
-    runs: Sequence[PublishedRun],
-    labels: list[tuple[int, str]],
-    effects: np.ndarray,
-    covariance: np.ndarray,
+    runs: Sequence[PublishedRun], labels: list[tuple[int, str]], effects: np.ndarray, covariance: np.ndarray
 ) -> dict[str, Effect]:
     """Return the effects of classes, for a card without runs, and of each card with its class's."""
     place = {label: i for i, label in enumerate(labels)}

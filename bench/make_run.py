@@ -6,8 +6,6 @@ bench/report.py and the tests of the pages read it. --until drops all lines afte
 run that crashed there.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import random
@@ -52,10 +50,7 @@ WORDS = ["a", "model", "of", "few", "weights", "writes", "what", "it", "has", "r
 
 def make_run(folder: Path, steps: int, sensors: int, until: int | None = None) -> None:
     """Write a run folder with everything that a chart marks; one step in a thousand is slow."""
-    overrides: dict[str, dict[str, object]] = {
-        "train": {"max_steps": steps},
-        "cost": {"price_per_kwh": 0.15},
-    }
+    overrides: dict[str, dict[str, object]] = {"train": {"max_steps": steps}, "cost": {"price_per_kwh": 0.15}}
     config = load_config(ROOT / "configs" / "rtx4070_fineweb.toml", overrides)
     spec = config.to_spec()
     prediction = predict(spec, lookup("RTX 4070", "bfloat16"))

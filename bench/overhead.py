@@ -12,8 +12,6 @@ loop's thread, as the difference of both loops on a model of one number, and tha
 thread.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import io
@@ -185,9 +183,7 @@ def measure(folder: Path, args: Any) -> list[Result]:
     return [
         result("overhead_fraction", f"wall time, {case}", wall, PEER),
         result("loop_cpu_fraction", f"CPU time of the loop, of {step_seconds} s", dry, PEER),
-        result(
-            "sampler_cpu_fraction", "CPU time of the sampling thread, of a core", sampling, PEER
-        ),
+        result("sampler_cpu_fraction", "CPU time of the sampling thread, of a core", sampling, PEER),
         result("log_growth_bytes", f"log bytes per step, {case}", growth, PEER),
     ]
 

@@ -9,8 +9,6 @@ and these texts as their dataset. Rounds are interleaved. A ratio is peer / ours
 rounds.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -95,18 +93,14 @@ def resident_bytes(pid: int) -> int:
         return 0
 
 
-def run_measured(
-    command: list[str], environment: dict[str, str], sample: bool = False
-) -> tuple[float, int]:
+def run_measured(command: list[str], environment: dict[str, str], sample: bool = False) -> tuple[float, int]:
     """Run a command; return its seconds and, if sampled, the peak bytes of its process tree.
 
     Shared pages count for each process.
     """
     with tempfile.TemporaryFile() as output:
         began = time.perf_counter()
-        process = subprocess.Popen(
-            command, env=os.environ | environment, stdout=output, stderr=output, cwd=ROOT
-        )
+        process = subprocess.Popen(command, env=os.environ | environment, stdout=output, stderr=output, cwd=ROOT)
         peak = 0
         while sample:
             try:
@@ -137,8 +131,7 @@ def source_of(repository: Path, path: str) -> tuple[str, str]:
     try:
         shown = [["show", f"HEAD:{path}"], ["rev-parse", "--short", "HEAD"]]
         source, commit = (
-            subprocess.run([*git, *each], capture_output=True, text=True, check=True).stdout
-            for each in shown
+            subprocess.run([*git, *each], capture_output=True, text=True, check=True).stdout for each in shown
         )
     except subprocess.CalledProcessError:
         raise BadInput(f"{repository} is not a repository with {path}.") from None

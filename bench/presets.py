@@ -5,8 +5,6 @@ python bench/presets.py [--write]
 --write replaces configs/NAME.toml and the table of docs/presets.md.
 """
 
-from __future__ import annotations
-
 import sys
 import tomllib
 from typing import Any

@@ -5,8 +5,6 @@ read from the notes (`source_detail`, `quote`); what is nowhere is assumed, and 
 row that cannot be predicted is skipped with its reason.
 """
 
-from __future__ import annotations
-
 import csv
 import math
 import re
@@ -262,8 +260,7 @@ def _shape(row: _Row, notes: str, assumed: list[str]) -> Shape:
         vocabulary=vocabulary,
         n_kv_head=_key_value_heads(notes) or heads,
         head_size=head_size,
-        mlp_width=_found(r"\b(?:d_ff|ff) ?(\d+)", notes)
-        or (_found(r"MLP (\d)x", notes) or 4) * width,
+        mlp_width=_found(r"\b(?:d_ff|ff) ?(\d+)", notes) or (_found(r"MLP (\d)x", notes) or 4) * width,
         mlp_matrices=3 if llama else 2,
         tied_head=not (re.search(r"untied", notes) or nanochat or (llama and " tied" not in notes)),
         position_table=not rotary,
@@ -277,9 +274,7 @@ def _key_value_heads(notes: str) -> int | None:
     """As the notes say; Llama 3 8B has 8 (Grattafiori et al. 2024, table 3), Llama 2 7B and 13B
     as many as heads.
     """
-    return _found(r"(\d+) ?kv", notes) or (
-        8 if re.search(r"llama 3(\.\d)? 8b", notes, re.I) else None
-    )
+    return _found(r"(\d+) ?kv", notes) or (8 if re.search(r"llama 3(\.\d)? 8b", notes, re.I) else None)
 
 
 def _attended(notes: str) -> float:
@@ -291,9 +286,7 @@ def _attended(notes: str) -> float:
     return sum(shares) / len(shares)
 
 
-def _filled_up(
-    shape: Shape, millions: float | None, gated: bool, nanochat: bool, notes: str
-) -> Shape:
+def _filled_up(shape: Shape, millions: float | None, gated: bool, nanochat: bool, notes: str) -> Shape:
     """The width of a gated MLP, or the size of tables, from a published parameter count."""
     if millions is None:
         return shape
@@ -313,9 +306,7 @@ _OPTIMIZERS: tuple[tuple[str, Literal["adamw", "adamw_foreach", "muon"] | None],
 )
 
 
-def _workload(
-    row: _Row, notes: str, shape: Shape, dtype: Dtype, master: bool, assumed: list[str]
-) -> Workload:
+def _workload(row: _Row, notes: str, shape: Shape, dtype: Dtype, master: bool, assumed: list[str]) -> Workload:
     gpus = int(_number(row["world"]) or _number(row["n_gpus"]) or 1)
     if re.search(r"(?<![a-z])[tp]p[-_ =]?[2-9]", row["source_detail"]):
         raise _CannotPredict("tensor or pipeline parallelism")
@@ -333,10 +324,7 @@ def _workload(
         assumed.append("optimizer (fused AdamW)")
     if "CUDA C" in row["compile"]:
         optimizer = "adamw"
-    checkpointing, precision = (
-        _checkpointing(row["activation_ckpt"].lower()),
-        row["precision"].lower(),
-    )
+    checkpointing, precision = (_checkpointing(row["activation_ckpt"].lower()), row["precision"].lower())
     return Workload(
         shape=shape,
         micro_batch=_whole(row, "micro_batch"),

@@ -8,8 +8,6 @@ the page cache; the bench fails if the disk was not read then. The demo's share 
 of train.py, without its first steps.
 """
 
-from __future__ import annotations
-
 import gc
 import json
 import os

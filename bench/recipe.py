@@ -11,8 +11,6 @@ of several learning rates, a factor of 2 apart, tuned at the horizon and at a qu
 the results file are not repeated.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import statistics
@@ -207,9 +205,7 @@ def train(run: Run, eval_batches: int) -> Outcome:
 @cache
 def step_time_ratio(size: str) -> float:
     """Return the step time of the fast recipe over the other's: the median of steps in turn."""
-    documented, fast = (
-        Training(Run(recipe, size, 4 * TIMED_STEPS, MIDDLE_RATE[recipe], 1)) for recipe in CONFIGS
-    )
+    documented, fast = (Training(Run(recipe, size, 4 * TIMED_STEPS, MIDDLE_RATE[recipe], 1)) for recipe in CONFIGS)
     ratios = [1 / documented.step(i) * fast.step(i) for i in range(TIMED_STEPS + 3)]
     return statistics.median(ratios[3:])
 
@@ -284,9 +280,7 @@ def compare(results: Results, size: str, horizon: int, args: Any) -> list[Result
     case = f"{size}, {horizon} steps"
     peer = "configs/rtx4070_fineweb.toml"
     return [
-        result(name, case, values, peer)
-        for name, values in (("token_ratio", tokens), ("time_ratio", times))
-        if values
+        result(name, case, values, peer) for name, values in (("token_ratio", tokens), ("time_ratio", times)) if values
     ]
 
 

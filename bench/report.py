@@ -5,8 +5,6 @@ python bench/report.py [--rounds 5] [--json]
 make_run.py generates the runs. The peer of each figure is its limit.
 """
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import tempfile

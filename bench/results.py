@@ -3,8 +3,6 @@
 Import it before torch and nanogauge: it puts this repository on sys.path and sets torch's threads.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import statistics
@@ -27,9 +25,7 @@ Result = dict[str, Any]
 SMALLEST_SHAPE = {"model.n_layer": 1, "model.n_head": 2, "model.n_embd": 32, "model.block_size": 32}
 
 
-def result(
-    name: str, case: str, values: Sequence[float], peer: str | None, value: float | None = None
-) -> Result:
+def result(name: str, case: str, values: Sequence[float], peer: str | None, value: float | None = None) -> Result:
     """Return a result over several rounds; its value is their median unless given.
 
     peer names what the figure is compared with; None for an absolute figure.

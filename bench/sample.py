@@ -7,8 +7,6 @@ greedy texts must be identical first. Most of the text lies beyond the demo's co
 in the second case the context holds the whole text.
 """
 
-from __future__ import annotations
-
 import contextlib
 import subprocess
 import sys
@@ -41,9 +39,7 @@ def peer_of(nanogpt: Any, model: GPT) -> Any:
     return peer.eval()
 
 
-def compare(
-    nanogpt: Any, config: ModelSection, count: int, rounds: int
-) -> tuple[list[float], list[float]]:
+def compare(nanogpt: Any, config: ModelSection, count: int, rounds: int) -> tuple[list[float], list[float]]:
     """Return our and nanoGPT's tokens per second for each round after the first.
 
     Raises:

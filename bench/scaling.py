@@ -6,8 +6,6 @@ python bench/scaling.py --write    # put them into docs/scaling.md
 It measures nothing and needs no GPU. Published steps are compared with the same predictions.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -81,11 +79,7 @@ _LLAMA2_7B = _llama(32, 4096, 32, 4096, 32_000, 32, 128, 11_008)
 _LLAMA2_13B = _llama(40, 5120, 40, 4096, 32_000, 40, 128, 13_824)
 _FOREACH = Workload(_GPT2, 32, 4, optimizer="adamw_foreach")
 _FSDP = replace(
-    _FOREACH,
-    micro_batch=2,
-    grad_accum=1,
-    sharding="full",
-    program=Program(fp32_exchange=False, wide_residual=False),
+    _FOREACH, micro_batch=2, grad_accum=1, sharding="full", program=Program(fp32_exchange=False, wide_residual=False)
 )
 PUBLISHED = (
     Published(
@@ -101,12 +95,7 @@ PUBLISHED = (
         0.56315,
         "karpathy/nanoGPT, issue 110",
         replace(
-            _FOREACH,
-            shape=replace(_GPT2, vocabulary=50_257),
-            micro_batch=12,
-            grad_accum=5,
-            attention="plain",
-            gpus=8,
+            _FOREACH, shape=replace(_GPT2, vocabulary=50_257), micro_batch=12, grad_accum=5, attention="plain", gpus=8
         ),
     ),
     Published(
@@ -114,13 +103,7 @@ PUBLISHED = (
         "H100 SXM",
         0.13861,
         "KellerJordan/modded-nanogpt, 2024-10-29_Optimizers",
-        Workload(
-            Shape(12, 768, 6, 1024, 50_304, 6, 128, 3072, position_table=False),
-            64,
-            1,
-            clipped=False,
-            gpus=8,
-        ),
+        Workload(Shape(12, 768, 6, 1024, 50_304, 6, 128, 3072, position_table=False), 64, 1, clipped=False, gpus=8),
     ),
     Published(
         "Llama 3 8B, FSDP, selective checkpointing",
@@ -146,9 +129,7 @@ PUBLISHED = (
 )
 
 
-def spec_of(
-    case: Case, model: dict[str, int], tokens: float, sharding: Sharding = "replicated"
-) -> RunSpec:
+def spec_of(case: Case, model: dict[str, int], tokens: float, sharding: Sharding = "replicated") -> RunSpec:
     """Return the run of a case over this number of tokens."""
     sequences = case.micro_batch * case.each * case.gpus
     return RunSpec.gpt(
@@ -174,9 +155,7 @@ def case_rows(cases: Sequence[Case], model: dict[str, int], tokens: float) -> It
     for case in cases:
         spec, hardware = spec_of(case, model, tokens), lookup(case.gpu, DTYPE)
         quantities = predict(spec, hardware).quantities
-        step, total, energy = (
-            quantities[n] for n in ("step_seconds", "total_seconds", "energy_kwh")
-        )
+        step, total, energy = (quantities[n] for n in ("step_seconds", "total_seconds", "energy_kwh"))
         work = workload_of(spec, on_gpu=True)
         alone = predict_step_time(replace(work, gpus=1), hardware)
         assert alone is not None

@@ -8,8 +8,6 @@ is steadier. Peak memory is that of the process. matrix_product_share is the cau
 (6N + 6LCT) over those of the fastest matrix product in the same process.
 """
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
@@ -47,9 +45,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "one-pass": {"one_pass": True},
 }
 """of our program: as it is, compiled, recomputing blocks, all sequences of a step in one pass"""
-CASES = [
-    f"{shape}-{dtype}-{form}" for shape in SHAPES for dtype in ("fp32", "bf16") for form in FORMS
-]
+CASES = [f"{shape}-{dtype}-{form}" for shape in SHAPES for dtype in ("fp32", "bf16") for form in FORMS]
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 
@@ -147,8 +143,6 @@ def run(args: Any) -> list[Result]:
 if __name__ == "__main__":
     bench = Bench(__doc__)
     bench.add_argument("nanogpt", type=nanogpt_folder, help="folder of nanoGPT, with its model.py")
-    bench.add_argument(
-        "--case", action="append", metavar="NAME", help="one of: " + ", ".join(CASES)
-    )
+    bench.add_argument("--case", action="append", metavar="NAME", help="one of: " + ", ".join(CASES))
     bench.add_size("--steps", 20, 3, "steps of each program, two of them to warm up")
     bench.run(run)

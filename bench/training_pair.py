@@ -6,8 +6,6 @@ Each line on stdin requests a step; the answer is a line of JSON. Both programs 
 weights, read the same batches, and step as their own train.py does.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
 import json

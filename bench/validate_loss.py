@@ -8,8 +8,6 @@ first run on it stays in the fit and is not counted ("strict": it is left out to
 predicted with the current constants. Runs of a scaling-law grid use the level of one run of it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -215,10 +213,7 @@ def summary(prefix: str, case: str, compared: Sequence[Compared]) -> list[Result
         ("coverage", inside, np.mean(inside)),
         ("width", widths, np.mean(widths)),
     )
-    return [
-        result(f"{prefix}_{name}", case, values, "published", float(value))
-        for name, values, value in rows
-    ]
+    return [result(f"{prefix}_{name}", case, values, "published", float(value)) for name, values, value in rows]
 
 
 def measure(args: Any) -> list[Result]:

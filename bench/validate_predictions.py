@@ -8,8 +8,6 @@ same errors with the constants refitted without the row's own source, and withou
 of device. The peer is the usual rule: PaLM's FLOPs at one MFU for everything.
 """
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -82,9 +80,7 @@ def peaks(runs: Sequence[PublishedRun]) -> list[Compared]:
     return compared
 
 
-def left_out(
-    runs: Sequence[PublishedRun], group: Callable[[PublishedRun], str]
-) -> dict[str, Compared]:
+def left_out(runs: Sequence[PublishedRun], group: Callable[[PublishedRun], str]) -> dict[str, Compared]:
     """Predict each run with constants fitted to the runs of all other groups."""
     found: dict[str, Compared] = {}
     usable = usable_runs(runs)
@@ -190,9 +186,7 @@ def _time_results(counted: list[Compared], without: dict[str, dict[str, Compared
     return results
 
 
-def _other_results(
-    counted: list[Compared], memory: list[Compared], power: list[PowerReading]
-) -> list[Result]:
+def _other_results(counted: list[Compared], memory: list[Compared], power: list[PowerReading]) -> list[Result]:
     rule = f"6N + 12LCT at an MFU of {ONE_MFU}"
     errors = [abs(one_mfu(c)) for c in counted]
     of_memory = [abs(c.error) for c in memory if c.run.confidence in TRUSTED]
@@ -214,9 +208,7 @@ BY_CLASS = (
 )
 
 
-def _by_class(
-    counted: list[Compared], without: dict[str, dict[str, Compared]]
-) -> list[tuple[str, ...]]:
+def _by_class(counted: list[Compared], without: dict[str, dict[str, Compared]]) -> list[tuple[str, ...]]:
     """Return the table by class: signed median errors, coverage, the worst run by name."""
     rows = []
     for name in sorted({class_of(c.run) for c in counted}):
@@ -256,9 +248,7 @@ def _print(
         "class out",
         "assumed",
     ):
-        table.add_column(
-            column, justify="left" if column in ("run", "card", "assumed") else "right"
-        )
+        table.add_column(column, justify="left" if column in ("run", "card", "assumed") else "right")
     for c in compared:
         table.add_row(
             ("* " if _is_counted(c.run) else "  ") + c.run.id,
@@ -330,12 +320,6 @@ def _print_power(console: Console, power: list[PowerReading]) -> None:
 if __name__ == "__main__":
     bench = Bench(__doc__)
     bench.add_argument("runs", type=Path, nargs="+", help="CSV of published runs")
-    bench.add_argument(
-        "--markdown", action="store_true", help="print the tables of docs/prediction.md"
-    )
-    bench.add_argument(
-        "--keep-constants",
-        action="store_true",
-        help="do not refit with sources and classes left out",
-    )
+    bench.add_argument("--markdown", action="store_true", help="print the tables of docs/prediction.md")
+    bench.add_argument("--keep-constants", action="store_true", help="do not refit with sources and classes left out")
     bench.run(measure)

@@ -1,7 +1,5 @@
 """The command `nanogauge`, also `python -m nanogauge`, with its subcommands."""
 
-from __future__ import annotations
-
 import difflib
 import sys
 from collections.abc import Sequence
@@ -15,10 +13,7 @@ from nanogauge.errors import BadInput
 COMMANDS = {
     "plan": ("plan.main", "predict time, memory, energy, cost and loss of a run"),
     "report": ("report.main", "compare a run with its prediction and with claims"),
-    "import": (
-        "report.import_main",
-        "make a run folder and a report from the log of another program",
-    ),
+    "import": ("report.import_main", "make a run folder and a report from the log of another program"),
     "compare": ("report.compare_main", "say what changed between runs, beyond the noise"),
     "share": ("share.main", "make an anonymous row of a run, to validate predictions with"),
     "doctor": ("doctor.main", "check whether this machine is ready for a run"),

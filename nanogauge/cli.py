@@ -1,7 +1,5 @@
 """Shared parts of all command lines: argument parser, output, exit statuses, processes."""
 
-from __future__ import annotations
-
 import argparse
 import codecs
 import difflib
@@ -145,9 +143,7 @@ def outlive_terminal() -> None:
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
             raw = _LastingOutput(stream.fileno(), "wb", closefd=False)
-            lasting = io.TextIOWrapper(
-                io.BufferedWriter(raw), stream.encoding, stream.errors, line_buffering=True
-            )
+            lasting = io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, stream.errors, line_buffering=True)
             setattr(sys, name, lasting)
 
 
@@ -157,9 +153,7 @@ def print_json(value: object) -> None:
     print(json.dumps(value, indent=1, ensure_ascii=not is_unicode, allow_nan=False))
 
 
-def _explain_missing_package(
-    kind: type[BaseException], error: BaseException, trace: TracebackType | None
-) -> None:
+def _explain_missing_package(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Replace the traceback of a package that is not installed by one sentence and status 2."""
     package = (getattr(error, "name", None) or "").partition(".")[0]
     if not (isinstance(error, ModuleNotFoundError) and package and find_spec(package) is None):
@@ -175,10 +169,7 @@ def _explain_missing_package(
     os._exit(2)
 
 
-if Path(getattr(sys.modules["__main__"], "__file__", None) or os.devnull).parent in (
-    CHECKOUT,
-    CHECKOUT / "nanogauge",
-):
+if Path(getattr(sys.modules["__main__"], "__file__", None) or os.devnull).parent in (CHECKOUT, CHECKOUT / "nanogauge"):
     sys.excepthook = _explain_missing_package
 
 

@@ -102,11 +102,7 @@ FolderPath = Annotated[str, Field(pattern=r"^[^\x00]+$"), AfterValidator(without
 
 class Section(BaseModel):
     model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
-        use_attribute_docstrings=True,
-        protected_namespaces=(),
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, protected_namespaces=()
     )
 
 
@@ -413,10 +409,7 @@ def toml_value(value: object) -> str:
         case list():
             return f"[{', '.join(map(toml_value, value))}]"
         case str():
-            escaped = "".join(
-                f"\\u{ord(c):04x}" if c in '"\\' or ord(c) < 0x20 or ord(c) == 0x7F else c
-                for c in value
-            )
+            escaped = "".join(f"\\u{ord(c):04x}" if c in '"\\' or ord(c) < 0x20 or ord(c) == 0x7F else c for c in value)
             return f'"{escaped}"'
         case _:
             return repr(value)
@@ -457,9 +450,7 @@ def load_config(path: Path, overrides: Mapping[str, Mapping[str, object]] | None
     return make_config(read_toml(path, "configuration", "configs/ holds examples"), path, overrides)
 
 
-def make_config(
-    values: dict[str, Any], path: Path, overrides: Mapping[str, Mapping[str, object]] | None
-) -> Config:
+def make_config(values: dict[str, Any], path: Path, overrides: Mapping[str, Mapping[str, object]] | None) -> Config:
     """Return the configuration of these values of a file, changed by the command line."""
     for section, keys in (overrides or {}).items():
         target = values.setdefault(section, {})
@@ -471,9 +462,7 @@ def make_config(
         raise BadInput(f"{path}: {explain(error, Config)}") from None
 
 
-def wandb_section(
-    path: Path, overrides: Mapping[str, Mapping[str, object]] | None = None
-) -> WandbSection:
+def wandb_section(path: Path, overrides: Mapping[str, Mapping[str, object]] | None = None) -> WandbSection:
     """Return the W&B settings of a configuration, or the defaults if there is no such file."""
     if path.exists():
         return load_config(path, overrides).wandb
@@ -495,8 +484,7 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
         flags = dict.fromkeys((_flag(key), f"--{key}"))
         parser.add_argument(*flags, dest=key, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     parser.epilog = (
-        f"each of the {len(CONFIG_KEYS)} keys of the configuration is also a flag "
-        "(all of them: --help-config):\n"
+        f"each of the {len(CONFIG_KEYS)} keys of the configuration is also a flag (all of them: --help-config):\n"
     ) + "\n".join(_describe_key(key, CONFIG_KEYS[key]) for key in _PROMINENT_KEYS)
 
 

@@ -4,8 +4,6 @@ An untrusted file may be a pipe, be huge, or link out of its folder. Run folders
 shared, so keys, passwords and the home folder are removed from texts before they are written.
 """
 
-from __future__ import annotations
-
 import codecs
 import contextlib
 import errno
@@ -100,9 +98,7 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BadInput(
-            f"cannot make the folder {path}: {error.strerror}; choose another."
-        ) from None
+        raise BadInput(f"cannot make the folder {path}: {error.strerror}; choose another.") from None
     if not os.access(path, os.W_OK | os.X_OK):
         raise BadInput(f"the folder {path} is not writable; choose another.")
 

@@ -4,8 +4,6 @@ Names are never matched in part, as an "NVIDIA GeForce RTX 4070 Laptop GPU" is n
 peak of a local GPU without a row is computed from its properties.
 """
 
-from __future__ import annotations
-
 import re
 import tomllib
 from collections.abc import Sequence
@@ -106,9 +104,7 @@ def read_gpus(path: Path) -> list[Gpu]:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
-        raise BadInput(
-            f"{path}: {field}: {first['msg']}; rows have the fields of nanogauge/hardware.toml."
-        ) from None
+        raise BadInput(f"{path}: {field}: {first['msg']}; rows have the fields of nanogauge/hardware.toml.") from None
     if not gpus:
         raise BadInput(f"{path}: no [[gpu]] row; give one with the fields of hardware.toml.")
     return gpus
@@ -140,9 +136,7 @@ def _spellings() -> _Spelled:
     return _spell(all_gpus())
 
 
-def find_gpu(
-    name: str, memory_bytes: int | None = None, own: Sequence[Gpu] | None = None
-) -> Gpu | None:
+def find_gpu(name: str, memory_bytes: int | None = None, own: Sequence[Gpu] | None = None) -> Gpu | None:
     """Return the row for a GPU name as spelled by the driver, torch or people, or None.
 
     A size in the name ("RTX 4090 24GB") must match the row, except for Apple's, which vary.
@@ -153,16 +147,11 @@ def find_gpu(
     rows = [
         gpu
         for gpu, spellings in (_spellings() if own is None else _spell(own))
-        if (plain, gb) in spellings
-        or (gb is not None and (plain, None) in spellings and gpu.memory_gib in (gb, None))
+        if (plain, gb) in spellings or (gb is not None and (plain, None) in spellings and gpu.memory_gib in (gb, None))
     ]
     if memory_bytes is not None:
         low, high = _REPORTED_SHARE_OF_MEMORY
-        rows = [
-            gpu
-            for gpu in rows
-            if gpu.memory_gib is None or low <= memory_bytes / 2**30 / gpu.memory_gib <= high
-        ]
+        rows = [gpu for gpu in rows if gpu.memory_gib is None or low <= memory_bytes / 2**30 / gpu.memory_gib <= high]
     return rows[0] if rows else None
 
 
@@ -172,9 +161,7 @@ def auto_dtype(name: str, own: Sequence[Gpu] = ()) -> Literal["bfloat16", "float
     return "bfloat16" if gpu is None or gpu.peak_flops("bfloat16") is not None else "float32"
 
 
-def lookup(
-    name: str, dtype: str, power_limit_watts: float | None = None, own: Sequence[Gpu] = ()
-) -> Hardware:
+def lookup(name: str, dtype: str, power_limit_watts: float | None = None, own: Sequence[Gpu] = ()) -> Hardware:
     """Return the hardware of a GPU by its exact name, among the user's own rows first.
 
     Raises:

@@ -32,12 +32,7 @@ from nanogauge.measure.alarms import Alarm, Alarms
 from nanogauge.measure.clock import Clock, Moment, StepTimes, Stopwatch
 from nanogauge.measure.host import peak_process_bytes, reset_peak
 from nanogauge.measure.sensors import PowerSpread, driver_info, measure_idle, open_sensors
-from nanogauge.measure.torch_device import (
-    AllocatorPeaks,
-    CompileTimer,
-    EventTimeline,
-    allocator_peaks,
-)
+from nanogauge.measure.torch_device import AllocatorPeaks, CompileTimer, EventTimeline, allocator_peaks
 from nanogauge.prediction.prediction import predict
 from nanogauge.quantities import finite
 from nanogauge.report.background import GPU_SECONDS, BackgroundReport
@@ -119,9 +114,7 @@ class Run:
     Without a prediction it writes nothing, as on ranks other than 0.
     """
 
-    def __init__(
-        self, path: Path, spec: RunSpec, plan: Prediction | None, claims: Path | None = None
-    ) -> None:
+    def __init__(self, path: Path, spec: RunSpec, plan: Prediction | None, claims: Path | None = None) -> None:
         self.path = path
         self.spec = spec
         self._silent = plan is None
@@ -216,9 +209,7 @@ class Run:
         logged, self._evaluation = self._evaluation, None
         seconds = window.seconds
         if window.compile_seconds > 0 and name != "compilation":
-            self._log.write(
-                Compile(step=self._next, seconds=window.compile_seconds, mode="compiled")
-            )
+            self._log.write(Compile(step=self._next, seconds=window.compile_seconds, mode="compiled"))
         if logged is not None:
             losses = logged.numbers(self._clock)
             self._log.write(Eval(step=self._next, seconds=seconds, **losses))
@@ -260,9 +251,7 @@ class Run:
                 logged.copied = self._clock.mark()
 
     def finish(
-        self,
-        status: Literal["finished", "stopped", "failed"] | None = None,
-        reason: str | None = None,
+        self, status: Literal["finished", "stopped", "failed"] | None = None, reason: str | None = None
     ) -> Path | None:
         """End the run and write its report; return report.html, None where nothing is written.
 
@@ -300,20 +289,14 @@ class Run:
         try:
             return write_report(*build_report(self.path, claims_of(self.path, None)))[-1]
         except Exception as error:  # the loop's own result must not be lost to a report
-            print(
-                f"nanogauge: no report ({error}); `nanogauge report {self.path}` writes it.",
-                file=sys.stderr,
-            )
+            print(f"nanogauge: no report ({error}); `nanogauge report {self.path}` writes it.", file=sys.stderr)
             return None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is None:
             self.finish()
@@ -336,9 +319,7 @@ class Run:
             times, power, peaks = pending.times, pending.power, self._peaks()
             assert times is not None
             if times.compile_seconds > 0:
-                self._log.write(
-                    Compile(step=pending.number, seconds=times.compile_seconds, mode="compiled")
-                )
+                self._log.write(Compile(step=pending.number, seconds=times.compile_seconds, mode="compiled"))
             line = Step(
                 step=pending.number,
                 step_seconds=times.step_seconds,
@@ -365,9 +346,7 @@ class Run:
 
     def _raise(self, alarms: list[Alarm]) -> None:
         for alarm in alarms:
-            self._log.write(
-                Event(level=alarm.level, what=alarm.what, text=alarm.text, step=self._next)
-            )
+            self._log.write(Event(level=alarm.level, what=alarm.what, text=alarm.text, step=self._next))
             print(f"nanogauge: {alarm.text}", file=sys.stderr)
 
     def _gpu(self) -> str | None:

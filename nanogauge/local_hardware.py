@@ -1,7 +1,5 @@
 """Describe the device of this machine for a prediction, without torch."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 
@@ -44,14 +42,10 @@ def _measured_cpu() -> Hardware:
     peak = 2 * _MATRIX**3 / _fastest(lambda: np.matmul(a, a, out=product))
     how = f"fp32 matrix product of {_MATRIX} x {_MATRIX} measured with numpy"
     bandwidth = 2 * _COPY_BYTES / _fastest(lambda: np.copyto(target, source))
-    return cpu_hardware(
-        peak, how, bandwidth, "measured before the run, nanogauge/local_hardware.py"
-    )
+    return cpu_hardware(peak, how, bandwidth, "measured before the run, nanogauge/local_hardware.py")
 
 
-def cpu_hardware(
-    peak_flops: float | None, how: str, bandwidth: float | None, source: str
-) -> Hardware:
+def cpu_hardware(peak_flops: float | None, how: str, bandwidth: float | None, source: str) -> Hardware:
     """Describe the CPU of this machine, with its peak in FLOP/s and bandwidth in bytes/s.
 
     `how` says how the peak was measured, `source` who did.

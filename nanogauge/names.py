@@ -1,7 +1,5 @@
 """The key of our configuration that a misspelt name means, or one of another program."""
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Collection
@@ -42,10 +40,7 @@ def foreign_names() -> dict[str, str]:
 
 def nanogpt_names() -> dict[str, str]:
     """Return key of our configuration -> nanoGPT's name, for keys in its printed configuration."""
-    return {
-        key: name
-        for name, key in package_table("importers/formats.toml")["nanogpt"]["names"].items()
-    }
+    return {key: name for name, key in package_table("importers/formats.toml")["nanogpt"]["names"].items()}
 
 
 def value_meant(value: str, choices: Collection[str]) -> str | None:

@@ -3,9 +3,7 @@
 from nanogauge.files import package_table
 from nanogauge.runspec import Program
 
-TRAINING_PROGRAMS = {
-    name: Program(name=name, **row) for name, row in package_table("programs.toml").items()
-}
+TRAINING_PROGRAMS = {name: Program(name=name, **row) for name, row in package_table("programs.toml").items()}
 """Programs whose memory and step time are known, by name."""
 
 

@@ -40,9 +40,7 @@ class Interval(BaseModel):
 
     def __add__(self, other: Interval | float) -> Interval:
         other = _as_interval(other)
-        return Interval(
-            self.low + other.low, self.expected + other.expected, self.high + other.high
-        )
+        return Interval(self.low + other.low, self.expected + other.expected, self.high + other.high)
 
     __radd__ = __add__
 
@@ -52,9 +50,7 @@ class Interval(BaseModel):
     def __mul__(self, other: Interval | float) -> Interval:
         """Return the product with a non-negative factor."""
         other = _as_interval(other)
-        return Interval(
-            self.low * other.low, self.expected * other.expected, self.high * other.high
-        )
+        return Interval(self.low * other.low, self.expected * other.expected, self.high * other.high)
 
     __rmul__ = __mul__
 
@@ -71,9 +67,7 @@ class Interval(BaseModel):
 
     def scaled(self, expected: float) -> Interval:
         """Return an interval of the same relative width around another expected value."""
-        return Interval(
-            expected * self.low / self.expected, expected, expected * self.high / self.expected
-        )
+        return Interval(expected * self.low / self.expected, expected, expected * self.high / self.expected)
 
     def contains(self, value: float) -> bool:
         return self.low <= value <= self.high
@@ -183,11 +177,7 @@ def format_value(row_id: str, value: float, currency: str = "") -> str:
         case "s":
             return format_seconds(value)
         case "B":
-            return (
-                f"{format_digits(value / 1e9)} GB"
-                if value >= 1e9
-                else f"{format_digits(value / 1e6)} MB"
-            )
+            return f"{format_digits(value / 1e9)} GB" if value >= 1e9 else f"{format_digits(value / 1e6)} MB"
         case "FLOP":
             return f"{value:.3e} FLOP".replace("e+", "e")
         case "tokens":

@@ -288,13 +288,7 @@ class RunSpec:
         )
         defaults = {"compile": True, "dropout": 0.0}
         defaults |= dict.fromkeys(("eval_every", "eval_batches", "checkpoint_every"), 0)
-        return cls(
-            shape=shape,
-            micro_batch=micro_batch,
-            grad_accum=grad_accum,
-            steps=steps,
-            **(defaults | settings),
-        )
+        return cls(shape=shape, micro_batch=micro_batch, grad_accum=grad_accum, steps=steps, **(defaults | settings))
 
     @classmethod
     def from_json(cls, data: bytes) -> RunSpec:

@@ -1,7 +1,5 @@
 """Schedules: learning rate, and the steps that evaluate, sample text and save a checkpoint."""
 
-from __future__ import annotations
-
 import math
 
 from nanogauge.runspec import RunSpec, Schedule

@@ -407,6 +407,5 @@ class End(Line):
 
 
 LogLine = Annotated[
-    Start | Compile | Step | Rank | Eval | Checkpoint | Sensor | Event | Benchmark | End,
-    Field(discriminator="kind"),
+    Start | Compile | Step | Rank | Eval | Checkpoint | Sensor | Event | Benchmark | End, Field(discriminator="kind")
 ]

@@ -1,7 +1,5 @@
 """Commands as text for messages: they run as printed, in this environment and the user's shell."""
 
-from __future__ import annotations
-
 import os
 import shlex
 import shutil

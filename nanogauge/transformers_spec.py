@@ -1,7 +1,5 @@
 """RunSpec of a Hugging Face model and its TrainingArguments."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,9 +44,7 @@ def spec_from_transformers(
     steps = steps or args.get("max_steps")
     if not steps or steps < 0:
         raise BadInput("the number of optimizer steps is missing: give steps=.")
-    precision: Any = (
-        "bfloat16" if args.get("bf16") else "float16" if args.get("fp16") else "float32"
-    )
+    precision: Any = "bfloat16" if args.get("bf16") else "float16" if args.get("fp16") else "float32"
     optim = str(getattr(args.get("optim"), "value", args.get("optim", "adamw_torch_fused")))
     decay = str(getattr(args.get("lr_scheduler_type"), "value", args.get("lr_scheduler_type")))
     return RunSpec(

@@ -1,7 +1,5 @@
 """Say on stderr what a command waits for, once it has been silent for a few seconds."""
 
-from __future__ import annotations
-
 import sys
 import threading
 import time

@@ -5,8 +5,6 @@ and must not change the files it was given. Each input comes from a seed and is 
 kind is a function that fills a folder and returns a script, or OPEN_DATA, and its arguments.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

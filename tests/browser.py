@@ -1,7 +1,5 @@
 """A headless Chromium, driven by chromedriver over the W3C WebDriver protocol."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

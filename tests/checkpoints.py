@@ -1,7 +1,5 @@
 """A tiny model in training and its checkpoints."""
 
-from __future__ import annotations
-
 import copy
 import subprocess
 import sys
@@ -60,9 +58,7 @@ class Trained:
             val_loss=val_loss,
         )
 
-    def save(
-        self, checkpoints: CheckpointWriter, step: int, val_loss: float | None = None
-    ) -> Written | NotWritten:
+    def save(self, checkpoints: CheckpointWriter, step: int, val_loss: float | None = None) -> Written | NotWritten:
         self.begin(checkpoints, step, val_loss)
         checkpoints.wait()
         (ended,) = checkpoints.done()
@@ -99,9 +95,7 @@ trained.step()
 
 def in_a_process(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", BEGIN + code, *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
-    )
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
 
 
 def write_two(folder: Path) -> None:

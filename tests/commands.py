@@ -54,9 +54,7 @@ def can_be_copied(script: str, arguments: Sequence[object], environment: Mapping
     return script in IN_A_COPY and late and "--supervise" not in arguments
 
 
-def run(
-    script: str, *arguments: object, timeout: float = 300, **environment: str
-) -> subprocess.CompletedProcess[str]:
+def run(script: str, *arguments: object, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a script of the project to its end; its output as text."""
     if can_be_copied(script, arguments, environment):
         with tempfile.TemporaryDirectory() as folder:
@@ -79,9 +77,7 @@ def succeed(done: subprocess.CompletedProcess[str]) -> subprocess.CompletedProce
     return done
 
 
-def run_here(
-    script: str, *arguments: object, folder: Path = ROOT
-) -> subprocess.CompletedProcess[str]:
+def run_here(script: str, *arguments: object, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """Return what `run` does, from this process: for refusals, which take milliseconds."""
     main = importlib.import_module(Path(script).stem).main
     return run_main(main, script, *arguments, folder=folder)
@@ -126,9 +122,7 @@ _STORES: list[Any] = []
 """keeps the stores that torchrun's agent would host"""
 
 
-def start_ranks(
-    ranks: int, arguments: Sequence[str], out: Path, script: str = "train.py"
-) -> list[Copy]:
+def start_ranks(ranks: int, arguments: Sequence[str], out: Path, script: str = "train.py") -> list[Copy]:
     """Start the processes that torchrun would start, each as a copy."""
     from torch.distributed import TCPStore
 
@@ -161,11 +155,7 @@ class Copy:
     """
 
     def __init__(
-        self,
-        script: str,
-        arguments: list[str],
-        out: Path,
-        environment: Mapping[str, str] | None = None,
+        self, script: str, arguments: list[str], out: Path, environment: Mapping[str, str] | None = None
     ) -> None:
         self._arguments = arguments
         self._files = [out.with_name(f"{out.name}.{kind}") for kind in ("stdout", "stderr")]

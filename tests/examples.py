@@ -1,7 +1,5 @@
 """What several tests begin from: the documented run, and logs of the form that nanoGPT prints."""
 
-from __future__ import annotations
-
 from functools import cache
 from pathlib import Path
 from typing import Any

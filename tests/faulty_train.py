@@ -12,8 +12,6 @@ Training passes of the process are counted from 1. The faults:
     evaluation_room:N  the same, in evaluations alone
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

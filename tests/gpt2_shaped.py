@@ -1,7 +1,5 @@
 """Small models in the shape of GPT-2's published files, and a hub that has one."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -10,9 +8,7 @@ import torch
 from hub import Hub
 
 
-def gpt2_folder(
-    folder: Path, vocab_size: int = 300, block_size: int = 32, seed: int = 5, width: int = 16
-) -> Path:
+def gpt2_folder(folder: Path, vocab_size: int = 300, block_size: int = 32, seed: int = 5, width: int = 16) -> Path:
     """Random weights of two layers, named and laid out as those of the model gpt2 on the hub."""
     folder.mkdir(parents=True)
     chance = torch.Generator().manual_seed(seed)

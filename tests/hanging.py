@@ -4,8 +4,6 @@ It makes steps of STEP_SECONDS and hangs in step HANG_AT, in a call that never r
 announces that it takes three times the limit, and does. After step 7 it ends.
 """
 
-from __future__ import annotations
-
 import sys
 import threading
 import time
@@ -24,9 +22,7 @@ def main() -> None:
     folder, limit, step_seconds, hang_at = Path(sys.argv[1]), *map(float, sys.argv[2:])
     log = RunLog(folder)
     log.write(Start(max_steps=8, prediction_sha256="", device="none"))
-    watchdog = Watchdog(
-        folder, limit, lambda text: log.write(Event(level="alarm", what="hang", text=text))
-    )
+    watchdog = Watchdog(folder, limit, lambda text: log.write(Event(level="alarm", what="hang", text=text)))
     watchdog.start()
     for step in range(8):
         if step == hang_at:

@@ -5,8 +5,6 @@ files, whole or in ranges. Other requests are answered 404, as by the hub. Each 
 list of faults damages one response with a file's bytes.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import random
@@ -64,10 +62,7 @@ class Hub:
         return self
 
     def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._server.shutdown()
         self._server.server_close()
@@ -76,12 +71,9 @@ class Hub:
         """Return the entries below a folder, as the hub's tree lists them."""
         inside = f"{folder}/" if folder else ""
         names = [name for name in self.files if name.startswith(inside)]
-        folders = {
-            name[: name.index("/", len(inside))] for name in names if "/" in name[len(inside) :]
-        }
+        folders = {name[: name.index("/", len(inside))] for name in names if "/" in name[len(inside) :]}
         return [self.entry(name) for name in names] + [
-            {"type": "directory", "path": name, "oid": "0" * 40, "size": 0}
-            for name in sorted(folders)
+            {"type": "directory", "path": name, "oid": "0" * 40, "size": 0} for name in sorted(folders)
         ]
 
     def entry(self, name: str) -> dict[str, Any]:
@@ -139,11 +131,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 self.send(404, b"", {"X-Error-Code": "EntryNotFound"})
                 return
             data = hub.files[name]
-            headers = {
-                "ETag": f'"{etag(data)}"',
-                "X-Repo-Commit": REVISION,
-                "Accept-Ranges": "bytes",
-            }
+            headers = {"ETag": f'"{etag(data)}"', "X-Repo-Commit": REVISION, "Accept-Ranges": "bytes"}
             asked = self.headers.get("Range")
             begin, end, status = 0, len(data) - 1, 200
             if asked is not None:

@@ -1,7 +1,5 @@
 """A run for the tests of the W&B mirror, and readers of W&B's own files."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -17,18 +15,7 @@ from nanogauge.hardware import lookup
 from nanogauge.prediction.prediction import predict
 from nanogauge.runlog.folder import write_spec
 from nanogauge.runlog.writer import RunLog
-from nanogauge.schema import (
-    Checkpoint,
-    Compile,
-    End,
-    Estimate,
-    Eval,
-    Event,
-    LogLine,
-    Sensor,
-    Start,
-    Step,
-)
+from nanogauge.schema import Checkpoint, Compile, End, Estimate, Eval, Event, LogLine, Sensor, Start, Step
 
 STEPS = 20
 TOKENS = 4 * 8 * 2
@@ -56,15 +43,11 @@ CHOSEN = {
     "peak_process_bytes": (9e9, 1e10, 1.1e10),
 }
 """Low, expected and high of the predictions in the golden rows."""
-STEP_SECONDS = Estimate(
-    low=3.6, expected=4.0, high=4.4, unit="s", formula="by hand", source="a calibration"
-)
+STEP_SECONDS = Estimate(low=3.6, expected=4.0, high=4.4, unit="s", formula="by hand", source="a calibration")
 PREDICTION = PREDICTED.model_copy(
     update={
         "quantities": {
-            name: estimate.model_copy(
-                update=dict(zip(("low", "expected", "high"), CHOSEN.get(name, ()), strict=False))
-            )
+            name: estimate.model_copy(update=dict(zip(("low", "expected", "high"), CHOSEN.get(name, ()), strict=False)))
             for name, estimate in PREDICTED.quantities.items()
             if name != "val_loss"
         },
@@ -107,9 +90,7 @@ def lines_of_a_run(first_step: int = 0, last_step: int = STEPS) -> Iterator[LogL
     for step in range(first_step, last_step):
         t = 10.0 + 4 * (step - first_step)
         if step % 10 == 0:
-            yield Eval(
-                elapsed_seconds=t, step=step, train_loss=4.0, val_loss=4.25 - step, seconds=1.5
-            )
+            yield Eval(elapsed_seconds=t, step=step, train_loss=4.0, val_loss=4.25 - step, seconds=1.5)
             yield Checkpoint(elapsed_seconds=t + 0.5, step=step, seconds=0.25, bytes=2**20)
         if step == 7:
             yield Compile(elapsed_seconds=t + 0.75, step=7, seconds=2.5, mode="compiled")

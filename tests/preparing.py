@@ -1,7 +1,5 @@
 """Texts, a hub that serves them, and the command, for the tests of prepare_fineweb.py."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import os
@@ -78,27 +76,20 @@ TEXTS = [text for file in DOCUMENTS for text in file]
 
 def parquet(texts: list[str]) -> bytes:
     """Return a file with some of FineWeb-Edu's columns, in row groups of ten documents."""
-    rows = [
-        {"text": text, "id": f"<urn:uuid:{index}>", "score": 3.1}
-        for index, text in enumerate(texts)
-    ]
+    rows = [{"text": text, "id": f"<urn:uuid:{index}>", "score": 3.1} for index, text in enumerate(texts)]
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows), buffer, row_group_size=10)
     return buffer.getvalue()
 
 
-def hub_of(
-    documents: list[list[str]] = DOCUMENTS, dies_at: str | None = None, faults: Sequence[str] = ()
-) -> Hub:
+def hub_of(documents: list[list[str]] = DOCUMENTS, dies_at: str | None = None, faults: Sequence[str] = ()) -> Hub:
     files = {"README.md": CARD.encode(), "data/CC-MAIN-2013-20/000.parquet": parquet(["other"])}
     for number, texts in enumerate(documents):
         files[f"sample/10BT/{number:03d}_00000.parquet"] = parquet(texts)
     return Hub(REPOSITORY, files, dies_at, faults)
 
 
-def prepare(
-    hub: Hub | None, home: Path, *arguments: object, **more: str
-) -> subprocess.CompletedProcess[str]:
+def prepare(hub: Hub | None, home: Path, *arguments: object, **more: str) -> subprocess.CompletedProcess[str]:
     """Run the command in a process; without a hub, no server answers."""
     return subprocess.run(
         command(*arguments),

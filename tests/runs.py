@@ -1,7 +1,5 @@
 """Runs in which every figure is chosen: as records, as a run folder, and as a printed log."""
 
-from __future__ import annotations
-
 import json
 import math
 import tempfile
@@ -25,18 +23,7 @@ from nanogauge.runlog.folder import create, load_with_log
 from nanogauge.runlog.history import RunHistory
 from nanogauge.runlog.reader import LOG_NAME
 from nanogauge.runspec import RunSpec
-from nanogauge.schema import (
-    Checkpoint,
-    Compile,
-    End,
-    Eval,
-    Event,
-    LogLine,
-    Prediction,
-    Sensor,
-    Start,
-    Step,
-)
+from nanogauge.schema import Checkpoint, Compile, End, Eval, Event, LogLine, Prediction, Sensor, Start, Step
 
 GIB = 2**30
 EVERY = 50
@@ -116,9 +103,7 @@ class MadeUp:
 
     def _scaled(self, line: LogLine) -> LogLine:
         changed: dict[str, Any] = {
-            name: round(value * self.scale[name])
-            if isinstance(value, int)
-            else value * self.scale[name]
+            name: round(value * self.scale[name]) if isinstance(value, int) else value * self.scale[name]
             for name, value in line
             if name in self.scale and value is not None
         }
@@ -207,9 +192,7 @@ def write(folder: Path, data: bytes) -> None:
         file.write(data)
 
 
-def make_folder(
-    folder: Path, max_steps: int = 1000, name: str = "made", unix_time: float | None = 1.7e9
-) -> None:
+def make_folder(folder: Path, max_steps: int = 1000, name: str = "made", unix_time: float | None = 1.7e9) -> None:
     """Make the folder of a run that is compiled and has made no step."""
     spec, prediction = prediction_of(max_steps)
     made = create(folder, replace(spec, name=name), {"device": "made"}, prediction)
@@ -306,12 +289,7 @@ def documented_log(step_ms: float = STEP_MS) -> str:
 
 
 LOG = nanogpt_log(
-    iterations=1000,
-    log_every=100,
-    eval_every=500,
-    step_ms=lambda _: 2000.0,
-    evaluation_ms=9000.0,
-    compile_ms=20_000.0,
+    iterations=1000, log_every=100, eval_every=500, step_ms=lambda _: 2000.0, evaluation_ms=9000.0, compile_ms=20_000.0
 )
 
 

@@ -1,7 +1,5 @@
 """Run the sensors in a process of their own, on the scripted driver of fake_nvml.c."""
 
-from __future__ import annotations
-
 import functools
 import json
 import os
@@ -68,9 +66,7 @@ class Run:
         variables = {"FAKE_NVML_SCRIPT": str(path), "LD_LIBRARY_PATH": str(folder)}
         command = [sys.executable, "-c", SAMPLE, json.dumps([device, seconds, hz, *jump, idle])]
         pipe, there = subprocess.PIPE, {**os.environ, **variables}
-        self._process = subprocess.Popen(
-            command, env=there, cwd=ROOT, stdout=pipe, stderr=pipe, text=True
-        )
+        self._process = subprocess.Popen(command, env=there, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
 
     @functools.cached_property
     def said(self) -> dict[str, Any]:

@@ -3,8 +3,6 @@
 Each rank runs `main` with the name of the JSON file that rank 0 writes.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math

@@ -1,7 +1,5 @@
 """Alarms: each condition is raised once, and noise raises none."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import random
@@ -24,11 +22,7 @@ def alarms(
     device_bytes: int | None = 12 * GIB,
     slowdown_celsius: float | None = 90.0,
 ) -> Alarms:
-    return Alarms(
-        predicted_total_seconds=predicted,
-        device_bytes=device_bytes,
-        slowdown_celsius=slowdown_celsius,
-    )
+    return Alarms(predicted_total_seconds=predicted, device_bytes=device_bytes, slowdown_celsius=slowdown_celsius)
 
 
 def raised(watch: Alarms, times: Iterable[float]) -> list[tuple[int, Alarm]]:
@@ -37,12 +31,7 @@ def raised(watch: Alarms, times: Iterable[float]) -> list[tuple[int, Alarm]]:
 
 
 def times(
-    seed: int,
-    steps: int,
-    level: Callable[[int], float],
-    jitter: float,
-    spike_share: float = 0.0,
-    spike: float = 0.0,
+    seed: int, steps: int, level: Callable[[int], float], jitter: float, spike_share: float = 0.0, spike: float = 0.0
 ) -> Iterable[float]:
     """Yield step times: a level, noise around it, and single steps that are slower by a share."""
     draw = random.Random(seed)
@@ -149,9 +138,7 @@ def slowed(before: Sensor, after: Sensor, waits: tuple[float | None, float | Non
 
 def test_a_slow_down_names_its_cause() -> None:
     cool = reading(temperature_celsius=70.0)
-    hot = reading(
-        temperature_celsius=84.0, sm_clock_hz=2.4e9, throttle=["hardware thermal slow-down"]
-    )
+    hot = reading(temperature_celsius=84.0, sm_clock_hz=2.4e9, throttle=["hardware thermal slow-down"])
     assert slowed(cool, hot, (0.0, 0.0)) == (
         "Steps take 4.4 s at step 533, 10.0 % more than the steady 4 s: the SM clock fell from "
         "2,700 MHz to 2,400 MHz (hardware thermal slow-down, 70 to 84 °C), improve its cooling."
@@ -179,9 +166,7 @@ def test_throttling_is_raised_once_for_each_lasting_reason() -> None:
 
 
 @pytest.mark.parametrize(("clock_hz", "expected"), [(2.65e9, []), (2.6e9, ["throttling"])])
-def test_a_power_cap_is_an_alarm_only_if_the_clock_falls(
-    clock_hz: float, expected: list[str]
-) -> None:
+def test_a_power_cap_is_an_alarm_only_if_the_clock_falls(clock_hz: float, expected: list[str]) -> None:
     """A GeForce at full load always runs at its power limit."""
     watch = alarms()
     capped = reading(throttle=["power cap"])
@@ -245,9 +230,7 @@ def test_a_non_finite_loss_is_raised_once(value: float | None) -> None:
 
 def test_an_alarm_names_its_gpu() -> None:
     watch = alarms(device_bytes=10 * GIB)
-    several = Sensor(
-        temperature_celsius=88, hottest_card=1, device_used_bytes=10 * GIB, fullest_card=2
-    )
+    several = Sensor(temperature_celsius=88, hottest_card=1, device_used_bytes=10 * GIB, fullest_card=2)
     hot, full = watch.sensor(several)
     assert hot.text.startswith("GPU 1 is at 88 °C and slows down at 90 °C")
     assert full.text.startswith("10.0 of GPU 2's 10.0 GiB are in use: close other")
@@ -263,18 +246,14 @@ def spikes(losses: Iterable[float]) -> list[int]:
     return [step for step, loss in enumerate(losses) if watch.add(step, loss)]
 
 
-def curve(
-    seed: int, steps: int, noise: float, extra: Callable[[int], float] = lambda _: 0.0
-) -> Iterable[float]:
+def curve(seed: int, steps: int, noise: float, extra: Callable[[int], float] = lambda _: 0.0) -> Iterable[float]:
     """Yield losses that fall from 10.8 towards 3.2 nats, with noise and an extra term."""
     draw = random.Random(seed)
     for step in range(steps):
         yield 3.2 + 7.6 / (1 + step / 40) ** 0.8 + draw.gauss(0, noise) + extra(step)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=needs_shared(f"data/{name}")) for name in LOGS]
-)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=needs_shared(f"data/{name}")) for name in LOGS])
 def test_no_recorded_run_has_a_spike(name: str) -> None:
     text = (SHARED / "data" / name).read_text()
     words = [line.replace("|", " ").split() for line in text.splitlines()]
@@ -289,14 +268,8 @@ def test_no_recorded_run_has_a_spike(name: str) -> None:
 
 
 @settings(max_examples=10, deadline=None)
-@given(
-    seed=st.integers(0, 2**32),
-    noise=st.sampled_from([0.0, 0.003, 0.03, 0.3]),
-    odd=st.floats(0, 0.03),
-)
-def test_a_smooth_curve_with_noise_and_odd_batches_has_no_spike(
-    seed: int, noise: float, odd: float
-) -> None:
+@given(seed=st.integers(0, 2**32), noise=st.sampled_from([0.0, 0.003, 0.03, 0.3]), odd=st.floats(0, 0.03))
+def test_a_smooth_curve_with_noise_and_odd_batches_has_no_spike(seed: int, noise: float, odd: float) -> None:
     """Up to 3 % of batches have a loss that is 2 nats higher."""
     draw = random.Random(seed)
     rise = [2.0 if draw.random() < odd and step % 2 else 0.0 for step in range(10_000)]

@@ -1,7 +1,5 @@
 """Attribution: causes that add up to the difference, and their advice."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest
@@ -155,9 +153,7 @@ def test_a_restart_costs_repeated_work_start_up_and_compilation() -> None:
     repeated = 15 * 3.9 + 15.0  # steps 20 to 34, and the evaluation before step 20
     assert restarts.seconds == pytest.approx(repeated + 9.0 + 12.0)
     assert "15 steps" in restarts.why
-    assert part(run, "compilation").seconds == pytest.approx(
-        12.0 - run.prediction.ledger["compile_s"]
-    )
+    assert part(run, "compilation").seconds == pytest.approx(12.0 - run.prediction.ledger["compile_s"])
 
 
 def test_a_run_on_a_cpu_has_causes_without_a_clock() -> None:

@@ -1,7 +1,5 @@
 """The report of a running job, rewritten by a background process."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """Bad input: one sentence on stderr that says what to do, exit status 2, nothing overwritten."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 from pathlib import Path
@@ -91,10 +89,7 @@ def test_a_missing_configuration_is_named(tmp_path: Path) -> None:
         (('"6 * parameters * tokens_total"', '"__import__(1)"'), "is not arithmetic"),
         (('"2 * parameters_total"', '"2 * parametres"'), "unknown name parametres"),
         (('key = "cost"', 'key = "power_watts"'), "unknown unit"),
-        (
-            ('key = "total_seconds.reported"', 'key = "total_seconds.expected"'),
-            "duplicate key total_seconds.expected",
-        ),
+        (('key = "total_seconds.reported"', 'key = "total_seconds.expected"'), "duplicate key total_seconds.expected"),
     ],
 )
 def test_a_wrong_claim_is_named(tmp_path: Path, change: tuple[str, str], words: str) -> None:
@@ -148,9 +143,7 @@ def test_a_report_without_a_run_is_refused(arguments: list[str], words: str) -> 
         (["plan", DEMO, "--gpuu", "T4"], "nanogauge plan: unknown argument --gpuu; did you mean"),
     ],
 )
-def test_the_installed_command_names_itself_in_a_refusal(
-    arguments: list[object], words: str
-) -> None:
+def test_the_installed_command_names_itself_in_a_refusal(arguments: list[object], words: str) -> None:
     check_refusal(run_main(main, "nanogauge", *arguments), words)
 
 
@@ -189,9 +182,7 @@ def test_a_second_run_of_the_same_name_is_refused(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
 def test_an_unwritable_folder_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    process_refused(
-        "train.py", DEMO, f"--run.out={tmp_path}", *TINY, words="cannot make the folder"
-    )
+    process_refused("train.py", DEMO, f"--run.out={tmp_path}", *TINY, words="cannot make the folder")
     tmp_path.chmod(0o700)
 
 

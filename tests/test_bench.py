@@ -1,7 +1,5 @@
 """Every benchmark runs at its smallest size."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path
@@ -14,9 +12,7 @@ from test_published_runs import GPT2, table
 TOOLS = {"fitting", "make_run", "published_runs", "results", "training_pair"}
 TESTED_ON_PUBLISHED_LOSSES = {"fit_loss", "validate_loss"}
 BENCHES = sorted(
-    path.stem
-    for path in (ROOT / "bench").glob("*.py")
-    if path.stem not in TOOLS | TESTED_ON_PUBLISHED_LOSSES
+    path.stem for path in (ROOT / "bench").glob("*.py") if path.stem not in TOOLS | TESTED_ON_PUBLISHED_LOSSES
 )
 NANOGPT = os.environ.get("NANOGPT")
 NEED_NANOGPT = {"first_step", "sample", "step_vs_nanogpt"}
@@ -25,9 +21,7 @@ KEYS = {"id", "case", "value", "low", "high", "n", "peer"}
 
 
 @pytest.mark.parametrize("name", BENCHES)
-def test_each_bench_runs_at_its_smallest_size(
-    name: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_each_bench_runs_at_its_smallest_size(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     arguments: list[object] = ["--json", *ARGUMENTS.get(name, ["--smallest"])]
     environment = {"PYTHONPATH": str(ROOT)}
     if name in NEED_NANOGPT:

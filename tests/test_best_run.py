@@ -1,7 +1,5 @@
 """plan --best: the run with the lowest predicted loss in a given time."""
 
-from __future__ import annotations
-
 import json
 import time
 from dataclasses import replace

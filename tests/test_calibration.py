@@ -1,7 +1,5 @@
 """The calibrated prediction: arithmetic, order of evidence, its store, and the commands."""
 
-from __future__ import annotations
-
 import math
 import shutil
 import time
@@ -77,12 +75,7 @@ def known(*evidence: FinishedRun | MeasuredParts | Rates) -> Calibration:
         return tuple(e for e in evidence if isinstance(e, kind))
 
     return Calibration(
-        device=CARD.name,
-        torch="2.13.0",
-        threads=None,
-        rates=of(Rates),
-        parts=of(MeasuredParts),
-        runs=of(FinishedRun),
+        device=CARD.name, torch="2.13.0", threads=None, rates=of(Rates), parts=of(MeasuredParts), runs=of(FinishedRun)
     )
 
 
@@ -178,9 +171,7 @@ def test_measured_rates_replace_those_of_the_datasheet() -> None:
     assert bandwidth is not None
     expected = predict_step_time(WORK, CARD.model_copy(update={"matmul_flops": ceiling}))
     assert expected is not None
-    calibration = known(
-        rated("bfloat16", ceiling, FITTED.bandwidth_share * bandwidth), rated("float32", 9e13, 1e12)
-    )
+    calibration = known(rated("bfloat16", ceiling, FITTED.bandwidth_share * bandwidth), rated("float32", 9e13, 1e12))
     assert calibrated_seconds(WORK, calibration) == pytest.approx(expected.seconds)
 
 
@@ -196,9 +187,7 @@ def test_quantities_derived_from_the_step_are_calibrated() -> None:
         assert found[row].expected == pytest.approx(plain.quantities[row].expected / 2)
         assert found[row].low < found[row].expected < found[row].high
     more = plain.ledger["step_s"] + plain.ledger["eval_s"]
-    assert found["total_seconds"].expected == pytest.approx(
-        plain.quantities["total_seconds"].expected + more
-    )
+    assert found["total_seconds"].expected == pytest.approx(plain.quantities["total_seconds"].expected + more)
 
 
 def test_a_step_that_the_peak_does_not_allow_has_no_mfu() -> None:

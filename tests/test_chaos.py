@@ -1,7 +1,5 @@
 """Broken inputs from seeds, and cases that once failed."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +24,9 @@ def test_broken_inputs_of_every_kind_end_with_a_report_or_one_sentence(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("value", "words"),
-    [("[" * 3000, "nested too deeply"), ("9" * 5000, "not valid TOML"), ("{a=" * 999, "nested")],
+    ("value", "words"), [("[" * 3000, "nested too deeply"), ("9" * 5000, "not valid TOML"), ("{a=" * 999, "nested")]
 )
-def test_a_value_that_is_too_deep_or_too_long_is_refused(
-    tmp_path: Path, value: str, words: str
-) -> None:
+def test_a_value_that_is_too_deep_or_too_long_is_refused(tmp_path: Path, value: str, words: str) -> None:
     """The TOML reader recurses, and int() refuses 5,000 digits."""
     path = tmp_path / "run.toml"
     path.write_text(CONFIG.read_text().replace("n_layer = ", f"n_layer = {value}", 1))
@@ -39,9 +34,7 @@ def test_a_value_that_is_too_deep_or_too_long_is_refused(
         load_config(path)
 
 
-@pytest.mark.parametrize(
-    "data", [b"PK\x03\x04", b"\x93NUMPY\x01\x00v\x00{'descr': ('a'" + b" " * 106 + b"\n"]
-)
+@pytest.mark.parametrize("data", [b"PK\x03\x04", b"\x93NUMPY\x01\x00v\x00{'descr': ('a'" + b" " * 106 + b"\n"])
 def test_an_invalid_array_file_is_refused(tmp_path: Path, data: bytes) -> None:
     """NumPy takes the first for an archive; the header of the second is no Python."""
     np.save(tmp_path / "val_0.npy", np.arange(9, dtype=np.uint16))

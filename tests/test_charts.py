@@ -1,7 +1,5 @@
 """Charts lose no spike, label every axis, and add up the time of a resumed run."""
 
-from __future__ import annotations
-
 import re
 
 import numpy as np
@@ -54,9 +52,7 @@ def test_one_slow_step_in_a_million_is_visible() -> None:
     y[654_321] = 5.0
     svg = drawn(y).svg
     assert len(svg) < 20_000
-    heights = [
-        float(h) for h in re.findall(r"[\d.]+,([\d.]+)", re.search('"area" d="M([^"]*)"', svg)[1])
-    ]
+    heights = [float(h) for h in re.findall(r"[\d.]+,([\d.]+)", re.search('"area" d="M([^"]*)"', svg)[1])]
     top = TOP + (HEIGHT - TOP) / 3
     assert min(heights) < top < sorted(heights)[len(heights) // 2]
 

@@ -1,7 +1,5 @@
 """Checkpoints: damage is detected, each is a snapshot, and a failed write keeps earlier ones."""
 
-from __future__ import annotations
-
 import json
 import os
 import random
@@ -172,9 +170,7 @@ def test_the_copy_takes_the_predicted_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("call", "step"), [("fsync", 3), ("replace", 2)])
-def test_a_process_killed_in_a_write_keeps_earlier_checkpoints(
-    two: Path, tmp_path: Path, call: str, step: int
-) -> None:
+def test_a_process_killed_in_a_write_keeps_earlier_checkpoints(two: Path, tmp_path: Path, call: str, step: int) -> None:
     """Killed before a file is flushed, or before the folder gets its final name."""
     folder = tmp_path / "checkpoints"
     shutil.copytree(two, folder)
@@ -198,10 +194,7 @@ def test_a_process_killed_in_a_write_keeps_earlier_checkpoints(
 
 
 @settings(max_examples=10, deadline=None)
-@given(
-    st.lists(st.none() | st.sampled_from([3.0, 2.5, 2.0, float("inf")]), min_size=1, max_size=5),
-    st.integers(1, 3),
-)
+@given(st.lists(st.none() | st.sampled_from([3.0, 2.5, 2.0, float("inf")]), min_size=1, max_size=5), st.integers(1, 3))
 def test_the_newest_and_the_best_are_kept(losses: list[float | None], keep: int) -> None:
     """All of the newest, and at most one more with the least loss; also after a restart."""
     trained = Trained()

@@ -1,7 +1,5 @@
 """Claims files: parsing, units, formulas and verdicts."""
 
-from __future__ import annotations
-
 import json
 import math
 import re
@@ -99,9 +97,7 @@ STEP = 'key = "step_seconds"\nunit = "s"\n'
         ([STEP + 'value = 3\nformula = "exit()"'], "is not arithmetic"),
     ],
 )
-def test_a_wrong_claim_is_refused_in_one_sentence_that_names_it(
-    tmp_path: Path, claim: list[str], words: str
-) -> None:
+def test_a_wrong_claim_is_refused_in_one_sentence_that_names_it(tmp_path: Path, claim: list[str], words: str) -> None:
     with pytest.raises(BadInput) as refused:
         claims_of(tmp_path, *claim)
     text = str(refused.value)
@@ -154,8 +150,7 @@ OTHER_CLAIMS = claims_text(
     'key = "tokens_total"\nunit = "Gtokens"\nvalue = 16.4\nrounding = 0.05',
     'key = "parameters.round"\nunit = "M"\nlow = 35\nhigh = 36',
     'key = "weights_bytes"\nunit = "GB"\nvalue = 70\nformula = "2 * parameters_total"',
-    'key = "total_seconds.sum"\nunit = "min"\nvalue = 5\nrounding = 0.5\n'
-    'formula = "0.3 * max_steps"',
+    'key = "total_seconds.sum"\nunit = "min"\nvalue = 5\nrounding = 0.5\nformula = "0.3 * max_steps"',
     'key = "step_seconds"\nunit = "ms"\nhigh = 300',
     'key = "power_watts"\nunit = "kW"\nlow = 0.3\nhigh = 0.6',
 )
@@ -212,21 +207,12 @@ CHINESE = "---\ntype: note\n---\n每步大约 4 秒，全部训练约 22 小时�
 @pytest.mark.parametrize(
     ("text", "claims", "count"),
     [
-        (
-            ENGLISH,
-            {"step_seconds": (9, 10), "total_seconds": (52.45, 52.55)}
-            | {"peak_process_bytes": (9.5, 10.5)},
-            3,
-        ),
+        (ENGLISH, {"step_seconds": (9, 10), "total_seconds": (52.45, 52.55)} | {"peak_process_bytes": (9.5, 10.5)}, 3),
         (CHINESE, {"step_seconds": (3.5, 4.5), "total_seconds": (21.5, 22.5)}, 2),
     ],
 )
 def test_a_draft_has_every_sentence_and_lacks_only_what_a_person_adds(
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    text: str,
-    claims: dict[str, tuple[float, float]],
-    count: int,
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, claims: dict[str, tuple[float, float]], count: int
 ) -> None:
     (tmp_path / "answer.md").write_text(text, encoding="utf-8")
     path = tmp_path / "claims.toml"

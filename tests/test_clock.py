@@ -1,7 +1,5 @@
 """The clock: every second is counted once, and the loop never waits for a busy device."""
 
-from __future__ import annotations
-
 from collections import deque
 from dataclasses import dataclass, field
 

@@ -1,7 +1,5 @@
 """Comparison of several runs, and the flags of report.py that go together."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -37,9 +35,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["{runs}/old", "{runs}/new", "--train.max-steps=4"], "does not go together"),
     ],
 )
-def test_conflicting_flags_are_refused_in_one_sentence(
-    runs: Path, arguments: list[str], words: str
-) -> None:
+def test_conflicting_flags_are_refused_in_one_sentence(runs: Path, arguments: list[str], words: str) -> None:
     with pytest.raises(BadInput) as refused:
         report.main([argument.format(runs=runs) for argument in arguments])
     assert words in str(refused.value)

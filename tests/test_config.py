@@ -1,7 +1,5 @@
 """The configuration: files and flags are read back exactly, and errors name the key."""
 
-from __future__ import annotations
-
 import json
 import tempfile
 import tomllib
@@ -21,9 +19,7 @@ from nanogauge.cli import Parser
 from nanogauge.config import Config, add_config_flags, config_overrides, load_config, toml_value
 from nanogauge.errors import BadInput
 
-WORDS = st.text(
-    st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=12
-)
+WORDS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=12)
 
 
 def values_of(info: FieldInfo) -> st.SearchStrategy[Any]:
@@ -134,9 +130,7 @@ def test_flags_of_a_command_beat_its_file() -> None:
         ("[model]", "[modle]", "modle", "model"),
     ],
 )
-def test_an_unknown_key_is_named_with_the_nearest_right_one(
-    right: str, wrong: str, named: str, meant: str
-) -> None:
+def test_an_unknown_key_is_named_with_the_nearest_right_one(right: str, wrong: str, named: str, meant: str) -> None:
     with pytest.raises(BadInput) as refused:
         load_text(changed(right, wrong))
     assert f"unknown key {named}; did you mean {meant}?" in str(refused.value)
@@ -157,9 +151,7 @@ def test_an_unknown_key_is_named_with_the_nearest_right_one(
         ('path = "data/fineweb"', "embedded = false", "give either path"),
     ],
 )
-def test_a_value_of_the_wrong_type_is_refused_by_its_key(
-    right: str, wrong: str, named: str
-) -> None:
+def test_a_value_of_the_wrong_type_is_refused_by_its_key(right: str, wrong: str, named: str) -> None:
     with pytest.raises(BadInput) as refused:
         load_text(changed(right, wrong))
     assert named in str(refused.value)

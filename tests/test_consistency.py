@@ -1,7 +1,5 @@
 """Claims that cannot be true are found, possible ones are not."""
 
-from __future__ import annotations
-
 import math
 import tempfile
 from dataclasses import replace
@@ -52,9 +50,7 @@ def found() -> dict[tuple[str, ...], str]:
     }
 
 
-def test_what_cannot_be_true_in_the_document_is_found_and_nothing_else(
-    found: dict[tuple[str, ...], str],
-) -> None:
+def test_what_cannot_be_true_in_the_document_is_found_and_nothing_else(found: dict[tuple[str, ...], str]) -> None:
     """2,550 PFLOP are 2.55e18 FLOPs; the document also has 2.55e15 and 2.5 PFLOP.
 
     20-35 % of 58.3 TFLOP/s give 7.71-13.5 s by PaLM's count. Claims about other runs are left out.
@@ -90,18 +86,11 @@ WIDTHS = st.floats(1.0, 1.5)
 
 
 @st.composite
-def around(
-    draw: st.DrawFn, key: str, unit: str, value: float, least: float = 0.0, most: float = math.inf
-) -> str:
+def around(draw: st.DrawFn, key: str, unit: str, value: float, least: float = 0.0, most: float = math.inf) -> str:
     """Draw a claimed range that holds the value, perhaps with an open end."""
     low, high = max(value / draw(WIDTHS), least), min(value * draw(WIDTHS), most)
     ends = draw(st.sampled_from(["both", "low", "high"]))
-    return claim(
-        key,
-        unit,
-        low=-math.inf if ends == "high" else low,
-        high=math.inf if ends == "low" else high,
-    )
+    return claim(key, unit, low=-math.inf if ends == "high" else low, high=math.inf if ends == "low" else high)
 
 
 @st.composite
@@ -146,11 +135,7 @@ def true_claims(draw: st.DrawFn) -> list[str]:
     least = {"step_seconds": fastest, "total_seconds": STEPS * fastest}
     rows = draw(st.lists(st.sampled_from(sorted(world)), unique=True, min_size=1))
     return [
-        draw(
-            around(
-                row, QUANTITIES[row].unit, world[row], least.get(row, 0.0), MOST.get(row, math.inf)
-            )
-        )
+        draw(around(row, QUANTITIES[row].unit, world[row], least.get(row, 0.0), MOST.get(row, math.inf)))
         for row in rows
     ]
 
@@ -189,9 +174,7 @@ RELATIONS = [
 @pytest.mark.parametrize(("rows", "factor"), RELATIONS)
 @settings(max_examples=5, deadline=None)
 @given(data=st.data())
-def test_one_wrong_value_is_one_finding(
-    rows: tuple[str, ...], factor: float, data: st.DataObject
-) -> None:
+def test_one_wrong_value_is_one_finding(rows: tuple[str, ...], factor: float, data: st.DataObject) -> None:
     world = data.draw(worlds(fastest_mfu=0.3))
     if rows[0] == "peak_allocated_bytes":
         assume(2.3 * world["peak_allocated_bytes"] < 12 * 2**30)
@@ -219,9 +202,7 @@ def test_an_open_mfu_out_of_reach_of_the_step_time_is_found() -> None:
 def test_an_open_range_that_excludes_another_is_found() -> None:
     """At least 180 W for at least 15 h are at least 2.7 kWh."""
     (finding,) = findings(
-        claim("power_watts", "W", low=180),
-        claim("total_seconds", "h", low=15),
-        claim("energy_kwh", "kWh", high=1),
+        claim("power_watts", "W", low=180), claim("total_seconds", "h", low=15), claim("energy_kwh", "kWh", high=1)
     )
     assert sorted(finding.ids) == ["energy_kwh", "power_watts", "total_seconds"]
     assert "2.7" in finding.why

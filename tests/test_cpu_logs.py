@@ -1,7 +1,5 @@
 """Import of a run on a CPU: measured, and predicted only for a CPU that is known."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

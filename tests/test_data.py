@@ -1,7 +1,5 @@
 """Batches depend on the seed and the number of a sample, and on nothing else."""
 
-from __future__ import annotations
-
 import threading
 from pathlib import Path
 
@@ -116,9 +114,7 @@ def test_the_random_order_is_what_it_was() -> None:
 
 
 @pytest.mark.parametrize("order", ["permutation", "random"])
-def test_an_evaluation_reads_the_same_windows_spread_over_all_of_the_split(
-    order: SampleOrder,
-) -> None:
+def test_an_evaluation_reads_the_same_windows_spread_over_all_of_the_split(order: SampleOrder) -> None:
     shards = numbered(4000, 5000, 3000)
     data = batches(shards, 4, order=order, eval_batches=25, ahead=1)
 

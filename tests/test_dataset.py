@@ -1,7 +1,5 @@
 """Datasets of other programs and our own, their fingerprints, and training on them."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable
@@ -148,9 +146,7 @@ def test_a_run_takes_the_name_of_its_data_from_the_manifest(tmp_path: Path) -> N
     data = tmp_path / "data"
     write_ours(data, 0)
     (data / "manifest.json").write_text(
-        (data / "manifest.json")
-        .read_text()
-        .replace("made by the test", "HuggingFaceFW/fineweb-edu")
+        (data / "manifest.json").read_text().replace("made by the test", "HuggingFaceFW/fineweb-edu")
     )
     flags = ["--data.embedded=false", f"--data.path={data}", "--train.max-steps=1"]
     for name, warned in ((None, False), ("FineWeb", True)):
@@ -167,11 +163,7 @@ def write_ours(folder: Path, first: int) -> Dataset:
     if not folder.exists():
         folder.mkdir()
         origin = Origin(
-            tokenizer="gpt2",
-            vocab_size=264,
-            end_of_text=256,
-            dataset="made by the test",
-            dataset_config="none",
+            tokenizer="gpt2", vocab_size=264, end_of_text=256, dataset="made by the test", dataset_config="none"
         )
         with ShardWriter(folder, origin, shard_tokens=1500) as writer:
             write_document(writer, "val", np.full(300, 7, dtype=np.uint16))
@@ -179,9 +171,7 @@ def write_ours(folder: Path, first: int) -> Dataset:
     return open_folder(folder)
 
 
-def test_a_run_on_nanogpts_files_logs_what_it_assumed_and_resumes_on_no_others(
-    tmp_path: Path,
-) -> None:
+def test_a_run_on_nanogpts_files_logs_what_it_assumed_and_resumes_on_no_others(tmp_path: Path) -> None:
     data = tmp_path / "shakespeare"
     data.mkdir()
     (np.arange(4000) % 250).astype(np.uint16).tofile(data / "train.bin")

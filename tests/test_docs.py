@@ -1,7 +1,5 @@
 """The commands, options and links of the documentation exist, and the commands run."""
 
-from __future__ import annotations
-
 import functools
 import glob
 import re
@@ -22,9 +20,7 @@ PAGES = [ROOT / "README.md", *DOCS, ROOT / "examples" / "README.md"]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 SCRIPT = re.compile(r"(?<![\w/.-])((?:bench/|tests/)?[a-z_]+\.py)(?![\w.])")
 FLAG = re.compile(r"(?<![\w-])--([a-z][\w-]*(?:\.[\w-]+)?)")
-FILE = re.compile(
-    r"(?<![\w/.~-])(?:configs|predictions|examples|docs|bench|tests)/[\w./-]*\w(?![\w*])"
-)
+FILE = re.compile(r"(?<![\w/.~-])(?:configs|predictions|examples|docs|bench|tests)/[\w./-]*\w(?![\w*])")
 COMMANDS = [path.name for path in ROOT.glob("*.py") if path.name != "model.py"]
 FOREIGN = re.compile(r"(docker|pip|\.venv/bin/hf|xcode-select|python llama\.cpp|--standalone)\b")
 PLACEHOLDER = re.compile(r"[A-Z]{3,}|/X\b|\.\.\.")

@@ -1,7 +1,5 @@
 """The doctor's checks and the facts they judge."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -107,9 +105,7 @@ FAILING = [
 
 
 @pytest.mark.parametrize(("finding", "verdict", "words"), FAILING)
-def test_each_failing_check_gives_its_reason_and_a_remedy(
-    finding: Finding, verdict: str, words: str
-) -> None:
+def test_each_failing_check_gives_its_reason_and_a_remedy(finding: Finding, verdict: str, words: str) -> None:
     assert finding.verdict == verdict
     assert words in finding.text
     assert finding.remedy
@@ -181,9 +177,7 @@ def test_a_driver_of_the_same_major_version_is_new_enough() -> None:
         ((3, 7), "no current build of torch has code for it, so the card cannot train"),
     ],
 )
-def test_the_build_that_has_code_for_a_card_is_named(
-    capability: tuple[int, int], remedy: str
-) -> None:
+def test_the_build_that_has_code_for_a_card_is_named(capability: tuple[int, int], remedy: str) -> None:
     """Source: PyTorch's support matrix of CUDA builds."""
     torch = TorchBuild("2.13.0+cu128", "cuda", "12.8", "a card", capability, ("sm_80",))
     found = check_gpu("cuda", torch, CARD, None)

@@ -1,7 +1,5 @@
 """Predicted power against published runs, and the cost of electricity."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest
@@ -53,9 +51,7 @@ def test_prediction_and_measurement_add_the_same_power_of_the_machine_to_the_cos
     """300 W of GPU for an hour are 0.3 kWh; with 100 W of machine 0.4 kWh are paid."""
     spec, prediction = documented_spec(), documented_prediction()
     whole = replace(spec, cost=replace(spec.cost, machine_watts=100.0))
-    reading = Sensor(
-        elapsed_seconds=3600, power_watts=300, energy_joules=300 * 3600, energy_source="counter"
-    )
+    reading = Sensor(elapsed_seconds=3600, power_watts=300, energy_joules=300 * 3600, energy_source="counter")
     end = End(elapsed_seconds=3600, status="stopped", steps=4, wall_seconds=3600)
     log = read(start(0), *steps(0, 4), reading, end)
     alone = measure(log, spec, prediction).values
@@ -65,9 +61,7 @@ def test_prediction_and_measurement_add_the_same_power_of_the_machine_to_the_cos
     assert both["cost"].value == pytest.approx(0.4 * 0.15)
     predicted = predict(whole, prediction.hardware).quantities
     for end_of_range in ("low", "expected", "high"):
-        kwh, seconds, cost = (
-            getattr(predicted[row], end_of_range) for row in ("energy_kwh", "total_seconds", "cost")
-        )
+        kwh, seconds, cost = (getattr(predicted[row], end_of_range) for row in ("energy_kwh", "total_seconds", "cost"))
         assert cost == pytest.approx((kwh + 100 * seconds / 3.6e6) * 0.15)
     assert "100 W of the machine" in predicted["cost"].formula
     assert "100 W of the machine" in both["cost"].how

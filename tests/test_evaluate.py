@@ -1,7 +1,5 @@
 """evaluate.py scores the model of a run and another on the same items, for log and report."""
 
-from __future__ import annotations
-
 import json
 import math
 import shutil
@@ -141,9 +139,7 @@ def line(name: str, value: float, against: float | None, model: str | None = "gp
 def test_several_tasks_make_the_geometric_mean_of_their_ratios() -> None:
     """Held-out text resembles the training data: it counts only without a task."""
     held_out, task, other = line("held_out", 2, 3), line("a", 0.2, 0.4), line("b", 0.8, 0.2)
-    assert quality_figures([held_out, task, other])[0]["quality_vs_gpt2"].value == pytest.approx(
-        2**0.5
-    )
+    assert quality_figures([held_out, task, other])[0]["quality_vs_gpt2"].value == pytest.approx(2**0.5)
     assert quality_figures([held_out])[0]["quality_vs_gpt2"].value == pytest.approx(1.5)
     assert quality_figures([line("a", 1, 2, "gpt2-xl"), line("b", 1, None, None)]) == (
         {},

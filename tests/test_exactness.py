@@ -1,7 +1,5 @@
 """A run has the same bits each time, also when it was killed and resumed."""
 
-from __future__ import annotations
-
 import os
 import signal
 from collections.abc import Iterator

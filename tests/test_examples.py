@@ -1,7 +1,5 @@
 """The examples have the verdicts that their README lists."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

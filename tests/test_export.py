@@ -1,7 +1,5 @@
 """export.py writes a folder for transformers; GPT-2 weights are read from such a folder."""
 
-from __future__ import annotations
-
 import json
 from base64 import b64encode
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Non-finite losses, out-of-memory errors, and changes before a resumption."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess
@@ -114,9 +112,7 @@ def test_a_run_fails_with_a_diagnosis_after_the_last_rollback(tmp_path: Path) ->
     assert (folder / "report.html").exists()
 
 
-@pytest.mark.parametrize(
-    ("fault", "step"), [("room:3", 0), ("late_room:3", 3), ("evaluation_room:3", 0)]
-)
+@pytest.mark.parametrize(("fault", "step"), [("room:3", 0), ("late_room:3", 3), ("evaluation_room:3", 0)])
 def test_out_of_memory_makes_the_micro_batch_smaller(
     tmp_path: Path, undisturbed: list[dict[str, Any]], fault: str, step: int
 ) -> None:
@@ -147,9 +143,7 @@ def test_a_resumed_run_keeps_its_smaller_micro_batch(tmp_path: Path) -> None:
     starts = [line for line in log_lines(folder) if line["kind"] == "start"]
     assert starts[-1].get("micro_batch") is None
     changed = events(folder, "changed")[-3:]
-    assert changed[0]["text"] == (
-        "Resumed with another train.micro_batch: the run has 4, this command 1."
-    )
+    assert changed[0]["text"] == ("Resumed with another train.micro_batch: the run has 4, this command 1.")
 
 
 def test_a_run_fails_if_one_sequence_runs_out_of_memory(tmp_path: Path) -> None:
@@ -211,12 +205,7 @@ def test_a_bug_leaves_an_end_line_a_report_and_its_traceback(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("fault", "split"),
-    [
-        ("late_scan:0", "train"),
-        ("late_scan:0", "val"),
-        ("late_scan:4", "val"),
-        ("no_scan:", "train"),
-    ],
+    [("late_scan:0", "train"), ("late_scan:0", "val"), ("late_scan:4", "val"), ("no_scan:", "train")],
 )
 def test_a_token_beyond_the_vocabulary_is_found_before_step_0_or_ends_the_run_with_a_checkpoint(
     tmp_path: Path, fault: str, split: str

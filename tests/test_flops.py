@@ -1,7 +1,5 @@
 """Parameters and FLOPs by formula equal those of the model."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from examples import beyond_gpt2, documented_config, documented_spec

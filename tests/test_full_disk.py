@@ -1,7 +1,5 @@
 """A log on a full disk: the run continues, and no line is lost or torn."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -44,9 +42,7 @@ def as_written(line: Start | Step | Event | Sensor | End) -> bytes:
     lengths=st.lists(st.integers(0, 90), min_size=1, max_size=25),
     rooms=st.lists(st.integers(0, 2500), min_size=25, max_size=25),
 )
-def test_the_file_is_always_a_prefix_of_complete_lines(
-    lengths: list[int], rooms: list[int]
-) -> None:
+def test_the_file_is_always_a_prefix_of_complete_lines(lengths: list[int], rooms: list[int]) -> None:
     """Before every line the disk is full, has room for half a line, or has room again."""
     with tempfile.TemporaryDirectory() as name:
         path, written = Path(name) / LOG_NAME, b""
@@ -76,9 +72,7 @@ def test_closing_a_log_that_lacks_lines_raises(tmp_path: Path) -> None:
     assert (tmp_path / LOG_NAME).read_bytes() == as_written(FIRST)
 
 
-def test_the_queue_is_bounded_and_only_readings_are_dropped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_queue_is_bounded_and_only_readings_are_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The oldest are dropped first, and an event counts them; a step is refused instead."""
     monkeypatch.setattr(writer, "MAX_PENDING_BYTES", 4000)
     monkeypatch.setattr(writer, "THINNED_BYTES", 3500)

@@ -1,7 +1,5 @@
 """Cached generation gives the text of the whole model."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Tests that need a GPU: make gpu-check."""
 
-from __future__ import annotations
-
 import math
 import subprocess
 import time
@@ -25,10 +23,7 @@ from trainer.step.device import autocast
 from trainer.step.loss import TrainingLoss
 from trainer.step.optimizer import make_optimizer, update
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="skipped: no GPU"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="skipped: no GPU")]
 
 
 FLAGS = [
@@ -92,9 +87,7 @@ def loss_and_gradients(
 
 @pytest.mark.parametrize("cap", [0.0, 15.0])
 @pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize(
-    ("dtype", "error"), [("float32", 1e-4), ("bfloat16", 2e-2), ("float16", 4e-3)]
-)
+@pytest.mark.parametrize(("dtype", "error"), [("float32", 1e-4), ("bfloat16", 2e-2), ("float16", 4e-3)])
 def test_the_chunked_head_has_the_plain_heads_loss_and_gradients(
     dtype: str, error: float, compiled: bool, cap: float
 ) -> None:
@@ -145,9 +138,7 @@ def test_a_resumed_run_has_the_losses_of_an_undisturbed_one(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 @pytest.mark.parametrize("scaled", [False, True])
-def test_a_non_finite_gradient_leaves_every_weight_as_it_was(
-    name: Literal["adamw", "muon"], scaled: bool
-) -> None:
+def test_a_non_finite_gradient_leaves_every_weight_as_it_was(name: Literal["adamw", "muon"], scaled: bool) -> None:
     """And the step synchronizes the host with the device nowhere."""
     model = GPT(SHAPE).to(CUDA)
     optimizer = make_optimizer(model, OptimizerSection(name=name))

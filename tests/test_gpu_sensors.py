@@ -1,7 +1,5 @@
 """The sensors on a scripted driver library that the real nvidia-ml-py loads."""
 
-from __future__ import annotations
-
 import os
 import time
 from pathlib import Path
@@ -159,9 +157,7 @@ def test_energy_neither_falls_nor_jumps_when_the_counter_is_reset(trouble: dict[
     assert sources.count("integral") == 1 and sources[-1] == "counter"
 
 
-def test_a_temporary_error_leaves_its_field_absent_for_some_seconds(
-    trouble: dict[str, Any],
-) -> None:
+def test_a_temporary_error_leaves_its_field_absent_for_some_seconds(trouble: dict[str, Any]) -> None:
     """A field that is not supported stays absent; after any other error it is read again."""
     readings = trouble["readings"]
     warm = [r["elapsed_seconds"] for r in readings if r["temperature_celsius"] is not None]
@@ -211,9 +207,7 @@ def test_a_lost_gpu_is_measured_again_when_it_is_back(long_runs: dict[str, Run])
 
 def test_a_gpu_that_stays_lost_only_ends_the_readings(driver: Path) -> None:
     said = Run(driver, "1.2 lost 1e9", seconds=1.9).said
-    assert [r["elapsed_seconds"] for r in said["readings"]] == pytest.approx(
-        [1.0, 1.2, 1.9], abs=0.15
-    )
+    assert [r["elapsed_seconds"] for r in said["readings"]] == pytest.approx([1.0, 1.2, 1.9], abs=0.15)
     last = said["readings"][-1]
     assert last["gap_seconds"] == pytest.approx(0.7, abs=0.15), "the last line has the gap"
     assert last["energy_joules"] is None
@@ -257,10 +251,7 @@ def test_a_gap_between_samples_adds_no_energy(driver: Path) -> None:
 
 
 def test_a_field_that_is_not_supported_is_none_with_its_reason(driver: Path) -> None:
-    said = Run(
-        driver,
-        "0 error temperature 3\n0 error utilization 3\n0 error version 3\n0 error graphics 3",
-    ).said
+    said = Run(driver, "0 error temperature 3\n0 error utilization 3\n0 error version 3\n0 error graphics 3").said
     reading = said["readings"][-1]
     assert reading["temperature_celsius"] is None and reading["utilization"] is None
     assert reading["power_watts"] == 100.0 and reading["sm_clock_hz"] == 2.475e9
@@ -275,9 +266,7 @@ def test_neither_counter_nor_power_gives_no_energy(driver: Path) -> None:
     said = Run(driver, "0 error energy 3\n0 error power_usage 3").said
     reading = said["readings"][-1]
     assert reading["energy_joules"] is None and reading["energy_source"] is None
-    assert {"power_watts", "power_min_watts", "integral_joules", "energy_joules"} <= set(
-        said["absent"]
-    )
+    assert {"power_watts", "power_min_watts", "integral_joules", "energy_joules"} <= set(said["absent"])
 
 
 def test_a_process_the_driver_does_not_list_has_unknown_memory(driver: Path) -> None:
@@ -353,10 +342,7 @@ card 0 0 error fan 3
 
 @pytest.fixture(scope="module")
 def several(driver: Path) -> dict[str, Run]:
-    return {
-        "different": Run(driver, DIFFERENT, 2.3, ALL),
-        "trouble": Run(driver, TROUBLE, 3.4, [(0, None), (1, None)]),
-    }
+    return {"different": Run(driver, DIFFERENT, 2.3, ALL), "trouble": Run(driver, TROUBLE, 3.4, [(0, None), (1, None)])}
 
 
 def energies(said: dict[str, Any], name: str) -> list[float]:

@@ -1,7 +1,5 @@
 """GPUs are found by exact name, and their peaks are those of the datasheets."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -177,8 +175,7 @@ def test_similar_names_are_different_gpus() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "instead"),
-    [("T4", "float16 or float32"), ("V100 32GB", "float16 or float32"), ("P40", "dtype float32")],
+    ("name", "instead"), [("T4", "float16 or float32"), ("V100 32GB", "float16 or float32"), ("P40", "dtype float32")]
 )
 def test_a_gpu_without_bfloat16_says_what_to_use(name: str, instead: str) -> None:
     with pytest.raises(BadInput, match=instead):
@@ -194,9 +191,7 @@ def test_a_plan_asks_for_the_free_memory_where_sizes_vary() -> None:
 
 
 def test_a_gpu_without_a_row_is_computed_from_its_properties() -> None:
-    hardware = from_properties(
-        "NVIDIA GeForce RTX 4070 Max-Q", (8, 9), 36, 8 * 2**30, 2.175e9, 115.0, "bfloat16"
-    )
+    hardware = from_properties("NVIDIA GeForce RTX 4070 Max-Q", (8, 9), 36, 8 * 2**30, 2.175e9, 115.0, "bfloat16")
     assert hardware.peak_flops == pytest.approx(40.1e12, rel=0.001)
     assert hardware.float32_flops == pytest.approx(20.0e12, rel=0.005)
     assert "driver's highest clock" in hardware.peak_name
@@ -212,9 +207,7 @@ def test_a_gpu_without_a_row_gets_a_step_time_with_its_bandwidth() -> None:
     assert "step_seconds" not in without.quantities
     known = predict(documented_spec(), from_properties(*described, 736e9))
     row = predict(documented_spec(), lookup("RTX 4080 SUPER", "bfloat16"))
-    assert known.quantities["step_seconds"].expected == pytest.approx(
-        row.quantities["step_seconds"].expected, rel=0.01
-    )
+    assert known.quantities["step_seconds"].expected == pytest.approx(row.quantities["step_seconds"].expected, rel=0.01)
 
 
 def test_a_rows_rate_is_that_of_its_compute_capability() -> None:
@@ -238,9 +231,7 @@ def test_a_rows_rate_is_that_of_its_compute_capability() -> None:
     [((99, 0), 2e9, "bfloat16"), ((8, 9), None, "bfloat16"), ((7, 5), 2e9, "bfloat16")],
     ids=["unknown capability", "unknown clock", "no such units"],
 )
-def test_a_peak_that_is_not_known_is_none(
-    capability: tuple[int, int], clock: float | None, dtype: str
-) -> None:
+def test_a_peak_that_is_not_known_is_none(capability: tuple[int, int], clock: float | None, dtype: str) -> None:
     hardware = from_properties("Strange card", capability, 60, 2**34, clock, None, dtype)
     assert hardware.peak_flops is None
     assert "Strange card" in hardware.peak_name
@@ -250,9 +241,7 @@ def own_rows(folder: Path, **changed: object) -> Path:
     row = find_gpu("RTX 4070")
     assert row is not None
     fields = row.model_dump(exclude_none=True) | {"name": "My card", "driver_names": []} | changed
-    lines = (
-        f"{name} = " + json.dumps(value).replace('":', '" =') for name, value in fields.items()
-    )
+    lines = (f"{name} = " + json.dumps(value).replace('":', '" =') for name, value in fields.items())
     path = folder / "my.toml"
     path.write_text("[[gpu]]\n" + "\n".join(lines))
     return path
@@ -264,10 +253,7 @@ def test_a_users_file_adds_gpu_rows(tmp_path: Path) -> None:
     hardware = lookup("my card", "bfloat16", own=own)
     assert (hardware.sms, hardware.board_power_watts) == (50, 200)
     assert lookup("RTX 4070", "bfloat16", own=own).sms == 46
-    for broken, message in (
-        (own_rows(tmp_path, sms="x"), "sms"),
-        (tmp_path / "none", "No such file"),
-    ):
+    for broken, message in ((own_rows(tmp_path, sms="x"), "sms"), (tmp_path / "none", "No such file")):
         with pytest.raises(BadInput, match=message):
             read_gpus(broken)
     for text in ("", "gpu = 1", "[gpu]"):
@@ -284,9 +270,7 @@ def test_a_lower_power_limit_lengthens_the_step() -> None:
     spec = documented_spec()
 
     def seconds(watts: float | None) -> float:
-        return (
-            predict(spec, lookup("RTX 3090", "bfloat16", watts)).quantities["step_seconds"].expected
-        )
+        return predict(spec, lookup("RTX 3090", "bfloat16", watts)).quantities["step_seconds"].expected
 
     assert seconds(None) == seconds(350)
     assert seconds(150) > seconds(200) > seconds(250) > seconds(350)

@@ -1,7 +1,5 @@
 """The chunked head has the plain head's loss and gradients, and keeps no logits."""
 
-from __future__ import annotations
-
 import math
 from typing import Any, Literal
 from unittest import mock
@@ -80,9 +78,7 @@ def test_loss_and_gradients_are_those_of_the_plain_head_for_any_chunk_size(
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(20, 90), st.integers(50, 300), st.integers(7, 64))
-def test_bfloat16_is_as_near_to_fp32_as_in_the_plain_head(
-    tokens: int, vocabulary: int, chunk: int
-) -> None:
+def test_bfloat16_is_as_near_to_fp32_as_in_the_plain_head(tokens: int, vocabulary: int, chunk: int) -> None:
     true = gradients("plain", tokens, vocabulary, chunk)
     plain = gradients("plain", tokens, vocabulary, chunk, bfloat16=True)
     found = gradients("autograd", tokens, vocabulary, chunk, bfloat16=True)
@@ -157,8 +153,7 @@ def step(
 
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"dropout": 0.2}, {"tied_head": False}, {"tied_head": False, "logit_softcap": 15.0}],
+    "options", [{}, {"dropout": 0.2}, {"tied_head": False}, {"tied_head": False, "logit_softcap": 15.0}]
 )
 def test_a_step_has_the_gradients_of_the_plain_head_with_and_without_recomputation(
     recompute: bool, options: dict[str, Any]

@@ -1,7 +1,5 @@
 """Any text in a run folder is shown on the page and never becomes markup."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from dataclasses import replace
@@ -26,17 +24,7 @@ from nanogauge.runlog.folder import RunFolder
 from nanogauge.runlog.history import RunHistory
 from nanogauge.schema import Event, Prediction
 
-WORDS_OF_OURS = {
-    "id",
-    "verdict",
-    "judged_by",
-    "status",
-    "source",
-    "prediction",
-    "kind",
-    "unit",
-    "level",
-}
+WORDS_OF_OURS = {"id", "verdict", "judged_by", "status", "source", "prediction", "kind", "unit", "level"}
 """Fields with a fixed set of values, left unchanged."""
 MARKUP = [
     "<script>alert(1)</script>",
@@ -54,9 +42,7 @@ MARKUP = [
     "![x](y) [z](//x) `code` ~~no~~ **bold** _thin_ __x__",
 ]
 texts = st.one_of(st.sampled_from(MARKUP), st.text(min_size=1, max_size=60))
-UNSEEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
-)
+UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @cache
@@ -99,11 +85,7 @@ def hostile(text: str) -> tuple[Report, RunFolder, RunHistory]:
         prediction_sha256=text,
         config_toml=f"# {written}",
     )
-    events = [
-        Event(level=e, what=w, text=text, step=1)
-        for e in ("info", "alarm")
-        for w in (text, "sample")
-    ]
+    events = [Event(level=e, what=w, text=text, step=1) for e in ("info", "alarm") for w in (text, "sample")]
     log = RunHistory(**{**vars(recorded), "events": events, "end": None})
     changed = Report.model_validate(with_text(report.model_dump(), text))
     running = changed.run.model_copy(update={"status": "unfinished"})

@@ -1,7 +1,5 @@
 """Import of nanoGPT logs: evaluation and compilation are separated from the steps' times."""
 
-from __future__ import annotations
-
 import math
 import re
 
@@ -26,13 +24,7 @@ from nanogauge.errors import BadInput
     jitter=st.sampled_from([0.0, 0.003]),
 )
 def test_steps_evaluations_and_compilation_are_separated(
-    lines: int,
-    log_every: int,
-    eval_every: int,
-    step_ms: float,
-    evaluation: float,
-    compiling: float,
-    jitter: float,
+    lines: int, log_every: int, eval_every: int, step_ms: float, evaluation: float, compiling: float, jitter: float
 ) -> None:
     """At any interval of logging and evaluation; nanoGPT rounds times to 0.01 ms."""
 
@@ -43,9 +35,7 @@ def test_steps_evaluations_and_compilation_are_separated(
     printed = range(0, iterations + 1, log_every)
     assume(any(i % eval_every for i in printed))  # else every time includes an evaluation
     evaluated = range(0, iterations + 1, eval_every)
-    text = nanogpt_log(
-        iterations, log_every, eval_every, time_of, evaluation * step_ms, compiling * step_ms
-    )
+    text = nanogpt_log(iterations, log_every, eval_every, time_of, evaluation * step_ms, compiling * step_ms)
     recorded, measurements = imported(text, max_steps=iterations)
     exact = jitter * step_ms / 1e3 + 2e-5
     median = measurements.median_step_seconds
@@ -58,9 +48,7 @@ def test_steps_evaluations_and_compilation_are_separated(
     assert measurements.steps_done == iterations + 1
     assert measurements.status == "finished"
     if timed:
-        assert recorded.compiles[0].seconds == pytest.approx(
-            compiling * step_ms / 1e3, abs=4 * exact
-        )
+        assert recorded.compiles[0].seconds == pytest.approx(compiling * step_ms / 1e3, abs=4 * exact)
         whole = sum(time_of(i) for i in range(iterations + 1)) / 1e3
         whole += (len(evaluated) * evaluation + compiling) * step_ms / 1e3
         share = 3 * jitter + 1e-3 * (1 / step_ms)

@@ -1,7 +1,5 @@
 """Incidents of a run: restarts, rollbacks, skipped updates, and their cost."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any
@@ -74,9 +72,7 @@ def test_incidents_are_listed_in_order_with_time_step_and_cost(tmp_path: Path) -
     entries = [(h["what"], h["step"], h["unix_time"], h["text"]) for h in night["happenings"]]
     skipped = "2 updates were skipped, the last at step 111: non-finite loss or gradient."
     back = "Back to step 100, the data in another order. 12 steps were repeated (46.8 s)."
-    hung = (
-        "Restarted by --supervise, 35 s after the last process hung; 2 steps were repeated (7.8 s)."
-    )
+    hung = "Restarted by --supervise, 35 s after the last process hung; 2 steps were repeated (7.8 s)."
     died = (
         "Restarted by hand, 60 min after the last process died without an end line: "
         "killed, crashed, or without power; 1 step was repeated (3.9 s)."
@@ -99,9 +95,7 @@ def test_incidents_are_listed_in_order_with_time_step_and_cost(tmp_path: Path) -
     assert report["run"]["skipped_updates"] == 2
     for name in ("report.html", "report.md"):
         text = texts[name].replace("\u00a0", " ")
-        assert (
-            f" {entries[1][3]}</p>" not in text and f"> {entries[1][3]}" not in text
-        )  # not a warning
+        assert f" {entries[1][3]}</p>" not in text and f"> {entries[1][3]}" not in text  # not a warning
         section = text.partition("What happened in the night")[2]
         places = [section.find(one[3][:40]) for one in entries]
         assert -1 not in places and places == sorted(places)
@@ -148,12 +142,8 @@ def test_the_total_excludes_the_gap_between_processes_and_names_it(tmp_path: Pat
     assert sum(part.seconds for part in report.attribution.parts) == pytest.approx(difference)
 
 
-@pytest.mark.parametrize(
-    "began", [None, BEGAN + 100.0, BEGAN - 1e8, BEGAN + 2 * LONGEST_GAP_SECONDS]
-)
-def test_an_implausible_or_unlogged_gap_is_not_measured(
-    tmp_path: Path, began: float | None
-) -> None:
+@pytest.mark.parametrize("began", [None, BEGAN + 100.0, BEGAN - 1e8, BEGAN + 2 * LONGEST_GAP_SECONDS])
+def test_an_implausible_or_unlogged_gap_is_not_measured(tmp_path: Path, began: float | None) -> None:
     report = finished_after(tmp_path, began)
     assert report.time_ledger.gap_s is None
     total = next(row.measured for row in report.rows if row.id == "total_seconds")

@@ -1,7 +1,5 @@
 """The callbacks for transformers.Trainer and lightning report like the project's own loop."""
 
-from __future__ import annotations
-
 import json
 import time
 from pathlib import Path
@@ -90,9 +88,7 @@ def test_a_transformers_trainer_is_measured(tmp_path: Path) -> None:
     report = check(tmp_path / "trainer", evaluations=3)
     rows = {row["id"]: row for row in report["rows"]}
     assert rows["tokens_per_step"]["measured"]["value"] == 4 * 2 * 32
-    assert rows["parameters_total"]["analytic"]["expected"] == sum(
-        p.numel() for p in model.parameters()
-    )
+    assert rows["parameters_total"]["analytic"]["expected"] == sum(p.numel() for p in model.parameters())
 
 
 def test_a_lightning_trainer_is_measured(tmp_path: Path) -> None:

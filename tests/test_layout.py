@@ -1,7 +1,5 @@
 """The shape of the project: what imports what, how long files are, what starts without torch."""
 
-from __future__ import annotations
-
 import ast
 import graphlib
 import os
@@ -134,9 +132,7 @@ def test_only_the_run_log_touches_log_jsonl() -> None:
         assert path == PACKAGE / "runlog" / "reader.py" or "log.jsonl" not in strings, path
 
 
-@pytest.mark.parametrize(
-    "module", ["plan", "report", "nanogauge.analysis.claims", "nanogauge.sinks.mirror"]
-)
+@pytest.mark.parametrize("module", ["plan", "report", "nanogauge.analysis.claims", "nanogauge.sinks.mirror"])
 def test_planning_and_reporting_start_without_torch(module: str) -> None:
     """torch takes seconds to import: a plan is there in one, without it."""
     code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'wandb' in sys.modules)"
@@ -202,9 +198,7 @@ def test_no_public_name_is_defined_in_two_modules() -> None:
     assert {name: paths for name, paths in where.items() if len(paths) > 1} == {}
 
 
-def test_windows_and_an_old_driver_are_refused_before_anything_is_downloaded(
-    tmp_path: Path,
-) -> None:
+def test_windows_and_an_old_driver_are_refused_before_anything_is_downloaded(tmp_path: Path) -> None:
     read = {"capture_output": True, "text": True}
     code = "import sys; sys.platform = 'win32'; import nanogauge"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, **read)

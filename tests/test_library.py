@@ -1,7 +1,5 @@
 """The public API: a loop of the user's own is predicted, measured and reported."""
 
-from __future__ import annotations
-
 import json
 import statistics
 import subprocess
@@ -14,9 +12,7 @@ import torch
 
 import nanogauge as ng
 
-SPEC = ng.RunSpec.gpt(
-    n_layer=1, n_embd=32, n_head=2, context=32, vocabulary=64, micro_batch=2, steps=12, device="cpu"
-)
+SPEC = ng.RunSpec.gpt(n_layer=1, n_embd=32, n_head=2, context=32, vocabulary=64, micro_batch=2, steps=12, device="cpu")
 
 
 def rows_of(folder: Path) -> dict[str, float | None]:

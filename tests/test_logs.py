@@ -1,7 +1,5 @@
 """Logs of the field: each of tests/logs.toml is imported as it says there."""
 
-from __future__ import annotations
-
 import json
 import shlex
 import tomllib

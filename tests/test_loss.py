@@ -1,7 +1,5 @@
 """Final loss: laws of the prediction, its limits, the forecast, the search and both benches."""
 
-from __future__ import annotations
-
 import csv
 import json
 import math
@@ -103,8 +101,7 @@ def test_each_constant_has_a_source_and_a_deviation() -> None:
 
 # Published: karpathy/llm.c at 10 G tokens; KellerJordan/modded-nanogpt, 2024-10-14.
 @pytest.mark.parametrize(
-    ("run", "loss"),
-    [(GPT2, 3.2847), (replace(GPT2, tokens=2.6739e9, steps=5100, recipe=FAST), 3.2741)],
+    ("run", "loss"), [(GPT2, 3.2847), (replace(GPT2, tokens=2.6739e9, steps=5100, recipe=FAST), 3.2741)]
 )
 def test_known_runs_are_within_their_interval(run: LossInputs, loss: float) -> None:
     estimate = number(run)
@@ -126,9 +123,7 @@ def test_known_runs_are_within_their_interval(run: LossInputs, loss: float) -> N
         ({"context": 2048}, "2,048"),
     ],
 )
-def test_outside_the_law_there_is_no_number_and_a_reason(
-    changes: dict[str, Any], reason: str
-) -> None:
+def test_outside_the_law_there_is_no_number_and_a_reason(changes: dict[str, Any], reason: str) -> None:
     estimate = predict_loss(replace(GPT2, **changes))
     assert isinstance(estimate, NoEstimate)
     assert reason in estimate.why
@@ -152,9 +147,7 @@ def test_outside_the_law_there_is_no_number_and_a_reason(
         ({"validation_tokens": 0.5e6}, "500,000 validation tokens"),
     ],
 )
-def test_outside_the_validated_range_the_interval_is_wider_and_says_why(
-    changes: dict[str, Any], reason: str
-) -> None:
+def test_outside_the_validated_range_the_interval_is_wider_and_says_why(changes: dict[str, Any], reason: str) -> None:
     estimate = number(replace(GPT2, **changes))
     assert any(reason in caveat for caveat in estimate.caveats), estimate.caveats
     assert estimate.high - estimate.low > 0.122
@@ -255,8 +248,7 @@ COLUMNS = (
     "final_train_loss,note"
 )
 PUBLISHED = (
-    "fit,one,FineWeb,10M,gpt2,nats/token,12,768,1024,yes,123.568,"
-    "123.57,10,10,524288,gpt2-adamw,cosine to 0.1,3.30,,"
+    "fit,one,FineWeb,10M,gpt2,nats/token,12,768,1024,yes,123.568,123.57,10,10,524288,gpt2-adamw,cosine to 0.1,3.30,,"
 )
 ROW = dict(zip(COLUMNS.split(","), PUBLISHED.split(","), strict=True))
 

@@ -1,7 +1,5 @@
 """Measurements of runs that stopped, died and resumed."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
@@ -21,11 +19,7 @@ def start(first_step: int, **more: Any) -> Start:
 def steps(begin: int, end: int, **more: Any) -> list[LogLine]:
     return [
         Step(
-            elapsed_seconds=2.0 + 4.0 * (step - begin),
-            step=step,
-            loss=5.0,
-            step_seconds=3.9,
-            data_wait_seconds=0.01,
+            elapsed_seconds=2.0 + 4.0 * (step - begin), step=step, loss=5.0, step_seconds=3.9, data_wait_seconds=0.01
         ).model_copy(update=more)
         for step in range(begin, end)
     ]

@@ -1,7 +1,5 @@
 """train.py from end to end with the sensors of a scripted GPU."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -12,17 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import (
-    DEMO,
-    ROOT,
-    TINY,
-    build_fake_driver,
-    command,
-    log_lines,
-    rows_of,
-    steps_of,
-    train_tiny,
-)
+from commands import DEMO, ROOT, TINY, build_fake_driver, command, log_lines, rows_of, steps_of, train_tiny
 
 from nanogauge.doctor.preflight import LOG_BYTES_PER_SECOND, LOG_BYTES_PER_STEP
 
@@ -103,9 +91,7 @@ def test_the_report_has_the_power_and_energy_of_the_script(night: Path) -> None:
     first, last = sensors[0]["elapsed_seconds"] + offset, sensors[-1]["elapsed_seconds"] + offset
     joules = scripted_joules(first - 1, last)  # a reading is of the second before it
     rows = rows_of(night)
-    assert rows["power_watts"]["measured"]["value"] == pytest.approx(
-        joules / (last - first + 1), rel=0.01
-    )
+    assert rows["power_watts"]["measured"]["value"] == pytest.approx(joules / (last - first + 1), rel=0.01)
     for row, scripted in (("energy_kwh", joules / 3.6e6), ("cost", 0.2 * joules / 3.6e6)):
         # The run was stopped, so these are not the totals of the whole run.
         assert rows[row]["measured"] is None and "so far" in rows[row]["why"]
@@ -115,9 +101,7 @@ def test_the_report_has_the_power_and_energy_of_the_script(night: Path) -> None:
     for name in ("energy_counter_kwh", "energy_integral_kwh"):
         assert instrument(night, name)["value"] == pytest.approx(joules / 3.6e6, rel=0.01)
     tokens = sum(step["tokens"] for step in steps_of(night))
-    assert instrument(night, "joules_per_token")["value"] == pytest.approx(
-        joules / tokens, rel=0.01
-    )
+    assert instrument(night, "joules_per_token")["value"] == pytest.approx(joules / tokens, rel=0.01)
 
 
 def test_every_step_has_the_power_of_the_samples_in_it(night: Path) -> None:
@@ -195,15 +179,10 @@ def test_reading_steps_one_step_late_changes_no_result(tmp_path: Path) -> None:
     """As on a GPU, whose steps are logged after the next one has been queued."""
     assert train_tiny(tmp_path / "now").returncode == 0
     arguments = [str(DEMO), f"--run.out={tmp_path / 'late'}", *TINY]
-    late = subprocess.run(
-        [sys.executable, "-c", LATE, *arguments], cwd=ROOT, capture_output=True, check=False
-    )
+    late = subprocess.run([sys.executable, "-c", LATE, *arguments], cwd=ROOT, capture_output=True, check=False)
     assert late.returncode == 0, late.stderr
     logs = [log_lines(tmp_path / when / "demo") for when in ("now", "late")]
     keys = ("kind", "step", "loss", "grad_norm")
     for kinds in (("step", "eval"), ("checkpoint",)):
-        now, late_lines = (
-            [[line.get(key) for key in keys] for line in log if line["kind"] in kinds]
-            for log in logs
-        )
+        now, late_lines = ([[line.get(key) for key in keys] for line in log if line["kind"] in kinds] for log in logs)
         assert now == late_lines

@@ -1,7 +1,5 @@
 """Predicted memory against autograd, inductor, the allocator and published peaks."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -91,9 +89,7 @@ def test_eager_keeps_what_the_saved_tensor_hooks_count(case: tuple[ModelSection,
 
 @settings(max_examples=2, deadline=None)
 @given(workloads(compiled=True))
-def test_compiled_keeps_the_outputs_of_the_forward_graph(
-    case: tuple[ModelSection, Workload],
-) -> None:
+def test_compiled_keeps_the_outputs_of_the_forward_graph(case: tuple[ModelSection, Workload]) -> None:
     """Tensors are fake, and each graph that inductor would compile runs as it is."""
     section, work = case
     outputs: list[torch.fx.Node] = []
@@ -112,9 +108,7 @@ def test_compiled_keeps_the_outputs_of_the_forward_graph(
     torch._dynamo.reset()
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = GPT(section)
-        compiled = torch.compile(
-            model, backend=lambda graph, inputs: compile_fx(graph, inputs, inner_compile=record)
-        )
+        compiled = torch.compile(model, backend=lambda graph, inputs: compile_fx(graph, inputs, inner_compile=record))
         loss_of(compiled, work).backward()
     made = [node.meta["val"] for node in outputs if node.op != "placeholder"]
     counted = sum(tensor.nbytes for tensor in made if isinstance(tensor, torch.Tensor))
@@ -161,17 +155,13 @@ def test_the_peak_is_what_the_allocator_sees(
     work = replace(work, grad_accum=grad_accum, head=head, checkpointing=checkpointing)
     work = replace(work, optimizer=name, program=replace(work.program, muon_batched=False))
     highest = highest_sum_of_allocations(section, work)
-    assert predict_memory(work, CPU).allocated.expected == pytest.approx(
-        highest, rel=0.04, abs=3 * 2**16
-    )
+    assert predict_memory(work, CPU).allocated.expected == pytest.approx(highest, rel=0.04, abs=3 * 2**16)
 
 
 @pytest.mark.parametrize("layers", [1, 24])
 def test_logits_that_stay_between_losses_are_there_at_every_moment(layers: int) -> None:
     """With one layer the peak is the head's, with many the optimizer's."""
-    section = ModelSection(
-        n_layer=layers, n_head=1, n_embd=64, block_size=16, vocab_size=50304, bias=False
-    )
+    section = ModelSection(n_layer=layers, n_head=1, n_embd=64, block_size=16, vocab_size=50304, bias=False)
     work = Workload(shape_of(section), 11, 1, dtype="float32", compiled=False, head="chunked")
     assert saved_for_backward(work, on_cpu=True).logits_kept > 0
     highest = highest_sum_of_allocations(section, work)
@@ -201,14 +191,7 @@ def highest_sum_of_allocations(section: ModelSection, work: Workload) -> int:
 
 
 GPT2_MEDIUM = Shape(
-    n_layer=24,
-    n_embd=1024,
-    n_head=16,
-    context=1024,
-    vocabulary=50257,
-    n_kv_head=16,
-    head_size=64,
-    mlp_width=4096,
+    n_layer=24, n_embd=1024, n_head=16, context=1024, vocabulary=50257, n_kv_head=16, head_size=64, mlp_width=4096
 )
 NANOCHAT_D12 = Shape(
     n_layer=12,
@@ -226,33 +209,21 @@ NANOCHAT_D12 = Shape(
 )
 # The script's loop holds the logits, and calls zero_grad between forward and backward.
 BY_HAND = Program(logits_kept=True, gradients_kept=True)
-NANOCHAT = Program(
-    embeddings_16_bit=True, fused_qkv=False, qk_norm=True, logit_softcap=15.0, wide_residual=False
-)
+NANOCHAT = Program(embeddings_16_bit=True, fused_qkv=False, qk_norm=True, logit_softcap=15.0, wide_residual=False)
 DOCUMENTED = replace(workload_of(documented_spec(), on_gpu=True), head="plain")
 PUBLISHED = {
     # manavsehgal/ai-field-notes, nemo-framework-on-spark: peak_gpu_mem_gib 11.28, eager, autocast
     "354M by hand": (Workload(GPT2_MEDIUM, 4, 1, compiled=False, program=BY_HAND), 11.28 * 2**30),
     # the same, baseline-training-loop-on-spark: 25.63, all in bf16, Megatron's dropout of 0.1
     "354M in bf16": (
-        Workload(
-            GPT2_MEDIUM,
-            16,
-            1,
-            compiled=False,
-            dropout=0.1,
-            program=replace(BY_HAND, master_weights=False),
-        ),
+        Workload(GPT2_MEDIUM, 16, 1, compiled=False, dropout=0.1, program=replace(BY_HAND, master_weights=False)),
         25.63 * 2**30,
     ),
     # The documented run as nanoGPT trains it: max_memory_allocated of torch 2.13's CUDA build on
     # the stand-in for a card, with nanoGPT's model and loop; 8.313e9 before AdamW has moments.
     "documented nanoGPT": (replace(DOCUMENTED, program=TRAINING_PROGRAMS["nanogpt"]), 8.645e9),
     # lzwjava/zz, logs/nanochat_train_log.txt: "Peak memory usage: 9436.49MiB" on a 4070 of 12 GB
-    "nanochat d12": (
-        Workload(NANOCHAT_D12, 8, 4, optimizer="muon", program=NANOCHAT),
-        9436.49 * 2**20,
-    ),
+    "nanochat d12": (Workload(NANOCHAT_D12, 8, 4, optimizer="muon", program=NANOCHAT), 9436.49 * 2**20),
 }
 
 

@@ -1,7 +1,5 @@
 """The model is nanoGPT's, and causal."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """A damaged log is imported or refused with one sentence; nothing else happens."""
 
-from __future__ import annotations
-
 import random
 import tempfile
 import time
@@ -78,9 +76,7 @@ LOGS: dict[str, tuple[bytes, int]] = {
 @pytest.mark.parametrize(("data", "max_steps"), LOGS.values(), ids=LOGS)
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**32), kinds=st.lists(st.sampled_from(MUTATIONS), max_size=3))
-def test_a_mutated_log_is_a_run_or_bad_input(
-    data: bytes, max_steps: int, seed: int, kinds: list[Mutation]
-) -> None:
+def test_a_mutated_log_is_a_run_or_bad_input(data: bytes, max_steps: int, seed: int, kinds: list[Mutation]) -> None:
     chance = random.Random(seed)
     for mutate in kinds:
         data = mutate(chance, data) if data else data

@@ -1,7 +1,5 @@
 """Names and values as other programs and other files write them: each is answered with ours."""
 
-from __future__ import annotations
-
 import subprocess
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """nanoGPT's config/*.py are parsed as literals, never executed."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -51,9 +49,7 @@ def test_a_configuration_is_converted_and_trains(tmp_path: Path) -> None:
     assert "65 for shakespeare_char" in run_here("plan.py", source, "--gpu", "T4").stderr
 
 
-@pytest.mark.parametrize(
-    "text", ["9**9**9", "f()", "1/0", "a", "(" * 500, "[1]", "'" * 3, "'a' * 10**9"]
-)
+@pytest.mark.parametrize("text", ["9**9**9", "f()", "1/0", "a", "(" * 500, "[1]", "'" * 3, "'a' * 10**9"])
 def test_what_is_no_literal_has_no_value(text: str) -> None:
     assert literal(text) is None
 

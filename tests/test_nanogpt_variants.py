@@ -1,7 +1,5 @@
 """Import of nanoGPT logs that are cut, appended, resumed, labelled or redirected by any shell."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

@@ -1,7 +1,5 @@
 """Options of model and optimizer beyond GPT-2 and AdamW: each trains and resumes."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from pathlib import Path
@@ -18,27 +16,21 @@ from nanogauge.runspec import Schedule
 from nanogauge.schedule import learning_rate
 from trainer.checkpoints.checkpoint_writer import CheckpointWriter, Written
 from trainer.evaluation.generation import Choice, Context, generate
-from trainer.step.chunked_cross_entropy import (
-    fusible_losses_and_grad_logits,
-    losses_and_grad_logits,
-    plain_loss,
-)
+from trainer.step.chunked_cross_entropy import fusible_losses_and_grad_logits, losses_and_grad_logits, plain_loss
 from trainer.step.loss import TrainingLoss
 from trainer.step.optimizer import make_optimizer, set_learning_rate, update
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SHAPE: dict[str, Any] = {
-    **{"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 16, "vocab_size": 264}
-}
+SHAPE: dict[str, Any] = {**{"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 16, "vocab_size": 264}}
 OPTIONS: dict[str, Any] = {
     **{"positions": "rotary", "norm": "rmsnorm", "qk_norm": True, "activation": "relu2"},
     **{"tied_head": False, "zero_init": True, "logit_softcap": 15.0},
 }
-RECIPE = [
-    f"--model.{key.replace('_', '-')}={json.dumps(value).strip(chr(34))}"
-    for key, value in OPTIONS.items()
-] + ["--optimizer.name=muon", "--optimizer.schedule=wsd"]
+RECIPE = [f"--model.{key.replace('_', '-')}={json.dumps(value).strip(chr(34))}" for key, value in OPTIONS.items()] + [
+    "--optimizer.name=muon",
+    "--optimizer.schedule=wsd",
+]
 CPU = torch.device("cpu")
 
 
@@ -51,9 +43,7 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
     ("bias", "digest", "loss"),
     [(False, "8ca4a673a31591cf", 5.570401191711426), (True, "ef959999acfaaffe", 5.556819915771484)],
 )
-def test_the_default_model_has_the_recorded_weights_and_loss(
-    bias: bool, digest: str, loss: float
-) -> None:
+def test_the_default_model_has_the_recorded_weights_and_loss(bias: bool, digest: str, loss: float) -> None:
     torch.manual_seed(1337)
     model = GPT(ModelSection(**SHAPE, bias=bias))
     found = hashlib.sha256()
@@ -65,9 +55,7 @@ def test_the_default_model_has_the_recorded_weights_and_loss(
 
 @pytest.mark.parametrize("key", OPTIONS)
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_each_option_lowers_the_loss_and_resumes_to_the_same_bits(
-    key: str, name: Any, tmp_path: Path
-) -> None:
+def test_each_option_lowers_the_loss_and_resumes_to_the_same_bits(key: str, name: Any, tmp_path: Path) -> None:
     section = ModelSection.model_validate({**SHAPE, key: OPTIONS[key]})
 
     def fresh(seed: int) -> Trained:
@@ -95,16 +83,11 @@ def test_each_option_lowers_the_loss_and_resumes_to_the_same_bits(
     assert same(first.state(), second.state())
 
 
-def test_a_run_of_all_options_resumes_to_the_same_bits_and_is_read_by_other_commands(
-    tmp_path: Path,
-) -> None:
+def test_a_run_of_all_options_resumes_to_the_same_bits_and_is_read_by_other_commands(tmp_path: Path) -> None:
     succeed(train_tiny(tmp_path / "whole", *RECIPE))
     succeed(train_tiny(tmp_path / "cut", *RECIPE, "--rehearse=6"))
     succeed(train_tiny(tmp_path / "cut", *RECIPE, "--resume=auto"))
-    losses = [
-        {line["step"]: line["loss"] for line in steps_of(tmp_path / name / "demo")}
-        for name in ("whole", "cut")
-    ]
+    losses = [{line["step"]: line["loss"] for line in steps_of(tmp_path / name / "demo")} for name in ("whole", "cut")]
     assert len(losses[0]) == 12
     assert losses[0] == losses[1]
     run = tmp_path / "cut" / "demo"
@@ -138,10 +121,7 @@ def test_rotated_products_depend_on_the_distance_alone() -> None:
     """Su et al. 2021, section 3.2: the product of query m and key n is a function of m - n."""
     attention = GPT(ModelSection(**SHAPE, positions="rotary")).blocks[0].attn
     q, k = torch.randn(2, 1, 1, 1, 16)
-    product = [
-        float((attention.prepared(q, begin=b) * attention.prepared(k, begin=b - 3)).sum())
-        for b in (3, 7, 15)
-    ]
+    product = [float((attention.prepared(q, begin=b) * attention.prepared(k, begin=b - 3)).sum()) for b in (3, 7, 15)]
     assert product == pytest.approx([product[0]] * 3, rel=1e-4, abs=1e-5)
     other = float((attention.prepared(q, begin=7) * attention.prepared(k, begin=2)).sum())
     assert other != pytest.approx(product[0], rel=1e-3)

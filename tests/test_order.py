@@ -1,7 +1,5 @@
 """The order of windows: a permutation for any size, seed and epoch, without correlations."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -77,9 +75,7 @@ def grids(draw: st.DrawFn) -> Grid:
 
 @settings(max_examples=100, deadline=None)
 @given(grids(), st.integers(0, 50))
-def test_an_epoch_predicts_each_token_at_most_once_and_counts_the_others(
-    grid: Grid, epoch: int
-) -> None:
+def test_an_epoch_predicts_each_token_at_most_once_and_counts_the_others(grid: Grid, epoch: int) -> None:
     samples = np.arange(epoch * grid.windows, (epoch + 1) * grid.windows)
     shards, begins = grid.locate(samples)
     predicted = set()

@@ -1,7 +1,5 @@
 """Import of nanochat and build-nanogpt logs."""
 
-from __future__ import annotations
-
 import re
 import textwrap
 
@@ -54,9 +52,7 @@ def test_a_nanochat_log_gives_its_steps_and_its_memory(old: bool) -> None:
     assert measurements.median_step_seconds == pytest.approx(1.5)
     assert measurements.values["first_step_seconds"].value == pytest.approx(31.5)
     assert recorded.compiles[0].seconds == pytest.approx(30.0)
-    assert measurements.values["peak_allocated_bytes"].value == pytest.approx(
-        9436.49 * 2**20, abs=1
-    )
+    assert measurements.values["peak_allocated_bytes"].value == pytest.approx(9436.49 * 2**20, abs=1)
     assert measurements.ledger.eval_s is None
     assert recorded.steps[5].grad_norm == (0.4321 if old else None)
 

@@ -1,7 +1,5 @@
 """Output on streams of any kind, and the commands that messages name."""
 
-from __future__ import annotations
-
 import json
 import os
 import shlex
@@ -57,9 +55,7 @@ def test_a_closed_pipe_and_a_full_disk_do_not_end_a_run(tmp_path: Path, full: bo
     ("redirection", "status", "words"),
     [(">&-", 0, ""), ("| head -c 1 >/dev/null", 1, ""), ("> /dev/full", 1, "no space is left")],
 )
-def test_a_command_ends_in_silence_where_nobody_reads(
-    redirection: str, status: int, words: str
-) -> None:
+def test_a_command_ends_in_silence_where_nobody_reads(redirection: str, status: int, words: str) -> None:
     line = f"set -o pipefail; {shlex.join(command('plan.py', *PLAN))} {redirection}"
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
     assert done.returncode == status
@@ -68,8 +64,7 @@ def test_a_command_ends_in_silence_where_nobody_reads(
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [("plan.py", *PLAN), ("prepare_fineweb.py", "--tokens", "1e3"), ("-m", "nanogauge", "report")],
+    "arguments", [("plan.py", *PLAN), ("prepare_fineweb.py", "--tokens", "1e3"), ("-m", "nanogauge", "report")]
 )
 def test_a_python_without_the_packages_is_told_in_a_sentence(arguments: tuple[object, ...]) -> None:
     """-S leaves the packages of the environment out."""
@@ -82,9 +77,7 @@ def test_a_python_without_the_packages_is_told_in_a_sentence(arguments: tuple[ob
 
 
 @pytest.mark.parametrize("name", ["my texts", "it's", "a$b"])
-def test_commands_in_messages_run_as_printed(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_commands_in_messages_run_as_printed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From any folder, with any name, by the interpreter that prints them."""
     monkeypatch.chdir(tmp_path)
     line = python_command("plan.py", DEMO, "--gpu", "T4", "--run.name", "x", "--claims", name)

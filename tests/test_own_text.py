@@ -1,7 +1,5 @@
 """A text of one's own: cut, kept, refused, trained on, sampled and exported."""
 
-from __future__ import annotations
-
 import pickle
 import re
 import socket
@@ -15,16 +13,7 @@ import numpy as np
 import pytest
 from commands import ROOT, run, succeed
 from hub import Hub
-from preparing import (
-    command,
-    contents,
-    environment,
-    parquet,
-    prepare,
-    prepare_here,
-    refused,
-    sentence,
-)
+from preparing import command, contents, environment, parquet, prepare, prepare_here, refused, sentence
 
 from nanogauge.errors import BadInput
 from nanogauge.waiting import SILENT_SECONDS
@@ -76,8 +65,7 @@ def test_a_document_longer_than_the_validation_tokens_is_cut(
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["./no.txt", "my_texts/", "inptu.txt", "D/t.JSONL.gz", "texts", "a/b/c", "C:\\t", "here/no"],
+    "name", ["./no.txt", "my_texts/", "inptu.txt", "D/t.JSONL.gz", "texts", "a/b/c", "C:\\t", "here/no"]
 )
 def test_a_name_that_is_no_datasets_is_never_asked_of_the_hub(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
@@ -99,9 +87,7 @@ EDITS: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("tokens", [2000, 2500, 10**6])
 @pytest.mark.parametrize("edit", EDITS)
-def test_a_changed_text_is_refused_and_the_shards_stay(
-    tmp_path: Path, edit: str, tokens: int
-) -> None:
+def test_a_changed_text_is_refused_and_the_shards_stay(tmp_path: Path, edit: str, tokens: int) -> None:
     (tmp_path / "texts").mkdir()
     for name in ("b.txt", "c.txt"):
         (tmp_path / "texts" / name).write_text(ONE)
@@ -182,9 +168,7 @@ def test_the_characters_of_nanogpts_data_are_read_and_no_code_is_run(tmp_path: P
 
 
 @pytest.mark.parametrize("name", ["bytes", "gpt2", "hf"])
-def test_a_text_is_streamed_character_by_character(
-    name: str, tmp_path: Path, gpt2_tokenizer: None
-) -> None:
+def test_a_text_is_streamed_character_by_character(name: str, tmp_path: Path, gpt2_tokenizer: None) -> None:
     if name == "hf":
         tokenizers = pytest.importorskip("tokenizers")
         words = {"<|endoftext|>": 0, "<unk>": 30, **{f"▁w{n}": n for n in range(1, 30)}}
@@ -221,14 +205,10 @@ def hub_with(split: str, names: Sequence[str], **more: Any) -> Hub:
         (hub_with("train", ["default"], former="old/texts"), ""),
     ],
 )
-def test_a_dataset_that_cannot_be_opened_is_answered_with_what_to_do(
-    tmp_path: Path, hub: Hub, message: str
-) -> None:
+def test_a_dataset_that_cannot_be_opened_is_answered_with_what_to_do(tmp_path: Path, hub: Hub, message: str) -> None:
     sizes = ["--tokens", 500, "--val-tokens", 300, "--tokenizer", "bytes", "--out", "out"]
     with hub:
-        done = prepare(
-            hub, tmp_path, "--dataset", hub.former or hub.repository, *sizes, HF_TOKEN=""
-        )
+        done = prepare(hub, tmp_path, "--dataset", hub.former or hub.repository, *sizes, HF_TOKEN="")
     assert done.returncode == (2 if message else 0), done.stderr
     assert re.search(message, sentence(done) if message else done.stdout)
 
@@ -249,11 +229,7 @@ def test_a_hub_that_does_not_answer_is_named_after_three_seconds(tmp_path: Path)
         given = command("--dataset", "some/texts", "--tokenizer", "bytes", "--out", "out")
         began = time.monotonic()
         process = subprocess.Popen(
-            given,
-            cwd=tmp_path,
-            env=environment(None, tmp_path) | variables,
-            stderr=subprocess.PIPE,
-            text=True,
+            given, cwd=tmp_path, env=environment(None, tmp_path) | variables, stderr=subprocess.PIPE, text=True
         )
         assert process.stderr is not None
         line = process.stderr.readline()

@@ -1,7 +1,5 @@
 """The report page in a browser: narrow and wide, light and dark, on screen and on paper."""
 
-from __future__ import annotations
-
 import os
 import re
 import time
@@ -127,13 +125,9 @@ def test_the_first_screen_has_the_outcome(browser: Browser, pages: dict[str, Pat
         assert words in text, words
 
 
-def test_the_navigation_bar_covers_no_heading_it_links_to(
-    browser: Browser, pages: dict[str, Path]
-) -> None:
+def test_the_navigation_bar_covers_no_heading_it_links_to(browser: Browser, pages: dict[str, Path]) -> None:
     browser.show(pages["gpu"], 390, 844, "light")
-    for target in browser.run(
-        "return [...document.querySelectorAll('nav a')].map(a => a.getAttribute('href'))"
-    ):
+    for target in browser.run("return [...document.querySelectorAll('nav a')].map(a => a.getAttribute('href'))"):
         assert target.startswith("#")
         top, bar = browser.run(
             "const heading = document.querySelector(arguments[0]); heading.scrollIntoView();"
@@ -144,9 +138,7 @@ def test_the_navigation_bar_covers_no_heading_it_links_to(
         assert top >= bar - 1, target
 
 
-def test_a_printed_page_is_white_without_navigation(
-    browser: Browser, pages: dict[str, Path]
-) -> None:
+def test_a_printed_page_is_white_without_navigation(browser: Browser, pages: dict[str, Path]) -> None:
     browser.show(pages["gpu"], 700, 900, "dark")
     browser.emulate_print()
     style = "return getComputedStyle(document.querySelector(arguments[0]))[arguments[1]]"

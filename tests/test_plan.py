@@ -1,7 +1,5 @@
 """plan.py: what fits, what ends in time, and refusals. Its answers are checked by further plans."""
 
-from __future__ import annotations
-
 import json
 import math
 import re
@@ -27,11 +25,7 @@ def without_summer_time(monkeypatch: pytest.MonkeyPatch) -> None:
 def plan(*flags: object, gpu: str = "RTX 4070", **environment: str) -> dict[str, Any]:
     """Return the plan of the documented run as JSON."""
     arguments = [DOCUMENTED, "--gpu", gpu, "--json", *flags]
-    done = (
-        run("plan.py", *arguments, **environment)
-        if environment
-        else run_here("plan.py", *arguments)
-    )
+    done = run("plan.py", *arguments, **environment) if environment else run_here("plan.py", *arguments)
     assert done.returncode == 0, done.stderr
     result: dict[str, Any] = json.loads(done.stdout)
     return result

@@ -1,7 +1,5 @@
 """The prediction: near the documented run, monotonic, and consistent with its parts."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 
@@ -10,14 +8,7 @@ from examples import CPU, beyond_gpt2, documented_prediction, documented_spec, o
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanogauge.config import (
-    Config,
-    CostSection,
-    DataSection,
-    ModelSection,
-    RunSection,
-    TrainSection,
-)
+from nanogauge.config import Config, CostSection, DataSection, ModelSection, RunSection, TrainSection
 from nanogauge.hardware import Gpu, all_gpus, from_row, lookup
 from nanogauge.prediction.constants import FITTED
 from nanogauge.prediction.prediction import predict
@@ -130,12 +121,7 @@ TRAIN_SIZES = ["micro_batch", "grad_accum", "steps", "eval_batches"]
 
 
 @settings(max_examples=80, deadline=None)
-@given(
-    spec=specs(),
-    device=devices(),
-    what=st.sampled_from(MODEL_SIZES + TRAIN_SIZES),
-    by=st.integers(2, 4),
-)
+@given(spec=specs(), device=devices(), what=st.sampled_from(MODEL_SIZES + TRAIN_SIZES), by=st.integers(2, 4))
 def test_more_of_anything_never_takes_less_time_or_memory(
     spec: RunSpec, device: tuple[Hardware, str], what: str, by: int
 ) -> None:

@@ -1,7 +1,5 @@
 """The doctor on this machine, on a scripted driver, and on data and disks in several states."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -20,13 +18,7 @@ from model import GPT
 from nanogauge.config import Config, load_config
 from nanogauge.doctor import preflight
 from nanogauge.doctor.checks import Finding, TorchBuild
-from nanogauge.doctor.preflight import (
-    LOG_BYTES_PER_SECOND,
-    LOG_BYTES_PER_STEP,
-    Device,
-    consult,
-    disk_use_of,
-)
+from nanogauge.doctor.preflight import LOG_BYTES_PER_SECOND, LOG_BYTES_PER_STEP, Device, consult, disk_use_of
 from nanogauge.errors import BadInput
 from nanogauge.hardware import lookup
 from trainer.checkpoints.checkpoint import random_state
@@ -62,9 +54,7 @@ def doctor(*arguments: object, status: int = 0, **environment: str) -> dict[str,
         ("--train.micro-batch=4000000", "memory", "does not fit: the run peaks at"),
     ],
 )
-def test_the_doctor_refuses_what_training_would(
-    tmp_path: Path, given: str, check: str, words: str
-) -> None:
+def test_the_doctor_refuses_what_training_would(tmp_path: Path, given: str, check: str, words: str) -> None:
     """With the sentence of train.py, which consults it."""
     flags = [given] if given.startswith("--") else []
     environment = {} if flags else dict([given.split("=")])
@@ -189,9 +179,7 @@ def test_few_validation_tokens_are_a_warning_with_the_error_they_give() -> None:
         counted = (3_680_000_000, validation)
         found = preflight._check_data(documented_config(), lambda _, counted=counted: counted)
         assert found.verdict == verdict
-        assert ("5,700 validation tokens, which gives the loss" in found.text) == (
-            verdict == "warn"
-        )
+        assert ("5,700 validation tokens, which gives the loss" in found.text) == (verdict == "warn")
 
 
 def test_shards_are_counted_and_damaged_ones_are_no_go(tmp_path: Path) -> None:

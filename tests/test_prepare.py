@@ -1,7 +1,5 @@
 """prepare_fineweb.py with the hub's real client."""
 
-from __future__ import annotations
-
 import hashlib
 import random
 import re
@@ -11,18 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hub import REVISION, Hub
-from preparing import (
-    CONFIG,
-    END_OF_TEXT,
-    REPOSITORY,
-    TEXTS,
-    contents,
-    hub_of,
-    prepare,
-    refused,
-    sentence,
-    texts_of,
-)
+from preparing import CONFIG, END_OF_TEXT, REPOSITORY, TEXTS, contents, hub_of, prepare, refused, sentence, texts_of
 
 from trainer.data.shards import MANIFEST_NAME, open_split, read_manifest
 
@@ -126,9 +113,7 @@ def test_a_missing_or_too_small_dataset_is_bad_input(
 
 def test_finished_shards_stay_when_the_hub_dies(tmp_path: Path) -> None:
     chance = random.Random(3)
-    documents = [
-        [f"{file} {n} {chance.randbytes(100).hex()}" for n in range(700)] for file in range(3)
-    ]
+    documents = [[f"{file} {n} {chance.randbytes(100).hex()}" for n in range(700)] for file in range(3)]
     with hub_of(documents, dies_at="002_00000.parquet") as hub:
         sizes = ["--val-tokens", 500, "--shard-tokens", 1000, "--tokens", "1e6", "--workers", 1]
         done = prepare(hub, tmp_path, "--out", "out", *sizes)

@@ -1,7 +1,5 @@
 """Preparations that are killed, damaged or out of disk space, and resumed."""
 
-from __future__ import annotations
-
 import json
 import os
 import random
@@ -15,15 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from preparing import (
-    command,
-    contents,
-    environment,
-    parquet,
-    prepare_here,
-    prepare_until_a_shard,
-    refused,
-)
+from preparing import command, contents, environment, parquet, prepare_here, prepare_until_a_shard, refused
 
 from nanogauge.errors import BadInput
 from trainer.data.shards import MANIFEST_NAME, open_split, read_manifest
@@ -45,10 +35,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("a.jsonl", "b.parquet", "c.jsonl", "d.parquet"):
         texts: list[str] = []
         while sum(map(len, texts)) < 2**21:
-            texts += [
-                "".join(chance.choices(words, k=int(chance.lognormvariate(5, 1))))
-                for _ in range(100)
-            ]
+            texts += ["".join(chance.choices(words, k=int(chance.lognormvariate(5, 1)))) for _ in range(100)]
         if name.endswith(".parquet"):
             (home / "texts" / name).write_bytes(parquet(texts))
         else:
@@ -69,9 +56,7 @@ def copy(uninterrupted: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(uninterrupted, tmp_path / "copy"))
 
 
-def test_shards_are_identical_after_kills_at_random_moments(
-    home: Path, uninterrupted: Path
-) -> None:
+def test_shards_are_identical_after_kills_at_random_moments(home: Path, uninterrupted: Path) -> None:
     def files() -> set[str]:
         return {path.name for path in (home / "killed").rglob("*")}
 
@@ -102,9 +87,7 @@ def test_shards_are_identical_after_kills_at_random_moments(
         assert contents(home / "killed") == contents(uninterrupted)
 
 
-def test_a_preparation_resumes_after_a_kill_before_the_first_shard_is_listed(
-    home: Path, uninterrupted: Path
-) -> None:
+def test_a_preparation_resumes_after_a_kill_before_the_first_shard_is_listed(home: Path, uninterrupted: Path) -> None:
     flags = [*SIZES, "--out", "between"]
     prepare_until_a_shard(None, home, *flags)
     assert (home / "between" / "fineweb_val_000000.bin").exists()
@@ -124,9 +107,7 @@ def test_more_tokens_extend_the_shards(home: Path, uninterrupted: Path) -> None:
     assert contents(home / "less") == contents(uninterrupted)
 
 
-def test_verify_names_damaged_shards(
-    home: Path, copy: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_verify_names_damaged_shards(home: Path, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prepare_here(home, "--verify", copy)
     assert "7 shards with" in capsys.readouterr().out
     flipped, truncated, missing = (copy / f"fineweb_train_00000{n}.bin" for n in (2, 3, 4))
@@ -190,9 +171,7 @@ def test_a_full_disk_is_predicted_and_keeps_the_finished_shards(
     process = subprocess.Popen(
         command(*flags), env=environment(None, home), cwd=home, stderr=subprocess.PIPE, text=True
     )
-    while process.poll() is None and not (
-        (out / MANIFEST_NAME).exists() and read_manifest(out).shards
-    ):
+    while process.poll() is None and not ((out / MANIFEST_NAME).exists() and read_manifest(out).shards):
         time.sleep(0.002)
     with (small_disk / "other").open("wb") as file, pytest.raises(OSError, match="space"):
         while True:

@@ -1,7 +1,5 @@
 """Failing networks and hubs, and how much is downloaded."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 
@@ -29,9 +27,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, gpt2_tokenizer: None
     return home / "out"
 
 
-def test_failed_requests_are_retried_and_the_shards_are_the_same(
-    uninterrupted: Path, tmp_path: Path
-) -> None:
+def test_failed_requests_are_retried_and_the_shards_are_the_same(uninterrupted: Path, tmp_path: Path) -> None:
     with hub_of(faults=FAULTS) as hub:
         done = prepare(hub, tmp_path, "--out", "out", *SIZES)
         assert done.returncode == 0, done.stderr

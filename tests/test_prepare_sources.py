@@ -1,7 +1,5 @@
 """Sources of every format, and the shards that are made of them."""
 
-from __future__ import annotations
-
 import base64
 import gzip
 import json
@@ -43,9 +41,7 @@ def prepare_all(dataset: Path, out: Path, *flags: object) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_every_format_gives_its_documents_in_order(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_every_format_gives_its_documents_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Units and chunks cut through the file."""
     monkeypatch.setattr(sources.LocalSource, "unit_bytes", 700)
     (tmp_path / name).write_bytes(FILES[name](TEXTS))
@@ -56,9 +52,7 @@ def test_every_format_gives_its_documents_in_order(
     assert sum(shard.documents for shard in manifest.shards) == len(TEXTS)
 
 
-def test_the_shards_do_not_depend_on_the_number_of_workers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_shards_do_not_depend_on_the_number_of_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources.LocalSource, "unit_bytes", 900)
     source = tmp_path / "source"
     source.mkdir()
@@ -86,11 +80,7 @@ def test_spawned_workers_write_the_same_bytes_and_report_errors(
 
 
 @settings(max_examples=4, deadline=None)
-@given(
-    texts=st.lists(st.text(max_size=30), min_size=1, max_size=12),
-    unit=st.integers(1, 60),
-    shard=st.integers(3, 40),
-)
+@given(texts=st.lists(st.text(max_size=30), min_size=1, max_size=12), unit=st.integers(1, 60), shard=st.integers(3, 40))
 def test_any_documents_come_back_from_units_and_shards_of_any_size(
     tmp_path_factory: pytest.TempPathFactory, texts: list[str], unit: int, shard: int
 ) -> None:
@@ -135,18 +125,12 @@ def test_a_large_vocabulary_of_a_tiktoken_file_is_written_as_uint32(
         ("a.jsonl", b'{"text": "x"}\n{"text": \n', "a.jsonl holds no JSON in the line at byte 14"),
         ("a.jsonl", b'{"text": 7}\n', "a.jsonl has no text 'text'"),
         ("a.parquet", b"PAR1 and no more", "a.parquet is not a Parquet file"),
-        (
-            "a.jsonl.gz",
-            gzip.compress(b'{"text": "x"}\n' * 99, mtime=0)[:-9],
-            "a.jsonl.gz is damaged",
-        ),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 99, mtime=0)[:-9], "a.jsonl.gz is damaged"),
         ("a.txt", b"some \xff bytes", "a.txt is damaged or cannot be read .*utf-8"),
         ("a.csv", b"text\nx\n", "a.csv has no supported format"),
     ],
 )
-def test_an_unreadable_source_is_named_and_nothing_stays(
-    tmp_path: Path, name: str, data: bytes, message: str
-) -> None:
+def test_an_unreadable_source_is_named_and_nothing_stays(tmp_path: Path, name: str, data: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(data)
     assert re.search(message, refused(tmp_path, "--dataset", name, "--out", "out"))
     assert not list((tmp_path / "out").glob("*"))

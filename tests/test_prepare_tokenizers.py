@@ -1,7 +1,5 @@
 """Hugging Face tokenizers."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -72,9 +70,7 @@ def test_shards_of_a_tokenizer_json_decode_to_the_texts(
     assert lengths is not None and lengths[tokens].sum() == size
 
 
-def test_an_end_of_text_token_that_is_not_special_is_refused(
-    tmp_path: Path, described: dict[str, Any]
-) -> None:
+def test_an_end_of_text_token_that_is_not_special_is_refused(tmp_path: Path, described: dict[str, Any]) -> None:
     """It would be found in texts too, and split documents."""
     added = [token | {"special": False} for token in described["added_tokens"]]
     (tmp_path / "tokenizer.json").write_text(json.dumps(described | {"added_tokens": added}))
@@ -83,9 +79,7 @@ def test_an_end_of_text_token_that_is_not_special_is_refused(
     assert f"encodes {END} in a text as its end" in refused(tmp_path, *flags)
 
 
-def test_bytes_are_not_counted_for_a_tokenizer_whose_tokens_have_no_fixed_bytes(
-    tmp_path: Path,
-) -> None:
+def test_bytes_are_not_counted_for_a_tokenizer_whose_tokens_have_no_fixed_bytes(tmp_path: Path) -> None:
     """Metaspace drops the space of a text's first token."""
     words = {END: 0, "<unk>": 1, "\u2581the": 2, "\u2581cell": 3}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))

@@ -1,7 +1,5 @@
 """The committed configurations of common devices, as plans."""
 
-from __future__ import annotations
-
 import tomllib
 
 import pytest

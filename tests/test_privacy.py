@@ -1,7 +1,5 @@
 """What a run writes contains no key, token, password or path of the home folder."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path
@@ -69,9 +67,7 @@ def test_an_error_shows_no_password_or_token(home: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
-def test_a_linked_home_folder_is_hidden_under_both_names(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_linked_home_folder_is_hidden_under_both_names(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     link = home.parent / "link"
     link.symlink_to(home)
     monkeypatch.setenv("HOME", str(link))

@@ -1,7 +1,5 @@
 """Published runs: read without guesses, predicted within the bars, skipped with a reason."""
 
-from __future__ import annotations
-
 import csv
 import json
 import re
@@ -132,9 +130,7 @@ def test_the_step_time_is_read_from_any_published_figure(tmp_path: Path) -> None
     assert read_one(tmp_path, iter_ms="", tokens_per_sec="100000").step_seconds == tokens / 100_000
     total = "total_training_time: total_training_time 1000 s / 500 steps"
     assert read_one(tmp_path, iter_ms="", source_detail=total).step_seconds == 2
-    assert read_one(
-        tmp_path, iter_ms="", quote="AdamW ... 112.1-112.4 ms"
-    ).step_seconds == pytest.approx(0.1121)
+    assert read_one(tmp_path, iter_ms="", quote="AdamW ... 112.1-112.4 ms").step_seconds == pytest.approx(0.1121)
     flops = 6 * 123_587_328 + 12 * 12 * 768 * 1024
     by_mfu = read_one(tmp_path, iter_ms="", mfu_logged="30", mfu_peak_used_tflops="312")
     assert by_mfu.step_seconds == pytest.approx(flops * tokens / (0.3 * 312e12))
@@ -190,11 +186,7 @@ def test_the_bench_works_on_any_such_table_and_refuses_others(tmp_path: Path) ->
 
 
 def test_the_same_model_refers_to_an_earlier_row_of_its_source(tmp_path: Path) -> None:
-    first = GPT2 | {
-        "source_detail": "8q/4kv heads hd64, MLP 2x ReLU2",
-        "n_head": "8",
-        "n_embd": "512",
-    }
+    first = GPT2 | {"source_detail": "8q/4kv heads hd64, MLP 2x ReLU2", "n_head": "8", "n_embd": "512"}
     second = first | {"id": "longer", "source_detail": "same model, other batch"}
     runs, _, _ = read_runs(table(tmp_path, first, second))
     assert runs[0].work.shape == runs[1].work.shape
@@ -206,8 +198,7 @@ def test_the_same_model_refers_to_an_earlier_row_of_its_source(tmp_path: Path) -
 def test_a_row_that_leaves_out_compilation_is_read_by_its_memory(tmp_path: Path) -> None:
     """Without torch.compile the loss holds three tensors of logits in fp32."""
     compiled, eager = (
-        predict_memory(replace(read_one(tmp_path).work, compiled=c), read_one(tmp_path).hardware)
-        for c in (True, False)
+        predict_memory(replace(read_one(tmp_path).work, compiled=c), read_one(tmp_path).hardware) for c in (True, False)
     )
     for memory, expected in ((compiled, True), (eager, False)):
         run_ = read_one(tmp_path, compile="", peak_vram_mib=str(memory.allocated.expected / 2**20))

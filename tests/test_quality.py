@@ -1,7 +1,5 @@
 """Loss and score of a run: what a configuration says about them, and a finished run's part."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

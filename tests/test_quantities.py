@@ -1,7 +1,5 @@
 """Arithmetic of intervals, and times of day on a local clock."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta
@@ -19,9 +17,7 @@ def intervals() -> st.SearchStrategy[Interval]:
 
 
 @given(intervals(), intervals(), st.floats(1e-3, 1e3))
-def test_interval_arithmetic_combines_ends_and_keeps_their_order(
-    a: Interval, b: Interval, number: float
-) -> None:
+def test_interval_arithmetic_combines_ends_and_keeps_their_order(a: Interval, b: Interval, number: float) -> None:
     results = [a + b, a * b, a / number, number / a, a - number, number * a, sum([a, b])]
     results += [a.scaled(number), mfu(number, a, 2.0)]
     for r in results:
@@ -48,9 +44,7 @@ def local(*parts: int) -> datetime:
     return datetime(*parts).astimezone()  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    ("evening", "hours"), [((2026, 3, 28), 9), ((2026, 7, 1), 10), ((2026, 10, 24), 11)]
-)
+@pytest.mark.parametrize(("evening", "hours"), [((2026, 3, 28), 9), ((2026, 7, 1), 10), ((2026, 10, 24), 11)])
 def test_a_night_is_an_hour_shorter_or_longer_when_summer_time_changes(
     evening: tuple[int, int, int], hours: int
 ) -> None:
@@ -60,10 +54,7 @@ def test_a_night_is_an_hour_shorter_or_longer_when_summer_time_changes(
     assert time_after(start, hours * 3600) == by
 
 
-@given(
-    after=st.datetimes(datetime(2000, 1, 1), datetime(2050, 1, 1)),
-    minutes=st.integers(0, 24 * 60 - 1),
-)
+@given(after=st.datetimes(datetime(2000, 1, 1), datetime(2050, 1, 1)), minutes=st.integers(0, 24 * 60 - 1))
 def test_the_next_time_of_day_is_ahead_and_within_a_day(after: datetime, minutes: int) -> None:
     """The longest day has 25 hours; a skipped hour is shown one later."""
     text = f"{minutes // 60:02}:{minutes % 60:02}"

@@ -1,7 +1,5 @@
 """Several processes that share each step, on the CPU with gloo."""
 
-from __future__ import annotations
-
 import os
 import re
 import signal
@@ -10,17 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import (
-    DEMO,
-    ROOT,
-    log_lines,
-    run_in_copy,
-    start_ranks,
-    steps_of,
-    succeed,
-    train_ranks,
-    wait_for_step,
-)
+from commands import DEMO, ROOT, log_lines, run_in_copy, start_ranks, steps_of, succeed, train_ranks, wait_for_step
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -52,9 +40,7 @@ def figures(folder: Path) -> list[float]:
     return steps + [line[key] for line in evals for key in ("train_loss", "val_loss")]
 
 
-def test_a_run_continued_with_another_world_size_has_the_losses_of_one_process(
-    tmp_path: Path,
-) -> None:
+def test_a_run_continued_with_another_world_size_has_the_losses_of_one_process(tmp_path: Path) -> None:
     succeed(run_in_copy("train.py", small(tmp_path / "one"), tmp_path / "one"))
     out = tmp_path / "several"
     first = succeed(train_ranks(2, small(out, "--rehearse=3"), out))
@@ -118,8 +104,7 @@ def test_ranks_that_cannot_share_a_step_are_refused_in_one_sentence(tmp_path: Pa
     done = train_ranks(2, small(tmp_path / "out", "--train.grad-accum=3"), tmp_path / "out")
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
-        "train.py: 2 processes cannot share the 3 micro-batches of a step equally; "
-        "set --train.grad-accum to 2 or 4."
+        "train.py: 2 processes cannot share the 3 micro-batches of a step equally; set --train.grad-accum to 2 or 4."
     ]
     assert not (tmp_path / "out").exists()
 

@@ -1,7 +1,5 @@
 """Reports of the documented run and of small imported logs."""
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess
@@ -138,9 +136,7 @@ def test_every_claim_of_the_document_gets_its_verdict(report: dict[str, Any]) ->
         ("dataset", ["FineWeb"]),
     ],
 )
-def test_the_reason_of_a_verdict_has_its_numbers(
-    report: dict[str, Any], claim: str, words: list[str]
-) -> None:
+def test_the_reason_of_a_verdict_has_its_numbers(report: dict[str, Any], claim: str, words: list[str]) -> None:
     (why,) = (row["why"] for row in report["rows"] if row["claim"] == claim)
     for word in words:
         assert word in why.replace("\u00a0", " "), why
@@ -190,9 +186,7 @@ def test_the_text_report_has_every_verdict_and_figure(folder: Path, report: dict
     assert len(text.split()) <= 2305
 
 
-def test_the_run_folder_is_whole_and_reports_again_by_itself(
-    folder: Path, report: dict[str, Any]
-) -> None:
+def test_the_run_folder_is_whole_and_reports_again_by_itself(folder: Path, report: dict[str, Any]) -> None:
     """It contains the claims."""
     assert (folder / "claims.toml").read_bytes() == SEED_CLAIMS.read_bytes()
     names = ("spec.json", "machine.json", "prediction.json", "log.jsonl", "report.html")
@@ -209,9 +203,7 @@ def small_log(path: Path, step_ms: float) -> Path:
     return path
 
 
-def test_an_import_replaces_the_earlier_one_and_its_prediction_cannot_be_changed(
-    tmp_path: Path,
-) -> None:
+def test_an_import_replaces_the_earlier_one_and_its_prediction_cannot_be_changed(tmp_path: Path) -> None:
     """Its hash is in the log."""
     out = tmp_path / "run"
     for step_ms in (4000.0, 3000.0):

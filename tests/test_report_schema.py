@@ -1,7 +1,5 @@
 """The JSON Schema that report.py prints has all keys of every report.json."""
 
-from __future__ import annotations
-
 import copy
 import json
 from typing import Any

@@ -1,7 +1,5 @@
 """Changes that a resumed run allows by name."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 
@@ -36,10 +34,7 @@ def models(draw: st.DrawFn) -> ModelSection:
 @st.composite
 def one_key_apart(draw: st.DrawFn) -> tuple[Config, Config]:
     """Draw two configurations that differ in one key of model or optimizer."""
-    sections = {
-        "model": (draw(models()), draw(models())),
-        "optimizer": (draw(optimizers()), draw(optimizers())),
-    }
+    sections = {"model": (draw(models()), draw(models())), "optimizer": (draw(optimizers()), draw(optimizers()))}
     name = draw(st.sampled_from(list(sections)))
     one, other = sections[name]
     key = draw(st.sampled_from(list(type(one).model_fields)))

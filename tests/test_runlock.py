@@ -1,7 +1,5 @@
 """The lock of a run folder."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import fcntl
@@ -59,9 +57,7 @@ def test_a_second_run_in_a_folder_is_refused_and_changes_no_file(tmp_path: Path)
 
 def test_a_lock_ends_with_its_process_although_a_child_lives_on(tmp_path: Path) -> None:
     """The W&B mirror may outlive a killed run, which must still be resumable."""
-    with subprocess.Popen(
-        [sys.executable, "-c", LOCKS, str(tmp_path)], stdout=subprocess.PIPE, text=True
-    ) as process:
+    with subprocess.Popen([sys.executable, "-c", LOCKS, str(tmp_path)], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         child = int(process.stdout.readline())
         with pytest.raises(BadInput, match=f"process {process.pid}, since"):

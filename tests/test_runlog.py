@@ -1,7 +1,5 @@
 """The run log: every written line is read, and a crash costs at most the last one."""
 
-from __future__ import annotations
-
 import json
 import tempfile
 import typing
@@ -134,9 +132,7 @@ def test_reading_a_growing_log_equals_reading_it_at_once(tmp_path: Path) -> None
 
 @settings(max_examples=30, deadline=None)
 @given(died_at=st.integers(1, 12), saved_every=st.integers(1, 5), cut=st.booleans())
-def test_a_resumed_run_replaces_the_steps_it_repeats(
-    died_at: int, saved_every: int, cut: bool
-) -> None:
+def test_a_resumed_run_replaces_the_steps_it_repeats(died_at: int, saved_every: int, cut: bool) -> None:
     """The time of both processes counts."""
     resumed_at = died_at // saved_every * saved_every
 

@@ -1,7 +1,5 @@
 """RunSpec, and the schedule of evaluations and checkpoints."""
 
-from __future__ import annotations
-
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -73,9 +71,7 @@ def test_an_impossible_run_is_refused(field: dict[str, int]) -> None:
         ({"schedule": None, "dropout": None, "dtype": None, "zero_init": None}, set()),
     ],
 )
-def test_an_unknown_field_removes_only_the_quantities_that_need_it(
-    unknown: dict[str, None], absent: set[str]
-) -> None:
+def test_an_unknown_field_removes_only_the_quantities_that_need_it(unknown: dict[str, None], absent: set[str]) -> None:
     documented = documented_prediction()
     found = predict(replace(documented_spec(), **unknown), lookup("RTX 4070", "bfloat16"))
     gone = documented.quantities.keys() - found.quantities.keys()
@@ -84,9 +80,7 @@ def test_an_unknown_field_removes_only_the_quantities_that_need_it(
 
 
 @given(steps=st.integers(1, 300), every=st.integers(1, 400), first=st.integers(0, 300))
-def test_counts_of_evaluations_and_checkpoints_match_the_due_steps(
-    steps: int, every: int, first: int
-) -> None:
+def test_counts_of_evaluations_and_checkpoints_match_the_due_steps(steps: int, every: int, first: int) -> None:
     spec = replace(documented_spec(), steps=steps, eval_every=every, checkpoint_every=every)
     first = min(first, steps)
     due = [step for step in range(first, steps + 1) if is_evaluated(step, spec)]
@@ -106,9 +100,7 @@ def test_a_folder_of_the_old_layout_gives_the_same_spec(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"neither spec\.json nor config\.toml"):
         load(tmp_path / "old")
     config = load_config(ROOT / "configs" / "rtx4070_fineweb.toml", {"run": {"name": "made"}})
-    train = config.train.model_copy(
-        update={"max_steps": 100, "eval_every": 50, "checkpoint_every": 50}
-    )
+    train = config.train.model_copy(update={"max_steps": 100, "eval_every": 50, "checkpoint_every": 50})
     text = config.model_copy(update={"train": train}).to_toml()
     (tmp_path / "old" / "config.toml").write_text(text)
     assert load(tmp_path / "old").spec == replace(load(tmp_path / "new").spec, world_size=1)

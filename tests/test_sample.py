@@ -1,7 +1,5 @@
 """sample.py continues prompts with the model of a run."""
 
-from __future__ import annotations
-
 import re
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The tables of docs/scaling.md are those of the prediction."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """The progress of a run: lines at a limited rate."""
 
-from __future__ import annotations
-
 import os
 import pty
 import re
@@ -27,11 +25,7 @@ class Night:
     """The documented run on a display with a simulated clock."""
 
     def __init__(
-        self,
-        first_step: int = 0,
-        before_seconds: float | None = None,
-        log_every: int = 10,
-        **train: int,
+        self, first_step: int = 0, before_seconds: float | None = None, log_every: int = 10, **train: int
     ) -> None:
         self.elapsed = 0.0
         self.spec = replace(documented_spec(), **train)
@@ -138,9 +132,7 @@ def test_the_projection_of_a_resumed_run_includes_its_earlier_time() -> None:
     assert resumed.screen.go_or_no_go(5039, resumed.elapsed).startswith("Go: at 3.91 s a step")
 
 
-def test_the_verdict_is_printed_once_after_30_steady_steps(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_the_verdict_is_printed_once_after_30_steady_steps(capsys: pytest.CaptureFixture[str]) -> None:
     for seconds, verdict in ((STEP_SECONDS, "Go: at 3.91 s"), (20.0, "No-go: at 20 s")):
         night = Night()
         for i in range(31):

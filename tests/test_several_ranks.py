@@ -1,7 +1,5 @@
 """The log and the report of a run of several processes."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 from dataclasses import replace

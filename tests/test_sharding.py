@@ -1,7 +1,5 @@
 """Weights, gradients and moments sharded over the ranks, on the CPU with gloo."""
 
-from __future__ import annotations
-
 import copy
 import gc
 import json
@@ -45,9 +43,7 @@ def figures(folder: Path) -> list[dict[tuple[str, int], list[float]]]:
     return processes
 
 
-def test_a_run_continued_with_or_without_sharding_has_the_losses_of_one_process(
-    tmp_path: Path,
-) -> None:
+def test_a_run_continued_with_or_without_sharding_has_the_losses_of_one_process(tmp_path: Path) -> None:
     """One process, two that shard the model and are killed, two again, then one."""
     one, out = tmp_path / "one", tmp_path / "several"
     succeed(run_in_copy("train.py", small(one, NO_DROPOUT), one))

@@ -1,7 +1,5 @@
 """Writing and reading token shards."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import tempfile
@@ -26,13 +24,7 @@ from trainer.data.shards import (
     refuse_existing_shards,
 )
 
-ORIGIN = Origin(
-    tokenizer="gpt2",
-    vocab_size=50257,
-    end_of_text=50256,
-    dataset="some/texts",
-    dataset_config="all",
-)
+ORIGIN = Origin(tokenizer="gpt2", vocab_size=50257, end_of_text=50256, dataset="some/texts", dataset_config="all")
 
 
 @settings(max_examples=10, deadline=None)
@@ -44,10 +36,7 @@ ORIGIN = Origin(
 def test_any_documents_come_back_from_shards_of_any_size(
     documents: list[list[int]], val_documents: int, shard_tokens: int
 ) -> None:
-    splits: dict[Split, list[list[int]]] = {
-        "val": documents[:val_documents],
-        "train": documents[val_documents:],
-    }
+    splits: dict[Split, list[list[int]]] = {"val": documents[:val_documents], "train": documents[val_documents:]}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with ShardWriter(folder, ORIGIN, shard_tokens=shard_tokens) as writer:

@@ -1,7 +1,5 @@
 """nanogauge share: one anonymous row of a run, which the validation reads back."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -49,9 +47,7 @@ def test_a_shared_row_is_read_as_the_run_it_came_from(
     assert run.hardware.name == "RTX 4070"
 
 
-def test_a_shared_run_calibrates_this_machine(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_shared_run_calibrates_this_machine(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     assert main([str(made), "--calibrate"]) == 0
     stored, _ = load_calibration("RTX 4070", "2.13.0", None)

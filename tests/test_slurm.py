@@ -1,7 +1,5 @@
 """The SLURM script of docs/scaling.md: the time limit reaches the ranks and requeues the job."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess
@@ -25,9 +23,7 @@ STAND_INS = {
     [(100, 0, False), (5, 0, True), (5, 3, True)],
     ids=["its time is up", "finished", "failed"],
 )
-def test_a_job_is_requeued_only_at_its_time_limit(
-    tmp_path: Path, tenths: int, status: int, in_time: bool
-) -> None:
+def test_a_job_is_requeued_only_at_its_time_limit(tmp_path: Path, tenths: int, status: int, in_time: bool) -> None:
     for name, body in STAND_INS.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / name).chmod(0o755)

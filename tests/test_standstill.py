@@ -1,7 +1,5 @@
 """A process that stood still, a machine that slept and a clock that jumped are told apart."""
 
-from __future__ import annotations
-
 import json
 import signal
 import time
@@ -19,9 +17,7 @@ class Clocks:
     def __init__(self) -> None:
         self.now = self.up = self.cpu = 0.0
         self.wall = 1.8e9
-        self.watch = StandstillWatch(
-            lambda: self.now, lambda: self.up, lambda: self.wall, lambda: self.cpu
-        )
+        self.watch = StandstillWatch(lambda: self.now, lambda: self.up, lambda: self.wall, lambda: self.cpu)
 
     def move(self, now: float, up: float, wall: float, cpu: float = 0.0) -> list[tuple[str, float]]:
         """Move the clocks forward; return name and seconds of what the watch noticed."""
@@ -38,19 +34,14 @@ class Clocks:
         ((2.9, 2.9, 2.9), []),  # a busy machine
         ((60, 60, 60, 55), []),  # the interpreter was locked, and computed
         ((30.25, 30.25, 30.25, 0.2), [("suspended", 30.0)]),  # SIGSTOP
-        (
-            (3600.25, 3600.25, 0.25),
-            [("suspended", 3600.0), ("clock_changed", 0)],
-        ),  # paused, set back
+        ((3600.25, 3600.25, 0.25), [("suspended", 3600.0), ("clock_changed", 0)]),  # paused, set back
         ((0.5, 21600.5, 21600.5), [("slept", 21600.0)]),
         ((0.5, 0.5, 7200.5), [("clock_changed", 0)]),
         ((0.5, 0.5, -3599.5), [("clock_changed", 0)]),
         ((0.5, 0.5, 2.5), []),  # a correction
     ],
 )
-def test_each_kind_of_standstill_is_named(
-    moved: tuple[float, ...], noticed: list[tuple[str, float]]
-) -> None:
+def test_each_kind_of_standstill_is_named(moved: tuple[float, ...], noticed: list[tuple[str, float]]) -> None:
     clocks = Clocks()
     assert sorted(clocks.move(*moved)) == sorted(noticed)
 

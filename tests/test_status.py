@@ -1,24 +1,12 @@
 """Unfinished runs: state, projected total, last events."""
 
-from __future__ import annotations
-
 import math
 import os
 import random
 from pathlib import Path
 
 import pytest
-from runs import (
-    EVALUATION_SECONDS,
-    EVERY,
-    START_SECONDS,
-    end,
-    event,
-    make_finished,
-    make_folder,
-    steps,
-    write,
-)
+from runs import EVALUATION_SECONDS, EVERY, START_SECONDS, end, event, make_finished, make_folder, steps, write
 
 from nanogauge.analysis.report_model import Report, build_report
 from nanogauge.report.html import render_report

@@ -1,7 +1,5 @@
 """The predicted memory traffic of options beyond GPT-2 is that of torch, by operation."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,14 +18,7 @@ from torch.utils._pytree import tree_leaves
 from model import GPT
 from nanogauge.config import ModelSection, OptimizerSection, load_config, program_of, shape_of
 from nanogauge.hardware import lookup
-from nanogauge.prediction.step_time import (
-    MUON_BYTES,
-    MUON_KERNELS,
-    Extra,
-    of_layer,
-    of_logits,
-    predict_step_time,
-)
+from nanogauge.prediction.step_time import MUON_BYTES, MUON_KERNELS, Extra, of_layer, of_logits, predict_step_time
 from nanogauge.prediction.workload import Workload, workload_of
 from trainer.step.chunked_cross_entropy import chunked_loss, plain_loss
 from trainer.step.optimizer import make_optimizer, update
@@ -45,14 +36,9 @@ class Traffic(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
-        given, made = (
-            [t for t in tree_leaves(tree) if isinstance(t, Tensor)]
-            for tree in ((args, kwargs), out)
-        )
+        given, made = ([t for t in tree_leaves(tree) if isinstance(t, Tensor)] for tree in ((args, kwargs), out))
         storages = {t.untyped_storage()._cdata for t in given}
-        view = not func._schema.is_mutable and all(
-            t.untyped_storage()._cdata in storages for t in made
-        )
+        view = not func._schema.is_mutable and all(t.untyped_storage()._cdata in storages for t in made)
         if view or name.startswith("empty") or name == "new_empty":
             return out
         if name.removesuffix("_backward") in PRODUCTS:
@@ -78,9 +64,7 @@ def traffic_of(work: Callable[[], object]) -> Traffic:
 
 
 def section(layers: int, **options: Any) -> ModelSection:
-    return ModelSection(
-        n_layer=layers, n_head=HEADS, n_embd=WIDTH, block_size=CONTEXT, vocab_size=64, **options
-    )
+    return ModelSection(n_layer=layers, n_head=HEADS, n_embd=WIDTH, block_size=CONTEXT, vocab_size=64, **options)
 
 
 def layer_traffic(dtype: str, **options: Any) -> Extra:
@@ -107,10 +91,7 @@ def work_of(model: ModelSection, **how: Any) -> Workload:
 
 @settings(max_examples=12, deadline=None)
 @given(options=beyond_gpt2(), dtype=st.sampled_from(["float32", "bfloat16"]))
-@example(
-    options={"positions": "rotary", "norm": "rmsnorm", "qk_norm": True, "activation": "relu2"},
-    dtype="float32",
-)
+@example(options={"positions": "rotary", "norm": "rmsnorm", "qk_norm": True, "activation": "relu2"}, dtype="float32")
 def test_the_predicted_traffic_of_a_layer_is_counted(options: dict[str, Any], dtype: Any) -> None:
     expected = of_layer(work_of(section(2, **options), dtype=dtype, compiled=False), on_cpu=True)
     plain, counted = layer_traffic(dtype), layer_traffic(dtype, **options)
@@ -188,8 +169,6 @@ def test_a_plan_counts_what_an_option_costs(on_gpu: bool, compiled: bool) -> Non
     for key, value in (("positions", "rotary"), ("qk_norm", True)):
         assert seconds({"model": {key: value}}) > without
     assert seconds({"optimizer": {"name": "muon"}}) > without
-    squared, capped = (
-        seconds({"model": model}) for model in ({"activation": "relu2"}, {"logit_softcap": 15.0})
-    )
+    squared, capped = (seconds({"model": model}) for model in ({"activation": "relu2"}, {"logit_softcap": 15.0}))
     assert squared == without if compiled else squared > without
     assert capped == without if compiled and on_gpu else capped > without

@@ -1,7 +1,5 @@
 """SIGINT, SIGTERM and SIGHUP at each stage of a run: time until its end, status, kept files."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal
@@ -29,9 +27,7 @@ def test_a_stop_before_the_first_line_leaves_nothing_behind(tmp_path: Path) -> N
     assert not (tmp_path / "demo" / "log.jsonl").exists()
 
 
-@pytest.mark.parametrize(
-    ("stage", "number"), [("compilation", signal.SIGTERM), ("evaluation", signal.SIGINT)]
-)
+@pytest.mark.parametrize(("stage", "number"), [("compilation", signal.SIGTERM), ("evaluation", signal.SIGINT)])
 def test_a_stop_does_not_wait_for_a_compilation_or_an_evaluation(
     tmp_path: Path, stage: str, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,9 +85,7 @@ def test_a_hangup_stops_a_run_with_a_checkpoint_and_a_report(tmp_path: Path, how
     if how == "nohup":
         given = ["nohup", *given]
     controller, terminal = os.openpty()
-    with subprocess.Popen(
-        given, cwd=tmp_path, stdin=terminal, stdout=terminal, stderr=terminal
-    ) as process:
+    with subprocess.Popen(given, cwd=tmp_path, stdin=terminal, stdout=terminal, stderr=terminal) as process:
         os.close(terminal)
         reader = threading.Thread(target=read_until_closed, args=(controller,), daemon=True)
         reader.start()

@@ -1,7 +1,5 @@
 """train.py --supervise: what is restarted, and after which backoff."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -31,11 +29,7 @@ class Watched:
         self.said: list[str] = []
         looks = iter(seen)
         self.status = Supervisor(
-            [sys.executable, "-c", code],
-            lambda: next(looks, None),
-            max_restarts,
-            self.said.append,
-            self.waits.append,
+            [sys.executable, "-c", code], lambda: next(looks, None), max_restarts, self.said.append, self.waits.append
         ).run()
 
 
@@ -48,9 +42,7 @@ def test_a_refusal_after_an_accepted_start_is_retried() -> None:
 
 @pytest.mark.parametrize("status", [0, 2, 129, 130, 143])
 @pytest.mark.parametrize("killed", [False, True])
-def test_a_run_that_finished_or_was_refused_or_stopped_is_not_restarted(
-    status: int, killed: bool
-) -> None:
+def test_a_run_that_finished_or_was_refused_or_stopped_is_not_restarted(status: int, killed: bool) -> None:
     """Before its first step a run does not handle signals and dies of them."""
     code = f"import sys; sys.exit({status})"
     if killed and status > 128:

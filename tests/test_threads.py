@@ -1,7 +1,5 @@
 """train.py re-executes itself with malloc settings that keep the memory of a step."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -20,9 +18,7 @@ KEEP = "from trainer.step.torch_env import keep_pages; keep_pages()"
 def run(code: str, *arguments: str, **environment: str) -> tuple[int, str]:
     variables = {name: value for name, value in os.environ.items() if name != ALLOCATOR}
     command = [sys.executable, "-c", code, *arguments]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env=variables | environment
-    ) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=variables | environment) as process:
         printed, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     return process.pid, printed

@@ -1,7 +1,5 @@
 """Tokenizing in parts and in batches gives the tokens of tiktoken's encode_ordinary."""
 
-from __future__ import annotations
-
 from unittest import mock
 
 import pytest
@@ -37,9 +35,7 @@ def encodings(gpt2_tokenizer: None) -> dict[str, tiktoken.Encoding]:
     ranks = tiktoken.get_encoding("gpt2")._mergeable_ranks
     special = {"<|endoftext|>": 50256}
     return {
-        name: tiktoken.Encoding(
-            name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special
-        )
+        name: tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
         for name, pattern in PATTERNS.items()
     }
 
@@ -93,9 +89,7 @@ def test_the_patterns_are_those_of_the_installed_tiktoken() -> None:
     assert {name: patterns[name] for name in PATTERNS} == PATTERNS
 
 
-def test_a_lone_surrogate_is_replaced_as_encode_ordinary_does(
-    encodings: dict[str, tiktoken.Encoding],
-) -> None:
+def test_a_lone_surrogate_is_replaced_as_encode_ordinary_does(encodings: dict[str, tiktoken.Encoding]) -> None:
     """encode_to_numpy refuses it."""
     tokenizer = from_encoding(encodings["gpt2"], "gpt2")
     text = "a \ud83c half"

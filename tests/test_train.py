@@ -1,7 +1,5 @@
 """train.py from the command line to the report, on the CPU."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -11,19 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import (
-    DEMO,
-    ROOT,
-    TINY,
-    log_lines,
-    rows_of,
-    run,
-    run_in_copy,
-    small_disk,
-    steps_of,
-    succeed,
-    train_tiny,
-)
+from commands import DEMO, ROOT, TINY, log_lines, rows_of, run, run_in_copy, small_disk, steps_of, succeed, train_tiny
 from examples import GPT2_ORIGIN, write_document
 
 from trainer.data.shards import ShardWriter
@@ -122,9 +108,7 @@ def test_a_damaged_checkpoint_is_skipped(tiny_run: Path, tmp_path: Path) -> None
     assert any("step_00000012 is damaged" in text for text in warnings)
 
 
-def test_without_a_compiler_training_falls_back_to_eager_mode_with_a_warning(
-    tmp_path: Path,
-) -> None:
+def test_without_a_compiler_training_falls_back_to_eager_mode_with_a_warning(tmp_path: Path) -> None:
     environment = {"CXX": "/nonexistent/c++", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
     succeed(train_tiny(tmp_path, "--run.compile=true", "--train.max-steps=2", **environment))
     lines = log_lines(tmp_path / "demo")

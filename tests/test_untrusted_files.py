@@ -1,7 +1,5 @@
 """Untrusted files cannot lead out of their folder, block the reader or run code."""
 
-from __future__ import annotations
-
 import ast
 import json
 import os
@@ -55,8 +53,7 @@ def test_nothing_that_is_read_can_run_code() -> None:
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["", ".", "..", "../x", "a/../../x", "/etc/passwd", "a\x00", "C:\\x", "..\\x", "\\\\h\\s"],
+    "name", ["", ".", "..", "../x", "a/../../x", "/etc/passwd", "a\x00", "C:\\x", "..\\x", "\\\\h\\s"]
 )
 def test_a_name_that_leads_out_of_its_folder_is_recognised(name: str) -> None:
     assert not stays_below(name)

@@ -1,7 +1,5 @@
 """Import of a history exported from W&B: known columns are read, others are listed."""
 
-from __future__ import annotations
-
 import csv
 import io
 import math
@@ -123,9 +121,7 @@ def test_the_history_of_our_own_mirror_reads_back(run: MadeUp) -> None:
     }
     kept = ("step", "val_loss", "seconds")
     evals, theirs = recorded.evals, run.recorded().evals
-    assert [[getattr(e, k) for k in kept] for e in evals] == [
-        [getattr(e, k) for k in kept] for e in theirs
-    ]
+    assert [[getattr(e, k) for k in kept] for e in evals] == [[getattr(e, k) for k in kept] for e in theirs]
     assert [c.seconds for c in recorded.compiles] == [c.seconds for c in run.recorded().compiles]
     assert len(recorded.sensors) == len(run.recorded().sensors)
     assert len(recorded.processes) == 1 + len(run.died_at)
@@ -169,10 +165,7 @@ def test_unknown_columns_are_not_read() -> None:
 
 def test_the_export_of_a_chart_is_read_without_its_run_name() -> None:
     """Its columns are NAME - column, NAME - column__MIN and __MAX."""
-    rows = [
-        {("Step" if k == "_step" else f"night - 2 - {k}"): v for k, v in row.items()}
-        for row in torchtitan_rows()
-    ]
+    rows = [{("Step" if k == "_step" else f"night - 2 - {k}"): v for k, v in row.items()} for row in torchtitan_rows()]
     named = [{**row, "night - 2 - train/loss__MIN": 1.0} for row in rows]
     recorded, _ = history(named)
     assert [s.loss for s in recorded.steps] == [8.0] * 101

@@ -1,7 +1,5 @@
 """The W&B mirror offline: what it writes, and that no failure of W&B reaches the run."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -133,9 +131,7 @@ def test_the_mirror_of_a_killed_run_ends_by_itself(folder: Path) -> None:
     """Its log has no end line to wait for."""
     write(folder, lines_of_a_run())
     (folder / "report.json").write_text("{}")
-    with subprocess.Popen(
-        [sys.executable, "-c", PARENT, str(folder)], cwd=ROOT, stdout=subprocess.PIPE
-    ) as parent:
+    with subprocess.Popen([sys.executable, "-c", PARENT, str(folder)], cwd=ROOT, stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None and parent.stdout.readline() == b"started\n"
         assert wait_until((folder / "wandb").exists, 15)
         assert wait_until(lambda: bool(cores_of(folder)), 15)
@@ -202,9 +198,7 @@ def mirrored(folder: Path) -> str:
     return warning or ""
 
 
-def test_a_missing_wandb_gives_a_warning(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_wandb_gives_a_warning(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     at_start_up(tmp_path / "hook", "import sys; sys.modules['wandb'] = None", monkeypatch)
     warning = mirrored(folder)
     assert "W&B cannot be used" in warning and "the run is in its log alone" in warning, warning

@@ -1,7 +1,5 @@
 """W&B's own switches are obeyed and named; a flag overrules them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -32,8 +30,7 @@ VARIABLES: list[tuple[dict[str, str], str | None]] = [
 
 @pytest.mark.parametrize(("variables", "off"), VARIABLES)
 @pytest.mark.parametrize(
-    ("given", "flags"),
-    [(None, []), (None, ["--wandb.mode=auto"]), ("online", ["--wandb.mode=online"])],
+    ("given", "flags"), [(None, []), (None, ["--wandb.mode=auto"]), ("online", ["--wandb.mode=online"])]
 )
 def test_a_variable_switches_the_mirror_off_unless_a_flag_overrules_it(
     tmp_path: Path,
@@ -56,9 +53,7 @@ def test_a_variable_switches_the_mirror_off_unless_a_flag_overrules_it(
 
 @pytest.mark.parametrize("folder", ["wandb", ".config/wandb"])
 @pytest.mark.parametrize("line", STORED)
-def test_what_the_wandb_command_stored_is_obeyed_below_the_variables(
-    tmp_path: Path, line: str, folder: str
-) -> None:
+def test_what_the_wandb_command_stored_is_obeyed_below_the_variables(tmp_path: Path, line: str, folder: str) -> None:
     (tmp_path / folder).mkdir(parents=True)
     (tmp_path / folder / "settings").write_text(f"[default]\n{line}\n")
     places = {"WANDB_DIR": str(tmp_path), "WANDB_CONFIG_DIR": str(tmp_path / ".config/wandb")}

@@ -1,7 +1,5 @@
 """Conversion of log lines to W&B's rows, without W&B."""
 
-from __future__ import annotations
-
 import pytest
 from mirrored import GOLDEN, PREDICTION, SPEC, TOKENS, lines_of_a_run, start_line
 

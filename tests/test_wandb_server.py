@@ -1,7 +1,5 @@
 """The W&B mirror with a server that works, fails, or is slow."""
 
-from __future__ import annotations
-
 import json
 import random
 import subprocess
@@ -203,10 +201,7 @@ def test_no_server_slows_the_loop_or_its_end(
 
 @pytest.mark.parametrize(
     ("turn", "message"),
-    [
-        (("Viewer", "drops"), "the run is mirrored offline: "),
-        (("UpsertBucket", "refuses"), "refused the run's rows"),
-    ],
+    [(("Viewer", "drops"), "the run is mirrored offline: "), (("UpsertBucket", "refuses"), "refused the run's rows")],
 )
 def test_a_failed_upload_prints_one_sentence(
     folder: Path, server: WandbStub, turn: tuple[str, Mood], message: str

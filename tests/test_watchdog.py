@@ -1,7 +1,5 @@
 """The watchdog ends a loop that hangs, and no other."""
 
-from __future__ import annotations
-
 import signal
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Scenarios: predictions at other settings, calibrated by the run on its own device."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """The wheel: the package nanogauge alone, whose commands need neither torch nor a checkout."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -7,8 +7,6 @@ or null while the copy runs. This process only imports torch and never uses it, 
 starts like a new process.
 """
 
-from __future__ import annotations
-
 import atexit
 import functools
 import importlib

@@ -3,8 +3,6 @@
 The parts of a step are timed with the model, batches, optimizer and clipping of train.py.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 import statistics
@@ -35,14 +33,7 @@ from nanogauge.prediction.flops import flops_per_token_palm, layer_matrices
 from nanogauge.prediction.workload import Workload, workload_of
 from nanogauge.schema import Hardware
 from trainer.data.loader import Batches
-from trainer.step.device import (
-    DTYPES,
-    autocast,
-    choose_device,
-    choose_dtype,
-    is_out_of_memory,
-    synchronize,
-)
+from trainer.step.device import DTYPES, autocast, choose_device, choose_dtype, is_out_of_memory, synchronize
 from trainer.step.loss import TrainingLoss
 from trainer.step.optimizer import make_optimizer
 
@@ -127,9 +118,7 @@ def measure_rates(work: Workload, device: torch.device, dtype: torch.dtype) -> R
     )
 
 
-def _product(
-    rows: int, inner: int, outer: int, dtype: torch.dtype, device: torch.device
-) -> Callable[[], object]:
+def _product(rows: int, inner: int, outer: int, dtype: torch.dtype, device: torch.device) -> Callable[[], object]:
     a = torch.randn(rows, inner, device=device).to(dtype)
     b = torch.randn(inner, outer, device=device).to(dtype)
     out = torch.empty(rows, outer, device=device, dtype=dtype)
@@ -202,12 +191,7 @@ class Stack(nn.Module):
 
 
 def measure_parts(
-    config: Config,
-    work: Workload,
-    device: torch.device,
-    dtype: str,
-    flops_per_second: float,
-    deadline: float,
+    config: Config, work: Workload, device: torch.device, dtype: str, flops_per_second: float, deadline: float
 ) -> MeasuredParts:
     """Measure a step's time per layer, and of embedding, head and all else outside the layers.
 
@@ -267,9 +251,7 @@ def undisturbed(seconds: Sequence[float]) -> float:
     return float(np.quantile(seconds, 0.25))
 
 
-def whole_piece(
-    config: Config, sequences: int, micro_batches: int, device: torch.device, dtype: str
-) -> StepPart:
+def whole_piece(config: Config, sequences: int, micro_batches: int, device: torch.device, dtype: str) -> StepPart:
     """Return a one-layer model with embedding, head and optimizer, ready to be timed."""
     sizes = config.model.model_copy(update={"n_layer": 1})
     model = GPT(sizes).to(device)
@@ -283,13 +265,7 @@ def whole_piece(
         0, min(sizes.vocab_size, 2**16), 100 * (sizes.block_size + 1), dtype=np.uint16
     )
     batches = Batches(
-        {"train": [tokens]},
-        sequences,
-        sizes.block_size,
-        sizes.vocab_size,
-        0,
-        device,
-        grad_accum=micro_batches,
+        {"train": [tokens]}, sequences, sizes.block_size, sizes.vocab_size, 0, device, grad_accum=micro_batches
     )
 
     def micro_batch(step: int, micro: int) -> Tensor:
@@ -302,9 +278,7 @@ def whole_piece(
     return StepPart(model, make_optimizer(model, config.optimizer), scaler, micro_batch)
 
 
-def stack_piece(
-    config: Config, layers: int, sequences: int, device: torch.device, dtype: str
-) -> StepPart:
+def stack_piece(config: Config, layers: int, sequences: int, device: torch.device, dtype: str) -> StepPart:
     """Return layers alone, ready to be timed with a fixed input and a fixed output gradient."""
     stack = Stack(config, layers).to(device)
     run = with_advice(torch.compile(stack)) if config.run.compile else stack
@@ -336,9 +310,7 @@ def with_advice(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
             return run(*inputs)
         except torch._dynamo.exc.TorchDynamoException as error:
             first = str(error).splitlines()[0]
-            raise BadInput(
-                f"torch.compile fails on this machine ({first[:200]}); set --run.compile false."
-            ) from None
+            raise BadInput(f"torch.compile fails on this machine ({first[:200]}); set --run.compile false.") from None
 
     return call
 

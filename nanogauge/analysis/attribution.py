@@ -4,8 +4,6 @@ The parts add up exactly. A cause may carry advice: a change and the time it wou
 this run.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -173,10 +171,7 @@ class _Attributor:
         """Split the deviation of the steady steps into SM clock and efficiency."""
         done, expected, clock = self.measurements.steps_done, self.reference, self.clock
         difference = steady - expected.step_seconds * done
-        took = (
-            f"{format_seconds(steady / done)} a step instead of "
-            f"{format_seconds(expected.step_seconds)}"
-        )
+        took = f"{format_seconds(steady / done)} a step instead of {format_seconds(expected.step_seconds)}"
         if expected.clock is None or clock.hz is None or self.share is None:
             cause = "steady step"
             if expected.clock is not None:
@@ -196,8 +191,7 @@ class _Attributor:
         yield Cause(
             cause="step: efficiency",
             seconds=difference - seconds,
-            why=f"{took}; at the assumed clock it would have been "
-            f"{format_seconds((steady - seconds) / done)}",
+            why=f"{took}; at the assumed clock it would have been {format_seconds((steady - seconds) / done)}",
         )
 
     def _remedy(self) -> str | None:

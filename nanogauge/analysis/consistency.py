@@ -4,8 +4,6 @@ Each relation is checked by interval arithmetic: claims exclude each other only 
 their ranges satisfy it. Claims about another run are left out.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from itertools import combinations, product
@@ -60,9 +58,7 @@ def computed_value(claim: Claim, spec: RunSpec, prediction: Prediction) -> float
     return estimate.expected if estimate is not None and exact else None
 
 
-def arithmetic_sentence(
-    claim: Claim, value: float, spec: RunSpec, prediction: Prediction, *others: Claim
-) -> str:
+def arithmetic_sentence(claim: Claim, value: float, spec: RunSpec, prediction: Prediction, *others: Claim) -> str:
     """Return a sentence that compares claims of one formula with their value."""
     sentence = f"the configuration gives {claim.text(value)}"
     if claim.formula:
@@ -192,9 +188,7 @@ def _combinations(claims: list[Claim], *rows: str) -> Iterator[tuple[Claim, ...]
     return product(*([claim for claim in claims if claim.row == row] for row in rows))
 
 
-def _check_mfu(
-    claims: list[Claim], spec: RunSpec, prediction: Prediction
-) -> Iterator[Inconsistency]:
+def _check_mfu(claims: list[Claim], spec: RunSpec, prediction: Prediction) -> Iterator[Inconsistency]:
     """Check MFU x peak x time = FLOPs for every claimed MFU, with all claimed times at once.
 
     A total may exceed the time of the steps, by evaluation and compilation.
@@ -221,8 +215,7 @@ def _check_mfu(
         if excluded:
             ranges = ", ".join(claim.range_text() for claim in excluded)
             yield _finding(
-                f"MFU {share.range_text()} means {' and '.join(implied)}, not {ranges}: "
-                "they exclude each other.",
+                f"MFU {share.range_text()} means {' and '.join(implied)}, not {ranges}: they exclude each other.",
                 share,
                 *excluded,
             )

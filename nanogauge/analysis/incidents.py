@@ -1,7 +1,5 @@
 """List the faults a run recovered from, and what each cost."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 
@@ -123,9 +121,7 @@ def _add_rollback(entries: list[Incident], start: Start, loss: LostWork) -> None
         entries.append(_incident(ROLLBACK, start, start.first_step, start, text))
 
 
-def _describe_restart(
-    recorded: RunHistory, process: int, before: Sequence[Event | End], loss: LostWork
-) -> str:
+def _describe_restart(recorded: RunHistory, process: int, before: Sequence[Event | End], loss: LostWork) -> str:
     start, gap = recorded.processes[process][0], recorded.gap_seconds[process - 1]
     by = ""
     if start.source == "train":
@@ -176,11 +172,7 @@ def _summary(recorded: RunHistory, entries: list[Incident]) -> str:
         unknown = len(recorded.gap_seconds) - len(gaps)
         more = f", and {unknown} unknown time{'s' * (unknown > 1)}" if unknown else ""
         parts.append(f"no process ran for {format_seconds(sum(gaps))}{more}")
-    parts += [
-        words.format(times=_times(counted[what]))
-        for what, words in _SUMMARIES.items()
-        if counted[what]
-    ]
+    parts += [words.format(times=_times(counted[what])) for what, words in _SUMMARIES.items() if counted[what]]
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}."
 

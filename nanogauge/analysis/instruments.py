@@ -1,7 +1,5 @@
 """Additional measured values of the report: speed, step parts, memory, energy, GPU sensors."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np
@@ -43,13 +41,9 @@ class _Panel:
     def __init__(self) -> None:
         self.shown: list[Instrument] = []
 
-    def add(
-        self, name: str, label: str, unit: str, value: float | None, text: str, how: str
-    ) -> None:
+    def add(self, name: str, label: str, unit: str, value: float | None, text: str, how: str) -> None:
         text = text if value is not None else "not measured"
-        self.shown.append(
-            Instrument(id=name, quantity=label, unit=unit, value=value, text=text, how=how)
-        )
+        self.shown.append(Instrument(id=name, quantity=label, unit=unit, value=value, text=text, how=how))
 
     def add_bytes(self, name: str, label: str, value: float | None, how: str) -> None:
         self.add(name, label, "B", value, f"{(value or 0) / 1e9:.2f} GB", how)

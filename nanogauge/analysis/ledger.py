@@ -1,7 +1,5 @@
 """Split the wall time of a run into steps, evaluation, checkpoints, compilation, restarts, gaps."""
 
-from __future__ import annotations
-
 import statistics
 
 import numpy as np
@@ -121,10 +119,7 @@ def build_ledger(recorded: RunHistory, steps_done: int, median: float | None) ->
     lost = startup = None if len(recorded.starts) > 1 else 0.0
     if clocked:
         lost, startup = recorded.lost_seconds, _restart_seconds(recorded)
-    asleep = {
-        what: sum(e.seconds or 0.0 for e in recorded.events if e.what == what)
-        for what in ("suspended", "slept")
-    }
+    asleep = {what: sum(e.seconds or 0.0 for e in recorded.events if e.what == what) for what in ("suspended", "slept")}
     parts = (step, evaluation, checkpoint, compile_s, data_wait, lost, startup, asleep["suspended"])
     assigned = sum(part for part in parts if part is not None)
     gaps = recorded.gap_seconds
@@ -140,9 +135,7 @@ def build_ledger(recorded: RunHistory, steps_done: int, median: float | None) ->
         gap_s=gap,
         asleep_s=sum(asleep.values()) if unlogged is not None else None,
         other_s=sum(sessions) - assigned if clocked else None,
-        wall_s=sum(sessions) + (gap or 0.0) + asleep["slept"]
-        if clocked
-        else (None if step is None else assigned),
+        wall_s=sum(sessions) + (gap or 0.0) + asleep["slept"] if clocked else (None if step is None else assigned),
     )
 
 

@@ -1,20 +1,12 @@
 """Measure every row of the report from the run log, or say why it cannot be measured."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from nanogauge.analysis.ledger import (
-    Ledger,
-    Measured,
-    build_ledger,
-    describe_run_time,
-    steady_seconds,
-)
+from nanogauge.analysis.ledger import Ledger, Measured, build_ledger, describe_run_time, steady_seconds
 from nanogauge.analysis.telemetry import energy_figures, memory_figures
 from nanogauge.prediction.calibrated import FinishedRun
 from nanogauge.prediction.flops import MFU_CONVENTIONS, flops_per_token_6n, flops_per_token_palm
@@ -251,9 +243,7 @@ class _Measurer:
         if compiles:
             took = compiles[0].seconds
             how = f"{took:.3g} of {first.value:.3g} s"
-            self.values["compile_share"] = Measured(
-                value=took / first.value, how=how, predicted_part=took / alone
-            )
+            self.values["compile_share"] = Measured(value=took / first.value, how=how, predicted_part=took / alone)
         else:
             self.missing["compile_share"] = "the log has no compilation"
 
@@ -316,9 +306,7 @@ def describe_benchmark(line: Benchmark) -> str:
         return text
     text += f" against {line.against_value:.4f} of {line.against} (n = {line.n:,}"
     if line.difference_low is not None and line.difference_high is not None:
-        text += (
-            f", 95 % of the difference: {line.difference_low:+.4f} to {line.difference_high:+.4f}"
-        )
+        text += f", 95 % of the difference: {line.difference_low:+.4f} to {line.difference_high:+.4f}"
         if line.difference_low <= 0 <= line.difference_high:
             text += ", which may be chance"
     return text + f"; step {line.step:,})"

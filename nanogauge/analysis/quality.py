@@ -1,7 +1,5 @@
 """Estimate a model's benchmark score against GPT-2 124M's from its measured loss."""
 
-from __future__ import annotations
-
 from nanogauge.analysis.measured import LEAST_VALIDATION_TOKENS, Measurements
 from nanogauge.prediction.loss import GPT2_124M
 from nanogauge.prediction.quality import loss_inputs, quality_at

@@ -1,7 +1,5 @@
 """Build the report of a run folder: all that the pages, the terminal and report.json show."""
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from pathlib import Path
@@ -12,13 +10,7 @@ from pydantic import ConfigDict, Field
 from nanogauge.analysis.attribution import Attribution, attribute
 from nanogauge.analysis.claims import Claims, Unscored, load_claims
 from nanogauge.analysis.consistency import Inconsistency
-from nanogauge.analysis.incidents import (
-    UPDATE_SKIPPED,
-    Incidents,
-    list_incidents,
-    rollbacks,
-    skipped_updates,
-)
+from nanogauge.analysis.incidents import UPDATE_SKIPPED, Incidents, list_incidents, rollbacks, skipped_updates
 from nanogauge.analysis.instruments import Instrument, instruments
 from nanogauge.analysis.ledger import Ledger
 from nanogauge.analysis.measured import NON_FINITE, Measurements, measure
@@ -131,10 +123,7 @@ def claims_of(folder: Path, given: Path | None) -> Claims | None:
 
 
 def build_report(
-    folder: Path,
-    claims: Claims | None,
-    reader: LogReader | None = None,
-    now_unix: float | None = None,
+    folder: Path, claims: Claims | None, reader: LogReader | None = None, now_unix: float | None = None
 ) -> tuple[Report, RunFolder, RunHistory]:
     """Read a run folder and build its report.
 
@@ -163,9 +152,7 @@ def build_report(
     headline = (
         _headline(rows, measurements, attribution, prediction)
         if finished
-        else unfinished_headline(
-            measurements, spec, prediction, liveness, projection, run.time_zone.local(now)
-        )
+        else unfinished_headline(measurements, spec, prediction, liveness, projection, run.time_zone.local(now))
     )
     non_finite = [e.text for e in recorded.events if e.what == NON_FINITE]
     headline = " ".join([*non_finite, headline])
@@ -222,9 +209,7 @@ def _run_info(
         dtype=run.prediction.dtype,
         compiled=recorded.compiles[-1].mode == "compiled" if recorded.compiles else None,
         tokens_per_second=(
-            spec.tokens_per_step / median
-            if median and "tokens_per_step" not in spec.absent_rows()
-            else None
+            spec.tokens_per_step / median if median and "tokens_per_step" not in spec.absent_rows() else None
         ),
         state=liveness and liveness.state,
         last_line_age_s=liveness and liveness.last_line_age_s,
@@ -274,10 +259,7 @@ def _prediction_made(start: Start, spec: RunSpec) -> str:
 
 
 def _headline(
-    rows: list[Row],
-    measurements: Measurements,
-    attribution: Attribution | None,
-    prediction: Prediction,
+    rows: list[Row], measurements: Measurements, attribution: Attribution | None, prediction: Prediction
 ) -> str:
     """Return a few sentences that judge a finished run and the claims about it."""
     device = "processor" if prediction.hardware.kind == "cpu" else "card"
@@ -346,10 +328,7 @@ def _headline_of_prediction(actual: str, rows: list[Row], attribution: Attributi
     largest = max(attribution.parts, key=lambda part: abs(part.seconds))
     sign = "-" if largest.seconds < 0 else "+"
     difference = sign + format_seconds(abs(largest.seconds))
-    return (
-        f"{text}. The largest part of the difference: {largest.cause}, {difference} "
-        f"({largest.why})."
-    )
+    return f"{text}. The largest part of the difference: {largest.cause}, {difference} ({largest.why})."
 
 
 def _narrowest(rows: list[Row], row_id: str) -> Row | None:

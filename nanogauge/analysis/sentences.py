@@ -1,7 +1,5 @@
 """Sentences of a document: what a claims file quotes of them, and a draft of such a file."""
 
-from __future__ import annotations
-
 import json
 import re
 import tomllib

@@ -4,8 +4,6 @@ A killed process logs nothing about it. The lock of the run folder shows whether
 in a folder without a lock, only the time since its last log line does.
 """
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -16,14 +14,7 @@ import numpy.typing as npt
 
 from nanogauge.analysis.ledger import steady_seconds
 from nanogauge.analysis.measured import Measurements
-from nanogauge.quantities import (
-    FAR_SECONDS,
-    Interval,
-    day_and_time,
-    format_range,
-    format_seconds,
-    format_value,
-)
+from nanogauge.quantities import FAR_SECONDS, Interval, day_and_time, format_range, format_seconds, format_value
 from nanogauge.runlog.history import RunHistory
 from nanogauge.runspec import RunSpec
 from nanogauge.schedule import checkpoints, evaluations, is_checkpointed, is_evaluated
@@ -88,11 +79,7 @@ def without_totals(measurements: Measurements, spec: RunSpec) -> Measurements:
 
 
 def judge_liveness(
-    recorded: RunHistory,
-    prediction: Prediction,
-    written_unix: float,
-    now_unix: float,
-    lock_held: bool | None = None,
+    recorded: RunHistory, prediction: Prediction, written_unix: float, now_unix: float, lock_held: bool | None = None
 ) -> Liveness | None:
     """Return the state of a run; None if its log has an end line or was imported.
 

@@ -1,7 +1,5 @@
 """Memory, power, energy and clock figures from the sensor, rank and end lines of a log."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,9 +44,7 @@ def _world_size_mismatch(recorded: RunHistory, prediction: Prediction) -> str | 
     return f"the processes of the run trained on {shown} GPUs, not all on {prediction.gpus}"
 
 
-def memory_figures(
-    recorded: RunHistory, prediction: Prediction
-) -> tuple[dict[str, Measured], dict[str, str]]:
+def memory_figures(recorded: RunHistory, prediction: Prediction) -> tuple[dict[str, Measured], dict[str, str]]:
     """Return the memory peaks by row id, and the reasons for missing ones."""
     on_cpu = prediction.hardware.kind == "cpu"
     fullest = ", of the fullest rank" if len(recorded.ranks) else ""
@@ -142,8 +138,7 @@ def energy_figures(
         boards = "the board" if gpus == 1 else f"the {gpus} boards"
         kwh = joules / JOULES_PER_KWH
         values["energy_kwh"] = Measured(
-            value=kwh,
-            how=f"{source}; {boards} alone, not the machine at the wall{_energy_scope(recorded)}",
+            value=kwh, how=f"{source}; {boards} alone, not the machine at the wall{_energy_scope(recorded)}"
         )
         if spec.cost.price_per_kwh is None:
             missing["cost"] = "cost.price_per_kwh is not given"

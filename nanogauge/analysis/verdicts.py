@@ -1,7 +1,5 @@
 """Build the report's rows: a quantity each, with its claim, prediction, measurement and verdict."""
 
-from __future__ import annotations
-
 import math
 from typing import Literal
 
@@ -24,9 +22,7 @@ from nanogauge.quantities import QUANTITIES, finite, format_value, span_of
 from nanogauge.runspec import RunSpec
 from nanogauge.schema import Estimate, Prediction, Stored
 
-RowVerdict = Literal[
-    "held", "missed", "contradicted", "likely", "unlikely", "not measured", "no claim"
-]
+RowVerdict = Literal["held", "missed", "contradicted", "likely", "unlikely", "not measured", "no claim"]
 Judge = Literal["measurement", "configuration", "arithmetic", "limit", "prediction"]
 
 
@@ -137,9 +133,7 @@ def _row(
     else:
         by_loss = quality_by_loss(spec, measurements) if row_id == QUALITY else None
         estimate = by_loss or calibrated or analytic
-        verdict, judged_by, factor, why = _judge(
-            claim, spec, prediction, measurements, measured, estimate, findings
-        )
+        verdict, judged_by, factor, why = _judge(claim, spec, prediction, measurements, measured, estimate, findings)
     inside = None
     alike = measured is not None and (row_id != QUALITY or PREDICTED_TASK in measured.how)
     if analytic is not None and measured is not None and alike:

@@ -4,8 +4,6 @@ On the run's own hardware this run calibrates the prediction, and memory is scal
 peak. Another GPU is predicted without calibration: the error of one says nothing about another.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -61,9 +59,7 @@ class Scenario(Stored):
     why: str
 
 
-def what_if(
-    spec: RunSpec, prediction: Prediction, measurements: Measurements, recorded: RunHistory
-) -> list[Scenario]:
+def what_if(spec: RunSpec, prediction: Prediction, measurements: Measurements, recorded: RunHistory) -> list[Scenario]:
     """Predict up to five variants, first an unchanged repeat; empty without a step time."""
     step = measurements.values.get("step_seconds")
     if not prediction.ledger or step is None:
@@ -100,9 +96,7 @@ def what_if(
         scale = slower if same_card and not here else 1.0  # no calibration is of another limit
         other_step, total, energy, cost = (
             None if found is None else scale * found
-            for found in map(
-                predicted.best, ("step_seconds", "total_seconds", "energy_kwh", "cost")
-            )
+            for found in map(predicted.best, ("step_seconds", "total_seconds", "energy_kwh", "cost"))
         )
         if other_step is None or total is None:
             continue
@@ -133,9 +127,7 @@ def what_if(
     return rows
 
 
-def _candidates(
-    spec: RunSpec, own: Hardware, slower: float
-) -> Iterator[tuple[str, str, Hardware, RunSpec, str]]:
+def _candidates(spec: RunSpec, own: Hardware, slower: float) -> Iterator[tuple[str, str, Hardware, RunSpec, str]]:
     """Yield id, label, hardware, spec and reason of each variant to predict."""
     why = f"a step took {slower:.3f} times what is predicted; without restarts and slow steps"
     yield "again", "the same again", own, spec, why
@@ -197,7 +189,5 @@ def _with_fitting_micro_batch(spec: RunSpec, hardware: Hardware, free: float) ->
 
 def _flags(before: RunSpec, after: RunSpec) -> str:
     """Return the flags that turn one configuration into the other."""
-    changed = (
-        (key, after.setting(key)) for key in SETTINGS if after.setting(key) != before.setting(key)
-    )
+    changed = ((key, after.setting(key)) for key in SETTINGS if after.setting(key) != before.setting(key))
     return " ".join(f"--{key.replace('_', '-')} {value}" for key, value in changed)

@@ -1,7 +1,5 @@
 """Write and check a claims file: what a document says about a run, sentence by sentence."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

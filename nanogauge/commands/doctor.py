@@ -1,7 +1,5 @@
 """Check whether this machine, and a run on it, are ready to train."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,13 +7,7 @@ from pathlib import Path
 from nanogauge.cli import Parser, print_json
 from nanogauge.config import Config, RunSection, add_config_flags
 from nanogauge.doctor.checks import worst
-from nanogauge.doctor.preflight import (
-    DEFAULT_RUN,
-    Device,
-    device_without_torch,
-    examine,
-    print_checks,
-)
+from nanogauge.doctor.preflight import DEFAULT_RUN, Device, device_without_torch, examine, print_checks
 from nanogauge.prediction.calibrated import Calibration
 from nanogauge.schema import SCHEMA, Hardware
 from nanogauge.sinks.mode import obeying_config

@@ -54,13 +54,9 @@ def _make_parser() -> Parser:
     parser = Parser(f"{__doc__}\n{_EXAMPLES}", usage="%(prog)s [CONFIG] [--gpu GPU] [options]")
     parser.add_argument("config", type=Path, nargs="?", help="configuration of the run")
     parser.add_argument("--gpu", help='name of a row of nanogauge/hardware.toml: "RTX 4070"')
-    parser.add_argument(
-        "--gpu-file", type=Path, metavar="FILE", help="TOML file with [[gpu]] rows of your own"
-    )
+    parser.add_argument("--gpu-file", type=Path, metavar="FILE", help="TOML file with [[gpu]] rows of your own")
     parser.add_argument("--power-limit", type=float, metavar="W", help="power limit of the GPU")
-    parser.add_argument(
-        "--gpus", type=int, default=1, metavar="N", help="number of GPUs that share each step"
-    )
+    parser.add_argument("--gpus", type=int, default=1, metavar="N", help="number of GPUs that share each step")
     parser.add_argument("--free-vram-gib", type=float, metavar="GIB", help="free memory per GPU")
     parser.add_argument("--claims", type=Path, help="claims to compare with the plan")
     parser.add_argument(
@@ -74,16 +70,10 @@ def _make_parser() -> Parser:
     parser.add_argument("--by", metavar="08:00", help="show the best runs that end by this time")
     parser.add_argument("--start", metavar="22:00", help="start of the run (default: now)")
     parser.add_argument(
-        "--calibrate",
-        action="store_true",
-        help="measure the local device for up to a minute and plan for it",
+        "--calibrate", action="store_true", help="measure the local device for up to a minute and plan for it"
     )
-    parser.add_argument(
-        "--doctor", action="store_true", help="check whether this machine is ready for a run"
-    )
-    parser.add_argument(
-        "--write", type=Path, metavar="FILE", help="write the configuration, with all its keys"
-    )
+    parser.add_argument("--doctor", action="store_true", help="check whether this machine is ready for a run")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="write the configuration, with all its keys")
     parser.add_argument("--json", action="store_true", help="print only JSON")
     add_config_flags(parser)
     return parser
@@ -119,8 +109,7 @@ def _plan(given: Namespace, load_tools: LoadTools | None) -> int:
             raise BadInput("--calibrate needs a checkout of nanogauge: use plan.py there.")
         if given.gpu_file is not None or given.power_limit is not None:
             raise BadInput(
-                "--calibrate measures the local GPU at its own limit; leave out --gpu-file and "
-                "--power-limit."
+                "--calibrate measures the local GPU at its own limit; leave out --gpu-file and --power-limit."
             )
         target = Target(*load_tools().calibrate(config, given.gpu))
     else:
@@ -222,10 +211,7 @@ def _named_target(spec: RunSpec, given: Namespace) -> Target:
         BadInput: without a name, for one that has no row, or for a power limit that is not above 0.
     """
     if given.gpu is None:
-        raise BadInput(
-            "--gpu is missing: name the GPU to plan for, or measure the local device with "
-            "--calibrate."
-        )
+        raise BadInput("--gpu is missing: name the GPU to plan for, or measure the local device with --calibrate.")
     if given.power_limit is not None and not given.power_limit > 0:
         raise BadInput("--power-limit takes watts above 0.")
     own = read_gpus(given.gpu_file) if given.gpu_file is not None else ()

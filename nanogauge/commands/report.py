@@ -1,7 +1,5 @@
 """Compare a run that has finished, died or is still running with its prediction and with claims."""
 
-from __future__ import annotations
-
 import sys
 from argparse import Namespace, _ActionsContainer
 from collections.abc import Sequence
@@ -58,9 +56,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     if len(given.runs) > 1:
         allowed = {"runs", "json"}
-        extra = [
-            n for n, v in vars(given).items() if v not in (None, False, []) and n not in allowed
-        ]
+        extra = [n for n, v in vars(given).items() if v not in (None, False, []) and n not in allowed]
         if extra:
             flag = min(extra).replace("_", "-")
             raise BadInput(f"--{flag} does not go together with several runs.")
@@ -141,9 +137,7 @@ def _wandb_destination(folder: Path, overrides: dict[str, dict[str, object]]) ->
         raise BadInput("--wandb uploads the run and --wandb.mode disabled does not; drop one.")
     if mode == "auto" and (switch := switched_off()) is not None:
         if switch[0] == "disabled":
-            raise BadInput(
-                f"W&B is switched off ({switch[1]}); --wandb.mode online overrules that."
-            )
+            raise BadInput(f"W&B is switched off ({switch[1]}); --wandb.mode online overrules that.")
         mode = switch[0]
     return mode, wandb.project
 

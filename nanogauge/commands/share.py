@@ -4,8 +4,6 @@ It has the GPU, driver, torch, what ran, step time, memory, power and clock: no 
 set, commit or time. It is printed, and written only with --write.
 """
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import json
@@ -44,9 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = Parser(f"{__doc__}\n  %(prog)s runs/NAME --write rows.csv")
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
     parser.add_argument("--write", type=Path, metavar="CSV", help="append the row to this table")
-    parser.add_argument(
-        "--calibrate", action="store_true", help="base this machine's predictions on the run"
-    )
+    parser.add_argument("--calibrate", action="store_true", help="base this machine's predictions on the run")
     parser.add_argument("--json", action="store_true", help="print only JSON")
     given = parser.parse(arguments)
     folder, recorded = load_with_log(given.run)
@@ -84,9 +80,7 @@ def shared_row(folder: RunFolder, recorded: RunHistory, measurements: Measuremen
     limited = limit is not None and limit != hardware.board_power_watts
     peak, power = values.get("peak_allocated_bytes"), values.get("power_watts")
     clocks = recorded.sensors.known("sm_clock_hz")
-    described = {
-        name: value for name, value in spec.to_dict().items() if name in _SPEC_FIELDS.split()
-    }
+    described = {name: value for name, value in spec.to_dict().items() if name in _SPEC_FIELDS.split()}
     optimizer = {"name": spec.optimizer.name, "grad_clip": spec.optimizer.grad_clip}
     row: SharedRow = dict.fromkeys((*COLUMNS.split(), *SHARED_COLUMNS), "") | {
         "source": "nanogauge share",

@@ -4,8 +4,6 @@ Each check takes plain facts, from machine.py, and knows no configuration and no
 preflight.py brings both together. Facts that are not known do not fail a check.
 """
 
-from __future__ import annotations
-
 import math
 import re
 import tomllib
@@ -115,9 +113,7 @@ def remedies() -> dict[str, Any]:
     return tomllib.loads(Path(__file__).with_name("systems.toml").read_text(encoding="utf-8"))
 
 
-def _unusable_gpu(
-    wanted: str, torch: TorchBuild, driver: DriverInfo, visible: str | None, system: str
-) -> Finding:
+def _unusable_gpu(wanted: str, torch: TorchBuild, driver: DriverInfo, visible: str | None, system: str) -> Finding:
     """Explain why torch has no CUDA GPU."""
     build, card = f"torch {torch.version}", driver.name
     if torch.cuda is None and card is not None:
@@ -280,9 +276,7 @@ def check_disk(folder: Path, obstacle: str | None, free: int, use: DiskUse | Non
     return Finding("disk", "go", text)
 
 
-def check_data(
-    steps: int, run_tokens: int, available: int, planned: int | None, where: str, fixed: bool
-) -> Finding:
+def check_data(steps: int, run_tokens: int, available: int, planned: int | None, where: str, fixed: bool) -> Finding:
     """Check that the planned tokens are available, and how many epochs the run takes.
 
     `where` names the data set; `fixed` is True if it cannot be enlarged.
@@ -332,9 +326,7 @@ def check_power(limit: float | None, default: float | None) -> Finding:
     return Finding("power", "go", f"{limit:g} W" + (", the default" if limit == default else ""))
 
 
-def check_wandb(
-    mode: str, installed: bool, key_from: str | None, switch: tuple[str, str] | None = None
-) -> Finding:
+def check_wandb(mode: str, installed: bool, key_from: str | None, switch: tuple[str, str] | None = None) -> Finding:
     """Check that the run will be mirrored to W&B.
 
     `key_from` says where W&B finds its key; `switch` is one of W&B's own, and the mode it demands.

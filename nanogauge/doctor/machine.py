@@ -4,8 +4,6 @@ Nothing is written. What cannot be read is None, False or empty. `root` is the f
 system's files.
 """
 
-from __future__ import annotations
-
 import netrc
 import os
 import platform
@@ -56,9 +54,7 @@ def command_output(command: Sequence[str], seconds: float = COMMAND_SECONDS) -> 
     return done.stdout.strip()
 
 
-def capture_environment(
-    device: str, driver: DriverInfo | None, torch_threads: int
-) -> dict[str, object]:
+def capture_environment(device: str, driver: DriverInfo | None, torch_threads: int) -> dict[str, object]:
     """Return the content of machine.json: names and versions, without host, user or home folder.
 
     `driver` describes the GPU; None if the run uses no NVIDIA GPU.
@@ -181,9 +177,7 @@ def memory_to_plan_with(hardware: Hardware, given_gib: float | None, gpus: int) 
         return FreeMemory(bytes=int(given_gib * 2**30), source="as --free-vram-gib says")
     found = free_memory(hardware, gpus=gpus)
     if found is None:
-        raise BadInput(
-            f"the memory of {hardware.name} varies; say what is free with --free-vram-gib."
-        )
+        raise BadInput(f"the memory of {hardware.name} varies; say what is free with --free-vram-gib.")
     return found
 
 

@@ -1,7 +1,5 @@
 """Run the doctor's checks on this machine and on a run before it starts. Nothing is written."""
 
-from __future__ import annotations
-
 import math
 import os
 import platform
@@ -39,12 +37,7 @@ from nanogauge.measure.sensors import DriverInfo, driver_info
 from nanogauge.prediction.loss import REPOSITORIES, validation_error
 from nanogauge.prediction.overheads import state_bytes
 from nanogauge.prediction.prediction import predict
-from nanogauge.prediction.search import (
-    fit_verdict,
-    largest_micro_batch,
-    memory_of,
-    with_micro_batch,
-)
+from nanogauge.prediction.search import fit_verdict, largest_micro_batch, memory_of, with_micro_batch
 from nanogauge.runlog.reader import has_begun
 from nanogauge.runspec import RunSpec
 from nanogauge.schedule import checkpoints
@@ -91,11 +84,7 @@ def device_without_torch(run: RunSection) -> Device:
 
 
 def examine(
-    config: Config | None,
-    device: Device,
-    count_tokens: CountTokens | None = None,
-    gpus: int = 1,
-    beside: int = 1,
+    config: Config | None, device: Device, count_tokens: CountTokens | None = None, gpus: int = 1, beside: int = 1
 ) -> list[Finding]:
     """Run all checks in a fixed order; without a configuration, those of the machine only.
 
@@ -197,12 +186,7 @@ def _check_driver(run: RunSection, driver: DriverInfo) -> Finding:
 
 
 def _check_memory(
-    config: Config | None,
-    hardware: Hardware,
-    dtype: str,
-    driver: DriverInfo,
-    gpus: int,
-    beside: int,
+    config: Config | None, hardware: Hardware, dtype: str, driver: DriverInfo, gpus: int, beside: int
 ) -> Finding:
     if hardware.kind == "cpu":
         place, total, others = "of memory", total_memory_bytes(), None
@@ -292,12 +276,7 @@ def print_checks(findings: list[Finding]) -> None:
 
 
 def consult(
-    config: Config,
-    device: Device,
-    count_tokens: CountTokens,
-    force: bool,
-    gpus: int = 1,
-    beside: int = 1,
+    config: Config, device: Device, count_tokens: CountTokens, force: bool, gpus: int = 1, beside: int = 1
 ) -> None:
     """Check a run before it starts; print one line if all is go, else each finding that is not.
 

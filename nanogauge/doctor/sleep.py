@@ -1,7 +1,5 @@
 """Check that nothing suspends this machine during a run."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,9 +9,7 @@ from nanogauge.doctor.machine import Runner, is_wsl
 from nanogauge.quantities import format_seconds
 from nanogauge.shell import python_command
 
-_SUSPENDS = frozenset(
-    ("suspend", "hibernate", "hybrid-sleep", "suspend-then-hibernate", "poweroff", "halt", "reboot")
-)
+_SUSPENDS = frozenset(("suspend", "hibernate", "hybrid-sleep", "suspend-then-hibernate", "poweroff", "halt", "reboot"))
 _LOGIND = "org.freedesktop.login1"
 _PROPERTIES = (
     *("IdleAction", "HandleLidSwitch", "HandleLidSwitchExternalPower"),
@@ -62,9 +58,7 @@ def check_sleep(root: Path, environment: Mapping[str, str], run: Runner, system:
     return Finding("sleep", "go", excuse or "no setting suspends an idle machine")
 
 
-def _suspensions(
-    root: Path, environment: Mapping[str, str], run: Runner, logind: Mapping[str, str]
-) -> Iterator[str]:
+def _suspensions(root: Path, environment: Mapping[str, str], run: Runner, logind: Mapping[str, str]) -> Iterator[str]:
     """Yield what would suspend this Linux machine."""
     blocked = _blocked(logind)
     if "sleep" not in blocked:

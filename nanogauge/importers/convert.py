@@ -6,8 +6,6 @@ median is the evaluation. What a process's first step took beyond an evaluation 
 compilation, or that step's own time if nothing was compiled.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Iterator
@@ -17,22 +15,13 @@ from typing import Literal
 from nanogauge.analysis.measured import NON_FINITE, NOT_IN_LOG
 from nanogauge.importers.described import evaluation_spacing
 from nanogauge.importers.formats import Format
-from nanogauge.importers.parsed import (
-    LoggedEvaluation,
-    LoggedProcess,
-    has_clock,
-    log_interval,
-    not_in_log,
-    warning,
-)
+from nanogauge.importers.parsed import LoggedEvaluation, LoggedProcess, has_clock, log_interval, not_in_log, warning
 from nanogauge.quantities import finite
 from nanogauge.runspec import RunSpec
 from nanogauge.schema import Checkpoint, Compile, End, Eval, Event, LogLine, Start, Step
 
 
-def to_run_log(
-    format: Format, run: list[LoggedProcess], spec: RunSpec, device: str
-) -> list[LogLine]:
+def to_run_log(format: Format, run: list[LoggedProcess], spec: RunSpec, device: str) -> list[LogLine]:
     """Return the run as lines of our log; start lines have no hash of the prediction yet."""
     gaps = list(_gaps(format, run))
     all_times = [_StepTimes(format, process) for process in run]
@@ -95,12 +84,7 @@ def _process_lines(
     evaluation = usual_evaluation if times.first_evaluated else 0.0
     own: float | None = None
     # Else compilation and evaluation cannot be separated.
-    if (
-        "compilation" in format.step_time
-        and process.start_logged
-        and first
-        and evaluation is not None
-    ):
+    if "compilation" in format.step_time and process.start_logged and first and evaluation is not None:
         if not compiled:
             own = max(first - evaluation, 0.0)
         elif steady is not None:

@@ -1,7 +1,5 @@
 """What a log says about its run: the RunSpec, what it leaves unknown, and contradictions."""
 
-from __future__ import annotations
-
 import json
 import math
 import statistics

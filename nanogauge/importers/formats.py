@@ -1,7 +1,5 @@
 """Formats of other programs' logs: the rows of formats.toml."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -67,9 +65,7 @@ class TextFormat(Format):
     def field_names(self) -> dict[str, str]:
         """Label without blanks, in lower case -> field of a record."""
         labels = _LABELS | dict(self.labels)
-        return {
-            plain(label): name for several, name in labels.items() for label in several.split("|")
-        }
+        return {plain(label): name for several, name in labels.items() for label in several.split("|")}
 
     @cached_property
     def fields(self) -> re.Pattern[str]:

@@ -1,7 +1,5 @@
 """Import of another program's log as a run folder."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from nanogauge import __version__
@@ -23,9 +21,7 @@ from nanogauge.runspec import RunSpec
 from nanogauge.schema import Event, Hardware, Prediction, Start
 
 
-def import_log(
-    path: Path, given: Given, claims_path: Path | None, out: Path, run_number: int | None = None
-) -> None:
+def import_log(path: Path, given: Given, claims_path: Path | None, out: Path, run_number: int | None = None) -> None:
     """Write a run folder from a log; replace an earlier import there, but never a trained run.
 
     Args:
@@ -64,9 +60,7 @@ def import_log(
     with RunLog(out) as writer:
         for line in [*lines[:-1], *events, *log.events, *remarks, lines[-1]]:
             is_start = isinstance(line, Start)
-            writer.write(
-                line.model_copy(update={"prediction_sha256": sha256}) if is_start else line
-            )
+            writer.write(line.model_copy(update={"prediction_sha256": sha256}) if is_start else line)
 
 
 def _predict(spec: RunSpec, gpu: str | None, named: bool) -> Prediction:
@@ -95,9 +89,7 @@ def _predict(spec: RunSpec, gpu: str | None, named: bool) -> Prediction:
     return prediction.model_copy(update={"quantities": quantities, "unpredicted": unpredicted})
 
 
-def _select_run(
-    log: ParsedLog, path: Path, run_number: int | None
-) -> tuple[list[LoggedProcess], list[Event]]:
+def _select_run(log: ParsedLog, path: Path, run_number: int | None) -> tuple[list[LoggedProcess], list[Event]]:
     """Return one run of the file, and a warning if the file contains others."""
     runs = split_runs(log.processes)
     if not runs:
@@ -113,7 +105,5 @@ def _select_run(
         for n, run in enumerate(runs[-5:], start=max(len(runs) - 4, 1))
     )
     which = f"number {number}{', the last' if number == len(runs) else ''}"
-    text = (
-        f"The log holds {len(runs)} runs ({ranges}). This is {which}; --run-number selects another."
-    )
+    text = f"The log holds {len(runs)} runs ({ranges}). This is {which}; --run-number selects another."
     return runs[number - 1], [warning("several_runs", text)]

@@ -1,7 +1,5 @@
 """nanoGPT's configuration files (config/*.py) and printed configurations, read without running."""
 
-from __future__ import annotations
-
 import ast
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Steps and evaluations parsed from the log of another program, grouped by process."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from dataclasses import dataclass, field
@@ -120,9 +118,7 @@ class Collector:
             self._next, self._resumed = LoggedProcess(line, start_logged=True), False
         self._resumed |= resumed
 
-    def add_setting(
-        self, line: int, key: str, name: str, value: str, of_configuration: bool = False
-    ) -> None:
+    def add_setting(self, line: int, key: str, name: str, value: str, of_configuration: bool = False) -> None:
         """Record a value that was printed before the first step, perhaps of the configuration."""
         assert self._next is not None
         self._next.settings[key] = (line, name, value)

@@ -1,7 +1,5 @@
 """Reader of printed logs, for every program of formats.toml."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable
@@ -9,13 +7,7 @@ from pathlib import Path
 
 from nanogauge.errors import BadInput
 from nanogauge.importers.formats import RESULTS, TEXT_FORMATS, TextFormat, plain
-from nanogauge.importers.parsed import (
-    Collector,
-    LoggedEvaluation,
-    LoggedStep,
-    ParsedLog,
-    parse_number,
-)
+from nanogauge.importers.parsed import Collector, LoggedEvaluation, LoggedStep, ParsedLog, parse_number
 from nanogauge.importers.tables import read_table
 from nanogauge.importers.text import TextLines, strip_controls, strip_prefixes
 
@@ -161,9 +153,7 @@ class LogParser:
                 self._take_record(number, text[match.end() :], match, first, at_begin)
                 return
 
-    def _take_record(
-        self, number: int, text: str, start: re.Match[str], first: int, at_begin: bool
-    ) -> None:
+    def _take_record(self, number: int, text: str, start: re.Match[str], first: int, at_begin: bool) -> None:
         fields, shapes = self._fields(text)
         names, step = list(fields), int(start["step"])
         if not names and not (at_begin and len(text) < _SHORT):

@@ -4,8 +4,6 @@ A column means what the program that logged it means. The columns of the formats
 read; all others are listed and ignored.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import math

@@ -4,8 +4,6 @@ A log may hold gigabytes in one line, terminal colours, progress bars that overw
 zeros written at a power failure, or the UTF-16 of a Windows shell's redirection.
 """
 
-from __future__ import annotations
-
 import codecs
 import json
 import re
@@ -81,9 +79,7 @@ class TextLines:
                     yield text[: len(text) - len(held)]
                 yield held + decoder.decode(b"", final=True)
         except FileNotFoundError:
-            raise BadInput(
-                f"there is no log {self._path}; give the file with {self._what}."
-            ) from None
+            raise BadInput(f"there is no log {self._path}; give the file with {self._what}.") from None
         except OSError as error:
             raise BadInput(f"cannot read the log {self._path}: {error.strerror}.") from None
 

@@ -1,7 +1,5 @@
 """Measure a lightning.Trainer: Trainer(..., callbacks=[LightningCallback("mine", spec)])."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -53,9 +51,7 @@ class LightningCallback(Callback):
             self._open.enter_context(self._run.step())
             self._in_step = True
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         assert self._run is not None
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if trainer.global_step == self._steps:
@@ -77,9 +73,7 @@ class LightningCallback(Callback):
             self._run.log(val_loss=loss)
         self._open.close()
 
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if self._run is not None:
             self._run.__exit__(type(exception), exception, None)
             self._run = None

@@ -1,18 +1,10 @@
 """Measure a transformers.Trainer: Trainer(..., callbacks=[NanogaugeCallback("mine")])."""
 
-from __future__ import annotations
-
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from transformers import (
-    PreTrainedModel,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from nanogauge.instrument import Phase, Run, run
 from nanogauge.schema import Prediction
@@ -67,9 +59,7 @@ class NanogaugeCallback(TrainerCallback):
         self._open.close()
         self._open.enter_context(self._run.step())
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._open.close()
         if control.should_evaluate:
             self._begin("evaluation")

@@ -1,19 +1,11 @@
 """Alarms for conditions that need attention; each is raised once, with its likely cause."""
 
-from __future__ import annotations
-
 import statistics
 from collections import Counter, deque
 from dataclasses import dataclass
 from typing import Literal
 
-from nanogauge.measure.detectors import (
-    BASELINE_STEPS,
-    LASTING_STEPS,
-    RECENT_STEPS,
-    LossSpikeDetector,
-    SlowDownDetector,
-)
+from nanogauge.measure.detectors import BASELINE_STEPS, LASTING_STEPS, RECENT_STEPS, LossSpikeDetector, SlowDownDetector
 from nanogauge.quantities import format_seconds
 from nanogauge.schema import Sensor
 
@@ -265,10 +257,7 @@ def _cause_of_slow_down(lost_seconds: float, then: _Conditions, now: _Conditions
     if then.clock_hz is None or now.clock_hz is None:
         return "the cause is unknown, check for other programs on the device"
     if now.clock_hz > (1 - LOWER_CLOCK) * then.clock_hz:
-        return (
-            f"the cause is unknown, the SM clock is still {_mhz(now.clock_hz)}; "
-            "check for other programs on the GPU"
-        )
+        return f"the cause is unknown, the SM clock is still {_mhz(now.clock_hz)}; check for other programs on the GPU"
     warmer = ""
     if then.celsius is not None and now.celsius is not None and now.celsius > then.celsius:
         warmer = f"{then.celsius:.0f} to {now.celsius:.0f} °C"

@@ -6,8 +6,6 @@ up to the wall time. The loop never waits for a busy device: on a GPU the end of
 after the next step has been queued.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -7,8 +7,6 @@ are independent, and from the medians of successive blocks of steps, which also 
 is correlated over many steps. The largest estimate counts.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 from bisect import bisect_left, insort
@@ -167,11 +165,7 @@ class SlowDownDetector:
     def _measure_noise(self) -> None:
         """Estimate how much noise alone can separate the two medians."""
         small, recent, steady = (blocks.deviation_seconds for blocks in self._blocks)
-        error = max(
-            _ERROR_OF_STEPS * self._spread_seconds,
-            _ERROR_OF_SMALL * small,
-            math.hypot(recent, steady),
-        )
+        error = max(_ERROR_OF_STEPS * self._spread_seconds, _ERROR_OF_SMALL * small, math.hypot(recent, steady))
         self._noise_seconds = STANDARD_ERRORS * error
 
 

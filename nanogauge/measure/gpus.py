@@ -5,8 +5,6 @@ field is of the GPU with the worst value: the hottest, the fullest, the slowest.
 GPU does not give is None for all, and the reason names the GPU by its position, from 0.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -198,10 +196,7 @@ class GpuGroup:
 
     def __init__(self, watched: Sequence[WatchedGpu], longest_gap: float) -> None:
         several = len(watched) > 1
-        self._gpus = [
-            _Gpu(one, f"GPU {number}" if several else "", longest_gap)
-            for number, one in enumerate(watched)
-        ]
+        self._gpus = [_Gpu(one, f"GPU {number}" if several else "", longest_gap) for number, one in enumerate(watched)]
         self._powers_watts: list[float] = []  # totals since the last reading
 
     def open(self, clock: Callable[[], float]) -> None:

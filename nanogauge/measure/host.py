@@ -3,8 +3,6 @@
 Values that the operating system does not report are None.
 """
 
-from __future__ import annotations
-
 import os
 import platform
 import resource

@@ -4,8 +4,6 @@ A measurement that the driver does not give is None, and its reason is kept. One
 does not support is not requested again; after any other error it is, some seconds later.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re
@@ -106,11 +104,7 @@ _NUMBERS: dict[str, tuple[str, str | None, float]] = {
     "power_limit_watts": ("nvmlDeviceGetEnforcedPowerLimit", None, 1e-3),
     "power_limit_default_watts": ("nvmlDeviceGetPowerManagementDefaultLimit", None, 1e-3),
     "temperature_celsius": ("nvmlDeviceGetTemperature", "NVML_TEMPERATURE_GPU", 1.0),
-    "slowdown_celsius": (
-        "nvmlDeviceGetTemperatureThreshold",
-        "NVML_TEMPERATURE_THRESHOLD_SLOWDOWN",
-        1.0,
-    ),
+    "slowdown_celsius": ("nvmlDeviceGetTemperatureThreshold", "NVML_TEMPERATURE_THRESHOLD_SLOWDOWN", 1.0),
     "fan": ("nvmlDeviceGetFanSpeed", None, 1e-2),
     "sm_clock_hz": ("nvmlDeviceGetClockInfo", "NVML_CLOCK_SM", 1e6),
     "memory_clock_hz": ("nvmlDeviceGetClockInfo", "NVML_CLOCK_MEM", 1e6),
@@ -301,13 +295,7 @@ class Driver:
         return name or f"process {pid}"
 
     def _call(
-        self,
-        field: str,
-        now: float,
-        function: str,
-        *arguments: object,
-        of_device: bool = True,
-        certain: bool = True,
+        self, field: str, now: float, function: str, *arguments: object, of_device: bool = True, certain: bool = True
     ) -> Any:
         """Call an NVML function; return None while it gives no answer.
 

@@ -4,8 +4,6 @@ A measurement that is absent is None, and `absent` holds the reason. No function
 that hangs, and no error of the driver reaches the loop.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -206,18 +204,14 @@ class Sensors:
         measured = any(value is not None for value in values.values())
         # The last reading also records a gap that is still open.
         if measured or (closing and self._gap_seconds > self._logged_gap_seconds):
-            reading = Sensor(
-                elapsed_seconds=round(now, 6), gap_seconds=self._gap_seconds or None, **values
-            )
+            reading = Sensor(elapsed_seconds=round(now, 6), gap_seconds=self._gap_seconds or None, **values)
             self._logged_gap_seconds = self._gap_seconds
             with self._lock:
                 self._readings.append(reading)
         self._window_start = now
 
 
-def open_sensors(
-    device: str | int | Sequence[WatchedGpu] | None, hz: float, clock: Callable[[], float]
-) -> Sensors:
+def open_sensors(device: str | int | Sequence[WatchedGpu] | None, hz: float, clock: Callable[[], float]) -> Sensors:
     """Start to sample GPUs; wait at most 3 s for the driver, which may also open later.
 
     A GPU is named as for nvml.Driver. Several are combined as in gpus.py; None or an empty list

@@ -5,8 +5,6 @@ meanwhile, nothing of it ran. While a machine sleeps, the clock that measures th
 too; CLOCK_BOOTTIME, or CLOCK_MONOTONIC where there is none, counts on.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable

@@ -7,8 +7,6 @@ Symbols: C width, F width of the MLP, H heads, Q and K widths of all queries and
 context, V vocabulary, e bytes of an activation, r bytes of the residual stream.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from nanogauge.config import MMAP_THRESHOLD_BYTES, chunk_tokens

@@ -1,7 +1,5 @@
 """Search for the run with the lowest predicted loss that ends in a given time."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -10,12 +8,7 @@ from typing import NamedTuple
 from nanogauge.errors import BadInput
 from nanogauge.prediction.loss import LossEstimate, LossInputs, predict_loss
 from nanogauge.prediction.quality import USUAL_RATE_EXPONENT, loss_inputs
-from nanogauge.prediction.search import (
-    IntervalEnd,
-    Predictor,
-    largest_micro_batch,
-    with_micro_batch,
-)
+from nanogauge.prediction.search import IntervalEnd, Predictor, largest_micro_batch, with_micro_batch
 from nanogauge.prediction.step_time import StepTime, predict_step_time
 from nanogauge.prediction.workload import workload_of
 from nanogauge.runspec import RunSpec, with_shape
@@ -101,9 +94,7 @@ class _Search:
     the number of steps.
     """
 
-    def __init__(
-        self, like: RunSpec, predicted: Predictor, free: float, seconds: float, end: IntervalEnd
-    ) -> None:
+    def __init__(self, like: RunSpec, predicted: Predictor, free: float, seconds: float, end: IntervalEnd) -> None:
         prediction = predicted(like)
         self._hardware, self._on_gpu = prediction.hardware, prediction.hardware.kind != "cpu"
         step, alone = prediction.best("step_seconds"), self._step(like)
@@ -152,9 +143,7 @@ class _Search:
         peak, least = scaled(schedule.learning_rate), scaled(schedule.min_learning_rate)
         schedule = replace(schedule, learning_rate=peak, min_learning_rate=least, decay_steps=None)
         return replace(
-            spec,
-            schedule=schedule,
-            optimizer=replace(like.optimizer, matrix_learning_rate=muon and scaled(muon)),
+            spec, schedule=schedule, optimizer=replace(like.optimizer, matrix_learning_rate=muon and scaled(muon))
         )
 
     def timed(self, spec: RunSpec) -> RunSpec | None:

@@ -127,10 +127,7 @@ class Calibration(Stored):
         return newer.model_copy(
             update={
                 "rates": (*(r for r in self.rates if r.dtype not in rated), *newer.rates),
-                "parts": (
-                    *(p for p in self.parts if _any_depth(p.workload) not in measured),
-                    *newer.parts,
-                ),
+                "parts": (*(p for p in self.parts if _any_depth(p.workload) not in measured), *newer.parts),
                 "runs": (self.runs + newer.runs)[-RUNS_KEPT:],
             }
         )
@@ -212,9 +209,7 @@ def _from_other_runs(
     all runs the prediction is the analytic one with its own interval.
     """
     runs = [
-        run
-        for run in calibration.runs
-        if (run.workload.compiled, run.workload.dtype) == (work.compiled, work.dtype)
+        run for run in calibration.runs if (run.workload.compiled, run.workload.dtype) == (work.compiled, work.dtype)
     ]
     if analytic is None or not runs:
         return None
@@ -225,9 +220,7 @@ def _from_other_runs(
         steps.append(step)
     logs = [math.log(run.step_seconds / s.seconds) for run, s in zip(runs, steps, strict=True)]
     newest = max(run.finished_unix for run in runs)
-    covariance = _likeness(
-        [*(run.workload for run in runs), work], [*steps, analytic], hardware.kind == "cpu"
-    )
+    covariance = _likeness([*(run.workload for run in runs), work], [*steps, analytic], hardware.kind == "cpu")
     log, spread = _combined(np.array(logs), [_noise(run, newest) for run in runs], covariance)
     factor = math.exp(log)
     return CalibratedStep(
@@ -246,9 +239,7 @@ def _likeness(works: Sequence[Workload], steps: Sequence[StepTime], on_cpu: bool
     """
     common, by_part, by_size, alone = SPREADS_CPU if on_cpu else SPREADS_GPU
     names = sorted({part.name for step in steps for part in step.parts})
-    shares = np.array(
-        [[sum(p.value for p in s.parts if p.name == n) / s.seconds for n in names] for s in steps]
-    )
+    shares = np.array([[sum(p.value for p in s.parts if p.name == n) / s.seconds for n in names] for s in steps])
     spreads = np.array([LAUNCH_SPREAD if n == "launching kernels" else by_part for n in names])
     sizes = np.log([work.tokens * flops_per_token_executed(work.shape) for work in works])
     near = np.exp(-0.5 * ((sizes[:, None] - sizes[None, :]) / SIZE_SCALE) ** 2)
@@ -257,9 +248,7 @@ def _likeness(works: Sequence[Workload], steps: Sequence[StepTime], on_cpu: bool
     return np.asarray(common**2 + weighted @ weighted.T + by_size**2 * near + one)
 
 
-def _combined(
-    logs: Array, noise: Sequence[tuple[float, float]], covariance: Array
-) -> tuple[float, float]:
+def _combined(logs: Array, noise: Sequence[tuple[float, float]], covariance: Array) -> tuple[float, float]:
     """Return mean and standard deviation of the last variable of a Gaussian prior, given the rest.
 
     A measurement that the others contradict, by more than two standard deviations, counts as less
@@ -353,14 +342,10 @@ def path_of(device: str, torch_version: str, threads: int | None) -> Path:
     """Return the path of a device's calibration, which may not exist."""
     computing = f" {threads} threads" if threads is not None else ""
     name = re.sub(r"[^A-Za-z0-9.+]+", "-", f"{device}{computing} torch {torch_version}").strip("-")
-    return (
-        platformdirs.user_data_path("nanogauge", appauthor=False) / "calibrations" / f"{name}.json"
-    )
+    return platformdirs.user_data_path("nanogauge", appauthor=False) / "calibrations" / f"{name}.json"
 
 
-def load_calibration(
-    device: str, torch_version: str, threads: int | None
-) -> tuple[Calibration | None, str | None]:
+def load_calibration(device: str, torch_version: str, threads: int | None) -> tuple[Calibration | None, str | None]:
     """Return the calibration of a device, and a warning if its file is damaged; None if absent."""
     path = path_of(device, torch_version, threads)
     try:
@@ -368,10 +353,7 @@ def load_calibration(
     except FileNotFoundError:
         return None, None
     except (OSError, ValidationError):
-        return (
-            None,
-            f"The calibration {path} is damaged: it is ignored, and the next one replaces it",
-        )
+        return (None, f"The calibration {path} is damaged: it is ignored, and the next one replaces it")
 
 
 def add_to_calibration(newer: Calibration) -> tuple[Calibration, str | None]:

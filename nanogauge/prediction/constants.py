@@ -6,8 +6,6 @@ published runs. docs/prediction.md has the fit and its errors with every source 
 in turn. Bytes are per 16-bit value unless said otherwise.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -153,12 +151,9 @@ SETUP_SPREAD = 0.1
 
 _TABLES = package_table("constants.toml")
 PRIORS = Constants(
-    classes={name: DeviceClass(**row) for name, row in _TABLES["classes"].items()},
-    effects={},
-    **_TABLES["priors"],
+    classes={name: DeviceClass(**row) for name, row in _TABLES["classes"].items()}, effects={}, **_TABLES["priors"]
 )
 """The constants before any fit."""
 FITTED = replace(
-    put(PRIORS, _TABLES["fitted"]),
-    effects={name: Effect(**row) for name, row in _TABLES["effects"].items()},
+    put(PRIORS, _TABLES["fitted"]), effects={name: Effect(**row) for name, row in _TABLES["effects"].items()}
 )

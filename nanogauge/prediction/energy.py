@@ -4,8 +4,6 @@ Energy is that of the boards alone, predicted here and measured in analysis/tele
 adds the rest of the machine only if the configuration says what it draws.
 """
 
-from __future__ import annotations
-
 from typing import TypeVar
 
 from nanogauge.quantities import Interval

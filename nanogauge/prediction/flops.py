@@ -4,8 +4,6 @@ A multiply-add counts as two. Sources: Kaplan et al. 2020 (6N); Chowdhery et al.
 appendix B (6N + 12LCT); Dao et al. 2022, FlashAttention, appendix B (recomputation).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from nanogauge.runspec import Shape
@@ -133,9 +131,7 @@ def flops_per_token_causal(shape: Shape) -> float:
 def flops_per_token_executed(shape: Shape) -> float:
     """Return 6N + 7 LCT: what flash attention executes, recomputed scores included."""
     return flops_per_token_6n(shape) + sum(
-        o.causal * (o.forward + o.backward + o.recomputed)
-        for o in operations(shape)
-        if o.name == "attention"
+        o.causal * (o.forward + o.backward + o.recomputed) for o in operations(shape) if o.name == "attention"
     )
 
 

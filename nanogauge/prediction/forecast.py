@@ -1,7 +1,5 @@
 """Forecast the final loss of a running job from its evaluations, its schedule and its plan."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise

@@ -9,8 +9,6 @@ Source: Hoffmann et al. 2022, arXiv 2203.15556 (the form); Muennighoff et al. 20
 bench/validate_loss.py compares them.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -78,8 +76,7 @@ class Recipe:
 
 
 EVIDENCE: dict[Recipe, tuple[float, float]] = {
-    Recipe(**dict.fromkeys(row["factors"], True)): tuple(row["parameters"])
-    for row in _TABLE["recipes"]
+    Recipe(**dict.fromkeys(row["factors"], True)): tuple(row["parameters"]) for row in _TABLE["recipes"]
 }
 """Recipes with published runs -> range of N in these runs."""
 MOST_UNKNOWN = 3.4
@@ -108,9 +105,7 @@ def effective_tokens(tokens: float, unique_tokens: float, values: Values = VALUE
     return unique * (1 - decay * math.expm1(-(tokens / unique - 1) / decay))
 
 
-def scaling_law(
-    parameters: float, effective: float, multiplier: float, values: Values = VALUES
-) -> float:
+def scaling_law(parameters: float, effective: float, multiplier: float, values: Values = VALUES) -> float:
     """Return the loss above data_level(): its terms in model size and token count.
 
     `effective` is the result of effective_tokens(), `multiplier` a factor on those tokens.

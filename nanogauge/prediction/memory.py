@@ -6,8 +6,6 @@ the logits are freed before the last gradient exists. docs/prediction.md has the
 validation.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 
@@ -172,11 +170,7 @@ def predict_memory(work: Workload, hardware: Hardware, copied: Copied = "never")
     if not on_cpu:
         there = there | {"cuBLAS workspaces": _workspace_bytes(hardware)}
     formulas = _formulas(work, state, saved, there.get("logits and loss", 0.0))
-    parts = [
-        Part(name=name, value=value, formula=formulas[name])
-        for name, value in there.items()
-        if value > 0
-    ]
+    parts = [Part(name=name, value=value, formula=formulas[name]) for name, value in there.items() if value > 0]
     allocated = ALLOCATED_FACTOR * sum(part.value for part in parts)
     if on_cpu:
         reserved = HEAP_OVER_ALLOCATED * allocated
@@ -218,9 +212,7 @@ def _broken_block(work: Workload, state: TrainingState) -> float:
     return max(0.0, logits - state.gradients - state.moments)
 
 
-def _moments(
-    work: Workload, state: TrainingState, saved: Saved, on_cpu: bool
-) -> dict[str, dict[str, float]]:
+def _moments(work: Workload, state: TrainingState, saved: Saved, on_cpu: bool) -> dict[str, dict[str, float]]:
     """Return the bytes by component at each moment of a step that can be its peak."""
     accumulating = work.grad_accum > 1
     accumulated = state.gradients if accumulating else 0.0
@@ -296,20 +288,14 @@ def _moments(
             "temporaries": temporaries,
         },
         "the end of the backward pass": always
-        | {
-            "gradients": made,
-            "temporaries": state.whole_tables or max(waiting * embedding_gradient, beside),
-        },
-        "the optimizer's step": always
-        | {"gradients": state.gradients, "temporaries": state.optimizer_temporary},
+        | {"gradients": made, "temporaries": state.whole_tables or max(waiting * embedding_gradient, beside)},
+        "the optimizer's step": always | {"gradients": state.gradients, "temporaries": state.optimizer_temporary},
     }
     if state.whole_tables:
         # A layer's gradients are exchanged when its backward pass is over; what was sent of them is
         # held until those of the layer before it are ready.
         sent = state.buckets - state.gathered_layers / 2
-        moments["the backward pass of the layer before the last"] = moments[
-            "the backward pass of the last layer"
-        ] | {
+        moments["the backward pass of the layer before the last"] = moments["the backward pass of the last layer"] | {
             "activations": in_backward["activations"] - saved.final_norm - saved.kept,
             "gradient buckets": sent,
         }

@@ -1,7 +1,5 @@
 """Time outside of the steps: start-up, compilation, checkpoints, data preparation."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from nanogauge.prediction.memory import training_state
@@ -50,9 +48,7 @@ def preparation_seconds(tokens: int) -> Interval:
     working = tokens / TOKENS_PER_SECOND
     download = tokens * SOURCE_BYTES_PER_TOKEN / LINE_BYTES_PER_SECOND
     return Interval(
-        max(working.low, download.low),
-        max(working.expected, download.expected),
-        max(working.high, download.high),
+        max(working.low, download.low), max(working.expected, download.expected), max(working.high, download.high)
     )
 
 

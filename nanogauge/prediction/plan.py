@@ -16,14 +16,7 @@ from nanogauge.config import Config, run_name
 from nanogauge.errors import BadInput
 from nanogauge.prediction.best_run import LEAST_TOKENS_PER_PARAMETER, best_runs
 from nanogauge.prediction.loss import REPOSITORIES
-from nanogauge.prediction.search import (
-    Predictor,
-    Verdict,
-    faster_flags,
-    fit_verdict,
-    largest_micro_batch,
-    memory_of,
-)
+from nanogauge.prediction.search import Predictor, Verdict, faster_flags, fit_verdict, largest_micro_batch, memory_of
 from nanogauge.quantities import Interval, format_seconds, next_time, time_after
 from nanogauge.runspec import RunSpec, Schedule
 from nanogauge.schema import FreeMemory, Prediction, Stored
@@ -208,9 +201,7 @@ def parse_duration(text: str, flag: str) -> float:
     return float(found[1]) * {"min": 60, "h": 3600, "d": 86400}[found[2]]
 
 
-def plan_deadline(
-    spec: RunSpec, predicted: Predictor, wish: Wish, preparation: Interval | None
-) -> Deadline:
+def plan_deadline(spec: RunSpec, predicted: Predictor, wish: Wish, preparation: Interval | None) -> Deadline:
     """Return when the run ends if it starts at wish.start.
 
     `preparation` is the time to prepare the data before the run; None if there is nothing to do.

@@ -1,7 +1,5 @@
 """Predict a run: every quantity with its interval, formula and source."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,12 +8,7 @@ from nanogauge.errors import BadInput
 from nanogauge.hardware import auto_dtype, lookup
 from nanogauge.prediction.calibrated import CalibratedStep, Calibration, calibrated_step
 from nanogauge.prediction.energy import predict_energy
-from nanogauge.prediction.flops import (
-    MFU_CONVENTIONS,
-    count_parameters,
-    flops_per_token_6n,
-    flops_per_token_palm,
-)
+from nanogauge.prediction.flops import MFU_CONVENTIONS, count_parameters, flops_per_token_6n, flops_per_token_palm
 from nanogauge.prediction.loss import FinishedLoss
 from nanogauge.prediction.overheads import (
     FIRST_STEP_EXTRA_SECONDS,
@@ -182,21 +175,9 @@ def _exact_quantities(spec: RunSpec) -> dict[str, Estimate]:
             "N" + " + T C" * shape.position_table + " + V C" * (not shape.tied_head),
             "model.py",
         ),
-        "flops_total_6n": (
-            flops_6n * tokens,
-            "6 N x tokens, N without position embeddings",
-            "Kaplan et al. 2020",
-        ),
-        "flops_total_palm": (
-            flops_palm * tokens,
-            "(6 N + 12 L C T) x tokens",
-            "Chowdhery et al. 2022, appendix B",
-        ),
-        "weights_bytes": (
-            2 * counted.total,
-            "2 B x parameters; the master weights take twice that",
-            "model.py",
-        ),
+        "flops_total_6n": (flops_6n * tokens, "6 N x tokens, N without position embeddings", "Kaplan et al. 2020"),
+        "flops_total_palm": (flops_palm * tokens, "(6 N + 12 L C T) x tokens", "Chowdhery et al. 2022, appendix B"),
+        "weights_bytes": (2 * counted.total, "2 B x parameters; the master weights take twice that", "model.py"),
     }
     if spec.unique_tokens is not None:
         exact["data_epochs"] = (
@@ -205,14 +186,11 @@ def _exact_quantities(spec: RunSpec) -> dict[str, Estimate]:
             "tokens of the run / unique tokens (data.tokens)",
         )
     return {
-        row: Estimate.of(row, Interval.exact(value), formula, source)
-        for row, (value, formula, source) in exact.items()
+        row: Estimate.of(row, Interval.exact(value), formula, source) for row, (value, formula, source) in exact.items()
     }
 
 
-def _times(
-    spec: RunSpec, hardware: Hardware, step: StepTime
-) -> tuple[dict[str, Estimate], dict[str, float]]:
+def _times(spec: RunSpec, hardware: Hardware, step: StepTime) -> tuple[dict[str, Estimate], dict[str, float]]:
     steps, gpus = spec.steps, spec.world_size
     eval_one = 2 * (spec.eval_batches or 0) * step.eval_batch_seconds
     evals = evaluations(spec)
@@ -235,10 +213,7 @@ def _times(
             compiling + step.interval + FIRST_STEP_EXTRA_SECONDS,
             "compilation + one step + first allocations",
         ),
-        "step_seconds": (
-            step.interval,
-            " + ".join(f"{p.name} {p.value:.3g} s" for p in step.parts),
-        ),
+        "step_seconds": (step.interval, " + ".join(f"{p.name} {p.value:.3g} s" for p in step.parts)),
         "total_seconds": (
             device_work + compiling + saving + START_UP_SECONDS,
             f"{steps:,} steps + {evals} evaluations of {eval_one:.3g} s"
@@ -251,8 +226,7 @@ def _times(
         reached = mfu(flops, step.interval, peak)
         estimated[row] = (
             Interval(reached.low, reached.expected, min(reached.high, 1.0)),
-            f"FLOPs per step / step time / {f'{gpus} x ' if gpus > 1 else ''}peak; "
-            f"{hardware.peak_name}",
+            f"FLOPs per step / step time / {f'{gpus} x ' if gpus > 1 else ''}peak; {hardware.peak_name}",
         )
     if None in (spec.eval_every, spec.eval_batches, spec.checkpoint_every):
         del estimated["total_seconds"]
@@ -260,9 +234,7 @@ def _times(
     return result, ledger
 
 
-def _calibrated(
-    spec: RunSpec, hardware: Hardware, step: StepTime | None, known: CalibratedStep
-) -> dict[str, Estimate]:
+def _calibrated(spec: RunSpec, hardware: Hardware, step: StepTime | None, known: CalibratedStep) -> dict[str, Estimate]:
     """Return the calibrated step time and the quantities derived from it.
 
     Evaluations are scaled by the same factor as the step. An MFU above 100 % means that the peak

@@ -1,7 +1,5 @@
 """Predict a run's final validation loss, and its HellaSwag score relative to GPT-2 124M's."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -175,15 +173,12 @@ def quality_at(run: LossInputs, loss: Interval) -> Estimate | str:
     if hellaswag_accuracy(loss.expected + offset) is None:
         return "HellaSwag's accuracy is known for losses of 2.9 to 3.7 on FineWeb-Edu alone"
     low, expected, high = (
-        hellaswag_accuracy(min(3.7, max(2.9, value + offset))) or 0.0
-        for value in (loss.high, loss.expected, loss.low)
+        hellaswag_accuracy(min(3.7, max(2.9, value + offset))) or 0.0 for value in (loss.high, loss.expected, loss.low)
     )
     sampling = math.sqrt(expected * (1 - expected) / HELLASWAG_ITEMS)
     noise = Z90 * math.hypot(sampling, HELLASWAG_RMS)
     interval = Interval(
-        expected - math.hypot(expected - low, noise),
-        expected,
-        expected + math.hypot(high - expected, noise),
+        expected - math.hypot(expected - low, noise), expected, expected + math.hypot(high - expected, noise)
     )
     return Estimate.of(
         "quality_vs_gpt2",

@@ -1,7 +1,5 @@
 """Search for what fits: into memory (micro-batch, model), and into the time until a deadline."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import replace

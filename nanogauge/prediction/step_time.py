@@ -173,9 +173,7 @@ class _Device:
     on_cpu: bool
 
 
-def predict_step_time(
-    work: Workload, hardware: Hardware, constants: Constants = FITTED
-) -> StepTime | None:
+def predict_step_time(work: Workload, hardware: Hardware, constants: Constants = FITTED) -> StepTime | None:
     """Predict the step time on this device; None if its peak, bandwidth or class is unknown."""
     device = _device(work, hardware, constants)
     if device is None:
@@ -189,8 +187,7 @@ def predict_step_time(
         "matrix products of the blocks": _block_products(work, device, k),
         "attention": _attention(work, device, k),
         "vocabulary head": _vocabulary_head(work, device, k),
-        "softmax and loss": _loss_bytes(work, device, k) * activations
-        + of_logits(work, on_cpu) * each_byte,
+        "softmax and loss": _loss_bytes(work, device, k) * activations + of_logits(work, on_cpu) * each_byte,
         "norms and elementwise": device.uncached
         * (_elementwise_bytes(work, k) * activations + layers * options.bytes * each_byte),
     }
@@ -214,10 +211,7 @@ def predict_step_time(
     formulas = FORMULAS["step"]
     parts = [Part(name=n, value=s, formula=formulas[n]) for n, s in step.items()]
     # A forward pass has a third of the products and of the traffic, 2 of 7 products of attention.
-    forward_seconds = (
-        sum(v for name, v in forward.items() if name != "attention") / 3
-        + forward["attention"] * 2 / 7
-    )
+    forward_seconds = sum(v for name, v in forward.items() if name != "attention") / 3 + forward["attention"] * 2 / 7
     forward_only = forward_seconds + launches / 3 if on_cpu else max(forward_seconds, launches / 3)
     launching = sum(p.value for p in parts if p.name == "launching kernels")
     share = 0.0 if on_cpu else launching / sum(p.value for p in parts)
@@ -297,9 +291,7 @@ def _ceiling(hardware: Hardware, reached: DeviceClass, peak: float) -> float:
     return hardware.matmul_flops * under_limit / board
 
 
-def _by_class(
-    hardware: Hardware, reached: DeviceClass, peak: float, limit_watts: float | None
-) -> float:
+def _by_class(hardware: Hardware, reached: DeviceClass, peak: float, limit_watts: float | None) -> float:
     """Return the FLOP/s at the clock that the watts per SM sustain, at most the class's ceiling."""
     rate, board = _rate(hardware, peak), hardware.board_power_watts
     highest = reached.ceiling_of_peak * peak
@@ -314,9 +306,7 @@ def _by_class(
     return float(min(highest, hardware.sms * rate * clock))
 
 
-def _products(
-    matrices: list[tuple[int, int]], work: Workload, device: _Device, k: Constants
-) -> float:
+def _products(matrices: list[tuple[int, int]], work: Workload, device: _Device, k: Constants) -> float:
     """Return the seconds of n x (a -> b) matrix products, forward and both of the backward pass.
 
     Each of the three reads and writes n a and n b values.
@@ -473,11 +463,7 @@ def _newton_schulz(a: int, b: int, batched: bool, device: _Device, k: Constants)
     """
     small, large = min(a, b), max(a, b)
     seconds = 0.0
-    for rows, columns, inner in (
-        (small, small, large),
-        (small, small, small),
-        (small, large, small),
-    ):
+    for rows, columns, inner in ((small, small, large), (small, small, small), (small, large, small)):
         tiles = math.ceil(rows / 128) * math.ceil(columns / 128)
         used = tiles / (device.sms * math.ceil(tiles / device.sms))
         rate = k.newton_schulz if batched else k.newton_schulz_alone * used
@@ -488,9 +474,7 @@ def _newton_schulz(a: int, b: int, batched: bool, device: _Device, k: Constants)
     return seconds
 
 
-def _communication(
-    work: Workload, hardware: Hardware, busy: float, k: Constants
-) -> tuple[float, float]:
+def _communication(work: Workload, hardware: Hardware, busy: float, k: Constants) -> tuple[float, float]:
     """Return the seconds of communication not hidden by computation: per step, per micro-batch.
 
     Gradients are exchanged, and weights too if sharded. A ring all-reduce moves 2 (w - 1) / w of
@@ -536,9 +520,7 @@ def _over_pcie(hardware: Hardware) -> bool:
     return hardware.interconnect is None or hardware.interconnect.startswith("PCIe")
 
 
-def _interval(
-    work: Workload, hardware: Hardware, k: Constants, launching: float
-) -> tuple[Interval, tuple[str, ...]]:
+def _interval(work: Workload, hardware: Hardware, k: Constants, launching: float) -> tuple[Interval, tuple[str, ...]]:
     """Return the interval as factors of the expected time, and the reasons for its width.
 
     `launching` is the share of kernel launches on a GPU in the step.
@@ -547,9 +529,7 @@ def _interval(
     spread = math.hypot(SETUP_SPREAD, effect.spread)
     caveats = []
     if on_cpu:
-        caveats.append(
-            "CPUs differ much in small operations; plan.py --calibrate measures this one"
-        )
+        caveats.append("CPUs differ much in small operations; plan.py --calibrate measures this one")
     elif effect.sources == 0:
         caveats.append("no published run of this class is known: the interval is a guess")
     elif hardware.name not in k.effects:

@@ -1,7 +1,5 @@
 """One optimizer step as a device sees it: the input of the time, memory and FLOP predictions."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """Report rows as text: the words, marks and groups that HTML, Markdown and terminal share."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -56,9 +54,7 @@ class Cells:
         self.expected_analytic = _expected_cell(row.id, row.analytic, currency)
         self.expected_calibrated = _expected_cell(row.id, row.calibrated, currency)
         self.expected = _expected_cell(row.id, row.calibrated or row.analytic, currency)
-        self.measured = value_cell(
-            row.id, row.measured.value if row.measured is not None else None, currency
-        )
+        self.measured = value_cell(row.id, row.measured.value if row.measured is not None else None, currency)
         is_of_prediction = row.verdict == "no claim" and row.prediction is not None
         self.verdict = str(row.prediction if is_of_prediction else row.verdict)
         self.mark = MARKS[self.verdict]
@@ -141,7 +137,5 @@ def _drop_repetitions(cells: list[Cells]) -> None:
 def group_rows(rows: Sequence[Row]) -> list[Group]:
     """Return the quantities in groups, none of them empty."""
     quantities = group_quantities(rows)
-    groups = [
-        Group(name, [q for q in quantities if q.own.row.id in ids]) for name, ids in GROUPS.items()
-    ]
+    groups = [Group(name, [q for q in quantities if q.own.row.id in ids]) for name, ids in GROUPS.items()]
     return [group for group in groups if group.quantities]

@@ -1,7 +1,5 @@
 """The charts of a run: loss, step time, MFU, power, clock and temperature."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -30,9 +28,7 @@ class Timeline:
 
     def __init__(self, recorded: RunHistory) -> None:
         self._first_steps = [
-            (process, start.first_step)
-            for process, starts in enumerate(recorded.processes)
-            for start in starts
+            (process, start.first_step) for process, starts in enumerate(recorded.processes) for start in starts
         ]
         self._process_of_readings = recorded.processes_of_readings()
         sessions = recorded.session_seconds
@@ -74,9 +70,7 @@ class Timeline:
         return (self._before[process] + elapsed) / self.seconds
 
 
-def make_charts(
-    recorded: RunHistory, spec: RunSpec, prediction: Prediction, rows: list[Row]
-) -> list[Chart]:
+def make_charts(recorded: RunHistory, spec: RunSpec, prediction: Prediction, rows: list[Row]) -> list[Chart]:
     """Return the charts for which the log has data, in reading order."""
     run = _Run(recorded, spec, prediction, rows, Timeline(recorded))
     charts = [run.loss(), run.step_time(), run.mfu()]
@@ -128,11 +122,7 @@ class _Run:
             if estimate is not None:
                 bands.append(Band(name, scale * estimate.low, scale * estimate.high, style))
         claims = [row.claimed for row in self.rows if row.id == row_id and row.claimed is not None]
-        ranges = [
-            (c.low, c.high)
-            for c in claims
-            if c.of_this_run and c.low is not None and c.high is not None
-        ]
+        ranges = [(c.low, c.high) for c in claims if c.of_this_run and c.low is not None and c.high is not None]
         if ranges:
             low, high = min(ranges, key=lambda ends: ends[1] - ends[0])
             name = "claimed" if len(ranges) == 1 else "claimed, the narrowest"
@@ -143,9 +133,7 @@ class _Run:
         steps, evals = self.recorded.steps, self.recorded.evals
         x = self.x_of_steps
         evals = [e for e in evals if e.val_loss is not None]
-        eval_x = self.timeline.x_of_steps(
-            _floats([e.step for e in evals]), _floats([e.elapsed_seconds for e in evals])
-        )
+        eval_x = self.timeline.x_of_steps(_floats([e.step for e in evals]), _floats([e.elapsed_seconds for e in evals]))
         validation = _series("validation", eval_x, _floats([e.val_loss for e in evals]), "dots")
         forecast = _series("forecast of the end", eval_x, _floats([e.final for e in evals]), "dots")
         return line_chart(

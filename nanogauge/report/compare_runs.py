@@ -1,7 +1,5 @@
 """Comparison of several runs: each quantity as predicted before the run and as measured."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,8 +33,7 @@ class Comparison:
         self.reports = [report for report, _ in built]
         self.specs = [folder.spec for _, folder in built]
         self.labels = [
-            printable(report.run.name if names[report.run.name] == 1 else str(folder.path))
-            for report, folder in built
+            printable(report.run.name if names[report.run.name] == 1 else str(folder.path)) for report, folder in built
         ]
         """Name of each run, or its folder if several have the same name."""
         self.rows = _rows(self.reports)

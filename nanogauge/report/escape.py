@@ -1,7 +1,5 @@
 """Escaping of untrusted text for HTML, SVG and Markdown, with every character visible."""
 
-from __future__ import annotations
-
 import re
 from html import escape
 

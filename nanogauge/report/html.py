@@ -1,7 +1,5 @@
 """report.html, report.md and report.json: what the templates show, and how they are written."""
 
-from __future__ import annotations
-
 import json
 import math
 from dataclasses import dataclass
@@ -20,15 +18,7 @@ from nanogauge.analysis.telemetry import JOULES_PER_KWH, mismatched_counts, tota
 from nanogauge.errors import BadInput
 from nanogauge.files import make_folder, without_secrets, write_atomic
 from nanogauge.quantities import format_range, format_seconds, format_value
-from nanogauge.report.cells import (
-    MARKS,
-    VERDICTS,
-    Cells,
-    QuantityGroup,
-    group_quantities,
-    group_rows,
-    sort_rows,
-)
+from nanogauge.report.cells import MARKS, VERDICTS, Cells, QuantityGroup, group_quantities, group_rows, sort_rows
 from nanogauge.report.charts import make_charts
 from nanogauge.report.escape import fenced, finalize_html, finalize_markdown, unbroken, visible
 from nanogauge.report.svg import NARROW_RANGE_WIDTH, range_plot, stacked_bar, waterfall
@@ -63,11 +53,7 @@ MAX_SAMPLES = 12
 MAX_SAMPLE_CHARACTERS = 4000
 SMALL_SHARE = 1e-3
 """Share of the actual time below which a part of an attribution is shown by name alone."""
-_SOURCES = {
-    "nanogpt_log": "nanoGPT log",
-    "build_nanogpt_log": "build-nanogpt log",
-    "wandb_history": "W&B history",
-}
+_SOURCES = {"nanogpt_log": "nanoGPT log", "build_nanogpt_log": "build-nanogpt log", "wandb_history": "W&B history"}
 ZONED = "%a %d %b %Y, %H:%M %Z"
 WEEKDAY_TIME = "%a %H:%M:%S"
 
@@ -206,9 +192,7 @@ def finish_line(report: Report, recorded: RunHistory) -> tuple[str, str, str]:
 def samples_of(recorded: RunHistory) -> list[tuple[int | None, str]]:
     """Return each sample's step and text; a repeated step keeps only its last sample."""
     samples = {
-        event.step: visible(event.text, MAX_SAMPLE_CHARACTERS)
-        for event in recorded.events
-        if event.what == "sample"
+        event.step: visible(event.text, MAX_SAMPLE_CHARACTERS) for event in recorded.events if event.what == "sample"
     }
     return sorted(samples.items(), key=lambda sample: sample[0] or 0)
 
@@ -288,9 +272,7 @@ def _context(report: Report, run: RunFolder, recorded: RunHistory) -> dict[str, 
             for part in (report.attribution.parts if report.attribution is not None else ())
             if part.advice is not None
         ],
-        "ledger": [(name, seconds, seconds / ledger.wall_s) for name, seconds in parts]
-        if ledger.wall_s
-        else [],
+        "ledger": [(name, seconds, seconds / ledger.wall_s) for name, seconds in parts] if ledger.wall_s else [],
         "ledger_bar": stacked_bar(parts),
         "missing_parts": [name for name, seconds in known.items() if seconds is None],
         "samples": spread(samples),
@@ -300,9 +282,7 @@ def _context(report: Report, run: RunFolder, recorded: RunHistory) -> dict[str, 
             for part in prediction.memory_parts
         ],
         "step_parts": [
-            (part.name, format_seconds(part.value), part.formula)
-            for part in prediction.step_parts
-            if part.value > 0
+            (part.name, format_seconds(part.value), part.formula) for part in prediction.step_parts if part.value > 0
         ],
         "prediction": prediction,
         "frozen": f"{zone.local(prediction.created_unix):{ZONED}}",

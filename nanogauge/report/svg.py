@@ -3,8 +3,6 @@
 Every picture has a text alternative with its figures.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -37,9 +35,7 @@ RANGE_WIDTH, NARROW_RANGE_WIDTH, RANGE_HEIGHT = 250, 156, 44
 _CHARACTER_WIDTH = 6.4
 
 
-def _svg(
-    width: float, height: float, alternative: str, elements: Iterable[str], style: str = ""
-) -> str:
+def _svg(width: float, height: float, alternative: str, elements: Iterable[str], style: str = "") -> str:
     css = f'class="{style}" ' if style else ""
     return (
         f'<svg {css}viewBox="0 0 {width} {height}" role="img" '
@@ -52,14 +48,9 @@ def _text(x: float, y: float, text: str, style: str, anchor: str = "start") -> s
     return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}"{where}>{escaped(text)}</text>'
 
 
-def _rect(
-    style: str, x: float, y: float, width: float, height: float, *, rounded: bool = True
-) -> str:
+def _rect(style: str, x: float, y: float, width: float, height: float, *, rounded: bool = True) -> str:
     radius = ' rx="2"' if rounded else ""
-    return (
-        f'<rect class="{style}" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" '
-        f'height="{height:.1f}"{radius}/>'
-    )
+    return f'<rect class="{style}" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"{radius}/>'
 
 
 def _path(style: str, commands: str) -> str:
@@ -345,8 +336,7 @@ class _Plot:
             x = self.x.low + (column + 0.5) / columns * (self.x.high - self.x.low)
             nearest = [int(np.abs(one.x - x).argmin()) for one in series]
             shown = (
-                f"{one.name} {format_number(float(one.y[i]))} {unit}"
-                for one, i in zip(series, nearest, strict=True)
+                f"{one.name} {format_number(float(one.y[i]))} {unit}" for one, i in zip(series, nearest, strict=True)
             )
             at = format_number(float(series[0].x[nearest[0]]))
             title = f"<title>{escaped(f'{x_title} {at}: ' + ', '.join(shown))}</title>"
@@ -417,9 +407,7 @@ def waterfall(begin: tuple[str, float], parts: Sequence[tuple[str, float]], end:
         out.append(_text(left - 8, y + 12, name, "tick", "end"))
         out.append(_text(max(start, stop) + 6, y + 12, label, "lab"))
     words = ", ".join(f"{name} {value:+.2f} {unit}" for name, value in shown)
-    alternative = (
-        f"From {levels[0]:.3g} {unit} ({begin[0]}) to {levels[-1]:.3g} {unit} ({end}): {words}"
-    )
+    alternative = f"From {levels[0]:.3g} {unit} ({begin[0]}) to {levels[-1]:.3g} {unit} ({end}): {words}"
     return _svg(WIDTH, pitch * len(rows) + 6, alternative, out)
 
 
@@ -484,9 +472,7 @@ def stacked_bar(parts: Sequence[tuple[str, float]]) -> str:
     return _svg(WIDTH, 34, words, _stacked(parts, WIDTH / total, 2, 30))
 
 
-def _stacked(
-    parts: Sequence[tuple[str, float]], scale: float, y: float, height: float
-) -> list[str]:
+def _stacked(parts: Sequence[tuple[str, float]], scale: float, y: float, height: float) -> list[str]:
     out, x = [], 0.0
     for index, (name, value) in enumerate(parts):
         width = max(value * scale, 0.6)

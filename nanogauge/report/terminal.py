@@ -1,7 +1,5 @@
 """Reports and plans as text for a terminal."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from datetime import datetime
 
@@ -14,25 +12,13 @@ from nanogauge.analysis.report_model import Report
 from nanogauge.analysis.verdicts import Row
 from nanogauge.prediction.plan import BestPlan, Candidate, Deadline, Fit, recipe_sentence
 from nanogauge.prediction.quality import mark_sentence
-from nanogauge.quantities import (
-    GIB,
-    Interval,
-    day_and_time,
-    format_range,
-    format_seconds,
-    format_value,
-)
+from nanogauge.quantities import GIB, Interval, day_and_time, format_range, format_seconds, format_value
 from nanogauge.report.cells import MARKS, group_quantities
 from nanogauge.report.html import WEEKDAY_TIME
 from nanogauge.runspec import RunSpec
 from nanogauge.schema import Prediction
 
-VERDICT_STYLES = {
-    "held": "green",
-    "missed": "red",
-    "contradicted": "bold red",
-    "unlikely": "yellow",
-}
+VERDICT_STYLES = {"held": "green", "missed": "red", "contradicted": "bold red", "unlikely": "yellow"}
 REASONED = ("missed", "unlikely")
 """Verdicts whose reasons stand below the table; contradictions have a list of their own."""
 UNKNOWN = "not known"
@@ -42,9 +28,7 @@ def make_table() -> Table:
     return Table(box=None, pad_edge=False, header_style="dim")
 
 
-def print_rows(
-    rows: list[Row], columns: Sequence[str], console: Console, planned: bool = False
-) -> None:
+def print_rows(rows: list[Row], columns: Sequence[str], console: Console, planned: bool = False) -> None:
     """Print quantities with the claims about them, and below the reasons for REASONED verdicts.
 
     In a plan nothing is measured yet, so only claims have a verdict.
@@ -154,9 +138,7 @@ def print_plan(
     if (mark := mark_sentence(spec.dataset, prediction.best("val_loss"))) is not None:
         console.print(Text(mark))
     if prediction.step_parts:
-        parts = ", ".join(
-            f"{p.name} {format_seconds(p.value)}" for p in prediction.step_parts if p.value
-        )
+        parts = ", ".join(f"{p.name} {format_seconds(p.value)}" for p in prediction.step_parts if p.value)
         console.print(Text(f"One step: {parts}.", style="dim"))
     if (step := prediction.calibrated.get("step_seconds")) is not None:
         console.print(Text(f"Calibrated by {step.source}: {step.formula}.", style="dim"))
@@ -201,9 +183,7 @@ def print_best(plan: BestPlan, spec: RunSpec, device: str) -> None:
 
 def _fit_sentence(spec: RunSpec, prediction: Prediction, fit: Fit) -> str:
     peak = prediction.quantities["peak_process_bytes"]
-    low, expected, high, free = (
-        f"{size / GIB:.1f}" for size in (peak.low, peak.expected, peak.high, fit.free_bytes)
-    )
+    low, expected, high, free = (f"{size / GIB:.1f}" for size in (peak.low, peak.expected, peak.high, fit.free_bytes))
     largest, sure = fit.largest_micro_batch, fit.largest_sure_micro_batch
     if largest is None:
         advice = "No micro-batch is expected to fit: make the model smaller"
@@ -211,8 +191,7 @@ def _fit_sentence(spec: RunSpec, prediction: Prediction, fit: Fit) -> str:
         advice = f"The largest micro-batch that fits at the same tokens per step is {largest}"
     else:
         advice = (
-            f"At the same tokens per step a micro-batch of {largest} is expected to fit, "
-            f"{sure or 'none'} is sure to"
+            f"At the same tokens per step a micro-batch of {largest} is expected to fit, {sure or 'none'} is sure to"
         )
     faster = ""
     if fit.faster is not None:
@@ -225,9 +204,7 @@ def _fit_sentence(spec: RunSpec, prediction: Prediction, fit: Fit) -> str:
     )
 
 
-def _deadline_sentences(
-    spec: RunSpec, prediction: Prediction, deadline: Deadline, now: datetime
-) -> list[str]:
+def _deadline_sentences(spec: RunSpec, prediction: Prediction, deadline: Deadline, now: datetime) -> list[str]:
     """Return when the run ends."""
     finish = deadline.finish
     if finish is None:
@@ -235,8 +212,7 @@ def _deadline_sentences(
     start = day_and_time(deadline.start, now) if deadline.start > now else "now"
     between = f", between {day_and_time(finish.low, now)} and {day_and_time(finish.high, now)}"
     sentences = [
-        f"Finish: {day_and_time(finish.expected, now)}{between if finish.expected else ''}, "
-        f"if it starts {start}."
+        f"Finish: {day_and_time(finish.expected, now)}{between if finish.expected else ''}, if it starts {start}."
     ]
     return sentences
 

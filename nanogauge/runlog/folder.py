@@ -1,7 +1,5 @@
 """Writing and reading of the files of a run folder that exist before the first step."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from dataclasses import dataclass
@@ -41,18 +39,13 @@ class RunFolder:
 
 
 def create(
-    path: Path,
-    spec: RunSpec,
-    machine: Machine,
-    prediction: Prediction,
-    config_toml: str | None = None,
+    path: Path, spec: RunSpec, machine: Machine, prediction: Prediction, config_toml: str | None = None
 ) -> RunFolder:
     """Create the folder of a new run, write its files and freeze its prediction."""
     make_folder(path)
     if has_begun(path):
         raise BadInput(
-            f"{path} already holds a run; continue it with --resume auto, "
-            "or give this one another --run.name."
+            f"{path} already holds a run; continue it with --resume auto, or give this one another --run.name."
         )
     machine = scrubbed(machine)
     prediction = Prediction.model_validate(scrubbed(prediction.model_dump()))
@@ -83,17 +76,13 @@ def read_spec(path: Path, prediction: Prediction) -> RunSpec:
         return RunSpec.from_json(read_whole(path / SPEC_NAME))
     except FileNotFoundError:
         if not (path / CONFIG_TOML).exists():
-            raise BadInput(
-                f"{path} has neither {SPEC_NAME} nor {CONFIG_TOML}; restore one of them."
-            ) from None
+            raise BadInput(f"{path} has neither {SPEC_NAME} nor {CONFIG_TOML}; restore one of them.") from None
         config = load_config(path / CONFIG_TOML)
         return config.to_spec(prediction.dtype, prediction.gpus)
     except OSError as error:
         raise BadInput(f"cannot read {error.filename}: {error.strerror}.") from None
     except ValueError:
-        raise BadInput(
-            f"{path / SPEC_NAME} is damaged or of a newer nanogauge; restore it, or update."
-        ) from None
+        raise BadInput(f"{path / SPEC_NAME} is damaged or of a newer nanogauge; restore it, or update.") from None
 
 
 def load(path: Path) -> RunFolder:
@@ -101,9 +90,7 @@ def load(path: Path) -> RunFolder:
     if not path.is_dir():
         raise BadInput(f"there is no run folder {path}; runs/ holds those that were trained.")
     if not (path / LOG_NAME).exists():
-        raise BadInput(
-            f"{path} is not a run folder: it has no {LOG_NAME}; give the folder of a run."
-        )
+        raise BadInput(f"{path} is not a run folder: it has no {LOG_NAME}; give the folder of a run.")
     for name in (SPEC_NAME, CONFIG_TOML, "machine.json", "prediction.json", LOG_NAME):
         refuse_outside_link(path / name)
     try:
@@ -118,9 +105,7 @@ def load(path: Path) -> RunFolder:
     except OSError as error:
         raise BadInput(f"cannot read {error.filename}: {error.strerror}.") from None
     except (ValueError, RecursionError):
-        raise BadInput(
-            f"machine.json or prediction.json in {path} is damaged; restore it."
-        ) from None
+        raise BadInput(f"machine.json or prediction.json in {path} is damaged; restore it.") from None
     spec, sha256 = read_spec(path, prediction), hashlib.sha256(data).hexdigest()
     return RunFolder(path, spec, machine, prediction, sha256, config_toml)
 

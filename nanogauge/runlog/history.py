@@ -327,9 +327,7 @@ class RunHistory:
             self.milestones.append((len(self.processes) - 1, line))
         self._set_elapsed(line.elapsed_seconds)
 
-    def add_numbers(
-        self, kind: str, rows: Sequence[dict[str, Any]], elapsed_seconds: float | None
-    ) -> None:
+    def add_numbers(self, kind: str, rows: Sequence[dict[str, Any]], elapsed_seconds: float | None) -> None:
         """Add many step or sensor lines by their fields; elapsed_seconds is that of the newest.
 
         Raises:

@@ -4,8 +4,6 @@ The lock is on the file .lock, which stays in the folder and names the process, 
 its last owner. Readers test it without waiting.
 """
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import json
@@ -116,6 +114,5 @@ def _locked_by(folder: Path) -> BadInput:
         where = "" if host == platform.node() else f" on {host}"
         process = f"process {pid}{where}, since {since:%Y-%m-%d %H:%M:%S},"
     return BadInput(
-        f"{process} trains in {folder} already; wait for it or stop it, "
-        "or give this run another --run.name."
+        f"{process} trains in {folder} already; wait for it or stop it, or give this run another --run.name."
     )

@@ -3,8 +3,6 @@
 A run that is killed leaves complete lines, and at most one incomplete line at the end.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -43,8 +41,7 @@ def lines_of(data: bytes, path: Path) -> Iterator[LogLine | None]:
 
 def _damaged(number: int, path: Path) -> BadInput:
     return BadInput(
-        f"line {number} of {path} is damaged; "
-        "restore the file, or remove that line to report on the others."
+        f"line {number} of {path} is damaged; restore the file, or remove that line to report on the others."
     )
 
 
@@ -79,8 +76,7 @@ class LogReader:
             raise
         except FileNotFoundError:
             raise BadInput(
-                f"{self._path.parent} is not a run folder: it has no {LOG_NAME}; "
-                "give the folder of a run."
+                f"{self._path.parent} is not a run folder: it has no {LOG_NAME}; give the folder of a run."
             ) from None
         except OSError as error:
             raise BadInput(f"cannot read {self._path}: {error.strerror}.") from None

@@ -47,9 +47,7 @@ class Mirror:
         self._problem = problem
 
     @classmethod
-    def start(
-        cls, folder: Path, mode: Mode, project: str, log_every: int, run_id: str | None = None
-    ) -> Mirror:
+    def start(cls, folder: Path, mode: Mode, project: str, log_every: int, run_id: str | None = None) -> Mirror:
         """Start mirroring; finish() reports any failure, and this call neither waits nor raises.
 
         Args:

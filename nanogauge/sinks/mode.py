@@ -3,8 +3,6 @@
 The switches are WANDB_DISABLED, WANDB_MODE, and what `wandb disabled` and `wandb offline` store.
 """
 
-from __future__ import annotations
-
 import configparser
 import os
 from argparse import Namespace

@@ -37,14 +37,7 @@ from nanogauge.schema import End, Event, LogLine, Prediction
 from nanogauge.shell import tool_command
 from nanogauge.sinks.mirror import POSITION_NAME
 from nanogauge.sinks.mode import Mode
-from nanogauge.sinks.rows import (
-    AXES,
-    VERDICT_COLUMNS,
-    Rows,
-    final_summary,
-    summary_of,
-    verdict_rows,
-)
+from nanogauge.sinks.rows import AXES, VERDICT_COLUMNS, Rows, final_summary, summary_of, verdict_rows
 
 if TYPE_CHECKING:
     import wandb
@@ -187,9 +180,7 @@ def _run_id(folder: Path) -> str:
     return hashlib.sha256(first.encode()).hexdigest()[:8]
 
 
-def _mirror(
-    run: wandb.Run, log: _LogFollower, rows: Rows, position: _Position, folder: Path
-) -> str | None:
+def _mirror(run: wandb.Run, log: _LogFollower, rows: Rows, position: _Position, folder: Path) -> str | None:
     """Send the lines that W&B lacks, and the report; return the run's final status, if any."""
     for axis in AXES:
         run.define_metric(axis, hidden=True)
@@ -277,9 +268,7 @@ def _read_folder(folder: Path) -> tuple[RunSpec, Prediction, int]:
         text = (folder / "prediction.json").read_text(encoding="utf-8")
         prediction = Prediction.model_validate_json(text)
     except (OSError, ValidationError):
-        raise BadInput(
-            f"{folder} holds no readable prediction.json; give a run's folder."
-        ) from None
+        raise BadInput(f"{folder} holds no readable prediction.json; give a run's folder.") from None
     log_every = TrainSection.model_fields["log_every"].default
     if (folder / CONFIG_TOML).exists():
         log_every = load_config(folder / CONFIG_TOML).train.log_every
@@ -298,9 +287,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--mode", choices=("auto", "online", "offline"), required=True)
     parser.add_argument("--project", required=True, help="W&B project")
     parser.add_argument("--id", help="W&B's id of the run (default: that in the log)")
-    parser.add_argument(
-        "--log-every", type=int, help="mirror every so many steps (default: train.log_every)"
-    )
+    parser.add_argument("--log-every", type=int, help="mirror every so many steps (default: train.log_every)")
     parser.add_argument(
         "--attached",
         type=int,
@@ -331,9 +318,7 @@ def main(arguments: Sequence[str]) -> int:
     except Exception as error:
         # W&B raises many undocumented types when its own process dies or hangs.
         traceback.print_exc()
-        raise RunFailed(
-            f"W&B failed before the end of the run: {type(error).__name__} {error}."
-        ) from None
+        raise RunFailed(f"W&B failed before the end of the run: {type(error).__name__} {error}.") from None
     stored_at = Path(run.settings.sync_dir).resolve()
     warnings = []
     if offline_reason:
@@ -342,9 +327,7 @@ def main(arguments: Sequence[str]) -> int:
             f"run is mirrored offline: {tool_command('wandb', 'sync', stored_at)} uploads it."
         )
     if not stored_at.is_relative_to(folder):
-        warnings.append(
-            f"W&B cannot write to {folder} and keeps its files of the run in {stored_at}."
-        )
+        warnings.append(f"W&B cannot write to {folder} and keeps its files of the run in {stored_at}.")
     if warnings:
         raise RunFailed(" ".join(warnings))
     if not run.offline:

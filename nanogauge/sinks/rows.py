@@ -8,8 +8,6 @@ Every sensor reading is a row of its own, because a mean over a step would hide 
 is a row if it is a multiple of log_every or has detailed measurements.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -17,17 +15,7 @@ from typing import Any
 from nanogauge.prediction.flops import MFU_CONVENTIONS
 from nanogauge.quantities import format_range, format_value, mfu
 from nanogauge.runspec import RunSpec
-from nanogauge.schema import (
-    Checkpoint,
-    Compile,
-    End,
-    Eval,
-    LogLine,
-    Prediction,
-    Sensor,
-    Start,
-    Step,
-)
+from nanogauge.schema import Checkpoint, Compile, End, Eval, LogLine, Prediction, Sensor, Start, Step
 
 AXES = ("step", "tokens", "hours")
 
@@ -80,16 +68,7 @@ PREDICTED_KEYS = {
 }
 """Key of a measurement -> row id of its prediction."""
 
-VERDICT_COLUMNS = (
-    "quantity",
-    "claimed",
-    "predicted",
-    "calibrated",
-    "measured",
-    "verdict",
-    "factor",
-    "why",
-)
+VERDICT_COLUMNS = ("quantity", "claimed", "predicted", "calibrated", "measured", "verdict", "factor", "why")
 
 
 class Rows:
@@ -252,9 +231,7 @@ def verdict_rows(report: Mapping[str, Any]) -> list[list[Any]]:
             row["claimed"]["text"] if row["claimed"] is not None else "",
             interval(row, "analytic"),
             interval(row, "calibrated"),
-            format_value(row["id"], row["measured"]["value"], _currency(row))
-            if row["measured"] is not None
-            else "",
+            format_value(row["id"], row["measured"]["value"], _currency(row)) if row["measured"] is not None else "",
             row["verdict"],
             row["factor"],
             row["why"],

@@ -1,7 +1,5 @@
 """What the tests on the stand-in for a card share: its environment, and runs read from its log."""
 
-from __future__ import annotations
-
 import math
 import os
 import subprocess
@@ -77,9 +75,7 @@ def waits(calls: list[str]) -> list[str]:
     return [call for call in calls if call.startswith("sync")]
 
 
-def train(
-    out: Path, *flags: object, config: Path = DEMO, fresh: bool = False, **variables: str
-) -> Run:
+def train(out: Path, *flags: object, config: Path = DEMO, fresh: bool = False, **variables: str) -> Run:
     """Train on the stand-in in `out`; `fresh` in a new process instead of a forked one."""
     log = out.with_name(f"{out.name}.calls")
     log.unlink(missing_ok=True)

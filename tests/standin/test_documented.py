@@ -1,7 +1,5 @@
 """The documented run and its variants on the stand-in for a card: memory, launches, compilation."""
 
-from __future__ import annotations
-
 import shutil
 import statistics
 from pathlib import Path
@@ -49,12 +47,9 @@ TOO_HIGH = pytest.mark.xfail(strict=True, reason="12 B a logit are predicted, 10
 
 
 @pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=[TOO_HIGH] * (name == "eager, plain head")) for name in VARIANTS],
+    "name", [pytest.param(name, marks=[TOO_HIGH] * (name == "eager, plain head")) for name in VARIANTS]
 )
-def test_the_allocators_peak_is_the_predicted_one(
-    name: str, documented: Run, tokens: Path, tmp_path: Path
-) -> None:
+def test_the_allocators_peak_is_the_predicted_one(name: str, documented: Run, tokens: Path, tmp_path: Path) -> None:
     done = documented if name == "documented" else train_variant(name, tmp_path / "r", tokens)
     peak = done.rows["peak_allocated_bytes"]
     shutil.rmtree(tmp_path / "r", ignore_errors=True)
@@ -68,9 +63,7 @@ def test_half_of_the_peaks_are_within_two_percent() -> None:
     assert statistics.median(abs(factor - 1) for factor in FACTORS.values()) <= 0.02
 
 
-def test_a_documented_step_waits_only_asleep_and_launches_no_more_than_it_did(
-    documented: Run,
-) -> None:
+def test_a_documented_step_waits_only_asleep_and_launches_no_more_than_it_did(documented: Run) -> None:
     *_, step = documented.steps()
     update = next(i for i, call in enumerate(step) if "multi_tensor_apply" in call)
     kinds = [call.split()[0] for call in step[:update]]

@@ -1,7 +1,5 @@
 """The trainer's branch for CUDA with a tiny model, on the stand-in for a card."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -96,9 +94,7 @@ def test_out_of_memory_outside_of_torchs_allocator_makes_the_micro_batch_smaller
 
 
 @pytest.mark.parametrize(("when", "at"), [("evaluation", 4), ("step", 16)])
-def test_out_of_memory_in_torchs_allocator_makes_the_micro_batch_smaller(
-    when: str, at: int, tmp_path: Path
-) -> None:
+def test_out_of_memory_in_torchs_allocator_makes_the_micro_batch_smaller(when: str, at: int, tmp_path: Path) -> None:
     """The allocator tries twice."""
     larger = ("--model.block-size=256", "--model.n-embd=256", "--train.micro-batch=32")
     done = train_tiny(tmp_path / "r", *larger, STANDIN_FAIL=f"malloc:{at}-{at + 2}")
@@ -109,9 +105,7 @@ def test_out_of_memory_in_torchs_allocator_makes_the_micro_batch_smaller(
 
 
 @pytest.mark.parametrize("kind", ["malloc:2-4", "module:2-3"])
-def test_out_of_memory_in_compilation_makes_the_micro_batch_smaller(
-    kind: str, tmp_path: Path
-) -> None:
+def test_out_of_memory_in_compilation_makes_the_micro_batch_smaller(kind: str, tmp_path: Path) -> None:
     """And not the run eager, nor a dimension symbolic; XDG_CACHE_HOME: nothing is compiled yet."""
     flags = (*COMPILED, "--run.dtype=bfloat16")
     logs = {"TORCH_LOGS": "recompiles,dynamic", "XDG_CACHE_HOME": str(tmp_path)}
@@ -202,9 +196,7 @@ def test_gpu_check_measures_each_variant_and_writes_a_page(tmp_path: Path) -> No
     code = "import sys, gpu_check as g; g.TIMED_SECONDS = g.IDLE_SECONDS = 0.2; sys.exit(g.main())"
     words = [sys.executable, "-c", code, "speed", "--config", str(tmp_path / "demo.toml")]
     path = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    done = subprocess.run(
-        words, cwd=tmp_path, env=path, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(words, cwd=tmp_path, env=path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     speed = json.loads((tmp_path / "gpu-check.json").read_text())["speed"]
     assert len(speed["variants"]) == 8 and speed["idle_watts"] == pytest.approx(100)

@@ -5,8 +5,6 @@ and meta.json, which has the sha256 of both and, in its last line, its own. chec
 writes it atomically.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -102,9 +100,7 @@ def load_checkpoint(
     kind of device.
     """
     sharded = is_sharded(next(model.parameters()))
-    state: dict[str, Any] = torch.load(
-        path / STATE, map_location="cpu", weights_only=True, mmap=sharded
-    )
+    state: dict[str, Any] = torch.load(path / STATE, map_location="cpu", weights_only=True, mmap=sharded)
     if sharded:
         load_shards(path / WEIGHTS, own_weights(model))
         load_state(optimizer, sharded_state(optimizer, state["optimizer"]))
@@ -200,10 +196,7 @@ _SAFETENSORS_NAMES = {
 
 
 def write_files(
-    folder: Path,
-    weights: Mapping[str, torch.Tensor],
-    state: Mapping[str, object],
-    content: Mapping[str, object],
+    folder: Path, weights: Mapping[str, torch.Tensor], state: Mapping[str, object], content: Mapping[str, object]
 ) -> int:
     """Write the files of a checkpoint into an empty folder and fsync them; return their size.
 

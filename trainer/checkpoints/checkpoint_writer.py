@@ -4,8 +4,6 @@ A checkpoint is renamed to its final name once it is complete and synced; older 
 after that.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -114,11 +112,7 @@ class CheckpointWriter:
         """
         self.wait()
         device = next(model.parameters()).device
-        state = {
-            "optimizer": optimizer.state_dict(),
-            "scaler": scaler.state_dict(),
-            "random": list(random_states),
-        }
+        state = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "random": list(random_states)}
         copied = self._copy.take({"weights": own_weights(model), "state": state}, device)
         loss = finite(val_loss) if val_loss is not None else None
         content = {"step": step, "data": position, "run": run, "val_loss": loss}
@@ -155,9 +149,7 @@ class CheckpointWriter:
         except BaseException as error:  # re-raised in the loop
             self._error = error
 
-    def _write(
-        self, step: int, copied: Any, content: dict[str, object], copied_at: float
-    ) -> Written | NotWritten:
+    def _write(self, step: int, copied: Any, content: dict[str, object], copied_at: float) -> Written | NotWritten:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._tidy_up()
         text_bytes = len(json.dumps(content, indent=1))

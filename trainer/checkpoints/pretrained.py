@@ -4,8 +4,6 @@ In that layout each linear layer of a block is a Conv1D, whose weight is nn.Line
 and every layer and norm has a bias. Source: transformers, models/gpt2/modeling_gpt2.py.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,11 +28,7 @@ _DEFAULTS = ModelSection.model_fields
 _TIED = "lm_head.weight"
 _TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 _NO_WEIGHTS = (".attn.bias", ".attn.masked_bias")  # masks that older files hold as well
-_GELU: dict[str, Literal["exact", "tanh"]] = {
-    "gelu": "exact",
-    "gelu_new": "tanh",
-    "gelu_pytorch_tanh": "tanh",
-}
+_GELU: dict[str, Literal["exact", "tanh"]] = {"gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
 _HUB_FILES = [
     WEIGHTS_NAME,
     CONFIG_NAME,
@@ -105,9 +99,7 @@ def read_config(folder: Path) -> ModelSection:
     try:
         stored = HuggingFaceConfig.model_validate_json(path.read_bytes())
     except OSError as error:
-        raise BadInput(
-            f"cannot read {path}: {error.strerror}; give the folder of a GPT-2."
-        ) from None
+        raise BadInput(f"cannot read {path}: {error.strerror}; give the folder of a GPT-2.") from None
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"])) or "the file"
         raise BadInput(f"{path} describes no GPT-2: {where} is missing or wrong.") from None
@@ -123,9 +115,7 @@ def read_config(folder: Path) -> ModelSection:
     }
     if wrong := [key for key, is_unlike in unlike.items() if is_unlike]:
         value = getattr(stored, wrong[0])
-        raise BadInput(
-            f"{path} describes a model that GPT-2 is not: {wrong[0]} is {value!r}; give a GPT-2."
-        )
+        raise BadInput(f"{path} describes a model that GPT-2 is not: {wrong[0]} is {value!r}; give a GPT-2.")
     return ModelSection(
         n_layer=stored.n_layer,
         n_head=stored.n_head,
@@ -199,8 +189,7 @@ def load_pretrained(model: GPT, name: str) -> None:
         differ["vocab_size"] = pretrained.vocab_size
     if differ:
         flags = " ".join(
-            f"--model.{key.replace('_', '-')} {json.dumps(value).strip(chr(34))}"
-            for key, value in differ.items()
+            f"--model.{key.replace('_', '-')} {json.dumps(value).strip(chr(34))}" for key, value in differ.items()
         )
         raise BadInput(f"the model of {name} has another shape than this run's; set {flags}.")
     weights = read_weights(folder, pretrained)

@@ -5,8 +5,6 @@ the file names and their tokenizer is assumed. They have no hashes, so damage th
 a file goes unnoticed.
 """
 
-from __future__ import annotations
-
 import hashlib
 import pickletools
 import re
@@ -24,13 +22,7 @@ from nanogauge.errors import BadInput
 from nanogauge.files import open_regular, read_whole
 from trainer.data.manifest import NARROW, Split, Tokens
 from trainer.data.shards import MAGICS, MANIFEST_NAME, Shards, open_shard, open_split, read_manifest
-from trainer.data.tokenizer import (
-    BYTES,
-    NANOGPT_CHARACTERS,
-    Tokenizer,
-    byte_encoding,
-    load_tokenizer,
-)
+from trainer.data.tokenizer import BYTES, NANOGPT_CHARACTERS, Tokenizer, byte_encoding, load_tokenizer
 
 META_NAME = "meta.pkl"
 """File in which nanoGPT keeps the vocabulary of its character data."""

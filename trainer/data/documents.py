@@ -162,8 +162,7 @@ def _parse_line(line: bytes, column: str, name: str, at: int) -> str | None:
     if not isinstance(row, dict) or not isinstance(row.get(column, 0), str | None):
         keys = ", ".join(row) if isinstance(row, dict) else type(row).__name__
         raise BadInput(
-            f"{name} has no text {column!r} in the line at byte {at:,}, only {keys[:200]}; "
-            "give --text-column."
+            f"{name} has no text {column!r} in the line at byte {at:,}, only {keys[:200]}; give --text-column."
         )
     return cast("str | None", row[column])
 

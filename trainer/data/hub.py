@@ -4,8 +4,6 @@ The hub's own client makes every connection, so HF_ENDPOINT (a mirror), HF_TOKEN
 HF_HUB_OFFLINE, HF_HUB_DOWNLOAD_TIMEOUT and the usual proxy variables apply.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import time
@@ -82,9 +80,7 @@ def refuse_unwritable_cache(folder: str, variable: str) -> None:
         make_folder(Path(folder))
     except BadInput as error:
         why = str(error).partition(";")[0]
-        raise BadInput(
-            f"downloads cannot be kept in {folder} ({why}); set {variable} to a folder of yours."
-        ) from None
+        raise BadInput(f"downloads cannot be kept in {folder} ({why}); set {variable} to a folder of yours.") from None
 
 
 def as_interrupted(error: Exception) -> Interrupted | None:
@@ -114,20 +110,13 @@ def _fetch_range(url: str, name: str, begin: int, end: int, size: int) -> bytes:
     from huggingface_hub import constants, get_session
     from huggingface_hub.utils._headers import build_hf_headers
 
-    headers = build_hf_headers() | {
-        "Range": f"bytes={begin}-{end - 1}",
-        "Accept-Encoding": "identity",
-    }
+    headers = build_hf_headers() | {"Range": f"bytes={begin}-{end - 1}", "Accept-Encoding": "identity"}
     parts: list[bytes] = []
     received = 0
     try:
-        with get_session().stream(
-            "GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
-        ) as response:
+        with get_session().stream("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response:
             if response.status_code in _RETRY_STATUSES:
-                raise Interrupted(
-                    f"the server answered {response.status_code}", _retry_after(response.headers)
-                )
+                raise Interrupted(f"the server answered {response.status_code}", _retry_after(response.headers))
             if 400 <= response.status_code < 500:
                 raise BadInput(_refusal(response.status_code, name))
             sent = response.headers.get("Content-Range", "")
@@ -147,10 +136,7 @@ def _fetch_range(url: str, name: str, begin: int, end: int, size: int) -> bytes:
 
 def _refusal(status: int, name: str) -> str:
     if status in (401, 403):
-        return (
-            f"the hub refuses {name} ({status}); accept the dataset's conditions there, and set "
-            "HF_TOKEN."
-        )
+        return f"the hub refuses {name} ({status}); accept the dataset's conditions there, and set HF_TOKEN."
     return f"the hub has no {name} ({status}); give --dataset and --name as it lists them."
 
 
@@ -198,9 +184,7 @@ def file_info(repository: str, name: str, revision: str) -> Any:
 
     def request() -> list[Any]:
         try:
-            return HfApi().get_paths_info(
-                repository, [name], revision=revision, repo_type="dataset"
-            )
+            return HfApi().get_paths_info(repository, [name], revision=revision, repo_type="dataset")
         except client_errors() as error:
             message = f"the hub refuses {repository} ({first_line(error)})."
             raise as_interrupted(error) or BadInput(message) from None

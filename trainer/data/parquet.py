@@ -1,7 +1,5 @@
 """Open Parquet files, local or on the hub; from the hub only the needed byte ranges are fetched."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -146,18 +144,14 @@ def column_index(file: pq.ParquetFile, column: str, name: str) -> int:
     """
     schema = file.schema_arrow
     if column not in schema.names:
-        raise BadInput(
-            f"{name} has no column {column!r}, only {', '.join(schema.names)}; give --text-column."
-        )
+        raise BadInput(f"{name} has no column {column!r}, only {', '.join(schema.names)}; give --text-column.")
     kind: Any = schema.field(column).type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise BadInput(f"the column {column!r} of {name} holds {kind}, not text.")
     return [file.schema.column(i).path for i in range(len(file.schema))].index(column)
 
 
-def split_row_groups(
-    file: pq.ParquetFile, column: str, name: str, unit_bytes: int
-) -> list[tuple[int, int, int]]:
+def split_row_groups(file: pq.ParquetFile, column: str, name: str, unit_bytes: int) -> list[tuple[int, int, int]]:
     """Divide a file into units: consecutive row groups with about unit_bytes of text.
 
     Returns for each unit its first row group, the one after its last, and its bytes of text.

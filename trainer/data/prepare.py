@@ -6,8 +6,6 @@ Source files are divided into units. A worker tokenizes a unit into a temporary 
 do not depend on the number of workers.
 """
 
-from __future__ import annotations
-
 import fcntl
 import math
 import os
@@ -24,16 +22,7 @@ import numpy as np
 
 from nanogauge.errors import BadInput, RunFailed
 from trainer.data.documents import Unit
-from trainer.data.manifest import (
-    START,
-    Manifest,
-    Origin,
-    Position,
-    Settings,
-    Shard,
-    SourceFile,
-    Split,
-)
+from trainer.data.manifest import START, Manifest, Origin, Position, Settings, Shard, SourceFile, Split
 from trainer.data.segments import Segment, open_segment, segment_path
 from trainer.data.shards import (
     MANIFEST_NAME,
@@ -276,9 +265,7 @@ def read_existing(folder: Path, tokens: int) -> ExistingOutput:
     return ExistingOutput(folder, manifest, False, False, shards, following)
 
 
-def prepare(
-    options: PrepareOptions, report: Callable[[Progress], None], pool: WorkerPool
-) -> Manifest:
+def prepare(options: PrepareOptions, report: Callable[[Progress], None], pool: WorkerPool) -> Manifest:
     """Write validation shards, then training shards, disjoint by document; resume earlier runs.
 
     The last training document is cut at the requested tokens. If the source ends earlier, there are
@@ -341,9 +328,7 @@ def prepare(
         unit_bytes = settings.unit_bytes or source.unit_bytes
         settings = settings.model_copy(update={"unit_bytes": unit_bytes})
         origin = origin.model_copy(update={"revision": source.revision, "settings": settings})
-        writer = ShardWriter(
-            options.out, origin, shard_tokens=options.shard_tokens, finished=existing.shards
-        )
+        writer = ShardWriter(options.out, origin, shard_tokens=options.shard_tokens, finished=existing.shards)
         writer.next, writer.source_files = existing.next, existing.source_files
         is_new = existing.manifest is None
         with _segments_folder(options.out, writer, is_new) as segments:
@@ -433,9 +418,7 @@ def _write_shards(
             )
 
 
-def _choose_val_tokens(
-    source: Sequence[Segment], assembler: ShardAssembler, writer: ShardWriter
-) -> None:
+def _choose_val_tokens(source: Sequence[Segment], assembler: ShardAssembler, writer: ShardWriter) -> None:
     """Set the validation tokens to a share of those of the whole source."""
     tokens = sum(segment.tokens for segment in source)
     assembler.val_tokens = max(min(VAL_TOKENS, tokens // VAL_SHARE), 1)
@@ -462,9 +445,7 @@ def _segments_folder(out: Path, writer: ShardWriter, is_new: bool) -> Iterator[P
             (out / MANIFEST_NAME).unlink(missing_ok=True)
         raise
     except OSError as error:  # errors of the source are BadInput or RunFailed
-        raise RunFailed(
-            f"cannot write to {out}: {error.strerror}; {_what_stays(out, writer.manifest)}"
-        ) from error
+        raise RunFailed(f"cannot write to {out}: {error.strerror}; {_what_stays(out, writer.manifest)}") from error
     finally:
         _delete_segments(out)
 
@@ -483,9 +464,7 @@ def _what_stays(out: Path, manifest: Manifest) -> str:
     )
 
 
-def _check_disk(
-    options: PrepareOptions, existing: ExistingOutput, workers: int, source: TextSource | None
-) -> None:
+def _check_disk(options: PrepareOptions, existing: ExistingOutput, workers: int, source: TextSource | None) -> None:
     """Raise BadInput unless the tokens and the segments fit on the disk."""
     if existing.done:
         return
@@ -529,9 +508,7 @@ def _locked_folder(out: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise BadInput(
-                f"another preparation is running in {out}; wait for it, or give another --out."
-            ) from None
+            raise BadInput(f"another preparation is running in {out}; wait for it, or give another --out.") from None
         yield
     finally:
         os.close(descriptor)

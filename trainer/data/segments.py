@@ -3,8 +3,6 @@
 A segment file holds the tokens, then the length of each document, then a footer with the counts.
 """
 
-from __future__ import annotations
-
 import os
 import struct
 from dataclasses import dataclass

@@ -8,8 +8,6 @@ Shards and manifest are written atomically. The manifest is written before the f
 each one, so an interrupted preparation leaves a folder that can be trained on.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Sequence
@@ -23,18 +21,7 @@ from pydantic import ValidationError
 from nanogauge.errors import BadInput
 from nanogauge.files import open_regular, read_whole, sha256_file, sync_file, write_atomic
 from nanogauge.shell import python_command
-from trainer.data.manifest import (
-    NARROW,
-    WIDE,
-    Manifest,
-    Origin,
-    Position,
-    Shard,
-    SourceFile,
-    Split,
-    TokenDtype,
-    Tokens,
-)
+from trainer.data.manifest import NARROW, WIDE, Manifest, Origin, Position, Shard, SourceFile, Split, TokenDtype, Tokens
 
 MANIFEST_NAME = "manifest.json"
 MAGIC = 20240520
@@ -59,9 +46,7 @@ class ShardWriter:
     exception discards the open shard and keeps the finished ones.
     """
 
-    def __init__(
-        self, folder: Path, origin: Origin, *, shard_tokens: int, finished: tuple[Shard, ...] = ()
-    ) -> None:
+    def __init__(self, folder: Path, origin: Origin, *, shard_tokens: int, finished: tuple[Shard, ...] = ()) -> None:
         """`folder` exists and holds no shards except `finished`."""
         self._folder = folder
         self.origin = origin
@@ -101,9 +86,7 @@ class ShardWriter:
         if self._open is not None and self._open.split != split:
             self._finish()
 
-    def append(
-        self, split: Split, tokens: Tokens, documents: int, begins: Position | None = None
-    ) -> None:
+    def append(self, split: Split, tokens: Tokens, documents: int, begins: Position | None = None) -> None:
         """Append tokens to the open shard, and finish it if it is full.
 
         Call `start_split` and set `self.next` first, as filling the shard writes the manifest.
@@ -145,10 +128,7 @@ class ShardWriter:
         return self
 
     def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
             if error is None and not self._complete:
@@ -161,9 +141,7 @@ class ShardWriter:
 class _OpenShard:
     """A shard being written under a temporary name."""
 
-    def __init__(
-        self, path: Path, split: Split, dtype: TokenDtype, begins: Position | None
-    ) -> None:
+    def __init__(self, path: Path, split: Split, dtype: TokenDtype, begins: Position | None) -> None:
         self.split = split
         self.tokens = 0
         self._documents = 0
@@ -181,9 +159,7 @@ class _OpenShard:
 
     def finish(self) -> Shard:
         header = np.zeros(HEADER_BYTES // 4, dtype="<i4")
-        magic, version = next(
-            key for key, dtype in reversed(_LAYOUTS.items()) if dtype == self._dtype
-        )
+        magic, version = next(key for key, dtype in reversed(_LAYOUTS.items()) if dtype == self._dtype)
         header[:3] = magic, version, self.tokens
         with self._file as file:
             file.seek(0)
@@ -234,18 +210,14 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         return Manifest.model_validate_json(read_whole(path, LARGEST_MANIFEST_BYTES))
     except (FileNotFoundError, NotADirectoryError):
-        raise BadInput(
-            f"{folder} holds no token shards (no {MANIFEST_NAME}); {_remedy(folder)}"
-        ) from None
+        raise BadInput(f"{folder} holds no token shards (no {MANIFEST_NAME}); {_remedy(folder)}") from None
     except OSError as error:
         raise BadInput(f"cannot read {path}: {error.strerror}.") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         reason = first["msg"].removeprefix("Value error, ")
-        raise BadInput(
-            f"{path} is damaged ({where}: {reason}); delete {folder} and {_remedy(folder)}"
-        ) from None
+        raise BadInput(f"{path} is damaged ({where}: {reason}); delete {folder} and {_remedy(folder)}") from None
 
 
 def open_shard(path: Path, remedy: str | None = None) -> Tokens:
@@ -279,8 +251,7 @@ def open_shard(path: Path, remedy: str | None = None) -> Tokens:
     present = (size_bytes - HEADER_BYTES) / dtype.itemsize
     if count <= 0 or present != count:
         raise BadInput(
-            f"{path} is damaged: its header counts {count:,} tokens and the file holds "
-            f"{present:,.0f}; {remedy}"
+            f"{path} is damaged: its header counts {count:,} tokens and the file holds {present:,.0f}; {remedy}"
         )
     tokens: Tokens = np.memmap(path, dtype=dtype, mode="r", offset=HEADER_BYTES, shape=(count,))
     return tokens

@@ -5,8 +5,6 @@ of a file of JSON lines, or a whole text or compressed file. Units depend only o
 unit_bytes, so the shards do not depend on the number of workers.
 """
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import os
@@ -72,10 +70,7 @@ class LocalSource:
     @property
     def text_bytes(self) -> int:
         """Bytes of text, about: the sizes of the files, compressed ones multiplied."""
-        return sum(
-            (_PACKED_RATIO if path.name.endswith(_PACKED) else 1) * path.stat().st_size
-            for path in self._paths
-        )
+        return sum((_PACKED_RATIO if path.name.endswith(_PACKED) else 1) * path.stat().st_size for path in self._paths)
 
     def check(self, known: Sequence[SourceFile]) -> None:
         """Raise BadInput unless the source begins with the files that earlier runs read."""
@@ -287,12 +282,7 @@ class UnitQueue:
     """Returns units in order from a start position, and locates the next file in a thread."""
 
     def __init__(
-        self,
-        source: TextSource,
-        start: Position,
-        known: tuple[SourceFile, ...],
-        unit_bytes: int,
-        column: str,
+        self, source: TextSource, start: Position, known: tuple[SourceFile, ...], unit_bytes: int, column: str
     ) -> None:
         """Start at `start`, after the files before it in `known`, which earlier runs read."""
         self._source, self._column, self._unit_bytes = source, column, unit_bytes
@@ -347,9 +337,7 @@ class UnitQueue:
         threading.Thread(target=locate, daemon=True).start()
 
 
-def located_units(
-    located: LocatedFile, index: int, column: str, unit_bytes: int
-) -> tuple[SourceFile, list[Unit]]:
+def located_units(located: LocatedFile, index: int, column: str, unit_bytes: int) -> tuple[SourceFile, list[Unit]]:
     """Return a file and its units; raises as `UnitQueue.poll`."""
     source = located.source
 
@@ -375,9 +363,7 @@ def _divide(located: LocatedFile, column: str, unit_bytes: int) -> list[tuple[in
         from trainer.data.parquet import open_local, open_range_file, split_row_groups
 
         opened = (
-            open_range_file(located.path, source.name, source.bytes)[1]
-            if located.remote
-            else open_local(located.path)
+            open_range_file(located.path, source.name, source.bytes)[1] if located.remote else open_local(located.path)
         )
         return split_row_groups(opened, column, source.name, unit_bytes)
     if form == "text" or compression is not None:

@@ -2,8 +2,6 @@
 of a text, or its characters.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import os
@@ -142,9 +140,7 @@ def byte_encoding() -> tiktoken.Encoding:
 
 def _encoding_of_ranks(name: str, ranks: dict[bytes, int], end: bool = True) -> tiktoken.Encoding:
     special = {END_OF_TEXT: len(ranks)} if end else {}
-    return tiktoken.Encoding(
-        name, pat_str=_EACH_CHARACTER, mergeable_ranks=ranks, special_tokens=special
-    )
+    return tiktoken.Encoding(name, pat_str=_EACH_CHARACTER, mergeable_ranks=ranks, special_tokens=special)
 
 
 def load_encoding(name: str, pattern: str = "gpt2", characters: str = "") -> tiktoken.Encoding:
@@ -254,9 +250,7 @@ def from_encoding(encoding: tiktoken.Encoding, name: str) -> Tokenizer:
         vocab_size=encoding.n_vocab,
         end_of_text=end,
         sha256=lambda: _hash_vocabulary(ranks, special),
-        encode=FastGPT2Encoder(encoding, encode_text).encode
-        if fast
-        else _encode_each(encode_text, end),
+        encode=FastGPT2Encoder(encoding, encode_text).encode if fast else _encode_each(encode_text, end),
         encode_text=encode_text,
         decode=decode,
         token_bytes=token_bytes,
@@ -274,9 +268,7 @@ def without_surrogates(text: str) -> str:
     return text
 
 
-def _encode_each(
-    encode_text: Callable[[str], Encoded], end: int | None
-) -> Callable[[Sequence[str]], Encoded]:
+def _encode_each(encode_text: Callable[[str], Encoded], end: int | None) -> Callable[[Sequence[str]], Encoded]:
     """Return a function that encodes several documents, from one that encodes a text."""
     end_token = np.array([] if end is None else [end], np.uint32)
 
@@ -309,9 +301,7 @@ def _load_ranks(path: Path, pattern: str) -> tiktoken.Encoding:
             f"{path} is not a .tiktoken file: each line is a token in base64, a space and its rank."
         ) from None
     if len(set(ranks.values())) < len(lines) or any(bytes([i]) not in ranks for i in range(256)):
-        raise BadInput(
-            f"{path} is not a whole vocabulary: a byte is missing, or a rank occurs twice."
-        )
+        raise BadInput(f"{path} is not a whole vocabulary: a byte is missing, or a rank occurs twice.")
     return tiktoken.Encoding(
         path.stem,
         pat_str=PATTERNS[pattern],
@@ -325,8 +315,7 @@ def _load_hugging_face(name: str) -> Tokenizer:
         import tokenizers  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
         raise BadInput(
-            f"{name} needs Hugging Face's tokenizers, which are not installed: "
-            f"{pip_install('nanogauge[tokenizers]')}."
+            f"{name} needs Hugging Face's tokenizers, which are not installed: {pip_install('nanogauge[tokenizers]')}."
         ) from None
     where = name.removeprefix(HUGGING_FACE)
     if not Path(where).exists() and (where.endswith(".json") or not HUB_NAME.fullmatch(where)):
@@ -366,9 +355,7 @@ def _from_hugging_face(loaded: Any, name: str) -> Tokenizer:
         lengths = np.zeros(size, np.int64)  # a byte-level token has one letter per byte
         lengths[list(vocabulary.values())] = [len(token) for token in vocabulary]
         added = loaded.get_added_tokens_decoder()
-        lengths[list(added)] = [
-            0 if token.special else len(token.content.encode()) for token in added.values()
-        ]
+        lengths[list(added)] = [0 if token.special else len(token.content.encode()) for token in added.values()]
         return lengths
 
     return Tokenizer(
@@ -385,9 +372,7 @@ def _from_hugging_face(loaded: Any, name: str) -> Tokenizer:
     )
 
 
-def split_safely(
-    chunks: Iterable[str], part: int = PART, longest: int = LONGEST_RUN
-) -> Iterator[str]:
+def split_safely(chunks: Iterable[str], part: int = PART, longest: int = LONGEST_RUN) -> Iterator[str]:
     """Yield parts of a text, cut where a splittable tokenizer always begins a new token.
 
     Args:
@@ -424,9 +409,7 @@ def in_chunks(text: str, size: int = PART) -> Iterator[str]:
 
 
 _MARK = 0x1F  # a control character: not white space, and rare in texts
-_PATTERN = (
-    r"\x1f|'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}\x1f]+|\s+"  # GPT-2's with \s+
-)
+_PATTERN = r"\x1f|'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}\x1f]+|\s+"  # GPT-2's with \s+
 _SPACES = "\x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028"
 _SPACES += "\u2029\u202f\u205f\u3000"
 _SPACES_UTF8 = tuple(character.encode() for character in _SPACES)
@@ -444,10 +427,7 @@ class FastGPT2Encoder:
         """`encode_text` encodes the texts that cannot be marked."""
         ranks = encoding._mergeable_ranks
         self._marked = tiktoken.Encoding(
-            f"{encoding.name} marked",
-            pat_str=_PATTERN,
-            mergeable_ranks=ranks,
-            special_tokens=encoding._special_tokens,
+            f"{encoding.name} marked", pat_str=_PATTERN, mergeable_ranks=ranks, special_tokens=encoding._special_tokens
         )
         self._mark_token = ranks[bytes([_MARK])]
         self._end_token = np.array([encoding._special_tokens[END_OF_TEXT]], np.uint32)
@@ -493,8 +473,6 @@ class FastGPT2Encoder:
         last &= white[1:-1]
         last &= white[:-2]
         marked = np.insert(joined, np.flatnonzero(last) + 1, _MARK).tobytes().decode()
-        tokens = self._marked.encode_to_numpy(
-            marked, allowed_special={END_OF_TEXT}, disallowed_special=()
-        )
+        tokens = self._marked.encode_to_numpy(marked, allowed_special={END_OF_TEXT}, disallowed_special=())
         kept: Encoded = tokens[tokens != self._mark_token]
         return kept

@@ -1,7 +1,5 @@
 """Verify folders of token shards."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

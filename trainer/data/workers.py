@@ -47,10 +47,7 @@ class _WorkerState:
 
 
 def run_worker(
-    connection: Connection,
-    inherited: list[Connection],
-    tokenizer: Tokenizer | tuple[str, str, str],
-    column: str,
+    connection: Connection, inherited: list[Connection], tokenizer: Tokenizer | tuple[str, str, str], column: str
 ) -> None:
     """Tokenize units received from the parent, and send back the result of each.
 
@@ -195,11 +192,7 @@ class WorkerPool:
             if START_METHOD == "fork":
                 inherited = [end for pair in pairs for end in pair if end is not theirs]
             self._processes.append(
-                context.Process(
-                    target=run_worker,
-                    args=(theirs, inherited, given, column),
-                    name=f"worker {number}",
-                )
+                context.Process(target=run_worker, args=(theirs, inherited, given, column), name=f"worker {number}")
             )
         for process in self._processes:
             process.start()
@@ -276,10 +269,7 @@ class WorkerPool:
         return self
 
     def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for process in self._processes:
             process.terminate()

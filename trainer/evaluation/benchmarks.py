@@ -53,9 +53,7 @@ class Items:
         """Return the values and intervals, as fields of the log's Benchmark line."""
         chance = np.random.default_rng(SEED)
         values = [self._values(slice(None))]
-        values += [
-            self._values(chance.integers(0, len(self.of), len(self.of))) for _ in range(SAMPLES)
-        ]
+        values += [self._values(chance.integers(0, len(self.of), len(self.of))) for _ in range(SAMPLES)]
         own, other = np.array(values).T
         low, high = np.quantile(own[1:], (0.025, 0.975))
         fields: dict[str, float | None] = {"value": own[0], "low": low, "high": high}
@@ -85,13 +83,7 @@ class Pair:
         return [self.own] if self.other is None else [self.own, self.other]
 
     def line(
-        self,
-        name: str,
-        metric: str,
-        items: Items,
-        seconds: float,
-        better: Literal["higher", "lower"],
-        main: bool,
+        self, name: str, metric: str, items: Items, seconds: float, better: Literal["higher", "lower"], main: bool
     ) -> Benchmark:
         return Benchmark(
             step=self.step,
@@ -118,9 +110,7 @@ def windows_of(
     vocabulary = min(scorer.model.config.vocab_size for scorer in pair.scorers)
     present = sum(max(1, len(s) // block - 1) for s in shards if len(s) > block)
     windows = max(1, min(present, tokens // block))
-    batches = Batches(
-        {"val": shards}, 1, block, vocabulary, SEED, device, eval_batches=windows, ahead=0
-    )
+    batches = Batches({"val": shards}, 1, block, vocabulary, SEED, device, eval_batches=windows, ahead=0)
     at_once = max(1, TOKENS_AT_ONCE // block)
     for begin in range(0, windows, at_once):
         indices = range(begin, min(windows, begin + at_once))
@@ -183,9 +173,7 @@ def read_hellaswag(path: Path | None, limit: int | None) -> list[Example]:
         if not examples or any(not 0 <= e.label < len(e.endings) for e in examples):
             raise ValueError
     except (KeyError, TypeError, ValueError):
-        raise BadInput(
-            f"{path or HELLASWAG_REPO} is not HellaSwag: each line has ctx, endings and label."
-        ) from None
+        raise BadInput(f"{path or HELLASWAG_REPO} is not HellaSwag: each line has ctx, endings and label.") from None
     return examples
 
 
@@ -195,9 +183,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     except OSError as error:
         raise BadInput(f"cannot read {path}: {error.strerror}.") from None
     except ValueError:
-        raise BadInput(
-            f"{path} holds no JSON lines; give HellaSwag's hellaswag_val.jsonl."
-        ) from None
+        raise BadInput(f"{path} holds no JSON lines; give HellaSwag's hellaswag_val.jsonl.") from None
 
 
 def _from_hub() -> list[dict[str, Any]]:
@@ -217,25 +203,17 @@ def _from_hub() -> list[dict[str, Any]]:
     return [row for path in paths for row in pyarrow.parquet.read_table(path).to_pylist()]
 
 
-def hellaswag_items(
-    pair: Pair, examples: Sequence[Example], tokenizer: Tokenizer
-) -> dict[str, Items]:
+def hellaswag_items(pair: Pair, examples: Sequence[Example], tokenizer: Tokenizer) -> dict[str, Items]:
     """Return the items of acc_norm and acc, defined as in build-nanogpt's hellaswag.py.
 
     An ending, after a space, completes its context. acc_norm is the share of examples whose right
     ending has the lowest mean loss per token, acc the share whose right ending has the lowest sum.
     """
-    right: dict[str, list[list[float]]] = {
-        m: [[] for _ in pair.scorers] for m in ("acc", "acc_norm")
-    }
+    right: dict[str, list[list[float]]] = {m: [[] for _ in pair.scorers] for m in ("acc", "acc_norm")}
     encode = tokenizer.encode_text
     for begin in range(0, len(examples), EXAMPLES_AT_ONCE):
         some = examples[begin : begin + EXAMPLES_AT_ONCE]
-        rows = [
-            (encode(e.context).tolist(), encode(f" {ending}").tolist())
-            for e in some
-            for ending in e.endings
-        ]
+        rows = [(encode(e.context).tolist(), encode(f" {ending}").tolist()) for e in some for ending in e.endings]
         for k, scorer in enumerate(pair.scorers):
             sums, means = scorer.ending_losses(rows)
             at = 0
@@ -245,10 +223,7 @@ def hellaswag_items(
                     right[metric][k].append(float(np.argmin(losses) == example.label))
                 at = of.stop
     ones = np.ones(len(examples))
-    return {
-        metric: _items([[np.array(values)] for values in both], [ones])
-        for metric, both in right.items()
-    }
+    return {metric: _items([[np.array(values)] for values in both], [ones]) for metric, both in right.items()}
 
 
 @dataclass(frozen=True)
@@ -266,9 +241,7 @@ class Scorer:
         flat = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
         return flat.view(targets.shape)
 
-    def ending_losses(
-        self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]
-    ) -> tuple[list[float], list[float]]:
+    def ending_losses(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> tuple[list[float], list[float]]:
         """Return, for each row, the sum and the mean of its ending's token losses.
 
         If context and ending are longer than the model's context, the beginning is cut.

@@ -39,9 +39,7 @@ if TYPE_CHECKING:
 FOLDER_NAME = "huggingface"
 
 
-LACKS_TOKENIZER = (
-    "no tokenizer files: {why}; the folder holds the model alone, and takes tokens as numbers."
-)
+LACKS_TOKENIZER = "no tokenizer files: {why}; the folder holds the model alone, and takes tokens as numbers."
 
 
 def export_run(trained: Trained, out: Path, tokenizer: str | None) -> list[str]:

@@ -7,8 +7,6 @@ token sees between half a context and a whole one.
 Shapes in comments: T positions, C width, H heads, D = C / H, S positions of a block, V vocabulary.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -155,12 +153,7 @@ class Context:
 
 
 def generate(
-    model: GPT,
-    prompt: Sequence[int],
-    count: int,
-    choice: Choice,
-    generator: torch.Generator,
-    end: int | None = None,
+    model: GPT, prompt: Sequence[int], count: int, choice: Choice, generator: torch.Generator, end: int | None = None
 ) -> Iterator[int]:
     """Yield up to `count` generated tokens after a prompt of at least one token, without dropout.
 

@@ -1,7 +1,5 @@
 """Run tasks of lm-evaluation-harness on models in Hugging Face's layout."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +14,7 @@ _FIRST = ("acc_norm", "acc", "exact_match")
 
 
 def harness_items(
-    folders: Sequence[Path],
-    task: str,
-    task_folder: Path | None,
-    device: str,
-    dtype: str,
-    limit: int | None,
+    folders: Sequence[Path], task: str, task_folder: Path | None, device: str, dtype: str, limit: int | None
 ) -> tuple[str, bool, Items]:
     """Run a task; return the name of its main metric, whether higher is better, and its items.
 
@@ -43,15 +36,12 @@ def harness_items(
         from lm_eval.tasks import TaskManager
     except ImportError:
         raise BadInput(
-            f"the task {task} needs lm-evaluation-harness, which is not installed: "
-            f"{pip_install('nanogauge[eval]')}."
+            f"the task {task} needs lm-evaluation-harness, which is not installed: {pip_install('nanogauge[eval]')}."
         ) from None
     include = str(task_folder) if task_folder is not None else None
     manager = TaskManager(include_path=include)
     if task not in manager.all_tasks:
-        raise BadInput(
-            f"lm-evaluation-harness has no task {task}; --task-folder adds those of a folder."
-        )
+        raise BadInput(f"lm-evaluation-harness has no task {task}; --task-folder adds those of a folder.")
     counted: list[tuple[str, bool, dict[Any, float]]] = []
     for folder in folders:
         done = lm_eval.simple_evaluate(

@@ -1,7 +1,5 @@
 """Load a run's model from a checkpoint, and its tokenizer."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

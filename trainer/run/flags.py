@@ -1,7 +1,5 @@
 """Parse the command line of train.py, without importing torch, as the supervisor parses it too."""
 
-from __future__ import annotations
-
 from argparse import SUPPRESS
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -34,19 +32,14 @@ def train_parser(description: str) -> Parser:
     parser = Parser(description, usage="%(prog)s CONFIG [options]")
     parser.add_argument("config", type=Path, help="configuration of the run")
     parser.add_argument(
-        "--resume",
-        choices=["auto"],
-        nargs="?",
-        const="auto",
-        help="continue from the newest checkpoint",
+        "--resume", choices=["auto"], nargs="?", const="auto", help="continue from the newest checkpoint"
     )
     parser.add_argument(
         "--allow-change",
         nargs="+",
         default=[],
         metavar="NAME",
-        help="resume although this key of the configuration, or code, torch, device, dtype or "
-        "data, has changed",
+        help="resume although this key of the configuration, or code, torch, device, dtype or data, has changed",
     )
     parser.add_argument(
         "--init-from",
@@ -58,14 +51,10 @@ def train_parser(description: str) -> Parser:
     parser.add_argument("--rehearse", type=int, metavar="N", help="stop after N steady steps")
     parser.add_argument("--claims", type=Path, help="claims to compare with the run in its report")
     parser.add_argument(
-        "--force",
-        action="store_true",
-        help="start in spite of a no-go of the doctor or too little memory",
+        "--force", action="store_true", help="start in spite of a no-go of the doctor or too little memory"
     )
     parser.add_argument(
-        "--supervise",
-        action="store_true",
-        help="restart the run from its newest checkpoint whenever it crashes",
+        "--supervise", action="store_true", help="restart the run from its newest checkpoint whenever it crashes"
     )
     parser.add_argument(
         "--max-restarts",
@@ -94,7 +83,5 @@ def read_command(arguments: Sequence[str], description: str | None) -> tuple[Opt
     assert config is not None
     if given.claims is not None:
         load_claims(given.claims)
-    options = Options(
-        given.resume == "auto", given.rehearse, given.claims, given.force, given.allow_change
-    )
+    options = Options(given.resume == "auto", given.rehearse, given.claims, given.force, given.allow_change)
     return options, config

@@ -1,21 +1,12 @@
 """The progress of a run on standard output: its prediction, and a line for some of the steps."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from datetime import datetime
 
 from nanogauge.measure.detectors import SlidingMedian
 from nanogauge.prediction.flops import flops_per_token_palm
-from nanogauge.quantities import (
-    Interval,
-    format_range,
-    format_seconds,
-    format_value,
-    mfu,
-    time_after,
-)
+from nanogauge.quantities import Interval, format_range, format_seconds, format_value, mfu, time_after
 from nanogauge.runspec import RunSpec
 from nanogauge.schedule import checkpoints, evaluations
 from nanogauge.schema import Checkpoint, Eval, Prediction, Sensor, Step

@@ -1,7 +1,5 @@
 """Recording of one process: its log, display, clock, sensors and alarms."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Literal
@@ -33,10 +31,7 @@ class SilentLog(RunLog):
         return None
 
     def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close no file."""
 
@@ -59,23 +54,13 @@ class Recorder:
     """Whether the current problem of writing the log, such as a full disk, has raised its alarm."""
 
     def log_event(
-        self,
-        what: str,
-        text: str,
-        level: Level = "info",
-        step: int | None = None,
-        about: str | None = None,
+        self, what: str, text: str, level: Level = "info", step: int | None = None, about: str | None = None
     ) -> None:
         """Write an event to the log only."""
         self.log.write(Event(level=level, what=what, text=text, step=step, about=about))
 
     def report(
-        self,
-        what: str,
-        text: str,
-        level: Level = "info",
-        step: int | None = None,
-        about: str | None = None,
+        self, what: str, text: str, level: Level = "info", step: int | None = None, about: str | None = None
     ) -> None:
         """Write an event to the log and show it."""
         self.log_event(what, text, level, step, about)

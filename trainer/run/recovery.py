@@ -1,7 +1,5 @@
 """Save checkpoints, roll back after non-finite gradients, reduce the micro-batch to fit memory."""
 
-from __future__ import annotations
-
 import hashlib
 import traceback
 from pathlib import Path
@@ -11,13 +9,7 @@ import torch
 from nanogauge.errors import BadInput, RunFailed
 from nanogauge.measure.alarms import Alarm
 from nanogauge.schedule import is_checkpointed
-from trainer.checkpoints.checkpoint import (
-    load_checkpoint,
-    newest_checkpoint,
-    own_weights,
-    random_state,
-    read_meta,
-)
+from trainer.checkpoints.checkpoint import load_checkpoint, newest_checkpoint, own_weights, random_state, read_meta
 from trainer.run.resources import make_batches, make_loss
 from trainer.run.session import Session
 from trainer.run.step_records import record_checkpoints, record_steps, start_line
@@ -115,10 +107,7 @@ def roll_back(s: Session) -> str | None:
         f"the loss or the gradient was not finite in {len(skipped)} steps in a row "
         f"({first:,} to {last:,}), whose updates were skipped"
     )
-    advice = (
-        "set a lower --optimizer.learning-rate or a longer --optimizer.warmup-steps, or look at "
-        "the data there"
-    )
+    advice = "set a lower --optimizer.learning-rate or a longer --optimizer.warmup-steps, or look at the data there"
     most = s.config.train.max_rollbacks
     if steps.rollbacks >= most:
         times = f", after {steps.rollbacks} rollbacks" if steps.rollbacks else ""
@@ -174,9 +163,7 @@ def use_smaller_micro_batch(s: Session) -> str | None:
         )
     state.optimizer.zero_grad(set_to_none=True)
     _replace_batches(s, smaller)
-    state.loss = state.reduced_loss = make_loss(
-        s.config, state.model, s.batches, state.dtype, s.ranks
-    )
+    state.loss = state.reduced_loss = make_loss(s.config, state.model, s.batches, state.dtype, s.ranks)
     if state.compilation == "compiled":
         state.compilation = "pending"  # to be compiled for the new shape
     if state.compilation == "pending":
@@ -193,9 +180,7 @@ def use_smaller_micro_batch(s: Session) -> str | None:
 
 def _replace_batches(s: Session, micro_batch: int) -> None:
     s.batches.close()
-    s.batches = make_batches(
-        s.config, s.source, s.state.device, s.ranks, micro_batch, s.steps.rollbacks
-    )
+    s.batches = make_batches(s.config, s.source, s.state.device, s.ranks, micro_batch, s.steps.rollbacks)
 
 
 def memory_advice(s: Session) -> str:

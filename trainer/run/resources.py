@@ -1,7 +1,5 @@
 """Open what a run needs: its folder, data, free memory, monitored GPUs, model and optimizer."""
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -62,9 +60,7 @@ class OpenedRun:
     """Step -> validation loss of each evaluation in the log; NaN if non-finite."""
 
 
-def open_run_folder(
-    config: Config, device: torch.device, dtype: str, resume: bool, ranks: Ranks = ALONE
-) -> OpenedRun:
+def open_run_folder(config: Config, device: torch.device, dtype: str, resume: bool, ranks: Ranks = ALONE) -> OpenedRun:
     """Create a run folder with its frozen prediction, or open the one to resume.
 
     Raises:
@@ -73,9 +69,7 @@ def open_run_folder(
     if resume and has_begun(config.folder):
         return _open_to_resume(config)
     hardware, driver = describe_hardware(device, dtype)
-    calibration, warning = load_calibration(
-        hardware.name, torch.__version__, calibrated_threads(device)
-    )
+    calibration, warning = load_calibration(hardware.name, torch.__version__, calibrated_threads(device))
     spec = config.to_spec(dtype, ranks.world)
     prediction = predict(spec, hardware, calibration, losses=load_losses())
     if warning is not None:
@@ -178,9 +172,7 @@ def make_model(config: Config) -> GPT:
     return model
 
 
-def make_loss(
-    config: Config, model: GPT, batches: Batches, dtype: str, ranks: Ranks
-) -> TrainingLoss:
+def make_loss(config: Config, model: GPT, batches: Batches, dtype: str, ranks: Ranks) -> TrainingLoss:
     """Return the training loss; moves the model, or this rank's shard of it, to the device."""
     head, accumulation, device = config.train.head, batches.grad_accum, batches.device
     if config.train.sharding == "full":
@@ -199,9 +191,7 @@ def make_training(
     return loss, make_optimizer(model, config.optimizer), scaler
 
 
-def open_data(
-    config: Config, device: torch.device, ranks: Ranks
-) -> tuple[Config, Dataset, Batches]:
+def open_data(config: Config, device: torch.device, ranks: Ranks) -> tuple[Config, Dataset, Batches]:
     """Open the data; return the configuration with the data's counts and name, data and batches.
 
     Raises:

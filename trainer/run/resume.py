@@ -1,7 +1,5 @@
 """Check that a resumed run would compute the same numbers as the run that it continues."""
 
-from __future__ import annotations
-
 import difflib
 import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -30,12 +28,7 @@ SHAPING_KEYS = (
     *("model.norm", "model.tied_head", "optimizer.name"),
 )
 """Keys that determine the tensors of a checkpoint; with learned positions, block_size too."""
-IDENTITY = {
-    "code": "the code that trains",
-    "torch": "torch",
-    "device": "kind of device",
-    "dtype": "arithmetic",
-}
+IDENTITY = {"code": "the code that trains", "torch": "torch", "device": "kind of device", "dtype": "arithmetic"}
 """Names in messages of what a run's numbers depend on besides its configuration."""
 DATA = "data"
 _ROOT = Path(__file__).parents[2]
@@ -92,9 +85,7 @@ def config_differences(old: Config, new: Config) -> list[Difference]:
     return found
 
 
-def identity_differences(
-    old: Mapping[str, object], new: Mapping[str, object]
-) -> Iterator[Difference]:
+def identity_differences(old: Mapping[str, object], new: Mapping[str, object]) -> Iterator[Difference]:
     """Compare the code, torch, device and dtype of a checkpoint with the present ones."""
     for name, words in IDENTITY.items():
         before, after = _short(old.get(name)), _short(new[name])
@@ -116,9 +107,7 @@ def data_differences(old: Mapping[str, object], new: Mapping[str, object]) -> li
     return [Difference(DATA, text)]
 
 
-def refuse_differences(
-    differences: Sequence[Difference], allowed: Collection[str] = ()
-) -> list[str]:
+def refuse_differences(differences: Sequence[Difference], allowed: Collection[str] = ()) -> list[str]:
     """Return a sentence for each difference, all of which must be allowed by name.
 
     Raises:

@@ -1,7 +1,5 @@
 """State of one process of a run, which the training loop passes to its helpers."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """SIGINT, SIGTERM and SIGHUP stop a run after its current step; a second one ends it at once."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

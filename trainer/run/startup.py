@@ -1,7 +1,5 @@
 """Prepare a run up to its first step: run folder, sensors, model, log and compilation."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -12,14 +10,7 @@ from nanogauge.files import write_atomic
 from nanogauge.measure.alarms import Alarm
 from nanogauge.measure.clock import Clock
 from nanogauge.measure.host import reset_peak
-from nanogauge.measure.sensors import (
-    DriverInfo,
-    Idle,
-    Sensors,
-    driver_info,
-    measure_idle,
-    open_sensors,
-)
+from nanogauge.measure.sensors import DriverInfo, Idle, Sensors, driver_info, measure_idle, open_sensors
 from nanogauge.measure.standstill import StandstillWatch
 from nanogauge.measure.torch_device import CompileTimer, EventTimeline
 from nanogauge.prediction.calibrated import load_calibration
@@ -103,17 +94,10 @@ def open_session(config: Config, options: Options, ranks: Ranks = ALONE) -> Sess
     stop = StopSignal()
     if source.assumed is not None and ranks.is_first:
         scan_vocabulary(source.splits, config.model.vocab_size, SCAN_SECONDS, stop.fail)
-    opened = share_folder(
-        config, ranks, lambda: open_run_folder(config, device, dtype, options.resume, ranks)
-    )
+    opened = share_folder(config, ranks, lambda: open_run_folder(config, device, dtype, options.resume, ranks))
     meta = read_meta(opened.checkpoint) if opened.checkpoint is not None else None
     batches = resume_batches(config, source, batches, opened, meta, ranks)
-    identity = {
-        "code": code_sha256(),
-        "torch": torch.__version__,
-        "device": device.type,
-        "dtype": dtype,
-    }
+    identity = {"code": code_sha256(), "torch": torch.__version__, "device": device.type, "dtype": dtype}
     differences = opened.differences
     if meta is not None:
         differences += identity_differences(meta.run["identity"], identity)
@@ -167,9 +151,7 @@ def open_session(config: Config, options: Options, ranks: Ranks = ALONE) -> Sess
             began_seconds=clock.elapsed_seconds(),
         ),
         stop=stop,
-        watchdog=Watchdog(
-            folder.path, hang_seconds, lambda text: recorder.log_event("hung", text, "alarm")
-        ),
+        watchdog=Watchdog(folder.path, hang_seconds, lambda text: recorder.log_event("hung", text, "alarm")),
     )
     log_start(session, opened, sensing, changes, same_ranks)
     return session
@@ -185,12 +167,7 @@ def make_clock(device: torch.device, compile_timer: CompileTimer) -> Clock:
 
 
 def resume_batches(
-    config: Config,
-    source: Dataset,
-    batches: Batches,
-    opened: OpenedRun,
-    meta: Meta | None,
-    ranks: Ranks,
+    config: Config, source: Dataset, batches: Batches, opened: OpenedRun, meta: Meta | None, ranks: Ranks
 ) -> Batches:
     """Return a loader with the micro-batch and data order in which the run stopped."""
     micro_batch = micro_batch_to_use(config, meta.run if meta is not None else {})
@@ -226,12 +203,7 @@ def open_sensing(config: Config, device: torch.device, clock: Clock, ranks: Rank
 
 
 def make_state(
-    config: Config,
-    batches: Batches,
-    dtype: str,
-    compile_timer: CompileTimer,
-    ranks: Ranks,
-    pretrained: bool,
+    config: Config, batches: Batches, dtype: str, compile_timer: CompileTimer, ranks: Ranks, pretrained: bool
 ) -> ModelState:
     """Create model, loss and optimizer; with `pretrained`, load the weights of run.init_from."""
     device = batches.device
@@ -256,9 +228,7 @@ def make_state(
     )
 
 
-def restore_state(
-    state: ModelState, opened: OpenedRun, meta: Meta | None, seed: int, ranks: Ranks
-) -> bool:
+def restore_state(state: ModelState, opened: OpenedRun, meta: Meta | None, seed: int, ranks: Ranks) -> bool:
     """Load the checkpoint, if there is one, and the random state of this rank.
 
     Returns False if the checkpoint has another world size or kind of device. Random states are then
@@ -275,9 +245,7 @@ def restore_state(
     return same_ranks
 
 
-def make_steps(
-    config: Config, opened: OpenedRun, meta: Meta | None, rehearse_steps: int | None
-) -> StepProgress:
+def make_steps(config: Config, opened: OpenedRun, meta: Meta | None, rehearse_steps: int | None) -> StepProgress:
     """Return the initial progress: first and last step, and counts stored in the checkpoint."""
     first, last = meta.step if meta is not None else 0, config.train.max_steps
     if rehearse_steps is not None:
@@ -296,9 +264,7 @@ def make_steps(
     return steps
 
 
-def log_start(
-    s: Session, opened: OpenedRun, sensing: Sensing, changes: list[str], same_ranks: bool
-) -> None:
+def log_start(s: Session, opened: OpenedRun, sensing: Sensing, changes: list[str], same_ranks: bool) -> None:
     """Log the start line and all warnings that the user should see before the first step."""
     micro, idle, recorder = s.batches.micro_batch, sensing.idle, s.recorder
     fields = {
@@ -345,9 +311,7 @@ def log_data(s: Session) -> None:
         s.recorder.report("data_size", text, "warning")
     named, actual = s.config.data.dataset, REPOSITORIES.get(s.source.repository or "")
     if actual is not None and named != actual:
-        text = (
-            f"The data is {actual} by its manifest, not {named}: the predicted loss is for {named}."
-        )
+        text = f"The data is {actual} by its manifest, not {named}: the predicted loss is for {named}."
         s.recorder.report("data_name", text, "warning")
 
 
@@ -375,9 +339,7 @@ def compile_session(s: Session) -> None:
     if failure is not None:
         text = f"torch.compile failed, training continues without it: {failure}"
         hardware = s.run.folder.prediction.hardware
-        calibration, _ = load_calibration(
-            hardware.name, torch.__version__, calibrated_threads(state.device)
-        )
+        calibration, _ = load_calibration(hardware.name, torch.__version__, calibrated_threads(state.device))
         spec = replace(s.run.folder.spec, compile=False)
         total = predict(spec, hardware, calibration).best("total_seconds")
         if total is not None:

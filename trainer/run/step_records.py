@@ -1,7 +1,5 @@
 """Log completed steps, written checkpoints, generated samples and the end of the run."""
 
-from __future__ import annotations
-
 import math
 import time
 
@@ -150,10 +148,7 @@ def record_checkpoints(s: Session) -> None:
             s.recorder.log.write(line)
             s.recorder.display.checkpointed(line)
             continue
-        text = (
-            f"No checkpoint at step {done.step:,}: {done.reason}; training continues, free space "
-            "on the disk."
-        )
+        text = f"No checkpoint at step {done.step:,}: {done.reason}; training continues, free space on the disk."
         s.recorder.raise_alarm(Alarm("checkpoint_failed", text), done.step)
 
 
@@ -164,10 +159,7 @@ def record_samples(s: Session, step: int) -> None:
     """
     recorder = s.recorder
     if s.config.train.sharding == "full":
-        text = (
-            "No sample of text: the model is sharded over the processes; sample.py generates one "
-            "from a checkpoint."
-        )
+        text = "No sample of text: the model is sharded over the processes; sample.py generates one from a checkpoint."
         recorder.log_event("no_sample", text, step=step)
         return
     with recorder.clock.window():
@@ -180,9 +172,7 @@ def record_samples(s: Session, step: int) -> None:
             recorder.log_event("no_sample", f"No sample of text: {error}", "warning", step)
             return
         except Exception as error:  # the clients of a download raise many types
-            text = (
-                f"No sample of text: the vocabulary could not be loaded ({type(error).__name__})."
-            )
+            text = f"No sample of text: the vocabulary could not be loaded ({type(error).__name__})."
             recorder.log_event("no_sample", text, "warning", step)
             return
         for prompt in prompts:

@@ -9,8 +9,6 @@ This second form runs in a process of its own, because reading a log takes tens 
 the supervisor would keep for the rest of the run.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

@@ -9,8 +9,6 @@ process was stopped (Ctrl-Z) counts once. A C function that holds Python's inter
 also blocks this thread, and is not detected.
 """
 
-from __future__ import annotations
-
 import contextlib
 import faulthandler
 import os

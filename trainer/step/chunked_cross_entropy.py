@@ -9,8 +9,6 @@ reproducible.
 Shapes: N tokens, C width, V vocabulary, n tokens of a chunk.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -113,10 +111,7 @@ def chunked_loss(
     loss: Tensor
     with torch.autocast(hidden.device.type, enabled=False):
         size = (min(chunk, len(targets)), len(weight))
-        if memory is None:
-            buffer = hidden.new_empty(size, dtype=dtype)
-        else:
-            buffer = memory.take(*size, dtype)
+        buffer = hidden.new_empty(size, dtype=dtype) if memory is None else memory.take(*size, dtype)
         if torch.is_grad_enabled():
             loss = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
                 hidden, weight, targets, buffer, in_place, loss_kernel, cap
@@ -124,10 +119,7 @@ def chunked_loss(
             return loss
         factors = weight.to(dtype)
         chunks = zip(torch.split(hidden.to(dtype), chunk), torch.split(targets, chunk), strict=True)
-        losses = [
-            loss_kernel(_logits(buffer, part, factors), part_targets, cap)
-            for part, part_targets in chunks
-        ]
+        losses = [loss_kernel(_logits(buffer, part, factors), part_targets, cap) for part, part_targets in chunks]
         return torch.cat(losses).mean()
 
 
@@ -228,10 +220,7 @@ class _ChunkedLoss(torch.autograd.Function):
         rows_at_once = 8192 if hidden.device.type == "cpu" else len(weight)
         losses = []
         for part, part_targets, result in zip(
-            torch.split(narrow, chunk),
-            torch.split(targets, chunk),
-            torch.split(grad_hidden, chunk),
-            strict=True,
+            torch.split(narrow, chunk), torch.split(targets, chunk), torch.split(grad_hidden, chunk), strict=True
         ):
             grad_logits = _logits(buffer, part, factors)
             losses.append(loss_kernel(grad_logits, part_targets, cap))
@@ -245,9 +234,7 @@ class _ChunkedLoss(torch.autograd.Function):
                 if not accumulated:
                     grad_weight.zero_()
                 for rows, columns in zip(
-                    torch.split(grad_weight, rows_at_once),
-                    torch.split(grad_logits, rows_at_once, dim=1),
-                    strict=True,
+                    torch.split(grad_weight, rows_at_once), torch.split(grad_logits, rows_at_once, dim=1), strict=True
                 ):
                     rows.add_(torch.mm(columns.t(), part), alpha=scale)
                 result.copy_(torch.mm(grad_logits, factors))

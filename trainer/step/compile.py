@@ -1,7 +1,5 @@
 """Compile the loss before the first step, so that compile time is measured separately."""
 
-from __future__ import annotations
-
 import logging
 import os
 import tempfile
@@ -53,11 +51,7 @@ def try_compiler(device: torch.device) -> str | None:
 
 
 def compile_loss(
-    model: nn.Module,
-    loss: TrainingLoss,
-    tokens: Tensor,
-    targets: Tensor,
-    autocast: Callable[[], object],
+    model: nn.Module, loss: TrainingLoss, tokens: Tensor, targets: Tensor, autocast: Callable[[], object]
 ) -> str | None:
     """Compile the loss for training and evaluation, by running both once on a batch (B T each).
 

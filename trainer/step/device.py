@@ -7,8 +7,6 @@ torch's deterministic algorithms use one thread there, which costs nothing measu
 `run.deterministic`. Sources: torch's notes on reproducibility, and of use_deterministic_algorithms.
 """
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import hashlib

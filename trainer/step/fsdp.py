@@ -9,8 +9,6 @@ al. 2023, PyTorch FSDP, https://arxiv.org/abs/2304.11277.
 Forward passes, backward passes and gathers are collectives: all ranks must call them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -44,8 +42,7 @@ def refuse_unshardable(config: Config, world: int) -> None:
         )
     if config.run.dtype == "bfloat16" and choose_device(config.run.device).type == "cpu":
         raise BadInput(
-            "train.sharding = full works in 16 bits on GPUs alone; set --run.dtype float32 or "
-            "--train.sharding none."
+            "train.sharding = full works in 16 bits on GPUs alone; set --run.dtype float32 or --train.sharding none."
         )
 
 
@@ -64,12 +61,7 @@ class ShardedLoss(TrainingLoss):
     """
 
     def __init__(
-        self,
-        model: GPT,
-        head: Literal["chunked", "plain"],
-        grad_accum: int,
-        device: torch.device,
-        dtype: str,
+        self, model: GPT, head: Literal["chunked", "plain"], grad_accum: int, device: torch.device, dtype: str
     ) -> None:
         """model: model in host memory, whose blocks are moved to the device one by one."""
         from torch.distributed import get_world_size
@@ -78,9 +70,7 @@ class ShardedLoss(TrainingLoss):
 
         super().__init__(model, head, grad_accum, device, alone=False)
         shard = partial(fully_shard, mesh=init_device_mesh(device.type, (get_world_size(),)))
-        policy = MixedPrecisionPolicy(
-            param_dtype=DTYPES[dtype], reduce_dtype=torch.float32, cast_forward_inputs=False
-        )
+        policy = MixedPrecisionPolicy(param_dtype=DTYPES[dtype], reduce_dtype=torch.float32, cast_forward_inputs=False)
         self._blocks = list(model.blocks)
         for block in self._blocks:
             shard(block, mp_policy=policy)

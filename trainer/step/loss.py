@@ -1,7 +1,5 @@
 """Training loss: cross-entropy of the model with a chunked or plain head, compiled or eager."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Literal

@@ -3,8 +3,6 @@
 Weight decay applies to matrices and embeddings, not to norms and biases.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -31,9 +29,7 @@ def make_optimizer(model: nn.Module, config: OptimizerSection) -> torch.optim.Ad
         {"params": [p for p in others if p.dim() < 2], "weight_decay": 0.0},
     ]
     if config.name == "adamw":
-        return torch.optim.AdamW(
-            groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True
-        )
+        return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
     groups = [group for group in groups if group["params"]]
     return AdamWAndMuon(groups, matrices, config)
 
@@ -47,9 +43,7 @@ class AdamWAndMuon(torch.optim.AdamW):
     Muon is Scalable for LLM Training, https://arxiv.org/abs/2502.16982, section 2.2.
     """
 
-    def __init__(
-        self, groups: list[dict[str, Any]], matrices: list[nn.Parameter], config: OptimizerSection
-    ) -> None:
+    def __init__(self, groups: list[dict[str, Any]], matrices: list[nn.Parameter], config: OptimizerSection) -> None:
         """groups: parameter groups for AdamW. matrices: two-dimensional parameters for Muon."""
         rate = config.learning_rate
         of_matrices = config.matrix_learning_rate or rate
@@ -133,10 +127,7 @@ def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     torch's load_state_dict would also restore the old learning rates and weight decays, and thereby
     undo changes that the user made with --allow-change.
     """
-    options = [
-        {name: value for name, value in group.items() if name != "params"}
-        for group in optimizer.param_groups
-    ]
+    options = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
     for group, own in zip(optimizer.param_groups, options, strict=True):
         group.update(own)
