@@ -3,8 +3,8 @@
 python evaluate.py runs/NAME [--against gpt2|DIR] [--tasks hellaswag,...] [--tokens 1e6]
     [--limit N] [--hellaswag FILE] [--task-folder DIR] [--checkpoint newest|best|STEP] [--json]
 
-Always evaluated: nats per token and bits per byte on the run's held-out tokens. hellaswag follows
-build-nanogpt; any other task is lm-evaluation-harness's (pip install 'nanogauge[eval]').
+Always evaluated: nats per token and bits per byte on the run's held-out tokens. hellaswag follows build-nanogpt; any
+other task is lm-evaluation-harness's (pip install 'nanogauge[eval]').
 --against names a model in Hugging Face's layout with the run's tokenizer: a folder, or on the hub.
 """
 

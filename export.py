@@ -2,9 +2,8 @@
 
 python export.py runs/NAME [--out DIR] [--checkpoint newest|best|STEP] [--tokenizer NAME]
 
-Writes weights, configuration, tokenizer and a model card with the report's figures to
-runs/NAME/huggingface, or where --out says. llama.cpp's own converter makes a GGUF file of the
-folder: docs/after.md.
+Writes weights, configuration, tokenizer and a model card with the report's figures to runs/NAME/huggingface, or where
+--out says. llama.cpp's own converter makes a GGUF file of the folder: docs/after.md.
 """
 
 import sys

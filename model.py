@@ -1,7 +1,7 @@
 """GPT-2 as in nanoGPT: pre-norm blocks, GELU, learned positions, tied embeddings.
 
-Shapes in comments: B sequences, T positions, C width, H heads, D = C / H, V vocabulary.
-Parameter names are those of GPT-2's published weights, so that state dicts can be exchanged.
+Shapes in comments: B sequences, T positions, C width, H heads, D = C / H, V vocabulary. Parameter names are those of
+GPT-2's published weights, so that state dicts can be exchanged.
 
 Options that change the architecture, with their sources:
 
@@ -44,8 +44,8 @@ def softcap(logits: Tensor, cap: float) -> Tensor:
 class Rotary(nn.Module):
     """Rotary position embedding: rotates pairs of values by angles proportional to the position.
 
-    Pair i of D / 2 is rotated by t / 10000^(2 i / D) at position t, so that the product of query
-    and key depends on their distance. The tables, T x D / 2 each, are not parameters.
+    Pair i of D / 2 is rotated by t / 10000^(2 i / D) at position t, so that the product of query and key depends on
+    their distance. The tables, T x D / 2 each, are not parameters.
     """
 
     def __init__(self, positions: int, size: int) -> None:
@@ -168,8 +168,8 @@ class GPT(nn.Module):
     def _initialise(self) -> None:
         """Initialise as GPT-2: N(0, 0.02), projections into the residual stream scaled down.
 
-        Source: Radford et al. 2019, section 2.3: by 1/sqrt(number of residual layers), two per
-        block. With zero_init these projections and an untied head are zero.
+        Source: Radford et al. 2019, section 2.3: by 1/sqrt(number of residual layers), two per block. With zero_init
+        these projections and an untied head are zero.
         """
         residual_std = 0.02 / math.sqrt(2 * self.config.n_layer)
         zero = ("bias", "c_proj.weight", "lm_head.weight") if self.config.zero_init else ("bias",)

@@ -1,7 +1,7 @@
 """Predict a run before it starts; the same as `nanogauge plan`, and able to measure this machine.
 
-python plan.py configs/rtx4070_fineweb.toml --gpu "RTX 4070" --claims predictions/seed_zh.toml
-python plan.py configs/rtx4070_fineweb.toml --gpu "RTX 4070" --by 08:00
+python plan.py configs/rtx4070_fineweb.toml --gpu "RTX 4070" --claims predictions/seed_zh.toml python plan.py
+configs/rtx4070_fineweb.toml --gpu "RTX 4070" --by 08:00
 python plan.py configs/rtx4070_fineweb.toml --calibrate
 python plan.py --best 8h --gpu "RTX 4070" --write MINE.toml
 python plan.py --doctor configs/demo.toml

@@ -4,9 +4,8 @@
     python prepare_fineweb.py --dataset input.txt --tokenizer chars --out data/mine
     python prepare_fineweb.py --verify data/fineweb_edu
 
-After an interruption the same command resumes; with more --tokens it continues from the end.
-HF_ENDPOINT (a mirror of the hub), HF_TOKEN, HF_HUB_OFFLINE and proxies apply. See
-docs/preparing.md.
+After an interruption the same command resumes; with more --tokens it continues from the end. HF_ENDPOINT (a mirror of
+the hub), HF_TOKEN, HF_HUB_OFFLINE and proxies apply. See docs/preparing.md.
 """
 
 from __future__ import annotations

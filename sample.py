@@ -1,7 +1,7 @@
 """Generate text with a run's model and print it token by token.
 
-python sample.py runs/NAME [--prompt TEXT] [--prompts FILE] [--tokens 256] [--temperature 0.8]
-    [--top-k K] [--top-p P] [--seed 1337] [--checkpoint newest|best|STEP]
+python sample.py runs/NAME [--prompt TEXT] [--prompts FILE] [--tokens 256] [--temperature 0.8] [--top-k K] [--top-p P]
+    [--seed 1337] [--checkpoint newest|best|STEP]
 
 A text ends at the end-of-text token or after --tokens. Without a prompt it begins a document;
 --prompts takes one prompt a line. The speed is printed last, on stderr.

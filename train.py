@@ -3,8 +3,8 @@
 python train.py configs/rtx4070_fineweb.toml [--model.n-embd 512 ...] [--resume auto]
 torchrun --nproc-per-node 2 train.py ...      # one process per GPU; they share each step
 
-Everything is written to runs/NAME/: the prediction before the first step, a log line per step,
-checkpoints, and the report at the end.
+Everything is written to runs/NAME/: the prediction before the first step, a log line per step, checkpoints, and the
+report at the end.
 """
 
 import math
@@ -69,8 +69,8 @@ def train(s: Session) -> tuple[Status, str | None]:
     step = steps.done
     while True:
         # 1. Evaluation and checkpoint, each timed separately and outside of every step.
-        # stopping: a signal asked any rank to stop. leaving: training ends at this step, for that
-        # reason or because it is the last one; a last checkpoint is written before returning.
+        # stopping: a signal asked any rank to stop. leaving: training ends at this step, for that reason or because it
+        # is the last one; a last checkpoint is written before returning.
         stopping = s.ranks.any(s.stop.reason is not None)
         leaving = stopping or step == steps.last
         evaluating = not stopping and step != steps.evaluated and is_evaluated(step, spec)
@@ -90,8 +90,8 @@ def train(s: Session) -> tuple[Status, str | None]:
             finished = step == spec.steps == steps.evaluated
             return "finished" if finished else "stopped", s.stop.reason
 
-        # 2. One optimizer step with gradient accumulation. The device always has work queued: the
-        # host waits at most until the micro-batch before the last one has ended.
+        # 2. One optimizer step with gradient accumulation. The device always has work queued: the host waits at most
+        # until the micro-batch before the last one has ended.
         if evaluating or saving or step == steps.first:
             s.recorder.sensors.power_since_last()  # drop samples taken outside of steps
         watch = clock.begin_step(split=(step - steps.first) % config.measure.split_every == 0)
@@ -159,10 +159,9 @@ def evaluate(s: Session, step: int) -> None:
 def mean_loss(s: Session, split: Split) -> float:
     """Return the mean loss over the evaluation windows of a split, in nats per token.
 
-    The batches are divided among the ranks; the order of the sum does not depend on the world size.
-    If a stop is requested, the remaining batches are skipped and NaN is returned. With a sharded
-    model every forward pass is a collective, so ranks without remaining batches repeat one and
-    discard its loss.
+    The batches are divided among the ranks; the order of the sum does not depend on the world size. If a stop is
+    requested, the remaining batches are skipped and NaN is returned. With a sharded model every forward pass is a
+    collective, so ranks without remaining batches repeat one and discard its loss.
     """
     state = s.state
     state.model.eval()
@@ -247,8 +246,7 @@ def run_whole(options: Options, config: Config, ranks: Ranks) -> int:
     """Check, predict, train and report; return the exit status.
 
     Raises:
-        BadInput: if the configuration, the machine or the run folder is not as required.
-        RunFailed: if the run failed.
+        BadInput: if the configuration, the machine or the run folder is not as required. RunFailed: if the run failed.
     """
     mirror = None
     try:

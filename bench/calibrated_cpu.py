@@ -2,9 +2,8 @@
 
 python bench/calibrated_cpu.py [--seed 0] [--shapes 6] [--steps 20] [--json]
 
-Each shape is run eager and compiled. plan.py --calibrate measures it and train.py trains it. The
-error is that of the calibrated prediction against the steady median of the log. Compiler caches and
-calibrations start empty.
+Each shape is run eager and compiled. plan.py --calibrate measures it and train.py trains it. The error is that of the
+calibrated prediction against the steady median of the log. Compiler caches and calibrations start empty.
 """
 
 import json

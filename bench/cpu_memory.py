@@ -2,9 +2,8 @@
 
 python bench/cpu_memory.py [--seed 2] [--shapes 6] [--json]
 
-Each shape is trained eager and compiled: width 64-512, depth 1-12, context 64-512, batch 1-16,
-vocabulary 264-50,304, each drawn log-uniformly. The error is that of the frozen prediction's
-expected peak against the kernel's VmHWM.
+Each shape is trained eager and compiled: width 64-512, depth 1-12, context 64-512, batch 1-16, vocabulary 264-50,304,
+each drawn log-uniformly. The error is that of the frozen prediction's expected peak against the kernel's VmHWM.
 """
 
 import math

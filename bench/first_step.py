@@ -2,9 +2,9 @@
 
 python bench/first_step.py PATH-TO-nanoGPT [--rounds 3] [--json]
 
-Cold: the compiler's caches are empty. Warm: the same command a second time. Each program has its
-own cache and evaluates a batch before the first step, as its train.py does. The shape is the
-documented model's at 2 x 256 tokens, in fp32.
+Cold: the compiler's caches are empty. Warm: the same command a second time. Each program has its own cache and
+evaluates a batch before the first step, as its train.py does. The shape is the documented model's at 2 x 256 tokens, in
+fp32.
 """
 
 import os

@@ -2,8 +2,8 @@
 
 python bench/fitting.py RUNS.csv [MORE.csv ...] [--write]
 
-The log of a step's time is the roofline's, plus effects of the device class, the GPU and the
-source, each with a prior around 0. The prior of a constant is in
+The log of a step's time is the roofline's, plus effects of the device class, the GPU and the source, each with a prior
+around 0. The prior of a constant is in
 nanogauge/constants.toml. A run therefore moves its own GPU most, its class less and the
 others little. Prints each constant with its prior; --write writes the numbers to constants.toml.
 """

@@ -2,8 +2,7 @@
 
 python bench/make_run.py STEPS FOLDER [--sensors 72000] [--until STEP]
 
-bench/report.py and the tests of the pages read it. --until drops all lines after a step, like a
-run that crashed there.
+bench/report.py and the tests of the pages read it. --until drops all lines after a step, like a run that crashed there.
 """
 
 import json

@@ -2,14 +2,12 @@
 
 python bench/overhead.py [--json] [--blocks 12]
 
-Both loops alternate in one process on the same model, in blocks of a few seconds. Gradient
-accumulation makes a step as long as --step-ms. The measured loop is train.py's own: clock, sensors
-at 10 Hz, run log, alarms, terminal. Without a GPU the sensors read a stand-in for the driver
-(tests/fake_nvml.c).
+Both loops alternate in one process on the same model, in blocks of a few seconds. Gradient accumulation makes a step as
+long as --step-ms. The measured loop is train.py's own: clock, sensors at 10 Hz, run log, alarms, terminal. Without a
+GPU the sensors read a stand-in for the driver (tests/fake_nvml.c).
 
-Wall time needs an idle machine. The CPU time of measurement is therefore printed too: that of the
-loop's thread, as the difference of both loops on a model of one number, and that of the sampling
-thread.
+Wall time needs an idle machine. The CPU time of measurement is therefore printed too: that of the loop's thread, as the
+difference of both loops on a model of one number, and that of the sampling thread.
 """
 
 import contextlib

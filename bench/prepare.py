@@ -2,11 +2,10 @@
 
 python bench/prepare.py [--nanogpt DIR] [--build-nanogpt DIR] [--megabytes 50] [--json]
 
-The texts are excerpts of Python's library and documentation. Each figure is that of a whole
-process: prepare_fineweb.py with two workers, from JSON lines to hashed shards; one process that
-only calls tiktoken's encode_ordinary; and the scripts of nanoGPT and build-nanogpt with two workers
-and these texts as their dataset. Rounds are interleaved. A ratio is peer / ours, the median over
-rounds.
+The texts are excerpts of Python's library and documentation. Each figure is that of a whole process: prepare_fineweb.py
+with two workers, from JSON lines to hashed shards; one process that only calls tiktoken's encode_ordinary; and the
+scripts of nanoGPT and build-nanogpt with two workers and these texts as their dataset. Rounds are interleaved. A ratio
+is peer / ours, the median over rounds.
 """
 
 import contextlib

@@ -1,8 +1,8 @@
 """Runs that other people published, as a CSV: each row as a workload, a card and what was measured.
 
-Such tables are made by hand, so a row says part of itself in words. What the columns leave out is
-read from the notes (`source_detail`, `quote`); what is nowhere is assumed, and named as assumed. A
-row that cannot be predicted is skipped with its reason.
+Such tables are made by hand, so a row says part of itself in words. What the columns leave out is read from the notes
+(`source_detail`, `quote`); what is nowhere is assumed, and named as assumed. A row that cannot be predicted is skipped
+with its reason.
 """
 
 import csv
@@ -271,9 +271,7 @@ def _shape(row: _Row, notes: str, assumed: list[str]) -> Shape:
 
 
 def _key_value_heads(notes: str) -> int | None:
-    """As the notes say; Llama 3 8B has 8 (Grattafiori et al. 2024, table 3), Llama 2 7B and 13B
-    as many as heads.
-    """
+    """As the notes say; Llama 3 8B has 8 (Grattafiori et al. 2024, table 3), Llama 2 7B and 13B as many as heads."""
     return _found(r"(\d+) ?kv", notes) or (8 if re.search(r"llama 3(\.\d)? 8b", notes, re.I) else None)
 
 

@@ -2,10 +2,9 @@
 
 python bench/reader.py [--tokens 400e6] [--folder DIR] [--json]
 
-Micro-batches of the documented run (16 x 1,024) are read from a generated file of random tokens,
-alternating with nanoGPT's get_batch on the same file. Before a cold round the file is dropped from
-the page cache; the bench fails if the disk was not read then. The demo's share is measured in a run
-of train.py, without its first steps.
+Micro-batches of the documented run (16 x 1,024) are read from a generated file of random tokens, alternating with
+nanoGPT's get_batch on the same file. Before a cold round the file is dropped from the page cache; the bench fails if
+the disk was not read then. The demo's share is measured in a run of train.py, without its first steps.
 """
 
 import gc

@@ -1,14 +1,12 @@
 """Measure the tokens and time that the fast recipe needs for the documented recipe's loss.
 
-python bench/recipe.py [--sizes 4x96] [--horizons 320,640] [--seeds 1] [--rates 5] [--ablate]
-    [--results FILE] [--json]
+python bench/recipe.py [--sizes 4x96] [--horizons 320,640] [--seeds 1] [--rates 5] [--ablate] [--results FILE] [--json]
 
-The recipes are those of configs/rtx4070_fineweb.toml and rtx4070_fineweb_fast.toml in a smaller
-shape, without dropout, in fp32 on a CPU, on the bytes of CPython's library and help topics. The
-documented recipe trains for a horizon of steps. The fast one trains for several shares of it, each
-with its own schedule; the share at equal validation loss is interpolated. Each recipe uses the best
-of several learning rates, a factor of 2 apart, tuned at the horizon and at a quarter of it. Runs in
-the results file are not repeated.
+The recipes are those of configs/rtx4070_fineweb.toml and rtx4070_fineweb_fast.toml in a smaller shape, without dropout,
+in fp32 on a CPU, on the bytes of CPython's library and help topics. The documented recipe trains for a horizon of
+steps. The fast one trains for several shares of it, each with its own schedule; the share at equal validation loss is
+interpolated. Each recipe uses the best of several learning rates, a factor of 2 apart, tuned at the horizon and at a
+quarter of it. Runs in the results file are not repeated.
 """
 
 import json
@@ -220,8 +218,8 @@ def sweep(results: Results, recipe: str, size: str, steps: int, count: int) -> l
 def share_needed(points: Sequence[tuple[float, float]], target: float) -> float | None:
     """Interpolate the share of the horizon with this loss, linearly in the log of the share.
 
-    points: ascending shares and their final losses. Returns None if all losses are above the target
-    and the first share if its loss is below.
+    points: ascending shares and their final losses. Returns None if all losses are above the target and the first share
+    if its loss is below.
     """
     before: tuple[float, float] | None = None
     for share, loss in points:

@@ -2,9 +2,9 @@
 
 python bench/sample.py PATH-TO-nanoGPT [--tokens 256] [--rounds 9] [--json]
 
-Both use the weights of a new model of configs/demo.toml and alternate; a round is one text. Their
-greedy texts must be identical first. Most of the text lies beyond the demo's context of 64 tokens;
-in the second case the context holds the whole text.
+Both use the weights of a new model of configs/demo.toml and alternate; a round is one text. Their greedy texts must be
+identical first. Most of the text lies beyond the demo's context of 64 tokens; in the second case the context holds the
+whole text.
 """
 
 import contextlib

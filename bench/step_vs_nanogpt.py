@@ -2,10 +2,10 @@
 
 python bench/step_vs_nanogpt.py PATH-TO-nanoGPT [--case NAME ...] [--steps 20] [--json]
 
-Each program runs in its own process, and they step in turn. Ratios are to the preceding eager step
-of nanoGPT in the same dtype. Wall time needs an idle machine; on a shared one the ratio of CPU time
-is steadier. Peak memory is that of the process. matrix_product_share is the causal FLOP/s of a step
-(6N + 6LCT) over those of the fastest matrix product in the same process.
+Each program runs in its own process, and they step in turn. Ratios are to the preceding eager step of nanoGPT in the
+same dtype. Wall time needs an idle machine; on a shared one the ratio of CPU time is steadier. Peak memory is that of
+the process. matrix_product_share is the causal FLOP/s of a step (6N + 6LCT) over those of the fastest matrix product in
+the same process.
 """
 
 import json

@@ -2,8 +2,8 @@
 
 python bench/training_pair.py '{"program": "nanogauge" or a path to nanoGPT, "weights": FILE, ...}'
 
-Each line on stdin requests a step; the answer is a line of JSON. Both programs load the same
-weights, read the same batches, and step as their own train.py does.
+Each line on stdin requests a step; the answer is a line of JSON. Both programs load the same weights, read the same
+batches, and step as their own train.py does.
 """
 
 import contextlib

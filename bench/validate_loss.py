@@ -2,10 +2,10 @@
 
 python bench/validate_loss.py LOSS_RUNS.csv [--curves LOSS_CURVES.csv] [--json]
 
-The headline covers the rows with use = fit. A run that the constants were fitted to is predicted
-with constants refitted without its source. Where no other source has its data set, the source's
-first run on it stays in the fit and is not counted ("strict": it is left out too). Other runs are
-predicted with the current constants. Runs of a scaling-law grid use the level of one run of it.
+The headline covers the rows with use = fit. A run that the constants were fitted to is predicted with constants
+refitted without its source. Where no other source has its data set, the source's first run on it stays in the fit and
+is not counted ("strict": it is left out too). Other runs are predicted with the current constants. Runs of a
+scaling-law grid use the level of one run of it.
 """
 
 from collections.abc import Sequence
@@ -122,8 +122,8 @@ def left_out(runs: Sequence[PublishedLoss], strict: bool) -> Outcomes:
 def grid(runs: Sequence[PublishedLoss]) -> tuple[Outcomes, Outcomes]:
     """Predict a grid's runs on one data set from one of them, which is not counted.
 
-    That is the run nearest to 100 M parameters and 40 tokens per parameter. Returns the runs inside
-    and outside the validated range.
+    That is the run nearest to 100 M parameters and 40 tokens per parameter. Returns the runs inside and outside the
+    validated range.
     """
     inside: Outcomes = {}
     outside: Outcomes = {}

@@ -1,11 +1,10 @@
 """Validate predictions against published runs: errors, coverage, interval width.
 
-python bench/validate_predictions.py RUNS.csv [MORE.csv ...] [--json] [--markdown]
-    [--keep-constants]
+python bench/validate_predictions.py RUNS.csv [MORE.csv ...] [--json] [--markdown] [--keep-constants]
 
-Prints every row with its prediction and error, every row that is skipped with its reason, and the
-same errors with the constants refitted without the row's own source, and without its whole class
-of device. The peer is the usual rule: PaLM's FLOPs at one MFU for everything.
+Prints every row with its prediction and error, every row that is skipped with its reason, and the same errors with the
+constants refitted without the row's own source, and without its whole class of device. The peer is the usual rule:
+PaLM's FLOPs at one MFU for everything.
 """
 
 import statistics

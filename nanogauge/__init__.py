@@ -1,7 +1,7 @@
 """Predict the time, memory, energy and cost of a training run, measure them, explain errors.
 
-The public API, loaded on first use: RunSpec describes a run, predict predicts it, and run measures
-a training loop and writes its report. docs/library.md has examples.
+The public API, loaded on first use: RunSpec describes a run, predict predicts it, and run measures a training loop and
+writes its report. docs/library.md has examples.
 """
 
 from __future__ import annotations

@@ -74,8 +74,8 @@ class Parser(argparse.ArgumentParser):
 def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:
     """Run the main function of a command and exit with its status.
 
-    Bad input exits with 2 and a failed run with 1, each with one sentence on stderr. Any other
-    exception is a bug and keeps its traceback.
+    Bad input exits with 2 and a failed run with 1, each with one sentence on stderr. Any other exception is a bug and
+    keeps its traceback.
     """
     codecs.register_error("plain", _plain_characters)
     for name in ("stdout", "stderr"):
@@ -100,8 +100,7 @@ def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:
     except OSError as error:
         if error.filename is not None or error.errno not in (errno.EPIPE, errno.EIO, errno.ENOSPC):
             raise
-        # The reader of stdout has exited (`| head`), or its disk is full: the flush at exit would
-        # raise again.
+        # The reader of stdout has exited (`| head`), or its disk is full: the flush at exit would raise again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if error.errno == errno.ENOSPC:
             _print_error("the output is cut: no space is left on its disk.")

@@ -219,8 +219,7 @@ class TrainSection(Section):
     keep_checkpoints: PositiveInt = 2
     """newest checkpoints to keep, besides the one with the lowest validation loss"""
     max_skipped: PositiveInt = 10
-    """non-finite updates in a row after which the run rolls back to its last checkpoint and changes
-    the data order"""
+    """non-finite updates in a row after which the run rolls back to its last checkpoint and changes the data order"""
     max_rollbacks: NaturalNumber = 2
     """rollbacks after which the run stops"""
     log_every: PositiveInt = 10
@@ -262,8 +261,8 @@ class MeasureSection(Section):
     power_hz: Annotated[float, Field(gt=0, le=100)] = 10.0
     """samples of the GPU's sensors per second"""
     gpu: Annotated[str, Field(min_length=1)] = "auto"
-    """GPUs whose sensors are read: auto (those that train), none, or indices, UUIDs or PCI bus ids
-    separated by commas"""
+    """GPUs whose sensors are read: auto (those that train), none, or indices, UUIDs or PCI bus ids separated by
+    commas"""
     idle_seconds: Annotated[float, Field(ge=0, le=600)] = 2.0
     """seconds of idle power measurement before the run; 0 for none"""
     split_every: PositiveInt = 50
@@ -594,19 +593,19 @@ CONFIG_KEYS: dict[str, FieldInfo] = {
 """Every key of the configuration, as section.key."""
 
 CHUNK_BYTES = {"cpu": 36 * 2**20, "cuda": 512 * 2**20}
-"""Largest logits of a chunk: fp32 on a CPU, 16-bit elsewhere. With smaller chunks, reading and
-writing the weight gradient once per chunk takes longer than the matrix products; with larger ones
-the softmax leaves the CPU's caches and the peak memory grows."""
+"""Largest logits of a chunk: fp32 on a CPU, 16-bit elsewhere. With smaller chunks, reading and writing the weight
+gradient once per chunk takes longer than the matrix products; with larger ones the softmax leaves the CPU's caches and
+the peak memory grows."""
 MMAP_THRESHOLD_BYTES = 32 * 2**20
-"""glibc's largest mmap threshold: freed blocks above it return to the kernel, which clears them
-before their next use. Logits above it are kept between losses on a CPU."""
+"""glibc's largest mmap threshold: freed blocks above it return to the kernel, which clears them before their next use.
+Logits above it are kept between losses on a CPU."""
 
 
 def chunk_tokens(tokens: int, vocabulary: int, device_type: str) -> int:
     """Return the tokens per chunk of the vocabulary head, a multiple of 16 (CPU) or 64 (GPU).
 
-    All chunks of a loss are about equally large: a small last one would leave most of a GPU idle.
-    On a GPU they may be twice as large if there would be more than four.
+    All chunks of a loss are about equally large: a small last one would leave most of a GPU idle. On a GPU they may be
+    twice as large if there would be more than four.
     """
     kind, element, unit = ("cpu", 4, 16) if device_type == "cpu" else ("cuda", 2, 64)
     most = max(unit, CHUNK_BYTES[kind] // (element * vocabulary) // unit * unit)

@@ -1,7 +1,7 @@
 """Safe reading of untrusted files, atomic writes, hashes, and removal of secrets from texts.
 
-An untrusted file may be a pipe, be huge, or link out of its folder. Run folders and reports are
-shared, so keys, passwords and the home folder are removed from texts before they are written.
+An untrusted file may be a pipe, be huge, or link out of its folder. Run folders and reports are shared, so keys,
+passwords and the home folder are removed from texts before they are written.
 """
 
 import codecs

@@ -1,7 +1,7 @@
 """GPUs and their peaks: rows of hardware.toml, found by exact name.
 
-Names are never matched in part, as an "NVIDIA GeForce RTX 4070 Laptop GPU" is not an RTX 4070. The
-peak of a local GPU without a row is computed from its properties.
+Names are never matched in part, as an "NVIDIA GeForce RTX 4070 Laptop GPU" is not an RTX 4070. The peak of a local GPU
+without a row is computed from its properties.
 """
 
 import re
@@ -57,9 +57,9 @@ class Gpu(BaseModel):
         return self.sms * self.flop_per_clock_per_sm["float32"] * self.boost_ghz * 1e9
 
 
-# FLOP per clock and SM by compute capability, for a GPU without a row. Source: the white papers of
-# the architectures. Matrix units of workstation chips are up to twice as fast as those of GeForce
-# chips of the same capability; the rates are GeForce's.
+# FLOP per clock and SM by compute capability, for a GPU without a row. Source: the white papers of the architectures.
+# Matrix units of workstation chips are up to twice as fast as those of GeForce chips of the same capability; the rates
+# are GeForce's.
 _RATES: dict[tuple[int, int], tuple[str, dict[str, int]]] = {
     (6, 0): ("pascal", {"float32": 128}),
     (6, 1): ("pascal", {"float32": 256}),
@@ -139,9 +139,9 @@ def _spellings() -> _Spelled:
 def find_gpu(name: str, memory_bytes: int | None = None, own: Sequence[Gpu] | None = None) -> Gpu | None:
     """Return the row for a GPU name as spelled by the driver, torch or people, or None.
 
-    A size in the name ("RTX 4090 24GB") must match the row, except for Apple's, which vary.
-    memory_bytes selects among boards of one name (4060 Ti) and must match; without it, the first
-    row is returned. Only the rows of `own` are searched if it is given.
+    A size in the name ("RTX 4090 24GB") must match the row, except for Apple's, which vary. memory_bytes selects among
+    boards of one name (4060 Ti) and must match; without it, the first row is returned. Only the rows of `own` are
+    searched if it is given.
     """
     plain, gb = _plain(name)
     rows = [
@@ -165,8 +165,7 @@ def lookup(name: str, dtype: str, power_limit_watts: float | None = None, own: S
     """Return the hardware of a GPU by its exact name, among the user's own rows first.
 
     Raises:
-        BadInput: for a name without a row, with the nearest names; or if the GPU has no matrix
-            units for the dtype.
+        BadInput: for a name without a row, with the nearest names; or if the GPU has no matrix units for the dtype.
     """
     gpu = find_gpu(name, own=own) or find_gpu(name)
     if gpu is None:
@@ -226,8 +225,8 @@ def from_properties(
 ) -> Hardware:
     """Return the hardware of a local GPU without a row, computed from its properties.
 
-    max_clock_hz is the driver's highest SM clock, above the boost clock of datasheets. Without it,
-    or for an unknown compute capability, the peak is None.
+    max_clock_hz is the driver's highest SM clock, above the boost clock of datasheets. Without it, or for an unknown
+    compute capability, the peak is None.
     """
     architecture, rates = _RATES.get(capability, ("unknown", {}))
     rate, float32_rate = rates.get(_arithmetic(rates, dtype)), rates.get("float32")

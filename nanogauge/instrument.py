@@ -6,8 +6,8 @@
                 loss = train_one_step()
             run.log(loss=loss)
 
-Nothing here waits for the device: on a GPU the times and the loss of a step are read while the next
-step runs. An error of the sensors or of the report never ends the loop.
+Nothing here waits for the device: on a GPU the times and the loss of a step are read while the next step runs. An error
+of the sensors or of the report never ends the loop.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ def run(
 ) -> Run:
     """Open the run folder `folder/name`, freeze its prediction and start measuring.
 
-    Use the result in a with statement, whose end writes report.html, report.md and report.json.
-    Under torchrun only rank 0 writes.
+    Use the result in a with statement, whose end writes report.html, report.md and report.json. Under torchrun only
+    rank 0 writes.
 
     Args:
         name: name of the run.
@@ -223,9 +223,8 @@ class Run:
     def log(self, **values: SupportsFloat) -> None:
         """Record values of the current or latest step, or of the evaluation that this is in.
 
-        Steps have loss (nats per token), learning_rate and grad_norm; evaluations have train_loss
-        and val_loss (nats per token) or val_bits_per_byte. A tensor on a GPU is copied without
-        waiting for it.
+        Steps have loss (nats per token), learning_rate and grad_norm; evaluations have train_loss and val_loss (nats
+        per token) or val_bits_per_byte. A tensor on a GPU is copied without waiting for it.
 
         Raises:
             ValueError: for another name, before the first step, or outside of an evaluation.

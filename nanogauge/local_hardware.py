@@ -18,8 +18,8 @@ _SECONDS = 0.3
 def local_hardware(dtype: str | None = None) -> Hardware:
     """Return the first NVIDIA GPU of this machine, or else its CPU, which takes a second.
 
-    A CPU's peak is the best rate of an fp32 matrix product in numpy, and its bandwidth that of a
-    copy larger than the caches.
+    A CPU's peak is the best rate of an fp32 matrix product in numpy, and its bandwidth that of a copy larger than the
+    caches.
 
     Args:
         dtype: precision of the matrix products; None for bfloat16 on a GPU, float32 on a CPU.

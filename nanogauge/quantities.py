@@ -1,7 +1,6 @@
 """Quantities of a run: their row ids and units, intervals, MFU, and formatting for people.
 
-A row id names a quantity and its row in the report. Data is in SI units; people see hours, GB and
-kWh.
+A row id names a quantity and its row in the report. Data is in SI units; people see hours, GB and kWh.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """RunSpec describes a training run: shape, batch, schedule, precision, devices, data and cost.
 
-Predictions and reports take a RunSpec, whichever program trains. A field that a log does not
-contain is None, and only the quantities that need it are absent.
+Predictions and reports take a RunSpec, whichever program trains. A field that a log does not contain is None, and only
+the quantities that need it are absent.
 """
 
 from __future__ import annotations

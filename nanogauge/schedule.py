@@ -8,11 +8,10 @@ from nanogauge.runspec import RunSpec, Schedule
 def learning_rate(step: int, schedule: Schedule, steps: int) -> float:
     """Return the learning rate: linear warm-up, then decay to min_learning_rate, then constant.
 
-    The first step has 1 / (warmup_steps + 1) of the peak, as in nanoGPT. "wsd"
-    (warmup-stable-decay) is constant, then linear for the last decay_share.
+    The first step has 1 / (warmup_steps + 1) of the peak, as in nanoGPT. "wsd" (warmup-stable-decay) is constant, then
+    linear for the last decay_share.
 
-    Source: Loshchilov and Hutter 2017 (cosine); Hu et al. 2024, MiniCPM, and Haegele et al. 2024
-    (wsd).
+    Source: Loshchilov and Hutter 2017 (cosine); Hu et al. 2024, MiniCPM, and Haegele et al. 2024 (wsd).
     """
     peak, least = schedule.learning_rate, schedule.min_learning_rate
     if step < schedule.warmup_steps:

@@ -1,8 +1,7 @@
 """Schemas of prediction.json and of the lines of log.jsonl.
 
-Units are seconds, bytes, watts and joules. A field that was not measured is None.
-`elapsed_seconds` is the monotonic time since the start of the process that wrote the line; None in
-an imported log.
+Units are seconds, bytes, watts and joules. A field that was not measured is None. `elapsed_seconds` is the monotonic
+time since the start of the process that wrote the line; None in an imported log.
 """
 
 from __future__ import annotations
@@ -226,8 +225,7 @@ class Step(Line):
     data_wait_seconds: float | None = None
     """part of step_seconds: wait of the device for its batches, including their copy"""
     forward_seconds: float | None = None
-    """part of step_seconds; like the next two fields and the peaks, only in every
-    measure.split_every-th step"""
+    """part of step_seconds; like the next two fields and the peaks, only in every measure.split_every-th step"""
     backward_seconds: float | None = None
     optimizer_seconds: float | None = None
     """gradient clipping, update and zero_grad"""
@@ -293,10 +291,10 @@ class Checkpoint(Line):
 class Sensor(Line):
     """Readings of the sensors, about one a second; None for a sensor that the GPU lacks.
 
-    Power covers the samples since the previous line; all other fields are instantaneous. With
-    several GPUs (Start.sensed_cards), power, power limit and energy are sums, and utilization is
-    the mean. Every other field is that of the worst GPU: the highest temperature, fan speed and
-    memory, the lowest clocks and link, and all reasons for throttling.
+    Power covers the samples since the previous line; all other fields are instantaneous. With several GPUs
+    (Start.sensed_cards), power, power limit and energy are sums, and utilization is the mean. Every other field is that
+    of the worst GPU: the highest temperature, fan speed and memory, the lowest clocks and link, and all reasons for
+    throttling.
     """
 
     kind: Literal["sensor"] = "sensor"
@@ -318,8 +316,8 @@ class Sensor(Line):
     memory_clock_hz: float | None = None
     utilization: float | None = None
     throttle: list[str] | None = None
-    """reasons why the clock is reduced; empty if it is not. Idle clocks and clocks set by an
-    application do not count"""
+    """reasons why the clock is reduced; empty if it is not. Idle clocks and clocks set by an application do not
+    count"""
     pcie_generation: Count | None = None
     pcie_width: Count | None = None
     device_used_bytes: Count | None = None
@@ -402,8 +400,8 @@ class End(Line):
     """mean share of all cores that other programs used after the first step; None if unknown"""
     reason: str | None = None
     restartable: bool | None = None
-    """True if a failed run may succeed from its last checkpoint, so that --supervise restarts it;
-    None if the run did not fail"""
+    """True if a failed run may succeed from its last checkpoint, so that --supervise restarts it; None if the run did
+    not fail"""
 
 
 LogLine = Annotated[

@@ -28,8 +28,8 @@ def spec_from_transformers(
     """Return the spec of a transformers.Trainer run of a decoder-only model.
 
     Args:
-        config: a PretrainedConfig, its dictionary, or the path of a config.json: GPT-2, GPT-NeoX,
-            Llama, Qwen, Mistral, SmolLM and others with their names.
+        config: a PretrainedConfig, its dictionary, or the path of a config.json: GPT-2, GPT-NeoX, Llama, Qwen, Mistral,
+            SmolLM and others with their names.
         arguments: TrainingArguments or a dictionary of them.
         context: tokens of a sequence; None for the model's longest.
         steps: optimizer steps; None for max_steps of the arguments.

@@ -1,8 +1,8 @@
 """Give broken inputs of every kind to the commands that read them; check how each ends.
 
-A command must end in time, with exit status 0 and nothing on stderr, or with 2 and one sentence,
-and must not change the files it was given. Each input comes from a seed and is mostly valid. A
-kind is a function that fills a folder and returns a script, or OPEN_DATA, and its arguments.
+A command must end in time, with exit status 0 and nothing on stderr, or with 2 and one sentence, and must not change
+the files it was given. Each input comes from a seed and is mostly valid. A kind is a function that fills a folder and
+returns a script, or OPEN_DATA, and its arguments.
 """
 
 import hashlib

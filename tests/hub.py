@@ -1,7 +1,7 @@
 """A small Hugging Face hub on the loopback interface.
 
-It serves one repository, of a dataset or a model, from memory: its revision, its file tree and its
-files, whole or in ranges. Other requests are answered 404, as by the hub. Each of a
+It serves one repository, of a dataset or a model, from memory: its revision, its file tree and its files, whole or in
+ranges. Other requests are answered 404, as by the hub. Each of a
 list of faults damages one response with a file's bytes.
 """
 
@@ -23,15 +23,14 @@ _DATE = "2026-01-01T00:00:00.000Z"
 class Hub:
     """A context manager: the server runs between enter and exit, at `endpoint`.
 
-    `gated`: the files need a token of an account that accepted the conditions. `former` is a name
-    that the repository had before: the hub redirects.
+    `gated`: the files need a token of an account that accepted the conditions. `former` is a name that the repository
+    had before: the hub redirects.
 
-    `dies_at`: from the first request for the first row group of this file on, the server closes
-    every connection without an answer.
+    `dies_at`: from the first request for the first row group of this file on, the server closes every connection
+    without an answer.
 
-    `faults` damages the next responses with a file's bytes, one each: "cut" (half), "stall"
-    (half of them, then silence), "garbage" (as many random bytes), "page" (a web page with status
-    200), or a status such as "429".
+    `faults` damages the next responses with a file's bytes, one each: "cut" (half), "stall" (half of them, then
+    silence), "garbage" (as many random bytes), "page" (a web page with status 200), or a status such as "429".
     """
 
     def __init__(

@@ -274,8 +274,8 @@ STEP_MS, EVALUATED_MS, FIRST_MS = 3909.8, 19_180.0, 32_025.0
 def documented_log(step_ms: float = STEP_MS) -> str:
     """A log with the summary figures of a public run on an RTX 4070, by GitHub user lzwjava.
 
-    20,000 iterations printed every 200, of 3909.8 ms, within 0.3 % of each other; an evaluation
-    (with its checkpoint) every 500, which makes an iteration 19,180 ms; 32,025 ms for the first.
+    20,000 iterations printed every 200, of 3909.8 ms, within 0.3 % of each other; an evaluation (with its checkpoint)
+    every 500, which makes an iteration 19,180 ms; 32,025 ms for the first.
     """
     evaluation = EVALUATED_MS - STEP_MS
     return nanogpt_log(

@@ -72,9 +72,7 @@ def test_jitter_and_spikes_over_20000_steps_raise_nothing(
 
 @pytest.mark.parametrize("seed", range(2))
 def test_correlated_noise_is_no_slow_down(seed: int) -> None:
-    """With noise correlated over ten steps medians of 50 vary by 0.7 %; the spread of single steps
-    predicts 0.2 %.
-    """
+    """With noise correlated over ten steps medians of 50 vary by 0.7 %; the spread of single steps predicts 0.2 %."""
     draw, wander, steps = random.Random(seed), 0.0, []
     for _ in range(20_000):
         wander = 0.9 * wander + draw.gauss(0, 0.01 * math.sqrt(1 - 0.9**2))

@@ -79,8 +79,8 @@ def test_no_measured_product_is_far_from_its_peak() -> None:
 
 @pytest.mark.parametrize("gpu", all_gpus(), ids=lambda gpu: gpu.name)
 def test_every_spelling_finds_its_own_row(gpu: Gpu) -> None:
-    """Drivers report up to 8 % less memory than the board has. Without a memory size, boards of one
-    name that differ in memory may be confused.
+    """Drivers report up to 8 % less memory than the board has. Without a memory size, boards of one name that differ in
+    memory may be confused.
     """
     assert find_gpu(gpu.name) is gpu
     for name in (gpu.name, *gpu.driver_names):

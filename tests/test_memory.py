@@ -219,8 +219,8 @@ PUBLISHED = {
         Workload(GPT2_MEDIUM, 16, 1, compiled=False, dropout=0.1, program=replace(BY_HAND, master_weights=False)),
         25.63 * 2**30,
     ),
-    # The documented run as nanoGPT trains it: max_memory_allocated of torch 2.13's CUDA build on
-    # the stand-in for a card, with nanoGPT's model and loop; 8.313e9 before AdamW has moments.
+    # The documented run as nanoGPT trains it: max_memory_allocated of torch 2.13's CUDA build on the stand-in for a
+    # card, with nanoGPT's model and loop; 8.313e9 before AdamW has moments.
     "documented nanoGPT": (replace(DOCUMENTED, program=TRAINING_PROGRAMS["nanogpt"]), 8.645e9),
     # lzwjava/zz, logs/nanochat_train_log.txt: "Peak memory usage: 9436.49MiB" on a 4070 of 12 GB
     "nanochat d12": (Workload(NANOCHAT_D12, 8, 4, optimizer="muon", program=NANOCHAT), 9436.49 * 2**20),

@@ -57,9 +57,8 @@ def fill_by_formula(model: GPT) -> None:
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_loss_and_gradients_are_those_of_nanogpt(bias: bool) -> None:
-    """Figures were recorded from the model.py of karpathy/nanoGPT at commit 3adf61e, on a CPU in
-    fp32 with torch 2.13, its GPT filled by fill_by_formula and run on formula_tokens; computed in
-    fp64 they differ by less than 1e-6.
+    """Figures were recorded from the model.py of karpathy/nanoGPT at commit 3adf61e, on a CPU in fp32 with torch 2.13,
+    its GPT filled by fill_by_formula and run on formula_tokens; computed in fp64 they differ by less than 1e-6.
     """
     loss, norms = NANOGPT[bias]
     model = small_model(bias)

@@ -1,10 +1,10 @@
 """Run commands in forked copies of a process that has imported them.
 
-The imports take most of a tiny run. A request is a line of JSON on standard input. A request with
-the name of a script, its arguments, its environment and its output files starts a copy; the answer
-is the process id. The request {"poll": PID} is answered with the exit status,
-or null while the copy runs. This process only imports torch and never uses it, so that a copy
-starts like a new process.
+The imports take most of a tiny run. A request is a line of JSON on standard input. A request with the name of a script,
+its arguments, its environment and its output files starts a copy; the answer is the process id. The request {"poll":
+PID} is answered with the exit status,
+or null while the copy runs. This process only imports torch and never uses it, so that a copy starts like a new
+process.
 """
 
 import atexit

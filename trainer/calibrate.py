@@ -53,8 +53,8 @@ MOST_MICRO_BATCHES = 2  # one that allocates the gradients and one that adds to 
 def this_processor(dtype: str) -> Hardware:
     """Measure the CPU of this machine as the hardware of a prediction, in about two seconds.
 
-    Peak FLOP/s is the best rate of square matrix products of a few sizes, in the run's dtype and on
-    torch's threads. Bandwidth counts the bytes read and written by a copy that exceeds all caches.
+    Peak FLOP/s is the best rate of square matrix products of a few sizes, in the run's dtype and on torch's threads.
+    Bandwidth counts the bytes read and written by a copy that exceeds all caches.
     """
     cpu = torch.device("cpu")
     rates = {}
@@ -195,8 +195,8 @@ def measure_parts(
 ) -> MeasuredParts:
     """Measure a step's time per layer, and of embedding, head and all else outside the layers.
 
-    A stack of layers gives the first; a one-layer model minus one layer gives the second. Their
-    steps alternate, so that other programs slow both down.
+    A stack of layers gives the first; a one-layer model minus one layer gives the second. Their steps alternate, so
+    that other programs slow both down.
     """
     layers = min(STACKED_LAYERS, work.shape.n_layer)
     both = replace(work.shape, n_layer=1 + layers)
@@ -379,8 +379,8 @@ def calibrated_threads(device: torch.device) -> int | None:
 def calibrate(config: Config, gpu: str | None) -> tuple[Hardware, str, Calibration, str | None]:
     """Measure this configuration's device in under a minute and store the result for predictions.
 
-    Returns the hardware, the dtype of a run on it, all its calibrations, and a warning if the
-    calibration could not be stored.
+    Returns the hardware, the dtype of a run on it, all its calibrations, and a warning if the calibration could not be
+    stored.
 
     Args:
         gpu: name of the GPU that the user asked a plan for; None accepts any.

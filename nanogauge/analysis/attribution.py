@@ -1,7 +1,6 @@
 """Attribute the difference between the predicted and the actual duration of a run to causes.
 
-The parts add up exactly. A cause may carry advice: a change and the time it would have saved in
-this run.
+The parts add up exactly. A cause may carry advice: a change and the time it would have saved in this run.
 """
 
 from collections.abc import Iterator
@@ -62,8 +61,8 @@ def attribute(
 ) -> Attribution | None:
     """Attribute the difference between the measured and the expected total time to causes.
 
-    Expected is the prediction, or with `claims` the middle of the narrowest claimed total, counted
-    as if all of it were steps. None if the measured or the expected total is missing.
+    Expected is the prediction, or with `claims` the middle of the narrowest claimed total, counted as if all of it were
+    steps. None if the measured or the expected total is missing.
     """
     reference = _predicted(prediction, spec) if claims is None else _claimed(claims, spec)
     if reference is None or not {"total_seconds", "step_seconds"} <= measurements.values.keys():

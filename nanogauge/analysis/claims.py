@@ -58,8 +58,8 @@ class Claim(_Statement):
     """Assumption or subject of the claim, shown beside the range."""
     formula: str | None = None
     about: dict[str, int | float | str | bool] | None = None
-    """Settings in which the run that the claim is about differs from this run, and its gpu. Such a
-    claim is judged by a prediction for that run. None: it is about this run."""
+    """Settings in which the run that the claim is about differs from this run, and its gpu. Such a claim is judged by a
+    prediction for that run. None: it is about this run."""
     reading: str | None = None
 
     @model_validator(mode="before")
@@ -238,8 +238,7 @@ def spec_of_subject(spec: RunSpec, about: Mapping[str, Any]) -> RunSpec:
 def formula_names(spec: RunSpec, prediction: Prediction) -> dict[str, float]:
     """Return the values that a claim's formula may use, by name.
 
-    Numeric settings, data_tokens (the unique tokens), and quantities that follow exactly from the
-    configuration.
+    Numeric settings, data_tokens (the unique tokens), and quantities that follow exactly from the configuration.
     """
     names: dict[str, float] = {}
     for key in SETTINGS:

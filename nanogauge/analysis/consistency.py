@@ -1,7 +1,7 @@
 """Find claims that cannot be true: refuted by arithmetic, by the GPU or by each other.
 
-Each relation is checked by interval arithmetic: claims exclude each other only if no values within
-their ranges satisfy it. Claims about another run are left out.
+Each relation is checked by interval arithmetic: claims exclude each other only if no values within their ranges satisfy
+it. Claims about another run are left out.
 """
 
 import math

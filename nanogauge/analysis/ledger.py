@@ -91,8 +91,7 @@ def steady_seconds(recorded: RunHistory, first_step: int = 0) -> npt.NDArray[np.
 def build_ledger(recorded: RunHistory, steps_done: int, median: float | None) -> Ledger:
     """Split the recorded time by activity; untimed steps and evaluations count as the median.
 
-    The unassigned rest of the processes' time is other_s. Without a clock, wall_s is the sum of
-    the parts.
+    The unassigned rest of the processes' time is other_s. Without a clock, wall_s is the sum of the parts.
     """
     first_step = min((s.first_step for s in recorded.starts), default=0)
     timed = recorded.steps.known("step_seconds")

@@ -272,8 +272,8 @@ class _Measurer:
 def quality_figures(benchmarks: Sequence[Benchmark]) -> tuple[dict[str, Measured], dict[str, str]]:
     """Return the run's score over GPT-2 124M's (above 1: the run is better), or why it is missing.
 
-    The geometric mean over the tasks of score / GPT-2's score, of each task's main metric.
-    Without tasks, GPT-2's bits per byte on the run's held-out text over those of the run.
+    The geometric mean over the tasks of score / GPT-2's score, of each task's main metric. Without tasks, GPT-2's bits
+    per byte on the run's held-out text over those of the run.
     """
     compared = _gpt2_benchmarks(benchmarks)
     if not compared:

@@ -40,8 +40,8 @@ def _pieces(quote: str) -> list[str]:
 def problems(text: str, claims: Claims) -> Iterator[str]:
     """Yield what is wrong with a claims file, compared with the text that it quotes.
 
-    A quotation covers only the sentence it lies in, and a number outside of all quotations, or
-    many letters, leave a sentence uncovered.
+    A quotation covers only the sentence it lies in, and a number outside of all quotations, or many letters, leave a
+    sentence uncovered.
     """
     known, quoted = sentences(text), set[str]()
     for statement in (*claims.claim, *claims.unscored):

@@ -1,7 +1,7 @@
 """Status of an unfinished run: is it alive, when will it end, and what did it do last?
 
-A killed process logs nothing about it. The lock of the run folder shows whether the process lives;
-in a folder without a lock, only the time since its last log line does.
+A killed process logs nothing about it. The lock of the run folder shows whether the process lives; in a folder without
+a lock, only the time since its last log line does.
 """
 
 import statistics
@@ -25,8 +25,7 @@ STRETCHES = 20
 RUNNING_TIMES, RUNNING_SECONDS = 3, 10
 """A run counts as alive until silent for this multiple of its longest work, plus these seconds."""
 DIED_TIMES, DIED_SECONDS = 20, 300
-"""A run counts as dead or hung once silent for this multiple of its longest work and these
-seconds."""
+"""A run counts as dead or hung once silent for this multiple of its longest work and these seconds."""
 DEFAULT_WORK_SECONDS = 600
 """Longest expected time between log lines if there is neither a step nor a prediction."""
 LONGEST_EVENT_TEXT = 300
@@ -164,8 +163,8 @@ def project_total(
 def _pace(seconds: npt.NDArray[np.float64], prediction: Prediction) -> Interval | None:
     """Estimate the duration of the remaining steps from the mean step times of 20 parts of the run.
 
-    The two extreme stretches are ignored. With fewer steps, the interval is at least as wide, in
-    proportion, as the predicted one.
+    The two extreme stretches are ignored. With fewer steps, the interval is at least as wide, in proportion, as the
+    predicted one.
     """
     if not len(seconds):
         return None

@@ -60,13 +60,13 @@ class Row(Stored):
     verdict: RowVerdict
     """Verdict on the claim."""
     judged_by: Judge | None = None
-    """What the verdict on the claim stands on; None without a claim or a verdict. Claims judged by
-    arithmetic say nothing of the world: they are sums of the document, or follow from settings."""
+    """What the verdict on the claim stands on; None without a claim or a verdict. Claims judged by arithmetic say
+    nothing of the world: they are sums of the document, or follow from settings."""
     prediction: Literal["held", "missed"] | None
     """Verdict on the analytic interval; None without a prediction or measurement."""
     factor: float | None
-    """Value or nearest end of the predicted interval over the claimed number or nearest end, 1
-    inside the range. Without a claim, measured over predicted value."""
+    """Value or nearest end of the predicted interval over the claimed number or nearest end, 1 inside the range.
+    Without a claim, measured over predicted value."""
     why: str
 
 
@@ -75,8 +75,8 @@ def build_rows(
 ) -> tuple[list[Row], list[Inconsistency]]:
     """Return a row per claim and per quantity without one, and the claims that cannot be true.
 
-    A quantity also has a row of its own if all claims about it are about other runs.
-    `measurements` is None for a plan, which is made before the run.
+    A quantity also has a row of its own if all claims about it are about other runs. `measurements` is None for a plan,
+    which is made before the run.
 
     Raises:
         BadInput: if a claim's formula has no value, or its subject is no valid run.

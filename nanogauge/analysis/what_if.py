@@ -1,7 +1,7 @@
 """Predict the same run at other settings, with the engine of plan.py.
 
-On the run's own hardware this run calibrates the prediction, and memory is scaled by the measured
-peak. Another GPU is predicted without calibration: the error of one says nothing about another.
+On the run's own hardware this run calibrates the prediction, and memory is scaled by the measured peak. Another GPU is
+predicted without calibration: the error of one says nothing about another.
 """
 
 import math

@@ -1,7 +1,7 @@
 """Make one anonymous row of a finished run, for the tables that predictions are validated with.
 
-It has the GPU, driver, torch, what ran, step time, memory, power and clock: no name, path, data
-set, commit or time. It is printed, and written only with --write.
+It has the GPU, driver, torch, what ran, step time, memory, power and clock: no name, path, data set, commit or time. It
+is printed, and written only with --write.
 """
 
 import csv

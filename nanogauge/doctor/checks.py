@@ -1,7 +1,7 @@
 """Checks of a machine before a run, each with a verdict: go, warn or no-go.
 
-Each check takes plain facts, from machine.py, and knows no configuration and no prediction;
-preflight.py brings both together. Facts that are not known do not fail a check.
+Each check takes plain facts, from machine.py, and knows no configuration and no prediction; preflight.py brings both
+together. Facts that are not known do not fail a check.
 """
 
 import math
@@ -22,8 +22,8 @@ CheckVerdict = Literal["go", "warn", "no-go"]
 DRIVER_OF_CUDA = {11: 450, 12: 525, 13: 580}
 """Oldest driver of each CUDA major version. Source: NVIDIA, CUDA compatibility, table 1."""
 GOOD_EPOCHS = 4
-"""Passes over the data that are nearly as good as new data. Source: Muennighoff et al. 2023,
-Scaling Data-Constrained Language Models."""
+"""Passes over the data that are nearly as good as new data. Source: Muennighoff et al. 2023, Scaling Data-Constrained
+Language Models."""
 _NAMED_PROGRAMS = 4
 
 
@@ -64,8 +64,8 @@ def check_gpu(
 ) -> Finding:
     """Check that the GPU, its driver and torch agree.
 
-    `wanted` is run.device, `visible` CUDA_VISIBLE_DEVICES, None if not set, and `system` is the
-    result of platform.system().
+    `wanted` is run.device, `visible` CUDA_VISIBLE_DEVICES, None if not set, and `system` is the result of
+    platform.system().
     """
     build = f"torch {torch.version}"
     if wanted == "cpu":
@@ -161,8 +161,8 @@ def _public(version: str) -> str:
 def _has_code(capability: tuple[int, int], architectures: tuple[str, ...]) -> bool:
     """Return True if a build runs on a GPU of this compute capability.
 
-    Machine code (sm) runs on the same major and a later minor version, PTX (compute) on all later
-    ones. Unknown names count as code for it.
+    Machine code (sm) runs on the same major and a later minor version, PTX (compute) on all later ones. Unknown names
+    count as code for it.
     """
     for name in architectures:
         match = re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", name)
@@ -180,8 +180,8 @@ def check_compiler(
 ) -> Finding:
     """Check that Inductor (C++ on a CPU) or Triton (C on a GPU) can build its generated code.
 
-    `compiler` is the one of `tried` that is installed; `headers` is the folder of Python.h;
-    `install` is the command that installs both.
+    `compiler` is the one of `tried` that is installed; `headers` is the folder of Python.h; `install` is the command
+    that installs both.
     """
     missing = [] if compiler is not None else [f"no {language} compiler ({' or '.join(tried)})"]
     missing += [] if headers is not None else ["no Python.h"]
@@ -210,9 +210,8 @@ def check_memory(
 ) -> Finding:
     """Compare the free memory of the device with the predicted peak.
 
-    Of `total` bytes this process can use `free`, and `others` are used by other programs, by name.
-    `need` is the predicted peak, None without a run; `smaller` are flags of a micro-batch that
-    fits.
+    Of `total` bytes this process can use `free`, and `others` are used by other programs, by name. `need` is the
+    predicted peak, None without a run; `smaller` are flags of a micro-batch that fits.
     """
     if free is None or total is None:
         return Finding("memory", "go", f"not known: how much {place} is free")

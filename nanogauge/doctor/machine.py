@@ -1,7 +1,6 @@
 """Facts about this machine, from system files, short commands, packages and NVML.
 
-Nothing is written. What cannot be read is None, False or empty. `root` is the folder of the
-system's files.
+Nothing is written. What cannot be read is None, False or empty. `root` is the folder of the system's files.
 """
 
 import netrc
@@ -142,9 +141,9 @@ def free_memory(
 ) -> FreeMemory | None:
     """Return the memory that a training process can use; None if unknown.
 
-    On a GPU the driver reports it, else it is the GPU's memory less a desktop's share. Of several
-    GPUs the fullest counts. `cards` are the GPUs; None for those of this name in this machine.
-    `processes` of the run share the memory of a CPU.
+    On a GPU the driver reports it, else it is the GPU's memory less a desktop's share. Of several GPUs the fullest
+    counts. `cards` are the GPUs; None for those of this name in this machine. `processes` of the run share the memory
+    of a CPU.
     """
     usual = usually_free_bytes(hardware)
     if hardware.kind == "cpu":

@@ -88,9 +88,9 @@ def examine(
 ) -> list[Finding]:
     """Run all checks in a fixed order; without a configuration, those of the machine only.
 
-    Checks of the device are skipped if it is absent, those of torch if it was not examined, that of
-    the data without count_tokens. `gpus` is the world size, and `beside` the ranks on this machine,
-    which share its memory if they train on the CPU.
+    Checks of the device are skipped if it is absent, those of torch if it was not examined, that of the data without
+    count_tokens. `gpus` is the world size, and `beside` the ranks on this machine, which share its memory if they train
+    on the CPU.
     """
     run = config.run if config is not None else DEFAULT_RUN
     driver = driver_info(device.uuid or 0)

@@ -1,9 +1,9 @@
 """Conversion of another program's records to lines of our run log.
 
-Some programs stop a step's clock after the evaluation and checkpoint before it. The steady step is
-then the median of the steps without an evaluation. What a step with an evaluation took beyond that
-median is the evaluation. What a process's first step took beyond an evaluation and a steady step is
-compilation, or that step's own time if nothing was compiled.
+Some programs stop a step's clock after the evaluation and checkpoint before it. The steady step is then the median of
+the steps without an evaluation. What a step with an evaluation took beyond that median is the evaluation. What a
+process's first step took beyond an evaluation and a steady step is compilation, or that step's own time if nothing was
+compiled.
 """
 
 import math

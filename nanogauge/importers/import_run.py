@@ -28,8 +28,8 @@ def import_log(path: Path, given: Given, claims_path: Path | None, out: Path, ru
         run_number: number of the run in a file with several, from 1; None for the last.
 
     Raises:
-        BadInput: if the log or the claims cannot be used, the log contradicts the configuration,
-            or out contains a trained run.
+        BadInput: if the log or the claims cannot be used, the log contradicts the configuration, or out contains a
+            trained run.
     """
     claims = load_claims(claims_path) if claims_path is not None else None
     log = parse_log(path)

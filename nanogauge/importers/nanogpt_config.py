@@ -32,8 +32,8 @@ def literal(text: str, names: Mapping[str, Value] | None = None) -> Value | None
 def read_nanogpt_config(path: Path) -> dict[str, Value]:
     """Return the settings of a nanoGPT config/*.py by key of our configuration.
 
-    The file is parsed and never executed: assignments of literals and arithmetic count, all else is
-    ignored. What it does not set has the default of nanoGPT's train.py.
+    The file is parsed and never executed: assignments of literals and arithmetic count, all else is ignored. What it
+    does not set has the default of nanoGPT's train.py.
 
     Raises:
         BadInput: if the file cannot be read or is not Python.

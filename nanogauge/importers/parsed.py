@@ -91,8 +91,8 @@ class ParsedLog:
 class Collector:
     """Collect the records of a log in order and group them by process.
 
-    A process begins where step numbers fall back, or after a line that a program prints at its
-    start. A record equal to the one before is a repeated line, not a repeated step.
+    A process begins where step numbers fall back, or after a line that a program prints at its start. A record equal to
+    the one before is a repeated line, not a repeated step.
     """
 
     def __init__(self) -> None:

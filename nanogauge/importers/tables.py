@@ -1,7 +1,7 @@
 """Reader of histories: CSV, JSON lines and trainer_state.json, one row for each call of log().
 
-A column means what the program that logged it means. The columns of the formats in formats.toml are
-read; all others are listed and ignored.
+A column means what the program that logged it means. The columns of the formats in formats.toml are read; all others
+are listed and ignored.
 """
 
 import csv
@@ -177,8 +177,8 @@ class _Parser:
     def __init__(self, columns: TableFormat) -> None:
         self.log = Collector()
         self._columns = columns
-        # Only our mirror logs compilations, and every row's step, so that it can be seen where a
-        # process resumed the run; its `hours` are those of all processes.
+        # Only our mirror logs compilations, and every row's step, so that it can be seen where a process resumed the
+        # run; its `hours` are those of all processes.
         self._is_mirror = bool(columns.compilations)
         self._latest_elapsed = self._earlier_processes = 0.0
         self._latest_step = 0

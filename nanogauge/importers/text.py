@@ -1,7 +1,7 @@
 """Lines of an untrusted text file: limited in length, decoded, without control characters.
 
-A log may hold gigabytes in one line, terminal colours, progress bars that overwrite themselves,
-zeros written at a power failure, or the UTF-16 of a Windows shell's redirection.
+A log may hold gigabytes in one line, terminal colours, progress bars that overwrite themselves, zeros written at a
+power failure, or the UTF-16 of a Windows shell's redirection.
 """
 
 import codecs
@@ -33,9 +33,9 @@ _PREFIX = re.compile(rf"\s*(?:{'|'.join(PREFIXES)})\s*")
 class TextLines:
     """The lines of a file with the numbers that an editor shows, without line ends.
 
-    A line ends with LF or CR LF. A CR within a line, as progress bars print it, begins a new piece
-    of the same number; in a file without LF it ends the line. The lines of a notebook are those of
-    its cells' outputs. Undecodable bytes become replacement characters.
+    A line ends with LF or CR LF. A CR within a line, as progress bars print it, begins a new piece of the same number;
+    in a file without LF it ends the line. The lines of a notebook are those of its cells' outputs. Undecodable bytes
+    become replacement characters.
     """
 
     def __init__(self, path: Path, what: str) -> None:

@@ -16,8 +16,8 @@ from nanogauge.schema import Prediction
 class LightningCallback(Callback):
     """Predicts the run when fitting begins, measures it and writes its report at the end.
 
-    A step is an optimizer step with all of its batches; validations are timed apart from it. The
-    validation loss is the metric that the module logs as `val_loss`.
+    A step is an optimizer step with all of its batches; validations are timed apart from it. The validation loss is the
+    metric that the module logs as `val_loss`.
 
     Args:
         name: name of the run; folder/name is its run folder.

@@ -14,14 +14,13 @@ from nanogauge.transformers_spec import spec_from_transformers
 class NanogaugeCallback(TrainerCallback):
     """Predicts the run when training begins, measures it and writes its report at the end.
 
-    A step is an optimizer step with all of its micro-batches; evaluations and checkpoints are timed
-    apart from it. Its loss is the mean that the Trainer logs, in the step that ends a logging
-    interval.
+    A step is an optimizer step with all of its micro-batches; evaluations and checkpoints are timed apart from it. Its
+    loss is the mean that the Trainer logs, in the step that ends a logging interval.
 
     Args:
         name: name of the run; folder/name is its run folder.
-        context: tokens of a sequence; None for the length of the training set's first example.
-        plan: the prediction; None to predict the run for this machine's device.
+        context: tokens of a sequence; None for the length of the training set's first example. plan: the prediction;
+        None to predict the run for this machine's device.
         folder: folder of all runs.
         claims: claims file to compare the run with.
     """

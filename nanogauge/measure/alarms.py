@@ -31,8 +31,8 @@ LATE_PROJECTIONS = 10
 @dataclass(frozen=True)
 class Alarm:
     what: str
-    """slow_down, throttling, temperature, memory, data_wait, finish_late, loss_not_finite,
-    loss_spike, or an alarm of the training loop."""
+    """slow_down, throttling, temperature, memory, data_wait, finish_late, loss_not_finite, loss_spike, or an alarm of
+    the training loop."""
     text: str
     """One sentence: the condition, its cause if known, and a remedy."""
     about: str | None = None
@@ -56,13 +56,12 @@ class _Conditions:
 class Alarms:
     """Checks the measurements of one process; each method returns the alarms that are new.
 
-    Each kind is raised once, throttling once for each reason. A slow-down is raised again if steps
-    become another 10 % slower, or if the run has become faster for good in between; a loss spike,
-    after the previous one has ended.
+    Each kind is raised once, throttling once for each reason. A slow-down is raised again if steps become another 10 %
+    slower, or if the run has become faster for good in between; a loss spike, after the previous one has ended.
 
     Args:
-        predicted_total_seconds: interval for the whole run; None without a prediction.
-        device_bytes: memory of the GPU; None without a GPU.
+        predicted_total_seconds: interval for the whole run; None without a prediction. device_bytes: memory of the GPU;
+        None without a GPU.
         slowdown_celsius: temperature at which the GPU slows down; None if not reported.
     """
 

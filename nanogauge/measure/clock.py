@@ -1,9 +1,8 @@
 """Timing of a run: consecutive steps on the device's timeline, everything else in windows.
 
-A window (evaluation, checkpoint) begins and ends with an idle device. A step begins where the
-previous work ended and ends with its own last operation, so the seconds of steps and windows add
-up to the wall time. The loop never waits for a busy device: on a GPU the end of a step is read
-after the next step has been queued.
+A window (evaluation, checkpoint) begins and ends with an idle device. A step begins where the previous work ended and
+ends with its own last operation, so the seconds of steps and windows add up to the wall time. The loop never waits for
+a busy device: on a GPU the end of a step is read after the next step has been queued.
 """
 
 import time
@@ -98,8 +97,8 @@ class Stopwatch:
     def waiting(self) -> Iterator[None]:
         """Time the loading of a batch, as far as the device waits for it.
 
-        A busy device passes both marks at once, so it has not waited. At most two batches are
-        queued on it: a host that is ahead sleeps here instead of spinning in a full queue.
+        A busy device passes both marks at once, so it has not waited. At most two batches are queued on it: a host that
+        is ahead sleeps here instead of spinning in a full queue.
         """
         if self.waits:
             self.timeline.wait(self.waits[-1][1])

@@ -1,10 +1,9 @@
 """Detectors of lasting slow-downs and of loss spikes that ignore noise.
 
-A slow-down is found by comparing the median of the recent steps with the steady median, that of
-early steps after the machine has settled. Single outliers do not move a median. The noise of the
-medians is measured on the run itself: from the spread of single steps, which is right where steps
-are independent, and from the medians of successive blocks of steps, which also contain noise that
-is correlated over many steps. The largest estimate counts.
+A slow-down is found by comparing the median of the recent steps with the steady median, that of early steps after the
+machine has settled. Single outliers do not move a median. The noise of the medians is measured on the run itself: from
+the spread of single steps, which is right where steps are independent, and from the medians of successive blocks of
+steps, which also contain noise that is correlated over many steps. The largest estimate counts.
 """
 
 import math
@@ -54,11 +53,11 @@ STEADY_STEPS = 100
 SETTLING_STEPS, SETTLING_SECONDS = 150, 600.0
 """Warm-up, in which the clock of a GPU falls; it ends at whichever limit is reached first."""
 MIN_DRIFT = 0.025
-"""Smallest change of the median that counts as a slow-down, as a share of the steady median: above
-the 1-2 % by which the clock of a GPU falls in its first minutes, even in a run of short steps."""
+"""Smallest change of the median that counts as a slow-down, as a share of the steady median: above the 1-2 % by which
+the clock of a GPU falls in its first minutes, even in a run of short steps."""
 LASTING_STEPS = 10
-"""Consecutive steps for which the medians must differ. By then most of the recent steps are slow,
-so their median shows the full size of a sudden slow-down."""
+"""Consecutive steps for which the medians must differ. By then most of the recent steps are slow, so their median shows
+the full size of a sudden slow-down."""
 WORSE = 1.10
 """Factor by which steps must become slower before a slow-down is reported again."""
 STANDARD_ERRORS = 5
@@ -79,8 +78,7 @@ class SlowDownDetector:
 
     def __init__(self) -> None:
         self.steady_seconds: float | None = None
-        """Median of the early steps, or of later ones that stayed faster; None before there are
-        enough steps."""
+        """Median of the early steps, or of later ones that stayed faster; None before there are enough steps."""
         self._steps, self._seconds = 0, 0.0
         self._recent = SlidingMedian(RECENT_STEPS)
         self._candidates: list[float] | None = None
@@ -216,8 +214,7 @@ RECOVERED_STEPS = 10
 class LossSpikeDetector:
     """Finds spikes of the training loss.
 
-    The baseline is frozen during a spike, so a run that diverges is reported once and never counts
-    as recovered.
+    The baseline is frozen during a spike, so a run that diverges is reported once and never counts as recovered.
     """
 
     def __init__(self) -> None:

@@ -1,8 +1,8 @@
 """Sampling of one GPU, or of all GPUs of a run on this machine together.
 
-For several GPUs power, its limit and energy are sums and utilization is the mean; every other
-field is of the GPU with the worst value: the hottest, the fullest, the slowest. A field that one
-GPU does not give is None for all, and the reason names the GPU by its position, from 0.
+For several GPUs power, its limit and energy are sums and utilization is the mean; every other field is of the GPU with
+the worst value: the hottest, the fullest, the slowest. A field that one GPU does not give is None for all, and the
+reason names the GPU by its position, from 0.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,8 +20,8 @@ class EnergySum:
 
     Args:
         now: the start, in seconds.
-        counter_joules: the driver's counter at the start; None if it cannot be read.
-        longest_gap: seconds between power samples beyond which the power between is unknown.
+        counter_joules: the driver's counter at the start; None if it cannot be read. longest_gap: seconds between power
+        samples beyond which the power between is unknown.
     """
 
     def __init__(self, now: float, counter_joules: float | None, longest_gap: float) -> None:

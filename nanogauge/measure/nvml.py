@@ -1,7 +1,7 @@
 """One GPU's measurements from its driver (NVML), each of which may be absent.
 
-A measurement that the driver does not give is None, and its reason is kept. One that the driver
-does not support is not requested again; after any other error it is, some seconds later.
+A measurement that the driver does not give is None, and its reason is kept. One that the driver does not support is not
+requested again; after any other error it is, some seconds later.
 """
 
 import contextlib
@@ -133,8 +133,8 @@ class Driver:
     `now` is the time of a measurement in seconds on the caller's clock.
 
     Args:
-        device: UUID (with or without "GPU-"), PCI bus id, or index in the driver's order. The index
-            ignores CUDA_VISIBLE_DEVICES, so torch's index 0 may be another GPU; its UUID never is.
+        device: UUID (with or without "GPU-"), PCI bus id, or index in the driver's order. The index ignores
+            CUDA_VISIBLE_DEVICES, so torch's index 0 may be another GPU; its UUID never is.
         absences: records what cannot be measured.
         pid: process of process_used_bytes; this one by default.
 

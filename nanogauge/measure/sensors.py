@@ -1,7 +1,7 @@
 """The GPU sensors of a training loop: a sampling thread that never blocks or fails the loop.
 
-A measurement that is absent is None, and `absent` holds the reason. No function waits for a driver
-that hangs, and no error of the driver reaches the loop.
+A measurement that is absent is None, and `absent` holds the reason. No function waits for a driver that hangs, and no
+error of the driver reaches the loop.
 """
 
 import threading
@@ -45,9 +45,9 @@ class PowerSpread:
 class Sensors:
     """Samples power at `hz` and reads the other fields once a second, in a thread.
 
-    A reading holds the mean of the power samples since the previous reading, and all other fields
-    as of `elapsed_seconds`. On most GPUs NVML's power is itself a mean over about the last second.
-    Only `close` waits, for a second at most. `clock` returns the seconds since the process began.
+    A reading holds the mean of the power samples since the previous reading, and all other fields as of
+    `elapsed_seconds`. On most GPUs NVML's power is itself a mean over about the last second. Only `close` waits, for a
+    second at most. `clock` returns the seconds since the process began.
     """
 
     def __init__(self, gpus: Sequence[WatchedGpu], hz: float, clock: Callable[[], float]) -> None:
@@ -85,8 +85,8 @@ class Sensors:
     def absent(self) -> Mapping[str, str]:
         """Fields that are not measured now, with the reasons.
 
-        Two more keys explain energy_joules: energy_counter, why the driver's counter is not used,
-        and energy_gaps, how long the integral of power lacks samples.
+        Two more keys explain energy_joules: energy_counter, why the driver's counter is not used, and energy_gaps, how
+        long the integral of power lacks samples.
         """
         reasons = self._reasons()
         whole, gpu = reasons.pop("driver", None), reasons.pop("gpu", None)
@@ -214,8 +214,8 @@ class Sensors:
 def open_sensors(device: str | int | Sequence[WatchedGpu] | None, hz: float, clock: Callable[[], float]) -> Sensors:
     """Start to sample GPUs; wait at most 3 s for the driver, which may also open later.
 
-    A GPU is named as for nvml.Driver. Several are combined as in gpus.py; None or an empty list
-    measures nothing. `hz` and `clock` are those of Sensors.
+    A GPU is named as for nvml.Driver. Several are combined as in gpus.py; None or an empty list measures nothing. `hz`
+    and `clock` are those of Sensors.
     """
     sensors = Sensors(_watched(device), hz, clock)
     sensors.wait_opened(_OPEN_SECONDS)
@@ -244,9 +244,8 @@ def _watched(device: str | int | Sequence[WatchedGpu] | None) -> Sequence[Watche
 def measure_idle(device: str | int | Sequence[WatchedGpu], hz: float, seconds: float) -> Idle:
     """Measure power and utilization of idle GPUs for `seconds`.
 
-    Returns at once if the GPUs cannot be read; if the driver hangs, at most one second after
-    `seconds`. On most GPUs power is a mean over about a second, so the first samples include
-    earlier work. `device` is as for open_sensors.
+    Returns at once if the GPUs cannot be read; if the driver hangs, at most one second after `seconds`. On most GPUs
+    power is a mean over about a second, so the first samples include earlier work. `device` is as for open_sensors.
     """
     begin = time.monotonic()
     sensors = Sensors(_watched(device), hz, time.monotonic)
@@ -292,8 +291,8 @@ class DriverInfo:
     """Highest that both GPU and machine support, like the width."""
     max_pcie_width: int | None = None
     used_by_others_bytes: int | None = None
-    """Memory in use by other processes and the driver. It includes that of this process if the
-    driver does not list processes, so call driver_info early."""
+    """Memory in use by other processes and the driver. It includes that of this process if the driver does not list
+    processes, so call driver_info early."""
     others: dict[str, int] | None = None
     """Bytes in use by other processes, by the name of their program."""
     absent: dict[str, str] = field(default_factory=dict)

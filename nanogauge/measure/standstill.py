@@ -1,8 +1,8 @@
 """Notice standstills: the process was stopped or paused, the machine slept, a clock jumped.
 
-A thread wakes twice a second. If its next wake-up is seconds late and the process used no CPU time
-meanwhile, nothing of it ran. While a machine sleeps, the clock that measures the run stands still
-too; CLOCK_BOOTTIME, or CLOCK_MONOTONIC where there is none, counts on.
+A thread wakes twice a second. If its next wake-up is seconds late and the process used no CPU time meanwhile, nothing
+of it ran. While a machine sleeps, the clock that measures the run stands still too; CLOCK_BOOTTIME, or CLOCK_MONOTONIC
+where there is none, counts on.
 """
 
 import threading
@@ -103,8 +103,8 @@ class StandstillWatch:
     def seconds_within(self, seconds: float) -> float:
         """Return how much of a duration that has just been measured the process stood still.
 
-        Each standstill is part of one duration, the first that is longer; on a GPU, a step is
-        measured one or two steps later.
+        Each standstill is part of one duration, the first that is longer; on a GPU, a step is measured one or two steps
+        later.
         """
         self.check()
         with self._lock:

@@ -70,8 +70,8 @@ def allocator_peaks(device: torch.device) -> AllocatorPeaks:
 class CompileTimer:
     """Measures the total time that torch.compile spends compiling in this process.
 
-    A new shape, a changed flag or a first backward pass may trigger compilation during a run;
-    dynamo calls back at the start and end of each.
+    A new shape, a changed flag or a first backward pass may trigger compilation during a run; dynamo calls back at the
+    start and end of each.
     """
 
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:

@@ -1,10 +1,10 @@
 """Predict activation memory: tensors saved for the backward pass, logits and loss, in bytes.
 
-The formulas come from counts: in eager mode with torch's saved-tensor hooks, compiled in the graphs
-that AOTAutograd's partitioner passes to Inductor. Tests compare them with both counts.
+The formulas come from counts: in eager mode with torch's saved-tensor hooks, compiled in the graphs that AOTAutograd's
+partitioner passes to Inductor. Tests compare them with both counts.
 
-Symbols: C width, F width of the MLP, H heads, Q and K widths of all queries and of all keys, T
-context, V vocabulary, e bytes of an activation, r bytes of the residual stream.
+Symbols: C width, F width of the MLP, H heads, Q and K widths of all queries and of all keys, T context, V vocabulary, e
+bytes of an activation, r bytes of the residual stream.
 """
 
 from dataclasses import dataclass
@@ -26,15 +26,15 @@ class Saved:
     final_norm: float
     """part of `edges` that the final norm saves; freed after its backward pass"""
     logits_forward: float
-    """logits and loss tensors at the end of the forward pass; with a chunked head, the tensors of
-    one chunk, and its weight gradient if that is a separate tensor"""
+    """logits and loss tensors at the end of the forward pass; with a chunked head, the tensors of one chunk, and its
+    weight gradient if that is a separate tensor"""
     logits_backward: float
     """logits and loss tensors while the gradient of the loss is computed"""
     logits_kept: float
     """part of the logits and loss tensors that stays allocated for the rest of the step"""
     layer_gradients: float
-    """gradients during the backward pass of the last matrix product of a layer's MLP, beyond what
-    the layer had saved"""
+    """gradients during the backward pass of the last matrix product of a layer's MLP, beyond what the layer had
+    saved"""
 
 
 def saved_for_backward(work: Workload, on_cpu: bool = False) -> Saved:
@@ -74,8 +74,8 @@ def saved_for_backward(work: Workload, on_cpu: bool = False) -> Saved:
         logits = _chunk_logits(work, on_cpu)
         logits_kept = logits if on_cpu and logits > MMAP_THRESHOLD_BYTES else 0.0
         forward, backward = _chunk(work, on_cpu), logits_kept
-    # Eager, the square's gradient makes two tensors on its way to what GELU's makes at once; the
-    # weight's is gone by then where it was added to an earlier micro-batch's.
+    # Eager, the square's gradient makes two tensors on its way to what GELU's makes at once; the weight's is gone by
+    # then where it was added to an earlier micro-batch's.
     inner = e * width * mlp
     if program.squared_relu and not work.compiled:
         square = 2 * n * e * mlp
@@ -113,8 +113,8 @@ def _attention(work: Workload, on_cpu: bool) -> float:
             return extra + 12 * scores + 4 * inputs + e * output
         return extra + (5 if half else 9) * scores + e * (inputs + output)
     if work.attention == "plain":
-        # Scores before and after softmax, as far as they are kept: in fp32 one tensor; in 16 bits
-        # the fp32 result and its 16-bit cast, compiled both in 16 bits. Dropout: mask and product.
+        # Scores before and after softmax, as far as they are kept: in fp32 one tensor; in 16 bits the fp32 result and
+        # its 16-bit cast, compiled both in 16 bits. Dropout: mask and product.
         kept = (4 if work.compiled else 6) if half else 4
         if work.dropout:
             kept += 1 if half else 5
@@ -125,8 +125,8 @@ def _attention(work: Workload, on_cpu: bool) -> float:
 def _changed_queries_and_keys(work: Workload, on_cpu: bool) -> float:
     """Return the bytes per token that normalized or rotated queries and keys add in one layer.
 
-    If one matrix computes queries, keys and values, the values are a view of its output, which
-    therefore stays allocated beside the new tensors. What the norm saves is then a view of it too.
+    If one matrix computes queries, keys and values, the values are a view of its output, which therefore stays
+    allocated beside the new tensors. What the norm saves is then a view of it too.
     """
     shape, program, e = work.shape, work.program, work.element_bytes
     rotated = not shape.position_table
@@ -139,15 +139,15 @@ def _changed_queries_and_keys(work: Workload, on_cpu: bool) -> float:
     if not on_cpu:
         return e * changed + statistics
     if work.compiled:
-        # The partitioner keeps a copy of the output, which a CPU's kernel puts in another order;
-        # rotated, also the projection's output in the place of the residual stream after it.
+        # The partitioner keeps a copy of the output, which a CPU's kernel puts in another order; rotated, also the
+        # projection's output in the place of the residual stream after it.
         r = 4 if work.program.wide_residual and work.program.master_weights else e
         copies = (2 * e - r if rotated else e) * shape.query_width
         if work.dropout:  # plain attention: no copy, and 16-bit keys normed alone are made again
             copies = 0 if rotated or e == 4 else -e * changed * program.qk_norm
         return (e * changed + statistics) * program.qk_norm + copies
-    # Eager on a CPU: the norm of 16-bit values keeps them in fp32, the tables are cast for each of
-    # queries and keys, and the output lies in another order, so that the projection has a copy.
+    # Eager on a CPU: the norm of 16-bit values keeps them in fp32, the tables are cast for each of queries and keys,
+    # and the output lies in another order, so that the projection has a copy.
     wide = 4 * changed * program.qk_norm if e == 2 else 0
     tables = 2 * e * shape.head_size / work.micro_batch if rotated and e == 2 else 0
     if work.dropout:  # plain attention copies what it takes, and the product goes
@@ -180,8 +180,8 @@ def _chunk(work: Workload, on_cpu: bool) -> float:
     weight = 0.0 if work.in_place else 4.0 * vocabulary * width
     hidden = _hidden_bytes(work, on_cpu)
     inputs = (hidden + (e if e < hidden else 0)) * width * work.tokens
-    # Soft-capped logits have the slope of their tanh beside them, while the softmax is made: in
-    # fp32, and gone when products begin.
+    # Soft-capped logits have the slope of their tanh beside them, while the softmax is made: in fp32, and gone when
+    # products begin.
     softmax = 4.0 * vocabulary * chunk * (bool(work.program.logit_softcap) + (e == 2))
     if on_cpu and e == 2:  # which cannot add 16 bits to 32 without a copy
         product = max(6.0 * vocabulary * width, softmax)
@@ -193,13 +193,12 @@ def _chunk(work: Workload, on_cpu: bool) -> float:
 
 
 def _logits(work: Workload) -> tuple[float, float]:
-    """Return the bytes per token of logits and loss: after the forward pass, and in the backward
-    pass.
+    """Return the bytes per token of logits and loss: after the forward pass, and in the backward pass.
 
-    Eager: the logits are there until forward returns, with their fp32 copy and the log-softmax;
-    the backward pass has the log-softmax, its gradient and the gradient of its input, all in fp32.
-    Compiled: only the logits; their gradient is written over them where they may be. If forward
-    returns them too, autograd allocates zeros of their size as the gradient of that output.
+    Eager: the logits are there until forward returns, with their fp32 copy and the log-softmax; the backward pass has
+    the log-softmax, its gradient and the gradient of its input, all in fp32. Compiled: only the logits; their gradient
+    is written over them where they may be. If forward returns them too, autograd allocates zeros of their size as the
+    gradient of that output.
     """
     vocabulary, program, e = work.shape.vocabulary, work.program, work.element_bytes
     if work.compiled and program.compiled_loss:

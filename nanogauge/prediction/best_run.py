@@ -39,12 +39,12 @@ def best_runs(
 ) -> dict[str, RunSpec]:
     """Return the run with the lowest expected loss that ends in time, and others beside it.
 
-    Names: "best"; "alternative 1" to 3, within 0.015 nats; "as given", the given run with the steps
-    in time; "20 a parameter", the largest model of about the given aspect with as many tokens.
-    Without "best", nothing is within the bounds.
+    Names: "best"; "alternative 1" to 3, within 0.015 nats; "as given", the given run with the steps in time; "20 a
+    parameter", the largest model of about the given aspect with as many tokens. Without "best", nothing is within the
+    bounds.
 
-    Runs below 10 tokens per parameter are excluded, as are those below 1 G tokens where others
-    have more. Within 0.002 of the lowest loss, the nearest to EVIDENCE_SHAPES is the best.
+    Runs below 10 tokens per parameter are excluded, as are those below 1 G tokens where others have more. Within 0.002
+    of the lowest loss, the nearest to EVIDENCE_SHAPES is the best.
 
     Args:
         spec: data, recipe and schedule, and the shape to compare with.
@@ -90,8 +90,7 @@ class _Found(NamedTuple):
 class _Search:
     """Runs like a given one, in the time available.
 
-    Step times are those of the step alone, times the given run's calibration; `exact` corrects
-    the number of steps.
+    Step times are those of the step alone, times the given run's calibration; `exact` corrects the number of steps.
     """
 
     def __init__(self, like: RunSpec, predicted: Predictor, free: float, seconds: float, end: IntervalEnd) -> None:

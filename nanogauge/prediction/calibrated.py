@@ -1,8 +1,8 @@
 """Measurements of one device, and the step time that follows from them.
 
-Evidence, strongest first: finished runs of the same workload and its parts measured by --calibrate
-(one layer, and the rest); finished runs of other shapes, each by its likeness; and measured rates
-instead of the datasheet's. docs/prediction.md says how accurate each is.
+Evidence, strongest first: finished runs of the same workload and its parts measured by --calibrate (one layer, and the
+rest); finished runs of other shapes, each by its likeness; and measured rates instead of the datasheet's.
+docs/prediction.md says how accurate each is.
 """
 
 from __future__ import annotations
@@ -34,8 +34,7 @@ UNKNOWN_SPREAD = 10.0  # no prior knowledge: a step between microseconds and day
 RUN_SPREAD = 0.02
 """A run's step. Source: the documented run: all samples of 20 hours within 0.8 % of each other."""
 PARTS_SPREAD = 0.06
-"""A step added up from measured parts. Source: bench/calibrated_cpu.py: 11 of 12 steps of random
-shapes within 6 %."""
+"""A step added up from measured parts. Source: bench/calibrated_cpu.py: 11 of 12 steps of random shapes within 6 %."""
 AGE_SPREAD = 0.03
 """Change of a device in a year."""
 DISTURBED_WIDTH = 1.5
@@ -44,8 +43,8 @@ UNWATCHED_SPREAD = 0.1
 """A run of which it is not known what ran beside it."""
 
 # Standard deviations of the log of measured / analytic step time: common to all workloads of a
-# device, of one kind of operation, of one size, and of one workload alone. Source of the last on a
-# CPU: twelve quiet steps of random shapes, each predicted by those of the other shapes.
+# device, of one kind of operation, of one size, and of one workload alone. Source of the last on a CPU: twelve quiet
+# steps of random shapes, each predicted by those of the other shapes.
 SPREADS_GPU = (0.09, 0.04, 0.04, 0.02)
 SPREADS_CPU = (0.2, 0.25, 0.1, 0.06)
 LAUNCH_SPREAD = 1.0
@@ -146,8 +145,8 @@ def calibrated_step(
 ) -> CalibratedStep | None:
     """Return the step time by the strongest evidence in the calibration; None without evidence.
 
-    Runs and measured parts of this very workload stand above runs of other shapes, unless they were
-    disturbed, and these above rates of single operations.
+    Runs and measured parts of this very workload stand above runs of other shapes, unless they were disturbed, and
+    these above rates of single operations.
     """
     rated = _with_rates(work, hardware, calibration)
     if rated is not None:
@@ -205,8 +204,8 @@ def _from_other_runs(
 ) -> CalibratedStep | None:
     """Scale the analytic step by the ratio of measured to predicted time in runs alike.
 
-    The ratios are a Gaussian process over workloads: a run counts by its likeness, and far from
-    all runs the prediction is the analytic one with its own interval.
+    The ratios are a Gaussian process over workloads: a run counts by its likeness, and far from all runs the prediction
+    is the analytic one with its own interval.
     """
     runs = [
         run for run in calibration.runs if (run.workload.compiled, run.workload.dtype) == (work.compiled, work.dtype)
@@ -234,8 +233,8 @@ def _from_other_runs(
 def _likeness(works: Sequence[Workload], steps: Sequence[StepTime], on_cpu: bool) -> Array:
     """Return the prior covariance of the logs of measured / analytic step time.
 
-    An error is common to the device, or of a kind of operation, in proportion to its share of the
-    step, or of a size, FLOPs of a micro-batch, or of this workload alone.
+    An error is common to the device, or of a kind of operation, in proportion to its share of the step, or of a size,
+    FLOPs of a micro-batch, or of this workload alone.
     """
     common, by_part, by_size, alone = SPREADS_CPU if on_cpu else SPREADS_GPU
     names = sorted({part.name for step in steps for part in step.parts})
@@ -251,8 +250,8 @@ def _likeness(works: Sequence[Workload], steps: Sequence[StepTime], on_cpu: bool
 def _combined(logs: Array, noise: Sequence[tuple[float, float]], covariance: Array) -> tuple[float, float]:
     """Return mean and standard deviation of the last variable of a Gaussian prior, given the rest.
 
-    A measurement that the others contradict, by more than two standard deviations, counts as less
-    accurate, and the interval is widened by what remains unexplained.
+    A measurement that the others contradict, by more than two standard deviations, counts as less accurate, and the
+    interval is widened by what remains unexplained.
 
     Args:
         logs: the measurements of all but the last variable.

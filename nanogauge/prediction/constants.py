@@ -1,9 +1,9 @@
 """What devices reach and what operations move: the constants of the step-time roofline.
 
-nanogauge/constants.toml has the numbers: priors, from counts of reads and writes, data sheets and
-published measurements of parts, and what `bench/fitting.py --write` makes of some of them from
-published runs. docs/prediction.md has the fit and its errors with every source and class left out
-in turn. Bytes are per 16-bit value unless said otherwise.
+nanogauge/constants.toml has the numbers: priors, from counts of reads and writes, data sheets and published
+measurements of parts, and what `bench/fitting.py --write` makes of some of them from published runs. docs/prediction.md
+has the fit and its errors with every source and class left out in turn. Bytes are per 16-bit value unless said
+otherwise.
 """
 
 from dataclasses import dataclass, replace
@@ -23,15 +23,15 @@ class DeviceClass:
     attention_best: float
     """The same for the best kernel (FlashAttention 3, cuDNN)."""
     clock_at_watt: float | None = None
-    """SM clock in GHz that one watt per SM sustains in matrix products of 512 FLOP per clock; None
-    if power is not modelled."""
+    """SM clock in GHz that one watt per SM sustains in matrix products of 512 FLOP per clock; None if power is not
+    modelled."""
     l2_bytes_per_sm: float = 0.0
     """L2 cache per SM in bytes; 0 if it is too small to hold activations."""
     products: float = 1.0
     """Rate of a model's matrix products, relative to that of other classes."""
     unseen_spread: float = 0.15
-    """Standard deviation of the log of the step time without a published run of the class.
-    Source: the errors of NVIDIA's classes since Ampere, each left out; twice that for others."""
+    """Standard deviation of the log of the step time without a published run of the class. Source: the errors of
+    NVIDIA's classes since Ampere, each left out; twice that for others."""
 
 
 @dataclass(frozen=True)
@@ -137,12 +137,12 @@ def put(constants: Constants, values: dict[str, float]) -> Constants:
 
 
 POWER_EXPONENT = 0.55
-"""Exponent of the watts per SM in the sustained clock: 1/3 if voltage scales with the clock, 1 at
-the lowest voltage."""
+"""Exponent of the watts per SM in the sustained clock: 1/3 if voltage scales with the clock, 1 at the lowest
+voltage."""
 RATE_EXPONENT = 0.25
-"""Exponent of 512 / (FLOP per clock and SM) in it: wider matrix units draw more power per clock.
-Source of both and of clock_at_watt: 62 large products measured on GPUs of 45 to 1,000 W,
-github.com/zzc0721/torch-performance-test-data, mean error 3.8 %."""
+"""Exponent of 512 / (FLOP per clock and SM) in it: wider matrix units draw more power per clock. Source of both and of
+clock_at_watt: 62 large products measured on GPUs of 45 to 1,000 W, github.com/zzc0721/torch-performance-test-data, mean
+error 3.8 %."""
 STATIC_SHARE = 0.2
 """Fraction of a board's default power limit that memory, fans and converters draw at any clock."""
 

@@ -1,7 +1,7 @@
 """Predict power, energy and cost of a run from the boards' share of their power limit, and time.
 
-Energy is that of the boards alone, predicted here and measured in analysis/telemetry.py. The cost
-adds the rest of the machine only if the configuration says what it draws.
+Energy is that of the boards alone, predicted here and measured in analysis/telemetry.py. The cost adds the rest of the
+machine only if the configuration says what it draws.
 """
 
 from typing import TypeVar
@@ -12,16 +12,16 @@ from nanogauge.schema import Estimate, Hardware
 
 Amount = TypeVar("Amount", float, Interval)
 
-# Mean board power over the limit in force while matrix products keep the board busy. Source: the
-# traces of ml-energy/zeus (NSDI '23, summary_power_*.csv), BERT fine-tuning on V100, A40 and Quadro
-# RTX 6000. At the board's own limit: 37 rows, median 0.90, of which 33 lie in 0.85-1.0; the rest
-# are batches of 8 and 16, too small to keep the board busy. No GeForce figure is published.
+# Mean board power over the limit in force while matrix products keep the board busy. Source: the traces of
+# ml-energy/zeus (NSDI '23, summary_power_*.csv), BERT fine-tuning on V100, A40 and Quadro RTX 6000. At the board's own
+# limit: 37 rows, median 0.90, of which 33 lie in 0.85-1.0; the rest are batches of 8 and 16, too small to keep the
+# board busy. No GeForce figure is published.
 SHARE_OF_OWN_LIMIT = Interval(0.85, 0.91, 1.0)
-# Held below its own limit a board comes nearer to it, or above: 237 rows of the same traces, median
-# 0.966, 97 % of them in this interval; an A40 at a third of its limit drew 0.98-1.11 of it.
+# Held below its own limit a board comes nearer to it, or above: 237 rows of the same traces, median 0.966, 97 % of them
+# in this interval; an A40 at a third of its limit drew 0.98-1.11 of it.
 SHARE_OF_LOWERED_LIMIT = Interval(0.89, 0.97, 1.04)
-# GB10 waits for its memory: 55.1-62.8 of 140 W in eight trainings of 354 M parameters (DGX Spark,
-# Megatron and plain PyTorch, nvidia-smi); another source saw 68 W.
+# GB10 waits for its memory: 55.1-62.8 of 140 W in eight trainings of 354 M parameters (DGX Spark, Megatron and plain
+# PyTorch, nvidia-smi); another source saw 68 W.
 SHARE_OF_STARVED_LIMIT = Interval(0.38, 0.42, 0.49)
 
 BOARD_ALONE = "the board alone, not the machine at the wall"

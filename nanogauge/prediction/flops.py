@@ -1,7 +1,7 @@
 """Parameters of a GPT, and FLOPs of a training token by operation and by the named conventions.
 
-A multiply-add counts as two. Sources: Kaplan et al. 2020 (6N); Chowdhery et al. 2022, PaLM,
-appendix B (6N + 12LCT); Dao et al. 2022, FlashAttention, appendix B (recomputation).
+A multiply-add counts as two. Sources: Kaplan et al. 2020 (6N); Chowdhery et al. 2022, PaLM, appendix B (6N + 12LCT);
+Dao et al. 2022, FlashAttention, appendix B (recomputation).
 """
 
 from dataclasses import dataclass
@@ -50,8 +50,8 @@ def layer_matrices(shape: Shape) -> list[tuple[int, int]]:
 def count_parameters(shape: Shape) -> Parameters:
     """Count the parameters: in model.py L blocks of 12 C^2 and V x C.
 
-    12 C^2 is 3 for queries, keys and values, 1 for the projection and 8 for the MLP. In general a
-    block has C x D x (2 H + 2 H_kv) of attention and 2 or 3 C x F of MLP.
+    12 C^2 is 3 for queries, keys and values, 1 for the projection and 8 for the MLP. In general a block has C x D x (2
+    H + 2 H_kv) of attention and 2 or 3 C x F of MLP.
     """
     width, layers, mlp = shape.n_embd, shape.n_layer, shape.mlp_width
     norms = (2 * layers + 1) * width if shape.norm_weights else 0

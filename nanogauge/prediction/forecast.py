@@ -21,9 +21,9 @@ def forecast_loss(
 ) -> LossEstimate | NoEstimate:
     """Forecast the final loss from evaluations so far and the learning-rate schedule.
 
-    A power law of the steps plus a loss proportional to the learning rate, through the second
-    half of the steps done, evenly in their logarithm. `rate_share` gives the rate of a step over
-    its peak. A schedule whose rate is at its peak half way is taken for one with a late decay.
+    A power law of the steps plus a loss proportional to the learning rate, through the second half of the steps done,
+    evenly in their logarithm. `rate_share` gives the rate of a step over its peak. A schedule whose rate is at its peak
+    half way is taken for one with a late decay.
     """
     last = steps[-1] if steps else 0.0
     if last / 2 < max(800, 1.5 * warmup_steps):

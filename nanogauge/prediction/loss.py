@@ -2,11 +2,10 @@
 
     L = E + E_data + A (N / 100 M)^-alpha + B (m D / 5 G)^-beta
 
-N counts the blocks and one head, D the tokens seen, with repeated ones discounted. m is the
-recipe's multiplier: the tokens of GPT-2's own recipe that one of its tokens is worth.
-Source: Hoffmann et al. 2022, arXiv 2203.15556 (the form); Muennighoff et al. 2023, arXiv 2305.16264
-(repeated data). bench/fit_loss.py fits the constants of loss.toml to published runs, and
-bench/validate_loss.py compares them.
+N counts the blocks and one head, D the tokens seen, with repeated ones discounted. m is the recipe's multiplier: the
+tokens of GPT-2's own recipe that one of its tokens is worth.
+Source: Hoffmann et al. 2022, arXiv 2203.15556 (the form); Muennighoff et al. 2023, arXiv 2305.16264 (repeated data).
+bench/fit_loss.py fits the constants of loss.toml to published runs, and bench/validate_loss.py compares them.
 """
 
 import math

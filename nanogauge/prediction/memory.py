@@ -1,9 +1,8 @@
 """Predict the peak memory by component: allocated tensors, and the whole process.
 
-The peak is the highest of a few moments of a step, each computed from the tensors that exist then.
-Gradients do not exist during a step's first backward pass unless an earlier micro-batch left them;
-the logits are freed before the last gradient exists. docs/prediction.md has the derivation and the
-validation.
+The peak is the highest of a few moments of a step, each computed from the tensors that exist then. Gradients do not
+exist during a step's first backward pass unless an earlier micro-batch left them; the logits are freed before the last
+gradient exists. docs/prediction.md has the derivation and the validation.
 """
 
 from dataclasses import dataclass
@@ -35,8 +34,8 @@ class TrainingState:
     gathered_layers: float
     """FSDP in fp32: gathered copies of two layers, of which one stays between the passes"""
     whole_tables: float
-    """FSDP in fp32: gradients of embedding and head at the end of a backward pass, unsharded until
-    then, with their sum if they are tied, else with a copy for communication"""
+    """FSDP in fp32: gradients of embedding and head at the end of a backward pass, unsharded until then, with their sum
+    if they are tied, else with a copy for communication"""
     optimizer_temporary: float
     weight_formula: str
     moment_formula: str
@@ -61,8 +60,8 @@ def training_state(work: Workload) -> TrainingState:
         "muon": 2 * counted.block_matrices,  # 16-bit updates of all matrices
     }[work.optimizer]
     if work.optimizer == "muon" and not work.program.muon_batched:
-        # Of one matrix: it and its moment as they were, the update in fp32, and in 16 bits what
-        # goes into an iteration, what comes out, and two products as large as the smaller side.
+        # Of one matrix: it and its moment as they were, the update in fp32, and in 16 bits what goes into an iteration,
+        # what comes out, and two products as large as the smaller side.
         temporary = max(16 * a * b + 4 * min(a, b) ** 2 for a, b in layer_matrices(shape))
     layer = counted.block_matrices / shape.n_layer
     table_gradient = (2 if narrow else master) * counted.vocabulary
@@ -80,8 +79,8 @@ def training_state(work: Workload) -> TrainingState:
         casts = 2 * (counted.matrices - in_16_bits) if cast else 0
         buckets = weights if work.gpus > 1 else 0  # DDP's, of a copy of all gradients
     else:
-        # FSDP: embedding and head stay gathered from the forward pass on; of the layers the one at
-        # work and the next. Of one layer the gradients are summed up in fp32.
+        # FSDP: embedding and head stay gathered from the forward pass on; of the layers the one at work and the next.
+        # Of one layer the gradients are summed up in fp32.
         tables = counted.vocabulary * (1 if shape.tied_head else 2)
         casts = work.element_bytes * (tables + 2 * layer)
         buckets = (4 + work.element_bytes) * layer
@@ -111,8 +110,8 @@ def training_state(work: Workload) -> TrainingState:
 
 
 Copied = Literal["never", "at the end", "in training"]
-"""when the host memory holds the copy of the state that checkpoints are written from: never, from
-the end of training on, or already during training"""
+"""when the host memory holds the copy of the state that checkpoints are written from: never, from the end of training
+on, or already during training"""
 
 ALLOCATED_FACTOR = Interval(0.92, 1.0, 1.08)
 """Interval of actual over predicted peaks. Source: docs/prediction.md, 16 published peaks."""
@@ -120,22 +119,20 @@ ALLOCATED_FACTOR = Interval(0.92, 1.0, 1.08)
 EAGER_RESERVED = Interval(1.05, 1.20, 1.35)
 SHARDED_RESERVED = Interval(1.03, 1.12, 1.35)
 COMPILED_RESERVED = Interval(1.00, 1.03, 1.15)
-"""Reserved over allocated bytes of the allocator. Source: torch.cuda.max_memory_reserved over
-max_memory_allocated of eager runs, 1.15-1.33, median 1.23 (manavsehgal/ai-field-notes,
-nemo-framework-on-spark and baseline-training-loop-on-spark); sharded 1.14 of the allocation
-predicted for torchtitan's Llama 3.1 8B (benchmarks/llama3_h100_202412_torchtitan.md); compiled on
-one GPU the growth of a process with its micro-batch from 8 to 128 sequences, beside _broken_block
-(one script on ten cards)."""
+"""Reserved over allocated bytes of the allocator. Source: torch.cuda.max_memory_reserved over max_memory_allocated of
+eager runs, 1.15-1.33, median 1.23 (manavsehgal/ai-field-notes, nemo-framework-on-spark and
+baseline-training-loop-on-spark); sharded 1.14 of the allocation predicted for torchtitan's Llama 3.1 8B
+(benchmarks/llama3_h100_202412_torchtitan.md); compiled on one GPU the growth of a process with its micro-batch from 8
+to 128 sequences, beside _broken_block (one script on ten cards)."""
 
 CUDA_CONTEXT = Interval(0.287e9, 0.35 * 2**30, 0.667e9)
-"""Driver, libraries and kernels of a process. Source: pytorch/pytorch#86509, 287,047,680 bytes with
-kernels loaded as they are needed and 666,632,192 with all of them; expected 0.35 GiB, for those
-that a training step needs."""
+"""Driver, libraries and kernels of a process. Source: pytorch/pytorch#86509, 287,047,680 bytes with kernels loaded as
+they are needed and 666,632,192 with all of them; expected 0.35 GiB, for those that a training step needs."""
 
 CPU_LIBRARIES_BYTES = Interval(0.10e9, 0.13e9, 0.19e9)
 COMPILER_BYTES = Interval(0.05e9, 0.075e9, 0.12e9)
-"""Memory of torch's compiler that is loaded after Hardware.process_bytes was measured, beyond the
-part that the optimizer loads anyway. Source: bench/cpu_memory.py, as for HEAP_OVER_ALLOCATED."""
+"""Memory of torch's compiler that is loaded after Hardware.process_bytes was measured, beyond the part that the
+optimizer loads anyway. Source: bench/cpu_memory.py, as for HEAP_OVER_ALLOCATED."""
 
 HEAP_OVER_ALLOCATED = Interval(1.0, 1.05, 1.3)
 """Size of glibc's heap over the bytes of the tensors that are allocated and freed in it."""
@@ -203,8 +200,8 @@ def _reserved_over_allocated(work: Workload) -> Interval:
 def _broken_block(work: Workload, state: TrainingState) -> float:
     """Return the bytes that the allocator loses to fragmentation, compiled on one GPU.
 
-    Gradients and moments are first allocated after the first backward pass, in a block that held
-    logits. The next pass needs a new block, and the rest of the old one stays unused.
+    Gradients and moments are first allocated after the first backward pass, in a block that held logits. The next pass
+    needs a new block, and the rest of the old one stays unused.
     """
     if not work.compiled or work.shards > 1 or work.head == "chunked":
         return 0.0
@@ -230,8 +227,8 @@ def _moments(work: Workload, state: TrainingState, saved: Saved, on_cpu: bool) -
         always |= exchanging
     layers = work.shape.n_layer
     done = layers - 1  # layers, when the first is the last to go back
-    # The head's are let go with its own backward pass, a chunked one's before the others; those of
-    # a recomputed layer are made again with it.
+    # The head's are let go with its own backward pass, a chunked one's before the others; those of a recomputed layer
+    # are made again with it.
     of_first_layer = state.casts - state.head_casts - done * state.layer_casts
     recomputing = work.checkpointing != "none"
     of_layers = of_first_layer if recomputing else state.casts - state.head_casts
@@ -240,8 +237,8 @@ def _moments(work: Workload, state: TrainingState, saved: Saved, on_cpu: bool) -
         "activations": layers * saved.kept + saved.edges,
     }
     # Eager, a gradient is added to what an earlier micro-batch left as soon as it is made; the
-    # compiled pass returns all at its end. The tied embedding's waits for both parts and their sum,
-    # which in 16 bits is made in place of the first. Sharded, each layer is compiled by itself.
+    # compiled pass returns all at its end. The tied embedding's waits for both parts and their sum, which in 16 bits is
+    # made in place of the first. Sharded, each layer is compiled by itself.
     added_at_once = accumulating and (not work.compiled or work.shards > 1)
     made = (2 if accumulating and not added_at_once else 1) * state.gradients
     if state.whole_tables and not accumulating:  # gradients of the tables are exchanged after that
@@ -258,8 +255,8 @@ def _moments(work: Workload, state: TrainingState, saved: Saved, on_cpu: bool) -
     if added_at_once:
         beside = state.embedding_gradient * work.shape.mlp_width / work.shape.vocabulary
     temporaries = saved.layer_gradients + (saved.layer if recomputing else 0.0)
-    # That of an untied head is added to what an earlier micro-batch left before the layers begin,
-    # but where it is exchanged in fp32, at the end.
+    # That of an untied head is added to what an earlier micro-batch left before the layers begin, but where it is
+    # exchanged in fp32, at the end.
     if work.shape.tied_head or not added_at_once or state.whole_tables:
         temporaries += embedding_gradient
     moments = {
@@ -292,8 +289,8 @@ def _moments(work: Workload, state: TrainingState, saved: Saved, on_cpu: bool) -
         "the optimizer's step": always | {"gradients": state.gradients, "temporaries": state.optimizer_temporary},
     }
     if state.whole_tables:
-        # A layer's gradients are exchanged when its backward pass is over; what was sent of them is
-        # held until those of the layer before it are ready.
+        # A layer's gradients are exchanged when its backward pass is over; what was sent of them is held until those of
+        # the layer before it are ready.
         sent = state.buckets - state.gathered_layers / 2
         moments["the backward pass of the layer before the last"] = moments["the backward pass of the last layer"] | {
             "activations": in_backward["activations"] - saved.final_norm - saved.kept,

@@ -9,8 +9,8 @@ from nanogauge.runspec import RunSpec
 from nanogauge.schema import Hardware
 
 FIRST_COPY_BYTES_PER_SECOND = Interval(0.4e9, 3.0e9, 10.0e9)
-"""First copy of a checkpoint, which also allocates its memory. Measured on two CPU cores: 4.6e9;
-page-locked memory for a GPU is slower and was not measured."""
+"""First copy of a checkpoint, which also allocates its memory. Measured on two CPU cores: 4.6e9; page-locked memory for
+a GPU is slower and was not measured."""
 
 COPY_BYTES_PER_SECOND = Interval(1.5e9, 8.0e9, 20.0e9)
 """Later copies. Measured on two CPU cores: 10e9; PCIe 4.0 carries 6e9 (x4) to 25e9."""
@@ -33,9 +33,8 @@ def waiting_seconds(bytes_each: float, count: int) -> Interval:
     return bytes_each * (copies + 1 / WRITE_BYTES_PER_SECOND)
 
 
-# Tokens per second read, tokenized and written. bench/prepare.py measured 33 to 37 MB of text per
-# second with two workers; web text has about 4.5 bytes per token. Low is a quarter of that, on a
-# busy machine; high is four workers.
+# Tokens per second read, tokenized and written. bench/prepare.py measured 33 to 37 MB of text per second with two
+# workers; web text has about 4.5 bytes per token. Low is a quarter of that, on a busy machine; high is four workers.
 TOKENS_PER_SECOND = Interval(2.0e6, 8.0e6, 16.0e6)
 # Parquet bytes per GPT-2 token: FineWeb's data set card gives sample-10BT as 27.6 GB.
 SOURCE_BYTES_PER_TOKEN = 2.76
@@ -60,8 +59,8 @@ def compile_seconds(spec: RunSpec, hardware: Hardware) -> Interval:
     """Return the time until the compiled model runs.
 
     GPU: fitted to 12.8 s for 12 layers on an RTX 4070 (one run). CPU: one block is compiled
-    for all layers, in 14.8, 14.9 and 15.3 s with 1, 4 and 12 layers on two cores of a Xeon. The low
-    end is a warm compiler cache: 2.4-2.7 s on that CPU.
+    for all layers, in 14.8, 14.9 and 15.3 s with 1, 4 and 12 layers on two cores of a Xeon. The low end is a warm
+    compiler cache: 2.4-2.7 s on that CPU.
     """
     if not spec.compile:
         return Interval.exact(0.0)

@@ -37,8 +37,8 @@ def predict(
 ) -> Prediction:
     """Predict every quantity of a run; `unpredicted` gives the reason for each missing one.
 
-    Memory is per GPU. With a calibration of this hardware, `calibrated` holds the times predicted
-    a second time, from its measurements.
+    Memory is per GPU. With a calibration of this hardware, `calibrated` holds the times predicted a second time, from
+    its measurements.
 
     >>> spec = RunSpec.gpt(n_layer=12, n_embd=768, n_head=12, context=1024, vocabulary=50304,
     ...                    micro_batch=8, grad_accum=64, steps=2000)
@@ -56,8 +56,7 @@ def predict(
         losses: finished runs, of which one on the same data calibrates the loss.
 
     Raises:
-        ValueError: without a device, for an unknown one, or if the GPUs cannot share the
-            micro-batches equally.
+        ValueError: without a device, for an unknown one, or if the GPUs cannot share the micro-batches equally.
     """
     if gpu is not None:
         spec = replace(spec, dtype=spec.dtype or auto_dtype(gpu))
@@ -237,8 +236,8 @@ def _times(spec: RunSpec, hardware: Hardware, step: StepTime) -> tuple[dict[str,
 def _calibrated(spec: RunSpec, hardware: Hardware, step: StepTime | None, known: CalibratedStep) -> dict[str, Estimate]:
     """Return the calibrated step time and the quantities derived from it.
 
-    Evaluations are scaled by the same factor as the step. An MFU above 100 % means that the peak
-    is wrong, and is left out.
+    Evaluations are scaled by the same factor as the step. An MFU above 100 % means that the peak is wrong, and is left
+    out.
     """
     seconds, source = known.seconds, known.source
     row = {"step_seconds": Estimate.of("step_seconds", seconds, known.formula, source)}

@@ -46,8 +46,8 @@ def largest_micro_batch(
 ) -> int | None:
     """Return the largest micro-batch at the same tokens per step whose peak fits into `free` bytes.
 
-    `end` is the end of the peak's interval that must fit: "expected", or "high" to be sure. None
-    if no micro-batch fits.
+    `end` is the end of the peak's interval that must fit: "expected", or "high" to be sure. None if no micro-batch
+    fits.
     """
     sequences = spec.micro_batch * spec.grad_accum // spec.world_size
     below_root = [d for d in range(1, math.isqrt(sequences) + 1) if sequences % d == 0]

@@ -1,9 +1,9 @@
 """Predict the time of one optimizer step: the sum of a roofline for each kind of operation.
 
-n is the tokens of a micro-batch, C the width, L the layers, T the context, V the vocabulary, F the
-width of the MLP, P the parameters. The ceiling of the matrix products is a published
-measurement on such a GPU, or the clock that its power sustains. Constants and their sources:
-constants.py; their errors: docs/prediction.md.
+n is the tokens of a micro-batch, C the width, L the layers, T the context, V the vocabulary, F the width of the MLP, P
+the parameters. The ceiling of the matrix products is a published
+measurement on such a GPU, or the clock that its power sustains. Constants and their sources: constants.py; their
+errors: docs/prediction.md.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from nanogauge.quantities import Interval
 from nanogauge.schema import Hardware, Part
 
 MUON_BYTES = 94.0
-"""bytes per fp32 weight moved by Muon in train.py, one matrix at a time: momentum and Nesterov step
-24, cast to 16 bits 6, normalization 6, decay and update 18; copies of weight and momentum 16, and
-the choice between copies and results 24"""
+"""bytes per fp32 weight moved by Muon in train.py, one matrix at a time: momentum and Nesterov step 24, cast to 16 bits
+6, normalization 6, decay and update 18; copies of weight and momentum 16, and the choice between copies and results
+24"""
 
 MUON_KERNELS = 31
 """kernels per matrix: 15 products in five Newton-Schulz iterations, and those of MUON_BYTES"""
@@ -65,8 +65,8 @@ def of_layer(work: Workload, on_cpu: bool) -> Extra:
     scaled = 3 * work.element_bytes * work.shape.n_embd
     extra += Extra(scaled * work.program.learned_scales, 2 * work.program.learned_scales)
     if work.program.squared_relu and not work.compiled:
-        # ReLU and a square are two passes where GELU is one, and the gradient of a square, which is
-        # taken for a power, makes three more: 2 + 7 reads and writes.
+        # ReLU and a square are two passes where GELU is one, and the gradient of a square, which is taken for a power,
+        # makes three more: 2 + 7 reads and writes.
         extra += Extra(9 * work.element_bytes * work.shape.mlp_width, 4)
     return extra
 
@@ -76,8 +76,8 @@ def _queries_and_keys(work: Workload, on_cpu: bool) -> Extra:
     rotated, normed = not work.shape.position_table, work.program.qk_norm
     values, e = work.shape.query_width + work.shape.key_width, work.element_bytes
     if work.compiled:
-        # A pass over them forward; the gradient's rotation is part of a pass that GPT-2 has too.
-        # The norm reads them once more, and backward slopes and values; the rotation goes along.
+        # A pass over them forward; the gradient's rotation is part of a pass that GPT-2 has too. The norm reads them
+        # once more, and backward slopes and values; the rotation goes along.
         moved, kernels = (6.0, 3) if normed else (2.0 * rotated, 1 * rotated)
         if on_cpu and (rotated or normed):  # whose attention wants copies in another order
             moved, kernels = moved + 2.75, kernels + 6
@@ -90,8 +90,8 @@ def _queries_and_keys(work: Workload, on_cpu: bool) -> Extra:
         casts = 24 if e == 2 else 0
         extra += Extra((5 * 4 + casts) * values, 4 + 8 * (e == 2))
     if rotated:
-        # Of both halves four products, a sum, a difference, and putting them together: 9 reads and
-        # writes of a value; backward 10; on a CPU 3 more to bring them into attention's order.
+        # Of both halves four products, a sum, a difference, and putting them together: 9 reads and writes of a value;
+        # backward 10; on a CPU 3 more to bring them into attention's order.
         wide = 4 if normed and not on_cpu else e  # what the norm made under autocast stays fp32
         extra += Extra((22 if on_cpu else 19) * wide * values, 33 if on_cpu else 30)
     return extra
@@ -102,8 +102,8 @@ def _norms_without_weights(work: Workload, on_cpu: bool) -> Extra:
     width = work.shape.n_embd
     r = 4 if work.program.wide_residual and work.program.master_weights else work.element_bytes
     if on_cpu and not work.compiled:
-        # LayerNorm is a kernel of 2 reads and writes forward and 3 backward; this is 16 operations,
-        # in fp32, of which each goes through memory: 22.
+        # LayerNorm is a kernel of 2 reads and writes forward and 3 backward; this is 16 operations, in fp32, of which
+        # each goes through memory: 22.
         return Extra(2 * 17 * 4 * width, 28)
     # The gradient of a weight is a pass of its own over slopes and normalised values.
     slopes = work.element_bytes if work.compiled else r
@@ -115,8 +115,8 @@ def of_logits(work: Workload, on_cpu: bool) -> float:
     if not work.program.logit_softcap:
         return 0.0
     if work.head == "chunked":
-        # trainer/step/chunked_cross_entropy.py, in fp32: seven operations in place and the product
-        # of two gradients. The compiler fuses them into existing passes; a CPU's head is eager.
+        # trainer/step/chunked_cross_entropy.py, in fp32: seven operations in place and the product of two gradients.
+        # The compiler fuses them into existing passes; a CPU's head is eager.
         fused = work.compiled and not on_cpu
         return 0.0 if fused else 15 * 4.0 * work.shape.vocabulary
     fused = work.compiled and work.program.compiled_loss
@@ -222,8 +222,8 @@ def predict_step_time(work: Workload, hardware: Hardware, constants: Constants =
 def counted_clock_hz(hardware: Hardware) -> float | None:
     """Return the SM clock that a prediction assumes: the lowest at which its ceiling is possible.
 
-    It is the datasheet's boost clock, or higher if the GPU model was measured above its datasheet
-    peak, as Ada was. None if the ceiling, or the clock of the peak, is unknown.
+    It is the datasheet's boost clock, or higher if the GPU model was measured above its datasheet peak, as Ada was.
+    None if the ceiling, or the clock of the peak, is unknown.
     """
     reached, peak = FITTED.classes.get(hardware.architecture), hardware.peak_flops
     if reached is None or peak is None or hardware.boost_clock_hz is None:
@@ -330,9 +330,8 @@ def _block_products(work: Workload, device: _Device, k: Constants) -> float:
 def _vocabulary_head(work: Workload, device: _Device, k: Constants) -> float:
     """Return the seconds of the vocabulary head's products, including the overhead of chunks.
 
-    Each chunk reads and writes the fp32 gradient of the whole weight; a CPU also writes and reads
-    the chunk's contribution in 16 bits. Without accumulation in place, the first addition is
-    counted with the weights.
+    Each chunk reads and writes the fp32 gradient of the whole weight; a CPU also writes and reads the chunk's
+    contribution in 16 bits. Without accumulation in place, the first addition is counted with the weights.
     """
     width, vocabulary = work.shape.n_embd, work.shape.vocabulary
     seconds = _products([(width, vocabulary)], work, device, k)
@@ -354,8 +353,8 @@ def _is_in_place(work: Workload, device: _Device) -> bool:
 def _loss_bytes(work: Workload, device: _Device, k: Constants) -> float:
     """Return the bytes per token moved by softmax and cross-entropy, in 16 bits.
 
-    The chunked head's second pass finds logits in the L2 cache as far as it holds the rows that are
-    in flight, about three an SM: it then saves a third of the traffic.
+    The chunked head's second pass finds logits in the L2 cache as far as it holds the rows that are in flight, about
+    three an SM: it then saves a third of the traffic.
     """
     if not work.compiled:
         return work.shape.vocabulary * k.loss_bytes_eager
@@ -370,8 +369,8 @@ def _loss_bytes(work: Workload, device: _Device, k: Constants) -> float:
 def _weight_bytes(work: Workload, device: _Device, k: Constants) -> float:
     """Return the mean bytes per micro-batch for casting weights and accumulating gradients.
 
-    Tuned products write the blocks' gradients in fp32, without a cast of 2 + 4 bytes. In place,
-    only the rows that were looked up are read and written: 12 B a value.
+    Tuned products write the blocks' gradients in fp32, without a cast of 2 + 4 bytes. In place, only the rows that were
+    looked up are read and written: 12 B a value.
     """
     tables = work.shape.table_parameters
     counted = count_parameters(work.shape)
@@ -457,8 +456,8 @@ def _optimizer(work: Workload, device: _Device, k: Constants) -> float:
 def _newton_schulz(a: int, b: int, batched: bool, device: _Device, k: Constants) -> float:
     """Return the seconds of one Newton-Schulz iteration on an a x b matrix.
 
-    One matrix alone is so small that the tiles of a product, 128 x 128, leave SMs idle; a CPU does
-    these products, in 16 bits, as it does a model's.
+    One matrix alone is so small that the tiles of a product, 128 x 128, leave SMs idle; a CPU does these products, in
+    16 bits, as it does a model's.
     Source: Jordan et al. 2024, Muon: A = X X^T, B = b A + c A A, X = a X + B X.
     """
     small, large = min(a, b), max(a, b)
@@ -477,8 +476,8 @@ def _newton_schulz(a: int, b: int, batched: bool, device: _Device, k: Constants)
 def _communication(work: Workload, hardware: Hardware, busy: float, k: Constants) -> tuple[float, float]:
     """Return the seconds of communication not hidden by computation: per step, per micro-batch.
 
-    Gradients are exchanged, and weights too if sharded. A ring all-reduce moves 2 (w - 1) / w of
-    the bytes over each device's link.
+    Gradients are exchanged, and weights too if sharded. A ring all-reduce moves 2 (w - 1) / w of the bytes over each
+    device's link.
     """
     counted = count_parameters(work.shape)
     total = counted.total
@@ -489,8 +488,8 @@ def _communication(work: Workload, hardware: Hardware, busy: float, k: Constants
     ring = (work.gpus - 1) / work.gpus
     slowest = link if nodes == 1 else min(link, network)
     if work.sharding in ("full", "hybrid"):
-        # Weights gathered for the forward and the backward pass, gradients scattered once: all in
-        # 16 bits, or as train.py does it, the last in fp32, as what is outside of the blocks.
+        # Weights gathered for the forward and the backward pass, gradients scattered once: all in 16 bits, or as
+        # train.py does it, the last in fp32, as what is outside of the blocks.
         moved = 6 * total
         if work.program.fp32_exchange:
             of_blocks = counted.block_matrices

@@ -22,8 +22,8 @@ _UNITS = ((3600.0, "hours", 7200.0), (60.0, "minutes", 300.0), (1.0, "seconds", 
 class Timeline:
     """The x axis of a run: time if every process has a clock, else the step number.
 
-    Each process counts from its own start. The time of a resumed run is the sum over its
-    processes, without the gaps between them.
+    Each process counts from its own start. The time of a resumed run is the sum over its processes, without the gaps
+    between them.
     """
 
     def __init__(self, recorded: RunHistory) -> None:

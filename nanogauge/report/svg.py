@@ -366,8 +366,7 @@ def _thinned(positions: Floats, distance: float) -> list[float]:
 def waterfall(begin: tuple[str, float], parts: Sequence[tuple[str, float]], end: str) -> str:
     """Draw how parts in seconds lead from one total to another.
 
-    The axis begins near the smaller total, so that small parts are visible. All but the largest
-    parts are merged.
+    The axis begins near the smaller total, so that small parts are visible. All but the largest parts are merged.
     """
     unit, scale = ("h", 3600.0) if begin[1] >= 7200 else ("s", 1.0)
     largest = sorted(parts, key=lambda part: -abs(part[1]))[:MAX_WATERFALL_PARTS]

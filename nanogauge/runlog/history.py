@@ -38,8 +38,8 @@ _EXACT = 2**53
 class Table(Sequence[_Record], Generic[_Record]):
     """Records of one model in order, stored by column.
 
-    A numeric field is a column of float64 with NaN for None. Other fields are stored as codes into
-    a list of distinct values.
+    A numeric field is a column of float64 with NaN for None. Other fields are stored as codes into a list of distinct
+    values.
     """
 
     def __init__(self, model: type[_Record]) -> None:
@@ -199,8 +199,7 @@ def _kinds(annotation: Any) -> set[Any]:
 
 
 LONGEST_GAP_SECONDS = 366 * 86_400.0
-"""Longest plausible time between two processes; a longer or negative one means that a clock was
-set."""
+"""Longest plausible time between two processes; a longer or negative one means that a clock was set."""
 
 
 @dataclass

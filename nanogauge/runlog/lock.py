@@ -1,7 +1,7 @@
 """Lock of a run folder for its only writer; the operating system releases it with the process.
 
-The lock is on the file .lock, which stays in the folder and names the process, machine and time of
-its last owner. Readers test it without waiting.
+The lock is on the file .lock, which stays in the folder and names the process, machine and time of its last owner.
+Readers test it without waiting.
 """
 
 import errno
@@ -73,8 +73,8 @@ def acquire_lock(folder: Path) -> RunLock:
 def is_locked(folder: Path) -> bool | None:
     """Return True if a process, possibly this one, has locked a run folder now.
 
-    None if unknown: there is no lock file, as in an imported run; the file system has no locks; or
-    the folder was copied from another machine, on which the run may continue.
+    None if unknown: there is no lock file, as in an imported run; the file system has no locks; or the folder was
+    copied from another machine, on which the run may continue.
     """
     try:
         descriptor = os.open(folder / LOCK_NAME, os.O_RDONLY)

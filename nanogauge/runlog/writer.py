@@ -26,13 +26,12 @@ LINES_AT_ONCE = 1024
 class RunLog:
     """Writes the log of one run; a context manager.
 
-    While the disk is full lines wait in memory, up to 64 MiB, and are written in order once there
-    is space. Beyond that the oldest sensor readings are dropped, and an event counts them.
+    While the disk is full lines wait in memory, up to 64 MiB, and are written in order once there is space. Beyond that
+    the oldest sensor readings are dropped, and an event counts them.
 
     Args:
         folder: the run folder.
-        elapsed_seconds: clock for the lines without a time; None to leave them without, as in an
-            imported log.
+        elapsed_seconds: clock for the lines without a time; None to leave them without, as in an imported log.
 
     Raises:
         OSError: if the file cannot be opened, or on exit if lines could not be written.
@@ -88,8 +87,8 @@ class RunLog:
 class LineFile:
     """Appends lines to a file, which at every moment holds a prefix of them, each complete.
 
-    A line that the disk refuses is queued; each further line retries, and once there is space all
-    are written in order. The written part of an incomplete line is cut off. Thread-safe.
+    A line that the disk refuses is queued; each further line retries, and once there is space all are written in order.
+    The written part of an incomplete line is cut off. Thread-safe.
 
     Args:
         path: the file; an incomplete last line in it is removed.

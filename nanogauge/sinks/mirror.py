@@ -1,7 +1,7 @@
 """Control of the process that mirrors a run log to Weights & Biases.
 
-The training loop starts one for the duration of a run (Mirror), report.py for a run that has ended
-(upload). Neither waits for W&B beyond a time limit. The process itself is nanogauge.sinks.process.
+The training loop starts one for the duration of a run (Mirror), report.py for a run that has ended (upload). Neither
+waits for W&B beyond a time limit. The process itself is nanogauge.sinks.process.
 """
 
 from __future__ import annotations

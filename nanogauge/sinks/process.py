@@ -2,9 +2,9 @@
 
 python -m nanogauge.sinks.process runs/NAME --mode online --project NAME
 
-It follows runs/NAME/log.jsonl, so that W&B can neither slow nor stop the training loop. Without a
-training loop it sends what the log contains and ends. A row's step in W&B's history follows from
-its line in the log, so that no row is sent twice, however often a run is resumed or uploaded.
+It follows runs/NAME/log.jsonl, so that W&B can neither slow nor stop the training loop. Without a training loop it
+sends what the log contains and ends. A row's step in W&B's history follows from its line in the log, so that no row is
+sent twice, however often a run is resumed or uploaded.
 """
 
 from __future__ import annotations
@@ -57,8 +57,7 @@ class _LogFollower:
 
     Args:
         path: the log.
-        attached_at: size of the log in bytes when the training loop started the mirror; None
-            without a training loop.
+        attached_at: size of the log in bytes when the training loop started the mirror; None without a training loop.
     """
 
     def __init__(self, path: Path, attached_at: int | None) -> None:
@@ -70,8 +69,7 @@ class _LogFollower:
     def batches(self) -> Iterator[list[tuple[LogLine, bool]]]:
         """Yield new lines, each with True if this run's process wrote it, until the log ends.
 
-        The log ends where it does now, or when the process that started the mirror confirms or
-        has died.
+        The log ends where it does now, or when the process that started the mirror confirms or has died.
         """
         offset, ended = 0, self._attached_at is None
         while True:

@@ -1,11 +1,10 @@
 """Conversion of run log lines to W&B's history rows, summary and verdict table.
 
-Every row has three axes: `step`, `tokens` (trained on so far) and `hours` (over all processes of
-the run). A prediction is in the row of its measurement, under the same last name:
-perf/step_seconds and predicted/step_seconds, _low, _high.
+Every row has three axes: `step`, `tokens` (trained on so far) and `hours` (over all processes of the run). A prediction
+is in the row of its measurement, under the same last name: perf/step_seconds and predicted/step_seconds, _low, _high.
 
-Every sensor reading is a row of its own, because a mean over a step would hide its peaks. A step
-is a row if it is a multiple of log_every or has detailed measurements.
+Every sensor reading is a row of its own, because a mean over a step would hide its peaks. A step is a row if it is a
+multiple of log_every or has detailed measurements.
 """
 
 import re

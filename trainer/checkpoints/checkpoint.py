@@ -1,8 +1,7 @@
 """The format of a checkpoint: a folder of three files with hashes, without pickled code.
 
-checkpoints/step_00001000/ holds model.safetensors, state.pt (optimizer, loss scaler, random states)
-and meta.json, which has the sha256 of both and, in its last line, its own. checkpoint_writer.py
-writes it atomically.
+checkpoints/step_00001000/ holds model.safetensors, state.pt (optimizer, loss scaler, random states) and meta.json,
+which has the sha256 of both and, in its last line, its own. checkpoint_writer.py writes it atomically.
 """
 
 import hashlib
@@ -96,8 +95,7 @@ def load_checkpoint(
 
     If the model is sharded, each rank reads only its shard; the checkpoint is never sharded.
 
-    Returns True if random states were restored, False if the checkpoint has another world size or
-    kind of device.
+    Returns True if random states were restored, False if the checkpoint has another world size or kind of device.
     """
     sharded = is_sharded(next(model.parameters()))
     state: dict[str, Any] = torch.load(path / STATE, map_location="cpu", weights_only=True, mmap=sharded)
@@ -200,8 +198,8 @@ def write_files(
 ) -> int:
     """Write the files of a checkpoint into an empty folder and fsync them; return their size.
 
-    Tensors are not copied, and the interpreter lock is free while bytes are hashed and written, so
-    that training continues meanwhile.
+    Tensors are not copied, and the interpreter lock is free while bytes are hashed and written, so that training
+    continues meanwhile.
 
     Args:
         folder: empty folder to write to; it is fsynced as well.
@@ -240,8 +238,8 @@ def flush_folder(folder: Path) -> None:
 class _HashedFile:
     """A new file that is hashed while it is written.
 
-    torch's writer replaces an OSError by one without its cause. So the first error is stored,
-    later writes are dropped, and finish() raises it.
+    torch's writer replaces an OSError by one without its cause. So the first error is stored, later writes are dropped,
+    and finish() raises it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -290,8 +288,8 @@ class _HashedFile:
 def _write_safetensors(tensors: Mapping[str, torch.Tensor], file: _HashedFile) -> None:
     """Write the same bytes as safetensors.torch.save_file, which copies every tensor first.
 
-    Source: github.com/huggingface/safetensors, "Format": eight bytes with the length of the header,
-    the header in JSON, padded to a multiple of eight, and the tensors.
+    Source: github.com/huggingface/safetensors, "Format": eight bytes with the length of the header, the header in JSON,
+    padded to a multiple of eight, and the tensors.
     """
     names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
     header: dict[str, Any] = {}

@@ -1,7 +1,6 @@
 """Background checkpoint writer: the loop waits for a copy in memory, a thread writes it to disk.
 
-A checkpoint is renamed to its final name once it is complete and synced; older ones are removed
-after that.
+A checkpoint is renamed to its final name once it is complete and synced; older ones are removed after that.
 """
 
 import contextlib
@@ -63,8 +62,8 @@ def kept_steps(val_losses: Mapping[int, float | None], keep: int, best: bool = T
     """Return the steps of the newest `keep` checkpoints and of the one with the lowest loss.
 
     Args:
-        val_losses: validation loss of each checkpoint, by step; None without an evaluation.
-        keep: number of newest checkpoints to keep, at least 1.
+        val_losses: validation loss of each checkpoint, by step; None without an evaluation. keep: number of newest
+        checkpoints to keep, at least 1.
         best: also keep the checkpoint with the lowest validation loss.
     """
     newest = set(sorted(val_losses)[-keep:])
@@ -265,8 +264,8 @@ class HostCopy:
     def take(self, state: Mapping[str, object], device: torch.device) -> Any:
         """Copy a state of mappings, lists, tensors and plain values, and wait for the copy.
 
-        Returns the same nesting with host tensors, which the next call overwrites. Sharded tensors
-        are gathered, for which the other ranks call join_gather meanwhile.
+        Returns the same nesting with host tensors, which the next call overwrites. Sharded tensors are gathered, for
+        which the other ranks call join_gather meanwhile.
         """
         copied = self._copy(state, ())
         synchronize(device)

@@ -1,7 +1,7 @@
 """Read and write GPT-2's weights in a folder with Hugging Face's layout.
 
-In that layout each linear layer of a block is a Conv1D, whose weight is nn.Linear's transposed,
-and every layer and norm has a bias. Source: transformers, models/gpt2/modeling_gpt2.py.
+In that layout each linear layer of a block is a Conv1D, whose weight is nn.Linear's transposed, and every layer and
+norm has a bias. Source: transformers, models/gpt2/modeling_gpt2.py.
 """
 
 import json
@@ -170,8 +170,8 @@ def open_pretrained(name: str, device: torch.device) -> GPT:
 def load_pretrained(model: GPT, name: str) -> None:
     """Initialise a model with the weights of a GPT-2.
 
-    The model may have a shorter context and a padded vocabulary. Padding rows of the embedding are
-    set to the mean of the other rows.
+    The model may have a shorter context and a padded vocabulary. Padding rows of the embedding are set to the mean of
+    the other rows.
     (GPT-2's logits are far below zero, so that zero rows would have the highest logits.)
 
     Raises:

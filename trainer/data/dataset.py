@@ -1,8 +1,7 @@
 """Open the tokens of a run: Python's help texts, nanogauge's shards, or other programs' files.
 
-Files of nanoGPT, build-nanogpt, llm.c and modded-nanogpt have no manifest. Their split comes from
-the file names and their tokenizer is assumed. They have no hashes, so damage that keeps the size of
-a file goes unnoticed.
+Files of nanoGPT, build-nanogpt, llm.c and modded-nanogpt have no manifest. Their split comes from the file names and
+their tokenizer is assumed. They have no hashes, so damage that keeps the size of a file goes unnoticed.
 """
 
 import hashlib
@@ -109,8 +108,8 @@ def open_run_data(config: Config) -> Dataset:
     """Open the data of a run.
 
     Raises:
-        BadInput: as `open_dataset`; if its tokenizer has more tokens than the model, or a split has
-            no shard that is longer than a window.
+        BadInput: as `open_dataset`; if its tokenizer has more tokens than the model, or a split has no shard that is
+            longer than a window.
     """
     source, model = open_dataset(config.data), config.model
     if source.vocab_size is not None and source.vocab_size > model.vocab_size:
@@ -206,8 +205,8 @@ def _open_without_manifest(folder: Path) -> Dataset:
 def read_meta_characters(path: Path) -> str:
     """Return the vocabulary in nanoGPT's meta.pkl, in the order of the tokens; "" without one.
 
-    Numbers and strings are read from the file in their order, and nothing is run: in the dictionary
-    `itos` each number is followed by its character.
+    Numbers and strings are read from the file in their order, and nothing is run: in the dictionary `itos` each number
+    is followed by its character.
     """
     values: list[object] = []
     memo: dict[object, object] = {}

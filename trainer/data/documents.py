@@ -1,7 +1,7 @@
 """Read the documents of a source file in bounded memory.
 
-The name of a file gives its format: .parquet, .jsonl, .ndjson, .json (one JSON object per line) or
-.txt; all but .parquet may also be compressed as .gz or .zst.
+The name of a file gives its format: .parquet, .jsonl, .ndjson, .json (one JSON object per line) or .txt; all but
+.parquet may also be compressed as .gz or .zst.
 """
 
 from __future__ import annotations

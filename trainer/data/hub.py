@@ -1,7 +1,7 @@
 """Download from the Hugging Face hub; interrupted requests are retried with exponential backoff.
 
-The hub's own client makes every connection, so HF_ENDPOINT (a mirror), HF_TOKEN, HF_HOME,
-HF_HUB_OFFLINE, HF_HUB_DOWNLOAD_TIMEOUT and the usual proxy variables apply.
+The hub's own client makes every connection, so HF_ENDPOINT (a mirror), HF_TOKEN, HF_HOME, HF_HUB_OFFLINE,
+HF_HUB_DOWNLOAD_TIMEOUT and the usual proxy variables apply.
 """
 
 import logging

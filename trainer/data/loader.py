@@ -1,13 +1,13 @@
 """Batches of token windows, each a pure function of (seed, step, micro-batch).
 
-Samples are numbered over the whole run, `micro_batch * grad_accum * world` per step, and the order
-of windows is a function of that number: neither gradient accumulation nor world size changes the
-data of a step. Every evaluation reads the same windows, spread evenly over all shards.
+Samples are numbered over the whole run, `micro_batch * grad_accum * world` per step, and the order of windows is a
+function of that number: neither gradient accumulation nor world size changes the data of a step. Every evaluation reads
+the same windows, spread evenly over all shards.
 
-An epoch is one pass over a grid of windows in its own order. `permute` is the generalized-Feistel
-cipher with cycle walking of Black and Rogaway, "Ciphers with Arbitrary Finite Domains" (CT-RSA
-2002); its round function is the finaliser of SplitMix64 (Steele, Lea and Flood, "Fast Splittable
-Pseudorandom Number Generators", OOPSLA 2014). Neither depends on a library's version.
+An epoch is one pass over a grid of windows in its own order. `permute` is the generalized-Feistel cipher with cycle
+walking of Black and Rogaway, "Ciphers with Arbitrary Finite Domains" (CT-RSA 2002); its round function is the finaliser
+of SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014). Neither depends on
+a library's version.
 """
 
 from __future__ import annotations
@@ -108,19 +108,19 @@ class Batches:
     Args:
         splits: shards of token ids, memory-mapped or in memory.
         micro_batch: number of windows in a batch.
-        block_size: number of inputs in a window, which has one more token as the last target.
-        vocab_size: rows of the model's embedding; reading a higher token raises BadInput.
+        block_size: number of inputs in a window, which has one more token as the last target. vocab_size: rows of the
+        model's embedding; reading a higher token raises BadInput.
         seed: selects the order of the windows.
         device: device that the batches are copied to.
         grad_accum: number of micro-batches per step and rank.
-        order: "permutation" sees each window once in an epoch; "random" draws windows with
-            replacement, as nanoGPT does, and depends on micro_batch.
+        order: "permutation" sees each window once in an epoch; "random" draws windows with replacement, as nanoGPT
+            does, and depends on micro_batch.
         eval_batches: number of micro-batches in an evaluation.
         rank: rank of this process.
         world: number of ranks that share each step.
         fingerprint: identifies the data in checkpoints.
-        ahead: number of blocks to prefetch; None is BLOCKS_AHEAD for a GPU and 0 elsewhere, where
-            the thread would compete with training for the CPU.
+        ahead: number of blocks to prefetch; None is BLOCKS_AHEAD for a GPU and 0 elsewhere, where the thread would
+            compete with training for the CPU.
     """
 
     def __init__(
@@ -220,8 +220,7 @@ class Batches:
     def _make(self, split: Split, block: int) -> Tensor:
         """Read a block of this rank's micro-batches; return its windows in host memory.
 
-        Blocks are numbered from the run's first step. The system is advised to read the next one
-        from disk meanwhile.
+        Blocks are numbered from the run's first step. The system is advised to read the next one from disk meanwhile.
         """
         windows = {}
         for key in ((split, block), (split, block + 1)):
@@ -298,8 +297,8 @@ def permute(n: int, seed: int, epoch: int, positions: Int64Array) -> Int64Array:
 
     Each seed and epoch has its own permutation. Memory grows with the positions, not with n.
     """
-    # The domain is rows x columns, the smallest near-square one of at least n values. The cipher
-    # gives a value of n or above about once in sqrt(n) times: encipher again until it is below n.
+    # The domain is rows x columns, the smallest near-square one of at least n values. The cipher gives a value of n or
+    # above about once in sqrt(n) times: encipher again until it is below n.
     rows = math.isqrt(n - 1) + 1
     columns = -(-n // rows)
     keys = _keys(seed, epoch, "order")
@@ -339,10 +338,10 @@ def _keys(seed: int, epoch: int, purpose: str) -> _Words:
 class Grid:
     """Consecutive windows of block_size + 1 tokens over each shard, and their order.
 
-    A window's last token is the first of the next window, so an epoch predicts each token once.
-    The first window of a shard begins at one of its first block_size tokens, drawn per epoch, so
-    that text is cut at different places. The number of windows is constant. Tokens before the first
-    and after the last window, fewer than 2 x block_size per shard, are not predicted in that epoch.
+    A window's last token is the first of the next window, so an epoch predicts each token once. The first window of a
+    shard begins at one of its first block_size tokens, drawn per epoch, so that text is cut at different places. The
+    number of windows is constant. Tokens before the first and after the last window, fewer than 2 x block_size per
+    shard, are not predicted in that epoch.
     """
 
     lengths: Sequence[int]
@@ -392,8 +391,7 @@ class Grid:
     def spread(self, indices: Int64Array, of: int) -> Windows:
         """Return the windows at `indices` among `of` windows spread evenly over all shards.
 
-        The first window of a shard begins at its first token. Windows repeat if `of` exceeds the
-        number of windows.
+        The first window of a shard begins at its first token. Windows repeat if `of` exceeds the number of windows.
         """
         return self._place((2 * indices + 1) * self.windows // (2 * of))
 

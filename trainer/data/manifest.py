@@ -57,8 +57,7 @@ class SourceFile(_Record):
     """Path in the dataset's repository, or below the local folder."""
     bytes: _Count
     sha256: str | None = None
-    """Hash that the hub lists, or hash_file() of a local file; None in older manifests, or if the
-    hub lists none."""
+    """Hash that the hub lists, or hash_file() of a local file; None in older manifests, or if the hub lists none."""
 
 
 class Settings(_Record):

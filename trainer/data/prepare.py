@@ -1,9 +1,8 @@
-"""Stream documents to token shards: download, tokenize and write concurrently; resumable, with
-byte-identical output.
+"""Stream documents to token shards: download, tokenize and write concurrently; resumable, with byte-identical output.
 
-Source files are divided into units. A worker tokenizes a unit into a temporary file, its segment
-(workers.py). This process copies the segments into shards in the order of the source, so the shards
-do not depend on the number of workers.
+Source files are divided into units. A worker tokenizes a unit into a temporary file, its segment (workers.py). This
+process copies the segments into shards in the order of the source, so the shards do not depend on the number of
+workers.
 """
 
 import fcntl
@@ -66,8 +65,8 @@ class PrepareOptions:
     tokens: int
     """Number of training tokens to write."""
     val_tokens: int | None
-    """Minimum number of validation tokens; the document that reaches it is kept whole unless it is
-    longer than all of them. None: VAL_TOKENS, or a tenth of a local source if that is less."""
+    """Minimum number of validation tokens; the document that reaches it is kept whole unless it is longer than all of
+    them. None: VAL_TOKENS, or a tenth of a local source if that is less."""
     shard_tokens: int
     dataset: str
     """Repository on the hub, or a local file or folder."""
@@ -130,8 +129,7 @@ class ShardAssembler:
     def add(self, segment: Segment, unit: tuple[int, int], files: tuple[SourceFile, ...]) -> None:
         """Append the next unit's segment to the shards, up to the requested tokens.
 
-        `unit` is the `Unit.key` of the segment's unit; `files` are the source files up to the
-        unit's own.
+        `unit` is the `Unit.key` of the segment's unit; `files` are the source files up to the unit's own.
         """
         writer, starts = self._writer, segment.starts
         if unit != (self.position.file, self.position.unit):  # the first unit of the next file
@@ -162,8 +160,8 @@ class ShardAssembler:
     def _end_of_val(self, segment: Segment, at: int) -> int:
         """Return the index at or after `at` of the segment's first training token.
 
-        The document that reaches the target is kept whole, unless it is longer than the target. It
-        is then cut there, or after a tenth of it or a window if the target is even less.
+        The document that reaches the target is kept whole, unless it is longer than the target. It is then cut there,
+        or after a tenth of it or a window if the target is even less.
         """
         written = self._writer.tokens
         missing = max(self.val_tokens - written["val"], 0)
@@ -268,8 +266,8 @@ def read_existing(folder: Path, tokens: int) -> ExistingOutput:
 def prepare(options: PrepareOptions, report: Callable[[Progress], None], pool: WorkerPool) -> Manifest:
     """Write validation shards, then training shards, disjoint by document; resume earlier runs.
 
-    The last training document is cut at the requested tokens. If the source ends earlier, there are
-    fewer training tokens.
+    The last training document is cut at the requested tokens. If the source ends earlier, there are fewer training
+    tokens.
 
     Args:
         options: what to prepare.
@@ -277,9 +275,9 @@ def prepare(options: PrepareOptions, report: Callable[[Progress], None], pool: W
         pool: a new pool with the tokenizer and column of the options.
 
     Raises:
-        BadInput: before anything is written, if the folder is not writable or holds something else,
-            the disk is too small, or the source does not exist or has changed; later, if the source
-            is damaged or ends before the training tokens begin. Finished shards stay listed.
+        BadInput: before anything is written, if the folder is not writable or holds something else, the disk is too
+            small, or the source does not exist or has changed; later, if the source is damaged or ends before the
+            training tokens begin. Finished shards stay listed.
         RunFailed: if a download fails or the disk fills up; finished shards stay.
     """
     existing = read_existing(options.out, options.tokens)

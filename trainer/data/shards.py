@@ -1,11 +1,11 @@
 """Token shards on disk in llm.c's format.
 
-A shard is a header of 256 little-endian int32 (magic 20240520, version 1, token count, zeros)
-followed by the tokens as uint16. Large vocabularies use uint32 with the header of llm.c's Llama 3
-shards. Each document begins with the end-of-text token.
+A shard is a header of 256 little-endian int32 (magic 20240520, version 1, token count, zeros) followed by the tokens as
+uint16. Large vocabularies use uint32 with the header of llm.c's Llama 3 shards. Each document begins with the
+end-of-text token.
 
-Shards and manifest are written atomically. The manifest is written before the first shard and after
-each one, so an interrupted preparation leaves a folder that can be trained on.
+Shards and manifest are written atomically. The manifest is written before the first shard and after each one, so an
+interrupted preparation leaves a folder that can be trained on.
 """
 
 import contextlib
@@ -42,8 +42,8 @@ MAGICS = frozenset(magic for magic, _ in _LAYOUTS)
 class ShardWriter:
     """Writes documents into shards; a context manager.
 
-    A normal exit finishes the open shard, which is then shorter than the others. An exit with an
-    exception discards the open shard and keeps the finished ones.
+    A normal exit finishes the open shard, which is then shorter than the others. An exit with an exception discards the
+    open shard and keeps the finished ones.
     """
 
     def __init__(self, folder: Path, origin: Origin, *, shard_tokens: int, finished: tuple[Shard, ...] = ()) -> None:
@@ -261,8 +261,8 @@ def open_split(folder: Path, split: Split, allow_empty: bool = False) -> list[To
     """Memory-map all shards of a split, in order.
 
     Raises:
-        BadInput: if there is no manifest, the split is empty unless `allow_empty`, or a shard is
-            missing, damaged or different from what the manifest lists.
+        BadInput: if there is no manifest, the split is empty unless `allow_empty`, or a shard is missing, damaged or
+            different from what the manifest lists.
     """
     opened = []
     for shard in read_manifest(folder).shards:

@@ -1,8 +1,8 @@
 """Source files in order, and the units they are divided into.
 
-A unit is what a worker tokenizes at a time: consecutive row groups of a Parquet file, a byte range
-of a file of JSON lines, or a whole text or compressed file. Units depend only on the files and
-unit_bytes, so the shards do not depend on the number of workers.
+A unit is what a worker tokenizes at a time: consecutive row groups of a Parquet file, a byte range of a file of JSON
+lines, or a whole text or compressed file. Units depend only on the files and unit_bytes, so the shards do not depend on
+the number of workers.
 """
 
 import ast

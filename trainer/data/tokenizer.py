@@ -1,5 +1,5 @@
-"""Tokenizers: tiktoken's encodings, a local .tiktoken file, Hugging Face's tokenizers, the bytes
-of a text, or its characters.
+"""Tokenizers: tiktoken's encodings, a local .tiktoken file, Hugging Face's tokenizers, the bytes of a text, or its
+characters.
 """
 
 import base64
@@ -81,14 +81,14 @@ class Tokenizer:
     sha256: Callable[[], str]
     """Return the hash of the vocabulary: bytes and id of each token, and the special tokens."""
     encode: Callable[[Sequence[str]], Encoded]
-    """Return the tokens of documents, each after an end-of-text token. Special tokens in a text are
-    encoded as ordinary text."""
+    """Return the tokens of documents, each after an end-of-text token. Special tokens in a text are encoded as ordinary
+    text."""
     encode_text: Callable[[str], Encoded]
     """Return the tokens of a text alone; raise BadInput for a character without a token."""
     decode: Callable[[Sequence[int]], str]
     token_bytes: Callable[[], npt.NDArray[np.int64] | None]
-    """Return the bytes of text of each token, 0 for special tokens; None if the bytes of a token
-    depend on its neighbours."""
+    """Return the bytes of text of each token, 0 for special tokens; None if the bytes of a token depend on its
+    neighbours."""
     splittable: bool
     """True if a long text may be encoded in parts (see `split_safely`)."""
     library: Any
@@ -97,8 +97,8 @@ class Tokenizer:
     def prompt(self, text: str) -> list[int]:
         """Return the tokens of a prompt; "" begins a document.
 
-        Without an end-of-text token, the first character of the vocabulary begins it: in nanoGPT's
-        data the newline, as in nanoGPT's sample.py.
+        Without an end-of-text token, the first character of the vocabulary begins it: in nanoGPT's data the newline, as
+        in nanoGPT's sample.py.
         """
         tokens: list[int] = self.encode_text(text).tolist()
         return tokens or [self.end_of_text or 0]
@@ -115,8 +115,8 @@ def load_tokenizer(name: str, pattern: str = "gpt2", characters: str = "") -> To
     """Load a tokenizer.
 
     Args:
-        name: an encoding of tiktoken ("gpt2"), a .tiktoken file, "hf:" and a tokenizer.json or a
-            repository on the hub, "bytes", or "chars".
+        name: an encoding of tiktoken ("gpt2"), a .tiktoken file, "hf:" and a tokenizer.json or a repository on the hub,
+            "bytes", or "chars".
         pattern: encoding whose pre-tokenization a .tiktoken file uses.
         characters: the vocabulary of "chars", in the order of the tokens.
 
@@ -175,8 +175,8 @@ def load_encoding(name: str, pattern: str = "gpt2", characters: str = "") -> tik
 def gpt2_encoding() -> tiktoken.Encoding:
     """Return tiktoken.get_encoding("gpt2"), loaded in a tenth of the time.
 
-    tiktoken reads GPT-2's merges character by character and compares them with a second file. The
-    sha256 of the first file, which tiktoken has, is enough.
+    tiktoken reads GPT-2's merges character by character and compares them with a second file. The sha256 of the first
+    file, which tiktoken has, is enough.
 
     Raises:
         OSError, ValueError: if the file cannot be downloaded, or its hash differs.
@@ -205,8 +205,8 @@ def bytes_to_unicode() -> list[str]:
 def ranks_of_merges(merges: str) -> dict[bytes, int]:
     """Return the rank of each token from GPT-2's vocab.bpe.
 
-    The ranks begin with the single bytes, in the order of their letters. Each line of the file is a
-    merge of two tokens, written in letters.
+    The ranks begin with the single bytes, in the order of their letters. Each line of the file is a merge of two
+    tokens, written in letters.
     """
     letters = bytes_to_unicode()
     bytes_of: dict[int, int | None] = {ord(letter): byte for byte, letter in enumerate(letters)}
@@ -418,9 +418,9 @@ _SPACES_UTF8 = tuple(character.encode() for character in _SPACES)
 class FastGPT2Encoder:
     """Encodes batches of documents for encodings with GPT-2's pre-tokenization pattern.
 
-    GPT-2's pattern leaves the last white-space character before a word to that word, by a slow
-    look-ahead. Here that character is preceded by a mark, so that a pattern without look-ahead
-    finds the same words; the tokens of the marks are removed.
+    GPT-2's pattern leaves the last white-space character before a word to that word, by a slow look-ahead. Here that
+    character is preceded by a mark, so that a pattern without look-ahead finds the same words; the tokens of the marks
+    are removed.
     """
 
     def __init__(self, encoding: tiktoken.Encoding, encode_text: Callable[[str], Encoded]) -> None:

@@ -1,7 +1,7 @@
 """Worker processes that read and tokenize units, and the pool that the parent drives them with.
 
-A unit is a piece of a source file, sent to a worker as JSON over a pipe. The worker writes its
-tokens to a file, the unit's segment.
+A unit is a piece of a source file, sent to a worker as JSON over a pipe. The worker writes its tokens to a file, the
+unit's segment.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def run_worker(
 ) -> None:
     """Tokenize units received from the parent, and send back the result of each.
 
-    The first message is the folder for segments; the loop ends when the parent disconnects.
-    `inherited` are other workers' connections, which this process closes.
+    The first message is the folder for segments; the loop ends when the parent disconnects. `inherited` are other
+    workers' connections, which this process closes.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent ends the workers
     for other in inherited:
@@ -176,8 +176,8 @@ def _utf8_bytes(text: str) -> int:
 class WorkerPool:
     """Worker processes; a context manager that terminates them.
 
-    On Linux they are forked, so create the pool before any thread is started. Elsewhere they are
-    spawned. `arguments` are those of load_tokenizer.
+    On Linux they are forked, so create the pool before any thread is started. Elsewhere they are spawned. `arguments`
+    are those of load_tokenizer.
     """
 
     def __init__(self, size: int, arguments: tuple[str, str, str], column: str) -> None:
@@ -201,8 +201,8 @@ class WorkerPool:
         self.size = size
         self._load = dict.fromkeys(self._connections, 0)
         self.failures: dict[tuple[int, int], Exception] = {}
-        """Exception by `Unit.key`: BadInput for a bad source, RunFailed for a failed download,
-        OSError for a segment that cannot be written."""
+        """Exception by `Unit.key`: BadInput for a bad source, RunFailed for a failed download, OSError for a segment
+        that cannot be written."""
         self.retries = 0
         """Damaged units that were fetched again."""
 

@@ -1,8 +1,8 @@
 """Benchmark a model, alone or compared with another on the same items, with 95 % intervals.
 
-An interval is the middle 95 % of 2,000 bootstrap samples of the items. Two models are compared on
-the same samples (a paired bootstrap), so that items hard for both do not widen the difference.
-Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapters 8 and 13.
+An interval is the middle 95 % of 2,000 bootstrap samples of the items. Two models are compared on the same samples (a
+paired bootstrap), so that items hard for both do not widen the difference. Source: Efron and Tibshirani, An
+Introduction to the Bootstrap (1993), chapters 8 and 13.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ EXAMPLES_AT_ONCE = 8
 class Items:
     """Per-item results of a benchmark, for the run's model and optionally another.
 
-    `own` and `other` are the two models' totals per item; `of` is its number of tokens, bytes or
-    examples. The metric is sum(own) / sum(of), over all items or a bootstrap sample.
+    `own` and `other` are the two models' totals per item; `of` is its number of tokens, bytes or examples. The metric
+    is sum(own) / sum(of), over all items or a bootstrap sample.
     """
 
     own: Numbers
@@ -103,8 +103,7 @@ def windows_of(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield batches of held-out tokens and their targets (B T each), evenly spread.
 
-    Windows do not overlap and have at most `tokens` tokens together. T is the shorter of the two
-    models' contexts.
+    Windows do not overlap and have at most `tokens` tokens together. T is the shorter of the two models' contexts.
     """
     block = min(scorer.model.config.block_size for scorer in pair.scorers)
     vocabulary = min(scorer.model.config.vocab_size for scorer in pair.scorers)
@@ -206,8 +205,8 @@ def _from_hub() -> list[dict[str, Any]]:
 def hellaswag_items(pair: Pair, examples: Sequence[Example], tokenizer: Tokenizer) -> dict[str, Items]:
     """Return the items of acc_norm and acc, defined as in build-nanogpt's hellaswag.py.
 
-    An ending, after a space, completes its context. acc_norm is the share of examples whose right
-    ending has the lowest mean loss per token, acc the share whose right ending has the lowest sum.
+    An ending, after a space, completes its context. acc_norm is the share of examples whose right ending has the lowest
+    mean loss per token, acc the share whose right ending has the lowest sum.
     """
     right: dict[str, list[list[float]]] = {m: [[] for _ in pair.scorers] for m in ("acc", "acc_norm")}
     encode = tokenizer.encode_text

@@ -1,9 +1,8 @@
 """Export a run's model as a Hugging Face folder: weights, configuration, tokenizer, model card.
 
-The tokenizer files are Hugging Face's own, a table of characters, or GPT-2's: a byte-level
-vocabulary and its merges. tiktoken stores no merges, but they follow from its ranks: a token's two
-parts are the result of merging its bytes in order of rank up to just below the token's own rank.
-Source: tiktoken, tiktoken/_educational.py (bpe_encode).
+The tokenizer files are Hugging Face's own, a table of characters, or GPT-2's: a byte-level vocabulary and its merges.
+tiktoken stores no merges, but they follow from its ranks: a token's two parts are the result of merging its bytes in
+order of rank up to just below the token's own rank. Source: tiktoken, tiktoken/_educational.py (bpe_encode).
 """
 
 from __future__ import annotations
@@ -45,8 +44,8 @@ LACKS_TOKENIZER = "no tokenizer files: {why}; the folder holds the model alone, 
 def export_run(trained: Trained, out: Path, tokenizer: str | None) -> list[str]:
     """Write the Hugging Face folder; return a sentence on each file or feature it lacks.
 
-    Embedding rows beyond the tokenizer's vocabulary are kept, so that logits do not change. The
-    generation settings exclude these tokens.
+    Embedding rows beyond the tokenizer's vocabulary are kept, so that logits do not change. The generation settings
+    exclude these tokens.
 
     Args:
         trained: the model, on the CPU in fp32.
@@ -167,8 +166,8 @@ def _special(token: int) -> dict[str, Any]:
 def tokenizer_files(encoding: tiktoken.Encoding, block_size: int) -> dict[str, bytes] | None:
     """Return names and contents of the tokenizer files; None if GPT-2's file format cannot hold it.
 
-    That is the case if its pre-tokenization differs from GPT-2's (unless all tokens are single
-    bytes), or if it has a token that no merge produces.
+    That is the case if its pre-tokenization differs from GPT-2's (unless all tokens are single bytes), or if it has a
+    token that no merge produces.
     """
     ranks = encoding._mergeable_ranks
     if encoding._pat_str != PATTERNS["gpt2"] and len(ranks) > 256:

@@ -1,8 +1,8 @@
 """Text generation with a key-value cache.
 
-Positions are absolute and learned ones end with the context, so a full context cannot shift by one
-token: its newer half is recomputed from position 0. In a text longer than the context, the next
-token sees between half a context and a whole one.
+Positions are absolute and learned ones end with the context, so a full context cannot shift by one token: its newer
+half is recomputed from position 0. In a text longer than the context, the next token sees between half a context and a
+whole one.
 
 Shapes in comments: T positions, C width, H heads, D = C / H, S positions of a block, V vocabulary.
 """
@@ -29,8 +29,8 @@ class Choice:
     top_k: int | None = None
     """Sample from the k most likely tokens; None for all."""
     top_p: float | None = None
-    """Sample from the most likely tokens with this total probability, after temperature; None for
-    all. Source: Holtzman et al., The Curious Case of Neural Text Degeneration (2020)."""
+    """Sample from the most likely tokens with this total probability, after temperature; None for all. Source: Holtzman
+    et al., The Curious Case of Neural Text Degeneration (2020)."""
 
     def draw(self, logits: Tensor, generator: torch.Generator) -> int:
         """Sample a token from its logits (V) on the CPU."""
@@ -89,8 +89,7 @@ def _norm(module: nn.Module) -> Norm:
 class Context:
     """A growing sequence with its key-value cache.
 
-    One position is so little work that calling modules would double its time: their weights are
-    used directly.
+    One position is so little work that calling modules would double its time: their weights are used directly.
     """
 
     def __init__(self, model: GPT) -> None:
@@ -164,8 +163,8 @@ def generate(
         prompt: tokens of the prompt.
         count: maximum number of tokens to generate.
         choice: sampling options.
-        generator: CPU generator, so that a seed gives the same random numbers on every device.
-        end: the end-of-text token, which is not returned; None continues after it.
+        generator: CPU generator, so that a seed gives the same random numbers on every device. end: the end-of-text
+        token, which is not returned; None continues after it.
     """
     context, tokens = Context(model), prompt
     for _ in range(count):

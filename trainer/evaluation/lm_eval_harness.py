@@ -21,10 +21,8 @@ def harness_items(
     The main metric is the first of acc_norm, acc and exact_match that the task has, else its first.
 
     Args:
-        folders: folder of a model, optionally followed by that of a model to compare it with.
-        task: name of the task.
-        task_folder: folder with the user's own task files; None for the harness's tasks only.
-        device: device to run on.
+        folders: folder of a model, optionally followed by that of a model to compare it with. task: name of the task.
+        task_folder: folder with the user's own task files; None for the harness's tasks only. device: device to run on.
         dtype: dtype of the weights.
         limit: number of documents; None for all.
 

@@ -52,10 +52,10 @@ class ProgressDisplay:
         log_every: number of steps between lines.
         prediction: the frozen prediction.
         first_step: 0, or the step at which a resumed run continues.
-        elapsed_before_seconds: wall time of earlier processes; None if unknown, which disables the
-            comparison with the prediction.
-        elapsed_seconds: returns the time since this process began; the default counts from now.
-        wall: returns the time in seconds since the epoch.
+        elapsed_before_seconds: wall time of earlier processes; None if unknown, which disables the comparison with the
+            prediction.
+        elapsed_seconds: returns the time since this process began; the default counts from now. wall: returns the time
+        in seconds since the epoch.
     """
 
     def __init__(

@@ -150,8 +150,8 @@ def make_alarms(prediction: Prediction, gpu: DriverInfo | None) -> Alarms:
 def watched_gpus(config: Config, device: torch.device, ranks: Ranks = ALONE) -> list[WatchedGpu]:
     """Return the GPUs whose sensors this rank reads: on rank 0 those of its machine, else none.
 
-    A collective. torchrun numbers the ranks of a machine consecutively, so the first `local_world`
-    ranks are those on rank 0's machine.
+    A collective. torchrun numbers the ranks of a machine consecutively, so the first `local_world` ranks are those on
+    rank 0's machine.
     """
     named = config.measure.gpu
     if named == "none" or (named == "auto" and device.type != "cuda"):
@@ -220,8 +220,8 @@ def make_batches(
     """Return the loader of this rank's batches.
 
     Args:
-        micro_batch: replaces the configured one if that does not fit into memory. It divides the
-            sequences per step; steps and evaluations read the same windows with either.
+        micro_batch: replaces the configured one if that does not fit into memory. It divides the sequences per step;
+            steps and evaluations read the same windows with either.
         rollbacks: number of rollbacks so far; each count selects another order of training data.
 
     Raises:

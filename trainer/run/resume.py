@@ -111,8 +111,7 @@ def refuse_differences(differences: Sequence[Difference], allowed: Collection[st
     """Return a sentence for each difference, all of which must be allowed by name.
 
     Raises:
-        BadInput: if not, or if the checkpoints do not fit; names all such differences and the flag
-            that allows them.
+        BadInput: if not, or if the checkpoints do not fit; names all such differences and the flag that allows them.
     """
     unfit = [d for d in differences if not d.fits]
     refused = unfit + [d for d in differences if d.fits and d.name not in allowed]

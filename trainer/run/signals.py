@@ -7,8 +7,8 @@ import time
 from collections.abc import Mapping
 
 SAME_REQUEST_SECONDS = 1.0
-"""Signals within this time count as one request: a service manager signals each process of a group,
-and parents forward the signal."""
+"""Signals within this time count as one request: a service manager signals each process of a group, and parents forward
+the signal."""
 _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _OUTLIVES_SSH = ("TMUX", "STY", "ZELLIJ", "SLURM_JOB_ID", "INVOCATION_ID")
 """Variables of tmux, screen, zellij, Slurm and systemd, whose processes survive a dropped ssh."""

@@ -81,8 +81,8 @@ def open_session(config: Config, options: Options, ranks: Ranks = ALONE) -> Sess
     All ranks call it. Only rank 0 opens the run folder, reads sensors and writes.
 
     Raises:
-        BadInput: if the device, the data, the folder or the checkpoint cannot be used, or the run
-            to resume differs in what is not allowed.
+        BadInput: if the device, the data, the folder or the checkpoint cannot be used, or the run to resume differs in
+            what is not allowed.
         OSError: if the run folder cannot be written.
     """
     device = choose_device(config.run.device)
@@ -231,8 +231,8 @@ def make_state(
 def restore_state(state: ModelState, opened: OpenedRun, meta: Meta | None, seed: int, ranks: Ranks) -> bool:
     """Load the checkpoint, if there is one, and the random state of this rank.
 
-    Returns False if the checkpoint has another world size or kind of device. Random states are then
-    reseeded, and results differ from those of an uninterrupted run.
+    Returns False if the checkpoint has another world size or kind of device. Random states are then reseeded, and
+    results differ from those of an uninterrupted run.
     """
     if opened.checkpoint is None or meta is None:
         if ranks.world > 1:

@@ -47,8 +47,8 @@ def start_line(s: Session, first_step: int) -> Start:
 def record_steps(s: Session, leave: int = 0) -> None:
     """Log pending steps except the last `leave`, each once the device has completed it.
 
-    If the loss or gradient norm of a step is non-finite, its update was skipped. The latest
-    consecutive skipped steps are stored in `s.steps.skipped`.
+    If the loss or gradient norm of a step is non-finite, its update was skipped. The latest consecutive skipped steps
+    are stored in `s.steps.skipped`.
     """
     recorder, steps = s.recorder, s.steps
     s.watchdog.beat(2 * steps.longest_seconds)
@@ -222,8 +222,8 @@ def store_final_loss(s: Session) -> str | None:
 def store_step_time(s: Session, recorded: RunHistory) -> str | None:
     """Store the steady step time of a finished run, on which the next prediction is based.
 
-    Only the steps of this process count. A run that fell back to eager mode is another workload
-    and is not stored. Returns a warning if the step time could not be stored.
+    Only the steps of this process count. A run that fell back to eager mode is another workload and is not stored.
+    Returns a warning if the step time could not be stored.
     """
     seconds = steady_seconds(recorded, first_step=recorded.starts[-1].first_step)
     as_configured = s.config.run.compile == (s.state.compilation == "compiled")

@@ -1,12 +1,12 @@
 """train.py --supervise: a small process that restarts the run whenever it crashes.
 
-It imports neither torch nor the configuration and holds no state of the run: the run resumes from
-its newest checkpoint, in a process with clean memory and a clean device.
+It imports neither torch nor the configuration and holds no state of the run: the run resumes from its newest
+checkpoint, in a process with clean memory and a clean device.
 
     python -m trainer.run.supervisor ARGUMENTS OF TRAIN.PY    # print what the run's log holds
 
-This second form runs in a process of its own, because reading a log takes tens of megabytes, which
-the supervisor would keep for the rest of the run.
+This second form runs in a process of its own, because reading a log takes tens of megabytes, which the supervisor would
+keep for the rest of the run.
 """
 
 import dataclasses
@@ -64,8 +64,8 @@ class Supervisor:
 
     Args:
         command: starts the run.
-        read_log: returns the state of the run's log; None if the log cannot be read.
-        max_restarts: number of restarts in a row without a new step after which to give up.
+        read_log: returns the state of the run's log; None if the log cannot be read. max_restarts: number of restarts
+        in a row without a new step after which to give up.
         say: prints a line for the user.
         sleep: waits for a number of seconds, less if a signal arrives.
     """
@@ -126,8 +126,8 @@ class Supervisor:
     def _run_once(self, command: list[str], restart: int) -> int:
         """Run the command; return its exit status, negative for the signal that killed it.
 
-        The child has its own process group, so that the terminal's Ctrl-C reaches this process
-        only, which forwards it once.
+        The child has its own process group, so that the terminal's Ctrl-C reaches this process only, which forwards it
+        once.
         """
         self._child = subprocess.Popen(
             command,

@@ -1,12 +1,11 @@
 """End a run that hangs, for example on a driver that does not respond or a lost disk.
 
-A thread checks every few seconds for a heartbeat of the loop. After too long without one it writes
-the stack of every thread to hang.txt and ends the process with status 1, so that --supervise
-restarts it from its newest checkpoint.
+A thread checks every few seconds for a heartbeat of the loop. After too long without one it writes the stack of every
+thread to hang.txt and ends the process with status 1, so that --supervise restarts it from its newest checkpoint.
 
-It counts its checks and reads no clock: a check that is late because the machine slept or the
-process was stopped (Ctrl-Z) counts once. A C function that holds Python's interpreter lock for ever
-also blocks this thread, and is not detected.
+It counts its checks and reads no clock: a check that is late because the machine slept or the process was stopped
+(Ctrl-Z) counts once. A C function that holds Python's interpreter lock for ever also blocks this thread, and is not
+detected.
 """
 
 import contextlib

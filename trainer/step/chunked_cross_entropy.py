@@ -1,10 +1,9 @@
 """Compute vocabulary head and cross-entropy in chunks of tokens, without storing all logits.
 
-The plain head stores N x V logits, their log-softmax and both gradients: 0.8 GB each for 4,096
-tokens of GPT-2's vocabulary in fp32. Here the forward pass computes each chunk's logits, turns them
-into softmax minus one-hot, and multiplies that into the gradients of hidden states and weight. The
-result is mathematically equal to the plain head's; its sums have a fixed order, so it is bitwise
-reproducible.
+The plain head stores N x V logits, their log-softmax and both gradients: 0.8 GB each for 4,096 tokens of GPT-2's
+vocabulary in fp32. Here the forward pass computes each chunk's logits, turns them into softmax minus one-hot, and
+multiplies that into the gradients of hidden states and weight. The result is mathematically equal to the plain head's;
+its sums have a fixed order, so it is bitwise reproducible.
 
 Shapes: N tokens, C width, V vocabulary, n tokens of a chunk.
 """
@@ -97,9 +96,9 @@ def chunked_loss(
         weight: V x C.
         targets: N token ids.
         chunk: tokens of a chunk.
-        in_place: adds the weight gradient to weight.grad in the forward pass, which saves a tensor
-            of its size; backward() must then be called on the loss / micro-batches per step, which
-            is checked on a CPU. None leaves it to autograd.
+        in_place: adds the weight gradient to weight.grad in the forward pass, which saves a tensor of its size;
+            backward() must then be called on the loss / micro-batches per step, which is checked on a CPU. None leaves
+            it to autograd.
         loss_kernel: losses_and_grad_logits, or fusible_losses_and_grad_logits compiled.
         cap: soft cap of the logits; 0 for none.
         memory: buffer for the logits on a CPU; None allocates them in each call.
@@ -140,13 +139,12 @@ def _logits(buffer: Tensor, hidden: Tensor, weight: Tensor) -> Tensor:
 def losses_and_grad_logits(logits: Tensor, targets: Tensor, cap: float = 0.0) -> Tensor:
     """Return the losses (n, fp32) of a chunk and overwrite its logits (n V) by their gradient.
 
-    The gradient is softmax minus one-hot. With a soft cap it is that of the values before the tanh:
-    multiplied by 1 - tanh^2.
+    The gradient is softmax minus one-hot. With a soft cap it is that of the values before the tanh: multiplied by 1 -
+    tanh^2.
 
-    A loss is the log of the sum of exponentials minus the target's logit, both minus the largest
-    logit m, so that nothing overflows and no log of a probability rounded to 0 is taken. The sum is
-    recovered from a softmax value: the target's or, where that is too small, the largest logit's,
-    whose exponential is exp(m - m) = 1.
+    A loss is the log of the sum of exponentials minus the target's logit, both minus the largest logit m, so that
+    nothing overflows and no log of a probability rounded to 0 is taken. The sum is recovered from a softmax value: the
+    target's or, where that is too small, the largest logit's, whose exponential is exp(m - m) = 1.
     """
     wide = logits.float()  # fp32 logits themselves
     cap_gradient = None
@@ -172,9 +170,8 @@ def losses_and_grad_logits(logits: Tensor, targets: Tensor, cap: float = 0.0) ->
 def fusible_losses_and_grad_logits(logits: Tensor, targets: Tensor, cap: float = 0.0) -> Tensor:
     """Compute the same as losses_and_grad_logits in a form that torch.compile fuses.
 
-    It takes two passes without intermediates, and overwrites the logits. The target's logit is a
-    masked sum: with gather(), Inductor could not make one kernel of both passes, whose second finds
-    the row in the GPU's L2 cache.
+    It takes two passes without intermediates, and overwrites the logits. The target's logit is a masked sum: with
+    gather(), Inductor could not make one kernel of both passes, whose second finds the row in the GPU's L2 cache.
     """
     bent = torch.tanh(logits.float() / cap) if cap else None
     wide = logits.float() if bent is None else cap * bent

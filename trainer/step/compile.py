@@ -21,9 +21,9 @@ CACHE = "TORCHINDUCTOR_CACHE_DIR"
 def persist_compile_cache(needed: bool) -> None:
     """Set torch's compile cache to the user's cache folder, unless the user chose another one.
 
-    torch's default is a temporary folder, which a reboot empties; it stays the default if the cache
-    folder is not writable. Importing dynamo writes that default into the environment and makes the
-    folder, so a chosen one that cannot be made is ignored unless it is `needed`.
+    torch's default is a temporary folder, which a reboot empties; it stays the default if the cache folder is not
+    writable. Importing dynamo writes that default into the environment and makes the folder, so a chosen one that
+    cannot be made is ignored unless it is `needed`.
     """
     default = os.path.join(tempfile.gettempdir(), "torchinductor_")
     chosen = os.environ.get(CACHE, default)
@@ -39,8 +39,8 @@ def persist_compile_cache(needed: bool) -> None:
 def try_compiler(device: torch.device) -> str | None:
     """Compile a trivial function on this rank; return the error message if that fails, else None.
 
-    Call it before all ranks compile code with collectives: a rank without a working compiler would
-    leave the other ranks waiting.
+    Call it before all ranks compile code with collectives: a rank without a working compiler would leave the other
+    ranks waiting.
     """
     try:
         torch.compile(lambda x: 2 * x)(torch.zeros(8, device=device))
@@ -55,8 +55,8 @@ def compile_loss(
 ) -> str | None:
     """Compile the loss for training and evaluation, by running both once on a batch (B T each).
 
-    Weights, gradients and random states are unchanged afterwards. If compilation fails (no C++
-    compiler, no Triton, a bug), the loss stays eager and the error message is returned.
+    Weights, gradients and random states are unchanged afterwards. If compilation fails (no C++ compiler, no Triton, a
+    bug), the loss stays eager and the error message is returned.
     """
     loss.compile()
     # It would warn of an autotuning that is off: not enough SMs for max_autotune_gemm.

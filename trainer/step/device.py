@@ -1,10 +1,10 @@
 """Common interface to cuda, mps and cpu: device, dtype, synchronisation, determinism, memory.
 
-Eager training on a CPU is bitwise reproducible. Compiled training is not by default: inductor turns
-the backward pass of the embedding into atomic additions of several threads, in random order.
-torch's deterministic algorithms use one thread there, which costs nothing measurable on a CPU
-(docs/exactness.md), so they are always on there. On a GPU they are slower and set by
-`run.deterministic`. Sources: torch's notes on reproducibility, and of use_deterministic_algorithms.
+Eager training on a CPU is bitwise reproducible. Compiled training is not by default: inductor turns the backward pass
+of the embedding into atomic additions of several threads, in random order. torch's deterministic algorithms use one
+thread there, which costs nothing measurable on a CPU (docs/exactness.md), so they are always on there. On a GPU they
+are slower and set by `run.deterministic`. Sources: torch's notes on reproducibility, and of
+use_deterministic_algorithms.
 """
 
 import contextlib

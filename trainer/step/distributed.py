@@ -1,8 +1,8 @@
 """The ranks of a run: processes started by torchrun that share each step, and their collectives.
 
-Each rank takes its share of a step's micro-batches and holds the whole model, whose gradients
-DistributedDataParallel averages, or its shard (fsdp.py). Only rank 0 writes and prints. A process
-that torchrun did not start is the only rank; its collectives do nothing.
+Each rank takes its share of a step's micro-batches and holds the whole model, whose gradients DistributedDataParallel
+averages, or its shard (fsdp.py). Only rank 0 writes and prints. A process that torchrun did not start is the only rank;
+its collectives do nothing.
 """
 
 from __future__ import annotations
@@ -127,8 +127,8 @@ class _Joined(Ranks):
 
     def wrap(self, module: nn.Module, warm_up: Callable[[nn.Module], None]) -> nn.Module:
         self._synchronized = nn.parallel.DistributedDataParallel(module)
-        # DDP reorders its buckets after the first backward pass, which with three or more ranks
-        # changes the last bits of a sum: a resumed run would differ from an uninterrupted one.
+        # DDP reorders its buckets after the first backward pass, which with three or more ranks changes the last bits
+        # of a sum: a resumed run would differ from an uninterrupted one.
         # So this pass comes before the first step of both.
         warm_up(self._synchronized)
         return self._synchronized

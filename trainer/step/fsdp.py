@@ -1,10 +1,10 @@
 """Shard a model that is too large for one GPU over the ranks, with FSDP2.
 
-With torch.distributed.fsdp.fully_shard each rank holds some rows of every parameter, its gradient
-and its moments. A block is gathered for its forward pass and again for its backward pass, and freed
-after each; parameters outside of the blocks are gathered once for both.
-Sources: Rajbhandari et al. 2020, ZeRO (its third stage), https://arxiv.org/abs/1910.02054; Zhao et
-al. 2023, PyTorch FSDP, https://arxiv.org/abs/2304.11277.
+With torch.distributed.fsdp.fully_shard each rank holds some rows of every parameter, its gradient and its moments. A
+block is gathered for its forward pass and again for its backward pass, and freed after each; parameters outside of the
+blocks are gathered once for both.
+Sources: Rajbhandari et al. 2020, ZeRO (its third stage), https://arxiv.org/abs/1910.02054; Zhao et al. 2023, PyTorch
+FSDP, https://arxiv.org/abs/2304.11277.
 
 Forward passes, backward passes and gathers are collectives: all ranks must call them.
 """
@@ -51,13 +51,12 @@ class ShardedLoss(TrainingLoss):
 
     Create it before the optimizer, as it replaces the model's parameters.
 
-    Gradients are reduce-scattered after each micro-batch. Reducing only after a step's last one
-    would save traffic, but each rank would hold all gradients in fp32 meanwhile: the memory that
-    sharding is to save.
+    Gradients are reduce-scattered after each micro-batch. Reducing only after a step's last one would save traffic, but
+    each rank would hold all gradients in fp32 meanwhile: the memory that sharding is to save.
 
-    With a 16-bit dtype the blocks are gathered in 16 bits: their matrix products have the same
-    inputs as under autocast, and the weights of their norms are rounded as well. Embeddings, head,
-    last norm, residual stream and the reduction of gradients stay in fp32.
+    With a 16-bit dtype the blocks are gathered in 16 bits: their matrix products have the same inputs as under
+    autocast, and the weights of their norms are rounded as well. Embeddings, head, last norm, residual stream and the
+    reduction of gradients stay in fp32.
     """
 
     def __init__(

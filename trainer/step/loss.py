@@ -30,18 +30,18 @@ _TUNED: dict[str, str | int | bool | Callable[..., object]] = {
 class TrainingLoss:
     """Mean cross-entropy, in nats, of predicting targets (B T) from tokens (B T).
 
-    The gradient of the embedding, and with the chunked head that of the head, is accumulated in
-    place, which saves passes over V x C values. Each loss computed with gradients enabled must then
-    be divided by grad_accum and used in backward(). Under float16 the head's is left to autograd,
-    as the gradient scaler multiplies the loss by a factor that the forward pass does not know.
+    The gradient of the embedding, and with the chunked head that of the head, is accumulated in place, which saves
+    passes over V x C values. Each loss computed with gradients enabled must then be divided by grad_accum and used in
+    backward(). Under float16 the head's is left to autograd, as the gradient scaler multiplies the loss by a factor
+    that the forward pass does not know.
 
     Args:
         model: model to train.
         head: "chunked" or "plain" cross-entropy.
         grad_accum: micro-batches per step and rank.
         device: device of the model.
-        alone: whether this is the only rank; with DDP no gradient is accumulated in place, as it
-            needs autograd to produce them.
+        alone: whether this is the only rank; with DDP no gradient is accumulated in place, as it needs autograd to
+            produce them.
         tune: on a GPU, compile() lets Inductor measure candidates for each matrix product.
     """
 
@@ -74,8 +74,8 @@ class TrainingLoss:
     def compile(self) -> None:
         """Use torch.compile; compilation happens in the next call.
 
-        On a CPU the blocks are compiled, once for all layers; on a GPU all blocks together, and the
-        softmax. A plain head is compiled on both, so that its fp32 log-softmax is never stored.
+        On a CPU the blocks are compiled, once for all layers; on a GPU all blocks together, and the softmax. A plain
+        head is compiled on both, so that its fp32 log-softmax is never stored.
         """
         self.compile_head()
         if self._device.type == "cpu":
@@ -124,8 +124,8 @@ class TrainingLoss:
     def backward(self, loss: Tensor) -> None:
         """Compute the gradients of a micro-batch's loss and add them to those of earlier ones.
 
-        Gradients that a compiled backward pass returns together are added together: by a few
-        kernels instead of one per parameter.
+        Gradients that a compiled backward pass returns together are added together: by a few kernels instead of one per
+        parameter.
         """
         sums = {p: p.grad for p in self._together if p.grad is not None}
         for parameter in sums:

@@ -38,9 +38,9 @@ class AdamWAndMuon(torch.optim.AdamW):
     """AdamW that updates its last parameter group with Muon, with one state_dict for both.
 
     Muon updates a matrix by its orthogonalised momentum. Source: Jordan et al. 2024,
-    https://kellerjordan.github.io/posts/muon/, as in torch.optim.Muon. Its updates are scaled to
-    the size of AdamW's, so that one learning rate and weight decay serve both: Liu et al. 2025,
-    Muon is Scalable for LLM Training, https://arxiv.org/abs/2502.16982, section 2.2.
+    https://kellerjordan.github.io/posts/muon/, as in torch.optim.Muon. Its updates are scaled to the size of AdamW's,
+    so that one learning rate and weight decay serve both: Liu et al. 2025, Muon is Scalable for LLM Training,
+    https://arxiv.org/abs/2502.16982, section 2.2.
     """
 
     def __init__(self, groups: list[dict[str, Any]], matrices: list[nn.Parameter], config: OptimizerSection) -> None:
@@ -124,8 +124,8 @@ def update(optimizer: torch.optim.AdamW, scaler: torch.amp.GradScaler, finite: T
 def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Restore moments and counts, but keep the configured learning rates and weight decays.
 
-    torch's load_state_dict would also restore the old learning rates and weight decays, and thereby
-    undo changes that the user made with --allow-change.
+    torch's load_state_dict would also restore the old learning rates and weight decays, and thereby undo changes that
+    the user made with --allow-change.
     """
     options = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
