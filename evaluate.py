@@ -1,16 +1,15 @@
 """Evaluate a run's model, alone or compared with GPT-2, and log the results.
 
-python evaluate.py runs/NAME [--against gpt2|DIR] [--tasks hellaswag,...] [--tokens 1e6]
-    [--limit N] [--hellaswag FILE] [--task-folder DIR] [--checkpoint newest|best|STEP] [--json]
+python evaluate.py runs/NAME [--against gpt2|DIR] [--tasks hellaswag] [--tokens 1e6]
+    [--limit N] [--hellaswag FILE] [--checkpoint newest|best|STEP] [--json]
 
-Always evaluated: nats per token and bits per byte on the run's held-out tokens. hellaswag follows build-nanogpt; any
-other task is lm-evaluation-harness's (pip install 'nanogauge[eval]').
+Always evaluated: nats per token and bits per byte on the run's held-out tokens. hellaswag follows build-nanogpt; for
+other tasks export the run and use lm-evaluation-harness's own command.
 --against names a model in Hugging Face's layout with the run's tokenizer: a folder, or on the hub.
 """
 
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -35,8 +34,7 @@ from trainer.checkpoints.pretrained import VOCABULARY_NAME, hugging_face_folder,
 from trainer.data.dataset import open_dataset
 from trainer.data.tokenizer import Tokenizer
 from trainer.evaluation.benchmarks import Items, Numbers, Pair, Scorer, held_out_items, hellaswag_items, read_hellaswag
-from trainer.evaluation.export import export_run, vocabulary_of
-from trainer.evaluation.lm_eval_harness import harness_items
+from trainer.evaluation.export import vocabulary_of
 from trainer.evaluation.load import CHECKPOINT_HELP, TOKENIZER_HELP, Trained, open_trained, tokenizer_of
 
 NAMES_OF_GPT2 = ("gpt2", "openai-community/gpt2")
@@ -48,11 +46,10 @@ def main(arguments: Sequence[str]) -> int:
     parser = Parser(__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
     parser.add_argument("--against", metavar="MODEL", help="gpt2, another on the hub, or a folder")
-    parser.add_argument("--tasks", default="", help="names with commas between them")
+    parser.add_argument("--tasks", default="", metavar="hellaswag", help="also evaluate HellaSwag")
     parser.add_argument("--tokens", type=float, default=1e6, help="most held-out tokens")
     parser.add_argument("--limit", type=int, help="most examples of each task, the first ones")
     parser.add_argument("--hellaswag", type=Path, metavar="FILE", help="its hellaswag_val.jsonl")
-    parser.add_argument("--task-folder", type=Path, metavar="DIR", help="task files of your own")
     parser.add_argument("--checkpoint", default="newest", help=CHECKPOINT_HELP)
     parser.add_argument("--device", default="auto", choices=["auto", "cuda", "mps", "cpu"])
     parser.add_argument("--tokenizer", help=TOKENIZER_HELP)
@@ -60,19 +57,23 @@ def main(arguments: Sequence[str]) -> int:
     given = parser.parse(arguments)
     if given.tokens < 1 or (given.limit is not None and given.limit < 1):
         raise BadInput("--tokens and --limit take numbers above 0.")
-    tasks = [name for name in given.tasks.split(",") if name]
+    if given.tasks not in ("", HELLASWAG):
+        raise BadInput(
+            f"--tasks knows {HELLASWAG} alone; for {given.tasks} run export.py, and on its folder lm_eval --model hf "
+            "--model_args pretrained=FOLDER --tasks NAME."
+        )
     trained = open_trained(given.run, given.checkpoint, given.device, half=False)
     warnings = [*trained.skipped]
     pair, folder = make_pair(trained, given.against)
     tokenizer = None
-    if folder is not None or HELLASWAG in tasks:
+    if folder is not None or given.tasks:
         tokenizer = tokenizer_of(trained.config.data, given.tokenizer)
     if folder is not None and tokenizer is not None:
         refuse_other_vocabulary(folder, tokenizer, str(given.against))
     lines = []
     with closing(acquire_lock(given.run)) as lock, RunLog(given.run) as log:
         warnings += [lock.warning] if lock.warning is not None else []
-        for line in benchmarks(trained, pair, folder, tokenizer, tasks, given, warnings):
+        for line in benchmarks(trained, pair, tokenizer, given, warnings):
             log.write(line)
             lines.append(line)
             if not given.json:
@@ -102,42 +103,21 @@ def make_pair(trained: Trained, against: str | None) -> tuple[Pair, Path | None]
 
 
 def benchmarks(
-    trained: Trained,
-    pair: Pair,
-    against: Path | None,
-    tokenizer: Tokenizer | None,
-    tasks: Sequence[str],
-    given: Any,
-    warnings: list[str],
+    trained: Trained, pair: Pair, tokenizer: Tokenizer | None, given: Any, warnings: list[str]
 ) -> Iterator[Benchmark]:
     """Run the benchmarks; yield the log lines of each when it is complete."""
     config = trained.config
     device = pair.own.model.embedding.weight.device
-    examples = read_hellaswag(given.hellaswag, given.limit) if HELLASWAG in tasks else []
+    examples = read_hellaswag(given.hellaswag, given.limit) if given.tasks else []
     began = time.perf_counter()
     shards, lengths = (open_dataset(config.data).splits["val"], _token_bytes(trained, given.tokenizer, warnings))
     held_out = held_out_items(pair, shards, int(given.tokens), device, lengths)
     yield from _lines(pair, HELD_OUT, held_out, time.perf_counter() - began, "bits_per_byte", "lower")
-    for task in tasks:
+    if given.tasks:
+        assert tokenizer is not None
         began = time.perf_counter()
-        better, metric = "higher", "acc_norm"
-        if task == HELLASWAG:
-            assert tokenizer is not None
-            found = hellaswag_items(pair, examples, tokenizer)
-        else:
-            metric, is_higher, items = _of_harness(trained, against, task, given, pair.own.dtype)
-            better, found = "higher" if is_higher else "lower", {metric: items}
-        yield from _lines(pair, task, found, time.perf_counter() - began, metric, better)
-
-
-def _of_harness(trained: Trained, against: Path | None, task: str, given: Any, dtype: str) -> tuple[str, bool, Items]:
-    with tempfile.TemporaryDirectory() as aside:
-        own = Path(aside) / "own"
-        if lacks := export_run(trained, own, given.tokenizer):
-            raise BadInput(f"the task {task} needs a tokenizer in Hugging Face's form: {lacks[0]}")
-        folders = [own] if against is None else [own, against]
-        device = trained.model.embedding.weight.device.type
-        return harness_items(folders, task, given.task_folder, device, dtype, given.limit)
+        found = hellaswag_items(pair, examples, tokenizer)
+        yield from _lines(pair, HELLASWAG, found, time.perf_counter() - began, "acc_norm", "higher")
 
 
 def _lines(pair: Pair, name: str, found: dict[str, Items], seconds: float, main: str, better: Any) -> list[Benchmark]:

@@ -356,7 +356,7 @@ class Benchmark(Line):
     step: Count
     """updates before the checkpoint"""
     name: str
-    """held_out, hellaswag, or a task of lm-evaluation-harness"""
+    """held_out or hellaswag"""
     metric: str
     better: Literal["higher", "lower"]
     main: bool = True

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import log_lines, rows_of, run, succeed
+from commands import log_lines, rows_of, run
 from examples import claims_text
 from gpt2_shaped import gpt2_folder, hub_of_model
 from test_model import fill_by_formula, small_model
@@ -159,38 +159,3 @@ def test_a_model_of_another_vocabulary_is_refused(copy: Path, tmp_path: Path) ->
     with pytest.raises(BadInput, match=r"has no vocab\.json"):
         main([str(copy), f"--against={other}", "--device=cpu"])
     assert log_lines(copy) == before
-
-
-TASK = """task: own_task
-dataset_path: json
-dataset_kwargs:
-  data_files:
-    validation: {rows}
-output_type: multiple_choice
-validation_split: validation
-doc_to_text: "{{{{query}}}}"
-doc_to_target: "{{{{label}}}}"
-doc_to_choice: "{{{{choices}}}}"
-metric_list:
-  - metric: acc
-  - metric: acc_norm
-"""
-
-
-def test_a_task_of_the_harness_counts_both_models(copy: Path, tmp_path: Path) -> None:
-    pytest.importorskip("lm_eval")
-    rows = tmp_path / "rows.jsonl"
-    item = {"query": "it is", "choices": ["one", "two words"]}
-    rows.write_text("\n".join(json.dumps({**item, "label": i % 2}) for i in range(6)))
-    tasks = tmp_path / "tasks"
-    tasks.mkdir()
-    (tasks / "own_task.yaml").write_text(TASK.format(rows=rows))
-    other = gpt2_of_bytes(tmp_path / "other")
-    flags = [f"--against={other}", "--tasks=own_task", f"--task-folder={tasks}", "--tokens=2000"]
-    home = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
-    succeed(run("evaluate.py", copy, *flags, "--device=cpu", **home))
-    (found,) = (x for x in log_lines(copy) if x.get("name") == "own_task")
-    assert (found["metric"], found["n"], found["better"]) == ("acc_norm", 6, "higher")
-    assert 0 <= found["against_value"] <= 1
-    why = rows_of(copy)["quality_vs_gpt2"]["why"]
-    assert f"benchmarks were compared with {other}, not GPT-2 124M" in why

@@ -29,7 +29,6 @@ from nanogauge.prediction.loss import (
     NoEstimate,
     Recipe,
     effective_tokens,
-    gpt_parameters,
     hellaswag_accuracy,
     predict_loss,
 )
@@ -40,7 +39,7 @@ from nanogauge.schema import Eval
 RUNS = SHARED / "data" / "loss_runs_dev.csv"
 CURVES = SHARED / "data" / "loss_curves_dev.csv"
 FAST = Recipe(tuned_rotary=True, muon=True, modern_blocks=True)
-SHAPE: dict[str, Any] = {"parameters": gpt_parameters(12, 768), "layers": 12, "width": 768}
+SHAPE: dict[str, Any] = {"parameters": 12 * 12 * 768**2 + 50304 * 768, "layers": 12, "width": 768}
 GPT2 = LossInputs(**SHAPE, tokens=10e9, steps=19_073, dataset="FineWeb", recipe=Recipe())
 
 sizes = st.floats(12e6, 1.6e9)

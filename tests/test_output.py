@@ -83,8 +83,8 @@ def test_commands_in_messages_run_as_printed(name: str, tmp_path: Path, monkeypa
     line = python_command("plan.py", DEMO, "--gpu", "T4", "--run.name", "x", "--claims", name)
     done = subprocess.run(line, shell=True, capture_output=True, text=True, check=False)
     assert f"there is no claims file {name};" in done.stderr
-    install = shlex.split(pip_install("nanogauge[eval]"))
-    assert Path(install[0]).samefile(sys.executable) and install[-1] == "nanogauge[eval]"
+    install = shlex.split(pip_install("nanogauge[wandb]"))
+    assert Path(install[0]).samefile(sys.executable) and install[-1] == "nanogauge[wandb]"
     monkeypatch.chdir(ROOT)
     missing = run("train.py", PLAN[0], f"--data.path={name}", "--run.device=cpu")
     assert f"prepare_fineweb.py --out {shlex.quote(name)}" in missing.stderr

@@ -93,11 +93,6 @@ def multipliers(recipe: Recipe | None, values: Values = VALUES) -> tuple[float, 
     return (product,) * 3 if recipe in EVIDENCE else (1.0, math.sqrt(product), product)
 
 
-def gpt_parameters(layers: int, width: int, vocabulary: int = 50304) -> int:
-    """Return N: the matrices of the blocks and one head."""
-    return 12 * layers * width**2 + vocabulary * width
-
-
 def effective_tokens(tokens: float, unique_tokens: float, values: Values = VALUES) -> float:
     """Return the unique tokens that are worth `tokens` seen in passes over `unique_tokens`."""
     unique, decay = min(unique_tokens, tokens), values["repeat_decay"]
@@ -145,7 +140,7 @@ class LossInputs:
     """What the final loss of a run depends on."""
 
     parameters: float
-    """N, as counted by gpt_parameters()."""
+    """N: the matrices of the blocks and one head."""
     tokens: float
     """Tokens seen, repeated ones included."""
     steps: float

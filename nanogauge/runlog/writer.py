@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable
 from itertools import accumulate, islice
 from pathlib import Path
-from types import TracebackType
 
 from nanogauge.files import scrubbed
 from nanogauge.runlog.reader import LOG_NAME
@@ -78,9 +77,7 @@ class RunLog:
     def __enter__(self) -> RunLog:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._lines.close()
 
 

@@ -1,7 +1,6 @@
 """Recording of one process: its log, display, clock, sensors and alarms."""
 
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Literal
 
 from nanogauge.measure.alarms import Alarm, Alarms
@@ -30,9 +29,7 @@ class SilentLog(RunLog):
     def problem(self) -> str | None:
         return None
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Close no file."""
 
 
