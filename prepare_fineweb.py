@@ -2,7 +2,6 @@
 
     python prepare_fineweb.py --tokens 3.68e9 --out data/fineweb_edu
     python prepare_fineweb.py --dataset input.txt --tokenizer chars --out data/mine
-    python prepare_fineweb.py --verify data/fineweb_edu
 
 After an interruption the same command resumes; with more --tokens it continues from the end. HF_ENDPOINT (a mirror of
 the hub), HF_TOKEN, HF_HUB_OFFLINE and proxies apply. See docs/preparing.md.
@@ -37,10 +36,6 @@ TOKENS = 3_680_000_000
 
 def main(arguments: Sequence[str]) -> int:
     args = make_parser().parse(arguments)
-    if args.verify is not None:
-        from trainer.data.verify import verify
-
-        return verify(args.verify)
     if args.shard_tokens > MOST_SHARD_TOKENS:
         raise BadInput(f"a shard holds at most {MOST_SHARD_TOKENS:,} tokens; give --shard-tokens.")
     manifest = run_preparation(args)
@@ -185,7 +180,6 @@ def make_parser() -> Parser:
     )
     add("--pattern", default="gpt2", help="pre-tokenization of a .tiktoken file (gpt2)")
     add("--workers", type=count, default=os.cpu_count() or 1, help="processes that tokenize (one per core)")
-    add("--verify", type=Path, metavar="DIR", help="check existing shards: counts, hashes, tokens")
     return parser
 
 

@@ -17,7 +17,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self, SupportsFloat
@@ -163,12 +163,9 @@ class Run:
         )
         self._background = BackgroundReport.start(path, GPU_SECONDS)
 
-    def step(self) -> AbstractContextManager[None]:
-        """Measure one optimizer step: everything between the previous step or phase and its end."""
-        return self._step()
-
     @contextmanager
-    def _step(self) -> Iterator[None]:
+    def step(self) -> Iterator[None]:
+        """Measure one optimizer step: everything between the previous step or phase and its end."""
         if self._silent:
             yield
             return

@@ -251,8 +251,6 @@ def shards(chance: random.Random, originals: Path, folder: Path) -> Command:
             place = header if chance.random() < 0.5 else chance.randrange(len(content) or 1)
             content = content[:place] + chance.randbytes(4) + content[place + 4 :]
             path.write_bytes(content[: chance.choice([len(content), len(content) - 1, 1024, 10])])
-    if chance.random() < 0.6:
-        return "prepare_fineweb.py", ["--verify", str(data)]
     return OPEN_DATA, [_config(folder), f"--data.path={data}", "--run.device=cpu"]
 
 

@@ -98,9 +98,7 @@ def test_any_documents_come_back_from_units_and_shards_of_any_size(
     assert np.concatenate(splits).tolist() == expected
 
 
-def test_a_large_vocabulary_of_a_tiktoken_file_is_written_as_uint32(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_large_vocabulary_of_a_tiktoken_file_is_written_as_uint32(tmp_path: Path) -> None:
     ranks = {bytes([i]): i for i in range(256)} | {b"the": 70_000, b"th": 69_999}
     lines = [f"{base64.b64encode(token).decode()} {rank}" for token, rank in ranks.items()]
     (tmp_path / "wide.tiktoken").write_text("\n".join(lines))
@@ -114,8 +112,6 @@ def test_a_large_vocabulary_of_a_tiktoken_file_is_written_as_uint32(
     assert train.tolist() == [70_001, 70_000, *b" o", 70_000, *b"r"]
     header = np.frombuffer((tmp_path / "out" / manifest.shards[1].file).read_bytes()[:12], "<i4")
     assert header.tolist() == [20240801, 7, 6]
-    prepare_here(tmp_path, "--verify", "out")
-    assert "tokens match the manifest" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

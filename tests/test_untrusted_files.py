@@ -20,8 +20,7 @@ from nanogauge.files import stays_below, write_atomic
 from nanogauge.runlog.folder import load_with_log
 from trainer.checkpoints.checkpoint import meta_bytes, newest_checkpoint
 from trainer.data.hub import fetch_file
-from trainer.data.shards import ShardWriter, read_manifest
-from trainer.data.verify import verify
+from trainer.data.shards import ShardWriter, open_split, read_manifest
 
 SOURCES = [*ROOT.glob("*.py"), *ROOT.glob("bench/*.py")]
 SOURCES += [path for name in ("nanogauge", "trainer") for path in (ROOT / name).rglob("*.py")]
@@ -83,9 +82,9 @@ def test_a_manifest_names_no_file_of_another_folder(tmp_path: Path) -> None:
     manifest["shards"][1]["file"] = "../outside.bin"
     (folder / "manifest.json").write_text(json.dumps(manifest))
     before = outside.read_bytes()
-    done = run("prepare_fineweb.py", "--verify", folder, "--out", tmp_path / "out")
-    assert done.returncode == 2 and "leads out of the folder" in done.stderr
-    assert outside.read_bytes() == before and not (tmp_path / "out").exists()
+    with pytest.raises(BadInput, match="leads out of the folder"):
+        open_split(folder, "train")
+    assert outside.read_bytes() == before
 
 
 def test_a_mirror_of_the_hub_names_no_file_outside_of_its_folder() -> None:
@@ -143,7 +142,7 @@ def test_a_pipe_among_shards_is_refused(tmp_path: Path, name: str) -> None:
     path.unlink()
     os.mkfifo(path)
     with pytest.raises(BadInput, match="no regular file"):
-        verify(folder)
+        open_split(folder, "val")
 
 
 def checkpoint_with(copy: Path, hashes: dict[str, Any]) -> Path | None:

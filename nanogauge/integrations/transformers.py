@@ -4,7 +4,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
 
 from nanogauge.instrument import Phase, Run, run
 from nanogauge.schema import Prediction
@@ -39,18 +39,9 @@ class NanogaugeCallback(TrainerCallback):
         self._open = ExitStack()
         """The step or phase under way."""
 
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: PreTrainedModel | None = None,
-        train_dataloader: Any = None,
-        **_: Any,
-    ) -> None:
-        assert model is not None
-        context = self._context or len(train_dataloader.dataset[0]["input_ids"])
-        spec = spec_from_transformers(model.config, args, context, state.max_steps)
+    def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        context = self._context or len(more["train_dataloader"].dataset[0]["input_ids"])
+        spec = spec_from_transformers(more["model"].config, args, context, state.max_steps)
         self._run = run(self._name, spec, self._plan, self._folder, self._claims)
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
@@ -58,38 +49,24 @@ class NanogaugeCallback(TrainerCallback):
         self._open.close()
         self._open.enter_context(self._run.step())
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._open.close()
         if control.should_evaluate:
             self._begin("evaluation")
         elif control.should_save:
             self._begin("checkpoint")
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **_: Any,
-    ) -> None:
-        names = ("loss", "learning_rate", "grad_norm")
-        values = {name: float(logs[name]) for name in names if logs and name in logs}
+    def on_log(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        logs = more["logs"]
+        values = {name: float(logs[name]) for name in ("loss", "learning_rate", "grad_norm") if name in logs}
         if values and self._run is not None:
             self._run.log(**values)
 
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float] | None = None,
-        **_: Any,
-    ) -> None:
+    def on_evaluate(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         if self._run is None or state.global_step == 0:
             return
-        if metrics and "eval_loss" in metrics:
-            self._run.log(val_loss=metrics["eval_loss"])
+        if "eval_loss" in more["metrics"]:
+            self._run.log(val_loss=more["metrics"]["eval_loss"])
         self._open.close()
         if control.should_save:
             self._begin("checkpoint")
