@@ -129,13 +129,12 @@ class LogParser:
 
     def _start(self, line: str) -> tuple[str, bool] | None:
         """Return a line from the start of a record on, and if nothing but labels is before it."""
-        text: str | None = line
-        while text is not None:
+        text = line
+        for _ in range(2):  # the labels are stripped only where they hide a record
             for start, _, _ in self._format.starts:
                 if match := start.search(text):
                     return text[match.start() :][:_LONGEST], match.start() == 0
-            stripped = strip_prefixes(text)
-            text = stripped if len(stripped) < len(text) else None
+            text = strip_prefixes(line)
         return None
 
     def _is_other(self, line: str) -> bool:
