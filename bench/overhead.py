@@ -99,6 +99,9 @@ class OneNumber(nn.Module):
     def forward(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return self.number.sum()
 
+    def backward(self, loss: torch.Tensor) -> None:
+        loss.backward()  # type: ignore[no-untyped-call]
+
 
 def open_run(folder: Path, name: str, accumulation: int, smallest: bool) -> Session:
     """Open a run of the demo, eager, without evaluations and checkpoints, with GPU sensors."""

@@ -9,7 +9,7 @@ from commands import ROOT, run
 from gpt2_vocabulary import gpt2_vocabulary  # noqa: F401  (a fixture)
 from test_published_runs import GPT2, table
 
-TOOLS = {"fitting", "make_run", "published_runs", "results", "training_pair"}
+TOOLS = {"fitting", "make_run", "presets", "published_runs", "results", "training_pair"}
 TESTED_ON_PUBLISHED_LOSSES = {"fit_loss", "validate_loss"}
 BENCHES = sorted(
     path.stem for path in (ROOT / "bench").glob("*.py") if path.stem not in TOOLS | TESTED_ON_PUBLISHED_LOSSES

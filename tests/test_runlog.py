@@ -37,7 +37,8 @@ def values_of(annotation: Any) -> st.SearchStrategy[Any]:
 @st.composite
 def lines_of_kind(draw: st.DrawFn, kind: type[Stored]) -> Any:
     """Draw a line of a kind with any values."""
-    return kind(**{key: draw(values_of(f.annotation)) for key, f in kind.model_fields.items()})
+    values = {key: draw(values_of(f.annotation)) for key, f in kind.model_fields.items()}
+    return kind(**(values | {"source": "nanogpt_log"} if kind is Start else values))
 
 
 ANY_LINE = st.one_of(*(lines_of_kind(kind) for kind in KINDS))

@@ -168,7 +168,7 @@ def test_wrong_flags_are_refused_once() -> None:
     for flags, message in (
         (["--max-restarts=2"], "--max-restarts is for --supervise; give both."),
         (["--supervise", "--max-restarts=-1"], "--max-restarts takes a number from 0 on."),
-        (["--supervise", "--trian.max-steps=3"], "did you mean --train.max-steps?"),
+        (["--supervise", "--trian.max-steps=3"], "did you mean --train.max-steps 3"),
     ):
         done = run("train.py", DEMO, *flags)
         assert done.returncode == 2 and message in done.stderr
