@@ -1,14 +1,13 @@
 """The log and the report of a run of several processes."""
 
-import re
 import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from commands import ROOT, build_fake_driver, log_lines, rows_of, train_ranks
+from commands import ROOT, build_fake_driver, log_lines, rows_of
 from runs import GIB, MadeUp
-from test_ranks import small, torchrun
+from test_ranks import torchrun
 
 from nanogauge.analysis.instruments import Instrument, instruments
 from nanogauge.analysis.measured import Measurements, measure
@@ -86,21 +85,10 @@ def test_the_slowest_and_the_fullest_rank_are_named_with_their_spread() -> None:
     found = panel(recorded(4, 4, *lines), 4)
     assert found["rank_step_seconds"].value == 2
     assert found["rank_forward_seconds"].text == "1 s, rank 2; the least is 25 % lower"
-    assert found["rank_peak_allocated_bytes"].text.startswith("6.00 GiB, rank 3; ")
+    assert found["rank_peak_allocated_bytes"].text.startswith("6.44 GB, rank 3; ")
     assert "rank_data_wait_seconds" not in found
     whole = measure(recorded(4, 4, *lines), MADE.spec, prediction(4))
     assert whole.values["peak_allocated_bytes"].value == 6 * GIB
-
-
-def test_the_doctor_and_the_refusal_count_the_same_memory(tmp_path: Path) -> None:
-    large = ["--model.n-embd=2048", "--model.n-layer=4", "--train.keep-checkpoints=1"]
-    large += ["--model.vocab-size=50304", "--train.micro-batch=65536"]
-    done = train_ranks(2, small(tmp_path / "out", *large), tmp_path / "out")
-    checked = re.search(r"the run peaks at ([\d.]+) GiB", done.stdout)
-    refused = re.search(r"needs about ([\d.]+) GiB of memory", done.stderr)
-    assert checked is not None, done.stdout
-    assert refused is not None, done.stderr
-    assert float(checked[1]) == pytest.approx(float(refused[1]), abs=0.3)
 
 
 @pytest.mark.alone  # it compares the times of two processes

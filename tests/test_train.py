@@ -157,7 +157,7 @@ def test_claims_passed_to_a_run_are_in_its_report(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_loses_checkpoints_but_not_the_run(tmp_path: Path) -> None:
-    with small_disk(tmp_path / "small", "320k") as small:
+    with small_disk(tmp_path / "small", "360k") as small:
         done = train_tiny(small, "--force")  # past the doctor
         assert done.returncode in (0, 2), done.stderr  # 2: no room is left for the report
         assert "Traceback" not in done.stderr

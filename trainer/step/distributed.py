@@ -170,6 +170,8 @@ class _Joined(Ranks):
 
         The failures of other ranks are its consequence: they exit without a message.
         """
+        # torch deadlocks if a process group is freed while its thread waits for the GIL to free a tensor: keep it.
+        _LEFT.append(self)
         if error is None:
             self.close()
         lost = error is not None and self.is_lost(error)
@@ -178,6 +180,9 @@ class _Joined(Ranks):
                 raise SystemExit(2 if isinstance(error, BadInput) else 1)
             if lost:
                 raise RunFailed(f"{LOST}; --resume auto continues from the newest checkpoint.")
+
+
+_LEFT: list[Ranks] = []
 
 
 def open_ranks(device: str) -> Ranks:
