@@ -97,6 +97,8 @@ def _headline(report: Report, recorded: RunHistory, group: QuantityGroup) -> Hea
         "calibrated": cells.calibrated,
     }
     details += [(name, text) for name, text in ranges.items() if text]
+    if row.measured is not None and row.measured.predicted_part is not None:
+        details.append(("compared:", format_value(row.id, row.measured.predicted_part)))
     if row.id == "step_seconds" and run.tokens_per_second is not None:
         details.append(("", f"{run.tokens_per_second:,.0f} tokens/s"))
     cost = next((r for r in report.rows if r.id == "cost" and r.measured), None)
