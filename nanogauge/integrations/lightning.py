@@ -55,7 +55,7 @@ class LightningCallback(Callback):
         assert self._run is not None
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if trainer.global_step == self._steps:
-            return  # gradient accumulation goes on
+            return  # gradient accumulation continues
         self._steps = trainer.global_step
         self._open.close()
         self._in_step = False
