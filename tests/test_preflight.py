@@ -59,7 +59,7 @@ def test_the_doctor_refuses_what_training_would(tmp_path: Path, given: str, chec
     """With the sentence of train.py, which consults it."""
     flags = [given] if given.startswith("--") else []
     environment = {} if flags else dict([given.split("=")])
-    found = doctor(DEMO, *flags, status=1, **environment)[check]
+    found = doctor(DEMO, f"--run.out={tmp_path}", *flags, status=1, **environment)[check]
     assert found["verdict"] == "no-go"
     assert words in found["text"]
     done = run("train.py", DEMO, f"--run.out={tmp_path}", *flags, **environment)
