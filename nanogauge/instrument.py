@@ -45,6 +45,7 @@ from nanogauge.schema import Checkpoint, Compile, End, Eval, Event, Prediction, 
 
 _POWER_HZ = 10.0
 _IDLE_SECONDS = 2.0
+_PEAKS_EVERY = 50  # steps, as in train.py: reading torch's statistics takes time
 _OF_A_STEP = ("loss", "learning_rate", "grad_norm")
 _OF_AN_EVALUATION = ("train_loss", "val_loss", "val_bits_per_byte")
 Phase = Literal["evaluation", "checkpoint", "compilation"]
@@ -95,7 +96,7 @@ def run(
         claims: claims file to compare the run with.
 
     Raises:
-        ValueError: if the folder already holds a run, or the prediction is of another device count.
+        ValueError: if the folder already holds a run.
     """
     path = Path(folder) / name
     if int(os.environ.get("RANK", "0")) > 0:
@@ -309,7 +310,8 @@ class Run:
             pending = self._pending.popleft()
             if pending.times is None:
                 self._measure(pending)
-            times, power, peaks = pending.times, pending.power, self._peaks()
+            times, power = pending.times, pending.power
+            peaks = self._peaks() if pending.number % _PEAKS_EVERY == 0 else AllocatorPeaks()
             assert times is not None
             if times.compile_seconds > 0:
                 self._log.write(Compile(step=pending.number, seconds=times.compile_seconds, mode="compiled"))
