@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test standin audit gpu-check clean
+.PHONY: setup demo test standin audit dist gpu-check clean
 
 setup: .venv/.done
 
@@ -44,6 +44,18 @@ audit:
 	  "$$folder/bin/python" -m pip install --quiet --disable-pip-version-check pip-audit && \
 	  "$$folder/bin/pip-audit" --strict --disable-pip --no-deps --requirement constraints.txt
 
+# Build wheel and sdist into dist/, check them, and run the installed command in an environment of its own
+# (needs the network).
+dist:
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && rm -rf dist build && \
+	  $(PYTHON) -m venv "$$folder/tools" && $(PYTHON) -m venv "$$folder/user" && \
+	  "$$folder/tools/bin/python" -m pip install --quiet --disable-pip-version-check build twine && \
+	  "$$folder/tools/bin/python" -m build --outdir dist . >/dev/null && \
+	  "$$folder/tools/bin/twine" check --strict dist/* && \
+	  "$$folder/user/bin/python" -m pip install --quiet --disable-pip-version-check dist/*.whl && \
+	  "$$folder/user/bin/nanogauge" plan configs/rtx4070_fineweb.toml --gpu "RTX 4070" --json >/dev/null && \
+	  ls -l dist
+
 # Check an NVIDIA GPU and measure it, each part in at most 8 minutes: gpu-check.json, gpu-check.md.
 # NANOGPT=FOLDER, a checkout of nanoGPT, is measured beside it.
 PART ?= arithmetic speed
@@ -52,4 +64,4 @@ gpu-check: setup
 	  $(BIN)/python tests/gpu_check.py $$part $(if $(NANOGPT),--nanogpt "$(NANOGPT)") || exit; done
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

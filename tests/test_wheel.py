@@ -1,4 +1,4 @@
-"""The wheel: the package nanogauge alone, whose commands need neither torch nor a checkout."""
+"""Wheel and sdist: the package nanogauge alone, whose commands need neither torch nor a checkout."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from importlib import metadata
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from commands import ROOT
 
 SOURCES = ("pyproject.toml", "README.md", "LICENSE")
+BUILD = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
 HIDE = """
 import sys
 class Visible:
@@ -28,14 +30,23 @@ sys.meta_path[:] = [Visible]
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy, since a build writes beside the sources."""
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "nanogauge", source / "nanogauge", ignore=ignored)
-    for name in SOURCES:
-        shutil.copy(ROOT / name, source)
-    pip("wheel", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", out, source)
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy, since a build writes beside the sources; with a test, which does not belong in it."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("sdist")
+    shutil.copytree(ROOT / "nanogauge", source / "nanogauge", ignore=shutil.ignore_patterns("__pycache__"))
+    (source / "tests").mkdir()
+    for name in (*SOURCES, "MANIFEST.in", "tests/test_wheel.py"):
+        shutil.copy(ROOT / name, source / name)
+    subprocess.run([sys.executable, "-c", BUILD, str(out)], cwd=source, capture_output=True, check=True)
+    (path,) = out.glob("*.tar.gz")
+    return path
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from the sdist, as pip does where there is no wheel."""
+    out = tmp_path_factory.mktemp("wheel")
+    pip("wheel", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", out, sdist)
     (path,) = out.glob("*.whl")
     return path
 
@@ -81,12 +92,15 @@ def required(requirements: list[str]) -> set[str]:
     return names
 
 
-def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(wheel: Path) -> None:
-    with zipfile.ZipFile(wheel) as archive:
-        names = set(archive.namelist())
+def test_wheel_and_sdist_hold_every_file_of_the_package_and_nothing_else(sdist: Path, wheel: Path) -> None:
     package = {p for p in (ROOT / "nanogauge").rglob("*") if "__pycache__" not in p.parts}
     files = {str(path.relative_to(ROOT)) for path in package if path.is_file()}
-    assert files == {name for name in names if ".dist-info/" not in name}
+    with zipfile.ZipFile(wheel) as archive:
+        assert files == {name for name in archive.namelist() if ".dist-info/" not in name}
+    with tarfile.open(sdist) as archive:
+        names = {member.name.partition("/")[2] for member in archive if member.isfile()}
+    made = {"PKG-INFO", "setup.cfg"} | {name for name in names if name.startswith("nanogauge.egg-info/")}
+    assert names - made == files | {*SOURCES, "MANIFEST.in"}
 
 
 def test_the_commands_work_without_torch_from_any_folder(installed: Path, tmp_path: Path) -> None:
