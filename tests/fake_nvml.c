@@ -15,11 +15,9 @@
                                 that the line before left (or from the default, at time 0)
    TIME error CALL CODE [UNTIL] the call answers with this NVML error code (3 not supported, 13
                                 function not found, 999 unknown, ...), for good or until UNTIL
-   TIME lost UNTIL [CODE]       the GPU is lost (15, or CODE), and each call about it says so, until
-                                nvmlInit is called at or after UNTIL
+   TIME lost                    the GPU is lost, and each call about it says so
    TIME hang [UNTIL]            no call answers any more, or each only at UNTIL
-   TIME process PID BYTES LISTS NAME   another process, in the LISTS compute, graphics or both;
-                                NAME is what nvmlSystemGetProcessName gives, "-" for nothing
+   TIME process PID BYTES LISTS   another process, in the LISTS compute, graphics or both
 
    NUMBER and its default: watts 100, counter_joules 5e6 (set to this at TIME; it rises by the exact
    integral of watts), power_limit_watts 200, default_limit_watts 215, celsius 61, slowdown_celsius
@@ -29,12 +27,11 @@
    (of the calling process; -1: it is not listed, as in a container).
 
    CALL: init, handle, uuid, power_usage, energy, power_limit, default_limit, temperature,
-   threshold, fan, sm_clock, memory_clock, max_clock, utilization, event_reasons (the newer call),
-   throttle_reasons (the older), pcie_generation, pcie_width, max_pcie_generation, max_pcie_width,
-   memory, compute, compute_v2, graphics, graphics_v2, process_name, name, version,
-    cuda_version.
+   threshold, fan, sm_clock, memory_clock, max_clock, utilization, event_reasons, pcie_generation,
+   pcie_width, max_pcie_generation, max_pcie_width, memory, compute, graphics, name, version,
+   cuda_version.
 
-   A script without process lines has "0 process 1 1073741824 compute -". */
+   A script without process lines has "0 process 1 1073741824 compute". */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -56,7 +53,6 @@ struct other {
     double time;
     struct process process;
     int compute, graphics, card;
-    char name[256];
 };
 
 static struct point points[MOST];
@@ -64,7 +60,7 @@ static struct fault faults[MOST];
 static struct other others[MOST];
 static int point_count, fault_count, other_count;
 static double hang_time = HUGE_VAL, hang_until = HUGE_VAL;
-static double epoch_seconds, initialized_seconds;
+static double epoch_seconds;
 static int loaded, on_wall_clock, cards = 1;
 static char handles[MOST];
 static _Thread_local int asked; /* the card that the call under way is about */
@@ -90,7 +86,6 @@ static void parse(const char *line) {
     int card = -1, from = 0;
     double time = 0, until = HUGE_VAL;
     char word[32], first[32], last[256] = "";
-    int code = GPU_IS_LOST;
     if (sscanf(line, "epoch %lf", &epoch_seconds) == 1) {
         on_wall_clock = 1;
         return;
@@ -106,15 +101,13 @@ static void parse(const char *line) {
         f.until = until;
         faults[fault_count++] = f;
     } else if (strcmp(word, "lost") == 0) {
-        if (sscanf(line, "%*f %*s %lf %d", &until, &code) < 1) bad_line(line);
-        faults[fault_count++] = (struct fault){time, until, code, "", card};
+        faults[fault_count++] = (struct fault){time, until, GPU_IS_LOST, "", card};
     } else if (strcmp(word, "hang") == 0) {
         hang_time = time;
         sscanf(line, "%*f %*s %lf", &hang_until);
     } else if (strcmp(word, "process") == 0) {
         struct other o = {.time = time, .card = card};
-        if (sscanf(line, "%*f %*s %u %llu %31s %255s", &o.process.pid, &o.process.used_bytes,
-                   first, o.name) != 4)
+        if (sscanf(line, "%*f %*s %u %llu %31s", &o.process.pid, &o.process.used_bytes, first) != 3)
             bad_line(line);
         o.compute = strcmp(first, "graphics") != 0;
         o.graphics = strcmp(first, "compute") != 0;
@@ -142,7 +135,7 @@ static void load(void) {
         }
         fclose(file);
     }
-    if (other_count == 0) parse("0 process 1 1073741824 compute -");
+    if (other_count == 0) parse("0 process 1 1073741824 compute");
     if (!on_wall_clock) epoch_seconds = clock_seconds();
 }
 
@@ -182,9 +175,7 @@ static int status(const char *call, int of_gpu) {
     for (int i = 0; i < fault_count; i++) {
         struct fault f = faults[i];
         if (t < f.time || (of_gpu && !is_about(f.card))) continue;
-        if (f.call[0] ? t < f.until && strcmp(f.call, call) == 0
-                      : of_gpu && initialized_seconds < f.until)
-            return f.code;
+        if (t < f.until && (f.call[0] ? strcmp(f.call, call) == 0 : of_gpu)) return f.code;
     }
     return SUCCESS;
 }
@@ -192,9 +183,7 @@ static int status(const char *call, int of_gpu) {
 int nvmlInitWithFlags(unsigned flags) {
     (void)flags;
     load();
-    int code = status("init", 0);
-    if (code == SUCCESS) initialized_seconds = now_seconds();
-    return code;
+    return status("init", 0);
 }
 
 int nvmlInit_v2(void) { return nvmlInitWithFlags(0); }
@@ -322,16 +311,12 @@ int nvmlDeviceGetUtilizationRates(void *device, unsigned *rates) {
     return code;
 }
 
-#define REASONS(function, call)                                                                    \
-    int function(void *device, unsigned long long *bits) {                                         \
-        ask(device);                                                                               \
-        int code = status(call, 1);                                                                \
-        *bits = (unsigned long long)number("throttle_bits", 0);                                    \
-        return code;                                                                               \
-    }
-
-REASONS(nvmlDeviceGetCurrentClocksEventReasons, "event_reasons")
-REASONS(nvmlDeviceGetCurrentClocksThrottleReasons, "throttle_reasons")
+int nvmlDeviceGetCurrentClocksEventReasons(void *device, unsigned long long *bits) {
+    ask(device);
+    int code = status("event_reasons", 1);
+    *bits = (unsigned long long)number("throttle_bits", 0);
+    return code;
+}
 
 int nvmlDeviceGetMemoryInfo(void *device, unsigned long long *memory) {
     ask(device);
@@ -370,9 +355,7 @@ static int processes(const char *call, int graphics, unsigned *count, struct pro
     }
 
 PROCESSES(nvmlDeviceGetComputeRunningProcesses_v3, "compute", 0)
-PROCESSES(nvmlDeviceGetComputeRunningProcesses_v2, "compute_v2", 0)
 PROCESSES(nvmlDeviceGetGraphicsRunningProcesses_v3, "graphics", 1)
-PROCESSES(nvmlDeviceGetGraphicsRunningProcesses_v2, "graphics_v2", 1)
 
 /* torch's own report of an out-of-memory error asks these; the card has no NVLink. */
 int nvmlDeviceGetComputeRunningProcesses(void *device, unsigned *count, struct process *list) {
@@ -382,14 +365,3 @@ int nvmlDeviceGetComputeRunningProcesses(void *device, unsigned *count, struct p
 int nvmlDeviceGetGpuFabricInfoV(void) { return NOT_SUPPORTED; }
 int nvmlDeviceGetNvLinkRemoteDeviceType(void) { return NOT_SUPPORTED; }
 int nvmlDeviceGetNvLinkRemotePciInfo_v2(void) { return NOT_SUPPORTED; }
-
-int nvmlSystemGetProcessName(unsigned pid, char *name, unsigned size) {
-    int code = status("process_name", 0);
-    if (code != SUCCESS) return code;
-    for (int i = 0; i < other_count; i++)
-        if (others[i].process.pid == pid && strcmp(others[i].name, "-") != 0) {
-            strncpy(name, others[i].name, size);
-            return SUCCESS;
-        }
-    return NOT_FOUND;
-}

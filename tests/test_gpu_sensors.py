@@ -27,14 +27,12 @@ LONG = {
         4 counter_joules 0     # the counter is reset
         1.3 error temperature 999 2.5
         0 error fan 3
-        0 error event_reasons 13   # an older driver
         1.5 throttle_bits 0x24
         3.5 throttle_bits 0x3
         """,
         12.8,
         10,
     ),
-    "lost": ("1.5 lost 3\n3 counter_joules 0", 7.0, 10),
     "hangs": ("1.3 hang", 5.0, 10),
     "dead": ("0 hang", 3.6, 10),
 }
@@ -178,7 +176,6 @@ def test_each_change_is_reported_once_with_its_time_and_reason(trouble: dict[str
 
 
 def test_throttle_reasons_are_words_and_idling_is_none(trouble: dict[str, Any]) -> None:
-    """Older drivers have the call under another name."""
     at = {round(r["elapsed_seconds"]): r["throttle"] for r in trouble["readings"]}
     assert at[1] == [] and at[2] == at[3] == ["power cap", "thermal (software)"]
     assert at[4] == [] and at[12] == []
@@ -187,27 +184,9 @@ def test_throttle_reasons_are_words_and_idling_is_none(trouble: dict[str, Any]) 
     assert throttle_words(0x10001) == ["reason 0x10000"]
 
 
-def test_a_lost_gpu_is_measured_again_when_it_is_back(long_runs: dict[str, Run]) -> None:
-    """The time without the GPU is a gap, whatever its counter has afterwards."""
-    said = long_runs["lost"].said
-    readings = said["readings"]
-    times = [r["elapsed_seconds"] for r in readings]
-    before, after = [t for t in times if t < 3], [t for t in times if t > 3]
-    assert before[-1] == pytest.approx(1.5, abs=0.2), "the last samples are not thrown away"
-    assert after[0] - before[-1] > 2, "no reading while there is nothing to read"
-    gap = readings[-1]["gap_seconds"]
-    assert readings[0]["gap_seconds"] is None and gap == pytest.approx(3.1, abs=0.4)
-    seen = times[-1] - times[0] - gap
-    assert spent(readings) == pytest.approx(100 * seen, rel=0.02)
-    assert spent(readings, "integral_joules") == pytest.approx(100 * seen, rel=0.02)
-    assert [(c["field"], c["midway"]) for c in said["changes"]] == [("gpu", True)] * 2
-    assert "GPU is lost" in said["changes"][0]["text"] and " from 1." in said["changes"][0]["text"]
-    assert said["reason"] is None
-
-
-def test_a_gpu_that_stays_lost_only_ends_the_readings(driver: Path) -> None:
-    said = Run(driver, "1.2 lost 1e9", seconds=1.9).said
-    assert [r["elapsed_seconds"] for r in said["readings"]] == pytest.approx([1.0, 1.2, 1.9], abs=0.15)
+def test_a_lost_gpu_ends_the_readings_alone(driver: Path) -> None:
+    said = Run(driver, "1.2 lost", seconds=1.9).said
+    assert [r["elapsed_seconds"] for r in said["readings"]] == pytest.approx([1.0, 1.9], abs=0.15)
     last = said["readings"][-1]
     assert last["gap_seconds"] == pytest.approx(0.7, abs=0.15), "the last line has the gap"
     assert last["energy_joules"] is None
@@ -279,13 +258,13 @@ def test_a_process_the_driver_does_not_list_has_unknown_memory(driver: Path) -> 
 def test_other_programs_are_named_and_each_process_counts_once(driver: Path) -> None:
     """A browser that computes and draws is in both lists."""
     script = f"""
-    0 process {os.getpid()} 1000 both -
-    0 process 4194305 2000 graphics /usr/lib/xorg/Xorg
-    0 process 4194306 3000 compute -
+    0 process {os.getpid()} 1000 both
+    0 process 4194305 2000 graphics
+    0 process 4194306 3000 compute
     """
     info = Run(driver, script).said["info"]
     own = Path("/proc/self/comm").read_text().strip()
-    assert info["others"] == {own: 1000, "Xorg": 2000, "process 4194306": 3000}
+    assert info["others"] == {own: 1000, "process 4194305": 2000, "process 4194306": 3000}
 
 
 def test_the_idle_gpu_is_measured_for_the_given_time(driver: Path) -> None:
@@ -328,14 +307,14 @@ card 0 0 sm_mhz 1980
 card 1 0 throttle_bits 0x4
 card 0 0 throttle_bits 0x20
 card 2 0 utilization_percent 37
-0 process 4242 1073741824 compute one
-card 2 0 process 4243 6442450944 compute two
+0 process 4242 1073741824 compute
+card 2 0 process 4243 6442450944 compute
 """
 ALL = [(0, 4242), ("12345678-1234-1234-1234-123456789abd", 4242), ("00000000:03:00.0", 4243)]
 TROUBLE = """
 cards 2
 card 1 0 watts 300
-card 1 1.2 lost 30
+card 1 1.2 lost
 card 0 0 error fan 3
 """
 

@@ -49,10 +49,6 @@ class EnergySum:
             self._integral_joules += (now - then) * (before_watts + watts) / 2
         self._last_power = (now, watts)
 
-    def forget_counter(self) -> None:
-        """Discard the counter's last value after the driver was reopened: it may have restarted."""
-        self._counter_joules = None
-
     def read(
         self, now: float, counter_joules: float | None
     ) -> tuple[float, Literal["counter", "integral"]] | tuple[None, None]:
@@ -99,11 +95,11 @@ class EnergySum:
         return self._gap_seconds + (waiting if waiting > self._longest_gap else 0.0)
 
 
-_NUMBERS = (
-    *("power_limit_watts", "temperature_celsius", "fan", "sm_clock_hz", "memory_clock_hz"),
-    *("pcie_generation", "pcie_width"),
+_READ = (
+    *("power_limit_watts", "temperature_celsius", "fan", "sm_clock_hz", "memory_clock_hz", "pcie_generation"),
+    *("pcie_width", "utilization", "throttle", "device_used_bytes"),
 )
-"""Fields of a reading that nvml.Driver.number gives."""
+"""Fields of a reading that nvml.Driver.read gives."""
 _COMBINED: dict[str, Callable[[list[Any]], Any]] = {
     **dict.fromkeys(("energy_joules", "integral_joules", "power_limit_watts"), sum),
     **dict.fromkeys(("temperature_celsius", "fan", "device_used_bytes", "process_used_bytes"), max),
@@ -140,7 +136,6 @@ class _Gpu:
         self._watched = watched
         self._longest_gap = longest_gap
         self._energy: EnergySum | None = None
-        self._gave_power = False  # since the last reading
 
     def open(self, clock: Callable[[], float]) -> None:
         try:
@@ -149,43 +144,31 @@ class _Gpu:
             self.absences.missing("gpu", clock(), str(error))
             return
         now = clock()
-        self._energy = EnergySum(now, driver.number("energy_counter", now), self._longest_gap)
+        self._energy = EnergySum(now, driver.read("energy_counter", now), self._longest_gap)
         self.driver = driver
 
-    def sample(self, now: float) -> tuple[float | None, bool]:
-        """Sample the power in watts; return it, and True if the GPU was lost just now."""
+    def sample(self, now: float) -> float | None:
+        """Sample the power in watts."""
         if self.driver is None or self._energy is None:
-            return None, False
-        if self.driver.lost and self.driver.reopen(now):
-            self._energy.forget_counter()
-        was_lost = self.driver.lost
-        watts: float | None = self.driver.number("power_watts", now)
+            return None
+        watts: float | None = self.driver.read("power_watts", now)
         if watts is not None:
             self._energy.add_power(now, watts)
-            self._gave_power = True
-        return watts, self.driver.lost and not was_lost
+        return watts
 
     def read(self, now: float) -> dict[str, Any]:
-        """Read all fields but power; a GPU without any value since the last reading is lost."""
+        """Read all fields but power."""
         driver, energy = self.driver, self._energy
         if driver is None or energy is None:
             return {}
-        joules, source = energy.read(now, driver.number("energy_counter", now))
-        values = {
+        joules, source = energy.read(now, driver.read("energy_counter", now))
+        return {
             "energy_joules": joules,
             "energy_source": source,
             "integral_joules": energy.integral_joules(now),
-            "utilization": driver.utilization(now),
-            "throttle": driver.throttle(now),
-            "device_used_bytes": driver.device_used_bytes(now),
             "process_used_bytes": driver.process_used_bytes(now),
-            **{name: driver.number(name, now) for name in _NUMBERS},
+            **{name: driver.read(name, now) for name in _READ},
         }
-        silent = all(value is None for value in values.values()) and not self._gave_power
-        if silent and not driver.lost:
-            driver.lose(now)
-        self._gave_power = False
-        return values
 
     def gap_seconds(self, now: float) -> float:
         return 0.0 if self._energy is None else self._energy.gap_seconds(now)
@@ -208,14 +191,14 @@ class GpuGroup:
         """True if the driver recognizes at least one of the GPUs."""
         return any(gpu.driver is not None for gpu in self._gpus)
 
-    def sample(self, now: float) -> tuple[float | None, bool]:
-        """Sample the total power in watts; return it, and True if a GPU was lost just now."""
-        samples = [gpu.sample(now) for gpu in self._gpus]
-        powers = [watts for watts, _ in samples if watts is not None]
-        total = sum(powers) if samples and len(powers) == len(samples) else None
-        if total is not None:
-            self._powers_watts.append(total)
-        return total, any(lost for _, lost in samples)
+    def sample(self, now: float) -> float | None:
+        """Sample the total power in watts; None unless every GPU gives it."""
+        powers = [gpu.sample(now) for gpu in self._gpus]
+        known = [watts for watts in powers if watts is not None]
+        if not known or len(known) < len(powers):
+            return None
+        self._powers_watts.append(sum(known))
+        return sum(known)
 
     def read(self, now: float) -> dict[str, Any]:
         """Return the fields of a reading since the previous one; empty if no GPU was found."""

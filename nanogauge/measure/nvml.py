@@ -1,14 +1,14 @@
 """One GPU's measurements from its driver (NVML), each of which may be absent.
 
 A measurement that the driver does not give is None, and its reason is kept. One that the driver does not support is not
-requested again; after any other error it is, some seconds later.
+requested again; after any other error it is, some seconds later. A driver that lost the GPU is not asked again.
 """
 
 import contextlib
 import os
 import re
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -80,8 +80,6 @@ class Absences:
 
 RETRY_SECONDS = 10.0
 """Time after an error in which a field is not requested."""
-REOPEN_SECONDS = 3.0
-"""Time between attempts to reopen a driver that lost the GPU."""
 
 _THROTTLE_WORDS = {
     # nvml.h, nvmlClocksEventReasons. Idle (0x1) and clocks set by an application (0x2) are
@@ -98,7 +96,15 @@ _THROTTLE_WORDS = {
 }
 _NO_THROTTLE = 0x1 | 0x2
 
-_NUMBERS: dict[str, tuple[str, str | None, float]] = {
+def throttle_words(bits: int) -> list[str]:
+    """Name NVML's throttle reasons; unknown bits are given as a number."""
+    bits &= ~_NO_THROTTLE
+    words = [word for bit, word in _THROTTLE_WORDS.items() if bits & bit]
+    unknown = bits & ~sum(_THROTTLE_WORDS)
+    return words + ([f"reason {unknown:#x}"] if unknown else [])
+
+
+_FIELDS: dict[str, tuple[str, str | None, float | Callable[[Any], Any]]] = {
     "power_watts": ("nvmlDeviceGetPowerUsage", None, 1e-3),
     "energy_counter": ("nvmlDeviceGetTotalEnergyConsumption", None, 1e-3),
     "power_limit_watts": ("nvmlDeviceGetEnforcedPowerLimit", None, 1e-3),
@@ -113,14 +119,21 @@ _NUMBERS: dict[str, tuple[str, str | None, float]] = {
     "pcie_width": ("nvmlDeviceGetCurrPcieLinkWidth", None, 1),
     "max_pcie_generation": ("nvmlDeviceGetMaxPcieLinkGeneration", None, 1),
     "max_pcie_width": ("nvmlDeviceGetMaxPcieLinkWidth", None, 1),
+    # A share of the driver's last sampling period, in which a kernel ran.
+    "utilization": ("nvmlDeviceGetUtilizationRates", None, lambda rates: rates.gpu / 100),
+    "throttle": ("nvmlDeviceGetCurrentClocksEventReasons", None, throttle_words),
+    # By all processes and the driver itself.
+    "device_used_bytes": ("nvmlDeviceGetMemoryInfo", None, lambda memory: int(memory.used)),
+    "total_bytes": ("nvmlDeviceGetMemoryInfo", None, lambda memory: int(memory.total)),
+    "name": ("nvmlDeviceGetName", None, str),
+    "driver_version": ("nvmlSystemGetDriverVersion", None, str),
+    # 12040 is 12.4, the newest CUDA version that the driver supports.
+    "cuda_version": ("nvmlSystemGetCudaDriverVersion_v2", None, lambda n: (n // 1000, n % 1000 // 10)),
 }
-"""Field -> NVML function, the constant it takes, and the factor to the field's unit."""
+"""Field -> NVML function, the constant it takes, and the factor, or the function, to the field's unit."""
 
 _COMPUTE = "nvmlDeviceGetComputeRunningProcesses_v3"
 _GRAPHICS = "nvmlDeviceGetGraphicsRunningProcesses_v3"
-_THROTTLE = "nvmlDeviceGetCurrentClocksEventReasons"
-_OLDER_NAMES = {_THROTTLE: "nvmlDeviceGetCurrentClocksThrottleReasons"}
-"""Names of the same functions in older drivers, which still run torch for CUDA 12."""
 
 
 class NoDriver(Exception):
@@ -150,11 +163,8 @@ class Driver:
         self._nvml: ModuleType = pynvml
         self._absences = absences
         self._retry_at: dict[str, float] = {}  # by field; infinity: never
-        self._measured: set[str] = set()
         self._pid = os.getpid() if pid is None else pid
-        self.lost = False
-        self._silent = True  # no value was given since the driver was opened
-        self._reopen_at = 0.0
+        self._lost = False
         try:
             pynvml.nvmlInit()
         except pynvml.NVMLError_LibraryNotFound:
@@ -163,68 +173,24 @@ class Driver:
             raise NoDriver(f"no NVIDIA driver that answers: {error}") from None
         try:
             self._handle = _find_handle(pynvml, device)
-            self._uuid: str = pynvml.nvmlDeviceGetUUID(self._handle)
         except pynvml.NVMLError as error:
             self.close()
             raise NoDriver(f"the NVIDIA driver has no device {device}: {error}") from None
 
     def close(self) -> None:
         """Shut the driver down, unless it lost the GPU."""
-        if not self.lost:
+        if not self._lost:
             with contextlib.suppress(self._nvml.NVMLError):
                 self._nvml.nvmlShutdown()
 
-    def lose(self, now: float, error: object = None) -> None:
-        """Mark the GPU as lost: nothing is requested until the driver has been reopened."""
-        self.lost = True
-        self._reopen_at = now + REOPEN_SECONDS
-        what = "the driver gives no number" if error is None else "the driver lost the GPU"
-        self._absences.missing("gpu", now, what, error)
-
-    def reopen(self, now: float) -> bool:
-        """Reopen a driver that lost the GPU, if it is time; return True if it found the GPU.
-
-        The GPU counts as present again only when a value has been measured.
-        """
-        if not self.lost or now < self._reopen_at:
-            return False
-        self._reopen_at = now + REOPEN_SECONDS
-        with contextlib.suppress(self._nvml.NVMLError):
-            self._nvml.nvmlShutdown()
-        try:
-            self._nvml.nvmlInit()
-            self._handle = _find_handle(self._nvml, self._uuid)
-        except self._nvml.NVMLError:
-            return False
-        self._retry_at = {f: at for f, at in self._retry_at.items() if f not in self._measured}
-        self.lost, self._silent = False, True
-        return True
-
-    def number(self, field: str, now: float) -> Any:
-        """Return the value of a field of _NUMBERS: float, int for PCIe, or None."""
-        function, constant, scale = _NUMBERS[field]
+    def read(self, field: str, now: float) -> Any:
+        """Return the value of a field of _FIELDS; None while the driver gives none."""
+        function, constant, unit = _FIELDS[field]
         arguments = () if constant is None else (getattr(self._nvml, constant),)
         answer = self._call(field, now, function, *arguments)
-        return None if answer is None else answer * scale
-
-    def utilization(self, now: float) -> float | None:
-        """Return the share of the driver's last sampling period in which a kernel ran."""
-        rates = self._call("utilization", now, "nvmlDeviceGetUtilizationRates")
-        return None if rates is None else rates.gpu / 100
-
-    def throttle(self, now: float) -> list[str] | None:
-        """Return why the clocks are lowered, in words; empty if they are not."""
-        bits = self._call("throttle", now, _THROTTLE)
-        return None if bits is None else throttle_words(bits)
-
-    def device_used_bytes(self, now: float) -> int | None:
-        """Return the memory in use by all processes and by the driver itself."""
-        memory = self._call("device_used_bytes", now, "nvmlDeviceGetMemoryInfo")
-        return None if memory is None else int(memory.used)
-
-    def total_bytes(self, now: float) -> int | None:
-        memory = self._call("total_bytes", now, "nvmlDeviceGetMemoryInfo")
-        return None if memory is None else int(memory.total)
+        if answer is None:
+            return None
+        return unit(answer) if callable(unit) else answer * unit
 
     def process_used_bytes(self, now: float) -> int | None:
         """Return the memory in use by the process; None while the driver does not list it."""
@@ -232,11 +198,7 @@ class Driver:
         compute = self._call(field, now, _COMPUTE, certain=False)
         if compute is None:
             return None
-        used = _by_pid(compute)
-        if self._pid not in used:
-            with contextlib.suppress(self._nvml.NVMLError):
-                used = _by_pid(getattr(self._nvml, _GRAPHICS)(self._handle))
-        own = used.get(self._pid)
+        own = _by_pid(compute).get(self._pid)
         if own is None:
             # Not final: a process is listed from its first use of the GPU on.
             why = (
@@ -262,7 +224,7 @@ class Driver:
         used.pop(self._pid, None)
         names: dict[str, int] = {}
         for pid, size in used.items():
-            name = self._process_name(pid)
+            name = _process_name(pid)
             if size is None:
                 why = f"the driver does not report the memory of {name}"
                 self._absences.missing("others", now, why)
@@ -270,78 +232,41 @@ class Driver:
             names[name] = names.get(name, 0) + size
         return names
 
-    def name(self, now: float) -> str | None:
-        name = self._call("name", now, "nvmlDeviceGetName")
-        return None if name is None else str(name)
-
-    def driver_version(self, now: float) -> str | None:
-        version = self._call("driver_version", now, "nvmlSystemGetDriverVersion", of_device=False)
-        return None if version is None else str(version)
-
-    def cuda_version(self, now: float) -> tuple[int, int] | None:
-        """Return the newest CUDA version that the driver supports."""
-        function = "nvmlSystemGetCudaDriverVersion_v2"
-        number = self._call("cuda_version", now, function, of_device=False)  # 12040 is 12.4
-        return None if number is None else (number // 1000, number % 1000 // 10)
-
-    def _process_name(self, pid: int) -> str:
-        name = ""
-        # The process may be of another PID namespace or have ended; a name may be any bytes.
-        with contextlib.suppress(OSError, ValueError):
-            name = Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
-        if not name:
-            with contextlib.suppress(self._nvml.NVMLError, ValueError):
-                name = re.split(r"[/\\]", str(self._nvml.nvmlSystemGetProcessName(pid)))[-1]
-        return name or f"process {pid}"
-
-    def _call(
-        self, field: str, now: float, function: str, *arguments: object, of_device: bool = True, certain: bool = True
-    ) -> Any:
+    def _call(self, field: str, now: float, function: str, *arguments: object, certain: bool = True) -> Any:
         """Call an NVML function; return None while it gives no answer.
 
         Args:
             certain: an answer always contains the field.
         """
-        if self.lost or now < self._retry_at.get(field, now):
+        if self._lost or now < self._retry_at.get(field, now):
             return None
+        device = () if function.startswith("nvmlSystem") else (self._handle,)
         try:
-            call = getattr(self._nvml, function)
-            answer = call(self._handle, *arguments) if of_device else call(*arguments)
+            answer = getattr(self._nvml, function)(*device, *arguments)
         except self._nvml.NVMLError as error:
-            older = _OLDER_NAMES.get(function)
-            if older is not None and error.value == self._nvml.NVML_ERROR_FUNCTION_NOT_FOUND:
-                return self._call(field, now, older, *arguments, certain=certain)
             if error.value in _fatal(self._nvml):
-                self.lose(now, error)
+                self._lost = True
+                self._absences.missing("gpu", now, "the driver lost the GPU", error)
                 return None
             final = (self._nvml.NVML_ERROR_NOT_SUPPORTED, self._nvml.NVML_ERROR_FUNCTION_NOT_FOUND)
             self._retry_at[field] = float("inf") if error.value in final else now + RETRY_SECONDS
             self._absences.missing(field, now, "the driver does not give it", error)
             return None
-        if self._silent:
-            self._silent = False
-            self._absences.present("gpu", now)
-        self._measured.add(field)
+        self._absences.present("gpu", now)
         if certain:
             self._absences.present(field, now)
         return answer
 
 
-def throttle_words(bits: int) -> list[str]:
-    """Name NVML's throttle reasons; unknown bits are given as a number."""
-    bits &= ~_NO_THROTTLE
-    words = [word for bit, word in _THROTTLE_WORDS.items() if bits & bit]
-    unknown = bits & ~sum(_THROTTLE_WORDS)
-    return words + ([f"reason {unknown:#x}"] if unknown else [])
+def _process_name(pid: int) -> str:
+    # The process may be of another PID namespace or have ended; a name may be any bytes.
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
+    return f"process {pid}"
 
 
 def _by_pid(processes: Iterable[Any]) -> dict[int, int | None]:
-    """Sum the memory of each process: it is listed once for each MIG instance it uses."""
-    used: dict[int, int | None] = {}
-    for process in processes:
-        before, more = used.get(process.pid, 0), process.usedGpuMemory
-        used[process.pid] = None if before is None or more is None else before + int(more)
-    return used
+    return {process.pid: process.usedGpuMemory for process in processes}
 
 
 def _fatal(nvml: ModuleType) -> tuple[int, ...]:

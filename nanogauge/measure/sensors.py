@@ -181,7 +181,8 @@ class Sensors:
             stopping = self._running.acquire(timeout=due - now)
             now = self._call_since = self._clock()
             full = now - self._window_start >= 1 - period / 2
-            if self._sample(now) or full or stopping:
+            self._sample(now)
+            if full or stopping:
                 self._read(now, stopping)
                 self._absences.present("driver", now)
                 self.cpu_seconds = time.thread_time() - opening_seconds
@@ -189,14 +190,12 @@ class Sensors:
                 break
         self._gpus.close()
 
-    def _sample(self, now: float) -> bool:
-        """Sample the power; return True if a GPU was lost just now."""
-        watts, lost = self._gpus.sample(now)
+    def _sample(self, now: float) -> None:
+        watts = self._gpus.sample(now)
         if watts is not None:
             with self._lock:
                 n, total, least, most = self._spread or (0, 0.0, watts, watts)
                 self._spread = (n + 1, total + watts, min(least, watts), max(most, watts))
-        return lost
 
     def _read(self, now: float, closing: bool) -> None:
         values = self._gpus.read(now)
@@ -264,12 +263,6 @@ def measure_idle(device: str | int | Sequence[WatchedGpu], hz: float, seconds: f
     )
 
 
-_DESCRIBED_NUMBERS = (
-    *("max_sm_clock_hz", "power_limit_watts", "power_limit_default_watts", "slowdown_celsius"),
-    *("max_pcie_generation", "max_pcie_width"),
-)
-
-
 @dataclass(frozen=True)
 class DriverInfo:
     """Description of a GPU by its driver; None where `absent` holds the reason."""
@@ -319,16 +312,13 @@ def _describe(device: str | int) -> DriverInfo:
     except NoDriver as error:
         return _undescribed(str(error))
     now = 0.0
-    used_bytes = driver.device_used_bytes(now)
+    used_bytes = driver.read("device_used_bytes", now)
     own_bytes = driver.process_used_bytes(now) or 0
+    computed = ("used_by_others_bytes", "others", "absent")
     info = DriverInfo(
-        name=driver.name(now),
-        driver_version=driver.driver_version(now),
-        cuda_version=driver.cuda_version(now),
-        total_bytes=driver.total_bytes(now),
         used_by_others_bytes=None if used_bytes is None else used_bytes - own_bytes,
         others=driver.others(now),
-        **{name: driver.number(name, now) for name in _DESCRIBED_NUMBERS},
+        **{name: driver.read(name, now) for name in DriverInfo.__dataclass_fields__ if name not in computed},
     )
     driver.close()
     reasons = absences.reasons()
