@@ -80,9 +80,7 @@ class Alarms:
         self._loss_spike = LossSpikeDetector()
         self._steps = 0
         self._waits: deque[tuple[float, float]] = deque(maxlen=RECENT_STEPS)
-        self._wait_seconds = self._waited_steps_seconds = 0.0
         self._readings: deque[Sensor] = deque(maxlen=READINGS)
-        self._reasons: Counter[str] = Counter()
         self._steady: _Conditions | None = None
         """Conditions in the steps that defined the steady step time."""
         self._late = 0
@@ -102,10 +100,7 @@ class Alarms:
 
     def sensor(self, reading: Sensor) -> list[Alarm]:
         """Check a sensor reading; they come about once a second."""
-        if len(self._readings) == READINGS:
-            self._reasons.subtract(self._readings[0].throttle or ())
         self._readings.append(reading)
-        self._reasons.update(reading.throttle or ())
         alarms = []
         for reason in reading.throttle or ():
             alarms += self._throttled(reason)
@@ -162,21 +157,15 @@ class Alarms:
         return [alarm]
 
     def _data_wait(self, step: int, step_seconds: float, waited: float) -> list[Alarm]:
-        if len(self._waits) == RECENT_STEPS:
-            old_seconds, old_wait = self._waits[0]
-            self._waited_steps_seconds -= old_seconds
-            self._wait_seconds -= old_wait
         self._waits.append((step_seconds, waited))
-        self._waited_steps_seconds += step_seconds
-        self._wait_seconds += waited
-        most = MAX_DATA_WAIT * self._waited_steps_seconds
-        # The longest wait is left out: a disk that had to spin up is no lack of data.
-        longest = max(wait for _, wait in self._waits) if self._wait_seconds > most else 0.0
-        if len(self._waits) < RECENT_STEPS or self._wait_seconds - longest <= most:
+        if len(self._waits) < RECENT_STEPS:
             return []
-        share = self._wait_seconds / self._waited_steps_seconds
+        all_seconds, waits = sum(seconds for seconds, _ in self._waits), [wait for _, wait in self._waits]
+        # The longest wait is left out: a disk that had to spin up is no lack of data.
+        if sum(waits) - max(waits) <= MAX_DATA_WAIT * all_seconds:
+            return []
         text = (
-            f"The device waits for its data during {100 * share:.0f} % of the last "
+            f"The device waits for its data during {100 * sum(waits) / all_seconds:.0f} % of the last "
             f"{RECENT_STEPS} steps up to step {step:,}: put the shards on a faster disk, or free "
             "the processor that reads them."
         )
@@ -209,7 +198,8 @@ class Alarms:
         return Alarm("slow_down", text, "step_seconds")
 
     def _throttled(self, reason: str) -> list[Alarm]:
-        if self._reasons[reason] < THROTTLED_READINGS:
+        count = sum(reason in (reading.throttle or ()) for reading in self._readings)
+        if count < THROTTLED_READINGS:
             return []
         clock = ""
         if POWER_CAP in reason.lower():
@@ -218,7 +208,7 @@ class Alarms:
                 return []
             clock = f", its clock is down from {_mhz(fallen[0])} to {_mhz(fallen[1])}"
         text = (
-            f"The GPU is throttled ({reason}) in {self._reasons[reason]} of the last "
+            f"The GPU is throttled ({reason}) in {count} of the last "
             f"{len(self._readings)} readings{clock}: {_remedy(reason)}."
         )
         return self._once(Alarm("throttling", text, "step_seconds"), reason)

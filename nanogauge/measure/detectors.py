@@ -8,45 +8,8 @@ steps, which also contain noise that is correlated over many steps. The largest 
 
 import math
 import statistics
-from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Sequence
-
-
-class SlidingMedian:
-    """Median of the last `size` values."""
-
-    def __init__(self, size: int) -> None:
-        self._arrived: deque[float] = deque()
-        self._sorted: list[float] = []
-        self._size = size
-
-    def __len__(self) -> int:
-        return len(self._arrived)
-
-    def add(self, value: float) -> None:
-        """Add a finite value, and drop the oldest one beyond `size`."""
-        self._arrived.append(value)
-        insort(self._sorted, value)
-        if len(self._arrived) > self._size:
-            del self._sorted[bisect_left(self._sorted, self._arrived.popleft())]
-
-    @property
-    def full(self) -> bool:
-        return len(self._arrived) == self._size
-
-    @property
-    def median(self) -> float:
-        """Median of the values; requires at least one."""
-        middle = len(self._sorted) // 2
-        if len(self._sorted) % 2:
-            return self._sorted[middle]
-        return (self._sorted[middle - 1] + self._sorted[middle]) / 2
-
-    def values(self) -> list[float]:
-        """Return the values in ascending order."""
-        return list(self._sorted)
-
 
 RECENT_STEPS = 50
 STEADY_STEPS = 100
@@ -80,7 +43,9 @@ class SlowDownDetector:
         self.steady_seconds: float | None = None
         """Median of the early steps, or of later ones that stayed faster; None before there are enough steps."""
         self._steps, self._seconds = 0, 0.0
-        self._recent = SlidingMedian(RECENT_STEPS)
+        self._recent: deque[float] = deque(maxlen=RECENT_STEPS)
+        self.recent_seconds = 0.0
+        """Median of the recent steps."""
         self._candidates: list[float] | None = None
         """Step times that may define a new steady step time; None while none are collected."""
         self._blocks = [_Blocks(size) for size in (SMALL_BLOCK, RECENT_STEPS, STEADY_STEPS)]
@@ -90,16 +55,12 @@ class SlowDownDetector:
         self._reported_seconds: float | None = None
         self._reported_at = 0
 
-    @property
-    def recent_seconds(self) -> float:
-        """Median of the recent steps."""
-        return self._recent.median
-
     def add(self, seconds: float) -> bool:
         """Add one steady step; return True for a certain slow-down that is not yet reported."""
         self._steps += 1
         self._seconds += seconds
-        self._recent.add(seconds)
+        self._recent.append(seconds)
+        self.recent_seconds = statistics.median(self._recent)
         for blocks in self._blocks:
             blocks.add(seconds)
         if self._steps % SMALL_BLOCK == 0:  # the sizes are multiples of the smallest
@@ -107,7 +68,7 @@ class SlowDownDetector:
         self._collect_steady(seconds)
         if self.steady_seconds is None:
             return False
-        change = self._recent.median - self.steady_seconds
+        change = self.recent_seconds - self.steady_seconds
         least = max(MIN_DRIFT * self.steady_seconds, self._noise_seconds)
         self._slower = self._slower + 1 if change >= least else 0
         self._faster = self._faster + 1 if change <= -least else 0
@@ -115,12 +76,12 @@ class SlowDownDetector:
             self._candidates = []
         if self._slower < LASTING_STEPS or not self._is_news() or not self._is_certain(change):
             return False
-        self._reported_seconds, self._reported_at = self._recent.median, self._steps
+        self._reported_seconds, self._reported_at = self.recent_seconds, self._steps
         return True
 
     def _is_news(self) -> bool:
         """Return True if this slow-down, or its present size, has not been reported yet."""
-        reported, now = self._reported_seconds, self._recent.median
+        reported, now = self._reported_seconds, self.recent_seconds
         if reported is not None and self._steps - self._reported_at < RECENT_STEPS:
             # The median may still rise to the full size of the slow-down that was reported.
             self._reported_seconds = max(reported, now)
@@ -129,7 +90,7 @@ class SlowDownDetector:
 
     def _is_certain(self, change: float) -> bool:
         """Return True if a change also exceeds the noise of the recent steps."""
-        spread = _spread(self._recent.values())
+        spread = _spread(self._recent)
         return abs(change) >= STANDARD_ERRORS * _ERROR_OF_STEPS * spread
 
     def _collect_steady(self, seconds: float) -> None:
@@ -222,14 +183,14 @@ class LossSpikeDetector:
         self._begin()
 
     def _begin(self) -> None:
-        self._baseline = SlidingMedian(BASELINE_STEPS)
+        self._baseline: deque[float] = deque(maxlen=BASELINE_STEPS)
         self._above = self._back = 0
         self._reported = False
 
     @property
     def baseline(self) -> float:
         """Median loss before the spike in nats per token; requires at least one loss."""
-        return self._baseline.median
+        return statistics.median(self._baseline)
 
     def add(self, step: int, loss: float) -> bool:
         """Add the finite loss of a step; return True for a spike that is not yet reported.
@@ -239,8 +200,8 @@ class LossSpikeDetector:
         if step <= self._step:
             self._begin()
         self._step = step
-        if not self._baseline.full or not self._is_above(loss):
-            self._baseline.add(loss)
+        if len(self._baseline) < BASELINE_STEPS or not self._is_above(loss):
+            self._baseline.append(loss)
             self._above, self._back = 0, self._back + 1
             self._reported &= self._back < RECOVERED_STEPS
             return False
@@ -254,4 +215,4 @@ class LossSpikeDetector:
         rise = loss - self.baseline
         if rise < MIN_RISE * abs(self.baseline):
             return False
-        return rise >= DEVIATIONS * _spread(self._baseline.values())
+        return rise >= DEVIATIONS * _spread(self._baseline)

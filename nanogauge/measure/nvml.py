@@ -96,6 +96,7 @@ _THROTTLE_WORDS = {
 }
 _NO_THROTTLE = 0x1 | 0x2
 
+
 def throttle_words(bits: int) -> list[str]:
     """Name NVML's throttle reasons; unknown bits are given as a number."""
     bits &= ~_NO_THROTTLE

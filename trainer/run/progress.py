@@ -1,10 +1,11 @@
 """The progress of a run on standard output: its prediction, and a line for some of the steps."""
 
+import statistics
 import time
+from collections import deque
 from collections.abc import Callable
 from datetime import datetime
 
-from nanogauge.measure.detectors import SlidingMedian
 from nanogauge.prediction.flops import flops_per_token_palm
 from nanogauge.quantities import Interval, format_range, format_seconds, format_value, mfu, time_after
 from nanogauge.runspec import RunSpec
@@ -77,7 +78,7 @@ class ProgressDisplay:
         self._wall = wall
         self._began_unix = wall() - self._elapsed()
 
-        self._pace = SlidingMedian(PACE_STEPS)
+        self._pace: deque[float] = deque(maxlen=PACE_STEPS)
         self._steady_steps = 0
         ledger = prediction.ledger  # until they are measured
         self._eval_seconds = ledger.get("eval_s", 0.0) / max(evaluations(spec), 1)
@@ -133,7 +134,7 @@ class ProgressDisplay:
         """Count a step; show it if enough steps and time have passed since the last one shown."""
         assert line.step_seconds is not None
         if line.step > self._first:
-            self._pace.add(line.step_seconds)
+            self._pace.append(line.step_seconds)
             self._steady_steps += 1
         if line.peak_host_bytes is not None:
             self._host_bytes = line.peak_host_bytes
@@ -169,12 +170,12 @@ class ProgressDisplay:
         """
         if self._before_seconds is None or not len(self._pace):
             return None
-        left = self.seconds_left(step, self._pace.median)
+        left = self.seconds_left(step, statistics.median(self._pace))
         return self._before_seconds + elapsed_seconds + left
 
     def go_or_no_go(self, step: int, elapsed_seconds: float) -> str:
         """Return a sentence that compares the run's projected time with the predicted interval."""
-        pace = self._pace.median
+        pace = statistics.median(self._pace)
         step_text = f"{format_value('step_seconds', pace)} a step"
         (finish,) = clock_times(self._now(), self.seconds_left(step, pace))
         total = self._prediction.best("total_seconds")
@@ -191,7 +192,7 @@ class ProgressDisplay:
 
     def _show(self, line: Step) -> None:
         self._hidden = None
-        pace = self._pace.median if len(self._pace) else line.step_seconds
+        pace = statistics.median(self._pace) if len(self._pace) else line.step_seconds
         assert pace is not None
         total = self._spec.steps
         speed = [f"loss {_loss(line.loss)}", f"{format_seconds(pace)} a step", *self._speed(pace)]
