@@ -6,7 +6,6 @@ The name of a file gives its format: .parquet, .jsonl, .ndjson, .json (one JSON 
 
 from __future__ import annotations
 
-import codecs
 import gzip
 import io
 import json
@@ -20,8 +19,6 @@ from nanogauge.errors import BadInput
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
-    from trainer.data.tokenizer import Text
-
 FileFormat = Literal["parquet", "lines", "text"]
 SEPARATOR = "<|endoftext|>"
 """Separates the documents of a .txt file."""
@@ -34,6 +31,7 @@ FORMATS: dict[str, FileFormat] = {
 }
 COMPRESSIONS = (".gz", ".zst")
 _BATCH_BYTES = 2**22
+_CHUNK_CHARACTERS = 2**24
 
 
 class Damaged(BadInput):
@@ -81,7 +79,7 @@ def format_of(name: str) -> tuple[FileFormat, str | None]:
     return form, compression
 
 
-def read_documents(unit: Unit, column: str, file: pq.ParquetFile | None) -> Iterator[Text]:
+def read_documents(unit: Unit, column: str, file: pq.ParquetFile | None) -> Iterator[str]:
     """Yield the documents of a unit, skipping table rows and lines without text.
 
     `file` is the open Parquet file; None for other formats.
@@ -98,7 +96,7 @@ def read_documents(unit: Unit, column: str, file: pq.ParquetFile | None) -> Iter
         elif form == "lines":
             yield from _read_lines(unit, column, compression)
         else:
-            yield from _read_text(unit, compression)
+            yield from filter(None, _read_text(unit, compression))
     except _damage_errors(form, compression) as error:
         first = str(error).partition("\n")[0]
         if isinstance(error, UnicodeDecodeError) and error.object[:2] in (b"\xff\xfe", b"\xfe\xff"):
@@ -115,7 +113,7 @@ def _damage_errors(form: FileFormat, compression: str | None) -> tuple[type[Exce
     return *errors, pa.ArrowException
 
 
-def _read_parquet(unit: Unit, column: str, file: pq.ParquetFile) -> Iterator[Text]:
+def _read_parquet(unit: Unit, column: str, file: pq.ParquetFile) -> Iterator[str]:
     groups = range(unit.begin, unit.end)
     rows = sum(file.metadata.row_group(group).num_rows for group in groups)
     size = max(1, min(1024, _BATCH_BYTES * rows // max(unit.text_bytes, 1)))
@@ -167,51 +165,13 @@ def _parse_line(line: bytes, column: str, name: str, at: int) -> str | None:
     return cast("str | None", row[column])
 
 
-def _read_text(unit: Unit, compression: str | None) -> Iterator[Iterator[str]]:
-    """Yield each document of a text file as an iterator of chunks; exhaust it before the next."""
-    with _open(unit, compression) as file:
-        reader = _TextReader(file)
-        while reader.begin_document():
-            yield reader.chunks()
-
-
-class _TextReader:
-    """Splits a .txt file into documents at each separator, chunk by chunk."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
-        self._buffer = ""
-        self._at_end = False
-
-    def _fill(self) -> None:
-        data = self._file.read(2**18)
-        self._buffer += self._decoder.decode(data, final=not data)
-        self._at_end = not data
-
-    def begin_document(self) -> bool:
-        """Skip separators and the newline after each; return False at the end of the file."""
-        while True:
-            while len(self._buffer) <= len(SEPARATOR) and not self._at_end:
-                self._fill()
-            if self._buffer.startswith(SEPARATOR):
-                self._buffer = self._buffer.removeprefix(SEPARATOR).removeprefix("\n")
-            else:
-                return bool(self._buffer)
-
-    def chunks(self) -> Iterator[str]:
-        while True:
-            text, separator, rest = self._buffer.partition(SEPARATOR)
-            if separator:
-                self._buffer = separator + rest
-                yield text
-                return
-            # The last characters may be the beginning of a separator.
-            keep = 0 if self._at_end else len(SEPARATOR)
-            ready = text[: len(text) - keep] if keep else text
-            self._buffer = text[len(ready) :]
-            if ready:
-                yield ready
-            if self._at_end:
-                return
-            self._fill()
+def _read_text(unit: Unit, compression: str | None) -> Iterator[str]:
+    """Yield the documents of a text file, without the newline after a separator."""
+    with io.TextIOWrapper(_open(unit, compression), "utf-8-sig", newline="") as file:
+        rest, begins = "", True
+        while chunk := file.read(_CHUNK_CHARACTERS):
+            *documents, rest = (rest + chunk).split(SEPARATOR)
+            for document in documents:
+                yield document if begins else document.removeprefix("\n")
+                begins = False
+        yield rest if begins else rest.removeprefix("\n")

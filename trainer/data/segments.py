@@ -29,30 +29,19 @@ class SegmentWriter:
     def __init__(self, path: Path, dtype: TokenDtype) -> None:
         self._file = path.open("wb", _BUFFER_BYTES)
         self._dtype = dtype
-        self._lengths: list[npt.NDArray[np.int64]] = []
+        self._lengths: list[int] = []
         self.tokens = 0
         self.text_bytes = 0
         """UTF-8 bytes of the documents' text, set by the caller."""
 
-    def add_documents(self, tokens: Encoded, end_of_text: int) -> None:
-        """Add whole documents; each begins with the end-of-text token, which occurs only there."""
-        starts = np.flatnonzero(tokens == end_of_text)
-        assert starts.size and starts[0] == 0
-        self._lengths.append(np.diff(starts, append=tokens.size))
-        self._append(tokens)
-
-    def extend_document(self, tokens: Encoded) -> None:
-        """Append tokens to the last document."""
-        self._lengths[-1][-1] += tokens.size
-        self._append(tokens)
-
-    def _append(self, tokens: Encoded) -> None:
+    def add_document(self, tokens: Encoded) -> None:
+        self._lengths.append(tokens.size)
         self.tokens += tokens.size
         self._file.write(tokens.astype(self._dtype, copy=False).data)
 
     def finish(self) -> None:
         with self._file as file:
-            lengths = np.concatenate((*self._lengths, np.zeros(0, np.int64))).astype("<i8")
+            lengths = np.array(self._lengths, "<i8")
             file.write(lengths.data)
             file.write(_FOOTER.pack(self.tokens, lengths.size, self.text_bytes))
 

@@ -98,8 +98,7 @@ class LocalSource:
                 file = open_local(str(path))
             for unit in units:
                 for text in read_documents(unit, column, file):
-                    for part in (text,) if isinstance(text, str) else text:
-                        found.update(without_surrogates(part))
+                    found.update(without_surrogates(text))
         return "".join(sorted(found))
 
     def locate(self, index: int) -> LocatedFile:

@@ -18,13 +18,11 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
-
 from nanogauge.errors import BadInput, RunFailed
 from trainer.data.documents import Damaged, Unit, format_of, read_documents
 from trainer.data.manifest import token_dtype
 from trainer.data.segments import SegmentWriter, segment_path
-from trainer.data.tokenizer import PART, Text, Tokenizer, load_tokenizer
+from trainer.data.tokenizer import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -35,7 +33,6 @@ UNITS_PER_WORKER = 2
 """Units assigned to a worker at a time: it tokenizes one and fetches the next meanwhile."""
 DAMAGED_TRIES = 4
 """Number of times a unit is fetched before its source counts as damaged."""
-_BATCH_CHARACTERS = 2**16
 
 
 @dataclass(frozen=True)
@@ -142,34 +139,10 @@ def _write_segment(unit: Unit, file: pq.ParquetFile | None, state: _WorkerState)
         segment.close()
 
 
-def _tokenize(texts: Iterator[Text], tokenizer: Tokenizer, segment: SegmentWriter) -> None:
-    """Tokenize short documents in batches and long ones in parts."""
-    batch: list[str] = []
-    characters = 0
-    end_of_text = tokenizer.end_of_text
-    assert end_of_text is not None
+def _tokenize(texts: Iterator[str], tokenizer: Tokenizer, segment: SegmentWriter) -> None:
     for text in texts:
-        if isinstance(text, str) and len(text) <= PART:
-            batch.append(text)
-            characters += len(text)
-            segment.text_bytes += _utf8_bytes(text)
-            if characters < _BATCH_CHARACTERS:
-                continue
-        if batch:
-            segment.add_documents(tokenizer.encode(batch), end_of_text)
-            batch, characters = [], 0
-        if isinstance(text, str) and len(text) <= PART:
-            continue
-        segment.add_documents(np.array([end_of_text], np.uint32), end_of_text)
-        for part in tokenizer.parts(text):
-            segment.text_bytes += _utf8_bytes(part)
-            segment.extend_document(tokenizer.encode([part])[1:])
-    if batch:
-        segment.add_documents(tokenizer.encode(batch), end_of_text)
-
-
-def _utf8_bytes(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+        segment.add_document(tokenizer.encode(text))
+        segment.text_bytes += len(text.encode("utf-8", "surrogatepass"))
 
 
 class WorkerPool:

@@ -21,15 +21,7 @@ from nanogauge.files import make_folder, write_atomic
 from nanogauge.report.cells import Cells, sort_rows
 from nanogauge.report.escape import markdown
 from trainer.checkpoints.pretrained import CONFIG_NAME, WEIGHTS_NAME, to_hugging_face
-from trainer.data.tokenizer import (
-    CHARACTERS,
-    END_OF_TEXT,
-    HUGGING_FACE,
-    NANOGPT_CHARACTERS,
-    PATTERNS,
-    Tokenizer,
-    bytes_to_unicode,
-)
+from trainer.data.tokenizer import CHARACTERS, END_OF_TEXT, HUGGING_FACE, NANOGPT_CHARACTERS, PATTERNS, Tokenizer
 from trainer.evaluation.load import Trained, tokenizer_of
 
 if TYPE_CHECKING:
@@ -231,6 +223,16 @@ def _written(encoding: tiktoken.Encoding) -> dict[str, int]:
     ranks = encoding._mergeable_ranks
     written = {"".join(letters[b] for b in token): rank for token, rank in ranks.items()}
     return written | encoding._special_tokens
+
+
+def bytes_to_unicode() -> list[str]:
+    """Return the letter that stands for each byte: itself if printable, else one from U+0100 on.
+
+    Source: openai/gpt-2, src/encoder.py (bytes_to_unicode).
+    """
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
 
 
 def parts_of(token: bytes, ranks: Mapping[bytes, int]) -> list[bytes] | None:
