@@ -36,7 +36,7 @@ from nanogauge.prediction.loss import (
 # Mean and standard deviation of each prior; those of factors are of their logarithm.
 PRIORS: dict[str, tuple[float, float]] = {
     "irreducible": (2.2, 0.3),
-    "fineweb_edu": (-0.13, 0.1),
+    "fineweb_edu": (-0.195, 0.05),
     "openwebtext": (-0.30, 0.15),
     "parameter_scale": (math.log(0.77), 0.15),
     "parameter_exponent": (0.35, 0.02),

@@ -1,12 +1,15 @@
 """Measure the tokens and time that the fast recipe needs for the documented recipe's loss.
 
-python bench/recipe.py [--sizes 4x96] [--horizons 320,640] [--seeds 1] [--rates 5] [--ablate] [--results FILE] [--json]
+python bench/recipe.py [--sizes 4x96] [--horizons 320,640] [--seeds 1] [--rates 5] [--results FILE] [--json]
+python bench/recipe.py --changes [--sizes 2x64,4x96] [--horizons 160,320] [--seeds 1] [--results FILE] [--json]
 
 The recipes are those of configs/rtx4070_fineweb.toml and rtx4070_fineweb_fast.toml in a smaller shape, without dropout,
 in fp32 on a CPU, on the bytes of CPython's library and help topics. The documented recipe trains for a horizon of
 steps. The fast one trains for several shares of it, each with its own schedule; the share at equal validation loss is
 interpolated. Each recipe uses the best of several learning rates, a factor of 2 apart, tuned at the horizon and at a
-quarter of it. Runs in the results file are not repeated.
+quarter of it. With --changes the fast recipe alone trains, without each of its parts and with parts, batches and
+learning rates that it does not have; printed is the change of its final loss from seed to seed, by size and horizon.
+Runs in the results file are not repeated.
 """
 
 import json
@@ -16,8 +19,9 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
+from itertools import product
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -28,9 +32,10 @@ from results import ROOT, Bench, Result, result
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from model import GPT
+from model import GPT, Block
 from nanogauge.config import Config, load_config
 from nanogauge.errors import BadInput
 from nanogauge.prediction.flops import count_parameters
@@ -56,7 +61,11 @@ TIMED_STEPS = 16
 EVAL_BATCHES = 12
 HELD_OUT_EVERY = 20
 CPU = torch.device("cpu")
-ABLATIONS: dict[str, dict[str, dict[str, object]]] = {
+BATCHES = {"half the batch": 0.5, "twice the batch": 2.0}
+RATES = {"half the rate": 0.5, "twice the rate": 2.0}
+VALUE_EMBEDDINGS = "value embeddings"
+CHANGES: dict[str, dict[str, dict[str, object]]] = {
+    VALUE_EMBEDDINGS: {},
     "learned positions": {"model": {"positions": "learned"}},
     "LayerNorm with weights": {"model": {"norm": "layernorm"}},
     "queries and keys not normed": {"model": {"qk_norm": False}},
@@ -66,6 +75,8 @@ ABLATIONS: dict[str, dict[str, dict[str, object]]] = {
     "an untied head": {"model": {"tied_head": False}},
     "AdamW alone": {"optimizer": {"name": "adamw"}},
     "cosine": {"optimizer": {"schedule": "cosine"}},
+    **{name: {"train": {"micro_batch": round(share * MICRO_BATCH)}} for name, share in BATCHES.items()},
+    **{name: {} for name in RATES},
 }
 
 
@@ -77,7 +88,8 @@ class Run:
     steps: int
     rate: float
     seed: int
-    ablation: str | None = None
+    change: str | None = None
+    """A name in CHANGES; None for the recipe itself."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +160,7 @@ def config_of(run: Run) -> Config:
         },
     }
     overrides["model"] |= {"block_size": BLOCK, "vocab_size": VOCABULARY}
-    for section, keys in ABLATIONS.get(run.ablation or "", {}).items():
+    for section, keys in CHANGES[run.change].items() if run.change else ():
         overrides[section] |= keys
     return load_config(CONFIGS[run.recipe], overrides)
 
@@ -163,17 +175,44 @@ class Training:
         self._steps, self._schedule = run.steps, schedule
         torch.manual_seed(run.seed)
         self._model = GPT(self.config.model)
+        if run.change == VALUE_EMBEDDINGS:
+            self._add_value_embeddings()
         self._loss = TrainingLoss(self._model, "chunked", 1, CPU)
         self._optimizer = make_optimizer(self._model, self.config.optimizer)
         self._scaler = torch.amp.GradScaler("cpu", enabled=False)
-        size = (MICRO_BATCH, BLOCK, VOCABULARY, run.seed, CPU)
-        self._batches = Batches(tokens_of_texts(), *size, eval_batches=eval_batches)
+        micro_batch = self.config.train.micro_batch
+        size = (micro_batch, BLOCK, VOCABULARY, run.seed, CPU)
+        self._batches = Batches(
+            tokens_of_texts(), *size, eval_batches=max(1, eval_batches * MICRO_BATCH // micro_batch)
+        )
+
+    def _add_value_embeddings(self) -> None:
+        """Add a token table, zero at first, to the values of the first and the last layer.
+
+        Source: KellerJordan/modded-nanogpt, record of 2024-11-08. The parameters are more by two tables.
+        """
+        width = self.config.model.n_embd
+        blocks = (self._model.blocks[0], self._model.blocks[-1])
+        tables = [nn.Embedding(VOCABULARY, width) for _ in blocks]
+        self._model.value_tables = nn.ModuleList(tables)
+        for block, table in zip(blocks, tables, strict=True):
+            assert isinstance(block, Block)
+            nn.init.zeros_(table.weight)
+
+            def add(_: nn.Module, __: Any, heads: Tensor, table: nn.Embedding = table) -> Tensor:
+                return heads + F.pad(table(self._tokens), (2 * width, 0))  # the last third are the values
+
+            block.attn.c_attn.register_forward_hook(add)
+
+    def _mean_loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        self._tokens = tokens
+        return self._loss(tokens, targets)
 
     def step(self, step: int) -> float:
         """Train one step and return its seconds."""
         began = time.perf_counter()
         set_learning_rate(self._optimizer, learning_rate(step, self._schedule, self._steps))
-        loss = self._loss(*self._batches.batch("train", step, 0))
+        loss = self._mean_loss(*self._batches.batch("train", step, 0))
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self._model.parameters(), self.config.optimizer.grad_clip)
         update(self._optimizer, self._scaler, torch.isfinite(norm))
@@ -185,7 +224,7 @@ class Training:
         """Return nats per byte over the same held-out windows each time; inf if non-finite."""
         count = self._batches.eval_batches
         batches = (self._batches.evaluation_batch("val", i) for i in range(count))
-        mean = statistics.fmean(float(self._loss(*batch)) for batch in batches)
+        mean = statistics.fmean(float(self._mean_loss(*batch)) for batch in batches)
         return mean if math.isfinite(mean) else math.inf
 
 
@@ -273,8 +312,6 @@ def compare(results: Results, size: str, horizon: int, args: Any) -> list[Result
         times.append(needed * step_ratio)
         below = " or less" if len(points) == 1 else ""
         show(f"    {needed:.1%} of the tokens{below}, {needed * step_ratio:.1%} of the time")
-    if args.ablate:
-        ablate(results, fast, show)
     case = f"{size}, {horizon} steps"
     peer = "configs/rtx4070_fineweb.toml"
     return [
@@ -282,13 +319,37 @@ def compare(results: Results, size: str, horizon: int, args: Any) -> list[Result
     ]
 
 
-def ablate(results: Results, best: Run, show: Any) -> None:
-    """Print the change of the loss without each idea, at the same learning rate."""
-    baseline = results.of(best)
-    show(f"  changed, at {best.steps} steps and rate {best.rate:g}; unchanged: {baseline.loss:.4f}")
-    for name in ABLATIONS:
-        outcome = results.of(Run("fast", best.size, best.steps, best.rate, best.seed, name))
-        show(f"    {name}: {outcome.loss - baseline.loss:+.4f}")
+def changed(run: Run, name: str) -> Run:
+    """Return a run with a change; another batch sees the same tokens, at a rate changed by its root."""
+    share = BATCHES.get(name, 1.0)
+    rate = run.rate * RATES.get(name, math.sqrt(share))
+    return replace(run, change=name, steps=round(run.steps / share), rate=rate)
+
+
+def changes(results: Results, sizes: Sequence[str], horizons: Sequence[int], args: Any) -> list[Result]:
+    """Return the change of the fast recipe's final loss by each change, seed by seed."""
+    names = args.changes.split(",") if args.changes != "all" else list(CHANGES)
+    unknown = sorted(set(names) - set(CHANGES))
+    if unknown:
+        raise BadInput(f"--changes knows no {unknown[0]!r}, only: {', '.join(CHANGES)}.")
+    losses: dict[tuple[str, str, int], list[float]] = {}
+    for horizon, size, seed in product(horizons, sizes, range(1, args.seeds + 1)):
+        run = Run("fast", size, horizon, MIDDLE_RATE["fast"], seed)
+        unchanged = results.of(run).loss
+        losses.setdefault(("loss", size, horizon), []).append(unchanged)
+        for name in names:
+            change = results.of(changed(run, name)).loss - unchanged
+            losses.setdefault((name, size, horizon), []).append(change)
+    cases = product(["loss", *names], sizes, horizons)
+    return [
+        result(
+            "loss" if name == "loss" else "loss_change",
+            f"{size}, {horizon} steps" + (f", {name}" if name != "loss" else ""),
+            losses[name, size, horizon],
+            None,
+        )
+        for name, size, horizon in cases
+    ]
 
 
 def parse_horizons(text: str) -> list[int]:
@@ -304,11 +365,10 @@ def measure(args: Any) -> list[Result]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "results.jsonl" if args.smallest else args.results
         results = Results(path, args.json, 1 if args.smallest else EVAL_BATCHES)
-        found: list[Result] = []
-        for size in args.sizes.split(","):
-            for horizon in parse_horizons(args.horizons):
-                found += compare(results, size, horizon, args)
-    return found
+        sizes, horizons = args.sizes.split(","), parse_horizons(args.horizons)
+        if args.changes:
+            return changes(results, sizes, horizons, args)
+        return [row for size in sizes for horizon in horizons for row in compare(results, size, horizon, args)]
 
 
 if __name__ == "__main__":
@@ -317,6 +377,6 @@ if __name__ == "__main__":
     bench.add_argument("--horizons", default="320,640", help="documented steps, ...")
     bench.add_argument("--seeds", type=int, default=1, help="seeds; the sweep uses seed 1")
     bench.add_size("--rates", 5, 1, "number of learning rates in each sweep")
-    bench.add_argument("--ablate", action="store_true", help="leave out each idea")
+    bench.add_argument("--changes", metavar="NAME,...", help="measure these changes of the fast recipe, or all")
     bench.add_argument("--results", type=Path, default=Path("recipe.jsonl"), help="finished runs")
     bench.run(measure)

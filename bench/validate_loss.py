@@ -4,8 +4,8 @@ python bench/validate_loss.py LOSS_RUNS.csv [--curves LOSS_CURVES.csv] [--json]
 
 The headline covers the rows with use = fit. A run that the constants were fitted to is predicted with constants
 refitted without its source. Where no other source has its data set, the source's first run on it stays in the fit and
-is not counted ("strict": it is left out too). Other runs are predicted with the current constants. Runs of a
-scaling-law grid use the level of one run of it.
+is not counted ("strict": it is left out too, so the data set's level is the prior's in bench/fit_loss.py). Other runs
+are predicted with the current constants. Runs of a scaling-law grid use the level of one run of it.
 """
 
 from collections.abc import Sequence
