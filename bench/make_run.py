@@ -18,6 +18,7 @@ from nanogauge.hardware import lookup
 from nanogauge.prediction.prediction import predict
 from nanogauge.runlog.folder import create
 from nanogauge.runlog.reader import LOG_NAME
+from nanogauge.runspec import RunSpec
 
 ROOT = Path(__file__).parents[1]
 SEED = 20_000
@@ -51,7 +52,7 @@ def make_run(folder: Path, steps: int, sensors: int, until: int | None = None) -
     """Write a run folder with everything that a chart marks; one step in a thousand is slow."""
     overrides: dict[str, dict[str, object]] = {"train": {"max_steps": steps}, "cost": {"price_per_kwh": 0.15}}
     config = load_config(ROOT / "configs" / "rtx4070_fineweb.toml", overrides)
-    spec = config.to_spec()
+    spec = RunSpec.from_config(config)
     prediction = predict(spec, lookup("RTX 4070", "bfloat16"))
     run_folder = create(folder, spec, MACHINE, prediction, config.to_toml())
     start = {

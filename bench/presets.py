@@ -16,6 +16,7 @@ from nanogauge.hardware import lookup, usually_free_bytes
 from nanogauge.prediction.best_run import EVIDENCE_SHAPES
 from nanogauge.prediction.plan import best_toml, plan_best
 from nanogauge.prediction.prediction import predict
+from nanogauge.runspec import RunSpec
 from nanogauge.schema import FreeMemory, Hardware
 
 TABLE = tomllib.loads((ROOT / "bench" / "presets.toml").read_text())
@@ -35,7 +36,7 @@ def make(preset: dict[str, Any]) -> tuple[str, str]:
     run = {"dtype": dtype, "compile": preset.get("compile", True)}
     config = load_config(ROOT / "nanogauge" / "base.toml", {"run": run})
     plan, specs = plan_best(
-        config.to_spec(dtype),
+        RunSpec.from_config(config, dtype),
         lambda spec: predict(spec, device),
         FreeMemory(bytes=int(free), source="presets.toml"),
         3600 * preset["hours"],

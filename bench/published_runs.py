@@ -19,8 +19,9 @@ from nanogauge.prediction.flops import count_parameters, flops_per_token_palm
 from nanogauge.prediction.memory import predict_memory
 from nanogauge.prediction.workload import Dtype, Workload, workload_of
 from nanogauge.programs import TRAINING_PROGRAMS
-from nanogauge.runspec import PLAIN, Program, RunSpec, Shape
+from nanogauge.runspec import RunSpec
 from nanogauge.schema import Hardware
+from nanogauge.spec_parts import PLAIN, Program, Shape
 
 
 @dataclass(frozen=True)

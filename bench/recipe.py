@@ -39,6 +39,7 @@ from model import GPT, Block
 from nanogauge.config import Config, load_config
 from nanogauge.errors import BadInput
 from nanogauge.prediction.flops import count_parameters
+from nanogauge.runspec import RunSpec
 from nanogauge.schedule import learning_rate
 from trainer.data.loader import Batches
 from trainer.data.manifest import Split
@@ -170,7 +171,7 @@ class Training:
 
     def __init__(self, run: Run, eval_batches: int = EVAL_BATCHES) -> None:
         self.config = config_of(run)
-        schedule = self.config.to_spec().schedule
+        schedule = RunSpec.from_config(self.config).schedule
         assert schedule is not None
         self._steps, self._schedule = run.steps, schedule
         torch.manual_seed(run.seed)
@@ -235,7 +236,7 @@ def train(run: Run, eval_batches: int) -> Outcome:
         seconds.append(training.step(step))
         if (step + 1) * EVALUATIONS // run.steps > step * EVALUATIONS // run.steps:
             curve.append((step + 1, training.validation_loss()))
-    count = count_parameters(training.config.to_spec().shape)
+    count = count_parameters(RunSpec.from_config(training.config).shape)
     return Outcome(curve, statistics.median(seconds), count.total - count.tables)
 
 

@@ -23,8 +23,9 @@ from nanogauge.prediction.search import fit_verdict
 from nanogauge.prediction.step_time import predict_step_time
 from nanogauge.prediction.workload import Workload, workload_of
 from nanogauge.quantities import Interval, format_range, format_seconds
-from nanogauge.runspec import Program, RunSpec, Shape, Sharding
+from nanogauge.runspec import RunSpec
 from nanogauge.schema import Estimate, Hardware
+from nanogauge.spec_parts import Program, Shape, Sharding
 
 PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
 BEGIN, END = "<!-- tables: bench/scaling.py --write -->\n", "<!-- end of the tables -->\n"

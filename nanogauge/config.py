@@ -21,7 +21,8 @@ from nanogauge.errors import BadInput
 from nanogauge.files import decoded, expand_home, read_whole, scrubbed, without_secrets
 from nanogauge.names import meaning_of, nanogpt_names, toml_remedies, value_meant
 from nanogauge.programs import TRAINING_PROGRAMS
-from nanogauge.runspec import (
+from nanogauge.shell import python_command
+from nanogauge.spec_parts import (
     EMBEDDED_TEXT,
     SETTINGS,
     Cost,
@@ -32,11 +33,9 @@ from nanogauge.runspec import (
     Positive,
     PositiveInt,
     Program,
-    RunSpec,
     Schedule,
     Shape,
 )
-from nanogauge.shell import python_command
 
 
 def run_name(path: Path) -> str:
@@ -315,8 +314,8 @@ class Config(Section):
     def folder(self) -> Path:
         return expand_home(self.run.out) / self.run.name
 
-    def to_spec(self, dtype: str | None = None, world_size: int = 1) -> RunSpec:
-        """Return the RunSpec; `dtype` replaces run.dtype = auto, None leaves it open."""
+    def spec_fields(self, dtype: str | None = None) -> dict[str, Any]:
+        """Return the fields of RunSpec; `dtype` replaces run.dtype = auto, None leaves it open."""
         model, train, optimizer = self.model, self.train, self.optimizer
         fields: dict[str, dict[str, Any]] = {}  # part of the spec -> field -> value
         for key, path in SETTINGS.items():
@@ -324,36 +323,32 @@ class Config(Section):
             part, _, field = path.rpartition(".")
             fields.setdefault(part, {})[field] = getattr(getattr(self, section), name)
         run_dtype = self.run.dtype if self.run.dtype != "auto" else None
-        fields[""]["dtype"] = dtype or run_dtype
-        return RunSpec(
-            name=self.run.name,
-            shape=shape_of(model),
-            world_size=world_size,
-            sharding="full" if train.sharding == "full" else "replicated",
-            device=self.run.device if self.run.device != "auto" else None,
-            head=train.head,
-            recomputation=train.checkpointing,
-            optimizer=Optimizer(name=optimizer.name, **fields["optimizer"]),
-            schedule=Schedule(decay=optimizer.schedule, **fields["schedule"]),
-            zero_init=model.zero_init,
-            init_from=self.run.init_from,
-            seed=self.run.seed,
-            dataset=EMBEDDED_TEXT if self.data.embedded else self.data.dataset or self.data.path,
-            unique_tokens=self.data.tokens,
-            validation_tokens=self.data.val_tokens,
-            cost=Cost(**self.cost.model_dump()),
-            program=program_of(model),
-            **fields[""],
-        )
+        return fields[""] | {
+            "name": self.run.name,
+            "shape": shape_of(model),
+            "sharding": "full" if train.sharding == "full" else "replicated",
+            "device": self.run.device if self.run.device != "auto" else None,
+            "dtype": dtype or run_dtype,
+            "head": train.head,
+            "recomputation": train.checkpointing,
+            "optimizer": Optimizer(name=optimizer.name, **fields["optimizer"]),
+            "schedule": Schedule(decay=optimizer.schedule, **fields["schedule"]),
+            "zero_init": model.zero_init,
+            "init_from": self.run.init_from,
+            "seed": self.run.seed,
+            "dataset": EMBEDDED_TEXT if self.data.embedded else self.data.dataset or self.data.path,
+            "unique_tokens": self.data.tokens,
+            "validation_tokens": self.data.val_tokens,
+            "cost": Cost(**self.cost.model_dump()),
+            "program": program_of(model),
+        }
 
-    def with_spec(self, spec: RunSpec, **run: object) -> Config:
-        """Return the configuration with the settings of a spec, and with keys of [run]."""
+    def with_settings(self, values: Mapping[str, object]) -> Config:
+        """Return the configuration with these values by key, such as train.micro_batch."""
         sections = self.model_dump()
-        for key in SETTINGS:
+        for key, value in values.items():
             section, _, name = key.partition(".")
-            sections[section][name] = spec.setting(key)
-        sections["run"] |= run
-        sections["data"]["tokens"] = spec.unique_tokens
+            sections[section][name] = value
         return Config.model_validate(sections)
 
     def to_toml(self, commented: bool = False) -> str:

@@ -1,7 +1,7 @@
 """Training programs by name: rows of programs.toml."""
 
 from nanogauge.files import package_table
-from nanogauge.runspec import Program
+from nanogauge.spec_parts import Program
 
 TRAINING_PROGRAMS = {name: Program(name=name, **row) for name, row in package_table("programs.toml").items()}
 """Programs whose memory and step time are known, by name."""

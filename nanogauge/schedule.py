@@ -2,7 +2,8 @@
 
 import math
 
-from nanogauge.runspec import RunSpec, Schedule
+from nanogauge.runspec import RunSpec
+from nanogauge.spec_parts import Schedule
 
 
 def learning_rate(step: int, schedule: Schedule, steps: int) -> float:

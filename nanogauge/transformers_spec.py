@@ -1,4 +1,4 @@
-"""RunSpec of a Hugging Face model and its TrainingArguments."""
+"""Fields of the RunSpec of a Hugging Face model and its TrainingArguments."""
 
 import json
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Any
 from nanogauge.errors import BadInput
 from nanogauge.files import read_whole
 from nanogauge.programs import program_named
-from nanogauge.runspec import Optimizer, RunSpec, Schedule, Shape
+from nanogauge.spec_parts import Optimizer, Schedule, Shape
 
 _NAMES = {
     "n_layer": ("num_hidden_layers", "n_layer"),
@@ -22,21 +22,8 @@ _ROTARY = ("rope_theta", "rope_parameters", "rotary_pct", "rms_norm_eps")
 _DECAYS = {"linear": "wsd", "cosine": "cosine", "constant": "constant"}
 
 
-def spec_from_transformers(
-    config: Any, arguments: Any, context: int | None = None, steps: int | None = None
-) -> RunSpec:
-    """Return the spec of a transformers.Trainer run of a decoder-only model.
-
-    Args:
-        config: a PretrainedConfig, its dictionary, or the path of a config.json: GPT-2, GPT-NeoX, Llama, Qwen, Mistral,
-            SmolLM and others with their names.
-        arguments: TrainingArguments or a dictionary of them.
-        context: tokens of a sequence; None for the model's longest.
-        steps: optimizer steps; None for max_steps of the arguments.
-
-    Raises:
-        ValueError: for a model whose shape is not understood, or without a number of steps.
-    """
+def fields_from_transformers(config: Any, arguments: Any, context: int | None, steps: int | None) -> dict[str, Any]:
+    """Return the fields of RunSpec for a transformers.Trainer run; RunSpec.from_transformers has the arguments."""
     if isinstance(config, str | Path):
         config = json.loads(read_whole(Path(config)))
     model = config if isinstance(config, Mapping) else config.to_dict()
@@ -47,23 +34,23 @@ def spec_from_transformers(
     precision: Any = "bfloat16" if args.get("bf16") else "float16" if args.get("fp16") else "float32"
     optim = str(getattr(args.get("optim"), "value", args.get("optim", "adamw_torch_fused")))
     decay = str(getattr(args.get("lr_scheduler_type"), "value", args.get("lr_scheduler_type")))
-    return RunSpec(
-        shape=_shape(model, context),
-        micro_batch=args.get("per_device_train_batch_size", 8),
-        grad_accum=args.get("gradient_accumulation_steps", 1),
-        steps=steps,
-        dtype=precision,
-        compile=bool(args.get("torch_compile")),
-        dropout=model.get("resid_pdrop", model.get("hidden_dropout", 0.0)),
-        recomputation="full" if args.get("gradient_checkpointing") else "none",
-        optimizer=Optimizer(
+    return {
+        "shape": _shape(model, context),
+        "micro_batch": args.get("per_device_train_batch_size", 8),
+        "grad_accum": args.get("gradient_accumulation_steps", 1),
+        "steps": steps,
+        "dtype": precision,
+        "compile": bool(args.get("torch_compile")),
+        "dropout": model.get("resid_pdrop", model.get("hidden_dropout", 0.0)),
+        "recomputation": "full" if args.get("gradient_checkpointing") else "none",
+        "optimizer": Optimizer(
             name="adamw" if "fused" in optim else "adamw_foreach",
             beta1=args.get("adam_beta1"),
             beta2=args.get("adam_beta2"),
             weight_decay=args.get("weight_decay"),
             grad_clip=args.get("max_grad_norm"),
         ),
-        schedule=Schedule(
+        "schedule": Schedule(
             learning_rate=args.get("learning_rate", 5e-5),
             warmup_steps=int(args.get("warmup_steps") or 0),
             decay=_DECAYS[decay],  # type: ignore[arg-type]
@@ -71,9 +58,9 @@ def spec_from_transformers(
         )
         if decay in _DECAYS
         else None,
-        seed=args.get("seed"),
-        program=program_named("transformers"),
-    )
+        "seed": args.get("seed"),
+        "program": program_named("transformers"),
+    }
 
 
 def _shape(model: Mapping[str, Any], context: int | None) -> Shape:

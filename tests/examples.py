@@ -91,7 +91,7 @@ def documented_config() -> Config:
 
 @cache
 def documented_spec() -> RunSpec:
-    return documented_config().to_spec()
+    return RunSpec.from_config(documented_config())
 
 
 @cache

@@ -13,6 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -81,7 +82,7 @@ def ours(config: Config, chunks: int, dtype: str, device: torch.device) -> dict[
     tokens = train.micro_batch * config.model.block_size
     chosen = mock.patch("trainer.step.loss.chunk_tokens", return_value=-(-tokens // (chunks or 1)))
     with chosen if chunks else contextlib.nullcontext():
-        return compare(config.to_spec(dtype), model, optimizer, loss, device)
+        return compare(RunSpec.from_config(config, dtype), model, optimizer, loss, device)
 
 
 def nanogpt(config: Config, folder: Path, dtype: str, device: torch.device) -> dict[str, Any]:
@@ -95,8 +96,7 @@ def nanogpt(config: Config, folder: Path, dtype: str, device: torch.device) -> d
     model = module.GPT(module.GPTConfig(**shape)).to(device)
     adamw = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), "cuda")
     compiled = torch.compile(model)
-    program = {"program": program_named("nanogpt"), "head": "plain"}
-    spec = config.to_spec(dtype).model_copy(update=program)
+    spec = replace(RunSpec.from_config(config, dtype), program=program_named("nanogpt"), head="plain")
     return compare(spec, model, adamw, lambda x, y: compiled(x, y)[1], device)
 
 

@@ -15,6 +15,7 @@ from nanogauge.hardware import lookup
 from nanogauge.prediction.prediction import predict
 from nanogauge.runlog.folder import write_spec
 from nanogauge.runlog.writer import RunLog
+from nanogauge.runspec import RunSpec
 from nanogauge.schema import Checkpoint, Compile, End, Estimate, Eval, Event, LogLine, Sensor, Start, Step
 
 STEPS = 20
@@ -32,7 +33,7 @@ CONFIG = Config.model_validate(
 )
 
 
-SPEC = CONFIG.to_spec("bfloat16")
+SPEC = RunSpec.from_config(CONFIG, "bfloat16")
 PREDICTED = predict(SPEC, lookup("RTX 4070", "bfloat16"))
 CHOSEN = {
     "mfu_palm": (0.2, 0.25, 0.3),

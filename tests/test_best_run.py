@@ -42,7 +42,7 @@ def expected(spec: RunSpec) -> tuple[float, float]:
 @pytest.mark.parametrize("hours", [4, 8, 24])
 def test_the_best_run_is_that_of_a_full_grid(hours: int) -> None:
     """Every depth to 24 and every width in heads of 64, with the micro-batch of the best run."""
-    like = load_config(BASE).to_spec("bfloat16")
+    like = RunSpec.from_config(load_config(BASE), "bfloat16")
     began = time.process_time()
     runs = best_runs(like, predicted, 11 * 2**30, 3600 * hours)
     assert time.process_time() - began < 1
@@ -92,7 +92,7 @@ def test_the_written_configuration_is_the_best_run(tmp_path: Path) -> None:
     plan = best("--best=8h", f"--write={path}", "--train.log-every=7")
     config = load_config(path)
     assert (config.run.name, config.train.log_every) == ("mine", 7)
-    seconds, loss = expected(config.to_spec())
+    seconds, loss = expected(RunSpec.from_config(config))
     assert seconds == pytest.approx(plan["best"]["total_seconds"]["expected"])
     assert loss == pytest.approx(plan["best"]["val_loss"]["expected"])
     assert config.data.tokens is not None

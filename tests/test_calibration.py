@@ -29,7 +29,7 @@ from nanogauge.prediction.prediction import predict
 from nanogauge.prediction.step_time import predict_step_time
 from nanogauge.prediction.workload import Workload, workload_of
 from nanogauge.quantities import Interval
-from nanogauge.runspec import Shape
+from nanogauge.spec_parts import Shape
 
 pytestmark = pytest.mark.alone
 

@@ -12,6 +12,7 @@ from nanogauge.analysis.verdicts import build_rows
 from nanogauge.config import load_config
 from nanogauge.prediction.prediction import predict
 from nanogauge.quantities import QUANTITIES
+from nanogauge.runspec import RunSpec
 
 README = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
 DEMO_CLAIMS = ROOT / "examples" / "demo_claims.toml"
@@ -19,7 +20,7 @@ NANOGPT_CLAIMS = ROOT / "examples" / "nanogpt_cpu_claims.toml"
 
 
 def test_arithmetic_refutes_the_claims_about_the_demo_that_the_readme_names() -> None:
-    spec = load_config(ROOT / "configs" / "demo.toml").to_spec()
+    spec = RunSpec.from_config(load_config(ROOT / "configs" / "demo.toml"))
     rows, findings = build_rows(load_claims(DEMO_CLAIMS), spec, predict(spec, CPU), None)
     verdicts = {row.claim: row.verdict for row in rows if row.claim is not None}
     assert verdicts["flops_total_6n.scientific"] == "contradicted"

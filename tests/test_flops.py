@@ -18,7 +18,7 @@ from nanogauge.prediction.flops import (
     flops_per_token_palm,
     operations,
 )
-from nanogauge.runspec import Shape
+from nanogauge.spec_parts import Shape
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

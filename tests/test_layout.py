@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "nanogauge"
 TRAINER = ROOT / "trainer"
 FOUNDATION = {
-    *["errors", "files", "quantities", "runspec", "programs", "schema", "schedule"],
-    *["config", "names", "shell"],
+    *["errors", "files", "quantities", "runspec", "spec_parts", "programs", "schema"],
+    *["schedule", "config", "names", "shell", "transformers_spec"],
 }
 ROOMS = ("prediction", "measure", "runlog", "analysis", "report", "importers", "sinks", "doctor")
 MEETING_PLACES = (

@@ -33,6 +33,7 @@ from nanogauge.prediction.loss import (
     predict_loss,
 )
 from nanogauge.quantities import Interval
+from nanogauge.runspec import RunSpec
 from nanogauge.schedule import learning_rate
 from nanogauge.schema import Eval
 
@@ -219,7 +220,7 @@ def test_a_forecast_and_the_plan_are_joined_by_their_variances() -> None:
 @pytest.mark.parametrize("above", [0.0, 0.15])
 def test_a_run_forecasts_its_end_and_raises_one_alarm_off_its_plan(above: float) -> None:
     """The curve of a run of 20,000 steps that ends at 3.05, evaluated every 500; then resumed."""
-    spec = load_config(DOCUMENTED).to_spec()
+    spec = RunSpec.from_config(load_config(DOCUMENTED))
     assert spec.schedule is not None
     schedule, plan = spec.schedule, Interval(2.99 - above, 3.05 - above, 3.12 - above)
     follower = FinalLoss(spec, plan, {})

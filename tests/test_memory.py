@@ -20,7 +20,7 @@ from nanogauge.prediction.memory import predict_memory, training_state
 from nanogauge.prediction.search import fit_verdict
 from nanogauge.prediction.workload import Workload, workload_of
 from nanogauge.programs import TRAINING_PROGRAMS
-from nanogauge.runspec import Program, Shape
+from nanogauge.spec_parts import Program, Shape
 from trainer.step.loss import TrainingLoss
 from trainer.step.optimizer import make_optimizer, update
 

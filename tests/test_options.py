@@ -12,8 +12,8 @@ from commands import ROOT, run_here, steps_of, succeed, train_tiny
 
 from model import GPT, softcap
 from nanogauge.config import ModelSection, OptimizerSection, load_config
-from nanogauge.runspec import Schedule
 from nanogauge.schedule import learning_rate
+from nanogauge.spec_parts import Schedule
 from trainer.checkpoints.checkpoint_writer import CheckpointWriter, Written
 from trainer.evaluation.generation import Choice, Context, generate
 from trainer.step.chunked_cross_entropy import fusible_losses_and_grad_logits, losses_and_grad_logits, plain_loss

@@ -50,7 +50,7 @@ def specs(draw: st.DrawFn) -> RunSpec:
         optimizer=draw(optimizers()),
         cost=CostSection(price_per_kwh=draw(st.none() | st.just(0.3))),
     )
-    return config.to_spec()
+    return RunSpec.from_config(config)
 
 
 @st.composite

@@ -22,6 +22,7 @@ from nanogauge.doctor.checks import Finding, TorchBuild
 from nanogauge.doctor.preflight import LOG_BYTES_PER_SECOND, LOG_BYTES_PER_STEP, Device, consult, disk_use_of
 from nanogauge.errors import BadInput
 from nanogauge.hardware import lookup
+from nanogauge.runspec import RunSpec
 from trainer.checkpoints.checkpoint import random_state
 from trainer.checkpoints.checkpoint_writer import CheckpointWriter, Written
 from trainer.data.dataset import count_tokens
@@ -230,17 +231,17 @@ def test_a_checkpoint_has_the_bytes_that_the_disk_check_counts(tmp_path: Path) -
     (written,) = checkpoints.done()
     assert isinstance(written, Written)
     size = written.bytes
-    counted = disk_use_of(config, config.to_spec(), None).checkpoint
+    counted = disk_use_of(config, RunSpec.from_config(config), None).checkpoint
     assert counted <= size < 1.01 * counted
 
 
 def test_disk_use_includes_sensor_readings_on_a_gpu() -> None:
     config, steps = documented_config(), documented_config().train.max_steps
-    writes = disk_use_of(config, config.to_spec(), lookup("RTX 4070", "bfloat16"))
+    writes = disk_use_of(config, RunSpec.from_config(config), lookup("RTX 4070", "bfloat16"))
     assert writes.copies == 4
     assert writes.checkpoint == 12 * 40_953_216
     assert writes.log > LOG_BYTES_PER_STEP * steps + LOG_BYTES_PER_SECOND * 70_000
-    assert disk_use_of(config, config.to_spec("float32"), CPU).log == LOG_BYTES_PER_STEP * steps
+    assert disk_use_of(config, RunSpec.from_config(config, "float32"), CPU).log == LOG_BYTES_PER_STEP * steps
 
 
 def test_a_run_folder_that_cannot_be_made_is_no_go(tmp_path: Path) -> None:

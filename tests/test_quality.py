@@ -18,7 +18,7 @@ FAST = ROOT / "configs" / "rtx4070_fineweb_fast.toml"
 
 
 def spec_of(path: Path, **sections: dict[str, Any]) -> RunSpec:
-    return load_config(path, sections).to_spec()
+    return RunSpec.from_config(load_config(path, sections))
 
 
 def test_a_configuration_is_a_recipe_with_a_rate_and_an_end() -> None:

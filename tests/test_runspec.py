@@ -16,8 +16,9 @@ from nanogauge.errors import BadInput
 from nanogauge.hardware import lookup
 from nanogauge.prediction.prediction import predict
 from nanogauge.runlog.folder import load
-from nanogauge.runspec import SETTINGS, RunSpec
+from nanogauge.runspec import RunSpec
 from nanogauge.schedule import checkpoints, evaluations, is_checkpointed, is_evaluated, is_sampled
+from nanogauge.spec_parts import SETTINGS
 
 CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
 
@@ -25,8 +26,8 @@ CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_spec_survives_json_and_agrees_with_its_configuration(path: Path) -> None:
     config = load_config(path)
-    spec = config.to_spec()
-    assert RunSpec.from_json(spec.to_json()) == spec
+    spec = RunSpec.from_config(config)
+    assert RunSpec.from_json(spec.to_json()) == RunSpec.from_toml(path) == spec
     assert spec.tokens_per_step == config.tokens_per_step
     for key in SETTINGS:
         section, _, name = key.partition(".")

@@ -20,6 +20,7 @@ from nanogauge.config import ModelSection, OptimizerSection, load_config, progra
 from nanogauge.hardware import lookup
 from nanogauge.prediction.step_time import MUON_BYTES, MUON_KERNELS, Extra, of_layer, of_logits, predict_step_time
 from nanogauge.prediction.workload import Workload, workload_of
+from nanogauge.runspec import RunSpec
 from trainer.step.chunked_cross_entropy import chunked_loss, plain_loss
 from trainer.step.optimizer import make_optimizer, update
 
@@ -161,7 +162,7 @@ def test_a_plan_counts_what_an_option_costs(on_gpu: bool, compiled: bool) -> Non
 
     def seconds(overrides: dict[str, Any]) -> float:
         config = load_config(DOCUMENTED, {"run": {"compile": compiled}} | overrides)
-        step = predict_step_time(workload_of(config.to_spec(dtype), on_gpu), hardware)
+        step = predict_step_time(workload_of(RunSpec.from_config(config, dtype), on_gpu), hardware)
         assert step is not None
         return step.seconds
 

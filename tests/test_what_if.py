@@ -56,7 +56,7 @@ def with_flags(change: str) -> RunSpec:
     values["train"] |= {"max_steps": 60, "eval_every": 20, "checkpoint_every": 20}
     for section, keys in config_overrides(parser.parse(change.split())).items():
         values[section] |= keys
-    return Config.model_validate(values).to_spec()
+    return RunSpec.from_config(Config.model_validate(values))
 
 
 def test_the_flags_of_a_scenario_parse_and_keep_the_tokens_per_step() -> None:

@@ -31,6 +31,7 @@ from nanogauge.measure.sensors import DriverInfo, driver_info
 from nanogauge.prediction.calibrated import Calibration, MeasuredParts, Rates, add_to_calibration
 from nanogauge.prediction.flops import flops_per_token_palm, layer_matrices
 from nanogauge.prediction.workload import Workload, workload_of
+from nanogauge.runspec import RunSpec
 from nanogauge.schema import Hardware
 from trainer.data.loader import Batches
 from trainer.step.device import DTYPES, autocast, choose_device, choose_dtype, is_out_of_memory, synchronize
@@ -76,7 +77,7 @@ def measure_device(config: Config, device: torch.device, dtype: str, name: str) 
         BadInput: if the device has not enough memory, or torch.compile is on and fails.
     """
     began = time.perf_counter()
-    work = workload_of(config.to_spec(dtype), on_gpu=device.type != "cpu")
+    work = workload_of(RunSpec.from_config(config, dtype), on_gpu=device.type != "cpu")
     torch.set_float32_matmul_precision("high")  # as train.py
     torch.manual_seed(config.run.seed)
     try:

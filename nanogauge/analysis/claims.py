@@ -17,8 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from nanogauge.config import explain, read_toml
 from nanogauge.errors import BadInput
 from nanogauge.quantities import QUANTITIES, UNITS, format_digits, format_value, span_of
-from nanogauge.runspec import SETTINGS, RunSpec, with_shape
+from nanogauge.runspec import RunSpec, with_shape
 from nanogauge.schema import Prediction
+from nanogauge.spec_parts import SETTINGS
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 

@@ -25,8 +25,9 @@ from nanogauge.prediction.search import (
 from nanogauge.prediction.workload import resolve_dtype, workload_of
 from nanogauge.quantities import Interval
 from nanogauge.runlog.history import RunHistory
-from nanogauge.runspec import SETTINGS, RunSpec
+from nanogauge.runspec import RunSpec
 from nanogauge.schema import Hardware, Prediction, Stored
+from nanogauge.spec_parts import SETTINGS
 
 _PREDICTED = ("step_seconds", "total_seconds", "energy_kwh", "cost")
 LOWER_POWER = 0.8

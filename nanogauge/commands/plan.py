@@ -102,7 +102,7 @@ def _plan(given: Namespace, load_tools: LoadTools | None) -> int:
             return 0
     now = datetime.now().astimezone().replace(microsecond=0)
     wish = make_wish(now, given.start, given.by)
-    spec = config.to_spec()
+    spec = RunSpec.from_config(config)
     claims = load_claims(given.claims) if given.claims is not None else None
     if given.calibrate:
         if load_tools is None:

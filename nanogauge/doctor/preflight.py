@@ -196,7 +196,7 @@ def _check_memory(
     free = None if memory is None else memory.bytes
     if config is None or free is None:
         return check_memory(place, free, total, others, None, None, None)
-    spec = config.to_spec(dtype, gpus)
+    spec = RunSpec.from_config(config, dtype, gpus)
     peak = memory_of(spec, hardware).process
     fit = fit_verdict(peak, free)
     micro = largest_micro_batch(spec, hardware, free, "high" if fit == "doubtful" else "expected")
@@ -215,7 +215,7 @@ def _check_disk(config: Config | None, hardware: Hardware | None, dtype: str, gp
     free = shutil.disk_usage(nearest).free
     use = None
     if config is not None:
-        use = disk_use_of(config, config.to_spec(dtype or None, gpus), hardware)
+        use = disk_use_of(config, RunSpec.from_config(config, dtype or None, gpus), hardware)
     return check_disk(folder, obstacle(folder), free, use)
 
 

@@ -20,8 +20,9 @@ from nanogauge.importers.parsed import LoggedProcess, parse_number, warning
 from nanogauge.importers.text import quoted
 from nanogauge.prediction.flops import count_parameters, flops_per_token_palm
 from nanogauge.programs import program_named
-from nanogauge.runspec import SETTINGS, RunSpec
+from nanogauge.runspec import RunSpec
 from nanogauge.schema import Event
+from nanogauge.spec_parts import SETTINGS
 
 _TOKENS = "train.micro_batch x model.block_size x train.grad_accum"
 _DERIVED = {
@@ -121,7 +122,7 @@ class _Describer:
         if values.get("data.embedded"):
             del values["data.path"]
         try:
-            spec = Config.model_validate(_nested(values)).to_spec(world_size=world)
+            spec = RunSpec.from_config(Config.model_validate(_nested(values)), world_size=world)
         except ValidationError as error:
             raise BadInput(f"{self.path}: {explain(error, Config)}") from None
         program = program_named(self.format.name)

@@ -7,8 +7,8 @@ from typing import Any
 from transformers import TrainerCallback
 
 from nanogauge.instrument import Phase, Run, run
+from nanogauge.runspec import RunSpec
 from nanogauge.schema import Prediction
-from nanogauge.transformers_spec import spec_from_transformers
 
 
 class NanogaugeCallback(TrainerCallback):
@@ -19,8 +19,8 @@ class NanogaugeCallback(TrainerCallback):
 
     Args:
         name: name of the run; folder/name is its run folder.
-        context: tokens of a sequence; None for the length of the training set's first example. plan: the prediction;
-        None to predict the run for this machine's device.
+        context: tokens of a sequence; None for the length of the training set's first example.
+        plan: its prediction; None to predict the run for this machine's device.
         folder: folder of all runs.
         claims: claims file to compare the run with.
     """
@@ -41,7 +41,7 @@ class NanogaugeCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         context = self._context or len(more["train_dataloader"].dataset[0]["input_ids"])
-        spec = spec_from_transformers(more["model"].config, args, context, state.max_steps)
+        spec = RunSpec.from_transformers(more["model"].config, args, context, state.max_steps)
         self._run = run(self._name, spec, self._plan, self._folder, self._claims)
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:

@@ -7,8 +7,8 @@ machine only if the configuration says what it draws.
 from typing import TypeVar
 
 from nanogauge.quantities import Interval
-from nanogauge.runspec import Cost
 from nanogauge.schema import Estimate, Hardware
+from nanogauge.spec_parts import Cost
 
 Amount = TypeVar("Amount", float, Interval)
 

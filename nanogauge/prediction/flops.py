@@ -6,7 +6,7 @@ Dao et al. 2022, FlashAttention, appendix B (recomputation).
 
 from dataclasses import dataclass
 
-from nanogauge.runspec import Shape
+from nanogauge.spec_parts import Shape
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from nanogauge.prediction.best_run import LEAST_TOKENS_PER_PARAMETER, best_runs
 from nanogauge.prediction.loss import REPOSITORIES
 from nanogauge.prediction.search import Predictor, Verdict, faster_flags, fit_verdict, largest_micro_batch, memory_of
 from nanogauge.quantities import Interval, format_seconds, next_time, time_after
-from nanogauge.runspec import RunSpec, Schedule
+from nanogauge.runspec import RunSpec
 from nanogauge.schema import FreeMemory, Prediction, Stored
+from nanogauge.spec_parts import SETTINGS, Schedule
 
 
 class Candidate(Stored):
@@ -190,7 +191,9 @@ def best_toml(config: Config, spec: RunSpec, plan: BestPlan, device: str, path: 
         f".venv/bin/python train.py {shlex.quote(path)}",
     ]
     head = "".join(f"# {line}\n" for line in lines)
-    return f"{head}\n{config.with_spec(spec, name=run_name(Path(path))).to_toml(commented=True)}"
+    settings = {key: spec.setting(key) for key in SETTINGS}
+    settings |= {"data.tokens": spec.unique_tokens, "run.name": run_name(Path(path))}
+    return f"{head}\n{config.with_settings(settings).to_toml(commented=True)}"
 
 
 def parse_duration(text: str, flag: str) -> float:

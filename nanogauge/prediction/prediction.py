@@ -22,9 +22,10 @@ from nanogauge.prediction.search import memory_of
 from nanogauge.prediction.step_time import StepTime, predict_step_time
 from nanogauge.prediction.workload import resolve_dtype, workload_of
 from nanogauge.quantities import QUANTITIES, Interval, mfu
-from nanogauge.runspec import RunSpec, Shape
+from nanogauge.runspec import RunSpec
 from nanogauge.schedule import checkpoints, evaluations
 from nanogauge.schema import Estimate, Hardware, Part, Prediction
+from nanogauge.spec_parts import Shape
 
 
 def predict(

@@ -10,9 +10,10 @@ from nanogauge.prediction.memory import Copied, Memory, predict_memory
 from nanogauge.prediction.step_time import predict_step_time
 from nanogauge.prediction.workload import workload_of
 from nanogauge.quantities import Interval
-from nanogauge.runspec import Head, RunSpec
+from nanogauge.runspec import RunSpec
 from nanogauge.schedule import checkpoints
 from nanogauge.schema import Hardware, Prediction
+from nanogauge.spec_parts import Head
 
 Verdict = Literal["fits", "doubtful", "does not fit"]
 

@@ -5,7 +5,8 @@ from typing import Literal
 
 from nanogauge.errors import BadInput
 from nanogauge.files import package_table
-from nanogauge.runspec import PLAIN, Program, RunSpec, Shape, Sharding
+from nanogauge.runspec import RunSpec
+from nanogauge.spec_parts import PLAIN, Program, Shape, Sharding
 
 GPUS_OF_A_NODE = 8
 """GPUs of one machine, over which hybrid sharding shards; links between machines are slower."""

@@ -14,8 +14,8 @@ from nanogauge.quantities import QUANTITIES, format_value
 from nanogauge.report.cells import Cells, sort_rows
 from nanogauge.report.escape import printable
 from nanogauge.report.terminal import VERDICT_STYLES, make_table
-from nanogauge.runspec import SETTINGS
 from nanogauge.schema import SCHEMA
+from nanogauge.spec_parts import SETTINGS
 
 
 class Comparison:

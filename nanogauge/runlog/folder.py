@@ -78,7 +78,7 @@ def read_spec(path: Path, prediction: Prediction) -> RunSpec:
         if not (path / CONFIG_TOML).exists():
             raise BadInput(f"{path} has neither {SPEC_NAME} nor {CONFIG_TOML}; restore one of them.") from None
         config = load_config(path / CONFIG_TOML)
-        return config.to_spec(prediction.dtype, prediction.gpus)
+        return RunSpec.from_config(config, prediction.dtype, prediction.gpus)
     except OSError as error:
         raise BadInput(f"cannot read {error.filename}: {error.strerror}.") from None
     except ValueError:

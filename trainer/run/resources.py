@@ -22,6 +22,7 @@ from nanogauge.prediction.quality import load_losses
 from nanogauge.runlog.folder import CONFIG_TOML, RunFolder, create, load_with_log
 from nanogauge.runlog.lock import RunLock, acquire_lock
 from nanogauge.runlog.reader import has_begun
+from nanogauge.runspec import RunSpec
 from nanogauge.schema import Prediction
 from trainer.calibrate import calibrated_threads, describe_hardware
 from trainer.checkpoints.checkpoint import newest_checkpoint
@@ -70,7 +71,7 @@ def open_run_folder(config: Config, device: torch.device, dtype: str, resume: bo
         return _open_to_resume(config)
     hardware, driver = describe_hardware(device, dtype)
     calibration, warning = load_calibration(hardware.name, torch.__version__, calibrated_threads(device))
-    spec = config.to_spec(dtype, ranks.world)
+    spec = RunSpec.from_config(config, dtype, ranks.world)
     prediction = predict(spec, hardware, calibration, losses=load_losses())
     if warning is not None:
         notes = [*prediction.notes, warning]
@@ -88,7 +89,7 @@ def _open_to_resume(config: Config) -> OpenedRun:
     differences = config_differences(load_config(config.folder / CONFIG_TOML), config)
     checkpoint, damaged = newest_checkpoint(config.folder / "checkpoints")
     ids = [start.wandb_id for start in recorded.starts if start.wandb_id is not None]
-    spec = config.to_spec(folder.prediction.dtype, folder.prediction.gpus)
+    spec = RunSpec.from_config(config, folder.prediction.dtype, folder.prediction.gpus)
     return OpenedRun(
         replace(folder, spec=spec, config_toml=config.to_toml()),
         lock,
@@ -127,7 +128,7 @@ def share_folder(config: Config, ranks: Ranks, open_folder: Callable[[], OpenedR
     evaluated, rollbacks = received["evaluated"], received["rollbacks"]
     assert isinstance(evaluated, dict)
     assert isinstance(rollbacks, int)
-    spec = config.to_spec(prediction.dtype, prediction.gpus)
+    spec = RunSpec.from_config(config, prediction.dtype, prediction.gpus)
     return OpenedRun(
         RunFolder(config.folder, spec, {}, prediction, str(received["sha256"])),
         None,
