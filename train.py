@@ -31,6 +31,7 @@ from nanogauge.doctor.preflight import consult
 from nanogauge.errors import BadInput, RunFailed
 from nanogauge.measure.alarms import Alarm
 from nanogauge.quantities import finite
+from nanogauge.recorder import Status
 from nanogauge.report.background import CPU_SECONDS, GPU_SECONDS, BackgroundReport
 from nanogauge.report.html import write_report
 from nanogauge.report.terminal import print_report
@@ -50,7 +51,7 @@ from trainer.run.recovery import (
     save,
     use_smaller_micro_batch,
 )
-from trainer.run.session import PendingStep, Session, Status
+from trainer.run.session import PendingStep, Session
 from trainer.run.signals import Stopped
 from trainer.run.startup import average_gradients, compile_session, open_session
 from trainer.run.step_records import record_end, record_samples, record_steps, store_final_loss, store_step_time
@@ -132,7 +133,7 @@ def evaluate(s: Session, step: int) -> None:
     steps, recorder = s.steps, s.recorder
     with recorder.clock.window() as evaluation:
         train_loss, val_loss = (mean_loss(s, split) for split in ("train", "val"))
-    recorder.log_compilation(step, evaluation.compile_seconds)
+    recorder.record_compilation(step, evaluation.compile_seconds)
     if s.ranks.any(s.stop.reason is not None):
         return
     line = Eval(
@@ -142,9 +143,9 @@ def evaluate(s: Session, step: int) -> None:
         seconds=evaluation.seconds - recorder.standstill.seconds_within(evaluation.seconds),
     )
     line, departure = s.final_loss.evaluated(line)
-    recorder.log_standstills(step)
+    recorder.record_standstills(step)
     recorder.log.write(line)
-    recorder.display.evaluated(line)
+    s.display.evaluated(line)
     if departure is not None:
         recorder.raise_alarm(Alarm("loss_off_plan", departure, "val_loss"), step)
     steps.evaluated, steps.val_loss = step, line.val_loss
@@ -212,7 +213,7 @@ def run(s: Session) -> tuple[Status, str | None]:
         finally:
             s.watchdog.close()
             s.recorder.standstill.close()
-            s.recorder.display.close()
+            s.display.close()
             s.batches.close()
         record_end(s, status, reason, restartable)
     return status, reason

@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self, SupportsFloat
 
@@ -27,13 +28,13 @@ from nanogauge.doctor.machine import capture_environment
 from nanogauge.errors import BadInput
 from nanogauge.files import make_folder, write_atomic
 from nanogauge.local_hardware import local_hardware
-from nanogauge.measure.alarms import Alarm, Alarms
-from nanogauge.measure.clock import Clock, Moment, StepTimes, Stopwatch
-from nanogauge.measure.host import peak_process_bytes, reset_peak
-from nanogauge.measure.sensors import PowerSpread, driver_info, measure_idle, open_sensors
-from nanogauge.measure.torch_device import AllocatorPeaks, CompileTimer, EventTimeline, allocator_peaks
+from nanogauge.measure.clock import Clock, Moment, Stopwatch
+from nanogauge.measure.gpus import WatchedGpu
+from nanogauge.measure.host import reset_peak
+from nanogauge.measure.torch_device import CompileTimer, EventTimeline
 from nanogauge.prediction.prediction import predict
 from nanogauge.quantities import finite
+from nanogauge.recorder import Display, MeasuredStep, Recorder, Status, make_alarms, open_sensing
 from nanogauge.report.background import GPU_SECONDS, BackgroundReport
 from nanogauge.report.html import write_report
 from nanogauge.runlog.folder import CLAIMS_NAME, create
@@ -41,11 +42,11 @@ from nanogauge.runlog.lock import acquire_lock
 from nanogauge.runlog.reader import has_begun
 from nanogauge.runlog.writer import RunLog
 from nanogauge.runspec import RunSpec
-from nanogauge.schema import Checkpoint, Compile, End, Eval, Event, Prediction, Start, Step
+from nanogauge.schema import Checkpoint, Compile, Eval, Prediction, Start
 
 _POWER_HZ = 10.0
 _IDLE_SECONDS = 2.0
-_PEAKS_EVERY = 50  # steps, as in train.py: reading torch's statistics takes time
+_PEAKS_EVERY = 50  # steps, as in train.py: reading the peaks takes time
 _OF_A_STEP = ("loss", "learning_rate", "grad_norm")
 _OF_AN_EVALUATION = ("train_loss", "val_loss", "val_bits_per_byte")
 Phase = Literal["evaluation", "checkpoint", "compilation"]
@@ -59,11 +60,11 @@ class _Logged:
     copied: Moment = None
     """Moment at which the copies are complete; None without any."""
 
-    def numbers(self, clock: Clock) -> dict[str, float | None]:
-        """Return the values as numbers, None if non-finite."""
+    def numbers(self, clock: Clock) -> dict[str, float]:
+        """Return the values as numbers, once they are copied."""
         if self.copied is not None:
             clock.wait(self.copied)
-        return {name: finite(float(value)) for name, value in self.values.items()}
+        return {name: float(value) for name, value in self.values.items()}
 
 
 @dataclass
@@ -71,9 +72,8 @@ class _PendingStep:
     number: int
     watch: Stopwatch
     logged: _Logged = field(default_factory=_Logged)
-    times: StepTimes | None = None
-    """None until they are read."""
-    power: PowerSpread | None = None
+    measured: MeasuredStep | None = None
+    """None until its times are read."""
 
 
 def run(
@@ -123,45 +123,41 @@ class Run:
         self._evaluation: _Logged | None = None
         if plan is None:
             return
-        self._device = _cuda_device()
+        device = _cuda_device()
         timer = CompileTimer()
         if "torch._dynamo" in sys.modules:
             timer.listen()
-        timeline = EventTimeline(self._device) if self._device is not None else None
-        self._clock = Clock(self._synchronize, timeline=timeline, compiled_seconds=timer.seconds)
+        timeline = EventTimeline(device) if device is not None else None
+        self._clock = clock = Clock(partial(_synchronize, device), timeline=timeline, compiled_seconds=timer.seconds)
+        sensing = open_sensing(_gpus(device), _POWER_HZ, _IDLE_SECONDS, clock)
         torch = sys.modules.get("torch")
-        gpu = self._gpu()
-        driver = driver_info(gpu) if gpu is not None else None
         threads = torch.get_num_threads() if torch is not None else os.cpu_count() or 1
-        machine = capture_environment(plan.hardware.name, driver, threads)
+        machine = capture_environment(plan.hardware.name, sensing.gpu, threads)
         make_folder(path)
         self._lock = acquire_lock(path)
         sha256 = create(path, spec, machine, plan).prediction_sha256
         if claims is not None:
             write_atomic(path / CLAIMS_NAME, claims.read_bytes())
-        idle = measure_idle(gpu, _POWER_HZ, _IDLE_SECONDS) if gpu is not None else None
-        self._sensors = open_sensors(gpu, _POWER_HZ, self._clock.elapsed_seconds)
-        total = plan.best("total_seconds")
-        self._alarms = Alarms(
-            predicted_total_seconds=(total.low, total.high) if total is not None else None,
-            device_bytes=driver.total_bytes if driver is not None else None,
-            slowdown_celsius=driver.slowdown_celsius if driver is not None else None,
-        )
         reset_peak()
-        self._log = RunLog(path, self._clock.elapsed_seconds)
-        self._log.write(
-            Start(
-                unix_time=time.time(),
-                source="library",
-                max_steps=spec.steps,
-                prediction_sha256=sha256,
-                device=plan.hardware.name,
-                idle_power_watts=idle.power_watts if idle is not None else None,
-                idle_utilization=idle.utilization if idle is not None else None,
-                ranks=spec.world_size,
-                sensed_cards=1 if gpu is not None else None,
-            )
+        self._recorder = Recorder(
+            log=RunLog(path, clock.elapsed_seconds),
+            display=Display(),
+            clock=clock,
+            sensors=sensing.sensors,
+            alarms=make_alarms(plan, sensing.gpu),
+            device=device,
         )
+        self._log = self._recorder.log
+        start = Start(
+            unix_time=time.time(),
+            source="library",
+            max_steps=spec.steps,
+            prediction_sha256=sha256,
+            device=plan.hardware.name,
+            ranks=spec.world_size,
+        )
+        self._log.write(start.model_copy(update=sensing.start_fields()))
+        self._recorder.standstill.start()
         self._background = BackgroundReport.start(path, GPU_SECONDS)
 
     @contextmanager
@@ -199,23 +195,22 @@ class Run:
         self._evaluation = _Logged() if name == "evaluation" else None
         with self._clock.window() as window:
             if self._pending:  # its loss may still be logged
-                self._measure(self._pending[0])
+                self._pending[0].measured = self._recorder.measure_step(self._pending[0].watch)
             yield
         self._record_steps()
-        self._sensors.power_since_last()  # drop samples taken outside of steps
+        self._recorder.sensors.power_since_last()  # drop samples taken outside of steps
         logged, self._evaluation = self._evaluation, None
         seconds = window.seconds
-        if window.compile_seconds > 0 and name != "compilation":
-            self._log.write(Compile(step=self._next, seconds=window.compile_seconds, mode="compiled"))
-        if logged is not None:
-            losses = logged.numbers(self._clock)
-            self._log.write(Eval(step=self._next, seconds=seconds, **losses))
-        elif name == "checkpoint":
-            self._log.write(Checkpoint(step=self._next, seconds=seconds))
-        else:
+        if name == "compilation":
             whole = seconds + window.compile_seconds
-            step = self._next or None
-            self._log.write(Compile(step=step, seconds=whole, mode="compiled"))
+            self._log.write(Compile(step=self._next or None, seconds=whole, mode="compiled"))
+            return
+        self._recorder.record_compilation(self._next, window.compile_seconds)
+        if logged is not None:
+            losses = {loss: finite(value) for loss, value in logged.numbers(self._clock).items()}
+            self._log.write(Eval(step=self._next, seconds=seconds, **losses))
+        else:
+            self._log.write(Checkpoint(step=self._next, seconds=seconds))
 
     def log(self, **values: SupportsFloat) -> None:
         """Record values of the current or latest step, or of the evaluation that this is in.
@@ -246,9 +241,7 @@ class Run:
             if self._clock.lag:
                 logged.copied = self._clock.mark()
 
-    def finish(
-        self, status: Literal["finished", "stopped", "failed"] | None = None, reason: str | None = None
-    ) -> Path | None:
+    def finish(self, status: Status | None = None, reason: str | None = None) -> Path | None:
         """End the run and write its report; return report.html, None where nothing is written.
 
         Args:
@@ -259,27 +252,11 @@ class Run:
             return None
         self._silent = True
         self._record_steps()
-        for reading in self._sensors.close():
-            self._log.write(reading)
-        self._log_sensors()
-        peaks, host_bytes = self._peaks(), peak_process_bytes()
+        self._recorder.standstill.close()
         if status is None:
             status = "finished" if self._next >= self.spec.steps else "stopped"
         with self._log:
-            self._log.write(
-                End(
-                    status=status,
-                    steps=self._next,
-                    wall_seconds=self._clock.elapsed_seconds(),
-                    peak_allocated_bytes=peaks.allocated_bytes,
-                    peak_reserved_bytes=peaks.reserved_bytes,
-                    peak_inactive_bytes=peaks.inactive_bytes,
-                    allocation_retries=peaks.retries,
-                    peak_process_bytes=host_bytes if self._device is None else None,
-                    peak_host_bytes=host_bytes,
-                    reason=reason,
-                )
-            )
+            self._recorder.record_end(status, self._next, reason, alone=self.spec.world_size == 1)
         self._background.stop()
         self._lock.close()
         try:
@@ -299,64 +276,18 @@ class Run:
         else:
             self.finish("failed", f"{type(error).__name__}: {error}"[:300])
 
-    def _measure(self, pending: _PendingStep) -> None:
-        """Read the times and power of a step that the device has completed."""
-        pending.times = pending.watch.read()
-        pending.power = self._sensors.power_since_last()
-
     def _record_steps(self, leave: int = 0) -> None:
         """Log pending steps except the last `leave`, each once the device has completed it."""
         while len(self._pending) > leave:
             pending = self._pending.popleft()
-            if pending.times is None:
-                self._measure(pending)
-            times, power = pending.times, pending.power
-            peaks = self._peaks() if pending.number % _PEAKS_EVERY == 0 else AllocatorPeaks()
-            assert times is not None
-            if times.compile_seconds > 0:
-                self._log.write(Compile(step=pending.number, seconds=times.compile_seconds, mode="compiled"))
-            line = Step(
-                step=pending.number,
-                step_seconds=times.step_seconds,
+            self._recorder.record_step(
+                pending.number,
+                pending.measured or self._recorder.measure_step(pending.watch),
+                first=pending.number == 0,
+                memory=pending.number % _PEAKS_EVERY == 0,
                 tokens=self.spec.tokens_per_step,
-                power_watts=power.mean_watts if power is not None else None,
-                power_min_watts=power.min_watts if power is not None else None,
-                power_max_watts=power.max_watts if power is not None else None,
-                peak_allocated_bytes=peaks.allocated_bytes,
-                peak_reserved_bytes=peaks.reserved_bytes,
                 **pending.logged.numbers(self._clock),
             )
-            self._log.write(line)
-            self._log_sensors()
-            if line.step > 0 and times.compile_seconds == 0:
-                self._raise(self._alarms.step(line.step, times.step_seconds, None))
-
-    def _log_sensors(self) -> None:
-        for change in self._sensors.changes():
-            text = f"{change.text}."
-            self._log.write(Event(what="absent", text=text, step=self._next, about=change.field))
-        for reading in self._sensors.readings():
-            self._log.write(reading)
-            self._raise(self._alarms.sensor(reading))
-
-    def _raise(self, alarms: list[Alarm]) -> None:
-        for alarm in alarms:
-            self._log.write(Event(level=alarm.level, what=alarm.what, text=alarm.text, step=self._next))
-            print(f"nanogauge: {alarm.text}", file=sys.stderr)
-
-    def _gpu(self) -> str | None:
-        """Return the UUID of the GPU that torch uses, or None."""
-        if self._device is None:
-            return None
-        torch = sys.modules["torch"]
-        return str(torch.cuda.get_device_properties(self._device).uuid)
-
-    def _peaks(self) -> AllocatorPeaks:
-        return AllocatorPeaks() if self._device is None else allocator_peaks(self._device)
-
-    def _synchronize(self) -> None:
-        if self._device is not None:
-            sys.modules["torch"].cuda.synchronize(self._device)
 
 
 def _cuda_device() -> Any:
@@ -365,3 +296,15 @@ def _cuda_device() -> Any:
     if torch is None or not torch.cuda.is_available():
         return None
     return torch.device("cuda", torch.cuda.current_device())
+
+
+def _gpus(device: Any) -> list[WatchedGpu]:
+    """Return the GPU that torch uses; none without a GPU."""
+    if device is None:
+        return []
+    return [WatchedGpu(str(sys.modules["torch"].cuda.get_device_properties(device).uuid), os.getpid())]
+
+
+def _synchronize(device: Any) -> None:
+    if device is not None:
+        sys.modules["torch"].cuda.synchronize(device)

@@ -134,9 +134,8 @@ class Alarms:
         """Check the loss of a step; a non-finite one may also be None."""
         if value is None or not abs(value) < float("inf"):
             text = (
-                f"The loss of step {step:,} is not finite: such an update is skipped. If more "
-                "follow, take a lower --optimizer.learning-rate or a longer "
-                "--optimizer.warmup-steps."
+                f"The loss of step {step:,} is not finite. If more follow, take a lower learning rate "
+                "or a longer warm-up."
             )
             return self._once(Alarm("loss_not_finite", text))
         if not self._loss_spike.add(step, value):
@@ -144,7 +143,7 @@ class Alarms:
         text = (
             f"The loss rose to {value:.4g} at step {step:,}, from {self._loss_spike.baseline:.4g} "
             f"in the {BASELINE_STEPS} steps before. If it does not recover by itself, resume from "
-            "an earlier checkpoint with a lower --optimizer.learning-rate."
+            "an earlier checkpoint with a lower learning rate."
         )
         return [Alarm("loss_spike", text, "val_loss", "warning")]
 

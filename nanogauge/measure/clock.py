@@ -67,7 +67,8 @@ class StepTimes:
     step_seconds: float
     """Duration of the step, without compilation."""
     compile_seconds: float
-    data_wait_seconds: float
+    data_wait_seconds: float | None
+    """None if the loading of batches was not timed."""
     forward_seconds: float | None
     backward_seconds: float | None
     optimizer_seconds: float | None
@@ -124,7 +125,7 @@ class Stopwatch:
         return StepTimes(
             step_seconds=span - compiling,
             compile_seconds=compiling,
-            data_wait_seconds=self._sum(self.waits),
+            data_wait_seconds=self._sum(self.waits) if self.waits else None,
             # A part that contains a compilation would count its time twice.
             forward_seconds=None if compiling else parts.get("forward"),
             backward_seconds=None if compiling else parts.get("backward"),

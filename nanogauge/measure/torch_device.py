@@ -52,8 +52,8 @@ class AllocatorPeaks:
     """Number of allocations that succeeded only after cached memory was freed."""
 
 
-def allocator_peaks(device: torch.device) -> AllocatorPeaks:
-    if device.type != "cuda":
+def allocator_peaks(device: torch.device | None) -> AllocatorPeaks:
+    if device is None or device.type != "cuda":
         return AllocatorPeaks()
     import torch
 

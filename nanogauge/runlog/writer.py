@@ -81,6 +81,23 @@ class RunLog:
         self._lines.close()
 
 
+class SilentLog(RunLog):
+    """The log of a rank other than 0, which discards its lines."""
+
+    def __init__(self) -> None:
+        """Open no file."""
+
+    def write(self, line: LogLine) -> None:
+        """Discard the line: rank 0 writes one for all ranks."""
+
+    @property
+    def problem(self) -> str | None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Close no file."""
+
+
 class LineFile:
     """Appends lines to a file, which at every moment holds a prefix of them, each complete.
 

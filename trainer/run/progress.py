@@ -8,6 +8,7 @@ from datetime import datetime
 
 from nanogauge.prediction.flops import flops_per_token_palm
 from nanogauge.quantities import Interval, format_range, format_seconds, format_value, mfu, time_after
+from nanogauge.recorder import Display
 from nanogauge.runspec import RunSpec
 from nanogauge.schedule import checkpoints, evaluations
 from nanogauge.schema import Checkpoint, Eval, Prediction, Sensor, Step
@@ -45,7 +46,7 @@ def clock_times(now: datetime, *seconds: float) -> list[str]:
     return texts
 
 
-class ProgressDisplay:
+class ProgressDisplay(Display):
     """Shows prediction and progress; after 30 steps in the steady state, also go or no-go.
 
     Args:
@@ -108,9 +109,6 @@ class ProgressDisplay:
 
     def say(self, text: str) -> None:
         print(text, flush=True)
-
-    def alarm(self, text: str) -> None:
-        self.say(f"ALARM: {text}")
 
     def sensor(self, reading: Sensor) -> None:
         """Store a reading, to be shown with the next step."""

@@ -129,7 +129,7 @@ def roll_back(s: Session) -> str | None:
         steps.rollbacks += 1
         _replace_batches(s, s.batches.micro_batch)
     for text in damaged:
-        s.recorder.log_event("checkpoint_damaged", text, "warning")
+        s.recorder.record_event("checkpoint_damaged", text, "warning")
     text = (
         f"{problem[0].upper()}{problem[1:]}: the run rolls back to step {meta.step:,} and "
         f"continues with its data in another order (rollback {steps.rollbacks} of at most {most})."

@@ -12,9 +12,7 @@ from model import GPT
 from nanogauge.config import Config, load_config
 from nanogauge.doctor.machine import capture_environment
 from nanogauge.files import make_folder
-from nanogauge.measure.alarms import Alarms
 from nanogauge.measure.gpus import WatchedGpu
-from nanogauge.measure.sensors import DriverInfo
 from nanogauge.prediction.calibrated import load_calibration
 from nanogauge.prediction.loss import REPOSITORIES
 from nanogauge.prediction.prediction import predict
@@ -135,16 +133,6 @@ def share_folder(config: Config, ranks: Ranks, open_folder: Callable[[], OpenedR
         Path(str(received["checkpoint"])) if received["checkpoint"] else None,
         rollbacks=rollbacks,
         evaluated=evaluated,
-    )
-
-
-def make_alarms(prediction: Prediction, gpu: DriverInfo | None) -> Alarms:
-    """Create the alarms, with thresholds from the prediction and the GPU's limits."""
-    total = prediction.best("total_seconds")
-    return Alarms(
-        predicted_total_seconds=(total.low, total.high) if total is not None else None,
-        device_bytes=gpu.total_bytes if gpu is not None else None,
-        slowdown_celsius=gpu.slowdown_celsius if gpu is not None else None,
     )
 
 

@@ -12,19 +12,19 @@ from nanogauge.config import Config
 from nanogauge.measure.clock import Stopwatch
 from nanogauge.measure.torch_device import CompileTimer
 from nanogauge.prediction.forecast import FinalLoss
+from nanogauge.recorder import Recorder
 from nanogauge.runlog.folder import RunFolder
 from nanogauge.runlog.lock import RunLock
 from trainer.checkpoints.checkpoint_writer import CheckpointWriter
 from trainer.data.dataset import Dataset
 from trainer.data.loader import Batches
-from trainer.run.recorder import Recorder
+from trainer.run.progress import ProgressDisplay
 from trainer.run.signals import StopSignal
 from trainer.run.watchdog import Watchdog
 from trainer.step.compile import LossFunction
 from trainer.step.distributed import Ranks
 from trainer.step.loss import TrainingLoss
 
-Status = Literal["finished", "stopped", "failed"]
 FIRST_STEP_SECONDS = 3600.0
 """Time that the first step may take before it counts as hung, if there is no prediction."""
 
@@ -94,6 +94,8 @@ class StepProgress:
     val_loss: float | None = None
     """Last validation loss in this process; None without an evaluation or after a rollback."""
     pending: deque[PendingStep] = field(default_factory=deque)
+    log_problem_raised: bool = False
+    """Whether the current problem of writing the log, such as a full disk, has raised its alarm."""
     skipped: list[int] = field(default_factory=list)
     """Latest consecutive steps whose updates were skipped as loss or gradients were non-finite."""
     longest_seconds: float = FIRST_STEP_SECONDS
@@ -126,6 +128,7 @@ class Session:
     steps: StepProgress
     final_loss: FinalLoss
     recorder: Recorder
+    display: ProgressDisplay
     checkpoints: Checkpoints
     stop: StopSignal
     watchdog: Watchdog

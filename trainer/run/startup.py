@@ -1,6 +1,6 @@
 """Prepare a run up to its first step: run folder, sensors, model, log and compilation."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -10,16 +10,15 @@ from nanogauge.files import write_atomic
 from nanogauge.measure.alarms import Alarm
 from nanogauge.measure.clock import Clock
 from nanogauge.measure.host import reset_peak
-from nanogauge.measure.sensors import DriverInfo, Idle, Sensors, driver_info, measure_idle, open_sensors
-from nanogauge.measure.standstill import StandstillWatch
 from nanogauge.measure.torch_device import CompileTimer, EventTimeline
 from nanogauge.prediction.calibrated import load_calibration
 from nanogauge.prediction.forecast import FinalLoss
 from nanogauge.prediction.loss import REPOSITORIES
 from nanogauge.prediction.prediction import predict
 from nanogauge.quantities import format_range
+from nanogauge.recorder import Recorder, Sensing, make_alarms, open_sensing
 from nanogauge.runlog.folder import CLAIMS_NAME, CONFIG_TOML, write_spec
-from nanogauge.runlog.writer import RunLog
+from nanogauge.runlog.writer import RunLog, SilentLog
 from nanogauge.schema import Compile
 from nanogauge.sinks.mirror import new_run_id
 from trainer.calibrate import calibrated_threads
@@ -30,12 +29,10 @@ from trainer.data.dataset import Dataset
 from trainer.data.loader import Batches, scan_vocabulary
 from trainer.run.flags import Options
 from trainer.run.progress import ProgressDisplay
-from trainer.run.recorder import Recorder, SilentLog
 from trainer.run.resources import (
     ALONE,
     OpenedRun,
     describe_order,
-    make_alarms,
     make_batches,
     make_model,
     make_training,
@@ -105,28 +102,31 @@ def open_session(config: Config, options: Options, ranks: Ranks = ALONE) -> Sess
     changes = refuse_differences(differences, options.allow_change)
     if options.claims is not None and ranks.is_first:
         write_atomic(opened.folder.path / CLAIMS_NAME, options.claims.read_bytes())
-    sensing = open_sensing(config, device, clock, ranks)
+    gpus, sampling = watched_gpus(config, device, ranks), config.measure
+    sensing = open_sensing(gpus, sampling.power_hz, sampling.idle_seconds, clock)
+    ranks.any(False)  # barrier: until then the GPUs of the other ranks have to be idle, too
     reset_peak()
     state = make_state(config, batches, dtype, compile_timer, ranks, pretrained=meta is None)
     same_ranks = restore_state(state, opened, meta, config.run.seed, ranks)
     steps = make_steps(config, opened, meta, options.rehearse)
     folder, prediction = opened.folder, opened.folder.prediction
+    display = ProgressDisplay(
+        folder.spec,
+        prediction,
+        steps.first,
+        opened.earlier_seconds,
+        log_every=config.train.log_every,
+        elapsed_seconds=clock.elapsed_seconds,
+    )
     recorder = Recorder(
         log=RunLog(folder.path, clock.elapsed_seconds) if ranks.is_first else SilentLog(),
-        display=ProgressDisplay(
-            folder.spec,
-            prediction,
-            steps.first,
-            opened.earlier_seconds,
-            log_every=config.train.log_every,
-            elapsed_seconds=clock.elapsed_seconds,
-        ),
+        display=display,
         clock=clock,
         sensors=sensing.sensors,
         alarms=make_alarms(prediction, sensing.gpu),
-        standstill=StandstillWatch(),
+        device=device,
     )
-    recorder.display.plan()
+    display.plan()
     hang_seconds = 60 * config.measure.hang_minutes
     session = Session(
         config=config,
@@ -145,13 +145,14 @@ def open_session(config: Config, options: Options, ranks: Ranks = ALONE) -> Sess
         steps=steps,
         final_loss=FinalLoss(folder.spec, prediction.best("val_loss"), opened.evaluated),
         recorder=recorder,
+        display=display,
         checkpoints=Checkpoints(
             CheckpointWriter(folder.path / "checkpoints", config.train.keep_checkpoints),
             step=steps.first,
             began_seconds=clock.elapsed_seconds(),
         ),
         stop=stop,
-        watchdog=Watchdog(folder.path, hang_seconds, lambda text: recorder.log_event("hung", text, "alarm")),
+        watchdog=Watchdog(folder.path, hang_seconds, lambda text: recorder.record_event("hung", text, "alarm")),
     )
     log_start(session, opened, sensing, changes, same_ranks)
     return session
@@ -175,31 +176,6 @@ def resume_batches(
         return batches
     batches.close()
     return make_batches(config, source, batches.device, ranks, micro_batch, opened.rollbacks)
-
-
-@dataclass(frozen=True)
-class Sensing:
-    """The sensors that this rank reads, and the power and utilization of idle GPUs."""
-
-    sensors: Sensors
-    gpu: DriverInfo | None
-    """Driver data of the first GPU; None if this rank reads no GPU's sensors."""
-    gpus: int
-    """Number of GPUs whose sensors this rank reads."""
-    idle: Idle | None
-    """Power and utilization of the GPUs before the run; None if not measured."""
-
-
-def open_sensing(config: Config, device: torch.device, clock: Clock, ranks: Ranks) -> Sensing:
-    """Measure the GPUs while they are idle, then start reading their sensors and the host's."""
-    gpus, measure = watched_gpus(config, device, ranks), config.measure
-    gpu = driver_info(gpus[0].device) if gpus else None
-    idle = None
-    if gpus and measure.idle_seconds > 0:
-        idle = measure_idle(gpus, measure.power_hz, measure.idle_seconds)
-    ranks.any(False)  # barrier: the GPUs of the other ranks have to be idle, too
-    sensors = open_sensors(gpus, measure.power_hz, clock.elapsed_seconds)
-    return Sensing(sensors, gpu, len(gpus), idle)
 
 
 def make_state(
@@ -266,12 +242,8 @@ def make_steps(config: Config, opened: OpenedRun, meta: Meta | None, rehearse_st
 
 def log_start(s: Session, opened: OpenedRun, sensing: Sensing, changes: list[str], same_ranks: bool) -> None:
     """Log the start line and all warnings that the user should see before the first step."""
-    micro, idle, recorder = s.batches.micro_batch, sensing.idle, s.recorder
-    fields = {
-        "idle_power_watts": idle.power_watts if idle is not None else None,
-        "idle_utilization": idle.utilization if idle is not None else None,
-        "other_programs": sensing.gpu.others if sensing.gpu is not None else None,
-        "sensed_cards": sensing.gpus or None,
+    micro, recorder = s.batches.micro_batch, s.recorder
+    fields = sensing.start_fields() | {
         "restart": restart_number(),
         "micro_batch": micro if micro != s.config.train.micro_batch else None,
     }
@@ -282,7 +254,7 @@ def log_start(s: Session, opened: OpenedRun, sensing: Sensing, changes: list[str
         recorder.report("over_ssh", warning)
     log_data(s)
     for text in opened.damaged:
-        recorder.log_event("checkpoint_damaged", text, "warning")
+        recorder.record_event("checkpoint_damaged", text, "warning")
     if changes and s.ranks.is_first:
         write_atomic(s.run.folder.path / CONFIG_TOML, s.config.to_toml().encode())
         write_spec(s.run.folder.path, s.run.folder.spec)
@@ -301,7 +273,7 @@ def log_data(s: Session) -> None:
     """Log the order of the data, assumptions about it, and what differs from the plan's data."""
     if s.source.assumed is not None:
         s.recorder.report("data_assumed", s.source.assumed)
-    s.recorder.log_event("data_order", describe_order(s.batches))
+    s.recorder.record_event("data_order", describe_order(s.batches))
     planned, present = s.config.data.tokens, s.batches.train_tokens
     if planned is not None and not 0.99 < present / planned < 1.01:
         text = (
@@ -318,7 +290,7 @@ def log_data(s: Session) -> None:
 def compile_session(s: Session) -> None:
     """Compile the model and time it separately; on failure, warn and fall back to eager mode."""
     state, ranks = s.state, s.ranks
-    s.recorder.display.say("compiling ...")
+    s.display.say("compiling ...")
     state.compile_timer.listen()
     s.watchdog.beat(COMPILE_SECONDS)
     with s.recorder.clock.window() as compiling:

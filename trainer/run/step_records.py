@@ -9,20 +9,17 @@ import torch
 from nanogauge.analysis.ledger import steady_seconds
 from nanogauge.errors import BadInput
 from nanogauge.measure.alarms import Alarm
-from nanogauge.measure.clock import StepTimes
-from nanogauge.measure.host import ProcessorWatch, peak_process_bytes
-from nanogauge.measure.torch_device import AllocatorPeaks, allocator_peaks
 from nanogauge.prediction.calibrated import Calibration, FinishedRun, add_to_calibration
 from nanogauge.prediction.loss import FinishedLoss
 from nanogauge.prediction.quality import loss_inputs, store_loss
 from nanogauge.prediction.workload import workload_of
-from nanogauge.quantities import finite
+from nanogauge.recorder import Status
 from nanogauge.runlog.history import RunHistory
-from nanogauge.schema import Checkpoint, End, Rank, Start, Step
+from nanogauge.schema import Checkpoint, Rank, Start, Step
 from trainer.calibrate import calibrated_threads
 from trainer.checkpoints.checkpoint_writer import Written
 from trainer.evaluation.generation import sample_text
-from trainer.run.session import PendingStep, Session, Status
+from trainer.run.session import PendingStep, Session
 
 SAMPLE_TOKENS = 200
 STEPS_TO_STORE = 20
@@ -54,9 +51,9 @@ def record_steps(s: Session, leave: int = 0) -> None:
     s.watchdog.beat(2 * steps.longest_seconds)
     record_checkpoints(s)
     problem = recorder.log.problem
-    if problem is not None and not recorder.log_problem_raised:
+    if problem is not None and not steps.log_problem_raised:
         recorder.raise_alarm(Alarm("disk_full", problem), steps.done)
-    recorder.log_problem_raised = problem is not None
+    steps.log_problem_raised = problem is not None
     while len(steps.pending) > leave:
         record_step(s, steps.pending.popleft())
 
@@ -64,43 +61,21 @@ def record_steps(s: Session, leave: int = 0) -> None:
 def record_step(s: Session, pending: PendingStep) -> None:
     """Wait until the device has completed a step; log it, show it and raise its alarms."""
     recorder, steps, step = s.recorder, s.steps, pending.step
-    times = pending.watch.read()
-    if asleep := recorder.standstill.seconds_within(times.step_seconds):
-        net = times.step_seconds - asleep
-        data_wait = min(times.data_wait_seconds, net)
-        times = StepTimes(net, times.compile_seconds, data_wait, None, None, None)
-    recorder.log_standstills(step)
-    if step == steps.first:
-        steps.longest_seconds = 0.0  # it replaces the prediction
-        recorder.processor = ProcessorWatch()  # the processes that compiled were this run's
-    steps.longest_seconds = max(steps.longest_seconds, times.step_seconds)
+    measured = recorder.measure_step(pending.watch)
+    first, seconds = step == steps.first, measured.times.step_seconds
+    steps.longest_seconds = seconds if first else max(steps.longest_seconds, seconds)  # the first replaces a prediction
     loss, norm = pending.metrics.tolist()
-    for alarm in recorder.alarms.loss(step, loss):
-        recorder.raise_alarm(alarm, step)
-    recorder.log_compilation(step, times.compile_seconds)
-    power = recorder.sensors.power_since_last()
-    split = pending.watch.split
-    peaks = allocator_peaks(s.state.device) if split else AllocatorPeaks()
-    line = Step(
-        step=step,
-        loss=finite(loss),
-        step_seconds=times.step_seconds,
-        data_wait_seconds=times.data_wait_seconds,
-        forward_seconds=times.forward_seconds,
-        backward_seconds=times.backward_seconds,
-        optimizer_seconds=times.optimizer_seconds,
-        learning_rate=pending.learning_rate,
-        grad_norm=finite(norm),
+    line = recorder.record_step(
+        step,
+        measured,
+        first=first,
+        memory=pending.watch.split,
         tokens=s.config.tokens_per_step,
-        power_watts=power.mean_watts if power is not None else None,
-        power_min_watts=power.min_watts if power is not None else None,
-        power_max_watts=power.max_watts if power is not None else None,
-        peak_allocated_bytes=peaks.allocated_bytes,
-        peak_reserved_bytes=peaks.reserved_bytes,
-        peak_host_bytes=peak_process_bytes() if split else None,
+        loss=loss,
+        grad_norm=norm,
+        learning_rate=pending.learning_rate,
     )
-    recorder.log.write(line)
-    if split:
+    if pending.watch.split:
         record_ranks(s, line)
     steps.done = step + 1
     if math.isfinite(loss) and math.isfinite(norm):
@@ -108,16 +83,10 @@ def record_step(s: Session, pending: PendingStep) -> None:
     else:
         steps.skipped.append(step)
         text = f"The update was skipped: the loss is {loss}, the gradient's norm {norm}."
-        recorder.log_event("update_skipped", text, "warning", step)
-    recorder.display.step(line)
-    recorder.log_sensors(step)
-    if step > steps.first and times.compile_seconds == 0:
-        alarms = recorder.alarms.step(step, times.step_seconds, times.data_wait_seconds)
-        elapsed_seconds = recorder.clock.elapsed_seconds()
-        total = recorder.display.projected_total_seconds(step, elapsed_seconds)
-        if total is not None:
-            alarms += recorder.alarms.projected(total)
-        for alarm in alarms:
+        recorder.record_event("update_skipped", text, "warning", step)
+    total = s.display.projected_total_seconds(step, recorder.clock.elapsed_seconds())
+    if total is not None and not first and measured.times.compile_seconds == 0:
+        for alarm in recorder.alarms.projected(total):
             recorder.raise_alarm(alarm, step)
 
 
@@ -146,7 +115,7 @@ def record_checkpoints(s: Session) -> None:
                 path=str(done.path.relative_to(s.run.folder.path)),
             )
             s.recorder.log.write(line)
-            s.recorder.display.checkpointed(line)
+            s.display.checkpointed(line)
             continue
         text = f"No checkpoint at step {done.step:,}: {done.reason}; training continues, free space on the disk."
         s.recorder.raise_alarm(Alarm("checkpoint_failed", text), done.step)
@@ -160,7 +129,7 @@ def record_samples(s: Session, step: int) -> None:
     recorder = s.recorder
     if s.config.train.sharding == "full":
         text = "No sample of text: the model is sharded over the processes; sample.py generates one from a checkpoint."
-        recorder.log_event("no_sample", text, step=step)
+        recorder.record_event("no_sample", text, step=step)
         return
     with recorder.clock.window():
         try:
@@ -169,43 +138,23 @@ def record_samples(s: Session, step: int) -> None:
             for prompt in prompts:
                 tokenizer.prompt(prompt)  # raises for a character that has no token
         except BadInput as error:
-            recorder.log_event("no_sample", f"No sample of text: {error}", "warning", step)
+            recorder.record_event("no_sample", f"No sample of text: {error}", "warning", step)
             return
         except Exception as error:  # the clients of a download raise many types
             text = f"No sample of text: the vocabulary could not be loaded ({type(error).__name__})."
-            recorder.log_event("no_sample", text, "warning", step)
+            recorder.record_event("no_sample", text, "warning", step)
             return
         for prompt in prompts:
             text = sample_text(s.state.model, tokenizer, prompt, SAMPLE_TOKENS, s.config.run.seed)
-            recorder.log_event("sample", text, step=step)
+            recorder.record_event("sample", text, step=step)
 
 
 def record_end(s: Session, status: Status, reason: str | None, restartable: bool | None) -> None:
     """Wait for checkpoints; log them, the last sensor readings, memory peaks and the end line."""
     s.checkpoints.writer.wait()
     record_checkpoints(s)
-    s.recorder.log_standstills(s.steps.done)
-    s.recorder.close_sensors(s.steps.done)
-    device = s.state.device
-    peaks, host_bytes = allocator_peaks(device), peak_process_bytes()
-    s.recorder.log.write(
-        End(
-            status=status,
-            steps=s.steps.done,
-            wall_seconds=s.recorder.clock.elapsed_seconds(),
-            peak_allocated_bytes=peaks.allocated_bytes,
-            peak_reserved_bytes=peaks.reserved_bytes,
-            peak_inactive_bytes=peaks.inactive_bytes,
-            allocation_retries=peaks.retries,
-            peak_process_bytes=host_bytes if device.type == "cpu" else None,
-            peak_host_bytes=host_bytes,
-            others_processor_share=s.recorder.processor.others_share()
-            if s.ranks.world == 1
-            else None,  # other ranks of this machine would count as other programs
-            reason=reason,
-            restartable=restartable,
-        )
-    )
+    # With several ranks, the others of this machine would count as other programs.
+    s.recorder.record_end(status, s.steps.done, reason, restartable, alone=s.ranks.world == 1)
 
 
 def store_final_loss(s: Session) -> str | None:
