@@ -15,7 +15,7 @@ SAMPLE = """
 import json, sys, time
 import pynvml
 from nanogauge.measure.gpus import WatchedGpu
-from nanogauge.measure.sensors import MEASURED, driver_info, measure_idle, open_sensors
+from nanogauge.measure.sensors import driver_info, measure_idle, open_sensors
 device, seconds, hz, jump_after, jump_seconds, idle = json.loads(sys.argv[1])
 several = [WatchedGpu(*card) for card in device] if isinstance(device, list) else device
 begin = time.monotonic()
@@ -39,10 +39,10 @@ close_seconds = time.monotonic() - closing
 changes += sensors.changes() + sensors.changes()
 print(json.dumps({
     "readings": [r.model_dump() for r in early + late], "early": len(early),
-    "absent": dict(sensors.absent), "reason": sensors.reason, "cpu_seconds": sensors.cpu_seconds,
+    "reasons": sensors.reasons(), "cpu_seconds": sensors.cpu_seconds,
     "changes": [vars(c) for c in changes], "spreads": [s and vars(s) for s in spreads],
-    "open_seconds": opening, "close_seconds": close_seconds, "measured": MEASURED,
-    "info": vars(driver_info(device)) if not sensors.reason and several is device else None,
+    "open_seconds": opening, "close_seconds": close_seconds,
+    "info": vars(driver_info(device)) if sensors.has_gpu and several is device else None,
     "torch": "torch" in sys.modules,
 }))
 """

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from model import GPT
 from nanogauge.config import ModelSection, OptimizerSection
 from nanogauge.measure.clock import Clock, Stopwatch
-from nanogauge.measure.sensors import MEASURED, Sensors, driver_info, open_sensors
+from nanogauge.measure.sensors import Sensors, driver_info, open_sensors
 from nanogauge.measure.torch_device import EventTimeline, allocator_peaks
+from nanogauge.schema import Sensor
 from trainer.step.device import autocast
 from trainer.step.loss import TrainingLoss
 from trainer.step.optimizer import make_optimizer, update
@@ -187,9 +188,9 @@ def busy(seconds: float) -> None:
 
 def test_the_energy_counter_and_the_integral_of_power_agree() -> None:
     sensors = opened_sensors()
-    if "energy_counter" in sensors.absent or "power_watts" in sensors.absent:
+    if {"energy_counter", "power_watts"} & sensors.reasons().keys():
         sensors.close()
-        pytest.skip(f"skipped: {dict(sensors.absent)}")
+        pytest.skip(f"skipped: {sensors.reasons()}")
     busy(20)
     readings = [r for r in sensors.close() if r.energy_source == "counter"]
     first, last = readings[4], readings[-1]  # a board reports the mean of about a second
@@ -235,7 +236,7 @@ def test_the_driver_counts_the_reserved_memory_and_a_context() -> None:
     time.sleep(1.2)
     seen = [r.process_used_bytes for r in sensors.close() if r.process_used_bytes is not None]
     if not seen:
-        pytest.skip(f"skipped: {sensors.absent['process_used_bytes']}")
+        pytest.skip(f"skipped: {sensors.reasons()['process_used_bytes']}")
     now = torch.cuda.memory_reserved(device)
     print(f"{seen[-1] / 2**30:.2f} GiB by the driver, {now / 2**30:.2f} reserved")
     assert now < seen[-1] < now + 2**30
@@ -245,9 +246,18 @@ def test_each_sensor_has_a_value_or_a_reason() -> None:
     sensors = opened_sensors()
     time.sleep(5.3)
     reading = sensors.close()[-2]
-    print(reading, dict(sensors.absent), f"{sensors.cpu_seconds / 5:.3%} of a core")
-    for name in MEASURED:
-        assert (getattr(reading, name) is None) == (name in sensors.absent), name
+    print(reading, sensors.reasons(), f"{sensors.cpu_seconds / 5:.3%} of a core")
+    computed = {
+        "power_min_watts",
+        "power_max_watts",
+        "energy_joules",
+        "energy_source",
+        "integral_joules",
+        "gap_seconds",
+    }
+    computed |= {"hottest_card", "fullest_card", "slowest_card"}
+    for name in Sensor.model_fields.keys() - computed:
+        assert (getattr(reading, name) is None) == (name in sensors.reasons()), name
     if reading.energy_source == "counter" and reading.integral_joules is not None:
         assert reading.energy_joules == pytest.approx(reading.integral_joules, rel=0.2)
 

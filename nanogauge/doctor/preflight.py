@@ -4,7 +4,6 @@ import math
 import os
 import platform
 import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -107,12 +106,10 @@ def examine(
         _check_dtype(device),
         hardware and _check_memory(config, hardware, dtype, driver, gpus, beside),
         _check_disk(config, hardware, dtype, gpus),
-        torch and _check_caches(run.compile, on_gpu),
         config and count_tokens and _check_data(config, count_tokens),
         check_sleep(machine.ROOT, os.environ, machine.command_output, platform.system()),
         warn_of_wsl() if machine.is_wsl() and on_gpu else None,
         on_gpu and check_power(driver.power_limit_watts, driver.power_limit_default_watts),
-        config and _check_sensors(config.measure.gpu),
         check_wandb(mode, find_spec("wandb") is not None, key_from, switch),
     ]
     return [finding for finding in findings if finding]
@@ -147,32 +144,6 @@ def _check_dtype(device: Device) -> Finding | None:
         return None
     text, _, remedy = device.dtype_problem.rstrip(".").partition("; ")
     return Finding("dtype", "no-go", text, remedy or "set another --run.dtype")
-
-
-def _check_caches(is_compiled: bool, on_gpu: bool) -> Finding:
-    """Check that folders of the compilers' caches and of temporary files can be written."""
-    variables = ["TORCHINDUCTOR_CACHE_DIR"] * is_compiled
-    variables += ["TRITON_CACHE_DIR"] * (is_compiled and on_gpu)
-    for name in variables:
-        folder = os.environ.get(name)
-        if folder is not None and (reason := obstacle(Path(folder))) is not None:
-            remedy = f"name another folder with {name}, or unset it"
-            return Finding("caches", "no-go", f"{name}={folder}: {reason}", remedy)
-    try:
-        return Finding("caches", "go", f"temporary files in {tempfile.gettempdir()}")
-    except OSError:
-        text = "no folder for temporary files can be written"
-        return Finding("caches", "no-go", text, "name one with TMPDIR")
-
-
-def _check_sensors(named: str) -> Finding | None:
-    """Return a warning if the driver lacks a GPU that measure.gpu names."""
-    names = [] if named in ("auto", "none") else [name.strip() for name in named.split(",")]
-    for name in names:
-        if driver_info(int(name) if name.isdecimal() else name).name is None:
-            text = f"measure.gpu names {name!r}, which the driver does not list"
-            return Finding("sensors", "warn", text, "nvidia-smi -L lists the GPUs")
-    return None
 
 
 def _check_driver(run: RunSection, driver: DriverInfo) -> Finding:

@@ -118,8 +118,6 @@ _FIELDS: dict[str, tuple[str, str | None, float | Callable[[Any], Any]]] = {
     "max_sm_clock_hz": ("nvmlDeviceGetMaxClockInfo", "NVML_CLOCK_SM", 1e6),
     "pcie_generation": ("nvmlDeviceGetCurrPcieLinkGeneration", None, 1),
     "pcie_width": ("nvmlDeviceGetCurrPcieLinkWidth", None, 1),
-    "max_pcie_generation": ("nvmlDeviceGetMaxPcieLinkGeneration", None, 1),
-    "max_pcie_width": ("nvmlDeviceGetMaxPcieLinkWidth", None, 1),
     # A share of the driver's last sampling period, in which a kernel ran.
     "utilization": ("nvmlDeviceGetUtilizationRates", None, lambda rates: rates.gpu / 100),
     "throttle": ("nvmlDeviceGetCurrentClocksEventReasons", None, throttle_words),

@@ -1,24 +1,18 @@
 """The GPU sensors of a training loop: a sampling thread that never blocks or fails the loop.
 
-A measurement that is absent is None, and `absent` holds the reason. No function waits for a driver that hangs, and no
+A measurement that is absent is None, and `reasons` holds why. No function waits for a driver that hangs, and no
 error of the driver reaches the loop.
 """
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
 from nanogauge.measure.gpus import GpuGroup, WatchedGpu
 from nanogauge.measure.nvml import Absences, Change, Driver, NoDriver
 from nanogauge.schema import Sensor
-
-_NOT_MEASURED = ("kind", "elapsed_seconds", "energy_source", "gap_seconds")
-_OF_SEVERAL = ("hottest_card", "fullest_card", "slowest_card")
-MEASURED = tuple(n for n in Sensor.model_fields if n not in (*_NOT_MEASURED, *_OF_SEVERAL))
-"""Fields of a reading that are measured; the keys of `absent`."""
-_OF_POWER = ("power_min_watts", "power_max_watts", "integral_joules")
 
 _GAP_PERIODS = 5
 """Periods between power samples beyond which the power between them is unknown."""
@@ -81,33 +75,10 @@ class Sensors:
     def has_gpu(self) -> bool:
         return self._gpus.found
 
-    @property
-    def absent(self) -> Mapping[str, str]:
-        """Fields that are not measured now, with the reasons.
-
-        Two more keys explain energy_joules: energy_counter, why the driver's counter is not used, and energy_gaps, how
-        long the integral of power lacks samples.
-        """
-        reasons = self._reasons()
-        whole, gpu = reasons.pop("driver", None), reasons.pop("gpu", None)
-        absent: dict[str, str] = {}
-        if lost := whole or gpu:
-            absent = dict.fromkeys(MEASURED, lost)
-        elif "power_watts" in reasons:
-            absent = dict.fromkeys(_OF_POWER, reasons["power_watts"])
-            if "energy_counter" in reasons:
-                why = "neither the energy counter nor the power can be read"
-                absent["energy_joules"] = why
-        if self._gap_seconds:
-            gap = f"the integral of power leaves out {self._gap_seconds:.1f} s without samples"
-            absent["energy_gaps"] = gap
-        return absent | reasons
-
-    @property
-    def reason(self) -> str | None:
-        """Why nothing is measured now; None while anything is."""
-        reasons = self._reasons()
-        return reasons.get("driver") or reasons.get("gpu")
+    def reasons(self) -> dict[str, str]:
+        """Return why fields are absent now: a field of the reading, energy_counter, gpu or driver."""
+        self._check_hang()
+        return self._gpus.reasons() | self._absences.reasons()
 
     def changes(self) -> list[Change]:
         """Return what became absent or available since the last call, in order."""
@@ -137,10 +108,6 @@ class Sensors:
         if self._thread.is_alive():
             self._record_hang(self._call_since)
         return self.readings()
-
-    def _reasons(self) -> dict[str, str]:
-        self._check_hang()
-        return self._gpus.reasons() | self._absences.reasons()
 
     def _check_hang(self) -> None:
         since = self._call_since
@@ -254,12 +221,15 @@ def measure_idle(device: str | int | Sequence[WatchedGpu], hz: float, seconds: f
         time.sleep(max(0.0, begin + seconds - start))
     readings = sensors.close()
     spread = sensors.power_since_last()
+    reasons = sensors.reasons()
     rates = [r.utilization for r in readings if r.utilization is not None]
     return Idle(
         power_watts=None if spread is None else spread.mean_watts,
         utilization=round(fmean(rates), 3) if rates else None,
         seconds=round(time.monotonic() - start, 6) if readings else 0.0,
-        reason=sensors.absent.get("power_watts") if spread is None else None,
+        reason=next((reasons[f] for f in ("driver", "gpu", "power_watts") if f in reasons), None)
+        if spread is None
+        else None,
     )
 
 
@@ -280,9 +250,6 @@ class DriverInfo:
     """Limit that the board is shipped with."""
     slowdown_celsius: float | None = None
     """Temperature from which the hardware lowers its clocks."""
-    max_pcie_generation: int | None = None
-    """Highest that both GPU and machine support, like the width."""
-    max_pcie_width: int | None = None
     used_by_others_bytes: int | None = None
     """Memory in use by other processes and the driver. It includes that of this process if the driver does not list
     processes, so call driver_info early."""
