@@ -57,21 +57,6 @@ class Gpu(BaseModel):
         return self.sms * self.flop_per_clock_per_sm["float32"] * self.boost_ghz * 1e9
 
 
-# FLOP per clock and SM by compute capability, for a GPU without a row. Source: the white papers of the architectures.
-# Matrix units of workstation chips are up to twice as fast as those of GeForce chips of the same capability; the rates
-# are GeForce's.
-_RATES: dict[tuple[int, int], tuple[str, dict[str, int]]] = {
-    (6, 0): ("pascal", {"float32": 128}),
-    (6, 1): ("pascal", {"float32": 256}),
-    (7, 0): ("volta", {"float16": 1024, "float32": 128}),
-    (7, 5): ("turing", {"float16": 512, "float32": 128}),
-    (8, 0): ("a100", {"bfloat16": 2048, "float16": 2048, "tf32": 1024, "float32": 128}),
-    (8, 6): ("ampere", {"bfloat16": 512, "float16": 512, "tf32": 256, "float32": 256}),
-    (8, 9): ("ada", {"bfloat16": 512, "float16": 512, "tf32": 256, "float32": 256}),
-    (9, 0): ("hopper", {"bfloat16": 4096, "float16": 4096, "tf32": 2048, "float32": 256}),
-    (10, 0): ("b200", {"bfloat16": 8192, "float16": 8192, "tf32": 4096, "float32": 256}),
-    (12, 0): ("blackwell", {"bfloat16": 512, "float16": 512, "tf32": 256, "float32": 256}),
-}
 _UNITS = {"cdna2": "CUs", "cdna3": "CUs", "rdna3": "CUs", "apple": "GPU cores"}  # else SMs
 
 
@@ -225,10 +210,15 @@ def from_properties(
 ) -> Hardware:
     """Return the hardware of a local GPU without a row, computed from its properties.
 
+    The FLOP per clock and SM are those of a row with the same compute capability.
     max_clock_hz is the driver's highest SM clock, above the boost clock of datasheets. Without it, or for an unknown
     compute capability, the peak is None.
     """
-    architecture, rates = _RATES.get(capability, ("unknown", {}))
+    alike = [gpu for gpu in all_gpus() if gpu.compute_capability == f"{capability[0]}.{capability[1]}"]
+    # Workstation chips are up to twice as fast as GeForce chips of the same capability; some GeForce lack matrix units.
+    alike.sort(key=lambda gpu: (gpu.kind != "geforce", -len(gpu.flop_per_clock_per_sm)))
+    architecture = alike[0].architecture if alike else "unknown"
+    rates = alike[0].flop_per_clock_per_sm if alike else {}
     rate, float32_rate = rates.get(_arithmetic(rates, dtype)), rates.get("float32")
     peak = sms * rate * max_clock_hz if rate and max_clock_hz else None
     if peak is None:

@@ -14,6 +14,7 @@ from typing import Literal, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from nanogauge.errors import BadInput
+from nanogauge.files import package_table
 
 GIB = 2**30
 
@@ -90,48 +91,9 @@ class Quantity:
     """True if a report has a row of it only for a claim."""
 
 
-QUANTITIES: dict[str, Quantity] = {
-    q.id: q
-    for q in [
-        Quantity("tokens_per_step", "Tokens per step", "tokens", exact=True),
-        Quantity("tokens_total", "Tokens, whole run", "tokens", exact=True),
-        Quantity("data_epochs", "Passes over the data", "1", exact=True),
-        Quantity("dataset", "Data set", "name", optional=True),
-        Quantity("setting", "Setting", "1", exact=True, optional=True),
-        Quantity("parameters", "Parameters without positions", "1", exact=True),
-        Quantity("parameters_total", "Parameters with positions", "1", exact=True),
-        Quantity("flops_total_6n", "FLOPs, whole run (6N)", "FLOP", exact=True),
-        Quantity("flops_total_palm", "FLOPs, whole run (6N + 12LCT)", "FLOP", exact=True),
-        Quantity("first_step_seconds", "First step", "s"),
-        Quantity("compile_share", "Compilation in the first step", "1", optional=True),
-        Quantity("step_seconds", "Time per step, steady", "s"),
-        Quantity("total_seconds", "Time, whole run", "s"),
-        Quantity("mfu_palm", "MFU (6N + 12LCT)", "1", of_gpus="all"),
-        Quantity("mfu_6n", "MFU (6N)", "1", of_gpus="all"),
-        Quantity("weights_bytes", "Weights in 16 bits", "B", exact=True),
-        Quantity("peak_allocated_bytes", "VRAM, peak of tensors", "B", of_gpus="each"),
-        Quantity("peak_process_bytes", "Memory, peak of process", "B", of_gpus="each"),
-        Quantity("power_watts", "Power of the board, mean", "W", of_gpus="all"),
-        Quantity("energy_kwh", "Energy of the board", "kWh", of_gpus="all"),
-        Quantity("cost", "Cost of electricity", "currency"),
-        Quantity("speedup_after_warmup", "Speed-up after the first step", "1"),
-        Quantity("val_loss", "Validation loss", "nat"),
-        Quantity("quality_vs_gpt2", "Quality against GPT-2 124M", "1"),
-    ]
-}
-
-UNITS: dict[str, dict[str, float]] = {
-    "tokens": {"tokens": 1, "ktokens": 1e3, "Mtokens": 1e6, "Gtokens": 1e9},
-    "1": {"1": 1, "%": 0.01, "k": 1e3, "M": 1e6, "G": 1e9},
-    "FLOP": {"FLOP": 1, "TFLOP": 1e12, "PFLOP": 1e15, "EFLOP": 1e18},
-    "s": {"ms": 1e-3, "s": 1, "min": 60, "h": 3600, "d": 86400},
-    "B": {"B": 1, "MB": 1e6, "GB": 1e9, "MiB": 2**20, "GiB": 2**30},
-    "W": {"W": 1, "kW": 1e3},
-    "kWh": {"Wh": 1e-3, "kWh": 1},
-    "currency": {"currency": 1},
-    "nat": {"nat": 1},
-    "name": {"name": 1},
-}
+_TABLES = package_table("quantities.toml")
+QUANTITIES = {row_id: Quantity(row_id, **fields) for row_id, fields in _TABLES["quantity"].items()}
+UNITS: dict[str, dict[str, float]] = _TABLES["units"]
 """Unit in the data -> units that a claim may use -> factor."""
 
 

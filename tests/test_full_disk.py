@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from nanogauge.runlog import writer
 from nanogauge.runlog.reader import LOG_NAME, read_log
 from nanogauge.runlog.writer import RunLog
-from nanogauge.schema import End, Event, Sensor, Start, Step
+from nanogauge.schema import End, Event, Start, Step
 
 FIRST = Start(max_steps=10, prediction_sha256="ab" * 32, device="RTX 4070")
 
@@ -32,7 +32,7 @@ def room_until(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def as_written(line: Start | Step | Event | Sensor | End) -> bytes:
+def as_written(line: Start | Step | Event | End) -> bytes:
     values = {"kind": line.kind, **line.model_dump(mode="json", exclude_none=True)}
     return json.dumps(values, ensure_ascii=False).encode() + b"\n"
 
@@ -72,26 +72,15 @@ def test_closing_a_log_that_lacks_lines_raises(tmp_path: Path) -> None:
     assert (tmp_path / LOG_NAME).read_bytes() == as_written(FIRST)
 
 
-def test_the_queue_is_bounded_and_only_readings_are_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The oldest are dropped first, and an event counts them; a step is refused instead."""
+def test_the_queue_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "MAX_PENDING_BYTES", 4000)
-    monkeypatch.setattr(writer, "THINNED_BYTES", 3500)
     with RunLog(tmp_path) as log:
         log.write(FIRST)
-        with room_until((tmp_path / LOG_NAME).stat().st_size):
-            for step in range(60):
-                log.write(Sensor(power_watts=float(step)))
-                if step % 2:
-                    log.write(Step(step=step, loss=4.0))
-            with pytest.raises(OSError, match="large"):
-                for step in range(60, 200):
-                    log.write(Step(step=step, loss=4.0))
+        with room_until((tmp_path / LOG_NAME).stat().st_size), pytest.raises(OSError, match="large"):
+            for step in range(200):
+                log.write(Step(step=step, loss=4.0))
         log.write(End(status="failed", steps=step))
-    read = read_log(tmp_path)
-    assert [s.step for s in read.steps] == [*range(1, 60, 2), *range(60, step)]
-    assert not len(read.sensors)
-    (event,) = read.events
-    assert event.what == "readings_dropped" and "60 sensor readings" in event.text
+    assert [s.step for s in read_log(tmp_path).steps] == [*range(step)]
 
 
 def test_nothing_is_lost_on_a_disk_that_another_file_fills(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from examples import CPU, documented_config
 from runs import GIB, MadeUp
 
 from nanogauge.analysis.measured import measure
-from nanogauge.analysis.what_if import Scenario, other_gpus, what_if
+from nanogauge.analysis.what_if import Scenario, faster_gpu, what_if
 from nanogauge.cli import Parser
 from nanogauge.config import Config, add_config_flags, config_overrides
 from nanogauge.hardware import lookup
@@ -84,12 +84,9 @@ def test_another_gpu_is_predicted_without_calibration() -> None:
 
 
 def test_the_other_gpu_is_the_next_of_the_family() -> None:
-    def names(card: str) -> list[str]:
-        return [gpu.name for gpu in other_gpus(lookup(card, "bfloat16"), "bfloat16")]
-
-    assert names("RTX 4070") == ["RTX 4070 SUPER"]
-    assert names("RTX 4090") == []
-    assert names("RTX 4070 Laptop") == ["RTX 4080 Laptop"]
+    for card, faster in (("RTX 4070", "RTX 4070 SUPER"), ("RTX 4090", None), ("RTX 4070 Laptop", "RTX 4080 Laptop")):
+        gpu = faster_gpu(lookup(card, "bfloat16"), "bfloat16")
+        assert (gpu and gpu.name) == faster
 
 
 def test_the_measured_peak_decides_what_fits() -> None:

@@ -24,7 +24,6 @@ _SUMMARIES = {
     "suspended": "stood still {times}",
     "slept": "the machine slept {times}",
     "clock_changed": "the clock was changed {times}",
-    "readings_dropped": "sensor readings were dropped {times}",
 }
 """Other logged events that count as incidents -> their text in the summary."""
 

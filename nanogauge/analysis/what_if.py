@@ -144,25 +144,24 @@ def _candidates(spec: RunSpec, own: Hardware, slower: float) -> Iterator[tuple[s
         yield "power_limit", f"{100 * LOWER_POWER:.0f} % of the power limit", limited, spec, why
     why = f"not corrected: the error on the {own.name} says nothing of another card"
     dtype = resolve_dtype(spec, own.kind != "cpu")
-    for gpu in other_gpus(own, dtype):
+    if (gpu := faster_gpu(own, dtype)) is not None:
         name = "card_" + gpu.name.lower().replace(" ", "_")
         yield name, gpu.name, from_row(gpu, dtype), spec, why
 
 
-def other_gpus(hardware: Hardware, dtype: str) -> list[Gpu]:
-    """Return the next faster GPU of the same family, if there is one."""
+def faster_gpu(hardware: Hardware, dtype: str) -> Gpu | None:
+    """Return the next faster GPU of the same family; None if there is none."""
     own = find_gpu(hardware.name, hardware.memory_bytes)
-    peak = (own.peak_flops(dtype) if own is not None else None) or math.inf
+    if own is None or (peak := own.peak_flops(dtype)) is None:
+        return None
     faster = [
         gpu
         for gpu in all_gpus()
-        if own is not None
-        and (gpu.architecture, gpu.kind) == (own.architecture, own.kind)
+        if (gpu.architecture, gpu.kind) == (own.architecture, own.kind)
         and ("Laptop" in gpu.name) == ("Laptop" in own.name)
         and (gpu.peak_flops(dtype) or 0) > peak
     ]
-    faster.sort(key=lambda gpu: (gpu.peak_flops(dtype) or 0, -(gpu.memory_gib or 0)))
-    return faster[:1]
+    return min(faster, key=lambda gpu: (gpu.peak_flops(dtype) or 0, -(gpu.memory_gib or 0)), default=None)
 
 
 def _free_bytes(hardware: Hardware, recorded: RunHistory) -> float | None:

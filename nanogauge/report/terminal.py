@@ -10,7 +10,7 @@ from rich.text import Text
 from nanogauge.analysis.consistency import Inconsistency
 from nanogauge.analysis.report_model import Report
 from nanogauge.analysis.verdicts import Row
-from nanogauge.prediction.plan import BestPlan, Candidate, Deadline, Fit, recipe_sentence
+from nanogauge.prediction.plan import BestPlan, Deadline, Fit, recipe_sentence
 from nanogauge.prediction.quality import mark_sentence
 from nanogauge.quantities import GIB, Interval, day_and_time, format_range, format_seconds, format_value
 from nanogauge.report.cells import MARKS, group_quantities
@@ -21,7 +21,6 @@ from nanogauge.schema import Prediction
 VERDICT_STYLES = {"held": "green", "missed": "red", "contradicted": "bold red", "unlikely": "yellow"}
 REASONED = ("missed", "unlikely")
 """Verdicts whose reasons stand below the table; contradictions have a list of their own."""
-UNKNOWN = "not known"
 
 
 def make_table() -> Table:
@@ -125,16 +124,11 @@ def print_plan(
     print_rows(shown, ("expected", *predicted_columns(rows), "claimed"), console, planned=True)
     console.print()
     console.print(Text(_fit_sentence(spec, prediction, fit)))
-    for sentence in _deadline_sentences(spec, prediction, deadline, now):
-        console.print(Text(sentence))
-    if deadline.preparation_seconds is not None:
-        took = _time(deadline.preparation_seconds)
-        console.print(
-            Text(
-                f"These times exclude data preparation: {spec.dataset} is missing, and preparing "
-                f"its tokens takes about {took} before the run."
-            )
-        )
+    console.print(Text(_deadline_sentence(prediction, deadline, now)))
+    if (took := deadline.preparation_seconds) is not None:
+        about = f"{format_seconds(took.expected)} ({format_range('total_seconds', took.low, took.high)})"
+        text = f"These times exclude data preparation: {spec.dataset} is missing, and preparing its tokens takes about"
+        console.print(Text(f"{text} {about} before the run."))
     if (mark := mark_sentence(spec.dataset, prediction.best("val_loss"))) is not None:
         console.print(Text(mark))
     if prediction.step_parts:
@@ -162,7 +156,7 @@ def print_best(plan: BestPlan, spec: RunSpec, device: str) -> None:
         table.add_row(
             name,
             *(f"{size:,}" for size in (model.n_layer, model.n_embd)),
-            _parameters(model),
+            f"{model.parameters / 1e6:.3g} M" if model.parameters < 1e9 else f"{model.parameters / 1e9:.3g} G",
             format_value("tokens_total", model.tokens),
             f"{model.tokens / model.parameters:.3g}",
             f"{model.max_steps:,}",
@@ -204,31 +198,15 @@ def _fit_sentence(spec: RunSpec, prediction: Prediction, fit: Fit) -> str:
     )
 
 
-def _deadline_sentences(spec: RunSpec, prediction: Prediction, deadline: Deadline, now: datetime) -> list[str]:
+def _deadline_sentence(prediction: Prediction, deadline: Deadline, now: datetime) -> str:
     """Return when the run ends."""
     finish = deadline.finish
     if finish is None:
-        return [f"Finish: not known: {prediction.unpredicted['total_seconds']}."]
+        return f"Finish: not known: {prediction.unpredicted['total_seconds']}."
     start = day_and_time(deadline.start, now) if deadline.start > now else "now"
     between = f", between {day_and_time(finish.low, now)} and {day_and_time(finish.high, now)}"
-    sentences = [
-        f"Finish: {day_and_time(finish.expected, now)}{between if finish.expected else ''}, if it starts {start}."
-    ]
-    return sentences
+    return f"Finish: {day_and_time(finish.expected, now)}{between if finish.expected else ''}, if it starts {start}."
 
 
-def _parameters(model: Candidate) -> str:
-    if model.parameters >= 1e9:
-        return f"{model.parameters / 1e9:.3g} G"
-    return f"{model.parameters / 1e6:.3g} M"
-
-
-def _time(seconds: Interval | None) -> str:
-    if seconds is None:
-        return UNKNOWN
-    interval = format_range("total_seconds", seconds.low, seconds.high)
-    return f"{format_seconds(seconds.expected)} ({interval})"
-
-
-def _value(row_id: str, interval: Interval | None, currency: str = "") -> str:
-    return UNKNOWN if interval is None else format_value(row_id, interval.expected, currency)
+def _value(row_id: str, interval: Interval | None) -> str:
+    return "not known" if interval is None else format_value(row_id, interval.expected)

@@ -13,20 +13,17 @@ from pathlib import Path
 
 from nanogauge.files import scrubbed
 from nanogauge.runlog.reader import LOG_NAME
-from nanogauge.schema import End, Event, LogLine, Sensor, Start
+from nanogauge.schema import End, Event, LogLine, Start
 
-MAX_PENDING_BYTES = 64 * 2**20
-"""Limit for the lines that wait in memory while the disk is full."""
-THINNED_BYTES = MAX_PENDING_BYTES * 7 // 8
-"""Size to which droppable lines are thinned, so that not every new line has to search for some."""
+MAX_PENDING_BYTES = 256 * 2**20
+"""Limit for the lines that wait in memory while the disk is full: those of days."""
 LINES_AT_ONCE = 1024
 
 
 class RunLog:
     """Writes the log of one run; a context manager.
 
-    While the disk is full lines wait in memory, up to 64 MiB, and are written in order once there is space. Beyond that
-    the oldest sensor readings are dropped, and an event counts them.
+    While the disk is full lines wait in memory, up to 256 MiB, and are written in order once there is space.
 
     Args:
         folder: the run folder.
@@ -39,7 +36,6 @@ class RunLog:
     def __init__(self, folder: Path, elapsed_seconds: Callable[[], float] | None = None) -> None:
         self._elapsed_seconds = elapsed_seconds
         self._lines = LineFile(folder / LOG_NAME)
-        self._reported_drops = 0
 
     @property
     def problem(self) -> str | None:
@@ -56,7 +52,7 @@ class RunLog:
         """Append a line: pass it to the operating system, or queue it while there is a problem.
 
         Raises:
-            OSError: if more than 64 MiB are queued, none of them sensor readings.
+            OSError: if more than 256 MiB are queued.
         """
         if line.elapsed_seconds is None and self._elapsed_seconds is not None:
             line = line.model_copy(update={"elapsed_seconds": self._elapsed_seconds()})
@@ -64,15 +60,7 @@ class RunLog:
         if isinstance(line, Start | Event | End):  # the only kinds with free text
             values = scrubbed(values)
         data = json.dumps(values, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-        self._lines.append(data, droppable=isinstance(line, Sensor))
-        dropped = self._lines.dropped - self._reported_drops
-        if dropped and self._lines.refused is None:
-            self._reported_drops += dropped
-            text = (
-                f"While the disk was full, {dropped:,} sensor readings were dropped for lack of "
-                "memory: power, clock and temperature have a gap."
-            )
-            self.write(Event(level="warning", what="readings_dropped", text=text))
+        self._lines.append(data)
 
     def __enter__(self) -> RunLog:
         return self
@@ -114,10 +102,8 @@ class LineFile:
     def __init__(self, path: Path) -> None:
         self.refused: OSError | None = None
         """Why lines are queued; None while none are."""
-        self.dropped = 0
-        """Droppable lines that were dropped so far."""
         self._lock = threading.Lock()
-        self._queue: deque[tuple[bytes, bool]] = deque()
+        self._queue: deque[bytes] = deque()
         self._queue_bytes = 0
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
         self._file = os.open(path, flags, 0o644)
@@ -125,18 +111,16 @@ class LineFile:
         self._torn = True
         self._cut_torn_line()
 
-    def append(self, line: bytes, droppable: bool = False) -> None:
+    def append(self, line: bytes) -> None:
         """Write a line, which ends with its only newline, after those in the queue, or queue it.
 
         Raises:
-            OSError: if the queue is full of lines that are not droppable; this line is not queued.
+            OSError: if the queue is full; this line is not queued.
         """
         with self._lock:
-            self._queue.append((line, droppable))
+            self._queue.append(line)
             self._queue_bytes += len(line)
             self._write()
-            if self._queue_bytes > MAX_PENDING_BYTES:
-                self._thin()
             if self._queue_bytes > MAX_PENDING_BYTES:
                 assert self.refused is not None
                 self._queue.pop()
@@ -173,7 +157,7 @@ class LineFile:
 
     def _write_some(self) -> None:
         """Write the first lines of the queue by one call; raise OSError unless all are written."""
-        lines = [line for line, _ in islice(self._queue, LINES_AT_ONCE)]
+        lines = list(islice(self._queue, LINES_AT_ONCE))
         data = b"".join(lines)
         written = os.write(self._file, data)
         complete = 0
@@ -193,14 +177,3 @@ class LineFile:
         if self._torn:
             os.ftruncate(self._file, self._size)
             self._torn = False
-
-    def _thin(self) -> None:
-        """Drop droppable lines, the oldest first."""
-        kept: deque[tuple[bytes, bool]] = deque()
-        for line, droppable in self._queue:
-            if droppable and self._queue_bytes > THINNED_BYTES:
-                self._queue_bytes -= len(line)
-                self.dropped += 1
-            else:
-                kept.append((line, droppable))
-        self._queue = kept
