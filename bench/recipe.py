@@ -364,8 +364,9 @@ def measure(args: Any) -> list[Result]:
     if args.smallest:
         args.sizes, args.horizons = "1x32", f"{SHORTEST_HORIZON}"
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "results.jsonl" if args.smallest else args.results
-        results = Results(path, args.json, 1 if args.smallest else EVAL_BATCHES)
+        results = Results(
+            args.results or Path(folder) / "results.jsonl", args.json, 1 if args.smallest else EVAL_BATCHES
+        )
         sizes, horizons = args.sizes.split(","), parse_horizons(args.horizons)
         if args.changes:
             return changes(results, sizes, horizons, args)
@@ -379,5 +380,5 @@ if __name__ == "__main__":
     bench.add_argument("--seeds", type=int, default=1, help="seeds; the sweep uses seed 1")
     bench.add_size("--rates", 5, 1, "number of learning rates in each sweep")
     bench.add_argument("--changes", metavar="NAME,...", help="measure these changes of the fast recipe, or all")
-    bench.add_argument("--results", type=Path, default=Path("recipe.jsonl"), help="finished runs")
+    bench.add_argument("--results", type=Path, help="file that keeps finished runs, to resume with")
     bench.run(measure)

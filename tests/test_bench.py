@@ -39,3 +39,16 @@ def test_each_bench_runs_at_its_smallest_size(name: str, tmp_path: Path, request
     for result in printed["results"]:
         assert set(result) == KEYS, result
         assert result["n"] == 0 or result["low"] <= result["high"], result
+
+
+def test_changes_of_the_fast_recipe_are_measured_once(tmp_path: Path) -> None:
+    results, environment = tmp_path / "results.jsonl", {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    flags = ("bench/recipe.py", "--smallest", f"--results={results}", "--json")
+    first = run(*flags, "--changes=value embeddings,half the batch", **environment)
+    assert first.returncode == 0, first.stderr
+    cases = [row["case"] for row in json.loads(first.stdout)["results"]]
+    assert cases == ["1x32, 64 steps", "1x32, 64 steps, value embeddings", "1x32, 64 steps, half the batch"]
+    trained = results.read_text()
+    assert [json.loads(line)["run"]["steps"] for line in trained.splitlines()] == [64, 64, 128]
+    again = run(*flags, "--changes=value embeddings,half the batch", **environment)
+    assert (again.stdout, results.read_text()) == (first.stdout, trained)
