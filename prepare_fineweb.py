@@ -86,7 +86,7 @@ def run_preparation(args: argparse.Namespace) -> Manifest:
     if args.tokenizer == CHARACTERS:
         characters = read_characters(args.dataset, args.text_column)
     given = args.tokenizer, args.pattern, characters or ""
-    with WorkerPool(args.workers, given, args.text_column) as pool:
+    with WorkerPool(args.workers, given) as pool:
         from trainer.data.prepare import PrepareOptions, prepare
 
         config = args.name
@@ -147,13 +147,12 @@ def format_progress(progress: Progress, seconds: float, to_the_end: bool) -> str
 
     rate = progress.new_tokens / seconds
     left = format_seconds(progress.left_tokens / rate) if rate else "unknown time"
-    retries = f", {progress.retries} fetched again" if progress.retries else ""
     of = "" if to_the_end else f" of {progress.tokens + progress.left_tokens:,}"
     left = "" if to_the_end else f", {left} left"
     return (
         f"{progress.tokens:,}{of} tokens, {rate:,.0f} tokens/s, "
         f"{progress.documents / seconds:,.0f} documents/s, "
-        f"{progress.text_bytes / 1e6 / seconds:,.1f} MB/s{left}{retries}"
+        f"{progress.text_bytes / 1e6 / seconds:,.1f} MB/s{left}"
     )
 
 

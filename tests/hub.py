@@ -48,8 +48,6 @@ class Hub:
         self.files = dict(files)
         self.dies_at = dies_at
         self.faults = list(faults)
-        self.good_answers: int | None = None
-        """Requests for a file's bytes that still succeed; None for all."""
         self.served_bytes = 0
         self.requests: list[str] = []
         self.dead = threading.Event()
@@ -141,12 +139,8 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             sent = data[begin : end + 1]
             hub.served_bytes += len(sent) if self.command == "GET" else 0
             counts = self.command == "GET" and not name.endswith(".md")
-            if counts and hub.good_answers is not None:
-                hub.good_answers -= 1
             if counts and hub.faults:
                 self.fault(hub.faults.pop(0), status, sent, headers)
-            elif counts and hub.good_answers is not None and hub.good_answers < 0:
-                self.fault("503", status, sent, headers)
             else:
                 self.send(status, sent, headers)
 

@@ -153,7 +153,7 @@ def test_a_full_disk_is_predicted_and_keeps_the_finished_shards(
 ) -> None:
     out = small_disk / "out"
     flags = [*SIZES, "--out", out]
-    assert re.search(r"need \d\d.\d MB, and .* MB free", refused(home, *flags, "--tokens", "1e7"))
+    assert re.search(r"need \d\d.\d MB, and .* MB free", refused(home, *flags, "--tokens", "3e7"))
     assert not out.exists()
 
     # The shards seem to fit; another file fills the disk meanwhile.

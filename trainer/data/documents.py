@@ -12,12 +12,10 @@ import json
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Literal, cast
+from typing import IO, Literal, cast
 
 from nanogauge.errors import BadInput
-
-if TYPE_CHECKING:
-    import pyarrow.parquet as pq
+from trainer.data.hub import HUB, Damaged
 
 FileFormat = Literal["parquet", "lines", "text"]
 SEPARATOR = "<|endoftext|>"
@@ -30,12 +28,7 @@ FORMATS: dict[str, FileFormat] = {
     ".txt": "text",
 }
 COMPRESSIONS = (".gz", ".zst")
-_BATCH_BYTES = 2**22
 _CHUNK_CHARACTERS = 2**24
-
-
-class Damaged(BadInput):
-    """Raised for a damaged file; a remote file may be intact when downloaded again."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +42,7 @@ class Unit:
     name: str
     """Name of the source file."""
     path: str
-    """Local path, or URL."""
-    size: int
-    """Size of the whole file in bytes."""
-    remote: bool
+    """Local path, or hf:// URL."""
     begin: int
     """First row group of a Parquet file, or first byte of any other file."""
     end: int
@@ -61,8 +51,8 @@ class Unit:
     """Approximate bytes of text in the unit."""
 
     @property
-    def key(self) -> tuple[int, int]:
-        return self.file, self.index
+    def remote(self) -> bool:
+        return self.path.startswith(HUB)
 
 
 def format_of(name: str) -> tuple[FileFormat, str | None]:
@@ -79,29 +69,31 @@ def format_of(name: str) -> tuple[FileFormat, str | None]:
     return form, compression
 
 
-def read_documents(unit: Unit, column: str, file: pq.ParquetFile | None) -> Iterator[str]:
+def read_documents(unit: Unit, column: str) -> Iterator[str]:
     """Yield the documents of a unit, skipping table rows and lines without text.
-
-    `file` is the open Parquet file; None for other formats.
 
     Raises:
         Damaged: if the file cannot be read to its end.
         BadInput: if the file has no text in `column`.
     """
     form, compression = format_of(unit.name)
+    texts: Iterator[str | None]
     try:
         if form == "parquet":
-            assert file is not None
-            yield from _read_parquet(unit, column, file)
+            from trainer.data.parquet import open_parquet, read_row_groups
+
+            file, groups = open_parquet(unit.path, unit.name), range(unit.begin, unit.end)
+            texts = read_row_groups(file, groups, column, unit.text_bytes)
         elif form == "lines":
-            yield from _read_lines(unit, column, compression)
+            texts = _read_lines(unit, column, compression)
         else:
-            yield from filter(None, _read_text(unit, compression))
+            texts = _read_text(unit, compression)
+        yield from filter(None, texts)
     except _damage_errors(form, compression) as error:
         first = str(error).partition("\n")[0]
         if isinstance(error, UnicodeDecodeError) and error.object[:2] in (b"\xff\xfe", b"\xfe\xff"):
             raise BadInput(f"{unit.name} is UTF-16; save it as UTF-8.") from None
-        raise Damaged(f"{unit.name} is damaged or cannot be read ({first}).") from None
+        raise Damaged(f"{unit.name} is damaged or cannot be read ({first}).") from error
 
 
 def _damage_errors(form: FileFormat, compression: str | None) -> tuple[type[Exception], ...]:
@@ -111,14 +103,6 @@ def _damage_errors(form: FileFormat, compression: str | None) -> tuple[type[Exce
     import pyarrow as pa
 
     return *errors, pa.ArrowException
-
-
-def _read_parquet(unit: Unit, column: str, file: pq.ParquetFile) -> Iterator[str]:
-    groups = range(unit.begin, unit.end)
-    rows = sum(file.metadata.row_group(group).num_rows for group in groups)
-    size = max(1, min(1024, _BATCH_BYTES * rows // max(unit.text_bytes, 1)))
-    for batch in file.iter_batches(size, groups, [column], use_threads=False):
-        yield from filter(None, batch.column(0).to_pylist())
 
 
 def _open(unit: Unit, compression: str | None) -> IO[bytes]:
@@ -131,7 +115,7 @@ def _open(unit: Unit, compression: str | None) -> IO[bytes]:
     return open(unit.path, "rb")
 
 
-def _read_lines(unit: Unit, column: str, compression: str | None) -> Iterator[str]:
+def _read_lines(unit: Unit, column: str, compression: str | None) -> Iterator[str | None]:
     """Yield the text of each JSON line that begins in a unit; the last may end beyond it."""
     with _open(unit, compression) as file:
         at = unit.begin
@@ -145,8 +129,7 @@ def _read_lines(unit: Unit, column: str, compression: str | None) -> Iterator[st
             line = file.readline()
             if not line:
                 break
-            if text := _parse_line(line, column, unit.name, at):
-                yield text
+            yield _parse_line(line, column, unit.name, at)
             at += len(line)
 
 

@@ -1,139 +1,47 @@
 """Open Parquet files, local or on the hub; from the hub only the needed byte ranges are fetched."""
 
-import io
-from collections.abc import Callable, Iterable
+from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nanogauge.errors import BadInput
-from trainer.data.documents import Damaged, Unit
-from trainer.data.hub import fetch_range
+from trainer.data.hub import HUB, Damaged, silence_client
 
-_TAIL_BYTES = 2**16
-_PREFETCH_BYTES = 2**26  # a larger unit is fetched block by block while it is read
-_BLOCK_BYTES = 2**23
-_BUFFER_BYTES = 2**20
-_GAP_BYTES = 2**18
-
-_footers: dict[str, tuple[int, bytes]] = {}
-"""Position and bytes of the footer of the last opened file, by URL."""
+_BUFFER_BYTES = 2**23
+"""Bytes read, and fetched with one request, at a time."""
+_BATCH_BYTES = 2**22
 
 
-class RangeFile(io.RawIOBase):
-    """Seekable file that fetches byte ranges on demand and caches some of them."""
-
-    def __init__(self, fetch: Callable[[int, int], bytes], size: int) -> None:
-        """`fetch` takes begin and end and returns the bytes in [begin, end); `size` is in bytes."""
-        super().__init__()
-        self._fetch = fetch
-        self._size = size
-        self._at = 0
-        self._cache: list[tuple[int, bytes]] = []
-
-    def prefetch(self, begin: int, end: int) -> None:
-        if not any(start <= begin and end <= start + len(data) for start, data in self._cache):
-            self._cache.append((begin, self._fetch(begin, end)))
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        return self._at
-
-    def read(self, size: int = -1) -> bytes:
-        end = self._size if size < 0 else min(self._at + size, self._size)
-        begin, self._at = self._at, end
-        for start, data in reversed(self._cache):
-            if start <= begin and end <= start + len(data):
-                return data[begin - start : end - start]
-        if end - begin > _BLOCK_BYTES:
-            return self._fetch(begin, end)
-        block = self._fetch(begin, min(begin + _BLOCK_BYTES, self._size))
-        self._cache[1:] = [(begin, block)]  # the footer stays
-        return block[: end - begin]
-
-
-def open_local(path: str) -> pq.ParquetFile:
-    """Open a local file; raise Damaged if it is not a Parquet file."""
+def open_parquet(path: str, name: str) -> pq.ParquetFile:
+    """Open a Parquet file at a local path or an hf:// URL; raise Damaged if it is none, or cannot be read."""
     try:
-        return pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, page_checksum_verification=True)
+        return _open_remote(path) if path.startswith(HUB) else _open(path)
     except (OSError, pa.ArrowException) as error:
-        raise _not_parquet(path, error) from None
+        first = str(error).partition("\n")[0]
+        raise Damaged(f"{name} is not a Parquet file, or is damaged ({first}).") from error
 
 
-def open_remote(unit: Unit, column: str) -> pq.ParquetFile:
-    """Open a file on the hub; prefetch the unit's text column if it is small.
-
-    Raises:
-        Damaged: if the received bytes are not a Parquet file.
-        RunFailed: if it cannot be fetched.
-    """
-    file, opened = open_range_file(unit.path, unit.name, unit.size)
-    index = column_index(opened, column, unit.name)
-    chunks = [opened.metadata.row_group(g).column(index) for g in range(unit.begin, unit.end)]
-    if sum(chunk.total_compressed_size for chunk in chunks) <= _PREFETCH_BYTES:
-        for begin, end in _merge_ranges(map(_byte_range, chunks)):
-            file.prefetch(begin, end)
-    return opened
+def _open(source: Any) -> pq.ParquetFile:
+    return pq.ParquetFile(source, buffer_size=_BUFFER_BYTES, page_checksum_verification=True)
 
 
-def _byte_range(chunk: Any) -> tuple[int, int]:
-    """Return the first and last byte of a column chunk's pages."""
-    begin = chunk.data_page_offset
-    if chunk.dictionary_page_offset is not None:
-        begin = min(begin, chunk.dictionary_page_offset)
-    return begin, begin + chunk.total_compressed_size
+@lru_cache(maxsize=1)  # keeps the metadata, of up to a MB, for the units of a file
+def _open_remote(url: str) -> pq.ParquetFile:
+    silence_client()
+    from huggingface_hub import HfFileSystem
+
+    return _open(HfFileSystem().open(url, cache_type="none"))
 
 
-def _merge_ranges(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Merge byte ranges with small gaps, as fetching a gap is faster than another request."""
-    merged: list[tuple[int, int]] = []
-    for begin, end in ranges:
-        if merged and begin - merged[-1][1] <= _GAP_BYTES:
-            merged[-1] = merged[-1][0], end
-        else:
-            merged.append((begin, end))
-    return merged
-
-
-def open_range_file(url: str, name: str, size: int) -> tuple[RangeFile, pq.ParquetFile]:
-    """Open a file on the hub and fetch its metadata; raises as `open_remote`."""
-
-    def fetch(begin: int, end: int) -> bytes:
-        return fetch_range(url, name, begin, end, size)
-
-    if url not in _footers:
-        tail = fetch(max(size - _TAIL_BYTES, 0), size)
-        footer_bytes = int.from_bytes(tail[-8:-4], "little") + 8
-        if tail[-4:] != b"PAR1" or footer_bytes > size:
-            raise Damaged(f"{name} is not a Parquet file (its last bytes are not PAR1).")
-        if footer_bytes > len(tail):
-            tail = fetch(size - footer_bytes, size - len(tail)) + tail
-        _footers.clear()
-        _footers[url] = size - len(tail), tail
-    file = RangeFile(fetch, size)
-    file._cache.append(_footers[url])
-    try:
-        return file, pq.ParquetFile(
-            pa.PythonFile(file, "r"), buffer_size=_BUFFER_BYTES, page_checksum_verification=True
-        )
-    except (OSError, pa.ArrowException) as error:
-        del _footers[url]
-        raise _not_parquet(name, error) from None
-
-
-def _not_parquet(name: str, error: Exception) -> Damaged:
-    first = str(error).partition("\n")[0]
-    return Damaged(f"{name} is not a Parquet file, or is damaged ({first}).")
+def read_row_groups(file: pq.ParquetFile, groups: range, column: str, text_bytes: int) -> Iterator[str | None]:
+    """Yield the text of each row, in batches of a few MB; `text_bytes` is that of all the row groups."""
+    rows = sum(file.metadata.row_group(group).num_rows for group in groups)
+    size = max(1, min(1024, _BATCH_BYTES * rows // max(text_bytes, 1)))
+    for batch in file.iter_batches(size, groups, [column], use_threads=False):
+        yield from batch.column(0).to_pylist()
 
 
 def column_index(file: pq.ParquetFile, column: str, name: str) -> int:

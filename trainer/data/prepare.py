@@ -1,8 +1,7 @@
 """Stream documents to token shards: download, tokenize and write concurrently; resumable, with byte-identical output.
 
-Source files are divided into units. A worker tokenizes a unit into a temporary file, its segment (workers.py). This
-process copies the segments into shards in the order of the source, so the shards do not depend on the number of
-workers.
+Source files are divided into units. Workers tokenize units (workers.py), and this process writes their tokens into
+shards in the order of the source, so the shards do not depend on the number of workers.
 """
 
 import fcntl
@@ -11,18 +10,20 @@ import os
 import shutil
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
+import numpy.typing as npt
 
 from nanogauge.errors import BadInput, RunFailed
 from trainer.data.documents import Unit
 from trainer.data.manifest import START, Manifest, Origin, Position, Settings, Shard, SourceFile, Split
-from trainer.data.segments import Segment, open_segment, segment_path
 from trainer.data.shards import (
     MANIFEST_NAME,
     ShardWriter,
@@ -31,15 +32,12 @@ from trainer.data.shards import (
     refuse_existing_shards,
     write_manifest,
 )
-from trainer.data.sources import LocalSource, TextSource, UnitQueue, is_local, open_text_source
+from trainer.data.sources import LocalSource, LocatedUnit, TextSource, is_local, open_text_source, units_from
 from trainer.data.tokenizer import BYTES, CHARACTERS
-from trainer.data.workers import UNITS_PER_WORKER, WorkerPool
+from trainer.data.workers import TokenizedUnit, WorkerPool, tokenize_unit
 
-SEGMENTS = ".segments"
-"""Name prefix of the temporary folder for segments, inside the folder of the shards."""
-_BLOCK_TOKENS = 2**20
 _BYTES_PER_TOKEN = 4.0  # of text, until it has been measured
-_UNITS_AHEAD = 4  # per worker, before the shards; bounds the segments on disk
+_UNITS_AHEAD = 4  # per worker, before the shards; bounds the tokens in memory
 VAL_TOKENS = 10_000_000
 """Default number of validation tokens; of a local source a tenth, if that is less."""
 VAL_SHARE = 10
@@ -93,15 +91,13 @@ class Progress:
     text_bytes: float
     """Approximate bytes of text tokenized by this process."""
     left_tokens: float
-    retries: int
-    """Number of units that were damaged and fetched again."""
 
 
 class ShardAssembler:
-    """Copies workers' segments into shards: first validation documents, then training tokens."""
+    """Writes tokenized units into shards: first validation documents, then training tokens."""
 
     def __init__(self, writer: ShardWriter, start: Position, tokens: int, val_tokens: int) -> None:
-        """`start` is the position of the first segment; see PrepareOptions for the targets.
+        """`start` is the position of the first token; see PrepareOptions for the targets.
 
         Set `val_tokens` before the first `add` if it is 0.
         """
@@ -126,49 +122,46 @@ class ShardAssembler:
     def done(self) -> bool:
         return self._writer.tokens["train"] >= self._tokens
 
-    def add(self, segment: Segment, unit: tuple[int, int], files: tuple[SourceFile, ...]) -> None:
-        """Append the next unit's segment to the shards, up to the requested tokens.
+    def add(self, unit: TokenizedUnit, file: int, index: int, files: tuple[SourceFile, ...]) -> None:
+        """Append the next unit to the shards, up to the requested tokens.
 
-        `unit` is the `Unit.key` of the segment's unit; `files` are the source files up to the unit's own.
+        `file` and `index` are its numbers; `files` are the source files up to its own.
         """
-        writer, starts = self._writer, segment.starts
-        if unit != (self.position.file, self.position.unit):  # the first unit of the next file
-            self.position = Position(file=unit[0], unit=unit[1], document=0)
+        writer, starts, size = self._writer, unit.starts, unit.tokens.size
+        if (file, index) != (self.position.file, self.position.unit):  # the first unit of the next file
+            self.position = Position(file=file, unit=index, document=0)
         start = self.position
-        first = at = int(starts[start.document]) + start.token if segment.documents else 0
-        with segment.path.open("rb") as file:
-            while at < segment.tokens and not self.done:
-                limit = self._end_of_val(segment, at)
-                split: Split = "val" if at < limit else "train"
-                if split == "train":
-                    left = self._tokens - writer.tokens["train"]
-                    limit = min(at + left, segment.tokens)
-                writer.start_split(split)
-                end = min(at + min(writer.room, _BLOCK_TOKENS), limit)
-                before = self.position
-                self.position = self._position_at(segment, start, end)
-                writer.next = self.position
-                writer.source_files = files[: self.position.file + 1]
-                begins = int(np.searchsorted(starts, end) - np.searchsorted(starts, at))
-                self.documents += begins
-                writer.append(split, segment.read(file, at, end), begins, before)
-                at = end
-        if at == segment.tokens:
-            self.position = Position(file=start.file, unit=start.unit + 1, document=0)
-        self.text_bytes += segment.text_bytes * (at - first) / max(segment.tokens, 1)
+        first = at = int(starts[start.document]) + start.token if starts.size > 1 else 0
+        while at < size and not self.done:
+            limit = self._end_of_val(starts, at)
+            split: Split = "val" if at < limit else "train"
+            if split == "train":
+                limit = min(at + self._tokens - writer.tokens["train"], size)
+            writer.start_split(split)
+            end = min(at + writer.room, limit)
+            before = self.position
+            self.position = self._position_at(starts, start, end)
+            writer.next = self.position
+            writer.source_files = files[: self.position.file + 1]
+            begins = int(np.searchsorted(starts, end) - np.searchsorted(starts, at))
+            self.documents += begins
+            writer.append(split, unit.tokens[at:end], begins, before)
+            at = end
+        if at == size:
+            self.position = Position(file=file, unit=index + 1, document=0)
+        self.text_bytes += unit.text_bytes * (at - first) / max(size, 1)
 
-    def _end_of_val(self, segment: Segment, at: int) -> int:
-        """Return the index at or after `at` of the segment's first training token.
+    def _end_of_val(self, starts: npt.NDArray[np.int64], at: int) -> int:
+        """Return the index at or after `at` of the unit's first training token.
 
         The document that reaches the target is kept whole, unless it is longer than the target. It is then cut there,
         or after a tenth of it or a window if the target is even less.
         """
         written = self._writer.tokens
         missing = max(self.val_tokens - written["val"], 0)
-        starts = segment.starts
         if written["train"] or (not missing and at in starts):
             return at
-        end = min(at + missing, segment.tokens)
+        end = min(at + missing, int(starts[-1]))
         index = int(np.searchsorted(starts, end - 1 if missing else at, "right"))
         begin, whole = int(starts[index - 1]), int(starts[index])
         if whole - begin <= self.val_tokens:
@@ -176,11 +169,11 @@ class ShardAssembler:
         least = min(_WINDOW_TOKENS, (whole - begin) // VAL_SHARE) - written["val"]
         return min(max(end, at + least), whole)
 
-    def _position_at(self, segment: Segment, start: Position, token: int) -> Position:
-        if token == segment.tokens:
+    def _position_at(self, starts: npt.NDArray[np.int64], start: Position, token: int) -> Position:
+        if token == starts[-1]:
             return Position(file=start.file, unit=start.unit + 1, document=0)
-        document = int(np.searchsorted(segment.starts, token, "right")) - 1
-        token -= int(segment.starts[document])
+        document = int(np.searchsorted(starts, token, "right")) - 1
+        token -= int(starts[document])
         return Position(file=start.file, unit=start.unit, document=document, token=token)
 
 
@@ -272,7 +265,7 @@ def prepare(options: PrepareOptions, report: Callable[[Progress], None], pool: W
     Args:
         options: what to prepare.
         report: called regularly with the progress.
-        pool: a new pool with the tokenizer and column of the options.
+        pool: a pool with the tokenizer of the options.
 
     Raises:
         BadInput: before anything is written, if the folder is not writable or holds something else, the disk is too
@@ -287,7 +280,7 @@ def prepare(options: PrepareOptions, report: Callable[[Progress], None], pool: W
         assert isinstance(local, LocalSource)
         if existing.manifest is not None and existing.manifest.dataset == options.dataset:
             local.check(existing.manifest.source_files)
-    _check_disk(options, existing, pool.size, source)
+    _check_disk(options, existing, source)
     was, val_tokens = existing.settings, options.val_tokens
     if val_tokens is None and was is not None:
         val_tokens = was.val_tokens
@@ -329,97 +322,96 @@ def prepare(options: PrepareOptions, report: Callable[[Progress], None], pool: W
         writer = ShardWriter(options.out, origin, shard_tokens=options.shard_tokens, finished=existing.shards)
         writer.next, writer.source_files = existing.next, existing.source_files
         is_new = existing.manifest is None
-        with _segments_folder(options.out, writer, is_new) as segments:
+        with _failures_described(options.out, writer, is_new):
             existing.clean()
             if is_new:
                 write_manifest(options.out, writer.manifest)  # what the next run must agree with
-            pool.start(segments)
             start = existing.next or START
-            units = UnitQueue(source, start, existing.source_files, unit_bytes, options.text_column)
+            units = units_from(source, start, existing.source_files, unit_bytes, options.text_column)
             assembler = ShardAssembler(writer, start, options.tokens, val_tokens)
-            _write_shards(segments, units, pool, writer, assembler, report)
+            _write_shards(units, options.text_column, pool, writer, assembler, report)
         return writer.manifest
 
 
 def _write_shards(
-    folder: Path,
-    units: UnitQueue,
+    units: Iterator[LocatedUnit],
+    column: str,
     pool: WorkerPool,
     writer: ShardWriter,
     assembler: ShardAssembler,
     report: Callable[[Progress], None],
 ) -> None:
-    """Submit units to the workers and copy the segments into shards until all is written.
+    """Tokenize units and write them into shards until the requested tokens are written.
 
     Where the validation tokens are a share of the source, all of it is tokenized first.
     """
     before = sum(writer.tokens.values())
-    dtype = writer.manifest.dtype
-    queue: deque[Unit] = deque()
-    ready: set[tuple[int, int]] = set()
-    queued_bytes = 0
+
+    def needed_bytes() -> float:
+        written = sum(writer.tokens.values()) - before
+        return assembler.left_tokens * (assembler.text_bytes / written if written else _BYTES_PER_TOKEN)
+
+    tokenized = _tokenize_ahead(units, column, pool, needed_bytes)
     with writer:
-        while not assembler.done:
-            written = sum(writer.tokens.values()) - before
-            ratio = assembler.text_bytes / written if written else _BYTES_PER_TOKEN
-            most = _UNITS_AHEAD * pool.size if assembler.val_tokens else math.inf
-            while pool.has_room and len(queue) < most and not pool.failures:
-                needed = assembler.left_tokens * ratio - queued_bytes
-                try:
-                    unit = units.poll(needed) if needed > 0 or not queue else None
-                except RunFailed:
-                    if not queue:
-                        raise
-                    unit = None  # write the fetched units to shards first
-                if unit is None:
-                    break
-                queue.append(unit)
-                queued_bytes += unit.text_bytes
-                pool.submit(unit)
-            if not queue and units.exhausted:
-                break
-            awaited = queue[0].key if queue else None
-            if not assembler.val_tokens:
-                awaited = next((unit.key for unit in queue if unit.key not in ready), awaited)
-            if awaited in pool.failures:
-                raise pool.failures[awaited]
-            if awaited not in ready:
-                ready.update(pool.wait_for_units(0.5 if pool.busy else 0.005))
-            if not assembler.val_tokens:
-                if not units.exhausted or len(ready) < len(queue):
-                    continue
-                paths = [segment_path(folder, unit.file, unit.index) for unit in queue]
-                _choose_val_tokens([open_segment(path, dtype) for path in paths], assembler, writer)
-            while queue and queue[0].key in ready and not assembler.done:
-                unit = queue.popleft()
-                queued_bytes -= unit.text_bytes
-                ready.remove(unit.key)
-                segment = open_segment(segment_path(folder, unit.file, unit.index), dtype)
-                assembler.add(segment, unit.key, tuple(units.files))
-                segment.path.unlink()
-            tokens = sum(writer.tokens.values())
+        if not assembler.val_tokens:
+            source = list(tokenized)
+            _choose_val_tokens(sum(tokens.tokens.size for *_, tokens in source), assembler, writer)
+            tokenized = iter(source)
+        for unit, files, tokens in tokenized:
+            assembler.add(tokens, unit.file, unit.index, files)
+            total = sum(writer.tokens.values())
             report(
                 Progress(
                     documents=assembler.documents,
-                    tokens=tokens,
-                    new_tokens=tokens - before,
+                    tokens=total,
+                    new_tokens=total - before,
                     text_bytes=assembler.text_bytes,
                     left_tokens=assembler.left_tokens,
-                    retries=pool.retries,
                 )
             )
+            if assembler.done:
+                break
         if not writer.tokens["train"]:
-            tokens = writer.tokens["val"]
+            total = writer.tokens["val"]
             raise BadInput(
-                f"{writer.origin.dataset} ends after {tokens:,} tokens, which leaves none to train "
-                f"on; give a smaller --val-tokens, such as {max(tokens // VAL_SHARE, 1)}."
+                f"{writer.origin.dataset} ends after {total:,} tokens, which leaves none to train "
+                f"on; give a smaller --val-tokens, such as {max(total // VAL_SHARE, 1)}."
             )
 
 
-def _choose_val_tokens(source: Sequence[Segment], assembler: ShardAssembler, writer: ShardWriter) -> None:
+def _tokenize_ahead(
+    units: Iterator[LocatedUnit], column: str, pool: WorkerPool, needed_bytes: Callable[[], float]
+) -> Iterator[tuple[Unit, tuple[SourceFile, ...], TokenizedUnit]]:
+    """Yield units in order with their files and tokens; some are submitted ahead, for `needed_bytes` of text at most.
+
+    An error of the source is raised after the units before it.
+    """
+    queue: deque[tuple[Unit, tuple[SourceFile, ...], Future[TokenizedUnit]]] = deque()
+    failure: BadInput | RunFailed | None = None
+    ended = False
+    while True:
+        while not ended and len(queue) < _UNITS_AHEAD * pool.size:
+            if queue and needed_bytes() <= sum(unit.text_bytes for unit, *_ in queue):
+                break
+            try:
+                unit, files = next(units)
+            except StopIteration:
+                ended = True
+            except (BadInput, RunFailed) as error:
+                ended, failure = True, error
+            else:
+                queue.append((unit, files, pool.submit(tokenize_unit, unit, column)))
+        if not queue:
+            break
+        unit, files, future = queue.popleft()
+        yield unit, files, future.result()
+    if failure is not None:
+        raise failure
+
+
+def _choose_val_tokens(source_tokens: int, assembler: ShardAssembler, writer: ShardWriter) -> None:
     """Set the validation tokens to a share of those of the whole source."""
-    tokens = sum(segment.tokens for segment in source)
-    assembler.val_tokens = max(min(VAL_TOKENS, tokens // VAL_SHARE), 1)
+    assembler.val_tokens = max(min(VAL_TOKENS, source_tokens // VAL_SHARE), 1)
     settings = writer.origin.settings
     assert settings is not None
     settings = settings.model_copy(update={"val_tokens": assembler.val_tokens})
@@ -427,30 +419,22 @@ def _choose_val_tokens(source: Sequence[Segment], assembler: ShardAssembler, wri
 
 
 @contextmanager
-def _segments_folder(out: Path, writer: ShardWriter, is_new: bool) -> Iterator[Path]:
-    """Create a folder for the segments, and delete it afterwards.
-
-    An OSError or RunFailed is converted to a RunFailed whose message says what stays in `out`.
-    """
-    _delete_segments(out)
+def _failures_described(out: Path, writer: ShardWriter, is_new: bool) -> Iterator[None]:
+    """Convert an OSError, a RunFailed or the end of a worker to a RunFailed that says what stays in `out`."""
     try:
-        # Workers of a killed run may still write to its folder.
-        yield Path(tempfile.mkdtemp(prefix=SEGMENTS, dir=out))
+        yield
     except RunFailed as error:
         raise RunFailed(f"{error}; {_what_stays(out, writer.manifest)}") from error
+    except BrokenProcessPool as error:
+        raise RunFailed(
+            f"a worker was killed (was the memory full? --workers 1 needs less); {_what_stays(out, writer.manifest)}"
+        ) from error
     except BadInput:
         if is_new and not writer.manifest.shards:
             (out / MANIFEST_NAME).unlink(missing_ok=True)
         raise
     except OSError as error:  # errors of the source are BadInput or RunFailed
         raise RunFailed(f"cannot write to {out}: {error.strerror}; {_what_stays(out, writer.manifest)}") from error
-    finally:
-        _delete_segments(out)
-
-
-def _delete_segments(out: Path) -> None:
-    for folder in out.glob(f"{SEGMENTS}*"):
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _what_stays(out: Path, manifest: Manifest) -> str:
@@ -462,16 +446,15 @@ def _what_stays(out: Path, manifest: Manifest) -> str:
     )
 
 
-def _check_disk(options: PrepareOptions, existing: ExistingOutput, workers: int, source: TextSource | None) -> None:
-    """Raise BadInput unless the tokens and the segments fit on the disk."""
+def _check_disk(options: PrepareOptions, existing: ExistingOutput, source: TextSource | None) -> None:
+    """Raise BadInput unless the tokens fit on the disk."""
     if existing.done:
         return
     narrow = options.tokenizer in _NARROW
     tokens = options.tokens + (options.val_tokens or 0)
     if isinstance(source, LocalSource):
         tokens = min(tokens, 4 * source.text_bytes)  # far fewer are in it
-    segments = (_UNITS_AHEAD + UNITS_PER_WORKER) * workers * 2**21
-    needed_bytes = (2 if narrow else 4) * max(tokens + segments - existing.tokens, 0)
+    needed_bytes = (2 if narrow else 4) * max(tokens - existing.tokens, 0)
     try:
         parents = (options.out, *options.out.absolute().parents)
         free_bytes = shutil.disk_usage(next(path for path in parents if path.exists())).free

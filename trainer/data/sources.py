@@ -9,27 +9,16 @@ import ast
 import hashlib
 import os
 import re
-import threading
-from collections.abc import Sequence
-from concurrent.futures import Future
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nanogauge.errors import BadInput, RunFailed
 from nanogauge.files import open_regular
 from nanogauge.shell import tool_command
-from trainer.data.documents import COMPRESSIONS, FORMATS, Damaged, Unit, format_of, read_documents
-from trainer.data.hub import (
-    Interrupted,
-    as_interrupted,
-    client_errors,
-    fetch_file,
-    file_info,
-    first_line,
-    refuse_unwritable_cache,
-    silence_client,
-    with_retries,
-)
+from trainer.data.documents import COMPRESSIONS, FORMATS, Unit, format_of, read_documents
+from trainer.data.hub import HUB, fetch_file, first_line, refuse_unwritable_cache, silence_client, with_retries
 from trainer.data.manifest import Position, SourceFile
 from trainer.data.tokenizer import HUB_NAME, without_surrogates
 
@@ -45,8 +34,7 @@ _HASHED_BLOCKS, _HASHED_BLOCK_BYTES = 64, 2**20
 class LocatedFile:
     source: SourceFile
     path: str
-    """Local path, or URL."""
-    remote: bool
+    """Local path, or hf:// URL."""
 
 
 class LocalSource:
@@ -89,15 +77,9 @@ class LocalSource:
     def characters(self, column: str) -> str:
         """Return the characters of all documents, sorted."""
         found: set[str] = set()
-        for index, path in enumerate(self._paths):
-            source, units = located_units(self.locate(index), index, column, self.unit_bytes)
-            file = None
-            if format_of(source.name)[0] == "parquet":
-                from trainer.data.parquet import open_local
-
-                file = open_local(str(path))
-            for unit in units:
-                for text in read_documents(unit, column, file):
+        for index in range(len(self._paths)):
+            for unit in _units_of(self.locate(index), index, column, self.unit_bytes):
+                for text in read_documents(unit, column):
                     found.update(without_surrogates(text))
         return "".join(sorted(found))
 
@@ -109,7 +91,7 @@ class LocalSource:
         except OSError as error:
             raise BadInput(f"cannot read {path}: {error.strerror}.") from None
         source = SourceFile(name=self.names[index], bytes=size, sha256=hash_file(path))
-        return LocatedFile(source, str(path), remote=False)
+        return LocatedFile(source, str(path))
 
 
 def hash_file(path: Path) -> str:
@@ -161,22 +143,27 @@ class HubSource:
             BadInput: if it does not exist.
             RunFailed: if it cannot be fetched.
         """
-        from huggingface_hub import hf_hub_url
+        from huggingface_hub import HfApi
 
         name = self.names[index]
-        info = file_info(self.dataset, name, self.revision)
-        if info is None:
+        listed = with_retries(
+            self.dataset,
+            lambda: HfApi().get_paths_info(self.dataset, [name], revision=self.revision, repo_type="dataset"),
+            f"the hub refuses {self.dataset}",
+        )
+        if not listed:
             raise BadInput(f"{self.dataset} no longer has the file {name}.")
+        info: Any = listed[0]
         sha256 = info.lfs.sha256 if info.lfs is not None else None
         source = SourceFile(name=name, bytes=info.size, sha256=sha256)
         if self._whole:
-            path = fetch_file(self.dataset, name, self.revision, sha256)
-            return LocatedFile(source, str(path), remote=False)
-        url = hf_hub_url(self.dataset, name, repo_type="dataset", revision=self.revision)
-        return LocatedFile(source, url, remote=True)
+            return LocatedFile(source, str(fetch_file(self.dataset, name, self.revision, sha256)))
+        return LocatedFile(source, f"{HUB}datasets/{self.dataset}@{self.revision}/{name}")
 
 
 TextSource = LocalSource | HubSource
+LocatedUnit = tuple[Unit, tuple[SourceFile, ...]]
+"""A unit, and the source files up to its own."""
 
 
 def is_local(dataset: str) -> bool:
@@ -236,10 +223,6 @@ def _list_training_files(dataset: str, config: str | None, revision: str | None)
             builder = datasets.load_dataset_builder(dataset, name=config, revision=revision)
         except (FileNotFoundError, ValueError, RuntimeError) as error:
             raise BadInput(_why_not_open(dataset, config, error)) from None
-        except client_errors() as error:
-            raise as_interrupted(error) or BadInput(
-                f"the hub refuses {dataset} ({first_line(error)}); is HF_TOKEN needed?"
-            ) from None
         splits = builder.config.data_files or {}
         if not splits.get("train"):
             raise BadInput(
@@ -250,7 +233,7 @@ def _list_training_files(dataset: str, config: str | None, revision: str | None)
         return [str(file) for file in splits["train"]]
 
     try:
-        return with_retries(dataset, request)
+        return with_retries(dataset, request, f"the hub refuses {dataset}; is HF_TOKEN needed?")
     except RunFailed as error:
         raise RunFailed(
             f"cannot reach the dataset {dataset} ({error}); nothing was written: "
@@ -277,81 +260,35 @@ def _why_not_open(dataset: str, config: str | None, error: Exception) -> str:
     )
 
 
-class UnitQueue:
-    """Returns units in order from a start position, and locates the next file in a thread."""
+def units_from(
+    source: TextSource, start: Position, known: Sequence[SourceFile], unit_bytes: int, column: str
+) -> Iterator[LocatedUnit]:
+    """Yield the units from a position on, each with the source files up to its own.
 
-    def __init__(
-        self, source: TextSource, start: Position, known: tuple[SourceFile, ...], unit_bytes: int, column: str
-    ) -> None:
-        """Start at `start`, after the files before it in `known`, which earlier runs read."""
-        self._source, self._column, self._unit_bytes = source, column, unit_bytes
-        self.files = list(known[: start.file])
-        """Source files up to the one whose units are being returned."""
-        self._units: list[Unit] = []
-        self._skip = start.unit
-        self._next: Future[tuple[SourceFile, list[Unit]]] | None = None
+    A file is located when its first unit is asked for. `known` are the files that earlier runs read.
 
-    @property
-    def exhausted(self) -> bool:
-        return not self._units and len(self.files) == len(self._source.names)
-
-    def poll(self, needed_bytes: float) -> Unit | None:
-        """Return the next unit; None at the end, or while its file is being fetched.
-
-        Args:
-            needed_bytes: bytes of text still needed; no file beyond them is fetched.
-
-        Raises:
-            BadInput: if a file is missing or unreadable.
-            RunFailed: if a file cannot be fetched.
-        """
-        while not self._units and self._next is not None and self._next.done():
-            source, units = self._next.result()
-            self._next = None
-            self.files.append(source)
-            self._units = units[self._skip :][::-1]
-            self._skip = 0
-        unit = self._units.pop() if self._units else None
-        if (
-            self._next is None
-            and len(self.files) < len(self._source.names)
-            and sum(unit.text_bytes for unit in self._units) < needed_bytes
-        ):
-            self._prefetch(len(self.files))
-        return unit
-
-    def _prefetch(self, index: int) -> None:
-        """Start to locate a file in a daemon thread, which does not block the process's exit."""
-        future: Future[tuple[SourceFile, list[Unit]]] = Future()
-
-        def locate() -> None:
-            try:
-                located = self._source.locate(index)
-                units = located_units(located, index, self._column, self._unit_bytes)
-                future.set_result(units)
-            except BaseException as error:
-                future.set_exception(error)
-
-        self._next = future
-        threading.Thread(target=locate, daemon=True).start()
+    Raises:
+        BadInput: if a file is missing or unreadable.
+        RunFailed: if a file cannot be fetched.
+    """
+    files = tuple(known[: start.file])
+    for index in range(start.file, len(source.names)):
+        located = source.locate(index)
+        files += (located.source,)
+        units = _units_of(located, index, column, unit_bytes)
+        for unit in units[start.unit if index == start.file else 0 :]:
+            yield unit, files
 
 
-def located_units(located: LocatedFile, index: int, column: str, unit_bytes: int) -> tuple[SourceFile, list[Unit]]:
-    """Return a file and its units; raises as `UnitQueue.poll`."""
-    source = located.source
-
-    def request() -> list[tuple[int, int, int]]:
-        try:
-            return _divide(located, column, unit_bytes)
-        except Damaged as error:
-            if located.remote:
-                raise Interrupted(str(error)) from None
-            raise
-
-    return source, [
-        Unit(index, number, source.name, located.path, source.bytes, located.remote, *unit)
-        for number, unit in enumerate(with_retries(source.name, request))
-    ]
+def _units_of(located: LocatedFile, index: int, column: str, unit_bytes: int) -> list[Unit]:
+    """Return the units of a file; raises as `units_from`."""
+    name = located.source.name
+    ranges = (
+        with_retries(name, lambda: _divide(located, column, unit_bytes), f"the hub refuses {name}")
+        if located.path.startswith(HUB)
+        else _divide(located, column, unit_bytes)
+    )
+    return [Unit(index, number, name, located.path, *each) for number, each in enumerate(ranges)]
 
 
 def _divide(located: LocatedFile, column: str, unit_bytes: int) -> list[tuple[int, int, int]]:
@@ -359,12 +296,9 @@ def _divide(located: LocatedFile, column: str, unit_bytes: int) -> list[tuple[in
     source = located.source
     form, compression = format_of(source.name)
     if form == "parquet":
-        from trainer.data.parquet import open_local, open_range_file, split_row_groups
+        from trainer.data.parquet import open_parquet, split_row_groups
 
-        opened = (
-            open_range_file(located.path, source.name, source.bytes)[1] if located.remote else open_local(located.path)
-        )
-        return split_row_groups(opened, column, source.name, unit_bytes)
+        return split_row_groups(open_parquet(located.path, source.name), column, source.name, unit_bytes)
     if form == "text" or compression is not None:
         return [(0, source.bytes, source.bytes)]
     begins = range(0, source.bytes, unit_bytes)
