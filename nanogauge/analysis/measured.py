@@ -1,6 +1,5 @@
 """Measure every row of the report from the run log, or say why it cannot be measured."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -272,27 +271,20 @@ class _Measurer:
 def quality_figures(benchmarks: Sequence[Benchmark]) -> tuple[dict[str, Measured], dict[str, str]]:
     """Return the run's score over GPT-2 124M's (above 1: the run is better), or why it is missing.
 
-    The geometric mean over the tasks of score / GPT-2's score, of each task's main metric. Without tasks, GPT-2's bits
-    per byte on the run's held-out text over those of the run.
+    The score is HellaSwag's. Without it, GPT-2's bits per byte on the run's held-out text over those of the run.
     """
-    compared = _gpt2_benchmarks(benchmarks)
-    if not compared:
+    compared = {b.name: b for b in _gpt2_benchmarks(benchmarks)}
+    line = compared.get(PREDICTED_TASK) or compared.get(HELD_OUT)
+    if line is None:
         others = sorted({b.against for b in benchmarks if b.against not in (None, GPT2)}, key=str)
         absent = "no benchmark was run"
         if others:
             absent = f"benchmarks were compared with {', '.join(map(str, others))}, not GPT-2 124M"
         return {}, {QUALITY: absent}
-    tasks = [b for b in compared if b.name != HELD_OUT]
-    counted = tasks or compared
-    ratios = [ratio for b in counted if (ratio := _score_ratio(b)) is not None]
-    how = f"score over GPT-2 124M's: {', '.join(f'{b.name} ({b.metric})' for b in counted)}"
-    if not tasks:
-        how = f"GPT-2 124M's over the run's own {counted[0].metric} on the run's held-out text"
-    elif len(tasks) > 1:
-        how = f"geometric mean of the {how}"
-    value = math.prod(ratios) ** (1 / len(ratios))
-    n = counted[0].n if len(counted) == 1 else None
-    return {QUALITY: Measured(value=value, n=n, how=how)}, {}
+    how = f"score over GPT-2 124M's: {line.name} ({line.metric})"
+    if line.name == HELD_OUT:
+        how = f"GPT-2 124M's over the run's own {line.metric} on the run's held-out text"
+    return {QUALITY: Measured(value=_score_ratio(line) or 0.0, n=line.n, how=how)}, {}
 
 
 def _gpt2_benchmarks(benchmarks: Sequence[Benchmark]) -> list[Benchmark]:

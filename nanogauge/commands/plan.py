@@ -24,18 +24,10 @@ from nanogauge.importers.nanogpt_config import load_nanogpt_config
 from nanogauge.prediction.calibrated import Calibration, load_calibration
 from nanogauge.prediction.loss import FinishedLoss
 from nanogauge.prediction.overheads import preparation_seconds
-from nanogauge.prediction.plan import (
-    BestPlan,
-    Wish,
-    best_toml,
-    make_wish,
-    parse_duration,
-    plan_best,
-    plan_deadline,
-    plan_fit,
-)
+from nanogauge.prediction.plan import BestPlan, best_toml, parse_duration, plan_best, plan_deadline, plan_fit
 from nanogauge.prediction.prediction import predict
 from nanogauge.prediction.quality import load_losses
+from nanogauge.quantities import next_time
 from nanogauge.report.terminal import print_best, print_plan
 from nanogauge.runspec import RunSpec
 from nanogauge.schema import SCHEMA, Hardware, Prediction
@@ -101,7 +93,8 @@ def _plan(given: Namespace, load_tools: LoadTools | None) -> int:
         if given.gpu is None and not given.calibrate:
             return 0
     now = datetime.now().astimezone().replace(microsecond=0)
-    wish = make_wish(now, given.start, given.by)
+    start = next_time(given.start, now, "--start") if given.start is not None else now
+    by = next_time(given.by, start, "--by") if given.by is not None else None
     spec = RunSpec.from_config(config)
     claims = load_claims(given.claims) if given.claims is not None else None
     if given.calibrate:
@@ -116,15 +109,15 @@ def _plan(given: Namespace, load_tools: LoadTools | None) -> int:
         target = _named_target(spec, given)
     spec = spec.resolved(target.dtype, given.gpus)
     prediction, best = target.predict(spec), None
-    if given.best is not None or (wish.by is not None and prediction.best("total_seconds")):
-        best = _best(given, config, spec, target, wish)
+    if given.best is not None or (by is not None and prediction.best("total_seconds")):
+        best = _best(given, config, spec, target, None if by is None else by.timestamp() - start.timestamp())
     rows, findings = build_rows(claims, spec, prediction, None)
     free = memory_to_plan_with(prediction.hardware, given.free_vram_gib, given.gpus)
     fit = plan_fit(spec, target.predict, free)
     data, preparation = config.data, None
     if data.folder is not None and data.tokens is not None and not data.folder.exists():
         preparation = preparation_seconds(data.tokens)
-    deadline = plan_deadline(spec, target.predict, wish, preparation)
+    deadline = plan_deadline(spec, target.predict, start, by, preparation)
     if not given.json:
         if given.best is None:
             print_plan(spec, prediction, rows, findings, fit, deadline, now)
@@ -144,13 +137,13 @@ def _plan(given: Namespace, load_tools: LoadTools | None) -> int:
     return 0
 
 
-def _best(given: Namespace, config: Config, spec: RunSpec, target: Target, wish: Wish) -> BestPlan:
-    """Return the runs with the lowest predicted loss in the time given, and write the best."""
-    if given.best:
-        seconds = parse_duration(given.best, "--best")
-    elif wish.by is not None:
-        seconds = wish.by.timestamp() - wish.start.timestamp()
-    else:
+def _best(given: Namespace, config: Config, spec: RunSpec, target: Target, until_by: float | None) -> BestPlan:
+    """Return the runs with the lowest predicted loss in the time given, and write the best.
+
+    `until_by` is the time from --start to --by in seconds; None without --by.
+    """
+    seconds = parse_duration(given.best, "--best") if given.best else until_by
+    if seconds is None:
         raise BadInput("--best needs a time: --best 8h, or --best --by 07:00.")
     free = memory_to_plan_with(target.hardware, given.free_vram_gib, given.gpus)
     plan, specs = plan_best(spec, target.predict, free, seconds, given.sure)

@@ -53,20 +53,21 @@ def check_sleep(root: Path, environment: Mapping[str, str], run: Runner, system:
         remedies.append("plug it in")
     if causes:
         return Finding("sleep", "warn", "; ".join(causes), "; ".join(remedies))
-    if "sleep" in _blocked(logind):
+    if "sleep" in logind.get("BlockInhibited", "").split(":"):
         excuse = excuse or "sleep is blocked as long as an inhibitor is active"
     return Finding("sleep", "go", excuse or "no setting suspends an idle machine")
 
 
 def _suspensions(root: Path, environment: Mapping[str, str], run: Runner, logind: Mapping[str, str]) -> Iterator[str]:
     """Yield what would suspend this Linux machine."""
-    blocked = _blocked(logind)
+    blocked = logind.get("BlockInhibited", "").split(":")
     if "sleep" not in blocked:
         idle = logind.get("IdleAction")
         if idle in _SUSPENDS:
             yield f"logind does {idle} without input (IdleAction)"
         desktop = _desktop(root, environment)
-        action, seconds = _gnome(run) if _is_gnome(desktop) else (None, 0)
+        is_gnome = bool({"gnome", "ubuntu", "unity"} & set(desktop.lower().split(":")))
+        action, seconds = _gnome(run) if is_gnome else (None, 0)
         if action in _SUSPENDS and seconds:
             yield f"GNOME does {action} after {format_seconds(seconds)} without input"
         if desktop and action is None:
@@ -82,10 +83,6 @@ def _logind(run: Runner) -> dict[str, str]:
     lines = (run(["busctl", "get-property", *manager, *_PROPERTIES]) or "").splitlines()
     values = (line.partition(" ")[2].strip('"') for line in lines)
     return dict(zip(_PROPERTIES, values, strict=False))
-
-
-def _blocked(logind: Mapping[str, str]) -> list[str]:
-    return logind.get("BlockInhibited", "").split(":")
 
 
 def _is_container(root: Path, environment: Mapping[str, str]) -> bool:
@@ -107,10 +104,6 @@ def _desktop(root: Path, environment: Mapping[str, str]) -> str:
     manager = root / "etc/systemd/system/display-manager.service"
     named = environment.get("XDG_CURRENT_DESKTOP", "")
     return named or (manager.readlink().stem if manager.is_symlink() else "")
-
-
-def _is_gnome(desktop: str) -> bool:
-    return bool({"gnome", "ubuntu", "unity"} & set(desktop.lower().split(":")))
 
 
 def _gnome(run: Runner) -> tuple[str | None, int]:

@@ -55,7 +55,7 @@ class Sensors:
         self._gpus = GpuGroup(gpus, _GAP_PERIODS / hz)
         self._lock = threading.Lock()  # guards the next two, never held during a driver call
         self._readings: list[Sensor] = []
-        self._spread: tuple[int, float, float, float] | None = None  # n, sum, min, max
+        self._powers_watts: list[float] = []  # since the last power_since_last
         self._opened = threading.Event()
         self._running = threading.Lock()  # released to stop; waking an Event costs more
         self._running.acquire()
@@ -94,11 +94,10 @@ class Sensors:
     def power_since_last(self) -> PowerSpread | None:
         """Return the power samples since the last call in watts; None without any."""
         with self._lock:
-            spread, self._spread = self._spread, None
-        if spread is None:
+            powers, self._powers_watts = self._powers_watts, []
+        if not powers:
             return None
-        n, total, least, most = spread
-        return PowerSpread(round(total / n, 3), round(least, 3), round(most, 3), n)
+        return PowerSpread(round(fmean(powers), 3), round(min(powers), 3), round(max(powers), 3), len(powers))
 
     def close(self) -> list[Sensor]:
         """Stop, and return the last readings; the very last may span less than a second."""
@@ -161,8 +160,7 @@ class Sensors:
         watts = self._gpus.sample(now)
         if watts is not None:
             with self._lock:
-                n, total, least, most = self._spread or (0, 0.0, watts, watts)
-                self._spread = (n + 1, total + watts, min(least, watts), max(most, watts))
+                self._powers_watts.append(watts)
 
     def _read(self, now: float, closing: bool) -> None:
         values = self._gpus.read(now)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 import shlex
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from nanogauge.errors import BadInput
 from nanogauge.prediction.best_run import LEAST_TOKENS_PER_PARAMETER, best_runs
 from nanogauge.prediction.loss import REPOSITORIES
 from nanogauge.prediction.search import Predictor, Verdict, faster_flags, fit_verdict, largest_micro_batch, memory_of
-from nanogauge.quantities import Interval, format_seconds, next_time, time_after
+from nanogauge.quantities import Interval, format_seconds, time_after
 from nanogauge.runspec import RunSpec
 from nanogauge.schema import FreeMemory, Prediction, Stored
 from nanogauge.spec_parts import SETTINGS, Schedule
@@ -84,21 +84,12 @@ class Deadline(Stored):
     by: datetime | None
 
 
-@dataclass(frozen=True)
-class Wish:
-    """The start and the deadline that the user asked for."""
-
-    start: datetime
-    by: datetime | None
-
-
 def plan_fit(spec: RunSpec, predicted: Predictor, free: FreeMemory) -> Fit:
     """Return whether the run fits into the free memory, and the largest micro-batch that does."""
     prediction = predicted(spec)
     hardware = prediction.hardware
     memory = memory_of(spec, hardware)
     verdict = fit_verdict(memory.process, free.bytes)
-
     return Fit(
         fits=memory.process.expected <= free.bytes,
         verdict=verdict,
@@ -204,25 +195,16 @@ def parse_duration(text: str, flag: str) -> float:
     return float(found[1]) * {"min": 60, "h": 3600, "d": 86400}[found[2]]
 
 
-def plan_deadline(spec: RunSpec, predicted: Predictor, wish: Wish, preparation: Interval | None) -> Deadline:
-    """Return when the run ends if it starts at wish.start.
+def plan_deadline(
+    spec: RunSpec, predicted: Predictor, start: datetime, by: datetime | None, preparation: Interval | None
+) -> Deadline:
+    """Return when the run ends if it starts at `start`.
 
     `preparation` is the time to prepare the data before the run; None if there is nothing to do.
     """
     total = predicted(spec).best("total_seconds")
-    return Deadline(
-        start=wish.start,
-        finish=None if total is None else Finish.after(wish.start, total),
-        preparation_seconds=preparation,
-        by=wish.by,
-    )
-
-
-def make_wish(now: datetime, start: str | None, by: str | None) -> Wish:
-    """Resolve the times of day of the command line: start is after now, by is after start."""
-    begin = next_time(start, now, "--start") if start is not None else now
-    end = next_time(by, begin, "--by") if by is not None else None
-    return Wish(start=begin, by=end)
+    finish = None if total is None else Finish.after(start, total)
+    return Deadline(start=start, finish=finish, preparation_seconds=preparation, by=by)
 
 
 def recipe_sentence(spec: RunSpec) -> str:

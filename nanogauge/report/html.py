@@ -207,20 +207,19 @@ def spread(samples: list[tuple[int | None, str]]) -> list[tuple[int | None, str]
 
 def machine_lines(machine: Machine) -> list[tuple[str, str]]:
     """Return the entries of machine.json as label and text, with sizes in GB."""
-    labels = {key: key.removesuffix("_bytes").replace("_", " ") for key in machine}
-    return [(label, _text(machine, key)) for key, label in labels.items()]
-
-
-def _text(machine: Machine, key: str) -> str:
-    match machine[key]:
-        case dict() as values:
-            return ", ".join(f"{name} {value}" for name, value in values.items())
-        case bool() as value:
-            return "yes" if value else "no"
-        case int() as size if key.endswith("bytes"):
-            return f"{size / 1e9:.1f} GB"
-        case value:
-            return "not known" if value is None else str(value)
+    lines = []
+    for key, value in machine.items():
+        match value:
+            case dict():
+                text = ", ".join(f"{name} {one}" for name, one in value.items())
+            case bool():
+                text = "yes" if value else "no"
+            case int() if key.endswith("bytes"):
+                text = f"{value / 1e9:.1f} GB"
+            case _:
+                text = "not known" if value is None else str(value)
+        lines.append((key.removesuffix("_bytes").replace("_", " "), text))
+    return lines
 
 
 def _waterfalls(report: Report) -> list[dict[str, Any]]:

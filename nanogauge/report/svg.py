@@ -467,16 +467,12 @@ def stacked_bar(parts: Sequence[tuple[str, float]]) -> str:
     total = sum(value for _, value in parts)
     if total <= 0:
         return ""
-    words = ", ".join(f"{name} {100 * value / total:.3g} %" for name, value in parts)
-    return _svg(WIDTH, 34, words, _stacked(parts, WIDTH / total, 2, 30))
-
-
-def _stacked(parts: Sequence[tuple[str, float]], scale: float, y: float, height: float) -> list[str]:
     out, x = [], 0.0
     for index, (name, value) in enumerate(parts):
-        width = max(value * scale, 0.6)
-        out.append(_rect(f"s{index % PART_COLOURS}", x, y, width, height, rounded=False))
+        width = max(value * WIDTH / total, 0.6)
+        out.append(_rect(f"s{index % PART_COLOURS}", x, 2, width, 30, rounded=False))
         if width > _CHARACTER_WIDTH * len(name) + 10:
-            out.append(_text(x + 6, y + height / 2 + 4, name, "on"))
+            out.append(_text(x + 6, 21, name, "on"))
         x += width
-    return out
+    words = ", ".join(f"{name} {100 * value / total:.3g} %" for name, value in parts)
+    return _svg(WIDTH, 34, words, out)
