@@ -90,7 +90,7 @@ def test_a_log_cut_at_any_byte_reads_as_its_complete_lines(tmp_path: Path) -> No
                 read_log(tmp_path)
             continue
         read = read_log(tmp_path)
-        found = [*read.starts, *read.steps[:1], *read.events, *read.steps[1:]]
+        found = [*read.starts, *list(read.steps)[:1], *read.events, *list(read.steps)[1:]]
         assert found == SMALL_LOG[:whole], size
         assert read.truncated == (data[size - 1 : size] != b"\n")
         write(tmp_path, [SMALL_LOG[-1]])

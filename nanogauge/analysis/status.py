@@ -194,7 +194,8 @@ def last_events(recorded: RunHistory, measurements: Measurements) -> list[ShownE
         text = text if len(text) <= LONGEST_EVENT_TEXT else text[:LONGEST_EVENT_TEXT] + " ..."
         last.append(ShownEvent(what=what, step=step, elapsed_seconds=elapsed_seconds, text=text))
 
-    for step in recorded.steps[-1:]:
+    if recorded.steps:
+        step = recorded.steps[-1]
         loss = "no finite loss" if step.loss is None else f"loss {step.loss:.4g}"
         took = "" if step.step_seconds is None else f", {format_seconds(step.step_seconds)}"
         add("step", step.step, step.elapsed_seconds, loss + took)

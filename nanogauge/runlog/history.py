@@ -8,7 +8,7 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isnan
-from typing import Annotated, Any, Generic, TypeVar, overload
+from typing import Annotated, Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +35,7 @@ _EXACT = 2**53
 """Largest whole number up to which float64 is exact."""
 
 
-class Table(Sequence[_Record], Generic[_Record]):
+class Table(Generic[_Record]):
     """Records of one model in order, stored by column.
 
     A numeric field is a column of float64 with NaN for None. Other fields are stored as codes into a list of distinct
@@ -159,15 +159,7 @@ class Table(Sequence[_Record], Generic[_Record]):
     def __iter__(self) -> Iterator[_Record]:
         return (self._record(index) for index in range(self._length))
 
-    @overload
-    def __getitem__(self, index: int) -> _Record: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[_Record]: ...
-
-    def __getitem__(self, index: int | slice) -> _Record | list[_Record]:
-        if isinstance(index, slice):
-            return [self._record(i) for i in range(*index.indices(self._length))]
+    def __getitem__(self, index: int) -> _Record:
         if not -self._length <= index < self._length:
             raise IndexError(index)
         return self._record(index % self._length)
