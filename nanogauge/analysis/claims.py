@@ -148,8 +148,7 @@ class Claim(_Statement):
             return float(f"{number * scale:.12g}")  # 35 x 0.01 must give 0.35
 
         value = None if self.value is None else convert(self.value)
-        ends = {"low": convert(self.low), "high": convert(self.high), "value": value}
-        return self.model_copy(update=ends)
+        return self.model_copy(update={"low": convert(self.low), "high": convert(self.high), "value": value})
 
 
 def _is_number(value: object) -> TypeGuard[int | float]:

@@ -93,8 +93,7 @@ def inconsistencies(claims: Claims, spec: RunSpec, prediction: Prediction) -> li
         ranges = " and ".join(claim.range_text() for claim in refuted)
         verb = "are" if len(refuted) > 1 else "is"
         sentence = arithmetic_sentence(refuted[0], value, spec, prediction, *refuted[1:])
-        why = f"{_label(refuted[0])}: {ranges} {verb} wrong: {sentence}."
-        found.append(_finding(why, *refuted))
+        found.append(_finding(f"{_label(refuted[0])}: {ranges} {verb} wrong: {sentence}.", *refuted))
     for claim in not_exact:
         found += _check_hardware(claim, spec, prediction)
     for one, other in combinations(not_exact, 2):
@@ -132,8 +131,7 @@ def _check_hardware(claim: Claim, spec: RunSpec, prediction: Prediction) -> Iter
                 whole=mfu(flops, claim.high, peak) * causal > _OVERCLOCKED,
             )
     if claim.row.startswith("mfu") and (claim.low > 1 or 1 < claim.high < math.inf):
-        why = f"{claim.range_text()}: MFU cannot exceed 100 %."
-        yield _finding(why, claim, whole=claim.low > 1)
+        yield _finding(f"{claim.range_text()}: MFU cannot exceed 100 %.", claim, whole=claim.low > 1)
     if hardware.kind == "cpu":
         return
     limit, name, margin = None, "the card's memory", 1.0

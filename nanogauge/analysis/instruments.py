@@ -79,8 +79,7 @@ def _add_speed(panel: _Panel, spec: RunSpec, median: float) -> None:
     per_token = flops_per_token_palm(shape)
     achieved = per_token * tokens / median
     how = f"{per_token / 1e6:.4g} MFLOP per token (6N + 12LCT) x {tokens:,} tokens / median step"
-    text = f"{achieved / 1e12:.3g} TFLOP/s"
-    panel.add("achieved_flops_palm", "Achieved", "FLOP/s", achieved, text, how)
+    panel.add("achieved_flops_palm", "Achieved", "FLOP/s", achieved, f"{achieved / 1e12:.3g} TFLOP/s", how)
 
 
 def _add_step_parts(panel: _Panel, recorded: RunHistory) -> None:

@@ -144,8 +144,7 @@ class _Measurer:
             self.missing["data_epochs"] = "the log does not say how many tokens are unique"
         for row in ("parameters", "parameters_total", "weights_bytes"):
             if row in self.prediction.quantities:
-                value = self.prediction.quantities[row].expected
-                self._add(row, value, "counted from the configuration")
+                self._add(row, self.prediction.quantities[row].expected, "counted from the configuration")
         for row, per_token in (
             ("flops_total_6n", flops_per_token_6n(shape)),
             ("flops_total_palm", flops_per_token_palm(shape)),
@@ -155,8 +154,7 @@ class _Measurer:
     def _measure_step(self) -> list[str]:
         """Fill the step time and MFU rows; return those with an MFU above 1, which are refused."""
         if self.median is None:
-            why = "no steady step is in the log yet"
-            self.missing |= dict.fromkeys(("step_seconds", "mfu_palm", "mfu_6n"), why)
+            self.missing |= dict.fromkeys(("step_seconds", "mfu_palm", "mfu_6n"), "no steady step is in the log yet")
             return []
         n = len(self.seconds)
         self.values["step_seconds"] = Measured(
@@ -180,8 +178,7 @@ class _Measurer:
                 )
                 refused.append(row)
             else:
-                how = f"{achieved} of {peak / 1e12:.3g} TFLOP/s at the median step"
-                self._add(row, share, how)
+                self._add(row, share, f"{achieved} of {peak / 1e12:.3g} TFLOP/s at the median step")
         return refused
 
     def _measure_first_step(self) -> None:

@@ -145,15 +145,13 @@ def energy_figures(
         elif ran_seconds is None and spec.cost.machine_watts:
             missing["cost"] = "the time, for which the rest of the machine draws, is not known"
         else:
-            paid = cost_of(spec.cost, kwh, ran_seconds or 0.0)
-            values["cost"] = Measured(value=paid, how=cost_formula(spec.cost))
+            values["cost"] = Measured(value=cost_of(spec.cost, kwh, ran_seconds or 0.0), how=cost_formula(spec.cost))
     return values, missing
 
 
 def total_over_processes(recorded: RunHistory, name: str) -> float | None:
     """Sum the last reading of a counter that restarts with each process; None without readings."""
-    counts = recorded.sensors.column(name)
-    by_process = np.split(counts, recorded.first_sensors[1:])
+    by_process = np.split(recorded.sensors.column(name), recorded.first_sensors[1:])
     last = [known[-1] for known in (c[~np.isnan(c)] for c in by_process) if len(known)]
     return float(sum(last)) if last else None
 

@@ -135,8 +135,7 @@ def _candidates(spec: RunSpec, own: Hardware, slower: float) -> Iterator[tuple[s
     why = "the same tokens a step in fewer micro-batches: weights and gradients move less often"
     yield "micro_batch", "a larger micro-batch", own, spec, why
     if spec.eval_every:
-        fewer = replace(spec, eval_every=2 * spec.eval_every)
-        yield "evaluations", "half as many evaluations", own, fewer, ""
+        yield "evaluations", "half as many evaluations", own, replace(spec, eval_every=2 * spec.eval_every), ""
     if own.power_limit_watts is not None:
         limit = LOWER_POWER * own.power_limit_watts
         limited = own.model_copy(update={"power_limit_watts": limit})

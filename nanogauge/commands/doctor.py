@@ -45,8 +45,7 @@ def check_machine(config: Config | None, as_json: bool, load_tools: LoadTools | 
         findings = examine(config, tools.probe(run), tools.count_tokens)
     verdict = worst(findings)
     if as_json:
-        result = {"schema": SCHEMA, "doctor": [asdict(f) for f in findings], "verdict": verdict}
-        print_json(result)
+        print_json({"schema": SCHEMA, "doctor": [asdict(f) for f in findings], "verdict": verdict})
     else:
         print_checks(findings)
     return 1 if verdict == "no-go" else 0

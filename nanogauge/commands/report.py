@@ -83,8 +83,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def import_main(arguments: Sequence[str]) -> int:
     """Make a run folder and a report from the log of another program."""
-    usage = "%(prog)s LOG --out FOLDER [options]"
-    parser = Parser(f"{import_main.__doc__}\n{_IMPORT_EXAMPLES}", usage=usage)
+    parser = Parser(f"{import_main.__doc__}\n{_IMPORT_EXAMPLES}", usage="%(prog)s LOG --out FOLDER [options]")
     parser.add_argument("log", type=Path, metavar="LOG", help="log of the run")
     parser.add_argument("--claims", type=Path, help="claims to compare with the run")
     parser.add_argument("--json", action="store_true", help="print only report.json")

@@ -100,8 +100,7 @@ def _other_build(torch: TorchBuild) -> str:
     processor = "train on the processor: --run.device cpu"
     for index, (lowest, highest) in remedies()["wheels"].items():
         if tuple(lowest) <= torch.capability <= tuple(highest):
-            wheel = f"torch=={_public(torch.version)}"
-            install = pip_install("--force-reinstall", wheel, "--index-url", index)
+            install = pip_install("--force-reinstall", f"torch=={_public(torch.version)}", "--index-url", index)
             eager = "; train with --run.compile false" if torch.capability < (7, 0) else ""
             return f"that build has it: {install}{eager}; or {processor}"
     return f"no current build of torch has code for it, so the card cannot train; {processor}"
@@ -133,8 +132,7 @@ def _unusable_gpu(wanted: str, torch: TorchBuild, driver: DriverInfo, visible: s
             f"is built for CUDA {torch.cuda}"
         )
         oldest = next(iter(remedies()["wheels"]))
-        version = f"torch=={_public(torch.version)}"
-        other = pip_install("--force-reinstall", version, "--index-url", oldest)
+        other = pip_install("--force-reinstall", f"torch=={_public(torch.version)}", "--index-url", oldest)
         remedy = f"install the NVIDIA driver {needed}, or a torch for CUDA 12: {other}"
         return Finding("gpu", "no-go", text, remedy)
     if card is None and wanted == "cuda":
@@ -320,8 +318,7 @@ def check_power(limit: float | None, default: float | None) -> Finding:
         return Finding("power", "go", "not known: the driver reports no power limit")
     if default is not None and limit < default - 0.5:
         text = f"limited to {limit:g} W where {default:g} W is this card's default"
-        remedy = f"sudo nvidia-smi -pl {default:g}, unless it is meant"
-        return Finding("power", "warn", text, remedy)
+        return Finding("power", "warn", text, f"sudo nvidia-smi -pl {default:g}, unless it is meant")
     return Finding("power", "go", f"{limit:g} W" + (", the default" if limit == default else ""))
 
 
@@ -335,8 +332,7 @@ def check_wandb(mode: str, installed: bool, key_from: str | None, switch: tuple[
         return Finding("wandb", "go", f"off: {why}")
     if not installed:
         text = "the package wandb is not installed: the run is not mirrored"
-        remedy = f"{pip_install('wandb')}, or --wandb.mode disabled"
-        return Finding("wandb", "warn", text, remedy)
+        return Finding("wandb", "warn", text, f"{pip_install('wandb')}, or --wandb.mode disabled")
     if mode == "offline":
         sync = tool_command("wandb", "sync")
         return Finding("wandb", "go", f"offline: {why}; {sync} uploads the run later")

@@ -149,8 +149,7 @@ def _check_dtype(device: Device) -> Finding | None:
 def _check_driver(run: RunSection, driver: DriverInfo) -> Finding:
     """Check that the driver reports a GPU, without torch."""
     if driver.name is not None or run.device not in ("auto", "cuda"):
-        text = f"{driver.name or 'no NVIDIA GPU'}; torch is checked only in a checkout"
-        return Finding("gpu", "go", text)
+        return Finding("gpu", "go", f"{driver.name or 'no NVIDIA GPU'}; torch is checked only in a checkout")
     verdict: Literal["no-go", "warn"] = "no-go" if run.device == "cuda" else "warn"
     remedy = "check nvidia-smi and the driver, or train with --run.device cpu"
     return Finding("gpu", verdict, f"no NVIDIA GPU ({driver.absent['name']})", remedy)

@@ -29,8 +29,7 @@ def check_sleep(root: Path, environment: Mapping[str, str], run: Runner, system:
     start = f"{python_command('train.py')} ..."
     if is_wsl(root):
         text = "not known: Windows' power plan decides when it sleeps"
-        remedy = "in Windows: powercfg /change standby-timeout-ac 0"
-        return Finding("sleep", "warn", text, remedy)
+        return Finding("sleep", "warn", text, "in Windows: powercfg /change standby-timeout-ac 0")
     if system == "Darwin":
         text = "not known: macOS decides when it sleeps"
         return Finding("sleep", "warn", text, f"start it as: caffeinate -i {start}")

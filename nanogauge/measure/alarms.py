@@ -230,8 +230,7 @@ class Alarms:
             return []
         gpu = "The GPU" if reading.hottest_card is None else f"GPU {reading.hottest_card}"
         slows = "" if limit is None else f" and slows down at {limit:.0f} °C"
-        text = f"{gpu} is at {celsius:.0f} °C{slows}: improve its cooling."
-        return self._once(Alarm("temperature", text))
+        return self._once(Alarm("temperature", f"{gpu} is at {celsius:.0f} °C{slows}: improve its cooling."))
 
 
 def _cause_of_slow_down(lost_seconds: float, then: _Conditions, now: _Conditions) -> str:

@@ -63,8 +63,7 @@ class Absences:
             self._measured.add(field)
             if self._reasons.pop(field, None) is not None:
                 of = f" of {self._gpu}" if self._gpu else ""
-                text = f"{field}{of} is measured from {now:.1f} s on"
-                self._changes.append(Change(field, text, midway=True))
+                self._changes.append(Change(field, f"{field}{of} is measured from {now:.1f} s on", midway=True))
 
     def reasons(self) -> dict[str, str]:
         """Return the reasons of the fields that are absent now."""
@@ -225,8 +224,7 @@ class Driver:
         for pid, size in used.items():
             name = _process_name(pid)
             if size is None:
-                why = f"the driver does not report the memory of {name}"
-                self._absences.missing("others", now, why)
+                self._absences.missing("others", now, f"the driver does not report the memory of {name}")
                 return None
             names[name] = names.get(name, 0) + size
         return names

@@ -107,8 +107,7 @@ def _headline(report: Report, recorded: RunHistory, group: QuantityGroup) -> Hea
     verdict = row.prediction or ("no claim" if value else "not measured")
     rows = [c.row for c in claims] or [row]
     narrowest = min(rows, key=lambda r: r.claimed.width if r.claimed is not None else math.inf)
-    plot = range_plot(narrowest, NARROW_RANGE_WIDTH)
-    return Headline(label, value, details, verdict, plot)
+    return Headline(label, value, details, verdict, range_plot(narrowest, NARROW_RANGE_WIDTH))
 
 
 def _so_far(row_id: str, report: Report, recorded: RunHistory) -> str:

@@ -245,8 +245,7 @@ def line_chart(
     legend = [] if is_alone else [(one.style, one.name) for one in series]
     legend += [(band.style, band.name) for band in bands]
     legend += [(mark.style, f"{mark.name} ({len(mark.x):,})") for mark in marks]
-    svg = _svg(WIDTH, plot.height, " ".join(words), out)
-    return Chart(chart_id, title, svg, legend, figures, notes)
+    return Chart(chart_id, title, _svg(WIDTH, plot.height, " ".join(words), out), legend, figures, notes)
 
 
 def _y_range(series: Sequence[Series], bands: Sequence[Band], clipped: bool) -> tuple[float, float]:

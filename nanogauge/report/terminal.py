@@ -75,8 +75,7 @@ def print_report(report: Report, console: Console) -> None:
     """Print the headline, the verdicts, contradictions, alarms, incidents and warnings."""
     console.print(Text(report.run.headline, style="bold"))
     console.print()
-    columns = ("claimed", *predicted_columns(report.rows), "measured")
-    print_rows(report.rows, columns, console)
+    print_rows(report.rows, ("claimed", *predicted_columns(report.rows), "measured"), console)
     _print_contradictions(report.inconsistencies, console)
     for alarm in report.alarms:
         words = _event_words(alarm.what, alarm.step)

@@ -60,14 +60,12 @@ def create(
         write_atomic(path / "prediction.json", data)
     except OSError as error:
         raise BadInput(f"cannot write to {path}: {error.strerror}; free space there.") from None
-    sha256 = hashlib.sha256(data).hexdigest()
-    return RunFolder(path, spec, machine, prediction, sha256, config_toml)
+    return RunFolder(path, spec, machine, prediction, hashlib.sha256(data).hexdigest(), config_toml)
 
 
 def write_spec(path: Path, spec: RunSpec) -> None:
     """Write spec.json into a run folder, without secrets."""
-    fields = scrubbed(spec.to_dict())
-    write_atomic(path / SPEC_NAME, json.dumps(fields, indent=1).encode())
+    write_atomic(path / SPEC_NAME, json.dumps(scrubbed(spec.to_dict()), indent=1).encode())
 
 
 def read_spec(path: Path, prediction: Prediction) -> RunSpec:
@@ -77,8 +75,7 @@ def read_spec(path: Path, prediction: Prediction) -> RunSpec:
     except FileNotFoundError:
         if not (path / CONFIG_TOML).exists():
             raise BadInput(f"{path} has neither {SPEC_NAME} nor {CONFIG_TOML}; restore one of them.") from None
-        config = load_config(path / CONFIG_TOML)
-        return RunSpec.from_config(config, prediction.dtype, prediction.gpus)
+        return RunSpec.from_config(load_config(path / CONFIG_TOML), prediction.dtype, prediction.gpus)
     except OSError as error:
         raise BadInput(f"cannot read {error.filename}: {error.strerror}.") from None
     except ValueError:

@@ -176,8 +176,7 @@ class _Block:
             if not pending:
                 continue
             try:
-                rows = [values for _, values in pending]
-                self._recorded.add_numbers(kind, rows, self._elapsed)
+                self._recorded.add_numbers(kind, [values for _, values in pending], self._elapsed)
             except ValueError:
                 refused.append(self._first_damaged(kind))
             pending.clear()

@@ -139,8 +139,7 @@ class LineFile:
                 if self._queue:
                     assert self.refused is not None
                     why, count = self.refused.strerror, len(self._queue)
-                    text = f"{why}: {count:,} lines of the log could not be written"
-                    raise OSError(self.refused.errno, text)
+                    raise OSError(self.refused.errno, f"{why}: {count:,} lines of the log could not be written")
                 os.fsync(self._file)
             finally:
                 os.close(self._file)
