@@ -38,7 +38,7 @@ from nanogauge.report.terminal import print_report
 from nanogauge.runlog.lock import refuse_locked
 from nanogauge.schedule import is_evaluated, is_sampled, learning_rate
 from nanogauge.schema import Eval
-from nanogauge.sinks.mirror import Mirror
+from nanogauge.sinks.mirror import finish_mirrors, start_mirrors
 from trainer.calibrate import probe
 from trainer.data.dataset import count_tokens
 from trainer.data.manifest import Split
@@ -249,7 +249,7 @@ def run_whole(options: Options, config: Config, ranks: Ranks) -> int:
     Raises:
         BadInput: if the configuration, the machine or the run folder is not as required. RunFailed: if the run failed.
     """
-    mirror = None
+    mirrors = []
     try:
         rank_share(config.train.grad_accum, ranks.world)
         refuse_unshardable(config, ranks.world)
@@ -258,11 +258,8 @@ def run_whole(options: Options, config: Config, ranks: Ranks) -> int:
             device = probe(config.run)
             consult(config, device, count_tokens, options.force, ranks.world, ranks.local_world)
         session = open_session(config, options, ranks)
-        wandb = config.wandb
-        if wandb.mode != "disabled" and ranks.is_first:
-            every, run_id = config.train.log_every, session.run.wandb_id
-            mirror = Mirror.start(config.folder, wandb.mode, wandb.project, every, run_id)
         if ranks.is_first:
+            mirrors = start_mirrors(config, session.run.wandb_id)
             seconds = CPU_SECONDS if session.state.device.type == "cpu" else GPU_SECONDS
             background = BackgroundReport.start(config.folder, seconds)
         status, reason = run(session)
@@ -277,10 +274,9 @@ def run_whole(options: Options, config: Config, ranks: Ranks) -> int:
             f"{what}; what was written is kept, --resume auto continues from the newest checkpoint."
         ) from error
     finally:
-        if mirror is not None:
-            warning = mirror.finish(0.0 if session.stop.repeated else 10.0)
-            if warning is not None:
-                print(f"! {warning}", flush=True)  # the report is written, and uploaded as well
+        if mirrors:
+            for problem in finish_mirrors(mirrors, 0.0 if session.stop.repeated else 10.0):
+                print(f"! {problem}", flush=True)  # the report is written, and uploaded as well
     if status == "finished":
         for warning in (store_step_time(session, recorded), store_final_loss(session)):
             if warning is not None:

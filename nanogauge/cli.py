@@ -11,7 +11,7 @@ import shlex
 import subprocess
 import sys
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -183,9 +183,15 @@ def _one_line(error: Exception) -> str:
 
 
 def start_module(
-    module: str, arguments: Sequence[str], output: IO[bytes] | int, errors: IO[bytes] | int
+    module: str,
+    arguments: Sequence[str],
+    output: IO[bytes] | int,
+    errors: IO[bytes] | int,
+    variables: Mapping[str, str] = {},
 ) -> subprocess.Popen[bytes]:
     """Start a module as a background process; its standard input is a pipe from this process.
+
+    `variables` are added to its environment, where other users of the machine cannot read them.
 
     Raises:
         OSError: if it cannot be started.
@@ -194,7 +200,7 @@ def start_module(
     paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     return subprocess.Popen(
         [sys.executable, "-P", "-m", module, *arguments],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+        env={**os.environ, **variables, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
         stdin=subprocess.PIPE,
         stdout=output,
         stderr=errors,

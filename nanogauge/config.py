@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic.fields import FieldInfo
 
 from nanogauge.errors import BadInput
-from nanogauge.files import decoded, expand_home, read_whole, scrubbed, without_secrets
+from nanogauge.files import decoded, expand_home, hide, read_whole, scrubbed, without_secrets
 from nanogauge.names import meaning_of, nanogpt_names, toml_remedies, value_meant
 from nanogauge.programs import TRAINING_PROGRAMS
 from nanogauge.shell import python_command
@@ -275,10 +275,8 @@ class CostSection(Section):
     """electricity tariff in currency per kWh"""
     currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")] = "USD"
     """ISO 4217 code of the currency"""
-    grams_co2_per_kwh: NotNegative | None = None
-    """carbon intensity of the electricity in grams of CO2 per kWh, as its supplier states it"""
     machine_watts: NotNegative | None = None
-    """power of all but the GPU boards in watts; if not given, cost and CO2 are those of the boards"""
+    """power of all but the GPU boards in watts; if not given, the cost is that of the boards"""
 
 
 class WandbSection(Section):
@@ -286,6 +284,23 @@ class WandbSection(Section):
     """auto: online if W&B has a key, else offline"""
     project: Annotated[str, Field(min_length=1)] = "nanogauge"
     """W&B project"""
+
+
+class TrackioSection(Section):
+    project: Annotated[str, Field(min_length=1)] | None = None
+    """trackio project to mirror the run to; no mirror if not given"""
+
+
+def _webhook(url: str) -> str:
+    hide(url)
+    if re.fullmatch(r"https?://[!-~]+", url) is None:
+        raise ValueError("give an address that begins with http:// or https://")
+    return url
+
+
+class AlertsSection(Section):
+    url: Annotated[Annotated[str, AfterValidator(_webhook)] | None, Field(exclude=True)] = None
+    """webhook for alarms and the end of the run, written to no file; NANOGAUGE_ALERTS_URL if not given"""
 
 
 class Config(Section):
@@ -297,6 +312,8 @@ class Config(Section):
     measure: MeasureSection = MeasureSection()
     cost: CostSection = CostSection()
     wandb: WandbSection = WandbSection()
+    trackio: TrackioSection = TrackioSection()
+    alerts: AlertsSection = AlertsSection()
 
     @model_validator(mode="after")
     def _muon_has_whole_matrices(self) -> Config:
@@ -359,10 +376,12 @@ class Config(Section):
         With `commented`, a comment describes each key.
         """
         lines: list[str] = []
-        for section, values in self.model_dump().items():
+        for section, values in self.model_dump(exclude_none=True).items():
+            if not values:
+                continue
             lines.append(f"[{section}]")
             fields = getattr(self, section).__class__.model_fields
-            for key, value in scrubbed({k: v for k, v in values.items() if v is not None}).items():
+            for key, value in scrubbed(values).items():
                 words = " ".join((fields[key].description or "").split())
                 lines.append(f"{key} = {toml_value(value)}" + f" # {words}" * commented)
             lines.append("")

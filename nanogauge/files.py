@@ -23,15 +23,23 @@ from nanogauge.errors import BadInput
 
 LARGEST_BYTES = 2**24
 """Size limit of read_whole."""
-KEYS = ("WANDB_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+ALERTS_VARIABLE = "NANOGAUGE_ALERTS_URL"
+"""Environment variable with the address of a webhook, which is a secret: any holder can post to it."""
+KEYS = (
+    *("WANDB_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", ALERTS_VARIABLE),
+    *("TRACKIO_SERVER_URL", "TRACKIO_WRITE_TOKEN", "TRACKIO_WEBHOOK_URL"),
+)
 """Environment variables with secret values."""
 HIDDEN = "***"
 _SHORTEST_KEY = 6
-"""Characters; a shorter value of KEYS is ignored, as it may be part of any word."""
+"""Characters; a shorter secret is ignored, as it may be part of any word."""
 _PASSWORD = re.compile(r"://[^/\s@\"'<>]+@")
 """User, token or password in front of the host of an address."""
 _TOKENS = (re.compile(r"hf_[A-Za-z0-9]{30,}"), re.compile(r"wandb_v\d_[A-Za-z0-9_]{30,}"))
 """Tokens of the Hugging Face hub and of W&B."""
+
+_hidden: set[str] = set()
+"""Secret values that this process has read from a configuration."""
 
 _Value = TypeVar("_Value")
 
@@ -150,10 +158,14 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def hide(secret: str) -> None:
+    """Make without_keys replace a secret from now on."""
+    _hidden.add(secret)
+
+
 def without_keys(text: str) -> str:
     """Replace the keys, tokens and passwords in a text by ***."""
-    for name in KEYS:
-        key = os.environ.get(name, "").strip()
+    for key in (*_hidden, *(os.environ.get(name, "").strip() for name in KEYS)):
         if len(key) >= _SHORTEST_KEY:
             text = text.replace(key, HIDDEN)
     for token in _TOKENS:

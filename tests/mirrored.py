@@ -1,4 +1,4 @@
-"""A run for the tests of the W&B mirror, and readers of W&B's own files."""
+"""A run for the tests of the mirror, and readers of W&B's own files."""
 
 import hashlib
 import json
@@ -14,9 +14,12 @@ from nanogauge.config import Config
 from nanogauge.hardware import lookup
 from nanogauge.prediction.prediction import predict
 from nanogauge.runlog.folder import write_spec
+from nanogauge.runlog.reader import LOG_NAME
 from nanogauge.runlog.writer import RunLog
 from nanogauge.runspec import RunSpec
 from nanogauge.schema import Checkpoint, Compile, End, Estimate, Eval, Event, LogLine, Sensor, Start, Step
+from nanogauge.sinks.mirror import Mirror, finish_mirrors
+from nanogauge.sinks.sink import SinkName
 
 STEPS = 20
 TOKENS = 4 * 8 * 2
@@ -168,6 +171,21 @@ def write(folder: Path, lines: Iterable[LogLine]) -> None:
             log.write(line)
 
 
+def start_sink(sink: SinkName, folder: Path, *options: str, run_id: str = RUN_ID) -> Mirror:
+    (folder / LOG_NAME).touch()
+    return Mirror(sink, folder, ["--project=nights", "--log-every=5", f"--id={run_id}", *options])
+
+
+def start(folder: Path, mode: str = "offline", run_id: str = RUN_ID) -> Mirror:
+    """Start mirroring to W&B."""
+    return start_sink("wandb", folder, f"--mode={mode}", run_id=run_id)
+
+
+def finish(*mirrors: Mirror, timeout_seconds: float = 10.0) -> str:
+    """Wait for mirrors; return their warnings."""
+    return " ".join(finish_mirrors(mirrors, timeout_seconds))
+
+
 def records_of(path: Path) -> Iterator[Any]:
     """Yield W&B's records in an offline file, which has the framing of LevelDB's log."""
     from wandb.proto import wandb_internal_pb2
@@ -207,9 +225,9 @@ def recorded(folder: Path) -> list[Any]:
 
 
 def rows_in(records: Iterable[Any]) -> list[dict[str, Any]]:
-    """Return the rows of history except the report."""
+    """Return the rows of history except the report and the charts."""
     rows = [items(r.history.item) for r in records if r.WhichOneof("record_type") == "history"]
-    return [row for row in rows if not any(key.startswith("report/") for key in row)]
+    return [row for row in rows if not any(key.startswith(("report/", "bands/")) for key in row)]
 
 
 def summary_in(records: Iterable[Any]) -> dict[str, Any]:

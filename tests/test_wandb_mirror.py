@@ -18,6 +18,7 @@ from mirrored import (
     STOPPED,
     all_gone,
     cores_of,
+    finish,
     items,
     lines_of_a_run,
     make_folder,
@@ -27,6 +28,8 @@ from mirrored import (
     recorded,
     records_of,
     rows_in,
+    start,
+    start_line,
     summary_in,
     write,
 )
@@ -34,7 +37,7 @@ from mirrored import (
 from nanogauge.analysis.report_model import build_report
 from nanogauge.errors import BadInput
 from nanogauge.report.html import write_report
-from nanogauge.sinks.mirror import OUTPUT_NAME, Mirror, new_run_id
+from nanogauge.sinks.mirror import new_run_id
 from nanogauge.sinks.process import main
 
 
@@ -43,16 +46,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return prepare(tmp_path, monkeypatch)
 
 
-def start(folder: Path) -> Mirror:
-    return Mirror.start(folder, "offline", "nights", 5, RUN_ID)
-
-
 def test_every_value_in_wandb_is_that_of_the_log(folder: Path) -> None:
     mirror = start(folder)
     write(folder, [*lines_of_a_run(), END])
     report, run_folder, log = build_report(folder, None)
     write_report(report, run_folder, log)
-    assert mirror.finish() is None, (folder / OUTPUT_NAME).read_text()
+    assert finish(mirror) == "", (folder / "wandb.log").read_text()
     records = recorded(folder)
     assert rows_in(records) == GOLDEN
 
@@ -92,10 +91,8 @@ def test_a_run_without_a_report_or_an_earlier_mirror_is_mirrored_whole(folder: P
     write(folder, [*lines_of_a_run(last_step=10), STOPPED])
     mirror = start(folder)
     write(folder, [*lines_of_a_run(first_step=10), END])
-    (folder / "machine.json").unlink()
-    assert mirror.finish() is None, (folder / OUTPUT_NAME).read_text()
-    output = (folder / OUTPUT_NAME).read_text()
-    assert "mirrored without report.html" in output and "mirrored without machine.json" in output
+    assert finish(mirror) == "", (folder / "wandb.log").read_text()
+    assert "mirrored without its report" in (folder / "wandb.log").read_text()
     records = recorded(folder)
     losses = [row["step"] for row in rows_in(records) if "train/loss" in row]
     assert losses == [0, 5, 8, 10, 15, 16]
@@ -105,10 +102,8 @@ def test_a_run_without_a_report_or_an_earlier_mirror_is_mirrored_whole(folder: P
 def test_without_a_key_auto_is_offline_and_online_warns(folder: Path) -> None:
     write(folder, [*lines_of_a_run(), END])
     for mode, warned in (("auto", False), ("online", True)):
-        mirror = Mirror.start(folder, mode, "nights", 5, f"{mode:0<8}")  # type: ignore[arg-type]
-        warning = mirror.finish()
-        assert (warning is not None) == warned, (folder / OUTPUT_NAME).read_text()
-    assert warning is not None
+        warning = finish(start(folder, mode, f"{mode:0<8}"))
+        assert bool(warning) == warned, (folder / "wandb.log").read_text()
     assert "No API key" in warning and "wandb sync" in warning
     files = offline_files(folder)
     assert len(files) == 2
@@ -121,7 +116,7 @@ PARENT = """
 import sys, time
 from pathlib import Path
 from nanogauge.sinks.mirror import Mirror
-mirror = Mirror.start(Path(sys.argv[1]), "offline", "nights", 5)
+mirror = Mirror("wandb", Path(sys.argv[1]), ["--mode=offline", "--log-every=5"])
 print("started", flush=True)
 time.sleep(60)
 """
@@ -149,11 +144,11 @@ def test_a_resumed_run_keeps_its_id_and_repeats_no_row_and_no_alert(folder: Path
     """Offline each process writes a folder, and `wandb sync` appends the second to the first."""
     mirror = start(folder)
     write(folder, [*lines_of_a_run(last_step=10), STOPPED])
-    assert mirror.finish() is None, (folder / OUTPUT_NAME).read_text()
+    assert finish(mirror) == "", (folder / "wandb.log").read_text()
     mirror = start(folder)
     time.sleep(1.0)  # the old end line does not end the new mirror
     write(folder, [*lines_of_a_run(first_step=10), END])
-    assert mirror.finish() is None, (folder / OUTPUT_NAME).read_text()
+    assert finish(mirror) == "", (folder / "wandb.log").read_text()
     old, new = (list(records_of(path)) for path in offline_files(folder))
     first, later = rows_in(old), rows_in(new)
     assert first == GOLDEN[: len(first)]
@@ -176,8 +171,8 @@ def test_a_warning_names_the_failure_of_a_mirror(folder: Path) -> None:
     for pid in cores_of(folder):
         os.kill(pid, signal.SIGKILL)
     write(folder, [*lines_of_a_run(), END])
-    warning = mirror.finish()
-    assert warning is not None and warning.startswith("W&B failed before the end"), warning
+    warning = finish(mirror)
+    assert warning.startswith("W&B failed before the end"), warning
     assert f"report.py --wandb {folder}" in warning
     assert all_gone(folder)
 
@@ -193,9 +188,9 @@ def mirrored(folder: Path) -> str:
     """Mirror a whole run; return the warning."""
     mirror = start(folder)
     write(folder, [*lines_of_a_run(), END])
-    warning = mirror.finish()
+    warning = finish(mirror)
     assert all_gone(folder)
-    return warning or ""
+    return warning
 
 
 def test_a_missing_wandb_gives_a_warning(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,7 +213,7 @@ def test_files_in_a_temporary_folder_give_a_warning(
 
 
 def test_a_mirror_that_cannot_start_gives_a_warning(folder: Path) -> None:
-    (folder / OUTPUT_NAME).mkdir()
+    (folder / "wandb.log").mkdir()
     assert "could not be started" in mirrored(folder)
 
 
@@ -234,7 +229,7 @@ def test_an_id_is_valid() -> None:
 
 
 def test_a_folder_without_a_prediction_is_refused(tmp_path: Path) -> None:
-    make_folder(tmp_path / "run")
+    write(make_folder(tmp_path / "run"), [start_line()])
     (tmp_path / "run" / "prediction.json").unlink()
     with pytest.raises(BadInput, match="prediction.json"):
-        main([str(tmp_path / "run"), "--mode=offline", "--project=p"])
+        main(["wandb", str(tmp_path / "run"), "--mode=offline"])

@@ -16,13 +16,16 @@ from mirrored import (
     RUN_ID,
     STOPPED,
     all_gone,
+    finish,
     lines_of_a_run,
     make_folder,
     offline_files,
     prepare,
     records_of,
     rows_in,
+    start,
     start_line,
+    start_sink,
     summary_in,
     write,
 )
@@ -33,8 +36,10 @@ from nanogauge.errors import RunFailed
 from nanogauge.report.html import write_report
 from nanogauge.runlog.reader import LOG_NAME
 from nanogauge.runlog.writer import RunLog
-from nanogauge.schema import End, Step
-from nanogauge.sinks.mirror import OUTPUT_NAME, Mirror, upload
+from nanogauge.schema import End, Event, Step
+from nanogauge.sinks.bands import PANELS
+from nanogauge.sinks.mirror import upload
+from nanogauge.sinks.sink import TITLES, SinkName
 
 
 @pytest.fixture
@@ -50,10 +55,6 @@ def server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbStub]
         yield stub
 
 
-def start(folder: Path, mode: str = "auto") -> Mirror:
-    return Mirror.start(folder, mode, "nights", 5, RUN_ID)  # type: ignore[arg-type]
-
-
 def report(folder: Path) -> None:
     write_report(*build_report(folder, None))
 
@@ -62,8 +63,8 @@ def mirror_to_its_end(folder: Path, first_step: int, last: End, mode: str = "aut
     mirror = start(folder, mode)
     write(folder, [*lines_of_a_run(first_step, last.steps), last])
     report(folder)
-    warning = mirror.finish()
-    assert warning is None, (warning, (folder / OUTPUT_NAME).read_text())
+    warning = finish(mirror)
+    assert warning == "", (warning, (folder / "wandb.log").read_text())
 
 
 def losses(rows: list[dict[str, float]]) -> list[float]:
@@ -78,20 +79,46 @@ def test_all_of_a_run_is_on_the_server_when_it_ends(folder: Path, server: WandbS
     report_json = json.loads((folder / "report.json").read_text())
     assert seen.summary["final/headline"] == report_json["run"]["headline"]
     assert seen.files["report.html"] == (folder / "report.html").read_bytes()
-    (table,) = (data for name, data in seen.files.items() if name.startswith("media/table"))
+    (table,) = (data for name, data in seen.files.items() if name.startswith("media/table/report"))
     verdicts = [row["verdict"] for row in report_json["rows"]]
     assert [row[5] for row in json.loads(table)["data"]] == verdicts
     assert {"report/verdicts", "report/page"} <= seen.all_rows[-1].keys()
+    assert "System tab is empty" in seen.notes and "gpu/*" in seen.notes
     assert seen.alerts == [("slow", "WARN"), ("hot", "ERROR")]
     assert seen.exit_code == 0
     assert all_gone(folder)
 
 
+def test_each_measured_curve_is_in_one_panel_with_its_predicted_band(folder: Path, server: WandbStub) -> None:
+    """As a chart that needs no layout, and in a saved workspace, which a later run leaves as it is."""
+    mirror_to_its_end(folder, 0, STOPPED)
+    view = json.dumps(server.views).replace("nats", "changed by the user")
+    mirror_to_its_end(folder, 10, END)
+    seen = server.runs[RUN_ID]
+    assert seen.config["_wandb"]["value"]["visualize"].keys() == {f"bands/{name}" for name in PANELS}
+    charts = {
+        name: json.loads(sorted(d for f, d in seen.files.items() if f.startswith(f"media/table/bands/{name}_"))[-1])
+        for name in PANELS
+    }
+    assert [19, "measured", 3.919] not in charts["step_time"]["data"], "a step that is not mirrored"
+    assert {tuple(line[1:]) for line in charts["step_time"]["data"][-6:]} == {
+        ("predicted, low", 3.6),
+        ("predicted, expected", 4.0),
+        ("predicted, high", 4.4),
+    }
+    (saved,) = server.views.values()
+    assert json.dumps(server.views) == view
+    (section,) = json.loads(saved["spec"])["section"]["panelBankConfig"]["sections"]
+    shown = [panel["config"]["metrics"] for panel in section["panels"]]
+    assert ["gpu/power_watts", *(f"predicted/power_watts{end}" for end in ("_low", "", "_high"))] in shown
+    assert len(shown) == len(PANELS)
+
+
 def test_a_resumed_run_is_the_same_run_in_wandb(folder: Path, server: WandbStub) -> None:
     """Here W&B has no end of its first process, which was killed."""
-    mirror = start(folder)
+    mirror = start(folder, "auto")
     write(folder, lines_of_a_run(last_step=10))
-    mirror.finish()
+    finish(mirror)
     assert len(server.runs[RUN_ID].alerts) == 2
     first = server.runs[RUN_ID].rows
     mirror_to_its_end(folder, 10, END)
@@ -116,7 +143,7 @@ def test_an_upload_sends_missing_rows_and_the_report(folder: Path, server: Wandb
     seen = server.runs[RUN_ID]
     assert seen.rows[: len(before)] == before
     assert losses(seen.rows) == [0, 5, 8, 10, 15, 16]
-    assert len(seen.all_rows) - len(seen.rows) == 3, "a report each time"
+    assert len([row for row in seen.all_rows if "report/page" in row]) == 3, "a report each time"
     assert len(seen.alerts) == 2, "uploads send no alerts"
     assert seen.summary["run/status"] == "finished"
 
@@ -153,6 +180,8 @@ def loop(folder: Path) -> float:
         for step in range(200):
             loss = sum(numbers.random() for _ in range(20_000)) / 20_000
             log.write(Step(step=step, loss=loss, step_seconds=0.25, tokens=64))
+            if step == 100:
+                log.write(Event(level="alarm", what="hot", text="The card is at its limit."))
         log.write(End(status="finished", steps=200))
     return time.perf_counter() - began
 
@@ -172,15 +201,21 @@ TOO_LATE = "had not taken all of the run after 1 s"
     ],
 )
 def test_no_server_slows_the_loop_or_its_end(
-    folder: Path, server: WandbStub, mood: Mood, late: bool, message: str | None
+    folder: Path, server: WandbStub, mood: Mood, late: bool, message: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From the start, or late: after wandb.init, which by default waits 90 s for a server."""
+    """From the start, or late: after wandb.init, which by default waits 90 s for a server.
+
+    With a server that answers nothing of use, the other sinks run beside W&B.
+    """
     plain = make_folder(folder.parent / "plain")
     alone = loop(plain)
     if not late:
         server.mood = mood
     server.turn = ("UpsertBucket", mood) if late else None
-    mirror = start(folder, "online")
+    monkeypatch.setenv("TRACKIO_SERVER_URL", f"{server.url}/?write_token=of-this-test")
+    monkeypatch.setenv("NANOGAUGE_ALERTS_URL", f"{server.url}/hook")
+    others: list[SinkName] = ["trackio", "webhook"] if message == TOO_LATE else []
+    mirrors = [start(folder, "online"), *(start_sink(sink, folder) for sink in others)]
     if late:
         assert wait_until(lambda: server.mood == mood, 15)
     mirrored = loop(folder)
@@ -188,13 +223,13 @@ def test_no_server_slows_the_loop_or_its_end(
     assert (folder / LOG_NAME).read_bytes() == (plain / LOG_NAME).read_bytes()
     limit = 1.0 if message == TOO_LATE else 10.0
     began = time.monotonic()
-    warning = mirror.finish(limit)
+    warning = finish(*mirrors, timeout_seconds=limit)
     assert time.monotonic() - began < limit + 1.5
     if message is None:
-        assert warning is None, (warning, (folder / OUTPUT_NAME).read_text())
+        assert warning == "", (folder / "wandb.log").read_text()
         assert len(losses(server.runs[RUN_ID].rows)) == 40
     else:
-        assert warning is not None and message in warning
+        assert message in warning and all(TITLES[sink].lower() in warning.lower() for sink in others), warning
         assert f"report.py --wandb {folder}" in warning
     assert all_gone(folder)
 

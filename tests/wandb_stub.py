@@ -1,4 +1,4 @@
-"""A local W&B server with the operations that wandb's client needs.
+"""A local W&B server with the operations that wandb's client needs, and a webhook.
 
 It stores what a run sends, and answers by its mood: normally, slowly, with errors, or not at all.
 """
@@ -30,6 +30,7 @@ class StoredRun:
     """History by the client's line number; a repeated number overwrites."""
     files: dict[str, bytes] = field(default_factory=dict)
     alerts: list[tuple[str, str]] = field(default_factory=list)
+    notes: str = ""
     exit_code: int | None = None
 
     @property
@@ -40,8 +41,8 @@ class StoredRun:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """History without the report."""
-        return [row for row in self.all_rows if not any(k.startswith("report/") for k in row)]
+        """History without the report and the charts."""
+        return [row for row in self.all_rows if not any(k.startswith(("report/", "bands/")) for k in row)]
 
 
 class _Server(ThreadingHTTPServer):
@@ -59,6 +60,9 @@ class WandbStub:
         self.turn: tuple[str, Mood] | None = None
         """Operation after which the mood changes, and the new mood."""
         self.runs: dict[str, StoredRun] = {}
+        self.views: dict[str, dict[str, str]] = {}
+        self.posts: list[tuple[str, str]] = []
+        """Path and text of each message to the webhook."""
         self.asked: list[str] = []
         """Operations and paths of all requests in order."""
         self._over = threading.Event()
@@ -129,6 +133,8 @@ class WandbStub:
         self.asked.append(f"{method} {path}")
         if path.endswith("/file_stream"):
             self._stream(self.runs[path.split("/")[-2]], json.loads(body))
+        elif method == "POST":
+            self.posts.append((path, body.decode()))
         elif method == "PUT":
             _, run_id, name = path.split("/", 2)
             self.runs[run_id].files[name] = body
@@ -157,6 +163,7 @@ class WandbStub:
             case "UpsertBucket":
                 inserted = given["name"] not in self.runs
                 run = self.runs.setdefault(given["name"], StoredRun())
+                run.notes = given.get("notes") or run.notes
                 if given.get("config"):
                     run.config = json.loads(given["config"])
                 bucket = {
@@ -168,6 +175,12 @@ class WandbStub:
                     "historyLineCount": len(run.lines),
                 }
                 return {"upsertBucket": {"bucket": bucket, "inserted": inserted}}
+            case "View":
+                edges = [{"node": view} for name, view in self.views.items() if name == given["viewName"]]
+                return {"project": {"allViews": {"edges": edges}}}
+            case "UpsertView2":
+                self.views[given["name"]] = {"id": "v", "displayName": given["displayName"], "spec": given["spec"]}
+                return {"upsertView": {"view": {"id": "v", "name": given["name"]}, "inserted": True}}
             case "CreateRunFiles":
                 at = f"{self.url}/{given['run']}"
                 files = [{"name": name, "uploadUrl": f"{at}/{name}"} for name in given["files"]]

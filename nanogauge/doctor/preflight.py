@@ -41,6 +41,7 @@ from nanogauge.runlog.reader import has_begun
 from nanogauge.runspec import RunSpec
 from nanogauge.schedule import checkpoints
 from nanogauge.schema import Hardware
+from nanogauge.shell import pip_install
 from nanogauge.sinks.mode import switched_off
 
 DEFAULT_RUN = RunSection(name="NAME")
@@ -110,9 +111,18 @@ def examine(
         check_sleep(machine.ROOT, os.environ, machine.command_output, platform.system()),
         warn_of_wsl() if machine.is_wsl() and on_gpu else None,
         on_gpu and check_power(driver.power_limit_watts, driver.power_limit_default_watts),
+        config and config.trackio.project and _check_trackio(find_spec("trackio") is not None),
         check_wandb(mode, find_spec("wandb") is not None, key_from, switch),
     ]
     return [finding for finding in findings if finding]
+
+
+def _check_trackio(installed: bool) -> Finding:
+    if installed:
+        return Finding("trackio", "go", "installed")
+    return Finding(
+        "trackio", "warn", "the package is not installed: the run is not mirrored to it", pip_install("trackio")
+    )
 
 
 def _check_torch(run: RunSection, torch: TorchBuild | None, driver: DriverInfo) -> list[Finding]:

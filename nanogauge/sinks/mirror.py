@@ -1,7 +1,7 @@
-"""Control of the process that mirrors a run log to Weights & Biases.
+"""Control of the processes that mirror a run log to W&B, trackio and a webhook.
 
-The training loop starts one for the duration of a run (Mirror), report.py for a run that has ended (upload). Neither
-waits for W&B beyond a time limit. The process itself is nanogauge.sinks.process.
+The training loop starts one for each sink for the duration of a run (start_mirrors), report.py one for a run that has
+ended (upload). None waits for a sink beyond a time limit. The process itself is nanogauge.sinks.process.
 """
 
 from __future__ import annotations
@@ -9,22 +9,24 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shlex
 import signal
 import string
 import subprocess
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nanogauge.cli import start_module
+from nanogauge.config import Config
 from nanogauge.errors import RunFailed
+from nanogauge.files import ALERTS_VARIABLE
 from nanogauge.runlog.reader import LOG_NAME
-from nanogauge.shell import python_command
+from nanogauge.shell import interpreter, python_command
 from nanogauge.sinks.mode import Mode
+from nanogauge.sinks.sink import TITLES, SinkName
 from nanogauge.waiting import announced
 
-OUTPUT_NAME = "wandb.log"
-"""Output of the mirror process and of W&B."""
-POSITION_NAME = "wandb.json"
-"""File that records how much of the run W&B has."""
 _MODULE = "nanogauge.sinks.process"
 _UPLOAD_SECONDS = 600.0
 _ERROR_PREFIX = "process.py: "
@@ -38,67 +40,104 @@ def new_run_id() -> str:
     return "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))
 
 
+def start_mirrors(config: Config, run_id: str) -> list[Mirror]:
+    """Start a process for each sink of the configuration."""
+    wandb, project = config.wandb, config.trackio.project
+    shared = [f"--id={run_id}", f"--log-every={config.train.log_every}"]
+    mirrors = []
+    if wandb.mode != "disabled":
+        options = [f"--mode={wandb.mode}", f"--project={wandb.project}", *shared]
+        mirrors.append(Mirror("wandb", config.folder, options))
+    if project is not None:
+        mirrors.append(Mirror("trackio", config.folder, [f"--project={project}", *shared]))
+    if url := config.alerts.url or os.environ.get(ALERTS_VARIABLE):
+        mirrors.append(Mirror("webhook", config.folder, [], {ALERTS_VARIABLE: url}))
+    return mirrors
+
+
+def finish_mirrors(mirrors: Sequence[Mirror], timeout_seconds: float = 10.0) -> list[str]:
+    """Wait for the mirrors of a complete log and report; return a warning for each that failed.
+
+    The time limit is that of all together. Never raises.
+    """
+    until = time.monotonic() + timeout_seconds
+    for mirror in mirrors:
+        mirror.confirm()
+    warnings = [mirror.finish(until, timeout_seconds) for mirror in mirrors]
+    return [warning for warning in warnings if warning is not None]
+
+
 class Mirror:
-    """The mirror process of a run, as the training loop uses it."""
+    """The mirror process of a run for one sink, as the training loop uses it."""
 
-    def __init__(self, folder: Path, process: subprocess.Popen[bytes] | None, problem: str) -> None:
-        self._folder = folder
-        self._process = process
-        self._problem = problem
-
-    @classmethod
-    def start(cls, folder: Path, mode: Mode, project: str, log_every: int, run_id: str | None = None) -> Mirror:
+    def __init__(self, sink: SinkName, folder: Path, options: Sequence[str], variables: Mapping[str, str] = {}) -> None:
         """Start mirroring; finish() reports any failure, and this call neither waits nor raises.
 
         Args:
+            sink: where to.
             folder: a run folder with prediction.json and a start line in its log.
-            mode: whether to upload.
-            project: the W&B project.
-            log_every: mirror every so many steps, and everything else in the log.
-            run_id: W&B's id of the run; None for the id in the log.
+            options: flags of the process.
+            variables: environment variables that it needs besides those of this process.
         """
+        command = [sink, str(folder), *options]
+        self._title = TITLES[sink]
+        self._output = output_of(folder, sink)
+        self._problem = ""
+        self._process: subprocess.Popen[bytes] | None = None
+        self._advice = f" {interpreter()} -m {_MODULE} {shlex.join(command)} uploads the run."
+        if sink == "wandb":
+            self._advice = f" {python_command('report.py', '--wandb', folder)} uploads the run."
+        elif sink == "webhook":
+            self._advice = ""
         log = folder / LOG_NAME
         logged_bytes = log.stat().st_size if log.exists() else 0
-        options = [str(folder), f"--mode={mode}", f"--project={project}"]
-        options += [f"--log-every={log_every}", f"--attached={logged_bytes}"]
-        if run_id is not None:
-            options.append(f"--id={run_id}")
         try:
-            with (folder / OUTPUT_NAME).open("wb") as output:
-                return cls(folder, start_module(_MODULE, options, output, output), "")
+            with self._output.open("wb") as output:
+                self._process = start_module(
+                    _MODULE, [*command, f"--attached={logged_bytes}"], output, output, variables
+                )
         except OSError as error:
-            return cls(folder, None, f"The W&B mirror could not be started: {error}.")
+            self._problem = f"The mirror to {self._title} could not be started: {error}."
 
-    def finish(self, timeout_seconds: float = 10.0) -> str | None:
-        """Wait for the rest of the log and the report, both complete; return a warning or None.
+    def confirm(self) -> None:
+        """Let the process end by itself: the log and the report are complete."""
+        if self._process is not None:
+            assert self._process.stdin is not None
+            with contextlib.suppress(OSError):  # it has ended already
+                self._process.stdin.write(b"\n")
+                self._process.stdin.close()
 
-        The warning says why not all of the run is in W&B. Never raises.
-        """
+    def finish(self, until: float, limit_seconds: float) -> str | None:
+        """Wait until time.monotonic() is `until`; return why not all of the run is there, or None."""
         if self._process is None:
             return self._problem
-        advice = f"{python_command('report.py', '--wandb', self._folder)} uploads the run"
+        left_seconds = max(0.0, until - time.monotonic())
         try:
-            with announced("W&B to take the rest of the run", timeout_seconds):
-                # Any input means that the log and the report are complete.
-                self._process.communicate(b"\n", timeout=timeout_seconds)
+            with announced(f"{self._title} to take the rest of the run", left_seconds):
+                self._process.wait(left_seconds)
         except subprocess.TimeoutExpired:
             _kill(self._process)
-            return f"{_too_slow(timeout_seconds)}; {advice}."
+            return f"{_too_slow(self._title, limit_seconds)}.{self._advice}"
         try:
-            output = (self._folder / OUTPUT_NAME).read_text(encoding="utf-8", errors="replace")
+            output = self._output.read_text(encoding="utf-8", errors="replace")
         except OSError as error:
-            output = f"{_ERROR_PREFIX}the output of the W&B mirror is lost: {error}."
-        problem = _problem(self._process.returncode, output)
-        return None if problem is None else f"{problem} {advice}."
+            output = f"{_ERROR_PREFIX}the output of the mirror to {self._title} is lost: {error}."
+        problem = _problem(self._process.returncode, output, self._title)
+        return None if problem is None else f"{problem}{self._advice}"
+
+
+def output_of(folder: Path, sink: SinkName) -> Path:
+    """Return the file with the output of the mirror process and of its sink's package."""
+    return folder / f"{sink}.log"
 
 
 def upload(folder: Path, mode: Mode, project: str, timeout_seconds: float = _UPLOAD_SECONDS) -> str:
-    """Mirror the log and report as they are, and return the run's address in W&B.
+    """Mirror the log and report as they are to W&B, and return the run's address there.
 
     Raises:
         RunFailed: if W&B is not available in this mode, or not in time.
     """
-    options = [str(folder), f"--mode={mode}", f"--project={project}"]
+    options = ["wandb", str(folder), f"--mode={mode}", f"--project={project}"]
     process = start_module(_MODULE, options, subprocess.PIPE, subprocess.PIPE)
     try:
         with announced("W&B to take the run", timeout_seconds):
@@ -106,16 +145,16 @@ def upload(folder: Path, mode: Mode, project: str, timeout_seconds: float = _UPL
     except BaseException as error:
         _kill(process)
         if isinstance(error, subprocess.TimeoutExpired):
-            raise RunFailed(f"{_too_slow(timeout_seconds)}.") from None
+            raise RunFailed(f"{_too_slow('W&B', timeout_seconds)}.") from None
         raise
-    problem = _problem(process.returncode, errors.decode(errors="replace"))
+    problem = _problem(process.returncode, errors.decode(errors="replace"), "W&B")
     if problem is not None:
         raise RunFailed(problem)
     return address.decode().strip()
 
 
-def _too_slow(seconds: float) -> str:
-    return f"W&B had not taken all of the run after {seconds:.0f} s and was stopped"
+def _too_slow(title: str, seconds: float) -> str:
+    return f"{title} had not taken all of the run after {seconds:.0f} s and was stopped"
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
@@ -126,7 +165,7 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
         process.wait(1.0)
 
 
-def _problem(returncode: int, output: str) -> str | None:
+def _problem(returncode: int, output: str, title: str) -> str | None:
     """Return why a finished mirror process did not send everything; None if it did."""
     if returncode == 0:
         if _ROWS_REFUSED in output:
@@ -135,4 +174,4 @@ def _problem(returncode: int, output: str) -> str | None:
     errors = [line for line in output.splitlines() if line.startswith(_ERROR_PREFIX)]
     if errors:
         return errors[-1].removeprefix(_ERROR_PREFIX)
-    return f"The W&B mirror failed: {(output.strip().splitlines() or ['no output'])[-1]}."
+    return f"The mirror to {title} failed: {(output.strip().splitlines() or ['no output'])[-1]}."

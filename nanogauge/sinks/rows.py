@@ -1,4 +1,4 @@
-"""Conversion of run log lines to W&B's history rows, summary and verdict table.
+"""Conversion of run log lines to the history rows, summary and verdict table of a dashboard.
 
 Every row has three axes: `step`, `tokens` (trained on so far) and `hours` (over all processes of the run). A prediction
 is in the row of its measurement, under the same last name: perf/step_seconds and predicted/step_seconds, _low, _high.
@@ -11,12 +11,15 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from nanogauge.files import scrubbed
 from nanogauge.prediction.flops import MFU_CONVENTIONS
 from nanogauge.quantities import format_range, format_value, mfu
 from nanogauge.runspec import RunSpec
 from nanogauge.schema import Checkpoint, Compile, End, Eval, LogLine, Prediction, Sensor, Start, Step
 
 AXES = ("step", "tokens", "hours")
+HistoryRow = dict[str, float]
+"""Key -> value at one time, with its step."""
 
 
 def _keys(namespace: str, *fields: str) -> dict[str, str]:
@@ -27,7 +30,7 @@ _POWER = ("power_watts", "power_min_watts", "power_max_watts")
 _PEAKS = ("peak_allocated_bytes", "peak_reserved_bytes", "peak_host_bytes")
 _STEP_PARTS = ("forward_seconds", "backward_seconds", "optimizer_seconds")
 
-# Field of a log line -> W&B's key.
+# Field of a log line -> key of the history.
 STEP_KEYS = {
     **_keys("train", "loss", "learning_rate", "grad_norm"),
     **_keys("perf", "step_seconds", "printed_seconds", "data_wait_seconds", *_STEP_PARTS),
@@ -71,7 +74,7 @@ VERDICT_COLUMNS = ("quantity", "claimed", "predicted", "calibrated", "measured",
 
 
 class Rows:
-    """Converter of log lines, passed in order from the first, to W&B rows."""
+    """Converter of log lines, passed in order from the first, to rows of the history."""
 
     def __init__(self, spec: RunSpec, prediction: Prediction, log_every: int) -> None:
         self._spec = spec
@@ -89,8 +92,8 @@ class Rows:
         self._throttle_keys: set[str] = set()
         self._all_sensed = True
 
-    def row(self, line: LogLine) -> dict[str, float]:
-        """Return the W&B history row of a log line; empty if the line has none.
+    def row(self, line: LogLine) -> HistoryRow:
+        """Return the row of a log line; empty if the line has none.
 
         Call it once per line, in order: it updates the running step, tokens and time.
         """
@@ -237,6 +240,14 @@ def verdict_rows(report: Mapping[str, Any]) -> list[list[Any]]:
         ]
         for row in report["rows"]
     ]
+
+
+def run_config(spec: RunSpec, prediction: Prediction) -> dict[str, Any]:
+    """Return the spec, the hardware and the best estimate of each quantity, without secrets."""
+    predicted: dict[str, Any] = {"hardware": prediction.hardware.model_dump()}
+    for name in (*prediction.quantities, *prediction.calibrated):
+        predicted[name] = prediction[name].model_dump(include={"low", "expected", "high", "unit"})
+    return scrubbed({**spec.to_dict(), "prediction": predicted})
 
 
 def _currency(row: Mapping[str, Any]) -> str:

@@ -29,7 +29,6 @@ _SHOWN_ROWS = (
     "peak_process_bytes",
     "energy_kwh",
     "cost",
-    "co2_grams",
 )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from nanogauge.config import CONFIG_KEYS, Config
 from nanogauge.errors import BadInput
 
-FREE_SECTIONS = ("measure", "cost", "wandb")
+FREE_SECTIONS = ("measure", "cost", "wandb", "trackio", "alerts")
 FREE_KEYS = (
     "run.name",
     "run.out",
@@ -78,8 +78,10 @@ def config_differences(old: Config, new: Config) -> list[Difference]:
     shaping = SHAPING_KEYS + ("model.block_size",) * (old.model.positions == "learned")
     for name in CONFIG_KEYS:
         section, _, key = name.partition(".")
+        if section in FREE_SECTIONS or name in FREE_KEYS:
+            continue
         was, value = before[section][key], after[section][key]
-        if section not in FREE_SECTIONS and name not in FREE_KEYS and was != value:
+        if was != value:
             text = f"the run has {was!r}, this command {value!r}"
             found.append(Difference(name, text, fits=name not in shaping))
     return found

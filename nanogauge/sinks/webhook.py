@@ -1,0 +1,70 @@
+"""Webhook: alarms and the end of a run as a few words to a phone or a chat."""
+
+import json
+import os
+import sys
+import textwrap
+import time
+from argparse import Namespace
+from collections.abc import Mapping
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
+
+from nanogauge.errors import BadInput, RunFailed
+from nanogauge.files import ALERTS_VARIABLE
+from nanogauge.runspec import RunSpec
+from nanogauge.schema import Prediction
+from nanogauge.sinks.sink import TITLES, Outcome, Severity, Sink
+
+_TIMEOUT_SECONDS, _RETRY_SECONDS = 10.0, 2.0
+_MOST_CHARACTERS = 1000
+_FIELDS = {"hooks.slack.com": "text", "discord.com": "content", "api.telegram.org": "text"}
+"""Host that takes JSON -> field of the message; any other, such as ntfy.sh, takes plain text."""
+
+
+def request_of(url: str, words: str) -> Request:
+    """Return the POST of a message in the format of its host."""
+    kind, body = "text/plain; charset=utf-8", textwrap.shorten(words, _MOST_CHARACTERS)
+    if field := _FIELDS.get(urlsplit(url).hostname or ""):
+        kind, body = "application/json", json.dumps({field: body})
+    # Discord refuses urllib's own User-Agent.
+    return Request(url, body.encode(), {"Content-Type": kind, "User-Agent": "nanogauge"})
+
+
+class Webhook(Sink):
+    """Posts to the address in NANOGAUGE_ALERTS_URL; has no place for rows and figures."""
+
+    def __init__(self, options: Namespace) -> None:
+        if ALERTS_VARIABLE not in os.environ:
+            raise BadInput(f"set {ALERTS_VARIABLE} to the address of the webhook.")
+        self._url = os.environ[ALERTS_VARIABLE]
+        self._problem: str | None = None
+
+    def begin(self, folder: Path, spec: RunSpec, prediction: Prediction) -> None:
+        self._name = spec.name or folder.name
+
+    def alert(self, level: Severity, title: str, text: str) -> None:
+        if level == "alarm":
+            self._post(text)
+
+    def end(self, status: Outcome | None, report: Mapping[str, Any] | None) -> str:
+        words = "its process died; --resume auto continues from the newest checkpoint." if status is None else status
+        self._post(words if report is None else f"{words}. {report['run']['headline']}")
+        if self._problem is not None:
+            raise RunFailed(f"The webhook did not take all messages: {self._problem}.")
+        return TITLES["webhook"]
+
+    def _post(self, words: str) -> None:
+        request = request_of(self._url, f"{self._name}: {words}")
+        try:
+            try:
+                urlopen(request, timeout=_TIMEOUT_SECONDS).close()
+            except (OSError, HTTPException):
+                time.sleep(_RETRY_SECONDS)
+                urlopen(request, timeout=_TIMEOUT_SECONDS).close()
+        except (OSError, HTTPException) as error:
+            self._problem = str(error) or type(error).__name__
+            print(f"Not taken: {words} ({self._problem})", file=sys.stderr)
