@@ -11,13 +11,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypedDict, cast
+from typing import Any, TypedDict
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import nn
 
-from nanogauge.files import open_regular, read_whole
+from nanogauge.files import read_whole, sha256_file, sync_folder
 from trainer.step.fsdp import is_sharded, load_shards, local_tensor, sharded_state
 from trainer.step.optimizer import load_state
 
@@ -149,7 +150,7 @@ def intact_meta(path: Path) -> Meta | None:
     """Read the meta.json of a checkpoint; return None if any file is damaged."""
     try:
         hashes = _content(path)["sha256"]
-        intact = all(_sha256(path / name) == hashes[name] for name in (WEIGHTS, STATE))
+        intact = all(sha256_file(path / name) == hashes[name] for name in (WEIGHTS, STATE))
         return read_meta(path) if intact else None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
@@ -176,30 +177,12 @@ def _sizes(state: RandomState) -> tuple[int, int | None]:
     return state["cpu"].numel(), on_device.numel() if on_device is not None else None
 
 
-def _sha256(path: Path) -> str:
-    with open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-_CHUNK_BYTES = 2**22
-"""Bytes hashed and written at a time, so that both read them from the CPU's cache."""
-_SAFETENSORS_NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-    torch.int64: "I64",
-    torch.bool: "BOOL",
-}
-
-
 def write_files(
     folder: Path, weights: Mapping[str, torch.Tensor], state: Mapping[str, object], content: Mapping[str, object]
 ) -> int:
     """Write the files of a checkpoint into an empty folder and fsync them; return their size.
 
-    Tensors are not copied, and the interpreter lock is free while bytes are hashed and written, so that training
-    continues meanwhile.
+    Both libraries write without copying tensors and without the interpreter lock, so training continues meanwhile.
 
     Args:
         folder: empty folder to write to; it is fsynced as well.
@@ -210,100 +193,17 @@ def write_files(
     Raises:
         OSError: if a file cannot be written completely.
     """
-    model_file = _HashedFile(folder / WEIGHTS)
-    _write_safetensors(weights, model_file)
-    model_file.finish()
-    state_file = _HashedFile(folder / STATE)
     try:
-        torch.save(state, cast(BinaryIO, state_file))
-    finally:
-        state_file.finish()
-    hashes = {WEIGHTS: model_file.sha256, STATE: state_file.sha256}
-    meta_file = _HashedFile(folder / META)
-    meta_file.write(meta_bytes({**content, "sha256": hashes}))
-    meta_file.finish()
-    flush_folder(folder)
-    return model_file.bytes + state_file.bytes + meta_file.bytes
-
-
-def flush_folder(folder: Path) -> None:
-    """Fsync a folder, so that new and renamed files in it survive a power failure."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-class _HashedFile:
-    """A new file that is hashed while it is written.
-
-    torch's writer replaces an OSError by one without its cause. So the first error is stored, later writes are dropped,
-    and finish() raises it.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.bytes = 0
-        self._hash = hashlib.sha256()
-        self._error: OSError | None = None
-        self._file = path.open("xb")
-
-    @property
-    def sha256(self) -> str:
-        return self._hash.hexdigest()
-
-    def write(self, data: bytes | memoryview) -> int:
-        view = memoryview(data)
-        try:
-            if self._error is None:
-                for start in range(0, len(view), _CHUNK_BYTES):
-                    chunk = view[start : start + _CHUNK_BYTES]
-                    self._hash.update(chunk)
-                    self._file.write(chunk)
-        except OSError as error:
-            self._error = error
-        self.bytes += len(view)
-        return len(view)
-
-    def flush(self) -> None:
-        """Do nothing, as torch's writer calls this often; finish() flushes."""
-
-    def finish(self) -> None:
-        """Fsync and close the file.
-
-        Raises:
-            OSError: if any write failed.
-        """
-        try:
-            with self._file:
-                if self._error is None:
-                    self._file.flush()
-                    os.fsync(self._file.fileno())
-        except OSError as error:
-            self._error = self._error or error
-        if self._error is not None:
-            raise self._error
-
-
-def _write_safetensors(tensors: Mapping[str, torch.Tensor], file: _HashedFile) -> None:
-    """Write the same bytes as safetensors.torch.save_file, which copies every tensor first.
-
-    Source: github.com/huggingface/safetensors, "Format": eight bytes with the length of the header, the header in JSON,
-    padded to a multiple of eight, and the tensors.
-    """
-    names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
-    header: dict[str, Any] = {}
-    end = 0
-    for name in names:
-        tensor, begin = tensors[name], end
-        end += tensor.nbytes
-        header[name] = {
-            "dtype": _SAFETENSORS_NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [begin, end],
-        }
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    file.write(len(text).to_bytes(8, "little") + text)
-    for name in names:
-        file.write(tensors[name].flatten().view(torch.uint8).numpy().data)
+        safetensors.torch.save_file(dict(weights), folder / WEIGHTS)
+        torch.save(state, folder / STATE)
+    except safetensors.SafetensorError as error:
+        raise OSError(str(error)) from error
+    except RuntimeError as error:  # torch's writer does not pass on the system's error
+        raise OSError(f"torch could not write {STATE}, as when the disk is full") from error
+    hashes = {name: sha256_file(folder / name) for name in (WEIGHTS, STATE)}
+    (folder / META).write_bytes(meta_bytes({**content, "sha256": hashes}))
+    for name in (WEIGHTS, STATE, META):
+        with (folder / name).open("rb") as file:
+            os.fsync(file.fileno())
+    sync_folder(folder)
+    return sum((folder / name).stat().st_size for name in (WEIGHTS, STATE, META))
