@@ -11,8 +11,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nanogauge.device import local_hardware
     from nanogauge.instrument import Run, run
-    from nanogauge.local_hardware import local_hardware
     from nanogauge.prediction.prediction import predict
     from nanogauge.runspec import RunSpec
 
@@ -22,7 +22,7 @@ __all__ = ["Run", "RunSpec", "local_hardware", "predict", "run"]
 _MODULES = {
     "Run": "instrument",
     "RunSpec": "runspec",
-    "local_hardware": "local_hardware",
+    "local_hardware": "device",
     "predict": "prediction.prediction",
     "run": "instrument",
 }

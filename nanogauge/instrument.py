@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any, Literal, Self, SupportsFloat
 
 from nanogauge.analysis.report_model import build_report, claims_of
+from nanogauge.device import local_hardware
 from nanogauge.doctor.machine import capture_environment
 from nanogauge.errors import BadInput
 from nanogauge.files import make_folder, write_atomic
-from nanogauge.local_hardware import local_hardware
 from nanogauge.measure.clock import Clock, Moment, Stopwatch
 from nanogauge.measure.gpus import WatchedGpu
 from nanogauge.measure.host import reset_peak
@@ -78,7 +78,7 @@ class _PendingStep:
 
 def run(
     name: str,
-    spec: RunSpec,
+    spec: RunSpec | None = None,
     plan: Prediction | None = None,
     folder: str | Path = "runs",
     claims: str | Path | None = None,
@@ -88,9 +88,18 @@ def run(
     Use the result in a with statement, whose end writes report.html, report.md and report.json. Under torchrun only
     rank 0 writes.
 
+    >>> import nanogauge as ng
+    >>> with ng.run("mine") as run:
+    ...     for _ in range(3):
+    ...         with run.step():
+    ...             loss = 3.0
+    ...         run.log(loss=loss)
+    >>> (run.path / "report.html").exists()
+    True
+
     Args:
         name: name of the run.
-        spec: what the run is.
+        spec: what the run is; None if unknown, and then the report says of each row what it needs.
         plan: its prediction; None to predict it for this machine's device.
         folder: folder of all runs.
         claims: claims file to compare the run with.
@@ -99,6 +108,7 @@ def run(
         ValueError: if the folder already holds a run.
     """
     path = Path(folder) / name
+    spec = spec or RunSpec.undescribed()
     if int(os.environ.get("RANK", "0")) > 0:
         return Run(path, spec, None)
     if has_begun(path):
@@ -112,6 +122,13 @@ class Run:
     """A training loop that is being measured; nanogauge.run opens one.
 
     Without a prediction it writes nothing, as on ranks other than 0.
+
+    >>> import nanogauge as ng
+    >>> run = ng.run("evaluated")
+    >>> with run.phase("evaluation"):
+    ...     run.log(val_loss=3.3)
+    >>> run.finish().name
+    'report.html'
     """
 
     def __init__(self, path: Path, spec: RunSpec, plan: Prediction | None, claims: Path | None = None) -> None:
@@ -245,7 +262,7 @@ class Run:
         """End the run and write its report; return report.html, None where nothing is written.
 
         Args:
-            status: None for finished if all steps of the spec were made, else stopped.
+            status: None for finished if all steps of the spec were made or it has none, else stopped.
             reason: why it stopped or failed.
         """
         if self._silent:
@@ -254,7 +271,7 @@ class Run:
         self._record_steps()
         self._recorder.standstill.close()
         if status is None:
-            status = "finished" if self._next >= self.spec.steps else "stopped"
+            status = "finished" if self.spec.is_undescribed or self._next >= self.spec.steps else "stopped"
         with self._log:
             self._recorder.record_end(status, self._next, reason, alone=self.spec.world_size == 1)
         self._background.stop()
@@ -285,7 +302,7 @@ class Run:
                 pending.measured or self._recorder.measure_step(pending.watch),
                 first=pending.number == 0,
                 memory=pending.number % _PEAKS_EVERY == 0,
-                tokens=self.spec.tokens_per_step,
+                tokens=None if self.spec.is_undescribed else self.spec.tokens_per_step,
                 **pending.logged.numbers(self._clock),
             )
 

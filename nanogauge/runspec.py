@@ -33,10 +33,16 @@ from nanogauge.spec_parts import (
 if TYPE_CHECKING:
     from nanogauge.config import Config
 
+NO_SPEC = "the run is not described; give nanogauge.run a spec"
+"""Reason why a row of a run without a spec is absent."""
+
 
 @dataclass(frozen=True, kw_only=True, config=NO_EXTRA)
 class RunSpec:
-    """Description of a training run."""
+    """Description of a training run.
+
+    >>> import nanogauge as ng
+    """
 
     schema_version: Literal[1] = 1
     name: str | None = None
@@ -98,7 +104,20 @@ class RunSpec:
         needs |= dict.fromkeys(("flops_total_6n", "mfu_6n"), of_model | tokens)
         needs |= dict.fromkeys(("flops_total_palm", "mfu_palm"), all_but_batch)
         absent = {row: [k for k in self.unknown if k in keys] for row, keys in needs.items()}
-        return {row: f"the log does not say {', '.join(k)}" for row, k in absent.items() if k}
+        return {row: self.unsaid(*keys) for row, keys in absent.items() if keys}
+
+    def unsaid(self, *keys: str) -> str:
+        """Return why a row is absent that needs these unknown keys."""
+        return NO_SPEC if self.is_undescribed else f"the log does not say {', '.join(keys)}"
+
+    @property
+    def is_undescribed(self) -> bool:
+        """True if nothing is known of the run; its steps are then those that were made."""
+        return "train.max_steps" in self.unknown
+
+    def progress(self, done: int) -> str:
+        """Format the number of steps made, with that of the whole run if it is known."""
+        return f"{done:,}" if self.is_undescribed else f"{done:,} of {self.steps:,}"
 
     @property
     def tokens_per_step(self) -> int:
@@ -127,6 +146,11 @@ class RunSpec:
 
         By default it is compiled, without dropout, evaluations and checkpoints.
 
+        >>> spec = ng.RunSpec.gpt(n_layer=12, n_embd=384, n_head=12, context=1024, vocabulary=50304,
+        ...                       micro_batch=16, grad_accum=32, steps=20_000)
+        >>> spec.tokens_per_step
+        524288
+
         Raises:
             ValueError: for a value out of range, or an n_embd that n_head does not divide.
         """
@@ -147,8 +171,18 @@ class RunSpec:
         return cls(shape=shape, micro_batch=micro_batch, grad_accum=grad_accum, steps=steps, **(defaults | settings))
 
     @classmethod
+    def undescribed(cls) -> RunSpec:
+        """Return the spec of a run of which nothing is known: only what is measured has rows."""
+        sizes = dict.fromkeys(("n_layer", "n_embd", "n_head", "context", "vocabulary", "micro_batch", "steps"), 1)
+        unknown = tuple(key for key in SETTINGS if key.startswith(("model.", "train.")))
+        return cls.gpt(**sizes, compile=None, dropout=None, unknown=unknown)
+
+    @classmethod
     def from_toml(cls, path: str | Path) -> RunSpec:
         """Return the spec of a configuration file of train.py, as in configs/.
+
+        >>> ng.RunSpec.from_toml("configs/rtx4070_fineweb.toml").steps
+        20000
 
         Raises:
             ValueError: if there is no such file, or a key or value is wrong.
@@ -167,6 +201,11 @@ class RunSpec:
         cls, config: Any, arguments: Any, context: int | None = None, steps: int | None = None
     ) -> RunSpec:
         """Return the spec of a transformers.Trainer run of a decoder-only model.
+
+        >>> model = {"hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
+        ...          "intermediate_size": 1536, "vocab_size": 49152, "rope_theta": 100000, "hidden_act": "silu"}
+        >>> ng.RunSpec.from_transformers(model, {"max_steps": 1000}, context=2048).shape.n_kv_head
+        3
 
         Args:
             config: a PretrainedConfig, its dictionary, or the path of a config.json: GPT-2, GPT-NeoX, Llama, Qwen,

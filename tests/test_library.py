@@ -1,5 +1,6 @@
 """The public API: a loop of the user's own is predicted, measured and reported."""
 
+import doctest
 import json
 import statistics
 import subprocess
@@ -43,7 +44,36 @@ def test_three_lines_measure_a_loop_and_report_it(tmp_path: Path) -> None:
     evaluated = [line["seconds"] for line in lines if line["kind"] == "eval"]
     assert len(evaluated) == 2
     assert min(evaluated) > 0.05
-    assert "finished after 12 steps" in (tmp_path / "mine" / "report.md").read_text().lower()
+    page = (tmp_path / "mine" / "report.md").read_text()
+    assert "finished after 12 steps" in page.lower()
+    assert "made after the run" not in page
+
+
+def test_without_a_spec_a_run_is_measured_and_each_other_row_says_what_it_needs(tmp_path: Path) -> None:
+    with ng.run("mine", folder=tmp_path) as run:
+        for _ in range(4):
+            with run.step():
+                time.sleep(0.02)
+            run.log(loss=3.0)
+    report = json.loads((tmp_path / "mine" / "report.json").read_text())
+    assert (report["run"]["status"], report["run"]["steps_done"], report["run"]["max_steps"]) == ("finished", 4, 4)
+    rows = {row["id"]: row for row in report["rows"]}
+    assert rows["step_seconds"]["measured"]["value"] > 0.02
+    assert not any(row["analytic"] for row in rows.values())
+    for row in ("tokens_total", "parameters", "flops_total_6n", "mfu_palm", "weights_bytes"):
+        assert rows[row]["measured"] is None
+        assert "give nanogauge.run a spec" in rows[row]["why"]
+    assert not any("FLOP/s" in instrument["unit"] for instrument in report["instruments"])
+
+
+def test_the_example_of_each_public_name_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "configs").symlink_to(Path("configs").resolve())
+    monkeypatch.chdir(tmp_path)
+    for name in ng.__all__:
+        documented = doctest.DocTestFinder().find(getattr(ng, name), name, globs={"ng": ng})
+        assert any(test.examples for test in documented), name
+        for test in documented:
+            assert doctest.DocTestRunner().run(test).failed == 0, test.name
 
 
 def test_a_loop_that_fails_keeps_its_error_and_its_report(tmp_path: Path) -> None:

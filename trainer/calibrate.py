@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from model import GPT, Block, through
 from nanogauge.config import Config, RunSection
+from nanogauge.device import cpu_hardware
 from nanogauge.doctor.checks import TorchBuild
 from nanogauge.doctor.preflight import Device
 from nanogauge.errors import BadInput
 from nanogauge.hardware import find_gpu, from_properties, from_row
-from nanogauge.local_hardware import cpu_hardware
 from nanogauge.measure.host import ProcessorWatch, total_memory_bytes
 from nanogauge.measure.sensors import DriverInfo, driver_info
 from nanogauge.prediction.calibrated import Calibration, MeasuredParts, Rates, add_to_calibration

@@ -60,7 +60,7 @@ def instruments(
     if not recorded.starts[0].is_live:
         return []
     panel = _Panel()
-    if measurements.median_step_seconds is not None:
+    if measurements.median_step_seconds is not None and not spec.is_undescribed:
         _add_speed(panel, spec, measurements.median_step_seconds)
     _add_step_parts(panel, recorded)
     _add_ranks(panel, recorded)

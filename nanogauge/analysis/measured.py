@@ -79,9 +79,8 @@ class _Measurer:
         self.recorded, self.spec, self.prediction = recorded, spec, prediction
         self.values: dict[str, Measured] = {}
         self.missing: dict[str, str] = {}
-        end, steps = recorded.end, recorded.steps
-        self.steps_done = end.steps if end is not None else (steps[-1].step + 1 if steps else 0)
-        self.status = end.status if end is not None else "unfinished"
+        self.steps_done = recorded.steps_done
+        self.status = recorded.end.status if recorded.end is not None else "unfinished"
         self.seconds = steady_seconds(recorded)
         self.median = float(np.median(self.seconds)) if len(self.seconds) else None
         self.ledger = build_ledger(recorded, self.steps_done, self.median)
@@ -211,7 +210,7 @@ class _Measurer:
     def _measure_total(self) -> None:
         row, ledger = "total_seconds", self.ledger
         if self.status != "finished":
-            self.missing[row] = f"the run is at step {self.steps_done:,} of {self.spec.steps:,}"
+            self.missing[row] = f"the run is at step {self.spec.progress(self.steps_done)}"
         elif ledger.eval_s is None and ledger.other_s is None:
             self.missing[row] = "no evaluation has a time of its own in this log"
         elif ledger.ran_s is None:

@@ -148,7 +148,8 @@ def build_report(
         of_claim = attribute(prediction, measurements, spec, recorded, claims)
     liveness = judge_liveness(recorded, prediction, written, now, lock_held)
     finished = measurements.status == "finished"
-    projection = None if finished else project_total(recorded, spec, prediction, measurements)
+    unbounded = finished or spec.is_undescribed
+    projection = None if unbounded else project_total(recorded, spec, prediction, measurements)
     headline = (
         _headline(rows, measurements, attribution, prediction)
         if finished
@@ -250,7 +251,7 @@ _FITTED_ON = {
 
 
 def _prediction_made(start: Start, spec: RunSpec) -> str:
-    if start.source == "train":
+    if start.source in ("train", "library"):
         return "before step 0"
     shape = spec.shape
     key = (start.source, start.device, shape.n_layer, shape.n_embd, spec.micro_batch)

@@ -68,7 +68,7 @@ def without_totals(measurements: Measurements, spec: RunSpec) -> Measurements:
     """Return the measurements with whole-run totals of an unfinished run moved to `missing`."""
     if measurements.status == "finished":
         return measurements
-    done = f"{measurements.steps_done:,} of {spec.steps:,} steps"
+    done = f"{spec.progress(measurements.steps_done)} steps"
     values, missing = dict(measurements.values), dict(measurements.missing)
     for row in TOTALS:
         if (so_far := values.pop(row, None)) is not None:
@@ -228,7 +228,7 @@ def unfinished_headline(
     now: datetime,
 ) -> str:
     """Return a sentence on how far the run is, and when it ends or would have ended."""
-    where = f"step {measurements.steps_done:,} of {spec.steps:,}"
+    where = f"step {spec.progress(measurements.steps_done)}"
     ran = measurements.ledger.ran_s
     if ran is not None and measurements.timed_whole:
         where += f" after {format_seconds(ran)}"

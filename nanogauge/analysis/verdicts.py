@@ -214,7 +214,7 @@ def _judge(
         why = _against_claim(claim, near, interval, currency)
         why = estimate.formula if claim.row == QUALITY else why
         return verdict, "prediction", claim.factor(near), why
-    unsaid = f"the log does not say {', '.join(spec.unknown)}"
+    unsaid = spec.unsaid(*spec.unknown)
     reason = measurements.missing.get(claim.row, unsaid) if measurements is not None else ""
     return "not measured", None, None, reason or prediction.unpredicted.get(claim.row, "")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from nanogauge.config import Config, RunSection
+from nanogauge.device import cpu_hardware
 from nanogauge.doctor import machine
 from nanogauge.doctor.checks import (
     DiskUse,
@@ -30,7 +31,6 @@ from nanogauge.doctor.sleep import check_sleep
 from nanogauge.errors import BadInput
 from nanogauge.files import obstacle
 from nanogauge.hardware import find_gpu, from_row
-from nanogauge.local_hardware import cpu_hardware
 from nanogauge.measure.host import total_memory_bytes
 from nanogauge.measure.sensors import DriverInfo, driver_info
 from nanogauge.prediction.loss import REPOSITORIES, validation_error

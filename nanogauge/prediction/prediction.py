@@ -41,9 +41,10 @@ def predict(
     Memory is per GPU. With a calibration of this hardware, `calibrated` holds the times predicted a second time, from
     its measurements.
 
-    >>> spec = RunSpec.gpt(n_layer=12, n_embd=768, n_head=12, context=1024, vocabulary=50304,
-    ...                    micro_batch=8, grad_accum=64, steps=2000)
-    >>> plan = predict(spec, gpu="RTX 4070")
+    >>> import nanogauge as ng
+    >>> spec = ng.RunSpec.gpt(n_layer=12, n_embd=768, n_head=12, context=1024, vocabulary=50304,
+    ...                       micro_batch=8, grad_accum=64, steps=2000)
+    >>> plan = ng.predict(spec, gpu="RTX 4070")
     >>> plan["step_seconds"].low < plan["step_seconds"].expected < plan["step_seconds"].high
     True
     >>> plan.fits(free_gib=11)
@@ -134,7 +135,7 @@ def predict(
 
 def _of_known(spec: RunSpec, prediction: Prediction) -> Prediction:
     """Return the rows that follow exactly from the known settings alone."""
-    absent, reason = spec.absent_rows(), f"the log does not say {', '.join(spec.unknown)}"
+    absent, reason = spec.absent_rows(), spec.unsaid(*spec.unknown)
     exact = {row for row, q in QUANTITIES.items() if q.exact and row not in absent}
     known = {row: quantity for row, quantity in prediction.quantities.items() if row in exact}
     unpredicted = dict.fromkeys(QUANTITIES.keys() - known.keys(), reason)

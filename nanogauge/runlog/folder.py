@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nanogauge.config import load_config
@@ -120,6 +120,8 @@ def load_with_log(path: Path, reader: LogReader | None = None) -> tuple[RunFolde
             f"{path / 'prediction.json'} was changed after the run began: its hash is not the one "
             "in the log; restore the frozen prediction."
         )
+    if folder.spec.is_undescribed:
+        folder = replace(folder, spec=replace(folder.spec, steps=max(1, recorded.steps_done)))
     return folder, recorded
 
 

@@ -248,6 +248,12 @@ class RunHistory:
     """The last line is incomplete: the run died while writing it."""
 
     @property
+    def steps_done(self) -> int:
+        """Updates made since step 0."""
+        last = self.steps.last("step")
+        return self.end.steps if self.end is not None else 0 if last is None else int(last) + 1
+
+    @property
     def lost_steps(self) -> int:
         """Steps that were repeated after resuming from a checkpoint."""
         return sum(lost.steps for lost in self.lost_work)

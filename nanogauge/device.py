@@ -21,6 +21,10 @@ def local_hardware(dtype: str | None = None) -> Hardware:
     A CPU's peak is the best rate of an fp32 matrix product in numpy, and its bandwidth that of a copy larger than the
     caches.
 
+    >>> import nanogauge as ng
+    >>> ng.local_hardware().memory_bytes > 1e9
+    True
+
     Args:
         dtype: precision of the matrix products; None for bfloat16 on a GPU, float32 on a CPU.
     """
@@ -42,7 +46,7 @@ def _measured_cpu() -> Hardware:
     peak = 2 * _MATRIX**3 / _fastest(lambda: np.matmul(a, a, out=product))
     how = f"fp32 matrix product of {_MATRIX} x {_MATRIX} measured with numpy"
     bandwidth = 2 * _COPY_BYTES / _fastest(lambda: np.copyto(target, source))
-    return cpu_hardware(peak, how, bandwidth, "measured before the run, nanogauge/local_hardware.py")
+    return cpu_hardware(peak, how, bandwidth, "measured before the run, nanogauge/device.py")
 
 
 def cpu_hardware(peak_flops: float | None, how: str, bandwidth: float | None, source: str) -> Hardware:
