@@ -37,18 +37,8 @@ def test_a_spec_survives_json_and_agrees_with_its_configuration(path: Path) -> N
 
 def test_a_run_is_described_in_one_call() -> None:
     """The documented run, without evaluations and checkpoints."""
-    spec = RunSpec.gpt(
-        n_layer=12,
-        n_embd=384,
-        n_head=12,
-        context=1024,
-        vocabulary=50304,
-        micro_batch=16,
-        grad_accum=32,
-        steps=20_000,
-        dropout=0.1,
-        head="chunked",
-    )
+    sizes = {"n_layer": 12, "n_embd": 384, "n_head": 12, "context": 1024, "vocabulary": 50304}
+    spec = RunSpec.gpt(**sizes, micro_batch=16, grad_accum=32, steps=20_000, dropout=0.1, head="chunked")
     found = predict(spec, lookup("RTX 4070", "bfloat16")).quantities
     documented = documented_prediction().quantities
     assert found["step_seconds"] == documented["step_seconds"]
