@@ -27,6 +27,7 @@ from nanogauge.spec_parts import (
     SETTINGS,
     Cost,
     Fraction,
+    Head,
     NaturalNumber,
     NotNegative,
     Optimizer,
@@ -201,8 +202,8 @@ class TrainSection(Section):
     """gradient accumulation: micro-batches per optimizer step"""
     max_steps: PositiveInt
     """optimizer steps of the whole run"""
-    head: Literal["chunked", "plain"] = "chunked"
-    """chunked: head and loss for a few tokens at a time, no logits kept; plain: all at once"""
+    head: Literal["auto", "chunked", "plain"] = "auto"
+    """auto: what is faster and sure to fit; chunked: a few tokens at a time, no logits kept; plain: all at once"""
     checkpointing: Literal["none", "full"] = "none"
     """activation checkpointing; full recomputes all activations of the blocks to save memory"""
     sharding: Literal["none", "full"] = "none"
@@ -333,6 +334,15 @@ class Config(Section):
     def folder(self) -> Path:
         return expand_home(self.run.out) / self.run.name
 
+    @property
+    def head(self) -> Head:
+        """The vocabulary head: train.head, or chunked for an auto that with_head() has not replaced."""
+        return "chunked" if self.train.head == "auto" else self.train.head
+
+    def with_head(self, head: Head) -> Config:
+        """Return the configuration with this head in the place of auto."""
+        return self.with_settings({"train.head": head}) if self.train.head == "auto" else self
+
     def spec_fields(self, dtype: str | None = None) -> dict[str, Any]:
         """Return the fields of RunSpec; `dtype` replaces run.dtype = auto, None leaves it open."""
         model, train, optimizer = self.model, self.train, self.optimizer
@@ -348,7 +358,7 @@ class Config(Section):
             "sharding": "full" if train.sharding == "full" else "replicated",
             "device": self.run.device if self.run.device != "auto" else None,
             "dtype": dtype or run_dtype,
-            "head": train.head,
+            "head": self.head,
             "recomputation": train.checkpointing,
             "optimizer": Optimizer(name=optimizer.name, **fields["optimizer"]),
             "schedule": Schedule(decay=optimizer.schedule, **fields["schedule"]),

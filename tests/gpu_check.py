@@ -75,7 +75,7 @@ def ours(config: Config, chunks: int, dtype: str, device: torch.device) -> dict[
     """Return measured and predicted figures of the model of a configuration."""
     train = config.train
     model = GPT(config.model).to(device)
-    loss = TrainingLoss(model, train.head, train.grad_accum, device)
+    loss = TrainingLoss(model, config.head, train.grad_accum, device)
     if config.run.compile:
         loss.compile()
     optimizer = make_optimizer(model, config.optimizer)

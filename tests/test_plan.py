@@ -61,6 +61,14 @@ def test_a_plan_names_faster_settings_that_train_the_same_and_are_sure_to_fit() 
     assert steps[0] / steps[1] == pytest.approx(slow["fit"]["faster"][1])
 
 
+def test_a_plan_takes_the_plain_head_only_where_it_is_faster_and_sure_to_fit() -> None:
+    """Eager, a soft cap of chunks is computed in fp32."""
+    eager = ("--run.compile=false", "--free-vram-gib=24")
+    capped = (*eager, "--model.logit-softcap=15")
+    for flags, head in ((capped, "plain"), ((*capped, "--free-vram-gib=12"), "chunked"), (eager, "chunked")):
+        assert plan(*flags)["rows"] == plan(*flags, f"--train.head={head}")["rows"]
+
+
 def test_a_fit_is_doubtful_where_the_interval_holds_the_free_memory() -> None:
     peak = estimates(plan())["peak_process_bytes"]
     low, high = peak["low"], peak["high"]

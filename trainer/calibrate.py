@@ -257,7 +257,7 @@ def whole_piece(config: Config, sequences: int, micro_batches: int, device: torc
     sizes = config.model.model_copy(update={"n_layer": 1})
     model = GPT(sizes).to(device)
     model.recompute = config.train.checkpointing == "full"
-    loss = TrainingLoss(model, config.train.head, 1, device, tune=config.run.tune)
+    loss = TrainingLoss(model, config.head, 1, device, tune=config.run.tune)
     if config.run.compile:
         loss.compile()
     loss_of = with_advice(loss) if config.run.compile else loss

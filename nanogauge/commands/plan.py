@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
@@ -27,10 +27,11 @@ from nanogauge.prediction.overheads import preparation_seconds
 from nanogauge.prediction.plan import BestPlan, best_toml, parse_duration, plan_best, plan_deadline, plan_fit
 from nanogauge.prediction.prediction import predict
 from nanogauge.prediction.quality import load_losses
+from nanogauge.prediction.search import choose_head
 from nanogauge.quantities import next_time
 from nanogauge.report.terminal import print_best, print_plan
 from nanogauge.runspec import RunSpec
-from nanogauge.schema import SCHEMA, Hardware, Prediction
+from nanogauge.schema import SCHEMA, FreeMemory, Hardware, Prediction
 from nanogauge.sinks.mode import obeying_config
 
 _EXAMPLES = """
@@ -108,11 +109,13 @@ def _plan(given: Namespace, load_tools: LoadTools | None) -> int:
     else:
         target = _named_target(spec, given)
     spec = spec.resolved(target.dtype, given.gpus)
+    free = memory_to_plan_with(target.hardware, given.free_vram_gib, given.gpus)
+    if config.train.head == "auto":
+        spec = replace(spec, head=choose_head(spec, target.hardware, free.bytes))
     prediction, best = target.predict(spec), None
     if given.best is not None or (by is not None and prediction.best("total_seconds")):
-        best = _best(given, config, spec, target, None if by is None else by.timestamp() - start.timestamp())
+        best = _best(given, config, spec, target, free, None if by is None else by.timestamp() - start.timestamp())
     rows, findings = build_rows(claims, spec, prediction, None)
-    free = memory_to_plan_with(prediction.hardware, given.free_vram_gib, given.gpus)
     fit = plan_fit(spec, target.predict, free)
     data, preparation = config.data, None
     if data.folder is not None and data.tokens is not None and not data.folder.exists():
@@ -137,7 +140,9 @@ def _plan(given: Namespace, load_tools: LoadTools | None) -> int:
     return 0
 
 
-def _best(given: Namespace, config: Config, spec: RunSpec, target: Target, until_by: float | None) -> BestPlan:
+def _best(
+    given: Namespace, config: Config, spec: RunSpec, target: Target, free: FreeMemory, until_by: float | None
+) -> BestPlan:
     """Return the runs with the lowest predicted loss in the time given, and write the best.
 
     `until_by` is the time from --start to --by in seconds; None without --by.
@@ -145,7 +150,6 @@ def _best(given: Namespace, config: Config, spec: RunSpec, target: Target, until
     seconds = parse_duration(given.best, "--best") if given.best else until_by
     if seconds is None:
         raise BadInput("--best needs a time: --best 8h, or --best --by 07:00.")
-    free = memory_to_plan_with(target.hardware, given.free_vram_gib, given.gpus)
     plan, specs = plan_best(spec, target.predict, free, seconds, given.sure)
     best = specs.get("best")
     if given.best is not None and best is None:

@@ -73,26 +73,42 @@ def faster_flags(spec: RunSpec, hardware: Hardware, free: float) -> tuple[str, f
 
     None if they save less than 1 %, or if the run is not train.py's on one GPU.
     """
-    if spec.program.name != "nanogauge" or hardware.kind == "cpu" or spec.world_size > 1:
-        return None
-
-    def seconds(run: RunSpec) -> float:
-        step = predict_step_time(workload_of(run, on_gpu=True), hardware)
-        return step.seconds if step is not None else math.inf
-
     sequences = spec.micro_batch * spec.grad_accum
     micro_batches = [m for m in (spec.micro_batch, 2 * spec.micro_batch) if sequences % m == 0]
     runs = [
         replace(with_micro_batch(spec, micro), head=head, tuned=tuned)
         for micro, head, tuned in product(micro_batches, get_args(Head), {spec.tuned, spec.compile})
     ]
-    sure = [run for run in runs if memory_of(run, hardware).process.high <= free]
-    fastest = min(sure, key=seconds, default=spec)
-    if seconds(fastest) > 0.99 * seconds(spec):
+    fastest, share = _fastest(spec, runs, hardware, free)
+    if fastest is spec:
         return None
     values = {flag: (getattr(spec, f), getattr(fastest, f)) for f, flag in FASTER_FLAGS.items()}
     flags = [f"--{f} {str(new).lower()}" for f, (old, new) in values.items() if new != old]
-    return " ".join(flags), seconds(fastest) / seconds(spec)
+    return " ".join(flags), share
+
+
+def choose_head(spec: RunSpec, hardware: Hardware, free: float) -> Head:
+    """Return the head of train.head = auto: plain if it saves 1 % and is sure to fit, else chunked."""
+    chunked, plain = (replace(spec, head=head) for head in ("chunked", "plain"))
+    return _fastest(chunked, [plain], hardware, free)[0].head
+
+
+def _fastest(spec: RunSpec, runs: list[RunSpec], hardware: Hardware, free: float) -> tuple[RunSpec, float]:
+    """Return the fastest of the runs that are sure to fit, and its step over the given run's.
+
+    The given run if no other saves 1 %, or if it is not train.py's on one GPU.
+    """
+
+    def seconds(run: RunSpec) -> float:
+        step = predict_step_time(workload_of(run, on_gpu=True), hardware)
+        return step.seconds if step is not None else math.inf
+
+    if spec.program.name == "nanogauge" and hardware.kind != "cpu" and spec.world_size == 1:
+        sure = [run for run in runs if memory_of(run, hardware).process.high <= free]
+        fastest = min(sure, key=seconds, default=spec)
+        if (share := seconds(fastest) / seconds(spec)) <= 0.99:
+            return fastest, share
+    return spec, 1.0
 
 
 IntervalEnd = Literal["low", "expected", "high"]

@@ -146,6 +146,14 @@ def test_a_killed_run_resumes_and_a_finished_one_adds_nothing(tmp_path: Path) ->
     assert done.lines("end")[-1]["steps"] == last
 
 
+def test_a_run_keeps_the_head_that_was_chosen_at_its_beginning(tmp_path: Path) -> None:
+    flags = ("--model.logit-softcap=15", "--run.dtype=bfloat16")
+    begun = train_tiny(tmp_path / "r", *flags, "--rehearse=5")
+    resumed = train_tiny(tmp_path / "r", *flags, "--resume=auto")
+    assert resumed.status == 0, resumed.text
+    assert [json.loads((run.folder / "spec.json").read_text())["head"] for run in (begun, resumed)] == ["plain"] * 2
+
+
 def test_as_in_wsl_each_number_is_absent_with_its_reason(tmp_path: Path) -> None:
     (tmp_path / "script").write_text(WSL)
     done = train_tiny(tmp_path / "r", FAKE_NVML_SCRIPT=str(tmp_path / "script"))

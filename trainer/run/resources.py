@@ -5,23 +5,26 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 
 from model import GPT
 from nanogauge.config import Config, load_config
-from nanogauge.doctor.machine import capture_environment
+from nanogauge.doctor.machine import capture_environment, free_memory
 from nanogauge.files import make_folder
 from nanogauge.measure.gpus import WatchedGpu
 from nanogauge.prediction.calibrated import load_calibration
 from nanogauge.prediction.loss import REPOSITORIES
 from nanogauge.prediction.prediction import predict
 from nanogauge.prediction.quality import load_losses
+from nanogauge.prediction.search import choose_head
 from nanogauge.runlog.folder import CONFIG_TOML, RunFolder, create, load_with_log
 from nanogauge.runlog.lock import RunLock, acquire_lock
 from nanogauge.runlog.reader import has_begun
 from nanogauge.runspec import RunSpec
 from nanogauge.schema import Prediction
+from nanogauge.spec_parts import Head
 from trainer.calibrate import calibrated_threads, describe_hardware
 from trainer.checkpoints.checkpoint import newest_checkpoint
 from trainer.data.dataset import Dataset, open_run_data
@@ -69,7 +72,9 @@ def open_run_folder(config: Config, device: torch.device, dtype: str, resume: bo
         return _open_to_resume(config)
     hardware, driver = describe_hardware(device, dtype)
     calibration, warning = load_calibration(hardware.name, torch.__version__, calibrated_threads(device))
-    spec = RunSpec.from_config(config, dtype, ranks.world)
+    free, spec = free_memory(hardware), RunSpec.from_config(config, dtype, ranks.world)
+    config = config.with_head(choose_head(spec, hardware, free.bytes if free is not None else 0))
+    spec = replace(spec, head=config.head)
     prediction = predict(spec, hardware, calibration, losses=load_losses())
     if warning is not None:
         notes = [*prediction.notes, warning]
@@ -84,7 +89,9 @@ def open_run_folder(config: Config, device: torch.device, dtype: str, resume: bo
 def _open_to_resume(config: Config) -> OpenedRun:
     lock = acquire_lock(config.folder)
     folder, recorded = load_with_log(config.folder)
-    differences = config_differences(load_config(config.folder / CONFIG_TOML), config)
+    old = load_config(config.folder / CONFIG_TOML)
+    config = config.with_head(old.head)
+    differences = config_differences(old, config)
     checkpoint, damaged = newest_checkpoint(config.folder / "checkpoints")
     ids = [start.wandb_id for start in recorded.starts if start.wandb_id is not None]
     spec = RunSpec.from_config(config, folder.prediction.dtype, folder.prediction.gpus)
@@ -116,6 +123,7 @@ def share_folder(config: Config, ranks: Ranks, open_folder: Callable[[], OpenedR
             "sha256": opened.folder.prediction_sha256,
             "checkpoint": str(opened.checkpoint or ""),
             "rollbacks": opened.rollbacks,
+            "head": opened.folder.spec.head,
             "evaluated": dict(opened.evaluated),
         }
     received = ranks.gather(sent)[0]
@@ -126,6 +134,7 @@ def share_folder(config: Config, ranks: Ranks, open_folder: Callable[[], OpenedR
     evaluated, rollbacks = received["evaluated"], received["rollbacks"]
     assert isinstance(evaluated, dict)
     assert isinstance(rollbacks, int)
+    config = config.with_head(cast(Head, received["head"]))
     spec = RunSpec.from_config(config, prediction.dtype, prediction.gpus)
     return OpenedRun(
         RunFolder(config.folder, spec, {}, prediction, str(received["sha256"])),
@@ -163,7 +172,7 @@ def make_model(config: Config) -> GPT:
 
 def make_loss(config: Config, model: GPT, batches: Batches, dtype: str, ranks: Ranks) -> TrainingLoss:
     """Return the training loss; moves the model, or this rank's shard of it, to the device."""
-    head, accumulation, device = config.train.head, batches.grad_accum, batches.device
+    head, accumulation, device = config.head, batches.grad_accum, batches.device
     if config.train.sharding == "full":
         return ShardedLoss(model, head, accumulation, device, dtype)
     alone, tune = ranks.world == 1, config.run.tune

@@ -92,6 +92,7 @@ def open_session(config: Config, options: Options, ranks: Ranks = ALONE) -> Sess
     if source.assumed is not None and ranks.is_first:
         scan_vocabulary(source.splits, config.model.vocab_size, SCAN_SECONDS, stop.fail)
     opened = share_folder(config, ranks, lambda: open_run_folder(config, device, dtype, options.resume, ranks))
+    config = config.with_head(opened.folder.spec.head)
     meta = read_meta(opened.checkpoint) if opened.checkpoint is not None else None
     batches = resume_batches(config, source, batches, opened, meta, ranks)
     identity = {"code": code_sha256(), "torch": torch.__version__, "device": device.type, "dtype": dtype}
