@@ -64,6 +64,8 @@ class RunSpec:
     """The model is compiled with torch.compile."""
     tuned: bool | None = None
     """Matrix products are tuned on the GPU, with activations fused into them."""
+    deterministic: bool | None = None
+    """Only deterministic kernels, for which cuBLAS has larger workspaces."""
     dropout: Fraction | None = None
     head: Head = "plain"
     """Loss from all logits at once, or from a chunk of tokens at a time."""

@@ -94,6 +94,8 @@ class Program:
     """Largest magnitude of logits, limited by tanh; 0 for no limit."""
     logits_kept: bool = False
     """The loop keeps the logits until the end of the step, as in nanoGPT."""
+    logits_widened: bool = False
+    """16-bit logits are cast to fp32 before the loss; False: autocast takes their log-softmax in 16 bits on a GPU."""
     gradients_kept: bool = False
     """The previous gradients still exist during the forward pass, as zero_grad follows it."""
     compiled_loss: bool = True

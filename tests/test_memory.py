@@ -207,8 +207,7 @@ NANOCHAT_D12 = Shape(
     norm_weights=False,
     table_parameters=6 * 32768 * 768,
 )
-# The script's loop holds the logits, and calls zero_grad between forward and backward.
-BY_HAND = Program(logits_kept=True, gradients_kept=True)
+BY_HAND = TRAINING_PROGRAMS["ai-field-notes"]
 NANOCHAT = Program(embeddings_16_bit=True, fused_qkv=False, qk_norm=True, logit_softcap=15.0, wide_residual=False)
 DOCUMENTED = replace(workload_of(documented_spec(), on_gpu=True), head="plain")
 PUBLISHED = {

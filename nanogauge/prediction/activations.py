@@ -50,6 +50,8 @@ def saved_for_backward(work: Workload, on_cpu: bool = False) -> Saved:
     norms = 2 * (r * width + statistics) + 2 * e * width
     hidden = mlp if shape.mlp_matrices == 2 else (2 if work.compiled else 3) * mlp
     activation = e * (hidden + mlp)  # of a gated MLP also silu(gate), which compiled is recomputed
+    if program.squared_relu and not (work.compiled or on_cpu) and e == 2:
+        activation += 4 * mlp  # a GPU squares in fp32
     scales = program.learned_scales * e * width
     masks = 2 * _mask_bytes(work, on_cpu, e) * width
     layer = norms + _attention(work, on_cpu) + activation + scales + masks
@@ -68,7 +70,7 @@ def saved_for_backward(work: Workload, on_cpu: bool = False) -> Saved:
     final_norm = r * width + statistics + (_hidden_bytes(work, on_cpu) if chunked else e) * width
     token_ids = 8 if work.compiled or chunked else 16  # int64; eager copies the targets
     edges = final_norm + token_ids + _mask_bytes(work, on_cpu, r) * width
-    forward, backward = (n * each for each in _logits(work))
+    forward, backward = (n * each for each in _logits(work, on_cpu))
     logits_kept = 0.0
     if chunked:
         logits = _chunk_logits(work, on_cpu)
@@ -136,9 +138,7 @@ def _changed_queries_and_keys(work: Workload, on_cpu: bool) -> float:
     statistics = 4 * (shape.n_head + shape.n_kv_head) * program.qk_norm
     if not program.fused_qkv:
         return e * changed * program.qk_norm
-    if not on_cpu:
-        return e * changed + statistics
-    if work.compiled:
+    if work.compiled and on_cpu:
         # The partitioner keeps a copy of the output, which a CPU's kernel puts in another order; rotated, also the
         # projection's output in the place of the residual stream after it.
         r = 4 if work.program.wide_residual and work.program.master_weights else e
@@ -146,11 +146,12 @@ def _changed_queries_and_keys(work: Workload, on_cpu: bool) -> float:
         if work.dropout:  # plain attention: no copy, and 16-bit keys normed alone are made again
             copies = 0 if rotated or e == 4 else -e * changed * program.qk_norm
         return (e * changed + statistics) * program.qk_norm + copies
-    # Eager on a CPU: the norm of 16-bit values keeps them in fp32, the tables are cast for each of queries and keys,
-    # and the output lies in another order, so that the projection has a copy.
-    wide = 4 * changed * program.qk_norm if e == 2 else 0
-    tables = 2 * e * shape.head_size / work.micro_batch if rotated and e == 2 else 0
-    if work.dropout:  # plain attention copies what it takes, and the product goes
+    # The output lies in another order, so that the projection has a copy. Eager, the norm of 16-bit values keeps them
+    # in fp32, and the tables are cast for each of queries and keys.
+    narrow = e == 2 and not work.compiled
+    wide = 4 * changed * program.qk_norm if narrow else 0
+    tables = 2 * e * shape.head_size / work.micro_batch if rotated and narrow else 0
+    if work.dropout and on_cpu:  # plain attention copies what it takes, and the product goes
         product = e * (changed + shape.key_width) * program.qk_norm if e == 4 else 0
         return product + wide + statistics + tables
     return e * (changed + shape.query_width) + wide + statistics + tables
@@ -192,13 +193,14 @@ def _chunk(work: Workload, on_cpu: bool) -> float:
     return logits + weight + product + inputs
 
 
-def _logits(work: Workload) -> tuple[float, float]:
+def _logits(work: Workload, on_cpu: bool) -> tuple[float, float]:
     """Return the bytes per token of logits and loss: after the forward pass, and in the backward pass.
 
-    Eager: the logits are there until forward returns, with their fp32 copy and the log-softmax; the backward pass has
-    the log-softmax, its gradient and the gradient of its input, all in fp32. Compiled: only the logits; their gradient
-    is written over them where they may be. If forward returns them too, autograd allocates zeros of their size as the
-    gradient of that output.
+    Eager: the logits are there until forward returns, with the log-softmax and an fp32 copy of either; the backward
+    pass has the log-softmax, its gradient and the gradient of its input, all in fp32. Autocast on a GPU takes the
+    log-softmax in 16 bits; then that, its fp32 copy and the gradient of the copy are there. Compiled: only the logits;
+    their gradient is written over them where they may be. If forward returns them too, autograd allocates zeros of
+    their size as the gradient of that output.
     """
     vocabulary, program, e = work.shape.vocabulary, work.program, work.element_bytes
     if work.compiled and program.compiled_loss:
@@ -206,6 +208,7 @@ def _logits(work: Workload) -> tuple[float, float]:
         tensors = 3 if program.logits_kept else 1 if in_place else 2
         return e * vocabulary, tensors * e * vocabulary
     capped = e if program.logit_softcap else 0  # tanh keeps its result
-    forward = e + 4 + (4 if e == 2 else 0)
-    backward = 12 + (e if program.logits_kept else 0)
+    narrow = e == 2 and not (on_cpu or program.logits_widened)
+    forward = e + (6 if narrow else 8 if e == 2 else 4)
+    backward = (10 if narrow else 12) + (e if program.logits_kept else 0)
     return (forward + capped) * vocabulary, (backward + capped) * vocabulary

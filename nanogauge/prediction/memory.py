@@ -165,7 +165,7 @@ def predict_memory(work: Workload, hardware: Hardware, copied: Copied = "never")
     moment = max(moments, key=lambda name: sum(moments[name].values()))
     there = moments[moment]
     if not on_cpu:
-        there = there | {"cuBLAS workspaces": _workspace_bytes(hardware)}
+        there = there | {"cuBLAS workspaces": _workspace_bytes(work, hardware)}
     formulas = _formulas(work, state, saved, there.get("logits and loss", 0.0))
     parts = [Part(name=name, value=value, formula=formulas[name]) for name, value in there.items() if value > 0]
     allocated = ALLOCATED_FACTOR * sum(part.value for part in parts)
@@ -182,12 +182,12 @@ def predict_memory(work: Workload, hardware: Hardware, copied: Copied = "never")
     return Memory(parts, moment, allocated, reserved, process)
 
 
-def _workspace_bytes(hardware: Hardware) -> float:
+def _workspace_bytes(work: Workload, hardware: Hardware) -> float:
     """Return the workspaces of cuBLAS: one for the main thread, one for that of autograd.
 
-    Source: chooseWorkspaceSize of torch's aten/src/ATen/cuda/CublasHandlePool.cpp.
+    Source: chooseWorkspaceSize of torch's aten/src/ATen/cuda/CublasHandlePool.cpp, and set_cublas_workspace().
     """
-    large = hardware.kind == "datacenter" and hardware.architecture in ("hopper", "blackwell")
+    large = work.deterministic or (hardware.kind == "datacenter" and hardware.architecture in ("hopper", "blackwell"))
     return 2.0 * (8 * 4096 if large else 2 * 4096 + 8 * 16) * 1024
 
 

@@ -31,6 +31,7 @@ class Workload:
     compiled: bool = True
     tuned: bool = False
     """Whether activations of the MLP are fused into matrix products."""
+    deterministic: bool = False
     attention: Literal["flash", "flash3", "plain"] = "flash"
     """SDPA's fused kernel, FlashAttention 3, or T x T scores in memory."""
     dropout: float = 0.0
@@ -107,6 +108,7 @@ def workload_of(spec: RunSpec, on_gpu: bool) -> Workload:
         dtype=resolved[resolve_dtype(spec, on_gpu)],
         compiled=compiled,
         tuned=compiled and bool(spec.tuned) and on_gpu,
+        deterministic=bool(spec.deterministic),
         attention=spec.attention,
         dropout=spec.dropout or 0.0,
         checkpointing=spec.recomputation,
