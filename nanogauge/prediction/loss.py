@@ -10,7 +10,7 @@ bench/fit_loss.py fits the constants of loss.toml to published runs, and bench/v
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nanogauge.files import package_table
@@ -215,9 +215,13 @@ def predict_loss(
     run: LossInputs, finished: FinishedLoss | None = None, values: Values = VALUES
 ) -> LossEstimate | NoEstimate:
     """Predict the final validation loss of a run, or return why it cannot be predicted."""
+    if finished is not None and finished.inputs.evaluated_on != run.evaluated_on:
+        finished = None
+    if finished is not None and run.unique_tokens is None:  # a plan does not count the data
+        run = replace(run, unique_tokens=finished.inputs.unique_tokens)
     laws, outside, widened = run.laws(values), _refusal(run), _departures(run)
     below, above = 0.05, 0.07
-    if finished is not None and finished.inputs.evaluated_on == run.evaluated_on:
+    if finished is not None:
         level = finished.loss - finished.inputs.laws(values)[1]
         below = above = 0.05 + 0.02 * abs(math.log2(run.parameters / finished.inputs.parameters))
         if run.recipe == finished.inputs.recipe:
@@ -238,7 +242,8 @@ def predict_loss(
         level = data_level(run.dataset, values)
         if run.recipe is not None and run.recipe.muon:
             below, above = 0.06, 0.08
-    if run.validation_tokens is not None:
+    same_windows = finished is not None and finished.inputs.validation_tokens == run.validation_tokens
+    if run.validation_tokens is not None and not same_windows:
         noise = Z90 * validation_error(run.validation_tokens)
         below, above = math.hypot(below, noise), math.hypot(above, noise)
     least, expected, most = (level + law for law in laws)

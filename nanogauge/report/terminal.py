@@ -119,7 +119,7 @@ def print_plan(
     console.print(Text(prediction.hardware.peak_name, style="dim"))
     console.print(Text(recipe_sentence(spec), style="dim"))
     console.print()
-    shown = [row for row in rows if row.claimed is not None or row.analytic is not None]
+    shown = [row for row in rows if (row.claimed, row.analytic, row.calibrated) != (None, None, None)]
     print_rows(shown, ("expected", *predicted_columns(rows), "claimed"), console, planned=True)
     console.print()
     console.print(Text(_fit_sentence(spec, prediction, fit)))
@@ -128,7 +128,10 @@ def print_plan(
         about = f"{format_seconds(took.expected)} ({format_range('total_seconds', took.low, took.high)})"
         text = f"These times exclude data preparation: {spec.dataset} is missing, and preparing its tokens takes about"
         console.print(Text(f"{text} {about} before the run."))
-    if (mark := mark_sentence(spec.dataset, prediction.best("val_loss"))) is not None:
+    loss = prediction.best("val_loss")
+    if loss is None:
+        console.print(Text(f"Validation loss: not predicted: {prediction.unpredicted['val_loss']}."))
+    elif (mark := mark_sentence(spec.dataset, loss)) is not None:
         console.print(Text(mark))
     if prediction.step_parts:
         parts = ", ".join(f"{p.name} {format_seconds(p.value)}" for p in prediction.step_parts if p.value)
