@@ -169,6 +169,10 @@ def test_a_finished_run_sets_the_level_of_unknown_data() -> None:
     assert again.expected == pytest.approx(1.62)
     assert again.high - again.low == pytest.approx(0.1)
     assert "finished run" in again.caveats[0]
+    # configs/demo.toml with 4 and with 5 layers, one after the other.
+    four = replace(demo, parameters=820_224, layers=4, width=128, tokens=1_228_800, steps=1200, unique_tokens=430_083)
+    five = replace(four, parameters=1_016_832, layers=5)
+    assert number(five, FinishedLoss(four, 1.6402)).expected == pytest.approx(1.6396, abs=0.05)
     longer = number(replace(demo, tokens=3e6), FinishedLoss(demo, 1.62))
     assert longer.expected < again.expected
     assert longer.high - longer.low > again.high - again.low

@@ -222,7 +222,10 @@ def predict_loss(
     laws, outside, widened = run.laws(values), _refusal(run), _departures(run)
     below, above = 0.05, 0.07
     if finished is not None:
-        level = finished.loss - finished.inputs.laws(values)[1]
+        base = data_level(run.dataset, values) if run.dataset in DATASETS else values["irreducible"]
+        # A ratio: the nats of another token, or of a byte, are a share of those of GPT-2's.
+        scale = finished.loss / (base + finished.inputs.laws(values)[1])
+        laws, level = [scale * law for law in laws], scale * base
         below = above = 0.05 + 0.02 * abs(math.log2(run.parameters / finished.inputs.parameters))
         if run.recipe == finished.inputs.recipe:
             laws = [laws[1]] * 3

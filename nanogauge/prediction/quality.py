@@ -121,7 +121,7 @@ def predict_quality(
         (analytic, _formula(run), "scaling law fitted to published runs, docs/prediction.md"),
         (
             calibrated,
-            "its loss, and the law's difference to it",
+            "its loss times the ratio of the law's losses",
             f"the finished run {nearest.name if nearest else ''} on the same data",
         ),
     ):
