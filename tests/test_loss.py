@@ -92,8 +92,7 @@ def test_each_constant_has_a_source_and_a_deviation() -> None:
         assert constant.source, name
         assert (constant.sigma > 0) == ("fit to" in constant.source), name
         assert constant.sigma < 0.3 * abs(constant.value), name
-    assert len(FITTED_RUNS) > 30
-    assert len(FITTED_CURVES) > 20
+    assert len(FITTED_RUNS) > 30 and len(FITTED_CURVES) > 20
     assert all(mark.source for mark in GPT2_124M.values())
     assert hellaswag_accuracy(HELLASWAG_PARITY.loss) == pytest.approx(0.2945, abs=0.002)
     assert hellaswag_accuracy(2.5) is hellaswag_accuracy(4.0) is None

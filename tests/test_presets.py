@@ -19,15 +19,12 @@ def test_each_configuration_ends_in_its_hours_with_the_loss_that_the_command_fin
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if ".toml`, " in line]
     rows = {line.split("`")[1]: line.split(" | ") for line in lines}
-    page, found = (ROOT / "docs" / "presets.md").read_text(), {}
+    page = (ROOT / "docs" / "presets.md").read_text()
     for preset in TABLE["preset"]:
         name, dtype = f"{preset['name']}.toml", preset.get("dtype", "bfloat16")
         device = lookup(preset["gpu"], dtype) if "gpu" in preset else Hardware(**TABLE["laptop"])
-        found[name] = plan = predict(RunSpec.from_config(load_config(ROOT / "configs" / name)), device)
+        plan = predict(RunSpec.from_config(load_config(ROOT / "configs" / name)), device)
         assert plan["total_seconds"].expected < 1.15 * 3600 * preset["hours"], name
         assert plan.fits(preset.get("free_gib") or (device.memory_bytes or 0) / 2**30), name
         assert plan["val_loss"].expected == pytest.approx(float(rows[name][4].split()[0]), abs=0.05)
         assert f"`{name}`" in page
-    night = found["rtx4070_gpt2_night.toml"]["val_loss"]
-    assert night.expected == pytest.approx(3.16, abs=0.03)
-    assert night.high < 3.2924, "GPT-2 124M's loss on these data"
