@@ -4,23 +4,18 @@ Samples are numbered over the whole run, `micro_batch * grad_accum * world` per 
 function of that number: neither gradient accumulation nor world size changes the data of a step. Every evaluation reads
 the same windows, spread evenly over all shards.
 
-An epoch is one pass over a grid of windows in its own order. `permute` is the generalized-Feistel cipher with cycle
-walking of Black and Rogaway, "Ciphers with Arbitrary Finite Domains" (CT-RSA 2002); its round function is the finaliser
-of SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014). Neither depends on
-a library's version.
+An epoch is one pass over a grid of windows in its own order.
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
 import mmap
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from typing import Generic, Literal, TypeVar
 
 import numpy as np
@@ -33,6 +28,8 @@ from trainer.data.manifest import Split
 from trainer.data.shards import Shards
 
 SampleOrder = Literal["permutation", "random"]
+SHUFFLE = "numpy's permutation"
+"""Name of the order of windows in checkpoints; a run that was begun in another is not resumed."""
 
 BLOCK_BYTES = 2**19  # small batches are read together, as most of their time is call overhead
 SCANNED_TOKENS = 2**22
@@ -183,7 +180,7 @@ class Batches:
             "fingerprint": self.fingerprint,
             "train_tokens": self.tokens("train"),
             "val_tokens": self.tokens("val"),
-            "order": self.order,
+            "order": SHUFFLE if in_order else self.order,
             "samples": samples,
             "epoch": epoch if in_order else None,
             "window_of_epoch": window if in_order else None,
@@ -285,53 +282,20 @@ class Batches:
         return _Block(key, list(cut), highest.tolist())
 
 
-ROUNDS = 8
 Int64Array = npt.NDArray[np.int64]
 Windows = tuple[Int64Array, Int64Array]
 """Index of the shard, and of the first token in it, for each window."""
-_Words = npt.NDArray[np.uint64]
 
 
-def permute(n: int, seed: int, epoch: int, positions: Int64Array) -> Int64Array:
-    """Return the values at `positions` of a pseudorandom permutation of 0 ... n - 1.
-
-    Each seed and epoch has its own permutation. Memory grows with the positions, not with n.
-    """
-    # The domain is rows x columns, the smallest near-square one of at least n values. The cipher gives a value of n or
-    # above about once in sqrt(n) times: encipher again until it is below n.
-    rows = math.isqrt(n - 1) + 1
-    columns = -(-n // rows)
-    keys = _keys(seed, epoch, "order")
-    values = positions.astype(np.uint64)
-    beyond = slice(None)
-    walking = values
-    while walking.size:
-        walking = _encipher(walking, np.uint64(rows), np.uint64(columns), keys)
-        values[beyond] = walking
-        beyond = np.flatnonzero(values >= n)  # type: ignore[assignment]
-        walking = values[beyond]
-    return values.astype(np.int64)
+@lru_cache(maxsize=4)
+def window_order(windows: int, seed: int, epoch: int) -> Int64Array:
+    """Return the order of an epoch's windows: a permutation of 0 ... windows - 1."""
+    return _frozen_random(seed, epoch, 0).permutation(windows)
 
 
-def _encipher(values: _Words, rows: np.uint64, columns: np.uint64, keys: _Words) -> _Words:
-    """Permute the values of a rows x columns table, by the rounds of a Feistel cipher."""
-    row, column = np.divmod(values, columns)
-    for key in keys.reshape(-1, 2):
-        row = (row + _mixed(column ^ key[0]) % rows) % rows
-        column = (column + _mixed(row ^ key[1]) % columns) % columns
-    return row * columns + column
-
-
-def _mixed(words: _Words) -> _Words:
-    """Apply SplitMix64's finaliser, which mixes every bit of a word into all bits."""
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return words ^ (words >> np.uint64(31))
-
-
-def _keys(seed: int, epoch: int, purpose: str) -> _Words:
-    text = f"{seed} {epoch} {purpose}".encode()
-    return np.frombuffer(hashlib.blake2b(text, digest_size=8 * ROUNDS).digest(), dtype="<u8")
+def _frozen_random(*seed: int) -> np.random.RandomState:
+    """Return a generator whose numbers no version of numpy changes (NEP 19)."""
+    return np.random.RandomState(np.random.MT19937(np.random.SeedSequence(seed)))
 
 
 @dataclass(frozen=True)
@@ -371,11 +335,10 @@ class Grid:
         """Return the index of the token at which the first window of each shard begins."""
         # A shard shorter than two windows has one window, anywhere in it.
         room = np.array(self.lengths, dtype=np.int64) - self._counts * self.block_size
-        choices = np.minimum(room, self.block_size).astype(np.uint64)
-        shards = np.arange(len(self.lengths), dtype=np.uint64)
-        key = _keys(self.seed, epoch, "begins")
-        drawn: _Words = _mixed(_mixed(shards ^ key[0]) ^ key[1]) % choices
-        return drawn.astype(np.int64)
+        begins: Int64Array = _frozen_random(self.seed, epoch, 1).randint(
+            np.minimum(room, self.block_size), dtype=np.int64
+        )
+        return begins
 
     def locate(self, samples: Int64Array) -> Windows:
         """Return the windows of samples, given by ascending numbers from the run's start."""
@@ -383,8 +346,7 @@ class Grid:
         epochs, positions = np.divmod(samples, self.windows)
         for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
             at = epochs == epoch
-            order = permute(self.windows, self.seed, epoch, positions[at])
-            shards[at], within = self._place(order)
+            shards[at], within = self._place(window_order(self.windows, self.seed, epoch)[positions[at]])
             begins[at] = within + self.begins(epoch)[shards[at]]
         return shards, begins
 
