@@ -27,6 +27,7 @@ def test_a_log_gives_what_the_table_says(tmp_path: Path, case: dict[str, Any]) -
         assert done.returncode == 2
         for words in (case["refused"], *case.get("also", [])):
             assert words in done.stderr
+        assert not (tmp_path / out).exists()
         return
     assert (done.returncode, done.stderr) == (0, "")
     report = json.loads((tmp_path / out / "report.json").read_text())
@@ -41,6 +42,8 @@ def test_a_log_gives_what_the_table_says(tmp_path: Path, case: dict[str, Any]) -
         assert words in rows[row]["why"]
     for row in case.get("predicted", []):
         assert rows[row]["analytic"] is not None, row
+    for row in case.get("unpredicted", []):
+        assert rows[row]["analytic"] is None, row
     warnings = "\n".join(report["warnings"])
     assert all(words in warnings for words in case.get("warnings", [])), warnings
     assert not any(words in warnings for words in case.get("silent", [])), warnings

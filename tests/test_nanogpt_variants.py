@@ -76,19 +76,9 @@ def test_a_log_without_its_begin_has_no_first_step_and_no_total() -> None:
     assert attribute(documented_prediction(), measurements, spec_of(1000), recorded) is None
 
 
-def test_missing_lines_in_the_middle_give_a_warning() -> None:
-    lines = [x for x in LOG.splitlines() if not re.match("iter [567]00|step 500", x)]
-    recorded, _ = imported("\n".join(lines))
-    (message,) = texts(recorded, "gap")
-    assert "from step 400 to 800, and elsewhere by 100" in message
-
-
 PREFIXES = [
-    "2024-01-01 12:00:00 ",
     "2024-01-01T12:00:00.123456Z ",
     "[2024-01-01 12:00:00,123][INFO] - ",
-    "[rank0]: ",
-    "Jan  1 12:00:00 host python[123]: ",
     "\x1b[36m12:00:00\x1b[0m | ",
     "INFO:root:",
     "100%|██████████| 10/10 [00:00<00:00, 55.5it/s]",
@@ -159,23 +149,3 @@ def test_a_configuration_dump_that_agrees_changes_nothing() -> None:
     other = DUMP.replace("batch_size = 16", "batch_size = 64").replace("524,288", "2,097,152")
     assert imported(DUMP + LOG)[0] == imported(LOG)[0]
     assert imported(other + DUMP * 4 + LOG + DUMP)[0] == imported(LOG)[0]
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "words"),
-    [
-        ("batch_size = 16", "batch_size = 12", "batch_size = 12, but .* train.micro_batch = 16"),
-        ("4 * 8", "5 * 8", r"gradient_accumulation_steps = 5 \* 8, .* train.grad_accum = 32"),
-        ("524,288", "491,520", "tokens per step = 491,520, .* train.grad_accum = 524,288"),
-        ("40.56M", "123.59M", "parameters = 123.59M, .* position embeddings = 40,560,000"),
-        ("40,943,616", "123", "with position embeddings = 9723, .* = 40,953,216"),
-        ("vocab_size = 50304", "vocab_size = 65", "vocab_size = 65, but .*= 50,304"),
-        ("max_iters = 1000", "max_iters = 5000", "max_iters = 5000, but .* = 1,000"),
-        ("eval_interval = 500", "eval_interval = 250", "eval_interval = 250, but .* = 500"),
-        ("'bfloat16'", "'float16'", "dtype = 'float16', but the .* run.dtype = bfloat16"),
-    ],
-)
-def test_a_configuration_dump_that_contradicts_is_refused(old: str, new: str, words: str) -> None:
-    assert DUMP.count(old) == 1
-    with pytest.raises(BadInput, match=words):
-        imported(DUMP.replace(old, new) + LOG)

@@ -44,19 +44,6 @@ def from_nanochat(text: str, max_steps: int = STEPS) -> tuple[RunHistory, Measur
     return imported(text, max_steps)
 
 
-@pytest.mark.parametrize("old", [False, True])
-def test_a_nanochat_log_gives_its_steps_and_its_memory(old: bool) -> None:
-    recorded, measurements = from_nanochat(nanochat_log(old))
-    assert measurements.status == "finished"
-    assert measurements.steps_done == STEPS
-    assert measurements.median_step_seconds == pytest.approx(1.5)
-    assert measurements.values["first_step_seconds"].value == pytest.approx(31.5)
-    assert recorded.compiles[0].seconds == pytest.approx(30.0)
-    assert measurements.values["peak_allocated_bytes"].value == pytest.approx(9436.49 * 2**20, abs=1)
-    assert measurements.ledger.eval_s is None
-    assert recorded.steps[5].grad_norm == (0.4321 if old else None)
-
-
 def test_what_a_nanochat_log_lacks_is_explained() -> None:
     recorded, measurements = from_nanochat(nanochat_log(mfu=0.0))
     assert recorded.evals[-1].val_bits_per_byte == 1.2345
@@ -78,19 +65,6 @@ def test_lines_wrapped_at_any_width_are_joined(width: int, at_spaces: bool, old:
         pieces = [line[i : i + width].rstrip() for i in range(0, len(line), width)]
         rows += textwrap.wrap(line, width, break_on_hyphens=False) if at_spaces else pieces
     assert from_nanochat("\n".join(rows))[0] == from_nanochat(whole)[0]
-
-
-def test_midtraining_and_finetuning_are_not_imported() -> None:
-    chat = nanochat_log() + (
-        "Step 00000 | Validation bpb: 0.6500\n"
-        "step 00000 (0.00%) | loss: 1.234567 | lrm: 1.00 | dt: 900.00ms | tok/sec: 5 | mfu: 4.00 | "
-        "total time: 0.00m\n"
-        "Step 00150 | Validation bpb: 0.5500\n"
-        "Peak memory usage: 20000.00MiB\n"
-        "Step 00000/00010 | Training loss: 1.500000| lrm: 1.000000| num_tokens: 9,000\n"
-        "Step 00000 | Validation loss: 1.010000\n"
-    )
-    assert from_nanochat(chat)[0] == from_nanochat(nanochat_log())[0]
 
 
 def test_steps_of_another_number_or_size_are_refused() -> None:
@@ -160,18 +134,6 @@ def test_the_output_of_build_nanogpt_gives_steps_evaluations_and_compilation() -
     text = build_nanogpt_output().replace("524288", "262144")
     with pytest.raises(BadInput, match="tokens per step = 262144, .* = 524,288"):
         from_build_nanogpt(text)
-
-
-def test_log_txt_has_losses_and_no_time() -> None:
-    recorded, measurements = from_build_nanogpt(build_nanogpt_file())
-    assert measurements.status == "finished"
-    assert measurements.steps_done == STEPS
-    assert len(recorded.steps) == STEPS
-    assert measurements.values["val_loss"].value == pytest.approx(6.05)
-    for row in ("step_seconds", "mfu_palm", "mfu_6n", "first_step_seconds", "total_seconds"):
-        assert measurements.missing[row].startswith("not in this log"), row
-    ledger = measurements.ledger
-    assert (ledger.step_s, ledger.eval_s, ledger.wall_s) == (None, None, None)
 
 
 @pytest.mark.parametrize("text", [nanochat_log(), build_nanogpt_output(), build_nanogpt_file()])
