@@ -14,6 +14,7 @@ COMMANDS = {
     "plan": ("plan.main", "predict time, memory, energy, cost and loss of a run"),
     "report": ("report.main", "compare a run with its prediction and with claims"),
     "import": ("report.import_main", "make a run folder and a report from the log of another program"),
+    "watch": ("watch.main", "run a program unchanged, measure it and report on it"),
     "compare": ("report.compare_main", "say what changed between runs, beyond the noise"),
     "share": ("share.main", "make an anonymous row of a run, to validate predictions with"),
     "doctor": ("doctor.main", "check whether this machine is ready for a run"),

@@ -15,8 +15,8 @@ _COPY_BYTES = 2**27
 _SECONDS = 0.3
 
 
-def local_hardware(dtype: str | None = None) -> Hardware:
-    """Return the first NVIDIA GPU of this machine, or else its CPU, which takes a second.
+def local_hardware(dtype: str | None = None, device: str | int = 0) -> Hardware:
+    """Return an NVIDIA GPU of this machine, or else its CPU, which takes a second.
 
     A CPU's peak is the best rate of an fp32 matrix product in numpy, and its bandwidth that of a copy larger than the
     caches.
@@ -27,8 +27,9 @@ def local_hardware(dtype: str | None = None) -> Hardware:
 
     Args:
         dtype: precision of the matrix products; None for bfloat16 on a GPU, float32 on a CPU.
+        device: the GPU, named as for driver_info.
     """
-    driver = driver_info(0)
+    driver = driver_info(device)
     if driver.name is None or driver.total_bytes is None:
         return _measured_cpu()
     dtype = dtype or "bfloat16"

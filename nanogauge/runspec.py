@@ -33,7 +33,7 @@ from nanogauge.spec_parts import (
 if TYPE_CHECKING:
     from nanogauge.config import Config
 
-NO_SPEC = "the run is not described; give nanogauge.run a spec"
+NO_SPEC = "the run is not described; give nanogauge.run a spec, or nanogauge watch a --config"
 """Reason why a row of a run without a spec is absent."""
 
 

@@ -165,7 +165,7 @@ class Start(Line):
     kind: Literal["start"] = "start"
     unix_time: float | None = None
     source: Annotated[str, Field(pattern=r"^[a-z0-9._]+$")] = "train"
-    """train, library, or the log it was imported from: nanogpt_log, wandb_history"""
+    """train, library, watch, or the log it was imported from: nanogpt_log, wandb_history"""
     max_steps: int
     first_step: int = 0
     """step that the process starts at; above 0 for a resumed run"""
@@ -197,6 +197,11 @@ class Start(Line):
     @property
     def is_live(self) -> bool:
         """True if the process itself was measured; False for an imported log."""
+        return self.logs_all or self.source == "watch"
+
+    @property
+    def logs_all(self) -> bool:
+        """True if the program itself logged its checkpoints, compilations and restarts."""
         return self.source in ("train", "library")
 
 
@@ -391,7 +396,9 @@ class End(Line):
     peak_process_bytes: int | None = None
     """resident memory on a CPU; None on a GPU, whose sensor lines have it"""
     peak_host_bytes: int | None = None
-    """resident memory of this process"""
+    """resident memory of this process; of a watched program with its children"""
+    cpu_seconds: float | None = None
+    """processor time of a watched program and its children"""
     peak_inactive_bytes: int | None = None
     """reserved memory beyond the allocated, at the peaks of both"""
     allocation_retries: int | None = None

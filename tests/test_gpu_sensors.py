@@ -1,13 +1,15 @@
 """The sensors on a scripted driver library that the real nvidia-ml-py loads."""
 
 import os
+import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from commands import build_fake_driver
-from scripted import Run
+from scripted import UUID_OF_TORCH, Run
 
 from nanogauge.measure.gpus import EnergySum
 from nanogauge.measure.nvml import throttle_words
@@ -245,6 +247,15 @@ def test_a_process_the_driver_does_not_list_has_unknown_memory(driver: Path) -> 
     said = Run(driver, "0 self_bytes -1").said
     assert said["readings"][-1]["process_used_bytes"] is None
     assert "container" in said["reasons"]["process_used_bytes"]
+
+
+def test_the_memory_of_a_launcher_is_that_of_its_descendants(driver: Path) -> None:
+    with subprocess.Popen(["sh", "-c", "sleep 60 & echo $!; wait"], stdout=subprocess.PIPE, text=True) as launcher:
+        assert launcher.stdout is not None
+        child = int(launcher.stdout.readline())
+        said = Run(driver, f"0 process {child} 2000 compute -", device=[(UUID_OF_TORCH, launcher.pid)]).said
+        os.kill(child, signal.SIGKILL)
+    assert said["readings"][-1]["process_used_bytes"] == 2000
 
 
 def test_other_programs_are_named_and_each_process_counts_once(driver: Path) -> None:

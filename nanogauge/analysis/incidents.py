@@ -151,7 +151,7 @@ def _repeated(loss: LostWork) -> str:
 
 def _summary(recorded: RunHistory, entries: list[Incident]) -> str:
     if not entries:
-        if not recorded.starts[0].is_live:
+        if not recorded.starts[0].logs_all:
             return "The log has one process; it would not record other incidents."
         return "Nothing: one process, no update was skipped, and no checkpoint lost."
     counted = Counter(entry.what for entry in entries)

@@ -101,6 +101,8 @@ def _add_step_parts(panel: _Panel, recorded: RunHistory) -> None:
         share = float(waits[waited].sum() / durations[waited].sum())
         text, how = f"{100 * share:.2g} %", "wait of the device for its batches and their copy"
         panel.add("data_wait_share", "Waiting for data, of a step", "1", share, text, how)
+    if not recorded.starts[0].logs_all:
+        return
     recompiled = [c.seconds for c in recorded.compiles if c.step is not None]
     count, took = len(recompiled), f", {format_seconds(sum(recompiled))}" if recompiled else ""
     how = "as the compiler reports them"
@@ -156,6 +158,9 @@ def _add_memory(panel: _Panel, recorded: RunHistory, prediction: Prediction) -> 
         panel.add_bytes("other_programs_bytes", label, sum(others.values()), programs)
     label, how = "Memory of the process on the host, peak", "resident memory of the process"
     panel.add_bytes("peak_host_bytes", label, run_peak(recorded, "peak_host_bytes"), how)
+    if (seconds := run_peak(recorded, "cpu_seconds")) is not None:
+        text, how = format_seconds(seconds), "of the program and its children, all threads together"
+        panel.add("cpu_seconds", "Processor time", "s", seconds, text, how)
 
 
 def _add_energy(panel: _Panel, recorded: RunHistory, tokens: int) -> None:

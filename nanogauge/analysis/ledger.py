@@ -110,7 +110,7 @@ def build_ledger(recorded: RunHistory, steps_done: int, median: float | None) ->
     saved = [c.seconds for c in recorded.checkpoints if c.seconds is not None]
     compiled = [c.seconds for c in recorded.compiles]
     # train.py logs every checkpoint and compilation; other programs may not.
-    unlogged = 0.0 if recorded.starts[0].is_live else None
+    unlogged = 0.0 if recorded.starts[0].logs_all else None
     checkpoint = sum(saved) if saved else unlogged
     compile_s = sum(compiled) if compiled else unlogged
     sessions = [s for s in recorded.session_seconds if s is not None]

@@ -32,7 +32,6 @@ from nanogauge.runlog.folder import CLAIMS_NAME, RunFolder, load_with_log
 from nanogauge.runlog.history import RunHistory
 from nanogauge.runlog.lock import is_locked
 from nanogauge.runlog.reader import LogReader, last_written
-from nanogauge.runspec import RunSpec
 from nanogauge.schema import SCHEMA, Prediction, Start, Stored, TimeZone
 
 
@@ -203,7 +202,7 @@ def _run_info(
         source=start.source,
         status=measurements.status,
         steps_done=measurements.steps_done,
-        max_steps=spec.steps,
+        max_steps=measurements.steps_done if spec.is_undescribed else spec.steps,
         started_unix=start.unix_time,
         time_zone=run.time_zone,
         device=start.device,
@@ -219,7 +218,7 @@ def _run_info(
         projected_high_s=projection and projection.high_s,
         projected_how=projection and projection.how,
         prediction_sha256=run.prediction_sha256,
-        prediction_made=_prediction_made(start, spec),
+        prediction_made=_prediction_made(start, run),
         document=claims.document.title if claims is not None else None,
         restarts=len(recorded.processes) - 1,
         lost_steps=recorded.lost_steps,
@@ -250,10 +249,13 @@ _FITTED_ON = {
 """Source of a log, device, layers, width and micro-batch -> what the run served to fit."""
 
 
-def _prediction_made(start: Start, spec: RunSpec) -> str:
-    if start.source in ("train", "library"):
+def _prediction_made(start: Start, run: RunFolder) -> str:
+    seconds = run.prediction.created_unix - (start.unix_time or 0.0)
+    if start.logs_all or (start.source == "watch" and seconds < 0):
         return "before step 0"
-    shape = spec.shape
+    if start.source == "watch":
+        return f"{format_seconds(seconds)} after the start, from what was printed by then"
+    spec, shape = run.spec, run.spec.shape
     key = (start.source, start.device, shape.n_layer, shape.n_embd, spec.micro_batch)
     fitted = f"; {_FITTED_ON[key]}" if key in _FITTED_ON else ""
     return f"after the run, from its log{fitted}"

@@ -18,7 +18,7 @@ from nanogauge.importers.formats import Format
 from nanogauge.importers.parsed import LoggedEvaluation, LoggedProcess, has_clock, log_interval, not_in_log, warning
 from nanogauge.quantities import finite
 from nanogauge.runspec import RunSpec
-from nanogauge.schema import Checkpoint, Compile, End, Eval, Event, LogLine, Start, Step
+from nanogauge.schema import Checkpoint, Compile, End, Event, LogLine, Start
 
 
 def to_run_log(format: Format, run: list[LoggedProcess], spec: RunSpec, device: str) -> list[LogLine]:
@@ -42,7 +42,7 @@ def to_run_log(format: Format, run: list[LoggedProcess], spec: RunSpec, device: 
         # By time, because the last line of a process determines its duration.
         lines += [start, *sorted(rest, key=lambda line: line.elapsed_seconds or 0.0)]
     timed = any(times.printed for times in all_times)
-    lines += [*_absent(run, timed, steady), *gaps, *_remarks(format, run)]
+    lines += [*absent_events(run, timed, steady), *gaps, *remarks(format, run)]
     updates = run[-1].updates
     end = End(
         elapsed_seconds=run[0].total_seconds if len(run) == 1 else None,
@@ -95,33 +95,18 @@ def _process_lines(
                 yield Compile(seconds=max(compilation, 0.0), mode=mode)
     for step in process.steps:
         mixed = step.step in times.mixed
-        yield Step(
-            elapsed_seconds=step.elapsed_seconds,
-            step=step.step,
-            loss=finite(step.loss),
-            step_seconds=step.seconds if not mixed else own if step.step == begin else None,
-            printed_seconds=step.seconds if mixed else None,
-            learning_rate=step.learning_rate,
-            grad_norm=finite(step.grad_norm),
-        )
+        yield step.to_line(step.seconds if not mixed else own if step.step == begin else None)
     for logged in process.evaluations:
         seconds = logged.seconds
         together = times.with_evaluation.get(logged.step)
         if together is not None and steady is not None:
             seconds = max(together - steady, 0.0)
-        yield Eval(
-            elapsed_seconds=logged.elapsed_seconds,
-            step=logged.step,
-            train_loss=finite(logged.train_loss),
-            val_loss=finite(logged.val_loss),
-            val_bits_per_byte=finite(logged.bits_per_byte),
-            seconds=seconds,
-        )
+        yield logged.to_line(seconds)
     yield from (Checkpoint(step=updates) for updates in sorted(process.checkpoints))
     yield from process.other_lines
 
 
-def _absent(run: list[LoggedProcess], timed: bool, steady: float | None) -> Iterator[Event]:
+def absent_events(run: list[LoggedProcess], timed: bool, steady: float | None) -> Iterator[Event]:
     """Yield an event for each report row that the log has no value for."""
     if steady is None:
         reason = "no step has a time"
@@ -138,7 +123,7 @@ def _absent(run: list[LoggedProcess], timed: bool, steady: float | None) -> Iter
             yield not_in_log(row, f"it begins at step {run[0].first_step:,}")
 
 
-def _remarks(format: Format, run: list[LoggedProcess]) -> Iterator[Event]:
+def remarks(format: Format, run: list[LoggedProcess]) -> Iterator[Event]:
     """Yield what the format and the program's own figures say about the run."""
     for text in format.remarks:
         yield warning("remark", text)

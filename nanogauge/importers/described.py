@@ -49,6 +49,8 @@ class Given:
     overrides: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     gpu: str | None = None
     gpus: int | None = None
+    local_gpu: str | None = None
+    """GPU of the machine that runs it, where neither user nor log names one."""
 
 
 class Fact(NamedTuple):
@@ -69,7 +71,8 @@ def describe(
     """
     describer = _Describer(path, format, run, given)
     spec, card = describer.spec(), describer.facts.get("gpu")
-    gpu = given.gpu or (str(card.value) if card else None) if spec.device != "cpu" else None
+    named = given.gpu or (str(card.value) if card else given.local_gpu)
+    gpu = named if spec.device != "cpu" else None
     describer.refuse_contradictions(spec, gpu)
     if spec.dtype is None and gpu is not None:
         dtype: Any = auto_dtype(gpu)

@@ -37,7 +37,7 @@ def import_log(path: Path, given: Given, claims_path: Path | None, out: Path, ru
     spec, gpu, remarks = describe(path, log.format, run, given)
     if spec.device == "cpu" and given.gpu is not None:
         raise BadInput('--gpu names a card, but run.device is "cpu"; drop one of them.')
-    prediction = _predict(spec, gpu, gpu is not None and gpu == given.gpu)
+    prediction = predict_logged(spec, gpu, gpu is not None and gpu == given.gpu)
     build_rows(claims, spec, prediction, None)  # raises for a claim that cannot be computed
     device = prediction.hardware.name
     lines = to_run_log(log.format, run, spec, device)
@@ -63,13 +63,13 @@ def import_log(path: Path, given: Given, claims_path: Path | None, out: Path, ru
             writer.write(line.model_copy(update={"prediction_sha256": sha256}) if is_start else line)
 
 
-def _predict(spec: RunSpec, gpu: str | None, named: bool) -> Prediction:
-    """Return the prediction on the run's device; a GPU that the user names must be known."""
-    on_cpu = spec.device == "cpu"
+def predict_logged(spec: RunSpec, gpu: str | None, named: bool, local: Hardware | None = None) -> Prediction:
+    """Return the prediction for a GPU, which must be known if the user names it, or else for the local device."""
+    on_cpu = (spec.device if local is None else local.kind) == "cpu"
     if gpu is not None and (named or find_gpu(gpu) is not None):
         return predict(spec, lookup(gpu, resolve_dtype(spec, on_gpu=True)))
     device = "processor" if on_cpu else "card"
-    hardware = Hardware(
+    hardware = local or Hardware(
         name="CPU" if on_cpu else gpu or "unknown GPU",
         kind="cpu" if on_cpu else "other",
         architecture="cpu" if on_cpu else "unknown",

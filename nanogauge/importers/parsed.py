@@ -7,7 +7,8 @@ from itertools import pairwise
 
 from nanogauge.analysis.measured import NOT_IN_LOG
 from nanogauge.importers.formats import Format
-from nanogauge.schema import Event, LogLine
+from nanogauge.quantities import finite
+from nanogauge.schema import Eval, Event, LogLine, Step
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,19 @@ class LoggedStep:
     tokens_per_second: float | None = None
     learning_rate: float | None = None
     grad_norm: float | None = None
-    elapsed_seconds: float | None = None
+    elapsed_seconds: float | None = field(default=None, compare=False)
+
+    def to_line(self, seconds: float | None) -> Step:
+        """Return the log line of a step that took `seconds`; None if its printed time includes more."""
+        return Step(
+            elapsed_seconds=self.elapsed_seconds,
+            step=self.step,
+            loss=finite(self.loss),
+            step_seconds=seconds,
+            printed_seconds=self.seconds if seconds != self.seconds else None,
+            learning_rate=self.learning_rate,
+            grad_norm=finite(self.grad_norm),
+        )
 
 
 @dataclass(frozen=True)
@@ -34,7 +47,18 @@ class LoggedEvaluation:
     val_loss: float | None = None
     bits_per_byte: float | None = None
     seconds: float | None = None
-    elapsed_seconds: float | None = None
+    elapsed_seconds: float | None = field(default=None, compare=False)
+
+    def to_line(self, seconds: float | None) -> Eval:
+        """Return the log line of an evaluation that took `seconds`."""
+        return Eval(
+            elapsed_seconds=self.elapsed_seconds,
+            step=self.step,
+            train_loss=finite(self.train_loss),
+            val_loss=finite(self.val_loss),
+            val_bits_per_byte=finite(self.bits_per_byte),
+            seconds=seconds,
+        )
 
 
 @dataclass

@@ -2,8 +2,9 @@
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from nanogauge.errors import BadInput
 from nanogauge.importers.formats import RESULTS, TEXT_FORMATS, TextFormat, plain
@@ -62,11 +63,15 @@ def recognize(lines: Iterable[str]) -> TextFormat | None:
 
 
 class LogParser:
-    """Turn the lines of one log into records, in the order in which they come."""
+    """Turn the lines of one log into records, in the order in which they come.
 
-    def __init__(self, format: TextFormat) -> None:
+    `now` returns the elapsed seconds of the line that is read; None in a log without times.
+    """
+
+    def __init__(self, format: TextFormat, now: Callable[[], float | None] = lambda: None) -> None:
         self.log = Collector()
-        self._format = format
+        self._now = now
+        self.format = format
         self._begins, self._assignment, self._last_part = (
             re.compile(p) for p in (format.begins, format.assignment, format.last)
         )
@@ -75,7 +80,7 @@ class LogParser:
         # Number of a wrapped line's first piece, the pieces so far, and their number.
         self._joined: tuple[int, str, int] | None = None
         self._wraps = True
-        self._pending: dict[str, float] = {}  # of an evaluation before the next step
+        self._pending: dict[str, Any] = {}  # of an evaluation before the next step
         self._forms: dict[type[LoggedStep | LoggedEvaluation], list[str]] = {}
         """Fields of the last record of each kind, in order."""
         self._shapes: dict[str, tuple[float, str]] = {}  # fewest decimals so far, and unit
@@ -125,13 +130,13 @@ class LogParser:
         process = self.log.processes[-1] if self.log.processes else None
         if process is not None and (process.steps or process.evaluations):
             self._add_evaluation(0, process.updates, self._pending)
-        return self.log.finish(self._format, too_long)
+        return self.log.finish(self.format, too_long)
 
     def _start(self, line: str) -> tuple[str, bool] | None:
         """Return a line from the start of a record on, and if nothing but labels is before it."""
         text = line
         for _ in range(2):  # the labels are stripped only where they hide a record
-            for start, _, _ in self._format.starts:
+            for start, _, _ in self.format.starts:
                 if match := start.search(text):
                     return text[match.start() :][:_LONGEST], match.start() == 0
             text = strip_prefixes(line)
@@ -143,7 +148,7 @@ class LogParser:
 
     def _take_records(self, number: int, text: str, at_begin: bool = True) -> None:
         """Take a line's record, or several where another process wrote into the line."""
-        for start, within, first in self._format.starts:
+        for start, within, first in self.format.starts:
             if match := start.match(text):
                 for begin in within.finditer(text, match.end()):
                     piece = text[match.end() : begin.start()]
@@ -195,22 +200,22 @@ class LogParser:
             self._add_evaluation(number, step, self._pending)
             self._pending = {}
         training_seconds = fields.pop("training_seconds", None)
-        if self._format.clock and training_seconds is not None:
+        if self.format.clock and training_seconds is not None:
             at, before = self._clock if self._clock[0] < step else (-1, 0.0)
             seconds = (training_seconds - before) / (step - at)
             if seconds > 0 and (step == 0 or at >= 0):
                 fields["seconds"] = seconds
             self._clock = step, training_seconds
-        record = LoggedStep(step, **fields)
+        record = LoggedStep(step, **fields, elapsed_seconds=self._now())
         self.log.add(number, record)
         self._other_stage = False
         if training_seconds is not None and self.log.current is not None:
             self.log.current.training_seconds = training_seconds
         return record
 
-    def _add_evaluation(self, number: int, step: int, fields: dict[str, float]) -> LoggedEvaluation:
+    def _add_evaluation(self, number: int, step: int, fields: dict[str, Any]) -> LoggedEvaluation:
         losses = {k: v for k, v in fields.items() if k in _LOSSES}
-        record = LoggedEvaluation(step, **losses)
+        record = LoggedEvaluation(step, **losses, elapsed_seconds=fields.get("elapsed_seconds", self._now()))
         if losses:
             self.log.add(number, record)
         if "accuracy" in fields and self.log.current is not None:
@@ -221,11 +226,11 @@ class LogParser:
         """Return the fields of a record in order, and the decimals and units of the finite ones."""
         fields: dict[str, float] = {}
         shapes: dict[str, tuple[float, str]] = {}
-        for label, labelled, after, bare, kind in self._format.fields.findall(text):
+        for label, labelled, after, bare, kind in self.format.fields.findall(text):
             unit, value = after or kind, labelled or bare
             name = self._labels.get(label) if label else _BARE.get(kind, "mfu")
             if name is None:
-                name = self._labels[label] = self._format.field_names[plain(label)]
+                name = self._labels[label] = self.format.field_names[plain(label)]
             if name in fields:
                 continue
             number = parse_number(value)
@@ -254,9 +259,9 @@ class LogParser:
         if self._position == 0:
             rest = re.sub(f"^{self._label}", "", line) if self._label else line
             match = self._assignment.match(rest) or self._assignment.match(stripped)
-            if match and match[1] in self._format.names:
+            if match and match[1] in self.format.names:
                 name = match[1]
-                self.log.add_setting(number, self._format.names[name], name, match[2].strip(), True)
+                self.log.add_setting(number, self.format.names[name], name, match[2].strip(), True)
 
     def _take_fact(self, number: int, key: str, text: str) -> None:
         process = self.log.current
@@ -266,7 +271,7 @@ class LogParser:
         elif key == "other_stage":
             self._other_stage = True
         elif key in _IS_EVALUATION:
-            self._pending[key] = parse_number(text)
+            self._pending |= {key: parse_number(text), "elapsed_seconds": self._now()}
         elif key in RESULTS:
             if process is not None and not self._other_stage:
                 name, unit = RESULTS[key]

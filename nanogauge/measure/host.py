@@ -29,12 +29,22 @@ def available_bytes() -> int | None:
     return _proc_bytes("meminfo", "MemAvailable")
 
 
-def process_bytes() -> int | None:
-    """Return the current resident memory of this process."""
+def process_bytes(pid: int | str = "self") -> int | None:
+    """Return the current resident memory of a process, by default this one."""
     with suppress(OSError):
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
         return pages * resource.getpagesize()
     return None
+
+
+def process_tree(root: int) -> list[int]:
+    """Return the number of a process and those of its descendants (Linux; elsewhere only its own)."""
+    tree = [root]
+    for pid in tree:  # which grows meanwhile
+        for children in Path(f"/proc/{pid}/task").glob("*/children"):
+            with suppress(OSError):
+                tree += map(int, children.read_text().split())
+    return tree
 
 
 def reset_peak() -> None:

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from nanogauge.measure.host import process_tree
+
 
 @dataclass(frozen=True)
 class Change:
@@ -191,13 +193,15 @@ class Driver:
         return unit(answer) if callable(unit) else answer * unit
 
     def process_used_bytes(self, now: float) -> int | None:
-        """Return the memory in use by the process; None while the driver does not list it."""
+        """Return the memory in use by the process, or else by its descendants; None while neither is listed."""
         field = "process_used_bytes"
         compute = self._call(field, now, _COMPUTE, certain=False)
         if compute is None:
             return None
-        own = _by_pid(compute).get(self._pid)
-        if own is None:
+        used = _by_pid(compute)
+        pids = [self._pid] if self._pid in used else process_tree(self._pid)
+        own = [size for pid in pids if (size := used.get(pid)) is not None]
+        if not own:
             # Not final: a process is listed from its first use of the GPU on.
             why = (
                 f"the driver does not report the memory of process {self._pid}: it has not used "
@@ -206,7 +210,7 @@ class Driver:
             self._absences.missing(field, now, why)
             return None
         self._absences.present(field, now)
-        return own
+        return sum(own)
 
     def others(self, now: float) -> dict[str, int] | None:
         """Return the memory that other processes use, summed by the name of their program.

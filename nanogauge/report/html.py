@@ -54,6 +54,7 @@ MAX_SAMPLE_CHARACTERS = 4000
 SMALL_SHARE = 1e-3
 """Share of the actual time below which a part of an attribution is shown by name alone."""
 _SOURCES = {"nanogpt_log": "nanoGPT log", "build_nanogpt_log": "build-nanogpt log", "wandb_history": "W&B history"}
+_SOURCES |= {"watch": "program under nanogauge watch"}
 ZONED = "%a %d %b %Y, %H:%M %Z"
 WEEKDAY_TIME = "%a %H:%M:%S"
 

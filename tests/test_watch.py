@@ -1,0 +1,169 @@
+"""`nanogauge watch`: an unchanged program is run, measured and compared with its prediction."""
+
+import contextlib
+import json
+import os
+import pty
+import re
+import signal
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import build_fake_driver, log_lines, rows_of, steps_of, wait_until
+
+from nanogauge.analysis.report_model import build_report
+
+SCRIPT = """
+import sys, time
+print("Overriding: device = cpu")
+for name, value in {"compile": False, "block_size": 64, "batch_size": 8, "gradient_accumulation_steps": 1, "n_layer": 2,
+                    "n_head": 2, "n_embd": 64, "max_iters": 12, "eval_interval": 6, "eval_iters": 2}.items():
+    print(f"Overriding: {name} = {value}")
+print("found vocab_size = 65 (inside data/mine/meta.pkl)")
+began = time.time()
+for i in range(13):
+    if i % 6 == 0:
+        time.sleep(0.4)
+        print(f"step {i}: train loss {4 - i / 10:.4f}, val loss {4.1 - i / 10:.4f}")
+    time.sleep(0.1)
+    now = time.time()
+    print(f"iter {i}: loss {4 - i / 10:.4f}, time {(now - began) * 1000:.2f}ms, mfu -100.00%")
+    began = now
+"""
+"""Prints as nanoGPT does, and leaves its output in the buffer."""
+CLAIMS = """
+document = { title = "An answer" }
+claim = [
+    { key = "step_seconds", unit = "ms", low = 10, high = 20, quote = "10 to 20 ms a step" },
+    { key = "tokens_per_step", unit = "tokens", value = 512, quote = "512 tokens a step" },
+]
+"""
+
+
+def watch(out: Path, code: str, *options: str) -> list[str]:
+    """Return the command that watches a program of this Python code."""
+    command = [sys.executable, "-m", "nanogauge", "watch", "--out", str(out), *options, "--"]
+    return [*command, sys.executable, "-c", code]
+
+
+def run(command: Sequence[str]) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(command, capture_output=True, check=False)
+
+
+def run_info(out: Path) -> Any:
+    return json.loads((out / "report.json").read_text())["run"]
+
+
+def test_steps_are_timed_as_printed_and_judged(tmp_path: Path) -> None:
+    out, claims = tmp_path / "run", tmp_path / "claims.toml"
+    claims.write_text(CLAIMS)
+    done = run(watch(out, SCRIPT, "--claims", str(claims)))
+    assert done.returncode == 0, done.stderr
+    printed = [float(line.split(b"time ")[1].split(b"ms")[0]) / 1000 for line in re.findall(b"iter .*", done.stdout)]
+    rows, steps = rows_of(out), steps_of(out)
+    steady = statistics.median(seconds for i, seconds in enumerate(printed) if i % 6)
+    assert rows["step_seconds"]["measured"]["value"] == pytest.approx(steady, rel=1e-3)
+    assert rows["step_seconds"]["analytic"] is not None
+    assert rows["step_seconds"]["verdict"] == "missed" and rows["tokens_per_step"]["verdict"] == "held"
+    assert rows["power_watts"]["why"] == "not measured: no GPU"
+    evaluations = [line for line in log_lines(out) if line["kind"] == "eval"]
+    assert [e["val_loss"] for e in evaluations] == [4.1, 3.5, 2.9]
+    assert all(0.35 < e["seconds"] < 0.8 for e in evaluations)
+    assert 0.09 < steps[0]["step_seconds"] < 0.4 < steps[0]["printed_seconds"]
+    assert [s["loss"] for s in steps] == [round(4 - i / 10, 4) for i in range(13)]
+    assert run_info(out)["status"] == "finished"
+    assert run_info(out)["prediction_made"].endswith("after the start, from what was printed by then")
+
+
+@pytest.mark.parametrize(("ending", "status"), [("sys.exit(3)", 3), ("os.kill(os.getpid(), 9)", 137)])
+def test_output_and_exit_status_are_those_of_the_plain_run(tmp_path: Path, ending: str, status: int) -> None:
+    code = r"""
+import os, sys
+os.write(1, b"a\r\n\xff half a line")
+os.write(2, b"an error\n")
+os.write(1, b" and\rthe rest" + bytes(range(256)) * 500)
+"""
+    plain, done = run([sys.executable, "-c", code + ending]), run(watch(tmp_path / "run", code + ending))
+    assert (done.returncode, done.stdout) == (status, plain.stdout)
+    assert done.stderr.startswith(plain.stderr)
+    assert (tmp_path / "run" / "output.log").read_bytes().replace(plain.stderr, b"") == plain.stdout
+    assert log_lines(tmp_path / "run")[-1]["reason"] == f"exit status {status}"
+    assert run_info(tmp_path / "run")["status"] == "failed"
+
+
+def test_an_unknown_program_has_its_time_power_and_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(build_fake_driver(tmp_path)))
+    child = "import time; x = bytearray(200_000_000); print('epoch 1: accuracy 0.5'); time.sleep(2.5)"
+    out, code = tmp_path / "run", f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    assert run(watch(out, code)).stdout == b"epoch 1: accuracy 0.5\n"
+    rows = rows_of(out)
+    assert 2.5 < rows["total_seconds"]["measured"]["value"] < 10
+    assert rows["power_watts"]["measured"]["value"] == pytest.approx(100, rel=0.01)
+    assert rows["step_seconds"]["measured"] is None
+    report = (out / "report.md").read_text()
+    assert "its steps and its losses were not seen" in report and "Finished after 0 steps" in report
+    memory = re.search(r"Memory of the process on the host, peak.*?([\d.]+) GB", report)
+    assert memory is not None and 0.2 < float(memory[1]) < 0.3
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_reaches_the_program_once(tmp_path: Path, number: signal.Signals) -> None:
+    code = f"""
+import signal, sys, time
+got = []
+signal.signal({number:d}, lambda *_: got.append(1))
+print("ready")
+while not got: time.sleep(0.05)
+time.sleep(0.5)
+sys.exit(40 + len(got))
+"""
+    with subprocess.Popen(watch(tmp_path, code), stdout=subprocess.PIPE) as running:
+        assert running.stdout is not None and running.stdout.readline() == b"ready\n"
+        running.send_signal(number)
+    assert running.returncode == 41
+
+
+def test_a_terminal_is_passed_on_and_its_interrupt_comes_once(tmp_path: Path) -> None:
+    code = """
+import sys, time
+print("ready", sys.stdout.isatty())
+try: time.sleep(60)
+except KeyboardInterrupt: time.sleep(0.5)
+sys.exit(7)
+"""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, watch(tmp_path, code))
+    said = b""
+    with contextlib.suppress(OSError):  # the terminal is closed at the end
+        while piece := os.read(terminal, 4096):
+            said += piece
+            if said.endswith(b"ready True\r\n"):
+                os.write(terminal, b"\x03")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+    assert said.startswith(b"ready True\r\n^C")
+
+
+def test_a_killed_watch_leaves_the_steps_so_far(tmp_path: Path) -> None:
+    with subprocess.Popen(watch(tmp_path, SCRIPT), stdout=subprocess.PIPE) as running:
+        assert wait_until(lambda: (tmp_path / "log.jsonl").exists() and len(steps_of(tmp_path)) > 3, 30)
+        running.kill()
+    report, *_ = build_report(tmp_path, None)
+    assert (report.run.state, report.run.max_steps) == ("died", 12)
+    assert report.run.steps_done > 3
+
+
+def test_bad_calls_are_refused_before_the_program_starts(tmp_path: Path) -> None:
+    for given, meant in (
+        (["--out", str(tmp_path)], b"put the program after two dashes"),
+        (["--out", str(tmp_path), "--", "no-such-program"], b"cannot run no-such-program: No such file"),
+        (["--claims", "none.toml", "--", "true"], b"none.toml"),
+    ):
+        done = run([sys.executable, "-m", "nanogauge", "watch", *given])
+        assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, b"", 1)
+        assert meant in done.stderr
