@@ -6,6 +6,9 @@ Both loops alternate in one process on the same model, in blocks of a few second
 long as --step-ms. The measured loop is train.py's own: clock, sensors at 10 Hz, run log, alarms, terminal. Without a
 GPU the sensors read a stand-in for the driver (tests/fake_nvml.c).
 
+A loop of the user's own with nanogauge.run is measured step by step beside the same loop without it, and the start of
+a process that imports nanogauge and predicts.
+
 Wall time needs an idle machine. The CPU time of measurement is therefore printed too: that of the loop's thread, as the
 difference of both loops on a model of one number, and that of the sampling thread.
 """
@@ -21,12 +24,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from results import ROOT, Bench, Result, result
+from results import ROOT, Bench, Result, result, run_script
 
 # isort: split
 import torch
 from torch import nn
 
+import nanogauge as ng
 import train
 from nanogauge.config import load_config
 from nanogauge.measure.sensors import open_sensors
@@ -126,6 +130,44 @@ def open_run(folder: Path, name: str, accumulation: int, smallest: bool) -> Sess
         return open_session(config, Options(force=True))
 
 
+def measure_library(folder: Path, args: Any) -> list[Result]:
+    """Time steps of a loop of the user's own, in turn with the same steps without it; and its start."""
+    step_seconds, loss, blocks = args.step_ms / 1e3, torch.tensor(3.0), args.blocks
+    wall, cpu = [], []
+    with ng.run("own", folder=folder) as run:
+
+        def step(recording: bool) -> tuple[float, float]:
+            began = time.perf_counter(), time.thread_time()
+            with run.step() if recording else contextlib.nullcontext():
+                time.sleep(step_seconds)  # the host waits for its device
+            if recording:
+                run.log(loss=loss)
+            return time.perf_counter() - began[0], time.thread_time() - began[1]
+
+        for _ in range(blocks):
+            pairs = [(step(False), step(True)) for _ in range(max(5, round(args.block_seconds / step_seconds)))]
+            without, recorded = (
+                [sum(column) for column in zip(*each, strict=True)] for each in zip(*pairs, strict=True)
+            )
+            wall.append(recorded[0] / without[0] - 1)
+            cpu.append((recorded[1] - without[1]) / without[0])
+    spec = "ng.RunSpec.from_toml('configs/demo.toml')"
+    starts = []
+    for name, call in (("import", ""), ("import and predict", f"ng.predict({spec}, gpu='RTX 4070'); ")):
+        code = f"import nanogauge as ng, sys, time; {call}assert 'torch' not in sys.modules; print(time.process_time())"
+        seconds = [
+            float(run_script("-c", code)) - float(run_script("-c", "import time; print(time.process_time())"))
+            for _ in range(blocks)
+        ]
+        starts.append(result("start_cpu_seconds", f"CPU time of {name}, without torch", seconds, None))
+    case = f"with nanogauge.run, steps of {args.step_ms:g} ms"
+    return [
+        result("library_overhead_fraction", f"wall time {case}", wall, PEER),
+        result("library_cpu_fraction", f"CPU time of the loop {case}", cpu, PEER),
+        *starts,
+    ]
+
+
 def run(args: Any) -> list[Result]:
     vars(train)["save"] = lambda *_, **__: None  # no checkpoint at the end of a block
     with tempfile.TemporaryDirectory() as name:
@@ -135,7 +177,7 @@ def run(args: Any) -> list[Result]:
             build = ["cc", "-shared", "-fPIC", f"-Wl,-soname,{library.name}", "-o", str(library)]
             subprocess.run([*build, str(ROOT / "tests" / "fake_nvml.c"), "-lm"], check=True)
             ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
-        return measure(folder, args)
+        return measure(folder, args) + measure_library(folder, args)
 
 
 def measure(folder: Path, args: Any) -> list[Result]:
