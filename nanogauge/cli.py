@@ -183,15 +183,11 @@ def _one_line(error: Exception) -> str:
 
 
 def start_module(
-    module: str,
-    arguments: Sequence[str],
-    output: IO[bytes] | int,
-    errors: IO[bytes] | int,
-    variables: Mapping[str, str] = {},
+    module: str, arguments: Sequence[str], output: IO[bytes] | int, variables: Mapping[str, str] = {}
 ) -> subprocess.Popen[bytes]:
     """Start a module as a background process; its standard input is a pipe from this process.
 
-    `variables` are added to its environment, where other users of the machine cannot read them.
+    `variables` are added to its environment, which other users of the machine cannot read.
 
     Raises:
         OSError: if it cannot be started.
@@ -203,6 +199,6 @@ def start_module(
         env={**os.environ, **variables, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
         stdin=subprocess.PIPE,
         stdout=output,
-        stderr=errors,
+        stderr=subprocess.STDOUT,
         start_new_session=True,  # Ctrl-C reaches only the process in the foreground
     )

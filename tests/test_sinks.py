@@ -107,7 +107,7 @@ def test_a_chart_of_a_long_run_is_thinned_out_and_keeps_its_last_point() -> None
     for step in range(10_000):
         row = {"step": step, "memory/peak_process_bytes": 2.0**30 + step, "predicted/peak_process_bytes": 2.0**31}
         bands.add(row)
-    lines = bands.lines(PANELS["vram"])
-    assert len(lines["measured"]) <= 301 and lines["measured"][-1] == (9999, 1 + 9999 / 2**30)
-    assert lines["predicted, expected"] == [(0, 2.0), (9999, 2.0)]
-    assert bands.lines(PANELS["loss"]) == {}, "nothing was measured"
+    (_, steps, values), predicted = bands.lines(PANELS["vram"])
+    assert len(steps) <= 301 and (steps[-1], values[-1]) == (9999, 1 + 9999 / 2**30)
+    assert predicted == ("predicted, expected", [0, 9999], [2.0, 2.0])
+    assert bands.lines(PANELS["loss"]) == [], "nothing was measured"

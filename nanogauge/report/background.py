@@ -35,7 +35,7 @@ class BackgroundReport:
         arguments = (str(folder.resolve()), str(seconds))
         try:
             null = subprocess.DEVNULL
-            return cls(start_module("nanogauge.report.background", arguments, null, null))
+            return cls(start_module("nanogauge.report.background", arguments, null))
         except OSError:
             return cls(None)
 

@@ -54,15 +54,14 @@ class Bands:
                 self._points[key].append((row["step"], row[key]))
             self._predicted |= {key: row[key] for key in panel.predicted.keys() & row.keys()}
 
-    def lines(self, panel: Panel) -> dict[str, list[tuple[float, float]]]:
-        """Return label -> points (step, value) of a panel; empty if nothing of it was measured."""
-        lines = {}
+    def lines(self, panel: Panel) -> list[tuple[str, list[float], list[float]]]:
+        """Return label, steps and values of each line of a panel; none if nothing of it was measured."""
+        lines = []
         for key, label in panel.measured.items():
             if points := self._points[key]:
-                # Backwards, to keep the last point.
-                thinned = points[:: -(1 + len(points) // _MOST_POINTS)][::-1]
-                lines[label] = [(step, value * panel.scale) for step, value in thinned]
+                points = points[:: -(1 + len(points) // _MOST_POINTS)][::-1]  # with the last point
+                lines.append((label, [step for step, _ in points], [value * panel.scale for _, value in points]))
         for key, label in panel.predicted.items():
             if lines and (predicted := self._predicted.get(key)) is not None:
-                lines[label] = [(step, predicted * panel.scale) for step in (0.0, self._last_step)]
+                lines.append((label, [0.0, self._last_step], [predicted * panel.scale] * 2))
         return lines

@@ -7,6 +7,7 @@ ended (upload). None waits for a sink beyond a time limit. The process itself is
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import secrets
 import shlex
@@ -63,72 +64,82 @@ def finish_mirrors(mirrors: Sequence[Mirror], timeout_seconds: float = 10.0) -> 
     until = time.monotonic() + timeout_seconds
     for mirror in mirrors:
         mirror.confirm()
-    warnings = [mirror.finish(until, timeout_seconds) for mirror in mirrors]
-    return [warning for warning in warnings if warning is not None]
+    problems = [(mirror.finish(timeout_seconds, until), mirror.advice) for mirror in mirrors]
+    return [f"{problem}{advice}" for problem, advice in problems if problem is not None]
 
 
 class Mirror:
-    """The mirror process of a run for one sink, as the training loop uses it."""
+    """A mirror process of a run.
 
-    def __init__(self, sink: SinkName, folder: Path, options: Sequence[str], variables: Mapping[str, str] = {}) -> None:
-        """Start mirroring; finish() reports any failure, and this call neither waits nor raises.
+    Starting it neither waits nor raises; finish() returns any failure.
 
-        Args:
-            sink: where to.
-            folder: a run folder with prediction.json and a start line in its log.
-            options: flags of the process.
-            variables: environment variables that it needs besides those of this process.
-        """
+    Args:
+        sink: where to.
+        folder: a run folder with prediction.json and a start line in its log.
+        options: flags of the process.
+        variables: environment variables that it needs besides those of this process.
+        attached: follow the log until it is complete; False to send what it holds.
+    """
+
+    def __init__(
+        self,
+        sink: SinkName,
+        folder: Path,
+        options: Sequence[str],
+        variables: Mapping[str, str] = {},
+        attached: bool = True,
+    ) -> None:
         command = [sink, str(folder), *options]
+        retry = f"{interpreter()} -m {_MODULE} {shlex.join(command)}"
+        retry = python_command("report.py", "--wandb", folder) if sink == "wandb" else retry
+        self.advice = f" {retry} uploads the run." if sink != "webhook" else ""
+        self.output = folder / f"{sink}.log"
+        """What the process and its sink's package print."""
         self._title = TITLES[sink]
-        self._output = output_of(folder, sink)
-        self._problem = ""
         self._process: subprocess.Popen[bytes] | None = None
-        self._advice = f" {interpreter()} -m {_MODULE} {shlex.join(command)} uploads the run."
-        if sink == "wandb":
-            self._advice = f" {python_command('report.py', '--wandb', folder)} uploads the run."
-        elif sink == "webhook":
-            self._advice = ""
+        self._problem = ""
         log = folder / LOG_NAME
-        logged_bytes = log.stat().st_size if log.exists() else 0
+        if attached:
+            command.append(f"--attached={log.stat().st_size if log.exists() else 0}")
         try:
-            with self._output.open("wb") as output:
-                self._process = start_module(
-                    _MODULE, [*command, f"--attached={logged_bytes}"], output, output, variables
-                )
+            with self.output.open("wb") as output:
+                self._process = start_module(_MODULE, command, output, variables)
         except OSError as error:
             self._problem = f"The mirror to {self._title} could not be started: {error}."
 
     def confirm(self) -> None:
-        """Let the process end by itself: the log and the report are complete."""
-        if self._process is not None:
-            assert self._process.stdin is not None
+        """Let an attached process end: the log and the report are complete."""
+        if self._process is not None and self._process.stdin is not None:
             with contextlib.suppress(OSError):  # it has ended already
                 self._process.stdin.write(b"\n")
                 self._process.stdin.close()
 
-    def finish(self, until: float, limit_seconds: float) -> str | None:
-        """Wait until time.monotonic() is `until`; return why not all of the run is there, or None."""
+    def finish(self, limit_seconds: float, until: float = math.inf) -> str | None:
+        """Wait for the end of the process and return why not all of the run is there, or None.
+
+        It is stopped after limit_seconds, or when time.monotonic() is `until`.
+        """
         if self._process is None:
             return self._problem
-        left_seconds = max(0.0, until - time.monotonic())
+        left_seconds = min(limit_seconds, max(0.0, until - time.monotonic()))
         try:
-            with announced(f"{self._title} to take the rest of the run", left_seconds):
+            with announced(f"{self._title} to take the run", left_seconds):
                 self._process.wait(left_seconds)
-        except subprocess.TimeoutExpired:
+        except BaseException as error:
             _kill(self._process)
-            return f"{_too_slow(self._title, limit_seconds)}.{self._advice}"
+            if isinstance(error, subprocess.TimeoutExpired):
+                return f"{self._title} had not taken all of the run after {limit_seconds:.0f} s and was stopped."
+            raise
         try:
-            output = self._output.read_text(encoding="utf-8", errors="replace")
+            output = self.output.read_text(encoding="utf-8", errors="replace")
         except OSError as error:
-            output = f"{_ERROR_PREFIX}the output of the mirror to {self._title} is lost: {error}."
-        problem = _problem(self._process.returncode, output, self._title)
-        return None if problem is None else f"{problem}{self._advice}"
-
-
-def output_of(folder: Path, sink: SinkName) -> Path:
-    """Return the file with the output of the mirror process and of its sink's package."""
-    return folder / f"{sink}.log"
+            return f"The output of the mirror to {self._title} is lost: {error}."
+        if self._process.returncode == 0:
+            refused = "W&B's server refused the run's rows, so that not all of them are there."
+            return refused if _ROWS_REFUSED in output else None
+        lines = output.strip().splitlines() or ["no output"]
+        errors = [line.removeprefix(_ERROR_PREFIX) for line in lines if line.startswith(_ERROR_PREFIX)]
+        return errors[-1] if errors else f"The mirror to {self._title} failed: {lines[-1]}."
 
 
 def upload(folder: Path, mode: Mode, project: str, timeout_seconds: float = _UPLOAD_SECONDS) -> str:
@@ -137,24 +148,10 @@ def upload(folder: Path, mode: Mode, project: str, timeout_seconds: float = _UPL
     Raises:
         RunFailed: if W&B is not available in this mode, or not in time.
     """
-    options = ["wandb", str(folder), f"--mode={mode}", f"--project={project}"]
-    process = start_module(_MODULE, options, subprocess.PIPE, subprocess.PIPE)
-    try:
-        with announced("W&B to take the run", timeout_seconds):
-            address, errors = process.communicate(timeout=timeout_seconds)
-    except BaseException as error:
-        _kill(process)
-        if isinstance(error, subprocess.TimeoutExpired):
-            raise RunFailed(f"{_too_slow('W&B', timeout_seconds)}.") from None
-        raise
-    problem = _problem(process.returncode, errors.decode(errors="replace"), "W&B")
-    if problem is not None:
+    mirror = Mirror("wandb", folder, [f"--mode={mode}", f"--project={project}"], attached=False)
+    if (problem := mirror.finish(timeout_seconds)) is not None:
         raise RunFailed(problem)
-    return address.decode().strip()
-
-
-def _too_slow(title: str, seconds: float) -> str:
-    return f"{title} had not taken all of the run after {seconds:.0f} s and was stopped"
+    return mirror.output.read_text(encoding="utf-8", errors="replace").splitlines()[-1]
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
@@ -163,15 +160,3 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(1.0)
-
-
-def _problem(returncode: int, output: str, title: str) -> str | None:
-    """Return why a finished mirror process did not send everything; None if it did."""
-    if returncode == 0:
-        if _ROWS_REFUSED in output:
-            return "W&B's server refused the run's rows, so that not all of them are there."
-        return None
-    errors = [line for line in output.splitlines() if line.startswith(_ERROR_PREFIX)]
-    if errors:
-        return errors[-1].removeprefix(_ERROR_PREFIX)
-    return f"The mirror to {title} failed: {(output.strip().splitlines() or ['no output'])[-1]}."

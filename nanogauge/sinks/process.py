@@ -38,6 +38,8 @@ _SINKS = {
     "webhook": "nanogauge.sinks.webhook:Webhook",
 }
 """Each imports its own packages, which may be absent."""
+_LOG_EVERY = 10
+"""For a run of another program."""
 _POLL_SECONDS = 0.5
 _LAST_SECONDS = 60
 """Time limit for sending the rest after the run's process has died."""
@@ -104,8 +106,10 @@ def _mirror(sink: Sink, log: _LogFollower, rows: Rows, folder: Path) -> str:
                     status = line.status
                 case Event(level="warning" | "alarm" as level) if is_new:
                     alerts.append((level, line.what, line.text))
-        sink.rows(new_rows)
-        sink.summary(summary)
+        if new_rows:
+            sink.rows(new_rows)
+        if summary:
+            sink.summary(summary)
         for alert in alerts:
             sink.alert(*alert)
     if status is None:
@@ -176,10 +180,10 @@ def main(arguments: Sequence[str]) -> int:
     folder: Path = options.folder.resolve()
     run = load(folder)
     options.id = options.id or _run_id(folder)
-    log_every = options.log_every
-    if log_every is None and run.config_toml is not None:
+    log_every = options.log_every or _LOG_EVERY
+    if options.log_every is None and run.config_toml is not None:
         log_every = load_config(folder / CONFIG_TOML).train.log_every
-    rows = Rows(run.spec, run.prediction, log_every or 1)
+    rows = Rows(run.spec, run.prediction, log_every)
     _keep_private()
     if options.attached is not None:
         os.nice(10)  # give way to the training loop

@@ -24,7 +24,7 @@ class Sink:
         """Connect, before anything is sent."""
 
     def rows(self, rows: Sequence[tuple[int, HistoryRow]]) -> None:
-        """Send rows of the history, each with its place, which follows from its line in the log.
+        """Send one or more rows of the history, each with its place, which follows from its line in the log.
 
         Places ascend. A process that resumes a run begins with the first row again; the sink skips what it has.
         """

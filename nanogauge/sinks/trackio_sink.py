@@ -45,8 +45,7 @@ class TrackioSink(Sink):
             self._step = int(row["step"])
             if place >= self._position.place:
                 self._run.log({key: value for key, value in row.items() if key != "step"}, step=self._step)
-        if rows:
-            self._position.move(rows[-1][0] + 1)
+        self._position.move(rows[-1][0] + 1)
 
     def summary(self, values: Mapping[str, Any]) -> None:
         self._summary |= values

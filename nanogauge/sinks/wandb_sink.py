@@ -49,7 +49,6 @@ class WandbSink(Sink):
         self._run_id: str = options.id
         self._bands = Bands()
         self._next_place = 0
-        self._charts_are_old = True
 
     def begin(self, folder: Path, spec: RunSpec, prediction: Prediction) -> None:
         self._folder = folder
@@ -114,7 +113,6 @@ class WandbSink(Sink):
                 evaluated |= any(key.startswith("eval/") for key in row)
         if evaluated:
             self._run.log(self._charts(), step=self._next_place - 1, commit=True)
-        self._charts_are_old = not evaluated and (bool(rows) or self._charts_are_old)
         self._position.move(self._next_place)
 
     def _charts(self) -> dict[str, Any]:
@@ -124,10 +122,9 @@ class WandbSink(Sink):
         charts = {}
         for name, panel in PANELS.items():
             if lines := self._bands.lines(panel):
-                xs, ys = ([[point[axis] for point in line] for line in lines.values()] for axis in (0, 1))
-                charts[f"bands/{name}"] = wandb.plot.line_series(
-                    xs, ys, list(lines), f"{panel.title} ({panel.unit})", "step"
-                )
+                labels, xs, ys = zip(*lines, strict=True)
+                title = f"{panel.title} ({panel.unit})"
+                charts[f"bands/{name}"] = wandb.plot.line_series(xs, ys, labels, title, "step")
         return charts
 
     def summary(self, values: Mapping[str, Any]) -> None:
@@ -166,7 +163,7 @@ class WandbSink(Sink):
 
         self._send_files(_REPORT)
         self._run.summary.update(final_summary(report))
-        row = self._charts() if self._charts_are_old else {}
+        row = self._charts()
         row["report/verdicts"] = wandb.Table(columns=list(VERDICT_COLUMNS), data=verdict_rows(report))
         with (self._folder / "report.html").open(encoding="utf-8") as page:
             row["report/page"] = wandb.Html(page, inject=False)

@@ -51,8 +51,8 @@ class Webhook(Sink):
             self._post(text)
 
     def end(self, status: Outcome | None, report: Mapping[str, Any] | None) -> str:
-        words = "its process died; --resume auto continues from the newest checkpoint." if status is None else status
-        self._post(words if report is None else f"{words}. {report['run']['headline']}")
+        words = status or "its process died; --resume auto continues from the newest checkpoint"
+        self._post(f"{words}. {report['run']['headline'] if report is not None else ''}".rstrip())
         if self._problem is not None:
             raise RunFailed(f"The webhook did not take all messages: {self._problem}.")
         return TITLES["webhook"]
