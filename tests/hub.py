@@ -49,7 +49,6 @@ class Hub:
         self.dies_at = dies_at
         self.faults = list(faults)
         self.served_bytes = 0
-        self.requests: list[str] = []
         self.dead = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self.endpoint = f"http://127.0.0.1:{self._server.server_address[1]}"
@@ -95,7 +94,6 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             length = int(self.headers.get("Content-Length") or 0)
             body = self.rfile.read(length)
             path = unquote(urlsplit(self.path).path)
-            hub.requests.append(f"{self.command} {self.path} {self.headers.get('Range') or ''}")
             asked = self.headers.get("Range") or ""
             if hub.dies_at and path.endswith(hub.dies_at) and asked.startswith("bytes=4-"):
                 hub.dead.set()
@@ -176,6 +174,6 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 self.wfile.write(data)
 
         def log_message(self, format: str, *args: Any) -> None:
-            """Print nothing; hub.requests lists the requests."""
+            """Print nothing."""
 
     return Handler

@@ -107,12 +107,6 @@ def test_more_tokens_extend_the_shards(home: Path, uninterrupted: Path) -> None:
     assert contents(home / "less") == contents(uninterrupted)
 
 
-def test_a_truncated_shard_is_named(home: Path, copy: Path) -> None:
-    truncated = copy / "fineweb_train_000003.bin"
-    os.truncate(truncated, 40_000)
-    assert f"{truncated} is damaged" in refused(home, *SIZES, "--out", copy)
-
-
 def test_a_manifest_of_another_tokenizer_is_refused(home: Path, copy: Path) -> None:
     path = copy / MANIFEST_NAME
     manifest = json.loads(path.read_text())

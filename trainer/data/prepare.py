@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from nanogauge.errors import BadInput, RunFailed
 from trainer.data.documents import Unit
-from trainer.data.manifest import START, Manifest, Origin, Position, Settings, Shard, SourceFile, Split
+from trainer.data.manifest import START, Manifest, Origin, Position, Settings, Shard, SourceFile, Split, token_dtype
 from trainer.data.shards import (
     MANIFEST_NAME,
     ShardWriter,
@@ -33,7 +33,6 @@ from trainer.data.shards import (
     write_manifest,
 )
 from trainer.data.sources import LocalSource, LocatedUnit, TextSource, is_local, open_text_source, units_from
-from trainer.data.tokenizer import BYTES, CHARACTERS
 from trainer.data.workers import TokenizedUnit, WorkerPool, tokenize_unit
 
 _BYTES_PER_TOKEN = 4.0  # of text, until it has been measured
@@ -43,7 +42,6 @@ VAL_TOKENS = 10_000_000
 VAL_SHARE = 10
 _WINDOW_TOKENS = 1025  # of GPT-2's context: fewer validation tokens are no use
 _SMALL_SOURCE_BYTES = 2**29  # of text that surely holds fewer than VAL_SHARE * VAL_TOKENS tokens
-_NARROW = ("gpt2", "r50k_base", "p50k_base", "p50k_edit", BYTES, CHARACTERS)
 _FLAGS = {
     "tokenizer": "--tokenizer",
     "tokenizer_sha256": "vocabulary",
@@ -197,10 +195,6 @@ class ExistingOutput:
         return sum(shard.tokens for shard in self.shards)
 
     @property
-    def revision(self) -> str | None:
-        return self.manifest.revision if self.manifest is not None else None
-
-    @property
     def settings(self) -> Settings | None:
         return self.manifest.settings if self.manifest is not None else None
 
@@ -224,11 +218,6 @@ class ExistingOutput:
                     f"{self.folder} was begun with another {flag} ({before}, not {after}); "
                     "give the same again, another --out, or delete that folder."
                 )
-
-    def clean(self) -> None:
-        """Delete temporary files."""
-        for path in self.folder.glob("*.tmp"):
-            path.unlink()
 
 
 def read_existing(folder: Path, tokens: int) -> ExistingOutput:
@@ -280,7 +269,7 @@ def prepare(options: PrepareOptions, report: Callable[[Progress], None], pool: W
         assert isinstance(local, LocalSource)
         if existing.manifest is not None and existing.manifest.dataset == options.dataset:
             local.check(existing.manifest.source_files)
-    _check_disk(options, existing, source)
+    _check_disk(options, existing, source, token_dtype(pool.tokenizer.vocab_size).itemsize)
     was, val_tokens = existing.settings, options.val_tokens
     if val_tokens is None and was is not None:
         val_tokens = was.val_tokens
@@ -305,7 +294,7 @@ def prepare(options: PrepareOptions, report: Callable[[Progress], None], pool: W
             end_of_text=tokenizer.end_of_text,
             dataset=options.dataset,
             dataset_config=options.config or "default",
-            revision=options.revision or existing.revision,
+            revision=options.revision or (existing.manifest.revision if existing.manifest is not None else None),
             settings=settings,
             characters=options.characters,
         )
@@ -323,7 +312,8 @@ def prepare(options: PrepareOptions, report: Callable[[Progress], None], pool: W
         writer.next, writer.source_files = existing.next, existing.source_files
         is_new = existing.manifest is None
         with _failures_described(options.out, writer, is_new):
-            existing.clean()
+            for temporary in options.out.glob("*.tmp"):
+                temporary.unlink()
             if is_new:
                 write_manifest(options.out, writer.manifest)  # what the next run must agree with
             start = existing.next or START
@@ -446,15 +436,14 @@ def _what_stays(out: Path, manifest: Manifest) -> str:
     )
 
 
-def _check_disk(options: PrepareOptions, existing: ExistingOutput, source: TextSource | None) -> None:
+def _check_disk(options: PrepareOptions, existing: ExistingOutput, source: TextSource | None, token_bytes: int) -> None:
     """Raise BadInput unless the tokens fit on the disk."""
     if existing.done:
         return
-    narrow = options.tokenizer in _NARROW
     tokens = options.tokens + (options.val_tokens or 0)
     if isinstance(source, LocalSource):
         tokens = min(tokens, 4 * source.text_bytes)  # far fewer are in it
-    needed_bytes = (2 if narrow else 4) * max(tokens - existing.tokens, 0)
+    needed_bytes = token_bytes * max(tokens - existing.tokens, 0)
     try:
         parents = (options.out, *options.out.absolute().parents)
         free_bytes = shutil.disk_usage(next(path for path in parents if path.exists())).free
