@@ -276,8 +276,10 @@ class CostSection(Section):
     """electricity tariff in currency per kWh"""
     currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")] = "USD"
     """ISO 4217 code of the currency"""
+    grams_co2_per_kwh: NotNegative | None = None
+    """carbon intensity of the electricity in grams of CO2 per kWh, as its supplier states it"""
     machine_watts: NotNegative | None = None
-    """power of all but the GPU boards in watts; if not given, the cost is that of the boards"""
+    """power of all but the GPU boards in watts; if not given, cost and CO2 are those of the boards"""
 
 
 class WandbSection(Section):

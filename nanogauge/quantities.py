@@ -147,7 +147,9 @@ def format_value(row_id: str, value: float, currency: str = "") -> str:
             return f"{format_digits(value * 1e3)} Wh"
         case "nat":
             return f"{value:.3f} nat"
-        case "W" | "kWh" as unit:
+        case "g" if value >= 1000:
+            return f"{format_digits(value / 1000)} kg"
+        case "W" | "kWh" | "g" as unit:
             return f"{format_digits(value)} {unit}"
         case "currency":
             return f"{value:.2f} {currency}".rstrip()

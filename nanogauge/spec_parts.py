@@ -164,11 +164,13 @@ class Schedule:
 
 @dataclass(frozen=True, kw_only=True, config=NO_EXTRA)
 class Cost:
-    """Electricity tariff."""
+    """What a kWh of electricity costs."""
 
     price_per_kwh: Positive | None = None
     """Price per kWh in `currency`; None: no cost is computed."""
     currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")] = "USD"
     """ISO 4217 code."""
+    grams_co2_per_kwh: NotNegative | None = None
+    """Carbon intensity in grams of CO2 per kWh; None: no CO2 is computed."""
     machine_watts: NotNegative | None = None
     """Power of all but the GPU boards in watts; None: cost of the boards alone."""

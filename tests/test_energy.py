@@ -47,10 +47,10 @@ def test_published_watts_lie_in_an_interval_of_15_percent(
     assert high - low <= 0.15 + 1e-9
 
 
-def test_prediction_and_measurement_add_the_same_power_of_the_machine_to_the_cost() -> None:
+def test_prediction_and_measurement_add_the_same_power_of_the_machine_to_cost_and_co2() -> None:
     """300 W of GPU for an hour are 0.3 kWh; with 100 W of machine 0.4 kWh are paid."""
     spec, prediction = documented_spec(), documented_prediction()
-    whole = replace(spec, cost=replace(spec.cost, machine_watts=100.0))
+    whole = replace(spec, cost=replace(spec.cost, machine_watts=100.0, grams_co2_per_kwh=400.0))
     reading = Sensor(elapsed_seconds=3600, power_watts=300, energy_joules=300 * 3600, energy_source="counter")
     end = End(elapsed_seconds=3600, status="stopped", steps=4, wall_seconds=3600)
     log = read(start(0), *steps(0, 4), reading, end)
@@ -59,10 +59,13 @@ def test_prediction_and_measurement_add_the_same_power_of_the_machine_to_the_cos
     assert alone["energy_kwh"].value == both["energy_kwh"].value == pytest.approx(0.3)
     assert alone["cost"].value == pytest.approx(0.3 * 0.15)
     assert both["cost"].value == pytest.approx(0.4 * 0.15)
+    assert "co2_grams" not in alone
+    assert both["co2_grams"].value == pytest.approx(0.4 * 400)
     predicted = predict(whole, prediction.hardware).quantities
     for end_of_range in ("low", "expected", "high"):
         kwh, seconds, cost = (getattr(predicted[row], end_of_range) for row in ("energy_kwh", "total_seconds", "cost"))
         assert cost == pytest.approx((kwh + 100 * seconds / 3.6e6) * 0.15)
+        assert getattr(predicted["co2_grams"], end_of_range) == pytest.approx(cost / 0.15 * 400)
     assert "100 W of the machine" in predicted["cost"].formula
     assert "100 W of the machine" in both["cost"].how
     assert "the board alone" in alone["cost"].how

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from nanogauge.analysis.ledger import Measured
 from nanogauge.measure.alarms import POWER_CAP
-from nanogauge.prediction.energy import cost_formula, cost_of
+from nanogauge.prediction.energy import BILLED, billed, billing_formula
 from nanogauge.prediction.step_time import ARITHMETIC
 from nanogauge.runlog.history import RunHistory, Table
 from nanogauge.runspec import RunSpec
@@ -107,8 +107,8 @@ def absence_reason(recorded: RunHistory, name: str) -> str:
 def energy_figures(
     recorded: RunHistory, spec: RunSpec, prediction: Prediction, ran_seconds: float | None
 ) -> tuple[dict[str, Measured], dict[str, str]]:
-    """Return power, energy and cost of all processes by row id, and reasons for missing ones."""
-    rows = ("power_watts", "energy_kwh", "cost")
+    """Return power, energy, cost and CO2 of all processes by row id, and reasons for missing ones."""
+    rows = ("power_watts", "energy_kwh", *BILLED)
     trained_here = recorded.starts[0].is_live
     if not trained_here and not len(recorded.sensors):
         return {}, dict.fromkeys(rows, IMPORTED)
@@ -140,12 +140,14 @@ def energy_figures(
         values["energy_kwh"] = Measured(
             value=kwh, how=f"{source}; {boards} alone, not the machine at the wall{_energy_scope(recorded)}"
         )
-        if spec.cost.price_per_kwh is None:
-            missing["cost"] = "cost.price_per_kwh is not given"
-        elif ran_seconds is None and spec.cost.machine_watts:
-            missing["cost"] = "the time, for which the rest of the machine draws, is not known"
-        else:
-            values["cost"] = Measured(value=cost_of(spec.cost, kwh, ran_seconds or 0.0), how=cost_formula(spec.cost))
+        for row, rate in BILLED.items():
+            if getattr(spec.cost, rate) is None:
+                missing[row] = f"cost.{rate} is not given"
+            elif ran_seconds is None and spec.cost.machine_watts:
+                missing[row] = "the time, for which the rest of the machine draws, is not known"
+            else:
+                value = billed(spec.cost, row, kwh, ran_seconds or 0.0)
+                values[row] = Measured(value=value, how=billing_formula(spec.cost, row))
     return values, missing
 
 

@@ -1,7 +1,7 @@
-"""Predict power, energy and cost of a run from the boards' share of their power limit, and time.
+"""Predict power, energy, cost and CO2 of a run from the boards' share of their power limit, and time.
 
-Energy is that of the boards alone, predicted here and measured in analysis/telemetry.py. The cost adds the rest of the
-machine only if the configuration says what it draws.
+Energy is that of the boards alone, predicted here and measured in analysis/telemetry.py. Cost and CO2 add the rest of
+the machine only if the configuration says what it draws.
 """
 
 from typing import TypeVar
@@ -25,6 +25,8 @@ SHARE_OF_LOWERED_LIMIT = Interval(0.89, 0.97, 1.04)
 SHARE_OF_STARVED_LIMIT = Interval(0.38, 0.42, 0.49)
 
 BOARD_ALONE = "the board alone, not the machine at the wall"
+BILLED = {"cost": "price_per_kwh", "co2_grams": "grams_co2_per_kwh"}
+"""Row of a report -> field of Cost with its rate per kWh."""
 
 
 def power_share(hardware: Hardware) -> Interval:
@@ -41,15 +43,16 @@ def kwh_of(watts: Amount, seconds: Amount) -> Amount:
     return watts * seconds / 3.6e6
 
 
-def cost_of(cost: Cost, board_kwh: Amount, seconds: Amount) -> Amount:
-    """Return the cost in cost.currency: the boards', plus the rest of the machine if given."""
-    assert cost.price_per_kwh is not None
-    return (board_kwh + (cost.machine_watts or 0.0) * seconds / 3.6e6) * cost.price_per_kwh
+def billed(cost: Cost, row: str, board_kwh: Amount, seconds: Amount) -> Amount:
+    """Return the cost or CO2 of the boards, plus that of the rest of the machine if given."""
+    rate: float = getattr(cost, BILLED[row])
+    return (board_kwh + (cost.machine_watts or 0.0) * seconds / 3.6e6) * rate
 
 
-def cost_formula(cost: Cost) -> str:
-    """Describe in words how cost_of computes."""
-    tariff = f"{cost.price_per_kwh:g} {cost.currency}/kWh"
+def billing_formula(cost: Cost, row: str) -> str:
+    """Describe in words how `billed` computes a row."""
+    unit = cost.currency if row == "cost" else "g"
+    tariff = f"{getattr(cost, BILLED[row]):g} {unit}/kWh"
     if cost.machine_watts is None:
         return f"energy x {tariff}; {BOARD_ALONE}"
     return f"(energy of the board + {cost.machine_watts:g} W of the machine x time) x {tariff}"
@@ -58,11 +61,11 @@ def cost_formula(cost: Cost) -> str:
 def predict_energy(
     cost: Cost, hardware: Hardware, total: Estimate | None, gpus: int
 ) -> tuple[dict[str, Estimate], dict[str, str]]:
-    """Return estimates of the boards' power, energy and cost, and reasons for missing ones."""
+    """Return estimates of the boards' power, energy, cost and CO2, and reasons for missing ones."""
     limit = hardware.power_limit_watts
     if limit is None or total is None:
         reason = "no GPU" if hardware.kind == "cpu" else "the power limit or the time is not known"
-        return {}, dict.fromkeys(("power_watts", "energy_kwh", "cost"), reason)
+        return {}, dict.fromkeys(("power_watts", "energy_kwh", *BILLED), reason)
     share = power_share(hardware)
     watts = gpus * share * limit
     kwh = kwh_of(watts, total)
@@ -72,9 +75,10 @@ def predict_energy(
         "power_watts": Estimate.of("power_watts", watts, power_formula, "traces of ml-energy/zeus"),
         "energy_kwh": Estimate.of("energy_kwh", kwh, "power x time", BOARD_ALONE),
     }
-    if cost.price_per_kwh is None:
-        return predicted, {"cost": "cost.price_per_kwh is not given"}
-    source = "tariff and machine from the configuration"
-    paid = cost_of(cost, kwh, total)
-    predicted["cost"] = Estimate.of("cost", paid, cost_formula(cost), source)
-    return predicted, {}
+    source, missing = "rates and machine from the configuration", {}
+    for row, rate in BILLED.items():
+        if getattr(cost, rate) is None:
+            missing[row] = f"cost.{rate} is not given"
+        else:
+            predicted[row] = Estimate.of(row, billed(cost, row, kwh, total), billing_formula(cost, row), source)
+    return predicted, missing

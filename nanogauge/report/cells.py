@@ -21,7 +21,7 @@ GROUPS = {
     "Time": ("total_seconds", "step_seconds", "first_step_seconds", "compile_share"),
     "Speed": ("mfu_palm", "mfu_6n", "speedup_after_warmup"),
     "Memory": ("peak_allocated_bytes", "peak_process_bytes", "weights_bytes"),
-    "Energy": ("power_watts", "energy_kwh", "cost"),
+    "Energy": ("power_watts", "energy_kwh", "cost", "co2_grams"),
     "Quality": ("val_loss", "quality_vs_gpt2", "dataset"),
     "Counts": (
         *("flops_total_6n", "flops_total_palm", "tokens_per_step", "tokens_total", "data_epochs"),

@@ -102,9 +102,9 @@ def _headline(report: Report, recorded: RunHistory, group: QuantityGroup) -> Hea
         details.append(("compared:", format_value(row.id, row.measured.predicted_part)))
     if row.id == "step_seconds" and run.tokens_per_second is not None:
         details.append(("", f"{run.tokens_per_second:,.0f} tokens/s"))
-    cost = next((r for r in report.rows if r.id == "cost" and r.measured), None)
-    if row.id == "energy_kwh" and cost is not None:
-        details.append(("", Cells(cost).measured))
+    if row.id == "energy_kwh":
+        billed = dict.fromkeys(Cells(r).measured for r in report.rows if r.id in ("cost", "co2_grams") and r.measured)
+        details += [("", text) for text in billed]
     verdict = row.prediction or ("no claim" if value else "not measured")
     rows = [c.row for c in claims] or [row]
     narrowest = min(rows, key=lambda r: r.claimed.width if r.claimed is not None else math.inf)

@@ -29,6 +29,7 @@ _SHOWN_ROWS = (
     "peak_process_bytes",
     "energy_kwh",
     "cost",
+    "co2_grams",
 )
 
 
