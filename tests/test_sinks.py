@@ -83,7 +83,11 @@ def test_an_alarm_is_posted_at_once_and_a_dead_run_at_its_death(
         assert mirror._process is not None and mirror._process.stdin is not None
         mirror._process.stdin.close()  # as when the process of the run is killed
         assert mirror._process.wait(20) == 0
+        mirror = start_sink("webhook", folder)
+        write(folder, [END.model_copy(update={"status": "failed", "reason": "The disk is full."})])
+        assert finish(mirror) == ""
     assert server.posts[1][1].startswith("night: its process died; --resume auto continues")
+    assert server.posts[2:] == [(f"/{TOPIC}", "night: failed: The disk is full.")], "an alarm is posted once"
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from nanogauge.files import Scrubber, without_secrets
 from nanogauge.runlog.folder import CONFIG_TOML, load
 from nanogauge.runlog.reader import LOG_NAME, lines_of, read_log
 from nanogauge.schema import End, Event, LogLine, Start
-from nanogauge.sinks.rows import HistoryRow, Rows, summary_of
+from nanogauge.sinks.rows import HistoryRow, Rows, final_summary, summary_of
 from nanogauge.sinks.sink import TITLES, Severity, Sink
 
 _SINKS = {
@@ -117,7 +117,10 @@ def _mirror(sink: Sink, log: _LogFollower, rows: Rows, folder: Path) -> str:
     if not log.complete:
         # The run's process has died: the alarm ends this one even inside the sink's package.
         signal.alarm(_LAST_SECONDS)
-    return sink.end(status, _read_report(folder) if log.complete else None)
+    report = _read_report(folder) if log.complete else None
+    if report is not None:
+        sink.summary(final_summary(report))
+    return sink.end(status, report)
 
 
 def _read_report(folder: Path) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ from nanogauge.errors import RunFailed
 from nanogauge.runspec import RunSpec
 from nanogauge.schema import Prediction
 from nanogauge.shell import tool_command
-from nanogauge.sinks.rows import VERDICT_COLUMNS, HistoryRow, final_summary, run_config, verdict_rows
+from nanogauge.sinks.rows import VERDICT_COLUMNS, HistoryRow, run_config, verdict_rows
 from nanogauge.sinks.sink import MirrorPosition, Outcome, Severity, Sink
 
 
@@ -59,9 +59,8 @@ class TrackioSink(Sink):
         """Send the summary, which trackio has no place for, and the verdicts as the last row."""
         from trackio import Table
 
-        last: dict[str, Any] = dict(self._summary)
+        last = dict(self._summary)
         if report is not None:
-            last |= final_summary(report)
             last["report/verdicts"] = Table(columns=list(VERDICT_COLUMNS), data=verdict_rows(report))
         self._run.log(last, step=self._step)
         self._run.finish()

@@ -23,7 +23,7 @@ from nanogauge.schema import Prediction
 from nanogauge.shell import tool_command
 from nanogauge.sinks.bands import PANELS, Bands
 from nanogauge.sinks.mode import Mode
-from nanogauge.sinks.rows import AXES, VERDICT_COLUMNS, HistoryRow, final_summary, run_config, verdict_rows
+from nanogauge.sinks.rows import AXES, VERDICT_COLUMNS, HistoryRow, run_config, verdict_rows
 from nanogauge.sinks.sink import MirrorPosition, Outcome, Severity, Sink
 
 if TYPE_CHECKING:
@@ -158,11 +158,10 @@ class WandbSink(Sink):
         return str(run.url)
 
     def _send_report(self, report: Mapping[str, Any]) -> None:
-        """Send the verdict table, the page, the last charts and the final figures."""
+        """Send the verdict table, the page and the last charts."""
         import wandb
 
         self._send_files(_REPORT)
-        self._run.summary.update(final_summary(report))
         row = self._charts()
         row["report/verdicts"] = wandb.Table(columns=list(VERDICT_COLUMNS), data=verdict_rows(report))
         with (self._folder / "report.html").open(encoding="utf-8") as page:

@@ -35,24 +35,30 @@ def request_of(url: str, words: str) -> Request:
 
 
 class Webhook(Sink):
-    """Posts to the address in NANOGAUGE_ALERTS_URL; has no place for rows and figures."""
+    """Posts to the address in NANOGAUGE_ALERTS_URL; has no place for rows."""
 
     def __init__(self, options: Namespace) -> None:
         if ALERTS_VARIABLE not in os.environ:
             raise BadInput(f"set {ALERTS_VARIABLE} to the address of the webhook.")
         self._url = os.environ[ALERTS_VARIABLE]
+        self._reason = ""
         self._problem: str | None = None
 
     def begin(self, folder: Path, spec: RunSpec, prediction: Prediction) -> None:
         self._name = spec.name or folder.name
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        self._reason = values.get("run/reason", self._reason)
 
     def alert(self, level: Severity, title: str, text: str) -> None:
         if level == "alarm":
             self._post(text)
 
     def end(self, status: Outcome | None, report: Mapping[str, Any] | None) -> str:
-        words = status or "its process died; --resume auto continues from the newest checkpoint"
-        self._post(f"{words}. {report['run']['headline'] if report is not None else ''}".rstrip())
+        outcome = status or "its process died; --resume auto continues from the newest checkpoint"
+        reason = f": {self._reason.rstrip('.')}" if status is not None and self._reason else ""
+        headline = report["run"]["headline"] if report is not None else ""
+        self._post(f"{outcome}{reason}. {headline}".rstrip())
         if self._problem is not None:
             raise RunFailed(f"The webhook did not take all messages: {self._problem}.")
         return TITLES["webhook"]
