@@ -34,7 +34,7 @@ from nanogauge.measure.host import reset_peak
 from nanogauge.measure.torch_device import CompileTimer, EventTimeline
 from nanogauge.prediction.prediction import predict
 from nanogauge.quantities import finite
-from nanogauge.recorder import Display, MeasuredStep, Recorder, Status, make_alarms, open_sensing
+from nanogauge.recorder import Display, MeasuredStep, Recorder, Status, open_sensing
 from nanogauge.report.background import GPU_SECONDS, BackgroundReport
 from nanogauge.report.html import write_report
 from nanogauge.runlog.folder import CLAIMS_NAME, create
@@ -156,15 +156,8 @@ class Run:
         if claims is not None:
             write_atomic(path / CLAIMS_NAME, claims.read_bytes())
         reset_peak()
-        self._recorder = Recorder(
-            log=RunLog(path, clock.elapsed_seconds),
-            display=Display(),
-            clock=clock,
-            sensors=sensing.sensors,
-            alarms=make_alarms(plan, sensing.gpu),
-            device=device,
-        )
-        self._log = self._recorder.log
+        self._log = RunLog(path, clock.elapsed_seconds)
+        self._recorder = Recorder(self._log, Display(), clock, sensing, plan, device)
         start = Start(
             unix_time=time.time(),
             source="library",
@@ -297,14 +290,11 @@ class Run:
         """Log pending steps except the last `leave`, each once the device has completed it."""
         while len(self._pending) > leave:
             pending = self._pending.popleft()
-            self._recorder.record_step(
-                pending.number,
-                pending.measured or self._recorder.measure_step(pending.watch),
-                first=pending.number == 0,
-                memory=pending.number % _PEAKS_EVERY == 0,
-                tokens=None if self.spec.is_undescribed else self.spec.tokens_per_step,
-                **pending.logged.numbers(self._clock),
-            )
+            measured = pending.measured or self._recorder.measure_step(pending.watch)
+            values, number = pending.logged.numbers(self._clock), pending.number
+            tokens = None if self.spec.is_undescribed else self.spec.tokens_per_step
+            memory = number % _PEAKS_EVERY == 0
+            self._recorder.record_step(number, measured, values, tokens, first=number == 0, memory=memory)
 
 
 def _cuda_device() -> Any:

@@ -1,7 +1,8 @@
 """Record one process of a run: its steps, sensors, alarms and end, in the run log and on a display."""
 
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from nanogauge.measure.alarms import Alarm, Alarms
@@ -10,7 +11,7 @@ from nanogauge.measure.gpus import WatchedGpu
 from nanogauge.measure.host import ProcessorWatch, peak_process_bytes
 from nanogauge.measure.sensors import DriverInfo, Idle, PowerSpread, Sensors, driver_info, measure_idle, open_sensors
 from nanogauge.measure.standstill import StandstillWatch
-from nanogauge.measure.torch_device import AllocatorPeaks, allocator_peaks
+from nanogauge.measure.torch_device import allocator_peaks
 from nanogauge.quantities import finite, format_seconds
 from nanogauge.runlog.writer import RunLog
 from nanogauge.schema import Compile, End, Event, Prediction, Sensor, Step
@@ -64,16 +65,6 @@ def open_sensing(gpus: list[WatchedGpu], hz: float, idle_seconds: float, clock: 
     return Sensing(open_sensors(gpus, hz, clock.elapsed_seconds), gpu, idle, len(gpus))
 
 
-def make_alarms(prediction: Prediction, gpu: DriverInfo | None) -> Alarms:
-    """Create the alarms, with thresholds from the prediction and the GPU's limits."""
-    total = prediction.best("total_seconds")
-    return Alarms(
-        predicted_total_seconds=(total.low, total.high) if total is not None else None,
-        device_bytes=gpu.total_bytes if gpu is not None else None,
-        slowdown_celsius=gpu.slowdown_celsius if gpu is not None else None,
-    )
-
-
 @dataclass(frozen=True)
 class MeasuredStep:
     """Times and power of a step that the device has completed."""
@@ -83,22 +74,29 @@ class MeasuredStep:
     """None without power samples."""
 
 
-@dataclass
 class Recorder:
-    """Measures steps, and writes steps, events and sensor readings to the log and shows them."""
+    """Measures steps, and writes steps, events and sensor readings to the log and shows them.
 
-    log: RunLog
-    display: Display
-    clock: Clock
-    sensors: Sensors
-    alarms: Alarms
-    device: Any
-    """The torch.device that trains; None without torch."""
-    standstill: StandstillWatch = field(default_factory=StandstillWatch)
-    energy_joules: float | None = None
-    """Energy of this process so far, from its sensors; None without a reading."""
-    processor: ProcessorWatch = field(default_factory=ProcessorWatch)
-    """Watches what other programs use of the processor after the first step."""
+    Args:
+        prediction: gives the alarms their thresholds, together with the GPU's limits.
+        device: the torch.device that trains; None without torch.
+    """
+
+    def __init__(
+        self, log: RunLog, display: Display, clock: Clock, sensing: Sensing, prediction: Prediction, device: Any
+    ) -> None:
+        self.log, self.display, self.clock, self.sensors = log, display, clock, sensing.sensors
+        total, gpu = prediction.best("total_seconds"), sensing.gpu
+        self.alarms = Alarms(
+            predicted_total_seconds=(total.low, total.high) if total is not None else None,
+            device_bytes=gpu.total_bytes if gpu is not None else None,
+            slowdown_celsius=gpu.slowdown_celsius if gpu is not None else None,
+        )
+        self.standstill = StandstillWatch()
+        self.energy_joules: float | None = None
+        """Energy of this process so far, from its sensors; None without a reading."""
+        self._device = device
+        self._processor = ProcessorWatch()  # what other programs use of it after the first step
 
     def record_event(
         self, what: str, text: str, level: Level = "info", step: int | None = None, about: str | None = None
@@ -157,50 +155,39 @@ class Recorder:
         return MeasuredStep(times, self.sensors.power_since_last())
 
     def record_step(
-        self,
-        step: int,
-        measured: MeasuredStep,
-        *,
-        first: bool,
-        memory: bool,
-        tokens: int | None,
-        loss: float | None = None,
-        grad_norm: float | None = None,
-        learning_rate: float | None = None,
+        self, step: int, done: MeasuredStep, values: Mapping[str, float], tokens: int | None, first: bool, memory: bool
     ) -> Step:
         """Log and show a completed step and the sensor readings, raise alarms; return its line.
 
         Args:
+            values: its loss (mean in nats per token), grad_norm and learning_rate, which may be absent or non-finite.
+            tokens: tokens of the step; None if unknown.
             first: the step is the first of this process, which no alarm compares with others.
             memory: read the peaks of memory as well, which takes time.
-            tokens: tokens of the step; None if unknown.
-            loss: mean over the step in nats per token; None if not given. It may be non-finite, as may grad_norm.
         """
-        times, power = measured.times, measured.power
+        times, power = done.times, done.power
         self.record_standstills(step)
         if first:
-            self.processor = ProcessorWatch()  # the processes that compiled were this run's
-        for alarm in self.alarms.loss(step, loss) if loss is not None else ():
+            self._processor = ProcessorWatch()  # the processes that compiled were this run's
+        for alarm in self.alarms.loss(step, values["loss"]) if "loss" in values else ():
             self.raise_alarm(alarm, step)
         self.record_compilation(step, times.compile_seconds)
-        peaks = allocator_peaks(self.device) if memory else AllocatorPeaks()
+        peaks = allocator_peaks(self._device) if memory else {}
         line = Step(
             step=step,
-            loss=finite(loss),
             step_seconds=times.step_seconds,
             data_wait_seconds=times.data_wait_seconds,
             forward_seconds=times.forward_seconds,
             backward_seconds=times.backward_seconds,
             optimizer_seconds=times.optimizer_seconds,
-            learning_rate=finite(learning_rate),
-            grad_norm=finite(grad_norm),
             tokens=tokens,
             power_watts=power.mean_watts if power is not None else None,
             power_min_watts=power.min_watts if power is not None else None,
             power_max_watts=power.max_watts if power is not None else None,
-            peak_allocated_bytes=peaks.allocated_bytes,
-            peak_reserved_bytes=peaks.reserved_bytes,
+            peak_allocated_bytes=peaks.get("peak_allocated_bytes"),
+            peak_reserved_bytes=peaks.get("peak_reserved_bytes"),
             peak_host_bytes=peak_process_bytes() if memory else None,
+            **{name: finite(value) for name, value in values.items()},
         )
         self.log.write(line)
         self.display.step(line)
@@ -224,20 +211,17 @@ class Recorder:
         for reading in self.sensors.close():
             self.log.write(reading)
         self.record_sensors(steps)
-        peaks, host_bytes = allocator_peaks(self.device), peak_process_bytes()
+        host_bytes = peak_process_bytes()
         self.log.write(
             End(
                 status=status,
                 steps=steps,
                 wall_seconds=self.clock.elapsed_seconds(),
-                peak_allocated_bytes=peaks.allocated_bytes,
-                peak_reserved_bytes=peaks.reserved_bytes,
-                peak_inactive_bytes=peaks.inactive_bytes,
-                allocation_retries=peaks.retries,
-                peak_process_bytes=host_bytes if self.device is None or self.device.type == "cpu" else None,
+                peak_process_bytes=host_bytes if self._device is None or self._device.type == "cpu" else None,
                 peak_host_bytes=host_bytes,
-                others_processor_share=self.processor.others_share() if alone else None,
+                others_processor_share=self._processor.others_share() if alone else None,
                 reason=reason,
                 restartable=restartable,
+                **allocator_peaks(self._device),
             )
         )

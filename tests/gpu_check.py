@@ -129,7 +129,7 @@ def compare(
     passes, ends = timed(micro_batch, TIMED_SECONDS), timed(last, TIMED_SECONDS / 4)
     measured = {
         "step_seconds": (spec.grad_accum - 1) * passes + ends,
-        "peak_allocated_bytes": allocator_peaks(device).allocated_bytes,
+        "peak_allocated_bytes": allocator_peaks(device)["peak_allocated_bytes"],
     }
     prediction = predict(spec, describe_hardware(device, spec.dtype)[0])
     row: dict[str, Any] = {}

@@ -230,7 +230,7 @@ def test_cuda_events_agree_with_the_host_clock() -> None:
 def test_the_driver_counts_the_reserved_memory_and_a_context() -> None:
     device = torch.device("cuda", torch.cuda.current_device())
     held = torch.zeros(2**30, dtype=torch.uint8, device=device)
-    reserved = allocator_peaks(device).reserved_bytes
+    reserved = allocator_peaks(device)["peak_reserved_bytes"]
     assert reserved is not None and reserved >= held.numel()
     sensors = opened_sensors()
     time.sleep(1.2)

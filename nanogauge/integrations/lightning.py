@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from lightning import LightningModule, Trainer
@@ -10,7 +10,6 @@ from lightning.pytorch.callbacks import Callback
 
 from nanogauge.instrument import Run, run
 from nanogauge.runspec import RunSpec
-from nanogauge.schema import Prediction
 
 
 class LightningCallback(Callback):
@@ -20,22 +19,13 @@ class LightningCallback(Callback):
     metric that the module logs as `val_loss`.
 
     Args:
-        name: name of the run; folder/name is its run folder.
+        name: name of the run.
         spec: what the run is.
-        plan: its prediction; None to predict it for this machine's device.
-        folder: folder of all runs.
-        claims: claims file to compare the run with.
+        settings: plan, folder and claims of nanogauge.run.
     """
 
-    def __init__(
-        self,
-        name: str,
-        spec: RunSpec,
-        plan: Prediction | None = None,
-        folder: str | Path = "runs",
-        claims: str | Path | None = None,
-    ) -> None:
-        self._settings = name, spec, plan, folder, claims
+    def __init__(self, name: str, spec: RunSpec, **settings: Any) -> None:
+        self._open_run = partial(run, name, spec, **settings)
         self._run: Run | None = None
         self._open = ExitStack()
         """The step or validation under way."""
@@ -43,7 +33,7 @@ class LightningCallback(Callback):
         self._steps = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._run = run(*self._settings)
+        self._run = self._open_run()
 
     def on_train_batch_start(self, *_: Any) -> None:
         assert self._run is not None

@@ -1,14 +1,12 @@
 """Measure a transformers.Trainer: Trainer(..., callbacks=[NanogaugeCallback("mine")])."""
 
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
 from nanogauge.instrument import Phase, Run, run
 from nanogauge.runspec import RunSpec
-from nanogauge.schema import Prediction
 
 
 class NanogaugeCallback(TrainerCallback):
@@ -18,23 +16,13 @@ class NanogaugeCallback(TrainerCallback):
     loss is the mean that the Trainer logs, in the step that ends a logging interval.
 
     Args:
-        name: name of the run; folder/name is its run folder.
+        name: name of the run.
         context: tokens of a sequence; None for the length of the training set's first example.
-        plan: its prediction; None to predict the run for this machine's device.
-        folder: folder of all runs.
-        claims: claims file to compare the run with.
+        settings: plan, folder and claims of nanogauge.run.
     """
 
-    def __init__(
-        self,
-        name: str,
-        context: int | None = None,
-        plan: Prediction | None = None,
-        folder: str | Path = "runs",
-        claims: str | Path | None = None,
-    ) -> None:
-        self._name, self._context = name, context
-        self._plan, self._folder, self._claims = plan, folder, claims
+    def __init__(self, name: str, context: int | None = None, **settings: Any) -> None:
+        self._name, self._context, self._settings = name, context, settings
         self._run: Run | None = None
         self._open = ExitStack()
         """The step or phase under way."""
@@ -42,7 +30,7 @@ class NanogaugeCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         context = self._context or len(more["train_dataloader"].dataset[0]["input_ids"])
         spec = RunSpec.from_transformers(more["model"].config, args, context, state.max_steps)
-        self._run = run(self._name, spec, self._plan, self._folder, self._claims)
+        self._run = run(self._name, spec, **self._settings)
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         assert self._run is not None

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -40,31 +39,24 @@ class EventTimeline:
         return float(begin.elapsed_time(end)) / 1e3
 
 
-@dataclass(frozen=True)
-class AllocatorPeaks:
-    """Peaks of torch's CUDA allocator so far; None on other devices."""
+def allocator_peaks(device: torch.device | None) -> dict[str, int]:
+    """Return the peaks of torch's CUDA allocator so far, by their names in an end line; empty elsewhere.
 
-    allocated_bytes: int | None = None
-    reserved_bytes: int | None = None
-    inactive_bytes: int | None = None
-    """Reserved bytes beyond the allocated ones, at the peaks of both: lost to fragmentation."""
-    retries: int | None = None
-    """Number of allocations that succeeded only after cached memory was freed."""
-
-
-def allocator_peaks(device: torch.device | None) -> AllocatorPeaks:
+    peak_inactive_bytes are reserved beyond the allocated ones, at the peaks of both: lost to fragmentation.
+    allocation_retries counts allocations that succeeded only after cached memory was freed.
+    """
     if device is None or device.type != "cuda":
-        return AllocatorPeaks()
+        return {}
     import torch
 
     stats = torch.cuda.memory_stats(device)
     allocated, reserved = (stats[f"{kind}_bytes.all.peak"] for kind in ("allocated", "reserved"))
-    return AllocatorPeaks(
-        allocated_bytes=allocated,
-        reserved_bytes=reserved,
-        inactive_bytes=reserved - allocated,
-        retries=stats["num_alloc_retries"],
-    )
+    return {
+        "peak_allocated_bytes": allocated,
+        "peak_reserved_bytes": reserved,
+        "peak_inactive_bytes": reserved - allocated,
+        "allocation_retries": stats["num_alloc_retries"],
+    }
 
 
 class CompileTimer:

@@ -16,7 +16,7 @@ from nanogauge.prediction.forecast import FinalLoss
 from nanogauge.prediction.loss import REPOSITORIES
 from nanogauge.prediction.prediction import predict
 from nanogauge.quantities import format_range
-from nanogauge.recorder import Recorder, Sensing, make_alarms, open_sensing
+from nanogauge.recorder import Recorder, Sensing, open_sensing
 from nanogauge.runlog.folder import CLAIMS_NAME, CONFIG_TOML, write_spec
 from nanogauge.runlog.writer import RunLog, SilentLog
 from nanogauge.schema import Compile
@@ -119,14 +119,8 @@ def open_session(config: Config, options: Options, ranks: Ranks = ALONE) -> Sess
         log_every=config.train.log_every,
         elapsed_seconds=clock.elapsed_seconds,
     )
-    recorder = Recorder(
-        log=RunLog(folder.path, clock.elapsed_seconds) if ranks.is_first else SilentLog(),
-        display=display,
-        clock=clock,
-        sensors=sensing.sensors,
-        alarms=make_alarms(prediction, sensing.gpu),
-        device=device,
-    )
+    log = RunLog(folder.path, clock.elapsed_seconds) if ranks.is_first else SilentLog()
+    recorder = Recorder(log, display, clock, sensing, prediction, device)
     display.plan()
     hang_seconds = 60 * config.measure.hang_minutes
     session = Session(

@@ -65,16 +65,8 @@ def record_step(s: Session, pending: PendingStep) -> None:
     first, seconds = step == steps.first, measured.times.step_seconds
     steps.longest_seconds = seconds if first else max(steps.longest_seconds, seconds)  # the first replaces a prediction
     loss, norm = pending.metrics.tolist()
-    line = recorder.record_step(
-        step,
-        measured,
-        first=first,
-        memory=pending.watch.split,
-        tokens=s.config.tokens_per_step,
-        loss=loss,
-        grad_norm=norm,
-        learning_rate=pending.learning_rate,
-    )
+    values = {"loss": loss, "grad_norm": norm, "learning_rate": pending.learning_rate}
+    line = recorder.record_step(step, measured, values, s.config.tokens_per_step, first, memory=pending.watch.split)
     if pending.watch.split:
         record_ranks(s, line)
     steps.done = step + 1
