@@ -19,17 +19,8 @@ PACE_STEPS = 100
 LINE_SECONDS = 2.0
 """Minimum time between two lines about steps."""
 _SHOWN_ROWS = (
-    "parameters",
-    "tokens_total",
-    "data_epochs",
-    "flops_total_palm",
-    "step_seconds",
-    "mfu_palm",
-    "total_seconds",
-    "peak_process_bytes",
-    "energy_kwh",
-    "cost",
-    "co2_grams",
+    *("parameters", "tokens_total", "data_epochs", "flops_total_palm", "step_seconds", "mfu_palm", "total_seconds"),
+    *("peak_process_bytes", "energy_kwh", "cost", "co2_grams"),
 )
 
 
