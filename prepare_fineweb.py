@@ -85,7 +85,7 @@ def run_preparation(args: argparse.Namespace) -> Manifest:
     characters = None
     if args.tokenizer == CHARACTERS:
         characters = read_characters(args.dataset, args.text_column)
-    given = args.tokenizer, args.pattern, characters or ""
+    given = args.tokenizer, characters or ""
     with WorkerPool(args.workers, given) as pool:
         from trainer.data.prepare import PrepareOptions, prepare
 
@@ -102,7 +102,6 @@ def run_preparation(args: argparse.Namespace) -> Manifest:
             revision=args.revision,
             text_column=args.text_column,
             tokenizer=args.tokenizer,
-            pattern=args.pattern,
             characters=characters,
         )
         printer = ProgressPrinter(to_the_end=local and args.tokens is None)
@@ -172,12 +171,7 @@ def make_parser() -> Parser:
     add("--out", type=Path, default=Path("data/fineweb_edu"), help="folder (data/fineweb_edu)")
     add("--val-tokens", type=count, help="validation tokens (1e7, or a tenth of local files if that is less)")
     add("--shard-tokens", type=count, default=100_000_000, help="tokens per shard (1e8)")
-    add(
-        "--tokenizer",
-        default="gpt2",
-        help="bytes, chars, an encoding of tiktoken, a .tiktoken file, or hf: and a tokenizer.json (gpt2)",
-    )
-    add("--pattern", default="gpt2", help="pre-tokenization of a .tiktoken file (gpt2)")
+    add("--tokenizer", default="gpt2", help="bytes, chars, an encoding of tiktoken, or hf: and a tokenizer.json (gpt2)")
     add("--workers", type=count, default=os.cpu_count() or 1, help="processes that tokenize (one per core)")
     return parser
 

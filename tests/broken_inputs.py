@@ -15,7 +15,6 @@ import signal
 import tempfile
 import traceback
 import warnings
-from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -64,19 +63,13 @@ PIECES = [
 
 
 def make_originals(folder: Path) -> None:
-    """Write a valid run, shards of ours with their vocabulary, and shards of other tools."""
+    """Write a valid run, shards of ours, and shards of other tools."""
     made = run("bench/make_run.py", 60, folder / "run", "--sensors", 12, PYTHONPATH=str(ROOT))
     assert made.returncode == 0, made.stderr
-    ranks = folder / "bytes.tiktoken"
-    lines = (f"{b64encode(bytes([byte])).decode()} {byte}\n" for byte in range(END))
-    ranks.write_text("".join(lines), encoding="ascii")
     for name in ("shards", "foreign", "arrays"):
         (folder / name).mkdir()
     chance = np.random.default_rng(1)
-    origin = Origin(
-        tokenizer=str(ranks), vocab_size=END + 1, end_of_text=END, dataset="texts",
-        dataset_config="local",
-    )  # fmt: skip
+    origin = Origin(tokenizer="bytes", vocab_size=END + 1, end_of_text=END, dataset="texts", dataset_config="local")
     with ShardWriter(folder / "shards", origin, shard_tokens=2000) as writer:
         for split in ("val", "train", "train", "train", "train"):
             text = chance.integers(32, 127, 1499)

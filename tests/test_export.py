@@ -1,16 +1,17 @@
 """export.py writes a folder for transformers; GPT-2 weights are read from such a folder."""
 
 import json
-from base64 import b64encode
 from pathlib import Path
 
 import pytest
 import safetensors.torch
+import tiktoken
 import torch
 from commands import run, succeed, train_tiny
 from gpt2_shaped import gpt2_folder, hub_of_model
 from gpt2_vocabulary import gpt2_vocabulary  # noqa: F401  (a fixture)
 from test_model import fill_by_formula
+from tiktoken_ext.openai_public import r50k_pat_str
 
 from model import GPT
 from nanogauge.config import ModelSection
@@ -86,21 +87,18 @@ def test_a_folder_that_is_not_empty_is_left_alone(exported: Path, tiny_run: Path
     assert (exported / "config.json").read_bytes() == before
 
 
-def ranks_file(folder: Path) -> Path:
-    """Write a vocabulary of bytes and a few merges in the format of tiktoken."""
-    merged = [b"th", b" t", b" th", b" the", b"ei", b"\xe6\x97", b"\xe6\x97\xa5", b"port", b"po"]
-    merged.sort(key=len)
-    merged.insert(0, b"rt")
-    tokens = [*(bytes([i]) for i in range(256)), *merged]
-    path = folder / "small.tiktoken"
-    rows = (b64encode(token) + f" {rank}\n".encode() for rank, token in enumerate(tokens))
-    path.write_bytes(b"".join(rows))
-    return path
+def small_encoding(pattern: str = r50k_pat_str, *more: bytes) -> tiktoken.Encoding:
+    """Return an encoding of bytes and a few merges."""
+    merged = [b"rt", b"th", b" t", b"ei", b"po", b"\xe6\x97", b" th", b"\xe6\x97\xa5", b" the", b"port", *more]
+    ranks = {token: rank for rank, token in enumerate([*(bytes([i]) for i in range(256)), *merged])}
+    return tiktoken.Encoding(
+        "small", pat_str=pattern, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": len(ranks)}
+    )
 
 
 def test_tokenizer_files_split_text_as_tiktoken_does(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
-    encoding = load_encoding(str(ranks_file(tmp_path)))
+    encoding = small_encoding()
     files = tokenizer_files(encoding, 64)
     assert files is not None
     for name, data in files.items():
@@ -125,13 +123,10 @@ def test_gpt2s_merges_are_found_from_its_ranks(
     assert json.loads(files["vocab.json"])["<|endoftext|>"] == 50256
 
 
-def test_a_vocabulary_that_gpt2s_files_cannot_hold_is_not_written(tmp_path: Path) -> None:
+def test_a_vocabulary_that_gpt2s_files_cannot_hold_is_not_written() -> None:
     """Another split of words, or a token that no merge gives."""
-    path = ranks_file(tmp_path)
-    assert tokenizer_files(load_encoding(str(path), "cl100k_base"), 64) is None
-    with path.open("ab") as file:
-        file.write(b"eHF6 300\n")  # "xyz", and neither "xy" nor "yz"
-    assert tokenizer_files(load_encoding(str(path)), 64) is None
+    assert tokenizer_files(small_encoding(r"\w+|\W"), 64) is None
+    assert tokenizer_files(small_encoding(r50k_pat_str, b"xyz"), 64) is None
 
 
 def test_the_weights_of_a_gpt2_are_those_that_transformers_reads(tmp_path: Path) -> None:

@@ -55,6 +55,8 @@ def test_shards_of_a_tokenizer_json_decode_to_the_texts(
     assert manifest.vocab_size == (70_001 if padded else len(vocabulary))
     splits = [np.concatenate(open_split(tmp_path / "out", split)) for split in ("val", "train")]
     assert splits[0].dtype == (np.uint32 if padded else np.uint16)
+    header = np.frombuffer((tmp_path / "out" / manifest.shards[0].file).read_bytes()[:8], "<i4")
+    assert header.tolist() == ([20240801, 7] if padded else [20240520, 1])
     tokens = np.concatenate(splits)
     assert max(tokens) == (70_000 if padded else vocabulary[last])
     starts = np.flatnonzero(tokens == manifest.end_of_text)

@@ -1,11 +1,9 @@
 """The tokens of a document are those of tiktoken's encode_ordinary, after an end-of-text token."""
 
-from unittest import mock
-
 import pytest
 import tiktoken
 
-from trainer.data.tokenizer import PATTERNS, load_tokenizer
+from trainer.data.tokenizer import load_tokenizer
 
 
 @pytest.mark.parametrize("text", ["", "I'LL  don't\r\n 123\u3000\u00e9", "no <|endoftext|>", "a \ud83c half"])
@@ -14,13 +12,3 @@ def test_a_document_has_the_tokens_of_encode_ordinary(text: str, gpt2_tokenizer:
     tokens = load_tokenizer("gpt2").encode(text)
     assert tokens.dtype == "uint32"
     assert tokens.tolist() == [50256, *tiktoken.get_encoding("gpt2").encode_ordinary(text)]
-
-
-def test_the_patterns_are_those_of_the_installed_tiktoken() -> None:
-    """export.py recognises GPT-2's by it."""
-    from tiktoken_ext import openai_public
-
-    loaders = ("data_gym_to_mergeable_bpe_ranks", "load_tiktoken_bpe")
-    no_ranks = {loader: lambda *_, **__: {} for loader in loaders}
-    with mock.patch.multiple(openai_public, **no_ranks):
-        assert {name: openai_public.ENCODING_CONSTRUCTORS[name]()["pat_str"] for name in PATTERNS} == PATTERNS

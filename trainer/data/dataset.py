@@ -44,8 +44,6 @@ class Dataset:
     """Number of tokens in the vocabulary; None if unknown."""
     fingerprint: str
     """Hash that identifies the tokens, in hexadecimal."""
-    pattern: str = "gpt2"
-    """Encoding whose pre-tokenization pattern a .tiktoken file uses."""
     characters: str = ""
     """The vocabulary of a character tokenizer, in the order of its tokens."""
     assumed: str | None = None
@@ -65,7 +63,7 @@ class Dataset:
         """
         if self.tokenizer is None:
             raise BadInput("nothing in the data names its tokenizer.")
-        return load_tokenizer(self.tokenizer, self.pattern, self.characters)
+        return load_tokenizer(self.tokenizer, self.characters)
 
 
 def open_dataset(data: DataSection) -> Dataset:
@@ -98,7 +96,6 @@ def open_folder(folder: Path) -> Dataset:
         manifest.tokenizer,
         manifest.vocab_size,
         _hash_lines(lines),
-        pattern=manifest.pattern,
         repository=manifest.dataset,
         characters=manifest.characters or "",
     )

@@ -71,8 +71,6 @@ class Settings(_Record):
     text_column: str
     unit_bytes: _Count
     """Approximate bytes of text per unit, the piece of a source file that one worker tokenizes."""
-    pattern: str | None = None
-    """Encoding whose pre-tokenization a .tiktoken file uses; None for other tokenizers."""
 
 
 class Shard(_Record):
@@ -107,11 +105,6 @@ class Origin(_Record):
     """Settings of the preparation; None in older manifests."""
     characters: str | None = None
     """The vocabulary of the tokenizer chars, in the order of its tokens; None for others."""
-
-    @property
-    def pattern(self) -> str:
-        """Encoding whose pre-tokenization pattern is used, if the tokenizer is a .tiktoken file."""
-        return (self.settings.pattern if self.settings is not None else None) or "gpt2"
 
     @property
     def dtype(self) -> TokenDtype:

@@ -51,7 +51,6 @@ _FLAGS = {
     "val_tokens": "--val-tokens",
     "shard_tokens": "--shard-tokens",
     "text_column": "--text-column",
-    "pattern": "--pattern",
 }
 
 
@@ -72,8 +71,6 @@ class PrepareOptions:
     """Commit of the dataset; None for its newest."""
     text_column: str = "text"
     tokenizer: str = "gpt2"
-    pattern: str = "gpt2"
-    """Encoding whose pre-tokenization a .tiktoken file uses."""
     characters: str | None = None
     """The vocabulary, if the tokenizer is chars; None for others."""
 
@@ -285,7 +282,6 @@ def prepare(options: PrepareOptions, report: Callable[[Progress], None], pool: W
             shard_tokens=options.shard_tokens,
             text_column=options.text_column,
             unit_bytes=was.unit_bytes if was is not None else 0,
-            pattern=options.pattern if options.tokenizer.endswith(".tiktoken") else None,
         )
         origin = Origin(
             tokenizer=options.tokenizer,

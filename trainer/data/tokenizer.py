@@ -1,8 +1,7 @@
-"""Tokenizers: tiktoken's encodings, a local .tiktoken file, Hugging Face's tokenizers, the bytes of a text, or its
+"""Tokenizers: tiktoken's encodings, Hugging Face's tokenizers, the bytes of a text, or its
 characters.
 """
 
-import base64
 import hashlib
 import os
 import re
@@ -17,7 +16,6 @@ import numpy.typing as npt
 import tiktoken
 
 from nanogauge.errors import BadInput, RunFailed
-from nanogauge.files import read_whole
 from nanogauge.shell import pip_install
 from nanogauge.waiting import announced
 from trainer.data.hub import RETRY_LIMIT_SECONDS, refuse_unwritable_cache
@@ -31,23 +29,8 @@ NANOGPT_CHARACTERS = "meta.pkl"
 """Name of the tokenizer of nanoGPT's character data, which has no end-of-text token."""
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 """Form of the names of repositories on the hub."""
-LARGEST_RANKS_BYTES = 2**27
 _END_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 
-_GPT2 = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
-_CL100K = (
-    r"""'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"""
-    r"""|\s++$|\s*[\r\n]|\s+(?!\S)|\s"""
-)
-_O200K = (
-    r"""[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"""
-    r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)?"""
-    r"""|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"""
-    r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)?"""
-    r"""|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
-)
-PATTERNS = {"gpt2": _GPT2, "cl100k_base": _CL100K, "o200k_base": _O200K}
-"""Pre-tokenization patterns, by the encoding of tiktoken that uses them."""
 _EACH_CHARACTER = r"[\s\S]"
 
 
@@ -86,13 +69,12 @@ class Tokenizer:
         return tokens or [self.end_of_text or 0]
 
 
-def load_tokenizer(name: str, pattern: str = "gpt2", characters: str = "") -> Tokenizer:
+def load_tokenizer(name: str, characters: str = "") -> Tokenizer:
     """Load a tokenizer.
 
     Args:
-        name: an encoding of tiktoken ("gpt2"), a .tiktoken file, "hf:" and a tokenizer.json or a repository on the hub,
-            "bytes", or "chars".
-        pattern: encoding whose pre-tokenization a .tiktoken file uses.
+        name: an encoding of tiktoken ("gpt2"), "hf:" and a tokenizer.json or a repository on the hub, "bytes", or
+            "chars".
         characters: the vocabulary of "chars", in the order of the tokens.
 
     Raises:
@@ -101,7 +83,7 @@ def load_tokenizer(name: str, pattern: str = "gpt2", characters: str = "") -> To
     """
     if name.startswith(HUGGING_FACE):
         return _load_hugging_face(name)
-    return from_encoding(load_encoding(name, pattern, characters), name)
+    return from_encoding(load_encoding(name, characters), name)
 
 
 @cache
@@ -118,7 +100,7 @@ def _encoding_of_ranks(name: str, ranks: dict[bytes, int], end: bool = True) -> 
     return tiktoken.Encoding(name, pat_str=_EACH_CHARACTER, mergeable_ranks=ranks, special_tokens=special)
 
 
-def load_encoding(name: str, pattern: str = "gpt2", characters: str = "") -> tiktoken.Encoding:
+def load_encoding(name: str, characters: str = "") -> tiktoken.Encoding:
     """Load a tiktoken encoding; arguments and errors as for `load_tokenizer`."""
     if name == BYTES:
         return byte_encoding()
@@ -127,14 +109,9 @@ def load_encoding(name: str, pattern: str = "gpt2", characters: str = "") -> tik
             raise BadInput(f"the tokenizer {name} is in the run's data; bring it back.")
         ranks = {character.encode(): token for token, character in enumerate(characters)}
         return _encoding_of_ranks(name, ranks, end=name == CHARACTERS)
-    if Path(name).suffix == ".tiktoken":
-        return _load_ranks(Path(name), pattern)
     if name not in tiktoken.list_encoding_names():
         known = ", ".join((BYTES, CHARACTERS, *tiktoken.list_encoding_names()))
-        raise BadInput(
-            f"there is no tokenizer {name!r}; give one of {known}, a file that ends in .tiktoken, "
-            "or hf: and a tokenizer.json."
-        )
+        raise BadInput(f"there is no tokenizer {name!r}; give one of {known}, or hf: and a tokenizer.json.")
     try:
         with announced(f"the download of {name}'s vocabulary", RETRY_LIMIT_SECONDS):
             return tiktoken.get_encoding(name)
@@ -201,29 +178,6 @@ def _hash_vocabulary(ranks: Mapping[bytes, int], special: Mapping[str, int]) -> 
     digest.update(b"".join(tokens))
     digest.update(repr(sorted(special.items())).encode())
     return digest.hexdigest()
-
-
-def _load_ranks(path: Path, pattern: str) -> tiktoken.Encoding:
-    if pattern not in PATTERNS:
-        raise BadInput(f"there is no --pattern {pattern!r}; give one of {', '.join(PATTERNS)}.")
-    try:
-        data = read_whole(path, LARGEST_RANKS_BYTES)
-        lines = [line.split() for line in data.splitlines() if line]
-        ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in lines}
-    except OSError as error:
-        raise BadInput(f"cannot read the tokenizer {path}: {error.strerror}.") from None
-    except ValueError:
-        raise BadInput(
-            f"{path} is not a .tiktoken file: each line is a token in base64, a space and its rank."
-        ) from None
-    if len(set(ranks.values())) < len(lines) or any(bytes([i]) not in ranks for i in range(256)):
-        raise BadInput(f"{path} is not a whole vocabulary: a byte is missing, or a rank occurs twice.")
-    return tiktoken.Encoding(
-        path.stem,
-        pat_str=PATTERNS[pattern],
-        mergeable_ranks=ranks,
-        special_tokens={END_OF_TEXT: max(ranks.values()) + 1},
-    )
 
 
 def _load_hugging_face(name: str) -> Tokenizer:

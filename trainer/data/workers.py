@@ -42,7 +42,7 @@ class WorkerPool(ProcessPoolExecutor):
     load_tokenizer.
     """
 
-    def __init__(self, size: int, arguments: tuple[str, str, str]) -> None:
+    def __init__(self, size: int, arguments: tuple[str, str]) -> None:
         load = partial(load_tokenizer, *arguments)
         self.size = size
         self.tokenizer = tokenizer = load()

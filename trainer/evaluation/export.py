@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
+from tiktoken_ext.openai_public import r50k_pat_str
 
 from nanogauge.analysis.report_model import Report, build_report, claims_of
 from nanogauge.errors import BadInput, RunFailed
@@ -21,7 +22,7 @@ from nanogauge.files import make_folder, write_atomic
 from nanogauge.report.cells import Cells, sort_rows
 from nanogauge.report.escape import markdown
 from trainer.checkpoints.pretrained import CONFIG_NAME, WEIGHTS_NAME, to_hugging_face
-from trainer.data.tokenizer import CHARACTERS, END_OF_TEXT, HUGGING_FACE, NANOGPT_CHARACTERS, PATTERNS, Tokenizer
+from trainer.data.tokenizer import CHARACTERS, END_OF_TEXT, HUGGING_FACE, NANOGPT_CHARACTERS, Tokenizer
 from trainer.evaluation.load import Trained, tokenizer_of
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ def tokenizer_files(encoding: tiktoken.Encoding, block_size: int) -> dict[str, b
     token that no merge produces.
     """
     ranks = encoding._mergeable_ranks
-    if encoding._pat_str != PATTERNS["gpt2"] and len(ranks) > 256:
+    if encoding._pat_str != r50k_pat_str and len(ranks) > 256:
         return None
     letters = bytes_to_unicode()
     merges = []
