@@ -34,7 +34,7 @@ from nanogauge.importers.text import strip_controls
 from nanogauge.measure.child import Child
 from nanogauge.measure.gpus import WatchedGpu
 from nanogauge.measure.host import process_bytes, process_tree
-from nanogauge.measure.sensors import Sensors, driver_info, measure_idle
+from nanogauge.measure.sensors import DriverInfo, Sensors, driver_info, measure_idle
 from nanogauge.prediction.workload import resolve_dtype
 from nanogauge.report.background import CPU_SECONDS, GPU_SECONDS, BackgroundReport
 from nanogauge.report.html import write_report
@@ -74,10 +74,10 @@ class Watch:
             raise BadInput(f"{out} already holds a run; choose another --out.")
         self._command, self._out = command, out
         self._claims = load_claims(claims) if claims is not None else None
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(given.gpus or 1)))
-        devices = [int(name) if name.isdecimal() else name for name in visible.split(",")][: given.gpus or 1]
-        driver = driver_info(devices[0])
-        self._gpus = [WatchedGpu(device) for device in devices if driver.name is not None]
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(given.gpus or 1)))).split(",")
+        devices = [int(name) if name.isdecimal() else name for name in visible if name not in ("", "-1")]
+        driver = driver_info(devices[0]) if devices else DriverInfo()
+        self._gpus = [WatchedGpu(device) for device in devices[: given.gpus or 1] if driver.name is not None]
         self._given = replace(given, local_gpu=driver.name)
         # A processor is measured before the program uses it.
         self._cpu = None if self._gpus else local_hardware()
@@ -248,14 +248,16 @@ class Watch:
         self._write(*self._sensors.close())
         run = self._runs[0] if self._converter is not None else []
         if self._converter is None:
-            programs = ", ".join(format.title for format in TEXT_FORMATS.values())
-            text = f"No step of {programs} is in the output: what was trained, its steps and its losses were not seen."
-            self._write(warning("unrecognized", text), *(not_in_log(row, "no step was seen") for row in _OF_STEPS))
+            self._write(*(not_in_log(row, "no step was seen") for row in _OF_STEPS))
         else:
             steady = self._converter.steady_seconds
             self._write(*absent_events(run, bool(steady), statistics.median(steady) if steady else None))
             self._write(*remarks(replace(self._converter.format, absent={}), run))
-        if (others := len(self._runs) - 1) > 0:
+        if not self._runs:
+            programs = ", ".join(format.title for format in TEXT_FORMATS.values())
+            text = f"No step of {programs} is in the output: what was trained, its steps and its losses were not seen."
+            self._write(warning("unrecognized", text))
+        elif (others := len(self._runs) - 1) > 0:
             text = f"The program made {others} more runs, which nanogauge import {_OUTPUT} --run-number K reads."
             self._write(warning("several_runs", text))
         updates, ending, reason = run[-1].updates if run else 0, "finished", None

@@ -150,7 +150,7 @@ def test_a_field_that_the_driver_does_not_give_is_absent_with_its_reason(night: 
 def test_idle_power_and_other_programs_are_logged_at_the_start(night: Path) -> None:
     (start,) = of_kind(night, "start")
     assert start["idle_power_watts"] == pytest.approx(150)
-    assert start["other_programs"] == {"desktop": 1500000000}
+    assert start["other_programs"] == {"process 4242": 1500000000}
     idle = instrument(night, "idle_power_watts")
     assert "was not idle" in idle["how"], "the scripted GPU is 97 % busy"
 

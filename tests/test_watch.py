@@ -9,7 +9,7 @@ import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,11 @@ import pytest
 from commands import build_fake_driver, log_lines, rows_of, steps_of, wait_until
 
 from nanogauge.analysis.report_model import build_report
+from nanogauge.importers.formats import TEXT_FORMATS
+from nanogauge.importers.live import LiveConverter
+from nanogauge.importers.parsed import split_runs
+from nanogauge.importers.reader import LogParser
+from nanogauge.schema import Compile, Eval, LogLine, Start, Step
 
 SCRIPT = """
 import sys, time
@@ -156,6 +161,49 @@ def test_a_killed_watch_leaves_the_steps_so_far(tmp_path: Path) -> None:
     report, *_ = build_report(tmp_path, None)
     assert (report.run.state, report.run.max_steps) == ("died", 12)
     assert report.run.steps_done > 3
+
+
+def printed(first: int, last: int, timed: bool) -> Iterator[tuple[float, str]]:
+    """Yield the lines of steps of 2 s and evaluations of 9 s, and the seconds before each; compiling takes 20 s."""
+    for i in range(first, last + 1):
+        if i % 10 == 0:
+            yield 9.0, f"step {i}: train loss 4.0000, val loss 4.1000"
+        own = 22.0 if i == first else 2.0
+        yield own, f"iter {i}: loss 3.0000" + f", time {1000 * (own + 9 * (i % 10 == 0)):.2f}ms" * timed
+
+
+def converted(lines: Iterable[tuple[float, str]], compiled: bool = True) -> list[LogLine]:
+    elapsed, found = 0.0, list[LogLine]()
+    parser = LogParser(TEXT_FORMATS["nanogpt"], lambda: elapsed)
+    start = Start(source="watch", max_steps=20, prediction_sha256="", device="CPU")
+    converter = LiveConverter(parser.format, start, compiled)
+    for number, (seconds, line) in enumerate(lines, start=1):
+        elapsed += seconds
+        parser.read(number, line)
+        if runs := split_runs(parser.log.processes):
+            found += converter.lines(runs[0], ended=False)
+    parser.finish([])
+    return [*found, *converter.lines(split_runs(parser.log.processes)[0], ended=True)]
+
+
+@pytest.mark.parametrize("timed", [True, False])
+def test_compilation_and_evaluations_are_separated_from_the_steps(timed: bool) -> None:
+    lines = converted(printed(0, 20, timed))
+    steps = {line.step: line.step_seconds for line in lines if isinstance(line, Step)}
+    assert steps == pytest.approx({i: 2.0 if i % 10 else None for i in range(21)})
+    assert [line.seconds for line in lines if isinstance(line, Compile)] == pytest.approx([20.0])
+    evaluated = [line.seconds for line in lines if isinstance(line, Eval)]
+    assert evaluated == pytest.approx([9.0 if timed else None, 9.0, 9.0])
+    eager = [line for line in converted(printed(0, 20, timed), compiled=False) if isinstance(line, Step | Compile)]
+    assert isinstance(eager[0], Step) and eager[0].step_seconds == pytest.approx(22.0)
+
+
+def test_a_process_that_resumes_the_run_continues_its_log() -> None:
+    lines = converted([*printed(0, 15, True), (5.0, "Resuming training from out"), *printed(10, 20, True)])
+    (start,) = [line for line in lines if isinstance(line, Start)]
+    assert (start.first_step, start.continues) == (10, True)
+    after = lines[lines.index(start) :]
+    assert [line.step for line in after if isinstance(line, Step)] == [*range(10, 21)]
 
 
 def test_bad_calls_are_refused_before_the_program_starts(tmp_path: Path) -> None:

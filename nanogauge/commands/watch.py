@@ -1,5 +1,6 @@
 """Run a program unchanged, measure it from outside, and report on it."""
 
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,8 @@ def main(arguments: Sequence[str]) -> int:
     given, command = parser.parse(arguments[:at]), arguments[at + 1 :]
     if not command:
         raise BadInput("put the program after two dashes: nanogauge watch -- python train.py")
+    if sys.platform != "linux":
+        raise BadInput("nanogauge watch needs Linux; elsewhere import the program's log (nanogauge import).")
     if given.gpus is not None and given.gpus < 1:
         raise BadInput("--gpus takes a number of GPUs above 0.")
     block_signals()

@@ -77,8 +77,9 @@ class LogParser:
         )
         self._facts = [(re.compile(p), keys) for p, *keys in format.facts]
         self._labels: dict[str, str] = {}
-        # Number of a wrapped line's first piece, the pieces so far, and their number.
-        self._joined: tuple[int, str, int] | None = None
+        # Number of a wrapped line's first piece, the pieces so far, their number, and the time of the first.
+        self._joined: tuple[int, str, int, float | None] | None = None
+        self._elapsed: float | None = None  # of the record that is taken
         self._wraps = True
         self._pending: dict[str, Any] = {}  # of an evaluation before the next step
         self._forms: dict[type[LoggedStep | LoggedEvaluation], list[str]] = {}
@@ -103,20 +104,22 @@ class LogParser:
         if not line:
             return
         found = self._start(line)
+        now = self._elapsed = self._now()
         if self._joined is not None:
-            first, text, count = self._joined
+            first, text, count, self._elapsed = self._joined
             self._joined = None
             if not found and line != _NO_RECORD and not self._is_other(line[:_LONGEST]):
                 text, count = text + line[:300], count + 1
                 if count == WRAPPED_LINES or self._last_part.search(text):
                     self._take_records(first, text)
                 else:
-                    self._joined = first, text, count
+                    self._joined = first, text, count, self._elapsed
                 return
             self._take_records(first, text)
+            self._elapsed = now
             self._wraps &= count > 1  # else whole lines of another form
         if found and found[1] and self._wraps and not self._last_part.search(found[0]):
-            self._joined = number, found[0], 1
+            self._joined = number, found[0], 1, now
         elif found is not None:
             self._take_records(number, *found)
         elif len(line) <= _LONGEST:
@@ -206,7 +209,7 @@ class LogParser:
             if seconds > 0 and (step == 0 or at >= 0):
                 fields["seconds"] = seconds
             self._clock = step, training_seconds
-        record = LoggedStep(step, **fields, elapsed_seconds=self._now())
+        record = LoggedStep(step, **fields, elapsed_seconds=self._elapsed)
         self.log.add(number, record)
         self._other_stage = False
         if training_seconds is not None and self.log.current is not None:
@@ -215,7 +218,7 @@ class LogParser:
 
     def _add_evaluation(self, number: int, step: int, fields: dict[str, Any]) -> LoggedEvaluation:
         losses = {k: v for k, v in fields.items() if k in _LOSSES}
-        record = LoggedEvaluation(step, **losses, elapsed_seconds=fields.get("elapsed_seconds", self._now()))
+        record = LoggedEvaluation(step, **losses, elapsed_seconds=fields.get("elapsed_seconds", self._elapsed))
         if losses:
             self.log.add(number, record)
         if "accuracy" in fields and self.log.current is not None:
@@ -271,7 +274,7 @@ class LogParser:
         elif key == "other_stage":
             self._other_stage = True
         elif key in _IS_EVALUATION:
-            self._pending |= {key: parse_number(text), "elapsed_seconds": self._now()}
+            self._pending |= {key: parse_number(text), "elapsed_seconds": self._elapsed}
         elif key in RESULTS:
             if process is not None and not self._other_stage:
                 name, unit = RESULTS[key]
