@@ -169,12 +169,13 @@ def _shared(row: _Row, assumed: list[str]) -> Workload:
 
 
 def _compiled_by_memory(work: Workload, hardware: Hardware, peak: float) -> Workload:
-    """Return the workload, compiled or eager, whose predicted peak is closer to the peak."""
+    """Return the workload; eager, if its predicted peak is then at least twice as close to the peak."""
 
     def distance(candidate: Workload) -> float:
         return abs(math.log(predict_memory(candidate, hardware).allocated.expected / peak))
 
-    return min(work, replace(work, compiled=False), key=distance)
+    eager = replace(work, compiled=False)
+    return eager if distance(eager) < distance(work) / 2 else work
 
 
 def _number(text: str) -> float | None:
