@@ -41,13 +41,18 @@ def local_hardware(dtype: str | None = None, device: str | int = 0) -> Hardware:
 
 
 def _measured_cpu() -> Hardware:
+    peak, bandwidth = _cpu_rates()  # whose arrays are gone when the process is measured
+    how = f"fp32 matrix product of {_MATRIX} x {_MATRIX} measured with numpy"
+    return cpu_hardware(peak, how, bandwidth, "measured before the run, nanogauge/device.py")
+
+
+def _cpu_rates() -> tuple[float, float]:
+    """Return the FLOP/s of an fp32 matrix product, and the bytes/s of a copy."""
     a = np.ones((_MATRIX, _MATRIX), np.float32)
     product, source = np.empty_like(a), np.ones(_COPY_BYTES // 4, np.float32)
     target = np.empty_like(source)
     peak = 2 * _MATRIX**3 / _fastest(lambda: np.matmul(a, a, out=product))
-    how = f"fp32 matrix product of {_MATRIX} x {_MATRIX} measured with numpy"
-    bandwidth = 2 * _COPY_BYTES / _fastest(lambda: np.copyto(target, source))
-    return cpu_hardware(peak, how, bandwidth, "measured before the run, nanogauge/device.py")
+    return peak, 2 * _COPY_BYTES / _fastest(lambda: np.copyto(target, source))
 
 
 def cpu_hardware(peak_flops: float | None, how: str, bandwidth: float | None, source: str) -> Hardware:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ _NAMES = {
     "vocabulary": ("vocab_size",),
 }
 """Field of Shape -> its names in config.json; GPT-2 has names of its own."""
-_GATED = ("silu", "swish", "swiglu", "geglu")
-_ROTARY = ("rope_theta", "rope_parameters", "rotary_pct", "rms_norm_eps")
+_FAMILIES = ("gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "smollm3")
+"""model_type of the models whose shape is described; the older SmolLMs are Llamas."""
 _DECAYS = {"linear": "wsd", "cosine": "cosine", "constant": "constant"}
 
 
@@ -59,35 +60,50 @@ def fields_from_transformers(config: Any, arguments: Any, context: int | None, s
         if decay in _DECAYS
         else None,
         "seed": args.get("seed"),
-        "program": program_named("transformers"),
+        "program": replace(program_named("transformers"), qk_norm=model.get("model_type") == "qwen3"),
     }
 
 
 def _shape(model: Mapping[str, Any], context: int | None) -> Shape:
+    family = model.get("model_type")
+    if family not in _FAMILIES:
+        raise BadInput(
+            f"the shape of {family or 'this model'} is not described, only that of {', '.join(_FAMILIES)}; use "
+            "RunSpec.from_module."
+        )
     found = {}
     for field, names in _NAMES.items():
         value = next((model[name] for name in names if model.get(name)), None)
         if value is None:
-            raise BadInput(
-                f"config.json of {model.get('model_type', 'this model')} has no {names[0]}: only "
-                "decoder-only transformers are described; use RunSpec.gpt or from_module."
-            )
+            raise BadInput(f"config.json of {family} has no {names[0]}; give the whole file.")
         found[field] = value
     n_head, n_embd = found["n_head"], found["n_embd"]
-    longest = model.get("max_position_embeddings") or model.get("n_positions")
-    length = context or longest
+    length = context or model.get("max_position_embeddings") or model.get("n_positions")
     if length is None:
         raise BadInput("the length of a sequence is missing: give context=.")
-    activation = model.get("hidden_act") or model.get("activation_function") or "gelu"
-    rotary = any(model.get(name) for name in _ROTARY)
-    return Shape(
+    gated = family not in ("gpt2", "gpt_neox")
+    shape = Shape(
         **found,
         context=length,
         n_kv_head=model.get("num_key_value_heads") or n_head,
         head_size=model.get("head_dim") or n_embd // n_head,
         mlp_width=model.get("intermediate_size") or model.get("n_inner") or 4 * n_embd,
-        mlp_matrices=3 if activation in _GATED else 2,
+        mlp_matrices=3 if gated else 2,
         tied_head=model.get("tie_word_embeddings", True),
-        position_table=not rotary,
-        bias=not rotary or "rotary_pct" in model or bool(model.get("attention_bias")),
+        position_table=family == "gpt2",
+        bias=not gated,
     )
+    return replace(shape, **_partial_biases(model, shape)) if gated or not model.get("attention_bias", True) else shape
+
+
+def _partial_biases(model: Mapping[str, Any], shape: Shape) -> dict[str, Any]:
+    """Return the fields of a shape that has the biases of some matrices only, or norms of queries and keys."""
+    family, outside = model["model_type"], 0
+    of_queries = shape.query_width + 2 * shape.key_width
+    if family == "gpt_neox":  # all but those of attention: of two LayerNorms, the MLP, and the last norm
+        of_layer, outside = shape.mlp_width + 3 * shape.n_embd, shape.n_embd
+    else:
+        of_layer = of_queries if family == "qwen2" else (of_queries + shape.n_embd) * bool(model.get("attention_bias"))
+        of_layer += (2 * shape.mlp_width + shape.n_embd) * bool(model.get("mlp_bias"))
+        of_layer += 2 * shape.head_size * (family == "qwen3")
+    return {"bias": False, "vector_parameters": shape.n_layer * of_layer + outside}

@@ -65,7 +65,7 @@ def count_parameters(shape: Shape) -> Parameters:
         block_matrices=layers * sum(a * b for a, b in layer_matrices(shape)),
         vocabulary=shape.vocabulary * width,
         tied=shape.tied_head,
-        vectors=norms + biases,
+        vectors=norms + biases + shape.vector_parameters,
         tables=positions + shape.table_parameters,
     )
 
