@@ -204,8 +204,8 @@ class RunSpec:
     ) -> RunSpec:
         """Return the spec of a transformers.Trainer run of a decoder-only model.
 
-        >>> model = {"hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
-        ...          "intermediate_size": 1536, "vocab_size": 49152, "rope_theta": 100000, "hidden_act": "silu"}
+        >>> model = {"model_type": "llama", "hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9,
+        ...          "num_key_value_heads": 3, "intermediate_size": 1536, "vocab_size": 49152}
         >>> ng.RunSpec.from_transformers(model, {"max_steps": 1000}, context=2048).shape.n_kv_head
         3
 

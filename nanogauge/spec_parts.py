@@ -55,6 +55,8 @@ class Shape:
     """Learned position embeddings; False for rotary ones."""
     bias: bool = False
     norm_weights: bool = True
+    vector_parameters: NaturalNumber = 0
+    """Parameters of further norms and biases, such as those of queries, keys and values alone."""
     table_parameters: NaturalNumber = 0
     """Parameters of other look-up tables, such as value embeddings, which cost no FLOPs."""
     attended: Positive = 1.0
