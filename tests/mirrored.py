@@ -181,8 +181,8 @@ def start(folder: Path, mode: str = "offline", run_id: str = RUN_ID) -> Mirror:
     return start_sink("wandb", folder, f"--mode={mode}", run_id=run_id)
 
 
-def finish(*mirrors: Mirror, timeout_seconds: float = 10.0) -> str:
-    """Wait for mirrors; return their warnings."""
+def finish(*mirrors: Mirror, timeout_seconds: float = 30.0) -> str:
+    """Wait for mirrors; return their warnings. The time limit is tested by itself."""
     return " ".join(finish_mirrors(mirrors, timeout_seconds))
 
 

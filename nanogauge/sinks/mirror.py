@@ -93,8 +93,8 @@ class Mirror:
         retry = f"{interpreter()} -m {_MODULE} {shlex.join(command)}"
         retry = python_command("report.py", "--wandb", folder) if sink == "wandb" else retry
         self.advice = f" {retry} uploads the run." if sink != "webhook" else ""
-        self.output = folder / f"{sink}.log"
-        """What the process and its sink's package print."""
+        self.output = folder / (f"{sink}.log" if attached else "upload.log")
+        """What the process and its sink's package print; a run that is uploaded may also be mirrored just now."""
         self._title = TITLES[sink]
         self._process: subprocess.Popen[bytes] | None = None
         self._problem = ""

@@ -55,7 +55,7 @@ START_KEYS = {
     **_keys("gpu", "idle_power_watts", "idle_utilization", "sensed_cards"),
 }
 END_KEYS = {
-    **_keys("run", "status", "reason", "steps", "wall_seconds", "others_processor_share"),
+    **_keys("run", "status", "reason", "steps", "wall_seconds", "cpu_seconds", "others_processor_share"),
     **_keys("memory", *_PEAKS, "peak_process_bytes", "peak_inactive_bytes", "allocation_retries"),
 }
 PREDICTED_KEYS = {
@@ -235,7 +235,7 @@ def verdict_rows(report: Mapping[str, Any]) -> list[list[Any]]:
             interval(row, "calibrated"),
             format_value(row["id"], row["measured"]["value"], _currency(row)) if row["measured"] is not None else "",
             row["verdict"],
-            row["factor"],
+            float(f"{row['factor']:.4g}") if row["factor"] is not None else None,
             row["why"],
         ]
         for row in report["rows"]

@@ -49,6 +49,8 @@ class WandbSink(Sink):
         self._run_id: str = options.id
         self._bands = Bands()
         self._next_place = 0
+        self._charted_place = -1
+        """_next_place when charts were last sent."""
 
     def begin(self, folder: Path, spec: RunSpec, prediction: Prediction) -> None:
         self._folder = folder
@@ -113,6 +115,7 @@ class WandbSink(Sink):
                 evaluated |= any(key.startswith("eval/") for key in row)
         if evaluated:
             self._run.log(self._charts(), step=self._next_place - 1, commit=True)
+            self._charted_place = self._next_place
         self._position.move(self._next_place)
 
     def _charts(self) -> dict[str, Any]:
@@ -162,7 +165,7 @@ class WandbSink(Sink):
         import wandb
 
         self._send_files(_REPORT)
-        row = self._charts()
+        row = self._charts() if self._charted_place != self._next_place else {}
         row["report/verdicts"] = wandb.Table(columns=list(VERDICT_COLUMNS), data=verdict_rows(report))
         with (self._folder / "report.html").open(encoding="utf-8") as page:
             row["report/page"] = wandb.Html(page, inject=False)
