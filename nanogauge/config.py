@@ -402,15 +402,8 @@ class Config(Section):
 
 def shape_of(model: ModelSection) -> Shape:
     """Return the architecture that model.py builds from these settings."""
-    return Shape(
-        n_layer=model.n_layer,
-        n_embd=model.n_embd,
-        n_head=model.n_head,
-        context=model.block_size,
-        vocabulary=model.vocab_size,
-        n_kv_head=model.n_head,
-        head_size=model.n_embd // model.n_head,
-        mlp_width=4 * model.n_embd,
+    return Shape.gpt(
+        *(model.n_layer, model.n_embd, model.n_head, model.block_size, model.vocab_size),
         tied_head=model.tied_head,
         position_table=model.positions == "learned",
         bias=model.bias,

@@ -19,7 +19,6 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self, SupportsFloat
 
@@ -31,7 +30,7 @@ from nanogauge.files import make_folder, write_atomic
 from nanogauge.measure.clock import Clock, Moment, Stopwatch
 from nanogauge.measure.gpus import WatchedGpu
 from nanogauge.measure.host import reset_peak
-from nanogauge.measure.torch_device import CompileTimer, EventTimeline
+from nanogauge.measure.torch_device import CompileTimer, make_clock
 from nanogauge.prediction.prediction import predict
 from nanogauge.quantities import finite
 from nanogauge.recorder import Display, MeasuredStep, Recorder, Status, open_sensing
@@ -144,8 +143,7 @@ class Run:
         timer = CompileTimer()
         if "torch._dynamo" in sys.modules:
             timer.listen()
-        timeline = EventTimeline(device) if device is not None else None
-        self._clock = clock = Clock(partial(_synchronize, device), timeline=timeline, compiled_seconds=timer.seconds)
+        self._clock = clock = make_clock(device, timer.seconds)
         sensing = open_sensing(_gpus(device), _POWER_HZ, _IDLE_SECONDS, clock)
         torch = sys.modules.get("torch")
         threads = torch.get_num_threads() if torch is not None else os.cpu_count() or 1
@@ -310,8 +308,3 @@ def _gpus(device: Any) -> list[WatchedGpu]:
     if device is None:
         return []
     return [WatchedGpu(str(sys.modules["torch"].cuda.get_device_properties(device).uuid), os.getpid())]
-
-
-def _synchronize(device: Any) -> None:
-    if device is not None:
-        sys.modules["torch"].cuda.synchronize(device)

@@ -156,18 +156,7 @@ class RunSpec:
         Raises:
             ValueError: for a value out of range, or an n_embd that n_head does not divide.
         """
-        if n_head < 1 or n_embd % n_head:
-            raise ValueError(f"n_embd {n_embd} is not a multiple of n_head {n_head}")
-        shape = Shape(
-            n_layer=n_layer,
-            n_embd=n_embd,
-            n_head=n_head,
-            context=context,
-            vocabulary=vocabulary,
-            n_kv_head=n_head,
-            head_size=n_embd // n_head,
-            mlp_width=4 * n_embd,
-        )
+        shape = Shape.gpt(n_layer, n_embd, n_head, context, vocabulary)
         defaults = {"compile": True, "dropout": 0.0}
         defaults |= dict.fromkeys(("eval_every", "eval_batches", "checkpoint_every"), 0)
         return cls(shape=shape, micro_batch=micro_batch, grad_accum=grad_accum, steps=steps, **(defaults | settings))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
@@ -61,6 +61,18 @@ class Shape:
     """Parameters of other look-up tables, such as value embeddings, which cost no FLOPs."""
     attended: Positive = 1.0
     """Mean fraction of the context that is attended to; below 1 with sliding windows."""
+
+    @classmethod
+    def gpt(cls, n_layer: int, n_embd: int, n_head: int, context: int, vocabulary: int, **details: Any) -> Shape:
+        """Return the shape of a GPT-2: full attention heads, and an MLP of four times the width.
+
+        Raises:
+            ValueError: for a value out of range, or an n_embd that n_head does not divide.
+        """
+        if n_head < 1 or n_embd % n_head:
+            raise ValueError(f"n_embd {n_embd} is not a multiple of n_head {n_head}")
+        sizes = n_layer, n_embd, n_head, context, vocabulary
+        return cls(*sizes, n_kv_head=n_head, head_size=n_embd // n_head, mlp_width=4 * n_embd, **details)
 
     @property
     def query_width(self) -> int:

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from nanogauge.measure.clock import Clock
+
 if TYPE_CHECKING:
     import torch
 
@@ -37,6 +39,19 @@ class EventTimeline:
 
     def seconds(self, begin: torch.cuda.Event, end: torch.cuda.Event) -> float:
         return float(begin.elapsed_time(end)) / 1e3
+
+
+def make_clock(device: torch.device | None, compiled_seconds: Callable[[], float]) -> Clock:
+    """Return the clock that times steps: with CUDA events on a GPU, else the host's clock."""
+
+    def synchronize() -> None:
+        if device is not None and device.type != "cpu":
+            import torch
+
+            torch.accelerator.synchronize(device)
+
+    timeline = EventTimeline(device) if device is not None and device.type == "cuda" else None
+    return Clock(synchronize, timeline=timeline, compiled_seconds=compiled_seconds)
 
 
 def allocator_peaks(device: torch.device | None) -> dict[str, int]:

@@ -11,17 +11,9 @@ from nanogauge.errors import BadInput
 
 FREE_SECTIONS = ("measure", "cost", "wandb", "trackio", "alerts")
 FREE_KEYS = (
-    "run.name",
-    "run.out",
-    "data.dataset",
-    "data.val_tokens",
-    "train.log_every",
-    "train.prompts",
-    "train.checkpoint_every",
-    "train.checkpoint_minutes",
-    "train.keep_checkpoints",
-    "train.max_skipped",
-    "train.max_rollbacks",
+    *("run.name", "run.out", "data.dataset", "data.val_tokens", "train.log_every", "train.prompts"),
+    *("train.checkpoint_every", "train.checkpoint_minutes", "train.keep_checkpoints"),
+    *("train.max_skipped", "train.max_rollbacks"),
 )
 SHAPING_KEYS = (
     *("model.n_layer", "model.n_embd", "model.vocab_size", "model.bias", "model.positions"),

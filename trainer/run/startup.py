@@ -8,9 +8,8 @@ import torch
 from nanogauge.config import Config
 from nanogauge.files import write_atomic
 from nanogauge.measure.alarms import Alarm
-from nanogauge.measure.clock import Clock
 from nanogauge.measure.host import reset_peak
-from nanogauge.measure.torch_device import CompileTimer, EventTimeline
+from nanogauge.measure.torch_device import CompileTimer, make_clock
 from nanogauge.prediction.calibrated import load_calibration
 from nanogauge.prediction.forecast import FinalLoss
 from nanogauge.prediction.loss import REPOSITORIES
@@ -61,7 +60,6 @@ from trainer.step.device import (
     choose_dtype,
     reset_allocator_peaks,
     seed_rank,
-    synchronize,
 )
 from trainer.step.distributed import Ranks
 from trainer.step.loss import LossModule
@@ -86,7 +84,7 @@ def open_session(config: Config, options: Options, ranks: Ranks = ALONE) -> Sess
     dtype = choose_dtype(config.run.dtype, device)
     torch.set_float32_matmul_precision("high")  # TF32 for what stays in fp32 on a GPU
     compile_timer = CompileTimer()
-    clock = make_clock(device, compile_timer)
+    clock = make_clock(device, compile_timer.seconds)
     config, source, batches = open_data(config, device, ranks)
     stop = StopSignal()
     if source.assumed is not None and ranks.is_first:
@@ -151,15 +149,6 @@ def open_session(config: Config, options: Options, ranks: Ranks = ALONE) -> Sess
     )
     log_start(session, opened, sensing, changes, same_ranks)
     return session
-
-
-def make_clock(device: torch.device, compile_timer: CompileTimer) -> Clock:
-    """Return the clock that times steps: with CUDA events on a GPU, else the host's clock."""
-    return Clock(
-        partial(synchronize, device),
-        timeline=EventTimeline(device) if device.type == "cuda" else None,
-        compiled_seconds=compile_timer.seconds,
-    )
 
 
 def resume_batches(

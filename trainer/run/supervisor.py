@@ -49,7 +49,7 @@ class LogState:
     starts: int = 0
     ends: int = 0
     steps: int = 0
-    """Number of steps made: the last logged step plus 1."""
+    """Number of steps made."""
     restartable: bool = False
     """Whether the last end line says that a restart may help."""
 
@@ -209,11 +209,11 @@ def print_log_state(arguments: Sequence[str]) -> int:
     state = LogState()
     if has_begun(folder):
         recorded = read_log(folder)
-        last, ends = recorded.steps.last("step"), recorded.ends
+        ends = recorded.ends
         state = LogState(
             starts=len(recorded.starts),
             ends=len(ends),
-            steps=0 if last is None else int(last) + 1,
+            steps=recorded.steps_done,
             restartable=bool(ends and ends[-1].restartable),
         )
     print(json.dumps(dataclasses.asdict(state)))
