@@ -10,6 +10,7 @@ from commands import succeed, train_tiny
 from gpt2_vocabulary import gpt2_vocabulary  # noqa: F401  (a fixture of every test)
 from hypothesis import settings
 
+os.environ.pop("NANOGAUGE_ALERTS_URL", None)  # no run of a test calls its user
 if "PYTEST_XDIST_WORKER" in os.environ:  # the runs of two tests share the cores
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
