@@ -116,6 +116,10 @@ class Program:
     """torch.compile includes the loss."""
     donated_buffers: bool = True
     """A compiled backward pass reuses the buffers saved for it (torch after 2.5)."""
+    layer_launches: PositiveInt | None = None
+    """Kernels launched per layer of a compiled micro-batch; None: as assumed for all programs."""
+    launches: PositiveInt | None = None
+    """Kernels launched outside of the layers, with a plain head."""
     waits_for_batch: bool = False
     """Each micro-batch is copied from pageable memory, which waits for the GPU to become idle."""
     fp32_exchange: bool = True

@@ -196,8 +196,7 @@ def predict_step_time(work: Workload, hardware: Hardware, constants: Constants =
         "recomputation": _recomputation(work, forward, k),
     }
     busy = sum(micro.values())
-    per_layer = k.kernels_per_layer if work.compiled else k.kernels_per_layer_eager
-    kernels = (per_layer + options.kernels) * layers + k.kernels
+    kernels = options.kernels * layers + _kernels(work, on_cpu, k)
     launches = kernels * device.launch_seconds
     tails = 0.0 if on_cpu else kernels * k.kernel_tail_seconds
     exposed = tails + max(0.0, launches - busy - tails) + k.step_gap_seconds / work.grad_accum
@@ -337,12 +336,28 @@ def _vocabulary_head(work: Workload, device: _Device, k: Constants) -> float:
     seconds = _products([(width, vocabulary)], work, device, k)
     seconds *= k.unaligned_head if vocabulary % 8 else 1.0
     if work.head == "chunked":
-        kind = "cpu" if device.on_cpu else "cuda"
-        chunks = math.ceil(work.tokens / chunk_tokens(work.tokens, vocabulary, kind))
+        chunks = _chunks(work, device.on_cpu)
         each = (12 if device.on_cpu and work.element_bytes == 2 else 8) * width * vocabulary
         additions = chunks if _is_in_place(work, device) else chunks - 1
         seconds += additions * each / device.bandwidth
     return seconds
+
+
+def _chunks(work: Workload, on_cpu: bool) -> int:
+    """Return the number of the vocabulary head's chunks of tokens."""
+    kind = "cpu" if on_cpu else "cuda"
+    return math.ceil(work.tokens / chunk_tokens(work.tokens, work.shape.vocabulary, kind))
+
+
+def _kernels(work: Workload, on_cpu: bool, k: Constants) -> float:
+    """Return the launches of a micro-batch of GPT-2, as counted for the program if it is compiled for a GPU."""
+    layers, program = work.shape.n_layer, work.program
+    if not work.compiled:
+        return k.kernels_per_layer_eager * layers + k.kernels
+    if on_cpu or program.layer_launches is None or program.launches is None:
+        return k.kernels_per_layer * layers + k.kernels
+    chunks = _chunks(work, on_cpu) if work.head == "chunked" else 1
+    return program.layer_launches * layers + program.launches + 3 * (chunks - 1)
 
 
 def _is_in_place(work: Workload, device: _Device) -> bool:
