@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -199,3 +200,24 @@ def test_gpu_check_measures_each_variant_and_writes_a_page(tmp_path: Path) -> No
     first = speed["variants"][0]["step_seconds"]
     assert first["measured"] > 0 < first["low"] < first["high"]
     assert "| head in 2 chunks | " in (tmp_path / "gpu-check.md").read_text()
+
+
+def test_nanogauge_run_waits_only_for_the_step_before(tmp_path: Path) -> None:
+    """A loop of the user's own queues a step, then reads the end and the loss of the one before."""
+    code = f"""
+import torch, nanogauge as ng
+square = torch.ones(64, 64, device="cuda")
+with ng.run("own", folder={str(tmp_path)!r}) as run:
+    for _ in range(8):
+        with run.step():
+            loss = (square @ square).mean()
+        run.log(loss=loss)
+"""
+    log = tmp_path / "calls"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "STANDIN_LOG": str(log)}, check=True)
+    calls = [line.split(" ", 2)[2].split(" ")[0] for line in log.read_text(errors="replace").splitlines()]
+    ends = [i for i, call in enumerate(calls) if call == "memcpy"]
+    between = [calls[i:j] for i, j in pairwise(ends[1:])]
+    assert between == [["memcpy", "gemm", "kernel", "sync", "sync"]] * 6
+    steps = [line for line in log_lines(tmp_path / "own") if line["kind"] == "step"]
+    assert len(steps) == 8 and steps[0]["peak_allocated_bytes"] > 0 and steps[0]["power_watts"] == 100
