@@ -97,8 +97,9 @@ def inconsistencies(claims: Claims, spec: RunSpec, prediction: Prediction) -> li
     for claim in not_exact:
         found += _check_hardware(claim, spec, prediction)
     for one, other in combinations(not_exact, 2):
-        if one.row == other.row:
-            found += _check_same_row(one, other)
+        if one.row == other.row and min(one.high, other.high) < max(one.low, other.low):
+            ranges = f"{one.range_text()} and {other.range_text()}"
+            found.append(_finding(f"{_label(one)}: {ranges} exclude each other.", one, other))
     found += _check_mfu(not_exact, spec, prediction)
     at_odds = {key for finding in found if len(finding.ids) > 1 for key in finding.ids}
     found += _check_order([c for c in not_exact if c.key not in at_odds])
@@ -152,13 +153,6 @@ def _check_hardware(claim: Claim, spec: RunSpec, prediction: Prediction) -> Iter
             certain=certain,
             whole=claim.low > margin * limit,
         )
-
-
-def _check_same_row(one: Claim, other: Claim) -> Iterator[Inconsistency]:
-    lower, upper = sorted((one, other), key=lambda c: c.low)
-    if lower.high < upper.low:
-        ranges = f"{one.range_text()} and {other.range_text()}"
-        yield _finding(f"{_label(one)}: {ranges} exclude each other.", one, other)
 
 
 def _ends(claim: Claim) -> tuple[float, float]:

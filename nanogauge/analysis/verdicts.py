@@ -12,13 +12,13 @@ from nanogauge.analysis.consistency import (
     inconsistencies,
 )
 from nanogauge.analysis.ledger import Measured
-from nanogauge.analysis.measured import PREDICTED_TASK, QUALITY, Measurements
-from nanogauge.analysis.quality import quality_by_loss
+from nanogauge.analysis.measured import LEAST_VALIDATION_TOKENS, PREDICTED_TASK, QUALITY, Measurements
 from nanogauge.errors import BadInput
 from nanogauge.hardware import lookup
-from nanogauge.prediction.loss import DATASETS
+from nanogauge.prediction.loss import DATASETS, GPT2_124M
 from nanogauge.prediction.prediction import predict
-from nanogauge.quantities import QUANTITIES, finite, format_value, span_of
+from nanogauge.prediction.quality import loss_inputs, quality_at
+from nanogauge.quantities import QUANTITIES, Interval, finite, format_value, span_of
 from nanogauge.runspec import RunSpec
 from nanogauge.schema import Estimate, Prediction, Stored
 
@@ -166,6 +166,26 @@ def _of_first_step(row_id: str, prediction: Prediction) -> Estimate | None:
     if row_id == "compile_share":
         ratio, formula = (1 / ratio).map(lambda share: max(1 - share, 0.0)), "1 - step / first step"
     return Estimate.of(row_id, ratio, formula, first.source)
+
+
+def quality_by_loss(spec: RunSpec, measurements: Measurements | None) -> Estimate | None:
+    """Return the score that the measured loss stands for; None without a comparable loss.
+
+    It is the loss of the training split if the validation set is small or of unknown size.
+    """
+    mark = GPT2_124M.get(spec.dataset or "")
+    if mark is None or measurements is None or "val_loss" not in measurements.values:
+        return None
+    loss, split = measurements.values["val_loss"].value, "validation"
+    if (spec.validation_tokens or 0) < LEAST_VALIDATION_TOKENS:
+        if measurements.train_loss is None:
+            return None
+        loss, split = measurements.train_loss, "train-split"
+    score = quality_at(loss_inputs(spec), Interval.exact(loss))
+    if not isinstance(score, Estimate):
+        return None
+    compared = f"{split} loss {loss:.3f} on {spec.dataset}, GPT-2 124M's {mark.loss:.3f}"
+    return score.model_copy(update={"formula": f"{compared}; {score.formula}"})
 
 
 _Verdict = tuple[RowVerdict, Judge | None, float | None, str]

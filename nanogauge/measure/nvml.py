@@ -132,6 +132,8 @@ _FIELDS: dict[str, tuple[str, str | None, float | Callable[[Any], Any]]] = {
 }
 """Field -> NVML function, the constant it takes, and the factor, or the function, to the field's unit."""
 
+_FATAL = ("UNINITIALIZED", "DRIVER_NOT_LOADED", "GPU_IS_LOST", "RESET_REQUIRED", "LIB_RM_VERSION_MISMATCH")
+"""Errors after which no other call can succeed."""
 _COMPUTE = "nvmlDeviceGetComputeRunningProcesses_v3"
 _GRAPHICS = "nvmlDeviceGetGraphicsRunningProcesses_v3"
 
@@ -245,7 +247,7 @@ class Driver:
         try:
             answer = getattr(self._nvml, function)(*device, *arguments)
         except self._nvml.NVMLError as error:
-            if error.value in _fatal(self._nvml):
+            if error.value in (getattr(self._nvml, f"NVML_ERROR_{name}") for name in _FATAL):
                 self._lost = True
                 self._absences.missing("gpu", now, "the driver lost the GPU", error)
                 return None
@@ -268,17 +270,6 @@ def _process_name(pid: int) -> str:
 
 def _by_pid(processes: Iterable[Any]) -> dict[int, int | None]:
     return {process.pid: process.usedGpuMemory for process in processes}
-
-
-def _fatal(nvml: ModuleType) -> tuple[int, ...]:
-    """Return the error codes after which no other call can succeed."""
-    return (
-        nvml.NVML_ERROR_UNINITIALIZED,
-        nvml.NVML_ERROR_DRIVER_NOT_LOADED,
-        nvml.NVML_ERROR_GPU_IS_LOST,
-        nvml.NVML_ERROR_RESET_REQUIRED,
-        nvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH,
-    )
 
 
 def _find_handle(nvml: ModuleType, device: str | int) -> Any:
