@@ -25,8 +25,6 @@ import numpy as np
 import torch
 from commands import ROOT, run, run_main
 from examples import write_document
-from runs import LOG
-from test_other_logs import build_nanogpt_output, nanochat_log
 
 from nanogauge.cli import Parser
 from nanogauge.config import add_config_flags, config_overrides, load_config
@@ -258,25 +256,6 @@ def foreign_shards(chance: random.Random, originals: Path, folder: Path) -> Comm
     return OPEN_DATA, [_config(folder), f"--data.path={data}", "--run.device=cpu"]
 
 
-def other_logs(chance: random.Random, originals: Path, folder: Path) -> Command:
-    flag = chance.choice(sorted(LOGS))
-    path = folder / "log.csv"
-    path.write_bytes(damaged(chance, LOGS[flag].encode()))
-    if chance.random() < 0.05:
-        _spoil(chance, path, path)
-    more = ["--config", _config(folder), "--gpu", GPU, "--out", str(folder / "out")]
-    steps = 1000 if flag == "--nanogpt-log" else 60
-    return "report.py", [flag, str(path), *more, f"--train.max-steps={steps}"]
-
-
-LOGS = {
-    "--nanogpt-log": LOG,
-    "--nanochat-log": nanochat_log(),
-    "--build-nanogpt-log": build_nanogpt_output(),
-    "--wandb-history": "_step,_runtime,_timestamp,iter,train/loss,val/loss,lr,mfu\n"
-    + "".join(f"{n},{2 * n},{1.7e9 + 4 * n},{n},{9 - n / 20},9.5,0.001,12.5\n" for n in range(61)),
-}
-"""a valid log by the flag that imports it"""
 KINDS: dict[str, Callable[[random.Random, Path, Path], Command]] = {
     "configuration": configuration,
     "claims": claims,
@@ -284,7 +263,6 @@ KINDS: dict[str, Callable[[random.Random, Path, Path], Command]] = {
     "run folder": run_folder,
     "shards": shards,
     "shards of other tools": foreign_shards,
-    "logs of other programs": other_logs,
 }
 
 

@@ -10,6 +10,11 @@ Training passes of the process are counted from 1. The faults:
     room:N             more than N sequences in a pass run out of memory
     late_room:N        the same, from pass 8 on
     evaluation_room:N  the same, in evaluations alone
+
+Changes that are no faults:
+
+    rewrite:S          the report is rewritten every S seconds
+    read_late:         the times of a step are read one step later, as on a GPU
 """
 
 import os
@@ -27,6 +32,7 @@ from torch import Tensor  # noqa: E402
 
 import train  # noqa: E402
 from nanogauge.cli import run_command  # noqa: E402
+from nanogauge.measure.clock import HostTimeline  # noqa: E402
 from trainer.data import loader  # noqa: E402
 from trainer.run import startup  # noqa: E402
 from trainer.step.loss import TrainingLoss  # noqa: E402
@@ -64,5 +70,8 @@ def late_scan(*given: Any) -> str | None:
 found, startup.SCAN_SECONDS = loader.find_beyond, 0.1
 if "scan" in fault:
     loader.find_beyond = late_scan
+if fault == "rewrite":
+    train.CPU_SECONDS = float(value)
+HostTimeline.lag = int(fault == "read_late")
 TrainingLoss.__call__ = faulty  # type: ignore[method-assign]
 run_command(train.main)

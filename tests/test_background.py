@@ -2,50 +2,28 @@
 
 import os
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from commands import DEMO, ROOT, TINY
+from commands import DEMO, TINY, Copy, wait_until
 from runs import make_finished, make_folder, steps, write
 
 from nanogauge.analysis.report_model import build_report
 from nanogauge.report.background import BackgroundReport
 from nanogauge.report.html import render_html
 
-TRAIN = """
-import nanogauge.report.background as background
-background.CPU_SECONDS = 0.3
-import train
-train.run_command(train.main)
-"""
 LONG = [f"--train.{name}=20000" for name in ("max-steps", "eval-every", "checkpoint-every")]
 REFRESH = '<meta http-equiv="refresh" content="60">'
 
 
-def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
 @contextmanager
-def training(out: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
+def training(out: Path) -> Iterator[tuple[Copy, int]]:
     """Train with a short rewrite interval; yield the process and the id of its child."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", TRAIN, str(DEMO), f"--run.out={out}", *TINY, *LONG],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    process = Copy("faulty_train.py", ["rewrite:0.3", str(DEMO), f"--run.out={out}", *TINY, *LONG], out)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     try:
-        until((out / "demo" / "report.html").exists)
+        assert wait_until((out / "demo" / "report.html").exists)
         (background,) = [
             int(child)
             for child in children.read_text().split()
@@ -54,7 +32,7 @@ def training(out: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
         yield process, background
     finally:
         process.kill()
-        process.communicate()
+        process.wait()
 
 
 def test_the_page_is_rewritten_during_the_run_and_final_at_its_end(tmp_path: Path) -> None:
@@ -63,7 +41,7 @@ def test_the_page_is_rewritten_during_the_run_and_final_at_its_end(tmp_path: Pat
         first = page.read_text()
         assert REFRESH in first
         assert "Running" in first
-        until(lambda: page.read_text() != first)
+        assert wait_until(lambda: page.read_text() != first)
         assert os.getpriority(os.PRIO_PROCESS, child) == 19
         process.send_signal(signal.SIGINT)
         process.wait(60)
@@ -78,15 +56,15 @@ def test_a_killed_run_gets_a_last_page_and_the_background_process_exits(tmp_path
     with training(tmp_path) as (process, child):
         process.kill()
         process.wait()
-        until(lambda: REFRESH not in page.read_text())
+        assert wait_until(lambda: REFRESH not in page.read_text())
         assert "Died" in page.read_text()
-        until(lambda: not Path(f"/proc/{child}").exists())
+        assert wait_until(lambda: not Path(f"/proc/{child}").exists())
 
 
 def test_the_death_of_the_background_process_does_not_affect_its_parent(tmp_path: Path) -> None:
     make_finished(tmp_path)
     background = BackgroundReport.start(tmp_path, 0.1)
-    until((tmp_path / "report.html").exists)
+    assert wait_until((tmp_path / "report.html").exists)
     process = background._process
     assert process is not None
     process.kill()

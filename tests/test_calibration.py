@@ -31,8 +31,6 @@ from nanogauge.prediction.workload import Workload, workload_of
 from nanogauge.quantities import Interval
 from nanogauge.spec_parts import Shape
 
-pytestmark = pytest.mark.alone
-
 CARD = lookup("RTX 4070", "bfloat16")
 WORK = workload_of(documented_spec(), on_gpu=True)
 OTHER = Workload(Shape(12, 768, 6, 2048, 50304, 6, 128, 3072), micro_batch=1, grad_accum=8)
@@ -237,6 +235,7 @@ def test_a_calibration_is_stored_and_a_damaged_one_is_named_and_replaced(
     assert load_calibration(CARD.name, "2.13.0", None) == (known(finished(WORK, 5.0)), None)
 
 
+@pytest.mark.alone
 def test_a_plan_calibrates_this_machine_and_a_run_refines_it(tmp_path: Path) -> None:
     home = {"XDG_DATA_HOME": str(tmp_path / "data")}
     arguments = (DEMO, *TINY, "--train.max-steps=30", f"--run.out={tmp_path}")

@@ -47,7 +47,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def long_runs(driver: Path) -> dict[str, Run]:
-    """Run all long scripts concurrently: they mostly sleep."""
+    """Run all long scripts beside each other and the other tests: they mostly sleep."""
     return {name: Run(driver, text, seconds, 0, hz) for name, (text, seconds, hz) in LONG.items()}
 
 
@@ -132,56 +132,6 @@ def test_every_value_has_its_unit(driver: Path) -> None:
     }
 
 
-def test_sampling_takes_little_processor_time_and_no_torch(trouble: dict[str, Any]) -> None:
-    """Ten samples a second take 0.1-0.2 % of a core, on some virtual machines 15 times as much."""
-    assert 0 < trouble["cpu_seconds"] / 12.8 <= 0.03
-    assert not trouble["torch"]
-
-
-def test_energy_neither_falls_nor_jumps_when_the_counter_is_reset(trouble: dict[str, Any]) -> None:
-    """The power rises linearly from 100 W to 220 W at 6 s and falls to 150 W at 9 s."""
-    readings = trouble["readings"]
-
-    def scripted(t: float) -> float:
-        rising, high = min(t, 6), min(max(t - 6, 0), 3)
-        return 100 * rising + 10 * rising**2 + 220 * high + 150 * max(t - 9, 0)
-
-    joules = scripted(readings[-1]["elapsed_seconds"]) - scripted(readings[0]["elapsed_seconds"])
-    assert spent(readings) == pytest.approx(joules, rel=0.01)
-    assert spent(readings, "integral_joules") == pytest.approx(joules, rel=0.01)
-    sources = [r["energy_source"] for r in readings]
-    assert sources.count("integral") == 1 and sources[-1] == "counter"
-
-
-def test_a_temporary_error_leaves_its_field_absent_for_some_seconds(trouble: dict[str, Any]) -> None:
-    """A field that is not supported stays absent; after any other error it is read again."""
-    readings = trouble["readings"]
-    warm = [r["elapsed_seconds"] for r in readings if r["temperature_celsius"] is not None]
-    assert [t for t in warm if 1.5 < t < 11.5] == []
-    assert warm[0] < 1.2 and warm[-1] > 12
-    assert {r["fan"] for r in readings} == {None}
-    assert all(r["power_watts"] and r["utilization"] for r in readings)
-    assert set(trouble["reasons"]) == {"fan"}
-
-
-def test_each_change_is_reported_once_with_its_time_and_reason(trouble: dict[str, Any]) -> None:
-    changes = [(c["field"], c["midway"]) for c in trouble["changes"]]
-    assert changes == [("fan", False), ("temperature_celsius", True), ("temperature_celsius", True)]
-    fan, lost, back = [c["text"] for c in trouble["changes"]]
-    assert "from the start" in fan and "Not Supported" in fan
-    assert " from 2." in lost and "Unknown Error" in lost
-    assert "is measured from 1" in back
-
-
-def test_throttle_reasons_are_words_and_idling_is_none(trouble: dict[str, Any]) -> None:
-    at = {round(r["elapsed_seconds"]): r["throttle"] for r in trouble["readings"]}
-    assert at[1] == [] and at[2] == at[3] == ["power cap", "thermal (software)"]
-    assert at[4] == [] and at[12] == []
-    assert throttle_words(0x48) == ["hardware slow-down", "thermal (hardware)"]
-    assert throttle_words(0x190) == ["sync boost", "power brake", "display clock"]
-    assert throttle_words(0x10001) == ["reason 0x10000"]
-
-
 def test_a_lost_gpu_ends_the_readings_alone(driver: Path) -> None:
     said = Run(driver, "1.2 lost", seconds=1.9).said
     assert [r["elapsed_seconds"] for r in said["readings"]] == pytest.approx([1.0, 1.9], abs=0.15)
@@ -189,21 +139,6 @@ def test_a_lost_gpu_ends_the_readings_alone(driver: Path) -> None:
     assert last["gap_seconds"] == pytest.approx(0.7, abs=0.15), "the last line has the gap"
     assert last["energy_joules"] is None
     assert "GPU is lost" in said["reasons"]["gpu"] and " from 1." in said["reasons"]["gpu"]
-
-
-def test_a_driver_that_hangs_delays_neither_the_run_nor_its_end(long_runs: dict[str, Run]) -> None:
-    said = long_runs["hangs"].said
-    assert said["close_seconds"] < 1.5
-    assert "does not answer from 1." in said["reasons"]["driver"]
-    assert len(said["readings"]) == 1
-    assert [(c["field"], c["midway"]) for c in said["changes"]] == [("driver", True)]
-
-
-def test_a_driver_that_hangs_from_the_start_is_not_waited_for(long_runs: dict[str, Run]) -> None:
-    said = long_runs["dead"].said
-    assert said["open_seconds"] < 3.5 and said["close_seconds"] < 1.5
-    assert said["readings"] == [] and said["reasons"] == {"driver": "the driver does not answer"}
-    assert [(c["field"], c["midway"]) for c in said["changes"]] == [("driver", False)]
 
 
 def test_without_a_counter_energy_is_the_integral_of_power(driver: Path) -> None:
@@ -391,3 +326,68 @@ def test_energy_stalls_instead_of_falling_when_the_counter_is_behind_the_integra
     assert (joules, source) == (pytest.approx(102.0), "integral")
     assert energy.read(1.0, 100.0) == (joules, "counter")
     assert energy.read(1.1, 110.0) == (110.0, "counter")
+
+
+def test_sampling_takes_little_processor_time_and_no_torch(trouble: dict[str, Any]) -> None:
+    """Ten samples a second take 0.1-0.2 % of a core, on some virtual machines 15 times as much."""
+    assert 0 < trouble["cpu_seconds"] / 12.8 <= 0.03
+    assert not trouble["torch"]
+
+
+def test_energy_neither_falls_nor_jumps_when_the_counter_is_reset(trouble: dict[str, Any]) -> None:
+    """The power rises linearly from 100 W to 220 W at 6 s and falls to 150 W at 9 s."""
+    readings = trouble["readings"]
+
+    def scripted(t: float) -> float:
+        rising, high = min(t, 6), min(max(t - 6, 0), 3)
+        return 100 * rising + 10 * rising**2 + 220 * high + 150 * max(t - 9, 0)
+
+    joules = scripted(readings[-1]["elapsed_seconds"]) - scripted(readings[0]["elapsed_seconds"])
+    assert spent(readings) == pytest.approx(joules, rel=0.01)
+    assert spent(readings, "integral_joules") == pytest.approx(joules, rel=0.01)
+    sources = [r["energy_source"] for r in readings]
+    assert sources.count("integral") == 1 and sources[-1] == "counter"
+
+
+def test_a_temporary_error_leaves_its_field_absent_for_some_seconds(trouble: dict[str, Any]) -> None:
+    """A field that is not supported stays absent; after any other error it is read again."""
+    readings = trouble["readings"]
+    warm = [r["elapsed_seconds"] for r in readings if r["temperature_celsius"] is not None]
+    assert [t for t in warm if 1.5 < t < 11.5] == []
+    assert warm[0] < 1.2 and warm[-1] > 12
+    assert {r["fan"] for r in readings} == {None}
+    assert all(r["power_watts"] and r["utilization"] for r in readings)
+    assert set(trouble["reasons"]) == {"fan"}
+
+
+def test_each_change_is_reported_once_with_its_time_and_reason(trouble: dict[str, Any]) -> None:
+    changes = [(c["field"], c["midway"]) for c in trouble["changes"]]
+    assert changes == [("fan", False), ("temperature_celsius", True), ("temperature_celsius", True)]
+    fan, lost, back = [c["text"] for c in trouble["changes"]]
+    assert "from the start" in fan and "Not Supported" in fan
+    assert " from 2." in lost and "Unknown Error" in lost
+    assert "is measured from 1" in back
+
+
+def test_throttle_reasons_are_words_and_idling_is_none(trouble: dict[str, Any]) -> None:
+    at = {round(r["elapsed_seconds"]): r["throttle"] for r in trouble["readings"]}
+    assert at[1] == [] and at[2] == at[3] == ["power cap", "thermal (software)"]
+    assert at[4] == [] and at[12] == []
+    assert throttle_words(0x48) == ["hardware slow-down", "thermal (hardware)"]
+    assert throttle_words(0x190) == ["sync boost", "power brake", "display clock"]
+    assert throttle_words(0x10001) == ["reason 0x10000"]
+
+
+def test_a_driver_that_hangs_delays_neither_the_run_nor_its_end(long_runs: dict[str, Run]) -> None:
+    said = long_runs["hangs"].said
+    assert said["close_seconds"] < 1.5
+    assert "does not answer from 1." in said["reasons"]["driver"]
+    assert len(said["readings"]) == 1
+    assert [(c["field"], c["midway"]) for c in said["changes"]] == [("driver", True)]
+
+
+def test_a_driver_that_hangs_from_the_start_is_not_waited_for(long_runs: dict[str, Run]) -> None:
+    said = long_runs["dead"].said
+    assert said["open_seconds"] < 3.5 and said["close_seconds"] < 1.5
+    assert said["readings"] == [] and said["reasons"] == {"driver": "the driver does not answer"}
+    assert [(c["field"], c["midway"]) for c in said["changes"]] == [("driver", False)]

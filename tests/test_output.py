@@ -1,15 +1,20 @@
 """Output on streams of any kind, and the commands that messages name."""
 
+import contextlib
+import io
 import json
 import os
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from commands import DEMO, ROOT, command, run, train_tiny
 
+import plan
+from nanogauge.cli import run_command
 from nanogauge.shell import pip_install, python_command
 
 PLAN = [ROOT / "configs" / "rtx4070_fineweb.toml", "--gpu", "RTX 4070"]
@@ -18,14 +23,25 @@ CLAIMS = ["--claims", ROOT / "predictions" / "seed_zh.toml"]
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "koi8-r", "shift_jis"])
 def test_no_character_ends_a_command(encoding: str) -> None:
-    environment = {**os.environ, "PYTHONIOENCODING": encoding}
-    arguments = command("plan.py", *PLAN, *CLAIMS)
-    done = subprocess.run(arguments, env=environment, capture_output=True, check=True)
-    assert done.stderr == b""
-    assert "17.2-24.5 h" in done.stdout.decode(encoding).replace("\N{EN DASH}", "-")
-    found = subprocess.run([*arguments, "--json"], env=environment, capture_output=True, check=True)
-    (row, *_) = json.loads(found.stdout.decode(encoding))["rows"]
+    assert "17.2-24.5 h" in printed_plan(encoding).replace("\N{EN DASH}", "-")
+    (row, *_) = json.loads(printed_plan(encoding, "--json"))["rows"]
     assert "每次迭代" in row["claimed"]["quote"], "JSON keeps every character"
+
+
+def printed_plan(encoding: str, *flags: str) -> str:
+    """Return what plan.py prints on a stream of this encoding."""
+    stream, errors = io.TextIOWrapper(io.BytesIO(), encoding=encoding), io.StringIO()
+    given = ["plan.py", *map(str, (*PLAN, *CLAIMS, *flags))]
+    with (
+        contextlib.redirect_stdout(stream),
+        contextlib.redirect_stderr(errors),
+        mock.patch.object(sys, "argv", given),
+        pytest.raises(SystemExit, match="^0$"),
+    ):
+        run_command(plan.main)
+    assert errors.getvalue() == ""
+    stream.seek(0)
+    return stream.read()
 
 
 def test_a_run_ends_well_on_a_stream_that_cannot_hold_its_characters(tmp_path: Path) -> None:

@@ -14,8 +14,6 @@ from test_report import import_log
 
 from nanogauge.runlog.reader import LOG_NAME
 
-pytestmark = pytest.mark.alone
-
 SHOWN = [(390, 844, "dark"), (1440, 900, "light")]
 PAGES = ["documented", "gpu", "dead"]
 

@@ -172,9 +172,20 @@ def test_a_full_disk_loses_checkpoints_but_not_the_run(tmp_path: Path) -> None:
 
 def test_the_demo_learns(tmp_path: Path) -> None:
     """A sixth of `make demo`: the loss falls from 5.5."""
-    steps = ["--train.max-steps=200", "--train.eval-every=200", "--train.checkpoint-every=200"]
+    steps = ["--train.max-steps=200", "--train.eval-every=200", "--train.checkpoint-every=200", "--run.compile=false"]
     succeed(run("train.py", DEMO, f"--run.out={tmp_path}", *steps, timeout=900))
     rows = rows_of(tmp_path / "demo")
     assert rows["val_loss"]["measured"]["value"] < 2.7
     report = json.loads((tmp_path / "demo" / "report.json").read_text())
     assert len(report["samples"][0]) > 100
+
+
+def test_reading_steps_one_step_late_changes_no_result(tiny_run: Path, tmp_path: Path) -> None:
+    """As on a GPU, whose steps are logged after the next one has been queued."""
+    arguments = ["read_late:", str(DEMO), f"--run.out={tmp_path}", *TINY]
+    succeed(run_in_copy("faulty_train.py", arguments, tmp_path))
+    logs = [log_lines(folder) for folder in (tiny_run, tmp_path / "demo")]
+    keys = ("kind", "step", "loss", "grad_norm")
+    for kinds in (("step", "eval"), ("checkpoint",)):
+        now, late_lines = ([[line.get(key) for key in keys] for line in log if line["kind"] in kinds] for log in logs)
+        assert now == late_lines

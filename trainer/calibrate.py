@@ -44,9 +44,9 @@ SECONDS_EACH = 0.35
 
 BUDGET_SECONDS = 45.0  # within a minute together with start-up and compilation
 ROUND_SECONDS = 4.0  # one step of all parts; with fewer sequences if it would take longer
-# Rounds and time after which to stop, so that a short disturbance does not decide; within the
-# budget, but at least FEWEST_ROUNDS. The first round is a warm-up and does not count.
-_ROUNDS, ROUNDS_SECONDS, FEWEST_ROUNDS = 25, 12.0, 4
+# Rounds and time after which to stop, so that a short disturbance does not decide, or MOST_ROUNDS of a tiny model;
+# within the budget, but at least FEWEST_ROUNDS. The first round is a warm-up and does not count.
+_ROUNDS, ROUNDS_SECONDS, FEWEST_ROUNDS, MOST_ROUNDS = 25, 12.0, 4, 500
 STACKED_LAYERS = 4  # blocks measured together; more change the time of one by 1-2 %
 MOST_MICRO_BATCHES = 2  # one that allocates the gradients and one that adds to them
 
@@ -219,7 +219,7 @@ def measure_parts(
     now = first = time.perf_counter()
     took = 0.0
     while len(rounds) < FEWEST_ROUNDS or (
-        now + took < deadline and (len(rounds) < _ROUNDS or now - first < ROUNDS_SECONDS)
+        now + took < deadline and len(rounds) < MOST_ROUNDS and (len(rounds) < _ROUNDS or now - first < ROUNDS_SECONDS)
     ):
         begin = time.perf_counter()
         rounds.append([piece.step(len(rounds), micro_batches, device) for piece in pieces])
