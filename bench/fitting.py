@@ -18,41 +18,11 @@ from published_runs import PublishedRun, read_runs
 
 import nanogauge
 from nanogauge.cli import Parser, run_command
+from nanogauge.files import package_table
 from nanogauge.prediction.constants import PRIORS, Constants, Effect, effect_class, get, put
 from nanogauge.prediction.step_time import predict_step_time
 
-SPREADS = {
-    "products": 1.02,
-    "bandwidth_share": 1.06,
-    "overlap": 1.15,
-    "idle_per_sm": 1.25,
-    "softmax_clocks": 1.08,
-    "kernel_tail_seconds": 1.4,
-    "gap_seconds": 1.6,
-    "step_gap_seconds": 1.6,
-    "cached": 1.4,
-    "loss_bytes": 1.2,
-    "returned_logits_bytes": 1.3,
-    "loss_bytes_eager": 1.15,
-    "norm_bytes": 1.1,
-    "norm_bytes_eager": 1.1,
-    "weight_bytes": 1.15,
-    "accumulation_bytes": 1.15,
-    "score_bytes": 1.3,
-    "score_bytes_eager": 1.3,
-    "unaligned_head": 1.2,
-    "newton_schulz": 1.2,
-    "newton_schulz_alone": 1.4,
-    "fp8_speed": 1.2,
-    "interference": 1.5,
-    "pcie_share": 1.4,
-    "ada.attention": 1.1,
-    "a100.attention": 1.15,
-    "hopper.attention": 1.15,
-    "hopper.attention_best": 1.15,
-    "b200.attention": 1.15,
-}
-"""How far, as a factor, a fit may comfortably move a constant away from its prior."""
+SPREADS: dict[str, float] = package_table("constants.toml")["spreads"]
 
 # Standard deviations of the logs. The source's is heavy-tailed: some sources are odd altogether.
 CLASS, CARD, SOURCE, RUN = 0.06, 0.09, 0.04, 0.04

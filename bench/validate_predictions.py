@@ -70,12 +70,12 @@ def peaks(runs: Sequence[PublishedRun]) -> list[Compared]:
     compared = []
     for run in runs:
         memory = predict_memory(run.work, run.hardware)
-        if run.peak_allocated_bytes is not None:
-            compared.append(Compared(run, run.peak_allocated_bytes, memory.allocated))
-        elif run.peak_reserved_bytes is not None:
-            compared.append(Compared(run, run.peak_reserved_bytes, memory.reserved))
-        elif run.peak_process_bytes is not None:
-            compared.append(Compared(run, run.peak_process_bytes, memory.process))
+        of_tensors, of_allocator = (
+            (run.peak_allocated_bytes, memory.allocated),
+            (run.peak_reserved_bytes, memory.reserved),
+        )
+        pairs = (of_tensors, of_allocator, (run.peak_process_bytes, memory.process))
+        compared += [Compared(run, actual, predicted) for actual, predicted in pairs if actual is not None][:1]
     return compared
 
 
@@ -129,7 +129,7 @@ def measure(given: Any) -> list[Result]:
     }
     by_class = _by_class(counted, without)
     if given.markdown:
-        print(_markdown_by_class(by_class))
+        print(_markdown_table(BY_CLASS, by_class))
         print(_markdown("published, ms", "predicted, ms", 1e3, ",.1f", times, without))
         print(_markdown("published, GiB", "predicted, GiB", 2**-30, ".2f", memory, {}))
     elif not given.json:
@@ -236,17 +236,8 @@ def _print(
     without: dict[str, dict[str, Compared]],
 ) -> None:
     table = Table(title=title, title_justify="left")
-    for column in (
-        "run",
-        "card",
-        "published",
-        "predicted",
-        "low - high",
-        "error",
-        "source out",
-        "class out",
-        "assumed",
-    ):
+    columns = ("run", "card", "published", "predicted", "low - high", "error", "source out", "class out", "assumed")
+    for column in columns:
         table.add_column(column, justify="left" if column in ("run", "card", "assumed") else "right")
     for c in compared:
         table.add_row(
@@ -267,8 +258,8 @@ def _left_out_cells(c: Compared, without: dict[str, dict[str, Compared]]) -> tup
     return tuple("" if other is None else f"{100 * other.error:+.1f} %" for other in others)
 
 
-def _markdown_by_class(rows: list[tuple[str, ...]]) -> str:
-    lines = [" | ".join(cells) for cells in (BY_CLASS, ("---",) * len(BY_CLASS), *rows)]
+def _markdown_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    lines = [" | ".join(cells) for cells in (columns, ("---",) * len(columns), *rows)]
     return "".join(f"| {line} |\n" for line in lines)
 
 
@@ -281,12 +272,9 @@ def _markdown(
     without: dict[str, dict[str, Compared]],
 ) -> str:
     """The table run by run, as docs/prediction.md has it."""
-    lines = [
-        f"| run | source | card | {published} | {predicted} | error | source out | class out |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for c in compared:
-        cells = (
+    columns = ("run", "source", "card", published, predicted, "error", "source out", "class out")
+    rows = [
+        (
             c.run.id + (" (" + ", ".join(c.run.assumed) + " assumed)" if c.run.assumed else ""),
             c.run.source.split(" (")[0],
             c.run.hardware.name,
@@ -295,8 +283,9 @@ def _markdown(
             f"{100 * c.error:+.1f} %" + ("" if c.inside else " outside"),
             *_left_out_cells(c, without),
         )
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        for c in compared
+    ]
+    return _markdown_table(columns, rows)
 
 
 def _print_power(console: Console, power: list[PowerReading]) -> None:

@@ -88,14 +88,8 @@ class Estimate(Interval):
 
     @classmethod
     def of(cls, row_id: str, interval: Interval, formula: str, source: str) -> Estimate:
-        return cls(
-            low=interval.low,
-            expected=interval.expected,
-            high=interval.high,
-            unit=QUANTITIES[row_id].unit,
-            formula=formula,
-            source=source,
-        )
+        ends = interval.model_dump(include={"low", "expected", "high"})
+        return cls(**ends, unit=QUANTITIES[row_id].unit, formula=formula, source=source)
 
 
 class Part(Stored):

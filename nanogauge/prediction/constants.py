@@ -7,7 +7,6 @@ otherwise.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 from nanogauge.files import package_table
 
@@ -52,58 +51,13 @@ class Constants:
     classes: dict[str, DeviceClass]
     effects: dict[str, Effect]
     """By effect_class, and by the name of a GPU with published runs."""
-    products: float
-    bandwidth_share: float
-    float32_of_peak: float
-    overlap: float
-    cached: float
-    idle_per_sm: float
-    softmax_clocks: float
-    norm_bytes: float
-    wide_residual_bytes: float
-    norm_bytes_eager: float
-    wide_residual_bytes_eager: float
-    mlp_bytes: float
-    mlp_bytes_eager: float
-    gated_mlp: float
-    dropout_bytes: float
-    dropout_bytes_eager: float
-    loss_bytes: float
-    returned_logits_bytes: float
-    loss_bytes_eager: float
-    unaligned_head: float
-    score_bytes: float
-    score_bytes_eager: float
-    score_dropout: float
-    attention_dropout: float
-    eager_float32: float
-    weight_bytes: float
-    accumulation_bytes: float
-    table_bytes: float
-    adamw_bytes: float
-    adamw_foreach_bytes: float
-    muon_bytes: float
-    clip_bytes: float
-    newton_schulz: float
-    newton_schulz_alone: float
-    fp8_speed: float
-    selective: float
-    launch_seconds: float
-    launch_seconds_cpu: float
-    kernel_tail_seconds: float
-    gap_seconds: float
-    step_gap_seconds: float
-    kernels_per_layer: float
-    kernels_per_layer_eager: float
-    kernels: float
-    pcie_bytes_per_second: float
-    pcie_share: float
-    link_share: float
-    network_bytes_per_second: float
-    network_bytes_per_second_a100: float
-    hidden_share: float
-    hidden_share_sharded: float
-    interference: float
+    numbers: dict[str, float]
+    """By name; each is an attribute as well."""
+
+    def __getattr__(self, name: str) -> float:
+        if name not in _TABLES["priors"]:
+            raise AttributeError(name)
+        return self.numbers[name]
 
 
 def effect_class(architecture: str, kind: str) -> str:
@@ -121,19 +75,19 @@ _PROFESSIONAL = ("workstation", "datacenter")
 def get(constants: Constants, name: str) -> float:
     """Return a constant by name; "class.field" names a field of a device class."""
     owner, _, field_name = name.rpartition(".")
-    return float(getattr(constants.classes[owner] if owner else constants, field_name))
+    return float(getattr(constants.classes[owner], field_name)) if owner else constants.numbers[name]
 
 
 def put(constants: Constants, values: dict[str, float]) -> Constants:
     """Return the constants with values replaced by name."""
-    classes, own = dict(constants.classes), dict[str, Any]()
+    classes, numbers = dict(constants.classes), dict(constants.numbers)
     for name, value in values.items():
         owner, _, field_name = name.rpartition(".")
         if owner:
             classes[owner] = replace(classes[owner], **{field_name: value})
         else:
-            own[name] = value
-    return replace(constants, classes=classes, **own)
+            numbers[name] = value
+    return replace(constants, classes=classes, numbers=numbers)
 
 
 POWER_EXPONENT = 0.55
@@ -151,7 +105,9 @@ SETUP_SPREAD = 0.1
 
 _TABLES = package_table("constants.toml")
 PRIORS = Constants(
-    classes={name: DeviceClass(**row) for name, row in _TABLES["classes"].items()}, effects={}, **_TABLES["priors"]
+    classes={name: DeviceClass(**row) for name, row in _TABLES["classes"].items()},
+    effects={},
+    numbers=_TABLES["priors"],
 )
 """The constants before any fit."""
 FITTED = replace(
