@@ -15,6 +15,7 @@ from nanogauge.config import load_config
 from nanogauge.errors import BadInput
 from nanogauge.hardware import lookup
 from nanogauge.prediction.prediction import predict
+from nanogauge.programs import program_named
 from nanogauge.runlog.folder import load
 from nanogauge.runspec import RunSpec
 from nanogauge.schedule import checkpoints, evaluations, is_checkpointed, is_evaluated, is_sampled
@@ -38,7 +39,8 @@ def test_a_spec_survives_json_and_agrees_with_its_configuration(path: Path) -> N
 def test_a_run_is_described_in_one_call() -> None:
     """The documented run, without evaluations and checkpoints."""
     sizes = {"n_layer": 12, "n_embd": 384, "n_head": 12, "context": 1024, "vocabulary": 50304}
-    spec = RunSpec.gpt(**sizes, micro_batch=16, grad_accum=32, steps=20_000, dropout=0.1, head="chunked")
+    ours = {"dropout": 0.1, "head": "chunked", "program": program_named("nanogauge")}
+    spec = RunSpec.gpt(**sizes, micro_batch=16, grad_accum=32, steps=20_000, **ours)
     found = predict(spec, lookup("RTX 4070", "bfloat16")).quantities
     documented = documented_prediction().quantities
     assert found["step_seconds"] == documented["step_seconds"]
