@@ -95,8 +95,15 @@ def test_each_power_sample_is_returned_once(ramp: dict[str, Any]) -> None:
     assert spreads[2]["mean_watts"] == pytest.approx(100 + 50 * 1.25, rel=0.03)
 
 
-def test_every_value_has_its_unit(driver: Path) -> None:
-    said = Run(driver).said
+def test_every_value_has_its_unit_and_every_program_is_named_and_counted_once(driver: Path) -> None:
+    """A browser that computes and draws is in both lists."""
+    own = Path("/proc/self/comm").read_text().strip()
+    script = f"""
+    0 process {os.getpid()} 1000 both
+    0 process 4194305 2000 graphics
+    0 process 4194306 3000 compute
+    """
+    said = Run(driver, script).said
     wanted = {
         "power_watts": 100.0,
         "power_min_watts": 100.0,
@@ -128,7 +135,7 @@ def test_every_value_has_its_unit(driver: Path) -> None:
         "power_limit_default_watts": 215.0,
         "slowdown_celsius": 95.0,
         "used_by_others_bytes": 2 * GIB,
-        "others": {Path("/proc/1/comm").read_text().strip(): GIB},
+        "others": {own: 1000, "process 4194305": 2000, "process 4194306": 3000},
     }
 
 
@@ -170,17 +177,13 @@ def test_a_field_that_is_not_supported_is_none_with_its_reason(driver: Path) -> 
         assert "Not Supported" in said["info"]["absent"][name]
 
 
-def test_neither_counter_nor_power_gives_no_energy(driver: Path) -> None:
-    said = Run(driver, "0 error energy 3\n0 error power_usage 3").said
+def test_neither_counter_nor_power_gives_no_energy_and_a_hidden_process_no_memory(driver: Path) -> None:
+    """In a container the driver lists the host's process numbers."""
+    said = Run(driver, "0 error energy 3\n0 error power_usage 3\n0 self_bytes -1").said
     reading = said["readings"][-1]
     assert reading["energy_joules"] is None and reading["energy_source"] is None
-    assert set(said["reasons"]) == {"power_watts", "energy_counter"}
-
-
-def test_a_process_the_driver_does_not_list_has_unknown_memory(driver: Path) -> None:
-    """In a container the driver lists the host's process numbers."""
-    said = Run(driver, "0 self_bytes -1").said
-    assert said["readings"][-1]["process_used_bytes"] is None
+    assert reading["process_used_bytes"] is None
+    assert set(said["reasons"]) == {"power_watts", "energy_counter", "process_used_bytes"}
     assert "container" in said["reasons"]["process_used_bytes"]
 
 
@@ -188,21 +191,9 @@ def test_the_memory_of_a_launcher_is_that_of_its_descendants(driver: Path) -> No
     with subprocess.Popen(["sh", "-c", "sleep 60 & echo $!; wait"], stdout=subprocess.PIPE, text=True) as launcher:
         assert launcher.stdout is not None
         child = int(launcher.stdout.readline())
-        said = Run(driver, f"0 process {child} 2000 compute -", device=[(UUID_OF_TORCH, launcher.pid)]).said
+        said = Run(driver, f"0 process {child} 2000 compute", device=[(UUID_OF_TORCH, launcher.pid)]).said
         os.kill(child, signal.SIGKILL)
     assert said["readings"][-1]["process_used_bytes"] == 2000
-
-
-def test_other_programs_are_named_and_each_process_counts_once(driver: Path) -> None:
-    """A browser that computes and draws is in both lists."""
-    script = f"""
-    0 process {os.getpid()} 1000 both
-    0 process 4194305 2000 graphics
-    0 process 4194306 3000 compute
-    """
-    info = Run(driver, script).said["info"]
-    own = Path("/proc/self/comm").read_text().strip()
-    assert info["others"] == {own: 1000, "process 4194305": 2000, "process 4194306": 3000}
 
 
 def test_the_idle_gpu_is_measured_for_the_given_time(driver: Path) -> None:

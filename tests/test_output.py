@@ -92,9 +92,9 @@ def test_a_python_without_the_packages_is_told_in_a_sentence(arguments: tuple[ob
     assert shlex.join(given[1:]) in done.stderr, "the command to type is complete"
 
 
-@pytest.mark.parametrize("name", ["my texts", "it's", "a$b"])
-def test_commands_in_messages_run_as_printed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_in_messages_run_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From any folder, with any name, by the interpreter that prints them."""
+    name = "it's my a$b"
     monkeypatch.chdir(tmp_path)
     line = python_command("plan.py", DEMO, "--gpu", "T4", "--run.name", "x", "--claims", name)
     done = subprocess.run(line, shell=True, capture_output=True, text=True, check=False)

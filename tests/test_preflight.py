@@ -231,13 +231,6 @@ def test_disk_use_includes_sensor_readings_on_a_gpu() -> None:
     assert disk_use_of(config, RunSpec.from_config(config, "float32"), CPU).log == LOG_BYTES_PER_STEP * steps
 
 
-def test_a_run_folder_that_cannot_be_made_is_no_go(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("not a folder")
-    disk = doctor(DEMO, f"--run.out={tmp_path / 'file'}", status=1)["disk"]
-    assert disk["verdict"] == "no-go"
-    assert "Not a directory" in disk["text"]
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -5,6 +5,7 @@ Dao et al. 2022, FlashAttention, appendix B (recomputation).
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 from nanogauge.spec_parts import Shape
 
@@ -47,6 +48,7 @@ def layer_matrices(shape: Shape) -> list[tuple[int, int]]:
     ]
 
 
+@cache
 def count_parameters(shape: Shape) -> Parameters:
     """Count the parameters: in model.py L blocks of 12 C^2 and V x C.
 
