@@ -290,7 +290,7 @@ class Run:
             pending = self._pending.popleft()
             measured = pending.measured or self._recorder.measure_step(pending.watch)
             values, number = pending.logged.numbers(self._clock), pending.number
-            tokens = None if self.spec.is_undescribed else self.spec.tokens_per_step
+            tokens = None if self.spec.unknown else self.spec.tokens_per_step
             memory = number % _PEAKS_EVERY == 0
             self._recorder.record_step(number, measured, values, tokens, first=number == 0, memory=memory)
 

@@ -88,7 +88,7 @@ class Quantity:
     of_gpus: Literal["each", "all"] | None = None
     """With several GPUs, whether the value is per GPU or of all; None if GPUs do not matter."""
     optional: bool = False
-    """True if a report has a row of it only for a claim."""
+    """True if a report has a row of it only for a claim or a prediction."""
 
 
 _TABLES = package_table("quantities.toml")

@@ -6,6 +6,7 @@ the quantities that need it are absent.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
@@ -28,6 +29,7 @@ from nanogauge.spec_parts import (
     Schedule,
     Shape,
     Sharding,
+    Traced,
 )
 
 if TYPE_CHECKING:
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 
 NO_SPEC = "the run is not described; give nanogauge.run a spec, or nanogauge watch a --config"
 """Reason why a row of a run without a spec is absent."""
+NO_SHAPE = "the model is described by a trace, not by a GPT's shape"
+"""Reason why a row is absent that needs a shape."""
 
 
 @dataclass(frozen=True, kw_only=True, config=NO_EXTRA)
@@ -94,11 +98,17 @@ class RunSpec:
     validation_tokens: PositiveInt | None = None
     cost: Cost = Cost()
     program: Program = PLAIN
+    traced: Traced | None = None
+    """Trace of a model that is no GPT, in place of its shape, which is then unknown; None for a GPT."""
     unknown: tuple[str, ...] = ()
     """Keys of the configuration that neither a log nor the user gave; their fields mean nothing."""
 
     def absent_rows(self) -> dict[str, str]:
         """Return the report rows that need an unknown key, with the reason."""
+        if self.traced is not None:
+            of_tokens = ("tokens_per_step", "tokens_total", "data_epochs")
+            of_shape = ("parameters", "flops_total_6n", "flops_total_palm", "mfu_palm", "mfu_6n")
+            return dict.fromkeys(of_tokens + of_shape, NO_SHAPE)
         of_model = {k for k in self.unknown if k.startswith("model.") and k != "model.block_size"}
         tokens, all_but_batch = {"train.grad_accum"}, {*self.unknown} - {"train.micro_batch"}
         needs = dict.fromkeys(("parameters", "parameters_total", "weights_bytes"), of_model)
@@ -211,6 +221,45 @@ class RunSpec:
         from nanogauge.transformers_spec import fields_from_transformers
 
         return cls(**fields_from_transformers(config, arguments, context, steps))
+
+    @classmethod
+    def from_module(
+        cls,
+        module: Any,
+        *inputs: Any,
+        steps: int,
+        loss: Callable[..., Any] | None = None,
+        grad_accum: int = 1,
+        dtype: str = "float32",
+        **settings: Any,
+    ) -> RunSpec:
+        """Return the spec of a run of any torch.nn.Module, from a trace of its training step.
+
+        The step runs once on tensors without values: forward, backward, and AdamW (fused), as they run uncompiled on
+        one device. The module stays as it is, may be on the meta device, and no memory of its size is needed.
+
+        >>> import torch
+        >>> model, batch = torch.nn.Linear(8, 2), torch.ones(4, 8)
+        >>> ng.RunSpec.from_module(model, batch, steps=10, loss=lambda model, x: model(x).mean()).traced.parameters
+        18
+
+        Args:
+            module: the model, in training mode.
+            inputs: those of a micro-batch; one mapping gives keyword arguments.
+            steps: optimizer steps.
+            loss: function of the module and its inputs; None if the module's output is the loss or has it as `loss`.
+            grad_accum: micro-batches per step.
+            dtype: precision that torch.autocast casts to; float32 for the module's own.
+            settings: other fields of RunSpec.
+
+        Raises:
+            ValueError: for a module that returns no loss, or whose operations depend on values.
+        """
+        from nanogauge.traced_module import fields_from_module
+
+        fields = fields_from_module(module, inputs, loss, grad_accum, dtype)
+        defaults = dict.fromkeys(("eval_every", "eval_batches", "checkpoint_every"), 0)
+        return cls(steps=steps, **fields, **(defaults | settings))
 
     @classmethod
     def from_json(cls, data: bytes) -> RunSpec:

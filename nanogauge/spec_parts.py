@@ -85,6 +85,34 @@ class Shape:
         return self.n_kv_head * self.head_size
 
 
+Operations = tuple[tuple[str, NaturalNumber, NaturalNumber, PositiveInt], ...]
+"""Name of an operation of torch, FLOPs of a call, bytes that it reads and writes, and the number of such calls."""
+
+
+@dataclass(frozen=True, config=NO_EXTRA)
+class Traced:
+    """A training step of any module, as a trace of its operations shows it."""
+
+    parameters: PositiveInt
+    peak: tuple[tuple[str, NaturalNumber], ...]
+    """Kind of tensor and its bytes at the peak of a step; storages count once, however many views they have."""
+    moment: str
+    """Moment of the step at which the peak occurs."""
+    micro_batch: Operations
+    """Forward and backward pass of a micro-batch."""
+    update: Operations
+    """Step of the optimizer."""
+
+    @property
+    def peak_bytes(self) -> int:
+        return sum(size for _, size in self.peak)
+
+    @property
+    def flops(self) -> int:
+        """FLOPs of a micro-batch, forward and backward, as torch's FlopCounterMode counts them."""
+        return sum(flops * calls for _, flops, _, calls in self.micro_batch)
+
+
 @dataclass(frozen=True, config=NO_EXTRA)
 class Program:
     """A training program, and its details that affect memory and step time.

@@ -69,7 +69,7 @@ def _shape(model: Mapping[str, Any], context: int | None) -> Shape:
     if family not in _FAMILIES:
         raise BadInput(
             f"the shape of {family or 'this model'} is not described, only that of {', '.join(_FAMILIES)}; use "
-            "RunSpec.gpt."
+            "RunSpec.from_module."
         )
     found = {}
     for field, names in _NAMES.items():

@@ -60,14 +60,14 @@ def instruments(
     if not recorded.starts[0].is_live:
         return []
     panel = _Panel()
-    if measurements.median_step_seconds is not None and not spec.is_undescribed:
+    if measurements.median_step_seconds is not None and "mfu_palm" not in spec.absent_rows():
         _add_speed(panel, spec, measurements.median_step_seconds)
     _add_step_parts(panel, recorded)
     _add_ranks(panel, recorded)
     _add_memory(panel, recorded, prediction)
     if prediction.hardware.kind != "cpu" or len(recorded.sensors.known("power_watts")):
         tokens = measurements.steps_done * spec.tokens_per_step
-        comparable = sensor_mismatch(recorded, prediction) is None
+        comparable = sensor_mismatch(recorded, prediction) is None and spec.traced is None
         _add_energy(panel, recorded, tokens if comparable else 0)
         _add_board(panel, recorded)
         _add_throttling(panel, recorded)

@@ -149,6 +149,9 @@ class _Measurer:
             ("flops_total_palm", flops_per_token_palm(shape)),
         ):
             self._add(row, per_token * tokens, f"{how} x {per_token / 1e6:.1f} MFLOP per token")
+        if self.spec.traced is not None:
+            flops = self.spec.traced.flops * self.spec.grad_accum
+            self._add("flops_total_traced", self.steps_done * flops, f"{self.steps_done:,} steps x {flops:.4g} FLOP")
 
     def _measure_step(self) -> list[str]:
         """Fill the step time and MFU rows; return those with an MFU above 1, which are refused."""

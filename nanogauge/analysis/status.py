@@ -31,7 +31,8 @@ DEFAULT_WORK_SECONDS = 600
 LONGEST_EVENT_TEXT = 300
 EVENTS_SHOWN = 5
 
-TOTALS = ("tokens_total", "data_epochs", "flops_total_6n", "flops_total_palm", "energy_kwh", "cost", "co2_grams")
+_FLOPS = ("flops_total_6n", "flops_total_palm", "flops_total_traced")
+TOTALS = ("tokens_total", "data_epochs", *_FLOPS, "energy_kwh", "cost", "co2_grams")
 """Row ids of whole-run totals, which have a value from the first step on."""
 
 State = Literal["running", "silent", "hung", "died"]

@@ -86,7 +86,8 @@ def build_rows(
     for row_id, quantity in QUANTITIES.items():
         of_row: list[Claim | None] = []
         of_row += [c for c in claims.claim if c.row == row_id] if claims is not None else []
-        if not (quantity.optional or any(c is not None and c.is_about_this_run for c in of_row)):
+        hidden = quantity.optional and row_id not in prediction.quantities
+        if not (hidden or any(c is not None and c.is_about_this_run for c in of_row)):
             of_row.insert(0, None)  # this run's own value
         for claim in of_row:
             if claim is None or claim.about is None:

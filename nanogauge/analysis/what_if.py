@@ -29,7 +29,6 @@ from nanogauge.runspec import RunSpec
 from nanogauge.schema import Hardware, Prediction, Stored
 from nanogauge.spec_parts import SETTINGS
 
-_PREDICTED = ("step_seconds", "total_seconds", "energy_kwh", "cost")
 LOWER_POWER = 0.8
 """Share of the power limit that is compared with it."""
 
@@ -61,9 +60,9 @@ class Scenario(Stored):
 
 
 def what_if(spec: RunSpec, prediction: Prediction, measurements: Measurements, recorded: RunHistory) -> list[Scenario]:
-    """Predict up to five variants, first an unchanged repeat; empty without a step time."""
+    """Predict up to five variants, first an unchanged repeat; empty without a step time and a shape."""
     step = measurements.values.get("step_seconds")
-    if not prediction.ledger or step is None:
+    if not prediction.ledger or step is None or spec.traced is not None:
         return []
     spec, own = spec.resolved(prediction.dtype, prediction.gpus), prediction.hardware
     if recorded.compiles and recorded.compiles[-1].mode == "eager":

@@ -21,6 +21,7 @@ from nanogauge.prediction.flops import count_parameters
 from nanogauge.prediction.workload import resolve_dtype, workload_of
 from nanogauge.runlog.folder import RunFolder, load_with_log
 from nanogauge.runlog.history import RunHistory
+from nanogauge.runspec import NO_SHAPE
 
 COLUMNS = """
 id source source_detail gpu n_gpus precision compile flash_attn n_layer n_head n_embd block_size
@@ -68,9 +69,11 @@ def shared_row(folder: RunFolder, recorded: RunHistory, measurements: Measuremen
     """Return the row of a run on GPUs; what was not measured is empty.
 
     Raises:
-        BadInput: if the run has no step time or was on a CPU.
+        BadInput: if the run has no shape, no step time, or was on a CPU.
     """
     hardware, spec, values = folder.prediction.hardware, folder.spec, measurements.values
+    if spec.traced is not None:
+        raise BadInput(f"{folder.path} cannot be shared: {NO_SHAPE}; give the run of a GPT.")
     if hardware.kind == "cpu" or "step_seconds" not in values:
         why = measurements.missing.get("step_seconds", "it ran on a CPU, and no table has its peak")
         raise BadInput(f"{folder.path} cannot be shared: {why}; give a run on a GPU.")

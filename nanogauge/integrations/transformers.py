@@ -17,19 +17,22 @@ class NanogaugeCallback(TrainerCallback):
 
     Args:
         name: name of the run.
+        spec: what the run is; None to read it from the model's configuration and the TrainingArguments.
         context: tokens of a sequence; None for the length of the training set's first example.
         settings: plan, folder and claims of nanogauge.run.
     """
 
-    def __init__(self, name: str, context: int | None = None, **settings: Any) -> None:
-        self._name, self._context, self._settings = name, context, settings
+    def __init__(self, name: str, spec: RunSpec | None = None, context: int | None = None, **settings: Any) -> None:
+        self._name, self._spec, self._context, self._settings = name, spec, context, settings
         self._run: Run | None = None
         self._open = ExitStack()
         """The step or phase under way."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        context = self._context or len(more["train_dataloader"].dataset[0]["input_ids"])
-        spec = RunSpec.from_transformers(more["model"].config, args, context, state.max_steps)
+        spec = self._spec
+        if spec is None:
+            context = self._context or len(more["train_dataloader"].dataset[0]["input_ids"])
+            spec = RunSpec.from_transformers(more["model"].config, args, context, state.max_steps)
         self._run = run(self._name, spec, **self._settings)
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:

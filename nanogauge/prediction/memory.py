@@ -5,7 +5,7 @@ exist during a step's first backward pass unless an earlier micro-batch left the
 gradient exists. docs/prediction.md has the derivation and the validation.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from nanogauge.prediction.activations import Saved, saved_for_backward
@@ -168,16 +168,21 @@ def predict_memory(work: Workload, hardware: Hardware, copied: Copied = "never")
         there = there | {"cuBLAS workspaces": _workspace_bytes(work, hardware)}
     formulas = _formulas(work, state, saved, there.get("logits and loss", 0.0))
     parts = [Part(name=name, value=value, formula=formulas[name]) for name, value in there.items() if value > 0]
+    memory = memory_of_parts(parts, moment, hardware, _reserved_over_allocated(work), _broken_block(work, state))
+    return replace(memory, process=memory.process + COMPILER_BYTES) if on_cpu and work.compiled else memory
+
+
+def memory_of_parts(
+    parts: list[Part], moment: str, hardware: Hardware, reserved_over_allocated: Interval, broken_bytes: float = 0.0
+) -> Memory:
+    """Return the memory of eager execution around tensors of these sizes."""
     allocated = ALLOCATED_FACTOR * sum(part.value for part in parts)
-    if on_cpu:
+    if hardware.kind == "cpu":
         reserved = HEAP_OVER_ALLOCATED * allocated
         process = CPU_LIBRARIES_BYTES + (hardware.process_bytes or 0) + reserved
-        if work.compiled:
-            process += COMPILER_BYTES
     else:
-        broken = _broken_block(work, state)
-        reserved = _reserved_over_allocated(work) * allocated
-        reserved += Interval(0.0, broken, ALLOCATED_FACTOR.high * broken)
+        reserved = reserved_over_allocated * allocated
+        reserved += Interval(0.0, broken_bytes, ALLOCATED_FACTOR.high * broken_bytes)
         process = reserved + CUDA_CONTEXT
     return Memory(parts, moment, allocated, reserved, process)
 

@@ -21,6 +21,8 @@ WRITE_BYTES_PER_SECOND = Interval(0.1e9, 0.4e9, 1.0e9)
 
 def state_bytes(spec: RunSpec) -> int:
     """Return the bytes of a checkpoint: each weight and its optimizer moments in fp32."""
+    if spec.traced is not None:
+        return sum(size for name, size in spec.traced.peak if name in ("weights", "AdamW moments"))
     state = training_state(workload_of(replace(spec, world_size=1, dtype="float32"), on_gpu=False))
     return int(state.weights + state.moments)
 

@@ -10,6 +10,7 @@ from nanogauge.prediction.calibrated import CalibratedStep, Calibration, calibra
 from nanogauge.prediction.energy import predict_energy
 from nanogauge.prediction.flops import MFU_CONVENTIONS, count_parameters, flops_per_token_6n, flops_per_token_palm
 from nanogauge.prediction.loss import FinishedLoss
+from nanogauge.prediction.memory import Memory
 from nanogauge.prediction.overheads import (
     FIRST_STEP_EXTRA_SECONDS,
     START_UP_SECONDS,
@@ -20,6 +21,7 @@ from nanogauge.prediction.overheads import (
 from nanogauge.prediction.quality import predict_quality
 from nanogauge.prediction.search import memory_of
 from nanogauge.prediction.step_time import StepTime, predict_step_time
+from nanogauge.prediction.traced import hidden_workspaces, traced_quantities, traced_step_time
 from nanogauge.prediction.workload import resolve_dtype, workload_of
 from nanogauge.quantities import QUANTITIES, Interval, mfu
 from nanogauge.runspec import RunSpec
@@ -65,16 +67,21 @@ def predict(
         hardware = lookup(gpu, resolve_dtype(spec, on_gpu=True))
     if hardware is None:
         raise BadInput('name the device: predict(spec, gpu="RTX 4070")')
-    quantities = _exact_quantities(spec)
+    traced = spec.traced
     quality, calibrated, unpredicted, notes = predict_quality(spec, losses)
-    quantities |= quality
+    quantities = quality | (_exact_quantities(spec) if traced is None else traced_quantities(spec, traced))
     unpredicted["speedup_after_warmup"] = "it follows from the first and the steady step"
     if spec.unique_tokens is None and "data_epochs" not in quantities:
         unpredicted["data_epochs"] = "data.tokens is not given and there is no data to count yet"
+    unpredicted |= spec.absent_rows()
     on_gpu, gpus = hardware.kind != "cpu", spec.world_size
     work = workload_of(spec, on_gpu)
     memory = memory_of(spec, hardware)
-    step = predict_step_time(work, hardware) if spec.compile is not None else None
+    if traced is not None:
+        step = traced_step_time(spec, traced, hardware)
+        notes += hidden_workspaces(traced)
+    else:
+        step = predict_step_time(work, hardware) if spec.compile is not None else None
     ledger: dict[str, float] = {}
     parts: list[Part] = []
     if step is None:
@@ -91,29 +98,15 @@ def predict(
             unpredicted["total_seconds"] = reason
         parts = step.parts
     known = None
-    if calibration is not None:
+    if calibration is not None and traced is None:
         known = calibrated_step(work, hardware, calibration, step)
         if known is not None:
             calibrated = _calibrated(spec, hardware, step, known) | calibrated
     if step is not None and known is None:
         notes += [f"Step time on {hardware.name}: {caveat}." for caveat in step.caveats]
-    if hardware.kind == "cpu":
+    quantities |= _memory_estimates(memory, hardware)
+    if not on_gpu:
         unpredicted["peak_allocated_bytes"] = "no GPU"
-    else:
-        quantities["peak_allocated_bytes"] = Estimate.of(
-            "peak_allocated_bytes",
-            memory.allocated,
-            f"at {memory.moment}: " + " + ".join(f"{p.name} ({p.formula})" for p in memory.parts),
-            "counted from what torch keeps, docs/prediction.md",
-        )
-    quantities["peak_process_bytes"] = Estimate.of(
-        "peak_process_bytes",
-        memory.process,
-        "resident memory before the model + libraries and compiler + tensors + copy for checkpoints"
-        if hardware.kind == "cpu"
-        else "what the allocator reserves + CUDA context (0.29-0.67 GB)",
-        "docs/prediction.md",
-    )
     energy, why_not = predict_energy(spec.cost, hardware, quantities.get("total_seconds"), gpus)
     quantities |= energy
     unpredicted |= why_not
@@ -122,7 +115,7 @@ def predict(
         hardware=hardware,
         gpus=gpus,
         dtype=resolve_dtype(spec, on_gpu),
-        quantities={row: quantities[row] for row in QUANTITIES if row in quantities},
+        quantities={row: quantities[row] for row in QUANTITIES if row in quantities and row not in unpredicted},
         unpredicted=unpredicted,
         calibrated=calibrated,
         step_parts=parts,
@@ -130,7 +123,7 @@ def predict(
         ledger=ledger,
         notes=notes,
     )
-    return _of_known(spec, prediction) if spec.unknown else prediction
+    return _of_known(spec, prediction) if spec.unknown and traced is None else prediction
 
 
 def _of_known(spec: RunSpec, prediction: Prediction) -> Prediction:
@@ -157,37 +150,38 @@ def _exact_quantities(spec: RunSpec) -> dict[str, Estimate]:
     per_step, steps = spec.tokens_per_step, spec.steps
     tokens = per_step * steps
     flops_6n, flops_palm = flops_per_token_6n(shape), flops_per_token_palm(shape)
+    sizes = f"{spec.micro_batch} x {shape.context} x {spec.grad_accum}"
+    head = "tied" if shape.tied_head else "counted, the embedding is only looked up"
+    tables = " + T C" * shape.position_table + " + V C" * (not shape.tied_head)
     exact: dict[str, tuple[float, str, str]] = {
-        "tokens_per_step": (
-            per_step,
-            f"{spec.micro_batch} x {shape.context} x {spec.grad_accum}",
-            "micro-batch x context x accumulation",
-        ),
+        "tokens_per_step": (per_step, sizes, "micro-batch x context x accumulation"),
         "tokens_total": (tokens, f"{per_step:,} x {steps:,}", "tokens per step x steps"),
-        "parameters": (
-            counted.without_positions,
-            parameter_formula(shape),
-            "model.py; the vocabulary head is tied"
-            if shape.tied_head
-            else "model.py; the vocabulary head is counted, the embedding is only looked up",
-        ),
-        "parameters_total": (
-            counted.total,
-            "N" + " + T C" * shape.position_table + " + V C" * (not shape.tied_head),
-            "model.py",
-        ),
+        "parameters": (counted.without_positions, parameter_formula(shape), f"model.py; the vocabulary head is {head}"),
+        "parameters_total": (counted.total, f"N{tables}", "model.py"),
         "flops_total_6n": (flops_6n * tokens, "6 N x tokens, N without position embeddings", "Kaplan et al. 2020"),
         "flops_total_palm": (flops_palm * tokens, "(6 N + 12 L C T) x tokens", "Chowdhery et al. 2022, appendix B"),
         "weights_bytes": (2 * counted.total, "2 B x parameters; the master weights take twice that", "model.py"),
     }
     if spec.unique_tokens is not None:
-        exact["data_epochs"] = (
-            tokens / spec.unique_tokens,
-            f"{tokens:,} / {spec.unique_tokens:,}",
-            "tokens of the run / unique tokens (data.tokens)",
-        )
+        passes, how = tokens / spec.unique_tokens, f"{tokens:,} / {spec.unique_tokens:,}"
+        exact["data_epochs"] = (passes, how, "tokens of the run / unique tokens (data.tokens)")
     return {
         row: Estimate.of(row, Interval.exact(value), formula, source) for row, (value, formula, source) in exact.items()
+    }
+
+
+def _memory_estimates(memory: Memory, hardware: Hardware) -> dict[str, Estimate]:
+    """Return the peak of the process and, on a GPU, that of the tensors."""
+    source = "docs/prediction.md"
+    if hardware.kind == "cpu":
+        formula = "resident memory before the model + libraries and compiler + tensors + copy for checkpoints"
+        return {"peak_process_bytes": Estimate.of("peak_process_bytes", memory.process, formula, source)}
+    at_peak = f"at {memory.moment}: " + " + ".join(f"{p.name} ({p.formula})" for p in memory.parts)
+    counted = f"counted from what torch keeps, {source}"
+    formula = "what the allocator reserves + CUDA context (0.29-0.67 GB)"
+    return {
+        "peak_allocated_bytes": Estimate.of("peak_allocated_bytes", memory.allocated, at_peak, counted),
+        "peak_process_bytes": Estimate.of("peak_process_bytes", memory.process, formula, source),
     }
 
 
@@ -209,26 +203,22 @@ def _times(spec: RunSpec, hardware: Hardware, step: StepTime) -> tuple[dict[str,
     peak = gpus * hardware.peak_flops
     source = "roofline per kind of operation, docs/prediction.md"
 
+    first = compiling + step.interval + FIRST_STEP_EXTRA_SECONDS
     estimated = {
-        "first_step_seconds": (
-            compiling + step.interval + FIRST_STEP_EXTRA_SECONDS,
-            "compilation + one step + first allocations",
-        ),
+        "first_step_seconds": (first, "compilation + one step + first allocations"),
         "step_seconds": (step.interval, " + ".join(f"{p.name} {p.value:.3g} s" for p in step.parts)),
         "total_seconds": (
             device_work + compiling + saving + START_UP_SECONDS,
-            f"{steps:,} steps + {evals} evaluations of {eval_one:.3g} s"
-            f"{' on one GPU' if gpus > 1 else ''} + compilation "
+            f"{steps:,} steps + {evals} evaluations of {eval_one:.3g} s{' on one GPU' * (gpus > 1)} + compilation "
             f"+ {checkpoints(spec)} copies for checkpoints, the last written + start-up",
         ),
     }
+    of_peak = f"{f'{gpus} x ' * (gpus > 1)}peak; {hardware.peak_name}"
     for row, per_token in MFU_CONVENTIONS.items():
         flops = per_token(spec.shape) * spec.tokens_per_step
         reached = mfu(flops, step.interval, peak)
-        estimated[row] = (
-            Interval(reached.low, reached.expected, min(reached.high, 1.0)),
-            f"FLOPs per step / step time / {f'{gpus} x ' if gpus > 1 else ''}peak; {hardware.peak_name}",
-        )
+        possible = Interval(reached.low, reached.expected, min(reached.high, 1.0))
+        estimated[row] = (possible, f"FLOPs per step / step time / {of_peak}")
     if None in (spec.eval_every, spec.eval_batches, spec.checkpoint_every):
         del estimated["total_seconds"]
     result = {row: Estimate.of(row, *of_row, source) for row, of_row in estimated.items()}

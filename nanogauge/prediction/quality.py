@@ -27,7 +27,7 @@ from nanogauge.prediction.loss import (
     predict_loss,
 )
 from nanogauge.quantities import Interval
-from nanogauge.runspec import RunSpec
+from nanogauge.runspec import NO_SHAPE, RunSpec
 from nanogauge.schedule import learning_rate
 from nanogauge.schema import Estimate
 
@@ -110,6 +110,8 @@ def predict_quality(
 
     Returns analytic and calibrated estimates by row, reasons for missing ones, and notes.
     """
+    if spec.traced is not None:
+        return {}, {}, dict.fromkeys(("val_loss", "quality_vs_gpt2"), NO_SHAPE), []
     run = loss_inputs(spec)
     nearest = nearest_finished(run, finished)
     analytic, calibrated = predict_loss(run), nearest and predict_loss(run, nearest)

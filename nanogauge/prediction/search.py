@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from nanogauge.prediction.memory import Copied, Memory, predict_memory
 from nanogauge.prediction.step_time import predict_step_time
+from nanogauge.prediction.traced import traced_memory
 from nanogauge.prediction.workload import workload_of
 from nanogauge.quantities import Interval
 from nanogauge.runspec import RunSpec
@@ -27,6 +28,8 @@ def fit_verdict(peak: Interval, free_bytes: float) -> Verdict:
 
 def memory_of(spec: RunSpec, hardware: Hardware) -> Memory:
     """Return the predicted peak memory on each device of the run."""
+    if spec.traced is not None:
+        return traced_memory(spec.traced, hardware)
     copies = checkpoints(spec)
     copied: Copied = "in training" if copies > 1 else "at the end" if copies else "never"
     return predict_memory(workload_of(spec, hardware.kind != "cpu"), hardware, copied)

@@ -124,7 +124,7 @@ def of_logits(work: Workload, on_cpu: bool) -> float:
     return 0.0 if fused else 13.0 * work.element_bytes * work.shape.vocabulary
 
 
-ARITHMETIC = ("matrix products of the blocks", "attention", "vocabulary head", "recomputation")
+ARITHMETIC = ("matrix products of the blocks", "attention", "vocabulary head", "recomputation", "matrix products")
 """parts of a step that scale with the clock of the matrix units; the others are memory-bound"""
 EAGER_SPREAD = 0.08
 """Standard deviation of the log of the step time that eager execution adds."""
@@ -152,7 +152,7 @@ class StepTime:
 
 
 @dataclass(frozen=True)
-class _Device:
+class DeviceRates:
     """Performance of a device in a workload; bandwidth in B/s."""
 
     ceiling: float
@@ -175,7 +175,7 @@ class _Device:
 
 def predict_step_time(work: Workload, hardware: Hardware, constants: Constants = FITTED) -> StepTime | None:
     """Predict the step time on this device; None if its peak, bandwidth or class is unknown."""
-    device = _device(work, hardware, constants)
+    device = device_rates(work, hardware, constants)
     if device is None:
         return None
     k = constants
@@ -214,7 +214,7 @@ def predict_step_time(work: Workload, hardware: Hardware, constants: Constants =
     forward_only = forward_seconds + launches / 3 if on_cpu else max(forward_seconds, launches / 3)
     launching = sum(p.value for p in parts if p.name == "launching kernels")
     share = 0.0 if on_cpu else launching / sum(p.value for p in parts)
-    factor, caveats = _interval(work, hardware, constants, share)
+    factor, caveats = step_interval(work, hardware, constants, share)
     return StepTime([p for p in parts if p.value > 0], forward_only, factor, caveats)
 
 
@@ -230,7 +230,8 @@ def counted_clock_hz(hardware: Hardware) -> float | None:
     return hardware.boost_clock_hz * max(1.0, _ceiling(hardware, reached, peak) / peak)
 
 
-def _device(work: Workload, hardware: Hardware, k: Constants) -> _Device | None:
+def device_rates(work: Workload, hardware: Hardware, k: Constants) -> DeviceRates | None:
+    """Return the performance of a device in a workload; None if its peak, bandwidth or class is unknown."""
     reached = k.classes.get(hardware.architecture)
     peak, datasheet = hardware.peak_flops, hardware.bandwidth_bytes_per_second
     if reached is None or peak is None or datasheet is None:
@@ -249,7 +250,7 @@ def _device(work: Workload, hardware: Hardware, k: Constants) -> _Device | None:
     idle = 0.0 if on_cpu else k.idle_per_sm * (hardware.sms or 0)
     tensor = work.tokens * work.shape.n_embd * work.element_bytes
     cache = reached.l2_bytes_per_sm * (hardware.sms or 0)
-    return _Device(
+    return DeviceRates(
         wide=wide,
         uncached=1 - k.cached * cache / (cache + tensor),
         softmax=k.softmax_clocks * rate / 14 if rate else 0.0,
@@ -305,7 +306,7 @@ def _by_class(hardware: Hardware, reached: DeviceClass, peak: float, limit_watts
     return float(min(highest, hardware.sms * rate * clock))
 
 
-def _products(matrices: list[tuple[int, int]], work: Workload, device: _Device, k: Constants) -> float:
+def _products(matrices: list[tuple[int, int]], work: Workload, device: DeviceRates, k: Constants) -> float:
     """Return the seconds of n x (a -> b) matrix products, forward and both of the backward pass.
 
     Each of the three reads and writes n a and n b values.
@@ -321,12 +322,12 @@ def _products(matrices: list[tuple[int, int]], work: Workload, device: _Device, 
     return seconds
 
 
-def _block_products(work: Workload, device: _Device, k: Constants) -> float:
+def _block_products(work: Workload, device: DeviceRates, k: Constants) -> float:
     seconds = work.shape.n_layer * _products(layer_matrices(work.shape), work, device, k)
     return seconds / k.fp8_speed if work.program.fp8_products else seconds
 
 
-def _vocabulary_head(work: Workload, device: _Device, k: Constants) -> float:
+def _vocabulary_head(work: Workload, device: DeviceRates, k: Constants) -> float:
     """Return the seconds of the vocabulary head's products, including the overhead of chunks.
 
     Each chunk reads and writes the fp32 gradient of the whole weight; a CPU also writes and reads the chunk's
@@ -360,12 +361,12 @@ def _kernels(work: Workload, on_cpu: bool, k: Constants) -> float:
     return program.layer_launches * layers + program.launches + 3 * (chunks - 1)
 
 
-def _is_in_place(work: Workload, device: _Device) -> bool:
+def _is_in_place(work: Workload, device: DeviceRates) -> bool:
     """Return True if gradients of embedding and head cost no passes of their own, on a GPU."""
     return work.in_place and not device.on_cpu
 
 
-def _loss_bytes(work: Workload, device: _Device, k: Constants) -> float:
+def _loss_bytes(work: Workload, device: DeviceRates, k: Constants) -> float:
     """Return the bytes per token moved by softmax and cross-entropy, in 16 bits.
 
     The chunked head's second pass finds logits in the L2 cache as far as it holds the rows that are in flight, about
@@ -381,7 +382,7 @@ def _loss_bytes(work: Workload, device: _Device, k: Constants) -> float:
     return work.shape.vocabulary * (k.loss_bytes - saved + returned)
 
 
-def _weight_bytes(work: Workload, device: _Device, k: Constants) -> float:
+def _weight_bytes(work: Workload, device: DeviceRates, k: Constants) -> float:
     """Return the mean bytes per micro-batch for casting weights and accumulating gradients.
 
     Tuned products write the blocks' gradients in fp32, without a cast of 2 + 4 bytes. In place, only the rows that were
@@ -400,7 +401,7 @@ def _weight_bytes(work: Workload, device: _Device, k: Constants) -> float:
     return moved * (1 if work.program.master_weights else 0.5) / work.shards
 
 
-def _attention(work: Workload, device: _Device, k: Constants) -> float:
+def _attention(work: Workload, device: DeviceRates, k: Constants) -> float:
     """Return the seconds of attention: fused (causal half of 2 + 5 products) or plain (T x T)."""
     shape, n = work.shape, work.tokens
     queries = shape.query_width
@@ -445,7 +446,7 @@ def _recomputation(work: Workload, forward: dict[str, float], k: Constants) -> f
     return again * (1.0 if work.checkpointing == "full" else k.selective)
 
 
-def _optimizer(work: Workload, device: _Device, k: Constants) -> float:
+def _optimizer(work: Workload, device: DeviceRates, k: Constants) -> float:
     counted = count_parameters(work.shape)
     each = k.adamw_foreach_bytes if work.optimizer == "adamw_foreach" else k.adamw_bytes
     by_adamw = counted.total - (counted.block_matrices if work.optimizer == "muon" else 0)
@@ -468,7 +469,7 @@ def _optimizer(work: Workload, device: _Device, k: Constants) -> float:
     return busy + launches if device.on_cpu else max(busy, launches)
 
 
-def _newton_schulz(a: int, b: int, batched: bool, device: _Device, k: Constants) -> float:
+def _newton_schulz(a: int, b: int, batched: bool, device: DeviceRates, k: Constants) -> float:
     """Return the seconds of one Newton-Schulz iteration on an a x b matrix.
 
     One matrix alone is so small that the tiles of a product, 128 x 128, leave SMs idle; a CPU does these products, in
@@ -534,7 +535,9 @@ def _over_pcie(hardware: Hardware) -> bool:
     return hardware.interconnect is None or hardware.interconnect.startswith("PCIe")
 
 
-def _interval(work: Workload, hardware: Hardware, k: Constants, launching: float) -> tuple[Interval, tuple[str, ...]]:
+def step_interval(
+    work: Workload, hardware: Hardware, k: Constants, launching: float
+) -> tuple[Interval, tuple[str, ...]]:
     """Return the interval as factors of the expected time, and the reasons for its width.
 
     `launching` is the share of kernel launches on a GPU in the step.

@@ -24,7 +24,7 @@ GROUPS = {
     "Energy": ("power_watts", "energy_kwh", "cost", "co2_grams"),
     "Quality": ("val_loss", "quality_vs_gpt2", "dataset"),
     "Counts": (
-        *("flops_total_6n", "flops_total_palm", "tokens_per_step", "tokens_total", "data_epochs"),
+        *("flops_total_6n", "flops_total_palm", "flops_total_traced", "tokens_per_step", "tokens_total", "data_epochs"),
         *("parameters", "parameters_total", "setting"),
     ),
 }
