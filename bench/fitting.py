@@ -19,10 +19,16 @@ from published_runs import PublishedRun, read_runs
 import nanogauge
 from nanogauge.cli import Parser, run_command
 from nanogauge.files import package_table
-from nanogauge.prediction.constants import PRIORS, Constants, Effect, effect_class, get, put
+from nanogauge.prediction.constants import PRIORS, Constants, Effect, effect_class, put
 from nanogauge.prediction.step_time import predict_step_time
 
 SPREADS: dict[str, float] = package_table("constants.toml")["spreads"]
+
+
+def get(constants: Constants, name: str) -> float:
+    owner, _, field = name.rpartition(".")
+    return float(getattr(constants.classes[owner] if owner else constants, field))
+
 
 # Standard deviations of the logs. The source's is heavy-tailed: some sources are odd altogether.
 CLASS, CARD, SOURCE, RUN = 0.06, 0.09, 0.04, 0.04

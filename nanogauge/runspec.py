@@ -106,9 +106,8 @@ class RunSpec:
     def absent_rows(self) -> dict[str, str]:
         """Return the report rows that need an unknown key, with the reason."""
         if self.traced is not None:
-            of_tokens = ("tokens_per_step", "tokens_total", "data_epochs")
-            of_shape = ("parameters", "flops_total_6n", "flops_total_palm", "mfu_palm", "mfu_6n")
-            return dict.fromkeys(of_tokens + of_shape, NO_SHAPE)
+            rows = "tokens_per_step tokens_total data_epochs parameters flops_total_6n flops_total_palm mfu_palm mfu_6n"
+            return dict.fromkeys(rows.split(), NO_SHAPE)
         of_model = {k for k in self.unknown if k.startswith("model.") and k != "model.block_size"}
         tokens, all_but_batch = {"train.grad_accum"}, {*self.unknown} - {"train.micro_batch"}
         needs = dict.fromkeys(("parameters", "parameters_total", "weights_bytes"), of_model)
@@ -230,18 +229,13 @@ class RunSpec:
         steps: int,
         loss: Callable[..., Any] | None = None,
         grad_accum: int = 1,
-        dtype: str = "float32",
+        dtype: Literal["float32", "float16", "bfloat16"] = "float32",
         **settings: Any,
     ) -> RunSpec:
         """Return the spec of a run of any torch.nn.Module, from a trace of its training step.
 
         The step runs once on tensors without values: forward, backward, and AdamW (fused), as they run uncompiled on
         one device. The module stays as it is, may be on the meta device, and no memory of its size is needed.
-
-        >>> import torch
-        >>> model, batch = torch.nn.Linear(8, 2), torch.ones(4, 8)
-        >>> ng.RunSpec.from_module(model, batch, steps=10, loss=lambda model, x: model(x).mean()).traced.parameters
-        18
 
         Args:
             module: the model, in training mode.
@@ -259,7 +253,7 @@ class RunSpec:
 
         fields = fields_from_module(module, inputs, loss, grad_accum, dtype)
         defaults = dict.fromkeys(("eval_every", "eval_batches", "checkpoint_every"), 0)
-        return cls(steps=steps, **fields, **(defaults | settings))
+        return cls(steps=steps, grad_accum=grad_accum, dtype=dtype, compile=False, **fields, **(defaults | settings))
 
     @classmethod
     def from_json(cls, data: bytes) -> RunSpec:

@@ -1,7 +1,6 @@
 """Trace a training step of an nn.Module on fake tensors, which have shapes and lifetimes but no values.
 
-Memory is what torch would allocate: a storage counts from the operation that makes it until its last tensor is gone,
-however many views share it.
+Memory is what torch would allocate: a storage counts until its last tensor is gone, however many views share it.
 """
 
 from __future__ import annotations
@@ -32,19 +31,9 @@ def fields_from_module(
     try:
         traced = _trace(module, inputs, loss or _own_loss, grad_accum, dtype)
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
-        raise BadInput(
-            f"{type(module).__name__} cannot be traced, as {error.func} depends on values; leave it out of the module, "
-            "or describe the run with RunSpec.gpt."
-        ) from None
-    return {
-        "shape": _NO_SHAPE,
-        "traced": traced,
-        "unknown": _UNKNOWN,
-        "micro_batch": next((len(tensor) for tensor in _tensors(inputs) if tensor.dim()), 1),
-        "grad_accum": grad_accum,
-        "dtype": dtype,
-        "compile": False,
-    }
+        raise BadInput(f"{type(module).__name__} cannot be traced: {error.func} depends on values; drop it.") from None
+    micro_batch = next((len(tensor) for tensor in _tensors(inputs) if tensor.dim()), 1)
+    return {"shape": _NO_SHAPE, "unknown": _UNKNOWN, "traced": traced, "micro_batch": micro_batch}
 
 
 def _own_loss(module: Any, *inputs: Any) -> Any:
@@ -137,13 +126,12 @@ class _Recorder:
         """Count new storages, and those that were temporaries, as `kind`."""
         for storage in (tensor.untyped_storage() for tensor in tensors):
             key, size = id(storage), storage.nbytes()
-            before = self._kinds.get(key, "")
-            if not before:
+            if key not in self._kinds:
                 weakref.finalize(storage, self._release, key, size)
-            elif before == "temporaries":
-                self._live[before] -= size
-            else:
+            elif self._kinds[key] != "temporaries":
                 continue
+            else:
+                self._live["temporaries"] -= size
             self._kinds[key] = kind
             self._live[kind] += size
 

@@ -67,10 +67,8 @@ def fields_from_transformers(config: Any, arguments: Any, context: int | None, s
 def _shape(model: Mapping[str, Any], context: int | None) -> Shape:
     family = model.get("model_type")
     if family not in _FAMILIES:
-        raise BadInput(
-            f"the shape of {family or 'this model'} is not described, only that of {', '.join(_FAMILIES)}; use "
-            "RunSpec.from_module."
-        )
+        known = ", ".join(_FAMILIES)
+        raise BadInput(f"no shape of {family or 'this model'} is described, only {known}: use RunSpec.from_module.")
     found = {}
     for field, names in _NAMES.items():
         value = next((model[name] for name in names if model.get(name)), None)

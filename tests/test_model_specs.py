@@ -125,5 +125,5 @@ def test_the_parameters_of_a_shape_are_those_of_the_model(name: str, more: dict[
 
 
 def test_a_model_of_another_shape_is_refused_instead_of_miscounted() -> None:
-    with pytest.raises(ValueError, match=r"the shape of mixtral is not described, .* use RunSpec\.from_module"):
+    with pytest.raises(ValueError, match=r"no shape of mixtral is described, .* use RunSpec\.from_module"):
         ng.RunSpec.from_transformers(transformers.MixtralConfig(), {}, steps=1)

@@ -5,7 +5,6 @@ The parts of a step are timed with the model, batches, optimizer and clipping of
 
 import contextlib
 import math
-import statistics
 import sys
 import time
 import warnings
@@ -65,8 +64,7 @@ def this_processor(dtype: str) -> Hardware:
     size, peak = max(rates.items(), key=lambda item: item[1])
     bandwidth = 2 * COPY_BYTES / min(_repeat(_copy(cpu), cpu))
     threads = torch.get_num_threads()
-    how = f"{dtype} matrix product of {size} x {size} measured on this CPU with {threads} thread"
-    how += "s" if threads > 1 else ""
+    how = f"{dtype} matrix product of {size} x {size} measured on this CPU with {threads} thread{'s' * (threads > 1)}"
     return cpu_hardware(peak, how, bandwidth, "measured before the run, trainer/calibrate.py")
 
 
@@ -143,12 +141,6 @@ def _repeat(work: Callable[[], object], device: torch.device) -> list[float]:
         synchronize(device)
         seconds.append(time.perf_counter() - begin)
     return seconds
-
-
-def _middle(values: Sequence[float]) -> tuple[float, float]:
-    """Return the 10th and 90th percentile."""
-    low, high = np.quantile(values, (0.1, 0.9))
-    return float(low), float(high)
 
 
 @dataclass
@@ -228,11 +220,8 @@ def measure_parts(
     (whole, whole_update), (stack, stack_update) = (
         (undisturbed(s) for s in zip(*(r[i] for r in rounds[1:]), strict=True)) for i in range(2)
     )
-    spreads = []
-    for i in range(2):
-        totals = [sum(r[i]) for r in rounds[1:]]
-        low, high = _middle(totals)
-        spreads.append((high - low) / statistics.median(totals))
+    totals = np.array([[sum(part) for part in each] for each in rounds[1:]])
+    low, middle, high = np.quantile(totals, (0.1, 0.5, 0.9), axis=0)
     scale = work.micro_batch / sequences
     return MeasuredParts(
         workload=work,
@@ -240,7 +229,7 @@ def measure_parts(
         rest_seconds=scale * (whole - stack / layers),
         layer_update_seconds=stack_update / layers,
         rest_update_seconds=whole_update - stack_update / layers,
-        spread=max(spreads),
+        spread=float(max((high - low) / middle)),
         sequences=sequences,
         measured_unix=time.time(),
         others_share=processor.others_share() if device.type == "cpu" else None,

@@ -221,9 +221,8 @@ def _name_claims(sentence: str, values: dict[str, Any]) -> str:
 
 def spec_of_subject(spec: RunSpec, about: Mapping[str, Any]) -> RunSpec:
     """Return the run that a claim is about: `spec` with other settings."""
-    spec = replace(spec, unknown=tuple(key for key in spec.unknown if key not in about))
-    if about.keys() - {"gpu"}:
-        spec = replace(spec, traced=None)  # which is of this run's settings alone
+    traced = None if about.keys() - {"gpu"} else spec.traced  # a trace is of this run's settings alone
+    spec = replace(spec, traced=traced, unknown=tuple(key for key in spec.unknown if key not in about))
     for key in about.keys() - {"gpu"}:
         part, _, field = SETTINGS[key].rpartition(".")
         changes: dict[str, Any] = {field: about[key]}

@@ -29,8 +29,7 @@ class NanogaugeCallback(TrainerCallback):
         """The step or phase under way."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        spec = self._spec
-        if spec is None:
+        if (spec := self._spec) is None:
             context = self._context or len(more["train_dataloader"].dataset[0]["input_ids"])
             spec = RunSpec.from_transformers(more["model"].config, args, context, state.max_steps)
         self._run = run(self._name, spec, **self._settings)

@@ -72,14 +72,8 @@ def effect_class(architecture: str, kind: str) -> str:
 _PROFESSIONAL = ("workstation", "datacenter")
 
 
-def get(constants: Constants, name: str) -> float:
-    """Return a constant by name; "class.field" names a field of a device class."""
-    owner, _, field_name = name.rpartition(".")
-    return float(getattr(constants.classes[owner], field_name)) if owner else constants.numbers[name]
-
-
 def put(constants: Constants, values: dict[str, float]) -> Constants:
-    """Return the constants with values replaced by name."""
+    """Return the constants with values replaced by name; "class.field" names a field of a device class."""
     classes, numbers = dict(constants.classes), dict(constants.numbers)
     for name, value in values.items():
         owner, _, field_name = name.rpartition(".")
@@ -104,11 +98,7 @@ SETUP_SPREAD = 0.1
 """Standard deviation of the log of the step time between set-ups of one GPU."""
 
 _TABLES = package_table("constants.toml")
-PRIORS = Constants(
-    classes={name: DeviceClass(**row) for name, row in _TABLES["classes"].items()},
-    effects={},
-    numbers=_TABLES["priors"],
-)
+PRIORS = Constants({n: DeviceClass(**row) for n, row in _TABLES["classes"].items()}, {}, _TABLES["priors"])
 """The constants before any fit."""
 FITTED = replace(
     put(PRIORS, _TABLES["fitted"]), effects={name: Effect(**row) for name, row in _TABLES["effects"].items()}

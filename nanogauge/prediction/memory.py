@@ -168,23 +168,17 @@ def predict_memory(work: Workload, hardware: Hardware, copied: Copied = "never")
         there = there | {"cuBLAS workspaces": _workspace_bytes(work, hardware)}
     formulas = _formulas(work, state, saved, there.get("logits and loss", 0.0))
     parts = [Part(name=name, value=value, formula=formulas[name]) for name, value in there.items() if value > 0]
-    memory = memory_of_parts(parts, moment, hardware, _reserved_over_allocated(work), _broken_block(work, state))
+    memory = peak_memory(parts, moment, hardware, _reserved_over_allocated(work), _broken_block(work, state))
     return replace(memory, process=memory.process + COMPILER_BYTES) if on_cpu and work.compiled else memory
 
 
-def memory_of_parts(
-    parts: list[Part], moment: str, hardware: Hardware, reserved_over_allocated: Interval, broken_bytes: float = 0.0
-) -> Memory:
+def peak_memory(parts: list[Part], moment: str, hardware: Hardware, reserving: Interval, broken: float = 0.0) -> Memory:
     """Return the memory of eager execution around tensors of these sizes."""
-    allocated = ALLOCATED_FACTOR * sum(part.value for part in parts)
-    if hardware.kind == "cpu":
-        reserved = HEAP_OVER_ALLOCATED * allocated
-        process = CPU_LIBRARIES_BYTES + (hardware.process_bytes or 0) + reserved
-    else:
-        reserved = reserved_over_allocated * allocated
-        reserved += Interval(0.0, broken_bytes, ALLOCATED_FACTOR.high * broken_bytes)
-        process = reserved + CUDA_CONTEXT
-    return Memory(parts, moment, allocated, reserved, process)
+    on_cpu, allocated = hardware.kind == "cpu", ALLOCATED_FACTOR * sum(part.value for part in parts)
+    lost = Interval(0.0, broken, ALLOCATED_FACTOR.high * broken)
+    reserved = HEAP_OVER_ALLOCATED * allocated if on_cpu else reserving * allocated + lost
+    outside = CPU_LIBRARIES_BYTES + (hardware.process_bytes or 0) if on_cpu else CUDA_CONTEXT
+    return Memory(parts, moment, allocated, reserved, reserved + outside)
 
 
 def _workspace_bytes(work: Workload, hardware: Hardware) -> float:

@@ -166,9 +166,7 @@ def best_toml(config: Config, spec: RunSpec, plan: BestPlan, device: str, path: 
     best = plan.runs["best"]
     hours, loss = best.total_seconds, best.val_loss
     assert hours is not None
-    expects = "not predicted"
-    if loss is not None:
-        expects = f"{loss.expected:.3f} ({loss.low:.2f}-{loss.high:.2f})"
+    expects = f"{loss.expected:.3f} ({loss.low:.2f}-{loss.high:.2f})" if loss is not None else "not predicted"
     lines = [
         f"The lowest predicted loss of {format_seconds(plan.seconds)} on {device} "
         f"(nanogauge plan --best). Predicted, not measured:",
@@ -209,9 +207,7 @@ def plan_deadline(
 
 def recipe_sentence(spec: RunSpec) -> str:
     """Return a sentence on the architecture, optimizer and learning rate of the run."""
-    by = "AdamW"
-    if spec.optimizer.name == "muon":
-        by = "Muon for the matrices of the blocks and AdamW for the rest"
+    by = "Muon for the matrices of the blocks and AdamW for the rest" if spec.optimizer.name == "muon" else "AdamW"
     sentence = f"Recipe: {_model_words(spec)}; {by}"
     if spec.schedule is None:
         return f"{sentence}."

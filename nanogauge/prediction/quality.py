@@ -118,14 +118,10 @@ def predict_quality(
     unpredicted = {"quality_vs_gpt2": "it follows from the loss, which is not predicted"}
     if isinstance(analytic, NoEstimate):
         unpredicted["val_loss"] = analytic.why
-    found = []
+    found, by_run = [], f"the finished run {nearest.name if nearest else ''} on the same data"
     for loss, formula, source in (
         (analytic, _formula(run), "scaling law fitted to published runs, docs/prediction.md"),
-        (
-            calibrated,
-            "its loss times the ratio of the law's losses",
-            f"the finished run {nearest.name if nearest else ''} on the same data",
-        ),
+        (calibrated, "its loss times the ratio of the law's losses", by_run),
     ):
         rows: dict[str, Estimate] = {}
         if isinstance(loss, LossEstimate):

@@ -214,7 +214,7 @@ def predict_step_time(work: Workload, hardware: Hardware, constants: Constants =
     forward_only = forward_seconds + launches / 3 if on_cpu else max(forward_seconds, launches / 3)
     launching = sum(p.value for p in parts if p.name == "launching kernels")
     share = 0.0 if on_cpu else launching / sum(p.value for p in parts)
-    factor, caveats = step_interval(work, hardware, constants, share)
+    factor, caveats = interval_factor(work, hardware, constants, share)
     return StepTime([p for p in parts if p.value > 0], forward_only, factor, caveats)
 
 
@@ -535,7 +535,7 @@ def _over_pcie(hardware: Hardware) -> bool:
     return hardware.interconnect is None or hardware.interconnect.startswith("PCIe")
 
 
-def step_interval(
+def interval_factor(
     work: Workload, hardware: Hardware, k: Constants, launching: float
 ) -> tuple[Interval, tuple[str, ...]]:
     """Return the interval as factors of the expected time, and the reasons for its width.

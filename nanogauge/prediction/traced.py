@@ -1,8 +1,8 @@
 """Predict what a trace of any module says: its peak memory, and its step time as a roofline of each operation."""
 
 from nanogauge.prediction.constants import FITTED
-from nanogauge.prediction.memory import EAGER_RESERVED, Memory, memory_of_parts
-from nanogauge.prediction.step_time import StepTime, device_rates, step_interval
+from nanogauge.prediction.memory import EAGER_RESERVED, Memory, peak_memory
+from nanogauge.prediction.step_time import StepTime, device_rates, interval_factor
 from nanogauge.prediction.workload import FORMULAS, workload_of
 from nanogauge.quantities import Interval
 from nanogauge.runspec import RunSpec
@@ -17,7 +17,7 @@ core of a CPU took 1.04 to 1.9 times the prediction, median 1.2; on a GPU it is 
 def traced_memory(traced: Traced, hardware: Hardware) -> Memory:
     """Return the predicted peak memory on a device."""
     parts = [Part(name=name, value=size, formula=FORMULAS["trace"][name]) for name, size in traced.peak if size]
-    return memory_of_parts(parts, traced.moment, hardware, EAGER_RESERVED)
+    return peak_memory(parts, traced.moment, hardware, EAGER_RESERVED)
 
 
 def hidden_workspaces(traced: Traced) -> list[str]:
@@ -47,10 +47,9 @@ def traced_step_time(spec: RunSpec, traced: Traced, hardware: Hardware) -> StepT
     parts = [Part(name=name, value=value, formula=FORMULAS["trace"][name]) for name, value in seconds.items()]
     forward = sum(part.value for part in parts[:3]) / work.grad_accum / 3
     share = seconds["launching kernels"] / sum(seconds.values())
-    factor, caveats = step_interval(work, hardware, FITTED, 0.0 if on_cpu else share)
+    factor, caveats = interval_factor(work, hardware, FITTED, 0.0 if on_cpu else share)
     caveats += ("the interval is wider, as each operation was counted and none was measured",)
-    if work.gpus > 1:
-        caveats += ("what devices exchange was not traced",)
+    caveats += ("what devices exchange was not traced",) * (work.gpus > 1)
     return StepTime(parts, forward, factor * WIDER, caveats)
 
 
