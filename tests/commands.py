@@ -55,7 +55,7 @@ def can_be_copied(script: str, arguments: Sequence[object], environment: Mapping
 
 
 def run(script: str, *arguments: object, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a script of the project to its end; its output as text."""
+    """Run a script of the project to its end, with one thread as in a copy; its output as text."""
     if can_be_copied(script, arguments, environment):
         with tempfile.TemporaryDirectory() as folder:
             copy = Copy(script, list(map(str, arguments)), Path(folder, "run"), environment)
@@ -63,7 +63,7 @@ def run(script: str, *arguments: object, timeout: float = 300, **environment: st
     return subprocess.run(
         command(script, *arguments),
         cwd=ROOT,
-        env={**os.environ, **environment},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
         text=True,
         timeout=timeout,
