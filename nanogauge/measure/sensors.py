@@ -28,12 +28,11 @@ _DESCRIBE_SECONDS = 15.0
 
 @dataclass(frozen=True)
 class PowerSpread:
-    """Mean, minimum and maximum of `n` power samples."""
+    """Mean, minimum and maximum of some power samples."""
 
     mean_watts: float
     min_watts: float
     max_watts: float
-    n: int
 
 
 class Sensors:
@@ -97,7 +96,7 @@ class Sensors:
             powers, self._powers_watts = self._powers_watts, []
         if not powers:
             return None
-        return PowerSpread(round(fmean(powers), 3), round(min(powers), 3), round(max(powers), 3), len(powers))
+        return PowerSpread(round(fmean(powers), 3), round(min(powers), 3), round(max(powers), 3))
 
     def close(self) -> list[Sensor]:
         """Stop, and return the last readings; the very last may span less than a second."""
@@ -188,15 +187,12 @@ def open_sensors(device: str | int | Sequence[WatchedGpu] | None, hz: float, clo
 
 @dataclass(frozen=True)
 class Idle:
-    """GPUs without work from this program; None where `reason` says why."""
+    """GPUs without work from this program; None for what the driver does not give."""
 
     power_watts: float | None
     """Mean total power."""
     utilization: float | None
     """Mean share of the time in which other programs used them."""
-    seconds: float
-    """Duration of the measurement."""
-    reason: str | None
 
 
 def _watched(device: str | int | Sequence[WatchedGpu] | None) -> Sequence[WatchedGpu]:
@@ -213,21 +209,12 @@ def measure_idle(device: str | int | Sequence[WatchedGpu], hz: float, seconds: f
     """
     begin = time.monotonic()
     sensors = Sensors(_watched(device), hz, time.monotonic)
-    opened = sensors.wait_opened(seconds)
-    start = time.monotonic()
-    if opened and sensors.has_gpu:
-        time.sleep(max(0.0, begin + seconds - start))
-    readings = sensors.close()
-    spread = sensors.power_since_last()
-    reasons = sensors.reasons()
+    if sensors.wait_opened(seconds) and sensors.has_gpu:
+        time.sleep(max(0.0, begin + seconds - time.monotonic()))
+    readings, spread = sensors.close(), sensors.power_since_last()
     rates = [r.utilization for r in readings if r.utilization is not None]
     return Idle(
-        power_watts=None if spread is None else spread.mean_watts,
-        utilization=round(fmean(rates), 3) if rates else None,
-        seconds=round(time.monotonic() - start, 6) if readings else 0.0,
-        reason=next((reasons[f] for f in ("driver", "gpu", "power_watts") if f in reasons), None)
-        if spread is None
-        else None,
+        power_watts=None if spread is None else spread.mean_watts, utilization=round(fmean(rates), 3) if rates else None
     )
 
 
