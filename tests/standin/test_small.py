@@ -119,6 +119,14 @@ def test_out_of_memory_in_compilation_makes_the_micro_batch_smaller(kind: str, t
     assert list((tmp_path / "nanogauge" / "compiled").rglob("*.cubin"))
 
 
+def test_a_tuned_run_ends(tmp_path: Path) -> None:
+    """Long kernels: torch then times each candidate a few times only."""
+    flags = ("--run.compile=true", "--run.tune=true", "--run.dtype=bfloat16")
+    done = train_tiny(tmp_path / "r", *flags, "--train.max-steps=3", STANDIN_US="1000")
+    assert done.status == 0, done.text
+    assert [line["mode"] for line in done.lines("compile")] == ["compiled"]
+
+
 def test_after_non_finite_steps_the_run_rolls_back(tmp_path: Path) -> None:
     done = train_tiny(tmp_path / "r", "--train.max-steps=24", STANDIN_FAIL="figures:7-17")
     assert done.status == 0, done.text
