@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(COMMANDS)}."
         raise BadInput(f"unknown command {name}; {hint}")
-    sys.argv[0] = f"nanogauge {name}"
+    sys.argv = [f"nanogauge {name}", *arguments[1:]]
     module, _, function = COMMANDS[name][0].partition(".")
     command = import_module(f"nanogauge.commands.{module}")
     status: int = getattr(command, function)(arguments[1:])

@@ -147,7 +147,7 @@ class Run:
         sensing = open_sensing(_gpus(device), _POWER_HZ, _IDLE_SECONDS, clock)
         torch = sys.modules.get("torch")
         threads = torch.get_num_threads() if torch is not None else os.cpu_count() or 1
-        machine = capture_environment(plan.hardware.name, sensing.gpu, threads)
+        machine = capture_environment(plan.hardware.name, sensing.gpu, threads, Path.cwd())
         make_folder(path)
         self._lock = acquire_lock(path)
         sha256 = create(path, spec, machine, plan).prediction_sha256
@@ -268,7 +268,9 @@ class Run:
         self._background.stop()
         self._lock.close()
         try:
-            return write_report(*build_report(self.path, claims_of(self.path, None)))[-1]
+            page = write_report(*build_report(self.path, claims_of(self.path, None)))[-1]
+            print(f"nanogauge: {page}", file=sys.stderr)
+            return page
         except Exception as error:  # the loop's own result must not be lost to a report
             print(f"nanogauge: no report ({error}); `nanogauge report {self.path}` writes it.", file=sys.stderr)
             return None

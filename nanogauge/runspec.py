@@ -109,7 +109,10 @@ class RunSpec:
             rows = "tokens_per_step tokens_total data_epochs parameters flops_total_6n flops_total_palm mfu_palm mfu_6n"
             return dict.fromkeys(rows.split(), NO_SHAPE)
         of_model = {k for k in self.unknown if k.startswith("model.") and k != "model.block_size"}
-        tokens, all_but_batch = {"train.grad_accum"}, {*self.unknown} - {"train.micro_batch"}
+        # With a known train.grad_accum the factors are placeholders, whose product is the tokens per step of the log.
+        factors = {"train.grad_accum", "train.micro_batch", "model.block_size"}
+        tokens = factors if "train.grad_accum" in self.unknown else set()
+        all_but_batch = {*self.unknown} - {"train.micro_batch"} | tokens
         needs = dict.fromkeys(("parameters", "parameters_total", "weights_bytes"), of_model)
         needs |= dict.fromkeys(("tokens_per_step", "tokens_total", "data_epochs"), tokens)
         needs |= dict.fromkeys(("flops_total_6n", "mfu_6n"), of_model | tokens)

@@ -82,7 +82,7 @@ class Watch:
         # A processor is measured before the program uses it.
         self._cpu = None if self._gpus else local_hardware()
         self._idle = measure_idle(self._gpus, _POWER_HZ, _IDLE_SECONDS)
-        self._machine = capture_environment("", driver if self._gpus else None, os.cpu_count() or 1)
+        self._machine = capture_environment("", driver if self._gpus else None, os.cpu_count() or 1, Path.cwd())
         make_folder(out)
         self._lock = acquire_lock(out)
         if claims is not None:

@@ -61,6 +61,15 @@ def test_a_missing_checkpoint_line_is_zero_in_our_log_and_unknown_in_an_import()
     assert measured(imported, *steps(0, 5)).ledger.checkpoint_s is None
 
 
+def test_a_step_time_on_a_shared_processor_says_so() -> None:
+    end = End(elapsed_seconds=50.0, status="finished", steps=4, wall_seconds=50.0, others_processor_share=0.83)
+    recorded, on_gpu = read(start(0), *steps(0, 4), end), documented_prediction()
+    processor = on_gpu.hardware.model_copy(update={"kind": "cpu"})
+    for hardware, says in ((processor, True), (on_gpu.hardware, False)):
+        measured = measure(recorded, documented_spec(), on_gpu.model_copy(update={"hardware": hardware}))
+        assert ("used 83 % of the processor" in measured.values["step_seconds"].how) is says
+
+
 def test_a_run_before_its_first_step_has_a_report() -> None:
     rows, _ = build_rows(None, documented_spec(), documented_prediction(), measured(start(0)))
     (tokens,) = [row for row in rows if row.id == "tokens_total"]

@@ -38,7 +38,8 @@ def test_the_measured_step_calibrates_every_row_of_its_own_gpu(step: float) -> N
     for row in rows.values():
         span = row.total_seconds
         assert span.low <= span.expected <= span.high
-        assert row.delta_s == pytest.approx(span.expected - again.total_seconds.expected)
+        if row.corrected:
+            assert row.delta_s == pytest.approx(span.expected - again.total_seconds.expected)
 
 
 def test_restarts_and_slow_steps_are_not_repeated() -> None:
@@ -75,6 +76,7 @@ def test_another_gpu_is_predicted_without_calibration() -> None:
     quick, slow = scenarios(MadeUp()), scenarios(MadeUp(step=lambda _: 9.0))
     for name in ("card_rtx_4070_super",):
         assert quick[name].total_seconds == slow[name].total_seconds
+        assert quick[name].delta_s == slow[name].delta_s < 0
         assert not quick[name].corrected
         assert "says nothing of another card" in quick[name].why
     card = lookup("RTX 4070 SUPER", "bfloat16")

@@ -159,12 +159,16 @@ class _Measurer:
             self.missing |= dict.fromkeys(("step_seconds", "mfu_palm", "mfu_6n"), "no steady step is in the log yet")
             return []
         n = len(self.seconds)
+        how = f"median of {n:,} steps without compilation, evaluation or checkpoint"
+        others = self.recorded.end.others_processor_share if self.recorded.end is not None else None
+        if others is not None and others >= 0.1 and self.prediction.hardware.kind == "cpu":
+            how += f"; other programs used {100 * others:.0f} % of the processor meanwhile"
         self.values["step_seconds"] = Measured(
             value=self.median,
             p10=float(np.quantile(self.seconds, 0.1)),
             p90=float(np.quantile(self.seconds, 0.9)),
             n=n,
-            how=f"median of {n:,} steps without compilation, evaluation or checkpoint",
+            how=how,
         )
         refused = []
         peak, name = self.prediction.peak_flops, self.prediction.hardware.peak_name
@@ -203,11 +207,9 @@ class _Measurer:
         else:
             own = compiling + self.median
             rest = first.printed_seconds - own
-            inside = f" with an evaluation of about {rest:.3g} s" if rest > 1e-6 else ""
-            how = (
-                f"as printed{inside}; without it {own:.3g} s: a step of {self.median:.3g} s and "
-                f"{compiling:.3g} s of compilation"
-            )
+            inside = f" with an evaluation of about {rest:.3g} s; without it {own:.3g} s" if rest > 1e-6 else ""
+            what = "compilation" if self.spec.compile else "compilation or warm-up"
+            how = f"as printed{inside}: a step of {self.median:.3g} s and {compiling:.3g} s of {what}"
             self.values[row] = Measured(value=first.printed_seconds, how=how, predicted_part=own)
 
     def _measure_total(self) -> None:

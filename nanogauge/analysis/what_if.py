@@ -1,7 +1,8 @@
 """Predict the same run at other settings, with the engine of plan.py.
 
 On the run's own hardware this run calibrates the prediction, and memory is scaled by the measured peak. Another GPU is
-predicted without calibration: the error of one says nothing about another.
+predicted without calibration, as the error of one says nothing about another, and compared with this run's own
+prediction without calibration.
 """
 
 import math
@@ -43,7 +44,8 @@ class Scenario(Stored):
     step_seconds: Interval
     total_seconds: Interval
     delta_s: float
-    """Expected change in duration from repeating this run unchanged; negative if shorter."""
+    """Expected change in duration from repeating this run unchanged; negative if shorter. For another GPU both are
+    predicted without calibration."""
     peak_process_bytes: float
     """Expected peak memory of the process."""
     verdict: Verdict | None
@@ -72,7 +74,8 @@ def what_if(spec: RunSpec, prediction: Prediction, measurements: Measurements, r
     # What ran beside it would run beside its repetition.
     run = run.model_copy(update={"others_share": 0.0})
     calibration = Calibration(device=own.name, torch="", threads=None, runs=(run,))
-    slower = step.value / predict(spec, own).quantities["step_seconds"].expected
+    uncorrected = predict(spec, own).quantities
+    slower = step.value / uncorrected["step_seconds"].expected
     peak = measurements.values.get("peak_process_bytes")
     peak_factor = peak.value / memory_of(spec, own).process.expected if peak else 1.0
     loss, losses = measurements.values.get("val_loss"), []
@@ -100,6 +103,7 @@ def what_if(spec: RunSpec, prediction: Prediction, measurements: Measurements, r
         )
         if other_step is None or total is None:
             continue
+        unchanged = uncorrected["total_seconds"] if not same_card else rows[0].total_seconds if rows else total
         memory = memory_of(other, hardware).process
         verdict = fit_verdict(memory, usable) if free is not None else None
         if same_card and peak and workload_of(other, on_gpu) == run.workload:
@@ -114,7 +118,7 @@ def what_if(spec: RunSpec, prediction: Prediction, measurements: Measurements, r
                 change=(gpu + _flags(spec, other)).strip(),
                 step_seconds=other_step,
                 total_seconds=total,
-                delta_s=total.expected - rows[0].total_seconds.expected if rows else 0.0,
+                delta_s=total.expected - unchanged.expected,
                 peak_process_bytes=factor * memory.expected,
                 verdict=verdict,
                 energy_kwh=energy,
@@ -140,7 +144,7 @@ def _candidates(spec: RunSpec, own: Hardware, slower: float) -> Iterator[tuple[s
         limited = own.model_copy(update={"power_limit_watts": limit})
         why = "the clock follows the power by the model of docs/prediction.md"
         yield "power_limit", f"{100 * LOWER_POWER:.0f} % of the power limit", limited, spec, why
-    why = f"not corrected: the error on the {own.name} says nothing of another card"
+    why = f"before and after without correction: the error on the {own.name} says nothing of another card"
     dtype = resolve_dtype(spec, own.kind != "cpu")
     if (gpu := faster_gpu(own, dtype)) is not None:
         name = "card_" + gpu.name.lower().replace(" ", "_")

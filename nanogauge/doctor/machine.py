@@ -53,12 +53,12 @@ def command_output(command: Sequence[str], seconds: float = COMMAND_SECONDS) -> 
     return done.stdout.strip()
 
 
-def capture_environment(device: str, driver: DriverInfo | None, torch_threads: int) -> dict[str, object]:
+def capture_environment(device: str, driver: DriverInfo | None, torch_threads: int, folder: Path) -> dict[str, object]:
     """Return the content of machine.json: names and versions, without host, user or home folder.
 
-    `driver` describes the GPU; None if the run uses no NVIDIA GPU.
+    `driver` describes the GPU; None if the run uses no NVIDIA GPU. `folder` is that of the program that trains.
     """
-    status = _git("status", "--porcelain")
+    status = _git(folder, "status", "--porcelain")
     return {
         "device": device,
         "gpu_driver": driver.driver_version if driver is not None else None,
@@ -72,7 +72,7 @@ def capture_environment(device: str, driver: DriverInfo | None, torch_threads: i
         "python": platform.python_version(),
         "nanogauge": __version__,
         **{package: _version(package) for package in PACKAGES},
-        "git_commit": _git("rev-parse", "HEAD"),
+        "git_commit": _git(folder, "rev-parse", "HEAD"),
         "git_dirty": None if status is None else bool(status),
         "command": without_secrets(" ".join(sys.argv)),
     }
@@ -84,9 +84,9 @@ def local_time_zone() -> TimeZone:
     return TimeZone(name=now.tm_zone, utc_offset_seconds=now.tm_gmtoff)
 
 
-def _git(*arguments: str) -> str | None:
-    """Run git in the checkout of this file; None outside of one."""
-    return command_output(["git", "-C", str(Path(__file__).parent), *arguments], seconds=10)
+def _git(folder: Path, *arguments: str) -> str | None:
+    """Run git in a folder; None outside of a checkout."""
+    return command_output(["git", "-C", str(folder), *arguments], seconds=10)
 
 
 def _version(package: str) -> str | None:

@@ -194,6 +194,8 @@ class _Describer:
             flags = " ".join("--" + key.replace("_", "-") for key in unknown)
             text = f"The log does not say {flags} (or --config): rows that need them are absent."
             self.warn("unknown", text)
+        if not tokens and {"train.micro_batch", "model.block_size"} & {*unknown} and "train.grad_accum" not in unknown:
+            unknown.append("train.grad_accum")  # alone it says nothing
         return unknown
 
     def refuse_contradictions(self, spec: RunSpec, gpu: str | None) -> None:

@@ -79,7 +79,7 @@ def open_run_folder(config: Config, device: torch.device, dtype: str, resume: bo
     if warning is not None:
         notes = [*prediction.notes, warning]
         prediction = prediction.model_copy(update={"notes": notes})
-    machine = capture_environment(hardware.name, driver, torch.get_num_threads())
+    machine = capture_environment(hardware.name, driver, torch.get_num_threads(), Path(__file__).parent)
     make_folder(config.folder)
     lock = acquire_lock(config.folder)
     folder = create(config.folder, spec, machine, prediction, config.to_toml())
