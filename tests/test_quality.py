@@ -88,3 +88,5 @@ def test_the_demo_has_no_loss_before_its_first_run_and_a_close_one_after_it(
     assert "Validation loss: not predicted: no published run gives the level of embedded" in plans[0]
     assert f"Validation loss {first['measured']['value']:.3f} nat" in plans[1]
     assert abs(second["calibrated"]["expected"] - second["measured"]["value"]) < 0.05
+    assert (first["prediction"], second["prediction"]) == (None, "held"), "by the validation loss, as it is calibrated"
+    assert second["measured"]["predicted_part"] is None

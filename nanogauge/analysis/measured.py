@@ -261,7 +261,8 @@ class _Measurer:
             self.missing[row] = f"non-finite {after}"
         else:
             how, train = f"evaluation {after}", last.train_loss
-            if (self.spec.validation_tokens or 0) >= LEAST_VALIDATION_TOKENS:
+            few = (self.spec.validation_tokens or 0) < LEAST_VALIDATION_TOKENS
+            if not few or row not in self.prediction.quantities:  # a finished run's is of the same tokens
                 train = None
             if train is not None:
                 how += ", on few or unknown tokens; the prediction is compared with the training "

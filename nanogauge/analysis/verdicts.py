@@ -63,7 +63,7 @@ class Row(Stored):
     """What the verdict on the claim stands on; None without a claim or a verdict. Claims judged by arithmetic say
     nothing of the world: they are sums of the document, or follow from settings."""
     prediction: Literal["held", "missed"] | None
-    """Verdict on the analytic interval; None without a prediction or measurement."""
+    """Verdict on the analytic interval, else on the calibrated one; None without a prediction or measurement."""
     factor: float | None
     """Value or nearest end of the predicted interval over the claimed number or nearest end, 1 inside the range.
     Without a claim, measured over predicted value."""
@@ -124,22 +124,23 @@ def _row(
     if claim is not None and not (claim.is_about_this_run or claim.about is not None):
         # The formula describes another run, which this one says nothing about.
         analytic = calibrated = measured = None
+    predicted = analytic or calibrated
     verdict: RowVerdict
     judged_by: Judge | None = None
     factor: float | None
     if claim is None:
         verdict = "no claim" if measured is not None else "not measured"
-        factor = measured.predictable / analytic.expected if measured and analytic else None
-        why = _against_prediction(row_id, analytic, measured, measurements, prediction)
+        factor = measured.predictable / predicted.expected if measured and predicted else None
+        why = _against_prediction(row_id, predicted, measured, measurements, prediction)
     else:
         by_loss = quality_by_loss(spec, measurements) if row_id == QUALITY else None
         estimate = by_loss or calibrated or analytic
         verdict, judged_by, factor, why = _judge(claim, spec, prediction, measurements, measured, estimate, findings)
     inside = None
     alike = measured is not None and (row_id != QUALITY or PREDICTED_TASK in measured.how)
-    if analytic is not None and measured is not None and alike:
-        slack = 1e-3 * abs(analytic.expected) if QUANTITIES[row_id].exact else 0.0
-        inside = analytic.low - slack <= measured.predictable <= analytic.high + slack
+    if predicted is not None and measured is not None and alike:
+        slack = 1e-3 * abs(predicted.expected) if QUANTITIES[row_id].exact else 0.0
+        inside = predicted.low - slack <= measured.predictable <= predicted.high + slack
     label, unit = _label(row_id, prediction), QUANTITIES[row_id].unit
     return Row(
         id=row_id,
@@ -310,20 +311,20 @@ def _against_claim(claim: Claim, value: float, interval: str, currency: str) -> 
 
 def _against_prediction(
     row_id: str,
-    analytic: Estimate | None,
+    predicted: Estimate | None,
     measured: Measured | None,
     measurements: Measurements | None,
     prediction: Prediction,
 ) -> str:
     if measured is None:
         return _not_measured(row_id, measurements)
-    if analytic is None:
+    if predicted is None:
         return f"not predicted: {prediction.unpredicted.get(row_id, 'it was not frozen')}"
-    exact = analytic.low == analytic.high
-    if exact and math.isclose(measured.predictable, analytic.expected, rel_tol=1e-3):
+    exact = predicted.low == predicted.high
+    if exact and math.isclose(measured.predictable, predicted.expected, rel_tol=1e-3):
         return "as the configuration has it"
-    deviation = deviation_text(measured.predictable, analytic.expected)
-    expected = format_value(row_id, analytic.expected)
+    deviation = deviation_text(measured.predictable, predicted.expected)
+    expected = format_value(row_id, predicted.expected)
     if exact:
         return f"{deviation} the planned {expected}"
     return f"{deviation} the expected {expected}"
