@@ -87,11 +87,10 @@ class Watch:
         self._lock = acquire_lock(out)
         if claims is not None:
             write_atomic(out / CLAIMS_NAME, claims.read_bytes())
-        spec, gpu = RunSpec.undescribed(), None
-        if given.config is not None:
-            nothing = LoggedProcess(0, start_logged=True, evaluations=[LoggedEvaluation(0)])
-            spec, gpu, _ = describe(out / _OUTPUT, Format("unknown", ""), [nothing], self._given)
-        self._spec, self._prediction = self._predict(spec, gpu)
+        nothing = LoggedProcess(0, start_logged=True, evaluations=[LoggedEvaluation(0)])
+        spec, gpu, _ = describe(out / _OUTPUT, Format("unknown", ""), [nothing], self._given)
+        predicted = self._predict(spec, gpu)  # refuses wrong flags
+        self._freeze(*(predicted if given.config is not None else self._predict(RunSpec.undescribed(), None)))
         self._pieces: SimpleQueue[tuple[float, bytes] | None] = SimpleQueue()
         self._receiving = Lock()
         self._incomplete = {1: b"", 2: b""}  # last line of each output so far
@@ -140,10 +139,13 @@ class Watch:
         build_rows(self._claims, spec, prediction, None)  # raises for a claim that cannot be computed
         return spec.resolved(prediction.dtype, prediction.gpus), prediction
 
+    def _freeze(self, spec: RunSpec, prediction: Prediction) -> None:
+        """Write the folder's files for a log that has not begun; BadInput if they cannot be written."""
+        machine = self._machine | {"device": prediction.hardware.name}
+        self._sha256 = create(self._out, spec, machine, prediction).prediction_sha256
+        self._spec, self._prediction = spec, prediction
+
     def _begin_log(self, first_step: int) -> None:
-        """Freeze the prediction and begin the log."""
-        device = self._prediction.hardware.name
-        folder = create(self._out, self._spec, self._machine | {"device": device}, self._prediction)
         self._log = RunLog(self._out, self._elapsed)
         self._start = Start(
             elapsed_seconds=0.0,
@@ -151,8 +153,8 @@ class Watch:
             source="watch",
             max_steps=self._spec.steps,
             first_step=first_step,
-            prediction_sha256=folder.prediction_sha256,
-            device=device,
+            prediction_sha256=self._sha256,
+            device=self._prediction.hardware.name,
             idle_power_watts=self._idle.power_watts,
             idle_utilization=self._idle.utilization,
             ranks=self._spec.world_size,
@@ -219,27 +221,30 @@ class Watch:
             return
         run = self._runs[0]
         if self._converter is None and (ended or len(run[0].steps) == 1):
-            self._freeze(parser.format, run[0], ended)
+            self._describe(parser.format, run[0], ended)
         if self._converter is not None:
             self._write(*self._converter.lines(run, ended or len(self._runs) > 1))
 
-    def _freeze(self, format: Format, process: LoggedProcess, ended: bool) -> None:
-        """Freeze the prediction if the output has said what the run is, or has ended."""
+    def _describe(self, format: Format, process: LoggedProcess, ended: bool) -> None:
+        """Freeze the prediction and begin the log again if the output has said what the run is, or has ended."""
+        path, old, kept = self._out / LOG_NAME, self._log, self._out / f"{LOG_NAME}.old"
         try:
             spec, gpu, events = describe(self._out / _OUTPUT, format, [process], self._given)
             spec, prediction = self._predict(spec, gpu)
+            if not ended and any(event.what == "length" for event in events):
+                return
+            path.rename(kept)
+            self._freeze(spec, prediction)
         except BadInput as error:
+            if kept.exists():  # the disk is full: the log continues without steps
+                kept.rename(path)
             if ended:
                 self._write(warning("refused", f"The steps are not in the log: {error}"))
             return
-        if not ended and any(event.what == "length" for event in events):
-            return
-        self._spec, self._prediction = spec, prediction
-        path = self._out / LOG_NAME
-        with self._log:
-            before = [line for line in lines_of(path.read_bytes(), path) if line is not None]
-        path.unlink()
         self._begin_log(process.first_step)
+        with old:
+            before = [line for line in lines_of(kept.read_bytes(), kept) if line is not None]
+        kept.unlink()
         self._write(*before[1:], *events)
         self._converter = LiveConverter(format, self._start, spec.compile is not False)
 
@@ -274,7 +279,7 @@ class Watch:
                     steps=updates,
                     elapsed_seconds=wall_seconds,
                     wall_seconds=wall_seconds,
-                    peak_host_bytes=self._peak_bytes,
+                    peak_host_bytes=self._peak_bytes or None,
                     cpu_seconds=cpu_seconds,
                     reason=reason,
                     peak_allocated_bytes=max((p.peak_allocated_bytes or 0 for p in run), default=0) or None,

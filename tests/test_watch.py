@@ -211,6 +211,8 @@ def test_bad_calls_are_refused_before_the_program_starts(tmp_path: Path) -> None
         (["--out", str(tmp_path)], b"put the program after two dashes"),
         (["--out", str(tmp_path), "--", "no-such-program"], b"cannot run no-such-program: No such file"),
         (["--claims", "none.toml", "--", "true"], b"none.toml"),
+        (["--out", str(tmp_path), "--cost.grams-co2-per-kwh=-5", "--", "true"], b"grams_co2_per_kwh: input should be"),
+        (["--out", str(tmp_path), "--gpu=RTX 9999", "--", "true"], b"no GPU is named 'RTX 9999'"),
     ):
         done = run([sys.executable, "-m", "nanogauge", "watch", *given])
         assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, b"", 1)

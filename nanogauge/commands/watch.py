@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> int:
     add_config_flags(parser)
     at = arguments.index("--") if "--" in arguments else len(arguments)
     given, command = parser.parse(arguments[:at]), arguments[at + 1 :]
-    if not command:
+    if not command or not command[0]:
         raise BadInput("put the program after two dashes: nanogauge watch -- python train.py")
     if sys.platform != "linux":
         raise BadInput("nanogauge watch needs Linux; elsewhere import the program's log (nanogauge import).")

@@ -4,6 +4,7 @@ The lock is on the file .lock, which stays in the folder and names the process, 
 Readers test it without waiting.
 """
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -65,8 +66,8 @@ def acquire_lock(folder: Path) -> RunLock:
             time.sleep(0.02)
     owner = {"pid": os.getpid(), "host": platform.node(), "since_unix": time.time()}
     os.ftruncate(descriptor, 0)
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    os.write(descriptor, json.dumps(owner).encode() + b"\n")
+    with contextlib.suppress(OSError):  # a full disk: the owner is only for messages
+        os.pwrite(descriptor, json.dumps(owner).encode() + b"\n", 0)
     return RunLock(descriptor, warning)
 
 
