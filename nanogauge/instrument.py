@@ -22,11 +22,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self, SupportsFloat
 
+from nanogauge.analysis.claims import load_claims
 from nanogauge.analysis.report_model import build_report, claims_of
+from nanogauge.analysis.verdicts import build_rows
 from nanogauge.device import local_hardware
 from nanogauge.doctor.machine import capture_environment
 from nanogauge.errors import BadInput
-from nanogauge.files import make_folder, write_atomic
+from nanogauge.files import make_folder, stays_below, write_atomic
 from nanogauge.measure.clock import Clock, Moment, Stopwatch
 from nanogauge.measure.gpus import WatchedGpu
 from nanogauge.measure.host import reset_peak
@@ -97,15 +99,17 @@ def run(
     True
 
     Args:
-        name: name of the run.
+        name: name of the run and of its folder.
         spec: what the run is; None if unknown, and then the report says of each row what it needs.
         plan: its prediction; None to predict it for this machine's device.
         folder: folder of all runs.
         claims: claims file to compare the run with.
 
     Raises:
-        ValueError: if the folder already holds a run.
+        ValueError: if the folder already holds a run or is not below `folder`, or the claims cannot be used.
     """
+    if not stays_below(name):
+        raise BadInput(f"{name!r} is no name of a folder below {folder}; give this run another name.")
     path = Path(folder) / name
     spec = spec or RunSpec.undescribed()
     if int(os.environ.get("RANK", "0")) > 0:
@@ -114,6 +118,8 @@ def run(
         raise BadInput(f"{path} already holds a run; give this one another name.")
     if plan is None:
         plan = predict(spec, local_hardware(spec.dtype))
+    if claims is not None:
+        build_rows(load_claims(Path(claims)), spec, plan, None)  # raises for claims that cannot be used
     return Run(path, spec, plan, Path(claims) if claims is not None else None)
 
 
@@ -174,6 +180,8 @@ class Run:
         if self._silent:
             yield
             return
+        self._refuse_nested()
+        self._evaluation = None  # of a phase that failed
         pending = _PendingStep(self._next, self._clock.begin_step(split=False))
         self._pending.append(pending)
         try:
@@ -199,6 +207,7 @@ class Run:
         if self._silent:
             yield
             return
+        self._refuse_nested()
         self._record_steps(leave=1)
         self._evaluation = _Logged() if name == "evaluation" else None
         with self._clock.window() as window:
@@ -238,14 +247,16 @@ class Run:
                 logged = self._evaluation
             else:
                 raise ValueError(
-                    f"{name} cannot be logged here: {', '.join(_OF_A_STEP)} belong inside or after "
-                    f"`with run.step()`, {', '.join(_OF_AN_EVALUATION)} inside "
-                    '`with run.phase("evaluation")`'
+                    f"{name} cannot be logged here: {', '.join(_OF_A_STEP)} belong inside or after `with run.step()`, "
+                    f'{", ".join(_OF_AN_EVALUATION)} inside `with run.phase("evaluation")`'
                 )
-            detach = getattr(value, "detach", None)
-            if detach is not None:
-                value = detach().to("cpu", non_blocking=True)  # noqa: PLW2901
-            logged.values[name] = value
+            tensor = getattr(value, "detach", lambda: None)()
+            if tensor is None:
+                logged.values[name] = float(value)
+            elif tensor.numel() == 1:  # in memory of its own, as the program may write the next value into this one
+                logged.values[name] = tensor.to("cpu", non_blocking=True, copy=True)
+            else:
+                raise ValueError(f"{name} has {tensor.numel():,} values; log one, such as their mean")
             if self._clock.lag:
                 logged.copied = self._clock.mark()
 
@@ -285,6 +296,10 @@ class Run:
             self.finish("stopped", type(error).__name__)
         else:
             self.finish("failed", f"{type(error).__name__}: {error}"[:300])
+
+    def _refuse_nested(self) -> None:
+        if self._pending and self._pending[-1].watch.end is None:
+            raise ValueError("a step or phase cannot begin inside of a step; end that first")
 
     def _record_steps(self, leave: int = 0) -> None:
         """Log pending steps except the last `leave`, each once the device has completed it."""

@@ -93,9 +93,27 @@ def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
     with ng.run("mine", spec=SPEC, folder=tmp_path) as run, run.step():
         pass
     before = (tmp_path / "mine" / "log.jsonl").read_bytes()
-    with pytest.raises(ValueError, match="give this one another name"):
-        ng.run("mine", spec=SPEC, folder=tmp_path)
+    for name, meant in (("mine", "give this one another name"), ("../mine", "no name of a folder below")):
+        with pytest.raises(ValueError, match=meant):
+            ng.run(name, spec=SPEC, folder=tmp_path)
     assert (tmp_path / "mine" / "log.jsonl").read_bytes() == before
+
+
+def test_each_step_has_its_own_loss_and_a_mistake_is_raised_where_it_is_made(tmp_path: Path) -> None:
+    with ng.run("mine", spec=SPEC, folder=tmp_path) as run:
+        loss = torch.zeros(())
+        for step in range(SPEC.steps):
+            with run.step():
+                loss.fill_(step)  # as a program that adds up its loss in place
+                with pytest.raises(ValueError, match="end that first"), run.phase("evaluation"):
+                    pass
+            run.log(loss=loss)
+            with pytest.raises(ValueError, match="loss has 5 values"):
+                run.log(loss=torch.zeros(5))
+            with pytest.raises(ValueError, match="lossy cannot be logged here: loss, learning_rate"):
+                run.log(lossy=1.0)
+    lines = [json.loads(x) for x in (tmp_path / "mine" / "log.jsonl").read_text().splitlines()]
+    assert [line["loss"] for line in lines if line["kind"] == "step"] == [*range(SPEC.steps)]
 
 
 def test_ranks_other_than_0_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,13 +124,6 @@ def test_ranks_other_than_0_write_nothing(tmp_path: Path, monkeypatch: pytest.Mo
         with run.phase("evaluation"):
             run.log(val_loss=1.0)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_misspelt_value_is_named_with_those_that_exist(tmp_path: Path) -> None:
-    run = ng.run("mine", spec=SPEC, folder=tmp_path)
-    with pytest.raises(ValueError, match="lossy cannot be logged here: loss, learning_rate"):
-        run.log(lossy=1.0)
-    run.finish()
 
 
 def test_the_package_loads_without_torch_and_its_plan_names_what_is_missing() -> None:

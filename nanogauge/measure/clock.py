@@ -181,11 +181,11 @@ class Clock:
         window = Window()
         self._synchronize()
         begin, compiled = self._now(), self._compiled_seconds()
+        self._step_end = None  # also if the work fails
         yield window
         self._synchronize()
         window.compile_seconds = self._compiled_seconds() - compiled
         window.seconds = self._now() - begin - window.compile_seconds
-        self._step_end = None
 
     def begin_step(self, split: bool) -> Stopwatch:
         """Begin a step at the end of the previous one, or now if a window came between."""
