@@ -254,9 +254,10 @@ class RunSpec:
         """
         from nanogauge.traced_module import fields_from_module
 
-        fields = fields_from_module(module, inputs, loss, grad_accum, dtype)
         defaults = dict.fromkeys(("eval_every", "eval_batches", "checkpoint_every"), 0)
-        return cls(steps=steps, grad_accum=grad_accum, dtype=dtype, compile=False, **fields, **(defaults | settings))
+        fields = defaults | {"steps": steps, "grad_accum": grad_accum, "dtype": dtype, "compile": False} | settings
+        spec = replace(cls.undescribed(), **fields)  # refuses wrong values before the trace
+        return replace(spec, **fields_from_module(module, inputs, loss, grad_accum, dtype))
 
     @classmethod
     def from_json(cls, data: bytes) -> RunSpec:

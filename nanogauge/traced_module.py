@@ -33,16 +33,15 @@ def fields_from_module(
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise BadInput(f"{type(module).__name__} cannot be traced: {error.func} depends on values; drop it.") from None
     micro_batch = next((len(tensor) for tensor in _tensors(inputs) if tensor.dim()), 1)
-    return {"shape": _NO_SHAPE, "unknown": _UNKNOWN, "traced": traced, "micro_batch": micro_batch}
+    own = {str(parameter.dtype).removeprefix("torch.") for parameter in module.parameters()}
+    dtype = own.pop() if dtype == "float32" and own in ({"bfloat16"}, {"float16"}) else dtype
+    return {"shape": _NO_SHAPE, "unknown": _UNKNOWN, "traced": traced, "micro_batch": micro_batch, "dtype": dtype}
 
 
 def _own_loss(module: Any, *inputs: Any) -> Any:
     """Return the loss of a module that computes it: a tensor, or the output's `loss`."""
     output = module(**inputs[0]) if len(inputs) == 1 and isinstance(inputs[0], dict) else module(*inputs)
-    found = getattr(output, "loss", output)
-    if not hasattr(found, "backward") or found.numel() != 1:
-        raise BadInput(f"{type(module).__name__} returns no loss; give loss=, a function of the module and its inputs.")
-    return found
+    return getattr(output, "loss", output)
 
 
 def _trace(module: Any, inputs: tuple[Any, ...], loss: Callable[..., Any], grad_accum: int, dtype: str) -> Traced:
@@ -80,6 +79,11 @@ def _trace(module: Any, inputs: tuple[Any, ...], loss: Callable[..., Any], grad_
                 recorder.begin("forward pass")
                 with cast:
                     value = loss(module, *inputs)
+                if not getattr(value, "requires_grad", False) or value.numel() != 1:
+                    text = (
+                        "returns no loss; give loss=, a function of the module and its inputs to one with a gradient."
+                    )
+                    raise BadInput(f"{type(module).__name__} {text}")
                 recorder.keep("saved activations")
                 recorder.stage = "backward pass"
                 value.backward()

@@ -96,8 +96,9 @@ def test_a_module_without_memory_gives_the_same_trace_and_its_run_a_report(tmp_p
 
 def test_a_module_that_cannot_be_traced_is_refused_with_what_to_do() -> None:
     module, inputs = nn.Linear(4, 4), torch.randn(2, 4)
-    with pytest.raises(ValueError, match="returns no loss; give loss="):
-        ng.RunSpec.from_module(module, inputs, steps=1)
+    for loss in (None, lambda model, x: model(x).mean(0)):
+        with pytest.raises(ValueError, match="returns no loss; give loss="):
+            ng.RunSpec.from_module(module, inputs, steps=1, loss=loss)
     with pytest.raises(ValueError, match="depends on values"):
         ng.RunSpec.from_module(module, inputs, steps=1, loss=lambda model, x: model(x).sum() * model(x).sum().item())
 
