@@ -1,6 +1,7 @@
 """Fields of the RunSpec of a Hugging Face model and its TrainingArguments."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,10 @@ _DECAYS = {"linear": "wsd", "cosine": "cosine", "constant": "constant"}
 def fields_from_transformers(config: Any, arguments: Any, context: int | None, steps: int | None) -> dict[str, Any]:
     """Return the fields of RunSpec for a transformers.Trainer run; RunSpec.from_transformers has the arguments."""
     if isinstance(config, str | Path):
-        config = json.loads(read_whole(Path(config)))
+        try:
+            config = dict(json.loads(read_whole(Path(config))))
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            raise BadInput(f"{config} is no config.json of a model: {error}.") from None
     model = config if isinstance(config, Mapping) else config.to_dict()
     args = arguments if isinstance(arguments, Mapping) else vars(arguments)
     steps = steps or args.get("max_steps")
@@ -34,6 +38,7 @@ def fields_from_transformers(config: Any, arguments: Any, context: int | None, s
         raise BadInput("the number of optimizer steps is missing: give steps=.")
     precision: Any = "bfloat16" if args.get("bf16") else "float16" if args.get("fp16") else "float32"
     optim = str(getattr(args.get("optim"), "value", args.get("optim", "adamw_torch_fused")))
+    warmup = args.get("warmup_steps") or args.get("warmup_ratio") or 0
     decay = str(getattr(args.get("lr_scheduler_type"), "value", args.get("lr_scheduler_type")))
     return {
         "shape": _shape(model, context),
@@ -53,7 +58,7 @@ def fields_from_transformers(config: Any, arguments: Any, context: int | None, s
         ),
         "schedule": Schedule(
             learning_rate=args.get("learning_rate", 5e-5),
-            warmup_steps=int(args.get("warmup_steps") or 0),
+            warmup_steps=math.ceil(warmup if warmup >= 1 else warmup * steps),
             decay=_DECAYS[decay],  # type: ignore[arg-type]
             decay_share=1.0,
         )
@@ -69,11 +74,11 @@ def _shape(model: Mapping[str, Any], context: int | None) -> Shape:
     if family not in _FAMILIES:
         known = ", ".join(_FAMILIES)
         raise BadInput(f"no shape of {family or 'this model'} is described, only {known}: use RunSpec.from_module.")
-    found = {}
+    found: dict[str, Any] = {}
     for field, names in _NAMES.items():
         value = next((model[name] for name in names if model.get(name)), None)
-        if value is None:
-            raise BadInput(f"config.json of {family} has no {names[0]}; give the whole file.")
+        if not isinstance(value, int):
+            raise BadInput(f"config.json of {family} has no number {names[0]}; give the whole file.")
         found[field] = value
     n_head, n_embd = found["n_head"], found["n_embd"]
     length = context or model.get("max_position_embeddings") or model.get("n_positions")
