@@ -118,12 +118,8 @@ def _plain_characters(error: UnicodeError) -> tuple[str, int]:
     """Replace characters that the encoding of a stream lacks: codecs' error handler "plain"."""
     assert isinstance(error, UnicodeEncodeError)
     characters = error.object[error.start : error.end]
-    return "".join(_PLAIN.get(c) or _ascii(c) for c in characters), error.end
-
-
-def _ascii(character: str) -> str:
-    """Return a character without its accents, or a question mark."""
-    return unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode() or "?"
+    bare = (unicodedata.normalize("NFKD", c).encode("ascii", "ignore").decode() for c in characters)  # no accents
+    return "".join(_PLAIN.get(c) or a or "?" for c, a in zip(characters, bare, strict=True)), error.end
 
 
 class _LastingOutput(io.FileIO):

@@ -11,10 +11,7 @@ from nanogauge.shell import python_command
 
 _SUSPENDS = frozenset(("suspend", "hibernate", "hybrid-sleep", "suspend-then-hibernate", "poweroff", "halt", "reboot"))
 _LOGIND = "org.freedesktop.login1"
-_PROPERTIES = (
-    *("IdleAction", "HandleLidSwitch", "HandleLidSwitchExternalPower"),
-    *("OnExternalPower", "BlockInhibited"),
-)
+_PROPERTIES = ("IdleAction", "HandleLidSwitch", "HandleLidSwitchExternalPower", "OnExternalPower", "BlockInhibited")
 
 
 def check_sleep(root: Path, environment: Mapping[str, str], run: Runner, system: str) -> Finding:
@@ -34,11 +31,7 @@ def check_sleep(root: Path, environment: Mapping[str, str], run: Runner, system:
         text = "not known: macOS decides when it sleeps"
         return Finding("sleep", "warn", text, f"start it as: caffeinate -i {start}")
     logind = _logind(run)
-    masks = (
-        root / folder / "systemd/system" / f"{unit}.target"
-        for folder in ("etc", "run")
-        for unit in ("sleep", "suspend")
-    )
+    masks = (root / f"{top}/systemd/system/{unit}.target" for top in ("etc", "run") for unit in ("sleep", "suspend"))
     excuse = None
     if _is_container(root, environment):
         excuse = "not known: this is a container, and its host decides"

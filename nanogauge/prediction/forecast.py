@@ -97,8 +97,7 @@ class FinalLoss:
         self._losses[line.step] = line.val_loss
 
         def share(step: float) -> float:
-            rate = learning_rate(math.floor(step), schedule, spec.steps)
-            return rate / schedule.learning_rate
+            return learning_rate(math.floor(step), schedule, spec.steps) / schedule.learning_rate
 
         steps, losses = list(self._losses), list(self._losses.values())
         curve = forecast_loss(steps, losses, share, spec.steps, schedule.warmup_steps)

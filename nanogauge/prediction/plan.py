@@ -86,8 +86,7 @@ class Deadline(Stored):
 
 def plan_fit(spec: RunSpec, predicted: Predictor, free: FreeMemory) -> Fit:
     """Return whether the run fits into the free memory, and the largest micro-batch that does."""
-    prediction = predicted(spec)
-    hardware = prediction.hardware
+    hardware = predicted(spec).hardware
     memory = memory_of(spec, hardware)
     verdict = fit_verdict(memory.process, free.bytes)
     return Fit(

@@ -330,8 +330,7 @@ class RunHistory:
         Raises:
             ValueError: if one is invalid; then none is added.
         """
-        table = self.steps if kind == "step" else self.sensors
-        table.extend_values(rows)
+        (self.steps if kind == "step" else self.sensors).extend_values(rows)
         if kind == "step":
             self._end_startup(rows)
         self._set_elapsed(elapsed_seconds)
@@ -353,8 +352,7 @@ class RunHistory:
 
     def processes_of_readings(self) -> npt.NDArray[np.int64]:
         """Return the number of the process of each sensor reading."""
-        places = np.arange(len(self.sensors))
-        return np.searchsorted(self.first_sensors, places, side="right") - 1
+        return np.searchsorted(self.first_sensors, np.arange(len(self.sensors)), side="right") - 1
 
     def _add_to_startup(self, line: Compile | Eval) -> None:
         startup = self.startups[-1]

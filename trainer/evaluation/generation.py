@@ -132,8 +132,7 @@ class Context:
         """Run `tokens` through the model; return the final hidden state (C) of the last one."""
         begin, count = len(self._seen), len(tokens)
         end = begin + count
-        ids = torch.tensor(tokens, device=self._embedding.device)
-        x = self._embedding[ids]
+        x = self._embedding[torch.tensor(tokens, device=self._embedding.device)]
         if self._positions is not None:
             x = x + self._positions[begin:end]
         for block, keys_values in zip(self._blocks, self._keys_values, strict=True):

@@ -186,8 +186,7 @@ class ProgressDisplay(Display):
         assert pace is not None
         total = self._spec.steps
         speed = [f"loss {_loss(line.loss)}", f"{format_seconds(pace)} a step", *self._speed(pace)]
-        left = self.seconds_left(line.step, pace)
-        finish = self._finish(left)
+        finish = self._finish(self.seconds_left(line.step, pace))
         shown = [f"step {line.step:>7,}/{total:,}", *speed, *self._machine(), ", ".join(finish)]
         self.say("  ".join(shown))
 
@@ -242,8 +241,7 @@ class ProgressDisplay(Display):
         total = self._prediction.best("total_seconds")
         if total is None or self._before_seconds is None:
             return None
-        elapsed = self._before_seconds + self._wall() - self._began_unix
-        return total - elapsed
+        return total - (self._before_seconds + self._wall() - self._began_unix)
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._wall()).astimezone()
