@@ -547,8 +547,7 @@ def _kind(annotation: Any) -> str:
 
 def _kinds(annotation: Any) -> list[Any]:
     """Return an annotation and all that it contains."""
-    inner = [kind for part in typing.get_args(annotation) for kind in _kinds(part)]
-    return [annotation, *inner]
+    return [annotation, *(kind for part in typing.get_args(annotation) for kind in _kinds(part))]
 
 
 def _describe_keys() -> str:

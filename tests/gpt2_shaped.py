@@ -48,5 +48,4 @@ def gpt2_folder(folder: Path, vocab_size: int = 300, block_size: int = 32, seed:
 
 
 def hub_of_model(name: str, folder: Path) -> Hub:
-    files = {path.name: path.read_bytes() for path in folder.iterdir()}
-    return Hub(name, files, kind="models")
+    return Hub(name, {path.name: path.read_bytes() for path in folder.iterdir()}, kind="models")

@@ -98,8 +98,7 @@ def test_both_ends_of_the_x_axis_are_labelled(low: float, span: float) -> None:
 def test_the_text_alternative_contains_the_statistics_of_a_line() -> None:
     spoken = re.search('aria-label="([^"]*)"', drawn(np.array([9.0, 3.0, 5.0, 4.0, 3.5])).svg)[1]
     assert spoken == "A chart, over step 0 to 4. a: first 9, min 3, median 4, max 9, last 3.5 s."
-    numbers = (0, 5.813e-05, 3.90987, 20000, -1.5)
-    texts = [format_number(value) for value in numbers]
+    texts = [format_number(value) for value in (0, 5.813e-05, 3.90987, 20000, -1.5)]
     assert texts == ["0", "0.00005813", "3.91", "20,000", "-1.5"], "no exponents"
 
 

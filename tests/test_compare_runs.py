@@ -43,8 +43,7 @@ def test_conflicting_flags_are_refused_in_one_sentence(runs: Path, arguments: li
 
 
 def test_compared_runs_are_in_order_and_agree_with_their_own_reports(runs: Path) -> None:
-    names = ("new", "old", "slow")
-    done = run("report.py", *(runs / name for name in names), "--json")
+    done = run("report.py", *(runs / name for name in ("new", "old", "slow")), "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert [side["label"] for side in found["runs"]] == ["old", "\ufffd[31mslow", "newest"]

@@ -51,8 +51,7 @@ def whole() -> tuple[Report, RunFolder, RunHistory]:
     folder = Path(mkdtemp())
     done = run("bench/make_run.py", 120, folder / "run", "--sensors", 40, PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stderr
-    claims = claims_of(folder, ROOT / "predictions" / "seed_zh.toml")
-    return build_report(folder / "run", claims)
+    return build_report(folder / "run", claims_of(folder, ROOT / "predictions" / "seed_zh.toml"))
 
 
 def with_text(value: Any, text: str) -> Any:

@@ -98,8 +98,7 @@ def test_a_line_cut_before_its_last_field_gives_no_wrong_figure() -> None:
     """Cut at any place, also within the decimals: what is whole in it counts."""
     lines = LOG.splitlines()
     place = next(i for i, line in enumerate(lines) if line.startswith("iter 200"))
-    expected = imported(LOG)[0]
-    figures = {s.step: (s.loss, s.step_seconds) for s in expected.steps}
+    figures = {s.step: (s.loss, s.step_seconds) for s in imported(LOG)[0].steps}
     for size in range(len("iter 2"), lines[place].index(", mfu")):
         cut = imported("\n".join([*lines[:place], lines[place][:size], *lines[place + 1 :]]))[0]
         found = {s.step: (s.loss, s.step_seconds) for s in cut.steps}

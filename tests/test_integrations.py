@@ -83,8 +83,7 @@ def test_a_transformers_trainer_is_measured(tmp_path: Path) -> None:
         callbacks=[NanogaugeCallback("trainer", folder=tmp_path)],
     )
     trainer.train()
-    report = check(tmp_path / "trainer", evaluations=3)
-    rows = {row["id"]: row for row in report["rows"]}
+    rows = {row["id"]: row for row in check(tmp_path / "trainer", evaluations=3)["rows"]}
     assert rows["tokens_per_step"]["measured"]["value"] == 4 * 2 * 32
     assert rows["parameters_total"]["analytic"]["expected"] == sum(p.numel() for p in model.parameters())
 

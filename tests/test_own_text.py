@@ -54,8 +54,7 @@ def test_a_document_longer_than_the_validation_tokens_is_cut(
 ) -> None:
     (tmp_path / "texts.txt").write_text("<|endoftext|>".join(texts), "utf-8-sig")
     val, train = written(tmp_path, *flags, "--shard-tokens", 700, tokenizer=tokenizer)
-    manifest = read_manifest(tmp_path / "out")
-    loaded = load_tokenizer(tokenizer, characters=manifest.characters or "")
+    loaded = load_tokenizer(tokenizer, characters=read_manifest(tmp_path / "out").characters or "")
     assert np.concatenate([val, train]).tolist() == np.concatenate([*map(loaded.encode, texts)]).tolist()
     assert val.size == pytest.approx(val_tokens, rel=0.03)
     assert ("A document was cut" in capsys.readouterr().out) == (ONE in texts[-1])

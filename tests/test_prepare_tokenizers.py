@@ -49,8 +49,7 @@ def test_shards_of_a_tokenizer_json_decode_to_the_texts(
     lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
     (tmp_path / "texts.jsonl").write_text(lines)
     flags = ["--dataset", "texts.jsonl", "--tokenizer", "hf:tokenizer.json", "--out", "out"]
-    sizes = ["--val-tokens", 500, "--shard-tokens", 4000, "--workers", 2]
-    prepare_here(tmp_path, *flags, *sizes)
+    prepare_here(tmp_path, *flags, "--val-tokens", 500, "--shard-tokens", 4000, "--workers", 2)
     manifest = read_manifest(tmp_path / "out")
     assert manifest.vocab_size == (70_001 if padded else len(vocabulary))
     splits = [np.concatenate(open_split(tmp_path / "out", split)) for split in ("val", "train")]

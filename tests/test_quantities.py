@@ -12,8 +12,7 @@ from nanogauge.quantities import Interval, day_and_time, mfu, next_time, time_af
 
 
 def intervals() -> st.SearchStrategy[Interval]:
-    values = st.tuples(*3 * [st.floats(1e-3, 1e3)])
-    return values.map(lambda three: Interval(*sorted(three)))
+    return st.tuples(*3 * [st.floats(1e-3, 1e3)]).map(lambda three: Interval(*sorted(three)))
 
 
 @given(intervals(), intervals(), st.floats(1e-3, 1e3))

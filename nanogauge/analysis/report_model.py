@@ -154,8 +154,7 @@ def build_report(
         if finished
         else unfinished_headline(measurements, spec, prediction, liveness, projection, run.time_zone.local(now))
     )
-    non_finite = [e.text for e in recorded.events if e.what == NON_FINITE]
-    headline = " ".join([*non_finite, headline])
+    headline = " ".join([*(e.text for e in recorded.events if e.what == NON_FINITE), headline])
     info = _run_info(run, recorded, claims, rows, measurements, liveness, projection, headline)
     impossible = [
         Inconsistency(ids=[row], why=f"{QUANTITIES[row].label}: {measurements.missing[row]}")
@@ -329,8 +328,7 @@ def _headline_of_prediction(actual: str, rows: list[Row], attribution: Attributi
     if attribution is None:
         return f"{text}."
     largest = max(attribution.parts, key=lambda part: abs(part.seconds))
-    sign = "-" if largest.seconds < 0 else "+"
-    difference = sign + format_seconds(abs(largest.seconds))
+    difference = ("-" if largest.seconds < 0 else "+") + format_seconds(abs(largest.seconds))
     return f"{text}. The largest part of the difference: {largest.cause}, {difference} ({largest.why})."
 
 

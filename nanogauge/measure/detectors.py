@@ -90,8 +90,7 @@ class SlowDownDetector:
 
     def _is_certain(self, change: float) -> bool:
         """Return True if a change also exceeds the noise of the recent steps."""
-        spread = _spread(self._recent)
-        return abs(change) >= STANDARD_ERRORS * _ERROR_OF_STEPS * spread
+        return abs(change) >= STANDARD_ERRORS * _ERROR_OF_STEPS * _spread(self._recent)
 
     def _collect_steady(self, seconds: float) -> None:
         """Update the steady step time: once settled, and again if steps get faster."""

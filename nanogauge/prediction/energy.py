@@ -51,8 +51,7 @@ def billed(cost: Cost, row: str, board_kwh: Amount, seconds: Amount) -> Amount:
 
 def billing_formula(cost: Cost, row: str) -> str:
     """Describe in words how `billed` computes a row."""
-    unit = cost.currency if row == "cost" else "g"
-    tariff = f"{getattr(cost, BILLED[row]):g} {unit}/kWh"
+    tariff = f"{getattr(cost, BILLED[row]):g} {cost.currency if row == 'cost' else 'g'}/kWh"
     if cost.machine_watts is None:
         return f"energy x {tariff}; {BOARD_ALONE}"
     return f"(energy of the board + {cost.machine_watts:g} W of the machine x time) x {tariff}"

@@ -34,8 +34,7 @@ class Parameters:
 
     @property
     def total(self) -> int:
-        untied = 0 if self.tied else self.vocabulary
-        return self.matrices + self.vectors + untied + self.tables
+        return self.matrices + self.vectors + (0 if self.tied else self.vocabulary) + self.tables
 
 
 def layer_matrices(shape: Shape) -> list[tuple[int, int]]:

@@ -221,8 +221,7 @@ def _times(spec: RunSpec, hardware: Hardware, step: StepTime) -> tuple[dict[str,
         estimated[row] = (possible, f"FLOPs per step / step time / {of_peak}")
     if None in (spec.eval_every, spec.eval_batches, spec.checkpoint_every):
         del estimated["total_seconds"]
-    result = {row: Estimate.of(row, *of_row, source) for row, of_row in estimated.items()}
-    return result, ledger
+    return {row: Estimate.of(row, *of_row, source) for row, of_row in estimated.items()}, ledger
 
 
 def _calibrated(spec: RunSpec, hardware: Hardware, step: StepTime | None, known: CalibratedStep) -> dict[str, Estimate]:

@@ -207,8 +207,7 @@ def predict_step_time(work: Workload, hardware: Hardware, constants: Constants =
         once, each = _communication(work, hardware, busy, k)
         per_step["gradient synchronisation"] = once + work.grad_accum * each
     step = {name: work.grad_accum * seconds for name, seconds in micro.items()} | per_step
-    formulas = FORMULAS["step"]
-    parts = [Part(name=n, value=s, formula=formulas[n]) for n, s in step.items()]
+    parts = [Part(name=n, value=s, formula=FORMULAS["step"][n]) for n, s in step.items()]
     # A forward pass has a third of the products and of the traffic, 2 of 7 products of attention.
     forward_seconds = sum(v for name, v in forward.items() if name != "attention") / 3 + forward["attention"] * 2 / 7
     forward_only = forward_seconds + launches / 3 if on_cpu else max(forward_seconds, launches / 3)

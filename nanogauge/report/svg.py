@@ -112,8 +112,7 @@ def round_axis(low: float, high: float, count: int = 4) -> Axis:
         low, high = low - margin, high + margin
     step = _round_step(high - low, count)
     first = math.floor(low / step + 1e-9)
-    last = math.ceil(high / step - 1e-9)
-    ticks = [i * step for i in range(first, last + 1)]
+    ticks = [i * step for i in range(first, math.ceil(high / step - 1e-9) + 1)]
     return Axis(ticks[0], ticks[-1], ticks, step)
 
 

@@ -105,8 +105,7 @@ class LineFile:
         self._lock = threading.Lock()
         self._queue: deque[bytes] = deque()
         self._queue_bytes = 0
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
-        self._file = os.open(path, flags, 0o644)
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
         self._size = path.read_bytes().rfind(b"\n") + 1
         self._torn = True
         self._cut_torn_line()

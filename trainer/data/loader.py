@@ -235,8 +235,7 @@ class Batches:
         if self.order == "random":
             drawn = [self._drawn(split, micro) for micro in of_all_ranks.tolist()]
             return np.concatenate([d[0] for d in drawn]), np.concatenate([d[1] for d in drawn])
-        per_micro = np.arange(self.micro_batch)
-        samples = of_all_ranks[:, None] * self.micro_batch + per_micro
+        samples = of_all_ranks[:, None] * self.micro_batch + np.arange(self.micro_batch)
         return self.grids[split].locate(samples.ravel())
 
     def _drawn(self, split: Split, micro: int) -> Windows:
