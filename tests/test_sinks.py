@@ -88,6 +88,8 @@ def test_an_alarm_is_posted_at_once_and_a_dead_run_at_its_death(
         assert finish(mirror) == ""
     assert server.posts[1][1].startswith("night: its process died; --resume auto continues")
     assert server.posts[2:] == [(f"/{TOPIC}", "night: failed: The disk is full.")], "an alarm is posted once"
+    monkeypatch.setenv("NANOGAUGE_ALERTS_URL", f"http://host:{TOPIC}")
+    assert finish(start_sink("webhook", folder)) == "The webhook did not take all messages: InvalidURL."
 
 
 @pytest.mark.parametrize(

@@ -38,9 +38,9 @@ class Webhook(Sink):
     """Posts to the address in NANOGAUGE_ALERTS_URL; has no place for rows."""
 
     def __init__(self, options: Namespace) -> None:
-        if ALERTS_VARIABLE not in os.environ:
-            raise BadInput(f"set {ALERTS_VARIABLE} to the address of the webhook.")
-        self._url = os.environ[ALERTS_VARIABLE]
+        self._url = os.environ.get(ALERTS_VARIABLE, "")
+        if not self._url.startswith(("http://", "https://")):
+            raise BadInput(f"set {ALERTS_VARIABLE} to the address of a webhook, which begins with http:// or https://.")
         self._reason = ""
         self._problem: str | None = None
 
@@ -64,13 +64,13 @@ class Webhook(Sink):
         return TITLES["webhook"]
 
     def _post(self, words: str) -> None:
-        request = request_of(self._url, f"{self._name}: {words}")
         try:
+            request = request_of(self._url, f"{self._name}: {words}")
             try:
                 urlopen(request, timeout=_TIMEOUT_SECONDS).close()
             except (OSError, HTTPException):
                 time.sleep(_RETRY_SECONDS)
                 urlopen(request, timeout=_TIMEOUT_SECONDS).close()
-        except (OSError, HTTPException) as error:
-            self._problem = str(error) or type(error).__name__
+        except (OSError, HTTPException, ValueError) as error:  # of the last two, the text may quote the address
+            self._problem = str(error) if isinstance(error, OSError) else type(error).__name__
             print(f"Not taken: {words} ({self._problem})", file=sys.stderr)
