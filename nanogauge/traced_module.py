@@ -80,9 +80,7 @@ def _trace(module: Any, inputs: tuple[Any, ...], loss: Callable[..., Any], grad_
                 with cast:
                     value = loss(module, *inputs)
                 if not getattr(value, "requires_grad", False) or value.numel() != 1:
-                    text = (
-                        "returns no loss; give loss=, a function of the module and its inputs to one with a gradient."
-                    )
+                    text = "returns no loss; give loss=, a function of the module and its inputs, with a gradient."
                     raise BadInput(f"{type(module).__name__} {text}")
                 recorder.keep("saved activations")
                 recorder.stage = "backward pass"
