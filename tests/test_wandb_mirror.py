@@ -40,10 +40,7 @@ from nanogauge.report.html import write_report
 from nanogauge.sinks.mirror import new_run_id
 from nanogauge.sinks.process import main
 
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    return prepare(tmp_path, monkeypatch)
+folder = pytest.fixture(prepare)
 
 
 def test_every_value_in_wandb_is_that_of_the_log(folder: Path) -> None:

@@ -41,10 +41,7 @@ from nanogauge.sinks.bands import PANELS
 from nanogauge.sinks.mirror import upload
 from nanogauge.sinks.sink import TITLES, SinkName
 
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    return prepare(tmp_path, monkeypatch)
+folder = pytest.fixture(prepare)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from commands import DEMO, ROOT, log_lines, run, start_run, wait_for_step
+from commands import DEMO, ROOT, TINY, log_lines, rows_of, run, start_run, wait_for_step
 from conftest import ON_CUDA, Run, train_tiny, waits
 
 COMPILED = ("--run.compile=true", "--train.eval-every=12")
@@ -35,20 +35,12 @@ def test_the_doctor_lets_the_card_train() -> None:
     assert json.loads(done.stdout)["verdict"] != "no-go", done.stdout
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ["--run.dtype=bfloat16"],
-        ["--run.dtype=float16"],
-        ["--optimizer.name=muon", "--run.dtype=bfloat16"],
-        ["--run.deterministic=true"],
-        ["--train.head=plain"],
-        ["--train.checkpointing=full"],
-    ],
-    ids=lambda flags: flags[0].removeprefix("--"),
-)
-def test_no_step_waits_for_the_device(flags: list[str], tmp_path: Path) -> None:
-    done = train_tiny(tmp_path / "r", "--train.grad-accum=3", *flags)
+KINDS = "run.dtype=bfloat16 run.dtype=float16 optimizer.name=muon run.deterministic=true train.head=plain"
+
+
+@pytest.mark.parametrize("kind", [*KINDS.split(), "train.checkpointing=full"])
+def test_no_step_waits_for_the_device(kind: str, tmp_path: Path) -> None:
+    done = train_tiny(tmp_path / "r", "--train.grad-accum=3", "--run.dtype=bfloat16", f"--{kind}")
     assert done.status == 0, done.text
     steps = done.steps()
     assert len(steps) == 11
@@ -190,8 +182,7 @@ def test_a_calibration_needs_no_clock_from_the_driver(tmp_path: Path) -> None:
 
 def test_text_is_sampled_on_the_card(plain: Run) -> None:
     done = run("sample.py", plain.folder, "--prompt=A", "--tokens=5")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout
+    assert done.returncode == 0 and done.stdout, done.stderr
 
 
 def test_gpu_check_measures_each_variant_and_writes_a_page(tmp_path: Path) -> None:
@@ -228,3 +219,23 @@ with ng.run("own", folder={str(tmp_path)!r}) as run:
     assert between == [["memcpy", "gemm", "kernel", "sync", "sync"]] * 6
     steps = [line for line in log_lines(tmp_path / "own") if line["kind"] == "step"]
     assert len(steps) == 8 and steps[0]["peak_allocated_bytes"] > 0 and steps[0]["power_watts"] == 100
+
+
+def test_a_watched_program_has_the_power_and_memory_of_its_card(tmp_path: Path) -> None:
+    words = [
+        "-m",
+        "nanogauge",
+        "watch",
+        "--out",
+        tmp_path / "w",
+        "--",
+        sys.executable,
+        "train.py",
+        DEMO,
+        *TINY,
+        *ON_CUDA,
+    ]
+    done = subprocess.run([sys.executable, *words, f"--run.out={tmp_path}"], cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = rows_of(tmp_path / "w")
+    assert rows["power_watts"]["measured"]["value"] > 0 and rows["peak_process_bytes"]["measured"]["value"] > 2**30 / 2
