@@ -13,16 +13,9 @@ from commands import DEMO, ROOT, TINY, log_lines, rows_of, run, start_run, wait_
 from conftest import ON_CUDA, Run, train_tiny, waits
 
 COMPILED = ("--run.compile=true", "--train.eval-every=12")
-WSL = """
-0 cuda_version 13000
-0 self_bytes -1
-""" + "".join(
-    f"0 error {call} 3\n"
-    for call in (
-        *("energy", "fan", "utilization", "sm_clock", "memory_clock", "compute", "compute_v2"),
-        *("graphics", "graphics_v2", "power_limit", "event_reasons", "throttle_reasons"),
-    )
-)
+ABSENT = "energy fan utilization sm_clock memory_clock compute compute_v2 graphics graphics_v2 power_limit"
+ABSENT += " event_reasons throttle_reasons"
+WSL = "0 cuda_version 13000\n0 self_bytes -1\n" + "".join(f"0 error {call} 3\n" for call in ABSENT.split())
 
 
 @pytest.fixture(scope="module")
