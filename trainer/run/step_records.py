@@ -154,7 +154,7 @@ def store_final_loss(s: Session) -> str | None:
 
     Returns a warning if the loss could not be stored.
     """
-    if s.steps.val_loss is None or s.steps.done < STEPS_TO_STORE:
+    if not s.steps.val_loss or s.steps.done < STEPS_TO_STORE:  # a loss of 0 gives no ratio
         return None
     inputs = loss_inputs(s.run.folder.spec)
     return store_loss(FinishedLoss(inputs, s.steps.val_loss, s.config.run.name))
