@@ -1,4 +1,4 @@
-"""Measure a program that nobody changed, from outside: its printed steps, its processes and its GPUs."""
+"""Measure an unchanged program from outside: its printed steps, its processes and its GPUs."""
 
 import math
 import os
