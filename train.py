@@ -282,8 +282,7 @@ def run_whole(options: Options, config: Config, ranks: Ranks) -> int:
             if warning is not None:
                 print(f"! {warning}")
     print()
-    print_report(report, Console())
-    print(f"\n{paths[-1]}  (also .md and .json)")
+    print_report(report, Console(), paths[-1])
     if status == "failed":
         raise RunFailed(f"{reason}; the log and the report up to there are kept.")
     if status == "stopped":

@@ -121,8 +121,7 @@ class Watch:
             self._lock.close()
             report, folder, recorded = build_report(self._out, claims_of(self._out, None))
             paths = write_report(report, folder, recorded)
-            print_report(report, Console(stderr=True))
-            print(f"\n{paths[-1]}  (also .md and .json)", file=sys.stderr)
+            print_report(report, Console(stderr=True), paths[-1])
         except (BadInput, OSError) as error:  # the status is the program's
             print(f"nanogauge watch: no report: {error}", file=sys.stderr)
         return status

@@ -106,8 +106,6 @@ def _import(given: Namespace) -> Path:
     """Write a run folder from a log and return it; nothing is written on bad input."""
     if given.out is None:
         raise BadInput("an imported log also needs --out, the run folder to write.")
-    if given.gpus is not None and given.gpus < 1:
-        raise BadInput("--gpus takes a number of GPUs above 0.")
     described = Given(given.config, config_overrides(given), given.gpu, given.gpus)
     import_log(given.log, described, given.claims, given.out, given.run_number)
     out: Path = given.out
@@ -121,8 +119,7 @@ def report_run(folder: Path, claims: Path | None, as_json: bool) -> None:
     if as_json:
         print_json(report.to_json())
     else:
-        print_report(report, Console())
-        print(f"\n{paths[-1]}  (also .md and .json)")
+        print_report(report, Console(), paths[-1])
 
 
 def _wandb_destination(folder: Path, overrides: dict[str, dict[str, object]]) -> tuple[Mode, str]:

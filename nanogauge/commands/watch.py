@@ -30,8 +30,6 @@ def main(arguments: Sequence[str]) -> int:
         raise BadInput("put the program after two dashes: nanogauge watch -- python train.py")
     if sys.platform != "linux":
         raise BadInput("nanogauge watch needs Linux; elsewhere import the program's log (nanogauge import).")
-    if given.gpus is not None and given.gpus < 1:
-        raise BadInput("--gpus takes a number of GPUs above 0.")
     block_signals()
     from nanogauge.importers.described import Given  # numpy starts threads
     from nanogauge.watch import Watch

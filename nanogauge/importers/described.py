@@ -43,7 +43,7 @@ _FACTOR = 1.5
 
 @dataclass(frozen=True)
 class Given:
-    """What the user says about the run; overrides is section -> key -> value of the flags."""
+    """What the user says about the run; overrides: section -> key -> value of the flags. BadInput for gpus below 1."""
 
     config: Path | None = None
     overrides: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
@@ -51,6 +51,10 @@ class Given:
     gpus: int | None = None
     local_gpu: str | None = None
     """GPU of the machine that runs it, where neither user nor log names one."""
+
+    def __post_init__(self) -> None:
+        if self.gpus is not None and self.gpus < 1:
+            raise BadInput("--gpus takes a number of GPUs above 0.")
 
 
 class Fact(NamedTuple):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -71,8 +72,8 @@ def predicted_columns(rows: Sequence[Row]) -> tuple[str, ...]:
     return ("predicted", "calibrated") if calibrated else ("predicted",)
 
 
-def print_report(report: Report, console: Console) -> None:
-    """Print the headline, the verdicts, contradictions, alarms, incidents and warnings."""
+def print_report(report: Report, console: Console, page: Path) -> None:
+    """Print the headline, the verdicts, contradictions, alarms, incidents, warnings and where the page is."""
     console.print(Text(report.run.headline, style="bold"))
     console.print()
     print_rows(report.rows, ("claimed", *predicted_columns(report.rows), "measured"), console)
@@ -87,6 +88,7 @@ def print_report(report: Report, console: Console) -> None:
         console.print(Text(f"! {when}{words}: {incident.text}", style="yellow"))
     for warning in report.other_warnings():
         console.print(Text(f"! {warning}", style="yellow"))
+    print(f"\n{page}  (also .md and .json)", file=console.file)  # in one line, however narrow the terminal
 
 
 def _event_words(what: str, step: int | None) -> str:
